@@ -1,0 +1,42 @@
+# Two commands do all the set-up themselves: `make demo` and `make test`. Everything lands in .venv and in git-ignored folders.
+PYTHON ?= python3
+VENV   ?= .venv
+DEVICE ?= cpu
+PY     := $(VENV)/bin/python
+# setup is done when this file is newer than what it installs from
+STAMP  := $(VENV)/.loopforge-installed
+
+.PHONY: demo test test-all check format clean setup
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Loopforge needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## learn 4x4 Sudoku and draw the model thinking (make demo DEVICE=cuda on a GPU box)
+	$(PY) pretrain.py --config-name=cfg_pretrain_sudoku_4x4 device=$(DEVICE) project_name=demo run_name=sudoku_4x4
+	$(PY) scripts/evaluate.py checkpoints/demo/sudoku_4x4 --device $(DEVICE)
+	$(PY) scripts/visualize.py checkpoints/demo/sudoku_4x4 --device $(DEVICE) --out demo/thinking.png
+
+test: $(STAMP)  ## the fast tests
+	$(PY) -m pytest -m "not slow and not gpu"
+
+test-all: $(STAMP)  ## with the slow ones (what .ci/run does)
+	$(PY) -m pytest -m "not gpu"
+
+check: $(STAMP)  ## format, lint, types, import rule, engine vocabulary
+	$(VENV)/bin/ruff format --check --diff .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(PY) -m pytest tests/test_house_rules.py
+
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache

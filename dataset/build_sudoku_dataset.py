@@ -1,0 +1,185 @@
+"""Build a Sudoku data set: generated puzzles with a proven single solution, or the public Sudoku CSV.
+
+    python -m dataset.build_sudoku_dataset --size 4 --num-train 20000 --output-dir data/sudoku-4x4
+    python -m dataset.build_sudoku_dataset --input sudoku-extreme/ --subsample-size 1000 --num-aug 1000 \\
+        --output-dir data/sudoku-extreme-1k-aug-1000
+
+Without --input puzzles are generated; nothing is downloaded. Scores on generated puzzles are not comparable
+with published Sudoku-Extreme figures; card.json in the output folder says which of the two a data set is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # `python dataset/build_sudoku_dataset.py`: import from the repository, not from dataset/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dataset.sudoku.build import SudokuBuild, build
+from engine.io import RunFailure, UsageError, say
+
+HUB_REPOSITORY = "sapientinc/sudoku-extreme"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors in one line, the way every command here reports them."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(f"{message} (see --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every flag is also understood with underscores."""
+    out = _Parser(
+        prog="python -m dataset.build_sudoku_dataset",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+    def flag(name: str, **options: object) -> None:
+        names = [name] if "-" not in name[2:] else [name, "--" + name[2:].replace("-", "_")]
+        out.add_argument(*names, **options)  # type: ignore[arg-type]
+
+    flag(
+        "--output-dir",
+        type=Path,
+        help="folder to create (default: data/sudoku-NxN, data/sudoku-extreme-full for CSV)",
+    )
+    flag("--size", type=int, choices=(4, 6, 9), help="board size (default: 9, or what the CSV holds)")
+    flag("--num-train", type=int, metavar="N", help="training puzzles to generate (default: 1000)")
+    flag(
+        "--num-test",
+        type=int,
+        metavar="N",
+        help="test puzzles to generate (256), or to hold out of a single CSV",
+    )
+    flag(
+        "--blanks",
+        type=int,
+        nargs=2,
+        metavar=("LO", "HI"),
+        help="blank cells of a generated puzzle (default: 6 10 on 4x4, 12 22 on 6x6, 30 45 on 9x9)",
+    )
+    flag(
+        "--num-aug",
+        type=int,
+        default=0,
+        metavar="N",
+        help="augmented copies of each training puzzle (default: 0)",
+    )
+    flag(
+        "--subsample-size",
+        type=int,
+        metavar="N",
+        help="random training puzzles to keep of the CSV; without --input the number to generate",
+    )
+    flag(
+        "--min-difficulty",
+        type=int,
+        default=0,
+        metavar="N",
+        help="least difficulty: rating of the CSV, or guesses undone by the solver (default: 0)",
+    )
+    flag(
+        "--input",
+        type=Path,
+        help="folder with train.csv and test.csv, or one CSV (source,question,answer,rating)",
+    )
+    flag("--download", action="store_true", help="fetch the CSV files from the Hugging Face Hub first")
+    flag(
+        "--source-repo",
+        default=HUB_REPOSITORY,
+        help=f"Hub data set for --download (default: {HUB_REPOSITORY})",
+    )
+    flag(
+        "--seed",
+        type=int,
+        default=0,
+        help="the same seed and flags give the same data, byte for byte (default: 0)",
+    )
+    flag(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes (default: by cores and work); never changes the data",
+    )
+    flag("--overwrite", action="store_true", help="replace the output folder if it is there")
+    return out
+
+
+def _download(repository: str) -> Path:
+    """The folder with train.csv and test.csv, fetched from the Hub. Raises UsageError when that fails."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise UsageError(
+            "--download needs the huggingface_hub library (pip install 'loopforge[lm]'); "
+            "or fetch train.csv and test.csv yourself and pass their folder as --input"
+        ) from None
+    try:
+        files = [
+            hf_hub_download(repository, f"{name}.csv", repo_type="dataset") for name in ("train", "test")
+        ]
+    except Exception as error:  # every failure of the library ends here, with its first line
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"--download from {repository} failed: {first}; pass the files' folder as --input"
+        ) from None
+    return Path(files[0]).parent
+
+
+def plan_of(arguments: argparse.Namespace) -> SudokuBuild:
+    """The build that the parsed flags ask for."""
+    if arguments.download and arguments.input is not None:
+        raise UsageError("--download and --input exclude each other: both say where the CSV files come from")
+    source = _download(arguments.source_repo) if arguments.download else arguments.input
+    name = f"sudoku-{arguments.size or 9}x{arguments.size or 9}" if source is None else "sudoku-extreme-full"
+    return SudokuBuild(
+        output_dir=arguments.output_dir or Path("data") / name,
+        size=arguments.size,
+        num_train=arguments.num_train,
+        num_test=arguments.num_test,
+        blanks=tuple(arguments.blanks) if arguments.blanks else None,
+        num_aug=arguments.num_aug,
+        subsample_size=arguments.subsample_size,
+        min_difficulty=arguments.min_difficulty,
+        input=source,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        overwrite=arguments.overwrite,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build, say what was built, return the exit code (0 done, 1 failure, 2 unusable command or input)."""
+    try:
+        plan = plan_of(parser().parse_args(argv))
+        if plan.input is None and plan.subsample_size is not None:
+            say(
+                f"no --input: {plan.subsample_size} training puzzles are generated (they are not "
+                "Sudoku-Extreme)"
+            )
+        card = build(plan)
+    except (UsageError, RunFailure) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: nothing was written\n")
+        return 1
+    counts = card["counts"]
+    say(
+        f"built {plan.output_dir} ({card['source']}, {card['board']}) in {card['seconds']:.1f} s: "
+        f"train {counts['train']['groups']} groups, {counts['train']['examples']} examples; "
+        f"test {counts['test']['examples']} puzzles, "
+        f"{card['test_puzzles_with_a_training_solution']} with a solution seen in training; "
+        f"sha256 {card['content_hash'][:16]}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,111 @@
+"""Named data sets: `ensure(path)` makes a data path usable and builds small generated ones on first use."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset.format import load_splits
+from dataset.sudoku.build import SudokuBuild, build
+from dataset.writing import describe
+from engine.io import UsageError, closest, say
+
+__all__ = ["BUILT", "PUBLISHED", "BuiltSudoku", "build_command", "describe", "ensure"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltSudoku:
+    """A generated data set that a run may build at launch."""
+
+    size: int
+    num_train: int
+    num_test: int
+    blanks: tuple[int, int]
+    num_aug: int = 0
+
+    def flags(self) -> str:
+        """The builder's flags for this entry."""
+        low, high = self.blanks
+        text = f"--size {self.size} --num-train {self.num_train} --num-test {self.num_test} "
+        text += f"--blanks {low} {high}"
+        return text + (f" --num-aug {self.num_aug}" if self.num_aug else "")
+
+
+BUILT = {
+    "debug-sudoku-4x4": BuiltSudoku(size=4, num_train=64, num_test=16, blanks=(6, 10)),
+    "sudoku-default": BuiltSudoku(size=4, num_train=1_000, num_test=64, blanks=(6, 10)),
+    "sudoku-4x4": BuiltSudoku(size=4, num_train=20_000, num_test=256, blanks=(6, 10)),
+    "sudoku-6x6": BuiltSudoku(size=6, num_train=10_000, num_test=500, blanks=(12, 22)),
+    "sudoku-9x9-easy": BuiltSudoku(size=9, num_train=5_000, num_test=500, blanks=(30, 45), num_aug=7),
+}
+# Made of published data, never at launch: a generated stand-in under these names would be a false claim.
+PUBLISHED = {
+    "sudoku-extreme-1k-aug-1000": "--subsample-size 1000 --num-aug 1000",
+    "sudoku-extreme-full": "",
+}
+BUILDER = "python -m dataset.build_sudoku_dataset"
+
+
+def build_command(path: str | Path) -> str | None:
+    """The command that builds the data set at `path`, or None for a name that the catalog does not know."""
+    root = Path(path)
+    target = shlex.quote(str(path))
+    if root.name in BUILT:
+        return f"{BUILDER} {BUILT[root.name].flags()} --output-dir {target}"
+    if root.name in PUBLISHED:
+        return " ".join(f"{BUILDER} --input FOLDER {PUBLISHED[root.name]} --output-dir {target}".split())
+    return None
+
+
+def ensure(path: str | Path) -> Path:
+    """The data set at `path`, checked; a known generated one that is missing is built first.
+
+    Several ranks may call this at once: the first builds, the others wait for it. One line says that it is
+    built.
+
+    Raises: UsageError for a damaged data set, and for a missing one that cannot be built here, with the
+    command.
+    """
+    root = Path(path)
+    if not root.exists():
+        if root.name not in BUILT:
+            raise UsageError(_missing(root))
+        _build_once(root, BUILT[root.name])
+    for split in ("train", "test"):
+        load_splits([root], split)
+    return root
+
+
+def _build_once(root: Path, entry: BuiltSudoku) -> None:
+    say(
+        f"{root} is missing: building it now ({entry.num_train} training and {entry.num_test} test puzzles "
+        f"of {entry.size}x{entry.size}, generated)"
+    )
+    plan = SudokuBuild(
+        output_dir=root,
+        size=entry.size,
+        num_train=entry.num_train,
+        num_test=entry.num_test,
+        blanks=entry.blanks,
+        num_aug=entry.num_aug,
+    )
+    try:
+        build(plan)
+    except UsageError:
+        # Another rank or run held the lock and has finished: its result is ours, bit for bit.
+        if not root.exists():
+            raise
+
+
+def _missing(root: Path) -> str:
+    command = build_command(root)
+    if command is not None:
+        return (
+            f"{root} does not exist and is made from the public Sudoku-Extreme CSV (train.csv, test.csv): "
+            f"{command} (FOLDER holds the two files; --download in its place fetches them; "
+            "leave --input FOLDER out to generate easier puzzles of the same layout)"
+        )
+    return f"data set {root} does not exist and '{root.name}' cannot be built at launch: " + closest(
+        root.name, BUILT
+    )

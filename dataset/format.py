@@ -1,0 +1,323 @@
+"""The on-disk format of grid data sets: groups of puzzles of examples (spec trm_hrm_core.md §5.1).
+
+    <root>/identifiers.json     list, index = puzzle identifier, [0] = "<blank>"
+    <root>/card.json            where the data come from, counts, content hash (ours, optional)
+    <root>/{train,test}/dataset.json                    PuzzleMetadata
+    <root>/{train,test}/<set>__inputs.npy               [N, T] tokens
+    <root>/{train,test}/<set>__labels.npy               [N, T] tokens
+    <root>/{train,test}/<set>__puzzle_identifiers.npy   [P]
+    <root>/{train,test}/<set>__puzzle_indices.npy       [P + 1] example offsets
+    <root>/{train,test}/<set>__group_indices.npy        [G + 1] puzzle offsets
+
+N examples, T sequence length, P puzzles, G groups. A group is an original task, a puzzle one augmentation of
+it, an example one input/output pair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.io import UsageError
+
+ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
+SPLITS = ("train", "test")
+IGNORE = -100
+"""Label of a position that is not scored."""
+# What several data sets must agree on to be trained on together.
+SHARED = ("seq_len", "vocab_size", "pad_id", "ignore_label_id", "blank_identifier_id", "data_mode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PuzzleMetadata:
+    """The content of dataset.json."""
+
+    pad_id: int
+    """Token that fills rows that hold no example."""
+    ignore_label_id: int | None
+    """Label token that is not scored; None scores all."""
+    blank_identifier_id: int
+    """Puzzle identifier of rows that hold no example."""
+    vocab_size: int
+    seq_len: int
+    num_puzzle_identifiers: int
+    """Rows of the embedding table, the blank one included."""
+    total_groups: int
+    mean_puzzle_examples: float
+    total_puzzles: int
+    """Derived from the arrays where the file lacks it (HRM's builders)."""
+    sets: tuple[str, ...] = ("all",)
+    data_mode: str = "embedding"
+    """How a model is told the task: `embedding` = one learned vector per puzzle identifier."""
+
+
+def _usable(condition: bool, path: Path, text: str) -> None:
+    if not condition:
+        raise UsageError(f"{path}: {text}")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist: {path.parent} is not a complete puzzle data set") from None
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+
+
+def read_metadata(root: str | Path, split: str) -> PuzzleMetadata:
+    """The checked dataset.json of a split. Unknown keys are ignored, `total_puzzles` may be missing.
+
+    Raises: UsageError naming the file and the key.
+    """
+    path = Path(root) / split / "dataset.json"
+    raw = _read_json(path)
+    _usable(isinstance(raw, dict), path, "expected a JSON object")
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(PuzzleMetadata):
+        if field.name in raw:
+            values[field.name] = raw[field.name]
+        elif field.name == "total_puzzles":
+            values[field.name] = _count_puzzles(path.parent, raw.get("sets", ["all"]))
+        elif field.default is dataclasses.MISSING:
+            raise UsageError(f"{path}: the key {field.name} is missing")
+    for name, least in (
+        ("pad_id", 0),
+        ("blank_identifier_id", 0),
+        ("vocab_size", 1),
+        ("seq_len", 1),
+        ("num_puzzle_identifiers", 1),
+        ("total_groups", 0),
+        ("total_puzzles", 0),
+    ):
+        value = values[name]
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        _usable(whole and value >= least, path, f"{name} must be a whole number >= {least}, got {value!r}")
+    ignore, mean, sets = (
+        values["ignore_label_id"],
+        values["mean_puzzle_examples"],
+        values.get("sets", ["all"]),
+    )
+    _usable(
+        ignore is None or type(ignore) is int,
+        path,
+        f"ignore_label_id must be a number or null, got {ignore!r}",
+    )
+    _usable(
+        isinstance(mean, int | float) and mean >= 0, path, f"mean_puzzle_examples must be >= 0, got {mean!r}"
+    )
+    named = isinstance(sets, list) and len(sets) > 0 and all(isinstance(name, str) and name for name in sets)
+    _usable(named, path, f"sets must be a list of names, got {sets!r}")
+    _usable(
+        values["pad_id"] < values["vocab_size"],
+        path,
+        f"pad_id lies outside the vocabulary of {values['vocab_size']}",
+    )
+    blank_fits = values["blank_identifier_id"] < values["num_puzzle_identifiers"]
+    _usable(blank_fits, path, "blank_identifier_id is not below num_puzzle_identifiers")
+    return PuzzleMetadata(**{**values, "sets": tuple(sets)})
+
+
+def _count_puzzles(folder: Path, sets: Any) -> int:
+    names = sets if isinstance(sets, list) else ["all"]
+    return sum(
+        len(_load_array(folder / f"{name}__puzzle_identifiers.npy", 1, mapped=False)) for name in names
+    )
+
+
+def _load_array(path: Path, ndim: int, *, mapped: bool) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist: {path.parent} is not a complete puzzle data set") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise UsageError(f"{path} is not a readable .npy file: {error}") from None
+    _usable(array.ndim == ndim, path, f"expected {ndim} dimension(s), found shape {array.shape}")
+    _usable(np.issubdtype(array.dtype, np.integer), path, f"expected integers, found {array.dtype}")
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class PuzzleSplit:
+    """One set of one split. Inputs and labels are memory-mapped; the indices are in memory."""
+
+    root: Path
+    split: str
+    set_name: str
+    """Unique among the splits loaded together: the reference's rule, `all`, `all1`, `all2`, …"""
+    metadata: PuzzleMetadata
+    inputs: np.ndarray
+    """[N, T]"""
+    labels: np.ndarray
+    """[N, T]"""
+    puzzle_identifiers: np.ndarray
+    """[P], as in the file."""
+    puzzle_indices: np.ndarray
+    """[P + 1] int64"""
+    group_indices: np.ndarray
+    """[G + 1] int64"""
+    identifier_offset: int = 0
+    """Added to every identifier but the blank one, so that data sets trained together do not share rows."""
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_puzzles(self) -> int:
+        return len(self.puzzle_identifiers)
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.group_indices) - 1
+
+    def puzzles_of(self, examples: np.ndarray) -> np.ndarray:
+        """The puzzle number of each example number."""
+        return np.searchsorted(self.puzzle_indices, examples, side="right") - 1
+
+    def batch(self, examples: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows as int32: inputs [n, T], labels [n, T] (ignored ones -100), puzzle_identifiers [n]."""
+        labels = self.labels[examples].astype(np.int32)
+        if self.metadata.ignore_label_id is not None:
+            labels[labels == self.metadata.ignore_label_id] = IGNORE
+        identifiers = self.puzzle_identifiers[self.puzzles_of(examples)].astype(np.int32)
+        if self.identifier_offset:
+            identifiers[identifiers != self.metadata.blank_identifier_id] += self.identifier_offset
+        inputs = self.inputs[examples].astype(np.int32)
+        return {"inputs": inputs, "labels": labels, "puzzle_identifiers": identifiers}
+
+
+def empty_batch(rows: int, metadata: PuzzleMetadata) -> dict[str, np.ndarray]:
+    """`rows` padding rows: pad_id, -100, blank identifier; the same layout as `PuzzleSplit.batch`."""
+    shape = (rows, metadata.seq_len)
+    return {
+        "inputs": np.full(shape, metadata.pad_id, dtype=np.int32),
+        "labels": np.full(shape, IGNORE, dtype=np.int32),
+        "puzzle_identifiers": np.full(rows, metadata.blank_identifier_id, dtype=np.int32),
+    }
+
+
+def _check_offsets(path: Path, offsets: np.ndarray, end: int, least: int, of: str) -> None:
+    ordered = len(offsets) >= 1 and offsets[0] == 0 and bool((np.diff(offsets) >= least).all())
+    _usable(ordered, path, f"must start at 0 and rise by at least {least} each")
+    _usable(offsets[-1] == end, path, f"must end at the number of {of} ({end}), ends at {offsets[-1]}")
+
+
+def _load_set(root: Path, split: str, metadata: PuzzleMetadata, name: str) -> PuzzleSplit:
+    path = {array: root / split / f"{name}__{array}.npy" for array in ARRAYS}
+    inputs = _load_array(path["inputs"], 2, mapped=True)
+    labels = _load_array(path["labels"], 2, mapped=True)
+    identifiers = _load_array(path["puzzle_identifiers"], 1, mapped=False)
+    puzzles = _load_array(path["puzzle_indices"], 1, mapped=False).astype(np.int64)
+    groups = _load_array(path["group_indices"], 1, mapped=False).astype(np.int64)
+    length = inputs.shape[1]
+    _usable(
+        length == metadata.seq_len,
+        path["inputs"],
+        f"rows have {length} tokens, dataset.json says {metadata.seq_len}",
+    )
+    _usable(
+        labels.shape == inputs.shape,
+        path["labels"],
+        f"shape {labels.shape} differs from the inputs' {inputs.shape}",
+    )
+    _check_offsets(path["puzzle_indices"], puzzles, len(inputs), 0, "examples")
+    _usable(
+        len(puzzles) == len(identifiers) + 1,
+        path["puzzle_indices"],
+        f"expected {len(identifiers) + 1} offsets",
+    )
+    _check_offsets(path["group_indices"], groups, len(identifiers), 1, "puzzles")
+    top = metadata.num_puzzle_identifiers
+    fits = len(identifiers) == 0 or (identifiers.min() >= 0 and identifiers.max() < top)
+    _usable(
+        bool(fits),
+        path["puzzle_identifiers"],
+        f"identifiers must be 0 to {top - 1} (num_puzzle_identifiers {top})",
+    )
+    return PuzzleSplit(root, split, name, metadata, inputs, labels, identifiers, puzzles, groups)
+
+
+def load_split(root: str | Path, split: str, set_name: str | None = None) -> PuzzleSplit:
+    """One set of `<root>/<split>`; `set_name` may be left out where there is only one.
+
+    Raises: UsageError naming the file that is missing, unreadable or inconsistent.
+    """
+    root = Path(root)
+    metadata = read_metadata(root, split)
+    if set_name is None and len(metadata.sets) > 1:
+        raise UsageError(
+            f"{root / split} holds the sets {', '.join(metadata.sets)}: name one, or use load_splits"
+        )
+    name = metadata.sets[0] if set_name is None else set_name
+    _usable(name in metadata.sets, root / split, f"has no set {name!r}, only {', '.join(metadata.sets)}")
+    return _load_set(root, split, metadata, name)
+
+
+def load_splits(
+    roots: Sequence[str | Path], split: str, *, like: Sequence[PuzzleSplit] | None = None
+) -> list[PuzzleSplit]:
+    """Every set of every root, ready to be used together.
+
+    Identifiers of later roots are shifted so that no two roots share an embedding row (the blank identifier
+    excepted). `like` = the training splits: the result then takes over their shifts, a root that was not
+    trained on must have the identifiers of one that was, or none but the blank one.
+
+    Raises: UsageError naming both files where the roots disagree.
+    """
+    if not roots:
+        raise UsageError("data_paths is empty: name at least one data set folder")
+    splits: list[PuzzleSplit] = []
+    used: dict[str, int] = {}
+    shift = 0
+    for root in map(Path, roots):
+        metadata = read_metadata(root, split)
+        check_agreement([*(like or []), *splits], metadata, root / split / "dataset.json")
+        offset = shift if like is None else _trained_offset(root, metadata, like)
+        for name in metadata.sets:
+            count = used.get(name, 0)
+            used[name] = count + 1
+            loaded = _load_set(root, split, metadata, name)
+            unique = f"{name}{count}" if count else name
+            splits.append(dataclasses.replace(loaded, set_name=unique, identifier_offset=offset))
+        shift += metadata.num_puzzle_identifiers - 1
+    return splits
+
+
+def check_agreement(others: Sequence[PuzzleSplit], metadata: PuzzleMetadata, path: Path) -> None:
+    """Raise UsageError, naming both files, unless `metadata` can be used together with the loaded splits."""
+    for other in others[:1]:
+        for key in SHARED:
+            mine, theirs = getattr(metadata, key), getattr(other.metadata, key)
+            if mine != theirs:
+                first = other.root / other.split / "dataset.json"
+                raise UsageError(
+                    f"data sets do not fit together: {key} is {theirs} in {first} and {mine} in {path}"
+                )
+
+
+def _trained_offset(root: Path, metadata: PuzzleMetadata, trained: Sequence[PuzzleSplit]) -> int:
+    if metadata.num_puzzle_identifiers == 1:
+        return 0
+    for split in trained:
+        if split.root.resolve() == root.resolve():
+            return split.identifier_offset
+    names = _read_json(root / "identifiers.json")
+    for split in trained:
+        if _read_json(split.root / "identifiers.json") == names:
+            return split.identifier_offset
+    known = ", ".join(str(split.root) for split in trained)
+    raise UsageError(
+        f"{root}/identifiers.json names puzzles that were not trained on: it equals that of none of {known}"
+    )
+
+
+def combined_identifiers(splits: Sequence[PuzzleSplit]) -> int:
+    """Rows the embedding table needs for these splits together."""
+    return max(s.identifier_offset + s.metadata.num_puzzle_identifiers for s in splits)

@@ -1,0 +1,245 @@
+"""Batches addressed by (iteration, index): no hidden state, so a resume needs these two numbers only.
+
+The order of groups and the choice of one puzzle per group follow, number for number, the sequential algorithm
+of the reference (spec trm_hrm_core.md §5.2): Philox(seed + iteration) gives one permutation of the groups per
+epoch, then one bounded integer per group taken. numpy's vectorised call consumes that stream exactly like
+single calls, so an iteration is planned at once. Which examples of a puzzle are taken comes from a stream of
+our own, keyed by (seed, iteration, index): the reference uses a global generator there that differs between
+ranks.
+
+N examples, P puzzles, G groups, B rows of the global batch, T sequence length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from dataset.format import PuzzleSplit, check_agreement, combined_identifiers, empty_batch
+from engine.distributed import keyed_numpy, rank, world_size
+from engine.io import UsageError
+
+# Puzzle draws and size sums go through pieces of this length: an iteration's plan costs 4 or 8 bytes per
+# group.
+PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One iteration: the puzzle drawn for each group in order, and where each batch starts in that list."""
+
+    puzzles: np.ndarray
+    starts: np.ndarray
+    """[batches + 1]"""
+
+
+class TrainSampler:
+    """Training batches over one or several splits, whose groups are drawn as one population.
+
+    Iterations count from 1, batches in an iteration from 0; an iteration is `epochs_per_iter` passes over the
+    groups, of which a last batch that cannot be filled is dropped.
+
+    Raises: UsageError when the splits disagree or cannot fill a single batch.
+    """
+
+    def __init__(
+        self, splits: Sequence[PuzzleSplit], *, seed: int, global_batch_size: int, epochs_per_iter: int
+    ) -> None:
+        if not splits:
+            raise UsageError("there is no training data: data_paths is empty")
+        if global_batch_size < 1 or epochs_per_iter < 1:
+            raise UsageError(
+                f"global_batch_size={global_batch_size} and the epochs per iteration ({epochs_per_iter}) "
+                "must be >= 1"
+            )
+        for other in splits[1:]:
+            check_agreement(splits, other.metadata, other.root / other.split / "dataset.json")
+        self.splits = list(splits)
+        self.seed, self.global_batch_size, self.epochs_per_iter = seed, global_batch_size, epochs_per_iter
+        self.num_puzzle_identifiers = combined_identifiers(splits)
+        puzzle_base = np.cumsum([0] + [s.num_puzzles for s in splits])
+        self._example_base = np.cumsum([0] + [s.num_examples for s in splits])
+        indices = [s.group_indices[:-1] + base for s, base in zip(splits, puzzle_base, strict=False)]
+        self._groups = np.concatenate([*indices, puzzle_base[-1:]])  # [G + 1] puzzle offsets over all splits
+        indices = [s.puzzle_indices[:-1] + base for s, base in zip(splits, self._example_base, strict=False)]
+        self._first = np.concatenate([*indices, self._example_base[-1:]])  # [P + 1] example offsets
+        self._sizes = np.diff(self._first)
+        equal = len(self._sizes) > 0 and self._sizes[0] > 0 and bool((self._sizes == self._sizes[0]).all())
+        self._size = int(self._sizes[0]) if equal else None
+        self._counts: dict[int, int] = {}
+        self._planned: tuple[int, _Plan] | None = None
+        if self.batches_in(1) == 0:
+            offered = self.num_groups * epochs_per_iter
+            raise UsageError(
+                f"global_batch_size={global_batch_size} is more than an iteration of {offered} groups can "
+                "fill "
+                f"({splits[0].root}): lower it or raise the number of epochs per evaluation"
+            )
+
+    @property
+    def num_groups(self) -> int:
+        """Groups over all splits = puzzles drawn per epoch."""
+        return len(self._groups) - 1
+
+    def batches_in(self, iteration: int) -> int:
+        """Full batches of an iteration (they vary where puzzles have different numbers of examples)."""
+        if self._size is not None:
+            return self.num_groups * self.epochs_per_iter // -(-self.global_batch_size // self._size)
+        if iteration not in self._counts:
+            self._counts[iteration] = len(self._plan(iteration).starts) - 1
+        return self._counts[iteration]
+
+    def total_batches(self, iterations: int) -> int:
+        """The exact number of batches of iterations 1 to `iterations`."""
+        if self._size is not None:
+            return iterations * self.batches_in(1)
+        return sum(self.batches_in(iteration) for iteration in range(1, iterations + 1))
+
+    def batch(self, iteration: int, index: int) -> dict[str, np.ndarray]:
+        """The global batch in int32: inputs [B, T], labels [B, T] (-100 ignored), puzzle_identifiers [B]."""
+        return self.rows(iteration, index, 0, self.global_batch_size)
+
+    def rows(self, iteration: int, index: int, low: int, high: int) -> dict[str, np.ndarray]:
+        """Rows [low, high) of the global batch; only these are read from disk."""
+        examples = self.example_ids(iteration, index)[low:high]
+        if len(self.splits) == 1:
+            return self.splits[0].batch(examples)
+        source = np.searchsorted(self._example_base, examples, side="right") - 1
+        out = empty_batch(len(examples), self.splits[0].metadata)
+        for number in np.unique(source):
+            mine = source == number
+            for key, value in self.splits[number].batch(examples[mine] - self._example_base[number]).items():
+                out[key][mine] = value
+        return out
+
+    def puzzle_ids(self, iteration: int, index: int) -> np.ndarray:
+        """The puzzles drawn for this batch, one per group taken, numbered over all splits."""
+        plan = self._plan(iteration)
+        if not 0 <= index < len(plan.starts) - 1:
+            raise IndexError(f"iteration {iteration} has batches 0 to {len(plan.starts) - 2}, not {index}")
+        return plan.puzzles[plan.starts[index] : plan.starts[index + 1]]
+
+    def example_ids(self, iteration: int, index: int) -> np.ndarray:
+        """The example of each row of the global batch, numbered over all splits; int64 [B]."""
+        puzzles = self.puzzle_ids(iteration, index)
+        first = self._first[puzzles]
+        if self._size == 1:
+            return first
+        # A random order of each puzzle's examples; the last puzzle gives as many as there is room for.
+        sizes = self._sizes[puzzles]
+        begin = np.cumsum(sizes) - sizes
+        owner = np.repeat(np.arange(len(puzzles)), sizes)
+        keys = keyed_numpy(self.seed, f"example_choice/{iteration}", index).random(len(owner))
+        # Sorting by owner + key / 2 puts each owner's members in random order on that owner's own slots.
+        member = np.argsort(owner + keys / 2) - begin[owner]
+        return (first[owner] + member)[: self.global_batch_size]
+
+    def _plan(self, iteration: int) -> _Plan:
+        if iteration < 1:
+            raise IndexError(f"iterations count from 1, not {iteration}")
+        if self._planned is None or self._planned[0] != iteration:
+            self._planned = None  # one plan at a time: drop the old one before the new one is built
+            puzzles = self._draw(iteration)
+            self._planned = (iteration, _Plan(puzzles, self._batch_starts(puzzles)))
+        return self._planned[1]
+
+    def _draw(self, iteration: int) -> np.ndarray:
+        """The puzzle of each group in the iteration's order (permutations first, then puzzle choices)."""
+        groups = self.num_groups
+        small = max(groups, len(self._sizes)) <= np.iinfo(np.int32).max
+        drawn = np.empty(groups * self.epochs_per_iter, dtype=np.int32 if small else np.int64)
+        generator = np.random.Generator(np.random.Philox(self.seed + iteration))
+        for epoch in range(self.epochs_per_iter):
+            drawn[epoch * groups : (epoch + 1) * groups] = generator.permutation(groups)
+        for begin in range(0, len(drawn), PIECE):
+            order = drawn[begin : begin + PIECE]
+            order[:] = generator.integers(self._groups[order], self._groups[order + 1])
+        return drawn
+
+    def _batch_starts(self, puzzles: np.ndarray) -> np.ndarray:
+        size = self.global_batch_size
+        if self._size is not None:
+            per_batch = -(-size // self._size)
+            return np.arange(len(puzzles) // per_batch + 1, dtype=np.int64) * per_batch
+        starts = [0]
+        filled = 0  # examples that earlier pieces gave to the open batch
+        for begin in range(0, len(puzzles), PIECE):
+            given = np.cumsum(self._sizes[puzzles[begin : begin + PIECE]])
+            taken = -filled
+            while (last := int(np.searchsorted(given, taken + size))) < len(given):
+                starts.append(begin + last + 1)
+                taken = int(given[last])
+            filled = int(given[-1]) - taken
+        return np.array(starts, dtype=np.int64)
+
+
+class EvalSampler:
+    """Evaluation batches in file order, each from one set, the last of a set padded to full size.
+
+    With `max_examples` a fixed subset, drawn once over all sets from (seed, "eval_subset") and kept in file
+    order.
+    """
+
+    def __init__(
+        self,
+        splits: Sequence[PuzzleSplit],
+        global_batch_size: int,
+        *,
+        max_examples: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if global_batch_size < 1:
+            raise UsageError(f"the evaluation batch size must be >= 1, got {global_batch_size}")
+        if max_examples is not None and max_examples < 1:
+            raise UsageError(f"eval_max_examples={max_examples} must be >= 1, or null for the whole split")
+        self.splits = list(splits)
+        self.global_batch_size = global_batch_size
+        base = np.cumsum([0] + [s.num_examples for s in splits])
+        total = int(base[-1])
+        chosen = np.arange(total)
+        if max_examples is not None and max_examples < total:
+            generator = keyed_numpy(seed, "eval_subset")
+            chosen = np.sort(generator.choice(total, max_examples, replace=False, shuffle=False))
+        self._chosen = [
+            chosen[(chosen >= low) & (chosen < high)] - low for low, high in pairwise(base.tolist())
+        ]
+
+    @property
+    def num_examples(self) -> int:
+        """Examples that are evaluated, padding not counted."""
+        return sum(map(len, self._chosen))
+
+    def __len__(self) -> int:
+        """Number of global batches, the same on every rank."""
+        return sum(-(-len(chosen) // self.global_batch_size) for chosen in self._chosen)
+
+    def batches(
+        self, this_rank: int | None = None, ranks: int | None = None
+    ) -> Iterator[tuple[str, dict[str, np.ndarray], int]]:
+        """Yield (set name, this rank's B / W rows, how many of them are real) for each global batch.
+
+        Real rows come first; a rank may get a batch of padding alone, so that all ranks yield equally often.
+        """
+        number = rank() if this_rank is None else this_rank
+        count = world_size() if ranks is None else ranks
+        size = self.global_batch_size
+        if size % count:
+            raise UsageError(
+                f"an evaluation batch of {size} rows does not divide over {count} ranks: use a multiple"
+            )
+        share = size // count
+        for split, chosen in zip(self.splits, self._chosen, strict=True):
+            for begin in range(0, len(chosen), size):
+                low = begin + number * share
+                mine = chosen[low : min(low + share, begin + size)]
+                batch = split.batch(mine)
+                if len(mine) < share:
+                    padding = empty_batch(share - len(mine), split.metadata)
+                    batch = {key: np.concatenate([batch[key], padding[key]]) for key in batch}
+                yield split.set_name, batch, len(mine)
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, np.ndarray], int]]:
+        return self.batches()

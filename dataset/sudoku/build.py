@@ -1,0 +1,304 @@
+"""From a build plan to a data set on disk: generate puzzles or read the public CSV, augment, write, check."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.format import load_split
+from dataset.sudoku.augment import augment
+from dataset.sudoku.generate import Puzzle, Recipe, generate, split_pool
+from dataset.sudoku.grid import Geometry, geometry
+from dataset.sudoku.public_csv import Boards, read_csv
+from dataset.sudoku.solve import DIFFICULTY_RULE
+from dataset.workers import available_cores, ordered_map
+from dataset.writing import SplitArrays, building, refuse_existing, write_dataset
+from engine.distributed import keyed_numpy
+from engine.io import RunFailure, UsageError, progress
+
+# Written into the card; raise it when the same plan gives other data.
+BUILDER_VERSION = 1
+BLANKS = {4: (6, 10), 6: (12, 22), 9: (30, 45)}
+NUM_TRAIN, NUM_TEST = 1000, 256
+# Below this many puzzles starting processes costs more than it saves.
+PUZZLES_PER_WORKER = 512
+
+
+@dataclass(kw_only=True)
+class SudokuBuild:
+    """What to build; the flags of `python -m dataset.build_sudoku_dataset`."""
+
+    output_dir: Path
+    size: int | None = None
+    """Board size; None means 9, or what the CSV holds."""
+    num_train: int | None = None
+    """Training puzzles before augmentation (generated data)."""
+    num_test: int | None = None
+    """Test puzzles (generated data, or held out of a single CSV)."""
+    blanks: tuple[int, int] | None = None
+    """Fewest and most blanks of a generated puzzle."""
+    num_aug: int = 0
+    """Augmented copies of each training puzzle, beside the original."""
+    subsample_size: int | None = None
+    """Random training puzzles to keep of a CSV; the number to generate where there is none."""
+    min_difficulty: int = 0
+    """Least difficulty (the rating of a CSV; guesses undone of generated puzzles)."""
+    input: Path | None = None
+    """Folder with train.csv and test.csv, or one CSV."""
+    seed: int = 0
+    workers: int | None = None
+    """Processes; None takes what the machine and the number of puzzles justify. Never changes the data."""
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Raise UsageError, naming the flag, on values that cannot be built."""
+        geo = geometry(self.size or 9)
+        for flag, value, least in (
+            ("--num-train", self.num_train, 1),
+            ("--num-test", self.num_test, 1),
+            ("--subsample-size", self.subsample_size, 1),
+            ("--num-aug", self.num_aug, 0),
+            ("--min-difficulty", self.min_difficulty, 0),
+            ("--seed", self.seed, 0),
+            ("--workers", self.workers, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{flag} must be at least {least}, got {value}")
+        if self.input is not None and self.blanks is not None:
+            raise UsageError("--blanks is for generated puzzles: leave it out with --input")
+        if self.input is not None and self.num_train is not None:
+            raise UsageError("--num-train is for generated puzzles: with --input use --subsample-size")
+        if self.input is None and None not in (self.num_train, self.subsample_size):
+            raise UsageError(
+                "--num-train and --subsample-size say the same when puzzles are generated: give one"
+            )
+        if self.blanks is not None and not 1 <= self.blanks[0] <= self.blanks[1] < geo.cells:
+            raise UsageError(
+                f"--blanks {self.blanks[0]} {self.blanks[1]}: expected LO HI with 1 <= LO <= HI < {geo.cells}"
+            )
+
+
+@dataclass
+class _Source:
+    """Puzzles of both splits before augmentation, and what the card says of them."""
+
+    geo: Geometry
+    train: tuple[np.ndarray, np.ndarray]
+    """(questions, answers), each uint8 [N, cells]."""
+    test: tuple[np.ndarray, np.ndarray]
+    forbidden: frozenset[bytes]
+    card: dict[str, Any]
+
+
+def _arrays(puzzles: Sequence[Puzzle]) -> tuple[np.ndarray, np.ndarray]:
+    both = (b"".join(p.question for p in puzzles), b"".join(p.answer for p in puzzles))
+    questions, answers = (np.frombuffer(joined, dtype=np.uint8).reshape(len(puzzles), -1) for joined in both)
+    return questions, answers
+
+
+def _histogram(puzzles: Sequence[Puzzle]) -> dict[str, int]:
+    return {str(value): count for value, count in sorted(Counter(p.difficulty for p in puzzles).items())}
+
+
+def _workers(plan: SudokuBuild, work: int) -> int:
+    if plan.workers is not None:
+        return plan.workers
+    return max(1, min(available_cores(), work // PUZZLES_PER_WORKER))
+
+
+def _generated(plan: SudokuBuild) -> _Source:
+    geo = geometry(plan.size or 9)
+    blanks = plan.blanks or BLANKS[geo.size]
+    num_train = plan.num_train or plan.subsample_size or NUM_TRAIN
+    num_test = plan.num_test or NUM_TEST
+    train_pool, test_pool = split_pool(geo.size, plan.seed)
+    common = {"seed": plan.seed, "size": geo.size, "blanks": blanks, "min_difficulty": plan.min_difficulty}
+    recipe = Recipe(split="test", pool=test_pool, **common)  # type: ignore[arg-type]
+    test = generate(recipe, num_test, workers=_workers(plan, num_test))
+    # No training puzzle has, and (below) no augmented copy of one gets, the solution of a test puzzle.
+    forbidden = frozenset(p.answer for p in test)
+    recipe = Recipe(split="train", pool=train_pool, forbidden=forbidden, **common)  # type: ignore[arg-type]
+    train = generate(recipe, num_train, workers=_workers(plan, num_train))
+    card = {
+        "source": "generated",
+        "blanks": list(blanks),
+        "difficulty": {
+            "rule": DIFFICULTY_RULE,
+            "train": _histogram(train),
+            "test": _histogram(test),
+        },
+        "split": "by solution: no test solution among the training ones, augmented copies included",
+    }
+    return _Source(geo, _arrays(train), _arrays(test), forbidden, card)
+
+
+def _hold_out(boards: Boards, count: int, seed: int) -> tuple[Boards, Boards]:
+    """(train, test) of one file: `count` test puzzles, whose solutions do not occur in train."""
+    owners: dict[bytes, list[int]] = {}
+    for number, answer in enumerate(boards.answers):
+        owners.setdefault(answer.tobytes(), []).append(number)
+    groups = list(owners.values())
+    if len(groups) < 2:
+        raise UsageError(
+            "the CSV holds fewer than two different solutions: nothing can be held out for a test"
+        )
+    test: list[int] = []
+    order = keyed_numpy(seed, "sudoku/hold_out").permutation(len(groups)).tolist()
+    taken = 0
+    while len(test) < count and taken < len(groups) - 1:
+        test += groups[order[taken]]
+        taken += 1
+    train = sorted(number for group in order[taken:] for number in groups[group])
+    return boards.take(np.array(train)), boards.take(np.array(sorted(test[:count])))
+
+
+def _from_csv(plan: SudokuBuild, source: Path) -> _Source:
+    least = plan.min_difficulty
+    if source.is_dir():
+        train = read_csv(source / "train.csv", size=plan.size, min_difficulty=least)
+        test = read_csv(source / "test.csv", size=train.size, min_difficulty=least)
+        split, forbidden, held_out = "that of the files", frozenset[bytes](), False
+        if plan.num_test is not None:
+            raise UsageError("--num-test is for generated puzzles or a single CSV: test.csv is taken whole")
+    else:
+        boards = read_csv(source, size=plan.size, min_difficulty=least)
+        count = plan.num_test or max(1, min(1000, len(boards.ratings) // 10))
+        train, test = _hold_out(boards, count, plan.seed)
+        split, held_out = "by solution, held out of one file", True
+        forbidden = frozenset(answer.tobytes() for answer in test.answers)
+    if plan.subsample_size is not None and plan.subsample_size < len(train.ratings):
+        generator = keyed_numpy(plan.seed, "sudoku/subsample")
+        train = train.take(generator.choice(len(train.ratings), plan.subsample_size, replace=False))
+    card = {
+        "source": "csv",
+        "input": str(source),
+        "rows_read": {"train": train.rows_read, "test": test.rows_read if not held_out else train.rows_read},
+        "difficulty": {
+            "rule": "the rating column of the CSV",
+            "train": train.rating_histogram(),
+            "test": test.rating_histogram(),
+        },
+        "split": split,
+    }
+    geo = geometry(train.size)
+    return _Source(geo, (train.questions, train.answers), (test.questions, test.answers), forbidden, card)
+
+
+@dataclass(frozen=True)
+class _AugmentJob:
+    first: int
+    questions: np.ndarray
+    answers: np.ndarray
+    count: int
+    size: int
+    seed: int
+    forbidden: frozenset[bytes]
+
+
+def _augment_job(job: _AugmentJob) -> tuple[np.ndarray, np.ndarray]:
+    geo, copies = geometry(job.size), []
+    for offset, (question, answer) in enumerate(zip(job.questions, job.answers, strict=True)):
+        generator = keyed_numpy(job.seed, "sudoku/augment", job.first + offset)
+        copies.append(augment(question, answer, job.count, geo, generator, job.forbidden))
+    return np.concatenate([q for q, _ in copies]), np.concatenate([a for _, a in copies])
+
+
+def _augmented(plan: SudokuBuild, source: _Source) -> tuple[np.ndarray, np.ndarray]:
+    questions, answers = source.train
+    if plan.num_aug == 0:
+        return questions, answers
+    step = max(1, 20_000 // (plan.num_aug + 1))
+    jobs = [
+        _AugmentJob(
+            first,
+            questions[first : first + step],
+            answers[first : first + step],
+            plan.num_aug,
+            source.geo.size,
+            plan.seed,
+            source.forbidden,
+        )
+        for first in range(0, len(questions), step)
+    ]
+    copies = len(questions) * (plan.num_aug + 1)
+    shape = (copies, source.geo.cells)
+    out = np.empty(shape, dtype=np.uint8), np.empty(shape, dtype=np.uint8)
+    filled = 0
+    results = ordered_map(_augment_job, jobs, workers=_workers(plan, copies // 16))
+    for some_questions, some_answers in progress(results, total=len(jobs), label="augmenting"):
+        end = filled + len(some_questions)
+        out[0][filled:end], out[1][filled:end] = some_questions, some_answers
+        filled = end
+    return out
+
+
+def _split_arrays(questions: np.ndarray, answers: np.ndarray, per_group: int) -> SplitArrays:
+    """Digits to tokens; every group holds `per_group` puzzles of one example, all identifiers are 0."""
+    count = len(questions)
+    return SplitArrays(
+        inputs=questions + np.uint8(1),
+        labels=answers + np.uint8(1),
+        puzzle_identifiers=np.zeros(count, dtype=np.int32),
+        puzzle_indices=np.arange(count + 1),
+        group_indices=np.arange(0, count + 1, per_group),
+    )
+
+
+def solution_overlap(root: Path) -> int:
+    """Test puzzles whose solution also occurs among the training examples, counted from the files."""
+    train, test = load_split(root, "train").labels, load_split(root, "test").labels
+    rows = [row.tobytes() for row in test]
+    wanted = set(rows)
+    common = {key for key in (row.tobytes() for row in train) if key in wanted}
+    return sum(key in common for key in rows)
+
+
+def build(plan: SudokuBuild) -> dict[str, Any]:
+    """Build the data set of `plan` and return its card plus `seconds`. Workers never change the data.
+
+    Raises: UsageError on a plan, an input file or an output folder that cannot be used.
+    """
+    plan.check()
+    began = time.perf_counter()
+    with building(plan.output_dir) as root:
+        refuse_existing(root, overwrite=plan.overwrite)
+        source = _generated(plan) if plan.input is None else _from_csv(plan, plan.input)
+        questions, answers = _augmented(plan, source)
+
+        def check(folder: Path) -> dict[str, Any]:
+            overlap = solution_overlap(folder)
+            if overlap and source.forbidden:
+                raise RunFailure(
+                    f"{overlap} test solutions occur in the training data: a fault of the builder"
+                )
+            return {"test_puzzles_with_a_training_solution": overlap}
+
+        card = write_dataset(
+            root,
+            {
+                "train": _split_arrays(questions, answers, plan.num_aug + 1),
+                "test": _split_arrays(*source.test, 1),
+            },
+            vocab_size=source.geo.vocab_size,
+            seq_len=source.geo.cells,
+            card={
+                "name": root.name,
+                "builder": "dataset.build_sudoku_dataset",
+                "builder_version": BUILDER_VERSION,
+                "board": f"{source.geo.size}x{source.geo.size}",
+                "tokens": {"pad": 0, "blank": 1, "digits": [2, source.geo.size + 1]},
+                "seed": plan.seed,
+                "num_aug": plan.num_aug,
+                "min_difficulty": plan.min_difficulty,
+                **source.card,
+            },
+            overwrite=plan.overwrite,
+            check=check,
+        )
+    return {**card, "seconds": round(time.perf_counter() - began, 2)}

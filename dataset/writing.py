@@ -1,0 +1,192 @@
+"""Writing a grid data set: complete or absent, uint8, with a card of its origin and content hash."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.format import ARRAYS, SPLITS, PuzzleMetadata, load_splits, read_metadata
+from engine.io import REPLACED, TEMPORARY, UsageError, atomic_directory, file_lock
+
+SET = "all"
+CARD = "card.json"
+# Data sets up to this size are hashed anew when they are described; of larger ones the card is believed.
+REHASH_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class SplitArrays:
+    """One split in memory; shapes as in dataset/format.py."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    puzzle_identifiers: np.ndarray
+    puzzle_indices: np.ndarray
+    group_indices: np.ndarray
+
+    def counts(self) -> dict[str, int]:
+        """Groups, puzzles and examples."""
+        return {
+            "groups": len(self.group_indices) - 1,
+            "puzzles": len(self.puzzle_identifiers),
+            "examples": len(self.inputs),
+        }
+
+
+def content_hash(root: str | Path) -> str:
+    """sha256 over name, type, shape and bytes of every array, in a fixed order.
+
+    Equal hashes mean equal data, wherever and with however many workers they were built.
+    """
+    root, digest = Path(root), hashlib.sha256()
+    for split in SPLITS:
+        if not (root / split / "dataset.json").exists():
+            continue
+        for name in read_metadata(root, split).sets:
+            for array in ARRAYS:
+                values = np.load(root / split / f"{name}__{array}.npy", mmap_mode="r", allow_pickle=False)
+                digest.update(f"{split}/{name}/{array}/{values.dtype.str}/{values.shape}\n".encode())
+                if values.size:
+                    digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def building(root: str | Path) -> Iterator[Path]:
+    """Hold the lock of the data set `root` while it is built; clears what a killed build of it left behind.
+
+    Builds of other data sets in the same folder go on; a second build of this one waits, then finds it done.
+    """
+    root = Path(os.path.abspath(root))
+    with file_lock(root.parent / f".{root.name}.lock", wait=True):
+        for leftover in root.parent.glob(f".{root.name}{TEMPORARY}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for replaced in root.parent.glob(f".{root.name}{REPLACED}*"):
+            if root.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                os.rename(replaced, root)
+        yield root
+
+
+def refuse_existing(root: str | Path, *, overwrite: bool) -> None:
+    """Raise UsageError when something is at `root` that the build was not told to replace."""
+    root = Path(root)
+    if root.is_dir() and overwrite and any(root.iterdir()) and not any((root / s).is_dir() for s in SPLITS):
+        raise UsageError(
+            f"{root} is not a data set, so --overwrite leaves it alone: choose another --output-dir"
+        )
+    if root.exists() and not overwrite:
+        raise UsageError(
+            f"{root} exists already: pass --overwrite to replace it, or choose another --output-dir"
+        )
+
+
+def write_dataset(
+    root: str | Path,
+    splits: Mapping[str, SplitArrays],
+    *,
+    vocab_size: int,
+    seq_len: int,
+    card: Mapping[str, Any],
+    identifiers: Sequence[str] = ("<blank>",),
+    data_mode: str = "embedding",
+    pad_id: int = 0,
+    ignore_label_id: int | None = 0,
+    blank_identifier_id: int = 0,
+    overwrite: bool = False,
+    check: Callable[[Path], Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Write a data set atomically and return its card.
+
+    `check` sees the written files under their temporary name; what it returns joins the card, what it raises
+    leaves nothing behind. The card gets counts, vocabulary and content hash here.
+
+    Raises: UsageError when `root` exists and `overwrite` is false, ValueError on arrays that do not fit
+    uint8.
+    """
+    refuse_existing(root, overwrite=overwrite)
+    for name, arrays in splits.items():
+        for tokens in (arrays.inputs, arrays.labels):
+            if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < min(vocab_size, 256):
+                raise ValueError(f"{name}: tokens must lie in 0 to {min(vocab_size, 256) - 1}")
+    with atomic_directory(root, replace=overwrite) as folder:
+        for name, arrays in splits.items():
+            counts = arrays.counts()
+            metadata = {
+                "pad_id": pad_id,
+                "ignore_label_id": ignore_label_id,
+                "blank_identifier_id": blank_identifier_id,
+                "vocab_size": vocab_size,
+                "seq_len": seq_len,
+                "num_puzzle_identifiers": len(identifiers),
+                "total_groups": counts["groups"],
+                "mean_puzzle_examples": counts["examples"] / max(1, counts["puzzles"]),
+                "total_puzzles": counts["puzzles"],
+                "sets": [SET],
+                "data_mode": data_mode,
+            }
+            (folder / name).mkdir()
+            _write_json(folder / name / "dataset.json", metadata)
+            for array in ARRAYS:
+                kind = np.uint8 if array in ("inputs", "labels") else np.int32
+                values = np.ascontiguousarray(getattr(arrays, array), dtype=kind)
+                np.save(folder / name / f"{SET}__{array}.npy", values)
+        _write_json(folder / "identifiers.json", list(identifiers))
+        for name in splits:
+            load_splits([folder], name)  # what is renamed into place can be loaded
+        full = {
+            **card,
+            "data_mode": data_mode,
+            "counts": {name: arrays.counts() for name, arrays in splits.items()},
+            "vocab_size": vocab_size,
+            "seq_len": seq_len,
+            **(check(folder) if check else {}),
+            "content_hash": content_hash(folder),
+        }
+        _write_json(folder / CARD, full)
+    return full
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def describe(root: str | Path) -> dict[str, Any]:
+    """The card of a data set with its `path`; `modified: true` where the arrays changed since.
+
+    A data set without a card (built elsewhere) gets one: source `unknown`, counts and content hash.
+    """
+    root = Path(root)
+    card: dict[str, Any] = {"name": root.name, "source": "unknown"}
+    if (root / CARD).exists():
+        try:
+            card = json.loads((root / CARD).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"{root / CARD} is not JSON: {error}") from None
+    present = [split for split in SPLITS if (root / split / "dataset.json").exists()]
+    if not present:
+        raise UsageError(f"{root} is not a data set: it has no train/dataset.json")
+    size = sum(file.stat().st_size for split in present for file in (root / split).glob("*.npy"))
+    if "content_hash" not in card:
+        card["counts"] = {split: _counts(read_metadata(root, split)) for split in present}
+        card["content_hash"] = content_hash(root)
+    elif size <= REHASH_BYTES:
+        actual = content_hash(root)
+        if actual != card["content_hash"]:
+            card.update(modified=True, content_hash=actual)
+    return {"path": str(root), **card}
+
+
+def _counts(metadata: PuzzleMetadata) -> dict[str, int]:
+    examples = round(metadata.total_puzzles * metadata.mean_puzzle_examples)
+    return {"groups": metadata.total_groups, "puzzles": metadata.total_puzzles, "examples": examples}

@@ -1,0 +1,229 @@
+"""The command line of every entry script: both styles in; exit codes 0 done, 1 failed, 2 unusable, 3 stopped.
+
+Nothing here imports torch, so --help and a misspelt key answer at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from engine.errors import Interrupted, RunFailure, UsageError
+from engine.help import help_text
+from engine.io import closest
+from engine.keys import keys_of
+from engine.multirun import FULL_ERROR, OURS, job_codes
+from engine.translate import Groups, translate
+
+# Ranks other than 0 compose for themselves; without these each would make its own output folder.
+QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
+
+
+class _TaskStopped(BaseException):
+    """Carries an exception of the task past Hydra, which would print a line of its own for an Exception."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def main(
+    launch: Callable[..., Any],
+    *,
+    schema: type,
+    entry: str,
+    aliases: Mapping[str, str] | None = None,
+    config_dir: str | Path = "config",
+) -> NoReturn:
+    """Translate sys.argv, run `launch` (decorated with @hydra.main), end with the contract's exit code.
+
+    `entry` is the script's name (pretrain), `aliases` its table of old key names, `config_dir` the
+    folder that @hydra.main names (relative to the script). Raises: SystemExit always.
+    """
+    folder = Path(inspect.getfile(inspect.unwrap(launch))).resolve().parent / config_dir
+    sys.exit(run(launch, schema=schema, entry=entry, aliases=aliases or {}, config_dir=folder))
+
+
+def run(
+    launch: Callable[..., Any], *, schema: type, entry: str, aliases: Mapping[str, str], config_dir: Path
+) -> int:
+    """`main` without the exit: returns the code. sys.argv is the translated command meanwhile."""
+    wanted = os.environ.get(FULL_ERROR) == "1"
+    given, argv = inspect.getclosurevars(launch).nonlocals, sys.argv[1:]
+    name = _config_name(argv) or str(given.get("config_name") or "")
+    try:
+        groups = find_groups(config_dir, name)
+        if {"-h", "--help"} & set(argv):
+            sys.stdout.write(help_text(entry, schema, groups, config_dir, name) + "\n")
+            return 0
+        words = translate(argv, schema, groups=groups, aliases=aliases)
+        sweep = bool({"-m", "--multirun"} & set(words))
+        if sweep and _distributed():
+            raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
+        if int(os.environ.get("RANK", "0")) > 0:
+            words += QUIET
+        if not {"-sc", "--shell-completion"} & set(words) and not any(
+            "hydra.job.name=" in word for word in words
+        ):
+            words.append(f"++hydra.job.name={Path(entry).stem}")
+        with _environment(words), job_codes(sweep) as codes:
+            _guarded(launch, config_dir, given.get("config_name"))()
+        return max(codes(), default=0)
+    except (_TaskStopped, Exception, KeyboardInterrupt) as caught:
+        error = caught.error if isinstance(caught, _TaskStopped) else caught
+        line = one_line(error, schema, config_dir, composing=not isinstance(caught, _TaskStopped))
+        if wanted or line is None:
+            traceback.print_exception(error)
+        if line is not None:
+            rank = os.environ.get("RANK", "0")
+            sys.stderr.write(f"error{'' if rank == '0' else f' [rank {rank}]'}: {line}\n")
+        return exit_code(error, line)
+
+
+def exit_code(error: BaseException, line: str | None) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted.exit_code
+    code = getattr(error, "exit_code", None)
+    return code if isinstance(code, int) else 1 if line is None else UsageError.exit_code
+
+
+def one_line(error: BaseException, schema: type, config_dir: Path, *, composing: bool) -> str | None:
+    """The error in one line, or None for one that needs its traceback (a bug, a broken machine).
+
+    `composing`: the error came from Hydra before the task ran, so that OmegaConf's are the user's, not ours.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C"
+    if isinstance(error, UsageError | RunFailure | Interrupted):
+        return _flat(str(error))
+    if not composing or not isinstance(
+        error, HydraException | OmegaConfBaseException | YAMLError | ValueError
+    ):
+        return None
+    if isinstance(error, MissingConfigException):
+        return _missing_config(error, config_dir)
+    cause: Any = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    if cause is not None and cause.key is not None and "not in struct" in str(cause):
+        parent = str(cause.full_key)[: -len(str(cause.key))]
+        siblings = cause.parent_node if isinstance(cause.parent_node, DictConfig) else {}
+        known = {f"{parent}{key}" for key in siblings if key != "hydra"}
+        known |= set() if parent else {key for key in keys_of(schema) if "." not in key}
+        return f"unknown key '{cause.full_key}': {closest(str(cause.full_key), known)}"
+    if cause is None and isinstance(error, OverrideParseException):
+        lines = [line for line in str(error).splitlines() if line.strip(" ^") and "https://" not in line]
+        return (
+            f"cannot read '{error.override}': {_flat(' '.join(lines))}; quote a value with special characters"
+        )
+    text = re.sub(r"\n?See https?://\S+ for details", "", str(error))
+    if isinstance(error, ConfigCompositionException) and cause is not None:
+        text += f" ({str(cause).splitlines()[0]})"
+    return _flat(text)
+
+
+def _missing_config(error: MissingConfigException, config_dir: Path) -> str:
+    wanted = str(error.missing_cfg_file or "")
+    if error.options is not None:
+        group, _, option = wanted.rpartition("/")
+        return f"there is no {group}={option}: {closest(option, error.options)}"
+    names = sorted(path.stem for path in config_dir.glob("cfg_*.yaml"))
+    if "primary config" in str(error) and wanted:
+        hint = closest(wanted.removesuffix(".yaml"), names)
+        return f"there is no config {wanted} in {config_dir}: {hint}"
+    return _flat(str(error).partition("Config search path")[0])
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def find_groups(config_dir: Path, config_name: str) -> Groups:
+    """The folders under `config_dir` with their options, and which of them the primary config selects."""
+    options = {
+        folder.relative_to(config_dir).as_posix(): sorted(path.stem for path in folder.glob("*.yaml"))
+        for folder in sorted(config_dir.rglob("*"))
+        if folder.is_dir() and any(folder.glob("*.yaml"))
+    }
+    return Groups(options, frozenset(_selected(config_dir, config_name, 0)))
+
+
+def _selected(config_dir: Path, config_name: str, depth: int) -> Iterator[str]:
+    path = config_dir / f"{config_name.removesuffix('.yaml')}.yaml"
+    if depth > 8 or not path.is_file():
+        return
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except YAMLError as error:  # its text has line and column
+        raise UsageError(f"{path}: {_flat(str(error))}") from error
+    for entry in config.get("defaults") or [] if isinstance(config, dict) else []:
+        if isinstance(entry, str) and entry != "_self_":
+            yield from _selected(config_dir, entry.lstrip("/"), depth + 1)
+        elif isinstance(entry, Mapping):
+            for key in entry:
+                if not str(key).startswith("override "):
+                    yield str(key).removeprefix("optional ").lstrip("/").partition("@")[0]
+
+
+def _config_name(argv: list[str]) -> str | None:
+    for i, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name in ("--config-name", "-cn"):
+            return value if equals else (argv[i + 1] if i + 1 < len(argv) else None)
+    return None
+
+
+def _distributed() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _guarded(launch: Callable[..., Any], config_dir: Path, config_name: str | None) -> Callable[[], Any]:
+    """The same @hydra.main around a task whose exceptions reach us unprinted."""
+    task = inspect.unwrap(launch)
+
+    def guarded(hydra_config: DictConfig) -> Any:
+        try:
+            return task(hydra_config)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # a job of a sweep must not end the others
+            raise _TaskStopped(error) from error
+
+    guarded.__module__, guarded.__qualname__ = task.__module__, task.__qualname__
+    return hydra.main(str(config_dir), config_name, version_base=None)(guarded)
+
+
+@contextmanager
+def _environment(words: list[str]) -> Iterator[None]:
+    """sys.argv for Hydra, and its full errors, for as long as the run lasts."""
+    argv, before = sys.argv, dict(os.environ)
+    if before.get(FULL_ERROR) != "1":
+        os.environ.update({FULL_ERROR: "1", OURS: "1"})
+    sys.argv = [argv[0], *words]
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        for name in (FULL_ERROR, OURS):
+            os.environ.pop(name, None)
+            os.environ.update({name: before[name]} if name in before else {})

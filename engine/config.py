@@ -1,0 +1,268 @@
+"""The config that all entry scripts share, how a composed one becomes a checked object, a run's identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from engine.errors import UsageError
+from engine.io import closest
+from engine.schema import structure
+
+C = TypeVar("C", bound="RunConfig")
+# first line of a stored config: a resume has to know the chosen groups, the YAML alone does not say
+HEADER = "# composed from "
+
+NOT_IDENTITY: Mapping[str, str] = {
+    "script": "launch: the entry is stored beside the config",
+    "device": "device: the same run goes on on another machine",
+    "attention": "device: kernels differ in rounding only",
+    "threads": "device: speed only",
+    "deterministic": "device: rounding only",
+    "parallel": "device: flat and ddp give the same numbers",
+    "accumulation": "device: the gradient is that of the global batch however it is split",
+    "max_steps": "budget: where to stop, not what to do on the way",
+    "max_skipped_steps": "budget: when to give up",
+    "log_interval": "logging",
+    "enable_wandb": "logging",
+    "project_name": "logging: a label (and part of the folder's name)",
+    "run_name": "logging: a label; an unfinished run goes on also under a time-stamped name",
+    "checkpoint_interval": "launch: how often to save",
+    "keep_last": "launch: what to keep",
+    "keep_every": "launch: what to keep",
+    "resume": "launch",
+    "resume_from": "launch",
+    "run_dir": "launch: where the run lies",
+}
+"""Keys that leave a run the same run, with reasons. Scripts add theirs: `NOT_IDENTITY.keys() | {...}`."""
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """The keys of every entry script (config/base/run.yaml). Steps are optimizer steps."""
+
+    script: str | None = None
+    """The entry script this file is for, e.g. pretrain.py; another script refuses it."""
+
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."""
+    attention: Literal["auto", "sdpa", "flash", "math"] = "auto"
+    """Attention kernel; math is the slow, exact reference."""
+    threads: int | None = None
+    """CPU threads of torch for each process; null leaves torch's choice."""
+    deterministic: bool = False
+    """Ask torch for deterministic kernels (slower; an operation without one is an error)."""
+    seed: int = 0
+    """Every random number follows from it."""
+    parallel: Literal["flat", "ddp"] = "flat"
+    """Gradient reduction over ranks: one flat all-reduce, or torch's DDP for large models. Same numbers."""
+    accumulation: int = 1
+    """Micro-batches per step; the global batch stays the same, its memory shrinks."""
+
+    max_steps: int | None = None
+    """Stop after this many steps in all (a resumed run counts the earlier ones); null runs to the end."""
+    grad_clip: float | None = None
+    """Largest norm of the global gradient; null does not clip."""
+    ema: bool = False
+    """Keep an exponential moving average of the weights and evaluate it."""
+    ema_rate: float = 0.999
+    """Decay of that average per step."""
+    max_skipped_steps: int = 10
+    """Steps in a row with non-finite gradients, each skipped, before the run fails."""
+
+    log_interval: int = 1
+    """Steps between lines of metrics."""
+    checkpoint_interval: int | None = None
+    """Steps between checkpoints; null saves at evaluations, signals and the end only."""
+    keep_last: int = 2
+    """Newest checkpoints to keep (best and latest are always kept)."""
+    keep_every: int | None = None
+    """Keep each checkpoint whose step is a multiple of this."""
+    resume: Literal["auto", "true", "false"] = "auto"
+    """auto goes on with an unfinished run of the same identity, true demands one, false starts afresh."""
+    resume_from: str = "latest"
+    """latest, best, step_N, or the path of a checkpoint."""
+
+    project_name: str | None = None
+    """Groups runs: a folder under checkpoints/ and the wandb project."""
+    run_name: str | None = None
+    """Name of the run; null makes one."""
+    run_dir: str | None = None
+    """Where the run writes everything."""
+    enable_wandb: bool = False
+    """Also log to Weights & Biases (metrics.jsonl is always written)."""
+
+    def __post_init__(self) -> None:
+        for key in (
+            "threads",
+            "accumulation",
+            "max_steps",
+            "log_interval",
+            "checkpoint_interval",
+            "keep_last",
+            "keep_every",
+        ):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}={value}: expected at least 1")
+        for key in ("seed", "max_skipped_steps"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)}: expected 0 or more")
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise ValueError(f"grad_clip={self.grad_clip}: expected more than 0, or grad_clip=null")
+        if not 0 <= self.ema_rate < 1:
+            raise ValueError(f"ema_rate={self.ema_rate}: expected 0 <= ema_rate < 1, e.g. ema_rate=0.999")
+        if self.resume == "false" and self.resume_from != "latest":
+            raise ValueError(f"resume=false contradicts resume_from={self.resume_from}: drop one of them")
+
+
+@dataclass(frozen=True)
+class ConfigSource:
+    """Where a config came from. `yaml` keeps the interpolations; its first line names the choices."""
+
+    yaml: str
+    resolved: dict[str, Any]
+    overrides: list[str] = field(default_factory=list)
+    config_name: str | None = None
+    choices: dict[str, str | None] = field(default_factory=dict)
+
+
+def load_synced_config(
+    hydra_config: DictConfig,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    schema: type[C],
+    entry: str | None = None,
+    broadcast: Callable[[Any], Any] | None = None,
+) -> C:
+    """Resolve and check a composed config; every rank returns rank 0's (over the process group).
+
+    `entry` is the running script's name (Hydra's job name if None), compared with the config's `script`.
+    Raises: UsageError for anything wrong in the config.
+    """
+    source = _source(hydra_config)
+    config = structure(schema, source.resolved)  # first each rank its own, so that a bad config hangs nobody
+    if world_size > 1:
+        if broadcast is None:
+            from engine.distributed import broadcast_object  # lazily: it imports torch
+
+            broadcast = broadcast_object
+        source = ConfigSource(**broadcast(vars(source) if rank == 0 else None))
+        config = structure(schema, source.resolved)
+    running = entry or (HydraConfig.get().job.name if HydraConfig.initialized() else None)
+    declared = source.resolved.get("script")
+    if declared and running and Path(declared).stem != Path(running).stem:
+        raise UsageError(
+            f"config {source.config_name or ''} is for {declared}, not for {Path(running).stem}.py: "
+            f"run python {declared}, or choose another --config-name"
+        )
+    vars(config)["_source"] = source
+    return config
+
+
+def source_of(config: RunConfig) -> ConfigSource:
+    """The YAML, resolved container, overrides and group choices behind a config of `load_synced_config`."""
+    return vars(config)["_source"]
+
+
+def _source(hydra_config: DictConfig) -> ConfigSource:
+    try:
+        resolved = OmegaConf.to_container(hydra_config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UsageError(
+            f"{error.full_key} is required and has no value: set {error.full_key}=..."
+        ) from error
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{error.full_key or 'config'}: {str(error.msg).splitlines()[0]}") from error
+    assert isinstance(resolved, dict)
+    name, overrides, choices = None, [], {}
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        name, overrides = hydra.job.config_name, list(hydra.overrides.task)
+        choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
+    header = HEADER + json.dumps({"config_name": name, "choices": choices}) + "\n"
+    text = header + OmegaConf.to_yaml(hydra_config, resolve=False)
+    return ConfigSource(text, {str(k): v for k, v in resolved.items()}, overrides, name, choices)
+
+
+def identity(resolved: Mapping[str, Any], excluded: Iterable[str] = frozenset(NOT_IDENTITY)) -> str:
+    """sha256 (hex) of a resolved config without the dotted keys in `excluded`. 1 and 1.0 are the same."""
+    dropped = frozenset(excluded)
+
+    def canonical(value: Any, place: str) -> Any:
+        if isinstance(value, Mapping):
+            items = {str(k): (v, f"{place}.{k}" if place else str(k)) for k, v in value.items()}
+            return {k: canonical(v, inner) for k, (v, inner) in items.items() if inner not in dropped}
+        if isinstance(value, list | tuple):
+            return [canonical(item, f"{place}[]") for item in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    text = json.dumps(canonical(resolved, ""), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stored_choices(stored_yaml: str) -> dict[str, str | None]:
+    """The group choices in the first line of a stored `ConfigSource.yaml`; empty without that line."""
+    first = stored_yaml.partition("\n")[0]
+    return json.loads(first.removeprefix(HEADER))["choices"] if first.startswith(HEADER) else {}
+
+
+def merge_for_resume(stored_yaml: str, overrides: Sequence[str], groups: Iterable[str] = ()) -> DictConfig:
+    """Stored unresolved config with the command line's value overrides on top, unresolved.
+
+    `groups` are further names of config groups (those of the new command's `ConfigSource.choices`).
+    Raises: UsageError for a changed group, a `~` deletion, a sweep, and a key that the stored config lacks.
+    """
+    config, choices = OmegaConf.create(stored_yaml), stored_choices(stored_yaml)
+    assert isinstance(config, DictConfig)
+    OmegaConf.set_struct(config, True)
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UsageError(f"cannot read an override: {' '.join(str(error).split())}") from error
+    for override in parsed:
+        _apply(config, override, choices, {*choices, *groups})
+    OmegaConf.set_struct(config, False)
+    return config
+
+
+def _apply(config: DictConfig, override: Override, choices: Mapping[str, Any], groups: set[str]) -> None:
+    key, line = override.key_or_group, override.input_line
+    if override.is_delete():
+        raise UsageError(f"{line}: a resumed run keeps its keys; drop it, or start afresh with resume=false")
+    if override.is_sweep_override():
+        raise UsageError(f"{line}: a resumed run takes one value, not a sweep")
+    if key in groups:
+        chosen, wanted = choices.get(key), override.value()
+        if str(chosen) != str(wanted) and not (chosen is None and wanted is None):
+            was = f"was started with {key}={chosen}" if key in choices else f"was started without {key}"
+            raise UsageError(f"{line}: this run {was}; drop it, or start afresh with resume=false")
+        return
+    added = override.is_add() or override.is_force_add()
+    try:
+        OmegaConf.update(config, key, override.value(), merge=True, force_add=added)
+    except OmegaConfBaseException as error:
+        hint = closest(key, dotted_keys(config))
+        raise UsageError(f"{line}: the stored run has no key '{key}': {hint}") from error
+
+
+def dotted_keys(config: Any, prefix: str = "") -> list[str]:
+    """Every key of a nested mapping by dotted name, blocks and leaves (interpolations are not resolved)."""
+    if isinstance(config, DictConfig):
+        config = OmegaConf.to_container(config, resolve=False)
+    found: list[str] = []
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        found += [f"{prefix}{key}", *dotted_keys(value, f"{prefix}{key}.")]
+    return found

@@ -1,0 +1,161 @@
+"""Ranks, collectives and keyed random numbers.
+
+Everything here is the identity in a single process, so callers never branch on the number of ranks.
+The batch layout is one rule: row i of the global batch always has slot i, rank r holds the contiguous rows
+[r * B / W, (r + 1) * B / W), and its micro-batches are contiguous pieces of those. B global rows, W ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def rank() -> int:
+    """This process's number among all ranks (torchrun's RANK; 0 without torchrun)."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes train together (torchrun's WORLD_SIZE; 1 without torchrun)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """This process's number on its own machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """True on the one rank that writes files and prints."""
+    return rank() == 0
+
+
+def initialise(timeout_minutes: float = 30.0) -> None:
+    """Join the process group: gloo for CPU tensors, nccl for CUDA tensors where there is CUDA.
+
+    Does nothing in a single process or when called again; the collectives below call it on first use.
+    """
+    if world_size() == 1:
+        return
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if world_size() == 1:
+        return
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _alone() -> bool:
+    if world_size() == 1:
+        return True
+    initialise()
+    return False
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value` on every rank (any picklable object; small things only)."""
+    if _alone():
+        return value
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The `value` of every rank, in rank order, on every rank."""
+    if _alone():
+        return [value]
+    import torch.distributed as dist
+
+    box: list[Any] = [None] * world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum `tensor` over ranks in place and return it."""
+    if not _alone():
+        import torch.distributed as dist
+
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Overwrite `tensor` with rank 0's values in place and return it."""
+    if not _alone():
+        import torch.distributed as dist
+
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Concatenate every rank's rows [n, ...] to [W * n, ...] in rank order (all ranks give the same n)."""
+    if _alone():
+        return tensor
+    import torch
+    import torch.distributed as dist
+
+    # Booleans travel as bytes: not every backend reduces or gathers them.
+    wire = tensor.to(torch.uint8) if tensor.dtype is torch.bool else tensor.contiguous()
+    parts = [torch.empty_like(wire) for _ in range(world_size())]
+    dist.all_gather(parts, wire)
+    return torch.cat(parts).to(tensor.dtype)
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if not _alone():
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+def local_rows(rows: int) -> tuple[int, int]:
+    """The half-open range of the global batch's `rows` that this rank holds."""
+    share = rows // world_size()
+    return rank() * share, (rank() + 1) * share
+
+
+# --- keyed random numbers ---------------------------------------------------------------------------------------------
+# Nothing that touches data, halting, noise or sampling comes from a generator with hidden state: each draw is keyed by
+# (seed, purpose, step), so a resumed run, and any number of ranks, sees the same numbers without storing anything.
+
+
+def _key(seed: int, purpose: str, step: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def keyed_numpy(seed: int, purpose: str, step: int = 0) -> np.random.Generator:
+    """A fresh numpy generator that depends on nothing but the three keys."""
+    return np.random.Generator(np.random.Philox(key=_key(seed, purpose, step)))
+
+
+def keyed_generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
+    """A fresh torch CPU generator that depends on nothing but the three keys (draw on CPU, then move: same numbers)."""
+    import torch
+
+    return torch.Generator().manual_seed(_key(seed, purpose, step))

@@ -1,0 +1,72 @@
+"""Exponential moving average of parameters, and an exchange of weights for the length of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class EMA:
+    """shadow <- rate · shadow + (1 - rate) · parameter, no bias correction; parameters that need no gradient are left out.
+
+    Raises ValueError for a rate outside [0, 1).
+    """
+
+    def __init__(
+        self, named_params: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], rate: float
+    ) -> None:
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"ema_rate={rate}: expected a number from 0 up to, not including, 1")
+        pairs = named_params.items() if isinstance(named_params, Mapping) else named_params
+        self.params = {name: param for name, param in pairs if param.requires_grad}
+        self.rate = rate
+        self.shadow = {name: param.detach().clone() for name, param in self.params.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the shadows towards the parameters, in place."""
+        if self.shadow:
+            torch._foreach_lerp_(list(self.shadow.values()), self._values(), 1.0 - self.rate)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Inside the block the parameters hold the averages; afterwards exactly what they held before.
+
+        Values are copied, not pointers: views into the parameters (flat buffers, recorded graphs) stay valid.
+        """
+        values = self._values()
+        with torch.no_grad():
+            kept = [value.clone() for value in values]
+            for value, shadow in zip(values, self.shadow.values(), strict=True):
+                value.copy_(shadow)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for value, old in zip(values, kept, strict=True):
+                    value.copy_(old)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The shadows by parameter name (no copies)."""
+        return dict(self.shadow)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy shadows in; raises ValueError that names the keys when they are not this EMA's own."""
+        if state.keys() != self.shadow.keys():
+            wrong = sorted(state.keys() ^ self.shadow.keys())
+            raise ValueError(
+                f"EMA state does not fit the model: {len(wrong)} differing names, first {wrong[0]!r}"
+            )
+        for name, shadow in self.shadow.items():
+            if state[name].shape != shadow.shape:
+                raise ValueError(
+                    f"EMA state of {name!r} has shape {tuple(state[name].shape)}, expected {tuple(shadow.shape)}"
+                )
+            shadow.copy_(state[name])
+
+    def _values(self) -> list[Tensor]:
+        return [param.detach() for param in self.params.values()]

@@ -1,0 +1,262 @@
+"""Files that are complete or absent, locks that die with their process, and words said once.
+
+Everything a run writes for others to read goes through here: it is written under a temporary name in the same
+folder, fsynced and renamed, so a reader (or a kill -9) meets the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from engine.errors import Interrupted, RunFailure, UsageError
+
+__all__ = [
+    "Interrupted",
+    "RunFailure",
+    "UsageError",
+    "atomic_directory",
+    "atomic_write_bytes",
+    "atomic_write_json",
+    "atomic_write_text",
+    "closest",
+    "file_lock",
+    "fsync_directory",
+    "progress",
+    "remove_directory",
+    "remove_leftovers",
+    "say",
+    "sha256_file",
+    "sha256_json",
+]
+
+T = TypeVar("T")
+# `.<name>.tmp-<pid>-<n>`: hidden, and beside the final name so that the rename never crosses a file system
+TEMPORARY = ".tmp-"
+# `.<name>.old-<pid>-<n>`: a directory on its way out while its successor is renamed into place
+REPLACED = ".old-"
+_counter = itertools.count()
+
+
+def _sibling(path: Path, mark: str) -> Path:
+    return path.parent / f".{path.name}{mark}{os.getpid()}-{next(_counter)}"
+
+
+def fsync_directory(path: str | os.PathLike[str]) -> None:
+    """Make the names inside `path` durable. File systems that cannot sync a directory are left alone."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replace `path` by `data` in one step. Parents are created; on any error the old file is untouched.
+
+    Raises: OSError (disk full, no permission); the temporary file is removed first.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _sibling(final, TEMPORARY)
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, final)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(final.parent)
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """`atomic_write_bytes` for UTF-8 text."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: paths, and the scalars and arrays of numpy and torch."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+
+
+def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON, keys in the given order. Raises TypeError on what JSON cannot say."""
+    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_directory(final: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary directory that becomes `final` at a clean exit, and vanishes on any error.
+
+    Every file inside and the directories themselves are fsynced before the rename.
+
+    Raises: FileExistsError when `final` exists, unless `replace`: then the old directory is moved aside, the
+    new one renamed into place, the old one removed (`remove_leftovers` undoes a kill between the renames).
+    """
+    final = Path(final)
+    if final.exists() and not replace:
+        raise FileExistsError(errno.EEXIST, "exists already, remove it or choose another folder", str(final))
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _sibling(final, TEMPORARY)
+    temporary.mkdir()
+    old: Path | None = None
+    try:
+        yield temporary
+        _fsync_tree(temporary)
+        if replace and final.exists():
+            old = _sibling(final, REPLACED)
+            os.rename(final, old)
+        os.rename(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old is not None and old.exists() and not final.exists():
+            os.rename(old, final)
+        raise
+    fsync_directory(final.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _fsync_tree(root: Path) -> None:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with open(os.path.join(folder, name), "rb") as stream:
+                os.fsync(stream.fileno())
+        fsync_directory(folder)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> list[str]:
+    """Clear what killed writers left in `folder`; returns the names. Only for the holder of a lock on it.
+
+    A directory that was moved aside for a successor that never came is moved back instead.
+    """
+    done = []
+    folder = Path(folder)
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if not entry.name.startswith(".") or not (TEMPORARY in entry.name or REPLACED in entry.name):
+            continue
+        home = folder / entry.name[1:].rpartition(REPLACED)[0]
+        if REPLACED in entry.name and not home.exists():
+            os.rename(entry, home)
+        elif entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+        done.append(entry.name)
+    return done
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal sha256 of a file's bytes, read in blocks."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hexadecimal sha256 of a JSON value, independent of key order and white space."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+    # Through JSON once more: keys that were not strings are sorted as the strings they become.
+    text = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def remove_directory(path: str | os.PathLike[str]) -> None:
+    """Remove a directory; a kill in the middle leaves no half of it under its name. Raises: OSError."""
+    doomed = _sibling(Path(path), TEMPORARY)
+    os.rename(path, doomed)
+    shutil.rmtree(doomed)
+
+
+@contextlib.contextmanager
+def file_lock(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`, which is created when missing and names the holder's pid.
+
+    The kernel drops the lock when the process ends, however it ends. The file stays: a removed lock file can
+    be held twice, by its old and by its new inode.
+
+    Raises: UsageError when another holder has it and `wait` is false.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = _locked_handle(path, wait)
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _locked_handle(path: Path, wait: bool) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The folder may have been renamed while we waited: then this lock guards another place.
+            if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        except BlockingIOError:
+            holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(handle)
+            raise UsageError(
+                f"{path.parent} is in use by another process (pid {holder}): "
+                "wait for it, stop it, or choose another folder"
+            ) from None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") in ("", "0")
+
+
+def say(line: str) -> None:
+    """Print one line at once, on rank 0 only (RANK of the environment)."""
+    if _is_main():
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+
+def progress(iterable: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
+    """Iterate with a bar on a terminal and rank 0; plainly elsewhere (logs stay free of control codes)."""
+    if not (_is_main() and sys.stderr.isatty()):
+        yield from iterable
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(iterable, description=label, total=total, console=Console(stderr=True), transient=True)
+
+
+def closest(name: str, choices: Iterable[str]) -> str:
+    """End of an error line: `did you mean 'x'?` when one choice is near, else the choices (at most 20)."""
+    known = sorted({str(choice) for choice in choices})
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    if not known:
+        return "there is nothing to choose from"
+    more = f", … ({len(known) - 20} more)" if len(known) > 20 else ""
+    return "choose one of " + ", ".join(known[:20]) + more

@@ -1,0 +1,85 @@
+"""The keys that a schema declares: name, type, default and docstring, for errors, translator and --help."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+import types
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from itertools import pairwise
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null", Any: "any"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One declared key. `kind` is its type without `| None`; `default` is MISSING for a required key."""
+
+    name: str
+    kind: Any
+    optional: bool
+    default: Any
+    doc: str
+
+    @property
+    def takes_bare_flag(self) -> bool:
+        """`--flag` alone means true: bools, and choices among which are the words true and false (resume)."""
+        return self.kind is bool or (get_origin(self.kind) is Literal and "true" in get_args(self.kind))
+
+
+def describe(kind: Any) -> str:
+    """What errors and --help call a declared type: `integer or null`, `auto|sdpa`, `list of text`."""
+    if get_origin(kind) is Literal:
+        return "|".join(str(choice) for choice in get_args(kind))
+    if is_union(kind):
+        return " or ".join(describe(part) for part in get_args(kind))
+    if is_list(kind):
+        return "list of " + describe((*get_args(kind), Any)[0])
+    return NAMES.get(kind, "block of keys")
+
+
+def is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, types.UnionType)
+
+
+def is_list(kind: Any) -> bool:
+    return list in (kind, get_origin(kind))
+
+
+@functools.cache
+def keys_of(schema: type, prefix: str = "") -> dict[str, Key]:
+    """All keys of a schema by dotted name, in order of declaration; nested dataclasses are descended into."""
+    hints, docs, found = get_type_hints(schema), _docstrings(schema), {}
+    for field in fields(schema):
+        name, kind = prefix + field.name, hints[field.name]
+        parts = [part for part in get_args(kind) if part is not type(None)] if is_union(kind) else []
+        optional = is_union(kind) and type(None) in get_args(kind)
+        kind = parts[0] if len(parts) == 1 else kind
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        found[name] = Key(name, kind, optional, default, docs.get(field.name, ""))
+        if is_dataclass(kind):
+            found |= keys_of(kind, f"{name}.")  # type: ignore[arg-type]
+    return found
+
+
+def _docstrings(schema: type) -> dict[str, str]:
+    """The string literal below each field, of the class and its bases. Python itself does not keep them."""
+    found: dict[str, str] = {}
+    for cls in reversed(schema.__mro__):
+        if not is_dataclass(cls):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+        except (OSError, TypeError):  # a class without a file (made in a console or a test)
+            continue
+        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+        for field, below in pairwise(body):
+            value: Any = getattr(below, "value", None)
+            target = getattr(field, "target", None)
+            documented = isinstance(below, ast.Expr) and isinstance(value, ast.Constant)
+            if documented and isinstance(field, ast.AnnAssign) and isinstance(target, ast.Name):
+                found[target.id] = " ".join(str(value.value).split())
+    return found

@@ -1,0 +1,322 @@
+"""From a checked config to a finished run: run directory, device, task, trainer, checkpoints, status.
+
+`run` is what an entry script's `launch` calls; `open_checkpoint` rebuilds any run from one of its checkpoints by the
+entry script's own `build`, for evaluation and drawing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from engine import resume, rundir
+from engine.checkpoint import Checkpoint, CheckpointStore, CheckpointWriteError, gather_tree, load_checkpoint, load_weights
+from engine.config import ConfigSource, RunConfig, source_of
+from engine.device import check_attention, choose_device, prepare_process
+from engine.distributed import all_gather_rows, broadcast_object, is_main, rank, shutdown, world_size
+from engine.environment import describe_environment
+from engine.errors import Interrupted, RunFailure, UsageError
+from engine.io import say
+from engine.rundir import RunDirectory
+from engine.schema import structure
+from engine.signals import StopSignal
+from engine.sinks import ConsoleSink, JsonlSink, Sinks, WandbSink
+from engine.task import Plan, Runtime, SparseTable
+from engine.trainer import Trainer
+
+C = TypeVar("C", bound=RunConfig)
+R = TypeVar("R")
+Build = Callable[[Any, Runtime], Plan]
+
+
+def on_main(work: Callable[[], R]) -> R:
+    """Do `work` on rank 0 and give its result, or its error, to every rank: no rank waits for one that has failed."""
+    outcome: tuple[str, Any] = ("", None)
+    if is_main():
+        try:
+            outcome = ("done", work())
+        except (UsageError, RunFailure) as error:
+            outcome = (type(error).__name__, str(error))
+    kind, value = broadcast_object(outcome if world_size() > 1 else None) if world_size() > 1 else outcome
+    if kind == "UsageError":
+        raise UsageError(value)
+    if kind == "RunFailure":
+        raise RunFailure(value)
+    return value
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Opened:
+    """What rank 0 decided about the run directory, told to all ranks."""
+
+    path: Path
+    mode: str
+    checkpoint: Path | None
+    source: ConfigSource
+
+
+def run(config: RunConfig, build: Build, *, entry: str) -> dict[str, float | None]:
+    """Train as `config` says, in its run directory, from its checkpoint where there is one.
+
+    Returns the last evaluation. Raises UsageError, RunFailure or Interrupted after status.json says the same.
+    """
+    with StopSignal() as stop, ExitStack() as cleanup:
+        cleanup.callback(shutdown)
+        directory: RunDirectory | None = None
+
+        def open_directory() -> _Opened:
+            nonlocal directory
+            directory, source = _open_directory(config, entry)
+            cleanup.callback(directory.close)
+            return _Opened(directory.path, directory.mode, directory.checkpoint, source)
+
+        opened = on_main(open_directory)
+        config = resume.from_source(config, opened.source)
+        session = _Session(config, entry, opened, directory, stop)
+        try:
+            results = session.train(build)
+        except BaseException as error:
+            session.ended(error)
+            raise
+        session.finished(results)
+        return results
+
+
+def _open_directory(config: RunConfig, entry: str) -> tuple[RunDirectory, ConfigSource]:
+    """Rank 0: pick, lock and prepare the run directory; under resume=true the stored config is the base."""
+    config = resume.with_run_name(config)
+    source = source_of(config)
+    path = Path(config.run_dir or f"checkpoints/{config.project_name}/{config.run_name}")
+    pattern, wanted = resume.run_dir_pattern(source), config.resume
+    if wanted == "true":
+        path = rundir.find_resumable(path, entry=entry, pattern=pattern, identity=resume.identity(source))
+        source = source_of(resume.stored_config(path, config))
+    directory = rundir.open_run(
+        path, identity=resume.identity(source), entry=entry, pattern=pattern, resume=wanted,
+        resume_from=None if config.resume_from == "latest" else config.resume_from,
+    )  # fmt: skip
+    directory.write_config(source.yaml, source.resolved, source.overrides)
+    return directory, source
+
+
+class _Session:
+    """One process's part in a run: what `run` sets up, the saver and the writer that the trainer calls, the end."""
+
+    def __init__(
+        self, config: RunConfig, entry: str, opened: _Opened, directory: RunDirectory | None, stop: StopSignal
+    ) -> None:
+        self.config, self.entry, self.opened, self.directory, self.stop = config, entry, opened, directory, stop
+        self.store = CheckpointStore(opened.path, entry)
+        self.sinks = Sinks()
+        self.trainer: Trainer | None = None
+        self.began = time.time()
+        self._plan: Plan | None = None
+
+    # Setting up, in the order in which things can go wrong: checkpoint, device, data, model.
+
+    def train(self, build: Build) -> dict[str, float | None]:
+        config = self.config
+        checkpoint = self._load_checkpoint()
+        runtime = make_runtime(config, stop=self.stop)
+        self._plan = plan = build(config, runtime)
+        self.trainer = trainer = Trainer(
+            plan, config, runtime, save=self.save, write=self.sinks.write, stop=self.stop
+        )
+        if checkpoint is not None:
+            trainer.load(checkpoint, checkpoint.state(rank=rank(), world_size=world_size()))
+        on_main(lambda: self._prepare_files(checkpoint, plan))
+        self._say_what_runs(plan, runtime)
+        self._open_sinks(plan)
+        return trainer.fit()
+
+    def _load_checkpoint(self) -> Checkpoint | None:
+        path = self.opened.checkpoint
+        if path is None:
+            return None
+        on_main(lambda: load_checkpoint(path).path)  # rank 0 verifies every byte before anything is used
+        checkpoint = load_checkpoint(path, checksums=False)
+        if checkpoint.entry != self.entry:
+            raise UsageError(f"checkpoint {path} was written by {checkpoint.entry}.py, not by {self.entry}.py")
+        return checkpoint
+
+    def _prepare_files(self, checkpoint: Checkpoint | None, plan: Plan) -> None:
+        assert self.directory is not None
+        sizes = checkpoint.extra.get("sizes", {}) if checkpoint and self.opened.mode == "continue" else {}
+        self.directory.cut_back({"metrics.jsonl": sizes.get("metrics.jsonl", 0)})
+        self.directory.write_environment(describe_environment(data_cards=plan.cards))
+
+    def _open_sinks(self, plan: Plan) -> None:
+        if self.directory is None:
+            return
+        folder, config = self.directory.path, self.config
+        last = min(plan.total_steps, config.max_steps or plan.total_steps)
+        self.sinks.add("jsonl", lambda: JsonlSink(folder / "metrics.jsonl"))
+        self.sinks.add("console", lambda: ConsoleSink(last))
+        if config.enable_wandb:
+            resolved = source_of(config).resolved
+            self.sinks.add(
+                "wandb",
+                lambda: WandbSink(
+                    folder, project=config.project_name or self.entry, name=config.run_name or folder.name, config=resolved
+                ),
+                hint=": pip install -e '.[wandb]', and wandb login or WANDB_MODE=offline; training goes on",
+            )
+
+    def _say_what_runs(self, plan: Plan, runtime: Runtime) -> None:
+        config, ranks = self.config, runtime.world_size
+        micro = plan.batch_rows // (ranks * config.accumulation)
+        groups = ", ".join(
+            f"{group.name} {_count(group.params):,} ({group.optimizer}, lr {group.lr:g})"
+            for group in plan.task.param_groups()
+        )
+        last = min(plan.total_steps, config.max_steps or plan.total_steps)
+        say(f"parameters  {groups}")
+        say(
+            f"batch       {plan.batch_rows} = {micro} rows x accumulation {config.accumulation} x {ranks} rank(s), "
+            f"reduction {config.parallel if ranks > 1 else 'none needed'}"
+        )
+        say(f"steps       {last}" + (f" of {plan.total_steps} (max_steps)" if last < plan.total_steps else ""))
+
+    # Called by the trainer.
+
+    def save(self, trainer: Trainer, why: str) -> None:
+        """Write a checkpoint (a collective). A failed periodic save is a warning; one at the end fails the run."""
+        # The state is gathered by all ranks; what follows is rank 0's.
+        state = gather_tree(trainer.state_dict(), all_gather_rows)
+
+        def write() -> None:
+            value = trainer.metric()
+            metric = None if value is None else {
+                "name": trainer.plan.primary_metric, "value": value, "goal": trainer.plan.primary_direction
+            }  # fmt: skip
+            metrics_file = self.opened.path / "metrics.jsonl"
+            try:
+                self.store.save(
+                    trainer.step,
+                    model=trainer.module.state_dict(),
+                    ema=trainer.ema.state_dict() if trainer.ema is not None else None,
+                    state=state,
+                    config=source_of(self.config).resolved,
+                    metric=metric,
+                    extra={"sizes": {"metrics.jsonl": metrics_file.stat().st_size if metrics_file.exists() else 0}},
+                )
+            except CheckpointWriteError as error:
+                if why != "step":
+                    raise RunFailure(str(error)) from error
+                say(f"warning: {error}; training goes on")
+                return
+            self.store.prune(self.config.keep_last, self.config.keep_every)
+            self._status("running", step=trainer.step)
+
+        on_main(write)
+
+    # The end.
+
+    def finished(self, results: Mapping[str, float | None]) -> None:
+        """status done, summary.json, and where to find things."""
+        if self.directory is None or self._plan is None or self.trainer is None:
+            return
+        self.sinks.close()
+        plan = self._plan
+        primary = {"name": plan.primary_metric, "value": results.get(plan.primary_metric), "goal": plan.primary_direction}
+        self.directory.write_summary(
+            primary, step=self.trainer.step, results=dict(results), seconds=round(time.time() - self.began, 3)
+        )
+        self._status("done", step=self.trainer.step, exit_code=0)
+        for name, value in results.items():
+            if value is not None and name.count("/") == 1:
+                say(f"{name:<28}{value:.4f}")
+        say(f"done: {self.opened.path} (step {self.trainer.step}, {time.time() - self.began:.1f} s)")
+
+    def ended(self, error: BaseException) -> None:
+        """Say in status.json how the run ended, then let the error go on to the command line."""
+        self.sinks.close()
+        state = {UsageError: "refused", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}.get(type(error), "failed")
+        fields = {"step": self.trainer.step} if self.trainer is not None else {}
+        code = getattr(error, "exit_code", 3 if state == "interrupted" else 1)
+        self._status(state, exit_code=code, message=str(error).partition("\n")[0], **fields)
+
+    def _status(self, state: str, **fields: Any) -> None:
+        if self.directory is None:
+            return
+        try:
+            self.directory.set_status(state, **fields)
+        except OSError as error:  # a full disk must not hide the reason why the run ended
+            say(f"warning: status.json could not be written ({error.strerror})")
+
+
+def _count(params: Any) -> int:
+    if isinstance(params, SparseTable):
+        return params.weights.numel()
+    return sum(param.numel() for param in params.values())
+
+
+def make_runtime(config: RunConfig, *, stop: StopSignal | None = None) -> Runtime:
+    """Device, dtype and attention kernel of `config`, said with the reason; the process is seeded."""
+    choice = choose_device(config.device)
+    attention = check_attention(config.attention, choice.device)
+    prepare_process(seed=config.seed, threads=config.threads, deterministic=config.deterministic)
+    say(f"device      {choice.device} ({choice.reason}); attention {attention}; {torch.get_num_threads()} CPU thread(s)")
+    return Runtime(
+        device=choice.device, dtype=choice.dtype, attention=attention, seed=config.seed,
+        accumulation=config.accumulation, rank=rank(), world_size=world_size(),
+        stop_requested=stop.agreed if stop is not None else lambda: False,
+    )  # fmt: skip
+
+
+# --- a finished run ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class OpenedCheckpoint:
+    """A run rebuilt from one of its checkpoints, its model in evaluation mode with the chosen weights."""
+
+    plan: Plan
+    config: Any
+    runtime: Runtime
+    checkpoint: Checkpoint
+    run_dir: Path
+    weights: str
+    """ema or raw: what was loaded (raw where the run keeps no average)."""
+
+
+def open_checkpoint(
+    path: str | Path, *, device: str = "auto", weights: Literal["ema", "raw"] = "ema",
+    overrides: Mapping[str, Any] | None = None,
+) -> OpenedCheckpoint:  # fmt: skip
+    """Rebuild the run that wrote `path`: a run directory (its latest checkpoint), a checkpoint, or a `step_N` link.
+
+    `overrides` replaces top-level config keys (the data to evaluate on, say); the architecture is the checkpoint's.
+
+    Raises:
+        UsageError: no checkpoint there, a damaged one, or a config that this version does not read.
+    """
+    folder = Path(path)
+    if (folder / "checkpoints").is_dir():
+        found = CheckpointStore(folder, "").latest()
+        if found is None:
+            raise UsageError(f"{folder} holds no checkpoint yet: train it further, or name another run")
+        folder = found
+    if not folder.is_dir():
+        raise UsageError(f"{path} is neither a run directory nor a checkpoint: expected e.g. checkpoints/PROJECT/RUN")
+    checkpoint = load_checkpoint(folder)
+    module = importlib.import_module(checkpoint.entry)
+    settings = {**checkpoint.config, "device": device, "accumulation": 1, **(overrides or {})}
+    config = structure(module.SCHEMA, settings)
+    runtime = make_runtime(config)
+    plan = module.build(config, runtime)
+    averaged = checkpoint.ema if weights == "ema" else None
+    load_weights(plan.task.module, {**checkpoint.model, **(averaged or {})}, strict=True)
+    plan.task.module.eval()
+    chosen = "ema" if averaged is not None else "raw"
+    return OpenedCheckpoint(replace(plan), config, runtime, checkpoint, checkpoint.path.parent.parent, chosen)

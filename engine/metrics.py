@@ -1,0 +1,54 @@
+"""Metrics of a log window, summed on the device: no step waits for the host, one transfer per window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.distributed import all_reduce_sum, is_main
+from engine.task import Metrics
+
+
+class MetricWindow:
+    """Sums (sum, count) pairs by name until `flush`. Every step of a run must report the same names in the same order."""
+
+    def __init__(self, device: torch.device) -> None:
+        # float64 so that long windows lose nothing; mps has no float64.
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._device = device
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+
+    def add(self, metrics: Metrics) -> None:
+        """Add one micro-batch's pairs."""
+        names = list(metrics)
+        if self._names and names != self._names:
+            raise KeyError(f"a task reported the metrics {names} after {self._names}: the names must not change in a run")
+        pairs = torch.stack([torch.stack([s.detach(), c.to(s.dtype)]).to(self._dtype) for s, c in metrics.values()])
+        if self._sums is None:
+            self._names = names
+            self._sums = torch.zeros(len(names), 2, dtype=self._dtype, device=self._device)
+        self._sums += pairs
+
+    def flush(self) -> dict[str, float | None]:
+        """Means over the window and over ranks (None where nothing was counted); starts a new window."""
+        if self._sums is None:
+            return {}
+        table = all_reduce_sum(self._sums.clone()).cpu()
+        self._sums.zero_()
+        return {name: (s / c if c else None) for name, (s, c) in zip(self._names, table.tolist(), strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The open window, summed over ranks (so that any number of ranks can go on with it). A collective."""
+        if self._sums is None:
+            return {}
+        return {"names": self._names, "sums": all_reduce_sum(self._sums.clone())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a saved window: rank 0 takes all of it."""
+        if state:
+            self._names = list(state["names"])
+            sums = state["sums"].to(self._device, self._dtype)
+            self._sums = sums.clone() if is_main() else torch.zeros_like(sums)

@@ -1,0 +1,176 @@
+"""AdamATan2 and AdamW in plain torch, with a step that can be called off on the device.
+
+`step(lr_scale, ok)`: `ok` is a 0/1 scalar tensor. 0 leaves parameters, moments and step count exactly as they were, even
+when gradients hold NaN or inf, and no value travels to the host. Moments live in at least float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Adam:
+    """Moments, bias correction and decoupled weight decay; a subclass says how two moments make a direction."""
+
+    def __init__(
+        self,
+        params: Sequence[nn.Parameter],
+        names: Sequence[str],
+        *,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        weight_decay: float,
+    ) -> None:
+        if len(params) != len(names) or len(set(names)) != len(names):
+            raise ValueError(f"{len(params)} parameters need as many different names, got {len(set(names))}")
+        for key, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if not value >= 0.0:
+                raise ValueError(f"{key}={value}: expected 0 or more")
+        for key, value in (("beta1", beta1), ("beta2", beta2)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{key}={value}: expected a number from 0 up to, not including, 1")
+        self.params, self.names = list(params), list(names)
+        self.lr, self.beta1, self.beta2, self.weight_decay = lr, beta1, beta2, weight_decay
+        self.exp_avg = [torch.zeros_like(p, dtype=_wide(p)).detach() for p in self.params]
+        self.exp_avg_sq = [torch.zeros_like(p, dtype=_wide(p)).detach() for p in self.params]
+        device = self.params[0].device if self.params else torch.device("cpu")
+        self.count = torch.zeros((), dtype=torch.float32, device=device)
+
+    def _directions(self, m: list[Tensor], v: list[Tensor], correction2: Tensor) -> list[Tensor]:
+        """Fresh tensors: the update before learning rate and first-moment correction."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None:
+        """One update at learning rate lr·lr_scale. A parameter without gradient is not touched at all."""
+        live = [i for i, param in enumerate(self.params) if param.grad is not None]
+        self.count.add_(1.0 if ok is None else ok.to(self.count.dtype))
+        if not live:
+            return
+        params = [self.params[i].detach() for i in live]
+        m, v = [self.exp_avg[i] for i in live], [self.exp_avg_sq[i] for i in live]
+        first, second = self._targets([self.params[i].grad for i in live], m, v, ok)
+        torch._foreach_lerp_(m, first, 1.0 - self.beta1)
+        torch._foreach_lerp_(v, second, 1.0 - self.beta2)
+
+        # Device scalars in float64 (where the device has it): 1 - beta^t of small t loses digits in float32.
+        count = self.count.to(torch.float32 if self.count.device.type == "mps" else torch.float64).clamp(
+            min=1.0
+        )
+        lr = self.lr * lr_scale
+        move, decay = lr / (1.0 - self.beta1**count), torch.ones_like(count) - lr * self.weight_decay
+        if ok is not None:
+            good = ok.to(torch.bool)
+            move, decay = torch.where(good, move, 0.0), torch.where(good, decay, 1.0)
+        updates = self._directions(m, v, 1.0 - self.beta2**count)
+        self._apply(params, updates, move, decay)
+
+    def _targets(
+        self, grads: Sequence[Tensor | None], m: list[Tensor], v: list[Tensor], ok: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What the moments move towards: g and g², or the moments themselves (no move at all) where `ok` is 0."""
+        first = [g.to(mean.dtype) for g, mean in zip(grads, m, strict=True) if g is not None]
+        second = list(torch._foreach_mul(first, first))
+        if ok is not None:
+            good = ok.to(torch.bool)
+            first = [torch.where(good, g, mean) for g, mean in zip(first, m, strict=True)]
+            second = [torch.where(good, g, square) for g, square in zip(second, v, strict=True)]
+        return first, second
+
+    @staticmethod
+    def _apply(params: list[Tensor], updates: list[Tensor], move: Tensor, decay: Tensor) -> None:
+        """p <- p·decay - move·update, computed in the moments' dtype and rounded once to the parameter's."""
+        torch._foreach_mul_(updates, move)
+        if all(p.dtype == u.dtype for p, u in zip(params, updates, strict=True)):
+            torch._foreach_mul_(params, decay)
+            torch._foreach_sub_(params, updates)
+            return
+        for param, update in zip(params, updates, strict=True):
+            param.copy_(param.to(update.dtype).mul_(decay).sub_(update))
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"step": scalar, "exp_avg": {name: tensor}, "exp_avg_sq": {name: tensor}} (no copies)."""
+        return {
+            "step": self.count,
+            "exp_avg": dict(zip(self.names, self.exp_avg, strict=True)),
+            "exp_avg_sq": dict(zip(self.names, self.exp_avg_sq, strict=True)),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy a state in; raises ValueError that names what does not fit."""
+        for key, own in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
+            stored = state[key]
+            if stored.keys() != set(self.names):
+                wrong = sorted(stored.keys() ^ set(self.names))
+                raise ValueError(
+                    f"optimizer state does not fit: {len(wrong)} differing names in {key}, first {wrong[0]!r}"
+                )
+            for name, tensor in zip(self.names, own, strict=True):
+                if stored[name].shape != tensor.shape:
+                    raise ValueError(
+                        f"optimizer state {key} of {name!r} has shape {tuple(stored[name].shape)}, "
+                        f"expected {tuple(tensor.shape)}"
+                    )
+                tensor.copy_(stored[name])
+        self.count.copy_(torch.as_tensor(state["step"]))
+
+
+class AdamATan2(_Adam):
+    """Adam without epsilon (Everett et al. 2024, in the form of imoneoi's adam-atan2 0.0.3).
+
+    p <- p(1 - lr·wd); m, v moving averages of g, g²; p <- p - lr/(1-β1^t) · atan2(m, sqrt(v)/sqrt(1-β2^t)).
+    The first-moment correction stands outside the atan2. A zero gradient only decays. lr 0 is allowed.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[nn.Parameter],
+        names: Sequence[str],
+        *,
+        lr: float = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(params, names, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
+
+    def _directions(self, m: list[Tensor], v: list[Tensor], correction2: Tensor) -> list[Tensor]:
+        scale = torch._foreach_sqrt(v)
+        torch._foreach_div_(scale, correction2.sqrt())
+        return [torch.atan2(mean, root, out=root) for mean, root in zip(m, scale, strict=True)]
+
+
+class AdamW(_Adam):
+    """AdamW (Loshchilov & Hutter 2019) with torch.optim.AdamW's formula and defaults."""
+
+    def __init__(
+        self,
+        params: Sequence[nn.Parameter],
+        names: Sequence[str],
+        *,
+        lr: float = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(params, names, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
+        if not eps >= 0.0:
+            raise ValueError(f"eps={eps}: expected 0 or more")
+        self.eps = eps
+
+    def _directions(self, m: list[Tensor], v: list[Tensor], correction2: Tensor) -> list[Tensor]:
+        scale = torch._foreach_sqrt(v)
+        torch._foreach_div_(scale, correction2.sqrt())
+        torch._foreach_add_(scale, self.eps)
+        return list(torch._foreach_div(m, scale))
+
+
+def _wide(param: Tensor) -> torch.dtype:
+    return torch.promote_types(param.dtype, torch.float32)

@@ -1,0 +1,100 @@
+"""One step's gradient: summed over micro-batches and ranks, divided once by the global weight, clipped, checked.
+
+`flat` keeps every dense gradient as a view of one buffer: one zero, one all-reduce, one norm, one division, whatever the
+number of parameters. `ddp` leaves the reduction to torch's DistributedDataParallel, which overlaps it with the backward
+pass of large models; it averages, so the sum is restored here. Both give the same numbers up to rounding.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from engine.distributed import all_reduce_sum, world_size
+from engine.task import Task
+
+
+class GradientReducer:
+    """Owns the dense gradients of `params`. Protocol per step: start, backward (several times), finish."""
+
+    def __init__(self, task: Task, params: dict[str, nn.Parameter], *, parallel: str) -> None:
+        self.params = list(params.values())
+        self.parallel = parallel if world_size() > 1 and self.params else "flat"
+        self._task = task
+        self._raw = task.module
+        self._flat: Tensor | None = None
+        if self.parallel == "ddp":
+            device = self.params[0].device
+            task.module = nn.parallel.DistributedDataParallel(
+                self._raw, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+            )
+        elif self.params:
+            self._flat = self._as_views()
+
+    def _as_views(self) -> Tensor:
+        first = self.params[0]
+        if any(p.dtype != first.dtype or p.device != first.device for p in self.params):
+            raise TypeError("all trained parameters must share one dtype and one device")
+        flat = torch.zeros(sum(p.numel() for p in self.params), dtype=first.dtype, device=first.device)
+        start = 0
+        for param in self.params:
+            param.grad = flat[start : start + param.numel()].view_as(param)
+            start += param.numel()
+        return flat
+
+    def start(self) -> None:
+        """Set the gradients to zero (or drop them, where DDP owns them)."""
+        if self._flat is not None:
+            self._flat.zero_()
+        else:
+            for param in self.params:
+                param.grad = None
+
+    def accumulating(self, *, last: bool) -> AbstractContextManager[object]:
+        """The context of one micro-batch's forward and backward: only the last one of a step may reduce."""
+        if isinstance(self._task.module, nn.parallel.DistributedDataParallel) and not last:
+            return self._task.module.no_sync()
+        return nullcontext()
+
+    @torch.no_grad()
+    def finish(self, loss_sum: Tensor, weight: Tensor, *, clip: float | None) -> tuple[Tensor, Tensor]:
+        """Reduce, divide by the global weight, clip to the global norm `clip`.
+
+        Returns:
+            (norm before clipping, ok): scalars on the device. `ok` is 1 when the loss and every gradient of every rank
+            are finite, and the same number on all ranks; optimizers leave everything as it is where it is 0.
+        """
+        totals = torch.stack([loss_sum.detach().double(), weight.double()]) if loss_sum.device.type != "mps" else (
+            torch.stack([loss_sum.detach().float(), weight.float()])
+        )  # fmt: skip
+        all_reduce_sum(totals)
+        loss_total, weight_total = totals[0], totals[1].clamp(min=torch.finfo(totals.dtype).tiny)
+        ok = torch.isfinite(loss_total)
+        norm = torch.zeros_like(loss_total)
+        if self.params:
+            norm = self._reduce_dense(weight_total)
+            ok = ok & torch.isfinite(norm)
+            if clip is not None:
+                self._scale((clip / norm.clamp(min=1e-12)).clamp(max=1.0))
+        return norm, ok.to(loss_sum.dtype)
+
+    def _reduce_dense(self, weight_total: Tensor) -> Tensor:
+        if self._flat is not None:
+            all_reduce_sum(self._flat)
+            self._flat.div_(weight_total.to(self._flat.dtype))
+            return torch.linalg.vector_norm(self._flat)
+        for param in self.params:
+            if param.grad is None:  # a parameter that this step did not use
+                param.grad = torch.zeros_like(param)
+        self._scale(world_size() / weight_total)
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in self.params])))
+
+    def _scale(self, factor: Tensor) -> None:
+        grads = [self._flat] if self._flat is not None else [p.grad for p in self.params]
+        torch._foreach_mul_(grads, factor.to(grads[0].dtype))
+
+    def close(self) -> None:
+        """Give the task its bare module back."""
+        self._task.module = self._raw

@@ -1,0 +1,110 @@
+"""Names in config: `module@Class` under models/, losses/, evaluators/, dataset/ or tasks/, only there."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from engine.errors import UsageError
+from engine.io import closest
+from engine.schema import structure
+
+SLOTS = ("models", "losses", "evaluators", "dataset", "tasks")
+
+
+def resolve(name: str, slot: str, where: str | None = None) -> type:
+    """The class that `name` means in `slot`, imported now.
+
+    `heads@Head` in slot losses is `losses.heads`; a root package as first part is absolute (`losses@Head`).
+    `where` is the dotted key that errors name. Raises: UsageError listing what exists; an ImportError raised
+    *inside* an existing module goes through unchanged, it is a bug there and not a wrong name.
+    """
+    if slot not in SLOTS:
+        raise ValueError(f"slot {slot!r} is not one of {SLOTS}")
+    place = where or f"name under {slot}/"
+    module, at, cls_name = str(name).partition("@")
+    parts = module.split(".")
+    if not at or not all(part.isidentifier() for part in [*parts, cls_name]):
+        raise UsageError(f"{place}: {name!r} is not of the form module@Class, e.g. {_example(slot)}")
+    if parts[0] not in SLOTS:
+        parts = [slot, *parts]
+    for depth in range(1, len(parts) + 1):
+        if not _exists(parts[:depth]):
+            known = modules_of(parts[0])
+            hint = closest(".".join(parts[1:]), known)
+            raise UsageError(f"{place}: {name!r}: there is no module {'.'.join(parts[:depth])}: {hint}")
+    target = importlib.import_module(".".join(parts))
+    cls = getattr(target, cls_name, None)
+    if not isinstance(cls, type):
+        raise UsageError(
+            f"{place}: {name!r}: {'.'.join(parts)} has no class {cls_name}: "
+            f"{closest(cls_name, classes_of(target))}"
+        )
+    return cls
+
+
+def build_config(cls: type, data: Mapping[str, Any], where: str, skip: Iterable[str] = ("name",)) -> Any:
+    """`cls.Config` from its block of config; keys in `skip` are left out unless declared.
+
+    Raises: UsageError as `engine.schema.structure`, also for keys given to a class without a Config.
+    """
+    schema = getattr(cls, "Config", None)
+    declared = getattr(schema, "__dataclass_fields__", {})
+    rest = {key: value for key, value in data.items() if key in declared or key not in set(skip)}
+    if schema is None:
+        if rest:
+            raise UsageError(f"{where}: {cls.__name__} takes no keys, got {', '.join(map(str, rest))}")
+        return None
+    return structure(schema, rest, where)
+
+
+def require(cls: type, name: str, where: str, **declared: str) -> None:
+    """Refuse a class whose declarations (class variables such as FAMILY) are not those that the script works with.
+
+    Raises: UsageError that names what the class declares and what was expected.
+    """
+    for key, wanted in declared.items():
+        found = getattr(cls, key, None)
+        if found != wanted:
+            what = f"declares {key}={found!r}" if found else f"declares no {key}"
+            raise UsageError(f"{where}={name} {what}, this script works with {key}={wanted!r}: choose another one")
+
+
+def modules_of(package: str) -> list[str]:
+    """Dotted names of the modules under a root package, without importing them (packages included)."""
+    spec = importlib.util.find_spec(package)
+    found: list[str] = []
+    pending = [(path, "") for path in (spec.submodule_search_locations or [] if spec else [])]
+    while pending:
+        folder, prefix = pending.pop()
+        for entry in pkgutil.iter_modules([folder]):
+            found.append(prefix + entry.name)
+            if entry.ispkg:
+                pending.append((f"{folder}/{entry.name}", f"{prefix}{entry.name}."))
+    return sorted(found)
+
+
+def classes_of(module: Any) -> list[str]:
+    """Public classes that a module defines or exports from our packages."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and inspect.isclass(value) and value.__module__.split(".")[0] in SLOTS
+    ]
+
+
+def _exists(parts: list[str]) -> bool:
+    """Whether parts name a module. Imports its parents (whose own errors go through), not the module."""
+    if len(parts) > 1 and not hasattr(importlib.import_module(".".join(parts[:-1])), "__path__"):
+        return False
+    return importlib.util.find_spec(".".join(parts)) is not None
+
+
+def _example(slot: str) -> str:
+    return {"models": "recursive_reasoning.trm@TRM", "losses": "losses@Head"}.get(
+        slot, f"module@Class under {slot}/"
+    )

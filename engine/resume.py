@@ -1,0 +1,89 @@
+"""A run's name, its identity, and the config it goes on with.
+
+`resume=true` takes the stored config, interpolations and all, as the base and puts the command line's values on top, so
+that `resume=true run_name=x` needs nothing else and a changed value reaches everything that was derived from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from engine import rundir
+from engine.config import NOT_IDENTITY, ConfigSource, RunConfig, merge_for_resume, source_of
+from engine.errors import UsageError
+from engine.io import sha256_json
+from engine.schema import structure
+
+C = TypeVar("C", bound=RunConfig)
+NAME_LENGTH = 8  # hex digits of the identity in a default run name: enough to tell the runs of one project apart
+
+
+def identity(source: ConfigSource) -> dict[str, Any]:
+    """The resolved config without device, logging, budget and launch keys."""
+    return rundir.identity_of(source.resolved, without=NOT_IDENTITY)
+
+
+def from_source(config: C, source: ConfigSource) -> C:
+    """`config` read again from `source` (itself, if that is where it came from)."""
+    if source is source_of(config):
+        return config
+    schema = type(config).__mro__[1]  # the schema itself: configs are of a subclass that records reads
+    fresh = structure(schema, source.resolved)
+    vars(fresh)["_source"] = source
+    return fresh  # type: ignore[return-value]
+
+
+def run_dir_pattern(source: ConfigSource) -> str | None:
+    """`run_dir` as written, with its interpolations."""
+    node = OmegaConf.create(source.yaml)
+    assert isinstance(node, DictConfig)
+    child = node._get_node("run_dir")
+    return None if child is None else str(child._value())  # type: ignore[union-attr]
+
+
+def with_run_name(config: C) -> C:
+    """`config` with a run name: a null one becomes `<config name>-<identity>`, the same for the same experiment."""
+    source = source_of(config)
+    if config.run_name is not None:
+        return config
+    stem = (source.config_name or "run").removeprefix("cfg_")
+    name = f"{stem}-{sha256_json(identity(source))[:NAME_LENGTH]}"
+    return from_source(config, _edited(source, {"run_name": name}))
+
+
+def stored_config(folder: Path, config: C, groups: Iterable[str] = ()) -> C:
+    """The config of the run in `folder` with this command's value overrides on top.
+
+    Raises:
+        UsageError: a group change, a `~` deletion, an unknown key, or no readable config.yaml in `folder`.
+    """
+    asked = source_of(config)
+    path = folder / "config.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): this run cannot be resumed by its folder") from None
+    merged = merge_for_resume(text, asked.overrides, groups=[*asked.choices, *groups])
+    header = text.partition("\n")[0] + "\n"
+    source = replace(asked, yaml=header + OmegaConf.to_yaml(merged, resolve=False), resolved=_resolved(merged))
+    return from_source(config, source)
+
+
+def _edited(source: ConfigSource, values: Mapping[str, Any]) -> ConfigSource:
+    header, _, _ = source.yaml.partition("\n")
+    config = OmegaConf.create(source.yaml)
+    assert isinstance(config, DictConfig)
+    for key, value in values.items():
+        OmegaConf.update(config, key, value)
+    return replace(source, yaml=f"{header}\n{OmegaConf.to_yaml(config, resolve=False)}", resolved=_resolved(config))
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

@@ -1,0 +1,132 @@
+"""The one reader of config: a resolved container becomes dataclasses, strictly.
+
+Nothing is guessed: an unknown key, a wrong type or an unknown choice is a `UsageError` of one line with
+dotted path and nearest choice. An integer passes where a number or text is declared, never the reverse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import cattrs
+from cattrs.cols import list_structure_factory, mapping_structure_factory
+from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
+from cattrs.gen import make_dict_structure_fn
+
+from engine.errors import UsageError
+from engine.io import closest
+from engine.keys import describe, is_list, is_union
+from engine.reads import track, unread
+
+__all__ = ["structure", "unread"]
+
+T = TypeVar("T")
+
+
+class Mismatch(TypeError):
+    """A value that does not fit its declared type; the text says both, the place is added on the way out."""
+
+
+def structure(cls: type[T], data: Any, where: str = "") -> T:
+    """Turn a plain container into the dataclass `cls`; `where` is the dotted place of `data` ("": the root).
+
+    The result is of a subclass of `cls` that records attribute reads (see `unread`).
+    Raises: UsageError for unknown and missing keys, wrong types and choices, and failed cross-checks.
+    """
+    try:
+        return converter().structure(data, cls)
+    except (BaseValidationError, UsageError, TypeError, ValueError) as error:
+        problems = _problems(error, [where] if where else [])
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UsageError(" ".join(problems[0].split()) + more) from error
+
+
+def _problems(error: BaseException, path: list[str]) -> list[str]:
+    """Flatten cattrs' tree of errors into sentences, misspelt keys first: they explain the missing ones."""
+    place = ".".join(path).replace(".[", "[")
+    if isinstance(error, ForbiddenExtraKeysError):
+        dot = place + "." if place else ""
+        known = [dot + field.name for field in fields(error.cl)]
+        return [f"unknown key '{dot}{key}': {closest(dot + key, known)}" for key in error.extra_fields]
+    if isinstance(error, BaseValidationError):
+        placed, general = error.group_exceptions()  # type: ignore[attr-defined]
+        lines = [line for child in general for line in _problems(child, path)]
+        for child, note in placed:
+            step = getattr(note, "name", None) or getattr(note, "index", "")
+            lines += _problems(child, [*path, step if isinstance(step, str) else f"[{step}]"])
+        return sorted(lines, key=lambda line: not line.startswith("unknown key"))
+    if isinstance(error, KeyError):
+        return [f"{place} is required and has no value: set {place}=..."]
+    # a failed cross-check of __post_init__ names its key itself
+    return [f"{place}: {error}" if isinstance(error, Mismatch) and place else str(error)]
+
+
+def _scalar(value: Any, kind: Any) -> Any:
+    if type(value) is kind:
+        return value
+    if kind in (float, str) and type(value) is int:
+        return kind(value)
+    raise Mismatch(f"expected {describe(kind)}, got {'null' if value is None else repr(value)}")
+
+
+def _literal(value: Any, kind: Any) -> Any:
+    choices, text = get_args(kind), str(value).lower()
+    if value in choices and type(value) in map(type, choices):
+        return value
+    if text in ("true", "false") and text in choices:  # resume=True arrives as a bool, the choice is a word
+        return text
+    raise Mismatch(f"{value!r} is not one of {describe(kind)}: {closest(str(value), map(str, choices))}")
+
+
+def _union(value: Any, kind: Any) -> Any:
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    if value is None and len(parts) < len(get_args(kind)):
+        return None
+    for part in parts[:-1]:
+        with contextlib.suppress(BaseValidationError, Mismatch):
+            return converter().structure(value, part)
+    try:
+        return converter().structure(value, parts[-1])
+    except Mismatch as error:
+        raise Mismatch(f"expected {describe(kind)}, got {value!r}") if len(parts) > 1 else error from None
+
+
+def _container(kind: Any, made: cattrs.Converter) -> Any:
+    wanted = list if is_list(kind) else Mapping
+    build: Any = (list_structure_factory if is_list(kind) else mapping_structure_factory)(kind, made)
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, wanted):
+            raise Mismatch(f"expected a {describe(kind)}, got {value!r}")
+        return build(value, kind)
+
+    return hook
+
+
+def _block(cls: Any, made: cattrs.Converter) -> Any:
+    build = make_dict_structure_fn(cls, made, _cattrs_forbid_extra_keys=True)
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise Mismatch(f"expected a block of keys, got {'null' if value is None else repr(value)}")
+        return track(build(value, cls))
+
+    return hook
+
+
+@functools.cache
+def converter() -> cattrs.Converter:
+    made = cattrs.Converter()
+    for kind in (bool, int, float, str):
+        made.register_structure_hook(kind, _scalar)
+    made.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _literal)
+    made.register_structure_hook_func(is_union, _union)
+    made.register_structure_hook_factory(  # one for lists, one for blocks of free keys
+        lambda kind: is_list(kind) or dict in (kind, get_origin(kind)), _container
+    )
+    made.register_structure_hook_factory(is_dataclass, _block)
+    return made

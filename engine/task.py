@@ -1,0 +1,129 @@
+"""The Task protocol: what one training step means for a family of models.
+
+The trainer knows nothing of models or data. It asks a task for the micro-batches of a step, back-propagates the loss
+of each, reduces and divides by the global weight, steps the optimizers, and asks the task to evaluate.
+The same five methods fit a recursive model (its carry is task state), a plain language model (no state but a position),
+a hypernetwork over a frozen base (the base is simply not among the parameter groups) and a reinforcement-style trainer
+(`micro_batches` rolls out and fills a replay buffer, which is task state).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import Interrupted, RunFailure, UsageError
+from engine.rows import RowSharded
+
+__all__ = ["Interrupted", "Metrics", "ParamGroup", "RowSharded", "RunFailure", "Runtime", "SparseTable", "Task", "UsageError"]
+
+Metrics = Mapping[str, tuple[Tensor, Tensor]]
+"""name -> (sum, count), both scalars on the device. Division happens once, after the reduction over ranks."""
+
+
+@runtime_checkable
+class SparseTable(Protocol):
+    """A table of which a step touches few rows; it is updated by its own optimizer and never enters the dense gradient."""
+
+    weights: Tensor
+
+    def take_pending(self) -> tuple[Tensor, Tensor]:
+        """Row numbers [n] and gradients [n, E] of all micro-batches since the last call; clears them."""
+
+
+@dataclass(kw_only=True)
+class ParamGroup:
+    """Parameters that share one optimizer and one peak learning rate."""
+
+    name: str
+    optimizer: str
+    """A name of `engine.optim`."""
+    lr: float
+    """Peak learning rate; the schedule multiplies it."""
+    params: dict[str, nn.Parameter] | SparseTable
+    """Named dense parameters, or one sparse table."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What a task may know of the machine and the run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """The compute dtype that `auto` stands for on this device."""
+    attention: str
+    """auto | sdpa | flash | math"""
+    seed: int
+    accumulation: int
+    rank: int
+    world_size: int
+    stop_requested: Callable[[], bool] = field(default=lambda: False)
+    """True once a signal has asked the run to stop (the same answer on all ranks; collective, ask it in step)."""
+
+    def micro_rows(self, global_rows: int, key: str) -> int:
+        """Rows of one micro-batch. `key` names the batch size in the error when it does not divide evenly."""
+        parts = self.world_size * self.accumulation
+        if global_rows % parts:
+            raise UsageError(
+                f"{key}={global_rows} does not divide into {self.world_size} ranks x accumulation={self.accumulation}: "
+                f"choose a multiple of {parts}, e.g. {key}={max(parts, round(global_rows / parts) * parts)}"
+            )
+        return global_rows // parts
+
+
+class Task(Protocol):
+    """One family's training step. All methods are called on every rank, in the same order."""
+
+    module: nn.Module
+    """The module whose forward makes everything that a gradient flows through. The trainer may replace it by a
+    wrapper (DDP), so a task calls `self.module(...)` and keeps no other reference for training."""
+
+    def micro_batches(self, step: int) -> Iterable[Any]:
+        """Draw the micro-batches of step `step` (1-based): feed slots, roll out. No gradient; collectives allowed."""
+
+    def loss(self, micro_batch: Any) -> tuple[Tensor, Tensor | float, Metrics]:
+        """(sum of the loss, the weight it is to be divided by, metrics) of one micro-batch of this rank."""
+
+    def after_step(self) -> None:
+        """Called once after the optimizers have stepped (and the averaged weights have moved)."""
+
+    def evaluate(self, *, final: bool) -> dict[str, float | None]:
+        """Evaluate on the held-out split; `final` is the last evaluation of the run. Same result on every rank."""
+
+    def param_groups(self) -> list[ParamGroup]:
+        """What is trained, by which optimizer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but weights and optimizers: nested dicts and lists of tensors, scalars, `RowSharded` tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse: `RowSharded` leaves arrive already sliced to this rank's rows."""
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What the trainer needs to know of a run's length and habits; an entry script's `build` returns it with the task."""
+
+    task: Task
+    total_steps: int
+    """The horizon: where an uninterrupted run without `max_steps` ends, and what schedules count against."""
+    schedule: Callable[[int], float]
+    """Step (1-based) -> factor on every group's peak learning rate."""
+    eval_steps: frozenset[int] = frozenset()
+    """The steps that an evaluation follows."""
+    final_eval: bool = True
+    """Whether one follows the last step in any case."""
+    checkpoint_every_eval: bool = True
+    primary_metric: str = "eval/loss"
+    primary_direction: str = "min"
+    batch_key: str = "batch_size"
+    """The config key that an out-of-memory message names."""
+    batch_rows: int = 1
+    """Rows of the global batch, for throughput."""
+    cards: list[dict[str, Any]] = field(default_factory=list)
+    """Data cards, kept in the run directory."""

@@ -1,0 +1,114 @@
+"""Loss of one ACT step: token cross entropy, whether the answer is right (q_halt), and the value of going on (q_continue).
+
+Every row counts at every step (deep supervision). Shapes: B rows, T tokens, V words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.stablemax import IGNORE, softmax_cross_entropy, stablemax_cross_entropy
+from models.recursive_reasoning.act import ACTOutput
+
+__all__ = ["ACTLossConfig", "ACTLossHead", "LossResult"]
+
+Metrics = dict[str, tuple[Tensor, Tensor]]
+
+_TOKEN_LOSSES = {
+    "stablemax_cross_entropy": stablemax_cross_entropy,
+    "softmax_cross_entropy": softmax_cross_entropy,
+}
+_PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+_Q_WEIGHT = 0.5
+
+
+@dataclass(kw_only=True)
+class ACTLossConfig:
+    """Raises ValueError for an unknown choice; the text names the override."""
+
+    loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
+    """Token loss."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Dtype of the token loss; float64 is the published code's choice for stablemax (differs by less than 1e-6)."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("loss_type", _TOKEN_LOSSES), ("precision", _PRECISIONS)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"arch.loss.{name}={value}: choose one of {', '.join(choices)}")
+
+
+@dataclass
+class LossResult:
+    """`total` is the scalar sum over the rows; divide it by the global number of rows (`weight` is this batch's)."""
+
+    total: Tensor
+    weight: float
+    metrics: Metrics  # name -> (sum, count), detached scalars on the device
+    preds: Tensor  # [B, T] int64
+
+
+class ACTLossHead(nn.Module):
+    """`head(output)` -> LossResult. Labels are those of the rows' own examples (`output.carry.data`), not of the batch."""
+
+    Config: ClassVar = ACTLossConfig
+
+    def __init__(self, config: ACTLossConfig) -> None:
+        super().__init__()
+        self.token_loss = _TOKEN_LOSSES[config.loss_type]
+        self.dtype = _PRECISIONS[config.precision]
+
+    def forward(self, output: ACTOutput) -> LossResult:
+        """Raises ValueError when the output has no logits."""
+        logits, labels = output.logits, output.carry.data["labels"]
+        if logits is None:
+            raise ValueError("the loss needs logits; this ACT step was computed without them")
+        kept = labels != IGNORE
+        words = kept.sum(-1)  # [B]
+        divisor = words.clamp(min=1)
+        with torch.no_grad():
+            preds = logits.argmax(-1)
+            right = (kept & (preds == labels)).sum(-1)
+            solved = right == words  # also a row without labels: the q target of an empty row is "right"
+
+        lm = (self.token_loss(logits, labels, dtype=self.dtype) / divisor.unsqueeze(-1)).sum()
+        parts = {"lm_loss": lm, "q_halt_loss": _bce(output.q_halt_logits, solved)}
+        if output.target_q_continue is not None:
+            parts["q_continue_loss"] = _bce(output.q_continue_logits, output.target_q_continue)
+        total = lm + _Q_WEIGHT * sum(value for name, value in parts.items() if name != "lm_loss")
+
+        metrics = self._row_metrics(output, words, right / divisor, solved)
+        rows = torch.full((), labels.shape[0], device=labels.device)
+        for name, value in {"loss": total, **parts}.items():
+            metrics[name] = (value.detach(), rows)
+        return LossResult(total, float(labels.shape[0]), metrics, preds)
+
+    @torch.no_grad()
+    def _row_metrics(self, output: ACTOutput, words: Tensor, accuracy: Tensor, solved: Tensor) -> Metrics:
+        """Sums over rows that have labels: those that halted at this step, and (`_live`) all of them."""
+        live = words > 0
+        done = live & output.carry.halted
+        judged = (output.q_halt_logits >= 0) == solved
+        values = {
+            "accuracy": accuracy,
+            "exact_accuracy": solved,
+            "q_halt_accuracy": judged,
+            "steps": output.carry.steps,
+        }
+        metrics = {name: (_masked_sum(value, done), done.sum()) for name, value in values.items()}
+        for name in ("accuracy", "exact_accuracy", "steps"):
+            metrics[f"{name}_live"] = (_masked_sum(values[name], live), live.sum())
+        return metrics
+
+
+def _bce(logits: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="sum")
+
+
+def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values, torch.zeros_like(values)).sum()

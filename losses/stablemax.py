@@ -1,0 +1,42 @@
+"""Per-token cross entropies: stablemax (Prieto et al. 2025, arXiv 2501.04697) and softmax.
+
+stablemax replaces exp by s(x) = x + 1 for x >= 0 and 1 / (1 - x) below, so p_i = s(x_i) / Σ s.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+
+
+def log_s(x: Tensor) -> Tensor:
+    """log s(x) = log1p(x) for x >= 0, -log1p(-x) below; same shape and dtype.
+
+    Each branch sees its own half-line only: an unclamped argument would turn the unused branch's infinite derivative into
+    NaN (0 · inf) at x = 1.
+    """
+    return torch.where(x >= 0, torch.log1p(x.clamp(min=0)), -torch.log1p(-x.clamp(max=0)))
+
+
+def stablemax_cross_entropy(logits: Tensor, labels: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """logits [..., V], labels [...] int (-100 ignored) -> loss [...] in at least `dtype`, 0 where ignored."""
+    return _token_loss(log_s(_wide(logits, dtype)), labels)
+
+
+def softmax_cross_entropy(logits: Tensor, labels: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """logits [..., V], labels [...] int (-100 ignored) -> loss [...] in at least `dtype`, 0 where ignored."""
+    return _token_loss(_wide(logits, dtype), labels)
+
+
+def _wide(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, dtype))
+
+
+def _token_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """-log_softmax(scores)[label] where there is a label; [..., V] -> [...]."""
+    kept = labels != IGNORE
+    index = labels.masked_fill(~kept, 0).long().unsqueeze(-1)
+    loss = -scores.log_softmax(-1).gather(-1, index).squeeze(-1)
+    return torch.where(kept, loss, loss.new_zeros(()))

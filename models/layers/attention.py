@@ -1,0 +1,63 @@
+"""Multi-head self-attention over all positions: no mask, no bias, padding is attended to (as in HRM and TRM)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers.linear import CastedLinear
+from models.layers.rotary import apply_rotary
+
+AttentionKind = Literal["auto", "sdpa", "math", "flash"]
+ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
+
+
+def _load_flash() -> Any:
+    try:
+        from flash_attn import flash_attn_func  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise ImportError(
+            "attention=flash needs the flash_attn package (CUDA): pip install -e .[flash], or use attention=sdpa"
+        ) from error
+    return flash_attn_func
+
+
+class Attention(nn.Module):
+    """[B, S, D] -> [B, S, D]. `qkv_proj` [3·h·d, D]: rows of all q heads, all k heads, all v heads; `o_proj` [D, h·d].
+
+    kind: "auto" and "sdpa" use torch's fused kernels, "math" an explicit softmax, "flash" the flash_attn package.
+    Raises ValueError for another kind and ImportError when flash_attn is asked for and absent.
+    """
+
+    def __init__(self, size: int, num_heads: int, *, kind: str = "auto") -> None:
+        super().__init__()
+        if kind not in ATTENTION_KINDS:
+            raise ValueError(f"attention={kind}: choose one of {', '.join(ATTENTION_KINDS)}")
+        self.num_heads, self.head_dim, self.kind = num_heads, size // num_heads, kind
+        self._flash = _load_flash() if kind == "flash" else None
+        self.qkv_proj = CastedLinear(size, 3 * size)
+        self.o_proj = CastedLinear(size, size)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        rows, length, _ = x.shape
+        qkv = self.qkv_proj(x).view(rows, length, 3 * self.num_heads, self.head_dim)
+        if rope is not None:  # q and k are neighbours in the fused projection: one rotation serves both
+            qk, value = qkv.split((2 * self.num_heads, self.num_heads), dim=2)
+            query, key = apply_rotary(qk, *rope).chunk(2, dim=2)  # [B, S, h, d]
+        else:
+            query, key, value = qkv.chunk(3, dim=2)
+        mixed = self._flash(query, key, value) if self._flash is not None else self._mix(query, key, value)
+        return self.o_proj(mixed.reshape(rows, length, -1))
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[B, S, h, d] three times -> [B, S, h, d]."""
+        q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # [B, h, S, d]
+        if self.kind != "math":
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_dim)
+        weights = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1).to(v.dtype)
+        return (weights @ v).transpose(1, 2)

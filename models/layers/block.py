@@ -1,0 +1,69 @@
+"""The post-norm block of HRM and TRM and the stack of blocks that the recursion calls.
+
+    x <- rms(x + mix(x));  x <- rms(x + mlp(x))
+
+`mix` is self-attention, or, for `mlp_t`, a SwiGLU along the *sequence* axis whose sum is normalised along that axis too.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from models.layers.attention import Attention
+from models.layers.mlp import SwiGLU, swiglu_inner_size
+from models.layers.norm import rms_norm
+
+Rope = tuple[Tensor, Tensor] | None
+
+
+class ReasoningBlock(nn.Module):
+    """[B, S, D] -> [B, S, D]. One compile unit."""
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        num_heads: int,
+        expansion: float,
+        eps: float,
+        length: int,
+        mlp_t: bool,
+        attention: str,
+    ) -> None:
+        super().__init__()
+        self.size, self.length, self.expansion, self.eps = size, length, expansion, eps
+        self.self_attn = None if mlp_t else Attention(size, num_heads, kind=attention)
+        self.mlp_t = SwiGLU(length, expansion) if mlp_t else None
+        self.mlp = SwiGLU(size, expansion)
+
+    def forward(self, x: Tensor, rope: Rope = None) -> Tensor:
+        if self.mlp_t is not None:
+            # One copy [B, D, S] puts the sequence last, so both products and the norm run over contiguous rows.
+            turned = x.transpose(1, 2).contiguous()
+            x = rms_norm(turned + self.mlp_t(turned), self.eps).transpose(1, 2).contiguous()
+        elif self.self_attn is not None:
+            x = rms_norm(x + self.self_attn(x, rope), self.eps)
+        return rms_norm(x + self.mlp(x), self.eps)
+
+    def flops(self) -> int:
+        """Floating-point operations of one forward pass for one row: S(8D²+6DI)+4S²D, or 6·S·I_t·D + 6·S·D·I."""
+        length, size = self.length, self.size
+        channel = 6 * length * size * swiglu_inner_size(size, self.expansion)
+        if self.mlp_t is not None:
+            return channel + 6 * length * swiglu_inner_size(length, self.expansion) * size
+        return channel + 8 * length * size**2 + 4 * length**2 * size
+
+
+class ReasoningStack(nn.Module):
+    """Blocks in a row: `forward(hidden, injection, rope)` = blocks(hidden + injection), all [B, S, D]."""
+
+    def __init__(self, blocks: list[ReasoningBlock]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(blocks)
+
+    def forward(self, hidden: Tensor, injection: Tensor | None, rope: Rope = None) -> Tensor:
+        if injection is not None:
+            hidden = hidden + injection
+        for layer in self.layers:
+            hidden = layer(hidden, rope)
+        return hidden

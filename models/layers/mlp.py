@@ -1,0 +1,74 @@
+"""SwiGLU feed-forward layer: down(silu(gate) * up) with one fused gate-and-up projection (Shazeer 2020)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers.linear import CastedLinear
+
+_MULTIPLE = 256
+
+
+def swiglu_inner_size(size: int, expansion: float) -> int:
+    """Inner width I: two thirds of expansion·size, rounded up to a multiple of 256 (512 at expansion 4 -> 1536)."""
+    return -(-round(expansion * size * 2 / 3) // _MULTIPLE) * _MULTIPLE
+
+
+class _GatedSiLU(torch.autograd.Function):
+    """[..., 2I] (gate first) -> silu(gate) * up [..., I]; the backward pass writes both halves into one buffer.
+
+    silu' = s + silu (1 - s) with s = sigmoid(gate). On a CPU s is kept (the exponential costs more than memory traffic),
+    elsewhere it is computed again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, fused: Tensor) -> Tensor:
+        gate, up = fused.chunk(2, dim=-1)
+        if fused.device.type != "cpu":
+            ctx.save_for_backward(fused)
+            return F.silu(gate).mul_(up)
+        sigmoid = torch.sigmoid(gate)
+        ctx.save_for_backward(fused, sigmoid)
+        return (gate * sigmoid).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        fused, *kept = ctx.saved_tensors
+        gate, up = fused.chunk(2, dim=-1)
+        sigmoid = kept[0] if kept else torch.sigmoid(gate)
+        silu = gate * sigmoid
+        grad_fused = torch.empty_like(fused)
+        grad_gate, grad_up = grad_fused.chunk(2, dim=-1)
+        torch.mul(grad, silu, out=grad_up)
+        torch.lerp(sigmoid, sigmoid.new_ones(()), silu, out=grad_gate)  # s + silu (1 - s)
+        grad_gate.mul_(up).mul_(grad)
+        return grad_fused
+
+
+def gated_silu(fused: Tensor) -> Tensor:
+    """silu(gate) * up of a tensor [..., 2I] whose first half is the gate. Without gradient `fused` is overwritten."""
+    if torch.compiler.is_compiling():
+        gate, up = fused.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    if torch.is_grad_enabled() and fused.requires_grad:
+        return _GatedSiLU.apply(fused)
+    gate, up = fused.chunk(2, dim=-1)
+    return F.silu(gate, inplace=True).mul_(up)
+
+
+class SwiGLU(nn.Module):
+    """[..., size] -> [..., size]; `gate_up_proj` [2I, size], `down_proj` [size, I], no biases."""
+
+    def __init__(self, size: int, expansion: float) -> None:
+        super().__init__()
+        inner = swiglu_inner_size(size, expansion)
+        self.gate_up_proj = CastedLinear(size, 2 * inner)
+        self.down_proj = CastedLinear(inner, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(gated_silu(self.gate_up_proj(x)))

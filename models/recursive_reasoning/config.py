@@ -1,0 +1,121 @@
+"""Hyper-parameters that every recursive model shares; `trm.py` and `hrm.py` set their own defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+PositionEncoding = Literal["rope", "learned", "none"]
+ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
+
+
+@dataclass(kw_only=True)
+class RecursiveConfig:
+    """Raises ValueError for values that cannot be built; the text names the override to change."""
+
+    H_cycles: int = 3
+    """Outer cycles per ACT step; each ends with one update of z_H."""
+    L_cycles: int = 6
+    """Updates of z_L within an outer cycle."""
+    H_layers: int = 0
+    """Blocks of the stack that updates z_H (0: the L stack serves both)."""
+    L_layers: int = 2
+    """Blocks of the stack that updates z_L."""
+    hidden_size: int = 512
+    """Width D."""
+    num_heads: int = 8
+    """Attention heads; must divide hidden_size."""
+    expansion: float = 4.0
+    """Feed-forward expansion; the SwiGLU inner width is 2/3 of it, rounded up to a multiple of 256."""
+    mlp_t: bool = False
+    """Replace attention by a SwiGLU along the sequence (its weights then depend on the data set's sequence length)."""
+    pos_encodings: PositionEncoding = "rope"
+    """Positions: rotary, a learned table added to the input, or none."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rms_norm_eps: float = 1e-5
+    """Added to the mean square before the root."""
+    puzzle_emb_ndim: int = 512
+    """Width of the learned vector per puzzle; 0: no puzzle embedding and no prefix."""
+    puzzle_emb_len: int = 0
+    """Prefix positions P that the puzzle vector is laid out over; 0: as few as hold it."""
+    halt_max_steps: int = 16
+    """ACT steps after which a row always halts; evaluation always takes this many."""
+    halt_exploration_prob: float = 0.1
+    """Probability per row and step of demanding a random minimum number of steps (2..halt_max_steps)."""
+    no_ACT_continue: bool = True
+    """Halt on q_halt > 0 alone (one pass). False: halt on q_halt > q_continue, with a second pass for its target."""
+    forward_dtype: ForwardDtype = "auto"
+    """Compute dtype; auto is the run's choice for the device. float64 stores parameters in float64 too."""
+
+    def __post_init__(self) -> None:
+        for name in ("H_cycles", "L_cycles", "L_layers", "hidden_size", "num_heads", "halt_max_steps"):
+            _check(getattr(self, name) >= 1, f"arch.{name}={getattr(self, name)}: expected at least 1")
+        for name in ("H_layers", "puzzle_emb_ndim", "puzzle_emb_len"):
+            _check(getattr(self, name) >= 0, f"arch.{name}={getattr(self, name)}: expected 0 or more")
+        for name in ("expansion", "rms_norm_eps", "rope_theta"):
+            _check(getattr(self, name) > 0, f"arch.{name}={getattr(self, name)}: expected a positive number")
+        _check(
+            0.0 <= self.halt_exploration_prob <= 1.0,
+            f"arch.halt_exploration_prob={self.halt_exploration_prob}: expected a probability between 0 and 1",
+        )
+        self._check_heads()
+        room = self.prefix_len * self.hidden_size
+        _check(
+            room >= self.puzzle_emb_ndim,
+            f"arch.puzzle_emb_len={self.puzzle_emb_len} holds {room} numbers but arch.puzzle_emb_ndim="
+            f"{self.puzzle_emb_ndim}: expected arch.puzzle_emb_len of at least {self._fewest_positions()} (0 = automatic)",
+        )
+        for name, choices in (("pos_encodings", PositionEncoding), ("forward_dtype", ForwardDtype)):
+            known = choices.__args__  # type: ignore[attr-defined]
+            _check(
+                getattr(self, name) in known,
+                f"arch.{name}={getattr(self, name)}: choose one of {', '.join(known)}",
+            )
+
+    def _check_heads(self) -> None:
+        size, heads = self.hidden_size, self.num_heads
+        if self.mlp_t:
+            return
+        divisors = [n for n in range(1, min(size, 64) + 1) if size % n == 0]
+        _check(
+            size % heads == 0,
+            f"arch.num_heads={heads} does not divide arch.hidden_size={size}: choose one of {_listed(divisors)}",
+        )
+        even = [n for n in divisors if (size // n) % 2 == 0]
+        _check(
+            self.pos_encodings != "rope" or (size // heads) % 2 == 0,
+            f"arch.num_heads={heads} gives heads of odd width {size // max(heads, 1)}, which arch.pos_encodings=rope cannot "
+            f"rotate: choose " + (f"one of {_listed(even)}" if even else "an even arch.hidden_size"),
+        )
+
+    def _fewest_positions(self) -> int:
+        return -(-self.puzzle_emb_ndim // self.hidden_size)
+
+    @property
+    def prefix_len(self) -> int:
+        """P: no prefix without puzzle embedding, else `puzzle_emb_len`, else the fewest positions that hold the vector."""
+        wanted = self.puzzle_emb_len or self._fewest_positions()
+        return wanted if self.puzzle_emb_ndim else 0
+
+    def compute_dtype(self, auto: torch.dtype) -> torch.dtype:
+        """The dtype of activations; `auto` is used for forward_dtype=auto."""
+        dtypes = {
+            "auto": auto,
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+            "float32": torch.float32,
+            "float64": torch.float64,
+        }
+        return dtypes[self.forward_dtype]
+
+
+def _check(fine: bool, message: str) -> None:
+    if not fine:
+        raise ValueError(message)
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))

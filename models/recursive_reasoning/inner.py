@@ -1,0 +1,162 @@
+"""Everything inside one ACT step: input embedding, recursion over the latents, output heads.
+
+Shapes: B rows, T tokens, P prefix positions, S = P + T, D width, V words, E width of the puzzle vector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import (
+    CastedEmbedding,
+    CastedLinear,
+    ReasoningBlock,
+    ReasoningStack,
+    RotaryTables,
+    cached_casts,
+    trunc_normal_,
+)
+from models.recursive_reasoning.act import PuzzleShape
+from models.recursive_reasoning.config import RecursiveConfig
+from models.recursive_reasoning.recursion import Update, recur
+from models.sparse_embedding import SparseEmbedding
+
+INPUT = "x"
+_Q_BIAS = -5.0  # a fresh model halts nothing before the last step
+
+
+class RecursiveInner(nn.Module):
+    """Stacks named by `config`, driven by `plan`; the heads read latent `readout`.
+
+    Each latent `z_N` of the plan has a fixed random start, buffer `N_init` [D]: never trained, the same at all positions.
+    """
+
+    def __init__(
+        self,
+        config: RecursiveConfig,
+        shape: PuzzleShape,
+        *,
+        plan: Sequence[Update],
+        window: int,
+        dtype: torch.dtype,
+        attention: str,
+        readout: str = "z_H",
+    ) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.plan, self.window, self.readout, self.dtype = tuple(plan), window, readout, dtype
+        self.prefix_len = config.prefix_len
+        self.length = self.prefix_len + shape.seq_len
+        self.scale = math.sqrt(size)
+
+        std = 1.0 / self.scale
+        self.embed_tokens = CastedEmbedding(shape.vocab_size, size, init_std=std, cast_to=dtype)
+        self.puzzle_emb = None
+        if config.puzzle_emb_ndim:
+            self.puzzle_emb = SparseEmbedding(shape.num_puzzle_identifiers, config.puzzle_emb_ndim)
+        self.embed_pos = None
+        if config.pos_encodings == "learned":
+            self.embed_pos = CastedEmbedding(self.length, size, init_std=std, cast_to=dtype)
+        self.rotary = self._rotary(config, dtype)
+
+        self.stack_names = []
+        for name, layers in (("H_level", config.H_layers), ("L_level", config.L_layers)):
+            if layers:
+                self.stack_names.append(name)
+                self.add_module(name, self._stack(config, layers, attention))
+        self.latent_names = tuple(dict.fromkeys(update.target for update in self.plan))
+        for name in self.latent_names:
+            self.register_buffer(_init_name(name), trunc_normal_(torch.empty(size), 1.0))
+
+        self.lm_head = CastedLinear(size, shape.vocab_size)
+        self.q_head = CastedLinear(size, 2, bias=True)
+        nn.init.zeros_(self.q_head.weight)
+        nn.init.constant_(self.q_head.bias, _Q_BIAS)  # type: ignore[arg-type]
+
+    def _stack(self, config: RecursiveConfig, layers: int, attention: str) -> ReasoningStack:
+        return ReasoningStack(
+            [
+                ReasoningBlock(
+                    size=config.hidden_size,
+                    num_heads=config.num_heads,
+                    expansion=config.expansion,
+                    eps=config.rms_norm_eps,
+                    length=self.length,
+                    mlp_t=config.mlp_t,
+                    attention=attention,
+                )
+                for _ in range(layers)
+            ]
+        )
+
+    def _rotary(self, config: RecursiveConfig, dtype: torch.dtype) -> RotaryTables | None:
+        theta = config.rope_theta
+        if config.pos_encodings != "rope" or config.mlp_t:
+            return None
+        table = torch.promote_types(dtype, torch.float32)
+        return RotaryTables(config.hidden_size // config.num_heads, self.length, theta=theta, dtype=table)
+
+    # One ACT step, in order
+
+    def casts(self) -> AbstractContextManager[None]:
+        """Block in which the weights' copies in the compute dtype are made once and reused."""
+        return cached_casts(self, self.dtype)
+
+    def initial(self, rows: int) -> dict[str, Tensor]:
+        """The start of every latent, [B, S, D] (a broadcast view) in the compute dtype."""
+        starts = {name: self.get_buffer(_init_name(name)).to(self.dtype) for name in self.latent_names}
+        return {name: start.expand(rows, self.length, -1) for name, start in starts.items()}
+
+    def embed(self, data: Mapping[str, Tensor]) -> Tensor:
+        """inputs [B, T] and puzzle_identifiers [B] -> x [B, S, D], scaled by sqrt(D)."""
+        x = self.embed_tokens(data["inputs"])
+        if self.puzzle_emb is not None:
+            vector = self.puzzle_emb(data["puzzle_identifiers"]).to(self.dtype)  # [B, E]
+            vector = F.pad(vector, (0, self.prefix_len * x.shape[-1] - vector.shape[-1]))
+            x = torch.cat((vector.view(-1, self.prefix_len, x.shape[-1]), x), dim=1)
+        if self.embed_pos is not None:
+            x = 0.707106781 * (
+                x + self.embed_pos.table()
+            )  # keeps the variance of the sum at that of one summand
+        return self.scale * x
+
+    def recur(self, latents: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        """All cycles of one ACT step: latents [B, S, D] -> latents, of which the last `window` updates have a graph."""
+        rope = None if self.rotary is None else self.rotary()
+
+        def call(stack: str, hidden: Tensor, injection: Tensor | None) -> Tensor:
+            return self.get_submodule(stack)(hidden, injection, rope)
+
+        values = recur(self.plan, self.window, {**latents, INPUT: x}, call)
+        return {name: values[name] for name in self.latent_names}
+
+    def logits(self, latents: Mapping[str, Tensor]) -> Tensor:
+        """Latents -> logits [B, T, V] in the compute dtype (the prefix is dropped before the projection)."""
+        return self.lm_head(latents[self.readout][:, self.prefix_len :])
+
+    def q_values(self, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Latents -> (q_halt [B], q_continue [B]) read at position 0, at least float32."""
+        q = self.q_head(latents[self.readout][:, 0])
+        return q.to(torch.promote_types(q.dtype, torch.float32)).unbind(-1)
+
+    # Facts about the model
+
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of all stacks, each one compile unit."""
+        return [block for name in self.stack_names for block in self.get_submodule(name).layers]  # type: ignore[union-attr]
+
+    def flops(self) -> tuple[int, int]:
+        """Operations per row of one ACT step: (all updates forward, the updates of the gradient window forward)."""
+        cost = {name: sum(b.flops() for b in self.get_submodule(name).layers) for name in self.stack_names}  # type: ignore[union-attr,operator]
+        costs = [cost[update.stack] for update in self.plan]
+        return sum(costs), sum(costs[len(costs) - self.window :])
+
+
+def _init_name(latent: str) -> str:
+    return latent.removeprefix("z_") + "_init"

@@ -1,0 +1,58 @@
+"""The one recursion engine of the family: latents by name, a plan of updates, and how many of the last carry a gradient.
+
+A variant is only a plan. TRM: one stack, the whole last cycle with gradient. HRM: two stacks, the last two updates.
+An update reads latents and inputs from one name space, so a further input (a goal, say) is one more name in a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Call = Callable[[str, Tensor, Tensor | None], Tensor]
+"""(stack name, hidden [B,S,D], injection [B,S,D] or None) -> [B,S,D]."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """values[target] <- stack(sum of `hidden`, sum of `injection`); the names are latents or inputs."""
+
+    stack: str
+    target: str
+    hidden: tuple[str, ...]
+    injection: tuple[str, ...] = ()
+
+
+def cycle_plan(H_cycles: int, L_cycles: int, low: Update, high: Update) -> tuple[Update, ...]:
+    """H_cycles times (L_cycles times `low`, then `high`)."""
+    return ((low,) * L_cycles + (high,)) * H_cycles
+
+
+def recur(plan: Sequence[Update], window: int, values: Mapping[str, Tensor], call: Call) -> dict[str, Tensor]:
+    """Run the plan; only its last `window` updates build a graph. Returns all values, the updated latents among them."""
+    state = dict(values)
+    split = len(plan) - window
+    with torch.no_grad():
+        _run(plan[:split], state, call)
+    _run(plan[split:], state, call)
+    return state
+
+
+def _run(plan: Sequence[Update], values: dict[str, Tensor], call: Call) -> None:
+    sums: dict[tuple[str, ...], Tensor] = {}  # an injection is summed once until one of its summands changes
+    for update in plan:
+        names = update.injection
+        if names and names not in sums:
+            sums[names] = _sum(values, names)
+        values[update.target] = call(update.stack, _sum(values, update.hidden), sums.get(names))
+        sums = {names: total for names, total in sums.items() if update.target not in names}
+
+
+def _sum(values: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
+    total = values[names[0]]
+    for name in names[1:]:
+        total = total + values[name]
+    return total

@@ -1,0 +1,125 @@
+"""Recursive reasoning with puzzle embeddings: TRM and HRM on Sudoku (mazes and ARC-AGI to come).
+
+    python pretrain.py device=cpu max_steps=10                                      # smoke test, under a minute
+    python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 device=cpu             # learns 4x4 Sudoku on a laptop
+    torchrun --nproc-per-node=4 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp
+    python pretrain.py --help                                                       # every key, both styles
+
+This file only wires: config -> data -> model and loss -> task -> the shared trainer.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from engine.cli import main
+from engine.config import load_synced_config
+from engine.distributed import rank, world_size
+from engine.multirun import run_child_if_multirun
+from pretrain_args import PretrainConfig
+
+RANK, WORLD_SIZE = rank(), world_size()
+SCHEMA = PretrainConfig
+ALIASES = {"checkpoint_path": "run_dir"}
+
+
+def create_model(config: PretrainConfig, shape: Any, runtime: Any) -> tuple[Any, Any]:
+    """The model and the loss head that `config.arch` names, with weights drawn from `config.seed`.
+
+    Raises:
+        UsageError: an unknown name or key, or an architecture of another family of models.
+    """
+    from engine.registry import build_config, require, resolve
+
+    hyper, loss = {**config.arch}, dict(config.arch.get("loss") or {})
+    hyper.pop("loss", None)
+    name = hyper.pop("name", "")
+    model_class = resolve(name, "models", "arch.name")
+    require(model_class, name, "arch.name", FAMILY="recursive_reasoning", DATA_MODE="embedding")
+    loss_class = resolve(loss.pop("name", ""), "losses", "arch.loss.name")
+    model = model_class(
+        build_config(model_class, hyper, "arch"), shape, auto_dtype=runtime.dtype, attention=runtime.attention
+    )
+    return model.to(runtime.device), loss_class(build_config(loss_class, loss, "arch.loss"))
+
+
+def build(config: PretrainConfig, runtime: Any) -> Any:
+    """Data, model, loss and task of one run, with the plan that the trainer follows."""
+    from dataset.catalog import ensure
+    from dataset.format import load_splits
+    from dataset.sampler import EvalSampler, TrainSampler
+    from dataset.writing import describe
+    from engine.registry import build_config, resolve
+    from engine.schedule import warmup_cosine
+    from engine.task import Plan
+    from models.recursive_reasoning.act import PuzzleShape
+    from tasks.recursive_reasoning import EpochPlan, RecursiveReasoningTask, param_groups
+
+    folders = [ensure(path) for path in config.data_paths]
+    tests = [ensure(path) for path in config.data_paths_test] or folders
+    train = load_splits(folders, "train")
+    epochs_per_iter = config.eval_interval or config.epochs
+    sampler = TrainSampler(
+        train, seed=config.seed, global_batch_size=config.global_batch_size, epochs_per_iter=epochs_per_iter
+    )
+    epochs = EpochPlan(sampler, iterations=config.epochs // epochs_per_iter)
+    shape = PuzzleShape(train[0].metadata.seq_len, train[0].metadata.vocab_size, sampler.num_puzzle_identifiers)
+    model, loss_head = create_model(config, shape, runtime)
+
+    evaluators = []
+    for number, entry in enumerate(config.evaluators):
+        evaluator = resolve(entry.get("name", ""), "evaluators")
+        settings = {key: value for key, value in entry.items() if key != "name"}
+        evaluators.append(evaluator(build_config(evaluator, settings, f"evaluators[{number}]")))
+    held_out = partial(
+        EvalSampler, load_splits(tests, "test", like=train),
+        config.eval_batch_size or config.global_batch_size, seed=config.seed,
+    )  # fmt: skip
+    task = RecursiveReasoningTask(
+        model, loss_head, runtime=runtime, sampler=sampler, plan=epochs,
+        global_rows=config.global_batch_size, batch_key="global_batch_size",
+        eval_sampler=held_out(max_examples=config.eval_max_examples),
+        final_sampler=held_out(max_examples=config.final_eval_max_examples),
+        evaluators=evaluators,
+        groups=param_groups(
+            model, lr=config.lr, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2),
+            embedding_lr=config.puzzle_emb_lr, embedding_weight_decay=config.puzzle_emb_weight_decay,
+            freeze_weights=config.freeze_weights,
+        ),
+    )  # fmt: skip
+    return Plan(
+        task=task,
+        total_steps=epochs.total_steps,
+        schedule=partial(
+            warmup_cosine, base=1.0, warmup=config.lr_warmup_steps, total=epochs.total_steps,
+            min_ratio=config.lr_min_ratio,
+        ),
+        eval_steps=epochs.evaluation_steps(config.min_eval_interval) if config.eval_interval else frozenset(),
+        final_eval=config.final_eval,
+        checkpoint_every_eval=config.checkpoint_every_eval,
+        primary_metric="eval/exact_accuracy",
+        primary_direction="max",
+        batch_key="global_batch_size",
+        batch_rows=config.global_batch_size,
+        cards=[describe(folder) for folder in dict.fromkeys([*folders, *tests])],
+    )  # fmt: skip
+
+
+@hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
+def launch(hydra_config: DictConfig) -> None:
+    """Compose -> strict config -> run. Everything between is the engine's."""
+    if run_child_if_multirun(hydra_config, __file__):
+        return
+    config = load_synced_config(hydra_config, rank=RANK, world_size=WORLD_SIZE, schema=SCHEMA, entry="pretrain")
+
+    from engine.launch import run  # imports torch: only once the config is known to be good
+
+    run(config, build, entry="pretrain")
+
+
+if __name__ == "__main__":
+    main(launch, schema=SCHEMA, entry="pretrain", aliases=ALIASES)

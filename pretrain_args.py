@@ -1,0 +1,90 @@
+"""Every key of `pretrain.py`, with type, default and meaning: the strict schema of its `config/cfg_pretrain*.yaml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.config import RunConfig
+
+
+@dataclass(kw_only=True)
+class PretrainConfig(RunConfig):
+    """Recursive reasoning with puzzle embeddings. Steps below are optimizer steps, one ACT step for each slot."""
+
+    arch: dict[str, Any]
+    """The architecture: `name: module@Class` under models/, its hyper-parameters and its `loss:` block (config/arch/)."""
+
+    data_paths: list[str]
+    """Folders of built data; several are trained on together. A missing default set is built on first use."""
+    data_paths_test: list[str] = field(default_factory=list)
+    """Folders to evaluate on; empty means the test splits of `data_paths`."""
+    evaluators: list[dict[str, Any]] = field(default_factory=list)
+    """Extra evaluators, each `{name: module@Class, ...}` under evaluators/."""
+
+    global_batch_size: int = 768
+    """Slots over all ranks and micro-batches. Row i of the batch always feeds slot i."""
+    epochs: int = 50000
+    """Passes over the groups of the training data. A slot that has not halted drops its fresh example, so nominal."""
+    eval_interval: int | None = None
+    """Epochs between evaluations (must divide epochs); null evaluates at the end only."""
+    min_eval_interval: int = 0
+    """Evaluations skipped at the start of training, in numbers of eval intervals."""
+    final_eval: bool = True
+    """Evaluate after the last step, also where max_steps or a null eval_interval put none there."""
+    checkpoint_every_eval: bool = True
+    """Save a checkpoint with every evaluation (one is always saved at the end)."""
+    eval_max_examples: int | None = None
+    """Evaluate a fixed seeded subset of this size while training; null takes the whole split."""
+    final_eval_max_examples: int | None = None
+    """The same for the last evaluation."""
+    eval_batch_size: int | None = None
+    """Rows of one evaluation batch over all ranks; null takes global_batch_size."""
+
+    lr: float = 1e-4
+    """Peak learning rate of the network."""
+    lr_min_ratio: float = 1.0
+    """Where the cosine ends, as a share of the peak; 1 keeps the rate constant after the warm-up."""
+    lr_warmup_steps: int = 2000
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of the network, on every parameter."""
+    beta1: float = 0.9
+    """AdamATan2's first-moment decay."""
+    beta2: float = 0.95
+    """AdamATan2's second-moment decay."""
+    puzzle_emb_lr: float = 1e-2
+    """Peak learning rate of the puzzle embeddings (SignSGD)."""
+    puzzle_emb_weight_decay: float = 0.1
+    """Decoupled weight decay of the embedding rows that a batch touches."""
+    freeze_weights: bool = False
+    """Train the puzzle embeddings only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data_paths:
+            raise ValueError("data_paths is empty: name at least one folder, e.g. data_paths=[data/sudoku-4x4]")
+        for key in ("global_batch_size", "epochs"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: expected at least 1")
+        for key in ("eval_interval", "eval_max_examples", "final_eval_max_examples", "eval_batch_size"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}={value}: expected at least 1, or null")
+        if self.eval_interval is not None and self.epochs % self.eval_interval:
+            raise ValueError(
+                f"eval_interval={self.eval_interval} does not divide epochs={self.epochs}: "
+                f"choose e.g. eval_interval={_nearest_divisor(self.epochs, self.eval_interval)}"
+            )
+        for key in ("lr", "lr_warmup_steps", "weight_decay", "puzzle_emb_lr", "puzzle_emb_weight_decay", "min_eval_interval"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)}: expected 0 or more")
+        if not 0 <= self.lr_min_ratio <= 1:
+            raise ValueError(f"lr_min_ratio={self.lr_min_ratio}: expected a share between 0 and 1")
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: expected 0 <= {key} < 1")
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))

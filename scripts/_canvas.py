@@ -1,0 +1,65 @@
+"""A drawing surface in logical units: text and shapes are laid out once and scaled to the wanted resolution."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+from PIL import Image, ImageDraw, ImageFont
+
+Anchor = Literal["lm", "mm", "rm", "lt", "mt"]
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+class Canvas:
+    """Coordinates and sizes are logical units; `scale` pixels make one."""
+
+    def __init__(self, width: float, height: float, scale: float, background: str) -> None:
+        self.scale = scale
+        self.image = Image.new("RGB", (round(width * scale), round(height * scale)), background)
+        self.pen = ImageDraw.Draw(self.image)
+
+    def box(
+        self, x: float, y: float, width: float, height: float, *,
+        fill: str | None = None, outline: str | None = None, line: float = 1.0, radius: float = 0.0,
+    ) -> None:  # fmt: skip
+        """A rectangle, its outline drawn inwards. Nothing is drawn where a side is shorter than a pixel."""
+        left, top, right, bottom = (round(v * self.scale) for v in (x, y, x + width, y + height))
+        if right <= left or bottom <= top:
+            return
+        self.pen.rounded_rectangle(
+            (left, top, right - 1, bottom - 1), radius=min(radius * self.scale, (right - left) / 2),
+            fill=fill, outline=outline, width=max(1, round(line * self.scale)) if outline else 0,
+        )  # fmt: skip
+
+    def rule(self, x: float, y: float, length: float, *, down: bool, line: float, colour: str) -> None:
+        """A straight line of thickness `line`, centred on (x, y) .. length to the right or down."""
+        half = line / 2
+        if down:
+            self.box(x - half, y - half, line, length + line, fill=colour)
+        else:
+            self.box(x - half, y - half, length + line, line, fill=colour)
+
+    def corner(self, x: float, y: float, size: float, colour: str) -> None:
+        """A small triangle filling the corner whose outer point, top right, is (x, y)."""
+        points = [(x - size, y), (x, y), (x, y + size)]
+        self.pen.polygon([(a * self.scale, b * self.scale) for a, b in points], fill=colour)
+
+    def text(
+        self, x: float, y: float, text: str, *, size: float, colour: str, bold: bool = False, anchor: Anchor = "lm"
+    ) -> None:
+        """One line of text at an anchor point."""
+        # The built-in face has no bold cut; a stroke in the same colour gives one.
+        stroke = max(1, round(size * self.scale / 28)) if bold else 0
+        self.pen.text(
+            (x * self.scale, y * self.scale), text, fill=colour, font=_font(round(size * self.scale)),
+            anchor=anchor, stroke_width=stroke, stroke_fill=colour,
+        )  # fmt: skip
+
+    def text_width(self, text: str, size: float) -> float:
+        """Logical width of a line of text."""
+        return self.pen.textlength(text, font=_font(round(size * self.scale))) / self.scale

@@ -1,0 +1,146 @@
+"""What evaluate.py and visualize.py share: their common arguments, opening a checkpoint, its examples, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, cast
+
+from dataset.catalog import describe, ensure
+from dataset.format import PuzzleSplit, load_splits
+from engine.errors import Interrupted, RunFailure, UsageError
+from engine.io import say
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error of a command does."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (--help shows the arguments)", file=sys.stderr)
+        sys.exit(2)
+
+
+def positive(text: str) -> int:
+    """An argparse type."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The checkpoint, what to feed it, and how."""
+    parser.add_argument("checkpoint", type=Path, help="a run directory (its latest checkpoint) or a step_N directory")
+    parser.add_argument("--split", choices=("test", "train"), default="test", help="default: test")
+    parser.add_argument("--data", nargs="+", metavar="PATH", help="data sets; default: those the run was evaluated on")
+    parser.add_argument(
+        "--steps", type=positive, metavar="N",
+        help="ACT steps per example, more than it was trained with if you like; default: arch.halt_max_steps",
+    )  # fmt: skip
+    parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averaged ones where the run keeps them")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """A checkpoint ready to be fed, and what it is fed with."""
+
+    opened: Any
+    """engine.launch.OpenedCheckpoint"""
+    splits: list[PuzzleSplit]
+    data: list[dict[str, str]]
+    """path and content hash of each data set"""
+    steps: int
+
+    @property
+    def task(self) -> Any:
+        return self.opened.plan.task
+
+    @property
+    def name(self) -> str:
+        """The last two parts of the run directory: project/run."""
+        return "/".join(self.opened.run_dir.parts[-2:])
+
+
+def open_subject(args: argparse.Namespace) -> Subject:
+    """Open the checkpoint and data that the common arguments name.
+
+    Raises:
+        UsageError: no usable checkpoint or data, averaged weights asked of a run without, a run of another kind.
+    """
+    from engine.launch import open_checkpoint
+    from tasks.recursive_reasoning import RecursiveReasoningTask
+
+    checkpoint = Path(os.path.abspath(args.checkpoint))
+    given = [os.path.abspath(path) for path in args.data or ()]
+    with contextlib.chdir(_home_of(checkpoint)):
+        weights = cast(Literal["ema", "raw"], args.weights or "ema")
+        opened = open_checkpoint(checkpoint, device=args.device, weights=weights)
+        task, config = opened.plan.task, opened.config
+        if not isinstance(task, RecursiveReasoningTask):
+            writer = opened.checkpoint.entry
+            raise UsageError(f"{args.checkpoint} was written by {writer}.py: expected a run of pretrain.py")
+        if args.weights == "ema" and opened.weights != "ema":
+            raise UsageError(f"{args.checkpoint} keeps no averaged weights (ema=false): use --weights raw")
+        usual = config.data_paths_test if args.split == "test" and config.data_paths_test else config.data_paths
+        folders = [ensure(path) for path in given or usual]
+        splits = load_splits(folders, args.split, like=task.sampler.splits)
+        data = [_identity(folder, opened.plan.cards) for folder in dict.fromkeys(folders)]
+        if not given:
+            _warn_of_other_data(opened.run_dir, data)
+    steps = args.steps or task.model.halt_max_steps
+    task.model.halt_max_steps = steps  # evaluation always takes exactly this many
+    return Subject(opened=opened, splits=splits, data=data, steps=steps)
+
+
+def _home_of(checkpoint: Path) -> Path:
+    """Where the run was started: paths in its config count from there, wherever this script is started."""
+    run_dir = checkpoint if (checkpoint / "checkpoints").is_dir() else checkpoint.resolve().parent.parent
+    home = Path(str(_environment(run_dir).get("working_directory", ".")))
+    return home if home.is_dir() else Path.cwd()
+
+
+def _environment(run_dir: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a checkpoint copied without its run: nothing to go by
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _identity(folder: Path, cards: list[dict[str, Any]]) -> dict[str, str]:
+    card = next((card for card in cards if card.get("path") == str(folder)), None) or describe(folder)
+    return {"path": str(folder), "content_hash": str(card["content_hash"])}
+
+
+def _warn_of_other_data(run_dir: Path, data: list[dict[str, str]]) -> None:
+    trained = {card.get("path"): card.get("content_hash") for card in _environment(run_dir).get("data_cards", [])}
+    for entry in data:
+        known = trained.get(entry["path"])
+        if known and known != entry["content_hash"]:
+            now, then = entry["content_hash"][:12], known[:12]
+            say(f"warning: {entry['path']} is not the data that the run saw (content hash {now}, then {then})")
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run `command` and turn the ways it may end into exit codes; one line for what the user can mend."""
+    from engine.distributed import shutdown
+
+    try:
+        command()
+    except (UsageError, RunFailure, Interrupted) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    finally:
+        shutdown()
+    return 0

@@ -1,0 +1,154 @@
+"""Evaluate a checkpoint of pretrain.py: accuracy after every ACT step, with 95 % intervals.
+
+    python scripts/evaluate.py checkpoints/demo/sudoku_4x4
+    python scripts/evaluate.py checkpoints/demo/sudoku_4x4/checkpoints/step_500 --steps 64      # think longer
+    torchrun --nproc-per-node=4 scripts/evaluate.py checkpoints/demo/sudoku_4x4 --batch-size 3072
+
+Without further arguments it repeats the evaluation at the end of the run: same examples and weights, same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset.sampler import EvalSampler
+from engine.distributed import is_main
+from engine.errors import UsageError
+from engine.io import atomic_write_json, progress, say
+from evaluators.intervals import wilson
+from scripts._opening import OneLineParser, Subject, add_common_arguments, open_subject, positive, run_command
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a bad one exits 2."""
+    description, _, usage = (__doc__ or "").partition("\n\n")
+    parser = OneLineParser(
+        prog="evaluate.py", description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_common_arguments(parser)
+    parser.add_argument(
+        "--max-examples", metavar="N|all",
+        help="a fixed random subset of N; default: what the run's last evaluation took",
+    )  # fmt: skip
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="default: what the run took")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="default: evaluation_step_N.json in the run")
+    args = parser.parse_args(argv)
+    if args.max_examples not in (None, "all"):
+        try:
+            args.max_examples = positive(args.max_examples)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument --max-examples: {error}, or all")
+    return args
+
+
+class _Watched:
+    """A sampler with a progress bar."""
+
+    def __init__(self, sampler: EvalSampler) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[Any]:
+        return progress(self.sampler, total=len(self.sampler), label="evaluating")
+
+
+def evaluate(subject: Subject, *, max_examples: int | None, batch_size: int | None) -> dict[str, float | None]:
+    """The metrics of the task's own evaluation plus those of `steps@PerStepAccuracy`, without their `eval/`."""
+    from evaluators.steps import PerStepAccuracy, PerStepAccuracyConfig
+
+    task, config = subject.task, subject.opened.config
+    rows = batch_size or config.eval_batch_size or config.global_batch_size
+    sampler = EvalSampler(subject.splits, rows, max_examples=max_examples, seed=config.seed)
+    if sampler.num_examples == 0:
+        raise UsageError(f"{subject.data[0]['path']} has no examples in this split")
+    task.final_sampler = _Watched(sampler)
+    task.evaluators = [*task.evaluators, PerStepAccuracy(PerStepAccuracyConfig())]
+    return {name.removeprefix("eval/"): value for name, value in task.evaluate(final=True).items()}
+
+
+def report(settings: dict[str, Any], values: dict[str, float | None], seconds: float) -> None:
+    """Print the table and the facts that the numbers depend on."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    examples = int(values["examples"] or 0)
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("step", "exact", "95 % interval", "tokens", "q_halt right", "would halt"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for number in range(1, settings["steps"] + 1):
+        step = f"step_{number:02d}"
+        exact = values[f"exact_accuracy/{step}"] or 0.0
+        low, high = wilson(round(exact * examples), examples)
+        others = (values[f"{name}/{step}"] for name in ("accuracy", "q_halt_accuracy", "would_halt"))
+        table.add_row(
+            str(number), _percent(exact), f"{_percent(low)} .. {_percent(high)}", *map(_percent, others),
+            style="bold" if number == settings["steps"] else None,
+        )  # fmt: skip
+    console.print(table)
+    say(f"checkpoint  {settings['run']} step {settings['step']}, {settings['weights']} weights")
+    for entry in settings["data"]:
+        say(f"data        {entry['path']} ({settings['split']}), content hash {entry['content_hash'][:12]}")
+    say(f"examples    {examples} in {seconds:.1f} s ({examples / max(seconds, 1e-9):.0f} per second)")
+    names = ("exact_accuracy", "exact_accuracy_low", "exact_accuracy_high", "accuracy", "q_halt_accuracy")
+    exact_share, lowest, highest, token, q_halt = (_percent(values[name]) for name in names)
+    say(f"result      exact {exact_share} ({lowest} .. {highest}), tokens {token}, halting head right {q_halt}")
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def result_file(subject: Subject, args: argparse.Namespace, max_examples: int | None) -> Path:
+    """`evaluation_step_N.json`, with every setting in the name that is not that of the run's last evaluation."""
+    opened = subject.opened
+    differences = []
+    if args.split != "test":
+        differences.append(args.split)
+    if args.data:
+        differences.append("data-" + "-".join(entry["content_hash"][:8] for entry in subject.data))
+    if subject.steps != opened.config.arch.get("halt_max_steps", subject.steps):
+        differences.append(f"steps-{subject.steps}")
+    if max_examples != opened.config.final_eval_max_examples:
+        differences.append(f"examples-{max_examples or 'all'}")
+    if args.weights == "raw" and opened.checkpoint.has_ema:
+        differences.append("raw")
+    return opened.run_dir / ("_".join([f"evaluation_step_{opened.checkpoint.step}", *differences]) + ".json")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Open, evaluate, print, write."""
+    target = None if args.json is None else args.json.absolute()
+    subject = open_subject(args)
+    opened = subject.opened
+    max_examples = opened.config.final_eval_max_examples if args.max_examples is None else args.max_examples
+    max_examples = None if max_examples == "all" else max_examples
+    began = time.perf_counter()
+    values = evaluate(subject, max_examples=max_examples, batch_size=args.batch_size)
+    seconds = time.perf_counter() - began
+    settings = {
+        "run": str(opened.run_dir), "step": opened.checkpoint.step, "weights": opened.weights, "split": args.split,
+        "steps": subject.steps, "max_examples": max_examples, "seed": opened.config.seed, "data": subject.data,
+        "device": str(opened.runtime.device),
+    }  # fmt: skip
+    if not is_main():
+        return
+    report(settings, values, seconds)
+    target = target or result_file(subject, args, max_examples)
+    try:
+        atomic_write_json(target, {"settings": settings, "seconds": round(seconds, 3), "results": values})
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --json") from None
+    say(f"written     {target}")
+
+
+if __name__ == "__main__":
+    arguments = parse()
+    sys.exit(run_command(lambda: main(arguments)))

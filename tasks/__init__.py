@@ -1,0 +1,1 @@
+"""What one training step means for each family: model + loss + data -> micro-batches, loss, carried state."""

@@ -1,0 +1,259 @@
+"""One training step of a recursive model with a carry: one ACT step for each slot of the batch.
+
+A slot keeps its puzzle between optimizer steps and takes the fresh example of its row only when it has halted; the fresh
+examples of the other slots are dropped, as in the published recipe (so epochs are nominal).
+
+Shapes: B global rows, b rows of one micro-batch on one rank, T sequence length.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dataset.sampler import EvalSampler, TrainSampler
+from engine.distributed import all_reduce_sum, keyed_generator, local_rows
+from engine.task import Interrupted, Metrics, ParamGroup, RowSharded, Runtime, UsageError
+from losses import ACTLossHead
+from models.recursive_reasoning.act import ACTCarry, ACTModel, ACTOutput
+
+Batch = dict[str, Tensor]
+MicroBatch = tuple[int, Batch]
+
+
+class Evaluator(Protocol):
+    """What `evaluators/` offers: fed with every evaluation batch, asked for its metrics at the end."""
+
+    needs_steps: bool
+
+    def begin(self) -> None: ...
+
+    def update(self, batch: Batch, steps: list[ACTOutput], preds: Tensor, valid_rows: int) -> None: ...
+
+    def result(self) -> dict[str, float | None]: ...
+
+
+class EpochPlan:
+    """Where step s of a run is in the data: iterations of `epochs_per_iter` epochs, counted in real batches."""
+
+    def __init__(self, sampler: TrainSampler, iterations: int) -> None:
+        self.ends = list(itertools.accumulate(sampler.batches_in(i) for i in range(1, iterations + 1)))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.ends[-1]
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Step (1-based) -> (iteration, 1-based; batch index in it, 0-based)."""
+        number = bisect.bisect_left(self.ends, step)
+        before = self.ends[number - 1] if number else 0
+        return number + 1, step - before - 1
+
+    def evaluation_steps(self, skip: int) -> frozenset[int]:
+        """The steps that complete an iteration, without the first `skip` iterations."""
+        return frozenset(self.ends[skip:])
+
+
+class RecursiveReasoningTask:
+    """The Task of pretrain.py, for any model behind the ACT wrapper.
+
+    Args:
+        eval_examples: (while training, at the end): sizes of the evaluation subset, None for the whole split.
+    """
+
+    def __init__(
+        self, model: ACTModel, loss_head: ACTLossHead, *, runtime: Runtime, sampler: TrainSampler, plan: EpochPlan,
+        global_rows: int, batch_key: str, eval_sampler: EvalSampler, final_sampler: EvalSampler,
+        evaluators: list[Evaluator], groups: list[ParamGroup],
+    ) -> None:  # fmt: skip
+        self.module: nn.Module = model
+        self.model = model  # the bare model, for evaluation
+        self.loss_head, self.runtime = loss_head, runtime
+        self.sampler, self.plan, self.global_rows = sampler, plan, global_rows
+        self.micro_rows = runtime.micro_rows(global_rows, batch_key)
+        self.eval_sampler, self.final_sampler, self.evaluators = eval_sampler, final_sampler, evaluators
+        self._groups = groups
+        self._carries: list[ACTCarry | None] = [None] * runtime.accumulation
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        """This rank's rows of batch `step`, cut into `accumulation` pieces; piece k always feeds carry k."""
+        iteration, index = self.plan.locate(step)
+        low, high = local_rows(self.global_rows)
+        rows = self._to_device(self.sampler.rows(iteration, index, low, high))
+        # All ranks draw the numbers of the global batch and keep their rows: exploration does not depend on the ranks.
+        generator = keyed_generator(self.runtime.seed, "exploration", step)
+        rows["exploration"] = torch.rand(self.global_rows, 2, generator=generator)[low:high].to(self.runtime.device)
+        self.module.train()
+        for piece in range(self.runtime.accumulation):
+            cut = slice(piece * self.micro_rows, (piece + 1) * self.micro_rows)
+            yield piece, {name: tensor[cut] for name, tensor in rows.items()}
+
+    def loss(self, micro_batch: MicroBatch) -> tuple[Tensor, float, Metrics]:
+        """One ACT step of one micro-batch: (loss summed over its rows, rows, metrics)."""
+        piece, batch = micro_batch
+        output: ACTOutput = self.module(batch, self._carries[piece])
+        self._carries[piece] = output.carry
+        result = self.loss_head(output)
+        return result.total, result.weight, result.metrics
+
+    def after_step(self) -> None:
+        """A slot whose latents are not finite starts again with a fresh example: one bad step must not last."""
+        for carry in self._carries:
+            if carry is not None:
+                for latent in carry.latents.values():
+                    carry.halted |= ~torch.isfinite(latent).flatten(1).all(dim=1)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """The network and the puzzle embedding, as the entry script configured them."""
+        return self._groups
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, *, final: bool) -> dict[str, float | None]:
+        """Metrics at the last ACT step over the held-out examples, `eval/...`; per set too where there are several.
+
+        Raises:
+            Interrupted: the run was asked to stop.
+        """
+        self.model.eval()
+        sampler = self.final_sampler if final else self.eval_sampler
+        sums: dict[str, dict[str, Tensor]] = {}
+        for evaluator in self.evaluators:
+            evaluator.begin()
+        for set_name, arrays, valid in sampler:
+            if self.runtime.stop_requested():
+                raise Interrupted("stopped during evaluation")
+            batch = self._to_device(arrays)
+            steps = self._episode(batch)
+            result = self.loss_head(_first_rows(steps[-1], valid))
+            table = sums.setdefault(set_name, {})
+            for name, (total, count) in result.metrics.items():
+                if name.endswith("_live") or name == "steps":
+                    continue  # at the last step every row has halted
+                pair = torch.stack([total.double(), count.double()]) if total.device.type != "mps" else (
+                    torch.stack([total.float(), count.float()])
+                )  # fmt: skip
+                table[name] = table[name] + pair if name in table else pair
+            for evaluator in self.evaluators:
+                evaluator.update(batch, steps, result.preds, valid)
+        values = self._means(sums)
+        for evaluator in self.evaluators:
+            values.update({f"eval/{name}": value for name, value in evaluator.result().items()})
+        return values
+
+    def _episode(self, batch: Batch) -> list[ACTOutput]:
+        if any(evaluator.needs_steps for evaluator in self.evaluators):
+            return list(self.model.think(batch))
+        return [self.model(batch)]
+
+    @staticmethod
+    def _means(sums: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float | None]:
+        values: dict[str, float | None] = {}
+        pooled: dict[str, Tensor] = {}
+        for set_name, table in sums.items():
+            for name, pair in table.items():
+                total = all_reduce_sum(pair.clone())
+                pooled[name] = pooled[name] + total if name in pooled else total
+                if len(sums) > 1:
+                    values[f"eval/{set_name}/{name}"] = _mean(total)
+        return {**{f"eval/{name}": _mean(pair) for name, pair in pooled.items()}, **values}
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The carry of all slots, in row order; the data position is the step number and needs no storing."""
+        carries = [carry for carry in self._carries if carry is not None]
+        if not carries:
+            return {}
+        return {
+            "carry": {
+                "steps": RowSharded(torch.cat([c.steps for c in carries])),
+                "halted": RowSharded(torch.cat([c.halted for c in carries])),
+                "latents": {n: RowSharded(torch.cat([c.latents[n] for c in carries])) for n in carries[0].latents},
+                "data": {n: RowSharded(torch.cat([c.data[n] for c in carries])) for n in carries[0].data},
+            }
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Cut the saved rows into this run's micro-batches, whatever number of ranks and pieces saved them."""
+        if not state:
+            return
+        saved, device = state["carry"], self.runtime.device
+
+        def pieces(rows: Tensor) -> Iterable[Tensor]:
+            return rows.to(device).split(self.micro_rows)
+
+        latents = {name: list(pieces(rows)) for name, rows in saved["latents"].items()}
+        data = {name: list(pieces(rows)) for name, rows in saved["data"].items()}
+        for k, (steps, halted) in enumerate(zip(pieces(saved["steps"]), pieces(saved["halted"]), strict=True)):
+            self._carries[k] = ACTCarry(
+                latents={name: parts[k].clone() for name, parts in latents.items()},
+                steps=steps.clone(), halted=halted.clone(),
+                data={name: parts[k].clone() for name, parts in data.items()},
+            )  # fmt: skip
+
+    def _to_device(self, arrays: Mapping[str, np.ndarray]) -> Batch:
+        device = self.runtime.device
+        return {name: torch.from_numpy(a).to(device, non_blocking=True) for name, a in arrays.items()}
+
+
+def _first_rows(output: ACTOutput, rows: int) -> ACTOutput:
+    """Without the padding at the end of the last batch, which must not count in any mean."""
+    carry = output.carry
+    return ACTOutput(
+        carry=ACTCarry(
+            latents={}, steps=carry.steps[:rows], halted=carry.halted[:rows],
+            data={name: tensor[:rows] for name, tensor in carry.data.items()},
+        ),
+        logits=None if output.logits is None else output.logits[:rows],
+        q_halt_logits=output.q_halt_logits[:rows],
+        q_continue_logits=output.q_continue_logits[:rows],
+        target_q_continue=None,
+    )  # fmt: skip
+
+
+def _mean(pair: Tensor) -> float | None:
+    total, count = pair.tolist()
+    return total / count if count else None
+
+
+def param_groups(
+    model: ACTModel, *, lr: float, weight_decay: float, betas: tuple[float, float], embedding_lr: float,
+    embedding_weight_decay: float, freeze_weights: bool,
+) -> list[ParamGroup]:  # fmt: skip
+    """The published optimizer set: SignSGD for the puzzle embedding (if there is one), then AdamATan2 for the network.
+
+    Raises:
+        UsageError: freeze_weights without a puzzle embedding leaves nothing to train.
+    """
+    groups = []
+    table = model.puzzle_emb
+    if table is not None:
+        groups.append(
+            ParamGroup(
+                name="puzzle_emb", optimizer="sparse_sign_sgd", lr=embedding_lr, params=table,
+                options={"weight_decay": embedding_weight_decay},
+            )  # fmt: skip
+        )
+    if not freeze_weights:
+        groups.append(
+            ParamGroup(
+                name="trunk", optimizer="adam_atan2", lr=lr, params=dict(model.named_parameters()),
+                options={"beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay},
+            )  # fmt: skip
+        )
+    if not groups:
+        raise UsageError(
+            "freeze_weights=true with arch.puzzle_emb_ndim=0 leaves nothing to train: set arch.puzzle_emb_ndim > 0"
+        )
+    return groups

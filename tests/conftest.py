@@ -1,0 +1,155 @@
+"""Fixtures for all tests: one torch thread, golden numbers, and runs of entry scripts in a forked process.
+
+A fork starts with torch already loaded, so a run costs tenths of a second where a fresh interpreter costs seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def golden() -> Callable[[str], Path]:
+    """`golden("adam_atan2/f32.npz")` -> its path; the test is skipped where the golden numbers are absent."""
+
+    def find(name: str) -> Path:
+        path = SHARED / "golden" / name
+        if not path.exists():
+            pytest.skip(f"golden numbers are not here: {path}")
+        return path
+
+    return find
+
+
+@dataclass
+class Result:
+    """What a forked run left: its exit code and everything it printed."""
+
+    code: int
+    output: str
+
+
+def _child(connection, function, args, kwargs, cwd, env) -> None:
+    os.chdir(cwd)
+    os.environ.update(env)
+    buffer = io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(buffer), contextlib.redirect_stderr(buffer):
+        try:
+            function(*args, **kwargs)
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    connection.send((code, buffer.getvalue()))
+    connection.close()
+
+
+def run_forked(function: Callable, *args, cwd: Path | str = ROOT, env: dict[str, str] | None = None, **kwargs) -> Result:
+    """Call `function` in a forked child; a SystemExit becomes the exit code, a traceback code 1."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_child, args=(theirs, function, args, kwargs, str(cwd), env or {}))
+    process.start()
+    theirs.close()
+    try:
+        code, output = ours.recv()
+    except EOFError:
+        process.join()
+        return Result(process.exitcode or 0, "")
+    process.join()
+    return Result(code, output)
+
+
+def _entry(script: str, argv: list[str]) -> None:
+    import runpy
+
+    sys.argv = [str(ROOT / f"{script}.py"), *argv]
+    sys.path.insert(0, str(ROOT))
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def run_script(script: str, *argv: str, cwd: Path | str = ROOT, env: dict[str, str] | None = None) -> Result:
+    """Run `python SCRIPT.py ARGV...` in a forked process, as a user's shell would."""
+    return run_forked(_entry, script, list(argv), cwd=cwd, env=env)
+
+
+def start_forked(function: Callable, *args, cwd: Path | str = ROOT, env: dict[str, str] | None = None, **kwargs):
+    """Like `run_forked`, but returns (process, connection) at once: for tests that kill or signal the child."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_child, args=(theirs, function, args, kwargs, str(cwd), env or {}))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def finish(process, connection) -> Result:
+    """Wait for a process of `start_forked`."""
+    try:
+        code, output = connection.recv()
+    except EOFError:
+        code, output = None, ""
+    process.join()
+    return Result(process.exitcode if code is None else code, output)
+
+
+def run_ranks(script: str, *argv: str, cwd: Path | str, ranks: int = 2, stagger_s: float = 0.0) -> list[Result]:
+    """Run `ranks` processes of an entry script as torchrun would, over gloo; later ranks start `stagger_s` later."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for number in range(ranks):
+        env = {
+            "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        if number and stagger_s:
+            time.sleep(stagger_s)
+        started.append(start_forked(_entry, script, list(argv), cwd=cwd, env=env))
+    return [finish(*pair) for pair in started]
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `data/debug-sudoku-4x4` and nothing else; runs use it as working directory through links."""
+    from dataset.catalog import ensure
+
+    root = tmp_path_factory.mktemp("tiny")
+    ensure(root / "data" / "debug-sudoku-4x4")
+    return root / "data"
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tiny_data: Path) -> Path:
+    """An empty working directory in which the small data set is already built."""
+    (tmp_path / "data").symlink_to(tiny_data)
+    return tmp_path
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    """metrics.jsonl without the time fields, which are all that may differ between equal runs."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]

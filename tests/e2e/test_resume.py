@@ -1,0 +1,146 @@
+"""kill -9 or a signal at any step, then the same command again: the same losses, weights and metrics, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import _entry, finish, metrics, run_script, start_forked
+
+RUN = (
+    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "max_steps=24", "epochs=4", "checkpoint_interval=3",
+    "log_interval=2", "eval_interval=1", "arch.halt_max_steps=4", "arch.halt_exploration_prob=0.5", "arch.puzzle_emb_ndim=32",
+    "arch.puzzle_emb_len=2", "puzzle_emb_lr=0.01", "accumulation=2", "grad_clip=1.0", "project_name=p", "run_name=r",
+)  # fmt: skip
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    last = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    return {
+        name: tensor.numpy().tobytes()
+        for file in ("model", "ema", "state")
+        for name, tensor in sorted(load_file(last / f"{file}.safetensors").items())
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """The uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "data").symlink_to(tiny_data)
+    result = run_script("pretrain", *RUN, cwd=folder)
+    assert result.code == 0, result.output
+    return folder / "checkpoints/p/r"
+
+
+def lines_in(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def interrupt(folder: Path, number: int, after_lines: int) -> tuple[int | None, str]:
+    """Start the run, send signal `number` once metrics.jsonl has so many lines; returns exit code and output."""
+    process, connection = start_forked(_entry, "pretrain", list(RUN), cwd=folder)
+    file = folder / "checkpoints/p/r/metrics.jsonl"
+    while process.is_alive() and lines_in(file) < after_lines:
+        time.sleep(0.002)
+    os.kill(process.pid, number)
+    result = finish(process, connection)
+    return result.code, result.output
+
+
+def test_whole_run_leaves_what_is_promised(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    assert {
+        "config.yaml", "config.resolved.yaml", "all_config.yaml", "overrides.txt", "metrics.jsonl", "status.json",
+        "summary.json", "environment.json", "identity.json", "checkpoints", "step_24",
+    } <= names  # fmt: skip
+    assert json.loads((whole / "status.json").read_text())["state"] == "done"
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["name"] == "eval/exact_accuracy"
+    assert summary["goal"] == "max"
+    assert summary["step"] == 24
+    card = json.loads((whole / "environment.json").read_text())["data_cards"][0]
+    assert len(card["content_hash"]) == 64
+
+
+@pytest.mark.parametrize("kills", [1, 3])
+def test_kill_nine_and_the_same_command_again(whole: Path, workplace: Path, kills: int) -> None:
+    order = random.Random(kills)
+    for _ in range(kills):
+        code, output = interrupt(workplace, signal.SIGKILL, order.randint(1, 9))
+        assert code == -signal.SIGKILL, output
+    result = run_script("pretrain", *RUN, cwd=workplace)
+    assert result.code == 0, result.output
+    assert metrics(workplace / "checkpoints/p/r") == metrics(whole)
+    assert weights(workplace / "checkpoints/p/r") == weights(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_and_exits_three(whole: Path, workplace: Path, number: signal.Signals) -> None:
+    run = workplace / "checkpoints/p/r"
+    code, output = interrupt(workplace, number, 4)
+    assert code == 3, output
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    assert status["exit_code"] == 3
+    assert (run / f"step_{status['step']}" / "manifest.json").exists()
+    result = run_script("pretrain", *RUN, cwd=workplace)
+    assert result.code == 0, result.output
+    assert "going on from" in result.output
+    assert metrics(run) == metrics(whole)
+    assert weights(run) == weights(whole)
+
+
+def test_a_finished_run_in_the_way_is_set_aside(whole: Path, workplace: Path) -> None:
+    argv = [*RUN, "max_steps=2"]
+    for _ in range(2):
+        result = run_script("pretrain", *argv, cwd=workplace)
+        assert result.code == 0, result.output
+    assert "was in the way (a finished run) and is now r.1" in result.output
+    assert metrics(workplace / "checkpoints/p/r") == metrics(workplace / "checkpoints/p/r.1")
+
+
+def test_resume_true_goes_on_with_a_finished_run(whole: Path, workplace: Path) -> None:
+    assert run_script("pretrain", *RUN, "max_steps=12", cwd=workplace).code == 0
+    result = run_script("pretrain", "resume=true", "project_name=p", "run_name=r", "max_steps=24", "device=cpu", cwd=workplace)
+    assert result.code == 0, result.output
+    # Nothing but the run's name was given: architecture, data and batch came from the stored config.
+    assert weights(workplace / "checkpoints/p/r") == weights(whole)
+
+
+def test_resume_true_refuses_another_group(whole: Path, workplace: Path) -> None:
+    assert run_script("pretrain", *RUN, "max_steps=2", cwd=workplace).code == 0
+    argv = ["resume=true", "project_name=p", "run_name=r", "arch=hrm"]
+    result = run_script("pretrain", *argv, cwd=workplace)
+    assert result.code == 2
+    assert "arch=hrm" in result.output
+
+
+def test_resume_true_without_a_run_names_the_folder(workplace: Path) -> None:
+    result = run_script("pretrain", *RUN, "resume=true", cwd=workplace)
+    assert result.code == 2
+    assert "checkpoints/p/r" in result.output
+
+
+def test_a_damaged_checkpoint_is_named_and_the_previous_offered(workplace: Path) -> None:
+    code, output = interrupt(workplace, signal.SIGTERM, 5)
+    assert code == 3, output
+    run = workplace / "checkpoints/p/r"
+    latest = run / "checkpoints" / (run / "checkpoints/latest").read_text().strip()
+    content = bytearray((latest / "model.safetensors").read_bytes())
+    content[-5] ^= 0x40
+    (latest / "model.safetensors").write_bytes(content)
+    result = run_script("pretrain", *RUN, cwd=workplace)
+    assert result.code == 2
+    assert "model.safetensors" in result.output
+    assert "Traceback" not in result.output
+    offered = result.output.split("resume_from=")[1].split()[0]
+    result = run_script("pretrain", *RUN, f"resume_from={offered}", cwd=workplace)
+    assert result.code == 0, result.output

@@ -1,0 +1,185 @@
+"""Composed config to schema, the identity of a run, and the merge of a resumed run with its command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from engine.config import NOT_IDENTITY, RunConfig, identity, load_synced_config, merge_for_resume, source_of
+from engine.errors import UsageError
+from engine.keys import keys_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(kw_only=True)
+class Schema(RunConfig):
+    """A tiny script's keys."""
+
+    lr: float = 1.0
+    arch: dict[str, Any] = field(default_factory=dict)
+
+
+def composed(**changes: Any) -> DictConfig:
+    return OmegaConf.create(
+        {"lr": 1, "run_name": "r", "run_dir": "out/${run_name}", "arch": {"width": 2}} | changes
+    )
+
+
+def test_run_yaml_holds_every_shared_key_with_the_schemas_default() -> None:
+    stored = OmegaConf.to_container(OmegaConf.load(ROOT / "config" / "base" / "run.yaml"), resolve=False)
+    assert isinstance(stored, dict)
+    stored = {key: value for key, value in stored.items() if key not in ("defaults", "hydra")}
+    assert stored == {key.name: key.default for key in fields(RunConfig)}
+
+
+def test_run_yaml_composes_from_a_nested_place(tmp_path: Path) -> None:
+    (tmp_path / "base").symlink_to(ROOT / "config" / "base")
+    (tmp_path / "cfg.yaml").write_text("defaults:\n  - base/run\n  - _self_\nseed: 7\n")
+    with initialize_config_dir(str(tmp_path), version_base=None):
+        config = compose("cfg", return_hydra_config=True)
+    assert config.seed == 7
+    assert (config.hydra.run.dir, config.hydra.output_subdir) == (".", None)
+    assert config.hydra.runtime.choices["hydra/job_logging"] == "none"
+
+
+def test_every_shared_key_is_documented() -> None:
+    assert [key.name for key in keys_of(RunConfig).values() if not key.doc] == []
+
+
+def test_the_source_stays_reachable() -> None:
+    config = load_synced_config(composed(), schema=Schema)
+    source = source_of(config)
+    assert (config.run_dir, config.lr) == ("out/r", 1.0)
+    assert source.resolved["run_dir"] == "out/r"
+    assert OmegaConf.to_container(OmegaConf.create(source.yaml), resolve=False) == {
+        "lr": 1,
+        "run_name": "r",
+        "run_dir": "out/${run_name}",
+        "arch": {"width": 2},
+    }
+    assert (source.overrides, source.config_name, source.choices) == ([], None, {})
+
+
+def test_every_rank_gets_rank_0s_config() -> None:
+    sent: list[Any] = []
+
+    def broadcast(value: Any) -> Any:
+        sent.append(value)
+        return sent[0]
+
+    first = load_synced_config(composed(run_name="a"), 0, 2, schema=Schema, broadcast=broadcast)
+    second = load_synced_config(composed(run_name="b"), 1, 2, schema=Schema, broadcast=broadcast)
+    assert (first.run_dir, second.run_dir) == ("out/a", "out/a")
+    assert sent[1] is None
+    assert source_of(second).yaml == source_of(first).yaml
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lrr": 1}, ["unknown key 'lrr'", "'lr'"]),
+        ({"lr": "???"}, ["lr is required"]),
+        ({"run_name": "${nope}"}, ["run_name", "nope"]),
+        ({"accumulation": 0}, ["accumulation=0", "at least 1"]),
+        ({"keep_every": 0}, ["keep_every=0"]),
+        ({"seed": -1}, ["seed=-1"]),
+        ({"grad_clip": 0}, ["grad_clip=0", "grad_clip=null"]),
+        ({"ema_rate": 1}, ["ema_rate=1"]),
+        ({"resume": False, "resume_from": "best"}, ["resume=false", "resume_from=best"]),
+        ({"parallel": "dpp"}, ["flat|ddp", "did you mean 'ddp'"]),
+        ({"script": "other.py"}, ["other.py", "mine.py"]),
+    ],
+)
+def test_a_bad_config_is_one_line(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_synced_config(composed(**changes), schema=Schema, entry="mine")
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_the_declared_script_may_say_its_suffix_or_not() -> None:
+    for entry in ("mine", "mine.py"):
+        assert load_synced_config(composed(script="mine.py"), schema=Schema, entry=entry).script == "mine.py"
+
+
+@pytest.fixture
+def base() -> dict[str, Any]:
+    return {
+        "lr": 1e-4,
+        "seed": 0,
+        "arch": {"width": 2, "run_name": "kept"},
+        **dict.fromkeys(NOT_IDENTITY, "x"),
+    }
+
+
+@pytest.mark.parametrize("key", sorted(NOT_IDENTITY))
+def test_what_leaves_a_run_the_same_run(base: dict[str, Any], key: str) -> None:
+    assert key in {field.name for field in fields(RunConfig)}
+    assert (
+        identity(base | {key: "y"}) == identity(base) == identity({k: v for k, v in base.items() if k != key})
+    )
+
+
+def test_what_makes_another_run(base: dict[str, Any]) -> None:
+    others = [
+        {"lr": 2e-4},
+        {"seed": 1},
+        {"arch": {"width": 3}},
+        {"arch": {"width": 2, "run_name": "y"}},
+        {"more": None},
+    ]
+    assert len({identity(base), *(identity(base | other) for other in others)}) == 6
+
+
+def test_identity_is_independent_of_order_and_of_writing_a_number(base: dict[str, Any]) -> None:
+    assert identity(dict(reversed(base.items()))) == identity(base)
+    assert identity(base | {"lr": 1}) == identity(base | {"lr": 1.0}) != identity(base | {"lr": True})
+    assert identity(base | {"lr": 9}, frozenset({"lr"})) == identity(base | {"lr": 8}, frozenset({"lr"}))
+    assert identity({"a": {"b": 1, "c": 2}}, {"a.b"}) == identity({"a": {"b": 9, "c": 2}}, {"a.b"})
+    # the hash is stored in run directories: a change of its form orphans them
+    assert identity({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
+
+
+STORED = '# composed from {"config_name": "cfg", "choices": {"arch": "trm", "debug": null}}\n' + (
+    "lr: 1.0\nrun_name: r\nrun_dir: out/${run_name}\narch:\n  width: 2\n  depth: ${.width}\n"
+)
+
+
+def test_values_go_on_top_and_interpolations_follow() -> None:
+    merged = merge_for_resume(
+        STORED, ["lr=3", "+run_name='a, b'", "arch.width=5", "++arch.extra=[1,2]", "arch=trm"]
+    )
+    assert OmegaConf.to_container(merged, resolve=True) == {
+        "lr": 3,
+        "run_name": "a, b",
+        "run_dir": "out/a, b",
+        "arch": {"width": 5, "depth": 5, "extra": [1, 2]},
+    }
+    assert OmegaConf.to_container(merge_for_resume(STORED, []), resolve=False)["run_dir"] == "out/${run_name}"  # type: ignore[index,call-overload]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("arch=hrm", ["arch=hrm", "was started with arch=trm"]),
+        ("debug=tiny", ["debug=tiny", "debug=None"]),
+        ("+experiment=big", ["+experiment=big", "without experiment"]),
+        ("~lr", ["~lr", "resume=false"]),
+        ("~arch", ["~arch"]),
+        ("lrr=1", ["no key 'lrr'", "did you mean 'lr'"]),
+        ("arch.widht=1", ["arch.widht", "did you mean 'arch.width'"]),
+        ("lr=1,2", ["lr=1,2", "sweep"]),
+        ("lr=[", ["cannot read"]),
+    ],
+)
+def test_a_resume_refuses_what_changes_the_shape(override: str, words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        merge_for_resume(STORED, [override], groups=["experiment"])
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -1,0 +1,143 @@
+"""engine/io.py: files complete or absent, locks, words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import io
+from engine.io import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_write_replaces_whole_file_and_leaves_no_other(tmp_path):
+    target = tmp_path / "deep" / "x.txt"
+    io.atomic_write_text(target, "first, longer")
+    io.atomic_write_text(target, "änd")
+    assert target.read_bytes() == "änd".encode()
+    assert names(target.parent) == {"x.txt"}
+
+
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    target = tmp_path / "x.txt"
+    io.atomic_write_text(target, "old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        io.atomic_write_text(target, "new")
+    assert target.read_text() == "old"
+    assert names(tmp_path) == {"x.txt"}
+
+
+def test_json_takes_paths_and_numpy_and_refuses_objects(tmp_path):
+    io.atomic_write_json(
+        tmp_path / "a.json", {"z": Path("p"), "a": np.float32(0.5), "l": np.arange(2), "f": 1e-5}
+    )
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"z": "p", "a": 0.5, "l": [0, 1], "f": 1e-5}
+    assert text.index('"z"') < text.index('"a"')
+    with pytest.raises(TypeError, match="object"):
+        io.atomic_write_json(tmp_path / "a.json", {"x": object()})
+    assert (tmp_path / "a.json").read_text() == text
+
+
+def test_directory_appears_only_when_complete(tmp_path):
+    final = tmp_path / "step"
+    with io.atomic_directory(final) as folder:
+        (folder / "a").write_text("1")
+        assert not final.exists()
+        assert folder.parent == tmp_path
+    assert (final / "a").read_text() == "1"
+    with pytest.raises(RuntimeError), io.atomic_directory(tmp_path / "other") as folder:  # noqa: PT012
+        (folder / "a").write_text("1")
+        raise RuntimeError
+    assert names(tmp_path) == {"step"}
+
+
+def test_directory_in_the_way_is_kept_unless_replaced(tmp_path):
+    final = tmp_path / "step"
+    final.mkdir()
+    (final / "old").touch()
+    with pytest.raises(FileExistsError), io.atomic_directory(final):
+        pass
+    with pytest.raises(RuntimeError), io.atomic_directory(final, replace=True):
+        raise RuntimeError
+    assert names(final) == {"old"}
+    with io.atomic_directory(final, replace=True) as folder:
+        (folder / "new").touch()
+    assert names(final) == {"new"}
+    assert names(tmp_path) == {"step"}
+
+
+def test_leftovers_go_and_a_directory_moved_aside_comes_back(tmp_path):
+    (tmp_path / ".a.tmp-1-0").mkdir()
+    (tmp_path / ".b.txt.tmp-1-0").touch()
+    (tmp_path / ".step_1.old-1-0").mkdir()
+    (tmp_path / ".step_2.old-1-0").mkdir()
+    (tmp_path / "step_2").mkdir()
+    (tmp_path / ".hidden").touch()
+    assert len(io.remove_leftovers(tmp_path)) == 4
+    assert names(tmp_path) == {"step_1", "step_2", ".hidden"}
+    assert io.remove_leftovers(tmp_path / "absent") == []
+
+
+def test_hashes(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc" * 1000)
+    assert io.sha256_file(tmp_path / "x") == hashlib.sha256(b"abc" * 1000).hexdigest()
+    assert io.sha256_json({"a": 1, "b": [1.5, None]}) == io.sha256_json({"b": [1.5, None], "a": 1})
+    assert io.sha256_json({"a": 1}) != io.sha256_json({"a": 2})
+    assert io.sha256_json({2: 1, 10: 1}) == io.sha256_json({"2": 1, "10": 1})
+
+
+def test_lock_is_exclusive_names_the_holder_and_dies_with_it(tmp_path):
+    lock = tmp_path / ".lock"
+    code = (
+        "import sys, time\nfrom engine.io import file_lock\n"
+        f"with file_lock({str(lock)!r}, wait=False):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        with pytest.raises(UsageError, match=f"pid {child.pid}"), io.file_lock(lock, wait=False):
+            pass
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    own = pytest.raises(UsageError, match=str(os.getpid()))
+    with io.file_lock(lock, wait=False), own, io.file_lock(lock, wait=False):
+        pass
+    with io.file_lock(lock, wait=True):
+        pass
+
+
+def test_say_and_progress_only_on_rank_0(monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+    io.say("one")
+    monkeypatch.setenv("RANK", "1")
+    io.say("two")
+    assert list(io.progress(iter("ab"), total=2, label="x")) == ["a", "b"]
+    assert capsys.readouterr() == ("one\n", "")
+
+
+def test_closest():
+    assert io.closest("hiden", ["hidden", "other"]) == "did you mean 'hidden'?"
+    assert io.closest("zzz", ["b", "a"]) == "choose one of a, b"
+    assert "(5 more)" in io.closest("zzz", [f"n{i}" for i in range(25)])
+    assert io.closest("x", []) == "there is nothing to choose from"

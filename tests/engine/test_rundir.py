@@ -1,0 +1,346 @@
+"""The run directory: which one a launch uses, what it refuses, what it writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.checkpoint import CheckpointStore
+from engine.errors import UsageError
+from engine.rundir import RunDirectory, find_resumable, open_run
+
+ROOT = Path(__file__).resolve().parents[2]
+ONE = {"lr": 0.1, "arch": {"depth": 2}}
+TWO = {"lr": 0.2, "arch": {"depth": 3}}
+NOW = "${now:%H-%M-%S}"
+
+
+def opened(path: Path, identity=ONE, **options) -> RunDirectory:
+    return open_run(path, identity=identity, entry=options.pop("entry", "pretrain"), **options)
+
+
+def checkpoint(run: RunDirectory, step: int) -> Path:
+    store = CheckpointStore(run.path, "pretrain")
+    return store.save(step, model={"w": torch.zeros(2)}, state={}, config={}, metric=None)
+
+
+def lived(path: Path, *steps: int, state: str = "interrupted", identity=ONE, **options) -> Path:
+    """A run that wrote checkpoints and ended in `state`."""
+    run = opened(path, identity, **options)
+    for step in steps:
+        checkpoint(run, step)
+    (run.path / "metrics.jsonl").write_text('{"step": 1}\n')
+    run.set_status(state)
+    run.close()
+    return run.path
+
+
+def status(path: Path) -> dict:
+    return json.loads((path / "status.json").read_text())
+
+
+# --- auto
+
+
+def test_new_run(tmp_path, capsys):
+    run = opened(tmp_path / "a" / "run")
+    assert (run.mode, run.checkpoint, run.path) == ("new", None, tmp_path / "a" / "run")
+    assert capsys.readouterr().out == run.message + "\n" == f"{run.path}: new run\n"
+    assert status(run.path)["state"] == "running"
+    assert status(run.path)["pid"] == os.getpid()
+    identity = json.loads((run.path / "identity.json").read_text())
+    assert identity["config"] == ONE
+    assert identity["entry"] == "pretrain"
+
+
+@pytest.mark.parametrize("state", ["running", "interrupted", "failed", "refused"])
+def test_auto_goes_on_with_an_unfinished_run(tmp_path, state):
+    path = lived(tmp_path / "run", 5, 10, state=state)
+    run = opened(path)
+    assert run.mode == "continue"
+    assert run.checkpoint == path / "checkpoints" / "step_10"
+    assert "going on from step_10" in run.message
+    assert status(path)["state"] == "running"
+    assert status(path)["step"] == 10
+    assert (path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]"])
+def test_auto_goes_on_when_the_status_is_lost(tmp_path, text):
+    path = lived(tmp_path / "run", 5)
+    (path / "status.json").unlink()
+    if text is not None:
+        (path / "status.json").write_text(text)
+    assert opened(path).mode == "continue"
+
+
+def test_auto_sets_a_finished_run_aside(tmp_path, capsys):
+    path = lived(tmp_path / "run", 5, state="done")
+    old = (path / "checkpoints/step_5/manifest.json").read_bytes()
+    run = opened(path)
+    assert (run.mode, run.checkpoint) == ("new", None)
+    assert "run was in the way (a finished run) and is now run.1" in capsys.readouterr().out
+    assert (tmp_path / "run.1/checkpoints/step_5/manifest.json").read_bytes() == old
+    assert status(tmp_path / "run.1")["state"] == "done"
+    assert not (path / "checkpoints").exists()
+    run.set_status("done")
+    run.close()
+    assert "is now run.2" in opened(path).message
+    assert (tmp_path / "run.1/checkpoints/step_5").is_dir()
+
+
+@pytest.mark.parametrize("state", ["interrupted", "done"])
+def test_auto_sets_a_foreign_run_aside_and_says_what_differs(tmp_path, state):
+    path = lived(tmp_path / "run", 5, state=state)
+    run = opened(path, TWO)
+    assert run.mode == "new"
+    assert "another run: lr 0.1 -> 0.2, arch.depth 2 -> 3" in run.message
+    assert (tmp_path / "run.1/checkpoints/step_5").is_dir()
+    run.close()
+    again = opened(path, entry="train", identity=TWO)
+    assert "entry pretrain" in again.message
+    assert (tmp_path / "run.2/identity.json").is_file()
+
+
+def test_something_that_is_no_run_is_set_aside(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("dear")
+    (tmp_path / "run.1").write_text("taken")
+    run = opened(tmp_path / "run")
+    assert "it was no run" in run.message
+    assert [p.name for p in (tmp_path / "run.2").iterdir()] == ["thesis.tex"]
+    assert (tmp_path / "run.1").read_text() == "taken"
+
+
+@pytest.mark.parametrize("content", [[], [".lock"], [".hydra", "status.json", "path_signature.json"]])
+def test_what_a_launcher_left_is_not_in_the_way(tmp_path, content):
+    (tmp_path / "run").mkdir()
+    for name in content:
+        (tmp_path / "run" / name).touch()
+    assert opened(tmp_path / "run").message == f"{tmp_path / 'run'}: new run"
+    assert not (tmp_path / "run.1").exists()
+
+
+def test_auto_starts_over_in_place_without_a_checkpoint(tmp_path):
+    path = lived(tmp_path / "run", state="running")
+    (path / "metrics.csv").write_text("step\n1\n")
+    (path / "checkpoints").mkdir()
+    (path / "checkpoints" / ".step_5.tmp-1-0").mkdir()
+    run = opened(path)
+    assert (run.mode, run.checkpoint, run.path) == ("new", None, path)
+    assert "starting again from step 0" in run.message
+    assert (path / "metrics.jsonl").read_bytes() == b""
+    assert (path / "metrics.csv").read_bytes() == b""
+    assert list((path / "checkpoints").iterdir()) == []
+    assert not (tmp_path / "run.1").exists()
+
+
+# --- true, false
+
+
+@pytest.mark.parametrize("state", ["interrupted", "done"])
+@pytest.mark.parametrize("resume", [True, "true"])
+def test_true_goes_on_finished_or_not(tmp_path, state, resume):
+    path = lived(tmp_path / "run", 5, state=state)
+    run = opened(path, resume=resume)
+    assert (run.mode, run.checkpoint) == ("continue", path / "checkpoints" / "step_5")
+    assert status(path)["state"] == "running"
+
+
+def test_true_needs_a_checkpoint_and_names_the_folder(tmp_path):
+    with pytest.raises(
+        UsageError, match=f"nothing to resume: no checkpoint in {tmp_path / 'run' / 'checkpoints'}"
+    ):
+        opened(tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+    path = lived(tmp_path / "run")
+    with pytest.raises(UsageError, match="nothing to resume"):
+        opened(path, resume=True)
+
+
+def test_true_says_changes_and_keeps_them_once_the_state_is_loaded(tmp_path):
+    path = lived(tmp_path / "run", 5, state="done")
+    run = opened(path, TWO, resume=True)
+    assert "going on from step_5 with changes: lr 0.1 -> 0.2, arch.depth 2 -> 3" in run.message
+    assert json.loads((path / "identity.json").read_text())["config"] == ONE
+    run.write_config("lr: 0.2\n", TWO)
+    run.close()
+    assert opened(path, TWO).mode == "continue"
+    with pytest.raises(UsageError, match=r"run of pretrain\.py, not of train\.py"):
+        opened(path, TWO, resume=True, entry="train")
+
+
+@pytest.mark.parametrize("resume", [False, "false"])
+def test_false_never_goes_on(tmp_path, resume):
+    path = lived(tmp_path / "run", 5)
+    run = opened(path, resume=resume)
+    assert (run.mode, run.checkpoint) == ("new", None)
+    assert "an unfinished run of the same config" in run.message
+    assert (tmp_path / "run.1/checkpoints/step_5").is_dir()
+
+
+def test_other_words_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="resume=maybe: choose one of auto, true, false"):
+        opened(tmp_path / "run", resume="maybe")
+    with pytest.raises(UsageError, match="resume=false contradicts resume_from=best"):
+        opened(tmp_path / "run", resume=False, resume_from="best")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is a file"):
+        opened(tmp_path / "file")
+    with pytest.raises(UsageError, match="cannot be used"):
+        opened(tmp_path / "file" / "run")
+
+
+# --- resume_from
+
+
+@pytest.mark.parametrize("state", ["interrupted", "done"])
+def test_resume_from_a_step_of_this_run(tmp_path, state):
+    path = lived(tmp_path / "run", 5, 10, state=state)
+    for spec in ("step_5", str(path / "step_5"), str(path / "checkpoints" / "step_5")):
+        run = opened(path, resume_from=spec)
+        assert run.mode == "continue"
+        assert run.checkpoint.resolve() == (path / "checkpoints" / "step_5").resolve()
+        assert status(path)["step"] == 5
+        run.close()
+    with pytest.raises(UsageError, match=r"resume_from=step_6.*step_5"):
+        opened(path, resume_from="step_6")
+    with pytest.raises(UsageError, match="nothing to resume"):
+        opened(tmp_path / "other", resume_from="best")
+
+
+def test_resume_from_another_run_branches_off_and_the_branch_goes_on(tmp_path):
+    source = lived(tmp_path / "source", 5, state="done") / "checkpoints" / "step_5"
+    path = lived(tmp_path / "run", 3)  # of the same identity, but no branch of source
+    run = opened(path, resume_from=str(source))
+    assert (run.mode, run.checkpoint) == ("new", source)
+    assert "branching off" in run.message
+    assert (tmp_path / "run.1/step_3").is_symlink()
+    run.close()
+    run = opened(path, resume_from=str(source))  # killed before its first checkpoint: again from the source
+    assert (run.mode, run.checkpoint) == ("new", source)
+    checkpoint(run, 8)
+    run.close()
+    run = opened(path, resume_from=str(source))  # the same command goes on
+    assert (run.mode, run.checkpoint) == ("continue", path / "checkpoints" / "step_8")
+    run.close()
+    with pytest.raises(UsageError, match="leave resume=true out"):
+        opened(path, resume_from=str(source), resume=True)
+    assert opened(path, resume_from=str(source), resume=False).checkpoint == source
+
+
+# --- time-stamped names
+
+
+def test_auto_finds_the_newest_unfinished_run_of_the_same_identity(tmp_path):
+    pattern = f"{tmp_path}/${{name}}_{NOW}"
+    lived(tmp_path / "x_01-00-00", 1)
+    newest = lived(tmp_path / "x_02-00-00", 2)
+    lived(tmp_path / "x_03-00-00", 3, identity=TWO)
+    lived(tmp_path / "x_04-00-00", 4, state="done")
+    (tmp_path / "x_05-00-00").mkdir()
+    run = opened(tmp_path / "x_06-00-00", pattern=pattern)
+    assert (run.mode, run.path) == ("continue", newest)
+    assert run.checkpoint.name == "step_2"
+    assert not (tmp_path / "x_06-00-00").exists()
+    run.close()
+    assert opened(tmp_path / "x_06-00-00", pattern=pattern, resume=False).path.name == "x_06-00-00"
+
+
+def test_a_fixed_name_looks_nowhere_else(tmp_path):
+    lived(tmp_path / "x_1", 1)
+    assert opened(tmp_path / "x_2", pattern=f"{tmp_path}/x_${{number}}").mode == "new"
+
+
+def test_a_run_set_aside_is_not_found_again_under_a_time(tmp_path):
+    path = lived(tmp_path / "x_01", 1)
+    opened(path, resume=False).close()
+    (path / "identity.json").unlink()
+    run = opened(tmp_path / "x_02", pattern=f"{tmp_path}/x_${{now:%H}}")
+    assert (run.mode, run.path.name) == ("new", "x_02")
+
+
+def test_true_under_a_time(tmp_path):
+    pattern = f"{tmp_path}/{NOW}/x"
+    done = lived(tmp_path / "01-00-00" / "x", 1, state="done")
+    lived(tmp_path / "02-00-00" / "x", 2, identity=TWO)
+    lived(tmp_path / "03-00-00" / "x")
+    run = opened(tmp_path / "04-00-00" / "x", pattern=pattern, resume=True)
+    assert (run.path, run.mode) == (done, "continue")
+    run.close()
+    run = opened(tmp_path / "04-00-00" / "x", pattern=pattern, resume_from=str(done / "step_1"))
+    assert (run.path, run.mode) == (done, "continue")
+    run.close()
+    with pytest.raises(UsageError, match=r"nothing to resume.*\*/x"):
+        opened(tmp_path / "04-00-00" / "x", {"lr": 3}, pattern=pattern, resume=True)
+
+
+def test_newest_is_by_time_not_by_name(tmp_path):
+    lived(tmp_path / "x_09", 1)
+    time.sleep(0.002)
+    newer = lived(tmp_path / "x_08", 2)
+    assert opened(tmp_path / "x_10", pattern=f"{tmp_path}/x_${{now:%H}}").path == newer
+
+
+# --- processes
+
+
+@pytest.mark.parametrize("identity", [ONE, TWO])
+def test_a_live_run_is_not_touched_and_a_killed_one_goes_on(tmp_path, identity):
+    path = tmp_path / "run"
+    code = (
+        "import sys, time, torch\n"
+        "from engine.rundir import open_run\nfrom engine.checkpoint import CheckpointStore\n"
+        "run = open_run(sys.argv[1], identity={'lr': 0.1, 'arch': {'depth': 2}}, entry='pretrain')\n"
+        "CheckpointStore(run.path, 'pretrain').save(4, model={'w': torch.zeros(2)}, config={})\n"
+        "print('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    try:
+        assert child.stdout is not None
+        while "ready" not in (line := child.stdout.readline()):
+            assert line
+        for resume in ("auto", "true", "false"):
+            with pytest.raises(UsageError, match=f"{path} is in use by another process .pid {child.pid}"):
+                opened(path, identity, resume=resume)
+        assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    assert status(path)["state"] == "running"
+    run = opened(path, identity)
+    if identity == ONE:
+        assert (run.mode, run.checkpoint.name) == ("continue", "step_4")
+    else:
+        assert run.mode == "new"
+        assert (tmp_path / "run.1/step_4/manifest.json").is_file()
+
+
+def test_the_lock_lasts_until_closed(tmp_path):
+    run = opened(tmp_path / "run")
+    with pytest.raises(UsageError, match=f"pid {os.getpid()}"):
+        opened(tmp_path / "run")
+    run.close()
+    opened(tmp_path / "run").close()
+
+
+def test_find_resumable_locks_and_changes_nothing(tmp_path):
+    path = lived(tmp_path / "x_01", 1, state="done")
+    before = sorted(p.stat().st_mtime_ns for p in path.rglob("*"))
+    asked = {"identity": ONE, "entry": "pretrain", "pattern": f"{tmp_path}/x_${{now:%H}}"}
+    run = opened(path, resume=True)
+    assert find_resumable(tmp_path / "x_02", **asked) == path
+    run.close()
+    assert len(before) == len(list(path.rglob("*")))
+    with pytest.raises(UsageError, match="nothing to resume"):
+        find_resumable(tmp_path / "x_02", identity=ONE, entry="pretrain")

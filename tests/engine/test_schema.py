@@ -1,0 +1,130 @@
+"""Strictness, one-line errors with a dotted path and a suggestion, and the record of what was read."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+
+from engine.errors import UsageError
+from engine.schema import structure, unread
+
+
+@dataclass(kw_only=True)
+class Inner:
+    lr: float = 1.0
+    kind: Literal["adam", "sgd"] = "adam"
+
+
+@dataclass(kw_only=True)
+class Outer:
+    size: int
+    name: str | None = None
+    paths: list[str] = field(default_factory=list)
+    arch: dict[str, Any] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    inner: Inner = field(default_factory=Inner)
+    several: list[Inner] = field(default_factory=list)
+    resume: Literal["auto", "true", "false"] = "auto"
+    flag: bool = False
+    workers: int | Literal["auto"] = 1
+    levels: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ValueError(f"size={self.size} is negative:\nchoose size=1")
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "value"),
+    [
+        ({"size": 3}, "size", 3),
+        ({"name": None}, "name", None),
+        ({"name": 7}, "name", "7"),
+        ({"inner": {"lr": 2}}, "inner", Inner(lr=2.0)),
+        ({"several": [{"lr": 2}, {}]}, "several", [Inner(lr=2.0), Inner()]),
+        ({"paths": ["a", 1]}, "paths", ["a", "1"]),
+        ({"rates": {"a": 1}}, "rates", {"a": 1.0}),
+        ({"arch": {"a": [1, {"b": None}]}}, "arch", {"a": [1, {"b": None}]}),
+        ({"resume": True}, "resume", "true"),
+        ({"resume": "False"}, "resume", "false"),
+        ({"workers": "auto"}, "workers", "auto"),
+        ({"workers": 3}, "workers", 3),
+        ({"levels": 2}, "levels", 2),
+    ],
+)
+def test_accepted(given: dict[str, Any], key: str, value: Any) -> None:
+    made = structure(Outer, {"size": 1} | given)
+    assert isinstance(made, Outer)
+    plain = vars(made)[key]
+    if isinstance(value, Inner):
+        assert vars(plain) == vars(value)
+    elif key == "several":
+        assert [vars(item) for item in plain] == [vars(item) for item in value]
+    else:
+        assert plain == value
+        assert type(plain) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sise": 1}, ["unknown key 'sise'", "did you mean 'size'"]),
+        ({"size": 1, "zzz": 1}, ["unknown key 'zzz'", "choose one of"]),
+        ({"size": 1, "inner": {"lrr": 1}}, ["unknown key 'inner.lrr'", "did you mean 'inner.lr'"]),
+        ({"size": 1, "several": [{}, {"lrr": 1}]}, ["unknown key 'several[1].lrr'", "'several[1].lr'"]),
+        ({}, ["size is required"]),
+        ({"size": 1.0}, ["size: expected integer, got 1.0"]),
+        ({"size": True}, ["size: expected integer, got True"]),
+        ({"size": None}, ["size: expected integer, got null"]),
+        ({"size": 1, "flag": 1}, ["flag: expected true or false, got 1"]),
+        ({"size": 1, "flag": "true"}, ["flag: expected true or false"]),
+        ({"size": 1, "inner": {"lr": "1e-4"}}, ["inner.lr: expected number, got '1e-4'"]),
+        ({"size": 1, "inner": {"lr": True}}, ["inner.lr: expected number"]),
+        ({"size": 1, "inner": 3}, ["inner: expected a block of keys, got 3"]),
+        ({"size": 1, "inner": {"kind": "adm"}}, ["inner.kind", "adam|sgd", "did you mean 'adam'"]),
+        ({"size": 1, "paths": "data"}, ["paths: expected a list of text, got 'data'"]),
+        ({"size": 1, "paths": ["a", 1.5]}, ["paths[1]: expected text, got 1.5"]),
+        ({"size": 1, "rates": {"a": "b"}}, ["rates.a: expected number"]),
+        ({"size": 1, "arch": 3}, ["arch: expected a block of keys"]),
+        ({"size": 1, "resume": "no"}, ["resume", "auto|true|false"]),
+        ({"size": 1, "workers": "aut"}, ["workers: expected integer or auto, got 'aut'"]),
+        ({"size": 1, "levels": True}, ["levels", "1|2"]),
+        ({"size": -1}, ["size=-1 is negative: choose size=1"]),
+        ({"size": "x", "flag": 3}, ["size", "(and 1 more)"]),
+    ],
+)
+def test_refused_in_one_line(given: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        structure(Outer, given)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_where_is_part_of_the_path() -> None:
+    with pytest.raises(UsageError, match=r"unknown key 'arch.opt.lrr': did you mean 'arch.opt.lr'"):
+        structure(Inner, {"lrr": 1}, "arch.opt")
+    with pytest.raises(UsageError, match=r"^arch: expected a block of keys, got null"):
+        structure(Inner, None, "arch")
+
+
+def test_reads_are_recorded_by_leaf() -> None:
+    made = structure(Outer, {"size": 1, "several": [{}, {}]})
+    assert "size" in unread(made), "the checks of __post_init__ are not reads"
+    assert {"inner.lr", "inner.kind", "several[0].lr", "several[1].kind"} <= set(unread(made))
+    assert made.size == 1
+    assert made.inner.lr == 1.0
+    assert made.several[1].kind == "adam"
+    left = set(unread(made, "run"))
+    assert not {"run.size", "run.inner.lr", "run.several[1].kind"} & left
+    assert {"run.inner.kind", "run.several[0].kind", "run.several[1].lr", "run.flag"} <= left
+
+
+def test_a_copy_keeps_its_own_record() -> None:
+    made = structure(Outer, {"size": 1})
+    other = copy.deepcopy(made)
+    assert other.size == 1
+    assert "size" in unread(made)
+    assert "size" not in unread(other)

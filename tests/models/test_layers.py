@@ -1,0 +1,63 @@
+"""Hand-written backward passes against finite differences, and the written-out checks of the layers."""
+
+from __future__ import annotations
+
+import torch
+
+from models.layers import CastedLinear, RotaryTables, apply_rotary, cached_casts, rms_norm
+from models.layers.mlp import gated_silu
+
+
+def draw(*shape):
+    torch.manual_seed(sum(shape))
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def test_gradients_by_finite_differences():
+    assert torch.autograd.gradcheck(lambda x: rms_norm(x, 0.3), draw(3, 5))
+    assert torch.autograd.gradcheck(gated_silu, draw(2, 3, 8))
+    for ins, outs in ((3, 6), (6, 3)):
+        layer = CastedLinear(ins, outs, bias=True).double()
+        assert torch.autograd.gradcheck(
+            lambda x, w, b, layer=layer: torch.func.functional_call(layer, {"weight": w, "bias": b}, (x,)),
+            (draw(2, 4, ins), layer.weight, layer.bias),
+        )
+
+
+def test_written_out_values():
+    y = rms_norm(torch.tensor([3.0, 4.0], dtype=torch.float64), 1e-5)
+    torch.testing.assert_close(
+        y, torch.tensor([0.84852779, 1.13137042], dtype=torch.float64), rtol=0, atol=1e-7
+    )
+    turned = apply_rotary(
+        torch.tensor([[[0.0] * 4], [[1.0, 2.0, 3.0, 4.0]]]), *RotaryTables(4, 2, theta=1e4)()
+    )
+    want = torch.tensor([-1.98411059, 1.95990062, 2.46237803, 4.01979971])
+    torch.testing.assert_close(turned[1, 0], want, rtol=0, atol=1e-6)
+
+
+def test_rotary_tables_survive_moves_of_the_module():
+    tables = RotaryTables(4, 3, theta=1e4)
+    before = tables.cos.clone()
+    tables.to(torch.bfloat16)
+    assert torch.equal(tables.cos, before)
+    with torch.device("meta"):
+        made_on_meta = RotaryTables(4, 3, theta=1e4)
+    assert torch.equal(made_on_meta.to_empty(device="cpu").cos, before)
+
+
+def test_weight_gradients_of_repeated_calls_add_up_in_float32():
+    torch.manual_seed(0)
+    layer, x = CastedLinear(16, 8), torch.randn(200, 4, 16).bfloat16()
+    with cached_casts(layer, torch.bfloat16):
+        kept = layer._copy
+        for part in x:
+            assert layer._cast(torch.bfloat16) is kept
+            layer(part).sum().backward()
+    assert layer._copy is None
+    exact = x.float().sum((0, 1)).expand(8, 16)
+    low = torch.zeros(8, 16, dtype=torch.bfloat16)
+    for part in x:
+        low += part.sum(0)
+    assert layer.weight.grad.dtype == torch.float32
+    assert (layer.weight.grad - exact).norm() < 0.2 * (low.float() - exact).norm()

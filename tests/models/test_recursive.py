@@ -1,0 +1,296 @@
+"""Every variant against the naive double, and the properties that a user relies on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from losses import ACTLossConfig, ACTLossHead
+from models.recursive_reasoning.act import PuzzleShape
+from models.recursive_reasoning.hrm import HRM, HRMConfig
+from models.recursive_reasoning.trm import TRM, TRMConfig
+from tests.models import naive
+
+SHAPE = PuzzleShape(seq_len=5, vocab_size=7, num_puzzle_identifiers=4)
+BASE = {"hidden_size": 16, "num_heads": 2, "expansion": 1.0, "halt_max_steps": 3, "halt_exploration_prob": 0.0,
+        "forward_dtype": "float64", "puzzle_emb_ndim": 16}  # fmt: skip
+TINY = TRMConfig(**BASE, H_cycles=2, L_cycles=2, L_layers=2, puzzle_emb_len=3)
+TINY_HRM = HRMConfig(**BASE, H_layers=1, L_layers=2)
+VARIANTS = {
+    "trm": TINY,
+    "trm_mlp_t": replace(TINY, mlp_t=True, pos_encodings="none"),
+    "trm_learned": replace(TINY, pos_encodings="learned"),
+    "trm_no_positions": replace(TINY, pos_encodings="none"),
+    "trm_continue": replace(TINY, no_ACT_continue=False),
+    "trm_no_embedding": replace(TINY, puzzle_emb_ndim=0),
+    "trm_mlp_t_no_embedding": replace(TINY, puzzle_emb_ndim=0, puzzle_emb_len=0, mlp_t=True),
+    "trm_wide_embedding": replace(TINY, puzzle_emb_ndim=40),
+    "trm_one_cycle": replace(TINY, H_cycles=1, L_cycles=1),
+    "hrm": TINY_HRM,
+    "hrm_learned": replace(TINY_HRM, pos_encodings="learned"),
+    "hrm_no_embedding": replace(TINY_HRM, puzzle_emb_ndim=0),
+    "hrm_mlp_t": replace(TINY_HRM, mlp_t=True),
+}
+
+
+def build(config, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    model = (HRM if isinstance(config, HRMConfig) else TRM)(config, SHAPE, **kwargs)
+    with torch.no_grad():
+        model.inner.q_head.weight.normal_(std=0.4)
+        model.inner.q_head.bias.copy_(torch.tensor([-0.1, 0.1]))
+        if model.puzzle_emb is not None:
+            model.puzzle_emb.weights.normal_()
+    return model
+
+
+def batch(seed, rows=4):
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda high, *size: torch.randint(0, high, size, generator=g, dtype=torch.int32)  # noqa: E731
+    labels = draw(SHAPE.vocab_size, rows, SHAPE.seq_len)
+    labels[0, 1:3] = -100
+    return {"inputs": draw(SHAPE.vocab_size, rows, SHAPE.seq_len), "labels": labels,
+            "puzzle_identifiers": draw(SHAPE.num_puzzle_identifiers, rows)}  # fmt: skip
+
+
+def assert_same(ours, theirs, atol=1e-12):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_training_steps_equal_the_naive_double(name):
+    config = VARIANTS[name]
+    model, head = build(config).train(), ACTLossHead(ACTLossConfig())
+    w = {
+        k: v.detach().clone().requires_grad_(v.is_floating_point())
+        for k, v in model.state_dict(keep_vars=True).items()
+    }
+    two = isinstance(config, HRMConfig)
+    fresh = lambda key: w[f"inner.{key}"].detach().expand(4, model.inner.length, -1)  # noqa: E731
+    z_H, z_L, steps, halted, data, carry = (
+        fresh("H_init"),
+        fresh("L_init"),
+        [0] * 4,
+        [True] * 4,
+        batch(0),
+        None,
+    )
+    for i in range(4):
+        offered = batch(i)
+        for row in range(4):
+            if halted[row]:
+                z_H, z_L = z_H.clone(), z_L.clone()
+                z_H[row], z_L[row], steps[row] = fresh("H_init")[row], fresh("L_init")[row], 0
+                data = {
+                    k: torch.cat((v[:row], offered[k][row : row + 1], v[row + 1 :])) for k, v in data.items()
+                }
+        rows = None
+        if config.puzzle_emb_ndim:
+            rows = w["inner.puzzle_emb.weights"].detach()[data["puzzle_identifiers"].long()].requires_grad_()
+        z_H, z_L, logits, q_halt, q_continue = naive.step(z_H, z_L, data, w, config, rows, two_stacks=two)
+        z_H, z_L, target = z_H.detach(), z_L.detach(), None
+        steps = [s + 1 for s in steps]
+        last = torch.tensor(steps) >= config.halt_max_steps
+        if not config.no_ACT_continue:
+            with torch.no_grad():
+                *_, next_halt, next_continue = naive.step(z_H, z_L, data, w, config, rows, two_stacks=two)
+            target = torch.sigmoid(torch.where(last, next_halt, torch.maximum(next_halt, next_continue)))
+        bar = 0.0 if config.no_ACT_continue else q_continue
+        halted = (last | (q_halt > bar)).tolist()
+        want = naive.loss(logits, data["labels"], q_halt, q_continue, target)
+
+        output = model(offered, carry)
+        carry, result = output.carry, head(output)
+        assert_same(output.logits, logits)
+        assert_same(output.q_halt_logits, q_halt)
+        assert_same(result.total, want)
+        assert carry.steps.tolist() == steps
+        assert carry.halted.tolist() == halted
+        for key, value in data.items():
+            assert torch.equal(carry.data[key], value)
+        model.zero_grad(set_to_none=True)
+        result.total.backward()
+        wanted = torch.autograd.grad(
+            want, [w[name] for name, _ in model.named_parameters()], allow_unused=True
+        )
+        for (key, p), g in zip(model.named_parameters(), wanted, strict=True):
+            g = torch.zeros_like(p) if g is None else g
+            torch.testing.assert_close(
+                p.grad, g, rtol=1e-10, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}"
+            )
+
+
+@pytest.mark.parametrize("name", ["trm", "trm_wide_embedding", "hrm"])
+def test_gradient_rows_of_the_puzzle_table_equal_the_naive_double(name):
+    config = VARIANTS[name]
+    model, data = build(config).train(), batch(0)
+    w = {k: v.detach() for k, v in model.state_dict().items()}
+    rows = w["inner.puzzle_emb.weights"][data["puzzle_identifiers"].long()].requires_grad_()
+    z_H, z_L = (w[f"inner.{key}"].expand(4, model.inner.length, -1) for key in ("H_init", "L_init"))
+    *_, logits, q_halt, _ = naive.step(
+        z_H, z_L, data, w, config, rows, two_stacks=isinstance(config, HRMConfig)
+    )
+    (want,) = torch.autograd.grad(logits.sin().sum() + q_halt.sum(), rows)
+    output = model(data)
+    (output.logits.sin().sum() + output.q_halt_logits.sum()).backward()
+    ids, got = model.puzzle_emb.take_pending()
+    assert torch.equal(ids, data["puzzle_identifiers"])
+    assert want.abs().max() > 0
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["trm", "trm_mlp_t", "hrm"])
+def test_gradients_do_not_depend_on_how_a_batch_is_split(name):
+    model, head = build(VARIANTS[name]).train(), ACTLossHead(ACTLossConfig())
+    whole = batch(3, rows=6)
+    grads = []
+    for sizes in ((6,), (1, 2, 3)):
+        model.zero_grad(set_to_none=True)
+        start, pieces = 0, []
+        for size in sizes:
+            part = {k: v[start : start + size] for k, v in whole.items()}
+            head(model(part)).total.backward()
+            start += size
+        ids, rows = model.puzzle_emb.take_pending()
+        assert torch.equal(ids, whole["puzzle_identifiers"])
+        pieces = [p.grad.clone() for p in model.parameters()] + [rows]
+        grads.append(pieces)
+    for a, b in zip(*grads, strict=True):
+        assert_same(a, b)
+
+
+COUNTS = [
+    (TRM, TRMConfig(), (81, 11), 6_828_034),
+    (TRM, TRMConfig(mlp_t=True, pos_encodings="none"), (81, 11), 5_028_866),
+    (TRM, TRMConfig(), (900, 12), 6_829_058),
+    (TRM, TRMConfig(), (900, 6), 6_822_914),
+    (TRM, TRMConfig(mlp_t=True), (900, 6), 18_795_522),
+    (HRM, HRMConfig(), (81, 11), 27_275_266),
+    (HRM, HRMConfig(), (900, 12), 27_276_290),
+]
+
+
+@pytest.mark.parametrize(("kind", "config", "data", "count"), COUNTS)
+def test_published_parameter_counts(kind, config, data, count):
+    with torch.device("meta"):
+        model = kind(config, PuzzleShape(*data, num_puzzle_identifiers=5))
+    assert model.num_parameters() == count
+    assert sum(p.numel() for p in model.param_groups()["trunk"]) == count
+
+
+def test_flops_of_the_published_recipes():
+    with torch.device("meta"):
+        att = TRM(TRMConfig(), PuzzleShape(81, 11, 1)).flops(768)
+        mlp = TRM(TRMConfig(mlp_t=True), PuzzleShape(81, 11, 1)).flops(768)
+        arc = TRM(TRMConfig(L_cycles=4), PuzzleShape(900, 12, 1)).flops(768)
+        hrm = HRM(HRMConfig(), PuzzleShape(81, 11, 1)).flops(768)
+    assert [round(f["train"] / 1e12, 1) for f in (att, mlp)] == [36.6, 32.8]
+    assert [round(f["train"] / 1e12) for f in (arc, hrm)] == [306, 28]
+    assert att["eval"] / 768 / 16 * 16 == pytest.approx(16 * att["train"] / 768 * 21 / 35)
+
+
+def test_meta_model_becomes_real():
+    with torch.device("meta"):
+        model = TRM(TINY, SHAPE)
+    real = build(TINY)
+    model.to_empty(device="cpu").load_state_dict(real.state_dict())
+    assert torch.equal(model.eval()(batch(0)).logits, real.eval()(batch(0)).logits)
+    assert not any("rotary" in key for key in real.state_dict())
+
+
+def test_blocks_are_the_compile_units():
+    assert len(build(TINY).blocks()) == 2
+    assert len(build(TINY_HRM).blocks()) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision_is_near_and_gradients_stay_float32(dtype):
+    exact, near = build(TINY), build(replace(TINY, forward_dtype="auto"), auto_dtype=dtype)
+    near.load_state_dict(exact.state_dict())
+    head = ACTLossHead(ACTLossConfig())
+    totals = []
+    for model in (exact, near):
+        result = head(model.train()(batch(0)))
+        result.total.backward()
+        totals.append(result.total.item())
+    assert totals[1] == pytest.approx(totals[0], rel=1e-5 if dtype == torch.float32 else 0.03)
+    for (name, a), b in zip(exact.named_parameters(), near.parameters(), strict=True):
+        assert b.grad.dtype == torch.float32
+        error = (a.grad - b.grad).norm() / (a.grad.norm() + 1e-12)
+        assert error < (1e-4 if dtype == torch.float32 else 0.25), name
+
+
+def test_attention_kinds_agree_and_unknown_ones_are_refused():
+    models = [build(TINY, attention=kind).eval() for kind in ("auto", "sdpa", "math")]
+    first, *others = (model(batch(0)).logits for model in models)
+    for logits in others:
+        assert_same(logits, first)
+    with pytest.raises(ValueError, match="attention=fast"):
+        build(TINY, attention="fast")
+    try:
+        import flash_attn  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match=r"\[flash\]"):
+            build(TINY, attention="flash")
+
+
+def test_fresh_model_halts_exactly_at_the_last_step():
+    torch.manual_seed(0)
+    model, carry = TRM(TINY, SHAPE).train(), None
+    for step in (1, 2, 3):
+        output = model(batch(step), carry)
+        carry = output.carry
+        assert carry.halted.tolist() == [step == 3] * 4
+        assert carry.data["inputs"].equal(batch(1)["inputs"])  # nobody took the later offers
+        assert (output.q_halt_logits == -5).all()
+    assert model(batch(4), carry).carry.data["inputs"].equal(batch(4)["inputs"])
+
+
+def test_exploration_demands_a_minimum_of_steps():
+    model, carry = build(replace(TINY, halt_max_steps=4, halt_exploration_prob=0.5)).train(), None
+    with torch.no_grad():
+        model.inner.q_head.weight.zero_()
+        model.inner.q_head.bias.fill_(1.0)  # always willing to halt
+    numbers = torch.tensor([[0.6, 0.9], [0.1, 0.0], [0.1, 0.5], [0.1, 0.999]])  # no, at least 2, 3, 4
+    halts = []
+    for _ in range(4):
+        output = model({**batch(0), "exploration": numbers}, carry)
+        carry = output.carry
+        halts.append(carry.halted.tolist())
+        assert "exploration" not in carry.data
+        carry.halted = torch.zeros_like(carry.halted)  # keep every row going to see each threshold
+    assert halts == [
+        [True, False, False, False],
+        [True, True, False, False],
+        [True, True, True, False],
+        [True] * 4,
+    ]
+    model.eval()
+    assert model(batch(0)).carry.steps.tolist() == [4] * 4
+
+
+def test_think_goes_deeper_and_leaves_the_grad_mode_alone():
+    model = build(TINY).eval()
+    outputs = []
+    for output in model.think(batch(0), steps=5):
+        assert torch.is_grad_enabled()
+        outputs.append(output)
+    assert len(outputs) == 5
+    assert torch.equal(outputs[2].logits, model(batch(0)).logits)
+    assert not torch.equal(outputs[4].logits, outputs[2].logits)
+    assert not model.puzzle_emb.pending
+
+
+def test_carry_holds_no_graph_and_pending_rows_are_counted_once():
+    model = build(TINY).train()
+    output = model(batch(0))
+    assert not any(z.requires_grad for z in output.carry.latents.values())
+    ids, grads = model.puzzle_emb.take_pending()  # no backward took place
+    assert ids.shape == (4,)
+    assert not grads.any()
+    assert model.puzzle_emb.take_pending()[0].shape == (0,)
+    with torch.no_grad():
+        model(batch(0))
+    assert not model.puzzle_emb.pending

@@ -1,0 +1,118 @@
+"""The text is read back cell by cell; of the picture, the colours at the centres of cells and bars."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import ImageColor
+from rich.console import Console
+
+from scripts import _picture
+from scripts._boards import Thought, layout_of
+from scripts._canvas import Canvas
+from scripts._picture import draw_strip
+from scripts._terminal import draw, heading, legend
+from tests.scripts.test_boards import SOLUTION, WRONG, thought
+
+LAYOUT = layout_of(16, 6)
+
+
+def text_of(example: Thought, *, width: int = 200, colour: bool = False, layout=LAYOUT) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=colour, color_system="standard" if colour else None)
+    draw(console, [example], layout)
+    return stream.getvalue()
+
+
+def test_plain_boards_are_marked() -> None:
+    lines = text_of(thought(3, 6, 7, 16, q_halt=(0.02, 0.3, 0.97))).splitlines()
+    assert "example 3: 10 cells to find; right from step 3 on; would halt at step 3" in lines
+    start = next(i for i, line in enumerate(lines) if line.startswith("step 1"))
+    assert lines[start].split() == ["step", "1", "step", "2", "step", "3", "solution"]
+    second_row = lines[start + 2]
+    w = [str(digit - 1) for digit in WRONG]
+    s = [str(digit - 1) for digit in SOLUTION]
+    assert second_row.startswith(f" {s[4]}  {s[5]} | {w[6]}- {w[7]}-")
+    assert f" {s[4]}  {s[5]} |*{s[6]}+ {w[7]}-" in second_row  # step 2: cell 6 was mended, cell 7 was not
+    assert f" {s[4]}  {s[5]} | {s[6]}+*{s[7]}+" in second_row
+    assert second_row.rstrip().endswith(f" {s[4]}  {s[5]} | {s[6]}  {s[7]}")
+    assert "0/10 right" in text_of(thought(3, 6))
+    assert "1/10 right, 1 new" in text_of(thought(3, 6, 7))
+    assert "halt 2%" in lines[-1]
+    assert "halt 97%" in lines[-1]
+    assert "\x1b" not in "\n".join(lines)
+
+
+def test_boards_wrap_to_the_width() -> None:
+    for width in (20, 50, 90):
+        lines = text_of(thought(0, *range(6, 14)), width=width).splitlines()
+        assert max(map(len, (line for line in lines if "|" in line))) <= width
+        assert "\n".join(lines).count("halt 10%") == 8
+
+
+def test_colour_is_used_on_a_terminal() -> None:
+    text = text_of(thought(0, 6, 8), colour=True)
+    assert "\x1b[31m" in text  # wrong: red
+    assert "\x1b[7;32m" in text  # changed to right
+    assert "*" not in text
+    assert "right" in legend(True).plain
+
+
+def test_headings() -> None:
+    assert heading(thought(9, 16, 7), LAYOUT) == "example 9: 10 cells to find; not solved; would not halt"
+
+
+def colours_of(picture, box: tuple[int, int, int, int]) -> set[tuple[int, int, int]]:
+    return {colour for _, colour in picture.crop(box).getcolors(1 << 24)}
+
+
+def test_picture_shows_right_wrong_given_and_changed() -> None:
+    picture = draw_strip([thought(0, 6, 8, 16, q_halt=(0.1, 0.4, 0.9))], LAYOUT, title="run", subtitle="what")
+    body = colours_of(picture, (0, 2 * 100, picture.width, picture.height - 2 * 60))
+    rgb = ImageColor.getrgb
+    for colour in (
+        _picture.RIGHT, _picture.WRONG, _picture.GIVEN, _picture.CHANGED, _picture.BAR, _picture.BAR_STOP, _picture.INK,
+    ):  # fmt: skip
+        assert rgb(colour) in body, colour
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "absent"),
+    [("WRONG", (16, 16), True), ("CHANGED", (16, 16), True), ("WRONG", (7, 7), False), ("CHANGED", (7, 8), False)],
+)
+def test_picture_marks_only_what_is_there(name: str, right: tuple[int, ...], absent: bool) -> None:
+    picture = draw_strip([thought(0, *right)], LAYOUT, title="run", subtitle="what")
+    legend_top = picture.height - 2 * 60
+    assert (
+        ImageColor.getrgb(getattr(_picture, name)) not in colours_of(picture, (0, 0, picture.width, legend_top))
+    ) is absent
+
+
+def test_long_episodes_go_on_below() -> None:
+    short = draw_strip([thought(0, *[7] * 8)], LAYOUT, title="run", subtitle="what")
+    long = draw_strip([thought(0, *[7] * 32)], LAYOUT, title="run", subtitle="what")
+    assert long.height > short.height * 1.5
+    assert long.width <= 2 * (_picture.STRIP + 2 * _picture.MARGIN + _picture.LABEL + 10)
+
+
+@pytest.mark.parametrize(("seq_len", "vocab"), [(900, 12), (81, 11), (10, 5), (36, 8)])
+def test_any_grid_can_be_drawn(seq_len: int, vocab: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, vocab, seq_len)
+    labels[::7] = -100
+    inputs, answers = rng.integers(0, vocab, seq_len), rng.integers(0, vocab, (3, seq_len))
+    example = Thought(1, inputs, labels, answers, np.array([0.0, 0.5, 1.0]))
+    layout = layout_of(seq_len, vocab)
+    picture = draw_strip([example, example], layout, title="a/b", subtitle="c")
+    assert picture.height > 200
+    assert text_of(example, layout=layout).count("halt ") >= 3
+
+
+def test_canvas_scales() -> None:
+    canvas = Canvas(10, 10, 3.0, "#ffffff")
+    canvas.box(2, 2, 4, 4, fill="#ff0000")
+    red = np.asarray(canvas.image)[:, :, 1] == 0
+    assert red.sum() == 12 * 12
+    assert red[6:18, 6:18].all()

@@ -1,0 +1,127 @@
+"""Both scripts on a real, tiny run: trained here, looked at from another folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import run_script
+
+STEP = 12
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    done = run_script(
+        "pretrain", "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", f"max_steps={STEP}",
+        "lr=0.01", "lr_warmup_steps=0", "project_name=p", "run_name=r", cwd=home,
+    )  # fmt: skip
+    assert done.code == 0, done.output
+    return home / "checkpoints/p/r"
+
+
+def results(file: Path) -> dict:
+    return json.loads(file.read_text())
+
+
+def test_evaluation_repeats_that_of_the_run(run: Path, tmp_path: Path) -> None:
+    shown = run_script("scripts/evaluate", str(run), "--device", "cpu", cwd=tmp_path)
+    assert shown.code == 0, shown.output
+    written = results(run / f"evaluation_step_{STEP}.json")
+    trained = results(run / "summary.json")["results"]
+    assert {f"eval/{name}": value for name, value in written["results"].items() if f"eval/{name}" in trained} == trained
+    assert written["results"]["accuracy/step_02"] == pytest.approx(trained["eval/accuracy"])
+    assert written["settings"]["weights"] == "ema"
+    card = results(run.parents[2] / "data/debug-sudoku-4x4/card.json")
+    assert written["settings"]["data"][0]["content_hash"] == card["content_hash"]
+    assert f"step {STEP}, ema weights" in shown.output
+    assert f"{100 * trained['eval/accuracy']:.2f} %" in shown.output
+    assert card["content_hash"][:12] in shown.output
+    assert not list(tmp_path.iterdir())  # nothing is built or written where the user stands
+
+
+def test_other_settings(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "deep.json"
+    shown = run_script(
+        "scripts/evaluate", f"{run}/checkpoints/step_{STEP}", "--steps", "5", "--weights", "raw", "--split", "train",
+        "--max-examples", "10", "--batch-size", "3", "--json", "deep.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert shown.code == 0, shown.output
+    written = results(file)
+    assert written["results"]["examples"] == 10
+    assert "exact_accuracy/step_05" in written["results"]
+    assert written["results"]["accuracy/step_05"] == pytest.approx(written["results"]["accuracy"])
+    assert written["settings"]["split"] == "train"
+    assert written["settings"]["weights"] == "raw"
+    again = run_script(
+        "scripts/evaluate", str(run), "--steps", "5", "--weights", "raw", "--split", "train", "--max-examples", "10",
+        "--json", str(tmp_path / "again.json"),
+    )  # fmt: skip
+    assert again.code == 0, again.output
+    # The subset and the numbers do not depend on the batch size, up to rounding in sums.
+    assert results(tmp_path / "again.json")["results"] == pytest.approx(written["results"], rel=1e-5)
+
+
+def test_picture_and_text(run: Path, tmp_path: Path) -> None:
+    shown = run_script("scripts/visualize", str(run), "--examples", "3", "--steps", "4", cwd=tmp_path)
+    assert shown.code == 0, shown.output
+    assert shown.output.count("cells to find") == 3
+    assert "of 16 looked at" in shown.output
+    with Image.open(run / f"thinking_step_{STEP}.png") as picture:
+        assert min(picture.size) > 400
+    one = run_script("scripts/visualize", str(run), "--example", "15", "--out", "one.png", "--no-color", cwd=tmp_path)
+    assert one.code == 0, one.output
+    assert "example 15:" in one.output
+    assert (tmp_path / "one.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("script", "argv", "says"),
+    [
+        ("visualize", ["--example", "16"], "examples 0 to 15"),
+        ("visualize", ["--data", "nowhere"], "nowhere"),
+        ("evaluate", ["--device", "abacus"], "abacus"),
+        ("evaluate", ["--json", "/proc/no/such.json"], "--json"),
+    ],
+)
+def test_what_cannot_be_used_exits_2(run: Path, script: str, argv: list[str], says: str, tmp_path: Path) -> None:
+    shown = run_script(f"scripts/{script}", str(run), *argv, cwd=tmp_path)
+    assert shown.code == 2, shown.output
+    last = shown.output.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert says in last
+    assert "Traceback" not in shown.output
+
+
+def test_a_run_without_averages_says_so(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "p" / "copy"
+    shutil.copytree(run, copy, symlinks=True)
+    checkpoint = copy / f"checkpoints/step_{STEP}"
+    from engine.io import atomic_write_json, sha256_json
+
+    manifest = results(checkpoint / "manifest.json")
+    del manifest["files"]["ema.safetensors"], manifest["sha256"]
+    (checkpoint / "ema.safetensors").unlink()
+    atomic_write_json(checkpoint / "manifest.json", {**manifest, "sha256": sha256_json(manifest)})
+    asked = run_script("scripts/evaluate", str(copy), "--weights", "ema")
+    assert asked.code == 2, asked.output
+    assert "--weights raw" in asked.output
+    default = run_script("scripts/evaluate", str(copy))
+    assert default.code == 0, default.output
+    assert "raw weights" in default.output
+
+
+def test_other_data_than_trained_on_is_said(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "p" / "copy"
+    shutil.copytree(run, copy, symlinks=True)
+    environment = results(copy / "environment.json")
+    environment["data_cards"][0]["content_hash"] = "0" * 64
+    (copy / "environment.json").write_text(json.dumps(environment))
+    shown = run_script("scripts/evaluate", str(copy))
+    assert shown.code == 0, shown.output
+    assert "warning: data/debug-sudoku-4x4 is not the data that the run saw" in shown.output

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import argparse
+from types import SimpleNamespace
+
+import pytest
+
+from engine.errors import Interrupted, RunFailure, UsageError
+from scripts import evaluate, visualize
+from scripts._opening import positive, run_command
+from tests.conftest import run_script
+
+
+def raising(error: BaseException):
+    def command() -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(UsageError("wrong"), 2), (RunFailure("wrong"), 1), (Interrupted("wrong"), 3), (KeyboardInterrupt(), 130)],
+)
+def test_exit_codes_and_one_line(error: BaseException, code: int, capsys: pytest.CaptureFixture) -> None:
+    assert run_command(raising(error)) == code
+    captured = capsys.readouterr().err
+    assert captured.count("\n") == 1
+    assert captured in ("error: wrong\n", "stopped\n")
+
+
+def test_success_and_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_command(lambda: None) == 0
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: print(1 // 0))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UsageError):
+        run_command(raising(UsageError("wrong")))
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "1.5", ""])
+def test_positive_refuses(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="at least 1"):
+        positive(text)
+
+
+@pytest.mark.parametrize(
+    ("script", "argv"),
+    [
+        (evaluate, []),
+        (evaluate, ["run", "--steps", "0"]),
+        (evaluate, ["run", "--split", "valid"]),
+        (evaluate, ["run", "--max-examples", "some"]),
+        (visualize, ["run", "--out", "picture.jpg"]),
+        (visualize, ["run", "--example", "1", "--examples", "2"]),
+    ],
+)
+def test_bad_command_lines_exit_2_in_one_line(script, argv: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        script.parse(argv)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_good_command_lines() -> None:
+    assert evaluate.parse(["run", "--max-examples", "all"]).max_examples == "all"
+    assert evaluate.parse(["run", "--max-examples", "7"]).max_examples == 7
+    assert visualize.parse(["run", "--example", "0"]).example == 0
+
+
+@pytest.mark.parametrize("script", ["scripts/evaluate", "scripts/visualize"])
+def test_help_and_missing_run_from_anywhere(script: str, tmp_path) -> None:
+    shown = run_script(script, "--help", cwd=tmp_path)
+    assert shown.code == 0
+    assert "python scripts/" in shown.output
+    missing = run_script(script, "no/such/run", cwd=tmp_path)
+    assert missing.code == 2, missing.output
+    assert missing.output.count("\n") == 1
+    assert "no/such/run" in missing.output
+
+
+@pytest.mark.parametrize(
+    ("argv", "steps", "max_examples", "name"),
+    [
+        ([], 8, None, "evaluation_step_5.json"),
+        (["--batch-size", "4", "--weights", "ema"], 8, None, "evaluation_step_5.json"),
+        (["--steps", "32"], 32, None, "evaluation_step_5_steps-32.json"),
+        (["--split", "train", "--weights", "raw"], 8, 10, "evaluation_step_5_train_examples-10_raw.json"),
+        (["--data", "x"], 8, None, "evaluation_step_5_data-01234567.json"),
+    ],
+)
+def test_results_of_other_settings_get_other_files(argv, steps: int, max_examples, name: str, tmp_path) -> None:
+    opened = SimpleNamespace(
+        run_dir=tmp_path, checkpoint=SimpleNamespace(step=5, has_ema=True),
+        config=SimpleNamespace(arch={"halt_max_steps": 8}, final_eval_max_examples=None),
+    )  # fmt: skip
+    subject = SimpleNamespace(opened=opened, steps=steps, data=[{"path": "x", "content_hash": "0123456789ab"}])
+    path = evaluate.result_file(subject, evaluate.parse(["run", *argv]), max_examples)
+    assert path == tmp_path / name

@@ -1,0 +1,113 @@
+"""The house rules that a reader relies on: who imports whom, what engine/ may speak of, how large things get."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("models", "losses", "dataset", "evaluators", "tasks", "engine", "scripts", "tests")
+ALLOWED = {
+    "models": {"models"},
+    "losses": {"losses", "models"},
+    "dataset": {"dataset", "engine.distributed", "engine.io"},
+    "evaluators": {"evaluators", "dataset", "engine.distributed", "engine.io"},
+    "tasks": {"tasks", "models", "losses", "dataset", "engine.task", "engine.distributed"},
+    "engine": {"engine"},
+}
+FORBIDDEN_WORDS = {"arc", "puzzle", "act", "lora", "token", "goal"}
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports_of_ours(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if node.module in PACKAGES}
+    return {name for name in found if name.split(".")[0] in PACKAGES}
+
+
+def permitted(name: str, allowed: set[str]) -> bool:
+    return any(name == rule or name.startswith(rule + ".") for rule in allowed)
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_import_rule(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources(package)
+        for name in imports_of_ours(path)
+        if not permitted(name, ALLOWED[package]) and name != "engine"
+    ]
+    assert not wrong
+
+
+def identifiers(tree: ast.AST) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
+                names.add(name)
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name):
+                names.add(name)
+            case ast.keyword(arg=str(name)) | ast.alias(asname=str(name)):
+                names.add(name)
+    return names
+
+
+def words(identifier: str) -> set[str]:
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", identifier)
+    return {word.lower() for word in spaced.split("_")}
+
+
+def test_engine_vocabulary() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sources("engine")
+        for name in sorted(identifiers(ast.parse(path.read_text())))
+        if words(name) & FORBIDDEN_WORDS
+    ]
+    assert not wrong
+
+
+def test_vocabulary_splits_words() -> None:
+    assert words("puzzleEmb_lr") & FORBIDDEN_WORDS
+    assert words("ACTModel") & FORBIDDEN_WORDS
+    assert not words("search_exact_target") & FORBIDDEN_WORDS
+
+
+def test_engine_stays_small() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in sources("engine")}
+    assert sum(lengths.values()) < 4000
+    assert len((ROOT / "engine/trainer.py").read_text().splitlines()) < 300
+
+
+def test_files_stay_readable() -> None:
+    too_long = {
+        str(path.relative_to(ROOT)): lines
+        for path in sources(*ALLOWED, "scripts")
+        if (lines := len(path.read_text().splitlines())) > 400
+    }
+    assert not too_long
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("*train*.py") if "args" not in path.name))
+def test_entry_scripts_only_wire(script: str) -> None:
+    text = (ROOT / script).read_text()
+    assert len(text.splitlines()) <= 150
+    assert "torch.save" not in text
+    assert ".backward(" not in text
+
+
+def test_nothing_is_unpickled() -> None:
+    calls = re.compile(r"\b(pickle\.loads?|torch\.load|np\.load\([^)]*allow_pickle=True)")
+    assert not [str(p) for p in sources(*ALLOWED, "scripts") if calls.search(p.read_text())]
