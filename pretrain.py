@@ -66,6 +66,7 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
     sampler = TrainSampler(
         train, seed=config.seed, global_batch_size=config.global_batch_size, epochs_per_iter=epochs_per_iter
     )
+    skipped = config.min_eval_interval
     epochs = EpochPlan(sampler, iterations=config.epochs // epochs_per_iter)
     shape = PuzzleShape(train[0].metadata.seq_len, train[0].metadata.vocab_size, sampler.num_puzzle_identifiers)
     model, loss_head = create_model(config, shape, runtime)
@@ -98,7 +99,7 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
             warmup_cosine, base=1.0, warmup=config.lr_warmup_steps, total=epochs.total_steps,
             min_ratio=config.lr_min_ratio,
         ),
-        eval_steps=epochs.evaluation_steps(config.min_eval_interval) if config.eval_interval else frozenset(),
+        eval_steps=epochs.evaluation_steps(skipped) if config.eval_interval else frozenset(),
         final_eval=config.final_eval,
         checkpoint_every_eval=config.checkpoint_every_eval,
         primary_metric="eval/exact_accuracy",

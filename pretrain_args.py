@@ -76,7 +76,14 @@ class PretrainConfig(RunConfig):
                 f"eval_interval={self.eval_interval} does not divide epochs={self.epochs}: "
                 f"choose e.g. eval_interval={_nearest_divisor(self.epochs, self.eval_interval)}"
             )
-        for key in ("lr", "lr_warmup_steps", "weight_decay", "puzzle_emb_lr", "puzzle_emb_weight_decay", "min_eval_interval"):
+        for key in (
+            "lr",
+            "lr_warmup_steps",
+            "weight_decay",
+            "puzzle_emb_lr",
+            "puzzle_emb_weight_decay",
+            "min_eval_interval",
+        ):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)}: expected 0 or more")
         if not 0 <= self.lr_min_ratio <= 1:

@@ -121,14 +121,10 @@ def _download(repository: str) -> Path:
             "or fetch train.csv and test.csv yourself and pass their folder as --input"
         ) from None
     try:
-        files = [
-            hf_hub_download(repository, f"{name}.csv", repo_type="dataset") for name in ("train", "test")
-        ]
+        files = [hf_hub_download(repository, f"{name}.csv", repo_type="dataset") for name in ("train", "test")]
     except Exception as error:  # every failure of the library ends here, with its first line
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"--download from {repository} failed: {first}; pass the files' folder as --input"
-        ) from None
+        raise UsageError(f"--download from {repository} failed: {first}; pass the files' folder as --input") from None
     return Path(files[0]).parent
 
 
@@ -159,10 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         plan = plan_of(parser().parse_args(argv))
         if plan.input is None and plan.subsample_size is not None:
-            say(
-                f"no --input: {plan.subsample_size} training puzzles are generated (they are not "
-                "Sudoku-Extreme)"
-            )
+            say(f"no --input: {plan.subsample_size} training puzzles are generated (they are not Sudoku-Extreme)")
         card = build(plan)
     except (UsageError, RunFailure) as error:
         sys.stderr.write(f"error: {error}\n")

@@ -106,6 +106,4 @@ def _missing(root: Path) -> str:
             f"{command} (FOLDER holds the two files; --download in its place fetches them; "
             "leave --input FOLDER out to generate easier puzzles of the same layout)"
         )
-    return f"data set {root} does not exist and '{root.name}' cannot be built at launch: " + closest(
-        root.name, BUILT
-    )
+    return f"data set {root} does not exist and '{root.name}' cannot be built at launch: " + closest(root.name, BUILT)

@@ -109,9 +109,7 @@ def read_metadata(root: str | Path, split: str) -> PuzzleMetadata:
         path,
         f"ignore_label_id must be a number or null, got {ignore!r}",
     )
-    _usable(
-        isinstance(mean, int | float) and mean >= 0, path, f"mean_puzzle_examples must be >= 0, got {mean!r}"
-    )
+    _usable(isinstance(mean, int | float) and mean >= 0, path, f"mean_puzzle_examples must be >= 0, got {mean!r}")
     named = isinstance(sets, list) and len(sets) > 0 and all(isinstance(name, str) and name for name in sets)
     _usable(named, path, f"sets must be a list of names, got {sets!r}")
     _usable(
@@ -126,9 +124,7 @@ def read_metadata(root: str | Path, split: str) -> PuzzleMetadata:
 
 def _count_puzzles(folder: Path, sets: Any) -> int:
     names = sets if isinstance(sets, list) else ["all"]
-    return sum(
-        len(_load_array(folder / f"{name}__puzzle_identifiers.npy", 1, mapped=False)) for name in names
-    )
+    return sum(len(_load_array(folder / f"{name}__puzzle_identifiers.npy", 1, mapped=False)) for name in names)
 
 
 def _load_array(path: Path, ndim: int, *, mapped: bool) -> np.ndarray:
@@ -252,9 +248,7 @@ def load_split(root: str | Path, split: str, set_name: str | None = None) -> Puz
     root = Path(root)
     metadata = read_metadata(root, split)
     if set_name is None and len(metadata.sets) > 1:
-        raise UsageError(
-            f"{root / split} holds the sets {', '.join(metadata.sets)}: name one, or use load_splits"
-        )
+        raise UsageError(f"{root / split} holds the sets {', '.join(metadata.sets)}: name one, or use load_splits")
     name = metadata.sets[0] if set_name is None else set_name
     _usable(name in metadata.sets, root / split, f"has no set {name!r}, only {', '.join(metadata.sets)}")
     return _load_set(root, split, metadata, name)
@@ -297,9 +291,7 @@ def check_agreement(others: Sequence[PuzzleSplit], metadata: PuzzleMetadata, pat
             mine, theirs = getattr(metadata, key), getattr(other.metadata, key)
             if mine != theirs:
                 first = other.root / other.split / "dataset.json"
-                raise UsageError(
-                    f"data sets do not fit together: {key} is {theirs} in {first} and {mine} in {path}"
-                )
+                raise UsageError(f"data sets do not fit together: {key} is {theirs} in {first} and {mine} in {path}")
 
 
 def _trained_offset(root: Path, metadata: PuzzleMetadata, trained: Sequence[PuzzleSplit]) -> int:

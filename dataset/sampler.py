@@ -52,8 +52,7 @@ class TrainSampler:
             raise UsageError("there is no training data: data_paths is empty")
         if global_batch_size < 1 or epochs_per_iter < 1:
             raise UsageError(
-                f"global_batch_size={global_batch_size} and the epochs per iteration ({epochs_per_iter}) "
-                "must be >= 1"
+                f"global_batch_size={global_batch_size} and the epochs per iteration ({epochs_per_iter}) must be >= 1"
             )
         for other in splits[1:]:
             check_agreement(splits, other.metadata, other.root / other.split / "dataset.json")
@@ -203,9 +202,7 @@ class EvalSampler:
         if max_examples is not None and max_examples < total:
             generator = keyed_numpy(seed, "eval_subset")
             chosen = np.sort(generator.choice(total, max_examples, replace=False, shuffle=False))
-        self._chosen = [
-            chosen[(chosen >= low) & (chosen < high)] - low for low, high in pairwise(base.tolist())
-        ]
+        self._chosen = [chosen[(chosen >= low) & (chosen < high)] - low for low, high in pairwise(base.tolist())]
 
     @property
     def num_examples(self) -> int:
@@ -227,9 +224,7 @@ class EvalSampler:
         count = world_size() if ranks is None else ranks
         size = self.global_batch_size
         if size % count:
-            raise UsageError(
-                f"an evaluation batch of {size} rows does not divide over {count} ranks: use a multiple"
-            )
+            raise UsageError(f"an evaluation batch of {size} rows does not divide over {count} ranks: use a multiple")
         share = size // count
         for split, chosen in zip(self.splits, self._chosen, strict=True):
             for begin in range(0, len(chosen), size):

@@ -20,9 +20,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _work(
-    function: Callable[[Any], Any], jobs: Sequence[Any], out: Connection, others: list[Connection]
-) -> None:
+def _work(function: Callable[[Any], Any], jobs: Sequence[Any], out: Connection, others: list[Connection]) -> None:
     # A forked child inherits the reading ends; while it holds them, no sibling notices that the parent has
     # died.
     for connection in others:
@@ -69,9 +67,7 @@ def ordered_map(function: Callable[[J], R], jobs: Sequence[J], *, workers: int) 
             try:
                 error, result = readers[number % workers].recv()
             except EOFError:
-                raise RunFailure(
-                    "a build worker died without a word: out of memory? try --workers 1"
-                ) from None
+                raise RunFailure("a build worker died without a word: out of memory? try --workers 1") from None
             if error is not None:
                 raise error
             yield result

@@ -82,13 +82,9 @@ def refuse_existing(root: str | Path, *, overwrite: bool) -> None:
     """Raise UsageError when something is at `root` that the build was not told to replace."""
     root = Path(root)
     if root.is_dir() and overwrite and any(root.iterdir()) and not any((root / s).is_dir() for s in SPLITS):
-        raise UsageError(
-            f"{root} is not a data set, so --overwrite leaves it alone: choose another --output-dir"
-        )
+        raise UsageError(f"{root} is not a data set, so --overwrite leaves it alone: choose another --output-dir")
     if root.exists() and not overwrite:
-        raise UsageError(
-            f"{root} exists already: pass --overwrite to replace it, or choose another --output-dir"
-        )
+        raise UsageError(f"{root} exists already: pass --overwrite to replace it, or choose another --output-dir")
 
 
 def write_dataset(

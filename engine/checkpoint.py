@@ -213,11 +213,7 @@ class CheckpointStore:
             found = self._resolve_path(Path(spec).expanduser())
         if found is None:
             names = [f"step_{step}" for step in self.steps()]
-            there = (
-                closest(spec, ["latest", *(["best"] if self.best() else []), *names])
-                if names
-                else "it is empty"
-            )
+            there = closest(spec, ["latest", *(["best"] if self.best() else []), *names]) if names else "it is empty"
             raise UsageError(f"resume_from={spec}: no such checkpoint in {self.folder}: {there}")
         return found
 
@@ -233,7 +229,5 @@ class CheckpointStore:
         """`load_checkpoint(resolve(spec))`. Raises: UsageError also when another entry script wrote it."""
         checkpoint = load_checkpoint(self.resolve(spec))
         if checkpoint.entry != self.entry:
-            raise UsageError(
-                f"checkpoint {checkpoint.path} was written by {checkpoint.entry}.py, not {self.entry}.py"
-            )
+            raise UsageError(f"checkpoint {checkpoint.path} was written by {checkpoint.entry}.py, not {self.entry}.py")
         return checkpoint

@@ -64,9 +64,7 @@ def main(
     sys.exit(run(launch, schema=schema, entry=entry, aliases=aliases or {}, config_dir=folder))
 
 
-def run(
-    launch: Callable[..., Any], *, schema: type, entry: str, aliases: Mapping[str, str], config_dir: Path
-) -> int:
+def run(launch: Callable[..., Any], *, schema: type, entry: str, aliases: Mapping[str, str], config_dir: Path) -> int:
     """`main` without the exit: returns the code. sys.argv is the translated command meanwhile."""
     wanted = os.environ.get(FULL_ERROR) == "1"
     given, argv = inspect.getclosurevars(launch).nonlocals, sys.argv[1:]
@@ -82,9 +80,7 @@ def run(
             raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
         if int(os.environ.get("RANK", "0")) > 0:
             words += QUIET
-        if not {"-sc", "--shell-completion"} & set(words) and not any(
-            "hydra.job.name=" in word for word in words
-        ):
+        if not {"-sc", "--shell-completion"} & set(words) and not any("hydra.job.name=" in word for word in words):
             words.append(f"++hydra.job.name={Path(entry).stem}")
         with _environment(words), job_codes(sweep) as codes:
             _guarded(launch, config_dir, given.get("config_name"))()
@@ -116,9 +112,7 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *, composing:
         return "stopped by Ctrl-C"
     if isinstance(error, UsageError | RunFailure | Interrupted):
         return _flat(str(error))
-    if not composing or not isinstance(
-        error, HydraException | OmegaConfBaseException | YAMLError | ValueError
-    ):
+    if not composing or not isinstance(error, HydraException | OmegaConfBaseException | YAMLError | ValueError):
         return None
     if isinstance(error, MissingConfigException):
         return _missing_config(error, config_dir)
@@ -133,9 +127,7 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *, composing:
         return f"unknown key '{cause.full_key}': {closest(str(cause.full_key), known)}"
     if cause is None and isinstance(error, OverrideParseException):
         lines = [line for line in str(error).splitlines() if line.strip(" ^") and "https://" not in line]
-        return (
-            f"cannot read '{error.override}': {_flat(' '.join(lines))}; quote a value with special characters"
-        )
+        return f"cannot read '{error.override}': {_flat(' '.join(lines))}; quote a value with special characters"
     text = re.sub(r"\n?See https?://\S+ for details", "", str(error))
     if isinstance(error, ConfigCompositionException) and cause is not None:
         text += f" ({str(cause).splitlines()[0]})"

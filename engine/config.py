@@ -1,8 +1,7 @@
-"""The config that all entry scripts share, how a composed one becomes a checked object, a run's identity."""
+"""The config that all entry scripts share, how a composed one becomes a checked object, and what a run's identity leaves out."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,7 +161,7 @@ def load_synced_config(
         source = ConfigSource(**broadcast(vars(source) if rank == 0 else None))
         config = structure(schema, source.resolved)
     running = entry or (HydraConfig.get().job.name if HydraConfig.initialized() else None)
-    declared = source.resolved.get("script")
+    declared = config.script
     if declared and running and Path(declared).stem != Path(running).stem:
         raise UsageError(
             f"config {source.config_name or ''} is for {declared}, not for {Path(running).stem}.py: "
@@ -181,9 +180,7 @@ def _source(hydra_config: DictConfig) -> ConfigSource:
     try:
         resolved = OmegaConf.to_container(hydra_config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise UsageError(
-            f"{error.full_key} is required and has no value: set {error.full_key}=..."
-        ) from error
+        raise UsageError(f"{error.full_key} is required and has no value: set {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key or 'config'}: {str(error.msg).splitlines()[0]}") from error
     assert isinstance(resolved, dict)
@@ -195,22 +192,6 @@ def _source(hydra_config: DictConfig) -> ConfigSource:
     header = HEADER + json.dumps({"config_name": name, "choices": choices}) + "\n"
     text = header + OmegaConf.to_yaml(hydra_config, resolve=False)
     return ConfigSource(text, {str(k): v for k, v in resolved.items()}, overrides, name, choices)
-
-
-def identity(resolved: Mapping[str, Any], excluded: Iterable[str] = frozenset(NOT_IDENTITY)) -> str:
-    """sha256 (hex) of a resolved config without the dotted keys in `excluded`. 1 and 1.0 are the same."""
-    dropped = frozenset(excluded)
-
-    def canonical(value: Any, place: str) -> Any:
-        if isinstance(value, Mapping):
-            items = {str(k): (v, f"{place}.{k}" if place else str(k)) for k, v in value.items()}
-            return {k: canonical(v, inner) for k, (v, inner) in items.items() if inner not in dropped}
-        if isinstance(value, list | tuple):
-            return [canonical(item, f"{place}[]") for item in value]
-        return int(value) if isinstance(value, float) and value.is_integer() else value
-
-    text = json.dumps(canonical(resolved, ""), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def stored_choices(stored_yaml: str) -> dict[str, str | None]:

@@ -10,14 +10,13 @@ from torch import Tensor
 
 
 class EMA:
-    """shadow <- rate · shadow + (1 - rate) · parameter, no bias correction; parameters that need no gradient are left out.
+    """shadow <- rate · shadow + (1 - rate) · parameter, no bias correction; parameters that need no gradient
+    are left out.
 
     Raises ValueError for a rate outside [0, 1).
     """
 
-    def __init__(
-        self, named_params: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], rate: float
-    ) -> None:
+    def __init__(self, named_params: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], rate: float) -> None:
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"ema_rate={rate}: expected a number from 0 up to, not including, 1")
         pairs = named_params.items() if isinstance(named_params, Mapping) else named_params
@@ -58,9 +57,7 @@ class EMA:
         """Copy shadows in; raises ValueError that names the keys when they are not this EMA's own."""
         if state.keys() != self.shadow.keys():
             wrong = sorted(state.keys() ^ self.shadow.keys())
-            raise ValueError(
-                f"EMA state does not fit the model: {len(wrong)} differing names, first {wrong[0]!r}"
-            )
+            raise ValueError(f"EMA state does not fit: {len(wrong)} differing names, first {wrong[0]!r}")
         for name, shadow in self.shadow.items():
             if state[name].shape != shadow.shape:
                 raise ValueError(

@@ -17,7 +17,14 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from engine import resume, rundir
-from engine.checkpoint import Checkpoint, CheckpointStore, CheckpointWriteError, gather_tree, load_checkpoint, load_weights
+from engine.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    CheckpointWriteError,
+    gather_tree,
+    load_checkpoint,
+    load_weights,
+)
 from engine.config import ConfigSource, RunConfig, source_of
 from engine.device import check_attention, choose_device, prepare_process
 from engine.distributed import all_gather_rows, broadcast_object, is_main, rank, shutdown, world_size
@@ -97,7 +104,7 @@ def _open_directory(config: RunConfig, entry: str) -> tuple[RunDirectory, Config
     config = resume.with_run_name(config)
     source = source_of(config)
     path = Path(config.run_dir or f"checkpoints/{config.project_name}/{config.run_name}")
-    pattern, wanted = resume.run_dir_pattern(source), config.resume
+    pattern, wanted = rundir.expand_pattern(source.yaml), config.resume
     if wanted == "true":
         path = rundir.find_resumable(path, entry=entry, pattern=pattern, identity=resume.identity(source))
         source = source_of(resume.stored_config(path, config))
@@ -105,7 +112,6 @@ def _open_directory(config: RunConfig, entry: str) -> tuple[RunDirectory, Config
         path, identity=resume.identity(source), entry=entry, pattern=pattern, resume=wanted,
         resume_from=None if config.resume_from == "latest" else config.resume_from,
     )  # fmt: skip
-    directory.write_config(source.yaml, source.resolved, source.overrides)
     return directory, source
 
 
@@ -129,9 +135,7 @@ class _Session:
         checkpoint = self._load_checkpoint()
         runtime = make_runtime(config, stop=self.stop)
         self._plan = plan = build(config, runtime)
-        self.trainer = trainer = Trainer(
-            plan, config, runtime, save=self.save, write=self.sinks.write, stop=self.stop
-        )
+        self.trainer = trainer = Trainer(plan, config, runtime, save=self.save, write=self.sinks.write, stop=self.stop)
         if checkpoint is not None:
             trainer.load(checkpoint, checkpoint.state(rank=rank(), world_size=world_size()))
         on_main(lambda: self._prepare_files(checkpoint, plan))
@@ -151,6 +155,8 @@ class _Session:
 
     def _prepare_files(self, checkpoint: Checkpoint | None, plan: Plan) -> None:
         assert self.directory is not None
+        source = source_of(self.config)  # only now: a resume that was refused above leaves the stored config alone
+        self.directory.write_config(source.yaml, source.resolved, source.overrides)
         sizes = checkpoint.extra.get("sizes", {}) if checkpoint and self.opened.mode == "continue" else {}
         self.directory.cut_back({"metrics.jsonl": sizes.get("metrics.jsonl", 0)})
         self.directory.write_environment(describe_environment(data_cards=plan.cards))
@@ -167,7 +173,10 @@ class _Session:
             self.sinks.add(
                 "wandb",
                 lambda: WandbSink(
-                    folder, project=config.project_name or self.entry, name=config.run_name or folder.name, config=resolved
+                    folder,
+                    project=config.project_name or self.entry,
+                    name=config.run_name or folder.name,
+                    config=resolved,
                 ),
                 hint=": pip install -e '.[wandb]', and wandb login or WANDB_MODE=offline; training goes on",
             )
@@ -228,7 +237,11 @@ class _Session:
             return
         self.sinks.close()
         plan = self._plan
-        primary = {"name": plan.primary_metric, "value": results.get(plan.primary_metric), "goal": plan.primary_direction}
+        primary = {
+            "name": plan.primary_metric,
+            "value": results.get(plan.primary_metric),
+            "goal": plan.primary_direction,
+        }
         self.directory.write_summary(
             primary, step=self.trainer.step, results=dict(results), seconds=round(time.time() - self.began, 3)
         )
@@ -241,7 +254,9 @@ class _Session:
     def ended(self, error: BaseException) -> None:
         """Say in status.json how the run ended, then let the error go on to the command line."""
         self.sinks.close()
-        state = {UsageError: "refused", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}.get(type(error), "failed")
+        state = {UsageError: "refused", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}.get(
+            type(error), "failed"
+        )
         fields = {"step": self.trainer.step} if self.trainer is not None else {}
         code = getattr(error, "exit_code", 3 if state == "interrupted" else 1)
         self._status(state, exit_code=code, message=str(error).partition("\n")[0], **fields)
@@ -266,7 +281,9 @@ def make_runtime(config: RunConfig, *, stop: StopSignal | None = None) -> Runtim
     choice = choose_device(config.device)
     attention = check_attention(config.attention, choice.device)
     prepare_process(seed=config.seed, threads=config.threads, deterministic=config.deterministic)
-    say(f"device      {choice.device} ({choice.reason}); attention {attention}; {torch.get_num_threads()} CPU thread(s)")
+    say(
+        f"device      {choice.device} ({choice.reason}); attention {attention}; {torch.get_num_threads()} CPU thread(s)"
+    )
     return Runtime(
         device=choice.device, dtype=choice.dtype, attention=attention, seed=config.seed,
         accumulation=config.accumulation, rank=rank(), world_size=world_size(),

@@ -78,9 +78,7 @@ class Checkpoint:
     def state(self, *, rank: int = 0, world_size: int = 1) -> Any:
         """The state tree; row-sharded leaves are plain tensors with the rows of `rank` (see `join_tree`)."""
         tree = json.loads((self.path / "state.json").read_bytes())
-        return join_tree(
-            tree, read_tensors(self.path / "state.safetensors"), rank=rank, world_size=world_size
-        )
+        return join_tree(tree, read_tensors(self.path / "state.safetensors"), rank=rank, world_size=world_size)
 
 
 def write_checkpoint(
@@ -116,8 +114,7 @@ def write_checkpoint(
         "extra": dict(extra),
         "config": dict(config),
         "files": {
-            path.name: {"sha256": sha256_file(path), "size": path.stat().st_size}
-            for path in sorted(folder.iterdir())
+            path.name: {"sha256": sha256_file(path), "size": path.stat().st_size} for path in sorted(folder.iterdir())
         },
     }
     manifest["sha256"] = sha256_json(manifest)
@@ -141,8 +138,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError("manifest.json is not the manifest of a checkpoint (no format_version)")
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"manifest.json has format_version {version}, this program reads up to {FORMAT_VERSION}: "
-            "update the program"
+            f"manifest.json has format_version {version}, this program reads up to {FORMAT_VERSION}: update the program"
         )
     kinds = {"entry": str, "step": int, "time": str, "config": dict, "files": dict, "extra": dict}
     wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
@@ -179,9 +175,7 @@ def find_fault(folder: Path, *, checksums: bool = True) -> str | None:
 
 def _file_fault(folder: Path, name: str, expected: Any, checksums: bool) -> str | None:
     if name not in REQUIRED + OPTIONAL:
-        return (
-            f"is listed in the manifest but does not belong there (expected {', '.join(REQUIRED + OPTIONAL)})"
-        )
+        return f"is listed in the manifest but does not belong there (expected {', '.join(REQUIRED + OPTIONAL)})"
     if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
         return "has no size and checksum in manifest.json"
     path = folder / name

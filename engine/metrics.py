@@ -25,7 +25,9 @@ class MetricWindow:
         """Add one micro-batch's pairs."""
         names = list(metrics)
         if self._names and names != self._names:
-            raise KeyError(f"a task reported the metrics {names} after {self._names}: the names must not change in a run")
+            raise KeyError(
+                f"a task reported the metrics {names} after {self._names}: the names must not change in a run"
+            )
         pairs = torch.stack([torch.stack([s.detach(), c.to(s.dtype)]).to(self._dtype) for s, c in metrics.values()])
         if self._sums is None:
             self._names = names

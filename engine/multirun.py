@@ -103,9 +103,7 @@ def _run(command: list[str]) -> tuple[int, bool]:
     """Exit code, and whether to stop. The child has its own session: each signal reaches it once."""
     dropped = (CODES, OURS, FULL_ERROR) if OURS in os.environ else (CODES,)
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
-    child = subprocess.Popen(
-        command, cwd=HydraConfig.get().runtime.cwd, env=environment, start_new_session=True
-    )
+    child = subprocess.Popen(command, cwd=HydraConfig.get().runtime.cwd, env=environment, start_new_session=True)
     stopped: list[int] = []
 
     def forward(number: int, _: Any) -> None:

@@ -40,6 +40,4 @@ def _recording(cls: Any) -> Any:
             plain(self, "__dict__").setdefault("_reads", set()).add(name)
         return plain(self, name)
 
-    return type(
-        cls.__name__, (cls,), {"__getattribute__": read, "__module__": cls.__module__, "_records": True}
-    )
+    return type(cls.__name__, (cls,), {"__getattribute__": read, "__module__": cls.__module__, "_records": True})

@@ -41,8 +41,7 @@ def resolve(name: str, slot: str, where: str | None = None) -> type:
     cls = getattr(target, cls_name, None)
     if not isinstance(cls, type):
         raise UsageError(
-            f"{place}: {name!r}: {'.'.join(parts)} has no class {cls_name}: "
-            f"{closest(cls_name, classes_of(target))}"
+            f"{place}: {name!r}: {'.'.join(parts)} has no class {cls_name}: {closest(cls_name, classes_of(target))}"
         )
     return cls
 
@@ -105,6 +104,4 @@ def _exists(parts: list[str]) -> bool:
 
 
 def _example(slot: str) -> str:
-    return {"models": "recursive_reasoning.trm@TRM", "losses": "losses@Head"}.get(
-        slot, f"module@Class under {slot}/"
-    )
+    return {"models": "recursive_reasoning.trm@TRM", "losses": "losses@Head"}.get(slot, f"module@Class under {slot}/")

@@ -38,14 +38,6 @@ def from_source(config: C, source: ConfigSource) -> C:
     return fresh  # type: ignore[return-value]
 
 
-def run_dir_pattern(source: ConfigSource) -> str | None:
-    """`run_dir` as written, with its interpolations."""
-    node = OmegaConf.create(source.yaml)
-    assert isinstance(node, DictConfig)
-    child = node._get_node("run_dir")
-    return None if child is None else str(child._value())  # type: ignore[union-attr]
-
-
 def with_run_name(config: C) -> C:
     """`config` with a run name: a null one becomes `<config name>-<identity>`, the same for the same experiment."""
     source = source_of(config)
@@ -67,7 +59,9 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = ()) -> C:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): this run cannot be resumed by its folder") from None
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}): this run cannot be resumed by its folder"
+        ) from None
     merged = merge_for_resume(text, asked.overrides, groups=[*asked.choices, *groups])
     header = text.partition("\n")[0] + "\n"
     source = replace(asked, yaml=header + OmegaConf.to_yaml(merged, resolve=False), resolved=_resolved(merged))

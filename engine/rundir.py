@@ -50,15 +50,19 @@ Resume = bool | Literal["auto", "true", "false"]
 
 
 def identity_of(config: Mapping[str, Any], *, without: Iterable[str]) -> dict[str, Any]:
-    """The resolved `config` less the dotted keys `without`: what makes two runs the same experiment."""
+    """The resolved `config` less the dotted keys `without`: what makes two runs the same experiment.
+
+    1.0 becomes 1, so that `lr=1` and `lr=1.0` are the same run.
+    """
     gone = set(without)
 
-    def kept(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        return {
-            key: kept(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-            for key, value in node.items()
-            if f"{prefix}{key}" not in gone
-        }
+    def kept(node: Any, place: str) -> Any:
+        if isinstance(node, Mapping):
+            inner = {str(key): (value, f"{place}.{key}" if place else str(key)) for key, value in node.items()}
+            return {key: kept(value, below) for key, (value, below) in inner.items() if below not in gone}
+        if isinstance(node, list | tuple):
+            return [kept(item, f"{place}[]") for item in node]
+        return int(node) if isinstance(node, float) and node.is_integer() else node
 
     return kept(config, "")
 
@@ -78,9 +82,7 @@ class RunDirectory:
     _status: dict[str, Any] = field(default_factory=dict, repr=False)
     _identity: dict[str, Any] = field(default_factory=dict, repr=False)  # to be written by write_config
 
-    def write_config(
-        self, unresolved: str, resolved: Mapping[str, Any], overrides: Sequence[str] = ()
-    ) -> None:
+    def write_config(self, unresolved: str, resolved: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
         """config.yaml (text with interpolations), config.resolved.yaml (and its link), overrides.txt.
 
         Call it once the state is loaded: a resume that changed keys has its new identity kept from here on.
@@ -185,9 +187,7 @@ def find_resumable(
     return _claim(path, identity, entry, pattern).resumable()
 
 
-def _claim(
-    path: str | os.PathLike[str], identity: Mapping[str, Any], entry: str, pattern: str | None
-) -> _Claim:
+def _claim(path: str | os.PathLike[str], identity: Mapping[str, Any], entry: str, pattern: str | None) -> _Claim:
     timed = pattern if pattern and "${now" in pattern else None
     return _Claim(Path(path), timed, identity, {"entry": entry, "identity": sha256_json(identity)})
 
@@ -256,8 +256,7 @@ class _Claim:
                 return candidate
         also = f" (nor, for this config, in any {to_glob(self.pattern)})" if self.pattern else ""
         raise UsageError(
-            f"nothing to resume: no checkpoint in {self.path / 'checkpoints'}{also}; "
-            "resume=auto starts a new run"
+            f"nothing to resume: no checkpoint in {self.path / 'checkpoints'}{also}; resume=auto starts a new run"
         )
 
     # --- deciding
@@ -275,15 +274,11 @@ class _Claim:
                 for name in METRIC_FILES:
                     truncate_to(path / name, 0)
                 branch = branch or (Path(stored["branch"]) if stored.get("branch") else None)
-                text = f"{path}: no checkpoint yet, starting again from " + (
-                    str(branch) if branch else "step 0"
-                )
+                text = f"{path}: no checkpoint yet, starting again from " + (str(branch) if branch else "step 0")
                 return _opened(held.pop_all(), path, "new", branch, text)
             checkpoint = store.resolve(spec)
             changes = "" if self.same(path) else _changes(stored.get("config") or {}, self.identity)
-            text = f"{path}: going on from {checkpoint.name}" + (
-                f" with changes: {changes}" if changes else ""
-            )
+            text = f"{path}: going on from {checkpoint.name}" + (f" with changes: {changes}" if changes else "")
             run = _opened(held.pop_all(), path, "continue", checkpoint, text)
         if not self.same(path):
             run._identity = self._identity_file(None)
@@ -297,9 +292,7 @@ class _Claim:
             held = _lock(path)
             atomic_write_json(path / "identity.json", self._identity_file(branch))
         except OSError as error:
-            raise UsageError(
-                f"run_dir={path} cannot be used ({error.strerror}): choose another run_dir"
-            ) from None
+            raise UsageError(f"run_dir={path} cannot be used ({error.strerror}): choose another run_dir") from None
         text = f"{moved}{path}: new run" + (f", branching off from {branch}" if branch else "")
         return _opened(held, path, "new", branch, text)
 
@@ -313,9 +306,7 @@ class _Claim:
         try:
             present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
         except OSError as error:
-            raise UsageError(
-                f"run_dir={path} cannot be read ({error.strerror}): choose another run_dir"
-            ) from None
+            raise UsageError(f"run_dir={path} cannot be read ({error.strerror}): choose another run_dir") from None
         if not present - NOT_A_RUN_YET:
             return ""
         with _lock(path) if present & {"identity.json", ".lock"} else contextlib.ExitStack():
@@ -372,11 +363,7 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 4) -> 
     def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         out: dict[str, Any] = {}
         for name, value in node.items():
-            out |= (
-                leaves(value, f"{prefix}{name}.")
-                if isinstance(value, Mapping)
-                else {f"{prefix}{name}": value}
-            )
+            out |= leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
         return out
 
     before, after = leaves(old), leaves(json.loads(json.dumps(new, default=str)))

@@ -8,8 +8,9 @@ import math
 def warmup_cosine(step: int, *, base: float, warmup: int, total: int, min_ratio: float) -> float:
     """Learning rate at `step` (the first step of a run is 1).
 
-    Linear from 0 to `base` over `warmup` steps, then half a cosine down to `base * min_ratio` at `total`; min_ratio 1 is
-    constant. Past `total` the floor holds. Check (1e-4, warmup 2000, total 10000, 0.1): 1 -> 5e-8, 6000 -> 5.5e-5.
+    Linear from 0 to `base` over `warmup` steps, then half a cosine down to `base * min_ratio` at `total`;
+    min_ratio 1 is constant. Past `total` the floor holds. Check (1e-4, warmup 2000, total 10000, 0.1): 1 ->
+    5e-8, 6000 -> 5.5e-5.
     """
     if step < warmup:
         return base * step / warmup

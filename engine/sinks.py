@@ -116,7 +116,9 @@ class Sinks:
             try:
                 sink.write(step, values)
             except Exception as error:
-                say(f"warning: {name} metrics stop here ({type(error).__name__}: {_first_line(error)}); training goes on")
+                say(
+                    f"warning: {name} metrics stop here ({type(error).__name__}: {_first_line(error)}); training goes on"
+                )
                 del self._sinks[name]
 
     def close(self) -> None:

@@ -19,7 +19,17 @@ from torch import Tensor, nn
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.rows import RowSharded
 
-__all__ = ["Interrupted", "Metrics", "ParamGroup", "RowSharded", "RunFailure", "Runtime", "SparseTable", "Task", "UsageError"]
+__all__ = [
+    "Interrupted",
+    "Metrics",
+    "ParamGroup",
+    "RowSharded",
+    "RunFailure",
+    "Runtime",
+    "SparseTable",
+    "Task",
+    "UsageError",
+]
 
 Metrics = Mapping[str, tuple[Tensor, Tensor]]
 """name -> (sum, count), both scalars on the device. Division happens once, after the reduction over ranks."""

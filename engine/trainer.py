@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.checkpoint import Checkpoint, load_weights
+from engine.checkpoint import Checkpoint, clean_name, load_weights
 from engine.config import RunConfig
 from engine.ema import EMA
 from engine.errors import Interrupted, RunFailure
@@ -76,7 +76,8 @@ class Trainer:
         for param in self.module.parameters():
             param.requires_grad_(id(param) in trained)
         self.reducer = GradientReducer(self.task, dense, parallel=config.parallel)
-        self.ema = EMA({n: p for n, p in self.module.named_parameters() if p.requires_grad}, config.ema_rate) if config.ema else None
+        averaged = {clean_name(name): param for name, param in self.module.named_parameters() if param.requires_grad}
+        self.ema = EMA(averaged, config.ema_rate) if config.ema else None
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 

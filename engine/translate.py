@@ -88,9 +88,7 @@ def render(value: Any) -> str:
 
 
 class _Translator:
-    def __init__(
-        self, argv: list[str], keys: Mapping[str, Key], groups: Groups, aliases: Mapping[str, str]
-    ) -> None:
+    def __init__(self, argv: list[str], keys: Mapping[str, Key], groups: Groups, aliases: Mapping[str, str]) -> None:
         self.words, self.keys, self.groups, self.aliases = argv, keys, groups, aliases
         self.multirun = bool({"-m", "--multirun"} & set(argv))
         self.hydra: list[str] = []
@@ -165,12 +163,7 @@ class _Translator:
             return "true" if text.lower() in TRUE else "false"
         if key is not None and key.takes_bare_flag:
             return "true" if text.lower() in TRUE else "false" if text.lower() in FALSE else quote(text)
-        if (
-            self.multirun
-            and "," in text
-            and kind is not str
-            and all(_bare(kind, part) for part in text.split(","))
-        ):
+        if self.multirun and "," in text and kind is not str and all(_bare(kind, part) for part in text.split(",")):
             return text  # a sweep over numbers or choices
         return text if _bare(kind, text) else quote(text)
 
@@ -180,20 +173,14 @@ class _Translator:
         item = (*get_args(key.kind), None)[0]
         if len(values) == 1 and item in (int, float):
             values = values[0].split(",")
-        return (
-            "["
-            + ",".join(self._typed(Key(key.name, item, False, None, ""), v, key.name) for v in values)
-            + "]"
-        )
+        return "[" + ",".join(self._typed(Key(key.name, item, False, None, ""), v, key.name) for v in values) + "]"
 
     def _json(self, path: str) -> None:
         """Flatten a nested JSON file. Unknown keys are refused here, where the file can be named."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise UsageError(
-                f"--config {path}: line {error.lineno} column {error.colno}: {error.msg}"
-            ) from error
+            raise UsageError(f"--config {path}: line {error.lineno} column {error.colno}: {error.msg}") from error
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
         if not isinstance(data, dict):
@@ -210,11 +197,7 @@ class _Translator:
                 raise UsageError(f"unknown key '{prefix}{key}': {self._suggest(prefix + key)}")
             if name in self.groups.options and isinstance(value, str):
                 self.from_json.append(self._override(f"{name}={value}"))
-            elif (
-                isinstance(value, Mapping)
-                and value
-                and all(re.fullmatch(r"[A-Za-z_][\w-]*", k) for k in value)
-            ):
+            elif isinstance(value, Mapping) and value and all(re.fullmatch(r"[A-Za-z_][\w-]*", k) for k in value):
                 self._flatten(value, f"{prefix}{key}.")
             else:
                 self.from_json.append(f"++{name}={render(value)}")
@@ -224,9 +207,7 @@ class _Translator:
         for name in (spelt or "", (spelt or "").replace("-", "_")):
             name = self._aliased(name)
             root = name.partition(".")[0]
-            open_block = (
-                root in self.keys and self.keys[root].kind is not bool and _is_block(self.keys[root].kind)
-            )
+            open_block = root in self.keys and self.keys[root].kind is not bool and _is_block(self.keys[root].kind)
             if (
                 name in self.keys
                 or name in self.groups.options

@@ -48,9 +48,7 @@ def clean_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     cleaned: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if cleaned.setdefault(clean_name(name), tensor) is not tensor:
-            raise ValueError(
-                f"two tensors are called '{clean_name(name)}' once cleaned, '{name}' is the second"
-            )
+            raise ValueError(f"two tensors are called '{clean_name(name)}' once cleaned, '{name}' is the second")
     return cleaned
 
 
@@ -208,9 +206,7 @@ def tensor_file_fault(path: Path) -> str | None:
     except (OSError, SafetensorError) as error:
         with open(path, "rb") as raw:
             start = raw.read(4)
-        looks = (
-            "a pickle or zip file" if start[:1] == b"\x80" or start[:2] == b"PK" else "not a safetensors file"
-        )
+        looks = "a pickle or zip file" if start[:1] == b"\x80" or start[:2] == b"PK" else "not a safetensors file"
         return f"is {looks} and was not opened ({error})"
     return None
 
@@ -224,14 +220,10 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, stri
     Raises: UsageError under `strict`, with every kind of misfit and its shapes; ValueError on a module
     without memory (device "meta").
     """
-    ours = {
-        clean_name(name): value for name, value in module.state_dict().items() if isinstance(value, Tensor)
-    }
+    ours = {clean_name(name): value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     theirs = {clean_name(name): value for name, value in tensors.items()}
     if any(value.is_meta for value in ours.values()):
-        raise ValueError(
-            "load_weights: the module is on the meta device, give it memory first (module.to_empty)"
-        )
+        raise ValueError("load_weights: the module is on the meta device, give it memory first (module.to_empty)")
     both = [name for name in ours if name in theirs]
     fitting = [name for name in both if ours[name].shape == theirs[name].shape]
     memory = {(ours[name].data_ptr(), ours[name].shape) for name in fitting}

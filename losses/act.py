@@ -1,4 +1,5 @@
-"""Loss of one ACT step: token cross entropy, whether the answer is right (q_halt), and the value of going on (q_continue).
+"""Loss of one ACT step: token cross entropy, whether the answer is right (q_halt), and the value of going on
+(q_continue).
 
 Every row counts at every step (deep supervision). Shapes: B rows, T tokens, V words.
 """
@@ -34,7 +35,8 @@ class ACTLossConfig:
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
     """Token loss."""
     precision: Literal["float32", "float64"] = "float32"
-    """Dtype of the token loss; float64 is the published code's choice for stablemax (differs by less than 1e-6)."""
+    """Dtype of the token loss; float64 is the published code's choice for stablemax (differs by less than
+    1e-6)."""
 
     def __post_init__(self) -> None:
         for name, choices in (("loss_type", _TOKEN_LOSSES), ("precision", _PRECISIONS)):
@@ -45,7 +47,8 @@ class ACTLossConfig:
 
 @dataclass
 class LossResult:
-    """`total` is the scalar sum over the rows; divide it by the global number of rows (`weight` is this batch's)."""
+    """`total` is the scalar sum over the rows; divide it by the global number of rows (`weight` is this
+    batch's)."""
 
     total: Tensor
     weight: float
@@ -54,7 +57,8 @@ class LossResult:
 
 
 class ACTLossHead(nn.Module):
-    """`head(output)` -> LossResult. Labels are those of the rows' own examples (`output.carry.data`), not of the batch."""
+    """`head(output)` -> LossResult. Labels are those of the rows' own examples (`output.carry.data`), not of
+    the batch."""
 
     Config: ClassVar = ACTLossConfig
 

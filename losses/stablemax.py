@@ -14,8 +14,8 @@ IGNORE = -100
 def log_s(x: Tensor) -> Tensor:
     """log s(x) = log1p(x) for x >= 0, -log1p(-x) below; same shape and dtype.
 
-    Each branch sees its own half-line only: an unclamped argument would turn the unused branch's infinite derivative into
-    NaN (0 · inf) at x = 1.
+    Each branch sees its own half-line only: an unclamped argument would turn the unused branch's infinite
+    derivative into NaN (0 · inf) at x = 1.
     """
     return torch.where(x >= 0, torch.log1p(x.clamp(min=0)), -torch.log1p(-x.clamp(max=0)))
 

@@ -1,1 +1,2 @@
-"""Neural networks. Nothing here imports another package of ours: a file can be read, copied and tested with torch alone."""
+"""Neural networks. Nothing here imports another package of ours: a file can be read, copied and tested with
+torch alone."""

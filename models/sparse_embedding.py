@@ -1,7 +1,9 @@
-"""One learned vector per puzzle, stored as a buffer: the table may have a million rows of which a step touches a few.
+"""One learned vector per puzzle, stored as a buffer: the table may have a million rows of which a step
+touches a few.
 
-The table is no parameter: no dense gradient, no Adam moments, no EMA. A training pass gathers its rows into a fresh leaf
-tensor; after the backward pass the optimizer asks `take_pending()` for the identifiers and their gradient rows.
+The table is no parameter: no dense gradient, no Adam moments, no EMA. A training pass gathers its rows into a
+fresh leaf tensor; after the backward pass the optimizer asks `take_pending()` for the identifiers and their
+gradient rows.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class SparseEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """ids [B] int -> rows [B, E] in the table's dtype.
 
-        With gradients on in training mode the rows are a new leaf that is kept in `pending` (one entry per micro-batch).
+        With gradients on in training mode the rows are a new leaf that is kept in `pending` (one entry per
+        micro-batch).
         """
         rows = self.weights[ids.long()]
         if self.training and torch.is_grad_enabled():
@@ -38,9 +41,7 @@ class SparseEmbedding(nn.Module):
         """
         taken, self.pending = self.pending, []
         if not taken:
-            return self.weights.new_empty(0, dtype=torch.int32), self.weights.new_empty(
-                0, self.weights.shape[1]
-            )
+            return self.weights.new_empty(0, dtype=torch.int32), self.weights.new_empty(0, self.weights.shape[1])
         ids = torch.cat([ids for ids, _ in taken])
         grads = [torch.zeros_like(rows) if rows.grad is None else rows.grad for _, rows in taken]
         return ids, torch.cat(grads)

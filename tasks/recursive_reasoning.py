@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -152,8 +153,9 @@ class RecursiveReasoningTask:
         return values
 
     def _episode(self, batch: Batch) -> list[ACTOutput]:
+        """Every ACT step where an evaluator looks at them, else the last one; latents are dropped, they are large."""
         if any(evaluator.needs_steps for evaluator in self.evaluators):
-            return list(self.model.think(batch))
+            return [replace(step, carry=replace(step.carry, latents={})) for step in self.model.think(batch)]
         return [self.model(batch)]
 
     @staticmethod
@@ -241,14 +243,20 @@ def param_groups(
     if table is not None:
         groups.append(
             ParamGroup(
-                name="puzzle_emb", optimizer="sparse_sign_sgd", lr=embedding_lr, params=table,
+                name="puzzle_emb",
+                optimizer="sparse_sign_sgd",
+                lr=embedding_lr,
+                params=table,
                 options={"weight_decay": embedding_weight_decay},
             )  # fmt: skip
         )
     if not freeze_weights:
         groups.append(
             ParamGroup(
-                name="trunk", optimizer="adam_atan2", lr=lr, params=dict(model.named_parameters()),
+                name="trunk",
+                optimizer="adam_atan2",
+                lr=lr,
+                params=dict(model.named_parameters()),
                 options={"beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay},
             )  # fmt: skip
         )

@@ -66,7 +66,9 @@ def _child(connection, function, args, kwargs, cwd, env) -> None:
     connection.close()
 
 
-def run_forked(function: Callable, *args, cwd: Path | str = ROOT, env: dict[str, str] | None = None, **kwargs) -> Result:
+def run_forked(
+    function: Callable, *args, cwd: Path | str = ROOT, env: dict[str, str] | None = None, **kwargs
+) -> Result:
     """Call `function` in a forked child; a SystemExit becomes the exit code, a traceback code 1."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()

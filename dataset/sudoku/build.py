@@ -75,9 +75,7 @@ class SudokuBuild:
         if self.input is not None and self.num_train is not None:
             raise UsageError("--num-train is for generated puzzles: with --input use --subsample-size")
         if self.input is None and None not in (self.num_train, self.subsample_size):
-            raise UsageError(
-                "--num-train and --subsample-size say the same when puzzles are generated: give one"
-            )
+            raise UsageError("--num-train and --subsample-size say the same when puzzles are generated: give one")
         if self.blanks is not None and not 1 <= self.blanks[0] <= self.blanks[1] < geo.cells:
             raise UsageError(
                 f"--blanks {self.blanks[0]} {self.blanks[1]}: expected LO HI with 1 <= LO <= HI < {geo.cells}"
@@ -145,9 +143,7 @@ def _hold_out(boards: Boards, count: int, seed: int) -> tuple[Boards, Boards]:
         owners.setdefault(answer.tobytes(), []).append(number)
     groups = list(owners.values())
     if len(groups) < 2:
-        raise UsageError(
-            "the CSV holds fewer than two different solutions: nothing can be held out for a test"
-        )
+        raise UsageError("the CSV holds fewer than two different solutions: nothing can be held out for a test")
     test: list[int] = []
     order = keyed_numpy(seed, "sudoku/hold_out").permutation(len(groups)).tolist()
     taken = 0
@@ -274,9 +270,7 @@ def build(plan: SudokuBuild) -> dict[str, Any]:
         def check(folder: Path) -> dict[str, Any]:
             overlap = solution_overlap(folder)
             if overlap and source.forbidden:
-                raise RunFailure(
-                    f"{overlap} test solutions occur in the training data: a fault of the builder"
-                )
+                raise RunFailure(f"{overlap} test solutions occur in the training data: a fault of the builder")
             return {"test_puzzles_with_a_training_solution": overlap}
 
         card = write_dataset(

@@ -53,9 +53,7 @@ def _board(recipe: Recipe, geo: Geometry, rng: np.random.Generator) -> list[int]
     return random_solution(geo, rng)
 
 
-def _dig(
-    solution: list[int], blanks: int, geo: Geometry, rng: np.random.Generator
-) -> tuple[list[int], int] | None:
+def _dig(solution: list[int], blanks: int, geo: Geometry, rng: np.random.Generator) -> tuple[list[int], int] | None:
     """A puzzle of `solution` with `blanks` blank cells, and its difficulty; None when none was found."""
     for _ in range(MASK_TRIES):
         order = rng.permutation(geo.cells).tolist()

@@ -34,9 +34,7 @@ class Boards:
 
     def take(self, chosen: np.ndarray) -> Boards:
         """The puzzles of these numbers, in that order."""
-        return Boards(
-            self.size, self.questions[chosen], self.answers[chosen], self.ratings[chosen], self.rows_read
-        )
+        return Boards(self.size, self.questions[chosen], self.answers[chosen], self.ratings[chosen], self.rows_read)
 
     def rating_histogram(self) -> dict[str, int]:
         """Puzzles per rating."""
@@ -66,15 +64,9 @@ def _check(path: Path, piece: _Piece, geo: Geometry) -> tuple[np.ndarray, np.nda
 
     digits = f"1 to {geo.size}"
     first_bad((questions > geo.size).any(axis=1), f"question has a character other than '.', 0 and {digits}")
-    first_bad(
-        ((answers > geo.size) | (answers == 0)).any(axis=1), f"answer has a character other than {digits}"
-    )
-    first_bad(
-        ((questions > 0) & (questions != answers)).any(axis=1), "answer contradicts a given of the question"
-    )
-    first_bad(
-        ~valid_solutions(answers, geo), "answer is no Sudoku solution: a row, column or box repeats a digit"
-    )
+    first_bad(((answers > geo.size) | (answers == 0)).any(axis=1), f"answer has a character other than {digits}")
+    first_bad(((questions > 0) & (questions != answers)).any(axis=1), "answer contradicts a given of the question")
+    first_bad(~valid_solutions(answers, geo), "answer is no Sudoku solution: a row, column or box repeats a digit")
     return questions, answers
 
 
@@ -85,9 +77,7 @@ def _pieces(path: Path, want: int | None) -> Iterator[tuple[int, _Piece]]:
         header = [name.strip().lower() for name in next(reader, [])]
         missing = [name for name in COLUMNS if name not in header]
         if missing:
-            raise UsageError(
-                f"{path}:1: expected the columns source,question,answer,rating; {missing[0]} is missing"
-            )
+            raise UsageError(f"{path}:1: expected the columns source,question,answer,rating; {missing[0]} is missing")
         question, answer, rating = (header.index(name) for name in COLUMNS)
         size, piece = want, _Piece()
         try:
@@ -101,9 +91,7 @@ def _pieces(path: Path, want: int | None) -> Iterator[tuple[int, _Piece]]:
                     size = size_of(len(row[question]))
                     if size is None:
                         known = ", ".join(str(n * n) for n in BOXES)
-                        raise UsageError(
-                            f"{here}: question has {len(row[question])} cells, expected one of {known}"
-                        )
+                        raise UsageError(f"{here}: question has {len(row[question])} cells, expected one of {known}")
                 for name, text in (("question", row[question]), ("answer", row[answer])):
                     if len(text) != size * size:
                         raise UsageError(f"{here}: {name} has {len(text)} cells, expected {size * size}")
@@ -131,9 +119,7 @@ def read_csv(path: str | Path, *, size: int | None = None, min_difficulty: int =
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(
-            f"{path} does not exist: --input wants a CSV file, or a folder with train.csv and test.csv"
-        )
+        raise UsageError(f"{path} does not exist: --input wants a CSV file, or a folder with train.csv and test.csv")
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     read = 0
     found = size or 9  # what the first row settles, when `size` is None
@@ -148,7 +134,5 @@ def read_csv(path: str | Path, *, size: int | None = None, min_difficulty: int =
     joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
     boards = Boards(found, joined[0], joined[1], joined[2], read)
     if not len(boards.ratings):
-        raise UsageError(
-            f"{path}: none of {read} puzzles has a rating >= {min_difficulty}: lower --min-difficulty"
-        )
+        raise UsageError(f"{path}: none of {read} puzzles has a rating >= {min_difficulty}: lower --min-difficulty")
     return boards

@@ -18,8 +18,7 @@ import numpy as np
 from dataset.sudoku.grid import Geometry
 
 DIFFICULTY_RULE = (
-    "guesses undone by a full search with naked and hidden singles "
-    "(fewest candidates, lowest index, digits ascending)"
+    "guesses undone by a full search with naked and hidden singles (fewest candidates, lowest index, digits ascending)"
 )
 
 

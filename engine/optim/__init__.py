@@ -46,7 +46,8 @@ def build_optimizer(
     options: Mapping[str, Any] | None = None,
     names: Sequence[str] = (),
 ) -> Optimizer:
-    """The optimizer `name` over `params` (dense: parameters by name, or a list with `names`; sparse: a table).
+    """The optimizer `name` over `params` (dense: parameters by name, or a list with `names`; sparse: a
+    table).
 
     Raises UsageError for an unknown name or option (with the nearest choice) and for a value out of range.
     """

@@ -1,7 +1,7 @@
 """AdamATan2 and AdamW in plain torch, with a step that can be called off on the device.
 
-`step(lr_scale, ok)`: `ok` is a 0/1 scalar tensor. 0 leaves parameters, moments and step count exactly as they were, even
-when gradients hold NaN or inf, and no value travels to the host. Moments live in at least float32.
+`step(lr_scale, ok)`: `ok` is a 0/1 scalar tensor. 0 leaves parameters, moments and step count exactly as they
+were, even when gradients hold NaN or inf, and no value travels to the host. Moments live in at least float32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 
 class _Adam:
-    """Moments, bias correction and decoupled weight decay; a subclass says how two moments make a direction."""
+    """Moments, bias correction and decoupled weight decay; a subclass says how two moments make a
+    direction."""
 
     def __init__(
         self,
@@ -59,9 +60,7 @@ class _Adam:
         torch._foreach_lerp_(v, second, 1.0 - self.beta2)
 
         # Device scalars in float64 (where the device has it): 1 - beta^t of small t loses digits in float32.
-        count = self.count.to(torch.float32 if self.count.device.type == "mps" else torch.float64).clamp(
-            min=1.0
-        )
+        count = self.count.to(torch.float32 if self.count.device.type == "mps" else torch.float64).clamp(min=1.0)
         lr = self.lr * lr_scale
         move, decay = lr / (1.0 - self.beta1**count), torch.ones_like(count) - lr * self.weight_decay
         if ok is not None:
@@ -73,7 +72,8 @@ class _Adam:
     def _targets(
         self, grads: Sequence[Tensor | None], m: list[Tensor], v: list[Tensor], ok: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """What the moments move towards: g and g², or the moments themselves (no move at all) where `ok` is 0."""
+        """What the moments move towards: g and g², or the moments themselves (no move at all) where `ok` is
+        0."""
         first = [g.to(mean.dtype) for g, mean in zip(grads, m, strict=True) if g is not None]
         second = list(torch._foreach_mul(first, first))
         if ok is not None:

@@ -1,7 +1,8 @@
-"""SignSGD for a large table of which a step touches a few rows: w <- w(1 - lr·wd) - lr·sign(Σ gradients of the row).
+"""SignSGD for a large table of which a step touches a few rows: w <- w(1 - lr·wd) - lr·sign(Σ gradients of
+the row).
 
-Gradients of equal identifiers are summed, over slots, micro-batches and ranks; rows outside the batch do not even decay.
-Every shape depends only on the number of slots, so no step waits for the device.
+Gradients of equal identifiers are summed, over slots, micro-batches and ranks; rows outside the batch do not
+even decay. Every shape depends only on the number of slots, so no step waits for the device.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ class SparseTable(Protocol):
 def sign_update(
     weights: Tensor, ids: Tensor, grads: Tensor, *, lr: float, weight_decay: float
 ) -> tuple[Tensor, Tensor]:
-    """(sorted ids [n], their new rows [n, E]); equal ids come with equal rows, so they may be written in any order.
+    """(sorted ids [n], their new rows [n, E]); equal ids come with equal rows, so they may be written in any
+    order.
 
-    A stable sort puts equal ids together, a running count of the changes numbers the groups: no `unique`, no host sync.
+    A stable sort puts equal ids together, a running count of the changes numbers the groups: no `unique`, no
+    host sync.
     """
     order_ids, order = torch.sort(ids.long(), stable=True)
     changes = torch.ones_like(order_ids)
@@ -50,7 +53,8 @@ class SparseSignSGD:
 
     @torch.no_grad()
     def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None:
-        """One update of the rows touched since the last step. `ok` 0 leaves them as they are and drops the gradients.
+        """One update of the rows touched since the last step. `ok` 0 leaves them as they are and drops the
+        gradients.
 
         A collective: every rank calls it, with the same number of rows.
         """

@@ -1,6 +1,7 @@
 """Building blocks shared by every recursive model.
 
-Shape legend: B rows, T tokens, P prefix positions, S = P + T positions, D width, h heads, d = D // h, I inner width, V words.
+Shape legend: B rows, T tokens, P prefix positions, S = P + T positions, D width, h heads, d = D // h, I inner
+width, V words.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Multi-head self-attention over all positions: no mask, no bias, padding is attended to (as in HRM and TRM)."""
+"""Multi-head self-attention over all positions: no mask, no bias, padding is attended to (as in HRM and
+TRM)."""
 
 from __future__ import annotations
 
@@ -20,17 +21,16 @@ def _load_flash() -> Any:
     try:
         from flash_attn import flash_attn_func  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
-        raise ImportError(
-            "attention=flash needs the flash_attn package (CUDA): pip install -e .[flash], or use attention=sdpa"
-        ) from error
+        raise ImportError("attention=flash needs the flash_attn package (CUDA): pip install -e .[flash]") from error
     return flash_attn_func
 
 
 class Attention(nn.Module):
-    """[B, S, D] -> [B, S, D]. `qkv_proj` [3·h·d, D]: rows of all q heads, all k heads, all v heads; `o_proj` [D, h·d].
+    """[B, S, D] -> [B, S, D]. `qkv_proj` [3·h·d, D]: rows of all q heads, all k heads, all v heads; `o_proj`
+    [D, h·d].
 
-    kind: "auto" and "sdpa" use torch's fused kernels, "math" an explicit softmax, "flash" the flash_attn package.
-    Raises ValueError for another kind and ImportError when flash_attn is asked for and absent.
+    kind: "auto" and "sdpa" use torch's fused kernels, "math" an explicit softmax, "flash" the flash_attn
+    package. Raises ValueError for another kind and ImportError when flash_attn is asked for and absent.
     """
 
     def __init__(self, size: int, num_heads: int, *, kind: str = "auto") -> None:

@@ -2,7 +2,8 @@
 
     x <- rms(x + mix(x));  x <- rms(x + mlp(x))
 
-`mix` is self-attention, or, for `mlp_t`, a SwiGLU along the *sequence* axis whose sum is normalised along that axis too.
+`mix` is self-attention, or, for `mlp_t`, a SwiGLU along the *sequence* axis whose sum is normalised along
+that axis too.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class ReasoningBlock(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope = None) -> Tensor:
         if self.mlp_t is not None:
-            # One copy [B, D, S] puts the sequence last, so both products and the norm run over contiguous rows.
+            # One copy [B, D, S] puts the sequence last, so both products and the norm run over contiguous
+            # rows.
             turned = x.transpose(1, 2).contiguous()
             x = rms_norm(turned + self.mlp_t(turned), self.eps).transpose(1, 2).contiguous()
         elif self.self_attn is not None:
@@ -46,7 +48,8 @@ class ReasoningBlock(nn.Module):
         return rms_norm(x + self.mlp(x), self.eps)
 
     def flops(self) -> int:
-        """Floating-point operations of one forward pass for one row: S(8D²+6DI)+4S²D, or 6·S·I_t·D + 6·S·D·I."""
+        """Floating-point operations of one forward pass for one row: S(8D²+6DI)+4S²D, or 6·S·I_t·D +
+        6·S·D·I."""
         length, size = self.length, self.size
         channel = 6 * length * size * swiglu_inner_size(size, self.expansion)
         if self.mlp_t is not None:

@@ -1,4 +1,5 @@
-"""Truncated normal initialisation whose samples have the *requested* standard deviation (as in JAX and flax)."""
+"""Truncated normal initialisation whose samples have the *requested* standard deviation (as in JAX and
+flax)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _CORRECTION = 1.0 / math.sqrt(1.0 - 2.0 * _CUT * _DENSITY / _MASS)
 
 
 def trunc_normal_(tensor: Tensor, std: float) -> Tensor:
-    """Fill `tensor` in place with N(0, std²) cut at ±2 untruncated deviations (±2.2737·std); `std=0` fills zeros."""
+    """Fill `tensor` in place with N(0, std²) cut at ±2 untruncated deviations (±2.2737·std); `std=0` fills
+    zeros."""
     with torch.no_grad():
         if std == 0.0:
             return tensor.zero_()

@@ -1,8 +1,9 @@
 """Linear and embedding layers that store float32 and compute in the dtype of their input.
 
-A recursive model applies the same weight up to 21 times in one step. `cached_casts` makes the low-precision copy once per
-step; the weight gradients of those calls are still summed in float32, because each call hands autograd a float32 gradient
-for the float32 parameter (a plain shared bfloat16 copy would sum them in bfloat16: 0.83 % instead of 0.54 % error).
+A recursive model applies the same weight up to 21 times in one step. `cached_casts` makes the low-precision
+copy once per step; the weight gradients of those calls are still summed in float32, because each call hands
+autograd a float32 gradient for the float32 parameter (a plain shared bfloat16 copy would sum them in
+bfloat16: 0.83 % instead of 0.54 % error).
 """
 
 from __future__ import annotations
@@ -17,40 +18,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.init import trunc_normal_
+from models.layers.product import linear
 
 
 class _CastLinear(torch.autograd.Function):
-    """y = x @ copyᵀ with `copy` = weight in x's dtype; the weight gradient comes back in the weight's own dtype."""
+    """y = x @ copyᵀ with `copy` = weight in x's dtype; the weight gradient comes back in the weight's own
+    dtype."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, copy: Tensor) -> Tensor:
         ctx.save_for_backward(x, copy)
         ctx.weight_dtype = weight.dtype
-        return F.linear(x, copy)
+        return linear(x, copy)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (grad,) = grads
         x, copy = ctx.saved_tensors
-        grad_x = grad @ copy if ctx.needs_input_grad[0] else None
+        grad_x = linear(grad, copy.t()) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
             rows, outs = x.flatten(0, -2), grad.flatten(0, -2)
             # The same sum either way; the BLAS is up to 1.5 times faster with the short side first.
             wide = copy.shape[0] > copy.shape[1]
-            grad_weight = (rows.t() @ outs).t() if wide else outs.t() @ rows
+            grad_weight = linear(rows.t(), outs.t()).t() if wide else linear(outs.t(), rows.t())
             grad_weight = grad_weight.to(ctx.weight_dtype)
         return grad_x, grad_weight, None
 
 
 class CastedLinear(nn.Module):
-    """[..., in] -> [..., out] in the input's dtype; weight [out, in] float32, std 1/sqrt(in); bias zeros when present."""
+    """[..., in] -> [..., out] in the input's dtype; weight [out, in] float32, std 1/sqrt(in); bias zeros when
+    present."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(
-            trunc_normal_(torch.empty(out_features, in_features), 1.0 / math.sqrt(in_features))
-        )
+        self.weight = nn.Parameter(trunc_normal_(torch.empty(out_features, in_features), 1.0 / math.sqrt(in_features)))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self._copy: Tensor | None = None  # set for the length of a `cached_casts` block only
 
@@ -59,7 +61,7 @@ class CastedLinear(nn.Module):
         if weight.dtype == x.dtype and (x.device.type != "cpu" or torch.compiler.is_compiling()):
             return F.linear(x, weight, self.bias)
         copy = weight.detach() if weight.dtype == x.dtype else self._cast(x.dtype)
-        y = _CastLinear.apply(x, weight, copy) if torch.is_grad_enabled() else F.linear(x, copy)
+        y = _CastLinear.apply(x, weight, copy) if torch.is_grad_enabled() else linear(x, copy)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
     def _cast(self, dtype: torch.dtype) -> Tensor:
@@ -68,7 +70,8 @@ class CastedLinear(nn.Module):
 
 
 class CastedEmbedding(nn.Module):
-    """Table `embedding_weight` [n, dim] float32; rows are looked up first and cast after (float32 gradient, no table copy)."""
+    """Table `embedding_weight` [n, dim] float32; rows are looked up first and cast after (float32 gradient,
+    no table copy)."""
 
     def __init__(self, num_embeddings: int, dim: int, *, init_std: float, cast_to: torch.dtype) -> None:
         super().__init__()
@@ -88,13 +91,10 @@ class CastedEmbedding(nn.Module):
 def cached_casts(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Inside the block every `CastedLinear` below `module` reuses one copy of its weight in `dtype`.
 
-    The copies are taken at entry, so the weights must not change inside. Blocks may be nested; the outer copy is kept.
+    The copies are taken at entry, so the weights must not change inside. Blocks may be nested; the outer copy
+    is kept.
     """
-    fresh = [
-        m
-        for m in module.modules()
-        if isinstance(m, CastedLinear) and m.weight.dtype != dtype and m._copy is None
-    ]
+    fresh = [m for m in module.modules() if isinstance(m, CastedLinear) and m.weight.dtype != dtype and m._copy is None]
     for linear in fresh:
         linear._copy = linear.weight.detach().to(dtype)
     try:

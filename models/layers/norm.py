@@ -1,4 +1,5 @@
-"""RMS normalisation without a gain: y = x / sqrt(mean(x²) + eps) over the last axis, computed in at least float32."""
+"""RMS normalisation without a gain: y = x / sqrt(mean(x²) + eps) over the last axis, computed in at least
+float32."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Eager CPU kernel: three passes forward and two backward, a quarter of the time of the composed operations.
+    """Eager CPU kernel: three passes forward and two backward, a quarter of the time of the composed
+    operations.
 
     With r = (mean(x²) + eps)^-1/2 and y = x r the gradient is r (g - y mean(g y)), exact for any eps.
     """

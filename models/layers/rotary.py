@@ -1,4 +1,5 @@
-"""Rotary position embedding (Su et al. 2021), half-split form, over one flattened axis that counts the prefix too."""
+"""Rotary position embedding (Su et al. 2021), half-split form, over one flattened axis that counts the prefix
+too."""
 
 from __future__ import annotations
 
@@ -12,16 +13,15 @@ from torch import Tensor, nn
 class RotaryTables(nn.Module):
     """Tables cos and signed sin [S, 1, d]; non-persistent, so they are in no checkpoint.
 
-    They are rebuilt after every move of the module (`.to`, `.double`, `.to_empty`): a model made on the meta device gets
-    real values, and a change of dtype cannot round them. The sine table carries the minus sign of the half rotation.
+    They are rebuilt after every move of the module (`.to`, `.double`, `.to_empty`): a model made on the meta
+    device gets real values, and a change of dtype cannot round them. The sine table carries the minus sign of
+    the half rotation.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(
-        self, head_dim: int, length: int, *, theta: float, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, head_dim: int, length: int, *, theta: float, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.head_dim, self.length, self.theta, self.dtype = head_dim, length, theta, dtype
         device = torch.get_default_device()

@@ -1,7 +1,9 @@
-"""Adaptive computation time (ACT): one optimizer step is one reasoning step per row, and the state is carried over.
+"""Adaptive computation time (ACT): one optimizer step is one reasoning step per row, and the state is carried
+over.
 
-A row that halted takes the fresh example offered to it; every other row keeps its own example and latents. All decisions
-are `torch.where`, so no step waits for the device. Shapes: B rows, T tokens, S = prefix + T positions, D width, V words.
+A row that halted takes the fresh example offered to it; every other row keeps its own example and latents.
+All decisions are `torch.where`, so no step waits for the device. Shapes: B rows, T tokens, S = prefix + T
+positions, D width, V words.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ EXPLORATION = "exploration"
 
 @dataclass(frozen=True)
 class PuzzleShape:
-    """What a data set fixes about a model: tokens per example, words, and puzzle identifiers (blank included)."""
+    """What a data set fixes about a model: tokens per example, words, and puzzle identifiers (blank
+    included)."""
 
     seq_len: int
     vocab_size: int
@@ -27,7 +30,8 @@ class PuzzleShape:
 
 @dataclass
 class ACTCarry:
-    """State of B open episodes between steps. `latents` [B,S,D] carry no gradient; `data` is the example each row works on."""
+    """State of B open episodes between steps. `latents` [B,S,D] carry no gradient; `data` is the example each
+    row works on."""
 
     latents: dict[str, Tensor]
     steps: Tensor  # [B] int32, ACT steps taken on the present example
@@ -37,7 +41,8 @@ class ACTCarry:
 
 @dataclass
 class ACTOutput:
-    """One ACT step. q values [B], at least float32; `target_q_continue` [B] only in training with a continue head."""
+    """One ACT step. q values [B], at least float32; `target_q_continue` [B] only in training with a continue
+    head."""
 
     carry: ACTCarry
     logits: Tensor | None  # [B,T,V] compute dtype; None where nothing reads them
@@ -49,17 +54,16 @@ class ACTOutput:
 class ACTModel(nn.Module):
     """Episodes around any inner model (`RecursiveInner`); state-dict keys are `inner.*`.
 
-    Training, `forward(batch, carry)`: one ACT step (`_forward_train_original`). Evaluation, `forward(batch)`: a whole
-    episode of `halt_max_steps` from a fresh carry (`_forward_eval`). `think` yields every step of an episode.
+    Training, `forward(batch, carry)`: one ACT step (`_forward_train_original`). Evaluation, `forward(batch)`:
+    a whole episode of `halt_max_steps` from a fresh carry (`_forward_eval`). `think` yields every step of an
+    episode.
     """
 
     FAMILY: ClassVar[str] = "recursive_reasoning"
     DATA_MODE: ClassVar[str] = "embedding"
     ACT_MODE: ClassVar[str] = "dynamic"
 
-    def __init__(
-        self, inner: Any, *, halt_max_steps: int, halt_exploration_prob: float, no_ACT_continue: bool
-    ) -> None:
+    def __init__(self, inner: Any, *, halt_max_steps: int, halt_exploration_prob: float, no_ACT_continue: bool) -> None:
         super().__init__()
         self.inner = inner
         self.halt_max_steps = halt_max_steps
@@ -67,10 +71,12 @@ class ACTModel(nn.Module):
         self.no_ACT_continue = no_ACT_continue
 
     def forward(self, batch: dict[str, Tensor], carry: ACTCarry | None = None) -> ACTOutput:
-        """batch: inputs, labels [B,T] int32, puzzle_identifiers [B] int32; in training optionally exploration [B,2].
+        """batch: inputs, labels [B,T] int32, puzzle_identifiers [B] int32; in training optionally exploration
+        [B,2].
 
-        `exploration` holds uniform numbers of [0,1): column 0 decides whether the row explores, column 1 picks its minimum
-        number of steps. Absent, they come from torch's global generator. In evaluation a carry is not looked at.
+        `exploration` holds uniform numbers of [0,1): column 0 decides whether the row explores, column 1
+        picks its minimum number of steps. Absent, they come from torch's global generator. In evaluation a
+        carry is not looked at.
         """
         if self.training:
             return self._forward_train_original(batch, carry)
@@ -106,9 +112,7 @@ class ACTModel(nn.Module):
         data = {name: _where_rows(halted, value, carry.data[name]) for name, value in offered.items()}
         return latents, carry.steps.masked_fill(halted, 0), data
 
-    def _halting(
-        self, steps: Tensor, q_halt: Tensor, q_continue: Tensor, exploration: Tensor | None
-    ) -> Tensor:
+    def _halting(self, steps: Tensor, q_halt: Tensor, q_continue: Tensor, exploration: Tensor | None) -> Tensor:
         """Which rows halt after this step, [B] bool."""
         last = steps >= self.halt_max_steps
         if self.halt_max_steps == 1:
@@ -119,14 +123,13 @@ class ACTModel(nn.Module):
                 return last | willing
             exploration = torch.rand(steps.shape[0], 2, device=steps.device)
         explores = exploration[:, 0] < self.halt_exploration_prob
-        least = 2 + (exploration[:, 1] * (self.halt_max_steps - 1)).to(
-            steps.dtype
-        )  # uniform over 2..halt_max_steps
+        least = 2 + (exploration[:, 1] * (self.halt_max_steps - 1)).to(steps.dtype)  # uniform over 2..halt_max_steps
         least = least.clamp(max=self.halt_max_steps).masked_fill(~explores, 0)
         return (last | willing) & (steps >= least)
 
     def _continue_target(self, latents: dict[str, Tensor], x: Tensor, steps: Tensor) -> Tensor | None:
-        """Value of thinking one step further, [B]: sigmoid of the best q after the next step (the halt q at the last)."""
+        """Value of thinking one step further, [B]: sigmoid of the best q after the next step (the halt q at
+        the last)."""
         if self.no_ACT_continue or self.halt_max_steps == 1:
             return None
         next_halt, next_continue = self.inner.q_values(self.inner.recur(latents, x))
@@ -145,7 +148,8 @@ class ACTModel(nn.Module):
             return self._eval_output(latents, data, self.halt_max_steps)
 
     def think(self, batch: dict[str, Tensor], steps: int | None = None) -> Iterator[ACTOutput]:
-        """Yield every ACT step of an episode with its logits; `steps` may exceed `halt_max_steps` (test-time depth)."""
+        """Yield every ACT step of an episode with its logits; `steps` may exceed `halt_max_steps` (test-time
+        depth)."""
         latents, _, data = self._open_rows(batch, None)
         with torch.no_grad():
             x = self.inner.embed(data)
@@ -184,10 +188,11 @@ class ACTModel(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops(self, batch_rows: int) -> dict[str, float]:
-        """Operations for `batch_rows` rows: `train` one step with its backward pass, `eval` one whole episode.
+        """Operations for `batch_rows` rows: `train` one step with its backward pass, `eval` one whole
+        episode.
 
-        Blocks only (embedding and heads are below 1 %): forward of all updates, twice the window's for its backward, and
-        the second pass of the continue target. TRM-attention on Sudoku, 768 rows: 36.6e12.
+        Blocks only (embedding and heads are below 1 %): forward of all updates, twice the window's for its
+        backward, and the second pass of the continue target. TRM-attention on Sudoku, 768 rows: 36.6e12.
         """
         step, window = self.inner.flops()
         passes = 1 if self.no_ACT_continue or self.halt_max_steps == 1 else 2

@@ -30,7 +30,8 @@ class RecursiveConfig:
     expansion: float = 4.0
     """Feed-forward expansion; the SwiGLU inner width is 2/3 of it, rounded up to a multiple of 256."""
     mlp_t: bool = False
-    """Replace attention by a SwiGLU along the sequence (its weights then depend on the data set's sequence length)."""
+    """Replace attention by a SwiGLU along the sequence (its weights then depend on the data set's sequence
+    length)."""
     pos_encodings: PositionEncoding = "rope"
     """Positions: rotary, a learned table added to the input, or none."""
     rope_theta: float = 10000.0
@@ -46,7 +47,8 @@ class RecursiveConfig:
     halt_exploration_prob: float = 0.1
     """Probability per row and step of demanding a random minimum number of steps (2..halt_max_steps)."""
     no_ACT_continue: bool = True
-    """Halt on q_halt > 0 alone (one pass). False: halt on q_halt > q_continue, with a second pass for its target."""
+    """Halt on q_halt > 0 alone (one pass). False: halt on q_halt > q_continue, with a second pass for its
+    target."""
     forward_dtype: ForwardDtype = "auto"
     """Compute dtype; auto is the run's choice for the device. float64 stores parameters in float64 too."""
 
@@ -59,14 +61,14 @@ class RecursiveConfig:
             _check(getattr(self, name) > 0, f"arch.{name}={getattr(self, name)}: expected a positive number")
         _check(
             0.0 <= self.halt_exploration_prob <= 1.0,
-            f"arch.halt_exploration_prob={self.halt_exploration_prob}: expected a probability between 0 and 1",
+            f"arch.halt_exploration_prob={self.halt_exploration_prob}: expected a number in [0, 1]",
         )
         self._check_heads()
         room = self.prefix_len * self.hidden_size
         _check(
             room >= self.puzzle_emb_ndim,
             f"arch.puzzle_emb_len={self.puzzle_emb_len} holds {room} numbers but arch.puzzle_emb_ndim="
-            f"{self.puzzle_emb_ndim}: expected arch.puzzle_emb_len of at least {self._fewest_positions()} (0 = automatic)",
+            f"{self.puzzle_emb_ndim}: expected at least {self._fewest_positions()} positions (0 = automatic)",
         )
         for name, choices in (("pos_encodings", PositionEncoding), ("forward_dtype", ForwardDtype)):
             known = choices.__args__  # type: ignore[attr-defined]
@@ -82,12 +84,14 @@ class RecursiveConfig:
         divisors = [n for n in range(1, min(size, 64) + 1) if size % n == 0]
         _check(
             size % heads == 0,
-            f"arch.num_heads={heads} does not divide arch.hidden_size={size}: choose one of {_listed(divisors)}",
+            f"arch.num_heads={heads} does not divide arch.hidden_size={size}: "
+            f"choose one of {_listed(divisors)}",
         )
         even = [n for n in divisors if (size // n) % 2 == 0]
         _check(
             self.pos_encodings != "rope" or (size // heads) % 2 == 0,
-            f"arch.num_heads={heads} gives heads of odd width {size // max(heads, 1)}, which arch.pos_encodings=rope cannot "
+            f"arch.num_heads={heads} gives heads of odd width {size // heads}, "
+            "which arch.pos_encodings=rope cannot "
             f"rotate: choose " + (f"one of {_listed(even)}" if even else "an even arch.hidden_size"),
         )
 
@@ -96,7 +100,8 @@ class RecursiveConfig:
 
     @property
     def prefix_len(self) -> int:
-        """P: no prefix without puzzle embedding, else `puzzle_emb_len`, else the fewest positions that hold the vector."""
+        """P: no prefix without puzzle embedding, else `puzzle_emb_len`, else the fewest positions that hold
+        the vector."""
         wanted = self.puzzle_emb_len or self._fewest_positions()
         return wanted if self.puzzle_emb_ndim else 0
 

@@ -23,7 +23,8 @@ __all__ = ["HRM", "HRMConfig"]
 
 @dataclass(kw_only=True)
 class HRMConfig(RecursiveConfig):
-    """The published HRM: two stacks of 4 layers, 2 x 2 cycles, as few prefix positions as hold the puzzle vector."""
+    """The published HRM: two stacks of 4 layers, 2 x 2 cycles, as few prefix positions as hold the puzzle
+    vector."""
 
     H_cycles: int = 2
     """Outer cycles per ACT step; each ends with one update of z_H."""
@@ -34,18 +35,18 @@ class HRMConfig(RecursiveConfig):
     L_layers: int = 4
     """Blocks of the stack that updates z_L."""
     no_ACT_continue: bool = False
-    """False: halt on q_halt > q_continue, with a second pass for its target. True: halt on q_halt > 0 alone."""
+    """False: halt on q_halt > q_continue, with a second pass for its target. True: halt on q_halt > 0
+    alone."""
 
     def __post_init__(self) -> None:
         if self.H_layers < 1:
-            raise ValueError(
-                f"arch.H_layers={self.H_layers}: HRM has a stack of its own for z_H, expected at least 1"
-            )
+            raise ValueError(f"arch.H_layers={self.H_layers}: HRM has a stack of its own for z_H, expected at least 1")
         super().__post_init__()
 
 
 class HRM(ACTModel):
-    """`HRM(config, shape)`; builds under `torch.device("meta")`. auto_dtype is the compute dtype of forward_dtype=auto."""
+    """`HRM(config, shape)`; builds under `torch.device("meta")`. auto_dtype is the compute dtype of
+    forward_dtype=auto."""
 
     Config: ClassVar = HRMConfig
 

@@ -34,7 +34,8 @@ _Q_BIAS = -5.0  # a fresh model halts nothing before the last step
 class RecursiveInner(nn.Module):
     """Stacks named by `config`, driven by `plan`; the heads read latent `readout`.
 
-    Each latent `z_N` of the plan has a fixed random start, buffer `N_init` [D]: never trained, the same at all positions.
+    Each latent `z_N` of the plan has a fixed random start, buffer `N_init` [D]: never trained, the same at
+    all positions.
     """
 
     def __init__(
@@ -121,13 +122,12 @@ class RecursiveInner(nn.Module):
             vector = F.pad(vector, (0, self.prefix_len * x.shape[-1] - vector.shape[-1]))
             x = torch.cat((vector.view(-1, self.prefix_len, x.shape[-1]), x), dim=1)
         if self.embed_pos is not None:
-            x = 0.707106781 * (
-                x + self.embed_pos.table()
-            )  # keeps the variance of the sum at that of one summand
+            x = 0.707106781 * (x + self.embed_pos.table())  # keeps the variance of the sum at that of one summand
         return self.scale * x
 
     def recur(self, latents: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
-        """All cycles of one ACT step: latents [B, S, D] -> latents, of which the last `window` updates have a graph."""
+        """All cycles of one ACT step: latents [B, S, D] -> latents, of which the last `window` updates have a
+        graph."""
         rope = None if self.rotary is None else self.rotary()
 
         def call(stack: str, hidden: Tensor, injection: Tensor | None) -> Tensor:
@@ -152,7 +152,8 @@ class RecursiveInner(nn.Module):
         return [block for name in self.stack_names for block in self.get_submodule(name).layers]  # type: ignore[union-attr]
 
     def flops(self) -> tuple[int, int]:
-        """Operations per row of one ACT step: (all updates forward, the updates of the gradient window forward)."""
+        """Operations per row of one ACT step: (all updates forward, the updates of the gradient window
+        forward)."""
         cost = {name: sum(b.flops() for b in self.get_submodule(name).layers) for name in self.stack_names}  # type: ignore[union-attr,operator]
         costs = [cost[update.stack] for update in self.plan]
         return sum(costs), sum(costs[len(costs) - self.window :])

@@ -1,7 +1,9 @@
-"""The one recursion engine of the family: latents by name, a plan of updates, and how many of the last carry a gradient.
+"""The one recursion engine of the family: latents by name, a plan of updates, and how many of the last carry
+a gradient.
 
-A variant is only a plan. TRM: one stack, the whole last cycle with gradient. HRM: two stacks, the last two updates.
-An update reads latents and inputs from one name space, so a further input (a goal, say) is one more name in a plan.
+A variant is only a plan. TRM: one stack, the whole last cycle with gradient. HRM: two stacks, the last two
+updates. An update reads latents and inputs from one name space, so a further input (a goal, say) is one more
+name in a plan.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def cycle_plan(H_cycles: int, L_cycles: int, low: Update, high: Update) -> tuple
 
 
 def recur(plan: Sequence[Update], window: int, values: Mapping[str, Tensor], call: Call) -> dict[str, Tensor]:
-    """Run the plan; only its last `window` updates build a graph. Returns all values, the updated latents among them."""
+    """Run the plan; only its last `window` updates build a graph. Returns all values, the updated latents
+    among them."""
     state = dict(values)
     split = len(plan) - window
     with torch.no_grad():

@@ -38,7 +38,8 @@ class TRMConfig(RecursiveConfig):
 
 
 class TRM(ACTModel):
-    """`TRM(config, shape)`; builds under `torch.device("meta")`. auto_dtype is the compute dtype of forward_dtype=auto."""
+    """`TRM(config, shape)`; builds under `torch.device("meta")`. auto_dtype is the compute dtype of
+    forward_dtype=auto."""
 
     Config: ClassVar = TRMConfig
 

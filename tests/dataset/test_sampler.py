@@ -152,9 +152,7 @@ def test_rank_slices_concatenate_to_the_global_batch(tmp_path, ranks):
 
 def test_labels_that_are_ignored_become_minus_100(tmp_path):
     root = write(tmp_path / "set", arrays([1] * 8, [1] * 8))
-    batch = TrainSampler(load_splits([root], "train"), seed=0, global_batch_size=8, epochs_per_iter=1).batch(
-        1, 0
-    )
+    batch = TrainSampler(load_splits([root], "train"), seed=0, global_batch_size=8, epochs_per_iter=1).batch(1, 0)
     assert (batch["labels"][:, 0] == -100).all()
     assert (batch["labels"][:, 1:] == batch["inputs"][:, 1:]).all()
 

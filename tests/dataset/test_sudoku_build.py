@@ -65,17 +65,13 @@ def test_files_of_a_generated_set(tmp_path, size, num_aug):
     assert card["source"] == "generated"
     assert sum(card["difficulty"]["train"].values()) == 12
     assert json.loads((tmp_path / "set/identifiers.json").read_text()) == ["<blank>"]
-    assert json.loads((tmp_path / "set/card.json").read_text())["content_hash"] == content_hash(
-        tmp_path / "set"
-    )
+    assert json.loads((tmp_path / "set/card.json").read_text())["content_hash"] == content_hash(tmp_path / "set")
 
 
 def test_workers_do_not_change_the_data_and_the_seed_does(tmp_path, monkeypatch):
     monkeypatch.setattr(build_module, "PUZZLES_PER_WORKER", 1)
     plan = {"size": 6, "num_train": 150, "num_test": 10, "num_aug": 200}
-    hashes = [
-        build(small(tmp_path / f"w{workers}", workers=workers, **plan))["content_hash"] for workers in (1, 3)
-    ]
+    hashes = [build(small(tmp_path / f"w{workers}", workers=workers, **plan))["content_hash"] for workers in (1, 3)]
     assert hashes[0] == hashes[1]
     assert build(small(tmp_path / "other", seed=6, **plan))["content_hash"] != hashes[0]
 

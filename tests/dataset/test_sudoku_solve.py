@@ -143,9 +143,7 @@ def test_difficulty_of_random_puzzles_equals_the_independent_count(size, height,
     assert len(counts) > 1, "the sample should hold easy and hard puzzles"
 
 
-@pytest.mark.parametrize(
-    ("size", "blanks", "count"), [(4, (6, 10), 80), (6, (12, 24), 40), (9, (30, 52), 16)]
-)
+@pytest.mark.parametrize(("size", "blanks", "count"), [(4, (6, 10), 80), (6, (12, 24), 40), (9, (30, 52), 16)])
 def test_generated_puzzles_are_unique_valid_and_within_their_blanks(size, blanks, count):
     geo = geometry(size)
     puzzles = generate(Recipe(seed=1, size=size, split="train", blanks=blanks), count)

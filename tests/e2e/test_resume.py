@@ -109,7 +109,9 @@ def test_a_finished_run_in_the_way_is_set_aside(whole: Path, workplace: Path) ->
 
 def test_resume_true_goes_on_with_a_finished_run(whole: Path, workplace: Path) -> None:
     assert run_script("pretrain", *RUN, "max_steps=12", cwd=workplace).code == 0
-    result = run_script("pretrain", "resume=true", "project_name=p", "run_name=r", "max_steps=24", "device=cpu", cwd=workplace)
+    result = run_script(
+        "pretrain", "resume=true", "project_name=p", "run_name=r", "max_steps=24", "device=cpu", cwd=workplace
+    )
     assert result.code == 0, result.output
     # Nothing but the run's name was given: architecture, data and batch came from the stored config.
     assert weights(workplace / "checkpoints/p/r") == weights(whole)

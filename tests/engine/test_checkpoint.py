@@ -90,9 +90,7 @@ def test_rows_are_saved_in_global_order_and_sliced(tmp_path):
         checkpoint.state(rank=0, world_size=4)
 
 
-@pytest.mark.parametrize(
-    "leaf", [object(), b"bytes", {1, 2}, len], ids=["object", "bytes", "set", "function"]
-)
+@pytest.mark.parametrize("leaf", [object(), b"bytes", {1, 2}, len], ids=["object", "bytes", "set", "function"])
 def test_other_leaves_are_refused_and_leave_nothing(tmp_path, leaf):
     store = store_at(tmp_path)
     with pytest.raises(TypeError, match=r"deep\.0"):
@@ -154,12 +152,8 @@ def test_tied_weights_are_stored_once_and_read_as_both(tmp_path):
     size = (tmp_path / "run/checkpoints/step_1/model.safetensors").stat().st_size
     assert size < 1.5 * 50 * 64 * 4
     whole = torch.arange(10.0)
-    model = load_checkpoint(
-        save(store_at(tmp_path), 2, model={"a": whole[:5], "b": whole[3:], "c": whole})
-    ).model
-    assert all(
-        torch.equal(model[name], part) for name, part in [("a", whole[:5]), ("b", whole[3:]), ("c", whole)]
-    )
+    model = load_checkpoint(save(store_at(tmp_path), 2, model={"a": whole[:5], "b": whole[3:], "c": whole})).model
+    assert all(torch.equal(model[name], part) for name, part in [("a", whole[:5]), ("b", whole[3:]), ("c", whole)])
 
 
 def test_best_follows_the_metric(tmp_path):

@@ -111,13 +111,11 @@ def test_kill_9_in_the_middle_of_saving(tmp_path):
 
 
 def kill_self_at(number: int, folder: Path) -> None:
-    """SIGKILL this process just before its `number`-th file operation below `folder` (an audit hook sees them)."""
+    """SIGKILL this process before its `number`-th file operation below `folder` (audit events)."""
     seen = [0]
 
     def hook(event: str, arguments: tuple) -> None:
-        if event.partition(".")[0] in ("open", "os", "shutil") and any(
-            str(folder) in str(a) for a in arguments
-        ):
+        if event.partition(".")[0] in ("open", "os", "shutil") and any(str(folder) in str(a) for a in arguments):
             seen[0] += 1
             if seen[0] == number:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -126,7 +124,7 @@ def kill_self_at(number: int, folder: Path) -> None:
 
 
 def test_kill_9_at_every_file_operation(tmp_path):
-    """Save a step, save it again, prune: wherever that is cut off, what is there is complete and latest loads."""
+    """Save a step, save it again, prune: cut off anywhere, all that is there is complete."""
     context = multiprocessing.get_context("fork")
 
     def child(number: int, store: CheckpointStore) -> None:

@@ -42,9 +42,7 @@ def tiny(project: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def call(*argv: str) -> tuple[int, dict[str, Any] | None]:
         monkeypatch.setattr(sys, "argv", [str(project / "tiny.py"), *argv])
         with pytest.raises(SystemExit) as caught:
-            cli.main(
-                module.launch, schema=module.TinyConfig, entry="tiny", aliases={"checkpoint_path": "run_dir"}
-            )
+            cli.main(module.launch, schema=module.TinyConfig, entry="tiny", aliases={"checkpoint_path": "run_dir"})
         ran = project / "ran.jsonl"
         result = json.loads(ran.read_text().splitlines()[-1]) if ran.exists() else None
         ran.unlink(missing_ok=True)
@@ -153,9 +151,7 @@ def test_the_users_full_error_shows_the_traceback_and_is_left_as_it_was(
     assert os.environ["HYDRA_FULL_ERROR"] == "1"
 
 
-def test_a_yaml_that_does_not_parse_is_named(
-    tiny: Any, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_yaml_that_does_not_parse_is_named(tiny: Any, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "config" / "arch" / "broken.yaml").write_text("a: [1\nb: 2")
     assert tiny("arch=broken")[0] == 2
     error = capsys.readouterr().err
@@ -171,9 +167,7 @@ def test_no_sweep_under_torchrun(
     assert "torchrun" in capsys.readouterr().err
 
 
-def test_help_shows_both_styles_keys_defaults_docs_and_groups(
-    tiny: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_shows_both_styles_keys_defaults_docs_and_groups(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert tiny("--help")[0] == 0
     text = capsys.readouterr().out
     for part in (

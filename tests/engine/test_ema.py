@@ -38,9 +38,16 @@ def test_swapped_restores_bit_for_bit():
     before, pointer = param.detach().clone(), param.data_ptr()
     ema = EMA({"p": param}, 0.5)
     ema.shadow["p"].fill_(7.0)
-    with pytest.raises(RuntimeError, match="boom"), ema.swapped():
-        assert (param == 7.0).all()
-        raise RuntimeError("boom")
+    seen = []
+
+    def evaluate():
+        with ema.swapped():
+            seen.append(param.detach().clone())
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        evaluate()
+    assert (seen[0] == 7.0).all()
     assert torch.equal(param, before)
     assert param.data_ptr() == pointer
 

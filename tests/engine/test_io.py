@@ -46,9 +46,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_json_takes_paths_and_numpy_and_refuses_objects(tmp_path):
-    io.atomic_write_json(
-        tmp_path / "a.json", {"z": Path("p"), "a": np.float32(0.5), "l": np.arange(2), "f": 1e-5}
-    )
+    io.atomic_write_json(tmp_path / "a.json", {"z": Path("p"), "a": np.float32(0.5), "l": np.arange(2), "f": 1e-5})
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text) == {"z": "p", "a": 0.5, "l": [0, 1], "f": 1e-5}
     assert text.index('"z"') < text.index('"a"')

@@ -33,9 +33,7 @@ def test_adam_atan2_golden(golden, name, setting):
     for t in range(1, 6):
         p.grad = torch.from_numpy(z[f"{setting}_g{t}"]).to(dtype)
         optimizer.step()
-        if (
-            t < 5 and name != "bf16"
-        ):  # the recorder kept views: its float32 and float64 rows all hold the last update
+        if t < 5 and name != "bf16":  # the recorder kept views: its float32 and float64 rows all hold the last update
             continue
         for ours, key in ((p, "p"), (optimizer.exp_avg[0], "m"), (optimizer.exp_avg_sq[0], "v")):
             want = z[f"{setting}_{key}{t}"]
@@ -46,17 +44,13 @@ def test_adam_atan2_every_step_by_formula():
     rng = np.random.default_rng(3)
     want = rng.normal(size=(4, 3))
     m, v = np.zeros_like(want), np.zeros_like(want)
-    optimizer, (p,) = adam(
-        AdamATan2, [torch.from_numpy(want)], lr=1e-2, beta1=0.9, beta2=0.95, weight_decay=0.3
-    )
+    optimizer, (p,) = adam(AdamATan2, [torch.from_numpy(want)], lr=1e-2, beta1=0.9, beta2=0.95, weight_decay=0.3)
     for t in range(1, 101):
         g = rng.normal(size=want.shape)
         p.grad = torch.from_numpy(g)
         optimizer.step(lr_scale=0.5)
         m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g**2
-        want = want * (1 - 5e-3 * 0.3) - 5e-3 / (1 - 0.9**t) * np.arctan2(
-            m, np.sqrt(v) / np.sqrt(1 - 0.95**t)
-        )
+        want = want * (1 - 5e-3 * 0.3) - 5e-3 / (1 - 0.9**t) * np.arctan2(m, np.sqrt(v) / np.sqrt(1 - 0.95**t))
         np.testing.assert_allclose(p.detach().numpy(), want, rtol=0, atol=1e-13)
 
 
@@ -197,6 +191,6 @@ def test_door_names_the_nearest_choice():
         build_optimizer("adam_atan", params, 1e-3, {}, ["p"])
     with pytest.raises(UsageError, match="weight_decay"):
         build_optimizer("adamw", params, 1e-3, {"weight_decy": 0.1}, ["p"])
-    with pytest.raises(UsageError, match="beta1=1.5"):
+    with pytest.raises(UsageError, match=r"beta1=1\.5"):
         build_optimizer("adamw", params, 1e-3, {"beta1": 1.5}, ["p"])
     assert build_optimizer("adamw", params, 1e-3, {"eps": 1e-6}, ["p"]).lr == 1e-3

@@ -156,9 +156,7 @@ def test_true_goes_on_finished_or_not(tmp_path, state, resume):
 
 
 def test_true_needs_a_checkpoint_and_names_the_folder(tmp_path):
-    with pytest.raises(
-        UsageError, match=f"nothing to resume: no checkpoint in {tmp_path / 'run' / 'checkpoints'}"
-    ):
+    with pytest.raises(UsageError, match=f"nothing to resume: no checkpoint in {tmp_path / 'run' / 'checkpoints'}"):
         opened(tmp_path / "run", resume=True)
     assert not (tmp_path / "run").exists()
     path = lived(tmp_path / "run")
@@ -303,9 +301,7 @@ def test_a_live_run_is_not_touched_and_a_killed_one_goes_on(tmp_path, identity):
         "CheckpointStore(run.path, 'pretrain').save(4, model={'w': torch.zeros(2)}, config={})\n"
         "print('ready', flush=True)\ntime.sleep(60)\n"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=ROOT, text=True
-    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=ROOT, text=True)
     try:
         assert child.stdout is not None
         while "ready" not in (line := child.stdout.readline()):

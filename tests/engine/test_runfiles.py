@@ -60,9 +60,7 @@ def test_config_files(tmp_path):
     text = (run.path / "all_config.yaml").read_text()
     loaded = yaml.safe_load(text)
     assert loaded == expected
-    assert {key: type(value) for key, value in loaded.items()} == {
-        key: type(v) for key, v in expected.items()
-    }
+    assert {key: type(value) for key, value in loaded.items()} == {key: type(v) for key, v in expected.items()}
     assert OmegaConf.to_container(OmegaConf.load(run.path / "config.resolved.yaml")) == expected
     assert list(loaded) == list(resolved)
     assert os.readlink(run.path / "all_config.yaml") == "config.resolved.yaml"

@@ -68,7 +68,9 @@ def make(steps: int = 4, *, accumulation: int = 1, bad: tuple[int, ...] = (), **
     runtime = Runtime(device=torch.device("cpu"), dtype=torch.float32, attention="auto", seed=0,
                       accumulation=accumulation, rank=0, world_size=1)  # fmt: skip
     plan_keys = {k: changes.pop(k) for k in ("eval_steps", "final_eval", "checkpoint_every_eval") if k in changes}
-    plan = Plan(task=LineTask(runtime, bad), total_steps=steps, schedule=lambda step: 1.0, primary_metric="eval/w", **plan_keys)
+    plan = Plan(
+        task=LineTask(runtime, bad), total_steps=steps, schedule=lambda step: 1.0, primary_metric="eval/w", **plan_keys
+    )
     lines: list[tuple[int, dict[str, Any]]] = []
     saves: list[tuple[int, str]] = []
     config = RunConfig(accumulation=accumulation, **changes)

@@ -21,9 +21,7 @@ TAGS = [
 
 
 def outputs_of(z, dtype, target):
-    leaf = {
-        k: torch.from_numpy(z[f"in_{k}"]) for k in ("logits", "q_halt", "q_continue", "target_q_continue")
-    }
+    leaf = {k: torch.from_numpy(z[f"in_{k}"]) for k in ("logits", "q_halt", "q_continue", "target_q_continue")}
     for key in ("logits", "q_halt", "q_continue"):
         leaf[key] = (leaf[key].to(dtype) if key == "logits" else leaf[key]).requires_grad_()
     steps, halted = torch.from_numpy(z["in_steps"]), torch.from_numpy(z["in_halted"])
@@ -95,9 +93,7 @@ def test_ignored_positions_and_live_metrics():
     torch.manual_seed(0)
     labels = torch.tensor([[1, 2, -100], [-100, -100, -100], [0, -100, 1]], dtype=torch.int32)
     logits = torch.full((3, 3, 4), -1.0)
-    logits[0, 0, 1] = logits[0, 1, 2] = logits[2, 0, 0] = logits[2, 2, 3] = (
-        5.0  # row 0 right, row 2 half right
-    )
+    logits[0, 0, 1] = logits[0, 1, 2] = logits[2, 0, 0] = logits[2, 2, 3] = 5.0  # row 0 right, row 2 half right
     carry = ACTCarry({}, torch.tensor([2, 3, 4]), torch.tensor([True, True, False]), {"labels": labels})
     metrics = ACTLossHead(ACTLossConfig())(ACTOutput(carry, logits, torch.zeros(3), torch.zeros(3))).metrics
     numbers = {name: (float(total), float(count)) for name, (total, count) in metrics.items()}

@@ -1,4 +1,5 @@
-"""TRM and HRM written out step by step from the papers, float64, no module of ours: the tests' second opinion."""
+"""TRM and HRM written out step by step from the papers, float64, no module of ours: the tests' second
+opinion."""
 
 from __future__ import annotations
 
@@ -31,9 +32,7 @@ def rotate(x, theta):
 
 def attention(x, w, prefix, config):
     B, S, D = x.shape
-    q, k, v = (
-        t.reshape(B, S, config.num_heads, -1) for t in (x @ w[f"{prefix}.qkv_proj.weight"].T).chunk(3, -1)
-    )
+    q, k, v = (t.reshape(B, S, config.num_heads, -1) for t in (x @ w[f"{prefix}.qkv_proj.weight"].T).chunk(3, -1))
     if config.pos_encodings == "rope":
         q, k = rotate(q, config.rope_theta), rotate(k, config.rope_theta)
     weights = (torch.einsum("bshd,bthd->bhst", q, k) / math.sqrt(q.shape[-1])).softmax(-1)

@@ -1,4 +1,5 @@
-"""Whole models against the published code's numbers: steps with carries, gradients, ten updates, evaluation."""
+"""Whole models against the published code's numbers: steps with carries, gradients, ten updates,
+evaluation."""
 
 from __future__ import annotations
 
@@ -51,15 +52,11 @@ def case(request, golden):
 
 
 def close(ours, theirs, **tolerance):
-    np.testing.assert_allclose(
-        ours.detach().to(torch.float64).numpy(), np.asarray(theirs, np.float64), **tolerance
-    )
+    np.testing.assert_allclose(ours.detach().to(torch.float64).numpy(), np.asarray(theirs, np.float64), **tolerance)
 
 
 def test_state_dict_has_the_published_names_and_shapes(case):
-    assert {k: v.shape for k, v in case.model.state_dict().items()} == {
-        k: v.shape for k, v in case.weights.items()
-    }
+    assert {k: v.shape for k, v in case.model.state_dict().items()} == {k: v.shape for k, v in case.weights.items()}
 
 
 def test_inner_model_alone(case):
@@ -134,9 +131,7 @@ def test_ten_updates(case):
     model, want, carry = case.model.train(), case.trajectory, None
     names, params = zip(*model.named_parameters(), strict=True)
     sparse = build_optimizer("sparse_sign_sgd", model.puzzle_emb, 1e-2, {"weight_decay": 0.1})
-    dense = build_optimizer(
-        "adam_atan2", params, 1e-3, {"beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1}, names
-    )
+    dense = build_optimizer("adam_atan2", params, 1e-3, {"beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1}, names)
     for i in range(10):
         output = model(case.batches[i % 6], carry)
         carry, result = output.carry, case.head(output)

@@ -38,9 +38,7 @@ def test_rms_norm(layers):
 
 def test_swiglu(layers):
     layer = SwiGLU(32, 4.0)
-    layer.load_state_dict(
-        {"gate_up_proj.weight": layers["swiglu_gate_up"], "down_proj.weight": layers["swiglu_down"]}
-    )
+    layer.load_state_dict({"gate_up_proj.weight": layers["swiglu_gate_up"], "down_proj.weight": layers["swiglu_down"]})
     close(layer(layers["x"]), layers["swiglu_out"])
     with torch.no_grad():
         close(layer(layers["x"]), layers["swiglu_out"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.layers import CastedLinear, RotaryTables, apply_rotary, cached_casts, rms_norm
+from models.layers import CastedLinear, RotaryTables, SwiGLU, apply_rotary, cached_casts, mlp, rms_norm
 from models.layers.mlp import gated_silu
 
 
@@ -24,14 +24,25 @@ def test_gradients_by_finite_differences():
         )
 
 
+def test_chunked_swiglu_equals_the_plain_one(monkeypatch):
+    torch.manual_seed(0)
+    layer, x = SwiGLU(5, 1.0).double(), draw(3, 7, 5)
+    assert not layer._chunked(x)
+    inputs = (x, *layer.parameters())
+    plain = layer(x)
+    want = torch.autograd.grad(plain.sin().sum(), inputs)
+    monkeypatch.setattr(mlp, "CHUNK_NUMBERS", 4 * 512)  # 21 rows: five chunks of 4 and one of 1
+    assert layer._chunked(x)
+    chunked = layer(x)
+    torch.testing.assert_close(chunked, plain, rtol=0, atol=1e-13)
+    for ours, theirs in zip(torch.autograd.grad(chunked.sin().sum(), inputs), want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+
+
 def test_written_out_values():
     y = rms_norm(torch.tensor([3.0, 4.0], dtype=torch.float64), 1e-5)
-    torch.testing.assert_close(
-        y, torch.tensor([0.84852779, 1.13137042], dtype=torch.float64), rtol=0, atol=1e-7
-    )
-    turned = apply_rotary(
-        torch.tensor([[[0.0] * 4], [[1.0, 2.0, 3.0, 4.0]]]), *RotaryTables(4, 2, theta=1e4)()
-    )
+    torch.testing.assert_close(y, torch.tensor([0.84852779, 1.13137042], dtype=torch.float64), rtol=0, atol=1e-7)
+    turned = apply_rotary(torch.tensor([[[0.0] * 4], [[1.0, 2.0, 3.0, 4.0]]]), *RotaryTables(4, 2, theta=1e4)())
     want = torch.tensor([-1.98411059, 1.95990062, 2.46237803, 4.01979971])
     torch.testing.assert_close(turned[1, 0], want, rtol=0, atol=1e-6)
 

@@ -14,8 +14,15 @@ from models.recursive_reasoning.trm import TRM, TRMConfig
 from tests.models import naive
 
 SHAPE = PuzzleShape(seq_len=5, vocab_size=7, num_puzzle_identifiers=4)
-BASE = {"hidden_size": 16, "num_heads": 2, "expansion": 1.0, "halt_max_steps": 3, "halt_exploration_prob": 0.0,
-        "forward_dtype": "float64", "puzzle_emb_ndim": 16}  # fmt: skip
+BASE = {
+    "hidden_size": 16,
+    "num_heads": 2,
+    "expansion": 1.0,
+    "halt_max_steps": 3,
+    "halt_exploration_prob": 0.0,
+    "forward_dtype": "float64",
+    "puzzle_emb_ndim": 16,
+}
 TINY = TRMConfig(**BASE, H_cycles=2, L_cycles=2, L_layers=2, puzzle_emb_len=3)
 TINY_HRM = HRMConfig(**BASE, H_layers=1, L_layers=2)
 VARIANTS = {
@@ -64,8 +71,7 @@ def test_training_steps_equal_the_naive_double(name):
     config = VARIANTS[name]
     model, head = build(config).train(), ACTLossHead(ACTLossConfig())
     w = {
-        k: v.detach().clone().requires_grad_(v.is_floating_point())
-        for k, v in model.state_dict(keep_vars=True).items()
+        k: v.detach().clone().requires_grad_(v.is_floating_point()) for k, v in model.state_dict(keep_vars=True).items()
     }
     two = isinstance(config, HRMConfig)
     fresh = lambda key: w[f"inner.{key}"].detach().expand(4, model.inner.length, -1)  # noqa: E731
@@ -83,9 +89,7 @@ def test_training_steps_equal_the_naive_double(name):
             if halted[row]:
                 z_H, z_L = z_H.clone(), z_L.clone()
                 z_H[row], z_L[row], steps[row] = fresh("H_init")[row], fresh("L_init")[row], 0
-                data = {
-                    k: torch.cat((v[:row], offered[k][row : row + 1], v[row + 1 :])) for k, v in data.items()
-                }
+                data = {k: torch.cat((v[:row], offered[k][row : row + 1], v[row + 1 :])) for k, v in data.items()}
         rows = None
         if config.puzzle_emb_ndim:
             rows = w["inner.puzzle_emb.weights"].detach()[data["puzzle_identifiers"].long()].requires_grad_()
@@ -112,14 +116,10 @@ def test_training_steps_equal_the_naive_double(name):
             assert torch.equal(carry.data[key], value)
         model.zero_grad(set_to_none=True)
         result.total.backward()
-        wanted = torch.autograd.grad(
-            want, [w[name] for name, _ in model.named_parameters()], allow_unused=True
-        )
+        wanted = torch.autograd.grad(want, [w[name] for name, _ in model.named_parameters()], allow_unused=True)
         for (key, p), g in zip(model.named_parameters(), wanted, strict=True):
             g = torch.zeros_like(p) if g is None else g
-            torch.testing.assert_close(
-                p.grad, g, rtol=1e-10, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}"
-            )
+            torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @pytest.mark.parametrize("name", ["trm", "trm_wide_embedding", "hrm"])
@@ -129,9 +129,7 @@ def test_gradient_rows_of_the_puzzle_table_equal_the_naive_double(name):
     w = {k: v.detach() for k, v in model.state_dict().items()}
     rows = w["inner.puzzle_emb.weights"][data["puzzle_identifiers"].long()].requires_grad_()
     z_H, z_L = (w[f"inner.{key}"].expand(4, model.inner.length, -1) for key in ("H_init", "L_init"))
-    *_, logits, q_halt, _ = naive.step(
-        z_H, z_L, data, w, config, rows, two_stacks=isinstance(config, HRMConfig)
-    )
+    *_, logits, q_halt, _ = naive.step(z_H, z_L, data, w, config, rows, two_stacks=isinstance(config, HRMConfig))
     (want,) = torch.autograd.grad(logits.sin().sum() + q_halt.sum(), rows)
     output = model(data)
     (output.logits.sin().sum() + output.q_halt_logits.sum()).backward()

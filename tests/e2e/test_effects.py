@@ -1,0 +1,129 @@
+"""Each key of pretrain.py does something: a changed value changes weights, evaluation, metric lines, files or words."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from pretrain_args import PretrainConfig
+from tests.conftest import metrics, run_script
+
+BASE = (
+    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "max_steps=9", "epochs=2", "eval_interval=1",
+    "global_batch_size=8", "arch.puzzle_emb_ndim=32", "arch.puzzle_emb_len=1", "arch.mlp_t=false", "arch.pos_encodings=rope",
+    "arch.halt_max_steps=3", "arch.halt_exploration_prob=0.5", "puzzle_emb_lr=0.01", "puzzle_emb_weight_decay=0.1",
+    "lr_warmup_steps=2", "run_name=r", "project_name=p",
+)  # fmt: skip
+
+
+@dataclass
+class Trace:
+    """What a run can be told apart by."""
+
+    weights: str
+    evaluation: list
+    lines: list
+    files: set
+    output: str
+
+
+def trace(folder: Path, *argv: str, run: str = "checkpoints/p/r") -> Trace:
+    result = run_script("pretrain", *BASE, *argv, cwd=folder)
+    assert result.code == 0, result.output
+    root = folder / run
+    last = root / "checkpoints" / (root / "checkpoints/latest").read_text().strip()
+    raw = load_file(last / "model.safetensors")
+    digest = hashlib.sha256(b"".join(raw[name].numpy().tobytes() for name in sorted(raw))).hexdigest()
+    lines = metrics(root)
+    evaluation = [line for line in lines if any(key.startswith("eval/") for key in line)]
+    files = {str(path.relative_to(root)) for path in root.rglob("*") if ".lock" not in path.name}
+    return Trace(digest, evaluation, lines, files, result.output)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Trace:
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "data").symlink_to(tiny_data)
+    return trace(folder)
+
+
+SAME = "nothing but speed or memory"
+EFFECTS = {
+    "seed=1": "weights", "deterministic=true threads=1": SAME, "attention=math": "output", "threads=2": "output",
+    "accumulation=2": "output", "max_steps=5": "lines", "grad_clip=0.01": "weights", "ema=false": "files",
+    "ema_rate=0.5": "evaluation", "log_interval=3": "lines", "checkpoint_interval=2 keep_last=9": "files",
+    "checkpoint_interval=2 keep_last=1 keep_every=2": "files", "script=pretrain": SAME,
+    "data_paths=[data/debug-sudoku-4x4,data/debug-sudoku-4x4]": "weights",
+    "data_paths_test=[data/sudoku-default]": "evaluation", "evaluators=[{name: steps@PerStepAccuracy}]": "evaluation",
+    "global_batch_size=4": "weights", "epochs=4": "output", "epochs=16 eval_interval=16": "lines",
+    "epochs=16 min_eval_interval=1": "lines", "final_eval=false": "lines", "checkpoint_every_eval=false": "files",
+    "eval_max_examples=2": "lines", "final_eval_max_examples=2": "evaluation", "eval_batch_size=4": SAME,
+    "lr=0.01": "weights", "lr_min_ratio=0.1": "weights", "lr_warmup_steps=5": "weights", "weight_decay=0.5": "weights",
+    "beta1=0.5": "weights", "beta2=0.5": "weights", "puzzle_emb_lr=0.02": "weights",
+    "puzzle_emb_weight_decay=0.9": "weights", "freeze_weights=true": "weights", "arch.halt_max_steps=2": "weights",
+    "arch.no_ACT_continue=false": "weights", "arch.H_cycles=3": "weights", "arch.L_cycles=2": "weights",
+    "arch.L_layers=2": "weights", "arch.hidden_size=64": "weights", "arch.num_heads=2": "weights",
+    "arch.expansion=16": "weights", "arch.mlp_t=true": "weights", "arch.puzzle_emb_ndim=16": "weights",
+    "arch.puzzle_emb_len=2": "weights", "arch.pos_encodings=learned": "weights", "arch.rope_theta=10": "weights",
+    "arch.rms_norm_eps=0.1": "weights", "arch.forward_dtype=bfloat16": "weights",
+    "arch.loss.loss_type=softmax_cross_entropy": "weights", "arch.loss.precision=float64": "lines",
+    "arch=hrm arch.H_layers=1 arch.puzzle_emb_len=0": "weights",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "aspect"), EFFECTS.items(), ids=EFFECTS)
+def test_key_has_an_effect(base: Trace, workplace: Path, overrides: str, aspect: str) -> None:
+    changed = trace(workplace, *_split(overrides))
+    if aspect == SAME:
+        assert changed.weights == base.weights
+    else:
+        assert getattr(changed, aspect) != getattr(base, aspect)
+
+
+def test_keep_last_prunes(workplace: Path) -> None:
+    kept = {}
+    for number in (1, 3):
+        argv = ("checkpoint_interval=2", f"keep_last={number}", f"run_name=k{number}")
+        files = trace(workplace, *argv, run=f"checkpoints/p/k{number}").files
+        kept[number] = {name for name in files if name.startswith("step_")}
+    assert kept[1] < kept[3]
+    assert len(kept[3]) == 3
+
+
+def _split(overrides: str) -> list[str]:
+    if overrides.startswith("evaluators="):
+        return [overrides]
+    return overrides.split()
+
+
+def test_names_and_folders(workplace: Path) -> None:
+    assert trace(workplace, "project_name=q", "run_name=s", run="checkpoints/q/s").files
+    assert trace(workplace, "run_dir=elsewhere", run="elsewhere").files
+    assert trace(workplace, "checkpoint_path=old_name", run="old_name").files  # the name TRM users know
+
+
+def test_flag_style_is_the_same_run(base: Trace, workplace: Path) -> None:
+    flags = trace(
+        workplace, "--log_interval", "1", "--no-deterministic", "--lr=1e-3", "--data_paths", "data/debug-sudoku-4x4"
+    )
+    assert flags.weights == base.weights
+    assert flags.lines == base.lines
+
+
+def test_every_key_is_in_the_table() -> None:
+    """Keys whose effect is tested elsewhere: resume (test_resume), parallel (test_ranks), wandb (test_sinks)."""
+    elsewhere = {"device", "parallel", "max_skipped_steps", "resume", "resume_from", "project_name", "run_name", "run_dir",
+                 "enable_wandb", "arch"}  # fmt: skip
+    named = {word.partition("=")[0].partition(".")[0] for overrides in EFFECTS for word in overrides.split()}
+    assert {field.name for field in fields(PretrainConfig)} - elsewhere <= named
+
+
+def test_accumulation_and_batching_do_not_change_the_result(base: Trace, workplace: Path) -> None:
+    split = trace(workplace, "arch.forward_dtype=float64", "accumulation=2")
+    whole = trace(workplace, "arch.forward_dtype=float64", "run_name=s", run="checkpoints/p/s")
+    for a, b in zip(split.evaluation, whole.evaluation, strict=True):
+        assert a == pytest.approx(b, abs=1e-9)

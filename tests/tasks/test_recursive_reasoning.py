@@ -1,0 +1,149 @@
+"""The task of pretrain.py: slots, micro-batches, exploration, evaluation and saved rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from engine.checkpoint import gather_tree, join_tree, split_tree
+from engine.config import load_synced_config
+from engine.task import Interrupted, Runtime, UsageError
+from pretrain import build
+from pretrain_args import PretrainConfig
+from tests.conftest import ROOT
+
+
+def make(data: Path, *overrides: str, stop: bool = False, **runtime: Any):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "config"), version_base=None):
+        composed = compose(
+            "cfg_pretrain_sudoku_4x4",
+            ["+debug=tiny", f"data_paths=[{data / 'debug-sudoku-4x4'}]", "global_batch_size=8", *overrides],
+        )
+    config = load_synced_config(composed, schema=PretrainConfig, entry="pretrain")
+    torch.manual_seed(config.seed)
+    values = {"accumulation": config.accumulation, "rank": 0, "world_size": 1, **runtime}
+    machine = Runtime(
+        device=torch.device("cpu"), dtype=torch.float32, attention="auto", seed=0,
+        stop_requested=lambda: stop, **values,
+    )  # fmt: skip
+    return build(config, machine)
+
+
+def step(task, number: int) -> list:
+    carries = []
+    for micro_batch in task.micro_batches(number):
+        task.loss(micro_batch)
+        carries.append(task._carries[micro_batch[0]])
+    return carries
+
+
+def test_a_slot_keeps_its_puzzle_until_it_halts(tiny_data: Path) -> None:
+    task = make(tiny_data, "arch.halt_max_steps=3").task
+    boards = [step(task, number)[0].data["inputs"].clone() for number in range(1, 6)]
+    fresh = [torch.from_numpy(task.sampler.batch(1, index)["inputs"]) for index in range(5)]
+    assert torch.equal(boards[0], fresh[0])
+    assert torch.equal(boards[1], fresh[0])
+    assert torch.equal(boards[2], fresh[0])
+    assert torch.equal(boards[3], fresh[3])  # fresh examples 2 and 3 were offered and dropped
+
+
+def test_exploration_keeps_willing_slots_thinking(tiny_data: Path) -> None:
+    halted = {}
+    for probability in (0, 1):
+        task = make(tiny_data, f"arch.halt_exploration_prob={probability}", "arch.halt_max_steps=8").task
+        with torch.no_grad():
+            task.model.inner.q_head.bias.fill_(5.0)  # every slot wants to halt at once
+        halted[probability] = step(task, 1)[0].halted
+    assert halted[0].all()
+    assert not halted[1].any()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_micro_batches_are_the_rows_of_the_global_batch(tiny_data: Path, accumulation: int) -> None:
+    whole = next(iter(make(tiny_data).task.micro_batches(3)))[1]
+    pieces = [batch for _, batch in make(tiny_data, f"accumulation={accumulation}").task.micro_batches(3)]
+    assert len(pieces) == accumulation
+    for name, rows in whole.items():
+        assert torch.equal(torch.cat([piece[name] for piece in pieces]), rows)
+
+
+def test_ranks_see_their_rows_and_their_exploration(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = next(iter(make(tiny_data).task.micro_batches(2)))[1]
+    parts = []
+    for number in range(2):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", str(number))
+        parts.append(next(iter(make(tiny_data, rank=number, world_size=2).task.micro_batches(2)))[1])
+    for name, rows in whole.items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), rows)
+
+
+def test_saved_rows_fit_any_accumulation(tiny_data: Path) -> None:
+    task = make(tiny_data, "accumulation=4").task
+    for number in (1, 2):
+        step(task, number)
+    tensors, tree = split_tree(gather_tree(task.state_dict(), lambda rows: rows))
+    other = make(tiny_data, "accumulation=2").task
+    other.load_state_dict(join_tree(tree, tensors))
+    ours, theirs = (torch.cat([carry.latents["z_H"] for carry in t._carries]) for t in (task, other))
+    assert torch.equal(ours, theirs)
+    assert [len(carry.steps) for carry in other._carries] == [4, 4]
+
+
+def test_a_slot_that_is_not_finite_starts_again(tiny_data: Path) -> None:
+    task = make(tiny_data, "arch.halt_max_steps=8").task
+    step(task, 1)
+    task._carries[0].latents["z_L"][3, 0, 0] = float("nan")
+    task.after_step()
+    assert task._carries[0].halted.tolist() == [row == 3 for row in range(8)]
+    assert torch.isfinite(step(task, 2)[0].latents["z_L"]).all()
+
+
+def test_evaluation_is_deterministic_and_leaves_training_alone(tiny_data: Path) -> None:
+    plan = make(tiny_data, "eval_max_examples=5", "final_eval_max_examples=null", "eval_batch_size=4")
+    task = plan.task
+    step(task, 1)
+    before = task._carries[0].latents["z_H"].clone()
+    first = task.evaluate(final=True)
+    assert first == task.evaluate(final=True)
+    assert first != task.evaluate(final=False)
+    assert torch.equal(before, task._carries[0].latents["z_H"])
+    assert set(first) >= {"eval/accuracy", "eval/exact_accuracy", "eval/lm_loss", "eval/q_halt_accuracy"}
+
+
+def test_padding_rows_count_in_no_mean(tiny_data: Path) -> None:
+    whole = make(tiny_data, "final_eval_max_examples=null", "eval_batch_size=16").task.evaluate(final=True)
+    padded = make(tiny_data, "final_eval_max_examples=null", "eval_batch_size=11").task.evaluate(final=True)
+    assert padded == pytest.approx(whole, abs=1e-5)
+
+
+def test_evaluation_stops_when_asked(tiny_data: Path) -> None:
+    task = make(tiny_data, stop=True).task
+    with pytest.raises(Interrupted):
+        task.evaluate(final=True)
+
+
+def test_frozen_weights_train_the_embedding_only(tiny_data: Path) -> None:
+    task = make(tiny_data, "freeze_weights=true", "arch.puzzle_emb_ndim=32", "arch.puzzle_emb_len=1").task
+    assert [group.name for group in task.param_groups()] == ["puzzle_emb"]
+    with pytest.raises(UsageError, match="puzzle_emb_ndim"):
+        make(tiny_data, "freeze_weights=true")
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(3, 1), (1, 3), (2, 3)])
+def test_a_batch_that_does_not_divide_names_the_key(tiny_data: Path, world: int, accumulation: int) -> None:
+    with pytest.raises(UsageError, match="global_batch_size=8"):
+        make(tiny_data, f"accumulation={accumulation}", world_size=world)
+
+
+def test_epochs_are_counted_in_real_batches(tiny_data: Path) -> None:
+    plan = make(tiny_data, "epochs=6", "eval_interval=2", "min_eval_interval=1")
+    assert plan.total_steps == 6 * 64 // 8
+    assert plan.eval_steps == {32, 48}
+    assert [plan.task.plan.locate(number) for number in (1, 16, 17, 48)] == [(1, 0), (1, 15), (2, 0), (3, 15)]
