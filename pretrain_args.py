@@ -13,7 +13,7 @@ class PretrainConfig(RunConfig):
     """Recursive reasoning with puzzle embeddings. Steps below are optimizer steps, one ACT step for each slot."""
 
     arch: dict[str, Any]
-    """The architecture: `name: module@Class` under models/, its hyper-parameters and its `loss:` block (config/arch/)."""
+    """The architecture: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""
 
     data_paths: list[str]
     """Folders of built data; several are trained on together. A missing default set is built on first use."""

@@ -1,4 +1,4 @@
-"""The config that all entry scripts share, how a composed one becomes a checked object, and what a run's identity leaves out."""
+"""The config that all entry scripts share, and how a composed one becomes a checked object."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class UsageError(Exception):
-    """The command, the config or a file it names cannot be used. The text is one line: what, expected, nearest choice."""
+    """The command, the config or a file it names cannot be used. The text: what, expected, nearest choice."""
 
     exit_code = 2
 

@@ -12,7 +12,7 @@ from engine.task import Metrics
 
 
 class MetricWindow:
-    """Sums (sum, count) pairs by name until `flush`. Every step of a run must report the same names in the same order."""
+    """Sums (sum, count) pairs by name until `flush`. Every step of a run reports the same names in the same order."""
 
     def __init__(self, device: torch.device) -> None:
         # float64 so that long windows lose nothing; mps has no float64.
@@ -25,9 +25,7 @@ class MetricWindow:
         """Add one micro-batch's pairs."""
         names = list(metrics)
         if self._names and names != self._names:
-            raise KeyError(
-                f"a task reported the metrics {names} after {self._names}: the names must not change in a run"
-            )
+            raise KeyError(f"a task reported the metrics {names} after {self._names}: names must not change in a run")
         pairs = torch.stack([torch.stack([s.detach(), c.to(s.dtype)]).to(self._dtype) for s, c in metrics.values()])
         if self._sums is None:
             self._names = names

@@ -1,8 +1,8 @@
 """One step's gradient: summed over micro-batches and ranks, divided once by the global weight, clipped, checked.
 
-`flat` keeps every dense gradient as a view of one buffer: one zero, one all-reduce, one norm, one division, whatever the
-number of parameters. `ddp` leaves the reduction to torch's DistributedDataParallel, which overlaps it with the backward
-pass of large models; it averages, so the sum is restored here. Both give the same numbers up to rounding.
+`flat` keeps every dense gradient as a view of one buffer: one zero, one all-reduce, one norm, one division, whatever
+the number of parameters. `ddp` leaves the reduction to torch's DistributedDataParallel, which overlaps it with the
+backward pass of large models; it averages, so the sum is restored here. Both give the same numbers up to rounding.
 """
 
 from __future__ import annotations
@@ -85,15 +85,18 @@ class GradientReducer:
             all_reduce_sum(self._flat)
             self._flat.div_(weight_total.to(self._flat.dtype))
             return torch.linalg.vector_norm(self._flat)
-        for param in self.params:
-            if param.grad is None:  # a parameter that this step did not use
-                param.grad = torch.zeros_like(param)
         self._scale(world_size() / weight_total)
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in self.params])))
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())))
 
     def _scale(self, factor: Tensor) -> None:
-        grads = [self._flat] if self._flat is not None else [p.grad for p in self.params]
+        grads = self._gradients()
         torch._foreach_mul_(grads, factor.to(grads[0].dtype))
+
+    def _gradients(self) -> list[Tensor]:
+        if self._flat is not None:
+            return [self._flat]
+        # A parameter that this step did not use has no gradient: nothing to reduce, nothing to scale.
+        return [param.grad for param in self.params if param.grad is not None]
 
     def close(self) -> None:
         """Give the task its bare module back."""

@@ -33,9 +33,9 @@ def from_source(config: C, source: ConfigSource) -> C:
     if source is source_of(config):
         return config
     schema = type(config).__mro__[1]  # the schema itself: configs are of a subclass that records reads
-    fresh = structure(schema, source.resolved)
+    fresh: Any = structure(schema, source.resolved)
     vars(fresh)["_source"] = source
-    return fresh  # type: ignore[return-value]
+    return fresh
 
 
 def with_run_name(config: C) -> C:

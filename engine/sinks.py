@@ -23,7 +23,7 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """One JSON object a line: the primary record of a run. Numbers keep all their digits; null where nothing was counted."""
+    """One JSON object a line: the primary record of a run, all digits kept; null where nothing was counted."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
@@ -108,7 +108,7 @@ class Sinks:
         try:
             self._sinks[name] = make()
         except Exception as error:
-            say(f"warning: no {name} metrics ({type(error).__name__}: {_first_line(error)}){hint}")
+            say(f"warning: no {name} metrics ({_reason(error)}){hint}")
 
     def write(self, step: int, values: Values) -> None:
         """Hand `values` to every sink that still works."""
@@ -116,9 +116,7 @@ class Sinks:
             try:
                 sink.write(step, values)
             except Exception as error:
-                say(
-                    f"warning: {name} metrics stop here ({type(error).__name__}: {_first_line(error)}); training goes on"
-                )
+                say(f"warning: {name} metrics stop here ({_reason(error)}), training goes on")
                 del self._sinks[name]
 
     def close(self) -> None:
@@ -127,9 +125,9 @@ class Sinks:
             try:
                 sink.close()
             except Exception as error:
-                say(f"warning: {name} metrics did not close ({type(error).__name__}: {_first_line(error)})")
+                say(f"warning: {name} metrics did not close ({_reason(error)})")
         self._sinks.clear()
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:200]
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -37,7 +37,7 @@ Metrics = Mapping[str, tuple[Tensor, Tensor]]
 
 @runtime_checkable
 class SparseTable(Protocol):
-    """A table of which a step touches few rows; it is updated by its own optimizer and never enters the dense gradient."""
+    """A table of which a step touches few rows: updated by its own optimizer, never in the dense gradient."""
 
     weights: Tensor
 
@@ -117,7 +117,7 @@ class Task(Protocol):
 
 @dataclass(kw_only=True)
 class Plan:
-    """What the trainer needs to know of a run's length and habits; an entry script's `build` returns it with the task."""
+    """A task, and what the trainer needs to know of the run's length and habits: what a script's `build` returns."""
 
     task: Task
     total_steps: int

@@ -46,7 +46,7 @@ class Hook:
 
 
 class Trainer:
-    """Trains `plan.task` to the last step. `save(trainer, why)` writes a checkpoint, `write(step, values)` a metrics line."""
+    """Trains `plan.task` to the last step; `save(trainer, why)` checkpoints, `write(step, values)` takes metrics."""
 
     def __init__(
         self, plan: Plan, config: RunConfig, runtime: Runtime, *, save: Saver, write: Writer, stop: StopSignal,
@@ -195,7 +195,7 @@ class Trainer:
         self._write(self.step, values)
         if skipped > self.config.max_skipped_steps:
             raise RunFailure(
-                f"step {self.step}: {skipped} steps had a loss or gradient that was not finite and were skipped, more than "
+                f"step {self.step}: {skipped} steps had a loss or gradient that was not finite and were skipped, over "
                 f"max_skipped_steps={self.config.max_skipped_steps}; lower lr, or set grad_clip"
             )
 
@@ -246,5 +246,5 @@ class Trainer:
         accumulation = self.config.accumulation
         return RunFailure(
             f"out of memory at step {self.step}: lower {self.plan.batch_key} (now {self.plan.batch_rows}) or set "
-            f"accumulation={2 * accumulation} (now {accumulation}), which keeps the batch and halves the rows held at once"
+            f"accumulation={2 * accumulation} (now {accumulation}), same batch, half the rows held at once"
         )

@@ -1,7 +1,7 @@
 """One training step of a recursive model with a carry: one ACT step for each slot of the batch.
 
-A slot keeps its puzzle between optimizer steps and takes the fresh example of its row only when it has halted; the fresh
-examples of the other slots are dropped, as in the published recipe (so epochs are nominal).
+A slot keeps its puzzle between optimizer steps and takes the fresh example of its row only when it has halted; the
+fresh examples of the other slots are dropped, as in the published recipe (so epochs are nominal).
 
 Shapes: B global rows, b rows of one micro-batch on one rank, T sequence length.
 """
@@ -241,25 +241,14 @@ def param_groups(
     groups = []
     table = model.puzzle_emb
     if table is not None:
+        decay = {"weight_decay": embedding_weight_decay}
         groups.append(
-            ParamGroup(
-                name="puzzle_emb",
-                optimizer="sparse_sign_sgd",
-                lr=embedding_lr,
-                params=table,
-                options={"weight_decay": embedding_weight_decay},
-            )  # fmt: skip
+            ParamGroup(name="puzzle_emb", optimizer="sparse_sign_sgd", lr=embedding_lr, params=table, options=decay)
         )
     if not freeze_weights:
-        groups.append(
-            ParamGroup(
-                name="trunk",
-                optimizer="adam_atan2",
-                lr=lr,
-                params=dict(model.named_parameters()),
-                options={"beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay},
-            )  # fmt: skip
-        )
+        options = {"beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay}
+        network = dict(model.named_parameters())
+        groups.append(ParamGroup(name="trunk", optimizer="adam_atan2", lr=lr, params=network, options=options))
     if not groups:
         raise UsageError(
             "freeze_weights=true with arch.puzzle_emb_ndim=0 leaves nothing to train: set arch.puzzle_emb_ndim > 0"

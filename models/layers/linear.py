@@ -95,10 +95,10 @@ def cached_casts(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     is kept.
     """
     fresh = [m for m in module.modules() if isinstance(m, CastedLinear) and m.weight.dtype != dtype and m._copy is None]
-    for linear in fresh:
-        linear._copy = linear.weight.detach().to(dtype)
+    for layer in fresh:
+        layer._copy = layer.weight.detach().to(dtype)
     try:
         yield
     finally:
-        for linear in fresh:
-            linear._copy = None
+        for layer in fresh:
+            layer._copy = None

@@ -84,8 +84,7 @@ class RecursiveConfig:
         divisors = [n for n in range(1, min(size, 64) + 1) if size % n == 0]
         _check(
             size % heads == 0,
-            f"arch.num_heads={heads} does not divide arch.hidden_size={size}: "
-            f"choose one of {_listed(divisors)}",
+            f"arch.num_heads={heads} does not divide arch.hidden_size={size}: choose one of {_listed(divisors)}",
         )
         even = [n for n in divisors if (size // n) % 2 == 0]
         _check(
