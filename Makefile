@@ -6,9 +6,13 @@ PY     := $(VENV)/bin/python
 # setup is done when this file is newer than what it installs from
 STAMP  := $(VENV)/.loopforge-installed
 
-.PHONY: demo test test-all check format clean setup
+.PHONY: help setup demo test test-all check format clean
 
-setup: $(STAMP)
+.DEFAULT_GOAL := help
+help:  ## the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*##' '{printf "  make %-10s%s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## .venv with everything the tests need
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -85,9 +85,20 @@ def test_vocabulary_splits_words() -> None:
     assert not words("search_exact_target") & FORBIDDEN_WORDS
 
 
+def code_lines(path: Path) -> int:
+    """Lines that are neither blank, nor comment, nor docstring."""
+    text = path.read_text()
+    prose: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            prose |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(text.splitlines(), 1)
+    return sum(1 for number, line in lines if line.strip() and line.strip()[0] != "#" and number not in prose)
+
+
 def test_engine_stays_small() -> None:
-    lengths = {path: len(path.read_text().splitlines()) for path in sources("engine")}
-    assert sum(lengths.values()) < 4000
+    """An afternoon's reading; docs/architecture.md has the order."""
+    assert sum(map(code_lines, sources("engine"))) < 3400
     assert len((ROOT / "engine/trainer.py").read_text().splitlines()) < 300
 
 

@@ -1,0 +1,361 @@
+"""README.md, docs/ and recipe headers say what the program does: every command is read, the marked ones are run.
+
+In the pages:
+    ```bash        commands; pretrain.py ones are composed and checked, the others' arguments go through their parsers
+    ```console     `$ command`, then lines that its output must hold; all are run, `...` stands for any lines
+    ```python      must parse; after `<!-- run -->` it is executed, after `<!-- file: PATH -->` it is also installed
+                   as that module for the runs of the page
+    <!-- run -->   before ```bash: its pretrain.py commands are run with +debug=tiny
+Tables between `<!-- table: NAME -->` and `<!-- end -->` are generated. After a change of a schema:
+    python -m tests.e2e.test_docs
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from engine.cli import find_groups
+from engine.config import NOT_IDENTITY, RunConfig, load_synced_config
+from engine.errors import UsageError
+from engine.help import help_text
+from engine.keys import describe, keys_of
+from engine.registry import build_config, resolve
+from engine.translate import HYDRA_SWITCHES, HYDRA_VALUED, translate
+from pretrain_args import PretrainConfig
+from tests.conftest import ROOT, Result, _entry, run_forked, run_script
+
+PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.exists()]
+RECIPES = sorted((ROOT / "config").glob("cfg_*.yaml"))
+FENCE = re.compile(r"(?:<!-- (?P<mark>run|file: \S+) -->\n+)?```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.M | re.S)
+ALIASES = {"checkpoint_path": "run_dir"}
+VARIABLE = re.compile(r"[A-Z_]+=\S*")
+
+
+# --- reading the pages ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Block:
+    kind: str
+    mark: str
+    body: str
+
+
+@dataclass
+class Page:
+    path: Path
+    blocks: list[Block] = field(default_factory=list)
+
+
+def read(path: Path) -> Page:
+    text = path.read_text(encoding="utf-8")
+    return Page(path, [Block(m["kind"], m["mark"] or "", m["body"]) for m in FENCE.finditer(text)])
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each line that starts a program of ours; environment variables before it are dropped."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and VARIABLE.fullmatch(words[0]):
+            words = words[1:]
+        if words and words[0] in ("python", "torchrun", "make"):
+            found.append(words)
+    return found
+
+
+def header_commands(recipe: Path) -> list[list[str]]:
+    """The commands in the comment at the top of a recipe; remarks stand two spaces or more behind them."""
+    lines = []
+    for line in recipe.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line[1:].rstrip())
+    text = "\n".join(lines).replace("\\\n", " ")
+    return [
+        shlex.split(re.split(r"\s{2,}\(", found)[0])
+        for found in re.findall(r"\b((?:python|torchrun) .*)", text)
+    ]  # fmt: skip
+
+
+# --- checking one command ---------------------------------------------------------------------------------------------
+
+
+def check(words: list[str]) -> None:
+    """Raise unless the program that the command names would accept its arguments."""
+    if words[0] == "make":
+        targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M))
+        assert {word for word in words[1:] if "=" not in word} <= targets, words
+        return
+    words = words[1:]
+    while words and words[0].startswith("--") and "=" in words[0]:  # torchrun's own
+        words = words[1:]
+    if words[0] == "-m":
+        module, argv = words[1], words[2:]
+        if module in ("pytest", "pip", "tests.e2e.test_docs"):
+            return
+        importlib.import_module(module).parser().parse_args(argv)
+    elif words[0] == "pretrain.py":
+        compose_pretrain(words[1:])
+    else:
+        assert (ROOT / words[0]).is_file(), f"there is no {words[0]}"
+        module_name = words[0].removesuffix(".py").replace("/", ".")
+        importlib.import_module(module_name).parse(words[1:])
+
+
+def compose_pretrain(argv: list[str]) -> None:
+    """Everything of a launch that needs neither data nor torch: translation, composition, the strict schemas."""
+    name = next((w.partition("=")[2] for w in argv if w.startswith("--config-name=")), "cfg_pretrain")
+    groups = find_groups(ROOT / "config", name)
+    if "--help" in argv:
+        assert "lr_warmup_steps" in help_text("pretrain", PretrainConfig, groups, ROOT / "config", name)
+        return
+    overrides = []
+    words = iter(translate(argv, PretrainConfig, groups=groups, aliases=ALIASES))
+    for word in words:
+        if word.split("=")[0] in HYDRA_VALUED:
+            if "=" not in word:
+                next(words)
+        elif word not in HYDRA_SWITCHES:
+            overrides.append(word)
+    single = []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        line = str(override.input_line)
+        if override.is_sweep_override():
+            line = line.partition("=")[0] + "=" + next(override.sweep_string_iterator())
+        single.append(line)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "config"), version_base=None):
+        config = load_synced_config(compose(name, overrides=single), schema=PretrainConfig, entry="pretrain")
+    hyper = {key: value for key, value in config.arch.items() if key != "loss"}
+    if "mine" in hyper["name"]:  # a class that the page itself shows: the runs of the page build it
+        return
+    build_config(resolve(hyper["name"], "models"), hyper, "arch")
+    loss = dict(config.arch["loss"])
+    if "mine" not in loss["name"]:
+        build_config(resolve(loss["name"], "losses"), loss, "arch.loss")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_command_is_accepted(page: Path) -> None:
+    for block in read(page).blocks:
+        if block.kind == "bash":
+            for words in commands(block.body):
+                try:
+                    check(words)
+                except (Exception, SystemExit) as error:
+                    pytest.fail(f"{page.name}: {shlex.join(words)}\n{type(error).__name__}: {error}")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_described_and_their_headers_hold(recipe: Path) -> None:
+    assert recipe.stem in (ROOT / "docs/recipes.md").read_text(), f"docs/recipes.md does not mention {recipe.stem}"
+    found = header_commands(recipe)
+    assert any("pretrain.py" in words for words in found), "the header has no command"
+    for words in found:
+        check(words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python pretrain.py lrr=3",
+        "python pretrain.py +arch.L_cyles=4",
+        "python pretrain.py --config-name=cfg_nope",
+        "torchrun --nproc-per-node=4 pretrain.py --no-such-flag",
+        "python -m dataset.build_sudoku_dataset --num-trian 3",
+        "python scripts/evaluate.py checkpoints/x --stepz 3",
+        "python scripts/nothing.py",
+        "make nothing",
+    ],
+)
+def test_a_wrong_command_is_noticed(line: str) -> None:
+    with pytest.raises((UsageError, SystemExit, AssertionError, Exception)):  # noqa: B017, PT011
+        check(commands(line)[0])
+
+
+# --- running what is marked -------------------------------------------------------------------------------------------
+
+
+def _with_files(files: dict[str, str], work: Callable[..., None], *arguments: object) -> None:
+    """`work` in this (forked) process, with the page's files as further modules of our packages."""
+    for name, text in files.items():
+        target = Path("page") / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+        package = importlib.import_module(Path(name).parent.as_posix().replace("/", "."))
+        package.__path__.append(str(target.parent.resolve()))
+    work(*arguments)
+
+
+def _exec(source: str) -> None:
+    exec(compile(source, "<page>", "exec"), {"__name__": "__page__"})
+
+
+def _run_pretrain(files: dict[str, str], argv: list[str], cwd: Path) -> Result:
+    return run_forked(_with_files, files, _entry, "pretrain", argv, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """A folder in which the documented run `checkpoints/demo/sudoku_4x4` exists, tiny."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "data").symlink_to(tiny_data)
+    argv = ["--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "project_name=demo"]
+    done = run_script("pretrain", *argv, "run_name=sudoku_4x4", cwd=folder)
+    assert done.code == 0, done.output
+    return folder
+
+
+def _console(block: Block, files: dict[str, str], cwd: Path) -> None:
+    pieces = re.split(r"^\$ ", block.body, flags=re.M)[1:]
+    for piece in pieces:
+        line, _, expected = piece.replace("\\\n", " ").partition("\n")
+        words = shlex.split(line, comments=True)
+        assert words[:2] == ["python", "pretrain.py"], f"a console block runs pretrain.py only, not {line}"
+        result = _run_pretrain(files, words[2:], cwd)
+        printed = {" ".join(shown.split()) for shown in result.output.splitlines()}
+        wanted = [" ".join(want.split()) for want in expected.splitlines() if want.strip() not in ("", "...")]
+        missing = [want for want in wanted if want not in printed]
+        assert not missing, f"$ {line}\nthe page says:\n" + "\n".join(missing) + f"\nprinted was:\n{result.output}"
+        assert "Traceback" not in result.output
+        assert (result.code == 0) != any(want.startswith("error") for want in wanted), result.output
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_what_is_marked_runs(page: Path, site: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(site / "data")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/demo").symlink_to(site / "checkpoints/demo")
+    blocks = read(page).blocks
+    files = {block.mark.split()[1]: block.body for block in blocks if block.mark.startswith("file:")}
+    for block in blocks:
+        if block.kind == "python":
+            ast.parse(block.body)
+            if block.mark == "run":
+                result = run_forked(_with_files, files, _exec, block.body, cwd=tmp_path)
+                assert result.code == 0, f"{page.name}:\n{block.body}\n{result.output}"
+        elif block.kind == "console":
+            _console(block, files, tmp_path)
+        elif block.kind == "bash" and block.mark == "run":
+            for words in commands(block.body):
+                if words[1] == "pretrain.py":
+                    argv = [*words[2:], *(["+debug=tiny"] if "+debug=tiny" not in words else []), "device=cpu"]
+                    result = _run_pretrain(files, argv, tmp_path)
+                else:
+                    result = run_script(words[1].removesuffix(".py"), *words[2:], cwd=tmp_path)
+                assert result.code == 0, f"{shlex.join(words)}\n{result.output}"
+
+
+# --- links and tables -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        place = (page.parent / file) if file else page
+        assert place.exists(), f"{page.name} links to {target}"
+        if anchor and place.suffix == ".md":
+            heads = re.findall(r"^#+ (.*)$", place.read_text(), re.M)
+            known = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in known, f"{page.name} links to {target}"
+
+
+def test_paths_that_pages_name_exist() -> None:
+    pattern = re.compile(r"`((?:engine|models|losses|tasks|dataset|evaluators|scripts|config|tests)/[\w/.]+\.(?:py|yaml))`")
+    shown = {b.mark.split()[1] for page in PAGES for b in read(page).blocks if b.mark.startswith("file:")}
+    named = {name for page in PAGES for name in pattern.findall(page.read_text())} - shown
+    assert named
+    assert not [name for name in sorted(named) if not (ROOT / name).is_file()]
+
+
+def test_the_reading_order_names_every_file_of_the_engine() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "engine").rglob("*.py") if path.name != "__init__.py"]
+    assert not [name for name in files if f"`{name}`" not in text]
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _value(value: object) -> str:
+    words = {True: "true", False: "false", None: "null"}
+    if value is MISSING:
+        return "required"
+    return f"`{words[value] if value is None or isinstance(value, bool) else value}`"
+
+
+def _keys(schema: type, skip: set[str]) -> str:
+    lines = [_row("key", "type", "default", "meaning"), "|---|---|---|---|"]
+    for name, key in keys_of(schema).items():
+        if name not in skip:
+            kind = describe(key.kind) + (" or null" if key.optional else "")
+            lines.append(_row(f"`{name}`", kind, _value(key.default), key.doc))
+    return "\n".join(lines)
+
+
+def _arch_keys() -> str:
+    from models.recursive_reasoning.hrm import HRMConfig
+    from models.recursive_reasoning.trm import TRMConfig
+
+    trm, hrm = keys_of(TRMConfig), keys_of(HRMConfig)
+    lines = [_row("key", "type", "TRM", "HRM", "meaning"), "|---|---|---|---|---|"]
+    for name, key in trm.items():
+        lines.append(_row(f"`arch.{name}`", describe(key.kind), _value(key.default), _value(hrm[name].default), key.doc))
+    return "\n".join(lines)
+
+
+def _identity() -> str:
+    return "\n".join(["| key | why it may differ |", "|---|---|", *(_row(f"`{k}`", v) for k, v in NOT_IDENTITY.items())])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "run keys": lambda: _keys(RunConfig, set()),
+    "pretrain keys": lambda: _keys(PretrainConfig, set(keys_of(RunConfig))),
+    "arch keys": _arch_keys,
+    "not identity": _identity,
+}
+TABLE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.S)
+
+
+def generated(text: str) -> str:
+    return TABLE.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
+
+
+def test_tables_match_the_schemas() -> None:
+    held = [name for page in PAGES for _, name, _ in TABLE.findall(page.read_text())]
+    assert sorted(held) == sorted(TABLES)
+    for page in PAGES:
+        text = page.read_text()
+        assert text == generated(text), f"{page.name} is stale: python -m tests.e2e.test_docs"
+
+
+def test_a_stale_table_is_noticed() -> None:
+    text = (ROOT / "docs/config.md").read_text()
+    assert generated(text.replace("| `lr` |", "| `lrr` |")) == text
+    assert text != text.replace("| `lr` |", "| `lrr` |")
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    for page in PAGES:
+        page.write_text(generated(page.read_text()))
+        sys.stdout.write(f"{page.relative_to(ROOT)}\n")

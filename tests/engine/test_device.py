@@ -1,0 +1,74 @@
+"""Device, dtype and attention choices, with CUDA and mps faked: the reason is part of the answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine import device
+from engine.errors import UsageError
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    def make(*, cuda: int = 0, mps: bool = False, bf16: bool = True) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "GPU X")
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hardware", "expected", "dtype", "reason"),
+    [
+        ("auto", {}, "cpu", torch.float32, "no GPU found"),
+        ("auto", {"cuda": 1}, "cuda:0", torch.bfloat16, "CUDA found"),
+        ("auto", {"mps": True}, "mps", torch.float32, "Apple GPU found"),
+        ("auto", {"cuda": 1, "bf16": False}, "cuda:0", torch.float32, "lacks bfloat16"),
+        ("cpu", {"cuda": 1}, "cpu", torch.float32, "device=cpu was asked for"),
+        ("cuda", {}, "cpu", torch.float32, "device=cuda is not available here"),
+        ("mps", {"cuda": 1}, "cpu", torch.float32, "device=mps is not available here"),
+        ("cuda:1", {"cuda": 2}, "cuda:1", torch.bfloat16, "GPU X"),
+    ],
+)
+def test_choice(machine, wanted: str, hardware: dict, expected: str, dtype: torch.dtype, reason: str) -> None:
+    machine(**hardware)
+    choice = device.choose_device(wanted)
+    assert str(choice.device) == expected
+    assert choice.dtype is dtype
+    assert reason in choice.reason
+
+
+@pytest.mark.parametrize(("wanted", "hardware"), [("gpu", {}), ("cpu:1", {}), ("cuda:x", {"cuda": 1}), ("cuda:3", {"cuda": 2})])
+def test_nonsense_is_refused(machine, wanted: str, hardware: dict) -> None:
+    machine(**hardware)
+    with pytest.raises(UsageError, match=r"device=|cuda:3"):
+        device.choose_device(wanted)
+
+
+def test_ranks_take_their_own_gpu(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(cuda=4)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert str(device.choose_device("auto").device) == "cuda:2"
+    with pytest.raises(UsageError, match="all ranks on one GPU"):
+        device.choose_device("cuda:1")
+
+
+def test_flash_attention_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="attention=auto"):
+        device.check_attention("flash", torch.device("cpu"))
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[flash\]'"):
+        device.check_attention("flash", torch.device("cuda"))
+    assert device.check_attention("math", torch.device("cpu")) == "math"
+
+
+def test_seed_fixes_the_weights() -> None:
+    device.prepare_process(seed=3, threads=None, deterministic=False)
+    first = torch.rand(4)
+    device.prepare_process(seed=3, threads=None, deterministic=False)
+    assert torch.equal(first, torch.rand(4))
