@@ -31,6 +31,7 @@ from engine.distributed import all_gather_rows, broadcast_object, is_main, rank,
 from engine.environment import describe_environment
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.io import say
+from engine.progress import ProgressBar
 from engine.rundir import RunDirectory
 from engine.schema import structure
 from engine.signals import StopSignal
@@ -124,6 +125,7 @@ class _Session:
         self.config, self.entry, self.opened, self.directory, self.stop = config, entry, opened, directory, stop
         self.store = CheckpointStore(opened.path, entry)
         self.sinks = Sinks()
+        self.bar = ProgressBar()
         self.trainer: Trainer | None = None
         self.began = time.time()
         self._plan: Plan | None = None
@@ -135,7 +137,9 @@ class _Session:
         checkpoint = self._load_checkpoint()
         runtime = make_runtime(config, stop=self.stop)
         self._plan = plan = build(config, runtime)
-        self.trainer = trainer = Trainer(plan, config, runtime, save=self.save, write=self.sinks.write, stop=self.stop)
+        self.trainer = trainer = Trainer(
+            plan, config, runtime, save=self.save, write=self.sinks.write, stop=self.stop, hooks=[self.bar]
+        )
         if checkpoint is not None:
             trainer.load(checkpoint, checkpoint.state(rank=rank(), world_size=world_size()))
         on_main(lambda: self._prepare_files(checkpoint, plan))
@@ -253,6 +257,7 @@ class _Session:
 
     def ended(self, error: BaseException) -> None:
         """Say in status.json how the run ended, then let the error go on to the command line."""
+        self.bar.end()
         self.sinks.close()
         state = {UsageError: "refused", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}.get(
             type(error), "failed"

@@ -37,7 +37,7 @@ class JsonlSink:
 
 
 class ConsoleSink:
-    """Lines that fit a terminal. On a TTY a progress bar shows the way; elsewhere long runs print a line every 2 s."""
+    """Lines for a person. A long run prints at most one every 2 s, evaluations always (`ProgressBar` shows the way)."""
 
     SHORT_RUN = 30  # so few steps that every one may have its line
     PAUSE_S = 2.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,10 +50,10 @@ class Trainer:
 
     def __init__(
         self, plan: Plan, config: RunConfig, runtime: Runtime, *, save: Saver, write: Writer, stop: StopSignal,
-        hooks: list[Hook] | None = None,
+        hooks: Sequence[Any] = (),
     ) -> None:  # fmt: skip
         self.plan, self.config, self.runtime, self.task = plan, config, runtime, plan.task
-        self._save, self._write, self._stop, self.hooks = save, write, stop, hooks or []
+        self._save, self._write, self._stop, self.hooks = save, write, stop, list(hooks)
         self.module = plan.task.module  # the bare module: DDP may wrap the task's own reference
         self.step = 0
         self.last_step = min(plan.total_steps, config.max_steps or plan.total_steps)
@@ -145,8 +145,7 @@ class Trainer:
             self._log()
 
         # Evaluate with the averaged weights; a signal during it leaves the evaluation to the next process.
-        due = step in plan.eval_steps or (last and plan.final_eval)
-        fresh = due and self.evaluated_step != step
+        fresh = self.evaluation_due() and self.evaluated_step != step
         if fresh:
             self._evaluate(final=last)
 
@@ -225,6 +224,10 @@ class Trainer:
         self.results = dict(own["results"])
         self.skipped = own["skipped"].to(self.skipped)
         self.window.load_state_dict(own["window"])
+
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation follows the present step."""
+        return self.step in self.plan.eval_steps or (self.step >= self.last_step and self.plan.final_eval)
 
     def metric(self) -> float | None:
         """The primary metric of the last evaluation, if that evaluation belongs to the present step."""

@@ -146,3 +146,48 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_offered(workplace: Path)
     offered = result.output.split("resume_from=")[1].split()[0]
     result = run_script("pretrain", *RUN, f"resume_from={offered}", cwd=workplace)
     assert result.code == 0, result.output
+
+
+def test_a_foreign_run_in_the_way_is_set_aside_by_name(workplace: Path) -> None:
+    assert run_script("pretrain", *RUN, "max_steps=2", cwd=workplace).code == 0
+    before = metrics(workplace / "checkpoints/p/r")
+    result = run_script("pretrain", *RUN, "max_steps=2", "lr=0.5", cwd=workplace)
+    assert result.code == 0, result.output
+    assert "lr 0.002 -> 0.5" in result.output
+    assert "is now r.1" in result.output
+    assert metrics(workplace / "checkpoints/p/r.1") == before
+
+
+def test_an_unfinished_run_is_found_under_its_time_stamped_name(whole: Path, workplace: Path) -> None:
+    argv = [*RUN, "run_dir=runs/${run_name}_${now:%H-%M-%S-%f}"]
+    process, connection = start_forked(_entry, "pretrain", argv, cwd=workplace)
+    while process.is_alive() and not any(lines_in(file) > 3 for file in workplace.glob("runs/*/metrics.jsonl")):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGTERM)
+    assert finish(process, connection).code == 3
+    result = run_script("pretrain", *argv, cwd=workplace)
+    assert result.code == 0, result.output
+    (run,) = (workplace / "runs").iterdir()
+    assert weights(run) == weights(whole)
+    # A finished run of the same name is another time's: the next one starts anew beside it.
+    assert run_script("pretrain", *argv, "max_steps=2", cwd=workplace).code == 0
+    assert len(list((workplace / "runs").iterdir())) == 2
+
+
+def test_resume_false_never_goes_on(workplace: Path) -> None:
+    code, output = interrupt(workplace, signal.SIGTERM, 4)
+    assert code == 3, output
+    result = run_script("pretrain", *RUN, "resume=false", "max_steps=2", cwd=workplace)
+    assert result.code == 0, result.output
+    assert (workplace / "checkpoints/p/r.1").is_dir()
+    assert json.loads((workplace / "checkpoints/p/r/status.json").read_text())["step"] == 2
+
+
+def test_budget_device_and_logging_do_not_make_another_run(whole: Path, workplace: Path) -> None:
+    code, output = interrupt(workplace, signal.SIGTERM, 4)
+    assert code == 3, output
+    changed = ["accumulation=1", "keep_last=5", "threads=1", "device=auto"]
+    result = run_script("pretrain", *RUN, *changed, cwd=workplace)
+    assert result.code == 0, result.output
+    assert "going on from" in result.output
+    assert not (workplace / "checkpoints/p/r.1").exists()

@@ -43,7 +43,9 @@ def test_choice(machine, wanted: str, hardware: dict, expected: str, dtype: torc
     assert reason in choice.reason
 
 
-@pytest.mark.parametrize(("wanted", "hardware"), [("gpu", {}), ("cpu:1", {}), ("cuda:x", {"cuda": 1}), ("cuda:3", {"cuda": 2})])
+@pytest.mark.parametrize(
+    ("wanted", "hardware"), [("gpu", {}), ("cpu:1", {}), ("cuda:x", {"cuda": 1}), ("cuda:3", {"cuda": 2})]
+)
 def test_nonsense_is_refused(machine, wanted: str, hardware: dict) -> None:
     machine(**hardware)
     with pytest.raises(UsageError, match=r"device=|cuda:3"):

@@ -50,7 +50,7 @@ class LineTask:
     def after_step(self) -> None: ...
 
     def evaluate(self, *, final: bool) -> dict[str, float | None]:
-        value = float(self.module.w)
+        value = float(self.module.w.detach())
         self.evaluations.append((value, final))
         return {"eval/w": value}
 
