@@ -27,8 +27,8 @@ SCHEMA = PretrainConfig
 ALIASES = {"checkpoint_path": "run_dir"}
 
 
-def create_model(config: PretrainConfig, shape: Any, runtime: Any) -> tuple[Any, Any]:
-    """The model and the loss head that `config.arch` names, with weights drawn from `config.seed`.
+def read_arch(config: PretrainConfig) -> tuple[Any, Any, Any, Any]:
+    """(model class, its config, loss class, its config) that `config.arch` names.
 
     Raises:
         UsageError: an unknown name or key, or an architecture of another family of models.
@@ -41,10 +41,30 @@ def create_model(config: PretrainConfig, shape: Any, runtime: Any) -> tuple[Any,
     model_class = resolve(name, "models", "arch.name")
     require(model_class, name, "arch.name", FAMILY="recursive_reasoning", DATA_MODE="embedding")
     loss_class = resolve(loss.pop("name", ""), "losses", "arch.loss.name")
-    model = model_class(
-        build_config(model_class, hyper, "arch"), shape, auto_dtype=runtime.dtype, attention=runtime.attention
+    return (
+        model_class,
+        build_config(model_class, hyper, "arch"),
+        loss_class,
+        build_config(loss_class, loss, "arch.loss"),
     )
-    return model.to(runtime.device), loss_class(build_config(loss_class, loss, "arch.loss"))
+
+
+def create_model(config: PretrainConfig, shape: Any, runtime: Any) -> tuple[Any, Any]:
+    """The model and the loss head that `config.arch` names, with weights drawn from `config.seed`."""
+    model_class, model_config, loss_class, loss_config = read_arch(config)
+    model = model_class(model_config, shape, auto_dtype=runtime.dtype, attention=runtime.attention)
+    return model.to(runtime.device), loss_class(loss_config)
+
+
+def create_evaluators(config: PretrainConfig) -> list[Any]:
+    """What `config.evaluators` names. Raises UsageError like `read_arch`."""
+    from engine.registry import build_config, resolve
+
+    evaluators = []
+    for number, entry in enumerate(config.evaluators):
+        evaluator = resolve(entry.get("name", ""), "evaluators", f"evaluators[{number}].name")
+        evaluators.append(evaluator(build_config(evaluator, entry, f"evaluators[{number}]")))
+    return evaluators
 
 
 def build(config: PretrainConfig, runtime: Any) -> Any:
@@ -53,7 +73,6 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
     from dataset.format import load_splits
     from dataset.sampler import EvalSampler, TrainSampler
     from dataset.writing import describe
-    from engine.registry import build_config, resolve
     from engine.schedule import warmup_cosine
     from engine.task import Plan
     from models.recursive_reasoning.act import PuzzleShape
@@ -71,11 +90,6 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
     shape = PuzzleShape(train[0].metadata.seq_len, train[0].metadata.vocab_size, sampler.num_puzzle_identifiers)
     model, loss_head = create_model(config, shape, runtime)
 
-    evaluators = []
-    for number, entry in enumerate(config.evaluators):
-        evaluator = resolve(entry.get("name", ""), "evaluators")
-        settings = {key: value for key, value in entry.items() if key != "name"}
-        evaluators.append(evaluator(build_config(evaluator, settings, f"evaluators[{number}]")))
     held_out = partial(
         EvalSampler, load_splits(tests, "test", like=train),
         config.eval_batch_size or config.global_batch_size, seed=config.seed,
@@ -85,7 +99,7 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
         global_rows=config.global_batch_size, batch_key="global_batch_size",
         eval_sampler=held_out(max_examples=config.eval_max_examples),
         final_sampler=held_out(max_examples=config.final_eval_max_examples),
-        evaluators=evaluators,
+        evaluators=create_evaluators(config),
         groups=param_groups(
             model, lr=config.lr, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2),
             embedding_lr=config.puzzle_emb_lr, embedding_weight_decay=config.puzzle_emb_weight_decay,
@@ -119,7 +133,7 @@ def launch(hydra_config: DictConfig) -> None:
 
     from engine.launch import run  # imports torch: only once the config is known to be good
 
-    run(config, build, entry="pretrain")
+    run(config, build, entry="pretrain", check=lambda wanted: (read_arch(wanted), create_evaluators(wanted)))
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: nothing was written\n")
-        return 1
+        return 130
     counts = card["counts"]
     say(
         f"built {plan.output_dir} ({card['source']}, {card['board']}) in {card['seconds']:.1f} s: "

@@ -192,6 +192,10 @@ class EvalSampler:
     ) -> None:
         if global_batch_size < 1:
             raise UsageError(f"the evaluation batch size must be >= 1, got {global_batch_size}")
+        if global_batch_size % world_size():
+            raise UsageError(
+                f"eval_batch_size={global_batch_size} does not divide over {world_size()} ranks: use a multiple of it"
+            )
         if max_examples is not None and max_examples < 1:
             raise UsageError(f"eval_max_examples={max_examples} must be >= 1, or null for the whole split")
         self.splits = list(splits)

@@ -73,13 +73,21 @@ class _Opened:
     source: ConfigSource
 
 
-def run(config: RunConfig, build: Build, *, entry: str) -> dict[str, float | None]:
+def run(
+    config: RunConfig, build: Build, *, entry: str, check: Callable[[Any], object] | None = None
+) -> dict[str, float | None]:
     """Train as `config` says, in its run directory, from its checkpoint where there is one.
+
+    `check(config)` reads what only the script's own classes can judge (architecture, loss, evaluators), so that a
+    misspelt key there is refused before a run directory is made or data are read.
 
     Returns the last evaluation. Raises UsageError, RunFailure or Interrupted after status.json says the same.
     """
     with StopSignal() as stop, ExitStack() as cleanup:
         cleanup.callback(shutdown)
+        check_attention(config.attention, choose_device(config.device).device)
+        if check is not None:
+            check(config)
         directory: RunDirectory | None = None
 
         def open_directory() -> _Opened:
@@ -142,6 +150,8 @@ class _Session:
         )
         if checkpoint is not None:
             trainer.load(checkpoint, checkpoint.state(rank=rank(), world_size=world_size()))
+            if self.opened.mode == "new":  # a branch off another run owns no evaluation yet
+                trainer.evaluated_step = -1
         on_main(lambda: self._prepare_files(checkpoint, plan))
         self._say_what_runs(plan, runtime)
         self._open_sinks(plan)

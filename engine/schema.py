@@ -101,7 +101,7 @@ def _container(kind: Any, made: cattrs.Converter) -> Any:
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, wanted):
-            raise Mismatch(f"expected a {describe(kind)}, got {value!r}")
+            raise Mismatch(f"expected a {describe(kind)}, got {'null' if value is None else repr(value)}")
         return build(value, kind)
 
     return hook

@@ -59,7 +59,8 @@ class Trainer:
         self.last_step = min(plan.total_steps, config.max_steps or plan.total_steps)
         self.evaluated_step = -1
         self.results: dict[str, float | None] = {}
-        self.skipped = torch.zeros((), dtype=torch.float32, device=runtime.device)
+        # Steps called off so far; those in a row up to now; the most that ever were in a row. On the device: no sync.
+        self.skipped = torch.zeros(3, dtype=torch.float32, device=runtime.device)
         self.window = MetricWindow(runtime.device)
         self._train_seconds, self._timed_steps = 0.0, 0
 
@@ -126,7 +127,9 @@ class Trainer:
         factor = self.plan.schedule(self.step)
         for optimizer in self.optimizers.values():
             optimizer.step(factor, ok)
-        self.skipped += 1 - ok.to(self.skipped.dtype)
+        bad = 1 - ok.to(self.skipped.dtype)
+        row = (self.skipped[1] + bad) * bad
+        self.skipped = torch.stack([self.skipped[0] + bad, row, torch.maximum(self.skipped[2], row)])
         if self.ema is not None:
             self.ema.update()
         self._last_norm = norm
@@ -184,7 +187,7 @@ class Trainer:
         for name, group in self.groups.items():
             values["train/lr" if not isinstance(group.params, SparseTable) else f"train/lr_{name}"] = group.lr * factor
         values["train/grad_norm"] = float(self._last_norm)
-        skipped = int(self.skipped)
+        skipped, _, in_a_row = map(int, self.skipped.tolist())
         values["train/skipped_steps"] = skipped
         seconds = self._train_seconds / max(self._timed_steps, 1)
         values["time/step_ms"] = 1000 * seconds
@@ -192,9 +195,9 @@ class Trainer:
         values["time/eta_s"] = seconds * (self.last_step - self.step)
         self._train_seconds, self._timed_steps = 0.0, 0
         self._write(self.step, values)
-        if skipped > self.config.max_skipped_steps:
+        if in_a_row > self.config.max_skipped_steps:
             raise RunFailure(
-                f"step {self.step}: {skipped} steps had a loss or gradient that was not finite and were skipped, over "
+                f"step {self.step}: {in_a_row} steps in a row had a loss or gradient that was not finite, more than "
                 f"max_skipped_steps={self.config.max_skipped_steps}; lower lr, or set grad_clip"
             )
 

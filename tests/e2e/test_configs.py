@@ -18,7 +18,7 @@ SHAPES = {"sudoku-default": (16, 6, 1), "sudoku-4x4": (16, 6, 1), "sudoku-extrem
 COUNTS = {
     ("cfg_pretrain_sudoku_extreme_mlp", "trm"): 5_028_866,
     ("cfg_pretrain_sudoku_extreme_att", "trm"): 6_828_034,
-    ("cfg_pretrain_sudoku_4x4", "trm"): 123_778,
+    ("cfg_pretrain_sudoku_4x4", "trm"): 62_338,
 }
 
 

@@ -62,7 +62,7 @@ EFFECTS = {
     "global_batch_size=4": "weights", "epochs=4": "output", "epochs=16 eval_interval=16": "lines",
     "epochs=16 min_eval_interval=1": "lines", "final_eval=false": "lines", "checkpoint_every_eval=false": "files",
     "eval_max_examples=2": "lines", "final_eval_max_examples=2": "evaluation", "eval_batch_size=4": SAME,
-    "lr=0.01": "weights", "lr_min_ratio=0.1": "weights", "lr_warmup_steps=5": "weights", "weight_decay=0.5": "weights",
+    "lr=0.01": "weights", "lr_min_ratio=0.9": "weights", "lr_warmup_steps=5": "weights", "weight_decay=0.5": "weights",
     "beta1=0.5": "weights", "beta2=0.5": "weights", "puzzle_emb_lr=0.02": "weights",
     "puzzle_emb_weight_decay=0.9": "weights", "freeze_weights=true": "weights", "arch.halt_max_steps=2": "weights",
     "arch.no_ACT_continue=false": "weights", "arch.H_cycles=3": "weights", "arch.L_cycles=2": "weights",
@@ -108,7 +108,7 @@ def test_names_and_folders(workplace: Path) -> None:
 
 def test_flag_style_is_the_same_run(base: Trace, workplace: Path) -> None:
     flags = trace(
-        workplace, "--log_interval", "1", "--no-deterministic", "--lr=1e-3", "--data_paths", "data/debug-sudoku-4x4"
+        workplace, "--log_interval", "1", "--no-deterministic", "--lr=2e-3", "--data_paths", "data/debug-sudoku-4x4"
     )
     assert flags.weights == base.weights
     assert flags.lines == base.lines
