@@ -28,7 +28,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from engine.distributed import patient_threads
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.help import help_text
 from engine.io import closest
@@ -61,7 +60,6 @@ def main(
     `entry` is the script's name (pretrain), `aliases` its table of old key names, `config_dir` the
     folder that @hydra.main names (relative to the script). Raises: SystemExit always.
     """
-    patient_threads()
     folder = Path(inspect.getfile(inspect.unwrap(launch))).resolve().parent / config_dir
     sys.exit(run(launch, schema=schema, entry=entry, aliases=aliases or {}, config_dir=folder))
 

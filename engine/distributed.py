@@ -38,15 +38,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def patient_threads() -> None:
-    """Let OpenMP threads sleep at barriers instead of spinning; has an effect only before torch is imported.
-
-    Beside another busy process a spinning two-thread step takes ten times as long (docs/results/threads.md); alone it
-    makes no difference that could be measured.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
 def initialise(timeout_minutes: float = 30.0) -> None:
     """Join the process group: gloo for CPU tensors, nccl for CUDA tensors where there is CUDA.
 

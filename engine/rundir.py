@@ -256,7 +256,8 @@ class _Claim:
                 return candidate
         also = f" (nor, for this config, in any {to_glob(self.pattern)})" if self.pattern else ""
         raise UsageError(
-            f"nothing to resume: no checkpoint in {self.path / 'checkpoints'}{also}; without resume and resume_from a new run starts"
+            f"nothing to resume: no checkpoint in {self.path / 'checkpoints'}{also}; "
+            "without resume and resume_from a new run starts"
         )
 
     # --- deciding

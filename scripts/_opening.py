@@ -14,7 +14,6 @@ from typing import Any, Literal, NoReturn, cast
 
 from dataset.catalog import describe, ensure
 from dataset.format import PuzzleSplit, load_splits
-from engine.distributed import patient_threads
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.io import say
 
@@ -132,7 +131,6 @@ def run_command(command: Callable[[], None]) -> int:
     """Run `command` and turn the ways it may end into exit codes; one line for what the user can mend."""
     from engine.distributed import shutdown
 
-    patient_threads()
     try:
         command()
     except (UsageError, RunFailure, Interrupted) as error:

@@ -97,7 +97,7 @@ def test_accumulation_changes_nothing() -> None:
     for accumulation in (1, 2, 4):
         trainer, _, _ = make(5, accumulation=accumulation)
         trainer.fit()
-        weights.append(float(trainer.module.w))
+        weights.append(float(trainer.module.w.detach()))
     assert weights[0] == pytest.approx(weights[1], abs=1e-7)
     assert weights[0] == pytest.approx(weights[2], abs=1e-7)
 
@@ -143,7 +143,7 @@ def test_a_step_that_is_not_finite_is_skipped_whole() -> None:
     clean.task.micro_batches = lambda step: LineTask.micro_batches(clean.task, {1: 1, 2: 3}[step])
     clean.last_step = 2
     clean.fit()
-    assert float(clean.module.w) == float(trainer.module.w)
+    assert float(clean.module.w.detach()) == float(trainer.module.w.detach())
 
 
 def test_too_many_bad_steps_end_the_run() -> None:
@@ -226,7 +226,7 @@ def test_averaged_weights_are_evaluated_and_raw_ones_trained() -> None:
     trainer, _, _ = make(3, ema=True, ema_rate=0.9)
     trainer.fit()
     evaluated = trainer.task.evaluations[-1][0]
-    assert evaluated > float(trainer.module.w)  # the average lags behind a falling weight
+    assert evaluated > float(trainer.module.w.detach())  # the average lags behind a falling weight
 
 
 def test_reducer_reports_not_finite_gradients_even_when_the_loss_is() -> None:
