@@ -10,7 +10,7 @@ import importlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -351,4 +351,4 @@ def open_checkpoint(
     load_weights(plan.task.module, {**checkpoint.model, **(averaged or {})}, strict=True)
     plan.task.module.eval()
     chosen = "ema" if averaged is not None else "raw"
-    return OpenedCheckpoint(replace(plan), config, runtime, checkpoint, checkpoint.path.parent.parent, chosen)
+    return OpenedCheckpoint(plan, config, runtime, checkpoint, checkpoint.path.parent.parent, chosen)
