@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -29,7 +30,11 @@ class JsonlSink:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Values) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        # Strict JSON knows no NaN: a mean that is not finite is null, and train/skipped_steps says why.
+        numbers = {
+            name: value if value is not None and math.isfinite(value) else None for name, value in values.items()
+        }
+        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
         self._file.flush()
 
     def close(self) -> None:

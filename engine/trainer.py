@@ -245,9 +245,8 @@ class Trainer:
     def _out_of_memory(self, error: BaseException) -> RunFailure | None:
         """One line that says what to change, if `error` means that memory ran out (on the GPU or on the CPU)."""
         text = str(error).lower()
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not (
-            "out of memory" in text or "can't allocate memory" in text
-        ):
+        said = any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))
+        if not said and not isinstance(error, torch.OutOfMemoryError | MemoryError):
             return None
         accumulation = self.config.accumulation
         return RunFailure(

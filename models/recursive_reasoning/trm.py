@@ -7,14 +7,13 @@ Only the last cycle carries a gradient. `mlp_t=true` is the paper's attention-fr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from models.recursive_reasoning.act import ACTModel, PuzzleShape
 from models.recursive_reasoning.config import RecursiveConfig
-from models.recursive_reasoning.inner import INPUT, RecursiveInner
+from models.recursive_reasoning.inner import INPUT
+from models.recursive_reasoning.model import RecursiveModel
 from models.recursive_reasoning.recursion import Update, cycle_plan
 
 __all__ = ["TRM", "TRMConfig"]
@@ -37,36 +36,13 @@ class TRMConfig(RecursiveConfig):
         super().__post_init__()
 
 
-class TRM(ACTModel):
-    """`TRM(config, shape)`; builds under `torch.device("meta")`. auto_dtype is the compute dtype of
-    forward_dtype=auto."""
+class TRM(RecursiveModel):
+    """TRM: f serves both latents; all L_cycles + 1 updates of the last cycle carry a gradient."""
 
     Config: ClassVar = TRMConfig
 
-    def __init__(
-        self,
-        config: TRMConfig,
-        shape: PuzzleShape,
-        *,
-        auto_dtype: torch.dtype = torch.float32,
-        attention: str = "auto",
-    ) -> None:
+    @staticmethod
+    def cycles(config: TRMConfig) -> tuple[Sequence[Update], int]:
         low = Update("L_level", "z_L", ("z_L",), ("z_H", INPUT))
         high = Update("L_level", "z_H", ("z_H",), ("z_L",))
-        dtype = config.compute_dtype(auto_dtype)
-        inner = RecursiveInner(
-            config,
-            shape,
-            plan=cycle_plan(config.H_cycles, config.L_cycles, low, high),
-            window=config.L_cycles + 1,
-            dtype=dtype,
-            attention=attention,
-        )
-        super().__init__(
-            inner,
-            halt_max_steps=config.halt_max_steps,
-            halt_exploration_prob=config.halt_exploration_prob,
-            no_ACT_continue=config.no_ACT_continue,
-        )
-        if dtype == torch.float64:
-            self.double()
+        return cycle_plan(config.H_cycles, config.L_cycles, low, high), config.L_cycles + 1

@@ -29,10 +29,10 @@ class Broken:
 def test_jsonl_appends_whole_lines(tmp_path: Path) -> None:
     for step in (1, 2):
         sink = JsonlSink(tmp_path / "metrics.jsonl")
-        sink.write(step, {"train/loss": 0.1 + 0.2, "train/steps": None})
+        sink.write(step, {"train/loss": 0.1 + 0.2, "train/steps": None, "train/grad_norm": float("nan")})
         sink.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines[0] == {"step": 1, "train/loss": 0.30000000000000004, "train/steps": None}
+    assert lines[0] == {"step": 1, "train/loss": 0.30000000000000004, "train/steps": None, "train/grad_norm": None}
     assert lines[1]["step"] == 2
 
 
