@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,8 +85,9 @@ class PretrainConfig(RunConfig):
             "puzzle_emb_weight_decay",
             "min_eval_interval",
         ):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key}={getattr(self, key)}: expected 0 or more")
+            value = getattr(self, key)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{key}={value}: expected a finite number, 0 or more")
         if not 0 <= self.lr_min_ratio <= 1:
             raise ValueError(f"lr_min_ratio={self.lr_min_ratio}: expected a share between 0 and 1")
         for key in ("beta1", "beta2"):

@@ -118,10 +118,14 @@ class RunConfig:
         for key in ("seed", "max_skipped_steps"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)}: expected 0 or more")
-        if self.grad_clip is not None and not self.grad_clip > 0:
+        if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
             raise ValueError(f"grad_clip={self.grad_clip}: expected more than 0, or grad_clip=null")
         if not 0 <= self.ema_rate < 1:
             raise ValueError(f"ema_rate={self.ema_rate}: expected 0 <= ema_rate < 1, e.g. ema_rate=0.999")
+        for key in ("project_name", "run_name"):
+            name = getattr(self, key)
+            if name is not None and (not name.strip() or name.startswith("/") or ".." in name.split("/")):
+                raise ValueError(f"{key}={name!r}: expected a name that makes a folder, without '..' and leading '/'")
         if self.resume == "false" and self.resume_from != "latest":
             raise ValueError(f"resume=false contradicts resume_from={self.resume_from}: drop one of them")
 

@@ -302,7 +302,10 @@ class _Claim:
         return {**self.key, **began_at, "time": now(), "config": dict(self.identity)}
 
     def _clear_the_way(self) -> str:
-        """Rename what is at the path, unless it is empty. Returns the clause that says so or nothing."""
+        """Rename the run at the path, unless it is empty. Returns the clause that says so or nothing.
+
+        Only runs are renamed: whatever else lies there (a home, a folder of runs) is somebody's and is refused.
+        """
         path = self.path
         try:
             present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
@@ -310,22 +313,21 @@ class _Claim:
             raise UsageError(f"run_dir={path} cannot be read ({error.strerror}): choose another run_dir") from None
         if not present - NOT_A_RUN_YET:
             return ""
-        with _lock(path) if present & {"identity.json", ".lock"} else contextlib.ExitStack():
-            what = self._what_is_there("identity.json" in present)
+        if "identity.json" not in present:
+            raise UsageError(f"run_dir={path} is not empty and is no run: choose another run_dir, or empty it")
+        with _lock(path):
+            what = self._what_is_there()
             taken = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
             aside = next(place for place in taken if not os.path.lexists(place))
             try:
                 os.rename(path, aside)
             except OSError as error:
                 raise UsageError(f"{path} is in the way and cannot be renamed ({error.strerror})") from None
-            if "identity.json" in present:
-                (aside / SET_ASIDE).touch()
+            (aside / SET_ASIDE).touch()
         fsync_directory(path.parent)
         return f"{path} was in the way ({what}) and is now {aside.name}; "
 
-    def _what_is_there(self, is_run: bool) -> str:
-        if not is_run:
-            return "it was no run"
+    def _what_is_there(self) -> str:
         if self.same(self.path):
             return "a finished run" if is_finished(self.path) else "an unfinished run of the same config"
         stored = read_json(self.path / "identity.json")

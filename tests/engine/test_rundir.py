@@ -110,14 +110,13 @@ def test_auto_sets_a_foreign_run_aside_and_says_what_differs(tmp_path, state):
     assert (tmp_path / "run.2/identity.json").is_file()
 
 
-def test_something_that_is_no_run_is_set_aside(tmp_path):
+def test_something_that_is_no_run_is_refused_and_untouched(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("dear")
-    (tmp_path / "run.1").write_text("taken")
-    run = opened(tmp_path / "run")
-    assert "it was no run" in run.message
-    assert [p.name for p in (tmp_path / "run.2").iterdir()] == ["thesis.tex"]
-    assert (tmp_path / "run.1").read_text() == "taken"
+    with pytest.raises(UsageError, match="is not empty and is no run"):
+        opened(tmp_path / "run")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("content", [[], [".lock"], [".hydra", "status.json", "path_signature.json"]])
