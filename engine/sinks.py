@@ -46,6 +46,7 @@ class ConsoleSink:
 
     SHORT_RUN = 30  # so few steps that every one may have its line
     PAUSE_S = 2.0
+    WIDTH = 140
 
     def __init__(self, total_steps: int) -> None:
         self._total = total_steps
@@ -59,23 +60,28 @@ class ConsoleSink:
         if quiet and not evaluation and step not in (1, self._total):
             return
         self._last = now
-        say(f"step {step:>{self._width}}/{self._total}  " + "  ".join(self._parts(values)))
+        head = f"step {step:>{self._width}}/{self._total}"
+        tail = self._pace(values)
+        room = self.WIDTH - len(head) - len(tail)
+        for part in self._parts(values):
+            if (room := room - len(part) - 2) < 0:
+                break  # the rest is in metrics.jsonl
+            head += f"  {part}"
+        say(head + tail)
 
     @staticmethod
     def _parts(values: Values) -> list[str]:
-        """The values a person reads; the rest is in metrics.jsonl."""
-        parts = []
-        for name, value in values.items():
-            if name.endswith("_live") or name.startswith("time/") or "/interval" in name:
-                continue
-            parts.append(f"{name} {'-' if value is None else format(value, '.4g')}")
-        eta = values.get("time/eta_s")
-        rate = values.get("time/examples_per_s")
-        if rate is not None:
-            parts.append(f"{rate:.0f} ex/s")
-        if eta is not None:
-            parts.append(f"eta {int(eta) // 60}:{int(eta) % 60:02d}")
-        return parts
+        """`name value`, in the task's order, without what only the file needs."""
+        shown = {name: value for name, value in values.items() if not name.endswith("_live") and name[:5] != "time/"}
+        if not shown.get("train/skipped_steps"):
+            shown.pop("train/skipped_steps", None)
+        return [f"{name} {'-' if value is None else format(value, '.4g')}" for name, value in shown.items()]
+
+    @staticmethod
+    def _pace(values: Values) -> str:
+        rate, left = values.get("time/examples_per_s"), values.get("time/eta_s")
+        text = "" if rate is None else f"  {rate:.0f} ex/s"
+        return text if left is None else f"{text}  eta {int(left) // 60}:{int(left) % 60:02d}"
 
     def close(self) -> None:
         """Nothing is held open."""

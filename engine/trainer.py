@@ -182,13 +182,13 @@ class Trainer:
             hook.after_eval(self, self.results)
 
     def _log(self) -> None:
-        values: dict[str, Any] = {f"train/{name}": value for name, value in self.window.flush().items()}
+        skipped, _, in_a_row = map(int, self.skipped.tolist())
+        values: dict[str, Any] = {"train/skipped_steps": skipped}
+        values |= {f"train/{name}": value for name, value in self.window.flush().items()}
         factor = self.plan.schedule(self.step)
         for name, group in self.groups.items():
             values["train/lr" if not isinstance(group.params, SparseTable) else f"train/lr_{name}"] = group.lr * factor
         values["train/grad_norm"] = float(self._last_norm)
-        skipped, _, in_a_row = map(int, self.skipped.tolist())
-        values["train/skipped_steps"] = skipped
         seconds = self._train_seconds / max(self._timed_steps, 1)
         values["time/step_ms"] = 1000 * seconds
         values["time/examples_per_s"] = self.plan.batch_rows / seconds if seconds else None

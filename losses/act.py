@@ -86,10 +86,11 @@ class ACTLossHead(nn.Module):
             parts["q_continue_loss"] = _bce(output.q_continue_logits, output.target_q_continue)
         total = lm + _Q_WEIGHT * sum(value for name, value in parts.items() if name != "lm_loss")
 
-        metrics = self._row_metrics(output, words, right / divisor, solved)
+        # What a person looks at first comes first: a console line has room for some of them only.
         rows = torch.full((), labels.shape[0], device=labels.device)
-        for name, value in {"loss": total, **parts}.items():
-            metrics[name] = (value.detach(), rows)
+        metrics = {"loss": (total.detach(), rows), "lm_loss": (lm.detach(), rows)}
+        metrics |= self._row_metrics(output, words, right / divisor, solved)
+        metrics |= {name: (value.detach(), rows) for name, value in parts.items() if name != "lm_loss"}
         return LossResult(total, float(labels.shape[0]), metrics, preds)
 
     @torch.no_grad()
@@ -101,8 +102,8 @@ class ACTLossHead(nn.Module):
         values = {
             "accuracy": accuracy,
             "exact_accuracy": solved,
-            "q_halt_accuracy": judged,
             "steps": output.carry.steps,
+            "q_halt_accuracy": judged,
         }
         metrics = {name: (_masked_sum(value, done), done.sum()) for name, value in values.items()}
         for name in ("accuracy", "exact_accuracy", "steps"):
