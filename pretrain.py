@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from engine.cli import main
 from engine.config import load_synced_config
 from engine.distributed import rank, world_size
+from engine.errors import UsageError
 from engine.multirun import run_child_if_multirun
 from pretrain_args import PretrainConfig
 
@@ -62,7 +63,11 @@ def create_evaluators(config: PretrainConfig) -> list[Any]:
 
     evaluators = []
     for number, entry in enumerate(config.evaluators):
-        evaluator = resolve(entry.get("name", ""), "evaluators", f"evaluators[{number}].name")
+        if "name" not in entry:
+            raise UsageError(
+                f"evaluators[{number}]: 'name' is required (module@Class), got {', '.join(entry) or 'nothing'}"
+            )
+        evaluator = resolve(entry["name"], "evaluators", f"evaluators[{number}].name")
         evaluators.append(evaluator(build_config(evaluator, entry, f"evaluators[{number}]")))
     return evaluators
 

@@ -160,6 +160,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, RunFailure) as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"error: --output-dir {plan.output_dir}: {error.strerror or error}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: nothing was written\n")
         return 130

@@ -92,7 +92,8 @@ def run(launch: Callable[..., Any], *, schema: type, entry: str, aliases: Mappin
             traceback.print_exception(error)
         if line is not None:
             rank = os.environ.get("RANK", "0")
-            sys.stderr.write(f"error{'' if rank == '0' else f' [rank {rank}]'}: {line}\n")
+            kind = "interrupted" if exit_code(error, line) == Interrupted.exit_code else "error"
+            sys.stderr.write(f"{kind}{'' if rank == '0' else f' [rank {rank}]'}: {line}\n")
         return exit_code(error, line)
 
 

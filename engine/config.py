@@ -23,6 +23,8 @@ C = TypeVar("C", bound="RunConfig")
 # first line of a stored config: a resume has to know the chosen groups, the YAML alone does not say
 HEADER = "# composed from "
 
+LONGEST_NAME = 200  # file systems end at 255 bytes; a set-aside run and a temporary file need some of them
+
 NOT_IDENTITY: Mapping[str, str] = {
     "script": "launch: the entry is stored beside the config",
     "device": "device: the same run goes on on another machine",
@@ -124,8 +126,12 @@ class RunConfig:
             raise ValueError(f"ema_rate={self.ema_rate}: expected 0 <= ema_rate < 1, e.g. ema_rate=0.999")
         for key in ("project_name", "run_name"):
             name = getattr(self, key)
-            if name is not None and (not name.strip() or name.startswith("/") or ".." in name.split("/")):
-                raise ValueError(f"{key}={name!r}: expected a name that makes a folder, without '..' and leading '/'")
+            parts = [] if name is None else name.split("/")
+            if any(not part.strip() or part in (".", "..") or len(part.encode()) > LONGEST_NAME for part in parts):
+                what = f"a folder's name of at most {LONGEST_NAME} bytes, without '.' and '..'"
+                raise ValueError(f"{key}={(name or '')[:40]!r}: expected {what}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed={self.seed}: expected less than 2**63")
         if self.resume == "false" and self.resume_from != "latest":
             raise ValueError(f"resume=false contradicts resume_from={self.resume_from}: drop one of them")
 

@@ -70,7 +70,6 @@ class _Opened:
     path: Path
     mode: str
     checkpoint: Path | None
-    source: ConfigSource
 
 
 def run(
@@ -88,19 +87,29 @@ def run(
         check_attention(config.attention, choose_device(config.device).device)
         if check is not None:
             check(config)
+        # Nothing on disk is touched (a finished run set aside, say) before data and model are known to be usable.
+        config = resume.from_source(config, on_main(lambda: _decide(config, entry)))
+        try:
+            runtime = make_runtime(config, stop=stop)
+            plan = build(config, runtime)
+        except BaseException as error:
+            state, fields = _how_it_ended(error)
+            if is_main():
+                identity = resume.identity(source_of(config))
+                rundir.note_refusal(_run_dir(config), identity=identity, entry=entry, state=state, **fields)
+            raise
         directory: RunDirectory | None = None
 
         def open_directory() -> _Opened:
             nonlocal directory
-            directory, source = _open_directory(config, entry)
+            directory = _open_directory(config, entry)
             cleanup.callback(directory.close)
-            return _Opened(directory.path, directory.mode, directory.checkpoint, source)
+            return _Opened(directory.path, directory.mode, directory.checkpoint)
 
         opened = on_main(open_directory)
-        config = resume.from_source(config, opened.source)
         session = _Session(config, entry, opened, directory, stop)
         try:
-            results = session.train(build)
+            results = session.train(plan, runtime)
         except BaseException as error:
             session.ended(error)
             raise
@@ -108,20 +117,37 @@ def run(
         return results
 
 
-def _open_directory(config: RunConfig, entry: str) -> tuple[RunDirectory, ConfigSource]:
-    """Rank 0: pick, lock and prepare the run directory; under resume=true the stored config is the base."""
+def _run_dir(config: RunConfig) -> Path:
+    return Path(config.run_dir or f"checkpoints/{config.project_name}/{config.run_name}").expanduser()
+
+
+def _decide(config: RunConfig, entry: str) -> ConfigSource:
+    """The config that this launch trains with: under resume=true the stored one is the base. Only reads."""
     config = resume.with_run_name(config)
     source = source_of(config)
-    path = Path(config.run_dir or f"checkpoints/{config.project_name}/{config.run_name}")
-    pattern, wanted = rundir.expand_pattern(source.yaml), config.resume
-    if wanted == "true":
-        path = rundir.find_resumable(path, entry=entry, pattern=pattern, identity=resume.identity(source))
-        source = source_of(resume.stored_config(path, config))
-    directory = rundir.open_run(
-        path, identity=resume.identity(source), entry=entry, pattern=pattern, resume=wanted,
-        resume_from=None if config.resume_from == "latest" else config.resume_from,
+    if config.resume != "true":
+        return source
+    pattern = rundir.expand_pattern(source.yaml)
+    identity = resume.identity(source)
+    path = rundir.find_resumable(_run_dir(config), entry=entry, pattern=pattern, identity=identity)
+    return source_of(resume.stored_config(path, config, run_dir=path))
+
+
+def _open_directory(config: RunConfig, entry: str) -> RunDirectory:
+    """Rank 0: pick, lock and prepare the run directory."""
+    source = source_of(config)
+    return rundir.open_run(
+        _run_dir(config), identity=resume.identity(source), entry=entry, pattern=rundir.expand_pattern(source.yaml),
+        resume=config.resume, resume_from=None if config.resume_from == "latest" else config.resume_from,
     )  # fmt: skip
-    return directory, source
+
+
+def _how_it_ended(error: BaseException) -> tuple[str, dict[str, Any]]:
+    """status.json's state, exit code and message for an error that ends the run."""
+    states = {UsageError: "refused", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}
+    state = states.get(type(error), "failed")
+    code = getattr(error, "exit_code", 3 if state == "interrupted" else 1)
+    return state, {"exit_code": code, "message": str(error).partition("\n")[0]}
 
 
 class _Session:
@@ -140,11 +166,10 @@ class _Session:
 
     # Setting up, in the order in which things can go wrong: checkpoint, device, data, model.
 
-    def train(self, build: Build) -> dict[str, float | None]:
+    def train(self, plan: Plan, runtime: Runtime) -> dict[str, float | None]:
         config = self.config
         checkpoint = self._load_checkpoint()
-        runtime = make_runtime(config, stop=self.stop)
-        self._plan = plan = build(config, runtime)
+        self._plan = plan
         self.trainer = trainer = Trainer(
             plan, config, runtime, save=self.save, write=self.sinks.write, stop=self.stop, hooks=[self.bar]
         )
@@ -269,12 +294,8 @@ class _Session:
         """Say in status.json how the run ended, then let the error go on to the command line."""
         self.bar.end()
         self.sinks.close()
-        state = {UsageError: "refused", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}.get(
-            type(error), "failed"
-        )
-        fields = {"step": self.trainer.step} if self.trainer is not None else {}
-        code = getattr(error, "exit_code", 3 if state == "interrupted" else 1)
-        self._status(state, exit_code=code, message=str(error).partition("\n")[0], **fields)
+        state, fields = _how_it_ended(error)
+        self._status(state, **fields, **({"step": self.trainer.step} if self.trainer is not None else {}))
 
     def _status(self, state: str, **fields: Any) -> None:
         if self.directory is None:
@@ -334,6 +355,8 @@ def open_checkpoint(
         UsageError: no checkpoint there, a damaged one, or a config that this version does not read.
     """
     folder = Path(path)
+    if folder.name == "checkpoints" and not (folder / "manifest.json").exists():
+        folder = folder.parent
     if (folder / "checkpoints").is_dir():
         found = CheckpointStore(folder, "").latest()
         if found is None:

@@ -48,8 +48,8 @@ def with_run_name(config: C) -> C:
     return from_source(config, _edited(source, {"run_name": name}))
 
 
-def stored_config(folder: Path, config: C, groups: Iterable[str] = ()) -> C:
-    """The config of the run in `folder` with this command's value overrides on top.
+def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_dir: Path | None = None) -> C:
+    """The config of the run in `folder` with this command's value overrides on top; it goes on in `run_dir`.
 
     Raises:
         UsageError: a group change, a `~` deletion, an unknown key, or no readable config.yaml in `folder`.
@@ -64,7 +64,10 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = ()) -> C:
         ) from None
     merged = merge_for_resume(text, asked.overrides, groups=[*asked.choices, *groups])
     header = text.partition("\n")[0] + "\n"
-    source = replace(asked, yaml=header + OmegaConf.to_yaml(merged, resolve=False), resolved=_resolved(merged))
+    resolved = _resolved(merged)
+    if run_dir is not None:  # a time-stamped name would resolve to a new time
+        resolved["run_dir"] = str(run_dir)
+    source = replace(asked, yaml=header + OmegaConf.to_yaml(merged, resolve=False), resolved=resolved)
     return from_source(config, source)
 
 

@@ -177,6 +177,26 @@ def open_run(
     return claim.start(branch)
 
 
+def note_refusal(
+    path: str | os.PathLike[str], *, identity: Mapping[str, Any], entry: str, state: str, **fields: Any
+) -> None:
+    """Leave status.json for a launch that ended before it had its directory: a job runner reads it.
+
+    Written only where nothing else lies, or into an unfinished run of the same identity that no process holds.
+    """
+    path = Path(path)
+    claim = _claim(path, identity=identity, entry=entry, pattern=None)
+    try:
+        present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+        if present - NOT_A_RUN_YET and (not claim.same(path) or is_finished(path)):
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        with _lock(path) as held:
+            RunDirectory(path, "new", None, "", held).set_status(state, **fields)
+    except (OSError, UsageError):  # what refused the launch is what the user has to read
+        return
+
+
 def find_resumable(
     path: str | os.PathLike[str], *, identity: Mapping[str, Any], entry: str, pattern: str | None = None
 ) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -66,6 +67,8 @@ def _problems(error: BaseException, path: list[str]) -> list[str]:
 
 
 def _scalar(value: Any, kind: Any) -> Any:
+    if type(value) is float and not math.isfinite(value):
+        raise Mismatch(f"expected a finite number, got {value}")
     if type(value) is kind:
         return value
     if kind in (float, str) and type(value) is int:

@@ -9,15 +9,20 @@ from typing import Any
 import torch
 
 from engine.distributed import all_reduce_sum, world_size
+from engine.errors import Interrupted
 
 WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopSignal:
-    """Context manager that notes signals. `received` is this rank's; `agreed()` is the answer of all ranks."""
+    """Context manager that notes signals. `received` is this rank's; `agreed()` is the answer of all ranks.
+
+    Until `training` is set there is no step to finish and nothing to save: a signal then raises Interrupted at once.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.training = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -33,6 +38,10 @@ class StopSignal:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+        if not self.training:
+            raise Interrupted(
+                f"stopped by {self.received} before the first step: nothing is lost, the same command starts"
+            )
 
     def agreed(self) -> bool:
         """Whether any rank was signalled. A collective: every rank must ask at the same place."""

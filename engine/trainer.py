@@ -91,6 +91,7 @@ class Trainer:
         """
         for hook in self.hooks:
             hook.start(self)
+        self._stop.training = True
         try:
             self._finish_step(resumed=True)
             while self.step < self.last_step:

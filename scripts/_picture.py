@@ -33,7 +33,7 @@ def draw_strip(thoughts: Sequence[Thought], layout: Layout, *, title: str, subti
 
     probe = Canvas(1, 1, 2.0, PAPER)
     text_width = max(probe.text_width(subtitle, 13), probe.text_width(title, 21))
-    width = 2 * MARGIN + max(LABEL + (per_line + 1) * column_width - GAP + 10, text_width, 800.0)
+    width = 2 * MARGIN + max(LABEL + (per_line + 1) * column_width - GAP + 10, text_width, 930.0)
     height = MARGIN + HEAD + len(thoughts) * row_height + LEGEND + MARGIN / 2
     canvas = Canvas(width, height, 2.0, PAPER)
 

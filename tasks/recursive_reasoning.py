@@ -78,7 +78,7 @@ class RecursiveReasoningTask:
         self.model = model  # the bare model, for evaluation
         self.loss_head, self.runtime = loss_head, runtime
         self.sampler, self.plan, self.global_rows = sampler, plan, global_rows
-        self.micro_rows = runtime.micro_rows(global_rows, batch_key)
+        self.batch_key, self.micro_rows = batch_key, runtime.micro_rows(global_rows, batch_key)
         self.eval_sampler, self.final_sampler, self.evaluators = eval_sampler, final_sampler, evaluators
         self._groups = groups
         self._carries: list[ACTCarry | None] = [None] * runtime.accumulation
@@ -191,6 +191,13 @@ class RecursiveReasoningTask:
         if not state:
             return
         saved, device = state["carry"], self.runtime.device
+        rows, wanted = len(saved["steps"]), self.micro_rows * self.runtime.accumulation
+        if rows != wanted:
+            before = rows * self.runtime.world_size
+            raise UsageError(
+                f"{self.batch_key}={self.global_rows}: the checkpoint holds {before} slots, which a resume keeps "
+                f"({self.batch_key}={before})"
+            )
 
         def pieces(rows: Tensor) -> Iterable[Tensor]:
             return rows.to(device).split(self.micro_rows)

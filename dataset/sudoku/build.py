@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -28,6 +29,10 @@ BLANKS = {4: (6, 10), 6: (12, 22), 9: (30, 45)}
 NUM_TRAIN, NUM_TEST = 1000, 256
 # Below this many puzzles starting processes costs more than it saves.
 PUZZLES_PER_WORKER = 512
+
+
+FEWEST_CLUES = {4: 4, 6: 8, 9: 17}
+"""Known minima of clues for a unique solution (9x9: McGuire et al. 2012; 4x4 and 6x6 by exhaustive search)."""
 
 
 @dataclass(kw_only=True)
@@ -76,10 +81,20 @@ class SudokuBuild:
             raise UsageError("--num-train is for generated puzzles: with --input use --subsample-size")
         if self.input is None and None not in (self.num_train, self.subsample_size):
             raise UsageError("--num-train and --subsample-size say the same when puzzles are generated: give one")
-        if self.blanks is not None and not 1 <= self.blanks[0] <= self.blanks[1] < geo.cells:
+        most = geo.cells - FEWEST_CLUES[geo.size]
+        if self.blanks is not None and not 1 <= self.blanks[0] <= self.blanks[1] <= most:
             raise UsageError(
-                f"--blanks {self.blanks[0]} {self.blanks[1]}: expected LO HI with 1 <= LO <= HI < {geo.cells}"
+                f"--blanks {self.blanks[0]} {self.blanks[1]}: expected LO HI with 1 <= LO <= HI <= {most} "
+                f"(fewer than {FEWEST_CLUES[geo.size]} clues never have one solution)"
             )
+        if geo.size == 4 and self.input is None:
+            low, high = self.blanks or BLANKS[4]
+            exist = 288 * sum(math.comb(16, blanks) for blanks in range(low, high + 1))
+            wanted = max(self.num_train or self.subsample_size or 0, self.num_test or 0)
+            if wanted > exist:
+                raise UsageError(
+                    f"{wanted} puzzles were asked for; at most {exist} 4x4 puzzles have {low} to {high} blanks"
+                )
 
 
 @dataclass

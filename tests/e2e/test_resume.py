@@ -191,3 +191,35 @@ def test_budget_device_and_logging_do_not_make_another_run(whole: Path, workplac
     assert result.code == 0, result.output
     assert "going on from" in result.output
     assert not (workplace / "checkpoints/p/r.1").exists()
+
+
+def test_a_resumed_run_keeps_its_batch_and_a_refusal_leaves_the_config_alone(workplace: Path) -> None:
+    assert run_script("pretrain", *RUN, "max_steps=2", cwd=workplace).code == 0
+    stored = (workplace / "checkpoints/p/r/config.yaml").read_text()
+    more = ["resume=true", "project_name=p", "run_name=r", "max_steps=4", "device=cpu"]
+    for wrong in (["global_batch_size=8"], ["global_batch_size=8", "accumulation=4"], ["global_batch_size=2"]):
+        result = run_script("pretrain", *more, *wrong, cwd=workplace)
+        assert result.code == 2, result.output
+        assert "(global_batch_size=4)" in result.output
+    assert (workplace / "checkpoints/p/r/config.yaml").read_text() == stored
+    assert run_script("pretrain", *more, cwd=workplace).code == 0
+
+
+def test_a_refused_command_moves_nothing(workplace: Path) -> None:
+    assert run_script("pretrain", *RUN, "max_steps=2", cwd=workplace).code == 0
+    for wrong in ("data_paths=[data/nowhere]", "accumulation=3", "global_batch_size=100000"):
+        assert run_script("pretrain", *RUN, wrong, cwd=workplace).code == 2
+    assert [path.name for path in (workplace / "checkpoints/p").iterdir()] == ["r"]
+    assert json.loads((workplace / "checkpoints/p/r/status.json").read_text())["state"] == "done"
+
+
+def test_a_signal_while_data_are_built_stops_at_once(tmp_path: Path) -> None:
+    argv = [*RUN, "data_paths=[data/sudoku-9x9-easy]", "run_name=slow"]
+    process, connection = start_forked(_entry, "pretrain", argv, cwd=tmp_path)
+    while process.is_alive() and not (tmp_path / "data").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    result = finish(process, connection)
+    assert result.code == 3, result.output
+    assert "before the first step" in result.output
+    assert not (tmp_path / "data/sudoku-9x9-easy").exists()
