@@ -11,6 +11,7 @@ This file only wires: config -> data -> model and loss -> task -> the shared tra
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -19,9 +20,9 @@ from omegaconf import DictConfig
 from engine.cli import main
 from engine.config import load_synced_config
 from engine.distributed import rank, world_size
-from engine.errors import UsageError
 from engine.multirun import run_child_if_multirun
 from pretrain_args import PretrainConfig
+from verification.preflight import compare_signatures, preflight
 
 RANK, WORLD_SIZE = rank(), world_size()
 SCHEMA = PretrainConfig
@@ -51,7 +52,7 @@ def read_arch(config: PretrainConfig) -> tuple[Any, Any, Any, Any]:
 
 
 def create_model(config: PretrainConfig, shape: Any, runtime: Any) -> tuple[Any, Any]:
-    """The model and the loss head that `config.arch` names, with weights drawn from `config.seed`."""
+    """The model and the loss head that `config.arch` names, on the device."""
     model_class, model_config, loss_class, loss_config = read_arch(config)
     model = model_class(model_config, shape, auto_dtype=runtime.dtype, attention=runtime.attention)
     return model.to(runtime.device), loss_class(loss_config)
@@ -63,13 +64,15 @@ def create_evaluators(config: PretrainConfig) -> list[Any]:
 
     evaluators = []
     for number, entry in enumerate(config.evaluators):
-        if "name" not in entry:
-            raise UsageError(
-                f"evaluators[{number}]: 'name' is required (module@Class), got {', '.join(entry) or 'nothing'}"
-            )
-        evaluator = resolve(entry["name"], "evaluators", f"evaluators[{number}].name")
+        evaluator = resolve(entry.get("name"), "evaluators", f"evaluators[{number}].name")
         evaluators.append(evaluator(build_config(evaluator, entry, f"evaluators[{number}]")))
     return evaluators
+
+
+def check(config: PretrainConfig) -> dict[str, Any]:
+    """Everything that can be wrong before data are read: names and keys, then the path from command to model."""
+    read_arch(config), create_evaluators(config)
+    return preflight(config, "pretrain", Path(__file__).parent)
 
 
 def build(config: PretrainConfig, runtime: Any) -> Any:
@@ -90,8 +93,8 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
     sampler = TrainSampler(
         train, seed=config.seed, global_batch_size=config.global_batch_size, epochs_per_iter=epochs_per_iter
     )
-    skipped = config.min_eval_interval
     epochs = EpochPlan(sampler, iterations=config.epochs // epochs_per_iter)
+    evaluated = epochs.evaluation_steps(config.min_eval_interval)
     shape = PuzzleShape(train[0].metadata.seq_len, train[0].metadata.vocab_size, sampler.num_puzzle_identifiers)
     model, loss_head = create_model(config, shape, runtime)
 
@@ -118,7 +121,7 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
             warmup_cosine, base=1.0, warmup=config.lr_warmup_steps, total=epochs.total_steps,
             min_ratio=config.lr_min_ratio,
         ),
-        eval_steps=epochs.evaluation_steps(skipped) if config.eval_interval else frozenset(),
+        eval_steps=evaluated if config.eval_interval else frozenset(),
         final_eval=config.final_eval,
         checkpoint_every_eval=config.checkpoint_every_eval,
         primary_metric="eval/exact_accuracy",
@@ -138,7 +141,7 @@ def launch(hydra_config: DictConfig) -> None:
 
     from engine.launch import run  # imports torch: only once the config is known to be good
 
-    run(config, build, entry="pretrain", check=lambda wanted: (read_arch(wanted), create_evaluators(wanted)))
+    run(config, build, entry="pretrain", check=check, compare=compare_signatures)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from engine.distributed import under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.help import help_text
 from engine.io import closest
@@ -76,7 +77,7 @@ def run(launch: Callable[..., Any], *, schema: type, entry: str, aliases: Mappin
             return 0
         words = translate(argv, schema, groups=groups, aliases=aliases)
         sweep = bool({"-m", "--multirun"} & set(words))
-        if sweep and _distributed():
+        if sweep and under_torchrun():
             raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
         if int(os.environ.get("RANK", "0")) > 0:
             words += QUIET
@@ -184,10 +185,6 @@ def _config_name(argv: list[str]) -> str | None:
         if name in ("--config-name", "-cn"):
             return value if equals else (argv[i + 1] if i + 1 < len(argv) else None)
     return None
-
-
-def _distributed() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _guarded(launch: Callable[..., Any], config_dir: Path, config_name: str | None) -> Callable[[], Any]:

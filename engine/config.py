@@ -37,6 +37,7 @@ NOT_IDENTITY: Mapping[str, str] = {
     "max_skipped_steps": "budget: when to give up",
     "log_interval": "logging",
     "enable_wandb": "logging",
+    "verify": "launch: what is checked, not what is done",
     "project_name": "logging: a label (and part of the folder's name)",
     "run_name": "logging: a label; an unfinished run goes on also under a time-stamped name",
     "checkpoint_interval": "launch: how often to save",
@@ -95,6 +96,8 @@ class RunConfig:
     resume_from: str = "latest"
     """latest, best, step_N, or the path of a checkpoint."""
 
+    verify: Literal["off", "warn", "strict"] = "warn"
+    """Check the path from command to model before launch: strict stops at a FAIL, warn only says it, off skips."""
     project_name: str | None = None
     """Groups runs: a folder under checkpoints/ and the wandb project."""
     run_name: str | None = None
@@ -204,10 +207,10 @@ def _source(hydra_config: DictConfig) -> ConfigSource:
     return ConfigSource(text, {str(k): v for k, v in resolved.items()}, overrides, name, choices)
 
 
-def stored_choices(stored_yaml: str) -> dict[str, str | None]:
-    """The group choices in the first line of a stored `ConfigSource.yaml`; empty without that line."""
+def stored_origin(stored_yaml: str) -> dict[str, Any]:
+    """`config_name` and the group `choices` in the first line of a stored `ConfigSource.yaml`; empty without it."""
     first = stored_yaml.partition("\n")[0]
-    return json.loads(first.removeprefix(HEADER))["choices"] if first.startswith(HEADER) else {}
+    return json.loads(first.removeprefix(HEADER)) if first.startswith(HEADER) else {}
 
 
 def merge_for_resume(stored_yaml: str, overrides: Sequence[str], groups: Iterable[str] = ()) -> DictConfig:
@@ -216,7 +219,7 @@ def merge_for_resume(stored_yaml: str, overrides: Sequence[str], groups: Iterabl
     `groups` are further names of config groups (those of the new command's `ConfigSource.choices`).
     Raises: UsageError for a changed group, a `~` deletion, a sweep, and a key that the stored config lacks.
     """
-    config, choices = OmegaConf.create(stored_yaml), stored_choices(stored_yaml)
+    config, choices = OmegaConf.create(stored_yaml), stored_origin(stored_yaml).get("choices", {})
     assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)
     try:

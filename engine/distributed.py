@@ -38,6 +38,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def under_torchrun() -> bool:
+    """Whether a launcher stands between this process and the shell: it reports exit code 1 whatever ours was."""
+    return world_size() > 1 or "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def initialise(timeout_minutes: float = 30.0) -> None:
     """Join the process group: gloo for CPU tensors, nccl for CUDA tensors where there is CUDA.
 

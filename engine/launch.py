@@ -27,12 +27,12 @@ from engine.checkpoint import (
 )
 from engine.config import ConfigSource, RunConfig, source_of
 from engine.device import check_attention, choose_device, prepare_process
-from engine.distributed import all_gather_rows, broadcast_object, is_main, rank, shutdown, world_size
+from engine.distributed import all_gather_rows, broadcast_object, is_main, rank, shutdown, under_torchrun, world_size
 from engine.environment import describe_environment
 from engine.errors import Interrupted, RunFailure, UsageError
-from engine.io import say
+from engine.io import atomic_write_json, say
 from engine.progress import ProgressBar
-from engine.rundir import RunDirectory
+from engine.rundir import RunDirectory, read_json
 from engine.schema import structure
 from engine.signals import StopSignal
 from engine.sinks import ConsoleSink, JsonlSink, Sinks, WandbSink
@@ -42,6 +42,8 @@ from engine.trainer import Trainer
 C = TypeVar("C", bound=RunConfig)
 R = TypeVar("R")
 Build = Callable[[Any, Runtime], Plan]
+Check = Callable[[Any], Mapping[str, Any] | None]
+Compare = Callable[[dict[str, Any], dict[str, Any]], tuple[list[str], list[str]]]
 
 
 def on_main(work: Callable[[], R]) -> R:
@@ -73,28 +75,29 @@ class _Opened:
 
 
 def run(
-    config: RunConfig, build: Build, *, entry: str, check: Callable[[Any], object] | None = None
+    config: RunConfig, build: Build, *, entry: str, check: Check | None = None, compare: Compare | None = None
 ) -> dict[str, float | None]:
     """Train as `config` says, in its run directory, from its checkpoint where there is one.
 
-    `check(config)` reads what only the script's own classes can judge (architecture, loss, evaluators), so that a
-    misspelt key there is refused before a run directory is made or data are read.
+    `check(config)` reads what only the script's own classes can judge (architecture, loss, evaluators, the path from
+    command to model), so that a mistake there is refused before a run directory is made or data are read. The signature
+    that it returns is kept as path_signature.json; at a resume `compare(stored, new)` says what makes the two different
+    experiments, and what a reader should know.
 
     Returns the last evaluation. Raises UsageError, RunFailure or Interrupted after status.json says the same.
     """
     with StopSignal() as stop, ExitStack() as cleanup:
         cleanup.callback(shutdown)
         check_attention(config.attention, choose_device(config.device).device)
-        if check is not None:
-            check(config)
         # Nothing on disk is touched (a finished run set aside, say) before data and model are known to be usable.
         config = resume.from_source(config, on_main(lambda: _decide(config, entry)))
         try:
+            signature = check(config) if check is not None else None
             runtime = make_runtime(config, stop=stop)
             plan = build(config, runtime)
         except BaseException as error:
             state, fields = _how_it_ended(error)
-            if is_main():
+            if is_main() and under_torchrun():
                 identity = resume.identity(source_of(config))
                 rundir.note_refusal(_run_dir(config), identity=identity, entry=entry, state=state, **fields)
             raise
@@ -109,6 +112,8 @@ def run(
         opened = on_main(open_directory)
         session = _Session(config, entry, opened, directory, stop)
         try:
+            if compare is not None and signature is not None:
+                on_main(lambda: session.compare_paths(signature, compare))
             results = session.train(plan, runtime)
         except BaseException as error:
             session.ended(error)
@@ -181,6 +186,23 @@ class _Session:
         self._say_what_runs(plan, runtime)
         self._open_sinks(plan)
         return trainer.fit()
+
+    def compare_paths(self, signature: Mapping[str, Any], compare: Compare) -> None:
+        """Rank 0: keep the signature of what runs, after holding it against that of the run that goes on."""
+        file = self.opened.path / "path_signature.json"
+        if self.opened.mode == "continue" and signature:
+            different, notable = compare(read_json(file), dict(signature))
+            for line in notable:
+                say(f"warning: since this run began, {line}")
+            if different and self.config.verify == "strict":
+                raise UsageError(
+                    f"{self.opened.path} was another path, {different[0]}: start a new run (resume=false), "
+                    "or go on all the same with verify=warn"
+                )
+            for line in different:
+                say(f"warning: this run was another path, {line}")
+        if signature:
+            atomic_write_json(file, dict(signature))
 
     def _load_checkpoint(self) -> Checkpoint | None:
         path = self.opened.checkpoint

@@ -16,7 +16,7 @@ from engine.schema import structure
 SLOTS = ("models", "losses", "evaluators", "dataset", "tasks")
 
 
-def resolve(name: str, slot: str, where: str | None = None) -> type:
+def resolve(name: str | None, slot: str, where: str | None = None) -> type:
     """The class that `name` means in `slot`, imported now.
 
     `heads@Head` in slot losses is `losses.heads`; a root package as first part is absolute (`losses@Head`).

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from engine import rundir
-from engine.config import NOT_IDENTITY, ConfigSource, RunConfig, merge_for_resume, source_of
+from engine.config import NOT_IDENTITY, ConfigSource, RunConfig, merge_for_resume, source_of, stored_origin
 from engine.errors import UsageError
 from engine.io import sha256_json
 from engine.schema import structure
@@ -67,7 +67,9 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_di
     resolved = _resolved(merged)
     if run_dir is not None:  # a time-stamped name would resolve to a new time
         resolved["run_dir"] = str(run_dir)
-    source = replace(asked, yaml=header + OmegaConf.to_yaml(merged, resolve=False), resolved=resolved)
+    source = replace(
+        asked, yaml=header + OmegaConf.to_yaml(merged, resolve=False), resolved=resolved, **stored_origin(text)
+    )  # fmt: skip
     return from_source(config, source)
 
 

@@ -358,11 +358,12 @@ TABLE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.S)
 
 
 def generated(text: str) -> str:
-    return TABLE.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
+    return TABLE.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}" if m[2] in TABLES else m[0], text)
 
 
 def test_tables_match_the_schemas() -> None:
-    held = [name for page in PAGES for _, name, _ in TABLE.findall(page.read_text())]
+    # Tables of other names belong to other generators (verification.md has the codes').
+    held = [name for page in PAGES for _, name, _ in TABLE.findall(page.read_text()) if name in TABLES]
     assert sorted(held) == sorted(TABLES)
     for page in PAGES:
         text = page.read_text()

@@ -117,7 +117,7 @@ def test_flag_style_is_the_same_run(base: Trace, workplace: Path) -> None:
 def test_every_key_is_in_the_table() -> None:
     """Keys whose effect is tested elsewhere: resume (test_resume), parallel (test_ranks), wandb (test_sinks)."""
     elsewhere = {"device", "parallel", "max_skipped_steps", "resume", "resume_from", "project_name", "run_name", "run_dir",
-                 "enable_wandb", "arch"}  # fmt: skip
+                 "enable_wandb", "verify", "arch"}  # fmt: skip
     named = {word.partition("=")[0].partition(".")[0] for overrides in EFFECTS for word in overrides.split()}
     assert {field.name for field in fields(PretrainConfig)} - elsewhere <= named
 

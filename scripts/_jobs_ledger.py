@@ -1,0 +1,242 @@
+"""Who runs which job: claims on a job file that several runners share, safe against kill -9.
+
+Beside `jobs/jobs-trm.txt` lies `jobs/.jobs-trm.txt.state/`: `lock` is held for the milliseconds of an edit,
+`<key>.lock` for as long as the job runs, `<key>.json` remembers its attempts. The job's own process inherits
+`<key>.lock`, so the lock outlives a runner that was killed and says whether the job is still there; the kernel drops it
+with the last holder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UsageError
+from engine.io import atomic_write_bytes, file_lock
+from verification.jobs import MARKS, Job, JobFile, parse_text
+
+HOST = socket.gethostname()
+
+
+@dataclass
+class Claim:
+    """A job that this runner has marked as its own."""
+
+    job: Job
+    handle: int
+    """descriptor of `<key>.lock`: locked by us, or, for an orphan, by the job itself"""
+    orphan: bool
+    """the job still runs, started by a runner that is gone"""
+    record: dict[str, Any]
+    taken_over: bool = False
+    """the mark was that of a runner that is gone"""
+
+
+@dataclass
+class Ledger:
+    """The job file and its state folder."""
+
+    path: Path
+    pid: int = field(default_factory=os.getpid)
+
+    def __post_init__(self) -> None:
+        self.path = self.path.resolve()  # a link stays a link: what it names is replaced
+        self.folder = self.path.parent / f".{self.path.name}.state"
+
+    # --- looking
+
+    def read(self) -> JobFile:
+        """The file as it stands. Raises: UsageError when it cannot be read."""
+        jobs, problems = parse_text(self._text())
+        return JobFile(self.path, jobs, problems)
+
+    def record(self, job: Job) -> dict[str, Any]:
+        """What is remembered of the job's attempts; empty when there was none."""
+        try:
+            found = json.loads((self.folder / f"{job.key}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write_record(self, job: Job, record: dict[str, Any]) -> None:
+        """Remember `record` for the job."""
+        text = json.dumps(record, indent=2) + "\n"  # ASCII: a command need not be valid UTF-8
+        atomic_write_bytes(self.folder / f"{job.key}.json", text.encode("ascii"))
+
+    def owner_alive(self, job: Job) -> bool | None:
+        """Whether the runner named in a [-] mark lives; None: on another host, or nobody is named."""
+        if job.owner is None or job.owner[1] not in (None, HOST):
+            return None
+        record = self.record(job)
+        started = record.get("runner_started") if record.get("runner") == job.owner[0] else None
+        return process_alive(job.owner[0], started)
+
+    def is_held(self, job: Job) -> bool:
+        """Whether any process holds the job's lock."""
+        handle = self._open_lock(job)
+        try:
+            return not _try_lock(handle)
+        finally:
+            os.close(handle)
+
+    # --- changing
+
+    def claim(
+        self,
+        wanted: Callable[[Job], bool],
+        *,
+        fits: Callable[[Job], bool] = lambda job: True,
+        marks: str = " ",
+        hosts: frozenset[str] = frozenset(),
+    ) -> Claim | None:
+        """Mark the first job that may run now as ours; None when there is none (or the first one does not `fit`).
+
+        May run: a mark in `marks`, or [-] whose runner is gone (from this host, or from one of `hosts`).
+        """
+        with self._locked():
+            for job in self.read().jobs:
+                if job.error or not wanted(job):
+                    continue
+                stale = job.mark == "-" and self._is_stale(job, hosts)
+                if not stale and job.mark not in marks:
+                    continue
+                handle = self._open_lock(job)
+                orphan = not _try_lock(handle)
+                if orphan and not stale:  # the line was edited by hand while the job runs
+                    os.close(handle)
+                    continue
+                if not orphan and not fits(job):
+                    os.close(handle)
+                    return None
+                record = self.record(job)
+                if not stale:  # what an earlier attempt left must not pass for this one's
+                    record |= {"started": None, "ended": None, "child": None}
+                record = {**record, "id": job.id, "command": job.command, "runner": self.pid, "host": HOST}
+                record["runner_started"] = start_time(self.pid)
+                self.write_record(job, record)
+                self._mark(job, "-")
+                return Claim(job, handle, orphan, record, taken_over=stale)
+        return None
+
+    def release(self, claim: Claim, state: str) -> bool:
+        """Write how the job stands and give its lock back. False: its line is gone from the file."""
+        with self._locked():
+            found = None
+            with contextlib.suppress(UsageError):  # the whole file is gone: so is the line
+                found = self._find(claim.job)
+            if found is not None:
+                self._mark(found, MARKS[state])
+            with contextlib.suppress(OSError):
+                fcntl.flock(claim.handle, fcntl.LOCK_UN)  # also for what the job left behind, which inherited it
+            os.close(claim.handle)
+        return found is not None
+
+    def adopt(self, claim: Claim) -> bool:
+        """Take the lock of an orphan once its process has ended. False: it still runs."""
+        return _try_lock(claim.handle)
+
+    def append(self, text: str, ids: set[str]) -> None:
+        """Add the lines of `text`, whose jobs have `ids`. Raises: UsageError when one is there already."""
+        with self._locked():
+            for job in self.read().jobs:
+                if job.id in ids:
+                    raise UsageError(f"{self.path.name} line {job.line_number} has a job {job.id} already")
+            before = self._text()
+            gap = "" if not before or before.endswith("\n") else "\n"
+            self._write(before + gap + text)
+
+    # --- inside
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            with file_lock(self.folder / "lock", wait=True):
+                yield
+        except PermissionError as error:
+            raise UsageError(f"{error.filename or self.folder} cannot be written: runners need it") from None
+
+    def _text(self) -> str:
+        try:
+            return self.path.read_bytes().decode("utf-8", "surrogateescape")
+        except OSError as error:
+            raise UsageError(f"job file {self.path} cannot be read ({error.strerror})") from None
+
+    def _open_lock(self, job: Job) -> int:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return os.open(self.folder / f"{job.key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def _is_stale(self, job: Job, hosts: frozenset[str]) -> bool:
+        if job.owner is not None and job.owner[1] in hosts and job.owner[1] != HOST:
+            return True
+        return self.owner_alive(job) is False
+
+    def _find(self, job: Job) -> Job | None:
+        """The line of a job that we run: lines may have moved, marks and even the command may have been edited."""
+        ours = (self.pid, HOST)
+        jobs = self.read().jobs
+        tests: tuple[Callable[[Job], bool], ...] = (
+            lambda other: other.command == job.command and other.mark == "-" and other.owner == ours,
+            lambda other: other.command == job.command and other.mark == "-",
+            lambda other: other.id == job.id and other.mark == "-" and other.owner == ours and other.label is not None,
+            lambda other: other.command == job.command,
+        )
+        return next((other for test in tests for other in jobs if test(other)), None)
+
+    def _mark(self, job: Job, mark: str) -> None:
+        """Rewrite the line of `job` (just read, under the lock); every other byte of the file stays as it is."""
+        lines = self._text().split("\n")
+        line = lines[job.line_number - 1]
+        before, after = line[: line.index("[")], line[len(line.rstrip("\r")) :]
+        owner = f" [{self.pid}@{HOST}]" if mark == "-" else ""
+        blank = line[len(before) + 3 : line.index(job.command, len(before) + 3)]
+        lines[job.line_number - 1] = f"{before}[{mark}]{blank}{job.command}{owner}{after}"
+        self._write("\n".join(lines))
+
+    def _write(self, text: str) -> None:
+        mode = self.path.stat().st_mode & 0o777
+        atomic_write_bytes(self.path, text.encode("utf-8", "surrogateescape"))
+        with contextlib.suppress(PermissionError):
+            self.path.chmod(mode)  # a shared file stays writable for the others
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _stat(pid: int) -> list[str]:
+    """/proc/PID/stat from the third field (the state) on; empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def start_time(pid: int) -> str | None:
+    """When the process began, in the kernel's clock ticks; None where /proc does not say."""
+    fields = _stat(pid)
+    return fields[19] if len(fields) > 19 else None
+
+
+def process_alive(pid: int, started: str | None = None) -> bool:
+    """Whether `pid` runs and, where `started` is known, is still the same process and not a later one."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    fields = _stat(pid)
+    if fields and fields[0] in "ZX":
+        return False
+    return started is None or not fields or start_time(pid) == started

@@ -1,0 +1,80 @@
+"""--launcher slurm: one Slurm job per line, each a run_jobs.py of its own on its node, through submitit.
+
+The state stays in the job file: a line is marked when its Slurm job starts, so submitting twice runs nothing twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UsageError
+
+
+@dataclass
+class NodeRunner:
+    """What Slurm executes: a local runner for one line; submitted again when Slurm takes the node away."""
+
+    command: list[str]
+    cwd: str
+
+    def __call__(self) -> int:
+        self._process = subprocess.Popen(self.command, cwd=self.cwd)
+        return self._process.wait()
+
+    def checkpoint(self) -> Any:
+        """Called by submitit on preemption or before the time limit: the run saves itself, the line is queued again."""
+        import submitit
+
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait()
+        return submitit.helpers.DelayedSubmission(NodeRunner(self.command, self.cwd))
+
+
+def load_submitit() -> Any:
+    """The submitit module. Raises: UsageError with the command that installs it."""
+    try:
+        import submitit
+    except ImportError:
+        raise UsageError("--launcher slurm needs submitit: pip install -e '.[slurm]'") from None
+    return submitit
+
+
+def submit(
+    commands: Sequence[tuple[str, int, list[str]]], *, folder: Path, cwd: Path, parameters: Mapping[str, Any]
+) -> list[str]:
+    """Queue (job id, GPUs, runner command) each as a Slurm job; returns Slurm's job ids.
+
+    `parameters` go to submitit's `update_parameters` (timeout_min, slurm_partition, ...); gpus_per_node is the
+    job's own unless given. Raises: UsageError without submitit, or when Slurm refuses.
+    """
+    submitit = load_submitit()
+    with contextlib.suppress(ImportError):  # comes with submitit; a node need not be able to import scripts/
+        import cloudpickle
+
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
+        ids = []
+        for name, gpus, command in commands:
+            own = {"gpus_per_node": gpus} if gpus else {}
+            executor.update_parameters(**{"name": name, **own, **parameters})
+            ids.append(str(executor.submit(NodeRunner(command, str(cwd))).job_id))
+    except (RuntimeError, OSError, NameError, ValueError, TypeError, subprocess.CalledProcessError) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"--launcher slurm: {text}") from None
+    return ids
+
+
+def parameter(text: str) -> tuple[str, Any]:
+    """`key=value` of --slurm; numbers become numbers. Raises: ValueError."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(text)
+    return name, int(value) if value.isdigit() else value

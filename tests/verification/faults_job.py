@@ -1,0 +1,333 @@
+"""Faults of job lines, their files, and what a job line overrides (the guide's step 1)."""
+
+from __future__ import annotations
+
+from tests.verification.mutations import LARGE, SMALL, Fault, append, copy, cut, move, put, remove, swap
+
+BASE = "config/base/pretrain.yaml"
+RECIPE = "config/cfg_pretrain_sudoku_4x4.yaml"
+OTHER_RECIPE = "config/cfg_train.yaml"
+ONE_PAGE = (remove("README.md"), remove("docs"), remove("jobs"))
+DEAD_PID = 4_194_303  # the largest that Linux gives out; nothing lives there in a test
+
+FILES = (
+    Fault(
+        name="job-malformed",
+        what="a job line without its `[ ]`",
+        codes=("JOB001",),
+        jobs=f"[ ] {SMALL} run_name=first\n{SMALL} run_name=second\n",
+    ),
+    Fault(
+        name="job-unclosed-quote",
+        what="a quote that is never closed",
+        codes=("JOB001",),
+        jobs=f"[ ] {SMALL} 'run_name=first\n",
+    ),
+    Fault(
+        name="job-unknown-mark",
+        what="a mark that the runner does not know",
+        codes=("JOB001",),
+        jobs=f"[?] {SMALL} run_name=first\n",
+    ),
+    Fault(
+        name="job-stale-running",
+        what="marked as running by a process that is gone",
+        codes=("JOB002",),
+        level="WARN",
+        jobs=f"[-] {SMALL} run_name=first [{DEAD_PID}]\n",
+    ),
+    Fault(
+        name="job-twice",
+        what="the same pending job twice",
+        codes=("JOB002",),
+        level="WARN",
+        jobs=f"[ ] {SMALL} run_name=first\n[ ] {SMALL} run_name=first\n",
+    ),
+    Fault(
+        name="job-run-name-twice",
+        what="two different jobs write to the same run",
+        codes=("JOB032",),
+        level="WARN",
+        jobs=f"[ ] {SMALL} run_name=first\n[ ] {SMALL} lr=1e-3 run_name=first\n",
+    ),
+    Fault(
+        name="job-intent-of-next",
+        what="the intent above the job says HRM, the job trains TRM",
+        codes=("JOB034",),
+        jobs=f"#@ intent: arch=hrm\n[ ] {SMALL} run_name=first\n",
+    ),
+)
+
+SCRIPTS = (
+    Fault(
+        name="script-renamed",
+        what="pretrain.py was renamed, the job was not",
+        codes=("JOB010",),
+        edits=(move("pretrain.py", "pretrain_puzzle.py"),),
+    ),
+    Fault(
+        name="script-old",
+        what="the job still starts the copy that was kept as pretrain_old.py",
+        codes=("JOB011",),
+        follows=("SCR111", "SCR120"),
+        edits=(copy("pretrain.py", "pretrain_old.py"),),
+        job=SMALL.replace("pretrain.py", "pretrain_old.py"),
+    ),
+    Fault(
+        name="script-original",
+        what="recipe and job both name pretrain_original.py",
+        codes=("JOB011",),
+        follows=("SCR120",),
+        edits=(move("pretrain.py", "pretrain_original.py"), swap(BASE, "pretrain.py\n", "pretrain_original.py\n")),
+        job=SMALL.replace("pretrain.py", "pretrain_original.py"),
+    ),
+    Fault(
+        name="nproc-does-not-divide",
+        what="768 rows on 5 GPUs",
+        codes=("JOB012",),
+        job=LARGE.replace("=4", "=5"),
+    ),
+    Fault(
+        name="accumulation-does-not-divide",
+        what="768 rows on 4 GPUs in 5 pieces each",
+        codes=("JOB012",),
+        job=f"{LARGE} accumulation=5",
+    ),
+)
+
+CONFIGS = (
+    Fault(
+        name="config-misspelt",
+        what="a config name that does not exist",
+        codes=("JOB020",),
+        job="python pretrain.py --config-name=cfg_pretrain_suduko_4x4",
+    ),
+    Fault(
+        name="config-renamed",
+        what="the recipe was renamed, the job was not",
+        codes=("JOB020",),
+        edits=(move(RECIPE, "config/cfg_pretrain_sudoku_small.yaml"),),
+    ),
+    Fault(
+        name="config-old",
+        what="the recipe was set aside as _old and the job follows it",
+        codes=("JOB021",),
+        edits=(move(RECIPE, "config/cfg_pretrain_sudoku_4x4_old.yaml"),),
+        job=SMALL.replace("sudoku_4x4", "sudoku_4x4_old"),
+    ),
+    Fault(
+        name="config-removed",
+        what="a config of an approach that was given up (config/REMOVED.txt)",
+        codes=("JOB021",),
+        edits=(append("config/REMOVED.txt", "cfg_pretrain_sudoku_4x4: replaced by the 6x6 recipe\n"),),
+    ),
+    Fault(
+        name="config-of-another-script",
+        what="pretrain.py is started with the recipe of train.py",
+        codes=("SCR111",),
+        edits=(copy(RECIPE, OTHER_RECIPE), swap(OTHER_RECIPE, "data_paths:", "script: train.py\n\ndata_paths:")),
+        job="python pretrain.py --config-name=cfg_train",
+    ),
+    Fault(
+        name="config-without-script",
+        what="the recipe says no script, so nothing ties it to pretrain.py",
+        codes=("SCR111",),
+        edits=(cut(BASE, "script: pretrain.py\n"),),
+    ),
+    Fault(
+        name="script-key-outdated",
+        what="the recipes still name the script that was renamed",
+        codes=("SCR111",),
+        edits=(swap(BASE, "script: pretrain.py", "script: pretrain_trm.py"),),
+    ),
+)
+
+OVERRIDES = (
+    Fault(name="key-misspelt", what="`lrr=1e-3`", codes=("JOB030",), job=f"{SMALL} lrr=1e-3"),
+    Fault(name="arch-key-misspelt", what="`arch.L_cyles=4`", codes=("JOB030",), job=f"{SMALL} arch.L_cyles=4"),
+    Fault(
+        name="loss-key-in-arch",
+        what="`arch.loss_type=...` where `arch.loss.loss_type` is meant",
+        codes=("JOB030",),
+        job=f"{SMALL} arch.loss_type=softmax_cross_entropy",
+    ),
+    Fault(
+        name="plus-misspelt",
+        what="`+arch.L_cyles=4` composes: the plus makes the misspelt key",
+        codes=("JOB030",),
+        job=f"{SMALL} +arch.L_cyles=4",
+    ),
+    Fault(name="plus-top-misspelt", what="`+epoch=3`", codes=("JOB030",), job=f"{SMALL} +epoch=3"),
+    Fault(name="group-misspelt", what="`arch=trn`", codes=("JOB030",), follows=("CFG210",), job=f"{SMALL} arch=trn"),
+    Fault(name="debug-misspelt", what="`+debug=tinny`", codes=("JOB030",), job=f"{SMALL} +debug=tinny"),
+    Fault(name="type-error", what="`epochs=1.5`", codes=("JOB030",), job=f"{SMALL} epochs=1.5"),
+    Fault(name="type-error-text", what="`lr=fast`", codes=("JOB030",), job=f"{SMALL} lr=fast"),
+    Fault(
+        name="choice-misspelt",
+        what="`arch.pos_encodings=ropes`",
+        codes=("JOB030",),
+        job=f"{SMALL} arch.pos_encodings=ropes",
+    ),
+    Fault(
+        name="tilde-required",
+        what="`~data_paths`: a required key is gone",
+        codes=("JOB030",),
+        job=f"{SMALL} ~data_paths",
+    ),
+    Fault(
+        name="dead-rope",
+        what="`arch.rope_theta` where positions are not rotary",
+        codes=("JOB031",),
+        level="WARN",
+        job=f"{SMALL} arch.rope_theta=5000",
+    ),
+    Fault(
+        name="dead-ema-rate",
+        what="`ema_rate` with `ema=false`",
+        codes=("JOB031",),
+        level="WARN",
+        job=f"{SMALL} ema=false ema_rate=0.9",
+    ),
+    Fault(
+        name="dead-puzzle-lr",
+        what="`puzzle_emb_lr` for a model without puzzle embedding",
+        codes=("JOB031",),
+        level="WARN",
+        job=f"{SMALL} puzzle_emb_lr=0.01",
+    ),
+    Fault(
+        name="dead-min-eval",
+        what="`min_eval_interval` without evaluations to skip",
+        codes=("JOB031",),
+        level="WARN",
+        job=f"{SMALL} min_eval_interval=2",
+    ),
+    Fault(
+        name="dead-lr-frozen",
+        what="`lr` with `freeze_weights=true`: the network does not learn",
+        codes=("JOB031",),
+        level="WARN",
+        job=f"{SMALL} arch.puzzle_emb_ndim=64 puzzle_emb_lr=0.01 freeze_weights=true lr=1e-3",
+    ),
+    Fault(
+        name="run-name-contradicts-arch",
+        what="run name hrm_4x4, architecture TRM",
+        codes=("JOB032",),
+        level="WARN",
+        job=f"{SMALL} run_name=hrm_4x4",
+    ),
+    Fault(
+        name="run-name-contradicts-value",
+        what="run name says Lcycles4, the value is 6",
+        codes=("JOB032",),
+        level="WARN",
+        job=f"{SMALL} arch.L_cycles=6 run_name=trm_Lcycles4",
+    ),
+    Fault(
+        name="run-name-contradicts-explore",
+        what="run name says explore0.7, the value is 0.5",
+        codes=("JOB032",),
+        level="WARN",
+        job=f"{SMALL} arch.halt_exploration_prob=0.5 run_name=trm_explore0.7",
+    ),
+    Fault(
+        name="data-missing",
+        what="a data path that neither exists nor can be built",
+        codes=("JOB033",),
+        level="WARN",
+        job=f"{SMALL} data_paths=[data/sudoku-44]",
+    ),
+    Fault(
+        name="resume-from-missing",
+        what="a checkpoint path that does not exist",
+        codes=("JOB033",),
+        level="WARN",
+        job=f"{SMALL} resume=true resume_from=checkpoints/pretrain/gone/step_100",
+    ),
+    Fault(name="intent-arch", what="meant HRM, trains TRM", codes=("JOB034",), intent=(("arch", "hrm"),)),
+    Fault(
+        name="intent-act", what="meant fixed steps, halts dynamically", codes=("JOB034",), intent=(("act", "fixed"),)
+    ),
+    Fault(name="intent-mode", what="meant encoder mode", codes=("JOB034",), intent=(("mode", "encoder"),)),
+    Fault(
+        name="intent-value",
+        what="meant L_cycles=4, the recipe says 1",
+        codes=("JOB034",),
+        intent=(("arch.L_cycles", "4"),),
+    ),
+)
+
+DATA = (
+    Fault(
+        name="data-encoder-mode",
+        what="data whose dataset.json says encoder mode, for a script with puzzle embeddings",
+        codes=("DAT510",),
+        edits=(
+            put("data/mine/train/dataset.json", '{"data_mode": "encoder", "seq_len": 16, "vocab_size": 6}'),
+            put("data/mine/test/dataset.json", '{"data_mode": "encoder", "seq_len": 16, "vocab_size": 6}'),
+        ),
+        job=f"{SMALL} data_paths=[data/mine]",
+    ),
+    Fault(
+        name="data-with-demonstrations",
+        what="data with demonstrations (all__num_demos.npy) under an undeclared mode",
+        codes=("DAT510",),
+        edits=(
+            put("data/mine/train/dataset.json", '{"seq_len": 16, "vocab_size": 6}'),
+            put("data/mine/train/all__num_demos.npy", ""),
+            put("data/mine/test/dataset.json", '{"seq_len": 16, "vocab_size": 6}'),
+            put("data/mine/test/all__num_demos.npy", ""),
+        ),
+        job=f"{SMALL} data_paths=[data/mine]",
+    ),
+    Fault(
+        name="data-test-encoder-mode",
+        what="the held-out data are of encoder mode",
+        codes=("DAT510",),
+        edits=(
+            put("data/mine/train/dataset.json", '{"data_mode": "encoder", "seq_len": 16, "vocab_size": 6}'),
+            put("data/mine/test/dataset.json", '{"data_mode": "encoder", "seq_len": 16, "vocab_size": 6}'),
+        ),
+        job=f"{SMALL} data_paths_test=[data/mine]",
+    ),
+    Fault(
+        name="data-without-split",
+        what="a data folder without a test split",
+        codes=("DAT510",),
+        edits=(put("data/mine/train/dataset.json", '{"data_mode": "embedding", "seq_len": 16, "vocab_size": 6}'),),
+        job=f"{SMALL} data_paths=[data/mine]",
+    ),
+    Fault(
+        name="data-encoder-name",
+        what="a data path that says encoder, for a script with puzzle embeddings",
+        codes=("DAT511",),
+        level="WARN",
+        job=f"{SMALL} data_paths=[data/arc-encoder-mode]",
+    ),
+)
+
+PAGES = (
+    Fault(
+        name="page-names-gone-config",
+        what="the README tells to run a recipe that does not exist",
+        codes=("DOC810",),
+        everything=True,
+        edits=(*ONE_PAGE, put("README.md", "```bash\npython pretrain.py --config-name=cfg_pretrain_arc_agi_1\n```\n")),
+    ),
+    Fault(
+        name="page-names-gone-script",
+        what="a page tells to run a script that does not exist",
+        codes=("DOC810",),
+        everything=True,
+        edits=(*ONE_PAGE, put("docs/runs.md", "```bash\npython pretrain_etrm.py device=cpu\n```\n")),
+    ),
+    Fault(
+        name="page-misspells-key",
+        what="a page's command has a misspelt key",
+        codes=("DOC810",),
+        everything=True,
+        edits=(*ONE_PAGE, put("docs/runs.md", "```bash\npython pretrain.py warmup_steps=10\n```\n")),
+    ),
+)
+
+FAULTS = (*FILES, *SCRIPTS, *CONFIGS, *OVERRIDES, *DATA, *PAGES)

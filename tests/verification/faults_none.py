@@ -1,0 +1,203 @@
+"""What looks unusual and is right: every one must stay without a failure."""
+
+from __future__ import annotations
+
+from tests.verification.mutations import LARGE, SMALL, Good, append, copy, move, put, swap
+
+RECIPE = "config/cfg_pretrain_sudoku_4x4.yaml"
+ARCH = "config/arch/trm.yaml"
+TRM = "models/recursive_reasoning/trm.py"
+NAME = "name: recursive_reasoning.trm@TRM\n"
+ACT = "models/recursive_reasoning/act.py"
+MINE = '''"""TRM with one more update of z_H at the end of each cycle."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from models.recursive_reasoning.inner import INPUT
+from models.recursive_reasoning.model import RecursiveModel
+from models.recursive_reasoning.recursion import Update
+from models.recursive_reasoning.trm import TRMConfig
+
+
+@dataclass(kw_only=True)
+class MineConfig(TRMConfig):
+    extra_updates: int = 1
+    """Further updates of z_H per cycle."""
+
+
+class Mine(RecursiveModel):
+    Config: ClassVar = MineConfig
+
+    @staticmethod
+    def cycles(config: MineConfig) -> tuple[tuple[Update, ...], int]:
+        low = Update("L_level", "z_L", ("z_L",), ("z_H", INPUT))
+        high = Update("L_level", "z_H", ("z_H",), ("z_L",))
+        cycle = (low,) * config.L_cycles + (high,) * (1 + config.extra_updates)
+        return cycle * config.H_cycles, len(cycle)
+'''
+
+COMMANDS = (
+    Good(name="small", what="the demo's recipe", job=SMALL),
+    Good(name="large", what="the published recipe on four GPUs", job=LARGE),
+    Good(name="default", what="no --config-name: the decorator's config", job="python pretrain.py device=cpu"),
+    Good(name="config-name-space", what="--config-name NAME", job="python pretrain.py --config-name cfg_pretrain_sudoku_4x4"),
+    Good(name="config-name-cn", what="-cn NAME", job="python pretrain.py -cn cfg_pretrain_sudoku_4x4"),
+    Good(name="config-name-cn-equals", what="-cn=NAME", job="python pretrain.py -cn=cfg_pretrain_sudoku_4x4"),
+    Good(name="config-name-last", what="--config-name after the overrides", job="python pretrain.py lr=1e-3 --config-name=cfg_pretrain_sudoku_4x4"),
+    Good(name="flag-style", what="flags in place of overrides", job=f"{SMALL} --lr 1e-3 --no-ema --arch.L_cycles 2"),
+    Good(name="environment", what="variables before the launcher", job=f"CUDA_VISIBLE_DEVICES=0,1 OMP_NUM_THREADS=1 {LARGE}"),
+    Good(
+        name="rendezvous",
+        what="the guide's torchrun line with rendezvous flags",
+        job=LARGE.replace(
+            "--nproc-per-node=4", "--nproc-per-node 4 --rdzv_backend=c10d --rdzv_endpoint=localhost:0 --nnodes=1"
+        ),
+        quiet=("JOB012",),
+    ),
+    Good(name="standalone", what="torchrun --standalone", job=LARGE.replace("--nproc", "--standalone --nproc"), quiet=("JOB012",)),
+    Good(name="quoted-spaces", what="a quoted value with spaces", job=f"{SMALL} 'evaluators=[{{name: steps@PerStepAccuracy, confidence: 0.9}}]'"),
+    Good(name="quoted-hash", what="a # inside a quoted value", jobs=f"[ ] {SMALL} 'run_name=\"first#2\"'\n"),
+    Good(name="digits-in-path", what="digits in brackets inside a path are no process", jobs=f"[ ] {SMALL} 'run_dir=\"/tmp/runs[4711]/a\"' run_name=first\n"),
+    Good(name="commented-job", what="a job that is commented out", jobs=f"# [ ] python pretrain_old.py --config-name=cfg_gone\n[ ] {SMALL} run_name=first\n"),
+    Good(name="done-and-failed", what="finished and failed jobs beside a pending one", jobs=f"[x] {SMALL} run_name=a\n[!] {SMALL} run_name=b\n[ ] {SMALL} run_name=c\n", quiet=("JOB002", "JOB032")),
+    Good(name="multirun", what="a sweep", job="python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny -m lr=1e-3,1e-2"),
+    Good(name="debug", what="+debug=tiny", job=f"{SMALL} +debug=tiny"),
+    Good(name="group-choice", what="another architecture of the same family", job=f"{SMALL} arch=hrm"),
+    Good(name="plus-plus", what="++ on an existing key", job=f"{SMALL} ++lr=1e-3"),
+    Good(name="plus-on-existing", what="`+` on an existing key, which a launch takes too", job=f"{SMALL} +lr=1e-3"),
+    Good(name="smoke", what="max_steps cuts the run short, the warm-up with it", job="python pretrain.py device=cpu max_steps=30"),
+    Good(name="frozen-with-embedding", what="only the embedding is trained", job="python pretrain.py freeze_weights=true", quiet=("CFG251",)),
+    Good(name="lr-0-embedding", what="lr 0 with an embedding that learns", job="python pretrain.py lr=0"),
+    Good(name="halt-always-explore", what="halt_exploration_prob 1", job=f"{SMALL} arch.halt_exploration_prob=1.0"),
+    Good(name="no-exploration", what="halt_exploration_prob 0 is a decision too", job=f"{SMALL} arch.halt_exploration_prob=0"),
+    Good(
+        name="intent-right",
+        what="an intent that holds",
+        intent=(("mode", "embedding"), ("act", "dynamic"), ("arch", "trm"), ("arch.L_cycles", "1")),
+        quiet=("JOB034",),
+    ),
+    Good(name="run-name-right", what="a run name that says what is so", job=f"{SMALL} arch.L_cycles=4 run_name=trm_Lcycles4", quiet=("JOB032",)),
+    Good(name="run-name-original", what="`original` in a run name is no suffix", job=f"{SMALL} run_name=trm_original"),
+    Good(name="live-ema", what="ema_rate with ema", job=f"{SMALL} ema_rate=0.99", quiet=("JOB031",)),
+)  # fmt: skip
+
+TREES = (
+    Good(name="untouched", what="the repository as it is: jobs, recipes and pages", everything=True),
+    Good(
+        name="class-re-exported",
+        what="the class moved and is re-exported from its old module",
+        edits=(
+            move(TRM, "models/recursive_reasoning/tiny.py"),
+            put(
+                TRM,
+                '"""TRM lives in tiny.py."""\n\nfrom models.recursive_reasoning.tiny import TRM, TRMConfig\n\n'
+                '__all__ = ["TRM", "TRMConfig"]\n',
+            ),
+        ),
+    ),
+    Good(
+        name="class-re-exported-renamed",
+        what="the class is re-exported under another name",
+        edits=(
+            move(TRM, "models/recursive_reasoning/tiny.py"),
+            swap("models/recursive_reasoning/tiny.py", "class TRM(RecursiveModel)", "class Tiny(RecursiveModel)"),
+            swap("models/recursive_reasoning/tiny.py", '__all__ = ["TRM", ', '__all__ = ["Tiny", '),
+            put(
+                TRM,
+                '"""TRM lives in tiny.py."""\n\nfrom models.recursive_reasoning.tiny import Tiny as TRM\n'
+                "from models.recursive_reasoning.tiny import TRMConfig\n\n"
+                '__all__ = ["TRM", "TRMConfig"]\n',
+            ),
+        ),
+    ),
+    Good(
+        name="class-re-exported-by-package",
+        what="the arch names the package, which exports the class",
+        edits=(
+            append("models/recursive_reasoning/__init__.py", "\nfrom models.recursive_reasoning.trm import TRM\n"),
+            swap(ARCH, NAME, "name: recursive_reasoning@TRM\n"),
+        ),
+    ),
+    Good(
+        name="new-model",
+        what="the model of docs/architecture.md, added as told there",
+        edits=(put("models/recursive_reasoning/mine.py", MINE),),
+        job=f"{SMALL} arch.name=recursive_reasoning.mine@Mine +arch.extra_updates=2",
+    ),
+    Good(
+        name="derived-recipe",
+        what="a recipe on top of another one",
+        edits=(
+            put(
+                "config/cfg_pretrain_sudoku_4x4_long.yaml",
+                "defaults:\n  - cfg_pretrain_sudoku_4x4\n  - _self_\n\nepochs: 4\nlr: 1.0e-3\n",
+            ),
+        ),
+        job="python pretrain.py --config-name=cfg_pretrain_sudoku_4x4_long",
+    ),
+    Good(
+        name="old-in-a-word",
+        what="`old` inside a name is no suffix",
+        edits=(copy(RECIPE, "config/cfg_pretrain_threshold.yaml"),),
+        job="python pretrain.py --config-name=cfg_pretrain_threshold",
+    ),
+    Good(
+        name="unused-backup",
+        what="a backup copy that nothing uses fails no job",
+        edits=(copy(ARCH, "config/arch/trm_old.yaml"), copy(TRM, "models/recursive_reasoning/trm_old.py")),
+    ),
+    Good(
+        name="retired-elsewhere",
+        what="a retired config that the job does not use",
+        edits=(append("config/REMOVED.txt", "cfg_pretrain_sudoku_5x5: never worked\n"),),
+    ),
+    Good(
+        name="detach-outside-the-graph",
+        what="a detached copy for a metric beside the value that learns",
+        edits=(
+            swap(
+                ACT,
+                "            x = self.inner.embed(data)\n            latents = self.inner.recur(latents, x)\n            logits",
+                "            x = self.inner.embed(data)\n            self.input_norm = x.detach().norm()\n"
+                "            latents = self.inner.recur(latents, x)\n            logits",
+            ),
+        ),
+        quiet=("MOD432",),
+    ),
+    Good(
+        name="forward-with-else",
+        what="forward with an else branch",
+        edits=(
+            swap(
+                ACT,
+                "            return self._forward_train_original(batch, carry)\n        return self._forward_eval(batch)\n",
+                "            return self._forward_train_original(batch, carry)\n"
+                "        else:\n            return self._forward_eval(batch)\n",
+            ),
+        ),
+    ),
+    Good(
+        name="method-says-dynamic",
+        what="_forward_train_dynamic, the other right name",
+        edits=(
+            swap(ACT, "return self._forward_train_original(", "return self._forward_train_dynamic("),
+            swap(ACT, "def _forward_train_original(", "def _forward_train_dynamic("),
+        ),
+    ),
+    Good(
+        name="carry-by-local-name",
+        what="the carry goes through local names",
+        edits=(
+            swap(
+                "tasks/recursive_reasoning.py",
+                "        output: ACTOutput = self.module(batch, self._carries[piece])\n"
+                "        self._carries[piece] = output.carry\n",
+                "        carry = self._carries[piece]\n        output = self.module(batch, carry)\n"
+                "        carry = output.carry\n        self._carries[piece] = carry\n",
+            ),
+        ),
+    ),
+)
+
+GOOD = (*COMMANDS, *TREES)

@@ -1,0 +1,205 @@
+"""Planted faults: a copy of this repository, what is changed in it, and what the verifier must then say.
+
+A fault is a few edits and a job line (or the text of a whole job file). An edit whose text is no longer found fails loudly,
+so that the table cannot go stale in silence. The faults are in faults_job.py, faults_config.py, faults_script.py and
+faults_model.py, what must stay without a failure in faults_none.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from verification.finding import Finding
+
+FOLDERS = (
+    "config",
+    "models",
+    "losses",
+    "tasks",
+    "evaluators",
+    "dataset",
+    "engine",
+    "jobs",
+    "docs",
+    "scripts",
+    "verification",
+)
+SMALL = "python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 device=cpu"
+LARGE = "torchrun --nproc-per-node=4 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp"
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "verification-mutations.md"
+DEEP_TITLE = "## Behaviour, observed by probes\n"
+
+Edit = Callable[[Path], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One slip. `codes` must be found at `level`; no other code may be a FAIL, except those of `follows`.
+
+    `jobs` is the text of a job file; without it `job` is verified as a command with `intent`. `everything` verifies the
+    whole tree, pages included.
+    """
+
+    name: str
+    what: str
+    codes: tuple[str, ...] = ()
+    edits: tuple[Edit, ...] = ()
+    job: str = SMALL
+    jobs: str | None = None
+    intent: tuple[tuple[str, str], ...] = ()
+    level: str = "FAIL"
+    follows: tuple[str, ...] = ()
+    everything: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Good:
+    """An unusual but right thing: no FAIL; `quiet` codes must not even be a WARN."""
+
+    name: str
+    what: str
+    edits: tuple[Edit, ...] = ()
+    job: str = SMALL
+    jobs: str | None = None
+    intent: tuple[tuple[str, str], ...] = ()
+    quiet: tuple[str, ...] = ()
+    everything: bool = False
+
+
+# --- edits ------------------------------------------------------------------------------------------------------------
+
+
+def swap(path: str, old: str, new: str) -> Edit:
+    """Replace the only occurrence of `old`."""
+
+    def edit(root: Path) -> None:
+        text = (root / path).read_text(encoding="utf-8")
+        found = text.count(old)
+        if found != 1:
+            raise LookupError(f"{path} holds {found} times {old!r}: bring the fault up to date")
+        _write(root / path, text.replace(old, new))
+
+    return edit
+
+
+def swap_all(path: str, old: str, new: str) -> Edit:
+    """Replace every occurrence of `old`, of which there is at least one."""
+
+    def edit(root: Path) -> None:
+        text = (root / path).read_text(encoding="utf-8")
+        if old not in text:
+            raise LookupError(f"{path} does not hold {old!r}: bring the fault up to date")
+        _write(root / path, text.replace(old, new))
+
+    return edit
+
+
+def cut(path: str, old: str) -> Edit:
+    """Remove the only occurrence of `old`."""
+    return swap(path, old, "")
+
+
+def put(path: str, text: str) -> Edit:
+    """Write a new file."""
+
+    def edit(root: Path) -> None:
+        if (root / path).exists():
+            raise LookupError(f"{path} exists already: bring the fault up to date")
+        _write(root / path, text)
+
+    return edit
+
+
+def append(path: str, text: str) -> Edit:
+    """Add to the end of a file, made where it is missing."""
+
+    def edit(root: Path) -> None:
+        before = (root / path).read_text(encoding="utf-8") if (root / path).exists() else ""
+        _write(root / path, before + text)
+
+    return edit
+
+
+def move(path: str, new: str) -> Edit:
+    """Rename a file."""
+
+    def edit(root: Path) -> None:
+        (root / new).parent.mkdir(parents=True, exist_ok=True)
+        os.rename(root / path, root / new)
+
+    return edit
+
+
+def copy(path: str, new: str) -> Edit:
+    """Copy a file."""
+
+    def edit(root: Path) -> None:
+        _write(root / new, (root / path).read_text(encoding="utf-8"))
+
+    return edit
+
+
+def remove(path: str) -> Edit:
+    """Delete a file or a folder."""
+
+    def edit(root: Path) -> None:
+        if (root / path).is_dir():
+            shutil.rmtree(root / path)
+        else:
+            (root / path).unlink()
+
+    return edit
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file of its own: those of the copy are hard links to a shared one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+
+def copy_repository(source: Path, target: Path) -> Path:
+    """What a run and its verification read, copied once."""
+    target.mkdir(parents=True)
+    unwanted = shutil.ignore_patterns("__pycache__", "*.pyc", "images")
+    for name in FOLDERS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, ignore=unwanted)
+    for path in [*source.glob("*.py"), source / "README.md", source / "Makefile", source / "pyproject.toml"]:
+        shutil.copy2(path, target / path.name)
+    return target
+
+
+def overlay(pristine: Path, target: Path, edits: Iterable[Edit]) -> Path:
+    """A tree of hard links to `pristine` with `edits` applied: its own folder, so nothing cached by path can be stale."""
+    shutil.copytree(pristine, target, copy_function=os.link)
+    for edit in edits:
+        edit(target)
+    for path in target.rglob("*.py"):
+        if path.stat().st_nlink == 1:  # changed: a slip is no syntax error
+            ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return target
+
+
+# --- rows of the page -------------------------------------------------------------------------------------------------
+
+
+def row(fault: Fault, code: str, findings: Iterable[Finding]) -> str:
+    """| fault | code | level | message | of the first finding that is meant."""
+    found = next((f for f in findings if f.code == code and f.level == fault.level), None)
+    message = "(missed)" if found is None else f"{found.place}: {found.message}" if found.place else found.message
+    return f"| {cell(fault.what)} | {code} | {fault.level} | {cell(message)} |"
+
+
+def cell(text: str) -> str:
+    """Text that Markdown shows as it is inside a table."""
+    return text.replace("|", "\\|").replace("<", "&lt;")

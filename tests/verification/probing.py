@@ -1,0 +1,43 @@
+"""What the tests of the probes share: composed recipes, one probe at a time, planted faults."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from tests.conftest import ROOT
+from verification.finding import Finding
+from verification.probes import probe
+
+ATTENTION, MLP, HRM = "cfg_pretrain_sudoku_extreme_att", "cfg_pretrain_sudoku_extreme_mlp", "cfg_pretrain"
+
+
+@functools.cache
+def composed(name: str, *overrides: str) -> Any:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "config"), version_base=None):
+        return compose(name, list(overrides))
+
+
+def look(code: str, *overrides: str, recipe: str = ATTENTION) -> list[Finding]:
+    config = composed(recipe, *overrides)
+    return probe(config, entry="pretrain.py", root=ROOT, only={code}, overrides=overrides)
+
+
+def fails(code: str, *overrides: str, recipe: str = ATTENTION) -> str:
+    """The messages of the FAILs, which must all be of `code`."""
+    found = [finding for finding in look(code, *overrides, recipe=recipe) if finding.level == "FAIL"]
+    assert {finding.code for finding in found} == {code}
+    assert all(finding.fix and finding.step == "dyn" for finding in found)
+    return "; ".join(finding.message for finding in found)
+
+
+def around(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    """Replace `owner.name` by `wrapper(original, *args)`."""
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **kwargs: wrapper(original, *args, **kwargs))

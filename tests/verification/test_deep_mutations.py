@@ -1,0 +1,106 @@
+"""Faults that only show when the model runs: each is caught by the probe that observes it.
+
+Every fault runs in a forked process that imports the changed copy: torch is loaded already, so each costs tenths of a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from tests.conftest import run_forked
+from tests.verification.faults_deep import FAULTS
+from tests.verification.mutations import DEEP_TITLE, PAGE, Fault, copy_repository, overlay, row
+from verification.finding import Finding
+from verification.probes import CODES_OBSERVED
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("models", "losses", "tasks", "evaluators", "dataset", "pretrain", "pretrain_args")
+_SEEN: dict[str, list[Finding]] = {}
+OVERRIDES = ["arch.puzzle_emb_ndim=64", "puzzle_emb_lr=0.01", "arch.L_cycles=2", "arch.no_ACT_continue=true"]
+
+
+def resolved() -> dict:
+    """A recipe with a puzzle embedding, so that every probe has something to look at."""
+    with initialize_config_dir(config_dir=str(ROOT / "config"), version_base=None):
+        return OmegaConf.to_container(compose("cfg_pretrain_sudoku_4x4", OVERRIDES), resolve=True)  # type: ignore[return-value]
+
+
+def observe(root: Path, config: dict, codes: list[str]) -> list[Finding]:
+    """What the probes say about the code in `root`, which is imported in a process of its own."""
+    result = run_forked(_child, str(root), config, codes, cwd=root)
+    assert result.code == 0, result.output
+    return [Finding(**row) for row in json.loads(result.output.splitlines()[-1])]
+
+
+def _child(root: str, config: dict, codes: list[str]) -> None:
+    for name in [n for n in sys.modules if n.split(".")[0] in OURS or n.startswith("verification.probes.")]:
+        del sys.modules[name]
+    sys.path.insert(0, root)
+    importlib.invalidate_caches()
+    from verification.probes.session import observe
+
+    found = observe(config, entry="pretrain", root=Path(root), only=codes, overrides=[])
+    assert Path(sys.modules["models"].__file__ or "").is_relative_to(Path(root).resolve())
+    print(json.dumps([finding.as_dict() for finding in found]))
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_repository(ROOT, tmp_path_factory.mktemp("pristine") / "repo")
+
+
+@pytest.fixture(scope="module")
+def config() -> dict:
+    torch.empty(2, device="meta").erfinv_()  # loads what a model without memory needs, once and not in every child
+    return resolved()
+
+
+def examine(fault: Fault, pristine: Path, place: Path, config: dict) -> list[Finding]:
+    """What its probes say about `fault`, in a tree of its own below `place`; remembered for the page."""
+    if fault.name not in _SEEN:
+        root = overlay(pristine, place / fault.name, fault.edits)
+        _SEEN[fault.name] = observe(root, config, list(fault.codes))
+    return _SEEN[fault.name]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_of_behaviour_is_observed(fault: Fault, pristine: Path, config: dict, tmp_path: Path) -> None:
+    findings = examine(fault, pristine, tmp_path, config)
+    failed = {f.code for f in findings if f.level == "FAIL"}
+    assert failed == set(fault.codes), [f"{f.level} {f.code} {f.message}" for f in findings]
+
+
+def test_unchanged_code_passes_every_probe(pristine: Path, config: dict) -> None:
+    findings = observe(pristine, config, list(CODES_OBSERVED))
+    assert {f.code for f in findings} >= set(CODES_OBSERVED)
+    assert not [f for f in findings if f.level in ("FAIL", "WARN")]
+
+
+def section(pristine: Path, place: Path, config: dict | None = None) -> str:
+    """The page's part about these faults."""
+    config = config or resolved()
+    lines = [
+        DEEP_TITLE,
+        "The chain of files is right here, what it computes is not: `--dynamic` runs a tiny instance and looks.",
+        "",
+        "| fault | code | level | message |",
+        "|---|---|---|---|",
+    ]
+    lines += [row(fault, code, examine(fault, pristine, place, config)) for fault in FAULTS for code in fault.codes]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_is_current(pristine: Path, config: dict, tmp_path: Path) -> None:
+    before, title, after = PAGE.read_text(encoding="utf-8").partition(DEEP_TITLE)
+    assert before
+    assert title + after == section(pristine, tmp_path, config), (
+        "docs/verification-mutations.md is stale: python -m tests.verification.test_mutations"
+    )

@@ -1,0 +1,157 @@
+"""Every planted fault is caught with its code, and nothing that is right is called wrong.
+
+docs/verification-mutations.md shows the table; write it anew with `python -m tests.verification.test_mutations`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.verification import faults_config, faults_job, faults_model, faults_script
+from tests.verification.faults_none import GOOD
+from tests.verification.mutations import DEEP_TITLE, PAGE, Fault, Good, cell, copy_repository, overlay, row
+from verification.codes import CODES
+from verification.finding import Finding
+from verification.static import verify_all, verify_command, verify_file
+
+ROOT = Path(__file__).resolve().parents[2]
+FAULTS = (*faults_job.FAULTS, *faults_config.FAULTS, *faults_script.FAULTS, *faults_model.FAULTS)
+STEPS = {
+    "1": "Step 1: job",
+    "2": "Step 2: script and task",
+    "3": "Step 3: recipe",
+    "4": "Step 4: architecture",
+    "5": "Step 5: model",
+    "data": "Data",
+    "doc": "Pages",
+}
+VERDICT = "SUM600"
+"""The guide's last line: fails with whatever failed before it."""
+_SEEN: dict[str, list[Finding]] = {}
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_repository(ROOT, tmp_path_factory.mktemp("pristine") / "repo")
+
+
+def examine(case: Fault | Good, pristine: Path) -> list[Finding]:
+    """What the verifier says about `case`; remembered for the page.
+
+    All trees stand at one path, one after the other: compositions are kept by path and content, so most are made once.
+    """
+    if case.name not in _SEEN:
+        root = overlay(pristine, pristine.parent / "planted", case.edits)
+        try:
+            _SEEN[case.name] = _findings(case, root)
+        finally:
+            shutil.rmtree(root)
+    return _SEEN[case.name]
+
+
+def _findings(case: Fault | Good, root: Path) -> list[Finding]:
+    if case.everything:
+        reports = verify_all(root)
+    elif case.jobs is not None:
+        file = root / "jobs" / "jobs-planted.txt"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(case.jobs, encoding="utf-8")
+        reports = verify_file(file, root=root)
+    else:
+        reports = [verify_command(shlex.split(case.job), root=root, intent=dict(case.intent) or None)]
+    return [finding for report in reports for finding in report.findings]
+
+
+def told(findings: list[Finding]) -> str:
+    return "\n".join(f"{f.level} {f.code} {f.place} {f.message}" for f in findings if f.level in ("FAIL", "WARN"))
+
+
+# --- the faults -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_caught_with_its_code_and_no_other(fault: Fault, pristine: Path) -> None:
+    findings = examine(fault, pristine)
+    right = {f.code for f in findings if f.level == fault.level}
+    assert right >= set(fault.codes), f"{fault.what}: no {fault.level} {fault.codes}\n{told(findings)}"
+    failed = {f.code for f in findings if f.level == "FAIL"}
+    allowed = {VERDICT, *fault.follows, *(fault.codes if fault.level == "FAIL" else ())}
+    assert failed <= allowed, f"{fault.what}: also failed\n{told(findings)}"
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_finding_says_where_it_is_and_what_to_do(fault: Fault, pristine: Path) -> None:
+    for finding in examine(fault, pristine):
+        if finding.code in fault.codes and finding.level == fault.level:
+            assert len(finding.message) > 15, finding
+            assert "\n" not in finding.message, finding
+            assert finding.fix, finding
+            assert str(pristine.parent) not in finding.message, (
+                f"the message names a temporary folder: {finding.message}"
+            )
+
+
+def test_the_table_is_large_and_its_codes_are_known() -> None:
+    assert len(FAULTS) >= 40
+    names = Counter(case.name for case in (*FAULTS, *GOOD))
+    assert max(names.values()) == 1, names.most_common(1)
+    assert {code for fault in FAULTS for code in (*fault.codes, *fault.follows)} <= CODES.keys()
+
+
+# --- no false alarms --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("good", GOOD, ids=lambda good: good.name)
+def test_what_is_right_raises_no_alarm(good: Good, pristine: Path) -> None:
+    findings = examine(good, pristine)
+    assert findings, "nothing was verified"
+    wrong = [f for f in findings if f.level == "FAIL" or (f.level == "WARN" and f.code in good.quiet)]
+    assert not wrong, f"{good.what}\n{told(wrong)}"
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def page(pristine: Path) -> str:
+    """The table of faults with what the verifier says about each."""
+    lines = [
+        "# Planted faults",
+        "",
+        f"{len(FAULTS)} slips, each made in a copy of this repository, and what `scripts/verify_path.py` says about them;",
+        f"{len(GOOD)} unusual but right things that must raise no failure. Generated: `python -m tests.verification.test_mutations`.",
+        "",
+    ]
+    groups: dict[str, list[Fault]] = {}
+    for fault in FAULTS:
+        groups.setdefault(CODES[fault.codes[0]].step, []).append(fault)
+    for step, title in STEPS.items():
+        if step in groups:
+            lines += [f"## {title}", "", "| fault | code | level | message |", "|---|---|---|---|"]
+            for fault in groups[step]:
+                lines += [row(fault, code, examine(fault, pristine)) for code in fault.codes]
+            lines.append("")
+    lines += ["## No failure", "", "| what is right |", "|---|", *(f"| {cell(good.what)} |" for good in GOOD), ""]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_is_current(pristine: Path) -> None:
+    assert PAGE.exists(), "write it: python -m tests.verification.test_mutations"
+    assert PAGE.read_text(encoding="utf-8").partition(DEEP_TITLE)[0] == page(pristine), (
+        "docs/verification-mutations.md is stale: python -m tests.verification.test_mutations"
+    )
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copy_repository(ROOT, Path(folder) / "repo")
+        from tests.verification import test_deep_mutations as deep
+
+        PAGE.write_text(page(tree) + deep.section(tree, Path(folder)), encoding="utf-8")
+    sys.stdout.write(f"{PAGE.relative_to(ROOT)} written\n")

@@ -1,0 +1,134 @@
+"""What people and programs are shown: steps, reasons, JSON, the Markdown page, the page of codes, exit codes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts.verify_path import checkpoint, run
+from tests.conftest import ROOT
+from verification.codes import CODES, with_table
+from verification.compose import compose, digest
+from verification.finding import Finding, Report
+from verification.report import CHECKLIST, as_json, level_of, markdown, text
+from verification.signature import make_signature
+from verification.static import verify_command
+
+GOOD = "python pretrain.py --config-name=cfg_pretrain_sudoku_4x4"
+
+
+def report_of(line: str) -> Report:
+    return verify_command(shlex.split(line), root=ROOT, job="J")
+
+
+def test_the_guides_steps_are_printed_with_places() -> None:
+    shown = text([report_of(GOOD)])
+    for number in range(1, 7):
+        assert f"✅ Step {number}" in shown
+    assert "models/recursive_reasoning/trm.py:" in shown
+    assert "Result: TRM uses _forward_train_original() with dynamic halting" in shown
+    assert "❌" not in shown
+
+
+def test_a_fault_comes_with_reason_and_fix() -> None:
+    shown = text([report_of(f"{GOOD} lr_warmup_steps=999")])
+    assert "❌ Step 3" in shown
+    assert "CFG250" in shown
+    assert f"why: {CODES['CFG250'].why}" in shown
+    assert "fix: lr_warmup_steps=" in shown
+
+
+def test_levels() -> None:
+    report = Report(
+        "J", findings=[Finding("A", "PASS", "1", ""), Finding("B", "WARN", "1", ""), Finding("C", "SKIP", "2", "")]
+    )
+    assert (report.verdict, report.failed(), report.failed(strict=True)) == ("WARN", False, True)
+    assert (report.step_level("1"), report.step_level("2"), report.step_level(["data"])) == ("WARN", "SKIP", "SKIP")
+    assert level_of(report, ("A",)) == "PASS"
+    assert level_of(report, ("C", "X")) == "SKIP"
+
+
+def test_json_holds_everything() -> None:
+    content = json.loads(as_json([report_of(GOOD)]))["reports"][0]
+    assert content["verdict"] == "PASS"
+    assert content["facts"]["act_mode"] == content["signature"]["act_mode"] == "dynamic"
+    assert {"code", "level", "step", "file", "line", "message", "fix", "job"} <= content["findings"][0].keys()
+
+
+def test_markdown_has_chain_table_checklist_and_questions() -> None:
+    page = markdown([report_of(GOOD), report_of("python pretrain.py arch.L_cyles=1")], {"J": {"mode": "embedding"}})
+    for title, _ in CHECKLIST:
+        assert f"- ✅ {title}" in page
+    assert "| module@Class | recursive_reasoning.trm@TRM |" in page
+    assert "**embedding**; found embedding" in page
+    assert "**not stated**; found dynamic" in page
+    assert "❌ JOB030" in page
+    assert "commit" not in page
+
+
+def test_the_page_of_codes_is_fresh() -> None:
+    page = (ROOT / "docs/verification.md").read_text()
+    assert with_table(page) == page, "run python -m verification.codes"
+    assert all(f"| {code} |" in page for code in CODES)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["jobs-trm.txt"], 0),
+        (["jobs-trm.txt", "--job", "sudoku_4x4", "--strict"], 0),
+        (["--script", "pretrain.py", "--config-name", "cfg_pretrain", "lr=1e-3"], 0),
+        (["--", *shlex.split(f"{GOOD} lrr=1")], 1),
+        (["--", *shlex.split("python pretrain.py max_steps=5")], 0),
+        (["--strict", "--", *shlex.split("python pretrain.py max_steps=5")], 1),
+    ],
+)
+def test_exit_codes(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(argv) == code
+    assert "report(s)" in capsys.readouterr().out
+
+
+def test_outputs_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["jobs-trm.txt", "--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["reports"]
+    assert (tmp_path / "r.md").read_text().startswith("# Training path")
+    capsys.readouterr()
+    assert run(["jobs-trm.txt", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["reports"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["jobs-nope.txt"], ["jobs-trm.txt", "--job", "nope"], ["--checkpoint", "nope"], ["--root", "/nope", "--all"]],
+)
+def test_unusable_commands_are_one_line(argv: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/verify_path.py", *argv], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_run_is_compared_with_today(tmp_path: Path) -> None:
+    folders = [ROOT / "config"]
+    composed = compose(folders, "cfg_pretrain", ["lr=0.5"], digest(folders))
+    signature = make_signature(report_of("python pretrain.py lr=0.5").subject)
+    (tmp_path / "config.yaml").write_text(
+        '# composed from {"config_name": "cfg_pretrain", "choices": {}}\nscript: pretrain.py\n'
+    )
+    (tmp_path / "config.resolved.yaml").write_text(yaml.safe_dump(composed.resolved()))
+    (tmp_path / "overrides.txt").write_text("lr=0.5\n")
+    (tmp_path / "status.json").write_text('{"step": 100}')
+    (tmp_path / "path_signature.json").write_text(json.dumps(signature))
+    assert run(["--checkpoint", str(tmp_path)]) == 0
+    (tmp_path / "overrides.txt").write_text("lr=0.25\n")
+    (tmp_path / "status.json").write_text('{"step": 1000}')
+    (tmp_path / "path_signature.json").write_text(json.dumps({**signature, "act_mode": "fixed"}))
+    assert checkpoint(tmp_path, ROOT, False).codes("FAIL") == {"CKP610", "CKP611", "CKP613"}

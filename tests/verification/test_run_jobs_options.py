@@ -1,0 +1,168 @@
+"""The options of run_jobs.py, its GPUs, Slurm through a stand-in for submitit, refusals, and the shipped job file."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+import types
+from pathlib import Path
+
+import pytest
+
+from scripts._jobs_runner import gpus_of
+from scripts._jobs_slurm import NodeRunner
+from tests.conftest import ROOT
+from tests.verification.job_cases import count, events, marks, run, wait_for, write
+from verification.jobs import command_job, parse
+
+
+def test_gpus_are_shared_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = "python job.py {} env=CUDA_VISIBLE_DEVICES sleep=0.3"
+    write(place, *(f"[ ] {job.format(name)}" for name in "abc"), f"[ ] {job.format('d')} device=cpu")
+    assert run(place, capsys, "--gpus", "4,7", "--jobs", "4")[0] == 0
+    seen = {line.split()[0]: line.split()[1].removeprefix("env:") for line in events(place) if "env:" in line}
+    assert {seen["a"], seen["b"]} == {"4", "7"}
+    assert seen["c"] in {"4", "7"}
+    assert seen["d"] == ""
+    order = [tuple(line.split()[:2]) for line in events(place)]
+    assert order.index(("c", "start")) > min(order.index(("a", "end")), order.index(("b", "end")))
+    write(place, "[ ] torchrun --nproc-per-node=3 job.py a")
+    code, output = run(place, capsys, "--gpus", "0,1")
+    assert code == 2
+    assert "needs 3 GPUs" in output
+
+
+@pytest.mark.parametrize(
+    ("command", "gpus"),
+    [
+        ("python a.py", 1),
+        ("python a.py device=cpu", 0),
+        ("python a.py --device cpu", 0),
+        ("torchrun --nproc-per-node=4 a.py", 4),
+        ("torchrun --nproc_per_node 2 a.py", 2),
+        ("torchrun --nproc-per-node=gpu a.py", 8),
+        ("torchrun --nproc-per-node=2 a.py --device=cpu", 0),
+    ],
+)
+def test_how_many_gpus_a_job_takes(command: str, gpus: int) -> None:
+    assert gpus_of(command_job(command), 8) == gpus
+
+
+def test_only_once_dry_run_and_status(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        place,
+        "#@ id: A1",
+        "[ ] python job.py a",
+        "[ ] python job.py b",
+        "[!] python job.py c",
+        "[ ] X=1 python job.py d",
+    )
+    before = (place / "jobs/jobs-a.txt").read_text()
+    code, output = run(place, capsys, "--dry-run", "--failed", "--gpus", "0")
+    assert code == 0
+    assert [line.split()[1] for line in output.splitlines()] == ["A1", "L3", "L4", "L5"]
+    assert "gpus=1: X=1 " in output
+    assert sys.executable in output
+    assert (place / "jobs/jobs-a.txt").read_text() == before
+    assert events(place) == []
+    assert run(place, capsys, "--only", "L5")[0] == 0
+    assert run(place, capsys, "--once")[0] == 0
+    assert marks(place) == "x !x"
+    code, output = run(place, capsys, "--only", "L4")
+    assert "L4 is failed (--failed takes it)" in output
+    assert run(place, capsys, "--only", "L4", "--failed")[0] == 0
+    code, output = run(place, capsys, "--status")
+    assert code == 0
+    assert re.search(r"^A1 +\[x\] done +- +1 +0:00:0\d +checkpoints/p/a$", output, re.MULTILINE)
+    assert "1 todo, 0 running, 3 done, 0 failed" in output
+
+
+@pytest.mark.parametrize(
+    ("lines", "words", "message"),
+    [
+        (["[ ] python job.py a", "python job.py b"], [], "line 2: 'python job.py b'"),
+        (["[ ] python 'job.py"], [], "line 1: the command cannot be split"),
+        (["[ ] python job.py run_name=a", "[ ] python job.py run_name=a x"], [], "lines 1 and 2 are both a"),
+        (
+            ["[ ] python job.py project_name=p run_name=a", "[ ] python b.py ++run_name=a project_name=p"],
+            [],
+            "are both a",
+        ),
+        (["[ ] python job.py"], ["--only", "L2"], "has no such job"),
+        (["[ ] python job.py"], ["--slurm", "timeout_min=1"], "--launcher slurm"),
+        (["[ ] python job.py"], ["--cwd", "/nowhere"], "no such folder"),
+        (["[ ] python job.py"], ["--launcher", "slurm"], "pip install -e '.[slurm]'"),
+    ],
+)
+def test_refusals_are_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lines: list[str], words: list[str],
+    message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    path = write(place, *lines)
+    before = path.read_text()
+    code, output = run(place, capsys, *words)
+    assert code == 2
+    assert message in output
+    assert output.count("\n") == 1
+    assert path.read_text() == before
+
+
+def test_slurm_gets_one_runner_for_each_line(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for submitit: what is submitted is executed here, and marks the file as on a node."""
+    queued: list[tuple[dict, object]] = []
+
+    class Executor:
+        def __init__(self, folder: Path, cluster: str) -> None:
+            assert cluster == "slurm"
+            self.parameters: dict = {}
+
+        def update_parameters(self, **parameters: object) -> None:
+            self.parameters = {**self.parameters, **parameters}
+
+        def submit(self, task: object) -> types.SimpleNamespace:
+            queued.append((self.parameters, task))
+            return types.SimpleNamespace(job_id=f"70{len(queued)}")
+
+    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=Executor))
+    write(place, "[ ] python job.py a run_name=ra", "[x] python job.py b", "[ ] torchrun --nproc-per-node=4 job.py c")
+    code, output = run(
+        place, capsys, "--launcher", "slurm", "--slurm", "timeout_min=60", "--slurm", "slurm_partition=gpu"
+    )
+    assert code == 0
+    assert "ra: queued as Slurm job 701" in output
+    first, second = (parameters for parameters, _ in queued)
+    assert first == {"name": "ra", "gpus_per_node": 1, "timeout_min": 60, "slurm_partition": "gpu"}
+    assert (second["name"], second["gpus_per_node"]) == ("L3", 4)
+    assert marks(place) == " x "
+    task = queued[0][1]
+    assert callable(task)
+    assert task() == task() == 0  # the second finds it done
+    assert marks(place) == "xx "
+    assert count(place, "a start") == 1
+
+
+def test_a_slurm_job_that_is_preempted_stops_its_runner_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    helpers = types.SimpleNamespace(DelayedSubmission=lambda task: ("again", task))
+    monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(helpers=helpers))
+    task = NodeRunner([sys.executable, "-c", "import time; time.sleep(60)"], str(tmp_path))
+    thread = threading.Thread(target=task)
+    thread.start()
+    wait_for(lambda: hasattr(task, "_process"))
+    word, again = task.checkpoint()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert (word, again.command, again.cwd) == ("again", task.command, task.cwd)
+
+
+def test_the_shipped_jobs_are_complete() -> None:
+    jobs = parse(ROOT / "jobs" / "jobs-trm.txt")
+    assert len({job.run_name for job in jobs}) == len(jobs) >= 4
+    for job in jobs:
+        assert job.mark == " "
+        assert job.argv[:2] == ("torchrun", "--standalone")
+        assert {"mode", "act", "encoder", "purpose"} <= job.intent.keys(), job.id
+        assert {comment.split()[0] for comment in job.comments} >= {"hypothesis", "expected"}, job.id

@@ -1,0 +1,320 @@
+"""What ships verifies; each kind of fault has its code; what cannot be judged says SKIP. No torch, a few seconds."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+from verification.checks import check, run_checks
+from verification.checks.registry import CHECKS, NotApplicable
+from verification.codes import CODES
+from verification.source import Repo
+from verification.static import verify_all, verify_command, verify_file, verify_recipe
+
+GOOD = "python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 device=cpu"
+KEPT = ("config", "models", "losses", "tasks", "dataset", "evaluators", "engine", "jobs")
+
+
+def judged(line: str, **more):
+    return verify_command(shlex.split(line), root=more.pop("root", ROOT), **more)
+
+
+def test_everything_that_ships_verifies() -> None:
+    reports = verify_all(ROOT)
+    wrong = [f"{r.job}: {f.code} {f.message}" for r in reports for f in r.of("FAIL", "WARN")]
+    assert not wrong
+    assert len(reports) > 15
+
+
+def test_no_torch_is_imported() -> None:
+    code = "import sys; from pathlib import Path; from verification.static import verify_all; verify_all(Path('.'), docs=False); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("python pretrian.py", "JOB010"),
+        ("python --config-name=cfg_pretrain", "JOB010"),
+        ("torchrun --nproc-per-node=5 pretrain.py --config-name=cfg_pretrain_sudoku_4x4", "JOB012"),
+        ("python pretrain.py accumulation=3", "JOB012"),
+        ("torchrun --nproc-per-node=2 pretrain.py -m lr=1,2", "JOB012"),
+        ("python pretrain.py --config-name=cfg_pretrian", "JOB020"),
+        ("python pretrain.py arch.L_cyles=3", "JOB030"),
+        ("python pretrain.py +arch.L_cyles=3", "JOB030"),
+        ("python pretrain.py arch.hidden_size=30", "JOB030"),
+        ("python pretrain.py lr=fast", "JOB030"),
+        ("python pretrain.py -m lr=1e-3,fast", "JOB030"),
+        ("python pretrain.py arch.loss.loss_type=softmax", "ARC314"),
+        ("python pretrain.py 'evaluators=[{name: steps@Nope}]'", "CFG240"),
+        ("python pretrain.py 'evaluators=[{name: steps@PerStepAccuracy, typo: 1}]'", "CFG240"),
+        ("python pretrain.py arch=nope", "CFG210"),
+        ("python pretrain.py arch.halt_max_steps=1", "CFG230"),
+        ("python pretrain.py '~arch.halt_exploration_prob'", "CFG230"),
+        ("python pretrain.py lr_warmup_steps=500", "CFG250"),
+        ("python pretrain.py freeze_weights=true arch.puzzle_emb_ndim=0", "CFG251"),
+        ("python pretrain.py arch.name=recursive_reasoning.trm@TMR", "ARC312"),
+        ("python pretrain.py arch.name=recursive_reasoning.trn@TRM", "ARC311"),
+        ("python pretrain.py arch.name=trm", "ARC310"),
+        ("python pretrain.py arch.name=layers.block@ReasoningBlock", "SCR112"),
+    ],
+)
+def test_faults_of_a_command(line: str, code: str) -> None:
+    report = judged(line)
+    assert code in report.codes("FAIL"), [(f.code, f.message) for f in report.of("FAIL", "WARN")]
+    assert not report.codes() & {"VER900"}
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("python pretrain.py ema_rate=0.9", "JOB031"),
+        (f"{GOOD} arch.num_heads=2", "JOB031"),
+        (f"{GOOD} run_name=hrm_lr0.1 lr=0.2", "JOB032"),
+        ("python pretrain.py data_paths=[data/sudoku-9x8]", "JOB033"),
+        ("python pretrain.py max_steps=10", "CFG250"),
+    ],
+)
+def test_doubts_about_a_command(line: str, code: str) -> None:
+    report = judged(line)
+    assert code in report.codes("WARN")
+    assert not report.failed()
+    assert report.failed(strict=True)
+
+
+def test_a_plan_is_judged_more_strictly_than_a_smoke_run() -> None:
+    assert judged("python pretrain.py max_steps=10").codes("FAIL") == set()
+    assert judged("python pretrain.py max_steps=10", kind="job", intent={"mode": "embedding"}).codes("FAIL") == {
+        "CFG250"
+    }
+
+
+def test_intent() -> None:
+    meant = {
+        "mode": "embedding",
+        "act": "dynamic",
+        "encoder": "none",
+        "exploration": "0.1",
+        "arch.L_cycles": "1",
+        "purpose": "new",
+    }
+    assert "JOB034" in judged(GOOD, intent=meant).codes("PASS")
+    assert "JOB034" in judged(GOOD, intent={"act": "fixed"}).codes("FAIL")
+    assert "JOB034" in judged(GOOD, intent={"arch.L_cycles": "6"}).codes("FAIL")
+    assert "JOB034" in judged(GOOD, intent={"exploraton": "0.1"}).codes("WARN")
+    questions = [f for f in judged(GOOD).findings if f.code == "JOB034"]
+    assert questions[0].level == "INFO"
+    assert questions[0].message.count("?") == 4
+
+
+# --- faults of the code -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("repo")
+    for name in KEPT:
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pretrain.py", "pretrain_args.py"):
+        shutil.copy(ROOT / name, root / name)
+    return root
+
+
+ACT, TASK, LOSS = "models/recursive_reasoning/act.py", "tasks/recursive_reasoning.py", "losses/act.py"
+EMBED = "            x = self.inner.embed(data)\n            latents = self.inner.recur"
+FAULTS = [
+    (ACT, 'ACT_MODE: ClassVar[str] = "dynamic"', 'ACT_MODE: ClassVar[str] = "fixed"', "MOD421"),
+    (ACT, "_forward_train_original", "_forward_train_online", "MOD421"),
+    (ACT, "_forward_train_original", "train_step", "MOD420"),
+    (ACT, EMBED, EMBED.replace("embed(data)", "embed(data).detach()"), "MOD432"),
+    (ACT, EMBED, EMBED.replace("x = ", "x = carry.x if carry is not None and not carry.halted.any() else "), "MOD431"),
+    (ACT, EMBED, EMBED.replace("            x", "            with torch.no_grad():\n                x", 1), "MOD432"),
+    (ACT, "latents, steps, data = self._open_rows(batch, carry)", "latents, steps, data = self._open_rows(batch, None)", "MOD440"),
+    (ACT, "ACTOutput(ACTCarry(latents, steps, halted, data), logits", "ACTOutput(ACTCarry(latents, steps, halted, batch), logits", "MOD440"),
+    (ACT, "steps = steps + 1", "steps = steps", "MOD440"),
+    (ACT, "torch.where(halted.view(-1, *[1] * (fresh.dim() - 1)), fresh, kept)", "torch.where(halted.view(-1, *[1] * (fresh.dim() - 1)), kept, fresh)", "MOD440"),
+    (ACT, "return latents, carry.steps.masked_fill(halted, 0), data", "return latents, carry.steps, data", "MOD440"),
+    (ACT, "for _ in range(self.halt_max_steps):", "for _ in range(1):", "MOD450"),
+    (ACT, 'DATA_MODE: ClassVar[str] = "embedding"', 'DATA_MODE: ClassVar[str] = "encoder"', "SCR112"),
+    (TASK, "self._carries[piece] = output.carry", "pass", "SCR130"),
+    (TASK, "self.module(batch, self._carries[piece])", "self.module(batch, None)", "MOD440"),
+    (TASK, "result = self.loss_head(output)\n        return", "result = self.loss_head(output, batch)\n        return", "MOD441"),
+    (LOSS, 'output.carry.data["labels"]', 'output.batch["labels"]', "MOD441"),
+    ("pretrain.py", '"recursive_reasoning", DATA_MODE="embedding"', '"recursive_reasoning", DATA_MODE="encoder"', "SCR112"),
+    ("pretrain.py", 'config_name="cfg_pretrain"', 'config_name="cfg_pretrain_arc"', "SCR110"),
+    ("pretrain.py", "    model_class, model_config, loss_class, loss_config = read_arch(config)\n", "    from models.recursive_reasoning.trm import TRM\n    model_config = loss_config = loss_class = None\n    model_class = TRM\n", "SCR120"),
+    ("pretrain_args.py", "    freeze_weights: bool = False", "    frozen_share: float = 0.0\n    freeze_weights: bool = False", "CFG255"),
+    ("config/base/pretrain.yaml", "script: pretrain.py", "script: pretrain_etrm.py", "SCR111"),
+    ("config/arch/trm.yaml", "halt_exploration_prob: 0.1 ", "", "ARC321"),
+    ("config/arch/trm.yaml", "H_cycles: 3", "H_cycels: 3", "ARC330"),
+    ("config/arch/trm.yaml", "losses@ACTLossHead", "losses@ACTLosHead", "ARC314"),
+    ("config/cfg_pretrain_sudoku_4x4.yaml", "lr_warmup_steps: 20", "lr_warmup_steps: 2000", "CFG250"),
+    ("models/recursive_reasoning/trm.py", '__all__ = ["TRM", "TRMConfig"]', '__all__ = ["TRMConfig"]', "ARC312"),
+    ("models/recursive_reasoning/config.py", "    hidden_size: int = 512", "    dropout: float = 0.0\n    hidden_size: int = 512", "ARC330"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "old", "new", "code"), FAULTS, ids=[f"{f[3]}-{n}" for n, f in enumerate(FAULTS)])
+def test_faults_of_the_code(copy: Path, file: str, old: str, new: str, code: str) -> None:
+    text = (ROOT / file).read_text()
+    assert old in text
+    (copy / file).write_text(text.replace(old, new))
+    try:
+        report = judged(GOOD, root=copy)
+    finally:
+        (copy / file).write_text(text)
+    assert code in report.codes("FAIL", "WARN"), [(f.code, f.message) for f in report.of("FAIL", "WARN")]
+    assert "VER900" not in report.codes(), [f.message for f in report.findings if f.code == "VER900"]
+    assert not judged(GOOD, root=copy).of("FAIL", "WARN")
+
+
+def test_backup_copies(copy: Path) -> None:
+    shutil.copy(copy / "pretrain.py", copy / "pretrain_old.py")
+    shutil.copy(copy / "config/cfg_pretrain.yaml", copy / "config/cfg_pretrain_backup.yaml")
+    trm = copy / "models/recursive_reasoning/trm_original.py"
+    shutil.copy(copy / "models/recursive_reasoning/trm.py", trm)
+    try:
+        assert "JOB011" in judged("python pretrain_old.py", root=copy).codes("FAIL")
+        assert "JOB021" in judged("python pretrain.py --config-name=cfg_pretrain_backup", root=copy).codes("FAIL")
+        assert "ARC313" in judged("python pretrain.py arch.name=recursive_reasoning.trm_original@TRM", root=copy).codes(
+            "FAIL"
+        )
+    finally:
+        for path in (copy / "pretrain_old.py", copy / "config/cfg_pretrain_backup.yaml", trm):
+            path.unlink()
+
+
+def test_retired_configs(copy: Path) -> None:
+    file = copy / "config/REMOVED.txt"
+    before = file.read_text()
+    file.write_text(before + "cfg_pretrain: replaced by cfg_pretrain_sudoku_4x4\n")
+    try:
+        report = judged("python pretrain.py", root=copy)
+    finally:
+        file.write_text(before)
+    assert any(f.code == "JOB021" and "replaced by" in f.message for f in report.of("FAIL"))
+
+
+# --- data, job files, honesty -----------------------------------------------------------------------------------------
+
+
+def data_set(folder: Path, **changes) -> None:
+    for split, seed in (("train", 1), ("test", 2)):
+        (folder / split).mkdir(parents=True)
+        rows = np.random.default_rng(seed).integers(1, 6, (8, 16)).astype(np.uint8)
+        for kind in ("inputs", "labels"):
+            np.save(folder / split / f"all__{kind}.npy", rows)
+        meta = {
+            "seq_len": 16,
+            "vocab_size": 6,
+            "total_groups": 8,
+            "mean_puzzle_examples": 1,
+            "data_mode": "embedding",
+            **changes,
+        }
+        (folder / split / "dataset.json").write_text(json.dumps(meta))
+
+
+def test_data_modes_and_contents(copy: Path) -> None:
+    line = f"{GOOD} data_paths=[data/{{}}] global_batch_size=4 lr_warmup_steps=0"
+    data_set(copy / "data/good")
+    data_set(copy / "data/demos-encoder", data_mode="encoder")
+    data_set(copy / "data/small", vocab_size=3)
+    good = judged(line.format("good"), root=copy, data=True)
+    assert not good.of("FAIL", "WARN")
+    assert good.codes("PASS") >= {"DAT510", "DAT520", "DAT521", "DAT523"}
+    wrong = judged(line.format("demos-encoder"), root=copy)
+    assert "DAT510" in wrong.codes("FAIL")
+    assert "DAT511" in wrong.codes("WARN")
+    assert "SUM600" in wrong.codes("FAIL")
+    assert "DAT523" in judged(line.format("small"), root=copy, data=True).codes("FAIL")
+    shutil.copy(copy / "data/good/train/all__inputs.npy", copy / "data/good/test/all__inputs.npy")
+    assert "DAT520" in judged(line.format("good"), root=copy, data=True).codes("FAIL")
+
+
+def test_what_cannot_be_judged_is_skipped() -> None:
+    report = judged("python pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp")
+    skipped = {f.code: f.message for f in report.of("SKIP")}
+    assert {"DAT510", "DAT520", "CFG252", "CFG253", "SCR121", "CKP610"} <= skipped.keys()
+    assert all(skipped.values())
+    blind = judged("python pretrain.py arch.L_cyles=3")
+    assert not blind.codes("PASS") & {"MOD421", "MOD440", "CFG250", "ARC330", "SUM600", "DAT510"}
+    assert blind.step_level("5") == "SKIP"
+
+
+def test_every_check_says_something_about_its_codes() -> None:
+    said = judged(GOOD).codes()
+    assert {code for one in CHECKS for code in one.codes} <= said
+    assert said <= set(CODES)
+
+
+def test_a_check_that_breaks_is_no_pass() -> None:
+    @check("DOC810")
+    def broken(chain):
+        raise KeyError("oops")
+        yield
+
+    @check("VER900")
+    def without(chain):
+        raise NotApplicable("nothing here")
+        yield
+
+    try:
+        found = run_checks(judged(GOOD).subject)
+    finally:
+        del CHECKS[-2:]
+    assert [f.level for f in found if f.code == "DOC810"] == ["SKIP"]
+    assert [f.level for f in found if f.code == "VER900"] == ["WARN"]
+
+
+def test_a_job_file_with_faults(copy: Path) -> None:
+    file = copy / "jobs/jobs-bad.txt"
+    file.write_text(
+        "python pretrain.py\n"
+        "[ ] python pretrain.py run_name=a device=cpu\n"
+        "[ ] python pretrain.py run_name=a device=cpu\n"
+        "[-] python pretrain.py run_name=b device=cpu [999999999]\n"
+        "#@ intent: act=fixed\n"
+        "[ ] python pretrain.py run_name=c device=cpu\n"
+        "[x] python pretrain.py run_name=d 'unclosed\n"
+    )
+    try:
+        reports = verify_file("jobs-bad.txt", root=copy)
+        one = verify_file(file, root=copy, job="c")
+    finally:
+        file.unlink()
+    head = reports[0]
+    assert [f.line for f in head.of("FAIL")] == [1]
+    assert head.codes("WARN") == {"JOB002", "JOB032"}
+    assert [f.code for r in reports[1:] for f in r.of("FAIL")] == ["JOB034", "JOB001"]
+    assert len(one) == 1
+    assert one[0].codes("FAIL") == {"JOB034"}
+
+
+def test_recipes_name_their_script() -> None:
+    report = verify_recipe(ROOT / "config/cfg_pretrain_sudoku_4x4.yaml", root=ROOT, repo=Repo(ROOT))
+    assert report.chain[0]["value"] == "python pretrain.py --config-name=cfg_pretrain_sudoku_4x4"
+
+
+def test_documentation_is_checked(copy: Path) -> None:
+    faults: list[tuple[str, Callable[[str], bool]]] = [
+        ("python pretrain.py lrr=3", lambda text: "JOB030" in text),
+        ("python nope.py", lambda text: "no nope.py" in text),
+        ("make dmo", lambda text: "target" in text),
+        ("python -m dataset.nope", lambda text: "no module" in text),
+    ]
+    (copy / "README.md").write_text("```bash\n" + "\n".join(line for line, _ in faults) + f"\n{GOOD}\n```\n")
+    page = next(r for r in verify_all(copy) if r.job == "README.md")
+    assert [f.line for f in page.of("FAIL")] == [2, 3, 4, 5]
+    assert all(good(f.message) for f, (_, good) in zip(page.of("FAIL"), faults, strict=True))
+    assert len(page.of("PASS")) == 1

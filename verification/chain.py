@@ -1,0 +1,279 @@
+"""From a command to the code that it runs: every link with the file and line that it was read from.
+
+    launcher -> script -> @hydra.main -> config -> defaults -> arch file -> module@Class -> loss, evaluators -> data
+
+A link that cannot be followed is None, and `problems` says why; checks judge, the chain only follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from engine.cli import find_groups, one_line
+from engine.errors import UsageError
+from engine.keys import keys_of
+from engine.schema import structure
+from engine.translate import HYDRA_SWITCHES, HYDRA_VALUED, translate
+from verification import compose as composing
+from verification.command import Command, parse
+from verification.compose import Composed
+from verification.data import DataPath, read_data, total_steps
+from verification.schemas import dataclass_of
+from verification.script import Script, read_script
+from verification.source import ClassInfo, Repo
+from verification.yaml_lines import line_of
+
+Kind = Literal["job", "recipe", "command", "launch"]
+INFORMATIVE = frozenset(("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"))
+
+
+@dataclass
+class Named:
+    """A `module@Class` of the config, with what it leads to."""
+
+    key: str
+    """The dotted key: arch.name."""
+    text: str
+    slot: str
+    module: str = ""
+    cls_name: str = ""
+    cls: ClassInfo | None = None
+    problem: str = ""
+    form: bool = True
+    """Whether the text has the form module@Class."""
+
+
+@dataclass
+class Chain:
+    """Everything that checks look at. Paths are relative to `repo.root`."""
+
+    repo: Repo
+    kind: Kind
+    command: Command
+    job: str = ""
+    where: str = ""
+    line: int = 0
+    intent: dict[str, str] | None = None
+    script: Script | None = None
+    config_dir: Path | None = None
+    config_name: str = ""
+    overrides: list[str] = field(default_factory=list)
+    """In Hydra's form, without Hydra's own flags."""
+    sweep: int = 1
+    """Jobs that the command makes."""
+    composed: Composed | None = None
+    choices: dict[str, str | None] = field(default_factory=dict)
+    resolved: dict[str, Any] | None = None
+    config: Any = None
+    """The checked instance of the script's schema."""
+    schema: type | None = None
+    model: Named | None = None
+    loss: Named | None = None
+    evaluators: list[Named] = field(default_factory=list)
+    data: list[DataPath] = field(default_factory=list)
+    steps: int | None = None
+    """Optimizer steps of the whole run, None where the data do not say."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """link -> why it could not be followed: script, config, compose, schema, resolve."""
+    with_data: bool = False
+    checkpoint: Path | None = None
+
+    @property
+    def arch(self) -> dict[str, Any]:
+        """The resolved arch block, empty where there is none."""
+        block = (self.resolved or {}).get("arch")
+        return block if isinstance(block, dict) else {}
+
+    @property
+    def informative(self) -> bool:
+        """The command only prints (--help, --cfg job)."""
+        return any(word.partition("=")[0] in INFORMATIVE for word in self.command.arguments)
+
+    @property
+    def resumes(self) -> bool:
+        """The command goes on from a stored config, of which the composed one is not the base."""
+        return str((self.resolved or {}).get("resume", "")).lower() == "true"
+
+    @property
+    def config_file(self) -> str:
+        """The primary config, relative to the root."""
+        return self.relative((self.config_dir or self.repo.root) / f"{self.config_name}.yaml")
+
+    @property
+    def arch_file(self) -> str:
+        """The chosen file of the group `arch`, "" where no choice is known."""
+        choice = self.choices.get("arch")
+        return self.relative((self.config_dir or self.repo.root) / "arch" / f"{choice}.yaml") if choice else ""
+
+    @property
+    def files(self) -> list[str]:
+        """The YAML files of the chain, in merge order."""
+        folder = self.config_dir or self.repo.root
+        return [self.relative(folder / file) for _, _, file in self.composed.defaults] if self.composed else []
+
+    def relative(self, path: Path) -> str:
+        """`path` below the root, else as it stands."""
+        return path.relative_to(self.repo.root).as_posix() if path.is_relative_to(self.repo.root) else str(path)
+
+    def key_line(self, key: str) -> tuple[str, int]:
+        """(file, line) of the last file of the chain that sets a dotted key; ("", 0) where none does."""
+        for (_, package, _), file in reversed(
+            list(zip(self.composed.defaults, self.files, strict=True) if self.composed else [])
+        ):
+            inner = key.removeprefix(f"{package}.") if package and key.startswith(f"{package}.") else key
+            line = line_of(self.repo.text(file) or "", inner if package else key)
+            if line and (not package or key.startswith(f"{package}.")):
+                return file, line
+        return "", 0
+
+
+def build_chain(
+    argv: list[str] | tuple[str, ...], repo: Repo, *, kind: Kind = "command", job: str = "", where: str = "",
+    line: int = 0, intent: dict[str, str] | None = None,
+) -> Chain:  # fmt: skip
+    """Follow a command as far as it leads."""
+    command = parse(argv)
+    chain = Chain(repo, kind, command, job=job, where=where, line=line, intent=intent)
+    if command.script is None:
+        chain.problems["script"] = "the command names no script"
+        return chain
+    try:
+        read = ("script", command.script)
+        if read not in repo.memo:
+            repo.memo[read] = read_script(repo, command.script)
+        chain.script = repo.memo[read]
+    except (LookupError, SyntaxError) as error:
+        chain.problems["script"] = f"{command.script}: {error}" if isinstance(error, SyntaxError) else str(error)
+        return chain
+    if chain.script.decorators:
+        _follow_config(chain)
+        follow_classes(chain)
+    return chain
+
+
+def _follow_config(chain: Chain) -> None:
+    script = chain.script
+    assert script is not None
+    chain.config_dir = (chain.repo.root / Path(script.file).parent / script.config_path).resolve()
+    if chain.repo.root.resolve() != chain.repo.root:
+        chain.config_dir = chain.repo.root / Path(script.file).parent / script.config_path
+    read_schema(chain)
+    flags = hydra_flags(chain.command.arguments)
+    folders = [chain.config_dir]
+    for name in ("--config-path", "-cp"):
+        folders = [chain.repo.root / flags[name]] if name in flags else folders
+    for name in ("--config-dir", "-cd"):
+        folders += [chain.repo.root / flags[name]] if name in flags else []
+    chain.config_dir = folders[0]
+    given = flags.get("--config-name", flags.get("-cn"))
+    chain.config_name = (given if given is not None else script.config_name).removesuffix(".yaml")
+    if not any((folder / f"{chain.config_name}.yaml").is_file() for folder in folders):
+        chain.problems["config"] = f"there is no {chain.config_name}.yaml in {chain.relative(folders[0])}/"
+        return
+    try:
+        where = ("groups", chain.config_dir, chain.config_name)
+        if where not in chain.repo.memo:
+            chain.repo.memo[where] = find_groups(chain.config_dir, chain.config_name)
+        groups = chain.repo.memo[where]
+        words = [w for w in chain.command.arguments if w not in ("-h", "--help")]
+        schema = chain.schema or type("Nothing", (), {"__dataclass_fields__": {}})
+        translated = translate(words, schema, groups=groups, aliases=script.aliases)
+        chain.overrides = without_flags(translated)
+        jobs = composing.sweep_jobs(chain.overrides) if {"-m", "--multirun"} & set(translated) else [chain.overrides]
+        chain.sweep = len(jobs)
+        stamped = ("stamp", *folders)
+        if stamped not in chain.repo.memo:
+            chain.repo.memo[stamped] = composing.digest(folders)
+        stamp = chain.repo.memo[stamped]
+        everything = [composing.compose(folders, chain.config_name, job, stamp) for job in jobs]
+        chain.composed = everything[0]
+        chain.choices = chain.composed.choices
+        for number, composed in reversed(list(enumerate(everything))):
+            chain.resolved = composed.resolved()
+            chain.config = structure(chain.schema, chain.resolved) if chain.schema else None
+            if number:
+                chain.config = None
+    except UsageError as error:
+        chain.problems["schema" if chain.composed else "compose"] = str(error)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        text = one_line(error, chain.schema or dict, chain.config_dir, composing=True)  # type: ignore[arg-type]
+        chain.problems["resolve" if chain.composed else "compose"] = text or str(error)
+
+
+def read_schema(chain: Chain) -> None:
+    """The schema class that the script names, made without importing it."""
+    assert chain.script is not None
+    if chain.script.schema is None:
+        chain.problems["schema_class"] = f"{chain.script.file} names no SCHEMA"
+        return
+    try:
+        chain.schema = dataclass_of(chain.repo, *chain.script.schema)
+        keys_of(chain.schema)
+    except (LookupError, SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+        chain.schema = None
+        chain.problems["schema_class"] = f"{'.'.join(chain.script.schema)} cannot be read: {error!r}"
+
+
+def hydra_flags(words: tuple[str, ...] | list[str]) -> dict[str, str]:
+    """Hydra's flags that take a value, by the spelling used."""
+    found: dict[str, str] = {}
+    for number, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name in HYDRA_VALUED:
+            found[name] = value if equals else words[number + 1] if number + 1 < len(words) else ""
+    return found
+
+
+def without_flags(words: list[str]) -> list[str]:
+    """Only the overrides of a translated command."""
+    rest, skip = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if skip:
+            skip = False
+        elif name in HYDRA_VALUED:
+            skip = not equals
+        elif word not in HYDRA_SWITCHES and not word.startswith("--info"):
+            rest.append(word)
+    return rest
+
+
+def follow_classes(chain: Chain) -> None:
+    """Model, loss, evaluators and data of the resolved config."""
+    if chain.resolved is None:
+        return
+    chain.model = named(chain, "arch.name", chain.arch.get("name"), "models")
+    loss = chain.arch.get("loss")
+    chain.loss = named(chain, "arch.loss.name", loss.get("name") if isinstance(loss, dict) else None, "losses")
+    for number, entry in enumerate(chain.resolved.get("evaluators") or []):
+        text = entry.get("name") if isinstance(entry, dict) else entry
+        chain.evaluators.append(named(chain, f"evaluators[{number}].name", text, "evaluators"))
+    for key in ("data_paths", "data_paths_test"):
+        for path in chain.resolved.get(key) or []:
+            chain.data.append(read_data(chain.repo, str(path), key, chain.repo.root))
+    chain.steps = total_steps([entry for entry in chain.data if entry.key == "data_paths"], chain.resolved)
+
+
+def named(chain: Chain, key: str, text: Any, slot: str) -> Named:
+    """Follow one `module@Class`."""
+    found = Named(key, "" if text is None else str(text), slot)
+    try:
+        found.module, found.cls_name = chain.repo.resolve(found.text, slot)
+    except ValueError as error:
+        found.form, found.problem = False, str(error)
+        return found
+    try:
+        cls = chain.repo.find_class(found.module, found.cls_name)
+    except SyntaxError as error:
+        cls = f"{error.filename or found.module} line {error.lineno}: {error.msg}"
+    if isinstance(cls, ClassInfo):
+        found.cls = cls
+    else:
+        found.problem = cls
+    return found

@@ -1,0 +1,195 @@
+"""Step 4: the arch config and what it names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from engine.io import closest
+from verification.chain import Chain
+from verification.checks.config import keys_problem
+from verification.checks.job import CLASS_SUFFIX, bad_suffix, from_override
+from verification.checks.reads import config_class, fields_of, unread_arch
+from verification.checks.registry import NotApplicable, check, declared, need_loss, need_model, need_resolved, say
+from verification.finding import Finding
+from verification.source import literal
+from verification.yaml_lines import line_of
+
+FORM = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*@[A-Z]\w*")
+
+
+def _place(chain: Chain, key: str = "arch.name") -> tuple[str, int]:
+    place = chain.key_line(key)
+    return place if place[0] else (chain.arch_file, 0)
+
+
+@check("ARC310")
+def name_form(chain: Chain) -> Iterator[Finding]:
+    need_resolved(chain)
+    model = chain.model
+    if model is None or (not model.text and not chain.arch):
+        raise NotApplicable("the config has no arch block")
+    if not FORM.fullmatch(model.text):
+        yield say("ARC310", "FAIL", f"arch.name={model.text!r} is not of the form package.module@Class", *_place(chain))
+        return
+    family = str((chain.script.requires if chain.script else {}).get("FAMILY") or "")
+    package = model.module.split(".")
+    if family and family not in package:
+        text = f"arch.name={model.text} lies outside the package {family}, the script's family"
+        yield say("ARC310", "WARN", text, *_place(chain))
+    else:
+        yield say("ARC310", "PASS", f"arch.name={model.text}", *_place(chain))
+
+
+@check("ARC311", "ARC312")
+def module_and_class(chain: Chain) -> Iterator[Finding]:
+    need_resolved(chain)
+    model = chain.model
+    if model is None or not model.form:
+        raise NotApplicable("arch.name has not the form module@Class")
+    try:
+        module = chain.repo.module(model.module)
+    except SyntaxError as error:
+        yield say("ARC311", "FAIL", f"{model.module}: {error.msg} (line {error.lineno})", *_place(chain))
+        return
+    if module is None:
+        hint = closest(model.module.partition(".")[2], chain.repo.modules_in("models"))
+        text = f"there is no {model.module.replace('.', '/')}.py: {hint}"
+        yield say("ARC311", "FAIL", text, *_place(chain))
+        return
+    yield say("ARC311", "PASS", f"{module.file} exists", module.file)
+    if model.cls is None:
+        yield say("ARC312", "FAIL", model.problem, module.file)
+        return
+    exported = module.names.get("__all__")
+    public = literal(exported.value, default=None) if isinstance(exported, ast.Assign) else None
+    if public is not None and model.cls_name not in public:
+        text = f"{module.file} has {model.cls_name}, but does not export it in __all__"
+        yield say("ARC312", "FAIL", text, module.file, exported.lineno)  # type: ignore[union-attr]
+    else:
+        how = "defines" if model.cls.module.name == module.name else f"re-exports (from {model.cls.file})"
+        yield say("ARC312", "PASS", f"{module.file} {how} {model.cls_name}", model.cls.file, model.cls.line)
+
+
+@check("ARC313")
+def no_backup(chain: Chain) -> Iterator[Finding]:
+    need_resolved(chain)
+    wrong = False
+    named = [one for one in (chain.model, chain.loss, *chain.evaluators) if one is not None and one.form]
+    for one in named:
+        classes = one.cls.mro if one.cls else []
+        names = [one.module, *(cls.module.name for cls in classes)]
+        bad = [n for n in dict.fromkeys(names) if bad_suffix(n)]
+        bad += [n for n in dict.fromkeys([one.cls_name, *(c.name for c in classes)]) if CLASS_SUFFIX.search(n)]
+        for name in bad:
+            wrong = True
+            yield say(
+                "ARC313", "FAIL", f"{one.key}={one.text}: {name} is named as a backup copy", *_place(chain, one.key)
+            )
+    if not wrong:
+        yield say("ARC313", "PASS", "neither modules nor classes are backup copies", chain.arch_file)
+
+
+@check("ARC314")
+def loss(chain: Chain) -> Iterator[Finding]:
+    need_resolved(chain)
+    if not chain.arch:
+        raise NotApplicable("the config has no arch block")
+    block = chain.arch.get("loss")
+    if not isinstance(block, dict) or chain.loss is None or not block.get("name"):
+        yield say("ARC314", "FAIL", "arch.loss.name is missing", *_place(chain, "arch.loss"))
+        return
+    if chain.loss.cls is None:
+        yield say(
+            "ARC314",
+            "FAIL",
+            f"arch.loss.name={chain.loss.text}: {chain.loss.problem}",
+            *_place(chain, "arch.loss.name"),
+        )
+        return
+    cls = need_loss(chain)
+    problem = keys_problem(chain, cls, {k: v for k, v in block.items() if k != "name"}, "arch.loss")
+    kind = block.get("loss_type")
+    if problem:
+        yield say("ARC314", "FAIL", problem, *_place(chain, "arch.loss"))
+    elif isinstance(kind, str) and not any(_function_known(chain, c.module.name, kind) for c in cls.mro):
+        yield say(
+            "ARC314",
+            "FAIL",
+            f"arch.loss.loss_type={kind} is no function of {cls.file}",
+            *_place(chain, "arch.loss.loss_type"),
+        )
+    else:
+        yield say("ARC314", "PASS", f"loss {chain.loss.text} ({kind or 'no loss_type'})", cls.file, cls.line)
+
+
+def _function_known(chain: Chain, module_name: str, name: str) -> bool:
+    module = chain.repo.module(module_name)
+    return module is not None and (name in module.names or f'"{name}"' in module.text)
+
+
+@check("ARC320", "ARC321")
+def halting_keys(chain: Chain) -> Iterator[Finding]:
+    need_model(chain)
+    mode = declared(chain, "ACT_MODE")
+    text = chain.repo.text(chain.arch_file)
+    if mode not in ("dynamic", "fixed"):
+        raise NotApplicable(f"the model declares ACT_MODE={mode}")
+    if text is None:
+        raise NotApplicable("the arch file is not known")
+    other = {"dynamic": ("num_act_steps",), "fixed": ("halt_exploration_prob",)}[mode]
+    own = {"dynamic": ("halt_max_steps",), "fixed": ("num_act_steps",)}[mode]
+    wrong = [f"{k} belongs to another mode than {mode}" for k in other if line_of(text, k)]
+    wrong += [f"{k} is missing, the model is {mode}" for k in own if not line_of(text, k)]
+    for words in wrong:
+        yield say("ARC320", "FAIL", f"{chain.arch_file}: {words}", chain.arch_file)
+    if not wrong:
+        yield say(
+            "ARC320", "PASS", f"the halting keys are those of a {mode} model", chain.arch_file, line_of(text, own[0])
+        )
+    if mode == "dynamic":
+        line = line_of(text, "halt_exploration_prob")
+        good = bool(line) and "halt_exploration_prob" in chain.arch
+        words = "sets" if good else "does not set" if not line else "sets, and the command deletes"
+        yield say(
+            "ARC321",
+            "PASS" if good else "FAIL",
+            f"{chain.arch_file} {words} halt_exploration_prob",
+            chain.arch_file,
+            line,
+        )
+
+
+@check("ARC330")
+def keys(chain: Chain) -> Iterator[Finding]:
+    cls = need_model(chain)
+    block = {k: v for k, v in chain.arch.items() if k not in ("name", "loss")}
+    wrong = False
+    problem = keys_problem(chain, cls, block, "arch")
+    if problem and not from_override(chain, problem):
+        wrong = True
+        yield say("ARC330", "FAIL", problem, *_place(chain))
+    elif problem:
+        wrong = True
+        yield say("JOB030", "FAIL", problem, chain.where, chain.line)
+    for name, (file, line) in unread_arch(chain).items():
+        wrong = True
+        yield say("ARC330", "FAIL", f"arch.{name} is a field of {cls.name}'s config that nothing reads", file, line)
+    config = config_class(chain)
+    if config is None:
+        raise NotApplicable(f"{cls.name} has no Config")
+    unset = [name for name in fields_of(config) if name not in block]
+    if unset:
+        yield say(
+            "ARC330",
+            "INFO",
+            f"defaults of {config.name} in force: {', '.join(unset)}",
+            config.file,
+            config.line,
+            f"set it in {chain.arch_file} so that the file tells the whole architecture",
+        )
+    if not wrong:
+        yield say(
+            "ARC330", "PASS", f"{len(block)} arch keys are fields of {config.name}, and read", config.file, config.line
+        )

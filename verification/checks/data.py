@@ -1,0 +1,212 @@
+"""Data: mode and names always; contents where asked for (--data) and there. Runs: stored against today."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from verification.chain import Chain
+from verification.checks.registry import NotApplicable, check, declared, need_resolved, need_script, say
+from verification.data import DataPath
+from verification.finding import Finding
+
+
+@check("DAT510")
+def data_mode(chain: Chain) -> Iterator[Finding]:
+    need_resolved(chain)
+    wanted = need_script(chain).requires.get("DATA_MODE") or declared(chain, "DATA_MODE")
+    if not chain.data:
+        raise NotApplicable("the config has no data_paths")
+    unknown = []
+    for entry in chain.data:
+        if entry.problem:
+            yield say("DAT510", "FAIL", entry.problem, entry.path)
+        elif entry.mode is None:
+            unknown.append(entry.path)
+        elif entry.mode != wanted:
+            yield say(
+                "DAT510",
+                "FAIL",
+                f"{entry.path} is {entry.mode} data ({entry.origin}), the script trains in {wanted} mode",
+                *chain.key_line(entry.key),
+            )
+        else:
+            yield say("DAT510", "PASS", f"{entry.path}: {entry.mode} ({entry.state})", entry.origin)
+    if unknown:
+        raise NotApplicable(f"not there and not in the catalogue: {', '.join(unknown)}")
+
+
+@check("DAT511")
+def data_name(chain: Chain) -> Iterator[Finding]:
+    need_resolved(chain)
+    wanted = need_script(chain).requires.get("DATA_MODE") or declared(chain, "DATA_MODE")
+    if not chain.data or wanted is None:
+        raise NotApplicable("the config has no data_paths, or no data mode is known")
+    wrong = [
+        e
+        for e in chain.data
+        if ("encoder" in Path(e.path).name.lower()) != (wanted == "encoder")
+        and "encoder" in e.path.lower() + str(wanted)
+    ]
+    for entry in wrong:
+        yield say("DAT511", "WARN", f"the name {entry.path} does not fit {wanted} mode", *chain.key_line(entry.key))
+    if not wrong:
+        yield say("DAT511", "PASS", f"names agree with {wanted} mode", chain.config_file)
+
+
+def _there(chain: Chain) -> list[DataPath]:
+    need_resolved(chain)
+    if not chain.with_data:
+        raise NotApplicable("contents are read with --data only")
+    found = [entry for entry in chain.data if entry.state == "there" and not entry.problem]
+    if not found:
+        raise NotApplicable("no data set is there")
+    return found
+
+
+def _rows(root: Path, split: str, kind: str) -> Any:
+    import numpy as np
+
+    parts = [np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted((root / split).glob(f"*__{kind}.npy"))]
+    return np.concatenate(parts) if parts else np.zeros((0, 1), dtype=np.uint8)
+
+
+def _shared(chain: Chain, kind: str) -> int:
+    """Rows of the test splits that are also rows of the training splits."""
+    found = _there(chain)
+    root = chain.repo.root
+    train = [entry for entry in found if entry.key == "data_paths"]
+    test = [entry for entry in found if entry.key == "data_paths_test"] or train
+    known = {row.tobytes() for entry in train for row in _rows(root / entry.path, "train", kind)}
+    return sum(row.tobytes() in known for entry in test for row in _rows(root / entry.path, "test", kind))
+
+
+@check("DAT520")
+def disjoint_examples(chain: Chain) -> Iterator[Finding]:
+    count = _shared(chain, "inputs")
+    text = f"{count} test example(s) are also training examples"
+    yield say("DAT520", "FAIL" if count else "PASS", text, _there(chain)[0].path)
+
+
+@check("DAT521")
+def disjoint_solutions(chain: Chain) -> Iterator[Finding]:
+    count = _shared(chain, "labels")
+    text = f"{count} test example(s) have the answer of a training example"
+    yield say("DAT521", "WARN" if count else "PASS", text, _there(chain)[0].path)
+
+
+@check("DAT522", "DAT530")
+def encoder_data(chain: Chain) -> Iterator[Finding]:
+    need_resolved(chain)
+    raise NotApplicable(
+        f"a check of data with demonstrations or pretrained parts; this is {declared(chain, 'DATA_MODE')} mode"
+    )
+    yield
+
+
+@check("DAT523")
+def contents(chain: Chain) -> Iterator[Finding]:
+    import numpy as np
+
+    for entry in _there(chain):
+        for split in ("train", "test"):
+            file = chain.repo.root / entry.path / split / "dataset.json"
+            meta = json.loads(file.read_text(encoding="utf-8"))
+            inputs, labels = (
+                _rows(chain.repo.root / entry.path, split, "inputs"),
+                _rows(chain.repo.root / entry.path, split, "labels"),
+            )
+            problems = []
+            if inputs.shape[1:] != (meta["seq_len"],):
+                problems.append(f"rows of {inputs.shape[1:]} tokens, seq_len={meta['seq_len']}")
+            top = max(int(np.max(inputs, initial=0)), int(np.max(labels, initial=0)))
+            if top >= meta["vocab_size"]:
+                problems.append(f"token {top} with vocab_size={meta['vocab_size']}")
+            for text in problems:
+                yield say("DAT523", "FAIL", f"{entry.path}/{split}: {text}", str(file))
+            if not problems:
+                yield say(
+                    "DAT523", "PASS", f"{entry.path}/{split}: {len(inputs)} rows agree with dataset.json", entry.path
+                )
+
+
+# --- a finished run ---------------------------------------------------------------------------------------------------
+
+
+def _run(chain: Chain) -> Path:
+    if chain.checkpoint is None:
+        raise NotApplicable("no run is examined (--checkpoint RUN)")
+    return chain.checkpoint
+
+
+@check("CKP610")
+def stored_config(chain: Chain) -> Iterator[Finding]:
+    from omegaconf import OmegaConf
+
+    from engine.config import NOT_IDENTITY, dotted_keys
+
+    run = _run(chain)
+    file = run / "config.resolved.yaml"
+    if not file.is_file():
+        yield say("CKP610", "FAIL", f"{run} has no config.resolved.yaml", str(run))
+        return
+    config = need_resolved(chain)
+    stored: Any = OmegaConf.to_container(OmegaConf.load(file))
+    flat = [{k: _at(c, k) for k in dotted_keys(c) if not isinstance(_at(c, k), dict)} for c in (stored, config)]
+    keys = [
+        k for k in {**flat[0], **flat[1]} if k.split(".")[0] not in NOT_IDENTITY and flat[0].get(k) != flat[1].get(k)
+    ]
+    for key in keys:
+        yield say(
+            "CKP610", "FAIL", f"{key}: {flat[0].get(key)} in the run, {flat[1].get(key)} composed today", str(file)
+        )
+    if not keys:
+        yield say("CKP610", "PASS", "the run's config is what its command composes to today", str(file))
+
+
+def _at(config: dict[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+@check("CKP611")
+def stored_signature(chain: Chain) -> Iterator[Finding]:
+    from verification.signature import compare_signatures, make_signature
+
+    run = _run(chain)
+    file = run / "path_signature.json"
+    if not file.is_file():
+        yield say("CKP611", "WARN", f"{run} has no path_signature.json", str(run))
+        return
+    need_resolved(chain)
+    fails, warns = compare_signatures(json.loads(file.read_text(encoding="utf-8")), make_signature(chain))
+    for text in fails:
+        yield say("CKP611", "FAIL", text, str(file))
+    for text in warns:
+        yield say("CKP611", "WARN", text, str(file))
+    if not fails and not warns:
+        yield say("CKP611", "PASS", "the path signature is that of today", str(file))
+
+
+@check("CKP612")
+def stored_tensors(chain: Chain) -> Iterator[Finding]:
+    _run(chain)
+    raise NotApplicable("tensors are compared when the checkpoint is opened (scripts/evaluate.py, strict)")
+    yield
+
+
+@check("CKP613")
+def stored_step(chain: Chain) -> Iterator[Finding]:
+    run = _run(chain)
+    status = run / "status.json"
+    step = json.loads(status.read_text(encoding="utf-8")).get("step") if status.is_file() else None
+    if not isinstance(step, int):
+        raise NotApplicable(f"{status} names no step")
+    if chain.steps is None:
+        raise NotApplicable("the length of the run is not known")
+    level = "PASS" if step <= chain.steps else "FAIL"
+    yield say("CKP613", level, f"step {step} of {chain.steps}", str(status))

@@ -1,0 +1,186 @@
+"""Which config keys the code reads: what nothing reads cannot be configured."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from engine.keys import keys_of
+from verification.chain import Chain
+from verification.checks.registry import Family, declared, register_family
+from verification.schemas import is_dataclass_node
+from verification.source import SLOTS, ClassInfo, Module, Repo, attribute_reads
+
+# Read by Hydra, by the command line or by interpolation only.
+ELSEWHERE = frozenset(("script",))
+
+
+def reads_of(repo: Repo, modules: list[Module]) -> set[str]:
+    """Attribute names that modules read, cross-checks of config classes left out: a check is no use."""
+    found: set[str] = set()
+    for module in modules:
+        found |= _reads(module.text, module)
+    return found
+
+
+_known: dict[str, set[str]] = {}
+"""Text of a module -> what it reads."""
+
+
+def _reads(text: str, module: Module) -> set[str]:
+    if text not in _known:
+        _known[text] = attribute_reads(module.tree, frozenset(_checks(module)))
+    return _known[text]
+
+
+def _checks(module: Module) -> list[ast.AST]:
+    """__post_init__ of the module's dataclasses, and the methods that only it calls."""
+    found: list[ast.AST] = []
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.ClassDef) or not is_dataclass_node(node):
+            continue
+        methods = {m.name: m for m in node.body if isinstance(m, ast.FunctionDef)}
+        start = methods.get("__post_init__")
+        if start is None:
+            continue
+        found.append(start)
+        others = {name: attribute_reads(m) for name, m in methods.items() if name != "__post_init__"}
+        for name in attribute_reads(start) & others.keys():
+            if name.startswith("_") and not any(name in reads for other, reads in others.items() if other != name):
+                found.append(methods[name])
+    return found
+
+
+def config_class(chain: Chain) -> ClassInfo | None:
+    """The class that the model's `Config` names."""
+    cls = chain.model.cls if chain.model else None
+    return nested_config(chain.repo, cls) if cls else None
+
+
+def nested_config(repo: Repo, cls: ClassInfo) -> ClassInfo | None:
+    """The dataclass behind `Config: ClassVar = ...`."""
+    found = cls.variable("Config")
+    if found is None or not isinstance(found[0], ast.expr):
+        return None
+    return repo.named_class(found[1].module, found[0])
+
+
+def fields_of(cls: ClassInfo) -> dict[str, tuple[str, int]]:
+    """Fields of a dataclass and its bases: name -> (file, line)."""
+    found: dict[str, tuple[str, int]] = {}
+    for owner in reversed(cls.mro):
+        for node in owner.node.body:
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(node.target, ast.Name)
+                and "ClassVar" not in ast.unparse(node.annotation)
+            ):
+                found[node.target.id] = (owner.file, node.lineno)
+    return found
+
+
+def unread_arch(chain: Chain) -> dict[str, tuple[str, int]]:
+    """Fields of the model's config that no module of the model reads."""
+    config = config_class(chain)
+    if config is None or chain.model is None or chain.model.cls is None:
+        return {}
+    modules = {
+        m.name: m for name in (chain.model.module, config.module.name) for m in chain.repo.closure(name, ("models",))
+    }
+    reads = reads_of(chain.repo, list(modules.values()))
+    return {name: place for name, place in fields_of(config).items() if name not in reads}
+
+
+def unread_schema(chain: Chain) -> list[str]:
+    """Keys of the script's schema that neither the script nor engine, tasks or data code read."""
+    script = chain.script
+    if script is None or chain.schema is None:
+        return []
+    key = ("unread", script.file)
+    if key not in chain.repo.memo:
+        packages = (*SLOTS, "engine", script.stem + "_args")
+        modules = chain.repo.closure(script.module.name, packages)
+        reads = reads_of(chain.repo, modules)
+        text = "".join(
+            (chain.repo.text(f"config/base/{p.name}") or "")
+            for p in sorted((chain.repo.root / "config/base").glob("*.yaml"))
+        )
+        used = {name for name in keys_of(chain.schema) if f"${{{name}}}" in text}
+        chain.repo.memo[key] = [n for n in keys_of(chain.schema) if n not in reads | used | ELSEWHERE]
+    return chain.repo.memo[key]
+
+
+def dead_reason(family: Family, key: str, config: dict[str, Any]) -> str:
+    """Why a key has no effect under this config, "" where it has one."""
+    for name, dead, words in (*EVERYWHERE, *family.dead):
+        if name == key and dead(config):
+            return words
+    return ""
+
+
+def _arch(config: dict[str, Any]) -> dict[str, Any]:
+    return config.get("arch") or {}
+
+
+EVERYWHERE = (
+    ("ema_rate", lambda c: not c.get("ema"), "ema=false"),
+    ("project_name", lambda c: "run_dir" in c and not _in(c, "project_name"), "run_dir does not contain it"),
+)
+_EMBEDDING_OFF = (
+    lambda c: _arch(c).get("puzzle_emb_ndim") == 0,
+    "arch.puzzle_emb_ndim=0: there is no puzzle embedding",
+)
+_ATTENTION_OFF = (lambda c: bool(_arch(c).get("mlp_t")), "arch.mlp_t=true: there is no attention")
+
+
+def _in(config: dict[str, Any], key: str) -> bool:
+    return str(config.get(key)) in str(config.get("run_dir")) or not config.get("run_dir")
+
+
+register_family(
+    Family(
+        "recursive_reasoning",
+        dead=(
+            ("puzzle_emb_lr", *_EMBEDDING_OFF),
+            ("puzzle_emb_weight_decay", *_EMBEDDING_OFF),
+            (
+                "arch.puzzle_emb_len",
+                lambda c: _arch(c).get("puzzle_emb_ndim") == 0 and bool(_arch(c).get("puzzle_emb_len")),
+                _EMBEDDING_OFF[1],
+            ),
+            ("arch.num_heads", *_ATTENTION_OFF),
+            (
+                "arch.rope_theta",
+                lambda c: bool(_arch(c).get("mlp_t")) or _arch(c).get("pos_encodings") != "rope",
+                "there are no rotary positions",
+            ),
+            (
+                "arch.halt_exploration_prob",
+                lambda c: _arch(c).get("halt_max_steps") == 1,
+                "arch.halt_max_steps=1: every row halts",
+            ),
+            (
+                "min_eval_interval",
+                lambda c: c.get("eval_interval") is None,
+                "eval_interval=null: no evaluation before the end",
+            ),
+            (
+                "eval_max_examples",
+                lambda c: c.get("eval_interval") is None,
+                "eval_interval=null: only the last evaluation is made, final_eval_max_examples is its size",
+            ),
+            (
+                "final_eval_max_examples",
+                lambda c: not c.get("final_eval", True) and c.get("eval_interval") is None,
+                "final_eval=false",
+            ),
+            (
+                "lr",
+                lambda c: bool(c.get("freeze_weights")),
+                "freeze_weights=true: only the puzzle embedding is trained",
+            ),
+            ("weight_decay", lambda c: bool(c.get("freeze_weights")), "freeze_weights=true"),
+        ),
+        intent={"family": lambda chain: declared(chain, "FAMILY")},
+    )
+)

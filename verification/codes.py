@@ -1,0 +1,147 @@
+# ruff: noqa: E501
+"""The one table of codes: what each check looks at, how the fault shows, why it matters, what to do.
+
+docs/verification.md is generated from it (`python -m verification.codes`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Code:
+    """One row of the table. `title` is what holds when the check passes."""
+
+    code: str
+    step: str
+    title: str
+    symptom: str
+    why: str
+    fix: str
+
+
+def _rows(text: str) -> dict[str, Code]:
+    table = {}
+    for line in text.strip().splitlines():
+        row = Code(*[cell.strip() for cell in line.split("|")])
+        if row.code in table:
+            raise ValueError(f"code {row.code} is there twice")
+        table[row.code] = row
+    return table
+
+
+# code | step | what holds | symptom | why it matters | fix
+CODES = _rows("""
+JOB001 | 1 | every line of a job file is a comment, blank or a job | a runner skips the line | the run that it asks for never happens and nobody notices | write `[ ] COMMAND`, or begin the line with #
+JOB002 | 1 | no job is there twice, no running mark is stale | a job runs twice, or never | two runs of the same thing cost twice and one overwrites the other's meaning | give each job its own run_name; set a stale [-] back to [ ]
+JOB010 | 1 | the script exists at the root of the repository | `can't open file` | the job ends before it begins | name an existing script
+JOB011 | 1 | the script's name has no suffix such as _old or _backup | an outdated script runs | it trains with code that nobody maintains | use the current script
+JOB012 | 1 | the launcher's processes divide the batch | exit 2 after the ranks have started, or ranks that never meet | hours of queueing for a refused launch | change --nproc-per-node, global_batch_size or accumulation
+JOB020 | 1 | the config that the job names exists | `there is no config` | the job ends before it begins | name an existing config/cfg_*.yaml
+JOB021 | 1 | the config is neither retired nor a backup copy | an abandoned approach is trained | its results are compared with those of the current one | use the successor that config/REMOVED.txt names
+JOB030 | 1 | the overrides compose and fit the strict schema | exit 2 with one line | a misspelt key would leave its default in force | use the key that the message suggests
+JOB031 | 1 | every override is read by what it configures | two runs give the same numbers | the sweep over that key compares a run with itself | drop the override, or switch on what reads it
+JOB032 | 1 | run names are unique and say what the values are | one run resumes or replaces another; tables are mislabelled | results are attributed to the wrong setting | rename the run
+JOB033 | 1 | files and folders that overrides name exist | a failure after the start, or data of another kind | the run cannot begin | build or name the right path
+JOB034 | 1 | the stated intent equals what is resolved | the run does what was not meant | this is the fault that all others end in | change the command, or the `#@ intent:` line
+SCR110 | 2 | the script has one @hydra.main whose config exists | Hydra finds no config | the script cannot start by itself | set config_path and config_name
+SCR111 | 2 | the job's config is one of this script's | training runs with the wrong behaviour | the guide's first pitfall: script and config belong to different approaches | run the script that the config names, or choose another --config-name
+SCR112 | 2 | the architecture's declared family and data mode are those of the script | a model is fed what it was not made for | it trains, and learns from the wrong input | choose an arch of the script's family
+SCR120 | 2 | the script wires config, model and run in the contract's order | a hard-coded model, or defaults in place of the config | the config describes one run, the code does another | load_synced_config, then create_model over engine.registry.resolve, then run
+SCR121 | 2 | the data set classes that the script loads have its data mode | the encoder is not used, or gets no demonstrations | the wrong approach is trained | load the data set class of the script's mode
+SCR130 | 2 | the training loop has the form of the declared ACT mode | steps per example differ from what is meant | dynamic halting needs one call per step and a stored carry, fixed steps a loop | store output.carry and call the model once per step, or declare the other mode
+SCR131 | 2 | the names of training functions agree with the mode | a reader reviews the wrong function | the guide's red flag | rename the function
+SCR140 | 2 | comments do not describe the other mode | a reader believes the comment | a comment of the other mode is often what is left of an incomplete change | mend comment or code
+SCR141 | 2 | no error is swallowed around data, model and evaluators | a run without evaluators or with a fall-back model | the failure shows as a missing number weeks later | catch the one error that is meant
+CFG210 | 3 | the config chooses an architecture that exists | `arch config not found` | the guide's second pitfall | set `- arch: NAME` in the defaults list
+CFG211 | 3 | the recipe's own values win over those of the arch file | the recipe's arch block has no effect | the run has the arch file's size and cycles | put _self_ after arch in the defaults list
+CFG220 | 3 | each arch value can be traced along the chain | a value comes from an unexpected file | the last file wins, silently | set it where it is meant
+CFG230 | 3 | the halting parameters of the mode are set and sensible | rows never or always halt | a model that never explores learns a halting head that is never tested | set arch.halt_exploration_prob in [0, 1] and arch.halt_max_steps > 1
+CFG231 | 3 | the exploration is the reference's | other numbers than the published ones | exploration changes the number of steps per example | say so in the intent, or set it to 0.1
+CFG240 | 3 | every evaluator resolves and reads its keys | exit 2, or metrics that never appear | a run without its evaluation is a run to repeat | correct module@Class under evaluators/
+CFG250 | 3 | the warm-up ends well before the run does | the learning rate never reaches its peak | the run is trained at a fraction of its learning rate | lower lr_warmup_steps, or train longer
+CFG251 | 3 | some optimizer group is active and has something to train | the loss stays where it was | the run trains nothing | unfreeze, or give the group a learning rate above 0
+CFG252 | 3 | a variational encoder has a KL weight, another one none | sampling noise without a prior | latent spaces collapse or drift | set arch.loss.kl_weight
+CFG253 | 3 | a loaded decoder has the shape and cycles it was trained with | decoder weights used at another depth | the pretrained part computes something else | copy the cycles of the source's config
+CFG254 | 3 | final metrics are those of the whole test split | accuracy of a subset is reported | not comparable with published figures | set final_eval_max_examples=null
+CFG255 | 3 | every key of the script's schema is read somewhere | changing the key changes nothing | it looks configurable and is not | read the key, or drop it from the schema
+ARC310 | 4 | arch.name has the form package.module@Class | `is not of the form module@Class` | nothing can be resolved | e.g. recursive_reasoning.trm@TRM
+ARC311 | 4 | the module that arch.name names exists | ModuleNotFoundError | the guide's third pitfall | move the file, or correct the name
+ARC312 | 4 | the module defines or re-exports the class | `has no class` | the guide's third pitfall | correct the class, or export it
+ARC313 | 4 | neither module nor class is a backup copy | old code is trained | it differs from what the tests hold | name the current module
+ARC314 | 4 | the loss resolves and has the loss_type | exit 2, or another loss | losses differ in scale and in what they reward | correct arch.loss
+ARC320 | 4 | the arch file's halting keys are those of the class's ACT mode | keys of the other mode are ignored | the file promises fixed steps, the model halts | use the keys of the class's mode
+ARC321 | 4 | the arch file of a dynamic model sets halt_exploration_prob | the default is used silently | the guide's red flag: nobody decided about exploration | add halt_exploration_prob to the arch file
+ARC330 | 4 | arch keys and the fields of the model's config agree and are read | a key without effect | sweeps over it compare a run with itself | correct or drop the key
+MOD410 | 5 | the class is a module with forward(batch, carry) | the trainer cannot call it | a class of the right name that is something else | name the model class
+MOD420 | 5 | forward branches on self.training into _forward_train_* and _forward_eval* | evaluation trains, or training evaluates | one method for both hides exploration in evaluation | branch on self.training
+MOD421 | 5 | the training method's name, its body and ACT_MODE say the same mode | fixed steps where halting was meant, or the reverse | the guide's central failure: the run works and is another experiment | use the method of the mode
+MOD430 | 5 | the input of each row is encoded in a known way | stale or missing context | whether the encoder runs each step decides what gets gradients | encode in the training method
+MOD431 | 5 | a dynamic model encodes at every step | rows go on with an outdated encoding | the encoder gets gradients at the first step only | encode unconditionally
+MOD432 | 5 | the encoding keeps its gradient | the embedding or encoder never changes | what should learn the task is frozen | no detach or no_grad between encoding and use
+MOD440 | 5 | the carry is complete, new, stored and given back | every step starts afresh | halting, deep supervision and depth are lost without an error | return the new state and pass it to the next step
+MOD441 | 5 | labels are those of the example that the row works on | the loss compares with another example's answer | training converges to noise | take labels from the carry
+MOD450 | 5 | evaluation explores nothing and takes the same depth for all | metrics that change from run to run | results cannot be compared | no exploration or sampling in evaluation
+MOD460 | 5 | the task gives the model's loss what it says and trains every parameter group | a part without optimizer | it stays at its random start | list every parameter in a ParamGroup
+SUM600 | 6 | script, task, loop and model form one mode | links of different modes | the whole is what is trained, not its parts | see the failed steps
+DAT510 | data | each data path has the data mode of the script | embedding data for an encoder, or the reverse | the guide's fourth pitfall | point data_paths to the data of the mode
+DAT511 | data | the data path's name agrees with the mode | a misleading name | the next reader takes it for the other kind | rename the folder
+DAT520 | data | train and test share no example | an accuracy that is too good | memory is measured, not reasoning | rebuild the data
+DAT521 | data | train and test share no solution | an accuracy that is too good | a model may recall the answer | rebuild with disjoint solutions
+DAT522 | data | every test puzzle has its query in the test split | missing puzzles count as nothing | the score is of a subset | rebuild the data
+DAT523 | data | counts, tokens and lengths agree with dataset.json | index errors on a device, or silent truncation | the model reads other symbols than were written | rebuild the data
+DAT530 | data | a pretrained part never saw the test puzzles | an accuracy that is too good | its training included the answers | take a clean decoder, or say init=contaminated
+CKP610 | data | the run's stored config is what its command composes to today | the same command would train something else | the run cannot be reproduced by its command | keep the recipe, or note the change
+CKP611 | data | the run's path signature is that of the code today | the checkpoint is read by other code | evaluation is of another model | check out the run's commit
+CKP612 | data | the checkpoint's tensors are those of the model | missing or unexpected keys | a part keeps its random start | load with the code that wrote it
+CKP613 | data | the checkpoint's step lies within the run | a schedule beyond its end | learning rates of another run | resume with the run's own config
+DOC810 | doc | every documented command names what exists, and verifies | a reader's first command fails | documentation is the first thing that people run | mend the page
+VER900 | 6 | every check could be carried out | the verifier itself failed | a check that did not run says nothing | report it with the message
+DYN700 | dyn | the config's model and loss can be built | exit 2 or a traceback at launch | nothing else can be observed | mend the arch block
+DYN701 | dyn | the input of every row is encoded at each step | stale encodings | encoders get gradients at the first step only | encode in every training step
+DYN702 | dyn | gradients reach the encoding of every row | rows that teach nothing | deep supervision is lost | no detach on the way
+DYN703 | dyn | every parameter gets a gradient and has exactly one optimizer group | parameters that never change | part of the network is noise | list every parameter once
+DYN704 | dyn | continuing rows see the present weights' encoding | outdated encodings | gradients are of a network that is no more | encode anew at each step
+DYN705 | dyn | the carry persists for rows that go on and is reset for rows that halted | every step starts afresh, or examples leak | depth is lost, or two examples mix | choose by `halted` row by row
+DYN706 | dyn | the loss uses the labels of the row's own example | a loss against another example | training converges to noise | labels from carry.data
+DYN707 | dyn | halting follows q values, exploration and halt_max_steps | rows halt too early, or never | steps per example differ from what is meant | mend the halting rule
+DYN708 | dyn | a fixed model makes its number of steps for each batch | other depth | another experiment | loop num_act_steps times
+DYN709 | dyn | evaluation is deterministic | metrics change from run to run | results cannot be compared | no random numbers in evaluation
+DYN710 | dyn | the encoder treats demonstrations as a set and ignores padding | order or padding changes the answer | artefacts are learned | mask and aggregate symmetrically
+DYN711 | dyn | the context changes the answer | a context that is not used | the model cannot know its task | feed the context to the trunk
+DYN712 | dyn | logits do not depend on labels | perfect training accuracy | the answer is in the input | keep labels out of the model
+DYN713 | dyn | staged training trains what it says | frozen parts move, or nothing does | stages are not what the paper describes | one optimizer per stage
+DYN714 | dyn | the KL term has its documented weight | another objective | comparisons are of other losses | mend the factor
+DYN715 | dyn | decoder weights are loaded exactly | random decoder | pretraining has no effect | map every key, refuse unknown ones
+DYN716 | dyn | each overridden key changes the model or its outputs | a dead override | two runs are the same run | drop it, or switch on what reads it
+DYN717 | dyn | two ranks compute what one process does | results depend on the number of ranks | runs on other machines cannot be compared | sum gradients, divide by the global weight
+DYN718 | dyn | exactly the embedding rows of the batch change | rows drift without being seen | puzzles forget | sparse updates only
+""")
+
+
+def describe(code: str) -> Code:
+    """The row of `code`. Raises KeyError for a code that the table lacks."""
+    return CODES[code]
+
+
+PAGE = re.compile(r"(<!-- table: codes -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table() -> str:
+    """The Markdown table of docs/verification.md."""
+    lines = ["| code | what holds | symptom | why it matters | fix |", "|---|---|---|---|---|"]
+    lines += [f"| {row.code} | {row.title} | {row.symptom} | {row.why} | {row.fix} |" for row in CODES.values()]
+    return "\n".join(lines) + "\n"
+
+
+def with_table(page: str) -> str:
+    """A page with its table of codes made anew."""
+    return PAGE.sub(lambda match: match[1] + table() + match[2], page)
+
+
+if __name__ == "__main__":
+    path = Path(__file__).resolve().parents[1] / "docs/verification.md"
+    path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,140 @@
+"""Documented commands (README.md, docs/*.md, Makefile, headers of recipes): each must name what exists, and verify."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from engine.io import closest
+from verification.checks import say
+from verification.finding import Finding, Report
+from verification.source import Repo
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INSTALLED = re.compile(r"<!-- file: (\S+) -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FOREIGN = frozenset(("pytest", "pip", "venv", "torch.distributed.run", "mypy", "ruff", "http.server"))
+
+
+@dataclass(frozen=True)
+class Documented:
+    """One command of a page."""
+
+    file: str
+    line: int
+    words: tuple[str, ...]
+    refused: bool = False
+    """The page shows that it is refused: an `error:` line follows."""
+    overlay: dict[str, str] = field(default_factory=dict)
+    """Modules that the page tells the reader to write."""
+
+
+def documented(repo: Repo) -> Iterator[Documented]:
+    """Every command of ours in the pages below the root."""
+    pages = [p for p in [repo.root / "README.md", *sorted((repo.root / "docs").glob("*.md"))] if p.is_file()]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        overlay = {match[1]: match[2] for match in INSTALLED.finditer(text)}
+        for match in FENCE.finditer(text):
+            start = text.count("\n", 0, match.start(2)) + 1
+            if match[1] in ("bash", "sh", "console"):
+                yield from _commands(
+                    page.relative_to(repo.root).as_posix(), match[2], start, match[1] == "console", overlay
+                )
+    for page in sorted((repo.root / "config").glob("cfg_*.yaml")):
+        lines: list[str] = []
+        for line in page.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                break
+            found = re.search(r"\b(?:python|torchrun) .*", line)
+            lines.append(
+                re.split(r"\s{2,}\(", found[0])[0]
+                if found
+                else line[1:].strip()
+                if lines and lines[-1].endswith("\\")
+                else ""
+            )
+        yield from _commands(page.relative_to(repo.root).as_posix(), "\n".join(lines), 1, False, {})
+
+
+def _commands(file: str, body: str, start: int, console: bool, overlay: dict[str, str]) -> Iterator[Documented]:
+    lines = body.splitlines()
+    number = 0
+    while number < len(lines):
+        at = number
+        line = lines[number]
+        while line.endswith("\\") and number + 1 < len(lines):
+            number += 1
+            line = line[:-1] + lines[number]
+        number += 1
+        if console and not line.startswith("$ "):
+            continue
+        output = []
+        for later in lines[number:] if console else []:
+            if later.startswith("$ "):
+                break
+            output.append(later)
+        try:
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+        except ValueError:
+            continue
+        bare = [word for word in words if not re.fullmatch(r"[A-Z_]+=\S*", word)]
+        if bare[:1] and bare[0] in ("python", "torchrun", "make"):
+            yield Documented(file, start + at, tuple(words), any(o.startswith("error") for o in output), overlay)
+
+
+def verify_docs(repo: Repo) -> list[Report]:
+    """One report for each page that has commands."""
+    from verification.static import verify_command
+
+    pages: dict[str, list[Finding]] = {}
+    repos: dict[str, Repo] = {}
+    for one in documented(repo):
+        said = pages.setdefault(one.file, [])
+        text = " ".join(one.words)
+        reason = _names_what_exists(repo, one)
+        if reason is not None:
+            said.append(_finding(one, "FAIL" if reason else "PASS", f"{text}: {reason}" if reason else text))
+            continue
+        where = repos.setdefault(one.file, Repo(repo.root, one.overlay)) if one.overlay else repo
+        report = verify_command(one.words, root=repo.root, where=one.file, line=one.line, repo=where)
+        if one.refused:
+            level = "PASS" if report.failed() or "resume=" in text or "run_name=" in text else "INFO"
+            said.append(
+                _finding(one, level, f"{text}: shown as refused" + ("" if report.failed() else " (at run time)"))
+            )
+            continue
+        wrong = report.of("FAIL")
+        for finding in wrong:
+            said.append(_finding(one, "FAIL", f"{text}: {finding.code} {finding.message}"))
+        if not wrong:
+            said.append(_finding(one, "PASS", text))
+    return [Report(file, findings=said) for file, said in pages.items()]
+
+
+def _finding(one: Documented, level: str, text: str) -> Finding:
+    made = say("DOC810", level, text, one.file, one.line)  # type: ignore[arg-type]
+    return Finding(**{**vars(made), "job": one.file})
+
+
+def _names_what_exists(repo: Repo, one: Documented) -> str | None:
+    """ "" or what is missing, for commands that are no entry script's; None for those."""
+    words = [word for word in one.words if not re.fullmatch(r"[A-Z_]+=\S*", word)]
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z][\w-]*):", repo.text("Makefile") or "", re.MULTILINE)
+        unknown = [word for word in words[1:] if "=" not in word and not word.startswith("-") and word not in targets]
+        return f"the Makefile has no target {unknown[0]}: {closest(unknown[0], targets)}" if unknown else ""
+    rest = words[1:]
+    while rest and rest[0].startswith("--"):
+        rest = rest[1:]
+    if rest[:1] == ["-m"] and len(rest) > 1:
+        if rest[1].split(".")[0] in FOREIGN or rest[1] in FOREIGN:
+            return ""
+        return "" if repo.module(rest[1]) else f"there is no module {rest[1]}"
+    script = next((word for word in rest if word.endswith(".py")), None)
+    if script is None:
+        return ""
+    if "/" in script or repo.text(script) is None:
+        return "" if repo.text(script) is not None else f"there is no {script}"
+    return None

@@ -1,0 +1,94 @@
+"""What a check says: one finding per statement, one report per command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Level = Literal["PASS", "INFO", "WARN", "FAIL", "SKIP"]
+Step = Literal["1", "2", "3", "4", "5", "6", "data", "dyn", "doc"]
+ORDER: dict[str, int] = {"FAIL": 0, "WARN": 1, "INFO": 2, "SKIP": 3, "PASS": 4}
+
+BLIND = "the config does not compose"
+"""How the message of a SKIP begins that hides whether a step is right."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One statement of one check. `file` is relative to the examined root; `line` 0 means the file as a whole."""
+
+    code: str
+    level: Level
+    step: str
+    message: str
+    fix: str = ""
+    file: str = ""
+    line: int = 0
+    job: str = ""
+
+    @property
+    def place(self) -> str:
+        """`file:line`, `file`, or nothing."""
+        return f"{self.file}:{self.line}" if self.file and self.line else self.file
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record of the JSON output."""
+        return asdict(self)
+
+
+@dataclass
+class Report:
+    """All findings about one command. `chain` holds the links as text, in the order in which they are followed."""
+
+    job: str
+    chain: list[dict[str, Any]] = field(default_factory=list)
+    """Links: {"step", "what", "value", "file", "line"}."""
+    findings: list[Finding] = field(default_factory=list)
+    signature: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """The resolved table: script, config, arch, forward, modes, exploration, batch, steps ..."""
+
+    subject: Any = field(default=None, repr=False)
+    """The Chain that was judged; dynamic probes take their config from it. Not part of any output."""
+
+    def of(self, *levels: str) -> list[Finding]:
+        """Findings of these levels (all without one), in the order in which they were made."""
+        return [found for found in self.findings if not levels or found.level in levels]
+
+    def codes(self, *levels: str) -> set[str]:
+        """The codes of `of(*levels)`."""
+        return {found.code for found in self.of(*levels)}
+
+    def failed(self, strict: bool = False) -> bool:
+        """Whether something is wrong; `strict` counts warnings too."""
+        return bool(self.of("FAIL", "WARN") if strict else self.of("FAIL"))
+
+    @property
+    def verdict(self) -> str:
+        """FAIL, WARN or PASS: the worst level among the findings."""
+        return "FAIL" if self.of("FAIL") else "WARN" if self.of("WARN") else "PASS"
+
+    def step_level(self, steps: Iterable[str]) -> str:
+        """The worst level of some steps; SKIP where nothing could be judged, or not for lack of a config."""
+        wanted = set(steps)
+        mine = [finding for finding in self.findings if finding.step in wanted]
+        found = {finding.level for finding in mine}
+        blind = any(finding.level == "SKIP" and finding.message.startswith(BLIND) for finding in mine)
+        if blind and not found & {"FAIL", "WARN"}:
+            return "SKIP"
+        for level in ("FAIL", "WARN", "PASS", "INFO"):
+            if level in found:
+                return "PASS" if level == "INFO" else level
+        return "SKIP"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record of the JSON output."""
+        return {
+            "job": self.job,
+            "verdict": self.verdict,
+            "chain": self.chain,
+            "facts": self.facts,
+            "signature": self.signature,
+            "findings": [found.as_dict() for found in self.findings],
+        }

@@ -1,0 +1,224 @@
+"""Job files: one command a line with its state, comments, and what was meant.
+
+    # Does the MLP over positions beat attention on small boards?
+    #@ id: A1
+    #@ intent: mode=embedding act=dynamic encoder=none purpose=new
+    [ ] torchrun --standalone --nproc-per-node=2 pretrain.py --config-name=cfg_pretrain_sudoku_4x4 run_name=mlp
+    [-] python pretrain.py run_name=a [4711@host]          running, by process 4711 of host
+    [x] python pretrain.py run_name=b                      done
+    [!] python pretrain.py run_name=c                      failed
+
+A `#` starts a comment only as the first character of a line; inside a command every byte belongs to the command.
+A command is no shell line: quotes and leading VAR=value work, pipes and `&&` need `bash -c '...'`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.errors import UsageError
+from engine.io import closest
+
+__all__ = ["MARKS", "STATES", "Job", "JobFile", "command_job", "find", "parse", "parse_text", "read"]
+
+STATES = {" ": "todo", "-": "running", "x": "done", "!": "failed"}
+MARKS = {state: mark for mark, state in STATES.items()}
+
+_JOB = re.compile(r"\[([ x!-])\][ \t]+(\S.*)", re.DOTALL)
+# The runner adds one of these to a line that it marks [-] and takes exactly one away again.
+_OWNER = re.compile(r"(?P<command>.+) \[(?P<pid>\d+)(?:@(?P<host>[^\s\[\]@]+))?\]\s*", re.DOTALL)
+_DIRECTIVE = re.compile(r"#@[ \t]*([A-Za-z][\w-]*)[ \t]*:[ \t]*(.*)")
+_ENV = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job line. `command` is exactly what stands in the file, without mark and owner."""
+
+    line_number: int
+    """1-based"""
+    mark: str
+    """one of " ", "-", "x", "!\""""
+    command: str
+    argv: tuple[str, ...] = ()
+    """words of the command without the leading VAR=value; empty when `error`"""
+    env: dict[str, str] = field(default_factory=dict)
+    comments: tuple[str, ...] = ()
+    """the comment lines right above, without `# `"""
+    intent: dict[str, str] = field(default_factory=dict)
+    directives: dict[str, str] = field(default_factory=dict)
+    """`#@ key: value` lines other than intent and id"""
+    label: str | None = None
+    """of `#@ id:`"""
+    owner: tuple[int, str | None] | None = None
+    """(pid, host) of a running job; host None where the mark names only a pid"""
+    error: str | None = None
+    """why the command cannot be split into words"""
+
+    @property
+    def state(self) -> str:
+        """todo, running, done or failed."""
+        return STATES[self.mark]
+
+    def value(self, key: str) -> str | None:
+        """What the command sets `key` to, as text: `key=`, `+key=`, `++key=`, `--key=` or `--key VALUE`."""
+        for number, word in enumerate(self.argv):
+            name, equals, text = word.partition("=")
+            if (equals and name in (key, f"+{key}", f"++{key}")) or (equals and _flag(name) == key):
+                return _unquoted(text)
+            if _flag(word) == key and number + 1 < len(self.argv):
+                return _unquoted(self.argv[number + 1])
+        return None
+
+    @property
+    def run_name(self) -> str | None:
+        """The value of the command's run_name override."""
+        return self.value("run_name")
+
+    @property
+    def id(self) -> str:
+        """The label, else the run_name, else `L<line>`."""
+        name = self.label or self.run_name or f"L{self.line_number}"
+        return name.encode("utf-8", "replace").decode()  # it is printed: bytes that are no UTF-8 become ?
+
+    @property
+    def key(self) -> str:
+        """A file name for this job's lock, record and log: independent of the line number."""
+        name = re.sub(r"[^\w.=,+-]+", "_", self.label or self.run_name or "job", flags=re.ASCII)[:80]
+        digest = hashlib.sha256(self.command.encode("utf-8", "surrogateescape")).hexdigest()
+        return f"{name}-{digest[:8]}"
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """A job file as it stood when it was read."""
+
+    path: Path
+    jobs: list[Job]
+    problems: list[tuple[int, str]]
+    """(line number, what is wrong with it): a line that is no job, comment or blank; a directive without a job"""
+
+
+def find(name: str | Path, folders: Sequence[str | Path] = (".",)) -> Path:
+    """The job file `name`: a path, or a bare `jobs-NAME.txt` (or `jobs-NAME`, `NAME`) in jobs/ of one of `folders`.
+
+    Raises: UsageError that names the nearest file.
+    """
+    given = Path(name)
+    if given.is_file():
+        return given
+    places = [Path(folder) / "jobs" for folder in folders]
+    if given.parent == Path("."):
+        for place in places:
+            for form in (given.name, f"{given.name}.txt", f"jobs-{given.name}.txt"):
+                if (place / form).is_file():
+                    return place / form
+    known = [path.name for place in places for path in place.glob("jobs-*.txt")]
+    raise UsageError(f"there is no job file {name} (nor one of that name in jobs/): {closest(given.name, known)}")
+
+
+def read(path: str | Path) -> JobFile:
+    """Read a job file. Raises: UsageError when it cannot be read; bad lines are `problems`."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"job file {path} cannot be read ({error.strerror})") from None
+    jobs, problems = parse_text(data.decode("utf-8", "surrogateescape"))
+    return JobFile(path, jobs, problems)
+
+
+def parse(path: str | Path) -> list[Job]:
+    """The jobs of a file, in order."""
+    return read(path).jobs
+
+
+def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
+    """(jobs, problems) of a job file's text."""
+    jobs: list[Job] = []
+    problems: list[tuple[int, str]] = []
+    comments: list[str] = []
+    intent: dict[str, str] = {}
+    directives: dict[str, str] = {}
+    pending = 0  # line of the first directive that waits for its job
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.rstrip("\r").lstrip("\ufeff" if number == 1 else "")
+        if not line.strip():
+            comments = []
+        elif line.lstrip().startswith("#@"):
+            pending = pending or number
+            problem = _read_directive(line, intent, directives)
+            if problem:
+                problems.append((number, problem))
+        elif line.lstrip().startswith("#"):
+            comments.append(line.lstrip()[1:].strip())
+        elif match := _JOB.fullmatch(line):
+            label = directives.pop("id", None)
+            jobs.append(_job(number, match[1], match[2], tuple(comments), intent, directives, label))
+            comments, intent, directives, pending = [], {}, {}, 0
+        else:
+            problems.append((number, f"{line.strip()[:60]!r} is no job, comment or blank: a job begins with '[ ] '"))
+    if pending:
+        problems.append((pending, "a '#@' line without a job below it"))
+    return jobs, sorted(problems)
+
+
+def command_job(command: str | Sequence[str], *, line_number: int = 0) -> Job:
+    """A job for a command that stands in no file (words are quoted as a shell would need them)."""
+    text = command if isinstance(command, str) else shlex.join(command)
+    return _job(line_number, " ", text, (), {}, {}, None)
+
+
+def _read_directive(line: str, intent: dict[str, str], directives: dict[str, str]) -> str | None:
+    """Add one `#@ key: value` line to what it says. Returns what is wrong with it."""
+    match = _DIRECTIVE.fullmatch(line.strip())
+    if match is None:
+        return f"{line.strip()[:60]!r}: expected '#@ intent: key=value ...' or '#@ id: NAME'"
+    name, value = match[1].lower(), match[2].strip()
+    if name != "intent":
+        directives[name] = value
+        return None
+    try:
+        words = shlex.split(value)
+    except ValueError as error:
+        return f"intent: {str(error).lower()}"
+    wrong = [word for word in words if "=" not in word]
+    intent.update((name, text) for name, equals, text in (word.partition("=") for word in words) if equals)
+    return f"intent: {wrong[0]!r} is not key=value" if wrong else None
+
+
+def _job(
+    number: int, mark: str, rest: str, comments: tuple[str, ...], intent: dict[str, str],
+    directives: dict[str, str], label: str | None,
+) -> Job:  # fmt: skip
+    owner = None
+    command = rest  # trailing blanks included: an escaped one is part of the last word
+    if mark == "-" and (match := _OWNER.fullmatch(command)):
+        command, owner = match["command"], (int(match["pid"]), match["host"])
+    error, words, env = None, [], {}
+    try:
+        words = shlex.split(command)
+    except ValueError as problem:
+        error = f"the command cannot be split into words: {str(problem).lower()}"
+    while words and _ENV.fullmatch(words[0]):
+        name, _, value = words.pop(0).partition("=")
+        env[name] = value
+    if not words and error is None:
+        error = "there is no command"
+    return Job(
+        line_number=number, mark=mark, command=command, argv=tuple(words), env=env, comments=comments,
+        intent=intent, directives=directives, label=label, owner=owner, error=error,
+    )  # fmt: skip
+
+
+def _flag(word: str) -> str:
+    return word[2:].replace("-", "_") if word.startswith("--") else ""
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value

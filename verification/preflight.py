@@ -1,0 +1,117 @@
+"""The static part of verification for a run that is about to start: no composition, no torch, well below a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.config import source_of
+from engine.errors import UsageError
+from engine.io import say as print_line
+from verification.chain import Chain, follow_classes
+from verification.checks.registry import run_checks
+from verification.command import parse
+from verification.compose import Composed
+from verification.finding import Finding, Report
+from verification.script import read_script
+from verification.signature import compare_signatures, make_signature
+from verification.source import Repo
+
+__all__ = ["compare_signatures", "preflight", "review"]
+
+
+def review(config: Any, entry: str, root: Path) -> tuple[Chain, Report]:
+    """Judge a checked config as `engine.config.load_synced_config` returns it; `entry` is the script without .py."""
+    from verification.static import facts, links
+
+    source = source_of(config)
+    repo = Repo(Path(root))
+    command = parse(["python", f"{entry}.py", *source.overrides])
+    chain = Chain(repo, "launch", command, job=entry)
+    try:
+        chain.script = read_script(repo, f"{entry}.py")
+    except (LookupError, SyntaxError) as error:
+        chain.problems["script"] = str(error)
+        return chain, Report(entry)
+    chain.config_dir = repo.root / chain.script.config_path
+    chain.config_name = source.config_name or chain.script.config_name
+    chain.overrides = list(source.overrides)
+    chain.choices = {key: value for key, value in source.choices.items() if not key.startswith("hydra/")}
+    chain.resolved, chain.config, chain.schema = source.resolved, config, _declared_schema(config)
+    chain.composed = _composed(chain)
+    follow_classes(chain)
+    # Hydra has composed and the strict schema has accepted: only names and code are left to be judged. A config from
+    # --config-dir or a resumed one need not lie in config/.
+    findings = [
+        f for f in run_checks(chain) if f.code not in ("JOB020", "JOB030", "CFG211") and not f.code.startswith("CKP")
+    ]
+    return chain, Report(entry, links(chain), findings, make_signature(chain), facts(chain))
+
+
+def preflight(config: Any, entry: str, root: Path) -> dict[str, Any]:
+    """Check the chain of a run and give its path signature.
+
+    `config.verify` (strict where the schema has no such key): strict stops at a FAIL, warn prints it, off skips all.
+    Warnings are printed, one line each.
+
+    Raises: UsageError with code, message and fix of the first FAIL, under strict.
+    """
+    level = getattr(config, "verify", "strict")
+    if level == "off":
+        return {}
+    _, report = review(config, entry, root)
+    for finding in report.of("WARN"):
+        print_line(f"warning: {line_of(finding)}")
+    wrong = report.of("FAIL")
+    if wrong and level == "strict":
+        more = (
+            f" (and {len(wrong) - 1} more: python scripts/verify_path.py -- python {entry}.py ...)"
+            if len(wrong) > 1
+            else ""
+        )
+        raise UsageError(f"{line_of(wrong[0])}{more}; verify=warn runs it all the same")
+    for finding in wrong:
+        print_line(f"warning: {line_of(finding)}")
+    return report.signature
+
+
+def line_of(finding: Finding) -> str:
+    """A finding in one line: code, place, message, fix."""
+    place = f" {finding.place}:" if finding.place else ""
+    return f"{finding.code}{place} {finding.message}" + (f": {finding.fix}" if finding.fix else "")
+
+
+def _declared_schema(config: Any) -> type:
+    """The declared dataclass behind an instance that records its reads."""
+    return next((c for c in type(config).__mro__ if "__dataclass_fields__" in vars(c)), type(config))
+
+
+def _composed(chain: Chain) -> Composed:
+    """The files that the primary config and the choices lead to, for line numbers; nothing is merged."""
+    from omegaconf import OmegaConf
+
+    from verification.yaml_lines import defaults_lines
+
+    names: list[tuple[str, str, str]] = []
+
+    def visit(name: str, package: str) -> None:
+        text = chain.repo.text(chain.relative((chain.config_dir or chain.repo.root) / f"{name}.yaml"))
+        if text is None or any(name == seen for seen, _, _ in names) or len(names) > 50:
+            return
+        own_at = len(names)
+        for group, option, _ in defaults_lines(text):
+            if option == "_self_":
+                own_at = len(names)
+            elif not group:
+                visit(option.lstrip("/"), "")
+            elif not group.startswith("override"):
+                visit(f"{group}/{chain.choices.get(group, option)}", group)
+        names.insert(own_at if own_at else len(names), (name, package, f"{name}.yaml"))
+
+    visit(chain.config_name, "")
+    for group, option in chain.choices.items():
+        globally = "@package _global_" in (
+            chain.repo.text(chain.relative((chain.config_dir or chain.repo.root) / f"{group}/{option}.yaml")) or ""
+        )
+        visit(f"{group}/{option}", "" if globally else group)
+    return Composed(OmegaConf.create(), dict(chain.choices), names)

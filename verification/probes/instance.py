@@ -1,0 +1,309 @@
+"""The tiny instance that the probes look at: built by the script's own code, driven like the trainer drives it.
+
+Shapes: B rows of the batch, T tokens, S positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.schema import structure, unread
+from engine.task import Runtime
+from engine.trainer import Trainer
+from verification.probes.shrink import Family, Settings
+
+Edit = Callable[[int, Any], Any]
+WILLING = 10.0
+"""A q bias at which a row halts (or, negated, thinks on) whatever it has computed."""
+
+
+class Unobservable(Exception):
+    """The model lacks what a probe needs to look at; the text says what."""
+
+
+@dataclass
+class Call:
+    """One forward pass of the model: what went in and what came out."""
+
+    batch: dict[str, Tensor]
+    carry: Any
+    output: Any
+    training: bool
+
+
+class Recorder:
+    """Records every forward of `model` and the names of the `_forward_*` methods that ran.
+
+    `edit(number, output)` may replace an output before the caller sees it.
+    """
+
+    def __init__(self, model: nn.Module, edit: Edit | None = None) -> None:
+        self.calls: list[Call] = []
+        self.names: list[str] = []
+        self._edit = edit
+        forward = model.forward
+
+        def recorded(batch: Any, carry: Any = None) -> Any:
+            before = _copy(carry)
+            output = forward(batch, carry)
+            if self._edit is not None:
+                output = self._edit(len(self.calls), output)
+            self.calls.append(Call(_copy(batch), before, output, model.training))
+            return output
+
+        model.forward = recorded  # type: ignore[method-assign]
+        for name in dir(type(model)):
+            if name.startswith("_forward_"):
+                setattr(model, name, self._named(name, getattr(model, name)))
+
+    def _named(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.names.append(name)
+            return method(*args, **kwargs)
+
+        return call
+
+
+def _copy(value: Any) -> Any:
+    """Tensors of a batch or a carry as they are now, out of reach of later writes."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return replace(value, **{name: _copy(getattr(value, name)) for name in value.__dataclass_fields__})
+    return value
+
+
+@dataclass
+class TrainingRun:
+    """What a short run of the real trainer left behind; one entry per optimizer step in the lists."""
+
+    model: nn.Module
+    recorder: Recorder
+    groups: list[Any]
+    steps: int
+    """Optimizer steps taken."""
+    gradients: dict[str, float]
+    """Parameter -> largest absolute gradient seen."""
+    changed: dict[str, bool]
+    """Parameter -> whether any of its numbers moved."""
+    table_rows: list[set[int]] = field(default_factory=list)
+    """Rows of the sparse table that the step changed."""
+    used_rows: list[set[int]] = field(default_factory=list)
+    """Identifiers of the examples that the step worked on."""
+
+
+class Tiny:
+    """Builds the tiny instance as often as the probes want a fresh one; the same seed gives the same weights."""
+
+    def __init__(
+        self, script: ModuleType, family: Family, settings: Settings, model_class: type, *,
+        full_arch: Settings, overridden: Sequence[str] = (), overridden_run: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.script, self.family, self.settings, self.model_class = script, family, settings, model_class
+        self.full_arch, self.overridden, self.overridden_run = full_arch, tuple(overridden), tuple(overridden_run)
+        self._run: TrainingRun | None = None
+
+    @property
+    def arch(self) -> Mapping[str, Any]:
+        return self.settings["arch"]
+
+    @property
+    def max_steps(self) -> int:
+        """`halt_max_steps` of the tiny instance, the class's default where the config does not say."""
+        value = self.arch.get("halt_max_steps", config_default(self.model_class, "halt_max_steps"))
+        if not isinstance(value, int):
+            raise Unobservable("the architecture has no halt_max_steps")
+        return value
+
+    def config(self, run: Mapping[str, Any] | None = None, **arch: Any) -> Any:
+        """The structured config, with run keys and keys of `arch` (dotted: `loss.loss_type`) replaced.
+
+        Raises: UsageError.
+        """
+        wanted = {**self.settings, **(run or {}), "arch": with_keys(self.arch, arch)}
+        return structure(self.script.SCHEMA, wanted)
+
+    def build(self, *, stirred: bool = True, run: Mapping[str, Any] | None = None, **arch: Any) -> Any:
+        """A fresh plan. `stirred` adds the same small noise to all weights, so that zeros hide nothing."""
+        config = self.config(run, **arch)
+        torch.manual_seed(config.seed)
+        plan = self.script.build(config, runtime(config.seed))
+        if stirred:
+            stir(plan.task.module)
+        plan.task.module.train()
+        return plan
+
+    def unread_keys(self) -> list[str]:
+        """Arch keys that neither construction nor two steps and an evaluation read, as far as the script shows."""
+        read_arch = getattr(self.script, "read_arch", None)
+        if read_arch is None:
+            return []
+        seen: list[Any] = []
+
+        def kept(config: Any) -> Any:
+            seen[:] = read_arch(config)
+            return tuple(seen)
+
+        self.script.read_arch = kept  # type: ignore[attr-defined]
+        try:
+            plan = self.build()
+        finally:
+            self.script.read_arch = read_arch  # type: ignore[attr-defined]
+        for number in (1, 2):
+            step(plan.task, number)
+        plan.task.evaluate(final=True)
+        blocks = [(seen[1], "arch"), (seen[3], "arch.loss")] if len(seen) == 4 else []
+        return [key for block, where in blocks if block is not None for key in unread(block, where)]
+
+    def training_run(self) -> TrainingRun:
+        """Three optimizer steps of engine/trainer.py, observed; made once."""
+        if self._run is None:
+            self._run = _train(self)
+        return self._run
+
+
+def runtime(seed: int) -> Runtime:
+    """One process on the CPU in float32."""
+    return Runtime(
+        device=torch.device("cpu"), dtype=torch.float32, attention="auto", seed=seed, accumulation=1, rank=0,
+        world_size=1,
+    )  # fmt: skip
+
+
+class NoStop:
+    """A stop signal that never comes."""
+
+    def agreed(self) -> bool:
+        return False
+
+
+def _train(tiny: Tiny) -> TrainingRun:
+    plan = tiny.build(stirred=False)
+    model, groups = plan.task.module, plan.task.param_groups()
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    gradients = dict.fromkeys(before, 0.0)
+
+    def watch(name: str) -> Callable[[Tensor], None]:
+        def seen(gradient: Tensor) -> None:
+            gradients[name] = max(gradients[name], float(gradient.abs().max()))
+
+        return seen
+
+    for name, param in model.named_parameters():
+        if param.requires_grad:
+            param.register_hook(watch(name))
+    config = tiny.config()
+    run = TrainingRun(model, Recorder(model), groups, config.max_steps, gradients, {})
+    table = getattr(model, "puzzle_emb", None)
+    if table is not None:
+        torch.nn.init.normal_(table.weights, generator=torch.Generator().manual_seed(1))
+    rows = [] if table is None else [table.weights.clone()]
+
+    class Watch:
+        def start(self, trainer: Any) -> None: ...
+
+        def after_step(self, trainer: Any) -> None:
+            if table is None:
+                return
+            moved = (table.weights != rows[-1]).any(dim=1).nonzero().flatten()
+            rows.append(table.weights.clone())
+            run.table_rows.append(set(moved.tolist()))
+            used = run.recorder.calls[-1].output.carry.data["puzzle_identifiers"]
+            run.used_rows.append(set(used.tolist()))
+
+        def after_eval(self, trainer: Any, results: Any) -> None: ...
+
+        def end(self, trainer: Any) -> None: ...
+
+    trainer = Trainer(
+        plan, config, runtime(0), save=lambda *_: None, write=lambda *_: None,
+        stop=NoStop(), hooks=[Watch()],  # type: ignore[arg-type]
+    )  # fmt: skip
+    trainer.fit()
+    run.changed = {name: not torch.equal(param, before[name]) for name, param in model.named_parameters()}
+    return run
+
+
+# --- driving a task ---------------------------------------------------------------------------------------------------
+
+
+def batch_of(micro_batch: Any) -> dict[str, Tensor]:
+    """The dictionary of tensors in a task's micro-batch."""
+    parts = micro_batch if isinstance(micro_batch, tuple | list) else [micro_batch]
+    for part in parts:
+        if isinstance(part, dict):
+            return part
+    raise Unobservable("the task's micro-batches hold no dictionary of tensors")
+
+
+def step(task: Any, number: int, change: Callable[[dict[str, Tensor]], None] | None = None) -> float:
+    """Draw and evaluate the loss of step `number` (no optimizer): the loss summed over the micro-batches.
+
+    `change` edits the dictionary of each micro-batch in place.
+    """
+    total = 0.0
+    for micro_batch in task.micro_batches(number):
+        if change is not None:
+            change(batch_of(micro_batch))
+        total += float(task.loss(micro_batch)[0].detach())
+    task.after_step()
+    table = getattr(task.module, "puzzle_emb", None)
+    if table is not None:
+        table.take_pending()
+    return total
+
+
+def first_batch(task: Any, number: int = 1) -> dict[str, Tensor]:
+    """The batch of step `number`."""
+    return dict(batch_of(next(iter(task.micro_batches(number)))))
+
+
+def stir(model: nn.Module) -> None:
+    """Add seeded noise to every parameter and fill the sparse table: a zero weight hides whatever it multiplies."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.add_(0.05 * torch.randn(param.shape, generator=generator).to(param.dtype))
+        table = getattr(model, "puzzle_emb", None)
+        if table is not None:
+            table.weights.copy_(torch.randn(table.weights.shape, generator=generator))
+
+
+def set_halting(model: nn.Module, willing: bool) -> None:
+    """Fix the halting head: every row wants to halt (or to go on), whatever it has computed."""
+    heads = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "q_head"]
+    if len(heads) != 1 or getattr(heads[0], "bias", None) is None:
+        raise Unobservable("the model has no module q_head with a bias to steer")
+    sign = WILLING if willing else -WILLING
+    with torch.no_grad():
+        heads[0].weight.zero_()
+        for place in range(heads[0].bias.numel()):  # (halt, continue)
+            heads[0].bias[place] = sign if place == 0 else -sign
+
+
+def junk(labels: Tensor, vocab: int) -> Tensor:
+    """Other labels everywhere, still words of the vocabulary; what is not scored stays so."""
+    return torch.where(labels >= 0, (labels + 1) % vocab, labels)
+
+
+def config_default(cls: type, name: str) -> Any:
+    """The default of field `name` of `cls.Config`, None without one."""
+    declared = getattr(getattr(cls, "Config", None), "__dataclass_fields__", {})
+    return getattr(declared.get(name), "default", None)
+
+
+def with_keys(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested `block` with dotted keys replaced."""
+    copy = dict(block)
+    for key, value in changes.items():
+        head, _, rest = key.partition(".")
+        copy[head] = with_keys(copy.get(head) or {}, {rest: value}) if rest else value
+    return copy

@@ -1,0 +1,139 @@
+"""From the very config of a run to a tiny one: same settings, small sizes, a synthetic data set.
+
+A `Family` says how one kind of model is shrunk and what data it needs; other families register theirs. What is
+pinned is size, length of the run and launch habits; everything that decides *how* the model learns is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from engine.config import NOT_IDENTITY
+
+Settings = dict[str, Any]
+
+BATCH = 8
+HIDDEN, HEADS, LAYERS, CYCLES, HALT_STEPS = 64, 4, 1, 2, 4
+SEQ_LEN, VOCAB, IDENTIFIERS = 16, 6, 24
+"""A 4x4 board of PAD, blank and four digits; 24 identifiers of which a training batch touches 8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How the probes handle models that declare `FAMILY` and `DATA_MODE` so."""
+
+    name: str
+    data_mode: str
+    write_data: Callable[[Path], None]
+    """Writes a complete data set into the folder, which does not exist yet."""
+    shrink: Callable[[Mapping[str, Any], Path], Settings]
+    """(resolved config, data folder) -> settings of the tiny instance."""
+    build_full: Callable[[ModuleType, Any, Any], Any]
+    """(script, config, runtime) -> the model of the unshrunk config; called under the meta device."""
+    pinned: frozenset[str] = frozenset()
+    """Run keys that `shrink` sets itself."""
+    may_be_frozen: Callable[[str], bool] = lambda name: False
+    """Parameters, by name, that no optimizer group needs to hold (a frozen base model)."""
+
+
+_FAMILIES: dict[tuple[str, str], Family] = {}
+
+
+def register_family(family: Family) -> Family:
+    """Make `family` known to the probes; a second one of the same name and data mode replaces it."""
+    _FAMILIES[family.name, family.data_mode] = family
+    return family
+
+
+def family_of(model_class: type) -> Family | None:
+    """The family that a class declares, or None where nobody has registered it."""
+    return _FAMILIES.get((getattr(model_class, "FAMILY", ""), getattr(model_class, "DATA_MODE", "")))
+
+
+# --- embedding mode, recursive reasoning ------------------------------------------------------------------------------
+
+
+def shrink_arch(arch: Mapping[str, Any]) -> Settings:
+    """The architecture with every size cut down; unknown keys pass through unchanged."""
+    tiny = dict(arch)
+    for key, value in arch.items():
+        if key.endswith("_layers") and isinstance(value, int):
+            tiny[key] = min(value, LAYERS)
+        elif key.endswith("_cycles") and isinstance(value, int):
+            tiny[key] = min(value, CYCLES)
+    if isinstance(arch.get("halt_max_steps"), int):
+        tiny["halt_max_steps"] = min(arch["halt_max_steps"], HALT_STEPS)
+    if "forward_dtype" in arch:
+        tiny["forward_dtype"] = "float32"
+    _shrink_width(arch, tiny)
+    return tiny
+
+
+def _shrink_width(arch: Mapping[str, Any], tiny: Settings) -> None:
+    hidden, heads = arch.get("hidden_size"), arch.get("num_heads")
+    if not isinstance(hidden, int) or hidden <= HIDDEN:
+        return
+    tiny["hidden_size"] = HIDDEN
+    if isinstance(heads, int):
+        tiny["num_heads"] = max(n for n in range(1, HEADS + 1) if HIDDEN % n == 0 and n <= max(1, heads))
+    width, places = arch.get("puzzle_emb_ndim"), arch.get("puzzle_emb_len")
+    if isinstance(width, int) and width > 0:
+        tiny["puzzle_emb_ndim"] = max(1, width * HIDDEN // hidden)
+        if isinstance(places, int) and places > 0:  # as many positions as asked for, up to the published 16
+            tiny["puzzle_emb_len"] = max(min(places, 16), -(-tiny["puzzle_emb_ndim"] // HIDDEN))
+
+
+PINNED: Settings = {
+    "data_paths": [], "data_paths_test": [], "device": "cpu", "seed": 0,
+    "global_batch_size": BATCH, "epochs": 64, "eval_interval": None, "min_eval_interval": 0, "final_eval": True,
+    "eval_batch_size": BATCH, "eval_max_examples": BATCH, "final_eval_max_examples": BATCH,
+    "lr_warmup_steps": 1, "max_steps": 3, "log_interval": 1000,
+}  # fmt: skip
+"""What every tiny run of pretrain.py has: size, length and place, nothing of how it learns."""
+
+
+def shrink_recursive(resolved: Mapping[str, Any], data: Path) -> Settings:
+    """Settings of a tiny pretrain.py run: the arch shrunk, the run short, launch keys left at their defaults."""
+    tiny = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY and key != "hydra"}
+    tiny["arch"] = shrink_arch(resolved.get("arch") or {})
+    return tiny | PINNED | {"data_paths": [str(data)]}
+
+
+def write_boards(root: Path) -> None:
+    """16 training and 8 test boards of random digits, each with an identifier of its own (a few are never used)."""
+    import numpy as np
+
+    from dataset.writing import SplitArrays, write_dataset
+
+    random = np.random.default_rng(0)
+
+    def split(count: int, first: int) -> SplitArrays:
+        labels = random.integers(2, VOCAB, (count, SEQ_LEN))
+        inputs = np.where(random.random((count, SEQ_LEN)) < 0.5, 1, labels)
+        steps = np.arange(count + 1)
+        return SplitArrays(inputs, labels, np.arange(first, first + count), steps, steps)
+
+    write_dataset(
+        root, {"train": split(2 * BATCH, 1), "test": split(BATCH, 2 * BATCH)},
+        vocab_size=VOCAB, seq_len=SEQ_LEN, card={"source": "generated", "name": "probe"},
+        identifiers=["<blank>", *(f"board-{n}" for n in range(1, IDENTIFIERS))],
+    )  # fmt: skip
+
+
+def build_recursive(script: ModuleType, config: Any, runtime: Any) -> Any:
+    """The model that the script's own `create_model` makes for the probes' boards."""
+    from models.recursive_reasoning.act import PuzzleShape
+
+    return script.create_model(config, PuzzleShape(SEQ_LEN, VOCAB, IDENTIFIERS), runtime)[0]
+
+
+register_family(
+    Family(
+        name="recursive_reasoning", data_mode="embedding", write_data=write_boards, shrink=shrink_recursive,
+        build_full=build_recursive, pinned=frozenset(PINNED),
+    )
+)  # fmt: skip

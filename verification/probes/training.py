@@ -1,0 +1,96 @@
+"""Probes of a short training run: gradients and optimizer groups (DYN703), embedding rows and forward mode (DYN718)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from engine.task import SparseTable
+from verification.probes.instance import Tiny, Unobservable
+from verification.probes.registry import Note, observes
+
+MODES = {"original": "dynamic", "dynamic": "dynamic", "online": "fixed", "fixed": "fixed"}
+"""Last word of a `_forward_train_<mode>` method -> the ACT mode it stands for."""
+
+
+@observes(
+    "DYN703",
+    passed="every parameter gets a gradient, stands in one optimizer group, and moves",
+    fix="list every parameter in exactly one ParamGroup, and let the loss depend on it inside the gradient window",
+)
+def gradients(tiny: Tiny) -> Iterator[str | Note]:
+    """Three steps of the real trainer: who is in which group, who got a gradient, who moved."""
+    run = tiny.training_run()
+    dense = [group for group in run.groups if not isinstance(group.params, SparseTable)]
+    model_names = {id(param): name for name, param in run.model.named_parameters()}
+    holders = Counter(model_names.get(id(param), name) for group in dense for name, param in group.params.items())
+    frozen_on_purpose = bool(tiny.settings.get("freeze_weights"))
+    rates = {model_names.get(id(p), n): group.lr for group in dense for n, p in group.params.items()}
+
+    left_out = [name for name in run.changed if not holders[name] and not tiny.family.may_be_frozen(name)]
+    if left_out and not frozen_on_purpose:
+        yield f"{_listed(left_out)} in no optimizer group: never trained"
+    if twice := [name for name, count in holders.items() if count > 1]:
+        yield f"{_listed(twice)} in more than one optimizer group: updated twice per step"
+    if foreign := [name for name in holders if name not in run.changed]:
+        yield f"{_listed(foreign)} in an optimizer group but not part of the model"
+    held = [name for name in run.changed if holders[name]]
+    if dry := [name for name in held if run.gradients[name] == 0.0]:
+        yield f"{_listed(dry)} got no gradient in {run.steps} steps"
+    if still := [name for name in held if not run.changed[name] and rates[name] > 0]:
+        yield f"{_listed(still)} did not change in {run.steps} optimizer steps"
+    if drifting := [name for name, moved in run.changed.items() if moved and not holders[name]]:
+        yield f"{_listed(drifting)} changed though no optimizer group holds it"
+    if not held and not any(isinstance(group.params, SparseTable) for group in run.groups):
+        yield "the optimizer groups are empty: nothing is trained"
+    if zero := sorted({group.name for group in run.groups if group.lr == 0}):
+        yield Note("WARN", f"the peak learning rate of group {_listed(zero)} is 0: it is not trained")
+    if frozen_on_purpose:
+        yield Note("PASS", "freeze_weights=true: the network stays as it is, only the puzzle embedding is trained")
+
+
+@observes(
+    "DYN718",
+    passed="",
+    fix="look rows up by puzzle_identifiers of the row's own example, update the touched rows only, and let forward() "
+    "branch on self.training to the _forward_train_<mode> that ACT_MODE declares",
+)
+def embedding_mode(tiny: Tiny) -> Iterator[str | Note]:
+    """Which forward ran in training and in evaluation, whether an encoder is there, which table rows moved."""
+    run = tiny.training_run()
+    trained = sorted({name for name in run.recorder.names if name.startswith("_forward_train")})
+    declared = getattr(tiny.model_class, "ACT_MODE", None)
+    modes = {MODES.get(name.removeprefix("_forward_train_").split("_")[0]) for name in trained}
+    if not trained:
+        yield "training ran none of the model's _forward_train_<mode> methods"
+    elif modes != {declared}:
+        yield f"training ran {_listed(trained)}, but the class declares ACT_MODE={declared!r}"
+    calls = sum(call.training for call in run.recorder.calls)
+    if calls != run.steps and declared == "dynamic":
+        yield f"{calls} forward passes for {run.steps} steps: dynamic mode is one ACT step per optimizer step"
+    if encoders := [name for name, _ in run.model.named_modules() if "encoder" in name.lower()]:
+        yield f"embedding mode has no encoder, found {_listed(encoders)}"
+    ran = f"training ran {_listed(trained)}"
+
+    if getattr(run.model, "puzzle_emb", None) is None:
+        yield Note("PASS", f"{ran} ({declared} halting); no puzzle embedding (puzzle_emb_ndim=0)")
+        return
+    group = next((g for g in run.groups if isinstance(g.params, SparseTable)), None)
+    if group is None:
+        yield "the puzzle embedding stands in no optimizer group: its rows keep their first values"
+        return
+    if group.lr == 0:
+        yield Note("WARN", f"{ran}; the puzzle embedding has learning rate 0: its rows never change")
+        return
+    for number, (moved, used) in enumerate(zip(run.table_rows, run.used_rows, strict=True), 1):
+        if extra := moved - used:
+            yield f"step {number} changed embedding rows {sorted(extra)[:6]} of puzzles that it did not work on"
+        if missing := used - moved:
+            yield f"step {number} left embedding rows {sorted(missing)[:6]} of its own puzzles unchanged"
+    if not run.table_rows:
+        raise Unobservable("no optimizer step ran")
+    yield Note("PASS", f"{ran} ({declared} halting); exactly the embedding rows of the step's puzzles changed")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

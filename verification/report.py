@@ -1,0 +1,160 @@
+"""Reports for people and programs: the guide's six steps with ticks, JSON, and the Markdown page of the repository."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from verification.codes import CODES
+from verification.finding import Finding, Report
+
+STEPS = (
+    ("Step 1: job", ("1",)),
+    ("Step 2: script", ("2",)),
+    ("Step 3: main config", ("3",)),
+    ("Step 4: arch config", ("4",)),
+    ("Step 5: model", ("5",)),
+    ("Step 6: together", ("6",)),
+    ("Data", ("data",)),
+    ("Dynamic", ("dyn",)),
+    ("Documentation", ("doc",)),
+)
+TICKS = {"PASS": "✅", "WARN": "⚠️", "FAIL": "❌", "SKIP": "–", "INFO": "ℹ️"}
+CHECKLIST = (
+    ("Job file uses correct script and config", ("JOB010", "JOB020", "JOB030", "SCR111")),
+    ("Script's Hydra decorator matches config name", ("SCR110", "SCR111")),
+    ("Main config's `arch` default points to existing arch config", ("CFG210",)),
+    ("Arch config's `name` references correct module@class", ("ARC310", "ARC311", "ARC312")),
+    ("Module file exists and exports the class", ("ARC311", "ARC312")),
+    ("Training forward pass matches expected mode", ("SCR130", "MOD420", "MOD421")),
+    ("ACT behavior is correct (fixed vs dynamic)", ("CFG230", "ARC320", "ARC321", "MOD440")),
+    ("Data path is correct (encoder-mode vs embedding-mode)", ("DAT510", "DAT511", "SCR112")),
+    ("Encoder usage matches mode (cached vs re-encoded)", ("MOD430", "MOD431", "MOD432")),
+    ("No `_original`, `_old`, `_backup` suffixes in active code", ("JOB011", "JOB021", "ARC313")),
+)
+FOUR = (
+    ("Which training mode is intended (embedding vs encoder)?", "data_mode", "mode"),
+    ("Which ACT mode (fixed vs dynamic)?", "act_mode", "act"),
+    ("Which encoder type?", "encoder_type", "encoder"),
+    ("Is this a new experiment or reproducing existing work?", "", "purpose"),
+)
+
+
+def level_of(report: Report, codes: Sequence[str]) -> str:
+    """The worst level of some codes: FAIL, WARN, PASS, or SKIP where none could be judged."""
+    found = {finding.level for finding in report.findings if finding.code in codes}
+    return next((level for level in ("FAIL", "WARN", "PASS") if level in found), "PASS" if "INFO" in found else "SKIP")
+
+
+def text(reports: Sequence[Report], *, verbose: bool = False) -> str:
+    """The console form: per command the steps, what was read for each, then what is wrong, why, and the fix."""
+    blocks = [_block(report, verbose) for report in reports]
+    counts = {level: sum(report.verdict == level for report in reports) for level in ("PASS", "WARN", "FAIL")}
+    total = ", ".join(f"{number} {level}" for level, number in counts.items() if number)
+    return "\n\n".join([*blocks, f"{len(reports)} report(s): {total or 'nothing to check'}"]) + "\n"
+
+
+def _block(report: Report, verbose: bool) -> str:
+    lines = [f"{TICKS[report.verdict]} {report.job or 'command'}  {report.verdict}"]
+    for title, steps in STEPS:
+        findings = [finding for finding in report.findings if finding.step in steps]
+        level = report.step_level(steps)
+        links = [link for link in report.chain if link["step"] in steps]
+        if not findings or (level == "SKIP" and not links and not verbose):
+            continue
+        lines.append(f"  {TICKS[level]} {title}")
+        for link in links:
+            place = f"  ({link['file']}{':' + str(link['line']) if link['line'] else ''})" if link["file"] else ""
+            lines.append(f"       {link['what']}: {link['value']}{place}")
+        for finding in findings:
+            if finding.level in ("FAIL", "WARN"):
+                lines += [f"     {line}" for line in _explained(finding)]
+            elif (
+                verbose
+                or (finding.code == "JOB034" and finding.level != "SKIP")
+                or (finding.level == "INFO" and finding.code != "CFG220")
+            ):
+                lines.append(f"     {TICKS[finding.level]} {finding.code} {finding.message}{_at(finding)}")
+    model = next((finding for finding in report.findings if finding.code == "SUM600"), None)
+    if model is not None and model.level == "PASS":
+        lines.append(f"  Result: {model.message}")
+    return "\n".join(lines)
+
+
+def _at(finding: Finding) -> str:
+    return f"  ({finding.place})" if finding.place else ""
+
+
+def _explained(finding: Finding) -> list[str]:
+    row = CODES[finding.code]
+    return [
+        f"{TICKS[finding.level]} {finding.code} {finding.message}{_at(finding)}",
+        f"     why: {row.why}",
+        f"     fix: {finding.fix or row.fix}",
+    ]
+
+
+def as_json(reports: Sequence[Report]) -> str:
+    """All reports with their verdicts."""
+    content: dict[str, Any] = {"reports": [report.as_dict() for report in reports]}
+    return json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+# --- the Markdown page ------------------------------------------------------------------------------------------------
+
+ROWS = (
+    ("script", "Script"), ("config", "Config"), ("arch", "Arch"), ("model", "module@Class"), ("loss", "Loss"),
+    ("train_forward", "Training forward"), ("act_mode", "ACT mode"), ("encoder_policy", "Encoding"),
+    ("encoder_type", "Encoder"), ("data_mode", "Data mode"), ("data", "Data"), ("exploration", "Exploration"),
+    ("halt_max_steps", "Most ACT steps"), ("batch", "Batch"), ("processes", "Processes"),
+    ("steps", "Optimizer steps"), ("warmup", "Warm-up"), ("initial_weights", "Initial weights"),
+)  # fmt: skip
+
+
+def markdown(reports: Sequence[Report], intents: dict[str, dict[str, str]] | None = None) -> str:
+    """docs/training-path-verification.md: for each command chain, resolved table, checklist, questions, findings.
+
+    Nothing in it depends on time, machine or commit, so that the page can be compared with a fresh one.
+    """
+    lines = [
+        "# Training path verification",
+        "",
+        "Generated by `python scripts/verify_path.py --all --static --markdown docs/training-path-verification.md`;"
+        " `make check` fails when it is stale. What the codes mean is in [verification.md](verification.md).",
+        "",
+        "| command | verdict | config | model | forward | data mode | steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    shown = [report for report in reports if report.chain]
+    for report in shown:
+        cells = [report.facts.get(key) for key in ("config", "model", "train_forward", "data_mode", "steps")]
+        lines.append(f"| {report.job} | {TICKS[report.verdict]} | " + " | ".join(_cell(cell) for cell in cells) + " |")
+    for report in shown:
+        lines += ["", *_section(report, (intents or {}).get(report.job, {}))]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
+    return "–" if value in (None, "") else str(value).replace("|", "\\|")
+
+
+def _section(report: Report, intent: dict[str, str]) -> list[str]:
+    lines = [f"## {report.job}", "", "```text"]
+    for link in report.chain:
+        place = f"   {link['file']}" if link["file"] and link["file"] != link["value"] else ""
+        lines.append(f"{link['what']:<18} {link['value']}{place}")
+    lines += ["```", "", "| | |", "|---|---|"]
+    lines += [f"| {title} | {_cell(report.facts.get(key))} |" for key, title in ROWS]
+    lines.append("")
+    lines += [f"- {TICKS[level_of(report, codes)]} {title} ({', '.join(codes)})" for title, codes in CHECKLIST]
+    lines.append("")
+    for question, fact, key in FOUR:
+        found = f"; found {report.facts.get(fact)}" if fact else ""
+        lines.append(f"- {question} **{intent.get(key, 'not stated')}**{found}")
+    wrong = report.of("FAIL", "WARN")
+    if wrong:
+        lines += ["", *(f"- {TICKS[f.level]} {f.code}: {f.message}. {f.fix}" for f in wrong)]
+    return lines
