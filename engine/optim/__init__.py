@@ -5,7 +5,6 @@ Add one with a line in `OPTIMIZERS`: a callable of (params, names, *, lr, **opti
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from engine.errors import UsageError
+from engine.io import closest
 from engine.optim.adam import AdamATan2, AdamW
 from engine.optim.sparse_sign import SparseSignSGD, SparseTable, build_sparse
 
@@ -52,20 +52,15 @@ def build_optimizer(
     Raises UsageError for an unknown name or option (with the nearest choice) and for a value out of range.
     """
     if name not in OPTIMIZERS:
-        raise UsageError(f"optimizer {name!r} is not known: {_nearest(name, OPTIMIZERS)}")
+        raise UsageError(f"optimizer {name!r} is not known: {closest(name, OPTIMIZERS)}")
     signature = inspect.signature(_OPTION_SOURCE.get(name, OPTIMIZERS[name])).parameters.values()
     known = [p.name for p in signature if p.kind is p.KEYWORD_ONLY and p.name != "lr"]
     for key in options or {}:
         if key not in known:
-            raise UsageError(f"optimizer {name} has no option {key!r}: {_nearest(key, known)}")
+            raise UsageError(f"optimizer {name} has no option {key!r}: {closest(key, known)}")
     if isinstance(params, Mapping):
         names, params = list(params.keys()), list(params.values())
     try:
         return OPTIMIZERS[name](params, names, lr=lr, **(options or {}))
     except ValueError as error:
         raise UsageError(f"optimizer {name}: {error}") from error
-
-
-def _nearest(name: str, choices: Any) -> str:
-    close = difflib.get_close_matches(name, list(choices), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(sorted(choices))}"

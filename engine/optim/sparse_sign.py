@@ -8,20 +8,12 @@ even decay. Every shape depends only on the number of slots, so no step waits fo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-
-class SparseTable(Protocol):
-    """What the optimizer needs of a table: `weights` [N, E] and the gradient rows since the last call."""
-
-    weights: Tensor
-
-    def take_pending(self) -> tuple[Tensor, Tensor]:
-        """(row numbers [n] int, gradient rows [n, E]); the next call starts empty."""
-        ...
+from engine.task import SparseTable
 
 
 def sign_update(
