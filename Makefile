@@ -32,11 +32,12 @@ test: $(STAMP)  ## the fast tests
 test-all: $(STAMP)  ## with the slow ones (what .ci/run does)
 	$(PY) -m pytest -m "not gpu"
 
-check: $(STAMP)  ## format, lint, types, import rule, engine vocabulary
+check: $(STAMP)  ## format, lint, types, import rule, engine vocabulary, path verification
 	$(VENV)/bin/ruff format --check --diff .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(PY) -m pytest tests/test_house_rules.py
+	$(PY) scripts/verify_path.py --all --markdown docs/training-path-verification.md --check
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

@@ -43,18 +43,19 @@ def read_arch(config: PretrainConfig) -> tuple[Any, Any, Any, Any]:
     model_class = resolve(name, "models", "arch.name")
     require(model_class, name, "arch.name", FAMILY="recursive_reasoning", DATA_MODE="embedding")
     loss_class = resolve(loss.pop("name", ""), "losses", "arch.loss.name")
-    return (
-        model_class,
-        build_config(model_class, hyper, "arch"),
-        loss_class,
-        build_config(loss_class, loss, "arch.loss"),
-    )
+    model_config, loss_config = build_config(model_class, hyper, "arch"), build_config(loss_class, loss, "arch.loss")
+    return model_class, model_config, loss_class, loss_config
 
 
 def create_model(config: PretrainConfig, shape: Any, runtime: Any) -> tuple[Any, Any]:
-    """The model and the loss head that `config.arch` names, on the device."""
+    """The model and loss head that `config.arch` names, on the device. Raises UsageError where they misfit the data."""
+    from engine.errors import UsageError
+
     model_class, model_config, loss_class, loss_config = read_arch(config)
-    model = model_class(model_config, shape, auto_dtype=runtime.dtype, attention=runtime.attention)
+    try:
+        model = model_class(model_config, shape, auto_dtype=runtime.dtype, attention=runtime.attention)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return model.to(runtime.device), loss_class(loss_config)
 
 
@@ -133,10 +134,10 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
 
 
 @hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
-def launch(hydra_config: DictConfig) -> None:
-    """Compose -> strict config -> run. Everything between is the engine's."""
-    if run_child_if_multirun(hydra_config, __file__):
-        return
+def launch(hydra_config: DictConfig) -> Any:
+    """Compose -> strict config -> run. In a sweep, start the job as a process and give its metric to the sweeper."""
+    if job := run_child_if_multirun(hydra_config, __file__):
+        return job.metric
     config = load_synced_config(hydra_config, rank=RANK, world_size=WORLD_SIZE, schema=SCHEMA, entry="pretrain")
 
     from engine.launch import run  # imports torch: only once the config is known to be good

@@ -36,7 +36,7 @@ BUILT = {
     "debug-sudoku-4x4": BuiltSudoku(size=4, num_train=64, num_test=16, blanks=(6, 10)),
     "sudoku-default": BuiltSudoku(size=4, num_train=1_000, num_test=64, blanks=(6, 10)),
     "sudoku-4x4": BuiltSudoku(size=4, num_train=20_000, num_test=256, blanks=(6, 10)),
-    "sudoku-6x6": BuiltSudoku(size=6, num_train=10_000, num_test=500, blanks=(12, 22)),
+    "sudoku-6x6": BuiltSudoku(size=6, num_train=10_000, num_test=500, blanks=(12, 22), num_aug=7),
     "sudoku-9x9-easy": BuiltSudoku(size=9, num_train=5_000, num_test=500, blanks=(30, 45), num_aug=7),
 }
 # Made of published data, never at launch: a generated stand-in under these names would be a false claim.

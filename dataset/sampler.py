@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 
@@ -44,6 +45,8 @@ class TrainSampler:
 
     Raises: UsageError when the splits disagree or cannot fill a single batch.
     """
+
+    DATA_MODE: ClassVar[str] = "embedding"  # a claim that path verification compares with the entry script (SCR121)
 
     def __init__(
         self, splits: Sequence[PuzzleSplit], *, seed: int, global_batch_size: int, epochs_per_iter: int
@@ -181,6 +184,8 @@ class EvalSampler:
     With `max_examples` a fixed subset, drawn once over all sets from (seed, "eval_subset") and kept in file
     order.
     """
+
+    DATA_MODE: ClassVar[str] = "embedding"
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -28,16 +29,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from engine.distributed import under_torchrun
+from engine.distributed import report_to_launcher, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.help import help_text
 from engine.io import closest
 from engine.keys import keys_of
 from engine.multirun import FULL_ERROR, OURS, job_codes
+from engine.sweeps import REPORT
 from engine.translate import Groups, translate
 
 # Ranks other than 0 compose for themselves; without these each would make its own output folder.
 QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
+
+# Launchers and sweepers that are plugins of Hydra -> the extra that installs them.
+PLUGINS = {"joblib": "sweep", "optuna": "optuna", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+
+
+BASE = "base/run"  # what every recipe of ours begins with
 
 
 class _TaskStopped(BaseException):
@@ -71,6 +79,7 @@ def run(launch: Callable[..., Any], *, schema: type, entry: str, aliases: Mappin
     given, argv = inspect.getclosurevars(launch).nonlocals, sys.argv[1:]
     name = _config_name(argv) or str(given.get("config_name") or "")
     try:
+        _check_recipe(config_dir, name)
         groups = find_groups(config_dir, name)
         if {"-h", "--help"} & set(argv):
             sys.stdout.write(help_text(entry, schema, groups, config_dir, name) + "\n")
@@ -79,15 +88,20 @@ def run(launch: Callable[..., Any], *, schema: type, entry: str, aliases: Mappin
         sweep = bool({"-m", "--multirun"} & set(words))
         if sweep and under_torchrun():
             raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
+        if not sweep and REPORT not in os.environ and any(re.match(r"\+*sweep=(?!null)", word) for word in words):
+            raise UsageError("a preset of config/sweep describes several jobs: add -m to run them")
+        if sweep and "hydra/launcher=submitit_slurm" in words and shutil.which("srun") is None:
+            raise UsageError("hydra/launcher=submitit_slurm: there is no srun here; start it on a cluster")
         if int(os.environ.get("RANK", "0")) > 0:
             words += QUIET
         if not {"-sc", "--shell-completion"} & set(words) and not any("hydra.job.name=" in word for word in words):
             words.append(f"++hydra.job.name={Path(entry).stem}")
-        with _environment(words), job_codes(sweep) as codes:
+        with _environment(words), job_codes(sweep, words) as codes:
             _guarded(launch, config_dir, given.get("config_name"))()
         return max(codes(), default=0)
     except (_TaskStopped, Exception, KeyboardInterrupt) as caught:
         error = caught.error if isinstance(caught, _TaskStopped) else caught
+        report_to_launcher(error)
         line = one_line(error, schema, config_dir, composing=not isinstance(caught, _TaskStopped))
         if wanted or line is None:
             traceback.print_exception(error)
@@ -126,6 +140,8 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *, composing:
         siblings = cause.parent_node if isinstance(cause.parent_node, DictConfig) else {}
         known = {f"{parent}{key}" for key in siblings if key != "hydra"}
         known |= set() if parent else {key for key in keys_of(schema) if "." not in key}
+        if cause.full_key in known:
+            return f"the config does not set '{cause.full_key}' yet: write +{cause.full_key}=..."
         return f"unknown key '{cause.full_key}': {closest(str(cause.full_key), known)}"
     if cause is None and isinstance(error, OverrideParseException):
         lines = [line for line in str(error).splitlines() if line.strip(" ^") and "https://" not in line]
@@ -140,6 +156,8 @@ def _missing_config(error: MissingConfigException, config_dir: Path) -> str:
     wanted = str(error.missing_cfg_file or "")
     if error.options is not None:
         group, _, option = wanted.rpartition("/")
+        if group.startswith("hydra/") and option in PLUGINS:
+            return f"{group}={option} needs a plugin: pip install -e '.[{PLUGINS[option]}]'"
         return f"there is no {group}={option}: {closest(option, error.options)}"
     names = sorted(path.stem for path in config_dir.glob("cfg_*.yaml"))
     if "primary config" in str(error) and wanted:
@@ -159,10 +177,14 @@ def find_groups(config_dir: Path, config_name: str) -> Groups:
         for folder in sorted(config_dir.rglob("*"))
         if folder.is_dir() and any(folder.glob("*.yaml"))
     }
-    return Groups(options, frozenset(_selected(config_dir, config_name, 0)))
+    entries = _defaults(config_dir, config_name)
+    keys = (key for entry in entries if isinstance(entry, Mapping) for key in map(str, entry))
+    chosen = (key.removeprefix("optional ").lstrip("/").partition("@")[0] for key in keys if key[:9] != "override ")
+    return Groups(options, frozenset(chosen))
 
 
-def _selected(config_dir: Path, config_name: str, depth: int) -> Iterator[str]:
+def _defaults(config_dir: Path, config_name: str, depth: int = 0) -> Iterator[Any]:
+    """The entries of the config's defaults list, and of those that it names, as far as they are files of ours."""
     path = config_dir / f"{config_name.removesuffix('.yaml')}.yaml"
     if depth > 8 or not path.is_file():
         return
@@ -171,12 +193,19 @@ def _selected(config_dir: Path, config_name: str, depth: int) -> Iterator[str]:
     except YAMLError as error:  # its text has line and column
         raise UsageError(f"{path}: {_flat(str(error))}") from error
     for entry in config.get("defaults") or [] if isinstance(config, dict) else []:
+        yield entry
         if isinstance(entry, str) and entry != "_self_":
-            yield from _selected(config_dir, entry.lstrip("/"), depth + 1)
-        elif isinstance(entry, Mapping):
-            for key in entry:
-                if not str(key).startswith("override "):
-                    yield str(key).removeprefix("optional ").lstrip("/").partition("@")[0]
+            yield from _defaults(config_dir, entry.lstrip("/"), depth + 1)
+
+
+def _check_recipe(config_dir: Path, config_name: str) -> None:
+    """A file of ours without base/run is a piece of recipes; Hydra would make an outputs/ folder before we see it."""
+    is_ours = (config_dir / f"{config_name.removesuffix('.yaml')}.yaml").is_file()
+    if is_ours and not any(entry in (BASE, f"/{BASE}") for entry in _defaults(config_dir, config_name)):
+        names = sorted(path.stem for path in config_dir.glob("cfg_*.yaml"))
+        raise UsageError(
+            f"--config-name={config_name} is a piece of recipes, not a recipe: {closest(config_name, names)}"
+        )
 
 
 def _config_name(argv: list[str]) -> str | None:

@@ -33,10 +33,21 @@ NOT_IDENTITY: Mapping[str, str] = {
     "deterministic": "device: rounding only",
     "parallel": "device: flat and ddp give the same numbers",
     "accumulation": "device: the gradient is that of the global batch however it is split",
+    "compile": "device: rounding only",
+    "compile_cuda_graphs": "device: speed only",
     "max_steps": "budget: where to stop, not what to do on the way",
     "max_skipped_steps": "budget: when to give up",
+    "early_stop_patience": "budget: when to stop",
+    "early_stop_min_delta": "budget: when to stop",
     "log_interval": "logging",
+    "stats_interval": "logging: norms are read, nothing is changed",
+    "profile_steps": "logging",
+    "enable_csv": "logging",
+    "enable_tensorboard": "logging",
     "enable_wandb": "logging",
+    "wandb_entity": "logging: a label",
+    "wandb_group": "logging: a label",
+    "wandb_tags": "logging: labels",
     "verify": "launch: what is checked, not what is done",
     "project_name": "logging: a label (and part of the folder's name)",
     "run_name": "logging: a label; an unfinished run goes on also under a time-stamped name",
@@ -45,6 +56,7 @@ NOT_IDENTITY: Mapping[str, str] = {
     "keep_every": "launch: what to keep",
     "resume": "launch",
     "resume_from": "launch",
+    "skip_finished": "launch",
     "run_dir": "launch: where the run lies",
 }
 """Keys that leave a run the same run, with reasons. Scripts add theirs: `NOT_IDENTITY.keys() | {...}`."""
@@ -71,6 +83,10 @@ class RunConfig:
     """Gradient reduction over ranks: one flat all-reduce, or torch's DDP for large models. Same numbers."""
     accumulation: int = 1
     """Micro-batches per step; the global batch stays the same, its memory shrinks."""
+    compile: Literal["off", "block", "full"] = "off"
+    """torch.compile: each block of the model, or the whole forward pass with its loss; off without a compiler."""
+    compile_cuda_graphs: bool = False
+    """With compile=block on CUDA: replay blocks as CUDA graphs. Ignored elsewhere; not yet run on a GPU."""
 
     max_steps: int | None = None
     """Stop after this many steps in all (a resumed run counts the earlier ones); null runs to the end."""
@@ -82,9 +98,17 @@ class RunConfig:
     """Decay of that average per step."""
     max_skipped_steps: int = 10
     """Steps in a row with non-finite gradients, each skipped, before the run fails."""
+    early_stop_patience: int | None = None
+    """End the run after this many evaluations in a row without a better primary metric; null never does."""
+    early_stop_min_delta: float = 0.0
+    """A metric counts as better only if it is better by more than this."""
 
     log_interval: int = 1
     """Steps between lines of metrics."""
+    stats_interval: int | None = None
+    """Steps between norms of gradients, weights and updates for each group of parameters; null takes none."""
+    profile_steps: int | None = None
+    """Profile this many steps of this process, after two to warm up: a trace under RUN/profile; null does not."""
     checkpoint_interval: int | None = None
     """Steps between checkpoints; null saves at evaluations, signals and the end only."""
     keep_last: int = 2
@@ -95,8 +119,10 @@ class RunConfig:
     """auto goes on with an unfinished run of the same identity, true demands one, false starts afresh."""
     resume_from: str = "latest"
     """latest, best, step_N, or the path of a checkpoint."""
+    skip_finished: bool | None = None
+    """Keep a finished run of this identity and length and do nothing; null does so in a sweep only."""
 
-    verify: Literal["off", "warn", "strict"] = "warn"
+    verify: Literal["off", "warn", "strict"] = "strict"
     """Check the path from command to model before launch: strict stops at a FAIL, warn only says it, off skips."""
     project_name: str | None = None
     """Groups runs: a folder under checkpoints/ and the wandb project."""
@@ -104,15 +130,28 @@ class RunConfig:
     """Name of the run; null makes one."""
     run_dir: str | None = None
     """Where the run writes everything."""
+    enable_csv: bool = False
+    """Also write metrics.csv, one table with a column for each metric (metrics.jsonl is always written)."""
+    enable_tensorboard: bool = False
+    """Also log to TensorBoard, under RUN/tensorboard."""
     enable_wandb: bool = False
-    """Also log to Weights & Biases (metrics.jsonl is always written)."""
+    """Also log to Weights & Biases; the variables WANDB_MODE, WANDB_DIR and WANDB_DISABLED are honoured."""
+    wandb_entity: str | None = None
+    """wandb user or team; null: the account's own."""
+    wandb_group: str | None = None
+    """wandb group, to show several runs as one."""
+    wandb_tags: list[str] = field(default_factory=list)
+    """wandb tags."""
 
     def __post_init__(self) -> None:
         for key in (
             "threads",
             "accumulation",
             "max_steps",
+            "early_stop_patience",
             "log_interval",
+            "stats_interval",
+            "profile_steps",
             "checkpoint_interval",
             "keep_last",
             "keep_every",
@@ -120,7 +159,7 @@ class RunConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key}={value}: expected at least 1")
-        for key in ("seed", "max_skipped_steps"):
+        for key in ("seed", "max_skipped_steps", "early_stop_min_delta"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)}: expected 0 or more")
         if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
@@ -135,6 +174,8 @@ class RunConfig:
                 raise ValueError(f"{key}={(name or '')[:40]!r}: expected {what}")
         if self.seed >= 2**63:
             raise ValueError(f"seed={self.seed}: expected less than 2**63")
+        if self.compile_cuda_graphs and self.compile != "block":
+            raise ValueError(f"compile_cuda_graphs=true with compile={self.compile}: set compile=block")
         if self.resume == "false" and self.resume_from != "latest":
             raise ValueError(f"resume=false contradicts resume_from={self.resume_from}: drop one of them")
 

@@ -7,15 +7,26 @@ The batch layout is one rule: row i of the global batch always has slot i, rank 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import time
+import uuid
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from engine.errors import RankLost
+
 if TYPE_CHECKING:
     import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+# What gloo and nccl say when the process at the other end is gone.
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Connection refused", "recvValue")
 
 
 def rank() -> int:
@@ -56,7 +67,70 @@ def initialise(timeout_minutes: float = 30.0) -> None:
     if dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    timeout = timedelta(minutes=timeout_minutes)
+    store, number, ranks = next(dist.rendezvous("env://", timeout=timeout))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        store = dist.PrefixStore(_agree_on_life(store, number, ranks), store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=ranks, timeout=timeout)
+
+
+def _agree_on_life(store: Any, number: int, ranks: int) -> str:
+    """A key prefix that no earlier life of these ranks has used: torchrun's agents keep one store over all restarts, in
+    which a restarted rank would find the addresses of the dead.
+
+    Every rank writes a fresh name. Rank 0 publishes the list of names until all ranks have signed the very same list,
+    so that the name of a dead rank, which signs nothing, is replaced before anybody goes on.
+    """
+    name = uuid.uuid4().hex
+    store.set(f"life/{number}", name)
+    signed = ""
+    while True:
+        if number == 0:
+            names = ",".join(store.get(f"life/{i}").decode() for i in range(ranks))
+            store.set("lives", names)
+            if all(
+                store.check([f"signed/{i}"]) and store.get(f"signed/{i}").decode() == names for i in range(1, ranks)
+            ):
+                store.set("begin", names)
+                return names
+        else:
+            names = store.get("lives").decode()
+            if name in names and names != signed:
+                store.set(f"signed/{number}", names)
+                signed = names
+            if store.check(["begin"]) and name in store.get("begin").decode():
+                return store.get("begin").decode()
+        time.sleep(0.01)
+
+
+def lost_rank(error: BaseException) -> RankLost | None:
+    """The error as `RankLost` if it says that another rank is gone."""
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST):
+        return RankLost("another rank has ended, and this one with it: the other one's message says why")
+    return None
+
+
+def report_to_launcher(error: BaseException) -> None:
+    """Leave the error where torchrun looks for it, so that its summary shows the root cause with its traceback."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ and isinstance(error, Exception) and not isinstance(error, RankLost):
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+
+
+def _collective(function: Callable[P, R]) -> Callable[P, R]:
+    """In place of the transport's error: `RankLost`, where another rank is gone."""
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except RuntimeError as error:
+            if (lost := lost_rank(error)) is not None:
+                raise lost from error
+            raise
+
+    return guarded
 
 
 def shutdown() -> None:
@@ -76,6 +150,7 @@ def _alone() -> bool:
     return False
 
 
+@_collective
 def broadcast_object(value: Any) -> Any:
     """Rank 0's `value` on every rank (any picklable object; small things only)."""
     if _alone():
@@ -87,17 +162,7 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """The `value` of every rank, in rank order, on every rank."""
-    if _alone():
-        return [value]
-    import torch.distributed as dist
-
-    box: list[Any] = [None] * world_size()
-    dist.all_gather_object(box, value)
-    return box
-
-
+@_collective
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum `tensor` over ranks in place and return it."""
     if not _alone():
@@ -107,15 +172,7 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def broadcast_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Overwrite `tensor` with rank 0's values in place and return it."""
-    if not _alone():
-        import torch.distributed as dist
-
-        dist.broadcast(tensor, src=0)
-    return tensor
-
-
+@_collective
 def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     """Concatenate every rank's rows [n, ...] to [W * n, ...] in rank order (all ranks give the same n)."""
     if _alone():
@@ -130,6 +187,7 @@ def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts).to(tensor.dtype)
 
 
+@_collective
 def barrier() -> None:
     """Wait until every rank is here."""
     if not _alone():

@@ -19,6 +19,10 @@ class RunFailure(Exception):
     exit_code = 1
 
 
+class RankLost(RunFailure):
+    """Another rank of this run is gone; its message says why."""
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop; the checkpoint is on disk and the same command goes on from it."""
 

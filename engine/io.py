@@ -20,26 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.errors import Interrupted, RunFailure, UsageError
-
-__all__ = [
-    "Interrupted",
-    "RunFailure",
-    "UsageError",
-    "atomic_directory",
-    "atomic_write_bytes",
-    "atomic_write_json",
-    "atomic_write_text",
-    "closest",
-    "file_lock",
-    "fsync_directory",
-    "progress",
-    "remove_directory",
-    "remove_leftovers",
-    "say",
-    "sha256_file",
-    "sha256_json",
-]
+from engine.errors import Interrupted, RunFailure, UsageError  # noqa: F401 (packages that may import only this module)
 
 T = TypeVar("T")
 # `.<name>.tmp-<pid>-<n>`: hidden, and beside the final name so that the rename never crosses a file system

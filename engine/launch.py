@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from engine import resume, rundir
+from engine import resume, rundir, sweeps
 from engine.checkpoint import (
     Checkpoint,
     CheckpointStore,
@@ -25,18 +25,22 @@ from engine.checkpoint import (
     load_checkpoint,
     load_weights,
 )
-from engine.config import ConfigSource, RunConfig, source_of
+from engine.compiling import compile_task
+from engine.config import RunConfig, source_of
 from engine.device import check_attention, choose_device, prepare_process
 from engine.distributed import all_gather_rows, broadcast_object, is_main, rank, shutdown, under_torchrun, world_size
 from engine.environment import describe_environment
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.io import atomic_write_json, say
+from engine.profiling import StepProfiler
 from engine.progress import ProgressBar
 from engine.rundir import RunDirectory, read_json
 from engine.schema import structure
 from engine.signals import StopSignal
-from engine.sinks import ConsoleSink, JsonlSink, Sinks, WandbSink
+from engine.sinks import Sinks
+from engine.stopping import EarlyStop, check_early_stop
 from engine.task import Plan, Runtime, SparseTable
+from engine.trackers import open_sinks
 from engine.trainer import Trainer
 
 C = TypeVar("C", bound=RunConfig)
@@ -90,22 +94,27 @@ def run(
         cleanup.callback(shutdown)
         check_attention(config.attention, choose_device(config.device).device)
         # Nothing on disk is touched (a finished run set aside, say) before data and model are known to be usable.
-        config = resume.from_source(config, on_main(lambda: _decide(config, entry)))
+        config = resume.from_source(config, on_main(lambda: resume.decide(config, entry)))
+        if (results := on_main(lambda: resume.finished_before(config, entry))) is not None:
+            return results
         try:
             signature = check(config) if check is not None else None
             runtime = make_runtime(config, stop=stop)
             plan = build(config, runtime)
+            check_early_stop(config, plan)
+            compile_task(plan.task, config, runtime.device)
         except BaseException as error:
             state, fields = _how_it_ended(error)
             if is_main() and under_torchrun():
                 identity = resume.identity(source_of(config))
-                rundir.note_refusal(_run_dir(config), identity=identity, entry=entry, state=state, **fields)
+                rundir.note_refusal(resume.run_dir(config), identity=identity, entry=entry, state=state, **fields)
+                sweeps.announce(resume.run_dir(config))
             raise
         directory: RunDirectory | None = None
 
         def open_directory() -> _Opened:
             nonlocal directory
-            directory = _open_directory(config, entry)
+            directory = resume.open_directory(config, entry)
             cleanup.callback(directory.close)
             return _Opened(directory.path, directory.mode, directory.checkpoint)
 
@@ -120,31 +129,6 @@ def run(
             raise
         session.finished(results)
         return results
-
-
-def _run_dir(config: RunConfig) -> Path:
-    return Path(config.run_dir or f"checkpoints/{config.project_name}/{config.run_name}").expanduser()
-
-
-def _decide(config: RunConfig, entry: str) -> ConfigSource:
-    """The config that this launch trains with: under resume=true the stored one is the base. Only reads."""
-    config = resume.with_run_name(config)
-    source = source_of(config)
-    if config.resume != "true":
-        return source
-    pattern = rundir.expand_pattern(source.yaml)
-    identity = resume.identity(source)
-    path = rundir.find_resumable(_run_dir(config), entry=entry, pattern=pattern, identity=identity)
-    return source_of(resume.stored_config(path, config, run_dir=path))
-
-
-def _open_directory(config: RunConfig, entry: str) -> RunDirectory:
-    """Rank 0: pick, lock and prepare the run directory."""
-    source = source_of(config)
-    return rundir.open_run(
-        _run_dir(config), identity=resume.identity(source), entry=entry, pattern=rundir.expand_pattern(source.yaml),
-        resume=config.resume, resume_from=None if config.resume_from == "latest" else config.resume_from,
-    )  # fmt: skip
 
 
 def _how_it_ended(error: BaseException) -> tuple[str, dict[str, Any]]:
@@ -181,10 +165,16 @@ class _Session:
         if checkpoint is not None:
             trainer.load(checkpoint, checkpoint.state(rank=rank(), world_size=world_size()))
             if self.opened.mode == "new":  # a branch off another run owns no evaluation yet
-                trainer.evaluated_step = -1
+                trainer.evaluated_step, trainer.early_stop = -1, EarlyStop(config, direction=plan.primary_direction)
         on_main(lambda: self._prepare_files(checkpoint, plan))
         self._say_what_runs(plan, runtime)
-        self._open_sinks(plan)
+        if self.directory is not None:
+            open_sinks(
+                self.sinks, config, self.directory.path, entry=self.entry, step=trainer.step,
+                last_step=trainer.last_step, resolved=source_of(config).resolved,
+            )  # fmt: skip
+            if config.profile_steps is not None:
+                trainer.hooks.append(StepProfiler(self.directory.path / "profile", config.profile_steps))
         return trainer.fit()
 
     def compare_paths(self, signature: Mapping[str, Any], compare: Compare) -> None:
@@ -221,26 +211,6 @@ class _Session:
         sizes = checkpoint.extra.get("sizes", {}) if checkpoint and self.opened.mode == "continue" else {}
         self.directory.cut_back({"metrics.jsonl": sizes.get("metrics.jsonl", 0)})
         self.directory.write_environment(describe_environment(data_cards=plan.cards))
-
-    def _open_sinks(self, plan: Plan) -> None:
-        if self.directory is None:
-            return
-        folder, config = self.directory.path, self.config
-        last = min(plan.total_steps, config.max_steps or plan.total_steps)
-        self.sinks.add("jsonl", lambda: JsonlSink(folder / "metrics.jsonl"))
-        self.sinks.add("console", lambda: ConsoleSink(last))
-        if config.enable_wandb:
-            resolved = source_of(config).resolved
-            self.sinks.add(
-                "wandb",
-                lambda: WandbSink(
-                    folder,
-                    project=config.project_name or self.entry,
-                    name=config.run_name or folder.name,
-                    config=resolved,
-                ),
-                hint=": pip install -e '.[wandb]', and wandb login or WANDB_MODE=offline; training goes on",
-            )
 
     def _say_what_runs(self, plan: Plan, runtime: Runtime) -> None:
         config, ranks = self.config, runtime.world_size
@@ -296,17 +266,23 @@ class _Session:
         """status done, summary.json, and where to find things."""
         if self.directory is None or self._plan is None or self.trainer is None:
             return
-        self.sinks.close()
-        plan = self._plan
+        plan, early = self._plan, self.trainer.early_stop
         primary = {
             "name": plan.primary_metric,
             "value": results.get(plan.primary_metric),
             "goal": plan.primary_direction,
         }
         self.directory.write_summary(
-            primary, step=self.trainer.step, results=dict(results), seconds=round(time.time() - self.began, 3)
-        )
+            primary, step=self.trainer.step, best={"value": early.best, "step": early.best_step},
+            stopped_early=self.trainer.stopped_early, results=dict(results), seconds=round(time.time() - self.began, 3),
+        )  # fmt: skip
+        if self.trainer.stopped_early:
+            say(
+                f"stopped early: {early.waited} evaluations without a better {plan.primary_metric} "
+                f"(best {early.best} at step {early.best_step}); a higher early_stop_patience with resume=true goes on"
+            )
         self._status("done", step=self.trainer.step, exit_code=0)
+        self.sinks.close()  # last: a server may keep one of them waiting
         for name, value in results.items():
             if value is not None and name.count("/") == 1:
                 say(f"{name:<28}{value:.4f}")
@@ -315,9 +291,9 @@ class _Session:
     def ended(self, error: BaseException) -> None:
         """Say in status.json how the run ended, then let the error go on to the command line."""
         self.bar.end()
-        self.sinks.close()
         state, fields = _how_it_ended(error)
         self._status(state, **fields, **({"step": self.trainer.step} if self.trainer is not None else {}))
+        self.sinks.close()
 
     def _status(self, state: str, **fields: Any) -> None:
         if self.directory is None:

@@ -1,18 +1,22 @@
 """`-m`: each job of a sweep is one child process, so that no process group or GPU memory outlives it.
 
-Works with any launcher: codes travel through a file named in the environment, not through the launcher.
+Works with any launcher: jobs and sweep speak through a folder named in the environment (`engine/sweeps.py`), so the
+process that waits for a job may be the sweep itself (basic), a worker (joblib) or on another machine (submitit_slurm).
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +25,71 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from engine.io import say
+from engine.config import NOT_IDENTITY
+from engine.errors import UsageError
+from engine.io import file_lock, say
+from engine.runfiles import read_json
+from engine.sweeps import FOLDER, REPORT, STOP, SUFFIX, Job, publish, read_jobs, result_of
 from engine.translate import quote
 
-CODES = "LOOPFORGE_JOB_CODES"
 FULL_ERROR = "HYDRA_FULL_ERROR"
 OURS = "LOOPFORGE_SET_FULL_ERROR"  # we set FULL_ERROR for ourselves: a child's user did not ask
+RANKS = "LOOPFORGE_RANKS"
+"""Environment: processes of each job. More than one and torchrun starts it."""
+SWEPT = "LOOPFORGE_SWEPT"
+GPUS = "LOOPFORGE_GPUS"
 # names that two jobs of a sweep must not share
 NUMBERED = ("run_name", "run_dir")
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+AT_ONCE = ("joblib", "submitit_local")  # launchers that run several jobs on this machine
+STOPS = {  # what a job is sent for what we receive: a run knows nothing of a lost terminal or submitit's time limit
+    signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1,
+    signal.SIGHUP: signal.SIGTERM, signal.SIGUSR2: signal.SIGTERM,
+}  # fmt: skip
+LOOK_S = 0.5  # how often a waiting process looks whether the sweep was stopped
+_sweeping = False  # true in the process of the sweep itself
 
 
-def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) -> bool:
-    """Inside a sweep: run this job as `python entry_script <overrides>` and return True. Else False.
+# --- one job ----------------------------------------------------------------------------------------------------------
 
-    An exit code of 3 (stopped by a signal) ends the sweep. Raises: KeyboardInterrupt then.
+
+def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) -> Job | None:
+    """Inside a sweep: run this job as `python entry_script <overrides>` and return how it ended. Else None.
+
+    Raises: KeyboardInterrupt when the sweep is to stop; UsageError on a number of ranks that is none.
     """
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return False
+        return None
     job = HydraConfig.get()
-    number = int(job.job.num)
-    overrides = numbered(list(job.overrides.task), number, OmegaConf.select(hydra_config, "run_name"))
-    command = [sys.executable, str(entry_script), *_config_flags(job), *overrides]
-    say(f"job {number}: {shlex.join(command[1:])}")
-    code, stopped = _run(command)
-    if CODES in os.environ:
-        with open(os.environ[CODES], "a", encoding="ascii") as stream:
-            stream.write(f"{code}\n")
-    if code:
-        say(f"job {number}: exit code {code}")
-    if stopped:
+    number, given = int(job.job.num), list(job.overrides.task)
+    folder = Path(os.environ[FOLDER])
+    overrides = numbered(given, number, OmegaConf.select(hydra_config, "run_name"))
+    command = [str(entry_script), *_config_flags(job), *overrides]
+    record = Job(number=number, overrides=given, code=3, seconds=0.0, sweep_dir=str(Path(job.sweep.dir).resolve()))
+    if (folder / STOP).exists() or not folder.exists():  # a job may leave a queue after the sweep has ended
+        return _stopped(record)
+    say(f"job {number}: {shlex.join(command)}")
+    began = time.monotonic()
+    with ExitStack() as stack:
+        environment = _environment(number, folder, stack)
+        code, stopped = _run([*_python(ranks()), *command], environment, folder / STOP)
+    seconds = round(time.monotonic() - began, 3)
+    record = replace(record, code=max(code, 0), seconds=seconds, **result_of(folder / f"{number}.run"))
+    if code < 0:
+        record.code, record.error = 1, f"killed by {signal.Signals(-code).name}"
+    if record.code:
+        record.summary = {}
+        if ranks() > 1 and record.run_dir:  # torchrun says 1 whatever it was
+            record.code = read_json(Path(record.run_dir) / "status.json").get("exit_code") or 1
+    record.write(folder)
+    if record.code:
+        say(f"job {number}: exit code {record.code}")
+    return _stopped(record) if stopped or (record.code == 3 and _sweeping) else record
+
+
+def _stopped(record: Job) -> Job:
+    if _sweeping:
         raise KeyboardInterrupt  # not an Exception: Hydra would go on with the next job
-    return True
+    return record  # a worker just has nothing more to do: an exception would make joblib kill the other jobs
 
 
 def numbered(overrides: list[str], number: int, run_name: str | None = None) -> list[str]:
@@ -69,24 +106,17 @@ def numbered(overrides: list[str], number: int, run_name: str | None = None) -> 
     return result
 
 
-@contextmanager
-def job_codes(sweep: bool) -> Iterator[Callable[[], list[int]]]:
-    """While a sweep runs, a file under multirun/ to which its jobs append exit codes; yields a reader."""
-    if not sweep:
-        yield list
-        return
-    folder = Path("multirun").resolve()
-    folder.mkdir(exist_ok=True)
-    path = folder / f".codes-{os.getpid()}"
-    path.write_text("", encoding="ascii")
-    os.environ[CODES] = str(path)
-    collected: list[int] = []
-    try:
-        yield lambda: collected
-    finally:
-        os.environ.pop(CODES)
-        collected += [int(line) for line in path.read_text(encoding="ascii").split()]
-        path.unlink()
+def ranks() -> int:
+    """Processes of each job. Raises: UsageError on a number that is none."""
+    text = os.environ.get(RANKS, "1")
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"{RANKS}={text}: expected a whole number of at least 1, the processes of each job")
+    return int(text)
+
+
+def _python(processes: int) -> list[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *(torchrun if processes > 1 else [])]
 
 
 def _config_flags(job: Any) -> list[str]:
@@ -99,23 +129,130 @@ def _config_flags(job: Any) -> list[str]:
     return flags
 
 
-def _run(command: list[str]) -> tuple[int, bool]:
-    """Exit code, and whether to stop. The child has its own session: each signal reaches it once."""
-    dropped = (CODES, OURS, FULL_ERROR) if OURS in os.environ else (CODES,)
+def _environment(number: int, folder: Path, stack: ExitStack) -> dict[str, str]:
+    """The child's environment: where to report, its GPUs (held until `stack` ends), a suffix for its name."""
+    job = HydraConfig.get()
+    dropped = {FOLDER, SWEPT, GPUS} | ({OURS, FULL_ERROR} if OURS in os.environ else set())
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
+    environment[REPORT] = str(folder / f"{number}.run")
+    swept = {*os.environ.get(SWEPT, "").split(), *(job.sweeper.get("params") or {})}
+    if swept & NOT_IDENTITY.keys() - {*NUMBERED, "project_name"}:
+        environment[SUFFIX] = f"_{number}"  # the identity does not tell these jobs apart
+    gpus = os.environ.get(GPUS, "").split(",") if os.environ.get(GPUS) else []
+    if job.runtime.choices.get("hydra/launcher") in AT_ONCE and gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(pick_gpus(gpus, number, ranks(), folder.parent, stack))
+    return environment
+
+
+def pick_gpus(gpus: Sequence[str], number: int, count: int, folder: Path, stack: ExitStack) -> list[str]:
+    """`count` of `gpus` for job `number`: those that no other job holds, from the job's number on, then shared ones.
+
+    They are held through locks in `folder` until `stack` ends.
+    """
+    turn = [gpus[(number * count + i) % len(gpus)] for i in range(len(gpus))]
+    picked: list[str] = []
+    for gpu in turn:
+        if len(picked) < count:
+            try:
+                stack.enter_context(file_lock(folder / f".gpu-{gpu}" / "lock", wait=False))
+            except UsageError:  # another job holds it
+                continue
+            picked.append(gpu)
+    return sorted([*picked, *(gpu for gpu in turn if gpu not in picked)][:count], key=turn.index)
+
+
+def _run(command: list[str], environment: dict[str, str], stop: Path) -> tuple[int, bool]:
+    """Exit code (-N: killed by signal N), and whether it was told to stop.
+
+    The child has its own session: each signal reaches it once.
+    """
     child = subprocess.Popen(command, cwd=HydraConfig.get().runtime.cwd, env=environment, start_new_session=True)
-    stopped: list[int] = []
+    received: list[int] = []
 
     def forward(number: int, _: Any) -> None:
-        stopped.append(number)
-        child.send_signal(number)
+        # Ctrl-C reaches the sweep and its workers alike: only the sweep itself passes on a second one.
+        if not received or _sweeping:
+            child.send_signal(STOPS[signal.Signals(number)])
+        received.append(number)
 
-    before = {}
+    before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, forward) for number in FORWARDED}
+        before = {n: signal.signal(n, forward) for n in STOPS if signal.getsignal(n) is not signal.SIG_IGN}
     try:
-        code = child.wait()
+        while (code := _wait(child)) is None:
+            if not received and stop.exists():
+                forward(signal.SIGTERM, None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return (code if code >= 0 else 1), bool(stopped) or code == 3
+    if signal.SIGUSR2 in received and callable(before[signal.SIGUSR2]):
+        before[signal.SIGUSR2](signal.SIGUSR2, None)  # submitit: the checkpoint is written, queue the job again
+    return code, bool(received)
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return child.wait(timeout=LOOK_S)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+# --- the sweep --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def job_codes(sweep: bool, words: Sequence[str] = ()) -> Iterator[Callable[[], list[int]]]:
+    """While a sweep of the command line `words` runs, the folder its jobs report to; yields a reader of their codes.
+
+    A first signal lets running jobs write their checkpoints and starts no others; a second Ctrl-C stops at once.
+    At the end the table of results is printed and written.
+    """
+    if not sweep:
+        yield list
+        return
+    global _sweeping
+    folder = Path("multirun").resolve() / f".sweep-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a process of the same number that was killed
+    folder.mkdir(parents=True)
+    os.environ.update({FOLDER: str(folder), SWEPT: " ".join(swept_keys(words)), GPUS: ",".join(visible_gpus())})
+    codes: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        if (folder / STOP).exists() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        (folder / STOP).touch()
+
+    before = {n: signal.signal(n, stop) for n in STOPS if signal.getsignal(n) is not signal.SIG_IGN}
+    _sweeping = True
+    try:
+        yield lambda: codes
+    finally:
+        _sweeping = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for name in (FOLDER, SWEPT, GPUS):
+            os.environ.pop(name)
+        jobs = read_jobs(folder)
+        stopped = (folder / STOP).exists()
+        codes += [job.code for job in jobs] + [3] * stopped
+        shutil.rmtree(folder)
+        if jobs:
+            publish(jobs, complete=not stopped)
+
+
+def swept_keys(words: Sequence[str]) -> list[str]:
+    """The keys that the overrides among `words` sweep. Raises: Hydra's error on one that it cannot read."""
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by number or as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu for gpu in named.split(",") if gpu]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout.splitlines()
+    return [str(number) for number, _ in enumerate(line for line in listed if line.startswith("GPU "))]

@@ -28,8 +28,9 @@ class GradientReducer:
         if self.parallel == "ddp":
             device = self.params[0].device
             task.module = nn.parallel.DistributedDataParallel(
-                self._raw, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-            )
+                self._raw, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False,
+                find_unused_parameters=True,  # a step may leave a parameter out, on one rank or on all
+            )  # fmt: skip
         elif self.params:
             self._flat = self._as_views()
 
@@ -85,6 +86,8 @@ class GradientReducer:
             all_reduce_sum(self._flat)
             self._flat.div_(weight_total.to(self._flat.dtype))
             return torch.linalg.vector_norm(self._flat)
+        for param in self.params:  # what no rank used has a gradient of zero, as it has in the flat buffer
+            param.grad = torch.zeros_like(param) if param.grad is None else param.grad
         self._scale(world_size() / weight_total)
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())))
 
@@ -95,7 +98,6 @@ class GradientReducer:
     def _gradients(self) -> list[Tensor]:
         if self._flat is not None:
             return [self._flat]
-        # A parameter that this step did not use has no gradient: nothing to reduce, nothing to scale.
         return [param.grad for param in self.params if param.grad is not None]
 
     def close(self) -> None:

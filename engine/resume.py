@@ -6,6 +6,7 @@ that `resume=true run_name=x` needs nothing else and a changed value reaches eve
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from engine import rundir
+from engine import rundir, sweeps
 from engine.config import NOT_IDENTITY, ConfigSource, RunConfig, merge_for_resume, source_of, stored_origin
 from engine.errors import UsageError
-from engine.io import sha256_json
+from engine.io import say, sha256_json
+from engine.runfiles import expand_pattern, read_json
 from engine.schema import structure
 
 C = TypeVar("C", bound=RunConfig)
@@ -44,8 +46,54 @@ def with_run_name(config: C) -> C:
     if config.run_name is not None:
         return config
     stem = (source.config_name or "run").removeprefix("cfg_")
-    name = f"{stem}-{sha256_json(identity(source))[:NAME_LENGTH]}"
+    name = f"{stem}-{sha256_json(identity(source))[:NAME_LENGTH]}{os.environ.get(sweeps.SUFFIX, '')}"
     return from_source(config, _edited(source, {"run_name": name}))
+
+
+def run_dir(config: RunConfig) -> Path:
+    """Where the run writes: `run_dir`, else checkpoints/<project>/<run name>."""
+    return Path(config.run_dir or f"checkpoints/{config.project_name}/{config.run_name}").expanduser()
+
+
+def decide(config: RunConfig, entry: str) -> ConfigSource:
+    """The config that this launch trains with: under resume=true the stored one is the base. Only reads."""
+    config = with_run_name(config)
+    if config.resume != "true":
+        return source_of(config)
+    path = rundir.find_resumable(run_dir(config), **_claim(config, entry))
+    return source_of(stored_config(path, config, run_dir=path))
+
+
+def open_directory(config: RunConfig, entry: str) -> rundir.RunDirectory:
+    """Rank 0: pick, lock and prepare the run directory."""
+    branch = None if config.resume_from == "latest" else config.resume_from
+    opened = rundir.open_run(run_dir(config), **_claim(config, entry), resume=config.resume, resume_from=branch)
+    sweeps.announce(opened.path)
+    return opened
+
+
+def finished_before(config: RunConfig, entry: str) -> dict[str, float | None] | None:
+    """The results of the finished run that this launch would repeat, if it is to be skipped. Says so.
+
+    In a sweep that is the default: the same command goes on where a stopped sweep was. `max_steps` is no part of the
+    identity, so another value is another wish.
+    """
+    skip = sweeps.REPORT in os.environ if config.skip_finished is None else config.skip_finished
+    if not skip or config.resume != "auto" or config.resume_from != "latest":
+        return None
+    found = rundir.find_finished(run_dir(config), **_claim(config, entry))
+    stored = OmegaConf.load(found / "config.resolved.yaml") if found else OmegaConf.create()
+    if found is None or OmegaConf.select(stored, "max_steps") != config.max_steps:
+        return None
+    summary = read_json(found / "summary.json")
+    sweeps.announce(found)
+    say(f"{found}: done already (step {summary['step']}); skip_finished=false runs it again")
+    return summary["results"]
+
+
+def _claim(config: RunConfig, entry: str) -> dict[str, Any]:
+    source = source_of(config)
+    return {"identity": identity(source), "entry": entry, "pattern": expand_pattern(source.yaml)}
 
 
 def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_dir: Path | None = None) -> C:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,17 +27,7 @@ from engine.io import (
     say,
     sha256_json,
 )
-from engine.runfiles import expand_pattern, finite, now, read_json, to_glob, truncate_to, write_yaml
-
-__all__ = [
-    "RunDirectory",
-    "expand_pattern",
-    "find_resumable",
-    "identity_of",
-    "is_finished",
-    "open_run",
-    "truncate_to",
-]
+from engine.runfiles import changes, finite, now, read_json, to_glob, truncate_to, write_yaml
 
 STATES = ("running", "interrupted", "done", "failed", "refused")
 # What a launcher, Hydra or the preflight may leave in a directory before the run itself owns it.
@@ -207,6 +196,14 @@ def find_resumable(
     return _claim(path, identity, entry, pattern).resumable()
 
 
+def find_finished(
+    path: str | os.PathLike[str], *, identity: Mapping[str, Any], entry: str, pattern: str | None = None
+) -> Path | None:
+    """The newest finished run of this identity at `path` or at other times of `pattern`."""
+    claim = _claim(path, identity, entry, pattern)
+    return next((place for place in claim.siblings() if claim.same(place) and is_finished(place)), None)
+
+
 def _claim(path: str | os.PathLike[str], identity: Mapping[str, Any], entry: str, pattern: str | None) -> _Claim:
     timed = pattern if pattern and "${now" in pattern else None
     return _Claim(Path(path), timed, identity, {"entry": entry, "identity": sha256_json(identity)})
@@ -298,8 +295,8 @@ class _Claim:
                 text = f"{path}: no checkpoint yet, starting again from " + (str(branch) if branch else "step 0")
                 return _opened(held.pop_all(), path, "new", branch, text)
             checkpoint = store.resolve(spec)
-            changes = "" if self.same(path) else _changes(stored.get("config") or {}, self.identity)
-            text = f"{path}: going on from {checkpoint.name}" + (f" with changes: {changes}" if changes else "")
+            changed = "" if self.same(path) else changes(stored.get("config") or {}, self.identity)
+            text = f"{path}: going on from {checkpoint.name}" + (f" with changes: {changed}" if changed else "")
             run = _opened(held.pop_all(), path, "continue", checkpoint, text)
         if not self.same(path):
             run._identity = self._identity_file(None)
@@ -351,8 +348,8 @@ class _Claim:
         if self.same(self.path):
             return "a finished run" if is_finished(self.path) else "an unfinished run of the same config"
         stored = read_json(self.path / "identity.json")
-        changes = _changes(stored.get("config") or {}, self.identity)
-        return f"another run: {changes or 'entry ' + str(stored.get('entry'))}"
+        changed = changes(stored.get("config") or {}, self.identity)
+        return f"another run: {changed or 'entry ' + str(stored.get('entry'))}"
 
 
 def _opened(
@@ -378,18 +375,3 @@ def _lock(path: Path) -> contextlib.ExitStack:
     stack = contextlib.ExitStack()
     stack.enter_context(file_lock(path / ".lock", wait=False))
     return stack
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 4) -> str:
-    """`lr 0.1 -> 0.2, arch.depth 2 -> 3`: the leaves that differ between two identities."""
-
-    def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for name, value in node.items():
-            out |= leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-        return out
-
-    before, after = leaves(old), leaves(json.loads(json.dumps(new, default=str)))
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    parts = [f"{name} {before.get(name)} -> {after.get(name)}" for name in names[:limit]]
-    return ", ".join(parts) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -140,3 +140,18 @@ def to_glob(pattern: str) -> str:
         else:
             inside += letter
     return out
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 4) -> str:
+    """`lr 0.1 -> 0.2, arch.depth 2 -> 3`: the leaves that differ between two identities."""
+
+    def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for name, value in node.items():
+            out |= leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        return out
+
+    before, after = leaves(old), leaves(json.loads(json.dumps(new, default=str)))
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    parts = [f"{name} {before.get(name)} -> {after.get(name)}" for name in names[:limit]]
+    return ", ".join(parts) + (f" and {len(names) - limit} more" if len(names) > limit else "")

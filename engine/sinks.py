@@ -1,16 +1,22 @@
-"""Where metrics go. A sink has one `write(step, values)` and may fail: it is then dropped with one warning."""
+"""Where metrics go. A sink has one `write(step, values)` and may fail: it is then dropped with one warning.
+
+The sinks of other programs, TensorBoard and Weights & Biases, are in `engine/trackers.py`.
+"""
 
 from __future__ import annotations
 
+import csv
+import errno
+import io
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine.io import say
+from engine.io import atomic_write_text, say
+from engine.runfiles import finite
 
 Values = Mapping[str, float | int | None]
 
@@ -23,22 +29,76 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+class WholeFile:
+    """A file that grows by whole lines or records: what does not fit on the disk leaves no half of itself behind."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        """At the end, at once. Raises OSError when the disk is full."""
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._file.truncate(end)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class JsonlSink:
     """One JSON object a line: the primary record of a run, all digits kept; null where nothing was counted."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._lines = WholeFile(path)
 
     def write(self, step: int, values: Values) -> None:
-        # Strict JSON knows no NaN: a mean that is not finite is null, and train/skipped_steps says why.
-        numbers = {
-            name: value if value is not None and math.isfinite(value) else None for name, value in values.items()
-        }
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
-        self._file.flush()
+        line = finite({"step": step, **values})  # train/skipped_steps says where a NaN came from
+        self._lines.write((json.dumps(line) + "\n").encode())
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
+
+
+class CsvSink:
+    """metrics.jsonl as one table: a row for each line, a column for each name, empty where a line lacks it.
+
+    It begins with what metrics.jsonl holds, which a resume has cut back already, so the two always agree. A name that
+    comes up later widens the table, which is then written anew as a whole.
+    """
+
+    def __init__(self, path: Path, record: Path) -> None:
+        self._path, self._columns = path, ["step"]
+        lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
+        rows = [json.loads(line) for line in lines]
+        self._rewrite(rows, [name for row in rows for name in row])
+
+    def write(self, step: int, values: Values) -> None:
+        row = finite({"step": step, **values})
+        if row.keys() <= set(self._columns):
+            self._lines.write(self._text([row]).encode())
+        else:
+            with self._path.open(encoding="utf-8", newline="") as stream:
+                rows: list[dict[str, Any]] = list(csv.DictReader(stream))
+            self._lines.close()
+            self._rewrite([*rows, row], list(row))
+
+    def _rewrite(self, rows: list[dict[str, Any]], names: list[str]) -> None:
+        self._columns = list(dict.fromkeys([*self._columns, *names]))
+        head = dict(zip(self._columns, self._columns, strict=True))
+        atomic_write_text(self._path, self._text([head, *rows]))
+        self._lines = WholeFile(self._path)
+
+    def _text(self, rows: list[dict[str, Any]]) -> str:
+        buffer = io.StringIO()
+        csv.DictWriter(buffer, self._columns, lineterminator="\n").writerows(rows)
+        return buffer.getvalue()
+
+    def close(self) -> None:
+        self._lines.close()
 
 
 class ConsoleSink:
@@ -85,27 +145,6 @@ class ConsoleSink:
 
     def close(self) -> None:
         """Nothing is held open."""
-
-
-class WandbSink:
-    """Weights & Biases, with a run id that is kept in the run directory, so that a resumed run goes on under it."""
-
-    def __init__(self, run_dir: Path, *, project: str, name: str, config: Mapping[str, Any]) -> None:
-        import wandb  # an extra, and slow to import
-
-        id_file = run_dir / "wandb_id.txt"
-        run_id = id_file.read_text().strip() if id_file.exists() else wandb.util.generate_id()
-        self._run = wandb.init(
-            project=project, name=name, id=run_id, resume="allow", dir=os.environ.get("WANDB_DIR", str(run_dir)),
-            config=dict(config),
-        )  # fmt: skip
-        id_file.write_text(run_id + "\n")
-
-    def write(self, step: int, values: Values) -> None:
-        self._run.log({name: value for name, value in values.items() if value is not None}, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 class Sinks:

@@ -16,20 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from engine.errors import Interrupted, RunFailure, UsageError
-from engine.rows import RowSharded
-
-__all__ = [
-    "Interrupted",
-    "Metrics",
-    "ParamGroup",
-    "RowSharded",
-    "RunFailure",
-    "Runtime",
-    "SparseTable",
-    "Task",
-    "UsageError",
-]
+from engine.errors import Interrupted, RunFailure, UsageError  # noqa: F401 (tasks import them from here)
+from engine.rows import RowSharded  # noqa: F401
 
 Metrics = Mapping[str, tuple[Tensor, Tensor]]
 """name -> (sum, count), both scalars on the device. Division happens once, after the reduction over ranks."""

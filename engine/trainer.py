@@ -17,12 +17,15 @@ from torch import Tensor
 
 from engine.checkpoint import Checkpoint, clean_name, load_weights
 from engine.config import RunConfig
+from engine.distributed import broadcast_object, lost_rank
 from engine.ema import EMA
 from engine.errors import Interrupted, RunFailure
 from engine.metrics import MetricWindow
 from engine.optim import build_optimizer
 from engine.reduce import GradientReducer
 from engine.signals import StopSignal
+from engine.stats import GroupStats
+from engine.stopping import EarlyStop
 from engine.task import Plan, Runtime, SparseTable
 
 Saver = Callable[["Trainer", str], None]
@@ -62,10 +65,13 @@ class Trainer:
         # Steps called off so far; those in a row up to now; the most that ever were in a row. On the device: no sync.
         self.skipped = torch.zeros(3, dtype=torch.float32, device=runtime.device)
         self.window = MetricWindow(runtime.device)
+        self.early_stop = EarlyStop(config, direction=plan.primary_direction)
+        self.stopped_early = False
         self._train_seconds, self._timed_steps = 0.0, 0
 
         groups = self.task.param_groups()
         self.groups = {group.name: group for group in groups}
+        self.stats = GroupStats(groups, config.stats_interval)
         self.optimizers = {
             g.name: build_optimizer(g.optimizer, params=g.params, lr=g.lr, options=g.options) for g in groups
         }
@@ -87,7 +93,7 @@ class Trainer:
 
         Raises:
             Interrupted: a signal came; the checkpoint is written.
-            RunFailure: out of memory, or too many non-finite steps.
+            RunFailure: out of memory, too many non-finite steps, or (RankLost) another rank has died.
         """
         for hook in self.hooks:
             hook.start(self)
@@ -102,7 +108,7 @@ class Trainer:
                 self._timed_steps += 1
                 self._finish_step(resumed=False)
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            if (failure := self._out_of_memory(error)) is not None:
+            if (failure := self._out_of_memory(error) or lost_rank(error)) is not None:  # DDP reduces in backward
                 raise failure from error
             raise
         finally:
@@ -125,9 +131,13 @@ class Trainer:
             self.window.add(metrics)
         norm, ok = self.reducer.finish(loss_sum, weight_sum, clip=config.grad_clip)
 
-        factor = self.plan.schedule(self.step)
+        factor, measured = self.plan.schedule(self.step), self.stats.due(self.step)
+        if measured:
+            self.stats.before(norm, config.grad_clip)
         for optimizer in self.optimizers.values():
             optimizer.step(factor, ok)
+        if measured:
+            self.stats.after()
         bad = 1 - ok.to(self.skipped.dtype)
         row = (self.skipped[1] + bad) * bad
         self.skipped = torch.stack([self.skipped[0] + bad, row, torch.maximum(self.skipped[2], row)])
@@ -149,9 +159,14 @@ class Trainer:
             self._log()
 
         # Evaluate with the averaged weights; a signal during it leaves the evaluation to the next process.
-        fresh = self.evaluation_due() and self.evaluated_step != step
+        stopping = self.early_stop.due and not last  # already here only after a resume
+        fresh = self.evaluation_due() and self.evaluated_step != step and not stopping
         if fresh:
             self._evaluate(final=last)
+
+        # Stop early: this is then the last step, with all that a last step has.
+        if self.early_stop.due and not last:
+            last, fresh = True, self._stop_early(resumed=resumed) or fresh
 
         # Save: every n steps, with every evaluation, and always at the end.
         interval = self.config.checkpoint_interval
@@ -168,6 +183,17 @@ class Trainer:
             self._save(self, "signal")
         raise Interrupted(f"stopped by a signal after step {self.step}: the same command goes on from there")
 
+    def _stop_early(self, *, resumed: bool) -> bool:
+        """Make this step the last one; whether its final evaluation was made here and now."""
+        self.last_step, self.stopped_early = self.step, True
+        if not resumed and self.step % self.config.log_interval:
+            self._log()
+        if not self.plan.final_eval or (resumed and self.evaluated_step == self.step):
+            return False
+        self.evaluated_step = -1  # a signal from here on leaves the final evaluation to the next process
+        self._evaluate(final=True)
+        return True
+
     def _evaluate(self, *, final: bool) -> None:
         try:
             if self.ema is not None:
@@ -178,6 +204,8 @@ class Trainer:
         except Interrupted:
             self._interrupt(saved=False)
         self.evaluated_step = self.step
+        value = broadcast_object(self.results.get(self.plan.primary_metric))  # one number decides for all ranks
+        self.early_stop.update(value, self.step, counts=self.step in self.plan.eval_steps and not self.early_stop.due)
         self._write(self.step, dict(self.results))
         for hook in self.hooks:
             hook.after_eval(self, self.results)
@@ -190,6 +218,7 @@ class Trainer:
         for name, group in self.groups.items():
             values["train/lr" if not isinstance(group.params, SparseTable) else f"train/lr_{name}"] = group.lr * factor
         values["train/grad_norm"] = float(self._last_norm)
+        values |= {f"train/{name}": value for name, value in self.stats.flush().items()}
         seconds = self._train_seconds / max(self._timed_steps, 1)
         values["time/step_ms"] = 1000 * seconds
         values["time/examples_per_s"] = self.plan.batch_rows / seconds if seconds else None
@@ -210,6 +239,7 @@ class Trainer:
             "trainer": {
                 "step": self.step, "evaluated_step": self.evaluated_step, "results": dict(self.results),
                 "skipped": self.skipped, "window": self.window.state_dict(),
+                "early_stop": self.early_stop.state_dict(), "stats": self.stats.state_dict(),
             },
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "task": self.task.state_dict(),
@@ -228,6 +258,10 @@ class Trainer:
         self.results = dict(own["results"])
         self.skipped = own["skipped"].to(self.skipped)
         self.window.load_state_dict(own["window"])
+        self.early_stop.load_state_dict(own.get("early_stop", {}))
+        self.stats.load_state_dict(
+            {name: value.to(self.skipped.device) for name, value in own.get("stats", {}).items()}
+        )
 
     def evaluation_due(self) -> bool:
         """Whether an evaluation follows the present step."""

@@ -253,8 +253,9 @@ class _Translator:
     def _suggest(self, spelt: str) -> str:
         hydra = [flag[2:] for flag in HYDRA_SWITCHES | HYDRA_VALUED if flag.startswith("--")]
         known = [*self.keys, *self.groups.options, *self.aliases, *hydra, "config", "info", "help"]
-        hint = closest(spelt.replace("-", "_"), known)
-        return hint if hint.startswith("did you mean") else "--help lists every key"
+        name = spelt.replace("-", "_")
+        hints = (closest(part, known) for part in (name, name.partition(".")[0]))  # the block's name may be the slip
+        return next((hint for hint in hints if hint.startswith("did you mean")), "--help lists every key")
 
 
 def _is_block(kind: Any) -> bool:

@@ -22,18 +22,6 @@ from torch import Tensor
 from engine.errors import UsageError
 from engine.rows import RowSharded
 
-__all__ = [
-    "clean_name",
-    "clean_names",
-    "gather_tree",
-    "join_tree",
-    "load_weights",
-    "read_tensors",
-    "split_tree",
-    "tensor_file_fault",
-    "write_tensors",
-]
-
 
 def clean_name(name: str) -> str:
     """`module._orig_mod.inner.w` -> `inner.w`: without the marks of DDP and torch.compile."""

@@ -7,12 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-IGNORE = -100
+IGNORE, PAD = -100, 0
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3), 16: (4, 4)}
+WALL = ("#5b6675", "#5b6675")
+ARC = (
+    ("#000000", "#ffffff"), ("#0074d9", "#ffffff"), ("#ff4136", "#000000"), ("#2ecc40", "#000000"),
+    ("#ffdc00", "#000000"), ("#aaaaaa", "#000000"), ("#f012be", "#000000"), ("#ff851b", "#000000"),
+    ("#7fdbff", "#000000"), ("#870c25", "#ffffff"),
+)  # fmt: skip
+"""Colour and ink of the ten ARC colours; the digit in the cell is for eyes that confuse some of them."""
+
+View = int | Literal["puzzle", "solution"]
+"""What a board shows: the answer after a step (0-based), the puzzle itself or its solution."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +38,18 @@ class Layout:
     """The token of a cell to be filled in; None where the data set has no such token."""
     box: tuple[int, int] | None = None
     """Rows and columns of a Sudoku box."""
+    in_place: bool = False
+    """The answer is the puzzle with some cells changed; the others count as given."""
+    paints: tuple[tuple[str, str] | None, ...] = ()
+    """(colour, ink) of each token that is shown as a coloured cell; empty where none is."""
 
     @property
     def symbol_width(self) -> int:
         """Characters of the longest token."""
         return max(map(len, self.symbols))
 
-    def place(self, position: int) -> tuple[int, int]:
-        """Position in the sequence -> (row, column)."""
-        return divmod(position, self.columns)
+    def paint(self, token: int) -> tuple[str, str] | None:
+        return self.paints[token] if self.paints else None
 
     def heavy(self, index: int, *, along_rows: bool) -> bool:
         """Whether grid line `index` (0 = the outer edge) separates boxes."""
@@ -44,12 +58,35 @@ class Layout:
 
 
 def layout_of(seq_len: int, vocab_size: int) -> Layout:
-    """A square of `side` with a vocabulary of side + 2 (pad, blank, digits) is a Sudoku, all else a grid of tokens."""
+    """What a data set shows, told by the numbers of its metadata (spec trm_hrm_core.md §5.2).
+
+    A square of `side` with a vocabulary of side + 2 (pad, blank, digits) is a Sudoku, one of 6 tokens a maze (# SGo),
+    one of 12 an ARC canvas (end of grid, ten colours), all else a grid of tokens.
+    """
     side = math.isqrt(seq_len)
-    if side * side == seq_len and side in BOXES and vocab_size == side + 2:
-        return Layout(side, side, ("?", "", *(str(digit) for digit in range(1, side + 1))), 1, BOXES[side])
-    columns = side if side * side == seq_len else side + 1
-    return Layout(-(-seq_len // columns), columns, ("", *(str(token) for token in range(1, vocab_size))))
+    square = side * side == seq_len
+    columns = side if square else side + 1
+    rows = -(-seq_len // columns)
+    if square and side in BOXES and vocab_size == side + 2:
+        digits = tuple(str(digit) for digit in range(1, side + 1))
+        return Layout(side, side, ("?", "", *digits), 1, BOXES[side], in_place=True)
+    if square and vocab_size == 6:
+        paints = (None, WALL, None, None, None, None)
+        return Layout(side, side, ("?", "#", "", "S", "G", "o"), in_place=True, paints=paints)
+    if square and vocab_size == 12:
+        return Layout(side, side, ("", "·", *"0123456789"), paints=(None, None, *ARC))
+    return Layout(rows, columns, ("", *(str(token) for token in range(1, vocab_size))))
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What every drawing says about the model and about how its examples were chosen."""
+
+    title: str
+    """project/run and the checkpoint's step"""
+    subtitle: str
+    facts: tuple[tuple[str, str], ...]
+    """The same and more as (name, value), for a page that has room for it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +95,8 @@ class Thought:
 
     number: int
     """Of the example in its split, from 0."""
+    layout: Layout
+    """T = rows * columns"""
     inputs: np.ndarray
     """[T]"""
     labels: np.ndarray
@@ -66,6 +105,8 @@ class Thought:
     """[S, T]"""
     q_halt: np.ndarray
     """[S] probability that the halting head gives the answer of being right."""
+    confidence: np.ndarray
+    """[S, T] probability that the model gives the token it answers"""
 
     @property
     def steps(self) -> int:
@@ -76,11 +117,27 @@ class Thought:
         """[T] bool"""
         return self.labels != IGNORE
 
-    def given(self, layout: Layout) -> np.ndarray:
-        """[T] bool: cells that the puzzle states; without a blank token, those that are to stay as they are."""
-        if layout.blank is not None:
-            return self.scored & (self.inputs != layout.blank)
+    @property
+    def given(self) -> np.ndarray:
+        """[T] bool: cells that the puzzle states; none where the answer is another grid than the puzzle."""
+        if not self.layout.in_place:
+            return np.zeros_like(self.scored)
+        if self.layout.blank is not None:
+            return self.scored & (self.inputs != self.layout.blank)
         return self.scored & (self.inputs == self.labels)
+
+    @property
+    def to_find(self) -> np.ndarray:
+        """[T] bool: scored and not given."""
+        return self.scored & ~self.given
+
+    def found(self, step: int) -> int:
+        """How many of the cells to find are right after `step` (0-based)."""
+        return int((self.to_find & self.right(step)).sum())
+
+    def wrong(self, step: int) -> int:
+        """How many scored cells, given ones too, are wrong after `step` (0-based)."""
+        return int((self.scored & ~self.right(step)).sum())
 
     def right(self, step: int) -> np.ndarray:
         """[T] bool: scored and right after `step` (0-based)."""
@@ -96,6 +153,27 @@ class Thought:
         """Whether every scored cell is right after `step` (0-based)."""
         return bool(self.right(step).sum() == self.scored.sum())
 
+    def tokens(self, view: View) -> np.ndarray:
+        """[T] what the cells of a board hold; 0 in those of a solution that are not scored."""
+        if view == "puzzle":
+            return self.inputs
+        return np.where(self.scored, self.labels, PAD) if view == "solution" else self.answers[view]
+
+    def kinds(self, view: View) -> list[str]:
+        """[T] how the cells of a board are drawn: given, right, wrong, plain, or none for those outside of the grid."""
+        if view == "puzzle":
+            return ["none" if token == PAD else "plain" for token in self.inputs]
+        right = self.scored if view == "solution" else self.right(view)
+        return [
+            "none" if not scored else "wrong" if not fits else "given" if given else "right"
+            for scored, fits, given in zip(self.scored, right, self.given, strict=True)
+        ]
+
+    @property
+    def views(self) -> list[View]:
+        """All boards of an example in order; the puzzle only where the answers do not show it."""
+        return [*([] if self.layout.in_place else ["puzzle"]), *range(self.steps), "solution"]
+
     @property
     def solved_from(self) -> int | None:
         """The step (0-based) from which on the answer is right to the end; None when the last answer is not."""
@@ -103,6 +181,11 @@ class Thought:
         if not wrong:
             return 0
         return wrong[-1] + 1 if wrong[-1] + 1 < self.steps else None
+
+    @property
+    def outcome(self) -> str:
+        """`right from step 3 on` or `not solved`, steps counted from 1."""
+        return "not solved" if self.solved_from is None else f"right from step {self.solved_from + 1} on"
 
     @property
     def halts_at(self) -> int | None:
@@ -114,6 +197,31 @@ class Thought:
     def changes(self) -> int:
         """Cells changed over all steps."""
         return sum(int(self.changed(step).sum()) for step in range(self.steps))
+
+
+def fitted(
+    number: int, layout: Layout, inputs: np.ndarray, labels: np.ndarray, answers: np.ndarray, q_halt: np.ndarray,
+    confidence: np.ndarray,
+) -> Thought:  # fmt: skip
+    """A Thought on the smallest part of the grid that holds all of the puzzle and of its solution.
+
+    So ARC grids come without the canvas around them, and a sequence that fills no rectangle gets cells to fill one.
+    """
+    used = np.flatnonzero((labels != IGNORE) | (inputs != PAD))
+    if layout.in_place or not len(used):
+        used = np.array([0, layout.rows * layout.columns - 1])
+    rows, columns = np.divmod(used, layout.columns)
+    down, across = np.arange(rows.min(), rows.max() + 1), np.arange(columns.min(), columns.max() + 1)
+    positions = (down[:, None] * layout.columns + across).ravel()
+    inside = positions < len(inputs)
+
+    def cut(values: np.ndarray, filler: int) -> np.ndarray:
+        return np.where(inside, values[..., np.minimum(positions, len(inputs) - 1)], filler)
+
+    part = replace(layout, rows=len(down), columns=len(across))
+    return Thought(
+        number, part, cut(inputs, PAD), cut(labels, IGNORE), cut(answers, PAD), q_halt, cut(confidence, 0)
+    )  # fmt: skip
 
 
 def most_interesting(thoughts: Sequence[Thought], count: int) -> list[Thought]:

@@ -31,10 +31,12 @@ class Canvas:
         left, top, right, bottom = (round(v * self.scale) for v in (x, y, x + width, y + height))
         if right <= left or bottom <= top:
             return
-        self.pen.rounded_rectangle(
-            (left, top, right - 1, bottom - 1), radius=min(radius * self.scale, (right - left) / 2),
-            fill=fill, outline=outline, width=max(1, round(line * self.scale)) if outline else 0,
-        )  # fmt: skip
+        corners, width = (left, top, right - 1, bottom - 1), max(1, round(line * self.scale)) if outline else 0
+        if radius:
+            round_by = min(radius * self.scale, (right - left) / 2)
+            self.pen.rounded_rectangle(corners, radius=round_by, fill=fill, outline=outline, width=width)
+        else:  # much the faster one, and boards have thousands of cells
+            self.pen.rectangle(corners, fill=fill, outline=outline, width=width)
 
     def rule(self, x: float, y: float, length: float, *, down: bool, line: float, colour: str) -> None:
         """A straight line of thickness `line`, centred on (x, y) .. length to the right or down."""

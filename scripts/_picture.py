@@ -3,103 +3,125 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 from PIL import Image
 
-from scripts._boards import Layout, Thought
+from scripts._boards import Headline, Layout, Thought, View
 from scripts._canvas import Canvas
 
-PAPER, INK, MUTED, HAIR, TRACK = "#ffffff", "#1b2430", "#6b7685", "#c5ccd6", "#e7ebf0"
-GIVEN, UNSCORED = "#edf0f4", "#f8f9fb"
-RIGHT, RIGHT_INK = "#dcf2e4", "#12703a"
-WRONG, WRONG_INK = "#fcdeda", "#b4241b"
-CHANGED, BAR, BAR_STOP = "#f0a202", "#8fb0e8", "#2f62c9"
+PAPER, INK, MUTED, HAIR, TRACK = "#ffffff", "#1b2430", "#5d6877", "#c5ccd6", "#e7ebf0"
+GIVEN, UNSCORED = "#e6eaf0", "#f8f9fb"
+RIGHT, RIGHT_INK = "#cfeee3", "#0a6b4a"
+WRONG, WRONG_INK = "#fbdcc8", "#b03a00"
+FILLS = {
+    "given": (GIVEN, INK), "right": (RIGHT, RIGHT_INK), "wrong": (WRONG, WRONG_INK), "plain": (PAPER, INK),
+    "none": (UNSCORED, INK),
+}  # fmt: skip
+CHANGED, BAR, BAR_STOP = "#7a35c8", "#8fb0e8", "#2f62c9"
 
 MARGIN, GAP, LABEL = 32.0, 20.0, 116.0
 HEAD, COLUMN_HEAD, FOOT, ROW_GAP, LEGEND = 66.0, 24.0, 40.0, 16.0, 36.0
 STRIP = 1800.0
 """Width that the boards of one line may take; longer episodes go on in a second line."""
+TALLEST = 8000.0
+"""Height of a picture that every program still opens."""
 
 
-def draw_strip(thoughts: Sequence[Thought], layout: Layout, *, title: str, subtitle: str) -> Image.Image:
-    """The whole picture. `title` names run and step, `subtitle` says what is shown and how it was chosen."""
-    cell = max(7.0, min(30.0, 150.0 / max(layout.rows, layout.columns) + 2.0 * layout.symbol_width))
-    board_width, board_height = cell * layout.columns, cell * layout.rows
-    column_width = max(board_width, 84.0) + GAP
-    steps = max(thought.steps for thought in thoughts)
+def largest_board(thoughts: Sequence[Thought]) -> Layout:
+    """The layout of all thoughts, with room for the largest of their boards."""
+    layouts = [thought.layout for thought in thoughts]
+    return replace(layouts[0], rows=max(one.rows for one in layouts), columns=max(one.columns for one in layouts))
+
+
+def cell_side(layout: Layout) -> float:
+    """Boards of few cells get large ones, so that all boards take about the same room."""
+    return max(7.0, min(30.0, 150.0 / max(layout.rows, layout.columns) + 2.0 * layout.symbol_width))
+
+
+def _row_shape(layout: Layout, steps: int) -> tuple[float, int, float]:
+    """Width of a column, columns in a line, height of all lines of one example."""
+    column_width = max(cell_side(layout) * layout.columns, 84.0) + GAP
     lines = -(-steps // max(1, int(STRIP / column_width) - 1))
-    per_line = -(-steps // lines)
-    row_height = lines * (COLUMN_HEAD + board_height + FOOT) + ROW_GAP
+    height = lines * (COLUMN_HEAD + cell_side(layout) * layout.rows + FOOT) + ROW_GAP
+    return column_width, -(-steps // lines), height
+
+
+def strip_capacity(layout: Layout, steps: int) -> int:
+    """How many examples one picture holds; boards cut to the size of their grids take less."""
+    return int(TALLEST // _row_shape(layout, steps + (not layout.in_place))[2])
+
+
+def draw_strip(thoughts: Sequence[Thought], words: Headline) -> Image.Image:
+    """The whole picture."""
+    layout, answers = largest_board(thoughts), thoughts[0].views[:-1]
+    cell = cell_side(layout)
+    column_width, per_line, row_height = _row_shape(layout, len(answers))
+    board_width, board_height, lines = cell * layout.columns, cell * layout.rows, -(-len(answers) // per_line)
 
     probe = Canvas(1, 1, 2.0, PAPER)
-    text_width = max(probe.text_width(subtitle, 13), probe.text_width(title, 21))
+    text_width = max(probe.text_width(words.subtitle, 13), probe.text_width(words.title, 21))
     width = 2 * MARGIN + max(LABEL + (per_line + 1) * column_width - GAP + 10, text_width, 930.0)
     height = MARGIN + HEAD + len(thoughts) * row_height + LEGEND + MARGIN / 2
     canvas = Canvas(width, height, 2.0, PAPER)
 
-    canvas.text(MARGIN, MARGIN + 8, title, size=21, colour=INK)
-    canvas.text(MARGIN, MARGIN + 36, subtitle, size=13, colour=MUTED)
+    canvas.text(MARGIN, MARGIN + 8, words.title, size=21, colour=INK)
+    canvas.text(MARGIN, MARGIN + 36, words.subtitle, size=13, colour=MUTED)
     left, top = MARGIN + LABEL, MARGIN + HEAD
     for thought in thoughts:
-        _row_label(canvas, MARGIN, top + COLUMN_HEAD, thought, layout)
-        for step in range(thought.steps):
-            x = left + step % per_line * column_width
-            y = top + step // per_line * (COLUMN_HEAD + board_height + FOOT)
-            canvas.text(x, y + 10, f"step {step + 1}", size=12, colour=MUTED)
-            _board(canvas, x, y + COLUMN_HEAD, cell, thought, layout, step)
-            _foot(canvas, x, y + COLUMN_HEAD + board_height + 8, board_width, thought, step)
+        _row_label(canvas, MARGIN, top + COLUMN_HEAD, thought)
+        for index, view in enumerate(answers):
+            x = left + index % per_line * column_width
+            y = top + index // per_line * (COLUMN_HEAD + board_height + FOOT)
+            canvas.text(x, y + 10, title_of(view), size=12, colour=MUTED)
+            draw_board(canvas, x, y + COLUMN_HEAD, cell, thought, view)
+            if isinstance(view, int):
+                draw_foot(canvas, x, y + COLUMN_HEAD + board_height + 8, board_width, thought, view)
         x = left + per_line * column_width + 10
         y = top + (lines - 1) * (COLUMN_HEAD + board_height + FOOT)
         canvas.text(x, y + 10, "solution", size=12, colour=MUTED)
-        _board(canvas, x, y + COLUMN_HEAD, cell, thought, layout, None)
+        draw_board(canvas, x, y + COLUMN_HEAD, cell, thought, "solution")
         top += row_height
-    _legend(canvas, MARGIN, top + 4)
+    draw_legend(canvas, MARGIN, top + 4, layout)
     return canvas.image
 
 
-def _row_label(canvas: Canvas, x: float, y: float, thought: Thought, layout: Layout) -> None:
-    to_find = int((thought.scored & ~thought.given(layout)).sum())
-    solved = thought.solved_from
-    verdict = "not solved" if solved is None else f"right from step {solved + 1}"
+def _row_label(canvas: Canvas, x: float, y: float, thought: Thought) -> None:
+    verdict = thought.outcome.removesuffix(" on")
     canvas.text(x, y + 9, f"example {thought.number}", size=14, colour=INK)
-    canvas.text(x, y + 29, f"{to_find} cells to find", size=12, colour=MUTED)
-    canvas.text(x, y + 47, verdict, size=12, colour=WRONG_INK if solved is None else RIGHT_INK)
+    canvas.text(x, y + 29, f"{thought.to_find.sum()} cells to find", size=12, colour=MUTED)
+    canvas.text(x, y + 47, verdict, size=12, colour=WRONG_INK if thought.solved_from is None else RIGHT_INK)
 
 
-def _board(
-    canvas: Canvas, left: float, top: float, cell: float, thought: Thought, layout: Layout, step: int | None
-) -> None:
-    """One board; `step` None draws the solution."""
-    given, scored = thought.given(layout), thought.scored
-    answer = thought.labels if step is None else thought.answers[step]
-    right = scored if step is None else thought.right(step)
-    marked = []
-    for position in range(len(thought.inputs)):
-        row, column = layout.place(position)
-        x, y = left + column * cell, top + row * cell
-        if not scored[position]:
-            canvas.box(x, y, cell, cell, fill=UNSCORED)
-            continue
-        if not right[position]:
-            fill, ink = WRONG, WRONG_INK
-        elif given[position]:
-            fill, ink = GIVEN, INK
-        else:
-            fill, ink = (RIGHT, RIGHT_INK) if step is not None else (PAPER, RIGHT_INK)
+def draw_board(canvas: Canvas, left: float, top: float, cell: float, thought: Thought, view: View) -> None:
+    """One board of an example."""
+    layout, tokens, kinds = thought.layout, thought.tokens(view), thought.kinds(view)
+    changed = thought.changed(view) if isinstance(view, int) else np.zeros_like(thought.scored)
+    places = [(left + column * cell, top + row * cell) for row, column in np.ndindex(layout.rows, layout.columns)]
+    for (x, y), token, kind in zip(places, tokens, kinds, strict=True):
+        fill, ink = FILLS[kind]
+        if kind != "none" and (paint := layout.paint(token)):
+            fill, ink = paint
         canvas.box(x, y, cell, cell, fill=fill)
-        if not right[position]:
-            # A mark beside the colour, for eyes and printers that do not tell red from green.
-            canvas.corner(x + cell - 1, y + 1, cell * 0.26, WRONG_INK)
-        symbol = layout.symbols[int(answer[position])]
+        symbol = layout.symbols[token] if kind != "none" else ""
         size = cell * (0.62 if layout.symbol_width == 1 else 0.44)
-        if symbol and size >= 6:
-            bold = bool(given[position])
-            canvas.text(x + cell / 2, y + cell / 2, symbol, size=size, colour=ink, bold=bold, anchor="mm")
-        if step is not None and thought.changed(step)[position]:
-            marked.append((x, y))
+        if symbol and ink != fill and size >= 6:
+            canvas.text(x + cell / 2, y + cell / 2, symbol, size=size, colour=ink, bold=kind == "given", anchor="mm")
     _grid(canvas, left, top, cell, layout)
-    for x, y in marked:
-        canvas.box(x, y, cell, cell, outline=CHANGED, line=max(1.0, cell * 0.1), radius=cell * 0.12)
+    for (x, y), kind, new in zip(places, kinds, changed, strict=True):
+        if new:
+            canvas.box(x, y, cell, cell, outline=CHANGED, line=max(1.0, cell * 0.1), radius=cell * 0.12)
+        if kind == "wrong":
+            # A mark beside the colour, for eyes and printers that do not tell orange from green; its edge parts it
+            # from a coloured cell.
+            canvas.corner(x + cell - 0.8, y + 0.8, max(5.0, cell * 0.36), PAPER)
+            canvas.corner(x + cell - 0.8, y + 0.8, max(4.0, cell * 0.28), WRONG_INK)
+
+
+def title_of(view: View) -> str:
+    """The words above a board."""
+    return f"step {view + 1}" if isinstance(view, int) else view
 
 
 def _grid(canvas: Canvas, left: float, top: float, cell: float, layout: Layout) -> None:
@@ -116,7 +138,7 @@ def _grid(canvas: Canvas, left: float, top: float, cell: float, layout: Layout) 
                 canvas.rule(left, y, cell * layout.columns, down=False, line=line, colour=colour)
 
 
-def _foot(canvas: Canvas, x: float, y: float, width: float, thought: Thought, step: int) -> None:
+def draw_foot(canvas: Canvas, x: float, y: float, width: float, thought: Thought, step: int) -> None:
     """The halting bar with its mark at one half, and the numbers below."""
     share = float(thought.q_halt[step])
     stops = share > 0.5
@@ -124,32 +146,38 @@ def _foot(canvas: Canvas, x: float, y: float, width: float, thought: Thought, st
     if share > 0:
         canvas.box(x, y, max(6.0, width * share), 6, fill=BAR_STOP if stops else BAR, radius=3)
     canvas.box(x + width / 2 - 0.5, y - 2, 1, 10, fill=MUTED)
-    wrong = int((thought.scored & ~thought.right(step)).sum())
+    wrong = thought.wrong(step)
     verdict, colour = ("all right", RIGHT_INK) if wrong == 0 else (f"{wrong} wrong", WRONG_INK)
     canvas.text(x, y + 18, verdict, size=11, colour=colour)
     right = x + max(width, 84.0)
     canvas.text(right, y + 18, f"halt {share:.0%}", size=11, colour=BAR_STOP if stops else MUTED, anchor="rm")
 
 
-def _legend(canvas: Canvas, x: float, y: float) -> None:
+def draw_legend(canvas: Canvas, x: float, y: float, layout: Layout, *, short: bool = False) -> None:
+    """What the marks mean, in one line; `short` leaves out the reasons."""
     side = 16.0
-    for kind, words in (
-        ("given", "given"), ("right", "right"), ("wrong", "wrong"), ("changed", "changed since the step before"),
-        ("bar", "how sure the halting head is that the answer is right; beyond the mark it stops"),
-    ):  # fmt: skip
+    cells = (["given"] if layout.in_place else []) + ["right", "wrong", "changed"]
+    for kind in (*cells, "bar"):
+        says = kind
         if kind == "bar":
+            says = (
+                "halting"
+                if short
+                else "how sure the halting head is that the answer is right; beyond the mark it stops"
+            )
             canvas.box(x, y + side / 2 - 3, 36, 6, fill=TRACK, radius=3)
             canvas.box(x, y + side / 2 - 3, 27, 6, fill=BAR_STOP, radius=3)
             canvas.box(x + 17.5, y + side / 2 - 5, 1, 10, fill=MUTED)
             step = 36.0
         else:
-            fill, ink = {"given": (GIVEN, INK), "wrong": (WRONG, WRONG_INK)}.get(kind, (RIGHT, RIGHT_INK))
+            fill, ink = FILLS.get(kind, FILLS["right"])
             canvas.box(x, y, side, side, fill=fill, outline=HAIR, line=0.6)
             if kind == "wrong":
-                canvas.corner(x + side, y, side * 0.28, WRONG_INK)
+                canvas.corner(x + side, y, side * 0.3, WRONG_INK)
             canvas.text(x + side / 2, y + side / 2, "3", size=10, colour=ink, bold=kind == "given", anchor="mm")
             if kind == "changed":
                 canvas.box(x, y, side, side, outline=CHANGED, line=1.8, radius=2)
+                says = "just changed" if short else "changed since the step before"
             step = side
-        canvas.text(x + step + 7, y + side / 2, words, size=12, colour=MUTED)
-        x += step + 7 + canvas.text_width(words, 12) + 24
+        canvas.text(x + step + 7, y + side / 2, says, size=12, colour=MUTED)
+        x += step + 7 + canvas.text_width(says, 12) + 24

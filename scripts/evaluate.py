@@ -2,6 +2,7 @@
 
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4/checkpoints/step_500 --steps 64      # think longer
+    python scripts/evaluate.py checkpoints/demo/sudoku_4x4 --halting latched                    # stop when it says so
     torchrun --nproc-per-node=4 scripts/evaluate.py checkpoints/demo/sudoku_4x4 --batch-size 3072
 
 Without further arguments it repeats the evaluation at the end of the run: same examples and weights, same numbers.
@@ -36,6 +37,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max-examples", metavar="N|all",
         help="a fixed random subset of N; default: what the run's last evaluation took",
+    )  # fmt: skip
+    parser.add_argument(
+        "--halting", choices=("fixed", "latched"),
+        help="latched: a row keeps the answer of the step at which it halts; default: arch.eval_halting",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=positive, metavar="N", help="default: what the run took")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: evaluation_step_N.json in the run")
@@ -100,6 +105,8 @@ def report(settings: dict[str, Any], values: dict[str, float | None], seconds: f
     names = ("exact_accuracy", "exact_accuracy_low", "exact_accuracy_high", "accuracy", "q_halt_accuracy")
     exact_share, lowest, highest, token, q_halt = (_percent(values[name]) for name in names)
     say(f"result      exact {exact_share} ({lowest} .. {highest}), tokens {token}, halting head right {q_halt}")
+    if settings["halting"] == "latched" and values["steps"] is not None:
+        say(f"halting     latched, {values['steps']:.2f} of {settings['steps']} steps on average")
 
 
 def _percent(share: float | None) -> str:
@@ -116,6 +123,8 @@ def result_file(subject: Subject, args: argparse.Namespace, max_examples: int | 
         differences.append("data-" + "-".join(entry["content_hash"][:8] for entry in subject.data))
     if subject.steps != opened.config.arch.get("halt_max_steps", subject.steps):
         differences.append(f"steps-{subject.steps}")
+    if args.halting not in (None, opened.config.arch.get("eval_halting", "fixed")):
+        differences.append(args.halting)
     if max_examples != opened.config.final_eval_max_examples:
         differences.append(f"examples-{max_examples or 'all'}")
     if args.weights == "raw" and opened.checkpoint.has_ema:
@@ -130,13 +139,15 @@ def main(args: argparse.Namespace) -> None:
     opened = subject.opened
     max_examples = opened.config.final_eval_max_examples if args.max_examples is None else args.max_examples
     max_examples = None if max_examples == "all" else max_examples
+    model = subject.task.model
+    model.eval_halting = args.halting or model.eval_halting
     began = time.perf_counter()
     values = evaluate(subject, max_examples=max_examples, batch_size=args.batch_size)
     seconds = time.perf_counter() - began
     settings = {
         "run": str(opened.run_dir), "step": opened.checkpoint.step, "weights": opened.weights, "split": args.split,
-        "steps": subject.steps, "max_examples": max_examples, "seed": opened.config.seed, "data": subject.data,
-        "device": str(opened.runtime.device),
+        "steps": subject.steps, "halting": model.eval_halting, "max_examples": max_examples, "seed": opened.config.seed,
+        "data": subject.data, "device": str(opened.runtime.device),
     }  # fmt: skip
     if not is_main():
         return

@@ -14,8 +14,6 @@ reads the data sets. Exit 0: nothing failed; 1: something did; 2: the command ca
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from verification import report as form  # noqa: E402
 from verification.finding import Finding, Report  # noqa: E402
 from verification.source import Repo  # noqa: E402
 from verification.static import verify_all, verify_command, verify_file  # noqa: E402
+from verification.stored import tensors, verify_run  # noqa: E402
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -50,7 +49,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dynamic", action="store_true", help="also observe a tiny instance of each config")
     parser.add_argument("--data", action="store_true", help="also read the data sets")
     parser.add_argument("--json", metavar="OUT", help="write JSON (- for the screen)")
-    parser.add_argument("--markdown", metavar="OUT", help="write the Markdown page")
+    parser.add_argument(
+        "--markdown", metavar="OUT", help="write the Markdown page (data sets as the catalogue has them)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="with --markdown: fail if the page is not what would be written"
+    )
     parser.add_argument("--strict", action="store_true", help="a warning counts as a failure")
     parser.add_argument("--verbose", action="store_true", help="also print what passed and what was skipped")
     parser.add_argument("--root", default=str(ROOT), help="another copy of the repository")
@@ -59,63 +63,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def collect(options: argparse.Namespace) -> list[Report]:
+def collect(options: argparse.Namespace, repo: Repo) -> list[Report]:
     """The reports that the arguments ask for. Raises UsageError."""
-    root = Path(options.root).resolve()
-    if not (root / "config").is_dir():
-        raise UsageError(f"--root {root} has no config/: expected a copy of the repository")
-    if options.command:
-        return [verify_command(options.command, root=root, data=options.data, job=" ".join(options.command))]
+    root, data = repo.root, options.data
+    words = options.command
     if options.script:
         name = [f"--config-name={options.config_name}"] if options.config_name else []
         words = ["python", options.script, *name, *options.words]
-        return [verify_command(words, root=root, data=options.data, job=" ".join(words))]
+    if words:
+        return [verify_command(words, root=root, data=data, job=" ".join(words), repo=repo)]
     if options.checkpoint:
-        return [checkpoint(Path(options.checkpoint), root, options.data)]
+        return [verify_run(Path(options.checkpoint), repo, data=data)]
     if options.words:
-        pending = options.status == "pending"
-        repo = Repo(root)
-        return [
-            report
-            for name in options.words
-            for report in verify_file(
-                name, root=root, job=options.job, line=options.line, pending=pending, data=options.data, repo=repo
-            )
-        ]
+        some = {"job": options.job, "line": options.line, "pending": options.status == "pending"}
+        return [one for name in options.words for one in verify_file(name, root=root, data=data, repo=repo, **some)]
     if options.all:
-        return verify_all(root, data=options.data)
+        return verify_all(root, data=data, repo=repo)
     raise UsageError("name a job file, --all, --script, --checkpoint, or a command after --")
-
-
-def checkpoint(run: Path, root: Path, data: bool) -> Report:
-    """A finished run against what its command means today. Raises UsageError where there is no run."""
-    from verification.chain import build_chain
-    from verification.static import report_of
-
-    run = run.parent if not (run / "config.yaml").is_file() and (run.parent / "config.yaml").is_file() else run
-    first = (
-        (run / "config.yaml").read_text(encoding="utf-8").partition("\n")[0] if (run / "config.yaml").is_file() else ""
-    )
-    if "{" not in first:
-        raise UsageError(f"{run} is no run directory: expected e.g. checkpoints/PROJECT/RUN with a config.yaml")
-    header = json.loads(first[first.index("{") :])
-    overrides = (
-        (run / "overrides.txt").read_text(encoding="utf-8").splitlines() if (run / "overrides.txt").is_file() else []
-    )
-    stored = (run / "config.yaml").read_text(encoding="utf-8")
-    match = re.search(r"^script: *(\S+\.py)", stored, re.MULTILINE)
-    if match is None:
-        raise UsageError(f"{run}/config.yaml names no script")
-    script = match[1]
-    words = [
-        "python",
-        script,
-        f"--config-name={header['config_name']}",
-        *[o.removeprefix("- ") for o in overrides if o.strip()],
-    ]
-    chain = build_chain(words, Repo(root), job=str(run))
-    chain.checkpoint, chain.with_data = run, data
-    return report_of(chain)
 
 
 def observe(reports: list[Report], root: Path) -> None:
@@ -126,27 +90,47 @@ def observe(reports: list[Report], root: Path) -> None:
         chain = report.subject
         if chain is None or chain.resolved is None or chain.script is None:
             continue
+        if chain.checkpoint is not None:
+            report.findings = [one for one in report.findings if one.code != "CKP612"] + [tensors(chain)]
         found = probe(chain.resolved, entry=chain.script.stem, root=root, overrides=chain.overrides)
         report.findings += [Finding(**{**vars(one), "job": report.job}) for one in found]
+
+
+def page(reports: list[Report], out: Path, check: bool) -> bool:
+    """Write the Markdown page; with `check` only say whether it is what would be written."""
+    fresh = form.markdown(reports)
+    if not check:
+        atomic_write_text(out, fresh)
+        return True
+    if out.is_file() and out.read_text(encoding="utf-8") == fresh:
+        return True
+    sys.stdout.write(f"{out} is stale: run python scripts/verify_path.py --all --markdown {out}\n")
+    return False
 
 
 def run(argv: list[str]) -> int:
     """The exit code. Raises UsageError."""
     options = parse(argv)
-    reports = collect(options)
+    root = Path(options.root).resolve()
+    if not (root / "config").is_dir():
+        raise UsageError(f"--root {root} has no config/: expected a copy of the repository")
+    if options.check and not options.markdown:
+        raise UsageError("--check compares a page: name it with --markdown PAGE")
+    if options.data and options.markdown:
+        raise UsageError("--markdown does not depend on the data that are here: leave out --data")
+    reports = collect(options, Repo(root, local_data=not options.markdown))
     if options.dynamic:
-        observe(reports, Path(options.root).resolve())
+        observe(reports, root)
     if options.json:
         content = form.as_json(reports)
         if options.json == "-":
             sys.stdout.write(content)
         else:
             atomic_write_text(options.json, content)
-    if options.markdown:
-        atomic_write_text(options.markdown, form.markdown(reports))
+    fresh = page(reports, Path(options.markdown), options.check) if options.markdown else True
     if options.json != "-":
-        sys.stdout.write(form.text(reports, verbose=options.verbose))
-    return int(any(report.failed(options.strict) for report in reports))
+        sys.stdout.write(form.text(reports, verbose=options.verbose, brief=options.check))
+    return int(not fresh or any(report.failed(options.strict) for report in reports))
 
 
 if __name__ == "__main__":

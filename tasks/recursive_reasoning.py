@@ -104,7 +104,18 @@ class RecursiveReasoningTask:
         output: ACTOutput = self.module(batch, self._carries[piece])
         self._carries[piece] = output.carry
         result = self.loss_head(output)
-        return result.total, result.weight, result.metrics
+        return result.total, result.weight, {**result.metrics, **self._embedding_metrics(output.carry)}
+
+    @torch.no_grad()
+    def _embedding_metrics(self, carry: ACTCarry) -> Metrics:
+        """Of the table's rows that these slots read: `emb_norm`, their mean length, and `emb_untrained`, the share that
+        is still zero because no step has moved it yet. Empty without a table."""
+        table = self.model.puzzle_emb
+        if table is None:
+            return {}
+        norms = torch.linalg.vector_norm(table.weights[carry.data["puzzle_identifiers"].long()], dim=1)  # [b]
+        rows = torch.full((), norms.shape[0], device=norms.device)
+        return {"emb_norm": (norms.sum(), rows), "emb_untrained": ((norms == 0).sum(), rows)}
 
     def after_step(self) -> None:
         """A slot whose latents are not finite starts again with a fresh example: one bad step must not last."""
@@ -139,7 +150,7 @@ class RecursiveReasoningTask:
             result = self.loss_head(_first_rows(steps[-1], valid))
             table = sums.setdefault(set_name, {})
             for name, (total, count) in result.metrics.items():
-                if name.endswith("_live") or name == "steps":
+                if name.endswith("_live") or (name == "steps" and self.model.eval_halting == "fixed"):
                     continue  # at the last step every row has halted
                 pair = torch.stack([total.double(), count.double()]) if total.device.type != "mps" else (
                     torch.stack([total.float(), count.float()])

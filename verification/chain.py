@@ -7,6 +7,8 @@ A link that cannot be followed is None, and `problems` says why; checks judge, t
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +17,11 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from engine.cli import find_groups, one_line
+from engine.cli import PLUGINS, find_groups, one_line
 from engine.errors import UsageError
 from engine.keys import keys_of
 from engine.schema import structure
+from engine.sweeps import REPORT
 from engine.translate import HYDRA_SWITCHES, HYDRA_VALUED, translate
 from verification import compose as composing
 from verification.command import Command, parse
@@ -27,9 +30,12 @@ from verification.data import DataPath, read_data, total_steps
 from verification.schemas import dataclass_of
 from verification.script import Script, read_script
 from verification.source import ClassInfo, Repo
+from verification.stored import go_on
 from verification.yaml_lines import line_of
 
 Kind = Literal["job", "recipe", "command", "launch"]
+_PLUGIN = re.compile(rf"hydra/(launcher|sweeper)=({'|'.join(PLUGINS)})$")
+_PLUGIN_KEY = re.compile(r"\+*hydra\.(launcher|sweeper)\.")
 INFORMATIVE = frozenset(("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"))
 
 
@@ -62,11 +68,15 @@ class Chain:
     intent: dict[str, str] | None = None
     script: Script | None = None
     config_dir: Path | None = None
+    folders: list[Path] = field(default_factory=list)
+    """Where Hydra looks for configs, in its order: config_dir, then --config-dir."""
+    cwd: Path | None = None
+    """What relative data paths are relative to; None: the repository's root."""
     config_name: str = ""
     overrides: list[str] = field(default_factory=list)
     """In Hydra's form, without Hydra's own flags."""
-    sweep: int = 1
-    """Jobs that the command makes."""
+    jobs: list[list[str]] = field(default_factory=list)
+    """Overrides of each job of a sweep, of which this chain follows the first."""
     composed: Composed | None = None
     choices: dict[str, str | None] = field(default_factory=dict)
     resolved: dict[str, Any] | None = None
@@ -83,6 +93,9 @@ class Chain:
     """link -> why it could not be followed: script, config, compose, schema, resolve."""
     with_data: bool = False
     checkpoint: Path | None = None
+    """The run that is examined; then `resolved` is its stored config, and `today` what its command composes to."""
+    today: dict[str, Any] | None = None
+    no_today: str = ""
 
     @property
     def arch(self) -> dict[str, Any]:
@@ -103,23 +116,42 @@ class Chain:
     @property
     def config_file(self) -> str:
         """The primary config, relative to the root."""
-        return self.relative((self.config_dir or self.repo.root) / f"{self.config_name}.yaml")
+        return self.locate(self.config_name)
 
     @property
     def arch_file(self) -> str:
         """The chosen file of the group `arch`, "" where no choice is known."""
         choice = self.choices.get("arch")
-        return self.relative((self.config_dir or self.repo.root) / "arch" / f"{choice}.yaml") if choice else ""
+        return self.locate(f"arch/{choice}") if choice else ""
 
     @property
     def files(self) -> list[str]:
         """The YAML files of the chain, in merge order."""
-        folder = self.config_dir or self.repo.root
-        return [self.relative(folder / file) for _, _, file in self.composed.defaults] if self.composed else []
+        return (
+            [self.locate(name.removesuffix(".yaml")) for _, _, name in self.composed.defaults] if self.composed else []
+        )
+
+    def locate(self, name: str) -> str:
+        """The file of a config by its name below Hydra's search path; where there is none, the place for it."""
+        folders = self.folders or [self.config_dir or self.repo.root]
+        key = ("locate", *folders, name)
+        if key not in self.repo.memo:
+            places = [folder / f"{name}.yaml" for folder in folders]
+            self.repo.memo[key] = self.relative(next((place for place in places if place.is_file()), places[0]))
+        return self.repo.memo[key]
+
+    def options(self, pattern: str) -> list[str]:
+        """Names of the configs that match: `cfg_*`, `arch/*`."""
+        folders = self.folders or [self.config_dir or self.repo.root]
+        return sorted({path.stem for folder in folders for path in folder.glob(f"{pattern}.yaml")})
 
     def relative(self, path: Path) -> str:
         """`path` below the root, else as it stands."""
-        return path.relative_to(self.repo.root).as_posix() if path.is_relative_to(self.repo.root) else str(path)
+        root = self.repo.root
+        for base, below in ((root, path), (root.resolve(), path.resolve())):
+            if below.is_relative_to(base):
+                return below.relative_to(base).as_posix()
+        return str(path)
 
     def key_line(self, key: str) -> tuple[str, int]:
         """(file, line) of the last file of the chain that sets a dotted key; ("", 0) where none does."""
@@ -160,9 +192,8 @@ def build_chain(
 def _follow_config(chain: Chain) -> None:
     script = chain.script
     assert script is not None
-    chain.config_dir = (chain.repo.root / Path(script.file).parent / script.config_path).resolve()
-    if chain.repo.root.resolve() != chain.repo.root:
-        chain.config_dir = chain.repo.root / Path(script.file).parent / script.config_path
+    # the words only: a config/ that is a link stays the repository's own
+    chain.config_dir = Path(os.path.normpath(chain.repo.root / Path(script.file).parent / script.config_path))
     read_schema(chain)
     flags = hydra_flags(chain.command.arguments)
     folders = [chain.config_dir]
@@ -170,7 +201,7 @@ def _follow_config(chain: Chain) -> None:
         folders = [chain.repo.root / flags[name]] if name in flags else folders
     for name in ("--config-dir", "-cd"):
         folders += [chain.repo.root / flags[name]] if name in flags else []
-    chain.config_dir = folders[0]
+    chain.config_dir, chain.folders = folders[0], folders
     given = flags.get("--config-name", flags.get("-cn"))
     chain.config_name = (given if given is not None else script.config_name).removesuffix(".yaml")
     if not any((folder / f"{chain.config_name}.yaml").is_file() for folder in folders):
@@ -185,25 +216,36 @@ def _follow_config(chain: Chain) -> None:
         schema = chain.schema or type("Nothing", (), {"__dataclass_fields__": {}})
         translated = translate(words, schema, groups=groups, aliases=script.aliases)
         chain.overrides = without_flags(translated)
-        jobs = composing.sweep_jobs(chain.overrides) if {"-m", "--multirun"} & set(translated) else [chain.overrides]
-        chain.sweep = len(jobs)
         stamped = ("stamp", *folders)
         if stamped not in chain.repo.memo:
             chain.repo.memo[stamped] = composing.digest(folders)
         stamp = chain.repo.memo[stamped]
-        everything = [composing.compose(folders, chain.config_name, job, stamp) for job in jobs]
-        chain.composed = everything[0]
+        sweep = bool({"-m", "--multirun"} & set(translated))
+        chain.jobs = _jobs(chain, folders, stamp) if sweep else [chain.overrides]
+        chain.composed = composing.compose(folders, chain.config_name, chain.jobs[0], stamp)
         chain.choices = chain.composed.choices
-        for number, composed in reversed(list(enumerate(everything))):
-            chain.resolved = composed.resolved()
-            chain.config = structure(chain.schema, chain.resolved) if chain.schema else None
-            if number:
-                chain.config = None
+        chain.resolved = chain.composed.resolved()
+        chain.config = structure(chain.schema, chain.resolved) if chain.schema else None
+        if chain.composed.params and not sweep and REPORT not in chain.command.env:
+            raise UsageError("a preset of config/sweep describes several jobs: add -m to run them")
+        if chain.resumes:
+            go_on(chain)
     except UsageError as error:
         chain.problems["schema" if chain.composed else "compose"] = str(error)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         text = one_line(error, chain.schema or dict, chain.config_dir, composing=True)  # type: ignore[arg-type]
         chain.problems["resolve" if chain.composed else "compose"] = text or str(error)
+
+
+def _jobs(chain: Chain, folders: list[Path], stamp: str) -> list[list[str]]:
+    """The jobs of a sweep, those of a preset (hydra.sweeper.params) too. Plugins of Hydra need not be installed."""
+    words = [word for word in chain.overrides if not _PLUGIN.match(word)]
+    if len(words) < len(chain.overrides):  # then these are the plugin's keys
+        words = [word for word in words if not _PLUGIN_KEY.match(word)]
+    params = composing.compose(folders, chain.config_name, composing.sweep_jobs(words)[0], stamp).params
+    given = {word.lstrip("+").partition("=")[0] for word in words}
+    preset = [f"{key}={value}" for key, value in params.items() if key not in given]
+    return composing.sweep_jobs([*preset, *words])
 
 
 def read_schema(chain: Chain) -> None:
@@ -248,6 +290,7 @@ def follow_classes(chain: Chain) -> None:
     """Model, loss, evaluators and data of the resolved config."""
     if chain.resolved is None:
         return
+    chain.evaluators, chain.data = [], []
     chain.model = named(chain, "arch.name", chain.arch.get("name"), "models")
     loss = chain.arch.get("loss")
     chain.loss = named(chain, "arch.loss.name", loss.get("name") if isinstance(loss, dict) else None, "losses")
@@ -256,7 +299,7 @@ def follow_classes(chain: Chain) -> None:
         chain.evaluators.append(named(chain, f"evaluators[{number}].name", text, "evaluators"))
     for key in ("data_paths", "data_paths_test"):
         for path in chain.resolved.get(key) or []:
-            chain.data.append(read_data(chain.repo, str(path), key, chain.repo.root))
+            chain.data.append(read_data(chain.repo, str(path), key, chain.cwd or chain.repo.root))
     chain.steps = total_steps([entry for entry in chain.data if entry.key == "data_paths"], chain.resolved)
 
 

@@ -11,6 +11,7 @@ DISTRIBUTED = ("torch.distributed.run", "torch.distributed.launch")
 # flags of torchrun that stand alone; every other one takes a value
 SWITCHES = frozenset(("standalone", "no-python", "module", "m", "run-path", "help", "h"))
 NAMES = {"nproc": "nproc-per-node", "n": "nproc-per-node"}
+BEFORE = frozenset(("env", "exec", "nice", "nohup", "time"))  # run the words that follow, as they are
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,11 @@ class Command:
 
 def parse(argv: list[str] | tuple[str, ...]) -> Command:
     """Split a command into its parts; nothing is looked up."""
-    words, env = list(argv), {}
-    while words and VARIABLE.fullmatch(words[0]):
-        name, _, env[name] = words.pop(0).partition("=")
+    words = list(argv)
+    env: dict[str, str] = {}
+    while words and (VARIABLE.fullmatch(words[0]) or words[0] in BEFORE):
+        name, equals, value = words.pop(0).partition("=")
+        env |= {name: value} if equals else {}
     if not words:
         return Command(tuple(argv), env)
     program = words.pop(0)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
@@ -29,6 +31,8 @@ class Composed:
     choices: dict[str, str | None]
     defaults: list[tuple[str, str, str]]
     """(config path, package, file relative to the config folder or the folder's own path), in merge order."""
+    params: dict[str, str] = field(default_factory=dict)
+    """What `hydra.sweeper.params` sweeps: the jobs of a preset in config/sweep."""
 
     def resolved(self) -> dict[str, Any]:
         """Plain values. Raises OmegaConfBaseException for missing and unresolvable ones."""
@@ -65,7 +69,17 @@ def compose(folders: list[Path], name: str, overrides: list[str], stamp: str) ->
     OmegaConf.set_struct(config, True)
     ConfigLoaderImpl._apply_overrides_to_config(values, config)
     OmegaConf.set_struct(config, False)
-    return Composed(config, base.choices, base.defaults)
+    return replace(base, config=config)
+
+
+class _Loader(ConfigLoaderImpl):
+    """Hydra's loader; `merged` is the list of files that it merged last."""
+
+    merged: list[ResultDefault]
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        self.merged = defaults
+        return super()._compose_config_from_defaults_list(defaults=defaults, repo=repo)
 
 
 def _of_hydra(override: Override) -> bool:
@@ -80,19 +94,19 @@ def _compose(folders: list[Path], name: str, overrides: list[str]) -> Composed:
     for folder in folders:
         search.append("main", f"file://{folder}")
     search.append("schema", "structured://")
-    loader = ConfigLoaderImpl(search)
+    loader = _Loader(search)
     config = loader.load_configuration(name, overrides, run_mode=RunMode.RUN, from_shell=False)
     choices = {k: v for k, v in dict(config.hydra.runtime.choices).items() if not k.startswith("hydra/")}
-    chain = loader.compute_defaults_list(name, overrides, run_mode=RunMode.RUN)
     defaults = [
         (str(item.config_path), str(item.package or ""), f"{item.config_path}.yaml")
-        for item in chain.defaults
+        for item in loader.merged
         if item.config_path and not str(item.config_path).startswith(("hydra/", "_dummy"))
     ]
+    params = {str(key): str(value) for key, value in (config.hydra.sweeper.get("params") or {}).items()}
     with open_dict(config):
         del config["hydra"]
     OmegaConf.set_struct(config, False)
-    return Composed(config, choices, defaults)
+    return Composed(config, choices, defaults, params)
 
 
 def parse_overrides(words: list[str]) -> list[Override]:
@@ -107,7 +121,9 @@ def sweep_jobs(words: list[str], limit: int = 16) -> list[list[str]]:
         values = [override.input_line or ""]
         if override.is_sweep_override():
             key = (override.input_line or "").partition("=")[0]
-            values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            swept = override.value()  # of an interval, which only a sweeper can enumerate, both ends
+            ends = [swept.start, swept.end] if isinstance(swept, IntervalSweep) else override.sweep_string_iterator()
+            values = [f"{key}={value}" for value in ends]
         jobs = [[*job, value] for job in jobs for value in values][:limit]
     return jobs
 

@@ -39,7 +39,7 @@ def read_data(repo: Repo, path: str, key: str, folder: Path) -> DataPath:
         repo.memo["catalog"], repo.memo["built mode"] = _catalog(repo), _built_mode(repo)
     catalog = repo.memo["catalog"]
     name = Path(path).name
-    if not root.exists():
+    if not (repo.local_data and root.exists()):
         entry = catalog["BUILT"].get(name)
         if entry is not None:
             groups = entry.get("num_train")

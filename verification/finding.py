@@ -66,8 +66,9 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """FAIL, WARN or PASS: the worst level among the findings."""
-        return "FAIL" if self.of("FAIL") else "WARN" if self.of("WARN") else "PASS"
+        """FAIL, WARN or PASS: the worst level among the findings; SKIP where nothing could be judged."""
+        said = self.codes("FAIL", "WARN", "INFO", "PASS")
+        return "FAIL" if self.of("FAIL") else "WARN" if self.of("WARN") else "PASS" if said else "SKIP"
 
     def step_level(self, steps: Iterable[str]) -> str:
         """The worst level of some steps; SKIP where nothing could be judged, or not for lack of a config."""

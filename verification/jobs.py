@@ -24,7 +24,7 @@ from pathlib import Path
 from engine.errors import UsageError
 from engine.io import closest
 
-__all__ = ["MARKS", "STATES", "Job", "JobFile", "command_job", "find", "parse", "parse_text", "read"]
+__all__ = ["MARKS", "STATES", "Job", "JobFile", "command_job", "find", "parse", "parse_text", "read", "read_directive"]
 
 STATES = {" ": "todo", "-": "running", "x": "done", "!": "failed"}
 MARKS = {state: mark for mark, state in STATES.items()}
@@ -152,7 +152,7 @@ def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
             comments = []
         elif line.lstrip().startswith("#@"):
             pending = pending or number
-            problem = _read_directive(line, intent, directives)
+            problem = read_directive(line, intent, directives)
             if problem:
                 problems.append((number, problem))
         elif line.lstrip().startswith("#"):
@@ -174,8 +174,8 @@ def command_job(command: str | Sequence[str], *, line_number: int = 0) -> Job:
     return _job(line_number, " ", text, (), {}, {}, None)
 
 
-def _read_directive(line: str, intent: dict[str, str], directives: dict[str, str]) -> str | None:
-    """Add one `#@ key: value` line to what it says. Returns what is wrong with it."""
+def read_directive(line: str, intent: dict[str, str], directives: dict[str, str]) -> str | None:
+    """Add what one `#@ key: value` line says to `intent` or `directives`. Returns what is wrong with it."""
     match = _DIRECTIVE.fullmatch(line.strip())
     if match is None:
         return f"{line.strip()[:60]!r}: expected '#@ intent: key=value ...' or '#@ id: NAME'"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
 
 from engine.config import source_of
 from engine.errors import UsageError
@@ -11,11 +14,11 @@ from engine.io import say as print_line
 from verification.chain import Chain, follow_classes
 from verification.checks.registry import run_checks
 from verification.command import parse
-from verification.compose import Composed
 from verification.finding import Finding, Report
 from verification.script import read_script
 from verification.signature import compare_signatures, make_signature
-from verification.source import Repo
+from verification.source import SLOTS, Repo
+from verification.stored import trace
 
 __all__ = ["compare_signatures", "preflight", "review"]
 
@@ -25,7 +28,7 @@ def review(config: Any, entry: str, root: Path) -> tuple[Chain, Report]:
     from verification.static import facts, links
 
     source = source_of(config)
-    repo = Repo(Path(root))
+    repo = Repo(Path(root), _loaded_from_elsewhere(Path(root)))
     command = parse(["python", f"{entry}.py", *source.overrides])
     chain = Chain(repo, "launch", command, job=entry)
     try:
@@ -33,12 +36,13 @@ def review(config: Any, entry: str, root: Path) -> tuple[Chain, Report]:
     except (LookupError, SyntaxError) as error:
         chain.problems["script"] = str(error)
         return chain, Report(entry)
-    chain.config_dir = repo.root / chain.script.config_path
+    chain.folders, chain.cwd = _search_path() or [repo.root / chain.script.config_path], Path.cwd()
+    chain.config_dir = chain.folders[0]
     chain.config_name = source.config_name or chain.script.config_name
     chain.overrides = list(source.overrides)
     chain.choices = {key: value for key, value in source.choices.items() if not key.startswith("hydra/")}
     chain.resolved, chain.config, chain.schema = source.resolved, config, _declared_schema(config)
-    chain.composed = _composed(chain)
+    chain.composed = trace(chain)
     follow_classes(chain)
     # Hydra has composed and the strict schema has accepted: only names and code are left to be judged. A config from
     # --config-dir or a resumed one need not lie in config/.
@@ -86,32 +90,24 @@ def _declared_schema(config: Any) -> type:
     return next((c for c in type(config).__mro__ if "__dataclass_fields__" in vars(c)), type(config))
 
 
-def _composed(chain: Chain) -> Composed:
-    """The files that the primary config and the choices lead to, for line numbers; nothing is merged."""
-    from omegaconf import OmegaConf
+def _loaded_from_elsewhere(root: Path) -> dict[str, str]:
+    """Text of the loaded modules of our packages that `root` does not have: the path of a package may be longer."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        place, file = f"{name.replace('.', '/')}.py", getattr(module, "__file__", None)
+        if (
+            file
+            and name.partition(".")[0] in SLOTS
+            and Path(file).name != "__init__.py"
+            and not (root / place).exists()
+        ):
+            found[place] = Path(file).read_text(encoding="utf-8")
+    return found
 
-    from verification.yaml_lines import defaults_lines
 
-    names: list[tuple[str, str, str]] = []
-
-    def visit(name: str, package: str) -> None:
-        text = chain.repo.text(chain.relative((chain.config_dir or chain.repo.root) / f"{name}.yaml"))
-        if text is None or any(name == seen for seen, _, _ in names) or len(names) > 50:
-            return
-        own_at = len(names)
-        for group, option, _ in defaults_lines(text):
-            if option == "_self_":
-                own_at = len(names)
-            elif not group:
-                visit(option.lstrip("/"), "")
-            elif not group.startswith("override"):
-                visit(f"{group}/{chain.choices.get(group, option)}", group)
-        names.insert(own_at if own_at else len(names), (name, package, f"{name}.yaml"))
-
-    visit(chain.config_name, "")
-    for group, option in chain.choices.items():
-        globally = "@package _global_" in (
-            chain.repo.text(chain.relative((chain.config_dir or chain.repo.root) / f"{group}/{option}.yaml")) or ""
-        )
-        visit(f"{group}/{option}", "" if globally else group)
-    return Composed(OmegaConf.create(), dict(chain.choices), names)
+def _search_path() -> list[Path]:
+    """The folders that Hydra composed this process's config from; empty where it composed none."""
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.schema == "file"]

@@ -14,7 +14,7 @@ import sys
 import types
 from typing import Any
 
-from verification.source import SLOTS, Module, Repo
+from verification.source import SLOTS, Module, Repo, walk
 
 PREFIX = "_verification_schemas_"
 OURS = (*SLOTS, "engine")
@@ -82,7 +82,7 @@ class _Maker:
             vars(space)[name] = self._imported(module, node, name)
         else:
             vars(space)[name] = None  # a name that its own statement mentions
-            for used in {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | _quoted(node):
+            for used in {n.id for n in walk(node) if isinstance(n, ast.Name)} | _quoted(node):
                 if used in module.names and used not in vars(space):
                     self._bind(module, used, space)
             future = ast.ImportFrom("__future__", [ast.alias("annotations")], 0)
@@ -113,7 +113,7 @@ def _plain_base(node: ast.stmt) -> bool:
 
 
 def _quoted(node: ast.AST) -> set[str]:
-    strings = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    strings = {n.value for n in walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     return {text for text in strings if text.isidentifier()}
 
 

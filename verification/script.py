@@ -6,7 +6,7 @@ import ast
 from dataclasses import dataclass, field
 from typing import Any
 
-from verification.source import ClassInfo, Module, Repo, called, calls, literal
+from verification.source import ClassInfo, Module, Repo, called, calls, literal, walk
 
 
 @dataclass
@@ -90,8 +90,8 @@ def _read_constants(repo: Repo, script: Script) -> None:
 
 def _read_imports(repo: Repo, script: Script) -> None:
     used = {called(call) for call in calls(script.module.tree)}
-    names = {n.id for n in ast.walk(script.module.tree) if isinstance(n, ast.Name)}
-    for node in ast.walk(script.module.tree):
+    names = {n.id for n in walk(script.module.tree) if isinstance(n, ast.Name)}
+    for node in walk(script.module.tree):
         if not isinstance(node, ast.ImportFrom) or node.level or not node.module:
             continue
         root = node.module.split(".")[0]

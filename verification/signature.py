@@ -75,10 +75,14 @@ def commit(root: Path) -> str | None:
 
 
 def compare_signatures(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """(what makes it another experiment, what to know) as sentences; keys of one side do not count."""
+    """(what makes it another experiment, what to know) as sentences; keys of one side do not count.
 
-    def changes(keys: tuple[str, ...]) -> list[str]:
+    Nor do notable ones that are not known (no git, data that are elsewhere).
+    """
+
+    def changes(keys: tuple[str, ...], unknown: tuple[None, ...]) -> list[str]:
         both = [key for key in keys if key in old and key in new]
-        return [f"{key}: {old[key]} -> {new[key]}" for key in both if old[key] != new[key]]
+        both = [key for key in both if old[key] != new[key] and old[key] not in unknown and new[key] not in unknown]
+        return [f"{key}: {old[key]} -> {new[key]}" for key in both]
 
-    return changes(SAME), changes(TOLD)
+    return changes(SAME, ()), changes(TOLD, (None,))

@@ -24,6 +24,14 @@ def _parse(text: str) -> ast.Module:
     return ast.parse(text)
 
 
+def walk(tree: ast.AST) -> tuple[ast.AST, ...]:
+    """`ast.walk`, remembered by the tree: parsed files are never changed, and a hundred commands ask the same."""
+    kept: tuple[ast.AST, ...] | None = tree.__dict__.get("_walked")
+    if kept is None:
+        kept = tree.__dict__["_walked"] = tuple(ast.walk(tree))
+    return kept
+
+
 @dataclass(frozen=True, eq=False)
 class Module:
     """One parsed file. `names` maps what its top level binds to the statement that does."""
@@ -102,6 +110,8 @@ class Repo:
 
     root: Path
     overlay: Mapping[str, str] = field(default_factory=dict)
+    local_data: bool = True
+    """Whether data sets on this machine are looked at; else each is what the catalogue says of it."""
     _modules: dict[str, Module | None] = field(default_factory=dict)
     _classes: dict[tuple[str, str], ClassInfo | str] = field(default_factory=dict)
     _texts: dict[str, str | None] = field(default_factory=dict)
@@ -231,7 +241,7 @@ def _imports(text: str, name: str, package: bool) -> tuple[str, ...]:
     """Dotted names that a module imports anywhere: modules, and `module.name` of from-imports."""
     module = Module(name, "", text, _parse(text), package)
     names: list[str] = []
-    for node in ast.walk(module.tree):
+    for node in walk(module.tree):
         if isinstance(node, ast.ImportFrom):
             origin = module.absolute(node)
             names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
@@ -249,7 +259,7 @@ def _bindings(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
                 yield (alias.asname or alias.name.split(".")[0]), node
         elif isinstance(node, ast.Assign):
             for target in node.targets:
-                for name in ast.walk(target):
+                for name in walk(target):
                     if isinstance(name, ast.Name):
                         yield name.id, node
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -277,7 +287,7 @@ def called(node: ast.Call) -> str:
 
 def calls(tree: ast.AST, *names: str) -> list[ast.Call]:
     """Calls in source order, all of them or those of the given last names."""
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and (not names or called(node) in names)]
+    found = [node for node in walk(tree) if isinstance(node, ast.Call) and (not names or called(node) in names)]
     return sorted(found, key=lambda node: (node.lineno, node.col_offset))
 
 
@@ -287,7 +297,7 @@ def mentions(tree: ast.AST | None, *names: str) -> bool:
         return False
     return any(
         (isinstance(node, ast.Name) and node.id in names) or (isinstance(node, ast.Attribute) and node.attr in names)
-        for node in ast.walk(tree)
+        for node in walk(tree)
     )
 
 
@@ -307,7 +317,7 @@ def reachable(cls: ClassInfo, start: str) -> dict[str, tuple[ast.FunctionDef, Cl
         if method is None:
             continue
         found[name] = method
-        for node in ast.walk(method[0]):
+        for node in walk(method[0]):
             if (
                 isinstance(node, ast.Attribute)
                 and isinstance(node.value, ast.Name)
@@ -319,7 +329,11 @@ def reachable(cls: ClassInfo, start: str) -> dict[str, tuple[ast.FunctionDef, Cl
 
 def parents_of(tree: ast.AST) -> dict[ast.AST, ast.AST]:
     """child -> parent for every node below `tree`."""
-    return {child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)}
+    kept: dict[ast.AST, ast.AST] | None = tree.__dict__.get("_parents")
+    if kept is None:
+        kept = {child: parent for parent in walk(tree) for child in ast.iter_child_nodes(parent)}
+        tree.__dict__["_parents"] = kept
+    return kept
 
 
 def ancestors(node: ast.AST, parents: Mapping[ast.AST, ast.AST]) -> Iterator[ast.AST]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engine.sweeps import REPORT
 from verification import jobs as job_files
-from verification.chain import Chain, Kind, build_chain
+from verification.chain import Chain, Kind, build_chain, hydra_flags
 from verification.checks import run_checks, say
 from verification.checks.model import encoder_policy, forward_of, mode_of_body
 from verification.checks.registry import NotApplicable, declared
@@ -16,8 +19,6 @@ from verification.codes import CODES
 from verification.finding import Finding, Report
 from verification.signature import make_signature
 from verification.source import ClassInfo, Repo
-
-INTENT = re.compile(r"^#@\s*intent:\s*(.*)$", re.MULTILINE)
 
 
 def verify_command(
@@ -32,12 +33,31 @@ def verify_command(
     repo = repo if repo is not None else Repo(Path(root))
     chain = build_chain(argv, repo, kind=kind, job=job, where=where, line=line, intent=intent)
     chain.with_data = data
-    return report_of(chain)
+    report = report_of(chain)
+    report.findings += _of_sweep(chain, {(found.code, found.message) for found in report.findings})
+    return report
+
+
+def _of_sweep(chain: Chain, known: set[tuple[str, str]]) -> Iterator[Finding]:
+    """What is wrong with the further jobs of a sweep and not `known`; a report is of the first one."""
+    flags = [word for pair in hydra_flags(chain.command.arguments).items() for word in pair]
+    start = [f"{REPORT}=sweep", "python", str(chain.command.script), *flags]  # as a sweep starts its jobs
+    for number, overrides in list(enumerate(chain.jobs))[1:]:
+        one = build_chain(
+            [*start, *overrides], chain.repo, kind=chain.kind, job=chain.job, where=chain.where, line=chain.line,
+            intent=chain.intent,
+        )  # fmt: skip
+        one.with_data = chain.with_data
+        what = " ".join(word for word in overrides if word not in chain.jobs[0])
+        for found in report_of(one).of("FAIL", "WARN"):
+            if (found.code, found.message) not in known:
+                known.add((found.code, found.message))
+                yield replace(found, message=f"job {number} of the sweep ({what}): {found.message}")
 
 
 def report_of(chain: Chain) -> Report:
     """Judge a chain."""
-    findings = [Finding(**{**vars(found), "job": chain.job}) for found in run_checks(chain)]
+    findings = [replace(found, job=chain.job) for found in run_checks(chain)]
     order = {code: number for number, code in enumerate(CODES)}
     findings.sort(key=lambda found: order[found.code])
     resolved = chain.resolved is not None
@@ -116,7 +136,7 @@ def _file_findings(found: job_files.JobFile, name: str, reports: list[Report]) -
     said += [say("JOB032", "WARN", f"jobs {', '.join(ids)} write to {folder}", name) for folder, ids in same.items()]
     if not same:
         said.append(say("JOB032", "PASS", "run names are unique", name))
-    return [Finding(**{**vars(one), "job": name}) for one in said]
+    return [replace(one, job=name) for one in said]
 
 
 def _is_gone(owner: tuple[int, str | None] | None) -> bool:
@@ -130,15 +150,19 @@ def _is_gone(owner: tuple[int, str | None] | None) -> bool:
 
 
 def verify_recipe(path: Path, *, root: Path, repo: Repo | None = None) -> Report:
-    """A cfg_*.yaml as its own `script:` would run it; its header may hold an `#@ intent:` line."""
+    """A cfg_*.yaml as its own `script:` would run it; its header says what is meant in an `#@ intent:` line."""
     repo = repo if repo is not None else Repo(Path(root))
     file = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     script = recipe_script(repo, path)
-    intent = dict(
-        word.split("=", 1) for line in INTENT.findall(repo.text(file) or "") for word in line.split() if "=" in word
-    )
+    intent: dict[str, str] = {}
+    wrong = []
+    for number, line in enumerate((repo.text(file) or "").splitlines(), 1):
+        if line.startswith("#@") and (problem := job_files.read_directive(line, intent, {})):
+            wrong.append(replace(say("JOB034", "WARN", problem, file, number), job=path.stem))
     argv = ["python", script, f"--config-name={path.stem}"]
-    return verify_command(argv, root=root, intent=intent, where=file, kind="recipe", job=path.stem, repo=repo)
+    report = verify_command(argv, root=root, intent=intent, where=file, kind="recipe", job=path.stem, repo=repo)
+    report.findings += wrong
+    return report
 
 
 def recipe_script(repo: Repo, path: Path) -> str:
@@ -159,12 +183,12 @@ def recipe_script(repo: Repo, path: Path) -> str:
     return "pretrain.py"
 
 
-def verify_all(root: Path, *, data: bool = False, docs: bool = True) -> list[Report]:
+def verify_all(root: Path, *, data: bool = False, docs: bool = True, repo: Repo | None = None) -> list[Report]:
     """All job files, recipes and documented commands under `root`."""
     from verification.docs import verify_docs
 
     root = Path(root)
-    repo = Repo(root)
+    repo = repo if repo is not None else Repo(root)
     reports: list[Report] = []
     for path in sorted((root / "jobs").glob("jobs-*.txt")):
         reports += verify_file(path, root=root, data=data, repo=repo)

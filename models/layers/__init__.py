@@ -12,7 +12,7 @@ from models.layers.init import trunc_normal_
 from models.layers.linear import CastedEmbedding, CastedLinear, cached_casts
 from models.layers.mlp import SwiGLU, swiglu_inner_size
 from models.layers.norm import rms_norm
-from models.layers.rotary import RotaryTables, apply_rotary
+from models.layers.rotary import RotaryTables, apply_rotary, grid_positions, line_positions
 
 __all__ = [
     "ATTENTION_KINDS",
@@ -26,6 +26,8 @@ __all__ = [
     "SwiGLU",
     "apply_rotary",
     "cached_casts",
+    "grid_positions",
+    "line_positions",
     "rms_norm",
     "swiglu_inner_size",
     "trunc_normal_",

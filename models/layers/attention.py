@@ -27,20 +27,20 @@ def _load_flash() -> Any:
 
 class Attention(nn.Module):
     """[B, S, D] -> [B, S, D]. `qkv_proj` [3·h·d, D]: rows of all q heads, all k heads, all v heads; `o_proj`
-    [D, h·d].
+    [D, h·d]. `head_dim` is d.
 
     kind: "auto" and "sdpa" use torch's fused kernels, "math" an explicit softmax, "flash" the flash_attn
     package. Raises ValueError for another kind and ImportError when flash_attn is asked for and absent.
     """
 
-    def __init__(self, size: int, num_heads: int, *, kind: str = "auto") -> None:
+    def __init__(self, size: int, num_heads: int, *, head_dim: int, kind: str = "auto") -> None:
         super().__init__()
         if kind not in ATTENTION_KINDS:
             raise ValueError(f"attention={kind}: choose one of {', '.join(ATTENTION_KINDS)}")
-        self.num_heads, self.head_dim, self.kind = num_heads, size // num_heads, kind
+        self.num_heads, self.head_dim, self.kind = num_heads, head_dim, kind
         self._flash = _load_flash() if kind == "flash" else None
-        self.qkv_proj = CastedLinear(size, 3 * size)
-        self.o_proj = CastedLinear(size, size)
+        self.qkv_proj = CastedLinear(size, 3 * num_heads * head_dim)
+        self.o_proj = CastedLinear(num_heads * head_dim, size)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
         rows, length, _ = x.shape

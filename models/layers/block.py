@@ -25,6 +25,7 @@ class ReasoningBlock(nn.Module):
         *,
         size: int,
         num_heads: int,
+        head_dim: int,
         expansion: float,
         eps: float,
         length: int,
@@ -33,7 +34,8 @@ class ReasoningBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.size, self.length, self.expansion, self.eps = size, length, expansion, eps
-        self.self_attn = None if mlp_t else Attention(size, num_heads, kind=attention)
+        self.mixed = num_heads * head_dim  # width of all heads together, D unless head_dim says otherwise
+        self.self_attn = None if mlp_t else Attention(size, num_heads, head_dim=head_dim, kind=attention)
         self.mlp_t = SwiGLU(length, expansion) if mlp_t else None
         self.mlp = SwiGLU(size, expansion)
 
@@ -48,13 +50,13 @@ class ReasoningBlock(nn.Module):
         return rms_norm(x + self.mlp(x), self.eps)
 
     def flops(self) -> int:
-        """Floating-point operations of one forward pass for one row: S(8D²+6DI)+4S²D, or 6·S·I_t·D +
-        6·S·D·I."""
+        """Floating-point operations of one forward pass for one row: S(8·D·h·d + 6·D·I) + 4·S²·h·d, or
+        6·S·I_t·D + 6·S·D·I."""
         length, size = self.length, self.size
         channel = 6 * length * size * swiglu_inner_size(size, self.expansion)
         if self.mlp_t is not None:
             return channel + 6 * length * swiglu_inner_size(length, self.expansion) * size
-        return channel + 8 * length * size**2 + 4 * length**2 * size
+        return channel + 8 * length * size * self.mixed + 4 * length**2 * self.mixed
 
 
 class ReasoningStack(nn.Module):

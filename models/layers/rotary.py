@@ -1,5 +1,9 @@
-"""Rotary position embedding (Su et al. 2021), half-split form, over one flattened axis that counts the prefix
-too."""
+"""Rotary position embedding (Su et al. 2021), half-split form, over one flattened axis that counts the prefix too, or
+over the rows and columns of a square grid.
+
+A score of q and k depends on differences of their positions alone: 1-D on that in the sequence, 2-D on those of row
+and of column. Shapes: S positions (P of them prefix), d channels of a head, A axes.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,28 @@ import torch
 from torch import Tensor, nn
 
 
+def line_positions(length: int) -> Tensor:
+    """Positions of a flattened sequence, prefix included: [S, 1]."""
+    return torch.arange(length, device="cpu").unsqueeze(1)
+
+
+def grid_positions(side: int, prefix: int) -> Tensor:
+    """(row, column) of the cells of a side x side grid behind P prefix positions: [P + side², 2].
+
+    Prefix position k sits at (k, k) and cell (r, c) at (P + r, P + c): as in 1-D the prefix is counted, no two
+    positions coincide, and where the grid starts makes no difference among its cells.
+    """
+    ahead = torch.arange(prefix, device="cpu")
+    cells = torch.arange(side * side, device="cpu")
+    rows, columns = cells // side, cells % side
+    return torch.cat((torch.stack((ahead, ahead), 1), prefix + torch.stack((rows, columns), 1)))
+
+
 class RotaryTables(nn.Module):
-    """Tables cos and signed sin [S, 1, d]; non-persistent, so they are in no checkpoint.
+    """Tables cos and signed sin [S, 1, d] of integer `positions` [S, A]; non-persistent, so they are in no checkpoint.
+
+    Each axis turns its own n = d / A channels: the pairs (i, i + d/2) of axis a are those of i = a·n/2 .. (a+1)·n/2 - 1
+    and turn by position · theta^(-2j/n), j = 0 .. n/2 - 1. d must be a multiple of 2·A.
 
     They are rebuilt after every move of the module (`.to`, `.double`, `.to_empty`): a model made on the meta
     device gets real values, and a change of dtype cannot round them. The sine table carries the minus sign of
@@ -21,18 +45,19 @@ class RotaryTables(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, head_dim: int, length: int, *, theta: float, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, head_dim: int, positions: Tensor, *, theta: float, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.head_dim, self.length, self.theta, self.dtype = head_dim, length, theta, dtype
+        self.head_dim, self.positions, self.theta, self.dtype = head_dim, positions, theta, dtype
         device = torch.get_default_device()
         cos, sin = self._tables(device)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def _tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        steps = torch.arange(0, self.head_dim, 2, dtype=self.dtype, device="cpu") / self.head_dim
-        positions = torch.arange(self.length, dtype=self.dtype, device="cpu")
-        angles = torch.outer(positions, 1.0 / self.theta**steps)  # [S, d/2]
+        channels = self.head_dim // self.positions.shape[1]
+        steps = torch.arange(0, channels, 2, dtype=self.dtype, device="cpu") / channels
+        angles = self.positions.to(self.dtype).unsqueeze(-1) * (1.0 / self.theta**steps)  # [S, A, d/2A]
+        angles = angles.flatten(1)  # [S, d/2]
         cos = torch.cat((angles.cos(), angles.cos()), dim=-1).unsqueeze(1)
         sin = torch.cat((-angles.sin(), angles.sin()), dim=-1).unsqueeze(1)
         return cos.to(device), sin.to(device)

@@ -2,7 +2,7 @@
 over.
 
 A row that halted takes the fresh example offered to it; every other row keeps its own example and latents.
-All decisions are `torch.where`, so no step waits for the device. Shapes: B rows, T tokens, S = prefix + T
+All decisions are `torch.where`, so no training step waits for the device. Shapes: B rows, T tokens, S = prefix + T
 positions, D width, V words.
 """
 
@@ -57,18 +57,31 @@ class ACTModel(nn.Module):
     Training, `forward(batch, carry)`: one ACT step (`_forward_train_original`). Evaluation, `forward(batch)`:
     a whole episode of `halt_max_steps` from a fresh carry (`_forward_eval`). `think` yields every step of an
     episode.
+
+    `eval_halting="latched"`: in evaluation a row that halts (the rule of training, no exploration) keeps its latents,
+    and with them its answer and its q values, to the end of the episode. It never starts again, as rows of the public
+    transformer baseline do; once all rows have halted nothing more is computed.
     """
 
     FAMILY: ClassVar[str] = "recursive_reasoning"
     DATA_MODE: ClassVar[str] = "embedding"
     ACT_MODE: ClassVar[str] = "dynamic"
 
-    def __init__(self, inner: Any, *, halt_max_steps: int, halt_exploration_prob: float, no_ACT_continue: bool) -> None:
+    def __init__(
+        self,
+        inner: Any,
+        *,
+        halt_max_steps: int,
+        halt_exploration_prob: float,
+        no_ACT_continue: bool,
+        eval_halting: str,
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.halt_max_steps = halt_max_steps
         self.halt_exploration_prob = halt_exploration_prob
         self.no_ACT_continue = no_ACT_continue
+        self.eval_halting = eval_halting
 
     def forward(self, batch: dict[str, Tensor], carry: ACTCarry | None = None) -> ACTOutput:
         """batch: inputs, labels [B,T] int32, puzzle_identifiers [B] int32; in training optionally exploration
@@ -117,7 +130,7 @@ class ACTModel(nn.Module):
         last = steps >= self.halt_max_steps
         if self.halt_max_steps == 1:
             return last
-        willing = q_halt > 0 if self.no_ACT_continue else q_halt > q_continue
+        willing = self._willing(q_halt, q_continue)
         if exploration is None:
             if self.halt_exploration_prob == 0.0:
                 return last | willing
@@ -126,6 +139,10 @@ class ACTModel(nn.Module):
         least = 2 + (exploration[:, 1] * (self.halt_max_steps - 1)).to(steps.dtype)  # uniform over 2..halt_max_steps
         least = least.clamp(max=self.halt_max_steps).masked_fill(~explores, 0)
         return (last | willing) & (steps >= least)
+
+    def _willing(self, q_halt: Tensor, q_continue: Tensor) -> Tensor:
+        """Which rows would stop by their q values, [B] bool."""
+        return q_halt > 0 if self.no_ACT_continue else q_halt > q_continue
 
     def _continue_target(self, latents: dict[str, Tensor], x: Tensor, steps: Tensor) -> Tensor | None:
         """Value of thinking one step further, [B]: sigmoid of the best q after the next step (the halt q at
@@ -140,33 +157,42 @@ class ACTModel(nn.Module):
 
     @torch.no_grad()
     def _forward_eval(self, batch: dict[str, Tensor]) -> ACTOutput:
-        latents, _, data = self._open_rows(batch, None)
         with self.inner.casts():
-            x = self.inner.embed(data)
+            carry, x = self._open_episode(batch)
             for _ in range(self.halt_max_steps):
-                latents = self.inner.recur(latents, x)
-            return self._eval_output(latents, data, self.halt_max_steps)
+                carry = self._eval_step(carry, x, self.halt_max_steps)
+            return self._eval_output(carry)
 
     def think(self, batch: dict[str, Tensor], steps: int | None = None) -> Iterator[ACTOutput]:
         """Yield every ACT step of an episode with its logits; `steps` may exceed `halt_max_steps` (test-time
-        depth)."""
-        latents, _, data = self._open_rows(batch, None)
+        depth). Latched rows repeat their answer: the number of outputs never depends on q values."""
+        most = self.halt_max_steps if steps is None else steps
         with torch.no_grad():
-            x = self.inner.embed(data)
-        for step in range(1, 1 + (self.halt_max_steps if steps is None else steps)):
-            with (
-                torch.no_grad(),
-                self.inner.casts(),
-            ):  # closed before each yield: the caller's grad mode is its own
-                latents = self.inner.recur(latents, x)
-                output = self._eval_output(latents, data, step)
+            carry, x = self._open_episode(batch)
+        for _ in range(most):
+            with torch.no_grad(), self.inner.casts():  # closed before each yield: the caller's grad mode is its own
+                carry = self._eval_step(carry, x, most)
+                output = self._eval_output(carry)
             yield output
 
-    def _eval_output(self, latents: dict[str, Tensor], data: dict[str, Tensor], step: int) -> ACTOutput:
-        q_halt, q_continue = self.inner.q_values(latents)
-        steps = torch.full(q_halt.shape, step, dtype=torch.int32, device=q_halt.device)
-        carry = ACTCarry(latents, steps, steps >= self.halt_max_steps, data)
-        return ACTOutput(carry, self.inner.logits(latents), q_halt, q_continue)
+    def _open_episode(self, batch: dict[str, Tensor]) -> tuple[ACTCarry, Tensor]:
+        """A fresh carry in which every row runs, and the embedded input x [B,S,D]."""
+        latents, steps, data = self._open_rows(batch, None)
+        return ACTCarry(latents, steps, torch.zeros_like(steps, dtype=torch.bool), data), self.inner.embed(data)
+
+    def _eval_step(self, carry: ACTCarry, x: Tensor, most: int) -> ACTCarry:
+        """One step of an episode of `most`; a halted row stays as it is (before the end only latching halts)."""
+        latched, halted = self.eval_halting == "latched", carry.halted
+        if latched and halted.all():
+            return carry
+        latents, steps = self.inner.recur(carry.latents, x), carry.steps + ~halted
+        if latched:
+            latents = {name: _where_rows(halted, carry.latents[name], moved) for name, moved in latents.items()}
+            halted = halted | self._willing(*self.inner.q_values(latents))
+        return ACTCarry(latents, steps, halted | (steps >= most), carry.data)
+
+    def _eval_output(self, carry: ACTCarry) -> ACTOutput:
+        return ACTOutput(carry, self.inner.logits(carry.latents), *self.inner.q_values(carry.latents))
 
     # Facts about the model
 
@@ -192,7 +218,8 @@ class ACTModel(nn.Module):
         episode.
 
         Blocks only (embedding and heads are below 1 %): forward of all updates, twice the window's for its
-        backward, and the second pass of the continue target. TRM-attention on Sudoku, 768 rows: 36.6e12.
+        backward, and the second pass of the continue target. TRM-attention on Sudoku, 768 rows: 36.6e12. An
+        episode counts halt_max_steps, which latched halting may cut short.
         """
         step, window = self.inner.flops()
         passes = 1 if self.no_ACT_continue or self.halt_max_steps == 1 else 2

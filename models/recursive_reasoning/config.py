@@ -7,8 +7,10 @@ from typing import Literal
 
 import torch
 
-PositionEncoding = Literal["rope", "learned", "none"]
+PositionEncoding = Literal["rope", "rope_2d", "learned", "none"]
+EvalHalting = Literal["fixed", "latched"]
 ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
+_ROTATED_TOGETHER = {"rope": 2, "rope_2d": 4}  # channels: a pair by position, or a pair by row and one by column
 
 
 @dataclass(kw_only=True)
@@ -26,14 +28,17 @@ class RecursiveConfig:
     hidden_size: int = 512
     """Width D."""
     num_heads: int = 8
-    """Attention heads; must divide hidden_size."""
+    """Attention heads; must divide hidden_size unless head_dim is given."""
+    head_dim: int = 0
+    """Channels of a head; 0: hidden_size / num_heads."""
     expansion: float = 4.0
     """Feed-forward expansion; the SwiGLU inner width is 2/3 of it, rounded up to a multiple of 256."""
     mlp_t: bool = False
     """Replace attention by a SwiGLU along the sequence (its weights then depend on the data set's sequence
     length)."""
     pos_encodings: PositionEncoding = "rope"
-    """Positions: rotary, a learned table added to the input, or none."""
+    """Positions: rotary over the flattened sequence, rotary by row and column of a square grid, a learned table
+    added to the input, or none."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     rms_norm_eps: float = 1e-5
@@ -43,19 +48,22 @@ class RecursiveConfig:
     puzzle_emb_len: int = 0
     """Prefix positions P that the puzzle vector is laid out over; 0: as few as hold it."""
     halt_max_steps: int = 16
-    """ACT steps after which a row always halts; evaluation always takes this many."""
+    """ACT steps after which a row always halts; evaluation takes this many (see eval_halting)."""
     halt_exploration_prob: float = 0.1
     """Probability per row and step of demanding a random minimum number of steps (2..halt_max_steps)."""
     no_ACT_continue: bool = True
     """Halt on q_halt > 0 alone (one pass). False: halt on q_halt > q_continue, with a second pass for its
     target."""
+    eval_halting: EvalHalting = "fixed"
+    """Evaluation: fixed takes halt_max_steps steps for every row; latched keeps a row's answer of the step at which it
+    halts by the rule of training."""
     forward_dtype: ForwardDtype = "auto"
     """Compute dtype; auto is the run's choice for the device. float64 stores parameters in float64 too."""
 
     def __post_init__(self) -> None:
         for name in ("H_cycles", "L_cycles", "L_layers", "hidden_size", "num_heads", "halt_max_steps"):
             _check(getattr(self, name) >= 1, f"arch.{name}={getattr(self, name)}: expected at least 1")
-        for name in ("H_layers", "puzzle_emb_ndim", "puzzle_emb_len"):
+        for name in ("H_layers", "head_dim", "puzzle_emb_ndim", "puzzle_emb_len"):
             _check(getattr(self, name) >= 0, f"arch.{name}={getattr(self, name)}: expected 0 or more")
         for name in ("expansion", "rms_norm_eps", "rope_theta"):
             _check(getattr(self, name) > 0, f"arch.{name}={getattr(self, name)}: expected a positive number")
@@ -70,7 +78,9 @@ class RecursiveConfig:
             f"arch.puzzle_emb_len={self.puzzle_emb_len} holds {room} numbers but arch.puzzle_emb_ndim="
             f"{self.puzzle_emb_ndim}: expected at least {self._fewest_positions()} positions (0 = automatic)",
         )
-        for name, choices in (("pos_encodings", PositionEncoding), ("forward_dtype", ForwardDtype)):
+        for name, choices in (
+            ("pos_encodings", PositionEncoding), ("eval_halting", EvalHalting), ("forward_dtype", ForwardDtype),
+        ):  # fmt: skip
             known = choices.__args__  # type: ignore[attr-defined]
             _check(
                 getattr(self, name) in known,
@@ -81,21 +91,34 @@ class RecursiveConfig:
         size, heads = self.hidden_size, self.num_heads
         if self.mlp_t:
             return
+        multiple = _ROTATED_TOGETHER.get(self.pos_encodings, 1)
+        if self.head_dim:
+            _check(
+                self.head_dim % multiple == 0,
+                f"arch.head_dim={self.head_dim} with arch.pos_encodings={self.pos_encodings}: "
+                f"expected a multiple of {multiple}",
+            )
+            return
         divisors = [n for n in range(1, min(size, 64) + 1) if size % n == 0]
         _check(
             size % heads == 0,
             f"arch.num_heads={heads} does not divide arch.hidden_size={size}: choose one of {_listed(divisors)}",
         )
-        even = [n for n in divisors if (size // n) % 2 == 0]
+        fitting = [n for n in divisors if (size // n) % multiple == 0]
         _check(
-            self.pos_encodings != "rope" or (size // heads) % 2 == 0,
-            f"arch.num_heads={heads} gives heads of odd width {size // heads}, "
-            "which arch.pos_encodings=rope cannot "
-            f"rotate: choose " + (f"one of {_listed(even)}" if even else "an even arch.hidden_size"),
+            (size // heads) % multiple == 0,
+            f"arch.num_heads={heads} gives heads of width {size // heads}, which arch.pos_encodings="
+            f"{self.pos_encodings} cannot rotate ({multiple} channels at a time): choose "
+            + (f"one of {_listed(fitting)}" if fitting else f"an arch.hidden_size that {multiple} divides"),
         )
 
     def _fewest_positions(self) -> int:
         return -(-self.puzzle_emb_ndim // self.hidden_size)
+
+    @property
+    def head_width(self) -> int:
+        """d: channels of one attention head."""
+        return self.head_dim or self.hidden_size // self.num_heads
 
     @property
     def prefix_len(self) -> int:

@@ -20,6 +20,8 @@ from models.layers import (
     ReasoningStack,
     RotaryTables,
     cached_casts,
+    grid_positions,
+    line_positions,
     trunc_normal_,
 )
 from models.recursive_reasoning.act import PuzzleShape
@@ -32,10 +34,10 @@ _Q_BIAS = -5.0  # a fresh model halts nothing before the last step
 
 
 class RecursiveInner(nn.Module):
-    """Stacks named by `config`, driven by `plan`; the heads read latent `readout`.
+    """The stacks and latents that `plan` names; the heads read latent `readout`.
 
     Each latent `z_N` of the plan has a fixed random start, buffer `N_init` [D]: never trained, the same at
-    all positions.
+    all positions. Raises ValueError when the positions do not fit the data's sequence length.
     """
 
     def __init__(
@@ -66,12 +68,13 @@ class RecursiveInner(nn.Module):
             self.embed_pos = CastedEmbedding(self.length, size, init_std=std, cast_to=dtype)
         self.rotary = self._rotary(config, dtype)
 
-        self.stack_names = []
-        for name, layers in (("H_level", config.H_layers), ("L_level", config.L_layers)):
-            if layers:
-                self.stack_names.append(name)
-                self.add_module(name, self._stack(config, layers, attention))
-        self.latent_names = tuple(dict.fromkeys(update.target for update in self.plan))
+        called = {update.stack for update in self.plan}
+        depths = {"H_level": config.H_layers, "L_level": config.L_layers}
+        self.stack_names = [name for name in depths if name in called]
+        for name in self.stack_names:
+            self.add_module(name, self._stack(config, depths[name], attention))
+        named = (name for update in self.plan for name in (update.target, *update.hidden, *update.injection))
+        self.latent_names = tuple(dict.fromkeys(name for name in named if name.startswith("z_")))
         for name in self.latent_names:
             self.register_buffer(_init_name(name), trunc_normal_(torch.empty(size), 1.0))
 
@@ -86,6 +89,7 @@ class RecursiveInner(nn.Module):
                 ReasoningBlock(
                     size=config.hidden_size,
                     num_heads=config.num_heads,
+                    head_dim=config.head_width,
                     expansion=config.expansion,
                     eps=config.rms_norm_eps,
                     length=self.length,
@@ -97,11 +101,21 @@ class RecursiveInner(nn.Module):
         )
 
     def _rotary(self, config: RecursiveConfig, dtype: torch.dtype) -> RotaryTables | None:
-        theta = config.rope_theta
-        if config.pos_encodings != "rope" or config.mlp_t:
+        theta, kind = config.rope_theta, config.pos_encodings
+        if kind not in ("rope", "rope_2d") or config.mlp_t:
             return None
-        table = torch.promote_types(dtype, torch.float32)
-        return RotaryTables(config.hidden_size // config.num_heads, self.length, theta=theta, dtype=table)
+        if kind == "rope_2d":
+            cells = self.length - self.prefix_len
+            side = math.isqrt(cells)
+            if side * side != cells:
+                raise ValueError(
+                    f"arch.pos_encodings=rope_2d needs a square grid, the data have {cells} positions: "
+                    "choose rope, learned or none"
+                )
+            positions = grid_positions(side, self.prefix_len)
+        else:
+            positions = line_positions(self.length)
+        return RotaryTables(config.head_width, positions, theta=theta, dtype=torch.promote_types(dtype, torch.float32))
 
     # One ACT step, in order
 

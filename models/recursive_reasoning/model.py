@@ -14,7 +14,8 @@ from models.recursive_reasoning.recursion import Update
 
 
 class RecursiveModel(ACTModel):
-    """`Model(config, shape)`; builds under `torch.device("meta")`.
+    """`Model(config, shape)`; builds under `torch.device("meta")`. Raises ValueError for a shape that the config
+    does not fit.
 
     `auto_dtype` is the compute dtype of forward_dtype=auto, `attention` one of auto, sdpa, math, flash. A subclass
     gives `Config` and `cycles`; float64 compute makes the parameters float64 too.
@@ -42,6 +43,7 @@ class RecursiveModel(ACTModel):
             halt_max_steps=config.halt_max_steps,
             halt_exploration_prob=config.halt_exploration_prob,
             no_ACT_continue=config.no_ACT_continue,
+            eval_halting=config.eval_halting,
         )
         if dtype == torch.float64:
             self.double()

@@ -14,11 +14,16 @@ from tests.conftest import ROOT, _entry, run_forked, run_script
 
 RECIPES = sorted(path.stem for path in (ROOT / "config").glob("cfg_pretrain*.yaml"))
 ARCHS = sorted(path.stem for path in (ROOT / "config/arch").glob("*.yaml"))
-SHAPES = {"sudoku-default": (16, 6, 1), "sudoku-4x4": (16, 6, 1), "sudoku-extreme-1k-aug-1000": (81, 11, 1)}
+SHAPES = {
+    "sudoku-default": (16, 6, 1), "sudoku-4x4": (16, 6, 1), "sudoku-6x6": (36, 8, 1), "sudoku-9x9-easy": (81, 11, 1),
+    "sudoku-extreme-1k-aug-1000": (81, 11, 1),
+}  # fmt: skip
 COUNTS = {
     ("cfg_pretrain_sudoku_extreme_mlp", "trm"): 5_028_866,
     ("cfg_pretrain_sudoku_extreme_att", "trm"): 6_828_034,
     ("cfg_pretrain_sudoku_4x4", "trm"): 62_338,
+    ("cfg_pretrain_sudoku_6x6", "trm"): 77_954,
+    ("cfg_pretrain_sudoku_9x9_easy", "trm"): 261_890,
 }
 
 
@@ -86,13 +91,26 @@ def one_step_reading_everything(argv: list[str]) -> None:
 CONDITIONAL = {
     "project_name": "run_dir=null",
     "ema_rate": "ema=true",
+    "compile_cuda_graphs": "compile=block",
     "arch.rope_theta": "arch.mlp_t=false arch.pos_encodings=rope",
     "arch.puzzle_emb_len": "arch.puzzle_emb_ndim=32 arch.puzzle_emb_len=1",
+    # The transformer baseline has no recursion to count, but recipes set its sizes for whatever arch they are given.
+    "arch.H_cycles": "arch.name=recursive_reasoning.hrm@HRM arch.H_layers=1",
+    "arch.L_cycles": "arch.name=recursive_reasoning.hrm@HRM arch.H_layers=1",
 }
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("recipe", RECIPES)
+def own_arch(recipe: str) -> str:
+    return next(
+        line.split()[-1] for line in (ROOT / f"config/{recipe}.yaml").read_text().splitlines() if "- arch:" in line
+    )
+
+
+PAIRS = [(recipe, own_arch(recipe)) for recipe in RECIPES]
+PAIRS += [("cfg_pretrain_sudoku_4x4", arch) for arch in ARCHS if arch != "trm"]
+
+
+@pytest.mark.parametrize(("recipe", "arch"), PAIRS)
 def test_one_step_reads_every_key(workplace: Path, recipe: str, arch: str) -> None:
     argv = [
         f"--config-name={recipe}",

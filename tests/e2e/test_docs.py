@@ -330,15 +330,19 @@ def _keys(schema: type, skip: set[str]) -> str:
 
 
 def _arch_keys() -> str:
+    from models.recursive_reasoning.config import RecursiveConfig
     from models.recursive_reasoning.hrm import HRMConfig
-    from models.recursive_reasoning.trm import TRMConfig
+    from models.recursive_reasoning.transformers_baseline import TransformerBaselineConfig
+    from models.recursive_reasoning.trm_hier6 import TRMHier6Config  # all of TRM's keys and one more
 
-    trm, hrm = keys_of(TRMConfig), keys_of(HRMConfig)
-    lines = [_row("key", "type", "TRM", "HRM", "meaning"), "|---|---|---|---|---|"]
-    for name, key in trm.items():
-        lines.append(
-            _row(f"`arch.{name}`", describe(key.kind), _value(key.default), _value(hrm[name].default), key.doc)
-        )
+    schemas = {"TRM": TRMHier6Config, "HRM": HRMConfig, "baseline": TransformerBaselineConfig}
+    keys = {title: keys_of(schema) for title, schema in schemas.items()}
+    shared, unused = keys_of(RecursiveConfig), ("H_cycles", "L_cycles", "L_layers")
+    lines = [_row("key", "type", *schemas, "meaning"), "|---|---|---|---|---|---|"]
+    for name, key in keys["TRM"].items():
+        cells = [_value(found[name].default) if name in found else "" for found in keys.values()]
+        cells[2] = "" if name in unused else cells[2]
+        lines.append(_row(f"`arch.{name}`", describe(key.kind), *cells, shared.get(name, key).doc))
     return "\n".join(lines)
 
 

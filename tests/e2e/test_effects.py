@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from engine import compiling
 from pretrain_args import PretrainConfig
 from tests.conftest import metrics, run_script
 
@@ -51,10 +52,18 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Trace:
     return trace(folder)
 
 
+@pytest.fixture(autouse=True)
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile without code generation, which takes half a minute (forks inherit it)."""
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+
+
 SAME = "nothing but speed or memory"
 EFFECTS = {
     "seed=1": "weights", "deterministic=true threads=1": SAME, "attention=math": "output", "threads=2": "output",
-    "accumulation=2": "output", "max_steps=5": "lines", "grad_clip=0.01": "weights", "ema=false": "files",
+    "accumulation=2": "output", "compile=block": "output", "stats_interval=2": "lines", "profile_steps=2": "files",
+    "enable_csv=true": "files", "enable_tensorboard=true": "files", "max_steps=5": "lines", "grad_clip=0.01": "weights",
+    "ema=false": "files",
     "ema_rate=0.5": "evaluation", "log_interval=3": "lines", "checkpoint_interval=2 keep_last=9": "files",
     "checkpoint_interval=2 keep_last=1 keep_every=2": "files", "script=pretrain": SAME,
     "data_paths=[data/debug-sudoku-4x4,data/debug-sudoku-4x4]": "weights",
@@ -71,7 +80,10 @@ EFFECTS = {
     "arch.puzzle_emb_len=2": "weights", "arch.pos_encodings=learned": "weights", "arch.rope_theta=10": "weights",
     "arch.rms_norm_eps=0.1": "weights", "arch.forward_dtype=bfloat16": "weights",
     "arch.loss.loss_type=softmax_cross_entropy": "weights", "arch.loss.precision=float64": "lines",
-    "arch=hrm arch.H_layers=1 arch.puzzle_emb_len=0": "weights",
+    "arch=hrm arch.H_layers=1 arch.puzzle_emb_len=0": "weights", "arch.head_dim=4": "weights",
+    "arch.pos_encodings=rope_2d": "weights", "arch.eval_halting=latched": "evaluation", "arch=trm_singlez": "weights",
+    "arch=trm_hier6": "weights", "arch=trm_hier6 arch.L_latents=2": "weights",
+    "arch=transformers_baseline arch.H_layers=1": "weights",
 }  # fmt: skip
 
 
@@ -115,9 +127,11 @@ def test_flag_style_is_the_same_run(base: Trace, workplace: Path) -> None:
 
 
 def test_every_key_is_in_the_table() -> None:
-    """Keys whose effect is tested elsewhere: resume (test_resume), parallel (test_ranks), wandb (test_sinks)."""
+    """Keys whose effect is tested elsewhere: resume (test_resume), parallel (test_ranks), wandb (test_trackers),
+    early stopping (test_stopping), CUDA graphs (test_compiling), skip_finished (test_sweeps)."""
     elsewhere = {"device", "parallel", "max_skipped_steps", "resume", "resume_from", "project_name", "run_name", "run_dir",
-                 "enable_wandb", "verify", "arch"}  # fmt: skip
+                 "enable_wandb", "wandb_entity", "wandb_group", "wandb_tags", "early_stop_patience",
+                 "early_stop_min_delta", "compile_cuda_graphs", "skip_finished", "verify", "arch"}  # fmt: skip
     named = {word.partition("=")[0].partition(".")[0] for overrides in EFFECTS for word in overrides.split()}
     assert {field.name for field in fields(PretrainConfig)} - elsewhere <= named
 

@@ -1,62 +1,58 @@
-"""A sweep with Hydra's basic launcher: one process per job, numbered names, the worst code wins."""
+"""Sweeps: one process per job with any launcher, numbered names, the worst code, signals, presets."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
+import signal
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hydra.errors import MissingConfigException
 
-from engine.multirun import numbered
-
-ROOT = Path(__file__).resolve().parents[2]
+from engine.cli import PLUGINS, _missing_config
+from engine.errors import UsageError
+from engine.multirun import RANKS, numbered, pick_gpus, ranks, swept_keys
+from tests.engine.sweep_cases import ROOT, make_project, ran, results, start, sweep
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    shutil.copytree(Path(__file__).parent / "fixtures" / "tiny", tmp_path / "tiny")
-    shutil.copytree(ROOT / "config" / "base", tmp_path / "tiny" / "config" / "base")
-    return tmp_path / "tiny"
-
-
-def sweep(project: Path, *argv: str) -> tuple[int, list[dict], str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    for name in ("HYDRA_FULL_ERROR", "RANK", "WORLD_SIZE"):
-        environment.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, "tiny.py", *argv], cwd=project, env=environment, capture_output=True, text=True
-    )
-    ran = project / "ran.jsonl"
-    lines = ran.read_text().splitlines() if ran.exists() else []
-    return done.returncode, [json.loads(line) for line in lines], done.stderr
+    return make_project(tmp_path)
 
 
 def test_each_job_is_a_process_of_its_own_with_its_own_name(project: Path) -> None:
-    code, ran, error = sweep(
+    code, jobs, error = sweep(
         project, "-m", "--lr", "1,2", "--prompt", "a, b", "+run_name=x", "arch=large", "+debug=tiny"
     )
     assert (code, error) == (0, "")
-    assert [(job["lr"], job["run_name"], job["prompt"], job["L_cycles"]) for job in ran] == [
+    assert [(job["lr"], job["run_name"], job["prompt"], job["L_cycles"]) for job in jobs] == [
         (1, "x_0", "a, b", 6),
         (2, "x_1", "a, b", 6),
     ]
-    assert not list((project / "multirun").glob(".codes-*"))
+    assert not list((project / "multirun").glob(".sweep-*"))
+    found = results(project)  # the best first: the larger, as the run says
+    assert [(row["job"], row["lr"], row["state"], row["eval/score"], row["steps"]) for row in found] == [
+        ("1", "2", "done", "2.0000", "7"),
+        ("0", "1", "done", "1.0000", "7"),
+    ]
+    assert all((project / row["run directory"]).is_dir() for row in found)
+    assert "prompt" not in found[0]
 
 
 def test_the_worst_code_wins_and_every_job_runs(project: Path) -> None:
-    code, ran, error = sweep(project, "-m", "fail=run,usage,null")
+    code, jobs, error = sweep(project, "-m", "fail=run,usage,null")
     assert code == 2
-    assert [job["fail"] for job in ran] == [None]
+    assert [job["fail"] for job in jobs] == [None]
     assert error.splitlines() == ["error: went wrong", "error: cannot use it"]
+    assert [row["state"] for row in results(project)] == ["done", "failed", "refused"]
+    assert "error" not in results(project)[0]
 
 
 def test_a_stopped_job_ends_the_sweep_with_3(project: Path) -> None:
-    code, ran, _ = sweep(project, "-m", "fail=stop,null")
-    assert (code, ran) == (3, [])
+    code, jobs, _ = sweep(project, "-m", "fail=stop,null")
+    assert (code, jobs) == (3, [])
+    assert [row["state"] for row in results(project)] == ["interrupted"]
 
 
 def test_only_explicit_names_are_numbered() -> None:
@@ -65,3 +61,128 @@ def test_only_explicit_names_are_numbered() -> None:
     assert numbered(["run_name=null"], 3) == ["run_name=null"]
     assert numbered(["lr=1"], 3, "named") == ["lr=1", "++run_name=named_3"]
     assert numbered(["++run_name=cli"], 3, "cli") == ["++run_name=cli_3"]
+
+
+def test_which_keys_are_swept() -> None:
+    words = ["-m", "--config-name=x", "lr=1,2", "seed=range(0,3)", "prompt='a,b'", "max_steps=5", "x=[1,2]"]
+    assert swept_keys(words) == ["lr", "seed"]
+
+
+def test_presets_of_config_sweep(project: Path) -> None:
+    code, _, error = sweep(project, "+sweep=seeds")
+    assert (code, error) == (2, "error: a preset of config/sweep describes several jobs: add -m to run them\n")
+    code, jobs, _ = sweep(project, "-m", "+sweep=lr_seed", "seed=3,4", "lr=0.5")
+    assert code == 0
+    assert [(job["lr"], job["seed"], job["suffix"]) for job in jobs] == [(0.5, 3, None), (0.5, 4, None)]
+
+
+@pytest.mark.slow
+def test_jobs_that_the_identity_does_not_tell_apart_get_a_suffix(project: Path) -> None:
+    _, jobs, _ = sweep(project, "-m", "log_interval=1,2")
+    assert [job["suffix"] for job in jobs] == ["_0", "_1"]
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "config/sweep").glob("*.yaml")))
+def test_presets_sweep_keys_that_exist(preset: str) -> None:
+    from omegaconf import OmegaConf
+
+    from engine.keys import keys_of
+    from models.recursive_reasoning.trm import TRMConfig
+    from pretrain_args import PretrainConfig
+
+    known = {*keys_of(PretrainConfig), *(f"arch.{key}" for key in keys_of(TRMConfig))}
+    swept = OmegaConf.load(ROOT / f"config/sweep/{preset}.yaml").hydra.sweeper.params
+    assert set(swept) <= known
+    assert swept_keys([f"{key}={value}" for key, value in swept.items()]) == list(swept)
+
+
+# --- launchers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_joblib_runs_jobs_at_once_and_gives_each_a_gpu(project: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    code, jobs, error = sweep(
+        project, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "lr=1,2", "+run_name=x",
+        CUDA_VISIBLE_DEVICES="4,7",
+    )  # fmt: skip
+    assert (code, error) == (0, "")
+    assert {(job["lr"], job["run_name"], job["gpus"]) for job in jobs} == {(1, "x_0", "4"), (2, "x_1", "7")}
+    assert [row["lr"] for row in results(project)] == ["2", "1"]
+
+
+@pytest.mark.slow
+def test_submitit_on_this_machine(project: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    code, jobs, _ = sweep(
+        project, "-m", "hydra/launcher=submitit_local", "fail=run,null", "+run_name=x", CUDA_VISIBLE_DEVICES="4,7"
+    )
+    assert code == 1
+    assert [(job["run_name"], job["gpus"]) for job in jobs] == [("x_1", "7")]
+    assert {row["state"] for row in results(project)} == {"failed", "done"}
+
+
+@pytest.mark.parametrize("launcher", PLUGINS)
+def test_a_missing_launcher_is_one_line_with_the_command(launcher: str) -> None:
+    group = "hydra/sweeper" if launcher == "optuna" else "hydra/launcher"
+    missing = MissingConfigException("long", missing_cfg_file=f"{group}/{launcher}", options=["basic"])
+    line = _missing_config(missing, ROOT / "config")
+    assert line == f"{group}={launcher} needs a plugin: pip install -e '.[{PLUGINS[launcher]}]'"
+    assert f"\n{PLUGINS[launcher]} = [" in (ROOT / "pyproject.toml").read_text()
+
+
+def test_each_job_gets_a_free_gpu_else_one_by_its_number(tmp_path: Path) -> None:
+    with ExitStack() as first, ExitStack() as second:
+        assert pick_gpus(["a", "b", "c"], 0, 1, tmp_path, first) == ["a"]
+        assert pick_gpus(["a", "b", "c"], 3, 1, tmp_path, second) == ["b"]  # a is taken
+        assert pick_gpus(["a", "b", "c"], 1, 2, tmp_path, second) == ["c", "a"]  # one is free, one is shared
+        assert pick_gpus(["a", "b", "c"], 1, 1, tmp_path, second) == ["b"]
+    with ExitStack() as third:
+        assert pick_gpus(["a", "b", "c"], 3, 1, tmp_path, third) == ["a"]
+
+
+def test_the_metric_reaches_the_sweeper(project: Path) -> None:
+    plugin = project / "hydra_plugins" / "asking.py"
+    plugin.parent.mkdir()
+    plugin.write_text(
+        "from hydra.core.config_store import ConfigStore\n"
+        "from hydra.core.plugins import Plugins\n"
+        "from hydra.plugins.sweeper import Sweeper\n"
+        "class Asking(Sweeper):\n"
+        "    def setup(self, *, hydra_context, task_function, config):\n"
+        "        self.launcher = Plugins.instance().instantiate_launcher(\n"
+        "            hydra_context=hydra_context, task_function=task_function, config=config)\n"
+        "    def sweep(self, arguments):\n"
+        "        first = self.launcher.launch([['lr=0.5']], initial_job_idx=0)[0].return_value\n"
+        "        second = self.launcher.launch([[f'lr={first / 2}']], initial_job_idx=1)[0].return_value\n"
+        "        failed = self.launcher.launch([['fail=run']], initial_job_idx=2)[0].return_value\n"
+        "        open('told', 'w').write(repr((first, second, failed)))\n"
+        "ConfigStore.instance().store(group='hydra/sweeper', name='asking', node={'_target_': 'hydra_plugins.asking.Asking'})\n"
+    )
+    code, _, _ = sweep(project, "-m", "hydra/sweeper=asking")
+    assert code == 1
+    assert (project / "told").read_text() == "(0.5, 0.25, None)"
+
+
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
+def test_a_signal_to_the_sweep_stops_its_jobs_well(project: Path, launcher: str) -> None:
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    process = start(project, "tiny.py", "-m", f"hydra/launcher={launcher}", "fail=wait,null", *(
+        ["hydra.launcher.n_jobs=1"] if launcher == "joblib" else []))  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (project / "waiting").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert ran(project) == []
+    assert [row["state"] for row in results(project)] == ["interrupted"]
+    assert not list((project / "multirun").glob(".sweep-*"))
+
+
+def test_a_number_of_ranks_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks() == 1
+    monkeypatch.setenv(RANKS, "two")
+    with pytest.raises(UsageError, match="LOOPFORGE_RANKS=two"):
+        ranks()

@@ -13,7 +13,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from engine.environment import describe_environment
-from engine.rundir import RunDirectory, expand_pattern, identity_of, open_run, truncate_to
+from engine.rundir import RunDirectory, identity_of, open_run
+from engine.runfiles import expand_pattern, truncate_to
 
 ONE = {"lr": 0.1, "arch": {"depth": 2}}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import sys
-import types
+import os
 from pathlib import Path
 
 import pytest
 
-from engine.sinks import ConsoleSink, JsonlSink, Sinks, WandbSink
+from engine.sinks import ConsoleSink, CsvSink, JsonlSink, Sinks, WholeFile
 
 
 class Broken:
@@ -86,19 +86,87 @@ def test_console_leaves_out_what_only_the_file_needs(capsys: pytest.CaptureFixtu
     assert "eta 1:01" in out
 
 
-def test_wandb_goes_on_under_the_same_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[dict] = []
-    logged: list[tuple[dict, int]] = []
-    fake = types.ModuleType("wandb")
-    run = types.SimpleNamespace(log=lambda values, step: logged.append((values, step)), finish=lambda: None)
-    fake.init = lambda **keys: calls.append(keys) or run  # type: ignore[attr-defined]
-    fake.util = types.SimpleNamespace(generate_id=lambda: "abc123")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    for step in (1, 2):
-        sink = WandbSink(tmp_path, project="p", name="n", config={"lr": 1})
-        sink.write(step, {"a": 1.0, "b": None})
-        sink.close()
-        monkeypatch.setattr(fake.util, "generate_id", lambda: "other")
-    assert [call["id"] for call in calls] == ["abc123", "abc123"]
-    assert calls[0]["resume"] == "allow"
-    assert logged == [({"a": 1.0}, 1), ({"a": 1.0}, 2)]
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_csv_grows_columns_without_moving_earlier_values(tmp_path: Path) -> None:
+    sink = CsvSink(tmp_path / "metrics.csv", tmp_path / "metrics.jsonl")
+    sink.write(1, {"train/loss": 0.1 + 0.2, "train/steps": None})
+    sink.write(2, {"train/loss": 0.5, "train/steps": 3.0})
+    sink.write(2, {"eval/set a, b": 0.25})
+    sink.write(3, {"train/steps": float("nan"), "train/loss": 0.25})  # another order, and a name that is missing
+    sink.close()
+    nothing = {"train/loss": "", "train/steps": "", "eval/set a, b": ""}
+    assert table(tmp_path / "metrics.csv") == [
+        {"step": "1", **nothing, "train/loss": "0.30000000000000004"},
+        {"step": "2", **nothing, "train/loss": "0.5", "train/steps": "3.0"},
+        {"step": "2", **nothing, "eval/set a, b": "0.25"},
+        {"step": "3", **nothing, "train/loss": "0.25"},
+    ]
+
+
+def test_csv_is_cut_back_with_the_record(tmp_path: Path) -> None:
+    record, path = tmp_path / "metrics.jsonl", tmp_path / "metrics.csv"
+    sink = CsvSink(path, record)
+    for step in (1, 2, 3):
+        sink.write(step, {"loss": float(step), **({"late": 1.0} if step == 3 else {})})
+    record.write_text('{"step": 1, "loss": 1.0}\n')  # the resume has gone back to step 1
+    again = CsvSink(path, record)
+    again.write(2, {"loss": 2.0})
+    assert path.read_text() == "step,loss\n1,1.0\n2,2.0\n"
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, *, room: int) -> None:
+    """os-level writes of WholeFile take `room` bytes in all, as a disk that runs full does."""
+    left = [room]
+
+    class Full:
+        def __init__(self, file) -> None:
+            self.file = file
+
+        def write(self, data: bytes) -> int:
+            fits = min(left[0], len(data))
+            left[0] -= fits
+            if not fits:
+                raise OSError(28, "No space left on device")
+            return self.file.write(data[:fits])
+
+        def __getattr__(self, name: str):
+            return getattr(self.file, name)
+
+    opened = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda self, mode="r", *a, **k: (Full if "a" in mode else lambda f: f)(opened(self, mode, *a, **k)),
+    )
+
+
+def test_a_full_disk_leaves_whole_lines_and_one_warning_for_each_sink(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_disk(monkeypatch, room=100)
+    sinks = Sinks()
+    sinks.add("jsonl", lambda: JsonlSink(tmp_path / "m.jsonl"))
+    sinks.add("csv", lambda: CsvSink(tmp_path / "m.csv", tmp_path / "none"))
+    for step in range(9):
+        sinks.write(step, {"x": 1.0})
+    sinks.close()
+    lines = (tmp_path / "m.jsonl").read_text().splitlines(keepends=True)
+    assert 2 < len(lines) < 9
+    assert all(line.endswith("}\n") for line in lines)
+    assert (tmp_path / "m.csv").read_text().endswith("\n")
+    out = capsys.readouterr().out.splitlines()
+    assert ["jsonl" in line for line in sorted(out)] == [False, True]
+    assert all("No space left" in line and "training goes on" in line for line in out)
+
+
+def test_what_does_not_fit_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full_disk(monkeypatch, room=7)
+    file = WholeFile(tmp_path / "f")
+    file.write(b"12345")
+    with pytest.raises(OSError, match="No space left"):
+        file.write(b"67890")
+    assert os.path.getsize(tmp_path / "f") == 5

@@ -1,4 +1,4 @@
-"""TRM and HRM written out step by step from the papers, float64, no module of ours: the tests' second
+"""TRM, HRM and their variants written out step by step from the papers, float64, no module of ours: the tests' second
 opinion."""
 
 from __future__ import annotations
@@ -30,13 +30,38 @@ def rotate(x, theta):
     return out
 
 
+def turn_by(position, channels, d, theta):
+    """The matrix [d, d] that turns pair number j of `channels` by position * theta^(-2j/n), n channels in all."""
+    matrix = torch.eye(d, dtype=torch.float64)
+    for j, i in enumerate(channels):
+        angle = position / theta ** (2 * j / (2 * len(channels)))
+        matrix[i, i] = matrix[i + d // 2, i + d // 2] = math.cos(angle)
+        matrix[i, i + d // 2], matrix[i + d // 2, i] = -math.sin(angle), math.sin(angle)
+    return matrix
+
+
+def rotate_grid(x, theta, prefix):
+    """x [B,S,h,d]: pairs (i, i + d/2) of the first quarter by row, of the second by column; prefix on the diagonal."""
+    d, side, out = x.shape[-1], math.isqrt(x.shape[1] - prefix), x.clone()
+    by_row, by_column = range(d // 4), range(d // 4, d // 2)
+    for position in range(x.shape[1]):
+        row = column = position
+        if position >= prefix:
+            row, column = prefix + (position - prefix) // side, prefix + (position - prefix) % side
+        matrix = turn_by(row, by_row, d, theta) @ turn_by(column, by_column, d, theta)
+        out[:, position] = x[:, position] @ matrix.T
+    return out
+
+
 def attention(x, w, prefix, config):
-    B, S, D = x.shape
+    B, S, _ = x.shape
     q, k, v = (t.reshape(B, S, config.num_heads, -1) for t in (x @ w[f"{prefix}.qkv_proj.weight"].T).chunk(3, -1))
     if config.pos_encodings == "rope":
         q, k = rotate(q, config.rope_theta), rotate(k, config.rope_theta)
+    if config.pos_encodings == "rope_2d":
+        q, k = (rotate_grid(t, config.rope_theta, config.prefix_len) for t in (q, k))
     weights = (torch.einsum("bshd,bthd->bhst", q, k) / math.sqrt(q.shape[-1])).softmax(-1)
-    return torch.einsum("bhst,bthd->bshd", weights, v).reshape(B, S, D) @ w[f"{prefix}.o_proj.weight"].T
+    return torch.einsum("bhst,bthd->bshd", weights, v).reshape(B, S, -1) @ w[f"{prefix}.o_proj.weight"].T
 
 
 def stack(x, w, name, layers, config):
@@ -63,20 +88,49 @@ def embed(data, w, config, rows):
     return math.sqrt(config.hidden_size) * x
 
 
-def step(z_H, z_L, data, w, config, rows, *, two_stacks):
-    """(z_H, z_L, logits, q_halt, q_continue) after one ACT step, graph through the published window only."""
-    x = embed(data, w, config, rows)
-    high = ("H_level", config.H_layers) if two_stacks else ("L_level", config.L_layers)
-    for i in range(config.H_cycles):
+def latents(kind):
+    """Names of the latents of one kind of model."""
+    low = [f"z_L{i}" for i in range(1, 7)] if kind == "hier6" else ["z_L"]
+    return {"singlez": low, "baseline": ["z_H"]}.get(kind, ["z_H", *low])
+
+
+def step(kind, z, data, w, config, rows):
+    """(z, logits, q_halt, q_continue) after one ACT step, graph through the published window only.
+
+    kind: trm, hrm, singlez, hier6 or baseline; z: latents by name.
+    """
+    x, z, graph = embed(data, w, config, rows), dict(z), torch.is_grad_enabled()
+
+    def f(hidden, name="L_level"):
+        return stack(hidden, w, name, config.H_layers if name == "H_level" else config.L_layers, config)
+
+    def six():
+        return z["z_L1"] + z["z_L2"] + z["z_L3"] + z["z_L4"] + z["z_L5"] + z["z_L6"]
+
+    for i in range(0 if kind == "baseline" else config.H_cycles):
+        last_cycle = i == config.H_cycles - 1
         for j in range(config.L_cycles):
-            last_cycle, last = i == config.H_cycles - 1, j == config.L_cycles - 1
-            with torch.set_grad_enabled(last_cycle and (last or not two_stacks) and torch.is_grad_enabled()):
-                z_L = stack(z_L + (z_H + x), w, "L_level", config.L_layers, config)
-        with torch.set_grad_enabled(i == config.H_cycles - 1 and torch.is_grad_enabled()):
-            z_H = stack(z_H + z_L, w, high[0], high[1], config)
-    logits = z_H[:, config.prefix_len :] @ w["inner.lm_head.weight"].T
-    q = z_H[:, 0] @ w["inner.q_head.weight"].T + w["inner.q_head.bias"]
-    return z_H, z_L, logits, q[:, 0], q[:, 1]
+            last = j == config.L_cycles - 1
+            with torch.set_grad_enabled(graph and last_cycle and (last or kind != "hrm")):
+                if kind == "singlez":
+                    z["z_L"] = f(z["z_L"] + x)
+                elif kind == "hier6":
+                    z[f"z_L{j + 1}"] = f(six() + (z["z_H"] + x))
+                else:
+                    z["z_L"] = f(z["z_L"] + (z["z_H"] + x))
+        with torch.set_grad_enabled(graph and last_cycle):
+            if kind == "singlez":
+                z["z_L"] = f(z["z_L"])
+            elif kind == "hier6":
+                z["z_H"] = f(z["z_H"] + six())
+            else:
+                z["z_H"] = f(z["z_H"] + z["z_L"], "H_level" if kind == "hrm" else "L_level")
+    if kind == "baseline":
+        z["z_H"] = f(z["z_H"] + x, "H_level")
+    answer = z["z_L"] if kind == "singlez" else z["z_H"]
+    logits = answer[:, config.prefix_len :] @ w["inner.lm_head.weight"].T
+    q = answer[:, 0] @ w["inner.q_head.weight"].T + w["inner.q_head.bias"]
+    return z, logits, q[:, 0], q[:, 1]
 
 
 def loss(logits, labels, q_halt, q_continue, target):

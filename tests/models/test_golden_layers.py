@@ -14,6 +14,7 @@ from models.layers import (
     RotaryTables,
     SwiGLU,
     apply_rotary,
+    line_positions,
     rms_norm,
     swiglu_inner_size,
     trunc_normal_,
@@ -45,7 +46,7 @@ def test_swiglu(layers):
 
 
 def test_rope(layers):
-    cos, sin = RotaryTables(8, 5, theta=10000.0)()
+    cos, sin = RotaryTables(8, line_positions(5), theta=10000.0)()
     close(cos[:, 0], layers["rope_cos"])
     close(sin[:, 0].abs(), layers["rope_sin"].abs())
     for name in ("rope_q", "rope_k"):
@@ -54,9 +55,9 @@ def test_rope(layers):
 
 @pytest.mark.parametrize("kind", ["auto", "sdpa", "math"])
 def test_attention(layers, kind):
-    layer = Attention(32, 4, kind=kind)
+    layer = Attention(32, 4, head_dim=8, kind=kind)
     layer.load_state_dict({"qkv_proj.weight": layers["attn_qkv"], "o_proj.weight": layers["attn_o"]})
-    close(layer(layers["x"], RotaryTables(8, 5, theta=10000.0)()), layers["attn_out_rope"])
+    close(layer(layers["x"], RotaryTables(8, line_positions(5), theta=10000.0)()), layers["attn_out_rope"])
     close(layer(layers["x"]), layers["attn_out_norope"])
 
 

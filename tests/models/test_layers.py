@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.layers import CastedLinear, RotaryTables, SwiGLU, apply_rotary, cached_casts, mlp, rms_norm
+from models.layers import CastedLinear, RotaryTables, SwiGLU, apply_rotary, cached_casts, line_positions, mlp, rms_norm
 from models.layers.mlp import gated_silu
 
 
@@ -42,18 +42,20 @@ def test_chunked_swiglu_equals_the_plain_one(monkeypatch):
 def test_written_out_values():
     y = rms_norm(torch.tensor([3.0, 4.0], dtype=torch.float64), 1e-5)
     torch.testing.assert_close(y, torch.tensor([0.84852779, 1.13137042], dtype=torch.float64), rtol=0, atol=1e-7)
-    turned = apply_rotary(torch.tensor([[[0.0] * 4], [[1.0, 2.0, 3.0, 4.0]]]), *RotaryTables(4, 2, theta=1e4)())
+    turned = apply_rotary(
+        torch.tensor([[[0.0] * 4], [[1.0, 2.0, 3.0, 4.0]]]), *RotaryTables(4, line_positions(2), theta=1e4)()
+    )
     want = torch.tensor([-1.98411059, 1.95990062, 2.46237803, 4.01979971])
     torch.testing.assert_close(turned[1, 0], want, rtol=0, atol=1e-6)
 
 
 def test_rotary_tables_survive_moves_of_the_module():
-    tables = RotaryTables(4, 3, theta=1e4)
+    tables = RotaryTables(4, line_positions(3), theta=1e4)
     before = tables.cos.clone()
     tables.to(torch.bfloat16)
     assert torch.equal(tables.cos, before)
     with torch.device("meta"):
-        made_on_meta = RotaryTables(4, 3, theta=1e4)
+        made_on_meta = RotaryTables(4, line_positions(3), theta=1e4)
     assert torch.equal(made_on_meta.to_empty(device="cpu").cos, before)
 
 

@@ -11,24 +11,16 @@ from losses import ACTLossConfig, ACTLossHead
 from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.hrm import HRM, HRMConfig
 from models.recursive_reasoning.trm import TRM, TRMConfig
-from tests.models import naive
+from tests.models.parity import BASE, SHAPE, assert_same, batch, compare_training, make
 
-SHAPE = PuzzleShape(seq_len=5, vocab_size=7, num_puzzle_identifiers=4)
-BASE = {
-    "hidden_size": 16,
-    "num_heads": 2,
-    "expansion": 1.0,
-    "halt_max_steps": 3,
-    "halt_exploration_prob": 0.0,
-    "forward_dtype": "float64",
-    "puzzle_emb_ndim": 16,
-}
 TINY = TRMConfig(**BASE, H_cycles=2, L_cycles=2, L_layers=2, puzzle_emb_len=3)
 TINY_HRM = HRMConfig(**BASE, H_layers=1, L_layers=2)
 VARIANTS = {
     "trm": TINY,
     "trm_mlp_t": replace(TINY, mlp_t=True, pos_encodings="none"),
     "trm_learned": replace(TINY, pos_encodings="learned"),
+    "trm_grid": replace(TINY, pos_encodings="rope_2d"),
+    "trm_wide_heads": replace(TINY, num_heads=3, head_dim=12),
     "trm_no_positions": replace(TINY, pos_encodings="none"),
     "trm_continue": replace(TINY, no_ACT_continue=False),
     "trm_no_embedding": replace(TINY, puzzle_emb_ndim=0),
@@ -43,100 +35,13 @@ VARIANTS = {
 
 
 def build(config, seed=0, **kwargs):
-    torch.manual_seed(seed)
-    model = (HRM if isinstance(config, HRMConfig) else TRM)(config, SHAPE, **kwargs)
-    with torch.no_grad():
-        model.inner.q_head.weight.normal_(std=0.4)
-        model.inner.q_head.bias.copy_(torch.tensor([-0.1, 0.1]))
-        if model.puzzle_emb is not None:
-            model.puzzle_emb.weights.normal_()
-    return model
-
-
-def batch(seed, rows=4):
-    g = torch.Generator().manual_seed(seed)
-    draw = lambda high, *size: torch.randint(0, high, size, generator=g, dtype=torch.int32)  # noqa: E731
-    labels = draw(SHAPE.vocab_size, rows, SHAPE.seq_len)
-    labels[0, 1:3] = -100
-    return {"inputs": draw(SHAPE.vocab_size, rows, SHAPE.seq_len), "labels": labels,
-            "puzzle_identifiers": draw(SHAPE.num_puzzle_identifiers, rows)}  # fmt: skip
-
-
-def assert_same(ours, theirs, atol=1e-12):
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+    return make(HRM if isinstance(config, HRMConfig) else TRM, config, seed, **kwargs)
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_training_steps_equal_the_naive_double(name):
     config = VARIANTS[name]
-    model, head = build(config).train(), ACTLossHead(ACTLossConfig())
-    w = {
-        k: v.detach().clone().requires_grad_(v.is_floating_point()) for k, v in model.state_dict(keep_vars=True).items()
-    }
-    two = isinstance(config, HRMConfig)
-    fresh = lambda key: w[f"inner.{key}"].detach().expand(4, model.inner.length, -1)  # noqa: E731
-    z_H, z_L, steps, halted, data, carry = (
-        fresh("H_init"),
-        fresh("L_init"),
-        [0] * 4,
-        [True] * 4,
-        batch(0),
-        None,
-    )
-    for i in range(4):
-        offered = batch(i)
-        for row in range(4):
-            if halted[row]:
-                z_H, z_L = z_H.clone(), z_L.clone()
-                z_H[row], z_L[row], steps[row] = fresh("H_init")[row], fresh("L_init")[row], 0
-                data = {k: torch.cat((v[:row], offered[k][row : row + 1], v[row + 1 :])) for k, v in data.items()}
-        rows = None
-        if config.puzzle_emb_ndim:
-            rows = w["inner.puzzle_emb.weights"].detach()[data["puzzle_identifiers"].long()].requires_grad_()
-        z_H, z_L, logits, q_halt, q_continue = naive.step(z_H, z_L, data, w, config, rows, two_stacks=two)
-        z_H, z_L, target = z_H.detach(), z_L.detach(), None
-        steps = [s + 1 for s in steps]
-        last = torch.tensor(steps) >= config.halt_max_steps
-        if not config.no_ACT_continue:
-            with torch.no_grad():
-                *_, next_halt, next_continue = naive.step(z_H, z_L, data, w, config, rows, two_stacks=two)
-            target = torch.sigmoid(torch.where(last, next_halt, torch.maximum(next_halt, next_continue)))
-        bar = 0.0 if config.no_ACT_continue else q_continue
-        halted = (last | (q_halt > bar)).tolist()
-        want = naive.loss(logits, data["labels"], q_halt, q_continue, target)
-
-        output = model(offered, carry)
-        carry, result = output.carry, head(output)
-        assert_same(output.logits, logits)
-        assert_same(output.q_halt_logits, q_halt)
-        assert_same(result.total, want)
-        assert carry.steps.tolist() == steps
-        assert carry.halted.tolist() == halted
-        for key, value in data.items():
-            assert torch.equal(carry.data[key], value)
-        model.zero_grad(set_to_none=True)
-        result.total.backward()
-        wanted = torch.autograd.grad(want, [w[name] for name, _ in model.named_parameters()], allow_unused=True)
-        for (key, p), g in zip(model.named_parameters(), wanted, strict=True):
-            g = torch.zeros_like(p) if g is None else g
-            torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-11, msg=lambda text, key=key: f"{key}: {text}")
-
-
-@pytest.mark.parametrize("name", ["trm", "trm_wide_embedding", "hrm"])
-def test_gradient_rows_of_the_puzzle_table_equal_the_naive_double(name):
-    config = VARIANTS[name]
-    model, data = build(config).train(), batch(0)
-    w = {k: v.detach() for k, v in model.state_dict().items()}
-    rows = w["inner.puzzle_emb.weights"][data["puzzle_identifiers"].long()].requires_grad_()
-    z_H, z_L = (w[f"inner.{key}"].expand(4, model.inner.length, -1) for key in ("H_init", "L_init"))
-    *_, logits, q_halt, _ = naive.step(z_H, z_L, data, w, config, rows, two_stacks=isinstance(config, HRMConfig))
-    (want,) = torch.autograd.grad(logits.sin().sum() + q_halt.sum(), rows)
-    output = model(data)
-    (output.logits.sin().sum() + output.q_halt_logits.sum()).backward()
-    ids, got = model.puzzle_emb.take_pending()
-    assert torch.equal(ids, data["puzzle_identifiers"])
-    assert want.abs().max() > 0
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
+    compare_training(build(config), "hrm" if isinstance(config, HRMConfig) else "trm", config)
 
 
 @pytest.mark.parametrize("name", ["trm", "trm_mlp_t", "hrm"])

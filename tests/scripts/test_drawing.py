@@ -10,19 +10,19 @@ from PIL import ImageColor
 from rich.console import Console
 
 from scripts import _picture
-from scripts._boards import Thought, layout_of
+from scripts._boards import Headline, Thought, fitted, layout_of
 from scripts._canvas import Canvas
-from scripts._picture import draw_strip
+from scripts._picture import draw_strip, strip_capacity
 from scripts._terminal import draw, heading, legend
-from tests.scripts.test_boards import SOLUTION, WRONG, thought
+from tests.scripts.test_boards import LAYOUT, SOLUTION, WRONG, thought
 
-LAYOUT = layout_of(16, 6)
+WORDS = Headline("run", "what", (("Run", "run"),))
 
 
-def text_of(example: Thought, *, width: int = 200, colour: bool = False, layout=LAYOUT) -> str:
+def text_of(example: Thought, *, width: int = 200, colour: bool = False) -> str:
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=colour, color_system="standard" if colour else None)
-    draw(console, [example], layout)
+    draw(console, [example])
     return stream.getvalue()
 
 
@@ -54,14 +54,14 @@ def test_boards_wrap_to_the_width() -> None:
 
 def test_colour_is_used_on_a_terminal() -> None:
     text = text_of(thought(0, 6, 8), colour=True)
-    assert "\x1b[31m" in text  # wrong: red
+    assert "\x1b[4;31m" in text  # wrong: red and, for eyes that confuse it with green, underlined
     assert "\x1b[7;32m" in text  # changed to right
     assert "*" not in text
-    assert "right" in legend(True).plain
+    assert "right" in legend(LAYOUT, True).plain
 
 
 def test_headings() -> None:
-    assert heading(thought(9, 16, 7), LAYOUT) == "example 9: 10 cells to find; not solved; would not halt"
+    assert heading(thought(9, 16, 7)) == "example 9: 10 cells to find; not solved; would not halt"
 
 
 def colours_of(picture, box: tuple[int, int, int, int]) -> set[tuple[int, int, int]]:
@@ -69,7 +69,7 @@ def colours_of(picture, box: tuple[int, int, int, int]) -> set[tuple[int, int, i
 
 
 def test_picture_shows_right_wrong_given_and_changed() -> None:
-    picture = draw_strip([thought(0, 6, 8, 16, q_halt=(0.1, 0.4, 0.9))], LAYOUT, title="run", subtitle="what")
+    picture = draw_strip([thought(0, 6, 8, 16, q_halt=(0.1, 0.4, 0.9))], WORDS)
     body = colours_of(picture, (0, 2 * 100, picture.width, picture.height - 2 * 60))
     rgb = ImageColor.getrgb
     for colour in (
@@ -83,7 +83,7 @@ def test_picture_shows_right_wrong_given_and_changed() -> None:
     [("WRONG", (16, 16), True), ("CHANGED", (16, 16), True), ("WRONG", (7, 7), False), ("CHANGED", (7, 8), False)],
 )
 def test_picture_marks_only_what_is_there(name: str, right: tuple[int, ...], absent: bool) -> None:
-    picture = draw_strip([thought(0, *right)], LAYOUT, title="run", subtitle="what")
+    picture = draw_strip([thought(0, *right)], WORDS)
     legend_top = picture.height - 2 * 60
     assert (
         ImageColor.getrgb(getattr(_picture, name)) not in colours_of(picture, (0, 0, picture.width, legend_top))
@@ -91,23 +91,54 @@ def test_picture_marks_only_what_is_there(name: str, right: tuple[int, ...], abs
 
 
 def test_long_episodes_go_on_below() -> None:
-    short = draw_strip([thought(0, *[7] * 8)], LAYOUT, title="run", subtitle="what")
-    long = draw_strip([thought(0, *[7] * 32)], LAYOUT, title="run", subtitle="what")
+    short = draw_strip([thought(0, *[7] * 8)], WORDS)
+    long = draw_strip([thought(0, *[7] * 32)], WORDS)
     assert long.height > short.height * 1.5
     assert long.width <= 2 * (_picture.STRIP + 2 * _picture.MARGIN + _picture.LABEL + 10)
 
 
-@pytest.mark.parametrize(("seq_len", "vocab"), [(900, 12), (81, 11), (10, 5), (36, 8)])
+@pytest.mark.parametrize(("seq_len", "vocab"), [(900, 12), (900, 6), (81, 11), (10, 5), (36, 8)])
 def test_any_grid_can_be_drawn(seq_len: int, vocab: int) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, vocab, seq_len)
     labels[::7] = -100
     inputs, answers = rng.integers(0, vocab, seq_len), rng.integers(0, vocab, (3, seq_len))
-    example = Thought(1, inputs, labels, answers, np.array([0.0, 0.5, 1.0]))
+    confidence = rng.random((3, seq_len))
     layout = layout_of(seq_len, vocab)
-    picture = draw_strip([example, example], layout, title="a/b", subtitle="c")
+    example = fitted(1, layout, inputs, labels, answers, np.array([0.0, 0.5, 1.0]), confidence)
+    picture = draw_strip([example, example], WORDS)
     assert picture.height > 200
-    assert text_of(example, layout=layout).count("halt ") >= 3
+    for colour in (False, True):
+        assert text_of(example, colour=colour).count("halt ") >= 3
+
+
+@pytest.mark.parametrize(("seq_len", "vocab"), [(16, 6), (81, 11), (900, 12)])
+def test_a_full_picture_is_as_tall_as_said(seq_len: int, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_picture, "TALLEST", 1800.0)
+    layout, steps = layout_of(seq_len, vocab), 12
+    most = strip_capacity(layout, steps)
+    cells = np.full((steps, seq_len), 3)
+    example = fitted(1, layout, cells[0], cells[0], cells, np.zeros(steps), np.ones(cells.shape))
+    height = draw_strip([example] * most, WORDS).height / 2
+    assert height - 1800 < 200  # title and legend
+    assert height > 1800 * 0.7
+
+
+def test_arc_pictures_show_the_puzzle_and_smaller_grids_take_less_room() -> None:
+    def example(side: int) -> Thought:
+        canvas = np.zeros((30, 30), int)
+        canvas[:side, :side] = 4
+        flat = canvas.ravel()
+        labels = np.where(flat, flat, -100)
+        return fitted(0, layout_of(900, 12), flat, labels, flat[None], np.array([0.9]), np.ones((1, 900)))
+
+    text = text_of(example(3))
+    titles = next(line for line in text.splitlines() if line.startswith("puzzle")).split()
+    assert titles == ["puzzle", "step", "1", "solution"]
+    assert " 2  2  2     2+ 2+ 2+    2  2  2" in text
+    assert draw_strip([example(3)], WORDS).height < draw_strip([example(20)], WORDS).height
+    red = ImageColor.getrgb("#ff4136")  # colour 2
+    assert red in colours_of(draw_strip([example(3), example(20)], WORDS), (0, 200, 1200, 900))
 
 
 def test_canvas_scales() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scripts._output import check_target
 from tests.conftest import run_script
 
 STEP = 12
@@ -45,6 +46,15 @@ def test_evaluation_repeats_that_of_the_run(run: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # nothing is built or written where the user stands
 
 
+def test_latched_halting_of_a_run_that_was_evaluated_without(run: Path) -> None:
+    shown = run_script("scripts/evaluate", str(run), "--device", "cpu", "--halting", "latched")
+    assert shown.code == 0, shown.output
+    written = results(run / f"evaluation_step_{STEP}_latched.json")
+    assert written["settings"]["halting"] == "latched"
+    assert 1 <= written["results"]["steps"] <= 2
+    assert f"latched, {written['results']['steps']:.2f} of 2 steps" in shown.output
+
+
 def test_other_settings(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "deep.json"
     shown = run_script(
@@ -72,7 +82,7 @@ def test_picture_and_text(run: Path, tmp_path: Path) -> None:
     assert shown.code == 0, shown.output
     assert shown.output.count("cells to find") == 3
     assert "of 16 looked at" in shown.output
-    with Image.open(run / f"thinking_step_{STEP}.png") as picture:
+    with Image.open(run / f"thinking_step_{STEP}_steps-4.png") as picture:
         assert min(picture.size) > 400
     one = run_script("scripts/visualize", str(run), "--example", "15", "--out", "one.png", "--no-color", cwd=tmp_path)
     assert one.code == 0, one.output
@@ -80,11 +90,53 @@ def test_picture_and_text(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "one.png").is_file()
 
 
+def test_page_film_and_terminal(run: Path, tmp_path: Path) -> None:
+    page = run_script("scripts/visualize", str(run), "--out", "page.html", "--split", "train", cwd=tmp_path)
+    assert page.code == 0, page.output
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert text.count("<article ") == 32
+    assert "train split" in text
+    assert "cells to find" not in page.output  # 32 boards are for the page
+    film = run_script("scripts/visualize", str(run), "--out", "film.gif", "--steps", "3", cwd=tmp_path)
+    assert film.code == 0, film.output
+    with Image.open(tmp_path / "film.gif") as image:
+        assert (image.format, image.n_frames) == ("GIF", 3)
+    for own in ("page.html", "film.gif"):
+        check_target(tmp_path / own)  # may be drawn again
+    shown = run_script("scripts/visualize", str(run), "--terminal", "--examples", "10", "--steps", "3", cwd=tmp_path)
+    assert shown.code == 0, shown.output
+    assert shown.output.count("cells to find") == 10
+    assert shown.output.count("step 3 ") + shown.output.count("step 3\n") >= 10
+    assert "written" not in shown.output
+
+
+def test_pictures_of_other_settings_have_other_names(run: Path) -> None:
+    done = run_script(
+        "scripts/visualize", str(run), "--split", "train", "--weights", "raw", "--example", "3", "--steps", "5"
+    )
+    assert done.code == 0, done.output
+    assert (run / f"thinking_step_{STEP}_train_example-3_steps-5_raw.png").is_file()
+
+
+def test_a_file_that_is_no_drawing_is_kept(run: Path, tmp_path: Path) -> None:
+    letter = tmp_path / "letter.html"
+    letter.write_text("<p>dear all</p>")
+    refused = run_script("scripts/visualize", str(run), "--out", "letter.html", cwd=tmp_path)
+    assert refused.code == 2, refused.output
+    assert "letter.html exists and is no drawing" in refused.output
+    assert letter.read_text() == "<p>dear all</p>"
+
+
 @pytest.mark.parametrize(
     ("script", "argv", "says"),
     [
         ("visualize", ["--example", "16"], "examples 0 to 15"),
         ("visualize", ["--data", "nowhere"], "nowhere"),
+        ("visualize", ["--examples", "300"], "holds at most"),
+        ("visualize", ["--examples", "300", "--out", "film.gif"], "a .gif of 4x4 boards over 2 steps holds at most 16"),
+        ("visualize", ["--examples", "9999", "--out", "page.html"], "holds at most 500"),
+        ("visualize", ["--steps", "100", "--out", "film.gif"], "--steps 100: a .gif has no room"),
+        ("visualize", ["--out", "/proc/no/such/page.html"], "page.html cannot be written"),
         ("evaluate", ["--device", "abacus"], "abacus"),
         ("evaluate", ["--json", "/proc/no/such.json"], "--json"),
     ],

@@ -123,6 +123,48 @@ def test_padding_rows_count_in_no_mean(tiny_data: Path) -> None:
     assert padded == pytest.approx(whole, abs=1e-5)
 
 
+PER_STEP = "evaluators=[{name: steps@PerStepAccuracy}]"
+
+
+@pytest.mark.parametrize("evaluators", ["evaluators=[]", PER_STEP])
+def test_latched_evaluation_reports_its_steps_and_keeps_answers(tiny_data: Path, evaluators: str) -> None:
+    found = {}
+    for bias in (5.0, -5.0):
+        overrides = ("arch.eval_halting=latched", "arch.halt_max_steps=4", "eval_batch_size=11", evaluators)
+        task = make(tiny_data, *overrides).task
+        with torch.no_grad():
+            task.model.inner.q_head.bias.fill_(bias)
+        found[bias] = task.evaluate(final=True)
+        fixed = make(tiny_data, "arch.halt_max_steps=4", "eval_batch_size=11", evaluators).task
+        fixed.model.load_state_dict(task.model.state_dict())
+        usual = fixed.evaluate(final=True)
+        assert "eval/steps" not in usual
+        if bias < 0:  # no row ever wants to halt: the two are one
+            assert {**usual, "eval/steps": 4.0} == found[bias]
+    assert found[5.0]["eval/steps"] == 1.0
+    if evaluators == PER_STEP:
+        accuracy = [found[5.0][f"eval/accuracy/step_{n:02d}"] for n in range(1, 5)]
+        assert accuracy == [found[5.0]["eval/accuracy"]] * 4
+
+
+def test_statistics_of_the_embedding_rows_of_a_batch(tiny_data: Path) -> None:
+    task = make(tiny_data, "arch.puzzle_emb_ndim=32", "arch.puzzle_emb_len=1", "accumulation=2").task
+    table = task.model.puzzle_emb
+    seen = []
+    for number in (1, 2):
+        for micro_batch in task.micro_batches(number):
+            *_, metrics = task.loss(micro_batch)
+            ids = task._carries[micro_batch[0]].data["puzzle_identifiers"].tolist()
+            norms = [sum(v * v for v in table.weights[i].tolist()) ** 0.5 for i in ids]
+            assert [float(v) for v in metrics["emb_norm"]] == pytest.approx([sum(norms), 4])
+            assert [float(v) for v in metrics["emb_untrained"]] == [norms.count(0.0), 4]
+            seen.append(norms)
+        table.weights[0] = torch.arange(32) / 10  # as an optimizer would
+    assert seen[0] != seen[2]
+    *_, metrics = (bare := make(tiny_data).task).loss(next(iter(bare.micro_batches(1))))
+    assert not any(name.startswith("emb_") for name in metrics)
+
+
 def test_evaluation_stops_when_asked(tiny_data: Path) -> None:
     task = make(tiny_data, stop=True).task
     with pytest.raises(Interrupted):
@@ -134,6 +176,22 @@ def test_frozen_weights_train_the_embedding_only(tiny_data: Path) -> None:
     assert [group.name for group in task.param_groups()] == ["puzzle_emb"]
     with pytest.raises(UsageError, match="puzzle_emb_ndim"):
         make(tiny_data, "freeze_weights=true")
+
+
+def test_a_grid_that_does_not_fit_the_positions_names_the_key(tiny_data: Path) -> None:
+    # tiny boards are square: cut the shape where the data say how long an example is
+    import dataset.format
+
+    def shorter(folders, split, **kwargs):
+        splits = load(folders, split, **kwargs)
+        object.__setattr__(splits[0].metadata, "seq_len", 12)
+        return splits
+
+    load = dataset.format.load_splits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset.format, "load_splits", shorter)
+        with pytest.raises(UsageError, match=r"arch\.pos_encodings=rope_2d needs a square grid, the data have 12"):
+            make(tiny_data, "arch.mlp_t=false", "arch.pos_encodings=rope_2d")
 
 
 @pytest.mark.parametrize(("world", "accumulation"), [(3, 1), (1, 3), (2, 3)])

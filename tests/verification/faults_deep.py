@@ -11,6 +11,8 @@ RECURSION = "models/recursive_reasoning/recursion.py"
 TABLE = "models/sparse_embedding.py"
 LOSS = "losses/act.py"
 TASK = "tasks/recursive_reasoning.py"
+EMBED = "        with self.inner.casts():\n            x = self.inner.embed(data)\n"
+CUT = "torch.where(carry.halted[:, None, None], x, x.detach())"
 LEAST = "        return (last | willing) & (steps >= least)\n"
 
 FAULTS = (
@@ -29,6 +31,30 @@ FAULTS = (
                 RECURSION,
                 "        _run(plan[:split], state, call)\n    _run(plan[split:], state, call)\n",
                 "        _run(plan[:split], state, call)\n        _run(plan[split:], state, call)\n",
+            ),
+        ),
+    ),
+    Fault(
+        name="deep-embedding-kept",
+        what="the embedding of the first step is kept for all later ones",
+        codes=("DYN701",),
+        edits=(swap(ACT, EMBED, EMBED.replace("x = ", "x = self.x = self.x if carry is not None else ")),),
+    ),
+    Fault(
+        name="deep-embedding-of-halted-rows",
+        what="only rows that start an example train the embedding",
+        codes=("DYN702",),
+        edits=(swap(ACT, EMBED, f"{EMBED}            x = x if carry is None else {CUT}\n"),),
+    ),
+    Fault(
+        name="deep-ranks-share-rows",
+        what="every rank takes the first rows of the global batch",
+        codes=("DYN717",),
+        edits=(
+            swap(
+                TASK,
+                "low, high = local_rows(self.global_rows)",
+                "low, high = 0, self.global_rows // self.runtime.world_size",
             ),
         ),
     ),
@@ -123,7 +149,7 @@ FAULTS = (
         name="deep-halt-on-wrong-sign",
         what="rows halt on q_halt < 0",
         codes=("DYN707",),
-        edits=(swap(ACT, "willing = q_halt > 0 if", "willing = q_halt < 0 if"),),
+        edits=(swap(ACT, "return q_halt > 0 if", "return q_halt < 0 if"),),
     ),
     Fault(
         name="deep-eval-noise",

@@ -12,7 +12,8 @@ BRANCH = """        if self.training:
 """
 EMBED = "            x = self.inner.embed(data)\n            latents = self.inner.recur(latents, x)\n            logits"
 CARRY = "ACTOutput(ACTCarry(latents, steps, halted, data), logits, q_halt, q_continue, target)"
-EVAL_LOOP = "            for _ in range(self.halt_max_steps):\n                latents = self.inner.recur(latents, x)\n"
+EVAL_STEP = "carry = self._eval_step(carry, x, self.halt_max_steps)\n"
+EVAL_LOOP = f"            for _ in range(self.halt_max_steps):\n                {EVAL_STEP}"
 
 FAULTS = (
     Fault(
@@ -256,7 +257,7 @@ FAULTS = (
                 ACT,
                 EVAL_LOOP,
                 EVAL_LOOP
-                + "                if (self.inner.q_values(latents)[0] > 0).all():\n                    break\n",
+                + "                if (self.inner.q_values(carry.latents)[0] > 0).all():\n                    break\n",
             ),
         ),
     ),
@@ -265,6 +266,6 @@ FAULTS = (
         what="evaluation takes one ACT step only",
         codes=("MOD450",),
         level="WARN",
-        edits=(swap(ACT, EVAL_LOOP, "            latents = self.inner.recur(latents, x)\n"),),
+        edits=(swap(ACT, EVAL_LOOP, f"            {EVAL_STEP}"),),
     ),
 )

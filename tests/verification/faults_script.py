@@ -173,8 +173,20 @@ SCRIPTS = (
         name="data-mode-of-script",
         what="the script asks for encoder mode, the models have embeddings",
         codes=("SCR112",),
-        follows=("DAT510",),
+        follows=("DAT510", "SCR121"),
         edits=(swap(SCRIPT, REQUIRE, REQUIRE.replace('"embedding"', '"encoder"')),),
+    ),
+    Fault(
+        name="data-class-of-another-mode",
+        what="the embedding script loads the batches of the encoder mode",
+        codes=("SCR121",),
+        edits=(
+            swap(
+                "dataset/sampler.py",
+                'DATA_MODE: ClassVar[str] = "embedding"  #',
+                'DATA_MODE: ClassVar[str] = "encoder"  #',
+            ),
+        ),
     ),
     Fault(
         name="schema-key-unread",

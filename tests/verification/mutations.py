@@ -194,9 +194,9 @@ def overlay(pristine: Path, target: Path, edits: Iterable[Edit]) -> Path:
 
 
 def row(fault: Fault, code: str, findings: Iterable[Finding]) -> str:
-    """| fault | code | level | message | of the first finding that is meant."""
+    """| fault | code | level | message | of the first finding that is meant, without its line: it moves with the code."""
     found = next((f for f in findings if f.code == code and f.level == fault.level), None)
-    message = "(missed)" if found is None else f"{found.place}: {found.message}" if found.place else found.message
+    message = "(missed)" if found is None else f"{found.file}: {found.message}" if found.file else found.message
     return f"| {cell(fault.what)} | {code} | {fault.level} | {cell(message)} |"
 
 

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 from verification.finding import Finding
 from verification.probes import probe
 
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 ATTENTION, MLP, HRM = "cfg_pretrain_sudoku_extreme_att", "cfg_pretrain_sudoku_extreme_mlp", "cfg_pretrain"
 
 

@@ -41,7 +41,7 @@ def observe(root: Path, config: dict, codes: list[str]) -> list[Finding]:
 
 
 def _child(root: str, config: dict, codes: list[str]) -> None:
-    for name in [n for n in sys.modules if n.split(".")[0] in OURS or n.startswith("verification.probes.")]:
+    for name in [n for n in sys.modules if n.split(".")[0] in OURS or n.startswith("verification.probes")]:
         del sys.modules[name]
     sys.path.insert(0, root)
     importlib.invalidate_caches()

@@ -33,7 +33,7 @@ def test_every_recipe_starts(recipe: str, capsys: pytest.CaptureFixture[str]) ->
     signature = preflight(running(recipe), "pretrain", ROOT)
     assert signature["config"] == recipe
     assert signature["train_forward"] == "_forward_train_original"
-    assert signature["encoder_policy"] == "reencode"
+    assert signature["encoder_policy"] == "none"
     assert "warning" not in capsys.readouterr().out
 
 

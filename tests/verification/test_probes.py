@@ -24,7 +24,7 @@ from models.recursive_reasoning.inner import RecursiveInner
 from models.sparse_embedding import SparseEmbedding
 from pretrain_args import PretrainConfig
 from tests.conftest import ROOT
-from tests.verification.probing import ATTENTION, HRM, MLP, around, composed, fails, look
+from tests.verification.probing import ATTENTION, HRM, MLP, SLOW, around, composed, fails, look
 from verification.probes import CODES_OBSERVED, forget, probe
 
 RECIPES = sorted(
@@ -42,7 +42,7 @@ def _nothing_kept() -> Iterator[None]:
 # --- no false alarms --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [one if one in (HRM, MLP) else SLOW(one) for one in RECIPES])
 def test_recipes_pass(recipe: str) -> None:
     found = probe(composed(recipe), entry="pretrain", root=ROOT)
     assert [(f.code, f.level) for f in found] == [(code, "PASS") for code in CODES_OBSERVED], found
@@ -53,10 +53,10 @@ def test_recipes_pass(recipe: str) -> None:
     [
         ("freeze_weights=true", "arch.halt_max_steps=1"),
         ("arch.no_ACT_continue=false", "arch.pos_encodings=learned", "grad_clip=0.5", "ema=true"),
-        ("arch.halt_exploration_prob=0", "arch.hidden_size=48", "arch.num_heads=6"),
-        ("arch.halt_exploration_prob=1", "accumulation=4", "seed=3", "evaluators=[{name: steps@PerStepAccuracy}]"),
-        ("arch.puzzle_emb_ndim=0", "arch.puzzle_emb_len=0"),
-        ("arch=hrm", "arch.H_layers=2"),
+        SLOW(("arch.halt_exploration_prob=0", "arch.hidden_size=48", "arch.num_heads=6")),
+        SLOW(("arch.halt_exploration_prob=1", "accumulation=4", "evaluators=[{name: steps@PerStepAccuracy}]")),
+        SLOW(("arch.puzzle_emb_ndim=0", "arch.puzzle_emb_len=0")), SLOW(("arch=hrm", "arch.H_layers=2")),
+        *(SLOW((f"arch={path.stem}",)) for path in sorted((ROOT / "config/arch").glob("tr*.yaml"))),
     ],
     ids=" ".join,
 )  # fmt: skip

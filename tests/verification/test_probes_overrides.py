@@ -30,6 +30,7 @@ ALIVE = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_key_of_the_architecture_is_alive() -> None:
     found = look("DYN716", *ALIVE)
     assert {f.level for f in found} <= {"PASS", "INFO"}

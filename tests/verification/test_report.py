@@ -9,17 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from scripts.verify_path import checkpoint, run
+from scripts.verify_path import run
 from tests.conftest import ROOT
 from verification.codes import CODES, with_table
-from verification.compose import compose, digest
 from verification.finding import Finding, Report
 from verification.report import CHECKLIST, as_json, level_of, markdown, text
-from verification.signature import make_signature
-from verification.static import verify_command
+from verification.source import Repo
+from verification.static import verify_command, verify_file
 
+STEPS = ("job", "script", "main config", "arch config", "model", "together")
 GOOD = "python pretrain.py --config-name=cfg_pretrain_sudoku_4x4"
 
 
@@ -62,14 +61,55 @@ def test_json_holds_everything() -> None:
 
 
 def test_markdown_has_chain_table_checklist_and_questions() -> None:
-    page = markdown([report_of(GOOD), report_of("python pretrain.py arch.L_cyles=1")], {"J": {"mode": "embedding"}})
+    meant = verify_command(shlex.split(GOOD), root=ROOT, job="J", intent={"mode": "embedding"})
+    page = markdown([meant, report_of("python pretrain.py arch.L_cyles=1")])
     for title, _ in CHECKLIST:
         assert f"- ✅ {title}" in page
     assert "| module@Class | recursive_reasoning.trm@TRM |" in page
-    assert "**embedding**; found embedding" in page
-    assert "**not stated**; found dynamic" in page
+    assert "**embedding**; found: embedding" in page
+    assert "**not stated**; found: dynamic" in page
     assert "❌ JOB030" in page
     assert "commit" not in page
+
+
+def test_the_review_of_a_shipped_job_prints_the_guides_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["jobs-trm.txt", "--job", "sudoku_4x4"]) == 0
+    shown = capsys.readouterr().out
+    steps = [line.strip() for line in shown.splitlines() if "Step" in line]
+    assert steps == [f"✅ Step {n}: {what}" for n, what in enumerate(STEPS, 1)]
+    for link in (
+        "pretrain.py --config-name=cfg_pretrain_sudoku_4x4 device=cpu project_name=trm run_name=sudoku_4x4  (jobs/jobs-trm",
+        "decorator: cfg_pretrain  (pretrain.py:",
+        "config: cfg_pretrain_sudoku_4x4  (config/cfg_pretrain_sudoku_4x4.yaml)",
+        "arch: trm  (config/arch/trm.yaml)",
+        "arch.name: recursive_reasoning.trm@TRM  (models/recursive_reasoning/trm.py:",
+        "training forward: _forward_train_original()  (models/recursive_reasoning/act.py:",
+        "Result: TRM uses _forward_train_original() with dynamic halting, embedding mode, no encoder",
+        "as intended: mode=embedding act=dynamic encoder=none purpose=new",
+    ):
+        assert link in shown
+
+
+def test_a_stale_page_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = str(tmp_path / "page.md")
+    assert run(["jobs-trm.txt", "--markdown", page, "--check"]) == 1
+    assert f"{page} is stale" in capsys.readouterr().out
+    assert run(["jobs-trm.txt", "--markdown", page]) == 0
+    assert run(["jobs-trm.txt", "--markdown", page, "--check"]) == 0
+    Path(page).write_text(Path(page).read_text().replace("Exploration | 0.1", "Exploration | 0.5"))
+    assert run(["jobs-trm.txt", "--markdown", page, "--check"]) == 1
+
+
+def test_the_page_says_nothing_of_this_machine(tmp_path: Path) -> None:
+    """The page of a copy without data sets elsewhere is the same, byte for byte."""
+    (tmp_path / "r").symlink_to(ROOT)
+    found = [
+        markdown(verify_file("jobs-trm.txt", root=root, repo=Repo(root, local_data=False)))
+        for root in (ROOT, tmp_path / "r")
+    ]
+    assert found[0] == found[1]
+    assert str(ROOT) not in found[0]
+    assert "built on first use" in found[0]
 
 
 def test_the_page_of_codes_is_fresh() -> None:
@@ -114,21 +154,3 @@ def test_unusable_commands_are_one_line(argv: list[str]) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-
-
-def test_a_run_is_compared_with_today(tmp_path: Path) -> None:
-    folders = [ROOT / "config"]
-    composed = compose(folders, "cfg_pretrain", ["lr=0.5"], digest(folders))
-    signature = make_signature(report_of("python pretrain.py lr=0.5").subject)
-    (tmp_path / "config.yaml").write_text(
-        '# composed from {"config_name": "cfg_pretrain", "choices": {}}\nscript: pretrain.py\n'
-    )
-    (tmp_path / "config.resolved.yaml").write_text(yaml.safe_dump(composed.resolved()))
-    (tmp_path / "overrides.txt").write_text("lr=0.5\n")
-    (tmp_path / "status.json").write_text('{"step": 100}')
-    (tmp_path / "path_signature.json").write_text(json.dumps(signature))
-    assert run(["--checkpoint", str(tmp_path)]) == 0
-    (tmp_path / "overrides.txt").write_text("lr=0.25\n")
-    (tmp_path / "status.json").write_text('{"step": 1000}')
-    (tmp_path / "path_signature.json").write_text(json.dumps({**signature, "act_mode": "fixed"}))
-    assert checkpoint(tmp_path, ROOT, False).codes("FAIL") == {"CKP610", "CKP611", "CKP613"}

@@ -15,8 +15,9 @@ import pytest
 
 from tests.conftest import ROOT
 from verification.checks import check, run_checks
-from verification.checks.registry import CHECKS, NotApplicable
+from verification.checks.registry import CHECKS, FAMILIES, Family, NotApplicable, say
 from verification.codes import CODES
+from verification.report import PAGE, markdown
 from verification.source import Repo
 from verification.static import verify_all, verify_command, verify_file, verify_recipe
 
@@ -29,10 +30,17 @@ def judged(line: str, **more):
 
 
 def test_everything_that_ships_verifies() -> None:
-    reports = verify_all(ROOT)
+    reports = verify_all(ROOT, repo=Repo(ROOT, local_data=False))
     wrong = [f"{r.job}: {f.code} {f.message}" for r in reports for f in r.of("FAIL", "WARN")]
     assert not wrong
     assert len(reports) > 15
+    stated = [
+        r for r in reports if r.chain and not {"mode", "act", "encoder", "purpose"} <= (r.subject.intent or {}).keys()
+    ]
+    assert not [r.job for r in stated], "a job or recipe that does not answer the guide's four questions"
+    assert (ROOT / PAGE).read_text(encoding="utf-8") == markdown(reports), (
+        f"{PAGE} is stale: python scripts/verify_path.py --all --markdown {PAGE}"
+    )
 
 
 def test_no_torch_is_imported() -> None:
@@ -245,7 +253,7 @@ def test_data_modes_and_contents(copy: Path) -> None:
 def test_what_cannot_be_judged_is_skipped() -> None:
     report = judged("python pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp")
     skipped = {f.code: f.message for f in report.of("SKIP")}
-    assert {"DAT510", "DAT520", "CFG252", "CFG253", "SCR121", "CKP610"} <= skipped.keys()
+    assert {"DAT510", "DAT520", "CFG252", "CFG253", "CKP610"} <= skipped.keys()
     assert all(skipped.values())
     blind = judged("python pretrain.py arch.L_cyles=3")
     assert not blind.codes("PASS") & {"MOD421", "MOD440", "CFG250", "ARC330", "SUM600", "DAT510"}
@@ -275,6 +283,33 @@ def test_a_check_that_breaks_is_no_pass() -> None:
         del CHECKS[-2:]
     assert [f.level for f in found if f.code == "DOC810"] == ["SKIP"]
     assert [f.level for f in found if f.code == "VER900"] == ["WARN"]
+
+
+def test_a_family_brings_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    @check("CFG252", family="feudal")
+    def manager(chain):
+        yield say("CFG252", "FAIL", "a manager without a head")
+
+    @check("CFG253", family="recursive_reasoning")
+    def depth(chain):
+        yield say("CFG253", "FAIL", f"L_cycles={chain.arch['L_cycles']}")
+
+    own = Family(
+        "recursive_reasoning",
+        dead=(("grad_clip", lambda config: config["lr"] < 1, "lr below 1"),),
+        intent={"manager": lambda chain: "none"},
+    )
+    monkeypatch.setitem(FAMILIES, "recursive_reasoning", own)
+    try:
+        report = judged(f"{GOOD} grad_clip=2", intent={"manager": "big"})
+    finally:
+        del CHECKS[-2:]
+    told = {(f.code, f.level): f.message for f in report.of("FAIL", "WARN")}
+    assert told == {
+        ("CFG253", "FAIL"): "L_cycles=1",
+        ("JOB031", "WARN"): "grad_clip is overridden without effect: lr below 1",
+        ("JOB034", "FAIL"): "intended manager=big, resolved manager=none",
+    }
 
 
 def test_a_job_file_with_faults(copy: Path) -> None:

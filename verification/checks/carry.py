@@ -6,11 +6,11 @@ import ast
 from collections.abc import Iterator
 
 from verification.chain import Chain
-from verification.checks.model import Forward, encoder_policy, forward_of, mode_of_body
+from verification.checks.model import Forward, encoder_policy, encoding_calls, forward_of, input_policy, mode_of_body
 from verification.checks.registry import NotApplicable, check, declared, need_resolved, say
 from verification.checks.script import model_calls
 from verification.finding import Finding
-from verification.source import ClassInfo, called, calls, literal, mentions, parameters, reachable
+from verification.source import ClassInfo, called, calls, literal, mentions, parameters, reachable, walk
 
 Problem = tuple[str, str, int]
 FLAGS = ("halted", "needs_reset", "reset", "reset_mask")
@@ -44,9 +44,9 @@ def _model_problems(chain: Chain, forward: Forward) -> Iterator[Problem]:
             _is_none(a) for a in [*call.args, *(k.value for k in call.keywords)]
         ):
             yield f"forward does not pass the carry to {forward.train}", forward.owner.file, call.lineno
-    if not any(isinstance(n, ast.Name) and n.id == carry and isinstance(n.ctx, ast.Load) for n in ast.walk(node)):
+    if not any(isinstance(n, ast.Name) and n.id == carry and isinstance(n.ctx, ast.Load) for n in walk(node)):
         yield f"{node.name} does not look at its carry: every step starts afresh", file, node.lineno
-    for assign in ast.walk(node):
+    for assign in walk(node):
         targets = assign.targets if isinstance(assign, ast.Assign) else []
         if isinstance(assign, ast.Assign) and any(isinstance(t, ast.Name) and t.id == carry for t in targets):
             text = ast.unparse(assign.value)
@@ -55,7 +55,7 @@ def _model_problems(chain: Chain, forward: Forward) -> Iterator[Problem]:
     yield from _returned_problems(chain, node, owner, batch, carry)
     reached = reachable(forward.cls, forward.train)
     counts = [
-        n for f, _ in reached.values() for n in ast.walk(f)
+        n for f, _ in reached.values() for n in walk(f)
         if isinstance(n, ast.BinOp | ast.AugAssign) and isinstance(n.op, ast.Add)
         and mentions(getattr(n, "left", getattr(n, "target", None)), "steps")
     ]  # fmt: skip
@@ -107,7 +107,7 @@ def _constant(node: ast.FunctionDef, value: ast.expr) -> bool:
     if isinstance(value, ast.Name):
         sources = [
             n.value
-            for n in ast.walk(node)
+            for n in walk(node)
             if isinstance(n, ast.Assign) and any(isinstance(t, ast.Name) and t.id == value.id for t in n.targets)
         ][-1:]
     makers = ("ones", "zeros", "full", "ones_like", "zeros_like", "full_like")
@@ -136,7 +136,7 @@ def _reset_problems(chain: Chain, function: ast.FunctionDef, owner: ClassInfo) -
             helper = owner.module.names.get(called(call))
             if isinstance(helper, ast.FunctionDef):
                 yield from _helper_problems(helper, owner)
-    for assign in ast.walk(function):
+    for assign in walk(function):
         if not isinstance(assign, ast.Assign):
             continue
         for target in assign.targets:
@@ -173,7 +173,7 @@ def _task_problems(task: ClassInfo) -> Iterator[Problem]:
     stores: set[str] = set()
     stored_at = 0
     local: dict[str, list[ast.expr]] = {}  # what local names stand for
-    for node in ast.walk(function):
+    for node in walk(function):
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 if isinstance(target, ast.Name):
@@ -181,13 +181,13 @@ def _task_problems(task: ClassInfo) -> Iterator[Problem]:
     returned = {
         n for n, values in local.items() if any(isinstance(v, ast.Attribute) and v.attr == "carry" for v in values)
     }
-    for node in ast.walk(function):
+    for node in walk(function):
         if isinstance(node, ast.Assign) and (
             (isinstance(node.value, ast.Attribute) and node.value.attr == "carry")
             or (isinstance(node.value, ast.Name) and node.value.id in returned)
         ):
             for target in node.targets:
-                names = [n.attr for n in ast.walk(target) if isinstance(n, ast.Attribute)]
+                names = [n.attr for n in walk(target) if isinstance(n, ast.Attribute)]
                 stores |= set(names)
                 stored_at = node.lineno if names else stored_at
     if not stores:
@@ -202,7 +202,7 @@ def _task_problems(task: ClassInfo) -> Iterator[Problem]:
     for method in task.node.body:
         if not isinstance(method, ast.FunctionDef) or method.name in ("__init__", "load_state_dict"):
             continue
-        for node in ast.walk(method):
+        for node in walk(method):
             if not isinstance(node, ast.Assign):
                 continue
             if any(isinstance(t, ast.Attribute | ast.Subscript) and mentions(t, *stores) for t in node.targets):
@@ -226,10 +226,11 @@ def summary(chain: Chain) -> Iterator[Finding]:
     forward = forward_of(chain)
     act, data = declared(chain, "ACT_MODE"), declared(chain, "DATA_MODE")
     done, policy = mode_of_body(forward), encoder_policy(chain)
+    made = encoding_calls(chain, forward)
+    stale = bool(made) and input_policy(made) == "cache_first_step"
     wanted = (chain.script.requires if chain.script else {}).get("DATA_MODE")
     modes = {entry.mode for entry in chain.data if entry.mode}
-    text = f"{forward.cls.name} uses {forward.train}() with {act} halting, {data} mode, encoding: {policy}"
-    good = (
-        done == act and data == wanted and modes <= {data} and not (act == "dynamic" and policy == "cache_first_step")
-    )
+    text = f"{forward.cls.name} uses {forward.train}() with {act} halting, {data} mode, "
+    text += "no encoder" if policy == "none" else f"encoder: {policy}"
+    good = done == act and data == wanted and modes <= {data} and not (act == "dynamic" and stale)
     yield say("SUM600", "PASS" if good else "FAIL", text, forward.owner.file, forward.line)

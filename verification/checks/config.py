@@ -18,11 +18,10 @@ from verification.yaml_lines import defaults_lines, line_of
 
 def defaults_chain(chain: Chain) -> Iterator[tuple[str, str, str, int]]:
     """(file, group, option, line) of the defaults lists of the primary config and of the files that it names."""
-    folder = chain.relative(chain.config_dir) if chain.config_dir else "config"
     pending, seen = [chain.config_name], set()
     while pending:
         name = pending.pop(0)
-        file = f"{folder}/{name}.yaml"
+        file = chain.locate(name)
         if name in seen:
             continue
         seen.add(name)
@@ -48,8 +47,7 @@ def arch_default(chain: Chain) -> Iterator[Finding]:
         if chain.schema is not None and "arch" not in getattr(chain.schema, "__dataclass_fields__", {}):
             raise NotApplicable(f"{script.file} has no arch")
         yield say("CFG210", "FAIL", f"{chain.config_name} chooses no arch in its defaults list", *place)
-    elif not ((chain.config_dir or chain.repo.root) / "arch" / f"{choice}.yaml").is_file():
-        known = sorted(path.stem for path in (chain.config_dir or chain.repo.root).glob("arch/*.yaml"))
+    elif choice not in (known := chain.options("arch/*")):
         yield say("CFG210", "FAIL", f"there is no config/arch/{choice}.yaml (there are {', '.join(known)})", *place)
     else:
         yield say("CFG210", "PASS", f"arch: {choice}", *place)

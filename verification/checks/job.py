@@ -109,8 +109,7 @@ def launcher(chain: Chain) -> Iterator[Finding]:
 def config_exists(chain: Chain) -> Iterator[Finding]:
     need_script(chain)
     if "config" in chain.problems:
-        names = [path.stem for path in (chain.config_dir or chain.repo.root).glob("cfg_*.yaml")]
-        text = f"{chain.problems['config']}: {closest(chain.config_name, names)}"
+        text = f"{chain.problems['config']}: {closest(chain.config_name, chain.options('cfg_*'))}"
         yield say("JOB020", "FAIL", text, chain.where, chain.line)
     else:
         yield say("JOB020", "PASS", f"{chain.config_file} exists", chain.config_file)
@@ -159,7 +158,7 @@ def overrides_compose(chain: Chain) -> Iterator[Finding]:
     if "schema_class" in chain.problems:
         yield say("JOB030", "WARN", f"the schema is not checked: {chain.problems['schema_class']}", chain.script.file)  # type: ignore[union-attr]
     elif not problems:
-        what = f"{len(chain.overrides)} override(s)" + (f" in {chain.sweep} jobs" if chain.sweep > 1 else "")
+        what = f"{len(chain.overrides)} override(s)" + (f" in {len(chain.jobs)} jobs" if len(chain.jobs) > 1 else "")
         yield say("JOB030", "PASS", f"{what} compose and fit the schema", chain.where, chain.line)
 
 
@@ -170,7 +169,7 @@ def from_override(chain: Chain, text: str) -> bool:
 
 def override_keys(chain: Chain) -> dict[str, Any]:
     """Dotted keys that the command sets, with their values; group choices and deletions are left out."""
-    if chain.sweep > 1 or chain.composed is None:
+    if len(chain.jobs) > 1 or chain.composed is None:
         words = [w for w in chain.overrides if not w.startswith("~") and "," not in w]
     else:
         words = [w for w in chain.overrides if not w.startswith("~")]
@@ -215,7 +214,7 @@ def run_name_is_true(chain: Chain) -> Iterator[Finding]:
     if not isinstance(name, str) or not name:
         raise NotApplicable("no run_name is given")
     wrong = []
-    archs = {path.stem for path in (chain.config_dir or chain.repo.root).glob("arch/*.yaml")}
+    archs = chain.options("arch/*")
     chosen = str(chain.choices.get("arch"))
     for token in re.split(r"[_\-/,]+", name.lower()):
         if token in archs and token != chosen:
@@ -236,7 +235,7 @@ def paths_exist(chain: Chain) -> Iterator[Finding]:
     config = need_resolved(chain)
     wrong = False
     source = str(config.get("resume_from") or "latest")
-    if "/" in source and not (chain.repo.root / source).exists():
+    if "/" in source and not ((chain.cwd or chain.repo.root) / Path(source).expanduser()).exists():
         wrong = True
         level: Any = "FAIL" if chain.with_data else "WARN"
         yield say("JOB033", level, f"resume_from={source} does not exist (yet)", chain.where, chain.line)

@@ -16,7 +16,7 @@ from verification.checks.registry import (
     say,
 )
 from verification.finding import Finding
-from verification.source import ClassInfo, ancestors, called, calls, mentions, parameters, parents_of, reachable
+from verification.source import ClassInfo, ancestors, called, calls, mentions, parameters, parents_of, reachable, walk
 
 MODULES = ("nn.Module", "torch.nn.Module", "Module")
 ONLINE, DYNAMIC = ("online", "fixed"), ("original", "dynamic")
@@ -52,7 +52,7 @@ def forward_of(chain: Chain) -> Forward:
     node, owner = found
     train = evaluate = ""
     line = node.lineno
-    for branch in ast.walk(node):
+    for branch in walk(node):
         if isinstance(branch, ast.If | ast.IfExp) and mentions(branch.test, "training"):
             body = branch.body if isinstance(branch.body, list) else [branch.body]
             orelse = branch.orelse if isinstance(branch.orelse, list) else [branch.orelse]
@@ -125,7 +125,7 @@ def mode_of_name(name: str) -> str:
 def mode_of_body(forward: Forward) -> str:
     """fixed or dynamic by what the training method does, "" where neither is recognised."""
     node, _ = forward.method(forward.train)
-    for loop in ast.walk(node):
+    for loop in walk(node):
         counts = isinstance(loop, ast.For) and mentions(
             loop.iter, "num_act_steps", "act_steps", "halt_max_steps", "max_steps"
         )
@@ -191,7 +191,7 @@ def cached(call: ast.Call, function: ast.FunctionDef) -> str:
             and mentions(around, "carry")
         ):
             return ast.unparse(around)[:60]
-    for node in ast.walk(call):
+    for node in walk(call):
         if isinstance(node, ast.Subscript) and mentions(node.slice, *RESETS):
             return ast.unparse(node)
     return ""
@@ -200,7 +200,7 @@ def cached(call: ast.Call, function: ast.FunctionDef) -> str:
 def kept_context(function: ast.FunctionDef, call: ast.Call) -> str:
     """A later statement that replaces the fresh encoding by one from the carry, "" for none."""
     names = assigned_names(function, call)
-    for node in ast.walk(function):
+    for node in walk(function):
         if isinstance(node, ast.Assign) and node.lineno > call.lineno and any(_names(t) & names for t in node.targets):
             chosen = mentions(node.value, "carry") and mentions(node.value, *RESETS)
             if chosen:
@@ -211,23 +211,27 @@ def kept_context(function: ast.FunctionDef, call: ast.Call) -> str:
 def assigned_names(function: ast.FunctionDef, call: ast.Call) -> set[str]:
     """Variables that get the value of a call directly (also through a unary method such as .detach())."""
     found: set[str] = set()
-    for node in ast.walk(function):
-        if isinstance(node, ast.Assign) and any(inner is call for inner in ast.walk(node.value)):
+    for node in walk(function):
+        if isinstance(node, ast.Assign) and any(inner is call for inner in walk(node.value)):
             for target in node.targets:
                 found |= _names(target)
     return found
 
 
 def _names(target: ast.AST) -> set[str]:
-    return {node.id for node in ast.walk(target) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return {node.id for node in walk(target) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
 def encoder_policy(chain: Chain) -> str:
-    """reencode, cache_first_step or none, as found in the training method."""
-    forward = forward_of(chain)
-    made = encoding_calls(chain, forward)
-    if not made:
+    """reencode, cache_first_step or none, as found in the training method: an embedding layer is no encoder."""
+    made = encoding_calls(chain, forward_of(chain))
+    if not any("encode" in called(call).lower() for call, _, _ in made):
         return "none"
+    return input_policy(made)
+
+
+def input_policy(made: list[tuple[ast.Call, ast.FunctionDef, ClassInfo]]) -> str:
+    """reencode or cache_first_step: whether every step makes its own embedding or encoding."""
     return "cache_first_step" if any(cached(c, f) or kept_context(f, c) for c, f, _ in made) else "reencode"
 
 
@@ -258,8 +262,9 @@ def encoding(chain: Chain) -> Iterator[Finding]:
     if claim is not None and claim != policy:
         yield say("MOD430", "FAIL", f"ENCODER_POLICY={claim!r}, the code does {policy}", owner.file, call.lineno)
     else:
-        yield say("MOD430", "PASS", f"{ast.unparse(call)} in {function.name}: {policy}", owner.file, call.lineno)
-    if policy == "reencode":
+        text = f"{ast.unparse(call)} in {function.name}" + (": no encoder" if policy == "none" else f": {policy}")
+        yield say("MOD430", "PASS", text, owner.file, call.lineno)
+    if input_policy(made) == "reencode":
         yield say(
             "MOD431",
             "PASS" if act == "dynamic" else "WARN",
@@ -319,7 +324,7 @@ def _flows_on(function: ast.FunctionDef, detached: ast.Call, names: set[str]) ->
             targets = {
                 n.id
                 for t in around.targets
-                for n in ast.walk(t)
+                for n in walk(t)
                 if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
             }
             later = [c for c in calls(function, *users) if c.lineno > around.lineno]
@@ -330,7 +335,7 @@ def _flows_on(function: ast.FunctionDef, detached: ast.Call, names: set[str]) ->
 def inner_class(chain: Chain, cls: ClassInfo) -> ClassInfo | None:
     """The class of what a constructor stores as `inner`."""
     for owner in cls.mro:
-        for node in ast.walk(owner.node):
+        for node in walk(owner.node):
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
                 for target in node.targets:
                     name = target.attr if isinstance(target, ast.Attribute) else getattr(target, "id", "")
@@ -347,7 +352,7 @@ def _inner_problems(chain: Chain, forward: Forward, call: ast.Call) -> Iterator[
     function, owner = found
     if no_grad_decorator(function):
         yield f"{owner.name}.{function.name} is under no_grad", owner.file, function.lineno
-    for node in ast.walk(function):
+    for node in walk(function):
         if isinstance(node, ast.With) and any(is_no_grad(item.context_expr) for item in node.items):
             yield f"{owner.name}.{function.name} works under no_grad", owner.file, node.lineno
         if isinstance(node, ast.Call) and called(node) == "detach":

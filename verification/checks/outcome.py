@@ -9,7 +9,7 @@ from verification.chain import Chain
 from verification.checks.model import forward_of, is_no_grad, no_grad_decorator
 from verification.checks.registry import NotApplicable, check, need_loss, need_model, need_task, say
 from verification.finding import Finding
-from verification.source import ClassInfo, called, calls, mentions, reachable
+from verification.source import ClassInfo, called, calls, mentions, reachable, walk
 
 
 @check("MOD441")
@@ -19,7 +19,7 @@ def labels(chain: Chain) -> Iterator[Finding]:
     seen = 0
     reached = reachable(loss, "forward")
     for function, owner in reached.values():
-        for node in ast.walk(function):
+        for node in walk(function):
             if (
                 isinstance(node, ast.Subscript)
                 and isinstance(node.slice, ast.Constant)
@@ -56,7 +56,7 @@ def evaluation(chain: Chain) -> Iterator[Finding]:
     problems = []
     loops = [
         n
-        for n in ast.walk(node)
+        for n in walk(node)
         if isinstance(n, ast.For) and mentions(n.iter, "halt_max_steps", "num_act_steps", "max_steps", "steps")
     ]
     if not loops:
@@ -68,7 +68,7 @@ def evaluation(chain: Chain) -> Iterator[Finding]:
             )
         )
     if not no_grad_decorator(node) and not any(
-        is_no_grad(i.context_expr) for w in ast.walk(node) if isinstance(w, ast.With) for i in w.items
+        is_no_grad(i.context_expr) for w in walk(node) if isinstance(w, ast.With) for i in w.items
     ):
         problems.append((f"{node.name} is not under no_grad", owner.file, node.lineno))
     for function, of in reached.values():

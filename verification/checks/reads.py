@@ -7,9 +7,9 @@ from typing import Any
 
 from engine.keys import keys_of
 from verification.chain import Chain
-from verification.checks.registry import Family, declared, register_family
+from verification.checks.registry import Family, declared, family_of, register_family
 from verification.schemas import is_dataclass_node
-from verification.source import SLOTS, ClassInfo, Module, Repo, attribute_reads
+from verification.source import SLOTS, ClassInfo, Module, Repo, attribute_reads, walk
 
 # Read by Hydra, by the command line or by interpolation only.
 ELSEWHERE = frozenset(("script",))
@@ -36,7 +36,7 @@ def _reads(text: str, module: Module) -> set[str]:
 def _checks(module: Module) -> list[ast.AST]:
     """__post_init__ of the module's dataclasses, and the methods that only it calls."""
     found: list[ast.AST] = []
-    for node in ast.walk(module.tree):
+    for node in walk(module.tree):
         if not isinstance(node, ast.ClassDef) or not is_dataclass_node(node):
             continue
         methods = {m.name: m for m in node.body if isinstance(m, ast.FunctionDef)}
@@ -80,15 +80,19 @@ def fields_of(cls: ClassInfo) -> dict[str, tuple[str, int]]:
 
 
 def unread_arch(chain: Chain) -> dict[str, tuple[str, int]]:
-    """Fields of the model's config that no module of the model reads."""
+    """Fields of the model's config that no module of the model reads, those that its family calls dead left out."""
     config = config_class(chain)
     if config is None or chain.model is None or chain.model.cls is None:
         return {}
     modules = {
         m.name: m for name in (chain.model.module, config.module.name) for m in chain.repo.closure(name, ("models",))
     }
-    reads = reads_of(chain.repo, list(modules.values()))
-    return {name: place for name, place in fields_of(config).items() if name not in reads}
+    reads, family = reads_of(chain.repo, list(modules.values())), family_of(chain)
+    return {
+        name: place
+        for name, place in fields_of(config).items()
+        if name not in reads and not dead_reason(family, f"arch.{name}", chain.resolved or {})
+    }
 
 
 def unread_schema(chain: Chain) -> list[str]:
@@ -132,6 +136,11 @@ _EMBEDDING_OFF = (
 )
 _ATTENTION_OFF = (lambda c: bool(_arch(c).get("mlp_t")), "arch.mlp_t=true: there is no attention")
 
+_NO_RECURSION = (
+    lambda c: str(_arch(c).get("name")).endswith("@TransformerBaseline"),
+    "the transformer baseline has one stack, sized by arch.H_layers, and calls it once",
+)
+
 
 def _in(config: dict[str, Any], key: str) -> bool:
     return str(config.get(key)) in str(config.get("run_dir")) or not config.get("run_dir")
@@ -149,9 +158,11 @@ register_family(
                 _EMBEDDING_OFF[1],
             ),
             ("arch.num_heads", *_ATTENTION_OFF),
+            ("arch.head_dim", *_ATTENTION_OFF),
+            *((f"arch.{name}", *_NO_RECURSION) for name in ("H_cycles", "L_cycles", "L_layers")),
             (
                 "arch.rope_theta",
-                lambda c: bool(_arch(c).get("mlp_t")) or _arch(c).get("pos_encodings") != "rope",
+                lambda c: bool(_arch(c).get("mlp_t")) or _arch(c).get("pos_encodings") not in ("rope", "rope_2d"),
                 "there are no rotary positions",
             ),
             (

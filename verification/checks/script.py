@@ -22,7 +22,7 @@ from verification.checks.registry import (
     say,
 )
 from verification.finding import Finding
-from verification.source import ancestors, called, calls, mentions, parents_of
+from verification.source import ancestors, called, calls, mentions, parents_of, walk
 
 CREATE = ("create_model", "create_model_encoder")
 RESOLVE = ("resolve", "load_model_class")
@@ -163,7 +163,7 @@ def _wiring_problems(chain: Chain) -> Iterator[tuple[str, int]]:
 
 def _local_class(function: ast.FunctionDef, call: ast.Call) -> bool:
     """Whether a call makes a class that the function itself imports from models/."""
-    for node in ast.walk(function):
+    for node in walk(function):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("models."):
             return any((a.asname or a.name) == called(call) for a in node.names)
     return False
@@ -187,6 +187,8 @@ def _called_functions(chain: Chain, name: str) -> list[ast.FunctionDef]:
 def data_classes(chain: Chain) -> Iterator[Finding]:
     script = need_script(chain)
     wanted = script.requires.get("DATA_MODE")
+    if wanted is None:
+        raise NotApplicable(f"{script.file} states no DATA_MODE (SCR112)")
     declaring = [(cls, line, found) for cls, line in script.data_classes if (found := cls.variable("DATA_MODE"))]
     if not declaring:
         names = ", ".join(sorted({cls.name for cls, _ in script.data_classes})) or "no class of dataset/"
@@ -225,7 +227,7 @@ def loop_form(chain: Chain) -> Iterator[Finding]:
         isinstance(node, ast.Assign)
         and mentions(node.value, "carry")
         and any(mentions(t, "self") for t in node.targets)
-        for node in ast.walk(function)
+        for node in walk(function)
     )
     form = "fixed" if looped else "dynamic" if stored else "none"
     words = {
@@ -244,7 +246,7 @@ def function_names(chain: Chain) -> Iterator[Finding]:
     if pattern is None:
         raise NotApplicable("the model declares no ACT_MODE")
     script = need_script(chain)
-    functions = [(n, script.file) for n in ast.walk(script.module.tree) if isinstance(n, ast.FunctionDef)]
+    functions = [(n, script.file) for n in walk(script.module.tree) if isinstance(n, ast.FunctionDef)]
     functions += [(n, cls.file) for cls in task.mro for n in cls.node.body if isinstance(n, ast.FunctionDef)]
     wrong = [(n, file) for n, file in functions if "train" in n.name and pattern.search(n.name)]
     for node, file in wrong:
@@ -305,13 +307,13 @@ def swallowed_errors(chain: Chain) -> Iterator[Finding]:
     script, wrong = need_script(chain), False
     for file in chain_modules(chain):
         module = chain.repo.module(file.removesuffix(".py").replace("/", "."))
-        for node in ast.walk(module.tree) if module else ():
+        for node in walk(module.tree) if module else ():
             if not isinstance(node, ast.ExceptHandler):
                 continue
             broad = node.type is None or (
                 isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
             )
-            if broad and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node)):
+            if broad and not any(isinstance(inner, ast.Raise) for inner in walk(node)):
                 wrong = True
                 yield say("SCR141", "WARN", "an `except` that swallows every error", file, node.lineno)
     if not wrong:

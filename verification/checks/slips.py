@@ -11,7 +11,7 @@ from verification.checks.model import encoding_calls, forward_of, no_grad_decora
 from verification.checks.registry import NotApplicable, check, declared, need_model, need_script, need_task, say
 from verification.checks.script import CREATE, model_calls
 from verification.finding import Finding
-from verification.source import ClassInfo, ancestors, called, calls, literal, mentions, parameters, parents_of
+from verification.source import ClassInfo, ancestors, called, calls, literal, mentions, parameters, parents_of, walk
 
 MAKERS = ("ones", "zeros", "full", "ones_like", "zeros_like", "full_like", "initial", "initial_carry")
 HEADS = ("logits", "q_values", "lm_head", "q_head")
@@ -117,9 +117,9 @@ def carry_is_what_was_computed(chain: Chain) -> Iterator[Finding]:
 
 
 def _assigned(node: ast.AST) -> Iterator[tuple[set[str], ast.Assign]]:
-    for assign in ast.walk(node):
+    for assign in walk(node):
         if isinstance(assign, ast.Assign):
-            names = {n.id for t in assign.targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+            names = {n.id for t in assign.targets for n in walk(t) if isinstance(n, ast.Name)}
             yield names, assign
 
 
@@ -146,9 +146,9 @@ def evaluation_takes_all_steps(chain: Chain) -> Iterator[Finding]:
     """No early end of the loop over the steps."""
     forward = forward_of(chain)
     node, owner = forward.method(forward.evaluate)
-    for loop in ast.walk(node):
+    for loop in walk(node):
         if isinstance(loop, ast.For | ast.While):
-            for inner in ast.walk(loop):
+            for inner in walk(loop):
                 if isinstance(inner, ast.Break | ast.Return):
                     text = f"{node.name} may leave its loop early: the depth depends on the batch"
                     yield say("MOD450", "WARN", text, owner.file, inner.lineno)
@@ -162,7 +162,7 @@ def no_parameter_is_left_out(chain: Chain) -> Iterator[Finding]:
     function = task.module.names.get("param_groups")
     if not isinstance(function, ast.FunctionDef):
         return
-    for node in ast.walk(function):
+    for node in walk(function):
         if isinstance(node, ast.comprehension) and node.ifs and calls(node.iter, "named_parameters", "parameters"):
             text = f"param_groups leaves parameters out ({ast.unparse(node.ifs[0])[:60]}): they are never trained"
             yield say("MOD460", "FAIL", text, task.file, node.iter.lineno)

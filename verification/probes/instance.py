@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.distributed import rank, world_size
 from engine.schema import structure, unread
 from engine.task import Runtime
 from engine.trainer import Trainer
@@ -171,10 +172,10 @@ class Tiny:
 
 
 def runtime(seed: int) -> Runtime:
-    """One process on the CPU in float32."""
+    """This process on the CPU in float32; alone, except where the probe of two ranks says otherwise."""
     return Runtime(
-        device=torch.device("cpu"), dtype=torch.float32, attention="auto", seed=seed, accumulation=1, rank=0,
-        world_size=1,
+        device=torch.device("cpu"), dtype=torch.float32, attention="auto", seed=seed, accumulation=1, rank=rank(),
+        world_size=world_size(),
     )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from engine.errors import UsageError
 from engine.registry import resolve
 from engine.schema import structure
+from verification.checks.reads import dead_reason
+from verification.checks.registry import FAMILIES, Family
 from verification.probes.instance import (
     Recorder,
     Tiny,
@@ -77,7 +79,9 @@ def _value(block: Any, key: str) -> Any:
 )
 def overrides(tiny: Tiny) -> Iterator[str | Note]:
     """Each key set back to its default, then to other values, until something changes; nothing does: it is dead."""
-    if unread := tiny.unread_keys():
+    family = FAMILIES.get(str(getattr(tiny.model_class, "FAMILY", "")), Family(""))
+    settings = {**tiny.settings, "arch": tiny.full_arch}
+    if unread := [key for key in tiny.unread_keys() if not dead_reason(family, key, settings)]:
         yield Note("WARN", f"nothing reads {', '.join(unread)}: a key of the config that does nothing")
     yield from run_notes(tiny)
     if not tiny.overridden:

@@ -27,7 +27,7 @@ from engine.schema import structure
 from engine.task import Runtime
 from verification.codes import CODES
 from verification.finding import Finding
-from verification.probes import episodes, outputs, training  # noqa: F401  their probes register on import
+from verification.probes import context, episodes, outputs, ranks, training  # noqa: F401  they register on import
 from verification.probes import overrides as override_probe
 from verification.probes.instance import Tiny, runtime, step
 from verification.probes.registry import PROBES, look
@@ -154,12 +154,29 @@ def _built(tiny: Tiny, resolved: Settings) -> Finding:
 
 
 def _full_size(tiny: Tiny, resolved: Settings) -> int:
-    """Build the unshrunk model on the meta device through the script's create_model; returns its parameters."""
-    config = structure(tiny.script.SCHEMA, {key: value for key, value in resolved.items() if key != "hydra"})
+    """Parameters of the unshrunk model."""
+    return sum(param.numel() for param in _full_model(tiny.script, tiny.family, resolved).parameters())
+
+
+def _full_model(script: ModuleType, family: Any, resolved: Settings) -> torch.nn.Module:
+    """The unshrunk model on the meta device, through the script's create_model."""
+    config = structure(script.SCHEMA, {key: value for key, value in resolved.items() if key != "hydra"})
     base = vars(runtime(0)) | {"device": torch.device("meta")}
     with torch.device("meta"):
-        model = tiny.family.build_full(tiny.script, config, Runtime(**base))
-    return sum(param.numel() for param in model.parameters())
+        return family.build_full(script, config, Runtime(**base))
+
+
+def tensor_names(resolved: Settings, *, entry: str, root: Path) -> set[str]:
+    """What the weights of the config's model are called. Raises: UsageError where it cannot be built here."""
+    script = _script(Path(entry).stem, root.resolve())
+    if script is None:
+        raise UsageError(f"this process has not loaded the code of {root}")
+    model_class = resolve((resolved.get("arch") or {}).get("name", ""), "models", "arch.name")
+    family = family_of(model_class)
+    if family is None:
+        raise UsageError(f"no probes are registered for {model_class.__name__}")
+    with _quiet():
+        return set(_full_model(script, family, resolved).state_dict())
 
 
 def _unbuilt(error: BaseException) -> Finding:

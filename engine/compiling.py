@@ -1,0 +1,65 @@
+"""torch.compile for a task: in place, so that names in checkpoints and the modules that others hold stay the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from engine.config import RunConfig
+from engine.errors import UsageError
+from engine.io import say
+from engine.task import Task
+
+BACKEND = "inductor"
+VARIANTS = 64  # a block is compiled for each of: gradients or none, kind of inputs, rows of a batch
+
+
+def compile_task(task: Task, config: RunConfig, device: torch.device) -> None:
+    """Compile as `config.compile` says: off, block (each of `task.module.blocks()`), full (`task.loss`).
+
+    Only rounding and speed depend on it, so a machine without a compiler says so and trains as it is.
+
+    Raises:
+        UsageError: the model names no blocks.
+    """
+    if config.compile == "off":
+        return
+    model: Any = task.module
+    blocks = model.blocks() if hasattr(model, "blocks") else []
+    if config.compile == "block" and not blocks:
+        raise UsageError("compile=block: this model names no blocks to compile, use compile=full or compile=off")
+    options: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
+    if (reason := _missing(device, options)) is not None:
+        say(f"warning: compile={config.compile} found no working compiler ({reason}), so nothing is compiled; install "
+            "g++ and the Python headers (CUDA: Triton)")  # fmt: skip
+        return
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    if config.compile == "full":
+        task.loss = torch.compile(task.loss, **options)  # type: ignore[method-assign]
+        say("compile     the whole loss; the first steps take longer")
+        return
+    graphs = config.compile_cuda_graphs and device.type == "cuda"
+    for block in blocks:
+        block.forward = _compiled(block.forward, options, graphs=graphs)
+    note = "" if graphs == config.compile_cuda_graphs else f" (no CUDA graphs on {device.type})"
+    say(f"compile     {len(blocks)} block(s){note}; the first steps and the first evaluation take longer")
+
+
+def _compiled(function: Callable[..., Any], options: dict[str, Any], *, graphs: bool) -> Callable[..., Any]:
+    if not graphs:
+        return torch.compile(function, **options)
+    fast = torch.compile(function, **options, mode="reduce-overhead")
+    # A replay overwrites the outputs of the one before, but latents outlive steps and evaluations: hand out copies.
+    return lambda *inputs: fast(*inputs).clone()
+
+
+def _missing(device: torch.device, options: dict[str, Any]) -> str | None:
+    """Compile one small function: why it cannot be done here, or None."""
+    try:
+        torch.compile(lambda x: torch.nn.functional.silu(x) + 1, **options)(torch.ones(8, device=device))
+    except Exception as error:  # what a backend raises is its own affair, and of many types
+        cause = getattr(error, "inner_exception", error)
+        return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0][:160]}"
+    return None

@@ -1,0 +1,50 @@
+"""The transformer without recursion that HRM is compared with (Wang et al. 2025, arXiv 2506.21734): one stack.
+
+    z_H <- H(z_H + x), once per ACT step, with its gradient
+
+What differs from the published code: 8 heads, which divide the width and keep the fast attention kernels; the public
+12 heads of width 42 are `num_heads=12 head_dim=42` (27,145,218 parameters on ARC, 27,276,290 with 8). Rows halt on
+q_halt > q_continue as there, and the target of q_continue is computed (a second pass), which the published loss never
+asked for; `no_ACT_continue=true` halts on q_halt > 0 in one pass. In place of its switch act_inference, which restarted
+halted rows, there is `eval_halting=latched`; act_enabled is left out, episodes are always adaptive in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from models.recursive_reasoning.config import RecursiveConfig
+from models.recursive_reasoning.inner import INPUT
+from models.recursive_reasoning.model import RecursiveModel
+from models.recursive_reasoning.recursion import Update
+
+__all__ = ["TransformerBaseline", "TransformerBaselineConfig"]
+
+
+@dataclass(kw_only=True)
+class TransformerBaselineConfig(RecursiveConfig):
+    """One stack, called once per step. H_cycles, L_cycles and L_layers, which recipes set for any model, do nothing."""
+
+    H_layers: int = 8
+    """Blocks of the one stack."""
+    no_ACT_continue: bool = False
+    """False: halt on q_halt > q_continue, with a second pass for its target. True: halt on q_halt > 0
+    alone."""
+
+    def __post_init__(self) -> None:
+        if self.H_layers < 1:
+            raise ValueError(f"arch.H_layers={self.H_layers}: the baseline's one stack has at least 1 block")
+        super().__post_init__()
+
+
+class TransformerBaseline(RecursiveModel):
+    """One latent z_H, one call of one stack per ACT step."""
+
+    Config: ClassVar = TransformerBaselineConfig
+
+    @staticmethod
+    def cycles(config: TransformerBaselineConfig) -> tuple[Sequence[Update], int]:
+        del config  # nothing to choose
+        return (Update("H_level", "z_H", ("z_H",), (INPUT,)),), 1

@@ -1,0 +1,31 @@
+"""TRM with one latent (arXiv 2510.04871, ablation "single z"): z_L is refined with the question, then once without it.
+
+    repeat H_cycles times:  repeat L_cycles times: z_L <- f(z_L + x);   z_L <- f(z_L)
+
+Only the last cycle carries a gradient. The published code adds x outside the stack; the sum is the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from models.recursive_reasoning.inner import INPUT
+from models.recursive_reasoning.model import RecursiveModel
+from models.recursive_reasoning.recursion import Update, cycle_plan
+from models.recursive_reasoning.trm import TRMConfig
+
+__all__ = ["TRMSingleZ"]
+
+
+class TRMSingleZ(RecursiveModel):
+    """TRM without z_H: the heads read z_L, and the update that ends a cycle is one of z_L without the input."""
+
+    Config: ClassVar = TRMConfig
+    readout: ClassVar[str] = "z_L"
+
+    @staticmethod
+    def cycles(config: TRMConfig) -> tuple[Sequence[Update], int]:
+        low = Update("L_level", "z_L", ("z_L",), (INPUT,))
+        high = Update("L_level", "z_L", ("z_L",))
+        return cycle_plan(config.H_cycles, config.L_cycles, low, high), config.L_cycles + 1

@@ -1,0 +1,135 @@
+"""How many rows a step should have: double, then bisect, each size measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import UsageError
+
+SLOWER = 0.95  # a larger batch that is slower per row than this share of the best ends the search
+NEAR = 0.97  # of several equally fast ones the smallest is recommended
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One batch size. `reason` says why it cannot be used, if so."""
+
+    rows: int
+    examples_per_s: float | None = None
+    memory: int | None = None
+    reason: str = ""
+
+
+def find_batch_size(start: int, step: int, measure: Callable[[int], Trial]) -> list[Trial]:
+    """Trials in increasing order: `start` halved until it works, doubled while that pays, then bisected to an eighth.
+
+    All sizes are multiples of `step` (ranks x accumulation).
+    """
+    trials: dict[int, Trial] = {}
+
+    def usable(rows: int) -> bool:
+        trials[rows] = trials.get(rows) or measure(rows)
+        return not trials[rows].reason
+
+    low = start
+    while not usable(low) and low > step:
+        low = max(step, low // 2 // step * step)
+    high = next((rows for rows in sorted(trials) if trials[rows].reason and rows > low), None)
+    while not trials[low].reason and high is None and _still_pays(trials):
+        if usable(2 * low):
+            low *= 2
+        else:
+            high = 2 * low
+    while high is not None and not trials[low].reason and high - low > max(step, low // 8):
+        middle = (low + high) // 2 // step * step
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if usable(middle) else (low, middle)
+    return [trials[rows] for rows in sorted(trials)]
+
+
+def _still_pays(trials: dict[int, Trial]) -> bool:
+    speeds = [trials[rows].examples_per_s or 0.0 for rows in sorted(trials) if not trials[rows].reason]
+    return len(speeds) < 2 or speeds[-1] >= SLOWER * max(speeds[:-1])
+
+
+def best(trials: list[Trial]) -> Trial | None:
+    """The smallest batch that is as good as the fastest."""
+    usable = [trial for trial in trials if not trial.reason]
+    fastest = max((trial.examples_per_s or 0.0 for trial in usable), default=0.0)
+    return next((trial for trial in usable if (trial.examples_per_s or 0.0) >= NEAR * fastest), None)
+
+
+def measure_apart(argv: list[str], key: str, rows: int, *, limit_s: float) -> Trial:
+    """Estimate `argv` with `key=rows` in a child process: what it does to memory ends with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "estimate.json"
+        command = [sys.executable, str(Path(__file__).with_name("estimate.py")), *argv, "--json", str(result)]
+        try:
+            done = subprocess.run(
+                [*command, f"++{key}={rows}"], capture_output=True, text=True, timeout=limit_s, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return Trial(rows=rows, reason=f"no three steps within {limit_s:.0f} s")
+        if done.returncode or not result.exists():
+            return Trial(rows=rows, reason=_why(done))
+        found = json.loads(result.read_text(encoding="utf-8"))
+    return Trial(rows=rows, examples_per_s=found["examples_per_s"], memory=found["memory"]["process"])
+
+
+def _why(done: subprocess.CompletedProcess[str]) -> str:
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    if done.returncode < 0 or "emory" in last:
+        return "out of memory"
+    return last.removeprefix("error: ").partition(":")[0]
+
+
+# --- memory of a CPU run ----------------------------------------------------------------------------------------------
+
+
+def read_size(text: str) -> int:
+    """`8GiB`, `500MB`, `2G` or bytes. Raises: UsageError."""
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+    lowered = text.strip().lower().removesuffix("b")
+    number = lowered.rstrip("kmgi")
+    try:
+        size = int(float(number) * units[lowered[len(number) :]])
+    except (ValueError, KeyError):
+        size = 0
+    if size < 2**26:
+        raise UsageError(f"--memory-limit {text}: expected a size such as 8GiB, at least 64MiB")
+    return size
+
+
+def usual_limit() -> int:
+    """Four fifths of the memory that is free now, on this machine and in this container."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        free = pages // 2
+    try:
+        group = Path("/sys/fs/cgroup")
+        allowed = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        allowed = free
+    return int(0.8 * min(free, allowed))
+
+
+def limit_memory(size: int) -> None:
+    """From here on this process gets an error, not the whole machine's memory, when it wants more than `size`.
+
+    RLIMIT_DATA counts private memory that can be written; address space (RLIMIT_AS) would count torch's libraries too.
+    """
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (size, hard))

@@ -1,0 +1,110 @@
+"""Where a drawing goes, and what it may replace: drawings of this command, never a file that somebody else made."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+
+from engine.errors import UsageError
+from engine.io import atomic_write_bytes
+from scripts._boards import Headline, Layout, Thought
+from scripts._opening import Subject
+
+SUFFIXES = (".png", ".gif", ".html")
+USUAL = {".png": 4, ".gif": 4, ".html": 32}
+"""How many examples are drawn where --examples does not say."""
+MARK = b"Loopforge visualize"
+"""Stands within the first bytes of every drawing."""
+HEAD = 8192
+
+
+def default_file(subject: Subject, args: argparse.Namespace) -> Path:
+    """`thinking_step_N.png` in the run, with every setting in the name that is not the usual one."""
+    opened = subject.opened
+    parts = [f"thinking_step_{opened.checkpoint.step}"]
+    if args.split != "test":
+        parts.append(args.split)
+    if args.example is not None:
+        parts.append(f"example-{args.example}")
+    if args.data:
+        parts.append("data-" + "-".join(entry["content_hash"][:8] for entry in subject.data))
+    if subject.steps != opened.config.arch.get("halt_max_steps", subject.steps):
+        parts.append(f"steps-{subject.steps}")
+    if args.weights == "raw" and opened.checkpoint.has_ema:
+        parts.append("raw")
+    return opened.run_dir / ("_".join(parts) + ".png")
+
+
+def check_target(target: Path) -> None:
+    """Raises: UsageError when `target` is a folder or a file that this command did not write."""
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder: name a file in it, such as {target / 'thinking.html'}")
+    try:
+        with open(target, "rb") as stream:
+            ours = MARK in stream.read(HEAD)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    if not ours:
+        raise UsageError(f"{target} exists and is no drawing of visualize.py: remove it or name another with --out")
+
+
+def check_count(count: int, suffix: str, layout: Layout, steps: int) -> None:
+    """Raises: UsageError when one file of this kind does not hold so many examples."""
+    from scripts._animation import film_capacity
+    from scripts._page import page_capacity
+    from scripts._picture import strip_capacity
+
+    most = {
+        ".png": lambda: strip_capacity(layout, steps), ".gif": lambda: film_capacity(steps),
+        ".html": lambda: page_capacity(layout, steps),
+    }  # fmt: skip
+    if count > (holds := most[suffix]()):
+        size = f"{layout.rows}x{layout.columns} boards over {steps} steps"
+        roomier = page_capacity(layout, steps)
+        other = f"; --out NAME.html holds {roomier}" if suffix != ".html" and roomier > holds else ""
+        if not holds:
+            raise UsageError(f"--steps {steps}: a {suffix} has no room for {size}{other}")
+        raise UsageError(f"--examples {count}: a {suffix} of {size} holds at most {holds}{other}")
+
+
+def write(target: Path, thoughts: list[Thought], words: Headline) -> str:
+    """Draw what the suffix of `target` asks for, and return what was written in words.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    from scripts._animation import draw_film
+    from scripts._page import draw_page
+    from scripts._picture import draw_strip
+
+    if target.suffix.lower() == ".html":
+        data = draw_page(thoughts, words).encode("utf-8")
+        said = f"{len(thoughts)} examples, {len(data) / 1e6:.2f} MB"
+    elif target.suffix.lower() == ".gif":
+        data = draw_film(thoughts, words)
+        with Image.open(io.BytesIO(data)) as film:
+            said = f"{thoughts[0].steps} frames, {film.width} x {film.height}"
+    else:
+        picture = draw_strip(thoughts, words)
+        data, said = _png(picture), f"{picture.width} x {picture.height}"
+    try:
+        atomic_write_bytes(target, data)
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    return f"written {target} ({said})"
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream, notes = io.BytesIO(), PngImagePlugin.PngInfo()
+    notes.add_text("Software", MARK.decode())
+    picture.save(stream, format="PNG", optimize=True, pnginfo=notes)
+    return stream.getvalue()
+
+
+def _unwritable(target: Path, error: OSError) -> UsageError:
+    return UsageError(f"{target} cannot be written ({error.strerror}): name another file with --out")

@@ -1,0 +1,208 @@
+"""A model thinking as one static HTML page: every example, every ACT step, nothing loaded from anywhere.
+
+The page is complete without JavaScript at the last step; the script (`_page.js`) redraws the same cells for any other
+one from the JSON at its end. Colours and sizes are CSS variables, so that the style sheet (`_page.css`) knows no board.
+
+T positions of an example, S ACT steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from scripts._boards import Headline, Layout, Thought
+from scripts._cards import LEVELS, card, chart_x
+from scripts._picture import largest_board
+
+THEME = {
+    "page": ("#f4f6f8", "#0f141b"),
+    "card": ("#ffffff", "#181f29"),
+    "ink": ("#1b2430", "#e8edf4"),
+    "muted": ("#556070", "#a3afbf"),
+    "hair": ("#c5ccd6", "#3a4656"),
+    "line": ("#3b4757", "#9aa8ba"),
+    "control": ("#6d7a8b", "#7d8b9e"),
+    "given": ("#e6eaf0", "#2b3543"),
+    "unscored": ("#f4f6f8", "#121820"),
+    "right": ("#009e73", "#14b184"),
+    "right-ink": ("#064a33", "#d3fbe9"),
+    "right-note": ("#0a6b4a", "#4fd6a4"),
+    "wrong": ("#d55e00", "#e8701a"),
+    "wrong-ink": ("#6b1f00", "#ffe3d2"),
+    "wrong-mark": ("#b03a00", "#ff9a5c"),
+    "changed": ("#7a35c8", "#c9a2ff"),
+    "accent": ("#1f57c3", "#7fb0ff"),
+    "on-accent": ("#ffffff", "#0f141b"),
+}
+"""Name of a CSS variable -> (in light, in dark mode)."""
+SHADE = (0.06, 0.36)
+"""Strength of a cell's colour: at no confidence, and what full confidence adds."""
+FIRST = 32
+"""Arrays are strings with one character a cell: chr(FIRST + value), confidences in LEVELS steps."""
+SECURITY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+LARGEST = 8e6
+MOST = 500
+
+
+def page_capacity(layout: Layout, steps: int) -> int:
+    """How many examples a page holds that a phone still opens."""
+    cell = 2 * steps + (45 if layout.in_place else 75)
+    return min(MOST, int(LARGEST / (layout.rows * layout.columns * cell + 4000)))
+
+
+def draw_page(thoughts: Sequence[Thought], words: Headline) -> str:
+    """The whole page."""
+    here = Path(__file__).parent
+    layout, steps = largest_board(thoughts), thoughts[0].steps
+    solved = sum(thought.solved_from is not None for thought in thoughts)
+    data = json.dumps(page_data(thoughts), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in words.facts)
+    cards = "\n".join(card(thought) for thought in thoughts)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="generator" content="Loopforge visualize">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{SECURITY}">
+<link rel="icon" href="data:,">
+<title>{escape(words.title)}</title>
+<style>
+{theme_css()}
+{board_css(layout)}
+{(here / "_page.css").read_text(encoding="utf-8")}{paint_css(layout)}</style>
+</head>
+<body>
+<header>
+<h1>{escape(words.title)}</h1>
+<dl>{facts}</dl>
+</header>
+<noscript><p class="note">Shown after the last step, {steps}. With JavaScript you can go through all.</p></noscript>
+{_controls(steps, len(thoughts), solved)}
+{_legend(layout)}
+<main>
+{cards}
+</main>
+<script type="application/json" id="data">{data}</script>
+<script>
+{(here / "_page.js").read_text(encoding="utf-8")}</script>
+</body>
+</html>
+"""
+
+
+def page_data(thoughts: Sequence[Thought]) -> dict[str, Any]:
+    """What the script draws from. Per cell: kind (g given, f to find, u unscored), label, answers and confidences."""
+    examples, layout = [], thoughts[0].layout
+    for thought in thoughts:
+        steps = range(thought.steps)
+        to_find, scored = thought.to_find, thought.scored
+        examples.append({
+            "kind": "".join("f" if f else "g" if s else "u" for f, s in zip(to_find, scored, strict=True)),
+            "columns": thought.layout.columns,
+            "labels": _text([max(0, label) for label in thought.labels.tolist()]),
+            "answers": [_text(thought.answers[step].tolist()) for step in steps],
+            "sure": [_text((thought.confidence[step] * LEVELS).round().astype(int).tolist()) for step in steps],
+            "halt": [round(float(q), 4) for q in thought.q_halt],
+            "found": [thought.found(step) for step in steps],
+            "wrong": [thought.wrong(step) for step in steps],
+        })  # fmt: skip
+    return {
+        "first": FIRST, "levels": LEVELS, "symbols": layout.symbols,
+        "painted": [bool(paint) for paint in layout.paints], "chart": chart_x(thoughts[0].steps), "examples": examples,
+    }  # fmt: skip
+
+
+def _text(values: Sequence[int]) -> str:
+    return "".join(chr(FIRST + value) for value in values)
+
+
+def theme_css() -> str:
+    """The colours: light, dark where the system asks for it, and either where the reader does."""
+    light, dark = (" ".join(f"--{name}:{pair[mode]};" for name, pair in THEME.items()) for mode in (0, 1))
+    shade = f"--shade-least:{SHADE[0]}; --shade-more:{SHADE[1]};"
+    return (
+        f":root{{color-scheme:light; {light} {shade}}}\n"
+        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark; {dark}}}}}\n"
+        f":root[data-theme=dark]{{color-scheme:dark; {dark}}}"
+    )
+
+
+def board_css(layout: Layout) -> str:
+    """The size of a cell, and thick lines where the layout has them."""
+    side = max(11.0, min(54.0, 268.0 / layout.columns))
+    font = 0.6 if layout.symbol_width == 1 else 1.0 / layout.symbol_width
+    boards = 1 if layout.in_place else 2
+    rules = [
+        f":root{{--columns:{layout.columns}; --side:{side:.1f}px; --font:{font:.2f}; --boards:{boards};}}",
+        *(
+            f".board td:nth-child({index + 1}){{border-left:2px solid var(--line)}}"
+            for index in range(1, layout.columns)
+            if layout.heavy(index, along_rows=False)
+        ),
+        *(
+            f".board tr:nth-child({index + 1}) td{{border-top:2px solid var(--line)}}"
+            for index in range(1, layout.rows)
+            if layout.heavy(index, along_rows=True)
+        ),
+    ]
+    return "\n".join(rules)
+
+
+def paint_css(layout: Layout) -> str:
+    """A class for each token that is a coloured cell. It must follow the rules for right and wrong."""
+    return "".join(
+        f".board .t{token}{{background-color:{paint[0]};color:{paint[1]}}}\n"
+        for token, paint in enumerate(layout.paints)
+        if paint
+    )
+
+
+def _controls(steps: int, shown: int, solved: int) -> str:
+    """Hidden until the script finds that it runs."""
+    kinds = (("all", "All", shown), ("yes", "Solved", solved), ("no", "Not solved", shown - solved))
+    filters = "".join(
+        f'<button type="button" data-show="{kind}" aria-pressed="{str(kind == "all").lower()}"'
+        f"{'' if count else ' disabled'}>{name} {count}</button>"
+        for kind, name, count in kinds
+    )
+    return f"""<nav id="controls" aria-label="Steps and filters" hidden>
+<div class="group"><button type="button" id="back" aria-label="one step back">◀</button>
+<button type="button" id="play" class="main">Play</button>
+<button type="button" id="on" aria-label="one step on">▶</button></div>
+<label class="slide"><span class="sr">ACT step</span>
+<input id="step" type="range" min="1" max="{steps}" value="{steps}" step="1"></label>
+<output id="where" for="step">step {steps} of {steps}</output>
+<div class="group" role="group" aria-label="Which examples">{filters}</div>
+<div class="group"><button type="button" id="solution" aria-pressed="false">Solution</button>
+<button type="button" id="theme">Dark</button></div>
+<p class="keys"><kbd>←</kbd> <kbd>→</kbd> step · <kbd>Space</kbd> play · <kbd>Home</kbd> <kbd>End</kbd> first, last ·
+<kbd>S</kbd> solution · point at a cell for its numbers</p>
+</nav>"""
+
+
+def _legend(layout: Layout) -> str:
+    shades = "" if layout.paints else ", sure"
+    cells = [
+        ('<td class="r" style="--p:1">3', f"right{shades}"), ('<td class="r" style="--p:.2">3', "right, unsure"),
+        ('<td class="w" style="--p:1">3', f"wrong{shades}"), ('<td class="w" style="--p:.2">3', "wrong, unsure"),
+        ('<td class="r c" style="--p:.6">3', "changed at this step"),
+    ]  # fmt: skip
+    if layout.paints:  # a cell with a colour of its own has no shade for certainty
+        cells = cells[::2]
+    if layout.in_place:
+        cells.insert(0, ('<td class="g">3', "given"))
+    items = "".join(
+        f'<li><table class="board key" role="presentation"><tr>{cell}</table>{says}</li>' for cell, says in cells
+    )
+    lines = (
+        '<li><svg viewBox="0 0 30 10" width="30" height="10" aria-hidden="true"><path class="found" d="M0 5H30"/></svg>'
+        "cells to find that are right</li>"
+        '<li><svg viewBox="0 0 30 10" width="30" height="10" aria-hidden="true"><path class="halt" d="M0 5H30"/></svg>'
+        "how sure the halting head is; above the thin line it would stop</li>"
+    )
+    return f'<ul class="legend" aria-label="Legend">{items}{lines}</ul>'

@@ -1,0 +1,228 @@
+"""Measure a run without running it: build it as its entry script does, take a few steps, write nothing.
+
+Sizes are bytes, times seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.launch import make_runtime
+from engine.rows import RowSharded
+from engine.signals import StopSignal
+from engine.task import Plan, SparseTable
+from engine.trainer import Trainer
+
+WARM_UP = 1  # steps before the clock runs: lazy state, kernels chosen, pages touched
+FEWEST = 2
+
+
+class _Enough(Exception):
+    """Ends the probe: the trainer lets it pass."""
+
+
+@dataclass(kw_only=True)
+class Probe:
+    """What was found out."""
+
+    device: str
+    parameters: dict[str, int]
+    """Trained numbers by group."""
+    optimizers: dict[str, str]
+    frozen: int
+    """Numbers of the model that no group trains."""
+    memory: dict[str, int]
+    """weights, gradients, moments, average: exact; activations: measured; process: the peak of it all."""
+    checkpoint: int
+    """Bytes of one checkpoint's tensors."""
+    saves: list[int]
+    """The steps at which the run will save."""
+    total_steps: int
+    last_step: int
+    evaluations: int
+    batch_key: str
+    batch_rows: int
+    eval_examples: int | None
+    """Examples of all evaluations together; None where the task does not say."""
+    step_seconds: float
+    timed_steps: int
+    flops_step: float | None
+    flops_evaluations: float | None
+
+    @property
+    def examples_per_second(self) -> float:
+        return self.batch_rows / self.step_seconds
+
+    @property
+    def training_seconds(self) -> float:
+        return self.step_seconds * self.last_step
+
+    @property
+    def evaluation_seconds(self) -> float | None:
+        """By operations, at the speed of the training steps; None where the model does not count them."""
+        if self.flops_evaluations is None or not self.flops_step:
+            return None
+        return self.step_seconds * self.flops_evaluations / self.flops_step
+
+
+class _Clock:
+    """A hook of the trainer: times steps and stops after `steps` of them, or after `seconds` and FEWEST of them."""
+
+    def __init__(self, device: torch.device, steps: int, seconds: float) -> None:
+        self.device, self.steps, self.seconds = device, steps, seconds
+        self.times: list[float] = []
+        self.began = self.last = 0.0
+
+    def start(self, trainer: Trainer) -> None:
+        self.began = self.last = time.perf_counter()
+
+    def after_step(self, trainer: Trainer) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.times.append(now - self.last)
+        self.last = now
+        timed = len(self.times) - WARM_UP
+        late = now - self.began > self.seconds and timed >= FEWEST
+        if timed >= self.steps or late or trainer.step >= trainer.last_step:
+            raise _Enough
+
+    def after_eval(self, trainer: Trainer, results: dict[str, Any]) -> None:
+        self.last = time.perf_counter()
+
+    def end(self, trainer: Trainer) -> None:
+        """Not reached: the last step ends the probe."""
+
+    @property
+    def timed(self) -> list[float]:
+        """The steps after the warm-up; the warm-up itself where there was nothing else."""
+        return self.times[WARM_UP:] or self.times
+
+
+def probe(config: Any, module: Any, *, steps: int, seconds: float) -> Probe:
+    """Build the run of `config` by the entry script `module` and time a few training steps.
+
+    Raises: what building or a step raises (UsageError, RunFailure when memory runs out).
+    """
+    runtime = make_runtime(config)
+    plan: Plan = module.build(config, runtime)
+    clock = _Clock(runtime.device, steps, seconds)
+    trainer = Trainer(
+        plan, config, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal(), hooks=[clock]
+    )
+    # An evaluation within the first steps would be timed as one of them, and take long.
+    evaluations = sorted(step for step in plan.eval_steps if step < trainer.last_step)
+    all_evaluations = [*evaluations, trainer.last_step] if _ends_with_one(plan, trainer) else evaluations
+    saves = _saves(plan, config, trainer, all_evaluations)
+    plan.eval_steps = frozenset()
+    before = _reset_peak(runtime.device)
+    with contextlib.suppress(_Enough):
+        trainer.fit()
+    peak = _peak(runtime.device)
+    state = {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()}
+    memory = _memory(trainer, state)
+    late = memory["gradients"] + memory["moments"]  # untouched pages when `before` was taken, on a CPU
+    known = sum(memory.values()) if runtime.device.type == "cuda" else before + late
+    task_state = trainer.state_dict()["task"]
+    examples = _eval_examples(plan.task, len(evaluations), len(all_evaluations) - len(evaluations))
+    flops: Any = getattr(trainer.module, "flops", None)
+    return Probe(
+        device=str(runtime.device), parameters={g.name: _count(g.params) for g in plan.task.param_groups()},
+        optimizers={g.name: g.optimizer for g in plan.task.param_groups()},
+        frozen=sum(p.numel() for p in trainer.module.parameters() if not p.requires_grad),
+        memory={**memory, "activations": max(0, peak - known), "process": peak},
+        checkpoint=memory["weights"] + memory["moments"] + memory["average"] + _bytes(task_state),
+        saves=saves, total_steps=plan.total_steps, last_step=trainer.last_step, evaluations=len(all_evaluations),
+        batch_key=plan.batch_key, batch_rows=plan.batch_rows, eval_examples=examples,
+        step_seconds=statistics.median(clock.timed), timed_steps=len(clock.timed),
+        flops_step=flops(plan.batch_rows)["train"] if flops else None,
+        flops_evaluations=flops(examples)["eval"] if flops and examples is not None else None,
+    )  # fmt: skip
+
+
+def _ends_with_one(plan: Plan, trainer: Trainer) -> bool:
+    return plan.final_eval or trainer.last_step in plan.eval_steps
+
+
+def _saves(plan: Plan, config: Any, trainer: Trainer, evaluations: list[int]) -> list[int]:
+    interval = config.checkpoint_interval
+    periodic = set(range(interval, trainer.last_step + 1, interval)) if interval else set()
+    return sorted(periodic | (set(evaluations) if plan.checkpoint_every_eval else set()) | {trainer.last_step})
+
+
+def kept(saves: list[int], keep_last: int, keep_every: int | None) -> int:
+    """Checkpoints that remain of `saves` at the end, at most: the newest, the multiples, and the best one."""
+    stay = set(saves[-keep_last:]) | {step for step in saves if keep_every and step % keep_every == 0}
+    return min(len(saves), len(stay) + 1)
+
+
+def _eval_examples(task: Any, during: int, final: int) -> int | None:
+    samplers = [getattr(task, name, None) for name in ("eval_sampler", "final_sampler")]
+    if None in samplers:
+        return None
+    return during * samplers[0].num_examples + final * samplers[1].num_examples  # type: ignore[union-attr]
+
+
+def _memory(trainer: Trainer, optimizers: Mapping[str, Any]) -> dict[str, int]:
+    trained = [p for p in trainer.module.parameters() if p.requires_grad]
+    return {
+        "weights": _bytes(trainer.module.state_dict()),
+        "gradients": sum(p.numel() * p.element_size() for p in trained),
+        "moments": _bytes(optimizers),
+        "average": _bytes(trainer.ema.state_dict()) if trainer.ema is not None else 0,
+    }
+
+
+def _count(params: Any) -> int:
+    return params.weights.numel() if isinstance(params, SparseTable) else sum(p.numel() for p in params.values())
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, RowSharded):
+        tree = tree.tensor
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping | list | tuple):
+        for inner in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _tensors(inner)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(tree))
+
+
+# --- memory of the machine --------------------------------------------------------------------------------------------
+
+
+def _reset_peak(device: torch.device) -> int:
+    """Begin a new measurement of the peak; returns what is in use now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:  # not Linux, or not allowed: the peak then includes building the data
+        return _peak(device)
+    return _peak(device)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak

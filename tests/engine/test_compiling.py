@@ -1,0 +1,156 @@
+"""torch.compile: what is compiled, that names and numbers stay, and one line where it cannot work.
+
+The fast tests only trace (backend eager: what is traced runs in torch's own kernels), the slow one generates code too.
+"""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine import compiling
+from engine.config import RunConfig
+from engine.errors import UsageError
+from tests.conftest import run_ranks, run_script
+from tests.e2e.test_ranks import ATTENTION, BASE, compare, compare_weights
+
+CPU = torch.device("cpu")
+SHORT = (
+    *BASE, *ATTENTION, "max_steps=5", "log_interval=1", "verify=off", "arch.H_cycles=2", "arch.L_cycles=1",
+    "arch.halt_max_steps=2", "eval_max_examples=4", "final_eval_max_examples=4", "eval_batch_size=4",
+)  # fmt: skip
+
+NO_TABLE = ("arch.puzzle_emb_ndim=0", "arch.puzzle_emb_len=0")  # a table splits the graph, which takes long to trace
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", "eager")  # forked runs inherit it
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.layers)
+
+
+def task(module: nn.Module) -> types.SimpleNamespace:
+    return types.SimpleNamespace(module=module, loss=lambda batch: module(batch))
+
+
+def test_blocks_stay_where_they_are(quick: None) -> None:
+    net = Net()
+    names, x = list(net.state_dict()), torch.randn(2, 3)
+    expected = [layer(x) for layer in net.layers]
+    compiling.compile_task(task(net), RunConfig(compile="block"), CPU)
+    assert list(net.state_dict()) == names
+    for layer, want in zip(net.layers, expected, strict=True):
+        assert hasattr(layer.forward, "_torchdynamo_orig_callable")
+        assert torch.allclose(layer(x), want)
+
+
+def test_off_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", None)
+    compiling.compile_task(task(Net()), RunConfig(), CPU)
+
+
+def test_cuda_graphs_are_asked_for_and_their_outputs_copied(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No GPU here: what torch.compile is asked for, and that a replay cannot reach into what was handed out."""
+    asked, memory = [], torch.zeros(2, 3)
+
+    def replaying(function, **options):
+        asked.append(options)
+        return lambda x: memory.copy_(function(x).detach())
+
+    monkeypatch.setattr(compiling, "_missing", lambda *_: None)
+    monkeypatch.setattr(torch, "compile", replaying)
+    net = Net()
+    compiling.compile_task(task(net), RunConfig(compile="block", compile_cuda_graphs=True), torch.device("cuda"))
+    assert [options["mode"] for options in asked] == ["reduce-overhead"] * 2
+    assert not any(options["dynamic"] for options in asked)
+    first = net.layers[0](torch.ones(2, 3))
+    kept = first.clone()
+    net.layers[0](torch.zeros(2, 3))
+    assert torch.equal(first, kept)
+    asked.clear()
+    compiling.compile_task(task(Net()), RunConfig(compile="block", compile_cuda_graphs=True), CPU)
+    assert len(asked) == 2
+    assert not any("mode" in options for options in asked)
+    assert "no CUDA graphs on cpu" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="set compile=block"):
+        RunConfig(compile="full", compile_cuda_graphs=True)
+
+
+def test_a_model_without_blocks_is_refused(quick: None) -> None:
+    with pytest.raises(UsageError, match="compile=full"):
+        compiling.compile_task(task(nn.Linear(2, 2)), RunConfig(compile="block"), CPU)
+
+
+def test_without_a_compiler_one_line_says_so_and_training_is_as_ever(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(graph, inputs):
+        raise RuntimeError("g++ was not found\nand much more")
+
+    assert run_script("pretrain", *SHORT, "run_name=off", cwd=workplace).code == 0
+    monkeypatch.setattr(compiling, "BACKEND", missing)
+    result = run_script("pretrain", *SHORT, "compile=block", cwd=workplace)
+    assert result.code == 0, result.output
+    warnings = [line for line in result.output.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1
+    assert "RuntimeError: g++ was not found)" in warnings[0]
+    assert "and much more" not in result.output
+    compare(workplace / "checkpoints/p/r", workplace / "checkpoints/p/off", 0.0)
+
+
+@pytest.mark.parametrize("mode", ["block", pytest.param("full", marks=pytest.mark.slow)])
+def test_numbers_and_names_agree_with_off(workplace: Path, quick: None, mode: str) -> None:
+    argv = [*SHORT, *(NO_TABLE if mode == "full" else ())]
+    assert run_script("pretrain", *argv, "run_name=off", cwd=workplace).code == 0
+    result = run_script("pretrain", *argv, f"compile={mode}", cwd=workplace)
+    assert result.code == 0, result.output
+    assert "compile     " in result.output
+    compare(workplace / "checkpoints/p/r", workplace / "checkpoints/p/off", 1e-4)  # names, evaluation and lines too
+
+
+@pytest.mark.slow
+def test_resume_across_modes(workplace: Path, quick: None) -> None:
+    assert run_script("pretrain", *SHORT, "run_name=off", cwd=workplace).code == 0
+    for mode, steps in (("block", 3), ("off", 5)):
+        resume = [] if steps == 3 else ["resume=true"]
+        result = run_script("pretrain", *SHORT, f"compile={mode}", f"max_steps={steps}", *resume, cwd=workplace)
+        assert result.code == 0, result.output
+        assert "with changes" not in result.output
+    compare_weights(workplace / "checkpoints/p/r", workplace / "checkpoints/p/off", 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["block", "full"])
+def test_two_ranks_with_ddp_and_accumulation(workplace: Path, quick: None, mode: str) -> None:
+    argv = [*SHORT, "arch.forward_dtype=float64"]
+    assert run_script("pretrain", *argv, "run_name=alone", cwd=workplace).code == 0
+    ranks = run_ranks("pretrain", *argv, "accumulation=2", "parallel=ddp", f"compile={mode}", cwd=workplace)
+    for result in ranks:
+        assert result.code == 0, result.output
+    compare(workplace / "checkpoints/p/r", workplace / "checkpoints/p/alone", 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["block", "full"])
+def test_generated_code(workplace: Path, mode: str) -> None:
+    """With inductor, C++ compiler and all."""
+    argv = [*SHORT, *(NO_TABLE if mode == "full" else ())]
+    assert run_script("pretrain", *argv, "run_name=off", cwd=workplace).code == 0
+    result = run_script("pretrain", *argv, f"compile={mode}", cwd=workplace)
+    assert result.code == 0, result.output
+    assert "warning" not in result.output
+    compare(workplace / "checkpoints/p/r", workplace / "checkpoints/p/off", 1e-4)

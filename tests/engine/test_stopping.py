@@ -1,0 +1,138 @@
+"""Early stopping: when it counts, what it writes, and that a resume stops where the whole run stops."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.config import RunConfig
+from engine.errors import Interrupted, UsageError
+from engine.stopping import EarlyStop, check_early_stop
+from tests.conftest import metrics, run_script
+from tests.e2e.test_ranks import final
+from tests.engine.test_trainer import make
+
+RUN = (
+    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "project_name=p", "epochs=40", "eval_interval=1",
+    "eval_max_examples=2", "final_eval_max_examples=2", "eval_batch_size=2", "max_steps=400", "global_batch_size=8", "log_interval=5", "verify=off",
+)  # fmt: skip
+
+
+def stops_at(values: list, *, direction: str = "max", patience: int = 2, min_delta: float = 0.0) -> int | None:
+    early = EarlyStop(RunConfig(early_stop_patience=patience, early_stop_min_delta=min_delta), direction=direction)
+    for number, value in enumerate(values, 1):
+        early.update(value, number, counts=True)
+        if early.due:
+            return number
+    return None
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "expected"),
+    [
+        ([1, 2, 3, 4], {}, None),
+        ([1, 2, 2, 2], {}, 4),  # equal is not better
+        ([1, 2, 1, 3, 1, 1], {}, 6),
+        ([4, 3, 2, 1], {"direction": "min"}, None),
+        ([4, 5, 5], {"direction": "min"}, 3),
+        ([1.0, 1.04, 1.08, 1.12], {"min_delta": 0.1, "patience": 3}, None),  # small steps add up to one that counts
+        ([1.0, 1.04, 1.08, 1.09], {"min_delta": 0.1, "patience": 3}, 4),
+        ([None, float("nan"), 1], {}, 2),
+        ([0.5, None, 0.6, float("nan"), 0.6], {}, 5),
+    ],
+)
+def test_patience(values: list, options: dict, expected: int | None) -> None:
+    assert stops_at(values, **options) == expected
+
+
+def falling(steps: int = 12, **changes):
+    """A run evaluated after every second step, whose metric (to be raised) only falls."""
+    trainer, lines, saves = make(steps, eval_steps=frozenset(range(2, steps, 2)), **changes)
+    trainer.early_stop.sign = 1.0
+    return trainer, lines, saves
+
+
+def test_the_stop_is_an_ordinary_end() -> None:
+    trainer, lines, saves = falling(early_stop_patience=2, log_interval=4)
+    trainer.fit()
+    assert trainer.step == 6
+    assert trainer.stopped_early
+    assert trainer.task.evaluations[-1][1]  # the final evaluation was made, of what final_eval covers
+    assert [final for _, final in trainer.task.evaluations] == [False, False, False, True]
+    assert saves[-1] == (6, "last")
+    assert [step for step, values in lines if "train/loss" in values] == [4, 6]  # the open window is not lost
+    assert trainer.early_stop.best_step == 2
+
+
+def test_patience_that_ends_with_the_run_is_no_early_stop() -> None:
+    trainer, _, _ = falling(6, early_stop_patience=2, final_eval=True)
+    trainer.fit()
+    assert trainer.step == 6
+    assert not trainer.stopped_early
+
+
+def test_a_signal_in_the_final_evaluation_leaves_just_that() -> None:
+    trainer, _, saves = falling(early_stop_patience=1)
+    evaluate = trainer.task.evaluate
+
+    def interrupted(*, final: bool) -> dict:
+        if final:
+            raise Interrupted("now")
+        return evaluate(final=final)
+
+    trainer.task.evaluate = interrupted
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    assert saves[-1] == (4, "signal")
+    state = trainer.state_dict()["trainer"]
+    again, more, saves = falling(early_stop_patience=1)
+    again.step, again.evaluated_step = state["step"], state["evaluated_step"]
+    again.early_stop.load_state_dict(state["early_stop"])
+    again.fit()
+    assert again.step == 4
+    assert [sorted(values) for _, values in more] == [["eval/w"]]
+    assert saves == [(4, "last")]
+    finished, nothing, _ = falling(early_stop_patience=1)
+    finished.step, finished.evaluated_step = 4, again.evaluated_step
+    finished.early_stop.load_state_dict(again.early_stop.state_dict())
+    finished.fit()
+    assert finished.step == 4
+    assert not nothing
+
+
+def test_patience_without_evaluations_is_refused() -> None:
+    trainer, _, _ = make(4)
+    with pytest.raises(UsageError, match="eval_interval"):
+        check_early_stop(RunConfig(early_stop_patience=1), trainer.plan)
+    check_early_stop(RunConfig(), trainer.plan)
+
+
+def test_a_resumed_run_stops_where_the_whole_one_does(workplace: Path) -> None:
+    stop = ("early_stop_patience=3", "early_stop_min_delta=2")  # nothing is ever better by 2
+    whole, parts = workplace / "checkpoints/p/whole", workplace / "checkpoints/p/parts"
+    result = run_script("pretrain", *RUN, *stop, "run_name=whole", cwd=workplace)
+    assert result.code == 0, result.output
+    assert "stopped early: 3 evaluations without a better eval/exact_accuracy" in result.output
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["stopped_early"] is True
+    assert summary["step"] == 32  # the first of 4 evaluations, 8 steps apart, is the one to beat
+    assert summary["best"]["step"] in (8, 16, 24, 32)
+    assert json.loads((whole / "status.json").read_text())["state"] == "done"
+
+    for steps in (24, 400):  # 24 is an evaluation: it must be counted once, not twice
+        argv = [*RUN, *stop, "run_name=parts", f"max_steps={steps}", *(["resume=true"] if steps > 24 else [])]
+        result = run_script("pretrain", *argv, cwd=workplace)
+        assert result.code == 0, result.output
+    assert json.loads((parts / "summary.json").read_text())["step"] == 32
+    ours, theirs = final(parts), final(whole)
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    assert metrics(parts)[-2:] == metrics(whole)[-2:]
+
+    before = (parts / "metrics.jsonl").read_bytes()
+    result = run_script("pretrain", *argv, cwd=workplace)
+    assert result.code == 0, result.output
+    assert (parts / "metrics.jsonl").read_bytes() == before
+    result = run_script("pretrain", *argv, "early_stop_patience=5", cwd=workplace)  # more patience goes on
+    assert json.loads((parts / "summary.json").read_text())["step"] == 48, result.output

@@ -1,0 +1,153 @@
+"""The estimate agrees with the run that it foretells; the search for a batch size finds what an oracle allows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.errors import UsageError
+from scripts._batch_size import Trial, best, find_batch_size, read_size
+from scripts._probe import kept
+from scripts.estimate import parse
+from tests.conftest import ROOT, Result, run_forked, run_script
+
+TINY = ("--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "epochs=2", "verify=off")
+
+
+def _estimate(argv: list[str]) -> None:
+    import runpy
+
+    sys.argv = [str(ROOT / "scripts/estimate.py"), *argv]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def estimate(folder: Path, *argv: str) -> Result:
+    return run_forked(_estimate, list(argv), cwd=folder)
+
+
+# --- the estimate -----------------------------------------------------------------------------------------------------
+
+
+def test_it_foretells_the_run_and_writes_nothing_of_it(workplace: Path) -> None:
+    argv = (*TINY, "max_steps=6", "checkpoint_interval=2", "keep_last=3", "arch.puzzle_emb_ndim=32")
+    done = estimate(workplace, *argv, "--json", "e.json")
+    assert done.code == 0, done.output
+    assert sorted(path.name for path in workplace.iterdir()) == ["data", "e.json"]
+    told = json.loads((workplace / "e.json").read_text())
+    ran = run_script("pretrain", *argv, "run_name=r", cwd=workplace)
+    assert ran.code == 0, ran.output
+    assert all(f"{name} {count:,} (" in ran.output for name, count in told["parameters"].items()), ran.output
+    assert "6 of 32 (max_steps)" in done.output
+    assert (told["steps"], told["total_steps"], told["evaluations"]) == (6, 32, 1)
+    stored = sorted((workplace / "checkpoints/pretrain/r/checkpoints").glob("step_*"))
+    assert told["checkpoints_kept"] >= len(stored) == 3
+    real = sum(path.stat().st_size for path in stored[-1].glob("*.safetensors"))
+    assert real == pytest.approx(told["checkpoint_bytes"], rel=0.05)  # headers
+    assert told["memory"]["gradients"] == 4 * told["parameters"]["trunk"]
+    assert told["memory"]["process"] > told["memory"]["activations"] > 0
+
+
+@pytest.mark.slow
+def test_sums_of_the_estimate(workplace: Path) -> None:
+    done = estimate(workplace, *TINY, "--probe-steps", "3", "--json", "e.json")
+    assert done.code == 0, done.output
+    told = json.loads((workplace / "e.json").read_text())
+    assert told["training_seconds"] == pytest.approx(told["step_seconds"] * told["steps"])
+    assert told["seconds"] == pytest.approx(told["training_seconds"] + told["evaluation_seconds"])
+    assert told["evaluation_examples"] == 8
+    assert told["flops"] > told["flops_per_step"] * told["steps"]
+    assert told["examples_per_s"] == pytest.approx(4 / told["step_seconds"])
+
+
+def test_kept_checkpoints_against_a_replay() -> None:
+    for keep_last, keep_every in ((1, None), (2, None), (2, 30), (9, 20)):
+        saves = list(range(10, 101, 10))
+        for best_step in saves:
+            stay = {step for step in saves if step in saves[-keep_last:] or step == best_step}
+            stay |= {step for step in saves if keep_every and step % keep_every == 0}
+            assert len(stay) <= kept(saves, keep_last, keep_every)
+    assert kept([5], 2, None) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["lrr=3"], "did you mean 'lr'"),
+        (["-m", "lr=1,2"], "estimate one of them"),
+        (["--entry", "nothing"], "expected an entry script"),
+        (["--probe-steps", "0"], "--probe-steps"),
+        (["--config-name=cfg_pretain"], "did you mean 'cfg_pretrain'"),
+        (["--find-batch-size", "--memory-limit", "lots", "device=cpu", *TINY], "--memory-limit lots"),
+    ],
+)
+def test_unusable_commands_are_one_line(tmp_path: Path, argv: list[str], words: str) -> None:
+    done = estimate(tmp_path, *argv)
+    error = [line for line in done.output.splitlines() if line.startswith("error: ")]
+    assert (done.code, len(error)) == (2, 1), done.output
+    assert words in error[0]
+
+
+def test_own_arguments_and_the_entry_scripts() -> None:
+    args, rest = parse(["--find-batch-size", "--lr", "1e-3", "+debug=tiny", "--probe-steps", "2"])
+    assert (args.find_batch_size, args.probe_steps, rest) == (True, 2, ["--lr", "1e-3", "+debug=tiny"])
+
+
+# --- the batch size ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("start", "step", "room"), [(16, 1, 100), (64, 8, 40), (8, 4, 8), (4, 4, 1000), (128, 1, 3)])
+def test_the_search_comes_near_the_largest_batch_that_fits(start: int, step: int, room: int) -> None:
+    seen: list[int] = []
+
+    def measure(rows: int) -> Trial:
+        seen.append(rows)
+        return Trial(rows=rows, reason="out of memory") if rows > room else Trial(rows=rows, examples_per_s=float(rows))
+
+    trials = find_batch_size(start, step, measure)
+    assert [trial.rows for trial in trials] == sorted(set(seen))
+    assert len(seen) == len(set(seen)), "a size was measured twice"
+    assert all(rows % step == 0 for rows in seen)
+    largest = max(trial.rows for trial in trials if not trial.reason)
+    assert room - max(step, largest // 8) <= largest <= room
+    assert best(trials) == next(trial for trial in trials if trial.rows == largest)
+
+
+def test_the_search_ends_when_a_larger_batch_is_no_faster_and_names_the_smallest_good_one() -> None:
+    trials = find_batch_size(2, 2, lambda rows: Trial(rows=rows, examples_per_s=min(rows, 16.0) - 0.01 * rows))
+    assert [trial.rows for trial in trials] == [2, 4, 8, 16, 32, 64, 128]
+    chosen = best(trials)
+    assert chosen is not None
+    assert chosen.rows == 16
+
+
+def test_nothing_fits() -> None:
+    trials = find_batch_size(8, 2, lambda rows: Trial(rows=rows, reason="out of memory"))
+    assert [trial.rows for trial in trials] == [2, 4, 8]
+    assert best(trials) is None
+
+
+def test_sizes() -> None:
+    assert [read_size(text) for text in ("8GiB", "500MB", "2G", "67108864")] == [
+        8 * 2**30,
+        500 * 10**6,
+        2 * 10**9,
+        2**26,
+    ]
+    for wrong in ("8 parsec", "", "1KiB", "-8GiB"):
+        with pytest.raises(UsageError, match="--memory-limit"):
+            read_size(wrong)
+
+
+@pytest.mark.slow
+def test_find_batch_size_as_a_command(workplace: Path) -> None:
+    argv = [*TINY, "--find-batch-size", "--memory-limit", "1500MB", "--probe-seconds", "1", "--json", "e.json"]
+    done = estimate(workplace, *argv, "arch.hidden_size=512", "global_batch_size=64")
+    assert done.code == 0, done.output
+    trials = json.loads((workplace / "e.json").read_text())["trials"]
+    (line,) = [line for line in done.output.splitlines() if line.startswith("best: global_batch_size=")]
+    usable = [trial["rows"] for trial in trials if not trial["reason"]]
+    assert int(line.split("=")[1].split()[0]) in usable
+    assert len(trials) >= 2

@@ -1,0 +1,87 @@
+"""DYN717: two gloo ranks compute what one process computes, and a task that breaks this is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import engine.distributed
+import tasks.recursive_reasoning as tasks
+from engine.distributed import rank, world_size
+from tests.verification.probing import HRM, around, fails, look
+from verification.probes import forget
+
+CODE = "DYN717"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [(HRM, ()), ("cfg_pretrain_sudoku_4x4", ("ema=true", "grad_clip=0.1", "accumulation=4"))],
+)
+def test_a_pair_equals_one_process(recipe: str, overrides: tuple[str, ...]) -> None:
+    assert [found.level for found in look(CODE, *overrides, recipe=recipe)] == ["PASS"]
+
+
+def test_every_rank_takes_the_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "local_rows", lambda rows: (0, rows // world_size()))
+    assert "step 1: rank 0 of two has another gradient" in fails(CODE)
+
+
+def test_exploration_that_differs_by_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    around(monkeypatch, tasks, "keyed_generator", lambda make, seed, *keys: make(seed + rank(), *keys))
+    assert "another gradient than one process" in fails(CODE, "arch.halt_exploration_prob=0.9")
+
+
+def test_a_loss_divided_by_the_rows_of_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    def divided(loss: Any, *args: Any) -> Any:
+        total, weight, metrics = loss(*args)
+        return total / weight, 1.0, metrics
+
+    around(monkeypatch, tasks.RecursiveReasoningTask, "loss", divided)
+    assert look(CODE)[0].level == "PASS"  # equal parts: the mean of means is the mean
+
+    def uneven(loss: Any, *args: Any) -> Any:
+        total, weight, metrics = loss(*args)
+        return total, weight * (1 + rank()), metrics
+
+    forget()
+    around(monkeypatch, tasks.RecursiveReasoningTask, "loss", uneven)
+    assert "another gradient than one process" in fails(CODE)
+
+
+def test_weights_that_drift_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other_rate(groups: Any, *args: Any, **kwargs: Any) -> Any:
+        return [replace(group, lr=group.lr * (1 + rank())) for group in groups(*args, **kwargs)]
+
+    import pretrain
+
+    assert pretrain
+    around(monkeypatch, tasks, "param_groups", other_rate)
+    assert "the two ranks hold different" in fails(CODE)
+
+
+def test_embedding_rows_that_stay_with_their_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.distributed, "all_gather_rows", lambda rows: rows)
+    assert "puzzle_emb" in fails(CODE)
+
+
+def test_a_rank_that_stops_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(loss: Any, *args: Any) -> Any:
+        if rank() == 1:
+            raise ValueError("no rows for me")
+        return loss(*args)
+
+    around(monkeypatch, tasks.RecursiveReasoningTask, "loss", breaks)
+    assert "rank 1 stopped with ValueError: no rows for me" in fails(CODE)
+    assert not torch.distributed.is_initialized()

@@ -1,0 +1,163 @@
+"""Probe of several ranks (DYN717): a gloo pair on this machine against one process, both on the tiny instance.
+
+The ranks are forked, so that they run what this process has loaded; torch is only used with one thread in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.distributed import shutdown
+from engine.trainer import Trainer
+from verification.probes.instance import NoStop, Tiny, Unobservable, runtime, set_halting
+from verification.probes.registry import observes
+
+RANKS = 2
+STEPS = 3
+TOLERANCE = 1e-5
+"""Largest difference of a gradient, as a share of the largest entry of the parameter's gradient."""
+TIME_LIMIT_S = 60
+
+
+@dataclass
+class Seen:
+    """What one process saw, in numpy: torch would send tensors as files that end with their process."""
+
+    gradients: list[dict[str, np.ndarray]]
+    """Per step, without any update: the gradients that the optimizers are given."""
+    after: dict[str, np.ndarray]
+    """Parameters and buffers after STEPS optimizer steps."""
+
+
+@observes(
+    "DYN717",
+    passed="two gloo ranks give the optimizers the gradients of one process, and hold the same weights afterwards",
+    fix="cut the global batch by rank (engine.distributed.local_rows), draw random numbers of the global batch, and "
+    "return (summed loss, rows) from the task: the trainer divides by the rows of all ranks",
+)
+def ranks(tiny: Tiny) -> Iterator[str]:
+    """Three steps without updates for the gradients, three with updates for the weights."""
+    if sys.platform != "linux":
+        raise Unobservable("ranks are forked, which torch allows on Linux only")
+    alone, pair = watch(tiny), _fork(tiny)
+    if wrong := [f"rank {number} stopped with {seen}" for number, seen in pair.items() if isinstance(seen, str)]:
+        yield "; ".join(wrong)
+        return
+    for number, seen in pair.items():
+        for step, (mine, theirs) in enumerate(zip(alone.gradients, seen.gradients, strict=True), 1):
+            if far := {name: apart for name in mine if (apart := _apart(mine[name], theirs.get(name))) > TOLERANCE}:
+                name = max(far, key=lambda key: far[key])
+                yield (
+                    f"step {step}: rank {number} of two has another gradient than one process for {len(far)} of "
+                    f"{len(mine)} parameters, most of all {name} (by {far[name]:.1g} of its largest entry)"
+                )
+                break
+    if differ := [name for name, value in pair[0].after.items() if not np.array_equal(value, pair[1].after[name])]:
+        yield f"after {STEPS} steps the two ranks hold different {', '.join(differ[:4])}"
+
+
+def _apart(one: np.ndarray, other: np.ndarray | None) -> float:
+    if other is None:
+        return float("inf")
+    return float(np.abs(one - other).max() / max(np.abs(one).max(), 1e-12)) if one.size else 0.0
+
+
+def watch(tiny: Tiny) -> Seen:
+    """The steps in this process, whatever its place among the ranks."""
+    gradients: list[dict[str, np.ndarray]] = []
+    _fit(tiny, gradients, still=True)
+    module = _fit(tiny, [], still=False)
+    return Seen(gradients, {name: value.numpy() for name, value in module.state_dict().items()})
+
+
+def _fit(tiny: Tiny, gradients: list[dict[str, np.ndarray]], *, still: bool) -> Any:
+    """STEPS steps of the real trainer; `still` scales every update to nothing. Returns the model."""
+    run = {"accumulation": 1, "max_steps": STEPS}
+    plan = replace(tiny.build(run=run), final_eval=False, eval_steps=frozenset())
+    module = plan.task.module
+    if still:
+        plan = replace(plan, schedule=lambda step: 0.0)
+        with contextlib.suppress(Unobservable):  # a model without a halting head
+            set_halting(module, willing=True)  # so that exploration decides who gets a fresh example
+
+    class Watch:
+        def start(self, trainer: Any) -> None: ...
+
+        def after_step(self, trainer: Any) -> None:
+            found = {name: param.grad for name, param in module.named_parameters()}
+            gradients.append({name: grad.numpy().copy() for name, grad in found.items() if grad is not None})
+
+        def after_eval(self, trainer: Any, results: Any) -> None: ...
+
+        def end(self, trainer: Any) -> None: ...
+
+    Trainer(
+        plan, tiny.config(run), runtime(0), save=lambda *_: None, write=lambda *_: None,
+        stop=NoStop(), hooks=[Watch()],  # type: ignore[arg-type]
+    ).fit()  # fmt: skip
+    return module
+
+
+# --- the pair ---------------------------------------------------------------------------------------------------------
+
+
+def _fork(tiny: Tiny) -> dict[int, Any]:
+    """What each rank saw, or why it stopped; the others are then ended, who would wait for it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes: list[Any] = []
+    pending: dict[Any, int] = {}
+    found: dict[int, Any] = {}
+    for number in range(RANKS):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_rank, args=(tiny, number, port, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        processes.append(process)
+        pending[ours] = number
+    while pending:
+        ready = wait(list(pending), TIME_LIMIT_S)
+        for answer in ready:
+            number = pending.pop(answer)
+            try:
+                found[number] = answer.recv()  # type: ignore[union-attr,call-arg]
+            except EOFError:
+                found[number] = "no answer"
+        if not ready:
+            found |= {number: f"no answer within {TIME_LIMIT_S} s" for number in pending.values()}
+        if any(isinstance(seen, str) for seen in found.values()):
+            break
+    for process in processes:
+        process.join(0 if pending else 5)
+        process.kill()
+        process.join()
+    return dict(sorted(found.items()))
+
+
+def _rank(tiny: Tiny, number: int, port: int, answer: Connection) -> None:
+    torch.set_num_threads(1)  # the threads of the parent are not there any more
+    os.environ |= {
+        "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    try:
+        found: Any = watch(tiny)
+    except Exception as error:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    answer.send(found)
+    answer.close()
+    with contextlib.suppress(RuntimeError):  # the other rank may have gone first
+        shutdown()

@@ -1,0 +1,157 @@
+"""Runs that exist: what they go on with is the stored config, not what a command composes to today."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from engine.config import merge_for_resume, stored_origin
+from engine.errors import UsageError
+from engine.schema import structure
+from verification.compose import Composed
+from verification.finding import Finding, Report
+from verification.source import Repo
+from verification.yaml_lines import defaults_lines
+
+if TYPE_CHECKING:
+    from verification.chain import Chain
+
+
+def go_on(chain: Chain) -> None:
+    """Under resume=true put the stored config under the command's values, as the launch does.
+
+    A run that is not here, or whose name only the launch can make (run_name=null), leaves the chain as composed.
+    Raises: UsageError for what the launch refuses, e.g. another arch.
+    """
+    config = chain.resolved or {}
+    folder = (chain.cwd or chain.repo.root) / str(config.get("run_dir"))
+    if config.get("run_name") is not None and (folder / "config.yaml").is_file():
+        adopt(chain, folder, chain.overrides)
+        assert chain.resolved is not None
+        chain.resolved["run_dir"] = config["run_dir"]
+
+
+def adopt(chain: Chain, run: Path, overrides: list[str]) -> None:
+    """Make the stored config of `run`, with `overrides` on top, the one that is judged.
+
+    Raises: UsageError, OmegaConfBaseException.
+    """
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+    merged = merge_for_resume(text, overrides, groups=chain.choices)
+    origin: Mapping[str, Any] = stored_origin(text)
+    resolved = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    chain.resolved = {str(key): value for key, value in resolved.items()}
+    chain.config_name = str(origin.get("config_name") or chain.config_name)
+    chain.choices = dict(origin.get("choices") or chain.choices)
+    chain.config = structure(chain.schema, chain.resolved) if chain.schema else None
+    chain.composed = trace(chain)
+
+
+def verify_run(run: Path, repo: Repo, *, data: bool = False) -> Report:
+    """A run, by its stored config, against today's code and what its command means today. Raises: UsageError."""
+    from verification.chain import build_chain, follow_classes
+    from verification.static import report_of
+
+    run = next((f for f in (run, run.parent, run.parent.parent) if (f / "overrides.txt").is_file()), run)
+    chain = build_chain(command_of(run), repo, job=str(run))
+    try:
+        examine(run, chain)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{run}/config.yaml cannot be read: {' '.join(str(error).split())[:120]}") from None
+    chain.with_data = data
+    follow_classes(chain)
+    return report_of(chain)
+
+
+def examine(run: Path, chain: Chain) -> None:
+    """Judge the run itself; `chain` is its command, followed as of today, and keeps that as `today`.
+
+    Raises: UsageError, OmegaConfBaseException for a stored config that this version does not read.
+    """
+    words = command_of(run)
+    problems = [chain.problems.pop(key) for key in ("config", "compose", "schema", "resolve") if key in chain.problems]
+    chain.today = chain.resolved
+    if any(word.partition("=")[0] == "resume" and word.endswith("=true") for word in words):
+        chain.today, chain.no_today = None, "it was resumed by name: the command that began it is not stored"
+    elif problems:
+        chain.no_today = f"its command composes no more: {problems[0]}"
+    chain.overrides = []
+    adopt(chain, run, [])
+    chain.checkpoint = run
+
+
+def tensors(chain: Chain) -> Finding:
+    """CKP612: the newest checkpoint of the run against the names that today's model has. Loads torch."""
+    from verification.checks.registry import say
+    from verification.probes.session import tensor_names
+
+    assert chain.checkpoint is not None
+    assert chain.script is not None
+    steps = {int(path.parent.name[5:]): path for path in chain.checkpoint.glob("step_*/model.safetensors")}
+    if not steps:
+        return say("CKP612", "SKIP", f"{chain.checkpoint} holds no checkpoint")
+    file = steps[max(steps)]
+    with open(file, "rb") as stream:  # safetensors: the length of a JSON header, then that
+        header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
+    stored = set(header) - {"__metadata__"}
+    try:
+        wanted = tensor_names(chain.resolved or {}, entry=chain.script.stem, root=chain.repo.root)
+    except UsageError as error:
+        return say("CKP612", "SKIP", f"no model to compare with: {error}")
+    for what, names in (("lacks", wanted - stored), ("has unknown", stored - wanted)):
+        if names:
+            text = f"the checkpoint {what} {', '.join(sorted(names)[:3])}" + (", ..." if len(names) > 3 else "")
+            return say("CKP612", "FAIL", text, str(file))
+    return say("CKP612", "PASS", f"the checkpoint has the {len(wanted)} tensors of the model", str(file))
+
+
+def command_of(run: Path) -> list[str]:
+    """The launch that wrote `run` last, as words. Raises: UsageError where there is no run."""
+    try:
+        stored = (run / "config.yaml").read_text(encoding="utf-8")
+    except OSError:
+        raise UsageError(
+            f"{run} is no run directory: expected e.g. checkpoints/PROJECT/RUN with a config.yaml"
+        ) from None
+    try:
+        origin, script = stored_origin(stored), OmegaConf.select(OmegaConf.create(stored), "script")
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:  # a JSONDecodeError is a ValueError
+        raise UsageError(f"{run}/config.yaml cannot be read: {' '.join(str(error).split())[:120]}") from None
+    if not script or not origin.get("config_name"):
+        raise UsageError(f"{run}/config.yaml names no {'config' if script else 'script'}: it is not of a run")
+    given = run / "overrides.txt"
+    overrides = given.read_text(encoding="utf-8").splitlines() if given.is_file() else []
+    return ["python", str(script), f"--config-name={origin['config_name']}", *(line for line in overrides if line)]
+
+
+def trace(chain: Chain) -> Composed:
+    """The files that the primary config and the choices lead to, for line numbers; nothing is merged."""
+    names: list[tuple[str, str, str]] = []
+
+    def visit(name: str, package: str) -> None:
+        text = chain.repo.text(chain.locate(name))
+        if text is None or any(name == seen for seen, _, _ in names) or len(names) > 50:
+            return
+        own_at = len(names)
+        for group, option, _ in defaults_lines(text):
+            if option == "_self_":
+                own_at = len(names)
+            elif not group:
+                visit(option.lstrip("/"), "")
+            elif not group.startswith("override"):
+                visit(f"{group}/{chain.choices.get(group, option)}", group)
+        names.insert(own_at if own_at else len(names), (name, package, f"{name}.yaml"))
+
+    visit(chain.config_name, "")
+    for group, option in chain.choices.items():
+        globally = "@package _global_" in (chain.repo.text(chain.locate(f"{group}/{option}")) or "")
+        visit(f"{group}/{option}", "" if globally else group)
+    return Composed(OmegaConf.create(), dict(chain.choices), names)
