@@ -1,17 +1,24 @@
-"""Named data sets: `ensure(path)` makes a data path usable and builds small generated ones on first use."""
+"""Named data sets: `ensure(path)` makes a data path usable and builds small generated ones on first use.
+
+Text data sets have a catalog of their own, dataset/text/named.py, with `ensure_text`.
+"""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dataset.format import load_splits
 from dataset.sudoku.build import SudokuBuild, build
-from dataset.writing import describe
+from dataset.text import named as text
+from dataset.text.build import describe_text
+from dataset.text.named import ensure_text
+from dataset.writing import describe as describe_puzzles
 from engine.io import UsageError, closest, say
 
-__all__ = ["BUILT", "PUBLISHED", "BuiltSudoku", "build_command", "describe", "ensure"]
+__all__ = ["BUILT", "PUBLISHED", "BuiltSudoku", "build_command", "describe", "ensure", "ensure_text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +62,13 @@ def build_command(path: str | Path) -> str | None:
         return f"{BUILDER} {BUILT[root.name].flags()} --output-dir {target}"
     if root.name in PUBLISHED:
         return " ".join(f"{BUILDER} --input FOLDER {PUBLISHED[root.name]} --output-dir {target}".split())
-    return None
+    return text.build_command(path) if root.name in text.NAMED else None
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """The card of the data set at `path`, of puzzles or of text. Raises: UsageError when it is neither."""
+    root = Path(path)
+    return describe_text(root) if (root / "train.bin").exists() else describe_puzzles(root)
 
 
 def ensure(path: str | Path) -> Path:
@@ -100,6 +113,8 @@ def _build_once(root: Path, entry: BuiltSudoku) -> None:
 
 def _missing(root: Path) -> str:
     command = build_command(root)
+    if root.name in text.NAMED:
+        return f"{root} does not exist, and it would hold text, not puzzles ({command}): train.py reads such data sets"
     if command is not None:
         return (
             f"{root} does not exist and is made from the public Sudoku-Extreme CSV (train.csv, test.csv): "

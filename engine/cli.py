@@ -48,6 +48,9 @@ PLUGINS = {"joblib": "sweep", "optuna": "optuna", "submitit_local": "slurm", "su
 BASE = "base/run"  # what every recipe of ours begins with
 
 
+Rewrite = Callable[[list[str], Groups], list[str]]
+
+
 class _TaskStopped(BaseException):
     """Carries an exception of the task past Hydra, which would print a line of its own for an Exception."""
 
@@ -63,17 +66,22 @@ def main(
     entry: str,
     aliases: Mapping[str, str] | None = None,
     config_dir: str | Path = "config",
+    rewrite: Rewrite | None = None,
 ) -> NoReturn:
     """Translate sys.argv, run `launch` (decorated with @hydra.main), end with the contract's exit code.
 
     `entry` is the script's name (pretrain), `aliases` its table of old key names, `config_dir` the
-    folder that @hydra.main names (relative to the script). Raises: SystemExit always.
+    folder that @hydra.main names (relative to the script). `rewrite(words, groups)` turns documented
+    values that mean another key here into Hydra's words. Raises: SystemExit always.
     """
     folder = Path(inspect.getfile(inspect.unwrap(launch))).resolve().parent / config_dir
-    sys.exit(run(launch, schema=schema, entry=entry, aliases=aliases or {}, config_dir=folder))
+    sys.exit(run(launch, schema=schema, entry=entry, aliases=aliases or {}, config_dir=folder, rewrite=rewrite))
 
 
-def run(launch: Callable[..., Any], *, schema: type, entry: str, aliases: Mapping[str, str], config_dir: Path) -> int:
+def run(
+    launch: Callable[..., Any], *, schema: type, entry: str, aliases: Mapping[str, str], config_dir: Path,
+    rewrite: Rewrite | None = None,
+) -> int:  # fmt: skip
     """`main` without the exit: returns the code. sys.argv is the translated command meanwhile."""
     wanted = os.environ.get(FULL_ERROR) == "1"
     given, argv = inspect.getclosurevars(launch).nonlocals, sys.argv[1:]
@@ -85,6 +93,7 @@ def run(launch: Callable[..., Any], *, schema: type, entry: str, aliases: Mappin
             sys.stdout.write(help_text(entry, schema, groups, config_dir, name) + "\n")
             return 0
         words = translate(argv, schema, groups=groups, aliases=aliases)
+        words = rewrite(words, groups) if rewrite is not None else words
         sweep = bool({"-m", "--multirun"} & set(words))
         if sweep and under_torchrun():
             raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -59,12 +59,14 @@ NOT_IDENTITY: Mapping[str, str] = {
     "skip_finished": "launch",
     "run_dir": "launch: where the run lies",
 }
-"""Keys that leave a run the same run, with reasons. Scripts add theirs: `NOT_IDENTITY.keys() | {...}`."""
+"""Keys that leave a run the same run, with reasons. A script's schema may have a table of its own."""
 
 
 @dataclass(kw_only=True)
 class RunConfig:
     """The keys of every entry script (config/base/run.yaml). Steps are optimizer steps."""
+
+    NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
 
     script: str | None = None
     """The entry script this file is for, e.g. pretrain.py; another script refuses it."""

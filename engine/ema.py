@@ -1,12 +1,15 @@
-"""Exponential moving average of parameters, and an exchange of weights for the length of an evaluation."""
+"""Averages of parameters, ours and those that optimizers keep, and their exchange for the length of an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from engine.treefile import clean_name
 
 
 class EMA:
@@ -67,3 +70,22 @@ class EMA:
 
     def _values(self) -> list[Tensor]:
         return [param.detach() for param in self.params.values()]
+
+
+def averages(ema: EMA | None, optimizers: Mapping[str, Any]) -> list[AbstractContextManager[None]]:
+    """Exchanges of weights that an evaluation enters: for our average, else for those that optimizers keep."""
+    if ema is not None:
+        return [ema.swapped()]
+    return [o.evaluating() for o in optimizers.values() if getattr(o, "evaluates_others", False)]
+
+
+def averaged_weights(module: nn.Module, ema: EMA | None, optimizers: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """The weights that evaluations use, by clean name, where they are not the trained ones themselves."""
+    if ema is not None:
+        return ema.state_dict()
+    swaps = averages(None, optimizers)
+    with ExitStack() as weights:
+        for swap in swaps:
+            weights.enter_context(swap)
+        named = [(clean_name(name), p) for name, p in module.named_parameters() if p.requires_grad]
+        return {name: p.detach().clone() for name, p in named} if swaps else None

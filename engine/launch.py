@@ -1,18 +1,16 @@
 """From a checked config to a finished run: run directory, device, task, trainer, checkpoints, status.
 
-`run` is what an entry script's `launch` calls; `open_checkpoint` rebuilds any run from one of its checkpoints by the
-entry script's own `build`, for evaluation and drawing.
+`run` is what an entry script's `launch` calls.
 """
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,25 +21,24 @@ from engine.checkpoint import (
     CheckpointWriteError,
     gather_tree,
     load_checkpoint,
-    load_weights,
 )
 from engine.compiling import compile_task
 from engine.config import RunConfig, source_of
 from engine.device import check_attention, choose_device, prepare_process
 from engine.distributed import all_gather_rows, broadcast_object, is_main, rank, shutdown, under_torchrun, world_size
+from engine.ema import averaged_weights
 from engine.environment import describe_environment
 from engine.errors import Interrupted, RunFailure, UsageError
-from engine.io import atomic_write_json, say
+from engine.io import atomic_write_json, atomic_write_text, say
 from engine.profiling import StepProfiler
 from engine.progress import ProgressBar
 from engine.rundir import RunDirectory, read_json
-from engine.schema import structure
 from engine.signals import StopSignal
 from engine.sinks import Sinks
 from engine.stopping import EarlyStop, check_early_stop
-from engine.task import Plan, Runtime, SparseTable
+from engine.task import Evaluation, Plan, Runtime, SparseTable
 from engine.trackers import open_sinks
-from engine.trainer import Trainer
+from engine.trainer import Hook, Trainer
 
 C = TypeVar("C", bound=RunConfig)
 R = TypeVar("R")
@@ -102,11 +99,13 @@ def run(
             runtime = make_runtime(config, stop=stop)
             plan = build(config, runtime)
             check_early_stop(config, plan)
+            if plan.start is not None and on_main(lambda: resume.begins(config, entry)):
+                plan.start()
             compile_task(plan.task, config, runtime.device)
         except BaseException as error:
             state, fields = _how_it_ended(error)
             if is_main() and under_torchrun():
-                identity = resume.identity(source_of(config))
+                identity = resume.identity(config)
                 rundir.note_refusal(resume.run_dir(config), identity=identity, entry=entry, state=state, **fields)
                 sweeps.announce(resume.run_dir(config))
             raise
@@ -139,7 +138,7 @@ def _how_it_ended(error: BaseException) -> tuple[str, dict[str, Any]]:
     return state, {"exit_code": code, "message": str(error).partition("\n")[0]}
 
 
-class _Session:
+class _Session(Hook):
     """One process's part in a run: what `run` sets up, the saver and the writer that the trainer calls, the end."""
 
     def __init__(
@@ -159,8 +158,9 @@ class _Session:
         config = self.config
         checkpoint = self._load_checkpoint()
         self._plan = plan
+        on_main(lambda: self._check_data(plan))
         self.trainer = trainer = Trainer(
-            plan, config, runtime, save=self.save, write=self.sinks.write, stop=self.stop, hooks=[self.bar]
+            plan, config, runtime, save=self.save, write=self.sinks.write, stop=self.stop, hooks=[self.bar, self]
         )
         if checkpoint is not None:
             trainer.load(checkpoint, checkpoint.state(rank=rank(), world_size=world_size()))
@@ -204,6 +204,18 @@ class _Session:
             raise UsageError(f"checkpoint {path} was written by {checkpoint.entry}.py, not by {self.entry}.py")
         return checkpoint
 
+    def _check_data(self, plan: Plan) -> None:
+        """A run goes on with the data that it began with."""
+        began = read_json(self.opened.path / "environment.json").get("data_cards") or []
+        known = {card.get("path"): card.get("content_hash") for card in began} if self.opened.mode == "continue" else {}
+        for card in plan.cards:
+            then, now = known.get(card.get("path")), card.get("content_hash")
+            if then and now != then:
+                raise UsageError(
+                    f"{card['path']} is not what this run began with (content hash {str(now)[:12]}, then {then[:12]}): "
+                    "put the old data back, or start a new run (resume=false)"
+                )
+
     def _prepare_files(self, checkpoint: Checkpoint | None, plan: Plan) -> None:
         assert self.directory is not None
         source = source_of(self.config)  # only now: a resume that was refused above leaves the stored config alone
@@ -229,6 +241,21 @@ class _Session:
 
     # Called by the trainer.
 
+    def after_eval(self, trainer: Trainer, results: Mapping[str, float | None]) -> None:
+        """Rank 0: what the plan reports beside the metrics. A full disk is a warning."""
+        if self.directory is None or trainer.plan.report is None:
+            return
+        early = trainer.early_stop
+        best = (early.best, early.best_step) if early.best is not None and early.best_step is not None else None
+        told = Evaluation(step=trainer.step, results=results, best=best, step_ms=trainer.step_ms)
+        for name, text in trainer.plan.report(told).items():
+            path = self.directory.path / name
+            try:
+                path.parent.mkdir(exist_ok=True)
+                atomic_write_text(path, text)
+            except OSError as error:
+                say(f"warning: {path} could not be written ({error.strerror}); training goes on")
+
     def save(self, trainer: Trainer, why: str) -> None:
         """Write a checkpoint (a collective). A failed periodic save is a warning; one at the end fails the run."""
         # The state is gathered by all ranks; what follows is rank 0's.
@@ -244,17 +271,23 @@ class _Session:
                 self.store.save(
                     trainer.step,
                     model=trainer.module.state_dict(),
-                    ema=trainer.ema.state_dict() if trainer.ema is not None else None,
+                    ema=averaged_weights(trainer.module, trainer.ema, trainer.optimizers),
                     state=state,
                     config=source_of(self.config).resolved,
                     metric=metric,
-                    extra={"sizes": {"metrics.jsonl": metrics_file.stat().st_size if metrics_file.exists() else 0}},
+                    extra={
+                        "sizes": {"metrics.jsonl": metrics_file.stat().st_size if metrics_file.exists() else 0},
+                        **_stand_in(trainer.plan),
+                    },
                 )
             except CheckpointWriteError as error:
                 if why != "step":
                     raise RunFailure(str(error)) from error
                 say(f"warning: {error}; training goes on")
                 return
+            for name, which in trainer.plan.links.items():
+                if (target := self.store.best() if which == "best" else self.store.latest()) is not None:
+                    self.store.link(name, target)
             self.store.prune(self.config.keep_last, self.config.keep_every)
             self._status("running", step=trainer.step)
 
@@ -274,7 +307,8 @@ class _Session:
         }
         self.directory.write_summary(
             primary, step=self.trainer.step, best={"value": early.best, "step": early.best_step},
-            stopped_early=self.trainer.stopped_early, results=dict(results), seconds=round(time.time() - self.began, 3),
+            stopped_early=self.trainer.stopped_early, **_stand_in(plan), results=dict(results),
+            seconds=round(time.time() - self.began, 3),
         )  # fmt: skip
         if self.trainer.stopped_early:
             say(
@@ -304,6 +338,11 @@ class _Session:
             say(f"warning: status.json could not be written ({error.strerror})")
 
 
+def _stand_in(plan: Plan) -> dict[str, bool]:
+    """Said wherever results are kept: the data are not those that their name promises."""
+    return {"stand_in": True} if any(card.get("stand_in") for card in plan.cards) else {}
+
+
 def _count(params: Any) -> int:
     if isinstance(params, SparseTable):
         return params.weights.numel()
@@ -323,53 +362,3 @@ def make_runtime(config: RunConfig, *, stop: StopSignal | None = None) -> Runtim
         accumulation=config.accumulation, rank=rank(), world_size=world_size(),
         stop_requested=stop.agreed if stop is not None else lambda: False,
     )  # fmt: skip
-
-
-# --- a finished run ---------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class OpenedCheckpoint:
-    """A run rebuilt from one of its checkpoints, its model in evaluation mode with the chosen weights."""
-
-    plan: Plan
-    config: Any
-    runtime: Runtime
-    checkpoint: Checkpoint
-    run_dir: Path
-    weights: str
-    """ema or raw: what was loaded (raw where the run keeps no average)."""
-
-
-def open_checkpoint(
-    path: str | Path, *, device: str = "auto", weights: Literal["ema", "raw"] = "ema",
-    overrides: Mapping[str, Any] | None = None,
-) -> OpenedCheckpoint:  # fmt: skip
-    """Rebuild the run that wrote `path`: a run directory (its latest checkpoint), a checkpoint, or a `step_N` link.
-
-    `overrides` replaces top-level config keys (the data to evaluate on, say); the architecture is the checkpoint's.
-
-    Raises:
-        UsageError: no checkpoint there, a damaged one, or a config that this version does not read.
-    """
-    folder = Path(path)
-    if folder.name == "checkpoints" and not (folder / "manifest.json").exists():
-        folder = folder.parent
-    if (folder / "checkpoints").is_dir():
-        found = CheckpointStore(folder, "").latest()
-        if found is None:
-            raise UsageError(f"{folder} holds no checkpoint yet: train it further, or name another run")
-        folder = found
-    if not folder.is_dir():
-        raise UsageError(f"{path} is neither a run directory nor a checkpoint: expected e.g. checkpoints/PROJECT/RUN")
-    checkpoint = load_checkpoint(folder)
-    module = importlib.import_module(checkpoint.entry)
-    settings = {**checkpoint.config, "device": device, "accumulation": 1, **(overrides or {})}
-    config = structure(module.SCHEMA, settings)
-    runtime = make_runtime(config)
-    plan = module.build(config, runtime)
-    averaged = checkpoint.ema if weights == "ema" else None
-    load_weights(plan.task.module, {**checkpoint.model, **(averaged or {})}, strict=True)
-    plan.task.module.eval()
-    chosen = "ema" if averaged is not None else "raw"
-    return OpenedCheckpoint(plan, config, runtime, checkpoint, checkpoint.path.parent.parent, chosen)

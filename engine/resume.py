@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from engine import rundir, sweeps
-from engine.config import NOT_IDENTITY, ConfigSource, RunConfig, merge_for_resume, source_of, stored_origin
+from engine.config import ConfigSource, RunConfig, merge_for_resume, source_of, stored_origin
 from engine.errors import UsageError
 from engine.io import say, sha256_json
 from engine.runfiles import expand_pattern, read_json
@@ -25,9 +25,9 @@ C = TypeVar("C", bound=RunConfig)
 NAME_LENGTH = 8  # hex digits of the identity in a default run name: enough to tell the runs of one project apart
 
 
-def identity(source: ConfigSource) -> dict[str, Any]:
+def identity(config: RunConfig) -> dict[str, Any]:
     """The resolved config without device, logging, budget and launch keys."""
-    return rundir.identity_of(source.resolved, without=NOT_IDENTITY)
+    return rundir.identity_of(source_of(config).resolved, without=config.NOT_IDENTITY)
 
 
 def from_source(config: C, source: ConfigSource) -> C:
@@ -46,7 +46,7 @@ def with_run_name(config: C) -> C:
     if config.run_name is not None:
         return config
     stem = (source.config_name or "run").removeprefix("cfg_")
-    name = f"{stem}-{sha256_json(identity(source))[:NAME_LENGTH]}{os.environ.get(sweeps.SUFFIX, '')}"
+    name = f"{stem}-{sha256_json(identity(config))[:NAME_LENGTH]}{os.environ.get(sweeps.SUFFIX, '')}"
     return from_source(config, _edited(source, {"run_name": name}))
 
 
@@ -72,6 +72,14 @@ def open_directory(config: RunConfig, entry: str) -> rundir.RunDirectory:
     return opened
 
 
+def begins(config: RunConfig, entry: str) -> bool:
+    """Whether this launch starts a run, rather than going on with one that has a checkpoint. Only reads."""
+    if config.resume == "true" or config.resume_from != "latest":
+        return False
+    found = rundir.find_unfinished(run_dir(config), **_claim(config, entry)) if config.resume == "auto" else None
+    return found is None
+
+
 def finished_before(config: RunConfig, entry: str) -> dict[str, float | None] | None:
     """The results of the finished run that this launch would repeat, if it is to be skipped. Says so.
 
@@ -92,8 +100,7 @@ def finished_before(config: RunConfig, entry: str) -> dict[str, float | None] | 
 
 
 def _claim(config: RunConfig, entry: str) -> dict[str, Any]:
-    source = source_of(config)
-    return {"identity": identity(source), "entry": entry, "pattern": expand_pattern(source.yaml)}
+    return {"identity": identity(config), "entry": entry, "pattern": expand_pattern(source_of(config).yaml)}
 
 
 def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_dir: Path | None = None) -> C:

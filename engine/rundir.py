@@ -196,6 +196,14 @@ def find_resumable(
     return _claim(path, identity, entry, pattern).resumable()
 
 
+def find_unfinished(
+    path: str | os.PathLike[str], *, identity: Mapping[str, Any], entry: str, pattern: str | None = None
+) -> Path | None:
+    """The unfinished run of this identity that `open_run` would go on with, where it has a checkpoint."""
+    found = _claim(path, identity, entry, pattern).unfinished(None)
+    return found if found is not None and CheckpointStore(found, entry).latest() is not None else None
+
+
 def find_finished(
     path: str | os.PathLike[str], *, identity: Mapping[str, Any], entry: str, pattern: str | None = None
 ) -> Path | None:

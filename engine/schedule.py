@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 
 def warmup_cosine(step: int, *, base: float, warmup: int, total: int, min_ratio: float) -> float:
@@ -16,3 +19,122 @@ def warmup_cosine(step: int, *, base: float, warmup: int, total: int, min_ratio:
         return base * step / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return base * (min_ratio + max(0.0, (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))))
+
+
+# --- warm-up times decay: the schedules of language-model training ----------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Decay:
+    """How a rate falls after its warm-up; `name` picks the curve, `options` are that curve's own.
+
+    A step is counted from 0 here (t = step - 1). With w warm-up steps, horizon h and floor r (a share of the peak), and
+    p = (t - w) / (h - w) cut to 0..1:
+
+        none          1
+        cosine        r + (1 - r)(1 + cos pi p) / 2                          (nanoGPT's)
+        linear        1 - (1 - r) p
+        exponential   gamma^(t - w), by default gamma = r^(1 / (h - w))
+        step          gamma^(t // size)
+        wsd           1, then over the last `share` of the horizon linearly to r (warm-up, stable, decay)
+        inverse_sqrt  sqrt(max(w, 1) / max(t + 1, w, 1))
+        plateau       factor^(times that `patience` evaluations brought no improvement): see `Plateau`
+
+    No curve goes below r; `none` has no floor to reach.
+    """
+
+    name: Literal["none", "cosine", "linear", "exponential", "step", "wsd", "inverse_sqrt", "plateau"] = "none"
+    options: dict[str, float | None] = field(default_factory=dict)
+
+    OPTIONS: ClassVar[dict[str, dict[str, float | None]]] = {
+        "none": {}, "cosine": {}, "linear": {}, "inverse_sqrt": {},
+        "exponential": {"gamma": None}, "step": {"size": 1000, "gamma": 0.1}, "wsd": {"share": 0.5},
+        "plateau": {"factor": 0.1, "patience": 10, "threshold": 1e-4},
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        known = self.OPTIONS[self.name]
+        for key in self.options:
+            if key not in known:
+                what = f"one of {', '.join(known)}" if known else "no options"
+                raise ValueError(f"lr_scheduler.options.{key}: lr_scheduler={self.name} has {what}")
+        for key, low, high in (("gamma", 0.0, 1.0), ("share", 0.0, 1.0), ("factor", 0.0, 1.0)):
+            value = self.options.get(key)
+            if value is not None and not low < value <= high:
+                raise ValueError(f"lr_scheduler.options.{key}={value}: expected more than {low:g}, at most {high:g}")
+        for key in ("size", "patience"):
+            value = self.options.get(key)
+            if value is not None and value < 1:
+                raise ValueError(f"lr_scheduler.options.{key}={value}: expected at least 1")
+
+    def option(self, key: str) -> float | None:
+        """The value of `options`, else the curve's default."""
+        return self.options.get(key, self.OPTIONS[self.name][key])
+
+
+def lr_factor(step: int, decay: Decay, *, warmup: int, horizon: int, floor: float, drops: int = 0) -> float:
+    """Share of the peak learning rate at `step` (the first is 1): warm-up (t+1)/(w+1), times the decay's curve.
+
+    `floor` is min_lr / learning_rate; `drops` is how often a plateau was met. Check (cosine, w 100, h 3500, floor 0.1):
+    step 1 -> 1/101, 101 -> 1, 1801 -> 0.55, 3501 -> 0.1.
+    """
+    t = step - 1
+    if t < warmup:
+        return (t + 1) / (warmup + 1)
+    progress = min(1.0, (t - warmup) / max(1, horizon - warmup))
+    curve = 1.0
+    match decay.name:
+        case "cosine":
+            curve = floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        case "linear":
+            curve = 1.0 - (1.0 - floor) * progress
+        case "exponential":
+            gamma = decay.option("gamma")
+            curve = floor**progress if gamma is None else gamma ** (t - warmup)
+        case "step":
+            curve = (decay.option("gamma") or 0.0) ** (t // int(decay.option("size") or 1))
+        case "wsd":
+            share = decay.option("share") or 1.0
+            curve = 1.0 - (1.0 - floor) * max(0.0, t / max(1, horizon) - (1.0 - share)) / share
+        case "inverse_sqrt":
+            curve = math.sqrt(max(warmup, 1) / max(t + 1, warmup, 1))
+        case "plateau":
+            curve = (decay.option("factor") or 0.0) ** drops
+        case "none":
+            return 1.0
+    return max(curve, floor)
+
+
+class Plateau:
+    """Counts evaluations without improvement (lower is better); what it counts belongs into the checkpoint."""
+
+    def __init__(self, *, patience: int, threshold: float) -> None:
+        self.patience, self.threshold = patience, threshold
+        self.best: float | None = None
+        self.waited = self.drops = 0
+
+    @classmethod
+    def of(cls, decay: Decay) -> Plateau | None:
+        """The counter that `decay` needs; None for every other curve."""
+        if decay.name != "plateau":
+            return None
+        return cls(patience=int(decay.option("patience") or 1), threshold=decay.option("threshold") or 0.0)
+
+    def observe(self, value: float) -> bool:
+        """Take one evaluation; True when the rate drops. An improvement is a fall by more than `threshold`."""
+        if self.best is None or value < self.best - self.threshold:
+            self.best, self.waited = value, 0
+            return False
+        self.waited += 1
+        if self.waited < self.patience:
+            return False
+        self.waited, self.drops = 0, self.drops + 1
+        return True
+
+    def state_dict(self) -> dict[str, float | None]:
+        """Best value (null before the first), evaluations waited, drops."""
+        return {"best": self.best, "waited": self.waited, "drops": self.drops}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.best, self.waited, self.drops = state["best"], state["waited"], state["drops"]

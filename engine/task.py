@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from engine.errors import Interrupted, RunFailure, UsageError  # noqa: F401 (tasks import them from here)
 from engine.rows import RowSharded  # noqa: F401
+from engine.schedule import Plateau  # noqa: F401
 
 Metrics = Mapping[str, tuple[Tensor, Tensor]]
 """name -> (sum, count), both scalars on the device. Division happens once, after the reduction over ranks."""
@@ -103,6 +104,18 @@ class Task(Protocol):
         """The inverse: `RowSharded` leaves arrive already sliced to this rank's rows."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluation, for `Plan.report`."""
+
+    step: int
+    results: Mapping[str, float | None]
+    best: tuple[float, int] | None
+    """Best value of the primary metric so far, and the step it is of."""
+    step_ms: float | None
+    """Mean time of a training step at the last log line of this process."""
+
+
 @dataclass(kw_only=True)
 class Plan:
     """A task, and what the trainer needs to know of the run's length and habits: what a script's `build` returns."""
@@ -125,3 +138,9 @@ class Plan:
     """Rows of the global batch, for throughput."""
     cards: list[dict[str, Any]] = field(default_factory=list)
     """Data cards, kept in the run directory."""
+    start: Callable[[], None] | None = None
+    """Puts weights that are not random into the model; called where a run begins, not where it goes on."""
+    report: Callable[[Evaluation], Mapping[str, str]] | None = None
+    """Rank 0, after an evaluation and with its weights: file name -> text, kept in the run directory."""
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Documented names in the run directory -> best or latest, as links to that checkpoint."""

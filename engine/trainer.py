@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from engine.checkpoint import Checkpoint, clean_name, load_weights
 from engine.config import RunConfig
 from engine.distributed import broadcast_object, lost_rank
-from engine.ema import EMA
+from engine.ema import EMA, averages
 from engine.errors import Interrupted, RunFailure
 from engine.metrics import MetricWindow
 from engine.optim import build_optimizer
@@ -68,6 +69,7 @@ class Trainer:
         self.early_stop = EarlyStop(config, direction=plan.primary_direction)
         self.stopped_early = False
         self._train_seconds, self._timed_steps = 0.0, 0
+        self.step_ms: float | None = None
 
         groups = self.task.param_groups()
         self.groups = {group.name: group for group in groups}
@@ -151,7 +153,7 @@ class Trainer:
     def _finish_step(self, *, resumed: bool) -> None:
         """The duties that follow a step. After a resume only what the interrupted process had not yet done is done."""
         step, plan, last = self.step, self.plan, self.step >= self.last_step
-        if step == 0:
+        if step == 0 and not self.evaluation_due():
             return
 
         # Log: means over the window, so that log_interval changes how often, not what.
@@ -171,6 +173,7 @@ class Trainer:
         # Save: every n steps, with every evaluation, and always at the end.
         interval = self.config.checkpoint_interval
         wanted = (interval and step % interval == 0) or (fresh and plan.checkpoint_every_eval) or last
+        wanted = wanted and (step > 0 or last)  # nothing is lost before the first step
         if wanted and (fresh or not resumed):
             self._save(self, "last" if last else "step")
 
@@ -195,14 +198,18 @@ class Trainer:
         return True
 
     def _evaluate(self, *, final: bool) -> None:
-        try:
-            if self.ema is not None:
-                with self.ema.swapped():
-                    self.results = self.task.evaluate(final=final)
-            else:
+        with ExitStack() as weights:
+            for swap in averages(self.ema, self.optimizers):
+                weights.enter_context(swap)
+            try:
                 self.results = self.task.evaluate(final=final)
-        except Interrupted:
-            self._interrupt(saved=False)
+            except Interrupted:
+                weights.close()
+                self._interrupt(saved=False)
+            self._evaluated()
+
+    def _evaluated(self) -> None:
+        """Tell of an evaluation, while its weights are in place."""
         self.evaluated_step = self.step
         value = broadcast_object(self.results.get(self.plan.primary_metric))  # one number decides for all ranks
         self.early_stop.update(value, self.step, counts=self.step in self.plan.eval_steps and not self.early_stop.due)
@@ -220,7 +227,7 @@ class Trainer:
         values["train/grad_norm"] = float(self._last_norm)
         values |= {f"train/{name}": value for name, value in self.stats.flush().items()}
         seconds = self._train_seconds / max(self._timed_steps, 1)
-        values["time/step_ms"] = 1000 * seconds
+        values["time/step_ms"] = self.step_ms = 1000 * seconds
         values["time/examples_per_s"] = self.plan.batch_rows / seconds if seconds else None
         values["time/eta_s"] = seconds * (self.last_step - self.step)
         self._train_seconds, self._timed_steps = 0.0, 0

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from losses.act import ACTLossConfig, ACTLossHead, LossResult
+from losses.language_model import LMLossConfig, LMLossHead, LMLossResult
 from losses.stablemax import softmax_cross_entropy, stablemax_cross_entropy
 
-__all__ = ["ACTLossConfig", "ACTLossHead", "LossResult", "softmax_cross_entropy", "stablemax_cross_entropy"]
+__all__ = [
+    "ACTLossConfig",
+    "ACTLossHead",
+    "LMLossConfig",
+    "LMLossHead",
+    "LMLossResult",
+    "LossResult",
+    "softmax_cross_entropy",
+    "stablemax_cross_entropy",
+]

@@ -51,7 +51,7 @@ class Subject:
     """A checkpoint ready to be fed, and what it is fed with."""
 
     opened: Any
-    """engine.launch.OpenedCheckpoint"""
+    """engine.reopen.OpenedCheckpoint"""
     splits: list[PuzzleSplit]
     data: list[dict[str, str]]
     """path and content hash of each data set"""
@@ -73,12 +73,12 @@ def open_subject(args: argparse.Namespace) -> Subject:
     Raises:
         UsageError: no usable checkpoint or data, averaged weights asked of a run without, a run of another kind.
     """
-    from engine.launch import open_checkpoint
+    from engine.reopen import open_checkpoint
     from tasks.recursive_reasoning import RecursiveReasoningTask
 
     checkpoint = Path(os.path.abspath(args.checkpoint))
     given = [os.path.abspath(path) for path in args.data or ()]
-    with contextlib.chdir(_home_of(checkpoint)):
+    with contextlib.chdir(home_of(checkpoint)):
         weights = cast(Literal["ema", "raw"], args.weights or "ema")
         opened = open_checkpoint(checkpoint, device=args.device, weights=weights)
         task, config = opened.plan.task, opened.config
@@ -98,7 +98,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     return Subject(opened=opened, splits=splits, data=data, steps=steps)
 
 
-def _home_of(checkpoint: Path) -> Path:
+def home_of(checkpoint: Path) -> Path:
     """Where the run was started: paths in its config count from there, wherever this script is started."""
     run_dir = checkpoint if (checkpoint / "checkpoints").is_dir() else checkpoint.resolve().parent.parent
     home = Path(str(_environment(run_dir).get("working_directory", ".")))

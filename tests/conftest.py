@@ -151,6 +151,12 @@ def workplace(tmp_path: Path, tiny_data: Path) -> Path:
     return tmp_path
 
 
+def archs_of(family: str) -> list[str]:
+    """The files of config/arch whose class lies in models/`family`/."""
+    files = sorted((ROOT / "config/arch").glob("*.yaml"))
+    return [path.stem for path in files if f"\nname: {family}." in f"\n{path.read_text()}"]
+
+
 def metrics(run_dir: Path) -> list[dict]:
     """metrics.jsonl without the time fields, which are all that may differ between equal runs."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -27,10 +27,11 @@ from verification import compose as composing
 from verification.command import Command, parse
 from verification.compose import Composed
 from verification.data import DataPath, read_data, total_steps
-from verification.schemas import dataclass_of
+from verification.schemas import UNREADABLE, dataclass_of
 from verification.script import Script, read_script
 from verification.source import ClassInfo, Repo
 from verification.stored import go_on
+from verification.text_data import read_texts
 from verification.yaml_lines import line_of
 
 Kind = Literal["job", "recipe", "command", "launch"]
@@ -215,6 +216,7 @@ def _follow_config(chain: Chain) -> None:
         words = [w for w in chain.command.arguments if w not in ("-h", "--help")]
         schema = chain.schema or type("Nothing", (), {"__dataclass_fields__": {}})
         translated = translate(words, schema, groups=groups, aliases=script.aliases)
+        translated = script.rewrite(translated, groups) if script.rewrite else translated
         chain.overrides = without_flags(translated)
         stamped = ("stamp", *folders)
         if stamped not in chain.repo.memo:
@@ -257,7 +259,7 @@ def read_schema(chain: Chain) -> None:
     try:
         chain.schema = dataclass_of(chain.repo, *chain.script.schema)
         keys_of(chain.schema)
-    except (LookupError, SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         chain.schema = None
         chain.problems["schema_class"] = f"{'.'.join(chain.script.schema)} cannot be read: {error!r}"
 
@@ -300,6 +302,7 @@ def follow_classes(chain: Chain) -> None:
     for key in ("data_paths", "data_paths_test"):
         for path in chain.resolved.get(key) or []:
             chain.data.append(read_data(chain.repo, str(path), key, chain.cwd or chain.repo.root))
+    chain.data += read_texts(chain.repo, chain.resolved, chain.cwd or chain.repo.root)
     chain.steps = total_steps([entry for entry in chain.data if entry.key == "data_paths"], chain.resolved)
 
 

@@ -68,6 +68,7 @@ CFG252 | 3 | a variational encoder has a KL weight, another one none | sampling 
 CFG253 | 3 | a loaded decoder has the shape and cycles it was trained with | decoder weights used at another depth | the pretrained part computes something else | copy the cycles of the source's config
 CFG254 | 3 | final metrics are those of the whole test split | accuracy of a subset is reported | not comparable with published figures | set final_eval_max_examples=null
 CFG255 | 3 | every key of the script's schema is read somewhere | changing the key changes nothing | it looks configurable and is not | read the key, or drop it from the schema
+CFG256 | 3 | the schedule of the learning rate ends where the run does | the rate never reaches min_lr, or rests there | a curve cut off in the middle is another schedule | set lr_decay_iters to max_iters
 ARC310 | 4 | arch.name has the form package.module@Class | `is not of the form module@Class` | nothing can be resolved | e.g. recursive_reasoning.trm@TRM
 ARC311 | 4 | the module that arch.name names exists | ModuleNotFoundError | the guide's third pitfall | move the file, or correct the name
 ARC312 | 4 | the module defines or re-exports the class | `has no class` | the guide's third pitfall | correct the class, or export it
@@ -94,6 +95,9 @@ DAT521 | data | train and test share no solution | an accuracy that is too good 
 DAT522 | data | every test puzzle has its query in the test split | missing puzzles count as nothing | the score is of a subset | rebuild the data
 DAT523 | data | counts, tokens and lengths agree with dataset.json | index errors on a device, or silent truncation | the model reads other symbols than were written | rebuild the data
 DAT530 | data | a pretrained part never saw the test puzzles | an accuracy that is too good | its training included the answers | take a clean decoder, or say init=contaminated
+DAT540 | data | pretrained weights are trained on their own tokens | the loss begins far above that of random weights | the numbers of one vocabulary are read as words of another | build the data with --tokenizer gpt2
+DAT541 | data | the data sets of a mixture have one vocabulary, or each its own table | a token means two things | what one data set teaches of a number the other unteaches | add multidataset_wte=true, or build both with one tokenizer
+DAT542 | data | aligned streams annotate one text, position by position | exit 2, or labels of other positions | the streams explain each other only where they are of one text | build them from one file
 CKP610 | data | the run's stored config is what its command composes to today | the same command would train something else | the run cannot be reproduced by its command | keep the recipe, or note the change
 CKP611 | data | the run's path signature is that of the code today | the checkpoint is read by other code | evaluation is of another model | check out the run's commit
 CKP612 | data | the checkpoint's tensors are those of the model | missing or unexpected keys | a part keeps its random start | load with the code that wrote it

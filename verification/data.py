@@ -90,7 +90,12 @@ def _catalog(repo: Repo) -> dict[str, dict[str, Any]]:
 
 
 def total_steps(data: list[DataPath], config: dict[str, Any]) -> int | None:
-    """Optimizer steps of the whole run as the sampler counts them (exact for puzzles of equal size); None: unknown."""
+    """Optimizer steps of the whole run: as stated, or as the sampler counts them (exact for puzzles of equal size).
+
+    None: unknown.
+    """
+    if isinstance(stated := config.get("max_iters"), int):
+        return 0 if config.get("eval_only") else stated
     if not data or any(entry.groups is None or not entry.mean_examples for entry in data):
         return None
     groups = sum(entry.groups or 0 for entry in data)

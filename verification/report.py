@@ -40,6 +40,13 @@ FOUR = (
     ("Is this a new experiment or reproducing existing work?", "", "purpose"),
 )
 
+FOUR_OF_TEXT = (
+    ("Which training mode is intended (single, multidataset, multicontext)?", "training_mode", "training_mode"),
+    ("Which data?", "data", "data"),
+    ("Which weights does it begin with?", "initial_weights", "init_from"),
+    FOUR[-1],
+)
+
 
 def level_of(report: Report, codes: Sequence[str]) -> str:
     """The worst level of some codes: FAIL, WARN, PASS, or SKIP where none could be judged."""
@@ -167,8 +174,8 @@ def _section(report: Report) -> list[str]:
     lines.append("")
     lines += [f"- {TICKS[level_of(report, codes)]} {title} ({', '.join(codes)})" for title, codes in CHECKLIST]
     lines.append("")
-    for question, fact, key in FOUR:
-        found = f"; found: {report.facts.get(fact)}" if fact else ""
+    for question, fact, key in FOUR_OF_TEXT if report.facts.get("data_mode") == "tokens" else FOUR:
+        found = f"; found: {_cell(report.facts.get(fact))}" if fact else ""
         lines.append(f"- {question} **{intent.get(key, 'not stated')}**{found}")
     wrong = report.of("FAIL", "WARN")
     if wrong:

@@ -18,7 +18,9 @@ from verification.source import SLOTS, Module, Repo, walk
 
 PREFIX = "_verification_schemas_"
 OURS = (*SLOTS, "engine")
-_made: dict[tuple[str, str, str], type] = {}
+UNREADABLE = (LookupError, SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError)
+"""What reading a value may raise."""
+_made: dict[tuple[str, str, str], Any] = {}
 
 
 class Inert:
@@ -36,6 +38,12 @@ class Inert:
 
 def dataclass_of(repo: Repo, module: str, name: str) -> type:
     """The dataclass `name` of `module`. Raises whatever its own statements raise, LookupError if it is not there."""
+    made: type = value_of(repo, module, name)
+    return made
+
+
+def value_of(repo: Repo, module: str, name: str) -> Any:
+    """What `module` binds to `name`: a dataclass, a constant, a function of plain code. Raises like `dataclass_of`."""
     found = repo.module(module)
     if found is None:
         raise LookupError(f"there is no module {module}")

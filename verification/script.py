@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from verification.schemas import UNREADABLE, value_of
 from verification.source import ClassInfo, Module, Repo, called, calls, literal, walk
 
 
@@ -23,6 +25,8 @@ class Script:
     schema: tuple[str, str] | None = None
     """(module, class) that SCHEMA names."""
     aliases: dict[str, str] = field(default_factory=dict)
+    rewrite: Callable[..., list[str]] | None = None
+    """What the script itself makes of the translated words (`main(..., rewrite=...)`)."""
     requires: dict[str, Any] = field(default_factory=dict)
     """FAMILY, DATA_MODE, ... of `require(...)` calls, or of TRAINING_PATH."""
     requires_line: int = 0
@@ -78,6 +82,12 @@ def _read_constants(repo: Repo, script: Script) -> None:
     aliases = names.get("ALIASES")
     if isinstance(aliases, ast.Assign):
         script.aliases = literal(aliases.value, default={})
+    elif aliases is not None:
+        script.aliases = _value(repo, script, "ALIASES")
+    for call in calls(script.module.tree, "main"):
+        named = next((k.value for k in call.keywords if k.arg == "rewrite"), None)
+        if isinstance(named, ast.Name) and named.id in names:
+            script.rewrite = _value(repo, script, named.id)
     for call in calls(script.module.tree, "require"):
         script.requires |= {k.arg: literal(k.value) for k in call.keywords if k.arg and k.arg.isupper()}
         script.requires_line = call.lineno
@@ -86,6 +96,13 @@ def _read_constants(repo: Repo, script: Script) -> None:
         script.requires_line = declared.lineno
         for key, value in (literal(declared.value, default={}) or {}).items():
             script.requires[{"arch_family": "FAMILY"}.get(key, key.upper())] = value
+
+
+def _value(repo: Repo, script: Script, name: str) -> Any:
+    try:
+        return value_of(repo, script.module.name, name)
+    except UNREADABLE as error:
+        raise LookupError(f"{name} of {script.file} cannot be read: {error!r}") from error
 
 
 def _read_imports(repo: Repo, script: Script) -> None:

@@ -13,6 +13,7 @@ from engine.sweeps import REPORT
 from verification import jobs as job_files
 from verification.chain import Chain, Kind, build_chain, hydra_flags
 from verification.checks import run_checks, say
+from verification.checks.config import warmup_key
 from verification.checks.model import encoder_policy, forward_of, mode_of_body
 from verification.checks.registry import NotApplicable, declared
 from verification.codes import CODES
@@ -236,6 +237,13 @@ def links(chain: Chain) -> list[dict[str, Any]]:
     return rows
 
 
+def _begins(config: dict[str, Any]) -> str:
+    """Where the weights of a new run come from."""
+    sources = {"gpt2": config.get("gpt2_type"), "prev_run": config.get("prev_run_ckpt")}
+    source = sources.get(str(config.get("init_from")))
+    return str(source) if source else f"random, seed {config.get('seed')}"
+
+
 def facts(chain: Chain) -> dict[str, Any]:
     """The resolved table."""
     config = chain.resolved or {}
@@ -257,14 +265,15 @@ def facts(chain: Chain) -> dict[str, Any]:
         "encoder_type": chain.arch.get("encoder_type", "none"),
         "data_mode": declared(chain, "DATA_MODE"),
         "data": [entry.path for entry in chain.data],
+        "training_mode": config.get("training_mode"),
         "exploration": chain.arch.get("halt_exploration_prob"),
         "halt_max_steps": chain.arch.get("halt_max_steps"),
-        "batch": config.get("global_batch_size"),
+        "batch": config.get("global_batch_size", config.get("batch_size")),
         "processes": chain.command.processes,
         "steps": chain.steps,
         "max_steps": config.get("max_steps"),
-        "warmup": config.get("lr_warmup_steps"),
-        "initial_weights": "resumed" if chain.resumes else f"random, seed {config.get('seed')}",
-        "run_name": config.get("run_name"),
+        "warmup": config.get(warmup_key(config)),
+        "initial_weights": "resumed" if chain.resumes else _begins(config),
+        "run_name": config.get("run_name") or config.get("out_dir"),
         "run_dir": config.get("run_dir"),
     }

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 def go_on(chain: Chain) -> None:
     """Under resume=true put the stored config under the command's values, as the launch does.
 
-    A run that is not here, or whose name only the launch can make (run_name=null), leaves the chain as composed.
+    A run that is not here, or whose folder only the launch can name (by run_name=null), leaves the chain as composed.
     Raises: UsageError for what the launch refuses, e.g. another arch.
     """
     config = chain.resolved or {}
     folder = (chain.cwd or chain.repo.root) / str(config.get("run_dir"))
-    if config.get("run_name") is not None and (folder / "config.yaml").is_file():
+    if (folder / "config.yaml").is_file():
         adopt(chain, folder, chain.overrides)
         assert chain.resolved is not None
         chain.resolved["run_dir"] = config["run_dir"]

@@ -1,4 +1,4 @@
-"""AdamATan2 and AdamW in plain torch, with a step that can be called off on the device.
+"""AdamATan2 in plain torch, with a step that can be called off on the device.
 
 `step(lr_scale, ok)`: `ok` is a 0/1 scalar tensor. 0 leaves parameters, moments and step count exactly as they
 were, even when gradients hold NaN or inf, and no value travels to the host. Moments live in at least float32.
@@ -13,19 +13,22 @@ import torch
 from torch import Tensor, nn
 
 
-class _Adam:
-    """Moments, bias correction and decoupled weight decay; a subclass says how two moments make a
-    direction."""
+class AdamATan2:
+    """Adam without epsilon (Everett et al. 2024, in the form of imoneoi's adam-atan2 0.0.3).
+
+    p <- p(1 - lr·wd); m, v moving averages of g, g²; p <- p - lr/(1-β1^t) · atan2(m, sqrt(v)/sqrt(1-β2^t)).
+    The first-moment correction stands outside the atan2. A zero gradient only decays. lr 0 is allowed.
+    """
 
     def __init__(
         self,
         params: Sequence[nn.Parameter],
         names: Sequence[str],
         *,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        weight_decay: float,
+        lr: float = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        weight_decay: float = 1e-2,
     ) -> None:
         if len(params) != len(names) or len(set(names)) != len(names):
             raise ValueError(f"{len(params)} parameters need as many different names, got {len(set(names))}")
@@ -42,9 +45,12 @@ class _Adam:
         device = self.params[0].device if self.params else torch.device("cpu")
         self.count = torch.zeros((), dtype=torch.float32, device=device)
 
-    def _directions(self, m: list[Tensor], v: list[Tensor], correction2: Tensor) -> list[Tensor]:
+    @staticmethod
+    def _directions(m: list[Tensor], v: list[Tensor], correction2: Tensor) -> list[Tensor]:
         """Fresh tensors: the update before learning rate and first-moment correction."""
-        raise NotImplementedError
+        scale = torch._foreach_sqrt(v)
+        torch._foreach_div_(scale, correction2.sqrt())
+        return [torch.atan2(mean, root, out=root) for mean, root in zip(m, scale, strict=True)]
 
     @torch.no_grad()
     def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None:
@@ -119,57 +125,6 @@ class _Adam:
                     )
                 tensor.copy_(stored[name])
         self.count.copy_(torch.as_tensor(state["step"]))
-
-
-class AdamATan2(_Adam):
-    """Adam without epsilon (Everett et al. 2024, in the form of imoneoi's adam-atan2 0.0.3).
-
-    p <- p(1 - lr·wd); m, v moving averages of g, g²; p <- p - lr/(1-β1^t) · atan2(m, sqrt(v)/sqrt(1-β2^t)).
-    The first-moment correction stands outside the atan2. A zero gradient only decays. lr 0 is allowed.
-    """
-
-    def __init__(
-        self,
-        params: Sequence[nn.Parameter],
-        names: Sequence[str],
-        *,
-        lr: float = 1e-3,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        weight_decay: float = 1e-2,
-    ) -> None:
-        super().__init__(params, names, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
-
-    def _directions(self, m: list[Tensor], v: list[Tensor], correction2: Tensor) -> list[Tensor]:
-        scale = torch._foreach_sqrt(v)
-        torch._foreach_div_(scale, correction2.sqrt())
-        return [torch.atan2(mean, root, out=root) for mean, root in zip(m, scale, strict=True)]
-
-
-class AdamW(_Adam):
-    """AdamW (Loshchilov & Hutter 2019) with torch.optim.AdamW's formula and defaults."""
-
-    def __init__(
-        self,
-        params: Sequence[nn.Parameter],
-        names: Sequence[str],
-        *,
-        lr: float = 1e-3,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-    ) -> None:
-        super().__init__(params, names, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
-        if not eps >= 0.0:
-            raise ValueError(f"eps={eps}: expected 0 or more")
-        self.eps = eps
-
-    def _directions(self, m: list[Tensor], v: list[Tensor], correction2: Tensor) -> list[Tensor]:
-        scale = torch._foreach_sqrt(v)
-        torch._foreach_div_(scale, correction2.sqrt())
-        torch._foreach_add_(scale, self.eps)
-        return list(torch._foreach_div(m, scale))
 
 
 def _wide(param: Tensor) -> torch.dtype:

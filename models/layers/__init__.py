@@ -9,7 +9,7 @@ from __future__ import annotations
 from models.layers.attention import ATTENTION_KINDS, Attention, AttentionKind
 from models.layers.block import ReasoningBlock, ReasoningStack
 from models.layers.init import trunc_normal_
-from models.layers.linear import CastedEmbedding, CastedLinear, cached_casts
+from models.layers.linear import CastedEmbedding, CastedLinear, cached_casts, cast_linear
 from models.layers.mlp import SwiGLU, swiglu_inner_size
 from models.layers.norm import rms_norm
 from models.layers.rotary import RotaryTables, apply_rotary, grid_positions, line_positions
@@ -26,6 +26,7 @@ __all__ = [
     "SwiGLU",
     "apply_rotary",
     "cached_casts",
+    "cast_linear",
     "grid_positions",
     "line_positions",
     "rms_norm",

@@ -17,7 +17,8 @@ AttentionKind = Literal["auto", "sdpa", "math", "flash"]
 ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
 
 
-def _load_flash() -> Any:
+def load_flash() -> Any:
+    """`flash_attn_func` of the flash_attn package; ImportError names the install command."""
     try:
         from flash_attn import flash_attn_func  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
@@ -38,7 +39,7 @@ class Attention(nn.Module):
         if kind not in ATTENTION_KINDS:
             raise ValueError(f"attention={kind}: choose one of {', '.join(ATTENTION_KINDS)}")
         self.num_heads, self.head_dim, self.kind = num_heads, head_dim, kind
-        self._flash = _load_flash() if kind == "flash" else None
+        self._flash = load_flash() if kind == "flash" else None
         self.qkv_proj = CastedLinear(size, 3 * num_heads * head_dim)
         self.o_proj = CastedLinear(num_heads * head_dim, size)
 

@@ -46,27 +46,33 @@ class _CastLinear(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
-class CastedLinear(nn.Module):
-    """[..., in] -> [..., out] in the input's dtype; weight [out, in] float32, std 1/sqrt(in); bias zeros when
-    present."""
+def cast_linear(x: Tensor, weight: Tensor, copy: Tensor | None = None) -> Tensor:
+    """x [..., in] times weight [out, in] transposed, in x's dtype; `copy` is the weight in that dtype, if at hand."""
+    if weight.dtype == x.dtype and (x.device.type != "cpu" or torch.compiler.is_compiling()):
+        return F.linear(x, weight)
+    copy = weight.detach().to(x.dtype) if copy is None else copy
+    return _CastLinear.apply(x, weight, copy) if torch.is_grad_enabled() else linear(x, copy)
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
+
+class CastedLinear(nn.Module):
+    """[..., in] -> [..., out] in the input's dtype; weight [out, in] float32, std `init_std` (None: 1/sqrt(in));
+    bias zeros when present."""
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool = False, init_std: float | None = None
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(trunc_normal_(torch.empty(out_features, in_features), 1.0 / math.sqrt(in_features)))
+        std = 1.0 / math.sqrt(in_features) if init_std is None else init_std
+        self.weight = nn.Parameter(trunc_normal_(torch.empty(out_features, in_features), std))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self._copy: Tensor | None = None  # set for the length of a `cached_casts` block only
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
+        weight, copy = self.weight, self._copy
         if weight.dtype == x.dtype and (x.device.type != "cpu" or torch.compiler.is_compiling()):
             return F.linear(x, weight, self.bias)
-        copy = weight.detach() if weight.dtype == x.dtype else self._cast(x.dtype)
-        y = _CastLinear.apply(x, weight, copy) if torch.is_grad_enabled() else linear(x, copy)
+        y = cast_linear(x, weight, copy if copy is not None and copy.dtype == x.dtype else None)
         return y if self.bias is None else y + self.bias.to(x.dtype)
-
-    def _cast(self, dtype: torch.dtype) -> Tensor:
-        copy = self._copy
-        return copy if copy is not None and copy.dtype == dtype else self.weight.detach().to(dtype)
 
 
 class CastedEmbedding(nn.Module):

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from tests.conftest import ROOT, _entry, run_forked, run_script
+from tests.e2e.recipes import ENTRIES, PRETRAIN, TRAIN, Entry
+from tests.train import conftest as small_texts
 
-RECIPES = sorted(path.stem for path in (ROOT / "config").glob("cfg_pretrain*.yaml"))
-ARCHS = sorted(path.stem for path in (ROOT / "config/arch").glob("*.yaml"))
+texts = small_texts.texts  # a fixture
+PAIRS = [(entry, recipe, arch) for entry in ENTRIES.values() for recipe in entry.recipes for arch in entry.archs]
+IDS = [f"{recipe}-{arch}" for _, recipe, arch in PAIRS]
 SHAPES = {
     "sudoku-default": (16, 6, 1), "sudoku-4x4": (16, 6, 1), "sudoku-6x6": (36, 8, 1), "sudoku-9x9-easy": (81, 11, 1),
     "sudoku-extreme-1k-aug-1000": (81, 11, 1),
@@ -24,40 +25,48 @@ COUNTS = {
     ("cfg_pretrain_sudoku_4x4", "trm"): 62_338,
     ("cfg_pretrain_sudoku_6x6", "trm"): 77_954,
     ("cfg_pretrain_sudoku_9x9_easy", "trm"): 261_890,
+    # nanoGPT's own counts leave out the positions: 10.65 M and 0.80 M
+    ("cfg_train_shakespeare", "gpt"): 10_745_088,
+    ("cfg_train_cpu", "gpt"): 804_096,
 }
 
 
-def composed(recipe: str, *overrides: str):
-    from engine.config import load_synced_config
-    from pretrain_args import PretrainConfig
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "config"), version_base=None):
-        config = compose(recipe, overrides=list(overrides))
-    return load_synced_config(config, schema=PretrainConfig, entry="pretrain")
+def test_every_architecture_belongs_to_a_family() -> None:
+    known = {arch for entry in ENTRIES.values() for arch in entry.archs}
+    assert known == {path.stem for path in (ROOT / "config/arch").glob("*.yaml")}
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_full_size_model_builds_on_meta(recipe: str, arch: str) -> None:
-    from engine.task import Runtime
+def shape_of(entry: Entry, config) -> object:
+    """What the data of a recipe fix about its model."""
+    if entry is TRAIN:
+        from models.language_models.config import LMShape
+
+        return LMShape((65,))
     from models.recursive_reasoning.act import PuzzleShape
-    from pretrain import create_model
 
-    config = composed(recipe, f"arch={arch}")
-    shape = PuzzleShape(*SHAPES[Path(config.data_paths[0]).name])
+    return PuzzleShape(*SHAPES[Path(config.data_paths[0]).name])
+
+
+@pytest.mark.parametrize(("entry", "recipe", "arch"), PAIRS, ids=IDS)
+def test_full_size_model_builds_on_meta(entry: Entry, recipe: str, arch: str) -> None:
+    import importlib
+
+    from engine.task import Runtime
+
+    config = entry.compose(recipe, f"arch={arch}")
     device = torch.device("meta")
     runtime = Runtime(
         device=device, dtype=torch.float32, attention="auto", seed=0, accumulation=1, rank=0, world_size=1
     )
     with device:
-        model, _ = create_model(config, shape, runtime)
+        model, _ = importlib.import_module(entry.name).create_model(config, shape_of(entry, config), runtime)
     assert all(p.is_meta for p in model.parameters())
     if (recipe, arch) in COUNTS:
-        assert model.num_parameters() == COUNTS[recipe, arch]
+        count = model.num_parameters() if entry is PRETRAIN else sum(p.numel() for p in model.parameters())
+        assert count == COUNTS[recipe, arch]
 
 
-def one_step_reading_everything(argv: list[str]) -> None:
+def one_step_reading_everything(script: str, argv: list[str]) -> None:
     """Run a command and print the declared keys that nothing read."""
     import engine.config
     import engine.registry
@@ -73,7 +82,7 @@ def one_step_reading_everything(argv: list[str]) -> None:
     for module in (engine.config, engine.registry, engine.resume):
         module.structure = collecting
     try:
-        _entry("pretrain", argv)
+        _entry(script, argv)
     except SystemExit as end:
         if end.code:
             raise
@@ -100,34 +109,51 @@ CONDITIONAL = {
 }
 
 
-def own_arch(recipe: str) -> str:
-    return next(
-        line.split()[-1] for line in (ROOT / f"config/{recipe}.yaml").read_text().splitlines() if "- arch:" in line
-    )
+# The same of train.py; tests/train/test_effects.py and tests/models show what each does where it is read.
+OTHER_MODES = {
+    *[
+        "dataset_list",
+        "dataset_sampling_probs",
+        "dataset_sampling_probs_final",
+        "dataset_sampling_probs_transition_method",
+    ],
+    *[
+        "dataset_interleaving",
+        "dataset_interleaving_shuffle",
+        "multicontext_datasets",
+        "gpt2_type",
+        "prev_run_ckpt",
+        "ema_rate",
+    ],
+    *["compile_cuda_graphs", "arch.rope_theta", "arch.share_size"],
+    *["beta1", "beta2", "weight_decay", "out_dir"],  # read by interpolation: config/optimizer, run_dir
+}
+SMALL = {
+    "pretrain": ("+debug=tiny", "max_steps=1", "eval_max_examples=4"),
+    "train": ("+debug=tiny_text", "offline=stand_in"),
+}
 
 
-PAIRS = [(recipe, own_arch(recipe)) for recipe in RECIPES]
-PAIRS += [("cfg_pretrain_sudoku_4x4", arch) for arch in ARCHS if arch != "trm"]
+# Each recipe with its own architecture, and one small recipe of each script with all others: keys are per schema.
+ONE_STEP = [
+    pair
+    for pair in PAIRS
+    if pair[1] in ("cfg_pretrain_sudoku_4x4", "cfg_train_cpu") or pair[0].own_arch(pair[1]) == pair[2]
+]
 
 
-@pytest.mark.parametrize(("recipe", "arch"), PAIRS)
-def test_one_step_reads_every_key(workplace: Path, recipe: str, arch: str) -> None:
-    argv = [
-        f"--config-name={recipe}",
-        f"arch={arch}",
-        "+debug=tiny",
-        "device=cpu",
-        "max_steps=1",
-        "eval_max_examples=4",
-    ]
-    result = run_forked(one_step_reading_everything, argv, cwd=workplace)
+@pytest.mark.parametrize(("entry", "recipe", "arch"), ONE_STEP, ids=[f"{pair[1]}-{pair[2]}" for pair in ONE_STEP])
+def test_one_step_reads_every_key(workplace: Path, texts: Path, entry: Entry, recipe: str, arch: str) -> None:
+    argv = [f"--config-name={recipe}", f"arch={arch}", *SMALL[entry.name], "device=cpu"]
+    argv += [f"dataset={texts}/plain", "max_sample_tokens=2"] if entry is TRAIN else []
+    result = run_forked(one_step_reading_everything, entry.name, argv, cwd=workplace)
     assert result.code == 0, result.output
     unread = set(eval(result.output.split("UNREAD ")[1].splitlines()[0]))
-    assert unread <= CONDITIONAL.keys(), unread - CONDITIONAL.keys()
-    for key in unread:
-        result = run_forked(
-            one_step_reading_everything, [*argv, "run_name=again", *CONDITIONAL[key].split()], cwd=workplace
-        )
+    allowed = OTHER_MODES if entry is TRAIN else CONDITIONAL.keys()
+    assert unread <= allowed, unread - allowed
+    for key in unread & CONDITIONAL.keys() if entry is PRETRAIN else ():
+        again = [*argv, "run_name=again", *CONDITIONAL[key].split()]
+        result = run_forked(one_step_reading_everything, entry.name, again, cwd=workplace)
         assert f"'{key}'" not in result.output.split("UNREAD ")[1], key
 
 

@@ -1,11 +1,11 @@
 """README.md, docs/ and recipe headers say what the program does: every command is read, the marked ones are run.
 
 In the pages:
-    ```bash        commands; pretrain.py ones are composed and checked, the others' arguments go through their parsers
+    ```bash        commands; those of entry scripts are composed and checked, other arguments go through their parsers
     ```console     `$ command`, then lines that its output must hold; all are run, `...` stands for anything
     ```python      must parse; after `<!-- run -->` it is executed, after `<!-- file: PATH -->` it is also installed
                    as that module for the runs of the page
-    <!-- run -->   before ```bash: its pretrain.py commands are run with +debug=tiny
+    <!-- run -->   before ```bash: its pretrain.py commands are run with +debug=tiny, those of train.py with +debug=tiny_text
 Tables between `<!-- table: NAME -->` and `<!-- end -->` are generated. After a change of a schema:
     python -m tests.e2e.test_docs
 """
@@ -23,25 +23,24 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from engine.cli import find_groups
-from engine.config import NOT_IDENTITY, RunConfig, load_synced_config
+from engine.config import NOT_IDENTITY, RunConfig
 from engine.errors import UsageError
-from engine.help import help_text
 from engine.keys import describe, keys_of
-from engine.registry import build_config, resolve
-from engine.translate import HYDRA_SWITCHES, HYDRA_VALUED, translate
 from pretrain_args import PretrainConfig
-from tests.conftest import ROOT, Result, _entry, run_forked, run_script
+from tests.conftest import ROOT, SHARED, Result, _entry, run_forked, run_script
+from tests.e2e.recipes import entry_of
+from train_args import TrainConfig
 
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.exists()]
 RECIPES = sorted((ROOT / "config").glob("cfg_*.yaml"))
 FENCE = re.compile(r"(?:<!-- (?P<mark>run|file: \S+) -->\n+)?```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.M | re.S)
-ALIASES = {"checkpoint_path": "run_dir"}
+SMALL = {
+    "pretrain": ("+debug=tiny", "device=cpu"),
+    "train": ("+debug=tiny_text", "device=cpu"),
+}
+"""What makes a documented run short."""
 VARIABLE = re.compile(r"[A-Z_]+=\S*")
 
 
@@ -109,8 +108,8 @@ def check(words: list[str]) -> None:
         if module in ("pytest", "pip", "tests.e2e.test_docs"):
             return
         _parse(importlib.import_module(module).parser().parse_args, argv)
-    elif words[0] == "pretrain.py":
-        compose_pretrain(words[1:])
+    elif entry := entry_of(words[0]):
+        entry.accept(words[1:])
     else:
         assert (ROOT / words[0]).is_file(), f"there is no {words[0]}"
         module_name = words[0].removesuffix(".py").replace("/", ".")
@@ -123,39 +122,6 @@ def _parse(parser: Callable[..., object], argv: list[str]) -> None:
     except SystemExit as end:
         if end.code:
             raise UsageError(f"exit code {end.code}: {shlex.join(argv)}") from None
-
-
-def compose_pretrain(argv: list[str]) -> None:
-    """Everything of a launch that needs neither data nor torch: translation, composition, the strict schemas."""
-    name = next((w.partition("=")[2] for w in argv if w.startswith("--config-name=")), "cfg_pretrain")
-    groups = find_groups(ROOT / "config", name)
-    if "--help" in argv:
-        assert "lr_warmup_steps" in help_text("pretrain", PretrainConfig, groups, ROOT / "config", name)
-        return
-    overrides = []
-    words = iter(translate(argv, PretrainConfig, groups=groups, aliases=ALIASES))
-    for word in words:
-        if word.split("=")[0] in HYDRA_VALUED:
-            if "=" not in word:
-                next(words)
-        elif word not in HYDRA_SWITCHES:
-            overrides.append(word)
-    single = []
-    for override in OverridesParser.create().parse_overrides(overrides):
-        line = str(override.input_line)
-        if override.is_sweep_override():
-            line = line.partition("=")[0] + "=" + next(override.sweep_string_iterator())
-        single.append(line)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "config"), version_base=None):
-        config = load_synced_config(compose(name, overrides=single), schema=PretrainConfig, entry="pretrain")
-    hyper = {key: value for key, value in config.arch.items() if key != "loss"}
-    if "mine" in hyper["name"]:  # a class that the page itself shows: the runs of the page build it
-        return
-    build_config(resolve(hyper["name"], "models"), hyper, "arch")
-    loss = dict(config.arch["loss"])
-    if "mine" not in loss["name"]:
-        build_config(resolve(loss["name"], "losses"), loss, "arch.loss")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -173,7 +139,8 @@ def test_every_command_is_accepted(page: Path) -> None:
 def test_recipes_are_described_and_their_headers_hold(recipe: Path) -> None:
     assert recipe.stem in (ROOT / "docs/recipes.md").read_text(), f"docs/recipes.md does not mention {recipe.stem}"
     found = header_commands(recipe)
-    assert any("pretrain.py" in words for words in found), "the header has no command"
+    script = f"{recipe.stem.split('_')[1]}.py"
+    assert any(script in words for words in found), "the header has no command"
     for words in found:
         check(words)
 
@@ -182,6 +149,10 @@ def test_recipes_are_described_and_their_headers_hold(recipe: Path) -> None:
     "line",
     [
         "python pretrain.py lrr=3",
+        "python train.py --learning_rat=3",
+        "python train.py --init_from=gpt5",
+        "python train.py arch.n_head=5",
+        "python train.py --optimizer adamw optimizer.optoins.eps=1",
         "python pretrain.py +arch.L_cyles=4",
         "python pretrain.py --config-name=cfg_nope",
         "torchrun --nproc-per-node=4 pretrain.py --no-such-flag",
@@ -194,6 +165,19 @@ def test_recipes_are_described_and_their_headers_hold(recipe: Path) -> None:
 def test_a_wrong_command_is_noticed(line: str) -> None:
     with pytest.raises((UsageError, HydraException, AssertionError)):
         check(commands(line)[0])
+
+
+def test_the_guide_of_language_models_is_accepted_word_for_word() -> None:
+    """Every command of the user's guide, with names in place of <your_dataset>."""
+    guide = SHARED / "guides/train_lm.md"
+    if not guide.exists():
+        pytest.skip(f"the guide is not here: {guide}")
+    names = {"your_dataset": "shakespeare", "dataset1": "shakespeare_char", "dataset2": "stdlib_char"}
+    text = re.sub(r"<(\w+)>", lambda match: names.get(match[1], "mine"), guide.read_text())
+    found = commands("\n".join(line.strip() for line in text.splitlines()))
+    assert len(found) == 5
+    for words in found:
+        check(words)
 
 
 # --- running what is marked -------------------------------------------------------------------------------------------
@@ -214,8 +198,8 @@ def _exec(source: str) -> None:
     exec(compile(source, "<page>", "exec"), {"__name__": "__page__"})
 
 
-def _run_pretrain(files: dict[str, str], argv: list[str], cwd: Path) -> Result:
-    return run_forked(_with_files, files, _entry, "pretrain", argv, cwd=cwd)
+def _run_entry(files: dict[str, str], script: str, argv: list[str], cwd: Path) -> Result:
+    return run_forked(_with_files, files, _entry, script.removesuffix(".py"), argv, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -238,8 +222,8 @@ def _console(block: Block, files: dict[str, str], cwd: Path) -> None:
     for piece in pieces:
         line, _, expected = piece.replace("\\\n", " ").partition("\n")
         words = shlex.split(line, comments=True)
-        assert words[:2] == ["python", "pretrain.py"], f"a console block runs pretrain.py only, not {line}"
-        result = _run_pretrain(files, words[2:], cwd)
+        assert entry_of(words[1]), f"a console block runs an entry script, not {line}"
+        result = _run_entry(files, words[1], words[2:], cwd)
         printed = {" ".join(shown.split()) for shown in result.output.splitlines()}
         wanted = [" ".join(want.split()) for want in expected.splitlines() if want.strip() not in ("", "...")]
         missing = [want for want in wanted if not any(_fits(want, shown) for shown in printed)]
@@ -265,9 +249,9 @@ def test_what_is_marked_runs(page: Path, site: Path, tmp_path: Path) -> None:
             _console(block, files, tmp_path)
         elif block.kind == "bash" and block.mark == "run":
             for words in commands(block.body):
-                if words[1] == "pretrain.py":
-                    argv = [*words[2:], *(["+debug=tiny"] if "+debug=tiny" not in words else []), "device=cpu"]
-                    result = _run_pretrain(files, argv, tmp_path)
+                if entry := entry_of(words[1]):
+                    small = [word for word in SMALL[entry.name] if word not in words]
+                    result = _run_entry(files, words[1], [*words[2:], *small], tmp_path)
                 else:
                     result = run_script(words[1].removesuffix(".py"), *words[2:], cwd=tmp_path)
                 assert result.code == 0, f"{shlex.join(words)}\n{result.output}"
@@ -352,8 +336,22 @@ def _identity() -> str:
     )
 
 
+def _lm_keys() -> str:
+    from models.language_models.config import GPTConfig
+
+    lines = [_row("key", "type", "default", "meaning"), "|---|---|---|---|"]
+    for name, key in keys_of(GPTConfig).items():
+        kind = describe(key.kind) + (" or null" if key.optional else "")
+        lines.append(_row(f"`arch.{name}`", kind, _value(key.default), key.doc))
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "run keys": lambda: _keys(RunConfig, set()),
+    "train keys": lambda: _keys(
+        TrainConfig, set(keys_of(RunConfig)) - {"compile", "seed", "grad_clip", "log_interval"}
+    ),
+    "gpt keys": _lm_keys,
     "pretrain keys": lambda: _keys(PretrainConfig, set(keys_of(RunConfig))),
     "arch keys": _arch_keys,
     "not identity": _identity,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from engine.schedule import warmup_cosine
+from engine.schedule import Decay, Plateau, lr_factor, warmup_cosine
 
 
 def test_golden_table(golden):
@@ -24,3 +26,58 @@ def test_checks(step, lr):
 def test_no_warmup_and_constant():
     assert warmup_cosine(1, base=1.0, warmup=0, total=10, min_ratio=1.0) == 1.0
     assert warmup_cosine(5, base=1.0, warmup=20, total=10, min_ratio=0.0) == 0.25
+
+
+# --- warm-up times decay ----------------------------------------------------------------------------------------------
+
+W, H, FLOOR = 10, 110, 0.1
+
+
+def curve(name: str, step: int, options: dict | None = None, **change: float) -> float:
+    settings = {"warmup": W, "horizon": H, "floor": FLOOR, **change}
+    return lr_factor(step, Decay(name=name, options=options or {}), **settings)
+
+
+@pytest.mark.parametrize("name", [name for name in Decay.OPTIONS if name != "plateau"])
+def test_warmup_is_the_same_for_all_and_never_zero(name: str) -> None:
+    assert [curve(name, step) for step in (1, 5, 10)] == pytest.approx([1 / 11, 5 / 11, 10 / 11])
+    assert curve(name, 1, warmup=0) == pytest.approx(1.0)
+
+
+def test_curves_by_hand() -> None:
+    assert curve("none", 5000) == 1.0
+    assert [curve("cosine", t + 1) for t in (10, 60, 110, 500)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
+    assert curve("cosine", 36) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    assert [curve("linear", t + 1) for t in (10, 60, 110, 500)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
+    assert [curve("exponential", t + 1) for t in (10, 60, 110, 500)] == pytest.approx([1.0, 0.1**0.5, 0.1, 0.1])
+    assert curve("exponential", 13, {"gamma": 0.9}) == pytest.approx(0.9**2)
+    steps = [curve("step", t + 1, {"size": 30, "gamma": 0.5}) for t in (29, 30, 60, 3000)]
+    assert steps == pytest.approx([1.0, 0.5, 0.25, 0.1])
+    flat = [curve("wsd", t + 1, {"share": 0.5}) for t in (10, 55, 82.5, 110, 200)]
+    assert flat == pytest.approx([1.0, 1.0, 0.55, 0.1, 0.1])
+    assert [curve("inverse_sqrt", t + 1) for t in (10, 39, 10**6)] == pytest.approx([math.sqrt(10 / 11), 0.5, 0.1])
+    assert lr_factor(3501, Decay(name="cosine"), warmup=100, horizon=3500, floor=0.1) == pytest.approx(0.1)
+    assert lr_factor(1801, Decay(name="cosine"), warmup=100, horizon=3500, floor=0.1) == pytest.approx(0.55)
+
+
+def test_plateau_counts_evaluations_and_resumes() -> None:
+    first = Plateau(patience=2, threshold=0.01)
+    fed = [3.0, 2.0, 1.995, 1.994, 1.5, 1.6, 1.6, 1.6, 1.6]
+    drops = [first.observe(value) for value in fed[:5]]
+    second = Plateau(patience=2, threshold=0.01)
+    second.load_state_dict(first.state_dict())
+    drops += [second.observe(value) for value in fed[5:]]
+    assert drops == [False, False, False, True, False, False, True, False, True]
+    decay = Decay(name="plateau", options={"factor": 0.5})
+    assert lr_factor(50, decay, warmup=W, horizon=H, floor=0.2, drops=second.drops) == 0.2
+    assert lr_factor(50, decay, warmup=W, horizon=H, floor=0.1, drops=2) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [("cosine", {"gamma": 0.9}, "no options"), ("step", {"gama": 0.1}, "size, gamma"), ("wsd", {"share": 0.0}, "share"),
+     ("step", {"size": 0}, "at least 1"), ("plateau", {"patience": 0}, "patience")],
+)  # fmt: skip
+def test_an_option_of_another_curve_is_refused(name: str, options: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Decay(name=name, options=options)

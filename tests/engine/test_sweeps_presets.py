@@ -9,10 +9,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import Result, metrics, run_script
-from tests.e2e.test_configs import RECIPES, composed
+from tests.e2e.recipes import PRETRAIN, TRAIN
 from tests.engine.sweep_cases import ROOT, results, start
 
-DEBUG = sorted(path.stem for path in (ROOT / "config/debug").glob("*.yaml"))
+composed, RECIPES = PRETRAIN.compose, PRETRAIN.recipes
+ALL = sorted(path.stem for path in (ROOT / "config/debug").glob("*.yaml"))
+DEBUG = [name for name in ALL if not name.endswith("_text")]
 SWEEP = sorted(path.stem for path in (ROOT / "config/sweep").glob("*.yaml"))
 SMALL = ("arch.hidden_size=32", "data_paths=[data/debug-sudoku-4x4]", "device=cpu", "verify=off", "run_name=r")
 RUN = Path("checkpoints/debug/r")
@@ -31,7 +33,14 @@ def test_every_recipe_composes_with_every_debug_preset(recipe: str, preset: str)
     assert plain != debugged
 
 
+@pytest.mark.parametrize("recipe", TRAIN.recipes)
+def test_tiny_text_shrinks_every_recipe_of_train(recipe: str) -> None:
+    small = TRAIN.compose(recipe, "+debug=tiny_text")
+    assert (small.max_iters, small.batch_size, small.arch["n_layer"]) == (4, 4, 1)
+
+
 def test_all_debug_presets_are_tested_here() -> None:
+    assert set(ALL) - set(DEBUG) == {"tiny_text"}
     assert DEBUG == ["limit", "nonfinite", "overfit", "profile", "tiny"]
 
 
@@ -114,7 +123,6 @@ def page_commands() -> list[list[str]]:
 
 def test_the_page_names_every_preset_and_its_estimates_compose() -> None:
     from scripts.estimate import parse
-    from tests.e2e.test_docs import compose_pretrain
 
     page = (ROOT / "docs/sweeps.md").read_text()
     assert all(f"`+debug={name}`" in page for name in DEBUG)
@@ -122,7 +130,7 @@ def test_the_page_names_every_preset_and_its_estimates_compose() -> None:
     estimates = [words for words in page_commands() if words[1] == "scripts/estimate.py"]
     assert len(estimates) == 3
     for words in estimates:
-        compose_pretrain(parse(words[2:])[1])
+        PRETRAIN.accept(parse(words[2:])[1])
 
 
 @pytest.mark.parametrize(
@@ -130,10 +138,8 @@ def test_the_page_names_every_preset_and_its_estimates_compose() -> None:
     [("joblib_launcher", "hydra/launcher=joblib"), ("submitit_launcher", "submitit_"), ("optuna_sweeper", "optuna")],
 )
 def test_commands_of_the_page_that_need_a_plugin_compose(plugin: str, uses: str) -> None:
-    from tests.e2e.test_docs import compose_pretrain
-
     pytest.importorskip(f"hydra_plugins.hydra_{plugin}")
     found = [words for words in page_commands() if words[1] == "pretrain.py" and any(uses in word for word in words)]
     assert found
     for words in found:
-        compose_pretrain([word for word in words[2:] if "interval(" not in word])
+        PRETRAIN.accept([word for word in words[2:] if "interval(" not in word])

@@ -143,9 +143,12 @@ SCRIPTS = (
         edits=(
             put("models/language/__init__.py", '"""Language models."""\n'),
             put("models/language/gpt.py", LANGUAGE_MODEL),
-            put("config/arch/gpt.yaml", "name: language.gpt@GPT\nloss:\n  name: losses@ACTLossHead\nhidden_size: 64\n"),
+            put(
+                "config/arch/gpt_mine.yaml",
+                "name: language.gpt@GPT\nloss:\n  name: losses@ACTLossHead\nhidden_size: 64\n",
+            ),
         ),
-        job="python pretrain.py --config-name=cfg_pretrain arch=gpt",
+        job="python pretrain.py --config-name=cfg_pretrain arch=gpt_mine",
     ),
     Fault(
         name="family-misdeclared",

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, run_ranks, run_script
+from tests.conftest import ROOT, archs_of, run_ranks, run_script
 from tests.verification.test_preflight import running
 from verification.preflight import preflight
 from verification.source import Repo
 from verification.static import verify_command
 
-RECIPES = sorted(path.stem for path in (ROOT / "config").glob("cfg_*.yaml"))
-OPTIONS = {group: sorted(path.stem for path in (ROOT / "config" / group).glob("*.yaml")) for group in ("arch", "debug")}
+RECIPES = sorted(path.stem for path in (ROOT / "config").glob("cfg_pretrain*.yaml"))
+OPTIONS = {
+    "arch": archs_of("recursive_reasoning"),
+    "debug": sorted(p.stem for p in (ROOT / "config/debug").glob("*.yaml") if not p.stem.endswith("_text")),
+}
 SMALL = "--config-name=cfg_pretrain_sudoku_4x4"
 TINY = (SMALL, "+debug=tiny", "device=cpu")
 

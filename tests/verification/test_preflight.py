@@ -28,7 +28,7 @@ def running(recipe: str, *overrides: str):
     return config
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "config").glob("cfg_*.yaml")))
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "config").glob("cfg_pretrain*.yaml")))
 def test_every_recipe_starts(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     signature = preflight(running(recipe), "pretrain", ROOT)
     assert signature["config"] == recipe

@@ -16,7 +16,7 @@ Problem = tuple[str, str, int]
 FLAGS = ("halted", "needs_reset", "reset", "reset_mask")
 
 
-@check("MOD440")
+@check("MOD440", act=True)
 def persistence(chain: Chain) -> Iterator[Finding]:
     forward = forward_of(chain)
     if declared(chain, "ACT_MODE") == "fixed":
@@ -220,7 +220,7 @@ def _task_problems(task: ClassInfo) -> Iterator[Problem]:
                     )
 
 
-@check("SUM600")
+@check("SUM600", act=True)
 def summary(chain: Chain) -> Iterator[Finding]:
     need_resolved(chain)
     forward = forward_of(chain)

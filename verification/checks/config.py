@@ -170,13 +170,22 @@ def keys_problem(chain: Chain, cls: Any, block: dict[str, Any], where: str) -> s
     return ""
 
 
+def warmup_key(config: dict[str, Any]) -> str:
+    """What a script calls its warm-up; the first name where it has none."""
+    names = ("lr_warmup_steps", "warmup_steps", "warmup_iters")
+    return next((name for name in names if name in config), names[0])
+
+
 @check("CFG250")
 def length(chain: Chain) -> Iterator[Finding]:
     config = need_resolved(chain)
-    warmup, limit = config.get("lr_warmup_steps", config.get("warmup_steps")), config.get("max_steps")
+    key = warmup_key(config)
+    warmup, limit = config.get(key), config.get("max_steps")
     if not isinstance(warmup, int):
         raise NotApplicable("the config has no warm-up")
-    place = chain.key_line("lr_warmup_steps")
+    place = chain.key_line(key)
+    if chain.steps == 0:
+        raise NotApplicable("the run trains no step")
     total, planned = chain.steps, isinstance(limit, int) and chain.kind in ("job", "recipe")
     if total is None and not isinstance(limit, int):
         raise NotApplicable(
@@ -189,15 +198,11 @@ def length(chain: Chain) -> Iterator[Finding]:
     if warmup and warmup >= run:
         # max_steps at a launch is a smoke test; the same in a file is a plan
         cut = isinstance(limit, int) and not planned
-        text = f"lr_warmup_steps={warmup}, the run has {said}: the learning rate never reaches its peak"
-        fix = (
-            f"lr_warmup_steps={max(0, run // 10)}"
-            if not cut
-            else "meant for a smoke test? Then nothing; else raise max_steps"
-        )
+        text = f"{key}={warmup}, the run has {said}: the learning rate never reaches its peak"
+        fix = f"{key}={max(0, run // 10)}" if not cut else "meant for a smoke test? Then nothing; else raise max_steps"
         yield say("CFG250", "WARN" if cut else "FAIL", text, *place, fix)
     elif warmup * 2 > run:
-        yield say("CFG250", "WARN", f"lr_warmup_steps={warmup} is more than half of {said}", *place)
+        yield say("CFG250", "WARN", f"{key}={warmup} is more than half of {said}", *place)
     else:
         yield say("CFG250", "PASS", f"{said}, warm-up {warmup}", *place)
 

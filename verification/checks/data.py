@@ -60,9 +60,9 @@ def _there(chain: Chain) -> list[DataPath]:
     need_resolved(chain)
     if not chain.with_data:
         raise NotApplicable("contents are read with --data only")
-    found = [entry for entry in chain.data if entry.state == "there" and not entry.problem]
+    found = [e for e in chain.data if e.state == "there" and not e.problem and e.mode != "tokens"]
     if not found:
-        raise NotApplicable("no data set is there")
+        raise NotApplicable("no data set of puzzles is there")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterator
@@ -18,10 +19,7 @@ from verification.finding import Finding
 
 SUFFIX = re.compile(r"[_-](original|old|backup|bak|copy|deprecated)\d*$|[_-]v\d+[_-]old$|\.(bak|old)$", re.IGNORECASE)
 CLASS_SUFFIX = re.compile(r"_(original|old|backup|bak|copy)\d*$|(?<=[a-z0-9A-Z])(Original|Old|Backup|Bak|Copy)\d*$")
-QUESTIONS = (
-    "Which training mode is intended (embedding or encoder)? Which ACT mode (fixed or dynamic)? Which encoder? "
-    "Is this a new experiment or a reproduction?"
-)
+LAUNCHERS = ("python", "torchrun", "accelerate", "deepspeed", "srun", "mpirun")
 
 
 def bad_suffix(name: str) -> str:
@@ -56,6 +54,9 @@ def script_exists(chain: Chain) -> Iterator[Finding]:
         return
     if "script" in chain.problems:
         yield say("JOB010", "FAIL", f"{command.script} cannot be read: {chain.problems['script']}", command.script)
+        return
+    if command.launcher not in LAUNCHERS and (near := difflib.get_close_matches(command.launcher, LAUNCHERS, 1, 0.6)):
+        yield say("JOB010", "FAIL", f"{command.launcher} starts nothing: did you mean {near[0]}?", *where)
         return
     yield say("JOB010", "PASS", f"{command.script} exists", command.script)
 
@@ -200,9 +201,10 @@ def overrides_are_read(chain: Chain) -> Iterator[Finding]:
 
 
 NAME_TOKENS = {
-    "explore": "arch.halt_exploration_prob", "lr": "lr", "seed": "seed", "bs": "global_batch_size",
-    "batch": "global_batch_size", "epochs": "epochs", "hidden": "arch.hidden_size", "heads": "arch.num_heads",
-    "lcycles": "arch.L_cycles", "hcycles": "arch.H_cycles", "layers": "arch.L_layers", "ema": "ema_rate",
+    "explore": "arch.halt_exploration_prob", "lr": "lr learning_rate", "seed": "seed",
+    "bs": "global_batch_size batch_size", "batch": "global_batch_size batch_size", "epochs": "epochs",
+    "hidden": "arch.hidden_size arch.n_embd", "heads": "arch.num_heads arch.n_head", "iters": "max_iters",
+    "lcycles": "arch.L_cycles", "hcycles": "arch.H_cycles", "layers": "arch.L_layers arch.n_layer", "ema": "ema_rate",
     "halt": "arch.halt_max_steps", "wd": "weight_decay",
 }  # fmt: skip
 
@@ -210,24 +212,26 @@ NAME_TOKENS = {
 @check("JOB032")
 def run_name_is_true(chain: Chain) -> Iterator[Finding]:
     config = need_resolved(chain)
-    name = config.get("run_name")
+    key = "run_name" if config.get("run_name") or "out_dir" not in config else "out_dir"
+    name = config.get(key)
     if not isinstance(name, str) or not name:
         raise NotApplicable("no run_name is given")
+    name = Path(name).name
     wrong = []
     archs = chain.options("arch/*")
     chosen = str(chain.choices.get("arch"))
-    for token in re.split(r"[_\-/,]+", name.lower()):
+    for token in re.split(r"[_\-/,]+", name.lower().replace(chosen, "")):
         if token in archs and token != chosen:
             wrong.append(f"'{token}' in the name, but arch={chosen}")
         match = re.fullmatch(r"([a-z]+)=?(\d[\d.]*(?:e\d+)?)", token)
-        key = NAME_TOKENS.get(match[1]) if match else None
-        actual = lookup(config, key) if key else None
-        if match and isinstance(actual, int | float) and not same(match[2], actual):
-            wrong.append(f"'{token}' in the name, but {key}={actual}")
+        for meant in NAME_TOKENS.get(match[1], "").split() if match else ():
+            actual = lookup(config, meant)
+            if match and isinstance(actual, int | float) and not same(match[2], actual):
+                wrong.append(f"'{token}' in the name, but {meant}={actual}")
     for text in wrong:
-        yield say("JOB032", "WARN", f"run_name={name}: {text}", chain.where, chain.line)
+        yield say("JOB032", "WARN", f"{key}={name}: {text}", chain.where, chain.line)
     if not wrong:
-        yield say("JOB032", "PASS", f"run_name={name} contradicts no value", chain.where, chain.line)
+        yield say("JOB032", "PASS", f"{key}={name} contradicts no value", chain.where, chain.line)
 
 
 @check("JOB033")
@@ -306,7 +310,7 @@ def intent_is_met(chain: Chain) -> Iterator[Finding]:
     if chain.kind == "launch" and not chain.intent:
         raise NotApplicable("a launch states no intent")
     if not chain.intent:
-        yield say("JOB034", "INFO", f"no `#@ intent:` line. {QUESTIONS}", chain.where, chain.line)
+        yield say("JOB034", "INFO", f"no `#@ intent:` line. {family_of(chain).questions}", chain.where, chain.line)
         return
     known, wrong = intended(chain), False
     for key, wanted in chain.intent.items():

@@ -79,7 +79,7 @@ def _self_call(nodes: list[ast.stmt] | list[ast.expr]) -> str:
     return ""
 
 
-@check("MOD410")
+@check("MOD410", act=True)
 def is_a_model(chain: Chain) -> Iterator[Finding]:
     cls = need_model(chain)
     problems = []
@@ -100,7 +100,7 @@ def is_a_model(chain: Chain) -> Iterator[Finding]:
         yield say("MOD410", "PASS", f"class {cls.name} with forward(batch, carry=None)", cls.file, cls.line)
 
 
-@check("MOD420")
+@check("MOD420", act=True)
 def branches(chain: Chain) -> Iterator[Finding]:
     forward = forward_of(chain)
     place = (forward.owner.file, forward.line)
@@ -141,7 +141,7 @@ def mode_of_body(forward: Forward) -> str:
     return "dynamic" if chooses and returns else ""
 
 
-@check("MOD421")
+@check("MOD421", act=True)
 def mode(chain: Chain) -> Iterator[Finding]:
     forward = forward_of(chain)
     node, owner = forward.method(forward.train)
@@ -235,7 +235,7 @@ def input_policy(made: list[tuple[ast.Call, ast.FunctionDef, ClassInfo]]) -> str
     return "cache_first_step" if any(cached(c, f) or kept_context(f, c) for c, f, _ in made) else "reencode"
 
 
-@check("MOD430", "MOD431")
+@check("MOD430", "MOD431", act=True)
 def encoding(chain: Chain) -> Iterator[Finding]:
     forward = forward_of(chain)
     forward.method(forward.train)
@@ -274,7 +274,7 @@ def encoding(chain: Chain) -> Iterator[Finding]:
         )
 
 
-@check("MOD432")
+@check("MOD432", act=True)
 def gradient(chain: Chain) -> Iterator[Finding]:
     forward = forward_of(chain)
     node, owner = forward.method(forward.train)

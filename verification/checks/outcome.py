@@ -12,7 +12,7 @@ from verification.finding import Finding
 from verification.source import ClassInfo, called, calls, mentions, reachable, walk
 
 
-@check("MOD441")
+@check("MOD441", act=True)
 def labels(chain: Chain) -> Iterator[Finding]:
     loss = need_loss(chain)
     problems = []
@@ -48,7 +48,7 @@ def labels(chain: Chain) -> Iterator[Finding]:
         yield say("MOD441", "PASS", f"{loss.name} takes labels from the carry", loss.file, loss.line)
 
 
-@check("MOD450")
+@check("MOD450", act=True)
 def evaluation(chain: Chain) -> Iterator[Finding]:
     forward = forward_of(chain)
     node, owner = forward.method(forward.evaluate)

@@ -102,7 +102,9 @@ def unread_schema(chain: Chain) -> list[str]:
         return []
     key = ("unread", script.file)
     if key not in chain.repo.memo:
-        packages = (*SLOTS, "engine", script.stem + "_args")
+        # train.py reads its keys in train_args.py, train_start.py and whatever else begins with its name
+        parts = [p.stem for p in chain.repo.root.glob(f"{script.stem}_*.py")]
+        packages = (*SLOTS, "engine", *parts)
         modules = chain.repo.closure(script.module.name, packages)
         reads = reads_of(chain.repo, modules)
         text = "".join(
@@ -110,7 +112,9 @@ def unread_schema(chain: Chain) -> list[str]:
             for p in sorted((chain.repo.root / "config/base").glob("*.yaml"))
         )
         used = {name for name in keys_of(chain.schema) if f"${{{name}}}" in text}
-        chain.repo.memo[key] = [n for n in keys_of(chain.schema) if n not in reads | used | ELSEWHERE]
+        chain.repo.memo[key] = [
+            n for n in keys_of(chain.schema) if n.rpartition(".")[2] not in reads | used | ELSEWHERE
+        ]
     return chain.repo.memo[key]
 
 

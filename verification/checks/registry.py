@@ -13,6 +13,10 @@ from verification.finding import BLIND, Finding, Level
 from verification.source import ClassInfo
 
 Function = Callable[[Chain], Iterable[Finding]]
+QUESTIONS = (
+    "Which training mode is intended (embedding or encoder)? Which ACT mode (fixed or dynamic)? Which encoder? "
+    "Is this a new experiment or a reproduction?"
+)
 
 
 class NotApplicable(Exception):
@@ -27,6 +31,8 @@ class Check:
     function: Function
     family: str | None = None
     """Only for chains of this family; None: for all."""
+    act: bool = False
+    """Only for models that halt: their forward takes a batch and a carry and thinks in steps."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +46,27 @@ class Family:
     """Parts of method names that make what a model is conditioned on."""
     intent: Mapping[str, Callable[[Chain], Any]] = field(default_factory=dict)
     """Further keys of `#@ intent:` lines and the resolved value that each is compared with."""
+    act: bool = True
+    """Whether its models think in ACT steps, so that the checks of forward, halting and carry are about them."""
+    questions: str = QUESTIONS
+    """What a command without an intent is asked."""
 
 
 CHECKS: list[Check] = []
 FAMILIES: dict[str, Family] = {}
 
 
-def check(*codes: str, family: str | None = None) -> Callable[[Function], Function]:
-    """Register a function that judges `codes`. It yields findings, PASS included, or raises NotApplicable."""
+def check(*codes: str, family: str | None = None, act: bool = False) -> Callable[[Function], Function]:
+    """Register a function that judges `codes`. It yields findings, PASS included, or raises NotApplicable.
+
+    `act`: it is about models with adaptive computation time, `family`: about this family alone.
+    """
     unknown = [code for code in codes if code not in CODES]
     if unknown:
         raise ValueError(f"codes without a row in verification/codes.py: {', '.join(unknown)}")
 
     def register(function: Function) -> Function:
-        CHECKS.append(Check(codes, function, family))
+        CHECKS.append(Check(codes, function, family, act))
         return function
 
     return register
@@ -80,9 +93,13 @@ def say(code: str, level: Level | str, message: str, file: str = "", line: int =
 def run_checks(chain: Chain) -> list[Finding]:
     """All checks on one chain, in order. One that cannot be applied says SKIP, one that breaks says so as VER900."""
     found: list[Finding] = []
-    family = family_of(chain).name
+    family = family_of(chain)
+    own = {code for one in CHECKS if one.family == family.name for code in one.codes}
     for one in CHECKS:
-        if one.family is not None and one.family != family:
+        if one.family is not None and one.family != family.name:
+            continue
+        if one.act and not family.act:
+            found += [say(code, "SKIP", "a check of models with ACT steps") for code in one.codes if code not in own]
             continue
         said: list[Finding] = []
         reason = "there was nothing to look at"

@@ -45,7 +45,7 @@ def model_comes_from_the_registry(chain: Chain) -> Iterator[Finding]:
         yield say("SCR120", "FAIL", text, script.file, made[0].lineno)
 
 
-@check()
+@check(act=True)
 def training_method_exists(chain: Chain) -> Iterator[Finding]:
     """What forward calls is there."""
     forward = forward_of(chain)
@@ -85,7 +85,7 @@ def _no_grad(expression: ast.expr) -> bool:
     return mentions(expression, "no_grad", "inference_mode")
 
 
-@check()
+@check(act=True)
 def carry_is_what_was_computed(chain: Chain) -> Iterator[Finding]:
     """Values of the returned carry: new ones, without a graph, of the rows' own examples."""
     forward = forward_of(chain)
@@ -127,7 +127,7 @@ def _detached(node: ast.FunctionDef, name: str) -> bool:
     return no_grad_decorator(node) or any(name in names and calls(a.value, "detach") for names, a in _assigned(node))
 
 
-@check()
+@check(act=True)
 def heads_see_the_gradient(chain: Chain) -> Iterator[Finding]:
     """Nothing is detached between the recursion and the output heads."""
     forward = forward_of(chain)
@@ -141,7 +141,7 @@ def heads_see_the_gradient(chain: Chain) -> Iterator[Finding]:
             yield say("MOD432", "FAIL", text, owner.file, assign.lineno)
 
 
-@check()
+@check(act=True)
 def evaluation_takes_all_steps(chain: Chain) -> Iterator[Finding]:
     """No early end of the loop over the steps."""
     forward = forward_of(chain)

@@ -1,0 +1,182 @@
+"""Build a text data set: token files, tokenizer and card in data/NAME, readable by train.py and by nanoGPT.
+
+    python -m dataset.build_text_dataset shakespeare_char --download
+    python -m dataset.build_text_dataset wikitext --input wikitext-2/ --train-split valid --val-split test
+    python -m dataset.build_text_dataset mine --input book.txt --tokenizer byte
+    python -m dataset.build_text_dataset mine --input docs.jsonl --json-key title body --tokenizer bpe --vocab-size 8192
+    python -m dataset.build_text_dataset stdlib_char
+
+Named data sets (NAMES) know their files, tokenizer and splits; every flag overrides what they say. Only --download uses
+the network. card.json in the output folder says where the text came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # `python dataset/build_text_dataset.py`: import from the repository, not from dataset/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dataset.text.build import TextBuild, build, refuse_existing
+from dataset.text.named import NAMED, NamedText, build_generated, build_stand_in, download
+from dataset.text.tokenizer import TOKENIZERS
+from engine.io import RunFailure, UsageError, closest, say
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors in one line, the way every command here reports them."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(f"{message} (see --help)")
+
+
+def _name(text: str) -> str:
+    """NAME, also written as train.py's --dataset may be (data/NAME). Raises: UsageError for any other path."""
+    name = text.removeprefix("./").removeprefix("data/").rstrip("/")
+    if not name or "/" in name or name in (".", ".."):
+        raise UsageError(f"NAME is the name of a data set, not a path ({text}): --output-dir says what to create")
+    return name
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every flag is also understood with underscores."""
+    out = _Parser(
+        prog="python -m dataset.build_text_dataset",
+        description=(__doc__ or "").replace("NAMES", ", ".join(NAMED)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+    def flag(name: str, **options: object) -> None:
+        names = [name] if "-" not in name[2:] else [name, "--" + name[2:].replace("-", "_")]
+        out.add_argument(*names, **options)  # type: ignore[arg-type]
+
+    out.add_argument("name", metavar="NAME", type=_name, help="a named data set, or any name for the text of --input")
+    flag("--input", type=Path, nargs="+", metavar="PATH", help="text or JSONL files, or a folder of them")
+    flag("--download", action="store_true", help="fetch the text of a named data set (needs a network)")
+    flag("--hub", metavar="REPOSITORY[:CONFIG]", help="fetch any text data set of the Hugging Face Hub")
+    flag("--stand-in", action="store_true", help="build what stands in for NAME offline; the card says so")
+    flag("--output-dir", type=Path, help="folder to create (default: data/NAME)")
+    flag("--tokenizer", metavar="T", help=f"{', '.join(TOKENIZERS)} (default: by NAME, else bpe)")
+    flag("--vocab-size", type=int, metavar="N", help="size for bpe and sentencepiece (default: 4096)")
+    flag("--tokenizer-from", type=Path, metavar="FOLDER", help="use the tokenizer of this data set")
+    flag("--json-key", nargs="+", metavar="KEY", help="fields of a JSONL line that are its text, one per line")
+    flag("--train-split", metavar="S", help="file of the input folder to train on, such as train (by its name)")
+    flag("--val-split", metavar="S", help="file of the input folder to validate on, such as valid or test")
+    flag(
+        "--val-fraction", type=float, default=0.1, metavar="F", help="share held out where there is no such file (0.1)"
+    )
+    flag("--seed", type=int, default=1337, help="chooses the documents that are held out (default: 1337)")
+    flag("--workers", type=int, metavar="N", help="processes (default: by cores and work); never changes the data")
+    flag("--overwrite", action="store_true", help="replace the output folder if it is a text data set")
+    return out
+
+
+def _plan(arguments: argparse.Namespace, entry: NamedText | None) -> TextBuild:
+    """The build that the flags ask for, without its input."""
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UsageError(f"--workers {arguments.workers} must be >= 1")
+    kind = arguments.tokenizer or (entry.tokenizer if entry else "bpe")
+    if arguments.tokenizer and arguments.tokenizer_from:
+        raise UsageError("--tokenizer and --tokenizer-from exclude each other")
+    if kind not in TOKENIZERS:
+        raise UsageError(f"--tokenizer {kind}: {closest(kind, TOKENIZERS)}")
+    keys = arguments.json_key or (entry.keys if entry else ("text",))
+    return TextBuild(
+        output_dir=arguments.output_dir or Path("data") / arguments.name,
+        inputs=(),
+        source=entry.source if entry else arguments.hub or "local files",
+        published=entry.sha256 if entry else (),
+        tokenizer=kind,
+        vocab_size=arguments.vocab_size,
+        tokenizer_from=arguments.tokenizer_from,
+        train_split=arguments.train_split or (entry.train_split if entry else None),
+        val_split=arguments.val_split or (entry.val_split if entry else None),
+        val_fraction=arguments.val_fraction,
+        keys=tuple(keys),
+        seed=arguments.seed,
+        workers=arguments.workers,
+        overwrite=arguments.overwrite,
+    )
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Build what the parsed flags ask for and return the card. Raises: UsageError."""
+    name, entry = arguments.name, NAMED.get(arguments.name)
+    fetch = arguments.download or arguments.hub is not None
+    if bool(arguments.input) + fetch + arguments.stand_in > 1:
+        raise UsageError(
+            "--input, --download (or --hub) and --stand-in exclude each other: each says where the text is"
+        )
+    plan = _plan(arguments, entry)
+    refuse_existing(plan.output_dir, overwrite=plan.overwrite)
+    if arguments.stand_in:
+        return build_stand_in(plan, name)
+    if arguments.input:
+        inputs = [_within(path, entry) for path in arguments.input]
+        return build(_with(plan, inputs, {"input": [str(path) for path in inputs]}, entry))
+    if fetch:
+        with tempfile.TemporaryDirectory(prefix="loopforge-text-") as folder:
+            origin = download(name, arguments.hub, Path(folder))
+            files = sorted(Path(folder).iterdir())
+            plan = replace(plan, published=())  # of the Hub, rows are read, not the published files
+            return build(_with(plan, files if len(files) == 1 else [Path(folder)], {"origin": origin}, entry))
+    if entry is not None and entry.generated:
+        return build_generated(plan, entry.generated)
+    if entry is None:
+        raise UsageError(f"{name} is no named data set ({closest(name, NAMED)}): give its text with --input or --hub")
+    offline = f", or --stand-in for {entry.offline} in its place" if entry.offline else ""
+    raise UsageError(f"{name} needs its text: --input FILE|FOLDER, or --download where there is a network{offline}")
+
+
+def _within(path: Path, entry: NamedText | None) -> Path:
+    """`path`, or the named data set's own place in it where `path` is a folder of several corpora."""
+    inner = path / entry.local if entry and entry.local else path
+    return inner if inner.exists() else path
+
+
+def _with(plan: TextBuild, inputs: Sequence[Path], card: dict[str, Any], entry: NamedText | None) -> TextBuild:
+    values = {**vars(plan), "inputs": tuple(inputs), "card": card}
+    named = (entry.train_split, entry.val_split) if entry else (None, None)
+    if inputs[0].is_file() and (plan.train_split, plan.val_split) == named:
+        values |= {"train_split": None, "val_split": None}  # files of one's own are cut by --val-fraction
+    return TextBuild(**values)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build, say what was built, return the exit code (0 done, 1 failure, 2 unusable command or input)."""
+    try:
+        arguments = parser().parse_args(argv)
+        card = run(arguments)
+    except (UsageError, RunFailure) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: nothing was written\n")
+        return 130
+    counts, tokenizer = card["counts"], card["tokenizer"]
+    say(
+        f"built {arguments.output_dir or Path('data') / arguments.name} ({card['source']}) in {card['seconds']:.1f} s: "
+        f"train {counts['train']['tokens']:,} tokens, val {counts['val']['tokens']:,}; {tokenizer['type']} with "
+        f"{tokenizer['vocab_size']:,} ({card['dtype']}), {card['bytes_per_token']['train']:g} bytes per token; "
+        f"split: {_split_words(card['split'])}; sha256 {card['content_hash'][:16]}"
+        + ("; STAND-IN DATA" if card["stand_in"] else "")
+    )
+    return 0
+
+
+def _split_words(split: dict[str, str]) -> str:
+    return f"train on {split['train']}, validate on {split['val']}" if "train" in split else split["rule"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

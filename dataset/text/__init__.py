@@ -1,0 +1,1 @@
+"""Text data sets: tokenizers, corpora, token files and the batches cut from them."""

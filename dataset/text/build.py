@@ -1,0 +1,254 @@
+"""From a corpus to a data set: workers encode pieces, one process writes them in order, complete or absent."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dataset.text.corpus import Corpus, Piece, files_of, read_corpus, sample_texts
+from dataset.text.meta import META, SPLITS, TOKENIZER, load_tokenizer, read_meta
+from dataset.text.tokenizer import TOKENIZERS, Tokenizer, fit, width
+from dataset.workers import available_cores, ordered_map
+from dataset.writing import CARD, REHASH_BYTES, building
+from engine.io import UsageError, atomic_directory, progress, say, sha256_file
+
+BUILDER_VERSION = 1
+# What a text data set may consist of; a folder with anything else (nanoGPT keeps input.txt and prepare.py beside its
+# token files) is not ours to replace.
+OURS = {"train.bin", "val.bin", META, TOKENIZER, CARD, "meta.pkl"}
+# A subword tokenizer is trained on at most so much text: more does not change a vocabulary of these sizes.
+FIT_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextBuild:
+    """What to build; the flags of dataset/build_text_dataset.py."""
+
+    output_dir: Path
+    inputs: tuple[Path, ...]
+    source: str
+    """Where the text comes from, in words for the card."""
+    published: tuple[str, ...] = ()
+    """sha256 of the files that `source` names; where others are read, the card says so."""
+    tokenizer: str = "bpe"
+    vocab_size: int | None = None
+    tokenizer_from: Path | None = None
+    """Data set whose tokenizer is used instead of a new one."""
+    train_split: str | None = None
+    val_split: str | None = None
+    val_fraction: float = 0.1
+    keys: tuple[str, ...] = ("text",)
+    seed: int = 1337
+    workers: int | None = None
+    overwrite: bool = False
+    card: dict[str, Any] = field(default_factory=dict)
+    """Further lines of the card, such as stand_in."""
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Encodes pieces; a worker inherits it."""
+
+    tokenizer: Tokenizer
+    documents: bool
+
+    def __call__(self, piece: Piece) -> tuple[np.ndarray, dict[str, int]]:
+        texts = piece.texts()
+        parts = []
+        for text in texts:
+            parts.append(self.tokenizer.encode(text))
+            if self.documents and self.tokenizer.eot is not None:
+                parts.append(np.array([self.tokenizer.eot], dtype=parts[-1].dtype))
+        tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=width(self.tokenizer.vocab_size))
+        counts = {
+            "tokens": len(tokens),
+            "bytes": sum(len(text.encode()) for text in texts),
+            "characters": sum(map(len, texts)),
+        }
+        return tokens, counts | ({"documents": len(texts)} if self.documents else {})
+
+
+def _write(stream: BinaryIO, results: Iterator[tuple[np.ndarray, dict[str, int]]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for tokens, counts in results:
+        stream.write(np.ascontiguousarray(tokens).data)
+        for name, value in counts.items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def content_hash(root: str | Path) -> str:
+    """sha256 over split, type, length and bytes of both token files, and the tokenizer.
+
+    Equal hashes mean equal data, wherever and with however many workers they were built.
+    """
+    root, digest = Path(root), hashlib.sha256()
+    meta = read_meta(root)
+    for split in SPLITS:
+        path = root / f"{split}.bin"
+        if path.exists():
+            digest.update(f"{split}/{meta.dtype.str}/{path.stat().st_size // meta.dtype.itemsize}\n".encode())
+            with open(path, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    if (root / TOKENIZER).exists():
+        digest.update((root / TOKENIZER).read_bytes())
+    return digest.hexdigest()
+
+
+def _json(value: Any, *, indent: int | None = 2) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
+
+
+def refuse_existing(root: Path, *, overwrite: bool) -> None:
+    """Raise UsageError when something is at `root` that the build was not told to replace."""
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise UsageError(f"{root} is a file: choose another --output-dir")
+    if overwrite:
+        if foreign := sorted({path.name for path in root.iterdir()} - OURS):
+            raise UsageError(
+                f"{root} holds {foreign[0]}, which is no part of a text data set, so --overwrite leaves it alone: "
+                "choose another --output-dir"
+            )
+    else:
+        card = describe_text(root) if (root / CARD).exists() and (root / META).exists() else {}
+        what = f" and is a stand-in ({card['source']})" if card.get("stand_in") else ""
+        raise UsageError(f"{root} exists already{what}: pass --overwrite to replace it, or choose another --output-dir")
+
+
+def _tokenizer(plan: TextBuild, corpus: Corpus) -> Tokenizer:
+    if plan.tokenizer_from is not None:
+        if plan.vocab_size is not None:
+            raise UsageError(
+                "--tokenizer-from and --vocab-size exclude each other: the vocabulary is that of the data set"
+            )
+        return load_tokenizer(plan.tokenizer_from)
+    whole = plan.tokenizer in TOKENIZERS and TOKENIZERS[plan.tokenizer].whole
+    pieces = [*corpus.train, *corpus.val] if whole else corpus.train
+    texts = sample_texts(pieces, max(1, sum(p.high - p.low for p in pieces)) if whole else FIT_BYTES)
+    tokenizer = fit(plan.tokenizer, texts, vocab_size=plan.vocab_size, eot=corpus.documents)
+    if plan.vocab_size is not None and tokenizer.vocab_size < plan.vocab_size:
+        say(f"note: this corpus gives {tokenizer.vocab_size:,} tokens, fewer than --vocab-size {plan.vocab_size}")
+    return tokenizer
+
+
+def build(plan: TextBuild) -> dict[str, Any]:
+    """Build the data set of `plan` and return its card plus `seconds`. Workers never change the data.
+
+    Raises: UsageError on a plan, an input or an output folder that cannot be used; nothing is left behind.
+    """
+    began = time.perf_counter()
+    with building(plan.output_dir) as root:
+        refuse_existing(root, overwrite=plan.overwrite)
+        train, val = files_of(plan.inputs, train_split=plan.train_split, val_split=plan.val_split)
+        corpus = read_corpus(train, val, keys=plan.keys, val_fraction=plan.val_fraction, seed=plan.seed)
+        tokenizer = _tokenizer(plan, corpus)
+        needed = 2 * sum(path.stat().st_size for path in corpus.files)
+        free = shutil.disk_usage(root.parent).free
+        if needed > free:
+            raise UsageError(f"{root.parent} has {free >> 20} MiB free; the token files may need {needed >> 20} MiB")
+        with atomic_directory(root, replace=plan.overwrite) as folder:
+            counts = {split: _encode(plan, tokenizer, corpus, split, folder) for split in SPLITS}
+            card = _finish(plan, tokenizer, corpus, counts, folder)
+    return {**card, "seconds": round(time.perf_counter() - began, 2)}
+
+
+def _encode(plan: TextBuild, tokenizer: Tokenizer, corpus: Corpus, split: str, folder: Path) -> dict[str, int]:
+    pieces = corpus.train if split == "train" else corpus.val
+    tokenizer.encode("")  # load its tables once, before the workers are forked
+    workers = plan.workers or min(available_cores(), len(pieces))
+    results = ordered_map(_Encoder(tokenizer, corpus.documents), pieces, workers=workers)
+    with open(folder / f"{split}.bin", "wb") as stream:
+        counts = _write(stream, progress(results, total=len(pieces), label=f"encoding {split}"))
+    if counts.get("tokens", 0) < 2:
+        raise UsageError(f"the {split} split would have {counts.get('tokens', 0)} token(s): give more text")
+    return counts
+
+
+def _finish(
+    plan: TextBuild, tokenizer: Tokenizer, corpus: Corpus, counts: dict[str, dict[str, int]], folder: Path
+) -> dict[str, Any]:
+    """Write meta, tokenizer and card beside the token files; returns the card."""
+    kind = str(width(tokenizer.vocab_size).newbyteorder("=").name)
+    meta = {
+        "format": "loopforge-text",
+        "version": 1,
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": kind,
+        "eot": tokenizer.eot,
+        "tokenizer": tokenizer.kind,
+        "tokens": {split: counts[split]["tokens"] for split in SPLITS},
+    }
+    if tokenizer.lossless:
+        meta["bytes"] = {split: counts[split]["bytes"] for split in SPLITS}
+    (folder / META).write_text(_json(meta), encoding="utf-8")
+    (folder / TOKENIZER).write_text(_json(tokenizer.state(), indent=None), encoding="utf-8")
+    load_tokenizer(folder)  # what is renamed into place can be loaded
+    ratio = {split: round(counts[split]["bytes"] / counts[split]["tokens"], 4) for split in SPLITS}
+    split = {"rule": corpus.rule}
+    if plan.train_split or plan.val_split:
+        split |= {"train": plan.train_split or "train", "val": plan.val_split or "valid"}
+    files = [{"name": path.name, "sha256": sha256_file(path)} for path in corpus.files[:100]]
+    known = not plan.published or all(file["sha256"] in plan.published for file in files)
+    card = {
+        "name": plan.output_dir.name,
+        "source": plan.source if known else f"local files, not the published {plan.source}",
+        "stand_in": False,
+        "builder": "dataset.build_text_dataset",
+        "builder_version": BUILDER_VERSION,
+        "python": platform.python_version(),
+        "files": files,
+        "split": split,
+        "seed": plan.seed,
+        "tokenizer": {"type": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot},
+        "dtype": kind,
+        "counts": counts,
+        "bytes_per_token": ratio,
+        **plan.card,
+        "content_hash": content_hash(folder),
+    }
+    (folder / CARD).write_text(_json(card), encoding="utf-8")
+    return card
+
+
+@functools.cache
+def _hash_once(root: Path, stamp: tuple[tuple[int, int], ...]) -> str:
+    return content_hash(root)
+
+
+def describe_text(root: str | Path) -> dict[str, Any]:
+    """The card of a text data set with its `path`; `modified: true` where the files changed since.
+
+    A data set without a card (made by nanoGPT's prepare.py) gets one: source `unknown`, counts and content hash.
+
+    Raises: UsageError for a folder that is no text data set.
+    """
+    root = Path(root)
+    meta = read_meta(root)
+    files = [root / f"{split}.bin" for split in SPLITS if (root / f"{split}.bin").exists()]
+    card: dict[str, Any] = {"name": root.name, "source": "unknown", "stand_in": False, "dtype": meta.dtype.name}
+    if (root / CARD).exists():
+        try:
+            card = json.loads((root / CARD).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"{root / CARD} is not JSON: {error}") from None
+    else:
+        card["tokenizer"] = {"type": meta.tokenizer, "vocab_size": meta.vocab_size, "eot": meta.eot}
+        card["counts"] = {p.stem: {"tokens": p.stat().st_size // meta.dtype.itemsize} for p in files}
+    stats = [path.stat() for path in files]
+    if "content_hash" not in card or sum(stat.st_size for stat in stats) <= REHASH_BYTES:
+        actual = _hash_once(root.resolve(), tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+        if actual != card.setdefault("content_hash", actual):
+            card.update(modified=True, content_hash=actual)
+    return {"path": str(root), **card}

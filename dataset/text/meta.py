@@ -1,0 +1,142 @@
+"""meta.json of a text data set, and the folders of nanoGPT and its descendants (meta.pkl, or none at all).
+
+<root>/{train,val}.bin   token ids without a header, little-endian, uint16 or uint32
+<root>/meta.json         vocab_size, dtype, eot, tokenizer (its name), tokens and bytes per split
+<root>/tokenizer.json    what dataset.text.tokenizer.from_state takes
+<root>/card.json         where the data come from, counts, content hash
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.text.subword import TIKTOKEN
+from dataset.text.tokenizer import Tokenizer, from_state, width
+from engine.io import UsageError
+
+SPLITS = ("train", "val")
+META, TOKENIZER = "meta.json", "tokenizer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextMeta:
+    """What one needs to know to read token files."""
+
+    vocab_size: int
+    dtype: np.dtype
+    tokenizer: str
+    """Name of the tokenizer; `unknown` where an old meta.pkl describes none of ours."""
+    eot: int | None = None
+    bytes_per_token: dict[str, float] | None = None
+    """Per split: bytes of text / tokens. None where nobody counted."""
+    state: dict[str, Any] | None = None
+    """State of the tokenizer that an old meta.pkl holds; ours is in tokenizer.json."""
+
+
+class _Refused(pickle.UnpicklingError):
+    pass
+
+
+class _Plain(pickle.Unpickler):
+    """Unpickles dicts, lists, strings and numbers; whatever asks for a class or a function is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise _Refused(f"it asks for {module}.{name}, plain values only are read (it may run code: do not trust it)")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise _Refused("it refers to outside objects, plain values only are read")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: expected a JSON object")
+    return value
+
+
+def _size(path: Path, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise UsageError(f"{path}: vocab_size must be a whole number >= 1, got {value!r}")
+    return value
+
+
+def _ours(path: Path) -> TextMeta:
+    raw = _read_json(path)
+    size, kind = _size(path, raw.get("vocab_size")), raw.get("dtype")
+    if kind not in ("uint16", "uint32"):
+        raise UsageError(f"{path}: dtype must be uint16 or uint32, got {kind!r}")
+    tokens, sizes = raw.get("tokens") or {}, raw.get("bytes") or {}
+    ratio = {split: sizes[split] / tokens[split] for split in tokens if tokens[split] and split in sizes}
+    return TextMeta(
+        vocab_size=size,
+        dtype=np.dtype(kind).newbyteorder("<"),
+        tokenizer=str(raw.get("tokenizer", "unknown")),
+        eot=raw.get("eot"),
+        bytes_per_token=ratio or None,
+    )
+
+
+def _legacy(path: Path) -> TextMeta:
+    try:
+        with open(path, "rb") as stream:
+            raw = _Plain(stream).load()
+    except _Refused as error:
+        raise UsageError(f"{path} is refused: {error}") from None
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise UsageError(f"{path} cannot be read: {error!r}") from None
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path}: expected a dictionary, found {type(raw).__name__}")
+    size, kind = _size(path, raw.get("vocab_size")), raw.get("tokenizer")
+    # Their writer chose the width by the number it stored, before special tokens were counted.
+    dtype = np.dtype("<u4" if size > 65535 else "<u2")
+    if kind == "tiktoken" and raw.get("tiktoken_encoding") in TIKTOKEN:
+        name = raw["tiktoken_encoding"]
+        full, eot = TIKTOKEN[name]
+        return TextMeta(vocab_size=max(size, full), dtype=dtype, tokenizer=name, eot=eot, state={"type": name})
+    signs = raw.get("itos")
+    texts = [signs.get(number) for number in range(size)] if isinstance(signs, dict) else []
+    if kind is None and texts and all(isinstance(sign, str) and len(sign) == 1 for sign in texts):
+        state = {"type": "char", "chars": texts, "eot": False}
+        return TextMeta(vocab_size=size, dtype=dtype, tokenizer="char", state=state)
+    return TextMeta(vocab_size=size, dtype=dtype, tokenizer="unknown")
+
+
+def read_meta(root: str | Path) -> TextMeta:
+    """How to read the token files in `root`: meta.json, else meta.pkl, else nanoGPT's rule (no meta: GPT-2 BPE).
+
+    Raises: UsageError naming the file; a pickle that holds more than plain values is never executed.
+    """
+    root = Path(root)
+    if (root / META).exists():
+        return _ours(root / META)
+    if (root / "meta.pkl").exists():
+        return _legacy(root / "meta.pkl")
+    if not (root / "train.bin").exists():
+        raise UsageError(f"{root} is not a text data set: it has neither {META} nor train.bin")
+    size, eot = TIKTOKEN["gpt2"]
+    return TextMeta(vocab_size=size, dtype=width(size), tokenizer="gpt2", eot=eot, state={"type": "gpt2"})
+
+
+def load_tokenizer(root: str | Path) -> Tokenizer:
+    """The tokenizer of a data set. Raises: UsageError when it has none that we know."""
+    root = Path(root)
+    meta = read_meta(root)
+    if meta.state is not None:
+        return from_state(meta.state)
+    if not (root / TOKENIZER).exists():
+        raise UsageError(f"{root} has token files but no tokenizer ({TOKENIZER}): text cannot be encoded or decoded")
+    tokenizer = from_state(_read_json(root / TOKENIZER))
+    if tokenizer.vocab_size != meta.vocab_size:
+        raise UsageError(
+            f"{root / TOKENIZER} has {tokenizer.vocab_size} tokens, {META} says {meta.vocab_size}: files of two sets"
+        )
+    return tokenizer

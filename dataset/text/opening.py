@@ -1,0 +1,143 @@
+"""The data of a train.py run: folders checked or built, training batches, and what to evaluate on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dataset.text.batches import EvalBatches, TrainBatches
+from dataset.text.mixture import Mixture
+from dataset.text.named import ensure_text
+from dataset.text.stream import TokenStream
+
+Split = Literal["train", "val"]
+# One forward pass of an evaluation takes up to so many tokens, and as many logits: small models are held up by calls.
+PASS_TOKENS, PASS_LOGITS = 1 << 13, 1 << 26
+
+
+@dataclass(kw_only=True)
+class HeldOut:
+    """One data set's evaluation: batches of a split, and what turns nats into bits per byte."""
+
+    name: str
+    split: Split
+    batches: EvalBatches
+    bytes_per_token: float | None = None
+    stream: int | None = None
+    """Which of the model's vocabularies it uses, where each data set has its own."""
+
+
+@dataclass(kw_only=True)
+class OpenedText:
+    """What `open_text` gives: K data sets, or K aligned streams."""
+
+    folders: list[Path]
+    vocab_sizes: tuple[int, ...]
+    """One size for each vocabulary of the model."""
+    batches: TrainBatches
+    held_out: list[HeldOut]
+    weights: list[float] = field(default_factory=lambda: [1.0])
+    """Share of training that each data set has on average."""
+    cards: list[dict[str, Any]] = field(default_factory=list)
+
+
+def folder_of(name: str) -> Path:
+    """`data/<name>`; a name that is a path is left as it is (a leading data/ or ./data/ included)."""
+    return Path(name) if "/" in name else Path("data") / name
+
+
+def ensure_data(config: Any) -> list[dict[str, Any]]:
+    """Cards of the data sets that a `TrainConfig` names; a missing one is built, or stood in for, which is said.
+
+    Raises: UsageError for data that cannot be had, naming the folder and the command that builds it.
+    """
+    return [ensure_text(folder_of(name), offline=config.offline) for name in dict.fromkeys(_names(config))]
+
+
+def dataset_folders(config: Any) -> list[Path]:
+    """Folders of the data that a `TrainConfig` names, in the order of the model's vocabularies or streams."""
+    return [folder_of(name) for name in _names(config)]
+
+
+def _names(config: Any) -> list[str]:
+    """Aligned streams as listed; a mixture's data sets once each, however often they are listed."""
+    if config.training_mode == "multicontext":
+        return list(config.multicontext_datasets)
+    return list(dict.fromkeys(config.dataset_list)) if config.training_mode == "multidataset" else [config.dataset]
+
+
+def open_text(config: Any, *, block_size: int, rows: int) -> OpenedText:
+    """Open what a `TrainConfig` names, for a global batch of `rows` sequences of `block_size` tokens.
+
+    Raises: UsageError for data that cannot be had or do not fit together, naming the folder.
+    """
+    mode, order = config.training_mode, _names(config)
+    cards = ensure_data(config)
+    train = [TokenStream(folder_of(name), "train") for name in order]
+    contexts = mode == "multicontext"
+    mixture = None
+    if mode == "multidataset":
+        mixture = Mixture(
+            config.dataset_list, seed=config.seed, max_steps=config.max_iters, probs=config.dataset_sampling_probs,
+            probs_final=config.dataset_sampling_probs_final,
+            transition=config.dataset_sampling_probs_transition_method,
+            interleaving=config.dataset_interleaving, shuffle=config.dataset_interleaving_shuffle,
+        )  # fmt: skip
+    batches = TrainBatches(
+        train, seed=config.seed, batch_size=rows, block_size=block_size, method=config.sampling_method,
+        mixture=mixture, contexts=contexts, align=config.multicontext_align,
+    )  # fmt: skip
+    own = contexts or config.multidataset_wte
+    sizes = [stream.meta.vocab_size for stream in train]
+    return OpenedText(
+        folders=[stream.root for stream in train],
+        vocab_sizes=tuple(sizes) if own else (max(sizes),),
+        batches=batches,
+        held_out=_held_out(config, order, block_size, contexts),
+        weights=mixture.probabilities(config.max_iters // 2).tolist() if mixture else [1.0],
+        cards=cards,
+    )
+
+
+def _held_out(config: Any, names: Sequence[str], block_size: int, contexts: bool) -> list[HeldOut]:
+    """Validation split of every data set, then (eval_train) as much of the training split."""
+    groups = [names] if contexts else [[name] for name in names]
+    entries = []
+    for number, group in enumerate(groups):
+        validation = _batches(config, group, "val", block_size, contexts, windows=None)
+        entries.append(_entry(config, group, "val", validation, number, contexts))
+        if config.eval_train:
+            windows = validation.windows if config.eval_mode == "sweep" else None
+            training = _batches(config, group, "train", block_size, contexts, windows=windows)
+            entries.append(_entry(config, group, "train", training, number, contexts))
+    return sorted(entries, key=lambda entry: entry.split == "train")  # all validation losses first
+
+
+def _batches(
+    config: Any, group: Sequence[str], split: Split, block_size: int, contexts: bool, *, windows: int | None
+) -> EvalBatches:
+    """At most eval_iters batches of batch_size rows (and `windows` rows), several of them in one forward pass."""
+    streams = [TokenStream(folder_of(name), split) for name in group]
+    tokens = config.batch_size * block_size
+    logits = tokens * max(stream.meta.vocab_size for stream in streams)
+    room = max(1, min(PASS_TOKENS // tokens, PASS_LOGITS // logits))
+    limit = config.eval_iters
+    if windows is not None:
+        limit = min(limit or windows, -(-windows // config.batch_size))
+    merged = max(f for f in range(1, room + 1) if limit is None or limit % f == 0)
+    return EvalBatches(
+        streams, seed=config.seed, batch_size=config.batch_size * merged, block_size=block_size, mode=config.eval_mode,
+        max_batches=None if limit is None else limit // merged, contexts=contexts, align=config.multicontext_align,
+    )  # fmt: skip
+
+
+def _entry(
+    config: Any, group: Sequence[str], split: Split, batches: EvalBatches, number: int, contexts: bool
+) -> HeldOut:
+    return HeldOut(
+        name="+".join(folder_of(name).name for name in group), split=split, batches=batches,
+        bytes_per_token=None if contexts else batches.data.streams[0].bytes_per_token,
+        stream=number if config.multidataset_wte else None,
+    )  # fmt: skip

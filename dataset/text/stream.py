@@ -1,0 +1,103 @@
+"""One split of a text data set: a memory-mapped row of token ids, checked, and windows cut from it.
+
+N tokens in the file, T positions in a window, B windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dataset.text.meta import read_meta
+from engine.io import UsageError
+
+IGNORE = -100
+"""Target that is not scored."""
+# Files up to this many tokens are looked through for ids beyond the vocabulary; of larger ones as many blocks are.
+CHECKED, BLOCK = 1 << 26, 1 << 20
+
+
+class TokenStream:
+    """The tokens of `<root>/<split>.bin`, read as they are needed.
+
+    Raises: UsageError when the folder is no text data set or the file is not whole.
+    """
+
+    def __init__(self, root: str | Path, split: str) -> None:
+        self.root, self.split = Path(root), split
+        self.meta = read_meta(root)
+        self.path = self.root / f"{split}.bin"
+        if not self.path.exists():
+            have = ", ".join(sorted(p.name for p in self.root.glob("*.bin"))) or "no token files"
+            raise UsageError(f"{self.path} does not exist: {self.root} holds {have}")
+        size, item = self.path.stat().st_size, self.meta.dtype.itemsize
+        if size % item or size == 0:
+            what = "is empty" if size == 0 else f"has {size} bytes, no multiple of {item} ({self.meta.dtype.name})"
+            raise UsageError(f"{self.path} {what}: build the data set again")
+        self.tokens: np.ndarray = np.memmap(self.path, dtype=self.meta.dtype, mode="r")
+        self._checked = self.meta.vocab_size > np.iinfo(self.meta.dtype).max  # no id can be too large
+        self._views: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def name(self) -> str:
+        """The data set's name, for metrics."""
+        return self.root.name
+
+    @cached_property
+    def bytes_per_token(self) -> float | None:
+        """Bytes of text behind a token on average, None where unknown: nats / (ln 2 x this) = bits per byte."""
+        return (self.meta.bytes_per_token or {}).get(self.split)
+
+    def require(self, block_size: int) -> None:
+        """Raise UsageError unless a window of `block_size` tokens and its targets fit, and all ids are known."""
+        if len(self) < block_size + 1:
+            raise UsageError(
+                f"{self.path} has {len(self)} tokens, a window of block_size={block_size} needs {block_size + 1}: "
+                f"lower block_size to {max(1, len(self) - 1)} or give more text"
+            )
+        self._check_ids()
+
+    def _check_ids(self) -> None:
+        if self._checked:
+            return
+        step = max(BLOCK, len(self) * BLOCK // CHECKED)
+        for low in range(0, len(self), step):
+            block = self.tokens[low : low + BLOCK]
+            if int(block.max()) >= self.meta.vocab_size:
+                at = int(np.argmax(block >= self.meta.vocab_size))
+                raise UsageError(
+                    f"{self.path} holds token {block[at]} at position {low + at}, but the vocabulary has "
+                    f"{self.meta.vocab_size} ({self.root.name}'s meta): the files belong to different data sets"
+                )
+        self._checked = True
+
+    def windows(self, offsets: np.ndarray, block_size: int) -> np.ndarray:
+        """[B, T + 1] in the file's type: the tokens from each offset on (offset <= N - T - 1)."""
+        if block_size not in self._views:
+            # Plain ndarray: indexing a memmap builds a memmap object each time, which costs more than the reading.
+            flat = self.tokens.view(np.ndarray)
+            self._views[block_size] = np.lib.stride_tricks.sliding_window_view(flat, block_size + 1)
+        return self._views[block_size][offsets]
+
+
+def aligned(streams: Sequence[TokenStream], align: str) -> int:
+    """The common length of streams that annotate the same positions (`align` = error | truncate).
+
+    Raises: UsageError with all lengths when they differ and `align` is not truncate.
+    """
+    lengths = [len(stream) for stream in streams]
+    if align not in ("error", "truncate"):
+        raise UsageError(f"multicontext_align={align!r}: choose error or truncate")
+    if len(set(lengths)) > 1 and align == "error":
+        listed = ", ".join(f"{stream.path} {len(stream)}" for stream in streams)
+        raise UsageError(
+            f"multicontext streams must have one token per position each, but their lengths differ: {listed}; "
+            "multicontext_align=truncate cuts all to the shortest"
+        )
+    return min(lengths)

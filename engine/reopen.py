@@ -1,0 +1,62 @@
+"""A run rebuilt from one of its checkpoints by the entry script's own `build`: for evaluation, sampling, drawing."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.checkpoint import Checkpoint, CheckpointStore, load_checkpoint, load_weights
+from engine.errors import UsageError
+from engine.launch import make_runtime
+from engine.schema import structure
+from engine.task import Plan, Runtime
+
+
+@dataclass
+class OpenedCheckpoint:
+    """A run rebuilt from one of its checkpoints, its model in evaluation mode with the chosen weights."""
+
+    plan: Plan
+    config: Any
+    runtime: Runtime
+    checkpoint: Checkpoint
+    run_dir: Path
+    weights: str
+    """ema or raw: what was loaded (raw where the run keeps no average)."""
+
+
+def open_checkpoint(
+    path: str | Path, *, device: str = "auto", weights: Literal["ema", "raw"] = "ema",
+    overrides: Mapping[str, Any] | None = None,
+) -> OpenedCheckpoint:  # fmt: skip
+    """Rebuild the run that wrote `path`: a run directory (its latest checkpoint), a checkpoint, or a `step_N` link.
+
+    `overrides` replaces top-level config keys (the data to evaluate on, say); the architecture is the checkpoint's.
+
+    Raises:
+        UsageError: no checkpoint there, a damaged one, or a config that this version does not read.
+    """
+    folder = Path(path)
+    if folder.name == "checkpoints" and not (folder / "manifest.json").exists():
+        folder = folder.parent
+    if (folder / "checkpoints").is_dir():
+        found = CheckpointStore(folder, "").latest()
+        if found is None:
+            raise UsageError(f"{folder} holds no checkpoint yet: train it further, or name another run")
+        folder = found
+    if not folder.is_dir():
+        raise UsageError(f"{path} is neither a run directory nor a checkpoint: expected e.g. checkpoints/PROJECT/RUN")
+    checkpoint = load_checkpoint(folder)
+    module = importlib.import_module(checkpoint.entry)
+    settings = {**checkpoint.config, "device": device, "accumulation": 1, **(overrides or {})}
+    config = structure(module.SCHEMA, settings)
+    runtime = make_runtime(config)
+    plan = module.build(config, runtime)
+    averaged = checkpoint.ema if weights == "ema" else None
+    load_weights(plan.task.module, {**checkpoint.model, **(averaged or {})}, strict=True)
+    plan.task.module.eval()
+    chosen = "ema" if averaged is not None else "raw"
+    return OpenedCheckpoint(plan, config, runtime, checkpoint, checkpoint.path.parent.parent, chosen)

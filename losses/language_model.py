@@ -1,0 +1,125 @@
+"""Next-token cross entropy of one or several streams, in at least float32.
+
+Shapes: B rows, T tokens, K streams, D width, V words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from losses.stablemax import IGNORE
+from models.language_models.gpt import LMOutput
+
+__all__ = ["LMLossConfig", "LMLossHead", "LMLossResult"]
+
+Metrics = dict[str, tuple[Tensor, Tensor]]
+
+
+@dataclass(kw_only=True)
+class LMLossConfig:
+    """Raises ValueError for values that make no loss; the text names the override."""
+
+    stream_weights: list[float] | None = None
+    """Weights of the streams in the mean of their losses (multicontext); null: all the same."""
+    chunk_tokens: int = 0
+    """Positions whose logits exist at one time; their backward pass makes them again. 0: all. Saves memory with large
+    vocabularies and costs one more product with the head."""
+
+    def __post_init__(self) -> None:
+        weights = self.stream_weights
+        if weights is not None and (not weights or min(weights) < 0 or sum(weights) <= 0):
+            raise ValueError(f"arch.loss.stream_weights={weights}: expected numbers of 0 or more, not all 0")
+        if self.chunk_tokens < 0:
+            raise ValueError(f"arch.loss.chunk_tokens={self.chunk_tokens}: expected 0 or more")
+
+
+@dataclass
+class LMLossResult:
+    """`total` is the sum over scored positions; divide it by the global sum of `weight`."""
+
+    total: Tensor
+    weight: Tensor  # scored positions of this batch, on the device
+    metrics: Metrics  # name -> (sum, count), detached scalars on the device
+
+
+class LMLossHead(nn.Module):
+    """`head(output, labels)` -> LMLossResult. Labels int [B, T], or [B, K, T] for K streams; -100 is not scored.
+
+    Several streams: the (weighted) mean of their cross entropies, and `loss_0`, `loss_1`, ... of each.
+    """
+
+    Config: ClassVar = LMLossConfig
+
+    def __init__(self, config: LMLossConfig) -> None:
+        super().__init__()
+        self.stream_weights, self.chunk_tokens = config.stream_weights, config.chunk_tokens
+
+    def forward(self, output: LMOutput, labels: Tensor) -> LMLossResult:
+        """Raises ValueError when labels or stream_weights do not fit the streams.
+
+        Without gradient (an evaluation) the metrics also hold `accuracy`.
+        """
+        columns = self._columns(output, labels)
+        scores = [self._score(output, number, column) for number, column in enumerate(columns)]
+        sums = [value for value, _ in scores]
+        counts = [(column != IGNORE).sum() for column in columns]
+        if len(columns) == 1:
+            total, weight = sums[0], counts[0]
+        else:
+            shares = self._shares(len(columns))
+            total = torch.stack([share * value for share, value in zip(shares, sums, strict=True)]).sum()
+            weight = torch.stack([share * count for share, count in zip(shares, counts, strict=True)]).sum()
+        metrics = {"loss": (total.detach(), weight)}
+        if len(columns) > 1:
+            pairs = enumerate(zip(sums, counts, strict=True))
+            metrics |= {f"loss_{number}": (value.detach(), count) for number, (value, count) in pairs}
+        right = [hits for _, hits in scores if hits is not None]
+        if right:
+            metrics["accuracy"] = (torch.stack(right).sum(), torch.stack(counts).sum())
+        return LMLossResult(total, weight, metrics)
+
+    def token_losses(self, output: LMOutput, labels: Tensor, number: int = 0) -> Tensor:
+        """Loss of each position for the `number`-th stream read: labels [B, T] -> [B, T], 0 where not scored."""
+        return _cross_entropy(output.logits(number), labels, "none").view(labels.shape)
+
+    def _columns(self, output: LMOutput, labels: Tensor) -> list[Tensor]:
+        count = len(output.streams)
+        if labels.dim() == 2 and count == 1:
+            return [labels]
+        if labels.dim() == 3 and labels.shape[1] == count:
+            return list(labels.unbind(1))
+        wanted = "[B, T]" if count == 1 else f"[B, {count}, T]"
+        raise ValueError(f"labels have shape {list(labels.shape)}, expected {wanted}: the output has {count} stream(s)")
+
+    def _shares(self, count: int) -> list[float]:
+        weights = self.stream_weights or [1.0] * count
+        if len(weights) != count:
+            raise ValueError(f"arch.loss.stream_weights={weights}: expected {count} numbers, one per stream")
+        return [weight / sum(weights) for weight in weights]
+
+    def _score(self, output: LMOutput, number: int, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Cross entropy summed over the positions of stream `number`; without gradient also how many it got right."""
+        hidden, flat = output.hidden.flatten(0, 1), labels.flatten()
+        size = self.chunk_tokens or max(1, len(flat))
+        parts = list(zip(hidden.split(size), flat.split(size), strict=True))
+
+        def piece(rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+            logits = output.head(output.streams[number], rows)
+            hits = None if torch.is_grad_enabled() else (logits.argmax(-1) == wanted).sum()
+            return _cross_entropy(logits, wanted, "sum"), hits
+
+        again = self.chunk_tokens and torch.is_grad_enabled()
+        pairs = [checkpoint(piece, *part, use_reentrant=False) if again else piece(*part) for part in parts]
+        right = [hits for _, hits in pairs if hits is not None]
+        return torch.stack([value for value, _ in pairs]).sum(), torch.stack(right).sum() if right else None
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide.flatten(0, -2), labels.flatten().long(), reduction=reduction, ignore_index=IGNORE)

@@ -1,0 +1,234 @@
+"""Hyper-parameters of the GPT family. The defaults are nanoGPT's block; every variation is one field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:  # --help and the path verification read these keys without loading torch
+    import torch
+
+PositionEncoding = Literal["learned", "rope", "none"]
+SoftmaxVariant = Literal["softmax", "softmax1", "relu2max", "sigmoidmax", "consmax"]
+NormVariant = Literal["layernorm", "rmsnorm", "dyt", "identity"]
+NormPlacement = Literal["pre", "peri", "post"]
+MLPVariant = Literal["mlp", "swiglu"]
+Activation = Literal["gelu", "gelu_tanh", "squared_relu", "relu", "silu"]
+Sharing = Literal["none", "repeat", "cycle", "mirror"]
+ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
+
+SWIGLU_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class LMShape:
+    """What the data fix about a model: the vocabulary of each stream. One stream is an ordinary language model."""
+
+    vocab_sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.vocab_sizes or min(self.vocab_sizes) < 1:
+            raise ValueError(f"vocab_sizes={self.vocab_sizes}: expected one positive size per stream")
+
+
+@dataclass(kw_only=True)
+class GPTConfig:
+    """Raises ValueError for values that cannot be built; the text names the override to change."""
+
+    n_layer: int = 6
+    """Blocks L."""
+    n_head: int = 6
+    """Query heads h; must divide n_embd."""
+    n_kv_group: int | None = None
+    """Key and value heads g, each shared by n_head / g query heads (grouped-query attention); null: n_head."""
+    n_embd: int = 384
+    """Width D."""
+    block_size: int = 256
+    """Longest context, in tokens."""
+    dropout: float = 0.0
+    """Dropout of embeddings, attention weights and both branches."""
+    bias: bool = False
+    """Biases in the linear layers and the norms."""
+
+    pos_encodings: PositionEncoding = "learned"
+    """Positions: a learned table added to the input, rotary, or none."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rope_length: int | None = None
+    """Numbers of each head that are rotated (partial rotary); null: all."""
+
+    softmax_variant_attn: SoftmaxVariant = "softmax"
+    """What turns attention scores into weights."""
+    use_qk_norm: bool = False
+    """RMS-normalise queries and keys over the head width, after the rotation."""
+    use_qk_norm_scale: bool = False
+    """Learn one factor per head on the scores of normalised queries and keys (starts at 1)."""
+    qk_norm_gain: float = 1.0
+    """Fixed factor on both normalised queries and keys (1.2 in nanochat: sharper attention)."""
+    use_v_norm: bool = False
+    """RMS-normalise values over the head width."""
+    attn_logit_softcapping: float | None = None
+    """Cap c: scores become c·tanh(score / c); null: off."""
+    final_logit_softcapping: float | None = None
+    """The same for the output logits."""
+    window_size: int | None = None
+    """A token sees itself and the window_size - 1 tokens before it; null: all before it."""
+
+    norm_variant: NormVariant = "layernorm"
+    """Layer norm, RMS norm, dynamic tanh (arXiv 2503.10622), or none."""
+    norm_gain: bool = True
+    """Learned gain (and bias, with bias=true) in each norm."""
+    norm_eps: float = 1e-5
+    """Added to the variance or mean square before the root; dyt and identity have no root."""
+    norm_placement: NormPlacement = "pre"
+    """pre: x + f(norm(x)); peri: x + norm(f(norm(x))); post: norm(x + f(x))."""
+    norm_embedding: bool = False
+    """RMS-normalise the summed embeddings before the first block."""
+    use_parallel_mlp: bool = False
+    """Attention and MLP read the same input and are added at once."""
+
+    mlp_variant: MLPVariant = "mlp"
+    """Two layers with an activation, or SwiGLU."""
+    activation_variant: Activation = "gelu"
+    """Activation of mlp_variant=mlp; gelu_tanh is GPT-2's own."""
+    mlp_expansion_factor: float = 4.0
+    """Inner width over n_embd; SwiGLU takes two thirds of it, rounded up to a multiple of 8."""
+
+    share_attn: Sharing = "none"
+    """Attention weights shared by blocks: repeat (share_size neighbours), cycle (every share_size-th), mirror
+    (first with last, and so on inwards, then like repeat)."""
+    share_mlp: Sharing = "none"
+    """The same for the MLP weights."""
+    share_size: int = 1
+    """Size of the groups that share."""
+
+    wte_weight_tying: bool = True
+    """Use the token table as output head."""
+    value_embeddings: bool = False
+    """Add a gated token embedding to the values of every second block, the last one included (nanochat)."""
+    residual_scalars: bool = False
+    """Before block l: x <- a_l·x + b_l·x0 with learned a_l, b_l and x0 the embedded input (nanochat)."""
+
+    init_std: float | None = 0.02
+    """Deviation of the matrices; null: uniform with deviation 1/sqrt(fan in)."""
+    embd_init_std: float | None = None
+    """Deviation of the token and position tables; null: init_std, or 0.02."""
+    head_init_std: float | None = None
+    """Deviation of an untied head; null: init_std, or 0.02."""
+    zero_init_proj: bool = False
+    """Both branches' last matrices start at 0; else at init_std / sqrt(2·n_layer)."""
+
+    use_gradient_checkpointing: bool = False
+    """Keep only the blocks' inputs and repeat their forward pass in the backward pass."""
+    forward_dtype: ForwardDtype = "auto"
+    """Compute dtype; auto is the run's choice for the device. float64 stores parameters in float64 too."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                choices = get_args(kind)
+                self._check(name, getattr(self, name) in choices, f"choose one of {', '.join(choices)}")
+        for name in ("n_layer", "n_head", "n_embd", "block_size", "n_kv_group", "window_size", "share_size"):
+            self._check(name, _absent_or(getattr(self, name), lambda v: v >= 1), "expected at least 1")
+        for name in (
+            "rope_theta", "qk_norm_gain", "attn_logit_softcapping", "final_logit_softcapping", "norm_eps",
+            "mlp_expansion_factor", "init_std", "embd_init_std", "head_init_std",
+        ):  # fmt: skip
+            self._check(name, _absent_or(getattr(self, name), lambda v: v > 0), "expected a positive number")
+        self._check("dropout", 0.0 <= self.dropout < 1.0, "expected a number in [0, 1)")
+        self._check_heads()
+        self._check_pairs()
+
+    def _check(self, name: str, fine: bool, expected: str) -> None:
+        if not fine:
+            raise ValueError(f"arch.{name}={getattr(self, name)}: {expected}")
+
+    def _check_heads(self) -> None:
+        size, heads = self.n_embd, self.n_head
+        even = 2 if self.pos_encodings == "rope" else 1
+        fitting = [n for n in range(1, min(size, 64) + 1) if size % n == 0 and size // n % even == 0]
+        if heads not in fitting and (size % heads or size // heads % even):
+            why = "does not divide" if size % heads else "gives heads of odd width, which rope cannot rotate, with"
+            choice = f"choose one of {_listed(fitting)}" if fitting else "choose an even arch.n_embd"
+            raise ValueError(f"arch.n_head={heads} {why} arch.n_embd={size}: {choice}")
+        groups = [n for n in range(1, heads + 1) if heads % n == 0]
+        self._check(
+            "n_kv_group", self.kv_heads in groups, f"must divide arch.n_head={heads}: choose one of {_listed(groups)}"
+        )
+        length = self.rotary_length
+        self._check(
+            "rope_length", 2 <= length <= max(self.head_dim, 2) and length % 2 == 0,
+            f"expected an even number from 2 to the head width {self.head_dim}",
+        )  # fmt: skip
+
+    def _check_pairs(self) -> None:
+        """Refuse fields that would do nothing beside another one."""
+        self._check("use_qk_norm_scale", self.use_qk_norm or not self.use_qk_norm_scale, "needs arch.use_qk_norm=true")
+        self._check("qk_norm_gain", self.use_qk_norm or self.qk_norm_gain == 1.0, "needs arch.use_qk_norm=true")
+        self._check(
+            "rope_length", self.pos_encodings == "rope" or self.rope_length is None, "needs arch.pos_encodings=rope"
+        )
+        self._check(
+            "head_init_std",
+            not self.wte_weight_tying or self.head_init_std is None,
+            "needs arch.wte_weight_tying=false",
+        )
+        for name in ("share_attn", "share_mlp"):
+            sharing = getattr(self, name)
+            sets = {self.shared_index(sharing, layer) for layer in range(self.n_layer)}
+            self._check(
+                name, sharing == "none" or self.n_layer == 1 or len(sets) < self.n_layer,
+                f"shares nothing with arch.share_size={self.share_size} and arch.n_layer={self.n_layer}: repeat wants "
+                "share_size 2 or more, cycle one below n_layer",
+            )  # fmt: skip
+        shared = {self.share_attn, self.share_mlp} != {"none"}
+        self._check("share_size", shared or self.share_size == 1, "needs arch.share_attn or arch.share_mlp")
+
+    @property
+    def head_dim(self) -> int:
+        """d, numbers per head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        """g, key and value heads."""
+        return self.n_kv_group or self.n_head
+
+    @property
+    def rotary_length(self) -> int:
+        """Numbers of a head that rotary positions turn."""
+        return self.rope_length if self.rope_length is not None else max(self.head_dim, 2)
+
+    @property
+    def inner_size(self) -> int:
+        """I, inner width of the MLP."""
+        wanted = self.mlp_expansion_factor * self.n_embd
+        if self.mlp_variant == "swiglu":
+            return -(-round(wanted * 2 / 3) // SWIGLU_MULTIPLE) * SWIGLU_MULTIPLE
+        return max(1, round(wanted))
+
+    def shared_index(self, sharing: Sharing, layer: int) -> int:
+        """Which set of weights block `layer` uses; sets are numbered from 0 in order of first use."""
+        if sharing == "none":
+            return layer
+        if sharing == "cycle":
+            return layer % self.share_size
+        return (layer if sharing == "repeat" else min(layer, self.n_layer - 1 - layer)) // self.share_size
+
+    def has_values(self, layer: int) -> bool:
+        """Whether block `layer` has a value embedding."""
+        return self.value_embeddings and layer % 2 == (self.n_layer - 1) % 2
+
+    def compute_dtype(self, auto: torch.dtype) -> torch.dtype:
+        """The dtype of activations; `auto` is used for forward_dtype=auto."""
+        import torch
+
+        return auto if self.forward_dtype == "auto" else getattr(torch, self.forward_dtype)
+
+
+def _absent_or(value: float | None, fine: object) -> bool:
+    return value is None or fine(value)  # type: ignore[operator]
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,141 @@
+"""The weights of GPT-2: Hugging Face's and nanoGPT's names and layouts <-> ours. Pure functions on state dicts.
+
+Hugging Face stores four matrices of each block transposed (`Conv1D`, [in, out]); nanoGPT uses the same names with
+[out, in]. Both keep the tied head a second time as `lm_head.weight`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.language_models.config import GPTConfig, LMShape
+from models.language_models.gpt2_config import ACTIVATIONS, GPT2_SIZES, gpt2_arch
+
+__all__ = ["GPT2_SIZES", "from_gpt2", "gpt2_arch", "gpt2_config", "to_gpt2"]
+
+_WTE, _WPE = "wte.tables.0.embedding_weight", "wpe.embedding_weight"
+_BLOCK = {  # theirs -> ours, within a block
+    "ln_1": "norms_in.0", "attn.c_attn": "attn.qkv", "attn.c_proj": "attn.proj",
+    "ln_2": "norms_in.1", "mlp.c_fc": "mlp.fc", "mlp.c_proj": "mlp.proj",
+}  # fmt: skip
+_MATRICES = {ours for theirs, ours in _BLOCK.items() if ".c_" in theirs}
+_MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")  # the causal mask that old files carry: no weight
+_PREFIXES = re.compile(r"^((_orig_mod|module|transformer)\.)+")  # of torch.compile, DataParallel, and their class
+
+
+def from_gpt2(
+    theirs: Mapping[str, Tensor], config: GPTConfig, shape: LMShape, *, conv1d: bool = True
+) -> dict[str, Tensor]:
+    """A GPT-2 state dict as one of ours, for `load_state_dict`; `conv1d=False` reads nanoGPT's layout.
+
+    A position table longer than block_size is cut to its first rows. A model without biases (nanoGPT's bias=False)
+    maps to one. Raises ValueError that lists what is missing, left over, or of another shape.
+    """
+    _check_mappable(config, shape)
+    given = {_bare(name): tensor for name, tensor in theirs.items() if not _MASKS.search(name)}
+    head = given.pop("lm_head.weight", None)
+    mapped, problems = {}, []
+    for name, (source, wanted) in _expected(config, shape, biases=config.bias).items():
+        tensor = given.pop(source, None)
+        if tensor is None:
+            problems.append(f"{source} is missing")
+            continue
+        if conv1d and _is_matrix(name):
+            tensor = tensor.t()
+        if name == _WPE:
+            tensor = tensor[: config.block_size]
+        if tuple(tensor.shape) != wanted:
+            problems.append(f"{source} is {list(tensor.shape)}, expected {list(wanted)}")
+        mapped[name] = tensor.contiguous()
+    problems += [f"{name} is not known" for name in given]
+    if head is not None and _WTE in mapped and not head.equal(mapped[_WTE]):
+        problems.append("lm_head.weight differs from wte.weight, but GPT-2's head is tied")
+    if problems:
+        if len(problems) > 3:
+            problems[2:-1] = [f"{len(problems) - 3} more"]
+        raise ValueError(f"not the weights of this GPT-2: {'; '.join(problems)}")
+    return mapped
+
+
+def gpt2_config(config: GPTConfig, shape: LMShape, *, eot: int | None = None) -> dict[str, Any]:
+    """The inverse of `gpt2_arch`: a config.json for transformers' GPT2LMHeadModel. `eot` is the end-of-text token.
+
+    Raises ValueError for an architecture, or a number of streams, that GPT-2 cannot hold.
+    """
+    _check_mappable(config, shape)
+    return {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2",
+        "vocab_size": shape.vocab_sizes[0], "n_positions": config.block_size, "n_embd": config.n_embd,
+        "n_layer": config.n_layer, "n_head": config.n_head, "n_inner": config.inner_size,
+        "activation_function": ACTIVATIONS[config.activation_variant], "layer_norm_epsilon": config.norm_eps,
+        "attn_pdrop": config.dropout, "embd_pdrop": config.dropout, "resid_pdrop": config.dropout,
+        "initializer_range": config.init_std or 0.02, "tie_word_embeddings": True,
+        "bos_token_id": eot, "eos_token_id": eot,
+    }  # fmt: skip
+
+
+def to_gpt2(ours: Mapping[str, Tensor], config: GPTConfig, shape: LMShape) -> dict[str, Tensor]:
+    """The inverse of `from_gpt2`: model.safetensors for transformers' GPT2LMHeadModel, float32.
+
+    Missing biases become zeros; the tied head is left out, as transformers does. Raises ValueError as `gpt2_config`.
+    """
+    _check_mappable(config, shape)
+    made = {}
+    for name, (target, _) in _expected(config, shape, biases=True).items():
+        tensor = ours.get(name)
+        if tensor is None:  # GPT-2 has biases everywhere
+            weight = ours[name.removesuffix("bias") + "weight"]
+            tensor = weight.new_zeros(weight.shape[0])
+        tensor = tensor.t() if _is_matrix(name) else tensor
+        made[f"transformer.{target}"] = tensor.detach().to("cpu", torch.float32).contiguous()
+    return made
+
+
+def _check_mappable(config: GPTConfig, shape: LMShape) -> None:
+    """Raises ValueError that names the first arch.* value with which a model is not a GPT-2, or its streams."""
+    if len(shape.vocab_sizes) > 1:
+        raise ValueError(f"{len(shape.vocab_sizes)} vocabularies (multicontext, multidataset_wte): GPT-2 has one")
+    free = {
+        "n_layer", "n_head", "n_embd", "block_size", "dropout", "bias", "activation_variant", "mlp_expansion_factor",
+        "norm_eps", "init_std", "embd_init_std", "zero_init_proj", "forward_dtype", "use_gradient_checkpointing",
+        "rope_theta",
+    }  # fmt: skip
+    plain = GPTConfig()
+    for name, wanted in vars(plain).items():
+        value = getattr(config, name)
+        if name == "n_kv_group":
+            value, wanted = config.kv_heads, config.n_head
+        if name not in free and value != wanted:
+            raise ValueError(f"arch.{name}={value} is not GPT-2's: it has {wanted}")
+
+
+def _expected(config: GPTConfig, shape: LMShape, *, biases: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Our name -> (bare name of theirs, our shape)."""
+    size, inner = config.n_embd, config.inner_size
+    outs = {"attn.qkv": (3 * size, size), "attn.proj": (size, size), "mlp.fc": (inner, size), "mlp.proj": (size, inner)}
+    table: dict[str, tuple[str, tuple[int, ...]]] = {
+        _WTE: ("wte.weight", (shape.vocab_sizes[0], size)),
+        _WPE: ("wpe.weight", (config.block_size, size)),
+    }
+    for layer in range(config.n_layer):
+        for theirs, ours in _BLOCK.items():
+            dims = outs.get(ours, (size,))
+            table[f"h.{layer}.{ours}.weight"] = (f"h.{layer}.{theirs}.weight", dims)
+            if biases:
+                table[f"h.{layer}.{ours}.bias"] = (f"h.{layer}.{theirs}.bias", dims[:1])
+    for part in ("weight", "bias") if biases else ("weight",):
+        table[f"ln_f.{part}"] = (f"ln_f.{part}", (size,))
+    return table
+
+
+def _is_matrix(name: str) -> bool:
+    return name.endswith(".weight") and any(f".{part}." in name for part in _MATRICES)
+
+
+def _bare(name: str) -> str:
+    return _PREFIXES.sub("", name)

@@ -1,0 +1,58 @@
+"""nanoGPT's checkpoints (`ckpt.pt`): opened without running code, checked against an architecture of ours, renamed.
+
+The file is a dict with `model_args` (sizes) and `model` (GPT-2's names, [out, in] layout, `_orig_mod.` before each name
+where the run was compiled). Everything else in it (optimizer, iteration, config) is left alone.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.language_models.config import GPTConfig, LMShape
+from models.language_models.gpt2_weights import from_gpt2
+
+__all__ = ["from_nanogpt", "read_nanogpt"]
+
+_PADDING = 64  # nanoGPT rounds a vocabulary up to a multiple of it (50257 -> 50304)
+
+
+def read_nanogpt(path: str | Path) -> dict[str, Any]:
+    """The checkpoint as a dict with `model_args` and `model`, on the CPU.
+
+    Raises ValueError, in one line, for a file that cannot be read, that holds more than tensors and plain values (such
+    a file may run code, so it is not opened), or that is no checkpoint of nanoGPT.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError("it is damaged, or holds more than tensors and plain values, which may run code") from None
+    except (OSError, RuntimeError, EOFError) as error:
+        raise ValueError(f"it cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
+    parts = [loaded.get(key) if isinstance(loaded, dict) else None for key in ("model_args", "model")]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError("it is no checkpoint of nanoGPT, which has model_args and model")
+    return loaded
+
+
+def from_nanogpt(checkpoint: dict[str, Any], config: GPTConfig, shape: LMShape) -> dict[str, Tensor]:
+    """Its weights as a state dict of ours. Rows that only round the vocabulary up to a multiple of 64 are cut off.
+
+    Raises ValueError that names the arch.* values with which it was trained where they are others than `config`'s.
+    """
+    args, weights = checkpoint["model_args"], dict(checkpoint["model"])
+    trained = {name: args.get(name) for name in ("n_layer", "n_head", "n_embd")} | {"bias": args.get("bias", True)}
+    others = [f"arch.{name}={value}" for name, value in trained.items() if getattr(config, name) != value]
+    if config.block_size > args.get("block_size", 0):  # a longer table is cut
+        others.append(f"arch.block_size={args.get('block_size')}")
+    if others:
+        raise ValueError(f"it was trained with {' '.join(others)}: say the same")
+    padded = -(-shape.vocab_sizes[0] // _PADDING) * _PADDING
+    for name, tensor in weights.items():
+        if name.endswith(("wte.weight", "lm_head.weight")) and len(tensor) == padded:
+            weights[name] = tensor[: shape.vocab_sizes[0]]
+    return from_gpt2(weights, config, shape, conv1d=False)

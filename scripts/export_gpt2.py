@@ -1,0 +1,133 @@
+"""Write a model of train.py as a GPT-2 in transformers' format, for peft, train_animal.py and whatever reads those.
+
+    python scripts/export_gpt2.py out/shakespeare exported/shakespeare
+    python -c "from transformers import GPT2LMHeadModel as M; M.from_pretrained('exported/shakespeare')"
+
+The folder gets config.json, model.safetensors, and a tokenizer where transformers can express it. Logits are the same
+to float32 rounding. Only what GPT-2 is can be exported: arch=gpt or arch=gpt2 with other sizes, biases or activation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.errors import UsageError
+from engine.io import atomic_directory, atomic_write_json
+from scripts._opening import OneLineParser, home_of, run_command
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a bad one exits 2."""
+    description, _, usage = (__doc__ or "").partition("\n\n")
+    parser = OneLineParser(
+        prog="export_gpt2.py", description=description, epilog=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("run", type=Path, help="a run directory of train.py, or one of its checkpoints")
+    parser.add_argument("folder", type=Path, help="to create; an existing one is refused")
+    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (default), latest or step_N")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (if there are any) or raw")
+    return parser.parse_args(argv)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the folder, whole or not at all. Raises: UsageError for a model that is no GPT-2."""
+    from engine.reopen import open_checkpoint
+    from models.language_models.gpt2_weights import gpt2_config, to_gpt2
+    from scripts.sample import pick
+    from tasks.language_model import LanguageModelTask
+
+    run, folder = Path(os.path.abspath(args.run)), Path(os.path.abspath(args.folder))
+    with contextlib.chdir(home_of(run)):
+        opened = open_checkpoint(pick(run, args.checkpoint), device="cpu", weights=args.weights)
+        if not isinstance(opened.plan.task, LanguageModelTask):
+            raise UsageError(f"{args.run} was written by {opened.checkpoint.entry}.py: expected a run of train.py")
+        model, tokenizer = opened.plan.task.model, _tokenizer(opened.config)
+    eot = None if tokenizer is None else tokenizer.eot
+    try:
+        config = gpt2_config(model.config, model.shape, eot=eot)
+        weights = to_gpt2(model.state_dict(), model.config, model.shape)
+    except ValueError as error:
+        raise UsageError(f"{args.run} cannot be exported: {error}") from None
+    try:
+        with atomic_directory(folder) as temporary:
+            how = _write(temporary, config, weights, tokenizer)
+    except FileExistsError:
+        raise UsageError(f"{args.folder} exists already: remove it or choose another folder") from None
+    print(f"model       {args.folder} (step {opened.checkpoint.step}, {opened.weights} weights)")
+    print(f"tokenizer   {how}")
+
+
+def _write(folder: Path, config: dict[str, Any], weights: dict[str, Any], tokenizer: Any) -> str:
+    from safetensors.torch import save_file
+
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # the library makes it private
+    atomic_write_json(folder / "config.json", config)
+    expressed = _expressed(tokenizer)
+    if expressed is None:
+        if tokenizer is None:
+            return "not written: the data have none, or several"
+        instead = "take openai-community/gpt2's" if tokenizer.kind == "gpt2" else "encode with the data set's own"
+        return f"not written: transformers has no file for '{tokenizer.kind}', {instead}"
+    from dataset.text.base import EOT_TEXT
+
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config["n_positions"]}
+    settings |= {} if tokenizer.eot is None else {"bos_token": EOT_TEXT, "eos_token": EOT_TEXT}
+    atomic_write_json(folder / "tokenizer.json", expressed)
+    atomic_write_json(folder / "tokenizer_config.json", settings)
+    return f"{tokenizer.kind}, {tokenizer.vocab_size} tokens"
+
+
+def _tokenizer(config: Any) -> Any:
+    """The tokenizer that all data sets of the run share; None where they differ, or are files without one."""
+    from dataset.text.meta import load_tokenizer
+    from dataset.text.opening import dataset_folders
+
+    try:
+        found = [load_tokenizer(folder) for folder in dataset_folders(config)]
+    except UsageError:  # token files alone: a model can be exported all the same, and the report says so
+        return None
+    return found[0] if all(other.state() == found[0].state() for other in found) else None
+
+
+def _expressed(tokenizer: Any) -> dict[str, Any] | None:
+    """tokenizer.json of the tokenizers library: our trained BPE as it is, characters as a BPE without merges."""
+    from dataset.text.base import EOT_TEXT
+
+    kind = getattr(tokenizer, "kind", None)
+    if kind == "bpe":
+        model: dict[str, Any] = tokenizer.model
+        return model
+    if kind != "char":
+        return None
+    ids = {char: number for number, char in enumerate(tokenizer.chars)}
+    added = []
+    if tokenizer.eot is not None:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        added = [{"id": tokenizer.eot, "content": EOT_TEXT, **flags, "special": True}]
+    bpe: dict[str, Any] = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": ids, "merges": [],
+    }  # fmt: skip
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+        "pre_tokenizer": None, "post_processor": None, "decoder": {"type": "Fuse"}, "model": bpe,
+    }  # fmt: skip
+
+
+def main() -> int:
+    args = parse()
+    return run_command(lambda: export(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Write text with a model of train.py.
+
+    python scripts/sample.py out/shakespeare                                  # one sample from a newline
+    python scripts/sample.py out/shakespeare --prompt "ROMEO:" --max-new-tokens 300 --top-k 1 5 200
+    python scripts/sample.py out/shakespeare --prompt FILE:start.txt --temperature 0.7 --min-p 0.05 --num-samples 3
+
+It takes the best checkpoint of a run (--checkpoint latest: the newest) and its averaged weights where there are such.
+Several values of --top-k give a sample each; the same --seed gives the same text on every machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.errors import UsageError
+from scripts._opening import OneLineParser, home_of, positive, run_command
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a bad one exits 2."""
+    description, _, usage = (__doc__ or "").partition("\n\n")
+    parser = OneLineParser(
+        prog="sample.py", description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a run directory of train.py, or one of its checkpoints")
+    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (default), latest or step_N")
+    parser.add_argument(
+        "--prompt", nargs="+", default=["\n"],
+        help='text, or FILE:path; one for each stream of a multicontext model; default: a newline',
+    )  # fmt: skip
+    parser.add_argument("--max-new-tokens", type=positive, default=500, metavar="N", help="default: 500")
+    parser.add_argument("--num-samples", type=positive, default=1, metavar="N", help="for each top-k; default: 1")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token; default: 0.8")
+    parser.add_argument("--top-k", type=positive, nargs="+", default=[200], metavar="K", help="default: 200")
+    parser.add_argument("--min-p", type=float, metavar="P", help="only tokens of at least P x the best's probability")
+    parser.add_argument("--dataset", help="which vocabulary, for a multidataset_wte model")
+    parser.add_argument("--seed", type=int, default=1337)
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (if there are any) or raw")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
+    args = parser.parse_args(argv)
+    if args.temperature < 0:
+        parser.error(f"argument --temperature: {args.temperature} is below 0")
+    if args.min_p is not None and not 0 <= args.min_p <= 1:
+        parser.error(f"argument --min-p: {args.min_p} is not between 0 and 1")
+    return args
+
+
+def pick(run: Path, name: str) -> Path:
+    """The checkpoint `name` of a run; a path that is one already stays. Raises: UsageError that lists what is there."""
+    from engine.checkpoint import CheckpointStore
+
+    if not (run / "checkpoints").is_dir():
+        return run
+    store = CheckpointStore(run, "train")
+    if name == "best" and store.best() is None:
+        name = "latest"
+    return store.resolve(name)
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Print the samples."""
+    from engine.reopen import open_checkpoint
+    from tasks.language_model import LanguageModelTask
+
+    run = Path(os.path.abspath(args.run))
+    prompts = [read_prompt(text) for text in args.prompt]  # from where the user is
+    with contextlib.chdir(home_of(run)):
+        opened = open_checkpoint(pick(run, args.checkpoint), device=args.device, weights=args.weights)
+        if not isinstance(opened.plan.task, LanguageModelTask):
+            raise UsageError(f"{args.run} was written by {opened.checkpoint.entry}.py: expected a run of train.py")
+        write(opened, prompts, args)
+
+
+def read_prompt(text: str) -> str:
+    """A prompt, read from a file where it says FILE:path."""
+    from tasks.language_report import start_text
+
+    return start_text(text)
+
+
+def write(opened: Any, prompts: list[str], args: argparse.Namespace) -> None:
+    """Sample from an opened run, one block of text after the other."""
+    import torch
+
+    from dataset.text.meta import load_tokenizer
+    from dataset.text.opening import dataset_folders
+    from tasks.generation import generate
+    from tasks.language_report import encode_prompt
+
+    task, config = opened.plan.task, opened.config
+    folders = dataset_folders(config)
+    contexts = config.training_mode == "multicontext"
+    stream = which(folders, args.dataset) if config.multidataset_wte else None
+    if args.dataset and stream is None:
+        raise UsageError(f"--dataset {args.dataset}: this model has one vocabulary; leave it out")
+    if len(prompts) != (wanted := len(folders) if contexts else 1) and len(prompts) != 1:
+        raise UsageError(f"--prompt: {len(prompts)} were given, expected {wanted}: one for each of its streams")
+    tokenizers = [load_tokenizer(folder) for folder in folders] if contexts else [load_tokenizer(folders[stream or 0])]
+    encoded = [encode_prompt(tokenizer, text) for tokenizer, text in zip(tokenizers, prompts, strict=False)]
+    # streams without a prompt begin with their first token, for want of an annotation
+    encoded += [torch.zeros_like(encoded[0]) for _ in tokenizers[len(encoded) :]]
+    if len({row.shape[1] for row in encoded}) > 1:
+        sizes = ", ".join(str(row.shape[1]) for row in encoded)
+        raise UsageError(f"--prompt: the streams' prompts have {sizes} tokens; they annotate the same positions")
+    start = (torch.stack(encoded, dim=1) if contexts else encoded[0]).to(opened.runtime.device)
+    for top_k in args.top_k:
+        made = generate(
+            task.model, start.expand(args.num_samples, *start.shape[1:]), args.max_new_tokens,
+            temperature=args.temperature, top_k=top_k, min_p=args.min_p, seed=args.seed, purpose=f"sample/{top_k}",
+            stream=stream, stop=None if contexts else tokenizers[0].eot,
+        )  # fmt: skip
+        for number, row in enumerate(made):
+            print(f"--- step {opened.checkpoint.step} top_k {top_k} sample {number}")
+            rows = row if contexts else row.unsqueeze(0)
+            for place, (tokenizer, tokens) in enumerate(zip(tokenizers, rows, strict=True)):
+                name = f"[{folders[place].name}] " if contexts else ""
+                given = prompts[place] if place < len(prompts) else ""
+                print(name + given + tokenizer.decode(tokens.tolist()))
+
+
+def which(folders: list[Path], name: str | None) -> int:
+    """Number of the data set called `name`; the first one where none is named."""
+    names = [folder.name for folder in folders]
+    if name is not None and name not in names:
+        raise UsageError(f"--dataset {name}: choose one of {', '.join(names)}")
+    return names.index(name) if name is not None else 0
+
+
+def main() -> int:
+    args = parse()
+    return run_command(lambda: sample(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The Task of train.py: next-token prediction on one text, a mixture of texts, or aligned streams of one.
+
+B rows of the global batch, b rows of a micro-batch, T tokens, K streams.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dataset.text.batches import TrainBatches
+from dataset.text.opening import HeldOut
+from engine.distributed import all_reduce_sum, local_rows
+from engine.task import Interrupted, Metrics, ParamGroup, Plateau, Runtime, UsageError
+from losses.language_model import LMLossHead
+from models.language_models.gpt import GPT
+
+MicroBatch = tuple[Tensor, Tensor, int | None]
+"""tokens and targets int64 [b, T] or [b, K, T], and which vocabulary they are of (None: the only one, or all)."""
+MATRICES_ONLY = ("muon", "normuon")
+
+
+@dataclass(kw_only=True)
+class Criterion:
+    """Which validation loss decides what is best, where there are several data sets."""
+
+    kind: Literal["first", "mean", "weighted"] = "first"
+    weights: Sequence[float] = field(default_factory=lambda: (1.0,))
+
+    def __call__(self, losses: Sequence[float]) -> float:
+        if self.kind == "first":
+            return losses[0]
+        weights = self.weights if self.kind == "weighted" else [1.0] * len(losses)
+        return sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+
+
+class LanguageModelTask:
+    """Trains `model` on `batches`; evaluates every entry of `held_out`.
+
+    Args:
+        streams: for each data set of a mixture the vocabulary it uses (None: all share one).
+        plateau: counts evaluations for a schedule that waits for them; part of the checkpoint.
+    """
+
+    def __init__(
+        self, model: GPT, loss_head: LMLossHead, *, runtime: Runtime, batches: TrainBatches,
+        held_out: Sequence[HeldOut], criterion: Criterion, groups: list[ParamGroup],
+        per_dataset_vocabulary: bool = False, plateau: Plateau | None = None,
+    ) -> None:  # fmt: skip
+        self.module: nn.Module = model
+        self.model = model  # the bare model, for evaluation and sampling
+        self.loss_head, self.runtime, self.batches = loss_head, runtime, batches
+        self.held_out, self.criterion, self._groups = list(held_out), criterion, groups
+        self.per_dataset_vocabulary = per_dataset_vocabulary
+        self.plateau = plateau
+        self.micro_rows = runtime.micro_rows(batches.batch_size, "batch_size")
+        self._step = 0
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        """This rank's rows of batch `step`, cut into `accumulation` pieces."""
+        self._step = step
+        low, high = local_rows(self.batches.batch_size)
+        stream = self.batches.dataset(step - 1) if self.per_dataset_vocabulary else None
+        tokens, targets = self._to_device(self.batches.rows(step - 1, low, high))
+        self.module.train()
+        for piece in range(self.runtime.accumulation):
+            cut = slice(piece * self.micro_rows, (piece + 1) * self.micro_rows)
+            yield tokens[cut], targets[cut], stream
+
+    def loss(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor, Metrics]:
+        """Cross entropy summed over the scored positions, their number, metrics."""
+        tokens, targets, stream = micro_batch
+        output = self.module(tokens) if stream is None else self.module(tokens, stream=stream)
+        result = self.loss_head(output, targets)
+        return result.total, result.weight, result.metrics
+
+    def after_step(self) -> None:
+        """Nothing is carried from one iteration to the next."""
+
+    def param_groups(self) -> list[ParamGroup]:
+        """As the entry script configured them."""
+        return self._groups
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, *, final: bool) -> dict[str, float | None]:
+        """Losses of every data set and split: `eval/val_loss` (the criterion), `eval/train_loss`, bits per byte, ...
+
+        The rows of a batch are shared among the ranks; sums and counts are reduced, so any number of ranks agrees.
+
+        Raises:
+            Interrupted: the run was asked to stop.
+        """
+        self.model.eval()
+        values: dict[str, float | None] = {}
+        several = len({entry.name for entry in self.held_out}) > 1
+        losses: dict[str, list[float]] = {"val": [], "train": []}
+        for entry in self.held_out:
+            means = self._means(entry)
+            losses[entry.split].append(means["loss"])
+            if several:
+                values |= {f"eval/{entry.name}/{entry.split}_{name}": value for name, value in means.items()}
+            elif entry.split == "val":
+                values |= {f"eval/val_{name}": value for name, value in means.items()}
+            if entry.split == "val" and len(losses["val"]) == 1 and entry.bytes_per_token:
+                values["eval/bits_per_byte"] = means["loss"] / math.log(2) / entry.bytes_per_token
+        head: dict[str, float | None] = {"eval/val_loss": self.criterion(losses["val"])}
+        if losses["train"]:
+            head["eval/train_loss"] = self.criterion(losses["train"])
+        head["eval/perplexity"] = math.exp(min(head["eval/val_loss"] or 0.0, 700.0))
+        results = {**head, **{name: value for name, value in values.items() if name not in head}}
+        if self.plateau is not None:
+            self.plateau.observe(head["eval/val_loss"] or 0.0)
+        return results | self._seen()
+
+    def _seen(self) -> dict[str, float]:
+        """Tokens and epochs that each data set has given so far."""
+        given = self.batches.progress(self._step)
+        several = len(given) > 1
+        return {
+            f"data/{windows.streams[0].name}/{what}" if several else f"data/{what}": float(value)
+            for windows, pair in zip(self.batches.datasets, given, strict=True)
+            for what, value in zip(("tokens", "epochs"), pair, strict=True)
+        }
+
+    def _means(self, entry: HeldOut) -> dict[str, float]:
+        sums: dict[str, Tensor] = {}
+        for index in range(len(entry.batches)):
+            if self.runtime.stop_requested():
+                raise Interrupted("stopped during evaluation")
+            rows, ranks = entry.batches.batch_size, self.runtime.world_size
+            low, high = self.runtime.rank * rows // ranks, (self.runtime.rank + 1) * rows // ranks
+            if low == high:
+                continue
+            tokens, targets = self._to_device(entry.batches.rows(index, low, high))
+            output = self.model(tokens) if entry.stream is None else self.model(tokens, stream=entry.stream)
+            for name, pair in self.loss_head(output, targets).metrics.items():
+                value = torch.stack([part.to(self._wide) for part in pair])
+                sums[name] = sums[name] + value if name in sums else value
+        if not sums:  # more ranks than rows: this one only takes part in the reduction
+            sums = {name: torch.zeros(2, dtype=self._wide, device=self.runtime.device) for name in self._metric_names}
+        means = {}
+        for name, pair in sums.items():
+            total, count = all_reduce_sum(pair).tolist()
+            means[name] = total / max(count, 1.0)
+        return means
+
+    @property
+    def _wide(self) -> torch.dtype:
+        return torch.float32 if self.runtime.device.type == "mps" else torch.float64
+
+    @property
+    def _metric_names(self) -> list[str]:
+        streams = len(self.model.shape.vocab_sizes)
+        several = streams > 1 and not self.per_dataset_vocabulary
+        return ["loss", *(f"loss_{k}" for k in range(streams) if several), "accuracy"]
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The data position is the step number; what counts evaluations has a state of its own."""
+        return {"step": self._step} | ({} if self.plateau is None else {"plateau": self.plateau.state_dict()})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._step = int(state.get("step", 0))
+        if self.plateau is not None and "plateau" in state:
+            self.plateau.load_state_dict(state["plateau"])
+
+    def _to_device(self, arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+        device = self.runtime.device
+        pair = [torch.from_numpy(arrays[name]).to(device, non_blocking=True) for name in ("tokens", "targets")]
+        # aligned streams come as [b, T, K]; the model wants a stream's tokens side by side
+        tokens, targets = (t.movedim(-1, 1) if t.dim() == 3 else t for t in pair)
+        return tokens, targets
+
+
+def param_groups(model: GPT, *, lr: float, optimizer: Mapping[str, Any]) -> list[ParamGroup]:
+    """Matrices, embeddings and head under `optimizer` with its decay; vectors and scalars under the same without decay.
+
+    An optimizer for hidden matrices only (Muon) leaves embeddings, head and vectors to its `rest`.
+
+    Raises:
+        UsageError: keys that mean nothing here, or a matrix optimizer without `rest`.
+    """
+    (name, options), *rest = optimizer_settings(optimizer)
+    groups = []
+    for kind, members in model.param_groups().items():
+        own, settings = (name, options) if not rest or kind == "matrix" else rest[0]
+        if kind in ("vector", "scalar"):
+            settings = _without_decay(settings)
+        groups.append(ParamGroup(name=kind, optimizer=own, lr=lr, params=members, options=settings))
+    return groups
+
+
+def optimizer_settings(optimizer: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(name, options) of the optimizer, and of what takes the rest where it is for hidden matrices only."""
+    unknown = sorted(optimizer.keys() - {"name", "options", "rest"})
+    if unknown:
+        raise UsageError(
+            f"optimizer.{unknown[0]}: expected name, options, or rest; an option goes under optimizer.options"
+        )
+    name, rest = str(optimizer["name"]), optimizer.get("rest") or {}
+    if name in MATRICES_ONLY and not rest:
+        raise UsageError(
+            f"optimizer.name={name} takes hidden matrices only: say optimizer={name}, whose file has a rest"
+        )
+    if rest and name not in MATRICES_ONLY:
+        raise UsageError(f"optimizer.rest has no meaning with optimizer.name={name}, which takes all parameters")
+    both = [optimizer, rest] if rest else [optimizer]
+    return [(str(each["name"]), dict(each.get("options") or {})) for each in both]
+
+
+def _without_decay(options: dict[str, Any]) -> dict[str, Any]:
+    inner = {"inner_options": _without_decay(dict(options["inner_options"]))} if "inner_options" in options else {}
+    return {**options, **({"weight_decay": 0.0} if "weight_decay" in options else {}), **inner}

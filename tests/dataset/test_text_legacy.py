@@ -1,0 +1,85 @@
+"""Folders that nanoGPT and its descendants wrote are read; pickles that hold more than plain values are refused."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset.catalog import describe
+from dataset.text.meta import load_tokenizer, read_meta
+from engine.io import UsageError
+from tests.dataset.test_text_build import made, prose, tokens
+
+__all__ = ["prose"]
+
+
+def legacy(root: Path, meta: object, ids: list[int], kind: str = "uint16") -> Path:
+    root.mkdir()
+    for split in ("train", "val"):
+        np.array(ids, dtype=kind).tofile(root / f"{split}.bin")
+    if meta is not None:
+        (root / "meta.pkl").write_bytes(pickle.dumps(meta))
+    return root
+
+
+def test_a_nanogpt_folder_is_read(tmp_path: Path) -> None:
+    chars = sorted("hello world")
+    chars = list(dict.fromkeys(chars))
+    meta = {"vocab_size": 8, "itos": dict(enumerate(chars)), "stoi": {c: n for n, c in enumerate(chars)}}
+    root = legacy(tmp_path / "old", meta, [meta["stoi"][c] for c in "hello world"])
+    assert load_tokenizer(root).decode(tokens(root, "train")) == "hello world"
+    card = describe(root)
+    assert (card["source"], card["tokenizer"]["vocab_size"], card["counts"]["val"]["tokens"]) == ("unknown", 8, 11)
+
+
+def test_other_legacy_metas(tmp_path: Path) -> None:
+    bare = read_meta(legacy(tmp_path / "bare", None, [50256]))
+    assert (bare.vocab_size, bare.tokenizer, bare.dtype.name) == (50257, "gpt2", "uint16")
+    # their meta counts 50256 tokens, though 50256 itself occurs
+    gpt2 = {"vocab_size": 50256, "tokenizer": "tiktoken", "tiktoken_encoding": "gpt2"}
+    assert read_meta(legacy(tmp_path / "gpt2", gpt2, [50256])).vocab_size == 50257
+    wide = {"vocab_size": 100256, "tokenizer": "tiktoken", "tiktoken_encoding": "cl100k_base"}
+    root = legacy(tmp_path / "wide", wide, [100257, 5], "uint32")
+    assert tokens(root, "train").tolist() == [100257, 5]
+    assert read_meta(root).vocab_size == 100277
+    custom = legacy(tmp_path / "custom", {"vocab_size": 9, "tokenizer": "json_byte_fallback"}, [8])
+    assert tokens(custom, "train").tolist() == [8]
+    with pytest.raises(UsageError, match="no tokenizer"):
+        load_tokenizer(custom)
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("import pathlib; pathlib.Path('/tmp/loopforge-owned').touch()",))
+
+
+def test_a_malicious_pickle_is_refused(tmp_path: Path) -> None:
+    root = legacy(tmp_path / "evil", {"vocab_size": 5, "itos": Evil()}, [1])
+    with pytest.raises(UsageError, match=r"meta.pkl is refused: it asks for builtins.exec"):
+        read_meta(root)
+    assert not Path("/tmp/loopforge-owned").exists()
+    (root / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": np.float64(5)}))
+    with pytest.raises(UsageError, match=r"is refused: it asks for numpy"):
+        read_meta(root)
+    for content, words in (
+        (b"junk", "cannot be read"),
+        (pickle.dumps([1]), "dictionary"),
+        (pickle.dumps({}), "vocab_size"),
+    ):
+        (root / "meta.pkl").write_bytes(content)
+        with pytest.raises(UsageError, match=words):
+            read_meta(root)
+
+
+def test_mismatched_files_are_named(tmp_path: Path, prose: Path) -> None:
+    made(tmp_path / "a", prose, tokenizer="char")
+    made(tmp_path / "b", prose, tokenizer="byte")
+    (tmp_path / "a" / "tokenizer.json").write_bytes((tmp_path / "b" / "tokenizer.json").read_bytes())
+    with pytest.raises(UsageError, match=r"256 tokens, meta\.json says"):
+        load_tokenizer(tmp_path / "a")
+    (tmp_path / "a" / "meta.json").write_text('{"vocab_size": 5, "dtype": "int8"}')
+    with pytest.raises(UsageError, match="dtype must be uint16 or uint32, got 'int8'"):
+        read_meta(tmp_path / "a")

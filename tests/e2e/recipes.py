@@ -1,0 +1,106 @@
+"""The entry scripts with their schemas, recipes and families, for tests that go through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from engine.cli import find_groups
+from engine.config import load_synced_config
+from engine.help import help_text
+from engine.registry import build_config, resolve
+from engine.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, translate
+from pretrain_args import PretrainConfig
+from tests.conftest import ROOT, archs_of
+from train_args import ALIASES, TrainConfig, rewrite
+
+CONFIGS = ROOT / "config"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry script."""
+
+    name: str
+    schema: type
+    config: str
+    """The decorator's config."""
+    family: str
+    aliases: dict[str, str] = field(default_factory=dict)
+    rewrite: Callable[[Sequence[str], Groups], list[str]] | None = None
+
+    @property
+    def recipes(self) -> list[str]:
+        """Its files in config/."""
+        return sorted(path.stem for path in CONFIGS.glob(f"cfg_{self.name}*.yaml"))
+
+    @property
+    def archs(self) -> list[str]:
+        """The architectures that it can train."""
+        return archs_of(self.family)
+
+    def own_arch(self, recipe: str) -> str:
+        """The architecture that a recipe's defaults name."""
+        lines = (CONFIGS / f"{recipe}.yaml").read_text(encoding="utf-8").splitlines()
+        return next(line.split()[-1] for line in lines if "- arch:" in line)
+
+    def words(self, argv: list[str], config: str) -> list[str]:
+        """Overrides in Hydra's style, without Hydra's own flags; of a sweep the first job's."""
+        groups = find_groups(CONFIGS, config)
+        translated = translate(argv, self.schema, groups=groups, aliases=self.aliases)
+        words = iter(self.rewrite(translated, groups) if self.rewrite else translated)
+        overrides = []
+        for word in words:
+            if word.split("=")[0] in HYDRA_VALUED:
+                if "=" not in word:
+                    next(words)
+            elif word not in HYDRA_SWITCHES:
+                overrides.append(word)
+        single = []
+        for override in OverridesParser.create().parse_overrides(overrides):
+            line = str(override.input_line)
+            if override.is_sweep_override():
+                line = line.partition("=")[0] + "=" + next(override.sweep_string_iterator())
+            single.append(line)
+        return single
+
+    def compose(self, config: str, *overrides: str) -> Any:
+        """The checked config of a recipe."""
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            composed = compose(config, overrides=list(overrides))
+        return load_synced_config(composed, schema=self.schema, entry=self.name)
+
+    def accept(self, argv: list[str]) -> None:
+        """Everything of a launch that needs neither data nor torch; raises what the launch would raise."""
+        config = next((w.partition("=")[2] for w in argv if w.startswith("--config-name=")), self.config)
+        if "--help" in argv:
+            shown = help_text(self.name, self.schema, find_groups(CONFIGS, config), CONFIGS, config)
+            assert f"usage: python {self.name}.py" in shown
+            return
+        made = self.compose(config, *self.words(argv, config))
+        if not made.arch:  # a resume takes it from the run
+            return
+        hyper = {key: value for key, value in made.arch.items() if key != "loss"}
+        if "mine" in hyper["name"]:  # a class that the page itself shows: the runs of the page build it
+            return
+        build_config(resolve(hyper["name"], "models"), hyper, "arch")
+        loss = dict(made.arch["loss"])
+        if "mine" not in loss["name"]:
+            build_config(resolve(loss["name"], "losses"), loss, "arch.loss")
+
+
+PRETRAIN = Entry("pretrain", PretrainConfig, "cfg_pretrain", "recursive_reasoning", {"checkpoint_path": "run_dir"})
+TRAIN = Entry("train", TrainConfig, "cfg_train", "language_models", ALIASES, rewrite)
+ENTRIES = {entry.name: entry for entry in (PRETRAIN, TRAIN)}
+
+
+def entry_of(script: str) -> Entry | None:
+    """The entry of `train.py`; None for another script."""
+    return ENTRIES.get(Path(script).stem) if "/" not in script else None

@@ -1,0 +1,156 @@
+"""Every shipped optimizer: learns, can be called off, resumes bit for bit through a checkpoint's own form, and its errors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from engine.errors import UsageError
+from engine.optim import build_optimizer
+from engine.optim.library import TORCH
+from engine.treefile import join_tree, split_tree
+
+FROM_LIBRARY = {
+    "lion": {}, "ademamix": {}, "soap": {}, "sophiah": {"update_period": 2}, "shampoo": {"matrix_eps": 1e-4}, "schedulefreeadamw": {},
+    "prodigy": {}, "normuon": {}, "adan": {}, "lamb": {}, "apollo": {},
+}  # fmt: skip
+SHIPPED = {
+    "adamw": {"betas": [0.9, 0.95], "weight_decay": 0.1}, "sgd": {"momentum": 0.9, "nesterov": True},
+    "muon": {"adjust_lr_fn": "match_rms_adamw"}, "lookahead": {"inner": "adamw", "k": 2},
+    **{name: {} for name in TORCH if name not in ("adamw", "sgd", "muon")}, **FROM_LIBRARY,
+}  # fmt: skip
+LR = {"prodigy": 1.0, "adadelta": 1.0, "sgd": 1e-2, "asgd": 1e-2, "lamb": 1e-2}
+MATRICES = ("muon", "normuon")
+
+
+def problem(name: str, options: dict) -> tuple:
+    if name in FROM_LIBRARY:
+        pytest.importorskip("pytorch_optimizer", reason="pip install -e '.[optim]'")
+    torch.manual_seed(0)
+    shapes = [(6, 4), (4, 4)] if name in MATRICES else [(6, 4), (4,)]
+    params = {f"p{i}": nn.Parameter(torch.randn(shape)) for i, shape in enumerate(shapes)}
+    return params, build_optimizer(name, params, LR.get(name, 3e-2), options)
+
+
+def slope(params: dict, step: int) -> float:
+    """Gradients of a quadratic with its minimum off zero, into the same buffers as in training; returns its value."""
+    loss = sum(((p - 0.1 * (i + 1)) ** 2 * (1 + step % 2)).sum() for i, p in enumerate(params.values()))
+    grads = torch.autograd.grad(loss, list(params.values()))
+    for param, grad in zip(params.values(), grads, strict=True):
+        param.grad = grad
+    return loss.item()
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_learns_and_resumes_bit_for_bit(name: str) -> None:
+    params, optimizer = problem(name, SHIPPED[name])
+    first = slope(params, 0)
+    for step in range(5):
+        slope(params, step)
+        optimizer.step(0.5 + 0.1 * step, torch.tensor(1.0))
+    tensors, tree = split_tree(optimizer.state_dict())
+    tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+    held = {key: param.detach().clone() for key, param in params.items()}
+
+    others, second = problem(name, SHIPPED[name])
+    with torch.no_grad():
+        for key, param in others.items():
+            param.copy_(held[key])
+    second.load_state_dict(join_tree(tree, tensors))
+    for step in range(5, 12):
+        for own, instance in ((params, optimizer), (others, second)):
+            slope(own, step)
+            instance.step(1.0, torch.tensor(1.0))
+    for key, param in params.items():
+        assert torch.equal(param, others[key])
+    assert slope(params, 0) < first
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_called_off_step_changes_nothing(name: str) -> None:
+    params, optimizer = problem(name, SHIPPED[name])
+    twins, twin = problem(name, SHIPPED[name])
+    for step in range(4):
+        for param in params.values():
+            param.grad = torch.full_like(param, math.nan)
+        optimizer.step(1.0, torch.tensor(0.0))
+        slope(params, step)
+        slope(twins, step)
+        optimizer.step(1.0, torch.tensor(1.0))
+        twin.step(1.0)
+    for key, param in params.items():
+        assert torch.equal(param, twins[key]), key
+
+
+def test_adamw_is_torchs_formula() -> None:
+    params, optimizer = problem("adamw", {"betas": [0.8, 0.97], "eps": 1e-6, "weight_decay": 0.3})
+    reference = {key: param.detach().double().clone() for key, param in params.items()}
+    m = {key: torch.zeros_like(value) for key, value in reference.items()}
+    v = {key: torch.zeros_like(value) for key, value in reference.items()}
+    for t in range(1, 11):
+        slope(params, t)
+        for key, value in reference.items():
+            g = params[key].grad.double()
+            m[key] = 0.8 * m[key] + 0.2 * g
+            v[key] = 0.97 * v[key] + 0.03 * g * g
+            value.mul_(1 - 3e-2 * 0.3)
+            value.sub_(3e-2 * (m[key] / (1 - 0.8**t)) / ((v[key] / (1 - 0.97**t)).sqrt() + 1e-6))
+        optimizer.step()
+    for key, param in params.items():
+        torch.testing.assert_close(param.double(), reference[key], rtol=1e-5, atol=1e-6)
+
+
+def test_lookahead_formula() -> None:
+    params, optimizer = problem("lookahead", {"inner": "sgd", "k": 3, "alpha": 0.25})
+    fast = {key: param.detach().clone() for key, param in params.items()}
+    slow = {key: value.clone() for key, value in fast.items()}
+    for step in range(7):
+        slope(params, 0)
+        for key in fast:
+            fast[key] = fast[key] - 3e-2 * params[key].grad
+        if step % 3 == 2:
+            slow = {key: slow[key] + 0.25 * (fast[key] - slow[key]) for key in slow}
+            fast = {key: value.clone() for key, value in slow.items()}
+        optimizer.step()
+        for key, param in params.items():
+            torch.testing.assert_close(param.detach(), fast[key])
+
+
+def test_schedule_free_evaluates_other_weights_and_comes_back_exactly() -> None:
+    params, optimizer = problem("schedulefreeadamw", {})
+    for step in range(4):
+        slope(params, step)
+        optimizer.step()
+    before = {key: param.detach().clone() for key, param in params.items()}
+    with optimizer.evaluating():
+        assert any(not torch.equal(params[key], before[key]) for key in params)
+    assert all(torch.equal(params[key], before[key]) for key in params)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("adamww", {}, "did you mean 'adamw'"),
+        ("adamw", {"weight_decy": 0.1}, "weight_decay"),
+        ("adamw", {"betas": [1.5, 0.9]}, "Invalid beta"),
+        ("alig", {}, "closure"),
+        ("adashift", {}, "deque"),
+        ("lookahead", {"k": 0}, "k of at least 1"),
+        ("lookahead", {"inner": "adamww"}, "did you mean 'adamw'"),
+    ],
+)
+def test_what_cannot_train_is_refused_in_one_line(name: str, options: dict, said: str) -> None:
+    pytest.importorskip("pytorch_optimizer", reason="pip install -e '.[optim]'")
+    with pytest.raises(UsageError, match=said) as caught:
+        build_optimizer(name, {"p": nn.Parameter(torch.ones(2, 2))}, 1e-3, options)
+    assert "\n" not in str(caught.value)
+
+
+def test_trying_an_optimizer_out_draws_nothing_from_the_run() -> None:
+    pytest.importorskip("pytorch_optimizer", reason="pip install -e '.[optim]'")
+    before = torch.random.get_rng_state()
+    build_optimizer("kron", {"p": nn.Parameter(torch.ones(2, 2))}, 1e-3, {})
+    assert torch.equal(before, torch.random.get_rng_state())

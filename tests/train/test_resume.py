@@ -1,0 +1,122 @@
+"""A stopped run of train.py goes on bit for bit, in each mode of training and of sampling."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import _entry, finish, metrics, run_script, start_forked
+from tests.train.conftest import TINY, attempt, train
+
+MIXTURE = ("training_mode=multidataset", "dataset_list=[plain,other]", "dataset_sampling_probs=[0.3,0.7]")
+MODES = {
+    "single": (),
+    "without_replacement": ("sampling_method=without_replacement",),
+    "sequential": ("sampling_method=sequential",),
+    "mixture": MIXTURE,
+    "changing_mixture": (*MIXTURE, "dataset_sampling_probs_final=[0.9,0.1]"),
+    "own_vocabularies": (*MIXTURE, "multidataset_wte=true"),
+    "interleaved": (
+        "training_mode=multidataset", "dataset_list=[plain,other]", "dataset_interleaving=true",
+        "dataset_sampling_probs=[1,2]", "dataset_interleaving_shuffle=true",
+    ),
+    "contexts": ("training_mode=multicontext", "multicontext_datasets=[plain,classes]"),
+    "plateau": ("lr_scheduler=plateau", "lr_scheduler.options.patience=1", "lr_scheduler.options.threshold=9"),
+    "schedulefree": ("optimizer=schedulefree_adamw",),
+    "muon": ("optimizer=muon",),
+    "random_evaluation": ("eval_mode=random",),
+}  # fmt: skip
+LONGER = ("max_iters=12", "lr_decay_iters=12", "eval_interval=4", "keep_last=9")
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {
+        f"{file.name}/{name}": tensor.numpy().tobytes()
+        for file in sorted((run / "ckpt_last.pt").glob("*.safetensors"))
+        for name, tensor in sorted(load_file(file).items())
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_twelve_is_five_and_seven(place: Path, mode: str) -> None:
+    pytest.importorskip("pytorch_optimizer") if mode == "schedulefree" else None
+    argv = (*LONGER, *MODES[mode])
+    whole = train(place, *argv, "out_dir=out/whole", run="out/whole")
+    train(place, *argv, "max_steps=5")
+    result = run_script("train", "--init_from=resume", "--out_dir=out/r", "max_steps=12", cwd=place)
+    assert "going on from step_5" in result.output, result.output
+    ours = [line for line in metrics(place / "out/r") if not (line["step"] == 5 and "eval/val_loss" in line)]
+    assert ours == whole
+    assert weights(place / "out/r") == weights(place / "out/whole")
+
+
+@pytest.mark.parametrize("mode", ["single", "mixture", "contexts"])
+def test_kill_nine(place: Path, mode: str) -> None:
+    argv = (*LONGER, *MODES[mode], "checkpoint_interval=1")
+    whole = train(place, *argv, "out_dir=out/whole", run="out/whole")
+    process, connection = start_forked(_entry, "train", [*TINY, *argv], cwd=place)
+    file = place / "out/r/metrics.jsonl"
+    while process.is_alive() and (not file.exists() or file.read_text().count("\n") < 7):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert finish(process, connection).code == -signal.SIGKILL
+    assert train(place, *argv) == whole
+    assert weights(place / "out/r") == weights(place / "out/whole")
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(place: Path) -> None:
+    argv = ("max_iters=4000", "eval_interval=4000")
+    process, connection = start_forked(_entry, "train", [*TINY, *argv], cwd=place)
+    file = place / "out/r/metrics.jsonl"
+    while process.is_alive() and (not file.exists() or file.read_text().count("\n") < 20):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGTERM)
+    assert finish(process, connection).code == 3
+    status = json.loads((place / "out/r/status.json").read_text())
+    assert status["state"] == "interrupted"
+    result = attempt(place, *argv, f"max_steps={status['step'] + 2}")
+    assert f"going on from step_{status['step']}" in result.output
+
+
+def test_early_stopping(place: Path) -> None:
+    lines = train(place, "max_iters=60", "eval_interval=3", "--patience=2", "learning_rate=1e-9", "min_lr=0",
+                  "early_stop_min_delta=0.5")  # fmt: skip
+    assert lines[-1]["step"] < 20
+    assert "stopped_early" in (place / "out/r/summary.json").read_text()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(place: Path) -> None:
+    result = attempt(place, "learning_rate=1e30", "min_lr=0", "grad_clip=0", "max_iters=60", "warmup_iters=0",
+                     "max_skipped_steps=3", "eval_interval=60", "optimizer=sgd")  # fmt: skip
+    assert result.code == 1
+    assert "not finite" in result.output
+
+
+def test_a_resume_never_switches_data(place: Path, texts: Path) -> None:
+    (place / "data").unlink()
+    shutil.copytree(texts, place / "data")
+    train(place, "max_iters=12", "max_steps=3")
+    tokens = np.fromfile(place / "data/plain/train.bin", dtype="<u2")
+    build_again(place / "data/plain", tokens)
+    result = attempt(place, "max_iters=12", "resume=true", "max_steps=6")
+    assert result.code == 2
+    assert "data/plain is not what this run began with" in result.output
+
+
+def build_again(folder: Path, tokens: np.ndarray) -> None:
+    """Other text of the same characters, as a user who builds the set from another file would have it."""
+    from dataset.text.build import TextBuild, build
+    from dataset.text.meta import load_tokenizer
+
+    text = load_tokenizer(folder).decode(tokens)
+    source = folder.parent / "again.txt"
+    source.write_text(text[::-1] + text)
+    build(TextBuild(output_dir=folder, inputs=(source,), source="again", tokenizer="char", overwrite=True))

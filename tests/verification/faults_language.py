@@ -1,0 +1,243 @@
+"""Faults of language-model training: jobs of train.py, its recipes, its code."""
+
+from __future__ import annotations
+
+from tests.verification.mutations import Fault, Good, append, cut, put, swap
+
+CPU = "python train.py --config-name=cfg_train_cpu"
+TASK = "tasks/language_model.py"
+GPT = "models/language_models/gpt.py"
+BASE = "config/base/train.yaml"
+RECIPE = "config/cfg_train_cpu.yaml"
+META = '{"vocab_size": 9, "dtype": "uint16", "tokenizer": "%s", "tokens": {"train": %d, "val": 10}}'
+TOKENS = "0123456789"
+
+
+def _text(name: str, kind: str, tokens: int) -> tuple:
+    return (
+        put(f"data/{name}/train.bin", TOKENS),
+        put(f"data/{name}/val.bin", TOKENS),
+        put(f"data/{name}/meta.json", META % (kind, tokens)),
+    )
+
+
+FAULTS = (
+    Fault(
+        name="lm-gpt2-on-characters",
+        what="GPT-2's weights on characters, whose numbers it reads as its own words",
+        codes=("DAT540",),
+        job="python train.py --init_from=gpt2 --dataset=shakespeare_char",
+    ),
+    Fault(
+        name="lm-gpt2-on-a-folder-of-characters",
+        what="the same on a data set that is there",
+        codes=("DAT540",),
+        edits=_text("mine", "char", 5),
+        job="python train.py --init_from=gpt2 --dataset=mine",
+    ),
+    Fault(
+        name="lm-mixture-of-tokenizers",
+        what="a mixture of characters and BPE over one token table",
+        codes=("DAT541",),
+        level="WARN",
+        job=f"{CPU} --training_mode=multidataset --dataset_list shakespeare_char wikitext",
+    ),
+    Fault(
+        name="lm-streams-of-two-texts",
+        what="streams that annotate two different texts",
+        codes=("DAT542",),
+        level="WARN",
+        job=f"{CPU} --training_mode=multicontext --multicontext_datasets shakespeare_char stdlib_class",
+    ),
+    Fault(
+        name="lm-streams-of-unequal-length",
+        what="streams of 5 and 4 tokens",
+        codes=("DAT542",),
+        edits=(*_text("mine", "char", 5), *_text("its_classes", "char_class", 4)),
+        job=f"{CPU} --training_mode=multicontext --multicontext_datasets mine its_classes",
+    ),
+    Fault(
+        name="lm-streams-without-their-mode",
+        what="multicontext_datasets without training_mode=multicontext",
+        codes=("JOB030",),
+        job=f"{CPU} --multicontext_datasets shakespeare_char shakespeare_class",
+    ),
+    Fault(
+        name="lm-probabilities-without-their-mode",
+        what="dataset_sampling_probs for one data set",
+        codes=("JOB030",),
+        job=f"{CPU} --dataset_sampling_probs 0.5 0.5",
+    ),
+    Fault(
+        name="lm-data-missing",
+        what="a data set that nobody built and no name stands for",
+        codes=("JOB033",),
+        level="WARN",
+        job=f"{CPU} --dataset=shakespear_char",
+    ),
+    Fault(
+        name="lm-data-without-validation",
+        what="a data set without val.bin",
+        codes=("DAT510",),
+        edits=_text("mine", "char", 5)[::2],
+        job=f"{CPU} --dataset=mine",
+    ),
+    Fault(
+        name="lm-dead-min-lr",
+        what="`min_lr` where nothing lowers the learning rate",
+        codes=("JOB031",),
+        level="WARN",
+        job="python train.py --min_lr=1e-5",
+    ),
+    Fault(
+        name="lm-dead-beta2",
+        what="`beta2` for SGD",
+        codes=("JOB031",),
+        level="WARN",
+        job=f"{CPU} --optimizer=sgd --beta2=0.95",
+    ),
+    Fault(
+        name="lm-dead-temperature",
+        what="`temperature` where no samples are written",
+        codes=("JOB031",),
+        level="WARN",
+        job=f"{CPU} --temperature=0.5",
+    ),
+    Fault(
+        name="lm-warm-up-longer-than-the-run",
+        what="20 iterations, all of them warm-up",
+        codes=("CFG250",),
+        job="python train.py --max_iters=20",
+    ),
+    Fault(
+        name="lm-horizon-beyond-the-run",
+        what="the run was shortened, its schedule was not",
+        codes=("CFG256",),
+        level="WARN",
+        job=f"{CPU} --max_iters=500",
+    ),
+    Fault(
+        name="lm-learning-rate-zero",
+        what="a job with learning rate 0",
+        codes=("CFG251",),
+        jobs=f"[ ] {CPU} --learning_rate=0 --no-decay_lr\n",
+    ),
+    Fault(
+        name="lm-out-dir-twice",
+        what="two jobs write to one folder",
+        codes=("JOB032",),
+        level="WARN",
+        jobs=f"[ ] {CPU} --out_dir=out/a\n[ ] {CPU} --out_dir=out/a seed=1\n",
+    ),
+    Fault(
+        name="lm-intent-of-another-mode",
+        what="meant a mixture, trains on one data set",
+        codes=("JOB034",),
+        job=CPU,
+        intent=(("training_mode", "multidataset"),),
+    ),
+    Fault(
+        name="lm-arch-of-puzzles",
+        what="a language model's script with the architecture of puzzles",
+        codes=("SCR112",),
+        follows=("MOD410", "SCR130"),
+        job="python train.py arch=trm",
+    ),
+    Fault(
+        name="lm-arch-for-pretrain",
+        what="a script of puzzles with a GPT",
+        codes=("SCR112",),
+        follows=("ARC330", "JOB030", "MOD410", "MOD420", "MOD421", "CFG230"),
+        job="python pretrain.py arch=gpt",
+    ),
+    Fault(
+        name="lm-scores-its-input",
+        what="the loss compares with the tokens that the model was given",
+        codes=("MOD441",),
+        edits=(swap(TASK, "result = self.loss_head(output, targets)\n        return", "result = self.loss_head(output, tokens)\n        return"),),
+        job=CPU,
+    ),
+    Fault(
+        name="lm-never-trains-again",
+        what="the task calls eval() and never train()",
+        codes=("MOD420",),
+        edits=(cut(TASK, "        self.module.train()\n"),),
+        job=CPU,
+    ),
+    Fault(
+        name="lm-evaluates-with-dropout",
+        what="the evaluation does not call eval()",
+        codes=("MOD450",),
+        level="WARN",
+        edits=(cut(TASK, "        self.model.eval()\n"),),
+        job=CPU,
+    ),
+    Fault(
+        name="lm-parameters-left-out",
+        what="the model leaves what is no matrix out of its parameter groups",
+        codes=("MOD460",),
+        edits=(
+            swap(
+                GPT,
+                "                if module in heads:\n",
+                "                if parameter.dim() < 2:\n                    continue\n                if module in heads:\n",
+            ),
+        ),
+        job=CPU,
+    ),
+    Fault(
+        name="lm-optimizer-of-its-own",
+        what="the task gives all parameters to one group, without the model's",
+        codes=("MOD460",),
+        edits=(swap(TASK, "in model.param_groups().items():", 'in {"all": dict(model.named_parameters())}.items():'),),
+        job=CPU,
+    ),
+    Fault(
+        name="lm-key-nobody-reads",
+        what="train.py's schema declares a key that nothing reads",
+        codes=("CFG255",),
+        edits=(
+            swap("train_args.py", "    eval_only: bool = False\n", "    eval_often: bool = False\n    eval_only: bool = False\n"),
+            append(BASE, "\neval_often: false\n"),
+        ),
+        job=CPU,
+    ),
+    Fault(
+        name="lm-recipe-of-another-script",
+        what="the recipe of train.py does not say whose it is",
+        codes=("SCR111",),
+        edits=(cut(BASE, "script: train.py\n"),),
+        job=CPU,
+    ),
+    Fault(
+        name="lm-recipe-overridden-by-its-arch",
+        what="_self_ before arch: the sizes of gpt.yaml win over the recipe's",
+        codes=("CFG211",),
+        level="WARN",
+        edits=(cut(RECIPE, "  - _self_\n"), swap(RECIPE, "  - arch: gpt\n", "  - _self_\n  - arch: gpt\n")),
+        job=CPU,
+    ),
+)  # fmt: skip
+
+GOOD = (
+    Good(name="lm-cpu", what="the CPU recipe of train.py", job=CPU, quiet=("CFG250", "CFG256", "DAT541")),
+    Good(name="lm-resume", what="init_from=resume with nothing but the folder", job="python train.py --init_from=resume --out_dir=out/x"),
+    Good(
+        name="lm-mixture-with-tables",
+        what="a mixture of tokenizers with a token table for each",
+        job=f"{CPU} --training_mode=multidataset --dataset_list shakespeare_char wikitext --multidataset_wte",
+        quiet=("DAT541",),
+    ),
+    Good(
+        name="lm-schedule-not-used",
+        what="a schedule that is held at its peak",
+        job=f"{CPU} --no-decay_lr",
+        quiet=("CFG256", "JOB031"),
+    ),
+    Good(
+        name="lm-any-optimizer",
+        what="an optimizer without a file, through the generic one",
+        job=f"{CPU} --optimizer adan",
+        quiet=("JOB031",),
+    ),
+)  # fmt: skip

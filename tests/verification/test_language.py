@@ -1,0 +1,154 @@
+"""train.py: every recipe, architecture, optimizer, schedule and mode verifies; what is doubtful is a warning."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, archs_of
+from verification.finding import Report
+from verification.source import Repo
+from verification.static import verify_command
+
+RECIPES = sorted(path.stem for path in (ROOT / "config").glob("cfg_train*.yaml"))
+ARCHS = archs_of("language_models")
+OPTIONS = {g: sorted(p.stem for p in (ROOT / "config" / g).glob("*.yaml")) for g in ("optimizer", "lr_scheduler")}
+MODES = {
+    "single": "",
+    "multidataset": "training_mode=multidataset dataset_list=[wikitext,gsm8k] multidataset_wte=true",
+    "multicontext": "training_mode=multicontext multicontext_datasets=[shakespeare_char,shakespeare_class]",
+    "gpt2": "--init_from=gpt2 --dataset=shakespeare",
+}
+
+
+@pytest.fixture(scope="module")
+def repo() -> Repo:
+    return Repo(ROOT, local_data=False)
+
+
+def judged(line: str, repo: Repo) -> Report:
+    return verify_command(shlex.split(line), root=ROOT, repo=repo)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_option_of_every_group_passes(recipe: str, repo: Repo) -> None:
+    start = f"python train.py --config-name={recipe}"
+    lines = [f"{start} arch={arch} {mode}" for arch in ARCHS for mode in MODES.values()]
+    lines += [f"{start} optimizer={name}" for name in OPTIONS["optimizer"] if name != "pytorch_optimizer"]
+    lines += [f"{start} --optimizer adan", f"{start} optimizer=pytorch_optimizer optimizer.name=adan"]
+    lines += [f"{start} lr_scheduler={name}" for name in OPTIONS["lr_scheduler"]]
+    wrong = [(line, f.code, f.message) for line in lines for f in judged(line, repo).of("FAIL", "WARN")]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python train.py --dataset=shakespeare_char --out_dir=out/mine",
+        "python train.py --init_from=resume --out_dir=out/mine",
+        "python train.py --init_from=gpt2-xl --dataset=shakespeare --out_dir=out/mine",
+        "python train.py --init_from=gpt2 --gpt2_type=gpt2-large --dataset=shakespeare --block_size=512",
+        "python train.py --n_layer 4 --n_head 4 --n_embd 128 --gradient_accumulation_steps 2 --dtype float32",
+        "python train.py --optimizer muon --lr_scheduler wsd --decay_lr --warmup_iters 200 --lr_decay_iters 3500 --min_lr 1e-5",
+        "python train.py --max_sample_tokens 100 --temperature 0.7 --top_k 1 2 5 --num_samples 2",
+        "python train.py --no-decay_lr lr_scheduler=cosine",
+        "python train.py eval_only=true init_from=gpt2 dataset=shakespeare",
+        "python train.py -m lr_scheduler=cosine,linear,wsd optimizer=adamw,muon",
+        "torchrun --standalone --nproc-per-node=3 train.py --batch_size=12",
+    ],
+)
+def test_what_people_type_passes(line: str, repo: Repo) -> None:
+    assert not judged(line, repo).of("FAIL", "WARN"), judged(line, repo).of("FAIL", "WARN")
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("min_lr=1e-5", "JOB031", "decay_lr=false"),
+        ("lr_decay_iters=100", "JOB031", "decay_lr=false"),
+        ("lr_scheduler=step lr_decay_iters=100", "JOB031", "no horizon"),
+        ("temperature=0.5", "JOB031", "max_sample_tokens"),
+        ("multicontext_align=truncate", "JOB031", "multicontext"),
+        ("optimizer=sgd beta2=0.5", "JOB031", "sgd.yaml"),
+        ("training_mode=multidataset dataset_list=[shakespeare_char,gsm8k]", "DAT541", "share one token table"),
+        ("training_mode=multicontext multicontext_datasets=[shakespeare_char,gsm8k]", "DAT542", "one text"),
+        ("training_mode=multicontext multicontext_datasets=[shakespeare_char,shakespeare_char]", "DAT542", "twice"),
+        ("decay_lr=true max_iters=500", "CFG256", "never reaches min_lr"),
+        ("lr_scheduler=linear warmup_iters=1000 lr_decay_iters=900 max_iters=3500", "CFG256", "within the warm-up"),
+        ("max_steps=20", "CFG250", "warmup_iters=100"),
+        ("learning_rate=0", "CFG251", "nothing is trained"),
+        ("dataset=nothing_of_the_kind", "JOB033", "data/nothing_of_the_kind"),
+        ("init_from=prev_run prev_run_ckpt=out/gone", "JOB033", "out/gone"),
+        ("out_dir=out/gpt_fast_iters500", "JOB032", "max_iters=3500"),
+    ],
+)
+def test_what_is_doubtful_is_warned_of(line: str, code: str, said: str, repo: Repo) -> None:
+    report = judged(f"python train.py {line}", repo)
+    assert not report.of("FAIL"), report.of("FAIL")
+    assert any(f.code == code and said in f.message for f in report.of("WARN")), report.of("WARN")
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("--init_from=gpt2", "DAT540"),
+        ("max_iters=50", "CFG250"),
+        ("dataset_sampling_probs=[1,2]", "JOB030"),
+        ("--init_from=gpt3", "JOB030"),
+        ("arch=trm", "SCR112"),
+        ("--config-name=cfg_pretrain", "SCR111"),
+    ],
+)
+def test_what_cannot_be_meant_fails(line: str, code: str, repo: Repo) -> None:
+    assert code in judged(f"python train.py {line}", repo).codes("FAIL")
+
+
+def test_data_that_are_there_speak_for_themselves(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("config", "models", "losses", "tasks", "dataset", "evaluators", "engine"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for file in ROOT.glob("train*.py"):
+        (tmp_path / file.name).symlink_to(file)
+
+    def put(name: str, tokens: int, meta: dict | None) -> None:
+        folder = tmp_path / "data" / name
+        folder.mkdir()
+        for split in ("train", "val"):
+            (folder / f"{split}.bin").write_bytes(bytes(2 * tokens))
+        if meta is not None:
+            lengths = {"train": tokens, "val": tokens}
+            text = json.dumps({"vocab_size": 9, "dtype": "uint16", "tokens": lengths} | meta)
+            (folder / "meta.json").write_text(text)
+            (folder / "tokenizer.json").write_text(json.dumps(meta))
+
+    put("mine", 100, {"tokenizer": "char"})
+    put("same", 100, {"tokenizer": "char"})
+    put("short", 90, {"tokenizer": "char_class"})
+    put("old", 100, None)
+    (tmp_path / "data/cut").mkdir()
+    both = "training_mode=multidataset dataset_list=[mine,same]"
+    streams = "training_mode=multicontext multicontext_datasets=[mine,short]"
+    for line, failed, warned in (
+        ("dataset=mine", set(), set()), (both, set(), set()), (both.replace("same", "short"), set(), {"DAT541"}),
+        (streams, {"DAT542"}, set()), (f"{streams} multicontext_align=truncate", set(), {"DAT542"}),
+        ("--init_from=gpt2 dataset=old", set(), set()), ("--init_from=gpt2 dataset=mine", {"DAT540"}, set()),
+        ("dataset=cut", {"DAT510", "SUM600"}, set()),
+    ):  # fmt: skip
+        report = verify_command(["python", "train.py", *line.split()], root=tmp_path)
+        assert failed - {"SUM600"} <= report.codes("FAIL") <= failed, (line, report.of("FAIL"))
+        assert report.codes("WARN") == warned, (line, report.of("WARN"))
+
+
+def test_no_torch_is_loaded() -> None:
+    script = (
+        "import sys; from pathlib import Path; from verification.static import verify_command; import train_args\n"
+        "r = verify_command(['python', 'train.py', '--init_from=gpt2-medium', '--dataset=shakespeare'], root=Path('.'))\n"
+        "assert not r.failed() and 'torch' not in sys.modules, r.of('FAIL')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

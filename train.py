@@ -1,0 +1,145 @@
+"""Train a GPT-style language model: on one text, on a mixture of texts, or on aligned streams of one.
+
+    python train.py --dataset=shakespeare_char --out_dir=out/shakespeare            # the documented defaults
+    python train.py --config-name=cfg_train_cpu                                     # minutes on two CPU cores
+    python train.py --init_from=resume --out_dir=out/shakespeare                    # go on; everything else is kept
+    torchrun --standalone --nproc-per-node=4 train.py --dataset=shakespeare_char --out_dir=out/four
+    python train.py --help                                                          # every key, both styles
+
+This file only wires: config -> data -> model and loss -> task -> the shared trainer.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from engine.cli import main
+from engine.config import load_synced_config
+from engine.distributed import rank, world_size
+from engine.io import say
+from engine.multirun import run_child_if_multirun
+from train_args import ALIASES, TrainConfig, rewrite
+from verification.preflight import compare_signatures, preflight
+
+RANK, WORLD_SIZE = rank(), world_size()
+SCHEMA = TrainConfig
+
+
+def read_arch(config: TrainConfig) -> tuple[Any, Any, Any, Any]:
+    """(model class, its config, loss class, its config) that `config.arch` names.
+
+    Raises:
+        UsageError: an unknown name or key, or an architecture of another family of models.
+    """
+    from engine.registry import build_config, require, resolve
+
+    hyper, loss = {**config.arch}, dict(config.arch.get("loss") or {})
+    hyper.pop("loss", None)
+    name = hyper.pop("name", "")
+    model_class = resolve(name, "models", "arch.name")
+    require(model_class, name, "arch.name", FAMILY="language_models", DATA_MODE="tokens")
+    loss_class = resolve(loss.pop("name", ""), "losses", "arch.loss.name")
+    return (
+        model_class,
+        build_config(model_class, hyper, "arch"),
+        loss_class,
+        build_config(loss_class, loss, "arch.loss"),
+    )
+
+
+def create_model(config: TrainConfig, shape: Any, runtime: Any) -> tuple[Any, Any]:
+    """The model and the loss head that `config.arch` names, on the device."""
+    model_class, model_config, loss_class, loss_config = read_arch(config)
+    model = model_class(model_config, shape, auto_dtype=runtime.dtype, attention=runtime.attention)
+    return model.to(runtime.device), loss_class(loss_config)
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Raises UsageError for an optimizer, or an option of it, that there is not."""
+    import torch
+
+    from engine.optim import build_optimizer
+    from tasks.language_model import optimizer_settings
+
+    for name, options in optimizer_settings(config.optimizer):
+        build_optimizer(name, {"toy": torch.nn.Parameter(torch.zeros(4, 3))}, config.learning_rate, options)
+
+
+def check(config: TrainConfig) -> dict[str, Any]:
+    """Everything that can be wrong before data are read: names and keys, then the path from command to model."""
+    from dataset.text.opening import ensure_data
+
+    read_arch(config)
+    check_optimizer(config)
+    if config.decay_lr and config.lr_decay_iters != config.max_iters:
+        say(
+            f"note: the learning rate reaches min_lr at lr_decay_iters={config.lr_decay_iters}, "
+            f"the run ends at max_iters={config.max_iters}"
+        )
+    signature = preflight(config, "train", Path(__file__).parent)
+    ensure_data(config)  # here, so that a stand-in is the first thing said
+    return signature
+
+
+def build(config: TrainConfig, runtime: Any) -> Any:
+    """Data, model, loss and task of one run, with the plan that the trainer follows."""
+    from dataset.text.opening import open_text
+    from engine.schedule import Plateau, lr_factor
+    from engine.task import Plan
+    from models.language_models.gpt import LMShape
+    from tasks.language_model import Criterion, LanguageModelTask, param_groups
+    from tasks.language_report import LanguageReport
+    from train_start import starting_weights
+
+    rows = config.batch_size * config.accumulation * runtime.world_size
+    block_size = read_arch(config)[1].block_size
+    data = open_text(config, block_size=block_size, rows=rows)
+    model, loss_head = create_model(config, LMShape(data.vocab_sizes), runtime)
+    decay = config.decay
+    plateau = Plateau.of(decay)
+    task = LanguageModelTask(
+        model, loss_head, runtime=runtime, batches=data.batches, held_out=data.held_out,
+        criterion=Criterion(kind=config.multidataset_criterion, weights=data.weights),
+        groups=param_groups(model, lr=config.learning_rate, optimizer=config.optimizer),
+        per_dataset_vocabulary=config.multidataset_wte, plateau=plateau,
+    )  # fmt: skip
+    steps = 0 if config.eval_only else config.max_iters
+    factor = partial(
+        lr_factor, decay=decay, warmup=config.warmup_iters, horizon=config.lr_decay_iters,
+        floor=config.min_lr / config.learning_rate if config.learning_rate else 0.0,
+    )  # fmt: skip
+    return Plan(
+        task=task,
+        total_steps=steps,
+        schedule=lambda step: factor(step, drops=plateau.drops if plateau is not None else 0),
+        eval_steps=frozenset(range(0, steps + 1, config.eval_interval)),
+        primary_metric="eval/val_loss",
+        primary_direction="min",
+        batch_key="batch_size",
+        batch_rows=rows,
+        cards=data.cards,
+        start=starting_weights(config, model, data.folders),
+        report=LanguageReport(config, model, data.folders),
+        links={"ckpt.pt": "best", "ckpt_last.pt": "latest"},
+    )
+
+
+@hydra.main(config_path="config", config_name="cfg_train", version_base=None)
+def launch(hydra_config: DictConfig) -> Any:
+    """Compose -> strict config -> run. In a sweep, start the job as a process and give its metric to the sweeper."""
+    if job := run_child_if_multirun(hydra_config, __file__):
+        return job.metric
+    config = load_synced_config(hydra_config, rank=RANK, world_size=WORLD_SIZE, schema=SCHEMA, entry="train")
+
+    from engine.launch import run  # imports torch: only once the config is known to be good
+
+    run(config, build, entry="train", check=check, compare=compare_signatures)
+
+
+if __name__ == "__main__":
+    main(launch, schema=SCHEMA, entry="train", aliases=ALIASES, rewrite=rewrite)

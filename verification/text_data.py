@@ -1,0 +1,89 @@
+"""Text data sets that a config names: state, tokenizer, length; from their small files or the table of names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from verification.data import DataPath
+from verification.schemas import UNREADABLE, value_of
+from verification.source import Repo
+
+FIXED = ("byte", "gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
+"""Tokenizers with one vocabulary for all texts; the others make theirs from the text."""
+MODES = {"single": "dataset", "multidataset": "dataset_list", "multicontext": "multicontext_datasets"}
+
+
+@dataclass(frozen=True)
+class TextPath(DataPath):
+    """One text data set. What is not known is empty or None."""
+
+    tokenizer: str = ""
+    vocabulary: str = ""
+    """Two data sets whose vocabularies are called the same read a number as the same piece of text."""
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Tokens of each split."""
+    text: str = ""
+    """What the text is, where the table of names says it: equal for two tokenizations of one text."""
+
+
+def read_texts(repo: Repo, config: dict[str, Any], folder: Path) -> list[TextPath]:
+    """The data sets of a config that trains on text, in the order of their key; none for other configs."""
+    key = MODES.get(str(config.get("training_mode")), "")
+    names = config.get(key)
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list):
+        return []
+    return [read_text(repo, str(name), key, folder, config.get("offline") != "error") for name in names]
+
+
+def read_text(repo: Repo, name: str, key: str, folder: Path, stand_ins: bool) -> TextPath:
+    """Look at data/`name`, or at `name` where it is a path (relative to `folder`)."""
+    path = name if "/" in name else f"data/{name}"
+    root = folder / path
+    if repo.local_data and root.exists():
+        return _there(TextPath(path, key, "there", "tokens"), root)
+    entry = _table(repo).get(Path(path).name)
+    if entry is None:
+        return TextPath(path, key, "unknown")
+    state = "published"
+    if entry.generated or (entry.offline and stand_ins):
+        state = "built on first use" if entry.generated else f"published, else {entry.offline} in its place"
+    kind = entry.tokenizer
+    text = f"{entry.source} {entry.local} {entry.generated} {entry.offline}"
+    vocabulary = kind if kind in FIXED else f"{kind} of {text}"
+    return TextPath(
+        path, key, state, "tokens", origin="dataset/text/named.py", tokenizer=kind, vocabulary=vocabulary, text=text
+    )
+
+
+def _table(repo: Repo) -> dict[str, Any]:
+    """NAMED of dataset/text/named.py, without its imports; empty where it cannot be read."""
+    if "texts" not in repo.memo:
+        try:
+            repo.memo["texts"] = value_of(repo, "dataset.text.named", "NAMED")
+        except UNREADABLE:
+            repo.memo["texts"] = {}
+    found: dict[str, Any] = repo.memo["texts"]
+    return found
+
+
+def _there(found: TextPath, root: Path) -> TextPath:
+    missing = [f"{split}.bin" for split in ("train", "val") if not (root / f"{split}.bin").is_file()]
+    if missing:
+        return replace(found, problem=f"{found.path} has no {' and no '.join(missing)}")
+    meta = root / "meta.json"
+    if not meta.exists() and not (root / "meta.pkl").exists():  # nanoGPT's rule
+        return replace(found, tokenizer="gpt2", vocabulary="gpt2", origin=f"{found.path}/train.bin")
+    try:
+        content: Any = json.loads(meta.read_text(encoding="utf-8")) if meta.exists() else {}
+        kind, lengths = str(content.get("tokenizer", "")), dict(content.get("tokens") or {})
+        state = (root / "tokenizer.json").read_bytes() if (root / "tokenizer.json").exists() else b""
+    except (OSError, ValueError, AttributeError) as error:
+        return replace(found, problem=f"{found.path}/meta.json cannot be used: {error!r}")
+    # an old pickle is opened by the run, which refuses what is no plain value
+    vocabulary = kind if kind in FIXED or not kind else f"{kind} {hashlib.sha256(state).hexdigest()[:8]}"
+    return replace(found, tokenizer=kind, vocabulary=vocabulary, lengths=lengths, origin=f"{found.path}/{meta.name}")
