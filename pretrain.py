@@ -26,7 +26,7 @@ from verification.preflight import compare_signatures, preflight
 
 RANK, WORLD_SIZE = rank(), world_size()
 SCHEMA = PretrainConfig
-ALIASES = {"checkpoint_path": "run_dir"}
+ALIASES = {"checkpoint_path": "run_dir", "data_path": "data_paths"}
 
 
 def read_arch(config: PretrainConfig) -> tuple[Any, Any, Any, Any]:
@@ -96,7 +96,8 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
     )
     epochs = EpochPlan(sampler, iterations=config.epochs // epochs_per_iter)
     evaluated = epochs.evaluation_steps(config.min_eval_interval)
-    shape = PuzzleShape(train[0].metadata.seq_len, train[0].metadata.vocab_size, sampler.num_puzzle_identifiers)
+    meta = train[0].metadata
+    shape = PuzzleShape(meta.seq_len, meta.vocab_size, sampler.num_puzzle_identifiers, meta.pad_id)
     model, loss_head = create_model(config, shape, runtime)
 
     held_out = partial(

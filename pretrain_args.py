@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from engine.config import RunConfig
+from models.recursive_reasoning.config import RecursiveConfig
+
+
+@dataclass(kw_only=True)
+class LossWeights:
+    """Weights of terms that only some losses have; the arch file of such a loss takes them from here."""
+
+    feudal_loss_weight: float = 0.1
+    """Of the intrinsic loss of arch=hrm_feudal. `arch.loss.feudal_loss_weight` wins where both are given."""
+
+    def __post_init__(self) -> None:
+        if not (self.feudal_loss_weight >= 0 and math.isfinite(self.feudal_loss_weight)):
+            raise ValueError(f"loss.feudal_loss_weight={self.feudal_loss_weight}: expected a finite number, 0 or more")
 
 
 @dataclass(kw_only=True)
 class PretrainConfig(RunConfig):
     """Recursive reasoning with puzzle embeddings. Steps below are optimizer steps, one ACT step for each slot."""
 
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {"learning_rate": "did you mean 'lr'?"}
+    BLOCKS: ClassVar[Mapping[str, type]] = {"arch": RecursiveConfig}
+
     arch: dict[str, Any]
     """The architecture: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""
+    loss: LossWeights = field(default_factory=LossWeights)
+    """Weights that the `loss:` block of the architecture takes over."""
 
     data_paths: list[str]
     """Folders of built data; several are trained on together. A missing default set is built on first use."""

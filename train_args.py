@@ -32,6 +32,31 @@ ALIASES = {
     "dtype": "arch.forward_dtype",
     "patience": "early_stop_patience",
 }
+_OPTION = "an option of the optimizer: optimizer.options.NAME=VALUE (config/optimizer)"
+_CURVE = "the curve ends at lr_decay_iters and min_lr; the rest are lr_scheduler.options (config/lr_scheduler)"
+_KEEP = "checkpoint_interval, keep_last and keep_every say what is kept; the best and the newest always are"
+_PLACES = "pos_encodings=learned|rope|none"
+ELSEWHERE = {
+    "gns_": "the batch does not follow the gradient noise scale: give batch_size; stats_interval=N measures gradients",
+    **dict.fromkeys(("adamw_", "sgd_", "opt_", "lookahead_", "ademamix_", "sophiag_", "shampoo_"), _OPTION),
+    **dict.fromkeys(("cosine_", "exponential_gamma", "step_lr_", "plateau_", "lr_decay_match_"), _CURVE),
+    **dict.fromkeys(("always_save_", "never_save_", "only_save_", "save_major_"), _KEEP),
+    **dict.fromkeys(("use_rotary_", "use_abs_pos_"), _PLACES),
+    "lr": "did you mean 'learning_rate'?",
+    "dataset_sampling_learning_rate": "all data sets share one learning rate",
+    "allow_arch_change": "a resumed run keeps its architecture; --init_from=prev_run begins another with its weights",
+    "init_from_ckpt": "--init_from=resume takes the newest checkpoint, resume_from=best another",
+    "sample_each_eval": "max_sample_tokens=N samples after each evaluation",
+    "sample_only": "scripts/sample.py samples from a run",
+    "softmax_threshold": "scripts/sample.py has --min-p",
+    "vocab_sizes": "each data set says its own",
+    "csv_": "enable_csv=true writes metrics.csv into out_dir",
+    "tensorboard_": "enable_tensorboard=true logs into out_dir/tensorboard",
+    "compute_model_stats": "stats_interval=N measures gradients, weights and updates",
+    "backend": "it follows from device",
+    "eta_variant": "the progress line has one estimate",
+}
+"""Flags of nanoGPT and ReaLLM-Forge that are spelt otherwise here, or that nothing here does."""
 _SAMPLING = ("max_sample_tokens", "sample_start_tokens", "num_samples", "temperature", "top_k")
 NOT_IDENTITY = {key: why for key, why in RUN_NOT_IDENTITY.items() if key != "accumulation"} | {
     "out_dir": "launch: where the run lies",
@@ -45,6 +70,8 @@ class TrainConfig(RunConfig):
     """A GPT-style language model on one data set, a mixture of several, or aligned streams."""
 
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
+    ELSEWHERE: ClassVar[Mapping[str, str]] = ELSEWHERE
+    BLOCKS: ClassVar[Mapping[str, type]] = {"arch": GPTConfig}
 
     arch: dict[str, Any]
     """The model: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""
@@ -89,6 +116,8 @@ class TrainConfig(RunConfig):
     multicontext_align: Literal["error", "truncate"] = "error"
     """Streams of unequal length: refuse them, or cut all to the shortest."""
 
+    accumulation: int = 1
+    """Micro-batches per step: each adds batch_size sequences per process to the optimizer's batch."""
     batch_size: int = 64
     """Sequences of one micro-batch of one process; the optimizer's batch is ranks x accumulation times as large."""
     sampling_method: Literal["random", "without_replacement", "sequential"] = "random"
@@ -112,7 +141,7 @@ class TrainConfig(RunConfig):
     optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adamw"})
     """Group config/optimizer: name, options, and `rest` for what the optimizer does not take (Muon's vectors)."""
     weight_decay: float = 1e-1
-    """Decoupled weight decay, of matrices only."""
+    """Weight decay of matrices and tables, not of vectors; decoupled but for adam, sgd, rmsprop and adagrad."""
     beta1: float = 0.9
     """First-moment decay of Adam-style optimizers."""
     beta2: float = 0.99
@@ -149,6 +178,9 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         if self.grad_clip == 0:
             self.grad_clip = None
+        for key, wanted in (("dataset", "a data set, by its folder under data/"), ("out_dir", "the run's folder")):
+            if not getattr(self, key).strip():
+                raise ValueError(f"{key} is empty: name {wanted}")
         self.compile = {"true": "block", "false": "off"}.get(self.compile, self.compile)  # type: ignore[assignment]
         super().__post_init__()
         for key in (
@@ -173,7 +205,13 @@ class TrainConfig(RunConfig):
             raise ValueError(
                 f"temperature={self.temperature}: expected more than 0; top_k=[1] takes the likeliest token"
             )
-        if self.min_lr > self.learning_rate and self.decays:
+        if not self.top_k or min(self.top_k) < 1:
+            raise ValueError(f"top_k={self.top_k}: expected integers, each at least 1, e.g. top_k=[200]")
+        if self.decay.name == "exponential" and self.decay.option("gamma") is None and self.min_lr == 0:
+            raise ValueError(
+                "lr_scheduler=exponential reaches no min_lr of 0: give min_lr, or lr_scheduler.options.gamma=0.999"
+            )
+        if self.min_lr > self.learning_rate and self.decay_lr:
             raise ValueError(
                 f"min_lr={self.min_lr:g} is above learning_rate={self.learning_rate:g}: lower min_lr, or --no-decay_lr"
             )
@@ -214,11 +252,6 @@ class TrainConfig(RunConfig):
             raise ValueError("init_from=prev_run and prev_run_ckpt=RUN belong together: give both or none")
         if self.gpt2_type not in GPT2_SIZES and not Path(self.gpt2_type).is_dir():
             raise ValueError(f"gpt2_type={self.gpt2_type}: expected one of {', '.join(GPT2_SIZES)}, or a folder")
-
-    @property
-    def decays(self) -> bool:
-        """Whether the learning rate falls after its warm-up."""
-        return self.decay_lr
 
     @property
     def decay(self) -> Decay:

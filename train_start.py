@@ -6,6 +6,7 @@ and asks for nothing here.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -96,16 +97,18 @@ def find_gpt2(kind: str) -> Path:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The state dict in a folder of transformers' format. Raises: UsageError naming what was looked for."""
+    """The state dict in a folder of transformers' format. Raises: UsageError for a missing or damaged file, by name."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     for name in WEIGHTS:
         path = folder / name
-        if not path.exists():
-            continue
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            if path.exists():
+                safe = path.suffix == ".safetensors"
+                return load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            raise UsageError(f"{path} is damaged or cut short ({type(error).__name__}): fetch it again") from None
     raise UsageError(f"{folder} holds no GPT-2 weights: expected {' or '.join(WEIGHTS)}")
 
 

@@ -6,8 +6,9 @@
     python -m dataset.build_text_dataset mine --input docs.jsonl --json-key title body --tokenizer bpe --vocab-size 8192
     python -m dataset.build_text_dataset stdlib_char
 
-Named data sets (NAMES) know their files, tokenizer and splits; every flag overrides what they say. Only --download uses
-the network. card.json in the output folder says where the text came from.
+Named data sets (NAMES) know their files, tokenizer and splits; every flag overrides what they say. Texts are fetched by
+--download and --hub only; tiktoken fetches a table that it lacks. card.json in the output folder says where the text is
+from.
 """
 
 from __future__ import annotations
@@ -69,10 +70,8 @@ def parser() -> argparse.ArgumentParser:
     flag("--json-key", nargs="+", metavar="KEY", help="fields of a JSONL line that are its text, one per line")
     flag("--train-split", metavar="S", help="file of the input folder to train on, such as train (by its name)")
     flag("--val-split", metavar="S", help="file of the input folder to validate on, such as valid or test")
-    flag(
-        "--val-fraction", type=float, default=0.1, metavar="F", help="share held out where there is no such file (0.1)"
-    )
-    flag("--seed", type=int, default=1337, help="chooses the documents that are held out (default: 1337)")
+    flag("--val-fraction", type=float, metavar="F", help="share held out where there is no such file (default: 0.1)")
+    flag("--seed", type=int, help="chooses the documents of a JSONL file that are held out (default: 1337)")
     flag("--workers", type=int, metavar="N", help="processes (default: by cores and work); never changes the data")
     flag("--overwrite", action="store_true", help="replace the output folder if it is a text data set")
     return out
@@ -98,9 +97,9 @@ def _plan(arguments: argparse.Namespace, entry: NamedText | None) -> TextBuild:
         tokenizer_from=arguments.tokenizer_from,
         train_split=arguments.train_split or (entry.train_split if entry else None),
         val_split=arguments.val_split or (entry.val_split if entry else None),
-        val_fraction=arguments.val_fraction,
+        val_fraction=0.1 if arguments.val_fraction is None else arguments.val_fraction,
         keys=tuple(keys),
-        seed=arguments.seed,
+        seed=1337 if arguments.seed is None else arguments.seed,
         workers=arguments.workers,
         overwrite=arguments.overwrite,
     )
@@ -171,7 +170,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"split: {_split_words(card['split'])}; sha256 {card['content_hash'][:16]}"
         + ("; STAND-IN DATA" if card["stand_in"] else "")
     )
+    for line in _without_effect(arguments, card):
+        say(f"warning: {line}")
     return 0
+
+
+def _without_effect(arguments: argparse.Namespace, card: dict[str, Any]) -> list[str]:
+    """What was said in vain, flag by flag."""
+    documents, whole = "documents" in card["counts"]["train"], card["split"]["rule"] == "that of the files"
+    reasons = {
+        "seed": "validation files are given" if whole else "" if documents else "the end of a plain text is held out",
+        "val_fraction": "validation files are given" if whole else "",
+        "json_key": "" if documents else "the input is plain text, not JSONL",
+    }
+    given = [(name, why) for name, why in reasons.items() if why and getattr(arguments, name) is not None]
+    return [f"--{name.replace('_', '-')} had no effect: {why}" for name, why in given]
 
 
 def _split_words(split: dict[str, str]) -> str:

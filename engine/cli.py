@@ -33,8 +33,9 @@ from engine.distributed import report_to_launcher, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.help import help_text
 from engine.io import closest
-from engine.keys import keys_of
+from engine.keys import keys_of, told_elsewhere
 from engine.multirun import FULL_ERROR, OURS, job_codes
+from engine.offers import foreign_key, options_for
 from engine.sweeps import REPORT
 from engine.translate import Groups, translate
 
@@ -90,10 +91,11 @@ def run(
         _check_recipe(config_dir, name)
         groups = find_groups(config_dir, name)
         if {"-h", "--help"} & set(argv):
-            sys.stdout.write(help_text(entry, schema, groups, config_dir, name) + "\n")
+            sys.stdout.write(help_text(entry, schema, groups, config_dir, name, aliases) + "\n")
             return 0
         words = translate(argv, schema, groups=groups, aliases=aliases)
         words = rewrite(words, groups) if rewrite is not None else words
+        _check_presets(words, schema, groups, config_dir, Path(entry).stem)
         sweep = bool({"-m", "--multirun"} & set(words))
         if sweep and under_torchrun():
             raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
@@ -151,7 +153,11 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *, composing:
         known |= set() if parent else {key for key in keys_of(schema) if "." not in key}
         if cause.full_key in known:
             return f"the config does not set '{cause.full_key}' yet: write +{cause.full_key}=..."
-        return f"unknown key '{cause.full_key}': {closest(str(cause.full_key), known)}"
+        told = told_elsewhere(schema, str(cause.full_key))
+        tree: Any = {} if parent or not siblings else OmegaConf.to_container(siblings)
+        inside = _with_leaf(tree, str(cause.key))
+        hint = f"did you mean '{inside}'?" if inside else closest(str(cause.full_key), known)
+        return f"unknown key '{cause.full_key}': {told or hint}"
     if cause is None and isinstance(error, OverrideParseException):
         lines = [line for line in str(error).splitlines() if line.strip(" ^") and "https://" not in line]
         return f"cannot read '{error.override}': {_flat(' '.join(lines))}; quote a value with special characters"
@@ -159,6 +165,16 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *, composing:
     if isinstance(error, ConfigCompositionException) and cause is not None:
         text += f" ({str(cause).splitlines()[0]})"
     return _flat(text)
+
+
+def _with_leaf(block: Mapping[Any, Any], leaf: str, prefix: str = "") -> str | None:
+    """The first dotted key of `block` that ends in `.leaf`: what a key given without its block means."""
+    for key, inner in block.items():
+        if isinstance(inner, Mapping) and key != "hydra":
+            path = f"{prefix}{key}."
+            if found := path + leaf if leaf in inner else _with_leaf(inner, leaf, path):
+                return found
+    return None
 
 
 def _missing_config(error: MissingConfigException, config_dir: Path) -> str:
@@ -215,6 +231,17 @@ def _check_recipe(config_dir: Path, config_name: str) -> None:
         raise UsageError(
             f"--config-name={config_name} is a piece of recipes, not a recipe: {closest(config_name, names)}"
         )
+
+
+def _check_presets(words: list[str], schema: type, groups: Groups, config_dir: Path, script: str) -> None:
+    """A preset (+debug=tiny, +sweep=depth) of keys that the script lacks is one for another script."""
+    for word in words:
+        group, _, option = word.lstrip("+").partition("=")
+        preset = group not in keys_of(schema) and option in groups.options.get(group, [])
+        if preset and (key := foreign_key(schema, config_dir / group / f"{option}.yaml")):
+            fitting = " or ".join(options_for(schema, groups, config_dir).get(group, []))
+            hint = f"choose {fitting}" if fitting else f"drop {word}"
+            raise UsageError(f"{group}={option} is not for {script}.py, which has no {key}: {hint}")
 
 
 def _config_name(argv: list[str]) -> str | None:

@@ -67,6 +67,10 @@ class RunConfig:
     """The keys of every entry script (config/base/run.yaml). Steps are optimizer steps."""
 
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {}
+    """Unknown keys of programs that do the same (with `_` at the end: how they begin) -> what serves instead."""
+    BLOCKS: ClassVar[Mapping[str, type]] = {}
+    """Blocks of free keys -> the dataclass that says what their keys mean: for --help."""
 
     script: str | None = None
     """The entry script this file is for, e.g. pretrain.py; another script refuses it."""
@@ -84,7 +88,7 @@ class RunConfig:
     parallel: Literal["flat", "ddp"] = "flat"
     """Gradient reduction over ranks: one flat all-reduce, or torch's DDP for large models. Same numbers."""
     accumulation: int = 1
-    """Micro-batches per step; the global batch stays the same, its memory shrinks."""
+    """Micro-batches per step; pretrain.py cuts its batch into them (less memory), train.py's grows with them."""
     compile: Literal["off", "block", "full"] = "off"
     """torch.compile: each block of the model, or the whole forward pass with its loss; off without a compiler."""
     compile_cuda_graphs: bool = False
@@ -174,6 +178,8 @@ class RunConfig:
             if any(not part.strip() or part in (".", "..") or len(part.encode()) > LONGEST_NAME for part in parts):
                 what = f"a folder's name of at most {LONGEST_NAME} bytes, without '.' and '..'"
                 raise ValueError(f"{key}={(name or '')[:40]!r}: expected {what}")
+        if self.run_dir is not None and not self.run_dir.strip():
+            raise ValueError("run_dir is empty: name a folder, or run_dir=null")
         if self.seed >= 2**63:
             raise ValueError(f"seed={self.seed}: expected less than 2**63")
         if self.compile_cuda_graphs and self.compile != "block":
@@ -219,6 +225,8 @@ def load_synced_config(
     running = entry or (HydraConfig.get().job.name if HydraConfig.initialized() else None)
     declared = config.script
     if declared and running and Path(declared).stem != Path(running).stem:
+        if any(word.lstrip("+").startswith("script=") for word in source.overrides):
+            raise UsageError(f"script={declared} is not {Path(running).stem}.py: drop it, or run python {declared}")
         raise UsageError(
             f"config {source.config_name or ''} is for {declared}, not for {Path(running).stem}.py: "
             f"run python {declared}, or choose another --config-name"

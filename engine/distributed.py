@@ -222,3 +222,10 @@ def keyed_generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(_key(seed, purpose, step))
+
+
+def key_global_draws(seed: int, purpose: str, step: int) -> None:
+    """The same for what draws from torch's global generators, on every device: dropout, and optimizers that draw."""
+    import torch
+
+    torch.manual_seed(_key(seed, purpose, step))

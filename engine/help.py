@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,20 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.keys import describe, keys_of
+from engine.keys import Key, describe, keys_of
+from engine.offers import options_for
 from engine.translate import Groups
 
 WIDTH = 110
 
 
-def help_text(entry: str, schema: type, groups: Groups, config_dir: Path, config_name: str) -> str:
+def help_text(
+    entry: str, schema: type, groups: Groups, config_dir: Path, config_name: str,
+    aliases: Mapping[str, str] | None = None,
+) -> str:  # fmt: skip
     """The whole help. Defaults are those of `config_name` where it composes, else the schema's."""
     script = f"{Path(entry).stem}.py"
-    configs = sorted(path.stem for path in config_dir.glob("cfg_*.yaml"))
+    configs = sorted(path.stem for path in config_dir.glob(f"cfg_{Path(entry).stem}*.yaml"))
     lines = [
         f"usage: python {script} [key=value ...] [--key value ...] [--config-name CFG]",
         *textwrap.wrap((schema.__doc__ or "").strip().partition("\n")[0], WIDTH),
@@ -34,33 +39,58 @@ def help_text(entry: str, schema: type, groups: Groups, config_dir: Path, config
         "Exit codes: 0 done, 1 failure, 2 unusable command or config, 3 stopped (repeat to go on).",
         "",
         f"Config (--config-name, now {config_name}):",
-        *textwrap.wrap(", ".join(configs), WIDTH, initial_indent="  ", subsequent_indent="  "),
+        *_wrapped(", ".join(configs), "  "),
         "",
         "Groups:",
     ]
-    lines += [f"  {name}={'|'.join(options)}" for name, options in groups.options.items() if name != "base"]
+    for name, options in options_for(schema, groups, config_dir).items():
+        lines += _wrapped(f"{name}={'|'.join(options)}", "  ", "  ")
     lines += ["", "Keys:"]
     defaults = _defaults(config_dir, config_name)
-    for name, key in keys_of(schema).items():
-        kind = describe(key.kind) + (" or null" if key.optional else "")
-        value = defaults.get(name, "required" if key.default is MISSING else _shown(key.default))
+    for name, key in _keys(schema, defaults):
+        kind = "" if key is None else describe(key.kind) + (" or null" if key.optional else "")
+        value = defaults.get(name, "required" if key is None or key.default is MISSING else _shown(key.default))
         if kind == "block of keys":
             value = f"see config/{name}/" if name in groups.options else "a block"
-        head = f"  {name}  [{kind}]  {value}"
-        lines += textwrap.wrap(head, WIDTH, subsequent_indent="    ", break_long_words=False)
-        lines += textwrap.wrap(key.doc, WIDTH, initial_indent="      ", subsequent_indent="      ")
+        head = f"{name}  [{kind}]  {value}" if kind else f"{name}  {value}"
+        lines += _wrapped(head, "  ", "  ")
+        others = ", ".join(f"--{old}" for old, new in (aliases or {}).items() if new == name)
+        lines += _wrapped(" ".join([*([f"Also {others}."] if others else []), key.doc if key else ""]), "      ")
     return "\n".join(lines)
 
 
+def _wrapped(text: str, indent: str, more: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent + more, break_long_words=False)
+
+
+def _keys(schema: Any, defaults: Mapping[str, str]) -> Iterator[tuple[str, Key | None]]:
+    """The declared keys; after an open block (arch) those that the composed config has in it."""
+    for name, key in keys_of(schema).items():
+        yield name, key
+        if name in schema.BLOCKS:
+            known = {f"{name}.{inner}": found for inner, found in keys_of(schema.BLOCKS[name]).items()}
+            yield from ((other, known.get(other)) for other in defaults if other.startswith(f"{name}."))
+
+
 def _defaults(config_dir: Path, config_name: str) -> dict[str, str]:
-    """Top-level values of the composed config, interpolations as written; empty where it does not compose."""
+    """Values of the composed config by dotted name, interpolations as written; empty where it does not compose."""
     try:
         with initialize_config_dir(str(config_dir), version_base=None):
             config = OmegaConf.to_container(compose(config_name), resolve=False)
     except (HydraException, OmegaConfBaseException):
         return {}
-    return {str(key): _shown(value) for key, value in config.items()} if isinstance(config, dict) else {}
+    return dict(_flat(config, "")) if isinstance(config, dict) else {}
+
+
+def _flat(block: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in block.items():
+        if not prefix or not isinstance(value, Mapping) or not value:
+            yield f"{prefix}{key}", _shown(value)
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    """A default on one line, empty and blank text in quotes."""
+    plain = isinstance(value, str) and value.strip() == value != "" and value.isprintable()
+    return value if plain else json.dumps(value, default=str)

@@ -41,6 +41,13 @@ def describe(kind: Any) -> str:
     return NAMES.get(kind, "block of keys")
 
 
+def told_elsewhere(schema: type, name: str) -> str | None:
+    """What serves instead of a key that another program has, as far as the schema's ELSEWHERE says."""
+    known: dict[str, str] = getattr(schema, "ELSEWHERE", {})
+    fitting = (told for key, told in known.items() if name == key or (key[-1] == "_" and name.startswith(key)))
+    return next(fitting, None)
+
+
 def is_union(kind: Any) -> bool:
     return get_origin(kind) in (Union, types.UnionType)
 

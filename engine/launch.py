@@ -150,6 +150,7 @@ class _Session(Hook):
         self.bar = ProgressBar()
         self.trainer: Trainer | None = None
         self.began = time.time()
+        self.first_step = 0
         self._plan: Plan | None = None
 
     # Setting up, in the order in which things can go wrong: checkpoint, device, data, model.
@@ -166,6 +167,7 @@ class _Session(Hook):
             trainer.load(checkpoint, checkpoint.state(rank=rank(), world_size=world_size()))
             if self.opened.mode == "new":  # a branch off another run owns no evaluation yet
                 trainer.evaluated_step, trainer.early_stop = -1, EarlyStop(config, direction=plan.primary_direction)
+        self.first_step = trainer.step
         on_main(lambda: self._prepare_files(checkpoint, plan))
         self._say_what_runs(plan, runtime)
         if self.directory is not None:
@@ -232,6 +234,8 @@ class _Session(Hook):
             for group in plan.task.param_groups()
         )
         last = min(plan.total_steps, config.max_steps or plan.total_steps)
+        if 0 < last <= self.first_step:
+            say(f"note: the run is at step {self.first_step} already and ends at {last}: nothing is trained")
         say(f"parameters  {groups}")
         say(
             f"batch       {plan.batch_rows} = {micro} rows x accumulation {config.accumulation} x {ranks} rank(s), "
@@ -305,10 +309,12 @@ class _Session(Hook):
             "value": results.get(plan.primary_metric),
             "goal": plan.primary_direction,
         }
+        before = read_json(self.opened.path / "summary.json")
+        idle = self.trainer.step == self.first_step == before.get("step")  # a finished run, resumed for nothing
         self.directory.write_summary(
             primary, step=self.trainer.step, best={"value": early.best, "step": early.best_step},
             stopped_early=self.trainer.stopped_early, **_stand_in(plan), results=dict(results),
-            seconds=round(time.time() - self.began, 3),
+            seconds=before.get("seconds") if idle else round(time.time() - self.began, 3),
         )  # fmt: skip
         if self.trainer.stopped_early:
             say(

@@ -14,10 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -62,7 +63,7 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
     job = HydraConfig.get()
     number, given = int(job.job.num), list(job.overrides.task)
     folder = Path(os.environ[FOLDER])
-    overrides = numbered(given, number, OmegaConf.select(hydra_config, "run_name"))
+    overrides = numbered(given, number, _names(hydra_config))
     command = [str(entry_script), *_config_flags(job), *overrides]
     record = Job(number=number, overrides=given, code=3, seconds=0.0, sweep_dir=str(Path(job.sweep.dir).resolve()))
     if (folder / STOP).exists() or not folder.exists():  # a job may leave a queue after the sweep has ended
@@ -92,8 +93,16 @@ def _stopped(record: Job) -> Job:
     return record  # a worker just has nothing more to do: an exception would make joblib kill the other jobs
 
 
-def numbered(overrides: list[str], number: int, run_name: str | None = None) -> list[str]:
-    """Join the job number to an explicit run_name (of the command line, else of the config) and run_dir."""
+def _names(config: DictConfig) -> dict[str, str]:
+    """The config's own names that all jobs would share; a run_dir that holds the run's name follows that."""
+    found = {key: OmegaConf.select(config, key) for key in NUMBERED}
+    if "run_name" in str(OmegaConf.to_container(config).get("run_dir")):  # type: ignore[union-attr]
+        del found["run_dir"]
+    return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def numbered(overrides: list[str], number: int, names: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """Join the job number to explicit values of NUMBERED: of the command line, else `names` of the config."""
     result, seen = [], set()
     for override in OverridesParser.create().parse_overrides(overrides):
         key, line = override.key_or_group, str(override.input_line)
@@ -101,9 +110,7 @@ def numbered(overrides: list[str], number: int, run_name: str | None = None) -> 
             line = f"++{key}={quote(f'{override.value()}_{number}')}"
         seen.add(key)
         result.append(line)
-    if run_name is not None and "run_name" not in seen:
-        result.append(f"++run_name={quote(f'{run_name}_{number}')}")
-    return result
+    return result + [f"++{key}={quote(f'{name}_{number}')}" for key, name in names.items() if key not in seen]
 
 
 def ranks() -> int:

@@ -28,16 +28,10 @@ class OpenedCheckpoint:
     """ema or raw: what was loaded (raw where the run keeps no average)."""
 
 
-def open_checkpoint(
-    path: str | Path, *, device: str = "auto", weights: Literal["ema", "raw"] = "ema",
-    overrides: Mapping[str, Any] | None = None,
-) -> OpenedCheckpoint:  # fmt: skip
-    """Rebuild the run that wrote `path`: a run directory (its latest checkpoint), a checkpoint, or a `step_N` link.
+def find_checkpoint(path: str | Path, *, checksums: bool = False) -> Checkpoint:
+    """What `path` names: a run directory's latest checkpoint, a checkpoint, or a link to one.
 
-    `overrides` replaces top-level config keys (the data to evaluate on, say); the architecture is the checkpoint's.
-
-    Raises:
-        UsageError: no checkpoint there, a damaged one, or a config that this version does not read.
+    Raises: UsageError where there is none, or a damaged one (`checksums`: every byte is looked at).
     """
     folder = Path(path)
     if folder.name == "checkpoints" and not (folder / "manifest.json").exists():
@@ -49,7 +43,21 @@ def open_checkpoint(
         folder = found
     if not folder.is_dir():
         raise UsageError(f"{path} is neither a run directory nor a checkpoint: expected e.g. checkpoints/PROJECT/RUN")
-    checkpoint = load_checkpoint(folder)
+    return load_checkpoint(folder, checksums=checksums)
+
+
+def open_checkpoint(
+    path: str | Path, *, device: str = "auto", weights: Literal["ema", "raw"] = "ema",
+    overrides: Mapping[str, Any] | None = None,
+) -> OpenedCheckpoint:  # fmt: skip
+    """Rebuild the run that wrote `path`: a run directory (its latest checkpoint), a checkpoint, or a `step_N` link.
+
+    `overrides` replaces top-level config keys (the data to evaluate on, say); the architecture is the checkpoint's.
+
+    Raises:
+        UsageError: no checkpoint there, a damaged one, or a config that this version does not read.
+    """
+    checkpoint = find_checkpoint(path, checksums=True)
     module = importlib.import_module(checkpoint.entry)
     settings = {**checkpoint.config, "device": device, "accumulation": 1, **(overrides or {})}
     config = structure(module.SCHEMA, settings)

@@ -20,7 +20,7 @@ from cattrs.gen import make_dict_structure_fn
 
 from engine.errors import UsageError
 from engine.io import closest
-from engine.keys import describe, is_list, is_union
+from engine.keys import describe, is_list, is_union, told_elsewhere
 from engine.reads import track, unread
 
 __all__ = ["structure", "unread"]
@@ -52,7 +52,8 @@ def _problems(error: BaseException, path: list[str]) -> list[str]:
     if isinstance(error, ForbiddenExtraKeysError):
         dot = place + "." if place else ""
         known = [dot + field.name for field in fields(error.cl)]
-        return [f"unknown key '{dot}{key}': {closest(dot + key, known)}" for key in error.extra_fields]
+        told = {key: told_elsewhere(error.cl, key) or closest(dot + key, known) for key in error.extra_fields}
+        return [f"unknown key '{dot}{key}': {hint}" for key, hint in told.items()]
     if isinstance(error, BaseValidationError):
         placed, general = error.group_exceptions()  # type: ignore[attr-defined]
         lines = [line for child in general for line in _problems(child, path)]

@@ -46,6 +46,8 @@ class ParamGroup:
     params: dict[str, nn.Parameter] | SparseTable
     """Named dense parameters, or one sparse table."""
     options: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Rows of each matrix in a parameter that stacks several: the optimizer takes them one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.checkpoint import Checkpoint, clean_name, load_weights
 from engine.config import RunConfig
-from engine.distributed import broadcast_object, lost_rank
+from engine.distributed import broadcast_object, key_global_draws, lost_rank
 from engine.ema import EMA, averages
 from engine.errors import Interrupted, RunFailure
 from engine.metrics import MetricWindow
@@ -75,7 +75,7 @@ class Trainer:
         self.groups = {group.name: group for group in groups}
         self.stats = GroupStats(groups, config.stats_interval)
         self.optimizers = {
-            g.name: build_optimizer(g.optimizer, params=g.params, lr=g.lr, options=g.options) for g in groups
+            g.name: build_optimizer(g.optimizer, g.params, g.lr, g.options, parts=g.parts) for g in groups
         }
         dense = {
             f"{g.name}.{name}": param for g in groups if not isinstance(g.params, SparseTable)
@@ -122,6 +122,7 @@ class Trainer:
     def _train_step(self) -> None:
         task, config = self.task, self.config
         micro_batches = list(task.micro_batches(self.step))
+        key_global_draws(config.seed, f"forward/{self.runtime.rank}", self.step)  # dropout, other masks on each rank
         self.reducer.start()
         loss_sum, weight_sum = self._zero(), self._zero()
         for index, micro_batch in enumerate(micro_batches):
@@ -133,6 +134,7 @@ class Trainer:
             self.window.add(metrics)
         norm, ok = self.reducer.finish(loss_sum, weight_sum, clip=config.grad_clip)
 
+        key_global_draws(config.seed, "update", self.step)  # optimizers that draw do the same on all ranks
         factor, measured = self.plan.schedule(self.step), self.stats.due(self.step)
         if measured:
             self.stats.before(norm, config.grad_clip)

@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from engine.errors import UsageError
 from engine.io import closest
-from engine.keys import Key, describe, is_list, is_union, keys_of
+from engine.keys import Key, describe, is_list, is_union, keys_of, told_elsewhere
 
 HYDRA_SWITCHES = frozenset(
     ["--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help", "--shell-completion", "-sc"]
@@ -65,7 +65,7 @@ def translate(
     `aliases` maps an old key, or the leading part of a dotted one, to the key it means.
     Raises: UsageError for unknown flags, missing values, stray words and unreadable JSON files.
     """
-    return _Translator(list(argv), keys_of(schema), groups or Groups(), aliases or {}).run()
+    return _Translator(list(argv), schema, groups or Groups(), aliases or {}).run()
 
 
 def quote(text: str) -> str:
@@ -88,8 +88,9 @@ def render(value: Any) -> str:
 
 
 class _Translator:
-    def __init__(self, argv: list[str], keys: Mapping[str, Key], groups: Groups, aliases: Mapping[str, str]) -> None:
-        self.words, self.keys, self.groups, self.aliases = argv, keys, groups, aliases
+    def __init__(self, argv: list[str], schema: type, groups: Groups, aliases: Mapping[str, str]) -> None:
+        self.words, self.schema, self.groups, self.aliases = argv, schema, groups, aliases
+        self.keys = keys_of(schema)
         self.multirun = bool({"-m", "--multirun"} & set(argv))
         self.hydra: list[str] = []
         self.from_json: list[str] = []
@@ -121,7 +122,10 @@ class _Translator:
         """A word in Hydra's style: only aliases and the sign of an addition change."""
         sign, name, rest = OVERRIDE.fullmatch(word).groups(default="")  # type: ignore[union-attr]
         bare, at, package = name.partition("@")
-        bare = self._aliased(bare)
+        spelt, bare = bare, self._aliased(bare)
+        if bare != spelt and bare in self.keys and is_list(self.keys[bare].kind) and not rest.startswith("=["):
+            values = rest[1:].split(",") if self.multirun else [rest[1:]]  # the old key took one value
+            rest = "=" + ",".join(f"[{value}]" for value in values)
         if bare not in self.groups.options:
             sign = "++" if sign == "+" else sign
         elif sign in ("", "+") and not at:  # + exactly where the defaults list lacks the group
@@ -139,7 +143,10 @@ class _Translator:
         if name is None:
             raise UsageError(f"unknown flag --{spelt}: {self._suggest(spelt)}")
         key = self.keys.get(name)
-        if value is None and self._bare_ok(name):
+        if value is None and key is None and self._bare_ok(name) and (not self.words or self._ends_list(self.words[0])):
+            value = "true"  # of a block whose keys have no declared types: only a missing value tells
+        elif value is None and key is not None and self._bare_ok(name):
+            self._refuse_stray(key, spelt)
             value = self.words.pop(0) if self.words and self._is_choice(key, self.words[0]) else "true"
         elif value is None and key is not None and is_list(key.kind):
             self.overrides.append(f"{name}={self._list(key, self._swallow(f'--{spelt}'))}")
@@ -206,16 +213,16 @@ class _Translator:
         """The key that a flag's name means: itself, else with dashes as underscores, else None."""
         for name in (spelt or "", (spelt or "").replace("-", "_")):
             name = self._aliased(name)
-            root = name.partition(".")[0]
-            open_block = root in self.keys and self.keys[root].kind is not bool and _is_block(self.keys[root].kind)
-            if (
-                name in self.keys
-                or name in self.groups.options
-                or name.startswith("hydra.")
-                or ("." in name and (open_block or (root in self.groups.options and root not in self.keys)))
-            ):
+            if name in self.keys or name in self.groups.options or name.startswith("hydra.") or self._is_open(name):
                 return name
         return None
+
+    def _is_open(self, name: str) -> bool:
+        """Whether `name` lies in a block whose keys are not declared (arch.hidden_size)."""
+        root, dot, _ = name.partition(".")
+        if name in self.keys or not dot:
+            return False
+        return _is_block(self.keys[root].kind) if root in self.keys else root in self.groups.options
 
     def _aliased(self, name: str) -> str:
         for old in sorted(self.aliases, key=len, reverse=True):
@@ -224,11 +231,17 @@ class _Translator:
         return name
 
     def _bare_ok(self, name: str | None) -> bool:
-        return name is not None and name in self.keys and self.keys[name].takes_bare_flag
+        return name is not None and (self.keys[name].takes_bare_flag if name in self.keys else self._is_open(name))
 
     def _is_choice(self, key: Key | None, word: str) -> bool:
         choices = {str(c) for c in get_args(key.kind)} if key and get_origin(key.kind) is Literal else set()
         return word.lower() in TRUE | FALSE | choices | ({"null"} if key and key.optional else set())
+
+    def _refuse_stray(self, key: Key, spelt: str) -> None:
+        """A word after a switch that is neither a value of it nor the next flag or override."""
+        word = self.words[0] if self.words else ""
+        if word and "=" not in word and not self._is_choice(key, word) and not self._ends_list(word):
+            raise UsageError(f"--{spelt}: expected {describe(key.kind)}, got '{word}'")
 
     def _swallow(self, flag: str) -> list[str]:
         """The words of a list flag: up to the next flag or override of a known key, at least one."""
@@ -254,6 +267,8 @@ class _Translator:
         hydra = [flag[2:] for flag in HYDRA_SWITCHES | HYDRA_VALUED if flag.startswith("--")]
         known = [*self.keys, *self.groups.options, *self.aliases, *hydra, "config", "info", "help"]
         name = spelt.replace("-", "_")
+        if told := told_elsewhere(self.schema, name.removeprefix("no_")):
+            return told
         hints = (closest(part, known) for part in (name, name.partition(".")[0]))  # the block's name may be the slip
         return next((hint for hint in hints if hint.startswith("did you mean")), "--help lists every key")
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, cast
 from dataset.catalog import describe, ensure
 from dataset.format import PuzzleSplit, load_splits
 from engine.errors import Interrupted, RunFailure, UsageError
-from engine.io import say
+from engine.io import atomic_write_json, say
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -85,17 +85,22 @@ def open_subject(args: argparse.Namespace) -> Subject:
         if not isinstance(task, RecursiveReasoningTask):
             writer = opened.checkpoint.entry
             raise UsageError(f"{args.checkpoint} was written by {writer}.py: expected a run of pretrain.py")
-        if args.weights == "ema" and opened.weights != "ema":
-            raise UsageError(f"{args.checkpoint} keeps no averaged weights (ema=false): use --weights raw")
+        require_average(opened, args)
         usual = config.data_paths_test if args.split == "test" and config.data_paths_test else config.data_paths
         folders = [ensure(path) for path in given or usual]
         splits = load_splits(folders, args.split, like=task.sampler.splits)
         data = [_identity(folder, opened.plan.cards) for folder in dict.fromkeys(folders)]
         if not given:
-            _warn_of_other_data(opened.run_dir, data)
+            warn_of_other_data(opened.run_dir, data)
     steps = args.steps or task.model.halt_max_steps
     task.model.halt_max_steps = steps  # evaluation always takes exactly this many
     return Subject(opened=opened, splits=splits, data=data, steps=steps)
+
+
+def require_average(opened: Any, args: argparse.Namespace) -> None:
+    """Raises UsageError where averaged weights were asked of a run without."""
+    if args.weights == "ema" and opened.weights != "ema":
+        raise UsageError(f"{args.checkpoint} keeps no averaged weights (ema=false): use --weights raw")
 
 
 def home_of(checkpoint: Path) -> Path:
@@ -118,13 +123,23 @@ def _identity(folder: Path, cards: list[dict[str, Any]]) -> dict[str, str]:
     return {"path": str(folder), "content_hash": str(card["content_hash"])}
 
 
-def _warn_of_other_data(run_dir: Path, data: list[dict[str, str]]) -> None:
+def warn_of_other_data(run_dir: Path, data: list[dict[str, str]]) -> None:
+    """Say which data sets are not those that the run saw."""
     trained = {card.get("path"): card.get("content_hash") for card in _environment(run_dir).get("data_cards", [])}
     for entry in data:
         known = trained.get(entry["path"])
         if known and known != entry["content_hash"]:
             now, then = entry["content_hash"][:12], known[:12]
             say(f"warning: {entry['path']} is not the data that the run saw (content hash {now}, then {then})")
+
+
+def write_result(target: Path, content: dict[str, Any]) -> None:
+    """Write JSON and say where. Raises: UsageError when it cannot be written."""
+    try:
+        atomic_write_json(target, content)
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --json") from None
+    say(f"written     {target}")
 
 
 def run_command(command: Callable[[], None]) -> int:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from scripts._opening import OneLineParser, positive, run_command  # noqa: E402
 
-RECIPE = ("--config-name=cfg_train_cpu", "device=cpu", "seed=1337")
+RECIPE = ("--config-name=cfg_train_cpu", "device=cpu", "seed=1337", "learning_rate=1e-3")  # the loop's own rate
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,11 +1,14 @@
-"""Evaluate a checkpoint of pretrain.py: accuracy after every ACT step, with 95 % intervals.
+"""Evaluate a checkpoint: accuracy after every ACT step, with 95 % intervals; of train.py: losses and bits per byte.
 
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4/checkpoints/step_500 --steps 64      # think longer
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4 --halting latched                    # stop when it says so
     torchrun --nproc-per-node=4 scripts/evaluate.py checkpoints/demo/sudoku_4x4 --batch-size 3072
+    python scripts/evaluate.py out/shakespeare/ckpt.pt                               # the best, not the latest
+    python scripts/evaluate.py out/shakespeare --data more                           # a data set of the same tokenizer
 
 Without further arguments it repeats the evaluation at the end of the run: same examples and weights, same numbers.
+Options on ACT steps, examples and splits are for runs of pretrain.py.
 """
 
 from __future__ import annotations
@@ -22,9 +25,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset.sampler import EvalSampler
 from engine.distributed import is_main
 from engine.errors import UsageError
-from engine.io import atomic_write_json, progress, say
+from engine.io import progress, say
 from evaluators.intervals import wilson
-from scripts._opening import OneLineParser, Subject, add_common_arguments, open_subject, positive, run_command
+from scripts._opening import (
+    OneLineParser,
+    Subject,
+    add_common_arguments,
+    open_subject,
+    positive,
+    run_command,
+    write_result,
+)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -134,6 +145,12 @@ def result_file(subject: Subject, args: argparse.Namespace, max_examples: int | 
 
 def main(args: argparse.Namespace) -> None:
     """Open, evaluate, print, write."""
+    from engine.reopen import find_checkpoint
+
+    if find_checkpoint(args.checkpoint).entry == "train":
+        from scripts._evaluate_text import evaluate_text
+
+        return evaluate_text(args)
     target = None if args.json is None else args.json.absolute()
     subject = open_subject(args)
     opened = subject.opened
@@ -153,11 +170,7 @@ def main(args: argparse.Namespace) -> None:
         return
     report(settings, values, seconds)
     target = target or result_file(subject, args, max_examples)
-    try:
-        atomic_write_json(target, {"settings": settings, "seconds": round(seconds, 3), "results": values})
-    except OSError as error:
-        raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --json") from None
-    say(f"written     {target}")
+    write_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": values})
 
 
 if __name__ == "__main__":

@@ -5,15 +5,11 @@ Shapes: B samples, K streams, V words, n tokens made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
 from engine.distributed import keyed_generator
 from models.language_models.gpt import GPT
-
-Encode = Callable[[str], Sequence[int]]
 
 
 def filtered(logits: Tensor, *, top_k: int | None, min_p: float | None) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from dataset.text.opening import HeldOut
 from engine.distributed import all_reduce_sum, local_rows
 from engine.task import Interrupted, Metrics, ParamGroup, Plateau, Runtime, UsageError
 from losses.language_model import LMLossHead
-from models.language_models.gpt import GPT
+from models.language_models.gpt import GPT, LMOutput
 
 MicroBatch = tuple[Tensor, Tensor, int | None]
 """tokens and targets int64 [b, T] or [b, K, T], and which vocabulary they are of (None: the only one, or all)."""
@@ -110,9 +110,9 @@ class LanguageModelTask:
             if several:
                 values |= {f"eval/{entry.name}/{entry.split}_{name}": value for name, value in means.items()}
             elif entry.split == "val":
+                if "bits_per_byte" in means:
+                    values["eval/bits_per_byte"] = means.pop("bits_per_byte")
                 values |= {f"eval/val_{name}": value for name, value in means.items()}
-            if entry.split == "val" and len(losses["val"]) == 1 and entry.bytes_per_token:
-                values["eval/bits_per_byte"] = means["loss"] / math.log(2) / entry.bytes_per_token
         head: dict[str, float | None] = {"eval/val_loss": self.criterion(losses["val"])}
         if losses["train"]:
             head["eval/train_loss"] = self.criterion(losses["train"])
@@ -143,16 +143,29 @@ class LanguageModelTask:
                 continue
             tokens, targets = self._to_device(entry.batches.rows(index, low, high))
             output = self.model(tokens) if entry.stream is None else self.model(tokens, stream=entry.stream)
-            for name, pair in self.loss_head(output, targets).metrics.items():
+            pairs = dict(self.loss_head(output, targets).metrics)
+            if entry.eot is not None:
+                pairs["ends"] = (self._nats_of(entry.eot, output, targets), pairs["loss"][1])
+            for name, pair in pairs.items():
                 value = torch.stack([part.to(self._wide) for part in pair])
                 sums[name] = sums[name] + value if name in sums else value
         if not sums:  # more ranks than rows: this one only takes part in the reduction
-            sums = {name: torch.zeros(2, dtype=self._wide, device=self.runtime.device) for name in self._metric_names}
+            names = [*self._metric_names, *(["ends"] if entry.eot is not None else [])]
+            sums = {name: torch.zeros(2, dtype=self._wide, device=self.runtime.device) for name in names}
         means = {}
         for name, pair in sums.items():
             total, count = all_reduce_sum(pair).tolist()
             means[name] = total / max(count, 1.0)
+        ends = means.pop("ends", 0.0)
+        if entry.bytes_per_token:
+            means["bits_per_byte"] = (means["loss"] - ends) / math.log(2) / entry.bytes_per_token
         return means
+
+    def _nats_of(self, token: int, output: LMOutput, targets: Tensor) -> Tensor:
+        """Loss of the places whose target is `token`, summed."""
+        places = targets == token
+        there = replace(output, hidden=output.hidden[places].unsqueeze(0))
+        return self.loss_head.token_losses(there, targets[places].unsqueeze(0)).sum()
 
     @property
     def _wide(self) -> torch.dtype:
@@ -167,12 +180,16 @@ class LanguageModelTask:
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The data position is the step number; what counts evaluations has a state of its own."""
-        return {"step": self._step} | ({} if self.plateau is None else {"plateau": self.plateau.state_dict()})
+        """The data position: the step, and the rows given before it. A plateau counts evaluations."""
+        return {"step": self._step, "rows": self.batches.given(self._step)} | (
+            {} if self.plateau is None else {"plateau": self.plateau.state_dict()}
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self._step = int(state.get("step", 0))
+        if "rows" in state:
+            self.batches.go_on(self._step, state["rows"])
         if self.plateau is not None and "plateau" in state:
             self.plateau.load_state_dict(state["plateau"])
 
@@ -187,7 +204,8 @@ class LanguageModelTask:
 def param_groups(model: GPT, *, lr: float, optimizer: Mapping[str, Any]) -> list[ParamGroup]:
     """Matrices, embeddings and head under `optimizer` with its decay; vectors and scalars under the same without decay.
 
-    An optimizer for hidden matrices only (Muon) leaves embeddings, head and vectors to its `rest`.
+    An optimizer for hidden matrices only (Muon) leaves embeddings, head and vectors to its `rest`, and takes q, k, v
+    and the halves of SwiGLU each by itself, though the model stacks them.
 
     Raises:
         UsageError: keys that mean nothing here, or a matrix optimizer without `rest`.
@@ -198,7 +216,8 @@ def param_groups(model: GPT, *, lr: float, optimizer: Mapping[str, Any]) -> list
         own, settings = (name, options) if not rest or kind == "matrix" else rest[0]
         if kind in ("vector", "scalar"):
             settings = _without_decay(settings)
-        groups.append(ParamGroup(name=kind, optimizer=own, lr=lr, params=members, options=settings))
+        parts = model.fused_rows() if own in MATRICES_ONLY else {}
+        groups.append(ParamGroup(name=kind, optimizer=own, lr=lr, params=members, options=settings, parts=parts))
     return groups
 
 

@@ -93,6 +93,9 @@ class RecursiveReasoningTask:
         # All ranks draw the numbers of the global batch and keep their rows: exploration does not depend on the ranks.
         generator = keyed_generator(self.runtime.seed, "exploration", step)
         rows["exploration"] = torch.rand(self.global_rows, 2, generator=generator)[low:high].to(self.runtime.device)
+        if width := self.model.noise_width:
+            generator = keyed_generator(self.runtime.seed, "noise", step)
+            rows["noise"] = torch.randn(self.global_rows, width, generator=generator)[low:high].to(self.runtime.device)
         self.module.train()
         for piece in range(self.runtime.accumulation):
             cut = slice(piece * self.micro_rows, (piece + 1) * self.micro_rows)
@@ -122,7 +125,7 @@ class RecursiveReasoningTask:
         for carry in self._carries:
             if carry is not None:
                 for latent in carry.latents.values():
-                    carry.halted |= ~torch.isfinite(latent).flatten(1).all(dim=1)
+                    carry.halted |= ~torch.isfinite(latent).reshape(len(latent), -1).all(dim=1)
 
     def param_groups(self) -> list[ParamGroup]:
         """The network and the puzzle embedding, as the entry script configured them."""
@@ -239,6 +242,7 @@ def _first_rows(output: ACTOutput, rows: int) -> ACTOutput:
         q_halt_logits=output.q_halt_logits[:rows],
         q_continue_logits=output.q_continue_logits[:rows],
         target_q_continue=None,
+        aside={name: tensor[:rows] for name, tensor in output.aside.items()},
     )  # fmt: skip
 
 
@@ -266,7 +270,10 @@ def param_groups(
     if not freeze_weights:
         options = {"beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay}
         network = dict(model.named_parameters())
-        groups.append(ParamGroup(name="trunk", optimizer="adam_atan2", lr=lr, params=network, options=options))
+        for group, params in model.param_groups().items():
+            own = {id(param) for param in params}
+            part = {name: param for name, param in network.items() if id(param) in own}
+            groups.append(ParamGroup(name=group, optimizer="adam_atan2", lr=lr, params=part, options=options))
     if not groups:
         raise UsageError(
             "freeze_weights=true with arch.puzzle_emb_ndim=0 leaves nothing to train: set arch.puzzle_emb_ndim > 0"

@@ -99,7 +99,7 @@ def code_lines(path: Path) -> int:
 
 def test_engine_stays_small() -> None:
     """An afternoon's reading; docs/architecture.md has the order."""
-    assert sum(map(code_lines, sources("engine"))) < 4400
+    assert sum(map(code_lines, sources("engine"))) < 4500
     assert len((ROOT / "engine/trainer.py").read_text().splitlines()) < 300
 
 

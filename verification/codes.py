@@ -62,7 +62,7 @@ CFG220 | 3 | each arch value can be traced along the chain | a value comes from 
 CFG230 | 3 | the halting parameters of the mode are set and sensible | rows never or always halt | a model that never explores learns a halting head that is never tested | set arch.halt_exploration_prob in [0, 1] and arch.halt_max_steps > 1
 CFG231 | 3 | the exploration is the reference's | other numbers than the published ones | exploration changes the number of steps per example | say so in the intent, or set it to 0.1
 CFG240 | 3 | every evaluator resolves and reads its keys | exit 2, or metrics that never appear | a run without its evaluation is a run to repeat | correct module@Class under evaluators/
-CFG250 | 3 | the warm-up ends well before the run does | the learning rate never reaches its peak | the run is trained at a fraction of its learning rate | lower lr_warmup_steps, or train longer
+CFG250 | 3 | the warm-up ends well before the run does | the learning rate never reaches its peak | the run is trained at a fraction of its learning rate | shorten the warm-up, or train longer
 CFG251 | 3 | some optimizer group is active and has something to train | the loss stays where it was | the run trains nothing | unfreeze, or give the group a learning rate above 0
 CFG252 | 3 | a variational encoder has a KL weight, another one none | sampling noise without a prior | latent spaces collapse or drift | set arch.loss.kl_weight
 CFG253 | 3 | a loaded decoder has the shape and cycles it was trained with | decoder weights used at another depth | the pretrained part computes something else | copy the cycles of the source's config
@@ -77,6 +77,7 @@ ARC314 | 4 | the loss resolves and has the loss_type | exit 2, or another loss |
 ARC320 | 4 | the arch file's halting keys are those of the class's ACT mode | keys of the other mode are ignored | the file promises fixed steps, the model halts | use the keys of the class's mode
 ARC321 | 4 | the arch file of a dynamic model sets halt_exploration_prob | the default is used silently | the guide's red flag: nobody decided about exploration | add halt_exploration_prob to the arch file
 ARC330 | 4 | arch keys and the fields of the model's config agree and are read | a key without effect | sweeps over it compare a run with itself | correct or drop the key
+ARC340 | 4 | the manager's goals are used, weighed and scored as they are meant to be | feudal loss missing, always 0, or followed for one window only | an ablation compares other cells than its table says | change the key that the message names, or say in the intent that it is meant (`manager=none`, `injection=false`, `period=8`, `feudal_weight=0.2`)
 MOD410 | 5 | the class is a module with forward(batch, carry) | the trainer cannot call it | a class of the right name that is something else | name the model class
 MOD420 | 5 | forward branches on self.training into _forward_train_* and _forward_eval* | evaluation trains, or training evaluates | one method for both hides exploration in evaluation | branch on self.training
 MOD421 | 5 | the training method's name, its body and ACT_MODE say the same mode | fixed steps where halting was meant, or the reverse | the guide's central failure: the run works and is another experiment | use the method of the mode
@@ -88,7 +89,7 @@ MOD441 | 5 | labels are those of the example that the row works on | the loss co
 MOD450 | 5 | evaluation explores nothing and takes the same depth for all | metrics that change from run to run | results cannot be compared | no exploration or sampling in evaluation
 MOD460 | 5 | the task gives the model's loss what it says and trains every parameter group | a part without optimizer | it stays at its random start | list every parameter in a ParamGroup
 SUM600 | 6 | script, task, loop and model form one mode | links of different modes | the whole is what is trained, not its parts | see the failed steps
-DAT510 | data | each data path has the data mode of the script | embedding data for an encoder, or the reverse | the guide's fourth pitfall | point data_paths to the data of the mode
+DAT510 | data | each data path has the data mode of the script | embedding data for an encoder, or the reverse | the guide's fourth pitfall | point data_paths (dataset, dataset_list) to data of the mode
 DAT511 | data | the data path's name agrees with the mode | a misleading name | the next reader takes it for the other kind | rename the folder
 DAT520 | data | train and test share no example | an accuracy that is too good | memory is measured, not reasoning | rebuild the data
 DAT521 | data | train and test share no solution | an accuracy that is too good | a model may recall the answer | rebuild with disjoint solutions

@@ -14,6 +14,7 @@ from verification.source import Repo
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INSTALLED = re.compile(r"<!-- file: (\S+) -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LOOP = re.compile(r"^for (\w+) in ([^;\n]+); do\n(.*?)^done$", re.MULTILINE | re.DOTALL)
 FOREIGN = frozenset(("pytest", "pip", "venv", "torch.distributed.run", "mypy", "ruff", "http.server"))
 
 
@@ -39,9 +40,10 @@ def documented(repo: Repo) -> Iterator[Documented]:
         for match in FENCE.finditer(text):
             start = text.count("\n", 0, match.start(2)) + 1
             if match[1] in ("bash", "sh", "console"):
-                yield from _commands(
-                    page.relative_to(repo.root).as_posix(), match[2], start, match[1] == "console", overlay
-                )
+                for below, body in unrolled(match[2]):
+                    yield from _commands(
+                        page.relative_to(repo.root).as_posix(), body, start + below, match[1] == "console", overlay
+                    )
     for page in sorted((repo.root / "config").glob("cfg_*.yaml")):
         lines: list[str] = []
         for line in page.read_text(encoding="utf-8").splitlines():
@@ -56,6 +58,15 @@ def documented(repo: Repo) -> Iterator[Documented]:
                 else ""
             )
         yield from _commands(page.relative_to(repo.root).as_posix(), "\n".join(lines), 1, False, {})
+
+
+def unrolled(body: str) -> Iterator[tuple[int, str]]:
+    """(lines above it, text): shell text without its `for` loops, then what each loop does, once for each word."""
+    yield 0, LOOP.sub(lambda loop: "\n" * loop[0].count("\n"), body)
+    for loop in LOOP.finditer(body):
+        above, name = body.count("\n", 0, loop.start(3)), re.compile(rf"\$(?:{loop[1]}\b|{{{loop[1]}}})")
+        for word in shlex.split(loop[2]):
+            yield above, word.join(name.split(loop[3]))
 
 
 def _commands(file: str, body: str, start: int, console: bool, overlay: dict[str, str]) -> Iterator[Documented]:

@@ -121,6 +121,8 @@ class TrainBatches:
         self.method, self.mixture = method, mixture
         self._drawn: tuple[int, np.ndarray] | None = None
         self._parts: dict[int, tuple[int, np.ndarray]] = {}
+        self._shift = np.zeros(len(self.datasets), dtype=np.int64)
+        """[K] rows given in all, less those that these settings would have given: see `go_on`."""
 
     def dataset(self, step: int) -> int:
         """The data set of a step: an index into the mixture's names, 0 without a mixture."""
@@ -144,7 +146,8 @@ class TrainBatches:
         known = self._parts.get(number)
         if known is None or known[0] != part:
             windows = self.datasets[number]
-            rows = np.arange(AHEAD * self.batch_size) + part * AHEAD * self.batch_size
+            rows = np.arange(AHEAD * self.batch_size) + part * AHEAD * self.batch_size + self._shift[number]
+            rows = np.maximum(rows, 0)  # of batches before the one that a run went on from
             epochs, index = np.divmod(rows, windows.blocks)
             if self.method == "sequential":
                 offsets = index * self.block_size
@@ -165,9 +168,24 @@ class TrainBatches:
 
     def progress(self, step: int) -> list[tuple[int, float]]:
         """(tokens, epochs) that each data set has given before `step`."""
-        batches = self.mixture.taken(step).tolist() if self.mixture else [step]
-        given = [count * self.batch_size * self.block_size for count in batches]
+        given = [rows * self.block_size for _, rows in self.given(step)]
         return [(tokens, tokens / (data.length - 1)) for tokens, data in zip(given, self.datasets, strict=True)]
+
+    def given(self, step: int) -> list[tuple[str, int]]:
+        """(name, rows given before `step`) of each data set: what `go_on` takes."""
+        rows = (self._taken(step) + self._shift).tolist()
+        return [(data.streams[0].name, count) for data, count in zip(self.datasets, rows, strict=True)]
+
+    def go_on(self, step: int, given: Sequence[tuple[str, int]]) -> None:
+        """Count, and take windows in order, from the rows `given` at `step`: batches of another size, or another
+        mixture, gave those before it."""
+        known = dict(given)
+        before = np.array([known.get(data.streams[0].name, 0) for data in self.datasets], dtype=np.int64)
+        self._shift = before - self._taken(step)
+        self._parts.clear()
+
+    def _taken(self, step: int) -> np.ndarray:
+        return (self.mixture.taken(step) if self.mixture else np.array([step])) * self.batch_size
 
     def _uniform(self, step: int) -> np.ndarray:
         """[B] numbers in [0, 1); drawn for PLAN steps at once, because making a generator costs more than a batch."""
@@ -183,7 +201,7 @@ class EvalBatches:
 
     `sweep`: windows side by side in file order, the last one padded with target -100, so that every token but the first
     is scored exactly once; with `max_batches` fewer, evenly spaced ones, always the same. `random`: `max_batches`
-    batches of windows at random offsets, keyed by seed and `round`, as nanoGPT estimates its loss.
+    batches of windows at random offsets, always the same, after nanoGPT's estimate of its loss.
 
     Raises: UsageError like TrainBatches.
     """
@@ -209,7 +227,7 @@ class EvalBatches:
             raise ValueError("one data set at a time")
         self.data = _Windows(streams, block_size, contexts=contexts, align=align)
         self.seed, self.batch_size, self.block_size, self.mode = seed, batch_size, block_size, mode
-        self._purpose = f"text/eval/{streams[0].split}"
+        self._purpose = f"text/eval/{streams[0].split}/0"
         whole = -(-(self.data.length - 1) // block_size)
         self.windows = whole if max_batches is None else min(whole, max_batches * batch_size)
         """Windows of a sweep."""
@@ -219,17 +237,12 @@ class EvalBatches:
     def __len__(self) -> int:
         return self._batches
 
-    @property
-    def full(self) -> bool:
-        """Whether every token is scored."""
-        return self.mode == "sweep" and self.windows == self._whole
-
-    def rows(self, index: int, low: int, high: int, *, round: int = 0) -> dict[str, np.ndarray]:
+    def rows(self, index: int, low: int, high: int) -> dict[str, np.ndarray]:
         """Rows [low, high) of batch `index`, as TrainBatches.rows; rows after the last window are not scored."""
         if not 0 <= index < len(self):
             raise IndexError(f"there are batches 0 to {len(self) - 1}, not {index}")
         if self.mode == "random":
-            draws = keyed_numpy(self.seed, f"{self._purpose}/{round}", index).random(self.batch_size)
+            draws = keyed_numpy(self.seed, self._purpose, index).random(self.batch_size)
             return self.data.batch((draws * self.data.starts).astype(np.int64)[low:high])
         numbers = index * self.batch_size + np.arange(low, high)
         places = numbers * self._whole // self.windows * self.block_size

@@ -71,7 +71,10 @@ class Piece:
         for key in self.keys or ():
             value = record.get(key) if isinstance(record, dict) else None
             if not isinstance(value, str):
-                have = closest(key, record) if isinstance(record, dict) else "a line must be an object or a string"
+                if isinstance(record, dict):
+                    have = f"it is {json.dumps(value)[:40]}, no string" if key in record else closest(key, record)
+                else:
+                    have = "a line must be an object or a string"
                 raise UsageError(f"{self.path} has a line without text under {key!r} (--json-key): {have}")
             values.append(value)
         return self._whole("\n".join(values))

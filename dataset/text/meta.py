@@ -126,16 +126,21 @@ def read_meta(root: str | Path) -> TextMeta:
     return TextMeta(vocab_size=size, dtype=width(size), tokenizer="gpt2", eot=eot, state={"type": "gpt2"})
 
 
+def tokenizer_state(root: str | Path) -> dict[str, Any]:
+    """What the tokenizer of a data set is made from. Raises: UsageError when it has none that we know."""
+    root = Path(root)
+    state = read_meta(root).state
+    if state is None and not (root / TOKENIZER).exists():
+        raise UsageError(f"{root} has token files but no tokenizer ({TOKENIZER}): text cannot be encoded or decoded")
+    return _read_json(root / TOKENIZER) if state is None else state
+
+
 def load_tokenizer(root: str | Path) -> Tokenizer:
     """The tokenizer of a data set. Raises: UsageError when it has none that we know."""
     root = Path(root)
     meta = read_meta(root)
-    if meta.state is not None:
-        return from_state(meta.state)
-    if not (root / TOKENIZER).exists():
-        raise UsageError(f"{root} has token files but no tokenizer ({TOKENIZER}): text cannot be encoded or decoded")
-    tokenizer = from_state(_read_json(root / TOKENIZER))
-    if tokenizer.vocab_size != meta.vocab_size:
+    tokenizer = from_state(tokenizer_state(root))
+    if meta.state is None and tokenizer.vocab_size != meta.vocab_size:
         raise UsageError(
             f"{root / TOKENIZER} has {tokenizer.vocab_size} tokens, {META} says {meta.vocab_size}: files of two sets"
         )

@@ -130,7 +130,7 @@ def download(name: str, hub: str | None, folder: Path) -> str:
 
     Raises: UsageError when that fails.
     """
-    entry = NAMED.get(name)
+    entry, asked = NAMED.get(name), "--hub" if hub else "--download"
     if hub is None and entry is not None and entry.url is not None:
         _fetch(entry, folder)
         return entry.url
@@ -141,14 +141,12 @@ def download(name: str, hub: str | None, folder: Path) -> str:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise UsageError(
-            "--download needs the datasets library: pip install 'loopforge[lm]'; or give --input"
-        ) from None
+        raise UsageError(f"{asked} needs the datasets library: pip install 'loopforge[lm]'; or give --input") from None
     try:
         splits = load_dataset(*repository.split(":", 1))
     except Exception as error:  # every failure of the library ends here, with its first line
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"--download of {repository} failed: {first}; give the files as --input") from None
+        raise UsageError(f"{asked} of {repository} failed: {first}; give the files as --input") from None
     for split, rows in splits.items():
         lines = bool(entry and entry.hub_text)
         with open(folder / f"{split}{'.txt' if lines else JSON_SUFFIXES[0]}", "w", encoding="utf-8") as out:

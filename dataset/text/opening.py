@@ -25,6 +25,8 @@ class HeldOut:
     split: Split
     batches: EvalBatches
     bytes_per_token: float | None = None
+    eot: int | None = None
+    """Token that ends a document: no bytes of text stand for it, so bits per byte leave its nats out."""
     stream: int | None = None
     """Which of the model's vocabularies it uses, where each data set has its own."""
 
@@ -136,8 +138,9 @@ def _batches(
 def _entry(
     config: Any, group: Sequence[str], split: Split, batches: EvalBatches, number: int, contexts: bool
 ) -> HeldOut:
+    first = batches.data.streams[0]
+    ratio = None if contexts else first.bytes_per_token
     return HeldOut(
-        name="+".join(folder_of(name).name for name in group), split=split, batches=batches,
-        bytes_per_token=None if contexts else batches.data.streams[0].bytes_per_token,
-        stream=number if config.multidataset_wte else None,
+        name="+".join(folder_of(name).name for name in group), split=split, batches=batches, bytes_per_token=ratio,
+        eot=first.meta.eot if ratio else None, stream=number if config.multidataset_wte else None,
     )  # fmt: skip

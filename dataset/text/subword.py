@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
@@ -17,6 +18,9 @@ from engine.io import UsageError
 DEFAULT_VOCAB = 4096
 # Bytes; sentencepiece learns nothing from longer lines, and its own limit of 4192 leaves out whole documents.
 MAX_LINE = 1 << 24
+# Signs of one kind in a row: training takes time quadratic in a word's length, and learns nothing from longer words.
+LONG_WORD = 1000
+LONG_RUN = re.compile(rf"\w{{{LONG_WORD}}}|\s{{{LONG_WORD}}}|[^\w\s]{{{LONG_WORD}}}")
 # name -> (size with the special tokens, end-of-text token); known here so that a data set opens without tiktoken
 TIKTOKEN = {
     "gpt2": (50257, 50256),
@@ -29,6 +33,12 @@ TIKTOKEN = {
 
 def _absent(library: str, kind: str) -> UsageError:
     return UsageError(f"the tokenizer {kind} needs the library {library}: pip install {library}")
+
+
+def _without_long_words(text: str) -> list[str]:
+    """`text`, cut wherever a word of LONG_WORD signs has passed; the parts joined are the text."""
+    ends = [match.end() for match in LONG_RUN.finditer(text)]
+    return [text[low:high] for low, high in zip([0, *ends], [*ends, len(text)], strict=True)]
 
 
 def _reason(error: Exception) -> str:
@@ -74,7 +84,7 @@ class BPE(Tokenizer):
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        library.train_from_iterator(texts, trainer)
+        library.train_from_iterator((part for text in texts for part in _without_long_words(text)), trainer)
         # The library's threads do not survive the fork of the encoding workers; it must not try to use them there.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         return cls(json.loads(library.to_str()))

@@ -65,9 +65,10 @@ def build_optimizer(
     lr: float,
     options: Mapping[str, Any] | None = None,
     names: Sequence[str] = (),
+    parts: Mapping[str, Sequence[int]] | None = None,
 ) -> Optimizer:
     """The optimizer `name` over `params` (dense: parameters by name, or a list with `names`; sparse: a
-    table).
+    table). `parts` cuts parameters into rows that a library's optimizer takes as matrices of their own.
 
     Raises UsageError for an unknown name or option (with the nearest choice) and for a value out of range.
     """
@@ -89,7 +90,7 @@ def build_optimizer(
             return make(params, names, lr=lr, **(options or {}))
         assert cls is not None
         assert not isinstance(params, SparseTable)
-        return build_library(name, cls, params, names, lr=lr, options=options or {})
+        return build_library(name, cls, params, names, lr=lr, options=options or {}, parts=parts or {})
     except (ValueError, TypeError) as error:
         raise UsageError(f"optimizer {name}: {error}") from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -40,14 +41,17 @@ class LibraryOptimizer:
     """One optimizer object of a library over named parameters.
 
     `make(params)` builds it at learning rate `lr`; a step runs at lr·lr_scale. Where the optimizer keeps the weights to
-    evaluate apart from those it trains (schedule-free ones), `evaluating()` exchanges them.
+    evaluate apart from those it trains (schedule-free ones), `evaluating()` exchanges them. `parts` gives the rows of
+    each matrix in a parameter that stacks several; the optimizer sees those, over the same memory.
     """
 
     def __init__(
         self, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], params: Sequence[nn.Parameter],
         names: Sequence[str], *, lr: float, fused: bool = False, hessian_every: int | None = None,
+        parts: Mapping[str, Sequence[int]] | None = None,
     ) -> None:  # fmt: skip
-        self.params, self.names, self.lr = list(params), list(names), lr
+        self.params, self.names, self._cuts = cut_rows(params, names, parts or {})
+        self.lr = lr
         self.optimizer = make(self.params)
         self._fused, self._hessian_every, self._steps = fused, hessian_every, 0
         if self.evaluates_others:
@@ -63,6 +67,8 @@ class LibraryOptimizer:
             return
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * lr_scale
+        for part, whole, rows in self._cuts:
+            part.grad = None if whole.grad is None else whole.grad[rows]
         self._steps += 1
         if self._hessian_every is None:
             self.optimizer.step()
@@ -125,6 +131,25 @@ class LibraryOptimizer:
         self._steps = int(state["steps"])
 
 
+def cut_rows(
+    params: Sequence[nn.Parameter], names: Sequence[str], parts: Mapping[str, Sequence[int]]
+) -> tuple[list[nn.Parameter], list[str], list[tuple[nn.Parameter, nn.Parameter, slice]]]:
+    """Parameters and names with those of `parts` cut into rows; and the cuts: (part, whole, rows)."""
+    if not parts:
+        return list(params), list(names), []
+    kept: dict[str, nn.Parameter] = {}
+    cuts = []
+    for name, param in zip(names, params, strict=True):
+        if name not in parts:
+            kept[name] = param
+            continue
+        for part, end in zip(param.detach().split([*parts[name]]), accumulate(parts[name]), strict=True):
+            rows = slice(end - len(part), end)
+            kept[f"{name}.rows_{rows.start}"] = own = nn.Parameter(part)
+            cuts.append((own, param, rows))
+    return list(kept.values()), list(kept), cuts
+
+
 class Lookahead:
     """k steps of an inner optimizer, then a share `alpha` of the way from the slow weights (Zhang et al. 2019)."""
 
@@ -185,7 +210,7 @@ def find_class(name: str) -> type[torch.optim.Optimizer] | None:
 
 def build_library(
     name: str, cls: type[torch.optim.Optimizer], params: Sequence[nn.Parameter], names: Sequence[str], *, lr: float,
-    options: Mapping[str, Any],
+    options: Mapping[str, Any], parts: Mapping[str, Sequence[int]],
 ) -> LibraryOptimizer:  # fmt: skip
     """`cls` over `params`, tried on two small tensors first, so that what cannot train or be saved is refused at once.
 
@@ -205,7 +230,7 @@ def build_library(
         return cls(groups, **{"lr": lr, **settings, **extra})
 
     _try_out(name, make, period, sizes=[(4, 3), (3, 3)] if matrices_only or name == "muon" else [(4, 3), (3,)])
-    return LibraryOptimizer(make, params, names, lr=lr, fused=fused, hessian_every=period)
+    return LibraryOptimizer(make, params, names, lr=lr, fused=fused, hessian_every=period, parts=parts)
 
 
 def _try_out(name: str, make: Any, period: int | None, *, sizes: list[tuple[int, ...]]) -> None:

@@ -237,7 +237,7 @@ class GPT(nn.Module):
         return {name: members for name, members in groups.items() if members}
 
     def fused_rows(self) -> dict[str, tuple[int, ...]]:
-        """Matrices that are several stacked ones (q, k, v; SwiGLU's gate, up): rows of each, for Muon to split."""
+        """Matrices that are several stacked ones (q, k, v; SwiGLU's gate, up): rows of each, by parameter."""
         config = self.config
         parts: dict[str, tuple[int, ...]] = {}
         kv = config.kv_heads * config.head_dim
@@ -253,16 +253,9 @@ class GPT(nn.Module):
         """Compile units."""
         return list(self.h)
 
-    def num_parameters(self, *, non_embedding: bool = False) -> int:
-        """Trained parameters, tied ones once; `non_embedding` leaves out what is only looked up: positions, value
-        tables, and the token tables where the head has its own weight."""
-        total = sum(p.numel() for p in self.parameters())
-        if not non_embedding:
-            return total
-        tables: list[nn.Module] = [m for m in self.modules() if isinstance(m, CastedEmbedding)]
-        if self.lm_head is None:
-            tables = [table for table in tables if table not in set(self.wte.tables)]
-        return total - sum(p.numel() for table in tables for p in table.parameters())
+    def num_parameters(self) -> int:
+        """Trained parameters, tied ones once."""
+        return sum(p.numel() for p in self.parameters())
 
     def flops(self, rows: int) -> dict[str, float]:
         """Operations for `rows` rows of block_size tokens: per token 6N + 12·L·D·min(window, T) for `train`, a third of

@@ -31,8 +31,10 @@ def read_nanogpt(path: str | Path) -> dict[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError("it is damaged, or holds more than tensors and plain values, which may run code") from None
-    except (OSError, RuntimeError, EOFError) as error:
-        raise ValueError(f"it cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ValueError(f"it cannot be read ({error.strerror})") from None
+    except (OSError, RuntimeError, EOFError):  # what torch says of a cut file is a matter of where it is cut
+        raise ValueError("it is damaged or cut short") from None
     parts = [loaded.get(key) if isinstance(loaded, dict) else None for key in ("model_args", "model")]
     if not all(isinstance(part, dict) for part in parts):
         raise ValueError("it is no checkpoint of nanoGPT, which has model_args and model")

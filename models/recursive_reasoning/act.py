@@ -9,13 +9,15 @@ positions, D width, V words.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 EXPLORATION = "exploration"
+ASIDE = "aside"
+"""Name under which `inner.recur` returns what is for the loss and not for the next step."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,13 @@ class PuzzleShape:
     seq_len: int
     vocab_size: int
     num_puzzle_identifiers: int
+    pad_id: int = 0
 
 
 @dataclass
 class ACTCarry:
-    """State of B open episodes between steps. `latents` [B,S,D] carry no gradient; `data` is the example each
-    row works on."""
+    """State of B open episodes between steps. `latents` [B,S,D] (and what else a variant keeps per row, [B,...]) carry
+    no gradient; `data` is the example each row works on."""
 
     latents: dict[str, Tensor]
     steps: Tensor  # [B] int32, ACT steps taken on the present example
@@ -49,6 +52,8 @@ class ACTOutput:
     q_halt_logits: Tensor
     q_continue_logits: Tensor
     target_q_continue: Tensor | None = None
+    aside: dict[str, Tensor] = field(default_factory=dict)
+    """What a variant tells its own loss, [B, ...]; in evaluation of the episode so far."""
 
 
 class ACTModel(nn.Module):
@@ -104,12 +109,13 @@ class ACTModel(nn.Module):
             latents = self.inner.recur(latents, x)
             logits = self.inner.logits(latents)
             q_halt, q_continue = self.inner.q_values(latents)
+            aside = latents.pop(ASIDE, {})
             latents = {name: latent.detach() for name, latent in latents.items()}
             with torch.no_grad():
                 steps = steps + 1
                 halted = self._halting(steps, q_halt, q_continue, batch.get(EXPLORATION))
                 target = self._continue_target(latents, x, steps)
-        return ACTOutput(ACTCarry(latents, steps, halted, data), logits, q_halt, q_continue, target)
+        return ACTOutput(ACTCarry(latents, steps, halted, data), logits, q_halt, q_continue, target, aside)
 
     def _open_rows(
         self, batch: dict[str, Tensor], carry: ACTCarry | None
@@ -186,19 +192,28 @@ class ACTModel(nn.Module):
         if latched and halted.all():
             return carry
         latents, steps = self.inner.recur(carry.latents, x), carry.steps + ~halted
+        latents.pop(ASIDE, None)
         if latched:
             latents = {name: _where_rows(halted, carry.latents[name], moved) for name, moved in latents.items()}
             halted = halted | self._willing(*self.inner.q_values(latents))
         return ACTCarry(latents, steps, halted | (steps >= most), carry.data)
 
     def _eval_output(self, carry: ACTCarry) -> ACTOutput:
-        return ACTOutput(carry, self.inner.logits(carry.latents), *self.inner.q_values(carry.latents))
+        q_halt, q_continue = self.inner.q_values(carry.latents)
+        return ACTOutput(
+            carry, self.inner.logits(carry.latents), q_halt, q_continue, aside=self.inner.aside(carry.latents)
+        )
 
     # Facts about the model
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by group name; the sparse puzzle table is no parameter: see `puzzle_emb`."""
         return {"trunk": list(self.parameters())}
+
+    @property
+    def noise_width(self) -> int:
+        """Normal numbers [noise_width] that each fresh example of training comes with, as `noise` in the batch."""
+        return 0
 
     @property
     def puzzle_emb(self) -> Any:

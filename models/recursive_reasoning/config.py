@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:  # --help reads these keys without loading torch
+    import torch
 
 PositionEncoding = Literal["rope", "rope_2d", "learned", "none"]
 EvalHalting = Literal["fixed", "latched"]
@@ -129,14 +130,9 @@ class RecursiveConfig:
 
     def compute_dtype(self, auto: torch.dtype) -> torch.dtype:
         """The dtype of activations; `auto` is used for forward_dtype=auto."""
-        dtypes = {
-            "auto": auto,
-            "bfloat16": torch.bfloat16,
-            "float16": torch.float16,
-            "float32": torch.float32,
-            "float64": torch.float64,
-        }
-        return dtypes[self.forward_dtype]
+        import torch
+
+        return auto if self.forward_dtype == "auto" else getattr(torch, self.forward_dtype)
 
 
 def _check(fine: bool, message: str) -> None:

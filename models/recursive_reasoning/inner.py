@@ -142,13 +142,17 @@ class RecursiveInner(nn.Module):
     def recur(self, latents: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
         """All cycles of one ACT step: latents [B, S, D] -> latents, of which the last `window` updates have a
         graph."""
+        values = self.updated({**latents, INPUT: x})
+        return {name: values[name] for name in self.latent_names}
+
+    def updated(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The plan run on `values`: latents and every input that it names."""
         rope = None if self.rotary is None else self.rotary()
 
         def call(stack: str, hidden: Tensor, injection: Tensor | None) -> Tensor:
             return self.get_submodule(stack)(hidden, injection, rope)
 
-        values = recur(self.plan, self.window, {**latents, INPUT: x}, call)
-        return {name: values[name] for name in self.latent_names}
+        return recur(self.plan, self.window, values, call)
 
     def logits(self, latents: Mapping[str, Tensor]) -> Tensor:
         """Latents -> logits [B, T, V] in the compute dtype (the prefix is dropped before the projection)."""
@@ -158,6 +162,10 @@ class RecursiveInner(nn.Module):
         """Latents -> (q_halt [B], q_continue [B]) read at position 0, at least float32."""
         q = self.q_head(latents[self.readout][:, 0])
         return q.to(torch.promote_types(q.dtype, torch.float32)).unbind(-1)
+
+    def aside(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What an evaluation tells the loss beside the answer: nothing here."""
+        return {}
 
     # Facts about the model
 

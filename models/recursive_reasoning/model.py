@@ -22,6 +22,7 @@ class RecursiveModel(ACTModel):
     """
 
     Config: ClassVar[type[RecursiveConfig]]
+    Inner: ClassVar[type[RecursiveInner]] = RecursiveInner
     readout: ClassVar[str] = "z_H"
     """The latent that the output heads read."""
 
@@ -35,7 +36,7 @@ class RecursiveModel(ACTModel):
     ) -> None:
         updates, window = self.cycles(config)
         dtype = config.compute_dtype(auto_dtype)
-        inner = RecursiveInner(
+        inner = self.Inner(
             config, shape, plan=updates, window=window, dtype=dtype, attention=attention, readout=self.readout
         )
         super().__init__(

@@ -83,6 +83,37 @@ def test_sequential_goes_round_the_file(tmp_path: Path) -> None:
     assert [batches.offsets(step).tolist() for step in range(3)] == [[0, 16], [32, 0], [16, 32]]
 
 
+@pytest.mark.parametrize("method", ["sequential", "without_replacement"])
+def test_a_batch_of_another_size_goes_on_where_the_rows_ended(tmp_path: Path, method: str) -> None:
+    def batches(size: int) -> TrainBatches:
+        return TrainBatches([counting(tmp_path / "a", 1001)], seed=0, batch_size=size, block_size=10, method=method)
+
+    large, small, alone = batches(8), batches(2), batches(1)
+    small.go_on(5, large.given(5))
+    assert small.given(7) == [("a", 5 * 8 + 2 * 2)]
+    assert small.progress(7) == [(440, 0.44)]
+    rows = np.concatenate([small.offsets(step) for step in (5, 6, 7 * AHEAD)])
+    assert rows.tolist() == [
+        alone.offsets(row)[0] for row in (40, 41, 42, 43, *(40 + 2 * (7 * AHEAD - 5) + k for k in (0, 1)))
+    ]
+    again = batches(8)
+    again.go_on(9, small.given(9))
+    assert again.given(9) == small.given(9)
+    assert again.offsets(9)[0] == alone.offsets(48)[0]
+
+
+def test_a_changed_mixture_counts_on_by_name(tmp_path: Path) -> None:
+    def batches(*names: str) -> TrainBatches:
+        streams = [counting(tmp_path / name, 301) for name in names]
+        mixture = Mixture(list(names), seed=1, max_steps=100)
+        return TrainBatches(streams, seed=0, batch_size=2, block_size=10, mixture=mixture)
+
+    before, after = batches("a", "b"), batches("b", "c")
+    after.go_on(20, before.given(20))
+    assert dict(after.given(20)) == {"b": dict(before.given(20))["b"], "c": 0}
+    assert sum(dict(after.given(30)).values()) == sum(dict(after.given(20)).values()) + 10 * 2
+
+
 def test_a_mixture_counts_each_data_set_by_itself(tmp_path: Path) -> None:
     streams = [counting(tmp_path / "a", 1001), counting(tmp_path / "b", 301)]
     mixture = Mixture(["a", "b"], seed=1, max_steps=100, probs=(0.5, 0.5))
@@ -137,7 +168,6 @@ def test_a_full_sweep_scores_every_token_once_like_brute_force(tmp_path: Path, c
             if scored.any():
                 got.append((x[scored].tolist(), y[scored].tolist()))
     assert got == expected
-    assert batches.full
     assert sum(len(y) for _, y in got) == count - 1
 
 
@@ -146,10 +176,8 @@ def test_a_capped_sweep_is_spread_evenly_and_stays_the_same(tmp_path: Path) -> N
     batches = EvalBatches([stream], seed=0, batch_size=4, block_size=10, max_batches=5)
     starts = np.concatenate([batches.rows(index, 0, 4)["tokens"][:, 0] for index in range(len(batches))])
     assert len(batches) == 5
-    assert not batches.full
     assert starts.tolist() == [k * 500 for k in range(20)]
     generous = EvalBatches([stream], seed=0, batch_size=4, block_size=10, max_batches=10_000)
-    assert generous.full
     assert len(generous) == 250
 
 
@@ -159,9 +187,7 @@ def test_random_evaluation_is_keyed(tmp_path: Path) -> None:
     rows = [batches.rows(2, 0, 4)["tokens"].tolist() for batches in made]
     assert rows[0] == rows[1] != rows[2]
     assert made[0].rows(2, 1, 3)["tokens"].tolist() == rows[0][1:3]
-    assert made[0].rows(2, 0, 4, round=1)["tokens"].tolist() != rows[0]
     assert len(made[0]) == 3
-    assert not made[0].full
     with pytest.raises(IndexError):
         made[0].rows(3, 0, 4)
 

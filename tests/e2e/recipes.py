@@ -96,7 +96,13 @@ class Entry:
             build_config(resolve(loss["name"], "losses"), loss, "arch.loss")
 
 
-PRETRAIN = Entry("pretrain", PretrainConfig, "cfg_pretrain", "recursive_reasoning", {"checkpoint_path": "run_dir"})
+PRETRAIN = Entry(
+    "pretrain",
+    PretrainConfig,
+    "cfg_pretrain",
+    "recursive_reasoning",
+    {"checkpoint_path": "run_dir", "data_path": "data_paths"},
+)
 TRAIN = Entry("train", TrainConfig, "cfg_train", "language_models", ALIASES, rewrite)
 ENTRIES = {entry.name: entry for entry in (PRETRAIN, TRAIN)}
 

@@ -13,7 +13,13 @@ from tests.e2e.recipes import ENTRIES, PRETRAIN, TRAIN, Entry
 from tests.train import conftest as small_texts
 
 texts = small_texts.texts  # a fixture
-PAIRS = [(entry, recipe, arch) for entry in ENTRIES.values() for recipe in entry.recipes for arch in entry.archs]
+PAIRS = [
+    (entry, recipe, arch)
+    for entry in ENTRIES.values()
+    for recipe in entry.recipes
+    for arch in entry.archs
+    if not (recipe == "cfg_pretrain_sudoku_6x6_feudal" and arch.startswith("trm"))  # one stack has no H_layers
+]
 IDS = [f"{recipe}-{arch}" for _, recipe, arch in PAIRS]
 SHAPES = {
     "sudoku-default": (16, 6, 1), "sudoku-4x4": (16, 6, 1), "sudoku-6x6": (36, 8, 1), "sudoku-9x9-easy": (81, 11, 1),

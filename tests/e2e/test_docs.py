@@ -1,7 +1,8 @@
 """README.md, docs/ and recipe headers say what the program does: every command is read, the marked ones are run.
 
 In the pages:
-    ```bash        commands; those of entry scripts are composed and checked, other arguments go through their parsers
+    ```bash        commands; those of entry scripts are composed and checked, other arguments go through their parsers;
+                   `for` loops are unrolled, of a .sh the python command inside is taken
     ```console     `$ command`, then lines that its output must hold; all are run, `...` stands for anything
     ```python      must parse; after `<!-- run -->` it is executed, after `<!-- file: PATH -->` it is also installed
                    as that module for the runs of the page
@@ -14,11 +15,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from pretrain_args import PretrainConfig
 from tests.conftest import ROOT, SHARED, Result, _entry, run_forked, run_script
 from tests.e2e.recipes import entry_of
 from train_args import TrainConfig
+from verification.docs import unrolled
 
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.exists()]
 RECIPES = sorted((ROOT / "config").glob("cfg_*.yaml"))
@@ -66,15 +69,25 @@ def read(path: Path) -> Page:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of each line that starts a program of ours; environment variables before it are dropped."""
+    """The words of each line that starts a program of ours; environment variables before it are dropped, loops are
+    unrolled."""
     found = []
-    for line in text.replace("\\\n", " ").splitlines():
+    for line in "\n".join(part for _, part in unrolled(text)).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         while words and VARIABLE.fullmatch(words[0]):
             words = words[1:]
+        if words and words[0].endswith(".sh"):
+            words = _inside(words)
         if words and words[0] in ("python", "torchrun", "make"):
             found.append(words)
     return found
+
+
+def _inside(words: list[str]) -> list[str]:
+    """`./run_training.sh max_steps=5` -> the python command that the script in scripts/ ends in, and the arguments."""
+    text = (ROOT / "scripts" / Path(words[0]).name).read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = re.findall(r'^ *exec "\$python" (.*) "\$@"$', text, re.M)
+    return ["python", *shlex.split(line), *words[1:]]
 
 
 def header_commands(recipe: Path) -> list[list[str]]:
@@ -301,15 +314,17 @@ def _value(value: object) -> str:
     words = {True: "true", False: "false", None: "null"}
     if value is MISSING:
         return "required"
+    if isinstance(value, str) and not value.isprintable():  # a line break ends a row
+        return f"`{json.dumps(value)}`"
     return f"`{words[value] if value is None or isinstance(value, bool) else value}`"
 
 
-def _keys(schema: type, skip: set[str]) -> str:
+def _keys(schema: type, skip: set[str], prefix: str = "") -> str:
     lines = [_row("key", "type", "default", "meaning"), "|---|---|---|---|"]
     for name, key in keys_of(schema).items():
         if name not in skip:
             kind = describe(key.kind) + (" or null" if key.optional else "")
-            lines.append(_row(f"`{name}`", kind, _value(key.default), key.doc))
+            lines.append(_row(f"`{prefix}{name}`", kind, _value(key.default), key.doc))
     return "\n".join(lines)
 
 
@@ -330,10 +345,24 @@ def _arch_keys() -> str:
     return "\n".join(lines)
 
 
-def _identity() -> str:
-    return "\n".join(
-        ["| key | why it may differ |", "|---|---|", *(_row(f"`{k}`", v) for k, v in NOT_IDENTITY.items())]
-    )
+def _manager_keys() -> str:
+    from losses import ACTLossConfig, FeudalLossConfig
+    from models.recursive_reasoning.hrm import HRMConfig
+    from models.recursive_reasoning.hrm_feudal import HRMFeudalConfig
+
+    head = _keys(HRMFeudalConfig, set(keys_of(HRMConfig)), "arch.")
+    return "\n".join([head, *_keys(FeudalLossConfig, set(keys_of(ACTLossConfig)), "arch.loss.").splitlines()[2:]])
+
+
+def _identity(keys: Mapping[str, str]) -> str:
+    return "\n".join(["| key | why it may differ |", "|---|---|", *(_row(f"`{k}`", v) for k, v in keys.items())])
+
+
+def _train_identity() -> str:
+    """What train.py's table has beside the other, or lacks."""
+    more = {key: why for key, why in TrainConfig.NOT_IDENTITY.items() if key not in NOT_IDENTITY}
+    lacks = [key for key in NOT_IDENTITY if key not in TrainConfig.NOT_IDENTITY]
+    return "\n".join([_identity(more), *(_row(f"`{key}`", "must *not* differ here") for key in lacks)])
 
 
 def _lm_keys() -> str:
@@ -349,12 +378,14 @@ def _lm_keys() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "run keys": lambda: _keys(RunConfig, set()),
     "train keys": lambda: _keys(
-        TrainConfig, set(keys_of(RunConfig)) - {"compile", "seed", "grad_clip", "log_interval"}
+        TrainConfig, set(keys_of(RunConfig)) - {"compile", "seed", "grad_clip", "log_interval", "accumulation"}
     ),
     "gpt keys": _lm_keys,
     "pretrain keys": lambda: _keys(PretrainConfig, set(keys_of(RunConfig))),
     "arch keys": _arch_keys,
-    "not identity": _identity,
+    "manager keys": _manager_keys,
+    "not identity": lambda: _identity(NOT_IDENTITY),
+    "identity of train": _train_identity,
 }
 TABLE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.S)
 

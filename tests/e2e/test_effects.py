@@ -10,6 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from engine import compiling
+from losses import ACTLossConfig, FeudalLossConfig
+from models.recursive_reasoning.subgoal import SubgoalConfig
 from pretrain_args import PretrainConfig
 from tests.conftest import metrics, run_script
 
@@ -60,30 +62,88 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SAME = "nothing but speed or memory"
 EFFECTS = {
-    "seed=1": "weights", "deterministic=true threads=1": SAME, "attention=math": "output", "threads=2": "output",
-    "accumulation=2": "output", "compile=block": "output", "stats_interval=2": "lines", "profile_steps=2": "files",
-    "enable_csv=true": "files", "enable_tensorboard=true": "files", "max_steps=5": "lines", "grad_clip=0.01": "weights",
+    "seed=1": "weights",
+    "deterministic=true threads=1": SAME,
+    "attention=math": "output",
+    "threads=2": "output",
+    "accumulation=2": "output",
+    "compile=block": "output",
+    "stats_interval=2": "lines",
+    "profile_steps=2": "files",
+    "enable_csv=true": "files",
+    "enable_tensorboard=true": "files",
+    "max_steps=5": "lines",
+    "grad_clip=0.01": "weights",
     "ema=false": "files",
-    "ema_rate=0.5": "evaluation", "log_interval=3": "lines", "checkpoint_interval=2 keep_last=9": "files",
-    "checkpoint_interval=2 keep_last=1 keep_every=2": "files", "script=pretrain": SAME,
+    "ema_rate=0.5": "evaluation",
+    "log_interval=3": "lines",
+    "checkpoint_interval=2 keep_last=9": "files",
+    "checkpoint_interval=2 keep_last=1 keep_every=2": "files",
+    "script=pretrain": SAME,
     "data_paths=[data/debug-sudoku-4x4,data/debug-sudoku-4x4]": "weights",
-    "data_paths_test=[data/sudoku-default]": "evaluation", "evaluators=[{name: steps@PerStepAccuracy}]": "evaluation",
-    "global_batch_size=4": "weights", "epochs=4": "output", "epochs=16 eval_interval=16": "lines",
-    "epochs=16 min_eval_interval=1": "lines", "final_eval=false": "lines", "checkpoint_every_eval=false": "files",
-    "eval_max_examples=2": "lines", "final_eval_max_examples=2": "evaluation", "eval_batch_size=4": SAME,
-    "lr=0.01": "weights", "lr_min_ratio=0.9": "weights", "lr_warmup_steps=5": "weights", "weight_decay=0.5": "weights",
-    "beta1=0.5": "weights", "beta2=0.5": "weights", "puzzle_emb_lr=0.02": "weights",
-    "puzzle_emb_weight_decay=0.9": "weights", "freeze_weights=true": "weights", "arch.halt_max_steps=2": "weights",
-    "arch.no_ACT_continue=false": "weights", "arch.H_cycles=3": "weights", "arch.L_cycles=2": "weights",
-    "arch.L_layers=2": "weights", "arch.hidden_size=64": "weights", "arch.num_heads=2": "weights",
-    "arch.expansion=16": "weights", "arch.mlp_t=true": "weights", "arch.puzzle_emb_ndim=16": "weights",
-    "arch.puzzle_emb_len=2": "weights", "arch.pos_encodings=learned": "weights", "arch.rope_theta=10": "weights",
-    "arch.rms_norm_eps=0.1": "weights", "arch.forward_dtype=bfloat16": "weights",
-    "arch.loss.loss_type=softmax_cross_entropy": "weights", "arch.loss.precision=float64": "lines",
-    "arch=hrm arch.H_layers=1 arch.puzzle_emb_len=0": "weights", "arch.head_dim=4": "weights",
-    "arch.pos_encodings=rope_2d": "weights", "arch.eval_halting=latched": "evaluation", "arch=trm_singlez": "weights",
-    "arch=trm_hier6": "weights", "arch=trm_hier6 arch.L_latents=2": "weights",
+    "data_paths_test=[data/sudoku-default]": "evaluation",
+    "evaluators=[{name: steps@PerStepAccuracy}]": "evaluation",
+    "global_batch_size=4": "weights",
+    "epochs=4": "output",
+    "epochs=16 eval_interval=16": "lines",
+    "epochs=16 min_eval_interval=1": "lines",
+    "final_eval=false": "lines",
+    "checkpoint_every_eval=false": "files",
+    "eval_max_examples=2": "lines",
+    "final_eval_max_examples=2": "evaluation",
+    "eval_batch_size=4": SAME,
+    "lr=0.01": "weights",
+    "lr_min_ratio=0.9": "weights",
+    "lr_warmup_steps=5": "weights",
+    "weight_decay=0.5": "weights",
+    "beta1=0.5": "weights",
+    "beta2=0.5": "weights",
+    "puzzle_emb_lr=0.02": "weights",
+    "puzzle_emb_weight_decay=0.9": "weights",
+    "freeze_weights=true": "weights",
+    "arch.halt_max_steps=2": "weights",
+    "arch.no_ACT_continue=false": "weights",
+    "arch.H_cycles=3": "weights",
+    "arch.L_cycles=2": "weights",
+    "arch.L_layers=2": "weights",
+    "arch.hidden_size=64": "weights",
+    "arch.num_heads=2": "weights",
+    "arch.expansion=16": "weights",
+    "arch.mlp_t=true": "weights",
+    "arch.puzzle_emb_ndim=16": "weights",
+    "arch.puzzle_emb_len=2": "weights",
+    "arch.pos_encodings=learned": "weights",
+    "arch.rope_theta=10": "weights",
+    "arch.rms_norm_eps=0.1": "weights",
+    "arch.forward_dtype=bfloat16": "weights",
+    "arch.loss.loss_type=softmax_cross_entropy": "weights",
+    "arch.loss.precision=float64": "lines",
+    "arch=hrm arch.H_layers=1 arch.puzzle_emb_len=0": "weights",
+    "arch.head_dim=4": "weights",
+    "arch.pos_encodings=rope_2d": "weights",
+    "arch.eval_halting=latched": "evaluation",
+    "arch=trm_singlez": "weights",
+    "arch=trm_hier6": "weights",
+    "arch=trm_hier6 arch.L_latents=2": "weights",
     "arch=transformers_baseline arch.H_layers=1": "weights",
+}
+FEUDAL = (
+    "arch=hrm_feudal", "arch.H_layers=1", "arch.puzzle_emb_len=0", "arch.subgoal_head.inject_init=normal", "lr=0.01",
+    "arch.subgoal_head.manager_period=2", "arch.halt_max_steps=4", "loss.feudal_loss_weight=0.3", "weight_decay=0",
+)  # fmt: skip
+FEUDAL_EFFECTS = {
+    "loss.feudal_loss_weight=0.5": "weights", "arch.loss.feudal_loss_weight=0.5": "weights",
+    "arch.loss.feudal_grad=both": "weights", "arch.loss.feudal_gate=live": "weights",
+    "arch.subgoal_head=null": "weights", "arch.fixed_refinement_steps=2": "weights",
+    "arch.subgoal_head.goal_dim=8": "weights", "arch.subgoal_head.manager_period=1": "weights",
+    "arch.subgoal_head.schedule=[2]": "weights", "arch.subgoal_head.gating=false": "weights",
+    "arch.subgoal_head.temperature=3.0": "weights", "arch.subgoal_head.gate_bias_init=-1.0": "weights",
+    "arch.subgoal_head.normalize_goal=false": "weights", "arch.subgoal_head.goal_scale=3.0": "weights",
+    "arch.subgoal_head.projection_bias=false": "weights", "arch.subgoal_head.inject_subgoal=false": "weights",
+    "arch.subgoal_head.inject_at=LH": "weights", "arch.subgoal_head.inject_init=zero": "weights",
+    "arch.subgoal_head.worker_pool=first": "weights", "arch.subgoal_head.displacement=absolute": "weights",
+    "arch.subgoal_head.goal_credit=none": "weights", "arch.subgoal_head.goal_source=random": "weights",
+    "arch.subgoal_head.eval_goal_source=zero": "evaluation",
 }  # fmt: skip
 
 
@@ -94,6 +154,28 @@ def test_key_has_an_effect(base: Trace, workplace: Path, overrides: str, aspect:
         assert changed.weights == base.weights
     else:
         assert getattr(changed, aspect) != getattr(base, aspect)
+
+
+@pytest.fixture(scope="module")
+def feudal(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Trace:
+    folder = tmp_path_factory.mktemp("feudal")
+    (folder / "data").symlink_to(tiny_data)
+    return trace(folder, *FEUDAL)
+
+
+@pytest.mark.parametrize(("overrides", "aspect"), FEUDAL_EFFECTS.items(), ids=FEUDAL_EFFECTS)
+def test_key_of_the_manager_has_an_effect(feudal: Trace, workplace: Path, overrides: str, aspect: str) -> None:
+    changed = trace(workplace, *FEUDAL, *_split(overrides))
+    assert getattr(changed, aspect) != getattr(feudal, aspect)
+
+
+def test_every_key_of_the_manager_is_in_the_table() -> None:
+    named = {word.partition("=")[0] for overrides in FEUDAL_EFFECTS for word in overrides.split()}
+    keys = {f"arch.subgoal_head.{field.name}" for field in fields(SubgoalConfig)} - {"arch.subgoal_head.hidden_size"}
+    keys |= {f"arch.loss.{f.name}" for f in fields(FeudalLossConfig)} - {
+        f"arch.loss.{f.name}" for f in fields(ACTLossConfig)
+    }
+    assert keys <= named
 
 
 def test_keep_last_prunes(workplace: Path) -> None:
@@ -132,7 +214,11 @@ def test_every_key_is_in_the_table() -> None:
     elsewhere = {"device", "parallel", "max_skipped_steps", "resume", "resume_from", "project_name", "run_name", "run_dir",
                  "enable_wandb", "wandb_entity", "wandb_group", "wandb_tags", "early_stop_patience",
                  "early_stop_min_delta", "compile_cuda_graphs", "skip_finished", "verify", "arch"}  # fmt: skip
-    named = {word.partition("=")[0].partition(".")[0] for overrides in EFFECTS for word in overrides.split()}
+    named = {
+        word.partition("=")[0].partition(".")[0]
+        for overrides in {**EFFECTS, **FEUDAL_EFFECTS}
+        for word in overrides.split()
+    }
     assert {field.name for field in fields(PretrainConfig)} - elsewhere <= named
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,9 @@ def lines_in(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def interrupt(folder: Path, number: int, after_lines: int) -> tuple[int | None, str]:
+def interrupt(folder: Path, number: int, after_lines: int, argv: Sequence[str] = RUN) -> tuple[int | None, str]:
     """Start the run, send signal `number` once metrics.jsonl has so many lines; returns exit code and output."""
-    process, connection = start_forked(_entry, "pretrain", list(RUN), cwd=folder)
+    process, connection = start_forked(_entry, "pretrain", list(argv), cwd=folder)
     file = folder / "checkpoints/p/r/metrics.jsonl"
     while process.is_alive() and lines_in(file) < after_lines:
         time.sleep(0.002)

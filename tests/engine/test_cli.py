@@ -99,6 +99,7 @@ def test_yaml_then_json_then_argv(tiny: Any, project: Path) -> None:
         (["arch.L_cyles=4"], ["arch.L_cyles", "did you mean 'arch.L_cycles'"]),
         (["+arch.L_cyles=4"], ["arch.L_cyles", "did you mean 'arch.L_cycles'"]),
         (["lrr=1"], ["lrr", "did you mean 'lr'"]),
+        (["L_cycles=4"], ["did you mean 'arch.L_cycles'"]),
         (["+lrr=1"], ["lrr", "did you mean 'lr'"]),
         (["optimizer.lrr=1"], ["did you mean 'optimizer.lr'"]),
         (["++optimizer.lrr=1"], ["did you mean 'optimizer.lr'"]),

@@ -59,8 +59,9 @@ def test_only_explicit_names_are_numbered() -> None:
     assert numbered(["lr=1", "~seed", "prompt='a,b'"], 3) == ["lr=1", "~seed", "prompt='a,b'"]
     assert numbered(["run_name='a b'", "run_dir=out"], 3) == ["++run_name='a b_3'", "++run_dir=out_3"]
     assert numbered(["run_name=null"], 3) == ["run_name=null"]
-    assert numbered(["lr=1"], 3, "named") == ["lr=1", "++run_name=named_3"]
-    assert numbered(["++run_name=cli"], 3, "cli") == ["++run_name=cli_3"]
+    assert numbered(["lr=1"], 3, {"run_name": "named"}) == ["lr=1", "++run_name=named_3"]
+    assert numbered(["out_dir=o"], 3, {"run_dir": "o"}) == ["out_dir=o", "++run_dir=o_3"]
+    assert numbered(["++run_name=cli"], 3, {"run_name": "cli"}) == ["++run_name=cli_3"]
 
 
 def test_which_keys_are_swept() -> None:

@@ -26,9 +26,13 @@ LR = {"prodigy": 1.0, "adadelta": 1.0, "sgd": 1e-2, "asgd": 1e-2, "lamb": 1e-2}
 MATRICES = ("muon", "normuon")
 
 
-def problem(name: str, options: dict) -> tuple:
+def skip_without_library(name: str) -> None:
     if name in FROM_LIBRARY:
         pytest.importorskip("pytorch_optimizer", reason="pip install -e '.[optim]'")
+
+
+def problem(name: str, options: dict) -> tuple:
+    skip_without_library(name)
     torch.manual_seed(0)
     shapes = [(6, 4), (4, 4)] if name in MATRICES else [(6, 4), (4,)]
     params = {f"p{i}": nn.Parameter(torch.randn(shape)) for i, shape in enumerate(shapes)}
@@ -117,6 +121,35 @@ def test_lookahead_formula() -> None:
         optimizer.step()
         for key, param in params.items():
             torch.testing.assert_close(param.detach(), fast[key])
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_stacked_matrices_are_taken_one_by_one(name: str) -> None:
+    """q over k over v in one parameter: the update of each is that of a parameter of its own, state included."""
+    skip_without_library(name)
+    options = SHIPPED[name]
+    torch.manual_seed(0)
+    stacked, other = nn.Parameter(torch.randn(8, 4)), nn.Parameter(torch.randn(4, 4))
+    sizes = (4, 2, 2)
+    apart = {f"m{i}": nn.Parameter(part.clone()) for i, part in enumerate(stacked.detach().split(sizes))}
+    apart["other"] = nn.Parameter(other.detach().clone())
+    joint = nn.Parameter(stacked.detach().clone())
+    cut = build_optimizer(name, {"qkv": stacked, "other": other}, 0.1, options, parts={"qkv": sizes})
+    single, whole = build_optimizer(name, apart, 0.1, options), build_optimizer(name, {"qkv": joint}, 0.1, options)
+    for step in range(5):
+        grads = torch.randn(8, 4), torch.randn(4, 4)
+        stacked.grad, other.grad, joint.grad = grads[0], grads[1], grads[0].clone()
+        for param, grad in zip(apart.values(), (*grads[0].split(sizes), grads[1]), strict=True):
+            param.grad = grad.clone()
+        for optimizer in (cut, single, whole):
+            optimizer.step(0.5, torch.tensor(float(step != 2)))
+    torch.testing.assert_close(stacked.detach(), torch.cat([p.detach() for p in list(apart.values())[:3]]))
+    torch.testing.assert_close(other, apart["other"])
+    assert not torch.allclose(stacked, joint, atol=1e-3)
+    names = set(cut.state_dict()["state"])
+    assert names == {"qkv.rows_0", "qkv.rows_4", "qkv.rows_6", "other"}
+    with pytest.raises(RuntimeError, match="split"):
+        build_optimizer(name, {"qkv": stacked}, 0.1, options, parts={"qkv": (4, 2)})
 
 
 def test_schedule_free_evaluates_other_weights_and_comes_back_exactly() -> None:

@@ -94,10 +94,10 @@ def latents(kind):
     return {"singlez": low, "baseline": ["z_H"]}.get(kind, ["z_H", *low])
 
 
-def step(kind, z, data, w, config, rows):
+def step(kind, z, data, w, config, rows, push_L=0.0, push_H=0.0):
     """(z, logits, q_halt, q_continue) after one ACT step, graph through the published window only.
 
-    kind: trm, hrm, singlez, hier6 or baseline; z: latents by name.
+    kind: trm, hrm, singlez, hier6 or baseline; z: latents by name; push_L, push_H [B,1,D]: what a manager adds.
     """
     x, z, graph = embed(data, w, config, rows), dict(z), torch.is_grad_enabled()
 
@@ -117,14 +117,14 @@ def step(kind, z, data, w, config, rows):
                 elif kind == "hier6":
                     z[f"z_L{j + 1}"] = f(six() + (z["z_H"] + x))
                 else:
-                    z["z_L"] = f(z["z_L"] + (z["z_H"] + x))
+                    z["z_L"] = f(z["z_L"] + (z["z_H"] + x) + push_L)
         with torch.set_grad_enabled(graph and last_cycle):
             if kind == "singlez":
                 z["z_L"] = f(z["z_L"])
             elif kind == "hier6":
                 z["z_H"] = f(z["z_H"] + six())
             else:
-                z["z_H"] = f(z["z_H"] + z["z_L"], "H_level" if kind == "hrm" else "L_level")
+                z["z_H"] = f(z["z_H"] + z["z_L"] + push_H, "H_level" if kind == "hrm" else "L_level")
     if kind == "baseline":
         z["z_H"] = f(z["z_H"] + x, "H_level")
     answer = z["z_L"] if kind == "singlez" else z["z_H"]

@@ -13,7 +13,7 @@ from tests.conftest import Result, metrics, run_script
 TINY = (
     "--config-name=cfg_train_cpu", "device=cpu", "out_dir=out/r", "dataset=plain", "max_iters=6", "lr_decay_iters=6",
     "warmup_iters=2", "eval_interval=3", "eval_iters=2", "batch_size=4", "log_interval=1", "arch.n_layer=1",
-    "arch.n_head=2", "arch.n_embd=16", "arch.block_size=8",
+    "arch.n_head=2", "arch.n_embd=16", "arch.block_size=8", "learning_rate=1e-3",
 )  # fmt: skip
 WORDS = 50257
 
@@ -35,6 +35,16 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 3000), ("val", 400)):
         rng.integers(0, WORDS, count).astype("<u2").tofile(root / f"data/bpe/{split}.bin")
     return root / "data"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Path:
+    """A working directory with one run, out/r: to look at, not to write into."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "data").symlink_to(texts)
+    tables = ("enable_csv=true", "enable_tensorboard=true")
+    train(folder, *tables, "max_sample_tokens=5", "sample_start_tokens=to be", "top_k=[1,3]", "num_samples=2")
+    return folder
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from engine.cli import find_groups
+from engine.errors import UsageError
+from engine.keys import keys_of
 from engine.translate import translate
 from tests.conftest import ROOT, SHARED, metrics
 from tests.train.conftest import attempt, train
-from train_args import ALIASES, TrainConfig, rewrite
+from train_args import ALIASES, ELSEWHERE, TrainConfig, rewrite
 
 LISTS = ("--dataset_list", "plain", "other")
 
@@ -86,7 +89,8 @@ def test_a_mixture(place: Path) -> None:
 
 
 def test_aligned_streams(place: Path) -> None:
-    lines = train(place, "--training_mode=multicontext", "--multicontext_datasets", "plain", "classes")
+    streams = ("--multicontext_datasets", "plain", "classes", "--dataset=nowhere")  # `dataset` need not be there
+    lines = train(place, "--training_mode=multicontext", *streams)
     last = lines[-1]
     assert last["eval/val_loss"] == pytest.approx((last["eval/val_loss_0"] + last["eval/val_loss_1"]) / 2)
 
@@ -113,6 +117,18 @@ def test_optimizer_and_schedule_flags(place: Path) -> None:
     assert rates[-1] < rates[3]
 
 
+def test_what_decay_means(place: Path) -> None:
+    """Without a schedule the rate is held after the warm-up; decay_lr then means cosine, --no-decay_lr holds any."""
+    rates = []
+    for number, argv in enumerate((("none",), ("none", "--decay_lr"), ("linear", "--no-decay_lr"))):
+        lines = train(place, "--lr_scheduler", *argv, f"out_dir=out/{number}", run=f"out/{number}")
+        rates.append([line["train/lr"] for line in lines if "train/lr" in line])
+    held, cosine, held_too = rates
+    assert held == held_too == pytest.approx([1e-3 / 3, 2e-3 / 3, *[1e-3] * 4])
+    shares = [(1 + math.cos(math.pi * number / 4)) / 2 for number in range(4)]
+    assert cosine == pytest.approx([*held[:2], *(1e-4 + share * 9e-4 for share in shares)])
+
+
 def test_the_horizon_is_said_aloud(place: Path) -> None:
     assert "note: the learning rate reaches min_lr" in attempt(place, "max_iters=4", "lr_decay_iters=6").output
     assert "note: the learning rate" not in attempt(place, "out_dir=out/b").output
@@ -132,6 +148,7 @@ def test_the_horizon_is_said_aloud(place: Path) -> None:
         (["--dataset=2024"], ["dataset='2024'"]),
         (["--sample_start_tokens", "\n"], ["sample_start_tokens='\n'"]),
         (["--no-decay_lr"], ["decay_lr=false"]),
+        (["--bias", "--no-use_qk_norm", "--max_iters=4"], ["arch.bias=true", "arch.use_qk_norm=false", "max_iters=4"]),
         (["--decay_lr=True"], ["decay_lr=true"]),
         (["--compile=False"], ["compile=off"]),
         (["--compile"], ["compile=block"]),
@@ -145,6 +162,18 @@ def test_the_horizon_is_said_aloud(place: Path) -> None:
 )  # fmt: skip
 def test_flags_become_hydra_words(argv: list[str], expected: list[str]) -> None:
     assert words(*argv) == expected
+
+
+@pytest.mark.parametrize("start", ELSEWHERE)
+def test_flags_of_other_programs_say_what_serves_instead(start: str) -> None:
+    for flag in (f"--{start}", f"--no-{start}", f"--{start.replace('_', '-')}=1"):
+        with pytest.raises(UsageError) as caught:
+            words(flag)
+        assert str(caught.value).endswith(f": {ELSEWHERE[start]}")
+    ours = {*keys_of(TrainConfig), *ALIASES}
+    assert not [key for key in ours if key == start or (start[-1] == "_" and key.startswith(start))]
+    named = set(re.findall(r"(?<![=./\w])[a-z]+(?:_[a-z]+)+(?![.\w])", ELSEWHERE[start]))
+    assert named <= ours
 
 
 def test_the_guide_table_is_the_schema() -> None:
@@ -179,6 +208,9 @@ def test_the_guide_table_is_the_schema() -> None:
         (["--dataset=nothing_here"], "nothing_here"),
         (["--optimizer=lbfgs"], "lbfgs"),
         (["--min_lr=0.1", "--learning_rate=0.01"], "min_lr"),
+        (["--lr_scheduler=exponential", "--min_lr=0"], "lr_scheduler.options.gamma"),
+        (["--top_k", "0"], "top_k"),
+        (["--top_k", "200", "-5"], "top_k"),
         (["arch.block_size=100000"], "block_size"),
         (["--n_head=3"], "n_head"),
         (["arch=trm"], "arch"),
@@ -186,6 +218,7 @@ def test_the_guide_table_is_the_schema() -> None:
         (["eval_mode=random", "eval_iters=null"], "eval_iters"),
         (["lr_scheduler.options.gama=1"], "gama"),
         (["optimizer.options.momentun=1"], "momentun"),
+        (["gns_type=sogns"], "the batch does not follow the gradient noise scale"),
     ],
 )
 def test_a_mistake_is_one_line(place: Path, argv: list[str], said: str) -> None:

@@ -33,6 +33,7 @@ MODES = {
     "schedulefree": ("optimizer=schedulefree_adamw",),
     "muon": ("optimizer=muon",),
     "random_evaluation": ("eval_mode=random",),
+    "dropout": ("arch.dropout=0.3", "accumulation=2"),
 }  # fmt: skip
 LONGER = ("max_iters=12", "lr_decay_iters=12", "eval_interval=4", "keep_last=9")
 
@@ -56,6 +57,14 @@ def test_twelve_is_five_and_seven(place: Path, mode: str) -> None:
     ours = [line for line in metrics(place / "out/r") if not (line["step"] == 5 and "eval/val_loss" in line)]
     assert ours == whole
     assert weights(place / "out/r") == weights(place / "out/whole")
+
+
+def test_another_batch_size_counts_on(place: Path) -> None:
+    train(place, *LONGER, "max_steps=4")
+    result = run_script("train", "--init_from=resume", "--out_dir=out/r", "accumulation=3", "max_steps=8", cwd=place)
+    assert "accumulation" in result.output, result.output
+    tokens = {line["step"]: line["data/tokens"] for line in metrics(place / "out/r") if "data/tokens" in line}
+    assert tokens[8] == 4 * tokens[4]
 
 
 @pytest.mark.parametrize("mode", ["single", "mixture", "contexts"])

@@ -11,7 +11,7 @@ BRANCH = """        if self.training:
         return self._forward_eval(batch)
 """
 EMBED = "            x = self.inner.embed(data)\n            latents = self.inner.recur(latents, x)\n            logits"
-CARRY = "ACTOutput(ACTCarry(latents, steps, halted, data), logits, q_halt, q_continue, target)"
+CARRY = "ACTOutput(ACTCarry(latents, steps, halted, data), logits, q_halt, q_continue, target, aside)"
 EVAL_STEP = "carry = self._eval_step(carry, x, self.halt_max_steps)\n"
 EVAL_LOOP = f"            for _ in range(self.halt_max_steps):\n                {EVAL_STEP}"
 

@@ -14,7 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.verification import faults_config, faults_job, faults_language, faults_model, faults_none, faults_script
+from tests.verification import (
+    faults_config,
+    faults_feudal,
+    faults_job,
+    faults_language,
+    faults_model,
+    faults_none,
+    faults_script,
+)
 from tests.verification.mutations import DEEP_TITLE, PAGE, Fault, Good, cell, copy_repository, overlay, row
 from verification.codes import CODES
 from verification.finding import Finding
@@ -23,6 +31,7 @@ from verification.static import verify_all, verify_command, verify_file
 ROOT = Path(__file__).resolve().parents[2]
 FAULTS = (
     *faults_job.FAULTS, *faults_config.FAULTS, *faults_script.FAULTS, *faults_model.FAULTS, *faults_language.FAULTS,
+    *faults_feudal.FAULTS,
 )  # fmt: skip
 GOOD = (*faults_none.GOOD, *faults_language.GOOD)
 STEPS = {

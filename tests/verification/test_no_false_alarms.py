@@ -68,7 +68,7 @@ python pretrain.py {SMALL} -m hydra/launcher=joblib hydra.launcher.n_jobs=2 seed
 python pretrain.py {SMALL} -m hydra/launcher=submitit_slurm hydra.launcher.gpus_per_node=1 seed=0,1
 python pretrain.py -m hydra/sweeper=optuna hydra.sweeper.n_trials=20 'lr=interval(1e-4,1e-2)'
 python pretrain.py --multirun 'arch.L_cycles=range(1,4)' device=cpu
-python pretrain.py {SMALL} -m arch=trm,trm_singlez,trm_hier6,hrm,transformers_baseline
+python pretrain.py {SMALL} -m arch=trm,trm_singlez,trm_hier6,hrm,hrm_feudal,transformers_baseline
 python pretrain.py --help
 python pretrain.py --cfg job --resolve arch=hrm
 python pretrain.py --info defaults-tree
@@ -83,6 +83,7 @@ python pretrain.py threads=2 deterministic=true log_interval=100 attention=math
 CUT_SHORT = {"CFG250"}  # max_steps ends the run within its warm-up: a warning
 DOUBTFUL = {  # line -> what it is warned of
     "python pretrain.py project_name=p run_name=r checkpoint_path=out/x": {"JOB031"},
+    "python pretrain.py arch.halt_exploration_prob=0 arch.halt_max_steps=4": {"ARC340"},  # one goal for each episode
 }
 
 
@@ -112,6 +113,8 @@ def test_every_option_of_every_group_passes_with_every_recipe(recipe: str, repo:
         report = judged(f"python pretrain.py --config-name={recipe} {more}", repo)
         allowed = CUT_SHORT if "debug" in more else set()
         wrong += [(more, f.code, f.message) for f in report.of("FAIL", "WARN") if f.code not in allowed]
+    if "H_layers:" in (ROOT / f"config/{recipe}.yaml").read_text(encoding="utf-8"):  # a model with one stack refuses it
+        wrong = [said for said in wrong if "TRM has one stack" not in said[2]]
     assert not wrong
 
 

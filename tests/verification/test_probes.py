@@ -27,9 +27,7 @@ from tests.conftest import ROOT
 from tests.verification.probing import ATTENTION, HRM, MLP, SLOW, around, composed, fails, look
 from verification.probes import CODES_OBSERVED, forget, probe
 
-RECIPES = sorted(
-    path.stem for path in (ROOT / "config").glob("cfg_*.yaml") if "base/pretrain\n" in path.read_text(encoding="utf-8")
-)
+RECIPES = sorted(p.stem for p in (ROOT / "config").glob("cfg_*.yaml") if "base/pretrain\n" in p.read_text("utf-8"))
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +146,7 @@ def test_an_optimizer_that_trains_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_detached_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
     around(monkeypatch, RecursiveInner, "embed", lambda original, self, data: original(self, data).detach())
     assert "inner.embed_tokens.embedding_weight got no gradient" in fails("DYN703", recipe=HRM)
+    assert "no gradient reaches what a step embeds" in fails("DYN702", recipe=HRM)  # there it is part of a dict
 
 
 def test_a_learning_rate_of_zero_is_a_warning() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from engine.io import closest
 from verification.chain import Chain
@@ -193,3 +194,71 @@ def keys(chain: Chain) -> Iterator[Finding]:
         yield say(
             "ARC330", "PASS", f"{len(block)} arch keys are fields of {config.name}, and read", config.file, config.line
         )
+
+
+Problem = tuple[str, str, str, str]
+"""A key, the key of an intent that says it is meant ("": it cannot be), what is odd, what to do."""
+
+
+@check("ARC340", family="recursive_reasoning")
+def manager(chain: Chain) -> Iterator[Finding]:
+    need_model(chain)
+    loss, head = chain.arch.get("loss") or {}, chain.arch.get("subgoal_head")
+    weight = loss.get("feudal_loss_weight")
+    if "subgoal_head" not in fields_of_config(chain) and weight is None:
+        raise NotApplicable("the architecture has no manager")
+    problems = list(_manager_problems(chain, head, weight)) if isinstance(weight, int | float) else []
+    meant = chain.intent or {}
+    for key, intent, text, fix in problems:  # a debug preset cuts episodes short and means nothing by it
+        level = "INFO" if chain.choices.get("debug") or intent in meant else "WARN"
+        yield say("ARC340", level, text, *_place(chain, key), fix)
+    if not problems:
+        what = "no manager" if not head else f"goals held for {head.get('manager_period')} passes, loss weight {weight}"
+        yield say("ARC340", "PASS", what, *_place(chain, "arch.subgoal_head"))
+
+
+def fields_of_config(chain: Chain) -> dict[str, tuple[str, int]]:
+    """Fields of the model's config, none where it has no Config."""
+    config = config_class(chain)
+    return fields_of(config) if config else {}
+
+
+def _manager_problems(chain: Chain, head: dict[str, Any] | None, weight: float) -> Iterator[Problem]:
+    """What is odd about a manager's settings."""
+    key, arch = "arch.loss.feudal_loss_weight", chain.arch
+    if not head:
+        if weight > 0:
+            text = f"feudal_loss_weight={weight} without arch.subgoal_head: the feudal loss will not be computed"
+            yield key, "manager", text, "meant as plain HRM? Then nothing; else leave arch.subgoal_head in the config"
+        return
+    if weight >= 0.2:
+        text = f"feudal_loss_weight={weight}: every published sweep found harm from 0.2 on"
+        yield key, "feudal_weight", text, "meant as a cell of a sweep? Then nothing; else 0.02 to 0.05"
+    if weight > 0 and head.get("inject_subgoal") is False:
+        key = "arch.subgoal_head.inject_subgoal"
+        fix = "meant as the ablation of the loss alone? Then nothing; else set the weight to 0"
+        text = f"inject_subgoal=false with feudal_loss_weight={weight}: the worker is scored by goals it is never told"
+        yield key, "injection", text, fix
+    dim, size = head.get("goal_dim"), arch.get("hidden_size")
+    if isinstance(dim, int) and isinstance(size, int) and dim > size:
+        text = f"goal_dim={dim} > hidden_size={size}: works, adds parameters, but worker states span {size} directions"
+        fix = f"meant so? Then nothing; else a goal_dim of at most {size}"
+        yield "arch.subgoal_head.goal_dim", "arch.subgoal_head.goal_dim", text, fix
+    yield from _period_problems(arch, head)
+
+
+def _period_problems(arch: dict[str, Any], head: dict[str, Any]) -> Iterator[Problem]:
+    key, fixed = "arch.subgoal_head.manager_period", arch.get("fixed_refinement_steps")
+    most, period, schedule = fixed or arch.get("halt_max_steps"), head.get("manager_period"), head.get("schedule")
+    if not isinstance(most, int) or not isinstance(period, int):
+        return
+    name = "fixed_refinement_steps" if fixed else "halt_max_steps"
+    if most == 1:
+        text = f"{name}=1: a goal comes after the first pass and is never used, the feudal loss is always 0"
+        yield key, "", text, f"at least {name}=2"
+    elif schedule and min(schedule) >= most:
+        text = f"schedule={schedule} with {name}={most}: no goal is ever used, the feudal loss is always 0"
+        yield "arch.subgoal_head.schedule", "", text, f"a first pass below {most}"
+    elif not schedule and period >= most - 1:
+        text = f"manager_period={period} with {name}={most}: one goal for the whole episode"
+        yield key, "period", text, "meant so? Then nothing; else a shorter period or more passes"

@@ -202,7 +202,9 @@ def length(chain: Chain) -> Iterator[Finding]:
         fix = f"{key}={max(0, run // 10)}" if not cut else "meant for a smoke test? Then nothing; else raise max_steps"
         yield say("CFG250", "WARN" if cut else "FAIL", text, *place, fix)
     elif warmup * 2 > run:
-        yield say("CFG250", "WARN", f"{key}={warmup} is more than half of {said}", *place)
+        yield say(
+            "CFG250", "WARN", f"{key}={warmup} is more than half of {said}", *place, f"lower {key}, or train longer"
+        )
     else:
         yield say("CFG250", "PASS", f"{said}, warm-up {warmup}", *place)
 

@@ -22,7 +22,7 @@ def data_mode(chain: Chain) -> Iterator[Finding]:
     unknown = []
     for entry in chain.data:
         if entry.problem:
-            yield say("DAT510", "FAIL", entry.problem, entry.path)
+            yield say("DAT510", "FAIL", entry.problem, entry.path, fix=f"point {entry.key} to {wanted} data")
         elif entry.mode is None:
             unknown.append(entry.path)
         elif entry.mode != wanted:
@@ -31,6 +31,7 @@ def data_mode(chain: Chain) -> Iterator[Finding]:
                 "FAIL",
                 f"{entry.path} is {entry.mode} data ({entry.origin}), the script trains in {wanted} mode",
                 *chain.key_line(entry.key),
+                f"point {entry.key} to {wanted} data",
             )
         else:
             yield say("DAT510", "PASS", f"{entry.path}: {entry.mode} ({entry.state})", entry.origin)

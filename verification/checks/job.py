@@ -206,6 +206,7 @@ NAME_TOKENS = {
     "hidden": "arch.hidden_size arch.n_embd", "heads": "arch.num_heads arch.n_head", "iters": "max_iters",
     "lcycles": "arch.L_cycles", "hcycles": "arch.H_cycles", "layers": "arch.L_layers arch.n_layer", "ema": "ema_rate",
     "halt": "arch.halt_max_steps", "wd": "weight_decay",
+    "period": "arch.subgoal_head.manager_period", "goaldim": "arch.subgoal_head.goal_dim",
 }  # fmt: skip
 
 

@@ -47,6 +47,20 @@ def _arch_is(key: str, *values: Any) -> Callable[[dict[str, Any]], bool]:
     return lambda config: (config.get("arch") or {}).get(key) in values
 
 
+def _wide(config: dict[str, Any]) -> bool:
+    window, context = (_number((config.get("arch") or {}).get(key)) for key in ("window_size", "block_size"))
+    return window is not None and context is not None and window >= context
+
+
+def _late(config: dict[str, Any]) -> bool:
+    limit, end = (_number(config.get(key)) for key in ("max_steps", "max_iters"))
+    return limit is not None and end is not None and limit >= end
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
 _CONSTANT = (lambda c: not c.get("decay_lr"), "decay_lr=false: the learning rate stays at its peak")
 _SILENT = (lambda c: c.get("max_sample_tokens") is None, "max_sample_tokens=null: no samples are written")
 _NO_MIXTURE = (lambda c: c.get("training_mode") != "multidataset", "training_mode is not multidataset")
@@ -70,6 +84,17 @@ DEAD = (
     ("gpt2_type", lambda c: c.get("init_from") != "gpt2", "init_from is not gpt2"),
     *((key, *_UNTRAINED) for key in ("max_iters", "warmup_iters", "learning_rate", *OPTIMIZER_KEYS)),
     ("early_stop_min_delta", lambda c: c.get("early_stop_patience") is None, "early_stop_patience=null"),
+    (
+        "arch.share_size",
+        lambda c: _arch_is("share_attn", "none")(c) and _arch_is("share_mlp", "none")(c),
+        "arch.share_attn=none and arch.share_mlp=none: no block shares its weights",
+    ),
+    *(
+        (f"arch.{key}", lambda c: (c.get("arch") or {}).get("n_layer") == 1, "arch.n_layer=1: nothing to share with")
+        for key in ("share_attn", "share_mlp", "share_size")
+    ),
+    ("arch.window_size", _wide, "it is no narrower than the context, arch.block_size"),
+    ("max_steps", _late, "the run ends before, at max_iters"),
     ("arch.rope_theta", lambda c: not _arch_is("pos_encodings", "rope")(c), "there are no rotary positions"),
     ("arch.activation_variant", _arch_is("mlp_variant", "swiglu"), "arch.mlp_variant=swiglu has its own activation"),
     ("arch.norm_placement", _arch_is("norm_variant", "identity"), "arch.norm_variant=identity: there is no norm"),
@@ -88,6 +113,14 @@ def optimizer_reads_them(chain: Chain) -> Iterator[Finding]:
         if key in mine and f"${{{key}}}" not in text and f"${{{key}}}" not in str(mine.values()):
             text_ = f"{key} is overridden without effect: {file} does not take it"
             yield say("JOB031", "WARN", text_, chain.where, chain.line)
+
+
+@check("JOB031", family=NAME)
+def schedule_is_used(chain: Chain) -> Iterator[Finding]:
+    """A curve that the command itself chooses, and holds at its peak."""
+    chosen = [word for word in chain.overrides if word.lstrip("+").startswith("lr_scheduler=")]
+    if not need_resolved(chain).get("decay_lr") and _schedule(need_resolved(chain)).get("name") != "none" and chosen:
+        yield say("JOB031", "WARN", f"{chosen[-1]} is without effect: {_CONSTANT[1]}", chain.where, chain.line)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

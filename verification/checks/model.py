@@ -337,9 +337,15 @@ def inner_class(chain: Chain, cls: ClassInfo) -> ClassInfo | None:
     for owner in cls.mro:
         for node in walk(owner.node):
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                made = node.value.func
+                own = isinstance(made, ast.Attribute) and ast.unparse(made.value) == "self"
+                variable = cls.variable(made.attr) if own and isinstance(made, ast.Attribute) else None
+                module = owner.module
+                if variable is not None and isinstance(variable[0], ast.expr):  # self.Inner(...)
+                    made, module = variable[0], variable[1].module
                 for target in node.targets:
                     name = target.attr if isinstance(target, ast.Attribute) else getattr(target, "id", "")
-                    if name == "inner" and (found := chain.repo.named_class(owner.module, node.value.func)):
+                    if name == "inner" and (found := chain.repo.named_class(module, made)):
                         return found
     return None
 

@@ -79,6 +79,19 @@ def fields_of(cls: ClassInfo) -> dict[str, tuple[str, int]]:
     return found
 
 
+def nested_fields(repo: Repo, cls: ClassInfo) -> dict[str, tuple[str, int]]:
+    """Fields of the dataclasses that a dataclass's own fields are of, by dotted name."""
+    found: dict[str, tuple[str, int]] = {}
+    for owner in cls.mro:
+        for node in owner.node.body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                for name in (n for n in ast.walk(node.annotation) if isinstance(n, ast.Name)):
+                    inner = repo.named_class(owner.module, name)
+                    if inner is not None and is_dataclass_node(inner.node):
+                        found |= {f"{node.target.id}.{key}": place for key, place in fields_of(inner).items()}
+    return found
+
+
 def unread_arch(chain: Chain) -> dict[str, tuple[str, int]]:
     """Fields of the model's config that no module of the model reads, those that its family calls dead left out."""
     config = config_class(chain)
@@ -87,11 +100,12 @@ def unread_arch(chain: Chain) -> dict[str, tuple[str, int]]:
     modules = {
         m.name: m for name in (chain.model.module, config.module.name) for m in chain.repo.closure(name, ("models",))
     }
+    fields = fields_of(config) | nested_fields(chain.repo, config)
     reads, family = reads_of(chain.repo, list(modules.values())), family_of(chain)
     return {
         name: place
-        for name, place in fields_of(config).items()
-        if name not in reads and not dead_reason(family, f"arch.{name}", chain.resolved or {})
+        for name, place in fields.items()
+        if name.rpartition(".")[2] not in reads and not dead_reason(family, f"arch.{name}", chain.resolved or {})
     }
 
 
@@ -108,10 +122,11 @@ def unread_schema(chain: Chain) -> list[str]:
         modules = chain.repo.closure(script.module.name, packages)
         reads = reads_of(chain.repo, modules)
         text = "".join(
-            (chain.repo.text(f"config/base/{p.name}") or "")
-            for p in sorted((chain.repo.root / "config/base").glob("*.yaml"))
+            (chain.repo.text(f"config/{folder}/{p.name}") or "")
+            for folder in ("base", "arch")
+            for p in sorted((chain.repo.root / "config" / folder).glob("*.yaml"))
         )
-        used = {name for name in keys_of(chain.schema) if f"${{{name}}}" in text}
+        used = {name for name in keys_of(chain.schema) if f"${{{name}}}" in text or f"${{oc.select:{name}," in text}
         chain.repo.memo[key] = [
             n for n in keys_of(chain.schema) if n.rpartition(".")[2] not in reads | used | ELSEWHERE
         ]
@@ -132,7 +147,15 @@ def _arch(config: dict[str, Any]) -> dict[str, Any]:
 
 EVERYWHERE = (
     ("ema_rate", lambda c: not c.get("ema"), "ema=false"),
-    ("project_name", lambda c: "run_dir" in c and not _in(c, "project_name"), "run_dir does not contain it"),
+    *(
+        (key, lambda c: not c.get("enable_wandb"), "enable_wandb=false")
+        for key in ("wandb_entity", "wandb_group", "wandb_tags")
+    ),
+    (
+        "project_name",
+        lambda c: "run_dir" in c and not _in(c, "project_name") and not c.get("enable_wandb"),
+        "run_dir does not contain it, wandb is off",
+    ),
 )
 _EMBEDDING_OFF = (
     lambda c: _arch(c).get("puzzle_emb_ndim") == 0,
@@ -150,10 +173,76 @@ def _in(config: dict[str, Any], key: str) -> bool:
     return str(config.get(key)) in str(config.get("run_dir")) or not config.get("run_dir")
 
 
+def _head(config: dict[str, Any]) -> dict[str, Any]:
+    return _arch(config).get("subgoal_head") or {}
+
+
+def _loss(config: dict[str, Any]) -> dict[str, Any]:
+    return _arch(config).get("loss") or {}
+
+
+def _uncredited(config: dict[str, Any]) -> bool:
+    return _head(config).get("goal_credit") == "none"
+
+
+def _weight(config: dict[str, Any]) -> Any:
+    return (config.get("loss") or {}).get("feudal_loss_weight")
+
+
+_NO_HEAD = (lambda c: not _head(c), "there is no arch.subgoal_head")
+_NOT_GATED = (lambda c: _head(c).get("gating") is False, "arch.subgoal_head.gating=false: there is no gate")
+_NO_CREDIT = "arch.subgoal_head.goal_credit=none: no gradient reaches the manager"
+_NOT_INJECTED = (
+    lambda c: _head(c).get("inject_subgoal") is False,
+    "arch.subgoal_head.inject_subgoal=false: goals are not injected",
+)
+_FIXED_PASSES = (
+    lambda c: _arch(c).get("fixed_refinement_steps") is not None,
+    "arch.fixed_refinement_steps sets the length of every episode",
+)
+_FEUDAL = (
+    (
+        "loss.feudal_loss_weight",
+        lambda c: "feudal_loss_weight" not in _loss(c),
+        "the loss of this architecture has no intrinsic term",
+    ),
+    ("loss.feudal_loss_weight", *_NO_HEAD),
+    (
+        "loss.feudal_loss_weight",
+        lambda c: _loss(c).get("feudal_loss_weight") != _weight(c),
+        "arch.loss.feudal_loss_weight is given too, and wins",
+    ),
+    *((f"arch.loss.{name}", *_NO_HEAD) for name in ("feudal_loss_weight", "feudal_grad", "feudal_gate")),
+    (
+        "arch.loss.feudal_grad",
+        lambda c: not _loss(c).get("feudal_loss_weight"),
+        "the weight of the intrinsic loss is 0",
+    ),
+    (
+        "arch.subgoal_head.manager_period",
+        lambda c: _head(c).get("schedule") is not None,
+        "arch.subgoal_head.schedule takes its place",
+    ),
+    *(
+        (key, *_NOT_GATED)
+        for key in ("arch.subgoal_head.temperature", "arch.subgoal_head.gate_bias_init", "arch.loss.feudal_gate")
+    ),
+    ("arch.loss.feudal_gate", lambda c: _loss(c).get("feudal_gate") == "live" and _uncredited(c), _NO_CREDIT),
+    ("arch.loss.feudal_grad", lambda c: _loss(c).get("feudal_grad") == "both" and _uncredited(c), _NO_CREDIT),
+    (
+        "arch.subgoal_head.gate_bias_init",
+        lambda c: _head(c).get("projection_bias") is False,
+        "arch.subgoal_head.projection_bias=false: the gate has no bias",
+    ),
+    *((f"arch.subgoal_head.{name}", *_NOT_INJECTED) for name in ("goal_scale", "inject_at", "inject_init")),
+    *((f"arch.{name}", *_FIXED_PASSES) for name in ("halt_max_steps", "halt_exploration_prob", "eval_halting")),
+)
+
 register_family(
     Family(
         "recursive_reasoning",
         dead=(
+            *_FEUDAL,
             ("puzzle_emb_lr", *_EMBEDDING_OFF),
             ("puzzle_emb_weight_decay", *_EMBEDDING_OFF),
             (
@@ -196,6 +285,14 @@ register_family(
             ),
             ("weight_decay", lambda c: bool(c.get("freeze_weights")), "freeze_weights=true"),
         ),
-        intent={"family": lambda chain: declared(chain, "FAMILY")},
+        intent={
+            "family": lambda chain: declared(chain, "FAMILY"),
+            "manager": lambda chain: "none" if not _head(chain.resolved or {}) else "subgoal_head",
+            "period": lambda chain: _head(chain.resolved or {}).get("manager_period"),
+            "injection": lambda chain: _head(chain.resolved or {}).get("inject_subgoal"),
+            "goals": lambda chain: _head(chain.resolved or {}).get("goal_source", "none"),
+            "gating": lambda chain: _head(chain.resolved or {}).get("gating"),
+            "feudal_weight": lambda chain: _loss(chain.resolved or {}).get("feudal_loss_weight"),
+        },
     )
 )

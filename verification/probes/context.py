@@ -52,10 +52,11 @@ class Watch:
                 value = call(*args, **kwargs)
             finally:
                 self._depth -= 1
-            if self._depth == 0 and isinstance(value, Tensor):
-                if value.requires_grad:
-                    value.retain_grad()
-                self.made.append(Made(name, value.shape[0], value))
+            rows = next(iter(value.values()), None) if isinstance(value, dict) else value  # the embedding comes first
+            if self._depth == 0 and isinstance(rows, Tensor):
+                if rows.requires_grad:
+                    rows.retain_grad()
+                self.made.append(Made(name, rows.shape[0], rows))
             return value
 
         return made

@@ -50,9 +50,10 @@ class Recorder:
         self._edit = edit
         forward = model.forward
 
-        def recorded(batch: Any, carry: Any = None) -> Any:
+        def recorded(batch: Any, *carries: Any, **options: Any) -> Any:
+            carry = carries[0] if carries else None
             before = _copy(carry)
-            output = forward(batch, carry)
+            output = forward(batch, *carries, **options)
             if self._edit is not None:
                 output = self._edit(len(self.calls), output)
             self.calls.append(Call(_copy(batch), before, output, model.training))

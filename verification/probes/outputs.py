@@ -74,7 +74,9 @@ def _chain(model: Any, batch: dict[str, Tensor], steps: int) -> Iterator[dict[st
 def _tensors(output: Any) -> dict[str, Tensor | None]:
     """Everything in a model's output but the carried data."""
     own = {name: getattr(output, name) for name in output.__dataclass_fields__ if name != "carry"}
-    return {**own, "halted": output.carry.halted, "steps": output.carry.steps}
+    blocks = [name for name, value in own.items() if isinstance(value, dict)]
+    parts = {f"{name}.{key}": value for name in blocks for key, value in own.pop(name).items()}
+    return {**own, **parts, "halted": output.carry.halted, "steps": output.carry.steps}
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
@@ -138,9 +138,20 @@ def _default(tiny: Tiny, key: str) -> Any:
 
 def _field(tiny: Tiny, key: str) -> Any:
     """The dataclass field behind a dotted arch key: of the model's Config, or of the loss's."""
+    schema, rest = _schema(tiny, key)
+    return getattr(schema, "__dataclass_fields__", {}).get(rest)
+
+
+def _schema(tiny: Tiny, key: str) -> tuple[Any, str]:
+    """(the dataclass that declares a dotted arch key, its name there)."""
     head, _, rest = key.rpartition(".")
-    cls = tiny.model_class if not head else resolve(_value(tiny.full_arch, f"{head}.name") or "", "losses")
-    return getattr(getattr(cls, "Config", None), "__dataclass_fields__", {}).get(rest)
+    if head == "loss":
+        return getattr(resolve(_value(tiny.full_arch, "loss.name") or "", "losses"), "Config", None), rest
+    schema = getattr(tiny.model_class, "Config", None)
+    for part in head.split(".") if head else ():  # a block of the model's own
+        kind = typing.get_type_hints(schema).get(part) if schema else None
+        schema = next((k for k in (kind, *typing.get_args(kind)) if is_dataclass(k)), None)
+    return schema, rest
 
 
 def _candidates(tiny: Tiny, key: str, present: Any, default: Any) -> list[Any]:
@@ -163,9 +174,8 @@ def _candidates(tiny: Tiny, key: str, present: Any, default: Any) -> list[Any]:
 
 
 def _choices(tiny: Tiny, key: str) -> tuple[Any, ...]:
-    head, _, rest = key.rpartition(".")
-    cls = tiny.model_class if not head else resolve(_value(tiny.full_arch, f"{head}.name") or "", "losses")
-    hint = typing.get_type_hints(getattr(cls, "Config", object)).get(rest)
+    schema, rest = _schema(tiny, key)
+    hint = typing.get_type_hints(schema or object).get(rest)
     return typing.get_args(hint)
 
 
@@ -197,7 +207,8 @@ def _trace(tiny: Tiny, share: float | None, arch: Settings) -> Trace:
         model(recorder.calls[0].batch)
     for call in recorder.calls:
         output = call.output
-        found += [getattr(output, name) for name in output.__dataclass_fields__ if name != "carry"]
+        own = [getattr(output, name) for name in output.__dataclass_fields__ if name != "carry"]
+        found += [part for value in own for part in (value.values() if isinstance(value, dict) else [value])]
         found += [output.carry.halted, output.carry.steps]
     return found
 

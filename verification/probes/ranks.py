@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.distributed import shutdown
+from engine.distributed import shutdown, world_size
 from engine.trainer import Trainer
 from verification.probes.instance import NoStop, Tiny, Unobservable, runtime, set_halting
 from verification.probes.registry import observes
@@ -45,6 +45,7 @@ class Seen:
     passed="two gloo ranks give the optimizers the gradients of one process, and hold the same weights afterwards",
     fix="cut the global batch by rank (engine.distributed.local_rows), draw random numbers of the global batch, and "
     "return (summed loss, rows) from the task: the trainer divides by the rows of all ranks",
+    data_modes=("embedding", "tokens"),
 )
 def ranks(tiny: Tiny) -> Iterator[str]:
     """Three steps without updates for the gradients, three with updates for the weights."""
@@ -83,8 +84,10 @@ def watch(tiny: Tiny) -> Seen:
 
 def _fit(tiny: Tiny, gradients: list[dict[str, np.ndarray]], *, still: bool) -> Any:
     """STEPS steps of the real trainer; `still` scales every update to nothing. Returns the model."""
-    run = {"accumulation": 1, "max_steps": STEPS}
-    plan = replace(tiny.build(run=run), final_eval=False, eval_steps=frozenset())
+    run = {"accumulation": 1, "max_steps": STEPS, **tiny.family.rows(world_size())}
+    # dropout off: its masks are of each process's own rows
+    calm: dict[str, Any] = {"dropout": 0.0} if "dropout" in tiny.arch else {}
+    plan = replace(tiny.build(run=run, **calm), final_eval=False, eval_steps=frozenset())
     module = plan.task.module
     if still:
         plan = replace(plan, schedule=lambda step: 0.0)

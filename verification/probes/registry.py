@@ -35,17 +35,18 @@ class Probe:
     """What has been observed when no fault was."""
     fix: str
     run: Observation
-    data_modes: frozenset[str]
 
 
-PROBES: dict[str, Probe] = {}
+PROBES: dict[tuple[str, str], Probe] = {}
+"""(code, data mode) -> its probe."""
 
 
 def observes(code: str, *, passed: str, fix: str, data_modes: tuple[str, ...] = ("embedding",)) -> Callable:
     """Register the decorated generator under `code` for models of `data_modes`."""
 
     def register(run: Observation) -> Observation:
-        PROBES[code] = Probe(code=code, passed=passed, fix=fix, run=run, data_modes=frozenset(data_modes))
+        for mode in data_modes:
+            PROBES[code, mode] = Probe(code=code, passed=passed, fix=fix, run=run)
         return run
 
     return register

@@ -27,7 +27,7 @@ from engine.schema import structure
 from engine.task import Runtime
 from verification.codes import CODES
 from verification.finding import Finding
-from verification.probes import context, episodes, outputs, ranks, training  # noqa: F401  they register on import
+from verification.probes import context, episodes, outputs, ranks, texts, training  # noqa: F401  they register on import
 from verification.probes import overrides as override_probe
 from verification.probes.instance import Tiny, runtime, step
 from verification.probes.registry import PROBES, look
@@ -62,7 +62,7 @@ def observe(
 
 
 def _codes(only: Iterable[str] | None) -> list[str]:
-    known = {BUILT, *PROBES}
+    known = {BUILT, *(code for code, _ in PROBES)}
     if unknown := set(only or ()) - known:
         raise ValueError(f"no probe observes {', '.join(sorted(unknown))}: choose among {', '.join(sorted(known))}")
     return sorted(known if only is None else set(only))
@@ -109,7 +109,7 @@ def _observe(
             settings = family.shrink(resolved, data)
             keys, run = override_probe.override_keys(given, arch)
             tiny = Tiny(script, family, settings, model_class, full_arch=arch, overridden=keys, overridden_run=run)
-            stamp = json.dumps([str(root), script.__name__, {**settings, "data_paths": []}], sort_keys=True)
+            stamp = json.dumps([str(root), script.__name__, settings], sort_keys=True).replace(folder, "")
         except Exception as error:
             return [_unbuilt(error)]
 
@@ -126,8 +126,8 @@ def _observe(
         if first[0].level == "FAIL":
             return found
         for code in codes:
-            row = PROBES.get(code)
-            if row is not None and family.data_mode in row.data_modes:
+            row = PROBES.get((code, family.data_mode))
+            if row is not None:
                 extra = [keys, run, arch] if code == override_probe.CODE else None
                 found += kept(code, extra, lambda row=row: look(row, tiny))
         return found
@@ -148,7 +148,7 @@ def _built(tiny: Tiny, resolved: Settings) -> Finding:
         return _unbuilt(error)
     return Finding(
         BUILT, "PASS", "dyn",
-        f"{tiny.model_class.__name__} builds and takes a step: {size:,} parameters on this board size "
+        f"{tiny.model_class.__name__} builds and takes a step: {size:,} parameters {tiny.family.sized} "
         f"({small:,} in the tiny instance)",
     )  # fmt: skip
 

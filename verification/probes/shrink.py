@@ -34,8 +34,12 @@ class Family:
     """(resolved config, data folder) -> settings of the tiny instance."""
     build_full: Callable[[ModuleType, Any, Any], Any]
     """(script, config, runtime) -> the model of the unshrunk config; called under the meta device."""
+    sized: str = "on this board size"
+    """What the size of the unshrunk model depends on besides its config."""
+    rows: Callable[[int], Settings] = lambda ranks: {}
+    """Run keys that give the same global batch on one rank and on two."""
     pinned: frozenset[str] = frozenset()
-    """Run keys that `shrink` sets itself."""
+    """Run keys that cannot be observed: `shrink` sets them itself, or another block has taken their value in."""
     may_be_frozen: Callable[[str], bool] = lambda name: False
     """Parameters, by name, that no optimizer group needs to hold (a frozen base model)."""
 
@@ -78,6 +82,10 @@ def _shrink_width(arch: Mapping[str, Any], tiny: Settings) -> None:
     if not isinstance(hidden, int) or hidden <= HIDDEN:
         return
     tiny["hidden_size"] = HIDDEN
+    for key, block in arch.items():  # parts with a width of their own, a manager say: in proportion
+        if isinstance(block, Mapping) and block.get("hidden_size") == hidden:
+            sizes = {name: block[name] for name in ("hidden_size", "goal_dim") if isinstance(block.get(name), int)}
+            tiny[key] = {**block, **{name: max(1, size * HIDDEN // hidden) for name, size in sizes.items()}}
     if isinstance(heads, int):
         tiny["num_heads"] = max(n for n in range(1, HEADS + 1) if HIDDEN % n == 0 and n <= max(1, heads))
     width, places = arch.get("puzzle_emb_ndim"), arch.get("puzzle_emb_len")

@@ -17,6 +17,7 @@ MODES = {"original": "dynamic", "dynamic": "dynamic", "online": "fixed", "fixed"
     "DYN703",
     passed="every parameter gets a gradient, stands in one optimizer group, and moves",
     fix="list every parameter in exactly one ParamGroup, and let the loss depend on it inside the gradient window",
+    data_modes=("embedding", "tokens"),
 )
 def gradients(tiny: Tiny) -> Iterator[str | Note]:
     """Three steps of the real trainer: who is in which group, who got a gradient, who moved."""
@@ -35,6 +36,10 @@ def gradients(tiny: Tiny) -> Iterator[str | Note]:
     if foreign := [name for name in holders if name not in run.changed]:
         yield f"{_listed(foreign)} in an optimizer group but not part of the model"
     held = [name for name in run.changed if holders[name]]
+    idle = [name for name in held if name in getattr(run.model, "idle_parameters", ())]
+    if idle and any(run.gradients[name] == 0.0 for name in idle):
+        yield Note("INFO", f"{_listed(idle)}: kept for equal sizes, no gradient is needed here")
+    held = [name for name in held if name not in idle]
     if dry := [name for name in held if run.gradients[name] == 0.0]:
         yield f"{_listed(dry)} got no gradient in {run.steps} steps"
     if still := [name for name in held if not run.changed[name] and rates[name] > 0]:

@@ -1,0 +1,45 @@
+"""Which options of the config groups an entry script can take: those whose keys its schema has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from engine.keys import keys_of
+from engine.translate import Groups
+
+WHOLE = "# @package _global_"
+"""First line of a group's file that sets keys anywhere in the config, not in a block of the group's name."""
+
+
+def options_for(schema: Any, groups: Groups, config_dir: Path) -> dict[str, list[str]]:
+    """Group -> the options that the script of `schema` can take; groups without one are left out."""
+    given = {group: options for group, options in groups.options.items() if group != "base"}
+    fitting = {g: [o for o in given[g] if not foreign_key(schema, config_dir / g / f"{o}.yaml")] for g in given}
+    return {group: options for group, options in fitting.items() if options}
+
+
+def foreign_key(schema: Any, path: Path) -> str:
+    """The first key that a group's file sets and the script lacks; "" where it has them all.
+
+    A block with a name (arch) is foreign where its class is of another family than the one in `schema.BLOCKS`.
+    """
+    content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    content = content if path.read_text(encoding="utf-8").startswith(WHOLE) else {path.parent.name: content}
+    jobs = content.pop("hydra", {}).get("sweeper", {}).get("params", {})  # a preset of config/sweep
+    for key, value in (content | jobs).items():
+        root, _, inner = key.partition(".")
+        block = schema.BLOCKS.get(root)
+        if root != "defaults" and root not in keys_of(schema):
+            return key
+        if block is not None and isinstance(value, Mapping) and "name" in value:
+            if value["name"].partition(".")[0] != block.__module__.split(".")[1]:
+                return f"{key}.name"
+        elif block is not None:
+            strange = [name for name in ([inner] if inner else value) if name not in {*keys_of(block), "loss"}]
+            if strange:
+                return f"{root}.{strange[0]}"
+    return ""

@@ -1,0 +1,152 @@
+"""The intrinsic loss of HRM with a manager: how far the worker's way is from the goal that it was given.
+
+    L = Σ over rows that have a goal of  c · (1 − r),     r = cos(way, goal),  c the gate
+
+After FeUdal Networks (Vezhnevets et al. 2017, arXiv 1703.01161, eq. 8). A small loss says that goals are followed, not
+that they are of use: random goals are followed just as well. Shapes: B rows, G goal_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from losses.act import ACTLossConfig, ACTLossHead, LossResult, Metrics
+from models.recursive_reasoning.act import ACTOutput
+from models.recursive_reasoning.subgoal import alignment
+
+__all__ = ["FeudalLossConfig", "FeudalLossHead"]
+
+_SATURATED = 0.05
+
+
+@dataclass(kw_only=True)
+class FeudalLossConfig(ACTLossConfig):
+    """The keys of the ACT loss, and those of the intrinsic one."""
+
+    feudal_loss_weight: float = 0.1
+    """Of the intrinsic loss in the total; 0 only reports it."""
+    feudal_grad: Literal["worker", "both", "manager"] = "worker"
+    """Who is moved by the cosine: the worker towards the goal, both, or the goal towards the worker (goals that the
+    loss can move collapse)."""
+    feudal_gate: Literal["detach", "none", "live"] = "detach"
+    """Factor of a row: its gate without gradient, 1, or its gate with gradient (which learns to close it)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weight = self.feudal_loss_weight
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise ValueError(f"arch.loss.feudal_loss_weight={weight}: expected a finite number, 0 or more")
+
+
+class FeudalLossHead(ACTLossHead):
+    """The ACT loss plus weight · L. Of a model without a manager exactly the ACT loss and its metrics."""
+
+    Config: ClassVar = FeudalLossConfig
+
+    def __init__(self, config: FeudalLossConfig) -> None:
+        super().__init__(config)
+        self.weight, self.moves, self.factor = config.feudal_loss_weight, config.feudal_grad, config.feudal_gate
+
+    def forward(self, output: ACTOutput) -> LossResult:
+        """As ACTLossHead; L is that of this pass, in evaluation the mean over the passes of the episode."""
+        result = super().forward(output)
+        told = output.aside
+        if not told:
+            return result
+        if "episode" in told:
+            loss, more = self._episode(told["episode"], output.carry.steps)
+        else:
+            with nullcontext() if self.weight else torch.no_grad():
+                loss, cos = self._pass(told)
+            more = _pass_metrics(told, cos.detach(), output.carry.halted)
+        if self.weight:
+            result.total = result.total + self.weight * loss
+        if "goal" in told:  # DistributedDataParallel wants every output that has a graph to be part of the loss
+            result.total = result.total + 0.0 * (told["goal"].sum() + told["gate"].sum())
+        plain, rows = result.metrics, result.metrics["loss"][1]
+        result.metrics = {  # in the order in which a console line shows them
+            "loss": (result.total.detach(), rows), "lm_loss": plain["lm_loss"], "feudal_loss": (loss.detach(), rows),
+            "accuracy": plain["accuracy"], "steps": plain["steps"],
+        }  # fmt: skip
+        result.metrics |= {name: pair for name, pair in {**plain, **more}.items() if name not in result.metrics}
+        return result
+
+    def _pass(self, told: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(sum of L over the rows, cosine of each row [B])."""
+        ways, goal, gate, active = (told[name] for name in ("ways", "goal", "gate", "active"))
+        cos = alignment(
+            ways.detach() if self.moves == "manager" else ways,
+            told["valid"],
+            goal.detach() if self.moves == "worker" else goal,
+        )
+        factor = {"detach": gate.detach(), "none": torch.ones_like(gate), "live": gate}[self.factor]
+        return torch.where(active, factor * (1 - cos), torch.zeros_like(cos)).sum(), cos
+
+    def _episode(self, sums: Tensor, steps: Tensor) -> tuple[Tensor, Metrics]:
+        """Loss and metrics of whole episodes from `EPISODE` [B, 5]: all their passes count alike."""
+        active, cos, own, gate, gated = sums.unbind(-1)
+        loss = active - cos if self.factor == "none" else gate - gated
+        passes, used = steps.sum(), active.sum()
+        return (loss / steps.clamp(min=1)).sum(), {
+            "feudal_cos": (cos.sum(), used),
+            "feudal_cos_own": (own.sum(), used),
+            "feudal_active_frac": (used, passes),
+            "subgoal_gate_mean": (gate.sum(), used),
+        }
+
+
+@torch.no_grad()
+def _pass_metrics(told: dict[str, Tensor], cos: Tensor, halted: Tensor) -> Metrics:
+    """(sum, count) of what shows whether the manager is used; the names never change within a run.
+
+    Means are over rows with a goal. Statistics between rows (std, pairwise cosine, participation ratio) are those of
+    each micro-batch, averaged.
+    """
+    active, gate, goal = told["active"], told["gate"], told["goal"]
+    used, rows = active.sum(), torch.full((), active.shape[0], device=active.device)
+    emitted, saturated = told["emitted"] & ~halted, (gate < _SATURATED) | (gate > 1 - _SATURATED)
+    replaced, closed = emitted & active, active & (told["emitted"] | halted)
+    mean = _sum(gate, active) / used.clamp(min=1)
+    std = (_sum((gate - mean).square(), active) / (used - 1).clamp(min=1)).sqrt()
+    pairs = used * (used - 1)
+    return {
+        "feudal_cos": (_sum(cos, active), used),
+        "feudal_active_frac": (used, rows),
+        "subgoal_gate_mean": (_sum(gate, active), used),
+        "subgoal_gate_std": (std * used, used),
+        "subgoal_gate_saturated": (_sum(saturated, active), used),
+        "subgoal_emissions": (emitted.sum(), rows),
+        "subgoal_dwell": (_sum(told["dwell"], closed), closed.sum()),
+        "subgoal_goal_pairwise_cos": (_pairwise(goal, active), pairs),
+        "subgoal_goal_pr": (_participation(goal, active) * used, used),
+        "subgoal_goal_change_cos": (_sum(told["change"], replaced), replaced.sum()),
+        "subgoal_goal_drift": (_sum(told["drift"], active), used),
+        "subgoal_inject_ratio": (_sum(told["push"], active), used),
+        "subgoal_worker_pairwise_cos": (_pairwise(told["worker"], active), pairs),
+    }
+
+
+def _sum(values: Tensor, mask: Tensor) -> Tensor:
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    return torch.where(mask, values, torch.zeros_like(values)).sum()
+
+
+def _pairwise(vectors: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the cosines of all ordered pairs of different rows: |Σ unit|² − Σ |unit|²."""
+    unit = vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=1e-12) * mask[:, None]
+    return unit.sum(0).square().sum() - unit.square().sum()
+
+
+def _participation(vectors: Tensor, mask: Tensor) -> Tensor:
+    """(Σλ)² / Σλ² of the covariance of the rows: about how many directions they fill. 1 where all are one."""
+    kept = mask[:, None].to(vectors.dtype)
+    centred = (vectors - (vectors * kept).sum(0) / kept.sum().clamp(min=1)) * kept
+    gram = centred @ centred.T
+    spread = gram.square().sum()
+    return torch.where(spread > 0, gram.trace().square() / spread.clamp(min=torch.finfo(spread.dtype).tiny), 1.0)

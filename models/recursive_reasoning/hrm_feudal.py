@@ -1,0 +1,180 @@
+"""HRM with a manager (models/recursive_reasoning/subgoal.py): z_H gives goals, z_L is asked to follow them.
+
+    repeat H_cycles times:  repeat L_cycles times: z_L <- L(z_L, z_H + x + b);   z_H <- H(z_H, z_L)
+
+b [B,1,D] is the injected goal, the same in all updates of a pass and zero before a row has its first goal. Without
+`subgoal_head` this is HRM, bit for bit. Shapes: B rows, T tokens, S = prefix + T positions, D width, G goal_dim.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.recursive_reasoning.act import ASIDE, PuzzleShape
+from models.recursive_reasoning.hrm import HRM, HRMConfig
+from models.recursive_reasoning.inner import INPUT, RecursiveInner
+from models.recursive_reasoning.recursion import Update
+from models.recursive_reasoning.subgoal import SubgoalConfig, SubgoalHead
+
+__all__ = ["HRMFeudal", "HRMFeudalConfig"]
+
+
+@dataclass(kw_only=True)
+class HRMFeudalConfig(HRMConfig):
+    """HRM's keys, and a block for the manager."""
+
+    subgoal_head: SubgoalConfig | None = None
+    """The manager; null (or `~arch.subgoal_head`) leaves plain HRM."""
+    fixed_refinement_steps: int | None = None
+    """Every episode has exactly this many passes, whatever the q values say; null: halting as in HRM."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        head, steps = self.subgoal_head, self.fixed_refinement_steps
+        if head is not None and head.hidden_size != self.hidden_size:
+            raise ValueError(
+                f"arch.subgoal_head.hidden_size={head.hidden_size}: expected arch.hidden_size={self.hidden_size}; "
+                "goals of another size are arch.subgoal_head.goal_dim"
+            )
+        if steps is not None and steps < 1:
+            raise ValueError(f"arch.fixed_refinement_steps={steps}: expected at least 1, or null")
+
+
+class SubgoalInner(RecursiveInner):
+    """RecursiveInner with a manager; its state lies among the latents, so it is carried, reset and stored like them."""
+
+    def __init__(self, config: HRMFeudalConfig, shape: PuzzleShape, **kwargs: Any) -> None:
+        super().__init__(config, shape, **kwargs)
+        self.pad_id, self.subgoal_head = shape.pad_id, None
+        if config.subgoal_head is not None:
+            seed = torch.initial_seed() ^ zlib.crc32(b"subgoal")
+            with torch.random.fork_rng(devices=[]):  # the network itself is that of plain HRM
+                torch.default_generator.manual_seed(seed % 2**63)
+                steps = config.fixed_refinement_steps or config.halt_max_steps
+                self.subgoal_head = SubgoalHead(config.subgoal_head, max_steps=steps)
+
+    def initial(self, rows: int) -> dict[str, Tensor]:
+        """The start of every latent, and of the manager's state."""
+        head = self.subgoal_head
+        return super().initial(rows) | ({} if head is None else head.initial(rows))
+
+    def embed(self, data: Mapping[str, Tensor]) -> Any:
+        """inputs [B, T] -> x [B, S, D]; with a manager also what it has to know of the example: `weights` [B, S] of the
+        positions in a pooled state, `real` [B] whether there is any, `noise` [B, G] for random goals."""
+        x = super().embed(data)
+        head = self.subgoal_head
+        if head is None:
+            return x
+        words = data["inputs"] != self.pad_id
+        real = words.any(dim=1)
+        kept = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        kept[:, self.prefix_len :] = words | ~real[:, None]
+        kept = {"mean_nonpad": kept, "mean": torch.ones_like(kept), "first": _first(kept)}[head.config.worker_pool]
+        weights = kept.to(head.goal_proj.weight.dtype)
+        return {
+            INPUT: x,
+            "weights": weights / weights.sum(dim=1, keepdim=True),
+            "real": real,
+            "noise": self._noise(data, head),
+        }
+
+    def _noise(self, data: Mapping[str, Tensor], head: SubgoalHead) -> Tensor | None:
+        if not head.draws:
+            return None
+        if "noise" in data:
+            return data["noise"].to(head.goal_proj.weight.dtype)
+        rows, device = data["inputs"].shape[0], head.goal_proj.weight.device  # evaluation: the same in every batch
+        drawn = torch.randn(rows, head.config.goal_dim, generator=torch.Generator().manual_seed(0), device="cpu")
+        return drawn.to(device, head.goal_proj.weight.dtype)
+
+    def recur(self, latents: Mapping[str, Tensor], x: Any) -> dict[str, Tensor]:
+        """One pass under the carried goals, then the next ones; what the loss reads lies under `ASIDE`."""
+        head = self.subgoal_head
+        if head is None:
+            return super().recur(latents, x)
+        state = {name: value for name, value in latents.items() if name not in self.latent_names}
+        steering = head.steer(state, x["real"])
+        pushes = head.injections(steering, self.dtype) if head.config.inject_subgoal else {}
+        values = self.updated({**latents, INPUT: x[INPUT], **pushes})
+        moved = {name: values[name] for name in self.latent_names}
+        worker = head.pool(moved["z_L"], x["weights"])
+        slow = moved["z_H"].detach()
+        manager = slow[:, 0].to(worker.dtype) if self.prefix_len else head.pool(slow, x["weights"])
+        after, told = head.advance(state, steering, worker, manager, noise=x["noise"])
+        told["push"] = _push_ratio(pushes, latents["z_H"] + x[INPUT])
+        return {**moved, **after, ASIDE: told}  # type: ignore[dict-item]
+
+    def aside(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What an evaluation tells of a whole episode: `episode` [B, 5], the sums of `EPISODE`."""
+        return {} if self.subgoal_head is None else {"episode": latents["subgoal_episode"]}
+
+
+class HRMFeudal(HRM):
+    """HRM whose fast level is steered. For a control, set `inner.subgoal_head.eval_source` before an evaluation."""
+
+    Config: ClassVar = HRMFeudalConfig
+    Inner: ClassVar = SubgoalInner
+
+    def __init__(self, config: HRMFeudalConfig, shape: PuzzleShape, **kwargs: Any) -> None:
+        super().__init__(config, shape, **kwargs)
+        self.fixed = config.fixed_refinement_steps is not None
+        self.halt_max_steps = config.fixed_refinement_steps or config.halt_max_steps
+
+    @staticmethod
+    def cycles(config: Any) -> tuple[Sequence[Update], int]:
+        plan, window = HRM.cycles(config)
+        head = config.subgoal_head
+        if head is None or not head.inject_subgoal:
+            return plan, window
+        pushed = {"L_level": ("subgoal_L",), "H_level": ("subgoal_H",) if head.inject_at == "LH" else ()}
+        return [replace(update, injection=update.injection + pushed[update.stack]) for update in plan], window
+
+    def _willing(self, q_halt: Tensor, q_continue: Tensor) -> Tensor:
+        willing = super()._willing(q_halt, q_continue)
+        return torch.zeros_like(willing) if self.fixed else willing
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The network, and each projection of the manager by itself: `stats_interval` then shows its gradient."""
+        head = self.inner.subgoal_head
+        found = {} if head is None else {name: list(layer.parameters()) for name, layer in head.named_children()}
+        own = {id(param) for params in found.values() for param in params}
+        return {"trunk": [param for param in self.parameters() if id(param) not in own], **found}
+
+    @property
+    def idle_parameters(self) -> list[str]:
+        """Parameters that a control (other goals, no injection, no credit) keeps though its loss may not reach them."""
+        head = self.inner.subgoal_head
+        if head is None:
+            return []
+        config = head.config
+        if config.goal_source == "learned" and config.goal_credit == "window" and config.inject_subgoal:
+            return []
+        return [name for name, _ in self.named_parameters() if name.startswith("inner.subgoal_head.")]
+
+    @property
+    def noise_width(self) -> int:
+        """Normal numbers that each fresh example of training needs, for random goals."""
+        head = self.inner.subgoal_head
+        return 0 if head is None or head.config.goal_source != "random" else head.config.goal_dim
+
+
+def _first(kept: Tensor) -> Tensor:
+    """[B, S] -> a mask of position 0 alone."""
+    mask = torch.zeros_like(kept)
+    mask[:, 0] = True
+    return mask
+
+
+@torch.no_grad()
+def _push_ratio(pushes: Mapping[str, Tensor], entry: Tensor) -> Tensor:
+    """Size of what is injected, over that of what it is added to (z_H + x, [B,S,D]), [B] float32."""
+    size = entry.float().square().mean(dim=(1, 2)).sqrt()
+    if not pushes:
+        return torch.zeros_like(size)
+    return pushes["subgoal_L"].float().square().mean(dim=(1, 2)).sqrt() / size.clamp(min=1e-12)

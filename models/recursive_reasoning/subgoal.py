@@ -1,0 +1,292 @@
+"""A manager over HRM's two levels: the slow latent names a direction, the fast one is asked to move along it.
+
+After FeUdal Networks (Vezhnevets et al. 2017, arXiv 1703.01161). Carried is the manager's state h, never its goal: goal
+and gate are computed anew from h at every pass, so each pass that uses a goal gives the manager a gradient.
+
+    g = unit(W_g h + b_g)      a = sigmoid((w_a h + b_a) / temperature)      input of z_L:  z_H + x + a·scale·√G·V_L g
+
+Shapes: B rows, S positions, D width, G goal_dim, C remembered worker states. A pass is one ACT step of a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import trunc_normal_
+
+__all__ = ["SubgoalConfig", "SubgoalHead", "alignment"]
+
+State = dict[str, Tensor]
+SMALL = 1e-4  # shorter vectors have no direction: below it the gradient of a unit vector would explode
+EPISODE = ("active", "cos", "cos_own", "gate", "gated_cos")
+
+
+@dataclass(kw_only=True)
+class SubgoalConfig:
+    """Raises ValueError for values that cannot be built; the text names the override to change."""
+
+    hidden_size: int = 512
+    """Width D of the model; must equal arch.hidden_size."""
+    goal_dim: int = 512
+    """Numbers of a goal; where it differs from hidden_size, a fixed projection maps worker states to it."""
+    manager_period: int = 4
+    """Passes for which a goal is held. A row gets its first goal after its first pass, the next ones this far apart."""
+    schedule: list[int] | None = None
+    """Passes after which goals are given, in place of the period; [1] gives one goal for the whole episode."""
+    gating: bool = True
+    """Learn how strongly a goal is followed; false: always fully."""
+    temperature: float = 1.0
+    """Divides the logit of the gate."""
+    gate_bias_init: float = 2.0
+    """Logit of every gate at the start (2: a gate of 0.88)."""
+    normalize_goal: bool = True
+    """Goals are directions, scaled by the root of goal_dim where they are injected; false: as projected."""
+    goal_scale: float = 1.0
+    """Factor on what is injected."""
+    projection_bias: bool = True
+    """Whether the projections to goal and gate have a bias (without one gate_bias_init does nothing)."""
+    inject_subgoal: bool = True
+    """Add the goal to the input of the fast level; false leaves the loss alone."""
+    inject_at: Literal["L", "LH"] = "L"
+    """Levels that the goal is added to; LH lets the manager write past the worker."""
+    inject_init: Literal["zero", "normal"] = "zero"
+    """Start of the injection; with zero the fresh model is plain HRM."""
+    worker_pool: Literal["mean_nonpad", "mean", "first"] = "mean_nonpad"
+    """Worker state: mean of z_L where the input is no padding, mean over all positions, or position 0."""
+    displacement: Literal["anchor", "step", "fun", "absolute"] = "anchor"
+    """What follows a goal: the way since it was given, the last pass, the mean of all spans within it (FeUdal
+    Networks), or the state itself."""
+    goal_credit: Literal["window", "none"] = "window"
+    """none: no gradient reaches the manager."""
+    goal_source: Literal["learned", "random", "zero"] = "learned"
+    """Where goals come from in training; random draws a direction for each window."""
+    eval_goal_source: Literal["same", "learned", "random", "zero", "mean", "shuffle", "stale"] = "same"
+    """The same in evaluation: mean of the batch, those of another row, or the first of the episode held to its end."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "goal_dim", "manager_period"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"arch.subgoal_head.{name}={getattr(self, name)}: expected at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"arch.subgoal_head.temperature={self.temperature}: expected more than 0")
+        passes = self.schedule
+        if passes is not None and (not passes or passes != sorted({p for p in passes if p >= 1})):
+            raise ValueError(f"arch.subgoal_head.schedule={passes}: expected ascending passes from 1, e.g. [1,4]")
+
+
+class SubgoalHead(nn.Module):
+    """Goal, gate and injection, and the state of each row, all in at least float32.
+
+    State, zero where a row begins an example: `subgoal_pass` [B] passes taken, `subgoal_active` [B] whether it has a
+    goal, `subgoal_h` [B,D] manager state when that was given, `subgoal_goal` [B,G] its value then, `subgoal_dwell` [B]
+    passes under it, `subgoal_past` [B,C,G] worker states that ways are measured from, `subgoal_episode` [B,5] sums over
+    the passes of an evaluation (`EPISODE`).
+    """
+
+    def __init__(self, config: SubgoalConfig, *, max_steps: int) -> None:
+        super().__init__()
+        size, dim = config.hidden_size, config.goal_dim
+        self.config, self.max_steps = config, max_steps
+        self.eval_source: str = config.eval_goal_source
+        longest = max_steps if config.schedule else min(config.manager_period, max_steps)
+        self.remembered = longest if config.displacement == "fun" else 1
+        self.goal_proj = _linear(size, dim, bias=config.projection_bias)
+        self.gate_proj, self.temperature, logit = None, config.temperature, config.gate_bias_init
+        if config.gating:
+            self.gate_proj = _linear(size, 1, bias=config.projection_bias, std=0.0)
+            if config.projection_bias:
+                nn.init.constant_(self.gate_proj.bias, logit)
+        std = 0.0 if config.inject_init == "zero" else None
+        self.inject_L = _linear(dim, size, bias=False, std=std)
+        self.inject_H = _linear(dim, size, bias=False, std=std) if config.inject_at == "LH" else None
+        self.register_buffer("state_proj", _orthonormal(dim, size) if dim != size else None)
+        self.scale = config.goal_scale * (math.sqrt(dim) if config.normalize_goal else 1.0)
+
+    @property
+    def source(self) -> str:
+        """Where goals come from in the present mode."""
+        own = self.config.goal_source
+        return own if self.training or self.eval_source == "same" else self.eval_source
+
+    @property
+    def draws(self) -> bool:
+        """Whether rows get random directions, even if they are not told them: those that training drew are changed."""
+        return self.source == "random" or (self.config.goal_source == "random" and self.source != "learned")
+
+    def initial(self, rows: int) -> State:
+        """The state of rows that begin an example, on the device of the weights."""
+        weight, config = self.goal_proj.weight, self.config
+        zeros = lambda *shape, dtype=weight.dtype: torch.zeros(rows, *shape, dtype=dtype, device=weight.device)  # noqa: E731
+        return {
+            "subgoal_pass": zeros(dtype=torch.int32),
+            "subgoal_active": zeros(dtype=torch.bool),
+            "subgoal_h": zeros(config.hidden_size),
+            "subgoal_goal": zeros(config.goal_dim),
+            "subgoal_dwell": zeros(dtype=torch.int32),
+            "subgoal_past": zeros(self.remembered, config.goal_dim),
+            "subgoal_episode": zeros(len(EPISODE)),
+        }
+
+    # Before a pass: what the worker is told
+
+    def goals(self, h: Tensor) -> Tensor:
+        """Manager states [B, D] -> goals [B, G]."""
+        goal = self.goal_proj(h)
+        return _unit(goal) if self.config.normalize_goal else goal
+
+    def steer(self, state: Mapping[str, Tensor], real: Tensor) -> State:
+        """State before a pass -> `active` [B], `own` [B,G] its goal, `goal` [B,G] the one it is given, `gate` [B].
+        `real` [B]: rows that hold an example; they come first."""
+        h, active = state["subgoal_h"], state["subgoal_active"]
+        own, gate = self._own(state), torch.ones_like(h[:, 0])
+        if self.gate_proj is not None:
+            gate = torch.sigmoid(self.gate_proj(h).squeeze(-1) / self.temperature)
+        if self.config.goal_credit == "none":
+            own, gate = own.detach(), gate.detach()
+        goal = self._given(own, state, active & real, real)
+        return {"active": active, "own": own.detach(), "goal": goal, "gate": gate}
+
+    def _own(self, state: Mapping[str, Tensor]) -> Tensor:
+        """Goals [B, G] of the rows themselves, from where training takes them: what mean, shuffle and stale change."""
+        trained = "learned" if self.source == "learned" else self.config.goal_source
+        if trained == "learned":
+            return self.goals(state["subgoal_h"])
+        return state["subgoal_goal"] if trained == "random" else torch.zeros_like(state["subgoal_goal"])
+
+    def _given(self, own: Tensor, state: Mapping[str, Tensor], counted: Tensor, real: Tensor) -> Tensor:
+        source = self.source
+        if source == "random":
+            return state["subgoal_goal"]
+        if source == "zero":
+            return torch.zeros_like(own)
+        if source == "mean":
+            return _unit((own * counted[:, None]).sum(0, keepdim=True)).expand_as(own)
+        if source == "shuffle":  # half the batch away: neighbours may be variants of one puzzle
+            rows, count = torch.arange(len(own), device=own.device), real.sum().clamp(min=1)
+            return own[torch.where(rows < count, (rows + count // 2) % count, rows)]
+        return own
+
+    def injections(self, steering: Mapping[str, Tensor], dtype: torch.dtype) -> State:
+        """What is added to the input of each level, [B, 1, D] in the compute dtype; zero in rows without a goal."""
+        push = (steering["gate"] * self.scale)[:, None]
+        layers = {"subgoal_L": self.inject_L, "subgoal_H": self.inject_H}
+        active, goal = steering["active"][:, None], steering["goal"]
+        return {
+            name: torch.where(active, push * layer(goal), 0.0).to(dtype)[:, None]
+            for name, layer in layers.items()
+            if layer is not None
+        }
+
+    # After a pass: what the worker did, and the next goal
+
+    def pool(self, latent: Tensor, weights: Tensor) -> Tensor:
+        """Latent [B, S, D] -> mean under `weights` [B, S], [B, D] in the state's dtype; pooled after the cast."""
+        return torch.einsum("bs,bsd->bd", weights, latent.to(weights.dtype))
+
+    def due(self, passes: Tensor) -> Tensor:
+        """Which rows get a goal after pass number `passes` [B]. In training nothing follows the last pass."""
+        if self.config.schedule is None:
+            due = (passes - 1) % self.config.manager_period == 0
+        else:
+            due = torch.isin(passes, torch.tensor(self.config.schedule, dtype=passes.dtype, device=passes.device))
+        return due & (passes < self.max_steps) if self.training else due
+
+    def advance(
+        self, state: State, steering: State, worker: Tensor, manager: Tensor, *, noise: Tensor | None,
+        update: Tensor | None = None,
+    ) -> tuple[State, State]:  # fmt: skip
+        """End a pass: (the state after it, detached; what the loss reads, rows first).
+
+        `worker`, `manager` [B, D] are the pooled states after the pass, `noise` [B, G] a normal draw of each example,
+        `update` [B] takes the place of the schedule.
+        """
+        if isinstance(self.state_proj, Tensor):
+            worker = F.linear(worker, self.state_proj)  # [B, G]
+        active, before = steering["active"], state["subgoal_dwell"]
+        passes, dwell = state["subgoal_pass"] + 1, before + active
+        emit = self.due(passes) if update is None else update
+        ways = worker[:, None] - state["subgoal_past"]  # [B, C, G]
+        valid = torch.arange(self.remembered, device=before.device) <= before.clamp(max=self.remembered - 1)[:, None]
+        told = {**steering, "ways": ways, "valid": valid, "emitted": emit, "dwell": dwell, "worker": worker}
+        with torch.no_grad():
+            manager = manager.detach()
+            replace = emit & ~active if self.source == "stale" else emit
+            fresh = self._drawn(noise, passes) if self.draws else self.goals(manager)
+            told["change"] = (_unit(state["subgoal_goal"]) * _unit(fresh)).sum(-1)
+            told["drift"] = 1 - (_unit(state["subgoal_goal"]) * _unit(steering["own"])).sum(-1)
+            after = {
+                "subgoal_pass": passes,
+                "subgoal_active": active | emit,
+                "subgoal_h": torch.where(replace[:, None], manager, state["subgoal_h"]),
+                "subgoal_goal": torch.where(replace[:, None], fresh, state["subgoal_goal"]),
+                "subgoal_dwell": dwell.masked_fill(emit, 0),
+                "subgoal_past": self._remember(state["subgoal_past"], worker.detach(), active, emit, dwell),
+                "subgoal_episode": state["subgoal_episode"] if self.training else _summed(state, told),
+            }
+        return after, told
+
+    def _remember(self, past: Tensor, worker: Tensor, active: Tensor, emit: Tensor, dwell: Tensor) -> Tensor:
+        """The remembered worker states [B, C, G] after a pass; slot 0 is that of the goal's beginning (its anchor)."""
+        kind = self.config.displacement
+        if kind == "absolute":
+            return past
+        slots = torch.arange(self.remembered, device=past.device)
+        slot = dwell.clamp(max=self.remembered - 1).masked_fill(emit, 0)[:, None]
+        write = {"anchor": emit, "step": torch.ones_like(emit), "fun": emit | active}[kind]
+        here = (slots == slot) & write[:, None]
+        return torch.where(here[:, :, None], worker[:, None], past)
+
+    def _drawn(self, noise: Tensor | None, passes: Tensor) -> Tensor:
+        """A random direction [B, G] for each window: the example's numbers, turned on by one place a pass."""
+        if noise is None:
+            raise ValueError("arch.subgoal_head.goal_source=random needs noise [B, goal_dim] in the batch")
+        places = torch.arange(noise.shape[1], device=noise.device)
+        return _unit(noise.gather(1, (places + passes[:, None]) % noise.shape[1]))
+
+
+def alignment(ways: Tensor, valid: Tensor, goal: Tensor) -> Tensor:
+    """Mean cosine between the valid ways [B, C, G] (mask [B, C]) and the goal [B, G], [B]; a way without length has 0.
+
+    The intrinsic reward of FeUdal Networks, eq. 8. The lengthless are replaced before the division: masking its result
+    would leave their gradient not a number.
+    """
+    length = torch.linalg.vector_norm(ways.detach(), dim=-1) >= SMALL
+    ways = torch.where(length[..., None], ways, torch.ones_like(ways))
+    cos = (ways * _unit(goal)[:, None]).sum(-1) / torch.linalg.vector_norm(ways, dim=-1)
+    cos = torch.where(valid & length, cos, torch.zeros_like(cos))
+    return cos.sum(-1) / valid.sum(-1).clamp(min=1)
+
+
+def _summed(state: State, told: State) -> Tensor:
+    """The sums of `EPISODE` with this pass, [B, 5]."""
+    cos = alignment(told["ways"], told["valid"], told["goal"])
+    own = alignment(told["ways"], told["valid"], told["own"])
+    now = torch.stack([torch.ones_like(cos), cos, own, told["gate"], told["gate"] * cos], dim=-1)
+    return state["subgoal_episode"] + now * told["active"][:, None]
+
+
+def _unit(vector: Tensor) -> Tensor:
+    """[..., G] -> the same direction with length 1 (shorter where there is none)."""
+    return vector / torch.linalg.vector_norm(vector, dim=-1, keepdim=True).clamp(min=SMALL)
+
+
+def _linear(ins: int, outs: int, *, bias: bool, std: float | None = None) -> nn.Linear:
+    """A float32 layer: weight of std 1/sqrt(ins) (LeCun) or `std`, bias zero."""
+    layer = nn.Linear(ins, outs, bias=bias)
+    trunc_normal_(layer.weight, 1.0 / math.sqrt(ins) if std is None else std)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _orthonormal(rows: int, columns: int) -> Tensor:
+    """A fixed projection [rows, columns]: its rows are orthonormal, or its columns where it has fewer of those."""
+    basis = torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns)))[0]
+    return basis if rows > columns else basis.T.contiguous()

@@ -1,0 +1,77 @@
+"""evaluate.py for runs of train.py: the run's own evaluation with a checkpoint's weights, on its own data or others."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from dataset.text.meta import tokenizer_state
+from dataset.text.named import ensure_text
+from dataset.text.opening import folder_of
+from engine.distributed import is_main
+from engine.errors import UsageError
+from engine.io import say
+from engine.reopen import OpenedCheckpoint, open_checkpoint
+from scripts._opening import home_of, require_average, warn_of_other_data, write_result
+
+FOREIGN = {"split": "test", "steps": None, "max_examples": None, "halting": None, "batch_size": None}
+"""Arguments for runs of pretrain.py, with what they are when nobody gave them."""
+
+
+def evaluate_text(args: argparse.Namespace) -> None:
+    """Open, evaluate, print, write. Raises: UsageError."""
+    for name, absent in FOREIGN.items():
+        if getattr(args, name) != absent:
+            raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of train.py")
+    target = None if args.json is None else args.json.absolute()
+    checkpoint = Path(os.path.abspath(args.checkpoint))
+    given = [os.path.abspath(name) if "/" in name else name for name in args.data or ()]
+    with contextlib.chdir(home_of(checkpoint)):
+        opened = open_checkpoint(checkpoint, device=args.device, weights=args.weights or "ema")
+        require_average(opened, args)
+        if given:
+            other = same_tokens(opened, given)
+            opened = open_checkpoint(
+                checkpoint, device=args.device, weights=args.weights or "ema", overrides={"dataset": other}
+            )
+        data = [{key: str(card[key]) for key in ("path", "content_hash")} for card in opened.plan.cards]
+        warn_of_other_data(opened.run_dir, data)
+        began = time.perf_counter()
+        values = opened.plan.task.evaluate(final=True)
+        seconds = time.perf_counter() - began
+    if not is_main():
+        return
+    values = {name: value for name, value in values.items() if name.startswith("eval/")}
+    for name, value in values.items():
+        say(f"{name:<28}{value:.4f}")
+    step, mode = opened.checkpoint.step, opened.config.eval_mode
+    asked = "latest" if checkpoint.resolve() == opened.run_dir.resolve() else checkpoint.name
+    say(f"checkpoint  {opened.run_dir}, {asked}: step {step}, {opened.weights} weights, eval_mode={mode}")
+    for entry in data:
+        say(f"data        {entry['path']}, content hash {entry['content_hash'][:12]}")
+    marks = [f"data-{data[0]['content_hash'][:8]}"] if given else []
+    marks += ["raw"] if args.weights == "raw" and opened.checkpoint.has_ema else []
+    settings = {
+        "run": str(opened.run_dir), "checkpoint": asked, "step": step, "weights": opened.weights, "eval_mode": mode,
+        "eval_iters": opened.config.eval_iters, "data": data, "device": str(opened.runtime.device),
+    }  # fmt: skip
+    target = target or opened.run_dir / ("_".join([f"evaluation_step_{step}", *marks]) + ".json")
+    write_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": values})
+
+
+def same_tokens(opened: OpenedCheckpoint, given: list[str]) -> str:
+    """The one data set to evaluate on. Raises: UsageError when the model would misread it."""
+    config = opened.config
+    if config.training_mode != "single" or len(given) != 1:
+        raise UsageError(f"--data takes one data set, of a run of training_mode=single (here: {config.training_mode})")
+    folder, own = folder_of(given[0]), folder_of(config.dataset)
+    ensure_text(folder, offline="error")
+    if tokenizer_state(folder) != tokenizer_state(own):
+        raise UsageError(
+            f"--data {folder}: its tokens are not those of {own}, which the model reads: build it with "
+            f"--tokenizer-from {own}"
+        )
+    return given[0]

@@ -1,0 +1,201 @@
+"""The report's pictures: rows of points with their interval, and the curve of a sweep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from scripts._canvas import Canvas
+from scripts._feudal_runs import HEAD as SUBGOAL
+from scripts._feudal_runs import WEIGHT, Cell
+from scripts._feudal_stats import CONTROL
+from scripts._picture import HAIR, INK, MUTED, PAPER, WRONG_INK
+
+POINT, MEAN = "#8fb0e8", "#2f62c9"
+MARGIN, ROW, PANEL, GAP, HEAD, FOOT = 28.0, 34.0, 300.0, 44.0, 96.0, 62.0
+
+
+@dataclass(frozen=True)
+class Marks:
+    """One row of a panel: the points of all seeds, their mean, its interval. No points: an empty row."""
+
+    points: Sequence[float] = ()
+    mean: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A column of rows with an axis of its own; `lines` are values to mark, e.g. zero."""
+
+    title: str
+    rows: Sequence[Marks]
+    lines: Sequence[float] = field(default=())
+
+
+class _Axis:
+    """Values to places: a range a little wider than what has to be shown, with round ticks."""
+
+    def __init__(self, values: Sequence[float], start: float, length: float) -> None:
+        low, high = min(values), max(values)
+        pad = 0.08 * (high - low) or max(0.02, abs(high) * 0.05)
+        self.low, self.high, self.start, self.length = low - pad, high + pad, start, length
+        rough = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+        first = math.ceil(self.low / step)
+        self.digits = max(0, -math.floor(math.log10(step * 1.001)))
+        last = math.floor(self.high / step)
+        self.ticks = [round(k * step, self.digits) + 0.0 for k in range(first, last + 1)]  # + 0.0: no minus zero
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * self.length
+
+    def text(self, tick: float) -> str:
+        return f"{tick:.{self.digits}f}"
+
+
+def _dot(canvas: Canvas, x: float, y: float, size: float, fill: str) -> None:
+    canvas.box(x - size / 2, y - size / 2, size, size, fill=fill, outline=PAPER, line=0.7, radius=size / 2)
+
+
+def draw_rows(title: str, subtitle: str, labels: Sequence[str], panels: Sequence[Panel]) -> Image.Image:
+    """One row for each label, one panel beside the other."""
+    probe = Canvas(1, 1, 2.0, PAPER)
+    left = MARGIN + max(probe.text_width(label, 13) for label in labels) + 24
+    width = left + len(panels) * (PANEL + GAP) - GAP + MARGIN
+    width = max(width, 2 * MARGIN + max(probe.text_width(title, 20), probe.text_width(subtitle, 12)))
+    canvas = Canvas(width, HEAD + len(labels) * ROW + FOOT, 2.0, PAPER)
+    canvas.text(MARGIN, 28, title, size=20, colour=INK)
+    canvas.text(MARGIN, 52, subtitle, size=12, colour=MUTED)
+    for number, label in enumerate(labels):
+        canvas.text(left - 24, HEAD + (number + 0.5) * ROW, label, size=13, colour=INK, anchor="rm")
+    for number, panel in enumerate(panels):
+        _panel(canvas, panel, left + number * (PANEL + GAP))
+    return canvas.image
+
+
+def _panel(canvas: Canvas, panel: Panel, left: float) -> None:
+    shown = [v for row in panel.rows for v in (*row.points, *(row.interval or ()))] + list(panel.lines)
+    axis = _Axis(shown or [0.0, 1.0], left, PANEL)
+    bottom = HEAD + len(panel.rows) * ROW
+    canvas.text(left + PANEL / 2, HEAD - 16, panel.title, size=13, colour=INK, anchor="mm")
+    for tick in axis.ticks:
+        canvas.rule(axis(tick), HEAD, bottom - HEAD, down=True, line=0.6, colour=HAIR)
+        canvas.text(axis(tick), bottom + 14, axis.text(tick), size=11, colour=MUTED, anchor="mm")
+    for value in panel.lines:
+        canvas.rule(axis(value), HEAD, bottom - HEAD, down=True, line=1.4, colour=WRONG_INK)
+    for number, row in enumerate(panel.rows):
+        y = HEAD + (number + 0.5) * ROW
+        if row.interval:
+            low, high = map(axis, row.interval)
+            canvas.rule(low, y, high - low, down=False, line=2.2, colour=MEAN)
+        for point in row.points:
+            _dot(canvas, axis(point), y - 7, 8, POINT)
+        if row.mean is not None:
+            canvas.rule(axis(row.mean), y - 5, 13, down=True, line=3.0, colour=MEAN)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One value of a sweep; columns that stand `apart` (no head, weight 0) are not joined to the curve."""
+
+    label: str
+    points: Sequence[float]
+    apart: bool = False
+
+
+def draw_curve(title: str, subtitle: str, axis_title: str, columns: Sequence[Column]) -> Image.Image:
+    """All seeds' points above each value, the curve of their means, and n below."""
+    probe = Canvas(1, 1, 2.0, PAPER)
+    left, top, high, wide = MARGIN + 60, HEAD, 300.0, 96.0
+    width = max(left + len(columns) * wide + MARGIN, 2 * MARGIN + probe.text_width(subtitle, 12), 560.0)
+    canvas = Canvas(width, top + high + 86, 2.0, PAPER)
+    canvas.text(MARGIN, 28, title, size=20, colour=INK)
+    canvas.text(MARGIN, 52, subtitle, size=12, colour=MUTED)
+    axis = _Axis([point for column in columns for point in column.points], top + high, -high)
+    for tick in axis.ticks:
+        canvas.rule(left, axis(tick), len(columns) * wide, down=False, line=0.6, colour=HAIR)
+        canvas.text(left - 10, axis(tick), axis.text(tick), size=11, colour=MUTED, anchor="rm")
+    before: tuple[float, float] | None = None
+    for number, column in enumerate(columns):
+        x, mean = left + (number + 0.5) * wide, sum(column.points) / len(column.points)
+        here = (x * canvas.scale, axis(mean) * canvas.scale)
+        if before and not column.apart:
+            canvas.pen.line([before, here], fill=MEAN, width=round(2 * canvas.scale))
+        before = None if column.apart else here
+    for number, column in enumerate(columns):
+        x, mean = left + (number + 0.5) * wide, sum(column.points) / len(column.points)
+        for place, point in enumerate(column.points):
+            _dot(canvas, x + (place - (len(column.points) - 1) / 2) * 7, axis(point), 8, POINT)
+        canvas.rule(x - 16, axis(mean), 32, down=False, line=3.0, colour=MUTED if column.apart else MEAN)
+        canvas.text(x, top + high + 18, column.label, size=13, colour=INK, anchor="mm")
+        canvas.text(x, top + high + 36, f"n = {len(column.points)}", size=11, colour=MUTED, anchor="mm")
+    canvas.text(left + len(columns) * wide / 2, top + high + 62, axis_title, size=12, colour=MUTED, anchor="mm")
+    return canvas.image
+
+
+# --- what the report draws --------------------------------------------------------------------------------------------
+
+
+def pictures(cells: Sequence[Cell], facts: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Image.Image]:
+    """File name -> picture: `cells.png`, `goals.png` where goals were measured, `sweep_weight.png`, `sweep_period.png`.
+
+    `facts` has for each cell its `seeds` (values), `difference` and `goals`, as scripts/feudal_report.py makes them.
+    """
+    name = metric.replace("_", " ")
+    labels = [f"{cell.name} (n = {len(cell.runs)})" for cell in cells]
+    values = [Marks(list(facts[cell.name]["seeds"].values()), facts[cell.name]["score"]["mean"]) for cell in cells]
+    gaps = [_marks(facts[cell.name]["difference"]) for cell in cells]
+    note = "dots: seeds; bar: mean; line: 95 % t interval over seeds"
+    drawn = {"cells.png": draw_rows(f"Held-out {name} of each cell", note, labels, [
+        Panel(name, values), Panel("difference from the baseline, paired by seed", gaps, lines=(0.0,)),
+    ])}  # fmt: skip
+    with_goals = [cell for cell in cells if facts[cell.name]["goals"]]
+    if with_goals:
+        found = [facts[cell.name]["goals"] for cell in with_goals]
+        drawn["goals.png"] = draw_rows(
+            "Are goals followed, and are they of use?",
+            f"{note}; a manager is used where the first panel is right of {CONTROL} and the second right of 0",
+            [cell.name for cell in with_goals],
+            [
+                Panel("controllability (cosine)", [_marks(one["control"]) for one in found], lines=(CONTROL,)),
+                Panel(f"{name} lost by exchanged goals", [_marks(one["content"]) for one in found], lines=(0.0,)),
+                Panel(f"{name} lost without goals", [_marks(one["presence"]) for one in found], lines=(0.0,)),
+            ],
+        )
+    for key, short in ((WEIGHT, "weight"), (f"{SUBGOAL}.manager_period", "period")):
+        if columns := sweep(cells, facts, key):
+            title = f"Held-out {name} by {'feudal_loss_weight' if key == WEIGHT else 'manager_period'}"
+            what = "dots: seeds; bar: mean; grey and unjoined: no head, and a head without loss"
+            drawn[f"sweep_{short}.png"] = draw_curve(title, what, key.rpartition(".")[2], columns)
+    return drawn
+
+
+def _marks(values: Mapping[str, Any] | None) -> Marks:
+    return Marks() if not values or values["mean"] is None else Marks(values["values"], values["mean"], values["t"])
+
+
+def sweep(cells: Sequence[Cell], facts: Mapping[str, Mapping[str, Any]], key: str) -> list[Column]:
+    """The cells with a head that differ in `key` alone, by its value; first, apart, no head and weight 0. Empty where
+    fewer than two values have to be joined."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.has_head:
+            groups.setdefault(repr(sorted((k, v) for k, v in cell.keys.items() if k != key)), []).append(cell)
+    largest = max(groups.values(), key=lambda group: len(group)) if groups else []
+    chosen = sorted(largest, key=lambda cell: cell.keys[key])
+    apart = [cell for cell in chosen if key == WEIGHT and cell.keys[key] == 0]
+    curve = [cell for cell in chosen if cell not in apart]
+    if len(curve) < 2:
+        return []
+    heads = [cell for cell in cells if not cell.has_head][:1]
+    return [
+        *(Column("no head", list(facts[cell.name]["seeds"].values()), apart=True) for cell in heads),
+        *(Column("0 (head)", list(facts[cell.name]["seeds"].values()), apart=True) for cell in apart),
+        *(Column(f"{cell.keys[key]:g}", list(facts[cell.name]["seeds"].values())) for cell in curve),
+    ]

@@ -1,0 +1,157 @@
+"""The probes of language models: no false alarm on recipes and modes, and each fault, planted, is seen under its code."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import tasks.language_model as tasks
+from dataset.text.batches import TrainBatches
+from engine.distributed import world_size
+from models.language_models.attention import CausalSelfAttention
+from models.language_models.gpt import GPT, GPTConfig, LMShape
+from tests.conftest import ROOT
+from tests.verification.probing import SLOW, around, composed
+from verification.finding import Finding
+from verification.probes import forget, probe
+
+CPU = "cfg_train_cpu"
+CODES = ["DYN700", "DYN703", "DYN706", "DYN709", "DYN712", "DYN716", "DYN717"]
+MIXTURE = ("training_mode=multidataset", "dataset_list=[a,b,c,a]")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    forget()
+    yield
+    forget()
+
+
+def look(*overrides: str, recipe: str = CPU, only: set[str] | None = None) -> list[Finding]:
+    return probe(composed(recipe, *overrides), entry="train.py", root=ROOT, only=only, overrides=overrides)
+
+
+def fails(code: str, *overrides: str) -> str:
+    found = [finding for finding in look(*overrides, only={code}) if finding.level == "FAIL"]
+    assert {finding.code for finding in found} == {code}, found
+    return "; ".join(finding.message for finding in found)
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "config").glob("cfg_train*.yaml")))
+def test_recipes_pass(recipe: str) -> None:
+    assert [(f.code, f.level) for f in look(recipe=recipe)] == [(code, "PASS") for code in CODES]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        SLOW((*MIXTURE, "dataset_sampling_probs=[1,2,3,4]")),
+        SLOW((*MIXTURE, "multidataset_wte=true", "multidataset_criterion=mean", "arch=gpt_fast")),
+        ("training_mode=multicontext", "multicontext_datasets=[a,b]", "arch.loss.stream_weights=[1,2]"),
+        ("arch=gpt2", "init_from=gpt2", "arch.n_layer=24", "arch.n_head=16", "arch.n_embd=1024", "arch.n_kv_group=8"),
+        ("arch.window_size=9", "arch.softmax_variant_attn=relu2max", "arch.dropout=0.3", "arch.share_attn=cycle"),
+        SLOW(("arch.pos_encodings=rope", "arch.rope_length=16", "arch.norm_placement=peri", "arch.mlp_variant=swiglu")),
+        SLOW(("optimizer=muon", "lr_scheduler=wsd", "ema=true", "grad_clip=0", "seed=5")),
+        SLOW(("eval_only=true",)), ("sampling_method=without_replacement", "eval_mode=random", "early_stop_patience=2"),
+    ],
+)  # fmt: skip
+def test_good_settings_pass(overrides: tuple[str, ...]) -> None:
+    found = look(*overrides)
+    assert {f.level for f in found} == {"PASS"}, [f for f in found if f.level != "PASS"]
+    assert [f.code for f in found] == CODES
+
+
+def test_the_size_is_that_of_the_real_model() -> None:
+    (finding,) = look("training_mode=multicontext", "multicontext_datasets=[a,b]", only={"DYN700"})
+    with torch.device("meta"):
+        full = GPT(GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64), LMShape((256, 256)))
+    size = f"{full.num_parameters():,} parameters (vocabularies of 256 where the data are not here)"
+    assert size in finding.message
+
+
+def test_what_cannot_be_built_is_told_first() -> None:
+    for override, said in (("arch.n_head=7", "n_head"), ("+arch.n_heads=2", "unknown key")):
+        found = look(override)
+        assert [(f.code, f.level) for f in found] == [("DYN700", "FAIL")]
+        assert said in found[0].message
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_attention_that_looks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def ahead(*args: Any, **kwargs: Any) -> Any:
+        return plain(*args, **{**kwargs, "is_causal": False})
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", ahead)
+    assert "training predictions depend on tokens that come after" in fails("DYN712")
+
+
+def test_a_mask_that_looks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    around(monkeypatch, CausalSelfAttention, "_mix", lambda mix, self, q, k, v, m: mix(self, q, k, v, m | True))
+    assert "evaluation predictions" in fails("DYN712", "arch.softmax_variant_attn=sigmoidmax")
+
+
+def test_targets_that_are_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def same(rows: Any, *args: Any) -> Any:
+        found = rows(*args)
+        return {**found, "targets": found["tokens"]}
+
+    around(monkeypatch, TrainBatches, "rows", same)
+    assert "targets are not the tokens that follow" in fails("DYN706")
+
+
+def test_a_parameter_without_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(groups: Any, self: Any) -> Any:
+        found = groups(self)
+        del found["embedding"]["wpe.embedding_weight"]
+        return found
+
+    around(monkeypatch, GPT, "param_groups", without)
+    assert "wpe.embedding_weight in no optimizer group" in fails("DYN703")
+
+
+def test_dropout_in_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    around(monkeypatch, GPT, "eval", lambda _, self: self.train())
+    assert "two evaluations of the same weights give different" in fails("DYN709", "arch.dropout=0.4")
+
+
+def test_ranks_that_take_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "local_rows", lambda rows: (0, rows // world_size()))
+    assert "another gradient than one process" in fails("DYN717")
+
+
+def test_a_key_that_nothing_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GPT, "_head", lambda self, number, hidden: hidden @ self.wte.tables[number].embedding_weight.T)
+    assert "arch.final_logit_softcapping is dead" in fails("DYN716", "arch.final_logit_softcapping=30")
+
+
+def test_a_run_key_that_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    override = ("lr_scheduler=none", "learning_rate=0.02")
+    assert [f.level for f in look(*override, only={"DYN716"})] == ["PASS"]
+    forget()
+    around(monkeypatch, tasks, "param_groups", lambda make, *a, **k: make(*a, **{**k, "lr": 1e-3}))
+    found = look(*override, only={"DYN716"})
+    assert [f.level for f in found] == ["WARN"], found
+    assert "learning_rate=0.02" in found[0].message
+
+
+@pytest.mark.slow
+def test_by_the_command_of_a_user() -> None:
+    line = "python train.py --config-name=cfg_train_cpu --n_head 2 --beta2 0.95 --dataset=shakespeare_char"
+    done = subprocess.run(
+        [sys.executable, "scripts/verify_path.py", "--dynamic", "--json", "-", "--", *shlex.split(line)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    levels = {f["code"]: f["level"] for f in json.loads(done.stdout)["reports"][0]["findings"] if f["step"] == "dyn"}
+    assert levels == dict.fromkeys(CODES, "PASS")
