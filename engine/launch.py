@@ -36,7 +36,7 @@ from engine.rundir import RunDirectory, read_json
 from engine.signals import StopSignal
 from engine.sinks import Sinks
 from engine.stopping import EarlyStop, check_early_stop
-from engine.task import Evaluation, Plan, Runtime, SparseTable
+from engine.task import Evaluation, Plan, Runtime
 from engine.trackers import open_sinks
 from engine.trainer import Hook, Trainer
 
@@ -230,8 +230,7 @@ class _Session(Hook):
         config, ranks = self.config, runtime.world_size
         micro = plan.batch_rows // (ranks * config.accumulation)
         groups = ", ".join(
-            f"{group.name} {_count(group.params):,} ({group.optimizer}, lr {group.lr:g})"
-            for group in plan.task.param_groups()
+            f"{group.name} {group.size:,} ({group.optimizer}, lr {group.lr:g})" for group in plan.task.param_groups()
         )
         last = min(plan.total_steps, config.max_steps or plan.total_steps)
         if 0 < last <= self.first_step:
@@ -347,12 +346,6 @@ class _Session(Hook):
 def _stand_in(plan: Plan) -> dict[str, bool]:
     """Said wherever results are kept: the data are not those that their name promises."""
     return {"stand_in": True} if any(card.get("stand_in") for card in plan.cards) else {}
-
-
-def _count(params: Any) -> int:
-    if isinstance(params, SparseTable):
-        return params.weights.numel()
-    return sum(param.numel() for param in params.values())
 
 
 def make_runtime(config: RunConfig, *, stop: StopSignal | None = None) -> Runtime:

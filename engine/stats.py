@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from engine.task import ParamGroup, SparseTable
+from engine.task import ParamGroup
 
 
 class GroupStats:
@@ -23,8 +23,8 @@ class GroupStats:
 
     def __init__(self, groups: Iterable[ParamGroup], interval: int | None) -> None:
         self.interval = interval
-        self.params = {g.name: list(g.params.values()) for g in groups if not isinstance(g.params, SparseTable)}
-        self.tables = {g.name: g.params for g in groups if isinstance(g.params, SparseTable)}
+        self.params = {g.name: list(g.dense.values()) for g in groups if g.table is None}
+        self.tables = {g.name: g.table for g in groups if g.table is not None}
         self.values: dict[str, Tensor] = {}
         self._old: dict[str, list[Tensor]] = {}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ Metrics = Mapping[str, tuple[Tensor, Tensor]]
 """name -> (sum, count), both scalars on the device. Division happens once, after the reduction over ranks."""
 
 
-@runtime_checkable
 class SparseTable(Protocol):
     """A table of which a step touches few rows: updated by its own optimizer, never in the dense gradient."""
 
@@ -48,6 +47,23 @@ class ParamGroup:
     options: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Rows of each matrix in a parameter that stacks several: the optimizer takes them one by one."""
+
+    @property
+    def dense(self) -> dict[str, nn.Parameter]:
+        """The named parameters; empty for a sparse table."""
+        return self.params if isinstance(self.params, dict) else {}
+
+    @property
+    def table(self) -> SparseTable | None:
+        """The sparse table, or None."""
+        return None if isinstance(self.params, dict) else self.params
+
+    @property
+    def size(self) -> int:
+        """Trained numbers."""
+        return sum(param.numel() for param in self.dense.values()) + (
+            0 if self.table is None else self.table.weights.numel()
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

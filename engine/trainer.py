@@ -27,7 +27,7 @@ from engine.reduce import GradientReducer
 from engine.signals import StopSignal
 from engine.stats import GroupStats
 from engine.stopping import EarlyStop
-from engine.task import Plan, Runtime, SparseTable
+from engine.task import Plan, Runtime
 
 Saver = Callable[["Trainer", str], None]
 Writer = Callable[[int, dict[str, Any]], None]
@@ -77,10 +77,7 @@ class Trainer:
         self.optimizers = {
             g.name: build_optimizer(g.optimizer, g.params, g.lr, g.options, parts=g.parts) for g in groups
         }
-        dense = {
-            f"{g.name}.{name}": param for g in groups if not isinstance(g.params, SparseTable)
-            for name, param in g.params.items()
-        }  # fmt: skip
+        dense = {f"{g.name}.{name}": param for g in groups for name, param in g.dense.items()}
         trained = {id(param) for param in dense.values()}
         for param in self.module.parameters():
             param.requires_grad_(id(param) in trained)
@@ -225,7 +222,7 @@ class Trainer:
         values |= {f"train/{name}": value for name, value in self.window.flush().items()}
         factor = self.plan.schedule(self.step)
         for name, group in self.groups.items():
-            values["train/lr" if not isinstance(group.params, SparseTable) else f"train/lr_{name}"] = group.lr * factor
+            values["train/lr" if group.table is None else f"train/lr_{name}"] = group.lr * factor
         values["train/grad_norm"] = float(self._last_norm)
         values |= {f"train/{name}": value for name, value in self.stats.flush().items()}
         seconds = self._train_seconds / max(self._timed_steps, 1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from engine.launch import make_runtime
 from engine.rows import RowSharded
 from engine.signals import StopSignal
-from engine.task import Plan, SparseTable
+from engine.task import Plan
 from engine.trainer import Trainer
 
 WARM_UP = 1  # steps before the clock runs: lazy state, kernels chosen, pages touched
@@ -138,7 +138,7 @@ def probe(config: Any, module: Any, *, steps: int, seconds: float) -> Probe:
     examples = _eval_examples(plan.task, len(evaluations), len(all_evaluations) - len(evaluations))
     flops: Any = getattr(trainer.module, "flops", None)
     return Probe(
-        device=str(runtime.device), parameters={g.name: _count(g.params) for g in plan.task.param_groups()},
+        device=str(runtime.device), parameters={g.name: g.size for g in plan.task.param_groups()},
         optimizers={g.name: g.optimizer for g in plan.task.param_groups()},
         frozen=sum(p.numel() for p in trainer.module.parameters() if not p.requires_grad),
         memory={**memory, "activations": max(0, peak - known), "process": peak},
@@ -182,10 +182,6 @@ def _memory(trainer: Trainer, optimizers: Mapping[str, Any]) -> dict[str, int]:
         "moments": _bytes(optimizers),
         "average": _bytes(trainer.ema.state_dict()) if trainer.ema is not None else 0,
     }
-
-
-def _count(params: Any) -> int:
-    return params.weights.numel() if isinstance(params, SparseTable) else sum(p.numel() for p in params.values())
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

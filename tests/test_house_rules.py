@@ -65,6 +65,43 @@ def identifiers(tree: ast.AST) -> set[str]:
     return names
 
 
+def test_no_isinstance_against_protocols() -> None:
+    """Since Python 3.12 such a check does not see what a class serves dynamically, a module's buffers for example."""
+    protocols = {"Protocol", "runtime_checkable"}
+    for path in everything():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(base) for base in node.bases):
+                protocols.add(node.name)
+    assert "SparseTable" in protocols
+    assert not [found for path in everything() for found in protocol_checks(path.read_text(), protocols)]
+
+
+def everything() -> list[Path]:
+    return [path for path in sorted(ROOT.glob("*.py")) + sources(*PACKAGES) if "fixtures" not in path.parts]
+
+
+def protocol_checks(text: str, protocols: set[str]) -> list[str]:
+    """What makes a protocol checkable at run time, and isinstance or issubclass against one of them or of typing's."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom | ast.Attribute) and "runtime_checkable" in ast.unparse(node):
+            found.append(ast.unparse(node))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            kinds = {name for name in re.findall(r"\w+", ast.unparse(node.args[-1]))}
+            if kinds & protocols or any(kind.startswith("Supports") for kind in kinds):
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_protocol_checks_are_seen() -> None:
+    for text in (
+        "from typing import Any, runtime_checkable", "@typing.runtime_checkable\nclass A: ...", "isinstance(x, Table)",
+        "issubclass(kind, (int, here.Table))", "isinstance(x, typing.SupportsFloat)",
+    ):  # fmt: skip
+        assert protocol_checks(text, {"Table"}), text
+    assert not protocol_checks("isinstance(x, Tables | Mapping)\nx: Table", {"Table"})
+
+
 def words(identifier: str) -> set[str]:
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", identifier)
     return {word.lower() for word in spaced.split("_")}

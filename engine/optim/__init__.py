@@ -89,7 +89,7 @@ def build_optimizer(
         if make is not None:
             return make(params, names, lr=lr, **(options or {}))
         assert cls is not None
-        assert not isinstance(params, SparseTable)
+        assert isinstance(params, Sequence)  # only ours take a sparse table
         return build_library(name, cls, params, names, lr=lr, options=options or {}, parts=parts or {})
     except (ValueError, TypeError) as error:
         raise UsageError(f"optimizer {name}: {error}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from engine.task import SparseTable
 from verification.probes.instance import Tiny, Unobservable
 from verification.probes.registry import Note, observes
 
@@ -22,11 +21,11 @@ MODES = {"original": "dynamic", "dynamic": "dynamic", "online": "fixed", "fixed"
 def gradients(tiny: Tiny) -> Iterator[str | Note]:
     """Three steps of the real trainer: who is in which group, who got a gradient, who moved."""
     run = tiny.training_run()
-    dense = [group for group in run.groups if not isinstance(group.params, SparseTable)]
+    dense = [group for group in run.groups if group.table is None]
     model_names = {id(param): name for name, param in run.model.named_parameters()}
-    holders = Counter(model_names.get(id(param), name) for group in dense for name, param in group.params.items())
+    holders = Counter(model_names.get(id(param), name) for group in dense for name, param in group.dense.items())
     frozen_on_purpose = bool(tiny.settings.get("freeze_weights"))
-    rates = {model_names.get(id(p), n): group.lr for group in dense for n, p in group.params.items()}
+    rates = {model_names.get(id(p), n): group.lr for group in dense for n, p in group.dense.items()}
 
     left_out = [name for name in run.changed if not holders[name] and not tiny.family.may_be_frozen(name)]
     if left_out and not frozen_on_purpose:
@@ -46,7 +45,7 @@ def gradients(tiny: Tiny) -> Iterator[str | Note]:
         yield f"{_listed(still)} did not change in {run.steps} optimizer steps"
     if drifting := [name for name, moved in run.changed.items() if moved and not holders[name]]:
         yield f"{_listed(drifting)} changed though no optimizer group holds it"
-    if not held and not any(isinstance(group.params, SparseTable) for group in run.groups):
+    if not held and all(group.table is None for group in run.groups):
         yield "the optimizer groups are empty: nothing is trained"
     if zero := sorted({group.name for group in run.groups if group.lr == 0}):
         yield Note("WARN", f"the peak learning rate of group {_listed(zero)} is 0: it is not trained")
@@ -80,7 +79,7 @@ def embedding_mode(tiny: Tiny) -> Iterator[str | Note]:
     if getattr(run.model, "puzzle_emb", None) is None:
         yield Note("PASS", f"{ran} ({declared} halting); no puzzle embedding (puzzle_emb_ndim=0)")
         return
-    group = next((g for g in run.groups if isinstance(g.params, SparseTable)), None)
+    group = next((g for g in run.groups if g.table is not None), None)
     if group is None:
         yield "the puzzle embedding stands in no optimizer group: its rows keep their first values"
         return
