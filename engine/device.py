@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import torch
@@ -21,14 +22,14 @@ class DeviceChoice:
 
 
 def choose_device(wanted: str) -> DeviceChoice:
-    """Resolve `device=auto|cpu|cuda|cuda:N|mps`. An unavailable device falls back to the CPU and says so.
+    """Resolve `device=auto|cpu|cuda|cuda:N|mps`: `auto` takes what there is, a device by name must be there.
 
     Raises:
-        UsageError: the word is no device at all, or cuda:N has no such N.
+        UsageError: the word is no device, or this machine has none such.
     """
-    kind, _, index = wanted.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdigit())):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", wanted):
         raise UsageError(f"device={wanted}: expected auto, cpu, cuda, cuda:N or mps")
+    kind, _, index = wanted.partition(":")
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "auto":
         kind, why = (
@@ -37,7 +38,8 @@ def choose_device(wanted: str) -> DeviceChoice:
             else ("cpu", "auto: no GPU found")
         )  # fmt: skip
     elif (kind == "cuda" and not has_cuda) or (kind == "mps" and not has_mps):
-        kind, index, why = "cpu", "", f"device={wanted} is not available here, so the CPU is used"
+        # nobody who asks for a GPU wants a week of training on the CPU instead
+        raise UsageError(f"device={wanted}: {_why_absent(kind)}: device=auto takes what there is, device=cpu the CPU")
     else:
         why = f"device={wanted} was asked for"
     if kind == "cuda":
@@ -46,7 +48,21 @@ def choose_device(wanted: str) -> DeviceChoice:
     return DeviceChoice(torch.device(kind), torch.float32, f"{why}; dtype auto is float32 on {kind}")
 
 
+def _why_absent(kind: str) -> str:
+    if kind == "mps":
+        return "there is no Apple GPU that this torch can use"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        f"no CUDA GPU is visible (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else "no CUDA GPU was found"
+    )
+
+
 def _cuda(index: str, why: str) -> DeviceChoice:
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if not index and processes > gpus:
+        raise UsageError(f"{processes} processes on a machine with {gpus} GPU(s): start {gpus}, or say device=cpu")
     number = int(index) if index else local_rank()
     if number >= torch.cuda.device_count():
         raise UsageError(f"device=cuda:{number}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")

@@ -185,6 +185,7 @@ def test_an_architecture_of_another_family_is_refused(workplace: Path, name: str
         (["arch.hidden_size=30"], "arch.num_heads"),
         (["arch.loss.loss_type=softmax"], "softmax_cross_entropy"),
         (["device=gpu"], "cuda"),
+        (["device=cuda:99"], "device=cuda:99: "),
         (["arch.name=recursive_reasoning.trn@TRM"], "recursive_reasoning.trm"),
         (["arch.name=recursive_reasoning.trm@TMR"], "TRM"),
         (["evaluators=[{name: steps@PerStepAcuracy}]"], "PerStepAccuracy"),

@@ -30,8 +30,6 @@ def machine(monkeypatch: pytest.MonkeyPatch):
         ("auto", {"mps": True}, "mps", torch.float32, "Apple GPU found"),
         ("auto", {"cuda": 1, "bf16": False}, "cuda:0", torch.float32, "lacks bfloat16"),
         ("cpu", {"cuda": 1}, "cpu", torch.float32, "device=cpu was asked for"),
-        ("cuda", {}, "cpu", torch.float32, "device=cuda is not available here"),
-        ("mps", {"cuda": 1}, "cpu", torch.float32, "device=mps is not available here"),
         ("cuda:1", {"cuda": 2}, "cuda:1", torch.bfloat16, "GPU X"),
     ],
 )
@@ -44,12 +42,53 @@ def test_choice(machine, wanted: str, hardware: dict, expected: str, dtype: torc
 
 
 @pytest.mark.parametrize(
-    ("wanted", "hardware"), [("gpu", {}), ("cpu:1", {}), ("cuda:x", {"cuda": 1}), ("cuda:3", {"cuda": 2})]
-)
+    ("wanted", "hardware"),
+    [
+        ("gpu", {}), ("cpu:1", {}), ("cuda:x", {"cuda": 1}), ("cuda:3", {"cuda": 2}), ("cuda:", {"cuda": 1}),
+        ("cuda:²", {"cuda": 1}), ("", {}), ("CUDA", {"cuda": 1}), ("mps:0", {"mps": True}),
+    ],
+)  # fmt: skip
 def test_nonsense_is_refused(machine, wanted: str, hardware: dict) -> None:
     machine(**hardware)
     with pytest.raises(UsageError, match=r"device=|cuda:3"):
         device.choose_device(wanted)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hardware", "reason"),
+    [
+        ("cuda", {}, "device=cuda: "), ("cuda:7", {}, "device=cuda:7: "), ("mps", {"cuda": 1}, "no Apple GPU"),
+        ("cuda", {"mps": True}, "device=auto"),
+    ],
+)  # fmt: skip
+def test_a_device_that_is_not_here_is_refused(machine, wanted: str, hardware: dict, reason: str) -> None:
+    machine(**hardware)
+    with pytest.raises(UsageError) as caught:
+        device.choose_device(wanted)
+    assert reason in str(caught.value)
+    assert "device=cpu the CPU" in str(caught.value)
+
+
+def test_no_gpu_says_why(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(UsageError, match="built without CUDA"):
+        device.choose_device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UsageError, match="CUDA_VISIBLE_DEVICES=''"):
+        device.choose_device("cuda")
+
+
+def test_more_ranks_than_gpus_are_refused_by_all_of_them(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(cuda=2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for rank in range(4):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        for wanted in ("auto", "cuda"):
+            with pytest.raises(UsageError, match=r"4 processes .* 2 GPU"):
+                device.choose_device(wanted)
 
 
 def test_ranks_take_their_own_gpu(machine, monkeypatch: pytest.MonkeyPatch) -> None:

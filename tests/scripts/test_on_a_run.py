@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from scripts._output import check_target
@@ -53,6 +54,15 @@ def test_latched_halting_of_a_run_that_was_evaluated_without(run: Path) -> None:
     assert written["settings"]["halting"] == "latched"
     assert 1 <= written["results"]["steps"] <= 2
     assert f"latched, {written['results']['steps']:.2f} of 2 steps" in shown.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("script", ["scripts/evaluate", "scripts/visualize"])
+def test_a_gpu_that_is_not_here_is_refused(run: Path, tmp_path: Path, script: str) -> None:
+    shown = run_script(script, str(run), "--device", "cuda:7", cwd=tmp_path)
+    assert shown.code == 2
+    assert shown.output.splitlines()[-1].startswith("error: device=cuda:7: ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_settings(run: Path, tmp_path: Path) -> None:
