@@ -10,12 +10,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from engine.config import NOT_IDENTITY as RUN_NOT_IDENTITY
 from engine.config import RunConfig
 from engine.errors import UsageError
+from engine.io import user_path
 from engine.schedule import Decay
 from engine.translate import Groups
 from models.language_models.config import GPTConfig
@@ -250,7 +250,7 @@ class TrainConfig(RunConfig):
     def _check_start(self) -> None:
         if (self.init_from == "prev_run") != (self.prev_run_ckpt is not None):
             raise ValueError("init_from=prev_run and prev_run_ckpt=RUN belong together: give both or none")
-        if self.gpt2_type not in GPT2_SIZES and not Path(self.gpt2_type).is_dir():
+        if self.gpt2_type not in GPT2_SIZES and not user_path(self.gpt2_type).is_dir():
             raise ValueError(f"gpt2_type={self.gpt2_type}: expected one of {', '.join(GPT2_SIZES)}, or a folder")
 
     @property
@@ -308,7 +308,7 @@ def gpt2_sizes(kind: str) -> dict[str, Any]:
     if kind in GPT2_SIZES:
         return dict(zip(("n_layer", "n_head", "n_embd"), GPT2_SIZES[kind], strict=True))
     try:
-        return gpt2_arch(json.loads((Path(kind) / "config.json").read_text(encoding="utf-8")))
+        return gpt2_arch(json.loads((user_path(kind) / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
             f"gpt2_type={kind}: expected {', '.join(GPT2_SIZES)}, or a folder with a GPT-2's config.json ({error})"

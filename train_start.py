@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dataset.text.meta import read_meta
 from engine.checkpoint import CheckpointStore, load_checkpoint, load_weights
 from engine.errors import UsageError
-from engine.io import say
+from engine.io import say, user_path
 from models.language_models.gpt2_weights import from_gpt2
 from models.language_models.nanogpt import from_nanogpt, read_nanogpt
 from train_args import TrainConfig
@@ -74,8 +74,8 @@ def find_gpt2(kind: str) -> Path:
 
     Raises: UsageError that says how to get it.
     """
-    if Path(kind).is_dir():
-        return Path(kind)
+    if (folder := user_path(kind)).is_dir():
+        return folder
     try:
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
     except ImportError:
@@ -120,7 +120,7 @@ def load_previous(path: str | None, model: nn.Module) -> None:
 
     Raises: UsageError for nothing there, or weights of another architecture or vocabulary.
     """
-    folder = Path(str(path))
+    folder = user_path(str(path))
     if folder.is_file():
         return load_nanogpt(folder, model)
     if not folder.is_dir():

@@ -18,96 +18,84 @@ from pathlib import Path
 if not __package__:  # `python dataset/build_sudoku_dataset.py`: import from the repository, not from dataset/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from dataset.arguments import BuilderParser
 from dataset.sudoku.build import SudokuBuild, build
 from engine.io import RunFailure, UsageError, say
 
 HUB_REPOSITORY = "sapientinc/sudoku-extreme"
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors in one line, the way every command here reports them."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UsageError(f"{message} (see --help)")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line; every flag is also understood with underscores."""
-    out = _Parser(
+    out = BuilderParser(
         prog="python -m dataset.build_sudoku_dataset",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-
-    def flag(name: str, **options: object) -> None:
-        names = [name] if "-" not in name[2:] else [name, "--" + name[2:].replace("-", "_")]
-        out.add_argument(*names, **options)  # type: ignore[arg-type]
-
-    flag(
+    out.add_argument(
         "--output-dir",
         type=Path,
         help="folder to create (default: data/sudoku-NxN, data/sudoku-extreme-full for CSV)",
     )
-    flag("--size", type=int, choices=(4, 6, 9), help="board size (default: 9, or what the CSV holds)")
-    flag("--num-train", type=int, metavar="N", help="training puzzles to generate (default: 1000)")
-    flag(
+    out.add_argument("--size", type=int, choices=(4, 6, 9), help="board size (default: 9, or what the CSV holds)")
+    out.add_argument("--num-train", type=int, metavar="N", help="training puzzles to generate (default: 1000)")
+    out.add_argument(
         "--num-test",
         type=int,
         metavar="N",
         help="test puzzles to generate (256), or to hold out of a single CSV",
     )
-    flag(
+    out.add_argument(
         "--blanks",
         type=int,
         nargs=2,
         metavar=("LO", "HI"),
         help="blank cells of a generated puzzle (default: 6 10 on 4x4, 12 22 on 6x6, 30 45 on 9x9)",
     )
-    flag(
+    out.add_argument(
         "--num-aug",
         type=int,
         default=0,
         metavar="N",
         help="augmented copies of each training puzzle (default: 0)",
     )
-    flag(
+    out.add_argument(
         "--subsample-size",
         type=int,
         metavar="N",
         help="random training puzzles to keep of the CSV; without --input the number to generate",
     )
-    flag(
+    out.add_argument(
         "--min-difficulty",
         type=int,
         default=0,
         metavar="N",
         help="least difficulty: rating of the CSV, or guesses undone by the solver (default: 0)",
     )
-    flag(
+    out.add_argument(
         "--input",
         type=Path,
         help="folder with train.csv and test.csv, or one CSV (source,question,answer,rating)",
     )
-    flag("--download", action="store_true", help="fetch the CSV files from the Hugging Face Hub first")
-    flag(
+    out.add_argument("--download", action="store_true", help="fetch the CSV files from the Hugging Face Hub first")
+    out.add_argument(
         "--source-repo",
         default=HUB_REPOSITORY,
         help=f"Hub data set for --download (default: {HUB_REPOSITORY})",
     )
-    flag(
+    out.add_argument(
         "--seed",
         type=int,
         default=0,
         help="the same seed and flags give the same data, byte for byte (default: 0)",
     )
-    flag(
+    out.add_argument(
         "--workers",
         type=int,
         metavar="N",
         help="processes (default: by cores and work); never changes the data",
     )
-    flag("--overwrite", action="store_true", help="replace the output folder if it is there")
+    out.add_argument("--overwrite", action="store_true", help="replace the output folder if it is there")
     return out
 
 

@@ -24,17 +24,11 @@ from typing import Any
 if not __package__:  # `python dataset/build_text_dataset.py`: import from the repository, not from dataset/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from dataset.arguments import BuilderParser
 from dataset.text.build import TextBuild, build, refuse_existing
 from dataset.text.named import NAMED, NamedText, build_generated, build_stand_in, download
 from dataset.text.tokenizer import TOKENIZERS
 from engine.io import RunFailure, UsageError, closest, say
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors in one line, the way every command here reports them."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UsageError(f"{message} (see --help)")
 
 
 def _name(text: str) -> str:
@@ -47,33 +41,35 @@ def _name(text: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; every flag is also understood with underscores."""
-    out = _Parser(
+    out = BuilderParser(
         prog="python -m dataset.build_text_dataset",
         description=(__doc__ or "").replace("NAMES", ", ".join(NAMED)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-
-    def flag(name: str, **options: object) -> None:
-        names = [name] if "-" not in name[2:] else [name, "--" + name[2:].replace("-", "_")]
-        out.add_argument(*names, **options)  # type: ignore[arg-type]
-
     out.add_argument("name", metavar="NAME", type=_name, help="a named data set, or any name for the text of --input")
-    flag("--input", type=Path, nargs="+", metavar="PATH", help="text or JSONL files, or a folder of them")
-    flag("--download", action="store_true", help="fetch the text of a named data set (needs a network)")
-    flag("--hub", metavar="REPOSITORY[:CONFIG]", help="fetch any text data set of the Hugging Face Hub")
-    flag("--stand-in", action="store_true", help="build what stands in for NAME offline; the card says so")
-    flag("--output-dir", type=Path, help="folder to create (default: data/NAME)")
-    flag("--tokenizer", metavar="T", help=f"{', '.join(TOKENIZERS)} (default: by NAME, else bpe)")
-    flag("--vocab-size", type=int, metavar="N", help="size for bpe and sentencepiece (default: 4096)")
-    flag("--tokenizer-from", type=Path, metavar="FOLDER", help="use the tokenizer of this data set")
-    flag("--json-key", nargs="+", metavar="KEY", help="fields of a JSONL line that are its text, one per line")
-    flag("--train-split", metavar="S", help="file of the input folder to train on, such as train (by its name)")
-    flag("--val-split", metavar="S", help="file of the input folder to validate on, such as valid or test")
-    flag("--val-fraction", type=float, metavar="F", help="share held out where there is no such file (default: 0.1)")
-    flag("--seed", type=int, help="chooses the documents of a JSONL file that are held out (default: 1337)")
-    flag("--workers", type=int, metavar="N", help="processes (default: by cores and work); never changes the data")
-    flag("--overwrite", action="store_true", help="replace the output folder if it is a text data set")
+    out.add_argument("--input", type=Path, nargs="+", metavar="PATH", help="text or JSONL files, or a folder of them")
+    out.add_argument("--download", action="store_true", help="fetch the text of a named data set (needs a network)")
+    out.add_argument("--hub", metavar="REPOSITORY[:CONFIG]", help="fetch any text data set of the Hugging Face Hub")
+    out.add_argument("--stand-in", action="store_true", help="build what stands in for NAME offline; the card says so")
+    out.add_argument("--output-dir", type=Path, help="folder to create (default: data/NAME)")
+    out.add_argument("--tokenizer", metavar="T", help=f"{', '.join(TOKENIZERS)} (default: by NAME, else bpe)")
+    out.add_argument("--vocab-size", type=int, metavar="N", help="size for bpe and sentencepiece (default: 4096)")
+    out.add_argument("--tokenizer-from", type=Path, metavar="FOLDER", help="use the tokenizer of this data set")
+    out.add_argument(
+        "--json-key", nargs="+", metavar="KEY", help="fields of a JSONL line that are its text, one per line"
+    )
+    out.add_argument(
+        "--train-split", metavar="S", help="file of the input folder to train on, such as train (by its name)"
+    )
+    out.add_argument("--val-split", metavar="S", help="file of the input folder to validate on, such as valid or test")
+    out.add_argument(
+        "--val-fraction", type=float, metavar="F", help="share held out where there is no such file (default: 0.1)"
+    )
+    out.add_argument("--seed", type=int, help="chooses the documents of a JSONL file that are held out (default: 1337)")
+    out.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: by cores and work); never changes the data"
+    )
+    out.add_argument("--overwrite", action="store_true", help="replace the output folder if it is a text data set")
     return out
 
 

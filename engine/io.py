@@ -147,6 +147,11 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[str]:
     return done
 
 
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """A path as a person writes it: a leading `~` or `~name` is the home folder. Shells leave `--flag=~/x` alone."""
+    return Path(os.path.expanduser(text))
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hexadecimal sha256 of a file's bytes, read in blocks."""
     with open(path, "rb") as stream:

@@ -13,7 +13,7 @@ from dataset.text.named import ensure_text
 from dataset.text.opening import folder_of
 from engine.distributed import is_main
 from engine.errors import UsageError
-from engine.io import say
+from engine.io import say, user_path
 from engine.reopen import OpenedCheckpoint, open_checkpoint
 from scripts._opening import home_of, require_average, warn_of_other_data, write_result
 
@@ -28,7 +28,7 @@ def evaluate_text(args: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of train.py")
     target = None if args.json is None else args.json.absolute()
     checkpoint = Path(os.path.abspath(args.checkpoint))
-    given = [os.path.abspath(name) if "/" in name else name for name in args.data or ()]
+    given = [os.path.abspath(user_path(name)) if "/" in name else name for name in args.data or ()]
     with contextlib.chdir(home_of(checkpoint)):
         opened = open_checkpoint(checkpoint, device=args.device, weights=args.weights or "ema")
         require_average(opened, args)

@@ -10,27 +10,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
+from dataset.arguments import positive
 from dataset.catalog import describe, ensure
 from dataset.format import PuzzleSplit, load_splits
 from engine.errors import Interrupted, RunFailure, UsageError
-from engine.io import atomic_write_json, say
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other error of a command does."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (--help shows the arguments)", file=sys.stderr)
-        sys.exit(2)
-
-
-def positive(text: str) -> int:
-    """An argparse type."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return int(text)
+from engine.io import atomic_write_json, say, user_path
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +63,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
     from tasks.recursive_reasoning import RecursiveReasoningTask
 
     checkpoint = Path(os.path.abspath(args.checkpoint))
-    given = [os.path.abspath(path) for path in args.data or ()]
+    given = [os.path.abspath(user_path(path)) for path in args.data or ()]
     with contextlib.chdir(home_of(checkpoint)):
         weights = cast(Literal["ema", "raw"], args.weights or "ema")
         opened = open_checkpoint(checkpoint, device=args.device, weights=weights)

@@ -23,7 +23,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts._opening import OneLineParser, positive, run_command  # noqa: E402
+from dataset.arguments import OneLineParser, positive  # noqa: E402
+from scripts._opening import run_command  # noqa: E402
 
 RECIPE = ("--config-name=cfg_train_cpu", "device=cpu", "seed=1337", "learning_rate=1e-3")  # the loop's own rate
 

@@ -23,12 +23,12 @@ import hydra
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from dataset.arguments import OneLineParser, positive
 from engine.cli import _config_name, run
 from engine.config import load_synced_config
 from engine.errors import UsageError
 from engine.io import atomic_write_json, say
 from scripts._batch_size import Trial, best, find_batch_size, limit_memory, measure_apart, read_size, usual_limit
-from scripts._opening import OneLineParser, positive
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config"

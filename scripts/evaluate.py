@@ -22,17 +22,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataset.arguments import OneLineParser, positive
 from dataset.sampler import EvalSampler
 from engine.distributed import is_main
 from engine.errors import UsageError
 from engine.io import progress, say
 from evaluators.intervals import wilson
 from scripts._opening import (
-    OneLineParser,
     Subject,
     add_common_arguments,
     open_subject,
-    positive,
     run_command,
     write_result,
 )

@@ -19,9 +19,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataset.arguments import OneLineParser
 from engine.errors import UsageError
 from engine.io import atomic_directory, atomic_write_json
-from scripts._opening import OneLineParser, home_of, run_command
+from scripts._opening import home_of, run_command
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

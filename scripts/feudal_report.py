@@ -19,11 +19,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataset.arguments import OneLineParser
 from engine.errors import UsageError
 from engine.io import atomic_write_bytes, atomic_write_json, atomic_write_text, say
 from scripts._feudal_runs import Cell, Run, baseline_of, find_runs, group, warnings_of
 from scripts._feudal_stats import paired, summary
-from scripts._opening import OneLineParser, run_command
+from scripts._opening import run_command
 
 METRICS = ("exact_accuracy", "accuracy")
 

@@ -30,7 +30,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,6 +38,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dataset.arguments import OneLineParser
 from engine.errors import UsageError
 from engine.io import atomic_write_text, closest, say
 from engine.translate import quote, render
@@ -186,16 +187,10 @@ def job_lines(grid: Mapping[str, Any]) -> tuple[list[str], int]:
     return lines, len(names)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (--help shows the arguments)", file=sys.stderr)
-        sys.exit(2)
-
-
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
     description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = _Parser(
+    parser = OneLineParser(
         prog="make_jobs.py", description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("grid", type=Path, help="a YAML file, as below")

@@ -19,10 +19,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataset.arguments import OneLineParser
 from engine.errors import UsageError
 from engine.io import closest, say
 from scripts._jobs_ledger import HOST, Ledger
@@ -32,14 +33,6 @@ from scripts._jobs_status import table
 from verification.jobs import find
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (--help shows the arguments)", file=sys.stderr)
-        sys.exit(2)
 
 
 def _count(least: int) -> Any:
@@ -68,7 +61,7 @@ def _slurm(text: str) -> tuple[str, Any]:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
     description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = _Parser(
+    parser = OneLineParser(
         prog="run_jobs.py", description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("jobfile", help="a path, or the bare name of a file in jobs/")

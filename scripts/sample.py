@@ -20,8 +20,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataset.arguments import OneLineParser, positive
 from engine.errors import UsageError
-from scripts._opening import OneLineParser, home_of, positive, run_command
+from scripts._opening import home_of, run_command
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

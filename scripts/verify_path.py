@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dataset.arguments import OneLineParser  # noqa: E402
 from engine.errors import UsageError  # noqa: E402
 from engine.io import atomic_write_text  # noqa: E402
 from verification import report as form  # noqa: E402
@@ -32,7 +33,7 @@ from verification.stored import tensors, verify_run  # noqa: E402
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments; `command` is what stands behind `--`, `overrides` what follows --script."""
     argv, command = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="verify_path.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("words", nargs="*", help="a job file (with --script: overrides)")

@@ -18,9 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataset.arguments import OneLineParser, positive
 from engine.io import say
 from scripts._boards import layout_of
-from scripts._opening import OneLineParser, add_common_arguments, open_subject, positive, run_command
+from scripts._opening import add_common_arguments, open_subject, run_command
 from scripts._output import SUFFIXES, USUAL, check_count, check_target, default_file, write
 from scripts._thinking import AMONG, choose, headline
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from engine.io import user_path
 from verification.data import DataPath
 from verification.schemas import UNREADABLE, value_of
 from verification.source import Repo
@@ -42,8 +43,8 @@ def read_texts(repo: Repo, config: dict[str, Any], folder: Path) -> list[TextPat
 
 def read_text(repo: Repo, name: str, key: str, folder: Path, stand_ins: bool) -> TextPath:
     """Look at data/`name`, or at `name` where it is a path (relative to `folder`)."""
-    path = name if "/" in name else f"data/{name}"
-    root = folder / path
+    path = name if "/" in name or name.startswith("~") else f"data/{name}"
+    root = folder / user_path(path)
     if repo.local_data and root.exists():
         return _there(TextPath(path, key, "there", "tokens"), root)
     entry = _table(repo).get(Path(path).name)

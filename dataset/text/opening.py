@@ -11,6 +11,7 @@ from dataset.text.batches import EvalBatches, TrainBatches
 from dataset.text.mixture import Mixture
 from dataset.text.named import ensure_text
 from dataset.text.stream import TokenStream
+from engine.io import user_path
 
 Split = Literal["train", "val"]
 # One forward pass of an evaluation takes up to so many tokens, and as many logits: small models are held up by calls.
@@ -46,8 +47,8 @@ class OpenedText:
 
 
 def folder_of(name: str) -> Path:
-    """`data/<name>`; a name that is a path is left as it is (a leading data/ or ./data/ included)."""
-    return Path(name) if "/" in name else Path("data") / name
+    """`data/<name>`; a name that is a path stays one (a leading data/ or ./data/ included), `~` is the home folder."""
+    return user_path(name) if "/" in name or name.startswith("~") else Path("data") / name
 
 
 def ensure_data(config: Any) -> list[dict[str, Any]]:

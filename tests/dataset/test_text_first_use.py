@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dataset.build_text_dataset import main
+from dataset.text.opening import folder_of
 from dataset.text.subword import BPE, LONG_WORD, _without_long_words
 
 
@@ -91,3 +92,9 @@ def test_bpe_is_trained_on_no_longer_words() -> None:
     tokenizer = BPE.fit("bpe", ["a" * 5000], vocab_size=400, eot=False)
     assert LONG_WORD / 2 < max(map(len, tokenizer.model["model"]["vocab"])) <= LONG_WORD
     assert tokenizer.decode(tokenizer.encode("a" * 5000)) == "a" * 5000
+
+
+def test_a_path_may_begin_with_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert folder_of("~/ds") == Path("/home/someone/ds")
+    assert folder_of("ds") == Path("data/ds")

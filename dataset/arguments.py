@@ -1,0 +1,65 @@
+"""The command-line parser of all scripts and builders: mistakes in one line, both spellings of a flag, `~` in paths."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from engine.io import UsageError, closest, user_path
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse that takes `--a-b` and `--a_b` alike, no prefix of a flag, and `~` in every argument of `type=Path`.
+
+    A mistake is one line with the nearest flag; then the process exits 2.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+        self.register("type", Path, user_path)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = [self._own_spelling(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(words, namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.error(self._unknown(rest))
+        return parsed
+
+    def _own_spelling(self, word: str) -> str:
+        """`word` with its dashes and underscores as the flag of that name has them; any other word unchanged."""
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or name in self._option_string_actions:
+            return word
+        plain = name.replace("_", "-")
+        own = next((flag for flag in self._option_string_actions if flag.replace("_", "-") == plain), name)
+        return own + equals + value
+
+    def _unknown(self, rest: Sequence[str]) -> str:
+        flag = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
+        if flag is None:
+            return f"unexpected argument {rest[0]!r}"
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        return f"there is no flag {flag}: {closest(flag.replace('_', '-'), known)}"
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help shows the arguments)\n")
+
+
+class BuilderParser(OneLineParser):
+    """The parser of a data builder, whose `main` reports a UsageError by itself."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
