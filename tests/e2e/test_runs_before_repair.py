@@ -1,0 +1,90 @@
+"""Runs that commit 57047ee wrote go on, are recognised and give the same figures with the code of today.
+
+tests/fixtures/runs_before_repair has two runs and their data: `pretrain` is done at step 8 of 100, `train` was stopped
+by SIGTERM after step 10 of 4000. A change of the checkpoint, the identity or the data that makes this test fail also
+breaks the runs that users have.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, metrics, run_forked, run_script
+
+FIXTURES = ROOT / "tests/fixtures/runs_before_repair"
+PRETRAIN = (
+    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "epochs=8", "eval_interval=2",
+    "checkpoint_interval=4", "arch.hidden_size=8", "arch.num_heads=2", "arch.puzzle_emb_ndim=8",
+    "arch.puzzle_emb_len=1", "puzzle_emb_lr=0.01", "ema=true", "keep_last=1", "run_dir=pretrain",
+)  # fmt: skip
+TRAIN = (
+    "--config-name=cfg_train_cpu", "device=cpu", "dataset=plain", "lr_decay_iters=4000", "max_iters=4000",
+    "warmup_iters=2", "eval_interval=4000", "eval_iters=2", "batch_size=4", "log_interval=1", "arch.n_layer=1",
+    "arch.n_head=2", "arch.n_embd=16", "arch.block_size=8", "learning_rate=1e-3", "out_dir=train",
+)  # fmt: skip
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A working directory as that commit left it."""
+    shutil.copytree(FIXTURES, tmp_path, symlinks=True, dirs_exist_ok=True)
+    return tmp_path
+
+
+def check_that_it_went_on(run: Path, output: str, at: int, to: int) -> None:
+    assert f"going on from step_{at}" in output
+    assert "with changes" not in output
+    stored = metrics(FIXTURES / run.name)
+    lines = metrics(run)
+    assert lines[: len(stored)] == stored
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, to + 1))
+    assert all(line["train/loss"] < 3.5 for line in lines if "train/loss" in line)
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("done", to)
+
+
+def test_pretrain_goes_on_by_its_folder(old: Path) -> None:
+    result = run_script("pretrain", "resume=true", "run_dir=pretrain", "device=cpu", "max_steps=12", cwd=old)
+    assert result.code == 0, result.output
+    check_that_it_went_on(old / "pretrain", result.output, 8, 12)
+
+
+def test_train_goes_on_by_its_folder(old: Path) -> None:
+    argv = ("--init_from=resume", "--out_dir=train", "device=cpu", "--max_steps=14")
+    result = run_script("train", *argv, cwd=old)
+    assert result.code == 0, result.output
+    check_that_it_went_on(old / "train", result.output, 10, 14)
+
+
+def test_the_same_command_goes_on(old: Path) -> None:
+    result = run_script("train", *TRAIN, "max_steps=14", cwd=old)
+    assert result.code == 0, result.output
+    check_that_it_went_on(old / "train", result.output, 10, 14)
+
+
+def test_the_same_command_recognises_a_finished_run(old: Path) -> None:
+    result = run_script("pretrain", *PRETRAIN, "max_steps=8", "skip_finished=true", cwd=old)
+    assert result.code == 0, result.output
+    assert "done already (step 8)" in result.output
+    assert sorted(path.name for path in old.iterdir()) == ["data", "pretrain", "train"]
+
+
+def _evaluate(run: str) -> None:
+    from scripts.evaluate import main, parse
+
+    main(parse([run, "--device", "cpu"]))
+
+
+@pytest.mark.parametrize(
+    ("run", "step", "name", "value"),
+    [("pretrain", 8, "loss", 2.0031774044036865), ("train", 10, "eval/val_loss", 2.71864914894104)],
+)
+def test_evaluation_gives_the_figure_of_then(old: Path, run: str, step: int, name: str, value: float) -> None:
+    result = run_forked(_evaluate, run, cwd=old)
+    assert result.code == 0, result.output
+    written = json.loads((old / run / f"evaluation_step_{step}.json").read_text())
+    assert written["results"][name] == pytest.approx(value, rel=1e-5)
