@@ -16,7 +16,6 @@ it, an example one input/output pair.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.io import UsageError
+from engine.io import Unreadable, UsageError, check_regular, read_json, read_object, why
 
 ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
 SPLITS = ("train", "test")
@@ -64,11 +63,20 @@ def _usable(condition: bool, path: Path, text: str) -> None:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist: {path.parent} is not a complete puzzle data set") from None
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
+    except (OSError, Unreadable) as error:
+        raise UsageError(f"{path} {why(error)}") from None
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card of a data set (card.json), the fields that anything is decided by checked. Raises: UsageError."""
+    card = read_object(path)
+    kinds = {"name": str, "content_hash": str, "stand_in": bool}
+    for key, kind in kinds.items():
+        _usable(isinstance(card.get(key, kind()), kind), path, f"{key} must be {kind.__name__}, got {card.get(key)!r}")
+    return card
 
 
 def read_metadata(root: str | Path, split: str) -> PuzzleMetadata:
@@ -129,11 +137,14 @@ def _count_puzzles(folder: Path, sets: Any) -> int:
 
 def _load_array(path: Path, ndim: int, *, mapped: bool) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        check_regular(path)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that promises more is refused
+        array = array if mapped or not isinstance(array, np.ndarray) else np.array(array)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist: {path.parent} is not a complete puzzle data set") from None
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # a damaged header raises nearly anything (tokenize, struct, zip)
         raise UsageError(f"{path} is not a readable .npy file: {error}") from None
+    _usable(isinstance(array, np.ndarray), path, "expected one array, found an archive of several")
     _usable(array.ndim == ndim, path, f"expected {ndim} dimension(s), found shape {array.shape}")
     _usable(np.issubdtype(array.dtype, np.integer), path, f"expected integers, found {array.dtype}")
     return array

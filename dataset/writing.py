@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.format import ARRAYS, SPLITS, PuzzleMetadata, load_splits, read_metadata
+from dataset.format import ARRAYS, SPLITS, PuzzleMetadata, load_splits, read_card, read_metadata
 from engine.io import REPLACED, TEMPORARY, UsageError, atomic_directory, file_lock
 
 SET = "all"
@@ -165,10 +165,7 @@ def describe(root: str | Path) -> dict[str, Any]:
     root = Path(root)
     card: dict[str, Any] = {"name": root.name, "source": "unknown"}
     if (root / CARD).exists():
-        try:
-            card = json.loads((root / CARD).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"{root / CARD} is not JSON: {error}") from None
+        card = read_card(root / CARD)
     present = [split for split in SPLITS if (root / split / "dataset.json").exists()]
     if not present:
         raise UsageError(f"{root} is not a data set: it has no train/dataset.json")

@@ -21,6 +21,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.errors import Interrupted, RunFailure, UsageError  # noqa: F401 (packages that may import only this module)
+from engine.reading import (  # noqa: F401 (for the same packages)
+    Unreadable,
+    check_regular,
+    check_yaml,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_object,
+    read_text,
+    read_yaml,
+    why,
+)
 
 T = TypeVar("T")
 # `.<name>.tmp-<pid>-<n>`: hidden, and beside the final name so that the rename never crosses a file system

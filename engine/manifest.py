@@ -7,7 +7,7 @@ manifest.json, whose fields are listed at `write_checkpoint`. Nothing in it can 
 from __future__ import annotations
 
 import datetime
-import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +18,13 @@ from torch import Tensor
 
 from engine.errors import UsageError
 from engine.io import atomic_write_json, sha256_file, sha256_json
+from engine.reading import Unreadable, check_regular, read_json, why
 from engine.treefile import clean_names, join_tree, read_tensors, split_tree, tensor_file_fault, write_tensors
 
 FORMAT_VERSION = 1
 REQUIRED = ("model.safetensors", "state.safetensors", "state.json")
 OPTIONAL = ("ema.safetensors",)
-STEP_NAME = re.compile(r"step_(\d+)")
+STEP_NAME = re.compile(r"step_([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,15 @@ class Checkpoint:
         return read_tensors(self.path / "ema.safetensors") if self.has_ema else None
 
     def state(self, *, rank: int = 0, world_size: int = 1) -> Any:
-        """The state tree; row-sharded leaves are plain tensors with the rows of `rank` (see `join_tree`)."""
-        tree = json.loads((self.path / "state.json").read_bytes())
-        return join_tree(tree, read_tensors(self.path / "state.safetensors"), rank=rank, world_size=world_size)
+        """The state tree; row-sharded leaves are plain tensors with the rows of `rank` (see `join_tree`).
+
+        Raises: UsageError for a state.json that refers to no tensor of state.safetensors.
+        """
+        tree, tensors = read_json(self.path / "state.json"), read_tensors(self.path / "state.safetensors")
+        try:
+            return join_tree(tree, tensors, rank=rank, world_size=world_size)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"checkpoint {self.path}: state.json does not fit state.safetensors ({error})") from None
 
 
 def write_checkpoint(
@@ -128,11 +135,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_json(path)
     except FileNotFoundError:
         raise ValueError("manifest.json is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"manifest.json cannot be read ({error})") from None
+    except (OSError, Unreadable) as error:
+        raise ValueError(f"manifest.json {why(error)}") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if not isinstance(version, int) or version < 1:
         raise ValueError("manifest.json is not the manifest of a checkpoint (no format_version)")
@@ -141,10 +148,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"manifest.json has format_version {version}, this program reads up to {FORMAT_VERSION}: update the program"
         )
     kinds = {"entry": str, "step": int, "time": str, "config": dict, "files": dict, "extra": dict}
-    wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
-    if wrong or not isinstance(manifest.get("metric"), dict | None):
-        raise ValueError(f"manifest.json lacks a usable '{[*wrong, 'metric'][0]}'")
+    wrong = [key for key, kind in kinds.items() if type(manifest.get(key)) is not kind]
+    wrong += ["step"] if not wrong and manifest["step"] < 0 else []
+    wrong += ["metric"] if not _is_metric(manifest.get("metric")) else []
+    wrong += ["extra"] if not wrong and not _are_sizes(manifest["extra"].get("sizes", {})) else []
+    if wrong:
+        raise ValueError(f"manifest.json lacks a usable '{wrong[0]}'")
     return manifest
+
+
+def _is_metric(value: Any) -> bool:
+    """null, or a name, a direction and a number."""
+    if not isinstance(value, dict):
+        return value is None
+    number = type(value.get("value")) in (int, float) and math.isfinite(value["value"])
+    return number and isinstance(value.get("name"), str) and value.get("goal") in ("max", "min")
+
+
+def _are_sizes(value: Any) -> bool:
+    """Lengths of files of the run by plain name."""
+    return isinstance(value, dict) and all(
+        "/" not in name and type(size) is int and size >= 0 for name, size in value.items()
+    )
 
 
 def find_fault(folder: Path, *, checksums: bool = True) -> str | None:
@@ -180,19 +205,18 @@ def _file_fault(folder: Path, name: str, expected: Any, checksums: bool) -> str 
         return "has no size and checksum in manifest.json"
     path = folder / name
     try:
-        if not path.is_file():
-            return "is missing"
+        check_regular(path)
         if path.stat().st_size != expected["size"]:
             return f"is {path.stat().st_size} bytes instead of {expected['size']} (cut off or replaced)"
         if checksums and sha256_file(path) != expected["sha256"]:
             return "does not match its checksum (damaged or replaced)"
         if path.suffix == ".safetensors":
             return tensor_file_fault(path)
-        json.loads(path.read_bytes())
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    except (ValueError, RecursionError) as error:
-        return f"is not JSON ({error})"
+        read_json(path)
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, Unreadable) as error:
+        return why(error)
     return None
 
 

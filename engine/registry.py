@@ -1,4 +1,8 @@
-"""Names in config: `module@Class` under models/, losses/, evaluators/, dataset/ or tasks/, only there."""
+"""Names that a config or a file may choose: `module@Class` under five packages, and the entry scripts. Nothing else.
+
+A checkpoint, a stored config and a recipe come from anywhere, so a name in them never imports more than a module of
+this project: a package of the same name in the working directory, or elsewhere on sys.path, is refused (SECURITY.md).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from engine.errors import UsageError
@@ -14,6 +20,16 @@ from engine.io import closest
 from engine.schema import structure
 
 SLOTS = ("models", "losses", "evaluators", "dataset", "tasks")
+ENTRIES = ("pretrain", "train")
+"""The entry scripts: all that the `entry` of a checkpoint, or the `script` of a stored config, may name."""
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def entry_module(name: str, where: str) -> ModuleType:
+    """The entry script `name`, imported. `where` begins the line of the error. Raises: UsageError."""
+    if name not in ENTRIES:
+        raise UsageError(f"{where}: {name!r}: expected an entry script, {closest(str(name), ENTRIES)}")
+    return _import_ours(name, where)
 
 
 def resolve(name: str | None, slot: str, where: str | None = None) -> type:
@@ -33,13 +49,13 @@ def resolve(name: str | None, slot: str, where: str | None = None) -> type:
     if parts[0] not in SLOTS:
         parts = [slot, *parts]
     for depth in range(1, len(parts) + 1):
-        if not _exists(parts[:depth]):
+        if not _exists(parts[:depth], place):
             known = modules_of(parts[0])
             hint = closest(".".join(parts[1:]), known)
             raise UsageError(f"{place}: {name!r}: there is no module {'.'.join(parts[:depth])}: {hint}")
-    target = importlib.import_module(".".join(parts))
+    target = _import_ours(".".join(parts), place)
     cls = getattr(target, cls_name, None)
-    if not isinstance(cls, type):
+    if not isinstance(cls, type) or cls.__module__.split(".")[0] not in SLOTS:  # what a module imports is not its own
         raise UsageError(
             f"{place}: {name!r}: {'.'.join(parts)} has no class {cls_name}: {closest(cls_name, classes_of(target))}"
         )
@@ -96,9 +112,19 @@ def classes_of(module: Any) -> list[str]:
     ]
 
 
-def _exists(parts: list[str]) -> bool:
+def _import_ours(name: str, where: str) -> ModuleType:
+    """Import a module that lies in this project's folder. Raises: UsageError for one that lies elsewhere."""
+    top = name.partition(".")[0]
+    spec = importlib.util.find_spec(top)
+    origin = Path(spec.origin).resolve() if spec and spec.origin else None
+    if origin not in (ROOT / f"{top}.py", ROOT / top / "__init__.py"):
+        raise UsageError(f"{where}: {top} is {origin or 'nothing'}, not the one in {ROOT}: rename what hides it")
+    return importlib.import_module(name)
+
+
+def _exists(parts: list[str], where: str) -> bool:
     """Whether parts name a module. Imports its parents (whose own errors go through), not the module."""
-    if len(parts) > 1 and not hasattr(importlib.import_module(".".join(parts[:-1])), "__path__"):
+    if len(parts) > 1 and not hasattr(_import_ours(".".join(parts[:-1]), where), "__path__"):
         return False
     return importlib.util.find_spec(".".join(parts)) is not None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from engine.checkpoint import Checkpoint, CheckpointStore, load_checkpoint, load_weights
 from engine.errors import UsageError
 from engine.launch import make_runtime
+from engine.registry import entry_module
 from engine.schema import structure
 from engine.task import Plan, Runtime
 
@@ -58,7 +58,7 @@ def open_checkpoint(
         UsageError: no checkpoint there, a damaged one, or a config that this version does not read.
     """
     checkpoint = find_checkpoint(path, checksums=True)
-    module = importlib.import_module(checkpoint.entry)
+    module = entry_module(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
     settings = {**checkpoint.config, "device": device, "accumulation": 1, **(overrides or {})}
     config = structure(module.SCHEMA, settings)
     runtime = make_runtime(config)

@@ -14,14 +14,15 @@ from typing import Any
 
 import yaml
 
+from engine import reading
 from engine.io import atomic_write_text, say
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`, {} when there is none or it is damaged."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        value = reading.read_json(path)
+    except (OSError, reading.Unreadable):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.errors import UsageError
+from engine.reading import Unreadable, check_regular
 from engine.rows import RowSharded
 
 
@@ -175,6 +176,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises: OSError or SafetensorError on a file that is not one (`tensor_file_fault` says it in words).
     """
+    check_regular(path)
     tensors = load_file(path)
     with safe_open(path, framework="pt") as stream:
         metadata = stream.metadata() or {}
@@ -189,8 +191,11 @@ def tensor_file_fault(path: Path) -> str | None:
     only.
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as stream:
             list(stream.keys())
+    except Unreadable as error:
+        return str(error)
     except (OSError, SafetensorError) as error:
         with open(path, "rb") as raw:
             start = raw.read(4)

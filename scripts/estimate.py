@@ -11,7 +11,6 @@ the run directory; only generated data that are missing are built, as at a launc
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
 import sys
 from pathlib import Path
@@ -28,6 +27,7 @@ from engine.cli import _config_name, run
 from engine.config import load_synced_config
 from engine.errors import UsageError
 from engine.io import atomic_write_json, say
+from engine.registry import entry_module
 from scripts._batch_size import Trial, best, find_batch_size, limit_memory, measure_apart, read_size, usual_limit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,10 +72,7 @@ def entry_of(rest: list[str]) -> str:
 
 def load_entry(name: str) -> Any:
     """The entry script as a module. Raises: UsageError."""
-    stem = Path(name).stem
-    if not (ROOT / f"{stem}.py").is_file() or not hasattr(module := importlib.import_module(stem), "SCHEMA"):
-        raise UsageError(f"--entry {name}: expected an entry script, e.g. pretrain")
-    return module
+    return entry_module(Path(name).stem, f"--entry {name}")
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

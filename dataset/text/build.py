@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dataset.format import read_card
 from dataset.text.corpus import Corpus, Piece, files_of, read_corpus, sample_texts
 from dataset.text.meta import META, SPLITS, TOKENIZER, load_tokenizer, read_meta
 from dataset.text.tokenizer import TOKENIZERS, Tokenizer, fit, width
@@ -239,10 +240,7 @@ def describe_text(root: str | Path) -> dict[str, Any]:
     files = [root / f"{split}.bin" for split in SPLITS if (root / f"{split}.bin").exists()]
     card: dict[str, Any] = {"name": root.name, "source": "unknown", "stand_in": False, "dtype": meta.dtype.name}
     if (root / CARD).exists():
-        try:
-            card = json.loads((root / CARD).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"{root / CARD} is not JSON: {error}") from None
+        card = read_card(root / CARD)
     else:
         card["tokenizer"] = {"type": meta.tokenizer, "vocab_size": meta.vocab_size, "eot": meta.eot}
         card["counts"] = {p.stem: {"tokens": p.stat().st_size // meta.dtype.itemsize} for p in files}

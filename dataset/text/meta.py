@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
-import json
+import io
 import pickle
+import pickletools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ import numpy as np
 
 from dataset.text.subword import TIKTOKEN
 from dataset.text.tokenizer import Tokenizer, from_state, width
-from engine.io import UsageError
+from engine.io import Unreadable, UsageError, read_bytes, read_object, why
 
 SPLITS = ("train", "val")
 META, TOKENIZER = "meta.json", "tokenizer.json"
+MOST_WORDS = 1 << 24
+"""A vocabulary beyond this is a slip or an attack: the embedding of as many words takes gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,57 +56,73 @@ class _Plain(pickle.Unpickler):
         raise _Refused("it refers to outside objects, plain values only are read")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{path}: expected a JSON object")
-    return value
-
-
-def _size(path: Path, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise UsageError(f"{path}: vocab_size must be a whole number >= 1, got {value!r}")
+def _whole(path: Path, key: str, value: Any, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise UsageError(f"{path}: {key} must be a whole number from {least} to {most}, got {value!r:.60}")
     return value
 
 
 def _ours(path: Path) -> TextMeta:
-    raw = _read_json(path)
-    size, kind = _size(path, raw.get("vocab_size")), raw.get("dtype")
+    raw = read_object(path)
+    size, kind = _whole(path, "vocab_size", raw.get("vocab_size"), 1, MOST_WORDS), raw.get("dtype")
     if kind not in ("uint16", "uint32"):
-        raise UsageError(f"{path}: dtype must be uint16 or uint32, got {kind!r}")
-    tokens, sizes = raw.get("tokens") or {}, raw.get("bytes") or {}
+        raise UsageError(f"{path}: dtype must be uint16 or uint32, got {kind!r:.60}")
+    eot, name = raw.get("eot"), raw.get("tokenizer", "unknown")
+    if eot is not None:
+        _whole(path, "eot", eot, 0, size - 1)
+    if not isinstance(name, str):
+        raise UsageError(f"{path}: tokenizer must be a name, got {name!r:.60}")
+    tokens, sizes = _counts(path, "tokens", raw.get("tokens")), _counts(path, "bytes", raw.get("bytes"))
     ratio = {split: sizes[split] / tokens[split] for split in tokens if tokens[split] and split in sizes}
     return TextMeta(
         vocab_size=size,
         dtype=np.dtype(kind).newbyteorder("<"),
-        tokenizer=str(raw.get("tokenizer", "unknown")),
-        eot=raw.get("eot"),
+        tokenizer=name,
+        eot=eot,
         bytes_per_token=ratio or None,
     )
 
 
+def _counts(path: Path, key: str, value: Any) -> dict[str, int]:
+    """Numbers by split, none where the file has none."""
+    if not isinstance(value, dict | None):
+        raise UsageError(f"{path}: {key} must be numbers by split, got {value!r:.60}")
+    return {split: _whole(path, f"{key}.{split}", count, 0, 1 << 62) for split, count in (value or {}).items()}
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Refuse what asks for more memory than a pickle of this size can hold: a slot of the memo costs 8 bytes each up to
+    its number, and twelve bytes of pickle may name slot 2^29.
+    """
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
+            raise _Refused(f"it names slot {argument} of a memory that it cannot fill")
+
+
 def _legacy(path: Path) -> TextMeta:
     try:
-        with open(path, "rb") as stream:
-            raw = _Plain(stream).load()
+        data = read_bytes(path)
+        _check_opcodes(data)
+        raw = _Plain(io.BytesIO(data)).load()
+    except (OSError, Unreadable) as error:
+        raise UsageError(f"{path} {why(error)}") from None
     except _Refused as error:
         raise UsageError(f"{path} is refused: {error}") from None
     except Exception as error:  # a damaged pickle raises nearly anything
         raise UsageError(f"{path} cannot be read: {error!r}") from None
     if not isinstance(raw, dict):
         raise UsageError(f"{path}: expected a dictionary, found {type(raw).__name__}")
-    size, kind = _size(path, raw.get("vocab_size")), raw.get("tokenizer")
+    size, kind = _whole(path, "vocab_size", raw.get("vocab_size"), 1, MOST_WORDS), raw.get("tokenizer")
     # Their writer chose the width by the number it stored, before special tokens were counted.
     dtype = np.dtype("<u4" if size > 65535 else "<u2")
-    if kind == "tiktoken" and raw.get("tiktoken_encoding") in TIKTOKEN:
+    if kind == "tiktoken" and raw.get("tiktoken_encoding") in [*TIKTOKEN]:
         name = raw["tiktoken_encoding"]
         full, eot = TIKTOKEN[name]
         return TextMeta(vocab_size=max(size, full), dtype=dtype, tokenizer=name, eot=eot, state={"type": name})
     signs = raw.get("itos")
-    texts = [signs.get(number) for number in range(size)] if isinstance(signs, dict) else []
+    texts: list[Any] = []
+    if isinstance(signs, dict) and len(signs) == size:
+        texts = [signs.get(number) for number in range(size)]
     if kind is None and texts and all(isinstance(sign, str) and len(sign) == 1 for sign in texts):
         state = {"type": "char", "chars": texts, "eot": False}
         return TextMeta(vocab_size=size, dtype=dtype, tokenizer="char", state=state)
@@ -132,7 +151,7 @@ def tokenizer_state(root: str | Path) -> dict[str, Any]:
     state = read_meta(root).state
     if state is None and not (root / TOKENIZER).exists():
         raise UsageError(f"{root} has token files but no tokenizer ({TOKENIZER}): text cannot be encoded or decoded")
-    return _read_json(root / TOKENIZER) if state is None else state
+    return read_object(root / TOKENIZER) if state is None else state
 
 
 def load_tokenizer(root: str | Path) -> Tokenizer:

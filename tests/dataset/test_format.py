@@ -93,7 +93,7 @@ def test_truncated_and_missing_files_are_named(root):
     with pytest.raises(UsageError, match="does not exist"):
         load_split(root, "train")
     (root / "test/dataset.json").write_text("{")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="is not JSON"):
         load_split(root, "test")
 
 

@@ -83,3 +83,23 @@ def test_mismatched_files_are_named(tmp_path: Path, prose: Path) -> None:
     (tmp_path / "a" / "meta.json").write_text('{"vocab_size": 5, "dtype": "int8"}')
     with pytest.raises(UsageError, match="dtype must be uint16 or uint32, got 'int8'"):
         read_meta(tmp_path / "a")
+
+
+def test_a_small_pickle_cannot_ask_for_gigabytes(tmp_path: Path) -> None:
+    """Slot 2^29 of the memo in twelve bytes: the unpickler would make room for all slots before it."""
+    root = legacy(tmp_path / "old", None, [1])
+    (root / "meta.pkl").write_bytes(b"\x80\x02}r" + (1 << 29).to_bytes(4, "little") + b"(u.")
+    with pytest.raises(UsageError, match="refused: it names slot"):
+        read_meta(root)
+
+
+@pytest.mark.parametrize(
+    "meta", [{"vocab_size": 1 << 40, "itos": {}}, {"vocab_size": 1 << 24, "itos": {}}, {"vocab_size": True}]
+)
+def test_a_vocabulary_is_no_larger_than_its_table(tmp_path: Path, meta: dict) -> None:
+    root = legacy(tmp_path / "old", meta, [1])
+    if meta["vocab_size"] == 1 << 24:
+        assert read_meta(root).tokenizer == "unknown"
+    else:
+        with pytest.raises(UsageError, match="vocab_size must be a whole number"):
+            read_meta(root)

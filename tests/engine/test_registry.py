@@ -29,6 +29,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(registry, "SLOTS", ("fakes", "models"))
+    monkeypatch.setattr(registry, "ROOT", tmp_path)
     yield
     for name in [name for name in sys.modules if name.split(".")[0] == "fakes"]:
         del sys.modules[name]
@@ -108,3 +109,32 @@ def test_build_config() -> None:
     assert build_config(Bare, {"name": "x@Y"}, "arch") is None
     with pytest.raises(UsageError, match="arch: Bare takes no keys, got width"):
         build_config(Bare, {"name": "x@Y", "width": 2}, "arch")
+
+
+def test_a_package_of_the_same_name_elsewhere_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory may be on sys.path, and beside a downloaded checkpoint may lie a folder losses/."""
+    monkeypatch.setattr(registry, "ROOT", tmp_path / "project")
+    with pytest.raises(UsageError, match="rename what hides it"):
+        resolve("heads@Head", "fakes")
+    assert "fakes" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["heads@Path", "heads@partial"])
+def test_what_a_module_imports_is_no_class_of_ours(tmp_path: Path, name: str) -> None:
+    (tmp_path / "fakes/heads.py").write_text(
+        "from functools import partial\nfrom pathlib import Path\nclass Head: ...\n"
+    )
+    with pytest.raises(UsageError, match="no class"):
+        resolve(name, "fakes")
+
+
+@pytest.mark.parametrize("name", ["os", "checkpoints.payload", "payload", "", "../pretrain", "train_args"])
+def test_only_entry_scripts_are_imported_as_such(name: str) -> None:
+    with pytest.raises(UsageError, match="expected an entry script"):
+        registry.entry_module(name, "manifest.json: entry")
+
+
+def test_the_closed_list_holds_every_entry_script() -> None:
+    root = Path(__file__).resolve().parents[2]
+    found = {path.stem for path in root.glob("*.py") if "\nSCHEMA = " in path.read_text()}
+    assert found == set(registry.ENTRIES)
