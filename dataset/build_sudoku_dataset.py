@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # `python dataset/build_sudoku_dataset.py`: import from the repository, not from dataset/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--output-dir",
         type=Path,
-        help="folder to create (default: data/sudoku-NxN, data/sudoku-extreme-full for CSV)",
+        help="folder to create (default: data/sudoku-NxN, data/sudoku-extreme-full, data/sudoku-FILE)",
     )
     out.add_argument("--size", type=int, choices=(4, 6, 9), help="board size (default: 9, or what the CSV holds)")
     out.add_argument("--num-train", type=int, metavar="N", help="training puzzles to generate (default: 1000)")
@@ -75,12 +76,11 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--input",
         type=Path,
-        help="folder with train.csv and test.csv, or one CSV (source,question,answer,rating)",
+        help="folder with train.csv and test.csv, or one file: CSV (question,answer,rating) or one board a line",
     )
     out.add_argument("--download", action="store_true", help="fetch the CSV files from the Hugging Face Hub first")
     out.add_argument(
         "--source-repo",
-        default=HUB_REPOSITORY,
         help=f"Hub data set for --download (default: {HUB_REPOSITORY})",
     )
     out.add_argument(
@@ -116,14 +116,22 @@ def _download(repository: str) -> Path:
     return Path(files[0]).parent
 
 
+def _default_name(source: Path | None, size: int) -> str:
+    if source is None:
+        return f"sudoku-{size}x{size}"
+    return "sudoku-extreme-full" if source.is_dir() else f"sudoku-{source.stem}"
+
+
 def plan_of(arguments: argparse.Namespace) -> SudokuBuild:
     """The build that the parsed flags ask for."""
     if arguments.download and arguments.input is not None:
         raise UsageError("--download and --input exclude each other: both say where the CSV files come from")
-    source = _download(arguments.source_repo) if arguments.download else arguments.input
-    name = f"sudoku-{arguments.size or 9}x{arguments.size or 9}" if source is None else "sudoku-extreme-full"
+    if arguments.source_repo and not arguments.download:
+        raise UsageError("--source-repo says what --download fetches: add --download, or leave it out")
+    repository = arguments.source_repo or HUB_REPOSITORY
+    source = _download(repository) if arguments.download else arguments.input
     return SudokuBuild(
-        output_dir=arguments.output_dir or Path("data") / name,
+        output_dir=arguments.output_dir or Path("data") / _default_name(source, arguments.size or 9),
         size=arguments.size,
         num_train=arguments.num_train,
         num_test=arguments.num_test,
@@ -138,10 +146,26 @@ def plan_of(arguments: argparse.Namespace) -> SudokuBuild:
     )
 
 
+def _warnings(card: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the puzzles of a file, one line each."""
+    for split, seen in card.get("several_solutions", {}).items():
+        if seen["found"]:
+            yield (
+                f"{seen['found']} of {seen['searched']} {split} puzzles searched have more than one solution "
+                f"(first: {seen['first']}): which one counts cannot be known from the puzzle"
+            )
+    for split, count in card.get("repeated_puzzles", {}).items():
+        if count:
+            yield f"{count} {split} puzzles repeat an earlier one of the same split"
+    if count := card["test_puzzles_in_training"]:
+        yield f"{count} test puzzles are training puzzles too: figures on them are no test"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Build, say what was built, return the exit code (0 done, 1 failure, 2 unusable command or input)."""
     try:
         plan = plan_of(parser().parse_args(argv))
+        plan.check()
         if plan.input is None and plan.subsample_size is not None:
             say(f"no --input: {plan.subsample_size} training puzzles are generated (they are not Sudoku-Extreme)")
         card = build(plan)
@@ -149,11 +173,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except OSError as error:
-        sys.stderr.write(f"error: --output-dir {plan.output_dir}: {error.strerror or error}\n")
+        sys.stderr.write(f"error: {error.filename or plan.output_dir}: {error.strerror or error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: nothing was written\n")
         return 130
+    for line in _warnings(card):
+        say(f"warning: {line}")
     counts = card["counts"]
     say(
         f"built {plan.output_dir} ({card['source']}, {card['board']}) in {card['seconds']:.1f} s: "

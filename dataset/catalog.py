@@ -118,7 +118,6 @@ def _missing(root: Path) -> str:
     if command is not None:
         return (
             f"{root} does not exist and is made from the public Sudoku-Extreme CSV (train.csv, test.csv): "
-            f"{command} (FOLDER holds the two files; --download in its place fetches them; "
-            "leave --input FOLDER out to generate easier puzzles of the same layout)"
+            f"{command} (FOLDER holds the two files; --download in its place fetches them)"
         )
     return f"data set {root} does not exist and '{root.name}' cannot be built at launch: " + closest(root.name, BUILT)

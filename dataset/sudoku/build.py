@@ -16,7 +16,8 @@ from dataset.format import load_split
 from dataset.sudoku.augment import augment
 from dataset.sudoku.generate import Puzzle, Recipe, generate, split_pool
 from dataset.sudoku.grid import Geometry, geometry
-from dataset.sudoku.public_csv import Boards, read_csv
+from dataset.sudoku.public_csv import Boards, read_csv, several_solutions
+from dataset.sudoku.published import claims_to_be_published
 from dataset.sudoku.solve import DIFFICULTY_RULE
 from dataset.workers import available_cores, ordered_map
 from dataset.writing import SplitArrays, building, refuse_existing, write_dataset
@@ -75,6 +76,11 @@ class SudokuBuild:
         ):
             if value is not None and value < least:
                 raise UsageError(f"{flag} must be at least {least}, got {value}")
+        if self.input is None and claims_to_be_published(self.output_dir):
+            raise UsageError(
+                f"--output-dir {self.output_dir}: generated puzzles are not Sudoku-Extreme and do not get its name: "
+                "give the public CSV with --input (--download fetches it), or choose another --output-dir"
+            )
         if self.input is not None and self.blanks is not None:
             raise UsageError("--blanks is for generated puzzles: leave it out with --input")
         if self.input is not None and self.num_train is not None:
@@ -152,50 +158,70 @@ def _generated(plan: SudokuBuild) -> _Source:
 
 
 def _hold_out(boards: Boards, count: int, seed: int) -> tuple[Boards, Boards]:
-    """(train, test) of one file: `count` test puzzles, whose solutions do not occur in train."""
+    """(train, test) of one file: `count` test puzzles, whose solutions do not occur in train.
+
+    Raises: UsageError where that leaves nothing to train on.
+    """
     owners: dict[bytes, list[int]] = {}
     for number, answer in enumerate(boards.answers):
         owners.setdefault(answer.tobytes(), []).append(number)
     groups = list(owners.values())
     if len(groups) < 2:
-        raise UsageError("the CSV holds fewer than two different solutions: nothing can be held out for a test")
+        raise UsageError(f"{boards.path} holds fewer than two different solutions: nothing can be held out for a test")
     test: list[int] = []
     order = keyed_numpy(seed, "sudoku/hold_out").permutation(len(groups)).tolist()
     taken = 0
     while len(test) < count and taken < len(groups) - 1:
         test += groups[order[taken]]
         taken += 1
+    if len(test) < count:
+        raise UsageError(
+            f"--num-test {count} is more than {boards.path} can give: of its {len(boards.ratings)} puzzles "
+            f"{len(test)} can be held out, which leaves one solution to train on"
+        )
     train = sorted(number for group in order[taken:] for number in groups[group])
     return boards.take(np.array(train)), boards.take(np.array(sorted(test[:count])))
 
 
 def _from_csv(plan: SudokuBuild, source: Path) -> _Source:
-    least = plan.min_difficulty
+    least, workers = plan.min_difficulty, plan.workers or available_cores()
     if source.is_dir():
-        train = read_csv(source / "train.csv", size=plan.size, min_difficulty=least)
-        test = read_csv(source / "test.csv", size=train.size, min_difficulty=least)
-        split, forbidden, held_out = "that of the files", frozenset[bytes](), False
         if plan.num_test is not None:
             raise UsageError("--num-test is for generated puzzles or a single CSV: test.csv is taken whole")
+        train = read_csv(source / "train.csv", size=plan.size, min_difficulty=least, workers=workers)
+        test = read_csv(source / "test.csv", size=train.size, min_difficulty=least, workers=workers)
+        split, forbidden, held_out = "that of the files", frozenset[bytes](), False
     else:
-        boards = read_csv(source, size=plan.size, min_difficulty=least)
+        boards = read_csv(source, size=plan.size, min_difficulty=least, workers=workers)
         count = plan.num_test or max(1, min(1000, len(boards.ratings) // 10))
         train, test = _hold_out(boards, count, plan.seed)
         split, held_out = "by solution, held out of one file", True
         forbidden = frozenset(answer.tobytes() for answer in test.answers)
-    if plan.subsample_size is not None and plan.subsample_size < len(train.ratings):
+    offered = len(train.ratings)
+    if plan.subsample_size is not None and plan.subsample_size > offered:
+        raise UsageError(
+            f"--subsample-size {plan.subsample_size} is more than the {offered} training puzzles of {train.path}"
+            + (f" with a rating >= {least}" if least else "")
+        )
+    if plan.subsample_size is not None and plan.subsample_size < offered:
         generator = keyed_numpy(plan.seed, "sudoku/subsample")
-        train = train.take(generator.choice(len(train.ratings), plan.subsample_size, replace=False))
+        train = train.take(generator.choice(offered, plan.subsample_size, replace=False))
+    both = {"train": train, "test": test}
     card = {
         "source": "csv",
         "input": str(source),
         "rows_read": {"train": train.rows_read, "test": test.rows_read if not held_out else train.rows_read},
         "difficulty": {
-            "rule": "the rating column of the CSV",
-            "train": train.rating_histogram(),
-            "test": test.rating_histogram(),
+            "rule": "the rating column of the CSV" if train.rated else "none: the file has no ratings",
+            **{name: boards.rating_histogram() for name, boards in both.items()},
         },
         "split": split,
+        "answers": "found by the exact solver" if train.solved_here else "those of the file",
+        # Searched before augmentation, which changes nothing here.
+        "several_solutions": {
+            name: several_solutions(boards, seed=plan.seed, workers=workers) for name, boards in both.items()
+        },
+        "repeated_puzzles": {name: boards.repeated() for name, boards in both.items()},
     }
     geo = geometry(train.size)
     return _Source(geo, (train.questions, train.answers), (test.questions, test.answers), forbidden, card)
@@ -261,9 +287,9 @@ def _split_arrays(questions: np.ndarray, answers: np.ndarray, per_group: int) ->
     )
 
 
-def solution_overlap(root: Path) -> int:
-    """Test puzzles whose solution also occurs among the training examples, counted from the files."""
-    train, test = load_split(root, "train").labels, load_split(root, "test").labels
+def overlap(root: Path, array: str) -> int:
+    """Test examples whose `inputs` (the puzzle) or `labels` (its solution) also stand in training, from the files."""
+    train, test = (getattr(load_split(root, split), array) for split in ("train", "test"))
     rows = [row.tobytes() for row in test]
     wanted = set(rows)
     common = {key for key in (row.tobytes() for row in train) if key in wanted}
@@ -283,10 +309,13 @@ def build(plan: SudokuBuild) -> dict[str, Any]:
         questions, answers = _augmented(plan, source)
 
         def check(folder: Path) -> dict[str, Any]:
-            overlap = solution_overlap(folder)
-            if overlap and source.forbidden:
-                raise RunFailure(f"{overlap} test solutions occur in the training data: a fault of the builder")
-            return {"test_puzzles_with_a_training_solution": overlap}
+            solutions = overlap(folder, "labels")
+            if solutions and source.forbidden:
+                raise RunFailure(f"{solutions} test solutions occur in the training data: a fault of the builder")
+            return {
+                "test_puzzles_with_a_training_solution": solutions,
+                "test_puzzles_in_training": overlap(folder, "inputs") if solutions else 0,
+            }
 
         card = write_dataset(
             root,

@@ -1,44 +1,64 @@
-"""Reading the public Sudoku CSV files: columns source, question, answer, rating; '.' or 0 is a blank."""
+"""Puzzles read from a file (dataset/sudoku/rows.py says in which forms), each checked against its solution."""
 
 from __future__ import annotations
 
-import csv
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dataset.sudoku.grid import BOXES, Geometry, geometry, size_of, valid_solutions
-from engine.io import UsageError
+from dataset.sudoku.rows import BLANKS, Row, read_rows
+from dataset.sudoku.solve import solve
+from dataset.workers import ordered_map
+from engine.distributed import keyed_numpy
+from engine.io import UsageError, progress
 
-COLUMNS = ("question", "answer", "rating")
 # Rows are checked in vectorised pieces; the public train file has 3.8 million.
 PIECE = 1 << 16
+# Puzzles of a split that are searched for a second solution: a hard one takes some 30 ms.
+SEARCHED = 1000
+CHUNK = 32
+ZEROS = str.maketrans(dict.fromkeys(BLANKS, "0"))
 
 
 @dataclass
 class Boards:
     """Puzzles of one file."""
 
+    path: Path
     size: int
     questions: np.ndarray
     """uint8 [N, cells], 0 = blank."""
     answers: np.ndarray
     """uint8 [N, cells]"""
     ratings: np.ndarray
-    """int32 [N], the file's own difficulty."""
+    """int32 [N], the file's own difficulty, rounded down."""
+    lines: np.ndarray
+    """int64 [N], where in the file they stand."""
     rows_read: int = 0
+    rated: bool = True
+    """Whether the file has ratings; all are 0 otherwise."""
+    solved_here: bool = False
+    """The file gives no answers: they are the solver's, which proved that there is one each."""
 
     def take(self, chosen: np.ndarray) -> Boards:
         """The puzzles of these numbers, in that order."""
-        return Boards(self.size, self.questions[chosen], self.answers[chosen], self.ratings[chosen], self.rows_read)
+        arrays = (self.questions[chosen], self.answers[chosen], self.ratings[chosen], self.lines[chosen])
+        return Boards(self.path, self.size, *arrays, self.rows_read, self.rated, self.solved_here)
 
     def rating_histogram(self) -> dict[str, int]:
         """Puzzles per rating."""
         return {str(rating): count for rating, count in sorted(Counter(self.ratings.tolist()).items())}
+
+    def repeated(self) -> int:
+        """Puzzles that stand in the file a second time, or more often."""
+        return len(self.questions) - len({row.tobytes() for row in self.questions})
 
 
 @dataclass
@@ -50,13 +70,13 @@ class _Piece:
 
 
 def _digits(texts: list[str], cells: int) -> np.ndarray:
-    """Characters as digits, '.' as 0; anything else becomes a number above 9."""
-    joined = "".join(texts).replace(".", "0").encode("latin-1", "replace")
+    """Characters as digits, blanks as 0; anything else becomes a number above 9."""
+    joined = "".join(texts).translate(ZEROS).encode("latin-1", "replace")
     return np.frombuffer(joined, dtype=np.uint8).reshape(len(texts), cells) - np.uint8(ord("0"))
 
 
-def _check(path: Path, piece: _Piece, geo: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    questions, answers = _digits(piece.questions, geo.cells), _digits(piece.answers, geo.cells)
+def _check(path: Path, piece: _Piece, geo: Geometry) -> tuple[np.ndarray, np.ndarray | None]:
+    questions = _digits(piece.questions, geo.cells)
 
     def first_bad(bad: Any, text: str) -> None:
         if bad.any():
@@ -64,75 +84,121 @@ def _check(path: Path, piece: _Piece, geo: Geometry) -> tuple[np.ndarray, np.nda
 
     digits = f"1 to {geo.size}"
     first_bad((questions > geo.size).any(axis=1), f"question has a character other than '.', 0 and {digits}")
+    if not piece.answers:
+        return questions, None
+    answers = _digits(piece.answers, geo.cells)
     first_bad(((answers > geo.size) | (answers == 0)).any(axis=1), f"answer has a character other than {digits}")
     first_bad(((questions > 0) & (questions != answers)).any(axis=1), "answer contradicts a given of the question")
     first_bad(~valid_solutions(answers, geo), "answer is no Sudoku solution: a row, column or box repeats a digit")
     return questions, answers
 
 
-def _pieces(path: Path, want: int | None) -> Iterator[tuple[int, _Piece]]:
+def _rating(path: Path, row: Row) -> int:
+    if row.rating is None:
+        return 0
+    try:
+        value = float(row.rating.replace(",", "."))  # a decimal comma is possible where ; separates
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"{path}:{row.line}: rating must be a number, got {row.rating[:40]!r}")
+    return min(max(math.floor(value), 0), 2**31 - 1)
+
+
+def _pieces(path: Path, rows: Iterator[Row], size: int | None) -> Iterator[tuple[int, _Piece]]:
     """Rows as (board size, piece), lengths checked."""
-    with open(path, newline="", encoding="utf-8", errors="replace") as stream:
-        reader = csv.reader(stream)
-        header = [name.strip().lower() for name in next(reader, [])]
-        missing = [name for name in COLUMNS if name not in header]
-        if missing:
-            raise UsageError(f"{path}:1: expected the columns source,question,answer,rating; {missing[0]} is missing")
-        question, answer, rating = (header.index(name) for name in COLUMNS)
-        size, piece = want, _Piece()
-        try:
-            for row in reader:
-                if not row:
-                    continue
-                here = f"{path}:{reader.line_num}"
-                if len(row) != len(header):
-                    raise UsageError(f"{here}: expected {len(header)} columns, found {len(row)}")
-                if size is None:
-                    size = size_of(len(row[question]))
-                    if size is None:
-                        known = ", ".join(str(n * n) for n in BOXES)
-                        raise UsageError(f"{here}: question has {len(row[question])} cells, expected one of {known}")
-                for name, text in (("question", row[question]), ("answer", row[answer])):
-                    if len(text) != size * size:
-                        raise UsageError(f"{here}: {name} has {len(text)} cells, expected {size * size}")
-                try:
-                    piece.ratings.append(int(row[rating]))
-                except ValueError:
-                    raise UsageError(f"{here}: rating must be a whole number, got {row[rating]!r}") from None
-                piece.lines.append(reader.line_num)
-                piece.questions.append(row[question])
-                piece.answers.append(row[answer])
-                if len(piece.lines) == PIECE:
-                    yield size, piece
-                    piece = _Piece()
-        except csv.Error as error:
-            raise UsageError(f"{path}:{reader.line_num}: {error}") from None
+    piece = _Piece()
+    for row in rows:
+        here = f"{path}:{row.line}"
+        if size is None:
+            size = size_of(len(row.question))
+            if size is None:
+                known = ", ".join(str(n * n) for n in BOXES)
+                raise UsageError(f"{here}: question has {len(row.question)} cells, expected one of {known}")
+        for name, text in (("question", row.question), ("answer", row.answer)):
+            if text is not None and len(text) != size * size:
+                raise UsageError(f"{here}: {name} has {len(text)} cells, expected {size * size}")
+        piece.ratings.append(_rating(path, row))
+        piece.lines.append(row.line)
+        piece.questions.append(row.question)
+        if row.answer is not None:
+            piece.answers.append(row.answer)
+        if len(piece.lines) == PIECE:
+            yield size, piece
+            piece = _Piece()
     if piece.lines:
         assert size is not None
         yield size, piece
 
 
-def read_csv(path: str | Path, *, size: int | None = None, min_difficulty: int = 0) -> Boards:
-    """The puzzles of a CSV file whose rating is at least `min_difficulty`.
+def read_csv(path: str | Path, *, size: int | None = None, min_difficulty: int = 0, workers: int = 1) -> Boards:
+    """The puzzles of a file whose rating is at least `min_difficulty`. Missing answers are the solver's.
 
     Raises: UsageError naming file and line of the first row that is not a puzzle with its solution.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist: --input wants a CSV file, or a folder with train.csv and test.csv")
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    layout, rows = read_rows(path)
+    if min_difficulty and layout.rating is None:
+        raise UsageError(f"{path} has no ratings: leave --min-difficulty out")
+    parts: list[tuple[np.ndarray, ...]] = []
     read = 0
     found = size or 9  # what the first row settles, when `size` is None
-    for found, piece in _pieces(path, size):
+    for found, piece in _pieces(path, rows, size):
         questions, answers = _check(path, piece, geometry(found))
-        ratings = np.clip(piece.ratings, 0, 2**31 - 1).astype(np.int32)
+        lines, ratings = np.array(piece.lines, dtype=np.int64), np.array(piece.ratings, dtype=np.int32)
         keep = ratings >= min_difficulty
-        parts.append((questions[keep], answers[keep], ratings[keep]))
+        if answers is None:
+            answers = _solved(path, questions, lines, geometry(found), workers)
+        parts.append((questions[keep], answers[keep], ratings[keep], lines[keep]))
         read += len(keep)
     if not read:
         raise UsageError(f"{path} holds no puzzle")
-    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    boards = Boards(found, joined[0], joined[1], joined[2], read)
+    questions, answers, ratings, lines = (np.concatenate(column) for column in zip(*parts, strict=True))
+    rated, solved_here = layout.rating is not None, layout.answer is None
+    boards = Boards(path, found, questions, answers, ratings, lines, read, rated, solved_here)
     if not len(boards.ratings):
         raise UsageError(f"{path}: none of {read} puzzles has a rating >= {min_difficulty}: lower --min-difficulty")
     return boards
+
+
+# --- what the solver says ---------------------------------------------------------------------------------------------
+
+
+def _search_job(job: tuple[np.ndarray, int]) -> list[list[tuple[int, ...]]]:
+    questions, size = job
+    return [solve(question, geometry(size)).solutions for question in questions.tolist()]
+
+
+def _search(questions: np.ndarray, geo: Geometry, workers: int) -> list[list[tuple[int, ...]]]:
+    """Up to two solutions of each puzzle."""
+    edges = [*range(0, len(questions), CHUNK), len(questions)]
+    jobs = [(questions[low:high], geo.size) for low, high in pairwise(edges)]
+    results = ordered_map(_search_job, jobs, workers=workers)
+    return [found for chunk in progress(results, total=len(jobs), label="searching") for found in chunk]
+
+
+def _solved(path: Path, questions: np.ndarray, lines: np.ndarray, geo: Geometry, workers: int) -> np.ndarray:
+    solutions = _search(questions, geo, workers)
+    for line, found in zip(lines, solutions, strict=True):
+        if len(found) != 1:
+            how_many = "more than one solution" if found else "no solution"
+            raise UsageError(f"{path}:{line}: the puzzle has {how_many}, and the file gives no answer")
+    return np.array([found[0] for found in solutions], dtype=np.uint8)
+
+
+def several_solutions(boards: Boards, *, seed: int, workers: int = 1) -> dict[str, Any]:
+    """How many puzzles have more than one solution, so that no skill finds the answer that counts.
+
+    Looks at all puzzles, or at SEARCHED of them drawn by `seed`: {"searched", "found"}, and "first" (file:line).
+    """
+    total = len(boards.questions)
+    if boards.solved_here:
+        return {"searched": total, "found": 0}
+    chosen = np.arange(total)
+    if total > SEARCHED:
+        generator = keyed_numpy(seed, "sudoku/several_solutions")
+        chosen = np.sort(generator.choice(total, SEARCHED, replace=False))
+    solutions = _search(boards.questions[chosen], geometry(boards.size), workers)
+    bad = [number for number, found in zip(chosen.tolist(), solutions, strict=True) if len(found) > 1]
+    first = {"first": f"{boards.path}:{boards.lines[bad].min()}"} if bad else {}
+    return {"searched": len(chosen), "found": len(bad), **first}

@@ -1,0 +1,168 @@
+"""The rows of a Sudoku file, as people keep them: CSV of any separator with a header, or boards without one.
+
+    source,question,answer,rating        the public Sudoku-Extreme files
+    puzzle,solution                      Kaggle; quizzes,solutions too; no rating
+    4...3.......6..8....(81 in all)      a list: one board a line, with or without its solution; # begins a comment
+
+Separators are `,`, `;`, tab and `|`, in a list white space too. A byte order mark, spaces around cells, empty lines,
+Excel's `sep=` line and any line ending are read past.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from dataset.sudoku.grid import BOXES, size_of
+from engine.io import UsageError
+
+BLANKS = ".0-*_"
+NAMES = {
+    "question": ("question", "questions", "puzzle", "puzzles", "quiz", "quizzes", "board", "boards"),
+    "answer": ("answer", "answers", "solution", "solutions"),
+    "rating": ("rating", "ratings", "difficulty"),
+}
+"""What the columns are called, lower case; the first name that a header has counts."""
+SEPARATORS = ",;\t|"
+BOARD = frozenset(BLANKS + "123456789")
+# What a file begins with that is no text of ours.
+FOREIGN = {
+    b"\xff\xfe": "UTF-16 text (byte order mark FF FE): save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text (byte order mark FE FF): save it as UTF-8",
+    b"\x1f\x8b": "a gzip file: unpack it first",
+    b"BZh": "a bzip2 file: unpack it first",
+    b"\xfd7zXZ": "an xz file: unpack it first",
+    b"PK\x03\x04": "a zip or Excel file: unpack it, or save the table as CSV",
+    b"PAR1": "a Parquet file: save the table as CSV",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things stand in a row; None where the file does not have them."""
+
+    columns: int | None
+    """Cells of every row; None in a list, whose rows may differ."""
+    question: int
+    answer: int | None
+    rating: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One puzzle as text, not yet checked."""
+
+    line: int
+    question: str
+    answer: str | None
+    rating: str | None
+
+
+def is_board(cell: str) -> bool:
+    """Whether a cell looks like a board: the right length, digits and blanks only."""
+    return size_of(len(cell)) is not None and BOARD.issuperset(cell)
+
+
+def read_rows(path: Path) -> tuple[Layout, Iterator[Row]]:
+    """The layout of a file and its rows, in order.
+
+    Raises: UsageError, at once or while the rows are walked, naming file and line.
+    """
+    if not path.exists():
+        raise UsageError(f"{path} does not exist: --input wants a CSV file, or a folder with train.csv and test.csv")
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file: --input wants a CSV file, or a folder with train.csv and test.csv")
+    with open(path, "rb") as stream:
+        head = stream.read(4096)
+    kind = next((kind for mark, kind in FOREIGN.items() if head.startswith(mark)), None)
+    if kind is None and b"\0" in head:
+        kind = "no UTF-8 text (it has NUL bytes, as UTF-16 has): save it as UTF-8"
+    if kind is not None:
+        raise UsageError(f"{path} is {kind}")
+    cells = _cells(path)
+    try:
+        line, first = next(cells)
+    except StopIteration:
+        raise UsageError(f"{path} holds no puzzle") from None
+    listed = any(is_board(cell) for cell in first)
+    layout = _list_layout(first) if listed else _table_layout(path, line, first)
+    rest = itertools.chain([(line, first)], cells) if listed else cells
+    return layout, (_row(path, layout, line, found) for line, found in rest)
+
+
+def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells without surrounding space) of every row that is neither empty nor a comment."""
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as stream:
+        separator, skip = _separator(stream)
+        stream.seek(0)
+        split: Iterator[tuple[int, list[str]]]
+        if separator is None:
+            split = ((number, text.split()) for number, text in enumerate(stream, start=1))
+        else:
+            split = _table(path, stream, separator)
+        for number, found in split:
+            cells = [cell.strip().strip("\ufeff") for cell in found]
+            if number > skip and any(cells) and not cells[0].startswith("#"):
+                yield number, cells
+
+
+def _table(path: Path, stream: IO[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(stream, delimiter=separator, skipinitialspace=True)
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise UsageError(f"{path}:{reader.line_num}: {error}") from None
+
+
+def _separator(stream: IO[str]) -> tuple[str | None, int]:
+    """(separator, or None for white space; lines before the first row). Excel may name it in a line of its own."""
+    for number in itertools.count(1):
+        line = stream.readline(1 << 16)
+        text = line.strip().strip("\ufeff")
+        if line and (not text or text.startswith("#")):
+            continue
+        if text.lower().startswith("sep=") and len(text) == 5:
+            return text[4], number
+        counts = {separator: line.count(separator) for separator in SEPARATORS}
+        most = max(counts, key=lambda separator: counts[separator])
+        # A header of one column has no separator at all; boards and white space stand in lists only.
+        return (most if counts[most] or not line.strip() else None), 0
+    raise AssertionError("unreachable")
+
+
+def _list_layout(first: list[str]) -> Layout:
+    boards = [number for number, cell in enumerate(first) if is_board(cell)]
+    return Layout(None, boards[0], boards[1] if len(boards) > 1 else None, None)
+
+
+def _table_layout(path: Path, line: int, header: list[str]) -> Layout:
+    names = [name.lower() for name in header]
+    place = {what: next((names.index(name) for name in known if name in names), None) for what, known in NAMES.items()}
+    question = place["question"]
+    if question is None:
+        sizes = ", ".join(str(size * size) for size in BOXES)
+        found = ",".join(header)
+        raise UsageError(
+            f"{path}:{line}: expected a header with the columns question,answer,rating (or puzzle,solution, or "
+            f"quizzes,solutions), or boards of {sizes} cells; found {found[:60]!r}"
+        )
+    return Layout(len(header), question, place["answer"], place["rating"])
+
+
+def _row(path: Path, layout: Layout, line: int, cells: list[str]) -> Row:
+    last = max(place for place in (layout.question, layout.answer, layout.rating) if place is not None)
+    if layout.columns is not None and len(cells) != layout.columns:
+        raise UsageError(f"{path}:{line}: expected {layout.columns} columns, found {len(cells)}")
+    if len(cells) <= last:
+        raise UsageError(f"{path}:{line}: expected at least {last + 1} columns, found {len(cells)}")
+    return Row(
+        line,
+        cells[layout.question],
+        None if layout.answer is None else cells[layout.answer],
+        None if layout.rating is None else cells[layout.rating],
+    )
