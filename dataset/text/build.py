@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dataset.format import read_card
-from dataset.text.corpus import Corpus, Piece, files_of, read_corpus, sample_texts
+from dataset.text.corpus import Corpus, Piece, read_corpus, sample_texts
 from dataset.text.meta import META, SPLITS, TOKENIZER, load_tokenizer, read_meta
+from dataset.text.splits import files_of
 from dataset.text.tokenizer import TOKENIZERS, Tokenizer, fit, width
 from dataset.workers import available_cores, ordered_map
 from dataset.writing import CARD, REHASH_BYTES, building
@@ -152,8 +153,11 @@ def build(plan: TextBuild) -> dict[str, Any]:
     began = time.perf_counter()
     with building(plan.output_dir) as root:
         refuse_existing(root, overwrite=plan.overwrite)
-        train, val = files_of(plan.inputs, train_split=plan.train_split, val_split=plan.val_split)
-        corpus = read_corpus(train, val, keys=plan.keys, val_fraction=plan.val_fraction, seed=plan.seed)
+        files = files_of(plan.inputs, train_split=plan.train_split, val_split=plan.val_split)
+        corpus = read_corpus(files.train, files.val, keys=plan.keys, val_fraction=plan.val_fraction, seed=plan.seed)
+        if files.left_out:
+            more = f" and {len(files.left_out) - 8} more" if len(files.left_out) > 8 else ""
+            say(f"note: left out: {', '.join(files.left_out[:8])}{more}")
         tokenizer = _tokenizer(plan, corpus)
         needed = 2 * sum(path.stat().st_size for path in corpus.files)
         free = shutil.disk_usage(root.parent).free

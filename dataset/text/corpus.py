@@ -11,21 +11,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from dataset.text.formats import Form, form_of, parse
 from engine.distributed import keyed_numpy
 from engine.io import UsageError, closest
 
 PIECE = 1 << 20
 WINDOW = 1 << 16
-JSON_SUFFIXES = (".jsonl", ".ndjson")
-TEXT_SUFFIXES = (".txt", ".text", ".md", ".raw", ".tokens")
-ALIASES = {
-    "valid": ("valid", "validation", "val"),
-    "validation": ("validation", "valid", "val"),
-    "val": ("val", "valid"),
-}
 # A place where no published pre-tokenizer joins what stands before to what comes after: a space behind a visible sign.
 CUT = re.compile(rb"[!-~] ")
 # JSON can spell half of a character that UTF-16 writes in two parts; text cannot.
@@ -43,6 +38,8 @@ class Piece:
     """None: plain text. Else the fields whose values, one per line, make up a document."""
     taken: np.ndarray | None = None
     """bool [documents in the piece]; None takes all."""
+    array: bool = False
+    """The documents are the items of one JSON array, not lines."""
 
     def texts(self) -> list[str]:
         """The text of the piece, or its documents. Raises: UsageError naming the file."""
@@ -55,16 +52,24 @@ class Piece:
             raise UsageError(f"{self.path} is not UTF-8: byte {self.low + error.start} ({error.reason})") from None
         if self.keys is None:
             return [text]
-        lines = [line for line in text.split("\n") if line.strip(" \t\r\f\v")]  # as bytes.strip counts them
-        if self.taken is not None:
-            lines = [line for line, taken in zip(lines, self.taken, strict=True) if taken]
-        return [self._document(line) for line in lines]
+        if self.array:
+            return [self._document(record) for record in self._chosen(read_array(self.path, text))]
+        # as bytes.strip counts them
+        lines = self._chosen([line for line in text.split("\n") if line.strip(" \t\r\f\v")])
+        return [self._document(self._record(line)) for line in lines]
 
-    def _document(self, line: str) -> str:
+    def _chosen(self, documents: list[Any]) -> list[Any]:
+        if self.taken is None:
+            return documents
+        return [document for document, taken in zip(documents, self.taken, strict=True) if taken]
+
+    def _record(self, line: str) -> Any:
         try:
-            record = json.loads(line)
+            return parse(line)
         except ValueError as error:
             raise UsageError(f"{self.path} is not JSONL: {error} in {line[:60]!r}") from None
+
+    def _document(self, record: Any) -> str:
         if isinstance(record, str):
             return self._whole(record)
         values = []
@@ -74,8 +79,8 @@ class Piece:
                 if isinstance(record, dict):
                     have = f"it is {json.dumps(value)[:40]}, no string" if key in record else closest(key, record)
                 else:
-                    have = "a line must be an object or a string"
-                raise UsageError(f"{self.path} has a line without text under {key!r} (--json-key): {have}")
+                    have = "a document must be an object or a string"
+                raise UsageError(f"{self.path} has a document without text under {key!r} (--json-key): {have}")
             values.append(value)
         return self._whole("\n".join(values))
 
@@ -98,81 +103,29 @@ class Corpus:
     files: list[Path]
 
 
-def is_json(path: Path) -> bool:
-    """Whether the file holds one document per line."""
-    return path.suffix.lower() in JSON_SUFFIXES
-
-
-def _members(folder: Path) -> list[Path]:
-    known = (*JSON_SUFFIXES, *TEXT_SUFFIXES)
-    found = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() in known and p.name[0] != ".")
-    if not found:
-        raise UsageError(f"--input {folder} holds no text: no file named {', '.join('*' + suffix for suffix in known)}")
-    return found
-
-
-def _split_files(folder: Path, split: str) -> list[Path]:
-    names = "|".join(map(re.escape, ALIASES.get(split, (split,))))
-    pattern = re.compile(rf"(?:^|\.)(?:{names})(?:[.-]|$)")
-    return [p for p in _members(folder) if pattern.search(p.name) or p.relative_to(folder).parts[0] == split]
-
-
-def files_of(
-    inputs: Sequence[Path], *, train_split: str | None, val_split: str | None
-) -> tuple[list[Path], list[Path]]:
-    """(training files, validation files) of --input; no validation files: a share of the training data is held out.
-
-    Splits that are None are looked for (train, valid) in a single folder, and taken where both are there.
-
-    Raises: UsageError saying what the folder holds.
-    """
-    for path in inputs:
-        if not path.exists():
-            raise UsageError(f"--input {path} does not exist")
-    if len(inputs) == 1 and inputs[0].is_dir():
-        folder = inputs[0]
-        train = _split_files(folder, train_split or "train")
-        val = _split_files(folder, val_split or "valid")
-        have = ", ".join(str(p.relative_to(folder)) for p in _members(folder)[:8])
-        for asked, got in ((train_split, train), (val_split, val)):
-            if asked is not None and not got:
-                raise UsageError(
-                    f"{folder} has no split {asked!r}, it holds {have}: choose with --train-split, --val-split"
-                )
-        if train_split is not None or train:
-            if set(train) & set(val):
-                raise UsageError(f"--train-split and --val-split name the same file of {folder} ({have})")
-            return train, val
-    elif train_split is not None or val_split is not None:
-        raise UsageError("--train-split and --val-split choose files of one folder: give that folder as --input")
-    return [file for path in inputs for file in ([path] if path.is_file() else _members(path))], []
-
-
 def read_corpus(
     train: Sequence[Path], val: Sequence[Path], *, keys: tuple[str, ...], val_fraction: float, seed: int
 ) -> Corpus:
     """The corpus of these files. Raises: UsageError on files that do not go together or hold nothing."""
     files = [*train, *val]
-    kinds = {is_json(path) for path in files}
+    forms = {path: form_of(path) for path in files}
+    kinds = {form == "text" for form, _ in forms.values()}
     if len(kinds) > 1:
         raise UsageError(f"--input mixes plain text and JSONL ({files[0].name} … {files[-1].name}): give one of them")
-    documents = kinds == {True}
+    documents = kinds == {False}
     if not val and not 0 < val_fraction < 1:
         raise UsageError(f"--val-fraction {val_fraction:g} must lie between 0 and 1")
-    for path in files:
-        if path.stat().st_size == 0:
-            raise UsageError(f"{path} is empty")
     share = f"{100 * val_fraction:g} %"
     if documents:
-        first = [piece for path in train for piece in _json_pieces(path, keys)]
-        second = [piece for path in val for piece in _json_pieces(path, keys)]
+        first = [piece for path in train for piece in _json_pieces(path, forms[path], keys)]
+        second = [piece for path in val for piece in _json_pieces(path, forms[path], keys)]
         if val:
             return Corpus(_bare(first), _bare(second), True, "that of the files", files)
         left, right = _draw(first, val_fraction, seed)
         return Corpus(left, right, True, f"{share} of the documents, drawn with the seed", files)
-    spans = [(path, 0, path.stat().st_size) for path in train]
+    spans = [(path, forms[path][1], path.stat().st_size) for path in train]
     if val:
-        held = [(path, 0, path.stat().st_size) for path in val]
+        held = [(path, forms[path][1], path.stat().st_size) for path in val]
         return Corpus(_text_pieces(spans), _text_pieces(held), False, "that of the files", files)
     left_spans, right_spans = _cut_spans(spans, val_fraction)
     return Corpus(
@@ -231,10 +184,15 @@ def _text_pieces(spans: list[Span]) -> list[Piece]:
     return pieces
 
 
-def _json_pieces(path: Path, keys: tuple[str, ...]) -> list[tuple[Piece, int]]:
-    """Pieces that end with a line, and the number of documents in each."""
-    pieces, low, at, count = [], 0, 0, 0
+def _json_pieces(path: Path, form: tuple[Form, int], keys: tuple[str, ...]) -> list[tuple[Piece, int]]:
+    """Pieces that end with a line (an array is one piece), and the number of documents in each."""
+    kind, begin = form
+    if kind == "array":
+        size = path.stat().st_size
+        return [(Piece(path, begin, size, keys, array=True), len(read_array(path, path.read_bytes()[begin:])))]
+    pieces, low, at, count = [], begin, begin, 0
     with open(path, "rb") as stream:
+        stream.seek(begin)
         for line in stream:
             at += len(line)
             count += bool(line.strip())
@@ -242,6 +200,17 @@ def _json_pieces(path: Path, keys: tuple[str, ...]) -> list[tuple[Piece, int]]:
                 pieces.append((Piece(path, low, at, keys), count))
                 low, count = at, 0
     return [*pieces, (Piece(path, low, at, keys), count)] if count else pieces
+
+
+def read_array(path: Path, text: str | bytes) -> list[Any]:
+    """The items of a JSON array. Raises: UsageError naming the file."""
+    try:
+        found = parse(text)
+    except ValueError as error:  # UnicodeDecodeError is one, too
+        raise UsageError(f"{path} is no JSON array of documents: {error}") from None
+    if not isinstance(found, list):
+        raise UsageError(f"{path} is no JSON array of documents")
+    return found
 
 
 def _bare(pieces: list[tuple[Piece, int]]) -> list[Piece]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dataset.text.build import TextBuild, build, describe_text
-from dataset.text.corpus import JSON_SUFFIXES
+from dataset.text.formats import JSON_SUFFIXES
 from dataset.text.generated import GENERATED
 from dataset.text.meta import load_tokenizer
 from dataset.text.stream import TokenStream

@@ -268,7 +268,7 @@ def test_the_command(tmp_path: Path, documents: Path, capsys: pytest.CaptureFixt
         (["mine", "--input", "x", "--download"], "exclude each other"),
         (["mine", "--download"], "--download knows"),
         (["mine", "--input", out, "--tokenizer", "chr"], "did you mean 'char'?"),
-        (["mine", "--inputs", out], "unrecognized arguments"),
+        (["mine", "--inputs", out], "there is no flag --inputs: did you mean '--input'?"),
         (["../mine", "--input", out], "NAME is the name of a data set, not a path"),
         (["mine", "--input", str(documents), "--train-split", "train"], "give that folder as --input"),
     ):

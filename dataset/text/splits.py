@@ -1,0 +1,219 @@
+"""Which files of --input are trained on and which validate, by their names: `corpus-train.txt`, `Valid.txt`, `dev/`.
+
+A published validation or test file is never trained on unasked: names that say neither clearly are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dataset.text.formats import FOREIGN_SUFFIXES, JSON_SUFFIXES, TEXT_SUFFIXES
+from engine.io import UsageError
+
+Label = Literal["train", "val", "test"]
+WORDS: dict[str, Label] = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "devel", "eval", "evaluation", "heldout", "holdout"), "val"),
+    **dict.fromkeys(("test", "tests", "testing", "tst"), "test"),
+}
+SYNONYMS = {"train": {"train", "training", "trn"}, "val": {"val", "valid", "validation"}, "test": {"test", "tests"}}
+"""Words that --train-split and --val-split take for each other."""
+COMPOUND = re.compile(rf"(?:data|set|text)?({'|'.join(WORDS)})(?:set|data|split|files?|texts?|corpus|docs?)?")
+CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+ABOUT = {"readme", "license", "licence", "copying", "changelog", "notice", "authors", "citation", "datasheet"}
+"""Files that are about a corpus and no part of it, once other files are named as its splits."""
+EVERYTHING = "*"
+CHOOSE = "choose with --train-split and --val-split, each the name of a file or a word in it"
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of both splits, each in the order in which they are read. No `val`: a share of `train` is held out."""
+
+    train: list[Path]
+    val: list[Path]
+    left_out: list[str]
+    """Names of what lies beside them and is not read."""
+
+
+def files_of(inputs: Sequence[Path], *, train_split: str | None, val_split: str | None) -> Files:
+    """The files of --input by split; splits that are None are looked for, and taken where both are there.
+
+    One file is the whole text, whatever it is called. `train_split="*"` takes all files but those of `val_split`.
+
+    Raises: UsageError saying what the input holds.
+    """
+    for path in inputs:
+        if not path.exists():
+            raise UsageError(f"--input {path} does not exist")
+    if len(inputs) == 1 and inputs[0].is_file():
+        if train_split is not None or val_split is not None:
+            raise UsageError("--train-split and --val-split choose among files: give that folder as --input")
+        return Files([inputs[0]], [], [])
+    corpus = _Corpus(inputs)
+    if train_split is None and val_split is None:
+        return corpus.by_name()
+    return corpus.as_asked(train_split, val_split)
+
+
+class _Corpus:
+    """Several files, with what their names say."""
+
+    def __init__(self, inputs: Sequence[Path]) -> None:
+        self.title = str(inputs[0]) if len(inputs) == 1 else "--input"
+        root = inputs[0] if len(inputs) == 1 else Path(os.path.commonpath([path.absolute() for path in inputs]))
+        self.root = root if root.is_dir() else root.parent
+        files: list[Path] = []
+        self.unread: list[Path] = []
+        for path in inputs:
+            read, unread = ([path], []) if path.is_file() else members(path)
+            files += read
+            self.unread += unread
+        self.files = list(dict.fromkeys(files))
+        self.labels = _paired({file: self._label(file) for file in self.files})
+
+    def name(self, file: Path) -> str:
+        """The file within the corpus."""
+        return Path(os.path.relpath(file.absolute(), self.root.absolute())).as_posix()
+
+    def holds(self, files: Iterable[Path]) -> str:
+        """The first names in a line."""
+        names = [self.name(file) for file in files]
+        return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+    def _label(self, file: Path) -> set[Label]:
+        """What the names say: a folder called after a split decides, then the file's own name, then its folders'."""
+        *folders, name = Path(self.name(file)).parts
+        for folder in folders:
+            if (exact := re.sub(r"[^a-z]", "", folder.lower())) in WORDS:
+                return {WORDS[exact]}
+        return labels_in(name) or set().union(*map(labels_in, folders))
+
+    def _of(self, label: Label) -> list[Path]:
+        return [file for file in self.files if self.labels[file] == {label}]
+
+    def by_name(self) -> Files:
+        """The splits that the names say; files that say nothing are one text. Raises: UsageError for unclear names."""
+        train, val, test = self._of("train"), self._of("val"), self._of("test")
+        both = [file for file in self.files if len(self.labels[file]) > 1]
+        rest = [file for file in self.files if not self.labels[file] and not _is_about(file)]
+        named = train or val or test or both
+        for file in self.unread:
+            if labels_in(file.name) & {"train", "val"} and (named or file.suffix.lower() in FOREIGN_SUFFIXES):
+                raise UsageError(
+                    f"{self.title} holds {self.name(file)}, which is not read: unpack it or write it as .txt or .jsonl"
+                )
+        if not named:
+            return Files(self.files, [], [self.name(file) for file in self.unread])
+        if both or not train or (rest and not val):
+            unclear = both or (val or test if not train else rest)
+            why = "may be either split" if both else "no file to train on" if not train else "of no split"
+            raise UsageError(
+                f"{self.title} has files named after splits, but not clearly ({why}: {self.holds(unclear)}): {CHOOSE} "
+                f"(--train-split '{EVERYTHING}' takes all files as one text)"
+            )
+        return self._files(train, val)
+
+    def as_asked(self, train_split: str | None, val_split: str | None) -> Files:
+        """The splits that were asked for."""
+        val = self._of("val") if val_split is None and train_split != EVERYTHING else self._named(val_split)
+        if train_split == EVERYTHING:
+            train = [file for file in self.files if file not in val]
+        elif train_split is not None:
+            train = self._named(train_split)
+        else:
+            train = self._of("train") or [file for file in self.files if file not in val and not self.labels[file]]
+        if val_split is None:
+            val = [file for file in val if file not in train]
+        elif set(train) & set(val):
+            raise UsageError(
+                f"--train-split and --val-split name the same file of {self.title} ({self.holds(self.files)})"
+            )
+        if not train:
+            raise UsageError(f"{self.title} leaves no file to train on, it holds {self.holds(self.files)}: {CHOOSE}")
+        return self._files(train, val)
+
+    def _named(self, split: str | None) -> list[Path]:
+        if split is None:
+            return []
+        found = [file for file in self.files if split in (file.name, self.name(file))] or [
+            file for file in self.files if _answers(Path(self.name(file)).parts, split.lower())
+        ]
+        if not found:
+            raise UsageError(f"{self.title} has no split {split!r}, it holds {self.holds(self.files)}: {CHOOSE}")
+        return found
+
+    def _files(self, train: list[Path], val: list[Path]) -> Files:
+        used = {*train, *val}
+        rest = [file for file in self.files if file not in used]
+        return Files(train, val, [self.name(file) for file in (*rest, *self.unread)])
+
+
+def members(folder: Path) -> tuple[list[Path], list[Path]]:
+    """(files to read, files that look like data and are not read) of a folder and those in it, by name.
+
+    A .json file is often about a corpus (dataset_info.json): it is read where it is named after a split, or where there
+    is nothing else.
+    """
+    known = (*JSON_SUFFIXES, *TEXT_SUFFIXES)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
+    plain = [path for path in files if path.suffix.lower() in known]
+    json = [path for path in files if path.suffix.lower() == ".json"]
+    taken = [path for path in json if not plain or labels_in("/".join(path.relative_to(folder).parts))]
+    foreign = [path for path in files if path.suffix.lower() in FOREIGN_SUFFIXES or not path.suffix]
+    foreign = [path for path in foreign if path.suffix or labels_in(path.name)]
+    if not plain and not taken:
+        what = f"; it holds {foreign[0].name}" if foreign else ""
+        raise UsageError(
+            f"--input {folder} holds no text: no file named {', '.join('*' + end for end in (*known, '.json'))}{what}"
+        )
+    return sorted([*plain, *taken]), [*(path for path in json if path not in taken), *foreign]
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a name in small letters, whatever stands between them: dashes, dots, digits, a capital."""
+    parted = CAMEL.sub(" ", name).lower()
+    parted = re.sub(r"\b(held|hold)[^a-z]?out\b", r"\1out", re.sub(r"[_\W\d]+", " ", parted))
+    return parted.split()
+
+
+def labels_in(name: str) -> set[Label]:
+    """The splits that a name speaks of."""
+    matches = [COMPOUND.fullmatch(word) for word in words_of(name)]
+    return {WORDS[match[1]] for match in matches if match}
+
+
+def _answers(parts: Sequence[str], split: str) -> bool:
+    """Whether a path is of a split called so: a folder of that name, or the word within the file's name."""
+    wanted = next((words for words in SYNONYMS.values() if split in words), {split})
+    if any(folder.lower() in wanted for folder in parts[:-1]):
+        return True
+    words = words_of(parts[-1])
+    matches = [COMPOUND.fullmatch(word) for word in words]
+    if wanted & {*words, *(match[1] for match in matches if match)}:
+        return True
+    return re.search(rf"(?:^|[^a-z0-9]){re.escape(split)}(?:$|[^a-z0-9])", parts[-1].lower()) is not None
+
+
+def _paired(labels: dict[Path, set[Label]]) -> dict[Path, set[Label]]:
+    """`labels`, where none is known with those of names that differ by the word of a split alone: mytrain, myval."""
+    if any(labels.values()):
+        return labels
+    shapes = {file: re.sub(r"\d+", "0", file.name.lower()) for file in labels}
+    paired = dict(labels)
+    for file, shape in shapes.items():
+        if "train" not in shape:
+            continue
+        for word in (word for word, label in WORDS.items() if label != "train"):
+            for other in [other for other, shaped in shapes.items() if shaped == shape.replace("train", word)]:
+                paired |= {file: {"train"}, other: {WORDS[word]}}
+    return paired
+
+
+def _is_about(file: Path) -> bool:
+    return bool(ABOUT & set(words_of(file.name)[:1]))
