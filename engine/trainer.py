@@ -22,7 +22,7 @@ from engine.distributed import broadcast_object, key_global_draws, lost_rank
 from engine.ema import EMA, averages
 from engine.errors import Interrupted, RunFailure
 from engine.metrics import MetricWindow
-from engine.optim import build_optimizer
+from engine.optim import build_optimizers, load_optimizers
 from engine.reduce import GradientReducer
 from engine.signals import StopSignal
 from engine.stats import GroupStats
@@ -74,9 +74,7 @@ class Trainer:
         groups = self.task.param_groups()
         self.groups = {group.name: group for group in groups}
         self.stats = GroupStats(groups, config.stats_interval)
-        self.optimizers = {
-            g.name: build_optimizer(g.optimizer, g.params, g.lr, g.options, parts=g.parts) for g in groups
-        }
+        self.optimizers = build_optimizers(groups)
         dense = {f"{g.name}.{name}": param for g in groups for name, param in g.dense.items()}
         trained = {id(param) for param in dense.values()}
         for param in self.module.parameters():
@@ -256,8 +254,7 @@ class Trainer:
         load_weights(self.module, checkpoint.model, strict=True)
         if self.ema is not None and checkpoint.ema is not None:
             self.ema.load_state_dict(checkpoint.ema)
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+        load_optimizers(self.optimizers, state["optimizers"])
         self.task.load_state_dict(state["task"])
         own = state["trainer"]
         self.step, self.evaluated_step = own["step"], own["evaluated_step"]

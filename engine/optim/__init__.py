@@ -7,6 +7,7 @@ then in the pytorch-optimizer library (`engine/optim/library.py`).
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from engine.errors import UsageError
 from engine.io import closest
 from engine.optim.adam import AdamATan2
-from engine.optim.library import EXTRA, TORCH, LibraryOptimizer, Lookahead, build_library, find_class, library_names
+from engine.optim.library import EXTRA, TORCH, Block, LibraryOptimizer, build_library, find_class, library_names
+from engine.optim.lookahead import Lookahead
 from engine.optim.sparse_sign import SparseSignSGD, SparseTable, build_sparse
+from engine.task import ParamGroup
 
 __all__ = [
     "OPTIMIZERS",
@@ -27,6 +30,8 @@ __all__ = [
     "SparseSignSGD",
     "SparseTable",
     "build_optimizer",
+    "build_optimizers",
+    "load_optimizers",
 ]
 
 
@@ -43,11 +48,11 @@ class Optimizer(Protocol):
 
 
 def build_lookahead(
-    params: Sequence[nn.Parameter], names: Sequence[str], *, lr: float, inner: str = "adamw",
-    inner_options: Mapping[str, Any] | None = None, k: int = 6, alpha: float = 0.5,
+    params: Sequence[nn.Parameter], names: Sequence[str], blocks: Sequence[Block] = (), *, lr: float,
+    inner: str = "adamw", inner_options: Mapping[str, Any] | None = None, k: int = 6, alpha: float = 0.5,
 ) -> Lookahead:  # fmt: skip
     """Lookahead around the optimizer `inner`, which takes `inner_options`."""
-    inside = build_optimizer(inner, params, lr, inner_options, names)
+    inside = _build(inner, blocks or [Block(params=params, names=names)], lr, inner_options or {})
     return Lookahead(inside, params, names, k=k, alpha=alpha)
 
 
@@ -57,6 +62,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "sparse_sign_sgd": build_sparse,
 }
 _OPTION_SOURCE: dict[str, Callable[..., Any]] = {"sparse_sign_sgd": SparseSignSGD}
+DECAY = "weight_decay"
 
 
 def build_optimizer(
@@ -72,27 +78,110 @@ def build_optimizer(
 
     Raises UsageError for an unknown name or option (with the nearest choice) and for a value out of range.
     """
-    make = OPTIMIZERS.get(name)
-    cls = None if make else find_class(name)
-    source = _OPTION_SOURCE.get(name, make) if make else cls
+    if isinstance(params, Mapping):
+        names, params = list(params.keys()), list(params.values())
+    if not isinstance(params, Sequence):
+        _check_options(name, options or {})
+        return _or_usage_error(name, lambda: OPTIMIZERS[name](params, names, lr=lr, **(options or {})))
+    return _build(name, [Block(params=params, names=names, parts=parts or {})], lr, options or {})
+
+
+def build_optimizers(groups: Sequence[ParamGroup]) -> dict[str, Optimizer]:
+    """The optimizers of a run, by the names of their groups joined with `+`.
+
+    Groups that differ in weight decay alone share one optimizer, so that what it estimates over all its parameters (a
+    step size, a norm) is one number.
+
+    Raises UsageError like `build_optimizer`.
+    """
+    together: dict[str, list[ParamGroup]] = {}
+    for group in groups:
+        alike = json.dumps([group.optimizer, group.lr, _with_decay(group.options, None)], sort_keys=True, default=str)
+        alone = group.table is not None or group.optimizer in OPTIMIZERS.keys() - {"lookahead"}
+        together.setdefault(group.name if alone else alike, []).append(group)
+    built: dict[str, Optimizer] = {}
+    for members in together.values():
+        first, name = members[0], "+".join(member.name for member in members)
+        if len(members) == 1:
+            built[name] = build_optimizer(first.optimizer, first.params, first.lr, first.options, parts=first.parts)
+            continue
+        blocks = [
+            Block(
+                params=list(member.dense.values()), names=list(member.dense), parts=member.parts,
+                options={} if (decay := _decay(member.options)) is None else {DECAY: decay},
+            )
+            for member in members
+        ]  # fmt: skip
+        built[name] = _build(first.optimizer, blocks, first.lr, first.options)
+    return built
+
+
+def load_optimizers(optimizers: Mapping[str, Optimizer], stored: Mapping[str, Any]) -> None:
+    """Put the states of a checkpoint in. Raises UsageError that says what does not fit."""
+    for name, optimizer in optimizers.items():
+        parts = [stored.get(part) for part in name.split("+")]
+        if name not in stored and any(part is None for part in parts):
+            raise UsageError(
+                f"the checkpoint holds no optimizer state for the group '{name}', only for {', '.join(stored)}: keep "
+                "the optimizer and the parameters that the run began with, or start a new run (resume=false)"
+            )
+        try:
+            optimizer.load_state_dict(stored[name] if name in stored else _joined(parts))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            said = str(error) if isinstance(error, ValueError) else f"it is the state of another kind ({error!r})"
+            raise UsageError(f"the checkpoint's optimizer state for '{name}': {said}") from error
+
+
+def _joined(states: Sequence[Any]) -> dict[str, Any]:
+    """One state of those that an earlier version kept apart, a group each."""
+    if "inner" in states[0]:
+        slow = {name: value for state in states for name, value in state["slow"].items()}
+        return {"inner": _joined([s["inner"] for s in states]), "slow": slow, "count": states[0]["count"]}
+    state = {name: entry for each in states for name, entry in each["state"].items()}
+    return {"steps": states[0]["steps"], "state": state, "groups": [g for each in states for g in each["groups"]]}
+
+
+def _build(name: str, blocks: Sequence[Block], lr: float, options: Mapping[str, Any]) -> Optimizer:
+    _check_options(name, options)
+    params = [param for block in blocks for param in block.params]
+    names = [each for block in blocks for each in block.names]
+    if name == "lookahead":
+        return _or_usage_error(name, lambda: build_lookahead(params, names, blocks, lr=lr, **options))
+    if name in OPTIMIZERS:
+        return _or_usage_error(name, lambda: OPTIMIZERS[name](params, names, lr=lr, **options))
+    cls = find_class(name)
+    assert cls is not None
+    return _or_usage_error(name, lambda: build_library(name, cls, blocks, lr=lr, options=options))
+
+
+def _or_usage_error(name: str, build: Callable[[], Optimizer]) -> Optimizer:
+    try:
+        return build()
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"optimizer {name}: {error}") from error
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    source = _OPTION_SOURCE.get(name, OPTIMIZERS.get(name)) or find_class(name)
     if source is None:
         there = library_names()
         elsewhere = "" if there else f"; the pytorch-optimizer library, which is not installed, may have it: {EXTRA}"
         raise UsageError(f"optimizer {name!r} is not known: {closest(name, [*OPTIMIZERS, *TORCH, *there])}{elsewhere}")
     known = _option_names(source)
-    for key in options or {}:
+    for key in options:
         if key not in known:
             raise UsageError(f"optimizer {name} has no option {key!r}: {closest(key, known)}")
-    if isinstance(params, Mapping):
-        names, params = list(params.keys()), list(params.values())
-    try:
-        if make is not None:
-            return make(params, names, lr=lr, **(options or {}))
-        assert cls is not None
-        assert isinstance(params, Sequence)  # only ours take a sparse table
-        return build_library(name, cls, params, names, lr=lr, options=options or {}, parts=parts or {})
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"optimizer {name}: {error}") from error
+
+
+def _decay(options: Mapping[str, Any]) -> Any:
+    """The weight decay among `options`, or among those of the inner optimizer; None where neither says one."""
+    return options.get(DECAY, (options.get("inner_options") or {}).get(DECAY))
+
+
+def _with_decay(options: Mapping[str, Any], decay: Any) -> dict[str, Any]:
+    """`options` with `decay` wherever they say a weight decay."""
+    inner = {"inner_options": _with_decay(options["inner_options"], decay)} if options.get("inner_options") else {}
+    return {**options, **({DECAY: decay} if DECAY in options else {}), **inner}
 
 
 def _option_names(source: Callable[..., Any]) -> list[str]:

@@ -6,9 +6,11 @@ asked on the host, which on a GPU costs one synchronisation a step.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -26,36 +28,43 @@ TORCH: Mapping[str, type[torch.optim.Optimizer]] = {
     )
 }  # fmt: skip
 """Those whose step needs gradients only: LBFGS wants a closure, SparseAdam sparse gradients."""
-_DEVICE_CHOICES = (
-    "lr",
-    "fused",
-    "foreach",
-    "capturable",
-    "differentiable",
-)  # not state: this machine's, or the schedule's
 _FUSED = ("adam", "adamw")  # SGD's fused kernel takes a first step that is called off for its momentum's start
 EXTRA = "pip install -e '.[optim]'"
 
 
-class LibraryOptimizer:
-    """One optimizer object of a library over named parameters.
+@dataclass(kw_only=True)
+class Block:
+    """Parameters that a library's optimizer takes as one of its groups, with the options that are theirs alone."""
 
-    `make(params)` builds it at learning rate `lr`; a step runs at lr·lr_scale. Where the optimizer keeps the weights to
-    evaluate apart from those it trains (schedule-free ones), `evaluating()` exchanges them. `parts` gives the rows of
-    each matrix in a parameter that stacks several; the optimizer sees those, over the same memory.
+    params: Sequence[nn.Parameter]
+    names: Sequence[str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+class LibraryOptimizer:
+    """One optimizer object of a library over named parameters, in one or several blocks.
+
+    `make(groups)` builds it at learning rate `lr`; a step runs at lr·lr_scale. Where the optimizer keeps the weights to
+    evaluate apart from those it trains (schedule-free ones), `evaluating()` exchanges them. A block's `parts` gives the
+    rows of each matrix in a parameter that stacks several; the optimizer sees those, over the same memory. `settings`
+    names the options: what a config says of them holds, whatever a checkpoint says.
     """
 
     def __init__(
-        self, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], params: Sequence[nn.Parameter],
-        names: Sequence[str], *, lr: float, fused: bool = False, hessian_every: int | None = None,
-        parts: Mapping[str, Sequence[int]] | None = None,
+        self, make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer], blocks: Sequence[Block], *, lr: float,
+        settings: frozenset[str] = frozenset(), fused: bool = False, hessian_every: int | None = None,
     ) -> None:  # fmt: skip
-        self.params, self.names, self._cuts = cut_rows(params, names, parts or {})
-        self.lr = lr
-        self.optimizer = make(self.params)
+        cut = [cut_rows(block.params, block.names, block.parts) for block in blocks]
+        self.params = [param for params, _, _ in cut for param in params]
+        self.names = [name for _, names, _ in cut for name in names]
+        self._cuts = [each for _, _, cuts in cut for each in cuts]
+        self.lr, self._make, self._settings = lr, make, settings
+        self.optimizer = make([{"params": c[0], **block.options} for c, block in zip(cut, blocks, strict=True)])
         self._fused, self._hessian_every, self._steps = fused, hessian_every, 0
         if self.evaluates_others:
             self.optimizer.train()  # type: ignore[attr-defined]
+        self._fresh = [dict(group) for group in self.optimizer.param_groups]
 
     @torch.no_grad()
     def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None:
@@ -100,35 +109,79 @@ class LibraryOptimizer:
                     param.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """{"steps", "state": {parameter: {...}}, "groups": [scalars that the optimizer itself moves]} (no copies)."""
+        """{"steps", "state": {parameter: {...}}, "groups": [what the optimizer has moved in each]} (no copies)."""
         stored = self.optimizer.state_dict()
         state = {self.names[index]: dict(entry) for index, entry in stored["state"].items()}
         groups = [
-            {k: v for k, v in group.items() if isinstance(v, int | float | Tensor) and k not in _DEVICE_CHOICES}
-            for group in stored["param_groups"]
+            {k: v for k, v in self._own(group).items() if isinstance(v, Tensor) or k not in fresh or v is not fresh[k]}
+            for group, fresh in zip(self.optimizer.param_groups, self._fresh, strict=True)
         ]
         return {"steps": self._steps, "state": state, "groups": groups}
 
+    def _own(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a group that are the optimizer's own: no option, no parameter, only numbers and text."""
+        without = {*self._settings, "params", "lr"}
+        kinds = int | float | str | Tensor
+        return {key: value for key, value in group.items() if key not in without and isinstance(value, kinds)}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put a state in; raises ValueError that names what does not fit."""
+        """Put a state in. Options stay as they are here: only what the optimizer itself moves comes back.
+
+        Raises ValueError that says what does not fit.
+        """
         unknown = sorted(state["state"].keys() - set(self.names))
         if unknown:
             raise ValueError(f"optimizer state does not fit: {len(unknown)} unknown names, first {unknown[0]!r}")
-        own = self.optimizer.state_dict()
-        number = {name: index for index, name in enumerate(self.names)}
+        shapes = {name: tuple(param.shape) for name, param in zip(self.names, self.params, strict=True)}
         for name, entry in state["state"].items():
-            wanted = tuple(self.params[number[name]].shape)
             for key in ("exp_avg", "momentum_buffer"):
                 found = entry.get(key)
-                if isinstance(found, Tensor) and tuple(found.shape) != wanted:
+                if isinstance(found, Tensor) and tuple(found.shape) != shapes[name]:
                     raise ValueError(
-                        f"optimizer state {key} of {name!r} has shape {tuple(found.shape)}, expected {wanted}"
+                        f"optimizer state {key} of {name!r} has shape {tuple(found.shape)}, expected {shapes[name]}"
                     )
-        groups = [{**group, **stored} for group, stored in zip(own["param_groups"], state["groups"], strict=True)]
+        self._try_state(state)
+        self._put(state)
+
+    def _put(self, state: Mapping[str, Any]) -> None:
+        number = {name: index for index, name in enumerate(self.names)}
+        own = self.optimizer.state_dict()["param_groups"]
+        groups = [{**group, **self._own(stored)} for group, stored in zip(own, state["groups"], strict=True)]
         self.optimizer.load_state_dict(
             {"state": {number[name]: entry for name, entry in state["state"].items()}, "param_groups": groups}
         )
         self._steps = int(state["steps"])
+
+    def _try_state(self, state: Mapping[str, Any]) -> None:
+        """A step with the stored state of the smallest parameter of each kind: options may need more than is there."""
+        smallest: dict[tuple[int, frozenset[str]], tuple[str, nn.Parameter]] = {}
+        for name, param in zip(self.names, self.params, strict=True):
+            if name in state["state"]:
+                kind = (param.dim(), frozenset(state["state"][name]))
+                if kind not in smallest or param.numel() < smallest[kind][1].numel():
+                    smallest[kind] = (name, param)
+        if not smallest:
+            return
+        names = [name for name, _ in smallest.values()]
+        toys = [nn.Parameter(param.detach().clone()) for _, param in smallest.values()]
+        draws = torch.random.get_rng_state()
+        try:
+            trial = LibraryOptimizer(
+                self._make, [Block(params=toys, names=names)], lr=self.lr, settings=self._settings, fused=self._fused,
+                hessian_every=self._hessian_every,
+            )  # fmt: skip
+            entries = copy.deepcopy({name: state["state"][name] for name in names})
+            trial._put({**state, "state": entries, "groups": copy.deepcopy(state["groups"][:1])})
+            for toy in toys:
+                toy.grad = torch.full_like(toy, 1e-3)
+            trial.step()
+        except Exception as error:  # a library's class fails in its own ways
+            raise ValueError(
+                f"it lacks what these options need ({type(error).__name__}: {_first_line(error)}): keep the optimizer "
+                "and the options that the run began with, or start a new run (resume=false)"
+            ) from error
+        finally:
+            torch.random.set_rng_state(draws)
 
 
 def cut_rows(
@@ -148,44 +201,6 @@ def cut_rows(
             kept[f"{name}.rows_{rows.start}"] = own = nn.Parameter(part)
             cuts.append((own, param, rows))
     return list(kept.values()), list(kept), cuts
-
-
-class Lookahead:
-    """k steps of an inner optimizer, then a share `alpha` of the way from the slow weights (Zhang et al. 2019)."""
-
-    def __init__(
-        self, inner: Any, params: Sequence[nn.Parameter], names: Sequence[str], *, k: int, alpha: float
-    ) -> None:
-        if k < 1 or not 0.0 < alpha <= 1.0:
-            raise ValueError(f"k={k}, alpha={alpha}: expected k of at least 1 and 0 < alpha <= 1")
-        self.inner, self.params, self.names, self.k, self.alpha = inner, list(params), list(names), k, alpha
-        self.lr = inner.lr
-        self.slow = [param.detach().clone() for param in self.params]
-        self.count = 0
-
-    @torch.no_grad()
-    def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None:
-        """One inner step; every k-th one moves the slow weights and restarts the fast ones there."""
-        if ok is not None and not bool(ok):
-            return
-        self.inner.step(lr_scale)
-        self.count += 1
-        if self.count % self.k == 0:
-            torch._foreach_lerp_(self.slow, [param.detach() for param in self.params], self.alpha)
-            torch._foreach_copy_([param.detach() for param in self.params], self.slow)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Inner state, slow weights by name, steps so far."""
-        slow = dict(zip(self.names, self.slow, strict=True))
-        return {"inner": self.inner.state_dict(), "slow": slow, "count": self.count}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.inner.load_state_dict(state["inner"])
-        for name, slow in zip(self.names, self.slow, strict=True):
-            slow.copy_(state["slow"][name])
-        self.count = int(state["count"])
 
 
 def library_names() -> list[str]:
@@ -209,40 +224,50 @@ def find_class(name: str) -> type[torch.optim.Optimizer] | None:
 
 
 def build_library(
-    name: str, cls: type[torch.optim.Optimizer], params: Sequence[nn.Parameter], names: Sequence[str], *, lr: float,
-    options: Mapping[str, Any], parts: Mapping[str, Sequence[int]],
-) -> LibraryOptimizer:  # fmt: skip
-    """`cls` over `params`, tried on two small tensors first, so that what cannot train or be saved is refused at once.
+    name: str, cls: type[torch.optim.Optimizer], blocks: Sequence[Block], *, lr: float, options: Mapping[str, Any]
+) -> LibraryOptimizer:
+    """`cls` over `blocks`, tried on two small tensors first, so that what cannot train or be saved is refused at once.
 
     Raises UsageError, naming why, for an optimizer whose step needs more than gradients (a closure, the model itself)
     or whose state no checkpoint can hold; ValueError or TypeError of the class for an option it refuses.
     """
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     signature = inspect.signature(cls.__init__).parameters
-    device = params[0].device.type if params else "cpu"
+    first = next((param for block in blocks for param in block.params), None)
+    device = first.device.type if first is not None else "cpu"
     fused = name in _FUSED and device in ("cpu", "cuda", "mps") and "fused" not in settings
     matrices_only = "adamw_lr" in signature  # one object for matrices and the rest: here each group is its own object
     period = int(settings.get("update_period", signature["update_period"].default)) if name == "sophiah" else None
 
-    def make(values: list[nn.Parameter]) -> torch.optim.Optimizer:
-        groups: Any = [{"params": values, "use_muon": True}] if matrices_only else values
+    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         extra: dict[str, Any] = {"fused": True} if fused else {}
-        return cls(groups, **{"lr": lr, **settings, **extra})
+        marked: Any = [{**group, "use_muon": True} for group in groups] if matrices_only else groups
+        return cls(marked, **{"lr": lr, **settings, **extra})
 
-    _try_out(name, make, period, sizes=[(4, 3), (3, 3)] if matrices_only or name == "muon" else [(4, 3), (3,)])
-    return LibraryOptimizer(make, params, names, lr=lr, fused=fused, hessian_every=period, parts=parts)
+    common: dict[str, Any] = {"settings": frozenset(signature), "hessian_every": period}
+    _try_out(name, make, common, sizes=[(4, 3), (3, 3)] if matrices_only or name == "muon" else [(4, 3), (3,)])
+    return LibraryOptimizer(make, blocks, lr=lr, fused=fused, **common)
 
 
-def _try_out(name: str, make: Any, period: int | None, *, sizes: list[tuple[int, ...]]) -> None:
+def _try_out(name: str, make: Any, common: dict[str, Any], *, sizes: list[tuple[int, ...]]) -> None:
     state = torch.random.get_rng_state()  # some draw random numbers: the run's own must not move
     toys = [nn.Parameter(torch.ones(size)) for size in sizes]
     try:
-        trial = LibraryOptimizer(make, toys, [f"p{i}" for i in range(len(toys))], lr=1e-3, hessian_every=period)
+        trial = LibraryOptimizer(
+            make, [Block(params=toys, names=[f"p{i}" for i in range(len(toys))])], lr=1e-3, **common
+        )
+        before = _attributes(trial.optimizer)
         for _ in range(2):
             for toy in toys:
                 toy.grad = torch.ones_like(toy)
             trial.step()
+        if hidden := sorted(key for key, value in _attributes(trial.optimizer).items() if before.get(key) != value):
+            raise UsageError(
+                f"optimizer {name!r} cannot be used here: it keeps {hidden[0]!r} where no checkpoint looks"
+            )
         split_tree(trial.state_dict())
+    except UsageError:
+        raise
     except (ValueError, TypeError) as error:
         if "closure" not in str(error) and "leaf" not in str(error) and "argument" not in str(error):
             raise
@@ -254,6 +279,11 @@ def _try_out(name: str, make: Any, period: int | None, *, sizes: list[tuple[int,
         ) from error
     finally:
         torch.random.set_rng_state(state)
+
+
+def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, int | float]:
+    """What an optimizer counts outside its groups and state."""
+    return {key: value for key, value in vars(optimizer).items() if isinstance(value, int | float)}
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 from engine.errors import UsageError
-from engine.optim import build_optimizer
-from engine.optim.library import TORCH
+from engine.optim import build_optimizer, build_optimizers, load_optimizers
+from engine.optim.library import TORCH, find_class
+from engine.task import ParamGroup
 from engine.treefile import join_tree, split_tree
 
 FROM_LIBRARY = {
@@ -71,6 +73,146 @@ def test_learns_and_resumes_bit_for_bit(name: str) -> None:
     for key, param in params.items():
         assert torch.equal(param, others[key])
     assert slope(params, 0) < first
+
+
+def changed(name: str) -> dict:
+    """Another value for every number and every pair of numbers among the options of a library's class."""
+    values = {}
+    for key, parameter in inspect.signature(find_class(name).__init__).parameters.items():
+        default = parameter.default
+        if key in ("lr", "foreach", "fused", "capturable", "differentiable", "maximize") or isinstance(default, bool):
+            continue
+        if key == "weight_decay":
+            values[key] = 0.07
+        elif isinstance(default, float):
+            values[key] = default * (0.9 if default < 1 else 1.1)
+        elif isinstance(default, tuple) and all(isinstance(each, float) for each in default):
+            values[key] = [each * 0.9 for each in default]
+    return values
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED.keys() - {"lookahead"}))
+def test_a_changed_option_holds_after_a_resume(name: str) -> None:
+    params, optimizer = problem(name, SHIPPED[name])
+    for step in range(5):
+        slope(params, step)
+        optimizer.step()
+    tensors, tree = split_tree(optimizer.state_dict())
+    options = {**SHIPPED[name], **changed(name)}
+    others, second = problem(name, options)
+    fresh = [dict(group) for group in second.optimizer.param_groups]
+    settings = set(inspect.signature(find_class(name).__init__).parameters) & fresh[0].keys() - {"lr"}
+    assert settings, name
+    second.load_state_dict(join_tree(tree, tensors))
+    for group, was in zip(second.optimizer.param_groups, fresh, strict=True):
+        assert {key: group[key] for key in settings} == {key: was[key] for key in settings}
+    moved = {key for key in second.optimizer.param_groups[0].keys() - settings - {"params", "lr"}}
+    theirs = optimizer.optimizer.param_groups[0]
+    for key in moved & theirs.keys():  # what it counts by itself goes on
+        assert second.optimizer.param_groups[0][key] == theirs[key], key
+    slope(others, 5)
+    second.step()
+
+
+def test_changed_options_of_an_inner_optimizer_hold_too() -> None:
+    params, optimizer = problem("lookahead", {"inner": "adamw", "k": 2, "inner_options": {"weight_decay": 0.5}})
+    slope(params, 0)
+    optimizer.step()
+    _, second = problem("lookahead", {"inner": "adamw", "k": 2, "inner_options": {"weight_decay": 0.0, "eps": 1e-3}})
+    second.load_state_dict(optimizer.state_dict())
+    group = second.inner.optimizer.param_groups[0]
+    assert (group["weight_decay"], group["eps"]) == (0.0, 1e-3)
+
+
+def test_options_in_an_older_checkpoint_do_not_come_back() -> None:
+    params, optimizer = problem("adamw", {"weight_decay": 0.1})
+    slope(params, 0)
+    optimizer.step()
+    state = optimizer.state_dict() | {"groups": [{"weight_decay": 0.1, "eps": 1e-8, "amsgrad": False}]}
+    _, second = problem("adamw", {"weight_decay": 0.0, "eps": 1e-5})
+    second.load_state_dict(state)
+    group = second.optimizer.param_groups[0]
+    assert (group["weight_decay"], group["eps"]) == (0.0, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("adamw", {"amsgrad": True}, "max_exp_avg_sq"),
+        ("rmsprop", {"centered": True}, "grad_avg"),
+        ("rmsprop", {"momentum": 0.9}, "momentum_buffer"),
+    ],
+)
+def test_an_option_that_needs_more_state_than_there_is_is_refused(name: str, options: dict, said: str) -> None:
+    params, optimizer = problem(name, {})
+    slope(params, 0)
+    optimizer.step()
+    _, second = problem(name, options)
+    with pytest.raises(UsageError, match=said) as caught:
+        load_optimizers({"all": second}, {"all": optimizer.state_dict()})
+    assert "\n" not in str(caught.value)
+
+
+def groups_of(name: str, options: dict, lr: float) -> list[ParamGroup]:
+    torch.manual_seed(0)
+    sizes = {"matrix": (6, 4), "vector": (4,), "scalar": (1,)}
+    return [
+        ParamGroup(
+            name=each, optimizer=name, lr=lr, params={each: nn.Parameter(torch.randn(size))},
+            options={**options, "weight_decay": 0.1 if each == "matrix" else 0.0},
+        )
+        for each, size in sizes.items()
+    ]  # fmt: skip
+
+
+def test_groups_that_differ_in_decay_alone_share_one_optimizer() -> None:
+    groups = groups_of("adamw", {"eps": 1e-7}, 1e-2)
+    built = build_optimizers(groups)
+    assert list(built) == ["matrix+vector+scalar"]
+    assert [g["weight_decay"] for g in built["matrix+vector+scalar"].optimizer.param_groups] == [0.1, 0.0, 0.0]
+    twins = groups_of("adamw", {"eps": 1e-7}, 1e-2)
+    apart = {g.name: build_optimizer(g.optimizer, g.params, g.lr, g.options) for g in twins}
+    for step in range(4):
+        for side in (groups, twins):
+            torch.manual_seed(step)
+            for group in side:
+                for param in group.params.values():
+                    param.grad = torch.randn_like(param)
+        for optimizer in (*built.values(), *apart.values()):
+            optimizer.step()
+    for ours, theirs in zip(groups, twins, strict=True):
+        assert torch.equal(ours.params[ours.name], theirs.params[theirs.name])
+
+    again = build_optimizers(groups_of("adamw", {"eps": 1e-7}, 1e-2))  # states kept apart by an earlier version
+    load_optimizers(again, {name: optimizer.state_dict() for name, optimizer in apart.items()})
+    ours, theirs = (each["matrix+vector+scalar"].state_dict() for each in (again, built))
+    assert ours["steps"] == theirs["steps"]
+    assert torch.equal(ours["state"]["vector"]["exp_avg"], theirs["state"]["vector"]["exp_avg"])
+
+
+@pytest.mark.parametrize("name", ["prodigy", "dadaptadam", "dadaptsgd", "dadaptlion", "dadaptadan", "dadaptadagrad"])
+@pytest.mark.parametrize("outer", [None, "lookahead"])
+def test_one_scale_is_estimated_over_all_groups(name: str, outer: str | None) -> None:
+    pytest.importorskip("pytorch_optimizer", reason="pip install -e '.[optim]'")
+    groups = groups_of(name, {}, 1.0)
+    if outer:
+        groups = [
+            ParamGroup(name=g.name, optimizer=outer, lr=1.0, params=g.params, options={"inner": name, "inner_options": g.options})
+            for g in groups
+        ]  # fmt: skip
+    built = build_optimizers(groups)
+    assert len(built) == 1
+    optimizer = next(iter(built.values()))
+    for step in range(30):
+        torch.manual_seed(step)
+        for group in groups:
+            for param in group.params.values():
+                param.grad = param.detach() + 0.1 * torch.randn_like(param)
+        optimizer.step()
+    scales = {float(group["d"]) for group in (optimizer.inner if outer else optimizer).optimizer.param_groups}
+    assert len(scales) == 1
+    again = build_optimizers(groups)
+    load_optimizers(again, {name: optimizer.state_dict() for name, optimizer in built.items()})
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
