@@ -3,34 +3,60 @@
 `flat` keeps every dense gradient as a view of one buffer: one zero, one all-reduce, one norm, one division, whatever
 the number of parameters. `ddp` leaves the reduction to torch's DistributedDataParallel, which overlaps it with the
 backward pass of large models; it averages, so the sum is restored here. Both give the same numbers up to rounding.
+
+DDP has to see everything that a gradient flows through, so it wraps the whole of `task.loss`: trunk, heads and loss.
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.distributed import all_reduce_sum, world_size
-from engine.task import Task
+from engine.task import Metrics, Task
+
+
+class _LossOf(nn.Module):
+    """`task.loss` as the forward of one module."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.module = task.module
+        self._task = task
+
+    def forward(self, micro_batch: Any) -> tuple[Tensor, Tensor | float, Metrics]:
+        loss, weight, metrics = self._task.loss(micro_batch)
+        trained = [param for param in self.module.parameters() if param.requires_grad]
+        return _PartOfAll.apply(loss, *trained), weight, metrics
+
+
+class _PartOfAll(torch.autograd.Function):
+    """The loss itself, as if all parameters had a part in it: DDP waits for each, and a step may leave some out."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *params: Tensor) -> Tensor:
+        ctx.params = len(params)
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad, *[None] * ctx.params
 
 
 class GradientReducer:
-    """Owns the dense gradients of `params`. Protocol per step: start, backward (several times), finish."""
+    """Owns the dense gradients of `params`. Protocol per step: start, (loss and backward) several times, finish."""
 
     def __init__(self, task: Task, params: dict[str, nn.Parameter], *, parallel: str) -> None:
         self.params = list(params.values())
         self.parallel = parallel if world_size() > 1 and self.params else "flat"
         self._task = task
-        self._raw = task.module
         self._flat: Tensor | None = None
+        self._ddp: nn.parallel.DistributedDataParallel | None = None
         if self.parallel == "ddp":
-            device = self.params[0].device
-            task.module = nn.parallel.DistributedDataParallel(
-                self._raw, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False,
-                find_unused_parameters=True,  # a step may leave a parameter out, on one rank or on all
-            )  # fmt: skip
+            self._ddp = nn.parallel.DistributedDataParallel(_LossOf(task), broadcast_buffers=False)
         elif self.params:
             self._flat = self._as_views()
 
@@ -55,9 +81,11 @@ class GradientReducer:
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[object]:
         """The context of one micro-batch's forward and backward: only the last one of a step may reduce."""
-        if isinstance(self._task.module, nn.parallel.DistributedDataParallel) and not last:
-            return self._task.module.no_sync()
-        return nullcontext()
+        return nullcontext() if self._ddp is None or last else self._ddp.no_sync()
+
+    def loss(self, micro_batch: Any) -> tuple[Tensor, Tensor | float, Metrics]:
+        """`task.loss`, so that its backward pass reduces where DDP is to."""
+        return self._task.loss(micro_batch) if self._ddp is None else self._ddp(micro_batch)
 
     @torch.no_grad()
     def finish(self, loss_sum: Tensor, weight: Tensor, *, clip: float | None) -> tuple[Tensor, Tensor]:
@@ -99,7 +127,3 @@ class GradientReducer:
         if self._flat is not None:
             return [self._flat]
         return [param.grad for param in self.params if param.grad is not None]
-
-    def close(self) -> None:
-        """Give the task its bare module back."""
-        self._task.module = self._raw

@@ -97,8 +97,8 @@ class Task(Protocol):
     """One family's training step. All methods are called on every rank, in the same order."""
 
     module: nn.Module
-    """The module whose forward makes everything that a gradient flows through. The trainer may replace it by a
-    wrapper (DDP), so a task calls `self.module(...)` and keeps no other reference for training."""
+    """What is trained, and saved under its names. Everything that a gradient flows through is made inside `loss`, heads
+    included; under `parallel=ddp` the wrapped module's forward is `loss` as a whole."""
 
     def micro_batches(self, step: int) -> Iterable[Any]:
         """Draw the micro-batches of step `step` (1-based): feed slots, roll out. No gradient; collectives allowed."""

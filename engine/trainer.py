@@ -58,7 +58,7 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.plan, self.config, self.runtime, self.task = plan, config, runtime, plan.task
         self._save, self._write, self._stop, self.hooks = save, write, stop, list(hooks)
-        self.module = plan.task.module  # the bare module: DDP may wrap the task's own reference
+        self.module = plan.task.module
         self.step = 0
         self.last_step = min(plan.total_steps, config.max_steps or plan.total_steps)
         self.evaluated_step = -1
@@ -108,8 +108,6 @@ class Trainer:
             if (failure := self._out_of_memory(error) or lost_rank(error)) is not None:  # DDP reduces in backward
                 raise failure from error
             raise
-        finally:
-            self.reducer.close()
         for hook in self.hooks:
             hook.end(self)
         return self.results
@@ -122,7 +120,7 @@ class Trainer:
         loss_sum, weight_sum = self._zero(), self._zero()
         for index, micro_batch in enumerate(micro_batches):
             with self.reducer.accumulating(last=index == len(micro_batches) - 1):
-                loss, weight, metrics = task.loss(micro_batch)
+                loss, weight, metrics = self.reducer.loss(micro_batch)
                 loss.backward()
             loss_sum = loss_sum + loss.detach()
             weight_sum = weight_sum + torch.as_tensor(weight, device=loss_sum.device)

@@ -67,8 +67,6 @@ class FeudalLossHead(ACTLossHead):
             more = _pass_metrics(told, cos.detach(), output.carry.halted)
         if self.weight:
             result.total = result.total + self.weight * loss
-        if "goal" in told:  # DistributedDataParallel wants every output that has a graph to be part of the loss
-            result.total = result.total + 0.0 * (told["goal"].sum() + told["gate"].sum())
         plain, rows = result.metrics, result.metrics["loss"][1]
         result.metrics = {  # in the order in which a console line shows them
             "loss": (result.total.detach(), rows), "lm_loss": plain["lm_loss"], "feudal_loss": (loss.detach(), rows),

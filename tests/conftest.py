@@ -135,6 +135,12 @@ def run_ranks(script: str, *argv: str, cwd: Path | str, ranks: int = 2, stagger_
 
 
 @pytest.fixture(scope="session")
+def dynamo() -> None:
+    """torch._dynamo, which DDP and torch.compile need, loaded once for all forks: it takes seconds."""
+    import torch._dynamo  # noqa: F401
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `data/debug-sudoku-4x4` and nothing else; runs use it as working directory through links."""
     from dataset.catalog import ensure

@@ -56,9 +56,12 @@ def compare(ours: Path, theirs: Path, tolerance: float) -> None:
         pytest.param((*HRM, "arch.forward_dtype=float64"), 1e-6, id="hrm-float64"),
         pytest.param(ATTENTION, 1e-6, id="attention-float32"),
         pytest.param((*ATTENTION, "parallel=ddp"), 1e-6, id="attention-float32-ddp"),
+        pytest.param(
+            (*HRM, "arch.forward_dtype=float64", "parallel=ddp"), 1e-6, id="hrm-float64-ddp", marks=pytest.mark.slow
+        ),
     ],
 )
-def test_two_ranks_are_one_process(workplace: Path, extra: tuple[str, ...], tolerance: float) -> None:
+def test_two_ranks_are_one_process(workplace: Path, dynamo: None, extra: tuple[str, ...], tolerance: float) -> None:
     argv = [*BASE, *extra]
     alone = run_script("pretrain", *argv, "accumulation=4", "run_name=alone", cwd=workplace)
     assert alone.code == 0, alone.output
