@@ -35,10 +35,9 @@ def read_arch(config: PretrainConfig) -> tuple[Any, Any, Any, Any]:
     Raises:
         UsageError: an unknown name or key, or an architecture of another family of models.
     """
-    from engine.registry import build_config, require, resolve
+    from engine.registry import build_config, require, resolve, split_arch
 
-    hyper, loss = {**config.arch}, dict(config.arch.get("loss") or {})
-    hyper.pop("loss", None)
+    hyper, loss = split_arch(config.arch)
     name = hyper.pop("name", "")
     model_class = resolve(name, "models", "arch.name")
     require(model_class, name, "arch.name", FAMILY="recursive_reasoning", DATA_MODE="embedding")

@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from engine.config import refusal_within
 from engine.distributed import report_to_launcher, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.help import help_text
@@ -36,7 +37,8 @@ from engine.io import closest
 from engine.keys import keys_of, told_elsewhere
 from engine.multirun import FULL_ERROR, OURS, job_codes
 from engine.offers import foreign_key, options_for
-from engine.sweeps import REPORT
+from engine.schema import NO_TEXT
+from engine.sweeps import FOLDER, REPORT
 from engine.translate import Groups, translate
 
 # Ranks other than 0 compose for themselves; without these each would make its own output folder.
@@ -88,6 +90,10 @@ def run(
     given, argv = inspect.getclosurevars(launch).nonlocals, sys.argv[1:]
     name = _config_name(argv) or str(given.get("config_name") or "")
     try:
+        if strange := [word for word in argv if NO_TEXT.search(word)]:
+            raise UsageError(
+                f"{strange[0]!r} is not text in UTF-8: check the terminal's encoding, or quote it otherwise"
+            )
         _check_recipe(config_dir, name)
         groups = find_groups(config_dir, name)
         if {"-h", "--help"} & set(argv):
@@ -110,6 +116,8 @@ def run(
         with _environment(words), job_codes(sweep, words) as codes:
             _guarded(launch, config_dir, given.get("config_name"))()
         return max(codes(), default=0)
+    except SystemExit as stop:  # Hydra's own: it has printed what is wrong, e.g. with -p PACKAGE
+        return UsageError.exit_code if stop.code == 1 else int(stop.code or 0)
     except (_TaskStopped, Exception, KeyboardInterrupt) as caught:
         error = caught.error if isinstance(caught, _TaskStopped) else caught
         report_to_launcher(error)
@@ -143,6 +151,8 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *, composing:
         return None
     if isinstance(error, MissingConfigException):
         return _missing_config(error, config_dir)
+    if refused := refusal_within(error):  # by a resolver of ours
+        return _flat(str(refused))
     cause: Any = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
@@ -260,7 +270,7 @@ def _guarded(launch: Callable[..., Any], config_dir: Path, config_name: str | No
         try:
             return task(hydra_config)
         except Exception as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and FOLDER in os.environ:
                 raise  # a job of a sweep must not end the others
             raise _TaskStopped(error) from error
 

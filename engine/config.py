@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,46 @@ NOT_IDENTITY: Mapping[str, str] = {
     "run_dir": "launch: where the run lies",
 }
 """Keys that leave a run the same run, with reasons. A script's schema may have a table of its own."""
+
+ENVIRONMENT = frozenset(
+    [
+        "HOME",
+        "HOSTNAME",
+        "LOGNAME",
+        "PWD",
+        "SCRATCH",
+        "SLURM_ARRAY_JOB_ID",
+        "SLURM_ARRAY_TASK_ID",
+        "SLURM_JOB_ID",
+        "SLURM_TMPDIR",
+        "TMPDIR",
+        "USER",
+        "WORK",
+    ]
+)
+"""Variables that `${oc.env:NAME}` may read: names of places, people and jobs."""
+
+
+def _environment_value(name: str = "", *default: Any) -> Any:
+    """`${oc.env:NAME}` and `${oc.env:NAME,default}`. A resolved config is stored with its run: no secret may get there.
+
+    Raises: UsageError for a variable that is none of ENVIRONMENT, or is not set and has no default.
+    """
+    if name not in ENVIRONMENT:
+        raise UsageError(
+            f"${{oc.env:{name}}}: its value would be stored with the run, so a config reads only "
+            f"{', '.join(sorted(ENVIRONMENT))}; if it is no secret, the shell can write it: key=${name}"
+        )
+    if name in os.environ:
+        return os.environ[name]
+    if not default:
+        raise UsageError(
+            f"${{oc.env:{name}}}: this variable is not set: write the value, or ${{oc.env:{name},DEFAULT}}"
+        )
+    return default[0] if default[0] is None else str(default[0])
+
+
+OmegaConf.register_new_resolver("oc.env", _environment_value, replace=True)
 
 
 @dataclass(kw_only=True)
@@ -241,21 +282,42 @@ def source_of(config: RunConfig) -> ConfigSource:
 
 
 def _source(hydra_config: DictConfig) -> ConfigSource:
-    try:
-        resolved = OmegaConf.to_container(hydra_config, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise UsageError(f"{error.full_key} is required and has no value: set {error.full_key}=...") from error
-    except OmegaConfBaseException as error:
-        raise UsageError(f"{error.full_key or 'config'}: {str(error.msg).splitlines()[0]}") from error
-    assert isinstance(resolved, dict)
+    resolved = resolved_container(hydra_config)
     name, overrides, choices = None, [], {}
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
-        name, overrides = hydra.job.config_name, list(hydra.overrides.task)
+        name, overrides = hydra.job.config_name, task_overrides()
         choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
     header = HEADER + json.dumps({"config_name": name, "choices": choices}) + "\n"
     text = header + OmegaConf.to_yaml(hydra_config, resolve=False)
-    return ConfigSource(text, {str(k): v for k, v in resolved.items()}, overrides, name, choices)
+    return ConfigSource(text, resolved, overrides, name, choices)
+
+
+def resolved_container(config: DictConfig) -> dict[str, Any]:
+    """Plain values of a composed or stored config. Raises: UsageError for a missing or unresolvable one."""
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UsageError(f"{error.full_key} is required and has no value: set {error.full_key}=...") from error
+    except OmegaConfBaseException as error:
+        refused = refusal_within(error)
+        raise UsageError(f"{error.full_key or 'config'}: {str(refused or error.msg).splitlines()[0]}") from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def task_overrides() -> list[str]:
+    """The overrides of this command or job as they were written: an interpolation in one is not resolved."""
+    written: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [str(word) for word in written]
+
+
+def refusal_within(error: BaseException) -> UsageError | None:
+    """The UsageError that a resolver of ours raised, in the chain of causes of what OmegaConf made of it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UsageError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def stored_origin(stored_yaml: str) -> dict[str, Any]:

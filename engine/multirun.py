@@ -26,7 +26,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from engine.config import NOT_IDENTITY
+from engine.config import NOT_IDENTITY, task_overrides
 from engine.errors import UsageError
 from engine.io import file_lock, say
 from engine.runfiles import read_json
@@ -60,8 +60,10 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
     """
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
+    if FOLDER not in os.environ:
+        raise UsageError("hydra.mode=MULTIRUN: write -m on the command line instead")
     job = HydraConfig.get()
-    number, given = int(job.job.num), list(job.overrides.task)
+    number, given = int(job.job.num), task_overrides()
     folder = Path(os.environ[FOLDER])
     overrides = numbered(given, number, _names(hydra_config))
     command = [str(entry_script), *_config_flags(job), *overrides]

@@ -20,6 +20,8 @@ from engine.io import closest
 from engine.schema import structure
 
 SLOTS = ("models", "losses", "evaluators", "dataset", "tasks")
+CONTRACTS = {"models": ("forward",), "losses": ("forward",), "evaluators": ("begin", "update", "result")}
+"""What a class of a slot is called with: a class without these methods is a helper of its module."""
 ENTRIES = ("pretrain", "train")
 """The entry scripts: all that the `entry` of a checkpoint, or the `script` of a stored config, may name."""
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +37,10 @@ def entry_module(name: str, where: str) -> ModuleType:
 def resolve(name: str | None, slot: str, where: str | None = None) -> type:
     """The class that `name` means in `slot`, imported now.
 
-    `heads@Head` in slot losses is `losses.heads`; a root package as first part is absolute (`losses@Head`).
-    `where` is the dotted key that errors name. Raises: UsageError listing what exists; an ImportError raised
-    *inside* an existing module goes through unchanged, it is a bug there and not a wrong name.
+    `heads@Head` in slot losses is `losses.heads`; the slot's own package as first part is absolute (`losses@Head`).
+    `where` is the dotted key that errors name. Raises: UsageError listing what exists, also for a class of another
+    slot and for one that is no more than a helper; an ImportError raised *inside* an existing module goes through
+    unchanged, it is a bug there and not a wrong name.
     """
     if slot not in SLOTS:
         raise ValueError(f"slot {slot!r} is not one of {SLOTS}")
@@ -46,7 +49,9 @@ def resolve(name: str | None, slot: str, where: str | None = None) -> type:
     parts = module.split(".")
     if not at or not all(part.isidentifier() for part in [*parts, cls_name]):
         raise UsageError(f"{place}: {name!r} is not of the form module@Class, e.g. {_example(slot)}")
-    if parts[0] not in SLOTS:
+    if parts[0] in SLOTS and parts[0] != slot:
+        raise UsageError(f"{place}: {name!r} is a class of {parts[0]}/, expected one of {slot}/, e.g. {_example(slot)}")
+    if parts[0] != slot:
         parts = [slot, *parts]
     for depth in range(1, len(parts) + 1):
         if not _exists(parts[:depth], place):
@@ -55,11 +60,24 @@ def resolve(name: str | None, slot: str, where: str | None = None) -> type:
             raise UsageError(f"{place}: {name!r}: there is no module {'.'.join(parts[:depth])}: {hint}")
     target = _import_ours(".".join(parts), place)
     cls = getattr(target, cls_name, None)
-    if not isinstance(cls, type) or cls.__module__.split(".")[0] not in SLOTS:  # what a module imports is not its own
+    if not isinstance(cls, type) or cls.__module__.partition(".")[0] != slot:  # imported there, not made there
         raise UsageError(
             f"{place}: {name!r}: {'.'.join(parts)} has no class {cls_name}: {closest(cls_name, classes_of(target))}"
         )
+    lacking = [method for method in CONTRACTS.get(slot, ()) if not callable(getattr(cls, method, None))]
+    if lacking:
+        fitting = [name for name in classes_of(target) if callable(getattr(getattr(target, name), lacking[0], None))]
+        raise UsageError(f"{place}: {name!r} has no {lacking[0]}(), so it cannot serve here: {closest('', fitting)}")
     return cls
+
+
+def split_arch(arch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the model's keys with its name, those of its loss), as copies. Raises: UsageError where a block is none."""
+    hyper = dict(arch)
+    loss = hyper.pop("loss", None) or {}
+    if not isinstance(loss, Mapping):
+        raise UsageError(f"arch.loss: expected a block of keys, got {loss!r}: set arch.loss.name and its keys")
+    return hyper, dict(loss)
 
 
 def build_config(cls: type, data: Mapping[str, Any], where: str, skip: Iterable[str] = ("name",)) -> Any:

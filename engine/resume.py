@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from engine import rundir, sweeps
-from engine.config import ConfigSource, RunConfig, merge_for_resume, source_of, stored_origin
+from engine.config import ConfigSource, RunConfig, merge_for_resume, resolved_container, source_of, stored_origin
 from engine.errors import UsageError
 from engine.io import say, sha256_json
 from engine.runfiles import expand_pattern, read_json
@@ -119,7 +119,7 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_di
         ) from None
     merged = merge_for_resume(text, asked.overrides, groups=[*asked.choices, *groups])
     header = text.partition("\n")[0] + "\n"
-    resolved = _resolved(merged)
+    resolved = resolved_container(merged)
     if run_dir is not None:  # a time-stamped name would resolve to a new time
         resolved["run_dir"] = str(run_dir)
     source = replace(
@@ -134,10 +134,6 @@ def _edited(source: ConfigSource, values: Mapping[str, Any]) -> ConfigSource:
     assert isinstance(config, DictConfig)
     for key, value in values.items():
         OmegaConf.update(config, key, value)
-    return replace(source, yaml=f"{header}\n{OmegaConf.to_yaml(config, resolve=False)}", resolved=_resolved(config))
-
-
-def _resolved(config: DictConfig) -> dict[str, Any]:
-    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return replace(
+        source, yaml=f"{header}\n{OmegaConf.to_yaml(config, resolve=False)}", resolved=resolved_container(config)
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -26,6 +27,11 @@ from engine.reads import track, unread
 __all__ = ["structure", "unread"]
 
 T = TypeVar("T")
+WORDS = {"on": True, "yes": True, "off": False, "no": False}
+"""Text that means a truth value, as in YAML: Hydra's command line reads a bare `on` as text."""
+NO_TEXT = re.compile("[\\0\\ud800-\\udfff]")
+"""A null character, or half of a surrogate pair: what Python makes of bytes that are no UTF-8."""
+LONGEST_SHOWN = 80  # characters of a value in an error
 
 
 class Mismatch(TypeError):
@@ -39,6 +45,7 @@ def structure(cls: type[T], data: Any, where: str = "") -> T:
     Raises: UsageError for unknown and missing keys, wrong types and choices, and failed cross-checks.
     """
     try:
+        check_values(data, where)
         return converter().structure(data, cls)
     except (BaseValidationError, UsageError, TypeError, ValueError) as error:
         problems = _problems(error, [where] if where else [])
@@ -70,20 +77,47 @@ def _problems(error: BaseException, path: list[str]) -> list[str]:
 def _scalar(value: Any, kind: Any) -> Any:
     if type(value) is float and not math.isfinite(value):
         raise Mismatch(f"expected a finite number, got {value}")
+    if kind is bool and type(value) is str and value.lower() in WORDS:
+        return WORDS[value.lower()]
     if type(value) is kind:
         return value
     if kind in (float, str) and type(value) is int:
         return kind(value)
-    raise Mismatch(f"expected {describe(kind)}, got {'null' if value is None else repr(value)}")
+    word = "; YAML reads a bare on, off, yes or no as that: put the word in quotes" if type(value) is bool else ""
+    raise Mismatch(f"expected {describe(kind)}, got {_shown(value)}{word if kind is str else ''}")
+
+
+def _shown(value: Any) -> str:
+    """A value in an error, cut where it is long."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}… ({len(text)} characters)"
+
+
+def check_values(value: Any, where: str) -> None:
+    """What no key of any type can take, anywhere in a container. Raises: UsageError."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_values(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            check_values(inner, f"{where}[{number}]")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UsageError(
+            f"{where}: expected an integer between -2**63 and 2**63 - 1, got one of {value.bit_length()} bits"
+        )
+    elif isinstance(value, str) and NO_TEXT.search(value):
+        raise UsageError(f"{where}: expected text in UTF-8 without a null character, got {_shown(value)}")
 
 
 def _literal(value: Any, kind: Any) -> Any:
     choices, text = get_args(kind), str(value).lower()
     if value in choices and type(value) in map(type, choices):
         return value
-    if text in ("true", "false") and text in choices:  # resume=True arrives as a bool, the choice is a word
-        return text
-    raise Mismatch(f"{value!r} is not one of {describe(kind)}: {closest(str(value), map(str, choices))}")
+    if text in ("true", "false"):  # YAML reads a bare true, on or yes as a truth value where the choice is a word
+        for word in ("true", "on", "yes") if text == "true" else ("false", "off", "no"):
+            if word in choices:
+                return word
+    raise Mismatch(f"{_shown(value)} is not one of {describe(kind)}: {closest(str(value), map(str, choices))}")
 
 
 def _union(value: Any, kind: Any) -> Any:
@@ -96,7 +130,7 @@ def _union(value: Any, kind: Any) -> Any:
     try:
         return converter().structure(value, parts[-1])
     except Mismatch as error:
-        raise Mismatch(f"expected {describe(kind)}, got {value!r}") if len(parts) > 1 else error from None
+        raise Mismatch(f"expected {describe(kind)}, got {_shown(value)}") if len(parts) > 1 else error from None
 
 
 def _container(kind: Any, made: cattrs.Converter) -> Any:
@@ -105,7 +139,7 @@ def _container(kind: Any, made: cattrs.Converter) -> Any:
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, wanted):
-            raise Mismatch(f"expected a {describe(kind)}, got {'null' if value is None else repr(value)}")
+            raise Mismatch(f"expected a {describe(kind)}, got {_shown(value)}")
         return build(value, kind)
 
     return hook
@@ -116,7 +150,7 @@ def _block(cls: Any, made: cattrs.Converter) -> Any:
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, Mapping):
-            raise Mismatch(f"expected a block of keys, got {'null' if value is None else repr(value)}")
+            raise Mismatch(f"expected a block of keys, got {_shown(value)}")
         return track(build(value, cls))
 
     return hook

@@ -37,14 +37,16 @@ HYDRA_VALUED = frozenset(
         "-c",
         "--package",
         "-p",
-        "--experimental-rerun",
     ]
 )
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+SHOWN = ("job", "hydra", "all")  # by --cfg
 TRUE, FALSE = frozenset(("true", "1", "yes", "on")), frozenset(("false", "0", "no", "off"))
 NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan")
 # text that Hydra's grammar reads back as the same text without quotes
 PLAIN = re.compile(r"[./]*[A-Za-z_][\w./-]*", re.ASCII)
+# what Hydra reads as a value where the name of a group's option is expected
+NO_OPTION = re.compile(rf"|true|false|null|{NUMBER.pattern}", re.IGNORECASE)
 KEYWORDS = frozenset(("true", "false", "null", "none", "inf", "nan"))
 OVERRIDE = re.compile(r"(~|\+{0,2})([A-Za-z_][\w./@:$-]*)(=.*)?", re.DOTALL)
 
@@ -103,8 +105,13 @@ class _Translator:
             if word in HYDRA_SWITCHES:
                 self.hydra.append(word)
             elif name in HYDRA_VALUED:
-                self.hydra += [word] if equals else [word, self._value(word)]
+                value = value if equals else self._value(word)
+                if name in ("--cfg", "-c") and value not in SHOWN:
+                    raise UsageError(f"{name} {value}: {closest(value, SHOWN)}")
+                self.hydra += [word] if equals else [word, value]
             elif name in ("--info", "-i"):
+                if equals and value not in INFO:
+                    raise UsageError(f"{word}: {closest(value, INFO)}")
                 follows = bool(self.words) and self.words[0] in INFO
                 self.hydra.append(word if equals else f"--info={self.words.pop(0) if follows else 'all'}")
             elif name == "--config":
@@ -128,6 +135,8 @@ class _Translator:
             rest = "=" + ",".join(f"[{value}]" for value in values)
         if bare not in self.groups.options:
             sign = "++" if sign == "+" else sign
+        elif rest and sign != "+" and NO_OPTION.fullmatch(rest[1:]) and rest[1:] not in self.groups.options[bare]:
+            raise UsageError(f"there is no {bare}={rest[1:]}: {closest(rest[1:], self.groups.options[bare])}")
         elif sign in ("", "+") and not at:  # + exactly where the defaults list lacks the group
             sign = "" if bare in self.groups.selected or rest.startswith("={") else "+"
         return sign + bare + at + package + rest

@@ -228,7 +228,7 @@ def optimizer_settings(optimizer: Mapping[str, Any]) -> list[tuple[str, dict[str
         raise UsageError(
             f"optimizer.{unknown[0]}: expected name, options, or rest; an option goes under optimizer.options"
         )
-    name, rest = str(optimizer["name"]), optimizer.get("rest") or {}
+    name, rest = str(optimizer.get("name")), optimizer.get("rest") or {}
     if name in MATRICES_ONLY and not rest:
         raise UsageError(
             f"optimizer.name={name} takes hidden matrices only: say optimizer={name}, whose file has a rest"
@@ -236,6 +236,11 @@ def optimizer_settings(optimizer: Mapping[str, Any]) -> list[tuple[str, dict[str
     if rest and name not in MATRICES_ONLY:
         raise UsageError(f"optimizer.rest has no meaning with optimizer.name={name}, which takes all parameters")
     both = [optimizer, rest] if rest else [optimizer]
+    for where, each in zip(("optimizer", "optimizer.rest"), both, strict=False):
+        if not isinstance(each, Mapping) or "name" not in each:
+            raise UsageError(f"{where}: expected a block with a name, got {each!r}")
+        if not isinstance(each.get("options") or {}, Mapping):
+            raise UsageError(f"{where}.options: expected a block of keys, got {each['options']!r}")
     return [(str(each["name"]), dict(each.get("options") or {})) for each in both]
 
 

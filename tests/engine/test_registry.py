@@ -14,7 +14,7 @@ from engine.registry import build_config, resolve
 
 FILES = {
     "fakes/__init__.py": "from fakes.heads import Head\n",
-    "fakes/heads.py": "import json\nclass Head: ...\nclass Other: ...\nclass _Hidden: ...\nvalue = 3\n",
+    "fakes/heads.py": "import json\nfrom pathlib import Path\nclass Head: ...\nclass Other: ...\nclass _Hidden: ...\nclass Judge:\n    def begin(self): ...\nvalue = 3\n",
     "fakes/broken.py": "import no_such_library\n",
     "fakes/deep/__init__.py": "",
     "fakes/deep/nest.py": "class Net: ...\n",
@@ -49,8 +49,18 @@ def test_both_forms_of_a_name(name: str, target: str) -> None:
     assert f"{cls.__module__}.{cls.__name__}" == target
 
 
-def test_an_absolute_name_from_another_slot() -> None:
-    assert resolve("fakes@Head", "models").__name__ == "Head"
+def test_a_class_of_another_slot_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"is a class of fakes/, expected one of models/"):
+        resolve("fakes@Head", "models")
+
+
+def test_a_class_that_is_only_imported_or_a_helper_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="no class Path"):
+        resolve("heads@Path", "fakes")
+    monkeypatch.setitem(registry.CONTRACTS, "fakes", ("begin",))
+    with pytest.raises(UsageError, match=r"has no begin\(\), .*: choose one of Judge"):
+        resolve("heads@Head", "fakes")
+    assert resolve("heads@Judge", "fakes").__name__ == "Judge"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +70,7 @@ def test_an_absolute_name_from_another_slot() -> None:
         ("deep.nets@Net", ["no module fakes.deep.nets", "did you mean 'deep.nest'"]),
         ("heads.more@X", ["no module fakes.heads.more"]),
         ("heads@Haed", ["no class Haed", "did you mean 'Head'"]),
-        ("heads@_Nothing", ["no class _Nothing", "Head, Other"]),
+        ("heads@_Nothing", ["no class _Nothing", "Head, Judge, Other"]),
         ("heads@value", ["no class value"]),
         ("os@PathLike", ["no module fakes.os"]),
         ("heads", ["'heads' is not of the form module@Class"]),

@@ -77,7 +77,7 @@ def test_accepted(given: dict[str, Any], key: str, value: Any) -> None:
         ({"size": 1, "several": [{}, {"lrr": 1}]}, ["unknown key 'several[1].lrr'", "'several[1].lr'"]),
         ({}, ["size is required"]),
         ({"size": 1.0}, ["size: expected integer, got 1.0"]),
-        ({"size": True}, ["size: expected integer, got True"]),
+        ({"size": True}, ["size: expected integer, got true"]),
         ({"size": None}, ["size: expected integer, got null"]),
         ({"size": 1, "flag": 1}, ["flag: expected true or false, got 1"]),
         ({"size": 1, "flag": "true"}, ["flag: expected true or false"]),

@@ -86,7 +86,6 @@ LINES: list[tuple[list[str], list[str]]] = [
     (["--version"], ["--version"]),
     (["--hydra-help", "-r", "--run"], ["--hydra-help", "-r", "--run"]),
     (["-sc", "install=bash"], ["-sc", "install=bash"]),
-    (["--experimental-rerun", "x.pickle"], ["--experimental-rerun", "x.pickle"]),
     # numbers
     (["--lr", "1e-4"], ["lr=1e-4"]),
     (["--lr=3"], ["lr=3"]),
