@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from engine.errors import UsageError
-from engine.io import atomic_directory, atomic_write_text, closest, remove_directory, remove_leftovers, say
+from engine.io import atomic_directory, atomic_write_text, closest, make_link, remove_directory, remove_leftovers, say
 from engine.manifest import (  # noqa: F401 (this module is the door to the other three)
     FORMAT_VERSION,
     STEP_NAME,
@@ -37,6 +37,10 @@ class CheckpointWriteError(OSError):
     """A checkpoint could not be written. Nothing half-written is left and every earlier one is as it was."""
 
 
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
 class CheckpointStore:
     """Reads and writes `<run_dir>/checkpoints`. Writing is for rank 0, which holds the run's lock."""
 
@@ -47,9 +51,20 @@ class CheckpointStore:
 
     # --- writing
 
-    def clean(self) -> None:
-        """Remove what a killed save left behind. Only while holding the run's lock."""
+    def recover(self) -> None:
+        """Do what a killed save had still to do after its rename: best, latest, links. For the holder of the lock.
+
+        Damaged checkpoints are left alone; pruning follows the next save.
+        """
         remove_leftovers(self.folder)
+        known = self._pointed("latest")
+        since = self._written(_step_of(known)) if known is not None else ("", -1)
+        for step in sorted(self.steps(), key=self._written):
+            path = self.folder / f"step_{step}"
+            written = self._written(step)
+            if written[0] and written > since:
+                self._point_to(path)
+            self.link(path.name, path)
 
     def save(
         self,
@@ -84,16 +99,19 @@ class CheckpointStore:
                     metric=metric,
                     extra=extra,
                 )
-            best = self._is_best(metric, final)
-            atomic_write_text(self.folder / "latest", f"{final.name}\n")
-            if best:
-                atomic_write_text(self.folder / "best", f"{final.name}\n")
+            self._point_to(final)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             text = f"checkpoint {final} could not be written ({reason}); the earlier ones are untouched"
             raise CheckpointWriteError(error.errno, text) from error
         self.link(final.name, final)
         return final
+
+    def _point_to(self, path: Path) -> None:
+        """`best` where it is that, then `latest`: a `latest` that names it says that nothing is left to do."""
+        if self._is_best(read_manifest(path)["metric"], path):
+            atomic_write_text(self.folder / "best", f"{path.name}\n")
+        atomic_write_text(self.folder / "latest", f"{path.name}\n")
 
     def _is_best(self, metric: Mapping[str, Any] | None, new: Path) -> bool:
         """Strictly better than the best so far; another metric's name or no usable best starts anew."""
@@ -113,16 +131,7 @@ class CheckpointStore:
 
     def link(self, name: str, target: Path) -> None:
         """Make `<run_dir>/<name>` a relative link to checkpoint `target`. A failure is said, not raised."""
-        place = self.run_dir / name
-        temporary = self.run_dir / f".{name}.tmp-{os.getpid()}-link"
-        try:
-            if place.exists() and not place.is_symlink():
-                raise FileExistsError(f"{place} exists and is no link")
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(os.path.relpath(target, self.run_dir))
-            os.replace(temporary, place)
-        except OSError as error:
-            say(f"note: no link {place} to the checkpoint ({error}); the checkpoint itself is complete")
+        make_link(self.run_dir / name, os.path.relpath(target, self.run_dir))
 
     def prune(self, keep_last: int | None = None, keep_every: int | None = None) -> list[Path]:
         """Remove all but the `keep_last` newest (None: all), the multiples of `keep_every`, latest and best.
@@ -177,7 +186,7 @@ class CheckpointStore:
         except (OSError, UnicodeDecodeError):
             return None
         path = self.folder / name
-        return path if STEP_NAME.fullmatch(name) and path.is_dir() else None
+        return path if STEP_NAME.fullmatch(name) and path.is_dir() and not path.is_symlink() else None
 
     def previous_good(self, before: int) -> Path | None:
         """The newest checkpoint of a step under `before` that verifies, None when there is none."""

@@ -41,10 +41,20 @@ TEMPORARY = ".tmp-"
 # `.<name>.old-<pid>-<n>`: a directory on its way out while its successor is renamed into place
 REPLACED = ".old-"
 _counter = itertools.count()
+_without_links: set[Path] = set()
 
 
 def _sibling(path: Path, mark: str) -> Path:
-    return path.parent / f".{path.name}{mark}{os.getpid()}-{next(_counter)}"
+    """A free name beside `path`: in a container every process may have had this pid before."""
+    while True:
+        sibling = path.parent / f".{path.name}{mark}{os.getpid()}-{next(_counter)}"
+        if not os.path.lexists(sibling):
+            return sibling
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a writer that was killed left a file of this name."""
+    return name.startswith(".") and (TEMPORARY in name or REPLACED in name)
 
 
 def fsync_directory(path: str | os.PathLike[str]) -> None:
@@ -68,7 +78,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(final, TEMPORARY)
     try:
-        with open(temporary, "wb") as stream:
+        with open(temporary, "xb") as stream:  # x: never through a link that lies there
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -147,10 +157,10 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[str]:
     done = []
     folder = Path(folder)
     for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if not entry.name.startswith(".") or not (TEMPORARY in entry.name or REPLACED in entry.name):
+        if not is_leftover(entry.name):
             continue
         home = folder / entry.name[1:].rpartition(REPLACED)[0]
-        if REPLACED in entry.name and not home.exists():
+        if REPLACED in entry.name and not os.path.lexists(home):
             os.rename(entry, home)
         elif entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
@@ -179,11 +189,28 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+def make_link(place: Path, target: str) -> None:
+    """Make `place` a relative link to `target`. A convenience: a failure is said once a folder, not raised."""
+    if place.parent in _without_links or (place.is_symlink() and os.readlink(place) == target):
+        return
+    temporary = _sibling(place, TEMPORARY)
+    try:
+        if place.exists() and not place.is_symlink():
+            raise FileExistsError(errno.EEXIST, f"{place.name} exists and is no link", str(place))
+        temporary.symlink_to(target)
+        os.replace(temporary, place)
+    except OSError as error:
+        _without_links.add(place.parent)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        say(f"warning: no link {place} to {target} ({error.strerror}): only the short names are missing")
+
+
 def remove_directory(path: str | os.PathLike[str]) -> None:
     """Remove a directory; a kill in the middle leaves no half of it under its name. Raises: OSError."""
     doomed = _sibling(Path(path), TEMPORARY)
     os.rename(path, doomed)
-    shutil.rmtree(doomed)
+    doomed.unlink() if doomed.is_symlink() else shutil.rmtree(doomed)
 
 
 @contextlib.contextmanager
@@ -191,16 +218,17 @@ def file_lock(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`, which is created when missing and names the holder's pid.
 
     The kernel drops the lock when the process ends, however it ends. The file stays: a removed lock file can
-    be held twice, by its old and by its new inode.
+    be held twice, by its old and by its new inode. A file system without locks (some network ones) costs a warning.
 
-    Raises: UsageError when another holder has it and `wait` is false.
+    Raises: UsageError when another holder has it and `wait` is false, or `path` is a link; OSError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = _locked_handle(path, wait)
     try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # on a full disk the lock holds, it only does not say by whom
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
@@ -208,9 +236,14 @@ def file_lock(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
 
 def _locked_handle(path: Path, wait: bool) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise UsageError(f"{path} is a symbolic link, not a lock of ours: remove it") from None
+        try:
+            _flock(handle, path, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The folder may have been renamed while we waited: then this lock guards another place.
             if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
@@ -225,6 +258,15 @@ def _locked_handle(path: Path, wait: bool) -> int:
             os.close(handle)
             raise
         os.close(handle)
+
+
+def _flock(handle: int, path: Path, how: int) -> None:
+    try:
+        fcntl.flock(handle, how)
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL):
+            raise
+        say(f"warning: no lock on {path.parent} ({error.strerror}): see to it that no second process uses it")
 
 
 def _is_main() -> bool:

@@ -221,11 +221,13 @@ def _file_fault(folder: Path, name: str, expected: Any, checksums: bool) -> str 
 
 
 def step_folders(checkpoints: Path) -> dict[int, Path]:
-    """{step: folder} of the complete checkpoints below `checkpoints`, ascending. Complete, not verified."""
+    """{step: folder} of the complete checkpoints below `checkpoints`, ascending. Complete, not verified; links
+    are left out, a run's checkpoints are its own.
+    """
     found = {}
     for path in checkpoints.iterdir() if checkpoints.is_dir() else []:
         named = STEP_NAME.fullmatch(path.name)
-        if named and (path / "manifest.json").is_file():
+        if named and (path / "manifest.json").is_file() and not path.is_symlink():
             found[int(named[1])] = path
     return dict(sorted(found.items()))
 

@@ -8,119 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.checkpoint import CheckpointStore
-from engine.errors import UsageError
-from engine.io import (
-    atomic_write_json,
-    atomic_write_text,
-    file_lock,
-    fsync_directory,
-    remove_leftovers,
-    say,
-    sha256_json,
+from engine.aside import (
+    SET_ASIDE,
+    clear_leftovers,
+    contents,
+    is_set_aside,
+    moving_to,
+    require_own,
+    require_room,
+    set_aside,
 )
-from engine.runfiles import changes, finite, now, read_json, to_glob, truncate_to, write_yaml
+from engine.checkpoint import CheckpointStore
+from engine.directory import RunDirectory
+from engine.errors import UsageError
+from engine.identity import identity_of  # noqa: F401 (callers know it by this module)
+from engine.io import atomic_write_json, file_lock, say, sha256_json
+from engine.runfiles import changes, now, read_json, to_glob, truncate_to
 
-STATES = ("running", "interrupted", "done", "failed", "refused")
-# What a launcher, Hydra or the preflight may leave in a directory before the run itself owns it.
-NOT_A_RUN_YET = {".lock", ".hydra", "status.json", "path_signature.json"}
-SET_ASIDE = ".set_aside"  # marks a renamed run, so that a time-stamped name does not find it again
 METRIC_FILES = ("metrics.jsonl", "metrics.csv")
 
 Resume = bool | Literal["auto", "true", "false"]
-
-
-def identity_of(config: Mapping[str, Any], *, without: Iterable[str]) -> dict[str, Any]:
-    """The resolved `config` less the dotted keys `without`: what makes two runs the same experiment.
-
-    1.0 becomes 1, so that `lr=1` and `lr=1.0` are the same run.
-    """
-    gone = set(without)
-
-    def kept(node: Any, place: str) -> Any:
-        if isinstance(node, Mapping):
-            inner = {str(key): (value, f"{place}.{key}" if place else str(key)) for key, value in node.items()}
-            return {key: kept(value, below) for key, (value, below) in inner.items() if below not in gone}
-        if isinstance(node, list | tuple):
-            return [kept(item, f"{place}[]") for item in node]
-        return int(node) if isinstance(node, float) and node.is_integer() else node
-
-    return kept(config, "")
-
-
-@dataclass
-class RunDirectory:
-    """An open and locked run directory."""
-
-    path: Path
-    mode: Literal["new", "continue"]
-    """"new" starts at step 0 (or as a branch of `checkpoint`), "continue" goes on from `checkpoint`."""
-    checkpoint: Path | None
-    """Where the state comes from; not yet verified (`load_checkpoint` does that)."""
-    message: str
-    """What was decided, as it was said."""
-    _lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
-    _status: dict[str, Any] = field(default_factory=dict, repr=False)
-    _identity: dict[str, Any] = field(default_factory=dict, repr=False)  # to be written by write_config
-
-    def write_config(self, unresolved: str, resolved: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
-        """config.yaml (text with interpolations), config.resolved.yaml (and its link), overrides.txt.
-
-        Call it once the state is loaded: a resume that changed keys has its new identity kept from here on.
-        """
-        if self._identity:
-            atomic_write_json(self.path / "identity.json", self._identity)
-        atomic_write_text(self.path / "config.yaml", unresolved)
-        write_yaml(self.path / "config.resolved.yaml", resolved)
-        link = self.path / "all_config.yaml"
-        if not link.is_symlink():
-            link.unlink(missing_ok=True)
-            link.symlink_to("config.resolved.yaml")
-        atomic_write_text(self.path / "overrides.txt", "".join(f"{override}\n" for override in overrides))
-
-    def write_environment(self, environment: Mapping[str, Any]) -> None:
-        """environment.json (`engine.environment.describe_environment`)."""
-        atomic_write_json(self.path / "environment.json", environment)
-
-    def write_summary(self, primary: Mapping[str, Any] | None, **more: Any) -> None:
-        """summary.json: {"name", "value", "goal"} of the primary metric, then `more`. Not finite -> null."""
-        head = dict(primary) if primary else {"name": None, "value": None, "goal": None}
-        atomic_write_json(self.path / "summary.json", finite({**head, **more}))
-
-    def set_status(self, state: str, **fields: Any) -> None:
-        """status.json: state, pid, step, exit_code, message, time, more `fields`; the step is remembered.
-
-        Raises: ValueError on a state that is none of STATES.
-        """
-        if state not in STATES:
-            raise ValueError(f"status '{state}': choose one of {', '.join(STATES)}")
-        self._status = {
-            "state": state,
-            "pid": os.getpid(),
-            "step": self._status.get("step"),
-            "exit_code": None,
-            "message": None,
-            "time": now(),
-            **fields,
-        }
-        atomic_write_json(self.path / "status.json", finite(self._status))
-
-    def cut_back(self, sizes: Mapping[str, int]) -> None:
-        """Cut each file of the run (name -> bytes, from the checkpoint's extra) back to what it was then."""
-        for name, size in sizes.items():
-            truncate_to(self.path / name, size)
-
-    def close(self) -> None:
-        """Give the lock back (the end of the process does it as well)."""
-        self._lock.close()
 
 
 def open_run(
@@ -148,11 +62,18 @@ def open_run(
     Raises: UsageError: nothing to resume (names the folder searched), a live process in the directory (names
     its pid), a contradiction, a path that cannot be used.
     """
-    choice = _resume_choice(resume, resume_from)
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"run_dir={path} is a file: choose another run_dir")
     claim = _claim(path, identity, entry, pattern)
+    try:
+        return _open(claim, resume, resume_from)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename and Path(error.filename) != claim.path else ""
+        raise UsageError(f"run_dir={path} cannot be used ({place}{error.strerror}): choose another run_dir") from None
+
+
+def _open(claim: _Claim, resume: Resume, resume_from: str | None) -> RunDirectory:
+    choice = _resume_choice(resume, resume_from)
+    if claim.path.exists() and not claim.path.is_dir():
+        raise UsageError(f"run_dir={claim.path} is a file: choose another run_dir")
     home, branch = claim.locate(resume_from)
     if branch and choice == "true":
         raise UsageError(
@@ -176,14 +97,25 @@ def note_refusal(
     path = Path(path)
     claim = _claim(path, identity=identity, entry=entry, pattern=None)
     try:
-        present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-        if present - NOT_A_RUN_YET and (not claim.same(path) or is_finished(path)):
+        if contents(path) and (not claim.same(path) or is_finished(path)):
             return
         path.mkdir(parents=True, exist_ok=True)
         with _lock(path) as held:
+            require_own(path)
             RunDirectory(path, "new", None, "", held).set_status(state, **fields)
     except (OSError, UsageError):  # what refused the launch is what the user has to read
         return
+
+
+def find_branch(
+    path: str | os.PathLike[str], *, identity: Mapping[str, Any], entry: str, pattern: str | None = None,
+    resume: Resume = "auto", resume_from: str | None = None,
+) -> Path | None:  # fmt: skip
+    """The checkpoint of another run that `open_run` would begin a new run with; nothing is locked or changed."""
+    claim = _claim(path, identity, entry, pattern)
+    _, branch = claim.locate(resume_from)
+    goes_on = _resume_choice(resume, resume_from) == "auto" and claim.unfinished(branch) is not None
+    return None if goes_on else branch
 
 
 def find_resumable(
@@ -249,7 +181,7 @@ class _Claim:
     def same(self, path: Path, branch: Path | None = None) -> bool:
         """Whether `path` is a run of this identity (that began at `branch`, if one is given)."""
         stored = read_json(path / "identity.json")
-        if branch and stored.get("branch") != str(branch):
+        if moving_to(path) is not None or (branch and stored.get("branch") != str(branch)):
             return False
         return all(stored.get(name) == value for name, value in self.key.items())
 
@@ -258,7 +190,7 @@ class _Claim:
         found = {self.path} if self.path.is_dir() else set()
         if self.pattern:
             times = [Path(name) for name in glob.glob(to_glob(self.pattern)) if os.path.isdir(name)]
-            found |= {place for place in times if not (place / SET_ASIDE).exists()}
+            found |= {place for place in times if not is_set_aside(place)}
         return sorted(found, key=lambda p: (read_json(p / "status.json").get("time") or "", p.name))[::-1]
 
     def locate(self, resume_from: str | None) -> tuple[Path | None, Path | None]:
@@ -276,7 +208,8 @@ class _Claim:
 
     def resumable(self) -> Path:
         """The path itself when it has a checkpoint, else the newest run of this identity that has one."""
-        for candidate in [self.path, *(p for p in self.siblings() if self.same(p))]:
+        places = [] if moving_to(self.path) else [self.path]
+        for candidate in [*places, *(p for p in self.siblings() if self.same(p))]:
             if CheckpointStore(candidate, self.key["entry"]).latest():
                 return candidate
         also = f" (nor, for this config, in any {to_glob(self.pattern)})" if self.pattern else ""
@@ -293,9 +226,12 @@ class _Claim:
         if stored and stored.get("entry") != self.key["entry"]:
             raise UsageError(f"{path} is a run of {stored.get('entry')}.py, not of {self.key['entry']}.py")
         with _lock(path) as held:
+            require_own(path)
+            clear_leftovers(path)
             store = CheckpointStore(path, self.key["entry"])
-            remove_leftovers(path)
-            store.clean()
+            store.recover()
+            if not is_set_aside(path):  # killed on the way to being set aside, and wanted all the same
+                (path / SET_ASIDE).unlink(missing_ok=True)
             if store.latest() is None:  # killed before its first checkpoint
                 for name in METRIC_FILES:
                     truncate_to(path / name, 0)
@@ -311,14 +247,14 @@ class _Claim:
         return run
 
     def start(self, branch: Path | None) -> RunDirectory:
-        """A new run at the path, after setting aside what is there."""
-        path, moved = self.path, self._clear_the_way()
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            held = _lock(path)
-            atomic_write_json(path / "identity.json", self._identity_file(branch))
-        except OSError as error:
-            raise UsageError(f"run_dir={path} cannot be used ({error.strerror}): choose another run_dir") from None
+        """A new run at the path, after setting aside the one that is there."""
+        path, others = self.path, require_room(self.path)
+        moved = self._clear_the_way(others)
+        path.mkdir(parents=True, exist_ok=True)
+        held = _lock(path)
+        require_own(path)
+        clear_leftovers(path)
+        atomic_write_json(path / "identity.json", self._identity_file(branch))
         text = f"{moved}{path}: new run" + (f", branching off from {branch}" if branch else "")
         return _opened(held, path, "new", branch, text)
 
@@ -326,31 +262,17 @@ class _Claim:
         began_at = {"branch": str(branch)} if branch else {}
         return {**self.key, **began_at, "time": now(), "config": dict(self.identity)}
 
-    def _clear_the_way(self) -> str:
-        """Rename the run at the path, unless it is empty. Returns the clause that says so or nothing.
-
-        Only runs are renamed: whatever else lies there (a home, a folder of runs) is somebody's and is refused.
-        """
+    def _clear_the_way(self, others: Mapping[str, Path]) -> str:
+        """Set the run at the path aside, if there is one. Returns the clause that says so or nothing."""
         path = self.path
-        try:
-            present = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-        except OSError as error:
-            raise UsageError(f"run_dir={path} cannot be read ({error.strerror}): choose another run_dir") from None
-        if not present - NOT_A_RUN_YET:
+        if moving_to(path) is None and not (path / "identity.json").exists():
             return ""
-        if "identity.json" not in present:
-            raise UsageError(f"run_dir={path} is not empty and is no run: choose another run_dir, or empty it")
         with _lock(path):
-            what = self._what_is_there()
-            taken = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
-            aside = next(place for place in taken if not os.path.lexists(place))
-            try:
-                os.rename(path, aside)
-            except OSError as error:
-                raise UsageError(f"{path} is in the way and cannot be renamed ({error.strerror})") from None
-            (aside / SET_ASIDE).touch()
-        fsync_directory(path.parent)
-        return f"{path} was in the way ({what}) and is now {aside.name}; "
+            require_own(path)
+            what = "another run, half moved already" if moving_to(path) else self._what_is_there()
+            aside = set_aside(path, others)
+        stays = f" ({', '.join(str(path / name) for name in others)} stays)" if others else ""
+        return f"{path} was in the way ({what}) and is now {aside.name}{stays}; "
 
     def _what_is_there(self) -> str:
         if self.same(self.path):
@@ -367,7 +289,9 @@ def _opened(
     checkpoint: Path | None,
     text: str,
 ) -> RunDirectory:
-    run = RunDirectory(path, mode, checkpoint, text, held)
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    before = read_json(path / "status.json")
+    run = RunDirectory(path, mode, checkpoint, text, held, _folder=folder, _before=before)
     run.set_status("running", step=_step_of(checkpoint) if mode == "continue" else 0)
     say(text)
     return run

@@ -39,7 +39,7 @@ def truncate_to(path: Path, size: int) -> int:
     present = path.stat().st_size
     if present < size:
         say(f"warning: {path} has {present} bytes instead of {size} at the checkpoint: some lines are lost")
-    with open(path, "r+b") as stream:
+    with open(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b") as stream:
         end = min(size, present)
         while end > 0:  # back to just behind the last line end
             begin = max(0, end - 65536)

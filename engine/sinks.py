@@ -33,6 +33,8 @@ class WholeFile:
     """A file that grows by whole lines or records: what does not fit on the disk leaves no half of itself behind."""
 
     def __init__(self, path: Path) -> None:
+        if path.is_symlink():  # it may lead anywhere
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         self._file = path.open("ab", buffering=0)
 
     def write(self, data: bytes) -> None:

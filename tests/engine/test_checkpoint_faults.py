@@ -106,7 +106,7 @@ def test_kill_9_in_the_middle_of_saving(tmp_path):
             assert checkpoint.state() == {"step": step}
             assert checkpoint.model["w0"][0] == step
         start = load_checkpoint(store.latest()).step + 1
-    store.clean()
+    store.recover()
     assert not [p for p in store.folder.iterdir() if p.name.startswith(".")]
 
 
@@ -146,7 +146,7 @@ def test_kill_9_at_every_file_operation(tmp_path):
             for step in store.steps():
                 assert load_checkpoint(store.folder / f"step_{step}").step == step, (number, cleaned)
             assert load_checkpoint(store.latest()).step in (1, 2), (number, cleaned)
-            store.clean()
+            store.recover()
         assert not [path for path in store.folder.iterdir() if path.name.startswith(".")]
         shutil.rmtree(store.run_dir)
     assert exit_code == 0

@@ -1,0 +1,145 @@
+"""What lies where a run wants to be: other runs, leftovers, links that lead away; and how a run is set aside.
+
+A run writes, moves and deletes only what is its own. Other runs inside its folder (`out/a` inside `out`) stay where
+they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from engine.errors import UsageError
+from engine.io import atomic_write_text, fsync_directory, is_leftover, remove_leftovers
+
+OWN_FOLDERS = ("checkpoints", "tensorboard", "wandb", "profile", "samples")
+OWN_FILES = (
+    "identity.json", "config.yaml", "config.resolved.yaml", "all_config.yaml", "overrides.txt", "environment.json",
+    "path_signature.json", "metrics.jsonl", "metrics.csv", "status.json", "summary.json", "wandb_id.txt", ".lock",
+)  # fmt: skip
+# What a launcher, Hydra or the preflight may leave in a directory before the run itself owns it.
+NOT_A_RUN_YET = {".lock", ".hydra", "status.json", "path_signature.json"}
+SET_ASIDE = ".set_aside"
+"""Holds the name that the run gets when it is set aside: while files are moved, and there for good."""
+
+
+def contents(path: Path) -> set[str]:
+    """Names in `path` that are somebody's: not what a launch left before it was a run, nor a killed writer's file.
+
+    Raises: UsageError for a directory that cannot be read.
+    """
+    try:
+        names = set(os.listdir(path)) if path.is_dir() else set()
+    except OSError as error:
+        raise UsageError(f"run_dir={path} cannot be read ({error.strerror}): choose another run_dir") from None
+    return {name for name in names - NOT_A_RUN_YET if not is_leftover(name)}
+
+
+def runs_inside(path: Path, names: Collection[str]) -> dict[str, Path]:
+    """Those of the `names` in `path` below which other runs lie, each with the first such run."""
+    return {name: run for name in sorted(names) if (run := _run_below(path / name)) is not None}
+
+
+def _run_below(place: Path) -> Path | None:
+    if place.is_symlink():  # a folder on another disk: the link is how its run is reached
+        return place if (place / "identity.json").exists() else None
+    for folder, _, names in os.walk(place):
+        if "identity.json" in names or ".lock" in names:
+            return Path(folder)
+    return None
+
+
+def require_room(path: Path) -> dict[str, Path]:
+    """The other runs inside `path`, by their top names, where a run may start or be set aside beside them.
+
+    Raises: UsageError for a folder that is neither empty nor a run, and for runs inside a run's own folders.
+    """
+    for parent in path.absolute().parents:
+        inside = path.absolute().relative_to(parent).parts[0]
+        if inside in OWN_FOLDERS and (parent / "identity.json").exists():
+            raise UsageError(f"run_dir={path} lies inside {inside}/ of the run {parent}: choose another run_dir")
+    names = contents(path)
+    is_run = "identity.json" in names or moving_to(path) is not None
+    strange = f"run_dir={path} is not empty and is no run: choose another run_dir, or empty it"
+    if not is_run and any(not (path / name).is_dir() for name in names):
+        raise UsageError(strange)
+    others = runs_inside(path, names)
+    if not is_run and names - others.keys():
+        raise UsageError(strange)
+    for name in OWN_FOLDERS:
+        if name in others:
+            raise UsageError(
+                f"run_dir={path}: another run, {others[name]}, lies in the folder {name}/ that this one needs for "
+                "itself: choose another run_dir"
+            )
+    return others
+
+
+def moving_to(path: Path) -> Path | None:
+    """Where a process that was killed had begun to move the run at `path`; None where none had."""
+    name = _marker(path)
+    target = path.with_name(name) if name and re.fullmatch(re.escape(path.name) + r"\.\d+", name) else None
+    return target if target is not None and target.is_dir() and not target.is_symlink() else None
+
+
+def is_set_aside(path: Path) -> bool:
+    """Whether `path` is a run that was renamed for another."""
+    return _marker(path) in ("", path.name)
+
+
+def _marker(path: Path) -> str | None:
+    try:
+        return (path / SET_ASIDE).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def set_aside(path: Path, others: Collection[str]) -> Path:
+    """Move the run at `path` to `<path>.1` (the next free number) and return that; the entries `others` stay.
+
+    The caller holds the lock. A kill in between is made good by the next call. Raises: UsageError.
+    """
+    taken = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    target = moving_to(path) or next(place for place in taken if not os.path.lexists(place))
+    try:
+        atomic_write_text(path / SET_ASIDE, f"{target.name}\n")
+        if others or target.exists():
+            target.mkdir(exist_ok=True)
+            names = [name for name in os.listdir(path) if name not in others and name != ".lock"]
+            for name in sorted(names, key=lambda name: (name == SET_ASIDE, name == "identity.json")):
+                os.rename(path / name, target / name)
+            fsync_directory(target)
+        else:
+            os.rename(path, target)
+        fsync_directory(path.parent)
+    except OSError as error:
+        raise UsageError(f"{path} is in the way and cannot be renamed ({error.strerror})") from None
+    return target
+
+
+def clear_leftovers(path: Path) -> None:
+    """What killed writers left in the run directory. Only while holding its lock."""
+    for folder in (path, *(path / name for name in OWN_FOLDERS)):
+        if folder == path or not folder.is_symlink():
+            remove_leftovers(folder)
+
+
+def require_own(path: Path) -> None:
+    """Refuse a run directory in which a link leads elsewhere: through it, files outside would be cut or deleted.
+
+    Raises: UsageError that names the link.
+    """
+    home = path.resolve()
+    places = [path / name for name in OWN_FILES + OWN_FOLDERS]
+    for folder in (path / name for name in OWN_FOLDERS if name != "wandb"):  # wandb's own links stay in its folder
+        if folder.is_dir() and not folder.is_symlink():
+            places += [entry for entry in folder.iterdir() if not is_leftover(entry.name)]
+    for place in places:
+        if place.is_symlink() and not place.resolve().is_relative_to(home):
+            raise UsageError(
+                f"{place} is a symbolic link that leads out of the run directory, and a run writes only into its own "
+                "folder: remove the link, or name the place itself as run_dir"
+            )
