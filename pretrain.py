@@ -10,6 +10,11 @@ This file only wires: config -> data -> model and loss -> task -> the shared tra
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from engine.console import begin
+
+    begin(code=3)
+
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +37,7 @@ ALIASES = {"checkpoint_path": "run_dir", "data_path": "data_paths"}
 def read_arch(config: PretrainConfig) -> tuple[Any, Any, Any, Any]:
     """(model class, its config, loss class, its config) that `config.arch` names.
 
-    Raises:
-        UsageError: an unknown name or key, or an architecture of another family of models.
+    Raises UsageError: an unknown name or key, or an architecture of another family of models.
     """
     from engine.registry import build_config, require, resolve, split_arch
 
@@ -123,12 +127,9 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
             min_ratio=config.lr_min_ratio,
         ),
         eval_steps=evaluated if config.eval_interval else frozenset(),
-        final_eval=config.final_eval,
-        checkpoint_every_eval=config.checkpoint_every_eval,
-        primary_metric="eval/exact_accuracy",
-        primary_direction="max",
-        batch_key="global_batch_size",
-        batch_rows=config.global_batch_size,
+        final_eval=config.final_eval, checkpoint_every_eval=config.checkpoint_every_eval,
+        primary_metric="eval/exact_accuracy", primary_direction="max",
+        batch_key="global_batch_size", batch_rows=config.global_batch_size,
         cards=[describe(folder) for folder in dict.fromkeys([*folders, *tests])],
     )  # fmt: skip
 

@@ -11,6 +11,11 @@ This file only wires: config -> data -> model and loss -> task -> the shared tra
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from engine.console import begin
+
+    begin(code=3)
+
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,8 +38,7 @@ SCHEMA = TrainConfig
 def read_arch(config: TrainConfig) -> tuple[Any, Any, Any, Any]:
     """(model class, its config, loss class, its config) that `config.arch` names.
 
-    Raises:
-        UsageError: an unknown name or key, or an architecture of another family of models.
+    Raises UsageError: an unknown name or key, or an architecture of another family of models.
     """
     from engine.registry import build_config, require, resolve, split_arch
 

@@ -10,6 +10,11 @@ with published Sudoku-Extreme figures; card.json in the output folder says which
 
 from __future__ import annotations
 
+from engine.io import begin, execute
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -192,4 +197,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    execute(main)

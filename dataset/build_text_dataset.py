@@ -13,6 +13,11 @@ from.
 
 from __future__ import annotations
 
+from engine.io import begin, execute
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
 import sys
 import tempfile
@@ -188,4 +193,4 @@ def _split_words(split: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    execute(main)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from engine.io import RunFailure
+from engine.io import RunFailure, leave_to_parent
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -25,10 +25,11 @@ def _work(function: Callable[[Any], Any], jobs: Sequence[Any], out: Connection, 
     # died.
     for connection in others:
         connection.close()
+    leave_to_parent()
     try:
         for job in jobs:
             out.send((None, function(job)))
-    except (BrokenPipeError, KeyboardInterrupt):
+    except BrokenPipeError:
         os._exit(1)
     except Exception as error:
         out.send((error, None))

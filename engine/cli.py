@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.config import refusal_within
+from engine.console import finish, open_streams
 from engine.distributed import report_to_launcher, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.help import help_text
@@ -78,7 +79,8 @@ def main(
     values that mean another key here into Hydra's words. Raises: SystemExit always.
     """
     folder = Path(inspect.getfile(inspect.unwrap(launch))).resolve().parent / config_dir
-    sys.exit(run(launch, schema=schema, entry=entry, aliases=aliases or {}, config_dir=folder, rewrite=rewrite))
+    open_streams()
+    finish(run(launch, schema=schema, entry=entry, aliases=aliases or {}, config_dir=folder, rewrite=rewrite))
 
 
 def run(
@@ -118,7 +120,7 @@ def run(
         return max(codes(), default=0)
     except SystemExit as stop:  # Hydra's own: it has printed what is wrong, e.g. with -p PACKAGE
         return UsageError.exit_code if stop.code == 1 else int(stop.code or 0)
-    except (_TaskStopped, Exception, KeyboardInterrupt) as caught:
+    except (_TaskStopped, Exception, Interrupted, KeyboardInterrupt) as caught:
         error = caught.error if isinstance(caught, _TaskStopped) else caught
         report_to_launcher(error)
         line = one_line(error, schema, config_dir, composing=not isinstance(caught, _TaskStopped))

@@ -23,7 +23,10 @@ class RankLost(RunFailure):
     """Another rank of this run is gone; its message says why."""
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop; the checkpoint is on disk and the same command goes on from it."""
+class Interrupted(BaseException):
+    """A signal asked the run to stop; the checkpoint is on disk and the same command goes on from it.
+
+    Like KeyboardInterrupt no Exception, so that nothing takes it for a failed download or optimizer and goes on.
+    """
 
     exit_code = 3

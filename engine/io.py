@@ -20,7 +20,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.errors import Interrupted, RunFailure, UsageError  # noqa: F401 (packages that may import only this module)
+# Some of these are here for packages that may import only this module.
+from engine.console import begin, execute  # noqa: F401
+from engine.errors import Interrupted, RunFailure, UsageError  # noqa: F401
 from engine.reading import (  # noqa: F401 (for the same packages)
     Unreadable,
     check_regular,
@@ -34,6 +36,7 @@ from engine.reading import (  # noqa: F401 (for the same packages)
     read_yaml,
     why,
 )
+from engine.signals import leave_to_parent, on_main_rank  # noqa: F401
 
 T = TypeVar("T")
 # `.<name>.tmp-<pid>-<n>`: hidden, and beside the final name so that the rename never crosses a file system
@@ -269,20 +272,16 @@ def _flock(handle: int, path: Path, how: int) -> None:
         say(f"warning: no lock on {path.parent} ({error.strerror}): see to it that no second process uses it")
 
 
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") in ("", "0")
-
-
 def say(line: str) -> None:
     """Print one line at once, on rank 0 only (RANK of the environment)."""
-    if _is_main():
+    if on_main_rank():
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
 
 def progress(iterable: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
     """Iterate with a bar on a terminal and rank 0; plainly elsewhere (logs stay free of control codes)."""
-    if not (_is_main() and sys.stderr.isatty()):
+    if not (on_main_rank() and sys.stderr.isatty()):
         yield from iterable
         return
     from rich.console import Console

@@ -1,17 +1,43 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C ask the run to stop after the current step; a second Ctrl-C stops at once."""
+"""Signals ask the run to stop after the current step; a second Ctrl-C stops at once.
+
+SIGTERM, Ctrl-C, SIGUSR1 and SIGUSR2 (what Slurm and submitit send before a time limit), and SIGHUP (a closed terminal),
+which is left alone where it is ignored, as under nohup. Nothing here imports torch: scripts begin with this file.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import torch
-
-from engine.distributed import all_reduce_sum, world_size
 from engine.errors import Interrupted
 
-WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+Handler = Callable[[int, FrameType | None], Any]
+
+
+def install(handler: Handler | int) -> dict[int, Any]:
+    """Handle every signal of STOPS by `handler`; the handlers before that, for `restore`. Main thread only."""
+    wanted = [n for n in STOPS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in wanted}
+
+
+def restore(handlers: dict[int, Any]) -> None:
+    """Undo an `install`."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def leave_to_parent() -> None:
+    """In a forked worker: a signal to the whole group is the parent's to answer, who then ends the worker."""
+    install(signal.SIG_IGN)
+
+
+def on_main_rank() -> bool:
+    """Whether this process is the rank that speaks; `engine.distributed.is_main` without its imports."""
+    return os.environ.get("RANK", "0") in ("", "0")
 
 
 class StopSignal:
@@ -24,19 +50,21 @@ class StopSignal:
         self.received: str | None = None
         self.training = False
         self._previous: dict[int, Any] = {}
+        # torchrun hands on SIGTERM, SIGINT, SIGHUP and SIGQUIT; any other signal ends it and leaves its ranks alone.
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def __enter__(self) -> StopSignal:
-        for number in WATCHED:
-            self._previous[number] = signal.signal(number, self._note)
+        self._previous = install(self._note)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        restore(self._previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if self.received is not None:  # it is stopping already
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         self.received = signal.Signals(number).name
         if not self.training:
             raise Interrupted(
@@ -44,8 +72,14 @@ class StopSignal:
             )
 
     def agreed(self) -> bool:
-        """Whether any rank was signalled. A collective: every rank must ask at the same place."""
+        """Whether any rank is to stop. A collective: every rank must ask at the same place."""
+        from engine.distributed import all_reduce_sum, world_size
+
+        if self._launcher is not None and os.getppid() != self._launcher:
+            self.received = self.received or "the end of torchrun"
         if world_size() == 1:
             return self.received is not None
+        import torch
+
         flag = torch.tensor(float(self.received is not None))
         return bool(all_reduce_sum(flag) > 0)

@@ -23,6 +23,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from engine.console import begin, execute  # noqa: E402
+
+if __name__ == "__main__":
+    begin(output_is_all=True)
+
 from dataset.arguments import OneLineParser, positive  # noqa: E402
 from scripts._opening import run_command  # noqa: E402
 
@@ -165,4 +170,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    execute(main)

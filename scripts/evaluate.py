@@ -22,6 +22,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.console import begin, execute
+
+if __name__ == "__main__":
+    begin()
+
 from dataset.arguments import OneLineParser, positive
 from dataset.sampler import EvalSampler
 from engine.distributed import is_main
@@ -174,4 +179,4 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse()
-    sys.exit(run_command(lambda: main(arguments)))
+    execute(lambda: run_command(lambda: main(arguments)))

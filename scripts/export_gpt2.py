@@ -19,6 +19,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.console import begin, execute
+
+if __name__ == "__main__":
+    begin()
+
 from dataset.arguments import OneLineParser
 from engine.errors import UsageError
 from engine.io import atomic_directory, atomic_write_json
@@ -131,4 +136,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    execute(main)

@@ -19,6 +19,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.console import begin, execute
+
+if __name__ == "__main__":
+    begin()
+
 from dataset.arguments import OneLineParser
 from engine.errors import UsageError
 from engine.io import atomic_write_bytes, atomic_write_json, atomic_write_text, say
@@ -107,4 +112,4 @@ def _png(picture: Any) -> bytes:
 
 if __name__ == "__main__":
     arguments = parse()
-    sys.exit(run_command(lambda: main(arguments)))
+    execute(lambda: run_command(lambda: main(arguments)))

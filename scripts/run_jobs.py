@@ -23,6 +23,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.console import begin, execute
+
+if __name__ == "__main__":
+    begin()
+
 from dataset.arguments import OneLineParser
 from engine.errors import UsageError
 from engine.io import closest, say
@@ -204,4 +209,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    execute(main)

@@ -20,6 +20,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.console import begin, execute
+
+if __name__ == "__main__":
+    begin(output_is_all=True)
+
 from dataset.arguments import OneLineParser, positive
 from engine.errors import UsageError
 from scripts._opening import home_of, run_command
@@ -141,4 +146,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    execute(main)

@@ -20,6 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from engine.console import begin, execute  # noqa: E402
+
+if __name__ == "__main__":
+    begin(output_is_all=True)
+
 from dataset.arguments import OneLineParser  # noqa: E402
 from engine.errors import UsageError  # noqa: E402
 from engine.io import atomic_write_text  # noqa: E402
@@ -134,9 +139,14 @@ def run(argv: list[str]) -> int:
     return int(not fresh or any(report.failed(options.strict) for report in reports))
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """The exit code; errors are one line."""
     try:
-        sys.exit(run(sys.argv[1:]))
+        return run(sys.argv[1:])
     except UsageError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        return 2
+
+
+if __name__ == "__main__":
+    execute(main)

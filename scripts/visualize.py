@@ -18,6 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.console import begin, execute
+
+if __name__ == "__main__":
+    begin()
+
 from dataset.arguments import OneLineParser, positive
 from engine.io import say
 from scripts._boards import layout_of
@@ -98,4 +103,4 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = parse()
-    sys.exit(run_command(lambda: main(arguments)))
+    execute(lambda: run_command(lambda: main(arguments)))

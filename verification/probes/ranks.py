@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from engine.distributed import shutdown, world_size
+from engine.signals import leave_to_parent
 from engine.trainer import Trainer
 from verification.probes.instance import NoStop, Tiny, Unobservable, runtime, set_halting
 from verification.probes.registry import observes
@@ -152,6 +153,7 @@ def _fork(tiny: Tiny) -> dict[int, Any]:
 
 def _rank(tiny: Tiny, number: int, port: int, answer: Connection) -> None:
     torch.set_num_threads(1)  # the threads of the parent are not there any more
+    leave_to_parent()
     os.environ |= {
         "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),

@@ -1,0 +1,128 @@
+"""The two ends of a command: its terminal or pipe may be gone, or show ASCII only, and Ctrl-C may come at any time.
+
+A script calls `begin` before its slow imports and ends with `execute`. In between `print` and `say` never fail: what
+cannot be shown is replaced, what cannot be written is dropped, with one warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TextIO
+
+from engine.signals import install, on_main_rank
+
+# What a shell reports for a program that SIGPIPE has ended.
+_NO_READER = 128 + signal.SIGPIPE
+_begun = False
+
+
+class _Output(io.FileIO):
+    """A file descriptor whose first failure is reported, or ends the command where its output is all it is for."""
+
+    def __init__(self, fd: int, *, ends: bool) -> None:
+        super().__init__(fd, "wb", closefd=False)
+        self._ends, self._failed = ends, False
+
+    def write(self, data: Any) -> int:
+        """Raises: SystemExit at the first failure, where the command is to end with it."""
+        try:
+            while (written := super().write(data)) is None:  # someone made the terminal non-blocking, and it is full
+                select.select([], [self], [])
+            return written
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                self._report(error)
+        return memoryview(data).nbytes
+
+    def _report(self, error: OSError) -> None:
+        if self.fileno() != 1:
+            return  # nowhere to say it
+        if self._ends and error.errno == errno.EPIPE:
+            raise SystemExit(_NO_READER)
+        kind = "error" if self._ends else "warning"
+        _warn(f"{kind}: standard output cannot be written ({error.strerror}){'' if self._ends else '; work goes on'}")
+        if self._ends:
+            raise SystemExit(1)
+
+
+def open_streams(*, output_is_all: bool = False) -> None:
+    """Make standard output and error safe to write to. Only streams that are the process's own are touched.
+
+    `output_is_all`: the command leaves nothing but what it prints, so it ends when nobody can read that any more.
+    """
+    for fd in range(3):  # a closed one would be the next file that is opened
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (for as long as the process lives)
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _safe(sys.stdout, 1, ends=output_is_all)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _safe(sys.stderr, 2, ends=False)
+
+
+def _safe(stream: TextIO | None, fd: int, *, ends: bool) -> TextIO:
+    """A text stream on `fd` in place of `stream`, with its encoding and buffering."""
+    if stream is not None and not isinstance(stream, io.TextIOWrapper):
+        return stream
+    encoding, errors, at_once = "utf-8", "strict", fd == 2
+    if stream is not None:
+        with contextlib.suppress(OSError):
+            stream.flush()
+        encoding, errors = stream.encoding, stream.errors or "strict"
+        at_once = stream.line_buffering or stream.write_through
+    errors = "replace" if errors in ("strict", "surrogateescape") else errors
+    buffer = io.BufferedWriter(_Output(fd, ends=ends))
+    return io.TextIOWrapper(buffer, encoding=encoding, errors=errors, line_buffering=at_once)
+
+
+def begin(*, output_is_all: bool = False, code: int = 130) -> None:
+    """The first act of a script. Until its own handlers are in place a signal ends it with `code` and one line."""
+    global _begun
+    _begun = True
+
+    def stop(number: int, _: Any) -> None:
+        # Not an exception: an import that is interrupted may swallow it. Nothing has begun that needs an end.
+        if on_main_rank():
+            _warn(f"interrupted: {signal.Signals(number).name} before anything had begun")
+        os._exit(code)
+
+    install(stop)
+    open_streams(output_is_all=output_is_all)
+
+
+def execute(main: Callable[[], int]) -> NoReturn:
+    """Run a script's `main` and exit with its code. A signal raises KeyboardInterrupt there: one line, and 130."""
+    if _begun:
+        install(signal.default_int_handler)
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        _warn("stopped")
+        code = 130
+    finish(code)
+
+
+def finish(code: int) -> NoReturn:
+    """The last act of a script: exit with `code`, whatever comes while the interpreter ends."""
+    if _begun:
+        install(lambda *_: os._exit(code))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    sys.exit(code)
+
+
+def _warn(line: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())
