@@ -52,14 +52,11 @@ def read_arch(config: PretrainConfig) -> tuple[Any, Any, Any, Any]:
 
 def create_model(config: PretrainConfig, shape: Any, runtime: Any) -> tuple[Any, Any]:
     """The model and loss head that `config.arch` names, on the device. Raises UsageError where they misfit the data."""
-    from engine.errors import UsageError
+    from engine.building import build_module
 
     model_class, model_config, loss_class, loss_config = read_arch(config)
-    try:
-        model = model_class(model_config, shape, auto_dtype=runtime.dtype, attention=runtime.attention)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return model.to(runtime.device), loss_class(loss_config)
+    make = partial(model_class, model_config, shape, auto_dtype=runtime.dtype, attention=runtime.attention)
+    return build_module(make, runtime.device, model_config), loss_class(loss_config)
 
 
 def create_evaluators(config: PretrainConfig) -> list[Any]:

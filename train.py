@@ -57,9 +57,11 @@ def read_arch(config: TrainConfig) -> tuple[Any, Any, Any, Any]:
 
 def create_model(config: TrainConfig, shape: Any, runtime: Any) -> tuple[Any, Any]:
     """The model and the loss head that `config.arch` names, on the device."""
+    from engine.building import build_module
+
     model_class, model_config, loss_class, loss_config = read_arch(config)
-    model = model_class(model_config, shape, auto_dtype=runtime.dtype, attention=runtime.attention)
-    return model.to(runtime.device), loss_class(loss_config)
+    make = partial(model_class, model_config, shape, auto_dtype=runtime.dtype, attention=runtime.attention)
+    return build_module(make, runtime.device, model_config), loss_class(loss_config)
 
 
 def check_optimizer(config: TrainConfig) -> None:

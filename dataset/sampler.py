@@ -26,6 +26,7 @@ from engine.io import UsageError
 # Puzzle draws and size sums go through pieces of this length: an iteration's plan costs 4 or 8 bytes per
 # group.
 PIECE = 1 << 20
+MOST_DRAWS = 1 << 29  # of an iteration: its plan takes 2 to 4 GB then
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class TrainSampler:
         self._size = int(self._sizes[0]) if equal else None
         self._counts: dict[int, int] = {}
         self._planned: tuple[int, _Plan] | None = None
+        if (draws := self.num_groups * epochs_per_iter) > MOST_DRAWS:
+            raise UsageError(
+                f"{epochs_per_iter} epochs between evaluations are planned at once, and {draws} draws are too many: "
+                f"set eval_interval to at most {max(1, MOST_DRAWS // self.num_groups)} (it must divide epochs)"
+            )
         if self.batches_in(1) == 0:
             offered = self.num_groups * epochs_per_iter
             raise UsageError(

@@ -24,6 +24,7 @@ C = TypeVar("C", bound="RunConfig")
 # first line of a stored config: a resume has to know the chosen groups, the YAML alone does not say
 HEADER = "# composed from "
 
+MOST_THREADS = 1024  # of one process: a machine's limit is met with a crash of the thread library
 LONGEST_NAME = 200  # file systems end at 255 bytes; a set-aside run and a temporary file need some of them
 
 NOT_IDENTITY: Mapping[str, str] = {
@@ -206,6 +207,8 @@ class RunConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key}={value}: expected at least 1")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ValueError(f"threads={self.threads}: expected at most {MOST_THREADS}")
         for key in ("seed", "max_skipped_steps", "early_stop_min_delta"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)}: expected 0 or more")

@@ -18,6 +18,7 @@ Sharing = Literal["none", "repeat", "cycle", "mirror"]
 ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 
 SWIGLU_MULTIPLE = 8
+MOST_LAYERS, MOST_HEADS = 1000, 65536  # beyond lies a slip of the pen that would build for hours
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ class GPTConfig:
                 self._check(name, getattr(self, name) in choices, f"choose one of {', '.join(choices)}")
         for name in ("n_layer", "n_head", "n_embd", "block_size", "n_kv_group", "window_size", "share_size"):
             self._check(name, _absent_or(getattr(self, name), lambda v: v >= 1), "expected at least 1")
+        for name, most in (("n_layer", MOST_LAYERS), ("n_head", MOST_HEADS)):
+            self._check(name, getattr(self, name) <= most, f"expected at most {most}")
         for name in (
             "rope_theta", "qk_norm_gain", "attn_logit_softcapping", "final_logit_softcapping", "norm_eps",
             "mlp_expansion_factor", "init_std", "embd_init_std", "head_init_std",

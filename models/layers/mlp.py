@@ -18,7 +18,7 @@ CHUNK_NUMBERS = 2**19  # hidden numbers per chunk of `_ChunkedSwiGLU`: 2 MB in f
 def swiglu_inner_size(size: int, expansion: float) -> int:
     """Inner width I: two thirds of expansion·size, rounded up to a multiple of 256 (512 at expansion 4 ->
     1536)."""
-    return -(-round(expansion * size * 2 / 3) // _MULTIPLE) * _MULTIPLE
+    return -(-max(1, round(expansion * size * 2 / 3)) // _MULTIPLE) * _MULTIPLE
 
 
 class _GatedSiLU(torch.autograd.Function):

@@ -11,6 +11,15 @@ if TYPE_CHECKING:  # --help reads these keys without loading torch
 PositionEncoding = Literal["rope", "rope_2d", "learned", "none"]
 EvalHalting = Literal["fixed", "latched"]
 ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
+# beyond lies a slip of the pen that would build or evaluate for hours
+MOST = {
+    "H_layers": 1000,
+    "L_layers": 1000,
+    "H_cycles": 1000,
+    "L_cycles": 1000,
+    "num_heads": 65536,
+    "halt_max_steps": 10000,
+}
 _ROTATED_TOGETHER = {"rope": 2, "rope_2d": 4}  # channels: a pair by position, or a pair by row and one by column
 
 
@@ -66,7 +75,10 @@ class RecursiveConfig:
             _check(getattr(self, name) >= 1, f"arch.{name}={getattr(self, name)}: expected at least 1")
         for name in ("H_layers", "head_dim", "puzzle_emb_ndim", "puzzle_emb_len"):
             _check(getattr(self, name) >= 0, f"arch.{name}={getattr(self, name)}: expected 0 or more")
-        for name in ("expansion", "rms_norm_eps", "rope_theta"):
+        for name, most in MOST.items():
+            _check(getattr(self, name) <= most, f"arch.{name}={getattr(self, name)}: expected at most {most}")
+        _check(0.01 <= self.expansion <= 1000, f"arch.expansion={self.expansion}: expected a number from 0.01 to 1000")
+        for name in ("rms_norm_eps", "rope_theta"):
             _check(getattr(self, name) > 0, f"arch.{name}={getattr(self, name)}: expected a positive number")
         _check(
             0.0 <= self.halt_exploration_prob <= 1.0,

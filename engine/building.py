@@ -1,0 +1,97 @@
+"""A model is built only where its weights fit: sizes that cannot be are refused before they take the memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from engine.errors import UsageError
+
+M = TypeVar("M", bound=nn.Module)
+BYTES = 4  # of a number: parameters are float32
+MADE = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange)
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+class _TooLarge(Exception):
+    """Carries the bytes that are needed."""
+
+
+class _Budget(TorchFunctionMode):
+    """Counts what torch's factories are asked for, and stops before more than `limit` bytes are taken in all."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit, self.taken = limit, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in MADE:
+            self.taken += BYTES * _numbers(args)
+            if self.taken > self.limit:
+                raise _TooLarge
+        return func(*args, **(kwargs or {}))
+
+
+def _numbers(args: tuple[Any, ...]) -> int:
+    """How many numbers torch.empty(*args) or one of its like has; its sizes may be one sequence or several integers."""
+    sizes = args[0] if args and isinstance(args[0], list | tuple) else args
+    return math.prod(size for size in sizes if isinstance(size, int))
+
+
+def build_module(make: Callable[[], M], device: torch.device, config: Any, where: str = "arch") -> M:
+    """The module that `make` builds, on `device`; `config` is the dataclass of its sizes, `where` that one's place.
+
+    Raises:
+        UsageError: weights that exceed the memory of machine or device (names the key), or values that do not fit.
+    """
+    limit = memory_of(device)
+    try:
+        with _Budget(limit):
+            module = make()
+        return module.to(device)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except ArithmeticError as error:
+        raise UsageError(f"no model can be built with {_largest(config, where)} ({error})") from None
+    except (_TooLarge, MemoryError, RuntimeError) as error:
+        if not isinstance(error, _TooLarge | MemoryError) and "memory" not in str(error):
+            raise
+        raise UsageError(
+            f"the weights of this model take more than the {limit / 1e9:.0f} GB of memory here: "
+            f"lower {_largest(config, where)}"
+        ) from None
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that weights on `device` can take at most; they are made in the machine's own memory first."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    if CGROUP.is_file() and (text := CGROUP.read_text().strip()).isdigit():
+        limits.append(int(text))
+    if device.type == "cuda":
+        limits.append(torch.cuda.get_device_properties(device).total_memory)
+    return min(limits)
+
+
+def _largest(config: Any, where: str) -> str:
+    """`key=value` of the number that is the largest multiple of its default: what a slip of the pen looks like."""
+    sizes = dict(_sizes(config, where))
+    key = max(sizes, key=lambda name: sizes[name][0], default=None)
+    return where if key is None else f"{key}={sizes[key][1]}"
+
+
+def _sizes(config: Any, where: str) -> Iterator[tuple[str, tuple[float, Any]]]:
+    for field in fields(config) if is_dataclass(config) else ():
+        value, key = getattr(config, field.name), f"{where}.{field.name}"
+        usual = field.default if field.default is not MISSING else 1
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, (value / max(usual, 1) if isinstance(usual, int | float) else value, value)
+        elif is_dataclass(value):
+            yield from _sizes(value, key)
