@@ -6,7 +6,6 @@ The model's own keys stand under `arch` (config/arch/gpt.yaml, models/language_m
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -14,12 +13,12 @@ from typing import Any, ClassVar, Literal
 
 from engine.config import NOT_IDENTITY as RUN_NOT_IDENTITY
 from engine.config import RunConfig
-from engine.errors import UsageError
 from engine.io import user_path
 from engine.schedule import Decay
 from engine.translate import Groups
 from models.language_models.config import GPTConfig
-from models.language_models.gpt2_config import GPT2_SIZES, gpt2_arch
+from models.language_models.gpt2_config import GPT2_SIZES
+from train_source import start_arch
 
 LISTS = ("dataset_list", "multicontext_datasets", "dataset_sampling_probs", "dataset_sampling_probs_final")
 ALIASES = {
@@ -264,8 +263,8 @@ class TrainConfig(RunConfig):
 def rewrite(words: Sequence[str], groups: Groups) -> list[str]:
     """Documented values that mean another key here, in Hydra's style.
 
-    init_from=resume -> resume=true; init_from=gpt2-medium -> init_from=gpt2 gpt2_type=gpt2-medium, with the
-    architecture of those weights unless one is named; an optimizer without a file -> the generic one;
+    init_from=resume -> resume=true; init_from=gpt2-medium -> init_from=gpt2 gpt2_type=gpt2-medium; gpt2 and prev_run
+    with the architecture of their weights unless one is named; an optimizer without a file -> the generic one;
     compile=true/false -> block/off; a list item with blanks is several.
     """
     changed: list[str] = []
@@ -286,33 +285,7 @@ def rewrite(words: Sequence[str], groups: Groups) -> list[str]:
             changed.append(f"{key}={_split_items(value)}")
         else:
             changed.append(word)
-    return [*changed, *_gpt2_arch(changed)]
-
-
-def _gpt2_arch(words: Sequence[str]) -> list[str]:
-    """The architecture that init_from=gpt2 loads into; what the command says itself stays."""
-    said = dict(word.split("=", 1) for word in words if "=" in word)
-    if said.get("init_from", "").strip("'\"") != "gpt2":
-        return []
-    kind = said.get("gpt2_type", "gpt2").strip("'\"")
-    group = [] if "arch" in said else ["arch=gpt2"]
-    sizes = gpt2_sizes(kind)
-    return [*group, *(f"arch.{key}={value}" for key, value in sizes.items() if f"arch.{key}" not in said)]
-
-
-def gpt2_sizes(kind: str) -> dict[str, Any]:
-    """arch.* values for a released size, or for a folder in transformers' format (from its config.json).
-
-    Raises: UsageError when it is neither, or of a kind that arch=gpt2 cannot hold.
-    """
-    if kind in GPT2_SIZES:
-        return dict(zip(("n_layer", "n_head", "n_embd"), GPT2_SIZES[kind], strict=True))
-    try:
-        return gpt2_arch(json.loads((user_path(kind) / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"gpt2_type={kind}: expected {', '.join(GPT2_SIZES)}, or a folder with a GPT-2's config.json ({error})"
-        ) from None
+    return [*changed, *start_arch(changed)]
 
 
 def _split_items(value: str) -> str:

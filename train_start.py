@@ -6,25 +6,24 @@ and asks for nothing here.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dataset.text.meta import read_meta
 from engine.checkpoint import CheckpointStore, load_checkpoint, load_weights
 from engine.errors import UsageError
 from engine.io import say, user_path
+from models.language_models.gpt2_config import GPT2_SIZES
+from models.language_models.gpt2_folder import WEIGHTS, gpt2_folder, read_gpt2
 from models.language_models.gpt2_weights import from_gpt2
 from models.language_models.nanogpt import from_nanogpt, read_nanogpt
 from train_args import TrainConfig
 
 HUB = "openai-community/"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 GPT2_WORDS = 50257
 
 
@@ -48,11 +47,9 @@ def load_gpt2(config: TrainConfig, model: Any, folders: Sequence[Path]) -> None:
     require_gpt2_tokens(folders)
     folder = find_gpt2(config.gpt2_type)
     try:
-        mapped = from_gpt2(read_weights(folder), model.config, model.shape)
+        mapped = from_gpt2(read_gpt2(folder), model.config, model.shape)
     except ValueError as error:
-        raise UsageError(
-            f"init_from=gpt2 gpt2_type={config.gpt2_type}: {error}; arch=gpt2 with its sizes is what these weights fit"
-        ) from None
+        raise UsageError(f"init_from=gpt2 gpt2_type={config.gpt2_type}: {error}") from None
     model.load_state_dict(mapped, strict=True)
     cut = f", positions cut to {model.config.block_size}" if model.config.block_size < 1024 else ""
     say(f"weights     GPT-2 from {folder}{cut}")
@@ -74,13 +71,16 @@ def find_gpt2(kind: str) -> Path:
 
     Raises: UsageError that says how to get it.
     """
-    if (folder := user_path(kind)).is_dir():
-        return folder
+    if (folder := gpt2_folder(kind)) is not None or (user_path(kind).is_dir() and kind not in GPT2_SIZES):
+        return folder or user_path(kind)
+    there = (
+        f" (the folder {kind} here is in the way of the name and holds no GPT-2)" if user_path(kind).exists() else ""
+    )
     try:
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
     except ImportError:
         raise UsageError(
-            f"init_from=gpt2 gpt2_type={kind} reads the Hub cache: pip install -e '.[lm]', or give a local folder"
+            f"init_from=gpt2 gpt2_type={kind} reads the Hub cache: pip install -e '.[lm]', or give a folder{there}"
         ) from None
     for repository in (kind, HUB + kind):
         found = [try_to_load_from_cache(repository, name) for name in ("config.json", *WEIGHTS)]
@@ -92,24 +92,8 @@ def find_gpt2(kind: str) -> Path:
     except Exception as error:  # every way in which a network can fail has its own class there
         raise UsageError(
             f"GPT-2's weights are not in the Hub cache and cannot be fetched ({type(error).__name__}): on a machine "
-            f"with network `hf download {HUB}{kind}`, then copy the folder and say gpt2_type=FOLDER"
+            f"with network `hf download {HUB}{kind}`, then copy the folder and say gpt2_type=FOLDER{there}"
         ) from None
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The state dict in a folder of transformers' format. Raises: UsageError for a missing or damaged file, by name."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    for name in WEIGHTS:
-        path = folder / name
-        try:
-            if path.exists():
-                safe = path.suffix == ".safetensors"
-                return load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-        except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            raise UsageError(f"{path} is damaged or cut short ({type(error).__name__}): fetch it again") from None
-    raise UsageError(f"{folder} holds no GPT-2 weights: expected {' or '.join(WEIGHTS)}")
 
 
 # --- another run of ours ----------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ _BLOCK = {  # theirs -> ours, within a block
     "ln_1": "norms_in.0", "attn.c_attn": "attn.qkv", "attn.c_proj": "attn.proj",
     "ln_2": "norms_in.1", "mlp.c_fc": "mlp.fc", "mlp.c_proj": "mlp.proj",
 }  # fmt: skip
+_SPARE_WORDS = 1024  # Megatron pads 50,257 to 51,200; a table with more rows is that of another vocabulary
 _MATRICES = {ours for theirs, ours in _BLOCK.items() if ".c_" in theirs}
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")  # the causal mask that old files carry: no weight
 _PREFIXES = re.compile(r"^((_orig_mod|module|transformer)\.)+")  # of torch.compile, DataParallel, and their class
@@ -33,13 +34,16 @@ def from_gpt2(
 ) -> dict[str, Tensor]:
     """A GPT-2 state dict as one of ours, for `load_state_dict`; `conv1d=False` reads nanoGPT's layout.
 
-    A position table longer than block_size is cut to its first rows. A model without biases (nanoGPT's bias=False)
-    maps to one. Raises ValueError that lists what is missing, left over, or of another shape.
+    A position table longer than block_size is cut to its first rows, and so is a token table with some rows beyond the
+    vocabulary (padding, added tokens). A model without biases (nanoGPT's bias=False) maps to one. Raises ValueError
+    that lists what is missing, left over, or of another shape.
     """
     _check_mappable(config, shape)
     given = {_bare(name): tensor for name, tensor in theirs.items() if not _MASKS.search(name)}
-    head = given.pop("lm_head.weight", None)
+    head, words = given.pop("lm_head.weight", None), given.get("wte.weight")
     mapped, problems = {}, []
+    if head is not None and words is not None and not head.equal(words):
+        problems.append("lm_head.weight differs from wte.weight, but GPT-2's head is tied")
     for name, (source, wanted) in _expected(config, shape, biases=config.bias).items():
         tensor = given.pop(source, None)
         if tensor is None:
@@ -47,14 +51,12 @@ def from_gpt2(
             continue
         if conv1d and _is_matrix(name):
             tensor = tensor.t()
-        if name == _WPE:
-            tensor = tensor[: config.block_size]
+        if name == _WPE or (name == _WTE and len(tensor) - wanted[0] <= _SPARE_WORDS):
+            tensor = tensor[: wanted[0]]
         if tuple(tensor.shape) != wanted:
             problems.append(f"{source} is {list(tensor.shape)}, expected {list(wanted)}")
         mapped[name] = tensor.contiguous()
     problems += [f"{name} is not known" for name in given]
-    if head is not None and _WTE in mapped and not head.equal(mapped[_WTE]):
-        problems.append("lm_head.weight differs from wte.weight, but GPT-2's head is tied")
     if problems:
         if len(problems) > 3:
             problems[2:-1] = [f"{len(problems) - 3} more"]

@@ -53,8 +53,8 @@ def from_nanogpt(checkpoint: dict[str, Any], config: GPTConfig, shape: LMShape) 
         others.append(f"arch.block_size={args.get('block_size')}")
     if others:
         raise ValueError(f"it was trained with {' '.join(others)}: say the same")
+    rows = [len(tensor) for name, tensor in weights.items() if name.endswith("wte.weight")]
     padded = -(-shape.vocab_sizes[0] // _PADDING) * _PADDING
-    for name, tensor in weights.items():
-        if name.endswith(("wte.weight", "lm_head.weight")) and len(tensor) == padded:
-            weights[name] = tensor[: shape.vocab_sizes[0]]
+    if rows and rows[0] > padded:  # padding is never a whole multiple: these rows are words of another vocabulary
+        raise ValueError(f"it has {rows[0]} tokens, the data have {shape.vocab_sizes[0]}: another vocabulary")
     return from_gpt2(weights, config, shape, conv1d=False)

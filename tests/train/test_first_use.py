@@ -186,12 +186,11 @@ def test_a_nanogpt_checkpoint_cut_short_is_one_line(tmp_path: Path, keep: float)
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_damaged_gpt2_weights_are_named_in_one_line(tmp_path: Path, name: str) -> None:
-    from engine.errors import UsageError
-    from train_start import read_weights
+    from models.language_models.gpt2_folder import read_gpt2
 
     (tmp_path / name).write_bytes(os.urandom(500))
-    with pytest.raises(UsageError, match=f"{name} is damaged or cut short") as caught:
-        read_weights(tmp_path)
+    with pytest.raises(ValueError, match=f"{name} is damaged or cut short") as caught:
+        read_gpt2(tmp_path)
     assert "\n" not in str(caught.value)
 
 

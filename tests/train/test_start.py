@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,28 @@ def test_a_started_run_goes_on_without_its_source(place: Path, released: Path, t
     (copy / "model.safetensors").unlink()
     lines = train(place, *argv[:-1], "max_steps=4", "resume=true")
     assert lines[-1]["step"] == 4
+
+
+def test_an_empty_folder_in_the_way_of_a_release_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "gpt2").mkdir()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # forks inherit it
+    result = attempt(place, "--init_from=gpt2", "--dataset=bpe")
+    assert result.code == 2
+    assert "the folder gpt2 here is in the way of the name" in result.output
+    assert not (place / "out").exists()
+
+
+def test_an_earlier_run_brings_its_architecture(place: Path) -> None:
+    changed = ("--n_layer=2", "--n_embd=24", "--pos_encodings=rope", "--n_kv_group=1", "--mlp_variant=swiglu")
+    train(place, *changed, "out_dir=out/first", run="out/first")
+    short = [word for word in TINY if not word.startswith("arch.")]
+    for source, out in (("out/first", "a"), ("out/first/ckpt.pt", "b"), ("out/first/checkpoints/step_3", "c")):
+        argv = (*short, "--init_from=prev_run", f"--prev_run_ckpt={source}", f"out_dir=out/{out}", "max_iters=1")
+        result = run_script("train", *argv, "warmup_iters=0", "--dropout=0.1", cwd=place)
+        assert result.code == 0, result.output
+        first, second = (json.loads((place / f"out/{name}/checkpoints/{step}/manifest.json").read_text())["config"]
+                         for name, step in (("first", "step_6"), (out, "step_1")))  # fmt: skip
+        assert second["arch"] == {**first["arch"], "dropout": 0.1}
+    result = attempt(place, "--init_from=prev_run", "--prev_run_ckpt=out/first", "out_dir=out/d")  # TINY says its own
+    assert result.code == 2
+    assert "prev_run_ckpt" in result.output

@@ -1,0 +1,75 @@
+"""A GPT-2 in a folder of transformers' format: config.json and weights, whole or in shards that an index names.
+
+Needs torch only to read weights: commands are read with the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+"""Files that hold the weights, or say in which files they are."""
+
+
+def gpt2_folder(kind: str) -> Path | None:
+    """The folder `kind` names, if it has a config.json and weights; a folder that merely is called gpt2 is none."""
+    folder = Path(os.path.expanduser(kind))
+    complete = (folder / "config.json").is_file() and any((folder / name).is_file() for name in WEIGHTS)
+    return folder if complete else None
+
+
+def read_gpt2(folder: Path) -> dict[str, Tensor]:
+    """The state dict. Raises: ValueError that names a missing or damaged file."""
+    name = next((name for name in WEIGHTS if (folder / name).exists()), None)
+    if name is None:
+        shards = sorted(path.name for path in folder.glob("*-of-*.*"))
+        why = f" ({shards[0]} is a shard: its {WEIGHTS[1]} is missing)" if shards else ""
+        raise ValueError(f"{folder} holds no GPT-2 weights: expected {' or '.join(WEIGHTS)}{why}")
+    if not name.endswith(".json"):
+        return _read(folder / name)
+    weights: dict[str, Tensor] = {}
+    for shard in _shards(folder / name):
+        weights |= _read(folder / shard)
+    return weights
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files in an index. Raises: ValueError for a damaged one, or one that leads out of the folder."""
+    try:
+        content: Any = json.loads(index.read_text(encoding="utf-8"))
+        shards = sorted(set(content["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{index} is no index of shards: expected a weight_map from tensors to files") from None
+    for shard in shards:
+        if not isinstance(shard, str) or shard != os.path.basename(shard) or not shard:
+            raise ValueError(f"{index} names {shard!r:.80}: expected files beside it")
+        if not (index.parent / shard).exists():
+            raise ValueError(f"{index.parent / shard} is missing: {index.name} names it as a shard")
+    return shards
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if not path.is_file():  # a pipe would hold us up
+            raise OSError("not a file")
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged or cut short ({type(error).__name__}): fetch it again") from None
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+        raise ValueError(f"{path} is no state dict: expected tensors by name")
+    return loaded

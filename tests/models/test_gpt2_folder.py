@@ -1,0 +1,108 @@
+"""GPT-2 folders as people have them: shards, padded tables, a folder that merely has the name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from engine.errors import UsageError
+from models.language_models.config import GPTConfig, LMShape
+from models.language_models.gpt import GPT
+from models.language_models.gpt2_folder import gpt2_folder, read_gpt2
+from models.language_models.gpt2_weights import from_gpt2, gpt2_config, to_gpt2
+from train_source import gpt2_sizes
+
+SHAPE = LMShape((33,))
+CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=8, block_size=8, bias=True, activation_variant="gelu_tanh")
+
+
+@pytest.fixture
+def theirs() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return to_gpt2(GPT(CONFIG, SHAPE).state_dict(), CONFIG, SHAPE)
+
+
+def put(folder: Path, weights: dict[str, torch.Tensor], *, shards: int = 1, pickled: bool = False) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(gpt2_config(CONFIG, SHAPE)))
+    stem, end = ("pytorch_model", ".bin") if pickled else ("model", ".safetensors")
+    where = {}
+    for number in range(shards):
+        name = f"{stem}-{number + 1:05d}-of-{shards:05d}{end}" if shards > 1 else stem + end
+        part = {key: weights[key] for key in list(weights)[number::shards]}
+        torch.save(part, folder / name) if pickled else save_file(part, folder / name)
+        where |= dict.fromkeys(part, name)
+    if shards > 1:
+        (folder / f"{stem}{end}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return folder
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_whole_and_sharded_folders(tmp_path: Path, theirs: dict, shards: int, pickled: bool) -> None:
+    folder = put(tmp_path / "x", theirs, shards=shards, pickled=pickled)
+    assert gpt2_folder(str(folder)) == folder
+    found = read_gpt2(folder)
+    assert found.keys() == theirs.keys()
+    assert all(torch.equal(found[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"weight_map": {"a": "../x.safetensors"}}', "names '../x.safetensors': expected files beside it"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "expected files beside it"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors is missing"),
+        ('{"weight_map": ["a"]}', "is no index of shards"),
+        ("[" * 100_000, "is no index of shards"),
+        ('{"weight_map": {"a": {}}}', "is no index of shards"),
+    ],
+)
+def test_a_damaged_index_is_named(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=said) as caught:
+        read_gpt2(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_shards_without_their_index_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    with pytest.raises(ValueError, match=r"is a shard: its model.safetensors.index.json is missing"):
+        read_gpt2(tmp_path)
+
+
+@pytest.mark.parametrize("more", [1, 15, 64])
+@pytest.mark.parametrize("head", [False, True])
+def test_rows_beyond_the_vocabulary_are_cut(theirs: dict, more: int, head: bool) -> None:
+    table = torch.cat((theirs["transformer.wte.weight"], torch.ones(more, 8)))
+    padded = {**theirs, "transformer.wte.weight": table} | ({"lm_head.weight": table.clone()} if head else {})
+    found = from_gpt2(padded, CONFIG, SHAPE)
+    assert torch.equal(found["wte.tables.0.embedding_weight"], table[:33])
+
+
+def test_the_table_of_another_vocabulary_is_refused(theirs: dict) -> None:
+    for rows in (32, 33 + 2000):
+        with pytest.raises(ValueError, match=rf"wte.weight is \[{rows}, 8\], expected \[33, 8\]"):
+            from_gpt2({**theirs, "transformer.wte.weight": torch.ones(rows, 8)}, CONFIG, SHAPE)
+
+
+def test_a_folder_that_has_only_the_name(tmp_path: Path, theirs: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    assert gpt2_folder("gpt2") is None
+    assert gpt2_sizes("gpt2")["n_layer"] == 12
+    (tmp_path / "gpt2").rmdir()
+    put(tmp_path / "gpt2", theirs)
+    assert gpt2_sizes("gpt2")["n_layer"] == 2  # a GPT-2 of one's own under the name
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"n_layer": 1, "n_head": 1, "n_embd": "4"}', '{"n_embd": 0}', "{"])
+def test_a_config_that_cannot_be_used_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UsageError, match=r"config.json \(") as caught:
+        gpt2_sizes(str(tmp_path))
+    assert "\n" not in str(caught.value)
