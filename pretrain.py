@@ -87,8 +87,8 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
     from models.recursive_reasoning.act import PuzzleShape
     from tasks.recursive_reasoning import EpochPlan, RecursiveReasoningTask, param_groups
 
-    folders = [ensure(path) for path in config.data_paths]
-    tests = [ensure(path) for path in config.data_paths_test] or folders
+    folders = [ensure(path, build=not config.from_file) for path in config.data_paths]
+    tests = [ensure(path, build=not config.from_file) for path in config.data_paths_test] or folders
     train = load_splits(folders, "train")
     epochs_per_iter = config.eval_interval or config.epochs
     sampler = TrainSampler(

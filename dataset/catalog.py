@@ -71,8 +71,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     return describe_text(root) if (root / "train.bin").exists() else describe_puzzles(root)
 
 
-def ensure(path: str | Path) -> Path:
-    """The data set at `path`, checked; a known generated one that is missing is built first.
+def ensure(path: str | Path, *, build: bool = True) -> Path:
+    """The data set at `path`, checked; a known generated one that is missing is built first, if `build` allows it.
 
     Several ranks may call this at once: the first builds, the others wait for it. One line says that it is
     built.
@@ -84,6 +84,8 @@ def ensure(path: str | Path) -> Path:
     if not root.exists():
         if root.name not in BUILT:
             raise UsageError(_missing(root))
+        if not build:
+            raise UsageError(f"{root} does not exist, and the config of a run builds no data: {build_command(root)}")
         _build_once(root, BUILT[root.name])
     for split in ("train", "test"):
         load_splits([root], split)

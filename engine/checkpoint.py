@@ -29,6 +29,7 @@ from engine.manifest import (  # noqa: F401 (this module is the door to the othe
     step_folders,
     write_checkpoint,
 )
+from engine.reading import Unreadable, read_text
 from engine.rows import RowSharded  # noqa: F401
 from engine.treefile import clean_name, gather_tree, join_tree, load_weights, split_tree  # noqa: F401
 
@@ -182,8 +183,8 @@ class CheckpointStore:
 
     def _pointed(self, pointer: str) -> Path | None:
         try:
-            name = (self.folder / pointer).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
+            name = read_text(self.folder / pointer).strip()
+        except (OSError, Unreadable):
             return None
         path = self.folder / name
         return path if STEP_NAME.fullmatch(name) and path.is_dir() and not path.is_symlink() else None

@@ -191,6 +191,13 @@ class RunConfig:
     wandb_tags: list[str] = field(default_factory=list)
     """wandb tags."""
 
+    @property
+    def from_file(self) -> bool:
+        """Whether a run's files gave this config (resume=true, a reopened checkpoint): its paths then name data that
+        are there, and never have any built or fetched.
+        """
+        return self.resume == "true"
+
     def __post_init__(self) -> None:
         for key in (
             "threads",

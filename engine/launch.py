@@ -33,6 +33,7 @@ from engine.io import atomic_write_json, atomic_write_text, say
 from engine.profiling import StepProfiler
 from engine.progress import ProgressBar
 from engine.rundir import RunDirectory, read_json
+from engine.runfiles import data_hashes
 from engine.signals import StopSignal
 from engine.sinks import Sinks
 from engine.stopping import EarlyStop, check_early_stop
@@ -208,10 +209,9 @@ class _Session(Hook):
 
     def _check_data(self, plan: Plan) -> None:
         """A run goes on with the data that it began with."""
-        began = read_json(self.opened.path / "environment.json").get("data_cards") or []
-        known = {card.get("path"): card.get("content_hash") for card in began} if self.opened.mode == "continue" else {}
+        known = data_hashes(self.opened.path) if self.opened.mode == "continue" else {}
         for card in plan.cards:
-            then, now = known.get(card.get("path")), card.get("content_hash")
+            then, now = known.get(str(card.get("path"))), card.get("content_hash")
             if then and now != then:
                 raise UsageError(
                     f"{card['path']} is not what this run began with (content hash {str(now)[:12]}, then {then[:12]}): "

@@ -11,7 +11,8 @@ import json
 import os
 import re
 import stat
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import yaml
 
@@ -47,7 +48,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         raise Unreadable(fault)
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading; a pipe without a writer does not hold us up. Raises: OSError, Unreadable."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     fault = kind_fault(os.fstat(handle).st_mode)

@@ -59,7 +59,7 @@ def open_checkpoint(
     """
     checkpoint = find_checkpoint(path, checksums=True)
     module = entry_module(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
-    settings = {**checkpoint.config, "device": device, "accumulation": 1, **(overrides or {})}
+    settings = {**checkpoint.config, "device": device, "accumulation": 1, "resume": "true", **(overrides or {})}
     config = structure(module.SCHEMA, settings)
     runtime = make_runtime(config)
     plan = module.build(config, runtime)

@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine import rundir, sweeps
 from engine.config import ConfigSource, RunConfig, merge_for_resume, resolved_container, source_of, stored_origin
-from engine.errors import UsageError
 from engine.io import say, sha256_json
-from engine.runfiles import expand_pattern, read_json
+from engine.runfiles import expand_pattern, read_json, read_yaml
 from engine.schema import structure
+from engine.stored import stored_text
 
 C = TypeVar("C", bound=RunConfig)
 NAME_LENGTH = 8  # hex digits of the identity in a default run name: enough to tell the runs of one project apart
@@ -90,10 +90,11 @@ def finished_before(config: RunConfig, entry: str) -> dict[str, float | None] | 
     if not skip or config.resume != "auto" or config.resume_from != "latest":
         return None
     found = rundir.find_finished(run_dir(config), **_claim(config, entry))
-    stored = OmegaConf.load(found / "config.resolved.yaml") if found else OmegaConf.create()
-    if found is None or OmegaConf.select(stored, "max_steps") != config.max_steps:
+    if found is None or read_yaml(found / "config.resolved.yaml").get("max_steps", ...) != config.max_steps:
         return None
     summary = read_json(found / "summary.json")
+    if not isinstance(summary.get("results"), dict) or "step" not in summary:
+        return None  # its results cannot be told: it is run again
     sweeps.announce(found)
     say(f"{found}: done already (step {summary['step']}); skip_finished=false runs it again")
     return summary["results"]
@@ -110,13 +111,7 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_di
         UsageError: a group change, a `~` deletion, an unknown key, or no readable config.yaml in `folder`.
     """
     asked = source_of(config)
-    path = folder / "config.yaml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error.strerror}): this run cannot be resumed by its folder"
-        ) from None
+    text = stored_text(folder)
     merged = merge_for_resume(text, asked.overrides, groups=[*asked.choices, *groups])
     header = text.partition("\n")[0] + "\n"
     resolved = resolved_container(merged)

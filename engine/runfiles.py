@@ -27,6 +27,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file that `write_yaml` wrote, {} when there is none or it is damaged."""
+    try:
+        value = yaml.safe_load(reading.read_yaml(path))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def data_hashes(run_dir: Path) -> dict[str, str]:
+    """Path -> content hash of the data sets that the run began with (environment.json); empty where it does not say."""
+    cards = read_json(run_dir / "environment.json").get("data_cards")
+    known = [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
+    pairs = [(card.get("path"), card.get("content_hash")) for card in known]
+    return {path: made for path, made in pairs if isinstance(path, str) and isinstance(made, str)}
+
+
 def truncate_to(path: Path, size: int) -> int:
     """Cut a line file back to `size` bytes and drop a half-written last line; returns the bytes that remain.
 
@@ -143,7 +160,7 @@ def to_glob(pattern: str) -> str:
     return out
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 4) -> str:
+def changes(old: Any, new: Mapping[str, Any], limit: int = 4) -> str:
     """`lr 0.1 -> 0.2, arch.depth 2 -> 3`: the leaves that differ between two identities."""
 
     def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -152,7 +169,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], limit: int = 4) -> s
             out |= leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
         return out
 
-    before, after = leaves(old), leaves(json.loads(json.dumps(new, default=str)))
+    before, after = leaves(old if isinstance(old, Mapping) else {}), leaves(json.loads(json.dumps(new, default=str)))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     parts = [f"{name} {before.get(name)} -> {after.get(name)}" for name in names[:limit]]
     return ", ".join(parts) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.io import atomic_write_text, say
+from engine.reading import Unreadable, open_regular, parse_json
 from engine.runfiles import finite
 
 Values = Mapping[str, float | int | None]
@@ -65,6 +66,26 @@ class JsonlSink:
         self._lines.close()
 
 
+def _rows(record: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that are such; damaged ones are left out of the table, which is said."""
+    if not record.exists():
+        return []
+    rows, damaged = [], 0
+    with open_regular(record) as stream:
+        for line in stream:
+            try:
+                row = parse_json(line)
+            except Unreadable:
+                row = None
+            if isinstance(row, dict):
+                rows.append(row)
+            else:
+                damaged += 1
+    if damaged:
+        say(f"warning: {damaged} line(s) of {record} are damaged and missing from metrics.csv")
+    return rows
+
+
 class CsvSink:
     """metrics.jsonl as one table: a row for each line, a column for each name, empty where a line lacks it.
 
@@ -74,8 +95,7 @@ class CsvSink:
 
     def __init__(self, path: Path, record: Path) -> None:
         self._path, self._columns = path, ["step"]
-        lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
-        rows = [json.loads(line) for line in lines]
+        rows = _rows(record)
         self._rewrite(rows, [name for row in rows for name in row])
 
     def write(self, step: int, values: Values) -> None:

@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -21,6 +20,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from engine.errors import UsageError
 from engine.io import closest
 from engine.keys import Key, describe, is_list, is_union, keys_of, told_elsewhere
+from engine.reading import Unreadable, read_json, why
 
 HYDRA_SWITCHES = frozenset(
     ["--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help", "--shell-completion", "-sc"]
@@ -194,11 +194,9 @@ class _Translator:
     def _json(self, path: str) -> None:
         """Flatten a nested JSON file. Unknown keys are refused here, where the file can be named."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UsageError(f"--config {path}: line {error.lineno} column {error.colno}: {error.msg}") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
+            data = read_json(path)
+        except (OSError, Unreadable) as error:
+            raise UsageError(f"--config {path} {why(error)}") from error
         if not isinstance(data, dict):
             raise UsageError(f"--config {path}: expected one object {{...}} of keys at the top")
         try:

@@ -186,6 +186,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Shape by name of the tensors in a sound safetensors file; reads the header only."""
+    with safe_open(path, framework="pt") as stream:
+        return {name: stream.get_slice(name).get_shape() for name in stream.keys()}  # noqa: SIM118 (no mapping)
+
+
 def tensor_file_fault(path: Path) -> str | None:
     """Why `path` is not a safetensors file, None when its header and size are sound. Reads the header
     only.

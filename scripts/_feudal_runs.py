@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
 from collections import Counter
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from engine import reading
 from engine.errors import UsageError
 from engine.rundir import is_finished, read_json
+from engine.runfiles import data_hashes, read_yaml
 from pretrain_args import PretrainConfig
 
 BASELINE, FULL = "baseline", "feudal"
@@ -101,7 +101,12 @@ def _is_run(folder: Path) -> bool:
 def _runs_below(place: Path) -> list[Path]:
     jobs = place / "results.json"
     if jobs.is_file() and (place / "results.csv").is_file():  # multirun/DATE_TIME: its runs lie elsewhere
-        found = [Path(job["run_dir"]) for job in json.loads(jobs.read_text()) if job.get("run_dir")]
+        try:
+            listed = reading.read_json(jobs)
+        except (OSError, reading.Unreadable) as error:
+            raise UsageError(f"{jobs} {reading.why(error)}") from None
+        rows = [job for job in listed if isinstance(job, dict)] if isinstance(listed, list) else []
+        found = [Path(job["run_dir"]) for job in rows if isinstance(job.get("run_dir"), str)]
         return [folder for folder in found if folder.is_dir()]
     found = []
     for folder, inner, _ in os.walk(place):
@@ -114,10 +119,10 @@ def _runs_below(place: Path) -> list[Path]:
 def read_run(path: Path, metric: str) -> Run:
     """One run folder. Raises UsageError for one that is unfinished, of another model, or without `eval/METRIC`."""
     try:
-        config = yaml.safe_load((path / "config.resolved.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(path / "config.resolved.yaml")
         model = str(config["arch"]["name"]).partition("@")[2]
         seed = int(config["seed"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UsageError(f"{path} has no readable config of pretrain.py (config.resolved.yaml)") from None
     if model not in MODELS:
         raise UsageError(f"{path} is a run of {model}: expected HRM (arch=hrm_feudal or arch=hrm)")
@@ -126,12 +131,14 @@ def read_run(path: Path, metric: str) -> Run:
         state, step = status.get("state", "without status.json"), status.get("step")
         raise UsageError(f"{path} is not finished ({state}, step {step}): give its command again, it goes on")
     summary = read_json(path / "summary.json")
-    results = {name: float(v) for name, v in (summary.get("results") or {}).items() if isinstance(v, int | float)}
-    if metric not in results:
+    stored = summary.get("results")
+    pairs = stored.items() if isinstance(stored, dict) else ()
+    results = {name: float(v) for name, v in pairs if type(v) is int or (type(v) is float and math.isfinite(v))}
+    step = summary.get("step") or 0
+    if metric not in results or type(step) is not int:
         raise UsageError(f"{path} has no final evaluation with {metric} (summary.json): train it with final_eval=true")
-    cards = read_json(path / "environment.json").get("data_cards") or []
-    data = tuple(sorted(str(card.get("content_hash")) for card in cards))
-    return Run(path, seed, int(summary.get("step") or 0), results, data, _keys(config))
+    data = tuple(sorted(data_hashes(path).values()))
+    return Run(path, seed, step, results, data, _keys(config))
 
 
 def _keys(config: Mapping[str, Any]) -> dict[str, Any]:

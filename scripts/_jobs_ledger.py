@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
-from engine.io import atomic_write_bytes, file_lock
+from engine.io import atomic_write_bytes, file_lock, read_json
 from verification.jobs import MARKS, Job, JobFile, parse_text
 
 HOST = socket.gethostname()
@@ -60,7 +60,7 @@ class Ledger:
     def record(self, job: Job) -> dict[str, Any]:
         """What is remembered of the job's attempts; empty when there was none."""
         try:
-            found = json.loads((self.folder / f"{job.key}.json").read_text(encoding="utf-8"))
+            found = read_json(self.folder / f"{job.key}.json")
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}

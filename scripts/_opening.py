@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from dataset.catalog import describe, ensure
 from dataset.format import PuzzleSplit, load_splits
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.io import atomic_write_json, say, user_path
+from engine.runfiles import data_hashes, read_json
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +73,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
             raise UsageError(f"{args.checkpoint} was written by {writer}.py: expected a run of pretrain.py")
         require_average(opened, args)
         usual = config.data_paths_test if args.split == "test" and config.data_paths_test else config.data_paths
-        folders = [ensure(path) for path in given or usual]
+        folders = [ensure(path, build=bool(given)) for path in given or usual]
         splits = load_splits(folders, args.split, like=task.sampler.splits)
         data = [_identity(folder, opened.plan.cards) for folder in dict.fromkeys(folders)]
         if not given:
@@ -97,11 +97,7 @@ def home_of(checkpoint: Path) -> Path:
 
 
 def _environment(run_dir: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a checkpoint copied without its run: nothing to go by
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json(run_dir / "environment.json")  # {} for a checkpoint copied without its run
 
 
 def _identity(folder: Path, cards: list[dict[str, Any]]) -> dict[str, str]:
@@ -111,7 +107,7 @@ def _identity(folder: Path, cards: list[dict[str, Any]]) -> dict[str, str]:
 
 def warn_of_other_data(run_dir: Path, data: list[dict[str, str]]) -> None:
     """Say which data sets are not those that the run saw."""
-    trained = {card.get("path"): card.get("content_hash") for card in _environment(run_dir).get("data_cards", [])}
+    trained = data_hashes(run_dir)
     for entry in data:
         known = trained.get(entry["path"])
         if known and known != entry["content_hash"]:

@@ -45,7 +45,7 @@ from yaml import YAMLError
 
 from dataset.arguments import OneLineParser
 from engine.errors import UsageError
-from engine.io import atomic_write_text, closest, say
+from engine.io import Unreadable, atomic_write_text, closest, read_yaml, say, why
 from engine.translate import quote, render
 from verification.jobs import command_job, parse_text
 
@@ -68,9 +68,9 @@ class Level:
 def load(path: Path) -> dict[str, Any]:
     """The grid in `path`, checked for unknown keys. Raises: UsageError."""
     try:
-        grid = OmegaConf.to_container(OmegaConf.load(path))  # not plain yaml, which reads 1e-4 as a word
-    except OSError as error:
-        raise UsageError(f"grid {path} cannot be read ({error.strerror})") from None
+        grid = OmegaConf.to_container(OmegaConf.create(read_yaml(path)))  # not plain yaml, which reads 1e-4 as a word
+    except (OSError, Unreadable) as error:
+        raise UsageError(f"grid {path} {why(error)}") from None
     except (YAMLError, OmegaConfBaseException) as error:
         raise UsageError(f"grid {path}: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(grid, dict) or not isinstance(grid.get("base"), str):

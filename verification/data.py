@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.io import UsageError, read_object
 from verification.source import Repo, literal
 
 ENCODER_FILE = "all__num_demos.npy"
@@ -52,9 +52,11 @@ def read_data(repo: Repo, path: str, key: str, folder: Path) -> DataPath:
         return DataPath(path, key, "unknown")
     file = root / "train" / "dataset.json"
     try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        content = read_object(file)
         groups, mean = content["total_groups"], float(content["mean_puzzle_examples"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if type(groups) is not int:
+            raise TypeError(f"total_groups is {groups!r}")
+    except (UsageError, ValueError, KeyError, TypeError) as error:
         return DataPath(path, key, "there", problem=f"{path}/train/dataset.json cannot be used: {error!r}")
     encoder = (root / "train" / ENCODER_FILE).exists()
     mode = content.get("data_mode") or ("encoder" if encoder else "embedding")

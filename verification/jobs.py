@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.errors import UsageError
-from engine.io import closest
+from engine.io import Unreadable, closest, read_bytes, why
 
 __all__ = ["MARKS", "STATES", "Job", "JobFile", "command_job", "find", "parse", "parse_text", "read", "read_directive"]
 
@@ -126,9 +126,9 @@ def read(path: str | Path) -> JobFile:
     """Read a job file. Raises: UsageError when it cannot be read; bad lines are `problems`."""
     path = Path(path)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"job file {path} cannot be read ({error.strerror})") from None
+        data = read_bytes(path)
+    except (OSError, Unreadable) as error:
+        raise UsageError(f"job file {path} {why(error)}") from None
     jobs, problems = parse_text(data.decode("utf-8", "surrogateescape"))
     return JobFile(path, jobs, problems)
 

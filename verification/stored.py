@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import struct
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from engine.config import merge_for_resume, stored_origin
 from engine.errors import UsageError
+from engine.io import closest
+from engine.reading import Unreadable, read_text, why
+from engine.registry import ENTRIES
 from engine.schema import structure
+from engine.stored import stored_text
 from verification.compose import Composed
 from verification.finding import Finding, Report
 from verification.source import Repo
@@ -43,7 +45,7 @@ def adopt(chain: Chain, run: Path, overrides: list[str]) -> None:
 
     Raises: UsageError, OmegaConfBaseException.
     """
-    text = (run / "config.yaml").read_text(encoding="utf-8")
+    text = stored_text(run)
     merged = merge_for_resume(text, overrides, groups=chain.choices)
     origin: Mapping[str, Any] = stored_origin(text)
     resolved = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
@@ -90,6 +92,7 @@ def examine(run: Path, chain: Chain) -> None:
 
 def tensors(chain: Chain) -> Finding:
     """CKP612: the newest checkpoint of the run against the names that today's model has. Loads torch."""
+    from engine.treefile import tensor_file_fault, tensor_shapes
     from verification.checks.registry import say
     from verification.probes.session import tensor_names
 
@@ -99,9 +102,9 @@ def tensors(chain: Chain) -> Finding:
     if not steps:
         return say("CKP612", "SKIP", f"{chain.checkpoint} holds no checkpoint")
     file = steps[max(steps)]
-    with open(file, "rb") as stream:  # safetensors: the length of a JSON header, then that
-        header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-    stored = set(header) - {"__metadata__"}
+    if fault := tensor_file_fault(file):
+        return say("CKP612", "FAIL", f"{file.name} {fault}", str(file))
+    stored = set(tensor_shapes(file))
     try:
         wanted = tensor_names(chain.resolved or {}, entry=chain.script.stem, root=chain.repo.root)
     except UsageError as error:
@@ -115,21 +118,37 @@ def tensors(chain: Chain) -> Finding:
 
 def command_of(run: Path) -> list[str]:
     """The launch that wrote `run` last, as words. Raises: UsageError where there is no run."""
-    try:
-        stored = (run / "config.yaml").read_text(encoding="utf-8")
-    except OSError:
-        raise UsageError(
-            f"{run} is no run directory: expected e.g. checkpoints/PROJECT/RUN with a config.yaml"
-        ) from None
-    try:
-        origin, script = stored_origin(stored), OmegaConf.select(OmegaConf.create(stored), "script")
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:  # a JSONDecodeError is a ValueError
-        raise UsageError(f"{run}/config.yaml cannot be read: {' '.join(str(error).split())[:120]}") from None
-    if not script or not origin.get("config_name"):
+    if not os.path.lexists(run / "config.yaml"):
+        raise UsageError(f"{run} is no run directory: expected e.g. checkpoints/PROJECT/RUN with a config.yaml")
+    stored = stored_text(run)
+    origin, script = stored_origin(stored), OmegaConf.to_container(OmegaConf.create(stored), resolve=False)
+    script = script.get("script") if isinstance(script, dict) else None
+    name = origin.get("config_name")
+    if not script or not name:
         raise UsageError(f"{run}/config.yaml names no {'config' if script else 'script'}: it is not of a run")
-    given = run / "overrides.txt"
-    overrides = given.read_text(encoding="utf-8").splitlines() if given.is_file() else []
-    return ["python", str(script), f"--config-name={origin['config_name']}", *(line for line in overrides if line)]
+    # The script is followed by executing its schema: what a file names must be one of ours, in our folder.
+    if not isinstance(script, str) or script.removesuffix(".py") not in ENTRIES:
+        hint = closest(str(script), ENTRIES)
+        raise UsageError(f"{run}/config.yaml: script {script!r}: expected an entry script, {hint}")
+    if Path(name).is_absolute() or ".." in Path(name).parts or name.startswith("-"):
+        raise UsageError(f"{run}/config.yaml: config_name {name!r}: expected the name of a recipe")
+    return ["python", f"{script.removesuffix('.py')}.py", f"--config-name={name}", *_overrides(run / "overrides.txt")]
+
+
+def _overrides(file: Path) -> list[str]:
+    """The values that the command gave. Flags and Hydra's own keys (where to search, what to start) are none of a
+    file's business. Raises: UsageError.
+    """
+    try:
+        lines = [line for line in read_text(file).splitlines() if line]
+    except FileNotFoundError:
+        return []
+    except (OSError, Unreadable) as error:
+        raise UsageError(f"{file} {why(error)}") from None
+    for line in lines:
+        if line.startswith("-") or line.lstrip("+~").startswith(("hydra.", "hydra/", "hydra@", "hydra=")):
+            raise UsageError(f"{file}: {line[:80]!r} is no value of a key: this file is not of a run")
+    return lines
 
 
 def trace(chain: Chain) -> Composed:

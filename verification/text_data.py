@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.io import user_path
+from engine.io import read_bytes, read_json, user_path
 from verification.data import DataPath
 from verification.schemas import UNREADABLE, value_of
 from verification.source import Repo
@@ -80,10 +79,10 @@ def _there(found: TextPath, root: Path) -> TextPath:
     if not meta.exists() and not (root / "meta.pkl").exists():  # nanoGPT's rule
         return replace(found, tokenizer="gpt2", vocabulary="gpt2", origin=f"{found.path}/train.bin")
     try:
-        content: Any = json.loads(meta.read_text(encoding="utf-8")) if meta.exists() else {}
+        content: Any = read_json(meta) if meta.exists() else {}
         kind, lengths = str(content.get("tokenizer", "")), dict(content.get("tokens") or {})
-        state = (root / "tokenizer.json").read_bytes() if (root / "tokenizer.json").exists() else b""
-    except (OSError, ValueError, AttributeError) as error:
+        state = read_bytes(root / "tokenizer.json") if (root / "tokenizer.json").exists() else b""
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return replace(found, problem=f"{found.path}/meta.json cannot be used: {error!r}")
     # an old pickle is opened by the run, which refuses what is no plain value
     vocabulary = kind if kind in FIXED or not kind else f"{kind} {hashlib.sha256(state).hexdigest()[:8]}"

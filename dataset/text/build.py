@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import platform
 import shutil
@@ -22,7 +23,7 @@ from dataset.text.splits import files_of
 from dataset.text.tokenizer import TOKENIZERS, Tokenizer, fit, width
 from dataset.workers import available_cores, ordered_map
 from dataset.writing import CARD, REHASH_BYTES, building
-from engine.io import UsageError, atomic_directory, progress, say, sha256_file
+from engine.io import Unreadable, UsageError, atomic_directory, open_regular, progress, say, sha256_file, why
 
 BUILDER_VERSION = 1
 # What a text data set may consist of; a folder with anything else (nanoGPT keeps input.txt and prepare.py beside its
@@ -89,6 +90,13 @@ def _write(stream: BinaryIO, results: Iterator[tuple[np.ndarray, dict[str, int]]
     return total
 
 
+def _opened(path: Path) -> io.BufferedReader:
+    try:
+        return open_regular(path)
+    except (OSError, Unreadable) as error:
+        raise UsageError(f"{path} {why(error)}") from None
+
+
 def content_hash(root: str | Path) -> str:
     """sha256 over split, type, length and bytes of both token files, and the tokenizer.
 
@@ -100,10 +108,11 @@ def content_hash(root: str | Path) -> str:
         path = root / f"{split}.bin"
         if path.exists():
             digest.update(f"{split}/{meta.dtype.str}/{path.stat().st_size // meta.dtype.itemsize}\n".encode())
-            with open(path, "rb") as stream:
+            with _opened(path) as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     if (root / TOKENIZER).exists():
-        digest.update((root / TOKENIZER).read_bytes())
+        with _opened(root / TOKENIZER) as stream:
+            digest.update(stream.read())
     return digest.hexdigest()
 
 

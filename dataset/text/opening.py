@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from dataset.text.batches import EvalBatches, TrainBatches
 from dataset.text.mixture import Mixture
-from dataset.text.named import ensure_text
+from dataset.text.named import build_command, ensure_text
 from dataset.text.stream import TokenStream
-from engine.io import user_path
+from engine.io import UsageError, user_path
 
 Split = Literal["train", "val"]
 # One forward pass of an evaluation takes up to so many tokens, and as many logits: small models are held up by calls.
@@ -56,7 +56,12 @@ def ensure_data(config: Any) -> list[dict[str, Any]]:
 
     Raises: UsageError for data that cannot be had, naming the folder and the command that builds it.
     """
-    return [ensure_text(folder_of(name), offline=config.offline) for name in dict.fromkeys(_names(config))]
+    folders = [folder_of(name) for name in dict.fromkeys(_names(config))]
+    for folder in folders if config.from_file else ():
+        if not folder.exists():
+            command = build_command(folder)
+            raise UsageError(f"{folder} does not exist, and the config of a run builds no data: {command}")
+    return [ensure_text(folder, offline=config.offline) for folder in folders]
 
 
 def dataset_folders(config: Any) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.text.meta import read_meta
-from engine.io import UsageError
+from engine.io import Unreadable, UsageError, check_regular, why
 
 IGNORE = -100
 """Target that is not scored."""
@@ -30,9 +30,13 @@ class TokenStream:
         self.root, self.split = Path(root), split
         self.meta = read_meta(root)
         self.path = self.root / f"{split}.bin"
-        if not self.path.exists():
+        try:
+            check_regular(self.path)
+        except FileNotFoundError:
             have = ", ".join(sorted(p.name for p in self.root.glob("*.bin"))) or "no token files"
-            raise UsageError(f"{self.path} does not exist: {self.root} holds {have}")
+            raise UsageError(f"{self.path} does not exist: {self.root} holds {have}") from None
+        except (OSError, Unreadable) as error:
+            raise UsageError(f"{self.path} {why(error)}: build the data set again") from None
         size, item = self.path.stat().st_size, self.meta.dtype.itemsize
         if size % item or size == 0:
             what = "is empty" if size == 0 else f"has {size} bytes, no multiple of {item} ({self.meta.dtype.name})"

@@ -27,17 +27,21 @@ def read_nanogpt(path: str | Path) -> dict[str, Any]:
     Raises ValueError, in one line, for a file that cannot be read, that holds more than tensors and plain values (such
     a file may run code, so it is not opened), or that is no checkpoint of nanoGPT.
     """
+    if not Path(path).is_file():  # a pipe would hold us up
+        raise ValueError("it is not there" if not Path(path).exists() else "it is no file")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError("it is damaged, or holds more than tensors and plain values, which may run code") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ValueError(f"it cannot be read ({error.strerror})") from None
-    except (OSError, RuntimeError, EOFError):  # what torch says of a cut file is a matter of where it is cut
+    except Exception:  # what torch says of a damaged file is a matter of where the damage is
         raise ValueError("it is damaged or cut short") from None
     parts = [loaded.get(key) if isinstance(loaded, dict) else None for key in ("model_args", "model")]
     if not all(isinstance(part, dict) for part in parts):
         raise ValueError("it is no checkpoint of nanoGPT, which has model_args and model")
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded["model"].items()):
+        raise ValueError("it is no checkpoint of nanoGPT, whose model is tensors by name")
     return loaded
 
 

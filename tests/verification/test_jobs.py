@@ -90,7 +90,7 @@ def test_a_bare_name_is_found_in_jobs(tmp_path: Path) -> None:
     assert find(str(there)) == there
     with pytest.raises(UsageError, match=r"did you mean 'jobs-trm\.txt'"):
         find("jobs-tmr.txt", [tmp_path])
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="is a folder"):
         read(tmp_path)
 
 

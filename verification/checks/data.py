@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.errors import UsageError
+from engine.io import read_object
+from engine.runfiles import read_json, read_yaml
 from verification.chain import Chain
 from verification.checks.registry import NotApplicable, check, declared, need_resolved, need_script, say
 from verification.data import DataPath
@@ -67,11 +69,16 @@ def _there(chain: Chain) -> list[DataPath]:
     return found
 
 
-def _rows(root: Path, split: str, kind: str) -> Any:
-    import numpy as np
+def _rows(root: Path, split: str, kind: str) -> Iterator[Any]:
+    """The rows of all sets of a split. Raises: NotApplicable for damaged data, which DAT523 reports."""
+    from dataset.format import load_splits
 
-    parts = [np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted((root / split).glob(f"*__{kind}.npy"))]
-    return np.concatenate(parts) if parts else np.zeros((0, 1), dtype=np.uint8)
+    try:
+        parts = load_splits([root], split)
+    except UsageError as error:
+        raise NotApplicable(str(error)) from None
+    for part in parts:
+        yield from getattr(part, kind)
 
 
 def _shared(chain: Chain, kind: str) -> int:
@@ -111,26 +118,24 @@ def encoder_data(chain: Chain) -> Iterator[Finding]:
 def contents(chain: Chain) -> Iterator[Finding]:
     import numpy as np
 
+    from dataset.format import load_splits
+
     for entry in _there(chain):
         for split in ("train", "test"):
             file = chain.repo.root / entry.path / split / "dataset.json"
-            meta = json.loads(file.read_text(encoding="utf-8"))
-            inputs, labels = (
-                _rows(chain.repo.root / entry.path, split, "inputs"),
-                _rows(chain.repo.root / entry.path, split, "labels"),
-            )
-            problems = []
-            if inputs.shape[1:] != (meta["seq_len"],):
-                problems.append(f"rows of {inputs.shape[1:]} tokens, seq_len={meta['seq_len']}")
-            top = max(int(np.max(inputs, initial=0)), int(np.max(labels, initial=0)))
-            if top >= meta["vocab_size"]:
-                problems.append(f"token {top} with vocab_size={meta['vocab_size']}")
-            for text in problems:
-                yield say("DAT523", "FAIL", f"{entry.path}/{split}: {text}", str(file))
-            if not problems:
-                yield say(
-                    "DAT523", "PASS", f"{entry.path}/{split}: {len(inputs)} rows agree with dataset.json", entry.path
-                )
+            try:
+                parts = load_splits([chain.repo.root / entry.path], split)
+            except UsageError as error:
+                yield say("DAT523", "FAIL", str(error), str(file))
+                continue
+            size = parts[0].metadata.vocab_size
+            arrays = [rows for part in parts for rows in (part.inputs, part.labels)]
+            top = max(int(np.max(rows, initial=0)) for rows in arrays)
+            if top >= size:
+                yield say("DAT523", "FAIL", f"{entry.path}/{split}: token {top} with vocab_size={size}", str(file))
+                continue
+            rows = sum(part.num_examples for part in parts)
+            yield say("DAT523", "PASS", f"{entry.path}/{split}: {rows} rows agree with dataset.json", entry.path)
 
 
 # --- a finished run ---------------------------------------------------------------------------------------------------
@@ -144,8 +149,6 @@ def _run(chain: Chain) -> Path:
 
 @check("CKP610")
 def stored_config(chain: Chain) -> Iterator[Finding]:
-    from omegaconf import OmegaConf
-
     from engine.config import NOT_IDENTITY, dotted_keys
 
     run = _run(chain)
@@ -156,7 +159,10 @@ def stored_config(chain: Chain) -> Iterator[Finding]:
     need_resolved(chain)
     if chain.today is None:
         raise NotApplicable(chain.no_today)
-    stored: Any = OmegaConf.to_container(OmegaConf.load(file))
+    stored: Any = read_yaml(file)
+    if not stored:
+        yield say("CKP610", "FAIL", f"{file} is damaged", str(file))
+        return
     flat = [{k: _at(c, k) for k in dotted_keys(c) if not isinstance(_at(c, k), dict)} for c in (stored, chain.today)]
     keys = [
         k for k in {**flat[0], **flat[1]} if k.split(".")[0] not in NOT_IDENTITY and flat[0].get(k) != flat[1].get(k)
@@ -187,7 +193,12 @@ def stored_signature(chain: Chain) -> Iterator[Finding]:
         return
     need_resolved(chain)
     today = {key: value for key, value in make_signature(chain).items() if key != "world_size"}  # of this process
-    fails, warns = compare_signatures(json.loads(file.read_text(encoding="utf-8")), today)
+    try:
+        stored = read_object(file)
+    except UsageError as error:
+        yield say("CKP611", "FAIL", str(error), str(file))
+        return
+    fails, warns = compare_signatures(stored, today)
     for text in fails:
         yield say("CKP611", "FAIL", text, str(file))
     for text in warns:
@@ -207,8 +218,8 @@ def stored_tensors(chain: Chain) -> Iterator[Finding]:
 def stored_step(chain: Chain) -> Iterator[Finding]:
     run = _run(chain)
     status = run / "status.json"
-    step = json.loads(status.read_text(encoding="utf-8")).get("step") if status.is_file() else None
-    if not isinstance(step, int):
+    step = read_json(status).get("step")
+    if type(step) is not int:
         raise NotApplicable(f"{status} names no step")
     if chain.steps is None:
         raise NotApplicable("the length of the run is not known")
