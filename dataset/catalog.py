@@ -12,11 +12,12 @@ from typing import Any
 
 from dataset.format import load_splits
 from dataset.sudoku.build import SudokuBuild, build
+from dataset.sudoku.published import claims_to_be_published, stand_in_reason
 from dataset.text import named as text
 from dataset.text.build import describe_text
 from dataset.text.named import ensure_text
 from dataset.writing import describe as describe_puzzles
-from engine.io import UsageError, closest, say
+from engine.io import UsageError, closest, say, user_path
 
 __all__ = ["BUILT", "PUBLISHED", "BuiltSudoku", "build_command", "describe", "ensure", "ensure_text"]
 
@@ -80,7 +81,7 @@ def ensure(path: str | Path, *, build: bool = True) -> Path:
     Raises: UsageError for a damaged data set, and for a missing one that cannot be built here, with the
     command.
     """
-    root = Path(path)
+    root = user_path(path)
     if not root.exists():
         if root.name not in BUILT:
             raise UsageError(_missing(root))
@@ -89,7 +90,17 @@ def ensure(path: str | Path, *, build: bool = True) -> Path:
         _build_once(root, BUILT[root.name])
     for split in ("train", "test"):
         load_splits([root], split)
+    _say_stand_in(root)
     return root
+
+
+def _say_stand_in(root: Path) -> None:
+    if claims_to_be_published(root) and (reason := stand_in_reason(root, describe_puzzles(root))) is not None:
+        command = build_command(root)
+        say(
+            f"STAND-IN DATA: {root} is {reason}; figures are not comparable (stand_in: true)."
+            + (f" The real one: {command}" if command else "")
+        )
 
 
 def _build_once(root: Path, entry: BuiltSudoku) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.checks import check_card, check_counts, check_rows, check_tokens
 from engine.io import Unreadable, UsageError, check_regular, read_json, read_object, why
 
 ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
@@ -112,10 +113,11 @@ def read_metadata(root: str | Path, split: str) -> PuzzleMetadata:
         values["mean_puzzle_examples"],
         values.get("sets", ["all"]),
     )
+    size = values["vocab_size"]
     _usable(
-        ignore is None or type(ignore) is int,
+        ignore is None or (type(ignore) is int and (ignore == IGNORE or 0 <= ignore < size)),
         path,
-        f"ignore_label_id must be a number or null, got {ignore!r}",
+        f"ignore_label_id must be null, {IGNORE} or a token (0 to {size - 1}), got {ignore!r}",
     )
     _usable(isinstance(mean, int | float) and mean >= 0, path, f"mean_puzzle_examples must be >= 0, got {mean!r}")
     named = isinstance(sets, list) and len(sets) > 0 and all(isinstance(name, str) and name for name in sets)
@@ -169,6 +171,8 @@ class PuzzleSplit:
     """[P + 1] int64"""
     group_indices: np.ndarray
     """[G + 1] int64"""
+    whole: bool = True
+    """Whether every token was looked at when the set was opened; else each batch is."""
     identifier_offset: int = 0
     """Added to every identifier but the blank one, so that data sets trained together do not share rows."""
 
@@ -190,6 +194,8 @@ class PuzzleSplit:
 
     def batch(self, examples: np.ndarray) -> dict[str, np.ndarray]:
         """Rows as int32: inputs [n, T], labels [n, T] (ignored ones -100), puzzle_identifiers [n]."""
+        if not self.whole:
+            self._check_again(examples)
         labels = self.labels[examples].astype(np.int32)
         if self.metadata.ignore_label_id is not None:
             labels[labels == self.metadata.ignore_label_id] = IGNORE
@@ -198,6 +204,11 @@ class PuzzleSplit:
             identifiers[identifiers != self.metadata.blank_identifier_id] += self.identifier_offset
         inputs = self.inputs[examples].astype(np.int32)
         return {"inputs": inputs, "labels": labels, "puzzle_identifiers": identifiers}
+
+    def _check_again(self, examples: np.ndarray) -> None:
+        for array, labels in ((self.inputs, False), (self.labels, True)):
+            path = Path(str(getattr(array, "filename", self.root / self.split)))
+            check_rows(path, array[examples], examples, self.metadata, labels=labels)
 
 
 def empty_batch(rows: int, metadata: PuzzleMetadata) -> dict[str, np.ndarray]:
@@ -248,7 +259,11 @@ def _load_set(root: Path, split: str, metadata: PuzzleMetadata, name: str) -> Pu
         path["puzzle_identifiers"],
         f"identifiers must be 0 to {top - 1} (num_puzzle_identifiers {top})",
     )
-    return PuzzleSplit(root, split, name, metadata, inputs, labels, identifiers, puzzles, groups)
+    seen = [
+        check_tokens(path[array], values, metadata, labels=array == "labels")
+        for array, values in (("inputs", inputs), ("labels", labels))
+    ]
+    return PuzzleSplit(root, split, name, metadata, inputs, labels, identifiers, puzzles, groups, all(seen))
 
 
 def load_split(root: str | Path, split: str, set_name: str | None = None) -> PuzzleSplit:
@@ -285,14 +300,27 @@ def load_splits(
         metadata = read_metadata(root, split)
         check_agreement([*(like or []), *splits], metadata, root / split / "dataset.json")
         offset = shift if like is None else _trained_offset(root, metadata, like)
-        for name in metadata.sets:
-            count = used.get(name, 0)
-            used[name] = count + 1
-            loaded = _load_set(root, split, metadata, name)
-            unique = f"{name}{count}" if count else name
-            splits.append(dataclasses.replace(loaded, set_name=unique, identifier_offset=offset))
+        loaded = [_load_set(root, split, metadata, name) for name in metadata.sets]
+        check_counts(root, split, metadata, loaded)
+        _check_beside(root, split, metadata)
+        for part in loaded:
+            count = used.get(part.set_name, 0)
+            used[part.set_name] = count + 1
+            unique = f"{part.set_name}{count}" if count else part.set_name
+            splits.append(dataclasses.replace(part, set_name=unique, identifier_offset=offset))
         shift += metadata.num_puzzle_identifiers - 1
     return splits
+
+
+def _check_beside(root: Path, split: str, metadata: PuzzleMetadata) -> None:
+    """Hold dataset.json against identifiers.json and card.json, where they are there."""
+    names = root / "identifiers.json"
+    if names.exists():
+        listed, told = _read_json(names), metadata.num_puzzle_identifiers
+        _usable(isinstance(listed, list), names, "expected a list of names")
+        _usable(len(listed) == told, names, f"holds {len(listed)} names, {split}/dataset.json counts {told}")
+    if (root / "card.json").exists():
+        check_card(root / split / "dataset.json", read_card(root / "card.json"), metadata)
 
 
 def check_agreement(others: Sequence[PuzzleSplit], metadata: PuzzleMetadata, path: Path) -> None:

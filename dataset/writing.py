@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from dataset.format import ARRAYS, SPLITS, PuzzleMetadata, load_splits, read_card, read_metadata
-from engine.io import REPLACED, TEMPORARY, UsageError, atomic_directory, file_lock
+from dataset.format import ARRAYS, SHARED, SPLITS, PuzzleMetadata, load_splits, read_card, read_metadata
+from dataset.sudoku.published import stand_in_reason
+from engine.io import REPLACED, TEMPORARY, UsageError, atomic_directory, file_lock, sha256_json
 
 SET = "all"
 CARD = "card.json"
@@ -146,6 +147,9 @@ def write_dataset(
             "counts": {name: arrays.counts() for name, arrays in splits.items()},
             "vocab_size": vocab_size,
             "seq_len": seq_len,
+            "pad_id": pad_id,
+            "ignore_label_id": ignore_label_id,
+            "blank_identifier_id": blank_identifier_id,
             **(check(folder) if check else {}),
             "content_hash": content_hash(folder),
         }
@@ -159,6 +163,9 @@ def _write_json(path: Path, value: Any) -> None:
 
 def describe(root: str | Path) -> dict[str, Any]:
     """The card of a data set with its `path`; `modified: true` where the arrays changed since.
+
+    `metadata_hash` is of what gives the arrays their meaning (vocabulary, special tokens, identifiers), which
+    content_hash leaves out. `stand_in: true` where the name promises other data.
 
     A data set without a card (built elsewhere) gets one: source `unknown`, counts and content hash.
     """
@@ -177,7 +184,13 @@ def describe(root: str | Path) -> dict[str, Any]:
         actual = content_hash(root)
         if actual != card["content_hash"]:
             card.update(modified=True, content_hash=actual)
-    return {"path": str(root), **card}
+    metadata = {split: read_metadata(root, split) for split in present}
+    meaning = {
+        split: {key: getattr(found, key) for key in (*SHARED, "num_puzzle_identifiers")}
+        for split, found in metadata.items()
+    }
+    stand_in = {"stand_in": True} if stand_in_reason(root, card) else {}
+    return {"path": str(root), **card, "metadata_hash": sha256_json(meaning), **stand_in}
 
 
 def _counts(metadata: PuzzleMetadata) -> dict[str, int]:

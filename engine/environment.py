@@ -47,6 +47,31 @@ def describe_environment(
     }
 
 
+DATA_MARKS = ("path", "content_hash", "metadata_hash")
+"""What a checkpoint itself keeps of each data card: it may be copied without its run."""
+
+
+def data_marks(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The marks of these data cards, for a checkpoint."""
+    return [{key: card[key] for key in DATA_MARKS if key in card} for card in cards]
+
+
+def data_change(extra: Mapping[str, Any], environment: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """How the data set of the card `now` is not the one that a run trained on, in words; None where it is.
+
+    What it trained on stands in its checkpoint's manifest (`extra`; not of older runs) and in environment.json.
+    """
+    for cards in (extra.get("data"), environment.get("data_cards")):
+        for then in cards if isinstance(cards, list) else []:
+            if not isinstance(then, Mapping) or then.get("path") != now.get("path"):
+                continue
+            for key, what in (("content_hash", "content"), ("metadata_hash", "metadata")):
+                before, found = then.get(key), now.get(key)
+                if isinstance(before, str) and isinstance(found, str) and before != found:
+                    return f"{what} hash {found[:12]}, then {before[:12]}"
+    return None
+
+
 def _git_state(source: Path) -> dict[str, Any] | None:
     commit = _git(source, "rev-parse", "HEAD")
     if commit is None:

@@ -27,13 +27,12 @@ from engine.config import RunConfig, source_of
 from engine.device import check_attention, choose_device, prepare_process
 from engine.distributed import all_gather_rows, broadcast_object, is_main, rank, shutdown, under_torchrun, world_size
 from engine.ema import averaged_weights
-from engine.environment import describe_environment
+from engine.environment import data_change, data_marks, describe_environment
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.io import atomic_write_json, atomic_write_text, say
 from engine.profiling import StepProfiler
 from engine.progress import ProgressBar
 from engine.rundir import RunDirectory, read_json
-from engine.runfiles import data_hashes
 from engine.signals import StopSignal
 from engine.sinks import Sinks
 from engine.stopping import EarlyStop, check_early_stop
@@ -160,7 +159,7 @@ class _Session(Hook):
         config = self.config
         checkpoint = self._load_checkpoint()
         self._plan = plan
-        on_main(lambda: self._check_data(plan))
+        on_main(lambda: self._check_data(plan, checkpoint))
         self.trainer = trainer = Trainer(
             plan, config, runtime, save=self.save, write=self.sinks.write, stop=self.stop, hooks=[self.bar, self]
         )
@@ -207,14 +206,16 @@ class _Session(Hook):
             raise UsageError(f"checkpoint {path} was written by {checkpoint.entry}.py, not by {self.entry}.py")
         return checkpoint
 
-    def _check_data(self, plan: Plan) -> None:
+    def _check_data(self, plan: Plan, checkpoint: Checkpoint | None) -> None:
         """A run goes on with the data that it began with."""
-        known = data_hashes(self.opened.path) if self.opened.mode == "continue" else {}
+        if self.opened.mode != "continue":
+            return
+        extra = checkpoint.extra if checkpoint is not None else {}
+        environment = read_json(self.opened.path / "environment.json")
         for card in plan.cards:
-            then, now = known.get(str(card.get("path"))), card.get("content_hash")
-            if then and now != then:
+            if (change := data_change(extra, environment, card)) is not None:
                 raise UsageError(
-                    f"{card['path']} is not what this run began with (content hash {str(now)[:12]}, then {then[:12]}): "
+                    f"{card['path']} is not what this run began with ({change}): "
                     "put the old data back, or start a new run (resume=false)"
                 )
 
@@ -280,6 +281,7 @@ class _Session(Hook):
                     metric=metric,
                     extra={
                         "sizes": {"metrics.jsonl": metrics_file.stat().st_size if metrics_file.exists() else 0},
+                        "data": data_marks(trainer.plan.cards),
                         **_stand_in(trainer.plan),
                     },
                 )

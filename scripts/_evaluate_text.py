@@ -38,7 +38,7 @@ def evaluate_text(args: argparse.Namespace) -> None:
                 checkpoint, device=args.device, weights=args.weights or "ema", overrides={"dataset": other}
             )
         data = [{key: str(card[key]) for key in ("path", "content_hash")} for card in opened.plan.cards]
-        warn_of_other_data(opened.run_dir, data)
+        warn_of_other_data(opened.checkpoint, data)
         began = time.perf_counter()
         values = opened.plan.task.evaluate(final=True)
         seconds = time.perf_counter() - began

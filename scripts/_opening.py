@@ -14,9 +14,10 @@ from typing import Any, Literal, cast
 from dataset.arguments import positive
 from dataset.catalog import describe, ensure
 from dataset.format import PuzzleSplit, load_splits
+from engine.environment import DATA_MARKS, data_change
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.io import atomic_write_json, say, user_path
-from engine.runfiles import data_hashes, read_json
+from engine.runfiles import read_json
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +40,8 @@ class Subject:
     opened: Any
     """engine.reopen.OpenedCheckpoint"""
     splits: list[PuzzleSplit]
-    data: list[dict[str, str]]
-    """path and content hash of each data set"""
+    data: list[dict[str, Any]]
+    """Path and hashes of each data set."""
     steps: int
 
     @property
@@ -77,7 +78,7 @@ def open_subject(args: argparse.Namespace) -> Subject:
         splits = load_splits(folders, args.split, like=task.sampler.splits)
         data = [_identity(folder, opened.plan.cards) for folder in dict.fromkeys(folders)]
         if not given:
-            warn_of_other_data(opened.run_dir, data)
+            warn_of_other_data(opened.checkpoint, data)
     steps = args.steps or task.model.halt_max_steps
     task.model.halt_max_steps = steps  # evaluation always takes exactly this many
     return Subject(opened=opened, splits=splits, data=data, steps=steps)
@@ -100,19 +101,18 @@ def _environment(run_dir: Path) -> dict[str, Any]:
     return read_json(run_dir / "environment.json")  # {} for a checkpoint copied without its run
 
 
-def _identity(folder: Path, cards: list[dict[str, Any]]) -> dict[str, str]:
+def _identity(folder: Path, cards: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a result says of a data set: path, hashes, whether it stands in for another."""
     card = next((card for card in cards if card.get("path") == str(folder)), None) or describe(folder)
-    return {"path": str(folder), "content_hash": str(card["content_hash"])}
+    return {key: card[key] for key in (*DATA_MARKS, "stand_in") if key in card}
 
 
-def warn_of_other_data(run_dir: Path, data: list[dict[str, str]]) -> None:
-    """Say which data sets are not those that the run saw."""
-    trained = data_hashes(run_dir)
+def warn_of_other_data(checkpoint: Any, data: list[dict[str, Any]]) -> None:
+    """Say which data sets are not those that the run saw. `checkpoint` is an engine.checkpoint.Checkpoint."""
+    environment = _environment(checkpoint.path.parent.parent)
     for entry in data:
-        known = trained.get(entry["path"])
-        if known and known != entry["content_hash"]:
-            now, then = entry["content_hash"][:12], known[:12]
-            say(f"warning: {entry['path']} is not the data that the run saw (content hash {now}, then {then})")
+        if (change := data_change(checkpoint.extra, environment, entry)) is not None:
+            say(f"warning: {entry['path']} is not the data that the run saw ({change})")
 
 
 def write_result(target: Path, content: dict[str, Any]) -> None:

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.text.meta import read_meta
+from dataset.text.meta import META, load_tokenizer, read_meta
 from engine.io import Unreadable, UsageError, check_regular, why
 
 IGNORE = -100
 """Target that is not scored."""
 # Files up to this many tokens are looked through for ids beyond the vocabulary; of larger ones as many blocks are.
 CHECKED, BLOCK = 1 << 26, 1 << 20
+# Tokens decoded at each of three places, and how far their mean may be from that of the whole text.
+SAMPLE, SLACK = 10_000, 1.6
 
 
 class TokenStream:
@@ -56,7 +58,25 @@ class TokenStream:
     @cached_property
     def bytes_per_token(self) -> float | None:
         """Bytes of text behind a token on average, None where unknown: nats / (ln 2 x this) = bits per byte."""
-        return (self.meta.bytes_per_token or {}).get(self.split)
+        told = (self.meta.bytes_per_token or {}).get(self.split)
+        if told is not None:
+            self._check_bytes(told)
+        return told
+
+    def _check_bytes(self, told: float) -> None:
+        """Hold the bytes per token of meta.json against what a sample decodes to: bits per byte follow from them."""
+        places = sorted({0, max(0, (len(self) - SAMPLE) // 2), max(0, len(self) - SAMPLE)})
+        sample = [int(token) for low in places for token in self.tokens[low : low + SAMPLE]]
+        try:
+            text = load_tokenizer(self.root).decode([token for token in sample if token != self.meta.eot])
+        except (UsageError, ImportError):  # no tokenizer, or not here: nothing to hold it against
+            return
+        found = len(text.encode("utf-8", "replace")) / len(sample)
+        if not told / SLACK <= found <= told * SLACK:
+            raise UsageError(
+                f"{self.root / META}: bytes and tokens of {self.split} say {told:.3g} bytes of text per token, the "
+                f"tokens decode to {found:.3g}: bits per byte would be wrong, so build the data set again"
+            )
 
     def require(self, block_size: int) -> None:
         """Raise UsageError unless a window of `block_size` tokens and its targets fit, and all ids are known."""

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -176,6 +177,22 @@ def test_a_run_without_averages_says_so(run: Path, tmp_path: Path) -> None:
     default = run_script("scripts/evaluate", str(copy))
     assert default.code == 0, default.output
     assert "raw weights" in default.output
+
+
+def test_a_checkpoint_copied_without_its_run_knows_its_data(run: Path, workplace: Path) -> None:
+    copy = workplace / "copy/checkpoints/step_12"
+    shutil.copytree(run / "checkpoints/step_12", copy)
+    assert [sorted(entry) for entry in results(copy / "manifest.json")["extra"]["data"]] == [
+        ["content_hash", "metadata_hash", "path"]
+    ]
+    (workplace / "data").unlink()
+    shutil.copytree(run.parents[2] / "data", workplace / "data")
+    file = workplace / "data/debug-sudoku-4x4/test/all__labels.npy"
+    labels = np.load(file)
+    np.save(file, labels[::-1])
+    shown = run_script("scripts/evaluate", str(copy), cwd=workplace)
+    assert shown.code == 0, shown.output
+    assert "warning: data/debug-sudoku-4x4 is not the data that the run saw (content hash" in shown.output
 
 
 def test_other_data_than_trained_on_is_said(run: Path, tmp_path: Path) -> None:
