@@ -31,7 +31,7 @@ from yaml import YAMLError
 
 from engine.config import refusal_within
 from engine.console import finish, open_streams
-from engine.distributed import report_to_launcher, under_torchrun
+from engine.distributed import report_to_launcher, speaks, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError
 from engine.help import help_text
 from engine.io import closest
@@ -122,15 +122,17 @@ def run(
         return UsageError.exit_code if stop.code == 1 else int(stop.code or 0)
     except (_TaskStopped, Exception, Interrupted, KeyboardInterrupt) as caught:
         error = caught.error if isinstance(caught, _TaskStopped) else caught
-        report_to_launcher(error)
         line = one_line(error, schema, config_dir, composing=not isinstance(caught, _TaskStopped))
+        code = exit_code(error, line)
         if wanted or line is None:
             traceback.print_exception(error)
-        if line is not None:
+        # What Hydra and OmegaConf refuse they refuse on every rank, as we do.
+        if line is not None and speaks(UsageError(line) if code == UsageError.exit_code else error, code):
             rank = os.environ.get("RANK", "0")
-            kind = "interrupted" if exit_code(error, line) == Interrupted.exit_code else "error"
+            kind = "interrupted" if code == Interrupted.exit_code else "error"
             sys.stderr.write(f"{kind}{'' if rank == '0' else f' [rank {rank}]'}: {line}\n")
-        return exit_code(error, line)
+        report_to_launcher(error, line)
+        return code
 
 
 def exit_code(error: BaseException, line: str | None) -> int:

@@ -7,18 +7,24 @@ The batch layout is one rule: row i of the global batch always has slot i, rank 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import json
 import os
+import signal
+import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from engine.errors import RankLost
+from engine.errors import RankLost, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -110,12 +116,33 @@ def lost_rank(error: BaseException) -> RankLost | None:
     return None
 
 
-def report_to_launcher(error: BaseException) -> None:
-    """Leave the error where torchrun looks for it, so that its summary shows the root cause with its traceback."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ and isinstance(error, Exception) and not isinstance(error, RankLost):
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+def speaks(error: BaseException, code: int) -> bool:
+    """Whether this rank is to print its line about `error`; a rank that is not to may end here with `code`.
 
-        get_error_handler().record_exception(error)
+    Under torchrun all ranks refuse alike, and rank 0 says so: the others wait for torchrun to end them, which it does
+    as soon as rank 0 is gone. If that does not come, the error was theirs alone.
+    """
+    if not isinstance(error, Exception):
+        return is_main()  # a signal: all ranks stop
+    patience_s = 20.0 if isinstance(error, RankLost) else 10.0 if isinstance(error, UsageError) and not is_main() else 0
+    if patience_s and "TORCHELASTIC_RUN_ID" in os.environ:
+        if is_main():  # the rank that was lost may be waiting in here
+            sys.stderr.write(f"error: {error}\n")
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+        time.sleep(patience_s)
+        return not is_main()
+    return True
+
+
+def report_to_launcher(error: BaseException, line: str | None) -> None:
+    """Leave `line`, else the traceback, where torchrun looks for it: its summary, which is printed last, shows it."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file is None or not isinstance(error, Exception) or isinstance(error, RankLost):
+        return
+    shown = f"error: {line}" if line else "".join(traceback.format_exception(error))
+    content = {"message": str(error), "extraInfo": {"py_callstack": shown, "timestamp": str(int(time.time()))}}
+    with contextlib.suppress(OSError):
+        Path(file).write_text(json.dumps({"message": content}), encoding="utf-8")
 
 
 def _collective(function: Callable[P, R]) -> Callable[P, R]:

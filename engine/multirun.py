@@ -30,6 +30,7 @@ from engine.config import NOT_IDENTITY, task_overrides
 from engine.errors import UsageError
 from engine.io import file_lock, say
 from engine.runfiles import read_json
+from engine.signals import install, restore
 from engine.sweeps import FOLDER, REPORT, STOP, SUFFIX, Job, publish, read_jobs, result_of
 from engine.translate import quote
 
@@ -42,10 +43,6 @@ GPUS = "LOOPFORGE_GPUS"
 # names that two jobs of a sweep must not share
 NUMBERED = ("run_name", "run_dir")
 AT_ONCE = ("joblib", "submitit_local")  # launchers that run several jobs on this machine
-STOPS = {  # what a job is sent for what we receive: a run knows nothing of a lost terminal or submitit's time limit
-    signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1,
-    signal.SIGHUP: signal.SIGTERM, signal.SIGUSR2: signal.SIGTERM,
-}  # fmt: skip
 LOOK_S = 0.5  # how often a waiting process looks whether the sweep was stopped
 _sweeping = False  # true in the process of the sweep itself
 
@@ -181,19 +178,19 @@ def _run(command: list[str], environment: dict[str, str], stop: Path) -> tuple[i
     def forward(number: int, _: Any) -> None:
         # Ctrl-C reaches the sweep and its workers alike: only the sweep itself passes on a second one.
         if not received or _sweeping:
-            child.send_signal(STOPS[signal.Signals(number)])
+            # torchrun hands on no other signal to its ranks than these
+            child.send_signal(number if number in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM)
         received.append(number)
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        before = {n: signal.signal(n, forward) for n in STOPS if signal.getsignal(n) is not signal.SIG_IGN}
+        before = install(forward)
     try:
         while (code := _wait(child)) is None:
             if not received and stop.exists():
                 forward(signal.SIGTERM, None)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore(before)
     if signal.SIGUSR2 in received and callable(before[signal.SIGUSR2]):
         before[signal.SIGUSR2](signal.SIGUSR2, None)  # submitit: the checkpoint is written, queue the job again
     return code, bool(received)
@@ -231,14 +228,13 @@ def job_codes(sweep: bool, words: Sequence[str] = ()) -> Iterator[Callable[[], l
             raise KeyboardInterrupt
         (folder / STOP).touch()
 
-    before = {n: signal.signal(n, stop) for n in STOPS if signal.getsignal(n) is not signal.SIG_IGN}
+    before = install(stop)
     _sweeping = True
     try:
         yield lambda: codes
     finally:
         _sweeping = False
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore(before)
         for name in (FOLDER, SWEPT, GPUS):
             os.environ.pop(name)
         jobs = read_jobs(folder)

@@ -9,20 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from engine.errors import UsageError
 from engine.io import say
+from engine.signals import install, restore
 from scripts._jobs_ledger import HOST, Claim, Ledger, process_alive
 from scripts._jobs_outcome import Outcome, judge
 from verification.jobs import Job
 
-WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 POLL_S = 0.1
 NO_DEVICE = ("device=cpu", "--device=cpu", "--use_cpu")
 
@@ -285,12 +284,11 @@ class Runner:
         def note(number: int, frame: FrameType | None) -> None:
             self.stop = self.stop or signal.Signals(number).name
 
-        previous: Mapping[int, Any] = {number: signal.signal(number, note) for number in WATCHED}
+        previous = install(note)
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            restore(previous)
 
     def _forward(self) -> None:
         """Tell each job once; torchrun passes it on to its ranks, which write a checkpoint."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from engine import distributed
+from engine.errors import Interrupted, RankLost, RunFailure, UsageError
+from tests.conftest import run_forked
 
 
 def test_keyed_numbers_depend_on_every_key_and_on_nothing_else() -> None:
@@ -44,3 +51,51 @@ def test_collectives_are_the_identity_alone() -> None:
     assert distributed.all_reduce_sum(tensor) is tensor
     assert distributed.all_gather_rows(tensor) is tensor
     assert distributed.broadcast_object("x") == "x"
+
+
+def _speak(error: BaseException, *, ended: bool) -> None:
+    """speaks() on this rank; `ended`: torchrun sends SIGTERM while it waits."""
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    distributed.time.sleep = sleep  # type: ignore[method-assign]
+    print(distributed.speaks(error, 2), bool(waited), end="")
+    sys.exit(0)
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "ended", "said"),
+    [
+        ("0", UsageError("no"), False, "True False"),
+        ("1", UsageError("no"), True, None),
+        ("1", UsageError("no"), False, "True True"),  # this rank's own: nobody has ended it
+        ("1", RunFailure("out of memory"), False, "True False"),
+        ("1", RankLost("gone"), True, None),
+        ("0", RankLost("gone"), True, None),
+        ("1", Interrupted("stopped"), False, "False False"),
+        ("0", Interrupted("stopped"), False, "True False"),
+    ],
+)
+def test_what_all_ranks_meet_rank_0_says(rank: str, error: BaseException, ended: bool, said: str | None) -> None:
+    env = {"TORCHELASTIC_RUN_ID": "x", "RANK": rank, "WORLD_SIZE": "2"}
+    result = run_forked(_speak, error, ended=ended, env=env)
+    assert (result.code, result.output) == ((2, "") if said is None else (0, said))
+
+
+def test_without_torchrun_every_rank_says_its_error_at_once() -> None:
+    result = run_forked(_speak, UsageError("no"), ended=False, env={"RANK": "1", "WORLD_SIZE": "2"})
+    assert result.output == "True False"
+
+
+def test_the_summary_of_torchrun_shows_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    distributed.report_to_launcher(UsageError("unknown key 'lrr'"), "unknown key 'lrr': did you mean 'lr'?")
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / "error.json"))
+    summary = str(ChildFailedError("pretrain.py", {0: failure}))
+    assert summary.splitlines()[-2].endswith("traceback : error: unknown key 'lrr': did you mean 'lr'?")
