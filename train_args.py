@@ -200,9 +200,9 @@ class TrainConfig(RunConfig):
         for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: expected 0 <= {key} < 1")
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(
-                f"temperature={self.temperature}: expected more than 0; top_k=[1] takes the likeliest token"
+                f"temperature={self.temperature}: expected a finite number above 0; top_k=[1] takes the likeliest token"
             )
         if not self.top_k or min(self.top_k) < 1:
             raise ValueError(f"top_k={self.top_k}: expected integers, each at least 1, e.g. top_k=[200]")

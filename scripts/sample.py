@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -52,8 +53,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (if there are any) or raw")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
     args = parser.parse_args(argv)
-    if args.temperature < 0:
-        parser.error(f"argument --temperature: {args.temperature} is below 0")
+    if not 0 <= args.temperature < math.inf:
+        parser.error(f"argument --temperature: {args.temperature} is no finite number of at least 0")
     if args.min_p is not None and not 0 <= args.min_p <= 1:
         parser.error(f"argument --min-p: {args.min_p} is not between 0 and 1")
     return args
@@ -98,7 +99,7 @@ def write(opened: Any, prompts: list[str], args: argparse.Namespace) -> None:
 
     from dataset.text.meta import load_tokenizer
     from dataset.text.opening import dataset_folders
-    from tasks.generation import generate
+    from tasks.generation import generate, until
     from tasks.language_report import encode_prompt
 
     task, config = opened.plan.task, opened.config
@@ -121,11 +122,12 @@ def write(opened: Any, prompts: list[str], args: argparse.Namespace) -> None:
         made = generate(
             task.model, start.expand(args.num_samples, *start.shape[1:]), args.max_new_tokens,
             temperature=args.temperature, top_k=top_k, min_p=args.min_p, seed=args.seed, purpose=f"sample/{top_k}",
-            stream=stream, stop=None if contexts else tokenizers[0].eot,
+            stream=stream, stop=tokenizers[0].eot,
         )  # fmt: skip
         for number, row in enumerate(made):
             print(f"--- step {opened.checkpoint.step} top_k {top_k} sample {number}")
-            rows = row if contexts else row.unsqueeze(0)
+            text = until(row, tokenizers[0].eot)
+            rows = text if contexts else text.unsqueeze(0)
             for place, (tokenizer, tokens) in enumerate(zip(tokenizers, rows, strict=True)):
                 name = f"[{folders[place].name}] " if contexts else ""
                 given = prompts[place] if place < len(prompts) else ""

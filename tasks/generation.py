@@ -5,11 +5,19 @@ Shapes: B samples, K streams, V words, n tokens made.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
 from engine.distributed import keyed_generator
+from engine.task import UsageError
 from models.language_models.gpt import GPT
+
+LEAST_TEMPERATURE = 1e-6
+"""Below it logits over the temperature overflow, and the likeliest token is certain."""
+MOST_TOKENS = 1_000_000
+"""Of one sample: a longer one is a slip."""
 
 
 def filtered(logits: Tensor, *, top_k: int | None, min_p: float | None) -> Tensor:
@@ -23,6 +31,28 @@ def filtered(logits: Tensor, *, top_k: int | None, min_p: float | None) -> Tenso
     return logits
 
 
+def until(row: Tensor, stop: int | None) -> Tensor:
+    """A sample [n], or [K, n], up to its first token `stop`, that one included: the rest belongs to another text."""
+    ends = torch.nonzero(row.reshape(-1, row.shape[-1])[0] == stop) if stop is not None else row.new_zeros(0)
+    return row[..., : int(ends[0]) + 1] if len(ends) else row
+
+
+def check_room(model: GPT, samples: int, count: int) -> None:
+    """Raises UsageError for more than MOST_TOKENS, or where the keys and values of the samples exceed the memory."""
+    if count > MOST_TOKENS:
+        raise UsageError(f"samples of {count} tokens: expected at most {MOST_TOKENS:,}")
+    config, parameter = model.config, next(model.parameters())
+    size = 2 * config.n_layer * samples * config.block_size * config.kv_heads * (config.n_embd // config.n_head)
+    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if parameter.device.type == "cuda":
+        room = torch.cuda.get_device_properties(parameter.device).total_memory
+    if size * parameter.element_size() > room:
+        raise UsageError(
+            f"{samples:,} samples at once need {size * parameter.element_size() >> 20:,} MiB for keys and values, "
+            f"there are {room >> 20:,}: lower num_samples"
+        )
+
+
 @torch.no_grad()
 def generate(
     model: GPT, prompt: Tensor, count: int, *, temperature: float = 1.0, top_k: int | None = None,
@@ -32,8 +62,12 @@ def generate(
     """`count` tokens after `prompt` (int [B, T], or [B, K, T] for K streams): int64 [B, n], or [B, K, n].
 
     Numbers are keyed by (seed, purpose), one generator for the whole call, so the same call gives the same text on
-    every device. temperature 0 takes the likeliest token. It ends early when every sample has met the token `stop`.
+    every device. temperature 0 takes the likeliest token. It ends early when every sample has met the token `stop` (of
+    the first stream, where there are several): `until` says where each of them ends.
+
+    Raises: UsageError for longer texts, or more of them at once, than can be made.
     """
+    check_room(model, prompt.shape[0], count)
     was_training = model.training
     model.eval()
     generator = keyed_generator(seed, purpose)
@@ -45,8 +79,8 @@ def generate(
         chosen = [_choose(values, temperature, top_k, min_p, generator) for values in logits]
         token = torch.stack(chosen, dim=1) if prompt.dim() == 3 else chosen[0]
         made.append(token)
-        if stop is not None and prompt.dim() == 2:
-            ended |= token == stop
+        if stop is not None:
+            ended |= (token if prompt.dim() == 2 else token[:, 0]) == stop
             if bool(ended.all()):
                 break
         piece = token.unsqueeze(-1).to(prompt.device)
@@ -57,7 +91,7 @@ def generate(
 def _choose(
     logits: Tensor, temperature: float, top_k: int | None, min_p: float | None, generator: torch.Generator
 ) -> Tensor:
-    if temperature == 0.0:
+    if temperature < LEAST_TEMPERATURE:
         return logits.argmax(dim=-1)
     weights = filtered(logits / temperature, top_k=top_k, min_p=min_p).softmax(dim=-1)
     return torch.multinomial(weights, 1, generator=generator).squeeze(1)

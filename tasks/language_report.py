@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataset.text.corpus import HALF
+from dataset.text.formats import read_text
 from dataset.text.meta import load_tokenizer
 from dataset.text.tokenizer import Tokenizer
 from engine.task import Evaluation, UsageError
 from models.language_models.gpt import GPT
-from tasks.generation import generate
+from tasks.generation import check_room, generate, until
 
 BEST = "best_val_loss_and_iter.txt"
 
@@ -30,6 +33,7 @@ class LanguageReport:
     def __init__(self, config: Any, model: GPT, folders: Sequence[Path]) -> None:
         self.config, self.model, self.folders = config, model, list(folders)
         if config.max_sample_tokens is not None:
+            check_room(model, config.num_samples, config.max_sample_tokens)
             self.tokenizers = [load_tokenizer(folder) for folder in self.folders]
             self.start = start_text(config.sample_start_tokens)
 
@@ -52,13 +56,12 @@ class LanguageReport:
             for top_k in config.top_k:
                 made = generate(
                     self.model, prompt, config.max_sample_tokens, temperature=config.temperature, top_k=top_k,
-                    seed=config.seed, purpose=f"sample/{step}/{top_k}/{stream}", stream=stream,
+                    seed=config.seed, purpose=f"sample/{step}/{top_k}/{stream}", stream=stream, stop=tokenizer.eot,
                 )  # fmt: skip
                 for number, row in enumerate(made):
                     name = f" {self.folders[stream].name}" if stream is not None else ""
-                    sections.append(
-                        f"--- step {step}{name} top_k {top_k} sample {number}\n{self._text(row, tokenizer)}"
-                    )
+                    text = self._text(until(row, tokenizer.eot), tokenizer)
+                    sections.append(f"--- step {step}{name} top_k {top_k} sample {number}\n{text}")
         return "\n".join(sections) + "\n"
 
     def _prompt(self, tokenizer: Tokenizer, contexts: bool) -> Tensor:
@@ -80,12 +83,14 @@ class LanguageReport:
 def start_text(value: str) -> str:
     """A prompt, read from a file where it says FILE:path. Raises: UsageError when there is none."""
     if not value.startswith("FILE:"):
+        if HALF.search(value):
+            raise UsageError(f"the prompt {ascii(value)[:60]} is not UTF-8: it holds half a character")
         return value
-    path = Path(value.removeprefix("FILE:"))
+    path = Path(os.path.expanduser(value.removeprefix("FILE:")))
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{value}: {path} cannot be read as text ({error})") from None
+        return read_text(path)
+    except OSError as error:
+        raise UsageError(f"{value}: {path} cannot be read ({error.strerror})") from None
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> Tensor:

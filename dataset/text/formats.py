@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.io import UsageError
+from engine.io import Unreadable, UsageError, read_bytes
 
 Form = Literal["text", "lines", "array"]
 JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -87,8 +87,11 @@ def _other_encoding(path: Path, name: str) -> UsageError:
 
 
 def read_text(path: Path) -> str:
-    """A whole file of text, without a mark of UTF-8. Raises: UsageError for another encoding, OSError."""
-    data = path.read_bytes()
+    """A whole file of text, without a mark of UTF-8. Raises: UsageError for another encoding or no file, OSError."""
+    try:
+        data = read_bytes(path)
+    except Unreadable as error:
+        raise UsageError(f"{path} {error}") from None
     begin = mark_of(path, data[:HEAD])
     try:
         return data[begin:].decode("utf-8")
