@@ -98,7 +98,7 @@ def write(opened: Any, prompts: list[str], args: argparse.Namespace) -> None:
     import torch
 
     from dataset.text.meta import load_tokenizer
-    from dataset.text.opening import dataset_folders
+    from dataset.text.opening import dataset_folders, short_names
     from tasks.generation import generate, until
     from tasks.language_report import encode_prompt
 
@@ -129,14 +129,16 @@ def write(opened: Any, prompts: list[str], args: argparse.Namespace) -> None:
             text = until(row, tokenizers[0].eot)
             rows = text if contexts else text.unsqueeze(0)
             for place, (tokenizer, tokens) in enumerate(zip(tokenizers, rows, strict=True)):
-                name = f"[{folders[place].name}] " if contexts else ""
+                name = f"[{short_names(folders)[place]}] " if contexts else ""
                 given = prompts[place] if place < len(prompts) else ""
                 print(name + given + tokenizer.decode(tokens.tolist()))
 
 
 def which(folders: list[Path], name: str | None) -> int:
     """Number of the data set called `name`; the first one where none is named."""
-    names = [folder.name for folder in folders]
+    from dataset.text.opening import short_names
+
+    names = short_names(folders)
     if name is not None and name not in names:
         raise UsageError(f"--dataset {name}: choose one of {', '.join(names)}")
     return names.index(name) if name is not None else 0

@@ -14,6 +14,7 @@ from torch import Tensor
 from dataset.text.corpus import HALF
 from dataset.text.formats import read_text
 from dataset.text.meta import load_tokenizer
+from dataset.text.opening import short_names
 from dataset.text.tokenizer import Tokenizer
 from engine.task import Evaluation, UsageError
 from models.language_models.gpt import GPT
@@ -32,6 +33,7 @@ class LanguageReport:
 
     def __init__(self, config: Any, model: GPT, folders: Sequence[Path]) -> None:
         self.config, self.model, self.folders = config, model, list(folders)
+        self.names = short_names(self.folders)
         if config.max_sample_tokens is not None:
             check_room(model, config.num_samples, config.max_sample_tokens)
             self.tokenizers = [load_tokenizer(folder) for folder in self.folders]
@@ -59,7 +61,7 @@ class LanguageReport:
                     seed=config.seed, purpose=f"sample/{step}/{top_k}/{stream}", stream=stream, stop=tokenizer.eot,
                 )  # fmt: skip
                 for number, row in enumerate(made):
-                    name = f" {self.folders[stream].name}" if stream is not None else ""
+                    name = f" {self.names[stream]}" if stream is not None else ""
                     text = self._text(until(row, tokenizer.eot), tokenizer)
                     sections.append(f"--- step {step}{name} top_k {top_k} sample {number}\n{text}")
         return "\n".join(sections) + "\n"
@@ -77,7 +79,7 @@ class LanguageReport:
         if row.dim() == 1:
             return self.start + tokenizer.decode(row.tolist())
         lines = [each.decode(stream.tolist()) for each, stream in zip(self.tokenizers, row, strict=True)]
-        return "\n".join(f"[{folder.name}] {line}" for folder, line in zip(self.folders, lines, strict=True))
+        return "\n".join(f"[{name}] {line}" for name, line in zip(self.names, lines, strict=True))
 
 
 def start_text(value: str) -> str:

@@ -38,6 +38,8 @@ class TextMeta:
     eot: int | None = None
     bytes_per_token: dict[str, float] | None = None
     """Per split: bytes of text / tokens. None where nobody counted."""
+    tokens: dict[str, int] | None = None
+    """Per split, as our builder counted them."""
     state: dict[str, Any] | None = None
     """State of the tokenizer that an old meta.pkl holds; ours is in tokenizer.json."""
 
@@ -80,6 +82,7 @@ def _ours(path: Path) -> TextMeta:
         tokenizer=name,
         eot=eot,
         bytes_per_token=ratio or None,
+        tokens=tokens,
     )
 
 

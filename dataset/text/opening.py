@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from engine.io import UsageError, user_path
 Split = Literal["train", "val"]
 # One forward pass of an evaluation takes up to so many tokens, and as many logits: small models are held up by calls.
 PASS_TOKENS, PASS_LOGITS = 1 << 13, 1 << 26
+EVALUATION = 0
+"""Key of the random windows of eval_mode=random: runs that differ in their seed are evaluated on the same ones."""
 
 
 @dataclass(kw_only=True)
@@ -73,7 +76,25 @@ def _names(config: Any) -> list[str]:
     """Aligned streams as listed; a mixture's data sets once each, however often they are listed."""
     if config.training_mode == "multicontext":
         return list(config.multicontext_datasets)
-    return list(dict.fromkeys(config.dataset_list)) if config.training_mode == "multidataset" else [config.dataset]
+    return list(dict.fromkeys(_listed(config))) if config.training_mode == "multidataset" else [config.dataset]
+
+
+def _listed(config: Any) -> list[str]:
+    """The items of dataset_list; two ways to write one folder (`a`, `data/a`) are the first of them."""
+    first: dict[str, str] = {}
+    return [first.setdefault(os.path.realpath(folder_of(name)), name) for name in config.dataset_list]
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """What metrics and samples call data sets: the folder's name, with its parent's where two are called the same."""
+    names = [folder.name for folder in folders]
+    for depth in range(2, max((len(folder.absolute().parts) for folder in folders), default=0)):
+        twice = {name for name in names if names.count(name) > 1}
+        names = [
+            "-".join(folder.absolute().parts[-depth:]) if name in twice else name
+            for name, folder in zip(names, folders, strict=True)
+        ]
+    return names
 
 
 def open_text(config: Any, *, block_size: int, rows: int) -> OpenedText:
@@ -83,12 +104,13 @@ def open_text(config: Any, *, block_size: int, rows: int) -> OpenedText:
     """
     mode, order = config.training_mode, _names(config)
     cards = ensure_data(config)
-    train = [TokenStream(folder_of(name), "train") for name in order]
+    called = short_names([folder_of(name) for name in order])
+    train = [TokenStream(folder_of(name), "train", name=short) for name, short in zip(order, called, strict=True)]
     contexts = mode == "multicontext"
     mixture = None
     if mode == "multidataset":
         mixture = Mixture(
-            config.dataset_list, seed=config.seed, max_steps=config.max_iters, probs=config.dataset_sampling_probs,
+            _listed(config), seed=config.seed, max_steps=config.max_iters, probs=config.dataset_sampling_probs,
             probs_final=config.dataset_sampling_probs_final,
             transition=config.dataset_sampling_probs_transition_method,
             interleaving=config.dataset_interleaving, shuffle=config.dataset_interleaving_shuffle,
@@ -103,23 +125,26 @@ def open_text(config: Any, *, block_size: int, rows: int) -> OpenedText:
         folders=[stream.root for stream in train],
         vocab_sizes=tuple(sizes) if own else (max(sizes),),
         batches=batches,
-        held_out=_held_out(config, order, block_size, contexts),
+        held_out=_held_out(config, order, called, block_size, contexts),
         weights=mixture.probabilities(config.max_iters // 2).tolist() if mixture else [1.0],
         cards=cards,
     )
 
 
-def _held_out(config: Any, names: Sequence[str], block_size: int, contexts: bool) -> list[HeldOut]:
+def _held_out(
+    config: Any, names: Sequence[str], called: Sequence[str], block_size: int, contexts: bool
+) -> list[HeldOut]:
     """Validation split of every data set, then (eval_train) as much of the training split."""
     groups = [names] if contexts else [[name] for name in names]
+    titles = ["+".join(called)] if contexts else called
     entries = []
-    for number, group in enumerate(groups):
+    for number, (group, title) in enumerate(zip(groups, titles, strict=True)):
         validation = _batches(config, group, "val", block_size, contexts, windows=None)
-        entries.append(_entry(config, group, "val", validation, number, contexts))
+        entries.append(_entry(config, title, "val", validation, number, contexts))
         if config.eval_train:
             windows = validation.windows if config.eval_mode == "sweep" else None
             training = _batches(config, group, "train", block_size, contexts, windows=windows)
-            entries.append(_entry(config, group, "train", training, number, contexts))
+            entries.append(_entry(config, title, "train", training, number, contexts))
     return sorted(entries, key=lambda entry: entry.split == "train")  # all validation losses first
 
 
@@ -136,17 +161,15 @@ def _batches(
         limit = min(limit or windows, -(-windows // config.batch_size))
     merged = max(f for f in range(1, room + 1) if limit is None or limit % f == 0)
     return EvalBatches(
-        streams, seed=config.seed, batch_size=config.batch_size * merged, block_size=block_size, mode=config.eval_mode,
+        streams, seed=EVALUATION, batch_size=config.batch_size * merged, block_size=block_size, mode=config.eval_mode,
         max_batches=None if limit is None else limit // merged, contexts=contexts, align=config.multicontext_align,
     )  # fmt: skip
 
 
-def _entry(
-    config: Any, group: Sequence[str], split: Split, batches: EvalBatches, number: int, contexts: bool
-) -> HeldOut:
+def _entry(config: Any, name: str, split: Split, batches: EvalBatches, number: int, contexts: bool) -> HeldOut:
     first = batches.data.streams[0]
     ratio = None if contexts else first.bytes_per_token
     return HeldOut(
-        name="+".join(folder_of(name).name for name in group), split=split, batches=batches, bytes_per_token=ratio,
+        name=name, split=split, batches=batches, bytes_per_token=ratio,
         eot=first.meta.eot if ratio else None, stream=number if config.multidataset_wte else None,
     )  # fmt: skip

@@ -20,6 +20,8 @@ IGNORE = -100
 CHECKED, BLOCK = 1 << 26, 1 << 20
 # Tokens decoded at each of three places, and how far their mean may be from that of the whole text.
 SAMPLE, SLACK = 10_000, 1.6
+LLM_C = (20240520, 20240801)
+"""First four bytes of the token files of llm.c and its descendants."""
 
 
 class TokenStream:
@@ -28,8 +30,10 @@ class TokenStream:
     Raises: UsageError when the folder is no text data set or the file is not whole.
     """
 
-    def __init__(self, root: str | Path, split: str) -> None:
+    def __init__(self, root: str | Path, split: str, *, name: str | None = None) -> None:
         self.root, self.split = Path(root), split
+        self.name = name or self.root.name
+        """What metrics call the data set."""
         self.meta = read_meta(root)
         self.path = self.root / f"{split}.bin"
         try:
@@ -44,16 +48,32 @@ class TokenStream:
             what = "is empty" if size == 0 else f"has {size} bytes, no multiple of {item} ({self.meta.dtype.name})"
             raise UsageError(f"{self.path} {what}: build the data set again")
         self.tokens: np.ndarray = np.memmap(self.path, dtype=self.meta.dtype, mode="r")
+        if (self.meta.tokens or {}).get(split) != len(self.tokens):  # not, or not only, our builder's work
+            self._check_width()
         self._checked = self.meta.vocab_size > np.iinfo(self.meta.dtype).max  # no id can be too large
         self._views: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @property
-    def name(self) -> str:
-        """The data set's name, for metrics."""
-        return self.root.name
+    def _check_width(self) -> None:
+        """Refuse a header, and numbers of more bytes than `meta` says: read so, every other token would be 0."""
+        head = np.fromfile(self.path, dtype=np.uint8, count=BLOCK)
+        data, said = head.tobytes(), self.meta.dtype.itemsize
+        header = "of numpy (.npy)" if data.startswith(b"\x93NUMPY") else None
+        if len(data) >= 1024 and int.from_bytes(data[:4], "little") in LLM_C:
+            header = "of llm.c (1,024 bytes)"
+        if header is not None:
+            raise UsageError(f"{self.path} has a header {header}: expected token ids from the first byte on")
+        for width in (8, 4):
+            if width <= said or self.path.stat().st_size % width or len(head) < 16 * width:
+                continue
+            rows = head[: len(head) // width * width].reshape(-1, width)
+            if rows.any() and not rows[:, said:].any():
+                raise UsageError(
+                    f"{self.path} holds numbers of {8 * width} bits, expected {8 * said} ({self.meta.dtype.name}): "
+                    f"numpy.fromfile(FILE, 'int{8 * width}').astype('{self.meta.dtype.name}').tofile(FILE) converts it"
+                )
 
     @cached_property
     def bytes_per_token(self) -> float | None:

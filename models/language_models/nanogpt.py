@@ -59,6 +59,6 @@ def from_nanogpt(checkpoint: dict[str, Any], config: GPTConfig, shape: LMShape) 
         raise ValueError(f"it was trained with {' '.join(others)}: say the same")
     rows = [len(tensor) for name, tensor in weights.items() if name.endswith("wte.weight")]
     padded = -(-shape.vocab_sizes[0] // _PADDING) * _PADDING
-    if rows and rows[0] > padded:  # padding is never a whole multiple: these rows are words of another vocabulary
+    if rows and rows[0] not in (shape.vocab_sizes[0], padded):
         raise ValueError(f"it has {rows[0]} tokens, the data have {shape.vocab_sizes[0]}: another vocabulary")
     return from_gpt2(weights, config, shape, conv1d=False)

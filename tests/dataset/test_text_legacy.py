@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from dataset.catalog import describe
 from dataset.text.meta import load_tokenizer, read_meta
+from dataset.text.stream import TokenStream
 from engine.io import UsageError
 from tests.dataset.test_text_build import made, prose, tokens
 
@@ -103,3 +105,44 @@ def test_a_vocabulary_is_no_larger_than_its_table(tmp_path: Path, meta: dict) ->
     else:
         with pytest.raises(UsageError, match="vocab_size must be a whole number"):
             read_meta(root)
+
+
+@pytest.mark.parametrize("meta", [None, "char", "json"])
+@pytest.mark.parametrize("kind", ["int64", "uint64", "uint32", "int32"])
+def test_wider_numbers_are_refused(tmp_path: Path, kind: str, meta: str | None) -> None:
+    numbers = np.random.default_rng(0).integers(0, 60, 5000)
+    for split in ("train", "val"):
+        numbers.astype(kind).tofile(tmp_path / f"{split}.bin")
+    if meta == "char":
+        (tmp_path / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 60, "itos": dict(enumerate("x" * 60))}))
+    elif meta == "json":
+        (tmp_path / "meta.json").write_text(
+            json.dumps({"vocab_size": 60, "dtype": "uint16", "tokens": {"train": 5000}})
+        )
+    with pytest.raises(UsageError, match=rf"holds numbers of {np.dtype(kind).itemsize * 8} bits, expected 16"):
+        TokenStream(tmp_path, "train")
+    (tmp_path / "meta.json").write_text(json.dumps({"vocab_size": 60, "dtype": "uint32"}))
+    if "64" in kind:
+        with pytest.raises(UsageError, match=r"holds numbers of 64 bits, expected 32"):
+            TokenStream(tmp_path, "train")
+    else:
+        assert TokenStream(tmp_path, "train").tokens.tolist() == numbers.tolist()
+
+
+def test_headers_are_refused(tmp_path: Path) -> None:
+    ids = np.arange(1, 3001, dtype="<u2")
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = 20240520, 1, len(ids)
+    (tmp_path / "train.bin").write_bytes(header.tobytes() + ids.tobytes())
+    np.save(tmp_path / "val.npy", ids)
+    (tmp_path / "val.npy").rename(tmp_path / "val.bin")
+    for split, said in (("train", "a header of llm.c"), ("val", "a header of numpy")):
+        with pytest.raises(UsageError, match=said):
+            TokenStream(tmp_path, split)
+
+
+def test_lines_of_one_sign_are_no_wider_numbers(tmp_path: Path) -> None:
+    """Every other token is the 0 of a newline; the builder's own count vouches for the width."""
+    (tmp_path / "in.txt").write_text("".join(f"{n % 7}\n" for n in range(900)))
+    made(tmp_path / "d", tmp_path / "in.txt", tokenizer="char")
+    assert TokenStream(tmp_path / "d", "train").tokens[1] == 0

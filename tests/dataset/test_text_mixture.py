@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dataset.text.mixture import PLAN, Mixture
+from dataset.text.opening import open_text, short_names
 from engine.io import UsageError
+from tests.dataset.test_text_build import made
 
 
 def drawn(mixture: Mixture, steps: int) -> np.ndarray:
@@ -97,3 +101,45 @@ def test_counters_are_the_draws_before_a_step(options: dict) -> None:
 def test_refusals(options: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Mixture("ab", seed=0, max_steps=9, **options)
+
+
+def test_data_sets_of_one_folder_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.txt").write_text("to be or not to be\n" * 60)
+    for root in ("one/text", "two/text", "data/other"):
+        made(tmp_path / root, tmp_path / "in.txt", tokenizer="char")
+    config = SimpleNamespace(
+        training_mode="multidataset", dataset_list=["one/text", "./two/text", "other", "data/other", "one/text"],
+        offline="error", from_file=False, seed=1, max_iters=9, dataset_sampling_probs=None, dataset_sampling_probs_final=None,
+        dataset_sampling_probs_transition_method="linear", dataset_interleaving=True,
+        dataset_interleaving_shuffle=False, sampling_method="sequential", multicontext_align="error", eval_train=True,
+        multidataset_wte=False, batch_size=2, eval_iters=1, eval_mode="sweep",
+    )  # fmt: skip
+    opened = open_text(config, block_size=8, rows=2)
+    names = ["one-text", "two-text", "other"]
+    assert [name for name, _ in opened.batches.given(5)] == names  # two spellings of data/other are one data set
+    assert [count for _, count in opened.batches.given(5)] == [4, 2, 4]
+    assert [entry.name for entry in opened.held_out] == names * 2
+    assert len(opened.cards) == 3
+
+
+def test_short_names() -> None:
+    folders = [Path("a/x"), Path("b/x"), Path("c/a/x"), Path("y")]
+    assert short_names(folders) == [f"{Path.cwd().name}-a-x", "b-x", "c-a-x", "y"]
+
+
+@pytest.mark.parametrize("mode", ["sweep", "random"])
+def test_runs_of_any_seed_are_evaluated_on_the_same_windows(tmp_path: Path, mode: str) -> None:
+    (tmp_path / "in.txt").write_text("".join(f"{n} " for n in range(900)))
+    made(tmp_path / "d", tmp_path / "in.txt", tokenizer="char")
+    config = SimpleNamespace(
+        training_mode="single", dataset=str(tmp_path / "d"), offline="error", from_file=False, sampling_method="random", eval_train=False,
+        multicontext_align="error", multidataset_wte=False, batch_size=2, eval_iters=3, eval_mode=mode,
+    )  # fmt: skip
+    first, second = (
+        open_text(SimpleNamespace(**vars(config), seed=seed), block_size=8, rows=2).held_out[0].batches
+        for seed in (1, 2)
+    )
+    for index in range(len(first)):
+        rows = [batches.rows(index, 0, batches.batch_size)["tokens"] for batches in (first, second)]
+        assert np.array_equal(*rows)
