@@ -68,6 +68,7 @@ ENVIRONMENT = frozenset(
         "HOME",
         "HOSTNAME",
         "LOGNAME",
+        "LOOPFORGE_SWEEP_NAME",
         "PWD",
         "SCRATCH",
         "SLURM_ARRAY_JOB_ID",

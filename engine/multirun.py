@@ -6,16 +6,19 @@ process that waits for a job may be the sweep itself (basic), a worker (joblib) 
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -26,12 +29,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from engine.config import NOT_IDENTITY, task_overrides
+from engine.config import task_overrides
 from engine.errors import UsageError
 from engine.io import file_lock, say
 from engine.runfiles import read_json
 from engine.signals import install, restore
-from engine.sweeps import FOLDER, REPORT, STOP, SUFFIX, Job, publish, read_jobs, result_of
+from engine.sweeps import FOLDER, NAME, REPORT, STOP, SUFFIX, Job, publish, read_jobs, result_of
 from engine.translate import quote
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -41,7 +44,8 @@ RANKS = "LOOPFORGE_RANKS"
 SWEPT = "LOOPFORGE_SWEPT"
 GPUS = "LOOPFORGE_GPUS"
 # names that two jobs of a sweep must not share
-NUMBERED = ("run_name", "run_dir")
+NAMES = ("run_name", "run_dir")
+LABEL_LENGTH = 80
 AT_ONCE = ("joblib", "submitit_local")  # launchers that run several jobs on this machine
 LOOK_S = 0.5  # how often a waiting process looks whether the sweep was stopped
 _sweeping = False  # true in the process of the sweep itself
@@ -62,7 +66,8 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
     job = HydraConfig.get()
     number, given = int(job.job.num), task_overrides()
     folder = Path(os.environ[FOLDER])
-    overrides = numbered(given, number, _names(hydra_config))
+    label = _label(job, number)
+    overrides = suffixed(given, label, _names(hydra_config))
     command = [str(entry_script), *_config_flags(job), *overrides]
     record = Job(number=number, overrides=given, code=3, seconds=0.0, sweep_dir=str(Path(job.sweep.dir).resolve()))
     if (folder / STOP).exists() or not folder.exists():  # a job may leave a queue after the sweep has ended
@@ -70,7 +75,7 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
     say(f"job {number}: {shlex.join(command)}")
     began = time.monotonic()
     with ExitStack() as stack:
-        environment = _environment(number, folder, stack)
+        environment = _environment(number, folder, stack) | {SUFFIX: f"_{label}"}
         code, stopped = _run([*_python(ranks()), *command], environment, folder / STOP)
     seconds = round(time.monotonic() - began, 3)
     record = replace(record, code=max(code, 0), seconds=seconds, **result_of(folder / f"{number}.run"))
@@ -94,22 +99,47 @@ def _stopped(record: Job) -> Job:
 
 def _names(config: DictConfig) -> dict[str, str]:
     """The config's own names that all jobs would share; a run_dir that holds the run's name follows that."""
-    found = {key: OmegaConf.select(config, key) for key in NUMBERED}
+    found = {key: OmegaConf.select(config, key) for key in NAMES}
     if "run_name" in str(OmegaConf.to_container(config).get("run_dir")):  # type: ignore[union-attr]
         del found["run_dir"]
     return {key: str(value) for key, value in found.items() if value is not None}
 
 
-def numbered(overrides: list[str], number: int, names: Mapping[str, str] = MappingProxyType({})) -> list[str]:
-    """Join the job number to explicit values of NUMBERED: of the command line, else `names` of the config."""
+def suffixed(overrides: list[str], label: str, names: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """Join the job's label to explicit values of NAMES: of the command line, else `names` of the config."""
     result, seen = [], set()
     for override in OverridesParser.create().parse_overrides(overrides):
         key, line = override.key_or_group, str(override.input_line)
-        if key in NUMBERED and not override.is_delete() and override.value() is not None:
-            line = f"++{key}={quote(f'{override.value()}_{number}')}"
+        if key in NAMES and not override.is_delete() and override.value() is not None:
+            line = f"++{key}={quote(f'{override.value()}_{label}')}"
         seen.add(key)
         result.append(line)
-    return result + [f"++{key}={quote(f'{name}_{number}')}" for key, name in names.items() if key not in seen]
+    return result + [f"++{key}={quote(f'{name}_{label}')}" for key, name in names.items() if key not in seen]
+
+
+def _label(job: Any, number: int) -> str:
+    swept = {*os.environ.get(SWEPT, "").split(), *(job.sweeper.get("params") or {})}
+    drawn = job.runtime.choices.get("hydra/sweeper") != "basic"  # an optimizer may try the same values again
+    return label_of(task_overrides(), swept, number, repeats=drawn)
+
+
+def label_of(overrides: list[str], swept: Collection[str], number: int, *, repeats: bool = False) -> str:
+    """What a job's name ends in: the swept values, as in `lr-0.001_seed-0`.
+
+    The job's number is added where that would not tell it from every other job: values that a folder's name cannot
+    hold, very long ones, none at all, or a sweeper that `repeats` itself.
+    """
+    parts, exact = [], not repeats
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key = override.key_or_group
+        if key in swept and key not in (*NAMES, "project_name"):
+            text = str(override.input_line).partition("=")[2]
+            clean = re.sub(r"[^A-Za-z0-9.+-]+", "-", text)
+            exact = exact and clean == text
+            parts.append(f"{re.split('[./]', key)[-1]}-{clean}")
+    label = "_".join(parts)
+    exact = exact and 0 < len(label) <= LABEL_LENGTH
+    return label if exact else "_".join([label[:LABEL_LENGTH], str(number)] if label else [str(number)])
 
 
 def ranks() -> int:
@@ -136,14 +166,11 @@ def _config_flags(job: Any) -> list[str]:
 
 
 def _environment(number: int, folder: Path, stack: ExitStack) -> dict[str, str]:
-    """The child's environment: where to report, its GPUs (held until `stack` ends), a suffix for its name."""
+    """The child's environment: where to report, its GPUs (held until `stack` ends)."""
     job = HydraConfig.get()
-    dropped = {FOLDER, SWEPT, GPUS} | ({OURS, FULL_ERROR} if OURS in os.environ else set())
+    dropped = {FOLDER, NAME, SWEPT, GPUS} | ({OURS, FULL_ERROR} if OURS in os.environ else set())
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
     environment[REPORT] = str(folder / f"{number}.run")
-    swept = {*os.environ.get(SWEPT, "").split(), *(job.sweeper.get("params") or {})}
-    if swept & NOT_IDENTITY.keys() - {*NUMBERED, "project_name"}:
-        environment[SUFFIX] = f"_{number}"  # the identity does not tell these jobs apart
     gpus = os.environ.get(GPUS, "").split(",") if os.environ.get(GPUS) else []
     if job.runtime.choices.get("hydra/launcher") in AT_ONCE and gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(pick_gpus(gpus, number, ranks(), folder.parent, stack))
@@ -217,10 +244,17 @@ def job_codes(sweep: bool, words: Sequence[str] = ()) -> Iterator[Callable[[], l
         yield list
         return
     global _sweeping
-    folder = Path("multirun").resolve() / f".sweep-{os.getpid()}"
+    parent = Path("multirun").resolve()
+    folder = parent / f".sweep-{socket.gethostname()}-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)  # of a process of the same number that was killed
-    folder.mkdir(parents=True)
-    os.environ.update({FOLDER: str(folder), SWEPT: " ".join(swept_keys(words)), GPUS: ",".join(visible_gpus())})
+    try:
+        folder.mkdir(parents=True)
+        results = take_folder(parent)
+    except OSError as error:
+        raise UsageError(f"{parent} cannot be written ({error.strerror}): start the sweep in another folder") from None
+    os.environ |= {
+        FOLDER: str(folder), NAME: results.name, SWEPT: " ".join(swept_keys(words)), GPUS: ",".join(visible_gpus())
+    }  # fmt: skip
     codes: list[int] = []
 
     def stop(number: int, _: Any) -> None:
@@ -235,7 +269,7 @@ def job_codes(sweep: bool, words: Sequence[str] = ()) -> Iterator[Callable[[], l
     finally:
         _sweeping = False
         restore(before)
-        for name in (FOLDER, SWEPT, GPUS):
+        for name in (FOLDER, NAME, SWEPT, GPUS):
             os.environ.pop(name)
         jobs = read_jobs(folder)
         stopped = (folder / STOP).exists()
@@ -243,6 +277,20 @@ def job_codes(sweep: bool, words: Sequence[str] = ()) -> Iterator[Callable[[], l
         shutil.rmtree(folder)
         if jobs:
             publish(jobs, complete=not stopped)
+        with suppress(OSError):  # not empty, as a rule; but the recipe may name another folder, or there were no jobs
+            results.rmdir()
+            parent.rmdir()
+
+
+def take_folder(parent: Path) -> Path:
+    """A new folder in `parent` named by the time, which no other sweep of the same second has. Raises: OSError."""
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for number in itertools.count(1):
+        path = parent / (stamp if number == 1 else f"{stamp}_{number}")
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("unreachable")
 
 
 def swept_keys(words: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """What the jobs of a sweep tell each other through one folder, and the table at the end.
 
-multirun/.sweep-PID/    named in the environment, so that it works with any launcher, on a shared disk too
+multirun/.sweep-HOST-PID/    named in the environment, so that it works with any launcher, on a shared disk too
     3.json              written by the process that waits for job 3: its overrides, exit code, seconds
     3.run               written by the run itself: its run directory
     stop                written by the sweep when it is signalled: running jobs stop, others do not start
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,9 +25,11 @@ from engine.io import atomic_write_json, atomic_write_text, say
 from engine.runfiles import read_json
 
 FOLDER = "LOOPFORGE_SWEEP"
+NAME = "LOOPFORGE_SWEEP_NAME"
+"""Environment: multirun/<this> is the sweep's own folder; config/base/run.yaml reads it."""
 REPORT = "LOOPFORGE_JOB_REPORT"
 SUFFIX = "LOOPFORGE_JOB_SUFFIX"
-"""Environment of a job: joined to a run name that is made of the identity, where that does not tell the jobs apart."""
+"""Environment of a job: joined to a run name that is made of the identity, to say what was swept."""
 STATES = {0: "done", 2: "refused", 3: "interrupted"}
 STOP = "stop"
 
@@ -110,6 +113,36 @@ def table(jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
     ]
 
 
+def over_seeds(jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]] | None:
+    """(head, rows) of the jobs that differ in nothing but their seed taken together, the best mean first.
+
+    The spread is the sample standard deviation. None where no two jobs that are done differ in their seed alone.
+    """
+    done = [job for job in jobs if job.metric is not None]
+    settings = [_settings(job) for job in done]
+    names = dict.fromkeys(key for values in settings for key in values if key != "seed")
+    varied = [key for key in names if len({values.get(key) for values in settings}) > 1]
+    groups: dict[tuple[str, ...], dict[str, float]] = {}
+    for job, values in zip(done, settings, strict=True):
+        group = groups.setdefault(tuple(values.get(key, "") for key in varied), {})
+        if "seed" in values:
+            group[values["seed"]] = job.metric or 0.0
+    if not any(len(group) > 1 for group in groups.values()):
+        return None
+    sign = -1.0 if done[0].summary.get("goal") == "max" else 1.0
+    order = sorted((item for item in groups.items() if item[1]), key=lambda item: sign * mean(item[1].values()))
+    head = [*varied, f"{done[0].summary['name']} mean ± sd", "lowest", "highest", "seeds"]
+    return head, [
+        [*values, _spread(list(group.values())), _number(min(group.values())), _number(max(group.values())),
+         str(len(group))]
+        for values, group in order
+    ]  # fmt: skip
+
+
+def _spread(values: list[float]) -> str:
+    return _number(float(mean(values))) + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
 def _settings(job: Job) -> dict[str, str]:
     parsed = OverridesParser.create().parse_overrides(job.overrides)
     return {override.key_or_group: str(override.input_line).partition("=")[2] for override in parsed}
@@ -135,14 +168,13 @@ def publish(jobs: Sequence[Job], *, complete: bool = True) -> None:
     `complete`: no job is missing because the sweep was stopped.
     """
     head, rows = table(jobs)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    seeds = over_seeds(jobs)
     folder = Path(jobs[0].sweep_dir)
-    lines = [head, ["---"] * len(head), *rows]
     try:
-        atomic_write_text(folder / "results.csv", text.getvalue())
-        markdown = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-        atomic_write_text(folder / "results.md", "".join(markdown))
+        atomic_write_text(folder / "results.csv", _csv(head, rows))
+        if seeds is not None:
+            atomic_write_text(folder / "results_over_seeds.csv", _csv(*seeds))
+        atomic_write_text(folder / "results.md", "\n".join(_markdown(*part) for part in ((head, rows), seeds) if part))
         atomic_write_json(folder / "results.json", [asdict(job) | {"state": job.state} for job in jobs])
         where = f"; table in {_short(str(folder.resolve()))}/results.csv, .md and .json"
     except OSError as error:  # the sweep itself is done: its runs are on disk
@@ -150,6 +182,8 @@ def publish(jobs: Sequence[Job], *, complete: bool = True) -> None:
     if (folder / ".submitit").is_dir():
         where += f"; what the jobs printed in {_short(str(folder.resolve()))}/.submitit"
     _print(head, rows)
+    if seeds is not None:
+        _print(*seeds)
     states = Counter(job.state for job in jobs)
     say(f"{len(jobs)} jobs: " + ", ".join(f"{count} {state}" for state, count in states.items()) + where)
     for job in jobs:
@@ -160,6 +194,17 @@ def publish(jobs: Sequence[Job], *, complete: bool = True) -> None:
         say("the same command again keeps what is done and goes on with the rest")
 
 
+def _csv(head: list[str], rows: list[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
 def _print(head: list[str], rows: list[list[str]]) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
@@ -167,7 +212,7 @@ def _print(head: list[str], rows: list[list[str]]) -> None:
 
         pretty = Table(*head)
         for row in rows:
-            pretty.add_row(*row, style="" if "done" in row else "yellow")
+            pretty.add_row(*row, style="" if "done" in row or "state" not in head else "yellow")
         Console().print(pretty)
         return
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]

@@ -12,7 +12,7 @@ from hydra.errors import MissingConfigException
 
 from engine.cli import PLUGINS, _missing_config
 from engine.errors import UsageError
-from engine.multirun import RANKS, numbered, pick_gpus, ranks, swept_keys
+from engine.multirun import RANKS, label_of, pick_gpus, ranks, suffixed, swept_keys, take_folder
 from tests.engine.sweep_cases import ROOT, make_project, ran, results, start, sweep
 
 
@@ -27,8 +27,8 @@ def test_each_job_is_a_process_of_its_own_with_its_own_name(project: Path) -> No
     )
     assert (code, error) == (0, "")
     assert [(job["lr"], job["run_name"], job["prompt"], job["L_cycles"]) for job in jobs] == [
-        (1, "x_0", "a, b", 6),
-        (2, "x_1", "a, b", 6),
+        (1, "x_lr-1", "a, b", 6),
+        (2, "x_lr-2", "a, b", 6),
     ]
     assert not list((project / "multirun").glob(".sweep-*"))
     found = results(project)  # the best first: the larger, as the run says
@@ -55,13 +55,40 @@ def test_a_stopped_job_ends_the_sweep_with_3(project: Path) -> None:
     assert [row["state"] for row in results(project)] == ["interrupted"]
 
 
-def test_only_explicit_names_are_numbered() -> None:
-    assert numbered(["lr=1", "~seed", "prompt='a,b'"], 3) == ["lr=1", "~seed", "prompt='a,b'"]
-    assert numbered(["run_name='a b'", "run_dir=out"], 3) == ["++run_name='a b_3'", "++run_dir=out_3"]
-    assert numbered(["run_name=null"], 3) == ["run_name=null"]
-    assert numbered(["lr=1"], 3, {"run_name": "named"}) == ["lr=1", "++run_name=named_3"]
-    assert numbered(["out_dir=o"], 3, {"run_dir": "o"}) == ["out_dir=o", "++run_dir=o_3"]
-    assert numbered(["++run_name=cli"], 3, {"run_name": "cli"}) == ["++run_name=cli_3"]
+def test_only_explicit_names_get_the_label() -> None:
+    assert suffixed(["lr=1", "~seed", "prompt='a,b'"], "3") == ["lr=1", "~seed", "prompt='a,b'"]
+    assert suffixed(["run_name='a b'", "run_dir=out"], "3") == ["++run_name='a b_3'", "++run_dir=out_3"]
+    assert suffixed(["run_name=null"], "3") == ["run_name=null"]
+    assert suffixed(["lr=1"], "3", {"run_name": "named"}) == ["lr=1", "++run_name=named_3"]
+    assert suffixed(["out_dir=o"], "3", {"run_dir": "o"}) == ["out_dir=o", "++run_dir=o_3"]
+    assert suffixed(["++run_name=cli"], "3", {"run_name": "cli"}) == ["++run_name=cli_3"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (["lr=0.001", "seed=0", "device=cpu"], "lr-0.001_seed-0"),
+        (["+arch.H_cycles=3"], "H_cycles-3"),
+        (["arch=trm", "seed=-1"], "arch-trm_seed--1"),
+        (["data_paths=[data/a]"], "data_paths--data-a-_7"),  # a folder's name cannot say it: the number tells it apart
+        (["prompt='a b'"], "prompt--a-b-_7"),
+        (["prompt=" + "x" * 200], "prompt-" + "x" * 73 + "_7"),
+        (["run_name=a"], "7"),
+        (["device=cpu"], "7"),
+    ],
+)
+def test_a_label_says_the_swept_values(overrides: list[str], label: str) -> None:
+    swept = {"lr", "seed", "arch", "arch.H_cycles", "data_paths", "prompt", "run_name"}
+    assert label_of(overrides, swept, 7) == label
+
+
+def test_a_sweeper_that_may_repeat_itself_numbers_its_jobs() -> None:
+    assert label_of(["lr=0.5"], {"lr"}, 7, repeats=True) == "lr-0.5_7"
+
+
+def test_sweeps_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    assert [take_folder(tmp_path).name for _ in range(3)] == ["now", "now_2", "now_3"]
 
 
 def test_which_keys_are_swept() -> None:
@@ -74,13 +101,16 @@ def test_presets_of_config_sweep(project: Path) -> None:
     assert (code, error) == (2, "error: a preset of config/sweep describes several jobs: add -m to run them\n")
     code, jobs, _ = sweep(project, "-m", "+sweep=lr_seed", "seed=3,4", "lr=0.5")
     assert code == 0
-    assert [(job["lr"], job["seed"], job["suffix"]) for job in jobs] == [(0.5, 3, None), (0.5, 4, None)]
+    assert [(job["lr"], job["seed"], job["suffix"]) for job in jobs] == [
+        (0.5, 3, "_lr-0.5_seed-3"),
+        (0.5, 4, "_lr-0.5_seed-4"),
+    ]
 
 
 @pytest.mark.slow
-def test_jobs_that_the_identity_does_not_tell_apart_get_a_suffix(project: Path) -> None:
+def test_jobs_that_the_identity_does_not_tell_apart_have_names_of_their_own(project: Path) -> None:
     _, jobs, _ = sweep(project, "-m", "log_interval=1,2")
-    assert [job["suffix"] for job in jobs] == ["_0", "_1"]
+    assert [job["suffix"] for job in jobs] == ["_log_interval-1", "_log_interval-2"]
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "config/sweep").glob("*.yaml")))
@@ -108,7 +138,7 @@ def test_joblib_runs_jobs_at_once_and_gives_each_a_gpu(project: Path) -> None:
         CUDA_VISIBLE_DEVICES="4,7",
     )  # fmt: skip
     assert (code, error) == (0, "")
-    assert {(job["lr"], job["run_name"], job["gpus"]) for job in jobs} == {(1, "x_0", "4"), (2, "x_1", "7")}
+    assert {(job["lr"], job["run_name"], job["gpus"]) for job in jobs} == {(1, "x_lr-1", "4"), (2, "x_lr-2", "7")}
     assert [row["lr"] for row in results(project)] == ["2", "1"]
 
 
@@ -119,7 +149,7 @@ def test_submitit_on_this_machine(project: Path) -> None:
         project, "-m", "hydra/launcher=submitit_local", "fail=run,null", "+run_name=x", CUDA_VISIBLE_DEVICES="4,7"
     )
     assert code == 1
-    assert [(job["run_name"], job["gpus"]) for job in jobs] == [("x_1", "7")]
+    assert [(job["run_name"], job["gpus"]) for job in jobs] == [("x_fail-null", "7")]
     assert {row["state"] for row in results(project)} == {"failed", "done"}
 
 

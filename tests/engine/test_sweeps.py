@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.multirun import RANKS
-from engine.sweeps import Job, publish, table
+from engine.sweeps import Job, over_seeds, publish, table
 from tests.conftest import metrics, run_script
 from tests.engine.sweep_cases import ROOT, make_project, ran, results, start, sweep
 
@@ -38,6 +38,36 @@ def test_the_best_run_comes_first_and_what_has_no_metric_last() -> None:
     assert rows[3][1:6] == ["1", "interrupted", "", "", "3.0"]
     _, rows = table([job(0, 0.1, direction="max"), job(1, 0.9, direction="max")])
     assert [row[0] for row in rows] == ["1", "0"]
+
+
+def seeded(number: int, lr: str, seed: int, value: float | None, direction: str = "max") -> Job:
+    found = job(number, value, direction=direction, lr=lr, code=int(value is None))
+    found.overrides.append(f"seed={seed}")
+    return found
+
+
+def test_runs_that_differ_in_their_seed_are_also_shown_together() -> None:
+    jobs = [seeded(0, "1", 0, 0.5), seeded(1, "1", 1, 0.7), seeded(2, "2", 0, 0.9), seeded(3, "2", 1, None)]
+    head, rows = over_seeds(jobs) or ([], [])
+    assert head == ["lr", "eval/loss mean ± sd", "lowest", "highest", "seeds"]
+    assert rows == [["2", "0.9000", "0.9000", "0.9000", "1"], ["1", "0.6000 ± 0.1414", "0.5000", "0.7000", "2"]]
+    least = over_seeds([seeded(0, "1", 0, 0.5, "min"), seeded(1, "1", 1, 0.7, "min"), seeded(2, "2", 0, 0.9, "min")])
+    assert least is not None
+    assert [row[0] for row in least[1]] == ["1", "2"]
+    alone = over_seeds([seeded(0, "1", 0, 0.5), seeded(1, "1", 1, 0.7)])
+    assert alone == (head[1:], [["0.6000 ± 0.1414", "0.5000", "0.7000", "2"]])
+
+
+def test_without_two_seeds_there_is_no_second_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert over_seeds([job(0, 0.5), job(1, 0.6, lr="2")]) is None
+    assert over_seeds([seeded(0, "1", 0, 0.5), seeded(1, "2", 1, 0.6)]) is None
+    assert over_seeds([seeded(0, "1", 0, 0.5), seeded(1, "1", 1, None)]) is None
+    monkeypatch.chdir(tmp_path)
+    publish([job(0, 0.5)])
+    assert not (tmp_path / "s/results_over_seeds.csv").exists()
+    publish([seeded(0, "1", 0, 0.5), seeded(1, "1", 1, 0.7)])
+    assert (tmp_path / "s/results_over_seeds.csv").read_text().splitlines()[1] == "0.6000 ± 0.1414,0.5000,0.7000,2"
+    assert "| 0.6000 ± 0.1414 | 0.5000 |" in (tmp_path / "s/results.md").read_text()
 
 
 def test_a_table_without_any_metric_or_variation_still_prints(
@@ -136,7 +166,7 @@ def test_slurm_jobs_are_one_array_with_what_the_user_asks_for(cluster: tuple[Pat
     script = (project / "submitted.sh").read_text()
     for line in ("--array=0-1%2", "--partition=gpu", "--gpus-per-node=1", "--time=90"):
         assert f"#SBATCH {line}\n" in script
-    assert sorted((job["run_name"], job["lr"], job["gpus"]) for job in jobs) == [("x_0", 1, "3"), ("x_1", 2, "3")]
+    assert sorted((job["run_name"], job["lr"], job["gpus"]) for job in jobs) == [("x_lr-1", 1, "3"), ("x_lr-2", 2, "3")]
     assert [row["lr"] for row in results(project)] == ["2", "1"]
 
 
@@ -190,24 +220,25 @@ def test_skip_finished(workplace: Path) -> None:
 def test_four_runs_one_killed_and_the_same_command_goes_on(workplace: Path) -> None:
     argv = [*TINY, "-m", "lr=1e-4,3e-4", "seed=0,1", "run_name=s", "max_steps=60", "epochs=4", "checkpoint_interval=1"]
     process = start(workplace, str(ROOT / "pretrain.py"), *argv)
-    victim, deadline = workplace / "checkpoints/p/s_1", time.monotonic() + 120
+    victim, deadline = workplace / "checkpoints/p/s_lr-0.0001_seed-1", time.monotonic() + 120
     while not (victim / "checkpoints/latest").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(json.loads((victim / "status.json").read_text())["pid"], signal.SIGKILL)
     output, _ = process.communicate()
     assert process.returncode == 1
-    assert "job 1 failed, exit code 1: killed by SIGKILL (checkpoints/p/s_1)" in output
+    assert "job 1 failed, exit code 1: killed by SIGKILL (checkpoints/p/s_lr-0.0001_seed-1)" in output
     assert sorted(row["state"] for row in results(workplace)) == ["done", "done", "done", "failed"]
     again = start(workplace, str(ROOT / "pretrain.py"), *argv)
     output, _ = again.communicate()
     assert again.returncode == 0
     assert output.count("done already (step 60)") == 3
-    assert "checkpoints/p/s_1: going on from step_" in output
+    assert "checkpoints/p/s_lr-0.0001_seed-1: going on from step_" in output
     found = results(workplace)
     assert {(row["lr"], row["seed"], row["state"]) for row in found} == {
         (lr, seed, "done") for lr in ("0.0001", "0.0003") for seed in "01"
     }
-    assert sorted(path.name for path in (workplace / "checkpoints/p").iterdir()) == ["s_0", "s_1", "s_2", "s_3"]
+    names = sorted(path.name for path in (workplace / "checkpoints/p").iterdir())
+    assert names == [f"s_lr-{lr}_seed-{seed}" for lr in ("0.0001", "0.0003") for seed in "01"]
     lines = [line["step"] for line in metrics(victim) if "train/loss" in line]
     assert lines == list(range(1, 61))
 
