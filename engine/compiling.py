@@ -16,6 +16,27 @@ BACKEND = "inductor"
 VARIANTS = 64  # a block is compiled for each of: gradients or none, kind of inputs, rows of a batch
 
 
+class _Scope:
+    """Compiled blocks are for training steps and evaluations. Sampling, where every token has a length of its own,
+    would compile for each and use up what dynamo allows, so it calls the same blocks as they are."""
+
+    def __init__(self) -> None:
+        self.inside = False
+
+    def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            before, self.inside = self.inside, True
+            try:
+                return function(*args, **named)
+            finally:
+                self.inside = before
+
+        return call
+
+    def choose(self, fast: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *inputs, **named: (fast if self.inside else plain)(*inputs, **named)
+
+
 def compile_task(task: Task, config: RunConfig, device: torch.device) -> None:
     """Compile as `config.compile` says: off, block (each of `task.module.blocks()`), full (`task.loss`).
 
@@ -35,14 +56,20 @@ def compile_task(task: Task, config: RunConfig, device: torch.device) -> None:
         say(f"warning: compile={config.compile} found no working compiler ({reason}), so nothing is compiled; install "
             "g++ and the Python headers (CUDA: Triton)")  # fmt: skip
         return
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    limits = torch._dynamo.config
+    # blocks that are not alike share one limit, that of their common code
+    limits.recompile_limit = max(limits.recompile_limit, VARIANTS * max(1, len(blocks)))
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
     if config.compile == "full":
         task.loss = torch.compile(task.loss, **options)  # type: ignore[method-assign]
         say("compile     the whole loss; the first steps take longer")
         return
     graphs = config.compile_cuda_graphs and device.type == "cuda"
+    scope = _Scope()
     for block in blocks:
-        block.forward = _compiled(block.forward, options, graphs=graphs)
+        block.forward = scope.choose(_compiled(block.forward, options, graphs=graphs), block.forward)
+    task.loss = scope.within(task.loss)  # type: ignore[method-assign]
+    task.evaluate = scope.within(task.evaluate)  # type: ignore[method-assign]
     note = "" if graphs == config.compile_cuda_graphs else f" (no CUDA graphs on {device.type})"
     say(f"compile     {len(blocks)} block(s){note}; the first steps and the first evaluation take longer")
 

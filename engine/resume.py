@@ -34,8 +34,7 @@ def from_source(config: C, source: ConfigSource) -> C:
     """`config` read again from `source` (itself, if that is where it came from)."""
     if source is source_of(config):
         return config
-    schema = type(config).__mro__[1]  # the schema itself: configs are of a subclass that records reads
-    fresh: Any = structure(schema, source.resolved)
+    fresh: Any = structure(type(config), source.resolved)
     vars(fresh)["_source"] = source
     return fresh
 

@@ -22,9 +22,6 @@ from cattrs.gen import make_dict_structure_fn
 from engine.errors import UsageError
 from engine.io import closest
 from engine.keys import describe, is_list, is_union, told_elsewhere
-from engine.reads import track, unread
-
-__all__ = ["structure", "unread"]
 
 T = TypeVar("T")
 WORDS = {"on": True, "yes": True, "off": False, "no": False}
@@ -41,7 +38,6 @@ class Mismatch(TypeError):
 def structure(cls: type[T], data: Any, where: str = "") -> T:
     """Turn a plain container into the dataclass `cls`; `where` is the dotted place of `data` ("": the root).
 
-    The result is of a subclass of `cls` that records attribute reads (see `unread`).
     Raises: UsageError for unknown and missing keys, wrong types and choices, and failed cross-checks.
     """
     try:
@@ -151,7 +147,7 @@ def _block(cls: Any, made: cattrs.Converter) -> Any:
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, Mapping):
             raise Mismatch(f"expected a block of keys, got {_shown(value)}")
-        return track(build(value, cls))
+        return build(value, cls)
 
     return hook
 

@@ -41,7 +41,7 @@ def review(config: Any, entry: str, root: Path) -> tuple[Chain, Report]:
     chain.config_name = source.config_name or chain.script.config_name
     chain.overrides = list(source.overrides)
     chain.choices = {key: value for key, value in source.choices.items() if not key.startswith("hydra/")}
-    chain.resolved, chain.config, chain.schema = source.resolved, config, _declared_schema(config)
+    chain.resolved, chain.config, chain.schema = source.resolved, config, type(config)
     chain.composed = trace(chain)
     follow_classes(chain)
     # Hydra has composed and the strict schema has accepted: only names and code are left to be judged. A config from
@@ -83,11 +83,6 @@ def line_of(finding: Finding) -> str:
     """A finding in one line: code, place, message, fix."""
     place = f" {finding.place}:" if finding.place else ""
     return f"{finding.code}{place} {finding.message}" + (f": {finding.fix}" if finding.fix else "")
-
-
-def _declared_schema(config: Any) -> type:
-    """The declared dataclass behind an instance that records its reads."""
-    return next((c for c in type(config).__mro__ if "__dataclass_fields__" in vars(c)), type(config))
 
 
 def _loaded_from_elsewhere(root: Path) -> dict[str, str]:

@@ -77,12 +77,14 @@ def one_step_reading_everything(script: str, argv: list[str]) -> None:
     import engine.config
     import engine.registry
     import engine.resume
-    from engine.schema import structure, unread
+    from engine.schema import structure
+    from verification.probes.reads import track, unread
 
     made = []
 
     def collecting(cls, data, where=""):
-        made.append((where, structure(cls, data, where)))
+        declared = getattr(cls, "_records", cls)  # a config that is read again
+        made.append((where, track(structure(declared, data, where))))
         return made[-1][1]
 
     for module in (engine.config, engine.registry, engine.resume):

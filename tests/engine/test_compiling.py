@@ -42,18 +42,43 @@ class Net(nn.Module):
 
 
 def task(module: nn.Module) -> types.SimpleNamespace:
-    return types.SimpleNamespace(module=module, loss=lambda batch: module(batch))
+    """Its loss, and its evaluation, run every layer on the same rows."""
+
+    def loss(x: torch.Tensor) -> list[torch.Tensor]:
+        return [layer(x) for layer in module.layers]
+
+    return types.SimpleNamespace(module=module, loss=loss, evaluate=loss)
 
 
 def test_blocks_stay_where_they_are(quick: None) -> None:
     net = Net()
     names, x = list(net.state_dict()), torch.randn(2, 3)
     expected = [layer(x) for layer in net.layers]
-    compiling.compile_task(task(net), RunConfig(compile="block"), CPU)
+    made = task(net)
+    compiling.compile_task(made, RunConfig(compile="block"), CPU)
     assert list(net.state_dict()) == names
-    for layer, want in zip(net.layers, expected, strict=True):
-        assert hasattr(layer.forward, "_torchdynamo_orig_callable")
-        assert torch.allclose(layer(x), want)
+    for results in (made.loss(x), made.evaluate(x), [layer(x) for layer in net.layers]):
+        for result, want in zip(results, expected, strict=True):
+            assert torch.allclose(result, want)
+
+
+def test_only_steps_and_evaluations_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling has another length for each token: it must neither compile nor use up dynamo's limit."""
+    graphs = []
+    monkeypatch.setattr(compiling, "BACKEND", lambda graph, inputs: graphs.append(graph) or graph.forward)
+    monkeypatch.setattr(compiling, "_missing", lambda *_: None)
+    net = Net()
+    made = task(net)
+    compiling.compile_task(made, RunConfig(compile="block"), CPU)
+    for length in range(2, 100):
+        net.layers[0](torch.ones(length, 3))
+    assert not graphs
+    made.loss(torch.ones(4, 3))
+    compiled = len(graphs)
+    assert 1 <= compiled <= 2  # layers that are alike may share one graph
+    made.loss(torch.zeros(4, 3))
+    made.evaluate(torch.zeros(4, 3))
+    assert len(graphs) == compiled
 
 
 def test_off_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,13 +98,13 @@ def test_cuda_graphs_are_asked_for_and_their_outputs_copied(
 
     monkeypatch.setattr(compiling, "_missing", lambda *_: None)
     monkeypatch.setattr(torch, "compile", replaying)
-    net = Net()
-    compiling.compile_task(task(net), RunConfig(compile="block", compile_cuda_graphs=True), torch.device("cuda"))
+    made = task(Net())
+    compiling.compile_task(made, RunConfig(compile="block", compile_cuda_graphs=True), torch.device("cuda"))
     assert [options["mode"] for options in asked] == ["reduce-overhead"] * 2
     assert not any(options["dynamic"] for options in asked)
-    first = net.layers[0](torch.ones(2, 3))
+    first = made.loss(torch.ones(2, 3))[0]
     kept = first.clone()
-    net.layers[0](torch.zeros(2, 3))
+    made.loss(torch.zeros(2, 3))
     assert torch.equal(first, kept)
     asked.clear()
     compiling.compile_task(task(Net()), RunConfig(compile="block", compile_cuda_graphs=True), CPU)

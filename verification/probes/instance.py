@@ -6,7 +6,7 @@ Shapes: B rows of the batch, T tokens, S positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.distributed import rank, world_size
-from engine.schema import structure, unread
+from engine.schema import structure
 from engine.task import Runtime
 from engine.trainer import Trainer
+from verification.probes.reads import track, unread
 from verification.probes.shrink import Family, Settings
 
 Edit = Callable[[int, Any], Any]
@@ -152,6 +153,9 @@ class Tiny:
 
         def kept(config: Any) -> Any:
             seen[:] = read_arch(config)
+            for block in seen:
+                if is_dataclass(block) and not isinstance(block, type):
+                    track(block)
             return tuple(seen)
 
         self.script.read_arch = kept  # type: ignore[attr-defined]

@@ -1,4 +1,7 @@
-"""Which keys of a structured config were read: what nothing reads is a key that does nothing."""
+"""Which keys of a structured config are read: what nothing reads is a key that does nothing.
+
+For probes and tests; the config of a run is plain dataclasses, which torch.compile can trace.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,14 @@ def unread(instance: Any, where: str = "") -> list[str]:
 
 
 def track(instance: Any) -> Any:
-    """Let a dynamic subclass record reads from now on, also in blocks that are defaults."""
+    """Let a dynamic subclass record reads from now on, nested blocks included; returns the instance."""
     for value in vars(instance).values():
-        if is_dataclass(value) and not hasattr(type(value), "_records"):
-            track(value)
+        for block in value if isinstance(value, list) else [value]:
+            if is_dataclass(block):
+                track(block)
     cls: Any = type(instance)
-    object.__setattr__(instance, "__class__", _recording(cls))
+    if not hasattr(cls, "_records"):
+        object.__setattr__(instance, "__class__", _recording(cls))
     return instance
 
 
@@ -40,4 +45,4 @@ def _recording(cls: Any) -> Any:
             plain(self, "__dict__").setdefault("_reads", set()).add(name)
         return plain(self, name)
 
-    return type(cls.__name__, (cls,), {"__getattribute__": read, "__module__": cls.__module__, "_records": True})
+    return type(cls.__name__, (cls,), {"__getattribute__": read, "__module__": cls.__module__, "_records": cls})

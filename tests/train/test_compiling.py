@@ -1,0 +1,33 @@
+"""torch.compile of train.py, traced only (backend eager): the slow test of pretrain.py generates code too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import compiling
+from tests.conftest import metrics
+from tests.train.conftest import attempt, train
+
+
+@pytest.mark.parametrize("mode", ["block", "full"])
+def test_train_agrees_with_off_and_sampling_compiles_nothing(
+    place: Path, dynamo: None, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    def counting(graph: Any, inputs: Any) -> Any:
+        print("GRAPH")
+        return graph.forward
+
+    argv = ["eval_interval=3", "verify=off"]
+    whole = train(place, *argv, "out_dir=out/off", run="out/off")
+    monkeypatch.setattr(compiling, "BACKEND", counting)
+    counts = []
+    for sampled in (1, 20):
+        result = attempt(place, *argv, f"compile={mode}", f"out_dir=out/{sampled}", f"max_sample_tokens={sampled}")
+        assert result.code == 0, result.output
+        counts.append(result.output.count("GRAPH"))
+        for line, want in zip(metrics(place / f"out/{sampled}"), whole, strict=True):
+            assert line == pytest.approx(want, rel=1e-4, abs=1e-4)
+    assert counts[0] == counts[1] > 1
