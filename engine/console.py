@@ -101,6 +101,14 @@ def begin(*, output_is_all: bool = False, code: int = 130) -> None:
     open_streams(output_is_all=output_is_all)
 
 
+def print_data(text: str) -> None:
+    """Print what a program reads (JSON, job lines): in UTF-8, since a character replaced would be a wrong one."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors=sys.stdout.errors)
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def execute(main: Callable[[], int]) -> NoReturn:
     """Run a script's `main` and exit with its code. A signal raises KeyboardInterrupt there: one line, and 130."""
     if _begun:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -50,12 +50,6 @@ class Options:
     def wants(self, job: Job) -> bool:
         """Whether --only names this job (or names none)."""
         return not self.only or bool(self.only & {job.id, job.key, f"L{job.line_number}"})
-
-
-def tell(text: str) -> None:
-    """Print a line; a terminal or pipe that is gone must not stop the runner from looking after its jobs."""
-    with suppress(OSError):
-        say(text)
 
 
 def words_of(job: Job) -> list[str]:
@@ -168,14 +162,14 @@ class Runner:
         offset = int(claim.record.get("log_offset", 0))
         found = judge(claim.job, None, cwd=self.options.cwd, log=log, offset=offset, started=began)
         if found.state == "todo":
-            tell(f"{claim.job.id}: taken over from a runner that is gone")
+            say(f"{claim.job.id}: taken over from a runner that is gone")
             return False
         self._finish(_Running(claim, None, log, offset, began, 1), found)
         return True
 
     def _watch_orphan(self, claim: Claim) -> None:
         record = claim.record
-        tell(f"{claim.job.id}: still running (process {record.get('child')}) though its runner is gone: watching it")
+        say(f"{claim.job.id}: still running (process {record.get('child')}) though its runner is gone: watching it")
         self.running.append(
             _Running(
                 claim, None, Path(str(record.get("log", ""))), int(record.get("log_offset", 0)),
@@ -220,7 +214,7 @@ class Runner:
         self.running.append(item)
         self.ledger.write_record(job, claim.record)
         given = f", gpus {','.join(gpus)}" if gpus else ""
-        tell(f"{job.id}: started (process {process.pid}{given}), log {self._shown(log)}")
+        say(f"{job.id}: started (process {process.pid}{given}), log {self._shown(log)}")
 
     # --- watching and ending
 
@@ -241,7 +235,7 @@ class Runner:
         )  # fmt: skip
         again = outcome.state == "failed" and outcome.retry and item.attempt <= self.options.retries
         if again and self.stop is None and item.process is not None:
-            tell(f"{item.job.id}: failed ({outcome.message}); trying again, {item.attempt} of {self.options.retries}")
+            say(f"{item.job.id}: failed ({outcome.message}); trying again, {item.attempt} of {self.options.retries}")
             self._start(item.claim, item.attempt + 1)
             return
         self._finish(item, outcome)
@@ -263,15 +257,15 @@ class Runner:
         note = f" ({outcome.message})" if outcome.message else ""
         seconds = time.time() - item.started
         where = outcome.run_dir or self._shown(item.log)
-        tell(f"{job.id}: {what}{note} after {seconds:.0f} s: {where}")
+        say(f"{job.id}: {what}{note} after {seconds:.0f} s: {where}")
         if not found:
-            tell(f"{job.id}: its line is no longer in {self.ledger.path.name}, nothing was marked")
+            say(f"{job.id}: its line is no longer in {self.ledger.path.name}, nothing was marked")
 
     def _guard(self, job: Job, outcome: Outcome) -> None:
         """A job that is interrupted again and again goes on only as long as it gets further."""
         if job.key in self.last_step and (outcome.step or 0) <= (self.last_step[job.key] or 0):
             self.skip.add(job.key)
-            tell(f"{job.id}: interrupted twice at step {outcome.step or 0}: left for another runner")
+            say(f"{job.id}: interrupted twice at step {outcome.step or 0}: left for another runner")
         self.last_step[job.key] = outcome.step
 
     def _shown(self, path: Path) -> Path:
@@ -296,7 +290,7 @@ class Runner:
             if item.told:
                 continue
             item.told = True
-            tell(f"{item.job.id}: {self.stop}: asked to stop, waiting for its checkpoint")
+            say(f"{item.job.id}: {self.stop}: asked to stop, waiting for its checkpoint")
             if item.process is not None:
                 item.process.send_signal(signal.SIGTERM)
             elif (child := item.claim.record.get("child")) and process_alive(int(child)):

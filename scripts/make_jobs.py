@@ -34,7 +34,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.console import begin, execute
+from engine.console import begin, execute, print_data
 
 if __name__ == "__main__":
     begin(output_is_all=True)
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write(lines, args.out, append=args.append)
             say(f"{count} jobs in {args.out}")
         else:
-            say("\n".join(lines))
+            print_data("\n".join(lines) + "\n")
             print(f"{count} jobs", file=sys.stderr)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

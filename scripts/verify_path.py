@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine.console import begin, execute  # noqa: E402
+from engine.console import begin, execute, print_data  # noqa: E402
 
 if __name__ == "__main__":
     begin(output_is_all=True)
@@ -130,7 +130,7 @@ def run(argv: list[str]) -> int:
     if options.json:
         content = form.as_json(reports)
         if options.json == "-":
-            sys.stdout.write(content)
+            print_data(content)
         else:
             atomic_write_text(options.json, content)
     fresh = page(reports, Path(options.markdown), options.check) if options.markdown else True
