@@ -121,7 +121,11 @@ def key_reader(descriptor: int) -> Iterator[Callable[[float | None], str | None]
     def read(seconds: float | None) -> str | None:
         if not ready(seconds):
             return None
-        if not (sent := os.read(descriptor, 1)):
+        try:
+            sent = os.read(descriptor, 1)
+        except OSError:  # the terminal has been closed
+            sent = b""
+        if not sent:
             return "q"
         # The bytes of an arrow key come at once; after a true Escape nothing does.
         while sent.startswith(b"\x1b") and sent.decode("ascii", "replace") in PREFIXES and ready(ESCAPE_S):
@@ -133,4 +137,5 @@ def key_reader(descriptor: int) -> Iterator[Callable[[float | None], str | None]
     try:
         yield read
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # the same
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -151,3 +152,26 @@ def _with_a_bug(argv: list[str]) -> None:
 
     RecursiveReasoningTask.after_step = lambda self: 1 / 0
     _entry("pretrain", argv)
+
+
+def nobody_reads(script: str, argv: list[str]) -> None:
+    """Standard output and error are pipes whose reader has left."""
+    for descriptor in (1, 2):
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, descriptor)
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", closefd=False)  # noqa: SIM115
+    _entry(script, argv)
+
+
+def test_a_run_outlives_its_terminal(workplace: Path) -> None:
+    result = run_forked(nobody_reads, "pretrain", [*RUN, "max_steps=3"], cwd=workplace)
+    assert result.code == 0
+    assert status(workplace)["state"] == "done"
+    assert [line["step"] for line in metrics(workplace / "checkpoints/p/r") if "train/loss" in line] == [1, 2, 3]
+    refused = run_forked(nobody_reads, "pretrain", [*RUN, "lrr=3"], cwd=workplace)
+    assert refused.code == 2
+    written = run_forked(nobody_reads, "scripts/evaluate", ["checkpoints/p/r"], cwd=workplace)
+    assert written.code == 0
+    assert (workplace / "checkpoints/p/r/evaluation_step_3.json").exists()
