@@ -92,8 +92,9 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
     train = load_splits(folders, "train")
     epochs_per_iter = config.eval_interval or config.epochs
     sampler = TrainSampler(
-        train, seed=config.seed, global_batch_size=config.global_batch_size, epochs_per_iter=epochs_per_iter
-    )
+        train, seed=config.seed, global_batch_size=config.global_batch_size, epochs_per_iter=epochs_per_iter,
+        order=config.data_order,
+    )  # fmt: skip
     epochs = EpochPlan(sampler, iterations=config.epochs // epochs_per_iter)
     evaluated = epochs.evaluation_steps(config.min_eval_interval)
     meta = train[0].metadata
@@ -102,7 +103,7 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
 
     held_out = partial(
         EvalSampler, load_splits(tests, "test", like=train),
-        config.eval_batch_size or config.global_batch_size, seed=config.seed,
+        config.eval_batch_size or config.global_batch_size, seed=config.eval_seed,
     )  # fmt: skip
     task = RecursiveReasoningTask(
         model, loss_head, runtime=runtime, sampler=sampler, plan=epochs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from engine.config import RunConfig
 from models.recursive_reasoning.config import RecursiveConfig
@@ -29,6 +29,7 @@ class PretrainConfig(RunConfig):
 
     ELSEWHERE: ClassVar[Mapping[str, str]] = {"learning_rate": "did you mean 'lr'?"}
     BLOCKS: ClassVar[Mapping[str, type]] = {"arch": RecursiveConfig}
+    BEFORE: ClassVar[Mapping[str, Any]] = {**RunConfig.BEFORE, "data_order": "published"}
 
     arch: dict[str, Any]
     """The architecture: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""
@@ -44,6 +45,8 @@ class PretrainConfig(RunConfig):
 
     global_batch_size: int = 768
     """Slots over all ranks and micro-batches. Row i of the batch always feeds slot i."""
+    data_order: Literal["hashed", "published"] = "hashed"
+    """Key of the order of training groups: a hash of seed and iteration, or their sum, as the public code has it."""
     epochs: int = 50000
     """Passes over the groups of the training data. A slot that has not halted drops its fresh example, so nominal."""
     eval_interval: int | None = None

@@ -1,9 +1,11 @@
 """Batches addressed by (iteration, index): no hidden state, so a resume needs these two numbers only.
 
-The order of groups and the choice of one puzzle per group follow, number for number, the sequential algorithm
-of the reference (spec trm_hrm_core.md §5.2): Philox(seed + iteration) gives one permutation of the groups per
-epoch, then one bounded integer per group taken. numpy's vectorised call consumes that stream exactly like
-single calls, so an iteration is planned at once. Which examples of a puzzle are taken comes from a stream of
+The order of groups and the choice of one puzzle per group follow the sequential algorithm of the reference (spec
+trm_hrm_core.md §5.2): a Philox stream gives one permutation of the groups per epoch, then one bounded integer per group
+taken. numpy's vectorised call consumes that stream exactly like single calls, so an iteration is planned at once. The
+reference keys the stream by seed + iteration (`order="published"`, its numbers exactly), so that iteration 2 of one
+seed is iteration 1 of the next and runs of neighbouring seeds share most of their data; `order="hashed"` keys it by a
+hash of both. Which examples of a puzzle are taken comes from a stream of
 our own, keyed by (seed, iteration, index): the reference uses a global generator there that differs between
 ranks.
 
@@ -26,6 +28,7 @@ from engine.io import UsageError
 # Puzzle draws and size sums go through pieces of this length: an iteration's plan costs 4 or 8 bytes per
 # group.
 PIECE = 1 << 20
+ORDERS = ("hashed", "published")
 MOST_DRAWS = 1 << 29  # of an iteration: its plan takes 2 to 4 GB then
 
 
@@ -50,8 +53,9 @@ class TrainSampler:
     DATA_MODE: ClassVar[str] = "embedding"  # a claim that path verification compares with the entry script (SCR121)
 
     def __init__(
-        self, splits: Sequence[PuzzleSplit], *, seed: int, global_batch_size: int, epochs_per_iter: int
-    ) -> None:
+        self, splits: Sequence[PuzzleSplit], *, seed: int, global_batch_size: int, epochs_per_iter: int,
+        order: str = "published",
+    ) -> None:  # fmt: skip
         if not splits:
             raise UsageError("there is no training data: data_paths is empty")
         if global_batch_size < 1 or epochs_per_iter < 1:
@@ -60,7 +64,9 @@ class TrainSampler:
             )
         for other in splits[1:]:
             check_agreement(splits, other.metadata, other.root / other.split / "dataset.json")
-        self.splits = list(splits)
+        if order not in ORDERS:
+            raise UsageError(f"data_order={order!r}: choose one of {', '.join(ORDERS)}")
+        self.splits, self.order = list(splits), order
         self.seed, self.global_batch_size, self.epochs_per_iter = seed, global_batch_size, epochs_per_iter
         self.num_puzzle_identifiers = combined_identifiers(splits)
         puzzle_base = np.cumsum([0] + [s.num_puzzles for s in splits])
@@ -159,7 +165,10 @@ class TrainSampler:
         groups = self.num_groups
         small = max(groups, len(self._sizes)) <= np.iinfo(np.int32).max
         drawn = np.empty(groups * self.epochs_per_iter, dtype=np.int32 if small else np.int64)
-        generator = np.random.Generator(np.random.Philox(self.seed + iteration))
+        if self.order == "hashed":
+            generator = keyed_numpy(self.seed, "data_order", iteration)
+        else:
+            generator = np.random.Generator(np.random.Philox(self.seed + iteration))
         for epoch in range(self.epochs_per_iter):
             drawn[epoch * groups : (epoch + 1) * groups] = generator.permutation(groups)
         for begin in range(0, len(drawn), PIECE):
@@ -187,8 +196,8 @@ class TrainSampler:
 class EvalSampler:
     """Evaluation batches in file order, each from one set, the last of a set padded to full size.
 
-    With `max_examples` a fixed subset, drawn once over all sets from (seed, "eval_subset") and kept in file
-    order.
+    With `max_examples` a fixed subset, drawn once over all sets from (seed, "eval_subset") and kept in file order. The
+    seed is one of its own, not the training seed: runs that differ in their seeds are compared on the same examples.
     """
 
     DATA_MODE: ClassVar[str] = "embedding"

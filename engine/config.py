@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from engine.before import complete
 from engine.errors import UsageError
 from engine.io import closest
 from engine.schema import structure
@@ -112,6 +113,8 @@ class RunConfig:
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
     ELSEWHERE: ClassVar[Mapping[str, str]] = {}
     """Unknown keys of programs that do the same (with `_` at the end: how they begin) -> what serves instead."""
+    BEFORE: ClassVar[Mapping[str, Any]] = {"eval_seed": "${seed}"}
+    """Keys that came later -> what a run that was stored without them does: a value, or another key's as `${key}`."""
     BLOCKS: ClassVar[Mapping[str, type]] = {}
     """Blocks of free keys -> the dataclass that says what their keys mean: for --help."""
 
@@ -127,7 +130,9 @@ class RunConfig:
     deterministic: bool = False
     """Ask torch for deterministic kernels (slower; an operation without one is an error)."""
     seed: int = 0
-    """Every random number follows from it."""
+    """Every random number of training follows from it."""
+    eval_seed: int = 0
+    """Chooses the examples of an evaluation that does not take all: the same ones for all training seeds."""
     parallel: Literal["flat", "ddp"] = "flat"
     """Gradient reduction over ranks: one flat all-reduce, or torch's DDP for large models. Same numbers."""
     accumulation: int = 1
@@ -217,7 +222,7 @@ class RunConfig:
                 raise ValueError(f"{key}={value}: expected at least 1")
         if self.threads is not None and self.threads > MOST_THREADS:
             raise ValueError(f"threads={self.threads}: expected at most {MOST_THREADS}")
-        for key in ("seed", "max_skipped_steps", "early_stop_min_delta"):
+        for key in ("seed", "eval_seed", "max_skipped_steps", "early_stop_min_delta"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)}: expected 0 or more")
         if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
@@ -232,8 +237,9 @@ class RunConfig:
                 raise ValueError(f"{key}={(name or '')[:40]!r}: expected {what}")
         if self.run_dir is not None and not self.run_dir.strip():
             raise ValueError("run_dir is empty: name a folder, or run_dir=null")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed={self.seed}: expected less than 2**63")
+        for key in ("seed", "eval_seed"):
+            if getattr(self, key) >= 2**63:
+                raise ValueError(f"{key}={getattr(self, key)}: expected less than 2**63")
         if self.compile_cuda_graphs and self.compile != "block":
             raise ValueError(f"compile_cuda_graphs=true with compile={self.compile}: set compile=block")
         if self.resume == "false" and self.resume_from != "latest":
@@ -337,14 +343,18 @@ def stored_origin(stored_yaml: str) -> dict[str, Any]:
     return json.loads(first.removeprefix(HEADER)) if first.startswith(HEADER) else {}
 
 
-def merge_for_resume(stored_yaml: str, overrides: Sequence[str], groups: Iterable[str] = ()) -> DictConfig:
+def merge_for_resume(
+    stored_yaml: str, overrides: Sequence[str], groups: Iterable[str] = (), before: Mapping[str, Any] | None = None
+) -> DictConfig:
     """Stored unresolved config with the command line's value overrides on top, unresolved.
 
-    `groups` are further names of config groups (those of the new command's `ConfigSource.choices`).
+    `groups` are further names of config groups (those of the new command's `ConfigSource.choices`); `before` is the
+    schema's BEFORE, for keys that the stored config is too old for.
     Raises: UsageError for a changed group, a `~` deletion, a sweep, and a key that the stored config lacks.
     """
     config, choices = OmegaConf.create(stored_yaml), stored_origin(stored_yaml).get("choices", {})
     assert isinstance(config, DictConfig)
+    complete(config, before or {})
     OmegaConf.set_struct(config, True)
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.before import values_before
 from engine.checkpoint import Checkpoint, CheckpointStore, load_checkpoint, load_weights
 from engine.errors import UsageError
 from engine.launch import make_runtime
@@ -59,7 +60,8 @@ def open_checkpoint(
     """
     checkpoint = find_checkpoint(path, checksums=True)
     module = entry_module(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
-    settings = {**checkpoint.config, "device": device, "accumulation": 1, "resume": "true", **(overrides or {})}
+    stored = {**values_before(module.SCHEMA.BEFORE, checkpoint.config), **checkpoint.config}
+    settings = {**stored, "device": device, "accumulation": 1, "resume": "true", **(overrides or {})}
     config = structure(module.SCHEMA, settings)
     runtime = make_runtime(config)
     plan = module.build(config, runtime)

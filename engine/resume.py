@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,8 +45,21 @@ def with_run_name(config: C) -> C:
     if config.run_name is not None:
         return config
     stem = (source.config_name or "run").removeprefix("cfg_")
-    name = f"{stem}-{sha256_json(identity(config))[:NAME_LENGTH]}{os.environ.get(sweeps.SUFFIX, '')}"
-    return from_source(config, _edited(source, {"run_name": name}))
+    full, usual = identity(config), {field.name: field.default for field in fields(config)}
+    # Keys that came later stay out at their defaults, so that their coming renamed no run.
+    told = {key: value for key, value in full.items() if key not in config.BEFORE or value != usual[key]}
+
+    def named(identity: Mapping[str, Any]) -> C:
+        name = f"{stem}-{sha256_json(identity)[:NAME_LENGTH]}{os.environ.get(sweeps.SUFFIX, '')}"
+        return from_source(config, _edited(source, {"run_name": name}))
+
+    today = named(told)
+    if told.keys() & config.BEFORE.keys() and not run_dir(today).exists():  # a run from before them, under its old name
+        old = named({key: value for key, value in full.items() if key not in config.BEFORE})
+        known = read_json(run_dir(old) / "identity.json").get("config")
+        if isinstance(known, dict) and not known.keys() & config.BEFORE.keys():
+            return old
+    return today
 
 
 def run_dir(config: RunConfig) -> Path:
@@ -58,7 +71,8 @@ def decide(config: RunConfig, entry: str) -> ConfigSource:
     """The config that this launch trains with: under resume=true the stored one is the base. Only reads."""
     config = with_run_name(config)
     if config.resume != "true":
-        return source_of(config)
+        found = unfinished(config, entry)
+        return source_of(config if found is None else _as_it_began(config, found))
     path = rundir.find_resumable(run_dir(config), **_claim(config, entry))
     return source_of(stored_config(path, config, run_dir=path))
 
@@ -75,8 +89,26 @@ def begins(config: RunConfig, entry: str) -> bool:
     """Whether this launch starts a run, rather than going on with one that has a checkpoint. Only reads."""
     if config.resume == "true" or config.resume_from != "latest":
         return False
-    found = rundir.find_unfinished(run_dir(config), **_claim(config, entry)) if config.resume == "auto" else None
-    return found is None
+    return unfinished(config, entry) is None
+
+
+def unfinished(config: RunConfig, entry: str) -> Path | None:
+    """The run that resume=auto goes on with. Only reads."""
+    if config.resume != "auto" or config.resume_from != "latest":
+        return None
+    return rundir.find_unfinished(run_dir(config), **_claim(config, entry))
+
+
+def _as_it_began(config: C, folder: Path) -> C:
+    """`config` with what the run in `folder` does where it is older than a key: it goes on as it began."""
+    known = read_json(folder / "identity.json").get("config")
+    ours = source_of(config).resolved
+    later = [key for key in config.BEFORE if key in ours and isinstance(known, dict) and key not in known]
+    if not later:
+        return config
+    stored = OmegaConf.to_container(OmegaConf.create(stored_text(folder)), resolve=False)
+    kept = stored if isinstance(stored, dict) else {}
+    return from_source(config, _edited(source_of(config), {key: kept.get(key, config.BEFORE[key]) for key in later}))
 
 
 def finished_before(config: RunConfig, entry: str) -> dict[str, float | None] | None:
@@ -100,7 +132,8 @@ def finished_before(config: RunConfig, entry: str) -> dict[str, float | None] | 
 
 
 def _claim(config: RunConfig, entry: str) -> dict[str, Any]:
-    return {"identity": identity(config), "entry": entry, "pattern": expand_pattern(source_of(config).yaml)}
+    pattern = expand_pattern(source_of(config).yaml)
+    return {"identity": identity(config), "entry": entry, "pattern": pattern, "later": tuple(config.BEFORE)}
 
 
 def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_dir: Path | None = None) -> C:
@@ -111,7 +144,7 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_di
     """
     asked = source_of(config)
     text = stored_text(folder)
-    merged = merge_for_resume(text, asked.overrides, groups=[*asked.choices, *groups])
+    merged = merge_for_resume(text, asked.overrides, groups=[*asked.choices, *groups], before=config.BEFORE)
     header = text.partition("\n")[0] + "\n"
     resolved = resolved_container(merged)
     if run_dir is not None:  # a time-stamped name would resolve to a new time

@@ -10,7 +10,7 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,13 +43,15 @@ def open_run(
     identity: Mapping[str, Any],
     entry: str,
     pattern: str | None = None,
+    later: Collection[str] = (),
     resume: Resume = "auto",
     resume_from: str | None = None,
 ) -> RunDirectory:
     """Decide which directory this run uses and whether it goes on there, lock it, and say so.
 
     `path` is the resolved run_dir, `pattern` the unresolved one: when it holds `${now:...}`, earlier runs of
-    the same `identity` (`identity_of`) are found under other times. `resume`:
+    the same `identity` (`identity_of`) are found under other times. A run stored before the keys `later` existed is
+    compared without them. `resume`:
 
     - auto: an unfinished run of this identity goes on from its latest checkpoint (without one: starts over).
     - true: the latest checkpoint must exist, the run finished or not; changed keys are said.
@@ -62,7 +64,7 @@ def open_run(
     Raises: UsageError: nothing to resume (names the folder searched), a live process in the directory (names
     its pid), a contradiction, a path that cannot be used.
     """
-    claim = _claim(path, identity, entry, pattern)
+    claim = _claim(path, identity, entry, pattern, later)
     try:
         return _open(claim, resume, resume_from)
     except OSError as error:
@@ -109,44 +111,64 @@ def note_refusal(
 
 def find_branch(
     path: str | os.PathLike[str], *, identity: Mapping[str, Any], entry: str, pattern: str | None = None,
+    later: Collection[str] = (),
     resume: Resume = "auto", resume_from: str | None = None,
 ) -> Path | None:  # fmt: skip
     """The checkpoint of another run that `open_run` would begin a new run with; nothing is locked or changed."""
-    claim = _claim(path, identity, entry, pattern)
+    claim = _claim(path, identity, entry, pattern, later)
     _, branch = claim.locate(resume_from)
     goes_on = _resume_choice(resume, resume_from) == "auto" and claim.unfinished(branch) is not None
     return None if goes_on else branch
 
 
 def find_resumable(
-    path: str | os.PathLike[str], *, identity: Mapping[str, Any], entry: str, pattern: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    identity: Mapping[str, Any],
+    entry: str,
+    pattern: str | None = None,
+    later: Collection[str] = (),
 ) -> Path:
     """The run directory that `open_run(..., resume=True)` would go on in; nothing is locked or changed.
 
     Raises: UsageError that names the folder searched when there is no checkpoint to go on from.
     """
-    return _claim(path, identity, entry, pattern).resumable()
+    return _claim(path, identity, entry, pattern, later).resumable()
 
 
 def find_unfinished(
-    path: str | os.PathLike[str], *, identity: Mapping[str, Any], entry: str, pattern: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    identity: Mapping[str, Any],
+    entry: str,
+    pattern: str | None = None,
+    later: Collection[str] = (),
 ) -> Path | None:
     """The unfinished run of this identity that `open_run` would go on with, where it has a checkpoint."""
-    found = _claim(path, identity, entry, pattern).unfinished(None)
+    found = _claim(path, identity, entry, pattern, later).unfinished(None)
     return found if found is not None and CheckpointStore(found, entry).latest() is not None else None
 
 
 def find_finished(
-    path: str | os.PathLike[str], *, identity: Mapping[str, Any], entry: str, pattern: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    identity: Mapping[str, Any],
+    entry: str,
+    pattern: str | None = None,
+    later: Collection[str] = (),
 ) -> Path | None:
     """The newest finished run of this identity at `path` or at other times of `pattern`."""
-    claim = _claim(path, identity, entry, pattern)
+    claim = _claim(path, identity, entry, pattern, later)
     return next((place for place in claim.siblings() if claim.same(place) and is_finished(place)), None)
 
 
-def _claim(path: str | os.PathLike[str], identity: Mapping[str, Any], entry: str, pattern: str | None) -> _Claim:
+def _claim(
+    path: str | os.PathLike[str], identity: Mapping[str, Any], entry: str, pattern: str | None,
+    later: Collection[str] = (),
+) -> _Claim:  # fmt: skip
     timed = pattern if pattern and "${now" in pattern else None
-    return _Claim(Path(path), timed, identity, {"entry": entry, "identity": sha256_json(identity)})
+    earlier = {key: value for key, value in identity.items() if key not in later}
+    return _Claim(Path(path), timed, identity, earlier, entry)
 
 
 def _resume_choice(resume: Resume, resume_from: str | None) -> str:
@@ -174,7 +196,9 @@ class _Claim:
     path: Path
     pattern: str | None
     identity: Mapping[str, Any]
-    key: Mapping[str, str]  # {"entry", "identity"}: equal in two runs of the same experiment
+    earlier: Mapping[str, Any]
+    """The identity without the keys that came later: what a run from before them has."""
+    entry: str
 
     # --- looking
 
@@ -183,7 +207,8 @@ class _Claim:
         stored = read_json(path / "identity.json")
         if moving_to(path) is not None or (branch and stored.get("branch") != str(branch)):
             return False
-        return all(stored.get(name) == value for name, value in self.key.items())
+        same = (sha256_json(self.identity), sha256_json(self.earlier))
+        return stored.get("entry") == self.entry and stored.get("identity") in same
 
     def siblings(self) -> list[Path]:
         """The run directory and those of other times, newest first; runs that were set aside stay out."""
@@ -197,7 +222,7 @@ class _Claim:
         """What a `resume_from` path means: (run to go on in, None) or (None, checkpoint of another run)."""
         if resume_from is None or _is_pointer(resume_from):
             return None, None
-        target = CheckpointStore(self.path, self.key["entry"]).resolve(resume_from)
+        target = CheckpointStore(self.path, self.entry).resolve(resume_from)
         homes = [self.path, *(p for p in self.siblings() if self.same(p))]
         home = next((p for p in homes if target.is_relative_to(p.resolve())), None)
         return (home, None) if home else (None, target)
@@ -210,7 +235,7 @@ class _Claim:
         """The path itself when it has a checkpoint, else the newest run of this identity that has one."""
         places = [] if moving_to(self.path) else [self.path]
         for candidate in [*places, *(p for p in self.siblings() if self.same(p))]:
-            if CheckpointStore(candidate, self.key["entry"]).latest():
+            if CheckpointStore(candidate, self.entry).latest():
                 return candidate
         also = f" (nor, for this config, in any {to_glob(self.pattern)})" if self.pattern else ""
         raise UsageError(
@@ -223,12 +248,12 @@ class _Claim:
     def go_on(self, path: Path, spec: str, branch: Path | None) -> RunDirectory:
         """Lock `path` and go on from its checkpoint `spec`; a run that never wrote one starts over."""
         stored = read_json(path / "identity.json")
-        if stored and stored.get("entry") != self.key["entry"]:
-            raise UsageError(f"{path} is a run of {stored.get('entry')}.py, not of {self.key['entry']}.py")
+        if stored and stored.get("entry") != self.entry:
+            raise UsageError(f"{path} is a run of {stored.get('entry')}.py, not of {self.entry}.py")
         with _lock(path) as held:
             require_own(path)
             clear_leftovers(path)
-            store = CheckpointStore(path, self.key["entry"])
+            store = CheckpointStore(path, self.entry)
             store.recover()
             if not is_set_aside(path):  # killed on the way to being set aside, and wanted all the same
                 (path / SET_ASIDE).unlink(missing_ok=True)
@@ -239,11 +264,12 @@ class _Claim:
                 text = f"{path}: no checkpoint yet, starting again from " + (str(branch) if branch else "step 0")
                 return _opened(held.pop_all(), path, "new", branch, text)
             checkpoint = store.resolve(spec)
-            changed = "" if self.same(path) else changes(stored.get("config") or {}, self.identity)
+            known = stored.get("config") or {}
+            changed = "" if self.same(path) else changes(known, self._identity_for(known))
             text = f"{path}: going on from {checkpoint.name}" + (f" with changes: {changed}" if changed else "")
             run = _opened(held.pop_all(), path, "continue", checkpoint, text)
         if not self.same(path):
-            run._identity = self._identity_file(None)
+            run._identity = self._identity_file(None, known)
         return run
 
     def start(self, branch: Path | None) -> RunDirectory:
@@ -258,9 +284,16 @@ class _Claim:
         text = f"{moved}{path}: new run" + (f", branching off from {branch}" if branch else "")
         return _opened(held, path, "new", branch, text)
 
-    def _identity_file(self, branch: Path | None) -> dict[str, Any]:
+    def _identity_for(self, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The identity as a run has it whose stored one is `known`: of before the later keys, or of today."""
+        later = self.identity.keys() - self.earlier.keys()
+        return self.earlier if known and not later & known.keys() else self.identity
+
+    def _identity_file(self, branch: Path | None, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
         began_at = {"branch": str(branch)} if branch else {}
-        return {**self.key, **began_at, "time": now(), "config": dict(self.identity)}
+        identity = dict(self._identity_for(known or {}))
+        key = {"entry": self.entry, "identity": sha256_json(identity)}
+        return {**key, **began_at, "time": now(), "config": identity}
 
     def _clear_the_way(self, others: Mapping[str, Path]) -> str:
         """Set the run at the path aside, if there is one. Returns the clause that says so or nothing."""
@@ -278,7 +311,8 @@ class _Claim:
         if self.same(self.path):
             return "a finished run" if is_finished(self.path) else "an unfinished run of the same config"
         stored = read_json(self.path / "identity.json")
-        changed = changes(stored.get("config") or {}, self.identity)
+        known = stored.get("config") or {}
+        changed = changes(known, self._identity_for(known))
         return f"another run: {changed or 'entry ' + str(stored.get('entry'))}"
 
 

@@ -84,7 +84,7 @@ def evaluate(subject: Subject, *, max_examples: int | None, batch_size: int | No
 
     task, config = subject.task, subject.opened.config
     rows = batch_size or config.eval_batch_size or config.global_batch_size
-    sampler = EvalSampler(subject.splits, rows, max_examples=max_examples, seed=config.seed)
+    sampler = EvalSampler(subject.splits, rows, max_examples=max_examples, seed=config.eval_seed)
     if sampler.num_examples == 0:
         raise UsageError(f"{subject.data[0]['path']} has no examples in this split")
     task.final_sampler = _Watched(sampler)
@@ -167,8 +167,8 @@ def main(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - began
     settings = {
         "run": str(opened.run_dir), "step": opened.checkpoint.step, "weights": opened.weights, "split": args.split,
-        "steps": subject.steps, "halting": model.eval_halting, "max_examples": max_examples, "seed": opened.config.seed,
-        "data": subject.data, "device": str(opened.runtime.device),
+        "steps": subject.steps, "halting": model.eval_halting, "max_examples": max_examples,
+        "eval_seed": opened.config.eval_seed, "data": subject.data, "device": str(opened.runtime.device),
     }  # fmt: skip
     if not is_main():
         return

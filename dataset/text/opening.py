@@ -17,8 +17,6 @@ from engine.io import UsageError, user_path
 Split = Literal["train", "val"]
 # One forward pass of an evaluation takes up to so many tokens, and as many logits: small models are held up by calls.
 PASS_TOKENS, PASS_LOGITS = 1 << 13, 1 << 26
-EVALUATION = 0
-"""Key of the random windows of eval_mode=random: runs that differ in their seed are evaluated on the same ones."""
 
 
 @dataclass(kw_only=True)
@@ -161,8 +159,9 @@ def _batches(
         limit = min(limit or windows, -(-windows // config.batch_size))
     merged = max(f for f in range(1, room + 1) if limit is None or limit % f == 0)
     return EvalBatches(
-        streams, seed=EVALUATION, batch_size=config.batch_size * merged, block_size=block_size, mode=config.eval_mode,
-        max_batches=None if limit is None else limit // merged, contexts=contexts, align=config.multicontext_align,
+        streams, seed=config.eval_seed, batch_size=config.batch_size * merged, block_size=block_size,
+        mode=config.eval_mode, max_batches=None if limit is None else limit // merged, contexts=contexts,
+        align=config.multicontext_align,
     )  # fmt: skip
 
 

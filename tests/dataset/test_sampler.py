@@ -111,6 +111,24 @@ STORED_ORDER = [0, 5, 4, 1, 3, 2]
 STORED_PICKS = [1, 21, 17, 5, 13, 11]
 
 
+def plan_of(split, seed: int, order: str, iteration: int) -> list[int]:
+    sampler = TrainSampler([split], seed=seed, global_batch_size=4, epochs_per_iter=1, order=order)
+    return [p for b in range(sampler.batches_in(iteration)) for p in sampler.puzzle_ids(iteration, b).tolist()]
+
+
+def test_neighbouring_seeds_share_no_order_unless_it_is_the_published_one(tmp_path):
+    split = load_split(write(tmp_path / "set", arrays([3] * 40, [1] * 120)), "train")
+    for order in ("hashed", "published"):
+        plans = {(s, i): tuple(plan_of(split, s, order, i)) for s in range(4) for i in range(1, 5)}
+        assert len(set(plans.values())) == (16 if order == "hashed" else 7)  # seed + iteration: 1 to 7
+    assert plan_of(split, 0, "hashed", 1) == HASHED_START + plan_of(split, 0, "hashed", 1)[8:]
+    with pytest.raises(UsageError, match="data_order='shuffled': choose one of hashed, published"):
+        plan_of(split, 0, "shuffled", 1)
+
+
+HASHED_START = [17, 58, 70, 117, 27, 56, 112, 39]
+
+
 def test_random_access_equals_walking(tmp_path):
     split = load_split(write(tmp_path / "set", arrays(*CASES["several examples, mixed"])), "train")
 

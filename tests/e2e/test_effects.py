@@ -63,6 +63,8 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 SAME = "nothing but speed or memory"
 EFFECTS = {
     "seed=1": "weights",
+    "eval_seed=1": "evaluation",
+    "data_order=published": "weights",
     "deterministic=true threads=1": SAME,
     "attention=math": "output",
     "threads=2": "output",

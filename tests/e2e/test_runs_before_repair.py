@@ -8,6 +8,7 @@ breaks the runs that users have.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -88,3 +89,25 @@ def test_evaluation_gives_the_figure_of_then(old: Path, run: str, step: int, nam
     assert result.code == 0, result.output
     written = json.loads((old / run / f"evaluation_step_{step}.json").read_text())
     assert written["results"][name] == pytest.approx(value, rel=1e-5)
+
+
+def _kept(run: Path) -> tuple[str, str]:
+    stored = (run / "config.yaml").read_text()
+    return re.findall(r"^data_order: (.*)$", stored, re.M)[0], re.findall(r"^eval_seed: (.*)$", stored, re.M)[0]
+
+
+@pytest.mark.parametrize("how", ["by its folder", "by the same command"])
+def test_a_run_keeps_the_data_order_it_began_with(old: Path, how: str) -> None:
+    """What came later (hashed data order, a seed of its own for evaluation subsets) is for runs that begin later."""
+    argv = ("resume=true", "run_dir=pretrain", "device=cpu") if how == "by its folder" else PRETRAIN
+    identity = json.loads((old / "pretrain/identity.json").read_text())["identity"]
+    for last in (10, 12):  # twice: what was kept is kept again
+        status = json.loads((old / "pretrain/status.json").read_text())
+        (old / "pretrain/status.json").write_text(json.dumps({**status, "state": "interrupted"}))
+        result = run_script("pretrain", *argv, f"max_steps={last}", cwd=old)
+        assert result.code == 0, result.output
+        assert "going on from" in result.output
+        assert "with changes" not in result.output
+        assert _kept(old / "pretrain") == ("published", "${seed}")
+        assert json.loads((old / "pretrain/identity.json").read_text())["identity"] == identity
+    assert [path.name for path in old.iterdir() if path.name.startswith("pretrain")] == ["pretrain"]

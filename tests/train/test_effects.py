@@ -58,6 +58,7 @@ EFFECTS = {  # overrides, after | what both runs have
     CONTEXTS: "weights", f"multicontext_datasets=[classes,plain] | {CONTEXTS}": "weights",
     "multicontext_align=truncate": SAME, "batch_size=8": "weights", "sampling_method=sequential": "weights",
     "max_iters=8": "lines", "eval_interval=2": "lines", "eval_iters=1": "evaluation", "eval_mode=random": "evaluation",
+    "eval_seed=1 | eval_mode=random": "evaluation",
     "eval_train=false": "evaluation", "eval_only=true": "lines", "learning_rate=0.01": "weights", "optimizer=sgd": "weights",
     "weight_decay=0.9": "weights", "beta1=0.5": "weights", "beta2=0.5": "weights", "grad_clip=0.01": "weights",
     "log_interval=2": "lines", "seed=1": "weights", "lr_scheduler=linear": "weights", "decay_lr=false": "weights",
