@@ -118,4 +118,6 @@ class PretrainConfig(RunConfig):
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:
-    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
+    """The divisor of `number` nearest to `wanted`, among those that a million divisions find."""
+    small = [d for d in range(1, min(math.isqrt(number), 1_000_000) + 1) if number % d == 0]
+    return min((each for d in small for each in (d, number // d)), key=lambda d: (abs(d - wanted), d))

@@ -105,13 +105,12 @@ def build(config: TrainConfig, runtime: Any) -> Any:
     block_size = read_arch(config)[1].block_size
     data = open_text(config, block_size=block_size, rows=rows)
     model, loss_head = create_model(config, LMShape(data.vocab_sizes), runtime)
-    decay = config.decay
-    plateau = Plateau.of(decay)
+    decay, plateau = config.decay, Plateau.of(config.decay)
     task = LanguageModelTask(
         model, loss_head, runtime=runtime, batches=data.batches, held_out=data.held_out,
         criterion=Criterion(kind=config.multidataset_criterion, weights=data.weights),
         groups=param_groups(model, lr=config.learning_rate, optimizer=config.optimizer),
-        per_dataset_vocabulary=config.multidataset_wte, plateau=plateau,
+        per_dataset_vocabulary=config.multidataset_wte,
     )  # fmt: skip
     steps = 0 if config.eval_only else config.max_iters
     factor = partial(
@@ -122,7 +121,8 @@ def build(config: TrainConfig, runtime: Any) -> Any:
         task=task,
         total_steps=steps,
         schedule=lambda step: factor(step, drops=plateau.drops if plateau is not None else 0),
-        eval_steps=frozenset(range(0, steps + 1, config.eval_interval)),
+        eval_steps=range(0, steps + 1, config.eval_interval),
+        plateau=plateau,
         primary_metric="eval/val_loss",
         primary_direction="min",
         batch_key="batch_size",

@@ -120,8 +120,9 @@ def load_previous(path: str | None, model: nn.Module) -> None:
             f"prev_run_ckpt={found}: {name} is {given.get(name, 'missing')} there and {wanted.get(name, 'not used')} "
             "here: the same arch.* and a data set of the same vocabulary are needed"
         )
-    load_weights(model, checkpoint.model, strict=True)
-    say(f"weights     {found} (step {checkpoint.step})")
+    averaged = checkpoint.ema or {}  # where a run keeps averages, they are what was evaluated
+    load_weights(model, {**checkpoint.model, **averaged}, strict=True)
+    say(f"weights     {found} (step {checkpoint.step}{', averaged' if averaged else ''})")
 
 
 def load_nanogpt(path: Path, model: Any) -> None:

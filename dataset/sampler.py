@@ -98,6 +98,11 @@ class TrainSampler:
         """Groups over all splits = puzzles drawn per epoch."""
         return len(self._groups) - 1
 
+    @property
+    def equal_iterations(self) -> bool:
+        """Whether every iteration has the same number of batches: all puzzles have equally many examples."""
+        return self._size is not None
+
     def batches_in(self, iteration: int) -> int:
         """Full batches of an iteration (they vary where puzzles have different numbers of examples)."""
         if self._size is not None:

@@ -81,12 +81,14 @@ class CheckpointStore:
         """Write step_<step> (replacing one of that step), `latest`, and `best` if `metric` is better.
 
         `state` is a tree whose `RowSharded` leaves already hold all rows (`gather_tree`, called on every
-        rank). `metric` is {"name", "value", "goal": "max" | "min"}.
+        rank). `metric` is {"name", "value", "goal": "max" | "min"}; one that is not finite counts as none.
 
         Raises: CheckpointWriteError when the file system refuses; TypeError on state it cannot hold.
         """
         final = self.folder / f"step_{step}"
         extra = extra or {}
+        if metric is not None and not (isinstance(metric["value"], int | float) and math.isfinite(metric["value"])):
+            metric = None
         try:
             with atomic_directory(final, replace=True) as folder:
                 write_checkpoint(
@@ -116,8 +118,7 @@ class CheckpointStore:
 
     def _is_best(self, metric: Mapping[str, Any] | None, new: Path) -> bool:
         """Strictly better than the best so far; another metric's name or no usable best starts anew."""
-        value = metric.get("value") if metric else None
-        if metric is None or not isinstance(value, int | float) or math.isnan(value):
+        if metric is None:
             return False
         old = self.best()
         if old is None or old == new:
@@ -128,7 +129,9 @@ class CheckpointStore:
             return True
         if past.get("name") != metric["name"] or not isinstance(past.get("value"), int | float):
             return True
-        return value < past["value"] if metric.get("goal", "max") == "min" else value > past["value"]
+        if past.get("final", False) != metric.get("final", False):  # a final figure that covers something else
+            return past.get("final", False)
+        return metric["value"] < past["value"] if metric.get("goal") == "min" else metric["value"] > past["value"]
 
     def link(self, name: str, target: Path) -> None:
         """Make `<run_dir>/<name>` a relative link to checkpoint `target`. A failure is said, not raised."""

@@ -56,17 +56,18 @@ class EMA:
         return dict(self.shadow)
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy shadows in; raises ValueError that names the keys when they are not this EMA's own."""
-        if state.keys() != self.shadow.keys():
-            wrong = sorted(state.keys() ^ self.shadow.keys())
-            raise ValueError(f"EMA state does not fit: {len(wrong)} differing names, first {wrong[0]!r}")
+    def restart(self, state: Mapping[str, Tensor]) -> None:
+        """Begin with the averages in `state`; a parameter that it lacks begins with its present value.
+
+        Raises ValueError that names an average of another shape.
+        """
         for name, shadow in self.shadow.items():
-            if state[name].shape != shadow.shape:
+            value = state.get(name, self.params[name].detach())
+            if value.shape != shadow.shape:
                 raise ValueError(
-                    f"EMA state of {name!r} has shape {tuple(state[name].shape)}, expected {tuple(shadow.shape)}"
+                    f"EMA state of {name!r} has shape {tuple(value.shape)}, expected {tuple(shadow.shape)}"
                 )
-            shadow.copy_(state[name])
+            shadow.copy_(value)
 
     def _values(self) -> list[Tensor]:
         return [param.detach() for param in self.params.values()]

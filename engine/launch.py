@@ -35,7 +35,7 @@ from engine.progress import ProgressBar
 from engine.rundir import RunDirectory, read_json
 from engine.signals import StopSignal
 from engine.sinks import Sinks
-from engine.stopping import EarlyStop, check_early_stop
+from engine.stopping import check_early_stop
 from engine.task import Evaluation, Plan, Runtime
 from engine.trackers import open_sinks
 from engine.trainer import Hook, Trainer
@@ -166,7 +166,7 @@ class _Session(Hook):
         if checkpoint is not None:
             trainer.load(checkpoint, checkpoint.state(rank=rank(), world_size=world_size()))
             if self.opened.mode == "new":  # a branch off another run owns no evaluation yet
-                trainer.evaluated_step, trainer.early_stop = -1, EarlyStop(config, direction=plan.primary_direction)
+                trainer.evaluations.forget()
         self.first_step = trainer.step
         on_main(lambda: self._prepare_files(checkpoint, plan))
         self._say_what_runs(plan, runtime)
@@ -249,7 +249,7 @@ class _Session(Hook):
         """Rank 0: what the plan reports beside the metrics. A full disk is a warning."""
         if self.directory is None or trainer.plan.report is None:
             return
-        early = trainer.early_stop
+        early = trainer.evaluations.early_stop
         best = (early.best, early.best_step) if early.best is not None and early.best_step is not None else None
         told = Evaluation(step=trainer.step, results=results, best=best, step_ms=trainer.step_ms)
         for name, text in trainer.plan.report(told).items():
@@ -266,10 +266,6 @@ class _Session(Hook):
         state = gather_tree(trainer.state_dict(), all_gather_rows)
 
         def write() -> None:
-            value = trainer.metric()
-            metric = None if value is None else {
-                "name": trainer.plan.primary_metric, "value": value, "goal": trainer.plan.primary_direction
-            }  # fmt: skip
             metrics_file = self.opened.path / "metrics.jsonl"
             try:
                 self.store.save(
@@ -278,7 +274,7 @@ class _Session(Hook):
                     ema=averaged_weights(trainer.module, trainer.ema, trainer.optimizers),
                     state=state,
                     config=source_of(self.config).resolved,
-                    metric=metric,
+                    metric=trainer.evaluations.metric(trainer.step),
                     extra={
                         "sizes": {"metrics.jsonl": metrics_file.stat().st_size if metrics_file.exists() else 0},
                         "data": data_marks(trainer.plan.cards),
@@ -304,7 +300,7 @@ class _Session(Hook):
         """status done, summary.json, and where to find things."""
         if self.directory is None or self._plan is None or self.trainer is None:
             return
-        plan, early = self._plan, self.trainer.early_stop
+        plan, early = self._plan, self.trainer.evaluations.early_stop
         primary = {
             "name": plan.primary_metric,
             "value": results.get(plan.primary_metric),

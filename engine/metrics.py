@@ -12,7 +12,7 @@ from engine.task import Metrics
 
 
 class MetricWindow:
-    """Sums (sum, count) pairs by name until `flush`. Every step of a run reports the same names in the same order."""
+    """Sums (sum, count) pairs by name until `flush`; a step counts once it is closed. Names never change."""
 
     def __init__(self, device: torch.device) -> None:
         # float64 so that long windows lose nothing; mps has no float64.
@@ -20,9 +20,10 @@ class MetricWindow:
         self._device = device
         self._names: list[str] = []
         self._sums: Tensor | None = None
+        self._step: Tensor | None = None
 
     def add(self, metrics: Metrics) -> None:
-        """Add one micro-batch's pairs."""
+        """Add one micro-batch's pairs to the open step."""
         names = list(metrics)
         if self._names and names != self._names:
             raise KeyError(f"a task reported the metrics {names} after {self._names}: names must not change in a run")
@@ -30,7 +31,13 @@ class MetricWindow:
         if self._sums is None:
             self._names = names
             self._sums = torch.zeros(len(names), 2, dtype=self._dtype, device=self._device)
-        self._sums += pairs
+        self._step = pairs if self._step is None else self._step + pairs
+
+    def close(self, ok: Tensor) -> None:
+        """End the open step: it counts where `ok` is 1. One that is called off (0) leaves no NaN in the window."""
+        if self._sums is not None and self._step is not None:
+            self._sums += torch.where(ok.to(torch.bool), self._step, 0.0)
+        self._step = None
 
     def flush(self) -> dict[str, float | None]:
         """Means over the window and over ranks (None where nothing was counted); starts a new window."""

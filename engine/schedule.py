@@ -120,9 +120,11 @@ class Plateau:
             return None
         return cls(patience=int(decay.option("patience") or 1), threshold=decay.option("threshold") or 0.0)
 
-    def observe(self, value: float) -> bool:
-        """Take one evaluation; True when the rate drops. An improvement is a fall by more than `threshold`."""
-        if self.best is None or value < self.best - self.threshold:
+    def observe(self, value: float | None) -> bool:
+        """Take one evaluation; True when the rate drops. An improvement is a fall by more than `threshold`; no value,
+        or NaN, is none."""
+        usable = value is not None and not math.isnan(value)
+        if usable and value is not None and (self.best is None or value < self.best - self.threshold):
             self.best, self.waited = value, 0
             return False
         self.waited += 1

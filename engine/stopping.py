@@ -21,18 +21,23 @@ class EarlyStop:
         self.sign = 1.0 if direction == "max" else -1.0
         self.best: float | None = None
         self.best_step: int | None = None
+        self.best_apart = False  # the best value is of a final evaluation that covers something else than the others
         self.mark: float | None = None  # what the next value has to exceed by min_delta
         self.waited = 0
 
-    def update(self, value: float | None, step: int, *, counts: bool) -> None:
+    def update(self, value: float | None, step: int, *, counts: bool, apart: bool = False) -> None:
         """Take the primary metric of one evaluation; none, or NaN, is no progress.
 
         `counts` is false for one that only belongs to an end (of max_steps, say), so that a run that goes on from
-        there stops where it would have stopped without that end.
+        there stops where it would have stopped without that end. `apart` is one that covers something else than the
+        others (a whole split, not a subset of it): it is compared with its like only, and gives way to the others.
         """
         usable = value if value is not None and not math.isnan(value) else None
-        if usable is not None and (self.best is None or self.sign * (usable - self.best) > 0):
-            self.best, self.best_step = usable, step
+        if usable is not None and (
+            self.best is None or (self.best_apart and not apart)
+            or (self.best_apart == apart and self.sign * (usable - self.best) > 0)
+        ):  # fmt: skip
+            self.best, self.best_step, self.best_apart = usable, step, apart
         if not counts:
             return
         self.waited += 1
@@ -46,7 +51,8 @@ class EarlyStop:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {"best": self.best, "best_step": self.best_step, "mark": self.mark, "waited": self.waited}
+        best = {"best": self.best, "best_step": self.best_step, "best_apart": self.best_apart}
+        return {**best, "mark": self.mark, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse; an empty state, of a checkpoint that knew no early stopping, begins to count."""

@@ -9,7 +9,7 @@ a hypernetwork over a frozen base (the base is simply not among the parameter gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engine.errors import Interrupted, RunFailure, UsageError  # noqa: F401 (tasks import them from here)
 from engine.rows import RowSharded  # noqa: F401
-from engine.schedule import Plateau  # noqa: F401
+from engine.schedule import Plateau
 
 Metrics = Mapping[str, tuple[Tensor, Tensor]]
 """name -> (sum, count), both scalars on the device. Division happens once, after the reduction over ranks."""
@@ -143,10 +143,14 @@ class Plan:
     """The horizon: where an uninterrupted run without `max_steps` ends, and what schedules count against."""
     schedule: Callable[[int], float]
     """Step (1-based) -> factor on every group's peak learning rate."""
-    eval_steps: frozenset[int] = frozenset()
-    """The steps that an evaluation follows."""
+    eval_steps: Collection[int] = ()
+    """The steps that an evaluation follows: a range, or what else knows them without a list of them all."""
     final_eval: bool = True
     """Whether one follows the last step in any case."""
+    final_like_others: bool = True
+    """Whether that final one covers what the others do. If not, its figures are never compared with theirs."""
+    plateau: Plateau | None = None
+    """What the schedule counts evaluations with, where it waits for them; part of the checkpoint."""
     checkpoint_every_eval: bool = True
     primary_metric: str = "eval/loss"
     primary_direction: str = "min"

@@ -7,7 +7,6 @@ bit for bit: weights, optimizers, averages, the task's own state, the open metri
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,15 +17,17 @@ from torch import Tensor
 
 from engine.checkpoint import Checkpoint, clean_name, load_weights
 from engine.config import RunConfig
-from engine.distributed import broadcast_object, key_global_draws, lost_rank
+from engine.distributed import key_global_draws, lost_rank
 from engine.ema import EMA, averages
 from engine.errors import Interrupted, RunFailure
+from engine.evaluations import Evaluations
+from engine.io import say
 from engine.metrics import MetricWindow
 from engine.optim import build_optimizers, load_optimizers
 from engine.reduce import GradientReducer
 from engine.signals import StopSignal
+from engine.skipping import SkippedSteps
 from engine.stats import GroupStats
-from engine.stopping import EarlyStop
 from engine.task import Plan, Runtime
 
 Saver = Callable[["Trainer", str], None]
@@ -61,12 +62,9 @@ class Trainer:
         self.module = plan.task.module
         self.step = 0
         self.last_step = min(plan.total_steps, config.max_steps or plan.total_steps)
-        self.evaluated_step = -1
-        self.results: dict[str, float | None] = {}
-        # Steps called off so far; those in a row up to now; the most that ever were in a row. On the device: no sync.
-        self.skipped = torch.zeros(3, dtype=torch.float32, device=runtime.device)
+        self.skipped = SkippedSteps(runtime.device)
         self.window = MetricWindow(runtime.device)
-        self.early_stop = EarlyStop(config, direction=plan.primary_direction)
+        self.evaluations = Evaluations(plan, config)
         self.stopped_early = False
         self._train_seconds, self._timed_steps = 0.0, 0
         self.step_ms: float | None = None
@@ -110,7 +108,7 @@ class Trainer:
             raise
         for hook in self.hooks:
             hook.end(self)
-        return self.results
+        return self.evaluations.results
 
     def _train_step(self) -> None:
         task, config = self.task, self.config
@@ -135,9 +133,8 @@ class Trainer:
             optimizer.step(factor, ok)
         if measured:
             self.stats.after()
-        bad = 1 - ok.to(self.skipped.dtype)
-        row = (self.skipped[1] + bad) * bad
-        self.skipped = torch.stack([self.skipped[0] + bad, row, torch.maximum(self.skipped[2], row)])
+        self.skipped.add(ok)
+        self.window.close(ok)
         if self.ema is not None:
             self.ema.update()
         self._last_norm = norm
@@ -152,18 +149,30 @@ class Trainer:
             return
 
         # Log: means over the window, so that log_interval changes how often, not what.
-        if not resumed and (step % self.config.log_interval == 0 or last):
+        hopeless = not resumed and self.skipped.in_a_row(exact=last) > self.config.max_skipped_steps
+        if not resumed and (step % self.config.log_interval == 0 or last or hopeless):
             self._log()
+        if hopeless:
+            raise RunFailure(
+                f"step {step}: {self.skipped.in_a_row(exact=True)} steps in a row had a loss or gradient that was not "
+                f"finite, more than max_skipped_steps={self.config.max_skipped_steps}; lower the learning rate, or set "
+                "grad_clip"
+            )
 
         # Evaluate with the averaged weights; a signal during it leaves the evaluation to the next process.
-        stopping = self.early_stop.due and not last  # already here only after a resume
-        fresh = self.evaluation_due() and self.evaluated_step != step and not stopping
-        if fresh:
-            self._evaluate(final=last)
+        before, evaluations = (self.evaluations.step, self.evaluations.final_step), self.evaluations
+        if evaluations.due(step, last=last):
+            self._evaluate(final=False)
 
         # Stop early: this is then the last step, with all that a last step has.
-        if self.early_stop.due and not last:
-            last, fresh = True, self._stop_early(resumed=resumed) or fresh
+        if evaluations.early_stop.due and not last:
+            last = self.stopped_early = True
+            self.last_step = step
+            if not resumed and step % self.config.log_interval:
+                self._log()
+        if last and evaluations.final_due(step):
+            self._evaluate(final=True)
+        fresh = before != (evaluations.step, evaluations.final_step)
 
         # Save: every n steps, with every evaluation, and always at the end.
         interval = self.config.checkpoint_interval
@@ -174,47 +183,29 @@ class Trainer:
 
         # Stop: all ranks agree at the same step.
         if not last and self._stop.agreed():
-            self._interrupt(saved=bool(wanted and not resumed))
+            raise self._interrupted(saved=bool(wanted and not resumed))
 
-    def _interrupt(self, *, saved: bool) -> None:
+    def _interrupted(self, *, saved: bool) -> Interrupted:
         if not saved:
             self._save(self, "signal")
-        raise Interrupted(f"stopped by a signal after step {self.step}: the same command goes on from there")
-
-    def _stop_early(self, *, resumed: bool) -> bool:
-        """Make this step the last one; whether its final evaluation was made here and now."""
-        self.last_step, self.stopped_early = self.step, True
-        if not resumed and self.step % self.config.log_interval:
-            self._log()
-        if not self.plan.final_eval or (resumed and self.evaluated_step == self.step):
-            return False
-        self.evaluated_step = -1  # a signal from here on leaves the final evaluation to the next process
-        self._evaluate(final=True)
-        return True
+        return Interrupted(f"stopped by a signal after step {self.step}: the same command goes on from there")
 
     def _evaluate(self, *, final: bool) -> None:
         with ExitStack() as weights:
             for swap in averages(self.ema, self.optimizers):
                 weights.enter_context(swap)
             try:
-                self.results = self.task.evaluate(final=final)
+                results = self.task.evaluate(final=final)
             except Interrupted:
                 weights.close()
-                self._interrupt(saved=False)
-            self._evaluated()
-
-    def _evaluated(self) -> None:
-        """Tell of an evaluation, while its weights are in place."""
-        self.evaluated_step = self.step
-        value = broadcast_object(self.results.get(self.plan.primary_metric))  # one number decides for all ranks
-        self.early_stop.update(value, self.step, counts=self.step in self.plan.eval_steps and not self.early_stop.due)
-        self._write(self.step, dict(self.results))
-        for hook in self.hooks:
-            hook.after_eval(self, self.results)
+                raise self._interrupted(saved=False) from None
+            self.evaluations.record(self.step, results, final=final)
+            self._write(self.step, dict(results))
+            for hook in self.hooks:
+                hook.after_eval(self, results)
 
     def _log(self) -> None:
-        skipped, _, in_a_row = map(int, self.skipped.tolist())
-        values: dict[str, Any] = {"train/skipped_steps": skipped}
+        values: dict[str, Any] = {"train/skipped_steps": self.skipped.total()}
         values |= {f"train/{name}": value for name, value in self.window.flush().items()}
         factor = self.plan.schedule(self.step)
         for name, group in self.groups.items():
@@ -227,11 +218,6 @@ class Trainer:
         values["time/eta_s"] = seconds * (self.last_step - self.step)
         self._train_seconds, self._timed_steps = 0.0, 0
         self._write(self.step, values)
-        if in_a_row > self.config.max_skipped_steps:
-            raise RunFailure(
-                f"step {self.step}: {in_a_row} steps in a row had a loss or gradient that was not finite, more than "
-                f"max_skipped_steps={self.config.max_skipped_steps}; lower lr, or set grad_clip"
-            )
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -239,9 +225,8 @@ class Trainer:
         """Everything but weights: what `load` needs to continue bit for bit. A collective."""
         return {
             "trainer": {
-                "step": self.step, "evaluated_step": self.evaluated_step, "results": dict(self.results),
-                "skipped": self.skipped, "window": self.window.state_dict(),
-                "early_stop": self.early_stop.state_dict(), "stats": self.stats.state_dict(),
+                "step": self.step, "skipped": self.skipped.counts, "window": self.window.state_dict(),
+                "stats": self.stats.state_dict(), **self.evaluations.state_dict(),
             },
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "task": self.task.state_dict(),
@@ -250,28 +235,23 @@ class Trainer:
     def load(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         """Continue from `checkpoint`; `state` is its state tree, cut to this rank's rows."""
         load_weights(self.module, checkpoint.model, strict=True)
-        if self.ema is not None and checkpoint.ema is not None:
-            self.ema.load_state_dict(checkpoint.ema)
+        if self.ema is not None:
+            kept = checkpoint.ema if checkpoint.config.get("ema") else None  # without ema: an optimizer's own average
+            self.ema.restart(kept or {})
+            if kept is None:
+                say(f"ema=true: this run kept no average yet; it begins with the weights of step {checkpoint.step}")
         load_optimizers(self.optimizers, state["optimizers"])
         self.task.load_state_dict(state["task"])
-        own = state["trainer"]
-        self.step, self.evaluated_step = own["step"], own["evaluated_step"]
-        self.results = dict(own["results"])
-        self.skipped = own["skipped"].to(self.skipped)
+        own, device = state["trainer"], self.runtime.device
+        self.step = own["step"]
+        self.skipped.load(own["skipped"])
         self.window.load_state_dict(own["window"])
-        self.early_stop.load_state_dict(own.get("early_stop", {}))
-        self.stats.load_state_dict(
-            {name: value.to(self.skipped.device) for name, value in own.get("stats", {}).items()}
-        )
+        self.evaluations.load_state_dict(own, task=state["task"])
+        self.stats.load_state_dict({name: value.to(device) for name, value in own.get("stats", {}).items()})
 
     def evaluation_due(self) -> bool:
         """Whether an evaluation follows the present step."""
         return self.step in self.plan.eval_steps or (self.step >= self.last_step and self.plan.final_eval)
-
-    def metric(self) -> float | None:
-        """The primary metric of the last evaluation, if that evaluation belongs to the present step."""
-        value = self.results.get(self.plan.primary_metric) if self.evaluated_step == self.step else None
-        return None if value is None or math.isnan(value) else value
 
     # --- help ---------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dataset.text.batches import TrainBatches
 from dataset.text.opening import HeldOut
 from engine.distributed import all_reduce_sum, local_rows
-from engine.task import Interrupted, Metrics, ParamGroup, Plateau, Runtime, UsageError
+from engine.task import Interrupted, Metrics, ParamGroup, Runtime, UsageError
 from losses.language_model import LMLossHead
 from models.language_models.gpt import GPT, LMOutput
 
@@ -45,20 +45,18 @@ class LanguageModelTask:
 
     Args:
         streams: for each data set of a mixture the vocabulary it uses (None: all share one).
-        plateau: counts evaluations for a schedule that waits for them; part of the checkpoint.
     """
 
     def __init__(
         self, model: GPT, loss_head: LMLossHead, *, runtime: Runtime, batches: TrainBatches,
         held_out: Sequence[HeldOut], criterion: Criterion, groups: list[ParamGroup],
-        per_dataset_vocabulary: bool = False, plateau: Plateau | None = None,
+        per_dataset_vocabulary: bool = False,
     ) -> None:  # fmt: skip
         self.module: nn.Module = model
         self.model = model  # the bare model, for evaluation and sampling
         self.loss_head, self.runtime, self.batches = loss_head, runtime, batches
         self.held_out, self.criterion, self._groups = list(held_out), criterion, groups
         self.per_dataset_vocabulary = per_dataset_vocabulary
-        self.plateau = plateau
         self.micro_rows = runtime.micro_rows(batches.batch_size, "batch_size")
         self._step = 0
 
@@ -118,8 +116,6 @@ class LanguageModelTask:
             head["eval/train_loss"] = self.criterion(losses["train"])
         head["eval/perplexity"] = math.exp(min(head["eval/val_loss"] or 0.0, 700.0))
         results = {**head, **{name: value for name, value in values.items() if name not in head}}
-        if self.plateau is not None:
-            self.plateau.observe(head["eval/val_loss"] or 0.0)
         return results | self._seen()
 
     def _seen(self) -> dict[str, float]:
@@ -180,18 +176,14 @@ class LanguageModelTask:
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The data position: the step, and the rows given before it. A plateau counts evaluations."""
-        return {"step": self._step, "rows": self.batches.given(self._step)} | (
-            {} if self.plateau is None else {"plateau": self.plateau.state_dict()}
-        )
+        """The data position: the step, and the rows given before it."""
+        return {"step": self._step, "rows": self.batches.given(self._step)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self._step = int(state.get("step", 0))
         if "rows" in state:
             self.batches.go_on(self._step, state["rows"])
-        if self.plateau is not None and "plateau" in state:
-            self.plateau.load_state_dict(state["plateau"])
 
     def _to_device(self, arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
         device = self.runtime.device

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -41,9 +41,24 @@ class Evaluator(Protocol):
 
 
 class EpochPlan:
-    """Where step s of a run is in the data: iterations of `epochs_per_iter` epochs, counted in real batches."""
+    """Where step s of a run is in the data: iterations of `epochs_per_iter` epochs, counted in real batches.
+
+    Raises UsageError for more iterations than can be planned one by one, where they differ in length.
+    """
+
+    MOST = 100_000
 
     def __init__(self, sampler: TrainSampler, iterations: int) -> None:
+        self.ends: Sequence[int]
+        if sampler.equal_iterations:
+            batches = sampler.batches_in(1)
+            self.ends = range(batches, batches * iterations + 1, batches)
+            return
+        if iterations > self.MOST:
+            raise UsageError(
+                f"eval_interval={sampler.epochs_per_iter} cuts the run into {iterations} parts of unequal length, too "
+                f"many to plan: choose eval_interval and epochs for at most {self.MOST} of them"
+            )
         self.ends = list(itertools.accumulate(sampler.batches_in(i) for i in range(1, iterations + 1)))
 
     @property
@@ -57,9 +72,10 @@ class EpochPlan:
         before = self.ends[number - 1] if number else 0
         return number + 1, step - before - 1
 
-    def evaluation_steps(self, skip: int) -> frozenset[int]:
+    def evaluation_steps(self, skip: int) -> Collection[int]:
         """The steps that complete an iteration, without the first `skip` iterations."""
-        return frozenset(self.ends[skip:])
+        steps = self.ends[skip:]
+        return steps if isinstance(steps, range) else frozenset(steps)
 
 
 class RecursiveReasoningTask:
@@ -132,6 +148,11 @@ class RecursiveReasoningTask:
         return self._groups
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    @property
+    def final_like_others(self) -> bool:
+        """Whether the final evaluation covers just what the others do."""
+        return self.eval_sampler.num_examples == self.final_sampler.num_examples
 
     @torch.no_grad()
     def evaluate(self, *, final: bool) -> dict[str, float | None]:

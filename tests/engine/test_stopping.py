@@ -50,7 +50,7 @@ def test_patience(values: list, options: dict, expected: int | None) -> None:
 def falling(steps: int = 12, **changes):
     """A run evaluated after every second step, whose metric (to be raised) only falls."""
     trainer, lines, saves = make(steps, eval_steps=frozenset(range(2, steps, 2)), **changes)
-    trainer.early_stop.sign = 1.0
+    trainer.evaluations.early_stop.sign = 1.0
     return trainer, lines, saves
 
 
@@ -59,11 +59,10 @@ def test_the_stop_is_an_ordinary_end() -> None:
     trainer.fit()
     assert trainer.step == 6
     assert trainer.stopped_early
-    assert trainer.task.evaluations[-1][1]  # the final evaluation was made, of what final_eval covers
-    assert [final for _, final in trainer.task.evaluations] == [False, False, False, True]
+    assert [final for _, final in trainer.task.evaluations] == [False, False, False]  # the final one would be the same
     assert saves[-1] == (6, "last")
     assert [step for step, values in lines if "train/loss" in values] == [4, 6]  # the open window is not lost
-    assert trainer.early_stop.best_step == 2
+    assert trainer.evaluations.early_stop.best_step == 2
 
 
 def test_patience_that_ends_with_the_run_is_no_early_stop() -> None:
@@ -73,8 +72,16 @@ def test_patience_that_ends_with_the_run_is_no_early_stop() -> None:
     assert not trainer.stopped_early
 
 
+def test_a_final_evaluation_that_covers_more_is_made_after_an_early_stop() -> None:
+    trainer, lines, saves = falling(early_stop_patience=2, final_like_others=False)
+    trainer.fit()
+    assert [final for _, final in trainer.task.evaluations] == [False, False, False, True]
+    assert [step for step, values in lines if "eval/w" in values] == [2, 4, 6, 6]
+    assert saves[-1] == (6, "last")
+
+
 def test_a_signal_in_the_final_evaluation_leaves_just_that() -> None:
-    trainer, _, saves = falling(early_stop_patience=1)
+    trainer, _, saves = falling(early_stop_patience=1, final_like_others=False)
     evaluate = trainer.task.evaluate
 
     def interrupted(*, final: bool) -> dict:
@@ -87,19 +94,26 @@ def test_a_signal_in_the_final_evaluation_leaves_just_that() -> None:
         trainer.fit()
     assert saves[-1] == (4, "signal")
     state = trainer.state_dict()["trainer"]
-    again, more, saves = falling(early_stop_patience=1)
-    again.step, again.evaluated_step = state["step"], state["evaluated_step"]
-    again.early_stop.load_state_dict(state["early_stop"])
+    again, more, saves = falling(early_stop_patience=1, final_like_others=False)
+    again.step, again.evaluations.step, again.evaluations.final_step = (
+        state[k] for k in ("step", "evaluated_step", "final_step")
+    )
+    again.evaluations.early_stop.load_state_dict(state["early_stop"])
     again.fit()
     assert again.step == 4
     assert [sorted(values) for _, values in more] == [["eval/w"]]
     assert saves == [(4, "last")]
-    finished, nothing, _ = falling(early_stop_patience=1)
-    finished.step, finished.evaluated_step = 4, again.evaluated_step
-    finished.early_stop.load_state_dict(again.early_stop.state_dict())
+    finished, nothing, saves = falling(early_stop_patience=1, final_like_others=False)
+    finished.step, finished.evaluations.step, finished.evaluations.final_step = (
+        4,
+        again.evaluations.step,
+        again.evaluations.final_step,
+    )
+    finished.evaluations.early_stop.load_state_dict(again.evaluations.early_stop.state_dict())
     finished.fit()
     assert finished.step == 4
     assert not nothing
+    assert not saves
 
 
 def test_patience_without_evaluations_is_refused() -> None:

@@ -64,10 +64,13 @@ class LineTask:
     def load_state_dict(self, state) -> None: ...
 
 
+PLAN_KEYS = ("eval_steps", "final_eval", "final_like_others", "checkpoint_every_eval", "plateau", "primary_direction")
+
+
 def make(steps: int = 4, *, accumulation: int = 1, bad: tuple[int, ...] = (), **changes: Any):
     runtime = Runtime(device=torch.device("cpu"), dtype=torch.float32, attention="auto", seed=0,
                       accumulation=accumulation, rank=0, world_size=1)  # fmt: skip
-    plan_keys = {k: changes.pop(k) for k in ("eval_steps", "final_eval", "checkpoint_every_eval") if k in changes}
+    plan_keys = {k: changes.pop(k) for k in PLAN_KEYS if k in changes}
     plan = Plan(
         task=LineTask(runtime, bad), total_steps=steps, schedule=lambda step: 1.0, primary_metric="eval/w", **plan_keys
     )
@@ -184,7 +187,7 @@ def test_signal_during_evaluation_leaves_it_to_the_next_process() -> None:
     with pytest.raises(Interrupted):
         trainer.fit()
     assert saves == [(2, "signal")]
-    assert trainer.evaluated_step == -1
+    assert trainer.evaluations.step == -1
     trainer.task.evaluate = lambda *, final: {"eval/w": 0.0}
     trainer.fit()
     assert [step for step, values in lines if "eval/w" in values] == [2, 4]

@@ -15,6 +15,7 @@ from engine.config import load_synced_config
 from engine.task import Interrupted, Runtime, UsageError
 from pretrain import build
 from pretrain_args import PretrainConfig
+from tasks.recursive_reasoning import EpochPlan
 from tests.conftest import ROOT
 
 
@@ -203,5 +204,51 @@ def test_a_batch_that_does_not_divide_names_the_key(tiny_data: Path, world: int,
 def test_epochs_are_counted_in_real_batches(tiny_data: Path) -> None:
     plan = make(tiny_data, "epochs=6", "eval_interval=2", "min_eval_interval=1")
     assert plan.total_steps == 6 * 64 // 8
-    assert plan.eval_steps == {32, 48}
+    assert set(plan.eval_steps) == {32, 48}
     assert [plan.task.plan.locate(number) for number in (1, 16, 17, 48)] == [(1, 0), (1, 15), (2, 0), (3, 15)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "alike"),
+    [
+        ((), True),
+        (("eval_max_examples=2",), False),
+        (("eval_max_examples=2", "final_eval_max_examples=2"), True),
+        (("eval_max_examples=100000",), True),  # more than there are
+    ],
+)
+def test_whether_the_final_evaluation_covers_what_the_others_do(tiny_data: Path, changes: tuple, alike: bool) -> None:
+    plan = make(tiny_data, "eval_max_examples=null", "final_eval_max_examples=null", *changes)
+    assert plan.final_like_others is alike
+
+
+class Iterations:
+    """A sampler, as far as `EpochPlan` asks it: seven batches in each iteration, or as many as its number."""
+
+    epochs_per_iter = 1
+
+    def __init__(self, *, equal: bool) -> None:
+        self.equal_iterations = equal
+
+    def batches_in(self, iteration: int) -> int:
+        return 7 if self.equal_iterations else iteration
+
+
+def test_evaluation_steps_are_a_formula() -> None:
+    plan = EpochPlan(Iterations(equal=True), 10**15)
+    assert plan.total_steps == 7 * 10**15
+    assert plan.locate(7 * 10**14 + 1) == (10**14 + 1, 0)
+    steps = plan.evaluation_steps(3)
+    assert (21 in steps, 28 in steps, 29 in steps) == (False, True, False)
+    assert EpochPlan(Iterations(equal=False), 3).evaluation_steps(0) == {1, 3, 6}
+    with pytest.raises(UsageError, match="eval_interval=1 cuts the run into 1000000000 parts"):
+        EpochPlan(Iterations(equal=False), 10**9)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "interval", "offered"),
+    [(10, 4, 5), (10**12, 7, 8), (2**62, 3, 2), (9_999_999_967, 5, 1), (50_000, 7000, 6250)],
+)
+def test_the_divisor_offered_is_found_at_once(epochs: int, interval: int, offered: int) -> None:
+    with pytest.raises(ValueError, match=f"eval_interval={offered}$"):
+        PretrainConfig(arch={}, data_paths=["x"], epochs=epochs, eval_interval=interval)

@@ -93,7 +93,7 @@ def waits(place: Path, *argv: str) -> dict[int, set[str]]:
         trainer = Trainer(
             plan, config, runtime(0), save=lambda *_: None, write=lambda *_: None, stop=NoStop(),  # type: ignore[arg-type]
         )  # fmt: skip
-        trainer.evaluated_step = 0  # evaluations may wait: this run has none
+        trainer.evaluations.step = 0  # evaluations may wait: this run has none
         plan.final_eval = False
 
         def note(name: str) -> None:

@@ -29,7 +29,7 @@ MODES = {
         "dataset_sampling_probs=[1,2]", "dataset_interleaving_shuffle=true",
     ),
     "contexts": ("training_mode=multicontext", "multicontext_datasets=[plain,classes]"),
-    "plateau": ("lr_scheduler=plateau", "lr_scheduler.options.patience=1", "lr_scheduler.options.threshold=9"),
+    "plateau": ("lr_scheduler=plateau", "lr_scheduler.options.patience=1", "lr_scheduler.options.threshold=9", "lr_scheduler.options.factor=0.9"),
     "schedulefree": ("optimizer=schedulefree_adamw",),
     "muon": ("optimizer=muon",),
     "random_evaluation": ("eval_mode=random",),

@@ -174,3 +174,12 @@ def test_an_earlier_run_brings_its_architecture(place: Path) -> None:
     result = attempt(place, "--init_from=prev_run", "--prev_run_ckpt=out/first", "out_dir=out/d")  # TINY says its own
     assert result.code == 2
     assert "prev_run_ckpt" in result.output
+
+
+def test_an_earlier_run_gives_the_weights_that_were_evaluated(place: Path) -> None:
+    lines = train(
+        place, "out_dir=out/first", "ema=true", "ema_rate=0.8", "max_iters=6", "learning_rate=0.05", run="out/first"
+    )
+    evaluated = [line["eval/val_loss"] for line in lines if "eval/val_loss" in line]
+    begun = train(place, "--init_from=prev_run", "--prev_run_ckpt=out/first", "eval_only=true")
+    assert begun[0]["eval/val_loss"] == min(evaluated)
