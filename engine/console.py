@@ -20,7 +20,7 @@ from engine.signals import install, on_main_rank
 
 # What a shell reports for a program that SIGPIPE has ended.
 _NO_READER = 128 + signal.SIGPIPE
-_begun = False
+_stopped: int | None = None  # the exit code of a signal, once the script has begun
 
 
 class _Output(io.FileIO):
@@ -87,9 +87,9 @@ def _safe(stream: TextIO | None, fd: int, *, ends: bool) -> TextIO:
 
 
 def begin(*, output_is_all: bool = False, code: int = 130) -> None:
-    """The first act of a script. Until its own handlers are in place a signal ends it with `code` and one line."""
-    global _begun
-    _begun = True
+    """The first act of a script. Until it has imported everything a signal ends it with `code` and one line."""
+    global _stopped
+    _stopped = code
 
     def stop(number: int, _: Any) -> None:
         # Not an exception: an import that is interrupted may swallow it. Nothing has begun that needs an end.
@@ -110,20 +110,20 @@ def print_data(text: str) -> None:
 
 
 def execute(main: Callable[[], int]) -> NoReturn:
-    """Run a script's `main` and exit with its code. A signal raises KeyboardInterrupt there: one line, and 130."""
-    if _begun:
+    """Run a script's `main` and exit with its code. A signal raises KeyboardInterrupt in it: the code of `begin`."""
+    if _stopped is not None:
         install(signal.default_int_handler)
     try:
         code = main()
     except KeyboardInterrupt:
         _warn("stopped")
-        code = 130
+        code = 130 if _stopped is None else _stopped
     finish(code)
 
 
 def finish(code: int) -> NoReturn:
     """The last act of a script: exit with `code`, whatever comes while the interpreter ends."""
-    if _begun:
+    if _stopped is not None:
         install(lambda *_: os._exit(code))
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
