@@ -39,7 +39,9 @@ from engine.console import begin, execute, print_data
 if __name__ == "__main__":
     begin(output_is_all=True)
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -51,6 +53,20 @@ from verification.jobs import command_job, parse_text
 
 KEYS = ("base", "name", "intent", "comment", "factors", "exclude", "seeds")
 LIMIT = 10_000  # jobs of one grid: more is a slip of the pen
+
+
+class WordLoader(get_yaml_loader()):  # type: ignore[misc]
+    """OmegaConf's YAML (1e-4 is a number, a key twice an error) in which on, off, yes and no stay words.
+
+    A grid does not know the types of the keys: `compile: [off, block]` means the word, and for a truth value the word
+    does as well.
+    """
+
+
+WordLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":bool") or first in "tTfF"]
+    for first, known in WordLoader.yaml_implicit_resolvers.items()
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class Level:
 def load(path: Path) -> dict[str, Any]:
     """The grid in `path`, checked for unknown keys. Raises: UsageError."""
     try:
-        grid = OmegaConf.to_container(OmegaConf.create(read_yaml(path)))  # not plain yaml, which reads 1e-4 as a word
+        grid = OmegaConf.to_container(OmegaConf.create(yaml.load(read_yaml(path), Loader=WordLoader)))  # noqa: S506
     except (OSError, Unreadable) as error:
         raise UsageError(f"grid {path} {why(error)}") from None
     except (YAMLError, OmegaConfBaseException) as error:
@@ -108,13 +124,15 @@ def combinations(grid: Mapping[str, Any]) -> Iterator[tuple[Level, ...]]:
         raise UsageError("factors: expected {key: [values]}")
     axes = {str(factor): levels(str(factor), values) for factor, values in factors.items()}
     if seeds := _seeds(grid.get("seeds")):
+        if "seed" in axes:
+            raise UsageError("factors.seed and seeds both name the seeds: keep one of them")
         axes["seed"] = [Level("seed", seed, f"seed{seed}", (f"seed={seed}",)) for seed in seeds]
     excludes = grid.get("exclude") or []
     for number, rule in enumerate(excludes):
         _check_exclude(f"exclude[{number}]", rule, axes)
     for combination in itertools.product(*axes.values()):
-        values = {level.factor: level.value for level in combination}
-        if not any(all(values[key] == value for key, value in rule.items()) for rule in excludes):
+        values = {level.factor: _text(level.value) for level in combination}
+        if not any(all(values[str(key)] == _text(value) for key, value in rule.items()) for rule in excludes):
             yield combination
 
 
@@ -131,11 +149,11 @@ def _check_exclude(where: str, rule: Any, axes: Mapping[str, list[Level]]) -> No
     if not isinstance(rule, dict) or not rule:
         raise UsageError(f"{where}: expected {{factor: value}}")
     for factor, value in rule.items():
-        if factor not in axes:
+        if str(factor) not in axes:
             raise UsageError(f"{where}: there is no factor {factor}: {closest(str(factor), axes)}")
-        known = [level.value for level in axes[factor]]
-        if value not in known:
-            raise UsageError(f"{where}: {factor} is never {value}: {closest(str(value), map(str, known))}")
+        known = [_text(level.value) for level in axes[str(factor)]]
+        if _text(value) not in known:
+            raise UsageError(f"{where}: {factor} is never {_text(value)}: {closest(_text(value), known)}")
 
 
 def _token(value: Any) -> str:
@@ -166,7 +184,7 @@ def job_lines(grid: Mapping[str, Any]) -> tuple[list[str], int]:
         raise UsageError(f"base: {job.error}")
     if job.run_name is not None:
         raise UsageError(f"base: run_name={job.run_name} is made from the factors: use name: {job.run_name}")
-    given = {word.lstrip("+").partition("=")[0] for word in job.argv if "=" in word}
+    given = {word.lstrip("+-").partition("=")[0] for word in job.argv if "=" in word or word.startswith("--")}
     intent = " ".join(f"{key}={shlex.quote(_text(value))}" for key, value in (grid.get("intent") or {}).items())
     head = [f"# {line}" for line in str(grid.get("comment") or "").strip().splitlines()]
     lines, names, commands = [*head, ""] if head else [], set(), set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,6 +172,8 @@ def build_chain(
 ) -> Chain:  # fmt: skip
     """Follow a command as far as it leads."""
     command = parse(argv)
+    if command.script is not None:
+        command = replace(command, script=script_file(command.script, repo))
     chain = Chain(repo, kind, command, job=job, where=where, line=line, intent=intent)
     if command.script is None:
         chain.problems["script"] = "the command names no script"
@@ -188,6 +190,17 @@ def build_chain(
         _follow_config(chain)
         follow_classes(chain)
     return chain
+
+
+def script_file(script: str, repo: Repo) -> str:
+    """A script of the command relative to the root, where it lies below it by its path from there or from here."""
+    root = repo.root.resolve()
+    for base in (root, Path.cwd()):
+        place = base / Path(script).expanduser()
+        place = place.parent.resolve() / place.name
+        if place.is_file() and place.is_relative_to(root):
+            return place.relative_to(root).as_posix()
+    return script
 
 
 def _follow_config(chain: Chain) -> None:

@@ -107,3 +107,25 @@ def test_a_file_is_neither_overwritten_nor_given_a_name_twice(
     assert (tmp_path / "jobs-g.txt").read_text() == before
     assert make(tmp_path, GRID.replace("name: depth", "name: again"), "--append") == 0
     assert len({job.id for job in parse(tmp_path / "jobs-g.txt")}) == 40
+
+
+def test_words_stay_words_and_two_kinds_of_equal_values_differ(tmp_path: Path) -> None:
+    grid = "base: python a.py\nfactors:\n  compile: [off, block]\n  flag: [true, 1]\nexclude:\n  - {flag: 1}\n"
+    assert make(tmp_path, grid) == 0
+    argvs = [job.argv for job in parse(tmp_path / "jobs-g.txt")]
+    assert [argv[2:4] for argv in argvs] == [("compile=off", "flag=true"), ("compile=block", "flag=true")]
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ("base: python a.py\nfactors: {seed: [1, 2]}\nseeds: 3\n", "factors.seed and seeds both name the seeds"),
+        ("base: python a.py --lr=3\nfactors: {lr: [1, 2]}\n", "lr is set twice"),
+        ("base: python a.py --lr 3\nfactors: {lr: [1, 2]}\n", "lr is set twice"),
+        ("base: python a.py\nfactors: {lr: [1], lr: [2]}\n", "duplicate key"),
+    ],
+)
+def test_no_factor_is_dropped(tmp_path: Path, grid: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make(tmp_path, grid) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "jobs-g.txt").exists()

@@ -1,0 +1,192 @@
+"""Mutated commands: every key of the entry scripts with values that nobody wants, seeded; and a judge of what they do.
+
+    python -m tests.storm.commands --count 300 --seed 0        # each runs up to its first step, in a folder of its own
+
+A command may work, or end in one line that begins with `error:`. A traceback, a hang, a crash or a file outside the
+working directory is a fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import random
+import runpy
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRET = "hunter2-of-the-storm"
+TINY = {"pretrain": ("+debug=tiny", "device=cpu"), "train": ("+debug=tiny_text", "device=cpu")}
+ODD = (
+    "", "''", "' '", "null", "true", "off", "nan", "inf", "-inf", "-1", "0", "1", "0.5", "1e-300", "1e300", "2.5e19",
+    str(2**31), str(2**63 - 1), str(2**63), str(2**64), str(-(2**63)), "9" * 400, "[]", "[1,2]", "[[]]", "{}", "{a:1}",
+    "{name:null}", "x" * 300, "a,b", "a=b", "'a b'", "é☃", "a\udcff", "'\\'", "${seed}", "${.seed}", "${nope}", "${",
+    "${oc.env:SECRET}", "${oc.env:HOME}", "${now:%Y}", "../..", "/dev/null", "~", "~/x", "module@Class", "os@system",
+    "losses@ACTLossHead", "evaluators.steps@PerStepAccuracy", "models.layers.mlp@SwiGLU", "none", "None", "-",
+)  # fmt: skip
+"""Values in Hydra's style. What it cannot read is one of the ways to be wrong."""
+FLAWS = (
+    "--cfg nope", "--cfg job -p nope", "--info=nope", "--config-name nope", "--config-name=../x", "--config-dir nope",
+    "--resolve", "--nope", "nope", "+nope=1", "~nope", "~arch", "~seed", "-m", "hydra.mode=MULTIRUN", "hydra.run=5",
+    "hydra=5", "+debug=nope", "arch=nope", "arch=5", "arch=[trm]", "+sweep=seeds", "--config nope.json", "--seed",
+    "seed=1 seed=2", "--no-seed", "--no-ema=3", "lr", "=", "=3", "+=", "++seed", "seed==3", "seed=3=4", "--", "---x",
+    "--seed=", "--seed --ema", "arch.=3", ".arch=3", "arch..x=3", "arch.loss.name.x=3", "seed.x=3", "hydra.job.name=",
+)  # fmt: skip
+"""Words that are wrong as such."""
+OPEN = ("arch.loss.name", "arch.loss.nope", "arch.nope", "optimizer.name", "optimizer.options", "optimizer.options.eps",
+        "optimizer.rest", "optimizer.options.betas", "lr_scheduler.options.gamma")  # fmt: skip
+"""Keys in blocks without a declared type."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did; `code` is minus the signal where one ended it."""
+
+    code: int
+    output: str
+    seconds: float
+
+
+def keys(script: str) -> list[str]:
+    """Every key of an entry script by dotted name, those of its architectures and losses included."""
+    from engine.keys import keys_of
+
+    schema: Any = importlib.import_module(script).SCHEMA
+    found = [*keys_of(schema)]
+    for block, kind in schema.BLOCKS.items():
+        found += [f"{block}.{name}" for name in keys_of(kind)]
+    found += OPEN if script == "train" else [key for key in OPEN if key.startswith("arch")]
+    if script == "pretrain":
+        from losses import FeudalLossConfig
+        from models.recursive_reasoning.subgoal import SubgoalConfig
+
+        found += [f"arch.loss.{field.name}" for field in fields(FeudalLossConfig)]
+        found += [f"arch.subgoal_head.{field.name}" for field in fields(SubgoalConfig)]
+    return [key for key in dict.fromkeys(found) if key != "hydra"]
+
+
+def commands(seed: int = 0, count: int = 300) -> Iterator[tuple[str, list[str]]]:
+    """`count` times (entry script, its words). The same seed gives the same commands."""
+    chance = random.Random(seed)
+    known = {script: keys(script) for script in TINY}
+    for _ in range(count):
+        script = chance.choice(sorted(TINY))
+        words = list(TINY[script])
+        for _ in range(chance.choice((1, 1, 1, 2))):
+            key, value = chance.choice(known[script]), chance.choice(ODD)
+            kind = chance.random()
+            if kind < 0.15:
+                words += chance.choice(FLAWS).split(" ")
+            elif kind < 0.35:
+                words += [f"--{key}", value] if chance.random() < 0.5 else [f"--{key}={value}"]
+            else:
+                words.append(f"{chance.choice(('', '', '+', '++'))}{key}={value}")
+        yield script, words
+
+
+def judge(outcome: Outcome, limit_s: float = 60.0) -> str:
+    """What is wrong with an outcome, in a few words; "" where nothing is."""
+    said = outcome.output.strip().splitlines()
+    if outcome.seconds > limit_s or outcome.code == -signal.SIGALRM:
+        return f"took {outcome.seconds:.0f} s"
+    if outcome.code < 0:
+        return f"died of signal {-outcome.code}"
+    if "Traceback" in outcome.output:
+        return "a traceback"
+    if SECRET in outcome.output:
+        return "prints a secret of the environment"
+    if outcome.code not in (0, 1, 2, 3):
+        return f"exit code {outcome.code}"
+    if outcome.code and not (said and said[-1].startswith(("error:", "interrupted:", "package "))):
+        return "no line that says what is wrong"
+    if outcome.code and sum(line.startswith("error:") for line in said) > 1:
+        return "several lines of errors"
+    if said and outcome.code and len(said[-1]) > 900:
+        return f"a line of {len(said[-1])} characters"
+    return ""
+
+
+def execute(script: str, words: list[str], cwd: Path, *, whole: bool = False, limit_s: int = 60) -> Outcome:
+    """Run a command in a forked child of this process, which has torch loaded; up to its built plan, or `whole`."""
+    began = time.monotonic()
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        _child(script, words, cwd, theirs, whole, limit_s)
+    os.close(theirs)
+    with open(ours, "rb") as stream:
+        output = stream.read()
+    _, status = os.waitpid(child, 0)
+    return Outcome(os.waitstatus_to_exitcode(status), output.decode("utf-8", "replace"), time.monotonic() - began)
+
+
+def _child(script: str, words: list[str], cwd: Path, pipe: int, whole: bool, limit_s: int) -> None:
+    code = 1
+    try:
+        os.dup2(pipe, 1), os.dup2(pipe, 2)
+        sys.stdout, sys.stderr = open(1, "w", encoding="utf-8", closefd=False), open(2, "w", closefd=False)
+        os.chdir(cwd)
+        os.environ.update(SECRET=SECRET, HOME=str(cwd), WANDB_MODE="offline", HF_HUB_OFFLINE="1")
+        signal.alarm(limit_s)
+        import engine.launch
+
+        if not whole:
+            engine.launch.compile_task = _stop  # type: ignore[assignment]
+        sys.argv = [str(ROOT / f"{script}.py"), *words]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)
+
+
+def _stop(*_: Any) -> None:
+    raise SystemExit(0)
+
+
+def preload() -> None:
+    """Import what the commands need, once, so that a child costs tenths of a second."""
+    for name in ("pretrain", "train", "tasks.recursive_reasoning", "tasks.language_model", "engine.launch"):
+        importlib.import_module(name)
+    for name in ("models.recursive_reasoning.hrm_feudal", "models.language_models.gpt", "dataset.text.opening"):
+        importlib.import_module(name)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The number of faults, printed with the commands that show them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--whole", action="store_true", help="train, too, and not only up to the built plan")
+    options = parser.parse_args(argv)
+    preload()
+    faults = 0
+    codes: dict[int, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for script, words in commands(options.seed, options.count):
+            outcome = execute(script, words, Path(folder), whole=options.whole)
+            codes[outcome.code] = codes.get(outcome.code, 0) + 1
+            if reason := judge(outcome):
+                faults += 1
+                last = (outcome.output.strip().splitlines() or [""])[-1][:300]
+                print(f"{reason}: {script}.py {words!r}\n    {last}", flush=True)
+    print(f"{options.count} commands, exit codes {dict(sorted(codes.items()))}, {faults} fault(s)")
+    return min(faults, 125)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
