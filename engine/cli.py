@@ -38,6 +38,7 @@ from engine.io import closest
 from engine.keys import keys_of, told_elsewhere
 from engine.multirun import FULL_ERROR, OURS, job_codes
 from engine.offers import foreign_key, options_for
+from engine.recipes import check_recipe, config_name_of, find_groups, locate, no_config, search_folders
 from engine.schema import NO_TEXT
 from engine.sweeps import FOLDER, REPORT
 from engine.translate import Groups, translate
@@ -47,9 +48,6 @@ QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"
 
 # Launchers and sweepers that are plugins of Hydra -> the extra that installs them.
 PLUGINS = {"joblib": "sweep", "optuna": "optuna", "submitit_local": "slurm", "submitit_slurm": "slurm"}
-
-
-BASE = "base/run"  # what every recipe of ours begins with
 
 
 Rewrite = Callable[[list[str], Groups], list[str]]
@@ -90,20 +88,21 @@ def run(
     """`main` without the exit: returns the code. sys.argv is the translated command meanwhile."""
     wanted = os.environ.get(FULL_ERROR) == "1"
     given, argv = inspect.getclosurevars(launch).nonlocals, sys.argv[1:]
-    name = _config_name(argv) or str(given.get("config_name") or "")
+    name = config_name_of(argv) or str(given.get("config_name") or "")
+    folders = search_folders(argv, config_dir)
     try:
         if strange := [word for word in argv if NO_TEXT.search(word)]:
             raise UsageError(
                 f"{strange[0]!r} is not text in UTF-8: check the terminal's encoding, or quote it otherwise"
             )
-        _check_recipe(config_dir, name)
-        groups = find_groups(config_dir, name)
+        based = check_recipe(folders, name)
+        groups = find_groups(config_dir, name, *folders[1:])
         if {"-h", "--help"} & set(argv):
-            sys.stdout.write(help_text(entry, schema, groups, config_dir, name, aliases) + "\n")
+            sys.stdout.write(help_text(entry, schema, groups, config_dir, name, aliases, *folders[1:]) + "\n")
             return 0
         words = translate(argv, schema, groups=groups, aliases=aliases)
         words = rewrite(words, groups) if rewrite is not None else words
-        _check_presets(words, schema, groups, config_dir, Path(entry).stem)
+        _check_presets(words, schema, groups, folders, Path(entry).stem)
         sweep = bool({"-m", "--multirun"} & set(words))
         if sweep and under_torchrun():
             raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
@@ -111,7 +110,7 @@ def run(
             raise UsageError("a preset of config/sweep describes several jobs: add -m to run them")
         if sweep and "hydra/launcher=submitit_slurm" in words and shutil.which("srun") is None:
             raise UsageError("hydra/launcher=submitit_slurm: there is no srun here; start it on a cluster")
-        if int(os.environ.get("RANK", "0")) > 0:
+        if int(os.environ.get("RANK", "0")) > 0 or not based:
             words += QUIET
         if not {"-sc", "--shell-completion"} & set(words) and not any("hydra.job.name=" in word for word in words):
             words.append(f"++hydra.job.name={Path(entry).stem}")
@@ -122,7 +121,7 @@ def run(
         return UsageError.exit_code if stop.code == 1 else int(stop.code or 0)
     except (_TaskStopped, Exception, Interrupted, KeyboardInterrupt) as caught:
         error = caught.error if isinstance(caught, _TaskStopped) else caught
-        line = one_line(error, schema, config_dir, composing=not isinstance(caught, _TaskStopped))
+        line = one_line(error, schema, config_dir, *folders[1:], composing=not isinstance(caught, _TaskStopped))
         code = exit_code(error, line)
         if wanted or line is None:
             traceback.print_exception(error)
@@ -142,7 +141,7 @@ def exit_code(error: BaseException, line: str | None) -> int:
     return code if isinstance(code, int) else 1 if line is None else UsageError.exit_code
 
 
-def one_line(error: BaseException, schema: type, config_dir: Path, *, composing: bool) -> str | None:
+def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, composing: bool) -> str | None:
     """The error in one line, or None for one that needs its traceback (a bug, a broken machine).
 
     `composing`: the error came from Hydra before the task ran, so that OmegaConf's are the user's, not ours.
@@ -154,7 +153,7 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *, composing:
     if not composing or not isinstance(error, HydraException | OmegaConfBaseException | YAMLError | ValueError):
         return None
     if isinstance(error, MissingConfigException):
-        return _missing_config(error, config_dir)
+        return _missing_config(error, config_dir, *more)
     if refused := refusal_within(error):  # by a resolver of ours
         return _flat(str(refused))
     cause: Any = error
@@ -191,17 +190,15 @@ def _with_leaf(block: Mapping[Any, Any], leaf: str, prefix: str = "") -> str | N
     return None
 
 
-def _missing_config(error: MissingConfigException, config_dir: Path) -> str:
+def _missing_config(error: MissingConfigException, *folders: Path) -> str:
     wanted = str(error.missing_cfg_file or "")
     if error.options is not None:
         group, _, option = wanted.rpartition("/")
         if group.startswith("hydra/") and option in PLUGINS:
             return f"{group}={option} needs a plugin: pip install -e '.[{PLUGINS[option]}]'"
         return f"there is no {group}={option}: {closest(option, error.options)}"
-    names = sorted(path.stem for path in config_dir.glob("cfg_*.yaml"))
     if "primary config" in str(error) and wanted:
-        hint = closest(wanted.removesuffix(".yaml"), names)
-        return f"there is no config {wanted} in {config_dir}: {hint}"
+        return no_config(wanted, folders)
     return _flat(str(error).partition("Config search path")[0])
 
 
@@ -209,61 +206,16 @@ def _flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def find_groups(config_dir: Path, config_name: str) -> Groups:
-    """The folders under `config_dir` with their options, and which of them the primary config selects."""
-    options = {
-        folder.relative_to(config_dir).as_posix(): sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(config_dir.rglob("*"))
-        if folder.is_dir() and any(folder.glob("*.yaml"))
-    }
-    entries = _defaults(config_dir, config_name)
-    keys = (key for entry in entries if isinstance(entry, Mapping) for key in map(str, entry))
-    chosen = (key.removeprefix("optional ").lstrip("/").partition("@")[0] for key in keys if key[:9] != "override ")
-    return Groups(options, frozenset(chosen))
-
-
-def _defaults(config_dir: Path, config_name: str, depth: int = 0) -> Iterator[Any]:
-    """The entries of the config's defaults list, and of those that it names, as far as they are files of ours."""
-    path = config_dir / f"{config_name.removesuffix('.yaml')}.yaml"
-    if depth > 8 or not path.is_file():
-        return
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except YAMLError as error:  # its text has line and column
-        raise UsageError(f"{path}: {_flat(str(error))}") from error
-    for entry in config.get("defaults") or [] if isinstance(config, dict) else []:
-        yield entry
-        if isinstance(entry, str) and entry != "_self_":
-            yield from _defaults(config_dir, entry.lstrip("/"), depth + 1)
-
-
-def _check_recipe(config_dir: Path, config_name: str) -> None:
-    """A file of ours without base/run is a piece of recipes; Hydra would make an outputs/ folder before we see it."""
-    is_ours = (config_dir / f"{config_name.removesuffix('.yaml')}.yaml").is_file()
-    if is_ours and not any(entry in (BASE, f"/{BASE}") for entry in _defaults(config_dir, config_name)):
-        names = sorted(path.stem for path in config_dir.glob("cfg_*.yaml"))
-        raise UsageError(
-            f"--config-name={config_name} is a piece of recipes, not a recipe: {closest(config_name, names)}"
-        )
-
-
-def _check_presets(words: list[str], schema: type, groups: Groups, config_dir: Path, script: str) -> None:
+def _check_presets(words: list[str], schema: type, groups: Groups, folders: list[Path], script: str) -> None:
     """A preset (+debug=tiny, +sweep=depth) of keys that the script lacks is one for another script."""
     for word in words:
         group, _, option = word.lstrip("+").partition("=")
         preset = group not in keys_of(schema) and option in groups.options.get(group, [])
-        if preset and (key := foreign_key(schema, config_dir / group / f"{option}.yaml")):
-            fitting = " or ".join(options_for(schema, groups, config_dir).get(group, []))
+        path = locate(folders, f"{group}/{option}") if preset else None
+        if path is not None and (key := foreign_key(schema, path)):
+            fitting = " or ".join(options_for(schema, groups, *folders).get(group, []))
             hint = f"choose {fitting}" if fitting else f"drop {word}"
             raise UsageError(f"{group}={option} is not for {script}.py, which has no {key}: {hint}")
-
-
-def _config_name(argv: list[str]) -> str | None:
-    for i, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name in ("--config-name", "-cn"):
-            return value if equals else (argv[i + 1] if i + 1 < len(argv) else None)
-    return None
 
 
 def _guarded(launch: Callable[..., Any], config_dir: Path, config_name: str | None) -> Callable[[], Any]:

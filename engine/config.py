@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -19,7 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from engine.before import complete
 from engine.errors import UsageError
 from engine.io import closest
-from engine.schema import structure
+from engine.schema import structure, with_defaults
 
 C = TypeVar("C", bound="RunConfig")
 # first line of a stored config: a resume has to know the chosen groups, the YAML alone does not say
@@ -272,6 +272,8 @@ def load_synced_config(
     Raises: UsageError for anything wrong in the config.
     """
     source = _source(hydra_config)
+    _check_script(source, entry)
+    source = replace(source, resolved=with_defaults(schema, source.resolved))
     config = structure(schema, source.resolved)  # first each rank its own, so that a bad config hangs nobody
     if world_size > 1:
         if broadcast is None:
@@ -280,17 +282,22 @@ def load_synced_config(
             broadcast = broadcast_object
         source = ConfigSource(**broadcast(vars(source) if rank == 0 else None))
         config = structure(schema, source.resolved)
-    running = entry or (HydraConfig.get().job.name if HydraConfig.initialized() else None)
-    declared = config.script
-    if declared and running and Path(declared).stem != Path(running).stem:
-        if any(word.lstrip("+").startswith("script=") for word in source.overrides):
-            raise UsageError(f"script={declared} is not {Path(running).stem}.py: drop it, or run python {declared}")
-        raise UsageError(
-            f"config {source.config_name or ''} is for {declared}, not for {Path(running).stem}.py: "
-            f"run python {declared}, or choose another --config-name"
-        )
     vars(config)["_source"] = source
     return config
+
+
+def _check_script(source: ConfigSource, entry: str | None) -> None:
+    """Refuse a recipe of another entry script, whose keys would be called unknown one by one."""
+    running = entry or (HydraConfig.get().job.name if HydraConfig.initialized() else None)
+    declared = source.resolved.get("script")
+    if not isinstance(declared, str) or not running or Path(declared).stem == Path(running).stem:
+        return
+    if any(word.lstrip("+").startswith("script=") for word in source.overrides):
+        raise UsageError(f"script={declared} is not {Path(running).stem}.py: drop it, or run python {declared}")
+    raise UsageError(
+        f"config {source.config_name or ''} is for {declared}, not for {Path(running).stem}.py: "
+        f"run python {declared}, or choose another --config-name"
+    )
 
 
 def source_of(config: RunConfig) -> ConfigSource:

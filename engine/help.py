@@ -16,14 +16,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine.keys import Key, describe, keys_of
 from engine.offers import options_for
-from engine.translate import Groups
+from engine.recipes import locate
+from engine.translate import Groups, quote
 
 WIDTH = 110
 
 
 def help_text(
     entry: str, schema: type, groups: Groups, config_dir: Path, config_name: str,
-    aliases: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None, *more: Path,
 ) -> str:  # fmt: skip
     """The whole help. Defaults are those of `config_name` where it composes, else the schema's."""
     script = f"{Path(entry).stem}.py"
@@ -43,10 +44,10 @@ def help_text(
         "",
         "Groups:",
     ]
-    for name, options in options_for(schema, groups, config_dir).items():
+    for name, options in options_for(schema, groups, config_dir, *more).items():
         lines += _wrapped(f"{name}={'|'.join(options)}", "  ", "  ")
     lines += ["", "Keys:"]
-    defaults = _defaults(config_dir, config_name)
+    defaults = _defaults(config_dir, config_name, *more)
     for name, key in _keys(schema, defaults):
         kind = "" if key is None else describe(key.kind) + (" or null" if key.optional else "")
         value = defaults.get(name, "required" if key is None or key.default is MISSING else _shown(key.default))
@@ -72,11 +73,15 @@ def _keys(schema: Any, defaults: Mapping[str, str]) -> Iterator[tuple[str, Key |
             yield from ((other, known.get(other)) for other in defaults if other.startswith(f"{name}."))
 
 
-def _defaults(config_dir: Path, config_name: str) -> dict[str, str]:
+def _defaults(config_dir: Path, config_name: str, *more: Path) -> dict[str, str]:
     """Values of the composed config by dotted name, interpolations as written; empty where it does not compose."""
+    folders = [config_dir, *more]
+    home = next((folder for folder in folders if locate([folder], config_name)), config_dir)
+    others = [quote(f"file://{folder}") for folder in folders if folder != home]
     try:
-        with initialize_config_dir(str(config_dir), version_base=None):
-            config = OmegaConf.to_container(compose(config_name), resolve=False)
+        with initialize_config_dir(str(home), version_base=None):
+            composed = compose(config_name, [f"hydra.searchpath=[{','.join(others)}]"] if others else [])
+        config = OmegaConf.to_container(composed, resolve=False)
     except (HydraException, OmegaConfBaseException):
         return {}
     return dict(_flat(config, "")) if isinstance(config, dict) else {}

@@ -6,19 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from engine.keys import keys_of
+from engine.recipes import WHOLE, locate, read_file
 from engine.translate import Groups
 
-WHOLE = "# @package _global_"
-"""First line of a group's file that sets keys anywhere in the config, not in a block of the group's name."""
 
-
-def options_for(schema: Any, groups: Groups, config_dir: Path) -> dict[str, list[str]]:
+def options_for(schema: Any, groups: Groups, *folders: Path) -> dict[str, list[str]]:
     """Group -> the options that the script of `schema` can take; groups without one are left out."""
     given = {group: options for group, options in groups.options.items() if group != "base"}
-    fitting = {g: [o for o in given[g] if not foreign_key(schema, config_dir / g / f"{o}.yaml")] for g in given}
+    files = {g: {o: locate(folders, f"{g}/{o}") for o in given[g]} for g in given}
+    fitting = {g: [o for o, path in files[g].items() if path and not foreign_key(schema, path)] for g in given}
     return {group: options for group, options in fitting.items() if options}
 
 
@@ -27,8 +24,8 @@ def foreign_key(schema: Any, path: Path) -> str:
 
     A block with a name (arch) is foreign where its class is of another family than the one in `schema.BLOCKS`.
     """
-    content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    content = content if path.read_text(encoding="utf-8").startswith(WHOLE) else {path.parent.name: content}
+    content: Any = read_file(path)
+    content = content if path.read_text(encoding="utf-8-sig").startswith(WHOLE) else {path.parent.name: content}
     jobs = content.pop("hydra", {}).get("sweeper", {}).get("params", {})  # a preset of config/sweep
     for key, value in (content | jobs).items():
         root, _, inner = key.partition(".")

@@ -18,7 +18,7 @@ from engine import rundir, sweeps
 from engine.config import ConfigSource, RunConfig, merge_for_resume, resolved_container, source_of, stored_origin
 from engine.io import say, sha256_json
 from engine.runfiles import expand_pattern, read_json, read_yaml
-from engine.schema import structure
+from engine.schema import structure, with_defaults
 from engine.stored import stored_text
 
 C = TypeVar("C", bound=RunConfig)
@@ -34,6 +34,7 @@ def from_source(config: C, source: ConfigSource) -> C:
     """`config` read again from `source` (itself, if that is where it came from)."""
     if source is source_of(config):
         return config
+    source = replace(source, resolved=with_defaults(type(config), source.resolved))
     fresh: Any = structure(type(config), source.resolved)
     vars(fresh)["_source"] = source
     return fresh
@@ -64,7 +65,7 @@ def with_run_name(config: C) -> C:
 
 def run_dir(config: RunConfig) -> Path:
     """Where the run writes: `run_dir`, else checkpoints/<project>/<run name>."""
-    return Path(config.run_dir or f"checkpoints/{config.project_name}/{config.run_name}").expanduser()
+    return Path(config.run_dir or f"checkpoints/{config.project_name or 'runs'}/{config.run_name}").expanduser()
 
 
 def decide(config: RunConfig, entry: str) -> ConfigSource:

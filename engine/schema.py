@@ -7,11 +7,12 @@ dotted path and nearest choice. An integer passes where a number or text is decl
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import cattrs
@@ -21,7 +22,7 @@ from cattrs.gen import make_dict_structure_fn
 
 from engine.errors import UsageError
 from engine.io import closest
-from engine.keys import describe, is_list, is_union, told_elsewhere
+from engine.keys import describe, is_list, is_union, keys_of, told_elsewhere
 
 T = TypeVar("T")
 WORDS = {"on": True, "yes": True, "off": False, "no": False}
@@ -47,6 +48,26 @@ def structure(cls: type[T], data: Any, where: str = "") -> T:
         problems = _problems(error, [where] if where else [])
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UsageError(" ".join(problems[0].split()) + more) from error
+
+
+def with_defaults(schema: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with the schema's default for every declared key that it lacks, as plain values; blocks in blocks too."""
+    full = dict(given)
+    for name, key in keys_of(schema).items():
+        root, dot, inner = name.partition(".")
+        block = full if not dot else full.get(root)
+        if key.default is MISSING or not isinstance(block, Mapping) or (inner or root) in block or "." in inner:
+            continue
+        value = _plain(key.default)
+        if dot:
+            full[root] = {**block, inner: value}
+        else:
+            full[root] = value
+    return full
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else copy.deepcopy(value)
 
 
 def _problems(error: BaseException, path: list[str]) -> list[str]:

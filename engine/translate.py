@@ -53,10 +53,13 @@ OVERRIDE = re.compile(r"(~|\+{0,2})([A-Za-z_][\w./@:$-]*)(=.*)?", re.DOTALL)
 
 @dataclass(frozen=True)
 class Groups:
-    """Config groups (folders under config/) with their options, and those that the config already selects."""
+    """Config groups (folders under config/) with their options, and what the recipe selects and sets."""
 
     options: Mapping[str, list[str]] = field(default_factory=dict)
     selected: frozenset[str] = frozenset()
+    """Groups of its defaults list."""
+    given: frozenset[str] | None = None
+    """Dotted keys that its files set; None where nobody has looked."""
 
 
 def translate(
@@ -93,6 +96,8 @@ class _Translator:
     def __init__(self, argv: list[str], schema: type, groups: Groups, aliases: Mapping[str, str]) -> None:
         self.words, self.schema, self.groups, self.aliases = argv, schema, groups, aliases
         self.keys = keys_of(schema)
+        blocks: Mapping[str, type] = getattr(schema, "BLOCKS", {})
+        self.blocks = {f"{root}.{inner}" for root, kind in blocks.items() for inner in keys_of(kind)}
         self.multirun = bool({"-m", "--multirun"} & set(argv))
         self.hydra: list[str] = []
         self.from_json: list[str] = []
@@ -139,7 +144,17 @@ class _Translator:
             raise UsageError(f"there is no {bare}={rest[1:]}: {closest(rest[1:], self.groups.options[bare])}")
         elif sign in ("", "+") and not at:  # + exactly where the defaults list lacks the group
             sign = "" if bare in self.groups.selected or rest.startswith("={") else "+"
+        if sign == "" and self._only_declared(bare):
+            sign = "++"
         return sign + bare + at + package + rest
+
+    def _only_declared(self, name: str) -> bool:
+        """A key of the schema that no file of the recipe sets: Hydra wants a sign to add it, the user need not care."""
+        declared = name in self.keys or name in self.blocks
+        return declared and self.groups.given is not None and name not in self.groups.given
+
+    def _plain(self, name: str, value: str) -> str:
+        return f"{'++' if self._only_declared(name) else ''}{name}={value}"
 
     def _flag(self, spelt: str, value: str | None) -> None:
         name = self._resolved(spelt)
@@ -147,7 +162,7 @@ class _Translator:
         if name is None and negated and self._bare_ok(self._resolved(negated[1])):
             if value is not None:
                 raise UsageError(f"--{spelt} takes no value: write --{spelt} or {negated[1]}={value}")
-            self.overrides.append(f"{self._resolved(negated[1])}=false")
+            self.overrides.append(self._plain(str(self._resolved(negated[1])), "false"))
             return
         if name is None:
             raise UsageError(f"unknown flag --{spelt}: {self._suggest(spelt)}")
@@ -158,16 +173,16 @@ class _Translator:
             self._refuse_stray(key, spelt)
             value = self.words.pop(0) if self.words and self._is_choice(key, self.words[0]) else "true"
         elif value is None and key is not None and is_list(key.kind):
-            self.overrides.append(f"{name}={self._list(key, self._swallow(f'--{spelt}'))}")
+            self.overrides.append(self._plain(name, self._list(key, self._swallow(f"--{spelt}"))))
             return
         elif value is None:
             value = self._value(f"--{spelt}")
         if name in self.groups.options and not value.startswith("{"):
             self.overrides.append(self._override(f"{name}={value}"))
         elif key is not None and is_list(key.kind):
-            self.overrides.append(f"{name}={self._list(key, [value])}")
+            self.overrides.append(self._plain(name, self._list(key, [value])))
         else:
-            self.overrides.append(f"{name}={self._typed(key, value, spelt)}")
+            self.overrides.append(self._plain(name, self._typed(key, value, spelt)))
 
     def _typed(self, key: Key | None, text: str, spelt: str) -> str:
         kind = None if key is None else key.kind

@@ -28,10 +28,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from dataset.arguments import OneLineParser, positive
-from engine.cli import _config_name, run
+from engine.cli import run
 from engine.config import load_synced_config
 from engine.errors import UsageError
 from engine.io import atomic_write_json, say
+from engine.recipes import config_name_of
 from engine.registry import entry_module
 from scripts._batch_size import Trial, best, find_batch_size, limit_memory, measure_apart, read_size, usual_limit
 
@@ -67,7 +68,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
 
 def entry_of(rest: list[str]) -> str:
     """The entry script that the named config is for (pretrain where none is named)."""
-    name = _config_name(rest) or "cfg_pretrain"
+    name = config_name_of(rest) or "cfg_pretrain"
     if not (CONFIG / f"{name}.yaml").exists():  # of another folder, or misspelt: the composition below says so
         return "pretrain"
     with initialize_config_dir(str(CONFIG), version_base=None):

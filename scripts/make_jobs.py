@@ -84,7 +84,7 @@ class Level:
 def load(path: Path) -> dict[str, Any]:
     """The grid in `path`, checked for unknown keys. Raises: UsageError."""
     try:
-        grid = OmegaConf.to_container(OmegaConf.create(yaml.load(read_yaml(path), Loader=WordLoader)))  # noqa: S506
+        grid = OmegaConf.to_container(OmegaConf.create(yaml.load(read_yaml(path), Loader=WordLoader)))
     except (OSError, Unreadable) as error:
         raise UsageError(f"grid {path} {why(error)}") from None
     except (YAMLError, OmegaConfBaseException) as error:

@@ -17,10 +17,11 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from engine.cli import PLUGINS, find_groups, one_line
+from engine.cli import PLUGINS, one_line
 from engine.errors import UsageError
 from engine.keys import keys_of
-from engine.schema import structure
+from engine.recipes import find_groups
+from engine.schema import structure, with_defaults
 from engine.sweeps import REPORT
 from engine.translate import HYDRA_SWITCHES, HYDRA_VALUED, translate
 from verification import compose as composing
@@ -214,7 +215,9 @@ def _follow_config(chain: Chain) -> None:
     for name in ("--config-path", "-cp"):
         folders = [chain.repo.root / flags[name]] if name in flags else folders
     for name in ("--config-dir", "-cd"):
-        folders += [chain.repo.root / flags[name]] if name in flags else []
+        bases = (chain.cwd or chain.repo.root, Path.cwd())  # of a job file, or of a command that is typed here
+        places = [base / flags[name] for base in bases] if name in flags else []
+        folders += [next((place for place in places if place.is_dir()), places[0])] if places else []
     chain.config_dir, chain.folders = folders[0], folders
     given = flags.get("--config-name", flags.get("-cn"))
     chain.config_name = (given if given is not None else script.config_name).removesuffix(".yaml")
@@ -222,9 +225,9 @@ def _follow_config(chain: Chain) -> None:
         chain.problems["config"] = f"there is no {chain.config_name}.yaml in {chain.relative(folders[0])}/"
         return
     try:
-        where = ("groups", chain.config_dir, chain.config_name)
+        where = ("groups", *folders, chain.config_name)
         if where not in chain.repo.memo:
-            chain.repo.memo[where] = find_groups(chain.config_dir, chain.config_name)
+            chain.repo.memo[where] = find_groups(folders[0], chain.config_name, *folders[1:])
         groups = chain.repo.memo[where]
         words = [w for w in chain.command.arguments if w not in ("-h", "--help")]
         schema = chain.schema or type("Nothing", (), {"__dataclass_fields__": {}})
@@ -240,6 +243,7 @@ def _follow_config(chain: Chain) -> None:
         chain.composed = composing.compose(folders, chain.config_name, chain.jobs[0], stamp)
         chain.choices = chain.composed.choices
         chain.resolved = chain.composed.resolved()
+        chain.resolved = with_defaults(chain.schema, chain.resolved) if chain.schema else chain.resolved
         chain.config = structure(chain.schema, chain.resolved) if chain.schema else None
         if chain.composed.params and not sweep and REPORT not in chain.command.env:
             raise UsageError("a preset of config/sweep describes several jobs: add -m to run them")

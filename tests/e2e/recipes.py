@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from engine.cli import find_groups
 from engine.config import load_synced_config
 from engine.help import help_text
+from engine.recipes import find_groups
 from engine.registry import build_config, resolve
 from engine.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, translate
 from pretrain_args import PretrainConfig

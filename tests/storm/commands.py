@@ -135,7 +135,7 @@ def _child(script: str, words: list[str], cwd: Path, pipe: int, whole: bool, lim
     code = 1
     try:
         os.dup2(pipe, 1), os.dup2(pipe, 2)
-        sys.stdout, sys.stderr = open(1, "w", encoding="utf-8", closefd=False), open(2, "w", closefd=False)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
         os.chdir(cwd)
         os.environ.update(SECRET=SECRET, HOME=str(cwd), WANDB_MODE="offline", HF_HUB_OFFLINE="1")
         signal.alarm(limit_s)

@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from engine.cli import find_groups
 from engine.errors import UsageError
 from engine.keys import keys_of
+from engine.recipes import find_groups
 from engine.translate import translate
 from tests.conftest import ROOT, SHARED, metrics
 from tests.train.conftest import attempt, train

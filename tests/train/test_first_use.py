@@ -11,11 +11,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from engine.cli import find_groups
 from engine.help import help_text
 from engine.keys import keys_of
 from engine.offers import options_for
 from engine.optim import build_optimizer
+from engine.recipes import find_groups
 from engine.schedule import Decay, lr_factor
 from models.language_models.config import GPTConfig
 from models.language_models.nanogpt import read_nanogpt
