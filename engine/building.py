@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,17 +33,12 @@ class _Budget(TorchFunctionMode):
         self.limit, self.taken = limit, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in MADE:
-            self.taken += BYTES * _numbers(args)
+        if func in MADE and args:
+            sizes = args[0] if isinstance(args[0], list | tuple) else args
+            self.taken += BYTES * math.prod(size for size in sizes if isinstance(size, int))
             if self.taken > self.limit:
                 raise _TooLarge
         return func(*args, **(kwargs or {}))
-
-
-def _numbers(args: tuple[Any, ...]) -> int:
-    """How many numbers torch.empty(*args) or one of its like has; its sizes may be one sequence or several integers."""
-    sizes = args[0] if args and isinstance(args[0], list | tuple) else args
-    return math.prod(size for size in sizes if isinstance(size, int))
 
 
 def build_module(make: Callable[[], M], device: torch.device, config: Any, where: str = "arch") -> M:
@@ -82,16 +77,12 @@ def memory_of(device: torch.device) -> int:
 
 def _largest(config: Any, where: str) -> str:
     """`key=value` of the number that is the largest multiple of its default: what a slip of the pen looks like."""
-    sizes = dict(_sizes(config, where))
-    key = max(sizes, key=lambda name: sizes[name][0], default=None)
-    return where if key is None else f"{key}={sizes[key][1]}"
+    return max(_sizes(config, where), default=(0, where))[1]
 
 
-def _sizes(config: Any, where: str) -> Iterator[tuple[str, tuple[float, Any]]]:
+def _sizes(config: Any, where: str) -> Iterator[tuple[float, str]]:
     for field in fields(config) if is_dataclass(config) else ():
-        value, key = getattr(config, field.name), f"{where}.{field.name}"
-        usual = field.default if field.default is not MISSING else 1
+        value, usual = getattr(config, field.name), field.default
         if isinstance(value, int | float) and not isinstance(value, bool):
-            yield key, (value / max(usual, 1) if isinstance(usual, int | float) else value, value)
-        elif is_dataclass(value):
-            yield from _sizes(value, key)
+            yield value / max(usual if isinstance(usual, int | float) else 1, 1), f"{where}.{field.name}={value}"
+        yield from _sizes(value, f"{where}.{field.name}")

@@ -18,12 +18,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -164,8 +159,6 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
         siblings = cause.parent_node if isinstance(cause.parent_node, DictConfig) else {}
         known = {f"{parent}{key}" for key in siblings if key != "hydra"}
         known |= set() if parent else {key for key in keys_of(schema) if "." not in key}
-        if cause.full_key in known:
-            return f"the config does not set '{cause.full_key}' yet: write +{cause.full_key}=..."
         told = told_elsewhere(schema, str(cause.full_key))
         tree: Any = {} if parent or not siblings else OmegaConf.to_container(siblings)
         inside = _with_leaf(tree, str(cause.key))

@@ -25,6 +25,8 @@ C = TypeVar("C", bound="RunConfig")
 # first line of a stored config: a resume has to know the chosen groups, the YAML alone does not say
 HEADER = "# composed from "
 
+COUNTS = ("threads", "accumulation", "max_steps", "early_stop_patience", "profile_steps", "keep_last")
+INTERVALS = ("log_interval", "stats_interval", "checkpoint_interval", "keep_every")
 MOST_THREADS = 1024  # of one process: a machine's limit is met with a crash of the thread library
 LONGEST_NAME = 200  # file systems end at 255 bytes; a set-aside run and a temporary file need some of them
 
@@ -32,55 +34,29 @@ NOT_IDENTITY: Mapping[str, str] = {
     "script": "launch: the entry is stored beside the config",
     "device": "device: the same run goes on on another machine",
     "attention": "device: kernels differ in rounding only",
-    "threads": "device: speed only",
-    "deterministic": "device: rounding only",
+    **dict.fromkeys(("threads", "compile_cuda_graphs"), "device: speed only"),
+    **dict.fromkeys(("deterministic", "compile"), "device: rounding only"),
     "parallel": "device: flat and ddp give the same numbers",
     "accumulation": "device: the gradient is that of the global batch however it is split",
-    "compile": "device: rounding only",
-    "compile_cuda_graphs": "device: speed only",
     "max_steps": "budget: where to stop, not what to do on the way",
     "max_skipped_steps": "budget: when to give up",
-    "early_stop_patience": "budget: when to stop",
-    "early_stop_min_delta": "budget: when to stop",
-    "log_interval": "logging",
+    **dict.fromkeys(("early_stop_patience", "early_stop_min_delta"), "budget: when to stop"),
+    **dict.fromkeys(("log_interval", "profile_steps", "enable_csv", "enable_tensorboard", "enable_wandb"), "logging"),
     "stats_interval": "logging: norms are read, nothing is changed",
-    "profile_steps": "logging",
-    "enable_csv": "logging",
-    "enable_tensorboard": "logging",
-    "enable_wandb": "logging",
-    "wandb_entity": "logging: a label",
-    "wandb_group": "logging: a label",
+    **dict.fromkeys(("wandb_entity", "wandb_group"), "logging: a label"),
     "wandb_tags": "logging: labels",
     "verify": "launch: what is checked, not what is done",
     "project_name": "logging: a label (and part of the folder's name)",
     "run_name": "logging: a label; an unfinished run goes on also under a time-stamped name",
     "checkpoint_interval": "launch: how often to save",
-    "keep_last": "launch: what to keep",
-    "keep_every": "launch: what to keep",
-    "resume": "launch",
-    "resume_from": "launch",
-    "skip_finished": "launch",
+    **dict.fromkeys(("keep_last", "keep_every"), "launch: what to keep"),
+    **dict.fromkeys(("resume", "resume_from", "skip_finished"), "launch"),
     "run_dir": "launch: where the run lies",
 }
 """Keys that leave a run the same run, with reasons. A script's schema may have a table of its own."""
 
-ENVIRONMENT = frozenset(
-    [
-        "HOME",
-        "HOSTNAME",
-        "LOGNAME",
-        "LOOPFORGE_SWEEP_NAME",
-        "PWD",
-        "SCRATCH",
-        "SLURM_ARRAY_JOB_ID",
-        "SLURM_ARRAY_TASK_ID",
-        "SLURM_JOB_ID",
-        "SLURM_TMPDIR",
-        "TMPDIR",
-        "USER",
-        "WORK",
-    ]
-)
+SLURM = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SLURM_TMPDIR")
+ENVIRONMENT = {"HOME", "HOSTNAME", "LOGNAME", "PWD", "SCRATCH", "TMPDIR", "USER", "WORK", *SLURM}
 """Variables that `${oc.env:NAME}` may read: names of places, people and jobs."""
 
 
@@ -205,18 +181,7 @@ class RunConfig:
         return self.resume == "true"
 
     def __post_init__(self) -> None:
-        for key in (
-            "threads",
-            "accumulation",
-            "max_steps",
-            "early_stop_patience",
-            "log_interval",
-            "stats_interval",
-            "profile_steps",
-            "checkpoint_interval",
-            "keep_last",
-            "keep_every",
-        ):
+        for key in (*COUNTS, *INTERVALS):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key}={value}: expected at least 1")

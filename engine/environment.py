@@ -16,10 +16,7 @@ LONGEST_DIFF = 1_000_000  # characters; data files in a diff are not what a read
 
 
 def describe_environment(
-    *,
-    argv: Sequence[str] | None = None,
-    data_cards: Sequence[Mapping[str, Any]] = (),
-    source: Path = SOURCE,
+    *, argv: Sequence[str] | None = None, data_cards: Sequence[Mapping[str, Any]] = (), source: Path = SOURCE
 ) -> dict[str, Any]:
     """JSON-ready facts: time, python, torch, numpy, platform, cpu_count, accelerators, command, git, data
     cards.

@@ -15,13 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from engine import resume, rundir, sweeps
-from engine.checkpoint import (
-    Checkpoint,
-    CheckpointStore,
-    CheckpointWriteError,
-    gather_tree,
-    load_checkpoint,
-)
+from engine.checkpoint import Checkpoint, CheckpointStore, CheckpointWriteError, gather_tree, load_checkpoint
 from engine.compiling import compile_task
 from engine.config import RunConfig, source_of
 from engine.device import check_attention, choose_device, prepare_process

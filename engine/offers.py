@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.keys import keys_of
-from engine.recipes import WHOLE, locate, read_file
+from engine.recipes import locate, read_option
 from engine.translate import Groups
 
 
@@ -24,8 +24,7 @@ def foreign_key(schema: Any, path: Path) -> str:
 
     A block with a name (arch) is foreign where its class is of another family than the one in `schema.BLOCKS`.
     """
-    content: Any = read_file(path)
-    content = content if path.read_text(encoding="utf-8-sig").startswith(WHOLE) else {path.parent.name: content}
+    content: Any = read_option(path)
     jobs = content.pop("hydra", {}).get("sweeper", {}).get("params", {})  # a preset of config/sweep
     for key, value in (content | jobs).items():
         root, _, inner = key.partition(".")

@@ -16,7 +16,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from engine.errors import UsageError
 from engine.io import closest
-from engine.reading import Unreadable, read_yaml, why
+from engine.reading import Unreadable, read_text, read_yaml, why
 from engine.translate import Groups
 
 BASE = "base/run"  # what every recipe of ours begins with
@@ -61,8 +61,7 @@ def read_recipe(folders: Sequence[Path], config_name: str) -> Recipe:
     Raises: UsageError that names file and line, for a file that is no mapping, and for an entry that does not exist.
     """
     recipe = Recipe()
-    path = locate(folders, config_name)
-    if path is not None:
+    if (path := locate(folders, config_name)) is not None:
         _read(folders, path, recipe, ())
     return recipe
 
@@ -87,6 +86,12 @@ def read_file(path: Path) -> dict[Any, Any]:
     if not isinstance(content, dict) or (len(content) == 1 and next(iter(content.values())) is None):
         raise UsageError(f"{path}: expected keys with values, e.g. `seed: 1`")
     return content
+
+
+def read_option(path: Path) -> dict[Any, Any]:
+    """The keys that the file of a group's option sets, from the root of the config. Raises: UsageError."""
+    content = read_file(path)
+    return content if read_text(path).startswith(WHOLE) else {path.parent.name: content}
 
 
 def _read(folders: Sequence[Path], path: Path, recipe: Recipe, above: tuple[Path, ...]) -> None:
@@ -120,10 +125,7 @@ def _follow_group(folders: Sequence[Path], group: str, option: Any, recipe: Reci
     name = group.removeprefix("optional ").removeprefix("override ").lstrip("/")
     found = locate(folders, f"{name}/{option}") if isinstance(option, str) and "@" not in name else None
     if found is not None:
-        content = read_file(found)
-        content.pop("defaults", None)
-        whole = found.read_text(encoding="utf-8-sig").startswith(WHOLE)
-        recipe.given |= set(_dotted(content if whole else {name: content}, ""))
+        recipe.given |= set(_dotted(read_option(found), ""))
 
 
 def _dotted(block: Mapping[Any, Any], prefix: str) -> Iterator[str]:

@@ -317,11 +317,7 @@ class _Claim:
 
 
 def _opened(
-    held: contextlib.ExitStack,
-    path: Path,
-    mode: Literal["new", "continue"],
-    checkpoint: Path | None,
-    text: str,
+    held: contextlib.ExitStack, path: Path, mode: Literal["new", "continue"], checkpoint: Path | None, text: str
 ) -> RunDirectory:
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     before = read_json(path / "status.json")

@@ -26,18 +26,7 @@ HYDRA_SWITCHES = frozenset(
     ["--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help", "--shell-completion", "-sc"]
 )
 HYDRA_VALUED = frozenset(
-    [
-        "--config-name",
-        "-cn",
-        "--config-path",
-        "-cp",
-        "--config-dir",
-        "-cd",
-        "--cfg",
-        "-c",
-        "--package",
-        "-p",
-    ]
+    ["--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p"]
 )
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 SHOWN = ("job", "hydra", "all")  # by --cfg
