@@ -16,8 +16,8 @@ from engine.errors import UsageError
 from engine.keys import keys_of
 from engine.recipes import find_groups
 from engine.translate import translate
-from tests.conftest import ROOT, SHARED, metrics
-from tests.train.conftest import attempt, train
+from tests.conftest import ROOT, SHARED, metrics, run_script
+from tests.train.conftest import TINY, attempt, train
 from train_args import ALIASES, ELSEWHERE, TrainConfig, rewrite
 
 LISTS = ("--dataset_list", "plain", "other")
@@ -228,3 +228,14 @@ def test_a_mistake_is_one_line(place: Path, argv: list[str], said: str) -> None:
     assert len(error) == 1
     assert said in error[0]
     assert not (place / "out").exists()
+
+
+def test_a_short_run_trains_with_a_warning(place: Path) -> None:
+    words = [word for word in TINY if "warmup" not in word and "max_iters" not in word]
+    result = run_script("train", *words, "--max_iters=3", cwd=place)
+    assert result.code == 0, result.output
+    first = result.output.splitlines()[:3]
+    assert any("CFG250" in line and "warmup_iters=100, the run has 3 steps" in line for line in first), first
+    result = run_script("train", *words, "--max_iters=3", "--warmup_iters=100", "out_dir=out/b", cwd=place)
+    assert result.code == 2
+    assert "CFG250" in result.output

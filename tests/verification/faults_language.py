@@ -107,7 +107,7 @@ FAULTS = (
         name="lm-warm-up-longer-than-the-run",
         what="20 iterations, all of them warm-up",
         codes=("CFG250",),
-        job="python train.py --max_iters=20",
+        job="python train.py --max_iters=20 --warmup_iters=100",
     ),
     Fault(
         name="lm-horizon-beyond-the-run",

@@ -91,6 +91,7 @@ def test_what_people_type_passes(line: str, repo: Repo) -> None:
         ("decay_lr=true max_iters=500", "CFG256", "never reaches min_lr"),
         ("lr_scheduler=linear warmup_iters=1000 lr_decay_iters=900 max_iters=3500", "CFG256", "within the warm-up"),
         ("max_steps=20", "CFG250", "warmup_iters=100"),
+        ("--max_iters=60", "CFG250", "warmup_iters=100, the run has 60 steps"),
         ("learning_rate=0", "CFG251", "nothing is trained"),
         ("dataset=nothing_of_the_kind", "JOB033", "data/nothing_of_the_kind"),
         ("init_from=prev_run prev_run_ckpt=out/gone", "JOB033", "out/gone"),
@@ -107,7 +108,8 @@ def test_what_is_doubtful_is_warned_of(line: str, code: str, said: str, repo: Re
     ("line", "code"),
     [
         ("--init_from=gpt2", "DAT540"),
-        ("max_iters=50", "CFG250"),
+        ("max_iters=50 warmup_iters=60", "CFG250"),
+        ("max_iters=50 --warmup_iters=100", "CFG250"),
         ("dataset_sampling_probs=[1,2]", "JOB030"),
         ("--init_from=gpt3", "JOB030"),
         ("arch=trm", "SCR112"),

@@ -102,6 +102,7 @@ def test_faults_of_a_command(line: str, code: str) -> None:
         (f"{GOOD} run_name=hrm_lr0.1 lr=0.2", "JOB032"),
         ("python pretrain.py data_paths=[data/sudoku-9x8]", "JOB033"),
         ("python pretrain.py max_steps=10", "CFG250"),
+        ("python pretrain.py epochs=10 eval_interval=10 global_batch_size=800", "CFG250"),
     ],
 )
 def test_doubts_about_a_command(line: str, code: str) -> None:
@@ -111,7 +112,13 @@ def test_doubts_about_a_command(line: str, code: str) -> None:
     assert report.failed(strict=True)
 
 
+def test_the_warm_up_of_a_recipe_is_meant() -> None:
+    line = "python pretrain.py --config-name=cfg_pretrain_sudoku_6x6 epochs=1 eval_interval=1 global_batch_size=2000"
+    assert "CFG250" in judged(line).codes("FAIL")
+
+
 def test_a_plan_is_judged_more_strictly_than_a_smoke_run() -> None:
+    assert "CFG250" in judged("python train.py max_iters=60", kind="job").codes("FAIL")
     assert judged("python pretrain.py max_steps=10").codes("FAIL") == set()
     assert judged("python pretrain.py max_steps=10", kind="job", intent={"mode": "embedding"}).codes("FAIL") == {
         "CFG250"

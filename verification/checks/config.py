@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
@@ -176,6 +177,14 @@ def warmup_key(config: dict[str, Any]) -> str:
     return next((name for name in names if name in config), names[0])
 
 
+def _is_default(chain: Chain, key: str, file: str) -> bool:
+    """Whether neither the command nor a recipe wrote a key: it is of the script's own config or of config/base."""
+    if key in override_keys(chain):
+        return False
+    own = chain.script.config_name if chain.script else ""
+    return not file or Path(file).parent.name == "base" or Path(file).stem == own
+
+
 @check("CFG250")
 def length(chain: Chain) -> Iterator[Finding]:
     config = need_resolved(chain)
@@ -196,11 +205,12 @@ def length(chain: Chain) -> Iterator[Finding]:
         f" (max_steps; the recipe's own end is {total})" if run == limit and total != limit else ""
     )
     if warmup and warmup >= run:
-        # max_steps at a launch is a smoke test; the same in a file is a plan
+        # max_steps at a launch is a smoke test, and a default is nobody's wish; the same in a file is a plan
         cut = isinstance(limit, int) and not planned
+        meant = chain.kind in ("job", "recipe") or not _is_default(chain, key, place[0])
         text = f"{key}={warmup}, the run has {said}: the learning rate never reaches its peak"
         fix = f"{key}={max(0, run // 10)}" if not cut else "meant for a smoke test? Then nothing; else raise max_steps"
-        yield say("CFG250", "WARN" if cut else "FAIL", text, *place, fix)
+        yield say("CFG250", "FAIL" if meant and not cut else "WARN", text, *place, fix)
     elif warmup * 2 > run:
         yield say(
             "CFG250", "WARN", f"{key}={warmup} is more than half of {said}", *place, f"lower {key}, or train longer"
