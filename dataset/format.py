@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from dataset.checks import check_card, check_counts, check_rows, check_tokens
-from engine.io import Unreadable, UsageError, check_regular, read_json, read_object, why
+from engine.io import Unreadable, UsageError, WatchedFile, check_regular, read_json, read_object, why
 
 ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
 SPLITS = ("train", "test")
@@ -175,6 +175,8 @@ class PuzzleSplit:
     """Whether every token was looked at when the set was opened; else each batch is."""
     identifier_offset: int = 0
     """Added to every identifier but the blank one, so that data sets trained together do not share rows."""
+    files: tuple[WatchedFile, ...] = ()
+    """Behind inputs and labels."""
 
     @property
     def num_examples(self) -> int:
@@ -193,7 +195,12 @@ class PuzzleSplit:
         return np.searchsorted(self.puzzle_indices, examples, side="right") - 1
 
     def batch(self, examples: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows as int32: inputs [n, T], labels [n, T] (ignored ones -100), puzzle_identifiers [n]."""
+        """Rows as int32: inputs [n, T], labels [n, T] (ignored ones -100), puzzle_identifiers [n].
+
+        Raises: RunFailure when a file was cut short since it was opened.
+        """
+        for file in self.files:
+            file.require_whole()
         if not self.whole:
             self._check_again(examples)
         labels = self.labels[examples].astype(np.int32)
@@ -263,7 +270,10 @@ def _load_set(root: Path, split: str, metadata: PuzzleMetadata, name: str) -> Pu
         check_tokens(path[array], values, metadata, labels=array == "labels")
         for array, values in (("inputs", inputs), ("labels", labels))
     ]
-    return PuzzleSplit(root, split, name, metadata, inputs, labels, identifiers, puzzles, groups, all(seen))
+    files = tuple(WatchedFile(path[array]) for array in ("inputs", "labels"))
+    return PuzzleSplit(
+        root, split, name, metadata, inputs, labels, identifiers, puzzles, groups, all(seen), files=files
+    )
 
 
 def load_split(root: str | Path, split: str, set_name: str | None = None) -> PuzzleSplit:

@@ -27,7 +27,7 @@ from yaml import YAMLError
 from engine.config import refusal_within
 from engine.console import finish, open_streams
 from engine.distributed import report_to_launcher, speaks, under_torchrun
-from engine.errors import Interrupted, RunFailure, UsageError
+from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.help import help_text
 from engine.io import closest
 from engine.keys import keys_of, told_elsewhere
@@ -116,6 +116,7 @@ def run(
         return UsageError.exit_code if stop.code == 1 else int(stop.code or 0)
     except (_TaskStopped, Exception, Interrupted, KeyboardInterrupt) as caught:
         error = caught.error if isinstance(caught, _TaskStopped) else caught
+        error = disk_fault(error) or error
         line = one_line(error, schema, config_dir, *folders[1:], composing=not isinstance(caught, _TaskStopped))
         code = exit_code(error, line)
         if wanted or line is None:

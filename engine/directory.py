@@ -79,6 +79,11 @@ class RunDirectory:
         }
         self._write_status(self._status)
 
+    @property
+    def was_done(self) -> bool:
+        """Whether the run was finished when this process opened it."""
+        return self._before.get("state") == "done"
+
     def put_back_status(self) -> None:
         """status.json as it was before this process: a finished run stays one when a command on it is refused."""
         self._write_status(self._before)

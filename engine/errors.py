@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class UsageError(Exception):
     """The command, the config or a file it names cannot be used. The text: what, expected, nearest choice."""
@@ -30,3 +33,25 @@ class Interrupted(BaseException):
     """
 
     exit_code = 3
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENOMEM}
+REFUSED = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EISDIR, errno.ENOTDIR, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.EXDEV, errno.ENOLCK, errno.ETIMEDOUT,
+}  # fmt: skip
+
+
+def disk_fault(error: BaseException) -> UsageError | RunFailure | None:
+    """One line for what a disk or its rights refuse; None for any other error, a missing file included (a bug)."""
+    if not isinstance(error, OSError):
+        return None
+    # numpy counts what it could not write, and says no more than that
+    code = errno.ENOSPC if error.errno is None and " requested and " in str(error.args) else error.errno
+    if code not in FULL | REFUSED:
+        return None
+    place = error.filename if isinstance(error.filename, str | os.PathLike) else "a file"
+    line = f"{place} cannot be used: {os.strerror(code)}"
+    if code not in FULL:
+        return UsageError(f"{line}; check its rights and what disk it lies on, or choose another place")
+    return RunFailure(f"{line}; make room (df -h, df -i), and the same command goes on")

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import sys
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,10 +87,18 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _name(error, final)
         raise
     fsync_directory(final.parent)
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """The system says which file only where it opens one, not where it writes."""
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(path)
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -134,7 +143,8 @@ def atomic_directory(final: str | os.PathLike[str], *, replace: bool = False) ->
             old = _sibling(final, REPLACED)
             os.rename(final, old)
         os.rename(temporary, final)
-    except BaseException:
+    except BaseException as error:
+        _name(error, final)
         shutil.rmtree(temporary, ignore_errors=True)
         if old is not None and old.exists() and not final.exists():
             os.rename(old, final)
@@ -176,6 +186,25 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[str]:
 def user_path(text: str | os.PathLike[str]) -> Path:
     """A path as a person writes it: a leading `~` or `~name` is the home folder. Shells leave `--flag=~/x` alone."""
     return Path(os.path.expanduser(text))
+
+
+class WatchedFile:
+    """A file that is mapped into memory: where it is cut short meanwhile, reading beyond its end kills the process."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._size = os.fstat(self._handle).st_size
+        weakref.finalize(self, os.close, self._handle)
+
+    def require_whole(self) -> None:
+        """Ask before each reading. A file that is replaced is no harm, the mapped one lives on. Raises: RunFailure."""
+        now = os.fstat(self._handle).st_size
+        if now < self._size:
+            raise RunFailure(
+                f"{self.path} was cut short while it was in use ({now} bytes, {self._size} when it was opened): put "
+                "it back, and the same command goes on"
+            )
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

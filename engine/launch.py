@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,11 +22,11 @@ from engine.config import RunConfig, source_of
 from engine.device import check_attention, choose_device, prepare_process
 from engine.distributed import all_gather_rows, broadcast_object, is_main, rank, shutdown, under_torchrun, world_size
 from engine.ema import averaged_weights
-from engine.environment import data_change, data_marks, describe_environment
-from engine.errors import Interrupted, RunFailure, UsageError
+from engine.environment import data_marks, describe_environment
+from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.io import atomic_write_json, atomic_write_text, say
 from engine.profiling import StepProfiler
-from engine.progress import ProgressBar
+from engine.progress import ProgressBar, say_what_runs
 from engine.rundir import RunDirectory, read_json
 from engine.signals import StopSignal
 from engine.sinks import Sinks
@@ -38,6 +39,7 @@ C = TypeVar("C", bound=RunConfig)
 R = TypeVar("R")
 Build = Callable[[Any, Runtime], Plan]
 Check = Callable[[Any], Mapping[str, Any] | None]
+SIGNATURE = "path_signature.json"
 Compare = Callable[[dict[str, Any], dict[str, Any]], tuple[list[str], list[str]]]
 
 
@@ -47,8 +49,11 @@ def on_main(work: Callable[[], R]) -> R:
     if is_main():
         try:
             outcome = ("done", work())
-        except (UsageError, RunFailure) as error:
-            outcome = (type(error).__name__, str(error))
+        except (UsageError, RunFailure, OSError) as error:
+            told = disk_fault(error) if isinstance(error, OSError) else error
+            if told is None:
+                raise
+            outcome = (type(told).__name__, str(told))
     kind, value = broadcast_object(outcome if world_size() > 1 else None) if world_size() > 1 else outcome
     if kind == "UsageError":
         raise UsageError(value)
@@ -96,6 +101,9 @@ def run(
             if plan.start is not None and on_main(lambda: resume.begins(config, entry)):
                 plan.start()
             compile_task(plan.task, config, runtime.device)
+            session = _Session(config, entry, plan, runtime, stop)
+            if (branch := on_main(lambda: resume.find_branch(config, entry))) is not None:
+                session.load(branch, branches=True)
         except BaseException as error:
             state, fields = _how_it_ended(error)
             if is_main() and under_torchrun():
@@ -111,21 +119,21 @@ def run(
             cleanup.callback(directory.close)
             return _Opened(directory.path, directory.mode, directory.checkpoint)
 
-        opened = on_main(open_directory)
-        session = _Session(config, entry, opened, directory, stop)
+        session.enter(on_main(open_directory), directory)
         try:
             if compare is not None and signature is not None:
                 on_main(lambda: session.compare_paths(signature, compare))
-            results = session.train(plan, runtime)
+            results = session.train(runtime)
+            session.finished(results)
         except BaseException as error:
             session.ended(error)
             raise
-        session.finished(results)
         return results
 
 
 def _how_it_ended(error: BaseException) -> tuple[str, dict[str, Any]]:
     """status.json's state, exit code and message for an error that ends the run."""
+    error = disk_fault(error) or error
     states = {UsageError: "refused", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}
     state = states.get(type(error), "failed")
     code = getattr(error, "exit_code", 3 if state == "interrupted" else 1)
@@ -135,35 +143,48 @@ def _how_it_ended(error: BaseException) -> tuple[str, dict[str, Any]]:
 class _Session(Hook):
     """One process's part in a run: what `run` sets up, the saver and the writer that the trainer calls, the end."""
 
-    def __init__(
-        self, config: RunConfig, entry: str, opened: _Opened, directory: RunDirectory | None, stop: StopSignal
-    ) -> None:
-        self.config, self.entry, self.opened, self.directory, self.stop = config, entry, opened, directory, stop
-        self.store = CheckpointStore(opened.path, entry)
+    def __init__(self, config: RunConfig, entry: str, plan: Plan, runtime: Runtime, stop: StopSignal) -> None:
+        self.config, self.entry, self.plan = config, entry, plan
         self.sinks = Sinks()
         self.bar = ProgressBar()
-        self.trainer: Trainer | None = None
-        self.began = time.time()
-        self.first_step = 0
-        self._plan: Plan | None = None
-
-    # Setting up, in the order in which things can go wrong: checkpoint, device, data, model.
-
-    def train(self, plan: Plan, runtime: Runtime) -> dict[str, float | None]:
-        config = self.config
-        checkpoint = self._load_checkpoint()
-        self._plan = plan
-        on_main(lambda: self._check_data(plan, checkpoint))
-        self.trainer = trainer = Trainer(
-            plan, config, runtime, save=self.save, write=self.sinks.write, stop=self.stop, hooks=[self.bar, self]
+        self.trainer = Trainer(
+            plan, config, runtime, save=self.save, write=self.sinks.write, stop=stop, hooks=[self.bar, self]
         )
-        if checkpoint is not None:
-            trainer.load(checkpoint, checkpoint.state(rank=rank(), world_size=world_size()))
-            if self.opened.mode == "new":  # a branch off another run owns no evaluation yet
-                trainer.evaluations.forget()
+        self.checkpoint: Checkpoint | None = None
+        self.directory: RunDirectory | None = None
+        self.signature: Mapping[str, Any] = {}
+        self.began, self.looked = time.time(), time.monotonic()
+        self.first_step = 0
+        self.over = False
+
+    # Setting up. What can be refused is refused before the directory is entered, or leaves it as it was.
+
+    def load(self, path: Path, *, branches: bool) -> None:
+        """The state of the checkpoint `path`; one that a new run `branches` off from owns no evaluation yet."""
+        on_main(lambda: load_checkpoint(path).path)  # rank 0 verifies every byte before anything is used
+        self.checkpoint = checkpoint = load_checkpoint(path, checksums=False)
+        if checkpoint.entry != self.entry:
+            raise UsageError(f"checkpoint {path} was written by {checkpoint.entry}.py, not by {self.entry}.py")
+        if not branches:
+            on_main(lambda: resume.check_data(self.opened.path, checkpoint.extra, self.plan.cards))
+        trainer = self.trainer
+        trainer.load(checkpoint, checkpoint.state(rank=rank(), world_size=world_size()))
+        if branches:
+            trainer.evaluations.forget()
+
+    def enter(self, opened: _Opened, directory: RunDirectory | None) -> None:
+        """From here on there is a run directory (on rank 0 in hand)."""
+        self.opened, self.directory = opened, directory
+        self.store = CheckpointStore(opened.path, self.entry)
+
+    def train(self, runtime: Runtime) -> dict[str, float | None]:
+        config, trainer, path = self.config, self.trainer, self.opened.checkpoint
+        goes_on = self.opened.mode == "continue"
+        if path is not None and (goes_on or self.checkpoint is None or self.checkpoint.path != path.resolve()):
+            self.load(path, branches=not goes_on)
         self.first_step = trainer.step
-        on_main(lambda: self._prepare_files(checkpoint, plan))
-        self._say_what_runs(plan, runtime)
+        on_main(self._prepare_files)
+        say_what_runs(self.plan, config, runtime, self.first_step)
         if self.directory is not None:
             open_sinks(
                 self.sinks, config, self.directory.path, entry=self.entry, step=trainer.step,
@@ -174,10 +195,10 @@ class _Session(Hook):
         return trainer.fit()
 
     def compare_paths(self, signature: Mapping[str, Any], compare: Compare) -> None:
-        """Rank 0: keep the signature of what runs, after holding it against that of the run that goes on."""
-        file = self.opened.path / "path_signature.json"
+        """Rank 0: hold the signature of what runs against that of the run that goes on."""
+        self.signature = dict(signature)
         if self.opened.mode == "continue" and signature:
-            different, notable = compare(read_json(file), dict(signature))
+            different, notable = compare(read_json(self.opened.path / SIGNATURE), dict(signature))
             for line in notable:
                 say(f"warning: since this run began, {line}")
             if different and self.config.verify == "strict":
@@ -187,62 +208,43 @@ class _Session(Hook):
                 )
             for line in different:
                 say(f"warning: this run was another path, {line}")
-        if signature:
-            atomic_write_json(file, dict(signature))
 
-    def _load_checkpoint(self) -> Checkpoint | None:
-        path = self.opened.checkpoint
-        if path is None:
-            return None
-        on_main(lambda: load_checkpoint(path).path)  # rank 0 verifies every byte before anything is used
-        checkpoint = load_checkpoint(path, checksums=False)
-        if checkpoint.entry != self.entry:
-            raise UsageError(f"checkpoint {path} was written by {checkpoint.entry}.py, not by {self.entry}.py")
-        return checkpoint
-
-    def _check_data(self, plan: Plan, checkpoint: Checkpoint | None) -> None:
-        """A run goes on with the data that it began with."""
-        if self.opened.mode != "continue":
-            return
-        extra = checkpoint.extra if checkpoint is not None else {}
-        environment = read_json(self.opened.path / "environment.json")
-        for card in plan.cards:
-            if (change := data_change(extra, environment, card)) is not None:
-                raise UsageError(
-                    f"{card['path']} is not what this run began with ({change}): "
-                    "put the old data back, or start a new run (resume=false)"
-                )
-
-    def _prepare_files(self, checkpoint: Checkpoint | None, plan: Plan) -> None:
+    def _prepare_files(self) -> None:
+        """Only now: a resume that was refused above, or that trains nothing, leaves the stored config alone."""
         assert self.directory is not None
-        source = source_of(self.config)  # only now: a resume that was refused above leaves the stored config alone
-        self.directory.write_config(source.yaml, source.resolved, source.overrides)
-        sizes = checkpoint.extra.get("sizes", {}) if checkpoint and self.opened.mode == "continue" else {}
+        goes_on, trainer, source = self.opened.mode == "continue", self.trainer, source_of(self.config)
+        sizes = self.checkpoint.extra.get("sizes", {}) if self.checkpoint and goes_on else {}
         self.directory.cut_back({"metrics.jsonl": sizes.get("metrics.jsonl", 0)})
-        self.directory.write_environment(describe_environment(data_cards=plan.cards))
+        if goes_on:
+            self._tidy(prune=self.store.latest() == self.opened.checkpoint)
+        if goes_on and trainer.step >= trainer.last_step:
+            return
+        if self.signature:
+            atomic_write_json(self.opened.path / SIGNATURE, self.signature)
+        self.directory.write_config(source.yaml, source.resolved, source.overrides)
+        self.directory.write_environment(describe_environment(data_cards=self.plan.cards))
 
-    def _say_what_runs(self, plan: Plan, runtime: Runtime) -> None:
-        config, ranks = self.config, runtime.world_size
-        micro = plan.batch_rows // (ranks * config.accumulation)
-        groups = ", ".join(
-            f"{group.name} {group.size:,} ({group.optimizer}, lr {group.lr:g})" for group in plan.task.param_groups()
-        )
-        last = min(plan.total_steps, config.max_steps or plan.total_steps)
-        if 0 < last <= self.first_step:
-            say(f"note: the run is at step {self.first_step} already and ends at {last}: nothing is trained")
-        say(f"parameters  {groups}")
-        say(
-            f"batch       {plan.batch_rows} = {micro} rows x accumulation {config.accumulation} x {ranks} rank(s), "
-            f"reduction {config.parallel if ranks > 1 else 'none needed'}"
-        )
-        say(f"steps       {last}" + (f" of {plan.total_steps} (max_steps)" if last < plan.total_steps else ""))
+    def _tidy(self, *, prune: bool) -> None:
+        """What follows a checkpoint: the documented links, and removing those that are no longer wanted."""
+        for name, which in self.plan.links.items():
+            if (target := self.store.best() if which == "best" else self.store.latest()) is not None:
+                self.store.link(name, target)
+        if prune:
+            self.store.prune(self.config.keep_last, self.config.keep_every)
 
     # Called by the trainer.
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Rank 0, about once a second: the run directory still is there."""
+        if self.directory is not None and time.monotonic() - self.looked > 1.0:
+            self.directory.require_there()
+            self.looked = time.monotonic()
 
     def after_eval(self, trainer: Trainer, results: Mapping[str, float | None]) -> None:
         """Rank 0: what the plan reports beside the metrics. A full disk is a warning."""
         if self.directory is None or trainer.plan.report is None:
             return
+        self.directory.require_there()
         early = trainer.evaluations.early_stop
         best = (early.best, early.best_step) if early.best is not None and early.best_step is not None else None
         told = Evaluation(step=trainer.step, results=results, best=best, step_ms=trainer.step_ms)
@@ -260,6 +262,8 @@ class _Session(Hook):
         state = gather_tree(trainer.state_dict(), all_gather_rows)
 
         def write() -> None:
+            assert self.directory is not None
+            self.directory.require_there()
             metrics_file = self.opened.path / "metrics.jsonl"
             try:
                 self.store.save(
@@ -280,10 +284,7 @@ class _Session(Hook):
                     raise RunFailure(str(error)) from error
                 say(f"warning: {error}; training goes on")
                 return
-            for name, which in trainer.plan.links.items():
-                if (target := self.store.best() if which == "best" else self.store.latest()) is not None:
-                    self.store.link(name, target)
-            self.store.prune(self.config.keep_last, self.config.keep_every)
+            self._tidy(prune=True)
             self._status("running", step=trainer.step)
 
         on_main(write)
@@ -292,9 +293,10 @@ class _Session(Hook):
 
     def finished(self, results: Mapping[str, float | None]) -> None:
         """status done, summary.json, and where to find things."""
-        if self.directory is None or self._plan is None or self.trainer is None:
+        if self.directory is None:
             return
-        plan, early = self._plan, self.trainer.evaluations.early_stop
+        self.directory.require_there()
+        plan, early = self.plan, self.trainer.evaluations.early_stop
         primary = {
             "name": plan.primary_metric,
             "value": results.get(plan.primary_metric),
@@ -313,6 +315,7 @@ class _Session(Hook):
                 f"(best {early.best} at step {early.best_step}); a higher early_stop_patience with resume=true goes on"
             )
         self._status("done", step=self.trainer.step, exit_code=0)
+        self.over = True
         self.sinks.close()  # last: a server may keep one of them waiting
         for name, value in results.items():
             if value is not None and name.count("/") == 1:
@@ -323,14 +326,19 @@ class _Session(Hook):
         """Say in status.json how the run ended, then let the error go on to the command line."""
         self.bar.end()
         state, fields = _how_it_ended(error)
-        self._status(state, **fields, **({"step": self.trainer.step} if self.trainer is not None else {}))
+        if self.directory is not None and state == "refused" and self.directory.was_done:
+            self._status_file(self.directory.put_back_status)
+        elif not self.over:
+            self._status(state, **fields, step=self.trainer.step)
         self.sinks.close()
 
     def _status(self, state: str, **fields: Any) -> None:
-        if self.directory is None:
-            return
+        if self.directory is not None:
+            self._status_file(partial(self.directory.set_status, state, **fields))
+
+    def _status_file(self, write: Callable[[], None]) -> None:
         try:
-            self.directory.set_status(state, **fields)
+            write()
         except OSError as error:  # a full disk must not hide the reason why the run ended
             say(f"warning: status.json could not be written ({error.strerror})")
 

@@ -1,4 +1,4 @@
-"""A progress bar with time left, on a terminal only. Lines printed meanwhile appear above it."""
+"""What a run says of itself: what it trains, and a bar with the time left, on a terminal only."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from engine.distributed import is_main
+from engine.io import say
 
 if TYPE_CHECKING:
+    from engine.config import RunConfig
+    from engine.task import Plan, Runtime
     from engine.trainer import Trainer
 
 
 class ProgressBar:
-    """A hook of the trainer. Draws nothing where stdout is no terminal, and on ranks other than 0."""
+    """A hook of the trainer. Draws nothing where stdout is no terminal, and on ranks other than 0.
+
+    Lines printed meanwhile appear above it.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -49,3 +55,21 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def say_what_runs(plan: Plan, config: RunConfig, runtime: Runtime, first_step: int) -> None:
+    """What is trained, in batches of what, how long."""
+    ranks = runtime.world_size
+    micro = plan.batch_rows // (ranks * config.accumulation)
+    groups = ", ".join(
+        f"{group.name} {group.size:,} ({group.optimizer}, lr {group.lr:g})" for group in plan.task.param_groups()
+    )
+    last = min(plan.total_steps, config.max_steps or plan.total_steps)
+    if 0 < last <= first_step:
+        say(f"note: the run is at step {first_step} already and ends at {last}: nothing is trained")
+    say(f"parameters  {groups}")
+    say(
+        f"batch       {plan.batch_rows} = {micro} rows x accumulation {config.accumulation} x {ranks} rank(s), "
+        f"reduction {config.parallel if ranks > 1 else 'none needed'}"
+    )
+    say(f"steps       {last}" + (f" of {plan.total_steps} (max_steps)" if last < plan.total_steps else ""))

@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine import rundir, sweeps
 from engine.config import ConfigSource, RunConfig, merge_for_resume, resolved_container, source_of, stored_origin
+from engine.environment import data_change
+from engine.errors import UsageError
 from engine.io import say, sha256_json
 from engine.runfiles import expand_pattern, read_json, read_yaml
 from engine.schema import structure, with_defaults
@@ -84,6 +86,38 @@ def open_directory(config: RunConfig, entry: str) -> rundir.RunDirectory:
     opened = rundir.open_run(run_dir(config), **_claim(config, entry), resume=config.resume, resume_from=branch)
     sweeps.announce(opened.path)
     return opened
+
+
+def find_branch(config: RunConfig, entry: str) -> Path | None:
+    """The checkpoint of another run that this launch begins a new run with. Only reads."""
+    if config.resume_from == "latest":
+        return None
+    claim = _claim(config, entry)
+    return rundir.find_branch(run_dir(config), **claim, resume=config.resume, resume_from=config.resume_from)
+
+
+def check_data(run: Path, extra: Mapping[str, Any], cards: Iterable[Mapping[str, Any]]) -> None:
+    """A run goes on with the data that it began with, wherever they lie now. `extra` is its checkpoint's.
+
+    Raises: UsageError that names what is new, changed or missing.
+    """
+    environment = read_json(run / "environment.json")
+    began = extra.get("data") or environment.get("data_cards")
+    then = {str(card.get("path")): card.get("content_hash") for card in began or [] if isinstance(card, Mapping)}
+    now = {str(card.get("path")): card.get("content_hash") for card in cards}
+    for card in cards:
+        if (change := data_change(extra, environment, card)) is not None:
+            raise UsageError(
+                f"{card['path']} is not what this run began with ({change}): "
+                "put the old data back, or start a new run (resume=false)"
+            )
+    others = "a new run takes other data (resume=false, or another run_dir)"
+    new = [path for path, found in now.items() if then and path not in then and found not in then.values()]
+    if new:
+        raise UsageError(f"{new[0]} is not among the data that this run began with ({', '.join(then)}): {others}")
+    gone = [path for path, found in then.items() if path not in now and found not in now.values()]
+    if gone:
+        raise UsageError(f"this run began with {', '.join(gone)} too, which this command leaves out: {others}")
 
 
 def begins(config: RunConfig, entry: str) -> bool:

@@ -15,7 +15,7 @@ from dataset.arguments import positive
 from dataset.catalog import describe, ensure
 from dataset.format import PuzzleSplit, load_splits
 from engine.environment import DATA_MARKS, data_change
-from engine.errors import Interrupted, RunFailure, UsageError
+from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.io import atomic_write_json, say, user_path
 from engine.runfiles import read_json
 
@@ -130,11 +130,12 @@ def run_command(command: Callable[[], None]) -> int:
 
     try:
         command()
-    except (UsageError, RunFailure, Interrupted) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except (UsageError, RunFailure, Interrupted, OSError) as error:
+        told = disk_fault(error) if isinstance(error, OSError) else error
+        if told is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        print(f"error: {told}", file=sys.stderr)
+        return told.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -29,6 +29,8 @@ class LanguageReport:
     Args:
         config: of `train.py`; its sampling keys say how to write.
         folders: of the data sets, in the order of the model's vocabularies.
+
+    Raises: UsageError for a prompt that cannot be read, or that a vocabulary has no tokens for.
     """
 
     def __init__(self, config: Any, model: GPT, folders: Sequence[Path]) -> None:
@@ -38,6 +40,9 @@ class LanguageReport:
             check_room(model, config.num_samples, config.max_sample_tokens)
             self.tokenizers = [load_tokenizer(folder) for folder in self.folders]
             self.start = start_text(config.sample_start_tokens)
+            own = config.multidataset_wte and config.training_mode != "multicontext"
+            for tokenizer in self.tokenizers if own else self.tokenizers[:1]:
+                encode_prompt(tokenizer, self.start)  # refused now, not at the first evaluation
 
     def __call__(self, evaluation: Evaluation) -> dict[str, str]:
         files = {}

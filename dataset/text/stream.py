@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.text.meta import META, load_tokenizer, read_meta
-from engine.io import Unreadable, UsageError, check_regular, why
+from engine.io import Unreadable, UsageError, WatchedFile, check_regular, why
 
 IGNORE = -100
 """Target that is not scored."""
@@ -47,14 +47,21 @@ class TokenStream:
         if size % item or size == 0:
             what = "is empty" if size == 0 else f"has {size} bytes, no multiple of {item} ({self.meta.dtype.name})"
             raise UsageError(f"{self.path} {what}: build the data set again")
-        self.tokens: np.ndarray = np.memmap(self.path, dtype=self.meta.dtype, mode="r")
-        if (self.meta.tokens or {}).get(split) != len(self.tokens):  # not, or not only, our builder's work
+        self._file = WatchedFile(self.path)
+        self._tokens: np.ndarray = np.memmap(self.path, dtype=self.meta.dtype, mode="r")
+        if (self.meta.tokens or {}).get(split) != len(self._tokens):  # not, or not only, our builder's work
             self._check_width()
         self._checked = self.meta.vocab_size > np.iinfo(self.meta.dtype).max  # no id can be too large
         self._views: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """[N], mapped. Raises: RunFailure when the file was cut short since it was opened."""
+        self._file.require_whole()
+        return self._tokens
 
     def _check_width(self) -> None:
         """Refuse a header, and numbers of more bytes than `meta` says: read so, every other token would be 0."""
@@ -123,9 +130,10 @@ class TokenStream:
 
     def windows(self, offsets: np.ndarray, block_size: int) -> np.ndarray:
         """[B, T + 1] in the file's type: the tokens from each offset on (offset <= N - T - 1)."""
+        self._file.require_whole()
         if block_size not in self._views:
             # Plain ndarray: indexing a memmap builds a memmap object each time, which costs more than the reading.
-            flat = self.tokens.view(np.ndarray)
+            flat = self._tokens.view(np.ndarray)
             self._views[block_size] = np.lib.stride_tricks.sliding_window_view(flat, block_size + 1)
         return self._views[block_size][offsets]
 
