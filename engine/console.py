@@ -6,6 +6,7 @@ cannot be shown is replaced, what cannot be written is dropped, with one warning
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import io
@@ -21,6 +22,7 @@ from engine.signals import install, on_main_rank
 # What a shell reports for a program that SIGPIPE has ended.
 _NO_READER = 128 + signal.SIGPIPE
 _stopped: int | None = None  # the exit code of a signal, once the script has begun
+_code: int | None = None  # the exit code of the script, once it has come to its end
 
 
 class _Output(io.FileIO):
@@ -97,6 +99,7 @@ def begin(*, output_is_all: bool = False, code: int = 130) -> None:
             _warn(f"interrupted: {signal.Signals(number).name} before anything had begun")
         os._exit(code)
 
+    atexit.register(_leave)  # the first to be registered is the last to run
     install(stop)
     open_streams(output_is_all=output_is_all)
 
@@ -107,6 +110,19 @@ def print_data(text: str) -> None:
         sys.stdout.reconfigure(encoding="utf-8", errors=sys.stdout.errors)
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _leave() -> None:
+    """End here and now, if the script has come to its end: taking all of torch apart costs a second of waiting."""
+    if _code is not None:
+        _flush()
+        os._exit(_code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
 
 
 def execute(main: Callable[[], int]) -> NoReturn:
@@ -123,11 +139,11 @@ def execute(main: Callable[[], int]) -> NoReturn:
 
 def finish(code: int) -> NoReturn:
     """The last act of a script: exit with `code`, whatever comes while the interpreter ends."""
+    global _code
     if _stopped is not None:
         install(lambda *_: os._exit(code))
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
+    _flush()
+    _code = code
     sys.exit(code)
 
 

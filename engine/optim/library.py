@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UsageError
+from engine.optim.eager import bare_step, keep_dynamo_out
 from engine.treefile import split_tree
 
 TORCH: Mapping[str, type[torch.optim.Optimizer]] = {
@@ -30,6 +31,7 @@ TORCH: Mapping[str, type[torch.optim.Optimizer]] = {
 """Those whose step needs gradients only: LBFGS wants a closure, SparseAdam sparse gradients."""
 _FUSED = ("adam", "adamw")  # SGD's fused kernel takes a first step that is called off for its momentum's start
 EXTRA = "pip install -e '.[optim]'"
+keep_dynamo_out()  # here, since whatever trains imports this module
 
 
 @dataclass(kw_only=True)
@@ -80,7 +82,7 @@ class LibraryOptimizer:
             part.grad = None if whole.grad is None else whole.grad[rows]
         self._steps += 1
         if self._hessian_every is None:
-            self.optimizer.step()
+            bare_step(self.optimizer)()
         else:
             due = (self._steps - 1) % self._hessian_every == 0
             squares = [torch.zeros_like(p) if p.grad is None else p.grad * p.grad for p in self.params] if due else None

@@ -136,3 +136,13 @@ def test_every_script_begins_before_its_slow_imports(script: Path) -> None:
     assert {name.partition(".")[0] for name in before} <= quick
     assert {name for name in before if name.startswith("engine")} <= {"engine.console", "engine.io"}
     assert lines[-1].lstrip().startswith(("execute(", "main(launch"))
+
+
+def test_the_end_waits_for_exit_functions_but_takes_nothing_apart(tmp_path: Path) -> None:
+    """Torn down, torch costs a second between the last line and the prompt."""
+    late = "import atexit; begin(); atexit.register(print, 'exit function')\n"
+    heavy = "class Heavy:\n  def __del__(self): print('torn down')\nheavy = Heavy()\n"
+    ended = shell(BEGIN + late + heavy + "print('done'); execute(lambda: 7)", "| cat", tmp_path)
+    assert (ended.returncode, ended.stdout) == (7, "done\nexit function\n")
+    failed = shell(BEGIN + late + heavy + "raise ValueError('a bug')", "| cat", tmp_path)
+    assert (failed.returncode, failed.stdout) == (1, "exit function\ntorn down\n")

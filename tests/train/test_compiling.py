@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine import compiling
-from tests.conftest import metrics
-from tests.train.conftest import attempt, train
+from tests.conftest import _entry, metrics, run_forked
+from tests.train.conftest import TINY, attempt, train
 
 
 @pytest.mark.parametrize("mode", ["block", "full"])
@@ -31,3 +32,21 @@ def test_train_agrees_with_off_and_sampling_compiles_nothing(
         for line, want in zip(metrics(place / f"out/{sampled}"), whole, strict=True):
             assert line == pytest.approx(want, rel=1e-4, abs=1e-4)
     assert counts[0] == counts[1] > 1
+
+
+def without_dynamo(script: str, argv: list[str]) -> None:
+    sys.modules["torch._dynamo"] = None  # type: ignore[assignment]  # an import of it fails
+    _entry(script, argv)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_nothing_is_imported_for_compile_off(place: Path, optimizer: str) -> None:
+    """torch._dynamo takes seconds to import, and torch's own optimizers ask for it."""
+    result = run_forked(without_dynamo, "train", [*TINY, f"optimizer={optimizer}"], cwd=place)
+    assert result.code == 0, result.output
+
+
+def test_nothing_is_imported_for_pretrain(workplace: Path) -> None:
+    argv = ["--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "max_steps=2"]
+    result = run_forked(without_dynamo, "pretrain", argv, cwd=workplace)
+    assert result.code == 0, result.output
