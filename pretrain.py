@@ -13,7 +13,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from engine.console import begin
 
-    begin(code=3)
+    begin(run=True)
 
 from functools import partial
 from pathlib import Path

@@ -28,9 +28,9 @@ _code: int | None = None  # the exit code of the script, once it has come to its
 class _Output(io.FileIO):
     """A file descriptor whose first failure is reported, or ends the command where its output is all it is for."""
 
-    def __init__(self, fd: int, *, ends: bool) -> None:
+    def __init__(self, fd: int, *, ends: bool, says: bool) -> None:
         super().__init__(fd, "wb", closefd=False)
-        self._ends, self._failed = ends, False
+        self._ends, self._says, self._failed = ends, says, False
 
     def write(self, data: Any) -> int:
         """Raises: SystemExit at the first failure, where the command is to end with it."""
@@ -47,18 +47,21 @@ class _Output(io.FileIO):
     def _report(self, error: OSError) -> None:
         if self.fileno() != 1:
             return  # nowhere to say it
-        if self._ends and error.errno == errno.EPIPE:
+        if error.errno == errno.EPIPE and self._ends:
             raise SystemExit(_NO_READER)
+        if error.errno == errno.EPIPE and not self._says:
+            return
         kind = "error" if self._ends else "warning"
         _warn(f"{kind}: standard output cannot be written ({error.strerror}){'' if self._ends else '; work goes on'}")
         if self._ends:
             raise SystemExit(1)
 
 
-def open_streams(*, output_is_all: bool = False) -> None:
+def open_streams(*, output_is_all: bool = False, run: bool = True) -> None:
     """Make standard output and error safe to write to. Only streams that are the process's own are touched.
 
     `output_is_all`: the command leaves nothing but what it prints, so it ends when nobody can read that any more.
+    `run`: it goes on for long, so that it says once when nobody reads it; another command is quiet about that.
     """
     for fd in range(3):  # a closed one would be the next file that is opened
         try:
@@ -68,12 +71,12 @@ def open_streams(*, output_is_all: bool = False) -> None:
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (for as long as the process lives)
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _safe(sys.stdout, 1, ends=output_is_all)
+        sys.stdout = _safe(sys.stdout, 1, ends=output_is_all, says=run)
     if sys.stderr is sys.__stderr__:
-        sys.stderr = _safe(sys.stderr, 2, ends=False)
+        sys.stderr = _safe(sys.stderr, 2, ends=False, says=False)
 
 
-def _safe(stream: TextIO | None, fd: int, *, ends: bool) -> TextIO:
+def _safe(stream: TextIO | None, fd: int, *, ends: bool, says: bool) -> TextIO:
     """A text stream on `fd` in place of `stream`, with its encoding and buffering."""
     if stream is not None and not isinstance(stream, io.TextIOWrapper):
         return stream
@@ -84,14 +87,17 @@ def _safe(stream: TextIO | None, fd: int, *, ends: bool) -> TextIO:
         encoding, errors = stream.encoding, stream.errors or "strict"
         at_once = stream.line_buffering or stream.write_through
     errors = "replace" if errors in ("strict", "surrogateescape") else errors
-    buffer = io.BufferedWriter(_Output(fd, ends=ends))
+    buffer = io.BufferedWriter(_Output(fd, ends=ends, says=says))
     return io.TextIOWrapper(buffer, encoding=encoding, errors=errors, line_buffering=at_once)
 
 
-def begin(*, output_is_all: bool = False, code: int = 130) -> None:
-    """The first act of a script. Until it has imported everything a signal ends it with `code` and one line."""
+def begin(*, output_is_all: bool = False, run: bool = False) -> None:
+    """The first act of a script; the arguments are those of `open_streams`.
+
+    Until it has imported everything a signal ends it in one line with 3, that of a run that was stopped, else 130.
+    """
     global _stopped
-    _stopped = code
+    code = _stopped = 3 if run else 130
 
     def stop(number: int, _: Any) -> None:
         # Not an exception: an import that is interrupted may swallow it. Nothing has begun that needs an end.
@@ -101,7 +107,7 @@ def begin(*, output_is_all: bool = False, code: int = 130) -> None:
 
     atexit.register(_leave)  # the first to be registered is the last to run
     install(stop)
-    open_streams(output_is_all=output_is_all)
+    open_streams(output_is_all=output_is_all, run=run)
 
 
 def print_data(text: str) -> None:
@@ -126,7 +132,7 @@ def _flush() -> None:
 
 
 def execute(main: Callable[[], int]) -> NoReturn:
-    """Run a script's `main` and exit with its code. A signal raises KeyboardInterrupt in it: the code of `begin`."""
+    """Run a script's `main` and exit with its code. A signal raises KeyboardInterrupt in it, and exits 130 (3)."""
     if _stopped is not None:
         install(signal.default_int_handler)
     try:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.console import begin, execute
 
 if __name__ == "__main__":
-    begin(code=3)
+    begin(run=True)
 
 from dataset.arguments import OneLineParser
 from engine.errors import UsageError

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT
 
 BEGIN = "import sys; from engine.console import begin, execute, open_streams\n"
-WORK = BEGIN + "begin()\nfor i in range(3): print(i, flush=True)\nopen('done', 'w').close()\nexecute(lambda: 0)"
+WORK = BEGIN + "begin(run=True)\nfor i in range(3): print(i, flush=True)\nopen('done', 'w').close()\nexecute(lambda: 0)"
 OUTPUT = BEGIN + "begin(output_is_all=True)\nfor i in range(3): print(i)\nexecute(lambda: 0)"
 
 
@@ -33,7 +33,9 @@ def shell(code: str, redirection: str, cwd: Path, **env: str) -> subprocess.Comp
     ],
 )  # fmt: skip
 def test_work_goes_on_without_a_console(tmp_path: Path, redirection: str, warned: str) -> None:
-    ended = shell(WORK.replace("begin()", "begin()\nimport time; time.sleep(0.1)"), redirection, tmp_path)
+    ended = shell(
+        WORK.replace("begin(run=True)", "begin(run=True)\nimport time; time.sleep(0.1)"), redirection, tmp_path
+    )
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "done").exists()
     assert ended.stderr.count("\n") == (1 if warned else 0)
@@ -46,6 +48,12 @@ def test_a_closed_stream_is_not_the_next_file_that_is_opened(tmp_path: Path) -> 
     assert (tmp_path / "metrics").read_text() == ""
 
 
+def test_a_script_is_quiet_about_a_reader_that_has_left(tmp_path: Path) -> None:
+    ended = shell(WORK.replace("begin(run=True)", "begin()\nimport time; time.sleep(0.1)"), "| true", tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (tmp_path / "done").exists()
+
+
 def test_a_command_whose_output_is_all_ends_with_it(tmp_path: Path) -> None:
     broken = shell(OUTPUT.replace("range(3)", "range(10**9)"), "| head -1", tmp_path)
     assert (broken.returncode, broken.stdout, broken.stderr) == (141, "0\n", "")
@@ -56,7 +64,7 @@ def test_a_command_whose_output_is_all_ends_with_it(tmp_path: Path) -> None:
 
 def test_a_terminal_that_goes_away_does_not_end_the_work(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    code = WORK.replace("begin()", "begin(); sys.stdin.readline()")
+    code = WORK.replace("begin(run=True)", "begin(); sys.stdin.readline()")
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, start_new_session=True,
@@ -101,7 +109,7 @@ def test_what_a_program_reads_is_utf_8_everywhere() -> None:
 def test_a_signal_among_the_imports_is_one_line(number: signal.Signals) -> None:
     # An import that swallows whatever is raised in it: the signal must not be an exception there.
     code = BEGIN + (
-        f"import os; begin(code=3)\ntry: os.kill(os.getpid(), {int(number)})\nexcept BaseException: pass\nexit(9)"
+        f"import os; begin(run=True)\ntry: os.kill(os.getpid(), {int(number)})\nexcept BaseException: pass\nexit(9)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
