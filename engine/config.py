@@ -55,6 +55,7 @@ NOT_IDENTITY: Mapping[str, str] = {
 }
 """Keys that leave a run the same run, with reasons. A script's schema may have a table of its own."""
 
+OURS = "LOOPFORGE_"  # what our own processes tell each other
 SLURM = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SLURM_TMPDIR")
 ENVIRONMENT = {"HOME", "HOSTNAME", "LOGNAME", "PWD", "SCRATCH", "TMPDIR", "USER", "WORK", *SLURM}
 """Variables that `${oc.env:NAME}` may read: names of places, people and jobs."""
@@ -65,7 +66,7 @@ def _environment_value(name: str = "", *default: Any) -> Any:
 
     Raises: UsageError for a variable that is none of ENVIRONMENT, or is not set and has no default.
     """
-    if name not in ENVIRONMENT:
+    if name not in ENVIRONMENT and not name.startswith(OURS):
         raise UsageError(
             f"${{oc.env:{name}}}: its value would be stored with the run, so a config reads only "
             f"{', '.join(sorted(ENVIRONMENT))}; if it is no secret, the shell can write it: key=${name}"
