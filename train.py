@@ -64,23 +64,15 @@ def create_model(config: TrainConfig, shape: Any, runtime: Any) -> tuple[Any, An
     return build_module(make, runtime.device, model_config), loss_class(loss_config)
 
 
-def check_optimizer(config: TrainConfig) -> None:
-    """Raises UsageError for an optimizer, or an option of it, that there is not."""
-    import torch
-
-    from engine.optim import build_optimizer
-    from tasks.language_model import optimizer_settings
-
-    for name, options in optimizer_settings(config.optimizer):
-        build_optimizer(name, {"toy": torch.nn.Parameter(torch.zeros(4, 3))}, config.learning_rate, options)
-
-
 def check(config: TrainConfig) -> dict[str, Any]:
     """Everything that can be wrong before data are read: names and keys, then the path from command to model."""
     from dataset.text.opening import ensure_data
+    from engine.optim.rates import check_optimizer
+    from tasks.language_model import optimizer_settings
 
     read_arch(config)
-    check_optimizer(config)
+    for name, options in optimizer_settings(config.optimizer):
+        check_optimizer(name, options, config.learning_rate)
     if config.decay_lr and config.lr_decay_iters != config.max_iters:
         say(
             f"note: the learning rate reaches min_lr at lr_decay_iters={config.lr_decay_iters}, "
