@@ -83,6 +83,15 @@ def _environment_value(name: str = "", *default: Any) -> Any:
 OmegaConf.register_new_resolver("oc.env", _environment_value, replace=True)
 
 
+def is_folder_name(text: str) -> bool:
+    """Whether a file system holds a folder of that name; spaces, quotes and all alphabets are no hindrance."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:  # half a character, from a terminal of another encoding
+        return False
+    return size <= LONGEST_NAME and "/" not in text and "\0" not in text
+
+
 @dataclass(kw_only=True)
 class RunConfig:
     """The keys of every entry script (config/base/run.yaml). Steps are optimizer steps."""
@@ -197,10 +206,11 @@ class RunConfig:
             raise ValueError(f"ema_rate={self.ema_rate}: expected 0 <= ema_rate < 1, e.g. ema_rate=0.999")
         for key in ("project_name", "run_name"):
             name = getattr(self, key)
-            parts = [] if name is None else name.split("/")
-            if any(not part.strip() or part in (".", "..") or len(part.encode()) > LONGEST_NAME for part in parts):
-                what = f"a folder's name of at most {LONGEST_NAME} bytes, without '.' and '..'"
-                raise ValueError(f"{key}={(name or '')[:40]!r}: expected {what}")
+            parts = [] if name is None else name.split("/") if key == "project_name" else [name]
+            if not all(part.strip() and part not in (".", "..") and is_folder_name(part) for part in parts):
+                what = f"a folder's name of at most {LONGEST_NAME} bytes, not '.' or '..'"
+                slash = "; a path is run_dir's" if key == "run_name" and "/" in str(name) else ""
+                raise ValueError(f"{key}={(name or '')[:40]!r}: expected {what}{slash}")
         if self.run_dir is not None and not self.run_dir.strip():
             raise ValueError("run_dir is empty: name a folder, or run_dir=null")
         for key in ("seed", "eval_seed"):

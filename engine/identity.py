@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import MISSING
 from typing import Any
+
+from engine.keys import keys_of
+from engine.registry import resolve
+from engine.schema import plain
+
+CLASSES = {"arch.loss": "losses", "arch": "models"}
+"""Blocks whose `name` chooses the class that declares their keys -> its slot."""
 
 
 def identity_of(config: Mapping[str, Any], *, without: Iterable[str]) -> dict[str, Any]:
@@ -22,3 +30,36 @@ def identity_of(config: Mapping[str, Any], *, without: Iterable[str]) -> dict[st
         return int(node) if isinstance(node, float) and node.is_integer() else node
 
     return kept(config, "")
+
+
+def with_deleted(resolved: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`resolved` with what `~arch.x` on the command line leaves a key to: the default of the class.
+
+    So `~arch.x` is the same run as `arch.x=null` where null is that default. Raises: UsageError for an unknown class.
+    """
+    full = dict(resolved)
+    for override in overrides:
+        name = override.removeprefix("~").partition("=")[0]
+        root = next((block for block in CLASSES if name.startswith(f"{block}.")), None)
+        if override.startswith("~") and root is not None:
+            full["arch"] = _refilled(full.get("arch"), root, name.removeprefix("arch.").split("."))
+    return full
+
+
+def _refilled(arch: Any, root: str, path: list[str]) -> Any:
+    block = arch.get("loss") if root == "arch.loss" and isinstance(arch, Mapping) else arch
+    if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
+        return arch
+    inner = ".".join(path[1:] if root == "arch.loss" else path)
+    chosen: Any = resolve(block["name"], CLASSES[root], f"{root}.name")
+    declared = keys_of(chosen.Config).get(inner)
+    if declared is None or declared.default is MISSING:
+        return arch
+
+    def put(node: Any, parts: list[str]) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        inside = put(node.get(parts[0]), parts[1:]) if len(parts) > 1 else plain(declared.default)
+        return {**node, parts[0]: inside} if len(parts) == 1 or parts[0] in node else node
+
+    return put(arch, path)

@@ -18,6 +18,7 @@ from engine import rundir, sweeps
 from engine.config import ConfigSource, RunConfig, merge_for_resume, resolved_container, source_of, stored_origin
 from engine.environment import data_change
 from engine.errors import UsageError
+from engine.identity import identity_of, with_deleted
 from engine.io import say, sha256_json
 from engine.runfiles import expand_pattern, read_json, read_yaml
 from engine.schema import structure, with_defaults
@@ -29,7 +30,8 @@ NAME_LENGTH = 8  # hex digits of the identity in a default run name: enough to t
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """The resolved config without device, logging, budget and launch keys."""
-    return rundir.identity_of(source_of(config).resolved, without=config.NOT_IDENTITY)
+    source = source_of(config)
+    return identity_of(with_deleted(source.resolved, source.overrides), without=config.NOT_IDENTITY)
 
 
 def from_source(config: C, source: ConfigSource) -> C:

@@ -58,7 +58,7 @@ def with_defaults(schema: type, given: Mapping[str, Any]) -> dict[str, Any]:
         block = full if not dot else full.get(root)
         if key.default is MISSING or not isinstance(block, Mapping) or (inner or root) in block or "." in inner:
             continue
-        value = _plain(key.default)
+        value = plain(key.default)
         if dot:
             full[root] = {**block, inner: value}
         else:
@@ -66,7 +66,8 @@ def with_defaults(schema: type, given: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A default as a config holds it: dataclasses as dicts, a copy of anything else."""
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else copy.deepcopy(value)
 
 

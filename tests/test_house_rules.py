@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,15 @@ def test_nothing_is_unpickled() -> None:
     assert calls.search("torch.load(path)")
     assert calls.search("torch.load(path, weights_only=False)")
     assert not [str(p) for p in sources(*ALLOWED, "scripts") if calls.search(p.read_text())]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")
+def test_what_commands_write_is_ignored_by_git() -> None:
+    written = [
+        "out/a/metrics.jsonl", "out.1/config.yaml", "checkpoints/p/r/status.json", "checkpoints.2/status.json",
+        "data/sudoku-4x4/card.json", "data/.sudoku-4x4.lock", "multirun/2026/results.csv", "runs/x/config.yaml",
+        "wandb/run/x", "logs/a/1.log", "feudal_report/report.md", "thinking.png", "thinking.gif", "thinking.html",
+        "result.json", "jobs/.mine.state/1", ".x.json.tmp-1-2",
+    ]  # fmt: skip
+    done = subprocess.run(["git", "-C", str(ROOT), "check-ignore", *written], capture_output=True, text=True)
+    assert sorted(done.stdout.split()) == sorted(written)
