@@ -30,6 +30,7 @@ from engine.progress import ProgressBar, say_what_runs
 from engine.rundir import RunDirectory, read_json
 from engine.signals import StopSignal
 from engine.sinks import Sinks
+from engine.state_check import load_state
 from engine.stopping import check_early_stop
 from engine.task import Evaluation, Plan, Runtime
 from engine.trackers import open_sinks
@@ -168,7 +169,7 @@ class _Session(Hook):
         if not branches:
             on_main(lambda: resume.check_data(self.opened.path, checkpoint.extra, self.plan.cards))
         trainer = self.trainer
-        trainer.load(checkpoint, checkpoint.state(rank=rank(), world_size=world_size()))
+        load_state(trainer, checkpoint, rank=rank(), world_size=world_size())
         if branches:
             trainer.evaluations.forget()
 

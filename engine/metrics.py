@@ -56,6 +56,8 @@ class MetricWindow:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with a saved window: rank 0 takes all of it."""
         if state:
-            self._names = list(state["names"])
-            sums = state["sums"].to(self._device, self._dtype)
+            names, sums = list(state["names"]), state["sums"].to(self._device, self._dtype)
+            if not all(isinstance(name, str) for name in names) or sums.shape != (len(names), 2):
+                raise ValueError(f"the open window has {len(names)} names and sums {list(sums.shape)}")
+            self._names = names
             self._sums = sums.clone() if is_main() else torch.zeros_like(sums)

@@ -63,6 +63,8 @@ class GroupStats:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse; names that this version does not have are dropped with the groups they belonged to."""
+        if any(not isinstance(value, Tensor) or value.numel() != 1 for value in state.values()):
+            raise ValueError("the norms that the next log line is owed are no numbers by name")
         self.values = dict(state)
 
 

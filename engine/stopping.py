@@ -56,8 +56,8 @@ class EarlyStop:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse; an empty state, of a checkpoint that knew no early stopping, begins to count."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        for name in self.state_dict().keys() & state.keys():
+            setattr(self, name, state[name])
 
 
 def check_early_stop(config: RunConfig, plan: Plan) -> None:

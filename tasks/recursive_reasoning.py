@@ -234,6 +234,8 @@ class RecursiveReasoningTask:
                 f"({self.batch_key}={before})"
             )
 
+        self._check_carry(saved, rows)
+
         def pieces(rows: Tensor) -> Iterable[Tensor]:
             return rows.to(device).split(self.micro_rows)
 
@@ -245,6 +247,24 @@ class RecursiveReasoningTask:
                 steps=steps.clone(), halted=halted.clone(),
                 data={name: parts[k].clone() for name, parts in data.items()},
             )  # fmt: skip
+
+    def _check_carry(self, saved: dict[str, Any], rows: int) -> None:
+        """Raises ValueError unless the saved slots have the form, and tokens the range, of slots of this model."""
+        own = self.model.begin(next(iter(self.micro_batches(1)))[1])
+        wanted = {"steps": own.steps, "halted": own.halted}
+        wanted |= {f"latents.{name}": value for name, value in own.latents.items()}
+        wanted |= {f"data.{name}": value for name, value in own.data.items()}
+        for place, value in wanted.items():
+            found: Any = saved
+            for part in place.split(".", 1):
+                found = found[part]
+            if not isinstance(found, Tensor) or (found.dtype, *found.shape) != (value.dtype, rows, *value.shape[1:]):
+                form = f"{list(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+                raise ValueError(f"carry.{place} is {form}, expected {[rows, *value.shape[1:]]} of {value.dtype}")
+        sizes = (self.sampler.splits[0].metadata.vocab_size, self.sampler.num_puzzle_identifiers)
+        for name, size in zip(("inputs", "puzzle_identifiers"), sizes, strict=True):
+            if name in own.data and not bool(((saved["data"][name] >= 0) & (saved["data"][name] < size)).all()):
+                raise ValueError(f"carry.data.{name} holds numbers beyond 0 to {size - 1}")
 
     def _to_device(self, arrays: Mapping[str, np.ndarray]) -> Batch:
         device = self.runtime.device

@@ -181,6 +181,11 @@ class ACTModel(nn.Module):
                 output = self._eval_output(carry)
             yield output
 
+    @torch.no_grad()
+    def begin(self, batch: dict[str, Tensor]) -> ACTCarry:
+        """The carry of rows that begin the examples of `batch`: the form that every carry has."""
+        return self._open_episode(batch)[0]
+
     def _open_episode(self, batch: dict[str, Tensor]) -> tuple[ACTCarry, Tensor]:
         """A fresh carry in which every row runs, and the embedded input x [B,S,D]."""
         latents, steps, data = self._open_rows(batch, None)
