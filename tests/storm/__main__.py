@@ -1,0 +1,79 @@
+"""The storm: kills, damaged files and odd commands, seeded; prints every fault and ends with their number.
+
+    python -m tests.storm --kills 100 --commands 300 --files 300 --seed 0
+
+A part that is left out is not run. About ten minutes on one quiet core; everything happens in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.storm import files, kills
+from tests.storm.child import execute, preload
+
+
+def prepare(base: Path) -> Path:
+    """Two small data sets in `base`/data, one of puzzles and one of text."""
+    from dataset.catalog import ensure
+
+    ensure(base / "data" / "debug-sudoku-4x4")
+    text = base / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 200)
+    words = ["plain", "--input", str(text), "--tokenizer", "char"]
+    made = execute("dataset/build_text_dataset.py", words, base)
+    if made.code:
+        raise RuntimeError(made.output)
+    return base
+
+
+def odd_commands(count: int, seed: int) -> Iterator[str]:
+    """A line for each mutated command that does not end well."""
+    from tests.storm import commands
+
+    with tempfile.TemporaryDirectory() as folder:
+        for script, words in commands.commands(seed, count):
+            outcome = commands.execute(script, words, Path(folder))
+            if fault := commands.judge(outcome):
+                yield f"{script}.py {' '.join(words)!r}: {fault}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the parts that are asked for; 1 where there was a fault."""
+    parser = argparse.ArgumentParser(prog="python -m tests.storm", description=(__doc__ or "").partition("\n")[0])
+    for part in ("kills", "commands", "files"):
+        parser.add_argument(f"--{part}", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    preload()
+    faults = 0
+    base = Path(tempfile.mkdtemp(prefix="storm-"))
+    try:
+        prepare(base)
+        parts = {
+            "kills": lambda: kills.storm(base, base / "scratch", args.kills, args.seed),
+            "files": lambda: files.storm(base, base / "scratch", args.files, args.seed),
+            "commands": lambda: odd_commands(args.commands, args.seed),
+        }
+        for part, storm in parts.items():
+            count, began, found = getattr(args, part), time.monotonic(), 0
+            if not count:
+                continue
+            for line in storm():
+                found += 1
+                print(line, flush=True)
+            print(f"{part}: {count} done, {found} fault(s), {time.monotonic() - began:.0f} s", flush=True)
+            faults += found
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+    return min(faults, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
