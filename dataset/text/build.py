@@ -23,7 +23,17 @@ from dataset.text.splits import files_of
 from dataset.text.tokenizer import TOKENIZERS, Tokenizer, fit, width
 from dataset.workers import available_cores, ordered_map
 from dataset.writing import CARD, REHASH_BYTES, building
-from engine.io import Unreadable, UsageError, atomic_directory, open_regular, progress, say, sha256_file, why
+from engine.io import (
+    Unreadable,
+    UsageError,
+    atomic_directory,
+    open_regular,
+    progress,
+    read_bytes,
+    say,
+    sha256_file,
+    why,
+)
 
 BUILDER_VERSION = 1
 # What a text data set may consist of; a folder with anything else (nanoGPT keeps input.txt and prepare.py beside its
@@ -111,8 +121,10 @@ def content_hash(root: str | Path) -> str:
             with _opened(path) as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     if (root / TOKENIZER).exists():
-        with _opened(root / TOKENIZER) as stream:
-            digest.update(stream.read())
+        try:
+            digest.update(read_bytes(root / TOKENIZER))
+        except (OSError, Unreadable) as error:
+            raise UsageError(f"{root / TOKENIZER} {why(error)}") from None
     return digest.hexdigest()
 
 
