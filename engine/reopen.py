@@ -47,6 +47,14 @@ def find_checkpoint(path: str | Path, *, checksums: bool = False) -> Checkpoint:
     return load_checkpoint(folder, checksums=checksums)
 
 
+def read_config(
+    checkpoint: Checkpoint, schema: Any, *, device: str = "auto", overrides: Mapping[str, Any] | None = None
+) -> Any:
+    """The config of the run that wrote a checkpoint, for one process on `device`. Raises: UsageError."""
+    stored = {**values_before(schema.BEFORE, checkpoint.config), **checkpoint.config}
+    return structure(schema, {**stored, "device": device, "accumulation": 1, "resume": "true", **(overrides or {})})
+
+
 def open_checkpoint(
     path: str | Path, *, device: str = "auto", weights: Literal["ema", "raw"] = "ema",
     overrides: Mapping[str, Any] | None = None,
@@ -60,9 +68,7 @@ def open_checkpoint(
     """
     checkpoint = find_checkpoint(path, checksums=True)
     module = entry_module(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
-    stored = {**values_before(module.SCHEMA.BEFORE, checkpoint.config), **checkpoint.config}
-    settings = {**stored, "device": device, "accumulation": 1, "resume": "true", **(overrides or {})}
-    config = structure(module.SCHEMA, settings)
+    config = read_config(checkpoint, module.SCHEMA, device=device, overrides=overrides)
     runtime = make_runtime(config)
     plan = module.build(config, runtime)
     averaged = checkpoint.ema if weights == "ema" else None

@@ -11,10 +11,12 @@ from pathlib import Path
 from dataset.text.meta import tokenizer_state
 from dataset.text.named import ensure_text
 from dataset.text.opening import folder_of
+from dataset.text.vocabulary import read_vocabularies
 from engine.distributed import is_main
 from engine.errors import UsageError
 from engine.io import say, user_path
-from engine.reopen import OpenedCheckpoint, open_checkpoint
+from engine.registry import entry_module
+from engine.reopen import find_checkpoint, open_checkpoint, read_config
 from scripts._opening import home_of, require_average, warn_of_other_data, write_result
 
 FOREIGN = {"split": "test", "steps": None, "max_examples": None, "halting": None, "batch_size": None}
@@ -30,13 +32,9 @@ def evaluate_text(args: argparse.Namespace) -> None:
     checkpoint = Path(os.path.abspath(args.checkpoint))
     given = [os.path.abspath(user_path(name)) if "/" in name else name for name in args.data or ()]
     with contextlib.chdir(home_of(checkpoint)):
-        opened = open_checkpoint(checkpoint, device=args.device, weights=args.weights or "ema")
+        other = same_tokens(checkpoint, given)
+        opened = open_checkpoint(checkpoint, device=args.device, weights=args.weights or "ema", overrides=other)
         require_average(opened, args)
-        if given:
-            other = same_tokens(opened, given)
-            opened = open_checkpoint(
-                checkpoint, device=args.device, weights=args.weights or "ema", overrides={"dataset": other}
-            )
         data = [{key: str(card[key]) for key in ("path", "content_hash")} for card in opened.plan.cards]
         warn_of_other_data(opened.checkpoint, data)
         began = time.perf_counter()
@@ -62,16 +60,26 @@ def evaluate_text(args: argparse.Namespace) -> None:
     write_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": values})
 
 
-def same_tokens(opened: OpenedCheckpoint, given: list[str]) -> str:
-    """The one data set to evaluate on. Raises: UsageError when the model would misread it."""
-    config = opened.config
+def same_tokens(path: Path, given: list[str]) -> dict[str, str]:
+    """The config's override for the data set to evaluate on. Raises: UsageError when the model would misread it."""
+    checkpoint = find_checkpoint(path)
+    config = read_config(checkpoint, entry_module(checkpoint.entry, f"checkpoint {checkpoint.path}: entry").SCHEMA)
+    kept = read_vocabularies(checkpoint.path.parent.parent)
+    if not given:
+        for each in kept or ():
+            if not each.of_data():
+                raise UsageError(
+                    f"{each.path} has another vocabulary than when this run began, so its numbers mean other words to "
+                    "the model: put the old data back, or name another data set with --data"
+                )
+        return {}
     if config.training_mode != "single" or len(given) != 1:
         raise UsageError(f"--data takes one data set, of a run of training_mode=single (here: {config.training_mode})")
     folder, own = folder_of(given[0]), folder_of(config.dataset)
     ensure_text(folder, offline="error")
-    if tokenizer_state(folder) != tokenizer_state(own):
+    if tokenizer_state(folder) != (kept[0].state if kept else tokenizer_state(own)):
         raise UsageError(
             f"--data {folder}: its tokens are not those of {own}, which the model reads: build it with "
             f"--tokenizer-from {own}"
         )
-    return given[0]
+    return {"dataset": given[0]}

@@ -10,7 +10,6 @@ to float32 rounding. Only what GPT-2 is can be exported: arch=gpt or arch=gpt2 w
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ if __name__ == "__main__":
 from dataset.arguments import OneLineParser
 from engine.errors import UsageError
 from engine.io import atomic_directory, atomic_write_json
-from scripts._opening import home_of, run_command
+from scripts._opening import run_command
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,17 +45,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def export(args: argparse.Namespace) -> None:
     """Write the folder, whole or not at all. Raises: UsageError for a model that is no GPT-2."""
-    from engine.reopen import open_checkpoint
     from models.language_models.gpt2_weights import gpt2_config, to_gpt2
-    from scripts.sample import pick
-    from tasks.language_model import LanguageModelTask
+    from scripts._text_run import open_text_run
 
-    run, folder = Path(os.path.abspath(args.run)), Path(os.path.abspath(args.folder))
-    with contextlib.chdir(home_of(run)):
-        opened = open_checkpoint(pick(run, args.checkpoint), device="cpu", weights=args.weights)
-        if not isinstance(opened.plan.task, LanguageModelTask):
-            raise UsageError(f"{args.run} was written by {opened.checkpoint.entry}.py: expected a run of train.py")
-        model, tokenizer = opened.plan.task.model, _tokenizer(opened.config)
+    folder = Path(os.path.abspath(args.folder))
+    run = open_text_run(args.run, checkpoint=args.checkpoint, device="cpu", weights=args.weights)
+    model, tokenizer = run.model, _tokenizer(run.vocabularies)
     eot = None if tokenizer is None else tokenizer.eot
     try:
         config = gpt2_config(model.config, model.shape, eot=eot)
@@ -68,7 +62,7 @@ def export(args: argparse.Namespace) -> None:
             how = _write(temporary, config, weights, tokenizer)
     except FileExistsError:
         raise UsageError(f"{args.folder} exists already: remove it or choose another folder") from None
-    print(f"model       {args.folder} (step {opened.checkpoint.step}, {opened.weights} weights)")
+    print(f"model       {args.folder} (step {run.step}, {run.weights} weights)")
     print(f"tokenizer   {how}")
 
 
@@ -93,13 +87,10 @@ def _write(folder: Path, config: dict[str, Any], weights: dict[str, Any], tokeni
     return f"{tokenizer.kind}, {tokenizer.vocab_size} tokens"
 
 
-def _tokenizer(config: Any) -> Any:
+def _tokenizer(vocabularies: Sequence[Any]) -> Any:
     """The tokenizer that all data sets of the run share; None where they differ, or are files without one."""
-    from dataset.text.meta import load_tokenizer
-    from dataset.text.opening import dataset_folders
-
     try:
-        found = [load_tokenizer(folder) for folder in dataset_folders(config)]
+        found = [each.tokenizer() for each in vocabularies]
     except UsageError:  # token files alone: a model can be exported all the same, and the report says so
         return None
     return found[0] if all(other.state() == found[0].state() for other in found) else None

@@ -11,9 +11,7 @@ Several values of --top-k give a sample each; the same --seed gives the same tex
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +26,7 @@ if __name__ == "__main__":
 
 from dataset.arguments import OneLineParser, positive
 from engine.errors import UsageError
-from scripts._opening import home_of, run_command
+from scripts._opening import run_command
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -60,30 +58,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def pick(run: Path, name: str) -> Path:
-    """The checkpoint `name` of a run; a path that is one already stays. Raises: UsageError that lists what is there."""
-    from engine.checkpoint import CheckpointStore
-
-    if not (run / "checkpoints").is_dir():
-        return run
-    store = CheckpointStore(run, "train")
-    if name == "best" and store.best() is None:
-        name = "latest"
-    return store.resolve(name)
-
-
 def sample(args: argparse.Namespace) -> None:
     """Print the samples."""
-    from engine.reopen import open_checkpoint
-    from tasks.language_model import LanguageModelTask
+    from scripts._text_run import open_text_run
 
-    run = Path(os.path.abspath(args.run))
-    prompts = [read_prompt(text) for text in args.prompt]  # from where the user is
-    with contextlib.chdir(home_of(run)):
-        opened = open_checkpoint(pick(run, args.checkpoint), device=args.device, weights=args.weights)
-        if not isinstance(opened.plan.task, LanguageModelTask):
-            raise UsageError(f"{args.run} was written by {opened.checkpoint.entry}.py: expected a run of train.py")
-        write(opened, prompts, args)
+    prompts = [read_prompt(text) for text in args.prompt]
+    write(open_text_run(args.run, checkpoint=args.checkpoint, device=args.device, weights=args.weights), prompts, args)
 
 
 def read_prompt(text: str) -> str:
@@ -93,52 +73,47 @@ def read_prompt(text: str) -> str:
     return start_text(text)
 
 
-def write(opened: Any, prompts: list[str], args: argparse.Namespace) -> None:
+def write(run: Any, prompts: list[str], args: argparse.Namespace) -> None:
     """Sample from an opened run, one block of text after the other."""
     import torch
 
-    from dataset.text.meta import load_tokenizer
-    from dataset.text.opening import dataset_folders, short_names
     from tasks.generation import generate, until
     from tasks.language_report import encode_prompt
 
-    task, config = opened.plan.task, opened.config
-    folders = dataset_folders(config)
-    contexts = config.training_mode == "multicontext"
-    stream = which(folders, args.dataset) if config.multidataset_wte else None
+    known = run.vocabularies
+    contexts = run.config.training_mode == "multicontext"
+    stream = which(known, args.dataset) if run.config.multidataset_wte else None
     if args.dataset and stream is None:
         raise UsageError(f"--dataset {args.dataset}: this model has one vocabulary; leave it out")
-    if len(prompts) != (wanted := len(folders) if contexts else 1) and len(prompts) != 1:
+    if len(prompts) != (wanted := len(known) if contexts else 1) and len(prompts) != 1:
         raise UsageError(f"--prompt: {len(prompts)} were given, expected {wanted}: one for each of its streams")
-    tokenizers = [load_tokenizer(folder) for folder in folders] if contexts else [load_tokenizer(folders[stream or 0])]
+    tokenizers = [each.tokenizer() for each in (known if contexts else [known[stream or 0]])]
     encoded = [encode_prompt(tokenizer, text) for tokenizer, text in zip(tokenizers, prompts, strict=False)]
     # streams without a prompt begin with their first token, for want of an annotation
     encoded += [torch.zeros_like(encoded[0]) for _ in tokenizers[len(encoded) :]]
     if len({row.shape[1] for row in encoded}) > 1:
         sizes = ", ".join(str(row.shape[1]) for row in encoded)
         raise UsageError(f"--prompt: the streams' prompts have {sizes} tokens; they annotate the same positions")
-    start = (torch.stack(encoded, dim=1) if contexts else encoded[0]).to(opened.runtime.device)
+    start = (torch.stack(encoded, dim=1) if contexts else encoded[0]).to(run.runtime.device)
     for top_k in args.top_k:
         made = generate(
-            task.model, start.expand(args.num_samples, *start.shape[1:]), args.max_new_tokens,
+            run.model, start.expand(args.num_samples, *start.shape[1:]), args.max_new_tokens,
             temperature=args.temperature, top_k=top_k, min_p=args.min_p, seed=args.seed, purpose=f"sample/{top_k}",
             stream=stream, stop=tokenizers[0].eot,
         )  # fmt: skip
         for number, row in enumerate(made):
-            print(f"--- step {opened.checkpoint.step} top_k {top_k} sample {number}")
+            print(f"--- step {run.step} top_k {top_k} sample {number}")
             text = until(row, tokenizers[0].eot)
             rows = text if contexts else text.unsqueeze(0)
             for place, (tokenizer, tokens) in enumerate(zip(tokenizers, rows, strict=True)):
-                name = f"[{short_names(folders)[place]}] " if contexts else ""
+                name = f"[{known[place].name}] " if contexts else ""
                 given = prompts[place] if place < len(prompts) else ""
                 print(name + given + tokenizer.decode(tokens.tolist()))
 
 
-def which(folders: list[Path], name: str | None) -> int:
-    """Number of the data set called `name`; the first one where none is named."""
-    from dataset.text.opening import short_names
-
-    names = short_names(folders)
+def which(known: Sequence[Any], name: str | None) -> int:
+    """Number of the vocabulary called `name`; the first one where none is named."""
+    names = [each.name for each in known]
     if name is not None and name not in names:
         raise UsageError(f"--dataset {name}: choose one of {', '.join(names)}")
     return names.index(name) if name is not None else 0

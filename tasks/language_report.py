@@ -16,6 +16,7 @@ from dataset.text.formats import read_text
 from dataset.text.meta import load_tokenizer
 from dataset.text.opening import short_names
 from dataset.text.tokenizer import Tokenizer
+from dataset.text.vocabulary import FILE, to_text, vocabularies_of
 from engine.task import Evaluation, UsageError
 from models.language_models.gpt import GPT
 from tasks.generation import check_room, generate, until
@@ -36,6 +37,7 @@ class LanguageReport:
     def __init__(self, config: Any, model: GPT, folders: Sequence[Path]) -> None:
         self.config, self.model, self.folders = config, model, list(folders)
         self.names = short_names(self.folders)
+        self._kept = False
         if config.max_sample_tokens is not None:
             check_room(model, config.num_samples, config.max_sample_tokens)
             self.tokenizers = [load_tokenizer(folder) for folder in self.folders]
@@ -45,7 +47,8 @@ class LanguageReport:
                 encode_prompt(tokenizer, self.start)  # refused now, not at the first evaluation
 
     def __call__(self, evaluation: Evaluation) -> dict[str, str]:
-        files = {}
+        files = {} if self._kept else {FILE: to_text(vocabularies_of(self.folders))}
+        self._kept = True
         if evaluation.best is not None:
             files[BEST] = best_line(evaluation.best, self.model, evaluation.step_ms)
         if self.config.max_sample_tokens is not None:

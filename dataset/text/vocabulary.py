@@ -1,0 +1,87 @@
+"""The vocabularies of a run, kept in its directory: sampling and export need no data, a swapped alphabet is seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataset.text.meta import read_meta, tokenizer_state
+from dataset.text.opening import short_names
+from dataset.text.tokenizer import Tokenizer, from_state
+from engine.io import UsageError, read_object
+
+FILE = "vocabularies.json"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What one data set's numbers stand for."""
+
+    name: str
+    path: str
+    """Of the data set, as the run knew it."""
+    size: int
+    state: dict[str, Any] | None
+    """Of its tokenizer; None for token files without one."""
+
+    def tokenizer(self) -> Tokenizer:
+        """Raises: UsageError where there is none, or a damaged one."""
+        if self.state is None:
+            raise UsageError(f"{self.path} has token files but no tokenizer: text cannot be encoded or decoded")
+        return from_state(self.state)
+
+    def of_data(self) -> bool:
+        """Whether the data set as it is now, if it is there, has these words under these numbers."""
+        folder = Path(self.path)
+        return not folder.exists() or _state(folder) == self.state
+
+
+def vocabularies_of(folders: Sequence[Path]) -> list[Vocabulary]:
+    """Those of data sets. Raises: UsageError for a folder that is none."""
+    return [
+        Vocabulary(name, str(folder), read_meta(folder).vocab_size, _state(folder))
+        for name, folder in zip(short_names(folders), folders, strict=True)
+    ]
+
+
+def _state(folder: Path) -> dict[str, Any] | None:
+    try:
+        return tokenizer_state(folder)
+    except UsageError:
+        return None
+
+
+def to_text(vocabularies: Sequence[Vocabulary]) -> str:
+    """The content of FILE."""
+    return json.dumps({"format": 1, "vocabularies": [vars(each) for each in vocabularies]}, ensure_ascii=True) + "\n"
+
+
+def read_vocabularies(run_dir: Path) -> list[Vocabulary] | None:
+    """Those that a run keeps; None for a run that keeps none (of an older version, or a checkpoint without its run).
+
+    Raises: UsageError for a damaged file.
+    """
+    path = run_dir / FILE
+    if not path.exists():
+        return None
+    try:
+        found = [Vocabulary(**entry) for entry in read_object(path)["vocabularies"]]
+    except (KeyError, TypeError):
+        found = []
+    for each in found:
+        kinds = (each.name, str), (each.path, str), (each.size, int), (each.state, dict | None)
+        if not all(isinstance(value, kind) for value, kind in kinds) or not 0 < each.size <= 1 << 24:
+            found = []
+            break
+    if not found:
+        raise UsageError(f"{path} is damaged: expected the name, path, size and state of each vocabulary")
+    return found
+
+
+def model_sizes(config: Any, vocabularies: Sequence[Vocabulary]) -> tuple[int, ...]:
+    """The size of each vocabulary of a model: one for all data sets, or one for each."""
+    sizes = tuple(each.size for each in vocabularies)
+    return sizes if config.training_mode == "multicontext" or config.multidataset_wte else (max(sizes),)

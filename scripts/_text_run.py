@@ -1,0 +1,91 @@
+"""A run of train.py opened without its data: what sampling and export need lies in the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from dataset.text.named import ensure_text
+from dataset.text.opening import dataset_folders
+from dataset.text.vocabulary import Vocabulary, model_sizes, read_vocabularies, vocabularies_of
+from engine.environment import data_change
+from engine.errors import UsageError
+from engine.io import say
+from engine.runfiles import read_json
+from scripts._opening import home_of
+
+
+@dataclass(kw_only=True)
+class TextRun:
+    """A model in evaluation mode, and what its numbers stand for."""
+
+    model: Any
+    config: Any
+    runtime: Any
+    step: int
+    weights: str
+    """ema or raw: what was loaded."""
+    vocabularies: list[Vocabulary]
+
+
+def pick(run: Path, name: str) -> Path:
+    """The checkpoint `name` of a run; a path that is one already stays. Raises: UsageError that lists what is there."""
+    from engine.checkpoint import CheckpointStore
+
+    if not (run / "checkpoints").is_dir():
+        return run
+    store = CheckpointStore(run, "train")
+    if name == "best" and store.best() is None:
+        name = "latest"
+    return store.resolve(name)
+
+
+def open_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> TextRun:
+    """Raises: UsageError for a run of another script, and for one that keeps no vocabulary and whose data changed."""
+    from engine.checkpoint import load_weights
+    from engine.launch import make_runtime
+    from engine.reopen import find_checkpoint, read_config
+    from models.language_models.gpt import LMShape
+
+    run = Path(os.path.abspath(run))
+    with contextlib.chdir(home_of(run)):
+        found = find_checkpoint(pick(run, checkpoint), checksums=True)
+        if found.entry != "train":
+            raise UsageError(f"{run} was written by {found.entry}.py: expected a run of train.py")
+        import train
+
+        config = read_config(found, cast(Any, train.SCHEMA), device=device)
+        vocabularies = vocabularies_for(found, config)
+        runtime = make_runtime(config)
+        model, _ = train.create_model(config, LMShape(model_sizes(config, vocabularies)), runtime)
+        averaged = found.ema if weights == "ema" else None
+        load_weights(model, {**found.model, **(averaged or {})}, strict=True)
+        model.eval()
+    chosen: Literal["ema", "raw"] = "ema" if averaged is not None else "raw"
+    return TextRun(
+        model=model, config=config, runtime=runtime, step=found.step, weights=chosen, vocabularies=vocabularies
+    )
+
+
+def vocabularies_for(checkpoint: Any, config: Any) -> list[Vocabulary]:
+    """Those that the run keeps; of an older run, those of its data, if they are the data that it saw."""
+    run_dir = checkpoint.path.parent.parent
+    kept = read_vocabularies(run_dir)
+    if kept is not None:
+        for each in kept:
+            if not each.of_data():
+                say(f"warning: {each.path} has another vocabulary since this run began; the run's own is used")
+        return kept
+    folders = dataset_folders(config)
+    for folder in folders:
+        card = ensure_text(folder, offline=config.offline)
+        change = data_change(checkpoint.extra, read_json(run_dir / "environment.json"), card)
+        if change is not None:
+            raise UsageError(
+                f"{folder} is not the data that the run saw ({change}), and the run keeps no vocabulary of its own: "
+                "put the old data back"
+            )
+    return vocabularies_of(folders)
