@@ -20,6 +20,9 @@ from engine.trainer import Trainer
 LARGEST = 1 << 53
 """Steps and counts beyond it are no counts."""
 
+LOOSE = ("state.trainer.skipped",)
+"""Tensors of which older versions kept more numbers: their owner says which it takes."""
+
 
 def load_state(trainer: Trainer, checkpoint: Checkpoint, *, rank: int, world_size: int) -> None:
     """Let `trainer` go on from `checkpoint`. A collective.
@@ -55,7 +58,8 @@ def misfit(stored: Any, own: Any, place: str) -> str | None:
     if isinstance(own, Tensor):
         if not isinstance(stored, Tensor):
             return f"{place} is {_kind(stored)}, expected a tensor"
-        if stored.shape != own.shape or stored.dtype != own.dtype:
+        same = stored.dim() == own.dim() if place in LOOSE else stored.shape == own.shape
+        if not same or stored.dtype != own.dtype:
             return f"{place} is {_kind(stored)}, expected {_kind(own)}"
         return None
     if isinstance(own, list | tuple):
