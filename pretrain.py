@@ -80,6 +80,7 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
     """Data, model, loss and task of one run, with the plan that the trainer follows."""
     from dataset.catalog import ensure
     from dataset.format import load_splits
+    from dataset.held_back import hold_back
     from dataset.sampler import EvalSampler, TrainSampler
     from dataset.writing import describe
     from engine.schedule import warmup_cosine
@@ -90,10 +91,10 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
     folders = [ensure(path, build=not config.from_file) for path in config.data_paths]
     tests = [ensure(path, build=not config.from_file) for path in config.data_paths_test] or folders
     train = load_splits(folders, "train")
-    epochs_per_iter = config.eval_interval or config.epochs
+    epochs_per_iter, held_back = config.eval_interval or config.epochs, hold_back(train, config)
     sampler = TrainSampler(
         train, seed=config.seed, global_batch_size=config.global_batch_size, epochs_per_iter=epochs_per_iter,
-        order=config.data_order,
+        order=config.data_order, held_back=held_back.groups,
     )  # fmt: skip
     epochs = EpochPlan(sampler, iterations=config.epochs // epochs_per_iter)
     evaluated = epochs.evaluation_steps(config.min_eval_interval)
@@ -110,7 +111,7 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
         global_rows=config.global_batch_size, batch_key="global_batch_size",
         eval_sampler=held_out(max_examples=config.eval_max_examples),
         final_sampler=held_out(max_examples=config.final_eval_max_examples),
-        evaluators=create_evaluators(config),
+        evaluators=create_evaluators(config), validation_sampler=held_back.sampler,
         groups=param_groups(
             model, lr=config.lr, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2),
             embedding_lr=config.puzzle_emb_lr, embedding_weight_decay=config.puzzle_emb_weight_decay,
@@ -127,7 +128,7 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
         eval_steps=evaluated if config.eval_interval else (),
         final_eval=config.final_eval, final_like_others=task.final_like_others,
         checkpoint_every_eval=config.checkpoint_every_eval,
-        primary_metric="eval/exact_accuracy", primary_direction="max",
+        primary_metric=f"{held_back.prefix}/exact_accuracy", primary_direction="max", splits=held_back.splits,
         batch_key="global_batch_size", batch_rows=config.global_batch_size,
         cards=[describe(folder) for folder in dict.fromkeys([*folders, *tests])],
     )  # fmt: skip

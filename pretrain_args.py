@@ -29,7 +29,9 @@ class PretrainConfig(RunConfig):
 
     ELSEWHERE: ClassVar[Mapping[str, str]] = {"learning_rate": "did you mean 'lr'?"}
     BLOCKS: ClassVar[Mapping[str, type]] = {"arch": RecursiveConfig}
-    BEFORE: ClassVar[Mapping[str, Any]] = {**RunConfig.BEFORE, "data_order": "published"}
+    BEFORE: ClassVar[Mapping[str, Any]] = {
+        **RunConfig.BEFORE, "data_order": "published", "select_on": "test", "validation_groups": None,
+    }  # fmt: skip
 
     arch: dict[str, Any]
     """The architecture: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""
@@ -51,6 +53,10 @@ class PretrainConfig(RunConfig):
     """Passes over the groups of the training data. A slot that has not halted drops its fresh example, so nominal."""
     eval_interval: int | None = None
     """Epochs between evaluations (must divide epochs); null evaluates at the end only."""
+    select_on: Literal["validation", "test"] = "validation"
+    """What best and early stopping look at: training groups held back, or (as published) the test split."""
+    validation_groups: int | None = None
+    """Training groups held back where there are evaluations while training; null: one in 20, at most 256."""
     min_eval_interval: int = 0
     """Evaluations skipped at the start of training, in numbers of eval intervals."""
     final_eval: bool = True
@@ -90,7 +96,13 @@ class PretrainConfig(RunConfig):
         for key in ("global_batch_size", "epochs"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: expected at least 1")
-        for key in ("eval_interval", "eval_max_examples", "final_eval_max_examples", "eval_batch_size"):
+        for key in (
+            "eval_interval",
+            "validation_groups",
+            "eval_max_examples",
+            "final_eval_max_examples",
+            "eval_batch_size",
+        ):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key}={value}: expected at least 1, or null")

@@ -45,7 +45,8 @@ class TrainSampler:
     """Training batches over one or several splits, whose groups are drawn as one population.
 
     Iterations count from 1, batches in an iteration from 0; an iteration is `epochs_per_iter` passes over the
-    groups, of which a last batch that cannot be filled is dropped.
+    groups, of which a last batch that cannot be filled is dropped. `held_back` names groups of each split that
+    are never drawn.
 
     Raises: UsageError when the splits disagree or cannot fill a single batch.
     """
@@ -54,7 +55,7 @@ class TrainSampler:
 
     def __init__(
         self, splits: Sequence[PuzzleSplit], *, seed: int, global_batch_size: int, epochs_per_iter: int,
-        order: str = "published",
+        order: str = "published", held_back: Sequence[np.ndarray] | None = None,
     ) -> None:  # fmt: skip
         if not splits:
             raise UsageError("there is no training data: data_paths is empty")
@@ -72,7 +73,11 @@ class TrainSampler:
         puzzle_base = np.cumsum([0] + [s.num_puzzles for s in splits])
         self._example_base = np.cumsum([0] + [s.num_examples for s in splits])
         indices = [s.group_indices[:-1] + base for s, base in zip(splits, puzzle_base, strict=False)]
-        self._groups = np.concatenate([*indices, puzzle_base[-1:]])  # [G + 1] puzzle offsets over all splits
+        offsets = np.concatenate([*indices, puzzle_base[-1:]])  # [G + 1] puzzle offsets over all splits
+        kept = np.concatenate([np.isin(np.arange(s.num_groups), held, invert=True) for s, held in zip(
+            splits, held_back or [np.empty(0, dtype=np.int64)] * len(splits), strict=True
+        )])  # fmt: skip
+        self._begin, self._end = offsets[:-1][kept], offsets[1:][kept]
         indices = [s.puzzle_indices[:-1] + base for s, base in zip(splits, self._example_base, strict=False)]
         self._first = np.concatenate([*indices, self._example_base[-1:]])  # [P + 1] example offsets
         self._sizes = np.diff(self._first)
@@ -95,8 +100,8 @@ class TrainSampler:
 
     @property
     def num_groups(self) -> int:
-        """Groups over all splits = puzzles drawn per epoch."""
-        return len(self._groups) - 1
+        """Groups over all splits, without those held back = puzzles drawn per epoch."""
+        return len(self._begin)
 
     @property
     def equal_iterations(self) -> bool:
@@ -178,7 +183,7 @@ class TrainSampler:
             drawn[epoch * groups : (epoch + 1) * groups] = generator.permutation(groups)
         for begin in range(0, len(drawn), PIECE):
             order = drawn[begin : begin + PIECE]
-            order[:] = generator.integers(self._groups[order], self._groups[order + 1])
+            order[:] = generator.integers(self._begin[order], self._end[order])
         return drawn
 
     def _batch_starts(self, puzzles: np.ndarray) -> np.ndarray:
@@ -203,6 +208,7 @@ class EvalSampler:
 
     With `max_examples` a fixed subset, drawn once over all sets from (seed, "eval_subset") and kept in file order. The
     seed is one of its own, not the training seed: runs that differ in their seeds are compared on the same examples.
+    `only` gives the examples of each split that are taken at all.
     """
 
     DATA_MODE: ClassVar[str] = "embedding"
@@ -214,6 +220,7 @@ class EvalSampler:
         *,
         max_examples: int | None = None,
         seed: int = 0,
+        only: Sequence[np.ndarray] | None = None,
     ) -> None:
         if global_batch_size < 1:
             raise UsageError(f"the evaluation batch size must be >= 1, got {global_batch_size}")
@@ -226,11 +233,13 @@ class EvalSampler:
         self.splits = list(splits)
         self.global_batch_size = global_batch_size
         base = np.cumsum([0] + [s.num_examples for s in splits])
-        total = int(base[-1])
-        chosen = np.arange(total)
+        chosen = np.arange(int(base[-1]))
+        if only is not None:
+            chosen = np.concatenate([examples + low for examples, low in zip(only, base.tolist(), strict=False)])
+        total = len(chosen)
         if max_examples is not None and max_examples < total:
             generator = keyed_numpy(seed, "eval_subset")
-            chosen = np.sort(generator.choice(total, max_examples, replace=False, shuffle=False))
+            chosen = chosen[np.sort(generator.choice(total, max_examples, replace=False, shuffle=False))]
         self._chosen = [chosen[(chosen >= low) & (chosen < high)] - low for low, high in pairwise(base.tolist())]
 
     @property

@@ -307,7 +307,8 @@ class _Session(Hook):
         idle = self.trainer.step == self.first_step == before.get("step")  # a finished run, resumed for nothing
         self.directory.write_summary(
             primary, step=self.trainer.step, best={"value": early.best, "step": early.best_step},
-            stopped_early=self.trainer.stopped_early, **_stand_in(plan), results=dict(results),
+            stopped_early=self.trainer.stopped_early, **_stand_in(plan),
+            **({"splits": dict(plan.splits)} if plan.splits else {}), results=dict(results),
             seconds=before.get("seconds") if idle else round(time.time() - self.began, 3),
         )  # fmt: skip
         if self.trainer.stopped_early:

@@ -68,6 +68,8 @@ def say_what_runs(plan: Plan, config: RunConfig, runtime: Runtime, first_step: i
     if 0 < last <= first_step:
         say(f"note: the run is at step {first_step} already and ends at {last}: nothing is trained")
     say(f"parameters  {groups}")
+    for prefix, text in plan.splits.items():
+        say(f"{prefix:<12}{text}")
     say(
         f"batch       {plan.batch_rows} = {micro} rows x accumulation {config.accumulation} x {ranks} rank(s), "
         f"reduction {config.parallel if ranks > 1 else 'none needed'}"

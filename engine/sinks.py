@@ -136,7 +136,7 @@ class ConsoleSink:
         self._last = 0.0
 
     def write(self, step: int, values: Values) -> None:
-        evaluation = any(name.startswith("eval/") for name in values)
+        evaluation = any(name.startswith(("eval/", "val/")) for name in values)
         now = time.monotonic()
         quiet = self._total > self.SHORT_RUN and now - self._last < self.PAUSE_S
         if quiet and not evaluation and step not in (1, self._total):

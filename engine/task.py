@@ -152,6 +152,8 @@ class Plan:
     plateau: Plateau | None = None
     """What the schedule counts evaluations with, where it waits for them; part of the checkpoint."""
     checkpoint_every_eval: bool = True
+    splits: Mapping[str, str] = field(default_factory=dict)
+    """First part of an evaluation metric's name -> which data it is of, and what for: printed, and in summary.json."""
     primary_metric: str = "eval/loss"
     primary_direction: str = "min"
     batch_key: str = "batch_size"

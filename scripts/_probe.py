@@ -168,10 +168,13 @@ def kept(saves: list[int], keep_last: int, keep_every: int | None) -> int:
 
 
 def _eval_examples(task: Any, during: int, final: int) -> int | None:
-    samplers = [getattr(task, name, None) for name in ("eval_sampler", "final_sampler")]
-    if None in samplers:
+    usual, last, held_back = (getattr(task, f"{name}_sampler", None) for name in ("eval", "final", "validation"))
+    if usual is None or last is None:
         return None
-    return during * samplers[0].num_examples + final * samplers[1].num_examples  # type: ignore[union-attr]
+    selecting = (
+        held_back or usual
+    ).num_examples  # what is looked at while training; with groups held back also at last
+    return during * selecting + final * (last.num_examples + (selecting if held_back else 0))
 
 
 def _memory(trainer: Trainer, optimizers: Mapping[str, Any]) -> dict[str, int]:

@@ -87,7 +87,7 @@ def evaluate(subject: Subject, *, max_examples: int | None, batch_size: int | No
     sampler = EvalSampler(subject.splits, rows, max_examples=max_examples, seed=config.eval_seed)
     if sampler.num_examples == 0:
         raise UsageError(f"{subject.data[0]['path']} has no examples in this split")
-    task.final_sampler = _Watched(sampler)
+    task.final_sampler, task.validation_sampler = _Watched(sampler), None
     task.evaluators = [*task.evaluators, PerStepAccuracy(PerStepAccuracyConfig())]
     return {name.removeprefix("eval/"): value for name, value in task.evaluate(final=True).items()}
 

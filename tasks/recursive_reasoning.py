@@ -82,13 +82,14 @@ class RecursiveReasoningTask:
     """The Task of pretrain.py, for any model behind the ACT wrapper.
 
     Args:
-        eval_examples: (while training, at the end): sizes of the evaluation subset, None for the whole split.
+        eval_sampler: what evaluations while training take, `final_sampler` what the last one takes (`eval/...`).
+        validation_sampler: in its place, where `val/...` of training groups held back is what selects.
     """
 
     def __init__(
         self, model: ACTModel, loss_head: ACTLossHead, *, runtime: Runtime, sampler: TrainSampler, plan: EpochPlan,
         global_rows: int, batch_key: str, eval_sampler: EvalSampler, final_sampler: EvalSampler,
-        evaluators: list[Evaluator], groups: list[ParamGroup],
+        evaluators: list[Evaluator], groups: list[ParamGroup], validation_sampler: EvalSampler | None = None,
     ) -> None:  # fmt: skip
         self.module: nn.Module = model
         self.model = model  # the bare model, for evaluation
@@ -96,6 +97,7 @@ class RecursiveReasoningTask:
         self.sampler, self.plan, self.global_rows = sampler, plan, global_rows
         self.batch_key, self.micro_rows = batch_key, runtime.micro_rows(global_rows, batch_key)
         self.eval_sampler, self.final_sampler, self.evaluators = eval_sampler, final_sampler, evaluators
+        self.validation_sampler = validation_sampler
         self._groups = groups
         self._carries: list[ACTCarry | None] = [None] * runtime.accumulation
 
@@ -152,17 +154,26 @@ class RecursiveReasoningTask:
     @property
     def final_like_others(self) -> bool:
         """Whether the final evaluation covers just what the others do."""
-        return self.eval_sampler.num_examples == self.final_sampler.num_examples
+        return self.validation_sampler is None and self.eval_sampler.num_examples == self.final_sampler.num_examples
 
     @torch.no_grad()
     def evaluate(self, *, final: bool) -> dict[str, float | None]:
-        """Metrics at the last ACT step over the held-out examples, `eval/...`; per set too where there are several.
+        """Metrics at the last ACT step over the held-out examples, per set too where there are several.
+
+        `eval/...` of the test split; with validation groups `val/...` of those, and the test split in the end only.
 
         Raises:
             Interrupted: the run was asked to stop.
         """
         self.model.eval()
-        sampler = self.final_sampler if final else self.eval_sampler
+        values: dict[str, float | None] = {}
+        if self.validation_sampler is not None:
+            values = self._evaluate(self.validation_sampler, "val")
+            if not final:
+                return values
+        return values | self._evaluate(self.final_sampler if final else self.eval_sampler, "eval")
+
+    def _evaluate(self, sampler: EvalSampler, prefix: str) -> dict[str, float | None]:
         sums: dict[str, dict[str, Tensor]] = {}
         for evaluator in self.evaluators:
             evaluator.begin()
@@ -182,9 +193,9 @@ class RecursiveReasoningTask:
                 table[name] = table[name] + pair if name in table else pair
             for evaluator in self.evaluators:
                 evaluator.update(batch, steps, result.preds, valid)
-        values = self._means(sums)
+        values = self._means(sums, prefix)
         for evaluator in self.evaluators:
-            values.update({f"eval/{name}": value for name, value in evaluator.result().items()})
+            values.update({f"{prefix}/{name}": value for name, value in evaluator.result().items()})
         return values
 
     def _episode(self, batch: Batch) -> list[ACTOutput]:
@@ -194,7 +205,7 @@ class RecursiveReasoningTask:
         return [self.model(batch)]
 
     @staticmethod
-    def _means(sums: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float | None]:
+    def _means(sums: Mapping[str, Mapping[str, Tensor]], prefix: str) -> dict[str, float | None]:
         values: dict[str, float | None] = {}
         pooled: dict[str, Tensor] = {}
         for set_name, table in sums.items():
@@ -202,8 +213,8 @@ class RecursiveReasoningTask:
                 total = all_reduce_sum(pair.clone())
                 pooled[name] = pooled[name] + total if name in pooled else total
                 if len(sums) > 1:
-                    values[f"eval/{set_name}/{name}"] = _mean(total)
-        return {**{f"eval/{name}": _mean(pair) for name, pair in pooled.items()}, **values}
+                    values[f"{prefix}/{set_name}/{name}"] = _mean(total)
+        return {**{f"{prefix}/{name}": _mean(pair) for name, pair in pooled.items()}, **values}
 
     # --- state --------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataset.held_back import validation_count
 from engine.io import UsageError, read_object
 from verification.source import Repo, literal
 
@@ -108,5 +109,7 @@ def total_steps(data: list[DataPath], config: dict[str, Any]) -> int | None:
         return None
     if batch < 1 or per_iteration < 1:
         return None
+    if config.get("select_on") == "validation" and per_iteration != epochs and groups > 1:
+        groups -= validation_count(groups, config.get("validation_groups"))
     taken = -(-batch // mean)  # groups that fill one batch
     return (epochs // per_iteration) * int(groups * per_iteration // taken)

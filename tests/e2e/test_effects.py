@@ -65,6 +65,8 @@ EFFECTS = {
     "seed=1": "weights",
     "eval_seed=1": "evaluation",
     "data_order=published": "weights",
+    "select_on=test": "weights",
+    "validation_groups=9": "weights",
     "deterministic=true threads=1": SAME,
     "attention=math": "output",
     "threads=2": "output",

@@ -40,8 +40,7 @@ def test_larger_boards_are_learned(tmp_path: Path, board: str, options: list[str
     result = run_script("pretrain", *argv, *options, cwd=tmp_path)
     assert result.code == 0, result.output
     summary = json.loads((tmp_path / "checkpoints/p/r/summary.json").read_text())
-    assert summary["name"] == "eval/exact_accuracy"
-    assert summary["value"] >= exact
+    assert summary["results"]["eval/exact_accuracy"] >= exact
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -64,7 +64,7 @@ def test_whole_run_leaves_what_is_promised(whole: Path) -> None:
     } <= names  # fmt: skip
     assert json.loads((whole / "status.json").read_text())["state"] == "done"
     summary = json.loads((whole / "summary.json").read_text())
-    assert summary["name"] == "eval/exact_accuracy"
+    assert summary["name"] == "val/exact_accuracy"
     assert summary["goal"] == "max"
     assert summary["step"] == 24
     card = json.loads((whole / "environment.json").read_text())["data_cards"][0]

@@ -16,7 +16,7 @@ from tests.engine.test_trainer import make
 
 RUN = (
     "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "project_name=p", "epochs=40", "eval_interval=1",
-    "eval_max_examples=2", "final_eval_max_examples=2", "eval_batch_size=2", "max_steps=400", "global_batch_size=8", "log_interval=5", "verify=off",
+    "eval_max_examples=2", "final_eval_max_examples=2", "eval_batch_size=2", "max_steps=400", "select_on=test", "global_batch_size=8", "log_interval=5", "verify=off",
 )  # fmt: skip
 
 

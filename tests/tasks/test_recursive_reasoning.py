@@ -202,7 +202,7 @@ def test_a_batch_that_does_not_divide_names_the_key(tiny_data: Path, world: int,
 
 
 def test_epochs_are_counted_in_real_batches(tiny_data: Path) -> None:
-    plan = make(tiny_data, "epochs=6", "eval_interval=2", "min_eval_interval=1")
+    plan = make(tiny_data, "epochs=6", "eval_interval=2", "min_eval_interval=1", "select_on=test")
     assert plan.total_steps == 6 * 64 // 8
     assert set(plan.eval_steps) == {32, 48}
     assert [plan.task.plan.locate(number) for number in (1, 16, 17, 48)] == [(1, 0), (1, 15), (2, 0), (3, 15)]

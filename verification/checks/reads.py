@@ -268,6 +268,15 @@ register_family(
                 lambda c: c.get("eval_interval") is None,
                 "eval_interval=null: no evaluation before the end",
             ),
+            *(
+                (
+                    key,
+                    lambda c: c.get("eval_interval") in (None, c.get("epochs")),
+                    "no evaluation before the end: nothing is selected, and every group is trained on",
+                )
+                for key in ("select_on", "validation_groups")
+            ),
+            ("validation_groups", lambda c: c.get("select_on") == "test", "select_on=test: nothing is held back"),
             (
                 "eval_max_examples",
                 lambda c: c.get("eval_interval") is None,

@@ -1,0 +1,108 @@
+"""Training groups held back for validation: `best` and early stopping look at them, the test split is for the end.
+
+Which ones follows from a seed of its own (not the training seed) and the number of groups, so all runs on a data set
+select on the same examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dataset.format import PuzzleSplit
+from dataset.sampler import EvalSampler
+from engine.distributed import keyed_numpy
+from engine.io import UsageError, say
+
+SHARE, MOST = 20, 256
+"""One group in 20, at most 256: of so many a share of 0.9 is known to 0.04 either way."""
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """What a run selects on."""
+
+    groups: list[np.ndarray] | None
+    """Of each training split, ascending; None: it selects on the test split, or has nothing to select."""
+    sampler: EvalSampler | None
+    splits: dict[str, str]
+    """First part of a metric's name -> the data it is of, in words."""
+
+    @property
+    def prefix(self) -> str:
+        """First part of the name of the metric that selects."""
+        return "eval" if self.sampler is None else "val"
+
+
+def hold_back(train: Sequence[PuzzleSplit], config: Any) -> HeldBack:
+    """What the `PretrainConfig` says of selection, for these training splits.
+
+    Only evaluations while training select anything, so without them every group is trained on.
+    """
+    if config.eval_interval is None or config.eval_interval == config.epochs:
+        return HeldBack(None, None, {"eval": "of the test split, at the end"})
+    groups = None
+    if config.select_on == "validation":
+        groups = choose_groups(train, seed=config.eval_seed, wanted=config.validation_groups)
+        if groups is None:
+            say(
+                "warning: no validation groups: the puzzles have identifiers of their own, and one that is not trained "
+                "on says nothing; best and early stopping look at the test split (select_on=test: the same, unwarned)"
+            )
+    if groups is None:
+        return HeldBack(None, None, {"eval": "of the test split, which best and early stopping look at too"})
+    sampler = EvalSampler(
+        train, config.eval_batch_size or config.global_batch_size, max_examples=config.eval_max_examples,
+        seed=config.eval_seed, only=[examples_of(split, held) for split, held in zip(train, groups, strict=True)],
+    )  # fmt: skip
+    held, total = sum(map(len, groups)), sum(split.num_groups for split in train)
+    splits = {
+        "val": f"of {held} of {total} training groups, held back: best and early stopping look at them",
+        "eval": "of the test split, at the end: the figure to report",
+    }
+    return HeldBack(groups, sampler, splits)
+
+
+def validation_count(groups: int, wanted: int | None = None) -> int:
+    """How many of so many training groups are held back. Raises: UsageError where none would be left to train on."""
+    if wanted is not None and wanted >= groups:
+        raise UsageError(
+            f"validation_groups={wanted}: the training data have {groups} groups, lower it or select_on=test"
+        )
+    return min(MOST, max(1, groups // SHARE)) if wanted is None else wanted
+
+
+def choose_groups(
+    splits: Sequence[PuzzleSplit], *, seed: int, wanted: int | None = None
+) -> list[np.ndarray] | None:  # fmt: skip
+    """The groups of each split to hold back, ascending.
+
+    None where the groups have puzzle identifiers of their own: what is not trained on has no embedding then, and says
+    nothing of what is.
+    """
+    sizes = [split.num_groups for split in splits]
+    total = sum(sizes)
+    if total < 2:
+        return None
+    count = validation_count(total, wanted)
+    chosen = np.sort(keyed_numpy(seed, "validation").choice(total, count, replace=False, shuffle=False))
+    bases = np.cumsum([0, *sizes])
+    held = [chosen[(chosen >= low) & (chosen < low + size)] - low for low, size in zip(bases, sizes, strict=False)]
+    return held if all(_shared_identifiers(split, groups) for split, groups in zip(splits, held, strict=True)) else None
+
+
+def _shared_identifiers(split: PuzzleSplit, groups: np.ndarray) -> bool:
+    """Whether each identifier of these groups also occurs in the others."""
+    owner = np.repeat(np.arange(split.num_groups), np.diff(split.group_indices))
+    out = np.isin(owner, groups)
+    return bool(np.isin(split.puzzle_identifiers[out], split.puzzle_identifiers[~out]).all())
+
+
+def examples_of(split: PuzzleSplit, groups: np.ndarray) -> np.ndarray:
+    """The examples of the first puzzle of each group: its other puzzles are copies of that one."""
+    puzzles = split.group_indices[groups]
+    ranges = [np.arange(split.puzzle_indices[p], split.puzzle_indices[p + 1]) for p in puzzles]
+    return np.concatenate([np.empty(0, dtype=np.int64), *ranges])
