@@ -93,7 +93,7 @@ def build(config: TrainConfig, runtime: Any) -> Any:
     from tasks.language_report import LanguageReport
     from train_start import starting_weights
 
-    rows = config.batch_size * config.accumulation * runtime.world_size
+    rows = config.batch_size * runtime.accumulation * runtime.world_size
     block_size = read_arch(config)[1].block_size
     data = open_text(config, block_size=block_size, rows=rows)
     model, loss_head = create_model(config, LMShape(data.vocab_sizes), runtime)

@@ -70,6 +70,7 @@ class TrainConfig(RunConfig):
 
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
     ELSEWHERE: ClassVar[Mapping[str, str]] = ELSEWHERE
+    BATCH_KEYS: ClassVar[tuple[str, ...]] = ("batch_size", "accumulation")
     BLOCKS: ClassVar[Mapping[str, type]] = {"arch": GPTConfig}
 
     arch: dict[str, Any]

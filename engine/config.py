@@ -101,6 +101,8 @@ class RunConfig:
     """Unknown keys of programs that do the same (with `_` at the end: how they begin) -> what serves instead."""
     BEFORE: ClassVar[Mapping[str, Any]] = {"eval_seed": "${seed}"}
     """Keys that came later -> what a run that was stored without them does: a value, or another key's as `${key}`."""
+    BATCH_KEYS: ClassVar[tuple[str, ...]] = ()
+    """Keys whose product is what each process adds to the batch, rows first; empty where the batch is one key."""
     BLOCKS: ClassVar[Mapping[str, type]] = {}
     """Blocks of free keys -> the dataclass that says what their keys mean: for --help."""
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from engine import resume, rundir, sweeps
+from engine import batch, resume, rundir, sweeps
 from engine.checkpoint import Checkpoint, CheckpointStore, CheckpointWriteError, gather_tree, load_checkpoint
 from engine.compiling import compile_task
 from engine.config import RunConfig, source_of
@@ -96,7 +96,8 @@ def run(
             return results
         try:
             signature = check(config) if check is not None else None
-            runtime = make_runtime(config, stop=stop)
+            pieces = on_main(lambda: batch.accumulation(config, entry))
+            runtime = replace(make_runtime(config, stop=stop), accumulation=pieces)
             plan = build(config, runtime)
             check_early_stop(config, plan)
             if plan.start is not None and on_main(lambda: resume.begins(config, entry)):
@@ -277,6 +278,7 @@ class _Session(Hook):
                     extra={
                         "sizes": {"metrics.jsonl": metrics_file.stat().st_size if metrics_file.exists() else 0},
                         "data": data_marks(trainer.plan.cards),
+                        "batch_rows": trainer.plan.batch_rows,
                         **_stand_in(trainer.plan),
                     },
                 )

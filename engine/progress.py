@@ -60,7 +60,7 @@ class ProgressBar:
 def say_what_runs(plan: Plan, config: RunConfig, runtime: Runtime, first_step: int) -> None:
     """What is trained, in batches of what, how long."""
     ranks = runtime.world_size
-    micro = plan.batch_rows // (ranks * config.accumulation)
+    micro = plan.batch_rows // (ranks * runtime.accumulation)
     groups = ", ".join(
         f"{group.name} {group.size:,} ({group.optimizer}, lr {group.lr:g})" for group in plan.task.param_groups()
     )
@@ -71,7 +71,7 @@ def say_what_runs(plan: Plan, config: RunConfig, runtime: Runtime, first_step: i
     for prefix, text in plan.splits.items():
         say(f"{prefix:<12}{text}")
     say(
-        f"batch       {plan.batch_rows} = {micro} rows x accumulation {config.accumulation} x {ranks} rank(s), "
+        f"batch       {plan.batch_rows} = {micro} rows x accumulation {runtime.accumulation} x {ranks} rank(s), "
         f"reduction {config.parallel if ranks > 1 else 'none needed'}"
     )
     say(f"steps       {last}" + (f" of {plan.total_steps} (max_steps)" if last < plan.total_steps else ""))

@@ -78,14 +78,14 @@ def decide(config: RunConfig, entry: str) -> ConfigSource:
     if config.resume != "true":
         found = unfinished(config, entry)
         return source_of(config if found is None else _as_it_began(config, found))
-    path = rundir.find_resumable(run_dir(config), **_claim(config, entry))
+    path = rundir.find_resumable(run_dir(config), **claim(config, entry))
     return source_of(stored_config(path, config, run_dir=path))
 
 
 def open_directory(config: RunConfig, entry: str) -> rundir.RunDirectory:
     """Rank 0: pick, lock and prepare the run directory."""
     branch = None if config.resume_from == "latest" else config.resume_from
-    opened = rundir.open_run(run_dir(config), **_claim(config, entry), resume=config.resume, resume_from=branch)
+    opened = rundir.open_run(run_dir(config), **claim(config, entry), resume=config.resume, resume_from=branch)
     sweeps.announce(opened.path)
     return opened
 
@@ -94,8 +94,8 @@ def find_branch(config: RunConfig, entry: str) -> Path | None:
     """The checkpoint of another run that this launch begins a new run with. Only reads."""
     if config.resume_from == "latest":
         return None
-    claim = _claim(config, entry)
-    return rundir.find_branch(run_dir(config), **claim, resume=config.resume, resume_from=config.resume_from)
+    asked = claim(config, entry)
+    return rundir.find_branch(run_dir(config), **asked, resume=config.resume, resume_from=config.resume_from)
 
 
 def check_data(run: Path, extra: Mapping[str, Any], cards: Iterable[Mapping[str, Any]]) -> None:
@@ -133,7 +133,7 @@ def unfinished(config: RunConfig, entry: str) -> Path | None:
     """The run that resume=auto goes on with. Only reads."""
     if config.resume != "auto" or config.resume_from != "latest":
         return None
-    return rundir.find_unfinished(run_dir(config), **_claim(config, entry))
+    return rundir.find_unfinished(run_dir(config), **claim(config, entry))
 
 
 def _as_it_began(config: C, folder: Path) -> C:
@@ -157,7 +157,7 @@ def finished_before(config: RunConfig, entry: str) -> dict[str, float | None] | 
     skip = sweeps.REPORT in os.environ if config.skip_finished is None else config.skip_finished
     if not skip or config.resume != "auto" or config.resume_from != "latest":
         return None
-    found = rundir.find_finished(run_dir(config), **_claim(config, entry))
+    found = rundir.find_finished(run_dir(config), **claim(config, entry))
     if found is None or read_yaml(found / "config.resolved.yaml").get("max_steps", ...) != config.max_steps:
         return None
     summary = read_json(found / "summary.json")
@@ -168,7 +168,8 @@ def finished_before(config: RunConfig, entry: str) -> dict[str, float | None] | 
     return summary["results"]
 
 
-def _claim(config: RunConfig, entry: str) -> dict[str, Any]:
+def claim(config: RunConfig, entry: str) -> dict[str, Any]:
+    """What finds the runs that this launch may go on with."""
     pattern = expand_pattern(source_of(config).yaml)
     return {"identity": identity(config), "entry": entry, "pattern": pattern, "later": tuple(config.BEFORE)}
 

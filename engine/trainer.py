@@ -264,7 +264,7 @@ class Trainer:
         said = any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))
         if not said and not isinstance(error, torch.OutOfMemoryError | MemoryError):
             return None
-        accumulation = self.config.accumulation
+        accumulation = self.runtime.accumulation
         return RunFailure(
             f"out of memory at step {self.step}: lower {self.plan.batch_key} (now {self.plan.batch_rows}) or set "
             f"accumulation={2 * accumulation} (now {accumulation}), same batch, half the rows held at once"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import _entry, finish, metrics, run_script, start_forked
+from tests.conftest import _entry, finish, metrics, run_ranks, run_script, start_forked
 from tests.train.conftest import TINY, attempt, train
 
 MIXTURE = ("training_mode=multidataset", "dataset_list=[plain,other]", "dataset_sampling_probs=[0.3,0.7]")
@@ -129,3 +129,25 @@ def build_again(folder: Path, tokens: np.ndarray) -> None:
     source = folder.parent / "again.txt"
     source.write_text(text[::-1] + text)
     build(TextBuild(output_dir=folder, inputs=(source,), source="again", tokenizer="char", overwrite=True))
+
+
+def test_another_number_of_processes_keeps_the_batch(place: Path) -> None:
+    both = [*TINY, *LONGER]
+    train(place, *LONGER, "out_dir=out/whole", "max_steps=8", "accumulation=2", run="out/whole")  # the same batch
+    for result in run_ranks("train", *both, "max_steps=4", cwd=place):
+        assert result.code == 0, result.output
+    result = run_script("train", *both, "max_steps=8", "resume=true", cwd=place)
+    assert result.code == 0, result.output
+    assert "this run's batch of 8 rows is kept: accumulation 2 with 1 process(es)" in result.output
+    assert "8 = 4 rows x accumulation 2 x 1 rank(s)" in result.output
+    ours, theirs = ({line["step"]: line for line in metrics(place / run)} for run in ("out/r", "out/whole"))
+    assert ours[8]["data/tokens"] == theirs[8]["data/tokens"]
+    assert ours[8]["eval/val_loss"] == pytest.approx(theirs[8]["eval/val_loss"], abs=1e-4)
+
+    train(place, *LONGER, "out_dir=out/one", "max_steps=2", run="out/one")
+    before = (place / "out/one/metrics.jsonl").read_bytes()
+    refused = run_ranks("train", *both, "out_dir=out/one", "resume=true", cwd=place)
+    assert [result.code for result in refused] == [2, 2]
+    assert "this run's batch is 4 rows, and 2 processes of batch_size=4 cannot make it up" in refused[0].output
+    assert "Traceback" not in refused[0].output
+    assert (place / "out/one/metrics.jsonl").read_bytes() == before
