@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from engine.keys import Key, describe, keys_of
 from engine.offers import options_for
 from engine.recipes import locate
+from engine.source_keys import source_keys
 from engine.translate import Groups, quote
 
 WIDTH = 110
@@ -65,12 +66,17 @@ def _wrapped(text: str, indent: str, more: str = "") -> list[str]:
 
 
 def _keys(schema: Any, defaults: Mapping[str, str]) -> Iterator[tuple[str, Key | None]]:
-    """The declared keys; after an open block (arch) those that the composed config has in it."""
+    """The declared keys; after an open block (arch) those of its class, of its loss, and what else it holds."""
     for name, key in keys_of(schema).items():
         yield name, key
         if name in schema.BLOCKS:
             known = {f"{name}.{inner}": found for inner, found in keys_of(schema.BLOCKS[name]).items()}
-            yield from ((other, known.get(other)) for other in defaults if other.startswith(f"{name}."))
+            for place, slot in ((f"{name}.name", "models"), (f"{name}.loss.name", "losses")):
+                known[place] = Key(place, "module@Class", False, "required", f"A class under {slot}/.")
+            known |= source_keys(defaults.get(f"{name}.name", ""), "models", f"{name}.")
+            known |= source_keys(defaults.get(f"{name}.loss.name", ""), "losses", f"{name}.loss.")
+            others = [other for other in defaults if other.startswith(f"{name}.")]
+            yield from ((other, known.get(other)) for other in dict.fromkeys([*others, *known]))
 
 
 def _defaults(config_dir: Path, config_name: str, *more: Path) -> dict[str, str]:

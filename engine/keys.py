@@ -31,7 +31,9 @@ class Key:
 
 
 def describe(kind: Any) -> str:
-    """What errors and --help call a declared type: `integer or null`, `auto|sdpa`, `list of text`."""
+    """What errors and --help call a declared type: `integer or null`, `auto|sdpa`, `list of text`; text is itself."""
+    if isinstance(kind, str):  # read from source
+        return kind
     if get_origin(kind) is Literal:
         return "|".join(str(choice) for choice in get_args(kind))
     if is_union(kind):

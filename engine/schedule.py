@@ -44,7 +44,9 @@ class Decay:
     """
 
     name: Literal["none", "cosine", "linear", "exponential", "step", "wsd", "inverse_sqrt", "plateau"] = "none"
+    """The curve."""
     options: dict[str, float | None] = field(default_factory=dict)
+    """Its own numbers: gamma, size, share, factor, patience, threshold (config/lr_scheduler/)."""
 
     OPTIONS: ClassVar[dict[str, dict[str, float | None]]] = {
         "none": {}, "cosine": {}, "linear": {}, "inverse_sqrt": {},

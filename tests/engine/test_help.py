@@ -1,0 +1,80 @@
+"""--help says type, default and meaning of every key, those of the classes that the recipe names too, without torch."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from engine.help import help_text
+from engine.keys import describe, keys_of
+from engine.recipes import find_groups
+from engine.source_keys import source_keys
+from tests.conftest import ROOT, archs_of
+
+CONFIG = ROOT / "config"
+FAMILIES = {"pretrain": "recursive_reasoning", "train": "language_models"}
+
+
+def shown(script: str, recipe: str) -> dict[str, tuple[str, str]]:
+    """key -> (its line, the first line of its meaning)."""
+    schema: Any = importlib.import_module(script).SCHEMA
+    lines = help_text(script, schema, find_groups(CONFIG, recipe), CONFIG, recipe).split("\nKeys:\n")[1].splitlines()
+    heads = [number for number, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
+    return {lines[n].split()[0]: (lines[n], lines[n + 1] if n + 1 < len(lines) else "") for n in heads}
+
+
+@pytest.mark.parametrize(
+    ("script", "recipe"),
+    [("pretrain", "cfg_pretrain"), ("pretrain", "cfg_pretrain_sudoku_4x4"), ("train", "cfg_train")],
+)
+def test_every_key_has_type_default_and_meaning(script: str, recipe: str) -> None:
+    for key, (line, meaning) in shown(script, recipe).items():
+        if key.startswith(("optimizer.", "lr_scheduler.options.")):  # options of a library
+            continue
+        assert "[" in line, line
+        assert meaning.startswith("      "), key
+
+
+def test_the_default_recipe_shows_the_manager_and_the_loss() -> None:
+    keys = shown("pretrain", "cfg_pretrain")
+    assert keys["arch.subgoal_head.manager_period"][0] == "  arch.subgoal_head.manager_period  [integer]  4"
+    assert keys["arch.loss.feudal_grad"][0] == "  arch.loss.feudal_grad  [worker|both|manager]  worker"
+
+
+@pytest.mark.parametrize("arch", [(script, arch) for script, family in FAMILIES.items() for arch in archs_of(family)])
+def test_the_source_says_what_the_class_declares(arch: tuple[str, str]) -> None:
+    import yaml
+
+    block = yaml.safe_load((CONFIG / f"arch/{arch[1]}.yaml").read_text())
+    for name, slot in ((block["name"], "models"), (block["loss"]["name"], "losses")):
+        module, _, cls = name.partition("@")
+        made = getattr(importlib.import_module(module if module.startswith(slot) else f"{slot}.{module}"), cls)
+        found = source_keys(name, slot, "x.")
+        for field in fields(made.Config):
+            assert found[f"x.{field.name}"].doc, field.name
+        for key, declared in keys_of(made.Config).items():
+            if "block" not in describe(declared.kind):
+                said = describe(declared.kind) + (" or null" if declared.optional else "")
+                assert found[f"x.{key}"].kind == said, key
+
+
+def test_a_name_that_leads_nowhere_has_no_keys() -> None:
+    assert source_keys("nope@Nope", "models", "arch.") == {}
+    assert source_keys("recursive_reasoning.trm@Nope", "models", "arch.") == {}
+    assert source_keys("", "models", "arch.") == {}
+
+
+def test_torch_is_not_loaded() -> None:
+    code = "import sys, pretrain; sys.argv = ['pretrain.py', '--help']\n"
+    code += (
+        "try:\n    pretrain.main(pretrain.launch, schema=pretrain.SCHEMA, entry='pretrain')\nexcept SystemExit: pass\n"
+    )
+    code += "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "arch.subgoal_head.manager_period" in done.stdout
