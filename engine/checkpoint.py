@@ -37,6 +37,9 @@ from engine.treefile import clean_name, gather_tree, join_tree, load_weights, sp
 class CheckpointWriteError(OSError):
     """A checkpoint could not be written. Nothing half-written is left and every earlier one is as it was."""
 
+    def __str__(self) -> str:
+        return str(self.strerror)
+
 
 def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
