@@ -58,7 +58,7 @@ def misfit(stored: Any, own: Any, place: str) -> str | None:
     if isinstance(own, Tensor):
         if not isinstance(stored, Tensor):
             return f"{place} is {_kind(stored)}, expected a tensor"
-        same = stored.dim() == own.dim() if place in LOOSE else stored.shape == own.shape
+        same = stored.dim() == 1 and len(stored) >= len(own) if place in LOOSE else stored.shape == own.shape
         if not same or stored.dtype != own.dtype:
             return f"{place} is {_kind(stored)}, expected {_kind(own)}"
         return None

@@ -91,10 +91,34 @@ def require_average(opened: Any, args: argparse.Namespace) -> None:
 
 
 def home_of(checkpoint: Path) -> Path:
-    """Where the run was started: paths in its config count from there, wherever this script is started."""
+    """The folder from which the relative data paths of the run count: where it was started, if its data are there;
+    else, for a run that was moved, a folder above it or the current one, whichever has them.
+    """
     run_dir = checkpoint if (checkpoint / "checkpoints").is_dir() else checkpoint.resolve().parent.parent
-    home = Path(str(_environment(run_dir).get("working_directory", ".")))
-    return home if home.is_dir() else Path.cwd()
+    started = _environment(run_dir).get("working_directory")
+    recorded = [Path(started)] if isinstance(started, str) and Path(started).is_dir() else []
+    names = _data_names(checkpoint)
+    for home in (*recorded, *run_dir.parents, Path.cwd()):
+        if names and all(os.path.exists(home / name) for name in names):
+            return home
+    return next(iter(recorded), Path.cwd())
+
+
+def _data_names(checkpoint: Path) -> list[str]:
+    """Relative data paths in the config of a checkpoint; none where it cannot be read, which its opening will say."""
+    from dataset.text.opening import folder_of
+    from engine.reopen import find_checkpoint
+
+    try:
+        config = find_checkpoint(checkpoint).config
+    except UsageError:
+        return []
+    listed = [config.get(key) or [] for key in ("data_paths", "dataset_list", "multicontext_datasets")]
+    texts = [name for entry in listed if isinstance(entry, list) for name in entry if isinstance(name, str)]
+    if not texts and isinstance(config.get("dataset"), str):
+        texts = [config["dataset"]]
+    folders = [Path(name) if "data_paths" in config else folder_of(name) for name in texts]
+    return [str(folder) for folder in folders if not folder.is_absolute()]
 
 
 def _environment(run_dir: Path) -> dict[str, Any]:
