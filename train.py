@@ -119,6 +119,7 @@ def build(config: TrainConfig, runtime: Any) -> Any:
         primary_direction="min",
         batch_key="batch_size",
         batch_rows=rows,
+        step_counts={"tokens": rows * block_size},
         cards=data.cards,
         start=starting_weights(config, model, data.folders),
         report=LanguageReport(config, model, data.folders),

@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -128,7 +129,8 @@ class ConsoleSink:
 
     SHORT_RUN = 30  # so few steps that every one may have its line
     PAUSE_S = 2.0
-    WIDTH = 140
+    WIDTH = 140  # where there is no terminal that has one
+    LEAST = 40
 
     def __init__(self, total_steps: int) -> None:
         self._total = total_steps
@@ -143,26 +145,42 @@ class ConsoleSink:
             return
         self._last = now
         head = f"step {step:>{self._width}}/{self._total}"
-        tail = self._pace(values)
-        room = self.WIDTH - len(head) - len(tail)
-        for part in self._parts(values):
-            if (room := room - len(part) - 2) < 0:
-                break  # the rest is in metrics.jsonl
-            head += f"  {part}"
-        say(head + tail)
+        line, tail = head, self._pace(values)
+        # COLUMNS, or the terminal as wide as it is now; what does not fit is in metrics.jsonl
+        width = max(self.LEAST, shutil.get_terminal_size((self.WIDTH, 0)).columns)
+        for part, needed in self._parts(values):
+            if len(line) + 2 + len(part) + len(tail) <= width:
+                line += f"  {part}"
+            elif needed:
+                say(line + tail)
+                line, tail = " " * len(head) + f"  {part}", ""
+            else:
+                break
+        say(line + tail)
 
     @staticmethod
-    def _parts(values: Values) -> list[str]:
-        """`name value`, in the task's order, without what only the file needs."""
+    def _parts(values: Values) -> list[tuple[str, bool]]:
+        """`name value`, in the task's order, without what only the file needs; and whether the line must have it.
+
+        The first value of each data set (`eval/SET/name`) stands right behind the main one, and must be there.
+        """
         shown = {name: value for name, value in values.items() if not name.endswith("_live") and name[:5] != "time/"}
         if not shown.get("train/skipped_steps"):
             shown.pop("train/skipped_steps", None)
-        return [f"{name} {'-' if value is None else format(value, '.4g')}" for name, value in shown.items()]
+        nested = [name for name in shown if name.startswith("eval/") and name.count("/") > 1]
+        firsts = set({name.rpartition("/")[0]: name for name in reversed(nested)}.values())
+        flat = [name for name in shown if name not in nested]
+        sets = sorted(nested, key=lambda name: name not in firsts)
+        order = [*flat[:1], *sets[: len(firsts)], *flat[1:], *sets[len(firsts) :]]
+        texts = {name: f"{name} {'-' if shown[name] is None else format(shown[name], '.4g')}" for name in order}
+        return [(text, name in firsts) for name, text in texts.items()]
 
     @staticmethod
     def _pace(values: Values) -> str:
-        rate, left = values.get("time/examples_per_s"), values.get("time/eta_s")
-        text = "" if rate is None else f"  {rate:.0f} ex/s"
+        rates = {name[5:-6]: value for name, value in values.items() if name[:5] == "time/" and name[-6:] == "_per_s"}
+        what, rate = next(reversed(rates.items()), ("", None))  # the finest unit is the last
+        text = "" if rate is None else f"  {rate:,.0f} {'ex' if what == 'examples' else what}/s"
+        left = values.get("time/eta_s")
         return text if left is None else f"{text}  eta {int(left) // 60}:{int(left) % 60:02d}"
 
     def close(self) -> None:

@@ -214,7 +214,8 @@ class Trainer:
         values |= {f"train/{name}": value for name, value in self.stats.flush().items()}
         seconds = self._train_seconds / max(self._timed_steps, 1)
         values["time/step_ms"] = self.step_ms = 1000 * seconds
-        values["time/examples_per_s"] = self.plan.batch_rows / seconds if seconds else None
+        for what, count in {"examples": self.plan.batch_rows, **self.plan.step_counts}.items():
+            values[f"time/{what}_per_s"] = count / seconds if seconds else None
         values["time/eta_s"] = seconds * (self.last_step - self.step)
         self._train_seconds, self._timed_steps = 0.0, 0
         self._write(self.step, values)

@@ -86,6 +86,41 @@ def test_console_leaves_out_what_only_the_file_needs(capsys: pytest.CaptureFixtu
     assert "eta 1:01" in out
 
 
+MIXED = {
+    "eval/val_loss": 1.5, "eval/train_loss": 1.25, "eval/perplexity": 4.5, "eval/plain/val_loss": 1.5,
+    "eval/plain/val_accuracy": 0.5, "eval/other/val_loss": 2.5, "eval/other/val_accuracy": 0.25, "data/plain/tokens": 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 140])
+def test_lines_fit_the_terminal_and_name_every_data_set(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    sink = ConsoleSink(30)
+    sink.write(3, MIXED)
+    sink.write(4, {**{f"train/value_{n}": 1.0 for n in range(20)}, "time/eta_s": 5.0, "time/examples_per_s": 8.0})
+    *evaluation, training = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= columns for line in (*evaluation, training))
+    for name in ("val_loss", "plain/val_loss", "other/val_loss"):
+        assert f"eval/{name} " in "".join(evaluation)
+    assert training.endswith("8 ex/s  eta 0:05")
+    assert len(evaluation) == 1 or columns < 100
+
+
+def test_a_pipe_has_lines_of_140(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: (_ for _ in ()).throw(OSError()))
+    ConsoleSink(30).write(4, {f"train/value_{n}": 1.0 for n in range(20)})
+    assert 120 < len(capsys.readouterr().out.strip()) <= 140
+
+
+def test_the_finest_rate_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    rates = {"time/examples_per_s": 12.0, "time/tokens_per_s": 12288.0}
+    ConsoleSink(30).write(4, {"train/loss": 1.0, **rates})
+    assert capsys.readouterr().out == "step  4/30  train/loss 1  12,288 tokens/s\n"
+
+
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as stream:
         return list(csv.DictReader(stream))
