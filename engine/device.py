@@ -53,25 +53,21 @@ def _why_absent(kind: str) -> str:
         return "there is no Apple GPU that this torch can use"
     if torch.version.cuda is None and torch.version.hip is None:
         return f"torch {torch.__version__} is built without CUDA"
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        f"no CUDA GPU is visible (CUDA_VISIBLE_DEVICES={hidden!r})" if hidden is not None else "no CUDA GPU was found"
-    )
+    return f"no CUDA GPU was found (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r})"
 
 
 def _cuda(index: str, why: str) -> DeviceChoice:
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if not index and processes > gpus:
+    gpus = torch.cuda.device_count()
+    if not index and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > gpus:
         raise UsageError(f"{processes} processes on a machine with {gpus} GPU(s): start {gpus}, or say device=cpu")
     number = int(index) if index else local_rank()
-    if number >= torch.cuda.device_count():
-        raise UsageError(f"device=cuda:{number}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
+    if number >= gpus:
+        raise UsageError(f"device=cuda:{number}: this machine has {gpus} GPU(s), numbered from 0")
     if index and world_size() > 1:
         raise UsageError(f"device=cuda:{index} under torchrun would put all ranks on one GPU: use device=cuda")
     torch.cuda.set_device(number)
-    capable = torch.cuda.is_bf16_supported()
-    dtype = torch.bfloat16 if capable else torch.float32
-    note = "has bfloat16" if capable else "lacks bfloat16"
+    has, lacks = (torch.bfloat16, "has bfloat16"), (torch.float32, "lacks bfloat16")
+    dtype, note = has if torch.cuda.is_bf16_supported() else lacks
     name = torch.cuda.get_device_name(number)
     return DeviceChoice(torch.device("cuda", number), dtype, f"{why}; {name} {note}, so dtype auto is {dtype}")
 

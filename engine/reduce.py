@@ -29,8 +29,7 @@ class _LossOf(nn.Module):
 
     def forward(self, micro_batch: Any) -> tuple[Tensor, Tensor | float, Metrics]:
         loss, weight, metrics = self._task.loss(micro_batch)
-        trained = [param for param in self.module.parameters() if param.requires_grad]
-        return _PartOfAll.apply(loss, *trained), weight, metrics
+        return _PartOfAll.apply(loss, *(p for p in self.module.parameters() if p.requires_grad)), weight, metrics
 
 
 class _PartOfAll(torch.autograd.Function):

@@ -129,8 +129,6 @@ class ConsoleSink:
 
     SHORT_RUN = 30  # so few steps that every one may have its line
     PAUSE_S = 2.0
-    WIDTH = 140  # where there is no terminal that has one
-    LEAST = 40
 
     def __init__(self, total_steps: int) -> None:
         self._total = total_steps
@@ -147,15 +145,15 @@ class ConsoleSink:
         head = f"step {step:>{self._width}}/{self._total}"
         line, tail = head, self._pace(values)
         # COLUMNS, or the terminal as wide as it is now; what does not fit is in metrics.jsonl
-        width = max(self.LEAST, shutil.get_terminal_size((self.WIDTH, 0)).columns)
+        width = max(40, shutil.get_terminal_size((140, 0)).columns)
         for part, needed in self._parts(values):
-            if len(line) + 2 + len(part) + len(tail) <= width:
-                line += f"  {part}"
-            elif needed:
-                say(line + tail)
-                line, tail = " " * len(head) + f"  {part}", ""
-            else:
+            fits = len(line) + 2 + len(part) + len(tail) <= width
+            if not (fits or needed):
                 break
+            if not fits:
+                say(line + tail)
+                line, tail = " " * len(head), ""
+            line += f"  {part}"
         say(line + tail)
 
     @staticmethod
@@ -169,11 +167,9 @@ class ConsoleSink:
             shown.pop("train/skipped_steps", None)
         nested = [name for name in shown if name.startswith("eval/") and name.count("/") > 1]
         firsts = set({name.rpartition("/")[0]: name for name in reversed(nested)}.values())
-        flat = [name for name in shown if name not in nested]
-        sets = sorted(nested, key=lambda name: name not in firsts)
-        order = [*flat[:1], *sets[: len(firsts)], *flat[1:], *sets[len(firsts) :]]
-        texts = {name: f"{name} {'-' if shown[name] is None else format(shown[name], '.4g')}" for name in order}
-        return [(text, name in firsts) for name, text in texts.items()]
+        main = next((name for name in shown if name not in nested), None)
+        order = sorted(shown, key=lambda n: 0 if n == main else 1 if n in firsts else 3 if n in nested else 2)
+        return [(f"{n} {'-' if shown[n] is None else format(shown[n], '.4g')}", n in firsts) for n in order]
 
     @staticmethod
     def _pace(values: Values) -> str:

@@ -16,14 +16,11 @@ import torch
 def keep_dynamo_out() -> None:
     """Let torch.manual_seed and what all optimizers share run as they are: torch asks for this attribute first."""
     for function in (torch.manual_seed, *vars(torch.optim.Optimizer).values()):
-        bare = getattr(function, "__wrapped__", None)
-        if bare is not None:
+        if (bare := getattr(function, "__wrapped__", None)) is not None:
             bare.__dict__.setdefault("__dynamo_disable", bare)
 
 
 def bare_step(optimizer: torch.optim.Optimizer) -> Callable[..., Any]:
     """`optimizer.step`, of torch's own classes the function under the wrappers: call it without gradients."""
-    cls = type(optimizer)
-    if not cls.__module__.startswith("torch.optim."):
-        return optimizer.step
-    return inspect.unwrap(cls.step).__get__(optimizer, cls)
+    own = type(optimizer).__module__.startswith("torch.optim.")
+    return inspect.unwrap(type(optimizer).step).__get__(optimizer) if own else optimizer.step
