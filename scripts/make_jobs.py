@@ -139,6 +139,8 @@ def combinations(grid: Mapping[str, Any]) -> Iterator[tuple[Level, ...]]:
 def _seeds(seeds: Any) -> list[int]:
     if seeds is None:
         return []
+    if type(seeds) is int and seeds > LIMIT:  # before a list of them takes the memory
+        raise UsageError(f"seeds: {seeds} are more than {LIMIT} jobs: a slip of the pen?")
     listed = list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
     if not isinstance(listed, list) or not listed or not all(type(seed) is int and seed >= 0 for seed in listed):
         raise UsageError(f"seeds: expected a number of seeds or a list of them, found {seeds!r}")

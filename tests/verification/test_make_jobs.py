@@ -129,3 +129,12 @@ def test_no_factor_is_dropped(tmp_path: Path, grid: str, said: str, capsys: pyte
     assert make(tmp_path, grid) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "jobs-g.txt").exists()
+
+
+@pytest.mark.parametrize("seeds", [100_000_000, 10**30])
+def test_a_number_of_seeds_beyond_all_jobs_is_refused_before_it_takes_memory(seeds: int) -> None:
+    from engine.errors import UsageError
+    from scripts.make_jobs import combinations
+
+    with pytest.raises(UsageError, match=f"seeds: {seeds} are more than"):
+        next(combinations({"base": "x", "seeds": seeds}))
