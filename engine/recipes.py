@@ -42,7 +42,7 @@ def config_name_of(argv: Sequence[str]) -> str | None:
 def search_folders(argv: Sequence[str], config_dir: Path) -> list[Path]:
     """Where Hydra will look for configs, in its order."""
     more = flag_value(argv, "--config-dir", "-cd")
-    return [config_dir, *([Path(more).absolute()] if more else [])]
+    return [config_dir] + ([Path(more).absolute()] if more else [])
 
 
 @dataclass
@@ -68,8 +68,8 @@ def read_recipe(folders: Sequence[Path], config_name: str) -> Recipe:
 
 def locate(folders: Sequence[Path], name: str) -> Path | None:
     """The file of a config by its name below the folders."""
-    paths = (folder / f"{name.removesuffix('.yaml')}.yaml" for folder in folders)
-    return next((path for path in paths if path.is_file()), None)
+    file = f"{name.removesuffix('.yaml')}.yaml"
+    return next((folder / file for folder in folders if (folder / file).is_file()), None)
 
 
 def read_file(path: Path) -> dict[Any, Any]:
@@ -123,8 +123,7 @@ def _follow(folders: Sequence[Path], path: Path, entry: str, recipe: Recipe, abo
 def _follow_group(folders: Sequence[Path], group: str, option: Any, recipe: Recipe) -> None:
     """The keys that the chosen file of a group sets; what cannot be found is left to Hydra."""
     name = group.removeprefix("optional ").removeprefix("override ").lstrip("/")
-    found = locate(folders, f"{name}/{option}") if isinstance(option, str) and "@" not in name else None
-    if found is not None:
+    if isinstance(option, str) and (found := locate(folders, f"{name}/{option}")):
         recipe.given |= set(_dotted(read_option(found), ""))
 
 
@@ -172,6 +171,5 @@ def no_config(wanted: str, folders: Sequence[Path]) -> str:
     if path.is_file():
         return f"--config-name takes no path: write --config-dir {path.parent} --config-name {path.stem}"
     files = [*folders[0].glob("cfg_*.yaml"), *(one for folder in folders[1:] for one in folder.glob("*.yaml"))]
-    names = {one.stem for one in files if one.is_file()}
-    places = " or ".join(str(folder) for folder in folders)
-    return f"there is no config {wanted} in {places}: {closest(wanted.removesuffix('.yaml'), names)}"
+    hint = closest(wanted.removesuffix(".yaml"), {one.stem for one in files if one.is_file()})
+    return f"there is no config {wanted} in {' or '.join(map(str, folders))}: {hint}"

@@ -12,6 +12,7 @@ from engine.checkpoint import Checkpoint, CheckpointStore, load_checkpoint, load
 from engine.errors import UsageError
 from engine.launch import make_runtime
 from engine.registry import entry_module
+from engine.runfiles import runs_below
 from engine.schema import structure
 from engine.task import Plan, Runtime
 
@@ -35,15 +36,17 @@ def find_checkpoint(path: str | Path, *, checksums: bool = False) -> Checkpoint:
     Raises: UsageError where there is none, or a damaged one (`checksums`: every byte is looked at).
     """
     folder = Path(path)
-    if folder.name == "checkpoints" and not (folder / "manifest.json").exists():
+    if folder.name == "checkpoints" and not (folder / "manifest.json").exists() and not runs_below(folder):
         folder = folder.parent
-    if (folder / "checkpoints").is_dir():
+    if (folder / "checkpoints").is_dir() and not runs_below(folder / "checkpoints"):
         found = CheckpointStore(folder, "").latest()
         if found is None:
             raise UsageError(f"{folder} holds no checkpoint yet: train it further, or name another run")
         folder = found
     if not folder.is_dir():
         raise UsageError(f"{path} is neither a run directory nor a checkpoint: expected e.g. checkpoints/PROJECT/RUN")
+    if not (folder / "manifest.json").exists() and (runs := runs_below(folder) or runs_below(folder / "checkpoints")):
+        raise UsageError(f"{path} is a folder of runs: name one of them, {', '.join(runs)}")
     return load_checkpoint(folder, checksums=checksums)
 
 

@@ -71,6 +71,12 @@ def truncate_to(path: Path, size: int) -> int:
     return end
 
 
+def runs_below(folder: Path, most: int = 8) -> list[str]:
+    """Paths of the runs in a folder of runs, or of projects."""
+    runs = sorted(str(place.parent) for pattern in ("*", "*/*") for place in folder.glob(f"{pattern}/checkpoints"))
+    return [*runs[:most], *(["..."] if len(runs) > most else [])]
+
+
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat()
 

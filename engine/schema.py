@@ -59,10 +59,7 @@ def with_defaults(schema: type, given: Mapping[str, Any]) -> dict[str, Any]:
         if key.default is MISSING or not isinstance(block, Mapping) or (inner or root) in block or "." in inner:
             continue
         value = plain(key.default)
-        if dot:
-            full[root] = {**block, inner: value}
-        else:
-            full[root] = value
+        full[root] = {**block, inner: value} if dot else value
     return full
 
 

@@ -29,9 +29,8 @@ def source_keys(name: str, slot: str, prefix: str) -> dict[str, Key]:
 @functools.cache
 def _tree(module: str) -> ast.Module | None:
     path = ROOT.joinpath(*module.split("."))
-    files = (path.with_suffix(".py"), path / "__init__.py")
-    file = next((file for file in files if file.is_file()), None)
-    return ast.parse(file.read_text(encoding="utf-8")) if file else None
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _lookup(module: str, name: str) -> tuple[str, Any] | None:
@@ -65,8 +64,7 @@ def _keys(module: str, cls: Any, prefix: str) -> Iterator[tuple[str, Key]]:
         name = prefix + ast.unparse(node.target)
         text = getattr(getattr(below, "value", None), "value", None)
         doc = " ".join(text.split()) if isinstance(below, ast.Expr) and isinstance(text, str) else ""
-        default = _default(node.value)
-        yield name, Key(name, _kind(module, node.annotation), False, default, doc)
+        yield name, Key(name, _kind(module, node.annotation), False, _default(node.value), doc)
         for part in ast.walk(node.annotation):
             nested = _lookup(module, part.id) if isinstance(part, ast.Name) else None
             if nested and isinstance(nested[1], ast.ClassDef):

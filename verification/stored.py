@@ -15,6 +15,7 @@ from engine.errors import UsageError
 from engine.io import closest
 from engine.reading import Unreadable, read_text, why
 from engine.registry import ENTRIES
+from engine.runfiles import runs_below
 from engine.schema import structure
 from engine.stored import stored_text
 from verification.compose import Composed
@@ -119,6 +120,8 @@ def tensors(chain: Chain) -> Finding:
 def command_of(run: Path) -> list[str]:
     """The launch that wrote `run` last, as words. Raises: UsageError where there is no run."""
     if not os.path.lexists(run / "config.yaml"):
+        if runs := runs_below(run):
+            raise UsageError(f"{run} is a folder of runs: name one of them, {', '.join(runs)}")
         raise UsageError(f"{run} is no run directory: expected e.g. checkpoints/PROJECT/RUN with a config.yaml")
     stored = stored_text(run)
     origin, script = stored_origin(stored), OmegaConf.to_container(OmegaConf.create(stored), resolve=False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -97,3 +98,17 @@ def test_results_of_other_settings_get_other_files(argv, steps: int, max_example
     subject = SimpleNamespace(opened=opened, steps=steps, data=[{"path": "x", "content_hash": "0123456789ab"}])
     path = evaluate.result_file(subject, evaluate.parse(["run", *argv]), max_examples)
     assert path == tmp_path / name
+
+
+def test_a_folder_of_runs_lists_them(tmp_path: Path) -> None:
+    from engine.reopen import find_checkpoint
+
+    for name in ("old", "new"):
+        (tmp_path / f"checkpoints/demo/{name}/checkpoints").mkdir(parents=True)
+    for folder in ("checkpoints/demo", "checkpoints", "."):
+        with pytest.raises(
+            UsageError, match=r"is a folder of runs: name one of them, .*demo/(new|old), .*demo/(new|old)"
+        ):
+            find_checkpoint(tmp_path / folder)
+    with pytest.raises(UsageError, match="holds no checkpoint yet"):
+        find_checkpoint(tmp_path / "checkpoints/demo/new")
