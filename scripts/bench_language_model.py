@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from engine.console import begin, execute  # noqa: E402
 
 if __name__ == "__main__":
-    begin(output_is_all=True)
+    begin()
 
 from dataset.arguments import OneLineParser, positive  # noqa: E402
 from scripts._opening import run_command  # noqa: E402

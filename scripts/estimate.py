@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.console import begin, execute
 
 if __name__ == "__main__":
-    begin(output_is_all=True)
+    begin()
 
 import hydra
 from hydra import compose, initialize_config_dir
