@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
-from engine.signals import install, on_main_rank
+from engine.signals import install, on_main_rank, watch_launcher
 
 # What a shell reports for a program that SIGPIPE has ended.
 _NO_READER = 128 + signal.SIGPIPE
@@ -107,6 +107,8 @@ def begin(*, output_is_all: bool = False, run: bool = False) -> None:
 
     atexit.register(_leave)  # the first to be registered is the last to run
     install(stop)
+    if run:
+        watch_launcher()
     open_streams(output_is_all=output_is_all, run=run)
 
 

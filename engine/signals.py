@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -15,6 +16,10 @@ from typing import Any
 from engine.errors import Interrupted
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+# torchrun hands on SIGTERM, SIGINT, SIGHUP and SIGQUIT; any other signal ends it and leaves its ranks alone.
+_LAUNCHER = os.getppid()
+POLL_S, GRACE_S = 1.0, 5.0
+_over = threading.Event()  # the run has come to its end
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -40,24 +45,53 @@ def on_main_rank() -> bool:
     return os.environ.get("RANK", "0") in ("", "0")
 
 
+def launcher_is_gone() -> bool:
+    """Whether this is a rank whose torchrun has ended. Any other parent may go: a run may be disowned."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _LAUNCHER
+
+
+def watch_launcher() -> None:
+    """Until training begins: end this rank if its torchrun is gone. Its store then is too, and waiting for that in C++
+    hears no signal for half an hour."""
+
+    def watch() -> None:
+        while not (_in_training() or _over.wait(POLL_S)):
+            if launcher_is_gone():
+                os.kill(os.getpid(), signal.SIGTERM)
+                if not _over.wait(GRACE_S) and not _in_training():
+                    os._exit(Interrupted.exit_code)
+                return
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _in_training() -> bool:
+    return StopSignal.current is not None and StopSignal.current.training
+
+
 class StopSignal:
     """Context manager that notes signals. `received` is this rank's; `agreed()` is the answer of all ranks.
 
     Until `training` is set there is no step to finish and nothing to save: a signal then raises Interrupted at once.
     """
 
+    current: StopSignal | None = None
+    """The one that is in force."""
+
     def __init__(self) -> None:
         self.received: str | None = None
         self.training = False
         self._previous: dict[int, Any] = {}
-        # torchrun hands on SIGTERM, SIGINT, SIGHUP and SIGQUIT; any other signal ends it and leaves its ranks alone.
-        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def __enter__(self) -> StopSignal:
         self._previous = install(self._note)
+        StopSignal.current = self
         return self
 
     def __exit__(self, *exc: object) -> None:
+        StopSignal.current = None
+        _over.set()
         restore(self._previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -75,7 +109,7 @@ class StopSignal:
         """Whether any rank is to stop. A collective: every rank must ask at the same place."""
         from engine.distributed import all_reduce_sum, world_size
 
-        if self._launcher is not None and os.getppid() != self._launcher:
+        if launcher_is_gone():
             self.received = self.received or "the end of torchrun"
         if world_size() == 1:
             return self.received is not None

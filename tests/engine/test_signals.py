@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from engine import signals
 from engine.errors import Interrupted
 from engine.signals import STOPS, StopSignal, install, restore
 from engine.sinks import Sinks
@@ -62,15 +64,36 @@ def test_no_except_exception_takes_an_interrupt() -> None:
 
 
 def test_a_rank_stops_when_torchrun_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setattr(signals, "_LAUNCHER", os.getppid())
     with StopSignal() as stop:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
         assert not stop.agreed()
-        monkeypatch.setattr(os, "getppid", lambda: 1)
+        monkeypatch.setattr(signals, "_LAUNCHER", -1)
         assert stop.agreed()
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     with StopSignal() as stop:  # any other parent may go: a run may be disowned
-        monkeypatch.setattr(os, "getppid", lambda: 2)
         assert not stop.agreed()
+
+
+def _orphan(deaf: bool) -> None:
+    """A rank without its torchrun that has not begun to train; `deaf`: no signal reaches it, as inside C++."""
+    signals._LAUNCHER, signals.POLL_S, signals.GRACE_S = -1, 0.01, 0.1
+    signals._over.clear()
+    signals.watch_launcher()
+    with StopSignal():
+        if deaf:
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        time.sleep(30)
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_rank_that_waits_for_the_store_of_a_torchrun_that_is_gone_ends(deaf: bool) -> None:
+    began = time.monotonic()
+    result = run_forked(_orphan, deaf, env={"TORCHELASTIC_RUN_ID": "x"})
+    assert time.monotonic() - began < 20
+    assert (result.code, "stopped by SIGTERM before the first step" in result.output) == (
+        (3, False) if deaf else (1, True)
+    )
 
 
 def test_install_and_restore() -> None:
