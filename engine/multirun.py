@@ -66,7 +66,9 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
     job = HydraConfig.get()
     number, given = int(job.job.num), task_overrides()
     folder = Path(os.environ[FOLDER])
-    label = _label(job, number)
+    swept = {*os.environ.get(SWEPT, "").split(), *(job.sweeper.get("params") or {})}
+    drawn = job.runtime.choices.get("hydra/sweeper") != "basic"  # an optimizer may try the same values again
+    label = label_of(given, swept, number, repeats=drawn)
     overrides = suffixed(given, label, _names(hydra_config))
     command = [str(entry_script), *_config_flags(job), *overrides]
     record = Job(number=number, overrides=given, code=3, seconds=0.0, sweep_dir=str(Path(job.sweep.dir).resolve()))
@@ -115,12 +117,6 @@ def suffixed(overrides: list[str], label: str, names: Mapping[str, str] = Mappin
         seen.add(key)
         result.append(line)
     return result + [f"++{key}={quote(f'{name}_{label}')}" for key, name in names.items() if key not in seen]
-
-
-def _label(job: Any, number: int) -> str:
-    swept = {*os.environ.get(SWEPT, "").split(), *(job.sweeper.get("params") or {})}
-    drawn = job.runtime.choices.get("hydra/sweeper") != "basic"  # an optimizer may try the same values again
-    return label_of(task_overrides(), swept, number, repeats=drawn)
 
 
 def label_of(overrides: list[str], swept: Collection[str], number: int, *, repeats: bool = False) -> str:
@@ -289,8 +285,8 @@ def take_folder(parent: Path) -> Path:
         path = parent / (stamp if number == 1 else f"{stamp}_{number}")
         with suppress(FileExistsError):
             path.mkdir()
-            return path
-    raise AssertionError("unreachable")
+            break
+    return path
 
 
 def swept_keys(words: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -19,7 +20,6 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.S
 # torchrun hands on SIGTERM, SIGINT, SIGHUP and SIGQUIT; any other signal ends it and leaves its ranks alone.
 _LAUNCHER = os.getppid()
 POLL_S, GRACE_S = 1.0, 5.0
-_over = threading.Event()  # the run has come to its end
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -45,29 +45,22 @@ def on_main_rank() -> bool:
     return os.environ.get("RANK", "0") in ("", "0")
 
 
-def launcher_is_gone() -> bool:
-    """Whether this is a rank whose torchrun has ended. Any other parent may go: a run may be disowned."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _LAUNCHER
-
-
 def watch_launcher() -> None:
-    """Until training begins: end this rank if its torchrun is gone. Its store then is too, and waiting for that in C++
-    hears no signal for half an hour."""
+    """Send this rank SIGTERM when its torchrun is gone (any other parent may go: a run may be disowned).
+
+    Before training torchrun's store is waited for in C++, which hears no signal for half an hour: then the rank ends.
+    """
 
     def watch() -> None:
-        while not (_in_training() or _over.wait(POLL_S)):
-            if launcher_is_gone():
-                os.kill(os.getpid(), signal.SIGTERM)
-                if not _over.wait(GRACE_S) and not _in_training():
-                    os._exit(Interrupted.exit_code)
-                return
+        while os.getppid() == _LAUNCHER:
+            time.sleep(POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        if StopSignal.current is None or not StopSignal.current.training:
+            os._exit(Interrupted.exit_code)
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=watch, daemon=True).start()
-
-
-def _in_training() -> bool:
-    return StopSignal.current is not None and StopSignal.current.training
 
 
 class StopSignal:
@@ -91,7 +84,6 @@ class StopSignal:
 
     def __exit__(self, *exc: object) -> None:
         StopSignal.current = None
-        _over.set()
         restore(self._previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -109,8 +101,6 @@ class StopSignal:
         """Whether any rank is to stop. A collective: every rank must ask at the same place."""
         from engine.distributed import all_reduce_sum, world_size
 
-        if launcher_is_gone():
-            self.received = self.received or "the end of torchrun"
         if world_size() == 1:
             return self.received is not None
         import torch

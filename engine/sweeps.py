@@ -132,15 +132,12 @@ def over_seeds(jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]] | None:
     sign = -1.0 if done[0].summary.get("goal") == "max" else 1.0
     order = sorted((item for item in groups.items() if item[1]), key=lambda item: sign * mean(item[1].values()))
     head = [*varied, f"{done[0].summary['name']} mean ± sd", "lowest", "highest", "seeds"]
-    return head, [
-        [*values, _spread(list(group.values())), _number(min(group.values())), _number(max(group.values())),
-         str(len(group))]
-        for values, group in order
-    ]  # fmt: skip
+    return head, [[*values, *_spread([*found.values()])] for values, found in order]
 
 
-def _spread(values: list[float]) -> str:
-    return _number(float(mean(values))) + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+def _spread(values: list[float]) -> list[str]:
+    spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
+    return [f"{mean(values):.4f}{spread}", f"{min(values):.4f}", f"{max(values):.4f}", str(len(values))]
 
 
 def _settings(job: Job) -> dict[str, str]:

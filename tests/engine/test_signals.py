@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 
@@ -63,33 +64,27 @@ def test_no_except_exception_takes_an_interrupt() -> None:
         Sinks().add("slow", interrupted_while_it_opens)  # type: ignore[arg-type]
 
 
-def test_a_rank_stops_when_torchrun_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_LAUNCHER", os.getppid())
-    with StopSignal() as stop:
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-        assert not stop.agreed()
-        monkeypatch.setattr(signals, "_LAUNCHER", -1)
-        assert stop.agreed()
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    with StopSignal() as stop:  # any other parent may go: a run may be disowned
-        assert not stop.agreed()
-
-
-def _orphan(deaf: bool) -> None:
-    """A rank without its torchrun that has not begun to train; `deaf`: no signal reaches it, as inside C++."""
+def _orphan(deaf: bool, training: bool) -> None:
+    """A rank whose torchrun is gone; `deaf`: no signal reaches it, as inside C++."""
     signals._LAUNCHER, signals.POLL_S, signals.GRACE_S = -1, 0.01, 0.1
-    signals._over.clear()
-    signals.watch_launcher()
-    with StopSignal():
+    with StopSignal() as stop:
+        stop.training = training
         if deaf:
             signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-        time.sleep(30)
+        signals.watch_launcher()
+        time.sleep(0.5 if training else 30)
+        sys.exit(7 if stop.agreed() else 8)
+
+
+def test_a_rank_in_training_stops_when_torchrun_is_gone() -> None:
+    assert run_forked(_orphan, False, True, env={"TORCHELASTIC_RUN_ID": "x"}).code == 7
+    assert run_forked(_orphan, False, True).code == 8  # any other parent may go: a run may be disowned
 
 
 @pytest.mark.parametrize("deaf", [False, True])
 def test_a_rank_that_waits_for_the_store_of_a_torchrun_that_is_gone_ends(deaf: bool) -> None:
     began = time.monotonic()
-    result = run_forked(_orphan, deaf, env={"TORCHELASTIC_RUN_ID": "x"})
+    result = run_forked(_orphan, deaf, False, env={"TORCHELASTIC_RUN_ID": "x"})
     assert time.monotonic() - began < 20
     assert (result.code, "stopped by SIGTERM before the first step" in result.output) == (
         (3, False) if deaf else (1, True)
