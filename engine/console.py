@@ -19,8 +19,6 @@ from typing import Any, NoReturn, TextIO
 
 from engine.signals import install, on_main_rank, watch_launcher
 
-# What a shell reports for a program that SIGPIPE has ended.
-_NO_READER = 128 + signal.SIGPIPE
 _stopped: int | None = None  # the exit code of a signal, once the script has begun
 _code: int | None = None  # the exit code of the script, once it has come to its end
 
@@ -48,7 +46,7 @@ class _Output(io.FileIO):
         if self.fileno() != 1:
             return  # nowhere to say it
         if error.errno == errno.EPIPE and self._ends:
-            raise SystemExit(_NO_READER)
+            raise SystemExit(128 + signal.SIGPIPE)  # what a shell reports for a program that it has ended
         if error.errno == errno.EPIPE and not self._says:
             return
         kind = "error" if self._ends else "warning"

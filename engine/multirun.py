@@ -67,8 +67,8 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
     number, given = int(job.job.num), task_overrides()
     folder = Path(os.environ[FOLDER])
     swept = {*os.environ.get(SWEPT, "").split(), *(job.sweeper.get("params") or {})}
-    drawn = job.runtime.choices.get("hydra/sweeper") != "basic"  # an optimizer may try the same values again
-    label = label_of(given, swept, number, repeats=drawn)
+    # an optimizer may try the same values again
+    label = label_of(given, swept, number, repeats=job.runtime.choices.get("hydra/sweeper") != "basic")
     overrides = suffixed(given, label, _names(hydra_config))
     command = [str(entry_script), *_config_flags(job), *overrides]
     record = Job(number=number, overrides=given, code=3, seconds=0.0, sweep_dir=str(Path(job.sweep.dir).resolve()))

@@ -20,10 +20,9 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.S
 # torchrun hands on SIGTERM, SIGINT, SIGHUP and SIGQUIT; any other signal ends it and leaves its ranks alone.
 _LAUNCHER = os.getppid()
 POLL_S, GRACE_S = 1.0, 5.0
-Handler = Callable[[int, FrameType | None], Any]
 
 
-def install(handler: Handler | int) -> dict[int, Any]:
+def install(handler: Callable[[int, Any], Any] | int) -> dict[int, Any]:
     """Handle every signal of STOPS by `handler`; the handlers before that, for `restore`. Main thread only."""
     wanted = [n for n in STOPS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in wanted}
