@@ -115,7 +115,6 @@ def print_data(text: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors=sys.stdout.errors)
     sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _leave() -> None:

@@ -243,11 +243,8 @@ def job_codes(sweep: bool, words: Sequence[str] = ()) -> Iterator[Callable[[], l
     parent = Path("multirun").resolve()
     folder = parent / f".sweep-{socket.gethostname()}-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)  # of a process of the same number that was killed
-    try:
-        folder.mkdir(parents=True)
-        results = take_folder(parent)
-    except OSError as error:
-        raise UsageError(f"{parent} cannot be written ({error.strerror}): start the sweep in another folder") from None
+    folder.mkdir(parents=True)
+    results = take_folder(parent)
     os.environ |= {
         FOLDER: str(folder), NAME: results.name, SWEPT: " ".join(swept_keys(words)), GPUS: ",".join(visible_gpus())
     }  # fmt: skip
@@ -275,7 +272,6 @@ def job_codes(sweep: bool, words: Sequence[str] = ()) -> Iterator[Callable[[], l
             publish(jobs, complete=not stopped)
         with suppress(OSError):  # not empty, as a rule; but the recipe may name another folder, or there were no jobs
             results.rmdir()
-            parent.rmdir()
 
 
 def take_folder(parent: Path) -> Path:
