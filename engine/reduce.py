@@ -9,6 +9,7 @@ DDP has to see everything that a gradient flows through, so it wraps the whole o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -53,6 +54,7 @@ class GradientReducer:
         self.parallel = parallel if world_size() > 1 and self.params else "flat"
         self._task = task
         self._flat: Tensor | None = None
+        self._left_out: list[tuple[nn.Parameter, Tensor | None]] = []
         self._ddp: nn.parallel.DistributedDataParallel | None = None
         if self.parallel == "ddp":
             self._ddp = nn.parallel.DistributedDataParallel(_LossOf(task), broadcast_buffers=False)
@@ -72,6 +74,9 @@ class GradientReducer:
 
     def start(self) -> None:
         """Set the gradients to zero (or drop them, where DDP owns them)."""
+        for param, grad in self._left_out:
+            param.grad = grad
+        self._left_out = []
         if self._flat is not None:
             self._flat.zero_()
         else:
@@ -85,6 +90,12 @@ class GradientReducer:
     def loss(self, micro_batch: Any) -> tuple[Tensor, Tensor | float, Metrics]:
         """`task.loss`, so that its backward pass reduces where DDP is to."""
         return self._task.loss(micro_batch) if self._ddp is None else self._ddp(micro_batch)
+
+    def leave_out(self, params: Iterable[nn.Parameter]) -> None:
+        """Until the next start these have no gradient: optimizers neither move nor decay what had no part in a step."""
+        for param in params:
+            self._left_out.append((param, param.grad))
+            param.grad = None
 
     @torch.no_grad()
     def finish(self, loss_sum: Tensor, weight: Tensor, *, clip: float | None) -> tuple[Tensor, Tensor]:

@@ -115,6 +115,9 @@ class Task(Protocol):
     def param_groups(self) -> list[ParamGroup]:
         """What is trained, by which optimizer."""
 
+    # A task whose steps may leave parameters out has a method `left_out() -> Iterable[nn.Parameter]`, too: those that
+    # had no part in the newest step, the same on every rank.
+
     def state_dict(self) -> dict[str, Any]:
         """Everything but weights and optimizers: nested dicts and lists of tensors, scalars, `RowSharded` tensors."""
 

@@ -124,6 +124,7 @@ class Trainer:
             weight_sum = weight_sum + torch.as_tensor(weight, device=loss_sum.device)
             self.window.add(metrics)
         norm, ok = self.reducer.finish(loss_sum, weight_sum, clip=config.grad_clip)
+        self.reducer.leave_out(getattr(task, "left_out", tuple)())
 
         key_global_draws(config.seed, "update", self.step)  # optimizers that draw do the same on all ranks
         factor, measured = self.plan.schedule(self.step), self.stats.due(self.step)

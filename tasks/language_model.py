@@ -59,6 +59,7 @@ class LanguageModelTask:
         self.per_dataset_vocabulary = per_dataset_vocabulary
         self.micro_rows = runtime.micro_rows(batches.batch_size, "batch_size")
         self._step = 0
+        self._stream: int | None = None
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -66,7 +67,7 @@ class LanguageModelTask:
         """This rank's rows of batch `step`, cut into `accumulation` pieces."""
         self._step = step
         low, high = local_rows(self.batches.batch_size)
-        stream = self.batches.dataset(step - 1) if self.per_dataset_vocabulary else None
+        self._stream = stream = self.batches.dataset(step - 1) if self.per_dataset_vocabulary else None
         tokens, targets = self._to_device(self.batches.rows(step - 1, low, high))
         self.module.train()
         for piece in range(self.runtime.accumulation):
@@ -82,6 +83,10 @@ class LanguageModelTask:
 
     def after_step(self) -> None:
         """Nothing is carried from one iteration to the next."""
+
+    def left_out(self) -> list[nn.Parameter]:
+        """Tables and heads of the vocabularies that the newest batch is not of."""
+        return self.model.parameters_of_others(self._stream) if self._stream is not None else []
 
     def param_groups(self) -> list[ParamGroup]:
         """As the entry script configured them."""

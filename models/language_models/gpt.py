@@ -236,6 +236,14 @@ class GPT(nn.Module):
                 groups[group][f"{prefix}.{name}"] = parameter
         return {name: members for name, members in groups.items() if members}
 
+    def parameters_of_others(self, stream: int) -> list[nn.Parameter]:
+        """Of every vocabulary but `stream`: its tables and its head, which a batch of `stream` leaves out."""
+        lists = [module.tables for module in self.modules() if isinstance(module, TokenTables)]
+        lists += [self.lm_head] if self.lm_head is not None else []
+        return [
+            p for tables in lists for number, table in enumerate(tables) if number != stream for p in table.parameters()
+        ]
+
     def fused_rows(self) -> dict[str, tuple[int, ...]]:
         """Matrices that are several stacked ones (q, k, v; SwiGLU's gate, up): rows of each, by parameter."""
         config = self.config

@@ -225,3 +225,22 @@ def test_evaluation_steps_without_a_list_of_them() -> None:
     trainer, lines, _ = make(10**15, eval_steps=range(0, 10**15 + 1, 7), max_steps=8)
     trainer.fit()
     assert [step for step, values in lines if "eval/w" in values] == [0, 7, 8]
+
+
+# --- what a step leaves out -------------------------------------------------------------------------------------------
+
+
+def test_what_a_step_leaves_out_is_neither_moved_nor_decayed() -> None:
+    trainer, _, _ = make(4, final_eval=False)
+    parameter = trainer.module.w
+    trainer.task.left_out = lambda: [parameter] if trainer.step == 2 else []
+    moved = []
+    before = parameter.detach().clone()
+    optimizer = trainer.optimizers["all"]
+    optimizer.weight_decay = 0.5
+    for step in (1, 2, 3):
+        trainer.last_step = step
+        trainer.fit()
+        moved.append(not torch.equal(before, parameter.detach()))
+        before = parameter.detach().clone()
+    assert moved == [True, False, True]

@@ -151,3 +151,17 @@ def test_another_number_of_processes_keeps_the_batch(place: Path) -> None:
     assert "this run's batch is 4 rows, and 2 processes of batch_size=4 cannot make it up" in refused[0].output
     assert "Traceback" not in refused[0].output
     assert (place / "out/one/metrics.jsonl").read_bytes() == before
+
+
+def test_a_table_of_another_data_set_waits(place: Path) -> None:
+    """With a vocabulary of its own for each data set, a batch of one leaves the tables of the other as they are."""
+    argv = (*MIXTURE, "multidataset_wte=true", "dataset_interleaving=true", "dataset_sampling_probs=null")
+    argv = (*argv, "checkpoint_interval=1", "keep_last=9", "weight_decay=0.5", "arch.wte_weight_tying=false")
+    train(place, *argv, "max_iters=4")
+    tables = [load_file(place / f"out/r/step_{step}/model.safetensors") for step in (1, 2, 3)]
+    names = [[n for n in tables[0] if f"tables.{k}." in n or f"lm_head.{k}." in n] for k in (0, 1)]
+    assert all(names)
+    for first, second, used in ((0, 1, 1), (1, 2, 0)):
+        for k in (0, 1):
+            same = [tables[first][name].equal(tables[second][name]) for name in names[k]]
+            assert not any(same) if k == used else all(same)
