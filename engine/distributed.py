@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import time
 import traceback
 import uuid
@@ -125,8 +126,11 @@ def speaks(error: BaseException, code: int) -> bool:
         return is_main()  # a signal: all ranks stop
     patience_s = 20.0 if isinstance(error, RankLost) else 10.0 if isinstance(error, UsageError) and not is_main() else 0
     if patience_s and "TORCHELASTIC_RUN_ID" in os.environ:
+        if is_main():  # printed now: the rank that was lost may be waiting in here
+            sys.stderr.write(f"error: {error}\n")
         signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
         time.sleep(patience_s)
+        return not is_main()
     return True
 
 

@@ -243,8 +243,11 @@ def job_codes(sweep: bool, words: Sequence[str] = ()) -> Iterator[Callable[[], l
     parent = Path("multirun").resolve()
     folder = parent / f".sweep-{socket.gethostname()}-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)  # of a process of the same number that was killed
-    folder.mkdir(parents=True)
-    results = take_folder(parent)
+    try:
+        folder.mkdir(parents=True)
+        results = take_folder(parent)
+    except OSError as error:
+        raise UsageError(f"{parent} cannot be written ({error.strerror}): start the sweep in another folder") from None
     os.environ |= {
         FOLDER: str(folder), NAME: results.name, SWEPT: " ".join(swept_keys(words)), GPUS: ",".join(visible_gpus())
     }  # fmt: skip
@@ -281,8 +284,8 @@ def take_folder(parent: Path) -> Path:
         path = parent / (stamp if number == 1 else f"{stamp}_{number}")
         with suppress(FileExistsError):
             path.mkdir()
-            break
-    return path
+            return path
+    raise AssertionError("unreachable")
 
 
 def swept_keys(words: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from hydra.errors import MissingConfigException
 
 from engine.cli import PLUGINS, _missing_config
 from engine.errors import UsageError
-from engine.multirun import RANKS, label_of, pick_gpus, ranks, suffixed, swept_keys, take_folder
+from engine.multirun import RANKS, job_codes, label_of, pick_gpus, ranks, suffixed, swept_keys, take_folder
 from tests.engine.sweep_cases import ROOT, make_project, ran, results, start, sweep
 
 
@@ -217,3 +217,10 @@ def test_a_number_of_ranks_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv(RANKS, "two")
     with pytest.raises(UsageError, match="LOOPFORGE_RANKS=two"):
         ranks()
+
+
+def test_a_sweep_where_nothing_can_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "multirun").write_text("a file where the folder of sweeps would be")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="multirun cannot be written"), job_codes(True):
+        pass
