@@ -10,11 +10,12 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +133,14 @@ def run_ranks(script: str, *argv: str, cwd: Path | str, ranks: int = 2, stagger_
             time.sleep(stagger_s)
         started.append(start_forked(_entry, script, list(argv), cwd=cwd, env=env))
     return [finish(*pair) for pair in started]
+
+
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """SIGHUP is not ignored, here and in child processes, even if pytest was started with nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

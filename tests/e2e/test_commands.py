@@ -70,7 +70,7 @@ def test_a_sweep_is_one_child_process_per_job(workplace: Path) -> None:
     done = python(str(ROOT / "pretrain.py"), *TINY, "-m", "run_name=s", "lr=1e-3,1e-2", cwd=workplace)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = sorted(path.name for path in (workplace / "checkpoints/pretrain").iterdir())
-    assert runs == ["s_0", "s_1"]
+    assert runs == ["s_lr-0.001", "s_lr-0.01"]
 
 
 def test_the_builder_as_a_module(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_what_a_program_reads_is_utf_8_everywhere() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
-def test_a_signal_among_the_imports_is_one_line(number: signal.Signals) -> None:
+def test_a_signal_among_the_imports_is_one_line(hangup: None, number: signal.Signals) -> None:
     # An import that swallows whatever is raised in it: the signal must not be an exception there.
     code = BEGIN + (
         f"import os; begin(run=True)\ntry: os.kill(os.getpid(), {int(number)})\nexcept BaseException: pass\nexit(9)"

@@ -18,7 +18,7 @@ from tests.conftest import run_forked
 
 
 @pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
+def handlers(hangup: None) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in STOPS}
     yield
     assert before == {number: signal.getsignal(number) for number in STOPS}
