@@ -226,6 +226,8 @@ def _finish(
     if plan.train_split or plan.val_split:
         split |= {"train": plan.train_split or "train", "val": plan.val_split or "valid"}
     files = [{"name": path.name, "sha256": sha256_file(path)} for path in corpus.files[:100]]
+    if sha256_file(folder / "train.bin") == sha256_file(folder / "val.bin"):
+        say("warning: val is train, token for token: a validation loss on it says nothing about other text")
     known = not plan.published or all(file["sha256"] in plan.published for file in files)
     card = {
         "name": plan.output_dir.name,

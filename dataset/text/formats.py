@@ -10,9 +10,9 @@ from typing import Any, Literal
 from engine.io import Unreadable, UsageError, read_bytes
 
 Form = Literal["text", "lines", "array"]
-JSON_SUFFIXES = (".jsonl", ".ndjson")
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".jl")
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".raw", ".tokens")
-DOCUMENTS = (*JSON_SUFFIXES, ".json", ".jsonlines", ".jl")
+DOCUMENTS = (*JSON_SUFFIXES, ".json")
 AS_IT_IS = ".raw"
 """Text in which nothing is looked for."""
 FOREIGN_SUFFIXES = (

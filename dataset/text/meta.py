@@ -157,6 +157,10 @@ def tokenizer_state(root: str | Path) -> dict[str, Any]:
     return read_object(root / TOKENIZER) if state is None else state
 
 
+def _called(kind: str, eot: int | None) -> str:
+    return f"{kind}, its documents ended by {'nothing' if eot is None else f'token {eot}'}"
+
+
 def load_tokenizer(root: str | Path) -> Tokenizer:
     """The tokenizer of a data set. Raises: UsageError when it has none that we know."""
     root = Path(root)
@@ -166,4 +170,7 @@ def load_tokenizer(root: str | Path) -> Tokenizer:
         raise UsageError(
             f"{root / TOKENIZER} has {tokenizer.vocab_size} tokens, {META} says {meta.vocab_size}: files of two sets"
         )
+    told, found = (meta.tokenizer, meta.eot), (tokenizer.kind, tokenizer.eot)
+    if meta.state is None and "unknown" not in told and told != found:
+        raise UsageError(f"{root / TOKENIZER} is {_called(*found)}, {META} says {_called(*told)}: files of two sets")
     return tokenizer

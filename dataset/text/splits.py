@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,17 +16,27 @@ from dataset.text.formats import FOREIGN_SUFFIXES, JSON_SUFFIXES, TEXT_SUFFIXES
 from engine.io import UsageError
 
 Label = Literal["train", "val", "test"]
+VALIDATION = (
+    "val", "valid", "validation", "validate", "validating", "vali", "vld", "dev", "devel", "eval", "evaluation",
+    "evaluate", "heldout", "holdout",
+)  # fmt: skip
 WORDS: dict[str, Label] = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "devel", "eval", "evaluation", "heldout", "holdout"), "val"),
+    **dict.fromkeys(VALIDATION, "val"),
     **dict.fromkeys(("test", "tests", "testing", "tst"), "test"),
 }
-SYNONYMS = {"train": {"train", "training", "trn"}, "val": {"val", "valid", "validation"}, "test": {"test", "tests"}}
+SYNONYMS = {"train": {"train", "training", "trn"}, "val": {"val", "valid", "validation", "validate"}, "test": {"test", "tests"}}
 """Words that --train-split and --val-split take for each other."""
 COMPOUND = re.compile(rf"(?:data|set|text)?({'|'.join(WORDS)})(?:set|data|split|files?|texts?|corpus|docs?)?")
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 ABOUT = {"readme", "license", "licence", "copying", "changelog", "notice", "authors", "citation", "datasheet"}
 """Files that are about a corpus and no part of it, once other files are named as its splits."""
+ABBREVIATIONS = {"tr", "te", "ts", "va", "vl", "cv"}
+"""`tr` beside another one may be a split, or a language: the user says which."""
+NO_TEXT = (
+    ".bin", ".idx", ".pkl", ".py", ".sh", ".ipynb", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".log", ".bak", ".tmp",
+)  # fmt: skip
+"""Files that stand beside texts and are none, whatever they are called: train.bin, train.py."""
 EVERYTHING = "*"
 CHOOSE = "choose with --train-split and --val-split, each the name of a file or a word in it"
 
@@ -104,7 +114,8 @@ class _Corpus:
         rest = [file for file in self.files if not self.labels[file] and not _is_about(file)]
         named = train or val or test or both
         for file in self.unread:
-            if labels_in(file.name) & {"train", "val"} and (named or file.suffix.lower() in FOREIGN_SUFFIXES):
+            foreign = file.suffix.lower() in FOREIGN_SUFFIXES
+            if labels_in(file.name) & {"train", "val"} and (named or foreign) and (foreign or not (train and val)):
                 raise UsageError(
                     f"{self.title} holds {self.name(file)}, which is not read: unpack it or write it as .txt or .jsonl"
                 )
@@ -161,18 +172,40 @@ def members(folder: Path) -> tuple[list[Path], list[Path]]:
     is nothing else.
     """
     known = (*JSON_SUFFIXES, *TEXT_SUFFIXES)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
+    files = sorted(_walk(folder))
     plain = [path for path in files if path.suffix.lower() in known]
     json = [path for path in files if path.suffix.lower() == ".json"]
     taken = [path for path in json if not plain or labels_in("/".join(path.relative_to(folder).parts))]
-    foreign = [path for path in files if path.suffix.lower() in FOREIGN_SUFFIXES or not path.suffix]
-    foreign = [path for path in foreign if path.suffix or labels_in(path.name)]
+    foreign = [
+        path
+        for path in files
+        if path not in plain
+        and path not in json
+        and (path.suffix.lower() in FOREIGN_SUFFIXES or (labels_in(path.name) and _may_be_text(path)))
+    ]
     if not plain and not taken:
         what = f"; it holds {foreign[0].name}" if foreign else ""
         raise UsageError(
             f"--input {folder} holds no text: no file named {', '.join('*' + end for end in (*known, '.json'))}{what}"
         )
     return sorted([*plain, *taken]), [*(path for path in json if path not in taken), *foreign]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder, links to folders followed; none that are hidden, or that a system or an editor left."""
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = [
+            name
+            for name in folders
+            if name[0] != "." and name != "__MACOSX" and os.path.realpath(os.path.join(root, name)) not in seen
+        ]
+        yield from (path for name in names if name[0] != "." and (path := Path(root, name)).is_file())
+
+
+def _may_be_text(path: Path) -> bool:
+    return path.suffix.lower() not in NO_TEXT and not path.name.endswith("~")
 
 
 def words_of(name: str) -> list[str]:
@@ -212,7 +245,22 @@ def _paired(labels: dict[Path, set[Label]]) -> dict[Path, set[Label]]:
         for word in (word for word, label in WORDS.items() if label != "train"):
             for other in [other for other, shaped in shapes.items() if shaped == shape.replace("train", word)]:
                 paired |= {file: {"train"}, other: {WORDS[word]}}
-    return paired
+    return paired if any(paired.values()) else _abbreviated(labels)
+
+
+def _abbreviated(labels: dict[Path, set[Label]]) -> dict[Path, set[Label]]:
+    """`labels`, either split for names that differ by two letters alone, all of them ABBREVIATIONS: x_tr, x_va."""
+    alike: dict[tuple[str, ...], dict[str, list[Path]]] = {}
+    for file in labels:
+        words = words_of("/".join(file.parts[-2:]))
+        for place, word in enumerate(words):
+            if len(word) == 2:
+                alike.setdefault((*words[:place], "", *words[place + 1 :]), {}).setdefault(word, []).append(file)
+    unclear: dict[Path, set[Label]] = {}
+    for found in alike.values():
+        if "tr" in found and len(found) > 1 and found.keys() <= ABBREVIATIONS:
+            unclear |= {file: {"train", "val"} for files in found.values() for file in files}
+    return labels | unclear
 
 
 def _is_about(file: Path) -> bool:

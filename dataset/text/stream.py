@@ -49,8 +49,14 @@ class TokenStream:
             raise UsageError(f"{self.path} {what}: build the data set again")
         self._file = WatchedFile(self.path)
         self._tokens: np.ndarray = np.memmap(self.path, dtype=self.meta.dtype, mode="r")
-        if (self.meta.tokens or {}).get(split) != len(self._tokens):  # not, or not only, our builder's work
+        told = (self.meta.tokens or {}).get(split)
+        if told != len(self._tokens):
             self._check_width()
+        if told is not None and told != len(self._tokens):
+            raise UsageError(
+                f"{self.path} has {len(self)} tokens, {META} says {told}: it was cut short or is of another data set, "
+                "so build the data set again"
+            )
         self._checked = self.meta.vocab_size > np.iinfo(self.meta.dtype).max  # no id can be too large
         self._views: dict[int, np.ndarray] = {}
 

@@ -82,6 +82,16 @@ def test_mismatched_files_are_named(tmp_path: Path, prose: Path) -> None:
     (tmp_path / "a" / "tokenizer.json").write_bytes((tmp_path / "b" / "tokenizer.json").read_bytes())
     with pytest.raises(UsageError, match=r"256 tokens, meta\.json says"):
         load_tokenizer(tmp_path / "a")
+    made(tmp_path / "c", prose, tokenizer="char")
+    for name, key, value in (("meta", "eot", 0), ("meta", "tokenizer", "byte"), ("tokenizer", "chars", ["e"])):
+        path = tmp_path / "c" / f"{name}.json"
+        raw = json.loads(path.read_text())
+        changed = raw | {key: value * len(raw[key]) if isinstance(value, list) else value}
+        path.write_text(json.dumps(changed))
+        with pytest.raises(UsageError, match="files of two sets|has one of them twice"):
+            load_tokenizer(tmp_path / "c")
+        path.write_text(json.dumps(raw))
+    assert load_tokenizer(tmp_path / "c").kind == "char"
     (tmp_path / "a" / "meta.json").write_text('{"vocab_size": 5, "dtype": "int8"}')
     with pytest.raises(UsageError, match="dtype must be uint16 or uint32, got 'int8'"):
         read_meta(tmp_path / "a")
@@ -139,6 +149,14 @@ def test_headers_are_refused(tmp_path: Path) -> None:
     for split, said in (("train", "a header of llm.c"), ("val", "a header of numpy")):
         with pytest.raises(UsageError, match=said):
             TokenStream(tmp_path, split)
+
+
+def test_a_file_that_was_cut_short_is_refused(tmp_path: Path, prose: Path) -> None:
+    made(tmp_path / "d", prose, tokenizer="char")
+    path = tmp_path / "d" / "train.bin"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=r"train\.bin has 500 tokens, meta\.json says \d+: it was cut short"):
+        TokenStream(tmp_path / "d", "train")
 
 
 def test_lines_of_one_sign_are_no_wider_numbers(tmp_path: Path) -> None:

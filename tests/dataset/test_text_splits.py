@@ -50,6 +50,8 @@ def chosen(*inputs: Path, train: str | None = None, val: str | None = None) -> t
         ("en/Train/test-drive.txt", "en/Valid/a-train.txt"),
         ("a.training.text", "eval/b.text"),
         ("wiki-train/a.txt", "wiki-dev/a.txt"),
+        ("train.txt", "validate.txt"),
+        ("train.jsonl", "val.jl"),
     ],
 )
 def test_validation_files_validate(tmp_path: Path, pair: tuple[str, str]) -> None:
@@ -72,6 +74,11 @@ def test_validation_files_validate(tmp_path: Path, pair: tuple[str, str]) -> Non
         ("train.txt", "valid.parquet"),
         ("train.txt", "valid"),
         ("test/train.txt", "test/valid.txt"),
+        ("book.txt", "validate.txt"),
+        ("train.txt", "valid.html"),
+        ("train.txt", "val.en"),
+        ("x_tr.txt", "x_te.txt"),
+        ("tr/a.txt", "va/a.txt"),
     ],
 )
 def test_unclear_names_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
@@ -83,6 +90,26 @@ def test_names_without_a_split_are_one_text(tmp_path: Path) -> None:
     names = ["carnival.txt", "constraints.md", "medieval.txt", "retrieval.txt", "testament.txt", "device.txt"]
     assert chosen(corpus(tmp_path, *names)) == (sorted(names), [], [])
     assert not any(map(labels_in, ("interval", "trains", "values", "contest", "evaluator", "devil")))
+
+
+def test_hidden_folders_and_tools_are_no_text_and_links_are_followed(tmp_path: Path) -> None:
+    folder = corpus(tmp_path, "train.txt", ".ipynb_checkpoints/train-checkpoint.txt", "__MACOSX/val.txt", ".git/val.txt")
+    assert chosen(folder) == (["train.txt"], [], [])
+    assert chosen(corpus(tmp_path, "train.py", "val.bin", "eval.log")) == (["train.txt"], [], [])
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "b.txt").write_text("b")
+    (folder / "val").symlink_to(tmp_path / "held")
+    (folder / "round").symlink_to(folder)
+    assert chosen(folder) == (["train.txt"], ["b.txt"], [])
+    languages = corpus(tmp_path / "more", "wiki.tr.txt", "wiki.te.txt", "wiki.en.txt")
+    assert chosen(languages) == (["wiki.en.txt", "wiki.te.txt", "wiki.tr.txt"], [], [])
+
+
+def test_equal_splits_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = corpus(tmp_path, "train.txt", "val.txt")
+    (folder / "val.txt").write_bytes((folder / "train.txt").read_bytes())
+    assert main(["x", "--input", str(folder), "--tokenizer", "byte", "--output-dir", str(tmp_path / "out")]) == 0
+    assert "warning: val is train, token for token" in capsys.readouterr().out
 
 
 def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
