@@ -25,7 +25,11 @@ WORDS: dict[str, Label] = {
     **dict.fromkeys(VALIDATION, "val"),
     **dict.fromkeys(("test", "tests", "testing", "tst"), "test"),
 }
-SYNONYMS = {"train": {"train", "training", "trn"}, "val": {"val", "valid", "validation", "validate"}, "test": {"test", "tests"}}
+SYNONYMS = {
+    "train": {"train", "training", "trn"},
+    "val": {"val", "valid", "validation", "validate"},
+    "test": {"test", "tests"},
+}
 """Words that --train-split and --val-split take for each other."""
 COMPOUND = re.compile(rf"(?:data|set|text)?({'|'.join(WORDS)})(?:set|data|split|files?|texts?|corpus|docs?)?")
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")

@@ -93,7 +93,9 @@ def test_names_without_a_split_are_one_text(tmp_path: Path) -> None:
 
 
 def test_hidden_folders_and_tools_are_no_text_and_links_are_followed(tmp_path: Path) -> None:
-    folder = corpus(tmp_path, "train.txt", ".ipynb_checkpoints/train-checkpoint.txt", "__MACOSX/val.txt", ".git/val.txt")
+    folder = corpus(
+        tmp_path, "train.txt", ".ipynb_checkpoints/train-checkpoint.txt", "__MACOSX/val.txt", ".git/val.txt"
+    )
     assert chosen(folder) == (["train.txt"], [], [])
     assert chosen(corpus(tmp_path, "train.py", "val.bin", "eval.log")) == (["train.txt"], [], [])
     (tmp_path / "held").mkdir()
