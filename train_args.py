@@ -71,6 +71,7 @@ class TrainConfig(RunConfig):
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
     ELSEWHERE: ClassVar[Mapping[str, str]] = ELSEWHERE
     BATCH_KEYS: ClassVar[tuple[str, ...]] = ("batch_size", "accumulation")
+    FOLLOWS: ClassVar[Mapping[str, str]] = {"run_dir": "out_dir"}
     BLOCKS: ClassVar[Mapping[str, type]] = {"arch": GPTConfig}
 
     arch: dict[str, Any]
@@ -261,14 +262,15 @@ class TrainConfig(RunConfig):
         return self.lr_scheduler if self.lr_scheduler.name != "none" else Decay(name="cosine")
 
 
-def rewrite(words: Sequence[str], groups: Groups) -> list[str]:
+def rewrite(words: Sequence[str], groups: Groups, typed: dict[str, str] | None = None) -> list[str]:
     """Documented values that mean another key here, in Hydra's style.
 
     init_from=resume -> resume=true; init_from=gpt2-medium -> init_from=gpt2 gpt2_type=gpt2-medium; gpt2 and prev_run
     with the architecture of their weights unless one is named; an optimizer without a file -> the generic one;
-    compile=true/false -> block/off; a list item with blanks is several.
+    compile=true/false -> block/off; a list item with blanks is several. `typed` takes what became of which word.
     """
     changed: list[str] = []
+    told = {} if typed is None else typed
     for word in words:
         key, equals, value = word.partition("=")
         name, plain = key.lstrip("+"), value.strip("'\"")
@@ -276,12 +278,19 @@ def rewrite(words: Sequence[str], groups: Groups) -> list[str]:
             changed.append(word)
         elif name == "init_from" and plain == "resume":
             changed.append("resume=true")
+            told["resume=true"] = "init_from=resume"
         elif name == "init_from" and plain in GPT2_SIZES:
             changed += ["init_from=gpt2", *([f"gpt2_type={plain}"] if plain != "gpt2" else [])]
+            told |= {
+                f"init_from=gpt2 gpt2_type={plain}": f"init_from={plain}",
+                f"gpt2_type={plain}": f"init_from={plain}",
+            }
         elif name == "optimizer" and plain not in groups.options["optimizer"] and plain.isidentifier():
             changed += ["optimizer=pytorch_optimizer", f"optimizer.name={plain}"]
+            told["optimizer.name"] = "optimizer"
         elif name == "compile" and plain in ("true", "false"):
             changed.append(f"{key}={'block' if plain == 'true' else 'off'}")
+            told[changed[-1].lstrip("+")] = f"compile={plain}"
         elif name in LISTS:
             changed.append(f"{key}={_split_items(value)}")
         else:

@@ -18,11 +18,6 @@ from models.language_models.config import GPTConfig
 from models.language_models.gpt2_config import GPT2_SIZES, gpt2_arch
 from models.language_models.gpt2_folder import gpt2_folder
 
-NOT_SHAPE = {
-    "dropout", "forward_dtype", "use_gradient_checkpointing", "init_std", "embd_init_std", "head_init_std",
-    "zero_init_proj",
-}  # fmt: skip
-"""Keys of a model that another training may choose anew: the weights fit all the same."""
 RECIPES_SET = ("n_layer", "n_head", "n_embd", "block_size")
 """Keys that a recipe may have changed below its arch: said even where the source has the default."""
 
@@ -75,7 +70,7 @@ def previous_arch(source: str) -> dict[str, Any]:
         stored = _nanogpt(path) if path.is_file() else _manifest(path)
     except (UsageError, ValueError):
         return {}
-    known = {field.name: field.default for field in fields(GPTConfig) if field.name not in NOT_SHAPE}
+    known = {field.name: field.default for field in fields(GPTConfig) if field.name not in GPTConfig.NOT_SHAPE}
     values = {key: value for key, value in stored.items() if key in known}
     return {key: value for key, value in values.items() if key in RECIPES_SET or value != known[key]}
 

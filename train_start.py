@@ -16,6 +16,7 @@ from torch import nn
 from dataset.text.meta import read_meta
 from engine.checkpoint import CheckpointStore, load_checkpoint, load_weights
 from engine.errors import UsageError
+from engine.identity import what_changed
 from engine.io import say, user_path
 from models.language_models.gpt2_config import GPT2_SIZES
 from models.language_models.gpt2_folder import WEIGHTS, gpt2_folder, read_gpt2
@@ -32,7 +33,7 @@ def starting_weights(config: TrainConfig, model: nn.Module, folders: Sequence[Pa
     if config.init_from == "gpt2":
         return partial(load_gpt2, config, model, folders)
     if config.init_from == "prev_run":
-        return partial(load_previous, config.prev_run_ckpt, model)
+        return partial(load_previous, config, model)
     return None
 
 
@@ -99,12 +100,13 @@ def find_gpt2(kind: str) -> Path:
 # --- another run of ours ----------------------------------------------------------------------------------------------
 
 
-def load_previous(path: str | None, model: nn.Module) -> None:
+def load_previous(config: TrainConfig, model: nn.Module) -> None:
     """The weights of another run's checkpoint, or of a nanoGPT ckpt.pt; optimizer, step and best loss stay behind.
 
     Raises: UsageError for nothing there, or weights of another architecture or vocabulary.
     """
-    folder = user_path(str(path))
+    path = str(config.prev_run_ckpt)
+    folder = user_path(path)
     if folder.is_file():
         return load_nanogpt(folder, model)
     if not folder.is_dir():
@@ -116,9 +118,10 @@ def load_previous(path: str | None, model: nn.Module) -> None:
     given = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
     if wanted != given:
         name = next(n for n in (*wanted, *given) if wanted.get(n) != given.get(n))
+        tensor = f"{name} is {given.get(name, 'missing')} there and {wanted.get(name, 'not used')} here"
         raise UsageError(
-            f"prev_run_ckpt={found}: {name} is {given.get(name, 'missing')} there and {wanted.get(name, 'not used')} "
-            "here: the same arch.* and a data set of the same vocabulary are needed"
+            f"prev_run_ckpt={found}: {what_changed(checkpoint.config, config) or tensor}: "
+            "the same arch.* and a data set of the same vocabulary are needed"
         )
     averaged = checkpoint.ema or {}  # where a run keeps averages, they are what was evaluated
     load_weights(model, {**checkpoint.model, **averaged}, strict=True)

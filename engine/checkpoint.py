@@ -31,7 +31,7 @@ from engine.manifest import (  # noqa: F401 (this module is the door to the othe
 )
 from engine.reading import Unreadable, read_text
 from engine.rows import RowSharded  # noqa: F401
-from engine.treefile import clean_name, gather_tree, join_tree, load_weights, split_tree  # noqa: F401
+from engine.treefile import WeightsMisfit, clean_name, gather_tree, join_tree, load_weights, split_tree  # noqa: F401
 
 
 class CheckpointWriteError(OSError):

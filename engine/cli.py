@@ -35,6 +35,7 @@ from engine.multirun import FULL_ERROR, OURS, job_codes
 from engine.offers import foreign_key, options_for
 from engine.recipes import check_recipe, config_name_of, find_groups, locate, no_config, search_folders
 from engine.schema import NO_TEXT
+from engine.spelling import forget, in_own_words, remember
 from engine.sweeps import FOLDER, REPORT
 from engine.translate import Groups, translate
 
@@ -45,7 +46,7 @@ QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"
 PLUGINS = {"joblib": "sweep", "optuna": "optuna", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 
 
-Rewrite = Callable[[list[str], Groups], list[str]]
+Rewrite = Callable[[list[str], Groups, dict[str, str]], list[str]]
 
 
 class _TaskStopped(BaseException):
@@ -68,8 +69,9 @@ def main(
     """Translate sys.argv, run `launch` (decorated with @hydra.main), end with the contract's exit code.
 
     `entry` is the script's name (pretrain), `aliases` its table of old key names, `config_dir` the
-    folder that @hydra.main names (relative to the script). `rewrite(words, groups)` turns documented
-    values that mean another key here into Hydra's words. Raises: SystemExit always.
+    folder that @hydra.main names (relative to the script). `rewrite(words, groups, typed)` turns documented
+    values that mean another key here into Hydra's words, and notes in `typed` what became of which.
+    Raises: SystemExit always.
     """
     folder = Path(inspect.getfile(inspect.unwrap(launch))).resolve().parent / config_dir
     open_streams()
@@ -95,8 +97,11 @@ def run(
         if {"-h", "--help"} & set(argv):
             sys.stdout.write(help_text(entry, schema, groups, config_dir, name, aliases, *folders[1:]) + "\n")
             return 0
-        words = translate(argv, schema, groups=groups, aliases=aliases)
-        words = rewrite(words, groups) if rewrite is not None else words
+        typed: dict[str, str] = {}
+        words = translate(argv, schema, groups=groups, aliases=aliases, typed=typed)
+        remember(_of_others(schema, words, typed) | typed)
+        words = rewrite(words, groups, typed) if rewrite is not None else words
+        remember(typed)
         _check_presets(words, schema, groups, folders, Path(entry).stem)
         sweep = bool({"-m", "--multirun"} & set(words))
         if sweep and under_torchrun():
@@ -118,6 +123,7 @@ def run(
         error = caught.error if isinstance(caught, _TaskStopped) else caught
         error = disk_fault(error) or error
         line = one_line(error, schema, config_dir, *folders[1:], composing=not isinstance(caught, _TaskStopped))
+        line = None if line is None else in_own_words(line)
         code = exit_code(error, line)
         if wanted or line is None:
             traceback.print_exception(error)
@@ -128,6 +134,9 @@ def run(
             sys.stderr.write(f"{kind}{'' if rank == '0' else f' [rank {rank}]'}: {line}\n")
         report_to_launcher(error, line)
         return code
+    finally:
+        if REPORT not in os.environ:
+            forget()
 
 
 def exit_code(error: BaseException, line: str | None) -> int:
@@ -198,6 +207,13 @@ def _missing_config(error: MissingConfigException, *folders: Path) -> str:
 
 def _flat(text: str) -> str:
     return " ".join(text.split())
+
+
+def _of_others(schema: type, words: list[str], typed: Mapping[str, str]) -> dict[str, str]:
+    """Keys that follow another one and were not given themselves: in messages that other one stands for them."""
+    follows: Mapping[str, str] = getattr(schema, "FOLLOWS", {})
+    given = {word.lstrip("+").partition("=")[0] for word in words}
+    return {key: typed.get(other, other) for key, other in follows.items() if key not in given}
 
 
 def _check_presets(words: list[str], schema: type, groups: Groups, folders: list[Path], script: str) -> None:

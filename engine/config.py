@@ -103,6 +103,8 @@ class RunConfig:
     """Keys that came later -> what a run that was stored without them does: a value, or another key's as `${key}`."""
     BATCH_KEYS: ClassVar[tuple[str, ...]] = ()
     """Keys whose product is what each process adds to the batch, rows first; empty where the batch is one key."""
+    FOLLOWS: ClassVar[Mapping[str, str]] = {}
+    """Keys whose value another key gives, as long as nobody sets them -> that key: for messages."""
     BLOCKS: ClassVar[Mapping[str, type]] = {}
     """Blocks of free keys -> the dataclass that says what their keys mean: for --help."""
 

@@ -32,6 +32,38 @@ def identity_of(config: Mapping[str, Any], *, without: Iterable[str]) -> dict[st
     return kept(config, "")
 
 
+def what_changed(stored: Mapping[str, Any], config: Any) -> str | None:
+    """The keys in which `config` (of a schema) differs from a `stored` one so that weights may not fit, in words.
+
+    The architecture's own keys come first; others that make another experiment count where none of those differs.
+    None where nothing differs: the file itself is to blame then.
+    """
+    schema = type(config)
+    same_shape = getattr(schema.BLOCKS.get("arch"), "NOT_SHAPE", ())
+    without = {*schema.NOT_IDENTITY, *(f"arch.{key}" for key in same_shape)}
+    then, now = (_flat(identity_of(tree, without=without)) for tree in (stored, plain(config)))
+    changed = [key for key in now if key in then and then[key] != now[key]]
+    changed = [key for key in changed if key == "arch.name"] or changed  # another class has other keys altogether
+    changed += [key for key in now.keys() ^ then.keys() if key.startswith("arch.") and "arch.name" not in changed]
+    told = [key for key in changed if key.startswith("arch.")] or changed
+    if not told:
+        return None
+    said = [f"{key}: {_value(then, key)} in the checkpoint, {_value(now, key)} now" for key in told[:3]]
+    return "; ".join(said) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
+
+
+def _value(flat: Mapping[str, Any], key: str) -> str:
+    value = flat.get(key, "not set")
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value!s:.80}"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def with_deleted(resolved: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """`resolved` with what `~arch.x` on the command line leaves a key to: the default of the class.
 

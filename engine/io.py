@@ -38,6 +38,7 @@ from engine.reading import (  # noqa: F401 (for the same packages)
     why,
 )
 from engine.signals import leave_to_parent, on_main_rank  # noqa: F401
+from engine.spelling import in_own_words
 
 T = TypeVar("T")
 # `.<name>.tmp-<pid>-<n>`: hidden, and beside the final name so that the rename never crosses a file system
@@ -304,7 +305,7 @@ def _flock(handle: int, path: Path, how: int) -> None:
 def say(line: str) -> None:
     """Print one line at once, on rank 0 only (RANK of the environment)."""
     if on_main_rank():
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{in_own_words(line)}\n")
         sys.stdout.flush()
 
 

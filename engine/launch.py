@@ -30,6 +30,7 @@ from engine.progress import ProgressBar, say_what_runs
 from engine.rundir import RunDirectory, read_json
 from engine.signals import StopSignal
 from engine.sinks import Sinks
+from engine.spelling import in_own_words
 from engine.state_check import load_state
 from engine.stopping import check_early_stop
 from engine.task import Evaluation, Plan, Runtime
@@ -139,7 +140,7 @@ def _how_it_ended(error: BaseException) -> tuple[str, dict[str, Any]]:
     states = {UsageError: "refused", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}
     state = states.get(type(error), "failed")
     code = getattr(error, "exit_code", 3 if state == "interrupted" else 1)
-    return state, {"exit_code": code, "message": str(error).partition("\n")[0]}
+    return state, {"exit_code": code, "message": in_own_words(str(error).partition("\n")[0])}
 
 
 class _Session(Hook):

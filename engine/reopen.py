@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.before import values_before
-from engine.checkpoint import Checkpoint, CheckpointStore, load_checkpoint, load_weights
+from engine.checkpoint import Checkpoint, CheckpointStore, WeightsMisfit, load_checkpoint, load_weights
 from engine.errors import UsageError
+from engine.identity import what_changed
 from engine.launch import make_runtime
 from engine.registry import entry_module
 from engine.runfiles import runs_below
@@ -75,7 +76,11 @@ def open_checkpoint(
     runtime = make_runtime(config)
     plan = module.build(config, runtime)
     averaged = checkpoint.ema if weights == "ema" else None
-    load_weights(plan.task.module, {**checkpoint.model, **(averaged or {})}, strict=True)
+    try:
+        load_weights(plan.task.module, {**checkpoint.model, **(averaged or {})}, strict=True)
+    except WeightsMisfit as error:
+        changed = what_changed(checkpoint.config, config)
+        raise UsageError(f"checkpoint {checkpoint.path}: {changed or error}") from error
     plan.task.module.eval()
     chosen = "ema" if averaged is not None else "raw"
     return OpenedCheckpoint(plan, config, runtime, checkpoint, checkpoint.path.parent.parent, chosen)

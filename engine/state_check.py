@@ -13,9 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, WeightsMisfit
 from engine.errors import UsageError
+from engine.identity import what_changed
 from engine.trainer import Trainer
+
+BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError)
+"""What a state of another form raises where it is used."""
 
 LARGEST = 1 << 53
 """Steps and counts beyond it are no counts."""
@@ -27,7 +31,7 @@ LOOSE = ("state.trainer.skipped",)
 def load_state(trainer: Trainer, checkpoint: Checkpoint, *, rank: int, world_size: int) -> None:
     """Let `trainer` go on from `checkpoint`. A collective.
 
-    Raises: UsageError that names the checkpoint and what does not fit this run.
+    Raises: UsageError that names the checkpoint and what does not fit this run: the key that changed, where one has.
     """
     try:
         state = checkpoint.state(rank=rank, world_size=world_size)
@@ -37,7 +41,12 @@ def load_state(trainer: Trainer, checkpoint: Checkpoint, *, rank: int, world_siz
         trainer.load(checkpoint, state)
     except torch.OutOfMemoryError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+    except (WeightsMisfit, *BROKEN) as error:
+        if (changed := what_changed(checkpoint.config, trainer.config)) is not None:
+            raise UsageError(
+                f"checkpoint {checkpoint.path} is of another model or training ({changed}): go back to its value, "
+                "or start again with resume=false"
+            ) from error
         what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise UsageError(
             f"checkpoint {checkpoint.path}: its state is not one of this run ({what}): "

@@ -52,14 +52,16 @@ class Groups:
 
 
 def translate(
-    argv: list[str], schema: type, *, groups: Groups | None = None, aliases: Mapping[str, str] | None = None
-) -> list[str]:
+    argv: list[str], schema: type, *, groups: Groups | None = None, aliases: Mapping[str, str] | None = None,
+    typed: dict[str, str] | None = None,
+) -> list[str]:  # fmt: skip
     """Hydra's argv for a command line in either style, or in both.
 
-    `aliases` maps an old key, or the leading part of a dotted one, to the key it means.
+    `aliases` maps an old key, or the leading part of a dotted one, to the key it means. `typed` collects key -> the
+    word that was typed for it, where that is another one.
     Raises: UsageError for unknown flags, missing values, stray words and unreadable JSON files.
     """
-    return _Translator(list(argv), schema, groups or Groups(), aliases or {}).run()
+    return _Translator(list(argv), schema, groups or Groups(), aliases or {}, {} if typed is None else typed).run()
 
 
 def quote(text: str) -> str:
@@ -82,8 +84,10 @@ def render(value: Any) -> str:
 
 
 class _Translator:
-    def __init__(self, argv: list[str], schema: type, groups: Groups, aliases: Mapping[str, str]) -> None:
-        self.words, self.schema, self.groups, self.aliases = argv, schema, groups, aliases
+    def __init__(
+        self, argv: list[str], schema: type, groups: Groups, aliases: Mapping[str, str], typed: dict[str, str]
+    ) -> None:
+        self.words, self.schema, self.groups, self.aliases, self.typed = argv, schema, groups, aliases, typed
         self.keys = keys_of(schema)
         blocks: Mapping[str, type] = getattr(schema, "BLOCKS", {})
         self.blocks = {f"{root}.{inner}" for root, kind in blocks.items() for inner in keys_of(kind)}
@@ -124,6 +128,7 @@ class _Translator:
         sign, name, rest = OVERRIDE.fullmatch(word).groups(default="")  # type: ignore[union-attr]
         bare, at, package = name.partition("@")
         spelt, bare = bare, self._aliased(bare)
+        self._note(bare, spelt)
         if bare != spelt and bare in self.keys and is_list(self.keys[bare].kind) and not rest.startswith("=["):
             values = rest[1:].split(",") if self.multirun else [rest[1:]]  # the old key took one value
             rest = "=" + ",".join(f"[{value}]" for value in values)
@@ -151,10 +156,13 @@ class _Translator:
         if name is None and negated and self._bare_ok(self._resolved(negated[1])):
             if value is not None:
                 raise UsageError(f"--{spelt} takes no value: write --{spelt} or {negated[1]}={value}")
-            self.overrides.append(self._plain(str(self._resolved(negated[1])), "false"))
+            name = str(self._resolved(negated[1]))
+            self._note(name, negated[1])
+            self.overrides.append(self._plain(name, "false"))
             return
         if name is None:
             raise UsageError(f"unknown flag --{spelt}: {self._suggest(spelt)}")
+        self._note(name, spelt)
         key = self.keys.get(name)
         if value is None and key is None and self._bare_ok(name) and (not self.words or self._ends_list(self.words[0])):
             value = "true"  # of a block whose keys have no declared types: only a missing value tells
@@ -213,6 +221,7 @@ class _Translator:
             name = self._resolved(f"{prefix}{key}")
             if name is None:
                 raise UsageError(f"unknown key '{prefix}{key}': {self._suggest(prefix + key)}")
+            self._note(name, f"{prefix}{key}")
             if name in self.groups.options and isinstance(value, str):
                 self.from_json.append(self._override(f"{name}={value}"))
             elif isinstance(value, Mapping) and value and all(re.fullmatch(r"[A-Za-z_][\w-]*", k) for k in value):
@@ -234,6 +243,12 @@ class _Translator:
         if name in self.keys or not dot:
             return False
         return _is_block(self.keys[root].kind) if root in self.keys else root in self.groups.options
+
+    def _note(self, name: str, spelt: str) -> None:
+        """The last spelling counts. One with dashes is no key, so it is told as the flag that it was."""
+        self.typed.pop(name, None)
+        if spelt != name:
+            self.typed[name] = spelt if "-" not in spelt else f"--{spelt}"
 
     def _aliased(self, name: str) -> str:
         for old in sorted(self.aliases, key=len, reverse=True):

@@ -210,13 +210,17 @@ def tensor_file_fault(path: Path) -> str | None:
     return None
 
 
+class WeightsMisfit(UsageError):
+    """Weights of another model. Whoever knows both configs says which key it is (`engine.identity.what_changed`)."""
+
+
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, strict: bool) -> str:
     """Copy `tensors` into the parameters and buffers of `module`; one line reports what was loaded.
 
     Values are converted to the module's dtype and device. A name that is missing from `tensors` but tied to
     one that is there counts as loaded. Under `strict` nothing is copied unless everything fits.
 
-    Raises: UsageError under `strict`, with every kind of misfit and its shapes; ValueError on a module
+    Raises: WeightsMisfit under `strict`, with every kind of misfit and its shapes; ValueError on a module
     without memory (device "meta").
     """
     ours = {clean_name(name): value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
@@ -239,7 +243,7 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, stri
     }
     words = [f"{kind}: {_some(names)}" for kind, names in faults.items() if names]
     if words and strict:
-        raise UsageError("the weights do not fit the model: " + "; ".join(words))
+        raise WeightsMisfit("the weights do not fit the model: " + "; ".join(words))
     with torch.no_grad():
         for name in fitting:
             ours[name].copy_(theirs[name])

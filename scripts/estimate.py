@@ -222,7 +222,10 @@ def main(argv: list[str] | None = None) -> int:
         estimate(load_synced_config(hydra_config, schema=module.SCHEMA, entry=entry), module, entry, args, rest)
 
     sys.argv = [sys.argv[0], *rest]
-    return run(launch, schema=module.SCHEMA, entry=entry, aliases=getattr(module, "ALIASES", {}), config_dir=CONFIG)
+    return run(
+        launch, schema=module.SCHEMA, entry=entry, aliases=getattr(module, "ALIASES", {}), config_dir=CONFIG,
+        rewrite=getattr(module, "rewrite", None),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:  # --help and the path verification read these keys without loading torch
     import torch
@@ -35,6 +35,12 @@ class LMShape:
 @dataclass(kw_only=True)
 class GPTConfig:
     """Raises ValueError for values that cannot be built; the text names the override to change."""
+
+    NOT_SHAPE: ClassVar[frozenset[str]] = frozenset(
+        ("dropout", "forward_dtype", "use_gradient_checkpointing", "init_std", "embd_init_std", "head_init_std",
+         "zero_init_proj")
+    )  # fmt: skip
+    """Keys that another training may choose anew: the weights fit all the same."""
 
     n_layer: int = 6
     """Blocks L."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:  # --help reads these keys without loading torch
     import torch
@@ -26,6 +26,12 @@ _ROTATED_TOGETHER = {"rope": 2, "rope_2d": 4}  # channels: a pair by position, o
 @dataclass(kw_only=True)
 class RecursiveConfig:
     """Raises ValueError for values that cannot be built; the text names the override to change."""
+
+    NOT_SHAPE: ClassVar[frozenset[str]] = frozenset(
+        ("H_cycles", "L_cycles", "halt_max_steps", "halt_exploration_prob", "no_ACT_continue", "eval_halting",
+         "rope_theta", "rms_norm_eps", "forward_dtype")
+    )  # fmt: skip
+    """Keys of what is computed with the weights: another value needs no other weights."""
 
     H_cycles: int = 3
     """Outer cycles per ACT step; each ends with one update of z_H."""
