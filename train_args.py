@@ -70,6 +70,8 @@ class TrainConfig(RunConfig):
 
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
     ELSEWHERE: ClassVar[Mapping[str, str]] = ELSEWHERE
+    OPTIONS_BEFORE: ClassVar[Mapping[str, Mapping[str, Any]]] = {"sophiah": {"p": 0.01}}
+    """Optimizer -> options that its recipe came to set later, with the values of its library."""
     BATCH_KEYS: ClassVar[tuple[str, ...]] = ("batch_size", "accumulation")
     FOLLOWS: ClassVar[Mapping[str, str]] = {"run_dir": "out_dir"}
     BLOCKS: ClassVar[Mapping[str, type]] = {"arch": GPTConfig}
@@ -253,6 +255,12 @@ class TrainConfig(RunConfig):
             raise ValueError("init_from=prev_run and prev_run_ckpt=RUN belong together: give both or none")
         if self.gpt2_type not in GPT2_SIZES and not user_path(self.gpt2_type).is_dir():
             raise ValueError(f"gpt2_type={self.gpt2_type}: expected one of {', '.join(GPT2_SIZES)}, or a folder")
+
+    @property
+    def before(self) -> Mapping[str, Any]:
+        """BEFORE, and the options of the optimizer that came later."""
+        options = self.OPTIONS_BEFORE.get(str(self.optimizer.get("name")), {})
+        return {**self.BEFORE, **{f"optimizer.options.{name}": value for name, value in options.items()}}
 
     @property
     def decay(self) -> Decay:

@@ -188,6 +188,11 @@ class RunConfig:
     """wandb tags."""
 
     @property
+    def before(self) -> Mapping[str, Any]:
+        """BEFORE, with what only some choices came to have."""
+        return self.BEFORE
+
+    @property
     def from_file(self) -> bool:
         """Whether a run's files gave this config (resume=true, a reopened checkpoint): its paths then name data that
         are there, and never have any built or fetched.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING
 from typing import Any
 
+from engine.before import says
+from engine.errors import UsageError
 from engine.keys import keys_of
 from engine.registry import resolve
-from engine.schema import plain
+from engine.schema import plain, with_defaults
 
+Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 CLASSES = {"arch.loss": "losses", "arch": "models"}
 """Blocks whose `name` chooses the class that declares their keys -> its slot."""
 
@@ -62,6 +65,48 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def same_run(
+    known: Mapping[str, Any], ours: Mapping[str, Any], *, later: Iterable[str], complete: Complete = dict
+) -> bool:
+    """Whether the stored identity `known` is that of `ours`: the one place where identities are compared.
+
+    The `later` keys that `known` is too old for do not count; `complete` adds what is left to defaults.
+    """
+    return complete(known) == complete(without_later(ours, known, later))
+
+
+def without_later(ours: Mapping[str, Any], known: Mapping[str, Any], later: Iterable[str]) -> dict[str, Any]:
+    """`ours` as a run has it whose stored identity is `known`: without the `later` keys that `known` lacks."""
+    return identity_of(ours, without=[key for key in later if known and not says(known, key)])
+
+
+def completed(identity: Mapping[str, Any], schema: Any) -> dict[str, Any]:
+    """`identity` with the default of every key that it does not say, and without those that count no longer.
+
+    Two identities are held against each other in this form: what a run leaves to a default is the same run as what
+    says that value, and an identity that was stored before a key was declared is still known.
+    """
+    full = with_defaults(schema, identity)
+    for key in schema.BEFORE:  # without one of these a run did something else than the default of today
+        if key not in identity:
+            full.pop(key, None)
+    arch = full.get("arch")
+    if isinstance(arch, Mapping):
+        loss = arch.get("loss")
+        full["arch"] = _with_own_defaults(arch, "arch")
+        if isinstance(loss, Mapping):
+            full["arch"]["loss"] = _with_own_defaults(loss, "arch.loss")
+    return identity_of(full, without=schema.NOT_IDENTITY)
+
+
+def _with_own_defaults(block: Mapping[str, Any], root: str) -> dict[str, Any]:
+    try:
+        chosen: Any = resolve(str(block.get("name")), CLASSES[root], f"{root}.name")
+        return with_defaults(chosen.Config, block)
+    except (UsageError, ImportError, AttributeError):  # of a class that is no more: it is compared as it stands
+        return dict(block)
 
 
 def with_deleted(resolved: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

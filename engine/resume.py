@@ -6,19 +6,24 @@ that `resume=true run_name=x` needs nothing else and a changed value reaches eve
 
 from __future__ import annotations
 
+import glob
+import itertools
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from engine import rundir, sweeps
+from engine.before import as_written, says, value_at, value_before
 from engine.config import ConfigSource, RunConfig, merge_for_resume, resolved_container, source_of, stored_origin
 from engine.environment import data_change
 from engine.errors import UsageError
-from engine.identity import identity_of, with_deleted
+from engine.identity import completed, identity_of, same_run, with_deleted
 from engine.io import say, sha256_json
 from engine.runfiles import expand_pattern, read_json, read_yaml
 from engine.schema import structure, with_defaults
@@ -54,17 +59,35 @@ def with_run_name(config: C) -> C:
     # Keys that came later stay out at their defaults, so that their coming renamed no run.
     told = {key: value for key, value in full.items() if key not in config.BEFORE or value != usual[key]}
 
-    def named(identity: Mapping[str, Any]) -> C:
-        name = f"{stem}-{sha256_json(identity)[:NAME_LENGTH]}{os.environ.get(sweeps.SUFFIX, '')}"
-        return from_source(config, _edited(source, {"run_name": name}))
+    digest, suffix = sha256_json(told)[:NAME_LENGTH], os.environ.get(sweeps.SUFFIX, "")
 
-    today = named(told)
-    if told.keys() & config.BEFORE.keys() and not run_dir(today).exists():  # a run from before them, under its old name
-        old = named({key: value for key, value in full.items() if key not in config.BEFORE})
-        known = read_json(run_dir(old) / "identity.json").get("config")
-        if isinstance(known, dict) and not known.keys() & config.BEFORE.keys():
-            return old
-    return today
+    today = from_source(config, _edited(source, {"run_name": f"{stem}-{digest}{suffix}"}))
+    older = {} if run_dir(today).exists() else _named_otherwise(today, stem, suffix)
+    return from_source(config, _edited(source, older)) if older else today
+
+
+def _named_otherwise(config: RunConfig, stem: str, suffix: str) -> dict[str, str]:
+    """run_name (and run_dir, where that is not enough) of a run of this identity from before its keys, defaults or
+    names changed; empty without one.
+
+    A job's number of then is looked for beside its suffix of today.
+    """
+    report = os.environ.get(sweeps.REPORT)
+    endings = dict.fromkeys([suffix, *([f"_{Path(report).stem}", ""] if report and suffix else [])])
+    usual, name = str(run_dir(config)), str(config.run_name)
+    places = [usual] if config.run_dir or config.project_name else [usual, f"checkpoints/None/{name}"]
+    asked = claim(config, "")
+    for place, ending in itertools.product(places, endings):
+        tail = "[0-9a-f]" * NAME_LENGTH + glob.escape(ending)
+        pattern = glob.escape(place).replace(glob.escape(name), f"{glob.escape(stem)}-{tail}")
+        for folder in sorted(glob.glob(pattern)):
+            known = read_json(Path(folder, "identity.json")).get("config")
+            if not isinstance(known, dict) or (ending != suffix and known.keys() & config.BEFORE.keys()):
+                continue
+            found = re.search(f"{re.escape(stem)}-[0-9a-f]{{{NAME_LENGTH}}}{re.escape(ending)}", folder)
+            if found and same_run(known, asked["identity"], later=asked["later"], complete=asked["complete"]):
+                return {"run_name": found[0], **({} if place == usual else {"run_dir": folder})}
+    return {}
 
 
 def run_dir(config: RunConfig) -> Path:
@@ -140,12 +163,13 @@ def _as_it_began(config: C, folder: Path) -> C:
     """`config` with what the run in `folder` does where it is older than a key: it goes on as it began."""
     known = read_json(folder / "identity.json").get("config")
     ours = source_of(config).resolved
-    later = [key for key in config.BEFORE if key in ours and isinstance(known, dict) and key not in known]
+    later = [key for key in config.before if says(ours, key) and isinstance(known, dict) and not says(known, key)]
     if not later:
         return config
     stored = OmegaConf.to_container(OmegaConf.create(stored_text(folder)), resolve=False)
-    kept = stored if isinstance(stored, dict) else {}
-    return from_source(config, _edited(source_of(config), {key: kept.get(key, config.BEFORE[key]) for key in later}))
+    text = OmegaConf.to_container(OmegaConf.create(source_of(config).yaml), resolve=False)
+    kept = {key: as_written(value_at(stored, key, config.before[key]), text, ours) for key in later}
+    return from_source(config, _edited(source_of(config), kept))
 
 
 def finished_before(config: RunConfig, entry: str) -> dict[str, float | None] | None:
@@ -170,8 +194,18 @@ def finished_before(config: RunConfig, entry: str) -> dict[str, float | None] | 
 
 def claim(config: RunConfig, entry: str) -> dict[str, Any]:
     """What finds the runs that this launch may go on with."""
-    pattern = expand_pattern(source_of(config).yaml)
-    return {"identity": identity(config), "entry": entry, "pattern": pattern, "later": tuple(config.BEFORE)}
+    source = source_of(config)
+    said = {word.lstrip("+").partition("=")[0] for word in source.overrides}
+    # What the command itself says counts, unless it says what was done before there was the key.
+    later = [
+        key
+        for key, value in config.before.items()
+        if key not in said or value_at(source.resolved, key) == value_before(value, source.resolved)
+    ]
+    return {
+        "identity": identity(config), "entry": entry, "pattern": expand_pattern(source.yaml), "later": later,
+        "complete": partial(completed, schema=type(config)),
+    }  # fmt: skip
 
 
 def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_dir: Path | None = None) -> C:
@@ -182,7 +216,7 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_di
     """
     asked = source_of(config)
     text = stored_text(folder)
-    merged = merge_for_resume(text, asked.overrides, groups=[*asked.choices, *groups], before=config.BEFORE)
+    merged = merge_for_resume(text, asked.overrides, groups=[*asked.choices, *groups], before=config.before)
     header = text.partition("\n")[0] + "\n"
     resolved = resolved_container(merged)
     if run_dir is not None:  # a time-stamped name would resolve to a new time

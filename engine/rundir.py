@@ -28,7 +28,8 @@ from engine.aside import (
 from engine.checkpoint import CheckpointStore
 from engine.directory import RunDirectory
 from engine.errors import UsageError
-from engine.identity import identity_of  # noqa: F401 (callers know it by this module)
+from engine.identity import Complete, same_run, without_later
+from engine.identity import identity_of as identity_of  # callers know it by this module
 from engine.io import atomic_write_json, file_lock, say, sha256_json
 from engine.runfiles import changes, now, read_json, to_glob, truncate_to
 
@@ -44,6 +45,7 @@ def open_run(
     entry: str,
     pattern: str | None = None,
     later: Collection[str] = (),
+    complete: Complete | None = None,
     resume: Resume = "auto",
     resume_from: str | None = None,
 ) -> RunDirectory:
@@ -51,7 +53,7 @@ def open_run(
 
     `path` is the resolved run_dir, `pattern` the unresolved one: when it holds `${now:...}`, earlier runs of
     the same `identity` (`identity_of`) are found under other times. A run stored before the keys `later` existed is
-    compared without them. `resume`:
+    compared without them, and `complete` adds what an identity leaves to defaults. `resume`:
 
     - auto: an unfinished run of this identity goes on from its latest checkpoint (without one: starts over).
     - true: the latest checkpoint must exist, the run finished or not; changed keys are said.
@@ -64,7 +66,7 @@ def open_run(
     Raises: UsageError: nothing to resume (names the folder searched), a live process in the directory (names
     its pid), a contradiction, a path that cannot be used.
     """
-    claim = _claim(path, identity, entry, pattern, later)
+    claim = _claim(path, identity, entry, pattern, later, complete)
     try:
         return _open(claim, resume, resume_from)
     except OSError as error:
@@ -112,10 +114,11 @@ def note_refusal(
 def find_branch(
     path: str | os.PathLike[str], *, identity: Mapping[str, Any], entry: str, pattern: str | None = None,
     later: Collection[str] = (),
+    complete: Complete | None = None,
     resume: Resume = "auto", resume_from: str | None = None,
 ) -> Path | None:  # fmt: skip
     """The checkpoint of another run that `open_run` would begin a new run with; nothing is locked or changed."""
-    claim = _claim(path, identity, entry, pattern, later)
+    claim = _claim(path, identity, entry, pattern, later, complete)
     _, branch = claim.locate(resume_from)
     goes_on = _resume_choice(resume, resume_from) == "auto" and claim.unfinished(branch) is not None
     return None if goes_on else branch
@@ -128,12 +131,13 @@ def find_resumable(
     entry: str,
     pattern: str | None = None,
     later: Collection[str] = (),
+    complete: Complete | None = None,
 ) -> Path:
     """The run directory that `open_run(..., resume=True)` would go on in; nothing is locked or changed.
 
     Raises: UsageError that names the folder searched when there is no checkpoint to go on from.
     """
-    return _claim(path, identity, entry, pattern, later).resumable()
+    return _claim(path, identity, entry, pattern, later, complete).resumable()
 
 
 def find_unfinished(
@@ -143,9 +147,10 @@ def find_unfinished(
     entry: str,
     pattern: str | None = None,
     later: Collection[str] = (),
+    complete: Complete | None = None,
 ) -> Path | None:
     """The unfinished run of this identity that `open_run` would go on with, where it has a checkpoint."""
-    found = _claim(path, identity, entry, pattern, later).unfinished(None)
+    found = _claim(path, identity, entry, pattern, later, complete).unfinished(None)
     return found if found is not None and CheckpointStore(found, entry).latest() is not None else None
 
 
@@ -156,19 +161,20 @@ def find_finished(
     entry: str,
     pattern: str | None = None,
     later: Collection[str] = (),
+    complete: Complete | None = None,
 ) -> Path | None:
     """The newest finished run of this identity at `path` or at other times of `pattern`."""
-    claim = _claim(path, identity, entry, pattern, later)
+    claim = _claim(path, identity, entry, pattern, later, complete)
     return next((place for place in claim.siblings() if claim.same(place) and is_finished(place)), None)
 
 
 def _claim(
     path: str | os.PathLike[str], identity: Mapping[str, Any], entry: str, pattern: str | None,
     later: Collection[str] = (),
+    complete: Complete | None = None,
 ) -> _Claim:  # fmt: skip
     timed = pattern if pattern and "${now" in pattern else None
-    earlier = {key: value for key, value in identity.items() if key not in later}
-    return _Claim(Path(path), timed, identity, earlier, entry)
+    return _Claim(Path(path), timed, identity, tuple(later), entry, complete or dict)
 
 
 def _resume_choice(resume: Resume, resume_from: str | None) -> str:
@@ -196,9 +202,10 @@ class _Claim:
     path: Path
     pattern: str | None
     identity: Mapping[str, Any]
-    earlier: Mapping[str, Any]
-    """The identity without the keys that came later: what a run from before them has."""
+    later: tuple[str, ...]
+    """Dotted keys that came later: a run from before them is compared without them."""
     entry: str
+    complete: Complete
 
     # --- looking
 
@@ -207,8 +214,12 @@ class _Claim:
         stored = read_json(path / "identity.json")
         if moving_to(path) is not None or (branch and stored.get("branch") != str(branch)):
             return False
-        same = (sha256_json(self.identity), sha256_json(self.earlier))
-        return stored.get("entry") == self.entry and stored.get("identity") in same
+        if stored.get("entry") != self.entry:
+            return False
+        if stored.get("identity") == sha256_json(self.identity):
+            return True
+        known = stored.get("config")
+        return isinstance(known, dict) and same_run(known, self.identity, later=self.later, complete=self.complete)
 
     def siblings(self) -> list[Path]:
         """The run directory and those of other times, newest first; runs that were set aside stay out."""
@@ -285,9 +296,7 @@ class _Claim:
         return _opened(held, path, "new", branch, text)
 
     def _identity_for(self, known: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The identity as a run has it whose stored one is `known`: of before the later keys, or of today."""
-        later = self.identity.keys() - self.earlier.keys()
-        return self.earlier if known and not later & known.keys() else self.identity
+        return without_later(self.identity, known, self.later)
 
     def _identity_file(self, branch: Path | None, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
         began_at = {"branch": str(branch)} if branch else {}

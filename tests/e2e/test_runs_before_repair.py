@@ -13,8 +13,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from engine.before import complete
+from engine.config import RunConfig
+from engine.identity import same_run
+from engine.io import sha256_json
 from tests.conftest import ROOT, metrics, run_forked, run_script
+from train_args import TrainConfig
 
 FIXTURES = ROOT / "tests/fixtures/runs_before_repair"
 PRETRAIN = (
@@ -111,3 +117,74 @@ def test_a_run_keeps_the_data_order_it_began_with(old: Path, how: str) -> None:
         assert _kept(old / "pretrain") == ("published", "${seed}")
         assert json.loads((old / "pretrain/identity.json").read_text())["identity"] == identity
     assert [path.name for path in old.iterdir() if path.name.startswith("pretrain")] == ["pretrain"]
+
+
+def _rewrite(run: Path, *, without: tuple[str, ...]) -> None:
+    """Make `run` one whose command left `without` out: that commit stored what the command composed, and no defaults."""
+    stored = json.loads((run / "identity.json").read_text())
+    for key in without:
+        block, _, last = key.rpartition(".")
+        node = stored["config"]
+        for part in block.split(".") if block else ():
+            node = node[part]
+        del node[last]
+    stored["identity"] = sha256_json(stored["config"])
+    (run / "identity.json").write_text(json.dumps(stored))
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "state": "interrupted"}))
+
+
+@pytest.mark.parametrize(
+    ("extra", "without"),
+    [
+        (("~arch.head_dim",), ("arch.head_dim",)),
+        (("~arch.loss.precision",), ("arch.loss.precision",)),
+        ((), ("arch.rope_theta", "grad_clip", "final_eval", "evaluators", "loss")),
+    ],
+)
+def test_what_was_left_to_defaults_is_the_same_run(old: Path, extra: tuple[str, ...], without: tuple[str, ...]) -> None:
+    """A deleted key, a sparse recipe: the identity of then has no defaults in it."""
+    _rewrite(old / "pretrain", without=without)
+    result = run_script("pretrain", *PRETRAIN, *extra, "max_steps=12", cwd=old)
+    assert result.code == 0, result.output
+    check_that_it_went_on(old / "pretrain", result.output, 8, 12)
+
+
+def test_a_value_that_differs_is_another_run(old: Path) -> None:
+    """What the command says of a key that came later counts, and so does a default that is not what was stored."""
+    for word in ("select_on=validation", "arch.rope_theta=9000"):
+        status = json.loads((old / "pretrain/status.json").read_text())
+        (old / "pretrain/status.json").write_text(json.dumps({**status, "state": "interrupted"}))
+        result = run_script("pretrain", *PRETRAIN, word, "max_steps=1", cwd=old)
+        assert result.code == 0, result.output
+        assert "pretrain: new run" in result.output, result.output
+    assert sorted(path.name for path in old.glob("pretrain*")) == ["pretrain", "pretrain.1", "pretrain.2"]
+
+
+@pytest.mark.parametrize("folder", ["checkpoints/pretrain", "checkpoints/None"])
+def test_a_run_is_found_under_the_name_it_had(old: Path, folder: str) -> None:
+    """Names hold a digest of the identity, and a run without a project lay in a folder None."""
+    run = old / folder / "pretrain_sudoku_4x4-0123abcd"
+    run.parent.mkdir(parents=True)
+    (old / "pretrain").rename(run)
+    _rewrite(run, without=("arch.head_dim",))
+    project = ["project_name=null"] if folder.endswith("None") else []
+    result = run_script("pretrain", *PRETRAIN[:-1], *project, "~arch.head_dim", "max_steps=12", cwd=old)
+    assert result.code == 0, result.output
+    assert "going on from step_8" in result.output
+    assert [path.name for path in (old / "checkpoints").rglob("status.json")] == ["status.json"]
+
+
+def test_an_option_that_a_recipe_came_to_set_later() -> None:
+    """optimizer=sophia sets p=1 now; a run begun without it goes on with its library's 0.01."""
+    config = TrainConfig(arch={}, optimizer={"name": "sophiah", "options": {"betas": [0.9, 0.99], "p": 1.0}})
+    ours = {"optimizer": config.optimizer, "seed": 1}
+    known = {"optimizer": {"name": "sophiah", "options": {"betas": [0.9, 0.99]}}, "seed": 1}
+    assert config.before["optimizer.options.p"] == 0.01
+    assert same_run(known, ours, later=config.before)
+    assert not same_run({**known, "seed": 2}, ours, later=config.before)
+    assert not same_run(known, ours, later=RunConfig.BEFORE)
+    stored = OmegaConf.create(known)
+    complete(stored, config.before)
+    assert stored.optimizer.options.p == 0.01
+    assert "optimizer.options.p" not in TrainConfig(arch={}).before
