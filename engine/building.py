@@ -77,12 +77,19 @@ def memory_of(device: torch.device) -> int:
 
 def _largest(config: Any, where: str) -> str:
     """`key=value` of the number that is the largest multiple of its default: what a slip of the pen looks like."""
-    return max(_sizes(config, where), default=(0, where))[1]
+    sizes = {value: (multiple, key) for multiple, value, key in reversed([*_sizes(config, where)])}
+    return max(sizes.values(), default=(0, where))[1]  # of equal numbers the outermost: inner ones may follow it
 
 
-def _sizes(config: Any, where: str) -> Iterator[tuple[float, str]]:
+def _sizes(config: Any, where: str) -> Iterator[tuple[float, float, str]]:
+    """(multiple of the default, value, `key=value`), a dataclass's own numbers before those within it."""
+    inner = []
     for field in fields(config) if is_dataclass(config) else ():
         value, usual = getattr(config, field.name), field.default
         if isinstance(value, int | float) and not isinstance(value, bool):
-            yield value / max(usual if isinstance(usual, int | float) else 1, 1), f"{where}.{field.name}={value}"
-        yield from _sizes(value, f"{where}.{field.name}")
+            multiple = value / max(usual if isinstance(usual, int | float) else 1, 1)
+            yield multiple, value, f"{where}.{field.name}={value}"
+        elif is_dataclass(value):
+            inner.append((value, f"{where}.{field.name}"))
+    for config, where in inner:
+        yield from _sizes(config, where)

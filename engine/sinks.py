@@ -129,6 +129,7 @@ class ConsoleSink:
 
     SHORT_RUN = 30  # so few steps that every one may have its line
     PAUSE_S = 2.0
+    USUAL = 140  # columns of values, whatever the width
 
     def __init__(self, total_steps: int) -> None:
         self._total = total_steps
@@ -142,15 +143,16 @@ class ConsoleSink:
         if quiet and not evaluation and step not in (1, self._total):
             return
         self._last = now
-        head = f"step {step:>{self._width}}/{self._total}"
-        line, tail = head, self._pace(values)
-        # COLUMNS, or the terminal as wide as it is now; what does not fit is in metrics.jsonl
-        width = max(40, shutil.get_terminal_size((140, 0)).columns)
+        head, tail = f"step {step:>{self._width}}/{self._total}", self._pace(values)
+        # COLUMNS, or the terminal as wide as it is now. A narrow one shows the same values on more lines.
+        width = max(40, shutil.get_terminal_size((self.USUAL, 0)).columns)
+        room = max(self.USUAL, width) - len(head) - len(tail)  # what does not fit is in metrics.jsonl
+        line = head
         for part, needed in self._parts(values):
-            fits = len(line) + 2 + len(part) + len(tail) <= width
-            if not (fits or needed):
+            room -= 2 + len(part)
+            if room < 0 and not needed:
                 break
-            if not fits:
+            if len(line) + 2 + len(part) + len(tail) > width:
                 say(line + tail)
                 line, tail = " " * len(head), ""
             line += f"  {part}"

@@ -99,13 +99,15 @@ def test_lines_fit_the_terminal_and_name_every_data_set(
     monkeypatch.setenv("COLUMNS", str(columns))
     sink = ConsoleSink(30)
     sink.write(3, MIXED)
+    evaluation = capsys.readouterr().out.splitlines()
     sink.write(4, {**{f"train/value_{n}": 1.0 for n in range(20)}, "time/eta_s": 5.0, "time/examples_per_s": 8.0})
-    *evaluation, training = capsys.readouterr().out.splitlines()
-    assert all(len(line) <= columns for line in (*evaluation, training))
+    training = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= columns for line in (*evaluation, *training))
     for name in ("val_loss", "plain/val_loss", "other/val_loss"):
         assert f"eval/{name} " in "".join(evaluation)
-    assert training.endswith("8 ex/s  eta 0:05")
-    assert len(evaluation) == 1 or columns < 100
+    assert training[0].endswith("8 ex/s  eta 0:05")
+    assert len(evaluation) == len(training) == 1 or columns < 140
+    assert "".join(training).count("train/value_") == 6  # a narrow terminal shows no fewer
 
 
 def test_a_pipe_has_lines_of_140(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
