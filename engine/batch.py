@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 from engine import resume, rundir
 from engine.checkpoint import CheckpointStore, load_checkpoint
 from engine.config import RunConfig
 from engine.distributed import world_size
 from engine.errors import UsageError
 from engine.io import say
+from engine.runfiles import read_json
 
 
 def accumulation(config: RunConfig, entry: str) -> int:
@@ -24,7 +30,8 @@ def accumulation(config: RunConfig, entry: str) -> int:
         return config.accumulation
     latest = CheckpointStore(folder, entry).latest()
     manifest = {} if latest is None else load_checkpoint(latest, checksums=False).manifest
-    rows = manifest.get("extra", {}).get("batch_rows")
+    recorded = manifest.get("extra", {}).get("batch_rows")
+    rows = _rows_before(folder, manifest, keys) if manifest and recorded is None else recorded
     if type(rows) is not int or any(manifest["config"].get(key) != getattr(config, key) for key in keys):
         return config.accumulation  # of an earlier version, or another batch is asked for
     ranks, each = world_size(), getattr(config, keys[0])
@@ -37,3 +44,15 @@ def accumulation(config: RunConfig, entry: str) -> int:
     if pieces != config.accumulation:
         say(f"note: this run's batch of {rows} rows is kept: accumulation {pieces} with {ranks} process(es)")
     return pieces
+
+
+def _rows_before(folder: Path, manifest: Mapping[str, Any], keys: Sequence[str]) -> int | None:
+    """The batch of a checkpoint from before it was recorded, by its config and the number of processes of then."""
+    environment, config = read_json(folder / "environment.json"), manifest.get("config", {})
+    if type(rows := environment.get("batch_rows")) is int:  # gone on with since, without a further checkpoint
+        return rows
+    factors = [environment.get("world_size"), *(config.get(key) for key in keys)]
+    if not all(type(factor) is int and factor > 0 for factor in factors):
+        say(f"warning: {folder} does not say how many processes it ran with: its batch may be another one now")
+        return None
+    return math.prod(factors)

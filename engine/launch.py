@@ -225,7 +225,8 @@ class _Session(Hook):
         if self.signature:
             atomic_write_json(self.opened.path / SIGNATURE, self.signature)
         self.directory.write_config(source.yaml, source.resolved, source.overrides)
-        self.directory.write_environment(describe_environment(data_cards=self.plan.cards))
+        about = describe_environment(data_cards=self.plan.cards)
+        self.directory.write_environment({**about, "batch_rows": self.plan.batch_rows})
 
     def _tidy(self, *, prune: bool) -> None:
         """What follows a checkpoint: the documented links, and removing those that are no longer wanted."""

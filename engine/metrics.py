@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.distributed import all_reduce_sum, is_main
+from engine.io import say
 from engine.task import Metrics
 
 
@@ -19,19 +20,33 @@ class MetricWindow:
         self._dtype = torch.float32 if device.type == "mps" else torch.float64
         self._device = device
         self._names: list[str] = []
+        self._stored = False  # whether the names come from a checkpoint, and no step has confirmed them
         self._sums: Tensor | None = None
         self._step: Tensor | None = None
 
     def add(self, metrics: Metrics) -> None:
         """Add one micro-batch's pairs to the open step."""
         names = list(metrics)
+        if self._stored and names != self._names:
+            self._take(names)
         if self._names and names != self._names:
             raise KeyError(f"a task reported the metrics {names} after {self._names}: names must not change in a run")
         pairs = torch.stack([torch.stack([s.detach(), c.to(s.dtype)]).to(self._dtype) for s, c in metrics.values()])
+        self._stored = False
         if self._sums is None:
             self._names = names
             self._sums = torch.zeros(len(names), 2, dtype=self._dtype, device=self._device)
         self._step = pairs if self._step is None else self._step + pairs
+
+    def _take(self, names: list[str]) -> None:
+        """Let the stored window have the `names` of this run; sums of other metrics are worth no refused resume."""
+        if self._sums is not None and set(names) == set(self._names):
+            self._sums = self._sums[[self._names.index(name) for name in names]]
+        else:
+            other = ", ".join(sorted(set(names) ^ set(self._names)))[:200]
+            say(f"warning: the checkpoint's log window has other metrics ({other}): the window begins anew")
+            self._sums = None
+        self._names = names
 
     def close(self, ok: Tensor) -> None:
         """End the open step: it counts where `ok` is 1. One that is called off (0) leaves no NaN in the window."""
@@ -59,5 +74,5 @@ class MetricWindow:
             names, sums = list(state["names"]), state["sums"].to(self._device, self._dtype)
             if not all(isinstance(name, str) for name in names) or sums.shape != (len(names), 2):
                 raise ValueError(f"the open window has {len(names)} names and sums {list(sums.shape)}")
-            self._names = names
+            self._names, self._stored = names, True
             self._sums = sums.clone() if is_main() else torch.zeros_like(sums)

@@ -6,11 +6,13 @@ Sizes are bytes, times seconds.
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,8 @@ class Probe:
     """weights, gradients, moments, average: exact; activations: measured; process: the peak of it all."""
     checkpoint: int
     """Bytes of one checkpoint's tensors."""
-    saves: list[int]
-    """The steps at which the run will save."""
+    saves: list[Sequence[int]]
+    """The steps at which the run will save, for each reason to do so."""
     total_steps: int
     last_step: int
     evaluations: int
@@ -122,9 +124,8 @@ def probe(config: Any, module: Any, *, steps: int, seconds: float) -> Probe:
         plan, config, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal(), hooks=[clock]
     )
     # An evaluation within the first steps would be timed as one of them, and take long.
-    evaluations = sorted(step for step in plan.eval_steps if step < trainer.last_step)
-    all_evaluations = [*evaluations, trainer.last_step] if _ends_with_one(plan, trainer) else evaluations
-    saves = _saves(plan, config, trainer, all_evaluations)
+    evaluations, final = _before(plan.eval_steps, trainer.last_step), int(_ends_with_one(plan, trainer))
+    saves = _saves(plan, config, trainer, evaluations)
     plan.eval_steps = frozenset()
     before = _reset_peak(runtime.device)
     with contextlib.suppress(_Enough):
@@ -135,7 +136,7 @@ def probe(config: Any, module: Any, *, steps: int, seconds: float) -> Probe:
     late = memory["gradients"] + memory["moments"]  # untouched pages when `before` was taken, on a CPU
     known = sum(memory.values()) if runtime.device.type == "cuda" else before + late
     task_state = trainer.state_dict()["task"]
-    examples = _eval_examples(plan.task, len(evaluations), len(all_evaluations) - len(evaluations))
+    examples = _eval_examples(plan.task, len(evaluations), final)
     flops: Any = getattr(trainer.module, "flops", None)
     return Probe(
         device=str(runtime.device), parameters={g.name: g.size for g in plan.task.param_groups()},
@@ -143,7 +144,7 @@ def probe(config: Any, module: Any, *, steps: int, seconds: float) -> Probe:
         frozen=sum(p.numel() for p in trainer.module.parameters() if not p.requires_grad),
         memory={**memory, "activations": max(0, peak - known), "process": peak},
         checkpoint=memory["weights"] + memory["moments"] + memory["average"] + _bytes(task_state),
-        saves=saves, total_steps=plan.total_steps, last_step=trainer.last_step, evaluations=len(all_evaluations),
+        saves=saves, total_steps=plan.total_steps, last_step=trainer.last_step, evaluations=len(evaluations) + final,
         batch_key=plan.batch_key, batch_rows=plan.batch_rows, eval_examples=examples,
         step_seconds=statistics.median(clock.timed), timed_steps=len(clock.timed),
         flops_step=flops(plan.batch_rows)["train"] if flops else None,
@@ -155,16 +156,30 @@ def _ends_with_one(plan: Plan, trainer: Trainer) -> bool:
     return plan.final_eval or trainer.last_step in plan.eval_steps
 
 
-def _saves(plan: Plan, config: Any, trainer: Trainer, evaluations: list[int]) -> list[int]:
-    interval = config.checkpoint_interval
-    periodic = set(range(interval, trainer.last_step + 1, interval)) if interval else set()
-    return sorted(periodic | (set(evaluations) if plan.checkpoint_every_eval else set()) | {trainer.last_step})
+def _before(steps: Collection[int], last: int) -> Sequence[int]:
+    """Those of `steps` below `last`, rising; a range stays one, however many there are."""
+    if isinstance(steps, range):
+        return range(steps.start, min(steps.stop, last), steps.step)
+    return sorted(step for step in steps if step < last)
 
 
-def kept(saves: list[int], keep_last: int, keep_every: int | None) -> int:
-    """Checkpoints that remain of `saves` at the end, at most: the newest, the multiples, and the best one."""
-    stay = set(saves[-keep_last:]) | {step for step in saves if keep_every and step % keep_every == 0}
-    return min(len(saves), len(stay) + 1)
+def _saves(plan: Plan, config: Any, trainer: Trainer, evaluations: Sequence[int]) -> list[Sequence[int]]:
+    interval, last = config.checkpoint_interval, trainer.last_step
+    periodic = range(interval, last, interval) if interval else ()
+    return [periodic, evaluations if plan.checkpoint_every_eval else (), (last,)]
+
+
+def kept(saves: Sequence[Sequence[int]], keep_last: int, keep_every: int | None) -> int:
+    """Checkpoints that remain of `saves` at the end, at most: the newest, the multiples, and the best one.
+
+    `saves` are rising sequences, which may share steps.
+    """
+    falling = (step for step, _ in itertools.groupby(heapq.merge(*map(reversed, saves), reverse=True)))
+    newest = list(itertools.islice(falling, keep_last))
+    multiples = range(0, newest[-1], keep_every) if keep_every else ()
+    stay = sum(any(step in steps for steps in saves) for step in multiples)
+    best_is_another = any(not keep_every or step % keep_every for step in falling)
+    return len(newest) + stay + best_is_another
 
 
 def _eval_examples(task: Any, during: int, final: int) -> int | None:

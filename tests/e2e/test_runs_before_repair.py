@@ -188,3 +188,20 @@ def test_an_option_that_a_recipe_came_to_set_later() -> None:
     complete(stored, config.before)
     assert stored.optimizer.options.p == 0.01
     assert "optimizer.options.p" not in TrainConfig(arch={}).before
+
+
+def test_a_batch_that_was_not_recorded_is_kept(old: Path) -> None:
+    """Checkpoints of then name no batch: config and number of processes do."""
+    environment = json.loads((old / "train/environment.json").read_text())
+    (old / "train/environment.json").write_text(json.dumps({**environment, "world_size": 2}))
+    result = run_script("train", "--init_from=resume", "--out_dir=train", "device=cpu", "--max_steps=11", cwd=old)
+    assert result.code == 0, result.output
+    assert "this run's batch of 8 rows is kept: accumulation 2 with 1 process(es)" in result.output
+    assert json.loads((old / "train/environment.json").read_text())["batch_rows"] == 8
+
+
+def test_a_batch_that_nobody_knows_is_said(old: Path) -> None:
+    (old / "train/environment.json").unlink()
+    result = run_script("train", *TRAIN, "max_steps=11", cwd=old)
+    assert result.code == 0, result.output
+    assert "warning: train does not say how many processes it ran with" in result.output

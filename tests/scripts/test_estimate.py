@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from engine.errors import UsageError
 from scripts._batch_size import Trial, best, find_batch_size, read_size
-from scripts._probe import kept
+from scripts._probe import _before, kept
 from scripts.estimate import parse
 from tests.conftest import ROOT, Result, run_forked, run_script
 
@@ -68,8 +69,20 @@ def test_kept_checkpoints_against_a_replay() -> None:
         for best_step in saves:
             stay = {step for step in saves if step in saves[-keep_last:] or step == best_step}
             stay |= {step for step in saves if keep_every and step % keep_every == 0}
-            assert len(stay) <= kept(saves, keep_last, keep_every)
-    assert kept([5], 2, None) == 1
+            assert len(stay) <= kept([saves], keep_last, keep_every) <= len(stay) + 1
+    assert kept([[5]], 2, None) == 1
+    assert kept([[5, 10], [10, 20], (20,)], 2, None) == 3
+
+
+def test_steps_without_end_take_no_memory() -> None:
+    """A hundred million evaluations and saves are counted, not listed."""
+    assert _before(range(0, 10**12, 3), 10) == range(0, 10, 3)
+    assert _before(frozenset((9, 3)), 9) == [3]
+    tracemalloc.start()
+    assert kept([range(1, 10**12), range(5, 10**12, 5), (10**12,)], 2, None) == 3
+    assert kept([range(7, 10**12, 7), (), (10**12,)], 2, 10**9) == 2 + 142 + 1
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
