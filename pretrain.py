@@ -126,7 +126,7 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
             min_ratio=config.lr_min_ratio,
         ),
         eval_steps=evaluated if config.eval_interval else (),
-        final_eval=config.final_eval, final_like_others=task.final_like_others,
+        final_eval=config.final_eval, final_like_others=task.final_like_others, covers=task.covers,
         checkpoint_every_eval=config.checkpoint_every_eval,
         primary_metric=f"{held_back.prefix}/exact_accuracy", primary_direction="max", splits=held_back.splits,
         batch_key="global_batch_size", batch_rows=config.global_batch_size,

@@ -116,6 +116,7 @@ def build(config: TrainConfig, runtime: Any) -> Any:
         eval_steps=range(0, steps + 1, config.eval_interval),
         plateau=plateau,
         primary_metric="eval/val_loss",
+        covers=data.covers + (f", {config.multidataset_criterion} of them" if len(data.weights) > 1 else ""),
         primary_direction="min",
         batch_key="batch_size",
         batch_rows=rows,

@@ -240,6 +240,8 @@ class EvalSampler:
         if max_examples is not None and max_examples < total:
             generator = keyed_numpy(seed, "eval_subset")
             chosen = chosen[np.sort(generator.choice(total, max_examples, replace=False, shuffle=False))]
+        self.covers = f"{len(chosen):,} of {total:,} examples" + (f" (seed {seed})" if len(chosen) < total else "")
+        """What is evaluated, in words: figures of other words are not compared."""
         self._chosen = [chosen[(chosen >= low) & (chosen < high)] - low for low, high in pairwise(base.tolist())]
 
     @property

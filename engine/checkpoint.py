@@ -132,6 +132,10 @@ class CheckpointStore:
             return True
         if past.get("name") != metric["name"] or not isinstance(past.get("value"), int | float):
             return True
+        if "covers" in past and past["covers"] != metric.get(
+            "covers", past["covers"]
+        ):  # a resume changed what it is of
+            return True
         if past.get("final", False) != metric.get("final", False):  # a final figure that covers something else
             return past.get("final", False)
         return metric["value"] < past["value"] if metric.get("goal") == "min" else metric["value"] > past["value"]

@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.config import RunConfig
 from engine.distributed import broadcast_object
+from engine.io import say
 from engine.stopping import EarlyStop
 from engine.task import Plan
 
@@ -63,14 +64,15 @@ class Evaluations:
         if value is None or not math.isfinite(value):
             return None
         final = {"final": True} if self.judged["final"] else {}
-        return {"name": self._plan.primary_metric, "value": value, "goal": self._plan.primary_direction, **final}
+        head = {"name": self._plan.primary_metric, "value": value, "goal": self._plan.primary_direction}
+        return {**head, **final, "covers": self._plan.covers}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and text."""
         plateau = self._plan.plateau
         return {
             "evaluated_step": self.step, "final_step": self.final_step, "results": dict(self.results),
-            "judged": self.judged, "early_stop": self.early_stop.state_dict(),
+            "covers": self._plan.covers, "judged": self.judged, "early_stop": self.early_stop.state_dict(),
             "plateau": None if plateau is None else plateau.state_dict(),
         }  # fmt: skip
 
@@ -84,3 +86,9 @@ class Evaluations:
         plateau = state.get("plateau") or task.get("plateau")
         if self._plan.plateau is not None and plateau:
             self._plan.plateau.load_state_dict(plateau)
+        covered = state.get("covers", self._plan.covers)  # an earlier version did not say
+        if covered != self._plan.covers:
+            say(f"note: evaluations cover {self._plan.covers} now, not {covered}: what is best is judged anew")
+            self.early_stop.restart()
+            if self._plan.plateau is not None:
+                self._plan.plateau.best, self._plan.plateau.waited = None, 0

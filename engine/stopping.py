@@ -19,6 +19,10 @@ class EarlyStop:
     def __init__(self, config: RunConfig, *, direction: str) -> None:
         self.patience, self.min_delta = config.early_stop_patience, config.early_stop_min_delta
         self.sign = 1.0 if direction == "max" else -1.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to count: no value was seen that the coming ones compare with."""
         self.best: float | None = None
         self.best_step: int | None = None
         self.best_apart = False  # the best value is of a final evaluation that covers something else than the others

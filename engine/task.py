@@ -152,6 +152,9 @@ class Plan:
     """Whether one follows the last step in any case."""
     final_like_others: bool = True
     """Whether that final one covers what the others do. If not, its figures are never compared with theirs."""
+    covers: str = ""
+    """What the primary metric of an ordinary evaluation is taken over; where a resume changes it, what is best, early
+    stopping and a plateau begin anew."""
     plateau: Plateau | None = None
     """What the schedule counts evaluations with, where it waits for them; part of the checkpoint."""
     checkpoint_every_eval: bool = True

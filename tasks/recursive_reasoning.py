@@ -156,6 +156,13 @@ class RecursiveReasoningTask:
         """Whether the final evaluation covers just what the others do."""
         return self.validation_sampler is None and self.eval_sampler.num_examples == self.final_sampler.num_examples
 
+    @property
+    def covers(self) -> str:
+        """What an ordinary evaluation covers."""
+        if self.validation_sampler is not None:
+            return f"{self.validation_sampler.num_examples:,} examples held back"
+        return self.eval_sampler.covers
+
     @torch.no_grad()
     def evaluate(self, *, final: bool) -> dict[str, float | None]:
         """Metrics at the last ACT step over the held-out examples, per set too where there are several.

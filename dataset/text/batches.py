@@ -237,6 +237,13 @@ class EvalBatches:
     def __len__(self) -> int:
         return self._batches
 
+    @property
+    def covers(self) -> str:
+        """What is evaluated, in words: figures of other words are not compared."""
+        if self.mode == "random":
+            return f"{len(self) * self.batch_size:,} random windows of {self.block_size} tokens (seed {self.seed})"
+        return f"{self.windows:,} of {self._whole:,} windows of {self.block_size} tokens"
+
     def rows(self, index: int, low: int, high: int) -> dict[str, np.ndarray]:
         """Rows [low, high) of batch `index`, as TrainBatches.rows; rows after the last window are not scored."""
         if not 0 <= index < len(self):

@@ -46,6 +46,13 @@ class OpenedText:
     """Share of training that each data set has on average."""
     cards: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def covers(self) -> str:
+        """What a validation loss is taken over."""
+        entries = [entry for entry in self.held_out if entry.split == "val"]
+        several = len(entries) > 1
+        return ", ".join(entry.batches.covers + (f" of {entry.name}" if several else "") for entry in entries)
+
 
 def folder_of(name: str) -> Path:
     """`data/<name>`; a name that is a path stays one (a leading data/ or ./data/ included), `~` is the home folder."""

@@ -165,3 +165,16 @@ def test_a_table_of_another_data_set_waits(place: Path) -> None:
         for k in (0, 1):
             same = [tables[first][name].equal(tables[second][name]) for name in names[k]]
             assert not any(same) if k == used else all(same)
+
+
+def test_figures_that_cover_something_else_are_not_compared(place: Path) -> None:
+    """A loss over more windows is no worse than one over few: what is best begins anew, and that is said."""
+    train(place, "max_iters=3", "warmup_iters=1", "eval_iters=1")
+    resume = ("train", "--init_from=resume", "--out_dir=out/r", "learning_rate=9")  # what follows is much worse
+    same = run_script(*resume, "max_iters=6", cwd=place)
+    assert same.code == 0, same.output
+    assert (same.code, (place / "out/r/ckpt.pt").resolve().name) == (0, "step_3")
+    assert "judged anew" not in same.output
+    more = run_script(*resume, "max_iters=9", "eval_iters=3", cwd=place)
+    assert (more.code, (place / "out/r/ckpt.pt").resolve().name) == (0, "step_9"), more.output
+    assert "windows of 8 tokens now, not" in more.output.replace("\n", " ")
