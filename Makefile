@@ -26,8 +26,8 @@ demo: $(STAMP)  ## learn 4x4 Sudoku and draw the model thinking (make demo DEVIC
 	$(PY) scripts/evaluate.py checkpoints/demo/sudoku_4x4 --device $(DEVICE)
 	$(PY) scripts/visualize.py checkpoints/demo/sudoku_4x4 --device $(DEVICE) --out demo/thinking.png
 
-test: $(STAMP)  ## the fast tests
-	$(PY) -m pytest -m "not slow and not gpu"
+test: $(STAMP)  ## the fast tests, on all cores
+	$(PY) -m pytest -n auto -m "not slow and not gpu"
 
 test-all: $(STAMP)  ## with the slow ones (what .ci/run does)
 	$(PY) -m pytest -m "not gpu"
