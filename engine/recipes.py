@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from engine.errors import UsageError
-from engine.io import closest
+from engine.io import closest, user_path
 from engine.reading import Unreadable, read_text, read_yaml, why
 from engine.translate import Groups
 
@@ -42,7 +42,7 @@ def config_name_of(argv: Sequence[str]) -> str | None:
 def search_folders(argv: Sequence[str], config_dir: Path) -> list[Path]:
     """Where Hydra will look for configs, in its order."""
     more = flag_value(argv, "--config-dir", "-cd")
-    return [config_dir] + ([Path(more).absolute()] if more else [])
+    return [config_dir] + ([user_path(more).absolute()] if more else [])
 
 
 @dataclass

@@ -202,8 +202,9 @@ def claim(config: RunConfig, entry: str) -> dict[str, Any]:
         for key, value in config.before.items()
         if key not in said or value_at(source.resolved, key) == value_before(value, source.resolved)
     ]
+    pattern = os.path.expanduser(expand_pattern(source.yaml))
     return {
-        "identity": identity(config), "entry": entry, "pattern": expand_pattern(source.yaml), "later": later,
+        "identity": identity(config), "entry": entry, "pattern": pattern, "later": later,
         "complete": partial(completed, schema=type(config)),
     }  # fmt: skip
 
@@ -217,6 +218,7 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_di
     asked = source_of(config)
     text = stored_text(folder)
     merged = merge_for_resume(text, asked.overrides, groups=[*asked.choices, *groups], before=config.before)
+    merged.resume_from = config.resume_from  # this launch's, never where the run once began
     header = text.partition("\n")[0] + "\n"
     resolved = resolved_container(merged)
     if run_dir is not None:  # a time-stamped name would resolve to a new time

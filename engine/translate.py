@@ -4,7 +4,8 @@
     --data_paths a b         data_paths=[a,b]            --config f.json       its leaves, before the rest
     --prompt "a, b"          prompt='a, b'               +key=value            ++key=value (not groups)
 
-No prefixes are matched. Hydra's own flags pass through, first: argparse wants the overrides in one piece.
+No prefixes are matched. Hydra's own flags pass through, first: argparse wants the overrides in one piece. A leading `~`
+in what Hydra reads itself is the home folder here; a key of ours keeps it, and whoever opens the path reads it so.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from engine.errors import UsageError
-from engine.io import closest
+from engine.io import closest, user_path
 from engine.keys import Key, describe, is_list, is_union, keys_of, told_elsewhere
 from engine.reading import Unreadable, read_json, why
 
@@ -37,6 +38,9 @@ PLAIN = re.compile(r"[./]*[A-Za-z_][\w./-]*", re.ASCII)
 # what Hydra reads as a value where the name of a group's option is expected
 NO_OPTION = re.compile(rf"|true|false|null|{NUMBER.pattern}", re.IGNORECASE)
 KEYWORDS = frozenset(("true", "false", "null", "none", "inf", "nan"))
+# a home folder where Hydra would take a path as it stands: at the start of a value, of a list's item, of a file:// URL
+HOME = re.compile(r"(?:^|(?<=[\[,'\"=])|(?<=file://))~(?=/|$)")
+BARE_HOME = re.compile(r"(?<=[=\[,])(?:FILE:)?~[^,\[\]'\"]*(?=[,\]]|$)")
 OVERRIDE = re.compile(r"(~|\+{0,2})([A-Za-z_][\w./@:$-]*)(=.*)?", re.DOTALL)
 
 
@@ -106,7 +110,8 @@ class _Translator:
                 value = value if equals else self._value(word)
                 if name in ("--cfg", "-c") and value not in SHOWN:
                     raise UsageError(f"{name} {value}: {closest(value, SHOWN)}")
-                self.hydra += [word] if equals else [word, value]
+                value = str(user_path(value)) if value.startswith("~") else value
+                self.hydra += [f"{name}={value}"] if equals else [word, value]
             elif name in ("--info", "-i"):
                 if equals and value not in INFO:
                     raise UsageError(f"{word}: {closest(value, INFO)}")
@@ -129,6 +134,10 @@ class _Translator:
         bare, at, package = name.partition("@")
         spelt, bare = bare, self._aliased(bare)
         self._note(bare, spelt)
+        if bare.startswith("hydra."):
+            rest = HOME.sub(str(user_path("~")), rest)
+        else:
+            rest = _home_quoted(rest)
         if bare != spelt and bare in self.keys and is_list(self.keys[bare].kind) and not rest.startswith("=["):
             values = rest[1:].split(",") if self.multirun else [rest[1:]]  # the old key took one value
             rest = "=" + ",".join(f"[{value}]" for value in values)
@@ -179,6 +188,7 @@ class _Translator:
         elif key is not None and is_list(key.kind):
             self.overrides.append(self._plain(name, self._list(key, [value])))
         else:
+            value = HOME.sub(str(user_path("~")), value) if name.startswith("hydra.") else value
             self.overrides.append(self._plain(name, self._typed(key, value, spelt)))
 
     def _typed(self, key: Key | None, text: str, spelt: str) -> str:
@@ -197,7 +207,7 @@ class _Translator:
 
     def _list(self, key: Key, values: list[str]) -> str:
         if len(values) == 1 and (values[0].startswith("[") or (key.optional and values[0] == "null")):
-            return values[0]
+            return _home_quoted(values[0])
         item = (*get_args(key.kind), None)[0]
         if len(values) == 1 and item in (int, float):
             values = values[0].split(",")
@@ -206,7 +216,7 @@ class _Translator:
     def _json(self, path: str) -> None:
         """Flatten a nested JSON file. Unknown keys are refused here, where the file can be named."""
         try:
-            data = read_json(path)
+            data = read_json(user_path(path))
         except (OSError, Unreadable) as error:
             raise UsageError(f"--config {path} {why(error)}") from error
         if not isinstance(data, dict):
@@ -301,6 +311,11 @@ class _Translator:
 
 def _is_block(kind: Any) -> bool:
     return describe(kind) in ("block of keys", "any")
+
+
+def _home_quoted(text: str) -> str:
+    """A value with its items that begin with `~` in quotes: Hydra's grammar has no bare one."""
+    return BARE_HOME.sub(lambda found: quote(found[0]), text)
 
 
 def _bare(kind: Any, text: str) -> bool:

@@ -117,7 +117,7 @@ def _data_names(checkpoint: Path) -> list[str]:
     texts = [name for entry in listed if isinstance(entry, list) for name in entry if isinstance(name, str)]
     if not texts and isinstance(config.get("dataset"), str):
         texts = [config["dataset"]]
-    folders = [Path(name) if "data_paths" in config else folder_of(name) for name in texts]
+    folders = [user_path(name) if "data_paths" in config else folder_of(name) for name in texts]
     return [str(folder) for folder in folders if not folder.is_absolute()]
 
 

@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from engine.cli import PLUGINS, one_line
 from engine.errors import UsageError
+from engine.io import user_path
 from engine.keys import keys_of
 from engine.recipes import find_groups
 from engine.schema import structure, with_defaults
@@ -213,10 +214,10 @@ def _follow_config(chain: Chain) -> None:
     flags = hydra_flags(chain.command.arguments)
     folders = [chain.config_dir]
     for name in ("--config-path", "-cp"):
-        folders = [chain.repo.root / flags[name]] if name in flags else folders
+        folders = [chain.repo.root / user_path(flags[name])] if name in flags else folders
     for name in ("--config-dir", "-cd"):
         bases = (chain.cwd or chain.repo.root, Path.cwd())  # of a job file, or of a command that is typed here
-        places = [base / flags[name] for base in bases] if name in flags else []
+        places = [base / user_path(flags[name]) for base in bases] if name in flags else []
         folders += [next((place for place in places if place.is_dir()), places[0])] if places else []
     chain.config_dir, chain.folders = folders[0], folders
     given = flags.get("--config-name", flags.get("-cn"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.held_back import validation_count
-from engine.io import UsageError, read_object
+from engine.io import UsageError, read_object, user_path
 from verification.source import Repo, literal
 
 ENCODER_FILE = "all__num_demos.npy"
@@ -35,7 +35,7 @@ class DataPath:
 
 def read_data(repo: Repo, path: str, key: str, folder: Path) -> DataPath:
     """Look at `path` (relative to `folder`)."""
-    root = folder / path
+    root = folder / user_path(path)
     if "catalog" not in repo.memo:
         repo.memo["catalog"], repo.memo["built mode"] = _catalog(repo), _built_mode(repo)
     catalog = repo.memo["catalog"]

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine.config import merge_for_resume, stored_origin
 from engine.errors import UsageError
-from engine.io import closest
+from engine.io import closest, user_path
 from engine.reading import Unreadable, read_text, why
 from engine.registry import ENTRIES
 from engine.runfiles import runs_below
@@ -34,7 +34,7 @@ def go_on(chain: Chain) -> None:
     Raises: UsageError for what the launch refuses, e.g. another arch.
     """
     config = chain.resolved or {}
-    folder = (chain.cwd or chain.repo.root) / str(config.get("run_dir"))
+    folder = (chain.cwd or chain.repo.root) / user_path(str(config.get("run_dir")))
     if (folder / "config.yaml").is_file():
         adopt(chain, folder, chain.overrides)
         assert chain.resolved is not None
