@@ -15,7 +15,7 @@ from engine.config import NOT_IDENTITY as RUN_NOT_IDENTITY
 from engine.config import RunConfig
 from engine.io import user_path
 from engine.schedule import Decay
-from engine.translate import Groups
+from engine.translate import Groups, quote
 from models.language_models.config import GPTConfig
 from models.language_models.gpt2_config import GPT2_SIZES
 from train_source import start_arch
@@ -311,4 +311,4 @@ def _split_items(value: str) -> str:
     if not (value.startswith("[") and value.endswith("]")):
         return value
     items = [part for item in value[1:-1].split(",") for part in item.strip().strip("'\"").split()]
-    return "[" + ",".join(items) + "]"
+    return "[" + ",".join(quote(item) if item.startswith("~") else item for item in items) + "]"

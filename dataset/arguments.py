@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from engine.io import UsageError, closest, user_path
+
+KINDS = {
+    "int": "whole number",
+    "whole": "whole number",
+    "float": "number",
+    "Path": "path",
+    "positive": "whole number of at least 1",
+}
+"""What --help calls the type of an argument, by the name of what reads it; anything else is text."""
+
+
+class _Help(argparse.HelpFormatter):
+    """Both spellings of each flag, and after its meaning its type, and its default where the text does not say it."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        dashed = [flag for flag in action.option_strings if "-" in flag.lstrip("-")]
+        shown.option_strings = [*action.option_strings, *(f"--{flag[2:].replace('-', '_')}" for flag in dashed)]
+        return super()._format_action_invocation(shown)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        meaning = action.help or ""
+        if not action.option_strings or isinstance(action, argparse._HelpAction):
+            return meaning
+        if action.nargs == 0:
+            return f"{meaning} [switch]"
+        told = "choice" if action.choices else KINDS.get(getattr(action.type, "__name__", ""), "text")
+        several = "several: " if action.nargs in ("+", "*", 2) else ""
+        given = action.default not in (None, []) and action.default is not argparse.SUPPRESS
+        standard = (
+            "" if "default" in meaning else f"; default: {action.default if given else 'none'}".replace("%", "%%")
+        )
+        return f"{meaning} [{several}{told}{'; required' if action.required else standard}]"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -18,7 +52,9 @@ class OneLineParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
+        given = options.pop("formatter_class", argparse.HelpFormatter)
+        shown = type("Help", (_Help, given), {})
+        super().__init__(**{"allow_abbrev": False, "formatter_class": shown, **options})
         self.register("type", Path, user_path)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

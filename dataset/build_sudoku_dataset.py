@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--download", action="store_true", help="fetch the CSV files from the Hugging Face Hub first")
     out.add_argument(
         "--source-repo",
+        metavar="REPOSITORY",
         help=f"Hub data set for --download (default: {HUB_REPOSITORY})",
     )
     out.add_argument(

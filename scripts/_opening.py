@@ -23,13 +23,15 @@ from engine.runfiles import read_json
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """The checkpoint, what to feed it, and how."""
     parser.add_argument("checkpoint", type=Path, help="a run directory (its latest checkpoint) or a step_N directory")
-    parser.add_argument("--split", choices=("test", "train"), default="test", help="default: test")
+    parser.add_argument("--split", choices=("test", "train"), default="test", help="which examples; default: test")
     parser.add_argument("--data", nargs="+", metavar="PATH", help="data sets; default: those the run was evaluated on")
     parser.add_argument(
         "--steps", type=positive, metavar="N",
         help="ACT steps per example, more than it was trained with if you like; default: arch.halt_max_steps",
     )  # fmt: skip
-    parser.add_argument("--weights", choices=("ema", "raw"), help="default: the averaged ones where the run keeps them")
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), help="averaged or raw; default: the averaged ones where the run keeps them"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
 
 

@@ -57,8 +57,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--halting", choices=("fixed", "latched"),
         help="latched: a row keeps the answer of the step at which it halts; default: arch.eval_halting",
     )  # fmt: skip
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="default: what the run took")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="default: evaluation_step_N.json in the run")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="examples at once; default: what the run took")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="where the figures go; default: evaluation_step_N.json in the run"
+    )
     args = parser.parse_args(argv)
     if args.max_examples not in (None, "all"):
         try:

@@ -42,8 +42,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="runs, folders of runs, folders of sweeps")
-    parser.add_argument("--metric", choices=METRICS, default=METRICS[0], help="default: exact_accuracy")
-    parser.add_argument("--out", type=Path, default=Path("feudal_report"), metavar="DIR", help="default: feudal_report")
+    parser.add_argument(
+        "--metric", choices=METRICS, default=METRICS[0], help="what cells are compared by; default: exact_accuracy"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("feudal_report"),
+        metavar="DIR",
+        help="folder of the report; default: feudal_report",
+    )
     parser.add_argument("--no-interventions", action="store_true", help="compare the scores only; loads no model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
     return parser.parse_args(argv)

@@ -41,12 +41,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _count(least: int) -> Any:
-    def read(text: str) -> int:
+    def whole(text: str) -> int:
         if not text.isdigit() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {least}")
         return int(text)
 
-    return read
+    return whole
 
 
 def _gpus(text: str) -> tuple[str, ...]:
@@ -76,12 +76,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--retries", type=_count(0), default=0, metavar="N", help="try a failed job N times more")
     parser.add_argument("--jobs", type=_count(1), default=1, metavar="N", help="how many at once (default 1)")
     parser.add_argument("--gpus", type=_gpus, metavar="0,1,..", help="share these out through CUDA_VISIBLE_DEVICES")
-    parser.add_argument("--logs", type=Path, metavar="DIR", help="default: logs/<job file>")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="where output goes; default: logs/<job file>")
     parser.add_argument("--cwd", type=Path, default=Path(), metavar="DIR", help="where commands run (default: here)")
     parser.add_argument(
         "--take-over", action="append", default=[], metavar="HOST", help="its runners are gone for good"
     )
-    parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
+    parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help="this machine, or a cluster")
     parser.add_argument("--slurm", type=_slurm, action="append", default=[], metavar="KEY=VALUE", help="for submitit")
     parser.add_argument("--status", action="store_true", help="show the table and exit")
     parser.add_argument("--dry-run", action="store_true", help="show what would be run and exit")

@@ -41,13 +41,26 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--prompt", nargs="+", default=["\n"],
         help='text, or FILE:path; one for each stream of a multicontext model; default: a newline',
     )  # fmt: skip
-    parser.add_argument("--max-new-tokens", type=positive, default=500, metavar="N", help="default: 500")
-    parser.add_argument("--num-samples", type=positive, default=1, metavar="N", help="for each top-k; default: 1")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token; default: 0.8")
-    parser.add_argument("--top-k", type=positive, nargs="+", default=[200], metavar="K", help="default: 200")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=500, metavar="N", help="length of a sample; default: 500"
+    )
+    parser.add_argument(
+        "--num-samples", type=positive, default=1, metavar="N", help="samples for each --top-k; default: 1"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token; default: 0.8"
+    )
+    parser.add_argument(
+        "--top-k",
+        type=positive,
+        nargs="+",
+        default=[200],
+        metavar="K",
+        help="draw from the K likeliest tokens; default: 200",
+    )
     parser.add_argument("--min-p", type=float, metavar="P", help="only tokens of at least P x the best's probability")
-    parser.add_argument("--dataset", help="which vocabulary, for a multidataset_wte model")
-    parser.add_argument("--seed", type=int, default=1337)
+    parser.add_argument("--dataset", metavar="NAME", help="which vocabulary, for a multidataset_wte model")
+    parser.add_argument("--seed", type=int, default=1337, metavar="N", help="of the random draws; default: 1337")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (if there are any) or raw")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
     args = parser.parse_args(argv)

@@ -42,28 +42,32 @@ def parse(argv: list[str]) -> argparse.Namespace:
         prog="verify_path.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("words", nargs="*", help="a job file (with --script: overrides)")
-    parser.add_argument("--job", help="only the job of this id")
-    parser.add_argument("--line", type=int, help="only the job at this line")
+    parser.add_argument("--job", metavar="ID", help="only the job of this id")
+    parser.add_argument("--line", type=int, metavar="N", help="only the job at this line")
     parser.add_argument("--all", action="store_true", help="without a job file: everything in the repository")
     parser.add_argument(
         "--status", choices=("pending", "any"), default="any", help="pending: leave out done and failed jobs"
     )
-    parser.add_argument("--script", help="an entry script, with --config-name and overrides")
-    parser.add_argument("--config-name", help="for --script")
-    parser.add_argument("--checkpoint", help="a run directory: its stored config against today's code")
+    parser.add_argument("--script", type=Path, metavar="FILE", help="an entry script, with --config-name and overrides")
+    parser.add_argument("--config-name", metavar="NAME", help="the recipe, for --script")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="RUN", help="a run directory: its stored config against today's code"
+    )
     parser.add_argument("--static", action="store_true", help="static checks only (the default)")
     parser.add_argument("--dynamic", action="store_true", help="also observe a tiny instance of each config")
     parser.add_argument("--data", action="store_true", help="also read the data sets")
-    parser.add_argument("--json", metavar="OUT", help="write JSON (- for the screen)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write JSON (- for the screen)")
     parser.add_argument(
-        "--markdown", metavar="OUT", help="write the Markdown page (data sets as the catalogue has them)"
+        "--markdown", type=Path, metavar="FILE", help="write the Markdown page (data sets as the catalogue has them)"
     )
     parser.add_argument(
         "--check", action="store_true", help="with --markdown: fail if the page is not what would be written"
     )
     parser.add_argument("--strict", action="store_true", help="a warning counts as a failure")
     parser.add_argument("--verbose", action="store_true", help="also print what passed and what was skipped")
-    parser.add_argument("--root", default=str(ROOT), help="another copy of the repository")
+    parser.add_argument(
+        "--root", type=Path, default=ROOT, metavar="DIR", help="a copy of the repository; default: this one"
+    )
     options = parser.parse_args(argv)
     options.command = command
     return options
@@ -75,11 +79,11 @@ def collect(options: argparse.Namespace, repo: Repo) -> list[Report]:
     words = options.command
     if options.script:
         name = [f"--config-name={options.config_name}"] if options.config_name else []
-        words = ["python", options.script, *name, *options.words]
+        words = ["python", str(options.script), *name, *options.words]
     if words:
         return [verify_command(words, root=root, data=data, job=" ".join(words), repo=repo)]
     if options.checkpoint:
-        return [verify_run(Path(options.checkpoint), repo, data=data)]
+        return [verify_run(options.checkpoint, repo, data=data)]
     if options.words:
         some = {"job": options.job, "line": options.line, "pending": options.status == "pending"}
         return [one for name in options.words for one in verify_file(name, root=root, data=data, repo=repo, **some)]
@@ -117,7 +121,7 @@ def page(reports: list[Report], out: Path, check: bool) -> bool:
 def run(argv: list[str]) -> int:
     """The exit code. Raises UsageError."""
     options = parse(argv)
-    root = Path(options.root).resolve()
+    root = options.root.resolve()
     if not (root / "config").is_dir():
         raise UsageError(f"--root {root} has no config/: expected a copy of the repository")
     if options.check and not options.markdown:
@@ -129,12 +133,12 @@ def run(argv: list[str]) -> int:
         observe(reports, root)
     if options.json:
         content = form.as_json(reports)
-        if options.json == "-":
+        if options.json == Path("-"):
             print_data(content)
         else:
             atomic_write_text(options.json, content)
-    fresh = page(reports, Path(options.markdown), options.check) if options.markdown else True
-    if options.json != "-":
+    fresh = page(reports, options.markdown, options.check) if options.markdown else True
+    if options.json != Path("-"):
         sys.stdout.write(form.text(reports, verbose=options.verbose, brief=options.check))
     return int(not fresh or any(report.failed(options.strict) for report in reports))
 

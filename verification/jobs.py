@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.errors import UsageError
-from engine.io import Unreadable, closest, read_bytes, why
+from engine.io import Unreadable, closest, read_bytes, user_path, why
 
 __all__ = ["MARKS", "STATES", "Job", "JobFile", "command_job", "find", "parse", "parse_text", "read", "read_directive"]
 
@@ -109,7 +109,7 @@ def find(name: str | Path, folders: Sequence[str | Path] = (".",)) -> Path:
 
     Raises: UsageError that names the nearest file.
     """
-    given = Path(name)
+    given = user_path(name)
     if given.is_file():
         return given
     places = [Path(folder) / "jobs" for folder in folders]
