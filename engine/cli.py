@@ -5,6 +5,7 @@ Nothing here imports torch, so --help and a misspelt key answer at once.
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import os
 import re
@@ -114,7 +115,7 @@ def run(
             words += QUIET
         if not {"-sc", "--shell-completion"} & set(words) and not any("hydra.job.name=" in word for word in words):
             words.append(f"++hydra.job.name={Path(entry).stem}")
-        with _environment(words), job_codes(sweep, words) as codes:
+        with _environment(words), _lazy_help(), job_codes(sweep, words) as codes:
             _guarded(launch, config_dir, given.get("config_name"))()
         return max(codes(), default=0)
     except SystemExit as stop:  # Hydra's own: it has printed what is wrong, e.g. with -p PACKAGE
@@ -226,6 +227,27 @@ def _check_presets(words: list[str], schema: type, groups: Groups, folders: list
             fitting = " or ".join(options_for(schema, groups, *folders).get(group, []))
             hint = f"choose {fitting}" if fitting else f"drop {word}"
             raise UsageError(f"{group}={option} is not for {script}.py, which has no {key}: {hint}")
+
+
+@contextmanager
+def _lazy_help() -> Iterator[None]:
+    """Since Python 3.14 argparse reads the help of an argument as it is added, and fails at Hydra's, an object that
+    becomes text when it is shown (facebookresearch/hydra#3121). Help that is text is checked as before.
+    """
+    owner: Any = argparse._ActionsContainer
+    check = getattr(owner, "_check_help", None)
+
+    def check_text(container: Any, action: argparse.Action) -> None:
+        if check is not None and isinstance(action.help, str):
+            check(container, action)
+
+    if check is not None:
+        owner._check_help = check_text
+    try:
+        yield
+    finally:
+        if check is not None:
+            owner._check_help = check
 
 
 def _guarded(launch: Callable[..., Any], config_dir: Path, config_name: str | None) -> Callable[[], Any]:

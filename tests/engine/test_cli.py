@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -203,3 +204,40 @@ def test_a_real_process_ends_with_the_code_and_without_torch(project: Path) -> N
     assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)
     probe = "import sys, engine.cli, engine.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], env=environment).returncode == 0
+
+
+def _check_help(container: Any, action: argparse.Action) -> None:
+    """What argparse of Python 3.14 does with each argument that is added."""
+    if action.help and hasattr(container, "_get_formatter"):
+        try:
+            container._get_formatter()._expand_help(action)
+            _ = "%" in action.help
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError("badly formed help string") from error
+
+
+def test_hydras_parser_is_made_where_help_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Python 3.14 (there this is argparse's own check)."""
+    from hydra._internal.utils import get_args_parser
+
+    from engine.cli import _lazy_help
+
+    owner: Any = argparse._ActionsContainer
+    if not hasattr(owner, "_check_help"):
+        add = owner.add_argument
+
+        def add_argument(container: Any, *args: Any, **kwargs: Any) -> argparse.Action:
+            action = add(container, *args, **kwargs)
+            container._check_help(action)
+            return action
+
+        monkeypatch.setattr(owner, "_check_help", _check_help, raising=False)
+        monkeypatch.setattr(owner, "add_argument", add_argument)
+        with pytest.raises(ValueError, match="badly formed help string"):
+            get_args_parser()
+    before = owner._check_help
+    with _lazy_help():
+        assert get_args_parser().parse_args(["--cfg", "job", "a=1"]).overrides == ["a=1"]
+        with pytest.raises(ValueError, match="badly formed"):
+            argparse.ArgumentParser().add_argument("--x", help="%(nonsense)s")
+    assert owner._check_help is before
