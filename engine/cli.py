@@ -177,7 +177,10 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
         return f"unknown key '{cause.full_key}': {told or hint}"
     if cause is None and isinstance(error, OverrideParseException):
         lines = [line for line in str(error).splitlines() if line.strip(" ^") and "https://" not in line]
-        return f"cannot read '{error.override}': {_flat(' '.join(lines))}; quote a value with special characters"
+        why = " ".join(line for line in lines if "LexerNoViableAlt" not in line)
+        return _flat(
+            f"cannot read '{error.override}': {f'{why}; ' if why else ''}quote a value with special characters"
+        )
     text = re.sub(r"\n?See https?://\S+ for details", "", str(error))
     if isinstance(error, ConfigCompositionException) and cause is not None:
         text += f" ({str(cause).splitlines()[0]})"

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
+from engine.errors import disk_fault
 from engine.signals import install, on_main_rank, watch_launcher
 
 _stopped: int | None = None  # the exit code of a signal, once the script has begun
@@ -139,6 +140,12 @@ def execute(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         _warn("stopped")
         code = 130 if _stopped is None else _stopped
+    except OSError as error:  # a report, a log, a lock: what the disk refuses is the user's to mend
+        told = disk_fault(error)
+        if told is None:
+            raise
+        _warn(f"error: {told}")
+        code = told.exit_code
     finish(code)
 
 

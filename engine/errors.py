@@ -38,7 +38,8 @@ class Interrupted(BaseException):
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENOMEM}
 REFUSED = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENAMETOOLONG, errno.ELOOP,
-    errno.EISDIR, errno.ENOTDIR, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.EXDEV, errno.ENOLCK, errno.ETIMEDOUT,
+    errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.EXDEV, errno.ENOLCK,
+    errno.ETIMEDOUT,
 }  # fmt: skip
 
 

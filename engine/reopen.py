@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from engine.checkpoint import Checkpoint, CheckpointStore, WeightsMisfit, load_c
 from engine.errors import UsageError
 from engine.identity import what_changed
 from engine.launch import make_runtime
+from engine.manifest import REQUIRED
 from engine.registry import entry_module
 from engine.runfiles import runs_below
 from engine.schema import structure
@@ -44,10 +46,13 @@ def find_checkpoint(path: str | Path, *, checksums: bool = False) -> Checkpoint:
         if found is None:
             raise UsageError(f"{folder} holds no checkpoint yet: train it further, or name another run")
         folder = found
-    if not folder.is_dir():
-        raise UsageError(f"{path} is neither a run directory nor a checkpoint: expected e.g. checkpoints/PROJECT/RUN")
     if not (folder / "manifest.json").exists() and (runs := runs_below(folder) or runs_below(folder / "checkpoints")):
         raise UsageError(f"{path} is a folder of runs: name one of them, {', '.join(runs)}")
+    if (folder / "identity.json").exists():
+        raise UsageError(f"{folder} holds no checkpoint yet: train it further, or name another run")
+    parts = any((folder / name).exists() for name in ("manifest.json", *REQUIRED))
+    if not folder.is_dir() or not (parts or re.fullmatch(r"step_\d+", folder.resolve().name)):
+        raise UsageError(f"{path} is neither a run directory nor a checkpoint: expected e.g. checkpoints/PROJECT/RUN")
     return load_checkpoint(folder, checksums=checksums)
 
 

@@ -92,7 +92,8 @@ def _named_otherwise(config: RunConfig, stem: str, suffix: str) -> dict[str, str
 
 def run_dir(config: RunConfig) -> Path:
     """Where the run writes: `run_dir`, else checkpoints/<project>/<run name>."""
-    return Path(config.run_dir or f"checkpoints/{config.project_name or 'runs'}/{config.run_name}").expanduser()
+    path = Path(config.run_dir or f"checkpoints/{config.project_name or 'runs'}/{config.run_name}").expanduser()
+    return path.resolve() if ".." in path.parts else path  # `a/../a` ends to exist when `a` is set aside
 
 
 def decide(config: RunConfig, entry: str) -> ConfigSource:

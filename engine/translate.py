@@ -37,6 +37,8 @@ NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan")
 PLAIN = re.compile(r"[./]*[A-Za-z_][\w./-]*", re.ASCII)
 # what Hydra reads as a value where the name of a group's option is expected
 NO_OPTION = re.compile(rf"|true|false|null|{NUMBER.pattern}", re.IGNORECASE)
+# text that needs no quotes by its looks, but that Hydra's grammar cannot read: ~/data, Übung
+UNREAD = re.compile(r"~?[\w./-]*")
 KEYWORDS = frozenset(("true", "false", "null", "none", "inf", "nan"))
 # a home folder where Hydra would take a path as it stands: at the start of a value, of a list's item, of a file:// URL
 HOME = re.compile(r"(?:^|(?<=[\[,'\"=])|(?<=file://))~(?=/|$)")
@@ -149,6 +151,9 @@ class _Translator:
             sign = "" if bare in self.groups.selected or rest.startswith("={") else "+"
         if sign == "" and self._only_declared(bare):
             sign = "++"
+        value = rest[1:]
+        if UNREAD.fullmatch(value) and (value.startswith("~") or not value.isascii()) and bare in self.keys:
+            rest = "=" + quote(value)
         return sign + bare + at + package + rest
 
     def _only_declared(self, name: str) -> bool:

@@ -109,6 +109,7 @@ class Runner:
 
     def run(self) -> int:
         """The exit code: 0 all done, 1 a job failed, 3 stopped by a signal."""
+        self._require_logs()
         with self._watching():
             while True:
                 if self.stop is None:
@@ -123,6 +124,16 @@ class Runner:
         if self.stop is not None:
             return 3
         return 1 if self.results["failed"] else 0
+
+    def _require_logs(self) -> None:
+        """Before any line is marked. Raises: UsageError where no log can be written."""
+        folder = self.options.logs
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _no_log(folder, error) from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"--logs={folder} cannot be written (no permission): name another folder with --logs")
 
     # --- starting
 
@@ -185,9 +196,15 @@ class Runner:
             gpus = tuple(self._free()[: self._need(job)])
             env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         log = options.logs / f"{job.key}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
         started, total = time.time(), int(claim.record.get("attempts", 0)) + 1
-        with open(log, "ab") as stream:
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            stream = log.open("ab")
+        except OSError as error:  # removed or forbidden meanwhile; other jobs may be running
+            item = _Running(claim, None, log, 0, started, attempt)
+            self._finish(item, Outcome("failed", False, str(_no_log(log, error)), UsageError.exit_code))
+            return
+        with stream:
             shown = job.command.encode("utf-8", "surrogateescape")
             head = f"=== attempt {total}, {time.strftime('%Y-%m-%d %H:%M:%S')}, {HOST}, gpus {','.join(gpus) or '-'}: "
             stream.write(head.encode() + shown + b"\n")
@@ -295,6 +312,10 @@ class Runner:
                 item.process.send_signal(signal.SIGTERM)
             elif (child := item.claim.record.get("child")) and process_alive(int(child)):
                 os.kill(int(child), signal.SIGTERM)
+
+
+def _no_log(place: Path, error: OSError) -> UsageError:
+    return UsageError(f"the log {place} cannot be written ({error.strerror}): name another folder with --logs")
 
 
 def plan(ledger: Ledger, options: Options, speak: Callable[[str], None] = print) -> int:

@@ -14,7 +14,7 @@ from dataset.text.vocabulary import Vocabulary, model_sizes, read_vocabularies, 
 from engine.environment import data_change
 from engine.errors import UsageError
 from engine.io import say
-from engine.runfiles import read_json
+from engine.runfiles import read_json, runs_below
 from scripts._opening import home_of
 
 
@@ -35,7 +35,7 @@ def pick(run: Path, name: str) -> Path:
     """The checkpoint `name` of a run; a path that is one already stays. Raises: UsageError that lists what is there."""
     from engine.checkpoint import CheckpointStore
 
-    if not (run / "checkpoints").is_dir():
+    if not (run / "checkpoints").is_dir() or runs_below(run / "checkpoints"):
         return run
     store = CheckpointStore(run, "train")
     if name == "best" and store.best() is None:

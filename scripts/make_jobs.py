@@ -229,11 +229,16 @@ def write(lines: list[str], out: Path, *, append: bool) -> None:
     if not out.exists():
         atomic_write_text(out, "\n".join(lines) + "\n")
         return
+    if not out.is_file():
+        raise UsageError(f"{out} is not a file: name a job file to write")
     if not append:
         raise UsageError(f"{out} exists: choose another name, or --append to it")
     from scripts._jobs_ledger import Ledger  # a runner may be at work on it
 
-    Ledger(out).append("\n".join(lines) + "\n", {job.id for job in parse_text("\n".join(lines))[0]})
+    ledger = Ledger(out)
+    if problems := ledger.read().problems:
+        raise UsageError(f"{out} is no job file (line {problems[0][0]}): --append adds to one, choose another name")
+    ledger.append("\n".join(lines) + "\n", {job.id for job in parse_text("\n".join(lines))[0]})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -62,6 +62,15 @@ def test_a_command_whose_output_is_all_ends_with_it(tmp_path: Path) -> None:
     assert full.stderr == "error: standard output cannot be written (No space left on device)\n"
 
 
+def test_a_file_that_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code = "from pathlib import Path; begin(); execute(lambda: Path('file/report').write_text('x'))"
+    ended = shell(BEGIN + code, "", tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: file/report cannot be used: Not a directory")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_a_terminal_that_goes_away_does_not_end_the_work(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     code = WORK.replace("begin(run=True)", "begin(); sys.stdin.readline()")

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from engine.checkpoint import CheckpointStore
 from engine.errors import UsageError
+from engine.resume import run_dir
 from engine.rundir import RunDirectory, find_resumable, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,6 +82,14 @@ def test_auto_goes_on_when_the_status_is_lost(tmp_path, text):
     if text is not None:
         (path / "status.json").write_text(text)
     assert opened(path).mode == "continue"
+
+
+def test_a_way_that_leads_up_again_is_another_name_of_the_same_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lived(tmp_path / "out/a", 5, state="done")
+    place = run_dir(SimpleNamespace(run_dir="out/a/../a", project_name=None, run_name=None))
+    assert opened(place).path == tmp_path / "out/a"  # `out/a/..` is gone once `a` is set aside
+    assert (tmp_path / "out/a.1/identity.json").exists()
 
 
 def test_auto_sets_a_finished_run_aside(tmp_path, capsys):

@@ -151,6 +151,10 @@ LINES: list[tuple[list[str], list[str]]] = [
     (["--arch", "trm"], ["arch=trm"]),
     (["--debug", "tiny"], ["+debug=tiny"]),
     (["--hydra.job.name", "x"], ["hydra.job.name=x"]),
+    # text in Hydra's style that Hydra itself cannot read, though nothing in it looks special
+    (["run_name=~/runs/a"], ["run_name='~/runs/a'"]),
+    (["run_name=Übung"], ["run_name='Übung'"]),
+    (["run_name=plain"], ["run_name=plain"]),
     # both at once
     (
         ["arch=trm", "--lr", "1", "+run_name=x", "--use_wandb"],

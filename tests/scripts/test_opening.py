@@ -9,6 +9,7 @@ import pytest
 from engine.errors import Interrupted, RunFailure, UsageError
 from scripts import evaluate, visualize
 from scripts._opening import positive, run_command
+from scripts._text_run import pick
 from tests.conftest import run_script
 
 
@@ -112,3 +113,19 @@ def test_a_folder_of_runs_lists_them(tmp_path: Path) -> None:
             find_checkpoint(tmp_path / folder)
     with pytest.raises(UsageError, match="holds no checkpoint yet"):
         find_checkpoint(tmp_path / "checkpoints/demo/new")
+    with pytest.raises(UsageError, match="is a folder of runs"):  # as sample.py and export_gpt2.py look for it
+        find_checkpoint(pick(tmp_path, "best"))
+
+
+def test_a_folder_that_is_no_run_is_called_that(tmp_path: Path) -> None:
+    from engine.reopen import find_checkpoint
+
+    for name in ("src", "run", "step_4"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match="src is neither a run directory nor a checkpoint"):
+        find_checkpoint(tmp_path / "src")
+    (tmp_path / "run/identity.json").write_text("{}")
+    with pytest.raises(UsageError, match="run holds no checkpoint yet"):
+        find_checkpoint(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"manifest.json is missing"):
+        find_checkpoint(tmp_path / "step_4")

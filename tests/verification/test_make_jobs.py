@@ -109,6 +109,15 @@ def test_a_file_is_neither_overwritten_nor_given_a_name_twice(
     assert len({job.id for job in parse(tmp_path / "jobs-g.txt")}) == 40
 
 
+def test_jobs_are_appended_to_a_job_file_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    (tmp_path / "poem.txt").write_text("not a job\n")
+    for out in (tmp_path / "poem.txt", tmp_path, Path("/dev/full")):  # a device has no end
+        assert main([str(tmp_path / "grid.yaml"), "--out", str(out), "--append"]) == 2
+        assert str(out) in capsys.readouterr().err
+    assert (tmp_path / "poem.txt").read_text() == "not a job\n"
+
+
 def test_words_stay_words_and_two_kinds_of_equal_values_differ(tmp_path: Path) -> None:
     grid = "base: python a.py\nfactors:\n  compile: [off, block]\n  flag: [true, 1]\nexclude:\n  - {flag: 1}\n"
     assert make(tmp_path, grid) == 0

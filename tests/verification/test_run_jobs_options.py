@@ -166,3 +166,13 @@ def test_the_shipped_jobs_are_complete() -> None:
         assert job.argv[:2] == ("torchrun", "--standalone")
         assert {"mode", "act", "encoder", "purpose"} <= job.intent.keys(), job.id
         assert {comment.split()[0] for comment in job.comments} >= {"hypothesis", "expected"}, job.id
+
+
+@pytest.mark.parametrize("logs", ["file", "file/logs", "/dev/null"])
+def test_logs_that_cannot_be_written_mark_no_job(place: Path, logs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "file").touch()
+    write(place, "[ ] python job.py a")
+    code, output = run(place, capsys, "--logs", logs if logs.startswith("/") else str(place / logs))
+    assert code == 2
+    assert "cannot be written" in output
+    assert (marks(place), events(place)) == (" ", [])
