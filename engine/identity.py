@@ -105,7 +105,12 @@ def _with_own_defaults(block: Mapping[str, Any], root: str) -> dict[str, Any]:
     try:
         chosen: Any = resolve(str(block.get("name")), CLASSES[root], f"{root}.name")
         return with_defaults(chosen.Config, block)
-    except (UsageError, ImportError, AttributeError):  # of a class that is no more: it is compared as it stands
+    except (
+        UsageError,
+        ImportError,
+        AttributeError,
+        TypeError,
+    ):  # of a class that is no more: it is compared as it stands
         return dict(block)
 
 
