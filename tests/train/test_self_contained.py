@@ -89,3 +89,13 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, content: str) -> None:
     with pytest.raises(UsageError, match=FILE) as caught:
         read_vocabularies(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_are_not_put_to_other_words(own: Path) -> None:
+    """init_from=prev_run on data of as many other signs: its numbers mean other words to the model."""
+    swap(own)
+    argv = ("--init_from=prev_run", "--prev_run_ckpt=out/r", "out_dir=out/fine")
+    for source in ("out/r", "out/r/ckpt.pt", "out/r/checkpoints/step_6"):
+        result = attempt(own, *argv[:1], f"--prev_run_ckpt={source}", *argv[2:])
+        assert (result.code, (own / "out/fine").exists()) == (2, False), result.output
+        assert "data/plain has another vocabulary than data/plain of that run" in result.output
