@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from dataset.text.meta import read_meta
-from dataset.text.vocabulary import read_vocabularies, vocabularies_of
+from dataset.text.vocabulary import require_same_words
 from engine.checkpoint import CheckpointStore, load_checkpoint, load_weights
 from engine.errors import UsageError
 from engine.identity import what_changed
@@ -115,7 +115,8 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
     store = CheckpointStore(folder, "train")
     found = store.best() or store.latest() or folder
     checkpoint = load_checkpoint(found)
-    require_same_words(config, found, folders)
+    apart = config.training_mode == "multicontext" or config.multidataset_wte
+    require_same_words(found.resolve().parent.parent, folders, apart=apart, key=f"prev_run_ckpt={found}")
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
     if wanted != given:
@@ -128,21 +129,6 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
     averaged = checkpoint.ema or {}  # where a run keeps averages, they are what was evaluated
     load_weights(model, {**checkpoint.model, **averaged}, strict=True)
     say(f"weights     {found} (step {checkpoint.step}{', averaged' if averaged else ''})")
-
-
-def require_same_words(config: TrainConfig, source: Path, folders: Sequence[Path]) -> None:
-    """Refuse data whose numbers stand for other words than those that the weights of a run's checkpoint learned."""
-    learned = read_vocabularies(source.resolve().parent.parent) or []
-    known = [each for each in learned if each.state is not None]
-    given = [each for each in vocabularies_of(folders) if each.state is not None]
-    apart = config.training_mode == "multicontext" or config.multidataset_wte  # in order, each with its own table
-    for number, each in enumerate(given if known else ()):
-        own = learned[number : number + 1] if apart else known
-        if own and each.state not in [one.state for one in own]:
-            raise UsageError(
-                f"prev_run_ckpt={source}: {each.path} has another vocabulary than {own[0].path} of that run, so its "
-                f"numbers mean other words to the model: build it with --tokenizer-from a data set of that run"
-            )
 
 
 def load_nanogpt(path: Path, model: Any) -> None:

@@ -85,3 +85,21 @@ def model_sizes(config: Any, vocabularies: Sequence[Vocabulary]) -> tuple[int, .
     """The size of each vocabulary of a model: one for all data sets, or one for each."""
     sizes = tuple(each.size for each in vocabularies)
     return sizes if config.training_mode == "multicontext" or config.multidataset_wte else (max(sizes),)
+
+
+def require_same_words(run_dir: Path, folders: Sequence[Path], *, apart: bool, key: str) -> None:
+    """Refuse data whose numbers stand for other words than those that the weights of a run learned. `apart`: each data
+    set has its own table, in the run's order. A run that keeps no vocabularies says nothing.
+
+    Raises: UsageError that begins with `key`.
+    """
+    learned = read_vocabularies(run_dir) or []
+    known = [each for each in learned if each.state is not None]
+    given = [each for each in vocabularies_of(folders) if each.state is not None]
+    for number, each in enumerate(given if known else ()):
+        own = learned[number : number + 1] if apart else known
+        if own and each.state not in [one.state for one in own]:
+            raise UsageError(
+                f"{key}: {each.path} has another vocabulary than {own[0].path} of that run, so its numbers mean other "
+                "words to the model: build it with --tokenizer-from a data set of that run"
+            )

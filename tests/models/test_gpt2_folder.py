@@ -106,3 +106,13 @@ def test_a_config_that_cannot_be_used_is_one_line(tmp_path: Path, content: str) 
     with pytest.raises(UsageError, match=r"config.json \(") as caught:
         gpt2_sizes(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello", b"", b"I5\n.", b"\x80\x02hello", b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_weights_that_are_something_else(tmp_path: Path, content: bytes) -> None:
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=r"is damaged or cut short|is no state dict"):
+            read_gpt2(tmp_path)
