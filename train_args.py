@@ -253,6 +253,8 @@ class TrainConfig(RunConfig):
     def _check_start(self) -> None:
         if (self.init_from == "prev_run") != (self.prev_run_ckpt is not None):
             raise ValueError("init_from=prev_run and prev_run_ckpt=RUN belong together: give both or none")
+        if self.prev_run_ckpt is not None and not self.prev_run_ckpt.strip():
+            raise ValueError("prev_run_ckpt is empty: name a run, a checkpoint or a nanoGPT ckpt.pt")
         if self.gpt2_type not in GPT2_SIZES and not user_path(self.gpt2_type).is_dir():
             raise ValueError(f"gpt2_type={self.gpt2_type}: expected one of {', '.join(GPT2_SIZES)}, or a folder")
 

@@ -17,7 +17,16 @@ from typing import Any
 from torch import Tensor
 
 from engine.errors import UsageError
-from engine.io import atomic_directory, atomic_write_text, closest, make_link, remove_directory, remove_leftovers, say
+from engine.io import (
+    atomic_directory,
+    atomic_write_text,
+    closest,
+    make_link,
+    remove_directory,
+    remove_leftovers,
+    say,
+    user_path,
+)
 from engine.manifest import (  # noqa: F401 (this module is the door to the other three)
     FORMAT_VERSION,
     STEP_NAME,
@@ -215,7 +224,7 @@ class CheckpointStore:
         elif STEP_NAME.fullmatch(spec):
             found = self.folder / spec if (self.folder / spec).is_dir() else None
         else:
-            found = self._resolve_path(Path(spec).expanduser())
+            found = self._resolve_path(user_path(spec))
         if found is None:
             names = [f"step_{step}" for step in self.steps()]
             there = closest(spec, ["latest", *(["best"] if self.best() else []), *names]) if names else "it is empty"

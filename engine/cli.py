@@ -93,7 +93,7 @@ def run(
             raise UsageError(
                 f"{strange[0]!r} is not text in UTF-8: check the terminal's encoding, or quote it otherwise"
             )
-        based = check_recipe(folders, name)
+        based = check_recipe(folders, name, entry)
         groups = find_groups(config_dir, name, *folders[1:])
         if {"-h", "--help"} & set(argv):
             sys.stdout.write(help_text(entry, schema, groups, config_dir, name, aliases, *folders[1:]) + "\n")

@@ -53,6 +53,8 @@ class Recipe:
     """Entries of the defaults lists, those of the files that they name included."""
     given: set[str] = field(default_factory=set)
     """Dotted keys that some file sets."""
+    script: str | None = None
+    """The entry script that it says it is for."""
 
 
 def read_recipe(folders: Sequence[Path], config_name: str) -> Recipe:
@@ -102,6 +104,8 @@ def _read(folders: Sequence[Path], path: Path, recipe: Recipe, above: tuple[Path
     if not isinstance(entries, list):
         raise UsageError(f"{path}: defaults: expected a list, found {entries!r}")
     recipe.given |= set(_dotted(content, ""))
+    if isinstance(content.get("script"), str):
+        recipe.script = recipe.script or content["script"]  # the recipe's own files come first
     for entry in entries:
         recipe.defaults.append(entry)
         if isinstance(entry, str) and entry != "_self_":
@@ -148,14 +152,20 @@ def find_groups(config_dir: Path, config_name: str, *more: Path) -> Groups:
     return Groups({group: sorted(names) for group, names in sorted(options.items())}, frozenset(chosen), given)
 
 
-def check_recipe(folders: Sequence[Path], config_name: str) -> bool:
+def check_recipe(folders: Sequence[Path], config_name: str, entry: str) -> bool:
     """Whether the recipe builds on base/run; without it Hydra would make an outputs/ folder.
 
-    Raises: UsageError for a file of ours without it: that is a piece of recipes.
+    Raises: UsageError for a file of ours without it: that is a piece of recipes; for a recipe of another script than
+    `entry`, whose keys would be called unknown one by one.
     """
     recipe, path = read_recipe(folders, config_name), locate(folders, config_name)
     if path is not None and not recipe.defaults and not recipe.given:
         raise UsageError(f"{path} is empty: begin with `defaults: [{BASE}, ...]`, or with the name of another recipe")
+    if recipe.script and Path(recipe.script).stem != Path(entry).stem:
+        raise UsageError(
+            f"config {config_name} is for {recipe.script}, not for {Path(entry).stem}.py: "
+            f"run python {recipe.script}, or choose another --config-name"
+        )
     based = any(entry in (BASE, f"/{BASE}") for entry in recipe.defaults)
     if path is not None and not based and path.is_relative_to(folders[0]):
         names = sorted(one.stem for one in folders[0].glob("cfg_*.yaml"))

@@ -24,7 +24,7 @@ from engine.config import ConfigSource, RunConfig, merge_for_resume, resolved_co
 from engine.environment import data_change
 from engine.errors import UsageError
 from engine.identity import completed, identity_of, same_run, with_deleted
-from engine.io import say, sha256_json
+from engine.io import say, sha256_json, user_path
 from engine.runfiles import expand_pattern, read_json, read_yaml
 from engine.schema import structure, with_defaults
 from engine.stored import stored_text
@@ -92,7 +92,7 @@ def _named_otherwise(config: RunConfig, stem: str, suffix: str) -> dict[str, str
 
 def run_dir(config: RunConfig) -> Path:
     """Where the run writes: `run_dir`, else checkpoints/<project>/<run name>."""
-    path = Path(config.run_dir or f"checkpoints/{config.project_name or 'runs'}/{config.run_name}").expanduser()
+    path = user_path(config.run_dir or f"checkpoints/{config.project_name or 'runs'}/{config.run_name}")
     return path.resolve() if ".." in path.parts else path  # `a/../a` ends to exist when `a` is set aside
 
 

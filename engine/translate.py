@@ -42,7 +42,7 @@ UNREAD = re.compile(r"~?[\w./-]*")
 KEYWORDS = frozenset(("true", "false", "null", "none", "inf", "nan"))
 # a home folder where Hydra would take a path as it stands: at the start of a value, of a list's item, of a file:// URL
 HOME = re.compile(r"(?:^|(?<=[\[,'\"=])|(?<=file://))~(?=/|$)")
-BARE_HOME = re.compile(r"(?<=[=\[,])(?:FILE:)?~[^,\[\]'\"]*(?=[,\]]|$)")
+BARE_HOME = re.compile(r"(?:(?<=[=\[,])|(?<=, ))(?:FILE:)?~[^,\[\]'\"]*(?=[,\]]|$)")
 OVERRIDE = re.compile(r"(~|\+{0,2})([A-Za-z_][\w./@:$-]*)(=.*)?", re.DOTALL)
 
 

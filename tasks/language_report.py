@@ -96,6 +96,8 @@ def start_text(value: str) -> str:
         if HALF.search(value):
             raise UsageError(f"the prompt {ascii(value)[:60]} is not UTF-8: it holds half a character")
         return value
+    if value == "FILE:":
+        raise UsageError("FILE: names no file: write FILE:path")
     path = Path(os.path.expanduser(value.removeprefix("FILE:")))
     try:
         return read_text(path)

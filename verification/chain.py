@@ -198,7 +198,7 @@ def script_file(script: str, repo: Repo) -> str:
     """A script of the command relative to the root, where it lies below it by its path from there or from here."""
     root = repo.root.resolve()
     for base in (root, Path.cwd()):
-        place = base / Path(script).expanduser()
+        place = base / user_path(script)
         place = place.parent.resolve() / place.name
         if place.is_file() and place.is_relative_to(root):
             return place.relative_to(root).as_posix()

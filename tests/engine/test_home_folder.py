@@ -96,6 +96,7 @@ def test_text_runs(home: Path) -> None:
         ("run_dir=~/a", "run_dir='~/a'"),
         ("run_dir=~/${run_name}_x", "run_dir='~/${run_name}_x'"),
         ("data_paths=[~/a,b,'~/c']", "data_paths=['~/a',b,'~/c']"),
+        ("+top.y=~nobody/b", "++top.y='~nobody/b'"),
         ("--data_paths=[~/a]", "data_paths=['~/a']"),
         ("+top.x=FILE:~/p", "++top.x='FILE:~/p'"),
         ("run_dir=a~/b", "run_dir=a~/b"),
@@ -104,3 +105,21 @@ def test_text_runs(home: Path) -> None:
 def test_words_for_hydra(words: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "HOME")
     assert translate(words.split(), PretrainConfig) == said.split()
+
+
+def test_a_list_with_blanks_and_a_home_of_nobody(workplace: Path) -> None:
+    assert translate(["data_paths=[~/a, ~/b]"], PretrainConfig) == ["data_paths=['~/a', '~/b']"]
+    for script, base, key in (("train", TEXT, "out_dir"), ("pretrain", PUZZLE, "run_dir")):
+        done = run_script(script, *base, f"{key}=~nobodyhere/x", "max_steps=1", cwd=workplace)
+        assert "Traceback" not in done.output
+        done = run_script(script, *base, f"{key}=new", "resume_from=~nobodyhere/y", cwd=workplace)
+        assert done.code == 2
+        assert "error: resume_from=~nobodyhere/y: no such checkpoint" in done.output
+
+
+def test_a_recipe_of_another_script_is_named_before_its_keys(workplace: Path) -> None:
+    (workplace / "rec").mkdir()
+    (workplace / "rec/cfg_mine.yaml").write_text("defaults:\n  - cfg_pretrain_sudoku_4x4\n  - _self_\n")
+    done = run_script("train", "--config-dir=rec", "--config-name=cfg_mine", "max_iters=1", cwd=workplace)
+    assert done.code == 2
+    assert "error: config cfg_mine is for pretrain.py, not for train.py: run python pretrain.py" in done.output

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.io import closest
+from engine.io import closest, user_path
 from engine.keys import keys_of
 from verification.chain import Chain
 from verification.checks.reads import dead_reason, unread_arch, unread_schema
@@ -240,7 +240,7 @@ def paths_exist(chain: Chain) -> Iterator[Finding]:
     config = need_resolved(chain)
     wrong = False
     source = str(config.get("resume_from") or "latest")
-    if "/" in source and not ((chain.cwd or chain.repo.root) / Path(source).expanduser()).exists():
+    if "/" in source and not ((chain.cwd or chain.repo.root) / user_path(source)).exists():
         wrong = True
         level: Any = "FAIL" if chain.with_data else "WARN"
         yield say("JOB033", level, f"resume_from={source} does not exist (yet)", chain.where, chain.line)

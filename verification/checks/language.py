@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.io import user_path
 from verification.chain import Chain
 from verification.checks.job import override_keys
 from verification.checks.model import MODULES, no_grad_decorator
@@ -198,7 +199,7 @@ def aligned(chain: Chain) -> Iterator[Finding]:
 def earlier_run(chain: Chain) -> Iterator[Finding]:
     """The run whose weights init_from=prev_run takes."""
     path = need_resolved(chain).get("prev_run_ckpt")
-    if path and not ((chain.cwd or chain.repo.root) / Path(str(path)).expanduser()).exists():
+    if path and not ((chain.cwd or chain.repo.root) / user_path(str(path))).exists():
         level: Level = "FAIL" if chain.with_data else "WARN"
         yield say("JOB033", level, f"prev_run_ckpt={path} does not exist (yet)", chain.where, chain.line)
 
