@@ -240,9 +240,16 @@ def data_set(folder: Path, **changes) -> None:
         rows = np.random.default_rng(seed).integers(1, 6, (8, 16)).astype(np.uint8)
         for kind in ("inputs", "labels"):
             np.save(folder / split / f"all__{kind}.npy", rows)
+        np.save(folder / split / "all__puzzle_identifiers.npy", np.zeros(8, np.int32))
+        for kind in ("puzzle", "group"):
+            np.save(folder / split / f"all__{kind}_indices.npy", np.arange(9, dtype=np.int32))
         meta = {
             "seq_len": 16,
             "vocab_size": 6,
+            "pad_id": 0,
+            "ignore_label_id": 0,
+            "blank_identifier_id": 0,
+            "num_puzzle_identifiers": 1,
             "total_groups": 8,
             "mean_puzzle_examples": 1,
             "data_mode": "embedding",

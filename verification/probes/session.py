@@ -21,6 +21,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import engine.registry
 from engine.errors import UsageError
 from engine.registry import resolve
 from engine.schema import structure
@@ -57,6 +58,7 @@ def observe(
         return [_unbuilt(error)]
     if script is None:
         return _elsewhere(resolved, name, root, codes, given)
+    engine.registry.ROOT = root  # the code that is examined may be another checkout than this one
     with _quiet():
         return _observe(script, resolved, root, codes, given)
 
