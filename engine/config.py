@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -336,12 +336,14 @@ def stored_origin(stored_yaml: str) -> dict[str, Any]:
 
 
 def merge_for_resume(
-    stored_yaml: str, overrides: Sequence[str], groups: Iterable[str] = (), before: Mapping[str, Any] | None = None
-) -> DictConfig:
+    stored_yaml: str, overrides: Sequence[str], groups: Iterable[str] = (), before: Mapping[str, Any] | None = None,
+    declared: Collection[str] = (),
+) -> DictConfig:  # fmt: skip
     """Stored unresolved config with the command line's value overrides on top, unresolved.
 
     `groups` are further names of config groups (those of the new command's `ConfigSource.choices`); `before` is the
-    schema's BEFORE, for keys that the stored config is too old for.
+    schema's BEFORE, for keys that the stored config is too old for. The `declared` keys may be missing in it: a sparse
+    recipe leaves them to their defaults.
     Raises: UsageError for a changed group, a `~` deletion, a sweep, and a key that the stored config lacks.
     """
     config, choices = OmegaConf.create(stored_yaml), stored_origin(stored_yaml).get("choices", {})
@@ -353,12 +355,14 @@ def merge_for_resume(
     except HydraException as error:
         raise UsageError(f"cannot read an override: {' '.join(str(error).split())}") from error
     for override in parsed:
-        _apply(config, override, choices, {*choices, *groups})
+        _apply(config, override, choices, {*choices, *groups}, declared)
     OmegaConf.set_struct(config, False)
     return config
 
 
-def _apply(config: DictConfig, override: Override, choices: Mapping[str, Any], groups: set[str]) -> None:
+def _apply(
+    config: DictConfig, override: Override, choices: Mapping[str, Any], groups: set[str], declared: Collection[str]
+) -> None:
     key, line = override.key_or_group, override.input_line
     if override.is_delete():
         raise UsageError(f"{line}: a resumed run keeps its keys; drop it, or start afresh with resume=false")
@@ -370,7 +374,7 @@ def _apply(config: DictConfig, override: Override, choices: Mapping[str, Any], g
             was = f"was started with {key}={chosen}" if key in choices else f"was started without {key}"
             raise UsageError(f"{line}: this run {was}; drop it, or start afresh with resume=false")
         return
-    added = override.is_add() or override.is_force_add()
+    added = override.is_add() or override.is_force_add() or key in declared
     try:
         OmegaConf.update(config, key, override.value(), merge=True, force_add=added)
     except OmegaConfBaseException as error:

@@ -25,6 +25,7 @@ from engine.environment import data_change
 from engine.errors import UsageError
 from engine.identity import completed, identity_of, same_run, with_deleted
 from engine.io import say, sha256_json, user_path
+from engine.keys import keys_of
 from engine.runfiles import expand_pattern, read_json, read_yaml
 from engine.schema import structure, with_defaults
 from engine.stored import stored_text
@@ -218,7 +219,10 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_di
     """
     asked = source_of(config)
     text = stored_text(folder)
-    merged = merge_for_resume(text, asked.overrides, groups=[*asked.choices, *groups], before=config.before)
+    schema: Any = type(config)
+    merged = merge_for_resume(
+        text, asked.overrides, groups=[*asked.choices, *groups], before=config.before, declared=keys_of(schema)
+    )
     merged.resume_from = config.resume_from  # this launch's, never where the run once began
     header = text.partition("\n")[0] + "\n"
     resolved = resolved_container(merged)

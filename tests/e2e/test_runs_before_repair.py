@@ -205,3 +205,18 @@ def test_a_batch_that_nobody_knows_is_said(old: Path) -> None:
     result = run_script("train", *TRAIN, "max_steps=11", cwd=old)
     assert result.code == 0, result.output
     assert "warning: train does not say how many processes it ran with" in result.output
+
+
+def test_a_stored_config_that_leaves_keys_to_defaults_takes_them_at_a_resume(old: Path) -> None:
+    path = old / "train/config.yaml"
+    kept = [
+        line for line in path.read_text().splitlines() if not re.match(r"(resume|device|max_steps|grad_clip):", line)
+    ]
+    path.write_text("\n".join(kept) + "\n")
+    argv = ("--init_from=resume", "--out_dir=train", "device=cpu", "--max_steps=12")
+    result = run_script("train", *argv, cwd=old)
+    assert result.code == 0, result.output
+    check_that_it_went_on(old / "train", result.output, 10, 12)
+    refused = run_script("train", *argv, "max_step=13", cwd=old)
+    assert refused.code == 2, refused.output
+    assert "max_steps" in refused.output.splitlines()[-1]
