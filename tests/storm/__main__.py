@@ -44,13 +44,18 @@ def odd_commands(count: int, seed: int) -> Iterator[str]:
                 yield f"{script}.py {' '.join(words)!r}: {fault}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the parts that are asked for; 1 where there was a fault."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.storm", description=(__doc__ or "").partition("\n")[0])
     for part in ("kills", "commands", "files"):
         parser.add_argument(f"--{part}", type=int, default=0, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the parts that are asked for; 1 where there was a fault."""
+    args = parser().parse_args(argv)
     preload()
     faults = 0
     base = Path(tempfile.mkdtemp(prefix="storm-"))
