@@ -108,7 +108,7 @@ def one_step_reading_everything(script: str, argv: list[str]) -> None:
 CONDITIONAL = {
     "project_name": "run_dir=null",
     "select_on": "epochs=2 eval_interval=1",
-    "validation_groups": "epochs=2 eval_interval=1",
+    "validation_groups": "epochs=2 eval_interval=1 select_on=validation",
     "ema_rate": "ema=true",
     "compile_cuda_graphs": "compile=block",
     "arch.rope_theta": "arch.mlp_t=false arch.pos_encodings=rope",

@@ -207,7 +207,7 @@ def test_a_final_figure_alone_is_the_best_until_there_is_another(tmp_path) -> No
     values = {(2, True): 0.9, (4, False): 0.1, (8, False): 0.2, (8, True): 0.95}
     first, _, _ = make(8, max_steps=2, **keys)
     ((_, metric),) = judged(first, values)
-    assert metric == {"name": "eval/w", "value": 0.9, "goal": "max", "final": True}
+    assert metric == {"name": "eval/w", "value": 0.9, "goal": "max", "final": True, "covers": ""}
     second, _, _ = make(8, **keys)
     second.load(*stored(first))
     metrics = judged(second, values)
