@@ -9,20 +9,19 @@ working directory is a fault.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import os
 import random
-import runpy
 import signal
 import sys
 import tempfile
-import time
-import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+from tests.storm import child
+from tests.storm.child import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "hunter2-of-the-storm"
@@ -46,15 +45,6 @@ FLAWS = (
 OPEN = ("arch.loss.name", "arch.loss.nope", "arch.nope", "optimizer.name", "optimizer.options", "optimizer.options.eps",
         "optimizer.rest", "optimizer.options.betas", "lr_scheduler.options.gamma")  # fmt: skip
 """Keys in blocks without a declared type."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command did; `code` is minus the signal where one ended it."""
-
-    code: int
-    output: str
-    seconds: float
 
 
 def keys(script: str) -> list[str]:
@@ -118,52 +108,19 @@ def judge(outcome: Outcome, limit_s: float = 60.0) -> str:
 
 def execute(script: str, words: list[str], cwd: Path, *, whole: bool = False, limit_s: int = 60) -> Outcome:
     """Run a command in a forked child of this process, which has torch loaded; up to its built plan, or `whole`."""
-    began = time.monotonic()
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(ours)
-        _child(script, words, cwd, theirs, whole, limit_s)
-    os.close(theirs)
-    with open(ours, "rb") as stream:
-        output = stream.read()
-    _, status = os.waitpid(child, 0)
-    return Outcome(os.waitstatus_to_exitcode(status), output.decode("utf-8", "replace"), time.monotonic() - began)
 
-
-def _child(script: str, words: list[str], cwd: Path, pipe: int, whole: bool, limit_s: int) -> None:
-    code = 1
-    try:
-        os.dup2(pipe, 1), os.dup2(pipe, 2)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
-        os.chdir(cwd)
-        os.environ.update(SECRET=SECRET, HOME=str(cwd), WANDB_MODE="offline", HF_HUB_OFFLINE="1")
-        signal.alarm(limit_s)
+    def before() -> None:
         import engine.launch
 
+        os.environ["SECRET"] = SECRET
         if not whole:
             engine.launch.compile_task = _stop  # type: ignore[assignment]
-        sys.argv = [str(ROOT / f"{script}.py"), *words]
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush(), sys.stderr.flush()
-    os._exit(code)
+
+    return child.execute(f"{script}.py", words, cwd, before=before, limit_s=limit_s)
 
 
 def _stop(*_: Any) -> None:
     raise SystemExit(0)
-
-
-def preload() -> None:
-    """Import what the commands need, once, so that a child costs tenths of a second."""
-    for name in ("pretrain", "train", "tasks.recursive_reasoning", "tasks.language_model", "engine.launch"):
-        importlib.import_module(name)
-    for name in ("models.recursive_reasoning.hrm_feudal", "models.language_models.gpt", "dataset.text.opening"):
-        importlib.import_module(name)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -173,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--whole", action="store_true", help="train, too, and not only up to the built plan")
     options = parser.parse_args(argv)
-    preload()
+    child.preload()
     faults = 0
     codes: dict[int, int] = {}
     with tempfile.TemporaryDirectory() as folder:
