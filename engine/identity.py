@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING
 from typing import Any
 
@@ -12,6 +12,7 @@ from engine.keys import keys_of
 from engine.registry import resolve
 from engine.schema import plain, with_defaults
 
+UNSET = "not set"
 Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 CLASSES = {"arch.loss": "losses", "arch": "models"}
 """Blocks whose `name` chooses the class that declares their keys -> its slot."""
@@ -44,27 +45,30 @@ def what_changed(stored: Mapping[str, Any], config: Any) -> str | None:
     schema = type(config)
     same_shape = getattr(schema.BLOCKS.get("arch"), "NOT_SHAPE", ())
     without = {*schema.NOT_IDENTITY, *(f"arch.{key}" for key in same_shape)}
-    then, now = (_flat(identity_of(tree, without=without)) for tree in (stored, plain(config)))
-    changed = [key for key in now if key in then and then[key] != now[key]]
-    changed = [key for key in changed if key == "arch.name"] or changed  # another class has other keys altogether
-    changed += [key for key in now.keys() ^ then.keys() if key.startswith("arch.") and "arch.name" not in changed]
-    told = [key for key in changed if key.startswith("arch.")] or changed
+    then, now = (identity_of(tree, without=without) for tree in (stored, plain(config)))
+    changed = {key: pair for key, pair in _differences(then, now) if UNSET not in pair or key.startswith("arch.")}
+    if "arch.name" in changed:  # another class has other keys altogether
+        changed = {"arch.name": changed["arch.name"]}
+    told = [key for key in changed if key.startswith("arch.")] or [*changed]
     if not told:
         return None
-    said = [f"{key}: {_value(then, key)} in the checkpoint, {_value(now, key)} now" for key in told[:3]]
+    said = ["{}: {} in the checkpoint, {} now".format(key, *map(_in_words, changed[key])) for key in told[:3]]
     return "; ".join(said) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
 
 
-def _value(flat: Mapping[str, Any], key: str) -> str:
-    value = flat.get(key, "not set")
+def _differences(then: Any, now: Any, place: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """(dotted key, its two values); a block that one side lacks counts once. A key that is null may be left out."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys([*now, *then]):
+            yield from _differences(then.get(key, UNSET), now.get(key, UNSET), f"{place}.{key}" if place else key)
+    elif then != now and not (then in (None, UNSET) and now in (None, UNSET)):
+        yield place, (then, now)
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "a block of keys"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value!s:.80}"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def same_run(
@@ -105,12 +109,7 @@ def _with_own_defaults(block: Mapping[str, Any], root: str) -> dict[str, Any]:
     try:
         chosen: Any = resolve(str(block.get("name")), CLASSES[root], f"{root}.name")
         return with_defaults(chosen.Config, block)
-    except (
-        UsageError,
-        ImportError,
-        AttributeError,
-        TypeError,
-    ):  # of a class that is no more: it is compared as it stands
+    except (UsageError, ImportError, AttributeError, TypeError):  # the class is gone: compared as it stands
         return dict(block)
 
 

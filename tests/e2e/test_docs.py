@@ -120,8 +120,7 @@ def check(words: list[str]) -> None:
         module, argv = words[1], words[2:]
         if module in ("pytest", "pip", "tests.e2e.test_docs"):
             return
-        package = f"{module}.__main__" if (ROOT / module.replace(".", "/")).is_dir() else module
-        _parse(importlib.import_module(package).parser().parse_args, argv)
+        _parse(importlib.import_module(module).parser().parse_args, argv)
     elif entry := entry_of(words[0]):
         entry.accept(words[1:])
     else:

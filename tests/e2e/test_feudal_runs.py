@@ -157,10 +157,10 @@ def test_a_checkpoint_loads_only_into_its_own_head(workplace: Path) -> None:
     arch = open_checkpoint(run, device="cpu", overrides=data).checkpoint.config["arch"]
     head = arch["subgoal_head"]
     for folder, block, words in (
-        (run, None, "unexpected: inner.subgoal_head."),
-        (plain, head, "missing: inner.subgoal_head."),
-        (run, {**head, "gating": False}, "unexpected: inner.subgoal_head.gate_proj.bias"),
-        (run, {**head, "goal_dim": 8}, "mismatching: inner.subgoal_head."),
+        (run, None, "arch.subgoal_head: a block of keys in the checkpoint, null now"),
+        (plain, head, "arch.subgoal_head: not set in the checkpoint, a block of keys now"),
+        (run, {**head, "gating": False}, "arch.subgoal_head.gating: true in the checkpoint, false now"),
+        (run, {**head, "goal_dim": 8}, "arch.subgoal_head.goal_dim: 32 in the checkpoint, 8 now"),
     ):
         with pytest.raises(UsageError, match=re.escape(words)):
             open_checkpoint(folder, device="cpu", overrides={**data, "arch": {**arch, "subgoal_head": block}})
