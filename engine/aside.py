@@ -6,6 +6,7 @@ they are.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -139,8 +140,18 @@ def require_own(path: Path) -> None:
         if folder.is_dir() and not folder.is_symlink():
             places += [entry for entry in folder.iterdir() if not is_leftover(entry.name)]
     for place in places:
+        if place.is_symlink() and _is_loop(place):
+            raise UsageError(f"{place} is a symbolic link that leads to itself: remove it")
         if place.is_symlink() and not place.resolve().is_relative_to(home):
             raise UsageError(
                 f"{place} is a symbolic link that leads out of the run directory, and a run writes only into its own "
                 "folder: remove the link, or name the place itself as run_dir"
             )
+
+
+def _is_loop(link: Path) -> bool:
+    try:
+        link.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False

@@ -45,6 +45,8 @@ REFUSED = {
 
 def disk_fault(error: BaseException) -> UsageError | RunFailure | None:
     """One line for what a disk or its rights refuse; None for any other error, a missing file included (a bug)."""
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from"):  # pathlib before Python 3.13
+        return UsageError(f"{str(error).partition(' from ')[2]} is a symbolic link that leads to itself: remove it")
     if not isinstance(error, OSError):
         return None
     # numpy counts what it could not write, and says no more than that

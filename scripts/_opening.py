@@ -156,8 +156,8 @@ def run_command(command: Callable[[], None]) -> int:
 
     try:
         command()
-    except (UsageError, RunFailure, Interrupted, OSError) as error:
-        told = disk_fault(error) if isinstance(error, OSError) else error
+    except (UsageError, RunFailure, Interrupted, OSError, RuntimeError) as error:
+        told = error if isinstance(error, UsageError | RunFailure | Interrupted) else disk_fault(error)
         if told is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"error: {told}", file=sys.stderr)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,17 @@ def test_a_link_out_of_the_run_is_refused_and_not_followed(tmp_path: Path, name:
     assert name in str(refused.value)
     assert (tree(tmp_path), outside.stat().st_mtime_ns) == before
     assert not (tmp_path / "run.1").exists()
+
+
+@pytest.mark.parametrize("name", ["config.resolved.yaml", ".lock", "checkpoints", "checkpoints/latest"])
+def test_a_link_that_leads_to_itself_is_named(tmp_path: Path, name: str) -> None:
+    place = lived(tmp_path / "run", 4, 5) / name
+    if os.path.lexists(place):
+        place.rename(tmp_path / "was")
+    place.symlink_to(place.name)
+    with pytest.raises(UsageError, match=f"{re.escape(name)} is a symbolic link") as refused:
+        opened(tmp_path / "run")
+    assert "remove" in str(refused.value)
 
 
 def test_writers_follow_no_link(tmp_path: Path) -> None:
