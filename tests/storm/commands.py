@@ -97,7 +97,7 @@ def judge(outcome: Outcome, limit_s: float = 60.0) -> str:
         return "prints a secret of the environment"
     if outcome.code not in (0, 1, 2, 3):
         return f"exit code {outcome.code}"
-    if outcome.code and not (said and said[-1].startswith(("error:", "interrupted:", "package "))):
+    if outcome.code and not any(line.startswith(("error:", "interrupted:", "package ")) for line in said):
         return "no line that says what is wrong"
     if outcome.code and sum(line.startswith("error:") for line in said) > 1:
         return "several lines of errors"
