@@ -135,6 +135,19 @@ def run_ranks(script: str, *argv: str, cwd: Path | str, ranks: int = 2, stagger_
     return [finish(*pair) for pair in started]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A module with `IN_FORKS = True` runs each test in a child: with CUDA in torch, autograd after torch.compile
+    starts threads, and no later fork of the same process could train.
+    """
+    if not getattr(pyfuncitem.module, "IN_FORKS", False) or "capsys" in pyfuncitem.fixturenames:
+        return None  # what a child prints is not captured here
+    given = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    result = run_forked(pyfuncitem.obj, **given)
+    assert result.code == 0, result.output
+    return True
+
+
 @pytest.fixture
 def hangup() -> Iterator[None]:
     """SIGHUP is not ignored, here and in child processes, even if pytest was started with nohup."""

@@ -26,6 +26,8 @@ SHORT = (
 
 NO_TABLE = ("arch.puzzle_emb_ndim=0", "arch.puzzle_emb_len=0")  # a table splits the graph, which takes long to trace
 
+IN_FORKS = True
+
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
