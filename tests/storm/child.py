@@ -90,8 +90,8 @@ def _child(
     os._exit(code)
 
 
-def judge(outcome: Outcome, limit_s: float) -> str:
-    """What is wrong with how a command ended, in a few words; "" where nothing is."""
+def broke(outcome: Outcome, limit_s: float) -> str:
+    """How a command hung, crashed or left by another exit code than the four, in a few words; "" where it did not."""
     if outcome.seconds > limit_s or outcome.code == -signal.SIGALRM:
         return f"took {outcome.seconds:.0f} s"
     if outcome.code < 0:
@@ -100,6 +100,13 @@ def judge(outcome: Outcome, limit_s: float) -> str:
         return "a traceback"
     if outcome.code not in (0, 1, 2, 3):
         return f"exit code {outcome.code}"
+    return ""
+
+
+def judge(outcome: Outcome, limit_s: float) -> str:
+    """What is wrong with how a command ended, in a few words; "" where nothing is."""
+    if fault := broke(outcome, limit_s):
+        return fault
     if outcome.code and not outcome.last.startswith(("error:", "interrupted:")):
         return "no last line that says what is wrong"
     return ""

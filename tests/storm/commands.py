@@ -12,7 +12,6 @@ import argparse
 import importlib
 import os
 import random
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -87,16 +86,10 @@ def commands(seed: int = 0, count: int = 300) -> Iterator[tuple[str, list[str]]]
 def judge(outcome: Outcome, limit_s: float = 60.0) -> str:
     """What is wrong with an outcome, in a few words; "" where nothing is."""
     said = outcome.output.strip().splitlines()
-    if outcome.seconds > limit_s or outcome.code == -signal.SIGALRM:
-        return f"took {outcome.seconds:.0f} s"
-    if outcome.code < 0:
-        return f"died of signal {-outcome.code}"
-    if "Traceback" in outcome.output:
-        return "a traceback"
+    if fault := child.broke(outcome, limit_s):
+        return fault
     if SECRET in outcome.output:
         return "prints a secret of the environment"
-    if outcome.code not in (0, 1, 2, 3):
-        return f"exit code {outcome.code}"
     if outcome.code and not any(line.startswith(("error:", "interrupted:", "package ")) for line in said):
         return "no line that says what is wrong"
     if outcome.code and sum(line.startswith("error:") for line in said) > 1:
