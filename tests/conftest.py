@@ -118,8 +118,10 @@ def finish(process, connection) -> Result:
     return Result(process.exitcode if code is None else code, output)
 
 
-def run_ranks(script: str, *argv: str, cwd: Path | str, ranks: int = 2, stagger_s: float = 0.0) -> list[Result]:
-    """Run `ranks` processes of an entry script as torchrun would, over gloo; later ranks start `stagger_s` later."""
+def fork_ranks(
+    function: Callable, *args, cwd: Path | str = ROOT, ranks: int = 2, stagger_s: float = 0.0
+) -> list[Result]:
+    """Call `function` in `ranks` forked processes with torchrun's variables; later ranks start `stagger_s` later."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -131,8 +133,13 @@ def run_ranks(script: str, *argv: str, cwd: Path | str, ranks: int = 2, stagger_
         }  # fmt: skip
         if number and stagger_s:
             time.sleep(stagger_s)
-        started.append(start_forked(_entry, script, list(argv), cwd=cwd, env=env))
+        started.append(start_forked(function, *args, cwd=cwd, env=env))
     return [finish(*pair) for pair in started]
+
+
+def run_ranks(script: str, *argv: str, cwd: Path | str, ranks: int = 2, stagger_s: float = 0.0) -> list[Result]:
+    """Run `ranks` processes of an entry script as torchrun would, over gloo."""
+    return fork_ranks(_entry, script, list(argv), cwd=cwd, ranks=ranks, stagger_s=stagger_s)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from evaluators.intervals import wilson
 from evaluators.steps import PerStepAccuracy, PerStepAccuracyConfig
-from tests.conftest import run_forked
+from tests.conftest import fork_ranks
 
 STEPS, ROWS, LENGTH, WORDS = 3, 12, 5, 4
 
@@ -114,12 +113,6 @@ def test_memory_does_not_grow_with_the_split() -> None:
     assert evaluator.sums.shape == (STEPS, 4)
 
 
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return str(probe.getsockname()[1])
-
-
 def _rank(queue_path: str) -> None:
     from engine.distributed import rank, shutdown
 
@@ -133,18 +126,7 @@ def _rank(queue_path: str) -> None:
 
 
 def test_two_ranks_equal_one(tmp_path) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": _free_port()}
-    with ThreadPoolExecutor(2) as pool:
-        runs = list(
-            pool.map(
-                lambda rank: run_forked(
-                    _rank, str(tmp_path / "result"), env={**shared, "RANK": str(rank), "LOCAL_RANK": "0"}
-                ),
-                range(2),
-            )
-        )
+    runs = fork_ranks(_rank, str(tmp_path / "result"))
     assert [run.code for run in runs] == [0, 0], runs[0].output + runs[1].output
     alone = PerStepAccuracy(PerStepAccuracyConfig())
     alone.update(*episode(7), ROWS)
