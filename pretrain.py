@@ -11,7 +11,7 @@ This file only wires: config -> data -> model and loss -> task -> the shared tra
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from engine.console import begin
+    from engine.cli.console import begin
 
     begin(run=True)
 
@@ -22,11 +22,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from engine.cli import main
+from engine.cli.main import main
 from engine.config import load_synced_config
 from engine.distributed import rank, world_size
 from engine.multirun import run_child_if_multirun
-from pretrain_args import PretrainConfig
+from tasks.recursive_reasoning.args import PretrainConfig
 from verification.preflight import compare_signatures, preflight
 
 RANK, WORLD_SIZE = rank(), world_size()
@@ -83,10 +83,10 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
     from dataset.held_back import hold_back
     from dataset.sampler import EvalSampler, TrainSampler
     from dataset.writing import describe
-    from engine.schedule import warmup_cosine
+    from engine.loop.schedule import warmup_cosine
     from engine.task import Plan
     from models.recursive_reasoning.act import PuzzleShape
-    from tasks.recursive_reasoning import EpochPlan, RecursiveReasoningTask, param_groups
+    from tasks.recursive_reasoning.task import EpochPlan, RecursiveReasoningTask, param_groups
 
     folders = [ensure(path, build=not config.from_file) for path in config.data_paths]
     tests = [ensure(path, build=not config.from_file) for path in config.data_paths_test] or folders
@@ -141,7 +141,7 @@ def launch(hydra_config: DictConfig) -> Any:
         return job.metric
     config = load_synced_config(hydra_config, rank=RANK, world_size=WORLD_SIZE, schema=SCHEMA, entry="pretrain")
 
-    from engine.launch import run  # imports torch: only once the config is known to be good
+    from engine.run.launch import run  # imports torch: only once the config is known to be good
 
     run(config, build, entry="pretrain", check=check, compare=compare_signatures)
 

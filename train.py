@@ -12,7 +12,7 @@ This file only wires: config -> data -> model and loss -> task -> the shared tra
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from engine.console import begin
+    from engine.cli.console import begin
 
     begin(run=True)
 
@@ -23,12 +23,12 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from engine.cli import main
+from engine.cli.main import main
 from engine.config import load_synced_config
 from engine.distributed import rank, world_size
 from engine.io import say
 from engine.multirun import run_child_if_multirun
-from train_args import ALIASES, TrainConfig, rewrite
+from tasks.language_model.args import ALIASES, TrainConfig, rewrite
 from verification.preflight import compare_signatures, preflight
 
 RANK, WORLD_SIZE = rank(), world_size()
@@ -68,7 +68,7 @@ def check(config: TrainConfig) -> dict[str, Any]:
     """Everything that can be wrong before data are read: names and keys, then the path from command to model."""
     from dataset.text.opening import ensure_data
     from engine.optim.rates import check_optimizer
-    from tasks.language_model import optimizer_settings
+    from tasks.language_model.task import optimizer_settings
 
     read_arch(config)
     for name, options in optimizer_settings(config.optimizer):
@@ -86,12 +86,12 @@ def check(config: TrainConfig) -> dict[str, Any]:
 def build(config: TrainConfig, runtime: Any) -> Any:
     """Data, model, loss and task of one run, with the plan that the trainer follows."""
     from dataset.text.opening import open_text
-    from engine.schedule import Plateau, lr_factor
+    from engine.loop.schedule import Plateau, lr_factor
     from engine.task import Plan
     from models.language_models.gpt import LMShape
-    from tasks.language_model import Criterion, LanguageModelTask, param_groups
-    from tasks.language_report import LanguageReport
-    from train_start import starting_weights
+    from tasks.language_model.report import LanguageReport
+    from tasks.language_model.start import starting_weights
+    from tasks.language_model.task import Criterion, LanguageModelTask, param_groups
 
     rows = config.batch_size * runtime.accumulation * runtime.world_size
     block_size = read_arch(config)[1].block_size
@@ -135,7 +135,7 @@ def launch(hydra_config: DictConfig) -> Any:
         return job.metric
     config = load_synced_config(hydra_config, rank=RANK, world_size=WORLD_SIZE, schema=SCHEMA, entry="train")
 
-    from engine.launch import run  # imports torch: only once the config is known to be good
+    from engine.run.launch import run  # imports torch: only once the config is known to be good
 
     run(config, build, entry="train", check=check, compare=compare_signatures)
 

@@ -16,9 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from engine.before import complete
 from engine.errors import UsageError
 from engine.io import closest
+from engine.run.before import complete
 from engine.schema import structure, with_defaults
 
 C = TypeVar("C", bound="RunConfig")

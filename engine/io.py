@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 # Some of these are here for packages that may import only this module.
-from engine.console import begin, execute  # noqa: F401
+from engine.cli.console import begin, execute  # noqa: F401
+from engine.cli.spelling import in_own_words
 from engine.errors import Interrupted, RunFailure, UsageError  # noqa: F401
 from engine.reading import (  # noqa: F401 (for the same packages)
     Unreadable,
@@ -38,7 +39,6 @@ from engine.reading import (  # noqa: F401 (for the same packages)
     why,
 )
 from engine.signals import leave_to_parent, on_main_rank  # noqa: F401
-from engine.spelling import in_own_words
 
 T = TypeVar("T")
 # `.<name>.tmp-<pid>-<n>`: hidden, and beside the final name so that the rename never crosses a file system

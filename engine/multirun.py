@@ -29,13 +29,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from engine.cli.translate import quote
 from engine.config import task_overrides
 from engine.errors import UsageError
 from engine.io import file_lock, say
-from engine.runfiles import read_json
+from engine.run.files import read_json
 from engine.signals import install, restore
 from engine.sweeps import FOLDER, NAME, REPORT, STOP, SUFFIX, Job, publish, read_jobs, result_of
-from engine.translate import quote
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 OURS = "LOOPFORGE_SET_FULL_ERROR"  # we set FULL_ERROR for ourselves: a child's user did not ask

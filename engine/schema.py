@@ -20,9 +20,9 @@ from cattrs.cols import list_structure_factory, mapping_structure_factory
 from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
+from engine.cli.keys import describe, is_list, is_union, keys_of, told_elsewhere
 from engine.errors import UsageError
 from engine.io import closest
-from engine.keys import describe, is_list, is_union, keys_of, told_elsewhere
 
 T = TypeVar("T")
 WORDS = {"on": True, "yes": True, "off": False, "no": False}

@@ -22,7 +22,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from engine.io import atomic_write_json, atomic_write_text, say
-from engine.runfiles import read_json
+from engine.run.files import read_json
 
 FOLDER = "LOOPFORGE_SWEEP"
 NAME = "LOOPFORGE_SWEEP_NAME"

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import Interrupted, RunFailure, UsageError  # noqa: F401 (tasks import them from here)
+from engine.loop.schedule import Plateau
 from engine.rows import RowSharded  # noqa: F401
-from engine.schedule import Plateau
 
 Metrics = Mapping[str, tuple[Tensor, Tensor]]
 """name -> (sum, count), both scalars on the device. Division happens once, after the reduction over ranks."""

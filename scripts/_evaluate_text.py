@@ -16,7 +16,7 @@ from engine.distributed import is_main
 from engine.errors import UsageError
 from engine.io import say, user_path
 from engine.registry import entry_module
-from engine.reopen import find_checkpoint, open_checkpoint, read_config
+from engine.run.load_run import find_checkpoint, open_checkpoint, read_config
 from scripts._opening import home_of, require_average, warn_of_other_data, write_result
 
 FOREIGN = {"split": "test", "steps": None, "max_examples": None, "halting": None, "batch_size": None}

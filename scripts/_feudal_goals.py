@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from engine.checkpoint import CheckpointStore
+from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
 from engine.io import atomic_write_json, say
-from engine.rundir import read_json
+from engine.run.rundir import read_json
 from scripts._feudal_runs import Cell, Run
 from scripts._feudal_stats import reading, summary
 
@@ -26,7 +26,7 @@ VERSION = 2
 
 
 class _Answers:
-    """An evaluator (tasks.recursive_reasoning.Evaluator) that keeps which answers were right, and how goals spread."""
+    """An evaluator that keeps which answers were right, and how goals spread."""
 
     needs_steps = False
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from engine import reading
 from engine.errors import UsageError
-from engine.rundir import is_finished, read_json
-from engine.runfiles import data_hashes, read_yaml
-from pretrain_args import PretrainConfig
+from engine.run.files import data_hashes, read_yaml
+from engine.run.rundir import is_finished, read_json
+from tasks.recursive_reasoning.args import PretrainConfig
 
 BASELINE, FULL = "baseline", "feudal"
 MODELS = ("HRM", "HRMFeudal")

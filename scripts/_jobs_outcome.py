@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.runfiles import read_json
+from engine.run.files import read_json
 from verification.jobs import Job
 
 HEAD, TAIL = 1 << 20, 1 << 16  # bytes of a log that are searched from its start and from its end
-# what engine.rundir says first and engine.launch last; --tee of torchrun puts [default0]: before each
+# what engine.run.rundir says first and engine.run.launch last; --tee of torchrun puts [default0]: before each
 _OPENED = re.compile(
     r"^(?:\[\w+\]:\s?)?(?:.* is now \S+; )?(?P<path>\S.*?): (?:new run|going on from|no checkpoint yet)"
 )

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine.runfiles import read_json
+from engine.run.files import read_json
 from scripts._jobs_ledger import Ledger
 from scripts._jobs_outcome import find_run
 from verification.jobs import STATES, Job

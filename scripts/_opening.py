@@ -14,10 +14,10 @@ from typing import Any, Literal, cast
 from dataset.arguments import positive
 from dataset.catalog import describe, ensure
 from dataset.format import PuzzleSplit, load_splits
-from engine.environment import DATA_MARKS, data_change
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.io import atomic_write_json, say, user_path
-from engine.runfiles import read_json
+from engine.run.environment import DATA_MARKS, data_change
+from engine.run.files import read_json
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ class Subject:
     """A checkpoint ready to be fed, and what it is fed with."""
 
     opened: Any
-    """engine.reopen.OpenedCheckpoint"""
+    """engine.run.load_run.OpenedCheckpoint"""
     splits: list[PuzzleSplit]
     data: list[dict[str, Any]]
     """Path and hashes of each data set."""
@@ -62,8 +62,8 @@ def open_subject(args: argparse.Namespace) -> Subject:
     Raises:
         UsageError: no usable checkpoint or data, averaged weights asked of a run without, a run of another kind.
     """
-    from engine.reopen import open_checkpoint
-    from tasks.recursive_reasoning import RecursiveReasoningTask
+    from engine.run.load_run import open_checkpoint
+    from tasks.recursive_reasoning.task import RecursiveReasoningTask
 
     checkpoint = Path(os.path.abspath(args.checkpoint))
     given = [os.path.abspath(user_path(path)) for path in args.data or ()]
@@ -109,7 +109,7 @@ def home_of(checkpoint: Path) -> Path:
 def _data_names(checkpoint: Path) -> list[str]:
     """Relative data paths in the config of a checkpoint; none where it cannot be read, which its opening will say."""
     from dataset.text.opening import folder_of
-    from engine.reopen import find_checkpoint
+    from engine.run.load_run import find_checkpoint
 
     try:
         config = find_checkpoint(checkpoint).config
@@ -134,7 +134,7 @@ def _identity(folder: Path, cards: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def warn_of_other_data(checkpoint: Any, data: list[dict[str, Any]]) -> None:
-    """Say which data sets are not those that the run saw. `checkpoint` is an engine.checkpoint.Checkpoint."""
+    """Say which data sets are not those that the run saw. `checkpoint` is an engine.checkpoint.store.Checkpoint."""
     environment = _environment(checkpoint.path.parent.parent)
     for entry in data:
         if (change := data_change(checkpoint.extra, environment, entry)) is not None:

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.launch import make_runtime
+from engine.loop.trainer import Trainer
 from engine.rows import RowSharded
+from engine.run.launch import make_runtime
 from engine.signals import StopSignal
 from engine.task import Plan
-from engine.trainer import Trainer
 
 WARM_UP = 1  # steps before the clock runs: lazy state, kernels chosen, pages touched
 FEWEST = 2

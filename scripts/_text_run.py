@@ -11,10 +11,10 @@ from typing import Any, Literal, cast
 from dataset.text.named import ensure_text
 from dataset.text.opening import dataset_folders
 from dataset.text.vocabulary import Vocabulary, model_sizes, read_vocabularies, vocabularies_of
-from engine.environment import data_change
 from engine.errors import UsageError
 from engine.io import say
-from engine.runfiles import read_json, runs_below
+from engine.run.environment import data_change
+from engine.run.files import read_json, runs_below
 from scripts._opening import home_of
 
 
@@ -33,7 +33,7 @@ class TextRun:
 
 def pick(run: Path, name: str) -> Path:
     """The checkpoint `name` of a run; a path that is one already stays. Raises: UsageError that lists what is there."""
-    from engine.checkpoint import CheckpointStore
+    from engine.checkpoint.store import CheckpointStore
 
     if not (run / "checkpoints").is_dir() or runs_below(run / "checkpoints"):
         return run
@@ -45,9 +45,9 @@ def pick(run: Path, name: str) -> Path:
 
 def open_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> TextRun:
     """Raises: UsageError for a run of another script, and for one that keeps no vocabulary and whose data changed."""
-    from engine.checkpoint import load_weights
-    from engine.launch import make_runtime
-    from engine.reopen import find_checkpoint, read_config
+    from engine.checkpoint.store import load_weights
+    from engine.run.launch import make_runtime
+    from engine.run.load_run import find_checkpoint, read_config
     from models.language_models.gpt import LMShape
 
     run = Path(os.path.abspath(run))

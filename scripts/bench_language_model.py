@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine.console import begin, execute  # noqa: E402
+from engine.cli.console import begin, execute  # noqa: E402
 
 if __name__ == "__main__":
     begin()
@@ -91,9 +91,9 @@ def stepping(folder: Path, pairs: int) -> dict[str, Any]:
 
     import train
     from engine.config import load_synced_config
-    from engine.launch import make_runtime
+    from engine.loop.trainer import Trainer
+    from engine.run.launch import make_runtime
     from engine.signals import StopSignal
-    from engine.trainer import Trainer
     from scripts._nanogpt import NanoGPT, Sizes, batch, optimizer_of, step
 
     with initialize_config_dir(str(ROOT / "config"), version_base=None):

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.console import begin, execute
+from engine.cli.console import begin, execute
 
 if __name__ == "__main__":
     begin()
@@ -28,11 +28,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from dataset.arguments import OneLineParser, positive
-from engine.cli import run
+from engine.cli.main import run
+from engine.cli.recipes import config_name_of
 from engine.config import load_synced_config
 from engine.errors import UsageError
 from engine.io import atomic_write_json, say
-from engine.recipes import config_name_of
 from engine.registry import entry_module
 from scripts._batch_size import Trial, best, find_batch_size, limit_memory, measure_apart, read_size, usual_limit
 

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.console import begin, execute
+from engine.cli.console import begin, execute
 
 if __name__ == "__main__":
     begin()
@@ -151,7 +151,7 @@ def result_file(subject: Subject, args: argparse.Namespace, max_examples: int | 
 
 def main(args: argparse.Namespace) -> None:
     """Open, evaluate, print, write."""
-    from engine.reopen import find_checkpoint
+    from engine.run.load_run import find_checkpoint
 
     if find_checkpoint(args.checkpoint).entry == "train":
         from scripts._evaluate_text import evaluate_text

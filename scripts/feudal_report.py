@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.console import begin, execute
+from engine.cli.console import begin, execute
 
 if __name__ == "__main__":
     begin()

@@ -34,7 +34,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.console import begin, execute, print_data
+from engine.cli.console import begin, execute, print_data
 
 if __name__ == "__main__":
     begin(output_is_all=True)
@@ -46,9 +46,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dataset.arguments import OneLineParser
+from engine.cli.translate import quote, render
 from engine.errors import UsageError
 from engine.io import Unreadable, atomic_write_text, closest, read_yaml, say, why
-from engine.translate import quote, render
 from verification.jobs import command_job, parse_text
 
 KEYS = ("base", "name", "intent", "comment", "factors", "exclude", "seeds")

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.console import begin, execute
+from engine.cli.console import begin, execute
 
 if __name__ == "__main__":
     begin(output_is_all=True)
@@ -81,7 +81,7 @@ def sample(args: argparse.Namespace) -> None:
 
 def read_prompt(text: str) -> str:
     """A prompt, read from a file where it says FILE:path."""
-    from tasks.language_report import start_text
+    from tasks.language_model.report import start_text
 
     return start_text(text)
 
@@ -90,8 +90,8 @@ def write(run: Any, prompts: list[str], args: argparse.Namespace) -> None:
     """Sample from an opened run, one block of text after the other."""
     import torch
 
-    from tasks.generation import generate, until
-    from tasks.language_report import encode_prompt
+    from tasks.language_model.generation import generate, until
+    from tasks.language_model.report import encode_prompt
 
     known = run.vocabularies
     contexts = run.config.training_mode == "multicontext"

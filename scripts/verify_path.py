@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from engine.console import begin, execute, print_data  # noqa: E402
+from engine.cli.console import begin, execute, print_data  # noqa: E402
 
 if __name__ == "__main__":
     begin(output_is_all=True)

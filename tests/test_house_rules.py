@@ -16,7 +16,7 @@ ALLOWED = {
     "losses": {"losses", "models"},
     "dataset": {"dataset", "engine.distributed", "engine.io"},
     "evaluators": {"evaluators", "dataset", "engine.distributed", "engine.io"},
-    "tasks": {"tasks", "models", "losses", "dataset", "engine.task", "engine.distributed"},
+    "tasks": {"tasks", "models", "losses", "dataset", "evaluators", "engine"},
     "engine": {"engine"},
     "verification": {"verification", "engine", "dataset", "models"},
 }
@@ -138,7 +138,7 @@ def code_lines(path: Path) -> int:
 def test_engine_stays_small() -> None:
     """An afternoon's reading; docs/architecture.md has the order. Not a target: prefer less (5,500 is the aim)."""
     assert sum(map(code_lines, sources("engine"))) < 6400
-    assert len((ROOT / "engine/trainer.py").read_text().splitlines()) < 300
+    assert len((ROOT / "engine/loop/trainer.py").read_text().splitlines()) < 300
 
 
 def test_files_stay_readable() -> None:

@@ -17,14 +17,14 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from engine.cli import PLUGINS, one_line
+from engine.cli.keys import keys_of
+from engine.cli.main import PLUGINS, one_line
+from engine.cli.recipes import find_groups
+from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, translate
 from engine.errors import UsageError
 from engine.io import user_path
-from engine.keys import keys_of
-from engine.recipes import find_groups
 from engine.schema import structure, with_defaults
 from engine.sweeps import REPORT
-from engine.translate import HYDRA_SWITCHES, HYDRA_VALUED, translate
 from verification import compose as composing
 from verification.command import Command, parse
 from verification.compose import Composed

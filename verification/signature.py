@@ -34,6 +34,7 @@ def make_signature(chain: Chain) -> dict[str, Any]:
         memo[key] = chain.repo.sources(*(m.file for m in files)) if files else None
     source = memo[key]
     task = script.task if script else None
+    known = None if task is None or isinstance(task, str) else f"{task.module.name.removesuffix('.task')}@{task.name}"
     return {
         "script": script.file if script else None,
         "decorator_config": script.config_name if script else None,
@@ -43,7 +44,7 @@ def make_signature(chain: Chain) -> dict[str, Any]:
         "model": model.text if model else None,
         "loss": chain.loss.text if chain.loss else None,
         "evaluators": [named.text for named in chain.evaluators],
-        "task": None if task is None or isinstance(task, str) else f"{task.module.name}@{task.name}",
+        "task": known,
         "train_forward": train or None,
         "act_mode": declared(chain, "ACT_MODE"),
         "encoder_policy": policy,

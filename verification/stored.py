@@ -15,9 +15,9 @@ from engine.errors import UsageError
 from engine.io import closest, user_path
 from engine.reading import Unreadable, read_text, why
 from engine.registry import ENTRIES
-from engine.runfiles import runs_below
+from engine.run.files import runs_below
+from engine.run.stored import stored_text
 from engine.schema import structure
-from engine.stored import stored_text
 from verification.compose import Composed
 from verification.finding import Finding, Report
 from verification.source import Repo
@@ -93,7 +93,7 @@ def examine(run: Path, chain: Chain) -> None:
 
 def tensors(chain: Chain) -> Finding:
     """CKP612: the newest checkpoint of the run against the names that today's model has. Loads torch."""
-    from engine.treefile import tensor_file_fault, tensor_shapes
+    from engine.checkpoint.state_tree import tensor_file_fault, tensor_shapes
     from verification.checks.registry import say
     from verification.probes.session import tensor_names
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.checkpoint.state_tree import split_tree
 from engine.errors import UsageError
 from engine.optim.eager import bare_step, keep_dynamo_out
-from engine.treefile import split_tree
 
 TORCH: Mapping[str, type[torch.optim.Optimizer]] = {
     name.lower(): getattr(torch.optim, name)

@@ -11,14 +11,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from engine.cli.help import help_text
+from engine.cli.recipes import find_groups
+from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, translate
 from engine.config import load_synced_config
-from engine.help import help_text
-from engine.recipes import find_groups
 from engine.registry import build_config, resolve
-from engine.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, translate
-from pretrain_args import PretrainConfig
+from tasks.language_model.args import ALIASES, TrainConfig, rewrite
+from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import ROOT, archs_of
-from train_args import ALIASES, TrainConfig, rewrite
 
 CONFIGS = ROOT / "config"
 

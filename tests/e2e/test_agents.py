@@ -16,7 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from engine.distributed import _agree_on_life
-from tasks.recursive_reasoning import RecursiveReasoningTask
+from tasks.recursive_reasoning.task import RecursiveReasoningTask
 from tests.conftest import ROOT, run_ranks
 
 SMALL = (
@@ -28,8 +28,8 @@ FATAL = """
 import os, sys
 sys.path.insert(0, {root!r})
 import pretrain
-from engine.cli import main
-from tasks.recursive_reasoning import RecursiveReasoningTask
+from engine.cli.main import main
+from tasks.recursive_reasoning.task import RecursiveReasoningTask
 
 inner, count = RecursiveReasoningTask.after_step, []
 def after_step(self):

@@ -27,13 +27,13 @@ from pathlib import Path
 import pytest
 from hydra.errors import HydraException
 
+from engine.cli.keys import describe, keys_of
 from engine.config import NOT_IDENTITY, RunConfig
 from engine.errors import UsageError
-from engine.keys import describe, keys_of
-from pretrain_args import PretrainConfig
+from tasks.language_model.args import TrainConfig
+from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import ROOT, SHARED, Result, _entry, run_forked, run_script
 from tests.e2e.recipes import entry_of
-from train_args import TrainConfig
 from verification.docs import unrolled
 
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.exists()]

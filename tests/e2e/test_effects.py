@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from engine import compiling
+from engine.loop import compiling
 from losses import ACTLossConfig, FeudalLossConfig
 from models.recursive_reasoning.subgoal import SubgoalConfig
-from pretrain_args import PretrainConfig
+from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import metrics, run_script
 
 BASE = (

@@ -149,7 +149,7 @@ def test_ddp_copes_with_a_head_that_gets_no_gradient(workplace: Path) -> None:
 
 def test_a_checkpoint_loads_only_into_its_own_head(workplace: Path) -> None:
     from engine.errors import UsageError
-    from engine.reopen import open_checkpoint
+    from engine.run.load_run import open_checkpoint
 
     data = {"data_paths": [str(workplace / "data/debug-sudoku-4x4")]}
     _, run = go(workplace, *TINY, "max_steps=2")

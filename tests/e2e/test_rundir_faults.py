@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UsageError
-from engine.resume import check_data
+from engine.run.resume import check_data
 from tests.conftest import Result, _entry, metrics, run_forked, run_script
 from tests.train.conftest import TINY, attempt, place, texts, train  # noqa: F401 (fixtures)
 
@@ -109,7 +109,7 @@ def test_a_resume_that_trains_nothing_keeps_the_stored_config(workplace: Path) -
 
 def _at_step(script: str, argv: list[str], step: int, what: str, run: str) -> None:
     """Run a script; after `step` steps do `what` to its run directory."""
-    from engine.trainer import Trainer
+    from engine.loop.trainer import Trainer
 
     train_step = Trainer._train_step
 
@@ -151,7 +151,7 @@ def test_a_run_whose_folder_goes_away_says_so(workplace: Path, texts: Path, what
 
 
 def _cut_short(script: str, argv: list[str], files: list[str]) -> None:
-    from engine.trainer import Trainer
+    from engine.loop.trainer import Trainer
 
     train_step = Trainer._train_step
 

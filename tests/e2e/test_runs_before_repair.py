@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from engine.before import complete
 from engine.config import RunConfig
-from engine.identity import same_run
 from engine.io import sha256_json
+from engine.run.before import complete
+from engine.run.identity import same_run
+from tasks.language_model.args import TrainConfig
 from tests.conftest import ROOT, metrics, run_forked, run_script
-from train_args import TrainConfig
 
 FIXTURES = ROOT / "tests/fixtures/runs_before_repair"
 PRETRAIN = (

@@ -25,7 +25,7 @@ def status(folder: Path) -> dict:
 
 def small_disk(argv: list[str], after: int) -> None:
     """From the checkpoint of step `after` on, no file may grow beyond 4 kB: what a full disk does to a save."""
-    from engine.checkpoint import CheckpointStore
+    from engine.checkpoint.store import CheckpointStore
 
     save = CheckpointStore.save
 
@@ -148,7 +148,7 @@ def test_a_bug_keeps_its_traceback_and_says_failed(workplace: Path) -> None:
 
 
 def _with_a_bug(argv: list[str]) -> None:
-    from tasks.recursive_reasoning import RecursiveReasoningTask
+    from tasks.recursive_reasoning.task import RecursiveReasoningTask
 
     RecursiveReasoningTask.after_step = lambda self: 1 / 0
     _entry("pretrain", argv)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint import CheckpointStore
+from engine.checkpoint.store import CheckpointStore
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"lr": 1e-4, "arch": {"name": "a@B", "depth": 2}}

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.aside import SET_ASIDE
-from engine.checkpoint import CheckpointStore
+from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
 from engine.io import atomic_write_text
-from engine.runfiles import read_json, truncate_to
-from engine.sinks import WholeFile
+from engine.loggers.sinks import WholeFile
+from engine.run.aside import SET_ASIDE
+from engine.run.files import read_json, truncate_to
 from tests.engine.test_rundir import ONE, TWO, checkpoint, lived, opened
 
 
@@ -180,7 +180,7 @@ def test_a_kill_after_a_checkpoints_rename_loses_nothing(tmp_path: Path, monkeyp
 
     save(1, 0.9)
     with monkeypatch.context() as patch:
-        patch.setattr("engine.checkpoint.atomic_write_text", dying)
+        patch.setattr("engine.checkpoint.store.atomic_write_text", dying)
         with pytest.raises(Killed):
             save(2, 0.1)
     run = opened(path)

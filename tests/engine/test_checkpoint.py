@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine import checkpoint as ckpt
-from engine.checkpoint import CheckpointStore, RowSharded, load_checkpoint, load_weights
+from engine.checkpoint import store as ckpt
+from engine.checkpoint.store import CheckpointStore, RowSharded, load_checkpoint, load_weights
 from engine.errors import UsageError
 from tests.engine.checkpoint_cases import CONFIG, FILES, equal, metric, save, store_at, weights
 

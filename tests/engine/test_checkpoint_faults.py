@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import CheckpointStore, CheckpointWriteError, load_checkpoint
+from engine.checkpoint.store import CheckpointStore, CheckpointWriteError, load_checkpoint
 from engine.errors import UsageError
 from engine.io import sha256_json
 from tests.engine.checkpoint_cases import FILES, ROOT, content, save, store_at
@@ -78,7 +78,7 @@ def test_error_at_any_sync_is_a_write_error(tmp_path, monkeypatch, at):
 
 def test_kill_9_in_the_middle_of_saving(tmp_path):
     code = (
-        "import sys, torch\nfrom engine.checkpoint import CheckpointStore\n"
+        "import sys, torch\nfrom engine.checkpoint.store import CheckpointStore\n"
         "store = CheckpointStore(sys.argv[1], 'pretrain')\nstep = int(sys.argv[2])\n"
         "while True:\n"
         "    model = {f'w{i}': torch.full((20000,), float(step)) for i in range(8)}\n"

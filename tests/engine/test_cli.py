@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from engine import cli
+from engine.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -220,7 +220,7 @@ def test_hydras_parser_is_made_where_help_is_read_at_once(monkeypatch: pytest.Mo
     """As on Python 3.14 (there this is argparse's own check)."""
     from hydra._internal.utils import get_args_parser
 
-    from engine.cli import _lazy_help
+    from engine.cli.main import _lazy_help
 
     owner: Any = argparse._ActionsContainer
     if not hasattr(owner, "_check_help"):

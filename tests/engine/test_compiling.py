@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from engine import compiling
 from engine.config import RunConfig
 from engine.errors import UsageError
+from engine.loop import compiling
 from tests.conftest import run_ranks, run_script
 from tests.e2e.test_ranks import ATTENTION, BASE, compare, compare_weights
 

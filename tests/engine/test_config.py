@@ -10,11 +10,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from engine.cli.keys import keys_of
 from engine.config import NOT_IDENTITY, RunConfig, load_synced_config, merge_for_resume, source_of
 from engine.errors import UsageError
 from engine.io import sha256_json
-from engine.keys import keys_of
-from engine.rundir import identity_of
+from engine.run.rundir import identity_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

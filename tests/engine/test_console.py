@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-BEGIN = "import sys; from engine.console import begin, execute, open_streams\n"
+BEGIN = "import sys; from engine.cli.console import begin, execute, open_streams\n"
 WORK = BEGIN + "begin(run=True)\nfor i in range(3): print(i, flush=True)\nopen('done', 'w').close()\nexecute(lambda: 0)"
 OUTPUT = BEGIN + "begin(output_is_all=True)\nfor i in range(3): print(i)\nexecute(lambda: 0)"
 
@@ -108,7 +108,7 @@ def test_what_a_terminal_cannot_show_is_replaced(env: dict[str, str], shown: byt
 
 
 def test_what_a_program_reads_is_utf_8_everywhere() -> None:
-    code = BEGIN + r"from engine.console import print_data; begin(); print_data('\u2713\udc80'); execute(lambda: 0)"
+    code = BEGIN + r"from engine.cli.console import print_data; begin(); print_data('\u2713\udc80'); execute(lambda: 0)"
     known = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, env=known, timeout=60)
     assert (ended.returncode, ended.stderr, ended.stdout) == (0, b"", "✓?".encode())
@@ -151,7 +151,7 @@ def test_every_script_begins_before_its_slow_imports(script: Path) -> None:
     before = [line.split()[1] for line in lines[:begun] if line.startswith(("import ", "from "))]
     quick = {*sys.stdlib_module_names, "engine"}
     assert {name.partition(".")[0] for name in before} <= quick
-    assert {name for name in before if name.startswith("engine")} <= {"engine.console", "engine.io"}
+    assert {name for name in before if name.startswith("engine")} <= {"engine.cli.console", "engine.io"}
     assert lines[-1].lstrip().startswith(("execute(", "main(launch"))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.ema import EMA
+from engine.loop.ema import EMA
 
 
 def test_golden(golden):

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from engine.help import help_text
-from engine.keys import describe, keys_of
-from engine.recipes import find_groups
-from engine.source_keys import source_keys
+from engine.cli.help import help_text
+from engine.cli.keys import describe, keys_of
+from engine.cli.recipes import find_groups
+from engine.cli.source_keys import source_keys
 from tests.conftest import ROOT, archs_of
 
 CONFIG = ROOT / "config"

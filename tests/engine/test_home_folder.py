@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.keys import keys_of
-from engine.translate import translate
-from pretrain_args import PretrainConfig
+from engine.cli.keys import keys_of
+from engine.cli.translate import translate
+from tasks.language_model.args import TrainConfig
+from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import run_script
-from train_args import TrainConfig
 
 PUZZLE = ("--config-name=cfg_pretrain_sudoku_4x4", "device=cpu", "+debug=tiny", "lr_warmup_steps=0")
 TEXT = (

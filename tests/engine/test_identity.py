@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine.config import is_folder_name
-from engine.identity import with_deleted
-from engine.runfiles import read_json
+from engine.run.files import read_json
+from engine.run.identity import with_deleted
 from tests.conftest import run_script
 
 FEUDAL = ("--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "arch=hrm_feudal", "max_steps=1",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.metrics import MetricWindow
+from engine.loop.metrics import MetricWindow
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hydra.errors import MissingConfigException
 
-from engine.cli import PLUGINS, _missing_config
+from engine.cli.main import PLUGINS, _missing_config
 from engine.errors import UsageError
 from engine.multirun import RANKS, job_codes, label_of, pick_gpus, ranks, suffixed, swept_keys, take_folder
 from tests.engine.sweep_cases import ROOT, make_project, ran, results, start, sweep
@@ -117,9 +117,9 @@ def test_jobs_that_the_identity_does_not_tell_apart_have_names_of_their_own(proj
 def test_presets_sweep_keys_that_exist(preset: str) -> None:
     from omegaconf import OmegaConf
 
-    from engine.keys import keys_of
+    from engine.cli.keys import keys_of
     from models.recursive_reasoning.trm import TRMConfig
-    from pretrain_args import PretrainConfig
+    from tasks.recursive_reasoning.args import PretrainConfig
 
     known = {*keys_of(PretrainConfig), *(f"arch.{key}" for key in keys_of(TRMConfig))}
     swept = OmegaConf.load(ROOT / f"config/sweep/{preset}.yaml").hydra.sweeper.params

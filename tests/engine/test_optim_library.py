@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from engine.checkpoint.state_tree import join_tree, split_tree
 from engine.errors import UsageError
 from engine.optim import build_optimizer, build_optimizers, load_optimizers
 from engine.optim.library import TORCH, find_class
 from engine.task import ParamGroup
-from engine.treefile import join_tree, split_tree
 
 FROM_LIBRARY = {
     "lion": {}, "ademamix": {}, "soap": {}, "sophiah": {"update_period": 2}, "shampoo": {"matrix_eps": 1e-4}, "schedulefreeadamw": {},

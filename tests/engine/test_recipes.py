@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.help import help_text
-from engine.recipes import find_groups
+from engine.cli.help import help_text
+from engine.cli.recipes import find_groups
 from engine.schema import with_defaults
-from pretrain_args import PretrainConfig
+from tasks.language_model.args import TrainConfig
+from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import ROOT, run_script
-from train_args import TrainConfig
 from verification.static import verify_command
 
 MINE = "defaults:\n  - cfg_pretrain_sudoku_4x4\n  - _self_\n"

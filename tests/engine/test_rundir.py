@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.checkpoint import CheckpointStore
+from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
-from engine.resume import run_dir
-from engine.rundir import RunDirectory, find_resumable, open_run
+from engine.run.resume import run_dir
+from engine.run.rundir import RunDirectory, find_resumable, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = {"lr": 0.1, "arch": {"depth": 2}}
@@ -305,7 +305,7 @@ def test_a_live_run_is_not_touched_and_a_killed_one_goes_on(tmp_path, identity):
     path = tmp_path / "run"
     code = (
         "import sys, time, torch\n"
-        "from engine.rundir import open_run\nfrom engine.checkpoint import CheckpointStore\n"
+        "from engine.run.rundir import open_run\nfrom engine.checkpoint.store import CheckpointStore\n"
         "run = open_run(sys.argv[1], identity={'lr': 0.1, 'arch': {'depth': 2}}, entry='pretrain')\n"
         "CheckpointStore(run.path, 'pretrain').save(4, model={'w': torch.zeros(2)}, config={})\n"
         "print('ready', flush=True)\ntime.sleep(60)\n"

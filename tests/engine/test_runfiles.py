@@ -12,9 +12,9 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from engine.environment import describe_environment
-from engine.rundir import RunDirectory, identity_of, open_run
-from engine.runfiles import expand_pattern, truncate_to
+from engine.run.environment import describe_environment
+from engine.run.files import expand_pattern, truncate_to
+from engine.run.rundir import RunDirectory, identity_of, open_run
 
 ONE = {"lr": 0.1, "arch": {"depth": 2}}
 

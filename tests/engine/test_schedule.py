@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from engine.schedule import Decay, Plateau, lr_factor, warmup_cosine
+from engine.loop.schedule import Decay, Plateau, lr_factor, warmup_cosine
 
 
 def test_golden_table(golden):

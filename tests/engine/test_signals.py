@@ -12,8 +12,8 @@ import pytest
 
 from engine import signals
 from engine.errors import Interrupted
+from engine.loggers.sinks import Sinks
 from engine.signals import STOPS, StopSignal, install, restore
-from engine.sinks import Sinks
 from tests.conftest import run_forked
 
 

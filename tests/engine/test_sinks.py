@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.sinks import ConsoleSink, CsvSink, JsonlSink, Sinks, WholeFile
+from engine.loggers.sinks import ConsoleSink, CsvSink, JsonlSink, Sinks, WholeFile
 
 
 class Broken:

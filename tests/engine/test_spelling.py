@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.spelling import VARIABLE, forget, in_own_words, remember
+from engine.cli.spelling import VARIABLE, forget, in_own_words, remember
 from tests.conftest import run_script
 
 CPU = ("--config-name=cfg_train_cpu", "device=cpu")
@@ -109,7 +109,7 @@ def test_a_puzzle_run_of_another_shape_names_the_key(workplace: Path) -> None:
 
 def test_a_reopened_checkpoint_of_another_shape_names_the_key(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from engine.errors import UsageError
-    from engine.reopen import find_checkpoint, open_checkpoint
+    from engine.run.load_run import find_checkpoint, open_checkpoint
 
     begun = run_script("pretrain", *PUZZLE, "run_dir=run", cwd=workplace)
     assert begun.code == 0, begun.output

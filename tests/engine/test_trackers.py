@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.trackers import TensorBoardSink, WandbSink
+from engine.loggers.trackers import TensorBoardSink, WandbSink
 from tests.conftest import _entry, finish, metrics, run_forked, run_script, start_forked
 from tests.e2e.test_ranks import final
 
@@ -104,7 +104,7 @@ def test_wandb_without_login_does_not_ask(tmp_path: Path, monkeypatch: pytest.Mo
 
 def broken_sinks(argv: list[str]) -> None:
     """tensorboard is not installed, wandb's server is away, and no line fits on the disk."""
-    from engine.sinks import WholeFile
+    from engine.loggers.sinks import WholeFile
 
     def full(self, data: bytes) -> None:
         raise OSError(28, "No space left on device")

@@ -11,10 +11,10 @@ from torch import nn
 
 from engine.config import RunConfig
 from engine.errors import Interrupted, RunFailure
-from engine.reduce import GradientReducer
+from engine.loop.reduce import GradientReducer
+from engine.loop.trainer import Hook, Trainer
 from engine.signals import StopSignal
 from engine.task import ParamGroup, Plan, Runtime
-from engine.trainer import Hook, Trainer
 
 
 class Line(nn.Module):

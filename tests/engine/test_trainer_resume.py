@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint import CheckpointStore
+from engine.checkpoint.store import CheckpointStore
 from engine.errors import RunFailure
-from engine.schedule import Plateau
-from engine.skipping import SkippedSteps
+from engine.loop.schedule import Plateau
+from engine.loop.skipping import SkippedSteps
 from tests.engine.test_trainer import make
 
 

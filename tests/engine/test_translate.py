@@ -10,9 +10,9 @@ from typing import Any, Literal
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from engine.cli.translate import Groups, quote, translate
 from engine.config import RunConfig
 from engine.errors import UsageError
-from engine.translate import Groups, quote, translate
 
 
 @dataclass(kw_only=True)

@@ -14,7 +14,7 @@ from models.language_models.config import GPTConfig, LMShape
 from models.language_models.gpt import GPT
 from models.language_models.gpt2_folder import gpt2_folder, read_gpt2
 from models.language_models.gpt2_weights import from_gpt2, gpt2_config, to_gpt2
-from train_source import gpt2_sizes
+from tasks.language_model.source import gpt2_sizes
 
 SHAPE = LMShape((33,))
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=8, block_size=8, bias=True, activation_variant="gelu_tanh")

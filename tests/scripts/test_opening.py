@@ -102,7 +102,7 @@ def test_results_of_other_settings_get_other_files(argv, steps: int, max_example
 
 
 def test_a_folder_of_runs_lists_them(tmp_path: Path) -> None:
-    from engine.reopen import find_checkpoint
+    from engine.run.load_run import find_checkpoint
 
     for name in ("old", "new"):
         (tmp_path / f"checkpoints/demo/{name}/checkpoints").mkdir(parents=True)
@@ -118,7 +118,7 @@ def test_a_folder_of_runs_lists_them(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_called_that(tmp_path: Path) -> None:
-    from engine.reopen import find_checkpoint
+    from engine.run.load_run import find_checkpoint
 
     for name in ("src", "run", "step_4"):
         (tmp_path / name).mkdir()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import CheckpointStore
+from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
-from engine.stored import stored_text
+from engine.run.stored import stored_text
 from tests.conftest import ROOT, run_forked
 from verification.stored import command_of
 

@@ -38,7 +38,7 @@ class Outcome:
 def preload() -> None:
     """Import what the commands need, once."""
     for name in (
-        "pretrain", "train", "engine.launch", "engine.reopen", "tasks.recursive_reasoning", "tasks.language_model",
+        "pretrain", "train", "engine.run.launch", "engine.run.load_run", "tasks.recursive_reasoning.task", "tasks.language_model.task",
         "models.recursive_reasoning.trm", "models.language_models.gpt", "dataset.text.opening", "scripts.evaluate",
         "scripts.visualize", "scripts.sample", "scripts.export_gpt2", "scripts.verify_path", "verification.stored",
     ):  # fmt: skip

@@ -48,7 +48,7 @@ OPEN = ("arch.loss.name", "arch.loss.nope", "arch.nope", "optimizer.name", "opti
 
 def keys(script: str) -> list[str]:
     """Every key of an entry script by dotted name, those of its architectures and losses included."""
-    from engine.keys import keys_of
+    from engine.cli.keys import keys_of
 
     schema: Any = importlib.import_module(script).SCHEMA
     found = [*keys_of(schema)]
@@ -103,11 +103,11 @@ def execute(script: str, words: list[str], cwd: Path, *, whole: bool = False, li
     """Run a command in a forked child of this process, which has torch loaded; up to its built plan, or `whole`."""
 
     def before() -> None:
-        import engine.launch
+        import engine.run.launch
 
         os.environ["SECRET"] = SECRET
         if not whole:
-            engine.launch.compile_task = _stop  # type: ignore[assignment]
+            engine.run.launch.compile_task = _stop  # type: ignore[assignment]
 
     return child.execute(f"{script}.py", words, cwd, before=before, limit_s=limit_s)
 

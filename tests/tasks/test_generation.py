@@ -12,8 +12,8 @@ import torch
 from dataset.build_text_dataset import main
 from engine.errors import UsageError
 from models.language_models.gpt import GPT, GPTConfig, LMShape
-from tasks.generation import generate, until
-from tasks.language_report import LanguageReport, start_text
+from tasks.language_model.generation import generate, until
+from tasks.language_model.report import LanguageReport, start_text
 
 CONFIG = GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=16)
 

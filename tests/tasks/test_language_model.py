@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models.language_models.gpt import GPT, GPTConfig, LMShape
-from tasks.language_model import param_groups
+from tasks.language_model.task import param_groups
 
 SIZES = {"n_layer": 2, "n_head": 4, "n_kv_group": 2, "n_embd": 16, "block_size": 8, "mlp_variant": "swiglu"}
 

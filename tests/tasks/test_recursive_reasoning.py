@@ -10,12 +10,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from engine.checkpoint import gather_tree, join_tree, split_tree
+from engine.checkpoint.store import gather_tree, join_tree, split_tree
 from engine.config import load_synced_config
 from engine.task import Interrupted, Runtime, UsageError
 from pretrain import build
-from pretrain_args import PretrainConfig
-from tasks.recursive_reasoning import EpochPlan
+from tasks.recursive_reasoning.args import PretrainConfig
+from tasks.recursive_reasoning.task import EpochPlan
 from tests.conftest import ROOT
 
 

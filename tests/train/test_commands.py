@@ -12,13 +12,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from engine.cli.keys import keys_of
+from engine.cli.recipes import find_groups
+from engine.cli.translate import translate
 from engine.errors import UsageError
-from engine.keys import keys_of
-from engine.recipes import find_groups
-from engine.translate import translate
+from tasks.language_model.args import ALIASES, ELSEWHERE, TrainConfig, rewrite
 from tests.conftest import ROOT, SHARED, metrics, run_script
 from tests.train.conftest import TINY, attempt, train
-from train_args import ALIASES, ELSEWHERE, TrainConfig, rewrite
 
 LISTS = ("--dataset_list", "plain", "other")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine import compiling
+from engine.loop import compiling
 from tests.conftest import _entry, metrics, run_forked
 from tests.train.conftest import TINY, attempt, train
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tasks.language_model.args import TrainConfig
 from tests.conftest import metrics
 from tests.train.conftest import attempt
-from train_args import TrainConfig
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 from dataset.text.build import TextBuild, build
 from dataset.text.meta import load_tokenizer, read_meta
 from engine.errors import UsageError
-from engine.reopen import open_checkpoint
+from engine.run.load_run import open_checkpoint
 from scripts import evaluate as script
 from tests.conftest import Result, metrics, run_ranks, run_script
 from tests.train.conftest import TINY, train

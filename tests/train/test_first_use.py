@@ -11,19 +11,19 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from engine.help import help_text
-from engine.keys import keys_of
-from engine.offers import options_for
+from engine.cli.group_options import options_for
+from engine.cli.help import help_text
+from engine.cli.keys import keys_of
+from engine.cli.recipes import find_groups
+from engine.loop.schedule import Decay, lr_factor
 from engine.optim import build_optimizer
-from engine.recipes import find_groups
-from engine.schedule import Decay, lr_factor
 from models.language_models.config import GPTConfig
 from models.language_models.nanogpt import read_nanogpt
-from pretrain_args import PretrainConfig
+from tasks.language_model.args import ALIASES, TrainConfig
+from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import ROOT, _entry, run_forked, run_script
 from tests.engine.test_trackers import fake_wandb
 from tests.train.conftest import TINY, attempt, train
-from train_args import ALIASES, TrainConfig
 
 CONFIG = ROOT / "config"
 

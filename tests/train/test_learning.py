@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train as script
+from engine.loop.skipping import SkippedSteps
+from engine.loop.trainer import Trainer
 from engine.schema import structure
-from engine.skipping import SkippedSteps
-from engine.trainer import Trainer
 from tests.conftest import ROOT, SHARED, metrics, run_script
 from tests.train.conftest import TINY
 from verification.probes.instance import NoStop, runtime

@@ -11,15 +11,15 @@ from hydra.core.global_hydra import GlobalHydra
 
 from engine.config import load_synced_config
 from engine.errors import UsageError
+from engine.loop.trainer import Trainer
 from engine.optim.rates import USUAL_RATES, check_optimizer
 from engine.signals import StopSignal
 from engine.task import Runtime
-from engine.trainer import Trainer
-from tasks.language_model import optimizer_settings
+from tasks.language_model.args import TrainConfig
+from tasks.language_model.task import optimizer_settings
 from tests.conftest import ROOT
 from tests.train.conftest import TINY
 from train import build
-from train_args import TrainConfig
 
 PRESETS = sorted(path.stem for path in (ROOT / "config/optimizer").glob("*.yaml") if path.stem != "pytorch_optimizer")
 IN_TORCH = ("adafactor", "adagrad", "adam", "adamw", "lookahead", "muon", "nadam", "radam", "rmsprop", "sgd")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.language_models.gpt import GPT
-from tasks.generation import filtered, generate
+from tasks.language_model.generation import filtered, generate
 from tests.conftest import Result, _entry, metrics, run_forked, run_script
 from tests.engine.test_trackers import scalars
 from tests.models.test_gpt import LENGTH, WORDS, draw, make

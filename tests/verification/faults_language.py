@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.verification.mutations import Fault, Good, append, cut, put, swap
 
 CPU = "python train.py --config-name=cfg_train_cpu"
-TASK = "tasks/language_model.py"
+TASK = "tasks/language_model/task.py"
 GPT = "models/language_models/gpt.py"
 BASE = "config/base/train.yaml"
 RECIPE = "config/cfg_train_cpu.yaml"
@@ -197,7 +197,7 @@ FAULTS = (
         what="train.py's schema declares a key that nothing reads",
         codes=("CFG255",),
         edits=(
-            swap("train_args.py", "    eval_only: bool = False\n", "    eval_often: bool = False\n    eval_only: bool = False\n"),
+            swap("tasks/language_model/args.py", "    eval_only: bool = False\n", "    eval_often: bool = False\n    eval_only: bool = False\n"),
             append(BASE, "\neval_often: false\n"),
         ),
         job=CPU,

@@ -190,7 +190,7 @@ TREES = (
         what="the carry goes through local names",
         edits=(
             swap(
-                "tasks/recursive_reasoning.py",
+                "tasks/recursive_reasoning/task.py",
                 "        output: ACTOutput = self.module(batch, self._carries[piece])\n"
                 "        self._carries[piece] = output.carry\n",
                 "        carry = self._carries[piece]\n        output = self.module(batch, carry)\n"

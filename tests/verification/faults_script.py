@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.verification.mutations import Fault, append, copy, cut, put, swap
 
 SCRIPT = "pretrain.py"
-TASK = "tasks/recursive_reasoning.py"
+TASK = "tasks/recursive_reasoning/task.py"
 ACT = "models/recursive_reasoning/act.py"
 TRM = "models/recursive_reasoning/trm.py"
 RECIPE = "config/cfg_pretrain_sudoku_4x4.yaml"

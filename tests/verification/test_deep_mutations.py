@@ -23,7 +23,7 @@ from verification.finding import Finding
 from verification.probes import CODES_OBSERVED
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ("models", "losses", "tasks", "evaluators", "dataset", "pretrain", "pretrain_args")
+OURS = ("models", "losses", "tasks", "evaluators", "dataset", "pretrain", "tasks.recursive_reasoning.args")
 _SEEN: dict[str, list[Finding]] = {}
 OVERRIDES = ["arch.puzzle_emb_ndim=64", "puzzle_emb_lr=0.01", "arch.L_cycles=2", "arch.no_ACT_continue=true"]
 

@@ -158,7 +158,7 @@ def test_data_that_are_there_speak_for_themselves(tmp_path: Path) -> None:
 
 def test_no_torch_is_loaded() -> None:
     script = (
-        "import sys; from pathlib import Path; from verification.static import verify_command; import train_args\n"
+        "import sys; from pathlib import Path; from verification.static import verify_command; import tasks.language_model.args\n"
         "r = verify_command(['python', 'train.py', '--init_from=gpt2-medium', '--dataset=shakespeare'], root=Path('.'))\n"
         "assert not r.failed() and 'torch' not in sys.modules, r.of('FAIL')"
     )

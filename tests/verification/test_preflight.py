@@ -11,7 +11,7 @@ import pytest
 from engine.config import ConfigSource
 from engine.errors import UsageError
 from engine.schema import structure
-from pretrain_args import PretrainConfig
+from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import ROOT
 from verification.compose import compose, digest
 from verification.preflight import compare_signatures, line_of, preflight, review
@@ -60,7 +60,7 @@ def test_the_level_decides(level: str, printed: bool, capsys: pytest.CaptureFixt
 def test_code_is_judged_too(tmp_path: Path) -> None:
     for name in ("config", "models", "losses", "tasks", "dataset", "evaluators", "engine"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pretrain.py", "pretrain_args.py"):
+    for name in ("pretrain.py", "tasks/recursive_reasoning/args.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     act = tmp_path / "models/recursive_reasoning/act.py"
     act.write_text(act.read_text().replace("x = self.inner.embed(data)", "x = self.inner.embed(data).detach()", 1))

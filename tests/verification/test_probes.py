@@ -16,13 +16,13 @@ import torch
 import engine.optim.adam
 import engine.optim.sparse_sign
 import models.recursive_reasoning.act as act
-import tasks.recursive_reasoning as tasks
+import tasks.recursive_reasoning.task as tasks
 from engine.config import load_synced_config
 from losses import ACTLossHead
 from models.recursive_reasoning.act import ACTModel
 from models.recursive_reasoning.inner import RecursiveInner
 from models.sparse_embedding import SparseEmbedding
-from pretrain_args import PretrainConfig
+from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import ROOT
 from tests.verification.probing import ATTENTION, HRM, MLP, SLOW, around, composed, fails, look
 from verification.probes import CODES_OBSERVED, forget, probe
@@ -389,9 +389,9 @@ def test_the_code_of_another_repository_is_examined(tmp_path: Path) -> None:
     """A copy with a planted fault, probed from here: its code runs, not ours."""
     for name in ("engine", "models", "losses", "tasks", "dataset", "evaluators", "config"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pretrain.py", "pretrain_args.py"):
+    for name in ("pretrain.py", "tasks/recursive_reasoning/args.py"):
         shutil.copy(ROOT / name, tmp_path / name)
-    task = tmp_path / "tasks" / "recursive_reasoning.py"
+    task = tmp_path / "tasks" / "recursive_reasoning" / "task.py"
     source = task.read_text(encoding="utf-8")
     assert "self._carries[piece] = output.carry" in source
     task.write_text(source.replace("self._carries[piece] = output.carry", "pass"), encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import engine.distributed
-import tasks.recursive_reasoning as tasks
+import tasks.recursive_reasoning.task as tasks
 from engine.distributed import rank, world_size
 from tests.verification.probing import HRM, around, fails, look
 from verification.probes import forget

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-import tasks.language_model as tasks
+import tasks.language_model.task as tasks
 from dataset.text.batches import TrainBatches
 from engine.distributed import world_size
 from models.language_models.attention import CausalSelfAttention

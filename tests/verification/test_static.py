@@ -151,12 +151,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repo")
     for name in KEPT:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pretrain.py", "pretrain_args.py"):
+    for name in ("pretrain.py", "tasks/recursive_reasoning/args.py"):
         shutil.copy(ROOT / name, root / name)
     return root
 
 
-ACT, TASK, LOSS = "models/recursive_reasoning/act.py", "tasks/recursive_reasoning.py", "losses/act.py"
+ACT, TASK, LOSS = "models/recursive_reasoning/act.py", "tasks/recursive_reasoning/task.py", "losses/act.py"
 EMBED = "            x = self.inner.embed(data)\n            latents = self.inner.recur"
 FAULTS = [
     (ACT, 'ACT_MODE: ClassVar[str] = "dynamic"', 'ACT_MODE: ClassVar[str] = "fixed"', "MOD421"),
@@ -179,7 +179,7 @@ FAULTS = [
     ("pretrain.py", '"recursive_reasoning", DATA_MODE="embedding"', '"recursive_reasoning", DATA_MODE="encoder"', "SCR112"),
     ("pretrain.py", 'config_name="cfg_pretrain"', 'config_name="cfg_pretrain_arc"', "SCR110"),
     ("pretrain.py", "    model_class, model_config, loss_class, loss_config = read_arch(config)\n", "    from models.recursive_reasoning.trm import TRM\n    model_config = loss_config = loss_class = None\n    model_class = TRM\n", "SCR120"),
-    ("pretrain_args.py", "    freeze_weights: bool = False", "    frozen_share: float = 0.0\n    freeze_weights: bool = False", "CFG255"),
+    ("tasks/recursive_reasoning/args.py", "    freeze_weights: bool = False", "    frozen_share: float = 0.0\n    freeze_weights: bool = False", "CFG255"),
     ("config/base/pretrain.yaml", "script: pretrain.py", "script: pretrain_etrm.py", "SCR111"),
     ("config/arch/trm.yaml", "halt_exploration_prob: 0.1 ", "", "ARC321"),
     ("config/arch/trm.yaml", "H_cycles: 3", "H_cycels: 3", "ARC330"),

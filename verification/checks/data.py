@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.errors import UsageError
 from engine.io import read_object
-from engine.runfiles import read_json, read_yaml
+from engine.run.files import read_json, read_yaml
 from verification.chain import Chain
 from verification.checks.registry import NotApplicable, check, declared, need_resolved, need_script, say
 from verification.data import DataPath

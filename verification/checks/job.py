@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.cli.keys import keys_of
 from engine.io import closest, user_path
-from engine.keys import keys_of
 from verification.chain import Chain
 from verification.checks.reads import dead_reason, unread_arch, unread_schema
 from verification.checks.registry import NotApplicable, check, declared, family_of, need_resolved, need_script, say

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from engine.keys import keys_of
+from engine.cli.keys import keys_of
 from verification.chain import Chain
 from verification.checks.registry import Family, declared, family_of, register_family
 from verification.schemas import is_dataclass_node
@@ -116,9 +116,7 @@ def unread_schema(chain: Chain) -> list[str]:
         return []
     key = ("unread", script.file)
     if key not in chain.repo.memo:
-        # train.py reads its keys in train_args.py, train_start.py and whatever else begins with its name
-        parts = [p.stem for p in chain.repo.root.glob(f"{script.stem}_*.py")]
-        packages = (*SLOTS, "engine", *parts)
+        packages = (*SLOTS, "engine")
         modules = chain.repo.closure(script.module.name, packages)
         reads = reads_of(chain.repo, modules)
         text = "".join(

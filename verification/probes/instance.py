@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.distributed import rank, world_size
+from engine.loop.trainer import Trainer
 from engine.schema import structure
 from engine.task import Runtime
-from engine.trainer import Trainer
 from verification.probes.reads import track, unread
 from verification.probes.shrink import Family, Settings
 
@@ -170,7 +170,7 @@ class Tiny:
         return [key for block, where in blocks if block is not None for key in unread(block, where)]
 
     def training_run(self) -> TrainingRun:
-        """Three optimizer steps of engine/trainer.py, observed; made once."""
+        """Three optimizer steps of engine/loop/trainer.py, observed; made once."""
         if self._run is None:
             self._run = _train(self)
         return self._run

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from engine.distributed import shutdown, world_size
+from engine.loop.trainer import Trainer
 from engine.signals import leave_to_parent
-from engine.trainer import Trainer
 from verification.probes.instance import NoStop, Tiny, Unobservable, runtime, set_halting
 from verification.probes.registry import observes
 

@@ -60,7 +60,7 @@ def _others(tiny: Tiny, key: str) -> list[Any]:
 
 def _trace(tiny: Tiny, changes: dict[str, Any]) -> Trace:
     """Everything that a short run of the real trainer leaves, as plain comparable values."""
-    from engine.trainer import Trainer
+    from engine.loop.trainer import Trainer
 
     config = tiny.config(run=changes)
     plan = tiny.build(stirred=False, run=changes)

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: tensors, manifest, what fits and what does not."""

@@ -1,0 +1,266 @@
+"""The checkpoint directory on disk, format version 1: writing one, and refusing a damaged one by name.
+
+`step_<N>/` holds model.safetensors, ema.safetensors (optional), state.safetensors, state.json and
+manifest.json, whose fields are listed at `write_checkpoint`. Nothing in it can carry code.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from engine.checkpoint.state_tree import (
+    clean_names,
+    join_tree,
+    read_tensors,
+    split_tree,
+    tensor_file_fault,
+    write_tensors,
+)
+from engine.errors import UsageError
+from engine.io import atomic_write_json, sha256_file, sha256_json
+from engine.reading import Unreadable, check_regular, read_json, why
+
+FORMAT_VERSION = 1
+REQUIRED = ("model.safetensors", "state.safetensors", "state.json")
+OPTIONAL = ("ema.safetensors",)
+STEP_NAME = re.compile(r"step_([0-9]+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint. The manifest's fields are attributes; tensors are read (to the CPU) on
+    access.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done when it was written."""
+        return self.manifest["step"]
+
+    @property
+    def entry(self) -> str:
+        """The script that wrote it ("pretrain"): evaluation rebuilds the run by that script's `build`."""
+        return self.manifest["entry"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the run."""
+        return self.manifest["config"]
+
+    @property
+    def metric(self) -> dict[str, Any] | None:
+        """The primary metric {"name", "value", "goal": "max" | "min"}, None before any evaluation."""
+        return self.manifest["metric"]
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What the trainer added (sizes of the metric files, data cards, sha256 of frozen parts)."""
+        return self.manifest["extra"]
+
+    @property
+    def has_ema(self) -> bool:
+        """Whether averaged weights were saved."""
+        return "ema.safetensors" in self.manifest["files"]
+
+    @property
+    def model(self) -> dict[str, Tensor]:
+        """Raw weights by clean name."""
+        return read_tensors(self.path / "model.safetensors")
+
+    @property
+    def ema(self) -> dict[str, Tensor] | None:
+        """Averaged weights by clean name, None when the run keeps no average."""
+        return read_tensors(self.path / "ema.safetensors") if self.has_ema else None
+
+    def state(self, *, rank: int = 0, world_size: int = 1) -> Any:
+        """The state tree; row-sharded leaves are plain tensors with the rows of `rank` (see `join_tree`).
+
+        Raises: UsageError for a state.json that refers to no tensor of state.safetensors.
+        """
+        tree, tensors = read_json(self.path / "state.json"), read_tensors(self.path / "state.safetensors")
+        try:
+            return join_tree(tree, tensors, rank=rank, world_size=world_size)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"checkpoint {self.path}: state.json does not fit state.safetensors ({error})") from None
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    entry: str,
+    step: int,
+    model: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor] | None,
+    state: Any,
+    config: Mapping[str, Any],
+    metric: Mapping[str, Any] | None,
+    extra: Mapping[str, Any],
+) -> None:
+    """Fill the empty `folder`. manifest.json comes last and holds: format_version, entry, step, config
+    (resolved), time (UTC, ISO 8601), metric, extra, files {name: {sha256, size}} and its own sha256 over all
+    of that.
+
+    Raises: OSError, TypeError (a state leaf that is neither tensor nor JSON).
+    """
+    tensors, json_tree = split_tree(state)
+    write_tensors(folder / "model.safetensors", clean_names(model))
+    if ema is not None:
+        write_tensors(folder / "ema.safetensors", clean_names(ema))
+    write_tensors(folder / "state.safetensors", tensors)
+    atomic_write_json(folder / "state.json", json_tree)
+    manifest: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "entry": entry,
+        "step": step,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(),
+        "metric": dict(metric) if metric else None,
+        "extra": dict(extra),
+        "config": dict(config),
+        "files": {
+            path.name: {"sha256": sha256_file(path), "size": path.stat().st_size} for path in sorted(folder.iterdir())
+        },
+    }
+    manifest["sha256"] = sha256_json(manifest)
+    atomic_write_json(folder / "manifest.json", manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder`, its form checked, the other files not looked at.
+
+    Raises: ValueError whose text begins with the file's name and says what is wrong.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = read_json(path)
+    except FileNotFoundError:
+        raise ValueError("manifest.json is missing") from None
+    except (OSError, Unreadable) as error:
+        raise ValueError(f"manifest.json {why(error)}") from None
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise ValueError("manifest.json is not the manifest of a checkpoint (no format_version)")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"manifest.json has format_version {version}, this program reads up to {FORMAT_VERSION}: update the program"
+        )
+    kinds = {"entry": str, "step": int, "time": str, "config": dict, "files": dict, "extra": dict}
+    wrong = [key for key, kind in kinds.items() if type(manifest.get(key)) is not kind]
+    wrong += ["step"] if not wrong and manifest["step"] < 0 else []
+    wrong += ["metric"] if not _is_metric(manifest.get("metric")) else []
+    wrong += ["extra"] if not wrong and not _are_sizes(manifest["extra"].get("sizes", {})) else []
+    if wrong:
+        raise ValueError(f"manifest.json lacks a usable '{wrong[0]}'")
+    return manifest
+
+
+def _is_metric(value: Any) -> bool:
+    """null, or a name, a direction and a number."""
+    if not isinstance(value, dict):
+        return value is None
+    number = type(value.get("value")) in (int, float) and math.isfinite(value["value"])
+    return number and isinstance(value.get("name"), str) and value.get("goal") in ("max", "min")
+
+
+def _are_sizes(value: Any) -> bool:
+    """Lengths of files of the run by plain name."""
+    return isinstance(value, dict) and all(
+        "/" not in name and type(size) is int and size >= 0 for name, size in value.items()
+    )
+
+
+def find_fault(folder: Path, *, checksums: bool = True) -> str | None:
+    """What is wrong with the checkpoint in `folder` (first word: the file), None when it is sound.
+
+    Looks at every file before any is used; `checksums=False` skips only the hashing (ranks other than 0).
+    """
+    try:
+        manifest = read_manifest(folder)
+    except ValueError as error:
+        return str(error)
+    files = manifest["files"]
+    for name in REQUIRED:
+        if name not in files:
+            return f"manifest.json does not list {name}"
+    for name, expected in files.items():
+        fault = _file_fault(folder, name, expected, checksums)
+        if fault:
+            return f"{name} {fault}"
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    if manifest.get("sha256") != sha256_json(body):
+        return "manifest.json does not match its own checksum (damaged or edited)"
+    named = STEP_NAME.fullmatch(folder.name)
+    if named and int(named[1]) != manifest["step"]:
+        return f"manifest.json says step {manifest['step']}, the folder says {folder.name}"
+    return None
+
+
+def _file_fault(folder: Path, name: str, expected: Any, checksums: bool) -> str | None:
+    if name not in REQUIRED + OPTIONAL:
+        return f"is listed in the manifest but does not belong there (expected {', '.join(REQUIRED + OPTIONAL)})"
+    if not isinstance(expected, dict) or not {"size", "sha256"} <= expected.keys():
+        return "has no size and checksum in manifest.json"
+    path = folder / name
+    try:
+        check_regular(path)
+        if path.stat().st_size != expected["size"]:
+            return f"is {path.stat().st_size} bytes instead of {expected['size']} (cut off or replaced)"
+        if checksums and sha256_file(path) != expected["sha256"]:
+            return "does not match its checksum (damaged or replaced)"
+        if path.suffix == ".safetensors":
+            return tensor_file_fault(path)
+        read_json(path)
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, Unreadable) as error:
+        return why(error)
+    return None
+
+
+def step_folders(checkpoints: Path) -> dict[int, Path]:
+    """{step: folder} of the complete checkpoints below `checkpoints`, ascending. Complete, not verified; links
+    are left out, a run's checkpoints are its own.
+    """
+    found = {}
+    for path in checkpoints.iterdir() if checkpoints.is_dir() else []:
+        named = STEP_NAME.fullmatch(path.name)
+        if named and (path / "manifest.json").is_file() and not path.is_symlink():
+            found[int(named[1])] = path
+    return dict(sorted(found.items()))
+
+
+def previous_good(checkpoints: Path, before: int) -> Path | None:
+    """The newest checkpoint below `checkpoints` of a step under `before` that verifies completely."""
+    earlier = [path for step, path in step_folders(checkpoints).items() if step < before]
+    return next((path for path in reversed(earlier) if find_fault(path) is None), None)
+
+
+def load_checkpoint(path: str | Path, *, checksums: bool = True) -> Checkpoint:
+    """Verify every file of the checkpoint directory `path` (links are followed) and open it.
+
+    Raises: UsageError, one line: which file of which checkpoint, what is wrong, the previous good one.
+    """
+    folder = Path(path).resolve()
+    if not folder.is_dir():
+        raise UsageError(f"checkpoint {path}: there is no such directory")
+    fault = find_fault(folder, checksums=checksums)
+    if fault is None:
+        return Checkpoint(folder, read_manifest(folder))
+    named = STEP_NAME.fullmatch(folder.name)
+    good = previous_good(folder.parent, int(named[1])) if named else None
+    offer = (
+        f"the previous good one is {good.name}: add resume_from={good.name}"
+        if good
+        else "there is no earlier good one: resume=false starts again"
+    )
+    raise UsageError(f"checkpoint {path}: {fault}; {offer}")

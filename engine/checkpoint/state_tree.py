@@ -1,0 +1,256 @@
+"""Nested state as tensors plus JSON, and the tensor files themselves: no pickle on either way.
+
+A tree is dicts, lists, tuples, scalars, None, tensors and `RowSharded` leaves. `split_tree` puts the tensors
+into one flat dict (a safetensors file) and the rest into JSON, where `{"$tensor": name}` stands for a tensor,
+`{"$rows": name}` for a row-sharded one, `{"$tuple": [...]}` for a tuple and `{"$dict": [[key, value], ...]}`
+for a dict that JSON objects cannot hold (integer keys, keys that begin with "$").
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from engine.errors import UsageError
+from engine.reading import Unreadable, check_regular
+from engine.rows import RowSharded
+
+
+def clean_name(name: str) -> str:
+    """`module._orig_mod.inner.w` -> `inner.w`: without the marks of DDP and torch.compile."""
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while len(parts) > 1 and parts[0] == "module":
+        parts.pop(0)
+    return ".".join(parts)
+
+
+def clean_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under `clean_name`s. Raises: ValueError when two names become one."""
+    cleaned: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if cleaned.setdefault(clean_name(name), tensor) is not tensor:
+            raise ValueError(f"two tensors are called '{clean_name(name)}' once cleaned, '{name}' is the second")
+    return cleaned
+
+
+def gather_tree(tree: Any, gather_rows: Callable[[Tensor], Tensor]) -> Any:
+    """Replace every `RowSharded(tensor)` by `RowSharded(gather_rows(tensor))`, in tree order.
+
+    A collective: all ranks call it with trees of the same form, so that the n-th call of `gather_rows` is
+    about the same leaf everywhere. `gather_rows` maps [rows of this rank, ...] to [all rows, ...] on rank 0;
+    what it returns on the other ranks does not matter.
+    """
+    if isinstance(tree, RowSharded):
+        return RowSharded(gather_rows(tree.tensor))
+    if isinstance(tree, Mapping):
+        return {key: gather_tree(value, gather_rows) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        values = [gather_tree(value, gather_rows) for value in tree]
+        return values if isinstance(tree, list) else tuple(values)
+    return tree
+
+
+def split_tree(tree: Any) -> tuple[dict[str, Tensor], Any]:
+    """Separate `tree` into {dotted path: tensor} and a JSON value that refers to them, without copies.
+
+    Raises: TypeError on a leaf that neither holds (it names the path), so nothing is ever pickled.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def place(tensor: Tensor, path: str) -> str:
+        name, number = path or "tensor", 1
+        while name in tensors:  # {"a.b": x, "a": {"b": y}} meet in one dotted path
+            number += 1
+            name = f"{path}#{number}"
+        tensors[name] = tensor
+        return name
+
+    def walk(node: Any, path: str) -> Any:
+        def inner(key: Any, value: Any) -> Any:
+            return walk(value, f"{path}.{key}" if path else str(key))
+
+        if node is None or isinstance(node, bool | int | float | str):
+            return node
+        if isinstance(node, Tensor):
+            return {"$tensor": place(node, path)}
+        if isinstance(node, RowSharded):
+            return {"$rows": place(node.tensor, path)}
+        if isinstance(node, Mapping):
+            if all(isinstance(key, str) and not key.startswith("$") for key in node):
+                return {key: inner(key, value) for key, value in node.items()}
+            if all(isinstance(key, str | int) for key in node):
+                return {"$dict": [[key, inner(key, value)] for key, value in node.items()]}
+            raise TypeError(f"state '{path}' has keys that are neither text nor integers: {list(node)[:3]}")
+        if isinstance(node, tuple | list):
+            values = [inner(index, value) for index, value in enumerate(node)]
+            return values if isinstance(node, list) else {"$tuple": values}
+        raise TypeError(
+            f"state '{path}' is a {type(node).__name__}: a checkpoint holds tensors, numbers, text, None, "
+            "dicts, lists and tuples"
+        )
+
+    return tensors, walk(tree, "")
+
+
+def join_tree(json_tree: Any, tensors: Mapping[str, Tensor], *, rank: int = 0, world_size: int = 1) -> Any:
+    """Undo `split_tree`. A row-sharded leaf comes back as a plain tensor: the rows of `rank` out of
+    `world_size`.
+
+    Raises: UsageError when its number of rows does not divide by `world_size`.
+    """
+    if isinstance(json_tree, list):
+        return [join_tree(value, tensors, rank=rank, world_size=world_size) for value in json_tree]
+    if not isinstance(json_tree, dict):
+        return json_tree
+    if len(json_tree) == 1:
+        ((mark, content),) = json_tree.items()
+        if mark == "$tensor":
+            return tensors[content]
+        if mark == "$rows":
+            return _rows_of(tensors[content], content, rank, world_size)
+        if mark == "$tuple":
+            return tuple(join_tree(content, tensors, rank=rank, world_size=world_size))
+        if mark == "$dict":
+            return {k: join_tree(v, tensors, rank=rank, world_size=world_size) for k, v in content}
+    return {k: join_tree(v, tensors, rank=rank, world_size=world_size) for k, v in json_tree.items()}
+
+
+def _rows_of(tensor: Tensor, name: str, rank: int, world_size: int) -> Tensor:
+    if tensor.ndim == 0 or tensor.shape[0] % world_size:
+        raise UsageError(
+            f"the checkpoint's '{name}' has shape {list(tensor.shape)}: its rows cannot be shared equally by "
+            f"{world_size} processes, start a number of processes that divides them"
+        )
+    size = tensor.shape[0] // world_size
+    return tensor[rank * size : (rank + 1) * size]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file: every dtype bit for bit, from any device, strides or storage.
+
+    Tensors that are the same memory (tied weights) are stored once; the file's metadata says `{other name:
+    stored name}`, as the safetensors library itself does.
+
+    Raises: OSError when the file cannot be written, TypeError on a value that is no tensor.
+    """
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"'{name}' is a {type(tensor).__name__}, not a tensor")
+        tensor = tensor.detach()
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and place in seen:
+            aliases[name] = seen[place]
+            continue
+        seen[place] = name
+        stored[name] = _own_memory(tensor)
+    try:
+        save_file(stored, path, metadata={"format": "pt", **aliases})
+    except SafetensorError as error:  # the library's writer hides the operating system's error in its text
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    """Contiguous on the CPU and alone in its storage (views into one storage are refused as shared
+    memory).
+    """
+    copy = tensor.cpu().contiguous()
+    if copy.data_ptr() == tensor.data_ptr() and copy.untyped_storage().nbytes() != copy.nbytes:
+        copy = copy.clone()
+    return copy
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file to the CPU, names of tied tensors included (they share memory again).
+
+    Raises: OSError or SafetensorError on a file that is not one (`tensor_file_fault` says it in words).
+    """
+    check_regular(path)
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as stream:
+        metadata = stream.metadata() or {}
+    for name, target in metadata.items():
+        if target in tensors and name not in tensors:
+            tensors[name] = tensors[target]
+    return tensors
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Shape by name of the tensors in a sound safetensors file; reads the header only."""
+    with safe_open(path, framework="pt") as stream:
+        return {name: stream.get_slice(name).get_shape() for name in stream.keys()}  # noqa: SIM118 (no mapping)
+
+
+def tensor_file_fault(path: Path) -> str | None:
+    """Why `path` is not a safetensors file, None when its header and size are sound. Reads the header
+    only.
+    """
+    try:
+        check_regular(path)
+        with safe_open(path, framework="pt") as stream:
+            list(stream.keys())
+    except Unreadable as error:
+        return str(error)
+    except (OSError, SafetensorError) as error:
+        with open(path, "rb") as raw:
+            start = raw.read(4)
+        looks = "a pickle or zip file" if start[:1] == b"\x80" or start[:2] == b"PK" else "not a safetensors file"
+        return f"is {looks} and was not opened ({error})"
+    return None
+
+
+class WeightsMisfit(UsageError):
+    """Weights of another model. `engine.run.identity.what_changed` names the key where both configs are known."""
+
+
+def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, strict: bool) -> str:
+    """Copy `tensors` into the parameters and buffers of `module`; one line reports what was loaded.
+
+    Values are converted to the module's dtype and device. A name that is missing from `tensors` but tied to
+    one that is there counts as loaded. Under `strict` nothing is copied unless everything fits.
+
+    Raises: WeightsMisfit under `strict`, with every kind of misfit and its shapes; ValueError on a module
+    without memory (device "meta").
+    """
+    ours = {clean_name(name): value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    theirs = {clean_name(name): value for name, value in tensors.items()}
+    if any(value.is_meta for value in ours.values()):
+        raise ValueError("load_weights: the module is on the meta device, give it memory first (module.to_empty)")
+    both = [name for name in ours if name in theirs]
+    fitting = [name for name in both if ours[name].shape == theirs[name].shape]
+    memory = {(ours[name].data_ptr(), ours[name].shape) for name in fitting}
+    absent = [name for name in ours if name not in theirs]
+    missing = [n for n in absent if not ours[n].numel() or (ours[n].data_ptr(), ours[n].shape) not in memory]
+    faults = {
+        "missing": [f"{name} {list(ours[name].shape)}" for name in missing],
+        "unexpected": [f"{name} {list(theirs[name].shape)}" for name in theirs if name not in ours],
+        "mismatching": [
+            f"{name} (file {list(theirs[name].shape)}, model {list(ours[name].shape)})"
+            for name in both
+            if name not in fitting
+        ],
+    }
+    words = [f"{kind}: {_some(names)}" for kind, names in faults.items() if names]
+    if words and strict:
+        raise WeightsMisfit("the weights do not fit the model: " + "; ".join(words))
+    with torch.no_grad():
+        for name in fitting:
+            ours[name].copy_(theirs[name])
+    loaded = len(fitting) + len(absent) - len(missing)
+    return "; ".join([f"loaded {loaded} of {len(ours)} tensors", *words])
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    more = f", … ({len(names) - limit} more)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,247 @@
+"""The checkpoints of one run: saving, the `latest` and `best` pointers, finding and pruning.
+
+<run>/checkpoints/step_<N>/   complete or absent (engine/checkpoint/manifest.py has the files)
+<run>/checkpoints/latest      one line: the name of the newest directory
+<run>/checkpoints/best        one line: the directory with the best primary metric
+<run>/step_<N>                relative link to checkpoints/step_<N>
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from engine.checkpoint.manifest import (  # noqa: F401 (this module is the door to the other three)
+    FORMAT_VERSION,
+    STEP_NAME,
+    Checkpoint,
+    find_fault,
+    load_checkpoint,
+    previous_good,
+    read_manifest,
+    step_folders,
+    write_checkpoint,
+)
+from engine.checkpoint.state_tree import WeightsMisfit, clean_name, gather_tree, join_tree, load_weights, split_tree  # noqa: F401
+from engine.errors import UsageError
+from engine.io import (
+    atomic_directory,
+    atomic_write_text,
+    closest,
+    make_link,
+    remove_directory,
+    remove_leftovers,
+    say,
+    user_path,
+)
+from engine.reading import Unreadable, read_text
+from engine.rows import RowSharded  # noqa: F401
+
+
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written. Nothing half-written is left and every earlier one is as it was."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+class CheckpointStore:
+    """Reads and writes `<run_dir>/checkpoints`. Writing is for rank 0, which holds the run's lock."""
+
+    def __init__(self, run_dir: str | os.PathLike[str], entry: str) -> None:
+        self.run_dir = Path(run_dir)
+        self.folder = self.run_dir / "checkpoints"
+        self.entry = entry
+
+    # --- writing
+
+    def recover(self) -> None:
+        """Do what a killed save had still to do after its rename: best, latest, links. For the holder of the lock.
+
+        Damaged checkpoints are left alone; pruning follows the next save.
+        """
+        remove_leftovers(self.folder)
+        known = self._pointed("latest")
+        since = self._written(_step_of(known)) if known is not None else ("", -1)
+        for step in sorted(self.steps(), key=self._written):
+            path = self.folder / f"step_{step}"
+            written = self._written(step)
+            if written[0] and written > since:
+                self._point_to(path)
+            self.link(path.name, path)
+
+    def save(
+        self,
+        step: int,
+        *,
+        model: Mapping[str, Tensor],
+        ema: Mapping[str, Tensor] | None = None,
+        state: Any = None,
+        config: Mapping[str, Any],
+        metric: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write step_<step> (replacing one of that step), `latest`, and `best` if `metric` is better.
+
+        `state` is a tree whose `RowSharded` leaves already hold all rows (`gather_tree`, called on every
+        rank). `metric` is {"name", "value", "goal": "max" | "min"}; one that is not finite counts as none.
+
+        Raises: CheckpointWriteError when the file system refuses; TypeError on state it cannot hold.
+        """
+        final = self.folder / f"step_{step}"
+        extra = extra or {}
+        if metric is not None and not (isinstance(metric["value"], int | float) and math.isfinite(metric["value"])):
+            metric = None
+        try:
+            with atomic_directory(final, replace=True) as folder:
+                write_checkpoint(
+                    folder,
+                    entry=self.entry,
+                    step=step,
+                    model=model,
+                    ema=ema,
+                    state=state,
+                    config=config,
+                    metric=metric,
+                    extra=extra,
+                )
+            self._point_to(final)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            text = f"checkpoint {final} could not be written ({reason}); the earlier ones are untouched"
+            raise CheckpointWriteError(error.errno, text) from error
+        self.link(final.name, final)
+        return final
+
+    def _point_to(self, path: Path) -> None:
+        """`best` where it is that, then `latest`: a `latest` that names it says that nothing is left to do."""
+        if self._is_best(read_manifest(path)["metric"], path):
+            atomic_write_text(self.folder / "best", f"{path.name}\n")
+        atomic_write_text(self.folder / "latest", f"{path.name}\n")
+
+    def _is_best(self, metric: Mapping[str, Any] | None, new: Path) -> bool:
+        """Strictly better than the best so far; another metric's name or no usable best starts anew."""
+        if metric is None:
+            return False
+        old = self.best()
+        if old is None or old == new:
+            return True
+        try:
+            past = read_manifest(old)["metric"] or {}
+        except ValueError:
+            return True
+        if past.get("name") != metric["name"] or not isinstance(past.get("value"), int | float):
+            return True
+        if "covers" in past and past["covers"] != metric.get(
+            "covers", past["covers"]
+        ):  # a resume changed what it is of
+            return True
+        if past.get("final", False) != metric.get("final", False):  # a final figure that covers something else
+            return past.get("final", False)
+        return metric["value"] < past["value"] if metric.get("goal") == "min" else metric["value"] > past["value"]
+
+    def link(self, name: str, target: Path) -> None:
+        """Make `<run_dir>/<name>` a relative link to checkpoint `target`. A failure is said, not raised."""
+        make_link(self.run_dir / name, os.path.relpath(target, self.run_dir))
+
+    def prune(self, keep_last: int | None = None, keep_every: int | None = None) -> list[Path]:
+        """Remove all but the `keep_last` newest (None: all), the multiples of `keep_every`, latest and best.
+
+        Newest by time of writing: after going back to an early step the abandoned later steps are the old
+        ones. A failed removal is said and never raised. Returns what was removed.
+        """
+        if keep_last is None:
+            return []
+        by_age = sorted(self.steps(), key=self._written)
+        kept = {path for path in (self.latest(), self.best()) if path is not None}
+        kept |= {self.folder / f"step_{step}" for step in by_age[max(0, len(by_age) - keep_last) :]}
+        removed = []
+        for step in by_age:
+            path = self.folder / f"step_{step}"
+            if path in kept or (keep_every and step % keep_every == 0):
+                continue
+            try:
+                link = self.run_dir / path.name
+                if link.is_symlink():
+                    link.unlink()
+                remove_directory(path)
+            except OSError as error:
+                say(f"warning: the old checkpoint {path} could not be removed ({error}); the run goes on")
+            else:
+                removed.append(path)
+        return removed
+
+    def _written(self, step: int) -> tuple[str, int]:
+        try:
+            return read_manifest(self.folder / f"step_{step}")["time"], step
+        except ValueError:
+            return "", step
+
+    # --- finding
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return list(step_folders(self.folder))
+
+    def latest(self) -> Path | None:
+        """What `latest` names, else (pointer lost) the highest step, else None. Not verified."""
+        return self._pointed("latest") or next(reversed(step_folders(self.folder).values()), None)
+
+    def best(self) -> Path | None:
+        """What `best` names, None before the first evaluated checkpoint. Not verified."""
+        return self._pointed("best")
+
+    def _pointed(self, pointer: str) -> Path | None:
+        try:
+            name = read_text(self.folder / pointer).strip()
+        except (OSError, Unreadable):
+            return None
+        path = self.folder / name
+        return path if STEP_NAME.fullmatch(name) and path.is_dir() and not path.is_symlink() else None
+
+    def previous_good(self, before: int) -> Path | None:
+        """The newest checkpoint of a step under `before` that verifies, None when there is none."""
+        return previous_good(self.folder, before)
+
+    def resolve(self, spec: str | os.PathLike[str]) -> Path:
+        """The directory meant by `latest`, `best`, `step_N`, a checkpoint's path or a run's path (its
+        latest).
+
+        Raises: UsageError that lists what is there.
+        """
+        spec = os.fspath(spec)
+        if spec in ("latest", "best"):
+            found = self.latest() if spec == "latest" else self.best()
+        elif STEP_NAME.fullmatch(spec):
+            found = self.folder / spec if (self.folder / spec).is_dir() else None
+        else:
+            found = self._resolve_path(user_path(spec))
+        if found is None:
+            names = [f"step_{step}" for step in self.steps()]
+            there = closest(spec, ["latest", *(["best"] if self.best() else []), *names]) if names else "it is empty"
+            raise UsageError(f"resume_from={spec}: no such checkpoint in {self.folder}: {there}")
+        return found
+
+    def _resolve_path(self, path: Path) -> Path | None:
+        for base in (path, self.run_dir / path, self.folder / path):
+            if (base / "manifest.json").is_file() or (base.is_dir() and STEP_NAME.fullmatch(base.name)):
+                return base.resolve()
+            if (base / "checkpoints").is_dir() and base != self.run_dir:
+                return CheckpointStore(base, self.entry).latest()
+        return None
+
+    def load(self, spec: str | os.PathLike[str] = "latest") -> Checkpoint:
+        """`load_checkpoint(resolve(spec))`. Raises: UsageError also when another entry script wrote it."""
+        checkpoint = load_checkpoint(self.resolve(spec))
+        if checkpoint.entry != self.entry:
+            raise UsageError(f"checkpoint {checkpoint.path} was written by {checkpoint.entry}.py, not {self.entry}.py")
+        return checkpoint

@@ -1,0 +1,107 @@
+"""`--help` of an entry script: both styles, every key with type, default and meaning, config groups."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.cli.group_options import options_for
+from engine.cli.keys import Key, describe, keys_of
+from engine.cli.recipes import locate
+from engine.cli.source_keys import source_keys
+from engine.cli.translate import Groups, quote
+
+WIDTH = 110
+
+
+def help_text(
+    entry: str, schema: type, groups: Groups, config_dir: Path, config_name: str,
+    aliases: Mapping[str, str] | None = None, *more: Path,
+) -> str:  # fmt: skip
+    """The whole help. Defaults are those of `config_name` where it composes, else the schema's."""
+    script = f"{Path(entry).stem}.py"
+    configs = sorted(path.stem for path in config_dir.glob(f"cfg_{Path(entry).stem}*.yaml"))
+    lines = [
+        f"usage: python {script} [key=value ...] [--key value ...] [--config-name CFG]",
+        *textwrap.wrap((schema.__doc__ or "").strip().partition("\n")[0], WIDTH),
+        "",
+        "Both styles work, also mixed:",
+        "  key=value  +key=value  ++key=value  ~key  group=choice  -m key=a,b (sweep, one process per job)",
+        "  --key value  --key=value  --flag  --no-flag  --list a b c  --config file.json (nested JSON)",
+        "Hydra's own: --config-name --cfg job [--resolve] --info defaults --multirun --hydra-help",
+        "Exit codes: 0 done, 1 failure, 2 unusable command or config, 3 stopped (repeat to go on).",
+        "",
+        f"Config (--config-name, now {config_name}):",
+        *_wrapped(", ".join(configs), "  "),
+        "",
+        "Groups:",
+    ]
+    for name, options in options_for(schema, groups, config_dir, *more).items():
+        lines += _wrapped(f"{name}={'|'.join(options)}", "  ", "  ")
+    lines += ["", "Keys:"]
+    defaults = _defaults(config_dir, config_name, *more)
+    for name, key in _keys(schema, defaults):
+        kind = "" if key is None else describe(key.kind) + (" or null" if key.optional else "")
+        value = defaults.get(name, "required" if key is None or key.default is MISSING else _shown(key.default))
+        if kind == "block of keys":
+            value = f"see config/{name}/" if name in groups.options else "a block"
+        head = f"{name}  [{kind}]  {value}" if kind else f"{name}  {value}"
+        lines += _wrapped(head, "  ", "  ")
+        others = ", ".join(f"--{old}" for old, new in (aliases or {}).items() if new == name)
+        lines += _wrapped(" ".join([*([f"Also {others}."] if others else []), key.doc if key else ""]), "      ")
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, indent: str, more: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent + more, break_long_words=False)
+
+
+def _keys(schema: Any, defaults: Mapping[str, str]) -> Iterator[tuple[str, Key | None]]:
+    """The declared keys; after an open block (arch) those of its class, of its loss, and what else it holds."""
+    for name, key in keys_of(schema).items():
+        yield name, key
+        if name in schema.BLOCKS:
+            known = {f"{name}.{inner}": found for inner, found in keys_of(schema.BLOCKS[name]).items()}
+            for place, slot in ((f"{name}.name", "models"), (f"{name}.loss.name", "losses")):
+                known[place] = Key(place, "module@Class", False, "required", f"A class under {slot}/.")
+            known |= source_keys(defaults.get(f"{name}.name", ""), "models", f"{name}.")
+            known |= source_keys(defaults.get(f"{name}.loss.name", ""), "losses", f"{name}.loss.")
+            others = [other for other in defaults if other.startswith(f"{name}.")]
+            yield from ((other, known.get(other)) for other in dict.fromkeys([*others, *known]))
+
+
+def _defaults(config_dir: Path, config_name: str, *more: Path) -> dict[str, str]:
+    """Values of the composed config by dotted name, interpolations as written; empty where it does not compose."""
+    folders = [config_dir, *more]
+    home = next((folder for folder in folders if locate([folder], config_name)), config_dir)
+    others = [quote(f"file://{folder}") for folder in folders if folder != home]
+    try:
+        with initialize_config_dir(str(home), version_base=None):
+            composed = compose(config_name, [f"hydra.searchpath=[{','.join(others)}]"] if others else [])
+        config = OmegaConf.to_container(composed, resolve=False)
+    except (HydraException, OmegaConfBaseException):
+        return {}
+    return dict(_flat(config, "")) if isinstance(config, dict) else {}
+
+
+def _flat(block: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in block.items():
+        if not prefix or not isinstance(value, Mapping) or not value:
+            yield f"{prefix}{key}", _shown(value)
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+
+
+def _shown(value: Any) -> str:
+    """A default on one line, empty and blank text in quotes."""
+    plain = isinstance(value, str) and value.strip() == value != "" and value.isprintable()
+    return value if plain else json.dumps(value, default=str)

@@ -1,0 +1,285 @@
+"""The command line of every entry script: both styles in; exit codes 0 done, 1 failed, 2 unusable, 3 stopped.
+
+Nothing here imports torch, so --help and a misspelt key answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import re
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from engine.cli.console import finish, open_streams
+from engine.cli.group_options import foreign_key, options_for
+from engine.cli.help import help_text
+from engine.cli.keys import keys_of, told_elsewhere
+from engine.cli.recipes import check_recipe, config_name_of, find_groups, locate, no_config, search_folders
+from engine.cli.spelling import forget, in_own_words, remember
+from engine.cli.translate import Groups, translate
+from engine.config import refusal_within
+from engine.distributed import report_to_launcher, speaks, under_torchrun
+from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
+from engine.io import closest
+from engine.multirun import FULL_ERROR, OURS, job_codes
+from engine.schema import NO_TEXT
+from engine.sweeps import FOLDER, REPORT
+
+# Ranks other than 0 compose for themselves; without these each would make its own output folder.
+QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
+
+# Launchers and sweepers that are plugins of Hydra -> the extra that installs them.
+PLUGINS = {"joblib": "sweep", "optuna": "optuna", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+
+
+Rewrite = Callable[[list[str], Groups, dict[str, str]], list[str]]
+
+
+class _TaskStopped(BaseException):
+    """Carries an exception of the task past Hydra, which would print a line of its own for an Exception."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def main(
+    launch: Callable[..., Any],
+    *,
+    schema: type,
+    entry: str,
+    aliases: Mapping[str, str] | None = None,
+    config_dir: str | Path = "config",
+    rewrite: Rewrite | None = None,
+) -> NoReturn:
+    """Translate sys.argv, run `launch` (decorated with @hydra.main), end with the contract's exit code.
+
+    `entry` is the script's name (pretrain), `aliases` its table of old key names, `config_dir` the
+    folder that @hydra.main names (relative to the script). `rewrite(words, groups, typed)` turns documented
+    values that mean another key here into Hydra's words, and notes in `typed` what became of which.
+    Raises: SystemExit always.
+    """
+    folder = Path(inspect.getfile(inspect.unwrap(launch))).resolve().parent / config_dir
+    open_streams()
+    finish(run(launch, schema=schema, entry=entry, aliases=aliases or {}, config_dir=folder, rewrite=rewrite))
+
+
+def run(
+    launch: Callable[..., Any], *, schema: type, entry: str, aliases: Mapping[str, str], config_dir: Path,
+    rewrite: Rewrite | None = None,
+) -> int:  # fmt: skip
+    """`main` without the exit: returns the code. sys.argv is the translated command meanwhile."""
+    wanted = os.environ.get(FULL_ERROR) == "1"
+    given, argv = inspect.getclosurevars(launch).nonlocals, sys.argv[1:]
+    name = config_name_of(argv) or str(given.get("config_name") or "")
+    folders = search_folders(argv, config_dir)
+    try:
+        if strange := [word for word in argv if NO_TEXT.search(word)]:
+            raise UsageError(
+                f"{strange[0]!r} is not text in UTF-8: check the terminal's encoding, or quote it otherwise"
+            )
+        based = check_recipe(folders, name, entry)
+        groups = find_groups(config_dir, name, *folders[1:])
+        if {"-h", "--help"} & set(argv):
+            sys.stdout.write(help_text(entry, schema, groups, config_dir, name, aliases, *folders[1:]) + "\n")
+            return 0
+        typed: dict[str, str] = {}
+        words = translate(argv, schema, groups=groups, aliases=aliases, typed=typed)
+        remember(_of_others(schema, words, typed) | typed)
+        words = rewrite(words, groups, typed) if rewrite is not None else words
+        remember(typed)
+        _check_presets(words, schema, groups, folders, Path(entry).stem)
+        sweep = bool({"-m", "--multirun"} & set(words))
+        if sweep and under_torchrun():
+            raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
+        if not sweep and REPORT not in os.environ and any(re.match(r"\+*sweep=(?!null)", word) for word in words):
+            raise UsageError("a preset of config/sweep describes several jobs: add -m to run them")
+        if sweep and "hydra/launcher=submitit_slurm" in words and shutil.which("srun") is None:
+            raise UsageError("hydra/launcher=submitit_slurm: there is no srun here; start it on a cluster")
+        if int(os.environ.get("RANK", "0")) > 0 or not based:
+            words += QUIET
+        if not {"-sc", "--shell-completion"} & set(words) and not any("hydra.job.name=" in word for word in words):
+            words.append(f"++hydra.job.name={Path(entry).stem}")
+        with _environment(words), _lazy_help(), job_codes(sweep, words) as codes:
+            _guarded(launch, config_dir, given.get("config_name"))()
+        return max(codes(), default=0)
+    except SystemExit as stop:  # Hydra's own: it has printed what is wrong, e.g. with -p PACKAGE
+        return UsageError.exit_code if stop.code == 1 else int(stop.code or 0)
+    except (_TaskStopped, Exception, Interrupted, KeyboardInterrupt) as caught:
+        error = caught.error if isinstance(caught, _TaskStopped) else caught
+        error = disk_fault(error) or error
+        line = one_line(error, schema, config_dir, *folders[1:], composing=not isinstance(caught, _TaskStopped))
+        line = None if line is None else in_own_words(line)
+        code = exit_code(error, line)
+        if wanted or line is None:
+            traceback.print_exception(error)
+        # What Hydra and OmegaConf refuse they refuse on every rank, as we do.
+        if line is not None and speaks(UsageError(line) if code == UsageError.exit_code else error, code):
+            rank = os.environ.get("RANK", "0")
+            kind = "interrupted" if code == Interrupted.exit_code else "error"
+            sys.stderr.write(f"{kind}{'' if rank == '0' else f' [rank {rank}]'}: {line}\n")
+        report_to_launcher(error, line)
+        return code
+    finally:
+        if REPORT not in os.environ:
+            forget()
+
+
+def exit_code(error: BaseException, line: str | None) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted.exit_code
+    code = getattr(error, "exit_code", None)
+    return code if isinstance(code, int) else 1 if line is None else UsageError.exit_code
+
+
+def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, composing: bool) -> str | None:
+    """The error in one line, or None for one that needs its traceback (a bug, a broken machine).
+
+    `composing`: the error came from Hydra before the task ran, so that OmegaConf's are the user's, not ours.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C"
+    if isinstance(error, UsageError | RunFailure | Interrupted):
+        return _flat(str(error))
+    if not composing or not isinstance(error, HydraException | OmegaConfBaseException | YAMLError | ValueError):
+        return None
+    if isinstance(error, MissingConfigException):
+        return _missing_config(error, config_dir, *more)
+    if refused := refusal_within(error):  # by a resolver of ours
+        return _flat(str(refused))
+    cause: Any = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    if cause is not None and cause.key is not None and "not in struct" in str(cause):
+        parent = str(cause.full_key)[: -len(str(cause.key))]
+        siblings = cause.parent_node if isinstance(cause.parent_node, DictConfig) else {}
+        known = {f"{parent}{key}" for key in siblings if key != "hydra"}
+        known |= set() if parent else {key for key in keys_of(schema) if "." not in key}
+        told = told_elsewhere(schema, str(cause.full_key))
+        tree: Any = {} if parent or not siblings else OmegaConf.to_container(siblings)
+        inside = _with_leaf(tree, str(cause.key))
+        hint = f"did you mean '{inside}'?" if inside else closest(str(cause.full_key), known)
+        return f"unknown key '{cause.full_key}': {told or hint}"
+    if cause is None and isinstance(error, OverrideParseException):
+        lines = [line for line in str(error).splitlines() if line.strip(" ^") and "https://" not in line]
+        why = " ".join(line for line in lines if "LexerNoViableAlt" not in line)
+        return _flat(
+            f"cannot read '{error.override}': {f'{why}; ' if why else ''}quote a value with special characters"
+        )
+    text = re.sub(r"\n?See https?://\S+ for details", "", str(error))
+    if isinstance(error, ConfigCompositionException) and cause is not None:
+        text += f" ({str(cause).splitlines()[0]})"
+    return _flat(text)
+
+
+def _with_leaf(block: Mapping[Any, Any], leaf: str, prefix: str = "") -> str | None:
+    """The first dotted key of `block` that ends in `.leaf`: what a key given without its block means."""
+    for key, inner in block.items():
+        if isinstance(inner, Mapping) and key != "hydra":
+            path = f"{prefix}{key}."
+            if found := path + leaf if leaf in inner else _with_leaf(inner, leaf, path):
+                return found
+    return None
+
+
+def _missing_config(error: MissingConfigException, *folders: Path) -> str:
+    wanted = str(error.missing_cfg_file or "")
+    if error.options is not None:
+        group, _, option = wanted.rpartition("/")
+        if group.startswith("hydra/") and option in PLUGINS:
+            return f"{group}={option} needs a plugin: pip install -e '.[{PLUGINS[option]}]'"
+        return f"there is no {group}={option}: {closest(option, error.options)}"
+    if "primary config" in str(error) and wanted:
+        return no_config(wanted, folders)
+    return _flat(str(error).partition("Config search path")[0])
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _of_others(schema: type, words: list[str], typed: Mapping[str, str]) -> dict[str, str]:
+    """Keys that follow another one and were not given themselves: in messages that other one stands for them."""
+    follows: Mapping[str, str] = getattr(schema, "FOLLOWS", {})
+    given = {word.lstrip("+").partition("=")[0] for word in words}
+    return {key: typed.get(other, other) for key, other in follows.items() if key not in given}
+
+
+def _check_presets(words: list[str], schema: type, groups: Groups, folders: list[Path], script: str) -> None:
+    """A preset (+debug=tiny, +sweep=depth) of keys that the script lacks is one for another script."""
+    for word in words:
+        group, _, option = word.lstrip("+").partition("=")
+        preset = group not in keys_of(schema) and option in groups.options.get(group, [])
+        path = locate(folders, f"{group}/{option}") if preset else None
+        if path is not None and (key := foreign_key(schema, path)):
+            fitting = " or ".join(options_for(schema, groups, *folders).get(group, []))
+            hint = f"choose {fitting}" if fitting else f"drop {word}"
+            raise UsageError(f"{group}={option} is not for {script}.py, which has no {key}: {hint}")
+
+
+@contextmanager
+def _lazy_help() -> Iterator[None]:
+    """Since Python 3.14 argparse reads the help of an argument as it is added, and fails at Hydra's, an object that
+    becomes text when it is shown (facebookresearch/hydra#3121). Help that is text is checked as before.
+    """
+    owner: Any = argparse._ActionsContainer
+    check = getattr(owner, "_check_help", None)
+
+    def check_text(container: Any, action: argparse.Action) -> None:
+        if check is not None and isinstance(action.help, str):
+            check(container, action)
+
+    if check is not None:
+        owner._check_help = check_text
+    try:
+        yield
+    finally:
+        if check is not None:
+            owner._check_help = check
+
+
+def _guarded(launch: Callable[..., Any], config_dir: Path, config_name: str | None) -> Callable[[], Any]:
+    """The same @hydra.main around a task whose exceptions reach us unprinted."""
+    task = inspect.unwrap(launch)
+
+    def guarded(hydra_config: DictConfig) -> Any:
+        try:
+            return task(hydra_config)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and FOLDER in os.environ:
+                raise  # a job of a sweep must not end the others
+            raise _TaskStopped(error) from error
+
+    guarded.__module__, guarded.__qualname__ = task.__module__, task.__qualname__
+    return hydra.main(str(config_dir), config_name, version_base=None)(guarded)
+
+
+@contextmanager
+def _environment(words: list[str]) -> Iterator[None]:
+    """sys.argv for Hydra, and its full errors, for as long as the run lasts."""
+    argv, before = sys.argv, dict(os.environ)
+    if before.get(FULL_ERROR) != "1":
+        os.environ.update({FULL_ERROR: "1", OURS: "1"})
+    sys.argv = [argv[0], *words]
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        for name in (FULL_ERROR, OURS):
+            os.environ.pop(name, None)
+            os.environ.update({name: before[name]} if name in before else {})

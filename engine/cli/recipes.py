@@ -1,0 +1,185 @@
+"""The recipe that a command names, before Hydra reads it: where it lies, what is wrong with it, what it selects.
+
+Hydra looks in the script's config/ (or --config-path) first, then in --config-dir.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
+
+from engine.cli.translate import Groups
+from engine.errors import UsageError
+from engine.io import closest, user_path
+from engine.reading import Unreadable, read_text, read_yaml, why
+
+BASE = "base/run"  # what every recipe of ours begins with
+WHOLE = "# @package _global_"
+"""First line of a group's file that sets keys anywhere in the config, not in a block of the group's name."""
+PIECES = ("base", "arch", "optimizer", "lr_scheduler", "debug", "sweep")
+
+
+def flag_value(argv: Sequence[str], *names: str) -> str | None:
+    """The value of the first of Hydra's flags `names` among the words, `--flag=value` or `--flag value`."""
+    for number, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name in names:
+            return value if equals else (argv[number + 1] if number + 1 < len(argv) else None)
+    return None
+
+
+def config_name_of(argv: Sequence[str]) -> str | None:
+    """What --config-name says."""
+    return flag_value(argv, "--config-name", "-cn")
+
+
+def search_folders(argv: Sequence[str], config_dir: Path) -> list[Path]:
+    """Where Hydra will look for configs, in its order."""
+    more = flag_value(argv, "--config-dir", "-cd")
+    return [config_dir] + ([user_path(more).absolute()] if more else [])
+
+
+@dataclass
+class Recipe:
+    """What the files of a recipe say, as far as it can be known without composing them."""
+
+    defaults: list[Any] = field(default_factory=list)
+    """Entries of the defaults lists, those of the files that they name included."""
+    given: set[str] = field(default_factory=set)
+    """Dotted keys that some file sets."""
+    script: str | None = None
+    """The entry script that it says it is for."""
+
+
+def read_recipe(folders: Sequence[Path], config_name: str) -> Recipe:
+    """Follow the defaults list of a recipe through the files in `folders`.
+
+    Raises: UsageError that names file and line, for a file that is no mapping, and for an entry that does not exist.
+    """
+    recipe = Recipe()
+    if (path := locate(folders, config_name)) is not None:
+        _read(folders, path, recipe, ())
+    return recipe
+
+
+def locate(folders: Sequence[Path], name: str) -> Path | None:
+    """The file of a config by its name below the folders."""
+    file = f"{name.removesuffix('.yaml')}.yaml"
+    return next((folder / file for folder in folders if (folder / file).is_file()), None)
+
+
+def read_file(path: Path) -> dict[Any, Any]:
+    """The mapping in a YAML file, interpolations as written. Raises: UsageError that names file and line."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.create(read_yaml(path)), resolve=False)
+    except (OSError, Unreadable, YAMLError, OmegaConfBaseException, ValueError) as error:
+        marked = error if isinstance(error, MarkedYAMLError) else error.__context__
+        if isinstance(marked, MarkedYAMLError) and (mark := marked.problem_mark or marked.context_mark):
+            said = marked.problem or marked.context
+            raise UsageError(f"{path} line {mark.line + 1} column {mark.column + 1}: {said}") from error
+        said = why(error) if isinstance(error, OSError | Unreadable) else " ".join(str(error).split())[:200]
+        raise UsageError(f"{path} {said}") from error
+    if not isinstance(content, dict) or (len(content) == 1 and next(iter(content.values())) is None):
+        raise UsageError(f"{path}: expected keys with values, e.g. `seed: 1`")
+    return content
+
+
+def read_option(path: Path) -> dict[Any, Any]:
+    """The keys that the file of a group's option sets, from the root of the config. Raises: UsageError."""
+    content = read_file(path)
+    return content if read_text(path).startswith(WHOLE) else {path.parent.name: content}
+
+
+def _read(folders: Sequence[Path], path: Path, recipe: Recipe, above: tuple[Path, ...]) -> None:
+    if path in above:
+        raise UsageError(f"{path}: its defaults lead back to itself: {' -> '.join(one.stem for one in (*above, path))}")
+    content = read_file(path)
+    entries = content.pop("defaults", None) or []
+    if not isinstance(entries, list):
+        raise UsageError(f"{path}: defaults: expected a list, found {entries!r}")
+    recipe.given |= set(_dotted(content, ""))
+    if isinstance(content.get("script"), str):
+        recipe.script = recipe.script or content["script"]  # the recipe's own files come first
+    for entry in entries:
+        recipe.defaults.append(entry)
+        if isinstance(entry, str) and entry != "_self_":
+            _follow(folders, path, entry, recipe, (*above, path))
+        elif isinstance(entry, Mapping):
+            for group, option in entry.items():
+                _follow_group(folders, str(group), option, recipe)
+
+
+def _follow(folders: Sequence[Path], path: Path, entry: str, recipe: Recipe, above: tuple[Path, ...]) -> None:
+    found = locate(folders, entry.lstrip("/"))
+    if found is not None:
+        _read(folders, found, recipe, above)
+    elif not any(mark in entry for mark in ("@", "$", " ", ":")):
+        names = [one.stem for folder in folders for one in folder.glob("*.yaml")]
+        raise UsageError(f"{path}: defaults: there is no config {entry}: {closest(entry, names)}")
+
+
+def _follow_group(folders: Sequence[Path], group: str, option: Any, recipe: Recipe) -> None:
+    """The keys that the chosen file of a group sets; what cannot be found is left to Hydra."""
+    name = group.removeprefix("optional ").removeprefix("override ").lstrip("/")
+    if isinstance(option, str) and (found := locate(folders, f"{name}/{option}")):
+        recipe.given |= set(_dotted(read_option(found), ""))
+
+
+def _dotted(block: Mapping[Any, Any], prefix: str) -> Iterator[str]:
+    for key, value in block.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def find_groups(config_dir: Path, config_name: str, *more: Path) -> Groups:
+    """The folders below `config_dir` (and `more`) with their options, and what the recipe selects and sets."""
+    options: dict[str, set[str]] = {}
+    for top in (config_dir, *more):
+        for folder in sorted(top.rglob("*")) if top == config_dir else [top / name for name in PIECES]:
+            if folder.is_dir() and (names := {path.stem for path in folder.glob("*.yaml")}):
+                options.setdefault(folder.relative_to(top).as_posix(), set()).update(names)
+    recipe = read_recipe([config_dir, *more], config_name)
+    keys = (str(key) for entry in recipe.defaults if isinstance(entry, Mapping) for key in entry)
+    chosen = (key.removeprefix("optional ").lstrip("/").partition("@")[0] for key in keys if key[:9] != "override ")
+    given = frozenset(recipe.given) if recipe.defaults or recipe.given else None
+    return Groups({group: sorted(names) for group, names in sorted(options.items())}, frozenset(chosen), given)
+
+
+def check_recipe(folders: Sequence[Path], config_name: str, entry: str) -> bool:
+    """Whether the recipe builds on base/run; without it Hydra would make an outputs/ folder.
+
+    Raises: UsageError for a file of ours without it: that is a piece of recipes; for a recipe of another script than
+    `entry`, whose keys would be called unknown one by one.
+    """
+    recipe, path = read_recipe(folders, config_name), locate(folders, config_name)
+    if path is not None and not recipe.defaults and not recipe.given:
+        raise UsageError(f"{path} is empty: begin with `defaults: [{BASE}, ...]`, or with the name of another recipe")
+    if recipe.script and Path(recipe.script).stem != Path(entry).stem:
+        raise UsageError(
+            f"config {config_name} is for {recipe.script}, not for {Path(entry).stem}.py: "
+            f"run python {recipe.script}, or choose another --config-name"
+        )
+    based = any(entry in (BASE, f"/{BASE}") for entry in recipe.defaults)
+    if path is not None and not based and path.is_relative_to(folders[0]):
+        names = sorted(one.stem for one in folders[0].glob("cfg_*.yaml"))
+        raise UsageError(
+            f"--config-name={config_name} is a piece of recipes, not a recipe: {closest(config_name, names)}"
+        )
+    return based or path is None
+
+
+def no_config(wanted: str, folders: Sequence[Path]) -> str:
+    """The line for a recipe that is nowhere."""
+    path = Path(wanted if wanted.endswith(".yaml") else f"{wanted}.yaml")
+    if path.is_file():
+        return f"--config-name takes no path: write --config-dir {path.parent} --config-name {path.stem}"
+    files = [*folders[0].glob("cfg_*.yaml"), *(one for folder in folders[1:] for one in folder.glob("*.yaml"))]
+    hint = closest(wanted.removesuffix(".yaml"), {one.stem for one in files if one.is_file()})
+    return f"there is no config {wanted} in {' or '.join(map(str, folders))}: {hint}"

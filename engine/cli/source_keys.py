@@ -1,0 +1,94 @@
+"""The keys of a class that a config names, read from its source: --help must not load torch to print them."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from engine.cli.keys import NAMES, Key
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = {kind.__name__: text for kind, text in NAMES.items() if isinstance(kind, type)} | {"None": "null", "Any": "any"}
+
+
+def source_keys(name: str, slot: str, prefix: str) -> dict[str, Key]:
+    """Keys of the `Config` of `module@Class` in a slot, nested ones too, by dotted name behind `prefix`.
+
+    `kind` and `default` of the keys are their text. Empty where the name leads nowhere: a launch says why.
+    """
+    module, _, cls = str(name).partition("@")
+    found = _lookup(module if module.split(".")[0] == slot else f"{slot}.{module}", cls)
+    config = _config_of(*found) if found else None
+    return dict(_keys(*config, prefix)) if config else {}
+
+
+@functools.cache
+def _tree(module: str) -> ast.Module | None:
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _lookup(module: str, name: str) -> tuple[str, Any] | None:
+    """(module, node) of a name of a module's top level, through its imports from our packages."""
+    tree = _tree(module)
+    for node in tree.body if tree else ():
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        if getattr(node, "name", None) == name or any(getattr(target, "id", None) == name for target in targets):
+            return module, node
+        if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
+            return _lookup(str(node.module), name)
+    return None
+
+
+def _config_of(module: str, cls: Any) -> tuple[str, Any] | None:
+    """The class that `Config: ClassVar = ...` of a class or of one of its bases names."""
+    for node in getattr(cls, "body", ()):
+        if getattr(getattr(node, "target", None), "id", None) == "Config" and isinstance(node.value, ast.Name):
+            return _lookup(module, node.value.id)
+    above = (_lookup(module, base.id) for base in getattr(cls, "bases", ()) if isinstance(base, ast.Name))
+    return next((found for base in above if base and (found := _config_of(*base))), None)
+
+
+def _keys(module: str, cls: Any, prefix: str) -> Iterator[tuple[str, Key]]:
+    for base in getattr(cls, "bases", ()):
+        if isinstance(base, ast.Name) and (found := _lookup(module, base.id)):
+            yield from _keys(*found, prefix)
+    for node, below in pairwise([*getattr(cls, "body", ()), ast.Pass()]):
+        if not isinstance(node, ast.AnnAssign) or "ClassVar" in ast.unparse(node.annotation):
+            continue
+        name = prefix + ast.unparse(node.target)
+        text = getattr(getattr(below, "value", None), "value", None)
+        doc = " ".join(text.split()) if isinstance(below, ast.Expr) and isinstance(text, str) else ""
+        yield name, Key(name, _kind(module, node.annotation), False, _default(node.value), doc)
+        for part in ast.walk(node.annotation):
+            nested = _lookup(module, part.id) if isinstance(part, ast.Name) else None
+            if nested and isinstance(nested[1], ast.ClassDef):
+                yield from _keys(*nested, f"{name}.")
+
+
+def _default(value: ast.expr | None) -> Any:
+    try:
+        return "required" if value is None else ast.literal_eval(value)
+    except ValueError:
+        return ast.unparse(value) if value is not None else ""
+
+
+def _kind(module: str, annotation: ast.expr) -> str:
+    """What `engine.cli.keys.describe` says of the type."""
+    if isinstance(annotation, ast.BinOp):
+        return f"{_kind(module, annotation.left)} or {_kind(module, annotation.right)}"
+    if isinstance(annotation, ast.Subscript):
+        outer, inner = ast.unparse(annotation.value), annotation.slice
+        if outer == "Literal":
+            return "|".join(str(ast.literal_eval(one)) for one in getattr(inner, "elts", [inner]))
+        return f"list of {_kind(module, inner)}" if outer == "list" else "block of keys"
+    word = WORDS.get(ast.unparse(annotation))
+    named = None if word else _lookup(module, ast.unparse(annotation))
+    if named and isinstance(named[1], ast.Assign):
+        return _kind(named[0], named[1].value)
+    return word or "block of keys"

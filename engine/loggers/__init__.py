@@ -1,0 +1,1 @@
+"""Where metrics go: the run's own files and trackers."""

@@ -1,0 +1,221 @@
+"""Where metrics go. A sink has one `write(step, values)` and may fail: it is then dropped with one warning.
+
+The sinks of other programs, TensorBoard and Weights & Biases, are in `engine/loggers/trackers.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from engine.io import atomic_write_text, say
+from engine.reading import Unreadable, open_regular, parse_json
+from engine.run.files import finite
+
+Values = Mapping[str, float | int | None]
+
+
+class Sink(Protocol):
+    """One destination of metrics; only rank 0 has any."""
+
+    def write(self, step: int, values: Values) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class WholeFile:
+    """A file that grows by whole lines or records: what does not fit on the disk leaves no half of itself behind."""
+
+    def __init__(self, path: Path) -> None:
+        if path.is_symlink():  # it may lead anywhere
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        """At the end, at once. Raises OSError when the disk is full."""
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._file.truncate(end)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class JsonlSink:
+    """One JSON object a line: the primary record of a run, all digits kept; null where nothing was counted."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = WholeFile(path)
+
+    def write(self, step: int, values: Values) -> None:
+        line = finite({"step": step, **values})  # train/skipped_steps says where a NaN came from
+        self._lines.write((json.dumps(line) + "\n").encode())
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+def _rows(record: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that are such; damaged ones are left out of the table, which is said."""
+    if not record.exists():
+        return []
+    rows, damaged = [], 0
+    with open_regular(record) as stream:
+        for line in stream:
+            try:
+                row = parse_json(line)
+            except Unreadable:
+                row = None
+            if isinstance(row, dict):
+                rows.append(row)
+            else:
+                damaged += 1
+    if damaged:
+        say(f"warning: {damaged} line(s) of {record} are damaged and missing from metrics.csv")
+    return rows
+
+
+class CsvSink:
+    """metrics.jsonl as one table: a row for each line, a column for each name, empty where a line lacks it.
+
+    It begins with what metrics.jsonl holds, which a resume has cut back already, so the two always agree. A name that
+    comes up later widens the table, which is then written anew as a whole.
+    """
+
+    def __init__(self, path: Path, record: Path) -> None:
+        self._path, self._columns = path, ["step"]
+        rows = _rows(record)
+        self._rewrite(rows, [name for row in rows for name in row])
+
+    def write(self, step: int, values: Values) -> None:
+        row = finite({"step": step, **values})
+        if row.keys() <= set(self._columns):
+            self._lines.write(self._text([row]).encode())
+        else:
+            with self._path.open(encoding="utf-8", newline="") as stream:
+                rows: list[dict[str, Any]] = list(csv.DictReader(stream))
+            self._lines.close()
+            self._rewrite([*rows, row], list(row))
+
+    def _rewrite(self, rows: list[dict[str, Any]], names: list[str]) -> None:
+        self._columns = list(dict.fromkeys([*self._columns, *names]))
+        head = dict(zip(self._columns, self._columns, strict=True))
+        atomic_write_text(self._path, self._text([head, *rows]))
+        self._lines = WholeFile(self._path)
+
+    def _text(self, rows: list[dict[str, Any]]) -> str:
+        buffer = io.StringIO()
+        csv.DictWriter(buffer, self._columns, lineterminator="\n").writerows(rows)
+        return buffer.getvalue()
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+class ConsoleSink:
+    """Lines for a person. A long run prints at most one every 2 s, evaluations always (`ProgressBar` shows the way)."""
+
+    SHORT_RUN = 30  # so few steps that every one may have its line
+    PAUSE_S = 2.0
+    USUAL = 140  # columns of values, whatever the width
+
+    def __init__(self, total_steps: int) -> None:
+        self._total = total_steps
+        self._width = len(str(total_steps))
+        self._last = 0.0
+
+    def write(self, step: int, values: Values) -> None:
+        evaluation = any(name.startswith(("eval/", "val/")) for name in values)
+        now = time.monotonic()
+        quiet = self._total > self.SHORT_RUN and now - self._last < self.PAUSE_S
+        if quiet and not evaluation and step not in (1, self._total):
+            return
+        self._last = now
+        head, tail = f"step {step:>{self._width}}/{self._total}", self._pace(values)
+        # COLUMNS, or the terminal as wide as it is now. A narrow one shows the same values on more lines.
+        width = max(40, shutil.get_terminal_size((self.USUAL, 0)).columns)
+        room = max(self.USUAL, width) - len(head) - len(tail)  # what does not fit is in metrics.jsonl
+        line = head
+        for part, needed in self._parts(values):
+            room -= 2 + len(part)
+            if room < 0 and not needed:
+                break
+            if len(line) + 2 + len(part) + len(tail) > width:
+                say(line + tail)
+                line, tail = " " * len(head), ""
+            line += f"  {part}"
+        say(line + tail)
+
+    @staticmethod
+    def _parts(values: Values) -> list[tuple[str, bool]]:
+        """`name value`, in the task's order, without what only the file needs; and whether the line must have it.
+
+        The first value of each data set (`eval/SET/name`) stands right behind the main one, and must be there.
+        """
+        shown = {name: value for name, value in values.items() if not name.endswith("_live") and name[:5] != "time/"}
+        if not shown.get("train/skipped_steps"):
+            shown.pop("train/skipped_steps", None)
+        nested = [name for name in shown if name.startswith("eval/") and name.count("/") > 1]
+        firsts = set({name.rpartition("/")[0]: name for name in reversed(nested)}.values())
+        main = next((name for name in shown if name not in nested), None)
+        order = sorted(shown, key=lambda n: 0 if n == main else 1 if n in firsts else 3 if n in nested else 2)
+        return [(f"{n} {'-' if shown[n] is None else format(shown[n], '.4g')}", n in firsts) for n in order]
+
+    @staticmethod
+    def _pace(values: Values) -> str:
+        rates = {name[5:-6]: value for name, value in values.items() if name[:5] == "time/" and name[-6:] == "_per_s"}
+        what, rate = next(reversed(rates.items()), ("", None))  # the finest unit is the last
+        text = "" if rate is None else f"  {rate:,.0f} {'ex' if what == 'examples' else what}/s"
+        left = values.get("time/eta_s")
+        return text if left is None else f"{text}  eta {int(left) // 60}:{int(left) % 60:02d}"
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class Sinks:
+    """All sinks of a run. A sink that raises is reported once and left out from then on: training is untouched."""
+
+    def __init__(self) -> None:
+        self._sinks: dict[str, Sink] = {}
+
+    def add(self, name: str, make: Callable[[], Sink], hint: str = "") -> None:
+        """Open a sink; one that cannot be opened is skipped with a warning that ends in `hint`."""
+        try:
+            self._sinks[name] = make()
+        except Exception as error:
+            say(f"warning: no {name} metrics ({_reason(error)}){hint}")
+
+    def write(self, step: int, values: Values) -> None:
+        """Hand `values` to every sink that still works."""
+        for name, sink in list(self._sinks.items()):
+            try:
+                sink.write(step, values)
+            except Exception as error:
+                say(f"warning: {name} metrics stop here ({_reason(error)}), training goes on")
+                del self._sinks[name]
+
+    def close(self) -> None:
+        """Close every sink; a failure to close is only reported."""
+        for name, sink in self._sinks.items():
+            try:
+                sink.close()
+            except Exception as error:
+                say(f"warning: {name} metrics did not close ({_reason(error)})")
+        self._sinks.clear()
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

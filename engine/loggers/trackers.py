@@ -1,0 +1,109 @@
+"""Sinks of programs that draw: TensorBoard and Weights & Biases. Both are extras, imported only when a run asks.
+
+`open_sinks` opens all sinks of a run, these and those of `engine/loggers/sinks.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engine.config import RunConfig
+from engine.io import say
+from engine.loggers.sinks import ConsoleSink, CsvSink, JsonlSink, Sinks, Values, WholeFile
+
+FINISH_S = 60  # how long a run that is done waits for wandb's server; what is not sent by then, wandb sync sends
+
+
+class TensorBoardSink:
+    """Event files in RUN/tensorboard; a resumed run tells readers to drop what lies after its checkpoint.
+
+    Records are written here and now: TensorBoard's own writer does it in a thread, whose failure (no disk) is a
+    traceback on the terminal, and whose buffer a killed process loses.
+    """
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # an extra
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(exist_ok=True)
+        number = len(list(folder.glob("events.out.tfevents.*")))  # readers take files in the order of their names
+        self._file = WholeFile(folder / f"events.out.tfevents.{int(time.time()):010d}.{number:04d}")
+        self._records, self._event, self._summary = RecordWriter(self._file), event_pb2.Event, summary_pb2.Summary
+        self._add(file_version="brain.Event:2")
+        self._add(step=step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+    def _add(self, **fields: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+
+    def write(self, step: int, values: Values) -> None:
+        numbers = [
+            self._summary.Value(tag=name, simple_value=value) for name, value in values.items() if value is not None
+        ]
+        self._add(step=step, summary=self._summary(value=numbers))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class WandbSink:
+    """Weights & Biases, with a run id that is kept in the run directory, so that a resumed run goes on under it.
+
+    Whether it talks to a server is wandb's own affair: WANDB_MODE=online (default), offline or disabled, WANDB_DIR.
+    """
+
+    def __init__(
+        self, run_dir: Path, *, project: str, name: str, config: Mapping[str, Any], entity: str | None = None,
+        group: str | None = None, tags: list[str] | None = None,
+    ) -> None:  # fmt: skip
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(FINISH_S))
+        import wandb  # an extra, and slow to import
+
+        online = wandb.setup().settings.mode == "online"
+        if online and not wandb.login(prompt=False):  # an unattended run must not wait for an answer
+            raise PermissionError("no login")
+        id_file = run_dir / "wandb_id.txt"
+        run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:8]
+        folder = os.environ.get("WANDB_DIR", str(run_dir))
+        self._run = wandb.init(
+            project=project, name=name, id=run_id, resume="allow", dir=folder, config=dict(config),
+            entity=entity, group=group, tags=tags or None,
+        )  # fmt: skip
+        id_file.write_text(run_id + "\n")
+        # A server keeps what came after the checkpoint; the same steps again would go backwards, so they are left out.
+        self._first = self._run.step if self._run.resumed else 0
+        if self._run.offline:
+            say(f"wandb       offline: wandb sync {folder}/wandb/offline-run-*-{run_id} sends it later")
+
+    def write(self, step: int, values: Values) -> None:
+        if step >= self._first:
+            self._run.log({name: value for name, value in values.items() if value is not None}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def open_sinks(sinks: Sinks, config: RunConfig, folder: Path, *, entry: str, step: int, last_step: int,
+               resolved: Mapping[str, Any]) -> None:  # fmt: skip
+    """Open what `config` asks for in the run directory `folder`, for a run that stands at `step`."""
+    sinks.add("jsonl", lambda: JsonlSink(folder / "metrics.jsonl"))
+    sinks.add("console", lambda: ConsoleSink(last_step))
+    if config.enable_csv:
+        sinks.add("csv", lambda: CsvSink(folder / "metrics.csv", folder / "metrics.jsonl"))
+    if config.enable_tensorboard:
+        make_tensorboard = partial(TensorBoardSink, folder / "tensorboard", step=step)
+        sinks.add("tensorboard", make_tensorboard, hint=": pip install -e '.[tensorboard]'; training goes on")
+    make_wandb = partial(
+        WandbSink, folder, project=config.project_name or entry, name=config.run_name or folder.name, config=resolved,
+        entity=config.wandb_entity, group=config.wandb_group, tags=list(config.wandb_tags),
+    )  # fmt: skip
+    if config.enable_wandb and os.environ.get("WANDB_DISABLED", "").lower() in ("", "0", "false", "no"):
+        hint = ": pip install -e '.[wandb]', and wandb login or WANDB_MODE=offline; training goes on"
+        sinks.add("wandb", make_wandb, hint=hint)
+    elif config.enable_wandb:
+        say("wandb       off: WANDB_DISABLED is set")

@@ -1,0 +1,273 @@
+"""The training loop, once for all entry scripts.
+
+A step: micro-batches -> loss -> backward -> one reduction -> optimizers -> averaged weights. The loop around it has its
+periodic duties as paragraphs: log, evaluate, save, stop. The state at the end of any step, saved and loaded, continues
+bit for bit: weights, optimizers, averages, the task's own state, the open metric window and the step number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint.store import Checkpoint, clean_name, load_weights
+from engine.config import RunConfig
+from engine.distributed import key_global_draws, lost_rank
+from engine.errors import Interrupted, RunFailure
+from engine.io import say
+from engine.loop.ema import EMA, averages
+from engine.loop.evaluations import Evaluations
+from engine.loop.metrics import MetricWindow
+from engine.loop.reduce import GradientReducer
+from engine.loop.skipping import SkippedSteps
+from engine.loop.stats import GroupStats
+from engine.optim import build_optimizers, load_optimizers
+from engine.signals import StopSignal
+from engine.task import Plan, Runtime
+
+Saver = Callable[["Trainer", str], None]
+Writer = Callable[[int, dict[str, Any]], None]
+
+
+class Hook:
+    """What may be attached to a run beside the loop's own duties. Every method may be left out."""
+
+    def start(self, trainer: Trainer) -> None:
+        """Before the first step of this process."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        """After each optimizer step."""
+
+    def after_eval(self, trainer: Trainer, results: dict[str, Any]) -> None:
+        """After each evaluation."""
+
+    def end(self, trainer: Trainer) -> None:
+        """When the loop ends well."""
+
+
+class Trainer:
+    """Trains `plan.task` to the last step; `save(trainer, why)` checkpoints, `write(step, values)` takes metrics."""
+
+    def __init__(
+        self, plan: Plan, config: RunConfig, runtime: Runtime, *, save: Saver, write: Writer, stop: StopSignal,
+        hooks: Sequence[Any] = (),
+    ) -> None:  # fmt: skip
+        self.plan, self.config, self.runtime, self.task = plan, config, runtime, plan.task
+        self._save, self._write, self._stop, self.hooks = save, write, stop, list(hooks)
+        self.module = plan.task.module
+        self.step = 0
+        self.last_step = min(plan.total_steps, config.max_steps or plan.total_steps)
+        self.skipped = SkippedSteps(runtime.device)
+        self.window = MetricWindow(runtime.device)
+        self.evaluations = Evaluations(plan, config)
+        self.stopped_early = False
+        self._train_seconds, self._timed_steps = 0.0, 0
+        self.step_ms: float | None = None
+
+        groups = self.task.param_groups()
+        self.groups = {group.name: group for group in groups}
+        self.stats = GroupStats(groups, config.stats_interval)
+        self.optimizers = build_optimizers(groups)
+        dense = {f"{g.name}.{name}": param for g in groups for name, param in g.dense.items()}
+        trained = {id(param) for param in dense.values()}
+        for param in self.module.parameters():
+            param.requires_grad_(id(param) in trained)
+        self.reducer = GradientReducer(self.task, dense, parallel=config.parallel)
+        averaged = {clean_name(name): param for name, param in self.module.named_parameters() if param.requires_grad}
+        self.ema = EMA(averaged, config.ema_rate) if config.ema else None
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def fit(self) -> dict[str, float | None]:
+        """Train from the present step to the last one; returns the last evaluation.
+
+        Raises:
+            Interrupted: a signal came; the checkpoint is written.
+            RunFailure: out of memory, too many non-finite steps, or (RankLost) another rank has died.
+        """
+        for hook in self.hooks:
+            hook.start(self)
+        self._stop.training = True
+        try:
+            self._finish_step(resumed=True)
+            while self.step < self.last_step:
+                began = time.perf_counter()
+                self.step += 1
+                self._train_step()
+                self._train_seconds += time.perf_counter() - began
+                self._timed_steps += 1
+                self._finish_step(resumed=False)
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            if (failure := self._out_of_memory(error) or lost_rank(error)) is not None:  # DDP reduces in backward
+                raise failure from error
+            raise
+        for hook in self.hooks:
+            hook.end(self)
+        return self.evaluations.results
+
+    def _train_step(self) -> None:
+        task, config = self.task, self.config
+        micro_batches = list(task.micro_batches(self.step))
+        key_global_draws(config.seed, f"forward/{self.runtime.rank}", self.step)  # dropout, other masks on each rank
+        self.reducer.start()
+        loss_sum, weight_sum = self._zero(), self._zero()
+        for index, micro_batch in enumerate(micro_batches):
+            with self.reducer.accumulating(last=index == len(micro_batches) - 1):
+                loss, weight, metrics = self.reducer.loss(micro_batch)
+                loss.backward()
+            loss_sum = loss_sum + loss.detach()
+            weight_sum = weight_sum + torch.as_tensor(weight, device=loss_sum.device)
+            self.window.add(metrics)
+        norm, ok = self.reducer.finish(loss_sum, weight_sum, clip=config.grad_clip)
+        self.reducer.leave_out(getattr(task, "left_out", tuple)())
+
+        key_global_draws(config.seed, "update", self.step)  # optimizers that draw do the same on all ranks
+        factor, measured = self.plan.schedule(self.step), self.stats.due(self.step)
+        if measured:
+            self.stats.before(norm, config.grad_clip)
+        for optimizer in self.optimizers.values():
+            optimizer.step(factor, ok)
+        if measured:
+            self.stats.after()
+        self.skipped.add(ok)
+        self.window.close(ok)
+        if self.ema is not None:
+            self.ema.update()
+        self._last_norm = norm
+        task.after_step()
+        for hook in self.hooks:
+            hook.after_step(self)
+
+    def _finish_step(self, *, resumed: bool) -> None:
+        """The duties that follow a step. After a resume only what the interrupted process had not yet done is done."""
+        step, plan, last = self.step, self.plan, self.step >= self.last_step
+        if step == 0 and not self.evaluation_due():
+            return
+
+        # Log: means over the window, so that log_interval changes how often, not what.
+        hopeless = not resumed and self.skipped.in_a_row(exact=last) > self.config.max_skipped_steps
+        if not resumed and (step % self.config.log_interval == 0 or last or hopeless):
+            self._log()
+        if hopeless:
+            raise RunFailure(
+                f"step {step}: {self.skipped.in_a_row(exact=True)} steps in a row had a loss or gradient that was not "
+                f"finite, more than max_skipped_steps={self.config.max_skipped_steps}; lower the learning rate, or set "
+                "grad_clip"
+            )
+
+        # Evaluate with the averaged weights; a signal during it leaves the evaluation to the next process.
+        before, evaluations = (self.evaluations.step, self.evaluations.final_step), self.evaluations
+        if evaluations.due(step, last=last):
+            self._evaluate(final=False)
+
+        # Stop early: this is then the last step, with all that a last step has.
+        if evaluations.early_stop.due and not last:
+            last = self.stopped_early = True
+            self.last_step = step
+            if not resumed and step % self.config.log_interval:
+                self._log()
+        if last and evaluations.final_due(step):
+            self._evaluate(final=True)
+        fresh = before != (evaluations.step, evaluations.final_step)
+
+        # Save: every n steps, with every evaluation, and always at the end.
+        interval = self.config.checkpoint_interval
+        wanted = (interval and step % interval == 0) or (fresh and plan.checkpoint_every_eval) or last
+        wanted = wanted and (step > 0 or last)  # nothing is lost before the first step
+        if wanted and (fresh or not resumed):
+            self._save(self, "last" if last else "step")
+
+        # Stop: all ranks agree at the same step.
+        if not last and self._stop.agreed():
+            raise self._interrupted(saved=bool(wanted and not resumed))
+
+    def _interrupted(self, *, saved: bool) -> Interrupted:
+        if not saved:
+            self._save(self, "signal")
+        return Interrupted(f"stopped by a signal after step {self.step}: the same command goes on from there")
+
+    def _evaluate(self, *, final: bool) -> None:
+        with ExitStack() as weights:
+            for swap in averages(self.ema, self.optimizers):
+                weights.enter_context(swap)
+            try:
+                results = self.task.evaluate(final=final)
+            except Interrupted:
+                weights.close()
+                raise self._interrupted(saved=False) from None
+            self.evaluations.record(self.step, results, final=final)
+            self._write(self.step, dict(results))
+            for hook in self.hooks:
+                hook.after_eval(self, results)
+
+    def _log(self) -> None:
+        values: dict[str, Any] = {"train/skipped_steps": self.skipped.total()}
+        values |= {f"train/{name}": value for name, value in self.window.flush().items()}
+        factor = self.plan.schedule(self.step)
+        for name, group in self.groups.items():
+            values["train/lr" if group.table is None else f"train/lr_{name}"] = group.lr * factor
+        values["train/grad_norm"] = float(self._last_norm)
+        values |= {f"train/{name}": value for name, value in self.stats.flush().items()}
+        seconds = self._train_seconds / max(self._timed_steps, 1)
+        values["time/step_ms"] = self.step_ms = 1000 * seconds
+        for what, count in {"examples": self.plan.batch_rows, **self.plan.step_counts}.items():
+            values[f"time/{what}_per_s"] = count / seconds if seconds else None
+        values["time/eta_s"] = seconds * (self.last_step - self.step)
+        self._train_seconds, self._timed_steps = 0.0, 0
+        self._write(self.step, values)
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but weights: what `load` needs to continue bit for bit. A collective."""
+        return {
+            "trainer": {
+                "step": self.step, "skipped": self.skipped.counts, "window": self.window.state_dict(),
+                "stats": self.stats.state_dict(), **self.evaluations.state_dict(),
+            },
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "task": self.task.state_dict(),
+        }  # fmt: skip
+
+    def load(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+        """Continue from `checkpoint`; `state` is its state tree, cut to this rank's rows."""
+        load_weights(self.module, checkpoint.model, strict=True)
+        if self.ema is not None:
+            kept = checkpoint.ema if checkpoint.config.get("ema") else None  # without ema: an optimizer's own average
+            self.ema.restart(kept or {})
+            if kept is None:
+                say(f"ema=true: this run kept no average yet; it begins with the weights of step {checkpoint.step}")
+        load_optimizers(self.optimizers, state["optimizers"])
+        self.task.load_state_dict(state["task"])
+        own, device = state["trainer"], self.runtime.device
+        self.step = own["step"]
+        self.skipped.load(own["skipped"])
+        self.window.load_state_dict(own["window"])
+        self.evaluations.load_state_dict(own, task=state["task"])
+        self.stats.load_state_dict({name: value.to(device) for name, value in own.get("stats", {}).items()})
+
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation follows the present step."""
+        return self.step in self.plan.eval_steps or (self.step >= self.last_step and self.plan.final_eval)
+
+    # --- help ---------------------------------------------------------------------------------------------------------
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float32, device=self.runtime.device)
+
+    def _out_of_memory(self, error: BaseException) -> RunFailure | None:
+        """One line that says what to change, if `error` means that memory ran out (on the GPU or on the CPU)."""
+        text = str(error).lower()
+        said = any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))
+        if not said and not isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return None
+        accumulation = self.runtime.accumulation
+        return RunFailure(
+            f"out of memory at step {self.step}: lower {self.plan.batch_key} (now {self.plan.batch_rows}) or set "
+            f"accumulation={2 * accumulation} (now {accumulation}), same batch, half the rows held at once"
+        )

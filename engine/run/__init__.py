@@ -1,0 +1,1 @@
+"""A run: its directory, identity, resume, stored config, and the session that trains in it."""

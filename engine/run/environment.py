@@ -1,0 +1,97 @@
+"""What a run ran on: versions, machine, source revision, command line. Written beside the results."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).resolve().parents[2]
+LONGEST_DIFF = 1_000_000  # characters; data files in a diff are not what a reader looks for
+
+
+def describe_environment(
+    *, argv: Sequence[str] | None = None, data_cards: Sequence[Mapping[str, Any]] = (), source: Path = SOURCE
+) -> dict[str, Any]:
+    """JSON-ready facts: time, python, torch, numpy, platform, cpu_count, accelerators, command, git, data
+    cards.
+
+    "git" is None when `source` is no git checkout (or git is not installed), else {"commit", "diff",
+    "untracked"}, the diff being against the commit. Environment variables are left out: they hold keys.
+    """
+    import numpy
+    import torch
+
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": list(sys.argv if argv is None else argv),
+        "working_directory": os.getcwd(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "cuda": torch.version.cuda,
+        "accelerators": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "world_size": int(os.environ.get("WORLD_SIZE") or 1),
+        "git": _git_state(source),
+        "data_cards": [dict(card) for card in data_cards],
+    }
+
+
+DATA_MARKS = ("path", "content_hash", "metadata_hash")
+"""What a checkpoint itself keeps of each data card: it may be copied without its run."""
+
+
+def data_marks(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The marks of these data cards, for a checkpoint."""
+    return [{key: card[key] for key in DATA_MARKS if key in card} for card in cards]
+
+
+def data_change(extra: Mapping[str, Any], environment: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """How the data set of the card `now` is not the one that a run trained on, in words; None where it is.
+
+    What it trained on stands in its checkpoint's manifest (`extra`; not of older runs) and in environment.json.
+    """
+    for cards in (extra.get("data"), environment.get("data_cards")):
+        for then in cards if isinstance(cards, list) else []:
+            if not isinstance(then, Mapping) or then.get("path") != now.get("path"):
+                continue
+            for key, what in (("content_hash", "content"), ("metadata_hash", "metadata")):
+                before, found = then.get(key), now.get(key)
+                if isinstance(before, str) and isinstance(found, str) and before != found:
+                    return f"{what} hash {found[:12]}, then {before[:12]}"
+    return None
+
+
+def _git_state(source: Path) -> dict[str, Any] | None:
+    commit = _git(source, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    diff = _git(source, "diff", "HEAD") or ""
+    if len(diff) > LONGEST_DIFF:
+        diff = diff[:LONGEST_DIFF] + f"\n[cut: {len(diff)} characters in all]\n"
+    untracked = _git(source, "ls-files", "--others", "--exclude-standard") or ""
+    return {"commit": commit.strip(), "diff": diff, "untracked": untracked.splitlines()[:200]}
+
+
+def _git(source: Path, *arguments: str) -> str | None:
+    """Output of a reading git command, None when it fails. Takes no index lock and asks nothing."""
+    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_PAGER": "cat"}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(source), *arguments],
+            capture_output=True,
+            timeout=20,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None

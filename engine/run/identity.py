@@ -1,0 +1,146 @@
+"""What makes two runs the same experiment: the config, less what may differ from launch to launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING
+from typing import Any
+
+from engine.cli.keys import keys_of
+from engine.errors import UsageError
+from engine.registry import resolve
+from engine.run.before import says
+from engine.schema import plain, with_defaults
+
+UNSET = "not set"
+Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+CLASSES = {"arch.loss": "losses", "arch": "models"}
+"""Blocks whose `name` chooses the class that declares their keys -> its slot."""
+
+
+def identity_of(config: Mapping[str, Any], *, without: Iterable[str]) -> dict[str, Any]:
+    """The resolved `config` less the dotted keys `without`: what makes two runs the same experiment.
+
+    1.0 becomes 1, so that `lr=1` and `lr=1.0` are the same run.
+    """
+    gone = set(without)
+
+    def kept(node: Any, place: str) -> Any:
+        if isinstance(node, Mapping):
+            inner = {str(key): (value, f"{place}.{key}" if place else str(key)) for key, value in node.items()}
+            return {key: kept(value, below) for key, (value, below) in inner.items() if below not in gone}
+        if isinstance(node, list | tuple):
+            return [kept(item, f"{place}[]") for item in node]
+        return int(node) if isinstance(node, float) and node.is_integer() else node
+
+    return kept(config, "")
+
+
+def what_changed(stored: Mapping[str, Any], config: Any) -> str | None:
+    """The keys in which `config` (of a schema) differs from a `stored` one so that weights may not fit, in words.
+
+    The architecture's own keys come first; others that make another experiment count where none of those differs.
+    None where nothing differs: the file itself is to blame then.
+    """
+    schema = type(config)
+    same_shape = getattr(schema.BLOCKS.get("arch"), "NOT_SHAPE", ())
+    without = {*schema.NOT_IDENTITY, *(f"arch.{key}" for key in same_shape)}
+    then, now = (identity_of(tree, without=without) for tree in (stored, plain(config)))
+    changed = {key: pair for key, pair in _differences(then, now) if UNSET not in pair or key.startswith("arch.")}
+    if "arch.name" in changed:  # another class has other keys altogether
+        changed = {"arch.name": changed["arch.name"]}
+    told = [key for key in changed if key.startswith("arch.")] or [*changed]
+    if not told:
+        return None
+    said = ["{}: {} in the checkpoint, {} now".format(key, *map(_in_words, changed[key])) for key in told[:3]]
+    return "; ".join(said) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
+
+
+def _differences(then: Any, now: Any, place: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """(dotted key, its two values); a block that one side lacks counts once. A key that is null may be left out."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys([*now, *then]):
+            yield from _differences(then.get(key, UNSET), now.get(key, UNSET), f"{place}.{key}" if place else key)
+    elif then != now and not (then in (None, UNSET) and now in (None, UNSET)):
+        yield place, (then, now)
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "a block of keys"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value!s:.80}"
+
+
+def same_run(
+    known: Mapping[str, Any], ours: Mapping[str, Any], *, later: Iterable[str], complete: Complete = dict
+) -> bool:
+    """Whether the stored identity `known` is that of `ours`: the one place where identities are compared.
+
+    The `later` keys that `known` is too old for do not count; `complete` adds what is left to defaults.
+    """
+    return complete(known) == complete(without_later(ours, known, later))
+
+
+def without_later(ours: Mapping[str, Any], known: Mapping[str, Any], later: Iterable[str]) -> dict[str, Any]:
+    """`ours` as a run has it whose stored identity is `known`: without the `later` keys that `known` lacks."""
+    return identity_of(ours, without=[key for key in later if known and not says(known, key)])
+
+
+def completed(identity: Mapping[str, Any], schema: Any) -> dict[str, Any]:
+    """`identity` with the default of every key that it does not say, and without those that count no longer.
+
+    Two identities are held against each other in this form: what a run leaves to a default is the same run as what
+    says that value, and an identity that was stored before a key was declared is still known.
+    """
+    full = with_defaults(schema, identity)
+    for key in schema.BEFORE:  # without one of these a run did something else than the default of today
+        if key not in identity:
+            full.pop(key, None)
+    arch = full.get("arch")
+    if isinstance(arch, Mapping):
+        loss = arch.get("loss")
+        full["arch"] = _with_own_defaults(arch, "arch")
+        if isinstance(loss, Mapping):
+            full["arch"]["loss"] = _with_own_defaults(loss, "arch.loss")
+    return identity_of(full, without=schema.NOT_IDENTITY)
+
+
+def _with_own_defaults(block: Mapping[str, Any], root: str) -> dict[str, Any]:
+    try:
+        chosen: Any = resolve(str(block.get("name")), CLASSES[root], f"{root}.name")
+        return with_defaults(chosen.Config, block)
+    except (UsageError, ImportError, AttributeError, TypeError):  # the class is gone: compared as it stands
+        return dict(block)
+
+
+def with_deleted(resolved: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`resolved` with what `~arch.x` on the command line leaves a key to: the default of the class.
+
+    So `~arch.x` is the same run as `arch.x=null` where null is that default. Raises: UsageError for an unknown class.
+    """
+    full = dict(resolved)
+    for override in overrides:
+        name = override.removeprefix("~").partition("=")[0]
+        root = next((block for block in CLASSES if name.startswith(f"{block}.")), None)
+        if override.startswith("~") and root is not None:
+            full["arch"] = _refilled(full.get("arch"), root, name.removeprefix("arch.").split("."))
+    return full
+
+
+def _refilled(arch: Any, root: str, path: list[str]) -> Any:
+    block = arch.get("loss") if root == "arch.loss" and isinstance(arch, Mapping) else arch
+    if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
+        return arch
+    inner = ".".join(path[1:] if root == "arch.loss" else path)
+    chosen: Any = resolve(block["name"], CLASSES[root], f"{root}.name")
+    declared = keys_of(chosen.Config).get(inner)
+    if declared is None or declared.default is MISSING:
+        return arch
+
+    def put(node: Any, parts: list[str]) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        inside = put(node.get(parts[0]), parts[1:]) if len(parts) > 1 else plain(declared.default)
+        return {**node, parts[0]: inside} if len(parts) == 1 or parts[0] in node else node
+
+    return put(arch, path)

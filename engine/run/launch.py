@@ -1,0 +1,371 @@
+"""From a checked config to a finished run: run directory, device, task, trainer, checkpoints, status.
+
+`run` is what an entry script's `launch` calls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from engine import sweeps
+from engine.checkpoint.state_check import load_state
+from engine.checkpoint.store import Checkpoint, CheckpointStore, CheckpointWriteError, gather_tree, load_checkpoint
+from engine.cli.spelling import in_own_words
+from engine.config import RunConfig, source_of
+from engine.device import check_attention, choose_device, prepare_process
+from engine.distributed import all_gather_rows, broadcast_object, is_main, rank, shutdown, under_torchrun, world_size
+from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
+from engine.io import atomic_write_json, atomic_write_text, say
+from engine.loggers.sinks import Sinks
+from engine.loggers.trackers import open_sinks
+from engine.loop import batch
+from engine.loop.compiling import compile_task
+from engine.loop.ema import averaged_weights
+from engine.loop.profiling import StepProfiler
+from engine.loop.progress import ProgressBar, say_what_runs
+from engine.loop.stopping import check_early_stop
+from engine.loop.trainer import Hook, Trainer
+from engine.run import resume, rundir
+from engine.run.environment import data_marks, describe_environment
+from engine.run.rundir import RunDirectory, read_json
+from engine.signals import StopSignal
+from engine.task import Evaluation, Plan, Runtime
+
+C = TypeVar("C", bound=RunConfig)
+R = TypeVar("R")
+Build = Callable[[Any, Runtime], Plan]
+Check = Callable[[Any], Mapping[str, Any] | None]
+SIGNATURE = "path_signature.json"
+Compare = Callable[[dict[str, Any], dict[str, Any]], tuple[list[str], list[str]]]
+
+
+def on_main(work: Callable[[], R]) -> R:
+    """Do `work` on rank 0 and give its result, or its error, to every rank: no rank waits for one that has failed."""
+    outcome: tuple[str, Any] = ("", None)
+    if is_main():
+        try:
+            outcome = ("done", work())
+        except (UsageError, RunFailure, OSError) as error:
+            told = disk_fault(error) if isinstance(error, OSError) else error
+            if told is None:
+                raise
+            outcome = (type(told).__name__, str(told))
+    kind, value = broadcast_object(outcome if world_size() > 1 else None) if world_size() > 1 else outcome
+    if kind == "UsageError":
+        raise UsageError(value)
+    if kind == "RunFailure":
+        raise RunFailure(value)
+    return value
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Opened:
+    """What rank 0 decided about the run directory, told to all ranks."""
+
+    path: Path
+    mode: str
+    checkpoint: Path | None
+
+
+def run(
+    config: RunConfig, build: Build, *, entry: str, check: Check | None = None, compare: Compare | None = None
+) -> dict[str, float | None]:
+    """Train as `config` says, in its run directory, from its checkpoint where there is one.
+
+    `check(config)` reads what only the script's own classes can judge (architecture, loss, evaluators, the path from
+    command to model), so that a mistake there is refused before a run directory is made or data are read. The signature
+    that it returns is kept as path_signature.json; at a resume `compare(stored, new)` says what makes the two different
+    experiments, and what a reader should know.
+
+    Returns the last evaluation. Raises UsageError, RunFailure or Interrupted after status.json says the same.
+    """
+    with StopSignal() as stop, ExitStack() as cleanup:
+        cleanup.callback(shutdown)
+        check_attention(config.attention, choose_device(config.device).device)
+        # Nothing on disk is touched (a finished run set aside, say) before data and model are known to be usable.
+        config = resume.from_source(config, on_main(lambda: resume.decide(config, entry)))
+        if (results := on_main(lambda: resume.finished_before(config, entry))) is not None:
+            return results
+        try:
+            signature = check(config) if check is not None else None
+            pieces = on_main(lambda: batch.accumulation(config, entry))
+            runtime = replace(make_runtime(config, stop=stop), accumulation=pieces)
+            plan = build(config, runtime)
+            check_early_stop(config, plan)
+            if plan.start is not None and on_main(lambda: resume.begins(config, entry)):
+                plan.start()
+            compile_task(plan.task, config, runtime.device)
+            session = _Session(config, entry, plan, runtime, stop)
+            if (branch := on_main(lambda: resume.find_branch(config, entry))) is not None:
+                session.load(branch, branches=True)
+        except BaseException as error:
+            state, fields = _how_it_ended(error)
+            if is_main() and under_torchrun():
+                identity = resume.identity(config)
+                rundir.note_refusal(resume.run_dir(config), identity=identity, entry=entry, state=state, **fields)
+                sweeps.announce(resume.run_dir(config))
+            raise
+        directory: RunDirectory | None = None
+
+        def open_directory() -> _Opened:
+            nonlocal directory
+            directory = resume.open_directory(config, entry)
+            cleanup.callback(directory.close)
+            return _Opened(directory.path, directory.mode, directory.checkpoint)
+
+        session.enter(on_main(open_directory), directory)
+        try:
+            if compare is not None and signature is not None:
+                on_main(lambda: session.compare_paths(signature, compare))
+            results = session.train(runtime)
+            session.finished(results)
+        except BaseException as error:
+            session.ended(error)
+            raise
+        return results
+
+
+def _how_it_ended(error: BaseException) -> tuple[str, dict[str, Any]]:
+    """status.json's state, exit code and message for an error that ends the run."""
+    error = disk_fault(error) or error
+    states = {UsageError: "refused", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}
+    state = states.get(type(error), "failed")
+    code = getattr(error, "exit_code", 3 if state == "interrupted" else 1)
+    return state, {"exit_code": code, "message": in_own_words(str(error).partition("\n")[0])}
+
+
+class _Session(Hook):
+    """One process's part in a run: what `run` sets up, the saver and the writer that the trainer calls, the end."""
+
+    def __init__(self, config: RunConfig, entry: str, plan: Plan, runtime: Runtime, stop: StopSignal) -> None:
+        self.config, self.entry, self.plan = config, entry, plan
+        self.sinks = Sinks()
+        self.bar = ProgressBar()
+        self.trainer = Trainer(
+            plan, config, runtime, save=self.save, write=self.sinks.write, stop=stop, hooks=[self.bar, self]
+        )
+        self.checkpoint: Checkpoint | None = None
+        self.directory: RunDirectory | None = None
+        self.signature: Mapping[str, Any] = {}
+        self.began, self.looked = time.time(), time.monotonic()
+        self.first_step = 0
+        self.over = False
+
+    # Setting up. What can be refused is refused before the directory is entered, or leaves it as it was.
+
+    def load(self, path: Path, *, branches: bool) -> None:
+        """The state of the checkpoint `path`; one that a new run `branches` off from owns no evaluation yet."""
+        on_main(lambda: load_checkpoint(path).path)  # rank 0 verifies every byte before anything is used
+        self.checkpoint = checkpoint = load_checkpoint(path, checksums=False)
+        if checkpoint.entry != self.entry:
+            raise UsageError(f"checkpoint {path} was written by {checkpoint.entry}.py, not by {self.entry}.py")
+        if not branches:
+            on_main(lambda: resume.check_data(self.opened.path, checkpoint.extra, self.plan.cards))
+        trainer = self.trainer
+        load_state(trainer, checkpoint, rank=rank(), world_size=world_size())
+        if branches:
+            trainer.evaluations.forget()
+
+    def enter(self, opened: _Opened, directory: RunDirectory | None) -> None:
+        """From here on there is a run directory (on rank 0 in hand)."""
+        self.opened, self.directory = opened, directory
+        self.store = CheckpointStore(opened.path, self.entry)
+
+    def train(self, runtime: Runtime) -> dict[str, float | None]:
+        config, trainer, path = self.config, self.trainer, self.opened.checkpoint
+        goes_on = self.opened.mode == "continue"
+        if path is not None and (goes_on or self.checkpoint is None or self.checkpoint.path != path.resolve()):
+            self.load(path, branches=not goes_on)
+        self.first_step = trainer.step
+        on_main(self._prepare_files)
+        say_what_runs(self.plan, config, runtime, self.first_step)
+        if self.directory is not None:
+            open_sinks(
+                self.sinks, config, self.directory.path, entry=self.entry, step=trainer.step,
+                last_step=trainer.last_step, resolved=source_of(config).resolved,
+            )  # fmt: skip
+            if config.profile_steps is not None:
+                trainer.hooks.append(StepProfiler(self.directory.path / "profile", config.profile_steps))
+        return trainer.fit()
+
+    def compare_paths(self, signature: Mapping[str, Any], compare: Compare) -> None:
+        """Rank 0: hold the signature of what runs against that of the run that goes on."""
+        self.signature = dict(signature)
+        if self.opened.mode == "continue" and signature:
+            different, notable = compare(read_json(self.opened.path / SIGNATURE), dict(signature))
+            for line in notable:
+                say(f"warning: since this run began, {line}")
+            if different and self.config.verify == "strict":
+                raise UsageError(
+                    f"{self.opened.path} was another path, {different[0]}: start a new run (resume=false), "
+                    "or go on all the same with verify=warn"
+                )
+            for line in different:
+                say(f"warning: this run was another path, {line}")
+
+    def _prepare_files(self) -> None:
+        """Only now: a resume that was refused above, or that trains nothing, leaves the stored config alone."""
+        assert self.directory is not None
+        goes_on, trainer, source = self.opened.mode == "continue", self.trainer, source_of(self.config)
+        sizes = self.checkpoint.extra.get("sizes", {}) if self.checkpoint and goes_on else {}
+        self.directory.cut_back({"metrics.jsonl": sizes.get("metrics.jsonl", 0)})
+        if goes_on:
+            self._tidy(prune=self.store.latest() == self.opened.checkpoint)
+        if goes_on and trainer.step >= trainer.last_step:
+            return
+        if self.signature:
+            atomic_write_json(self.opened.path / SIGNATURE, self.signature)
+        self.directory.write_config(source.yaml, source.resolved, source.overrides)
+        about = describe_environment(data_cards=self.plan.cards)
+        self.directory.write_environment({**about, "batch_rows": self.plan.batch_rows})
+
+    def _tidy(self, *, prune: bool) -> None:
+        """What follows a checkpoint: the documented links, and removing those that are no longer wanted."""
+        for name, which in self.plan.links.items():
+            if (target := self.store.best() if which == "best" else self.store.latest()) is not None:
+                self.store.link(name, target)
+        if prune:
+            self.store.prune(self.config.keep_last, self.config.keep_every)
+
+    # Called by the trainer.
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Rank 0, about once a second: the run directory still is there."""
+        if self.directory is not None and time.monotonic() - self.looked > 1.0:
+            self.directory.require_there()
+            self.looked = time.monotonic()
+
+    def after_eval(self, trainer: Trainer, results: Mapping[str, float | None]) -> None:
+        """Rank 0: what the plan reports beside the metrics. A full disk is a warning."""
+        if self.directory is None or trainer.plan.report is None:
+            return
+        self.directory.require_there()
+        early = trainer.evaluations.early_stop
+        best = (early.best, early.best_step) if early.best is not None and early.best_step is not None else None
+        told = Evaluation(step=trainer.step, results=results, best=best, step_ms=trainer.step_ms)
+        for name, text in trainer.plan.report(told).items():
+            path = self.directory.path / name
+            try:
+                path.parent.mkdir(exist_ok=True)
+                atomic_write_text(path, text)
+            except OSError as error:
+                say(f"warning: {path} could not be written ({error.strerror}); training goes on")
+
+    def save(self, trainer: Trainer, why: str) -> None:
+        """Write a checkpoint (a collective). A failed periodic save is a warning; one at the end fails the run."""
+        # The state is gathered by all ranks; what follows is rank 0's.
+        state = gather_tree(trainer.state_dict(), all_gather_rows)
+
+        def write() -> None:
+            assert self.directory is not None
+            self.directory.require_there()
+            metrics_file = self.opened.path / "metrics.jsonl"
+            try:
+                self.store.save(
+                    trainer.step,
+                    model=trainer.module.state_dict(),
+                    ema=averaged_weights(trainer.module, trainer.ema, trainer.optimizers),
+                    state=state,
+                    config=source_of(self.config).resolved,
+                    metric=trainer.evaluations.metric(trainer.step),
+                    extra={
+                        "sizes": {"metrics.jsonl": metrics_file.stat().st_size if metrics_file.exists() else 0},
+                        "data": data_marks(trainer.plan.cards),
+                        "batch_rows": trainer.plan.batch_rows,
+                        **_stand_in(trainer.plan),
+                    },
+                )
+            except CheckpointWriteError as error:
+                if why != "step":
+                    raise RunFailure(str(error)) from error
+                say(f"warning: {error}; training goes on")
+                return
+            self._tidy(prune=True)
+            self._status("running", step=trainer.step)
+
+        on_main(write)
+
+    # The end.
+
+    def finished(self, results: Mapping[str, float | None]) -> None:
+        """status done, summary.json, and where to find things."""
+        if self.directory is None:
+            return
+        self.directory.require_there()
+        plan, early = self.plan, self.trainer.evaluations.early_stop
+        primary = {
+            "name": plan.primary_metric,
+            "value": results.get(plan.primary_metric),
+            "goal": plan.primary_direction,
+        }
+        before = read_json(self.opened.path / "summary.json")
+        idle = self.trainer.step == self.first_step == before.get("step")  # a finished run, resumed for nothing
+        self.directory.write_summary(
+            primary, step=self.trainer.step, best={"value": early.best, "step": early.best_step},
+            stopped_early=self.trainer.stopped_early, **_stand_in(plan),
+            **({"splits": dict(plan.splits)} if plan.splits else {}), results=dict(results),
+            seconds=before.get("seconds") if idle else round(time.time() - self.began, 3),
+        )  # fmt: skip
+        if self.trainer.stopped_early:
+            say(
+                f"stopped early: {early.waited} evaluations without a better {plan.primary_metric} "
+                f"(best {early.best} at step {early.best_step}); a higher early_stop_patience with resume=true goes on"
+            )
+        self._status("done", step=self.trainer.step, exit_code=0)
+        self.over = True
+        self.sinks.close()  # last: a server may keep one of them waiting
+        for name, value in results.items():
+            if value is not None and name.count("/") == 1:
+                say(f"{name:<28}{value:.4f}")
+        say(f"done: {self.opened.path} (step {self.trainer.step}, {time.time() - self.began:.1f} s)")
+
+    def ended(self, error: BaseException) -> None:
+        """Say in status.json how the run ended, then let the error go on to the command line."""
+        self.bar.end()
+        state, fields = _how_it_ended(error)
+        if self.directory is not None and state == "refused" and self.directory.was_done:
+            self._status_file(self.directory.put_back_status)
+        elif not self.over:
+            self._status(state, **fields, step=self.trainer.step)
+        self.sinks.close()
+
+    def _status(self, state: str, **fields: Any) -> None:
+        if self.directory is not None:
+            self._status_file(partial(self.directory.set_status, state, **fields))
+
+    def _status_file(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:  # a full disk must not hide the reason why the run ended
+            say(f"warning: status.json could not be written ({error.strerror})")
+
+
+def _stand_in(plan: Plan) -> dict[str, bool]:
+    """Said wherever results are kept: the data are not those that their name promises."""
+    return {"stand_in": True} if any(card.get("stand_in") for card in plan.cards) else {}
+
+
+def make_runtime(config: RunConfig, *, stop: StopSignal | None = None) -> Runtime:
+    """Device, dtype and attention kernel of `config`, said with the reason; the process is seeded."""
+    choice = choose_device(config.device)
+    attention = check_attention(config.attention, choice.device)
+    prepare_process(seed=config.seed, threads=config.threads, deterministic=config.deterministic)
+    say(
+        f"device      {choice.device} ({choice.reason}); attention {attention}; {torch.get_num_threads()} CPU thread(s)"
+    )
+    return Runtime(
+        device=choice.device, dtype=choice.dtype, attention=attention, seed=config.seed,
+        accumulation=config.accumulation, rank=rank(), world_size=world_size(),
+        stop_requested=stop.agreed if stop is not None else lambda: False,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Language models: arguments, sources of data and weights, task, reports."""

@@ -1,0 +1,316 @@
+"""Every key of `train.py`, with type, default and meaning: the strict schema of its `config/cfg_train*.yaml`.
+
+The model's own keys stand under `arch` (config/arch/gpt.yaml, models/language_models/config.py); their documented flags
+(`--n_layer 4`) are aliases, see ALIASES. An iteration is an optimizer step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+from engine.cli.translate import Groups, quote
+from engine.config import NOT_IDENTITY as RUN_NOT_IDENTITY
+from engine.config import RunConfig
+from engine.io import user_path
+from engine.loop.schedule import Decay
+from models.language_models.config import GPTConfig
+from models.language_models.gpt2_config import GPT2_SIZES
+from tasks.language_model.source import start_arch
+
+LISTS = ("dataset_list", "multicontext_datasets", "dataset_sampling_probs", "dataset_sampling_probs_final")
+ALIASES = {
+    **{name.name: f"arch.{name.name}" for name in fields(GPTConfig)},
+    "checkpoint_path": "run_dir",
+    "wandb_log": "enable_wandb",
+    "wandb_project": "project_name",
+    "wandb_run_name": "run_name",
+    "gradient_accumulation_steps": "accumulation",
+    "dtype": "arch.forward_dtype",
+    "patience": "early_stop_patience",
+}
+_OPTION = "an option of the optimizer: optimizer.options.NAME=VALUE (config/optimizer)"
+_CURVE = "the curve ends at lr_decay_iters and min_lr; the rest are lr_scheduler.options (config/lr_scheduler)"
+_KEEP = "checkpoint_interval, keep_last and keep_every say what is kept; the best and the newest always are"
+_PLACES = "pos_encodings=learned|rope|none"
+ELSEWHERE = {
+    "gns_": "the batch does not follow the gradient noise scale: give batch_size; stats_interval=N measures gradients",
+    **dict.fromkeys(("adamw_", "sgd_", "opt_", "lookahead_", "ademamix_", "sophiag_", "shampoo_"), _OPTION),
+    **dict.fromkeys(("cosine_", "exponential_gamma", "step_lr_", "plateau_", "lr_decay_match_"), _CURVE),
+    **dict.fromkeys(("always_save_", "never_save_", "only_save_", "save_major_"), _KEEP),
+    **dict.fromkeys(("use_rotary_", "use_abs_pos_"), _PLACES),
+    "lr": "did you mean 'learning_rate'?",
+    "dataset_sampling_learning_rate": "all data sets share one learning rate",
+    "allow_arch_change": "a resumed run keeps its architecture; --init_from=prev_run begins another with its weights",
+    "init_from_ckpt": "--init_from=resume takes the newest checkpoint, resume_from=best another",
+    "sample_each_eval": "max_sample_tokens=N samples after each evaluation",
+    "sample_only": "scripts/sample.py samples from a run",
+    "softmax_threshold": "scripts/sample.py has --min-p",
+    "vocab_sizes": "each data set says its own",
+    "csv_": "enable_csv=true writes metrics.csv into out_dir",
+    "tensorboard_": "enable_tensorboard=true logs into out_dir/tensorboard",
+    "compute_model_stats": "stats_interval=N measures gradients, weights and updates",
+    "backend": "it follows from device",
+    "eta_variant": "the progress line has one estimate",
+}
+"""Flags of nanoGPT and ReaLLM-Forge that are spelt otherwise here, or that nothing here does."""
+_SAMPLING = ("max_sample_tokens", "sample_start_tokens", "num_samples", "temperature", "top_k")
+NOT_IDENTITY = {key: why for key, why in RUN_NOT_IDENTITY.items() if key != "accumulation"} | {
+    "out_dir": "launch: where the run lies",
+    **dict.fromkeys(_SAMPLING, "logging: samples are looked at, not learnt from"),
+}
+"""Here accumulation makes the batch larger."""
+
+
+@dataclass(kw_only=True)
+class TrainConfig(RunConfig):
+    """A GPT-style language model on one data set, a mixture of several, or aligned streams."""
+
+    NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
+    ELSEWHERE: ClassVar[Mapping[str, str]] = ELSEWHERE
+    OPTIONS_BEFORE: ClassVar[Mapping[str, Mapping[str, Any]]] = {"sophiah": {"p": 0.01}}
+    """Optimizer -> options that its recipe came to set later, with the values of its library."""
+    BATCH_KEYS: ClassVar[tuple[str, ...]] = ("batch_size", "accumulation")
+    FOLLOWS: ClassVar[Mapping[str, str]] = {"run_dir": "out_dir"}
+    BLOCKS: ClassVar[Mapping[str, type]] = {"arch": GPTConfig}
+
+    arch: dict[str, Any]
+    """The model: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""
+
+    compile: Literal["off", "block", "full", "true", "false"] = "off"  # type: ignore[assignment]
+    """torch.compile: each block once, or the whole forward pass with its loss; true means block, false off."""
+
+    dataset: str = "shakespeare_char"
+    """Name of the data set's folder under data/, or a path."""
+    out_dir: str = "out"
+    """Where checkpoints and logs go."""
+    offline: Literal["stand_in", "error"] = "stand_in"
+    """A named data set that is not there: build its declared stand-in and say so, or refuse."""
+
+    init_from: Literal["scratch", "resume", "prev_run", "gpt2"] = "scratch"
+    """Fresh weights; the run in out_dir goes on; weights of prev_run_ckpt; OpenAI's GPT-2 (gpt2_type)."""
+    gpt2_type: str = "gpt2"
+    """gpt2, gpt2-medium, gpt2-large, gpt2-xl (Hub cache), or a folder in transformers' format."""
+    prev_run_ckpt: str | None = None
+    """Run, checkpoint or nanoGPT ckpt.pt whose weights init_from=prev_run takes; all else starts afresh."""
+
+    training_mode: Literal["single", "multidataset", "multicontext"] = "single"
+    """One data set; several, one for each batch; or several aligned streams at once."""
+    dataset_list: list[str] | None = None
+    """Data sets of training_mode=multidataset; a name may occur twice."""
+    dataset_sampling_probs: list[float] | None = None
+    """Their weights (need not sum to 1; null: uniform), or whole numbers of repeats with dataset_interleaving."""
+    dataset_sampling_probs_final: list[float] | None = None
+    """Weights at the end of the run."""
+    dataset_sampling_probs_transition_method: Literal["linear", "cosine", "exponential"] = "linear"
+    """How the weights move to dataset_sampling_probs_final."""
+    dataset_interleaving: bool = False
+    """Take the data sets in the order of the list instead of by chance."""
+    dataset_interleaving_shuffle: bool = False
+    """Shuffle that order anew in every cycle."""
+    multidataset_wte: bool = False
+    """Give each data set its own token table and head over a shared trunk; else all share one vocabulary."""
+    multidataset_criterion: Literal["first", "mean", "weighted"] = "first"
+    """Validation loss that decides which checkpoint is best: the first data set's, the mean, or weighted as sampled."""
+    multicontext_datasets: list[str] | None = None
+    """Aligned streams of training_mode=multicontext."""
+    multicontext_align: Literal["error", "truncate"] = "error"
+    """Streams of unequal length: refuse them, or cut all to the shortest."""
+
+    accumulation: int = 1
+    """Micro-batches per step: each adds batch_size sequences per process to the optimizer's batch."""
+    batch_size: int = 64
+    """Sequences of one micro-batch of one process; the optimizer's batch is ranks x accumulation times as large."""
+    sampling_method: Literal["random", "without_replacement", "sequential"] = "random"
+    """Windows at random offsets; each window once per epoch, shuffled; or in the order of the file."""
+    max_iters: int = 3500
+    """Iterations of the whole run."""
+
+    eval_interval: int = 250
+    """Iterations between evaluations; one comes before the first iteration, one after the last."""
+    eval_iters: int | None = 200
+    """At most this many batches of each split in an evaluation; null takes the whole split."""
+    eval_mode: Literal["sweep", "random"] = "sweep"
+    """Windows side by side in fixed order (exact, cheap), or eval_iters random batches as in nanoGPT."""
+    eval_train: bool = True
+    """Evaluate on as much of the training split, too."""
+    eval_only: bool = False
+    """Evaluate once and end."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adamw"})
+    """Group config/optimizer: name, options, and `rest` for what the optimizer does not take (Muon's vectors)."""
+    weight_decay: float = 1e-1
+    """Weight decay of matrices and tables, not of vectors; decoupled but for adam, sgd, rmsprop and adagrad."""
+    beta1: float = 0.9
+    """First-moment decay of Adam-style optimizers."""
+    beta2: float = 0.99
+    """Second-moment decay of Adam-style optimizers."""
+    grad_clip: float | None = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    log_interval: int = 10
+    """Iterations between lines of metrics."""
+    seed: int = 1337
+    """Every random number follows from it."""
+
+    lr_scheduler: Decay = field(default_factory=Decay)
+    """Group config/lr_scheduler: none, cosine, linear, exponential, step, wsd, inverse_sqrt, plateau."""
+    decay_lr: bool = False
+    """Lower the learning rate; every lr_scheduler but none implies it, lr_scheduler=none then means cosine."""
+    warmup_iters: int = 100
+    """Iterations of linear warm-up."""
+    lr_decay_iters: int = 3500
+    """Iteration at which the learning rate reaches min_lr."""
+    min_lr: float = 1e-4
+    """Floor of the learning rate."""
+
+    max_sample_tokens: int | None = None
+    """Write samples of this many tokens after each evaluation; null writes none."""
+    sample_start_tokens: str = "\n"
+    """What the samples go on from; FILE:path reads it from a file."""
+    num_samples: int = 1
+    """Samples for each value of top_k."""
+    temperature: float = 0.8
+    """Sampling temperature."""
+    top_k: list[int] = field(default_factory=lambda: [200])
+    """Sample from this many likeliest tokens; several values give a sample each."""
+
+    def __post_init__(self) -> None:
+        if self.grad_clip == 0:
+            self.grad_clip = None
+        for key, wanted in (("dataset", "a data set, by its folder under data/"), ("out_dir", "the run's folder")):
+            if not getattr(self, key).strip():
+                raise ValueError(f"{key} is empty: name {wanted}")
+        self.compile = {"true": "block", "false": "off"}.get(self.compile, self.compile)  # type: ignore[assignment]
+        super().__post_init__()
+        for key in (
+            "batch_size",
+            "max_iters",
+            "eval_interval",
+            "eval_iters",
+            "max_sample_tokens",
+            "num_samples",
+            "lr_decay_iters",
+        ):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}={value}: expected at least 1")
+        for key in ("learning_rate", "weight_decay", "warmup_iters", "min_lr"):
+            if not (getattr(self, key) >= 0 and math.isfinite(getattr(self, key))):
+                raise ValueError(f"{key}={getattr(self, key)}: expected a finite number, 0 or more")
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: expected 0 <= {key} < 1")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(
+                f"temperature={self.temperature}: expected a finite number above 0; top_k=[1] takes the likeliest token"
+            )
+        if not self.top_k or min(self.top_k) < 1:
+            raise ValueError(f"top_k={self.top_k}: expected integers, each at least 1, e.g. top_k=[200]")
+        if self.decay.name == "exponential" and self.decay.option("gamma") is None and self.min_lr == 0:
+            raise ValueError(
+                "lr_scheduler=exponential reaches no min_lr of 0: give min_lr, or lr_scheduler.options.gamma=0.999"
+            )
+        if self.min_lr > self.learning_rate and self.decay_lr:
+            raise ValueError(
+                f"min_lr={self.min_lr:g} is above learning_rate={self.learning_rate:g}: lower min_lr, or --no-decay_lr"
+            )
+        if self.eval_only and self.resume == "true":
+            raise ValueError(
+                "eval_only=true evaluates the weights a run starts with: scripts/evaluate.py RUN does a run's"
+            )
+        self._check_mode()
+        self._check_start()
+
+    def _check_mode(self) -> None:
+        needed = {"multidataset": "dataset_list", "multicontext": "multicontext_datasets"}
+        for mode, key in needed.items():
+            if self.training_mode == mode and not getattr(self, key):
+                raise ValueError(f"training_mode={mode} needs {key}, e.g. --{key} shakespeare_char stdlib_char")
+            if self.training_mode != mode and getattr(self, key):
+                raise ValueError(
+                    f"{key} has no meaning with training_mode={self.training_mode}: add training_mode={mode}"
+                )
+        if self.training_mode != "multidataset":
+            for key in (
+                "dataset_sampling_probs",
+                "dataset_sampling_probs_final",
+                "dataset_interleaving",
+                "multidataset_wte",
+            ):
+                if getattr(self, key):
+                    raise ValueError(
+                        f"{key} has no meaning with training_mode={self.training_mode}: it mixes a dataset_list"
+                    )
+        if self.dataset_interleaving_shuffle and not self.dataset_interleaving:
+            raise ValueError("dataset_interleaving_shuffle shuffles an order: add dataset_interleaving=true")
+        if self.eval_mode == "random" and self.eval_iters is None:
+            raise ValueError("eval_mode=random needs eval_iters: there is no last random batch")
+
+    def _check_start(self) -> None:
+        if (self.init_from == "prev_run") != (self.prev_run_ckpt is not None):
+            raise ValueError("init_from=prev_run and prev_run_ckpt=RUN belong together: give both or none")
+        if self.prev_run_ckpt is not None and not self.prev_run_ckpt.strip():
+            raise ValueError("prev_run_ckpt is empty: name a run, a checkpoint or a nanoGPT ckpt.pt")
+        if self.gpt2_type not in GPT2_SIZES and not user_path(self.gpt2_type).is_dir():
+            raise ValueError(f"gpt2_type={self.gpt2_type}: expected one of {', '.join(GPT2_SIZES)}, or a folder")
+
+    @property
+    def before(self) -> Mapping[str, Any]:
+        """BEFORE, and the options of the optimizer that came later."""
+        options = self.OPTIONS_BEFORE.get(str(self.optimizer.get("name")), {})
+        return {**self.BEFORE, **{f"optimizer.options.{name}": value for name, value in options.items()}}
+
+    @property
+    def decay(self) -> Decay:
+        """The curve it falls along."""
+        if not self.decay_lr:
+            return Decay()
+        return self.lr_scheduler if self.lr_scheduler.name != "none" else Decay(name="cosine")
+
+
+def rewrite(words: Sequence[str], groups: Groups, typed: dict[str, str] | None = None) -> list[str]:
+    """Documented values that mean another key here, in Hydra's style.
+
+    init_from=resume -> resume=true; init_from=gpt2-medium -> init_from=gpt2 gpt2_type=gpt2-medium; gpt2 and prev_run
+    with the architecture of their weights unless one is named; an optimizer without a file -> the generic one;
+    compile=true/false -> block/off; a list item with blanks is several. `typed` takes what became of which word.
+    """
+    changed: list[str] = []
+    told = {} if typed is None else typed
+    for word in words:
+        key, equals, value = word.partition("=")
+        name, plain = key.lstrip("+"), value.strip("'\"")
+        if not equals:
+            changed.append(word)
+        elif name == "init_from" and plain == "resume":
+            changed.append("resume=true")
+            told["resume=true"] = "init_from=resume"
+        elif name == "init_from" and plain in GPT2_SIZES:
+            changed += ["init_from=gpt2", *([f"gpt2_type={plain}"] if plain != "gpt2" else [])]
+            told |= {
+                f"init_from=gpt2 gpt2_type={plain}": f"init_from={plain}",
+                f"gpt2_type={plain}": f"init_from={plain}",
+            }
+        elif name == "optimizer" and plain not in groups.options["optimizer"] and plain.isidentifier():
+            changed += ["optimizer=pytorch_optimizer", f"optimizer.name={plain}"]
+            told["optimizer.name"] = "optimizer"
+        elif name == "compile" and plain in ("true", "false"):
+            changed.append(f"{key}={'block' if plain == 'true' else 'off'}")
+            told[changed[-1].lstrip("+")] = f"compile={plain}"
+        elif name in LISTS:
+            changed.append(f"{key}={_split_items(value)}")
+        else:
+            changed.append(word)
+    return [*changed, *start_arch(changed)]
+
+
+def _split_items(value: str) -> str:
+    """[a,'b c'] -> [a,b,c]: an item with blanks is several."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return value
+    items = [part for item in value[1:-1].split(",") for part in item.strip().strip("'\"").split()]
+    return "[" + ",".join(quote(item) if item.startswith("~") else item for item in items) + "]"

@@ -1,0 +1,140 @@
+"""Where the weights of a `train.py` run begin, if not at random: OpenAI's GPT-2, or another run of ours.
+
+Everything that can be refused is refused before the run directory is touched; a run that goes on has its own weights
+and asks for nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dataset.text.meta import read_meta
+from dataset.text.vocabulary import require_same_words
+from engine.checkpoint.store import CheckpointStore, load_checkpoint, load_weights
+from engine.errors import UsageError
+from engine.io import say, user_path
+from engine.run.identity import what_changed
+from models.language_models.gpt2_config import GPT2_SIZES
+from models.language_models.gpt2_folder import WEIGHTS, gpt2_folder, read_gpt2
+from models.language_models.gpt2_weights import from_gpt2
+from models.language_models.nanogpt import from_nanogpt, read_nanogpt
+from tasks.language_model.args import TrainConfig
+
+HUB = "openai-community/"
+GPT2_WORDS = 50257
+
+
+def starting_weights(config: TrainConfig, model: nn.Module, folders: Sequence[Path]) -> Callable[[], None] | None:
+    """What puts the weights in place, once it is known that the run starts afresh; None for random ones."""
+    if config.init_from == "gpt2":
+        return partial(load_gpt2, config, model, folders)
+    if config.init_from == "prev_run":
+        return partial(load_previous, config, model, folders)
+    return None
+
+
+# --- GPT-2 ------------------------------------------------------------------------------------------------------------
+
+
+def load_gpt2(config: TrainConfig, model: Any, folders: Sequence[Path]) -> None:
+    """OpenAI's weights into `model`; a position table longer than arch.block_size is cut.
+
+    Raises: UsageError for data of another tokenizer, weights that are nowhere, or an architecture they do not fit.
+    """
+    require_gpt2_tokens(folders)
+    folder = find_gpt2(config.gpt2_type)
+    try:
+        mapped = from_gpt2(read_gpt2(folder), model.config, model.shape)
+    except ValueError as error:
+        raise UsageError(f"init_from=gpt2 gpt2_type={config.gpt2_type}: {error}") from None
+    model.load_state_dict(mapped, strict=True)
+    cut = f", positions cut to {model.config.block_size}" if model.config.block_size < 1024 else ""
+    say(f"weights     GPT-2 from {folder}{cut}")
+
+
+def require_gpt2_tokens(folders: Sequence[Path]) -> None:
+    """Refuse data of another tokenizer, whose numbers GPT-2 would read as its own words."""
+    for folder in folders:
+        meta = read_meta(folder)
+        if meta.tokenizer != "gpt2" or meta.vocab_size != GPT2_WORDS:
+            raise UsageError(
+                f"init_from=gpt2 needs data in GPT-2's own tokens, but {folder} has {meta.vocab_size} of "
+                f"'{meta.tokenizer}': python -m dataset.build_text_dataset NAME --tokenizer gpt2 builds such a set"
+            )
+
+
+def find_gpt2(kind: str) -> Path:
+    """Folder with config.json and weights: `kind` itself, else its snapshot in the Hub cache, else a download.
+
+    Raises: UsageError that says how to get it.
+    """
+    if (folder := gpt2_folder(kind)) is not None or (user_path(kind).is_dir() and kind not in GPT2_SIZES):
+        return folder or user_path(kind)
+    there = (
+        f" (the folder {kind} here is in the way of the name and holds no GPT-2)" if user_path(kind).exists() else ""
+    )
+    try:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    except ImportError:
+        raise UsageError(
+            f"init_from=gpt2 gpt2_type={kind} reads the Hub cache: pip install -e '.[lm]', or give a folder{there}"
+        ) from None
+    for repository in (kind, HUB + kind):
+        found = [try_to_load_from_cache(repository, name) for name in ("config.json", *WEIGHTS)]
+        if isinstance(found[0], str) and any(isinstance(path, str) for path in found[1:]):
+            return Path(found[0]).parent
+    try:
+        hf_hub_download(HUB + kind, WEIGHTS[0])
+        return Path(hf_hub_download(HUB + kind, "config.json")).parent
+    except Exception as error:  # every way in which a network can fail has its own class there
+        raise UsageError(
+            f"GPT-2's weights are not in the Hub cache and cannot be fetched ({type(error).__name__}): on a machine "
+            f"with network `hf download {HUB}{kind}`, then copy the folder and say gpt2_type=FOLDER{there}"
+        ) from None
+
+
+# --- another run of ours ----------------------------------------------------------------------------------------------
+
+
+def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]) -> None:
+    """The weights of another run's checkpoint, or of a nanoGPT ckpt.pt; optimizer, step and best loss stay behind.
+
+    Raises: UsageError for nothing there, or weights of another architecture or vocabulary.
+    """
+    path = str(config.prev_run_ckpt)
+    folder = user_path(path)
+    if folder.is_file():
+        return load_nanogpt(folder, model)
+    if not folder.is_dir():
+        raise UsageError(f"prev_run_ckpt={path}: no such run or checkpoint")
+    store = CheckpointStore(folder, "train")
+    found = store.best() or store.latest() or folder
+    checkpoint = load_checkpoint(found)
+    apart = config.training_mode == "multicontext" or config.multidataset_wte
+    require_same_words(found.resolve().parent.parent, folders, apart=apart, key=f"prev_run_ckpt={found}")
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
+    if wanted != given:
+        name = next(n for n in (*wanted, *given) if wanted.get(n) != given.get(n))
+        tensor = f"{name} is {given.get(name, 'missing')} there and {wanted.get(name, 'not used')} here"
+        raise UsageError(
+            f"prev_run_ckpt={found}: {what_changed(checkpoint.config, config) or tensor}: "
+            "the same arch.* and a data set of the same vocabulary are needed"
+        )
+    averaged = checkpoint.ema or {}  # where a run keeps averages, they are what was evaluated
+    load_weights(model, {**checkpoint.model, **averaged}, strict=True)
+    say(f"weights     {found} (step {checkpoint.step}{', averaged' if averaged else ''})")
+
+
+def load_nanogpt(path: Path, model: Any) -> None:
+    """Weights of a nanoGPT checkpoint file. Raises: UsageError for another kind of file or another architecture."""
+    try:
+        model.load_state_dict(from_nanogpt(read_nanogpt(path), model.config, model.shape), strict=True)
+    except ValueError as error:
+        raise UsageError(f"prev_run_ckpt={path}: {error}") from None
+    say(f"weights     nanoGPT's, from {path}")

@@ -1,0 +1,1 @@
+"""Recursive reasoning with puzzle embeddings: arguments, build, task."""
