@@ -84,7 +84,7 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
     from dataset.sampler import EvalSampler, TrainSampler
     from dataset.writing import describe
     from engine.loop.schedule import warmup_cosine
-    from engine.task import Plan
+    from engine.task import TrainingPlan
     from models.recursive_reasoning.act import PuzzleShape
     from tasks.recursive_reasoning.task import EpochPlan, RecursiveReasoningTask, param_groups
 
@@ -118,7 +118,7 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
             freeze_weights=config.freeze_weights,
         ),
     )  # fmt: skip
-    return Plan(
+    return TrainingPlan(
         task=task,
         total_steps=epochs.total_steps,
         schedule=partial(
@@ -128,7 +128,7 @@ def build(config: PretrainConfig, runtime: Any) -> Any:
         eval_steps=evaluated if config.eval_interval else (),
         final_eval=config.final_eval, final_like_others=task.final_like_others, covers=task.covers,
         checkpoint_every_eval=config.checkpoint_every_eval,
-        primary_metric=f"{held_back.prefix}/exact_accuracy", primary_direction="max", splits=held_back.splits,
+        primary_metric=f"{held_back.prefix}/exact_accuracy", metric_mode="max", splits=held_back.splits,
         batch_key="global_batch_size", batch_rows=config.global_batch_size,
         cards=[describe(folder) for folder in dict.fromkeys([*folders, *tests])],
     )  # fmt: skip

@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from engine.cli.main import main
 from engine.config import load_synced_config
 from engine.distributed import rank, world_size
-from engine.io import say
+from engine.io import print_rank0
 from engine.multirun import run_child_if_multirun
 from tasks.language_model.args import ALIASES, TrainConfig, rewrite
 from verification.preflight import compare_signatures, preflight
@@ -74,7 +74,7 @@ def check(config: TrainConfig) -> dict[str, Any]:
     for name, options in optimizer_settings(config.optimizer):
         check_optimizer(name, options, config.learning_rate)
     if config.decay_lr and config.lr_decay_iters != config.max_iters:
-        say(
+        print_rank0(
             f"note: the learning rate reaches min_lr at lr_decay_iters={config.lr_decay_iters}, "
             f"the run ends at max_iters={config.max_iters}"
         )
@@ -87,7 +87,7 @@ def build(config: TrainConfig, runtime: Any) -> Any:
     """Data, model, loss and task of one run, with the plan that the trainer follows."""
     from dataset.text.opening import open_text
     from engine.loop.schedule import Plateau, lr_factor
-    from engine.task import Plan
+    from engine.task import TrainingPlan
     from models.language_models.gpt import LMShape
     from tasks.language_model.report import LanguageReport
     from tasks.language_model.start import starting_weights
@@ -109,7 +109,7 @@ def build(config: TrainConfig, runtime: Any) -> Any:
         lr_factor, decay=decay, warmup=config.warmup_iters, horizon=config.lr_decay_iters,
         floor=config.min_lr / config.learning_rate if config.learning_rate else 0.0,
     )  # fmt: skip
-    return Plan(
+    return TrainingPlan(
         task=task,
         total_steps=steps,
         schedule=lambda step: factor(step, drops=plateau.drops if plateau is not None else 0),
@@ -117,7 +117,7 @@ def build(config: TrainConfig, runtime: Any) -> Any:
         plateau=plateau,
         primary_metric="eval/val_loss",
         covers=data.covers + (f", {config.multidataset_criterion} of them" if len(data.weights) > 1 else ""),
-        primary_direction="min",
+        metric_mode="min",
         batch_key="batch_size",
         batch_rows=rows,
         step_counts={"tokens": rows * block_size},

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.io import UsageError, closest, user_path
+from engine.io import UsageError, did_you_mean, user_path
 
 KINDS = {
     "int": "whole number",
@@ -81,7 +81,7 @@ class OneLineParser(argparse.ArgumentParser):
         if flag is None:
             return f"unexpected argument {rest[0]!r}"
         known = [name for name in self._option_string_actions if name.startswith("--")]
-        return f"there is no flag {flag}: {closest(flag.replace('_', '-'), known)}"
+        return f"there is no flag {flag}: {did_you_mean(flag.replace('_', '-'), known)}"
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help shows the arguments)\n")

@@ -26,7 +26,7 @@ if not __package__:  # `python dataset/build_sudoku_dataset.py`: import from the
 
 from dataset.arguments import BuilderParser
 from dataset.sudoku.build import SudokuBuild, build
-from engine.io import RunFailure, UsageError, say
+from engine.io import RunFailure, UsageError, print_rank0
 
 HUB_REPOSITORY = "sapientinc/sudoku-extreme"
 
@@ -173,7 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = plan_of(parser().parse_args(argv))
         plan.check()
         if plan.input is None and plan.subsample_size is not None:
-            say(f"no --input: {plan.subsample_size} training puzzles are generated (they are not Sudoku-Extreme)")
+            print_rank0(
+                f"no --input: {plan.subsample_size} training puzzles are generated (they are not Sudoku-Extreme)"
+            )
         card = build(plan)
     except (UsageError, RunFailure) as error:
         sys.stderr.write(f"error: {error}\n")
@@ -185,9 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted: nothing was written\n")
         return 130
     for line in _warnings(card):
-        say(f"warning: {line}")
+        print_rank0(f"warning: {line}")
     counts = card["counts"]
-    say(
+    print_rank0(
         f"built {plan.output_dir} ({card['source']}, {card['board']}) in {card['seconds']:.1f} s: "
         f"train {counts['train']['groups']} groups, {counts['train']['examples']} examples; "
         f"test {counts['test']['examples']} puzzles, "

@@ -33,7 +33,7 @@ from dataset.arguments import BuilderParser
 from dataset.text.build import TextBuild, build, refuse_existing
 from dataset.text.named import NAMED, NamedText, build_generated, build_stand_in, download
 from dataset.text.tokenizer import TOKENIZERS
-from engine.io import RunFailure, UsageError, closest, say
+from engine.io import RunFailure, UsageError, did_you_mean, print_rank0
 
 
 def _name(text: str) -> str:
@@ -86,7 +86,7 @@ def _plan(arguments: argparse.Namespace, entry: NamedText | None) -> TextBuild:
     if arguments.tokenizer and arguments.tokenizer_from:
         raise UsageError("--tokenizer and --tokenizer-from exclude each other")
     if kind not in TOKENIZERS:
-        raise UsageError(f"--tokenizer {kind}: {closest(kind, TOKENIZERS)}")
+        raise UsageError(f"--tokenizer {kind}: {did_you_mean(kind, TOKENIZERS)}")
     keys = arguments.json_key or (entry.keys if entry else ("text",))
     return TextBuild(
         output_dir=arguments.output_dir or Path("data") / arguments.name,
@@ -130,7 +130,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if entry is not None and entry.generated:
         return build_generated(plan, entry.generated)
     if entry is None:
-        raise UsageError(f"{name} is no named data set ({closest(name, NAMED)}): give its text with --input or --hub")
+        raise UsageError(
+            f"{name} is no named data set ({did_you_mean(name, NAMED)}): give its text with --input or --hub"
+        )
     offline = f", or --stand-in for {entry.offline} in its place" if entry.offline else ""
     raise UsageError(f"{name} needs its text: --input FILE|FOLDER, or --download where there is a network{offline}")
 
@@ -164,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted: nothing was written\n")
         return 130
     counts, tokenizer = card["counts"], card["tokenizer"]
-    say(
+    print_rank0(
         f"built {arguments.output_dir or Path('data') / arguments.name} ({card['source']}) in {card['seconds']:.1f} s: "
         f"train {counts['train']['tokens']:,} tokens, val {counts['val']['tokens']:,}; {tokenizer['type']} with "
         f"{tokenizer['vocab_size']:,} ({card['dtype']}), {card['bytes_per_token']['train']:g} bytes per token; "
@@ -172,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         + ("; STAND-IN DATA" if card["stand_in"] else "")
     )
     for line in _without_effect(arguments, card):
-        say(f"warning: {line}")
+        print_rank0(f"warning: {line}")
     return 0
 
 

@@ -17,7 +17,7 @@ from dataset.text import named as text
 from dataset.text.build import describe_text
 from dataset.text.named import ensure_text
 from dataset.writing import describe as describe_puzzles
-from engine.io import UsageError, closest, say, user_path
+from engine.io import UsageError, did_you_mean, print_rank0, user_path
 
 __all__ = ["BUILT", "PUBLISHED", "BuiltSudoku", "build_command", "describe", "ensure", "ensure_text"]
 
@@ -97,14 +97,14 @@ def ensure(path: str | Path, *, build: bool = True) -> Path:
 def _say_stand_in(root: Path) -> None:
     if claims_to_be_published(root) and (reason := stand_in_reason(root, describe_puzzles(root))) is not None:
         command = build_command(root)
-        say(
+        print_rank0(
             f"STAND-IN DATA: {root} is {reason}; figures are not comparable (stand_in: true)."
             + (f" The real one: {command}" if command else "")
         )
 
 
 def _build_once(root: Path, entry: BuiltSudoku) -> None:
-    say(
+    print_rank0(
         f"{root} is missing: building it now ({entry.num_train} training and {entry.num_test} test puzzles "
         f"of {entry.size}x{entry.size}, generated)"
     )
@@ -133,4 +133,6 @@ def _missing(root: Path) -> str:
             f"{root} does not exist and is made from the public Sudoku-Extreme CSV (train.csv, test.csv): "
             f"{command} (FOLDER holds the two files; --download in its place fetches them)"
         )
-    return f"data set {root} does not exist and '{root.name}' cannot be built at launch: " + closest(root.name, BUILT)
+    return f"data set {root} does not exist and '{root.name}' cannot be built at launch: " + did_you_mean(
+        root.name, BUILT
+    )

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from dataset.checks import check_card, check_counts, check_rows, check_tokens
-from engine.io import Unreadable, UsageError, WatchedFile, check_regular, read_json, read_object, why
+from engine.io import Unreadable, UsageError, WatchedFile, check_regular, read_json, read_object, reason_of
 
 ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
 SPLITS = ("train", "test")
@@ -68,7 +68,7 @@ def _read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist: {path.parent} is not a complete puzzle data set") from None
     except (OSError, Unreadable) as error:
-        raise UsageError(f"{path} {why(error)}") from None
+        raise UsageError(f"{path} {reason_of(error)}") from None
 
 
 def read_card(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from dataset.format import PuzzleSplit
 from dataset.sampler import EvalSampler
 from engine.distributed import keyed_numpy
-from engine.io import UsageError, say
+from engine.io import UsageError, print_rank0
 
 SHARE, MOST = 20, 256
 """One group in 20, at most 256: of so many a share of 0.9 is known to 0.04 either way."""
@@ -48,7 +48,7 @@ def hold_back(train: Sequence[PuzzleSplit], config: Any) -> HeldBack:
     if config.select_on == "validation":
         groups = choose_groups(train, seed=config.eval_seed, wanted=config.validation_groups)
         if groups is None:
-            say(
+            print_rank0(
                 "warning: no validation groups: the puzzles have identifiers of their own, and one that is not trained "
                 "on says nothing; best and early stopping look at the test split (select_on=test: the same, unwarned)"
             )

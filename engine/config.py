@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from engine.errors import UsageError
-from engine.io import closest
+from engine.io import did_you_mean
 from engine.run.before import complete
 from engine.schema import structure, with_defaults
 
@@ -97,7 +97,7 @@ class RunConfig:
     """The keys of every entry script (config/base/run.yaml). Steps are optimizer steps."""
 
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
-    ELSEWHERE: ClassVar[Mapping[str, str]] = {}
+    FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {}
     """Unknown keys of programs that do the same (with `_` at the end: how they begin) -> what serves instead."""
     BEFORE: ClassVar[Mapping[str, Any]] = {"eval_seed": "${seed}"}
     """Keys that came later -> what a run that was stored without them does: a value, or another key's as `${key}`."""
@@ -105,7 +105,7 @@ class RunConfig:
     """Keys whose product is what each process adds to the batch, rows first; empty where the batch is one key."""
     FOLLOWS: ClassVar[Mapping[str, str]] = {}
     """Keys whose value another key gives, as long as nobody sets them -> that key: for messages."""
-    BLOCKS: ClassVar[Mapping[str, type]] = {}
+    NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {}
     """Blocks of free keys -> the dataclass that says what their keys mean: for --help."""
 
     script: str | None = None
@@ -378,7 +378,7 @@ def _apply(
     try:
         OmegaConf.update(config, key, override.value(), merge=True, force_add=added)
     except OmegaConfBaseException as error:
-        hint = closest(key, dotted_keys(config))
+        hint = did_you_mean(key, dotted_keys(config))
         raise UsageError(f"{line}: the stored run has no key '{key}': {hint}") from error
 
 

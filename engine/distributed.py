@@ -116,7 +116,7 @@ def lost_rank(error: BaseException) -> RankLost | None:
     return None
 
 
-def speaks(error: BaseException, code: int) -> bool:
+def should_report(error: BaseException, code: int) -> bool:
     """Whether this rank is to print its line about `error`; a rank that is not to may end here with `code`.
 
     Under torchrun all ranks refuse alike, and rank 0 says so: the others wait for torchrun to end them, which it does

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 # Some of these are here for packages that may import only this module.
 from engine.cli.console import begin, execute  # noqa: F401
-from engine.cli.spelling import in_own_words
+from engine.cli.spelling import as_typed
 from engine.errors import Interrupted, RunFailure, UsageError  # noqa: F401
 from engine.reading import (  # noqa: F401 (for the same packages)
     Unreadable,
@@ -36,7 +36,7 @@ from engine.reading import (  # noqa: F401 (for the same packages)
     read_object,
     read_text,
     read_yaml,
-    why,
+    reason_of,
 )
 from engine.signals import leave_to_parent, on_main_rank  # noqa: F401
 
@@ -236,7 +236,7 @@ def make_link(place: Path, target: str) -> None:
         _without_links.add(place.parent)
         with contextlib.suppress(OSError):
             temporary.unlink()
-        say(f"warning: no link {place} to {target} ({error.strerror}): only the short names are missing")
+        print_rank0(f"warning: no link {place} to {target} ({error.strerror}): only the short names are missing")
 
 
 def remove_directory(path: str | os.PathLike[str]) -> None:
@@ -299,13 +299,13 @@ def _flock(handle: int, path: Path, how: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL):
             raise
-        say(f"warning: no lock on {path.parent} ({error.strerror}): see to it that no second process uses it")
+        print_rank0(f"warning: no lock on {path.parent} ({error.strerror}): see to it that no second process uses it")
 
 
-def say(line: str) -> None:
+def print_rank0(line: str) -> None:
     """Print one line at once, on rank 0 only (RANK of the environment)."""
     if on_main_rank():
-        sys.stdout.write(f"{in_own_words(line)}\n")
+        sys.stdout.write(f"{as_typed(line)}\n")
         sys.stdout.flush()
 
 
@@ -320,7 +320,7 @@ def progress(iterable: Iterable[T], *, total: int | None = None, label: str = ""
     yield from track(iterable, description=label, total=total, console=Console(stderr=True), transient=True)
 
 
-def closest(name: str, choices: Iterable[str]) -> str:
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """End of an error line: `did you mean 'x'?` when one choice is near, else the choices (at most 20)."""
     known = sorted({str(choice) for choice in choices})
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)

@@ -32,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from engine.cli.translate import quote
 from engine.config import task_overrides
 from engine.errors import UsageError
-from engine.io import file_lock, say
+from engine.io import file_lock, print_rank0
 from engine.run.files import read_json
 from engine.signals import install, restore
 from engine.sweeps import FOLDER, NAME, REPORT, STOP, SUFFIX, Job, publish, read_jobs, result_of
@@ -74,7 +74,7 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
     record = Job(number=number, overrides=given, code=3, seconds=0.0, sweep_dir=str(Path(job.sweep.dir).resolve()))
     if (folder / STOP).exists() or not folder.exists():  # a job may leave a queue after the sweep has ended
         return _stopped(record)
-    say(f"job {number}: {shlex.join(command)}")
+    print_rank0(f"job {number}: {shlex.join(command)}")
     began = time.monotonic()
     with ExitStack() as stack:
         environment = _environment(number, folder, stack) | {SUFFIX: f"_{label}"}
@@ -89,7 +89,7 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
             record.code = read_json(Path(record.run_dir) / "status.json").get("exit_code") or 1
     record.write(folder)
     if record.code:
-        say(f"job {number}: exit code {record.code}")
+        print_rank0(f"job {number}: exit code {record.code}")
     return _stopped(record) if stopped or (record.code == 3 and _sweeping) else record
 
 

@@ -82,7 +82,7 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         value = read_json(path)
     except (OSError, Unreadable) as error:
-        raise UsageError(f"{os.fspath(path)} {why(error)}") from None
+        raise UsageError(f"{os.fspath(path)} {reason_of(error)}") from None
     if not isinstance(value, dict):
         raise UsageError(f"{os.fspath(path)}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -153,7 +153,7 @@ def check_yaml(text: str) -> str:
     return text
 
 
-def why(error: OSError | ValueError) -> str:
+def reason_of(error: OSError | ValueError) -> str:
     """What an error of this module says, for a line that begins with the file's name."""
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error})"

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from engine.errors import UsageError
-from engine.io import closest
+from engine.io import did_you_mean
 from engine.schema import structure
 
 SLOTS = ("models", "losses", "evaluators", "dataset", "tasks")
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def entry_module(name: str, where: str) -> ModuleType:
     """The entry script `name`, imported. `where` begins the line of the error. Raises: UsageError."""
     if name not in ENTRIES:
-        raise UsageError(f"{where}: {name!r}: expected an entry script, {closest(str(name), ENTRIES)}")
+        raise UsageError(f"{where}: {name!r}: expected an entry script, {did_you_mean(str(name), ENTRIES)}")
     return _import_ours(name, where)
 
 
@@ -56,18 +56,19 @@ def resolve(name: str | None, slot: str, where: str | None = None) -> type:
     for depth in range(1, len(parts) + 1):
         if not _exists(parts[:depth], place):
             known = modules_of(parts[0])
-            hint = closest(".".join(parts[1:]), known)
+            hint = did_you_mean(".".join(parts[1:]), known)
             raise UsageError(f"{place}: {name!r}: there is no module {'.'.join(parts[:depth])}: {hint}")
     target = _import_ours(".".join(parts), place)
     cls = getattr(target, cls_name, None)
     if not isinstance(cls, type) or cls.__module__.partition(".")[0] != slot:  # imported there, not made there
-        raise UsageError(
-            f"{place}: {name!r}: {'.'.join(parts)} has no class {cls_name}: {closest(cls_name, classes_of(target))}"
-        )
+        hint = did_you_mean(cls_name, classes_of(target))
+        raise UsageError(f"{place}: {name!r}: {'.'.join(parts)} has no class {cls_name}: {hint}")
     lacking = [method for method in CONTRACTS.get(slot, ()) if not callable(getattr(cls, method, None))]
     if lacking:
         fitting = [name for name in classes_of(target) if callable(getattr(getattr(target, name), lacking[0], None))]
-        raise UsageError(f"{place}: {name!r} has no {lacking[0]}(), so it cannot serve here: {closest('', fitting)}")
+        raise UsageError(
+            f"{place}: {name!r} has no {lacking[0]}(), so it cannot serve here: {did_you_mean('', fitting)}"
+        )
     return cls
 
 

@@ -20,9 +20,9 @@ from cattrs.cols import list_structure_factory, mapping_structure_factory
 from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
-from engine.cli.keys import describe, is_list, is_union, keys_of, told_elsewhere
+from engine.cli.keys import describe, hint_for, is_list, is_union, keys_of
 from engine.errors import UsageError
-from engine.io import closest
+from engine.io import did_you_mean
 
 T = TypeVar("T")
 WORDS = {"on": True, "yes": True, "off": False, "no": False}
@@ -74,7 +74,7 @@ def _problems(error: BaseException, path: list[str]) -> list[str]:
     if isinstance(error, ForbiddenExtraKeysError):
         dot = place + "." if place else ""
         known = [dot + field.name for field in fields(error.cl)]
-        told = {key: told_elsewhere(error.cl, key) or closest(dot + key, known) for key in error.extra_fields}
+        told = {key: hint_for(error.cl, key) or did_you_mean(dot + key, known) for key in error.extra_fields}
         return [f"unknown key '{dot}{key}': {hint}" for key, hint in told.items()]
     if isinstance(error, BaseValidationError):
         placed, general = error.group_exceptions()  # type: ignore[attr-defined]
@@ -132,7 +132,7 @@ def _literal(value: Any, kind: Any) -> Any:
         for word in ("true", "on", "yes") if text == "true" else ("false", "off", "no"):
             if word in choices:
                 return word
-    raise Mismatch(f"{_shown(value)} is not one of {describe(kind)}: {closest(str(value), map(str, choices))}")
+    raise Mismatch(f"{_shown(value)} is not one of {describe(kind)}: {did_you_mean(str(value), map(str, choices))}")
 
 
 def _union(value: Any, kind: Any) -> Any:

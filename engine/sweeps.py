@@ -21,7 +21,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from engine.io import atomic_write_json, atomic_write_text, say
+from engine.io import atomic_write_json, atomic_write_text, print_rank0
 from engine.run.files import read_json
 
 FOLDER = "LOOPFORGE_SWEEP"
@@ -66,7 +66,7 @@ class Job:
         atomic_write_json(folder / f"{self.number}.json", asdict(self))
 
 
-def announce(run_dir: Path) -> None:
+def report_run_dir(run_dir: Path) -> None:
     """In a job's own process: say which run directory it uses. Nothing where no sweep has started this process."""
     if REPORT in os.environ:
         atomic_write_text(os.environ[REPORT], str(run_dir.resolve()))
@@ -182,13 +182,13 @@ def publish(jobs: Sequence[Job], *, complete: bool = True) -> None:
     if seeds is not None:
         _print(*seeds)
     states = Counter(job.state for job in jobs)
-    say(f"{len(jobs)} jobs: " + ", ".join(f"{count} {state}" for state, count in states.items()) + where)
+    print_rank0(f"{len(jobs)} jobs: " + ", ".join(f"{count} {state}" for state, count in states.items()) + where)
     for job in jobs:
         if job.code:
             why, place = (f": {job.error}" if job.error else ""), (f" ({_short(job.run_dir)})" if job.run_dir else "")
-            say(f"job {job.number} {job.state}, exit code {job.code}{why}{place}")
+            print_rank0(f"job {job.number} {job.state}, exit code {job.code}{why}{place}")
     if not complete or any(job.code for job in jobs):
-        say("the same command again keeps what is done and goes on with the rest")
+        print_rank0("the same command again keeps what is done and goes on with the rest")
 
 
 def _csv(head: list[str], rows: list[list[str]]) -> str:
@@ -213,6 +213,6 @@ def _print(head: list[str], rows: list[list[str]]) -> None:
         Console().print(pretty)
         return
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    say("")
+    print_rank0("")
     for row in (head, *rows):
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print_rank0("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

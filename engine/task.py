@@ -45,7 +45,7 @@ class ParamGroup:
     params: dict[str, nn.Parameter] | SparseTable
     """Named dense parameters, or one sparse table."""
     options: dict[str, Any] = field(default_factory=dict)
-    parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    fused_rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Rows of each matrix in a parameter that stacks several: the optimizer takes them one by one."""
 
     @property
@@ -127,7 +127,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One evaluation, for `Plan.report`."""
+    """One evaluation, for `TrainingPlan.report`."""
 
     step: int
     results: Mapping[str, float | None]
@@ -138,7 +138,7 @@ class Evaluation:
 
 
 @dataclass(kw_only=True)
-class Plan:
+class TrainingPlan:
     """A task, and what the trainer needs to know of the run's length and habits: what a script's `build` returns."""
 
     task: Task
@@ -161,7 +161,7 @@ class Plan:
     splits: Mapping[str, str] = field(default_factory=dict)
     """First part of an evaluation metric's name -> which data it is of, and what for: printed, and in summary.json."""
     primary_metric: str = "eval/loss"
-    primary_direction: str = "min"
+    metric_mode: str = "min"
     batch_key: str = "batch_size"
     """The config key that an out-of-memory message names."""
     batch_rows: int = 1

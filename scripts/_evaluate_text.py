@@ -14,7 +14,7 @@ from dataset.text.opening import folder_of
 from dataset.text.vocabulary import read_vocabularies
 from engine.distributed import is_main
 from engine.errors import UsageError
-from engine.io import say, user_path
+from engine.io import print_rank0, user_path
 from engine.registry import entry_module
 from engine.run.load_run import find_checkpoint, open_checkpoint, read_config
 from scripts._opening import home_of, require_average, warn_of_other_data, write_result
@@ -44,12 +44,12 @@ def evaluate_text(args: argparse.Namespace) -> None:
         return
     values = {name: value for name, value in values.items() if name.startswith("eval/")}
     for name, value in values.items():
-        say(f"{name:<28}{value:.4f}")
+        print_rank0(f"{name:<28}{value:.4f}")
     step, mode = opened.checkpoint.step, opened.config.eval_mode
     asked = "latest" if checkpoint.resolve() == opened.run_dir.resolve() else checkpoint.name
-    say(f"checkpoint  {opened.run_dir}, {asked}: step {step}, {opened.weights} weights, eval_mode={mode}")
+    print_rank0(f"checkpoint  {opened.run_dir}, {asked}: step {step}, {opened.weights} weights, eval_mode={mode}")
     for entry in data:
-        say(f"data        {entry['path']}, content hash {entry['content_hash'][:12]}")
+        print_rank0(f"data        {entry['path']}, content hash {entry['content_hash'][:12]}")
     marks = [f"data-{data[0]['content_hash'][:8]}"] if given else []
     marks += ["raw"] if args.weights == "raw" and opened.checkpoint.has_ema else []
     settings = {

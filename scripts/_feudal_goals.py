@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
-from engine.io import atomic_write_json, say
+from engine.io import atomic_write_json, print_rank0
 from engine.run.rundir import read_json
 from scripts._feudal_runs import Cell, Run
 from scripts._feudal_stats import reading, summary
@@ -102,7 +102,9 @@ def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
     try:
         atomic_write_json(file, {"key": key, "sources": sources})
     except OSError as error:
-        say(f"warning: {file} cannot be written ({error.strerror}): these goals will be measured again next time")
+        print_rank0(
+            f"warning: {file} cannot be written ({error.strerror}): these goals will be measured again next time"
+        )
     return sources
 
 
@@ -129,7 +131,9 @@ def _measured(run: Run, device: str) -> dict[str, dict[str, Any]]:
         }
     ours = run.results.get("eval/accuracy")
     if ours is not None and abs(ours - (found["same"]["accuracy"] or 0.0)) > 1e-3:
-        say(f"warning: {run.path} evaluates to {found['same']['accuracy']:.4f} accuracy now, {ours:.4f} at its end")
+        print_rank0(
+            f"warning: {run.path} evaluates to {found['same']['accuracy']:.4f} accuracy now, {ours:.4f} at its end"
+        )
     return found
 
 

@@ -104,7 +104,7 @@ def _runs_below(place: Path) -> list[Path]:
         try:
             listed = reading.read_json(jobs)
         except (OSError, reading.Unreadable) as error:
-            raise UsageError(f"{jobs} {reading.why(error)}") from None
+            raise UsageError(f"{jobs} {reading.reason_of(error)}") from None
         rows = [job for job in listed if isinstance(job, dict)] if isinstance(listed, list) else []
         found = [Path(job["run_dir"]) for job in rows if isinstance(job.get("run_dir"), str)]
         return [folder for folder in found if folder.is_dir()]

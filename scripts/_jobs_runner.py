@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from engine.errors import UsageError
-from engine.io import say
+from engine.io import print_rank0
 from engine.signals import install, restore
 from scripts._jobs_ledger import HOST, Claim, Ledger, process_alive
 from scripts._jobs_outcome import Outcome, judge
@@ -173,14 +173,16 @@ class Runner:
         offset = int(claim.record.get("log_offset", 0))
         found = judge(claim.job, None, cwd=self.options.cwd, log=log, offset=offset, started=began)
         if found.state == "todo":
-            say(f"{claim.job.id}: taken over from a runner that is gone")
+            print_rank0(f"{claim.job.id}: taken over from a runner that is gone")
             return False
         self._finish(_Running(claim, None, log, offset, began, 1), found)
         return True
 
     def _watch_orphan(self, claim: Claim) -> None:
         record = claim.record
-        say(f"{claim.job.id}: still running (process {record.get('child')}) though its runner is gone: watching it")
+        print_rank0(
+            f"{claim.job.id}: still running (process {record.get('child')}) though its runner is gone: watching it"
+        )
         self.running.append(
             _Running(
                 claim, None, Path(str(record.get("log", ""))), int(record.get("log_offset", 0)),
@@ -231,7 +233,7 @@ class Runner:
         self.running.append(item)
         self.ledger.write_record(job, claim.record)
         given = f", gpus {','.join(gpus)}" if gpus else ""
-        say(f"{job.id}: started (process {process.pid}{given}), log {self._shown(log)}")
+        print_rank0(f"{job.id}: started (process {process.pid}{given}), log {self._shown(log)}")
 
     # --- watching and ending
 
@@ -252,7 +254,9 @@ class Runner:
         )  # fmt: skip
         again = outcome.state == "failed" and outcome.retry and item.attempt <= self.options.retries
         if again and self.stop is None and item.process is not None:
-            say(f"{item.job.id}: failed ({outcome.message}); trying again, {item.attempt} of {self.options.retries}")
+            print_rank0(
+                f"{item.job.id}: failed ({outcome.message}); trying again, {item.attempt} of {self.options.retries}"
+            )
             self._start(item.claim, item.attempt + 1)
             return
         self._finish(item, outcome)
@@ -274,15 +278,15 @@ class Runner:
         note = f" ({outcome.message})" if outcome.message else ""
         seconds = time.time() - item.started
         where = outcome.run_dir or self._shown(item.log)
-        say(f"{job.id}: {what}{note} after {seconds:.0f} s: {where}")
+        print_rank0(f"{job.id}: {what}{note} after {seconds:.0f} s: {where}")
         if not found:
-            say(f"{job.id}: its line is no longer in {self.ledger.path.name}, nothing was marked")
+            print_rank0(f"{job.id}: its line is no longer in {self.ledger.path.name}, nothing was marked")
 
     def _guard(self, job: Job, outcome: Outcome) -> None:
         """A job that is interrupted again and again goes on only as long as it gets further."""
         if job.key in self.last_step and (outcome.step or 0) <= (self.last_step[job.key] or 0):
             self.skip.add(job.key)
-            say(f"{job.id}: interrupted twice at step {outcome.step or 0}: left for another runner")
+            print_rank0(f"{job.id}: interrupted twice at step {outcome.step or 0}: left for another runner")
         self.last_step[job.key] = outcome.step
 
     def _shown(self, path: Path) -> Path:
@@ -307,7 +311,7 @@ class Runner:
             if item.told:
                 continue
             item.told = True
-            say(f"{item.job.id}: {self.stop}: asked to stop, waiting for its checkpoint")
+            print_rank0(f"{item.job.id}: {self.stop}: asked to stop, waiting for its checkpoint")
             if item.process is not None:
                 item.process.send_signal(signal.SIGTERM)
             elif (child := item.claim.record.get("child")) and process_alive(int(child)):

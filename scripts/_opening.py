@@ -15,7 +15,7 @@ from dataset.arguments import positive
 from dataset.catalog import describe, ensure
 from dataset.format import PuzzleSplit, load_splits
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
-from engine.io import atomic_write_json, say, user_path
+from engine.io import atomic_write_json, print_rank0, user_path
 from engine.run.environment import DATA_MARKS, data_change
 from engine.run.files import read_json
 
@@ -138,7 +138,7 @@ def warn_of_other_data(checkpoint: Any, data: list[dict[str, Any]]) -> None:
     environment = _environment(checkpoint.path.parent.parent)
     for entry in data:
         if (change := data_change(checkpoint.extra, environment, entry)) is not None:
-            say(f"warning: {entry['path']} is not the data that the run saw ({change})")
+            print_rank0(f"warning: {entry['path']} is not the data that the run saw ({change})")
 
 
 def write_result(target: Path, content: dict[str, Any]) -> None:
@@ -147,7 +147,7 @@ def write_result(target: Path, content: dict[str, Any]) -> None:
         atomic_write_json(target, content)
     except OSError as error:
         raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --json") from None
-    say(f"written     {target}")
+    print_rank0(f"written     {target}")
 
 
 def run_command(command: Callable[[], None]) -> int:

@@ -24,7 +24,7 @@ from engine.loop.trainer import Trainer
 from engine.rows import RowSharded
 from engine.run.launch import make_runtime
 from engine.signals import StopSignal
-from engine.task import Plan
+from engine.task import TrainingPlan
 
 WARM_UP = 1  # steps before the clock runs: lazy state, kernels chosen, pages touched
 FEWEST = 2
@@ -118,7 +118,7 @@ def probe(config: Any, module: Any, *, steps: int, seconds: float) -> Probe:
     Raises: what building or a step raises (UsageError, RunFailure when memory runs out).
     """
     runtime = make_runtime(config)
-    plan: Plan = module.build(config, runtime)
+    plan: TrainingPlan = module.build(config, runtime)
     clock = _Clock(runtime.device, steps, seconds)
     trainer = Trainer(
         plan, config, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal(), hooks=[clock]
@@ -152,7 +152,7 @@ def probe(config: Any, module: Any, *, steps: int, seconds: float) -> Probe:
     )  # fmt: skip
 
 
-def _ends_with_one(plan: Plan, trainer: Trainer) -> bool:
+def _ends_with_one(plan: TrainingPlan, trainer: Trainer) -> bool:
     return plan.final_eval or trainer.last_step in plan.eval_steps
 
 
@@ -163,7 +163,7 @@ def _before(steps: Collection[int], last: int) -> Sequence[int]:
     return sorted(step for step in steps if step < last)
 
 
-def _saves(plan: Plan, config: Any, trainer: Trainer, evaluations: Sequence[int]) -> list[Sequence[int]]:
+def _saves(plan: TrainingPlan, config: Any, trainer: Trainer, evaluations: Sequence[int]) -> list[Sequence[int]]:
     interval, last = config.checkpoint_interval, trainer.last_step
     periodic = range(interval, last, interval) if interval else ()
     return [periodic, evaluations if plan.checkpoint_every_eval else (), (last,)]

@@ -12,7 +12,7 @@ from dataset.text.named import ensure_text
 from dataset.text.opening import dataset_folders
 from dataset.text.vocabulary import Vocabulary, model_sizes, read_vocabularies, vocabularies_of
 from engine.errors import UsageError
-from engine.io import say
+from engine.io import print_rank0
 from engine.run.environment import data_change
 from engine.run.files import read_json, runs_below
 from scripts._opening import home_of
@@ -77,7 +77,7 @@ def vocabularies_for(checkpoint: Any, config: Any) -> list[Vocabulary]:
     if kept is not None:
         for each in kept:
             if not each.of_data():
-                say(f"warning: {each.path} has another vocabulary since this run began; the run's own is used")
+                print_rank0(f"warning: {each.path} has another vocabulary since this run began; the run's own is used")
         return kept
     folders = dataset_folders(config)
     for folder in folders:

@@ -32,7 +32,7 @@ from engine.cli.main import run
 from engine.cli.recipes import config_name_of
 from engine.config import load_synced_config
 from engine.errors import UsageError
-from engine.io import atomic_write_json, say
+from engine.io import atomic_write_json, print_rank0
 from engine.registry import entry_module
 from scripts._batch_size import Trial, best, find_batch_size, limit_memory, measure_apart, read_size, usual_limit
 
@@ -111,30 +111,30 @@ def report(e: dict[str, Any], keep_last: int, keep_every: int | None) -> None:
     groups = ", ".join(f"{name} {count:,} ({e['optimizers'][name]})" for name, count in e["parameters"].items())
     memory, more = e["memory"], f", {e['frozen']:,} not trained" if e["frozen"] else ""
     exact = sum(memory[part] for part in ("weights", "gradients", "moments", "average"))
-    say(f"config      {e['config']} on {e['device']}, {e['batch_key']}={e['batch_rows']}")
-    say(f"parameters  {e['total_parameters']:,} = {groups}{more}")
-    say(
+    print_rank0(f"config      {e['config']} on {e['device']}, {e['batch_key']}={e['batch_rows']}")
+    print_rank0(f"parameters  {e['total_parameters']:,} = {groups}{more}")
+    print_rank0(
         f"memory      {_size(exact)} = weights {_size(memory['weights'])} + gradients {_size(memory['gradients'])} "
         f"+ optimizer {_size(memory['moments'])} + average {_size(memory['average'])}"
     )
     what = "allocated on the GPU" if e["device"].startswith("cuda") else "of the process, Python and torch included"
-    say(f"            activations about {_size(memory['activations'])}; peak {_size(memory['process'])} {what}")
+    print_rank0(f"            activations about {_size(memory['activations'])}; peak {_size(memory['process'])} {what}")
     short = f" of {e['total_steps']:,} (max_steps)" if e["steps"] < e["total_steps"] else ""
-    say(f"steps       {e['steps']:,}{short}")
-    say(
+    print_rank0(f"steps       {e['steps']:,}{short}")
+    print_rank0(
         f"speed       {_duration(e['step_seconds'])} a step ({e['timed_steps']} timed), {e['examples_per_s']:,.0f} "
         "examples/s" + (f", {_flops(e['flops_per_step'] / e['step_seconds'])}/s" if e["flops_per_step"] else "")
     )
     evaluation = e["evaluation_seconds"]
     by = "not known" if evaluation is None else f"about {_duration(evaluation)}, by operations"
-    say(
+    print_rank0(
         f"time        {_duration(e['seconds'])} = training {_duration(e['training_seconds'])} "
         f"+ {e['evaluations']} evaluation(s) ({by})"
     )
     if e["flops"]:
-        say(f"operations  {_flops(e['flops_per_step'])} a step, {_flops(e['flops'])} in all")
+        print_rank0(f"operations  {_flops(e['flops_per_step'])} a step, {_flops(e['flops'])} in all")
     rule = f"keep_last={keep_last}" + (f", keep_every={keep_every}" if keep_every else "")
-    say(
+    print_rank0(
         f"disk        {_size(e['disk_bytes'])} = {e['checkpoints_kept']} checkpoints ({rule}, best) of "
         f"{_size(e['checkpoint_bytes'])}; one more while it is written"
     )
@@ -164,16 +164,18 @@ def _flops(count: float) -> str:
 
 def report_trials(trials: list[Trial], key: str) -> None:
     """The table of batch sizes, and which to take. Raises: UsageError when none works."""
-    say(f"\n{key:<20}{'examples/s':>12}{'peak memory':>14}")
+    print_rank0(f"\n{key:<20}{'examples/s':>12}{'peak memory':>14}")
     for trial in trials:
         if trial.reason:
-            say(f"{trial.rows:<20}{trial.reason:>26}")
+            print_rank0(f"{trial.rows:<20}{trial.reason:>26}")
         else:
-            say(f"{trial.rows:<20}{trial.examples_per_s or 0:>12,.0f}{_size(trial.memory or 0):>14}")
+            print_rank0(f"{trial.rows:<20}{trial.examples_per_s or 0:>12,.0f}{_size(trial.memory or 0):>14}")
     chosen = best(trials)
     if chosen is None:
         raise UsageError(f"no {key} works: {trials[0].reason} even with {trials[0].rows} rows")
-    say(f"best: {key}={chosen.rows} (the smallest within 3 % of the fastest; another batch is another experiment)")
+    print_rank0(
+        f"best: {key}={chosen.rows} (the smallest within 3 % of the fastest; another batch is another experiment)"
+    )
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -203,7 +205,7 @@ def estimate(config: Any, module: Any, entry: str, args: argparse.Namespace, res
         report_trials(trials, found.batch_key)
     if args.json is not None:
         atomic_write_json(args.json, numbers)
-        say(f"written     {args.json}")
+        print_rank0(f"written     {args.json}")
 
 
 def main(argv: list[str] | None = None) -> int:

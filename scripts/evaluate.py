@@ -31,7 +31,7 @@ from dataset.arguments import OneLineParser, positive
 from dataset.sampler import EvalSampler
 from engine.distributed import is_main
 from engine.errors import UsageError
-from engine.io import progress, say
+from engine.io import print_rank0, progress
 from evaluators.intervals import wilson
 from scripts._opening import (
     Subject,
@@ -115,15 +115,15 @@ def report(settings: dict[str, Any], values: dict[str, float | None], seconds: f
             style="bold" if number == settings["steps"] else None,
         )  # fmt: skip
     console.print(table)
-    say(f"checkpoint  {settings['run']} step {settings['step']}, {settings['weights']} weights")
+    print_rank0(f"checkpoint  {settings['run']} step {settings['step']}, {settings['weights']} weights")
     for entry in settings["data"]:
-        say(f"data        {entry['path']} ({settings['split']}), content hash {entry['content_hash'][:12]}")
-    say(f"examples    {examples} in {seconds:.1f} s ({examples / max(seconds, 1e-9):.0f} per second)")
+        print_rank0(f"data        {entry['path']} ({settings['split']}), content hash {entry['content_hash'][:12]}")
+    print_rank0(f"examples    {examples} in {seconds:.1f} s ({examples / max(seconds, 1e-9):.0f} per second)")
     names = ("exact_accuracy", "exact_accuracy_low", "exact_accuracy_high", "accuracy", "q_halt_accuracy")
     exact_share, lowest, highest, token, q_halt = (_percent(values[name]) for name in names)
-    say(f"result      exact {exact_share} ({lowest} .. {highest}), tokens {token}, halting head right {q_halt}")
+    print_rank0(f"result      exact {exact_share} ({lowest} .. {highest}), tokens {token}, halting head right {q_halt}")
     if settings["halting"] == "latched" and values["steps"] is not None:
-        say(f"halting     latched, {values['steps']:.2f} of {settings['steps']} steps on average")
+        print_rank0(f"halting     latched, {values['steps']:.2f} of {settings['steps']} steps on average")
 
 
 def _percent(share: float | None) -> str:

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 from dataset.arguments import OneLineParser
 from engine.errors import UsageError
-from engine.io import atomic_write_bytes, atomic_write_json, atomic_write_text, say
+from engine.io import atomic_write_bytes, atomic_write_json, atomic_write_text, print_rank0
 from scripts._feudal_runs import Cell, Run, baseline_of, find_runs, group, warnings_of
 from scripts._feudal_stats import paired, summary
 from scripts._opening import run_command
@@ -74,7 +74,7 @@ def add_goals(cells: Sequence[Cell], facts: Mapping[str, dict[str, Any]], metric
     runs: list[Run] = [run for cell in cells if cell.has_head for run in cell.runs.values()]
     measured, warnings = {}, []
     for number, run in enumerate(runs, start=1):
-        say(f"goals of run {number} of {len(runs)}: {run.path}")
+        print_rank0(f"goals of run {number} of {len(runs)}: {run.path}")
         try:
             measured[run.path] = measure(run, device)
         except UsageError as error:
@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> None:
     if not args.no_interventions:
         warnings += add_goals(cells, facts, args.metric, args.device)
     text = markdown(cells, facts, args.metric, warnings)
-    say(text)
+    print_rank0(text)
     listed = {c.name: {**facts[c.name], "runs": {s: str(run.path) for s, run in c.runs.items()}} for c in cells}
     try:
         for name, picture in pictures(cells, facts, args.metric).items():
@@ -107,7 +107,7 @@ def main(args: argparse.Namespace) -> None:
         atomic_write_json(out / "report.json", {"metric": args.metric, "warnings": warnings, "cells": listed})
     except OSError as error:
         raise UsageError(f"{out} cannot be written ({error.strerror}): name another folder with --out") from None
-    say(f"written     {out}: report.md, report.json and pictures")
+    print_rank0(f"written     {out}: report.md, report.json and pictures")
 
 
 def _png(picture: Any) -> bytes:

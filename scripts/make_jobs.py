@@ -48,7 +48,7 @@ from yaml import YAMLError
 from dataset.arguments import OneLineParser
 from engine.cli.translate import quote, render
 from engine.errors import UsageError
-from engine.io import Unreadable, atomic_write_text, closest, read_yaml, say, why
+from engine.io import Unreadable, atomic_write_text, did_you_mean, print_rank0, read_yaml, reason_of
 from verification.jobs import command_job, parse_text
 
 KEYS = ("base", "name", "intent", "comment", "factors", "exclude", "seeds")
@@ -86,14 +86,14 @@ def load(path: Path) -> dict[str, Any]:
     try:
         grid = OmegaConf.to_container(OmegaConf.create(yaml.load(read_yaml(path), Loader=WordLoader)))
     except (OSError, Unreadable) as error:
-        raise UsageError(f"grid {path} {why(error)}") from None
+        raise UsageError(f"grid {path} {reason_of(error)}") from None
     except (YAMLError, OmegaConfBaseException) as error:
         raise UsageError(f"grid {path}: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(grid, dict) or not isinstance(grid.get("base"), str):
         raise UsageError(f"grid {path}: expected at least base: COMMAND and factors: {{key: [values]}}")
     for key in grid:
         if key not in KEYS:
-            raise UsageError(f"grid {path}: unknown key {key!s}: {closest(str(key), KEYS)}")
+            raise UsageError(f"grid {path}: unknown key {key!s}: {did_you_mean(str(key), KEYS)}")
     return {str(key): value for key, value in grid.items()}
 
 
@@ -152,10 +152,10 @@ def _check_exclude(where: str, rule: Any, axes: Mapping[str, list[Level]]) -> No
         raise UsageError(f"{where}: expected {{factor: value}}")
     for factor, value in rule.items():
         if str(factor) not in axes:
-            raise UsageError(f"{where}: there is no factor {factor}: {closest(str(factor), axes)}")
+            raise UsageError(f"{where}: there is no factor {factor}: {did_you_mean(str(factor), axes)}")
         known = [_text(level.value) for level in axes[str(factor)]]
         if _text(value) not in known:
-            raise UsageError(f"{where}: {factor} is never {_text(value)}: {closest(_text(value), known)}")
+            raise UsageError(f"{where}: {factor} is never {_text(value)}: {did_you_mean(_text(value), known)}")
 
 
 def _token(value: Any) -> str:
@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines, count = job_lines(load(args.grid))
         if args.out:
             write(lines, args.out, append=args.append)
-            say(f"{count} jobs in {args.out}")
+            print_rank0(f"{count} jobs in {args.out}")
         else:
             print_data("\n".join(lines) + "\n")
             print(f"{count} jobs", file=sys.stderr)

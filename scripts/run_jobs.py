@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 from dataset.arguments import OneLineParser
 from engine.errors import UsageError
-from engine.io import closest, say
+from engine.io import did_you_mean, print_rank0
 from scripts._jobs_ledger import HOST, Ledger
 from scripts._jobs_runner import Options, Runner, gpus_of, plan
 from scripts._jobs_slurm import parameter, submit
@@ -100,7 +100,7 @@ def options_of(args: argparse.Namespace, ledger: Ledger) -> Options:
     for name in args.only:
         if name not in known:
             raise UsageError(
-                f"--only {name}: {ledger.path.name} has no such job: {closest(name, {j.id for j in file.jobs})}"
+                f"--only {name}: {ledger.path.name} has no such job: {did_you_mean(name, {j.id for j in file.jobs})}"
             )
     options = Options(
         cwd=cwd,
@@ -137,7 +137,7 @@ def to_slurm(args: argparse.Namespace, ledger: Ledger, options: Options) -> int:
     jobs = [job for job in ledger.read().jobs if options.wants(job) and job.mark in options.marks]
     jobs = jobs[:1] if options.once else jobs
     if not jobs:
-        say(f"nothing to do in {ledger.path.name}")
+        print_rank0(f"nothing to do in {ledger.path.name}")
         return 0
     more = ["--failed"] * options.failed + [word for host in options.hosts for word in ("--take-over", host)]
     commands = [
@@ -150,11 +150,11 @@ def to_slurm(args: argparse.Namespace, ledger: Ledger, options: Options) -> int:
         for job in jobs
     ]  # fmt: skip
     if args.dry_run:
-        plan(ledger, options, say)
+        plan(ledger, options, print_rank0)
         return 0
     ids = submit(commands, folder=options.logs / "slurm", cwd=options.cwd, parameters=dict(args.slurm))
     for job, number in zip(jobs, ids, strict=True):
-        say(f"{job.id}: queued as Slurm job {number}")
+        print_rank0(f"{job.id}: queued as Slurm job {number}")
     return 0
 
 
@@ -164,27 +164,27 @@ def run(args: argparse.Namespace) -> int:
     options = options_of(args, ledger)
     if args.status:
         for line in table(ledger, options.cwd):
-            say(line)
+            print_rank0(line)
         return 0
     check(ledger, options)
     if args.launcher == "slurm":
         return to_slurm(args, ledger, options)
     if args.dry_run:
-        if not plan(ledger, options, say):
-            say(f"nothing to do in {ledger.path.name}")
+        if not plan(ledger, options, print_rank0):
+            print_rank0(f"nothing to do in {ledger.path.name}")
         return 0
     runner = Runner(ledger, options)
     code = runner.run()
     left = [job for job in ledger.read().jobs if job.mark == "-" and ledger.owner_alive(job) is None]
     done, failed, todo = (runner.results[state] for state in ("done", "failed", "todo"))
     if runner.started:
-        say(f"{done} done, {failed} failed, {todo} interrupted")
+        print_rank0(f"{done} done, {failed} failed, {todo} interrupted")
     else:
-        say(f"nothing to do in {ledger.path.name}{_why_nothing(ledger, options)}")
+        print_rank0(f"nothing to do in {ledger.path.name}{_why_nothing(ledger, options)}")
     for job in left:
         host = job.owner[1] if job.owner else None
         hint = f"--take-over {host} if it is gone" if host else "put [ ] if nobody runs it"
-        say(f"{job.id} is marked [-] by {host or 'nobody named'}, not by {HOST}: {hint}")
+        print_rank0(f"{job.id} is marked [-] by {host or 'nobody named'}, not by {HOST}: {hint}")
     return code
 
 

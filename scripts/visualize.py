@@ -24,7 +24,7 @@ if __name__ == "__main__":
     begin()
 
 from dataset.arguments import OneLineParser, positive
-from engine.io import say
+from engine.io import print_rank0
 from scripts._boards import layout_of
 from scripts._opening import add_common_arguments, open_subject, run_command
 from scripts._output import SUFFIXES, USUAL, check_count, check_target, default_file, write
@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> None:
         if args.terminal or len(chosen.thoughts) <= PRINTED:
             draw(console, chosen.thoughts)
     if target is not None:
-        say(write(target, chosen.thoughts, words))
+        print_rank0(write(target, chosen.thoughts, words))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from engine.io import closest
+from engine.io import did_you_mean
 from verification.checks import say
 from verification.finding import Finding, Report
 from verification.source import Repo
@@ -135,7 +135,7 @@ def _names_what_exists(repo: Repo, one: Documented) -> str | None:
     if words[0] == "make":
         targets = re.findall(r"^([a-z][\w-]*):", repo.text("Makefile") or "", re.MULTILINE)
         unknown = [word for word in words[1:] if "=" not in word and not word.startswith("-") and word not in targets]
-        return f"the Makefile has no target {unknown[0]}: {closest(unknown[0], targets)}" if unknown else ""
+        return f"the Makefile has no target {unknown[0]}: {did_you_mean(unknown[0], targets)}" if unknown else ""
     rest = words[1:]
     while rest and rest[0].startswith("--"):
         rest = rest[1:]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.errors import UsageError
-from engine.io import Unreadable, closest, read_bytes, user_path, why
+from engine.io import Unreadable, did_you_mean, read_bytes, reason_of, user_path
 
 __all__ = ["MARKS", "STATES", "Job", "JobFile", "command_job", "find", "parse", "parse_text", "read", "read_directive"]
 
@@ -119,7 +119,7 @@ def find(name: str | Path, folders: Sequence[str | Path] = (".",)) -> Path:
                 if (place / form).is_file():
                     return place / form
     known = [path.name for place in places for path in place.glob("jobs-*.txt")]
-    raise UsageError(f"there is no job file {name} (nor one of that name in jobs/): {closest(given.name, known)}")
+    raise UsageError(f"there is no job file {name} (nor one of that name in jobs/): {did_you_mean(given.name, known)}")
 
 
 def read(path: str | Path) -> JobFile:
@@ -128,7 +128,7 @@ def read(path: str | Path) -> JobFile:
     try:
         data = read_bytes(path)
     except (OSError, Unreadable) as error:
-        raise UsageError(f"job file {path} {why(error)}") from None
+        raise UsageError(f"job file {path} {reason_of(error)}") from None
     jobs, problems = parse_text(data.decode("utf-8", "surrogateescape"))
     return JobFile(path, jobs, problems)
 

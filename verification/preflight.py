@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from engine.config import source_of
 from engine.errors import UsageError
-from engine.io import say as print_line
+from engine.io import print_rank0 as print_line
 from verification.chain import Chain, follow_classes
 from verification.checks.registry import run_checks
 from verification.command import parse

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.io import closest
+from engine.io import did_you_mean
 
 SLOTS = ("models", "losses", "evaluators", "dataset", "tasks")
 
@@ -166,7 +166,7 @@ class Repo:
         public = [
             n for n, s in module.names.items() if isinstance(s, ast.ClassDef | ast.ImportFrom) and n[:1].isupper()
         ]
-        return f"{module_name} has no class {name}: {closest(name, public)}"
+        return f"{module_name} has no class {name}: {did_you_mean(name, public)}"
 
     def _class(self, module: Module, node: ast.ClassDef) -> ClassInfo:
         bases, foreign = [], []

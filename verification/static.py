@@ -78,16 +78,15 @@ def verify_file(
     Raises: UsageError for a file that cannot be read and a job that is not in it.
     """
     from engine.errors import UsageError
-    from engine.io import closest
+    from engine.io import did_you_mean
 
     repo = repo if repo is not None else Repo(Path(root))
     found = job_files.read(job_files.find(path, [root]))
     name = found.path.relative_to(root).as_posix() if found.path.is_relative_to(root) else str(found.path)
     chosen = [one for one in found.jobs if (job is None or one.id == job) and (line is None or one.line_number == line)]
     if (job or line) and not chosen:
-        raise UsageError(
-            f"{name} has no job {job or f'at line {line}'}: {closest(str(job or line), [one.id for one in found.jobs])}"
-        )
+        hint = did_you_mean(str(job or line), [one.id for one in found.jobs])
+        raise UsageError(f"{name} has no job {job or f'at line {line}'}: {hint}")
     if pending:
         chosen = [one for one in chosen if one.state in ("todo", "running")]
     reports = []

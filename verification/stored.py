@@ -12,8 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine.config import merge_for_resume, stored_origin
 from engine.errors import UsageError
-from engine.io import closest, user_path
-from engine.reading import Unreadable, read_text, why
+from engine.io import did_you_mean, user_path
+from engine.reading import Unreadable, read_text, reason_of
 from engine.registry import ENTRIES
 from engine.run.files import runs_below
 from engine.run.stored import stored_text
@@ -131,7 +131,7 @@ def command_of(run: Path) -> list[str]:
         raise UsageError(f"{run}/config.yaml names no {'config' if script else 'script'}: it is not of a run")
     # The script is followed by executing its schema: what a file names must be one of ours, in our folder.
     if not isinstance(script, str) or script.removesuffix(".py") not in ENTRIES:
-        hint = closest(str(script), ENTRIES)
+        hint = did_you_mean(str(script), ENTRIES)
         raise UsageError(f"{run}/config.yaml: script {script!r}: expected an entry script, {hint}")
     if Path(name).is_absolute() or ".." in Path(name).parts or name.startswith("-"):
         raise UsageError(f"{run}/config.yaml: config_name {name!r}: expected the name of a recipe")
@@ -147,7 +147,7 @@ def _overrides(file: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except (OSError, Unreadable) as error:
-        raise UsageError(f"{file} {why(error)}") from None
+        raise UsageError(f"{file} {reason_of(error)}") from None
     for line in lines:
         if line.startswith("-") or line.lstrip("+~").startswith(("hydra.", "hydra/", "hydra@", "hydra=")):
             raise UsageError(f"{file}: {line[:80]!r} is no value of a key: this file is not of a run")

@@ -12,7 +12,7 @@ import numpy as np
 from dataset.text.mixture import PLAN, Mixture
 from dataset.text.stream import IGNORE, TokenStream, aligned
 from engine.distributed import keyed_numpy
-from engine.io import UsageError, closest
+from engine.io import UsageError, did_you_mean
 
 METHODS = ("random", "without_replacement", "sequential")
 MODES = ("sweep", "random")
@@ -46,7 +46,7 @@ def shuffled(index: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
 
 def _choose(key: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise UsageError(f"{key}={value!r}: {closest(value, choices)}")
+        raise UsageError(f"{key}={value!r}: {did_you_mean(value, choices)}")
 
 
 class _Windows:

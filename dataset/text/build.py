@@ -28,11 +28,11 @@ from engine.io import (
     UsageError,
     atomic_directory,
     open_regular,
+    print_rank0,
     progress,
     read_bytes,
-    say,
+    reason_of,
     sha256_file,
-    why,
 )
 
 BUILDER_VERSION = 1
@@ -104,7 +104,7 @@ def _opened(path: Path) -> io.BufferedReader:
     try:
         return open_regular(path)
     except (OSError, Unreadable) as error:
-        raise UsageError(f"{path} {why(error)}") from None
+        raise UsageError(f"{path} {reason_of(error)}") from None
 
 
 def content_hash(root: str | Path) -> str:
@@ -124,7 +124,7 @@ def content_hash(root: str | Path) -> str:
         try:
             digest.update(read_bytes(root / TOKENIZER))
         except (OSError, Unreadable) as error:
-            raise UsageError(f"{root / TOKENIZER} {why(error)}") from None
+            raise UsageError(f"{root / TOKENIZER} {reason_of(error)}") from None
     return digest.hexdigest()
 
 
@@ -162,7 +162,9 @@ def _tokenizer(plan: TextBuild, corpus: Corpus) -> Tokenizer:
     texts = sample_texts(pieces, max(1, sum(p.high - p.low for p in pieces)) if whole else FIT_BYTES)
     tokenizer = fit(plan.tokenizer, texts, vocab_size=plan.vocab_size, eot=corpus.documents)
     if plan.vocab_size is not None and tokenizer.vocab_size < plan.vocab_size:
-        say(f"note: this corpus gives {tokenizer.vocab_size:,} tokens, fewer than --vocab-size {plan.vocab_size}")
+        print_rank0(
+            f"note: this corpus gives {tokenizer.vocab_size:,} tokens, fewer than --vocab-size {plan.vocab_size}"
+        )
     return tokenizer
 
 
@@ -178,7 +180,7 @@ def build(plan: TextBuild) -> dict[str, Any]:
         corpus = read_corpus(files.train, files.val, keys=plan.keys, val_fraction=plan.val_fraction, seed=plan.seed)
         if files.left_out:
             more = f" and {len(files.left_out) - 8} more" if len(files.left_out) > 8 else ""
-            say(f"note: left out: {', '.join(files.left_out[:8])}{more}")
+            print_rank0(f"note: left out: {', '.join(files.left_out[:8])}{more}")
         tokenizer = _tokenizer(plan, corpus)
         needed = 2 * sum(path.stat().st_size for path in corpus.files)
         free = shutil.disk_usage(root.parent).free
@@ -227,7 +229,7 @@ def _finish(
         split |= {"train": plan.train_split or "train", "val": plan.val_split or "valid"}
     files = [{"name": path.name, "sha256": sha256_file(path)} for path in corpus.files[:100]]
     if sha256_file(folder / "train.bin") == sha256_file(folder / "val.bin"):
-        say("warning: val is train, token for token: a validation loss on it says nothing about other text")
+        print_rank0("warning: val is train, token for token: a validation loss on it says nothing about other text")
     known = not plan.published or all(file["sha256"] in plan.published for file in files)
     card = {
         "name": plan.output_dir.name,

@@ -17,7 +17,7 @@ import numpy as np
 
 from dataset.text.formats import Form, form_of, parse
 from engine.distributed import keyed_numpy
-from engine.io import UsageError, closest
+from engine.io import UsageError, did_you_mean
 
 PIECE = 1 << 20
 WINDOW = 1 << 16
@@ -77,7 +77,7 @@ class Piece:
             value = record.get(key) if isinstance(record, dict) else None
             if not isinstance(value, str):
                 if isinstance(record, dict):
-                    have = f"it is {json.dumps(value)[:40]}, no string" if key in record else closest(key, record)
+                    have = f"it is {json.dumps(value)[:40]}, no string" if key in record else did_you_mean(key, record)
                 else:
                     have = "a document must be an object or a string"
                 raise UsageError(f"{self.path} has a document without text under {key!r} (--json-key): {have}")

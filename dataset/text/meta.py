@@ -19,7 +19,7 @@ import numpy as np
 
 from dataset.text.subword import TIKTOKEN
 from dataset.text.tokenizer import Tokenizer, from_state, width
-from engine.io import Unreadable, UsageError, read_bytes, read_object, why
+from engine.io import Unreadable, UsageError, read_bytes, read_object, reason_of
 
 SPLITS = ("train", "val")
 META, TOKENIZER = "meta.json", "tokenizer.json"
@@ -108,7 +108,7 @@ def _legacy(path: Path) -> TextMeta:
         _check_opcodes(data)
         raw = _Plain(io.BytesIO(data)).load()
     except (OSError, Unreadable) as error:
-        raise UsageError(f"{path} {why(error)}") from None
+        raise UsageError(f"{path} {reason_of(error)}") from None
     except _Refused as error:
         raise UsageError(f"{path} is refused: {error}") from None
     except Exception as error:  # a damaged pickle raises nearly anything

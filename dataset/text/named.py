@@ -16,7 +16,7 @@ from dataset.text.formats import JSON_SUFFIXES
 from dataset.text.generated import GENERATED
 from dataset.text.meta import load_tokenizer
 from dataset.text.stream import TokenStream
-from engine.io import UsageError, closest, say, sha256_file
+from engine.io import UsageError, did_you_mean, print_rank0, sha256_file
 
 BUILDER = "python -m dataset.build_text_dataset"
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -120,7 +120,7 @@ def build_stand_in(plan: TextBuild, name: str) -> dict[str, Any]:
     """Build the stand-in of the named data set `name`; its card says so. Raises: UsageError where there is none."""
     key = NAMED[name].offline if name in NAMED else None
     if key is None:
-        raise UsageError(f"{name} has no stand-in: " + closest(name, [n for n, e in NAMED.items() if e.offline]))
+        raise UsageError(f"{name} has no stand-in: " + did_you_mean(name, [n for n, e in NAMED.items() if e.offline]))
     source = f"{key}, generated, in place of {NAMED[name].source}"
     return build_generated(replace(plan, source=source, card={"stand_in": True, "stand_in_for": name}), key)
 
@@ -198,7 +198,7 @@ def ensure_text(path: str | Path, *, offline: Literal["stand_in", "error"] = "st
                 f"{root} is a stand-in ({card['source']}) and offline=error forbids those: "
                 f"{build_command(root)} --overwrite"
             )
-        say(
+        print_rank0(
             f"STAND-IN DATA: {root} is {card['source']}; figures are not comparable (stand_in: true). "
             f"The real data: {build_command(root)} --overwrite"
         )
@@ -207,12 +207,12 @@ def ensure_text(path: str | Path, *, offline: Literal["stand_in", "error"] = "st
 
 def _build_missing(root: Path, entry: NamedText | None, offline: str) -> None:
     if entry is None:
-        raise UsageError(f"data set {root} does not exist: {build_command(root)}; or " + closest(root.name, NAMED))
+        raise UsageError(f"data set {root} does not exist: {build_command(root)}; or " + did_you_mean(root.name, NAMED))
     stand_in = None if entry.generated else entry.offline
     if not entry.generated and (stand_in is None or offline == "error"):
         why = f"; its stand-in {entry.offline} is forbidden by offline=error" if entry.offline else ""
         raise UsageError(f"data set {root} does not exist{why}: {build_command(root)} (or --input FILE instead)")
-    say(
+    print_rank0(
         f"{root} is missing: building {f'its stand-in {stand_in}' if stand_in else 'it'} now ({entry.tokenizer} tokens)"
     )
     plan = TextBuild(output_dir=root, inputs=(), source=entry.source, tokenizer=entry.tokenizer)

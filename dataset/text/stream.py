@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.text.meta import META, load_tokenizer, read_meta
-from engine.io import Unreadable, UsageError, WatchedFile, check_regular, why
+from engine.io import Unreadable, UsageError, WatchedFile, check_regular, reason_of
 
 IGNORE = -100
 """Target that is not scored."""
@@ -42,7 +42,7 @@ class TokenStream:
             have = ", ".join(sorted(p.name for p in self.root.glob("*.bin"))) or "no token files"
             raise UsageError(f"{self.path} does not exist: {self.root} holds {have}") from None
         except (OSError, Unreadable) as error:
-            raise UsageError(f"{self.path} {why(error)}: build the data set again") from None
+            raise UsageError(f"{self.path} {reason_of(error)}: build the data set again") from None
         size, item = self.path.stat().st_size, self.meta.dtype.itemsize
         if size % item or size == 0:
             what = "is empty" if size == 0 else f"has {size} bytes, no multiple of {item} ({self.meta.dtype.name})"

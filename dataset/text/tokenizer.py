@@ -8,7 +8,7 @@ from typing import Any
 from dataset.text.base import EOT_TEXT, Tokenizer, width
 from dataset.text.chars import Byte, Char, CharClass
 from dataset.text.subword import BPE, TIKTOKEN, SentencePiece, Tiktoken
-from engine.io import UsageError, closest
+from engine.io import UsageError, did_you_mean
 
 __all__ = ["EOT_TEXT", "TOKENIZERS", "Tokenizer", "fit", "from_state", "width"]
 
@@ -24,7 +24,7 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {
 
 def _named(kind: str) -> type[Tokenizer]:
     if kind not in TOKENIZERS:
-        raise UsageError(f"there is no tokenizer {kind!r}: {closest(kind, TOKENIZERS)}")
+        raise UsageError(f"there is no tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}")
     return TOKENIZERS[kind]
 
 

@@ -26,7 +26,7 @@ from engine.checkpoint.state_tree import (
 )
 from engine.errors import UsageError
 from engine.io import atomic_write_json, sha256_file, sha256_json
-from engine.reading import Unreadable, check_regular, read_json, why
+from engine.reading import Unreadable, check_regular, read_json, reason_of
 
 FORMAT_VERSION = 1
 REQUIRED = ("model.safetensors", "state.safetensors", "state.json")
@@ -146,7 +146,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError("manifest.json is missing") from None
     except (OSError, Unreadable) as error:
-        raise ValueError(f"manifest.json {why(error)}") from None
+        raise ValueError(f"manifest.json {reason_of(error)}") from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if not isinstance(version, int) or version < 1:
         raise ValueError("manifest.json is not the manifest of a checkpoint (no format_version)")
@@ -223,7 +223,7 @@ def _file_fault(folder: Path, name: str, expected: Any, checksums: bool) -> str 
     except FileNotFoundError:
         return "is missing"
     except (OSError, Unreadable) as error:
-        return why(error)
+        return reason_of(error)
     return None
 
 

@@ -32,11 +32,11 @@ from engine.errors import UsageError
 from engine.io import (
     atomic_directory,
     atomic_write_text,
-    closest,
+    did_you_mean,
     make_link,
+    print_rank0,
     remove_directory,
     remove_leftovers,
-    say,
     user_path,
 )
 from engine.reading import Unreadable, read_text
@@ -175,7 +175,7 @@ class CheckpointStore:
                     link.unlink()
                 remove_directory(path)
             except OSError as error:
-                say(f"warning: the old checkpoint {path} could not be removed ({error}); the run goes on")
+                print_rank0(f"warning: the old checkpoint {path} could not be removed ({error}); the run goes on")
             else:
                 removed.append(path)
         return removed
@@ -227,7 +227,9 @@ class CheckpointStore:
             found = self._resolve_path(user_path(spec))
         if found is None:
             names = [f"step_{step}" for step in self.steps()]
-            there = closest(spec, ["latest", *(["best"] if self.best() else []), *names]) if names else "it is empty"
+            there = (
+                did_you_mean(spec, ["latest", *(["best"] if self.best() else []), *names]) if names else "it is empty"
+            )
             raise UsageError(f"resume_from={spec}: no such checkpoint in {self.folder}: {there}")
         return found
 

@@ -1,7 +1,7 @@
 """The two ends of a command: its terminal or pipe may be gone, or show ASCII only, and Ctrl-C may come at any time.
 
-A script calls `begin` before its slow imports and ends with `execute`. In between `print` and `say` never fail: what
-cannot be shown is replaced, what cannot be written is dropped, with one warning.
+A script calls `begin` before its slow imports and ends with `execute`. In between `print` and `print_rank0` never fail:
+what cannot be shown is replaced, what cannot be written is dropped, with one warning.
 """
 
 from __future__ import annotations

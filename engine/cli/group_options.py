@@ -22,13 +22,13 @@ def options_for(schema: Any, groups: Groups, *folders: Path) -> dict[str, list[s
 def foreign_key(schema: Any, path: Path) -> str:
     """The first key that a group's file sets and the script lacks; "" where it has them all.
 
-    A block with a name (arch) is foreign where its class is of another family than the one in `schema.BLOCKS`.
+    A block with a name (arch) is foreign where its class is of another family than the one in `schema.NESTED_SCHEMAS`.
     """
     content: Any = read_option(path)
     jobs = content.pop("hydra", {}).get("sweeper", {}).get("params", {})  # a preset of config/sweep
     for key, value in (content | jobs).items():
         root, _, inner = key.partition(".")
-        block = schema.BLOCKS.get(root)
+        block = schema.NESTED_SCHEMAS.get(root)
         if root != "defaults" and root not in keys_of(schema):
             return key
         if block is not None and isinstance(value, Mapping) and "name" in value:

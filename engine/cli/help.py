@@ -69,8 +69,8 @@ def _keys(schema: Any, defaults: Mapping[str, str]) -> Iterator[tuple[str, Key |
     """The declared keys; after an open block (arch) those of its class, of its loss, and what else it holds."""
     for name, key in keys_of(schema).items():
         yield name, key
-        if name in schema.BLOCKS:
-            known = {f"{name}.{inner}": found for inner, found in keys_of(schema.BLOCKS[name]).items()}
+        if name in schema.NESTED_SCHEMAS:
+            known = {f"{name}.{inner}": found for inner, found in keys_of(schema.NESTED_SCHEMAS[name]).items()}
             for place, slot in ((f"{name}.name", "models"), (f"{name}.loss.name", "losses")):
                 known[place] = Key(place, "module@Class", False, "required", f"A class under {slot}/.")
             known |= source_keys(defaults.get(f"{name}.name", ""), "models", f"{name}.")

@@ -43,9 +43,9 @@ def describe(kind: Any) -> str:
     return NAMES.get(kind, "block of keys")
 
 
-def told_elsewhere(schema: type, name: str) -> str | None:
+def hint_for(schema: type, name: str) -> str | None:
     """What serves instead of a key that another program has, as far as the schema's ELSEWHERE says."""
-    known: dict[str, str] = getattr(schema, "ELSEWHERE", {})
+    known: dict[str, str] = getattr(schema, "FOREIGN_KEYS", {})
     fitting = (told for key, told in known.items() if name == key or (key[-1] == "_" and name.startswith(key)))
     return next(fitting, None)
 

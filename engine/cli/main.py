@@ -28,14 +28,14 @@ from yaml import YAMLError
 from engine.cli.console import finish, open_streams
 from engine.cli.group_options import foreign_key, options_for
 from engine.cli.help import help_text
-from engine.cli.keys import keys_of, told_elsewhere
+from engine.cli.keys import hint_for, keys_of
 from engine.cli.recipes import check_recipe, config_name_of, find_groups, locate, no_config, search_folders
-from engine.cli.spelling import forget, in_own_words, remember
+from engine.cli.spelling import as_typed, forget, remember
 from engine.cli.translate import Groups, translate
 from engine.config import refusal_within
-from engine.distributed import report_to_launcher, speaks, under_torchrun
+from engine.distributed import report_to_launcher, should_report, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
-from engine.io import closest
+from engine.io import did_you_mean
 from engine.multirun import FULL_ERROR, OURS, job_codes
 from engine.schema import NO_TEXT
 from engine.sweeps import FOLDER, REPORT
@@ -124,12 +124,12 @@ def run(
         error = caught.error if isinstance(caught, _TaskStopped) else caught
         error = disk_fault(error) or error
         line = one_line(error, schema, config_dir, *folders[1:], composing=not isinstance(caught, _TaskStopped))
-        line = None if line is None else in_own_words(line)
+        line = None if line is None else as_typed(line)
         code = exit_code(error, line)
         if wanted or line is None:
             traceback.print_exception(error)
         # What Hydra and OmegaConf refuse they refuse on every rank, as we do.
-        if line is not None and speaks(UsageError(line) if code == UsageError.exit_code else error, code):
+        if line is not None and should_report(UsageError(line) if code == UsageError.exit_code else error, code):
             rank = os.environ.get("RANK", "0")
             kind = "interrupted" if code == Interrupted.exit_code else "error"
             sys.stderr.write(f"{kind}{'' if rank == '0' else f' [rank {rank}]'}: {line}\n")
@@ -170,10 +170,10 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
         siblings = cause.parent_node if isinstance(cause.parent_node, DictConfig) else {}
         known = {f"{parent}{key}" for key in siblings if key != "hydra"}
         known |= set() if parent else {key for key in keys_of(schema) if "." not in key}
-        told = told_elsewhere(schema, str(cause.full_key))
+        told = hint_for(schema, str(cause.full_key))
         tree: Any = {} if parent or not siblings else OmegaConf.to_container(siblings)
         inside = _with_leaf(tree, str(cause.key))
-        hint = f"did you mean '{inside}'?" if inside else closest(str(cause.full_key), known)
+        hint = f"did you mean '{inside}'?" if inside else did_you_mean(str(cause.full_key), known)
         return f"unknown key '{cause.full_key}': {told or hint}"
     if cause is None and isinstance(error, OverrideParseException):
         lines = [line for line in str(error).splitlines() if line.strip(" ^") and "https://" not in line]
@@ -203,7 +203,7 @@ def _missing_config(error: MissingConfigException, *folders: Path) -> str:
         group, _, option = wanted.rpartition("/")
         if group.startswith("hydra/") and option in PLUGINS:
             return f"{group}={option} needs a plugin: pip install -e '.[{PLUGINS[option]}]'"
-        return f"there is no {group}={option}: {closest(option, error.options)}"
+        return f"there is no {group}={option}: {did_you_mean(option, error.options)}"
     if "primary config" in str(error) and wanted:
         return no_config(wanted, folders)
     return _flat(str(error).partition("Config search path")[0])

@@ -16,8 +16,8 @@ from yaml import MarkedYAMLError, YAMLError
 
 from engine.cli.translate import Groups
 from engine.errors import UsageError
-from engine.io import closest, user_path
-from engine.reading import Unreadable, read_text, read_yaml, why
+from engine.io import did_you_mean, user_path
+from engine.reading import Unreadable, read_text, read_yaml, reason_of
 
 BASE = "base/run"  # what every recipe of ours begins with
 WHOLE = "# @package _global_"
@@ -83,7 +83,7 @@ def read_file(path: Path) -> dict[Any, Any]:
         if isinstance(marked, MarkedYAMLError) and (mark := marked.problem_mark or marked.context_mark):
             said = marked.problem or marked.context
             raise UsageError(f"{path} line {mark.line + 1} column {mark.column + 1}: {said}") from error
-        said = why(error) if isinstance(error, OSError | Unreadable) else " ".join(str(error).split())[:200]
+        said = reason_of(error) if isinstance(error, OSError | Unreadable) else " ".join(str(error).split())[:200]
         raise UsageError(f"{path} {said}") from error
     if not isinstance(content, dict) or (len(content) == 1 and next(iter(content.values())) is None):
         raise UsageError(f"{path}: expected keys with values, e.g. `seed: 1`")
@@ -121,7 +121,7 @@ def _follow(folders: Sequence[Path], path: Path, entry: str, recipe: Recipe, abo
         _read(folders, found, recipe, above)
     elif not any(mark in entry for mark in ("@", "$", " ", ":")):
         names = [one.stem for folder in folders for one in folder.glob("*.yaml")]
-        raise UsageError(f"{path}: defaults: there is no config {entry}: {closest(entry, names)}")
+        raise UsageError(f"{path}: defaults: there is no config {entry}: {did_you_mean(entry, names)}")
 
 
 def _follow_group(folders: Sequence[Path], group: str, option: Any, recipe: Recipe) -> None:
@@ -170,7 +170,7 @@ def check_recipe(folders: Sequence[Path], config_name: str, entry: str) -> bool:
     if path is not None and not based and path.is_relative_to(folders[0]):
         names = sorted(one.stem for one in folders[0].glob("cfg_*.yaml"))
         raise UsageError(
-            f"--config-name={config_name} is a piece of recipes, not a recipe: {closest(config_name, names)}"
+            f"--config-name={config_name} is a piece of recipes, not a recipe: {did_you_mean(config_name, names)}"
         )
     return based or path is None
 
@@ -181,5 +181,5 @@ def no_config(wanted: str, folders: Sequence[Path]) -> str:
     if path.is_file():
         return f"--config-name takes no path: write --config-dir {path.parent} --config-name {path.stem}"
     files = [*folders[0].glob("cfg_*.yaml"), *(one for folder in folders[1:] for one in folder.glob("*.yaml"))]
-    hint = closest(wanted.removesuffix(".yaml"), {one.stem for one in files if one.is_file()})
+    hint = did_you_mean(wanted.removesuffix(".yaml"), {one.stem for one in files if one.is_file()})
     return f"there is no config {wanted} in {' or '.join(map(str, folders))}: {hint}"

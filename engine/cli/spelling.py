@@ -26,7 +26,7 @@ def forget() -> None:
     os.environ.pop(VARIABLE, None)
 
 
-def in_own_words(text: str) -> str:
+def as_typed(text: str) -> str:
     """`text` with each key that was typed in another spelling in that spelling."""
     table = _table()
     return _pattern(tuple(table)).sub(lambda found: table[found["key"]], text) if table else text

@@ -18,10 +18,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from engine.cli.keys import Key, describe, is_list, is_union, keys_of, told_elsewhere
+from engine.cli.keys import Key, describe, hint_for, is_list, is_union, keys_of
 from engine.errors import UsageError
-from engine.io import closest, user_path
-from engine.reading import Unreadable, read_json, why
+from engine.io import did_you_mean, user_path
+from engine.reading import Unreadable, read_json, reason_of
 
 HYDRA_SWITCHES = frozenset(
     ["--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help", "--shell-completion", "-sc"]
@@ -95,7 +95,7 @@ class _Translator:
     ) -> None:
         self.words, self.schema, self.groups, self.aliases, self.typed = argv, schema, groups, aliases, typed
         self.keys = keys_of(schema)
-        blocks: Mapping[str, type] = getattr(schema, "BLOCKS", {})
+        blocks: Mapping[str, type] = getattr(schema, "NESTED_SCHEMAS", {})
         self.blocks = {f"{root}.{inner}" for root, kind in blocks.items() for inner in keys_of(kind)}
         self.multirun = bool({"-m", "--multirun"} & set(argv))
         self.hydra: list[str] = []
@@ -111,12 +111,12 @@ class _Translator:
             elif name in HYDRA_VALUED:
                 value = value if equals else self._value(word)
                 if name in ("--cfg", "-c") and value not in SHOWN:
-                    raise UsageError(f"{name} {value}: {closest(value, SHOWN)}")
+                    raise UsageError(f"{name} {value}: {did_you_mean(value, SHOWN)}")
                 value = str(user_path(value)) if value.startswith("~") else value
                 self.hydra += [f"{name}={value}"] if equals else [word, value]
             elif name in ("--info", "-i"):
                 if equals and value not in INFO:
-                    raise UsageError(f"{word}: {closest(value, INFO)}")
+                    raise UsageError(f"{word}: {did_you_mean(value, INFO)}")
                 follows = bool(self.words) and self.words[0] in INFO
                 self.hydra.append(word if equals else f"--info={self.words.pop(0) if follows else 'all'}")
             elif name == "--config":
@@ -146,7 +146,7 @@ class _Translator:
         if bare not in self.groups.options:
             sign = "++" if sign == "+" else sign
         elif rest and sign != "+" and NO_OPTION.fullmatch(rest[1:]) and rest[1:] not in self.groups.options[bare]:
-            raise UsageError(f"there is no {bare}={rest[1:]}: {closest(rest[1:], self.groups.options[bare])}")
+            raise UsageError(f"there is no {bare}={rest[1:]}: {did_you_mean(rest[1:], self.groups.options[bare])}")
         elif sign in ("", "+") and not at:  # + exactly where the defaults list lacks the group
             sign = "" if bare in self.groups.selected or rest.startswith("={") else "+"
         if sign == "" and self._only_declared(bare):
@@ -223,7 +223,7 @@ class _Translator:
         try:
             data = read_json(user_path(path))
         except (OSError, Unreadable) as error:
-            raise UsageError(f"--config {path} {why(error)}") from error
+            raise UsageError(f"--config {path} {reason_of(error)}") from error
         if not isinstance(data, dict):
             raise UsageError(f"--config {path}: expected one object {{...}} of keys at the top")
         try:
@@ -308,9 +308,11 @@ class _Translator:
         hydra = [flag[2:] for flag in HYDRA_SWITCHES | HYDRA_VALUED if flag.startswith("--")]
         known = [*self.keys, *self.groups.options, *self.aliases, *hydra, "config", "info", "help"]
         name = spelt.replace("-", "_")
-        if told := told_elsewhere(self.schema, name.removeprefix("no_")):
+        if told := hint_for(self.schema, name.removeprefix("no_")):
             return told
-        hints = (closest(part, known) for part in (name, name.partition(".")[0]))  # the block's name may be the slip
+        hints = (
+            did_you_mean(part, known) for part in (name, name.partition(".")[0])
+        )  # the block's name may be the slip
         return next((hint for hint in hints if hint.startswith("did you mean")), "--help lists every key")
 
 

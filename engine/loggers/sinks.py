@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine.io import atomic_write_text, say
+from engine.io import atomic_write_text, print_rank0
 from engine.reading import Unreadable, open_regular, parse_json
 from engine.run.files import finite
 
@@ -83,7 +83,7 @@ def _rows(record: Path) -> list[dict[str, Any]]:
             else:
                 damaged += 1
     if damaged:
-        say(f"warning: {damaged} line(s) of {record} are damaged and missing from metrics.csv")
+        print_rank0(f"warning: {damaged} line(s) of {record} are damaged and missing from metrics.csv")
     return rows
 
 
@@ -153,10 +153,10 @@ class ConsoleSink:
             if room < 0 and not needed:
                 break
             if len(line) + 2 + len(part) + len(tail) > width:
-                say(line + tail)
+                print_rank0(line + tail)
                 line, tail = " " * len(head), ""
             line += f"  {part}"
-        say(line + tail)
+        print_rank0(line + tail)
 
     @staticmethod
     def _parts(values: Values) -> list[tuple[str, bool]]:
@@ -196,7 +196,7 @@ class Sinks:
         try:
             self._sinks[name] = make()
         except Exception as error:
-            say(f"warning: no {name} metrics ({_reason(error)}){hint}")
+            print_rank0(f"warning: no {name} metrics ({_reason(error)}){hint}")
 
     def write(self, step: int, values: Values) -> None:
         """Hand `values` to every sink that still works."""
@@ -204,7 +204,7 @@ class Sinks:
             try:
                 sink.write(step, values)
             except Exception as error:
-                say(f"warning: {name} metrics stop here ({_reason(error)}), training goes on")
+                print_rank0(f"warning: {name} metrics stop here ({_reason(error)}), training goes on")
                 del self._sinks[name]
 
     def close(self) -> None:
@@ -213,7 +213,7 @@ class Sinks:
             try:
                 sink.close()
             except Exception as error:
-                say(f"warning: {name} metrics did not close ({_reason(error)})")
+                print_rank0(f"warning: {name} metrics did not close ({_reason(error)})")
         self._sinks.clear()
 
 

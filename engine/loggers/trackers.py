@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import RunConfig
-from engine.io import say
+from engine.io import print_rank0
 from engine.loggers.sinks import ConsoleSink, CsvSink, JsonlSink, Sinks, Values, WholeFile
 
 FINISH_S = 60  # how long a run that is done waits for wandb's server; what is not sent by then, wandb sync sends
@@ -78,7 +78,7 @@ class WandbSink:
         # A server keeps what came after the checkpoint; the same steps again would go backwards, so they are left out.
         self._first = self._run.step if self._run.resumed else 0
         if self._run.offline:
-            say(f"wandb       offline: wandb sync {folder}/wandb/offline-run-*-{run_id} sends it later")
+            print_rank0(f"wandb       offline: wandb sync {folder}/wandb/offline-run-*-{run_id} sends it later")
 
     def write(self, step: int, values: Values) -> None:
         if step >= self._first:
@@ -106,4 +106,4 @@ def open_sinks(sinks: Sinks, config: RunConfig, folder: Path, *, entry: str, ste
         hint = ": pip install -e '.[wandb]', and wandb login or WANDB_MODE=offline; training goes on"
         sinks.add("wandb", make_wandb, hint=hint)
     elif config.enable_wandb:
-        say("wandb       off: WANDB_DISABLED is set")
+        print_rank0("wandb       off: WANDB_DISABLED is set")

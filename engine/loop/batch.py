@@ -11,7 +11,7 @@ from engine.checkpoint.store import CheckpointStore, load_checkpoint
 from engine.config import RunConfig
 from engine.distributed import world_size
 from engine.errors import UsageError
-from engine.io import say
+from engine.io import print_rank0
 from engine.run import resume, rundir
 from engine.run.files import read_json
 
@@ -42,7 +42,7 @@ def accumulation(config: RunConfig, entry: str) -> int:
             f"number of processes that divides {rows // each}, or resume=true and another {keys[0]} (another batch)"
         )
     if pieces != config.accumulation:
-        say(f"note: this run's batch of {rows} rows is kept: accumulation {pieces} with {ranks} process(es)")
+        print_rank0(f"note: this run's batch of {rows} rows is kept: accumulation {pieces} with {ranks} process(es)")
     return pieces
 
 
@@ -53,6 +53,6 @@ def _rows_before(folder: Path, manifest: Mapping[str, Any], keys: Sequence[str])
         return rows
     factors = [environment.get("world_size"), *(config.get(key) for key in keys)]
     if not all(type(factor) is int and factor > 0 for factor in factors):
-        say(f"warning: {folder} does not say how many processes it ran with: its batch may be another one now")
+        print_rank0(f"warning: {folder} does not say how many processes it ran with: its batch may be another one now")
         return None
     return math.prod(factors)

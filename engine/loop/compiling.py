@@ -9,7 +9,7 @@ import torch
 
 from engine.config import RunConfig
 from engine.errors import UsageError
-from engine.io import say
+from engine.io import print_rank0
 from engine.task import Task
 
 BACKEND = "inductor"
@@ -53,8 +53,10 @@ def compile_task(task: Task, config: RunConfig, device: torch.device) -> None:
         raise UsageError("compile=block: this model names no blocks to compile, use compile=full or compile=off")
     options: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
     if (reason := _missing(device, options)) is not None:
-        say(f"warning: compile={config.compile} found no working compiler ({reason}), so nothing is compiled; install "
-            "g++ and the Python headers (CUDA: Triton)")  # fmt: skip
+        print_rank0(
+            f"warning: compile={config.compile} found no working compiler ({reason}), so nothing is compiled; install "
+            "g++ and the Python headers (CUDA: Triton)"
+        )
         return
     limits = torch._dynamo.config
     # blocks that are not alike share one limit, that of their common code
@@ -62,7 +64,7 @@ def compile_task(task: Task, config: RunConfig, device: torch.device) -> None:
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
     if config.compile == "full":
         task.loss = torch.compile(task.loss, **options)  # type: ignore[method-assign]
-        say("compile     the whole loss; the first steps take longer")
+        print_rank0("compile     the whole loss; the first steps take longer")
         return
     graphs = config.compile_cuda_graphs and device.type == "cuda"
     scope = _Scope()
@@ -71,7 +73,7 @@ def compile_task(task: Task, config: RunConfig, device: torch.device) -> None:
     task.loss = scope.within(task.loss)  # type: ignore[method-assign]
     task.evaluate = scope.within(task.evaluate)  # type: ignore[method-assign]
     note = "" if graphs == config.compile_cuda_graphs else f" (no CUDA graphs on {device.type})"
-    say(f"compile     {len(blocks)} block(s){note}; the first steps and the first evaluation take longer")
+    print_rank0(f"compile     {len(blocks)} block(s){note}; the first steps and the first evaluation take longer")
 
 
 def _compiled(function: Callable[..., Any], options: dict[str, Any], *, graphs: bool) -> Callable[..., Any]:

@@ -11,15 +11,15 @@ from typing import Any
 
 from engine.config import RunConfig
 from engine.distributed import broadcast_object
-from engine.io import say
+from engine.io import print_rank0
 from engine.loop.stopping import EarlyStop
-from engine.task import Plan
+from engine.task import TrainingPlan
 
 
 class Evaluations:
     """Of one run; part of its checkpoints. `step` is that of the newest evaluation, -1 before the first."""
 
-    def __init__(self, plan: Plan, config: RunConfig) -> None:
+    def __init__(self, plan: TrainingPlan, config: RunConfig) -> None:
         self._plan, self._config = plan, config
         self.results: dict[str, float | None] = {}
         self.forget()
@@ -28,7 +28,7 @@ class Evaluations:
         """None was made: for a branch off another run."""
         self.step = self.final_step = -1
         self.judged: dict[str, Any] = {}  # the newest value of the primary metric: step, value, final
-        self.early_stop = EarlyStop(self._config, direction=self._plan.primary_direction)
+        self.early_stop = EarlyStop(self._config, direction=self._plan.metric_mode)
 
     def due(self, step: int, *, last: bool) -> bool:
         """Whether an ordinary one is to be made now. The final one takes its place where it covers the same."""
@@ -64,7 +64,7 @@ class Evaluations:
         if value is None or not math.isfinite(value):
             return None
         final = {"final": True} if self.judged["final"] else {}
-        head = {"name": self._plan.primary_metric, "value": value, "goal": self._plan.primary_direction}
+        head = {"name": self._plan.primary_metric, "value": value, "goal": self._plan.metric_mode}
         return {**head, **final, "covers": self._plan.covers}
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Evaluations:
             self._plan.plateau.load_state_dict(plateau)
         covered = state.get("covers", self._plan.covers)  # an earlier version did not say
         if covered != self._plan.covers:
-            say(f"note: evaluations cover {self._plan.covers} now, not {covered}: what is best is judged anew")
+            print_rank0(f"note: evaluations cover {self._plan.covers} now, not {covered}: what is best is judged anew")
             self.early_stop.restart()
             if self._plan.plateau is not None:
                 self._plan.plateau.best, self._plan.plateau.waited = None, 0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.distributed import all_reduce_sum, is_main
-from engine.io import say
+from engine.io import print_rank0
 from engine.task import Metrics
 
 
@@ -44,7 +44,7 @@ class MetricWindow:
             self._sums = self._sums[[self._names.index(name) for name in names]]
         else:
             other = ", ".join(sorted(set(names) ^ set(self._names)))[:200]
-            say(f"warning: the checkpoint's log window has other metrics ({other}): the window begins anew")
+            print_rank0(f"warning: the checkpoint's log window has other metrics ({other}): the window begins anew")
             self._sums = None
         self._names = names
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.io import atomic_write_text, say
+from engine.io import atomic_write_text, print_rank0
 
 if TYPE_CHECKING:
     from engine.loop.trainer import Trainer
@@ -32,7 +32,9 @@ class StepProfiler:
 
         self._first = trainer.step + WARM_UP + 1
         if trainer.last_step < self._first:
-            say(f"warning: no profile: it begins at step {self._first}, and the run ends at {trainer.last_step}")
+            print_rank0(
+                f"warning: no profile: it begins at step {self._first}, and the run ends at {trainer.last_step}"
+            )
             return
         kinds = [profiler.ProfilerActivity.CPU]
         if trainer.runtime.device.type == "cuda":
@@ -70,6 +72,6 @@ class StepProfiler:
             recorded.export_chrome_trace(str(half))
             os.replace(half, trace)
         except OSError as error:
-            say(f"warning: no profile ({error}), training goes on")
+            print_rank0(f"warning: no profile ({error}), training goes on")
         else:
-            say(f"profile     {trace} and the {ROWS} costliest operators beside it")
+            print_rank0(f"profile     {trace} and the {ROWS} costliest operators beside it")

@@ -6,12 +6,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from engine.distributed import is_main
-from engine.io import say
+from engine.io import print_rank0
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
     from engine.loop.trainer import Trainer
-    from engine.task import Plan, Runtime
+    from engine.task import Runtime, TrainingPlan
 
 
 class ProgressBar:
@@ -57,7 +57,7 @@ class ProgressBar:
             self._bar = None
 
 
-def say_what_runs(plan: Plan, config: RunConfig, runtime: Runtime, first_step: int) -> None:
+def print_plan(plan: TrainingPlan, config: RunConfig, runtime: Runtime, first_step: int) -> None:
     """What is trained, in batches of what, how long."""
     ranks = runtime.world_size
     micro = plan.batch_rows // (ranks * runtime.accumulation)
@@ -66,12 +66,12 @@ def say_what_runs(plan: Plan, config: RunConfig, runtime: Runtime, first_step: i
     )
     last = min(plan.total_steps, config.max_steps or plan.total_steps)
     if 0 < last <= first_step:
-        say(f"note: the run is at step {first_step} already and ends at {last}: nothing is trained")
-    say(f"parameters  {groups}")
+        print_rank0(f"note: the run is at step {first_step} already and ends at {last}: nothing is trained")
+    print_rank0(f"parameters  {groups}")
     for prefix, text in plan.splits.items():
-        say(f"{prefix:<12}{text}")
-    say(
+        print_rank0(f"{prefix:<12}{text}")
+    print_rank0(
         f"batch       {plan.batch_rows} = {micro} rows x accumulation {runtime.accumulation} x {ranks} rank(s), "
         f"reduction {config.parallel if ranks > 1 else 'none needed'}"
     )
-    say(f"steps       {last}" + (f" of {plan.total_steps} (max_steps)" if last < plan.total_steps else ""))
+    print_rank0(f"steps       {last}" + (f" of {plan.total_steps} (max_steps)" if last < plan.total_steps else ""))

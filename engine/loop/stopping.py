@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.config import RunConfig
 from engine.errors import UsageError
-from engine.task import Plan
+from engine.task import TrainingPlan
 
 
 class EarlyStop:
@@ -64,7 +64,7 @@ class EarlyStop:
             setattr(self, name, state[name])
 
 
-def check_early_stop(config: RunConfig, plan: Plan) -> None:
+def check_early_stop(config: RunConfig, plan: TrainingPlan) -> None:
     """Raises UsageError where early stopping could never come to pass."""
     if config.early_stop_patience is not None and not plan.eval_steps:
         raise UsageError(

@@ -19,7 +19,7 @@ from engine.checkpoint.store import Checkpoint, clean_name, load_weights
 from engine.config import RunConfig
 from engine.distributed import key_global_draws, lost_rank
 from engine.errors import Interrupted, RunFailure
-from engine.io import say
+from engine.io import print_rank0
 from engine.loop.ema import EMA, averages
 from engine.loop.evaluations import Evaluations
 from engine.loop.metrics import MetricWindow
@@ -28,7 +28,7 @@ from engine.loop.skipping import SkippedSteps
 from engine.loop.stats import GroupStats
 from engine.optim import build_optimizers, load_optimizers
 from engine.signals import StopSignal
-from engine.task import Plan, Runtime
+from engine.task import Runtime, TrainingPlan
 
 Saver = Callable[["Trainer", str], None]
 Writer = Callable[[int, dict[str, Any]], None]
@@ -54,7 +54,7 @@ class Trainer:
     """Trains `plan.task` to the last step; `save(trainer, why)` checkpoints, `write(step, values)` takes metrics."""
 
     def __init__(
-        self, plan: Plan, config: RunConfig, runtime: Runtime, *, save: Saver, write: Writer, stop: StopSignal,
+        self, plan: TrainingPlan, config: RunConfig, runtime: Runtime, *, save: Saver, write: Writer, stop: StopSignal,
         hooks: Sequence[Any] = (),
     ) -> None:  # fmt: skip
         self.plan, self.config, self.runtime, self.task = plan, config, runtime, plan.task
@@ -241,7 +241,9 @@ class Trainer:
             kept = checkpoint.ema if checkpoint.config.get("ema") else None  # without ema: an optimizer's own average
             self.ema.restart(kept or {})
             if kept is None:
-                say(f"ema=true: this run kept no average yet; it begins with the weights of step {checkpoint.step}")
+                print_rank0(
+                    f"ema=true: this run kept no average yet; it begins with the weights of step {checkpoint.step}"
+                )
         load_optimizers(self.optimizers, state["optimizers"])
         self.task.load_state_dict(state["task"])
         own, device = state["trainer"], self.runtime.device

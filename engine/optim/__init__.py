@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from engine.errors import UsageError
-from engine.io import closest
+from engine.io import did_you_mean
 from engine.optim.adam import AdamATan2
 from engine.optim.library import EXTRA, TORCH, Block, LibraryOptimizer, build_library, find_class, library_names
 from engine.optim.lookahead import Lookahead
@@ -71,10 +71,10 @@ def build_optimizer(
     lr: float,
     options: Mapping[str, Any] | None = None,
     names: Sequence[str] = (),
-    parts: Mapping[str, Sequence[int]] | None = None,
+    fused_rows: Mapping[str, Sequence[int]] | None = None,
 ) -> Optimizer:
     """The optimizer `name` over `params` (dense: parameters by name, or a list with `names`; sparse: a
-    table). `parts` cuts parameters into rows that a library's optimizer takes as matrices of their own.
+    table). `fused_rows` cuts parameters into rows that a library's optimizer takes as matrices of their own.
 
     Raises UsageError for an unknown name or option (with the nearest choice) and for a value out of range.
     """
@@ -83,7 +83,7 @@ def build_optimizer(
     if not isinstance(params, Sequence):
         _check_options(name, options or {})
         return _or_usage_error(name, lambda: OPTIMIZERS[name](params, names, lr=lr, **(options or {})))
-    return _build(name, [Block(params=params, names=names, parts=parts or {})], lr, options or {})
+    return _build(name, [Block(params=params, names=names, fused_rows=fused_rows or {})], lr, options or {})
 
 
 def build_optimizers(groups: Sequence[ParamGroup]) -> dict[str, Optimizer]:
@@ -103,11 +103,13 @@ def build_optimizers(groups: Sequence[ParamGroup]) -> dict[str, Optimizer]:
     for members in together.values():
         first, name = members[0], "+".join(member.name for member in members)
         if len(members) == 1:
-            built[name] = build_optimizer(first.optimizer, first.params, first.lr, first.options, parts=first.parts)
+            built[name] = build_optimizer(
+                first.optimizer, first.params, first.lr, first.options, fused_rows=first.fused_rows
+            )
             continue
         blocks = [
             Block(
-                params=list(member.dense.values()), names=list(member.dense), parts=member.parts,
+                params=list(member.dense.values()), names=list(member.dense), fused_rows=member.fused_rows,
                 options={} if (decay := _decay(member.options)) is None else {DECAY: decay},
             )
             for member in members
@@ -166,11 +168,13 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
     if source is None:
         there = library_names()
         elsewhere = "" if there else f"; the pytorch-optimizer library, which is not installed, may have it: {EXTRA}"
-        raise UsageError(f"optimizer {name!r} is not known: {closest(name, [*OPTIMIZERS, *TORCH, *there])}{elsewhere}")
+        raise UsageError(
+            f"optimizer {name!r} is not known: {did_you_mean(name, [*OPTIMIZERS, *TORCH, *there])}{elsewhere}"
+        )
     known = _option_names(source)
     for key in options:
         if key not in known:
-            raise UsageError(f"optimizer {name} has no option {key!r}: {closest(key, known)}")
+            raise UsageError(f"optimizer {name} has no option {key!r}: {did_you_mean(key, known)}")
 
 
 def _decay(options: Mapping[str, Any]) -> Any:

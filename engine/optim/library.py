@@ -41,23 +41,23 @@ class Block:
     params: Sequence[nn.Parameter]
     names: Sequence[str]
     options: Mapping[str, Any] = field(default_factory=dict)
-    parts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    fused_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class LibraryOptimizer:
     """One optimizer object of a library over named parameters, in one or several blocks.
 
     `make(groups)` builds it at learning rate `lr`; a step runs at lr·lr_scale. Where the optimizer keeps the weights to
-    evaluate apart from those it trains (schedule-free ones), `evaluating()` exchanges them. A block's `parts` gives the
-    rows of each matrix in a parameter that stacks several; the optimizer sees those, over the same memory. `settings`
-    names the options: what a config says of them holds, whatever a checkpoint says.
+    evaluate apart from those it trains (schedule-free ones), `evaluating()` exchanges them. A block's `fused_rows` gives
+    the rows of each matrix in a parameter that stacks several; the optimizer sees those, over the same memory.
+    `settings` names the options: what a config says of them holds, whatever a checkpoint says.
     """
 
     def __init__(
         self, make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer], blocks: Sequence[Block], *, lr: float,
         settings: frozenset[str] = frozenset(), fused: bool = False, hessian_every: int | None = None,
     ) -> None:  # fmt: skip
-        cut = [cut_rows(block.params, block.names, block.parts) for block in blocks]
+        cut = [cut_rows(block.params, block.names, block.fused_rows) for block in blocks]
         self.params = [param for params, _, _ in cut for param in params]
         self.names = [name for _, names, _ in cut for name in names]
         self._cuts = [each for _, _, cuts in cut for each in cuts]
@@ -187,18 +187,18 @@ class LibraryOptimizer:
 
 
 def cut_rows(
-    params: Sequence[nn.Parameter], names: Sequence[str], parts: Mapping[str, Sequence[int]]
+    params: Sequence[nn.Parameter], names: Sequence[str], fused_rows: Mapping[str, Sequence[int]]
 ) -> tuple[list[nn.Parameter], list[str], list[tuple[nn.Parameter, nn.Parameter, slice]]]:
-    """Parameters and names with those of `parts` cut into rows; and the cuts: (part, whole, rows)."""
-    if not parts:
+    """Parameters and names with those of `fused_rows` cut into rows; and the cuts: (part, whole, rows)."""
+    if not fused_rows:
         return list(params), list(names), []
     kept: dict[str, nn.Parameter] = {}
     cuts = []
     for name, param in zip(names, params, strict=True):
-        if name not in parts:
+        if name not in fused_rows:
             kept[name] = param
             continue
-        for part, end in zip(param.detach().split([*parts[name]]), accumulate(parts[name]), strict=True):
+        for part, end in zip(param.detach().split([*fused_rows[name]]), accumulate(fused_rows[name]), strict=True):
             rows = slice(end - len(part), end)
             kept[f"{name}.rows_{rows.start}"] = own = nn.Parameter(part)
             cuts.append((own, param, rows))

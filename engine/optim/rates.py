@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from engine.errors import UsageError
-from engine.io import say
+from engine.io import print_rank0
 from engine.optim import build_optimizer
 
 RATE_FINDERS = ("prodigy", "dadapt")
@@ -33,4 +33,4 @@ def check_optimizer(name: str, options: Mapping[str, Any], learning_rate: float)
         )
     usual = USUAL_RATES.get(inner, 0.0)
     if learning_rate < usual / 3:
-        say(f"note: {inner} usually wants a learning_rate near {usual:g}; it is {learning_rate:g}")
+        print_rank0(f"note: {inner} usually wants a learning_rate near {usual:g}; it is {learning_rate:g}")

@@ -26,7 +26,7 @@ def value_at(config: Any, key: str, default: Any = None) -> Any:
     return config
 
 
-def says(config: Any, key: str) -> bool:
+def has_key(config: Any, key: str) -> bool:
     """Whether a plain container has the dotted `key`."""
     return value_at(config, key, MISSING) is not MISSING
 
@@ -39,12 +39,12 @@ def value_before(value: Any, config: Mapping[str, Any]) -> Any:
 def as_written(value: Any, text: Any, config: Mapping[str, Any]) -> Any:
     """A value of `before` for the unresolved `text`: a reference to what only the defaults say is resolved."""
     other = _reference(value)
-    return value if other is None or says(text, other) else value_at(config, other)
+    return value if other is None or has_key(text, other) else value_at(config, other)
 
 
 def values_before(before: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """What `before` says of the keys that a stored resolved config lacks."""
-    return {key: value_before(value, config) for key, value in before.items() if not says(config, key)}
+    return {key: value_before(value, config) for key, value in before.items() if not has_key(config, key)}
 
 
 def complete(config: DictConfig, before: Mapping[str, Any]) -> None:
@@ -53,6 +53,6 @@ def complete(config: DictConfig, before: Mapping[str, Any]) -> None:
     for key, value in before.items():
         other = _reference(value)
         block, dot, _ = key.rpartition(".")
-        stands = says(plain, key) or (dot and not says(plain, block))  # or there is nothing to put it into
+        stands = has_key(plain, key) or (dot and not has_key(plain, block))  # or there is nothing to put it into
         if not stands and (other is None or other in config):
             OmegaConf.update(config, key, value)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from engine import reading
-from engine.io import atomic_write_text, say
+from engine.io import atomic_write_text, print_rank0
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -51,11 +51,11 @@ def truncate_to(path: Path, size: int) -> int:
     """
     if not path.exists():
         if size:
-            say(f"warning: {path} is missing, its lines before this point are lost; it begins anew")
+            print_rank0(f"warning: {path} is missing, its lines before this point are lost; it begins anew")
         return 0
     present = path.stat().st_size
     if present < size:
-        say(f"warning: {path} has {present} bytes instead of {size} at the checkpoint: some lines are lost")
+        print_rank0(f"warning: {path} has {present} bytes instead of {size} at the checkpoint: some lines are lost")
     with open(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b") as stream:
         end = min(size, present)
         while end > 0:  # back to just behind the last line end

@@ -9,7 +9,7 @@ from typing import Any
 from engine.cli.keys import keys_of
 from engine.errors import UsageError
 from engine.registry import resolve
-from engine.run.before import says
+from engine.run.before import has_key
 from engine.schema import plain, with_defaults
 
 UNSET = "not set"
@@ -43,7 +43,7 @@ def what_changed(stored: Mapping[str, Any], config: Any) -> str | None:
     None where nothing differs: the file itself is to blame then.
     """
     schema = type(config)
-    same_shape = getattr(schema.BLOCKS.get("arch"), "NOT_SHAPE", ())
+    same_shape = getattr(schema.NESTED_SCHEMAS.get("arch"), "NOT_SHAPE", ())
     without = {*schema.NOT_IDENTITY, *(f"arch.{key}" for key in same_shape)}
     then, now = (identity_of(tree, without=without) for tree in (stored, plain(config)))
     changed = {key: pair for key, pair in _differences(then, now) if UNSET not in pair or key.startswith("arch.")}
@@ -83,7 +83,7 @@ def same_run(
 
 def without_later(ours: Mapping[str, Any], known: Mapping[str, Any], later: Iterable[str]) -> dict[str, Any]:
     """`ours` as a run has it whose stored identity is `known`: without the `later` keys that `known` lacks."""
-    return identity_of(ours, without=[key for key in later if known and not says(known, key)])
+    return identity_of(ours, without=[key for key in later if known and not has_key(known, key)])
 
 
 def completed(identity: Mapping[str, Any], schema: Any) -> dict[str, Any]:

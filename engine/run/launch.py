@@ -18,30 +18,30 @@ import torch
 from engine import sweeps
 from engine.checkpoint.state_check import load_state
 from engine.checkpoint.store import Checkpoint, CheckpointStore, CheckpointWriteError, gather_tree, load_checkpoint
-from engine.cli.spelling import in_own_words
+from engine.cli.spelling import as_typed
 from engine.config import RunConfig, source_of
 from engine.device import check_attention, choose_device, prepare_process
 from engine.distributed import all_gather_rows, broadcast_object, is_main, rank, shutdown, under_torchrun, world_size
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
-from engine.io import atomic_write_json, atomic_write_text, say
+from engine.io import atomic_write_json, atomic_write_text, print_rank0
 from engine.loggers.sinks import Sinks
 from engine.loggers.trackers import open_sinks
 from engine.loop import batch
 from engine.loop.compiling import compile_task
 from engine.loop.ema import averaged_weights
 from engine.loop.profiling import StepProfiler
-from engine.loop.progress import ProgressBar, say_what_runs
+from engine.loop.progress import ProgressBar, print_plan
 from engine.loop.stopping import check_early_stop
 from engine.loop.trainer import Hook, Trainer
 from engine.run import resume, rundir
 from engine.run.environment import data_marks, describe_environment
 from engine.run.rundir import RunDirectory, read_json
 from engine.signals import StopSignal
-from engine.task import Evaluation, Plan, Runtime
+from engine.task import Evaluation, Runtime, TrainingPlan
 
 C = TypeVar("C", bound=RunConfig)
 R = TypeVar("R")
-Build = Callable[[Any, Runtime], Plan]
+Build = Callable[[Any, Runtime], TrainingPlan]
 Check = Callable[[Any], Mapping[str, Any] | None]
 SIGNATURE = "path_signature.json"
 Compare = Callable[[dict[str, Any], dict[str, Any]], tuple[list[str], list[str]]]
@@ -113,8 +113,8 @@ def run(
             state, fields = _how_it_ended(error)
             if is_main() and under_torchrun():
                 identity = resume.identity(config)
-                rundir.note_refusal(resume.run_dir(config), identity=identity, entry=entry, state=state, **fields)
-                sweeps.announce(resume.run_dir(config))
+                rundir.record_refusal(resume.run_dir(config), identity=identity, entry=entry, state=state, **fields)
+                sweeps.report_run_dir(resume.run_dir(config))
             raise
         directory: RunDirectory | None = None
 
@@ -142,13 +142,13 @@ def _how_it_ended(error: BaseException) -> tuple[str, dict[str, Any]]:
     states = {UsageError: "refused", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}
     state = states.get(type(error), "failed")
     code = getattr(error, "exit_code", 3 if state == "interrupted" else 1)
-    return state, {"exit_code": code, "message": in_own_words(str(error).partition("\n")[0])}
+    return state, {"exit_code": code, "message": as_typed(str(error).partition("\n")[0])}
 
 
 class _Session(Hook):
     """One process's part in a run: what `run` sets up, the saver and the writer that the trainer calls, the end."""
 
-    def __init__(self, config: RunConfig, entry: str, plan: Plan, runtime: Runtime, stop: StopSignal) -> None:
+    def __init__(self, config: RunConfig, entry: str, plan: TrainingPlan, runtime: Runtime, stop: StopSignal) -> None:
         self.config, self.entry, self.plan = config, entry, plan
         self.sinks = Sinks()
         self.bar = ProgressBar()
@@ -189,7 +189,7 @@ class _Session(Hook):
             self.load(path, branches=not goes_on)
         self.first_step = trainer.step
         on_main(self._prepare_files)
-        say_what_runs(self.plan, config, runtime, self.first_step)
+        print_plan(self.plan, config, runtime, self.first_step)
         if self.directory is not None:
             open_sinks(
                 self.sinks, config, self.directory.path, entry=self.entry, step=trainer.step,
@@ -205,14 +205,14 @@ class _Session(Hook):
         if self.opened.mode == "continue" and signature:
             different, notable = compare(read_json(self.opened.path / SIGNATURE), dict(signature))
             for line in notable:
-                say(f"warning: since this run began, {line}")
+                print_rank0(f"warning: since this run began, {line}")
             if different and self.config.verify == "strict":
                 raise UsageError(
                     f"{self.opened.path} was another path, {different[0]}: start a new run (resume=false), "
                     "or go on all the same with verify=warn"
                 )
             for line in different:
-                say(f"warning: this run was another path, {line}")
+                print_rank0(f"warning: this run was another path, {line}")
 
     def _prepare_files(self) -> None:
         """Only now: a resume that was refused above, or that trains nothing, leaves the stored config alone."""
@@ -221,7 +221,7 @@ class _Session(Hook):
         sizes = self.checkpoint.extra.get("sizes", {}) if self.checkpoint and goes_on else {}
         self.directory.cut_back({"metrics.jsonl": sizes.get("metrics.jsonl", 0)})
         if goes_on:
-            self._tidy(prune=self.store.latest() == self.opened.checkpoint)
+            self._update_links(prune=self.store.latest() == self.opened.checkpoint)
         if goes_on and trainer.step >= trainer.last_step:
             return
         if self.signature:
@@ -230,7 +230,7 @@ class _Session(Hook):
         about = describe_environment(data_cards=self.plan.cards)
         self.directory.write_environment({**about, "batch_rows": self.plan.batch_rows})
 
-    def _tidy(self, *, prune: bool) -> None:
+    def _update_links(self, *, prune: bool) -> None:
         """What follows a checkpoint: the documented links, and removing those that are no longer wanted."""
         for name, which in self.plan.links.items():
             if (target := self.store.best() if which == "best" else self.store.latest()) is not None:
@@ -260,7 +260,7 @@ class _Session(Hook):
                 path.parent.mkdir(exist_ok=True)
                 atomic_write_text(path, text)
             except OSError as error:
-                say(f"warning: {path} could not be written ({error.strerror}); training goes on")
+                print_rank0(f"warning: {path} could not be written ({error.strerror}); training goes on")
 
     def save(self, trainer: Trainer, why: str) -> None:
         """Write a checkpoint (a collective). A failed periodic save is a warning; one at the end fails the run."""
@@ -289,9 +289,9 @@ class _Session(Hook):
             except CheckpointWriteError as error:
                 if why != "step":
                     raise RunFailure(str(error)) from error
-                say(f"warning: {error}; training goes on")
+                print_rank0(f"warning: {error}; training goes on")
                 return
-            self._tidy(prune=True)
+            self._update_links(prune=True)
             self._status("running", step=trainer.step)
 
         on_main(write)
@@ -307,7 +307,7 @@ class _Session(Hook):
         primary = {
             "name": plan.primary_metric,
             "value": results.get(plan.primary_metric),
-            "goal": plan.primary_direction,
+            "goal": plan.metric_mode,
         }
         before = read_json(self.opened.path / "summary.json")
         idle = self.trainer.step == self.first_step == before.get("step")  # a finished run, resumed for nothing
@@ -318,7 +318,7 @@ class _Session(Hook):
             seconds=before.get("seconds") if idle else round(time.time() - self.began, 3),
         )  # fmt: skip
         if self.trainer.stopped_early:
-            say(
+            print_rank0(
                 f"stopped early: {early.waited} evaluations without a better {plan.primary_metric} "
                 f"(best {early.best} at step {early.best_step}); a higher early_stop_patience with resume=true goes on"
             )
@@ -327,8 +327,8 @@ class _Session(Hook):
         self.sinks.close()  # last: a server may keep one of them waiting
         for name, value in results.items():
             if value is not None and name.count("/") == 1:
-                say(f"{name:<28}{value:.4f}")
-        say(f"done: {self.opened.path} (step {self.trainer.step}, {time.time() - self.began:.1f} s)")
+                print_rank0(f"{name:<28}{value:.4f}")
+        print_rank0(f"done: {self.opened.path} (step {self.trainer.step}, {time.time() - self.began:.1f} s)")
 
     def ended(self, error: BaseException) -> None:
         """Say in status.json how the run ended, then let the error go on to the command line."""
@@ -348,10 +348,10 @@ class _Session(Hook):
         try:
             write()
         except OSError as error:  # a full disk must not hide the reason why the run ended
-            say(f"warning: status.json could not be written ({error.strerror})")
+            print_rank0(f"warning: status.json could not be written ({error.strerror})")
 
 
-def _stand_in(plan: Plan) -> dict[str, bool]:
+def _stand_in(plan: TrainingPlan) -> dict[str, bool]:
     """Said wherever results are kept: the data are not those that their name promises."""
     return {"stand_in": True} if any(card.get("stand_in") for card in plan.cards) else {}
 
@@ -361,7 +361,7 @@ def make_runtime(config: RunConfig, *, stop: StopSignal | None = None) -> Runtim
     choice = choose_device(config.device)
     attention = check_attention(config.attention, choice.device)
     prepare_process(seed=config.seed, threads=config.threads, deterministic=config.deterministic)
-    say(
+    print_rank0(
         f"device      {choice.device} ({choice.reason}); attention {attention}; {torch.get_num_threads()} CPU thread(s)"
     )
     return Runtime(

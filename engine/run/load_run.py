@@ -17,14 +17,14 @@ from engine.run.files import runs_below
 from engine.run.identity import what_changed
 from engine.run.launch import make_runtime
 from engine.schema import structure
-from engine.task import Plan, Runtime
+from engine.task import Runtime, TrainingPlan
 
 
 @dataclass
 class OpenedCheckpoint:
     """A run rebuilt from one of its checkpoints, its model in evaluation mode with the chosen weights."""
 
-    plan: Plan
+    plan: TrainingPlan
     config: Any
     runtime: Runtime
     checkpoint: Checkpoint

@@ -22,9 +22,9 @@ from engine import sweeps
 from engine.cli.keys import keys_of
 from engine.config import ConfigSource, RunConfig, merge_for_resume, resolved_container, source_of, stored_origin
 from engine.errors import UsageError
-from engine.io import say, sha256_json, user_path
+from engine.io import print_rank0, sha256_json, user_path
 from engine.run import rundir
-from engine.run.before import as_written, says, value_at, value_before
+from engine.run.before import as_written, has_key, value_at, value_before
 from engine.run.environment import data_change
 from engine.run.files import expand_pattern, read_json, read_yaml
 from engine.run.identity import completed, identity_of, same_run, with_deleted
@@ -112,7 +112,7 @@ def open_directory(config: RunConfig, entry: str) -> rundir.RunDirectory:
     """Rank 0: pick, lock and prepare the run directory."""
     branch = None if config.resume_from == "latest" else config.resume_from
     opened = rundir.open_run(run_dir(config), **claim(config, entry), resume=config.resume, resume_from=branch)
-    sweeps.announce(opened.path)
+    sweeps.report_run_dir(opened.path)
     return opened
 
 
@@ -166,7 +166,7 @@ def _as_it_began(config: C, folder: Path) -> C:
     """`config` with what the run in `folder` does where it is older than a key: it goes on as it began."""
     known = read_json(folder / "identity.json").get("config")
     ours = source_of(config).resolved
-    later = [key for key in config.before if says(ours, key) and isinstance(known, dict) and not says(known, key)]
+    later = [key for key in config.before if has_key(ours, key) and isinstance(known, dict) and not has_key(known, key)]
     if not later:
         return config
     stored = OmegaConf.to_container(OmegaConf.create(stored_text(folder)), resolve=False)
@@ -190,8 +190,8 @@ def finished_before(config: RunConfig, entry: str) -> dict[str, float | None] | 
     summary = read_json(found / "summary.json")
     if not isinstance(summary.get("results"), dict) or "step" not in summary:
         return None  # its results cannot be told: it is run again
-    sweeps.announce(found)
-    say(f"{found}: done already (step {summary['step']}); skip_finished=false runs it again")
+    sweeps.report_run_dir(found)
+    print_rank0(f"{found}: done already (step {summary['step']}); skip_finished=false runs it again")
     return summary["results"]
 
 

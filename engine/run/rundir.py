@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
-from engine.io import atomic_write_json, file_lock, say, sha256_json
+from engine.io import atomic_write_json, file_lock, print_rank0, sha256_json
 from engine.run.aside import (
     SET_ASIDE,
     clear_leftovers,
@@ -91,7 +91,7 @@ def _open(claim: _Claim, resume: Resume, resume_from: str | None) -> RunDirector
     return claim.start(branch)
 
 
-def note_refusal(
+def record_refusal(
     path: str | os.PathLike[str], *, identity: Mapping[str, Any], entry: str, state: str, **fields: Any
 ) -> None:
     """Leave status.json for a launch that ended before it had its directory: a job runner reads it.
@@ -332,7 +332,7 @@ def _opened(
     before = read_json(path / "status.json")
     run = RunDirectory(path, mode, checkpoint, text, held, _folder=folder, _before=before)
     run.set_status("running", step=_step_of(checkpoint) if mode == "continue" else 0)
-    say(text)
+    print_rank0(text)
     return run
 
 

@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from engine.config import HEADER
 from engine.errors import UsageError
-from engine.reading import Unreadable, parse_json, read_yaml, why
+from engine.reading import Unreadable, parse_json, read_yaml, reason_of
 
 LARGEST = 1 << 20
 """Characters and values of a config once every interpolation is replaced by what it stands for."""
@@ -40,7 +40,7 @@ def stored_text(folder: Path) -> str:
         if fault:
             raise Unreadable(fault)
     except (OSError, Unreadable) as error:
-        raise UsageError(f"{path} {why(error)}: the config of this run cannot be used") from None
+        raise UsageError(f"{path} {reason_of(error)}: the config of this run cannot be used") from None
     except (YAMLError, OmegaConfBaseException, AssertionError, RecursionError) as error:
         words = " ".join(str(error).split())[:160]
         raise UsageError(f"{path} is no config ({words}): the config of this run cannot be used") from None

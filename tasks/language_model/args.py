@@ -35,7 +35,7 @@ _OPTION = "an option of the optimizer: optimizer.options.NAME=VALUE (config/opti
 _CURVE = "the curve ends at lr_decay_iters and min_lr; the rest are lr_scheduler.options (config/lr_scheduler)"
 _KEEP = "checkpoint_interval, keep_last and keep_every say what is kept; the best and the newest always are"
 _PLACES = "pos_encodings=learned|rope|none"
-ELSEWHERE = {
+FOREIGN_KEYS = {
     "gns_": "the batch does not follow the gradient noise scale: give batch_size; stats_interval=N measures gradients",
     **dict.fromkeys(("adamw_", "sgd_", "opt_", "lookahead_", "ademamix_", "sophiag_", "shampoo_"), _OPTION),
     **dict.fromkeys(("cosine_", "exponential_gamma", "step_lr_", "plateau_", "lr_decay_match_"), _CURVE),
@@ -69,12 +69,12 @@ class TrainConfig(RunConfig):
     """A GPT-style language model on one data set, a mixture of several, or aligned streams."""
 
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
-    ELSEWHERE: ClassVar[Mapping[str, str]] = ELSEWHERE
+    FOREIGN_KEYS: ClassVar[Mapping[str, str]] = FOREIGN_KEYS
     OPTIONS_BEFORE: ClassVar[Mapping[str, Mapping[str, Any]]] = {"sophiah": {"p": 0.01}}
     """Optimizer -> options that its recipe came to set later, with the values of its library."""
     BATCH_KEYS: ClassVar[tuple[str, ...]] = ("batch_size", "accumulation")
     FOLLOWS: ClassVar[Mapping[str, str]] = {"run_dir": "out_dir"}
-    BLOCKS: ClassVar[Mapping[str, type]] = {"arch": GPTConfig}
+    NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": GPTConfig}
 
     arch: dict[str, Any]
     """The model: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""

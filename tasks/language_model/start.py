@@ -17,7 +17,7 @@ from dataset.text.meta import read_meta
 from dataset.text.vocabulary import require_same_words
 from engine.checkpoint.store import CheckpointStore, load_checkpoint, load_weights
 from engine.errors import UsageError
-from engine.io import say, user_path
+from engine.io import print_rank0, user_path
 from engine.run.identity import what_changed
 from models.language_models.gpt2_config import GPT2_SIZES
 from models.language_models.gpt2_folder import WEIGHTS, gpt2_folder, read_gpt2
@@ -54,7 +54,7 @@ def load_gpt2(config: TrainConfig, model: Any, folders: Sequence[Path]) -> None:
         raise UsageError(f"init_from=gpt2 gpt2_type={config.gpt2_type}: {error}") from None
     model.load_state_dict(mapped, strict=True)
     cut = f", positions cut to {model.config.block_size}" if model.config.block_size < 1024 else ""
-    say(f"weights     GPT-2 from {folder}{cut}")
+    print_rank0(f"weights     GPT-2 from {folder}{cut}")
 
 
 def require_gpt2_tokens(folders: Sequence[Path]) -> None:
@@ -128,7 +128,7 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
         )
     averaged = checkpoint.ema or {}  # where a run keeps averages, they are what was evaluated
     load_weights(model, {**checkpoint.model, **averaged}, strict=True)
-    say(f"weights     {found} (step {checkpoint.step}{', averaged' if averaged else ''})")
+    print_rank0(f"weights     {found} (step {checkpoint.step}{', averaged' if averaged else ''})")
 
 
 def load_nanogpt(path: Path, model: Any) -> None:
@@ -137,4 +137,4 @@ def load_nanogpt(path: Path, model: Any) -> None:
         model.load_state_dict(from_nanogpt(read_nanogpt(path), model.config, model.shape), strict=True)
     except ValueError as error:
         raise UsageError(f"prev_run_ckpt={path}: {error}") from None
-    say(f"weights     nanoGPT's, from {path}")
+    print_rank0(f"weights     nanoGPT's, from {path}")

@@ -213,8 +213,10 @@ def param_groups(model: GPT, *, lr: float, optimizer: Mapping[str, Any]) -> list
         own, settings = (name, options) if not rest or kind == "matrix" else rest[0]
         if kind in ("vector", "scalar"):
             settings = _without_decay(settings)
-        parts = model.fused_rows() if own in MATRICES_ONLY else {}
-        groups.append(ParamGroup(name=kind, optimizer=own, lr=lr, params=members, options=settings, parts=parts))
+        fused_rows = model.fused_rows() if own in MATRICES_ONLY else {}
+        groups.append(
+            ParamGroup(name=kind, optimizer=own, lr=lr, params=members, options=settings, fused_rows=fused_rows)
+        )
     return groups
 
 

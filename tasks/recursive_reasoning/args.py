@@ -27,8 +27,8 @@ class LossWeights:
 class PretrainConfig(RunConfig):
     """Recursive reasoning with puzzle embeddings. Steps below are optimizer steps, one ACT step for each slot."""
 
-    ELSEWHERE: ClassVar[Mapping[str, str]] = {"learning_rate": "did you mean 'lr'?"}
-    BLOCKS: ClassVar[Mapping[str, type]] = {"arch": RecursiveConfig}
+    FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {"learning_rate": "did you mean 'lr'?"}
+    NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": RecursiveConfig}
     BEFORE: ClassVar[Mapping[str, Any]] = {
         **RunConfig.BEFORE, "data_order": "published", "select_on": "test", "validation_groups": None,
     }  # fmt: skip

@@ -63,7 +63,7 @@ def _speak(error: BaseException, *, ended: bool) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     distributed.time.sleep = sleep  # type: ignore[method-assign]
-    print(distributed.speaks(error, 2), bool(waited), end="")
+    print(distributed.should_report(error, 2), bool(waited), end="")
     sys.exit(0)
 
 

@@ -127,15 +127,15 @@ def test_lock_is_exclusive_names_the_holder_and_dies_with_it(tmp_path):
 
 def test_say_and_progress_only_on_rank_0(monkeypatch, capsys):
     monkeypatch.delenv("RANK", raising=False)
-    io.say("one")
+    io.print_rank0("one")
     monkeypatch.setenv("RANK", "1")
-    io.say("two")
+    io.print_rank0("two")
     assert list(io.progress(iter("ab"), total=2, label="x")) == ["a", "b"]
     assert capsys.readouterr() == ("one\n", "")
 
 
 def test_closest():
-    assert io.closest("hiden", ["hidden", "other"]) == "did you mean 'hidden'?"
-    assert io.closest("zzz", ["b", "a"]) == "choose one of a, b"
-    assert "(5 more)" in io.closest("zzz", [f"n{i}" for i in range(25)])
-    assert io.closest("x", []) == "there is nothing to choose from"
+    assert io.did_you_mean("hiden", ["hidden", "other"]) == "did you mean 'hidden'?"
+    assert io.did_you_mean("zzz", ["b", "a"]) == "choose one of a, b"
+    assert "(5 more)" in io.did_you_mean("zzz", [f"n{i}" for i in range(25)])
+    assert io.did_you_mean("x", []) == "there is nothing to choose from"

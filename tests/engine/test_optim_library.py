@@ -276,7 +276,7 @@ def test_stacked_matrices_are_taken_one_by_one(name: str) -> None:
     apart = {f"m{i}": nn.Parameter(part.clone()) for i, part in enumerate(stacked.detach().split(sizes))}
     apart["other"] = nn.Parameter(other.detach().clone())
     joint = nn.Parameter(stacked.detach().clone())
-    cut = build_optimizer(name, {"qkv": stacked, "other": other}, 0.1, options, parts={"qkv": sizes})
+    cut = build_optimizer(name, {"qkv": stacked, "other": other}, 0.1, options, fused_rows={"qkv": sizes})
     single, whole = build_optimizer(name, apart, 0.1, options), build_optimizer(name, {"qkv": joint}, 0.1, options)
     for step in range(5):
         grads = torch.randn(8, 4), torch.randn(4, 4)
@@ -291,7 +291,7 @@ def test_stacked_matrices_are_taken_one_by_one(name: str) -> None:
     names = set(cut.state_dict()["state"])
     assert names == {"qkv.rows_0", "qkv.rows_4", "qkv.rows_6", "other"}
     with pytest.raises(RuntimeError, match="split"):
-        build_optimizer(name, {"qkv": stacked}, 0.1, options, parts={"qkv": (4, 2)})
+        build_optimizer(name, {"qkv": stacked}, 0.1, options, fused_rows={"qkv": (4, 2)})
 
 
 def test_schedule_free_evaluates_other_weights_and_comes_back_exactly() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli.spelling import VARIABLE, forget, in_own_words, remember
+from engine.cli.spelling import VARIABLE, as_typed, forget, remember
 from tests.conftest import run_script
 
 CPU = ("--config-name=cfg_train_cpu", "device=cpu")
@@ -41,9 +41,9 @@ def test_words_are_put_back_where_the_key_is_meant(text: str, said: str, monkeyp
     monkeypatch.setenv(VARIABLE, "{}")
     remember({"arch.n_layer": "n_layer", "run_dir": "out_dir", "accumulation": "gradient_accumulation_steps"})
     remember({"max_iters": "--max-iters", "resume=true": "init_from=resume"})
-    assert in_own_words(text) == said
+    assert as_typed(text) == said
     forget()
-    assert in_own_words(text) == text
+    assert as_typed(text) == text
 
 
 @pytest.mark.parametrize(

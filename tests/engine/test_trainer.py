@@ -14,7 +14,7 @@ from engine.errors import Interrupted, RunFailure
 from engine.loop.reduce import GradientReducer
 from engine.loop.trainer import Hook, Trainer
 from engine.signals import StopSignal
-from engine.task import ParamGroup, Plan, Runtime
+from engine.task import ParamGroup, Runtime, TrainingPlan
 
 
 class Line(nn.Module):
@@ -64,14 +64,14 @@ class LineTask:
     def load_state_dict(self, state) -> None: ...
 
 
-PLAN_KEYS = ("eval_steps", "final_eval", "final_like_others", "checkpoint_every_eval", "plateau", "primary_direction")
+PLAN_KEYS = ("eval_steps", "final_eval", "final_like_others", "checkpoint_every_eval", "plateau", "metric_mode")
 
 
 def make(steps: int = 4, *, accumulation: int = 1, bad: tuple[int, ...] = (), **changes: Any):
     runtime = Runtime(device=torch.device("cpu"), dtype=torch.float32, attention="auto", seed=0,
                       accumulation=accumulation, rank=0, world_size=1)  # fmt: skip
     plan_keys = {k: changes.pop(k) for k in PLAN_KEYS if k in changes}
-    plan = Plan(
+    plan = TrainingPlan(
         task=LineTask(runtime, bad), total_steps=steps, schedule=lambda step: 1.0, primary_metric="eval/w", **plan_keys
     )
     lines: list[tuple[int, dict[str, Any]]] = []

@@ -180,7 +180,7 @@ def judged(trainer: Any, values: dict[tuple[int, bool], float]) -> list[Any]:
 
 def test_the_figure_of_a_whole_split_is_not_compared_with_those_of_a_subset() -> None:
     values = {(2, False): 0.6, (4, False): 0.5, (6, False): 0.4, (6, True): 0.9}
-    trainer, lines, _ = make(6, eval_steps=range(2, 7, 2), final_like_others=False, primary_direction="max")
+    trainer, lines, _ = make(6, eval_steps=range(2, 7, 2), final_like_others=False, metric_mode="max")
     metrics = judged(trainer, values)
     assert [(step, metric["value"]) for step, metric in metrics] == [(2, 0.6), (4, 0.5), (6, 0.4)]
     assert (trainer.evaluations.early_stop.best, trainer.evaluations.early_stop.best_step) == (0.6, 2)
@@ -190,7 +190,7 @@ def test_the_figure_of_a_whole_split_is_not_compared_with_those_of_a_subset() ->
 
 def test_an_interruption_at_an_evaluation_changes_no_comparison() -> None:
     values = {(2, False): 0.3, (4, False): 0.4, (4, True): 0.9, (6, False): 0.5, (6, True): 0.8}
-    keys: dict[str, Any] = {"eval_steps": range(2, 7, 2), "final_like_others": False, "primary_direction": "max"}
+    keys: dict[str, Any] = {"eval_steps": range(2, 7, 2), "final_like_others": False, "metric_mode": "max"}
     whole, _, _ = make(6, **keys)
     judged(whole, values)
     first, _, _ = make(6, max_steps=4, **keys)
@@ -203,7 +203,7 @@ def test_an_interruption_at_an_evaluation_changes_no_comparison() -> None:
 
 
 def test_a_final_figure_alone_is_the_best_until_there_is_another(tmp_path) -> None:
-    keys: dict[str, Any] = {"eval_steps": range(4, 9, 4), "final_like_others": False, "primary_direction": "max"}
+    keys: dict[str, Any] = {"eval_steps": range(4, 9, 4), "final_like_others": False, "metric_mode": "max"}
     values = {(2, True): 0.9, (4, False): 0.1, (8, False): 0.2, (8, True): 0.95}
     first, _, _ = make(8, max_steps=2, **keys)
     ((_, metric),) = judged(first, values)

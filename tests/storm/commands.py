@@ -52,7 +52,7 @@ def keys(script: str) -> list[str]:
 
     schema: Any = importlib.import_module(script).SCHEMA
     found = [*keys_of(schema)]
-    for block, kind in schema.BLOCKS.items():
+    for block, kind in schema.NESTED_SCHEMAS.items():
         found += [f"{block}.{name}" for name in keys_of(kind)]
     found += OPEN if script == "train" else [key for key in OPEN if key.startswith("arch")]
     if script == "pretrain":

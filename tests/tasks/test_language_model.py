@@ -14,14 +14,14 @@ def test_muon_takes_stacked_matrices_one_by_one() -> None:
     groups = {group.name: group for group in param_groups(model, lr=1.0, optimizer=muon)}
     inner = model.h[0].mlp.fc.weight.shape[0] // 2
     qkv = (16, 8, 8)
-    assert groups["matrix"].parts == {
+    assert groups["matrix"].fused_rows == {
         "h.0.attn.qkv.weight": qkv, "h.1.attn.qkv.weight": qkv, "h.0.mlp.fc.weight": (inner, inner),
     }  # fmt: skip
-    assert groups["matrix"].parts.keys() <= groups["matrix"].params.keys()
+    assert groups["matrix"].fused_rows.keys() <= groups["matrix"].params.keys()
     assert groups["matrix"].optimizer == "muon"
     assert {group.optimizer for group in groups.values() if group.name != "matrix"} == {"adamw"}
-    assert not any(group.parts for group in groups.values() if group.name != "matrix")
-    assert not any(group.parts for group in param_groups(model, lr=1.0, optimizer={"name": "adamw"}))
+    assert not any(group.fused_rows for group in groups.values() if group.name != "matrix")
+    assert not any(group.fused_rows for group in param_groups(model, lr=1.0, optimizer={"name": "adamw"}))
 
 
 def test_only_matrices_decay() -> None:

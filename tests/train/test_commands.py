@@ -16,7 +16,7 @@ from engine.cli.keys import keys_of
 from engine.cli.recipes import find_groups
 from engine.cli.translate import translate
 from engine.errors import UsageError
-from tasks.language_model.args import ALIASES, ELSEWHERE, TrainConfig, rewrite
+from tasks.language_model.args import ALIASES, FOREIGN_KEYS, TrainConfig, rewrite
 from tests.conftest import ROOT, SHARED, metrics, run_script
 from tests.train.conftest import TINY, attempt, train
 
@@ -164,15 +164,15 @@ def test_flags_become_hydra_words(argv: list[str], expected: list[str]) -> None:
     assert words(*argv) == expected
 
 
-@pytest.mark.parametrize("start", ELSEWHERE)
+@pytest.mark.parametrize("start", FOREIGN_KEYS)
 def test_flags_of_other_programs_say_what_serves_instead(start: str) -> None:
     for flag in (f"--{start}", f"--no-{start}", f"--{start.replace('_', '-')}=1"):
         with pytest.raises(UsageError) as caught:
             words(flag)
-        assert str(caught.value).endswith(f": {ELSEWHERE[start]}")
+        assert str(caught.value).endswith(f": {FOREIGN_KEYS[start]}")
     ours = {*keys_of(TrainConfig), *ALIASES}
     assert not [key for key in ours if key == start or (start[-1] == "_" and key.startswith(start))]
-    named = set(re.findall(r"(?<![=./\w])[a-z]+(?:_[a-z]+)+(?![.\w])", ELSEWHERE[start]))
+    named = set(re.findall(r"(?<![=./\w])[a-z]+(?:_[a-z]+)+(?![.\w])", FOREIGN_KEYS[start]))
     assert named <= ours
 
 

@@ -70,7 +70,7 @@ EFFECTS = {  # overrides, after | what both runs have
     "arch.n_layer=2": "weights", "arch.n_head=4": "weights", "arch.n_embd=32": "weights", "arch.block_size=4": "weights",
     "arch=gpt_fast": "weights", "arch=gpt2": "weights",
 }  # fmt: skip
-ELSEWHERE = {
+FOREIGN_KEYS = {
     # shared with pretrain.py and shown there (tests/e2e/test_effects.py)
     *[
         "script",
@@ -127,4 +127,4 @@ def test_key_has_an_effect(bases: dict, place: Path, overrides: str, aspect: str
 
 def test_every_key_is_in_the_table() -> None:
     named = {word.partition("=")[0].partition(".")[0] for key in EFFECTS for word in key.replace("|", " ").split()}
-    assert {field.name for field in fields(TrainConfig)} - ELSEWHERE <= named
+    assert {field.name for field in fields(TrainConfig)} - FOREIGN_KEYS <= named

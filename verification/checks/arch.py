@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from engine.io import closest
+from engine.io import did_you_mean
 from verification.chain import Chain
 from verification.checks.config import keys_problem
 from verification.checks.job import CLASS_SUFFIX, bad_suffix, from_override
@@ -55,7 +55,7 @@ def module_and_class(chain: Chain) -> Iterator[Finding]:
         yield say("ARC311", "FAIL", f"{model.module}: {error.msg} (line {error.lineno})", *_place(chain))
         return
     if module is None:
-        hint = closest(model.module.partition(".")[2], chain.repo.modules_in("models"))
+        hint = did_you_mean(model.module.partition(".")[2], chain.repo.modules_in("models"))
         text = f"there is no {model.module.replace('.', '/')}.py: {hint}"
         yield say("ARC311", "FAIL", text, *_place(chain))
         return

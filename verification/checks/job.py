@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli.keys import keys_of
-from engine.io import closest, user_path
+from engine.io import did_you_mean, user_path
 from verification.chain import Chain
 from verification.checks.reads import dead_reason, unread_arch, unread_schema
 from verification.checks.registry import NotApplicable, check, declared, family_of, need_resolved, need_script, say
@@ -49,7 +49,7 @@ def script_exists(chain: Chain) -> Iterator[Finding]:
         known = [p.name for p in chain.repo.root.glob("*.py")] + [
             f"scripts/{p.name}" for p in chain.repo.root.glob("scripts/*.py")
         ]
-        hint = closest(command.script, [name for name in known if not name.endswith("_args.py")])
+        hint = did_you_mean(command.script, [name for name in known if not name.endswith("_args.py")])
         yield say("JOB010", "FAIL", f"there is no script {command.script}: {hint}", *where)
         return
     if "script" in chain.problems:
@@ -110,7 +110,7 @@ def launcher(chain: Chain) -> Iterator[Finding]:
 def config_exists(chain: Chain) -> Iterator[Finding]:
     need_script(chain)
     if "config" in chain.problems:
-        text = f"{chain.problems['config']}: {closest(chain.config_name, chain.options('cfg_*'))}"
+        text = f"{chain.problems['config']}: {did_you_mean(chain.config_name, chain.options('cfg_*'))}"
         yield say("JOB020", "FAIL", text, chain.where, chain.line)
     else:
         yield say("JOB020", "PASS", f"{chain.config_file} exists", chain.config_file)
@@ -323,7 +323,7 @@ def intent_is_met(chain: Chain) -> Iterator[Finding]:
             and key not in (keys_of(chain.schema) if chain.schema else {})
         ):
             wrong = True
-            hint = closest(key, [*known, "purpose", "init", *config])
+            hint = did_you_mean(key, [*known, "purpose", "init", *config])
             yield say("JOB034", "WARN", f"intent {key}={wanted} is not understood: {hint}", chain.where, chain.line)
             continue
         actual = known[key] if key in known else lookup(config, key)

@@ -12,7 +12,7 @@ from verification.schemas import is_dataclass_node
 from verification.source import SLOTS, ClassInfo, Module, Repo, attribute_reads, walk
 
 # Read by Hydra, by the command line or by interpolation only.
-ELSEWHERE = frozenset(("script",))
+FOREIGN_KEYS = frozenset(("script",))
 
 
 def reads_of(repo: Repo, modules: list[Module]) -> set[str]:
@@ -126,7 +126,7 @@ def unread_schema(chain: Chain) -> list[str]:
         )
         used = {name for name in keys_of(chain.schema) if f"${{{name}}}" in text or f"${{oc.select:{name}," in text}
         chain.repo.memo[key] = [
-            n for n in keys_of(chain.schema) if n.rpartition(".")[2] not in reads | used | ELSEWHERE
+            n for n in keys_of(chain.schema) if n.rpartition(".")[2] not in reads | used | FOREIGN_KEYS
         ]
     return chain.repo.memo[key]
 
