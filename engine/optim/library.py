@@ -48,8 +48,8 @@ class LibraryOptimizer:
     """One optimizer object of a library over named parameters, in one or several blocks.
 
     `make(groups)` builds it at learning rate `lr`; a step runs at lr·lr_scale. Where the optimizer keeps the weights to
-    evaluate apart from those it trains (schedule-free ones), `evaluating()` exchanges them. A block's `fused_rows` gives
-    the rows of each matrix in a parameter that stacks several; the optimizer sees those, over the same memory.
+    evaluate apart from those it trains (schedule-free ones), `evaluating()` exchanges them. A block's `fused_rows`
+    gives the rows of each matrix in a parameter that stacks several; the optimizer sees those, over the same memory.
     `settings` names the options: what a config says of them holds, whatever a checkpoint says.
     """
 
