@@ -49,7 +49,7 @@ from dataset.arguments import OneLineParser
 from engine.cli.translate import quote, render
 from engine.errors import UsageError
 from engine.io import Unreadable, atomic_write_text, did_you_mean, print_rank0, read_yaml, reason_of
-from verification.jobs import command_job, parse_text
+from launcher.jobs import command_job, parse_text
 
 KEYS = ("base", "name", "intent", "comment", "factors", "exclude", "seeds")
 LIMIT = 10_000  # jobs of one grid: more is a slip of the pen
@@ -233,7 +233,7 @@ def write(lines: list[str], out: Path, *, append: bool) -> None:
         raise UsageError(f"{out} is not a file: name a job file to write")
     if not append:
         raise UsageError(f"{out} exists: choose another name, or --append to it")
-    from scripts._jobs_ledger import Ledger  # a runner may be at work on it
+    from launcher.ledger import Ledger  # a runner may be at work on it
 
     ledger = Ledger(out)
     if problems := ledger.read().problems:

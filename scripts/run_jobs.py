@@ -31,11 +31,11 @@ if __name__ == "__main__":
 from dataset.arguments import OneLineParser
 from engine.errors import UsageError
 from engine.io import did_you_mean, print_rank0
-from scripts._jobs_ledger import HOST, Ledger
-from scripts._jobs_runner import Options, Runner, gpus_of, plan
-from scripts._jobs_slurm import parameter, submit
-from scripts._jobs_status import table
-from verification.jobs import find
+from launcher.jobs import find
+from launcher.ledger import HOST, Ledger
+from launcher.runner import Options, Runner, gpus_of, plan
+from launcher.slurm import parameter, submit
+from launcher.status import table
 
 ROOT = Path(__file__).resolve().parents[1]
 

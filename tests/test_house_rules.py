@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("models", "losses", "dataset", "evaluators", "tasks", "engine", "verification", "scripts", "tests")
+PACKAGES = (
+    "models",
+    "losses",
+    "dataset",
+    "evaluators",
+    "tasks",
+    "engine",
+    "launcher",
+    "verification",
+    "scripts",
+    "tests",
+)
 ALLOWED = {
     "models": {"models"},
     "losses": {"losses", "models"},
@@ -18,7 +29,8 @@ ALLOWED = {
     "evaluators": {"evaluators", "dataset", "engine.distributed", "engine.io"},
     "tasks": {"tasks", "models", "losses", "dataset", "evaluators", "engine"},
     "engine": {"engine"},
-    "verification": {"verification", "engine", "dataset", "models"},
+    "launcher": {"launcher", "engine"},
+    "verification": {"verification", "launcher", "engine", "dataset", "models"},
 }
 FORBIDDEN_WORDS = {"arc", "puzzle", "act", "lora", "token", "goal"}
 

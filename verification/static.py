@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.sweeps import REPORT
-from verification import jobs as job_files
+from launcher import jobs as job_files
 from verification.chain import Chain, Kind, build_chain, hydra_flags
 from verification.checks import run_checks, say
 from verification.checks.config import warmup_key

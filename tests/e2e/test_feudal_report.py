@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from launcher.jobs import parse
 from scripts._feudal_goals import SOURCES, _Answers
 from tests.conftest import ROOT, Result, run_script
 from tests.e2e.recipes import PRETRAIN
-from verification.jobs import parse
 from verification.source import Repo
 from verification.static import verify_file
 

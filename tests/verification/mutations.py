@@ -24,6 +24,7 @@ FOLDERS = (
     "evaluators",
     "dataset",
     "engine",
+    "launcher",
     "jobs",
     "docs",
     "scripts",

@@ -35,7 +35,7 @@ def bad_suffix(name: str) -> str:
 def script_exists(chain: Chain) -> Iterator[Finding]:
     command, where = chain.command, (chain.where, chain.line)
     if command.module is not None:
-        if command.module.split(".")[0] in ("dataset", "engine", "scripts", "tests", "verification"):
+        if command.module.split(".")[0] in ("dataset", "engine", "launcher", "scripts", "tests", "verification"):
             there = chain.repo.module(command.module) is not None
             level = "PASS" if there else "FAIL"
             yield say("JOB010", level, f"module {command.module}" + ("" if there else " does not exist"), *where)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.jobs import parse
 from scripts.make_jobs import main
-from verification.jobs import parse
 
 GRID = """
 base: torchrun --standalone --nproc-per-node=2 pretrain.py --config-name=cfg_pretrain_sudoku_4x4 project_name=sweep

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.run.files import read_json
-from scripts._jobs_ledger import Ledger
-from scripts._jobs_outcome import find_run
-from verification.jobs import STATES, Job
+from launcher.jobs import STATES, Job
+from launcher.ledger import Ledger
+from launcher.outcome import find_run
 
 HEADINGS = ("id", "state", "step", "tries", "time", "where", "note")
 

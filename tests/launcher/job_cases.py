@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.jobs import parse
 from scripts import run_jobs
 from tests.conftest import ROOT
-from verification.jobs import parse
 
 RUNNER = ROOT / "scripts" / "run_jobs.py"
 # Says that it started and ended in a file of its own making; `status` is what a run would leave in status.json.

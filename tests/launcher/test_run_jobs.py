@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from engine.io import file_lock
+from launcher.jobs import parse
+from launcher.ledger import HOST
 from scripts import run_jobs
-from scripts._jobs_ledger import HOST
 from tests.conftest import ROOT
-from tests.verification.job_cases import count, events, marks, opens_the_lock, run, wait_for, write
-from verification.jobs import parse
+from tests.launcher.job_cases import count, events, marks, opens_the_lock, run, wait_for, write
 
 
 def test_in_order_with_state_logs_and_exit_code(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

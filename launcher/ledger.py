@@ -20,7 +20,7 @@ from typing import Any
 
 from engine.errors import UsageError
 from engine.io import atomic_write_bytes, file_lock, read_json
-from verification.jobs import MARKS, Job, JobFile, parse_text
+from launcher.jobs import MARKS, Job, JobFile, parse_text
 
 HOST = socket.gethostname()
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UsageError
-from scripts._jobs_ledger import HOST, Ledger, process_alive, start_time
-from verification.jobs import command_job, find, parse, parse_text, read
+from launcher.jobs import command_job, find, parse, parse_text, read
+from launcher.ledger import HOST, Ledger, process_alive, start_time
 
 AWKWARD = [
     "python a.py run_name=plain",

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts._jobs_runner import gpus_of
-from scripts._jobs_slurm import NodeRunner
+from launcher.jobs import command_job, parse
+from launcher.runner import gpus_of
+from launcher.slurm import NodeRunner
 from tests.conftest import ROOT
-from tests.verification.job_cases import count, events, marks, run, wait_for, write
-from verification.jobs import command_job, parse
+from tests.launcher.job_cases import count, events, marks, run, wait_for, write
 
 
 def test_gpus_are_shared_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.run.files import read_json
-from verification.jobs import Job
+from launcher.jobs import Job
 
 HEAD, TAIL = 1 << 20, 1 << 16  # bytes of a log that are searched from its start and from its end
 # what engine.run.rundir says first and engine.run.launch last; --tee of torchrun puts [default0]: before each

@@ -1,5 +1,5 @@
 """Fixtures of this folder."""
 
-from tests.verification.job_cases import place, start
+from tests.launcher.job_cases import place, start
 
 __all__ = ["place", "start"]

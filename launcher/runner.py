@@ -18,9 +18,9 @@ from types import FrameType
 from engine.errors import UsageError
 from engine.io import print_rank0
 from engine.signals import install, restore
-from scripts._jobs_ledger import HOST, Claim, Ledger, process_alive
-from scripts._jobs_outcome import Outcome, judge
-from verification.jobs import Job
+from launcher.jobs import Job
+from launcher.ledger import HOST, Claim, Ledger, process_alive
+from launcher.outcome import Outcome, judge
 
 POLL_S = 0.1
 NO_DEVICE = ("device=cpu", "--device=cpu", "--use_cpu")
