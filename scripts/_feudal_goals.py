@@ -109,12 +109,12 @@ def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
 
 
 def _measured(run: Run, device: str) -> dict[str, dict[str, Any]]:
-    from scripts._opening import open_subject
+    from tasks.recursive_reasoning.loading import load_puzzle_run
 
-    subject = open_subject(
+    loaded = load_puzzle_run(
         argparse.Namespace(checkpoint=run.path, split="test", data=None, steps=None, weights=None, device=device)
     )
-    task, head = subject.task, subject.task.model.inner.subgoal_head
+    task, head = loaded.task, loaded.task.model.inner.subgoal_head
     answers: dict[str, _Answers] = {}
     found: dict[str, dict[str, Any]] = {}
     for source in SOURCES:

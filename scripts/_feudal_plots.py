@@ -9,11 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from scripts._canvas import Canvas
+from reports.canvas import Canvas
 from scripts._feudal_runs import HEAD as SUBGOAL
 from scripts._feudal_runs import WEIGHT, Cell
 from scripts._feudal_stats import CONTROL
-from scripts._picture import HAIR, INK, MUTED, PAPER, WRONG_INK
+from viewer.picture import HAIR, INK, MUTED, PAPER, WRONG_INK
 
 POINT, MEAN = "#8fb0e8", "#2f62c9"
 MARGIN, ROW, PANEL, GAP, HEAD, FOOT = 28.0, 34.0, 300.0, 44.0, 96.0, 62.0

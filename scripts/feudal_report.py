@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli.console import begin, execute
+from engine.cli.console import begin, execute, run_command
 
 if __name__ == "__main__":
     begin()
@@ -29,7 +29,6 @@ from engine.errors import UsageError
 from engine.io import atomic_write_bytes, atomic_write_json, atomic_write_text, print_rank0
 from scripts._feudal_runs import Cell, Run, baseline_of, find_runs, group, warnings_of
 from scripts._feudal_stats import paired, summary
-from scripts._opening import run_command
 
 METRICS = ("exact_accuracy", "accuracy")
 

@@ -15,18 +15,15 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli.console import begin, execute
+from engine.cli.console import begin, execute, run_command
 
 if __name__ == "__main__":
     begin(output_is_all=True)
 
 from dataset.arguments import OneLineParser, positive
-from engine.errors import UsageError
-from scripts._opening import run_command
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -73,63 +70,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def sample(args: argparse.Namespace) -> None:
     """Print the samples."""
-    from scripts._text_run import open_text_run
+    from tasks.language_model.sampling import sample_run
 
-    prompts = [read_prompt(text) for text in args.prompt]
-    write(open_text_run(args.run, checkpoint=args.checkpoint, device=args.device, weights=args.weights), prompts, args)
-
-
-def read_prompt(text: str) -> str:
-    """A prompt, read from a file where it says FILE:path."""
-    from tasks.language_model.report import start_text
-
-    return start_text(text)
-
-
-def write(run: Any, prompts: list[str], args: argparse.Namespace) -> None:
-    """Sample from an opened run, one block of text after the other."""
-    import torch
-
-    from tasks.language_model.generation import generate, until
-    from tasks.language_model.report import encode_prompt
-
-    known = run.vocabularies
-    contexts = run.config.training_mode == "multicontext"
-    stream = which(known, args.dataset) if run.config.multidataset_wte else None
-    if args.dataset and stream is None:
-        raise UsageError(f"--dataset {args.dataset}: this model has one vocabulary; leave it out")
-    if len(prompts) != (wanted := len(known) if contexts else 1) and len(prompts) != 1:
-        raise UsageError(f"--prompt: {len(prompts)} were given, expected {wanted}: one for each of its streams")
-    tokenizers = [each.tokenizer() for each in (known if contexts else [known[stream or 0]])]
-    encoded = [encode_prompt(tokenizer, text) for tokenizer, text in zip(tokenizers, prompts, strict=False)]
-    # streams without a prompt begin with their first token, for want of an annotation
-    encoded += [torch.zeros_like(encoded[0]) for _ in tokenizers[len(encoded) :]]
-    if len({row.shape[1] for row in encoded}) > 1:
-        sizes = ", ".join(str(row.shape[1]) for row in encoded)
-        raise UsageError(f"--prompt: the streams' prompts have {sizes} tokens; they annotate the same positions")
-    start = (torch.stack(encoded, dim=1) if contexts else encoded[0]).to(run.runtime.device)
-    for top_k in args.top_k:
-        made = generate(
-            run.model, start.expand(args.num_samples, *start.shape[1:]), args.max_new_tokens,
-            temperature=args.temperature, top_k=top_k, min_p=args.min_p, seed=args.seed, purpose=f"sample/{top_k}",
-            stream=stream, stop=tokenizers[0].eot,
-        )  # fmt: skip
-        for number, row in enumerate(made):
-            print(f"--- step {run.step} top_k {top_k} sample {number}")
-            text = until(row, tokenizers[0].eot)
-            rows = text if contexts else text.unsqueeze(0)
-            for place, (tokenizer, tokens) in enumerate(zip(tokenizers, rows, strict=True)):
-                name = f"[{known[place].name}] " if contexts else ""
-                given = prompts[place] if place < len(prompts) else ""
-                print(name + given + tokenizer.decode(tokens.tolist()))
-
-
-def which(known: Sequence[Any], name: str | None) -> int:
-    """Number of the vocabulary called `name`; the first one where none is named."""
-    names = [each.name for each in known]
-    if name is not None and name not in names:
-        raise UsageError(f"--dataset {name}: choose one of {', '.join(names)}")
-    return names.index(name) if name is not None else 0
+    sample_run(args)
 
 
 def main() -> int:

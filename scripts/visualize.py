@@ -18,17 +18,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli.console import begin, execute
+from engine.cli.console import begin, execute, run_command
 
 if __name__ == "__main__":
     begin()
 
 from dataset.arguments import OneLineParser, positive
 from engine.io import print_rank0
-from scripts._boards import layout_of
-from scripts._opening import add_common_arguments, open_subject, run_command
-from scripts._output import SUFFIXES, USUAL, check_count, check_target, default_file, write
-from scripts._thinking import AMONG, choose, headline
+from tasks.loading import add_run_arguments
+from tasks.recursive_reasoning.loading import load_puzzle_run
+from viewer.boards import layout_of
+from viewer.output import SUFFIXES, USUAL, check_count, check_target, default_file, write
+from viewer.thinking import AMONG, choose, headline
 
 PRINTED = 8
 """Boards of more examples than this are printed nowhere but in the file that was asked for."""
@@ -40,7 +41,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(
         prog="visualize.py", description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_common_arguments(parser)
+    add_run_arguments(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--example", type=int, metavar="N", help="draw this one example of the split, counted from 0")
     which.add_argument(
@@ -70,21 +71,21 @@ def main(args: argparse.Namespace) -> None:
     """Think, print or step through, draw."""
     from rich.console import Console
 
-    from scripts._stepper import step_through
-    from scripts._terminal import draw
+    from viewer.stepper import step_through
+    from viewer.terminal import draw
 
     named = None if args.out is None else args.out.absolute()
-    subject = open_subject(args)
-    metadata = subject.splits[0].metadata
+    run = load_puzzle_run(args)
+    metadata = run.splits[0].metadata
     layout = layout_of(metadata.seq_len, metadata.vocab_size)
-    target = named or (None if args.terminal else default_file(subject, args))
+    target = named or (None if args.terminal else default_file(run, args))
     suffix = ".png" if target is None else target.suffix.lower()
     count = args.examples or (1 if args.example is not None else USUAL[suffix])
     if target is not None:
         check_target(target)
-        check_count(count, suffix, layout, subject.steps)
-    chosen = choose(subject, layout, args, count)
-    words = headline(subject, args.split, chosen)
+        check_count(count, suffix, layout, run.steps)
+    chosen = choose(run, layout, args, count)
+    words = headline(run, args.split, chosen)
 
     plain = args.no_color or not sys.stdout.isatty() or "NO_COLOR" in os.environ
     # A file or a pipe has no width of its own.

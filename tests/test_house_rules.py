@@ -19,6 +19,8 @@ PACKAGES = (
     "engine",
     "launcher",
     "verification",
+    "reports",
+    "viewer",
     "scripts",
     "tests",
 )
@@ -27,10 +29,12 @@ ALLOWED = {
     "losses": {"losses", "models"},
     "dataset": {"dataset", "engine.distributed", "engine.io"},
     "evaluators": {"evaluators", "dataset", "engine.distributed", "engine.io"},
-    "tasks": {"tasks", "models", "losses", "dataset", "evaluators", "engine"},
+    "tasks": {"tasks", "models", "losses", "dataset", "evaluators", "engine", "reports"},
     "engine": {"engine"},
     "launcher": {"launcher", "engine"},
     "verification": {"verification", "launcher", "engine", "dataset", "models"},
+    "reports": {"reports", "engine", "dataset"},
+    "viewer": {"viewer", "reports", "engine", "dataset", "evaluators.intervals", "tasks"},
 }
 FORBIDDEN_WORDS = {"arc", "puzzle", "act", "lora", "token", "goal"}
 

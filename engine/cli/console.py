@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
-from engine.errors import disk_fault
+from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.signals import install, on_main_rank, watch_launcher
 
 _stopped: int | None = None  # the exit code of a signal, once the script has begun
@@ -147,6 +147,26 @@ def execute(main: Callable[[], int]) -> NoReturn:
         _warn(f"error: {told}")
         code = told.exit_code
     finish(code)
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run `command` and turn the ways it may end into exit codes; one line for what the user can mend."""
+    from engine.distributed import shutdown
+
+    try:
+        command()
+    except (UsageError, RunFailure, Interrupted, OSError, RuntimeError) as error:
+        known = error if isinstance(error, UsageError | RunFailure | Interrupted) else disk_fault(error)
+        if known is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.stderr.write(f"error: {known}\n")
+        return known.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+    finally:
+        shutdown()
+    return 0
 
 
 def finish(code: int) -> NoReturn:

@@ -14,7 +14,7 @@ from losses.language_model import LMLossConfig, LMLossHead
 from models.language_models.gpt import GPT, GPTConfig, LMShape
 from models.language_models.gpt2_weights import from_gpt2, gpt2_arch, gpt2_config, to_gpt2
 from models.language_models.nanogpt import from_nanogpt, read_nanogpt
-from scripts._nanogpt import NanoGPT, Sizes
+from tasks.language_model.nanogpt_baseline import NanoGPT, Sizes
 from tests.models.test_gpt import VARIATIONS, draw
 
 WORDS, SHAPE = 101, LMShape((101,))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.checkpoint.store import CheckpointStore
-from scripts._opening import home_of
+from tasks.loading import home_of
 
 
 def run_at(folder: Path, started: Path, config: dict[str, object]) -> Path:

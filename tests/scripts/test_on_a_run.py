@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts._output import check_target
 from tests.conftest import run_script
+from viewer.output import check_target
 
 STEP = 12
 

@@ -1,4 +1,4 @@
-"""Measure a run without running it: build it as its entry script does, take a few steps, write nothing.
+"""Measure a run without running it: build it as a launch does, take a few steps, write nothing.
 
 Sizes are bytes, times seconds.
 """
@@ -12,7 +12,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,13 @@ WARM_UP = 1  # steps before the clock runs: lazy state, kernels chosen, pages to
 FEWEST = 2
 
 
-class _Enough(Exception):
-    """Ends the probe: the trainer lets it pass."""
+class _EnoughSteps(Exception):
+    """Ends the measurement: the trainer lets it pass."""
 
 
 @dataclass(kw_only=True)
-class Probe:
-    """What was found out."""
+class Measurement:
+    """What building the run and a few of its steps showed."""
 
     device: str
     parameters: dict[str, int]
@@ -98,13 +98,13 @@ class _Clock:
         timed = len(self.times) - WARM_UP
         late = now - self.began > self.seconds and timed >= FEWEST
         if timed >= self.steps or late or trainer.step >= trainer.last_step:
-            raise _Enough
+            raise _EnoughSteps
 
     def after_eval(self, trainer: Trainer, results: dict[str, Any]) -> None:
         self.last = time.perf_counter()
 
     def end(self, trainer: Trainer) -> None:
-        """Not reached: the last step ends the probe."""
+        """Not reached: the last step ends the measurement."""
 
     @property
     def timed(self) -> list[float]:
@@ -112,13 +112,13 @@ class _Clock:
         return self.times[WARM_UP:] or self.times
 
 
-def probe(config: Any, module: Any, *, steps: int, seconds: float) -> Probe:
-    """Build the run of `config` by the entry script `module` and time a few training steps.
+def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seconds: float) -> Measurement:
+    """Build the run of `config` by its family's `build` and time a few training steps.
 
     Raises: what building or a step raises (UsageError, RunFailure when memory runs out).
     """
     runtime = make_runtime(config)
-    plan: TrainingPlan = module.build(config, runtime)
+    plan = build(config, runtime)
     clock = _Clock(runtime.device, steps, seconds)
     trainer = Trainer(
         plan, config, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal(), hooks=[clock]
@@ -128,7 +128,7 @@ def probe(config: Any, module: Any, *, steps: int, seconds: float) -> Probe:
     saves = _saves(plan, config, trainer, evaluations)
     plan.eval_steps = frozenset()
     before = _reset_peak(runtime.device)
-    with contextlib.suppress(_Enough):
+    with contextlib.suppress(_EnoughSteps):
         trainer.fit()
     peak = _peak(runtime.device)
     state = {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()}
@@ -138,7 +138,7 @@ def probe(config: Any, module: Any, *, steps: int, seconds: float) -> Probe:
     task_state = trainer.state_dict()["task"]
     examples = _eval_examples(plan.task, len(evaluations), final)
     flops: Any = getattr(trainer.module, "flops", None)
-    return Probe(
+    return Measurement(
         device=str(runtime.device), parameters={g.name: g.size for g in plan.task.param_groups()},
         optimizers={g.name: g.optimizer for g in plan.task.param_groups()},
         frozen=sum(p.numel() for p in trainer.module.parameters() if not p.requires_grad),
@@ -169,7 +169,7 @@ def _saves(plan: TrainingPlan, config: Any, trainer: Trainer, evaluations: Seque
     return [periodic, evaluations if plan.checkpoint_every_eval else (), (last,)]
 
 
-def kept(saves: Sequence[Sequence[int]], keep_last: int, keep_every: int | None) -> int:
+def checkpoints_kept(saves: Sequence[Sequence[int]], keep_last: int, keep_every: int | None) -> int:
     """Checkpoints that remain of `saves` at the end, at most: the newest, the multiples, and the best one.
 
     `saves` are rising sequences, which may share steps.

@@ -1,4 +1,4 @@
-"""A run of train.py opened without its data: what sampling and export need lies in the run."""
+"""A run of train.py loaded without its data: sampling and export need only what lies in the run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from dataset.text.opening import dataset_folders
 from dataset.text.vocabulary import Vocabulary, model_sizes, read_vocabularies, vocabularies_of
 from engine.errors import UsageError
 from engine.io import print_rank0
+from engine.registry import entry_module
 from engine.run.environment import data_change
 from engine.run.files import read_json, runs_below
-from scripts._opening import home_of
+from tasks.loading import home_of
 
 
 @dataclass(kw_only=True)
@@ -31,7 +32,7 @@ class TextRun:
     vocabularies: list[Vocabulary]
 
 
-def pick(run: Path, name: str) -> Path:
+def pick_checkpoint(run: Path, name: str) -> Path:
     """The checkpoint `name` of a run; a path that is one already stays. Raises: UsageError that lists what is there."""
     from engine.checkpoint.store import CheckpointStore
 
@@ -43,7 +44,7 @@ def pick(run: Path, name: str) -> Path:
     return store.resolve(name)
 
 
-def open_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> TextRun:
+def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> TextRun:
     """Raises: UsageError for a run of another script, and for one that keeps no vocabulary and whose data changed."""
     from engine.checkpoint.store import load_weights
     from engine.run.launch import make_runtime
@@ -52,15 +53,14 @@ def open_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> T
 
     run = Path(os.path.abspath(run))
     with contextlib.chdir(home_of(run)):
-        found = find_checkpoint(pick(run, checkpoint), checksums=True)
+        found = find_checkpoint(pick_checkpoint(run, checkpoint), checksums=True)
         if found.entry != "train":
             raise UsageError(f"{run} was written by {found.entry}.py: expected a run of train.py")
-        import train
-
-        config = read_config(found, cast(Any, train.SCHEMA), device=device)
+        script = entry_module("train", "entry")
+        config = read_config(found, cast(Any, script.SCHEMA), device=device)
         vocabularies = vocabularies_for(found, config)
         runtime = make_runtime(config)
-        model, _ = train.create_model(config, LMShape(model_sizes(config, vocabularies)), runtime)
+        model, _ = script.create_model(config, LMShape(model_sizes(config, vocabularies)), runtime)
         averaged = found.ema if weights == "ema" else None
         load_weights(model, {**found.model, **(averaged or {})}, strict=True)
         model.eval()

@@ -11,10 +11,10 @@ import time
 import pytest
 from rich.console import Console
 
-from scripts._boards import Headline, layout_of
-from scripts._stepper import KEYS, Stepper, step_through
-from tests.scripts.test_boards import LAYOUT, thought
-from tests.scripts.test_page import arc
+from tests.viewer.test_boards import LAYOUT, thought
+from tests.viewer.test_page import arc
+from viewer.boards import Headline, layout_of
+from viewer.stepper import KEYS, Stepper, step_through
 
 WORDS = Headline("project/run", "what", ())
 THOUGHTS = [thought(3, 6, 9, 16), thought(7, 5, 12, 15, 16)]

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from scripts._boards import Headline, Layout, Thought, View
-from scripts._canvas import Canvas
+from reports.canvas import Canvas
+from viewer.boards import Headline, Layout, Thought, View
 
 PAPER, INK, MUTED, HAIR, TRACK = "#ffffff", "#1b2430", "#5d6877", "#c5ccd6", "#e7ebf0"
 GIVEN, UNSCORED = "#e6eaf0", "#f8f9fb"

@@ -10,8 +10,8 @@ from PIL import Image, PngImagePlugin
 
 from engine.errors import UsageError
 from engine.io import atomic_write_bytes
-from scripts._boards import Headline, Layout, Thought
-from scripts._opening import Subject
+from tasks.recursive_reasoning.loading import PuzzleRun
+from viewer.boards import Headline, Layout, Thought
 
 SUFFIXES = (".png", ".gif", ".html")
 USUAL = {".png": 4, ".gif": 4, ".html": 32}
@@ -21,18 +21,18 @@ MARK = b"Loopforge visualize"
 HEAD = 8192
 
 
-def default_file(subject: Subject, args: argparse.Namespace) -> Path:
+def default_file(run: PuzzleRun, args: argparse.Namespace) -> Path:
     """`thinking_step_N.png` in the run, with every setting in the name that is not the usual one."""
-    opened = subject.opened
+    opened = run.opened
     parts = [f"thinking_step_{opened.checkpoint.step}"]
     if args.split != "test":
         parts.append(args.split)
     if args.example is not None:
         parts.append(f"example-{args.example}")
     if args.data:
-        parts.append("data-" + "-".join(entry["content_hash"][:8] for entry in subject.data))
-    if subject.steps != opened.config.arch.get("halt_max_steps", subject.steps):
-        parts.append(f"steps-{subject.steps}")
+        parts.append("data-" + "-".join(entry["content_hash"][:8] for entry in run.data))
+    if run.steps != opened.config.arch.get("halt_max_steps", run.steps):
+        parts.append(f"steps-{run.steps}")
     if args.weights == "raw" and opened.checkpoint.has_ema:
         parts.append("raw")
     return opened.run_dir / ("_".join(parts) + ".png")
@@ -55,9 +55,9 @@ def check_target(target: Path) -> None:
 
 def check_count(count: int, suffix: str, layout: Layout, steps: int) -> None:
     """Raises: UsageError when one file of this kind does not hold so many examples."""
-    from scripts._animation import film_capacity
-    from scripts._page import page_capacity
-    from scripts._picture import strip_capacity
+    from viewer.animation import film_capacity
+    from viewer.page import page_capacity
+    from viewer.picture import strip_capacity
 
     most = {
         ".png": lambda: strip_capacity(layout, steps), ".gif": lambda: film_capacity(steps),
@@ -78,9 +78,9 @@ def write(target: Path, thoughts: list[Thought], words: Headline) -> str:
     Raises:
         UsageError: the file cannot be written.
     """
-    from scripts._animation import draw_film
-    from scripts._page import draw_page
-    from scripts._picture import draw_strip
+    from viewer.animation import draw_film
+    from viewer.page import draw_page
+    from viewer.picture import draw_strip
 
     if target.suffix.lower() == ".html":
         data = draw_page(thoughts, words).encode("utf-8")

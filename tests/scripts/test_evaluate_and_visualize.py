@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from dataset.arguments import positive
+from engine.cli.console import run_command
 from engine.errors import Interrupted, RunFailure, UsageError
 from scripts import evaluate, visualize
-from scripts._opening import positive, run_command
-from scripts._text_run import pick
+from tasks.language_model.loading import pick_checkpoint
+from tasks.recursive_reasoning.evaluate import result_file
 from tests.conftest import run_script
 
 
@@ -96,8 +98,8 @@ def test_results_of_other_settings_get_other_files(argv, steps: int, max_example
         run_dir=tmp_path, checkpoint=SimpleNamespace(step=5, has_ema=True),
         config=SimpleNamespace(arch={"halt_max_steps": 8}, final_eval_max_examples=None),
     )  # fmt: skip
-    subject = SimpleNamespace(opened=opened, steps=steps, data=[{"path": "x", "content_hash": "0123456789ab"}])
-    path = evaluate.result_file(subject, evaluate.parse(["run", *argv]), max_examples)
+    run = SimpleNamespace(opened=opened, steps=steps, data=[{"path": "x", "content_hash": "0123456789ab"}])
+    path = result_file(run, evaluate.parse(["run", *argv]), max_examples)
     assert path == tmp_path / name
 
 
@@ -114,7 +116,7 @@ def test_a_folder_of_runs_lists_them(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no checkpoint yet"):
         find_checkpoint(tmp_path / "checkpoints/demo/new")
     with pytest.raises(UsageError, match="is a folder of runs"):  # as sample.py and export_gpt2.py look for it
-        find_checkpoint(pick(tmp_path, "best"))
+        find_checkpoint(pick_checkpoint(tmp_path, "best"))
 
 
 def test_a_folder_that_is_no_run_is_called_that(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from rich.console import Console, Group
 from rich.control import Control
 from rich.text import Text
 
-from scripts._boards import Headline, Thought, View
-from scripts._terminal import STYLES, board_block, heading, legend, side_by_side
+from viewer.boards import Headline, Thought, View
+from viewer.terminal import STYLES, board_block, heading, legend, side_by_side
 
 HELP = "left/right step   up/down example   space play   s solution   q quit"
 KEYS = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from scripts._boards import Layout, Thought, View
+from viewer.boards import Layout, Thought, View
 
 STYLES = {
     "given": "bold",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,14 +66,17 @@ def best(trials: list[Trial]) -> Trial | None:
     return next((trial for trial in usable if (trial.examples_per_s or 0.0) >= NEAR * fastest), None)
 
 
-def measure_apart(argv: list[str], key: str, rows: int, *, limit_s: float) -> Trial:
-    """Estimate `argv` with `key=rows` in a child process: what it does to memory ends with it."""
+def measure_apart(command: list[str], key: str, rows: int, *, limit_s: float) -> Trial:
+    """Run `command`, an estimate, with `key=rows` in a child process: what it does to memory ends with it."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "estimate.json"
-        command = [sys.executable, str(Path(__file__).with_name("estimate.py")), *argv, "--json", str(result)]
         try:
             done = subprocess.run(
-                [*command, f"++{key}={rows}"], capture_output=True, text=True, timeout=limit_s, check=False
+                [*command, "--json", str(result), f"++{key}={rows}"],
+                capture_output=True,
+                text=True,
+                timeout=limit_s,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return Trial(rows=rows, reason=f"no three steps within {limit_s:.0f} s")

@@ -1,4 +1,4 @@
-"""evaluate.py for runs of train.py: the run's own evaluation with a checkpoint's weights, on its own data or others."""
+"""Evaluate a run of train.py: its own evaluation with a checkpoint's weights, on its own data or another set."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from engine.errors import UsageError
 from engine.io import print_rank0, user_path
 from engine.registry import entry_module
 from engine.run.load_run import find_checkpoint, open_checkpoint, read_config
-from scripts._opening import home_of, require_average, warn_of_other_data, write_result
+from tasks.loading import home_of, require_average, warn_of_other_data, write_result
 
-FOREIGN = {"split": "test", "steps": None, "max_examples": None, "halting": None, "batch_size": None}
-"""Arguments for runs of pretrain.py, with what they are when nobody gave them."""
+PUZZLES_ONLY = {"split": "test", "steps": None, "max_examples": None, "halting": None, "batch_size": None}
+"""Arguments that have a meaning for runs of pretrain.py only, with their defaults."""
 
 
-def evaluate_text(args: argparse.Namespace) -> None:
-    """Open, evaluate, print, write. Raises: UsageError."""
-    for name, absent in FOREIGN.items():
-        if getattr(args, name) != absent:
+def evaluate_run(args: argparse.Namespace) -> None:
+    """Load, evaluate, print and write, as the arguments of scripts/evaluate.py ask. Raises: UsageError."""
+    for name, default in PUZZLES_ONLY.items():
+        if getattr(args, name) != default:
             raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of train.py")
     target = None if args.json is None else args.json.absolute()
     checkpoint = Path(os.path.abspath(args.checkpoint))
     given = [os.path.abspath(user_path(name)) if "/" in name else name for name in args.data or ()]
     with contextlib.chdir(home_of(checkpoint)):
-        other = same_tokens(checkpoint, given)
-        opened = open_checkpoint(checkpoint, device=args.device, weights=args.weights or "ema", overrides=other)
+        data_override = override_data(checkpoint, given)
+        opened = open_checkpoint(checkpoint, device=args.device, weights=args.weights or "ema", overrides=data_override)
         require_average(opened, args)
         data = [{key: str(card[key]) for key in ("path", "content_hash")} for card in opened.plan.cards]
         warn_of_other_data(opened.checkpoint, data)
@@ -60,8 +60,8 @@ def evaluate_text(args: argparse.Namespace) -> None:
     write_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": values})
 
 
-def same_tokens(path: Path, given: list[str]) -> dict[str, str]:
-    """The config's override for the data set to evaluate on. Raises: UsageError when the model would misread it."""
+def override_data(path: Path, given: list[str]) -> dict[str, str]:
+    """The config key that evaluates on the data set `given`. Raises: UsageError when the model would misread it."""
     checkpoint = find_checkpoint(path)
     config = read_config(checkpoint, entry_module(checkpoint.entry, f"checkpoint {checkpoint.path}: entry").SCHEMA)
     kept = read_vocabularies(checkpoint.path.parent.parent)
@@ -69,8 +69,8 @@ def same_tokens(path: Path, given: list[str]) -> dict[str, str]:
         for each in kept or ():
             if not each.of_data():
                 raise UsageError(
-                    f"{each.path} has another vocabulary than when this run began, so its numbers mean other words to "
-                    "the model: put the old data back, or name another data set with --data"
+                    f"{each.path} has another vocabulary than when this run began, so its token ids mean other words "
+                    "to the model: put the old data back, or name another data set with --data"
                 )
         return {}
     if config.training_mode != "single" or len(given) != 1:

@@ -1,7 +1,7 @@
 """A model thinking as one static HTML page: every example, every ACT step, nothing loaded from anywhere.
 
-The page is complete without JavaScript at the last step; the script (`_page.js`) redraws the same cells for any other
-one from the JSON at its end. Colours and sizes are CSS variables, so that the style sheet (`_page.css`) knows no board.
+The page is complete without JavaScript at the last step; the script (`page.js`) redraws the same cells for any other
+one from the JSON at its end. Colours and sizes are CSS variables, so that the style sheet (`page.css`) knows no board.
 
 T positions of an example, S ACT steps.
 """
@@ -14,9 +14,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from scripts._boards import Headline, Layout, Thought
-from scripts._cards import LEVELS, card, chart_x
-from scripts._picture import largest_board
+from viewer.boards import Headline, Layout, Thought
+from viewer.cards import LEVELS, card, chart_x
+from viewer.picture import largest_board
 
 THEME = {
     "page": ("#f4f6f8", "#0f141b"),
@@ -74,7 +74,7 @@ def draw_page(thoughts: Sequence[Thought], words: Headline) -> str:
 <style>
 {theme_css()}
 {board_css(layout)}
-{(here / "_page.css").read_text(encoding="utf-8")}{paint_css(layout)}</style>
+{(here / "page.css").read_text(encoding="utf-8")}{paint_css(layout)}</style>
 </head>
 <body>
 <header>
@@ -89,7 +89,7 @@ def draw_page(thoughts: Sequence[Thought], words: Headline) -> str:
 </main>
 <script type="application/json" id="data">{data}</script>
 <script>
-{(here / "_page.js").read_text(encoding="utf-8")}</script>
+{(here / "page.js").read_text(encoding="utf-8")}</script>
 </body>
 </html>
 """

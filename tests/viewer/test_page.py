@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from scripts import _picture
-from scripts._animation import HOLD_MS, MOST, STEP_MS, WIDEST, draw_film, draw_frame, film_capacity
-from scripts._boards import Headline, Thought, fitted, layout_of
-from scripts._cards import LEVELS
-from scripts._output import MARK
-from scripts._page import FIRST, LARGEST, THEME, draw_page, page_capacity
-from tests.scripts.test_boards import SOLUTION, thought
+from tests.viewer.test_boards import SOLUTION, thought
+from viewer import picture as still
+from viewer.animation import HOLD_MS, MOST, STEP_MS, WIDEST, draw_film, draw_frame, film_capacity
+from viewer.boards import Headline, Thought, fitted, layout_of
+from viewer.cards import LEVELS
+from viewer.output import MARK
+from viewer.page import FIRST, LARGEST, THEME, draw_page, page_capacity
 
 WORDS = Headline("project/<run>", "what", (("Run", "project/<run>"), ("Data", "a & b")))
 THOUGHTS = [thought(3, 6, 9, 16, q_halt=(0.1, 0.3, 0.9)), thought(7, 5, 12, 15)]
@@ -176,7 +176,7 @@ def test_film_has_a_frame_for_each_step() -> None:
     assert len(shots) == 3
     assert len({shot.size for shot in shots}) == 1
     assert len({shot.tobytes() for shot in shots}) == 3
-    wrong = ImageColor.getrgb(_picture.WRONG)
+    wrong = ImageColor.getrgb(still.WRONG)
 
     def boards(shot: Image.Image) -> np.ndarray:
         return (np.asarray(shot)[150:-100] == wrong).all(axis=-1).sum()
@@ -188,7 +188,7 @@ def test_film_has_a_frame_for_each_step() -> None:
 @pytest.mark.parametrize("example", [THOUGHTS[0], arc(20, 30)], ids=["sudoku", "arc"])
 def test_a_full_film_keeps_to_a_size(example: Thought) -> None:
     shot = draw_frame([example] * MOST, WORDS, 0)
-    assert shot.width <= 1.5 * (WIDEST + 2 * _picture.MARGIN)
+    assert shot.width <= 1.5 * (WIDEST + 2 * still.MARGIN)
     assert shot.height <= 4000
     assert film_capacity(16) == MOST
     assert film_capacity(1000) == 0

@@ -9,12 +9,12 @@ import pytest
 from PIL import ImageColor
 from rich.console import Console
 
-from scripts import _picture
-from scripts._boards import Headline, Thought, fitted, layout_of
-from scripts._canvas import Canvas
-from scripts._picture import draw_strip, strip_capacity
-from scripts._terminal import draw, heading, legend
-from tests.scripts.test_boards import LAYOUT, SOLUTION, WRONG, thought
+from reports.canvas import Canvas
+from tests.viewer.test_boards import LAYOUT, SOLUTION, WRONG, thought
+from viewer import picture as still
+from viewer.boards import Headline, Thought, fitted, layout_of
+from viewer.picture import draw_strip, strip_capacity
+from viewer.terminal import draw, heading, legend
 
 WORDS = Headline("run", "what", (("Run", "run"),))
 
@@ -73,7 +73,7 @@ def test_picture_shows_right_wrong_given_and_changed() -> None:
     body = colours_of(picture, (0, 2 * 100, picture.width, picture.height - 2 * 60))
     rgb = ImageColor.getrgb
     for colour in (
-        _picture.RIGHT, _picture.WRONG, _picture.GIVEN, _picture.CHANGED, _picture.BAR, _picture.BAR_STOP, _picture.INK,
+        still.RIGHT, still.WRONG, still.GIVEN, still.CHANGED, still.BAR, still.BAR_STOP, still.INK,
     ):  # fmt: skip
         assert rgb(colour) in body, colour
 
@@ -86,7 +86,7 @@ def test_picture_marks_only_what_is_there(name: str, right: tuple[int, ...], abs
     picture = draw_strip([thought(0, *right)], WORDS)
     legend_top = picture.height - 2 * 60
     assert (
-        ImageColor.getrgb(getattr(_picture, name)) not in colours_of(picture, (0, 0, picture.width, legend_top))
+        ImageColor.getrgb(getattr(still, name)) not in colours_of(picture, (0, 0, picture.width, legend_top))
     ) is absent
 
 
@@ -94,7 +94,7 @@ def test_long_episodes_go_on_below() -> None:
     short = draw_strip([thought(0, *[7] * 8)], WORDS)
     long = draw_strip([thought(0, *[7] * 32)], WORDS)
     assert long.height > short.height * 1.5
-    assert long.width <= 2 * (_picture.STRIP + 2 * _picture.MARGIN + _picture.LABEL + 10)
+    assert long.width <= 2 * (still.STRIP + 2 * still.MARGIN + still.LABEL + 10)
 
 
 @pytest.mark.parametrize(("seq_len", "vocab"), [(900, 12), (900, 6), (81, 11), (10, 5), (36, 8)])
@@ -114,7 +114,7 @@ def test_any_grid_can_be_drawn(seq_len: int, vocab: int) -> None:
 
 @pytest.mark.parametrize(("seq_len", "vocab"), [(16, 6), (81, 11), (900, 12)])
 def test_a_full_picture_is_as_tall_as_said(seq_len: int, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_picture, "TALLEST", 1800.0)
+    monkeypatch.setattr(still, "TALLEST", 1800.0)
     layout, steps = layout_of(seq_len, vocab), 12
     most = strip_capacity(layout, steps)
     cells = np.full((steps, seq_len), 3)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from scripts import _picture as still
-from scripts._boards import Headline, Thought, View
-from scripts._canvas import Canvas
-from scripts._picture import BAR_STOP, INK, MARGIN, MUTED, PAPER, RIGHT_INK, TRACK, WRONG_INK
+from reports.canvas import Canvas
+from viewer import picture as still
+from viewer.boards import Headline, Thought, View
+from viewer.picture import BAR_STOP, INK, MARGIN, MUTED, PAPER, RIGHT_INK, TRACK, WRONG_INK
 
 STEP_MS, HOLD_MS = 900, 3000
 ENLARGED, FEW = 1.5, 4

@@ -1,4 +1,4 @@
-"""The loop that `bench_language_model.py` measures against: a small GPT as tutorials write it, literally.
+"""The loop that scripts/bench_language_model.py measures against: a small GPT as tutorials write it, literally.
 
 Separate modules for every linear map, causal attention by torch's kernel, unfused AdamW, a slice of the memory map for
 each row of a batch, gradients clipped by torch's own function, losses estimated on random batches of both splits.

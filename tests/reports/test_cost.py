@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UsageError
-from scripts._batch_size import Trial, best, find_batch_size, read_size
-from scripts._probe import _before, kept
+from reports.cost.batch_size import Trial, best, find_batch_size, read_size
+from reports.cost.measure import _before, checkpoints_kept
 from scripts.estimate import parse
 from tests.conftest import ROOT, Result, run_forked, run_script
 
@@ -69,9 +69,9 @@ def test_kept_checkpoints_against_a_replay() -> None:
         for best_step in saves:
             stay = {step for step in saves if step in saves[-keep_last:] or step == best_step}
             stay |= {step for step in saves if keep_every and step % keep_every == 0}
-            assert len(stay) <= kept([saves], keep_last, keep_every) <= len(stay) + 1
-    assert kept([[5]], 2, None) == 1
-    assert kept([[5, 10], [10, 20], (20,)], 2, None) == 3
+            assert len(stay) <= checkpoints_kept([saves], keep_last, keep_every) <= len(stay) + 1
+    assert checkpoints_kept([[5]], 2, None) == 1
+    assert checkpoints_kept([[5, 10], [10, 20], (20,)], 2, None) == 3
 
 
 def test_steps_without_end_take_no_memory() -> None:
@@ -79,8 +79,8 @@ def test_steps_without_end_take_no_memory() -> None:
     assert _before(range(0, 10**12, 3), 10) == range(0, 10, 3)
     assert _before(frozenset((9, 3)), 9) == [3]
     tracemalloc.start()
-    assert kept([range(1, 10**12), range(5, 10**12, 5), (10**12,)], 2, None) == 3
-    assert kept([range(7, 10**12, 7), (), (10**12,)], 2, 10**9) == 2 + 142 + 1
+    assert checkpoints_kept([range(1, 10**12), range(5, 10**12, 5), (10**12,)], 2, None) == 3
+    assert checkpoints_kept([range(7, 10**12, 7), (), (10**12,)], 2, 10**9) == 2 + 142 + 1
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 

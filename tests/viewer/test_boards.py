@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scripts._boards import Thought, fitted, layout_of, most_interesting
+from viewer.boards import Thought, fitted, layout_of, most_interesting
 
 SOLUTION = np.array([2, 3, 4, 5, 4, 5, 2, 3, 3, 2, 5, 4, 5, 4, 3, 2])
 LAYOUT = layout_of(16, 6)

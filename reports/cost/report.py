@@ -1,0 +1,147 @@
+"""What a run will cost, as numbers and in print: parameters, memory, hours, operations, disk; and batch sizes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine.config import source_of
+from engine.errors import UsageError
+from engine.io import atomic_write_json, print_rank0
+from reports.cost.batch_size import Trial, best, find_batch_size, limit_memory, measure_apart, read_size, usual_limit
+from reports.cost.measure import Measurement, checkpoints_kept, measure
+
+
+def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, child: Sequence[str]) -> None:
+    """Measure, print and write, as the arguments of scripts/estimate.py ask; with --find-batch-size also the trials.
+
+    Args:
+        build: (config, runtime) -> TrainingPlan, of the run's family.
+        child: the command that estimates the same run in a process of its own, for one batch size after the other.
+    """
+    from engine.device import choose_device
+
+    limit = None
+    if choose_device(config.device).device.type == "cpu" and (args.memory_limit or args.find_batch_size):
+        limit = read_size(args.memory_limit) if args.memory_limit else usual_limit()
+        limit_memory(limit)
+    measured = measure(config, build, steps=args.probe_steps, seconds=args.probe_seconds)
+    numbers = as_numbers(measured, config, source_of(config).config_name or args.entry)
+    print_estimate(numbers, config.keep_last, config.keep_every)
+    if args.find_batch_size:
+        command = [*child, *(["--memory-limit", str(limit)] if limit else [])]
+        trials = find_batch_size(
+            measured.batch_rows,
+            config.accumulation,
+            lambda rows: measure_apart(command, measured.batch_key, rows, limit_s=60 + 10 * args.probe_seconds),
+        )
+        numbers["trials"] = [vars(trial) for trial in trials]
+        print_trials(trials, measured.batch_key)
+    if args.json is not None:
+        atomic_write_json(args.json, numbers)
+        print_rank0(f"written     {args.json}")
+
+
+def as_numbers(measured: Measurement, config: Any, name: str) -> dict[str, Any]:
+    """The estimate as numbers: bytes, seconds, operations."""
+    evaluation, flops = measured.evaluation_seconds, measured.flops_step
+    stored = checkpoints_kept(measured.saves, config.keep_last, config.keep_every)
+    return {
+        "config": name,
+        "device": measured.device,
+        "parameters": measured.parameters,
+        "optimizers": measured.optimizers,
+        "frozen": measured.frozen,
+        "total_parameters": sum(measured.parameters.values()) + measured.frozen,
+        "memory": measured.memory,
+        "batch_key": measured.batch_key,
+        "batch_rows": measured.batch_rows,
+        "steps": measured.last_step,
+        "total_steps": measured.total_steps,
+        "step_seconds": measured.step_seconds,
+        "timed_steps": measured.timed_steps,
+        "examples_per_s": measured.examples_per_second,
+        "training_seconds": measured.training_seconds,
+        "evaluations": measured.evaluations,
+        "evaluation_examples": measured.eval_examples,
+        "evaluation_seconds": evaluation,
+        "seconds": measured.training_seconds + (evaluation or 0.0),
+        "flops_per_step": flops,
+        "flops": None if flops is None else flops * measured.last_step + (measured.flops_evaluations or 0.0),
+        "checkpoint_bytes": measured.checkpoint,
+        "checkpoints_kept": stored,
+        "disk_bytes": measured.checkpoint * stored,
+    }
+
+
+def print_estimate(e: dict[str, Any], keep_last: int, keep_every: int | None) -> None:
+    """Print an estimate."""
+    groups = ", ".join(f"{name} {count:,} ({e['optimizers'][name]})" for name, count in e["parameters"].items())
+    memory, more = e["memory"], f", {e['frozen']:,} not trained" if e["frozen"] else ""
+    exact = sum(memory[part] for part in ("weights", "gradients", "moments", "average"))
+    print_rank0(f"config      {e['config']} on {e['device']}, {e['batch_key']}={e['batch_rows']}")
+    print_rank0(f"parameters  {e['total_parameters']:,} = {groups}{more}")
+    print_rank0(
+        f"memory      {_size(exact)} = weights {_size(memory['weights'])} + gradients {_size(memory['gradients'])} "
+        f"+ optimizer {_size(memory['moments'])} + average {_size(memory['average'])}"
+    )
+    what = "allocated on the GPU" if e["device"].startswith("cuda") else "of the process, Python and torch included"
+    print_rank0(f"            activations about {_size(memory['activations'])}; peak {_size(memory['process'])} {what}")
+    short = f" of {e['total_steps']:,} (max_steps)" if e["steps"] < e["total_steps"] else ""
+    print_rank0(f"steps       {e['steps']:,}{short}")
+    print_rank0(
+        f"speed       {_duration(e['step_seconds'])} a step ({e['timed_steps']} timed), {e['examples_per_s']:,.0f} "
+        "examples/s" + (f", {_flops(e['flops_per_step'] / e['step_seconds'])}/s" if e["flops_per_step"] else "")
+    )
+    evaluation = e["evaluation_seconds"]
+    by = "not known" if evaluation is None else f"about {_duration(evaluation)}, by operations"
+    print_rank0(
+        f"time        {_duration(e['seconds'])} = training {_duration(e['training_seconds'])} "
+        f"+ {e['evaluations']} evaluation(s) ({by})"
+    )
+    if e["flops"]:
+        print_rank0(f"operations  {_flops(e['flops_per_step'])} a step, {_flops(e['flops'])} in all")
+    rule = f"keep_last={keep_last}" + (f", keep_every={keep_every}" if keep_every else "")
+    print_rank0(
+        f"disk        {_size(e['disk_bytes'])} = {e['checkpoints_kept']} checkpoints ({rule}, best) of "
+        f"{_size(e['checkpoint_bytes'])}; one more while it is written"
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    for limit, unit, scale in ((1, "ms", 1e-3), (120, "s", 1), (7200, "min", 60)):
+        if seconds < limit:
+            return f"{seconds / scale:.1f} {unit}"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _flops(count: float) -> str:
+    for unit, scale in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count / 1e6:.2f} MFLOP"
+
+
+def print_trials(trials: list[Trial], key: str) -> None:
+    """The table of batch sizes, and which to take. Raises: UsageError when none works."""
+    print_rank0(f"\n{key:<20}{'examples/s':>12}{'peak memory':>14}")
+    for trial in trials:
+        if trial.reason:
+            print_rank0(f"{trial.rows:<20}{trial.reason:>26}")
+        else:
+            print_rank0(f"{trial.rows:<20}{trial.examples_per_s or 0:>12,.0f}{_size(trial.memory or 0):>14}")
+    chosen = best(trials)
+    if chosen is None:
+        raise UsageError(f"no {key} works: {trials[0].reason} even with {trials[0].rows} rows")
+    print_rank0(
+        f"best: {key}={chosen.rows} (the smallest within 3 % of the fastest; another batch is another experiment)"
+    )

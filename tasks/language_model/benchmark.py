@@ -1,0 +1,108 @@
+"""train.py's CPU recipe timed beside a literal loop (scripts/bench_language_model.py): batches, steps, whole runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from dataset.text.batches import TrainBatches
+from dataset.text.stream import TokenStream
+from engine.config import load_synced_config
+from engine.loop.trainer import Trainer
+from engine.registry import entry_module
+from engine.run.launch import make_runtime
+from engine.signals import StopSignal
+from tasks.language_model.nanogpt_baseline import NanoGPT, Sizes, batch, optimizer_of, step
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ("--config-name=cfg_train_cpu", "device=cpu", "seed=1337", "learning_rate=1e-3")  # the loop's own rate
+
+
+def timed(work: Callable[[int], Any], times: int) -> float:
+    """Seconds for one call of work(i), over `times` calls."""
+    began = time.perf_counter()
+    for number in range(times):
+        work(number)
+    return (time.perf_counter() - began) / times
+
+
+def in_turns(ours: Callable[[], float], theirs: Callable[[], float], pairs: int) -> dict[str, Any]:
+    """Milliseconds of both and the ratio theirs / ours (above 1: ours is faster)."""
+    rows = [(ours(), theirs()) for _ in range(pairs + 1)][1:]  # the first pair warms up
+    ratios = sorted(b / a for a, b in rows)
+    return {
+        "ours_ms": 1000 * median(a for a, _ in rows),
+        "baseline_ms": 1000 * median(b for _, b in rows),
+        "ratio": median(ratios),
+        "lowest": ratios[0],
+        "highest": ratios[-1],
+        "pairs": pairs,
+    }
+
+
+def loading(folder: Path, pairs: int, rows: int, length: int) -> dict[str, Any]:
+    """One batch of rows x length tokens, ready as int64 tensors."""
+    sizes = Sizes(rows=rows, length=length)
+    batches = TrainBatches([TokenStream(folder, "train")], seed=1, batch_size=rows, block_size=length)
+
+    def ours(number: int) -> Any:
+        return [torch.from_numpy(values) for values in batches.rows(number, 0, rows).values()]
+
+    return in_turns(lambda: timed(ours, 500), lambda: timed(lambda _: batch(folder, "train", sizes), 500), pairs)
+
+
+def stepping(folder: Path, pairs: int) -> dict[str, Any]:
+    """One training step, batch included: the trainer's own method beside the baseline's."""
+    script = entry_module("train", "entry")
+    with initialize_config_dir(str(ROOT / "config"), version_base=None):
+        composed = compose("cfg_train_cpu", overrides=["device=cpu", f"dataset={folder}", "eval_iters=1"])
+    config = load_synced_config(composed, schema=script.SCHEMA, entry="train")
+    runtime = make_runtime(config)
+    plan = script.build(config, runtime)
+    trainer = Trainer(plan, config, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal())
+    sizes = Sizes()
+    model = NanoGPT(sizes)
+    optimizer = optimizer_of(model)
+
+    def ours(_: int) -> None:
+        trainer.step += 1
+        trainer._train_step()
+
+    def theirs(_: int) -> None:
+        step(model, optimizer, *batch(folder, "train", sizes))
+
+    return in_turns(lambda: timed(ours, 40), lambda: timed(theirs, 40), pairs)
+
+
+def whole(folder: Path, iterations: int, threads: int, baseline: list[str]) -> dict[str, Any]:
+    """Three whole runs of each, process start to end, evaluation settings as documented (250 / 200).
+
+    `baseline`: the command that runs the literal loop.
+    """
+
+    def run(command: list[str]) -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, *command], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - began
+
+    with tempfile.TemporaryDirectory() as scratch:
+        ours = [
+            str(ROOT / "train.py"),
+            *RECIPE,
+            f"dataset={folder}",
+            f"threads={threads}",
+            f"max_iters={iterations}",
+            f"lr_decay_iters={iterations}",
+            f"out_dir={scratch}/run",
+            "resume=false",
+        ]
+        return in_turns(lambda: run(ours), lambda: run(baseline), 3)

@@ -1,0 +1,86 @@
+"""A run of train.py as a GPT-2 folder in transformers' format, for scripts/export_gpt2.py."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dataset.text.base import EOT_TEXT
+from engine.errors import UsageError
+from engine.io import atomic_directory, atomic_write_json
+from models.language_models.gpt2_weights import gpt2_config, to_gpt2
+from tasks.language_model.loading import load_text_run
+
+
+def export_run(args: argparse.Namespace) -> None:
+    """Write the folder, whole or not at all. Raises: UsageError for a model that is no GPT-2."""
+    folder = Path(os.path.abspath(args.folder))
+    run = load_text_run(args.run, checkpoint=args.checkpoint, device="cpu", weights=args.weights)
+    model, tokenizer = run.model, _shared_tokenizer(run.vocabularies)
+    eot = None if tokenizer is None else tokenizer.eot
+    try:
+        config = gpt2_config(model.config, model.shape, eot=eot)
+        weights = to_gpt2(model.state_dict(), model.config, model.shape)
+    except ValueError as error:
+        raise UsageError(f"{args.run} cannot be exported: {error}") from None
+    try:
+        with atomic_directory(folder) as temporary:
+            how = _write(temporary, config, weights, tokenizer)
+    except FileExistsError:
+        raise UsageError(f"{args.folder} exists already: remove it or choose another folder") from None
+    print(f"model       {args.folder} (step {run.step}, {run.weights} weights)")
+    print(f"tokenizer   {how}")
+
+
+def _write(folder: Path, config: dict[str, Any], weights: dict[str, Any], tokenizer: Any) -> str:
+    from safetensors.torch import save_file
+
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # the library makes it private
+    atomic_write_json(folder / "config.json", config)
+    expressed = _tokenizer_json(tokenizer)
+    if expressed is None:
+        if tokenizer is None:
+            return "not written: the data have none, or several"
+        instead = "take openai-community/gpt2's" if tokenizer.kind == "gpt2" else "encode with the data set's own"
+        return f"not written: transformers has no file for '{tokenizer.kind}', {instead}"
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config["n_positions"]}
+    settings |= {} if tokenizer.eot is None else {"bos_token": EOT_TEXT, "eos_token": EOT_TEXT}
+    atomic_write_json(folder / "tokenizer.json", expressed)
+    atomic_write_json(folder / "tokenizer_config.json", settings)
+    return f"{tokenizer.kind}, {tokenizer.vocab_size} tokens"
+
+
+def _shared_tokenizer(vocabularies: Sequence[Any]) -> Any:
+    """The tokenizer that all data sets of the run share; None where they differ, or are files without one."""
+    try:
+        found = [each.tokenizer() for each in vocabularies]
+    except UsageError:  # token files alone: a model can be exported all the same, and the report says so
+        return None
+    return found[0] if all(other.state() == found[0].state() for other in found) else None
+
+
+def _tokenizer_json(tokenizer: Any) -> dict[str, Any] | None:
+    """tokenizer.json of the tokenizers library: our trained BPE as it is, characters as a BPE without merges."""
+    kind = getattr(tokenizer, "kind", None)
+    if kind == "bpe":
+        model: dict[str, Any] = tokenizer.model
+        return model
+    if kind != "char":
+        return None
+    ids = {char: number for number, char in enumerate(tokenizer.chars)}
+    added = []
+    if tokenizer.eot is not None:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        added = [{"id": tokenizer.eot, "content": EOT_TEXT, **flags, "special": True}]
+    bpe: dict[str, Any] = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": ids, "merges": [],
+    }  # fmt: skip
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+        "pre_tokenizer": None, "post_processor": None, "decoder": {"type": "Fuse"}, "model": bpe,
+    }  # fmt: skip

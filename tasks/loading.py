@@ -1,0 +1,99 @@
+"""What the commands on a stored run share, whatever its family: arguments, where its data lie, checks of what was
+asked for, and the file of results."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from dataset.arguments import positive
+from dataset.catalog import describe
+from engine.errors import UsageError
+from engine.io import atomic_write_json, print_rank0, user_path
+from engine.run.environment import DATA_MARKS, data_change
+from engine.run.files import read_json
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The checkpoint, what to feed it, and how."""
+    parser.add_argument("checkpoint", type=Path, help="a run directory (its latest checkpoint) or a step_N directory")
+    parser.add_argument("--split", choices=("test", "train"), default="test", help="which examples; default: test")
+    parser.add_argument("--data", nargs="+", metavar="PATH", help="data sets; default: those the run was evaluated on")
+    parser.add_argument(
+        "--steps",
+        type=positive,
+        metavar="N",
+        help="ACT steps per example, more than it was trained with if you like; default: arch.halt_max_steps",
+    )
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), help="averaged or raw; default: the averaged ones where the run keeps them"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
+
+
+def require_average(opened: Any, args: argparse.Namespace) -> None:
+    """Raises UsageError where `args.weights` asks for averaged weights and `opened` (OpenedCheckpoint) has none."""
+    if args.weights == "ema" and opened.weights != "ema":
+        raise UsageError(f"{args.checkpoint} keeps no averaged weights (ema=false): use --weights raw")
+
+
+def home_of(checkpoint: Path) -> Path:
+    """The folder that the relative data paths of a run start from.
+
+    Where the run was started, if its data are there; else, for a run that was moved, a folder above it or the current
+    one, whichever has them.
+    """
+    run_dir = checkpoint if (checkpoint / "checkpoints").is_dir() else checkpoint.resolve().parent.parent
+    started = _environment(run_dir).get("working_directory")
+    recorded = [Path(started)] if isinstance(started, str) and Path(started).is_dir() else []
+    names = _data_names(checkpoint)
+    for home in (*recorded, *run_dir.parents, Path.cwd()):
+        if names and all(os.path.exists(home / name) for name in names):
+            return home
+    return next(iter(recorded), Path.cwd())
+
+
+def _data_names(checkpoint: Path) -> list[str]:
+    """Relative data paths in a checkpoint's config; none where it cannot be read, which loading it will report."""
+    from dataset.text.opening import folder_of
+    from engine.run.load_run import find_checkpoint
+
+    try:
+        config = find_checkpoint(checkpoint).config
+    except UsageError:
+        return []
+    listed = [config.get(key) or [] for key in ("data_paths", "dataset_list", "multicontext_datasets")]
+    names = [name for entry in listed if isinstance(entry, list) for name in entry if isinstance(name, str)]
+    if not names and isinstance(config.get("dataset"), str):
+        names = [config["dataset"]]
+    folders = [user_path(name) if "data_paths" in config else folder_of(name) for name in names]
+    return [str(folder) for folder in folders if not folder.is_absolute()]
+
+
+def _environment(run_dir: Path) -> dict[str, Any]:
+    return read_json(run_dir / "environment.json")  # {} for a checkpoint copied without its run
+
+
+def data_identity(folder: Path, cards: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a result records of a data set: path, hashes, whether it stands in for another."""
+    card = next((card for card in cards if card.get("path") == str(folder)), None) or describe(folder)
+    return {key: card[key] for key in (*DATA_MARKS, "stand_in") if key in card}
+
+
+def warn_of_other_data(checkpoint: Any, data: list[dict[str, Any]]) -> None:
+    """A warning for each data set that the run did not see. `checkpoint`: engine.checkpoint.store.Checkpoint."""
+    environment = _environment(checkpoint.path.parent.parent)
+    for entry in data:
+        if (change := data_change(checkpoint.extra, environment, entry)) is not None:
+            print_rank0(f"warning: {entry['path']} is not the data that the run saw ({change})")
+
+
+def write_result(target: Path, content: dict[str, Any]) -> None:
+    """Write JSON and print its path. Raises: UsageError when it cannot be written."""
+    try:
+        atomic_write_json(target, content)
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --json") from None
+    print_rank0(f"written     {target}")
