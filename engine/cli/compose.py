@@ -1,0 +1,183 @@
+"""Hydra's composition of a recipe outside of a launch, and the files that took part in it, with the lines of their keys.
+
+Compositions are kept by the content of the config folders: most commands that are looked at differ in values only.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.cli.recipes import WHOLE, locate
+
+_kept: dict[tuple[Any, ...], Composed] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """A composed config without its `hydra` node."""
+
+    config: DictConfig
+    choices: dict[str, str | None]
+    params: dict[str, str] = field(default_factory=dict)
+    """What `hydra.sweeper.params` sweeps: the jobs of a preset in config/sweep."""
+
+
+def compose_config(folders: list[Path], name: str, overrides: list[str]) -> Composed:
+    """Compose `name` from `folders` in Hydra's order. Raises: HydraException, OmegaConfBaseException, YAMLError."""
+    stamp = digest(folders)
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    groups = {path.relative_to(folder).as_posix() for folder in folders for path in folder.rglob("*") if path.is_dir()}
+    values = [one for one in parsed if _is_value(one, groups)]
+    base = [one.input_line or "" for one in parsed if one not in values]
+    whole, start = (stamp, *folders, name, *overrides), (stamp, *folders, name, *base)
+    if whole in _kept:
+        return _kept[whole]
+    if start not in _kept:
+        _kept[start] = _compose(folders, name, base)
+    config = copy.deepcopy(_kept[start].config)
+    try:
+        OmegaConf.set_struct(config, True)
+        for one in values:
+            OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
+        OmegaConf.set_struct(config, False)
+    except OmegaConfBaseException:
+        _kept[whole] = _compose(folders, name, overrides)  # the error is Hydra's
+        return _kept[whole]
+    return Composed(config, _kept[start].choices, _kept[start].params)
+
+
+def _is_value(one: Override, groups: set[str]) -> bool:
+    """Whether an override only gives a value to a key that is there, which Hydra does after all else."""
+    plain = not (one.is_delete() or one.is_add() or one.is_force_add() or one.is_sweep_override())
+    key = one.key_or_group
+    return plain and one.package is None and key not in groups and key.split(".")[0].split("/")[0] != "hydra"
+
+
+def _compose(folders: list[Path], name: str, overrides: list[str]) -> Composed:
+    more = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"] if folders[1:] else []
+    with initialize_config_dir(str(folders[0]), version_base=None):
+        config = compose(name, [*overrides, *more], return_hydra_config=True)
+    choices = {key: value for key, value in config.hydra.runtime.choices.items() if not key.startswith("hydra/")}
+    params = {str(key): str(value) for key, value in (config.hydra.sweeper.get("params") or {}).items()}
+    OmegaConf.set_readonly(config, False)
+    with open_dict(config):
+        del config["hydra"]
+    OmegaConf.set_struct(config, False)
+    return Composed(config, choices, params)
+
+
+def digest(folders: Iterable[Path]) -> str:
+    """sha256 over all YAML files below some folders."""
+    made = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.yaml")):
+            made.update(f"{folder}\0{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return made.hexdigest()
+
+
+def sweep_jobs(words: list[str], limit: int = 16) -> list[list[str]]:
+    """The first `limit` jobs of a sweep, each as plain overrides; one job where nothing is swept."""
+    jobs: list[list[str]] = [[]]
+    for override in OverridesParser.create().parse_overrides(words):
+        values = [override.input_line or ""]
+        if override.is_sweep_override():
+            key = (override.input_line or "").partition("=")[0]
+            swept = override.value()  # of an interval, which only a sweeper can enumerate, both ends
+            ends = [swept.start, swept.end] if isinstance(swept, IntervalSweep) else override.sweep_string_iterator()
+            values = [f"{key}={value}" for value in ends]
+        jobs = [[*job, value] for job in jobs for value in values][:limit]
+    return jobs
+
+
+# --- where a value comes from -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """One file of a composition. `package` is the block that its keys lie in, "" for the root."""
+
+    path: Path
+    package: str
+    text: str = field(repr=False)
+
+
+def config_files(folders: list[Path], name: str, choices: Mapping[str, str | None]) -> list[ConfigFile]:
+    """The files that a recipe and its choices lead to, in the order in which Hydra merges them."""
+    files: list[ConfigFile] = []
+
+    def visit(name: str, package: str) -> None:
+        path = locate(folders, name)
+        if path is None or any(path == file.path for file in files) or len(files) > 50:
+            return
+        text, own_at = path.read_text(encoding="utf-8"), None
+        for group, option, _ in defaults_lines(text):
+            if option == "_self_":
+                own_at = len(files)
+            elif not group:
+                visit(option.lstrip("/"), "")
+            elif not group.startswith("override"):
+                _visit_group(group.removeprefix("optional ").lstrip("/"), option)
+        files.insert(len(files) if own_at is None else own_at, ConfigFile(path, package, text))
+
+    def _visit_group(group: str, option: str | None) -> None:
+        name = f"{group}/{choices.get(group, option)}"
+        path = locate(folders, name)
+        visit(name, "" if path and path.read_text(encoding="utf-8").startswith(WHOLE) else group)
+
+    visit(name, "")
+    for group, option in choices.items():
+        _visit_group(group, option)
+    return files
+
+
+@functools.lru_cache(maxsize=256)
+def key_lines(text: str) -> dict[str, int]:
+    """Dotted key -> line (1-based) for every key of nested mappings; empty for text that is no YAML mapping."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return {}
+    lines: dict[str, int] = {}
+
+    def walk(current: yaml.Node | None, prefix: str) -> None:
+        if isinstance(current, yaml.MappingNode):
+            for key, value in current.value:
+                name = f"{prefix}{key.value}"
+                lines[name] = key.start_mark.line + 1
+                walk(value, f"{name}.")
+
+    walk(node, "")
+    return lines
+
+
+@functools.lru_cache(maxsize=256)
+def defaults_lines(text: str) -> list[tuple[str, str, int]]:
+    """The entries of the defaults list in order: (group or "", option, line)."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return []
+    entries: list[tuple[str, str, int]] = []
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        if key.value != "defaults" or not isinstance(value, yaml.SequenceNode):
+            continue
+        for item in value.value:
+            line = item.start_mark.line + 1
+            if isinstance(item, yaml.ScalarNode):
+                entries.append(("", item.value, line))
+            elif isinstance(item, yaml.MappingNode):
+                entries += [(k.value, str(getattr(v, "value", "")), line) for k, v in item.value]
+    return entries

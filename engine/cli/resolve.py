@@ -1,0 +1,321 @@
+"""What a command means: the script's own declarations, its words as overrides, the composed config, where each key stands.
+
+`read_command` is the part that a launch itself goes through before Hydra composes; `resolve` composes as well and keeps
+what a reader wants to know: files in merge order, choices, problems in the words of a launch. Nothing is started.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from engine.cli.compose import ConfigFile, compose_config, config_files, key_lines, sweep_jobs
+from engine.cli.recipes import config_name_of, find_groups, flag_value, locate, search_folders
+from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, translate
+from engine.errors import UsageError
+from engine.schema import structure, with_defaults
+
+Rewrite = Callable[[list[str], Groups, dict[str, str]], list[str]]
+ANSWERS = frozenset(("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"))
+"""Flags of a command that only prints."""
+
+
+@dataclass(frozen=True)
+class HydraMain:
+    """One function under @hydra.main."""
+
+    function: Callable[..., Any]
+    config_path: str
+    config_name: str
+    line: int
+
+
+@dataclass
+class Script:
+    """An entry script, as importing it shows it."""
+
+    path: Path
+    module: ModuleType | None = None
+    mains: list[HydraMain] = field(default_factory=list)
+
+    @property
+    def declared(self) -> Any:
+        """Its family: entry, schema, aliases, rewrite, requires."""
+        return getattr(self.module, "FAMILY", None)
+
+    @property
+    def schema(self) -> type | None:
+        return getattr(self.declared, "schema", None) or getattr(self.module, "SCHEMA", None)
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        return getattr(self.declared, "aliases", None) or getattr(self.module, "ALIASES", {})
+
+    @property
+    def rewrite(self) -> Rewrite | None:
+        return getattr(self.declared, "rewrite", None) or getattr(self.module, "rewrite", None)
+
+    @property
+    def config_dir(self) -> Path:
+        """The folder that @hydra.main names."""
+        return self.path.parent / (self.mains[0].config_path if self.mains else "config")
+
+    @property
+    def config_name(self) -> str:
+        return self.mains[0].config_name if self.mains else ""
+
+
+@dataclass
+class Trace:
+    """A command, followed as far as it leads. What could not be followed is None or empty, and `problems` gives why."""
+
+    root: Path
+    cwd: Path
+    """What relative data and run paths are relative to."""
+    argv: tuple[str, ...]
+    """The words behind the script."""
+    script: Script | None = None
+    config_name: str = ""
+    folders: list[Path] = field(default_factory=list)
+    """Where Hydra looks for configs, in its order."""
+    groups: Groups = field(default_factory=Groups)
+    overrides: list[str] = field(default_factory=list)
+    """In Hydra's form, without Hydra's own flags."""
+    jobs: list[list[str]] = field(default_factory=list)
+    """Overrides of each job of a sweep, of which the first is followed here."""
+    choices: dict[str, str | None] = field(default_factory=dict)
+    files: list[ConfigFile] = field(default_factory=list)
+    """In the order in which they are merged."""
+    composed: bool = False
+    resolved: dict[str, Any] | None = None
+    """Plain values, the schema's defaults included."""
+    config: Any = None
+    """The checked instance of the script's schema."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """link (script, config, compose, resolve, schema) -> why it could not be followed."""
+
+    @property
+    def answers(self) -> bool:
+        """The command only prints (--help, --cfg job)."""
+        return any(word.partition("=")[0] in ANSWERS for word in self.argv)
+
+    @property
+    def resumes(self) -> bool:
+        """The command takes a stored config, not the composed one."""
+        return str((self.resolved or {}).get("resume", "")).lower() == "true"
+
+    def relative(self, path: Path) -> str:
+        """`path` below the root, else as it stands."""
+        for base, below in ((self.root, path), (self.root.resolve(), path.resolve())):
+            if below.is_relative_to(base):
+                return below.relative_to(base).as_posix()
+        return str(path)
+
+    def locate(self, name: str) -> str:
+        """The file of a config by its name below the search path; where there is none, the place for it."""
+        return self.relative(locate(self.folders, name) or self.folders[0] / f"{name}.yaml") if self.folders else ""
+
+    def options(self, pattern: str) -> list[str]:
+        """Names of the configs that match: `cfg_*`, `arch/*`."""
+        return sorted({path.stem for folder in self.folders for path in folder.glob(f"{pattern}.yaml")})
+
+    def key_line(self, key: str) -> tuple[str, int]:
+        """(file, line) of the last file that sets a dotted key; ("", 0) where none does."""
+        for file in reversed(self.files):
+            block = f"{file.package}." if file.package else ""
+            line = key_lines(file.text).get(key.removeprefix(block), 0) if key.startswith(block) else 0
+            if line:
+                return self.relative(file.path), line
+        return "", 0
+
+
+@dataclass
+class Request:
+    """A command line before Hydra sees it."""
+
+    config_name: str
+    folders: list[Path]
+    groups: Groups
+    words: list[str]
+    """Hydra's argv."""
+
+    @property
+    def sweep(self) -> bool:
+        return bool({"-m", "--multirun"} & set(self.words))
+
+
+def read_command(
+    argv: Sequence[str], *, schema: type, aliases: Mapping[str, str], rewrite: Rewrite | None, config_dir: Path,
+    config_name: str, typed: dict[str, str] | None = None, remember: Callable[[], None] = lambda: None,
+) -> Request:  # fmt: skip
+    """The words of a command as Hydra takes them; `typed` collects what the user wrote for which key.
+
+    `remember` is called when the words are translated, before a script's own `rewrite` may refuse one.
+    Raises: UsageError.
+    """
+    name = config_name_of(argv) or config_name
+    folders = search_folders(argv, config_dir)
+    groups = find_groups(config_dir, name, *folders[1:])
+    typed = {} if typed is None else typed
+    words = translate(list(argv), schema, groups=groups, aliases=aliases, typed=typed)
+    remember()
+    words = rewrite(words, groups, typed) if rewrite is not None else words
+    return Request(name.removesuffix(".yaml"), folders, groups, words)
+
+
+# --- scripts ----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def observe_script(path: Path) -> Script:
+    """An entry script, imported with a recorder in the place of @hydra.main. Nothing is imported where it has none.
+
+    Raises: OSError, and whatever importing the script raises.
+    """
+    if "hydra.main" not in path.read_text(encoding="utf-8"):
+        return Script(path)
+    mains: list[HydraMain] = []
+    with _recorded(mains):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return Script(path, module, mains)
+
+
+@contextmanager
+def _recorded(mains: list[HydraMain]) -> Iterator[None]:
+    original = hydra.main
+
+    def main(config_path: str | None = None, config_name: str | None = None, **_: Any) -> Callable[..., Any]:
+        line = sys._getframe(1).f_lineno
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            mains.append(HydraMain(function, config_path or ".", (config_name or "").removesuffix(".yaml"), line))
+            return function
+
+        return decorate
+
+    hydra.main = main
+    try:
+        yield
+    finally:
+        hydra.main = original
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def resolve(
+    script: Path, argv: Sequence[str], *, root: Path, cwd: Path | None = None, sweep_job: bool = False,
+    explain: Callable[..., str | None] | None = None,
+) -> Trace:  # fmt: skip
+    """Follow `python SCRIPT ARGV...` from the folder `cwd` (the root where None) to its checked config.
+
+    `sweep_job`: the command is one job of a sweep, whose preset another process reads. `explain(error, schema, folder)`
+    gives Hydra's errors in one line. Raises nothing for a wrong command: `problems` of the trace has it.
+    """
+    trace = Trace(root, cwd or root, tuple(argv))
+    try:
+        trace.script = observe_script(script)
+    except (OSError, SyntaxError, ImportError, AttributeError, TypeError, ValueError, NameError) as error:
+        trace.problems["script"] = f"{trace.relative(script)} cannot be imported: {type(error).__name__}: {error}"
+        return trace
+    if not trace.script.mains:
+        return trace
+    try:
+        _compose(trace, sweep_job)
+    except UsageError as error:
+        trace.problems["schema" if trace.composed else "compose"] = str(error)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        line = explain(error, trace.script.schema or dict, trace.folders[0], composing=True) if explain else None
+        trace.problems["resolve" if trace.composed else "compose"] = line or " ".join(str(error).split())
+    return trace
+
+
+def _compose(trace: Trace, sweep_job: bool) -> None:
+    script = trace.script
+    assert script is not None
+    replaced = flag_value(trace.argv, "--config-path", "-cp")
+    folder = Path(trace.root / replaced) if replaced else script.config_dir
+    trace.folders = _search_path(trace, folder)
+    trace.config_name = (config_name_of(trace.argv) or script.config_name).removesuffix(".yaml")
+    if locate(trace.folders, trace.config_name) is None:
+        trace.problems["config"] = f"there is no {trace.config_name}.yaml in {trace.relative(trace.folders[0])}/"
+        return
+    words = [word for word in trace.argv if word not in ("-h", "--help")]
+    schema = script.schema or type("Nothing", (), {"__dataclass_fields__": {}})
+    request = read_command(
+        words, schema=schema, aliases=script.aliases, rewrite=script.rewrite, config_dir=trace.folders[0],
+        config_name=script.config_name,
+    )  # fmt: skip
+    trace.groups, trace.overrides = request.groups, without_flags(request.words)
+    trace.jobs = sweep_of(trace) if request.sweep else [trace.overrides]
+    composed = compose_config(trace.folders, trace.config_name, trace.jobs[0])
+    trace.composed, trace.choices = True, composed.choices
+    trace.files = config_files(trace.folders, trace.config_name, trace.choices)
+    resolved: Any = OmegaConf.to_container(composed.config, resolve=True, throw_on_missing=True)
+    trace.resolved = with_defaults(script.schema, resolved) if script.schema else resolved
+    trace.config = structure(script.schema, trace.resolved) if script.schema else None
+    if composed.params and not request.sweep and not sweep_job:
+        raise UsageError(PRESET)
+
+
+PRESET = "a preset of config/sweep describes several jobs: add -m to run them"
+
+
+def _search_path(trace: Trace, folder: Path) -> list[Path]:
+    more = flag_value(trace.argv, "--config-dir", "-cd")
+    if not more:
+        return [folder]
+    places = [base / Path(more).expanduser() for base in (trace.cwd, Path.cwd())]
+    return [folder, next((place for place in places if place.is_dir()), places[0])]
+
+
+# Launchers and sweepers that are plugins of Hydra -> the extra that installs them.
+PLUGINS = {"joblib": "sweep", "optuna": "optuna", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+_PLUGIN = re.compile(rf"hydra/(launcher|sweeper)=({'|'.join(PLUGINS)})$")
+_PLUGIN_KEY = re.compile(r"\+*hydra\.(launcher|sweeper)\.")
+
+
+def sweep_of(trace: Trace) -> list[list[str]]:
+    """The jobs of a sweep, those of a preset (hydra.sweeper.params) too. Plugins of Hydra need not be installed."""
+    words = [word for word in trace.overrides if not _PLUGIN.match(word)]
+    if len(words) < len(trace.overrides):  # then these are the plugin's keys
+        words = [word for word in words if not _PLUGIN_KEY.match(word)]
+    params = compose_config(trace.folders, trace.config_name, sweep_jobs(words)[0]).params
+    given = {word.lstrip("+").partition("=")[0] for word in words}
+    return sweep_jobs([*(f"{key}={value}" for key, value in params.items() if key not in given), *words])
+
+
+def hydra_flags(words: Sequence[str]) -> list[str]:
+    """Hydra's flags that take a value, with it."""
+    return [part for name in sorted(HYDRA_VALUED) if (value := flag_value(words, name)) for part in (name, value)]
+
+
+def without_flags(words: Sequence[str]) -> list[str]:
+    """Only the overrides of a translated command."""
+    rest, skip = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if skip:
+            skip = False
+        elif name in HYDRA_VALUED:
+            skip = not equals
+        elif word not in HYDRA_SWITCHES and not word.startswith("--info"):
+            rest.append(word)
+    return rest
