@@ -1,4 +1,4 @@
-"""Hydra's composition of a recipe outside of a launch, and the files that took part in it, with the lines of their keys.
+"""Hydra's composition of a recipe outside of a launch, and the files that took part, with the lines of their keys.
 
 Compositions are kept by the content of the config folders: most commands that are looked at differ in values only.
 """

@@ -30,8 +30,9 @@ from engine.cli.group_options import foreign_key, options_for
 from engine.cli.help import help_text
 from engine.cli.keys import hint_for, keys_of
 from engine.cli.recipes import check_recipe, config_name_of, find_groups, locate, no_config, search_folders
+from engine.cli.resolve import PLUGINS, PRESET, Rewrite, read_command
 from engine.cli.spelling import as_typed, forget, remember
-from engine.cli.translate import Groups, translate
+from engine.cli.translate import Groups
 from engine.config import refusal_within
 from engine.distributed import report_to_launcher, should_report, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
@@ -42,12 +43,6 @@ from engine.sweeps import FOLDER, REPORT
 
 # Ranks other than 0 compose for themselves; without these each would make its own output folder.
 QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
-
-# Launchers and sweepers that are plugins of Hydra -> the extra that installs them.
-PLUGINS = {"joblib": "sweep", "optuna": "optuna", "submitit_local": "slurm", "submitit_slurm": "slurm"}
-
-
-Rewrite = Callable[[list[str], Groups, dict[str, str]], list[str]]
 
 
 class _TaskStopped(BaseException):
@@ -94,21 +89,22 @@ def run(
                 f"{strange[0]!r} is not text in UTF-8: check the terminal's encoding, or quote it otherwise"
             )
         based = check_recipe(folders, name, entry)
-        groups = find_groups(config_dir, name, *folders[1:])
         if {"-h", "--help"} & set(argv):
+            groups = find_groups(config_dir, name, *folders[1:])
             sys.stdout.write(help_text(entry, schema, groups, config_dir, name, aliases, *folders[1:]) + "\n")
             return 0
         typed: dict[str, str] = {}
-        words = translate(argv, schema, groups=groups, aliases=aliases, typed=typed)
-        remember(_of_others(schema, words, typed) | typed)
-        words = rewrite(words, groups, typed) if rewrite is not None else words
+        request = read_command(
+            argv, schema=schema, aliases=aliases, rewrite=rewrite, config_dir=config_dir, config_name=name, typed=typed,
+            translated=lambda words: remember(_of_others(schema, words, typed) | typed),
+        )  # fmt: skip
         remember(typed)
-        _check_presets(words, schema, groups, folders, Path(entry).stem)
-        sweep = bool({"-m", "--multirun"} & set(words))
+        words, sweep = request.words, request.sweep
+        _check_presets(words, schema, request.groups, folders, Path(entry).stem)
         if sweep and under_torchrun():
             raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
         if not sweep and REPORT not in os.environ and any(re.match(r"\+*sweep=(?!null)", word) for word in words):
-            raise UsageError("a preset of config/sweep describes several jobs: add -m to run them")
+            raise UsageError(PRESET)
         if sweep and "hydra/launcher=submitit_slurm" in words and shutil.which("srun") is None:
             raise UsageError("hydra/launcher=submitit_slurm: there is no srun here; start it on a cluster")
         if int(os.environ.get("RANK", "0")) > 0 or not based:

@@ -1,4 +1,4 @@
-"""What a command means: the script's own declarations, its words as overrides, the composed config, where each key stands.
+"""What a command means: what its script declares, its words as overrides, the composed config, where each key stands.
 
 `read_command` is the part that a launch itself goes through before Hydra composes; `resolve` composes as well and keeps
 what a reader wants to know: files in merge order, choices, problems in the words of a launch. Nothing is started.
@@ -160,11 +160,11 @@ class Request:
 
 def read_command(
     argv: Sequence[str], *, schema: type, aliases: Mapping[str, str], rewrite: Rewrite | None, config_dir: Path,
-    config_name: str, typed: dict[str, str] | None = None, remember: Callable[[], None] = lambda: None,
+    config_name: str, typed: dict[str, str] | None = None, translated: Callable[[list[str]], None] = lambda words: None,
 ) -> Request:  # fmt: skip
     """The words of a command as Hydra takes them; `typed` collects what the user wrote for which key.
 
-    `remember` is called when the words are translated, before a script's own `rewrite` may refuse one.
+    `translated` is called with the words before the script's own `rewrite` may refuse one.
     Raises: UsageError.
     """
     name = config_name_of(argv) or config_name
@@ -172,7 +172,7 @@ def read_command(
     groups = find_groups(config_dir, name, *folders[1:])
     typed = {} if typed is None else typed
     words = translate(list(argv), schema, groups=groups, aliases=aliases, typed=typed)
-    remember()
+    translated(words)
     words = rewrite(words, groups, typed) if rewrite is not None else words
     return Request(name.removesuffix(".yaml"), folders, groups, words)
 
@@ -191,7 +191,8 @@ def observe_script(path: Path) -> Script:
     mains: list[HydraMain] = []
     with _recorded(mains):
         spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return Script(path, module, mains)
@@ -210,7 +211,7 @@ def _recorded(mains: list[HydraMain]) -> Iterator[None]:
 
         return decorate
 
-    hydra.main = main
+    hydra.main = main  # type: ignore[assignment]
     try:
         yield
     finally:
