@@ -1,0 +1,1 @@
+"""How large the house is: `python -m tests.metrics` measures this checkout, or another one with --tree."""
