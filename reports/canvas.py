@@ -1,11 +1,16 @@
-"""A drawing surface in logical units: text and shapes are laid out once and scaled to the wanted resolution."""
+"""A drawing surface in logical units: text and shapes are laid out once and scaled to the resolution asked for."""
 
 from __future__ import annotations
 
+import io
 from functools import cache
 from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
+
+PAPER, INK, MUTED, HAIR = "#ffffff", "#1b2430", "#5d6877", "#c5ccd6"
+"""Of every picture: the ground, text, lesser text, thin lines."""
+RIGHT_INK, WRONG_INK = "#0a6b4a", "#b03a00"
 
 Anchor = Literal["lm", "mm", "rm", "lt", "mt"]
 
@@ -65,3 +70,10 @@ class Canvas:
     def text_width(self, text: str, size: float) -> float:
         """Logical width of a line of text."""
         return self.pen.textlength(text, font=_font(round(size * self.scale))) / self.scale
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -25,10 +24,6 @@ if __name__ == "__main__":
     begin()
 
 from dataset.arguments import OneLineParser
-from engine.errors import UsageError
-from engine.io import atomic_write_bytes, atomic_write_json, atomic_write_text, print_rank0
-from scripts._feudal_runs import Cell, Run, baseline_of, find_runs, group, warnings_of
-from scripts._feudal_stats import paired, summary
 
 METRICS = ("exact_accuracy", "accuracy")
 
@@ -56,65 +51,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def compare(cells: Sequence[Cell], metric: str) -> dict[str, dict[str, Any]]:
-    """For each cell its `seeds` (seed -> score), `score`, and `difference` from the baseline or None."""
-    found: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        values, base = cell.values(metric), baseline_of(cell, cells)
-        gap = paired(values, base.values(metric)) if cell.has_head and base is not None else None
-        found[cell.name] = {"seeds": values, "score": summary(list(values.values())), "difference": gap, "goals": None}
-    return found
-
-
-def add_goals(cells: Sequence[Cell], facts: Mapping[str, dict[str, Any]], metric: str, device: str) -> list[str]:
-    """Measure the goals of every run with a head and put them into `facts`; returns warnings."""
-    from scripts._feudal_goals import measure, of_cell
-
-    runs: list[Run] = [run for cell in cells if cell.has_head for run in cell.runs.values()]
-    measured, warnings = {}, []
-    for number, run in enumerate(runs, start=1):
-        print_rank0(f"goals of run {number} of {len(runs)}: {run.path}")
-        try:
-            measured[run.path] = measure(run, device)
-        except UsageError as error:
-            warnings.append(f"goals not measured: {error}")
-    for cell in cells:
-        if cell.has_head:
-            facts[cell.name]["goals"] = of_cell(cell, measured, metric)
-    return warnings
-
-
 def main(args: argparse.Namespace) -> None:
     """Find, compare, measure, print, write."""
-    from scripts._feudal_plots import pictures
-    from scripts._feudal_tables import markdown
+    from tasks.recursive_reasoning.feudal_report.report import write_feudal_report
 
-    metric, out = f"eval/{args.metric}", args.out.absolute()
-    runs, warnings = find_runs([place.absolute() for place in args.runs], metric)
-    cells, doubles = group(runs)
-    warnings += doubles + warnings_of(cells, metric)
-    facts = compare(cells, metric)
-    if not args.no_interventions:
-        warnings += add_goals(cells, facts, args.metric, args.device)
-    text = markdown(cells, facts, args.metric, warnings)
-    print_rank0(text)
-    listed = {c.name: {**facts[c.name], "runs": {s: str(run.path) for s, run in c.runs.items()}} for c in cells}
-    try:
-        for name, picture in pictures(cells, facts, args.metric).items():
-            atomic_write_bytes(out / name, _png(picture))
-        atomic_write_text(out / "report.md", text)
-        atomic_write_json(out / "report.json", {"metric": args.metric, "warnings": warnings, "cells": listed})
-    except OSError as error:
-        raise UsageError(f"{out} cannot be written ({error.strerror}): name another folder with --out") from None
-    print_rank0(f"written     {out}: report.md, report.json and pictures")
-
-
-def _png(picture: Any) -> bytes:
-    import io
-
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG")
-    return stream.getvalue()
+    write_feudal_report(args)
 
 
 if __name__ == "__main__":

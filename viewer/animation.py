@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from reports.canvas import Canvas
+from reports.canvas import INK, MUTED, PAPER, RIGHT_INK, WRONG_INK, Canvas
 from viewer import picture as still
 from viewer.boards import Headline, Thought, View
-from viewer.picture import BAR_STOP, INK, MARGIN, MUTED, PAPER, RIGHT_INK, TRACK, WRONG_INK
+from viewer.picture import BAR_STOP, MARGIN, TRACK
 
 STEP_MS, HOLD_MS = 900, 3000
 ENLARGED, FEW = 1.5, 4

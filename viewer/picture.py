@@ -8,13 +8,12 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from reports.canvas import Canvas
+from reports.canvas import HAIR, INK, MUTED, PAPER, RIGHT_INK, WRONG_INK, Canvas
 from viewer.boards import Headline, Layout, Thought, View
 
-PAPER, INK, MUTED, HAIR, TRACK = "#ffffff", "#1b2430", "#5d6877", "#c5ccd6", "#e7ebf0"
+TRACK = "#e7ebf0"
 GIVEN, UNSCORED = "#e6eaf0", "#f8f9fb"
-RIGHT, RIGHT_INK = "#cfeee3", "#0a6b4a"
-WRONG, WRONG_INK = "#fbdcc8", "#b03a00"
+RIGHT, WRONG = "#cfeee3", "#fbdcc8"
 FILLS = {
     "given": (GIVEN, INK), "right": (RIGHT, RIGHT_INK), "wrong": (WRONG, WRONG_INK), "plain": (PAPER, INK),
     "none": (UNSCORED, INK),

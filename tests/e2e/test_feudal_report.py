@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from launcher.jobs import parse
-from scripts._feudal_goals import SOURCES, _Answers
+from tasks.recursive_reasoning.feudal_report.goals import SOURCES, AnswerTally
 from tests.conftest import ROOT, Result, run_script
 from tests.e2e.recipes import PRETRAIN
 from verification.source import Repo
@@ -87,7 +87,7 @@ def test_participation_counts_directions() -> None:
     rng = np.random.Generator(np.random.Philox(1))
     goals = torch.tensor(rng.normal(size=(12, 5)) * [3.0, 1.0, 1.0, 0.1, 0.0])
     active = torch.tensor([True] * 10 + [False] * 2)
-    tally = _Answers()
+    tally = AnswerTally()
     tally.begin()
     for rows, valid in ((slice(0, 5), 5), (slice(5, 12), 6)):  # the last row is padding
         carry = type("Carry", (), {"latents": {"subgoal_goal": goals[rows], "subgoal_active": active[rows]}})()

@@ -13,10 +13,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from scripts._feudal_plots import sweep
-from scripts._feudal_runs import baseline_of, find_runs, group, read_run, warnings_of
-from scripts._feudal_stats import bootstrap, paired, reading, summary, t_quantile
-from scripts.feudal_report import compare, main, parse
+from reports.runs import find_runs, read_run
+from reports.statistics import Summary
+from reports.study import Cell, compare, group
+from scripts.feudal_report import main, parse
+from tasks.recursive_reasoning.feudal_report.cell_goals import reading
+from tasks.recursive_reasoning.feudal_report.pictures import sweep
+from tasks.recursive_reasoning.feudal_report.study import FeudalStudy, warnings_of
 from tests.conftest import run_script
 from tests.e2e.recipes import PRETRAIN
 
@@ -30,6 +33,7 @@ ABLATION = {
     "no loss": {"arch.loss.feudal_loss_weight": 0},
     "random goals": {f"{HEAD}.goal_source": "random"},
 }
+STUDY = FeudalStudy()
 _clock = itertools.count(1_700_000_000)
 
 
@@ -74,6 +78,11 @@ def ablation(tmp_path: Path, composed: dict[str, Any]) -> Path:
     return tmp_path / "runs"
 
 
+def name_of_baseline(cell: Cell, cells: list[Cell]) -> str | None:
+    baseline = STUDY.baseline_of(cell, cells)
+    return baseline and baseline.name
+
+
 def test_cells_are_named_by_what_differs(ablation: Path, composed: dict[str, Any]) -> None:
     extra = {
         "weight 0.02": {"arch.loss.feudal_loss_weight": 0.02},
@@ -87,12 +96,12 @@ def test_cells_are_named_by_what_differs(ablation: Path, composed: dict[str, Any
     }
     for name, changes in extra.items():
         write_run(ablation / name, composed, changes)
-    cells, doubles = group(find_runs([ablation], METRIC)[0])
+    cells, doubles = group(find_runs([ablation], METRIC, STUDY)[0], STUDY)
     assert not doubles
     assert {cell.name for cell in cells} == {*ABLATION, *extra}
     assert [cell.name for cell in cells][:2] == ["baseline", "feudal"]
     assert all(sorted(cell.runs) == [0, 1, 2] for cell in cells if cell.name in ABLATION)
-    partner = {cell.name: baseline_of(cell, cells).name for cell in cells}
+    partner = {cell.name: name_of_baseline(cell, cells) for cell in cells}
     assert partner["feudal, lr=0.1"] == partner["period 8, lr=0.1"] == "baseline, lr=0.1"
     assert partner["feudal"] == partner["random goals"] == "baseline"
 
@@ -104,7 +113,7 @@ def test_hrm_itself_and_other_places_and_labels_are_no_difference(tmp_path: Path
     write_run(tmp_path / "hrm", plain, {"data_paths": ["/elsewhere/sudoku"]})
     without = dataclasses.asdict(PRETRAIN.compose(RECIPE, "~arch.subgoal_head", "max_steps=7"))
     write_run(tmp_path / "without", without, {}, seed=1)
-    (cell,), _ = group(find_runs([tmp_path], METRIC)[0])
+    (cell,), _ = group(find_runs([tmp_path], METRIC, STUDY)[0], STUDY)
     assert (cell.name, sorted(cell.runs)) == ("baseline", [0, 1])
 
 
@@ -114,15 +123,15 @@ def test_hrm_itself_and_other_places_and_labels_are_no_difference(tmp_path: Path
 def test_the_usual_weight(tmp_path: Path, composed: dict[str, Any], values: tuple[float, ...], usual: float) -> None:
     for number, weight in enumerate(values):
         write_run(tmp_path / str(number), composed, {"arch.loss.feudal_loss_weight": weight}, seed=number)
-    cells, _ = group(find_runs([tmp_path], METRIC)[0])
+    cells, _ = group(find_runs([tmp_path], METRIC, STUDY)[0], STUDY)
     assert cells[0].name == "feudal"
-    assert {cell.keys["arch.loss.feudal_loss_weight"] for cell in cells[:1]} == {usual}
+    assert {cell.settings["arch.loss.feudal_loss_weight"] for cell in cells[:1]} == {usual}
     assert {cell.name for cell in cells[1:]} == {f"weight {weight}" for weight in values if weight != usual}
 
 
 def test_a_run_without_loss_is_not_called_feudal_where_it_is_alone(tmp_path: Path, composed: dict[str, Any]) -> None:
     write_run(tmp_path / "a", composed, {"arch.loss.feudal_loss_weight": 0.0})
-    cells, _ = group(find_runs([tmp_path / "a"], METRIC)[0])
+    cells, _ = group(find_runs([tmp_path / "a"], METRIC, STUDY)[0], STUDY)
     assert [cell.name for cell in cells] == ["no loss"]
 
 
@@ -131,8 +140,8 @@ def score_of(run: Path) -> float:
 
 
 def test_differences_are_paired_by_seed(ablation: Path) -> None:
-    cells, _ = group(find_runs([ablation], METRIC)[0])
-    found = compare(cells, METRIC)
+    cells, _ = group(find_runs([ablation], METRIC, STUDY)[0], STUDY)
+    found = compare(cells, METRIC, STUDY)
     scores = {name: [score_of(ablation / f"{name}_{seed}") for seed in range(3)] for name in ABLATION}
     assert found["baseline"]["difference"] is None
     for name in ABLATION.keys() - {"baseline"}:
@@ -145,54 +154,33 @@ def test_differences_are_paired_by_seed(ablation: Path) -> None:
         assert gaps.min() <= low < high <= gaps.max()
 
 
-def test_only_seeds_that_both_have_are_paired() -> None:
-    gap = paired({0: 1.0, 1: 5.0, 7: 9.0}, {1: 2.0, 7: 4.0, 8: 0.0})
-    assert (gap["seeds"], gap["values"], gap["mean"]) == ([1, 7], [3.0, 5.0], 4.0)
-    assert paired({0: 1.0}, {1: 1.0})["mean"] is None
-    assert summary([2.0])["t"] is summary([2.0])["sd"] is summary([2.0])["bootstrap"] is None
+def measured(control: float, content: float, presence: float, **more: float) -> tuple[str, str]:
+    def drop(mean: float) -> Summary:
+        return {"values": [], "n": 2, "mean": mean, "sd": None, "se": 0.01, "t": None, "bootstrap": None}
+
+    return reading(
+        drop(control), drop(content), drop(presence), **{"directions": 5.0, "gate": 0.8, "alike": 0.2} | more
+    )
 
 
 @pytest.mark.parametrize(
-    ("freedom", "quantile"),  # a printed table of Student's t
-    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (14, 2.1448), (30, 2.0423)],
-)
-def test_the_quantiles_of_student(freedom: int, quantile: float) -> None:
-    assert t_quantile(freedom) == pytest.approx(quantile, abs=5e-5)
-
-
-def test_the_bootstrap_is_that_of_all_resamples() -> None:
-    values = np.array([0.0, 1.0, 5.0])
-    means = sorted(sum(draw) / 3 for draw in itertools.product(values, repeat=3))  # 27, each as likely
-    low, high = bootstrap(values)
-    assert low == means[0]  # all zeros has 1 chance in 27, more than 2.5 %
-    assert high == means[-1]
-    assert bootstrap(np.array([1.0])) is None
-
-
-def cell_of(control: float, content: float, presence: float, **more: float):
-    values = {"control": control, "content": content, "presence": presence}
-    means = {name: {"mean": value, "se": 0.01} for name, value in values.items()}
-    return {**means, "pr": 5.0, "gate": 0.8, "alike": 0.2, **more}
-
-
-@pytest.mark.parametrize(
-    ("cell", "word"),
+    ("figures", "word"),
     [
-        (cell_of(0.4, 0.05, 0.1), "used"),
-        (cell_of(0.4, 0.05, 0.1, pr=1.2), "obeyed but collapsed"),
-        (cell_of(0.4, 0.05, 0.1, gate=0.01), "obeyed but collapsed"),
-        (cell_of(0.4, 0.019, 0.019), "obeyed but irrelevant"),
-        (cell_of(0.4, -0.05, -0.05), "obeyed but irrelevant"),
-        (cell_of(0.4, 0.01, 0.05), "constant bias"),
-        (cell_of(0.05, 0.0, 0.05), "constant bias"),
-        (cell_of(0.05, 0.0, 0.0), "not followed"),
-        (cell_of(0.05, 0.1, 0.1), "not followed"),
-        (cell_of(0.05, 0.0, 0.0, alike=0.95), "one goal for all"),
-        (cell_of(0.05, 0.0, 0.05, alike=0.95), "constant bias"),
+        (measured(0.4, 0.05, 0.1), "used"),
+        (measured(0.4, 0.05, 0.1, directions=1.2), "obeyed but collapsed"),
+        (measured(0.4, 0.05, 0.1, gate=0.01), "obeyed but collapsed"),
+        (measured(0.4, 0.019, 0.019), "obeyed but irrelevant"),
+        (measured(0.4, -0.05, -0.05), "obeyed but irrelevant"),
+        (measured(0.4, 0.01, 0.05), "constant bias"),
+        (measured(0.05, 0.0, 0.05), "constant bias"),
+        (measured(0.05, 0.0, 0.0), "not followed"),
+        (measured(0.05, 0.1, 0.1), "not followed"),
+        (measured(0.05, 0.0, 0.0, alike=0.95), "one goal for all"),
+        (measured(0.05, 0.0, 0.05, alike=0.95), "constant bias"),
     ],
 )
-def test_the_reading_rule(cell: dict[str, Any], word: str) -> None:
-    assert reading(cell)[0] == word
+def test_the_reading_rule(figures: tuple[str, str], word: str) -> None:
+    assert figures[0] == word
 
 
 def test_what_makes_cells_hard_to_compare_is_said(ablation: Path, composed: dict[str, Any]) -> None:
@@ -200,9 +188,9 @@ def test_what_makes_cells_hard_to_compare_is_said(ablation: Path, composed: dict
     write_run(ablation / "unfinished", composed, {}, seed=3, state="interrupted")
     write_run(ablation / "again", composed, {}, seed=0, score=0.123)
     write_run(ablation / "alone", composed, {"lr": 0.5})
-    runs, left_out = find_runs([ablation], METRIC)
-    cells, doubles = group(runs)
-    said = "\n".join([*left_out, *doubles, *warnings_of(cells, METRIC)])
+    runs, left_out = find_runs([ablation], METRIC, STUDY)
+    cells, doubles = group(runs, STUDY)
+    said = "\n".join([*left_out, *doubles, *warnings_of(cells, METRIC, STUDY)])
     for words in (
         "unfinished is not finished (interrupted, step 100)",
         "feudal has seed 0 twice",
@@ -215,15 +203,15 @@ def test_what_makes_cells_hard_to_compare_is_said(ablation: Path, composed: dict
         assert words in said
     feudal = next(cell for cell in cells if cell.name == "feudal")
     assert feudal.runs[0].path.name == "again"  # the newer one
-    assert compare(cells, METRIC)["feudal, lr=0.5"]["difference"] is None
+    assert compare(cells, METRIC, STUDY)["feudal, lr=0.5"]["difference"] is None
 
 
 def test_scores_at_the_floor_or_ceiling_are_said(tmp_path: Path, composed: dict[str, Any]) -> None:
     for score, words in ((0.0, "--metric accuracy"), (0.99, "harder data")):
         folder = tmp_path / str(score)
         write_run(folder / "a", composed, {HEAD: None}, score=score)
-        cells, _ = group(find_runs([folder], METRIC)[0])
-        assert any(words in line for line in warnings_of(cells, METRIC))
+        cells, _ = group(find_runs([folder], METRIC, STUDY)[0], STUDY)
+        assert any(words in line for line in warnings_of(cells, METRIC, STUDY))
 
 
 def test_a_sweep_is_drawn_apart_from_what_has_no_loss_or_no_head(ablation: Path, composed: dict[str, Any]) -> None:
@@ -237,8 +225,8 @@ def test_a_sweep_is_drawn_apart_from_what_has_no_loss_or_no_head(ablation: Path,
 
 
 def _cells(folder: Path):
-    cells, _ = group(find_runs([folder], METRIC)[0])
-    return cells, compare(cells, METRIC)
+    cells, _ = group(find_runs([folder], METRIC, STUDY)[0], STUDY)
+    return cells, compare(cells, METRIC, STUDY)
 
 
 def test_the_report_is_printed_and_written(ablation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,7 +250,7 @@ def test_the_folder_of_a_sweep_names_its_runs(ablation: Path, tmp_path: Path) ->
     jobs = [{"number": n, "run_dir": str(ablation / name)} for n, name in enumerate(("baseline_0", "feudal_0"))]
     (folder / "results.json").write_text(json.dumps([*jobs, {"number": 2, "run_dir": None}]))
     (folder / "results.csv").write_text("")
-    assert len(find_runs([folder], METRIC)[0]) == 2
+    assert len(find_runs([folder], METRIC, STUDY)[0]) == 2
 
 
 REFUSED = {
@@ -285,7 +273,7 @@ def test_a_run_that_cannot_be_used_is_one_line(name: str, tmp_path: Path, compos
 
 
 @pytest.mark.parametrize(("argv", "words"), [
-    (["nowhere"], "nowhere is no folder"),
+    (["nowhere"], "nowhere is not a folder"),
     (["."], "no run of HRM with a final evaluation"),
     ([], "RUNS"),
     ([".", "--metric", "loss"], "exact_accuracy"),
@@ -303,4 +291,4 @@ def test_a_damaged_config_is_one_line(tmp_path: Path, composed: dict[str, Any]) 
     run = write_run(tmp_path / "a", composed, {})
     (run / "config.resolved.yaml").write_text("arch: [")
     with pytest.raises(UsageError, match="no readable config"):
-        read_run(run, METRIC)
+        read_run(run, METRIC, STUDY)

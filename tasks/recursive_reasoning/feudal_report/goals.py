@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,14 @@ from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
 from engine.io import atomic_write_json, print_rank0
 from engine.run.rundir import read_json
-from scripts._feudal_runs import Cell, Run
-from scripts._feudal_stats import reading, summary
+from reports.runs import Run
 
 SOURCES = ("same", "zero", "shuffle", "random", "stale", "mean")
 VERSION = 2
 """Of the stored measurements; another one is measured again."""
 
 
-class _Answers:
+class AnswerTally:
     """An evaluator that keeps which answers were right, and how goals spread."""
 
     needs_steps = False
@@ -71,12 +69,12 @@ class _Answers:
         n = self.count
         return float(np.square(self.units).sum() - n) / (n * (n - 1)) if n > 1 else None
 
-    def drop(self, other: _Answers, name: str) -> list[float]:
+    def drop(self, other: AnswerTally, name: str) -> list[float]:
         """[mean, standard error] of other's score minus this one's, paired by example."""
         gap = np.concatenate(other.scores[name]) - np.concatenate(self.scores[name])
         return [float(gap.mean()), float(gap.std(ddof=1)) / math.sqrt(len(gap)) if len(gap) > 1 else 0.0]
 
-    def changed(self, other: _Answers) -> float:
+    def changed(self, other: AnswerTally) -> float:
         """Share of scored positions that are answered otherwise."""
         scored = np.concatenate([one.ravel() for one in self.scored])
         ours, theirs = (np.concatenate([a.ravel() for a in one.answers]) for one in (self, other))
@@ -98,7 +96,7 @@ def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
     stored = read_json(file)
     if stored.get("key") == key:
         return stored["sources"]
-    sources = _measured(run, device)
+    sources = _evaluate_sources(run, device)
     try:
         atomic_write_json(file, {"key": key, "sources": sources})
     except OSError as error:
@@ -108,21 +106,21 @@ def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
     return sources
 
 
-def _measured(run: Run, device: str) -> dict[str, dict[str, Any]]:
+def _evaluate_sources(run: Run, device: str) -> dict[str, dict[str, Any]]:
     from tasks.recursive_reasoning.loading import load_puzzle_run
 
     loaded = load_puzzle_run(
         argparse.Namespace(checkpoint=run.path, split="test", data=None, steps=None, weights=None, device=device)
     )
     task, head = loaded.task, loaded.task.model.inner.subgoal_head
-    answers: dict[str, _Answers] = {}
-    found: dict[str, dict[str, Any]] = {}
+    answers: dict[str, AnswerTally] = {}
+    measured: dict[str, dict[str, Any]] = {}
     for source in SOURCES:
-        answers[source] = _Answers()
+        answers[source] = AnswerTally()
         head.eval_source, task.evaluators = source, [answers[source]]
         values = {name.removeprefix("eval/"): value for name, value in task.evaluate(final=True).items()}
         names = ("exact_accuracy", "accuracy", "lm_loss", "feudal_cos", "feudal_cos_own", "subgoal_gate_mean")
-        found[source] = {
+        measured[source] = {
             **{name: values.get(name) for name in names},
             "goal_pr": answers[source].participation(),
             "goal_alike": answers[source].alike(),
@@ -130,43 +128,8 @@ def _measured(run: Run, device: str) -> dict[str, dict[str, Any]]:
             "drop": {name: answers[source].drop(answers["same"], name) for name in ("exact_accuracy", "accuracy")},
         }
     ours = run.results.get("eval/accuracy")
-    if ours is not None and abs(ours - (found["same"]["accuracy"] or 0.0)) > 1e-3:
+    if ours is not None and abs(ours - (measured["same"]["accuracy"] or 0.0)) > 1e-3:
         print_rank0(
-            f"warning: {run.path} evaluates to {found['same']['accuracy']:.4f} accuracy now, {ours:.4f} at its end"
+            f"warning: {run.path} evaluates to {measured['same']['accuracy']:.4f} accuracy now, {ours:.4f} at its end"
         )
-    return found
-
-
-def of_cell(cell: Cell, measured: Mapping[Path, Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
-    """The measurements of a cell's runs together: `summary` over seeds (over examples where there is one seed), the
-    score under each source, and the word for it. None where no run was measured."""
-    runs = [measured[run.path] for run in cell.runs.values() if run.path in measured]
-    if not runs:
-        return None
-    found: dict[str, Any] = {
-        "control": summary([_cos(one["shuffle"], "") - _cos(one["shuffle"], "_own") for one in runs]),
-        "cos": summary([_cos(one["same"], "") for one in runs]),
-        "cos_random": summary([_cos(one["random"], "") for one in runs]),
-    }
-    for name, source in (("content", "shuffle"), ("presence", "zero")):
-        drops = [one[source]["drop"][metric] for one in runs]
-        found[name] = summary([mean for mean, _ in drops])
-        if len(drops) == 1:
-            mean, se = drops[0]
-            found[name] |= {"se": se, "t": (mean - 1.96 * se, mean + 1.96 * se)}
-    found["alike"] = _mean([one["same"]["goal_alike"] for one in runs])
-    found["pr"] = _mean([one["same"]["goal_pr"] for one in runs])
-    found["gate"] = _mean([one["same"]["subgoal_gate_mean"] for one in runs])
-    found["changed"] = {source: _mean([one[source]["changed"] for one in runs]) for source in SOURCES}
-    found["scores"] = {source: summary([one[source][metric] for one in runs]) for source in SOURCES}
-    found["word"], found["reason"] = reading(found)
-    return found
-
-
-def _cos(values: Mapping[str, Any], which: str) -> float:
-    return values[f"feudal_cos{which}"] or 0.0  # None where no pass had a goal
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return measured

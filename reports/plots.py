@@ -1,26 +1,22 @@
-"""The report's pictures: rows of points with their interval, and the curve of a sweep."""
+"""Pictures of a comparison: rows of points with their interval, and the curve of a sweep."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
 
-from reports.canvas import Canvas
-from scripts._feudal_runs import HEAD as SUBGOAL
-from scripts._feudal_runs import WEIGHT, Cell
-from scripts._feudal_stats import CONTROL
-from viewer.picture import HAIR, INK, MUTED, PAPER, WRONG_INK
+from reports.canvas import HAIR, INK, MUTED, PAPER, WRONG_INK, Canvas
+from reports.statistics import Summary
 
 POINT, MEAN = "#8fb0e8", "#2f62c9"
 MARGIN, ROW, PANEL, GAP, HEAD, FOOT = 28.0, 34.0, 300.0, 44.0, 96.0, 62.0
 
 
 @dataclass(frozen=True)
-class Marks:
+class Row:
     """One row of a panel: the points of all seeds, their mean, its interval. No points: an empty row."""
 
     points: Sequence[float] = ()
@@ -28,17 +24,24 @@ class Marks:
     interval: tuple[float, float] | None = None
 
 
+def row_of(summary: Summary | None) -> Row:
+    """A sample with its mean and t interval; an empty row where there is none."""
+    if summary is None or summary["mean"] is None:
+        return Row()
+    return Row(summary["values"], summary["mean"], summary["t"])
+
+
 @dataclass(frozen=True)
 class Panel:
     """A column of rows with an axis of its own; `lines` are values to mark, e.g. zero."""
 
     title: str
-    rows: Sequence[Marks]
+    rows: Sequence[Row]
     lines: Sequence[float] = field(default=())
 
 
 class _Axis:
-    """Values to places: a range a little wider than what has to be shown, with round ticks."""
+    """Values -> positions: a range a little wider than the values, with round ticks."""
 
     def __init__(self, values: Sequence[float], start: float, length: float) -> None:
         low, high = min(values), max(values)
@@ -102,7 +105,7 @@ def _panel(canvas: Canvas, panel: Panel, left: float) -> None:
 
 @dataclass(frozen=True)
 class Column:
-    """One value of a sweep; columns that stand `apart` (no head, weight 0) are not joined to the curve."""
+    """One value of a sweep; a column that stands `apart`, such as a baseline, is not joined to the curve."""
 
     label: str
     points: Sequence[float]
@@ -137,65 +140,3 @@ def draw_curve(title: str, subtitle: str, axis_title: str, columns: Sequence[Col
         canvas.text(x, top + high + 36, f"n = {len(column.points)}", size=11, colour=MUTED, anchor="mm")
     canvas.text(left + len(columns) * wide / 2, top + high + 62, axis_title, size=12, colour=MUTED, anchor="mm")
     return canvas.image
-
-
-# --- what the report draws --------------------------------------------------------------------------------------------
-
-
-def pictures(cells: Sequence[Cell], facts: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Image.Image]:
-    """File name -> picture: `cells.png`, `goals.png` where goals were measured, `sweep_weight.png`, `sweep_period.png`.
-
-    `facts` has for each cell its `seeds` (values), `difference` and `goals`, as scripts/feudal_report.py makes them.
-    """
-    name = metric.replace("_", " ")
-    labels = [f"{cell.name} (n = {len(cell.runs)})" for cell in cells]
-    values = [Marks(list(facts[cell.name]["seeds"].values()), facts[cell.name]["score"]["mean"]) for cell in cells]
-    gaps = [_marks(facts[cell.name]["difference"]) for cell in cells]
-    note = "dots: seeds; bar: mean; line: 95 % t interval over seeds"
-    drawn = {"cells.png": draw_rows(f"Held-out {name} of each cell", note, labels, [
-        Panel(name, values), Panel("difference from the baseline, paired by seed", gaps, lines=(0.0,)),
-    ])}  # fmt: skip
-    with_goals = [cell for cell in cells if facts[cell.name]["goals"]]
-    if with_goals:
-        found = [facts[cell.name]["goals"] for cell in with_goals]
-        drawn["goals.png"] = draw_rows(
-            "Are goals followed, and are they of use?",
-            f"{note}; a manager is used where the first panel is right of {CONTROL} and the second right of 0",
-            [cell.name for cell in with_goals],
-            [
-                Panel("controllability (cosine)", [_marks(one["control"]) for one in found], lines=(CONTROL,)),
-                Panel(f"{name} lost by exchanged goals", [_marks(one["content"]) for one in found], lines=(0.0,)),
-                Panel(f"{name} lost without goals", [_marks(one["presence"]) for one in found], lines=(0.0,)),
-            ],
-        )
-    for key, short in ((WEIGHT, "weight"), (f"{SUBGOAL}.manager_period", "period")):
-        if columns := sweep(cells, facts, key):
-            title = f"Held-out {name} by {'feudal_loss_weight' if key == WEIGHT else 'manager_period'}"
-            what = "dots: seeds; bar: mean; grey and unjoined: no head, and a head without loss"
-            drawn[f"sweep_{short}.png"] = draw_curve(title, what, key.rpartition(".")[2], columns)
-    return drawn
-
-
-def _marks(values: Mapping[str, Any] | None) -> Marks:
-    return Marks() if not values or values["mean"] is None else Marks(values["values"], values["mean"], values["t"])
-
-
-def sweep(cells: Sequence[Cell], facts: Mapping[str, Mapping[str, Any]], key: str) -> list[Column]:
-    """The cells with a head that differ in `key` alone, by its value; first, apart, no head and weight 0. Empty where
-    fewer than two values have to be joined."""
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        if cell.has_head:
-            groups.setdefault(repr(sorted((k, v) for k, v in cell.keys.items() if k != key)), []).append(cell)
-    largest = max(groups.values(), key=lambda group: len(group)) if groups else []
-    chosen = sorted(largest, key=lambda cell: cell.keys[key])
-    apart = [cell for cell in chosen if key == WEIGHT and cell.keys[key] == 0]
-    curve = [cell for cell in chosen if cell not in apart]
-    if len(curve) < 2:
-        return []
-    heads = [cell for cell in cells if not cell.has_head][:1]
-    return [
-        *(Column("no head", list(facts[cell.name]["seeds"].values()), apart=True) for cell in heads),
-        *(Column("0 (head)", list(facts[cell.name]["seeds"].values()), apart=True) for cell in apart),
-        *(Column(f"{cell.keys[key]:g}", list(facts[cell.name]["seeds"].values())) for cell in curve),
-    ]

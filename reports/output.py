@@ -1,0 +1,44 @@
+"""A report's files, written into one folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from engine.errors import UsageError
+from engine.io import atomic_write_bytes, atomic_write_json, atomic_write_text
+from reports.canvas import as_png
+
+
+def write_report(folder: Path, files: Mapping[str, str | Image.Image | Mapping[str, Any]]) -> None:
+    """Write each file by what it holds: text, a picture (PNG) or a mapping (JSON).
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    try:
+        for name, content in files.items():
+            if isinstance(content, str):
+                atomic_write_text(folder / name, content)
+            elif isinstance(content, Image.Image):
+                atomic_write_bytes(folder / name, as_png(content))
+            else:
+                atomic_write_json(folder / name, content)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written ({error.strerror}): name another folder with --out") from None
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create the folder, so that an unusable one is reported before the work and not after it. Raises: UsageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UsageError(f"{folder} is a file: name a folder with --out") from None
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be created ({error.strerror}): name another folder with --out") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder} is not writable: name another folder with --out")

@@ -1,0 +1,166 @@
+"""Runs read from their folders: config, final results, data, and the curve of a metric.
+
+A folder may be half-written, damaged or of something else: what cannot be used is one line, never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from engine import reading
+from engine.errors import UsageError
+from engine.run.files import data_hashes, read_json, read_yaml
+from engine.run.rundir import is_finished
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run with its final evaluation."""
+
+    path: Path
+    seed: int
+    step: int
+    results: Mapping[str, float]
+    """`eval/...` of the final evaluation, finite numbers only."""
+    data: tuple[str, ...]
+    """Content hashes of its data sets."""
+    config: Mapping[str, Any]
+    """As resolved at its start."""
+    stand_in: bool = False
+    """Whether its data stand in for others, so that its figures are not those of the data it names."""
+
+
+class RunFilter(Protocol):
+    """What `find_runs` asks about a folder's config before it reads results."""
+
+    @property
+    def expected(self) -> str:
+        """What the runs are, for messages: `run of HRM`."""
+
+    def check(self, path: Path, config: Mapping[str, Any]) -> None:
+        """Raises UsageError for the config of something else."""
+
+
+def find_runs(places: Sequence[Path], metric: str, study: RunFilter) -> tuple[list[Run], list[str]]:
+    """The runs at `places`: run folders, folders of them, or the folder of a `-m` sweep; and what was left out.
+
+    Raises:
+        UsageError: no such place, a run named itself that cannot be used, or no usable run at all.
+    """
+    runs: dict[Path, Run] = {}
+    left_out: list[str] = []
+    for place in places:
+        if not place.is_dir():
+            raise UsageError(
+                f"{place} is not a folder: expected a run, e.g. checkpoints/PROJECT/RUN, or a folder of runs"
+            )
+        if is_run_folder(place):
+            runs[place.resolve()] = read_run(place, metric, study)
+            continue
+        for folder in run_folders_below(place):
+            try:
+                runs.setdefault(folder.resolve(), read_run(folder, metric, study))
+            except UsageError as error:
+                left_out.append(f"left out: {error}")
+    if not runs:
+        where = ", ".join(map(str, places))
+        raise UsageError("; ".join([f"no {study.expected} with a final evaluation in {where}", *left_out[:3]]))
+    return list(runs.values()), left_out
+
+
+def is_run_folder(folder: Path) -> bool:
+    return (folder / "config.resolved.yaml").is_file() or (folder / "status.json").is_file()
+
+
+def run_folders_below(place: Path) -> list[Path]:
+    """Run folders at any depth, sorted; for the folder of a sweep (multirun/DATE_TIME) those that its jobs wrote."""
+    jobs = place / "results.json"
+    if jobs.is_file() and (place / "results.csv").is_file():
+        try:
+            listed = reading.read_json(jobs)
+        except (OSError, reading.Unreadable) as error:
+            raise UsageError(f"{jobs} {reading.reason_of(error)}") from None
+        rows = [job for job in listed if isinstance(job, dict)] if isinstance(listed, list) else []
+        written = [Path(job["run_dir"]) for job in rows if isinstance(job.get("run_dir"), str)]
+        return [folder for folder in written if folder.is_dir()]
+    folders = []
+    for folder, inner, _ in os.walk(place):
+        if is_run_folder(Path(folder)):
+            inner.clear()
+            folders.append(Path(folder))
+    return sorted(folders)
+
+
+def read_run(path: Path, metric: str, study: RunFilter) -> Run:
+    """One run folder.
+
+    Raises:
+        UsageError: it is damaged or unfinished, another kind of run, or its final evaluation has no usable `metric`.
+    """
+    config = read_yaml(path / "config.resolved.yaml")
+    try:
+        seed = int(config["seed"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UsageError(f"{path} has no readable config with a seed (config.resolved.yaml)") from None
+    study.check(path, config)
+    if not is_finished(path):
+        status = read_json(path / "status.json")
+        state, step = status.get("state", "without status.json"), status.get("step")
+        raise UsageError(f"{path} is not finished ({state}, step {step}): run its command again to resume it")
+    summary = read_json(path / "summary.json")
+    stored = summary.get("results")
+    stored = stored if isinstance(stored, dict) else {}
+    results = {name: float(value) for name, value in stored.items() if _is_finite(value)}
+    step = summary.get("step") or 0
+    if type(step) is not int or metric not in stored:
+        raise UsageError(f"{path} has no final evaluation with {metric} (summary.json): train it with final_eval=true")
+    if metric not in results:
+        raise UsageError(f"{path} ended with {metric}={json.dumps(stored[metric])[:40]}: expected a finite number")
+    data = tuple(sorted(data_hashes(path).values()))
+    return Run(path, seed, step, results, data, config, stand_in=summary.get("stand_in") is True)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a JSON value is a finite number (true and false are none); a whole number may be too large to be one."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run folder's metrics.jsonl in order. A damaged line is left out: the last may be half-written.
+
+    Raises:
+        UsageError: there is no such file, or it cannot be read.
+    """
+    file = path / "metrics.jsonl"
+    try:
+        with reading.open_regular(file) as stream:
+            for line in stream:
+                try:
+                    values = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(values, dict):
+                    yield values
+    except (OSError, reading.Unreadable) as error:
+        raise UsageError(f"{file} {reading.reason_of(error)}") from None
+
+
+def curve(path: Path, metric: str) -> list[tuple[int, float]]:
+    """(step, value) wherever the run wrote a finite `metric`. Raises: UsageError as `read_metrics`."""
+    lines = ((line.get("step"), line.get(metric, math.nan)) for line in read_metrics(path))
+    return [(step, float(value)) for step, value in lines if type(step) is int and _is_finite(value)]
+
+
+def first_step(points: Iterable[tuple[int, float]], reached: float, *, higher_is_better: bool = True) -> int | None:
+    """The first step of a curve at which the metric is as good as `reached`; None if it never is."""
+    sign = 1 if higher_is_better else -1
+    return next((step for step, value in points if sign * value >= sign * reached), None)

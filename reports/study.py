@@ -1,0 +1,191 @@
+"""Runs sorted into the cells of an experiment: settings that differ, seeds, baselines, paired differences.
+
+A `Study` says which runs belong together, which settings count, and what a cell is called. As it stands it compares
+any runs by every setting that differs; an experiment with words of its own overrides what it needs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from engine.config import NOT_IDENTITY
+from reports.runs import Run
+from reports.statistics import PairedSummary, Summary, paired_difference, summarize
+
+
+@dataclass
+class Cell:
+    """The runs of one setting by seed."""
+
+    name: str
+    settings: Mapping[str, Any]
+    """Dotted key -> value."""
+    runs: dict[int, Run] = field(default_factory=dict)
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Seed -> metric."""
+        return {seed: run.results[metric] for seed, run in sorted(self.runs.items())}
+
+
+class Comparison(TypedDict):
+    """What one metric says of a cell."""
+
+    seeds: dict[int, float]
+    score: Summary
+    difference: PairedSummary | None
+    """Cell minus its baseline, paired by seed; None for a baseline and for a cell that has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """An experiment over any runs.
+
+    Args:
+        baseline: settings (dotted key -> value; None for a key or block that is absent) of what cells are compared
+            with. A cell's baseline is the cell that has these and agrees with it in every other setting.
+        ignored: top-level config keys that make no difference between experiments, such as labels and devices.
+    """
+
+    baseline: Mapping[str, Any] = field(default_factory=dict)
+    ignored: Collection[str] = frozenset(NOT_IDENTITY)
+    expected: str = "run"
+    no_baseline: str = "there is no run with the baseline's settings: no difference from it can be given"
+
+    def check(self, path: Path, config: Mapping[str, Any]) -> None:
+        """Raises UsageError for a run of another experiment; as it stands, every run is welcome."""
+
+    def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The leaves of a resolved config that make a run the experiment it is, whatever its seed."""
+        return dict(leaves({name: value for name, value in config.items() if name not in {*self.ignored, "seed"}}))
+
+    def is_factor(self, key: str) -> bool:
+        """Whether a setting is studied: cells may differ in it from their baseline."""
+        return any(_is_at_or_below(key, studied) for studied in self.baseline)
+
+    def is_baseline(self, settings: Mapping[str, Any]) -> bool:
+        return bool(self.baseline) and all(_has(settings, key, value) for key, value in self.baseline.items())
+
+    def names(self, settings: Sequence[Mapping[str, Any]]) -> list[str]:
+        """What the cell of each run is called: as it stands `lr=0.1, seq_len=64`, all settings that differ."""
+        differing = [key for key in _keys_of(settings) if len({repr(each.get(key)) for each in settings}) > 1]
+        short = Counter(key.rpartition(".")[2] for key in differing)
+        labels = {key: last if short[last := key.rpartition(".")[2]] == 1 else key for key in differing}
+        return [
+            ", ".join(f"{label}={as_text(each.get(key))}" for key, label in labels.items()) or "all runs"
+            for each in settings
+        ]
+
+    def rank(self, cell: Cell) -> int:
+        """Cells are listed by rank, then by name."""
+        return 0 if self.is_baseline(cell.settings) else 1
+
+    def baseline_of(self, cell: Cell, cells: Sequence[Cell]) -> Cell | None:
+        """The baseline that agrees with `cell` in all settings that are not studied; None for a baseline itself."""
+        if self.is_baseline(cell.settings):
+            return None
+        others = self._not_studied(cell.settings)
+        same = (one for one in cells if self.is_baseline(one.settings) and self._not_studied(one.settings) == others)
+        return next(same, None)
+
+    def _not_studied(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in settings.items() if not self.is_factor(key)}
+
+
+def _is_at_or_below(key: str, block: str) -> bool:
+    return key == block or key.startswith(f"{block}.")
+
+
+def _has(settings: Mapping[str, Any], key: str, value: Any) -> bool:
+    if value is None:
+        return not any(_is_at_or_below(name, key) for name in settings)
+    return bool(settings.get(key) == _hashable(value))
+
+
+def _keys_of(settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    return sorted({key for each in settings for key in each})
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a nested mapping, lists as tuples. A key that is null counts as absent."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", _hashable(value)
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return tuple((str(key), _hashable(inner)) for key, inner in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+def as_text(value: Any) -> str:
+    """A setting as the command line writes it."""
+    return "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
+
+
+def natural_key(value: Any) -> list[Any]:
+    """A sorting key that puts `period 8` before `period 16`."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(value))
+    return [(1, float(part)) if number % 2 else (0, part) for number, part in enumerate(parts)]
+
+
+def group(runs: Sequence[Run], study: Study) -> tuple[list[Cell], list[str]]:
+    """The cells of a study in order, and a warning for each seed that a cell has twice: the newer run counts."""
+    settings = [study.settings(run.config) for run in runs]
+    cells: dict[str, Cell] = {}
+    warnings = []
+    for run, own, name in zip(runs, settings, study.names(settings), strict=True):
+        cell = cells.setdefault(name, Cell(name, own))
+        newer, other = run, cell.runs.get(run.seed)
+        if other is not None:
+            older, newer = sorted((other, run), key=lambda one: (one.path / "summary.json").stat().st_mtime)
+            warnings.append(f"{name} has seed {run.seed} twice: {newer.path} counts, the older {older.path} does not")
+        cell.runs[run.seed] = newer
+    return sorted(cells.values(), key=lambda cell: (study.rank(cell), natural_key(cell.name))), warnings
+
+
+def compare(cells: Sequence[Cell], metric: str, study: Study) -> dict[str, Comparison]:
+    """Name of each cell -> its scores, and their difference from its baseline."""
+    compared: dict[str, Comparison] = {}
+    for cell in cells:
+        values, base = cell.values(metric), study.baseline_of(cell, cells)
+        difference = None if base is None else paired_difference(values, base.values(metric))
+        compared[cell.name] = {"seeds": values, "score": summarize(list(values.values())), "difference": difference}
+    return compared
+
+
+def comparison_warnings(cells: Sequence[Cell], study: Study) -> list[str]:
+    """One line for each thing that makes the cells hard to compare."""
+    warnings = []
+    runs = [run for cell in cells for run in cell.runs.values()]
+    usual_steps = Counter(run.step for run in runs).most_common(1)[0][0]
+    usual_data = Counter(run.data for run in runs).most_common(1)[0][0]
+    seeds = sorted({run.seed for run in runs})
+    has_baseline = any(study.is_baseline(cell.settings) for cell in cells)
+    if not has_baseline:
+        warnings.append(study.no_baseline)
+    for cell in cells:
+        if missing := [seed for seed in seeds if seed not in cell.runs]:
+            warnings.append(f"{cell.name} has no run of seed {_join(missing)}: left out where it is compared")
+        if len(cell.runs) == 1:
+            warnings.append(f"{cell.name} has one seed: no interval can be given")
+        if other_steps := sorted({run.step for run in cell.runs.values()} - {usual_steps}):
+            warnings.append(f"{cell.name} has runs of {_join(other_steps)} steps, most others have {usual_steps}")
+        if other_data := [run for run in cell.runs.values() if run.data != usual_data]:
+            warnings.append(f"{cell.name} has runs on other data than most (the first: {other_data[0].path})")
+        if stand_in := [run for run in cell.runs.values() if run.stand_in]:
+            warnings.append(f"{cell.name} has runs on stand-in data (stand_in: true; the first: {stand_in[0].path})")
+        if has_baseline and not study.is_baseline(cell.settings) and study.baseline_of(cell, cells) is None:
+            warnings.append(f"{cell.name} has no baseline of its other settings: no difference is given")
+    return warnings
+
+
+def _join(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))
