@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from engine.cli.main import main
 from engine.config import load_synced_config
 from engine.distributed import rank, world_size
-from engine.multirun import run_child_if_multirun
+from launcher.sweep import run_child_if_multirun, sweep
 from tasks.recursive_reasoning.args import PretrainConfig
 from verification.preflight import compare_signatures, preflight
 
@@ -147,4 +147,4 @@ def launch(hydra_config: DictConfig) -> Any:
 
 
 if __name__ == "__main__":
-    main(launch, schema=SCHEMA, entry="pretrain", aliases=ALIASES)
+    main(launch, schema=SCHEMA, entry="pretrain", aliases=ALIASES, sweep=sweep)

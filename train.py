@@ -27,7 +27,7 @@ from engine.cli.main import main
 from engine.config import load_synced_config
 from engine.distributed import rank, world_size
 from engine.io import print_rank0
-from engine.multirun import run_child_if_multirun
+from launcher.sweep import run_child_if_multirun, sweep
 from tasks.language_model.args import ALIASES, TrainConfig, rewrite
 from verification.preflight import compare_signatures, preflight
 
@@ -141,4 +141,4 @@ def launch(hydra_config: DictConfig) -> Any:
 
 
 if __name__ == "__main__":
-    main(launch, schema=SCHEMA, entry="train", aliases=ALIASES, rewrite=rewrite)
+    main(launch, schema=SCHEMA, entry="train", aliases=ALIASES, sweep=sweep, rewrite=rewrite)

@@ -23,8 +23,8 @@ from engine.cli.recipes import find_groups
 from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, translate
 from engine.errors import UsageError
 from engine.io import user_path
+from engine.run.parent import SUFFIX
 from engine.schema import structure, with_defaults
-from engine.sweeps import REPORT
 from verification import compose as composing
 from verification.command import Command, parse
 from verification.compose import Composed
@@ -246,7 +246,7 @@ def _follow_config(chain: Chain) -> None:
         chain.resolved = chain.composed.resolved()
         chain.resolved = with_defaults(chain.schema, chain.resolved) if chain.schema else chain.resolved
         chain.config = structure(chain.schema, chain.resolved) if chain.schema else None
-        if chain.composed.params and not sweep and REPORT not in chain.command.env:
+        if chain.composed.params and not sweep and SUFFIX not in chain.command.env:
             raise UsageError("a preset of config/sweep describes several jobs: add -m to run them")
         if chain.resumes:
             go_on(chain)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.sweeps import REPORT
+from engine.run.parent import SUFFIX
 from launcher import jobs as job_files
 from verification.chain import Chain, Kind, build_chain, hydra_flags
 from verification.checks import run_checks, say
@@ -42,7 +42,7 @@ def verify_command(
 def _of_sweep(chain: Chain, known: set[tuple[str, str]]) -> Iterator[Finding]:
     """What is wrong with the further jobs of a sweep and not `known`; a report is of the first one."""
     flags = [word for pair in hydra_flags(chain.command.arguments).items() for word in pair]
-    start = [f"{REPORT}=sweep", "python", str(chain.command.script), *flags]  # as a sweep starts its jobs
+    start = [f"{SUFFIX}=_job", "python", str(chain.command.script), *flags]  # as a sweep starts its jobs
     for number, overrides in list(enumerate(chain.jobs))[1:]:
         one = build_chain(
             [*start, *overrides], chain.repo, kind=chain.kind, job=chain.job, where=chain.where, line=chain.line,

@@ -12,8 +12,8 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,12 +37,13 @@ from engine.config import refusal_within
 from engine.distributed import report_to_launcher, should_report, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.io import did_you_mean
-from engine.multirun import FULL_ERROR, OURS, job_codes
+from engine.run.parent import FULL_ERROR, SET_FULL_ERROR, SWEEP, is_sweep_job
 from engine.schema import NO_TEXT
-from engine.sweeps import FOLDER, REPORT
 
 # Ranks other than 0 compose for themselves; without these each would make its own output folder.
 QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
+
+Sweep = Callable[[Sequence[str]], AbstractContextManager[list[int]]]
 
 
 class _TaskStopped(BaseException):
@@ -61,22 +62,26 @@ def main(
     aliases: Mapping[str, str] | None = None,
     config_dir: str | Path = "config",
     rewrite: Rewrite | None = None,
+    sweep: Sweep | None = None,
 ) -> NoReturn:
     """Translate sys.argv, run `launch` (decorated with @hydra.main), end with the contract's exit code.
 
     `entry` is the script's name (pretrain), `aliases` its table of old key names, `config_dir` the
     folder that @hydra.main names (relative to the script). `rewrite(words, groups, typed)` turns documented
-    values that mean another key here into Hydra's words, and notes in `typed` what became of which.
+    values that mean another key here into Hydra's words, and notes in `typed` what became of which. `sweep(words)`
+    surrounds a sweep (-m); the list that it yields holds the exit codes of the jobs in the end.
     Raises: SystemExit always.
     """
     folder = Path(inspect.getfile(inspect.unwrap(launch))).resolve().parent / config_dir
     open_streams()
-    finish(run(launch, schema=schema, entry=entry, aliases=aliases or {}, config_dir=folder, rewrite=rewrite))
+    finish(
+        run(launch, schema=schema, entry=entry, aliases=aliases or {}, config_dir=folder, rewrite=rewrite, sweep=sweep)
+    )
 
 
 def run(
     launch: Callable[..., Any], *, schema: type, entry: str, aliases: Mapping[str, str], config_dir: Path,
-    rewrite: Rewrite | None = None,
+    rewrite: Rewrite | None = None, sweep: Sweep | None = None,
 ) -> int:  # fmt: skip
     """`main` without the exit: returns the code. sys.argv is the translated command meanwhile."""
     wanted = os.environ.get(FULL_ERROR) == "1"
@@ -99,21 +104,23 @@ def run(
             translated=lambda words: remember(_of_others(schema, words, typed) | typed),
         )  # fmt: skip
         remember(typed)
-        words, sweep = request.words, request.sweep
+        words, multirun = request.words, request.sweep
         _check_presets(words, schema, request.groups, folders, Path(entry).stem)
-        if sweep and under_torchrun():
+        if multirun and under_torchrun():
             raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
-        if not sweep and REPORT not in os.environ and any(re.match(r"\+*sweep=(?!null)", word) for word in words):
+        if not multirun and not is_sweep_job() and any(re.match(r"\+*sweep=(?!null)", word) for word in words):
             raise UsageError(PRESET)
-        if sweep and "hydra/launcher=submitit_slurm" in words and shutil.which("srun") is None:
+        if multirun and "hydra/launcher=submitit_slurm" in words and shutil.which("srun") is None:
             raise UsageError("hydra/launcher=submitit_slurm: there is no srun here; start it on a cluster")
+        if multirun and sweep is None:
+            raise UsageError(f"{Path(entry).stem}.py does not take -m: its main() is given no sweep")
         if int(os.environ.get("RANK", "0")) > 0 or not based:
             words += QUIET
         if not {"-sc", "--shell-completion"} & set(words) and not any("hydra.job.name=" in word for word in words):
             words.append(f"++hydra.job.name={Path(entry).stem}")
-        with _environment(words), _lazy_help(), job_codes(sweep, words) as codes:
+        with _environment(words), _lazy_help(), sweep(words) if multirun and sweep else nullcontext([]) as codes:
             _guarded(launch, config_dir, given.get("config_name"))()
-        return max(codes(), default=0)
+        return max(codes, default=0)
     except SystemExit as stop:  # Hydra's own: it has printed what is wrong, e.g. with -p PACKAGE
         return UsageError.exit_code if stop.code == 1 else int(stop.code or 0)
     except (_TaskStopped, Exception, Interrupted, KeyboardInterrupt) as caught:
@@ -132,7 +139,7 @@ def run(
         report_to_launcher(error, line)
         return code
     finally:
-        if REPORT not in os.environ:
+        if not is_sweep_job():
             forget()
 
 
@@ -257,7 +264,7 @@ def _guarded(launch: Callable[..., Any], config_dir: Path, config_name: str | No
         try:
             return task(hydra_config)
         except Exception as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN and FOLDER in os.environ:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and SWEEP in os.environ:
                 raise  # a job of a sweep must not end the others
             raise _TaskStopped(error) from error
 
@@ -270,12 +277,12 @@ def _environment(words: list[str]) -> Iterator[None]:
     """sys.argv for Hydra, and its full errors, for as long as the run lasts."""
     argv, before = sys.argv, dict(os.environ)
     if before.get(FULL_ERROR) != "1":
-        os.environ.update({FULL_ERROR: "1", OURS: "1"})
+        os.environ.update({FULL_ERROR: "1", SET_FULL_ERROR: "1"})
     sys.argv = [argv[0], *words]
     try:
         yield
     finally:
         sys.argv = argv
-        for name in (FULL_ERROR, OURS):
+        for name in (FULL_ERROR, SET_FULL_ERROR):
             os.environ.pop(name, None)
             os.environ.update({name: before[name]} if name in before else {})

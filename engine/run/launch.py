@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from engine import sweeps
 from engine.checkpoint.state_check import load_state
 from engine.checkpoint.store import Checkpoint, CheckpointStore, CheckpointWriteError, gather_tree, load_checkpoint
 from engine.cli.spelling import as_typed
@@ -35,6 +34,7 @@ from engine.loop.stopping import check_early_stop
 from engine.loop.trainer import Hook, Trainer
 from engine.run import resume, rundir
 from engine.run.environment import data_marks, describe_environment
+from engine.run.parent import report_run_dir
 from engine.run.rundir import RunDirectory, read_json
 from engine.signals import StopSignal
 from engine.task import Evaluation, Runtime, TrainingPlan
@@ -114,7 +114,7 @@ def run(
             if is_main() and under_torchrun():
                 identity = resume.identity(config)
                 rundir.record_refusal(resume.run_dir(config), identity=identity, entry=entry, state=state, **fields)
-                sweeps.report_run_dir(resume.run_dir(config))
+                report_run_dir(resume.run_dir(config))
             raise
         directory: RunDirectory | None = None
 

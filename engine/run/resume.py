@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from engine import sweeps
 from engine.cli.keys import keys_of
 from engine.config import ConfigSource, RunConfig, merge_for_resume, resolved_container, source_of, stored_origin
 from engine.errors import UsageError
@@ -28,6 +27,7 @@ from engine.run.before import as_written, has_key, value_at, value_before
 from engine.run.environment import data_change
 from engine.run.files import expand_pattern, read_json, read_yaml
 from engine.run.identity import completed, identity_of, same_run, with_deleted
+from engine.run.parent import REPORT, SUFFIX, is_sweep_job, report_run_dir
 from engine.run.stored import stored_text
 from engine.schema import structure, with_defaults
 
@@ -61,7 +61,7 @@ def with_run_name(config: C) -> C:
     # Keys that came later stay out at their defaults, so that their coming renamed no run.
     told = {key: value for key, value in full.items() if key not in config.BEFORE or value != usual[key]}
 
-    digest, suffix = sha256_json(told)[:NAME_LENGTH], os.environ.get(sweeps.SUFFIX, "")
+    digest, suffix = sha256_json(told)[:NAME_LENGTH], os.environ.get(SUFFIX, "")
 
     today = from_source(config, _edited(source, {"run_name": f"{stem}-{digest}{suffix}"}))
     older = {} if run_dir(today).exists() else _named_otherwise(today, stem, suffix)
@@ -74,7 +74,7 @@ def _named_otherwise(config: RunConfig, stem: str, suffix: str) -> dict[str, str
 
     A job's number of then is looked for beside its suffix of today.
     """
-    report = os.environ.get(sweeps.REPORT)
+    report = os.environ.get(REPORT)
     endings = dict.fromkeys([suffix, *([f"_{Path(report).stem}", ""] if report and suffix else [])])
     usual, name = str(run_dir(config)), str(config.run_name)
     places = [usual] if config.run_dir or config.project_name else [usual, f"checkpoints/None/{name}"]
@@ -112,7 +112,7 @@ def open_directory(config: RunConfig, entry: str) -> rundir.RunDirectory:
     """Rank 0: pick, lock and prepare the run directory."""
     branch = None if config.resume_from == "latest" else config.resume_from
     opened = rundir.open_run(run_dir(config), **claim(config, entry), resume=config.resume, resume_from=branch)
-    sweeps.report_run_dir(opened.path)
+    report_run_dir(opened.path)
     return opened
 
 
@@ -181,7 +181,7 @@ def finished_before(config: RunConfig, entry: str) -> dict[str, float | None] | 
     In a sweep that is the default: the same command goes on where a stopped sweep was. `max_steps` is no part of the
     identity, so another value is another wish.
     """
-    skip = sweeps.REPORT in os.environ if config.skip_finished is None else config.skip_finished
+    skip = is_sweep_job() if config.skip_finished is None else config.skip_finished
     if not skip or config.resume != "auto" or config.resume_from != "latest":
         return None
     found = rundir.find_finished(run_dir(config), **claim(config, entry))
@@ -190,7 +190,7 @@ def finished_before(config: RunConfig, entry: str) -> dict[str, float | None] | 
     summary = read_json(found / "summary.json")
     if not isinstance(summary.get("results"), dict) or "step" not in summary:
         return None  # its results cannot be told: it is run again
-    sweeps.report_run_dir(found)
+    report_run_dir(found)
     print_rank0(f"{found}: done already (step {summary['step']}); skip_finished=false runs it again")
     return summary["results"]
 

@@ -24,12 +24,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from engine.io import atomic_write_json, atomic_write_text, print_rank0
 from engine.run.files import read_json
 
-FOLDER = "LOOPFORGE_SWEEP"
 NAME = "LOOPFORGE_SWEEP_NAME"
 """Environment: multirun/<this> is the sweep's own folder; config/base/run.yaml reads it."""
-REPORT = "LOOPFORGE_JOB_REPORT"
-SUFFIX = "LOOPFORGE_JOB_SUFFIX"
-"""Environment of a job: joined to a run name that is made of the identity, to say what was swept."""
 STATES = {0: "done", 2: "refused", 3: "interrupted"}
 STOP = "stop"
 
@@ -64,12 +60,6 @@ class Job:
     def write(self, folder: Path) -> None:
         """Leave the record for the sweep."""
         atomic_write_json(folder / f"{self.number}.json", asdict(self))
-
-
-def report_run_dir(run_dir: Path) -> None:
-    """In a job's own process: say which run directory it uses. Nothing where no sweep has started this process."""
-    if REPORT in os.environ:
-        atomic_write_text(os.environ[REPORT], str(run_dir.resolve()))
 
 
 def result_of(run_file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sweeps of the tiny entry script, as processes, for test_multirun.py and test_sweeps.py."""
+"""Sweeps of the tiny entry script, as processes, for test_sweep.py and test_sweep_results.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def make_project(folder: Path) -> Path:
     """The tiny entry script in a folder of its own, with our base and sweep configs."""
-    shutil.copytree(Path(__file__).parent / "fixtures" / "tiny", folder / "tiny")
+    shutil.copytree(ROOT / "tests" / "engine" / "fixtures" / "tiny", folder / "tiny")
     for group in ("base", "sweep"):
         shutil.copytree(ROOT / "config" / group, folder / "tiny" / "config" / group)
     return folder / "tiny"

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from hydra.errors import MissingConfigException
 
+import launcher.sweep
 from engine.cli.main import PLUGINS, _missing_config
 from engine.errors import UsageError
-from engine.multirun import RANKS, job_codes, label_of, pick_gpus, ranks, suffixed, swept_keys, take_folder
-from tests.engine.sweep_cases import ROOT, make_project, ran, results, start, sweep
+from launcher.sweep import RANKS, label_of, pick_gpus, ranks, suffixed, swept_keys, take_folder
+from tests.launcher.sweep_cases import ROOT, make_project, ran, results, start, sweep
 
 
 @pytest.fixture
@@ -222,5 +223,5 @@ def test_a_number_of_ranks_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_sweep_where_nothing_can_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "multirun").write_text("a file where the folder of sweeps would be")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="multirun cannot be written"), job_codes(True):
+    with pytest.raises(UsageError, match="multirun cannot be written"), launcher.sweep.sweep():
         pass

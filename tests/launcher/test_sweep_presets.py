@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import Result, metrics, run_script
 from tests.e2e.recipes import PRETRAIN, TRAIN
-from tests.engine.sweep_cases import ROOT, results, start
+from tests.launcher.sweep_cases import ROOT, results, start
 
 composed, RECIPES = PRETRAIN.compose, PRETRAIN.recipes
 ALL = sorted(path.stem for path in (ROOT / "config/debug").glob("*.yaml"))

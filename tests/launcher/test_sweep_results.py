@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.multirun import RANKS
-from engine.sweeps import Job, over_seeds, publish, table
+from launcher.results import Job, over_seeds, publish, table
+from launcher.sweep import RANKS
 from tests.conftest import metrics, run_script
-from tests.engine.sweep_cases import ROOT, make_project, ran, results, start, sweep
+from tests.launcher.sweep_cases import ROOT, make_project, ran, results, start, sweep
 
 
 def job(number: int, value: float | None, *, direction: str = "min", code: int = 0, lr: str = "1") -> Job:
@@ -189,10 +189,10 @@ def test_a_preempted_slurm_job_saves_itself_and_is_queued_again(cluster: tuple[P
 @pytest.mark.slow
 def test_a_job_that_leaves_the_queue_after_its_sweep_does_nothing(tmp_path: Path) -> None:
     project = make_project(tmp_path)
-    late = "import hydra, os; from engine import multirun\n"
-    late += f"os.environ[multirun.FOLDER] = {str(tmp_path / 'gone')!r}\n"
+    late = "import hydra, os; from launcher import sweep\n"
+    late += f"os.environ[sweep.SWEEP] = {str(tmp_path / 'gone')!r}\n"
     late += "@hydra.main(config_path='config', config_name='cfg_tiny', version_base=None)\n"
-    late += "def main(config): print('CODE', multirun.run_child_if_multirun(config, 'tiny.py').code)\nmain()\n"
+    late += "def main(config): print('CODE', sweep.run_child_if_multirun(config, 'tiny.py').code)\nmain()\n"
     (project / "late.py").write_text(late)
     process = start(project, "late.py", "-m", "seed=0")
     output, _ = process.communicate()

@@ -1,6 +1,6 @@
 """`-m`: each job of a sweep is one child process, so that no process group or GPU memory outlives it.
 
-Works with any launcher: jobs and sweep speak through a folder named in the environment (`engine/sweeps.py`), so the
+Works with any launcher: jobs and sweep speak through a folder named in the environment (`launcher/results.py`), so the
 process that waits for a job may be the sweep itself (basic), a worker (joblib) or on another machine (submitit_slurm).
 """
 
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,11 +34,10 @@ from engine.config import task_overrides
 from engine.errors import UsageError
 from engine.io import file_lock, print_rank0
 from engine.run.files import read_json
+from engine.run.parent import FULL_ERROR, REPORT, SET_FULL_ERROR, SUFFIX, SWEEP
 from engine.signals import install, restore
-from engine.sweeps import FOLDER, NAME, REPORT, STOP, SUFFIX, Job, publish, read_jobs, result_of
+from launcher.results import NAME, STOP, Job, publish, read_jobs, result_of
 
-FULL_ERROR = "HYDRA_FULL_ERROR"
-OURS = "LOOPFORGE_SET_FULL_ERROR"  # we set FULL_ERROR for ourselves: a child's user did not ask
 RANKS = "LOOPFORGE_RANKS"
 """Environment: processes of each job. More than one and torchrun starts it."""
 SWEPT = "LOOPFORGE_SWEPT"
@@ -61,11 +60,11 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
     """
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
-    if FOLDER not in os.environ:
+    if SWEEP not in os.environ:
         raise UsageError("hydra.mode=MULTIRUN: write -m on the command line instead")
     job = HydraConfig.get()
     number, given = int(job.job.num), task_overrides()
-    folder = Path(os.environ[FOLDER])
+    folder = Path(os.environ[SWEEP])
     swept = {*os.environ.get(SWEPT, "").split(), *(job.sweeper.get("params") or {})}
     # an optimizer may try the same values again
     label = label_of(given, swept, number, repeats=job.runtime.choices.get("hydra/sweeper") != "basic")
@@ -164,7 +163,7 @@ def _config_flags(job: Any) -> list[str]:
 def _environment(number: int, folder: Path, stack: ExitStack) -> dict[str, str]:
     """The child's environment: where to report, its GPUs (held until `stack` ends)."""
     job = HydraConfig.get()
-    dropped = {FOLDER, NAME, SWEPT, GPUS} | ({OURS, FULL_ERROR} if OURS in os.environ else set())
+    dropped = {SWEEP, NAME, SWEPT, GPUS} | ({SET_FULL_ERROR, FULL_ERROR} if SET_FULL_ERROR in os.environ else set())
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
     environment[REPORT] = str(folder / f"{number}.run")
     gpus = os.environ.get(GPUS, "").split(",") if os.environ.get(GPUS) else []
@@ -230,15 +229,12 @@ def _wait(child: subprocess.Popen[bytes]) -> int | None:
 
 
 @contextmanager
-def job_codes(sweep: bool, words: Sequence[str] = ()) -> Iterator[Callable[[], list[int]]]:
-    """While a sweep of the command line `words` runs, the folder its jobs report to; yields a reader of their codes.
+def sweep(words: Sequence[str] = ()) -> Iterator[list[int]]:
+    """Surround a sweep of the command line `words`; yields the list that holds the jobs' exit codes in the end.
 
     A first signal lets running jobs write their checkpoints and starts no others; a second Ctrl-C stops at once.
     At the end the table of results is printed and written.
     """
-    if not sweep:
-        yield list
-        return
     global _sweeping
     parent = Path("multirun").resolve()
     folder = parent / f".sweep-{socket.gethostname()}-{os.getpid()}"
@@ -249,7 +245,7 @@ def job_codes(sweep: bool, words: Sequence[str] = ()) -> Iterator[Callable[[], l
     except OSError as error:
         raise UsageError(f"{parent} cannot be written ({error.strerror}): start the sweep in another folder") from None
     os.environ |= {
-        FOLDER: str(folder), NAME: results.name, SWEPT: " ".join(swept_keys(words)), GPUS: ",".join(visible_gpus())
+        SWEEP: str(folder), NAME: results.name, SWEPT: " ".join(swept_keys(words)), GPUS: ",".join(visible_gpus())
     }  # fmt: skip
     codes: list[int] = []
 
@@ -261,11 +257,11 @@ def job_codes(sweep: bool, words: Sequence[str] = ()) -> Iterator[Callable[[], l
     before = install(stop)
     _sweeping = True
     try:
-        yield lambda: codes
+        yield codes
     finally:
         _sweeping = False
         restore(before)
-        for name in (FOLDER, NAME, SWEPT, GPUS):
+        for name in (SWEEP, NAME, SWEPT, GPUS):
             os.environ.pop(name)
         jobs = read_jobs(folder)
         stopped = (folder / STOP).exists()
