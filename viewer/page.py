@@ -1,31 +1,23 @@
 """A model thinking as one static HTML page: every example, every ACT step, nothing loaded from anywhere.
 
 The page is complete without JavaScript at the last step; the script (`page.js`) redraws the same cells for any other
-one from the JSON at its end. Colours and sizes are CSS variables, so that the style sheet (`page.css`) knows no board.
+one from the JSON at its end. Colours and sizes are CSS variables, so that the style sheet (`board.css`) knows no board.
 
 T positions of an example, S ACT steps.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from reports.page import html_page
 from viewer.boards import Headline, Layout, Thought
 from viewer.cards import LEVELS, card, chart_x
 from viewer.picture import largest_board
 
-THEME = {
-    "page": ("#f4f6f8", "#0f141b"),
-    "card": ("#ffffff", "#181f29"),
-    "ink": ("#1b2430", "#e8edf4"),
-    "muted": ("#556070", "#a3afbf"),
-    "hair": ("#c5ccd6", "#3a4656"),
-    "line": ("#3b4757", "#9aa8ba"),
-    "control": ("#6d7a8b", "#7d8b9e"),
+COLOURS = {
     "given": ("#e6eaf0", "#2b3543"),
     "unscored": ("#f4f6f8", "#121820"),
     "right": ("#009e73", "#14b184"),
@@ -35,15 +27,12 @@ THEME = {
     "wrong-ink": ("#6b1f00", "#ffe3d2"),
     "wrong-mark": ("#b03a00", "#ff9a5c"),
     "changed": ("#7a35c8", "#c9a2ff"),
-    "accent": ("#1f57c3", "#7fb0ff"),
-    "on-accent": ("#ffffff", "#0f141b"),
 }
-"""Name of a CSS variable -> (in light, in dark mode)."""
+"""Of boards and their marks, beside those of every page: (in light, in dark mode)."""
 SHADE = (0.06, 0.36)
 """Strength of a cell's colour: at no confidence, and what full confidence adds."""
 FIRST = 32
 """Arrays are strings with one character a cell: chr(FIRST + value), confidences in LEVELS steps."""
-SECURITY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 LARGEST = 8e6
 MOST = 500
 
@@ -59,40 +48,23 @@ def draw_page(thoughts: Sequence[Thought], words: Headline) -> str:
     here = Path(__file__).parent
     layout, steps = largest_board(thoughts), thoughts[0].steps
     solved = sum(thought.solved_from is not None for thought in thoughts)
-    data = json.dumps(page_data(thoughts), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in words.facts)
     cards = "\n".join(card(thought) for thought in thoughts)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="generator" content="Loopforge visualize">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{SECURITY}">
-<link rel="icon" href="data:,">
-<title>{escape(words.title)}</title>
-<style>
-{theme_css()}
-{board_css(layout)}
-{(here / "page.css").read_text(encoding="utf-8")}{paint_css(layout)}</style>
-</head>
-<body>
-<header>
-<h1>{escape(words.title)}</h1>
-<dl>{facts}</dl>
-</header>
-<noscript><p class="note">Shown after the last step, {steps}. With JavaScript you can go through all.</p></noscript>
+    without_script = f"Shown after the last step, {steps}. With JavaScript you can go through all."
+    return html_page(
+        title=words.title,
+        generator="Loopforge visualize",
+        facts=words.facts,
+        body=f"""<noscript><p class="note">{without_script}</p></noscript>
 {_controls(steps, len(thoughts), solved)}
 {_legend(layout)}
 <main>
 {cards}
-</main>
-<script type="application/json" id="data">{data}</script>
-<script>
-{(here / "page.js").read_text(encoding="utf-8")}</script>
-</body>
-</html>
-"""
+</main>""",
+        colours=COLOURS,
+        style=board_css(layout) + "\n" + (here / "board.css").read_text(encoding="utf-8") + paint_css(layout),
+        script=(here / "page.js").read_text(encoding="utf-8"),
+        data=page_data(thoughts),
+    )
 
 
 def page_data(thoughts: Sequence[Thought]) -> dict[str, Any]:
@@ -121,24 +93,14 @@ def _text(values: Sequence[int]) -> str:
     return "".join(chr(FIRST + value) for value in values)
 
 
-def theme_css() -> str:
-    """The colours: light, dark where the system asks for it, and either where the reader does."""
-    light, dark = (" ".join(f"--{name}:{pair[mode]};" for name, pair in THEME.items()) for mode in (0, 1))
-    shade = f"--shade-least:{SHADE[0]}; --shade-more:{SHADE[1]};"
-    return (
-        f":root{{color-scheme:light; {light} {shade}}}\n"
-        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark; {dark}}}}}\n"
-        f":root[data-theme=dark]{{color-scheme:dark; {dark}}}"
-    )
-
-
 def board_css(layout: Layout) -> str:
     """The size of a cell, and thick lines where the layout has them."""
     side = max(11.0, min(54.0, 268.0 / layout.columns))
     font = 0.6 if layout.symbol_width == 1 else 1.0 / layout.symbol_width
     boards = 1 if layout.in_place else 2
     rules = [
-        f":root{{--columns:{layout.columns}; --side:{side:.1f}px; --font:{font:.2f}; --boards:{boards};}}",
+        f":root{{--columns:{layout.columns}; --side:{side:.1f}px; --font:{font:.2f}; --boards:{boards};"
+        f" --shade-least:{SHADE[0]}; --shade-more:{SHADE[1]};}}",
         *(
             f".board td:nth-child({index + 1}){{border-left:2px solid var(--line)}}"
             for index in range(1, layout.columns)

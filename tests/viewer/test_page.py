@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from reports.page import COLOURS
 from tests.viewer.test_boards import SOLUTION, thought
 from viewer import picture as still
 from viewer.animation import HOLD_MS, MOST, STEP_MS, WIDEST, draw_film, draw_frame, film_capacity
 from viewer.boards import Headline, Thought, fitted, layout_of
 from viewer.cards import LEVELS
 from viewer.output import MARK
-from viewer.page import FIRST, LARGEST, THEME, draw_page, page_capacity
+from viewer.page import COLOURS as BOARD_COLOURS
+from viewer.page import FIRST, LARGEST, draw_page, page_capacity
 
 WORDS = Headline("project/<run>", "what", (("Run", "project/<run>"), ("Data", "a & b")))
 THOUGHTS = [thought(3, 6, 9, 16, q_halt=(0.1, 0.3, 0.9)), thought(7, 5, 12, 15)]
@@ -126,7 +128,9 @@ def relative_luminance(colour: str) -> float:
 )
 def test_text_can_be_read_in_both_themes(ink: str, ground: str, mode: int) -> None:
     """WCAG 2.2, contrast (minimum): 4.5 to 1."""
-    light, dark = sorted((relative_luminance(THEME[name][mode]) for name in (ink, ground)), reverse=True)
+    light, dark = sorted(
+        (relative_luminance({**COLOURS, **BOARD_COLOURS}[name][mode]) for name in (ink, ground)), reverse=True
+    )
     assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
