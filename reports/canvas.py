@@ -29,9 +29,17 @@ class Canvas:
         self.pen = ImageDraw.Draw(self.image)
 
     def box(
-        self, x: float, y: float, width: float, height: float, *,
-        fill: str | None = None, outline: str | None = None, line: float = 1.0, radius: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        *,
+        fill: str | None = None,
+        outline: str | None = None,
+        line: float = 1.0,
+        radius: float = 0.0,
+    ) -> None:
         """A rectangle, its outline drawn inwards. Nothing is drawn where a side is shorter than a pixel."""
         left, top, right, bottom = (round(v * self.scale) for v in (x, y, x + width, y + height))
         if right <= left or bottom <= top:
@@ -63,9 +71,14 @@ class Canvas:
         # The built-in face has no bold cut; a stroke in the same colour gives one.
         stroke = max(1, round(size * self.scale / 28)) if bold else 0
         self.pen.text(
-            (x * self.scale, y * self.scale), text, fill=colour, font=_font(round(size * self.scale)),
-            anchor=anchor, stroke_width=stroke, stroke_fill=colour,
-        )  # fmt: skip
+            (x * self.scale, y * self.scale),
+            text,
+            fill=colour,
+            font=_font(round(size * self.scale)),
+            anchor=anchor,
+            stroke_width=stroke,
+            stroke_fill=colour,
+        )
 
     def text_width(self, text: str, size: float) -> float:
         """Logical width of a line of text."""

@@ -41,9 +41,11 @@ CONFIG = ROOT / "config"
 def parser() -> argparse.ArgumentParser:
     """The script's own arguments; whatever else there is belongs to the entry script."""
     made = OneLineParser(
-        prog="estimate.py", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False,
+        prog="estimate.py",
+        description=(__doc__ or "").partition("\n")[0],
+        allow_abbrev=False,
         epilog="Everything else is the command line of the entry script: --config-name=..., key=value, --key value.",
-    )  # fmt: skip
+    )
     made.add_argument("--entry", help="the entry script, e.g. pretrain; default: the one that the config is for")
     made.add_argument("--find-batch-size", action="store_true", help="try batch sizes, print a table, name the best")
     made.add_argument(

@@ -28,9 +28,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
     description, _, usage = (__doc__ or "").partition("\n\n")
     parser = OneLineParser(
-        prog="export_gpt2.py", description=description, epilog=usage,
+        prog="export_gpt2.py",
+        description=description,
+        epilog=usage,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("run", type=Path, help="a run directory of train.py, or one of its checkpoints")
     parser.add_argument("folder", type=Path, help="to create; an existing one is refused")
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (default), latest or step_N")

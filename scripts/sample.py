@@ -35,9 +35,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="a run directory of train.py, or one of its checkpoints")
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (default), latest or step_N")
     parser.add_argument(
-        "--prompt", nargs="+", default=["\n"],
-        help='text, or FILE:path; one for each stream of a multicontext model; default: a newline',
-    )  # fmt: skip
+        "--prompt",
+        nargs="+",
+        default=["\n"],
+        help="text, or FILE:path; one for each stream of a multicontext model; default: a newline",
+    )
     parser.add_argument(
         "--max-new-tokens", type=positive, default=500, metavar="N", help="length of a sample; default: 500"
     )

@@ -27,9 +27,9 @@ from dataset.arguments import OneLineParser, positive
 from engine.io import print_rank0
 from tasks.loading import add_run_arguments
 from tasks.recursive_reasoning.loading import load_puzzle_run
-from viewer.boards import layout_of
-from viewer.output import SUFFIXES, USUAL, check_count, check_target, default_file, write
-from viewer.thinking import AMONG, choose, headline
+from viewer.examples import MAX_CANDIDATES, make_headline, select_examples
+from viewer.output import DEFAULT_COUNTS, SUFFIXES, check_count, check_target, default_file, write
+from viewer.trajectory import layout_of
 
 PRINTED = 8
 """Boards of more examples than this are printed nowhere but in the file that was asked for."""
@@ -45,21 +45,29 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--example", type=int, metavar="N", help="draw this one example of the split, counted from 0")
     which.add_argument(
-        "--examples", type=positive, metavar="N",
-        help=f"how many to draw; default: {USUAL['.png']}, on a page {USUAL['.html']}",
-    )  # fmt: skip
+        "--examples",
+        type=positive,
+        metavar="N",
+        help=f"how many to draw; default: {DEFAULT_COUNTS['.png']}, on a page {DEFAULT_COUNTS['.html']}",
+    )
     parser.add_argument(
-        "--among", type=positive, metavar="N",
-        help=f"choose interesting ones from N spread over the split; default: {AMONG}, fewer for large models on a CPU",
-    )  # fmt: skip
+        "--among",
+        type=positive,
+        metavar="N",
+        help=f"choose interesting ones from N spread over the split; default: {MAX_CANDIDATES}, fewer for large models "
+        "on a CPU",
+    )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE",
+        "--out",
+        type=Path,
+        metavar="FILE",
         help="FILE.png, FILE.gif or FILE.html; default: thinking_step_N.png in the run, none with --terminal",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--terminal", action="store_true",
+        "--terminal",
+        action="store_true",
         help="step through the answers with the arrow keys; prints them all where the input is no terminal",
-    )  # fmt: skip
+    )
     parser.add_argument("--no-color", action="store_true", help="plain text with marks in place of colours")
     args = parser.parse_args(argv)
     if args.out is not None and args.out.suffix.lower() not in SUFFIXES:
@@ -80,26 +88,26 @@ def main(args: argparse.Namespace) -> None:
     layout = layout_of(metadata.seq_len, metadata.vocab_size)
     target = named or (None if args.terminal else default_file(run, args))
     suffix = ".png" if target is None else target.suffix.lower()
-    count = args.examples or (1 if args.example is not None else USUAL[suffix])
+    count = args.examples or (1 if args.example is not None else DEFAULT_COUNTS[suffix])
     if target is not None:
         check_target(target)
         check_count(count, suffix, layout, run.steps)
-    chosen = choose(run, layout, args, count)
-    words = headline(run, args.split, chosen)
+    chosen = select_examples(run, layout, args, count)
+    headline = make_headline(run, args.split, chosen)
 
     plain = args.no_color or not sys.stdout.isatty() or "NO_COLOR" in os.environ
     # A file or a pipe has no width of its own.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
     console = Console(color_system=None if plain else "auto", highlight=False, width=width)
     if args.terminal and sys.stdin.isatty() and sys.stdout.isatty():
-        step_through(console, chosen.thoughts, words)
+        step_through(console, chosen.trajectories, headline)
     else:
-        console.print(words.title, markup=False)
-        console.print(words.subtitle, markup=False)
-        if args.terminal or len(chosen.thoughts) <= PRINTED:
-            draw(console, chosen.thoughts)
+        console.print(headline.title, markup=False)
+        console.print(headline.subtitle, markup=False)
+        if args.terminal or len(chosen.trajectories) <= PRINTED:
+            draw(console, chosen.trajectories)
     if target is not None:
-        print_rank0(write(target, chosen.thoughts, words))
+        print_rank0(write(target, chosen.trajectories, headline))
 
 
 if __name__ == "__main__":

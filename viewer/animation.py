@@ -11,73 +11,80 @@ from PIL import Image
 
 from reports.canvas import INK, MUTED, PAPER, RIGHT_INK, WRONG_INK, Canvas
 from viewer import picture as still
-from viewer.boards import Headline, Thought, View
 from viewer.picture import BAR_STOP, MARGIN, TRACK
+from viewer.trajectory import Headline, Trajectory, View
 
 STEP_MS, HOLD_MS = 900, 3000
 ENLARGED, FEW = 1.5, 4
 """Of the boards of the still picture: a film shows one at a time. More examples than a few keep the size."""
 PAIR, GAP, HEAD, NAME, FOOT, LEGEND = 14.0, 36.0, 76.0, 46.0, 56.0, 48.0
-MOST, LONGEST = 16, 64
-WIDEST = 1280.0
+MAX_EXAMPLES, MAX_STEPS = 16, 64
+MAX_WIDTH = 1280.0
 COLOURS = 256
 
 
-def film_capacity(steps: int) -> int:
+def animation_capacity(steps: int) -> int:
     """How many examples one film holds: more can no longer be followed, nor can more than a minute of steps."""
-    return MOST if steps <= LONGEST else 0
+    return MAX_EXAMPLES if steps <= MAX_STEPS else 0
 
 
-def draw_film(thoughts: Sequence[Thought], words: Headline) -> bytes:
+def draw_animation(trajectories: Sequence[Trajectory], headline: Headline) -> bytes:
     """The encoded GIF. All frames share one palette, so that a colour is the same in each."""
-    frames = _with_one_palette([draw_frame(thoughts, words, step) for step in range(thoughts[0].steps)])
+    frames = _with_one_palette([draw_frame(trajectories, headline, step) for step in range(trajectories[0].steps)])
     stream = io.BytesIO()
     durations = [STEP_MS] * (len(frames) - 1) + [HOLD_MS]
     frames[0].save(
-        stream, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0,
-        comment=b"Loopforge visualize", optimize=False, disposal=1,
-    )  # fmt: skip
+        stream,
+        format="GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=durations,
+        loop=0,
+        comment=b"Loopforge visualize",
+        optimize=False,
+        disposal=1,
+    )
     return stream.getvalue()
 
 
-def draw_frame(thoughts: Sequence[Thought], words: Headline, step: int) -> Image.Image:
+def draw_frame(trajectories: Sequence[Trajectory], headline: Headline, step: int) -> Image.Image:
     """All examples after `step` (0-based), side by side in as square a grid as the width allows."""
-    layout = still.largest_board(thoughts)
-    cell = (ENLARGED if len(thoughts) <= FEW else 1.0) * still.cell_side(layout)
+    layout = still.largest_board(trajectories)
+    cell = (ENLARGED if len(trajectories) <= FEW else 1.0) * still.cell_side(layout)
     board_width, board_height = cell * layout.columns, cell * layout.rows
     # What the puzzle was stands beside the answer where the answer does not show it.
     shown: list[View] = [step] if layout.in_place else ["puzzle", step]
     across = max(len(shown) * (board_width + PAIR) - PAIR, 168.0) + GAP
-    columns = max(1, min(math.ceil(math.sqrt(len(thoughts))), int((WIDEST - 2 * MARGIN + GAP) // across)))
-    rows = -(-len(thoughts) // columns)
+    columns = max(1, min(math.ceil(math.sqrt(len(trajectories))), int((MAX_WIDTH - 2 * MARGIN + GAP) // across)))
+    rows = -(-len(trajectories) // columns)
     block = NAME + board_height + FOOT
     width = 2 * MARGIN + max(columns * across - GAP, 480.0)
     left = (width - columns * across + GAP) / 2
     canvas = Canvas(width, MARGIN + HEAD + rows * block + LEGEND, 1.5, PAPER)
-    _head(canvas, width, words, thoughts, step)
-    for index, thought in enumerate(thoughts):
+    _head(canvas, width, headline, trajectories, step)
+    for index, trajectory in enumerate(trajectories):
         x, y = left + index % columns * across, MARGIN + HEAD + index // columns * block
-        canvas.text(x, y + 8, f"example {thought.number}", size=15, colour=INK)
-        canvas.text(x, y + 27, f"{thought.to_find.sum()} cells to find", size=12, colour=MUTED)
+        canvas.text(x, y + 8, f"example {trajectory.number}", size=15, colour=INK)
+        canvas.text(x, y + 27, f"{trajectory.to_find.sum()} cells to find", size=12, colour=MUTED)
         for view in shown:
-            still.draw_board(canvas, x, y + NAME - 4, cell, thought, view)
+            still.draw_board(canvas, x, y + NAME - 4, cell, trajectory, view)
             x += board_width + PAIR
-        still.draw_foot(canvas, x - board_width - PAIR, y + NAME + board_height + 6, board_width, thought, step)
+        still.draw_foot(canvas, x - board_width - PAIR, y + NAME + board_height + 6, board_width, trajectory, step)
     still.draw_legend(canvas, MARGIN, MARGIN + HEAD + rows * block, layout, short=True)
     return canvas.image
 
 
-def _head(canvas: Canvas, width: float, words: Headline, thoughts: Sequence[Thought], step: int) -> None:
+def _head(canvas: Canvas, width: float, headline: Headline, trajectories: Sequence[Trajectory], step: int) -> None:
     """The run on the left, the step on the right, and below both how far the episode is."""
-    steps, right = thoughts[0].steps, width - MARGIN
-    solved = sum(thought.solved(step) for thought in thoughts)
+    steps, right = trajectories[0].steps, width - MARGIN
+    solved = sum(trajectory.solved(step) for trajectory in trajectories)
     counter = f"step {step + 1} of {steps}"
     canvas.text(right, MARGIN, counter, size=19, colour=BAR_STOP, anchor="rm")
     room = right - MARGIN - canvas.text_width(counter, 19) - 24
-    size = min(19.0, 19.0 * room / canvas.text_width(words.title, 19))
-    canvas.text(MARGIN, MARGIN, words.title, size=max(9.0, size), colour=INK)
-    verdict = f"{solved} of {len(thoughts)} boards right"
-    canvas.text(MARGIN, MARGIN + 28, verdict, size=14, colour=RIGHT_INK if solved == len(thoughts) else WRONG_INK)
+    size = min(19.0, 19.0 * room / canvas.text_width(headline.title, 19))
+    canvas.text(MARGIN, MARGIN, headline.title, size=max(9.0, size), colour=INK)
+    verdict = f"{solved} of {len(trajectories)} boards right"
+    canvas.text(MARGIN, MARGIN + 28, verdict, size=14, colour=RIGHT_INK if solved == len(trajectories) else WRONG_INK)
     gap = 4.0 if steps <= 40 else 0.0
     piece = (right - MARGIN + gap) / steps
     for number in range(steps):
@@ -87,9 +94,9 @@ def _head(canvas: Canvas, width: float, words: Headline, thoughts: Sequence[Thou
 
 def _with_one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
     """The commonest colours of all frames together; what text smoothing adds beyond goes to the nearest of them."""
-    found = [np.unique(_packed(frame), return_counts=True) for frame in frames]
-    colours, places = np.unique(np.concatenate([values for values, _ in found]), return_inverse=True)
-    counts = np.bincount(places, weights=np.concatenate([times for _, times in found]))
+    uniques = [np.unique(_packed(frame), return_counts=True) for frame in frames]
+    colours, places = np.unique(np.concatenate([values for values, _ in uniques]), return_inverse=True)
+    counts = np.bincount(places, weights=np.concatenate([times for _, times in uniques]))
     commonest = colours[np.argsort(-counts, kind="stable")[:COLOURS]]
     distance = np.abs(_channels(colours)[:, None] - _channels(commonest)[None]).sum(axis=-1)
     nearest = distance.argmin(axis=1).astype(np.uint8)

@@ -11,10 +11,10 @@ from PIL import Image, PngImagePlugin
 from engine.errors import UsageError
 from engine.io import atomic_write_bytes
 from tasks.recursive_reasoning.loading import PuzzleRun
-from viewer.boards import Headline, Layout, Thought
+from viewer.trajectory import Headline, Layout, Trajectory
 
 SUFFIXES = (".png", ".gif", ".html")
-USUAL = {".png": 4, ".gif": 4, ".html": 32}
+DEFAULT_COUNTS = {".png": 4, ".gif": 4, ".html": 32}
 """How many examples are drawn where --examples does not say."""
 MARK = b"Loopforge visualize"
 """Stands within the first bytes of every drawing."""
@@ -55,14 +55,15 @@ def check_target(target: Path) -> None:
 
 def check_count(count: int, suffix: str, layout: Layout, steps: int) -> None:
     """Raises: UsageError when one file of this kind does not hold so many examples."""
-    from viewer.animation import film_capacity
+    from viewer.animation import animation_capacity
     from viewer.page import page_capacity
-    from viewer.picture import strip_capacity
+    from viewer.picture import picture_capacity
 
     most = {
-        ".png": lambda: strip_capacity(layout, steps), ".gif": lambda: film_capacity(steps),
+        ".png": lambda: picture_capacity(layout, steps),
+        ".gif": lambda: animation_capacity(steps),
         ".html": lambda: page_capacity(layout, steps),
-    }  # fmt: skip
+    }
     if count > (holds := most[suffix]()):
         size = f"{layout.rows}x{layout.columns} boards over {steps} steps"
         roomier = page_capacity(layout, steps)
@@ -72,31 +73,31 @@ def check_count(count: int, suffix: str, layout: Layout, steps: int) -> None:
         raise UsageError(f"--examples {count}: a {suffix} of {size} holds at most {holds}{other}")
 
 
-def write(target: Path, thoughts: list[Thought], words: Headline) -> str:
-    """Draw what the suffix of `target` asks for, and return what was written in words.
+def write(target: Path, trajectories: list[Trajectory], headline: Headline) -> str:
+    """Draw what the suffix of `target` asks for, and return the line that reports it.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    from viewer.animation import draw_film
+    from viewer.animation import draw_animation
     from viewer.page import draw_page
-    from viewer.picture import draw_strip
+    from viewer.picture import draw_picture
 
     if target.suffix.lower() == ".html":
-        data = draw_page(thoughts, words).encode("utf-8")
-        said = f"{len(thoughts)} examples, {len(data) / 1e6:.2f} MB"
+        data = draw_page(trajectories, headline).encode("utf-8")
+        size = f"{len(trajectories)} examples, {len(data) / 1e6:.2f} MB"
     elif target.suffix.lower() == ".gif":
-        data = draw_film(thoughts, words)
+        data = draw_animation(trajectories, headline)
         with Image.open(io.BytesIO(data)) as film:
-            said = f"{thoughts[0].steps} frames, {film.width} x {film.height}"
+            size = f"{trajectories[0].steps} frames, {film.width} x {film.height}"
     else:
-        picture = draw_strip(thoughts, words)
-        data, said = _png(picture), f"{picture.width} x {picture.height}"
+        picture = draw_picture(trajectories, headline)
+        data, size = _png(picture), f"{picture.width} x {picture.height}"
     try:
         atomic_write_bytes(target, data)
     except OSError as error:
         raise _unwritable(target, error) from None
-    return f"written {target} ({said})"
+    return f"written {target} ({size})"
 
 
 def _png(picture: Image.Image) -> bytes:

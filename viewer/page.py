@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from reports.page import html_page
-from viewer.boards import Headline, Layout, Thought
 from viewer.cards import LEVELS, card, chart_x
 from viewer.picture import largest_board
+from viewer.trajectory import Headline, Layout, Trajectory
 
 COLOURS = {
     "given": ("#e6eaf0", "#2b3543"),
@@ -33,29 +33,29 @@ SHADE = (0.06, 0.36)
 """Strength of a cell's colour: at no confidence, and what full confidence adds."""
 FIRST = 32
 """Arrays are strings with one character a cell: chr(FIRST + value), confidences in LEVELS steps."""
-LARGEST = 8e6
-MOST = 500
+MAX_BYTES = 8e6
+MAX_EXAMPLES = 500
 
 
 def page_capacity(layout: Layout, steps: int) -> int:
     """How many examples a page holds that a phone still opens."""
     cell = 2 * steps + (45 if layout.in_place else 75)
-    return min(MOST, int(LARGEST / (layout.rows * layout.columns * cell + 4000)))
+    return min(MAX_EXAMPLES, int(MAX_BYTES / (layout.rows * layout.columns * cell + 4000)))
 
 
-def draw_page(thoughts: Sequence[Thought], words: Headline) -> str:
+def draw_page(trajectories: Sequence[Trajectory], headline: Headline) -> str:
     """The whole page."""
     here = Path(__file__).parent
-    layout, steps = largest_board(thoughts), thoughts[0].steps
-    solved = sum(thought.solved_from is not None for thought in thoughts)
-    cards = "\n".join(card(thought) for thought in thoughts)
+    layout, steps = largest_board(trajectories), trajectories[0].steps
+    solved = sum(trajectory.solved_from is not None for trajectory in trajectories)
+    cards = "\n".join(card(trajectory) for trajectory in trajectories)
     without_script = f"Shown after the last step, {steps}. With JavaScript you can go through all."
     return html_page(
-        title=words.title,
+        title=headline.title,
         generator="Loopforge visualize",
-        facts=words.facts,
+        facts=headline.facts,
         body=f"""<noscript><p class="note">{without_script}</p></noscript>
-{_controls(steps, len(thoughts), solved)}
+{_controls(steps, len(trajectories), solved)}
 {_legend(layout)}
 <main>
 {cards}
@@ -63,30 +63,36 @@ def draw_page(thoughts: Sequence[Thought], words: Headline) -> str:
         colours=COLOURS,
         style=board_css(layout) + "\n" + (here / "board.css").read_text(encoding="utf-8") + paint_css(layout),
         script=(here / "page.js").read_text(encoding="utf-8"),
-        data=page_data(thoughts),
+        data=page_data(trajectories),
     )
 
 
-def page_data(thoughts: Sequence[Thought]) -> dict[str, Any]:
+def page_data(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     """What the script draws from. Per cell: kind (g given, f to find, u unscored), label, answers and confidences."""
-    examples, layout = [], thoughts[0].layout
-    for thought in thoughts:
-        steps = range(thought.steps)
-        to_find, scored = thought.to_find, thought.scored
-        examples.append({
-            "kind": "".join("f" if f else "g" if s else "u" for f, s in zip(to_find, scored, strict=True)),
-            "columns": thought.layout.columns,
-            "labels": _text([max(0, label) for label in thought.labels.tolist()]),
-            "answers": [_text(thought.answers[step].tolist()) for step in steps],
-            "sure": [_text((thought.confidence[step] * LEVELS).round().astype(int).tolist()) for step in steps],
-            "halt": [round(float(q), 4) for q in thought.q_halt],
-            "found": [thought.found(step) for step in steps],
-            "wrong": [thought.wrong(step) for step in steps],
-        })  # fmt: skip
+    examples, layout = [], trajectories[0].layout
+    for trajectory in trajectories:
+        steps = range(trajectory.steps)
+        to_find, scored = trajectory.to_find, trajectory.scored
+        examples.append(
+            {
+                "kind": "".join("f" if f else "g" if s else "u" for f, s in zip(to_find, scored, strict=True)),
+                "columns": trajectory.layout.columns,
+                "labels": _text([max(0, label) for label in trajectory.labels.tolist()]),
+                "answers": [_text(trajectory.answers[step].tolist()) for step in steps],
+                "sure": [_text((trajectory.confidence[step] * LEVELS).round().astype(int).tolist()) for step in steps],
+                "halt": [round(float(q), 4) for q in trajectory.q_halt],
+                "found": [trajectory.cells_found(step) for step in steps],
+                "wrong": [trajectory.cells_wrong(step) for step in steps],
+            }
+        )
     return {
-        "first": FIRST, "levels": LEVELS, "symbols": layout.symbols,
-        "painted": [bool(paint) for paint in layout.paints], "chart": chart_x(thoughts[0].steps), "examples": examples,
-    }  # fmt: skip
+        "first": FIRST,
+        "levels": LEVELS,
+        "symbols": layout.symbols,
+        "painted": [bool(paint) for paint in layout.paints],
+        "chart": chart_x(trajectories[0].steps),
+        "examples": examples,
+    }
 
 
 def _text(values: Sequence[int]) -> str:
@@ -150,16 +156,18 @@ def _controls(steps: int, shown: int, solved: int) -> str:
 def _legend(layout: Layout) -> str:
     shades = "" if layout.paints else ", sure"
     cells = [
-        ('<td class="r" style="--p:1">3', f"right{shades}"), ('<td class="r" style="--p:.2">3', "right, unsure"),
-        ('<td class="w" style="--p:1">3', f"wrong{shades}"), ('<td class="w" style="--p:.2">3', "wrong, unsure"),
+        ('<td class="r" style="--p:1">3', f"right{shades}"),
+        ('<td class="r" style="--p:.2">3', "right, unsure"),
+        ('<td class="w" style="--p:1">3', f"wrong{shades}"),
+        ('<td class="w" style="--p:.2">3', "wrong, unsure"),
         ('<td class="r c" style="--p:.6">3', "changed at this step"),
-    ]  # fmt: skip
+    ]
     if layout.paints:  # a cell with a colour of its own has no shade for certainty
         cells = cells[::2]
     if layout.in_place:
         cells.insert(0, ('<td class="g">3', "given"))
     items = "".join(
-        f'<li><table class="board key" role="presentation"><tr>{cell}</table>{says}</li>' for cell, says in cells
+        f'<li><table class="board key" role="presentation"><tr>{cell}</table>{meaning}</li>' for cell, meaning in cells
     )
     lines = (
         '<li><svg viewBox="0 0 30 10" width="30" height="10" aria-hidden="true"><path class="found" d="M0 5H30"/></svg>'

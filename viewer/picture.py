@@ -9,28 +9,31 @@ import numpy as np
 from PIL import Image
 
 from reports.canvas import HAIR, INK, MUTED, PAPER, RIGHT_INK, WRONG_INK, Canvas
-from viewer.boards import Headline, Layout, Thought, View
+from viewer.trajectory import Headline, Layout, Trajectory, View
 
 TRACK = "#e7ebf0"
 GIVEN, UNSCORED = "#e6eaf0", "#f8f9fb"
 RIGHT, WRONG = "#cfeee3", "#fbdcc8"
 FILLS = {
-    "given": (GIVEN, INK), "right": (RIGHT, RIGHT_INK), "wrong": (WRONG, WRONG_INK), "plain": (PAPER, INK),
+    "given": (GIVEN, INK),
+    "right": (RIGHT, RIGHT_INK),
+    "wrong": (WRONG, WRONG_INK),
+    "plain": (PAPER, INK),
     "none": (UNSCORED, INK),
-}  # fmt: skip
+}
 CHANGED, BAR, BAR_STOP = "#7a35c8", "#8fb0e8", "#2f62c9"
 
 MARGIN, GAP, LABEL = 32.0, 20.0, 116.0
 HEAD, COLUMN_HEAD, FOOT, ROW_GAP, LEGEND = 66.0, 24.0, 40.0, 16.0, 36.0
 STRIP = 1800.0
 """Width that the boards of one line may take; longer episodes go on in a second line."""
-TALLEST = 8000.0
+MAX_HEIGHT = 8000.0
 """Height of a picture that every program still opens."""
 
 
-def largest_board(thoughts: Sequence[Thought]) -> Layout:
-    """The layout of all thoughts, with room for the largest of their boards."""
-    layouts = [thought.layout for thought in thoughts]
+def largest_board(trajectories: Sequence[Trajectory]) -> Layout:
+    """The layout of all trajectories, with room for the largest of their boards."""
+    layouts = [trajectory.layout for trajectory in trajectories]
     return replace(layouts[0], rows=max(one.rows for one in layouts), columns=max(one.columns for one in layouts))
 
 
@@ -47,56 +50,56 @@ def _row_shape(layout: Layout, steps: int) -> tuple[float, int, float]:
     return column_width, -(-steps // lines), height
 
 
-def strip_capacity(layout: Layout, steps: int) -> int:
+def picture_capacity(layout: Layout, steps: int) -> int:
     """How many examples one picture holds; boards cut to the size of their grids take less."""
-    return int(TALLEST // _row_shape(layout, steps + (not layout.in_place))[2])
+    return int(MAX_HEIGHT // _row_shape(layout, steps + (not layout.in_place))[2])
 
 
-def draw_strip(thoughts: Sequence[Thought], words: Headline) -> Image.Image:
+def draw_picture(trajectories: Sequence[Trajectory], headline: Headline) -> Image.Image:
     """The whole picture."""
-    layout, answers = largest_board(thoughts), thoughts[0].views[:-1]
+    layout, answers = largest_board(trajectories), trajectories[0].views[:-1]
     cell = cell_side(layout)
     column_width, per_line, row_height = _row_shape(layout, len(answers))
     board_width, board_height, lines = cell * layout.columns, cell * layout.rows, -(-len(answers) // per_line)
 
     probe = Canvas(1, 1, 2.0, PAPER)
-    text_width = max(probe.text_width(words.subtitle, 13), probe.text_width(words.title, 21))
+    text_width = max(probe.text_width(headline.subtitle, 13), probe.text_width(headline.title, 21))
     width = 2 * MARGIN + max(LABEL + (per_line + 1) * column_width - GAP + 10, text_width, 930.0)
-    height = MARGIN + HEAD + len(thoughts) * row_height + LEGEND + MARGIN / 2
+    height = MARGIN + HEAD + len(trajectories) * row_height + LEGEND + MARGIN / 2
     canvas = Canvas(width, height, 2.0, PAPER)
 
-    canvas.text(MARGIN, MARGIN + 8, words.title, size=21, colour=INK)
-    canvas.text(MARGIN, MARGIN + 36, words.subtitle, size=13, colour=MUTED)
+    canvas.text(MARGIN, MARGIN + 8, headline.title, size=21, colour=INK)
+    canvas.text(MARGIN, MARGIN + 36, headline.subtitle, size=13, colour=MUTED)
     left, top = MARGIN + LABEL, MARGIN + HEAD
-    for thought in thoughts:
-        _row_label(canvas, MARGIN, top + COLUMN_HEAD, thought)
+    for trajectory in trajectories:
+        _row_label(canvas, MARGIN, top + COLUMN_HEAD, trajectory)
         for index, view in enumerate(answers):
             x = left + index % per_line * column_width
             y = top + index // per_line * (COLUMN_HEAD + board_height + FOOT)
             canvas.text(x, y + 10, title_of(view), size=12, colour=MUTED)
-            draw_board(canvas, x, y + COLUMN_HEAD, cell, thought, view)
+            draw_board(canvas, x, y + COLUMN_HEAD, cell, trajectory, view)
             if isinstance(view, int):
-                draw_foot(canvas, x, y + COLUMN_HEAD + board_height + 8, board_width, thought, view)
+                draw_foot(canvas, x, y + COLUMN_HEAD + board_height + 8, board_width, trajectory, view)
         x = left + per_line * column_width + 10
         y = top + (lines - 1) * (COLUMN_HEAD + board_height + FOOT)
         canvas.text(x, y + 10, "solution", size=12, colour=MUTED)
-        draw_board(canvas, x, y + COLUMN_HEAD, cell, thought, "solution")
+        draw_board(canvas, x, y + COLUMN_HEAD, cell, trajectory, "solution")
         top += row_height
     draw_legend(canvas, MARGIN, top + 4, layout)
     return canvas.image
 
 
-def _row_label(canvas: Canvas, x: float, y: float, thought: Thought) -> None:
-    verdict = thought.outcome.removesuffix(" on")
-    canvas.text(x, y + 9, f"example {thought.number}", size=14, colour=INK)
-    canvas.text(x, y + 29, f"{thought.to_find.sum()} cells to find", size=12, colour=MUTED)
-    canvas.text(x, y + 47, verdict, size=12, colour=WRONG_INK if thought.solved_from is None else RIGHT_INK)
+def _row_label(canvas: Canvas, x: float, y: float, trajectory: Trajectory) -> None:
+    verdict = trajectory.outcome.removesuffix(" on")
+    canvas.text(x, y + 9, f"example {trajectory.number}", size=14, colour=INK)
+    canvas.text(x, y + 29, f"{trajectory.to_find.sum()} cells to find", size=12, colour=MUTED)
+    canvas.text(x, y + 47, verdict, size=12, colour=WRONG_INK if trajectory.solved_from is None else RIGHT_INK)
 
 
-def draw_board(canvas: Canvas, left: float, top: float, cell: float, thought: Thought, view: View) -> None:
+def draw_board(canvas: Canvas, left: float, top: float, cell: float, trajectory: Trajectory, view: View) -> None:
     """One board of an example."""
-    layout, tokens, kinds = thought.layout, thought.tokens(view), thought.kinds(view)
-    changed = thought.changed(view) if isinstance(view, int) else np.zeros_like(thought.scored)
+    layout, tokens, kinds = trajectory.layout, trajectory.tokens(view), trajectory.kinds(view)
+    changed = trajectory.changed(view) if isinstance(view, int) else np.zeros_like(trajectory.scored)
     places = [(left + column * cell, top + row * cell) for row, column in np.ndindex(layout.rows, layout.columns)]
     for (x, y), token, kind in zip(places, tokens, kinds, strict=True):
         fill, ink = FILLS[kind]
@@ -119,7 +122,7 @@ def draw_board(canvas: Canvas, left: float, top: float, cell: float, thought: Th
 
 
 def title_of(view: View) -> str:
-    """The words above a board."""
+    """The title above a board."""
     return f"step {view + 1}" if isinstance(view, int) else view
 
 
@@ -137,15 +140,15 @@ def _grid(canvas: Canvas, left: float, top: float, cell: float, layout: Layout) 
                 canvas.rule(left, y, cell * layout.columns, down=False, line=line, colour=colour)
 
 
-def draw_foot(canvas: Canvas, x: float, y: float, width: float, thought: Thought, step: int) -> None:
+def draw_foot(canvas: Canvas, x: float, y: float, width: float, trajectory: Trajectory, step: int) -> None:
     """The halting bar with its mark at one half, and the numbers below."""
-    share = float(thought.q_halt[step])
+    share = float(trajectory.q_halt[step])
     stops = share > 0.5
     canvas.box(x, y, width, 6, fill=TRACK, radius=3)
     if share > 0:
         canvas.box(x, y, max(6.0, width * share), 6, fill=BAR_STOP if stops else BAR, radius=3)
     canvas.box(x + width / 2 - 0.5, y - 2, 1, 10, fill=MUTED)
-    wrong = thought.wrong(step)
+    wrong = trajectory.cells_wrong(step)
     verdict, colour = ("all right", RIGHT_INK) if wrong == 0 else (f"{wrong} wrong", WRONG_INK)
     canvas.text(x, y + 18, verdict, size=11, colour=colour)
     right = x + max(width, 84.0)
@@ -157,9 +160,9 @@ def draw_legend(canvas: Canvas, x: float, y: float, layout: Layout, *, short: bo
     side = 16.0
     cells = (["given"] if layout.in_place else []) + ["right", "wrong", "changed"]
     for kind in (*cells, "bar"):
-        says = kind
+        meaning = kind
         if kind == "bar":
-            says = (
+            meaning = (
                 "halting"
                 if short
                 else "how sure the halting head is that the answer is right; beyond the mark it stops"
@@ -176,7 +179,7 @@ def draw_legend(canvas: Canvas, x: float, y: float, layout: Layout, *, short: bo
             canvas.text(x + side / 2, y + side / 2, "3", size=10, colour=ink, bold=kind == "given", anchor="mm")
             if kind == "changed":
                 canvas.box(x, y, side, side, outline=CHANGED, line=1.8, radius=2)
-                says = "just changed" if short else "changed since the step before"
+                meaning = "just changed" if short else "changed since the step before"
             step = side
-        canvas.text(x + step + 7, y + side / 2, says, size=12, colour=MUTED)
-        x += step + 7 + canvas.text_width(says, 12) + 24
+        canvas.text(x + step + 7, y + side / 2, meaning, size=12, colour=MUTED)
+        x += step + 7 + canvas.text_width(meaning, 12) + 24

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from viewer.boards import Layout, Thought, View
+from viewer.trajectory import Layout, Trajectory, View
 
 STYLES = {
     "given": "bold",
@@ -33,32 +33,32 @@ def legend(layout: Layout, colour: bool) -> Text:
     """One line that explains the cells."""
     given = layout.in_place
     if not colour:
-        words = ["' 3 ' given"] if given else []
-        words += ["' 3+' right", "' 3-' wrong", "'*3+' changed since the last step" if not narrow(layout) else ""]
-        words += ["' . ' empty"] if "" in layout.symbols[1:] else []
-        return Text("legend: " + "   ".join(filter(None, words)))
+        entries = ["' 3 ' given"] if given else []
+        entries += ["' 3+' right", "' 3-' wrong", "'*3+' changed since the last step" if not narrow(layout) else ""]
+        entries += ["' . ' empty"] if "" in layout.symbols[1:] else []
+        return Text("legend: " + "   ".join(filter(None, entries)))
     text = Text()
     if layout.paints:
-        for mark, kind, says in (("-", "wrong", " wrong   "), ("*", "right", " changed since the last step")):
-            text.append(mark, STYLES[kind]).append(says, STYLES["note"])
+        for mark, kind, meaning in (("-", "wrong", " wrong   "), ("*", "right", " changed since the last step")):
+            text.append(mark, STYLES[kind]).append(meaning, STYLES["note"])
         return text
     parts = ([("3", "given", " given   ")] if given else []) + [
         ("3", "right", " right   "),
         ("3", "wrong", " wrong   "),
     ]
-    for symbol, style, says in parts:
-        text.append(symbol, STYLES[style]).append(says, STYLES["note"])
+    for symbol, style, meaning in parts:
+        text.append(symbol, STYLES[style]).append(meaning, STYLES["note"])
     return text.append("3", "green reverse").append(" changed since the last step", STYLES["note"])
 
 
-def draw(console: Console, thoughts: Sequence[Thought]) -> None:
+def draw(console: Console, trajectories: Sequence[Trajectory]) -> None:
     """Print each example: its heading, then the board after every step and the solution, as many as fit in a line."""
     colour = console.color_system is not None
-    console.print(legend(thoughts[0].layout, colour))
-    for thought in thoughts:
+    console.print(legend(trajectories[0].layout, colour))
+    for trajectory in trajectories:
         console.print()
-        console.print(Text(heading(thought), "bold" if colour else ""))
-        for line in side_by_side([board_block(thought, view, colour) for view in thought.views], console.width):
+        console.print(Text(heading(trajectory), "bold" if colour else ""))
+        for line in side_by_side([board_block(trajectory, view, colour) for view in trajectory.views], console.width):
             console.print(line, soft_wrap=True)
 
 
@@ -76,29 +76,29 @@ def side_by_side(blocks: Sequence[Sequence[Text]], room: int) -> Iterator[Text]:
             yield joined
 
 
-def heading(thought: Thought) -> str:
+def heading(trajectory: Trajectory) -> str:
     """`example 12: 9 cells to find; right from step 3 on; would halt at step 4`."""
-    halts = thought.halts_at
+    halts = trajectory.halts_at
     halting = "would not halt" if halts is None else f"would halt at step {halts + 1}"
-    return f"example {thought.number}: {thought.to_find.sum()} cells to find; {thought.outcome}; {halting}"
+    return f"example {trajectory.number}: {trajectory.to_find.sum()} cells to find; {trajectory.outcome}; {halting}"
 
 
-def board_block(thought: Thought, view: View, colour: bool) -> list[Text]:
+def board_block(trajectory: Trajectory, view: View, colour: bool) -> list[Text]:
     """One board with its title above and, of an answer, the count of right cells and the halting probability below."""
-    layout = thought.layout
+    layout = trajectory.layout
     lines = [Text(f"step {view + 1}" if isinstance(view, int) else view, STYLES["note"] if colour else "")]
-    for row, cells in enumerate(_cells(thought, view, colour)):
+    for row, cells in enumerate(_cells(trajectory, view, colour)):
         if row and layout.box and layout.heavy(row, along_rows=True):
             lines.append(_separator(layout, colour))
         lines.append(cells)
     if not isinstance(view, int):
         return [*lines, Text(), Text()]
-    changed = int(thought.changed(view).sum())
-    note = f"{thought.found(view)}/{thought.to_find.sum()} right"
-    solved = "green" if colour and thought.solved(view) else STYLES["note"] if colour else ""
+    changed = int(trajectory.changed(view).sum())
+    note = f"{trajectory.cells_found(view)}/{trajectory.to_find.sum()} right"
+    solved = "green" if colour and trajectory.solved(view) else STYLES["note"] if colour else ""
     lines.append(Text(note + (f", {changed} new" if changed else ""), solved))
-    halting = "bold" if colour and thought.q_halt[view] > 0.5 else STYLES["note"] if colour else ""
-    lines.append(Text(f"halt {thought.q_halt[view]:.0%}", halting))
+    halting = "bold" if colour and trajectory.q_halt[view] > 0.5 else STYLES["note"] if colour else ""
+    lines.append(Text(f"halt {trajectory.q_halt[view]:.0%}", halting))
     return lines
 
 
@@ -114,10 +114,10 @@ def _separator(layout: Layout, colour: bool) -> Text:
     return Text("+".join("-" * (cell * layout.box[1]) for _ in range(boxes)), STYLES["line"] if colour else "")
 
 
-def _cells(thought: Thought, view: View, colour: bool) -> Iterator[Text]:
+def _cells(trajectory: Trajectory, view: View, colour: bool) -> Iterator[Text]:
     """The rows of a board."""
-    layout, tokens, kinds = thought.layout, thought.tokens(view).tolist(), thought.kinds(view)
-    changed = thought.changed(view).tolist() if isinstance(view, int) else [False] * len(tokens)
+    layout, tokens, kinds = trajectory.layout, trajectory.tokens(view).tolist(), trajectory.kinds(view)
+    changed = trajectory.changed(view).tolist() if isinstance(view, int) else [False] * len(tokens)
     for row in range(layout.rows):
         text = Text()
         for column in range(layout.columns):

@@ -82,8 +82,8 @@ def measure_apart(command: list[str], key: str, rows: int, *, limit_s: float) ->
             return Trial(rows=rows, reason=f"no three steps within {limit_s:.0f} s")
         if done.returncode or not result.exists():
             return Trial(rows=rows, reason=_why(done))
-        found = json.loads(result.read_text(encoding="utf-8"))
-    return Trial(rows=rows, examples_per_s=found["examples_per_s"], memory=found["memory"]["process"])
+        numbers = json.loads(result.read_text(encoding="utf-8"))
+    return Trial(rows=rows, examples_per_s=numbers["examples_per_s"], memory=numbers["memory"]["process"])
 
 
 def _why(done: subprocess.CompletedProcess[str]) -> str:

@@ -139,17 +139,24 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
     examples = _eval_examples(plan.task, len(evaluations), final)
     flops: Any = getattr(trainer.module, "flops", None)
     return Measurement(
-        device=str(runtime.device), parameters={g.name: g.size for g in plan.task.param_groups()},
+        device=str(runtime.device),
+        parameters={g.name: g.size for g in plan.task.param_groups()},
         optimizers={g.name: g.optimizer for g in plan.task.param_groups()},
         frozen=sum(p.numel() for p in trainer.module.parameters() if not p.requires_grad),
         memory={**memory, "activations": max(0, peak - known), "process": peak},
         checkpoint=memory["weights"] + memory["moments"] + memory["average"] + _bytes(task_state),
-        saves=saves, total_steps=plan.total_steps, last_step=trainer.last_step, evaluations=len(evaluations) + final,
-        batch_key=plan.batch_key, batch_rows=plan.batch_rows, eval_examples=examples,
-        step_seconds=statistics.median(clock.timed), timed_steps=len(clock.timed),
+        saves=saves,
+        total_steps=plan.total_steps,
+        last_step=trainer.last_step,
+        evaluations=len(evaluations) + final,
+        batch_key=plan.batch_key,
+        batch_rows=plan.batch_rows,
+        eval_examples=examples,
+        step_seconds=statistics.median(clock.timed),
+        timed_steps=len(clock.timed),
         flops_step=flops(plan.batch_rows)["train"] if flops else None,
         flops_evaluations=flops(examples)["eval"] if flops and examples is not None else None,
-    )  # fmt: skip
+    )
 
 
 def _ends_with_one(plan: TrainingPlan, trainer: Trainer) -> bool:

@@ -53,9 +53,15 @@ def evaluate_run(args: argparse.Namespace) -> None:
     marks = [f"data-{data[0]['content_hash'][:8]}"] if given else []
     marks += ["raw"] if args.weights == "raw" and opened.checkpoint.has_ema else []
     settings = {
-        "run": str(opened.run_dir), "checkpoint": asked, "step": step, "weights": opened.weights, "eval_mode": mode,
-        "eval_iters": opened.config.eval_iters, "data": data, "device": str(opened.runtime.device),
-    }  # fmt: skip
+        "run": str(opened.run_dir),
+        "checkpoint": asked,
+        "step": step,
+        "weights": opened.weights,
+        "eval_mode": mode,
+        "eval_iters": opened.config.eval_iters,
+        "data": data,
+        "device": str(opened.runtime.device),
+    }
     target = target or opened.run_dir / ("_".join([f"evaluation_step_{step}", *marks]) + ".json")
     write_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": values})
 

@@ -41,15 +41,15 @@ def _write(folder: Path, config: dict[str, Any], weights: dict[str, Any], tokeni
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # the library makes it private
     atomic_write_json(folder / "config.json", config)
-    expressed = _tokenizer_json(tokenizer)
-    if expressed is None:
+    as_json = _tokenizer_json(tokenizer)
+    if as_json is None:
         if tokenizer is None:
             return "not written: the data have none, or several"
         instead = "take openai-community/gpt2's" if tokenizer.kind == "gpt2" else "encode with the data set's own"
         return f"not written: transformers has no file for '{tokenizer.kind}', {instead}"
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config["n_positions"]}
     settings |= {} if tokenizer.eot is None else {"bos_token": EOT_TEXT, "eos_token": EOT_TEXT}
-    atomic_write_json(folder / "tokenizer.json", expressed)
+    atomic_write_json(folder / "tokenizer.json", as_json)
     atomic_write_json(folder / "tokenizer_config.json", settings)
     return f"{tokenizer.kind}, {tokenizer.vocab_size} tokens"
 
@@ -57,10 +57,10 @@ def _write(folder: Path, config: dict[str, Any], weights: dict[str, Any], tokeni
 def _shared_tokenizer(vocabularies: Sequence[Any]) -> Any:
     """The tokenizer that all data sets of the run share; None where they differ, or are files without one."""
     try:
-        found = [each.tokenizer() for each in vocabularies]
+        tokenizers = [each.tokenizer() for each in vocabularies]
     except UsageError:  # token files alone: a model can be exported all the same, and the report says so
         return None
-    return found[0] if all(other.state() == found[0].state() for other in found) else None
+    return tokenizers[0] if all(other.state() == tokenizers[0].state() for other in tokenizers) else None
 
 
 def _tokenizer_json(tokenizer: Any) -> dict[str, Any] | None:
@@ -77,10 +77,24 @@ def _tokenizer_json(tokenizer: Any) -> dict[str, Any] | None:
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         added = [{"id": tokenizer.eot, "content": EOT_TEXT, **flags, "special": True}]
     bpe: dict[str, Any] = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": ids, "merges": [],
-    }  # fmt: skip
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "vocab": ids,
+        "merges": [],
+    }
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-        "pre_tokenizer": None, "post_processor": None, "decoder": {"type": "Fuse"}, "model": bpe,
-    }  # fmt: skip
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": bpe,
+    }

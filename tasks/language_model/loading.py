@@ -53,20 +53,20 @@ def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> T
 
     run = Path(os.path.abspath(run))
     with contextlib.chdir(home_of(run)):
-        found = find_checkpoint(pick_checkpoint(run, checkpoint), checksums=True)
-        if found.entry != "train":
-            raise UsageError(f"{run} was written by {found.entry}.py: expected a run of train.py")
+        stored = find_checkpoint(pick_checkpoint(run, checkpoint), checksums=True)
+        if stored.entry != "train":
+            raise UsageError(f"{run} was written by {stored.entry}.py: expected a run of train.py")
         script = entry_module("train", "entry")
-        config = read_config(found, cast(Any, script.SCHEMA), device=device)
-        vocabularies = vocabularies_for(found, config)
+        config = read_config(stored, cast(Any, script.SCHEMA), device=device)
+        vocabularies = vocabularies_for(stored, config)
         runtime = make_runtime(config)
         model, _ = script.create_model(config, LMShape(model_sizes(config, vocabularies)), runtime)
-        averaged = found.ema if weights == "ema" else None
-        load_weights(model, {**found.model, **(averaged or {})}, strict=True)
+        averaged = stored.ema if weights == "ema" else None
+        load_weights(model, {**stored.model, **(averaged or {})}, strict=True)
         model.eval()
     chosen: Literal["ema", "raw"] = "ema" if averaged is not None else "raw"
     return TextRun(
-        model=model, config=config, runtime=runtime, step=found.step, weights=chosen, vocabularies=vocabularies
+        model=model, config=config, runtime=runtime, step=stored.step, weights=chosen, vocabularies=vocabularies
     )
 
 

@@ -116,14 +116,14 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tenso
 def estimate(model: nn.Module, folder: Path, sizes: Sizes, batches: int) -> dict[str, float]:
     """Mean loss of `batches` random batches of each split."""
     model.eval()
-    found = {}
+    means = {}
     for split in ("train", "val"):
         losses = torch.zeros(batches)
         for k in range(batches):
             losses[k] = model(*batch(folder, split, sizes)).item()
-        found[split] = losses.mean().item()
+        means[split] = losses.mean().item()
     model.train()
-    return found
+    return means
 
 
 def train(folder: Path, iterations: int, *, eval_interval: int, eval_iters: int, log_interval: int, seed: int) -> float:

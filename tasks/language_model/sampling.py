@@ -28,8 +28,8 @@ def print_samples(run: Any, prompts: list[str], args: argparse.Namespace) -> Non
     stream = vocabulary_index(known, args.dataset) if run.config.multidataset_wte else None
     if args.dataset and stream is None:
         raise UsageError(f"--dataset {args.dataset}: this model has one vocabulary; leave it out")
-    if len(prompts) != (wanted := len(known) if contexts else 1) and len(prompts) != 1:
-        raise UsageError(f"--prompt: {len(prompts)} were given, expected {wanted}: one for each of its streams")
+    if len(prompts) != (expected := len(known) if contexts else 1) and len(prompts) != 1:
+        raise UsageError(f"--prompt: {len(prompts)} were given, expected {expected}: one for each of its streams")
     tokenizers = [each.tokenizer() for each in (known if contexts else [known[stream or 0]])]
     encoded = [encode_prompt(tokenizer, text) for tokenizer, text in zip(tokenizers, prompts, strict=False)]
     # streams without a prompt begin with their first token, for want of an annotation
@@ -40,10 +40,17 @@ def print_samples(run: Any, prompts: list[str], args: argparse.Namespace) -> Non
     start = (torch.stack(encoded, dim=1) if contexts else encoded[0]).to(run.runtime.device)
     for top_k in args.top_k:
         made = generate(
-            run.model, start.expand(args.num_samples, *start.shape[1:]), args.max_new_tokens,
-            temperature=args.temperature, top_k=top_k, min_p=args.min_p, seed=args.seed, purpose=f"sample/{top_k}",
-            stream=stream, stop=tokenizers[0].eot,
-        )  # fmt: skip
+            run.model,
+            start.expand(args.num_samples, *start.shape[1:]),
+            args.max_new_tokens,
+            temperature=args.temperature,
+            top_k=top_k,
+            min_p=args.min_p,
+            seed=args.seed,
+            purpose=f"sample/{top_k}",
+            stream=stream,
+            stop=tokenizers[0].eot,
+        )
         for number, row in enumerate(made):
             print(f"--- step {run.step} top_k {top_k} sample {number}")
             text = until(row, tokenizers[0].eot)

@@ -19,9 +19,16 @@ from verification.source import Repo
 from verification.static import verify_file
 
 TINY = (
-    "--config-name=cfg_pretrain_sudoku_6x6_feudal", "+debug=tiny", "device=cpu", "global_batch_size=8",
-    "arch.halt_max_steps=4", "arch.subgoal_head.manager_period=2", "lr=0.01", "lr_warmup_steps=0", "project_name=p",
-)  # fmt: skip
+    "--config-name=cfg_pretrain_sudoku_6x6_feudal",
+    "+debug=tiny",
+    "device=cpu",
+    "global_batch_size=8",
+    "arch.halt_max_steps=4",
+    "arch.subgoal_head.manager_period=2",
+    "lr=0.01",
+    "lr_warmup_steps=0",
+    "project_name=p",
+)
 BASELINE = tuple(word for word in TINY if "subgoal_head" not in word)
 
 

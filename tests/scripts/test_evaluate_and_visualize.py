@@ -95,9 +95,10 @@ def test_help_and_missing_run_from_anywhere(script: str, tmp_path) -> None:
 )
 def test_results_of_other_settings_get_other_files(argv, steps: int, max_examples, name: str, tmp_path) -> None:
     opened = SimpleNamespace(
-        run_dir=tmp_path, checkpoint=SimpleNamespace(step=5, has_ema=True),
+        run_dir=tmp_path,
+        checkpoint=SimpleNamespace(step=5, has_ema=True),
         config=SimpleNamespace(arch={"halt_max_steps": 8}, final_eval_max_examples=None),
-    )  # fmt: skip
+    )
     run = SimpleNamespace(opened=opened, steps=steps, data=[{"path": "x", "content_hash": "0123456789ab"}])
     path = result_file(run, evaluate.parse(["run", *argv]), max_examples)
     assert path == tmp_path / name

@@ -21,9 +21,17 @@ STEP = 12
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     done = run_script(
-        "pretrain", "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", f"max_steps={STEP}",
-        "lr=0.01", "lr_warmup_steps=0", "project_name=p", "run_name=r", cwd=home,
-    )  # fmt: skip
+        "pretrain",
+        "--config-name=cfg_pretrain_sudoku_4x4",
+        "+debug=tiny",
+        "device=cpu",
+        f"max_steps={STEP}",
+        "lr=0.01",
+        "lr_warmup_steps=0",
+        "project_name=p",
+        "run_name=r",
+        cwd=home,
+    )
     assert done.code == 0, done.output
     return home / "checkpoints/p/r"
 
@@ -69,9 +77,22 @@ def test_a_gpu_that_is_not_here_is_refused(run: Path, tmp_path: Path, script: st
 def test_other_settings(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "deep.json"
     shown = run_script(
-        "scripts/evaluate", f"{run}/checkpoints/step_{STEP}", "--steps", "5", "--weights", "raw", "--split", "train",
-        "--max-examples", "10", "--batch-size", "3", "--json", "deep.json", cwd=tmp_path,
-    )  # fmt: skip
+        "scripts/evaluate",
+        f"{run}/checkpoints/step_{STEP}",
+        "--steps",
+        "5",
+        "--weights",
+        "raw",
+        "--split",
+        "train",
+        "--max-examples",
+        "10",
+        "--batch-size",
+        "3",
+        "--json",
+        "deep.json",
+        cwd=tmp_path,
+    )
     assert shown.code == 0, shown.output
     written = results(file)
     assert written["results"]["examples"] == 10
@@ -80,9 +101,19 @@ def test_other_settings(run: Path, tmp_path: Path) -> None:
     assert written["settings"]["split"] == "train"
     assert written["settings"]["weights"] == "raw"
     again = run_script(
-        "scripts/evaluate", str(run), "--steps", "5", "--weights", "raw", "--split", "train", "--max-examples", "10",
-        "--json", str(tmp_path / "again.json"),
-    )  # fmt: skip
+        "scripts/evaluate",
+        str(run),
+        "--steps",
+        "5",
+        "--weights",
+        "raw",
+        "--split",
+        "train",
+        "--max-examples",
+        "10",
+        "--json",
+        str(tmp_path / "again.json"),
+    )
     assert again.code == 0, again.output
     # The subset and the numbers do not depend on the batch size, up to rounding in sums.
     assert results(tmp_path / "again.json")["results"] == pytest.approx(written["results"], rel=1e-5)

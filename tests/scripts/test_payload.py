@@ -45,11 +45,14 @@ def _command(script: str, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("evaluate.py", ["run"]), ("visualize.py", ["run"]), ("sample.py", ["run"]),
-        ("export_gpt2.py", ["run", "exported"]), ("verify_path.py", ["--checkpoint", "run"]),
+        ("evaluate.py", ["run"]),
+        ("visualize.py", ["run"]),
+        ("sample.py", ["run"]),
+        ("export_gpt2.py", ["run", "exported"]),
+        ("verify_path.py", ["--checkpoint", "run"]),
         ("estimate.py", ["--entry", "payload", "device=cpu"]),
     ],
-)  # fmt: skip
+)
 def test_no_command_runs_it(download: Path, script: str, words: list[str]) -> None:
     result = run_forked(_command, script, words, cwd=download)
     assert result.code == 2, result.output
@@ -73,8 +76,11 @@ def test_a_stored_command_holds_values_only(tmp_path: Path, line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: &a [1,1]\nb: &b [*a,*a]\n" + "".join(f"k{n}: &k{n} [{','.join(['*b' if n == 0 else f'*k{n - 1}'] * 9)}]\n"
-                                                  for n in range(9)), "stands for more"),
+        (
+            "a: &a [1,1]\nb: &b [*a,*a]\n"
+            + "".join(f"k{n}: &k{n} [{','.join(['*b' if n == 0 else f'*k{n - 1}'] * 9)}]\n" for n in range(9)),
+            "stands for more",
+        ),
         ("a: ${b}\nb: ${a}\n", "refers to itself"),
         ("x0: aaaaaaaa\n" + "".join(f"x{n}: '${{x{n - 1}}}${{x{n - 1}}}'\n" for n in range(1, 40)), "stands for more"),
         ("a: !!python/object/apply:os.system [touch ran]\n", "is no config"),
@@ -86,7 +92,7 @@ def test_a_stored_command_holds_values_only(tmp_path: Path, line: str) -> None:
         ("[" * 90_000, "nest"),
         ("\x00", "not YAML"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_stored_config_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UsageError, match=words) as caught:

@@ -45,9 +45,17 @@ def composed() -> dict[str, Any]:
 
 
 def write_run(
-    folder: Path, composed: dict[str, Any], changes: dict[str, Any], *, seed: int = 0, score: float = 0.5,
-    state: str = "done", step: int = 100, data: str = "d", results: dict[str, Any] | None = None,
-) -> Path:  # fmt: skip
+    folder: Path,
+    composed: dict[str, Any],
+    changes: dict[str, Any],
+    *,
+    seed: int = 0,
+    score: float = 0.5,
+    state: str = "done",
+    step: int = 100,
+    data: str = "d",
+    results: dict[str, Any] | None = None,
+) -> Path:
     import os
 
     config = copy.deepcopy(composed) | {"seed": seed, "run_name": folder.name}
@@ -272,12 +280,15 @@ def test_a_run_that_cannot_be_used_is_one_line(name: str, tmp_path: Path, compos
     assert not (tmp_path / "feudal_report").exists()
 
 
-@pytest.mark.parametrize(("argv", "words"), [
-    (["nowhere"], "nowhere is not a folder"),
-    (["."], "no run of HRM with a final evaluation"),
-    ([], "RUNS"),
-    ([".", "--metric", "loss"], "exact_accuracy"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["nowhere"], "nowhere is not a folder"),
+        (["."], "no run of HRM with a final evaluation"),
+        ([], "RUNS"),
+        ([".", "--metric", "loss"], "exact_accuracy"),
+    ],
+)
 def test_bad_arguments_are_one_line(argv: list[str], words: str, tmp_path: Path) -> None:
     shown = run_script("scripts/feudal_report", *argv, cwd=tmp_path)
     assert shown.code == 2, shown.output

@@ -15,17 +15,17 @@ import pytest
 from PIL import Image, ImageColor
 
 from reports.page import COLOURS
-from tests.viewer.test_boards import SOLUTION, thought
+from tests.viewer.test_trajectory import SOLUTION, trajectory
 from viewer import picture as still
-from viewer.animation import HOLD_MS, MOST, STEP_MS, WIDEST, draw_film, draw_frame, film_capacity
-from viewer.boards import Headline, Thought, fitted, layout_of
+from viewer.animation import HOLD_MS, MAX_EXAMPLES, MAX_WIDTH, STEP_MS, animation_capacity, draw_animation, draw_frame
 from viewer.cards import LEVELS
 from viewer.output import MARK
 from viewer.page import COLOURS as BOARD_COLOURS
-from viewer.page import FIRST, LARGEST, draw_page, page_capacity
+from viewer.page import FIRST, MAX_BYTES, draw_page, page_capacity
+from viewer.trajectory import Headline, Trajectory, cropped, layout_of
 
 WORDS = Headline("project/<run>", "what", (("Run", "project/<run>"), ("Data", "a & b")))
-THOUGHTS = [thought(3, 6, 9, 16, q_halt=(0.1, 0.3, 0.9)), thought(7, 5, 12, 15)]
+THOUGHTS = [trajectory(3, 6, 9, 16, q_halt=(0.1, 0.3, 0.9)), trajectory(7, 5, 12, 15)]
 
 
 class Reader(HTMLParser):
@@ -84,7 +84,7 @@ def test_page_shows_the_last_step_without_javascript() -> None:
     assert [symbol for _, symbol in first] == [str(token - 1) for token in SOLUTION]
     assert [classes for classes, _ in first] == ["g"] * 6 + ["r"] * 3 + ["r c"] * 7
     assert second[15][0] == "w"
-    wrong_clue = read(draw_page([thought(0, 3)], WORDS)).boards[-1]
+    wrong_clue = read(draw_page([trajectory(0, 3)], WORDS)).boards[-1]
     assert wrong_clue[4][0] == "w g"
 
 
@@ -134,12 +134,12 @@ def test_text_can_be_read_in_both_themes(ink: str, ground: str, mode: int) -> No
     assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
-def arc(side: int, out: int) -> Thought:
+def arc(side: int, out: int) -> Trajectory:
     canvas = np.zeros((2, 30, 30), int)
     canvas[0, :side, :side], canvas[1, :out, :out] = 4, 7
     inputs, labels = canvas.reshape(2, 900)
     answers = np.stack([inputs, labels])
-    return fitted(
+    return cropped(
         0, layout_of(900, 12), inputs, np.where(labels, labels, -100), answers, np.array([0.1, 0.9]), answers / 12
     )
 
@@ -156,9 +156,9 @@ def test_arc_cards_show_puzzle_and_answer_of_their_own_size() -> None:
 def test_a_full_page_is_as_large_as_said() -> None:
     layout = layout_of(81, 11)
     cells = np.full((16, 81), 5)
-    example = fitted(0, layout, cells[0], cells[0], cells, np.zeros(16), np.ones(cells.shape))
+    example = cropped(0, layout, cells[0], cells[0], cells, np.zeros(16), np.ones(cells.shape))
     size = len(draw_page([example] * 20, WORDS)) - len(draw_page([example], WORDS))
-    assert size / 19 * page_capacity(layout, 16) < LARGEST * 1.1
+    assert size / 19 * page_capacity(layout, 16) < MAX_BYTES * 1.1
     assert page_capacity(layout, 16) >= 300
 
 
@@ -174,7 +174,7 @@ def frames(film: bytes) -> list[Image.Image]:
 
 
 def test_film_has_a_frame_for_each_step() -> None:
-    film = draw_film(THOUGHTS, WORDS)
+    film = draw_animation(THOUGHTS, WORDS)
     assert MARK in film[:8192]
     shots = frames(film)
     assert len(shots) == 3
@@ -186,16 +186,16 @@ def test_film_has_a_frame_for_each_step() -> None:
         return (np.asarray(shot)[150:-100] == wrong).all(axis=-1).sum()
 
     assert boards(shots[0]) > boards(shots[1]) > boards(shots[2]) > 0
-    assert len(frames(draw_film([thought(0, 16)], WORDS))) == 1
+    assert len(frames(draw_animation([trajectory(0, 16)], WORDS))) == 1
 
 
 @pytest.mark.parametrize("example", [THOUGHTS[0], arc(20, 30)], ids=["sudoku", "arc"])
-def test_a_full_film_keeps_to_a_size(example: Thought) -> None:
-    shot = draw_frame([example] * MOST, WORDS, 0)
-    assert shot.width <= 1.5 * (WIDEST + 2 * still.MARGIN)
+def test_a_full_film_keeps_to_a_size(example: Trajectory) -> None:
+    shot = draw_frame([example] * MAX_EXAMPLES, WORDS, 0)
+    assert shot.width <= 1.5 * (MAX_WIDTH + 2 * still.MARGIN)
     assert shot.height <= 4000
-    assert film_capacity(16) == MOST
-    assert film_capacity(1000) == 0
+    assert animation_capacity(16) == MAX_EXAMPLES
+    assert animation_capacity(1000) == 0
 
 
 KEYS = """<script>
@@ -215,14 +215,25 @@ for (const key of KEYS) press(key);
         (["Home", "End"], "step 3 of 3 · 1 of 2 boards right", ["g"] * 6 + ["r"] * 3 + ["r c"] * 7),
         (["Home", "s"], "step 1 of 3 · 0 of 2 boards right", ["g"] * 6 + ["r"] * 10),
     ],
-)  # fmt: skip
+)
 def test_keys_in_a_browser(tmp_path: Path, keys: list[str], says: str, classes: list[str]) -> None:
     page = draw_page(THOUGHTS, WORDS).replace("</body>", KEYS.replace("KEYS", json.dumps(keys)))
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
     done = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         "--virtual-time-budget=500", "--dump-dom", f"file://{tmp_path / 'page.html'}"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=500",
+            "--dump-dom",
+            f"file://{tmp_path / 'page.html'}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert f">{says}</output>" in done.stdout
     assert [found for found, _ in read(done.stdout).boards[-2]] == classes

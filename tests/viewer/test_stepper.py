@@ -11,13 +11,13 @@ import time
 import pytest
 from rich.console import Console
 
-from tests.viewer.test_boards import LAYOUT, thought
 from tests.viewer.test_page import arc
-from viewer.boards import Headline, layout_of
+from tests.viewer.test_trajectory import LAYOUT, trajectory
 from viewer.stepper import KEYS, Stepper, step_through
+from viewer.trajectory import Headline, layout_of
 
 WORDS = Headline("project/run", "what", ())
-THOUGHTS = [thought(3, 6, 9, 16), thought(7, 5, 12, 15, 16)]
+THOUGHTS = [trajectory(3, 6, 9, 16), trajectory(7, 5, 12, 15, 16)]
 LEFT, RIGHT, UP, DOWN, HOME, END = "\x1b[D", "\x1b[C", "\x1b[A", "\x1b[B", "\x1b[H", "\x1b[F"
 
 
@@ -35,11 +35,19 @@ def screen(stepper: Stepper, width: int = 80, height: int = 24) -> list[str]:
 @pytest.mark.parametrize(
     ("keys", "example", "step"),
     [
-        ((RIGHT,), 0, 1), ((RIGHT, RIGHT, RIGHT, RIGHT), 0, 2), ((RIGHT, LEFT, LEFT), 0, 0), ((END,), 0, 2),
-        ((END, HOME), 0, 0), ((RIGHT, DOWN), 1, 0), ((DOWN, DOWN, END), 1, 3), ((DOWN, UP, UP), 0, 0),
-        (("l", "l", "h"), 0, 1), (("j", "$"), 1, 3), (("\r", "x", "\x1bOC"), 0, 2),
+        ((RIGHT,), 0, 1),
+        ((RIGHT, RIGHT, RIGHT, RIGHT), 0, 2),
+        ((RIGHT, LEFT, LEFT), 0, 0),
+        ((END,), 0, 2),
+        ((END, HOME), 0, 0),
+        ((RIGHT, DOWN), 1, 0),
+        ((DOWN, DOWN, END), 1, 3),
+        ((DOWN, UP, UP), 0, 0),
+        (("l", "l", "h"), 0, 1),
+        (("j", "$"), 1, 3),
+        (("\r", "x", "\x1bOC"), 0, 2),
     ],
-)  # fmt: skip
+)
 def test_keys_lead_to_a_step(keys: tuple[str, ...], example: int, step: int) -> None:
     stepper = after(*keys)
     assert (stepper.example, stepper.step, stepper.done) == (example, step, False)

@@ -1,4 +1,4 @@
-"""Let a model think about examples of a split, and choose those worth drawing."""
+"""A model's answers to examples of a split, and the choice of those worth drawing."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from engine.errors import UsageError
 from engine.io import progress
 from evaluators.intervals import wilson
 from tasks.recursive_reasoning.loading import PuzzleRun
-from viewer.boards import Headline, Layout, Thought, fitted, most_interesting
+from viewer.trajectory import Headline, Layout, Trajectory, cropped, most_interesting
 
 BATCH = 64
-AMONG = 256
+MAX_CANDIDATES = 256
 CPU_WORK = 4e12
-"""Floating-point operations that looking for interesting examples may cost on a CPU: some ten seconds to a minute."""
+"""Floating-point operations that examining candidates may cost on a CPU: some ten seconds to a minute."""
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What is drawn, and how the examples that it was chosen from came out."""
+class Selection:
+    """What is drawn, and how many of the candidates it was chosen from are solved."""
 
-    thoughts: list[Thought]
-    looked_at: int
+    trajectories: list[Trajectory]
+    examined: int
     solved: int
 
 
@@ -41,10 +41,10 @@ def rows_of(splits: Sequence[PuzzleSplit], numbers: np.ndarray) -> dict[str, np.
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def think(run: PuzzleRun, layout: Layout, numbers: np.ndarray) -> list[Thought]:
+def trajectories_of(run: PuzzleRun, layout: Layout, numbers: np.ndarray) -> list[Trajectory]:
     """The model's answers to these examples after every ACT step."""
     model, device = run.task.model, run.opened.runtime.device
-    thoughts = []
+    trajectories = []
     pieces = [numbers[begin : begin + BATCH] for begin in range(0, len(numbers), BATCH)]
     for piece in progress(pieces, total=len(pieces), label="thinking"):
         arrays = rows_of(run.splits, piece)
@@ -55,18 +55,22 @@ def think(run: PuzzleRun, layout: Layout, numbers: np.ndarray) -> list[Thought]:
             halting.append(torch.sigmoid(output.q_halt_logits.float()).cpu().numpy())
             sure.append(torch.softmax(output.logits.float(), dim=-1).amax(dim=-1).cpu().numpy())
         for row, number in enumerate(piece):
-            thoughts.append(
-                fitted(
-                    int(number), layout, arrays["inputs"][row], arrays["labels"][row],
-                    np.stack([answer[row] for answer in answers]), np.array([q[row] for q in halting]),
+            trajectories.append(
+                cropped(
+                    int(number),
+                    layout,
+                    arrays["inputs"][row],
+                    arrays["labels"][row],
+                    np.stack([answer[row] for answer in answers]),
+                    np.array([q[row] for q in halting]),
                     np.stack([share[row] for share in sure]),
                 )
-            )  # fmt: skip
-    return thoughts
+            )
+    return trajectories
 
 
-def choose(run: PuzzleRun, layout: Layout, args: argparse.Namespace, count: int) -> Chosen:
-    """The examples to draw: that of --example, else the `count` most interesting of those looked at.
+def select_examples(run: PuzzleRun, layout: Layout, args: argparse.Namespace, count: int) -> Selection:
+    """The examples to draw: that of --example, else the `count` most interesting of the candidates.
 
     Raises:
         UsageError: there is no such example.
@@ -77,34 +81,38 @@ def choose(run: PuzzleRun, layout: Layout, args: argparse.Namespace, count: int)
     if args.example is not None:
         if not 0 <= args.example < total:
             raise UsageError(f"--example {args.example}: the {args.split} split has examples 0 to {total - 1}")
-        pool = think(run, layout, np.array([args.example]))
+        pool = trajectories_of(run, layout, np.array([args.example]))
     else:
         among = args.among
         if among is None:
-            among = AMONG
+            among = MAX_CANDIDATES
             if run.opened.runtime.device.type == "cpu":
-                among = int(min(AMONG, max(8.0, CPU_WORK / run.task.model.flops(1)["eval"])))
+                among = int(min(MAX_CANDIDATES, max(8.0, CPU_WORK / run.task.model.flops(1)["eval"])))
         among = min(total, max(among, count))
-        pool = think(run, layout, np.unique(np.linspace(0, total - 1, among).round().astype(np.int64)))
-    return Chosen(most_interesting(pool, count), len(pool), sum(t.solved_from is not None for t in pool))
+        pool = trajectories_of(run, layout, np.unique(np.linspace(0, total - 1, among).round().astype(np.int64)))
+    return Selection(most_interesting(pool, count), len(pool), sum(t.solved_from is not None for t in pool))
 
 
-def headline(run: PuzzleRun, split: str, chosen: Chosen) -> Headline:
-    """The words of every drawing, the accuracy over all that were looked at included."""
-    opened, thoughts = run.opened, chosen.thoughts
+def make_headline(run: PuzzleRun, split: str, chosen: Selection) -> Headline:
+    """The title and facts of every drawing, the accuracy over all examined examples included."""
+    opened, trajectories = run.opened, chosen.trajectories
     weights = "averaged weights" if opened.weights == "ema" else "raw weights"
-    solved = sum(thought.solved_from is not None for thought in thoughts)
+    solved = sum(trajectory.solved_from is not None for trajectory in trajectories)
     data = ", ".join(entry["path"].rsplit("/", 1)[-1] for entry in run.data)
     title = f"{run.name}  ·  step {opened.checkpoint.step}"
-    subtitle = f"{data}, {split} split, {weights}, {run.steps} ACT steps; {solved} of {len(thoughts)} shown solved"
-    share, (low, high) = chosen.solved / chosen.looked_at, wilson(chosen.solved, chosen.looked_at)
-    accuracy = f"{share:.1%} ({chosen.solved} of {chosen.looked_at} looked at; 95 % interval {low:.1%} to {high:.1%})"
-    if chosen.looked_at > len(thoughts):
-        kinds = (["the last to be solved"] if solved else []) + (["unsolved ones"] if solved < len(thoughts) else [])
-        subtitle += f"; of {chosen.looked_at} looked at {chosen.solved} are solved ({share:.1%})"
+    subtitle = f"{data}, {split} split, {weights}, {run.steps} ACT steps; {solved} of {len(trajectories)} shown solved"
+    share, (low, high) = chosen.solved / chosen.examined, wilson(chosen.solved, chosen.examined)
+    accuracy = f"{share:.1%} ({chosen.solved} of {chosen.examined} looked at; 95 % interval {low:.1%} to {high:.1%})"
+    if chosen.examined > len(trajectories):
+        kinds = (["the last to be solved"] if solved else []) + (
+            ["unsolved ones"] if solved < len(trajectories) else []
+        )
+        subtitle += f"; of {chosen.examined} looked at {chosen.solved} are solved ({share:.1%})"
         subtitle += f", drawn: {' and '.join(kinds)}"
     facts = (
-        ("Run", run.name), ("Checkpoint", f"step {opened.checkpoint.step}, {weights}"),
-        ("Data", f"{data}, {split} split"), ("Exact accuracy", f"{accuracy} after {run.steps} ACT steps"),
-    )  # fmt: skip
+        ("Run", run.name),
+        ("Checkpoint", f"step {opened.checkpoint.step}, {weights}"),
+        ("Data", f"{data}, {split} split"),
+        ("Exact accuracy", f"{accuracy} after {run.steps} ACT steps"),
+    )
     return Headline(title, subtitle, facts)

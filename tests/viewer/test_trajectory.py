@@ -3,20 +3,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from viewer.boards import Thought, fitted, layout_of, most_interesting
+from viewer.trajectory import Trajectory, cropped, layout_of, most_interesting
 
 SOLUTION = np.array([2, 3, 4, 5, 4, 5, 2, 3, 3, 2, 5, 4, 5, 4, 3, 2])
 LAYOUT = layout_of(16, 6)
 WRONG = 2 + (SOLUTION - 1) % 4  # every digit one further: no cell is right
 
 
-def thought(number: int, *right_cells: int, given: int = 6, q_halt: tuple[float, ...] = ()) -> Thought:
+def trajectory(number: int, *right_cells: int, given: int = 6, q_halt: tuple[float, ...] = ()) -> Trajectory:
     """An example of which, after each step, the first so many cells are right."""
     cells = np.arange(16)
     answers = np.array([np.where(cells < count, SOLUTION, WRONG) for count in right_cells])
     inputs = np.where(cells < given, SOLUTION, 1)
     halting = np.array(q_halt or [0.1] * len(right_cells))
-    return Thought(number, LAYOUT, inputs, SOLUTION, answers, halting, np.full(answers.shape, 0.75))
+    return Trajectory(number, LAYOUT, inputs, SOLUTION, answers, halting, np.full(answers.shape, 0.75))
 
 
 @pytest.mark.parametrize(("side", "box"), [(4, (2, 2)), (6, (2, 3)), (9, (3, 3))])
@@ -58,7 +58,7 @@ def test_arc_grids_are_cut_to_what_they_hold() -> None:
     canvas[1, 4:6, 10:15] = np.arange(10).reshape(2, 5) + 2  # its solution of 2 x 5
     inputs, labels = canvas.reshape(2, 900)
     answers = np.stack([np.full(900, 3), labels])
-    example = fitted(
+    example = cropped(
         1, layout_of(900, 12), inputs, np.where(labels, labels, -100), answers, np.array([0.1, 0.9]), answers / 12
     )
     assert (example.layout.rows, example.layout.columns) == (3, 5)
@@ -75,7 +75,7 @@ def test_arc_grids_are_cut_to_what_they_hold() -> None:
 def test_a_maze_is_whole_and_its_path_is_to_be_found() -> None:
     inputs = np.array([1, 1, 1, 3, 2, 4, 1, 1, 1])
     labels = np.where(inputs == 2, 5, inputs)
-    example = fitted(0, layout_of(9, 6), inputs, labels, labels[None], np.array([0.5]), np.ones((1, 9)))
+    example = cropped(0, layout_of(9, 6), inputs, labels, labels[None], np.array([0.5]), np.ones((1, 9)))
     assert example.to_find.nonzero()[0].tolist() == [4]
     assert example.kinds(0) == ["given"] * 4 + ["right"] + ["given"] * 4
     assert example.views == [0, "solution"]
@@ -83,17 +83,17 @@ def test_a_maze_is_whole_and_its_path_is_to_be_found() -> None:
 
 def test_a_sequence_that_fills_no_rectangle_is_filled_up() -> None:
     tokens = np.arange(1, 11)
-    example = fitted(0, layout_of(10, 11), tokens, tokens, tokens[None], np.array([0.5]), np.ones((1, 10)))
+    example = cropped(0, layout_of(10, 11), tokens, tokens, tokens[None], np.array([0.5]), np.ones((1, 10)))
     assert (example.layout.rows, example.layout.columns) == (3, 4)
     assert example.kinds(0)[10:] == ["none", "none"]
     assert example.solved(0)
 
 
 def test_cells_of_a_thought() -> None:
-    example = thought(0, 6, 10, 16, q_halt=(0.1, 0.6, 0.9))
+    example = trajectory(0, 6, 10, 16, q_halt=(0.1, 0.6, 0.9))
     assert example.given.nonzero()[0].tolist() == list(range(6))
     assert example.right(1).sum() == 10
-    assert (example.to_find.sum(), example.found(1), example.wrong(1)) == (10, 4, 6)
+    assert (example.to_find.sum(), example.cells_found(1), example.cells_wrong(1)) == (10, 4, 6)
     assert not example.changed(0).any()
     assert example.changed(1).nonzero()[0].tolist() == [6, 7, 8, 9]
     assert [example.solved(step) for step in range(3)] == [False, False, True]
@@ -101,9 +101,9 @@ def test_cells_of_a_thought() -> None:
 
 
 def test_unscored_cells_are_neither_right_nor_changed() -> None:
-    base = thought(0, 0, 16)
+    base = trajectory(0, 0, 16)
     labels = np.where(np.arange(16) < 4, SOLUTION, -100)
-    example = Thought(0, LAYOUT, base.inputs, labels, base.answers, base.q_halt, base.confidence)
+    example = Trajectory(0, LAYOUT, base.inputs, labels, base.answers, base.q_halt, base.confidence)
     assert example.right(1).sum() == example.changed(1).sum() == 4
     assert example.solved(1)
     assert not example.given[4:].any()
@@ -113,13 +113,13 @@ def test_unscored_cells_are_neither_right_nor_changed() -> None:
     ("right", "expected"), [((16, 16), 0), ((3, 16), 1), ((16, 3), None), ((16, 3, 16), 2), ((3,), None)]
 )
 def test_solved_from_means_to_the_end(right: tuple[int, ...], expected: int | None) -> None:
-    assert thought(0, *right).solved_from == expected
+    assert trajectory(0, *right).solved_from == expected
 
 
 def test_most_interesting() -> None:
-    early, late = thought(1, 16, 16, 16), thought(2, 6, 8, 16)
-    middle, restless = thought(3, 6, 16, 16), thought(4, 6, 12, 7)
-    failed = thought(5, 7, 7, 7)
+    early, late = trajectory(1, 16, 16, 16), trajectory(2, 6, 8, 16)
+    middle, restless = trajectory(3, 6, 16, 16), trajectory(4, 6, 12, 7)
+    failed = trajectory(5, 7, 7, 7)
     pool = [early, failed, middle, restless, late]
 
     def chosen(count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""What there is to show of a model thinking about one example, and which examples are worth showing.
+"""One example with a model's answer after every ACT step, how it lies on a board, and which examples are worth showing.
 
 T positions of an example, S ACT steps. Positions without a label (-100) are not judged.
 """
@@ -16,10 +16,17 @@ IGNORE, PAD = -100, 0
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3), 16: (4, 4)}
 WALL = ("#5b6675", "#5b6675")
 ARC = (
-    ("#000000", "#ffffff"), ("#0074d9", "#ffffff"), ("#ff4136", "#000000"), ("#2ecc40", "#000000"),
-    ("#ffdc00", "#000000"), ("#aaaaaa", "#000000"), ("#f012be", "#000000"), ("#ff851b", "#000000"),
-    ("#7fdbff", "#000000"), ("#870c25", "#ffffff"),
-)  # fmt: skip
+    ("#000000", "#ffffff"),
+    ("#0074d9", "#ffffff"),
+    ("#ff4136", "#000000"),
+    ("#2ecc40", "#000000"),
+    ("#ffdc00", "#000000"),
+    ("#aaaaaa", "#000000"),
+    ("#f012be", "#000000"),
+    ("#ff851b", "#000000"),
+    ("#7fdbff", "#000000"),
+    ("#870c25", "#ffffff"),
+)
 """Colour and ink of the ten ARC colours; the digit in the cell is for eyes that confuse some of them."""
 
 View = int | Literal["puzzle", "solution"]
@@ -90,7 +97,7 @@ class Headline:
 
 
 @dataclass(frozen=True, eq=False)
-class Thought:
+class Trajectory:
     """One example with the model's answer after every ACT step."""
 
     number: int
@@ -131,11 +138,11 @@ class Thought:
         """[T] bool: scored and not given."""
         return self.scored & ~self.given
 
-    def found(self, step: int) -> int:
+    def cells_found(self, step: int) -> int:
         """How many of the cells to find are right after `step` (0-based)."""
         return int((self.to_find & self.right(step)).sum())
 
-    def wrong(self, step: int) -> int:
+    def cells_wrong(self, step: int) -> int:
         """How many scored cells, given ones too, are wrong after `step` (0-based)."""
         return int((self.scored & ~self.right(step)).sum())
 
@@ -199,11 +206,16 @@ class Thought:
         return sum(int(self.changed(step).sum()) for step in range(self.steps))
 
 
-def fitted(
-    number: int, layout: Layout, inputs: np.ndarray, labels: np.ndarray, answers: np.ndarray, q_halt: np.ndarray,
+def cropped(
+    number: int,
+    layout: Layout,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    answers: np.ndarray,
+    q_halt: np.ndarray,
     confidence: np.ndarray,
-) -> Thought:  # fmt: skip
-    """A Thought on the smallest part of the grid that holds all of the puzzle and of its solution.
+) -> Trajectory:
+    """A Trajectory on the smallest part of the grid that holds all of the puzzle and of its solution.
 
     So ARC grids come without the canvas around them, and a sequence that fills no rectangle gets cells to fill one.
     """
@@ -219,18 +231,18 @@ def fitted(
         return np.where(inside, values[..., np.minimum(positions, len(inputs) - 1)], filler)
 
     part = replace(layout, rows=len(down), columns=len(across))
-    return Thought(
+    return Trajectory(
         number, part, cut(inputs, PAD), cut(labels, IGNORE), cut(answers, PAD), q_halt, cut(confidence, 0)
-    )  # fmt: skip
+    )
 
 
-def most_interesting(thoughts: Sequence[Thought], count: int) -> list[Thought]:
+def most_interesting(trajectories: Sequence[Trajectory], count: int) -> list[Trajectory]:
     """Those solved latest, then those that change most, then the least certain; with room for three, one unsolved.
 
     A model that is right from the first step on leaves only its certainty to tell examples apart.
     """
-    solved = [t for t in thoughts if t.solved_from is not None]
-    failed = [t for t in thoughts if t.solved_from is None]
+    solved = [t for t in trajectories if t.solved_from is not None]
+    failed = [t for t in trajectories if t.solved_from is None]
     solved.sort(key=lambda t: (-(t.solved_from or 0), -t.changes, float(t.q_halt.min()), t.number))
     failed.sort(key=lambda t: (-t.changes, t.number))
     room_for_failed = min(len(failed), max(count - len(solved), int(count >= 3)))
