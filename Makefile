@@ -37,7 +37,7 @@ check: $(STAMP)  ## format, lint, types, import rule, engine vocabulary, path ve
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(PY) -m pytest tests/test_house_rules.py
-	$(PY) scripts/verify_path.py --all --markdown docs/training-path-verification.md --check
+	$(PY) scripts/verify_path.py --all --summary --markdown docs/training-path-verification.md --check
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

@@ -60,6 +60,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write the Markdown page (data sets as the catalogue has them)"
     )
+    parser.add_argument("--summary", action="store_true", help="with --markdown: one table in place of the whole page")
     parser.add_argument(
         "--check", action="store_true", help="with --markdown: fail if the page is not what would be written"
     )
@@ -106,15 +107,14 @@ def observe(reports: list[Report], root: Path) -> None:
         report.findings += [Finding(**{**vars(one), "job": report.job}) for one in found]
 
 
-def page(reports: list[Report], out: Path, check: bool) -> bool:
-    """Write the Markdown page; with `check` only say whether it is what would be written."""
-    fresh = form.markdown(reports)
+def page(reports: list[Report], out: Path, check: bool, summary: bool) -> bool:
+    """Write the Markdown page; with `check` only report whether it is what would be written, whole or as a summary."""
     if not check:
-        atomic_write_text(out, fresh)
+        atomic_write_text(out, form.summary(reports) if summary else form.markdown(reports))
         return True
-    if out.is_file() and out.read_text(encoding="utf-8") == fresh:
+    if out.is_file() and out.read_text(encoding="utf-8") in (form.summary(reports), form.markdown(reports)):
         return True
-    sys.stdout.write(f"{out} is stale: run python scripts/verify_path.py --all --markdown {out}\n")
+    sys.stdout.write(f"{out} is stale: run python scripts/verify_path.py --all --summary --markdown {out}\n")
     return False
 
 
@@ -124,8 +124,8 @@ def run(argv: list[str]) -> int:
     root = options.root.resolve()
     if not (root / "config").is_dir():
         raise UsageError(f"--root {root} has no config/: expected a copy of the repository")
-    if options.check and not options.markdown:
-        raise UsageError("--check compares a page: name it with --markdown PAGE")
+    if (options.check or options.summary) and not options.markdown:
+        raise UsageError("--check and --summary are about a page: name it with --markdown PAGE")
     if options.data and options.markdown:
         raise UsageError("--markdown does not depend on the data that are here: leave out --data")
     reports = collect(options, Repo(root, local_data=not options.markdown))
@@ -137,7 +137,7 @@ def run(argv: list[str]) -> int:
             print_data(content)
         else:
             atomic_write_text(options.json, content)
-    fresh = page(reports, options.markdown, options.check) if options.markdown else True
+    fresh = page(reports, options.markdown, options.check, options.summary) if options.markdown else True
     if options.json != Path("-"):
         sys.stdout.write(form.text(reports, verbose=options.verbose, brief=options.check))
     return int(not fresh or any(report.failed(options.strict) for report in reports))

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from verification.finding import Finding
-
 FOLDERS = (
     "config",
     "models",
@@ -32,9 +30,6 @@ FOLDERS = (
 )
 SMALL = "python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 device=cpu"
 LARGE = "torchrun --nproc-per-node=4 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp"
-
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "verification-mutations.md"
-DEEP_TITLE = "## Behaviour, observed by probes\n"
 
 Edit = Callable[[Path], None]
 
@@ -189,18 +184,3 @@ def overlay(pristine: Path, target: Path, edits: Iterable[Edit]) -> Path:
         if path.stat().st_nlink == 1:  # changed: a slip is no syntax error
             ast.parse(path.read_text(encoding="utf-8"), str(path))
     return target
-
-
-# --- rows of the page -------------------------------------------------------------------------------------------------
-
-
-def row(fault: Fault, code: str, findings: Iterable[Finding]) -> str:
-    """| fault | code | level | message | of the first finding that is meant, without its line: it moves with the code."""
-    found = next((f for f in findings if f.code == code and f.level == fault.level), None)
-    message = "(missed)" if found is None else f"{found.file}: {found.message}" if found.file else found.message
-    return f"| {cell(fault.what)} | {code} | {fault.level} | {cell(message)} |"
-
-
-def cell(text: str) -> str:
-    """Text that Markdown shows as it is inside a table."""
-    return text.replace("|", "\\|").replace("<", "&lt;")

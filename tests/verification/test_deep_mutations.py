@@ -17,14 +17,13 @@ from omegaconf import OmegaConf
 
 from tests.conftest import run_forked
 from tests.verification.faults_deep import FAULTS
-from tests.verification.mutations import DEEP_TITLE, PAGE, Fault, copy_repository, overlay, row
+from tests.verification.mutations import Fault, copy_repository, overlay
 from tests.verification.probing import SLOW
 from verification.finding import Finding
 from verification.probes import CODES_OBSERVED
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("models", "losses", "tasks", "evaluators", "dataset", "pretrain", "tasks.recursive_reasoning.args")
-_SEEN: dict[str, list[Finding]] = {}
 OVERRIDES = ["arch.puzzle_emb_ndim=64", "puzzle_emb_lr=0.01", "arch.L_cycles=2", "arch.no_ACT_continue=true"]
 
 
@@ -65,11 +64,9 @@ def config() -> dict:
 
 
 def examine(fault: Fault, pristine: Path, place: Path, config: dict) -> list[Finding]:
-    """What its probes say about `fault`, in a tree of its own below `place`; remembered for the page."""
-    if fault.name not in _SEEN:
-        root = overlay(pristine, place / fault.name, fault.edits)
-        _SEEN[fault.name] = observe(root, config, list(fault.codes))
-    return _SEEN[fault.name]
+    """What its probes say about `fault`, in a tree of its own below `place`."""
+    root = overlay(pristine, place / fault.name, fault.edits)
+    return observe(root, config, list(fault.codes))
 
 
 FIRST = {fault.codes: fault for fault in reversed(FAULTS)}.values()  # one of each code; the others are slow tests
@@ -88,26 +85,3 @@ def test_unchanged_code_passes_every_probe(pristine: Path, config: dict) -> None
     findings = observe(pristine, config, list(CODES_OBSERVED))
     assert {f.code for f in findings} >= set(CODES_OBSERVED)
     assert not [f for f in findings if f.level in ("FAIL", "WARN")]
-
-
-def section(pristine: Path, place: Path, config: dict | None = None) -> str:
-    """The page's part about these faults."""
-    config = config or resolved()
-    lines = [
-        DEEP_TITLE,
-        "The chain of files is right here, what it computes is not: `--dynamic` runs a tiny instance and looks.",
-        "",
-        "| fault | code | level | message |",
-        "|---|---|---|---|",
-    ]
-    lines += [row(fault, code, examine(fault, pristine, place, config)) for fault in FAULTS for code in fault.codes]
-    return "\n".join(lines) + "\n"
-
-
-@pytest.mark.slow
-def test_the_page_is_current(pristine: Path, config: dict, tmp_path: Path) -> None:
-    before, title, after = PAGE.read_text(encoding="utf-8").partition(DEEP_TITLE)
-    assert before
-    assert title + after == section(pristine, tmp_path, config), (
-        "docs/verification-mutations.md is stale: python -m tests.verification.test_mutations"
-    )

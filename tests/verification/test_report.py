@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import UsageError
 from scripts.verify_path import run
 from tests.conftest import ROOT
 from verification.codes import CODES, with_table
@@ -98,6 +99,20 @@ def test_a_stale_page_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert run(["jobs-trm.txt", "--markdown", page, "--check"]) == 0
     Path(page).write_text(Path(page).read_text().replace("Exploration | 0.1", "Exploration | 0.5"))
     assert run(["jobs-trm.txt", "--markdown", page, "--check"]) == 1
+
+
+def test_a_summary_has_one_row_for_equal_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    assert run(["jobs-feudal.txt", "--summary", "--markdown", str(page)]) == 0
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| jobs/")]
+    assert 1 < len(rows) < 10
+    counts = [int(row.split("|")[2]) for row in rows]
+    assert sum(counts) == sum(bool(report.chain) for report in verify_file("jobs-feudal.txt", root=ROOT)) > 50
+    assert run(["jobs-feudal.txt", "--markdown", str(page), "--check"]) == 0
+    page.write_text(page.read_text().replace("✅", "❌", 1))
+    assert run(["jobs-feudal.txt", "--markdown", str(page), "--check"]) == 1
+    with pytest.raises(UsageError, match="--markdown"):
+        run(["jobs-feudal.txt", "--summary"])
 
 
 def test_the_page_says_nothing_of_this_machine(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from verification.checks import check, run_checks
 from verification.checks.registry import CHECKS, FAMILIES, Family, NotApplicable, say
 from verification.codes import CODES
-from verification.report import PAGE, markdown
+from verification.report import PAGE, summary
 from verification.source import Repo
 from verification.static import verify_all, verify_command, verify_file, verify_recipe
 
@@ -49,8 +49,8 @@ def test_everything_that_ships_verifies() -> None:
         if not {"mode", "purpose"} | ({"act", "encoder"} if intent.get("mode") != "tokens" else set()) <= intent.keys()
     ]  # fmt: skip
     assert not silent, "a job or recipe that does not answer its family's questions"
-    assert (ROOT / PAGE).read_text(encoding="utf-8") == markdown(reports), (
-        f"{PAGE} is stale: python scripts/verify_path.py --all --markdown {PAGE}"
+    assert (ROOT / PAGE).read_text(encoding="utf-8") == summary(reports), (
+        f"{PAGE} is stale: python scripts/verify_path.py --all --summary --markdown {PAGE}"
     )
 
 
