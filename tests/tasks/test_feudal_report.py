@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from reports.runs import find_runs, read_run
@@ -22,6 +20,7 @@ from tasks.recursive_reasoning.feudal_report.pictures import sweep
 from tasks.recursive_reasoning.feudal_report.study import FeudalStudy, warnings_of
 from tests.conftest import run_script
 from tests.e2e.recipes import PRETRAIN
+from tests.reports import made_up
 
 METRIC = "eval/exact_accuracy"
 RECIPE = "cfg_pretrain_sudoku_6x6_feudal"
@@ -34,7 +33,6 @@ ABLATION = {
     "random goals": {f"{HEAD}.goal_source": "random"},
 }
 STUDY = FeudalStudy()
-_clock = itertools.count(1_700_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +49,10 @@ def write_run(
     *,
     seed: int = 0,
     score: float = 0.5,
-    state: str = "done",
-    step: int = 100,
-    data: str = "d",
     results: dict[str, Any] | None = None,
+    **more: Any,
 ) -> Path:
-    import os
-
+    """A run of the recipe with `changes` (dotted key -> value)."""
     config = copy.deepcopy(composed) | {"seed": seed, "run_name": folder.name}
     for key, value in changes.items():
         *parents, last = key.split(".")
@@ -65,15 +60,8 @@ def write_run(
         for parent in parents:
             node = node[parent]
         node[last] = value
-    folder.mkdir(parents=True)
-    (folder / "config.resolved.yaml").write_text(yaml.safe_dump(config))
-    (folder / "status.json").write_text(json.dumps({"state": state, "step": step}))
     results = {METRIC: score, "eval/accuracy": score, "eval/steps": None} if results is None else results
-    (folder / "summary.json").write_text(json.dumps({"step": step, "results": results}))
-    (folder / "environment.json").write_text(json.dumps({"data_cards": [{"path": "x", "content_hash": data}]}))
-    now = next(_clock)
-    os.utime(folder / "summary.json", (now, now))
-    return folder
+    return made_up.write_run(folder, config, results, **more)
 
 
 @pytest.fixture
