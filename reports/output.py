@@ -1,4 +1,4 @@
-"""A report's files, written into one folder."""
+"""Where results go: a report's files in one folder, or one JSON file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from typing import Any
 from PIL import Image
 
 from engine.errors import UsageError
-from engine.io import atomic_write_bytes, atomic_write_json, atomic_write_text
+from engine.io import atomic_write_bytes, atomic_write_json, atomic_write_text, print_rank0
 from reports.canvas import as_png
+
+
+def write_json_result(target: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON and print its path. Raises: UsageError when it cannot be written."""
+    try:
+        atomic_write_json(target, content)
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --json") from None
+    print_rank0(f"written     {target}")
 
 
 def write_report(folder: Path, files: Mapping[str, str | Image.Image | Mapping[str, Any]]) -> None:

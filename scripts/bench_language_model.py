@@ -11,7 +11,6 @@ tasks/language_model/nanogpt_baseline.py.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +48,7 @@ def report(args: argparse.Namespace) -> None:
     """Measure and print."""
     import torch
 
+    from reports.output import write_json_result
     from tasks.language_model.benchmark import loading, stepping, whole
 
     folder = args.data.resolve()
@@ -61,13 +61,14 @@ def report(args: argparse.Namespace) -> None:
     figures: dict[str, Any] = {}
 
     def show(name: str, row: dict[str, Any]) -> None:
+        if not figures:
+            print(f"{'':<14}{'ours ms':>12}{'baseline ms':>14}{'ratio':>8}   lowest to highest, pairs")
         figures[name] = row
         spread = f"{row['lowest']:.2f} to {row['highest']:.2f}, {row['pairs']}"
         print(
             f"{name:<14}{row['ours_ms']:>12.3f}{row['baseline_ms']:>14.3f}{row['ratio']:>8.2f}   {spread}", flush=True
         )
 
-    print(f"{'':<14}{'ours ms':>12}{'baseline ms':>14}{'ratio':>8}   lowest to highest, pairs")
     for rows, length in ((12, 64), (64, 256)):
         show(f"batch {rows}x{length}", loading(folder, args.pairs, rows, length))
     show("step", stepping(folder, args.pairs))
@@ -75,8 +76,7 @@ def report(args: argparse.Namespace) -> None:
         baseline = [__file__, "--data", str(folder), "--threads", str(args.threads), "--baseline-run", str(args.whole)]
         show("whole run", whole(folder, args.whole, args.threads, baseline))
     if args.json:
-        values = {"threads": args.threads, "torch": torch.__version__, **figures}
-        args.json.write_text(json.dumps(values, indent=1) + "\n")
+        write_json_result(args.json, {"threads": args.threads, "torch": torch.__version__, **figures})
 
 
 def main() -> int:

@@ -1,5 +1,5 @@
-"""What the commands on a stored run share, whatever its family: arguments, where its data lie, checks of what was
-asked for, and the file of results."""
+"""What the commands on a stored run share, whatever its family: arguments, where its data lie, and whether they are
+still what the run saw."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from dataset.arguments import positive
 from dataset.catalog import describe
 from engine.errors import UsageError
-from engine.io import atomic_write_json, print_rank0, user_path
+from engine.io import print_rank0, user_path
 from engine.run.environment import DATA_MARKS, data_change
 from engine.run.files import read_json
 
@@ -88,12 +88,3 @@ def warn_of_other_data(checkpoint: Any, data: list[dict[str, Any]]) -> None:
     for entry in data:
         if (change := data_change(checkpoint.extra, environment, entry)) is not None:
             print_rank0(f"warning: {entry['path']} is not the data that the run saw ({change})")
-
-
-def write_result(target: Path, content: dict[str, Any]) -> None:
-    """Write JSON and print its path. Raises: UsageError when it cannot be written."""
-    try:
-        atomic_write_json(target, content)
-    except OSError as error:
-        raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --json") from None
-    print_rank0(f"written     {target}")

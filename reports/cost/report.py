@@ -8,9 +8,10 @@ from typing import Any
 
 from engine.config import source_of
 from engine.errors import UsageError
-from engine.io import atomic_write_json, print_rank0
+from engine.io import print_rank0
 from reports.cost.batch_size import Trial, best, find_batch_size, limit_memory, measure_apart, read_size, usual_limit
 from reports.cost.measure import Measurement, checkpoints_kept, measure
+from reports.output import write_json_result
 
 
 def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, child: Sequence[str]) -> None:
@@ -39,8 +40,7 @@ def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, c
         numbers["trials"] = [vars(trial) for trial in trials]
         print_trials(trials, measured.batch_key)
     if args.json is not None:
-        atomic_write_json(args.json, numbers)
-        print_rank0(f"written     {args.json}")
+        write_json_result(args.json, numbers)
 
 
 def as_numbers(measured: Measurement, config: Any, name: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from engine.errors import UsageError
 from engine.io import print_rank0, user_path
 from engine.registry import entry_module
 from engine.run.load_run import find_checkpoint, open_checkpoint, read_config
-from tasks.loading import home_of, require_average, warn_of_other_data, write_result
+from reports.output import write_json_result
+from tasks.loading import home_of, require_average, warn_of_other_data
 
 PUZZLES_ONLY = {"split": "test", "steps": None, "max_examples": None, "halting": None, "batch_size": None}
 """Arguments that have a meaning for runs of pretrain.py only, with their defaults."""
@@ -63,7 +64,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
         "device": str(opened.runtime.device),
     }
     target = target or opened.run_dir / ("_".join([f"evaluation_step_{step}", *marks]) + ".json")
-    write_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": values})
+    write_json_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": values})
 
 
 def override_data(path: Path, given: list[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from engine.distributed import is_main
 from engine.errors import UsageError
 from engine.io import print_rank0, progress
 from evaluators.intervals import wilson
-from tasks.loading import write_result
+from reports.output import write_json_result
 from tasks.recursive_reasoning.loading import PuzzleRun, load_puzzle_run
 
 
@@ -54,7 +54,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
     }
     print_evaluation(settings, metrics, seconds)
     target = target or result_file(run, args, max_examples)
-    write_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": metrics})
+    write_json_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": metrics})
 
 
 def evaluate(run: PuzzleRun, *, max_examples: int | None, batch_size: int | None) -> dict[str, float | None]:

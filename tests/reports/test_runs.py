@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine.errors import UsageError
-from reports.output import prepare_folder, write_report
+from reports.output import prepare_folder, write_json_result, write_report
 from reports.runs import curve, find_runs, first_step, read_metrics, read_run
 from reports.study import Study
 from reports.tables import Column, Table
@@ -121,6 +121,8 @@ def test_a_table_as_markdown_and_csv() -> None:
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file/inside", Path("/proc/no/such")):
+        with pytest.raises(UsageError, match="--json"):
+            write_json_result(folder / "a.json", {})
         for refuse in (prepare_folder, lambda place: write_report(place, {"report.md": "text"})):
             with pytest.raises(UsageError, match="--out"):
                 refuse(folder)

@@ -94,8 +94,9 @@ def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
     key = {"version": VERSION, "checkpoint": checkpoint.name, "sha256": weights, "data": list(run.data)}
     file = run.path / f"feudal_goals_{checkpoint.name}.json"
     stored = read_json(file)
-    if stored.get("key") == key:
-        return stored["sources"]
+    sources = stored.get("sources")
+    if stored.get("key") == key and isinstance(sources, dict) and sources.keys() >= set(SOURCES):
+        return sources
     sources = _evaluate_sources(run, device)
     try:
         atomic_write_json(file, {"key": key, "sources": sources})
