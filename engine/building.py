@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from engine.errors import UsageError
+from engine.registry import Arch
+from engine.task import Runtime
 
 M = TypeVar("M", bound=nn.Module)
 BYTES = 4  # of a number: parameters are float32
@@ -39,6 +42,15 @@ class _Budget(TorchFunctionMode):
             if self.taken > self.limit:
                 raise _TooLarge
         return func(*args, **(kwargs or {}))
+
+
+def create_model(arch: Arch, shape: Any, runtime: Runtime) -> tuple[Any, Any]:
+    """(model, loss head) of a read `arch` block, on the device; `shape` is what the data fix about the model.
+
+    Raises: UsageError as `build_module`.
+    """
+    make = partial(arch.model_class, arch.model_config, shape, auto_dtype=runtime.dtype, attention=runtime.attention)
+    return build_module(make, runtime.device, arch.model_config), arch.loss_class(arch.loss_config)
 
 
 def build_module(make: Callable[[], M], device: torch.device, config: Any, where: str = "arch") -> M:

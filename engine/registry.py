@@ -2,6 +2,7 @@
 
 A checkpoint, a stored config and a recipe come from anywhere, so a name in them never imports more than a module of
 this project: a package of the same name in the working directory, or elsewhere on sys.path, is refused (SECURITY.md).
+An entry script stands for a `Family`: the one object by which the rest of the project knows a folder of tasks/.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from engine.cli.translate import Groups
+from engine.config import RunConfig
 from engine.errors import UsageError
 from engine.io import did_you_mean
 from engine.schema import structure
@@ -22,16 +26,117 @@ from engine.schema import structure
 SLOTS = ("models", "losses", "evaluators", "dataset", "tasks")
 CONTRACTS = {"models": ("forward",), "losses": ("forward",), "evaluators": ("begin", "update", "result")}
 """What a class of a slot is called with: a class without these methods is a helper of its module."""
-ENTRIES = ("pretrain", "train")
-"""The entry scripts: all that the `entry` of a checkpoint, or the `script` of a stored config, may name."""
+FAMILIES = {"pretrain": "recursive_reasoning", "train": "language_model"}
+"""Entry script -> its folder under tasks/. The `entry` of a checkpoint and the `script` of a stored config name one of
+them or are refused."""
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def entry_module(name: str, where: str) -> ModuleType:
-    """The entry script `name`, imported. `where` begins the line of the error. Raises: UsageError."""
-    if name not in ENTRIES:
-        raise UsageError(f"{where}: {name!r}: expected an entry script, {did_you_mean(str(name), ENTRIES)}")
-    return _import_ours(name, where)
+Rewrite = Callable[[list[str], Groups, dict[str, str]], list[str]]
+"""(words of the command line in Hydra's style, config groups, what became of which word) -> words."""
+
+
+@dataclass(frozen=True)
+class Arch:
+    """What an `arch` block names: the classes, and their checked configs (None where a class has none)."""
+
+    model_class: type
+    model_config: Any
+    loss_class: type
+    loss_config: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A folder of tasks/: `FAMILY` in its family.py. Making one imports no torch; build.py and the others are imported
+    by the first method that needs them.
+
+    build.py has `check(config)`, `create_model(config, shape, runtime)` and `build(config, runtime, create_model)`.
+    """
+
+    entry: str
+    """The root script without .py, which a checkpoint's manifest stores."""
+    package: str
+    """The folder as a package, `tasks.<name>`."""
+    config_name: str
+    """The recipe that the script's @hydra.main names."""
+    schema: type[RunConfig]
+    requires: Mapping[str, str]
+    """What a model class has to declare: FAMILY, DATA_MODE, ..."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Documented key names -> keys of the schema."""
+    rewrite: Rewrite | None = None
+    """Turns documented values that mean another key into Hydra's words."""
+
+    def part(self, name: str, purpose: str | None = None) -> ModuleType:
+        """The module `name` of the folder, imported now: build, evaluate, verify, ...
+
+        Raises: UsageError where the family has none; `purpose` says what it would have been for.
+        """
+        if importlib.util.find_spec(f"{self.package}.{name}") is None:
+            offered = ", ".join(f"{family.entry}.py" for family in families() if _has_part(family, name))
+            raise UsageError(
+                f"runs of {self.entry}.py cannot be used {purpose or f'here (no {self.package}.{name})'}: "
+                f"expected a run of {offered or 'another script'}"
+            )
+        return importlib.import_module(f"{self.package}.{name}")
+
+    def read_arch(self, config: Any) -> Arch:
+        """What `config.arch` names. Raises: UsageError as `read_arch`."""
+        return read_arch(config.arch, **self.requires)
+
+    def check(self, config: Any) -> None:
+        """Everything that can be wrong in names and keys, before data are read. Raises: UsageError."""
+        self.part("build").check(config)
+
+    def create_model(self, config: Any, shape: Any, runtime: Any) -> tuple[Any, Any]:
+        """(model, loss head) on the device. Raises: UsageError where they misfit the data."""
+        return self.part("build").create_model(config, shape, runtime)
+
+    def build(self, config: Any, runtime: Any) -> Any:
+        """The `engine.task.TrainingPlan` of one run: data, model, loss, task."""
+        return self.part("build").build(config, runtime)
+
+
+def family_of(entry: str, where: str) -> Family:
+    """The family of the entry script `entry`. `where` begins the line of the error. Raises: UsageError."""
+    if entry not in FAMILIES:
+        raise UsageError(f"{where}: {entry!r}: expected an entry script, {did_you_mean(str(entry), FAMILIES)}")
+    return _import_ours(f"tasks.{FAMILIES[entry]}.family", where).FAMILY
+
+
+def families() -> list[Family]:
+    """All of them."""
+    return [family_of(entry, "tasks/") for entry in FAMILIES]
+
+
+def _has_part(family: Family, name: str) -> bool:
+    return importlib.util.find_spec(f"{family.package}.{name}") is not None
+
+
+def read_arch(arch: Mapping[str, Any], **declared: str) -> Arch:
+    """The classes that an `arch` block names, with their configs; the model class has to declare what is `declared`.
+
+    Raises: UsageError: an unknown name or key, or an architecture of another family of models.
+    """
+    hyper, loss = split_arch(arch)
+    name = hyper.pop("name", "")
+    model_class = resolve(name, "models", "arch.name")
+    require(model_class, name, "arch.name", **declared)
+    loss_class = resolve(loss.pop("name", ""), "losses", "arch.loss.name")
+    return Arch(
+        model_class, build_config(model_class, hyper, "arch"), loss_class, build_config(loss_class, loss, "arch.loss")
+    )
+
+
+def create_evaluators(blocks: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """An evaluator for each block of `evaluators`, `{name: module@Class, ...}`. Raises: UsageError as `read_arch`."""
+    made = []
+    for number, block in enumerate(blocks):
+        where = f"evaluators[{number}]"
+        cls = resolve(block.get("name"), "evaluators", f"{where}.name")
+        made.append(cls(build_config(cls, block, where)))
+    return made
 
 
 def resolve(name: str | None, slot: str, where: str | None = None) -> type:

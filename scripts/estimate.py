@@ -11,10 +11,8 @@ the run directory; only generated data that are missing are built, as at a launc
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,7 +30,7 @@ from engine.cli.main import run
 from engine.cli.recipes import config_name_of
 from engine.config import load_synced_config
 from engine.errors import UsageError
-from engine.registry import entry_module
+from engine.registry import family_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config"
@@ -76,40 +74,27 @@ def entry_of(rest: list[str]) -> str:
     return Path(str(script or "pretrain")).stem
 
 
-def load_entry(name: str) -> Any:
-    """The entry script as a module. Raises: UsageError."""
-    return entry_module(Path(name).stem, f"--entry {name}")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Compose as the entry script would, then estimate; the exit codes are those of every command."""
     args, rest = parse(argv)
     try:
         args.entry = Path(args.entry).stem if args.entry else entry_of(rest)
-        module = load_entry(args.entry)
+        family = family_of(args.entry, f"--entry {args.entry}")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    name = inspect.getclosurevars(module.launch).nonlocals["config_name"]
     child = [sys.executable, str(Path(__file__).resolve()), *rest, "--entry", args.entry]
     child += ["--probe-steps", str(args.probe_steps), "--probe-seconds", str(args.probe_seconds)]
 
-    @hydra.main(config_path=str(CONFIG), config_name=name, version_base=None)
+    @hydra.main(config_path=str(CONFIG), config_name=family.config_name, version_base=None)
     def launch(hydra_config: DictConfig) -> None:
         from reports.cost.report import estimate
 
-        config = load_synced_config(hydra_config, schema=module.SCHEMA, entry=args.entry)
-        estimate(config, module.build, args, child)
+        config = load_synced_config(hydra_config, schema=family.schema, entry=family.entry)
+        estimate(config, family.build, args, child)
 
     sys.argv = [sys.argv[0], *rest]
-    return run(
-        launch,
-        schema=module.SCHEMA,
-        entry=args.entry,
-        aliases=getattr(module, "ALIASES", {}),
-        config_dir=CONFIG,
-        rewrite=getattr(module, "rewrite", None),
-    )
+    return run(launch, family, config_dir=CONFIG)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from engine.config import source_of
 from engine.errors import UsageError
 from engine.io import print_rank0 as print_line
+from engine.registry import ROOT, Family
 from verification.chain import Chain, follow_classes
 from verification.checks.registry import run_checks
 from verification.command import parse
@@ -20,7 +21,7 @@ from verification.signature import compare_signatures, make_signature
 from verification.source import SLOTS, Repo
 from verification.stored import trace
 
-__all__ = ["compare_signatures", "preflight", "review"]
+__all__ = ["check_launch", "compare_signatures", "preflight", "review"]
 
 
 def review(config: Any, entry: str, root: Path) -> tuple[Chain, Report]:
@@ -50,6 +51,15 @@ def review(config: Any, entry: str, root: Path) -> tuple[Chain, Report]:
         f for f in run_checks(chain) if f.code not in ("JOB020", "JOB030", "CFG211") and not f.code.startswith("CKP")
     ]
     return chain, Report(entry, links(chain), findings, make_signature(chain), facts(chain))
+
+
+def check_launch(family: Family, config: Any) -> dict[str, Any]:
+    """Everything that can be wrong before data are read: names and keys, then the path from command to model.
+
+    Raises: UsageError.
+    """
+    family.check(config)
+    return preflight(config, family.entry, ROOT)
 
 
 def preflight(config: Any, entry: str, root: Path) -> dict[str, Any]:

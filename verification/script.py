@@ -1,4 +1,4 @@
-"""What an entry script says of itself, read from its text: decorator, schema, aliases, requirements, task."""
+"""What an entry script and its family declare, read from their text: decorator, schema, requirements, task."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class Script:
     """One entry script. Lines are 0 where the thing is not there."""
 
     module: Module
+    build: Module
+    """Where the run is built: the family's build.py, or the script itself."""
+    family: Module
+    """Where schema and requirements stand: the family's family.py, or the script itself."""
     decorators: list[ast.Call] = field(default_factory=list)
     """Every @hydra.main(...)."""
     launch: ast.FunctionDef | None = None
@@ -42,9 +46,9 @@ class Script:
         return self.module.file.rpartition("/")[2].removesuffix(".py")
 
     def function(self, name: str) -> ast.FunctionDef | None:
-        """A function of the module's top level."""
-        node = self.module.names.get(name)
-        return node if isinstance(node, ast.FunctionDef) else None
+        """A function of the top level of the script or of what builds its runs."""
+        nodes = (self.module.names.get(name), self.build.names.get(name))
+        return next((node for node in nodes if isinstance(node, ast.FunctionDef)), None)
 
 
 def read_script(repo: Repo, file: str) -> Script:
@@ -52,7 +56,7 @@ def read_script(repo: Repo, file: str) -> Script:
     module = repo.module(file.removesuffix(".py").replace("/", "."))
     if module is None or module.file != file:
         raise LookupError(f"there is no {file}")
-    script = Script(module)
+    script = Script(module, *_parts(repo, module))
     for node in module.tree.body:
         if not isinstance(node, ast.FunctionDef):
             continue
@@ -67,9 +71,40 @@ def read_script(repo: Repo, file: str) -> Script:
         script.config_path = given.get("config_path") or "."
         script.config_name = given.get("config_name") or ""
         script.decorator_line = decorator.lineno
-    _read_constants(repo, script)
+    if script.family is script.module:
+        _read_constants(repo, script)
+    else:
+        _read_family(repo, script)
     _read_imports(repo, script)
     return script
+
+
+def _parts(repo: Repo, module: Module) -> tuple[Module, Module]:
+    """(what builds the script's runs, what declares its schema): modules of its family, or the script itself."""
+    node = module.names.get("FAMILY")
+    family = repo.module(module.absolute(node)) if isinstance(node, ast.ImportFrom) else None
+    if family is None:
+        return module, module
+    return repo.module(f"{family.name.rpartition('.')[0]}.build") or module, family
+
+
+def _read_family(repo: Repo, script: Script) -> None:
+    """From `FAMILY = Family(...)`."""
+    node = script.family.names.get("FAMILY")
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+        raise LookupError(f"{script.family.file} declares no FAMILY")
+    given = {keyword.arg: keyword.value for keyword in node.value.keywords}
+    if isinstance(schema := given.get("schema"), ast.Name):
+        found = repo.find_class(script.family.name, schema.id)
+        script.schema = (found.module.name, found.name) if isinstance(found, ClassInfo) else None
+    if isinstance(aliases := given.get("aliases"), ast.Name):
+        script.aliases = _value(repo, script, aliases.id)
+    elif aliases is not None:
+        script.aliases = literal(aliases, default={})
+    if isinstance(rewrite := given.get("rewrite"), ast.Name):
+        script.rewrite = _value(repo, script, rewrite.id)
+    if "requires" in given:
+        script.requires, script.requires_line = dict(literal(given["requires"], default={})), given["requires"].lineno
 
 
 def _read_constants(repo: Repo, script: Script) -> None:
@@ -100,15 +135,15 @@ def _read_constants(repo: Repo, script: Script) -> None:
 
 def _value(repo: Repo, script: Script, name: str) -> Any:
     try:
-        return value_of(repo, script.module.name, name)
+        return value_of(repo, script.family.name, name)
     except UNREADABLE as error:
-        raise LookupError(f"{name} of {script.file} cannot be read: {error!r}") from error
+        raise LookupError(f"{name} of {script.family.file} cannot be read: {error!r}") from error
 
 
 def _read_imports(repo: Repo, script: Script) -> None:
-    used = {called(call) for call in calls(script.module.tree)}
-    names = {n.id for n in walk(script.module.tree) if isinstance(n, ast.Name)}
-    for node in walk(script.module.tree):
+    used = {called(call) for call in calls(script.build.tree)}
+    names = {n.id for n in walk(script.build.tree) if isinstance(n, ast.Name)}
+    for node in walk(script.build.tree):
         if not isinstance(node, ast.ImportFrom) or node.level or not node.module:
             continue
         root = node.module.split(".")[0]

@@ -14,7 +14,7 @@ from engine.config import merge_for_resume, stored_origin
 from engine.errors import UsageError
 from engine.io import did_you_mean, user_path
 from engine.reading import Unreadable, read_text, reason_of
-from engine.registry import ENTRIES
+from engine.registry import FAMILIES
 from engine.run.files import runs_below
 from engine.run.stored import stored_text
 from engine.schema import structure
@@ -130,8 +130,8 @@ def command_of(run: Path) -> list[str]:
     if not script or not name:
         raise UsageError(f"{run}/config.yaml names no {'config' if script else 'script'}: it is not of a run")
     # The script is followed by executing its schema: what a file names must be one of ours, in our folder.
-    if not isinstance(script, str) or script.removesuffix(".py") not in ENTRIES:
-        hint = did_you_mean(str(script), ENTRIES)
+    if not isinstance(script, str) or script.removesuffix(".py") not in FAMILIES:
+        hint = did_you_mean(str(script), FAMILIES)
         raise UsageError(f"{run}/config.yaml: script {script!r}: expected an entry script, {hint}")
     if Path(name).is_absolute() or ".." in Path(name).parts or name.startswith("-"):
         raise UsageError(f"{run}/config.yaml: config_name {name!r}: expected the name of a recipe")

@@ -30,13 +30,14 @@ from engine.cli.group_options import foreign_key, options_for
 from engine.cli.help import help_text
 from engine.cli.keys import hint_for, keys_of
 from engine.cli.recipes import check_recipe, config_name_of, find_groups, locate, no_config, search_folders
-from engine.cli.resolve import PLUGINS, PRESET, Rewrite, read_command
+from engine.cli.resolve import PLUGINS, PRESET, read_command
 from engine.cli.spelling import as_typed, forget, remember
 from engine.cli.translate import Groups
 from engine.config import refusal_within
 from engine.distributed import report_to_launcher, should_report, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.io import did_you_mean
+from engine.registry import Family
 from engine.run.parent import FULL_ERROR, SET_FULL_ERROR, SWEEP, is_sweep_job
 from engine.schema import NO_TEXT
 
@@ -55,35 +56,22 @@ class _TaskStopped(BaseException):
 
 
 def main(
-    launch: Callable[..., Any],
-    *,
-    schema: type,
-    entry: str,
-    aliases: Mapping[str, str] | None = None,
-    config_dir: str | Path = "config",
-    rewrite: Rewrite | None = None,
-    sweep: Sweep | None = None,
+    launch: Callable[..., Any], family: Family, *, config_dir: str | Path = "config", sweep: Sweep | None = None
 ) -> NoReturn:
-    """Translate sys.argv, run `launch` (decorated with @hydra.main), end with the contract's exit code.
+    """Translate sys.argv by the keys of `family`, run `launch` (decorated with @hydra.main), end with the contract's
+    exit code. `config_dir` is the folder that @hydra.main names (relative to the script). `sweep(words)` surrounds a
+    sweep (-m); the list that it yields holds the exit codes of the jobs in the end.
 
-    `entry` is the script's name (pretrain), `aliases` its table of old key names, `config_dir` the
-    folder that @hydra.main names (relative to the script). `rewrite(words, groups, typed)` turns documented
-    values that mean another key here into Hydra's words, and notes in `typed` what became of which. `sweep(words)`
-    surrounds a sweep (-m); the list that it yields holds the exit codes of the jobs in the end.
     Raises: SystemExit always.
     """
     folder = Path(inspect.getfile(inspect.unwrap(launch))).resolve().parent / config_dir
     open_streams()
-    finish(
-        run(launch, schema=schema, entry=entry, aliases=aliases or {}, config_dir=folder, rewrite=rewrite, sweep=sweep)
-    )
+    finish(run(launch, family, config_dir=folder, sweep=sweep))
 
 
-def run(
-    launch: Callable[..., Any], *, schema: type, entry: str, aliases: Mapping[str, str], config_dir: Path,
-    rewrite: Rewrite | None = None, sweep: Sweep | None = None,
-) -> int:  # fmt: skip
+def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: Sweep | None = None) -> int:
     """`main` without the exit: returns the code. sys.argv is the translated command meanwhile."""
+    schema, entry, aliases, rewrite = family.schema, family.entry, family.aliases, family.rewrite
     wanted = os.environ.get(FULL_ERROR) == "1"
     given, argv = inspect.getclosurevars(launch).nonlocals, sys.argv[1:]
     name = config_name_of(argv) or str(given.get("config_name") or "")

@@ -27,9 +27,9 @@ from engine.cli.compose import ConfigFile, compose_config, config_files, key_lin
 from engine.cli.recipes import config_name_of, find_groups, flag_value, locate, search_folders
 from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, translate
 from engine.errors import UsageError
+from engine.registry import Family, Rewrite
 from engine.schema import structure, with_defaults
 
-Rewrite = Callable[[list[str], Groups, dict[str, str]], list[str]]
 ANSWERS = frozenset(("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"))
 """Flags of a command that only prints."""
 
@@ -53,8 +53,8 @@ class Script:
     mains: list[HydraMain] = field(default_factory=list)
 
     @property
-    def declared(self) -> Any:
-        """Its family: entry, schema, aliases, rewrite, requires."""
+    def declared(self) -> Family | None:
+        """Its family."""
         return getattr(self.module, "FAMILY", None)
 
     @property

@@ -1,4 +1,4 @@
-"""A run rebuilt from one of its checkpoints by the entry script's own `build`: for evaluation, sampling, drawing."""
+"""A run rebuilt from one of its checkpoints by its family's own `build`: for evaluation, sampling, drawing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from engine.checkpoint.manifest import REQUIRED
 from engine.checkpoint.store import Checkpoint, CheckpointStore, WeightsMisfit, load_checkpoint, load_weights
 from engine.errors import UsageError
-from engine.registry import entry_module
+from engine.registry import family_of
 from engine.run.before import values_before
 from engine.run.files import runs_below
 from engine.run.identity import what_changed
@@ -76,10 +76,10 @@ def open_checkpoint(
         UsageError: no checkpoint there, a damaged one, or a config that this version does not read.
     """
     checkpoint = find_checkpoint(path, checksums=True)
-    module = entry_module(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
-    config = read_config(checkpoint, module.SCHEMA, device=device, overrides=overrides)
+    family = family_of(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
+    config = read_config(checkpoint, family.schema, device=device, overrides=overrides)
     runtime = make_runtime(config)
-    plan = module.build(config, runtime)
+    plan = family.build(config, runtime)
     averaged = checkpoint.ema if weights == "ema" else None
     try:
         load_weights(plan.task.module, {**checkpoint.model, **(averaged or {})}, strict=True)

@@ -18,9 +18,9 @@ from dataset.text.batches import TrainBatches
 from dataset.text.stream import TokenStream
 from engine.config import load_synced_config
 from engine.loop.trainer import Trainer
-from engine.registry import entry_module
 from engine.run.launch import make_runtime
 from engine.signals import StopSignal
+from tasks.language_model.family import FAMILY
 from tasks.language_model.nanogpt_baseline import NanoGPT, Sizes, batch, optimizer_of, step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,12 +62,11 @@ def loading(folder: Path, pairs: int, rows: int, length: int) -> dict[str, Any]:
 
 def stepping(folder: Path, pairs: int) -> dict[str, Any]:
     """One training step, batch included: the trainer's own method beside the baseline's."""
-    script = entry_module("train", "entry")
     with initialize_config_dir(str(ROOT / "config"), version_base=None):
         composed = compose("cfg_train_cpu", overrides=["device=cpu", f"dataset={folder}", "eval_iters=1"])
-    config = load_synced_config(composed, schema=script.SCHEMA, entry="train")
+    config = load_synced_config(composed, schema=FAMILY.schema, entry=FAMILY.entry)
     runtime = make_runtime(config)
-    plan = script.build(config, runtime)
+    plan = FAMILY.build(config, runtime)
     trainer = Trainer(plan, config, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal())
     sizes = Sizes()
     model = NanoGPT(sizes)

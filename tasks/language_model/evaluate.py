@@ -15,7 +15,7 @@ from dataset.text.vocabulary import read_vocabularies
 from engine.distributed import is_main
 from engine.errors import UsageError
 from engine.io import print_rank0, user_path
-from engine.registry import entry_module
+from engine.registry import family_of
 from engine.run.load_run import find_checkpoint, open_checkpoint, read_config
 from reports.output import write_json_result
 from tasks.loading import home_of, require_average, warn_of_other_data
@@ -70,7 +70,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
 def override_data(path: Path, given: list[str]) -> dict[str, str]:
     """The config key that evaluates on the data set `given`. Raises: UsageError when the model would misread it."""
     checkpoint = find_checkpoint(path)
-    config = read_config(checkpoint, entry_module(checkpoint.entry, f"checkpoint {checkpoint.path}: entry").SCHEMA)
+    config = read_config(checkpoint, family_of(checkpoint.entry, f"checkpoint {checkpoint.path}: entry").schema)
     kept = read_vocabularies(checkpoint.path.parent.parent)
     if not given:
         for each in kept or ():

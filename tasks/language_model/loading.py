@@ -6,16 +6,16 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from dataset.text.named import ensure_text
 from dataset.text.opening import dataset_folders
 from dataset.text.vocabulary import Vocabulary, model_sizes, read_vocabularies, vocabularies_of
 from engine.errors import UsageError
 from engine.io import print_rank0
-from engine.registry import entry_module
 from engine.run.environment import data_change
 from engine.run.files import read_json, runs_below
+from tasks.language_model.family import FAMILY
 from tasks.loading import home_of
 
 
@@ -56,11 +56,10 @@ def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> T
         stored = find_checkpoint(pick_checkpoint(run, checkpoint), checksums=True)
         if stored.entry != "train":
             raise UsageError(f"{run} was written by {stored.entry}.py: expected a run of train.py")
-        script = entry_module("train", "entry")
-        config = read_config(stored, cast(Any, script.SCHEMA), device=device)
+        config = read_config(stored, FAMILY.schema, device=device)
         vocabularies = vocabularies_for(stored, config)
         runtime = make_runtime(config)
-        model, _ = script.create_model(config, LMShape(model_sizes(config, vocabularies)), runtime)
+        model, _ = FAMILY.create_model(config, LMShape(model_sizes(config, vocabularies)), runtime)
         averaged = stored.ema if weights == "ema" else None
         load_weights(model, {**stored.model, **(averaged or {})}, strict=True)
         model.eval()

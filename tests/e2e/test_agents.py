@@ -38,7 +38,7 @@ def after_step(self):
         os.kill(os.getpid(), 9) if {kill} else exec('raise ValueError("the cause")')
     inner(self)
 RecursiveReasoningTask.after_step = after_step
-main(pretrain.launch, schema=pretrain.SCHEMA, entry="pretrain", aliases=pretrain.ALIASES)
+main(pretrain.launch, pretrain.FAMILY)
 """
 
 

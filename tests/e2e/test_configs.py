@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.registry import family_of
 from tests.conftest import ROOT, _entry, run_forked, run_script
 from tests.e2e.recipes import ENTRIES, PRETRAIN, TRAIN, Entry
 from tests.train import conftest as small_texts
@@ -55,7 +56,6 @@ def shape_of(entry: Entry, config) -> object:
 
 @pytest.mark.parametrize(("entry", "recipe", "arch"), PAIRS, ids=IDS)
 def test_full_size_model_builds_on_meta(entry: Entry, recipe: str, arch: str) -> None:
-    import importlib
 
     from engine.task import Runtime
 
@@ -65,7 +65,7 @@ def test_full_size_model_builds_on_meta(entry: Entry, recipe: str, arch: str) ->
         device=device, dtype=torch.float32, attention="auto", seed=0, accumulation=1, rank=0, world_size=1
     )
     with device:
-        model, _ = importlib.import_module(entry.name).create_model(config, shape_of(entry, config), runtime)
+        model, _ = family_of(entry.name, "entry").create_model(config, shape_of(entry, config), runtime)
     assert all(p.is_meta for p in model.parameters())
     if (recipe, arch) in COUNTS:
         count = model.num_parameters() if entry is PRETRAIN else sum(p.numel() for p in model.parameters())

@@ -43,7 +43,7 @@ def tiny(project: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def call(*argv: str) -> tuple[int, dict[str, Any] | None]:
         monkeypatch.setattr(sys, "argv", [str(project / "tiny.py"), *argv])
         with pytest.raises(SystemExit) as caught:
-            cli.main(module.launch, schema=module.TinyConfig, entry="tiny", aliases={"checkpoint_path": "run_dir"})
+            cli.main(module.launch, module.FAMILY)
         ran = project / "ran.jsonl"
         result = json.loads(ran.read_text().splitlines()[-1]) if ran.exists() else None
         ran.unlink(missing_ok=True)

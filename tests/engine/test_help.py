@@ -14,6 +14,7 @@ from engine.cli.help import help_text
 from engine.cli.keys import describe, keys_of
 from engine.cli.recipes import find_groups
 from engine.cli.source_keys import source_keys
+from engine.registry import family_of
 from tests.conftest import ROOT, archs_of
 
 CONFIG = ROOT / "config"
@@ -22,7 +23,7 @@ FAMILIES = {"pretrain": "recursive_reasoning", "train": "language_models"}
 
 def shown(script: str, recipe: str) -> dict[str, tuple[str, str]]:
     """key -> (its line, the first line of its meaning)."""
-    schema: Any = importlib.import_module(script).SCHEMA
+    schema: Any = family_of(script, "script").schema
     lines = help_text(script, schema, find_groups(CONFIG, recipe), CONFIG, recipe).split("\nKeys:\n")[1].splitlines()
     heads = [number for number, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
     return {lines[n].split()[0]: (lines[n], lines[n + 1] if n + 1 < len(lines) else "") for n in heads}
@@ -71,9 +72,7 @@ def test_a_name_that_leads_nowhere_has_no_keys() -> None:
 
 def test_torch_is_not_loaded() -> None:
     code = "import sys, pretrain; sys.argv = ['pretrain.py', '--help']\n"
-    code += (
-        "try:\n    pretrain.main(pretrain.launch, schema=pretrain.SCHEMA, entry='pretrain')\nexcept SystemExit: pass\n"
-    )
+    code += "try:\n    pretrain.main(pretrain.launch, pretrain.FAMILY)\nexcept SystemExit: pass\n"
     code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-500:]

@@ -143,10 +143,12 @@ def test_what_a_module_imports_is_no_class_of_ours(tmp_path: Path, name: str) ->
 )
 def test_only_entry_scripts_are_imported_as_such(name: str) -> None:
     with pytest.raises(UsageError, match="expected an entry script"):
-        registry.entry_module(name, "manifest.json: entry")
+        registry.family_of(name, "manifest.json: entry")
 
 
 def test_the_closed_list_holds_every_entry_script() -> None:
     root = Path(__file__).resolve().parents[2]
-    found = {path.stem for path in root.glob("*.py") if "\nSCHEMA = " in path.read_text()}
-    assert found == set(registry.ENTRIES)
+    scripts = {path.stem for path in root.glob("*.py") if "@hydra.main" in path.read_text()}
+    folders = {path.parent.name for path in root.glob("tasks/*/family.py")}
+    assert registry.FAMILIES.keys() == scripts
+    assert set(registry.FAMILIES.values()) == folders

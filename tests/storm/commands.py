@@ -9,7 +9,6 @@ working directory is a fault.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import random
 import sys
@@ -49,8 +48,9 @@ OPEN = ("arch.loss.name", "arch.loss.nope", "arch.nope", "optimizer.name", "opti
 def keys(script: str) -> list[str]:
     """Every key of an entry script by dotted name, those of its architectures and losses included."""
     from engine.cli.keys import keys_of
+    from engine.registry import family_of
 
-    schema: Any = importlib.import_module(script).SCHEMA
+    schema: Any = family_of(script, "script").schema
     found = [*keys_of(schema)]
     for block, kind in schema.NESTED_SCHEMAS.items():
         found += [f"{block}.{name}" for name in keys_of(kind)]

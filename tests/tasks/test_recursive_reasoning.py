@@ -13,8 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 from engine.checkpoint.store import gather_tree, join_tree, split_tree
 from engine.config import load_synced_config
 from engine.task import Interrupted, Runtime, UsageError
-from pretrain import build
 from tasks.recursive_reasoning.args import PretrainConfig
+from tasks.recursive_reasoning.build import build
 from tasks.recursive_reasoning.task import EpochPlan
 from tests.conftest import ROOT
 

@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import train as script
 from engine.loop.skipping import SkippedSteps
 from engine.loop.trainer import Trainer
 from engine.schema import structure
+from tasks.language_model.family import FAMILY
 from tests.conftest import ROOT, SHARED, metrics, run_script
 from tests.train.conftest import TINY
 from verification.probes.instance import NoStop, runtime
@@ -95,10 +95,10 @@ def waits(place: Path, *argv: str) -> dict[int, set[str]]:
     given = [*TINY[1:], "max_iters=12", "log_interval=4", "eval_interval=99", *argv]
     with initialize_config_dir(str(ROOT / "config"), version_base=None):
         settings = OmegaConf.to_container(compose("cfg_train_cpu", given), resolve=True)
-    config = structure(script.SCHEMA, {key: value for key, value in settings.items() if key != "hydra"})
+    config = structure(FAMILY.schema, {key: value for key, value in settings.items() if key != "hydra"})
     found: dict[int, set[str]] = defaultdict(set)
     with contextlib.chdir(place):
-        plan = script.build(config, runtime(config.seed))
+        plan = FAMILY.build(config, runtime(config.seed))
         trainer = Trainer(
             plan, config, runtime(0), save=lambda *_: None, write=lambda *_: None, stop=NoStop(),  # type: ignore[arg-type]
         )  # fmt: skip

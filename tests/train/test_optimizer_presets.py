@@ -16,10 +16,10 @@ from engine.optim.rates import USUAL_RATES, check_optimizer
 from engine.signals import StopSignal
 from engine.task import Runtime
 from tasks.language_model.args import TrainConfig
+from tasks.language_model.build import build
 from tasks.language_model.task import optimizer_settings
 from tests.conftest import ROOT
 from tests.train.conftest import TINY
-from train import build
 
 PRESETS = sorted(path.stem for path in (ROOT / "config/optimizer").glob("*.yaml") if path.stem != "pytorch_optimizer")
 IN_TORCH = ("adafactor", "adagrad", "adam", "adamw", "lookahead", "muon", "nadam", "radam", "rmsprop", "sgd")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.verification.mutations import Fault, append, copy, cut, put, swap
 
 SCRIPT = "pretrain.py"
+FAMILY = "tasks/recursive_reasoning/family.py"
+BUILD = "tasks/recursive_reasoning/build.py"
 TASK = "tasks/recursive_reasoning/task.py"
 ACT = "models/recursive_reasoning/act.py"
 TRM = "models/recursive_reasoning/trm.py"
@@ -12,9 +14,11 @@ RECIPE = "config/cfg_pretrain_sudoku_4x4.yaml"
 STORE = "        self._carries[piece] = output.carry\n"
 CALL = "        output: ACTOutput = self.module(batch, self._carries[piece])\n"
 HYDRA = '@hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)\n'
-REQUIRE = '    require(model_class, name, "arch.name", FAMILY="recursive_reasoning", DATA_MODE="embedding")\n'
-RESOLVE = '    model_class = resolve(name, "models", "arch.name")\n'
-LOAD = 'load_synced_config(hydra_config, rank=RANK, world_size=WORLD_SIZE, schema=SCHEMA, entry="pretrain")'
+REQUIRE = '    requires={"FAMILY": "recursive_reasoning", "DATA_MODE": "embedding"},\n'
+RESOLVE = "    return building.create_model(FAMILY.read_arch(config), shape, runtime)\n"
+LOAD = """load_synced_config(
+        hydra_config, rank=RANK, world_size=WORLD_SIZE, schema=FAMILY.schema, entry=FAMILY.entry
+    )"""
 TRUNK = "        network = dict(model.named_parameters())\n"
 LANGUAGE_MODEL = '''"""A model of another family."""
 
@@ -88,7 +92,7 @@ SCRIPTS = (
         name="config-unchecked",
         what="the script no longer calls load_synced_config",
         codes=("SCR120",),
-        edits=(swap(SCRIPT, f"config = {LOAD}", "config = SCHEMA(**hydra_config)"),),
+        edits=(swap(SCRIPT, f"config = {LOAD}", "config = FAMILY.schema(**hydra_config)"),),
     ),
     Fault(
         name="model-before-config",
@@ -102,7 +106,14 @@ SCRIPTS = (
         name="model-hard-coded",
         what="create_model builds TRM whatever arch.name says",
         codes=("SCR120",),
-        edits=(swap(SCRIPT, RESOLVE, "    from models.recursive_reasoning.trm import TRM\n\n    model_class = TRM\n"),),
+        edits=(
+            swap(
+                BUILD,
+                RESOLVE,
+                "    from models.recursive_reasoning.trm import TRM\n\n    arch = FAMILY.read_arch(config)\n"
+                "    return TRM(arch.model_config, shape), arch.loss_class(arch.loss_config)\n",
+            ),
+        ),
     ),
     Fault(
         name="create-model-bypassed",
@@ -110,7 +121,7 @@ SCRIPTS = (
         codes=("SCR120",),
         edits=(
             swap(
-                SCRIPT,
+                BUILD,
                 "    model, loss_head = create_model(config, shape, runtime)\n",
                 "    from losses import ACTLossConfig, ACTLossHead\n"
                 "    from models.recursive_reasoning.trm import TRM, TRMConfig\n\n"
@@ -125,7 +136,7 @@ SCRIPTS = (
         edits=(
             cut(
                 SCRIPT,
-                '\n    run(config, build, entry="pretrain", check=check, compare=compare_signatures)\n',
+                "    run(config, make, entry=FAMILY.entry, check=partial(check_launch, FAMILY), compare=compare_signatures)\n",
             ),
         ),
     ),
@@ -133,7 +144,7 @@ SCRIPTS = (
         name="family-unchecked",
         what="the script accepts an architecture of any family",
         codes=("SCR112",),
-        edits=(cut(SCRIPT, REQUIRE),),
+        edits=(swap(FAMILY, REQUIRE, "    requires={},\n"),),
     ),
     Fault(
         name="family-of-arch",
@@ -177,7 +188,7 @@ SCRIPTS = (
         what="the script asks for encoder mode, the models have embeddings",
         codes=("SCR112",),
         follows=("DAT510", "SCR121"),
-        edits=(swap(SCRIPT, REQUIRE, REQUIRE.replace('"embedding"', '"encoder"')),),
+        edits=(swap(FAMILY, REQUIRE, REQUIRE.replace('"embedding"', '"encoder"')),),
     ),
     Fault(
         name="data-class-of-another-mode",
@@ -197,7 +208,7 @@ SCRIPTS = (
         codes=("CFG255",),
         edits=(
             swap(
-                SCRIPT,
+                BUILD,
                 "evaluated = epochs.evaluation_steps(config.min_eval_interval)",
                 "evaluated = epochs.evaluation_steps(0)",
             ),
@@ -219,15 +230,14 @@ SCRIPTS = (
     ),
     Fault(
         name="evaluators-swallowed",
-        what="a bare except around the evaluators: a broken one is skipped in silence",
+        what="a bare except around the check of the evaluators: a broken one is found at the end of the run",
         codes=("SCR141",),
         level="WARN",
         edits=(
             swap(
-                SCRIPT,
-                '        evaluators.append(evaluator(build_config(evaluator, entry, f"evaluators[{number}]")))\n',
-                "        try:\n            evaluators.append(evaluator(build_config(evaluator, entry, "
-                'f"evaluators[{number}]")))\n        except Exception:\n            pass\n',
+                BUILD,
+                "    create_evaluators(config.evaluators)\n",
+                "    try:\n        create_evaluators(config.evaluators)\n    except Exception:\n        pass\n",
             ),
         ),
     ),

@@ -16,6 +16,7 @@ import torch
 import engine.optim.adam
 import engine.optim.sparse_sign
 import models.recursive_reasoning.act as act
+import tasks.recursive_reasoning.build as building
 import tasks.recursive_reasoning.task as tasks
 from engine.config import load_synced_config
 from losses import ACTLossHead
@@ -124,7 +125,7 @@ def test_a_parameter_without_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
         del groups[-1].params["inner.lm_head.weight"]
         return groups
 
-    around(monkeypatch, tasks, "param_groups", without_head)
+    around(monkeypatch, building, "param_groups", without_head)
     assert "inner.lm_head.weight in no optimizer group" in fails("DYN703")
 
 
@@ -134,7 +135,7 @@ def test_a_parameter_in_two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
         head = {"inner.q_head.bias": groups[-1].params["inner.q_head.bias"]}
         return [*groups, dataclasses.replace(groups[-1], name="heads", params=head)]
 
-    around(monkeypatch, tasks, "param_groups", twice)
+    around(monkeypatch, building, "param_groups", twice)
     assert "inner.q_head.bias in more than one optimizer group" in fails("DYN703")
 
 
@@ -340,7 +341,7 @@ def test_embedding_rows_by_another_number(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_table_without_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    around(monkeypatch, tasks, "param_groups", lambda original, *args, **kwargs: original(*args, **kwargs)[1:])
+    around(monkeypatch, building, "param_groups", lambda original, *args, **kwargs: original(*args, **kwargs)[1:])
     assert "stands in no optimizer group" in fails("DYN718")
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import engine.distributed
+import tasks.recursive_reasoning.build as building
 import tasks.recursive_reasoning.task as tasks
 from engine.distributed import rank, world_size
 from tests.verification.probing import HRM, around, fails, look
@@ -64,10 +65,7 @@ def test_weights_that_drift_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     def other_rate(groups: Any, *args: Any, **kwargs: Any) -> Any:
         return [replace(group, lr=group.lr * (1 + rank())) for group in groups(*args, **kwargs)]
 
-    import pretrain
-
-    assert pretrain
-    around(monkeypatch, tasks, "param_groups", other_rate)
+    around(monkeypatch, building, "param_groups", other_rate)
     assert "the two ranks hold different" in fails(CODE)
 
 

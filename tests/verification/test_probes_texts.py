@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import tasks.language_model.build as building
 import tasks.language_model.task as tasks
 from dataset.text.batches import TrainBatches
 from engine.distributed import world_size
@@ -139,7 +140,7 @@ def test_a_run_key_that_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     override = ("lr_scheduler=none", "learning_rate=0.02")
     assert [f.level for f in look(*override, only={"DYN716"})] == ["PASS"]
     forget()
-    around(monkeypatch, tasks, "param_groups", lambda make, *a, **k: make(*a, **{**k, "lr": 1e-3}))
+    around(monkeypatch, building, "param_groups", lambda make, *a, **k: make(*a, **{**k, "lr": 1e-3}))
     found = look(*override, only={"DYN716"})
     assert [f.level for f in found] == ["WARN"], found
     assert "learning_rate=0.02" in found[0].message

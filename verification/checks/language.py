@@ -334,7 +334,7 @@ def groups(chain: Chain) -> Iterator[Finding]:
     model, task = need_model(chain), need_task(chain)
     function, sorted_by = task.module.names.get("param_groups"), model.method("param_groups")
     script = need_script(chain)
-    if not isinstance(function, ast.FunctionDef) or not calls(script.module.tree, "param_groups"):
+    if not isinstance(function, ast.FunctionDef) or not calls(script.build.tree, "param_groups"):
         raise NotApplicable(f"{task.module.file} has no function param_groups that the script calls")
     problems = []
     if sorted_by is None or not calls(function, "param_groups"):

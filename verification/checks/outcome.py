@@ -103,7 +103,7 @@ def groups(chain: Chain) -> Iterator[Finding]:
     task = need_task(chain)
     function = task.module.names.get("param_groups")
     script = chain.script
-    if not isinstance(function, ast.FunctionDef) or script is None or not calls(script.module.tree, "param_groups"):
+    if not isinstance(function, ast.FunctionDef) or script is None or not calls(script.build.tree, "param_groups"):
         raise NotApplicable(f"{task.module.file} has no function param_groups that the script calls")
     wanted = {"the network": ("named_parameters", "parameters"), "the puzzle embedding": ("puzzle_emb",)}
     missing = [what for what, names in wanted.items() if not mentions(function, *names)]

@@ -25,7 +25,7 @@ from verification.finding import Finding
 from verification.source import ancestors, called, calls, mentions, parents_of, walk
 
 CREATE = ("create_model", "create_model_encoder")
-RESOLVE = ("resolve", "load_model_class")
+RESOLVE = ("resolve", "read_arch", "load_model_class")
 STEP_COUNTS = ("num_act_steps", "act_steps", "n_act_steps", "halt_max_steps")
 OTHER_MODE = {
     "dynamic": re.compile(
@@ -98,8 +98,8 @@ def config_is_the_scripts(chain: Chain) -> Iterator[Finding]:
 def model_is_the_scripts(chain: Chain) -> Iterator[Finding]:
     script = need_script(chain)
     if not script.requires:
-        text = f"{script.file} states no FAMILY and DATA_MODE (require(...) or TRAINING_PATH)"
-        yield say("SCR112", "FAIL", text, script.file, 0, "call engine.registry.require on the resolved class")
+        text = f"{script.family.file} states no FAMILY and DATA_MODE (requires=...)"
+        yield say("SCR112", "FAIL", text, script.family.file, 0, "declare requires= in the family's Family")
         return
     cls = need_model(chain)
     for key, wanted in script.requires.items():
@@ -146,7 +146,7 @@ def _wiring_problems(chain: Chain) -> Iterator[tuple[str, int]]:
     if not makers:
         yield f"there is no {' or '.join(CREATE)}: the contract's name for making the model", 1
         return
-    builders = [f for f in script.module.tree.body if isinstance(f, ast.FunctionDef) and f.name not in makers]
+    builders = [f for f in script.build.tree.body if isinstance(f, ast.FunctionDef) and f.name not in makers]
     if not any(calls(function, *makers) for function in builders):
         yield f"nothing calls {makers[0]}", script.function(makers[0]).lineno
     for maker in makers:
@@ -155,7 +155,7 @@ def _wiring_problems(chain: Chain) -> Iterator[tuple[str, int]]:
             yield f"{maker} does not resolve arch.name through the registry", script.function(maker).lineno
         for function in reached:
             for call in calls(function):
-                found = chain.repo.named_class(script.module, call.func)
+                found = chain.repo.named_class(script.build, call.func)
                 local = _local_class(function, call)
                 if (found and found.module.name.startswith("models.")) or local:
                     yield f"{maker} makes {called(call)} itself: arch.name has no effect", call.lineno
@@ -195,7 +195,7 @@ def data_classes(chain: Chain) -> Iterator[Finding]:
         raise NotApplicable(f"{names} declares no DATA_MODE: the data sets say it themselves (DAT510)")
     for cls, line, found in declaring:
         text = f"{script.file} loads {cls.name} of DATA_MODE={found[0]!r}, and works with {wanted!r}"
-        yield say("SCR121", "PASS" if found[0] == wanted else "FAIL", text, script.file, line)
+        yield say("SCR121", "PASS" if found[0] == wanted else "FAIL", text, script.build.file, line)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def function_names(chain: Chain) -> Iterator[Finding]:
     if pattern is None:
         raise NotApplicable("the model declares no ACT_MODE")
     script = need_script(chain)
-    functions = [(n, script.file) for n in walk(script.module.tree) if isinstance(n, ast.FunctionDef)]
+    functions = [(n, script.build.file) for n in walk(script.build.tree) if isinstance(n, ast.FunctionDef)]
     functions += [(n, cls.file) for cls in task.mro for n in cls.node.body if isinstance(n, ast.FunctionDef)]
     wrong = [(n, file) for n, file in functions if "train" in n.name and pattern.search(n.name)]
     for node, file in wrong:
@@ -257,7 +257,7 @@ def function_names(chain: Chain) -> Iterator[Finding]:
 
 def chain_modules(chain: Chain) -> list[str]:
     """Files that a reviewer reads: script, task, model and their bases."""
-    files = [chain.script.file] if chain.script else []
+    files = [chain.script.file, chain.script.build.file] if chain.script else []
     for cls in (chain.script.task if chain.script else None, chain.model.cls if chain.model else None):
         if cls is not None and not isinstance(cls, str):
             files += [one.file for one in cls.mro]

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engine import registry
 from engine.distributed import rank, world_size
 from engine.loop.trainer import Trainer
+from engine.registry import Arch
+from engine.registry import Family as Entry
 from engine.schema import structure
 from engine.task import Runtime
 from verification.probes.reads import track, unread
@@ -107,7 +109,7 @@ class Tiny:
     """Builds the tiny instance as often as the probes want a fresh one; the same seed gives the same weights."""
 
     def __init__(
-        self, script: ModuleType, family: Family, settings: Settings, model_class: type, *,
+        self, script: Entry, family: Family, settings: Settings, model_class: type, *,
         full_arch: Settings, overridden: Sequence[str] = (), overridden_run: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.script, self.family, self.settings, self.model_class = script, family, settings, model_class
@@ -132,7 +134,7 @@ class Tiny:
         Raises: UsageError.
         """
         wanted = {**self.settings, **(run or {}), "arch": with_keys(self.arch, arch)}
-        return structure(self.script.SCHEMA, wanted)
+        return structure(self.script.schema, wanted)
 
     def build(self, *, stirred: bool = True, run: Mapping[str, Any] | None = None, **arch: Any) -> Any:
         """A fresh plan. `stirred` adds the same small noise to all weights, so that zeros hide nothing."""
@@ -146,27 +148,25 @@ class Tiny:
 
     def unread_keys(self) -> list[str]:
         """Arch keys that neither construction nor two steps and an evaluation read, as far as the script shows."""
-        read_arch = getattr(self.script, "read_arch", None)
-        if read_arch is None:
-            return []
-        seen: list[Any] = []
+        read_arch = registry.read_arch
+        seen: list[Arch] = []
 
-        def kept(config: Any) -> Any:
-            seen[:] = read_arch(config)
-            for block in seen:
+        def kept(arch: Any, **declared: str) -> Arch:
+            seen[:] = [read_arch(arch, **declared)]
+            for block in (seen[0].model_config, seen[0].loss_config):
                 if is_dataclass(block) and not isinstance(block, type):
                     track(block)
-            return tuple(seen)
+            return seen[0]
 
-        self.script.read_arch = kept  # type: ignore[attr-defined]
+        registry.read_arch = kept
         try:
             plan = self.build()
         finally:
-            self.script.read_arch = read_arch  # type: ignore[attr-defined]
+            registry.read_arch = read_arch
         for number in (1, 2):
             step(plan.task, number)
         plan.task.evaluate(final=True)
-        blocks = [(seen[1], "arch"), (seen[3], "arch.loss")] if len(seen) == 4 else []
+        blocks = [pair for arch in seen for pair in ((arch.model_config, "arch"), (arch.loss_config, "arch.loss"))]
         return [key for block, where in blocks if block is not None for key in unread(block, where)]
 
     def training_run(self) -> TrainingRun:

@@ -124,7 +124,7 @@ def _effect(tiny: Tiny, key: str) -> str | Note:
 
 def _shapes(tiny: Tiny, **arch: Any) -> list[Any]:
     """Names and shapes in the unshrunk model: a width that is rounded may differ there though not in the tiny one."""
-    config = structure(tiny.script.SCHEMA, {**tiny.settings, "arch": with_keys(tiny.full_arch, arch)})
+    config = structure(tiny.script.schema, {**tiny.settings, "arch": with_keys(tiny.full_arch, arch)})
     meta = replace(runtime(0), device=torch.device("meta"))
     with torch.device("meta"):
         state = tiny.family.build_full(tiny.script, config, meta).state_dict()

@@ -49,7 +49,7 @@ def run_notes(tiny: Tiny) -> list[Note]:
 def _others(tiny: Tiny, key: str) -> list[Any]:
     """The default of the script's schema, then values near the present one."""
     present = tiny.settings[key]
-    field = tiny.script.SCHEMA.__dataclass_fields__.get(key)
+    field = tiny.script.schema.__dataclass_fields__.get(key)
     values = [] if field is None or not isinstance(field.default, bool | int | float | str | None) else [field.default]
     if isinstance(present, bool):
         values.append(not present)

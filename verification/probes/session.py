@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import engine.registry
 from engine.errors import UsageError
-from engine.registry import resolve
+from engine.registry import FAMILIES, resolve
+from engine.registry import Family as Entry
 from engine.schema import structure
 from engine.task import Runtime
 from verification.codes import CODES
@@ -53,7 +53,7 @@ def observe(
         return [_unbuilt(error)]
     given = list(remembered if overrides is None else overrides)
     try:
-        script = _script(name, root)
+        script = _entry(name, root)
     except Exception as error:
         return [_unbuilt(error)]
     if script is None:
@@ -84,24 +84,21 @@ def read_config(config: Any) -> tuple[Settings, list[str]]:
     return json.loads(json.dumps(config)), []
 
 
-def _script(name: str, root: Path) -> ModuleType | None:
-    """The entry script as a module, or None when this process holds another repository's."""
-    loaded = sys.modules.get(name)
-    if loaded is None:
-        found = importlib.util.find_spec(name)
-        if found is None or Path(found.origin or "").resolve().parent != root:
-            return None
-        loaded = importlib.import_module(name)
-    return loaded if Path(loaded.__file__ or "").resolve().parent == root else None
+def _entry(name: str, root: Path) -> Entry | None:
+    """The family of an entry script, or None when this process holds another repository's."""
+    if name not in FAMILIES:
+        return None
+    loaded = importlib.import_module(f"tasks.{FAMILIES[name]}.family")
+    return loaded.FAMILY if Path(loaded.__file__ or "").resolve().parents[2] == root else None
 
 
 def _observe(
-    script: ModuleType, resolved: Settings, root: Path, codes: Sequence[str], given: Sequence[str]
+    script: Entry, resolved: Settings, root: Path, codes: Sequence[str], given: Sequence[str]
 ) -> list[Finding]:
     with tempfile.TemporaryDirectory(prefix="probe-") as folder:
         data = Path(folder) / "boards"
         try:
-            structure(script.SCHEMA, {key: value for key, value in resolved.items() if key != "hydra"})
+            structure(script.schema, {key: value for key, value in resolved.items() if key != "hydra"})
             arch = resolved.get("arch") or {}
             model_class = resolve(arch.get("name", ""), "models", "arch.name")
             family = family_of(model_class)
@@ -111,7 +108,7 @@ def _observe(
             settings = family.shrink(resolved, data)
             keys, run = override_probe.override_keys(given, arch)
             tiny = Tiny(script, family, settings, model_class, full_arch=arch, overridden=keys, overridden_run=run)
-            stamp = json.dumps([str(root), script.__name__, settings], sort_keys=True).replace(folder, "")
+            stamp = json.dumps([str(root), script.entry, settings], sort_keys=True).replace(folder, "")
         except Exception as error:
             return [_unbuilt(error)]
 
@@ -160,9 +157,9 @@ def _full_size(tiny: Tiny, resolved: Settings) -> int:
     return sum(param.numel() for param in _full_model(tiny.script, tiny.family, resolved).parameters())
 
 
-def _full_model(script: ModuleType, family: Any, resolved: Settings) -> torch.nn.Module:
-    """The unshrunk model on the meta device, through the script's create_model."""
-    config = structure(script.SCHEMA, {key: value for key, value in resolved.items() if key != "hydra"})
+def _full_model(script: Entry, family: Any, resolved: Settings) -> torch.nn.Module:
+    """The unshrunk model on the meta device, through the family's create_model."""
+    config = structure(script.schema, {key: value for key, value in resolved.items() if key != "hydra"})
     base = vars(runtime(0)) | {"device": torch.device("meta")}
     with torch.device("meta"):
         return family.build_full(script, config, Runtime(**base))
@@ -170,7 +167,7 @@ def _full_model(script: ModuleType, family: Any, resolved: Settings) -> torch.nn
 
 def tensor_names(resolved: Settings, *, entry: str, root: Path) -> set[str]:
     """What the weights of the config's model are called. Raises: UsageError where it cannot be built here."""
-    script = _script(Path(entry).stem, root.resolve())
+    script = _entry(Path(entry).stem, root.resolve())
     if script is None:
         raise UsageError(f"this process has not loaded the code of {root}")
     model_class = resolve((resolved.get("arch") or {}).get("name", ""), "models", "arch.name")
@@ -208,8 +205,9 @@ def _elsewhere(resolved: Settings, name: str, root: Path, codes: Sequence[str], 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), ours])}
     for key in RANK_KEYS:
         environment.pop(key, None)
-    if not (root / f"{name}.py").exists():
-        return [_unbuilt(UsageError(f"there is no {name}.py in {root}"))]
+    ours_too = Path(engine.registry.__file__).resolve().parents[1] == root
+    if ours_too or not (root / f"{name}.py").exists() or not (root / "engine" / "registry.py").exists():
+        return [_unbuilt(UsageError(f"{root} has no entry script {name}.py"))]
     try:
         done = subprocess.run(
             [sys.executable, "-m", "verification.probes"], input=json.dumps(request), text=True, cwd=root,

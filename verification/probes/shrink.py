@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from engine.config import NOT_IDENTITY
+from engine.registry import Family as Entry
 
 Settings = dict[str, Any]
 
@@ -32,7 +32,7 @@ class Family:
     """Writes a complete data set into the folder, which does not exist yet."""
     shrink: Callable[[Mapping[str, Any], Path], Settings]
     """(resolved config, data folder) -> settings of the tiny instance."""
-    build_full: Callable[[ModuleType, Any, Any], Any]
+    build_full: Callable[[Entry, Any, Any], Any]
     """(script, config, runtime) -> the model of the unshrunk config; called under the meta device."""
     sized: str = "on this board size"
     """What the size of the unshrunk model depends on besides its config."""
@@ -132,8 +132,8 @@ def write_boards(root: Path) -> None:
     )  # fmt: skip
 
 
-def build_recursive(script: ModuleType, config: Any, runtime: Any) -> Any:
-    """The model that the script's own `create_model` makes for the probes' boards."""
+def build_recursive(script: Entry, config: Any, runtime: Any) -> Any:
+    """The model that the family's own `create_model` makes for the probes' boards."""
     from models.recursive_reasoning.act import PuzzleShape
 
     return script.create_model(config, PuzzleShape(SEQ_LEN, VOCAB, IDENTIFIERS), runtime)[0]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.config import NOT_IDENTITY
+from engine.registry import Family as Entry
 from verification.checks.language import NAME, OPTIMIZER_KEYS
 from verification.checks.reads import dead_reason
 from verification.checks.registry import FAMILIES
@@ -85,8 +85,8 @@ def write_texts(root: Path) -> None:
         (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
-def build_text(script: ModuleType, config: Any, runtime: Any) -> Any:
-    """The unshrunk model that the script's own `create_model` makes; vocabularies of data that are here."""
+def build_text(script: Entry, config: Any, runtime: Any) -> Any:
+    """The unshrunk model that the family's own `create_model` makes; vocabularies of data that are here."""
     from dataset.text.meta import read_meta
     from dataset.text.opening import dataset_folders
     from models.language_models.gpt import LMShape

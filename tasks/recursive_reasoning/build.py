@@ -1,0 +1,103 @@
+"""How a run of pretrain.py is built: data, model, loss, task, and the plan that the trainer follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from dataset.catalog import ensure
+from dataset.format import load_splits
+from dataset.held_back import hold_back
+from dataset.sampler import EvalSampler, TrainSampler
+from dataset.writing import describe
+from engine import building
+from engine.loop.schedule import warmup_cosine
+from engine.registry import create_evaluators
+from engine.task import Runtime, TrainingPlan
+from models.recursive_reasoning.act import PuzzleShape
+from tasks.recursive_reasoning.args import PretrainConfig
+from tasks.recursive_reasoning.family import FAMILY
+from tasks.recursive_reasoning.task import EpochPlan, RecursiveReasoningTask, param_groups
+
+
+def check(config: PretrainConfig) -> None:
+    """Names and keys of the architecture and the evaluators. Raises: UsageError."""
+    FAMILY.read_arch(config)
+    create_evaluators(config.evaluators)
+
+
+def create_model(config: PretrainConfig, shape: PuzzleShape, runtime: Runtime) -> tuple[Any, Any]:
+    """The model and the loss head that `config.arch` names, on the device. Raises: UsageError where they misfit the
+    data."""
+    return building.create_model(FAMILY.read_arch(config), shape, runtime)
+
+
+def build(
+    config: PretrainConfig, runtime: Runtime, create_model: Callable[..., tuple[Any, Any]] = create_model
+) -> TrainingPlan:
+    """Data, model, loss and task of one run, with the plan that the trainer follows."""
+    folders = [ensure(path, build=not config.from_file) for path in config.data_paths]
+    tests = [ensure(path, build=not config.from_file) for path in config.data_paths_test] or folders
+    train = load_splits(folders, "train")
+    epochs_per_iter, held_back = config.eval_interval or config.epochs, hold_back(train, config)
+    sampler = TrainSampler(
+        train, seed=config.seed, global_batch_size=config.global_batch_size, epochs_per_iter=epochs_per_iter,
+        order=config.data_order, held_back=held_back.groups,
+    )  # fmt: skip
+    epochs = EpochPlan(sampler, iterations=config.epochs // epochs_per_iter)
+    evaluated = epochs.evaluation_steps(config.min_eval_interval)
+    meta = train[0].metadata
+    shape = PuzzleShape(meta.seq_len, meta.vocab_size, sampler.num_puzzle_identifiers, meta.pad_id)
+    model, loss_head = create_model(config, shape, runtime)
+
+    held_out = partial(
+        EvalSampler,
+        load_splits(tests, "test", like=train),
+        config.eval_batch_size or config.global_batch_size,
+        seed=config.eval_seed,
+    )
+    task = RecursiveReasoningTask(
+        model,
+        loss_head,
+        runtime=runtime,
+        sampler=sampler,
+        plan=epochs,
+        global_rows=config.global_batch_size,
+        batch_key="global_batch_size",
+        eval_sampler=held_out(max_examples=config.eval_max_examples),
+        final_sampler=held_out(max_examples=config.final_eval_max_examples),
+        evaluators=create_evaluators(config.evaluators),
+        validation_sampler=held_back.sampler,
+        groups=param_groups(
+            model,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            betas=(config.beta1, config.beta2),
+            embedding_lr=config.puzzle_emb_lr,
+            embedding_weight_decay=config.puzzle_emb_weight_decay,
+            freeze_weights=config.freeze_weights,
+        ),
+    )
+    return TrainingPlan(
+        task=task,
+        total_steps=epochs.total_steps,
+        schedule=partial(
+            warmup_cosine,
+            base=1.0,
+            warmup=config.lr_warmup_steps,
+            total=epochs.total_steps,
+            min_ratio=config.lr_min_ratio,
+        ),
+        eval_steps=evaluated if config.eval_interval else (),
+        final_eval=config.final_eval,
+        final_like_others=task.final_like_others,
+        covers=task.covers,
+        checkpoint_every_eval=config.checkpoint_every_eval,
+        primary_metric=f"{held_back.prefix}/exact_accuracy",
+        metric_mode="max",
+        splits=held_back.splits,
+        batch_key="global_batch_size",
+        batch_rows=config.global_batch_size,
+        cards=[describe(folder) for folder in dict.fromkeys([*folders, *tests])],
+    )
