@@ -181,16 +181,16 @@ def test_frozen_weights_train_the_embedding_only(tiny_data: Path) -> None:
 
 def test_a_grid_that_does_not_fit_the_positions_names_the_key(tiny_data: Path) -> None:
     # tiny boards are square: cut the shape where the data say how long an example is
-    import dataset.format
+    from tasks.recursive_reasoning import build as building
 
     def shorter(folders, split, **kwargs):
         splits = load(folders, split, **kwargs)
         object.__setattr__(splits[0].metadata, "seq_len", 12)
         return splits
 
-    load = dataset.format.load_splits
+    load = building.load_splits
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset.format, "load_splits", shorter)
+        patch.setattr(building, "load_splits", shorter)
         with pytest.raises(UsageError, match=r"arch\.pos_encodings=rope_2d needs a square grid, the data have 12"):
             make(tiny_data, "arch.mlp_t=false", "arch.pos_encodings=rope_2d")
 
