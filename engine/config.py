@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from engine.errors import UsageError
+from engine.fields import Inert, NotBlank, Range, check_fields
 from engine.io import did_you_mean
 from engine.run.before import complete
 from engine.schema import structure, with_defaults
@@ -25,8 +26,6 @@ C = TypeVar("C", bound="RunConfig")
 # first line of a stored config: a resume has to know the chosen groups, the YAML alone does not say
 HEADER = "# composed from "
 
-COUNTS = ("threads", "accumulation", "max_steps", "early_stop_patience", "profile_steps", "keep_last")
-INTERVALS = ("log_interval", "stats_interval", "checkpoint_interval", "keep_every")
 MOST_THREADS = 1024  # of one process: a machine's limit is met with a crash of the thread library
 LONGEST_NAME = 200  # file systems end at 255 bytes; a set-aside run and a temporary file need some of them
 
@@ -92,6 +91,13 @@ def is_folder_name(text: str) -> bool:
     return size <= LONGEST_NAME and "/" not in text and "\0" not in text
 
 
+def _unused_label(config: Mapping[str, Any]) -> bool:
+    """Whether neither the run's folder nor wandb uses project_name."""
+    run_dir = config.get("run_dir")
+    named = not run_dir or str(config.get("project_name")) in str(run_dir)
+    return "run_dir" in config and not named and not config.get("enable_wandb")
+
+
 @dataclass(kw_only=True)
 class RunConfig:
     """The keys of every entry script (config/base/run.yaml). Steps are optimizer steps."""
@@ -115,49 +121,49 @@ class RunConfig:
     """auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."""
     attention: Literal["auto", "sdpa", "flash", "math"] = "auto"
     """Attention kernel; math is the slow, exact reference."""
-    threads: int | None = None
+    threads: Annotated[int | None, Range(1, MOST_THREADS)] = None
     """CPU threads of torch for each process; null leaves torch's choice."""
     deterministic: bool = False
     """Ask torch for deterministic kernels (slower; an operation without one is an error)."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, below=2**63)] = 0
     """Every random number of training follows from it."""
-    eval_seed: int = 0
+    eval_seed: Annotated[int, Range(0, below=2**63)] = 0
     """Chooses the examples of an evaluation that does not take all: the same ones for all training seeds."""
     parallel: Literal["flat", "ddp"] = "flat"
     """Gradient reduction over ranks: one flat all-reduce, or torch's DDP for large models. Same numbers."""
-    accumulation: int = 1
+    accumulation: Annotated[int, Range(1)] = 1
     """Micro-batches per step; pretrain.py cuts its batch into them (less memory), train.py's grows with them."""
     compile: Literal["off", "block", "full"] = "off"
     """torch.compile: each block of the model, or the whole forward pass with its loss; off without a compiler."""
     compile_cuda_graphs: bool = False
     """With compile=block on CUDA: replay blocks as CUDA graphs. Ignored elsewhere; not yet run on a GPU."""
 
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, Range(1)] = None
     """Stop after this many steps in all (a resumed run counts the earlier ones); null runs to the end."""
-    grad_clip: float | None = None
+    grad_clip: Annotated[float | None, Range(above=0)] = None
     """Largest norm of the global gradient; null does not clip."""
     ema: bool = False
     """Keep an exponential moving average of the weights and evaluate it."""
-    ema_rate: float = 0.999
+    ema_rate: Annotated[float, Range(0, below=1, hint="e.g. ema_rate=0.999"), Inert("ema=false")] = 0.999
     """Decay of that average per step."""
-    max_skipped_steps: int = 10
+    max_skipped_steps: Annotated[int, Range(0)] = 10
     """Steps in a row with non-finite gradients, each skipped, before the run fails."""
-    early_stop_patience: int | None = None
+    early_stop_patience: Annotated[int | None, Range(1)] = None
     """End the run after this many evaluations in a row without a better primary metric; null never does."""
-    early_stop_min_delta: float = 0.0
+    early_stop_min_delta: Annotated[float, Range(0), Inert("early_stop_patience=null")] = 0.0
     """A metric counts as better only if it is better by more than this."""
 
-    log_interval: int = 1
+    log_interval: Annotated[int, Range(1)] = 1
     """Steps between lines of metrics."""
-    stats_interval: int | None = None
+    stats_interval: Annotated[int | None, Range(1)] = None
     """Steps between norms of gradients, weights and updates for each group of parameters; null takes none."""
-    profile_steps: int | None = None
+    profile_steps: Annotated[int | None, Range(1)] = None
     """Profile this many steps of this process, after two to warm up: a trace under RUN/profile; null does not."""
-    checkpoint_interval: int | None = None
+    checkpoint_interval: Annotated[int | None, Range(1)] = None
     """Steps between checkpoints; null saves at evaluations, signals and the end only."""
-    keep_last: int = 2
+    keep_last: Annotated[int, Range(1)] = 2
     """Newest checkpoints to keep (best and latest are always kept)."""
-    keep_every: int | None = None
+    keep_every: Annotated[int | None, Range(1)] = None
     """Keep each checkpoint whose step is a multiple of this."""
     resume: Literal["auto", "true", "false"] = "auto"
     """auto goes on with an unfinished run of the same identity, true demands one, false starts afresh."""
@@ -168,11 +174,11 @@ class RunConfig:
 
     verify: Literal["off", "warn", "strict"] = "strict"
     """Check the path from command to model before launch: strict stops at a FAIL, warn only says it, off skips."""
-    project_name: str | None = None
+    project_name: Annotated[str | None, Inert(_unused_label, "run_dir does not contain it, wandb is off")] = None
     """Groups runs: a folder under checkpoints/ and the wandb project."""
     run_name: str | None = None
     """Name of the run; null makes one."""
-    run_dir: str | None = None
+    run_dir: Annotated[str | None, NotBlank("a folder")] = None
     """Where the run writes everything."""
     enable_csv: bool = False
     """Also write metrics.csv, one table with a column for each metric (metrics.jsonl is always written)."""
@@ -180,11 +186,11 @@ class RunConfig:
     """Also log to TensorBoard, under RUN/tensorboard."""
     enable_wandb: bool = False
     """Also log to Weights & Biases; the variables WANDB_MODE, WANDB_DIR and WANDB_DISABLED are honoured."""
-    wandb_entity: str | None = None
+    wandb_entity: Annotated[str | None, Inert("enable_wandb=false")] = None
     """wandb user or team; null: the account's own."""
-    wandb_group: str | None = None
+    wandb_group: Annotated[str | None, Inert("enable_wandb=false")] = None
     """wandb group, to show several runs as one."""
-    wandb_tags: list[str] = field(default_factory=list)
+    wandb_tags: Annotated[list[str], Inert("enable_wandb=false")] = field(default_factory=list)
     """wandb tags."""
 
     @property
@@ -200,19 +206,7 @@ class RunConfig:
         return self.resume == "true"
 
     def __post_init__(self) -> None:
-        for key in (*COUNTS, *INTERVALS):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key}={value}: expected at least 1")
-        if self.threads is not None and self.threads > MOST_THREADS:
-            raise ValueError(f"threads={self.threads}: expected at most {MOST_THREADS}")
-        for key in ("seed", "eval_seed", "max_skipped_steps", "early_stop_min_delta"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key}={getattr(self, key)}: expected 0 or more")
-        if self.grad_clip is not None and not 0 < self.grad_clip < float("inf"):
-            raise ValueError(f"grad_clip={self.grad_clip}: expected more than 0, or grad_clip=null")
-        if not 0 <= self.ema_rate < 1:
-            raise ValueError(f"ema_rate={self.ema_rate}: expected 0 <= ema_rate < 1, e.g. ema_rate=0.999")
+        check_fields(self)
         for key in ("project_name", "run_name"):
             name = getattr(self, key)
             parts = [] if name is None else name.split("/") if key == "project_name" else [name]
@@ -220,11 +214,6 @@ class RunConfig:
                 what = f"a folder's name of at most {LONGEST_NAME} bytes, not '.' or '..'"
                 slash = "; a path is run_dir's" if key == "run_name" and "/" in str(name) else ""
                 raise ValueError(f"{key}={(name or '')[:40]!r}: expected {what}{slash}")
-        if self.run_dir is not None and not self.run_dir.strip():
-            raise ValueError("run_dir is empty: name a folder, or run_dir=null")
-        for key in ("seed", "eval_seed"):
-            if getattr(self, key) >= 2**63:
-                raise ValueError(f"{key}={getattr(self, key)}: expected less than 2**63")
         if self.compile_cuda_graphs and self.compile != "block":
             raise ValueError(f"compile_cuda_graphs=true with compile={self.compile}: set compile=block")
         if self.resume == "false" and self.resume_from != "latest":

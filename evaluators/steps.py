@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from engine.distributed import all_reduce_sum
+from engine.fields import Range, check_fields
 from evaluators.intervals import wilson
 
 IGNORE = -100
@@ -36,14 +37,13 @@ class StepOutput(Protocol):
 class PerStepAccuracyConfig:
     """Settings of `steps@PerStepAccuracy`."""
 
-    confidence: float = 0.95
+    confidence: Annotated[float, Range(above=0, below=1, hint="e.g. 0.95")] = 0.95
     """Of the Wilson interval around the exact accuracy."""
     per_step: bool = True
     """Report every ACT step; false reports the last one's interval only and saves the other steps' output heads."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence={self.confidence}: expected a share between 0 and 1, e.g. 0.95")
+        check_fields(self)
 
 
 class PerStepAccuracy:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.fields import check_fields
 from losses.stablemax import IGNORE, softmax_cross_entropy, stablemax_cross_entropy
 from models.recursive_reasoning.act import ACTOutput
 
@@ -39,10 +40,7 @@ class ACTLossConfig:
     1e-6)."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("loss_type", _TOKEN_LOSSES), ("precision", _PRECISIONS)):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"arch.loss.{name}={value}: choose one of {', '.join(choices)}")
+        check_fields(self, "arch.loss")
 
 
 @dataclass

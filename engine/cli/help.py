@@ -57,8 +57,16 @@ def help_text(
         head = f"{name}  [{kind}]  {value}" if kind else f"{name}  {value}"
         lines += _wrapped(head, "  ", "  ")
         others = ", ".join(f"--{old}" for old, new in (aliases or {}).items() if new == name)
-        lines += _wrapped(" ".join([*([f"Also {others}."] if others else []), key.doc if key else ""]), "      ")
+        lines += _wrapped(" ".join([*([f"Also {others}."] if others else []), _meaning(key)]), "      ")
     return "\n".join(lines)
+
+
+def _meaning(key: Key | None) -> str:
+    """A key's docstring and the conditions under which it has no effect."""
+    if key is None:
+        return ""
+    without = "; ".join(mark.condition for mark in key.inert if mark.condition)
+    return f"{key.doc} No effect if {without}." if without else key.doc
 
 
 def _wrapped(text: str, indent: str, more: str = "") -> list[str]:

@@ -11,6 +11,8 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from engine.fields import Inert, declared
+
 NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null", Any: "any"}
 
 
@@ -23,6 +25,8 @@ class Key:
     optional: bool
     default: Any
     doc: str
+    inert: tuple[Inert, ...] = ()
+    """Conditions under which it does nothing."""
 
     @property
     def takes_bare_flag(self) -> bool:
@@ -61,14 +65,15 @@ def is_list(kind: Any) -> bool:
 @functools.cache
 def keys_of(schema: type, prefix: str = "") -> dict[str, Key]:
     """All keys of a schema by dotted name, in order of declaration; nested dataclasses are descended into."""
-    hints, docs, found = get_type_hints(schema), _docstrings(schema), {}
+    hints, docs, beside, found = get_type_hints(schema), _docstrings(schema), declared(schema), {}
     for field in fields(schema):
         name, kind = prefix + field.name, hints[field.name]
         parts = [part for part in get_args(kind) if part is not type(None)] if is_union(kind) else []
         optional = is_union(kind) and type(None) in get_args(kind)
         kind = parts[0] if len(parts) == 1 else kind
         default = field.default if field.default_factory is MISSING else field.default_factory()
-        found[name] = Key(name, kind, optional, default, docs.get(field.name, ""))
+        inert = tuple(mark for mark in beside[field.name][1] if isinstance(mark, Inert))
+        found[name] = Key(name, kind, optional, default, docs.get(field.name, ""), inert)
         if is_dataclass(kind):
             found |= keys_of(kind, f"{name}.")  # type: ignore[arg-type]
     return found

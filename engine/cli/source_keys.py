@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from engine.cli.keys import NAMES, Key
+from engine.cli.keys import NAMES, Key, keys_of
+from engine.fields import Inert, inert_by, value_at
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = {kind.__name__: text for kind, text in NAMES.items() if isinstance(kind, type)} | {"None": "null", "Any": "any"}
@@ -21,9 +23,35 @@ def source_keys(name: str, slot: str, prefix: str) -> dict[str, Key]:
     `kind` and `default` of the keys are their text. Empty where the name leads nowhere: a launch says why.
     """
     module, _, cls = str(name).partition("@")
-    found = _lookup(module if module.split(".")[0] == slot else f"{slot}.{module}", cls)
-    config = _config_of(*found) if found else None
-    return dict(_keys(*config, prefix)) if config else {}
+    place = _lookup(module if module.split(".")[0] == slot else f"{slot}.{module}", cls)
+    config = _config_of(*place) if place else None
+    found: dict[str, Key] = {}
+    for name, key in _keys(*config, prefix) if config else ():
+        above = found.get(name)  # of a base class, whose marks hold where a subclass only gives another default
+        found[name] = replace(key, inert=key.inert or above.inert) if above else key
+    return found
+
+
+def known_keys(schema: Any, config: Mapping[str, Any]) -> dict[str, Key]:
+    """The keys of `schema`, and those of the classes that its open blocks (arch) name in `config`."""
+    known = dict(keys_of(schema))
+    for block in getattr(schema, "NESTED_SCHEMAS", {}):
+        known |= source_keys(value_at(config, f"{block}.name", ""), "models", f"{block}.")
+        known |= source_keys(value_at(config, f"{block}.loss.name", ""), "losses", f"{block}.loss.")
+    return known
+
+
+def inert_reason(schema: Any, key: str, config: Mapping[str, Any]) -> str:
+    """Why the dotted `key` has no effect in the resolved `config`; "" where it has one. torch is not imported.
+
+    What holds of a block holds of all keys in it. The reasons stand beside the fields (`engine.fields.Inert`).
+    """
+    known, place = known_keys(schema, config), key
+    while place:
+        if place in known and (reason := inert_by(known[place].inert, config)):
+            return reason
+        place = place.rpartition(".")[0]
+    return ""
 
 
 @functools.cache
@@ -64,11 +92,28 @@ def _keys(module: str, cls: Any, prefix: str) -> Iterator[tuple[str, Key]]:
         name = prefix + ast.unparse(node.target)
         text = getattr(getattr(below, "value", None), "value", None)
         doc = " ".join(text.split()) if isinstance(below, ast.Expr) and isinstance(text, str) else ""
-        yield name, Key(name, _kind(module, node.annotation), False, _default(node.value), doc)
-        for part in ast.walk(node.annotation):
+        inert = tuple(_inert(module, node.annotation))
+        yield name, Key(name, _kind(module, node.annotation), False, _default(node.value), doc, inert)
+        for part in ast.walk(_kind_of(node.annotation)):
             nested = _lookup(module, part.id) if isinstance(part, ast.Name) else None
             if nested and isinstance(nested[1], ast.ClassDef):
                 yield from _keys(*nested, f"{name}.")
+
+
+def _kind_of(annotation: ast.expr) -> ast.expr:
+    """The type of an annotation, without the marks beside it."""
+    inner: Any = getattr(annotation, "slice", None)
+    marked = inner is not None and ast.unparse(annotation.value) == "Annotated"  # type: ignore[attr-defined]
+    return inner.elts[0] if marked else annotation
+
+
+def _inert(module: str, annotation: ast.expr) -> Iterator[Inert]:
+    """The `Inert` markers of an annotation, written there or bound to a name of a module."""
+    for mark in getattr(getattr(annotation, "slice", None), "elts", ()):
+        bound = _lookup(module, mark.id) if isinstance(mark, ast.Name) else None
+        call = getattr(bound[1], "value", None) if bound else mark
+        if isinstance(call, ast.Call) and getattr(call.func, "id", None) == "Inert":
+            yield Inert(*(ast.literal_eval(argument) for argument in call.args))
 
 
 def _default(value: ast.expr | None) -> Any:
@@ -84,6 +129,8 @@ def _kind(module: str, annotation: ast.expr) -> str:
         return f"{_kind(module, annotation.left)} or {_kind(module, annotation.right)}"
     if isinstance(annotation, ast.Subscript):
         outer, inner = ast.unparse(annotation.value), annotation.slice
+        if outer == "Annotated":
+            return _kind(module, _kind_of(annotation))
         if outer == "Literal":
             return "|".join(str(ast.literal_eval(one)) for one in getattr(inner, "elts", [inner]))
         return f"list of {_kind(module, inner)}" if outer == "list" else "block of keys"

@@ -12,18 +12,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from engine.fields import value_at
+
 
 def _reference(value: Any) -> str | None:
     return value[2:-1] if isinstance(value, str) and value.startswith("${") else None
-
-
-def value_at(config: Any, key: str, default: Any = None) -> Any:
-    """What a plain container says of the dotted `key`."""
-    for part in key.split("."):
-        if not isinstance(config, Mapping) or part not in config:
-            return default
-        config = config[part]
-    return config
 
 
 def has_key(config: Any, key: str) -> bool:

@@ -21,9 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from engine.cli.keys import keys_of
 from engine.config import ConfigSource, RunConfig, merge_for_resume, resolved_container, source_of, stored_origin
 from engine.errors import UsageError
+from engine.fields import value_at
 from engine.io import print_rank0, sha256_json, user_path
 from engine.run import rundir
-from engine.run.before import as_written, has_key, value_at, value_before
+from engine.run.before import as_written, has_key, value_before
 from engine.run.environment import data_change
 from engine.run.files import expand_pattern, read_json, read_yaml
 from engine.run.identity import completed, identity_of, same_run, with_deleted

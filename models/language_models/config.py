@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from engine.fields import Inert, Range, check_fields
 
 if TYPE_CHECKING:  # --help and the path verification read these keys without loading torch
     import torch
@@ -18,7 +20,9 @@ Sharing = Literal["none", "repeat", "cycle", "mirror"]
 ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 
 SWIGLU_MULTIPLE = 8
-MOST_LAYERS, MOST_HEADS = 1000, 65536  # beyond lies a slip of the pen that would build for hours
+_MOST_LAYERS, _MOST_HEADS = 1000, 65536  # beyond lies a slip of the pen that would build for hours
+_NO_NORM = Inert("arch.norm_variant=identity", "arch.norm_variant=identity: there is no norm")
+_ONE_LAYER = Inert("arch.n_layer=1", "arch.n_layer=1: nothing to share with")
 
 
 @dataclass(frozen=True)
@@ -42,24 +46,26 @@ class GPTConfig:
     )  # fmt: skip
     """Keys that another training may choose anew: the weights fit all the same."""
 
-    n_layer: int = 6
+    n_layer: Annotated[int, Range(1, _MOST_LAYERS)] = 6
     """Blocks L."""
-    n_head: int = 6
+    n_head: Annotated[int, Range(1, _MOST_HEADS)] = 6
     """Query heads h; must divide n_embd."""
-    n_kv_group: int | None = None
+    n_kv_group: Annotated[int | None, Range(1)] = None
     """Key and value heads g, each shared by n_head / g query heads (grouped-query attention); null: n_head."""
-    n_embd: int = 384
+    n_embd: Annotated[int, Range(1)] = 384
     """Width D."""
-    block_size: int = 256
+    block_size: Annotated[int, Range(1)] = 256
     """Longest context, in tokens."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(0, below=1)] = 0.0
     """Dropout of embeddings, attention weights and both branches."""
     bias: bool = False
     """Biases in the linear layers and the norms."""
 
     pos_encodings: PositionEncoding = "learned"
     """Positions: a learned table added to the input, rotary, or none."""
-    rope_theta: float = 10000.0
+    rope_theta: Annotated[float, Range(above=0), Inert("arch.pos_encodings!=rope", "there are no rotary positions")] = (
+        10000.0
+    )
     """Base of the rotary frequencies."""
     rope_length: int | None = None
     """Numbers of each head that are rotated (partial rotary); null: all."""
@@ -70,24 +76,28 @@ class GPTConfig:
     """RMS-normalise queries and keys over the head width, after the rotation."""
     use_qk_norm_scale: bool = False
     """Learn one factor per head on the scores of normalised queries and keys (starts at 1)."""
-    qk_norm_gain: float = 1.0
+    qk_norm_gain: Annotated[float, Range(above=0)] = 1.0
     """Fixed factor on both normalised queries and keys (1.2 in nanochat: sharper attention)."""
     use_v_norm: bool = False
     """RMS-normalise values over the head width."""
-    attn_logit_softcapping: float | None = None
+    attn_logit_softcapping: Annotated[float | None, Range(above=0)] = None
     """Cap c: scores become c·tanh(score / c); null: off."""
-    final_logit_softcapping: float | None = None
+    final_logit_softcapping: Annotated[float | None, Range(above=0)] = None
     """The same for the output logits."""
-    window_size: int | None = None
+    window_size: Annotated[
+        int | None,
+        Range(1),
+        Inert("arch.window_size>=arch.block_size", "it is no narrower than the context, arch.block_size"),
+    ] = None
     """A token sees itself and the window_size - 1 tokens before it; null: all before it."""
 
     norm_variant: NormVariant = "layernorm"
     """Layer norm, RMS norm, dynamic tanh (arXiv 2503.10622), or none."""
-    norm_gain: bool = True
+    norm_gain: Annotated[bool, _NO_NORM] = True
     """Learned gain (and bias, with bias=true) in each norm."""
-    norm_eps: float = 1e-5
+    norm_eps: Annotated[float, Range(above=0)] = 1e-5
     """Added to the variance or mean square before the root; dyt and identity have no root."""
-    norm_placement: NormPlacement = "pre"
+    norm_placement: Annotated[NormPlacement, _NO_NORM] = "pre"
     """pre: x + f(norm(x)); peri: x + norm(f(norm(x))); post: norm(x + f(x))."""
     norm_embedding: bool = False
     """RMS-normalise the summed embeddings before the first block."""
@@ -96,17 +106,27 @@ class GPTConfig:
 
     mlp_variant: MLPVariant = "mlp"
     """Two layers with an activation, or SwiGLU."""
-    activation_variant: Activation = "gelu"
+    activation_variant: Annotated[
+        Activation, Inert("arch.mlp_variant=swiglu", "arch.mlp_variant=swiglu has its own activation")
+    ] = "gelu"
     """Activation of mlp_variant=mlp; gelu_tanh is GPT-2's own."""
-    mlp_expansion_factor: float = 4.0
+    mlp_expansion_factor: Annotated[float, Range(above=0)] = 4.0
     """Inner width over n_embd; SwiGLU takes two thirds of it, rounded up to a multiple of 8."""
 
-    share_attn: Sharing = "none"
+    share_attn: Annotated[Sharing, _ONE_LAYER] = "none"
     """Attention weights shared by blocks: repeat (share_size neighbours), cycle (every share_size-th), mirror
     (first with last, and so on inwards, then like repeat)."""
-    share_mlp: Sharing = "none"
+    share_mlp: Annotated[Sharing, _ONE_LAYER] = "none"
     """The same for the MLP weights."""
-    share_size: int = 1
+    share_size: Annotated[
+        int,
+        Range(1),
+        Inert(
+            "arch.share_attn=none and arch.share_mlp=none",
+            "arch.share_attn=none and arch.share_mlp=none: no block shares its weights",
+        ),
+        _ONE_LAYER,
+    ] = 1
     """Size of the groups that share."""
 
     wte_weight_tying: bool = True
@@ -116,11 +136,11 @@ class GPTConfig:
     residual_scalars: bool = False
     """Before block l: x <- a_l·x + b_l·x0 with learned a_l, b_l and x0 the embedded input (nanochat)."""
 
-    init_std: float | None = 0.02
+    init_std: Annotated[float | None, Range(above=0)] = 0.02
     """Deviation of the matrices; null: uniform with deviation 1/sqrt(fan in)."""
-    embd_init_std: float | None = None
+    embd_init_std: Annotated[float | None, Range(above=0)] = None
     """Deviation of the token and position tables; null: init_std, or 0.02."""
-    head_init_std: float | None = None
+    head_init_std: Annotated[float | None, Range(above=0)] = None
     """Deviation of an untied head; null: init_std, or 0.02."""
     zero_init_proj: bool = False
     """Both branches' last matrices start at 0; else at init_std / sqrt(2·n_layer)."""
@@ -131,20 +151,7 @@ class GPTConfig:
     """Compute dtype; auto is the run's choice for the device. float64 stores parameters in float64 too."""
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal:
-                choices = get_args(kind)
-                self._check(name, getattr(self, name) in choices, f"choose one of {', '.join(choices)}")
-        for name in ("n_layer", "n_head", "n_embd", "block_size", "n_kv_group", "window_size", "share_size"):
-            self._check(name, _absent_or(getattr(self, name), lambda v: v >= 1), "expected at least 1")
-        for name, most in (("n_layer", MOST_LAYERS), ("n_head", MOST_HEADS)):
-            self._check(name, getattr(self, name) <= most, f"expected at most {most}")
-        for name in (
-            "rope_theta", "qk_norm_gain", "attn_logit_softcapping", "final_logit_softcapping", "norm_eps",
-            "mlp_expansion_factor", "init_std", "embd_init_std", "head_init_std",
-        ):  # fmt: skip
-            self._check(name, _absent_or(getattr(self, name), lambda v: v > 0), "expected a positive number")
-        self._check("dropout", 0.0 <= self.dropout < 1.0, "expected a number in [0, 1)")
+        check_fields(self, "arch")
         self._check_heads()
         self._check_pairs()
 
@@ -233,10 +240,6 @@ class GPTConfig:
         import torch
 
         return auto if self.forward_dtype == "auto" else getattr(torch, self.forward_dtype)
-
-
-def _absent_or(value: float | None, fine: object) -> bool:
-    return value is None or fine(value)  # type: ignore[operator]
 
 
 def _listed(numbers: list[int]) -> str:

@@ -1,9 +1,11 @@
-"""Hyper-parameters that every recursive model shares; `trm.py` and `hrm.py` set their own defaults."""
+"""Hyper-parameters of the recursive models: what all share, and each published model's own defaults. Without torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from engine.fields import Inert, Range, check_fields
 
 if TYPE_CHECKING:  # --help reads these keys without loading torch
     import torch
@@ -11,16 +13,19 @@ if TYPE_CHECKING:  # --help reads these keys without loading torch
 PositionEncoding = Literal["rope", "rope_2d", "learned", "none"]
 EvalHalting = Literal["fixed", "latched"]
 ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
-# beyond lies a slip of the pen that would build or evaluate for hours
-MOST = {
-    "H_layers": 1000,
-    "L_layers": 1000,
-    "H_cycles": 1000,
-    "L_cycles": 1000,
-    "num_heads": 65536,
-    "halt_max_steps": 10000,
-}
+_MOST, _MOST_HEADS, _MOST_PASSES = 1000, 65536, 10000  # beyond lies a slip of the pen that would build or run for hours
 _ROTATED_TOGETHER = {"rope": 2, "rope_2d": 4}  # channels: a pair by position, or a pair by row and one by column
+
+
+_NO_ATTENTION = Inert("arch.mlp_t=true", "arch.mlp_t=true: there is no attention")
+_NO_ROTATION = Inert("arch.pos_encodings!=rope and arch.pos_encodings!=rope_2d", "there are no rotary positions")
+_NO_EMBEDDING = Inert(
+    "arch.puzzle_emb_ndim=0 and arch.puzzle_emb_len!=0", "arch.puzzle_emb_ndim=0: there is no puzzle embedding"
+)
+_NO_RECURSION = Inert("", "the transformer baseline has one stack, sized by arch.H_layers, and calls it once")
+_FIXED_PASSES = Inert(
+    "arch.fixed_refinement_steps!=null", "arch.fixed_refinement_steps sets the length of every episode"
+)
 
 
 @dataclass(kw_only=True)
@@ -33,21 +38,21 @@ class RecursiveConfig:
     )  # fmt: skip
     """Keys of what is computed with the weights: another value needs no other weights."""
 
-    H_cycles: int = 3
+    H_cycles: Annotated[int, Range(1, _MOST)] = 3
     """Outer cycles per ACT step; each ends with one update of z_H."""
-    L_cycles: int = 6
+    L_cycles: Annotated[int, Range(1, _MOST)] = 6
     """Updates of z_L within an outer cycle."""
-    H_layers: int = 0
+    H_layers: Annotated[int, Range(0, _MOST)] = 0
     """Blocks of the stack that updates z_H (0: the L stack serves both)."""
-    L_layers: int = 2
+    L_layers: Annotated[int, Range(1, _MOST)] = 2
     """Blocks of the stack that updates z_L."""
-    hidden_size: int = 512
+    hidden_size: Annotated[int, Range(1)] = 512
     """Width D."""
-    num_heads: int = 8
+    num_heads: Annotated[int, Range(1, _MOST_HEADS), _NO_ATTENTION] = 8
     """Attention heads; must divide hidden_size unless head_dim is given."""
-    head_dim: int = 0
+    head_dim: Annotated[int, Range(0), _NO_ATTENTION] = 0
     """Channels of a head; 0: hidden_size / num_heads."""
-    expansion: float = 4.0
+    expansion: Annotated[float, Range(0.01, 1000)] = 4.0
     """Feed-forward expansion; the SwiGLU inner width is 2/3 of it, rounded up to a multiple of 256."""
     mlp_t: bool = False
     """Replace attention by a SwiGLU along the sequence (its weights then depend on the data set's sequence
@@ -55,41 +60,31 @@ class RecursiveConfig:
     pos_encodings: PositionEncoding = "rope"
     """Positions: rotary over the flattened sequence, rotary by row and column of a square grid, a learned table
     added to the input, or none."""
-    rope_theta: float = 10000.0
+    rope_theta: Annotated[float, Range(above=0), _NO_ATTENTION, _NO_ROTATION] = 10000.0
     """Base of the rotary frequencies."""
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: Annotated[float, Range(above=0)] = 1e-5
     """Added to the mean square before the root."""
-    puzzle_emb_ndim: int = 512
+    puzzle_emb_ndim: Annotated[int, Range(0)] = 512
     """Width of the learned vector per puzzle; 0: no puzzle embedding and no prefix."""
-    puzzle_emb_len: int = 0
+    puzzle_emb_len: Annotated[int, Range(0), _NO_EMBEDDING] = 0
     """Prefix positions P that the puzzle vector is laid out over; 0: as few as hold it."""
-    halt_max_steps: int = 16
+    halt_max_steps: Annotated[int, Range(1, _MOST_PASSES), _FIXED_PASSES] = 16
     """ACT steps after which a row always halts; evaluation takes this many (see eval_halting)."""
-    halt_exploration_prob: float = 0.1
+    halt_exploration_prob: Annotated[
+        float, Range(0, 1), Inert("arch.halt_max_steps=1", "arch.halt_max_steps=1: every row halts"), _FIXED_PASSES
+    ] = 0.1
     """Probability per row and step of demanding a random minimum number of steps (2..halt_max_steps)."""
     no_ACT_continue: bool = True
     """Halt on q_halt > 0 alone (one pass). False: halt on q_halt > q_continue, with a second pass for its
     target."""
-    eval_halting: EvalHalting = "fixed"
+    eval_halting: Annotated[EvalHalting, _FIXED_PASSES] = "fixed"
     """Evaluation: fixed takes halt_max_steps steps for every row; latched keeps a row's answer of the step at which it
     halts by the rule of training."""
     forward_dtype: ForwardDtype = "auto"
     """Compute dtype; auto is the run's choice for the device. float64 stores parameters in float64 too."""
 
     def __post_init__(self) -> None:
-        for name in ("H_cycles", "L_cycles", "L_layers", "hidden_size", "num_heads", "halt_max_steps"):
-            _check(getattr(self, name) >= 1, f"arch.{name}={getattr(self, name)}: expected at least 1")
-        for name in ("H_layers", "head_dim", "puzzle_emb_ndim", "puzzle_emb_len"):
-            _check(getattr(self, name) >= 0, f"arch.{name}={getattr(self, name)}: expected 0 or more")
-        for name, most in MOST.items():
-            _check(getattr(self, name) <= most, f"arch.{name}={getattr(self, name)}: expected at most {most}")
-        _check(0.01 <= self.expansion <= 1000, f"arch.expansion={self.expansion}: expected a number from 0.01 to 1000")
-        for name in ("rms_norm_eps", "rope_theta"):
-            _check(getattr(self, name) > 0, f"arch.{name}={getattr(self, name)}: expected a positive number")
-        _check(
-            0.0 <= self.halt_exploration_prob <= 1.0,
-            f"arch.halt_exploration_prob={self.halt_exploration_prob}: expected a number in [0, 1]",
-        )
+        check_fields(self, "arch")
         self._check_heads()
         room = self.prefix_len * self.hidden_size
         _check(
@@ -97,14 +92,6 @@ class RecursiveConfig:
             f"arch.puzzle_emb_len={self.puzzle_emb_len} holds {room} numbers but arch.puzzle_emb_ndim="
             f"{self.puzzle_emb_ndim}: expected at least {self._fewest_positions()} positions (0 = automatic)",
         )
-        for name, choices in (
-            ("pos_encodings", PositionEncoding), ("eval_halting", EvalHalting), ("forward_dtype", ForwardDtype),
-        ):  # fmt: skip
-            known = choices.__args__  # type: ignore[attr-defined]
-            _check(
-                getattr(self, name) in known,
-                f"arch.{name}={getattr(self, name)}: choose one of {', '.join(known)}",
-            )
 
     def _check_heads(self) -> None:
         size, heads = self.hidden_size, self.num_heads
@@ -151,6 +138,84 @@ class RecursiveConfig:
         import torch
 
         return auto if self.forward_dtype == "auto" else getattr(torch, self.forward_dtype)
+
+
+@dataclass(kw_only=True)
+class TRMConfig(RecursiveConfig):
+    """The published TRM: 2 layers, 3 x 6 cycles, a puzzle vector spread over 16 prefix positions."""
+
+    H_layers: int = 0
+    """Always 0: TRM has one stack, sized by L_layers."""
+    puzzle_emb_len: int = 16
+    """Prefix positions P that the puzzle vector is laid out over; 0: as few as hold it."""
+
+    def __post_init__(self) -> None:
+        if self.H_layers:
+            raise ValueError(
+                f"arch.H_layers={self.H_layers}: TRM has one stack; set arch.L_layers and leave H_layers at 0"
+            )
+        super().__post_init__()
+
+
+@dataclass(kw_only=True)
+class HRMConfig(RecursiveConfig):
+    """The published HRM: two stacks of 4 layers, 2 x 2 cycles, as few prefix positions as hold the puzzle
+    vector."""
+
+    H_cycles: int = 2
+    """Outer cycles per ACT step; each ends with one update of z_H."""
+    L_cycles: int = 2
+    """Updates of z_L within an outer cycle."""
+    H_layers: int = 4
+    """Blocks of the stack that updates z_H."""
+    L_layers: int = 4
+    """Blocks of the stack that updates z_L."""
+    no_ACT_continue: bool = False
+    """False: halt on q_halt > q_continue, with a second pass for its target. True: halt on q_halt > 0
+    alone."""
+
+    def __post_init__(self) -> None:
+        if self.H_layers < 1:
+            raise ValueError(f"arch.H_layers={self.H_layers}: HRM has a stack of its own for z_H, expected at least 1")
+        super().__post_init__()
+
+
+@dataclass(kw_only=True)
+class TransformerBaselineConfig(RecursiveConfig):
+    """One stack, called once per step. H_cycles, L_cycles and L_layers, which recipes set for any model, do nothing."""
+
+    H_cycles: Annotated[int, Range(1, _MOST), _NO_RECURSION] = 3
+    """Not used: there is one stack, called once."""
+    L_cycles: Annotated[int, Range(1, _MOST), _NO_RECURSION] = 6
+    """Not used: there is one stack, called once."""
+    L_layers: Annotated[int, Range(1, _MOST), _NO_RECURSION] = 2
+    """Not used: the stack is sized by H_layers."""
+    H_layers: int = 8
+    """Blocks of the one stack."""
+    no_ACT_continue: bool = False
+    """False: halt on q_halt > q_continue, with a second pass for its target. True: halt on q_halt > 0
+    alone."""
+
+    def __post_init__(self) -> None:
+        if self.H_layers < 1:
+            raise ValueError(f"arch.H_layers={self.H_layers}: the baseline's one stack has at least 1 block")
+        super().__post_init__()
+
+
+@dataclass(kw_only=True)
+class TRMHier6Config(TRMConfig):
+    """TRM's keys and the number of low latents."""
+
+    L_latents: Annotated[int, Range(1, _MOST)] = 6
+    """trm_hier6 only: low latents z_L1, z_L2, ...; within a cycle update i is that of z_Li."""
+
+    def __post_init__(self) -> None:
+        if self.L_latents < self.L_cycles:
+            raise ValueError(
+                f"arch.L_cycles={self.L_cycles}: update i of a cycle is that of latent z_Li and "
+                f"arch.L_latents={self.L_latents}: choose arch.L_cycles <= {self.L_latents}, or more latents"
+            )
+        super().__post_init__()
 
 
 def _check(fine: bool, message: str) -> None:

@@ -9,38 +9,14 @@ Halting compares q_halt with q_continue, whose target needs a second pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
-from models.recursive_reasoning.config import RecursiveConfig
+from models.recursive_reasoning.config import HRMConfig
 from models.recursive_reasoning.inner import INPUT
 from models.recursive_reasoning.model import RecursiveModel
 from models.recursive_reasoning.recursion import Update, cycle_plan
 
 __all__ = ["HRM", "HRMConfig"]
-
-
-@dataclass(kw_only=True)
-class HRMConfig(RecursiveConfig):
-    """The published HRM: two stacks of 4 layers, 2 x 2 cycles, as few prefix positions as hold the puzzle
-    vector."""
-
-    H_cycles: int = 2
-    """Outer cycles per ACT step; each ends with one update of z_H."""
-    L_cycles: int = 2
-    """Updates of z_L within an outer cycle."""
-    H_layers: int = 4
-    """Blocks of the stack that updates z_H."""
-    L_layers: int = 4
-    """Blocks of the stack that updates z_L."""
-    no_ACT_continue: bool = False
-    """False: halt on q_halt > q_continue, with a second pass for its target. True: halt on q_halt > 0
-    alone."""
-
-    def __post_init__(self) -> None:
-        if self.H_layers < 1:
-            raise ValueError(f"arch.H_layers={self.H_layers}: HRM has a stack of its own for z_H, expected at least 1")
-        super().__post_init__()
 
 
 class HRM(RecursiveModel):

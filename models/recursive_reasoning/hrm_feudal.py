@@ -10,40 +10,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from models.recursive_reasoning.act import ASIDE, PuzzleShape
-from models.recursive_reasoning.hrm import HRM, HRMConfig
+from models.recursive_reasoning.hrm import HRM
 from models.recursive_reasoning.inner import INPUT, RecursiveInner
 from models.recursive_reasoning.recursion import Update
-from models.recursive_reasoning.subgoal import SubgoalConfig, SubgoalHead
+from models.recursive_reasoning.subgoal import SubgoalHead
+from models.recursive_reasoning.subgoal_config import HRMFeudalConfig
 
 __all__ = ["HRMFeudal", "HRMFeudalConfig"]
-
-
-@dataclass(kw_only=True)
-class HRMFeudalConfig(HRMConfig):
-    """HRM's keys, and a block for the manager."""
-
-    subgoal_head: SubgoalConfig | None = None
-    """The manager; null (or `~arch.subgoal_head`) leaves plain HRM."""
-    fixed_refinement_steps: int | None = None
-    """Every episode has exactly this many passes, whatever the q values say; null: halting as in HRM."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        head, steps = self.subgoal_head, self.fixed_refinement_steps
-        if head is not None and head.hidden_size != self.hidden_size:
-            raise ValueError(
-                f"arch.subgoal_head.hidden_size={head.hidden_size}: expected arch.hidden_size={self.hidden_size}; "
-                "goals of another size are arch.subgoal_head.goal_dim"
-            )
-        if steps is not None and steps < 1:
-            raise ValueError(f"arch.fixed_refinement_steps={steps}: expected at least 1, or null")
 
 
 class SubgoalInner(RecursiveInner):

@@ -12,73 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import trunc_normal_
+from models.recursive_reasoning.subgoal_config import SubgoalConfig
 
 __all__ = ["SubgoalConfig", "SubgoalHead", "alignment"]
 
 State = dict[str, Tensor]
 SMALL = 1e-4  # shorter vectors have no direction: below it the gradient of a unit vector would explode
 EPISODE = ("active", "cos", "cos_own", "gate", "gated_cos")
-
-
-@dataclass(kw_only=True)
-class SubgoalConfig:
-    """Raises ValueError for values that cannot be built; the text names the override to change."""
-
-    hidden_size: int = 512
-    """Width D of the model; must equal arch.hidden_size."""
-    goal_dim: int = 512
-    """Numbers of a goal; where it differs from hidden_size, a fixed projection maps worker states to it."""
-    manager_period: int = 4
-    """Passes for which a goal is held. A row gets its first goal after its first pass, the next ones this far apart."""
-    schedule: list[int] | None = None
-    """Passes after which goals are given, in place of the period; [1] gives one goal for the whole episode."""
-    gating: bool = True
-    """Learn how strongly a goal is followed; false: always fully."""
-    temperature: float = 1.0
-    """Divides the logit of the gate."""
-    gate_bias_init: float = 2.0
-    """Logit of every gate at the start (2: a gate of 0.88)."""
-    normalize_goal: bool = True
-    """Goals are directions, scaled by the root of goal_dim where they are injected; false: as projected."""
-    goal_scale: float = 1.0
-    """Factor on what is injected."""
-    projection_bias: bool = True
-    """Whether the projections to goal and gate have a bias (without one gate_bias_init does nothing)."""
-    inject_subgoal: bool = True
-    """Add the goal to the input of the fast level; false leaves the loss alone."""
-    inject_at: Literal["L", "LH"] = "L"
-    """Levels that the goal is added to; LH lets the manager write past the worker."""
-    inject_init: Literal["zero", "normal"] = "zero"
-    """Start of the injection; with zero the fresh model is plain HRM."""
-    worker_pool: Literal["mean_nonpad", "mean", "first"] = "mean_nonpad"
-    """Worker state: mean of z_L where the input is no padding, mean over all positions, or position 0."""
-    displacement: Literal["anchor", "step", "fun", "absolute"] = "anchor"
-    """What follows a goal: the way since it was given, the last pass, the mean of all spans within it (FeUdal
-    Networks), or the state itself."""
-    goal_credit: Literal["window", "none"] = "window"
-    """none: no gradient reaches the manager."""
-    goal_source: Literal["learned", "random", "zero"] = "learned"
-    """Where goals come from in training; random draws a direction for each window."""
-    eval_goal_source: Literal["same", "learned", "random", "zero", "mean", "shuffle", "stale"] = "same"
-    """The same in evaluation: mean of the batch, those of another row, or the first of the episode held to its end."""
-
-    def __post_init__(self) -> None:
-        for name in ("hidden_size", "goal_dim", "manager_period"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"arch.subgoal_head.{name}={getattr(self, name)}: expected at least 1")
-        if not self.temperature > 0:
-            raise ValueError(f"arch.subgoal_head.temperature={self.temperature}: expected more than 0")
-        passes = self.schedule
-        if passes is not None and (not passes or passes != sorted({p for p in passes if p >= 1})):
-            raise ValueError(f"arch.subgoal_head.schedule={passes}: expected ascending passes from 1, e.g. [1,4]")
 
 
 class SubgoalHead(nn.Module):

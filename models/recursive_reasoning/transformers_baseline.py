@@ -12,31 +12,14 @@ halted rows, there is `eval_halting=latched`; act_enabled is left out, episodes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
-from models.recursive_reasoning.config import RecursiveConfig
+from models.recursive_reasoning.config import TransformerBaselineConfig
 from models.recursive_reasoning.inner import INPUT
 from models.recursive_reasoning.model import RecursiveModel
 from models.recursive_reasoning.recursion import Update
 
 __all__ = ["TransformerBaseline", "TransformerBaselineConfig"]
-
-
-@dataclass(kw_only=True)
-class TransformerBaselineConfig(RecursiveConfig):
-    """One stack, called once per step. H_cycles, L_cycles and L_layers, which recipes set for any model, do nothing."""
-
-    H_layers: int = 8
-    """Blocks of the one stack."""
-    no_ACT_continue: bool = False
-    """False: halt on q_halt > q_continue, with a second pass for its target. True: halt on q_halt > 0
-    alone."""
-
-    def __post_init__(self) -> None:
-        if self.H_layers < 1:
-            raise ValueError(f"arch.H_layers={self.H_layers}: the baseline's one stack has at least 1 block")
-        super().__post_init__()
 
 
 class TransformerBaseline(RecursiveModel):

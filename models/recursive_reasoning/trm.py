@@ -8,32 +8,14 @@ Only the last cycle carries a gradient. `mlp_t=true` is the paper's attention-fr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
-from models.recursive_reasoning.config import RecursiveConfig
+from models.recursive_reasoning.config import TRMConfig
 from models.recursive_reasoning.inner import INPUT
 from models.recursive_reasoning.model import RecursiveModel
 from models.recursive_reasoning.recursion import Update, cycle_plan
 
 __all__ = ["TRM", "TRMConfig"]
-
-
-@dataclass(kw_only=True)
-class TRMConfig(RecursiveConfig):
-    """The published TRM: 2 layers, 3 x 6 cycles, a puzzle vector spread over 16 prefix positions."""
-
-    H_layers: int = 0
-    """Always 0: TRM has one stack, sized by L_layers."""
-    puzzle_emb_len: int = 16
-    """Prefix positions P that the puzzle vector is laid out over; 0: as few as hold it."""
-
-    def __post_init__(self) -> None:
-        if self.H_layers:
-            raise ValueError(
-                f"arch.H_layers={self.H_layers}: TRM has one stack; set arch.L_layers and leave H_layers at 0"
-            )
-        super().__post_init__()
 
 
 class TRM(RecursiveModel):

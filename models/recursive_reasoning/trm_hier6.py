@@ -9,31 +9,14 @@ beyond L_cycles is never updated and adds its start to every sum, as in the publ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
+from models.recursive_reasoning.config import TRMHier6Config
 from models.recursive_reasoning.inner import INPUT
 from models.recursive_reasoning.model import RecursiveModel
 from models.recursive_reasoning.recursion import Update
-from models.recursive_reasoning.trm import TRMConfig
 
 __all__ = ["TRMHier6", "TRMHier6Config"]
-
-
-@dataclass(kw_only=True)
-class TRMHier6Config(TRMConfig):
-    """TRM's keys and the number of low latents."""
-
-    L_latents: int = 6
-    """trm_hier6 only: low latents z_L1, z_L2, ...; within a cycle update i is that of z_Li."""
-
-    def __post_init__(self) -> None:
-        if self.L_latents < self.L_cycles:
-            raise ValueError(
-                f"arch.L_cycles={self.L_cycles}: update i of a cycle is that of latent z_Li and "
-                f"arch.L_latents={self.L_latents}: choose arch.L_cycles <= {self.L_latents}, or more latents"
-            )
-        super().__post_init__()
 
 
 class TRMHier6(RecursiveModel):

@@ -6,14 +6,14 @@ The model's own keys stand under `arch` (config/arch/gpt.yaml, models/language_m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from engine.cli.translate import Groups, quote
 from engine.config import NOT_IDENTITY as RUN_NOT_IDENTITY
 from engine.config import RunConfig
+from engine.fields import Inert, NotBlank, Range, value_at
 from engine.io import user_path
 from engine.loop.schedule import Decay
 from models.language_models.config import GPTConfig
@@ -64,6 +64,16 @@ NOT_IDENTITY = {key: why for key, why in RUN_NOT_IDENTITY.items() if key != "acc
 """Here accumulation makes the batch larger."""
 
 
+def _no_horizon(config: Mapping[str, Any]) -> bool:
+    name, gamma = value_at(config, "lr_scheduler.name"), value_at(config, "lr_scheduler.options.gamma")
+    return name in ("step", "plateau", "inverse_sqrt") or (name == "exponential" and gamma is not None)
+
+
+_CONSTANT = Inert("decay_lr=false", "decay_lr=false: the learning rate stays at its peak")
+_SILENT = Inert("max_sample_tokens=null", "max_sample_tokens=null: no samples are written")
+_UNTRAINED = Inert("eval_only=true", "eval_only=true: nothing is trained")
+
+
 @dataclass(kw_only=True)
 class TrainConfig(RunConfig):
     """A GPT-style language model on one data set, a mixture of several, or aligned streams."""
@@ -82,18 +92,22 @@ class TrainConfig(RunConfig):
     compile: Literal["off", "block", "full", "true", "false"] = "off"  # type: ignore[assignment]
     """torch.compile: each block once, or the whole forward pass with its loss; true means block, false off."""
 
-    dataset: str = "shakespeare_char"
+    dataset: Annotated[
+        str,
+        NotBlank("a data set, by its folder under data/"),
+        Inert("training_mode!=single", "training_mode takes its data from a list"),
+    ] = "shakespeare_char"
     """Name of the data set's folder under data/, or a path."""
-    out_dir: str = "out"
+    out_dir: Annotated[str, NotBlank("the run's folder")] = "out"
     """Where checkpoints and logs go."""
     offline: Literal["stand_in", "error"] = "stand_in"
     """A named data set that is not there: build its declared stand-in and say so, or refuse."""
 
     init_from: Literal["scratch", "resume", "prev_run", "gpt2"] = "scratch"
     """Fresh weights; the run in out_dir goes on; weights of prev_run_ckpt; OpenAI's GPT-2 (gpt2_type)."""
-    gpt2_type: str = "gpt2"
+    gpt2_type: Annotated[str, Inert("init_from!=gpt2", "init_from is not gpt2")] = "gpt2"
     """gpt2, gpt2-medium, gpt2-large, gpt2-xl (Hub cache), or a folder in transformers' format."""
-    prev_run_ckpt: str | None = None
+    prev_run_ckpt: Annotated[str | None, NotBlank("a run, a checkpoint or a nanoGPT ckpt.pt")] = None
     """Run, checkpoint or nanoGPT ckpt.pt whose weights init_from=prev_run takes; all else starts afresh."""
 
     training_mode: Literal["single", "multidataset", "multicontext"] = "single"
@@ -104,7 +118,10 @@ class TrainConfig(RunConfig):
     """Their weights (need not sum to 1; null: uniform), or whole numbers of repeats with dataset_interleaving."""
     dataset_sampling_probs_final: list[float] | None = None
     """Weights at the end of the run."""
-    dataset_sampling_probs_transition_method: Literal["linear", "cosine", "exponential"] = "linear"
+    dataset_sampling_probs_transition_method: Annotated[
+        Literal["linear", "cosine", "exponential"],
+        Inert("dataset_sampling_probs_final=null", "dataset_sampling_probs_final=null: the weights do not move"),
+    ] = "linear"
     """How the weights move to dataset_sampling_probs_final."""
     dataset_interleaving: bool = False
     """Take the data sets in the order of the list instead of by chance."""
@@ -112,25 +129,33 @@ class TrainConfig(RunConfig):
     """Shuffle that order anew in every cycle."""
     multidataset_wte: bool = False
     """Give each data set its own token table and head over a shared trunk; else all share one vocabulary."""
-    multidataset_criterion: Literal["first", "mean", "weighted"] = "first"
+    multidataset_criterion: Annotated[
+        Literal["first", "mean", "weighted"], Inert("training_mode!=multidataset", "training_mode is not multidataset")
+    ] = "first"
     """Validation loss that decides which checkpoint is best: the first data set's, the mean, or weighted as sampled."""
     multicontext_datasets: list[str] | None = None
     """Aligned streams of training_mode=multicontext."""
-    multicontext_align: Literal["error", "truncate"] = "error"
+    multicontext_align: Annotated[
+        Literal["error", "truncate"], Inert("training_mode!=multicontext", "training_mode is not multicontext")
+    ] = "error"
     """Streams of unequal length: refuse them, or cut all to the shortest."""
 
     accumulation: int = 1
     """Micro-batches per step: each adds batch_size sequences per process to the optimizer's batch."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Range(1)] = 64
     """Sequences of one micro-batch of one process; the optimizer's batch is ranks x accumulation times as large."""
     sampling_method: Literal["random", "without_replacement", "sequential"] = "random"
     """Windows at random offsets; each window once per epoch, shuffled; or in the order of the file."""
-    max_iters: int = 3500
+    max_steps: Annotated[int | None, Range(1), Inert("max_steps>=max_iters", "the run ends before, at max_iters")] = (
+        None
+    )
+    """Stop after this many iterations in all (a resumed run counts the earlier ones); null runs to the end."""
+    max_iters: Annotated[int, Range(1), _UNTRAINED] = 3500
     """Iterations of the whole run."""
 
-    eval_interval: int = 250
+    eval_interval: Annotated[int, Range(1)] = 250
     """Iterations between evaluations; one comes before the first iteration, one after the last."""
-    eval_iters: int | None = 200
+    eval_iters: Annotated[int | None, Range(1)] = 200
     """At most this many batches of each split in an evaluation; null takes the whole split."""
     eval_mode: Literal["sweep", "random"] = "sweep"
     """Windows side by side in fixed order (exact, cheap), or eval_iters random batches as in nanoGPT."""
@@ -139,15 +164,15 @@ class TrainConfig(RunConfig):
     eval_only: bool = False
     """Evaluate once and end."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, Range(0), _UNTRAINED] = 1e-3
     """Peak learning rate."""
     optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adamw"})
     """Group config/optimizer: name, options, and `rest` for what the optimizer does not take (Muon's vectors)."""
-    weight_decay: float = 1e-1
+    weight_decay: Annotated[float, Range(0), _UNTRAINED] = 1e-1
     """Weight decay of matrices and tables, not of vectors; decoupled but for adam, sgd, rmsprop and adagrad."""
-    beta1: float = 0.9
+    beta1: Annotated[float, Range(0, below=1), _UNTRAINED] = 0.9
     """First-moment decay of Adam-style optimizers."""
-    beta2: float = 0.99
+    beta2: Annotated[float, Range(0, below=1), _UNTRAINED] = 0.99
     """Second-moment decay of Adam-style optimizers."""
     grad_clip: float | None = 1.0
     """Largest norm of the gradient; 0 does not clip."""
@@ -156,60 +181,35 @@ class TrainConfig(RunConfig):
     seed: int = 1337
     """Every random number follows from it."""
 
-    lr_scheduler: Decay = field(default_factory=Decay)
+    lr_scheduler: Annotated[Decay, _CONSTANT] = field(default_factory=Decay)
     """Group config/lr_scheduler: none, cosine, linear, exponential, step, wsd, inverse_sqrt, plateau."""
     decay_lr: bool = False
     """Lower the learning rate; every lr_scheduler but none implies it, lr_scheduler=none then means cosine."""
-    warmup_iters: int = 100
+    warmup_iters: Annotated[int, Range(0), _UNTRAINED] = 100
     """Iterations of linear warm-up."""
-    lr_decay_iters: int = 3500
+    lr_decay_iters: Annotated[int, Range(1), _CONSTANT, Inert(_no_horizon, "this lr_scheduler has no horizon")] = 3500
     """Iteration at which the learning rate reaches min_lr."""
-    min_lr: float = 1e-4
+    min_lr: Annotated[float, Range(0), _CONSTANT] = 1e-4
     """Floor of the learning rate."""
 
-    max_sample_tokens: int | None = None
+    max_sample_tokens: Annotated[int | None, Range(1)] = None
     """Write samples of this many tokens after each evaluation; null writes none."""
-    sample_start_tokens: str = "\n"
+    sample_start_tokens: Annotated[str, _SILENT] = "\n"
     """What the samples go on from; FILE:path reads it from a file."""
-    num_samples: int = 1
+    num_samples: Annotated[int, Range(1), _SILENT] = 1
     """Samples for each value of top_k."""
-    temperature: float = 0.8
+    temperature: Annotated[float, Range(above=0, hint="top_k=[1] takes the likeliest token"), _SILENT] = 0.8
     """Sampling temperature."""
-    top_k: list[int] = field(default_factory=lambda: [200])
+    top_k: Annotated[list[int], Range(1), _SILENT] = field(default_factory=lambda: [200])
     """Sample from this many likeliest tokens; several values give a sample each."""
 
     def __post_init__(self) -> None:
         if self.grad_clip == 0:
             self.grad_clip = None
-        for key, wanted in (("dataset", "a data set, by its folder under data/"), ("out_dir", "the run's folder")):
-            if not getattr(self, key).strip():
-                raise ValueError(f"{key} is empty: name {wanted}")
         self.compile = {"true": "block", "false": "off"}.get(self.compile, self.compile)  # type: ignore[assignment]
         super().__post_init__()
-        for key in (
-            "batch_size",
-            "max_iters",
-            "eval_interval",
-            "eval_iters",
-            "max_sample_tokens",
-            "num_samples",
-            "lr_decay_iters",
-        ):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key}={value}: expected at least 1")
-        for key in ("learning_rate", "weight_decay", "warmup_iters", "min_lr"):
-            if not (getattr(self, key) >= 0 and math.isfinite(getattr(self, key))):
-                raise ValueError(f"{key}={getattr(self, key)}: expected a finite number, 0 or more")
-        for key in ("beta1", "beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: expected 0 <= {key} < 1")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"temperature={self.temperature}: expected a finite number above 0; top_k=[1] takes the likeliest token"
-            )
-        if not self.top_k or min(self.top_k) < 1:
-            raise ValueError(f"top_k={self.top_k}: expected integers, each at least 1, e.g. top_k=[200]")
+        if not self.top_k:
+            raise ValueError("top_k=[]: expected integers, each at least 1, e.g. top_k=[200]")
         if self.decay.name == "exponential" and self.decay.option("gamma") is None and self.min_lr == 0:
             raise ValueError(
                 "lr_scheduler=exponential reaches no min_lr of 0: give min_lr, or lr_scheduler.options.gamma=0.999"
@@ -253,8 +253,6 @@ class TrainConfig(RunConfig):
     def _check_start(self) -> None:
         if (self.init_from == "prev_run") != (self.prev_run_ckpt is not None):
             raise ValueError("init_from=prev_run and prev_run_ckpt=RUN belong together: give both or none")
-        if self.prev_run_ckpt is not None and not self.prev_run_ckpt.strip():
-            raise ValueError("prev_run_ckpt is empty: name a run, a checkpoint or a nanoGPT ckpt.pt")
         if self.gpt2_type not in GPT2_SIZES and not user_path(self.gpt2_type).is_dir():
             raise ValueError(f"gpt2_type={self.gpt2_type}: expected one of {', '.join(GPT2_SIZES)}, or a folder")
 

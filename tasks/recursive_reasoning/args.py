@@ -5,22 +5,46 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from engine.config import RunConfig
+from engine.fields import Inert, Range, check_fields, value_at
 from models.recursive_reasoning.config import RecursiveConfig
+
+
+def _no_intrinsic_loss(config: Mapping[str, Any]) -> bool:
+    return value_at(config, "arch.loss.feudal_loss_weight") is None
+
+
+def _outweighed(config: Mapping[str, Any]) -> bool:
+    return value_at(config, "arch.loss.feudal_loss_weight") != value_at(config, "loss.feudal_loss_weight")
+
+
+def _nothing_selected(config: Mapping[str, Any]) -> bool:
+    return config.get("eval_interval") in (None, config.get("epochs"))
+
+
+_NO_CHOICE = Inert(
+    _nothing_selected, "no evaluation before the end: nothing is selected, and every group is trained on"
+)
+_NO_EMBEDDING = Inert("arch.puzzle_emb_ndim=0", "arch.puzzle_emb_ndim=0: there is no puzzle embedding")
 
 
 @dataclass(kw_only=True)
 class LossWeights:
     """Weights of terms that only some losses have; the arch file of such a loss takes them from here."""
 
-    feudal_loss_weight: float = 0.1
+    feudal_loss_weight: Annotated[
+        float,
+        Range(0),
+        Inert(_no_intrinsic_loss, "the loss of this architecture has no intrinsic term"),
+        Inert("arch.subgoal_head=null", "there is no arch.subgoal_head"),
+        Inert(_outweighed, "arch.loss.feudal_loss_weight is given too, and wins"),
+    ] = 0.1
     """Of the intrinsic loss of arch=hrm_feudal. `arch.loss.feudal_loss_weight` wins where both are given."""
 
     def __post_init__(self) -> None:
-        if not (self.feudal_loss_weight >= 0 and math.isfinite(self.feudal_loss_weight)):
-            raise ValueError(f"loss.feudal_loss_weight={self.feudal_loss_weight}: expected a finite number, 0 or more")
+        check_fields(self, "loss")
 
 
 @dataclass(kw_only=True)
@@ -45,46 +69,61 @@ class PretrainConfig(RunConfig):
     evaluators: list[dict[str, Any]] = field(default_factory=list)
     """Extra evaluators, each `{name: module@Class, ...}` under evaluators/."""
 
-    global_batch_size: int = 768
+    global_batch_size: Annotated[int, Range(1)] = 768
     """Slots over all ranks and micro-batches. Row i of the batch always feeds slot i."""
     data_order: Literal["hashed", "published"] = "hashed"
     """Key of the order of training groups: a hash of seed and iteration, or their sum, as the public code has it."""
-    epochs: int = 50000
+    epochs: Annotated[int, Range(1)] = 50000
     """Passes over the groups of the training data. A slot that has not halted drops its fresh example, so nominal."""
-    eval_interval: int | None = None
+    eval_interval: Annotated[int | None, Range(1)] = None
     """Epochs between evaluations (must divide epochs); null evaluates at the end only."""
-    select_on: Literal["validation", "test"] = "validation"
+    select_on: Annotated[Literal["validation", "test"], _NO_CHOICE] = "validation"
     """What best and early stopping look at: training groups held back, or (as published) the test split."""
-    validation_groups: int | None = None
+    validation_groups: Annotated[
+        int | None, Range(1), _NO_CHOICE, Inert("select_on=test", "select_on=test: nothing is held back")
+    ] = None
     """Training groups held back where there are evaluations while training; null: one in 20, at most 256."""
-    min_eval_interval: int = 0
+    min_eval_interval: Annotated[
+        int, Range(0), Inert("eval_interval=null", "eval_interval=null: no evaluation before the end")
+    ] = 0
     """Evaluations skipped at the start of training, in numbers of eval intervals."""
     final_eval: bool = True
     """Evaluate after the last step, also where max_steps or a null eval_interval put none there."""
     checkpoint_every_eval: bool = True
     """Save a checkpoint with every evaluation (one is always saved at the end)."""
-    eval_max_examples: int | None = None
+    eval_max_examples: Annotated[
+        int | None,
+        Range(1),
+        Inert(
+            "eval_interval=null",
+            "eval_interval=null: only the last evaluation is made, final_eval_max_examples is its size",
+        ),
+    ] = None
     """Evaluate a fixed seeded subset of this size while training; null takes the whole split."""
-    final_eval_max_examples: int | None = None
+    final_eval_max_examples: Annotated[
+        int | None, Range(1), Inert("final_eval=false and eval_interval=null", "final_eval=false")
+    ] = None
     """The same for the last evaluation."""
-    eval_batch_size: int | None = None
+    eval_batch_size: Annotated[int | None, Range(1)] = None
     """Rows of one evaluation batch over all ranks; null takes global_batch_size."""
 
-    lr: float = 1e-4
+    lr: Annotated[
+        float, Range(0), Inert("freeze_weights=true", "freeze_weights=true: only the puzzle embedding is trained")
+    ] = 1e-4
     """Peak learning rate of the network."""
-    lr_min_ratio: float = 1.0
+    lr_min_ratio: Annotated[float, Range(0, 1)] = 1.0
     """Where the cosine ends, as a share of the peak; 1 keeps the rate constant after the warm-up."""
-    lr_warmup_steps: int = 2000
+    lr_warmup_steps: Annotated[int, Range(0)] = 2000
     """Steps of linear warm-up."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, Range(0), Inert("freeze_weights=true")] = 0.1
     """Decoupled weight decay of the network, on every parameter."""
-    beta1: float = 0.9
+    beta1: Annotated[float, Range(0, below=1)] = 0.9
     """AdamATan2's first-moment decay."""
-    beta2: float = 0.95
+    beta2: Annotated[float, Range(0, below=1)] = 0.95
     """AdamATan2's second-moment decay."""
-    puzzle_emb_lr: float = 1e-2
+    puzzle_emb_lr: Annotated[float, Range(0), _NO_EMBEDDING] = 1e-2
     """Peak learning rate of the puzzle embeddings (SignSGD)."""
-    puzzle_emb_weight_decay: float = 0.1
+    puzzle_emb_weight_decay: Annotated[float, Range(0), _NO_EMBEDDING] = 0.1
     """Decoupled weight decay of the embedding rows that a batch touches."""
     freeze_weights: bool = False
     """Train the puzzle embeddings only."""
@@ -93,40 +132,11 @@ class PretrainConfig(RunConfig):
         super().__post_init__()
         if not self.data_paths:
             raise ValueError("data_paths is empty: name at least one folder, e.g. data_paths=[data/sudoku-4x4]")
-        for key in ("global_batch_size", "epochs"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: expected at least 1")
-        for key in (
-            "eval_interval",
-            "validation_groups",
-            "eval_max_examples",
-            "final_eval_max_examples",
-            "eval_batch_size",
-        ):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key}={value}: expected at least 1, or null")
         if self.eval_interval is not None and self.epochs % self.eval_interval:
             raise ValueError(
                 f"eval_interval={self.eval_interval} does not divide epochs={self.epochs}: "
                 f"choose e.g. eval_interval={_nearest_divisor(self.epochs, self.eval_interval)}"
             )
-        for key in (
-            "lr",
-            "lr_warmup_steps",
-            "weight_decay",
-            "puzzle_emb_lr",
-            "puzzle_emb_weight_decay",
-            "min_eval_interval",
-        ):
-            value = getattr(self, key)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{key}={value}: expected a finite number, 0 or more")
-        if not 0 <= self.lr_min_ratio <= 1:
-            raise ValueError(f"lr_min_ratio={self.lr_min_ratio}: expected a share between 0 and 1")
-        for key in ("beta1", "beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: expected 0 <= {key} < 1")
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

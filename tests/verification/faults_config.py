@@ -7,6 +7,7 @@ from tests.verification.mutations import SMALL, Fault, copy, cut, move, put, swa
 RECIPE = "config/cfg_pretrain_sudoku_4x4.yaml"
 ARCH = "config/arch/trm.yaml"
 TRM = "models/recursive_reasoning/trm.py"
+CONFIG = "models/recursive_reasoning/config.py"
 NAME = "name: recursive_reasoning.trm@TRM\n"
 
 RECIPES = (
@@ -276,7 +277,7 @@ ARCHITECTURES = (
         what="a Config field that no line of the model reads",
         codes=("ARC330",),
         edits=(
-            swap(TRM, "    puzzle_emb_len: int = 16\n", "    dropout: float = 0.0\n    puzzle_emb_len: int = 16\n"),
+            swap(CONFIG, "    puzzle_emb_len: int = 16\n", "    dropout: float = 0.0\n    puzzle_emb_len: int = 16\n"),
             swap(ARCH, "expansion: 4  ", "dropout: 0.0\nexpansion: 4  "),
         ),
     ),
@@ -286,7 +287,7 @@ ARCHITECTURES = (
         codes=("JOB031",),
         follows=("ARC330",),
         edits=(
-            swap(TRM, "    puzzle_emb_len: int = 16\n", "    dropout: float = 0.0\n    puzzle_emb_len: int = 16\n"),
+            swap(CONFIG, "    puzzle_emb_len: int = 16\n", "    dropout: float = 0.0\n    puzzle_emb_len: int = 16\n"),
             swap(ARCH, "expansion: 4  ", "dropout: 0.0\nexpansion: 4  "),
         ),
         job=f"{SMALL} arch.dropout=0.1",

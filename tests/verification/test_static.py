@@ -186,7 +186,7 @@ FAULTS = [
     ("config/arch/trm.yaml", "losses@ACTLossHead", "losses@ACTLosHead", "ARC314"),
     ("config/cfg_pretrain_sudoku_4x4.yaml", "lr_warmup_steps: 20", "lr_warmup_steps: 2000", "CFG250"),
     ("models/recursive_reasoning/trm.py", '__all__ = ["TRM", "TRMConfig"]', '__all__ = ["TRMConfig"]', "ARC312"),
-    ("models/recursive_reasoning/config.py", "    hidden_size: int = 512", "    dropout: float = 0.0\n    hidden_size: int = 512", "ARC330"),
+    ("models/recursive_reasoning/config.py", "    mlp_t: bool = False", "    dropout: float = 0.0\n    mlp_t: bool = False", "ARC330"),
 ]  # fmt: skip
 
 

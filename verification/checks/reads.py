@@ -85,7 +85,10 @@ def nested_fields(repo: Repo, cls: ClassInfo) -> dict[str, tuple[str, int]]:
     for owner in cls.mro:
         for node in owner.node.body:
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                for name in (n for n in ast.walk(node.annotation) if isinstance(n, ast.Name)):
+                kind = node.annotation  # without the marks of an Annotated
+                if isinstance(kind, ast.Subscript) and ast.unparse(kind.value) == "Annotated":
+                    kind = kind.slice.elts[0]  # type: ignore[attr-defined]
+                for name in (n for n in ast.walk(kind) if isinstance(n, ast.Name)):
                     inner = repo.named_class(owner.module, name)
                     if inner is not None and is_dataclass_node(inner.node):
                         found |= {f"{node.target.id}.{key}": place for key, place in fields_of(inner).items()}

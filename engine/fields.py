@@ -1,0 +1,156 @@
+"""What the field of a config dataclass declares beside its type: the range of its values, and when it does nothing.
+
+    ema: bool = False
+    ema_rate: Annotated[float, Range(0, below=1), Inert("ema=false")] = 0.999
+
+`check_fields` in `__post_init__` compares the values with ranges and choices; checks of several fields stay there. A
+marker's arguments are literals wherever its module imports torch: --help and the messages read them without importing.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+_CONDITION = re.compile(r"([\w.]+)(!=|>=|=)(.*)")
+_WORDS = {"null": None, "true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, or of each number in a list: `low` and `high` belong to it, `above` and `below` do not."""
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+    hint: str = ""
+    """Ends the message, e.g. what serves instead."""
+
+    def fits(self, value: Any) -> bool:
+        """Whether a number, or each one in a list, lies within; true of anything else, such as null."""
+        numbers = value if isinstance(value, list) else [value]
+        return all(self._holds(number) for number in numbers if isinstance(number, int | float))
+
+    def describe(self, name: str, value: Any) -> str:
+        """What was expected of the field `name` in place of `value`."""
+        low = self.low if self.above is None else self.above
+        high = self.high if self.below is None else self.below
+        if low is not None and high is not None and not isinstance(value, int):
+            whole = self.above is None and self.below is None
+            left, right = "<=" if self.above is None else "<", "<=" if self.below is None else "<"
+            return f"a number from {low} to {high}" if whole else f"{low} {left} {name} {right} {high}"
+        if high is not None and (low is None or value >= low):
+            return f"at most {high}" if self.below is None else f"less than {high}"
+        if self.above is not None:
+            return f"more than {low}" if low else "a positive number"
+        return f"at least {low}" if low else "0 or more"
+
+    def _holds(self, number: float) -> bool:
+        return (
+            (self.low is None or number >= self.low)
+            and (self.high is None or number <= self.high)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+
+@dataclass(frozen=True)
+class NotBlank:
+    """Text that is more than spaces; `what` it names."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class Inert:
+    """The field has no effect while `when` holds of the script's whole config; `why` is the reason in words.
+
+    `when` is text, `key=value`, `key!=value` or `key>=key`, several joined by ` and `, "" for always; or a predicate of
+    the resolved config.
+    """
+
+    when: str | Callable[[Mapping[str, Any]], bool]
+    why: str = ""
+
+    @property
+    def reason(self) -> str:
+        """What messages say."""
+        return self.why or str(self.when)
+
+    @property
+    def condition(self) -> str:
+        """What --help says: the condition where it is text."""
+        return self.when if isinstance(self.when, str) else self.why
+
+    def holds(self, config: Mapping[str, Any]) -> bool:
+        """Whether the field does nothing in `config`, a resolved container."""
+        if not isinstance(self.when, str):
+            return self.when(config)
+        return not self.when or all(_holds(part, config) for part in self.when.split(" and "))
+
+
+def _holds(condition: str, config: Mapping[str, Any]) -> bool:
+    match = _CONDITION.fullmatch(condition)
+    if match is None:
+        raise ValueError(f"condition {condition!r} is not of the form key=value, key!=value or key>=key")
+    key, sign, text = match.groups()
+    value = value_at(config, key)
+    if sign == ">=":
+        other = value_at(config, text)
+        return isinstance(value, int) and isinstance(other, int) and value >= other
+    expected: Any = _WORDS[text] if text in _WORDS else int(text) if text.isdigit() else text
+    return (value == expected) == (sign == "=")
+
+
+def value_at(config: Any, key: str, default: Any = None) -> Any:
+    """The value of the dotted `key` in a plain container."""
+    for part in key.split("."):
+        if not isinstance(config, Mapping) or part not in config:
+            return default
+        config = config[part]
+    return config
+
+
+def inert_by(markers: tuple[Any, ...], config: Mapping[str, Any]) -> str:
+    """The reason why a field of these markers has no effect in `config`; "" where it has one."""
+    return next((mark.reason for mark in markers if isinstance(mark, Inert) and mark.holds(config)), "")
+
+
+@functools.cache
+def declared(schema: type) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Field -> (its type, the marks beside it); a subclass that gives another default only keeps its base's marks."""
+    split: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+    for cls in reversed(schema.__mro__):
+        if is_dataclass(cls):
+            hints = get_type_hints(cls, include_extras=True)
+            for name in cls.__annotations__.keys() & {field.name for field in fields(cls)}:
+                kind, *marks = get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],)
+                split[name] = kind, tuple(marks) or split.get(name, (None, ()))[1]
+    return {field.name: split[field.name] for field in fields(schema)}  # type: ignore[arg-type]
+
+
+def check_fields(config: Any, place: str = "") -> None:
+    """Compare each field of a dataclass with its range and its choices; `place` is where it stands in the config.
+
+    Raises: ValueError of one line that names the key, what was expected and what was given.
+    """
+    schema: Any = type(config)
+    for name, (kind, markers) in declared(schema).items():
+        value, key = getattr(config, name), f"{place}.{name}" if place else name
+        null = f", or {key}=null" if type(None) in get_args(kind) else ""
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise ValueError(f"{key}={value}: choose one of {', '.join(map(str, get_args(kind)))}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key}={value}: expected a finite number{null}")
+        for mark in markers:
+            if isinstance(mark, NotBlank) and isinstance(value, str) and not value.strip():
+                raise ValueError(f"{key} is empty: name {mark.what}{null}")
+            if isinstance(mark, Range) and not mark.fits(value):
+                each = "numbers, each " if isinstance(value, list) else ""
+                hint = f"; {mark.hint}" if mark.hint else ""
+                raise ValueError(f"{key}={value}: expected {each}{mark.describe(name, value)}{null}{hint}")

@@ -1,0 +1,92 @@
+"""Keys of HRM with a manager: HRM's own and the block `arch.subgoal_head`. Without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from engine.fields import Inert, Range, check_fields
+from models.recursive_reasoning.config import HRMConfig
+
+__all__ = ["HRMFeudalConfig", "SubgoalConfig"]
+
+_NOT_GATED = Inert("arch.subgoal_head.gating=false", "arch.subgoal_head.gating=false: there is no gate")
+_NOT_INJECTED = Inert(
+    "arch.subgoal_head.inject_subgoal=false", "arch.subgoal_head.inject_subgoal=false: goals are not injected"
+)
+
+
+@dataclass(kw_only=True)
+class SubgoalConfig:
+    """Raises ValueError for values that cannot be built; the text names the override to change."""
+
+    hidden_size: Annotated[int, Range(1)] = 512
+    """Width D of the model; must equal arch.hidden_size."""
+    goal_dim: Annotated[int, Range(1)] = 512
+    """Numbers of a goal; where it differs from hidden_size, a fixed projection maps worker states to it."""
+    manager_period: Annotated[
+        int, Range(1), Inert("arch.subgoal_head.schedule!=null", "arch.subgoal_head.schedule takes its place")
+    ] = 4
+    """Passes for which a goal is held. A row gets its first goal after its first pass, the next ones this far apart."""
+    schedule: list[int] | None = None
+    """Passes after which goals are given, in place of the period; [1] gives one goal for the whole episode."""
+    gating: bool = True
+    """Learn how strongly a goal is followed; false: always fully."""
+    temperature: Annotated[float, Range(above=0), _NOT_GATED] = 1.0
+    """Divides the logit of the gate."""
+    gate_bias_init: Annotated[
+        float,
+        _NOT_GATED,
+        Inert(
+            "arch.subgoal_head.projection_bias=false", "arch.subgoal_head.projection_bias=false: the gate has no bias"
+        ),
+    ] = 2.0
+    """Logit of every gate at the start (2: a gate of 0.88)."""
+    normalize_goal: bool = True
+    """Goals are directions, scaled by the root of goal_dim where they are injected; false: as projected."""
+    goal_scale: Annotated[float, _NOT_INJECTED] = 1.0
+    """Factor on what is injected."""
+    projection_bias: bool = True
+    """Whether the projections to goal and gate have a bias (without one gate_bias_init does nothing)."""
+    inject_subgoal: bool = True
+    """Add the goal to the input of the fast level; false leaves the loss alone."""
+    inject_at: Annotated[Literal["L", "LH"], _NOT_INJECTED] = "L"
+    """Levels that the goal is added to; LH lets the manager write past the worker."""
+    inject_init: Annotated[Literal["zero", "normal"], _NOT_INJECTED] = "zero"
+    """Start of the injection; with zero the fresh model is plain HRM."""
+    worker_pool: Literal["mean_nonpad", "mean", "first"] = "mean_nonpad"
+    """Worker state: mean of z_L where the input is no padding, mean over all positions, or position 0."""
+    displacement: Literal["anchor", "step", "fun", "absolute"] = "anchor"
+    """What follows a goal: the way since it was given, the last pass, the mean of all spans within it (FeUdal
+    Networks), or the state itself."""
+    goal_credit: Literal["window", "none"] = "window"
+    """none: no gradient reaches the manager."""
+    goal_source: Literal["learned", "random", "zero"] = "learned"
+    """Where goals come from in training; random draws a direction for each window."""
+    eval_goal_source: Literal["same", "learned", "random", "zero", "mean", "shuffle", "stale"] = "same"
+    """The same in evaluation: mean of the batch, those of another row, or the first of the episode held to its end."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "arch.subgoal_head")
+        passes = self.schedule
+        if passes is not None and (not passes or passes != sorted({p for p in passes if p >= 1})):
+            raise ValueError(f"arch.subgoal_head.schedule={passes}: expected ascending passes from 1, e.g. [1,4]")
+
+
+@dataclass(kw_only=True)
+class HRMFeudalConfig(HRMConfig):
+    """HRM's keys, and a block for the manager."""
+
+    subgoal_head: SubgoalConfig | None = None
+    """The manager; null (or `~arch.subgoal_head`) leaves plain HRM."""
+    fixed_refinement_steps: Annotated[int | None, Range(1)] = None
+    """Every episode has exactly this many passes, whatever the q values say; null: halting as in HRM."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        head = self.subgoal_head
+        if head is not None and head.hidden_size != self.hidden_size:
+            raise ValueError(
+                f"arch.subgoal_head.hidden_size={head.hidden_size}: expected arch.hidden_size={self.hidden_size}; "
+                "goals of another size are arch.subgoal_head.goal_dim"
+            )
