@@ -9,7 +9,7 @@
     [!] python pretrain.py run_name=c                      failed
 
 A `#` starts a comment only as the first character of a line; inside a command every byte belongs to the command.
-A command is no shell line: quotes and leading VAR=value work, pipes and `&&` need `bash -c '...'`.
+A command is not a shell line: quotes and leading VAR=value work, pipes and `&&` need `bash -c '...'`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ import hashlib
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.errors import UsageError
 from engine.io import Unreadable, did_you_mean, read_bytes, reason_of, user_path
-
-__all__ = ["MARKS", "STATES", "Job", "JobFile", "command_job", "find", "parse", "parse_text", "read", "read_directive"]
 
 STATES = {" ": "todo", "-": "running", "x": "done", "!": "failed"}
 MARKS = {state: mark for mark, state in STATES.items()}
@@ -84,7 +82,7 @@ class Job:
     def id(self) -> str:
         """The label, else the run_name, else `L<line>`."""
         name = self.label or self.run_name or f"L{self.line_number}"
-        return name.encode("utf-8", "replace").decode()  # it is printed: bytes that are no UTF-8 become ?
+        return name.encode("utf-8", "replace").decode()  # it is printed: bytes that are not UTF-8 become ?
 
     @property
     def key(self) -> str:
@@ -101,7 +99,7 @@ class JobFile:
     path: Path
     jobs: list[Job]
     problems: list[tuple[int, str]]
-    """(line number, what is wrong with it): a line that is no job, comment or blank; a directive without a job"""
+    """(line number, what is wrong with it): a line that is not a job, a comment or blank; a directive without a job"""
 
 
 def find(name: str | Path, folders: Sequence[str | Path] = (".",)) -> Path:
@@ -133,11 +131,6 @@ def read(path: str | Path) -> JobFile:
     return JobFile(path, jobs, problems)
 
 
-def parse(path: str | Path) -> list[Job]:
-    """The jobs of a file, in order."""
-    return read(path).jobs
-
-
 def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
     """(jobs, problems) of a job file's text."""
     jobs: list[Job] = []
@@ -159,7 +152,16 @@ def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
             comments.append(line.lstrip()[1:].strip())
         elif match := _JOB.fullmatch(line):
             label = directives.pop("id", None)
-            jobs.append(_job(number, match[1], match[2], tuple(comments), intent, directives, label))
+            job = Job(
+                line_number=number,
+                mark=match[1],
+                command=match[2],
+                comments=tuple(comments),
+                intent=intent,
+                directives=directives,
+                label=label,
+            )
+            jobs.append(_with_words(job))
             comments, intent, directives, pending = [], {}, {}, 0
         else:
             problems.append((number, f"{line.strip()[:60]!r} is no job, comment or blank: a job begins with '[ ] '"))
@@ -171,11 +173,11 @@ def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
 def command_job(command: str | Sequence[str], *, line_number: int = 0) -> Job:
     """A job for a command that stands in no file (words are quoted as a shell would need them)."""
     text = command if isinstance(command, str) else shlex.join(command)
-    return _job(line_number, " ", text, (), {}, {}, None)
+    return _with_words(Job(line_number=line_number, mark=" ", command=text))
 
 
 def read_directive(line: str, intent: dict[str, str], directives: dict[str, str]) -> str | None:
-    """Add what one `#@ key: value` line says to `intent` or `directives`. Returns what is wrong with it."""
+    """Add what one `#@ key: value` line sets to `intent` or `directives`. Returns what is wrong with it."""
     match = _DIRECTIVE.fullmatch(line.strip())
     if match is None:
         return f"{line.strip()[:60]!r}: expected '#@ intent: key=value ...' or '#@ id: NAME'"
@@ -187,20 +189,17 @@ def read_directive(line: str, intent: dict[str, str], directives: dict[str, str]
         words = shlex.split(value)
     except ValueError as error:
         return f"intent: {str(error).lower()}"
-    wrong = [word for word in words if "=" not in word]
+    malformed = [word for word in words if "=" not in word]
     intent.update((name, text) for name, equals, text in (word.partition("=") for word in words) if equals)
-    return f"intent: {wrong[0]!r} is not key=value" if wrong else None
+    return f"intent: {malformed[0]!r} is not key=value" if malformed else None
 
 
-def _job(
-    number: int, mark: str, rest: str, comments: tuple[str, ...], intent: dict[str, str],
-    directives: dict[str, str], label: str | None,
-) -> Job:  # fmt: skip
-    owner = None
-    command = rest  # trailing blanks included: an escaped one is part of the last word
-    if mark == "-" and (match := _OWNER.fullmatch(command)):
+def _with_words(job: Job) -> Job:
+    """The same job, its command read: owner, environment, words."""
+    owner, error, words, env = None, None, [], {}
+    command = job.command  # trailing blanks included: an escaped one is part of the last word
+    if job.mark == "-" and (match := _OWNER.fullmatch(command)):
         command, owner = match["command"], (int(match["pid"]), match["host"])
-    error, words, env = None, [], {}
     try:
         words = shlex.split(command)
     except ValueError as problem:
@@ -210,10 +209,7 @@ def _job(
         env[name] = value
     if not words and error is None:
         error = "there is no command"
-    return Job(
-        line_number=number, mark=mark, command=command, argv=tuple(words), env=env, comments=comments,
-        intent=intent, directives=directives, label=label, owner=owner, error=error,
-    )  # fmt: skip
+    return replace(job, command=command, argv=tuple(words), env=env, owner=owner, error=error)
 
 
 def _flag(word: str) -> str:

@@ -1,9 +1,9 @@
 """Who runs which job: claims on a job file that several runners share, safe against kill -9.
 
 Beside `jobs/jobs-trm.txt` lies `jobs/.jobs-trm.txt.state/`: `lock` is held for the milliseconds of an edit,
-`<key>.lock` for as long as the job runs, `<key>.json` remembers its attempts. The job's own process inherits
-`<key>.lock`, so the lock outlives a runner that was killed and says whether the job is still there; the kernel drops it
-with the last holder.
+`<key>.lock` for as long as the job runs, `<key>.json` remembers its attempts, `<key>.run` names its run directory. The
+job's own process inherits `<key>.lock`, so the lock outlives a runner that was killed and shows whether the job still
+runs; the kernel drops it with the last holder.
 """
 
 from __future__ import annotations
@@ -14,15 +14,43 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from engine.errors import UsageError
-from engine.io import atomic_write_bytes, file_lock, read_json
+from engine.io import atomic_write_bytes, file_lock
+from engine.run.files import read_json
+from launcher.children import process_alive, start_time
 from launcher.jobs import MARKS, Job, JobFile, parse_text
 
 HOST = socket.gethostname()
+
+
+@dataclass
+class Record:
+    """What is remembered of a job's attempts: `<key>.json`."""
+
+    id: str = ""
+    command: str = ""
+    runner: int | None = None
+    """process that started the last attempt, on `host`"""
+    host: str = ""
+    runner_started: str | None = None
+    """when that process began, in the kernel's clock ticks: its number may be used again"""
+    state: str = ""
+    started: float | None = None
+    """seconds since the epoch"""
+    ended: float | None = None
+    attempts: int = 0
+    log: str = ""
+    log_offset: int = 0
+    """where the last attempt begins in the log, in bytes"""
+    child: int | None = None
+    gpus: list[str] = field(default_factory=list)
+    exit_code: int | None = None
+    run_dir: str | None = None
+    step: int | None = None
+    message: str = ""
 
 
 @dataclass
@@ -34,7 +62,7 @@ class Claim:
     """descriptor of `<key>.lock`: locked by us, or, for an orphan, by the job itself"""
     orphan: bool
     """the job still runs, started by a runner that is gone"""
-    record: dict[str, Any]
+    record: Record
     taken_over: bool = False
     """the mark was that of a runner that is gone"""
 
@@ -50,47 +78,40 @@ class Ledger:
         self.path = self.path.resolve()  # a link stays a link: what it names is replaced
         self.folder = self.path.parent / f".{self.path.name}.state"
 
-    # --- looking
+    # --- reading
 
     def read(self) -> JobFile:
         """The file as it stands. Raises: UsageError when it cannot be read."""
         jobs, problems = parse_text(self._text())
         return JobFile(self.path, jobs, problems)
 
-    def record(self, job: Job) -> dict[str, Any]:
-        """What is remembered of the job's attempts; empty when there was none."""
-        try:
-            found = read_json(self.folder / f"{job.key}.json")
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+    def record(self, job: Job) -> Record:
+        """What is remembered of the job's attempts; an empty record when there was none."""
+        stored = read_json(self.folder / f"{job.key}.json")
+        return Record(**{one.name: stored[one.name] for one in fields(Record) if one.name in stored})
 
-    def write_record(self, job: Job, record: dict[str, Any]) -> None:
+    def write_record(self, job: Job, record: Record) -> None:
         """Remember `record` for the job."""
-        text = json.dumps(record, indent=2) + "\n"  # ASCII: a command need not be valid UTF-8
+        text = json.dumps(asdict(record), indent=2) + "\n"  # ASCII: a command need not be valid UTF-8
         atomic_write_bytes(self.folder / f"{job.key}.json", text.encode("ascii"))
+
+    def report_file(self, job: Job) -> Path:
+        """Where the job's run writes its run directory."""
+        return self.folder / f"{job.key}.run"
 
     def owner_alive(self, job: Job) -> bool | None:
         """Whether the runner named in a [-] mark lives; None: on another host, or nobody is named."""
         if job.owner is None or job.owner[1] not in (None, HOST):
             return None
         record = self.record(job)
-        started = record.get("runner_started") if record.get("runner") == job.owner[0] else None
+        started = record.runner_started if record.runner == job.owner[0] else None
         return process_alive(job.owner[0], started)
-
-    def is_held(self, job: Job) -> bool:
-        """Whether any process holds the job's lock."""
-        handle = self._open_lock(job)
-        try:
-            return not _try_lock(handle)
-        finally:
-            os.close(handle)
 
     # --- changing
 
     def claim(
         self,
-        wanted: Callable[[Job], bool],
+        accepts: Callable[[Job], bool],
         *,
         fits: Callable[[Job], bool] = lambda job: True,
         marks: str = " ",
@@ -102,7 +123,7 @@ class Ledger:
         """
         with self._locked():
             for job in self.read().jobs:
-                if job.error or not wanted(job):
+                if job.error or not accepts(job):
                     continue
                 stale = job.mark == "-" and self._is_stale(job, hosts)
                 if not stale and job.mark not in marks:
@@ -117,9 +138,9 @@ class Ledger:
                     return None
                 record = self.record(job)
                 if not stale:  # what an earlier attempt left must not pass for this one's
-                    record |= {"started": None, "ended": None, "child": None}
-                record = {**record, "id": job.id, "command": job.command, "runner": self.pid, "host": HOST}
-                record["runner_started"] = start_time(self.pid)
+                    record.started = record.ended = record.child = None
+                record.id, record.command = job.id, job.command
+                record.runner, record.host, record.runner_started = self.pid, HOST, start_time(self.pid)
                 self.write_record(job, record)
                 self._mark(job, "-")
                 return Claim(job, handle, orphan, record, taken_over=stale)
@@ -128,15 +149,15 @@ class Ledger:
     def release(self, claim: Claim, state: str) -> bool:
         """Write how the job stands and give its lock back. False: its line is gone from the file."""
         with self._locked():
-            found = None
+            line = None
             with contextlib.suppress(UsageError):  # the whole file is gone: so is the line
-                found = self._find(claim.job)
-            if found is not None:
-                self._mark(found, MARKS[state])
+                line = self._find(claim.job)
+            if line is not None:
+                self._mark(line, MARKS[state])
             with contextlib.suppress(OSError):
                 fcntl.flock(claim.handle, fcntl.LOCK_UN)  # also for what the job left behind, which inherited it
             os.close(claim.handle)
-        return found is not None
+        return line is not None
 
     def adopt(self, claim: Claim) -> bool:
         """Take the lock of an orphan once its process has ended. False: it still runs."""
@@ -212,31 +233,3 @@ def _try_lock(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _stat(pid: int) -> list[str]:
-    """/proc/PID/stat from the third field (the state) on; empty where there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def start_time(pid: int) -> str | None:
-    """When the process began, in the kernel's clock ticks; None where /proc does not say."""
-    fields = _stat(pid)
-    return fields[19] if len(fields) > 19 else None
-
-
-def process_alive(pid: int, started: str | None = None) -> bool:
-    """Whether `pid` runs and, where `started` is known, is still the same process and not a later one."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    fields = _stat(pid)
-    if fields and fields[0] in "ZX":
-        return False
-    return started is None or not fields or start_time(pid) == started

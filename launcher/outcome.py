@@ -1,117 +1,101 @@
-"""How a job ended. torchrun exits 1 whatever the run says, so the run's own status.json is believed first."""
+"""How a child ended. torchrun exits with 1 whatever happened to the run, so the run's own status.json comes first."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import re
-import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.run.files import read_json
-from launcher.jobs import Job
+from launcher.children import signal_name
 
+CODES = {"done": 0, "failed": 1, "refused": 2, "interrupted": 3}
+"""State of a run -> exit code of its process."""
 HEAD, TAIL = 1 << 20, 1 << 16  # bytes of a log that are searched from its start and from its end
-# what engine.run.rundir says first and engine.run.launch last; --tee of torchrun puts [default0]: before each
-_OPENED = re.compile(
-    r"^(?:\[\w+\]:\s?)?(?:.* is now \S+; )?(?P<path>\S.*?): (?:new run|going on from|no checkpoint yet)"
-)
-_DONE = re.compile(r"^(?:\[\w+\]:\s?)?done: (?P<path>.+) \(step \d+")
+# --tee of torchrun puts [default0]: before each line
 _ERROR = re.compile(r"^(?:\[\w+\]:\s?)?((?:error|\w*(?:Error|Exception|Failure)): .+)")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What to write and what to do about it."""
+    """One child that ended."""
 
     state: str
-    """todo (goes on later), done or failed"""
-    retry: bool
-    """whether trying once more may help"""
-    message: str
-    exit_code: int | None
-    run_dir: str | None = None
+    """one of CODES; an interrupted run resumes when it is started again"""
+    message: str = ""
+    returned: int | None = None
+    """by the process: -N when signal N ended it, None when nobody saw it end"""
+    run_dir: Path | None = None
     step: int | None = None
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """summary.json of a run that is done: name, value and direction of its metric, step, seconds"""
+
+    @property
+    def exit_code(self) -> int:
+        """What the run itself would have returned."""
+        return max(1, self.returned or 1) if self.state == "failed" else CODES[self.state]
 
 
 def judge(
-    job: Job, code: int | None, *, cwd: Path, log: Path, offset: int, started: float, stopping: bool = False
+    returned: int | None, run_dir: Path | None, *, started: float, stopping: bool = False, log_error: str = ""
 ) -> Outcome:
-    """How the attempt of `job` ended that began at `started` (seconds) and wrote `log` from `offset` on.
+    """How the child ended that was started at `started` (seconds since the epoch) and used `run_dir`.
 
-    `code` is the exit code, negative for a signal, None when another runner's job ended unseen.
-    `stopping`: we asked it to.
+    `returned`: its exit code, -N for signal N, None when it ended unseen. `stopping`: we asked it to stop.
+    `log_error`: the last error in its log, for a run that leaves no message.
     """
-    run_dir = find_run(job, cwd, log, offset)
-    status = fresh_status(cwd / run_dir, started) if run_dir else {}
-    said, step = status.get("state"), status.get("step")
-    message = status.get("message") or ""
+    stored = read_json(run_dir / "status.json") if run_dir is not None else {}
+    status = stored if _written_since(stored, started) else {}
+    claimed, message = status.get("state"), str(status.get("message") or "")
+    if returned == 0 or claimed == "done":
+        state, message = "done", f"status.json says done; exit code {returned}" if returned else ""
+    elif returned == CODES["interrupted"] or claimed == "interrupted":
+        state, message = "interrupted", message or "stopped by a signal, resumes from its checkpoint"
+    elif returned == CODES["refused"] or claimed == "refused":
+        state, message = "refused", message or log_error
+    elif claimed == "failed":
+        state, message = "failed", message or log_error
+    elif returned is None:
+        state, message = "interrupted", "its runner is gone and so is the job"
+    elif stopping:  # before it could save: it resumes from an earlier checkpoint, or starts again
+        state, message = "interrupted", "stopped"
+    elif returned < 0:
+        state, message = "failed", f"killed by {signal_name(-returned)}"
+    else:
+        state, message = "failed", log_error
+    done = state == "done" and stored.get("state") == "done" and run_dir is not None
+    summary = read_json(run_dir / "summary.json") if done and run_dir is not None else {}
+    step = summary.get("step", stored.get("step") if done else status.get("step"))
+    return Outcome(state, message, returned, run_dir, step if isinstance(step, int) else None, summary)
 
-    def outcome(state: str, retry: bool, text: str) -> Outcome:
-        return Outcome(state, retry, text, code, run_dir, step if isinstance(step, int) else None)
 
-    if code == 0 or said == "done":
-        return outcome("done", False, "" if code in (0, None) else f"status.json says done; exit code {code}")
-    if code == 3 or said == "interrupted":
-        return outcome("todo", True, message or "stopped by a signal, goes on from its checkpoint")
-    if said == "refused" or code == 2:
-        return outcome("failed", False, message or last_error(log, offset) or "refused")
-    if said == "failed":
-        return outcome("failed", True, message or last_error(log, offset))
-    if code is None:
-        return outcome("todo", True, "its runner is gone and so is the job")
-    if stopping:  # before it could save: it goes on from an earlier checkpoint, or starts again
-        return outcome("todo", True, "stopped")
-    if code < 0:
-        return outcome("failed", True, f"killed by {_signal_name(-code)}")
-    return outcome("failed", True, last_error(log, offset) or f"exit code {code}")
-
-
-def _signal_name(number: int) -> str:
+def _written_since(status: Mapping[str, Any], started: float) -> bool:
+    """Whether a status.json is of this attempt and not of an earlier one."""
     try:
-        return signal.Signals(number).name
+        return datetime.datetime.fromisoformat(str(status.get("time"))).timestamp() >= started
     except ValueError:
-        return f"signal {number}"
+        return False
 
 
-def find_run(job: Job, cwd: Path, log: Path, offset: int) -> str | None:
-    """The run directory that the log names; else the newest `checkpoints/*/<run_name>`."""
-    for line in _lines(log, offset):
-        if match := _OPENED.match(line) or _DONE.match(line):
-            found = match["path"].rpartition("; ")[2]
-            if (cwd / found).is_dir():
-                return found
-    if not job.run_name or "/" in job.run_name:
+def reported_run_dir(report: Path) -> Path | None:
+    """The run directory that a child wrote to `report` (`engine.run.parent.report_run_dir`)."""
+    try:
+        return Path(os.fsdecode(report.read_bytes()))
+    except OSError:
         return None
-    project = job.value("project_name")
-    places = [
-        path for path in cwd.glob("checkpoints/*/*/status.json")
-        if path.parent.name == job.run_name and project in (None, path.parent.parent.name)
-    ]  # fmt: skip
-    newest = max(places, key=lambda path: path.stat().st_mtime, default=None)
-    return os.fspath(newest.parent.relative_to(cwd)) if newest else None
-
-
-def fresh_status(run_dir: Path, started: float) -> dict[str, Any]:
-    """status.json of `run_dir`, empty unless it was written since `started`: an older one is of another attempt."""
-    status = read_json(run_dir / "status.json")
-    try:
-        written = datetime.datetime.fromisoformat(str(status.get("time"))).timestamp()
-    except ValueError:
-        return {}
-    return status if written >= started else {}
 
 
 def last_error(log: Path, offset: int) -> str:
-    """The last line of the attempt that looks like an error's."""
-    found = ""
+    """The last line of `log`, from byte `offset` on, that looks like an error's."""
+    error = ""
     for line in _lines(log, offset):
         if match := _ERROR.match(line):
-            found = match[1]
-    return found[:200]
+            error = match[1]
+    return error[:200]
 
 
 def _lines(log: Path, offset: int) -> Iterator[str]:

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
+from launcher.gpus import gpus_needed
+from launcher.ledger import Ledger
+from launcher.queue import Options
 
 
 @dataclass
@@ -37,13 +40,15 @@ class NodeRunner:
         return submitit.helpers.DelayedSubmission(NodeRunner(self.command, self.cwd))
 
 
-def load_submitit() -> Any:
-    """The submitit module. Raises: UsageError with the command that installs it."""
-    try:
-        import submitit
-    except ImportError:
-        raise UsageError("--launcher slurm needs submitit: pip install -e '.[slurm]'") from None
-    return submitit
+def runner_commands(script: Path, ledger: Ledger, options: Options) -> list[tuple[str, int, list[str]]]:
+    """(job id, GPUs, `script` as the runner of this one line) for each line that is to do."""
+    selected = [job for job in ledger.read().jobs if options.selects(job) and job.mark in options.marks]
+    common = ["--once", "--retries", str(options.retries), "--logs", str(options.logs), "--cwd", str(options.cwd)]
+    common += ["--failed"] * options.failed + [word for host in options.hosts for word in ("--take-over", host)]
+    return [
+        (job.id, gpus_needed(job.argv, 1), [sys.executable, str(script), str(ledger.path), "--only", job.key, *common])
+        for job in (selected[:1] if options.once else selected)
+    ]
 
 
 def submit(
@@ -54,8 +59,13 @@ def submit(
     `parameters` go to submitit's `update_parameters` (timeout_min, slurm_partition, ...); gpus_per_node is the
     job's own unless given. Raises: UsageError without submitit, or when Slurm refuses.
     """
-    submitit = load_submitit()
-    with contextlib.suppress(ImportError):  # comes with submitit; a node need not be able to import scripts/
+    if not commands:
+        return []
+    try:
+        import submitit
+    except ImportError:
+        raise UsageError("--launcher slurm needs submitit: pip install -e '.[slurm]'") from None
+    with contextlib.suppress(ImportError):  # comes with submitit; a node need not be able to import launcher/
         import cloudpickle
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])

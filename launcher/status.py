@@ -9,54 +9,46 @@ from typing import Any
 
 from engine.run.files import read_json
 from launcher.jobs import STATES, Job
-from launcher.ledger import Ledger
-from launcher.outcome import find_run
+from launcher.ledger import Ledger, Record
+from launcher.runner import find_run_dir
+from launcher.table import aligned, short_path
 
-HEADINGS = ("id", "state", "step", "tries", "time", "where", "note")
+HEAD = ("id", "state", "step", "tries", "time", "where", "note")
 
 
-def table(ledger: Ledger, cwd: Path) -> list[str]:
+def status_lines(ledger: Ledger, cwd: Path) -> list[str]:
     """The lines to print: a heading, one line a job, the counts."""
     jobs = ledger.read().jobs
-    rows = [HEADINGS, *(_row(ledger, job, cwd) for job in jobs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS) - 2)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join([*cells, *row[len(widths) :]]).rstrip())
     counts = [f"{sum(job.mark == mark for job in jobs)} {name}" for mark, name in STATES.items()]
-    return [*lines, ", ".join(counts)]
+    return [*aligned(HEAD, [_row(ledger, job, cwd) for job in jobs]), ", ".join(counts)]
 
 
-def _row(ledger: Ledger, job: Job, cwd: Path) -> tuple[str, ...]:
+def _row(ledger: Ledger, job: Job, cwd: Path) -> list[str]:
     record = ledger.record(job)
-    note = str(record.get("message") or "")
-    state = f"[{job.mark}] {job.state}"
-    if job.error:
-        note = job.error
-    elif job.mark == "-":
-        alive = ledger.owner_alive(job)
-        owner = "nobody named" if job.owner is None else f"{job.owner[0]}@{job.owner[1] or 'here'}"
-        note = {True: owner, None: f"{owner}, not of this host"}.get(alive, f"{owner} is gone, will be taken over")
-    log = Path(str(record["log"])) if record.get("log") else None
-    run_dir = record.get("run_dir") or (find_run(job, cwd, log, int(record.get("log_offset", 0))) if log else None)
-    step = read_json(cwd / run_dir / "status.json").get("step") if run_dir else None
-    return (
-        job.id, state, _text(step), _text(record.get("attempts")), _duration(record, job.mark == "-"),
-        str(run_dir or (os.path.relpath(log, cwd) if log else "-")), note,
-    )  # fmt: skip
+    run_dir: Path | None = None
+    if record.log:  # there was an attempt
+        run_dir = cwd / record.run_dir if record.run_dir else find_run_dir(ledger, job, cwd)
+    step = read_json(run_dir / "status.json").get("step") if run_dir else None
+    where = short_path(run_dir, cwd) or (os.path.relpath(record.log, cwd) if record.log else "-")
+    state, tries = f"[{job.mark}] {job.state}", _text(record.attempts or None)
+    return [job.id, state, _text(step), tries, _duration(record, job.mark == "-"), where, _note(ledger, job, record)]
+
+
+def _note(ledger: Ledger, job: Job, record: Record) -> str:
+    if job.error or job.mark != "-":
+        return job.error or record.message
+    owner = "nobody named" if job.owner is None else f"{job.owner[0]}@{job.owner[1] or 'here'}"
+    alive = ledger.owner_alive(job)
+    return {True: owner, None: f"{owner}, not of this host"}.get(alive, f"{owner} is gone, will be taken over")
 
 
 def _text(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _duration(record: dict[str, Any], running: bool) -> str:
-    began, ended = record.get("started"), record.get("ended")
-    if not isinstance(began, int | float):
+def _duration(record: Record, running: bool) -> str:
+    end = record.ended if record.ended is not None else time.time() if running else None
+    if record.started is None or end is None:
         return "-"
-    end = ended if isinstance(ended, int | float) else time.time() if running else None
-    if end is None:
-        return "-"
-    seconds = int(end - began)
+    seconds = int(end - record.started)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

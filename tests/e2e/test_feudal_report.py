@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from launcher.jobs import parse
+from launcher.jobs import read
 from tasks.recursive_reasoning.feudal_report.goals import SOURCES, AnswerTally
 from tests.conftest import ROOT, Result, run_script
 from tests.e2e.recipes import PRETRAIN
@@ -114,7 +114,7 @@ JOBS = ROOT / "jobs/jobs-feudal.txt"
 
 
 def test_the_job_file_has_the_ablation_and_the_sweeps_of_the_guide() -> None:
-    jobs = {job.id: job for job in parse(JOBS)}
+    jobs = {job.id: job for job in read(JOBS).jobs}
     for cell in ("baseline", "feudal", "no_loss", "no_injection", "random_goals"):
         assert [job.value("seed") for job in (jobs[f"{cell}_{seed}"] for seed in range(5))] == list("01234")
     assert {f"feudal_weight_{w}" for w in ("0.01", "0.05", "0.1", "0.2", "0.5")} <= jobs.keys()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.jobs import parse
+from launcher.jobs import read
 from scripts import run_jobs
 from tests.conftest import ROOT
 
@@ -39,8 +39,10 @@ def stopped(*_):
         sys.exit(1 if "torchrun" in what else 3)
 signal.signal(signal.SIGTERM, stopped)
 note("start")
-print(f"checkpoints/p/{name}: new run", flush=True)
 os.makedirs(f"checkpoints/p/{name}", exist_ok=True)
+print(f"checkpoints/p/{name}: new run", flush=True)
+with open(os.environ["LOOPFORGE_JOB_REPORT"], "w") as stream:  # as engine.run.parent.report_run_dir does
+    stream.write(os.path.abspath(f"checkpoints/p/{name}"))
 tries = sum(line.startswith(f"{name} start ") for line in open("events"))
 for word in what:
     key, _, value = word.partition("=")
@@ -108,7 +110,7 @@ def run(place: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[i
 
 
 def marks(place: Path) -> str:
-    return "".join(job.mark for job in parse(place / "jobs" / "jobs-a.txt"))
+    return "".join(job.mark for job in read(place / "jobs" / "jobs-a.txt").jobs)
 
 
 def events(place: Path) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.jobs import parse
+from launcher.jobs import read
 from scripts.make_jobs import main
 
 GRID = """
@@ -35,7 +35,7 @@ def make(tmp_path: Path, text: str, *more: str) -> int:
 
 def test_every_combination_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert make(tmp_path, GRID) == 0
-    jobs = parse(tmp_path / "jobs-g.txt")
+    jobs = read(tmp_path / "jobs-g.txt").jobs
     assert len(jobs) == (3 * 2 * 2 - 2) * 2 == len({job.id for job in jobs})
     assert "20 jobs" in capsys.readouterr().out
     assert jobs[0].run_name == "depth-L_cycles1-lr0.001-small-seed0"
@@ -51,7 +51,7 @@ def test_values_of_every_kind_come_back_from_hydra(tmp_path: Path) -> None:
     values = [None, True, 3, 0.5, 1e-4, "a b", "x,y", "#1 & 'so'", [1, 2], ["p/q", "r s"]]
     text = "base: python a.py\nfactors:\n  key:\n" + "".join(f"    - {_yaml(value)}\n" for value in values)
     assert make(tmp_path, text) == 0
-    jobs = parse(tmp_path / "jobs-g.txt")
+    jobs = read(tmp_path / "jobs-g.txt").jobs
     parser = OverridesParser.create()
     overrides = [parser.parse_override(job.argv[-2]) for job in jobs]
     assert [override.value() for override in overrides] == values
@@ -106,7 +106,7 @@ def test_a_file_is_neither_overwritten_nor_given_a_name_twice(
     assert "has a job" in capsys.readouterr().err
     assert (tmp_path / "jobs-g.txt").read_text() == before
     assert make(tmp_path, GRID.replace("name: depth", "name: again"), "--append") == 0
-    assert len({job.id for job in parse(tmp_path / "jobs-g.txt")}) == 40
+    assert len({job.id for job in read(tmp_path / "jobs-g.txt").jobs}) == 40
 
 
 def test_jobs_are_appended_to_a_job_file_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +121,7 @@ def test_jobs_are_appended_to_a_job_file_only(tmp_path: Path, capsys: pytest.Cap
 def test_words_stay_words_and_two_kinds_of_equal_values_differ(tmp_path: Path) -> None:
     grid = "base: python a.py\nfactors:\n  compile: [off, block]\n  flag: [true, 1]\nexclude:\n  - {flag: 1}\n"
     assert make(tmp_path, grid) == 0
-    argvs = [job.argv for job in parse(tmp_path / "jobs-g.txt")]
+    argvs = [job.argv for job in read(tmp_path / "jobs-g.txt").jobs]
     assert [argv[2:4] for argv in argvs] == [("compile=off", "flag=true"), ("compile=block", "flag=true")]
 
 
@@ -143,7 +143,7 @@ def test_no_factor_is_dropped(tmp_path: Path, grid: str, said: str, capsys: pyte
 @pytest.mark.parametrize("seeds", [100_000_000, 10**30])
 def test_a_number_of_seeds_beyond_all_jobs_is_refused_before_it_takes_memory(seeds: int) -> None:
     from engine.errors import UsageError
-    from scripts.make_jobs import combinations
+    from launcher.grid import combinations
 
     with pytest.raises(UsageError, match=f"seeds: {seeds} are more than"):
         next(combinations({"base": "x", "seeds": seeds}))

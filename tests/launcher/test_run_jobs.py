@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from engine.io import file_lock
-from launcher.jobs import parse
+from launcher.jobs import read
 from launcher.ledger import HOST
 from scripts import run_jobs
 from tests.conftest import ROOT
@@ -203,7 +203,7 @@ def test_a_job_file_that_vanishes_does_not_orphan_its_jobs(
 
 @pytest.mark.slow
 def test_a_shipped_line_with_two_ranks(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (job,) = (job for job in parse(ROOT / "jobs" / "jobs-trm.txt") if job.id == "sudoku_4x4")
+    (job,) = (job for job in read(ROOT / "jobs" / "jobs-trm.txt").jobs if job.id == "sudoku_4x4")
     assert job.argv[:3] == ("torchrun", "--standalone", "--nproc-per-node=2")
     line = job.command.replace(" pretrain.py ", f" {ROOT / 'pretrain.py'} ") + " +debug=tiny"
     path = workplace / "jobs-shipped.txt"
@@ -212,7 +212,7 @@ def test_a_shipped_line_with_two_ranks(workplace: Path, capsys: pytest.CaptureFi
     code = run_jobs.main([str(path), "--cwd", str(workplace), "--retries", "3"])
     output = capsys.readouterr().out
     assert code == 1, output
-    assert [job.mark for job in parse(path)] == ["x", "!"], output
+    assert [job.mark for job in read(path).jobs] == ["x", "!"], output
     assert "trying again" not in output, "a refused run is not retried, though torchrun says 1"
     run_dir = workplace / "checkpoints/trm/sudoku_4x4"
     assert json.loads((run_dir / "status.json").read_text())["state"] == "done"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.jobs import command_job, parse
-from launcher.runner import gpus_of
+from launcher.gpus import gpus_needed
+from launcher.jobs import command_job, read
 from launcher.slurm import NodeRunner
 from tests.conftest import ROOT
 from tests.launcher.job_cases import count, events, marks, run, wait_for, write
@@ -46,7 +46,7 @@ def test_gpus_are_shared_out(place: Path, capsys: pytest.CaptureFixture[str]) ->
     ],
 )
 def test_how_many_gpus_a_job_takes(command: str, gpus: int) -> None:
-    assert gpus_of(command_job(command), 8) == gpus
+    assert gpus_needed(command_job(command).argv, 8) == gpus
 
 
 def test_only_once_dry_run_and_status(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +159,7 @@ def test_a_slurm_job_that_is_preempted_stops_its_runner_first(tmp_path: Path, mo
 
 
 def test_the_shipped_jobs_are_complete() -> None:
-    jobs = parse(ROOT / "jobs" / "jobs-trm.txt")
+    jobs = read(ROOT / "jobs" / "jobs-trm.txt").jobs
     assert len({job.run_name for job in jobs}) == len(jobs) >= 4
     for job in jobs:
         assert job.mark == " "

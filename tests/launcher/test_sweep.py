@@ -13,7 +13,9 @@ from hydra.errors import MissingConfigException
 import launcher.sweep
 from engine.cli.main import PLUGINS, _missing_config
 from engine.errors import UsageError
-from launcher.sweep import RANKS, label_of, pick_gpus, ranks, suffixed, swept_keys, take_folder
+from launcher.gpus import hold_gpus
+from launcher.naming import label_of, suffixed, swept_keys
+from launcher.sweep import RANKS, ranks, take_folder
 from tests.launcher.sweep_cases import ROOT, make_project, ran, results, start, sweep
 
 
@@ -165,12 +167,12 @@ def test_a_missing_launcher_is_one_line_with_the_command(launcher: str) -> None:
 
 def test_each_job_gets_a_free_gpu_else_one_by_its_number(tmp_path: Path) -> None:
     with ExitStack() as first, ExitStack() as second:
-        assert pick_gpus(["a", "b", "c"], 0, 1, tmp_path, first) == ["a"]
-        assert pick_gpus(["a", "b", "c"], 3, 1, tmp_path, second) == ["b"]  # a is taken
-        assert pick_gpus(["a", "b", "c"], 1, 2, tmp_path, second) == ["c", "a"]  # one is free, one is shared
-        assert pick_gpus(["a", "b", "c"], 1, 1, tmp_path, second) == ["b"]
+        assert hold_gpus(["a", "b", "c"], 0, 1, tmp_path, first) == ["a"]
+        assert hold_gpus(["a", "b", "c"], 3, 1, tmp_path, second) == ["b"]  # a is taken
+        assert hold_gpus(["a", "b", "c"], 1, 2, tmp_path, second) == ["c", "a"]  # one is free, one is shared
+        assert hold_gpus(["a", "b", "c"], 1, 1, tmp_path, second) == ["b"]
     with ExitStack() as third:
-        assert pick_gpus(["a", "b", "c"], 3, 1, tmp_path, third) == ["a"]
+        assert hold_gpus(["a", "b", "c"], 3, 1, tmp_path, third) == ["a"]
 
 
 def test_the_metric_reaches_the_sweeper(project: Path) -> None:

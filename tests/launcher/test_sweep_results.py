@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from launcher.results import Job, over_seeds, publish, table
+from launcher.results import JobResult, over_seeds, publish, table
 from launcher.sweep import RANKS
 from tests.conftest import metrics, run_script
 from tests.launcher.sweep_cases import ROOT, make_project, ran, results, start, sweep
 
 
-def job(number: int, value: float | None, *, direction: str = "min", code: int = 0, lr: str = "1") -> Job:
+def job(number: int, value: float | None, *, direction: str = "min", code: int = 0, lr: str = "1") -> JobResult:
     summary = {} if value is None else {"name": "eval/loss", "value": value, "goal": direction, "step": 5, "seconds": 2}
-    return Job(
+    return JobResult(
         number=number,
         overrides=[f"lr={lr}", "+debug=tiny"],
         code=code,
@@ -40,7 +40,7 @@ def test_the_best_run_comes_first_and_what_has_no_metric_last() -> None:
     assert [row[0] for row in rows] == ["1", "0"]
 
 
-def seeded(number: int, lr: str, seed: int, value: float | None, direction: str = "max") -> Job:
+def seeded(number: int, lr: str, seed: int, value: float | None, direction: str = "max") -> JobResult:
     found = job(number, value, direction=direction, lr=lr, code=int(value is None))
     found.overrides.append(f"seed={seed}")
     return found
@@ -81,7 +81,7 @@ def test_a_table_without_any_metric_or_variation_still_prints(
         "0    refused         3.0",
         "1 jobs: 1 refused; table in s/results.csv, .md and .json",
         "job 0 refused, exit code 2",
-        "the same command again keeps what is done and goes on with the rest",
+        "the same command again keeps what is done and resumes the rest",
     ]
     assert (tmp_path / "s/results.md").read_text().splitlines()[2] == "| 0 | refused |  | 3.0 |  |"
 

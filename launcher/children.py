@@ -1,0 +1,125 @@
+"""Child processes: each in a session of its own, so that a signal reaches it once, through us."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+SHELLS = ("bash", "sh", "dash", "zsh", "env", "nohup", "time", "timeout")
+"""Commands that do not pass a signal on to what they started."""
+
+
+class Child:
+    """A running command."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: str | Path,
+        environment: Mapping[str, str],
+        output: IO[bytes] | None = None,
+        keep_open: Collection[int] = (),
+    ) -> None:
+        """Start `command`. With `output`, a file that takes all it prints, it reads nothing from the terminal.
+
+        `keep_open`: file descriptors that it inherits. Raises: OSError, ValueError for what cannot be executed.
+        """
+        self._whole_group, self._asked = Path(command[0]).name in SHELLS, False
+        self._process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=None if output is None else subprocess.DEVNULL,
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=tuple(keep_open),
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, -N when signal N ended it, None while it runs."""
+        code = self._process.poll()
+        return None if code is not None and self._asked and self._group_alive() else code
+
+    def wait(self, timeout_s: float) -> int | None:
+        """As `poll`, after at most `timeout_s` seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout=timeout_s)
+        return None
+
+    def send_signal(self, number: int) -> None:
+        """Ask it to stop: torchrun passes only SIGINT and SIGTERM on to its ranks, so any other one becomes SIGTERM."""
+        number = number if number in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM
+        if not self._whole_group:
+            self._process.send_signal(number)
+        elif self._process.poll() is None:
+            os.killpg(self.pid, number)
+            self._asked = True
+
+    def _group_alive(self) -> bool:
+        """A shell dies at once from a signal at which what it started still writes a checkpoint."""
+        try:
+            os.killpg(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def with_our_python(words: Sequence[str]) -> list[str]:
+    """`words` with python and torchrun being those of this interpreter, whatever PATH offers."""
+    first, *rest = words
+    if first in ("python", "python3"):
+        return [sys.executable, *rest]
+    if first == "torchrun":
+        return [sys.executable, "-m", "torch.distributed.run", *rest]
+    return [first, *rest]
+
+
+def signal_name(number: int) -> str:
+    """`SIGTERM` for 15."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+# --- processes that somebody else started -----------------------------------------------------------------------------
+
+
+def _stat(pid: int) -> list[str]:
+    """/proc/PID/stat from the third field (the state) on; empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def start_time(pid: int) -> str | None:
+    """When the process began, in the kernel's clock ticks; None where /proc does not tell."""
+    fields = _stat(pid)
+    return fields[19] if len(fields) > 19 else None
+
+
+def process_alive(pid: int, started: str | None = None) -> bool:
+    """Whether `pid` runs and, where `started` is known, is still the same process and not a later one."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    fields = _stat(pid)
+    if fields and fields[0] in "ZX":
+        return False
+    return started is None or not fields or start_time(pid) == started

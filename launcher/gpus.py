@@ -1,0 +1,56 @@
+"""GPUs: how many a command takes, which are here, and which one a job of a sweep gets."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from engine.errors import UsageError
+from engine.io import file_lock
+
+NO_DEVICE = ("device=cpu", "--device=cpu", "--use_cpu")
+
+
+def gpus_needed(words: Sequence[str], pool: int) -> int:
+    """GPUs that a command takes: none on the CPU, torchrun's --nproc-per-node (`gpu`, `auto`: `pool`), else one."""
+    if any(word in NO_DEVICE for word in words) or ("--device", "cpu") in itertools.pairwise(words):
+        return 0
+    for number, word in enumerate(words):
+        name, equals, value = word.replace("_", "-").partition("=")
+        if name == "--nproc-per-node":
+            value = value if equals else "".join(words[number + 1 : number + 2])
+            return int(value) if value.isdigit() else pool
+    return 1
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by number or as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu for gpu in named.split(",") if gpu]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout.splitlines()
+    return [str(number) for number, _ in enumerate(line for line in listed if line.startswith("GPU "))]
+
+
+def hold_gpus(gpus: Sequence[str], number: int, count: int, folder: Path, stack: ExitStack) -> list[str]:
+    """`count` of `gpus` for job `number`: those that no other job holds, from the job's number on, then shared ones.
+
+    They are held through locks in `folder` until `stack` ends.
+    """
+    turn = [gpus[(number * count + i) % len(gpus)] for i in range(len(gpus))]
+    held: list[str] = []
+    for gpu in turn:
+        if len(held) < count:
+            try:
+                stack.enter_context(file_lock(folder / f".gpu-{gpu}" / "lock", wait=False))
+            except UsageError:  # another job holds it
+                continue
+            held.append(gpu)
+    return sorted([*held, *(gpu for gpu in turn if gpu not in held)][:count], key=turn.index)
