@@ -27,13 +27,14 @@ class Child:
         output: IO[bytes] | None = None,
         keep_open: Collection[int] = (),
     ) -> None:
-        """Start `command`. With `output`, a file that takes all it prints, it reads nothing from the terminal.
+        """Start `command`; python and torchrun are those of this interpreter, whatever PATH offers.
 
-        `keep_open`: file descriptors that it inherits. Raises: OSError, ValueError for what cannot be executed.
+        With `output`, a file that takes all it prints, it reads nothing from the terminal. It inherits the file
+        descriptors `keep_open`. Raises: OSError, ValueError for what cannot be executed.
         """
         self._whole_group, self._asked = Path(command[0]).name in SHELLS, False
         self._process = subprocess.Popen(
-            command,
+            with_our_python(command),
             cwd=cwd,
             env=environment,
             stdin=None if output is None else subprocess.DEVNULL,
@@ -77,7 +78,7 @@ class Child:
 
 
 def with_our_python(words: Sequence[str]) -> list[str]:
-    """`words` with python and torchrun being those of this interpreter, whatever PATH offers."""
+    """`words` with python and torchrun being those of this interpreter."""
     first, *rest = words
     if first in ("python", "python3"):
         return [sys.executable, *rest]

@@ -20,7 +20,7 @@ from pathlib import Path
 from engine.errors import UsageError
 from engine.io import atomic_write_bytes, file_lock
 from engine.run.files import read_json
-from launcher.children import process_alive, start_time
+from launcher.children import Child, process_alive, start_time
 from launcher.jobs import MARKS, Job, JobFile, parse_text
 
 HOST = socket.gethostname()
@@ -65,6 +65,11 @@ class Claim:
     record: Record
     taken_over: bool = False
     """the mark was that of a runner that is gone"""
+    child: Child | None = None
+    """once we have started it; an orphan is watched by its lock"""
+    attempt: int = 0
+    """how often we have started it"""
+    asked_to_stop: bool = False
 
 
 @dataclass
@@ -107,6 +112,12 @@ class Ledger:
         started = record.runner_started if record.runner == job.owner[0] else None
         return process_alive(job.owner[0], started)
 
+    def is_stale(self, job: Job, hosts: frozenset[str]) -> bool:
+        """Whether the runner of a [-] line is gone: from this host, or with one of `hosts`."""
+        if job.owner is not None and job.owner[1] in hosts and job.owner[1] != HOST:
+            return True
+        return job.mark == "-" and self.owner_alive(job) is False
+
     # --- changing
 
     def claim(
@@ -125,7 +136,7 @@ class Ledger:
             for job in self.read().jobs:
                 if job.error or not accepts(job):
                     continue
-                stale = job.mark == "-" and self._is_stale(job, hosts)
+                stale = self.is_stale(job, hosts)
                 if not stale and job.mark not in marks:
                     continue
                 handle = self._open_lock(job)
@@ -192,11 +203,6 @@ class Ledger:
     def _open_lock(self, job: Job) -> int:
         self.folder.mkdir(parents=True, exist_ok=True)
         return os.open(self.folder / f"{job.key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-
-    def _is_stale(self, job: Job, hosts: frozenset[str]) -> bool:
-        if job.owner is not None and job.owner[1] in hosts and job.owner[1] != HOST:
-            return True
-        return self.owner_alive(job) is False
 
     def _find(self, job: Job) -> Job | None:
         """The line of a job that we run: lines may have moved, marks and even the command may have been edited."""

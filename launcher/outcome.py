@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from launcher.children import signal_name
 
 CODES = {"done": 0, "failed": 1, "refused": 2, "interrupted": 3}
 """State of a run -> exit code of its process."""
-HEAD, TAIL = 1 << 20, 1 << 16  # bytes of a log that are searched from its start and from its end
+TAIL = 1 << 20  # bytes of a log that are searched, from its end
 # --tee of torchrun puts [default0]: before each line
 _ERROR = re.compile(r"^(?:\[\w+\]:\s?)?((?:error|\w*(?:Error|Exception|Failure)): .+)")
 
@@ -90,24 +90,12 @@ def reported_run_dir(report: Path) -> Path | None:
 
 
 def last_error(log: Path, offset: int) -> str:
-    """The last line of `log`, from byte `offset` on, that looks like an error's."""
-    error = ""
-    for line in _lines(log, offset):
-        if match := _ERROR.match(line):
-            error = match[1]
-    return error[:200]
-
-
-def _lines(log: Path, offset: int) -> Iterator[str]:
-    """Lines of the log from `offset`: the first MiB and the last 64 KiB."""
+    """The last line of `log`, from byte `offset` on, that looks like an error's; at most 200 characters of it."""
     try:
         with open(log, "rb") as stream:
-            stream.seek(offset)
-            head = stream.read(HEAD)
-            rest = stream.seek(0, os.SEEK_END) - offset - len(head)
-            stream.seek(-min(rest, TAIL), os.SEEK_END)
-            tail = stream.read() if rest > 0 else b""
+            stream.seek(max(offset, stream.seek(0, os.SEEK_END) - TAIL))
+            lines = stream.read().decode("utf-8", "replace").splitlines()
     except OSError:
-        return
-    for part in (head, tail):
-        yield from part.decode("utf-8", "replace").splitlines()
+        return ""
+    matches = [match[1] for line in lines if (match := _ERROR.match(line))]
+    return matches[-1][:200] if matches else ""

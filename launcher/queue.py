@@ -35,7 +35,7 @@ class Options:
     retries: int = 0
     once: bool = False
     failed: bool = False
-    hosts: frozenset[str] = frozenset()
+    take_over: frozenset[str] = frozenset()
     """hosts whose runners are gone for good"""
 
     @property
@@ -87,13 +87,8 @@ def check(ledger: Ledger, options: Options) -> None:
 
 def waiting(ledger: Ledger, options: Options) -> list[Job]:
     """The jobs that a runner would take, in order."""
-    return [
-        job
-        for job in ledger.read().jobs
-        if job.error is None
-        and options.selects(job)
-        and (job.mark in options.marks or (job.mark == "-" and ledger.owner_alive(job) is False))
-    ]
+    jobs = [job for job in ledger.read().jobs if job.error is None and options.selects(job)]
+    return [job for job in jobs if job.mark in options.marks or ledger.is_stale(job, options.take_over)]
 
 
 def describe(number: int, job: Job, options: Options) -> str:

@@ -5,6 +5,7 @@ The state stays in the job file: a line is marked when its Slurm job starts, so 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import signal
 import subprocess
@@ -44,7 +45,7 @@ def runner_commands(script: Path, ledger: Ledger, options: Options) -> list[tupl
     """(job id, GPUs, `script` as the runner of this one line) for each line that is to do."""
     selected = [job for job in ledger.read().jobs if options.selects(job) and job.mark in options.marks]
     common = ["--once", "--retries", str(options.retries), "--logs", str(options.logs), "--cwd", str(options.cwd)]
-    common += ["--failed"] * options.failed + [word for host in options.hosts for word in ("--take-over", host)]
+    common += ["--failed"] * options.failed + [word for host in options.take_over for word in ("--take-over", host)]
     return [
         (job.id, gpus_needed(job.argv, 1), [sys.executable, str(script), str(ledger.path), "--only", job.key, *common])
         for job in (selected[:1] if options.once else selected)
@@ -83,8 +84,8 @@ def submit(
 
 
 def parameter(text: str) -> tuple[str, Any]:
-    """`key=value` of --slurm; numbers become numbers. Raises: ValueError."""
+    """An argparse type: `key=value` of --slurm; numbers become numbers."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r}: expected key=value, e.g. timeout_min=720")
     return name, int(value) if value.isdigit() else value

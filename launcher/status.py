@@ -10,7 +10,7 @@ from typing import Any
 from engine.run.files import read_json
 from launcher.jobs import STATES, Job
 from launcher.ledger import Ledger, Record
-from launcher.runner import find_run_dir
+from launcher.outcome import reported_run_dir
 from launcher.table import aligned, short_path
 
 HEAD = ("id", "state", "step", "tries", "time", "where", "note")
@@ -27,7 +27,7 @@ def _row(ledger: Ledger, job: Job, cwd: Path) -> list[str]:
     record = ledger.record(job)
     run_dir: Path | None = None
     if record.log:  # there was an attempt
-        run_dir = cwd / record.run_dir if record.run_dir else find_run_dir(ledger, job, cwd)
+        run_dir = cwd / record.run_dir if record.run_dir else reported_run_dir(ledger.report_file(job))
     step = read_json(run_dir / "status.json").get("step") if run_dir else None
     where = short_path(run_dir, cwd) or (os.path.relpath(record.log, cwd) if record.log else "-")
     state, tries = f"[{job.mark}] {job.state}", _text(record.attempts or None)

@@ -34,7 +34,7 @@ from engine.errors import UsageError
 from engine.io import print_rank0
 from engine.run.parent import FULL_ERROR, REPORT, SET_FULL_ERROR, SUFFIX, SWEEP
 from engine.signals import install, restore
-from launcher.children import Child, with_our_python
+from launcher.children import Child
 from launcher.gpus import hold_gpus, visible_gpus
 from launcher.naming import label_of, names_of, suffixed, swept_keys
 from launcher.outcome import CODES, judge, reported_run_dir
@@ -75,7 +75,7 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
         return _stopped(result)
     print_rank0(f"job {number}: {shlex.join(words)}")
     torchrun = ["torchrun", "--standalone", f"--nproc-per-node={processes}"]
-    command = with_our_python([*(torchrun if processes > 1 else ["python"]), *words])
+    command = [*(torchrun if processes > 1 else ["python"]), *words]
     began, started = time.monotonic(), time.time()
     report = folder / f"{number}.run"
     with ExitStack() as stack:

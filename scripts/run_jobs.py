@@ -19,7 +19,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,7 +27,7 @@ from engine.cli.console import begin, execute
 if __name__ == "__main__":
     begin(run=True)
 
-from dataset.arguments import OneLineParser
+from dataset.arguments import OneLineParser, positive
 from engine.errors import UsageError
 from engine.io import print_rank0
 from launcher.jobs import find
@@ -41,13 +40,10 @@ from launcher.status import status_lines
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _count(least: int) -> Any:
-    def whole(text: str) -> int:
-        if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {least}")
-        return int(text)
-
-    return whole
+def _retries(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 0")
+    return int(text)
 
 
 def _gpus(text: str) -> tuple[str, ...]:
@@ -55,13 +51,6 @@ def _gpus(text: str) -> tuple[str, ...]:
     if not all(names) or len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"{text!r}: expected different GPUs such as 0,1,2,3")
     return names
-
-
-def _slurm(text: str) -> tuple[str, Any]:
-    try:
-        return parameter(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected key=value, e.g. timeout_min=720") from None
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -75,14 +64,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--only", action="append", default=[], metavar="ID", help="an id or L<line>; repeatable")
     add("--once", action="store_true", help="at most one job")
     add("--failed", action="store_true", help="take [!] lines too")
-    add("--retries", type=_count(0), default=0, metavar="N", help="try a failed job N times more")
-    add("--jobs", type=_count(1), default=1, metavar="N", help="how many at once (default 1)")
+    add("--retries", type=_retries, default=0, metavar="N", help="try a failed job N times more")
+    add("--jobs", type=positive, default=1, metavar="N", help="how many at once (default 1)")
     add("--gpus", type=_gpus, metavar="0,1,..", help="share these out through CUDA_VISIBLE_DEVICES")
     add("--logs", type=Path, metavar="DIR", help="where output goes; default: logs/<job file>")
     add("--cwd", type=Path, default=Path(), metavar="DIR", help="where commands run (default: here)")
     add("--take-over", action="append", default=[], metavar="HOST", help="its runners are gone for good")
     add("--launcher", choices=("local", "slurm"), default="local", help="this machine, or a cluster")
-    add("--slurm", type=_slurm, action="append", default=[], metavar="KEY=VALUE", help="for submitit")
+    add("--slurm", type=parameter, action="append", default=[], metavar="KEY=VALUE", help="for submitit")
     add("--status", action="store_true", help="show the table and exit")
     add("--dry-run", action="store_true", help="show what would be run and exit")
     return parser.parse_args(argv)
@@ -95,17 +84,9 @@ def options_of(args: argparse.Namespace, ledger: Ledger) -> Options:
         raise UsageError(f"--cwd={args.cwd}: there is no such folder")
     if args.slurm and args.launcher != "slurm":
         raise UsageError("--slurm is for --launcher slurm")
-    return Options(
-        cwd=cwd,
-        logs=Path(os.path.abspath(args.logs)) if args.logs else cwd / "logs" / ledger.path.stem,
-        only=frozenset(args.only),
-        jobs=args.jobs,
-        gpus=args.gpus,
-        retries=args.retries,
-        once=args.once,
-        failed=args.failed,
-        hosts=frozenset(args.take_over),
-    )
+    logs = Path(os.path.abspath(args.logs)) if args.logs else cwd / "logs" / ledger.path.stem
+    plain = {name: getattr(args, name) for name in ("jobs", "gpus", "retries", "once", "failed")}
+    return Options(cwd=cwd, logs=logs, only=frozenset(args.only), take_over=frozenset(args.take_over), **plain)
 
 
 def run(args: argparse.Namespace) -> int:
