@@ -67,19 +67,22 @@ class Family:
     """Documented key names -> keys of the schema."""
     rewrite: Rewrite | None = None
     """Turns documented values that mean another key into Hydra's words."""
+    data_folders: Callable[[Mapping[str, Any]], list[str]] = lambda config: []
+    """The folders of data that a stored config names."""
 
-    def part(self, name: str, purpose: str | None = None) -> ModuleType:
-        """The module `name` of the folder, imported now: build, evaluate, verify, ...
-
-        Raises: UsageError where the family has none; `purpose` says what it would have been for.
-        """
+    def part(self, name: str) -> ModuleType | None:
+        """The module `name` of the folder (build, evaluate, verify, ...), imported now; None where there is none."""
         if importlib.util.find_spec(f"{self.package}.{name}") is None:
-            offered = ", ".join(f"{family.entry}.py" for family in families() if _has_part(family, name))
-            raise UsageError(
-                f"runs of {self.entry}.py cannot be used {purpose or f'here (no {self.package}.{name})'}: "
-                f"expected a run of {offered or 'another script'}"
-            )
+            return None
         return importlib.import_module(f"{self.package}.{name}")
+
+    def function(self, part: str, name: str) -> Callable[..., Any] | None:
+        """The function `name` of a module of the folder; None where there is none."""
+        return getattr(self.part(part), name, None)
+
+    @property
+    def _build(self) -> ModuleType:
+        return importlib.import_module(f"{self.package}.build")
 
     def read_arch(self, config: Any) -> Arch:
         """What `config.arch` names. Raises: UsageError as `read_arch`."""
@@ -87,15 +90,15 @@ class Family:
 
     def check(self, config: Any) -> None:
         """Everything that can be wrong in names and keys, before data are read. Raises: UsageError."""
-        self.part("build").check(config)
+        self._build.check(config)
 
     def create_model(self, config: Any, shape: Any, runtime: Any) -> tuple[Any, Any]:
         """(model, loss head) on the device. Raises: UsageError where they misfit the data."""
-        return self.part("build").create_model(config, shape, runtime)
+        return self._build.create_model(config, shape, runtime)
 
     def build(self, config: Any, runtime: Any) -> Any:
         """The `engine.task.TrainingPlan` of one run: data, model, loss, task."""
-        return self.part("build").build(config, runtime)
+        return self._build.build(config, runtime)
 
 
 def family_of(entry: str, where: str) -> Family:
@@ -108,10 +111,6 @@ def family_of(entry: str, where: str) -> Family:
 def families() -> list[Family]:
     """All of them."""
     return [family_of(entry, "tasks/") for entry in FAMILIES]
-
-
-def _has_part(family: Family, name: str) -> bool:
-    return importlib.util.find_spec(f"{family.package}.{name}") is not None
 
 
 def read_arch(arch: Mapping[str, Any], **declared: str) -> Arch:

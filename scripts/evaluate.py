@@ -60,14 +60,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Evaluate by the rules of the family that wrote the checkpoint."""
+    """Evaluate as the family that wrote the checkpoint does, or as any family."""
+    from engine.registry import family_of
     from engine.run.load_run import find_checkpoint
+    from tasks import evaluation
 
-    if find_checkpoint(args.checkpoint).entry == "train":
-        from tasks.language_model.evaluate import evaluate_run
-    else:
-        from tasks.recursive_reasoning.evaluate import evaluate_run
-    evaluate_run(args)
+    checkpoint = find_checkpoint(args.checkpoint)
+    family = family_of(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
+    (family.function("evaluate", "evaluate_run") or evaluation.evaluate_run)(args)
 
 
 if __name__ == "__main__":

@@ -40,11 +40,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> int:
-    from tasks.language_model.export import export_run
+def export(args: argparse.Namespace) -> None:
+    """Write the folder."""
+    from engine.run.load_run import family_function
+    from tasks.loading import pick_checkpoint
 
+    family_function(pick_checkpoint(args.run, args.checkpoint), "export", "export_run")(args)
+
+
+def main() -> int:
     args = parse()
-    return run_command(lambda: export_run(args))
+    return run_command(lambda: export(args))
 
 
 if __name__ == "__main__":

@@ -72,9 +72,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def sample(args: argparse.Namespace) -> None:
     """Print the samples."""
-    from tasks.language_model.sampling import sample_run
+    from engine.run.load_run import family_function
+    from tasks.loading import pick_checkpoint
 
-    sample_run(args)
+    family_function(pick_checkpoint(args.run, args.checkpoint), "sampling", "sample_run")(args)
 
 
 def main() -> int:

@@ -26,7 +26,6 @@ if __name__ == "__main__":
 from dataset.arguments import OneLineParser, positive
 from engine.io import print_rank0
 from tasks.loading import add_run_arguments
-from tasks.recursive_reasoning.loading import load_puzzle_run
 from viewer.examples import MAX_CANDIDATES, make_headline, select_examples
 from viewer.output import DEFAULT_COUNTS, SUFFIXES, check_count, check_target, default_file, write
 from viewer.trajectory import layout_of
@@ -79,11 +78,12 @@ def main(args: argparse.Namespace) -> None:
     """Think, print or step through, draw."""
     from rich.console import Console
 
+    from engine.run.load_run import family_function
     from viewer.stepper import step_through
     from viewer.terminal import draw
 
     named = None if args.out is None else args.out.absolute()
-    run = load_puzzle_run(args)
+    run = family_function(args.checkpoint, "loading", "load_puzzle_run")(args)
     metadata = run.splits[0].metadata
     layout = layout_of(metadata.seq_len, metadata.vocab_size)
     target = named or (None if args.terminal else default_file(run, args))

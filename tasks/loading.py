@@ -11,9 +11,10 @@ from typing import Any
 from dataset.arguments import positive
 from dataset.catalog import describe
 from engine.errors import UsageError
-from engine.io import print_rank0, user_path
+from engine.io import print_rank0
+from engine.registry import family_of
 from engine.run.environment import DATA_MARKS, data_change
-from engine.run.files import read_json
+from engine.run.files import read_json, runs_below
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,18 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", choices=("ema", "raw"), help="averaged or raw; default: the averaged ones where the run keeps them"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
+
+
+def pick_checkpoint(run: Path, name: str) -> Path:
+    """The checkpoint `name` of a run; a path that is one already stays. Raises: UsageError that lists what is there."""
+    from engine.checkpoint.store import CheckpointStore
+
+    if not (run / "checkpoints").is_dir() or runs_below(run / "checkpoints"):
+        return run
+    store = CheckpointStore(run, "")
+    if name == "best" and store.best() is None:
+        name = "latest"
+    return store.resolve(name)
 
 
 def require_average(opened: Any, args: argparse.Namespace) -> None:
@@ -57,19 +70,14 @@ def home_of(checkpoint: Path) -> Path:
 
 def _data_names(checkpoint: Path) -> list[str]:
     """Relative data paths in a checkpoint's config; none where it cannot be read, which loading it will report."""
-    from dataset.text.opening import folder_of
     from engine.run.load_run import find_checkpoint
 
     try:
-        config = find_checkpoint(checkpoint).config
+        stored = find_checkpoint(checkpoint)
+        folders = family_of(stored.entry, "entry").data_folders(stored.config)
     except UsageError:
         return []
-    listed = [config.get(key) or [] for key in ("data_paths", "dataset_list", "multicontext_datasets")]
-    names = [name for entry in listed if isinstance(entry, list) for name in entry if isinstance(name, str)]
-    if not names and isinstance(config.get("dataset"), str):
-        names = [config["dataset"]]
-    folders = [user_path(name) if "data_paths" in config else folder_of(name) for name in names]
-    return [str(folder) for folder in folders if not folder.is_absolute()]
+    return [folder for folder in folders if not os.path.isabs(folder)]
 
 
 def _environment(run_dir: Path) -> dict[str, Any]:

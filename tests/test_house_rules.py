@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.registry import FAMILIES
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
     "models",
@@ -140,6 +142,32 @@ def test_vocabulary_splits_words() -> None:
     assert words("puzzleEmb_lr") & FORBIDDEN_WORDS
     assert words("ACTModel") & FORBIDDEN_WORDS
     assert not words("search_exact_target") & FORBIDDEN_WORDS
+
+
+def entry_comparisons(text: str) -> list[str]:
+    """Comparisons of an entry, a script or a stem with the name of an entry script: what a family knows, it declares."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            names = {c.value for side in sides for c in ast.walk(side) if isinstance(c, ast.Constant)}
+            names = {str(name).removesuffix(".py") for name in names}
+            asked = [side for side in sides if re.search(r"\b(entry|script|stem)$", ast.unparse(side))]
+            if asked and names & FAMILIES.keys():
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_nobody_asks_which_script_it_is() -> None:
+    folders = [folder for folder in PACKAGES if folder != "tests"]
+    assert not [found for path in sources(*folders) for found in entry_comparisons(path.read_text())]
+
+
+def test_entry_comparisons_are_seen() -> None:
+    assert entry_comparisons('if checkpoint.entry == "train": pass')
+    assert entry_comparisons('x = entry in ("pretrain", "other")')
+    assert entry_comparisons('x = "train.py" != chain.script.stem')
+    assert not entry_comparisons('entry.split == "train"; entry == other; stem in FAMILIES')
 
 
 def code_lines(path: Path) -> int:

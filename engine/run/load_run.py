@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from engine.checkpoint.manifest import REQUIRED
 from engine.checkpoint.store import Checkpoint, CheckpointStore, WeightsMisfit, load_checkpoint, load_weights
 from engine.errors import UsageError
-from engine.registry import family_of
+from engine.registry import families, family_of
 from engine.run.before import values_before
 from engine.run.files import runs_below
 from engine.run.identity import what_changed
@@ -62,6 +62,19 @@ def read_config(
     """The config of the run that wrote a checkpoint, for one process on `device`. Raises: UsageError."""
     stored = {**values_before(schema.BEFORE, checkpoint.config), **checkpoint.config}
     return structure(schema, {**stored, "device": device, "accumulation": 1, "resume": "true", **(overrides or {})})
+
+
+def family_function(path: str | Path, part: str, name: str) -> Callable[..., Any]:
+    """The function `name` of the module `part` in the folder of the family that wrote the checkpoint `path`.
+
+    Raises: UsageError: no checkpoint there, or one of a family without such a function.
+    """
+    checkpoint = find_checkpoint(path)
+    family = family_of(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
+    if (function := family.function(part, name)) is None:
+        fitting = [f"{other.entry}.py" for other in families() if other.function(part, name) is not None]
+        raise UsageError(f"{path} was written by {family.entry}.py: expected a run of {' or '.join(fitting)}")
+    return function
 
 
 def open_checkpoint(

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from engine.registry import Family
 from tasks.language_model.args import ALIASES, TrainConfig, rewrite
+
+
+def data_folders(config: Mapping[str, Any]) -> list[str]:
+    """The folders of data that a stored config names."""
+    from dataset.text.opening import folder_of
+
+    listed = [config.get(key) or [] for key in ("dataset_list", "multicontext_datasets")]
+    names = [name for block in listed if isinstance(block, list) for name in block if isinstance(name, str)]
+    if not names and isinstance(config.get("dataset"), str):
+        names = [config["dataset"]]
+    return [str(folder_of(name)) for name in names]
+
 
 FAMILY = Family(
     entry="train",
@@ -13,4 +28,5 @@ FAMILY = Family(
     requires={"FAMILY": "language_models", "DATA_MODE": "tokens"},
     aliases=ALIASES,
     rewrite=rewrite,
+    data_folders=data_folders,
 )

@@ -14,9 +14,9 @@ from dataset.text.vocabulary import Vocabulary, model_sizes, read_vocabularies, 
 from engine.errors import UsageError
 from engine.io import print_rank0
 from engine.run.environment import data_change
-from engine.run.files import read_json, runs_below
+from engine.run.files import read_json
 from tasks.language_model.family import FAMILY
-from tasks.loading import home_of
+from tasks.loading import home_of, pick_checkpoint
 
 
 @dataclass(kw_only=True)
@@ -32,18 +32,6 @@ class TextRun:
     vocabularies: list[Vocabulary]
 
 
-def pick_checkpoint(run: Path, name: str) -> Path:
-    """The checkpoint `name` of a run; a path that is one already stays. Raises: UsageError that lists what is there."""
-    from engine.checkpoint.store import CheckpointStore
-
-    if not (run / "checkpoints").is_dir() or runs_below(run / "checkpoints"):
-        return run
-    store = CheckpointStore(run, "train")
-    if name == "best" and store.best() is None:
-        name = "latest"
-    return store.resolve(name)
-
-
 def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> TextRun:
     """Raises: UsageError for a run of another script, and for one that keeps no vocabulary and whose data changed."""
     from engine.checkpoint.store import load_weights
@@ -54,8 +42,8 @@ def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> T
     run = Path(os.path.abspath(run))
     with contextlib.chdir(home_of(run)):
         stored = find_checkpoint(pick_checkpoint(run, checkpoint), checksums=True)
-        if stored.entry != "train":
-            raise UsageError(f"{run} was written by {stored.entry}.py: expected a run of train.py")
+        if stored.entry != FAMILY.entry:
+            raise UsageError(f"{run} was written by {stored.entry}.py: expected a run of {FAMILY.entry}.py")
         config = read_config(stored, FAMILY.schema, device=device)
         vocabularies = vocabularies_for(stored, config)
         runtime = make_runtime(config)

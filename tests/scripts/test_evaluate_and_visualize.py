@@ -10,7 +10,7 @@ from dataset.arguments import positive
 from engine.cli.console import run_command
 from engine.errors import Interrupted, RunFailure, UsageError
 from scripts import evaluate, visualize
-from tasks.language_model.loading import pick_checkpoint
+from tasks.loading import pick_checkpoint
 from tasks.recursive_reasoning.evaluate import result_file
 from tests.conftest import run_script
 

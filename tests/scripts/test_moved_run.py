@@ -14,7 +14,7 @@ from tasks.loading import home_of
 
 def run_at(folder: Path, started: Path, config: dict[str, object]) -> Path:
     """A run directory with one checkpoint of `config`, started in `started`."""
-    store = CheckpointStore(folder, "train")
+    store = CheckpointStore(folder, "pretrain" if "data_paths" in config else "train")
     store.save(1, model={"w": torch.zeros(1)}, state={}, config=config)
     (folder / "environment.json").write_text(json.dumps({"working_directory": str(started)}))
     return folder

@@ -1,0 +1,80 @@
+"""Evaluate a stored run as its task does at the end of training: what scripts/evaluate.py does for any family."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.distributed import is_main
+from engine.errors import UsageError
+from engine.io import print_rank0, user_path
+from engine.run.load_run import find_checkpoint, open_checkpoint
+from reports.output import write_json_result
+from tasks.loading import home_of, require_average, warn_of_other_data
+
+DEFAULTS = {"split": "test", "steps": None, "max_examples": None, "halting": None, "batch_size": None}
+"""Arguments that only some families give a meaning to, with their defaults."""
+
+
+def evaluate_run(
+    args: argparse.Namespace,
+    *,
+    override_data: Callable[[Path, list[str]], Mapping[str, Any]] | None = None,
+    mode: str | None = None,
+    keys: Sequence[str] = (),
+) -> None:
+    """Load, evaluate, print and write, as the arguments of scripts/evaluate.py ask.
+
+    Args:
+        override_data: (checkpoint, what --data names) -> keys of the config that evaluate on it.
+        mode: a key of the config that decides what the numbers mean: it is printed with them.
+        keys: further keys to keep with the result.
+
+    Raises:
+        UsageError: an argument without a meaning for this family, no usable checkpoint or data.
+    """
+    entry = find_checkpoint(args.checkpoint).entry
+    for name, default in {**DEFAULTS, **({} if override_data else {"data": None})}.items():
+        if getattr(args, name) != default:
+            raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of {entry}.py")
+    target = None if args.json is None else args.json.absolute()
+    checkpoint = Path(os.path.abspath(args.checkpoint))
+    given = [os.path.abspath(user_path(name)) if "/" in name else name for name in args.data or ()]
+    with contextlib.chdir(home_of(checkpoint)):
+        overrides = override_data(checkpoint, given) if override_data else {}
+        opened = open_checkpoint(checkpoint, device=args.device, weights=args.weights or "ema", overrides=overrides)
+        require_average(opened, args)
+        data = [{key: str(card[key]) for key in ("path", "content_hash")} for card in opened.plan.cards]
+        warn_of_other_data(opened.checkpoint, data)
+        began = time.perf_counter()
+        results = opened.plan.task.evaluate(final=True)
+        seconds = time.perf_counter() - began
+    if not is_main():
+        return
+    results = {name: value for name, value in results.items() if name.startswith("eval/")}
+    for name, value in results.items():
+        print_rank0(f"{name:<28}{value:.4f}" if value is not None else f"{name:<28}-")
+    step, config = opened.checkpoint.step, opened.config
+    asked = "latest" if checkpoint.resolve() == opened.run_dir.resolve() else checkpoint.name
+    shown = f", {mode}={getattr(config, mode)}" if mode else ""
+    print_rank0(f"checkpoint  {opened.run_dir}, {asked}: step {step}, {opened.weights} weights{shown}")
+    for card in data:
+        print_rank0(f"data        {card['path']}, content hash {card['content_hash'][:12]}")
+    marks = [f"data-{data[0]['content_hash'][:8]}"] if given else []
+    marks += ["raw"] if args.weights == "raw" and opened.checkpoint.has_ema else []
+    settings = {
+        "run": str(opened.run_dir),
+        "checkpoint": asked,
+        "step": step,
+        "weights": opened.weights,
+        **{key: getattr(config, key) for key in ([mode] if mode else []) + list(keys)},
+        "data": data,
+        "device": str(opened.runtime.device),
+    }
+    target = target or opened.run_dir / ("_".join([f"evaluation_step_{step}", *marks]) + ".json")
+    write_json_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": results})
