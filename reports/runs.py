@@ -15,8 +15,7 @@ from typing import Any, Protocol
 
 from engine import reading
 from engine.errors import UsageError
-from engine.run.files import data_hashes, read_json, read_yaml
-from engine.run.rundir import is_finished
+from engine.run.files import data_hashes, is_finished, read_json, read_yaml
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""An open run directory: what is written into it, how the run stands, and whether it still is where it was.
+"""The run directory: a decision is carried out by opening it; what is written into it; whether it still is there.
 
-Rank 0 alone has one; `engine.run.rundir.open_run` opens it.
+Rank 0 alone has one open, locked for the life of the process.
 """
 
 from __future__ import annotations
@@ -9,14 +9,27 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from engine.errors import RunFailure
-from engine.io import atomic_write_json, atomic_write_text, make_link
-from engine.run.files import finite, now, truncate_to, write_yaml
+from engine.checkpoint.store import CheckpointStore
+from engine.errors import RunFailure, UsageError
+from engine.io import atomic_write_json, atomic_write_text, file_lock, make_link, print_rank0, sha256_json
+from engine.run.aside import (
+    SET_ASIDE,
+    clear_leftovers,
+    contents,
+    is_set_aside,
+    require_own,
+    require_room,
+    set_aside,
+)
+from engine.run.decision import RunDecision, decide
+from engine.run.files import finite, is_finished, now, read_json, truncate_to, write_yaml
+from engine.run.request import RunRequest
 
+METRIC_FILES = ("metrics.jsonl", "metrics.csv")
 STATES = ("running", "interrupted", "done", "failed", "refused")
 
 
@@ -25,12 +38,10 @@ class RunDirectory:
     """An open and locked run directory."""
 
     path: Path
-    mode: Literal["new", "continue"]
-    """"new" starts at step 0 (or as a branch of `checkpoint`), "continue" goes on from `checkpoint`."""
-    checkpoint: Path | None
-    """Where the state comes from; not yet verified (`load_checkpoint` does that)."""
-    message: str
-    """What was decided, as it was said."""
+    decision: RunDecision
+    """What was carried out."""
+    message: str = ""
+    """The line that was printed about it."""
     _lock: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, repr=False)
     _status: dict[str, Any] = field(default_factory=dict, repr=False)
     _identity: dict[str, Any] = field(default_factory=dict, repr=False)  # to be written by write_config
@@ -128,3 +139,109 @@ class RunDirectory:
         if self._folder is not None:
             os.close(self._folder)
             self._folder = None
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def open_run(request: RunRequest, decision: RunDecision | None = None) -> RunDirectory:
+    """Lock the directory of `decision` (None: decide now), carry the decision out, and print what was done.
+
+    Another launch may have come between the decision and the lock, so what lies there is judged again under the lock,
+    and that judgement is followed. A run in the way is renamed `<path>.1` (the next free number).
+
+    Raises: UsageError: a live process in the directory (names its pid), or whatever `decide` refuses.
+    """
+    try:
+        decision, moved = decision or decide(request), ""
+        while True:
+            with _lock(decision.path) as held:
+                run, decision, moved = _carry_out(request, decision, moved, held)
+            if run is not None:
+                return run
+    except OSError as error:
+        raise request.unusable(error) from None
+
+
+def _carry_out(
+    request: RunRequest, decision: RunDecision, moved: str, held: contextlib.ExitStack
+) -> tuple[RunDirectory | None, RunDecision, str]:
+    """The open run; or None, and what is to be done now: a run has been set aside, or the disk has changed.
+
+    `held` is the lock on the directory; `moved` tells which run has been set aside for this one, and where to.
+    """
+    path = decision.path
+    require_own(path)
+    if decision.action in ("resume", "restart"):
+        clear_leftovers(path)
+        CheckpointStore(path, request.entry).recover()
+        if not is_set_aside(path):  # killed on the way to being set aside, and resumed all the same
+            (path / SET_ASIDE).unlink(missing_ok=True)
+    current = decide(request)
+    if (current.action, current.path) != (decision.action, path):
+        return None, current, moved
+    if current.action == "set_aside":
+        others = require_room(path)
+        aside = set_aside(path, others)
+        stays = f" ({', '.join(str(path / name) for name in others)} stays)" if others else ""
+        moved += f"{path} was in the way ({current.displaced}) and is now {aside.name}{stays}; "
+        return None, decide(request), moved
+    stored, identity = read_json(path / "identity.json"), {}
+    if current.action == "new":
+        clear_leftovers(path)
+        atomic_write_json(path / "identity.json", _identity_file(request, branch=current.branch))
+    elif current.action == "restart":
+        for name in METRIC_FILES:
+            truncate_to(path / name, 0)
+    elif not request.same(path):
+        identity = _identity_file(request, known=stored.get("config") or {})
+    run = RunDirectory(
+        path,
+        replace(current, action="set_aside") if moved else current,
+        f"{moved}{path}: {current.reason}",
+        held.pop_all(),
+        _identity=identity,
+        _folder=os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC),
+        _before=read_json(path / "status.json"),
+    )
+    run.set_status("running", step=_step_of(current.checkpoint) if current.resumes else 0)
+    print_rank0(run.message)
+    return run, current, moved
+
+
+def _identity_file(
+    request: RunRequest, *, branch: Path | None = None, known: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    began_at = {"branch": str(branch)} if branch else {}
+    identity = dict(request.identity_for(known or {}))
+    key = {"entry": request.entry, "identity": sha256_json(identity)}
+    return {**key, **began_at, "time": now(), "config": identity}
+
+
+def _step_of(checkpoint: Path | None) -> int | None:
+    number = checkpoint.name.removeprefix("step_") if checkpoint else ""
+    return int(number) if number.isdigit() else None
+
+
+def _lock(path: Path) -> contextlib.ExitStack:
+    """Lock `path` until the stack is closed. Raises: UsageError naming the pid of a live holder."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(file_lock(path / ".lock", wait=False))
+    return stack
+
+
+def record_refusal(request: RunRequest, *, state: str, **fields: Any) -> None:
+    """Leave status.json for a launch that ended before it had its directory: a job runner reads it.
+
+    Written only where nothing else lies, or into an unfinished run of the same identity that no process holds.
+    """
+    path = request.path
+    try:
+        if contents(path) and (not request.same(path) or is_finished(path)):
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        with _lock(path) as held:
+            require_own(path)
+            RunDirectory(path, RunDecision("new", path, ""), _lock=held).set_status(state, **fields)
+    except (OSError, UsageError):  # what refused the launch is what the user has to read
+        return

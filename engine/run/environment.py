@@ -7,9 +7,12 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from engine.errors import UsageError
+from engine.run.files import read_json
 
 SOURCE = Path(__file__).resolve().parents[2]
 LONGEST_DIFF = 1_000_000  # characters; data files in a diff are not what a reader looks for
@@ -67,6 +70,30 @@ def data_change(extra: Mapping[str, Any], environment: Mapping[str, Any], now: M
                 if isinstance(before, str) and isinstance(found, str) and before != found:
                     return f"{what} hash {found[:12]}, then {before[:12]}"
     return None
+
+
+def check_data(run: Path, extra: Mapping[str, Any], cards: Iterable[Mapping[str, Any]]) -> None:
+    """A run goes on with the data that it began with, wherever they lie now. `extra` is its checkpoint's.
+
+    Raises: UsageError that names what is new, changed or missing.
+    """
+    environment = read_json(run / "environment.json")
+    began = extra.get("data") or environment.get("data_cards")
+    then = {str(card.get("path")): card.get("content_hash") for card in began or [] if isinstance(card, Mapping)}
+    now = {str(card.get("path")): card.get("content_hash") for card in cards}
+    for card in cards:
+        if (change := data_change(extra, environment, card)) is not None:
+            raise UsageError(
+                f"{card['path']} is not what this run began with ({change}): "
+                "put the old data back, or start a new run (resume=false)"
+            )
+    others = "a new run takes other data (resume=false, or another run_dir)"
+    new = [path for path, found in now.items() if then and path not in then and found not in then.values()]
+    if new:
+        raise UsageError(f"{new[0]} is not among the data that this run began with ({', '.join(then)}): {others}")
+    gone = [path for path, found in then.items() if path not in now and found not in now.values()]
+    if gone:
+        raise UsageError(f"this run began with {', '.join(gone)} too, which this command leaves out: {others}")
 
 
 def _git_state(source: Path) -> dict[str, Any] | None:

@@ -44,6 +44,11 @@ def data_hashes(run_dir: Path) -> dict[str, str]:
     return {path: made for path, made in pairs if isinstance(path, str) and isinstance(made, str)}
 
 
+def is_finished(path: Path) -> bool:
+    """Whether the run ended well. A "running" whose process is gone (kill -9) is not finished."""
+    return read_json(path / "status.json").get("state") == "done"
+
+
 def truncate_to(path: Path, size: int) -> int:
     """Cut a line file back to `size` bytes and drop a half-written last line; returns the bytes that remain.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,17 +25,19 @@ from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.io import atomic_write_json, atomic_write_text, print_rank0
 from engine.loggers.sinks import Sinks
 from engine.loggers.trackers import open_sinks
-from engine.loop import batch
 from engine.loop.compiling import compile_task
 from engine.loop.ema import averaged_weights
 from engine.loop.profiling import StepProfiler
 from engine.loop.progress import ProgressBar, print_plan
 from engine.loop.stopping import check_early_stop
 from engine.loop.trainer import Hook, Trainer
-from engine.run import resume, rundir
-from engine.run.environment import data_marks, describe_environment
+from engine.run.decision import RunDecision, accumulation, decide_run
+from engine.run.directory import RunDirectory, open_run, record_refusal
+from engine.run.environment import check_data, data_marks, describe_environment
+from engine.run.files import read_json
 from engine.run.parent import report_run_dir
-from engine.run.rundir import RunDirectory, read_json
+from engine.run.request import request_of
+from engine.run.stored import from_source
 from engine.signals import StopSignal
 from engine.task import Evaluation, Runtime, TrainingPlan
 
@@ -69,15 +71,6 @@ def on_main(work: Callable[[], R]) -> R:
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Opened:
-    """What rank 0 decided about the run directory, told to all ranks."""
-
-    path: Path
-    mode: str
-    checkpoint: Path | None
-
-
 def run(
     config: RunConfig, build: Build, *, entry: str, check: Check | None = None, compare: Compare | None = None
 ) -> dict[str, float | None]:
@@ -94,35 +87,40 @@ def run(
         cleanup.callback(shutdown)
         check_attention(config.attention, choose_device(config.device).device)
         # Nothing on disk is touched (a finished run set aside, say) before data and model are known to be usable.
-        config = resume.from_source(config, on_main(lambda: resume.decide(config, entry)))
-        if (results := on_main(lambda: resume.finished_before(config, entry))) is not None:
-            return results
+        decision = on_main(lambda: decide_run(config, entry))
+        if decision.source is not None:
+            config = from_source(config, decision.source)
+        if decision.results is not None:
+            print_rank0(f"{decision.path}: {decision.reason}")
+            on_main(lambda: report_run_dir(decision.path))
+            return dict(decision.results)
+        request = request_of(config, entry)
         try:
             signature = check(config) if check is not None else None
-            pieces = on_main(lambda: batch.accumulation(config, entry))
+            pieces = on_main(lambda: accumulation(config, decision))
             runtime = replace(make_runtime(config, stop=stop), accumulation=pieces)
             plan = build(config, runtime)
             check_early_stop(config, plan)
-            if plan.start is not None and on_main(lambda: resume.begins(config, entry)):
+            if decision.starts_fresh and plan.start is not None:
                 plan.start()
             compile_task(plan.task, config, runtime.device)
             session = _Session(config, entry, plan, runtime, stop)
-            if (branch := on_main(lambda: resume.find_branch(config, entry))) is not None:
-                session.load(branch, branches=True)
+            if decision.branch is not None:
+                session.load(decision.branch, branches=True)
         except BaseException as error:
             state, fields = _how_it_ended(error)
             if is_main() and under_torchrun():
-                identity = resume.identity(config)
-                rundir.record_refusal(resume.run_dir(config), identity=identity, entry=entry, state=state, **fields)
-                report_run_dir(resume.run_dir(config))
+                record_refusal(request, state=state, **fields)
+                report_run_dir(request.path)
             raise
         directory: RunDirectory | None = None
 
-        def open_directory() -> _Opened:
+        def open_directory() -> RunDecision:
             nonlocal directory
-            directory = resume.open_directory(config, entry)
+            directory = open_run(request, decision)
             cleanup.callback(directory.close)
-            return _Opened(directory.path, directory.mode, directory.checkpoint)
+            report_run_dir(directory.path)
+            return directory.decision
 
         session.enter(on_main(open_directory), directory)
         try:
@@ -171,22 +169,22 @@ class _Session(Hook):
         if checkpoint.entry != self.entry:
             raise UsageError(f"checkpoint {path} was written by {checkpoint.entry}.py, not by {self.entry}.py")
         if not branches:
-            on_main(lambda: resume.check_data(self.opened.path, checkpoint.extra, self.plan.cards))
+            on_main(lambda: check_data(self.decision.path, checkpoint.extra, self.plan.cards))
         trainer = self.trainer
         load_state(trainer, checkpoint, rank=rank(), world_size=world_size())
         if branches:
             trainer.evaluations.forget()
 
-    def enter(self, opened: _Opened, directory: RunDirectory | None) -> None:
+    def enter(self, decision: RunDecision, directory: RunDirectory | None) -> None:
         """From here on there is a run directory (on rank 0 in hand)."""
-        self.opened, self.directory = opened, directory
-        self.store = CheckpointStore(opened.path, self.entry)
+        self.decision, self.directory = decision, directory
+        self.store = CheckpointStore(decision.path, self.entry)
 
     def train(self, runtime: Runtime) -> dict[str, float | None]:
-        config, trainer, path = self.config, self.trainer, self.opened.checkpoint
-        goes_on = self.opened.mode == "continue"
-        if path is not None and (goes_on or self.checkpoint is None or self.checkpoint.path != path.resolve()):
-            self.load(path, branches=not goes_on)
+        config, trainer, path = self.config, self.trainer, self.decision.checkpoint
+        resumes = self.decision.resumes
+        if path is not None and (resumes or self.checkpoint is None or self.checkpoint.path != path.resolve()):
+            self.load(path, branches=not resumes)
         self.first_step = trainer.step
         on_main(self._prepare_files)
         print_plan(self.plan, config, runtime, self.first_step)
@@ -202,13 +200,13 @@ class _Session(Hook):
     def compare_paths(self, signature: Mapping[str, Any], compare: Compare) -> None:
         """Rank 0: hold the signature of what runs against that of the run that goes on."""
         self.signature = dict(signature)
-        if self.opened.mode == "continue" and signature:
-            different, notable = compare(read_json(self.opened.path / SIGNATURE), dict(signature))
+        if self.decision.resumes and signature:
+            different, notable = compare(read_json(self.decision.path / SIGNATURE), dict(signature))
             for line in notable:
                 print_rank0(f"warning: since this run began, {line}")
             if different and self.config.verify == "strict":
                 raise UsageError(
-                    f"{self.opened.path} was another path, {different[0]}: start a new run (resume=false), "
+                    f"{self.decision.path} was another path, {different[0]}: start a new run (resume=false), "
                     "or go on all the same with verify=warn"
                 )
             for line in different:
@@ -217,15 +215,15 @@ class _Session(Hook):
     def _prepare_files(self) -> None:
         """Only now: a resume that was refused above, or that trains nothing, leaves the stored config alone."""
         assert self.directory is not None
-        goes_on, trainer, source = self.opened.mode == "continue", self.trainer, source_of(self.config)
-        sizes = self.checkpoint.extra.get("sizes", {}) if self.checkpoint and goes_on else {}
+        resumes, trainer, source = self.decision.resumes, self.trainer, source_of(self.config)
+        sizes = self.checkpoint.extra.get("sizes", {}) if self.checkpoint and resumes else {}
         self.directory.cut_back({"metrics.jsonl": sizes.get("metrics.jsonl", 0)})
-        if goes_on:
-            self._update_links(prune=self.store.latest() == self.opened.checkpoint)
-        if goes_on and trainer.step >= trainer.last_step:
+        if resumes:
+            self._update_links(prune=self.store.latest() == self.decision.checkpoint)
+        if resumes and trainer.step >= trainer.last_step:
             return
         if self.signature:
-            atomic_write_json(self.opened.path / SIGNATURE, self.signature)
+            atomic_write_json(self.decision.path / SIGNATURE, self.signature)
         self.directory.write_config(source.yaml, source.resolved, source.overrides)
         about = describe_environment(data_cards=self.plan.cards)
         self.directory.write_environment({**about, "batch_rows": self.plan.batch_rows})
@@ -270,7 +268,7 @@ class _Session(Hook):
         def write() -> None:
             assert self.directory is not None
             self.directory.require_there()
-            metrics_file = self.opened.path / "metrics.jsonl"
+            metrics_file = self.decision.path / "metrics.jsonl"
             try:
                 self.store.save(
                     trainer.step,
@@ -309,7 +307,7 @@ class _Session(Hook):
             "value": results.get(plan.primary_metric),
             "goal": plan.metric_mode,
         }
-        before = read_json(self.opened.path / "summary.json")
+        before = read_json(self.decision.path / "summary.json")
         idle = self.trainer.step == self.first_step == before.get("step")  # a finished run, resumed for nothing
         self.directory.write_summary(
             primary, step=self.trainer.step, best={"value": early.best, "step": early.best_step},
@@ -328,7 +326,7 @@ class _Session(Hook):
         for name, value in results.items():
             if value is not None and name.count("/") == 1:
                 print_rank0(f"{name:<28}{value:.4f}")
-        print_rank0(f"done: {self.opened.path} (step {self.trainer.step}, {time.time() - self.began:.1f} s)")
+        print_rank0(f"done: {self.decision.path} (step {self.trainer.step}, {time.time() - self.began:.1f} s)")
 
     def ended(self, error: BaseException) -> None:
         """Say in status.json how the run ended, then let the error go on to the command line."""

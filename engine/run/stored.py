@@ -1,19 +1,39 @@
-"""The config.yaml of a run, read as what it is: a file that may come from anywhere."""
+"""The config of a run from its config.yaml, a file that may come from anywhere, and what a resume makes of it.
+
+`resume=true` takes the stored config, interpolations and all, as the base and puts the command line's values on top, so
+that `resume=true run_name=x` needs nothing else and a changed value reaches everything that was derived from it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from engine.config import HEADER
+from engine.cli.keys import keys_of
+from engine.config import (
+    HEADER,
+    ConfigSource,
+    RunConfig,
+    merge_for_resume,
+    resolved_container,
+    source_of,
+    stored_origin,
+)
 from engine.errors import UsageError
+from engine.fields import value_at
 from engine.reading import Unreadable, parse_json, read_yaml, reason_of
+from engine.run.before import as_written, has_key
+from engine.run.files import read_json
+from engine.schema import structure, with_defaults
+
+C = TypeVar("C", bound=RunConfig)
 
 LARGEST = 1 << 20
 """Characters and values of a config once every interpolation is replaced by what it stands for."""
@@ -111,3 +131,64 @@ def interpolation_fault(config: Any) -> str | None:
     except RecursionError:
         return "refers from key to key too many times"
     return None
+
+
+# --- what a resume makes of it ----------------------------------------------------------------------------------------
+
+
+def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_dir: Path | None = None) -> C:
+    """The config of the run in `folder` with this command's value overrides on top; it goes on in `run_dir`.
+
+    Raises:
+        UsageError: a group change, a `~` deletion, an unknown key, or no readable config.yaml in `folder`.
+    """
+    asked = source_of(config)
+    text = stored_text(folder)
+    schema: Any = type(config)
+    merged = merge_for_resume(
+        text, asked.overrides, groups=[*asked.choices, *groups], before=config.before, declared=keys_of(schema)
+    )
+    merged.resume_from = config.resume_from  # this launch's, never where the run once began
+    header = text.partition("\n")[0] + "\n"
+    resolved = resolved_container(merged)
+    if run_dir is not None:  # a time-stamped name would resolve to a new time
+        resolved["run_dir"] = str(run_dir)
+    source = replace(
+        asked, yaml=header + OmegaConf.to_yaml(merged, resolve=False), resolved=resolved, **stored_origin(text)
+    )  # fmt: skip
+    return from_source(config, source)
+
+
+def as_it_began(config: C, folder: Path) -> C:
+    """`config` with what the run in `folder` does where it is older than a key: it goes on as it began."""
+    known = read_json(folder / "identity.json").get("config")
+    ours = source_of(config).resolved
+    later = [key for key in config.before if has_key(ours, key) and isinstance(known, dict) and not has_key(known, key)]
+    if not later:
+        return config
+    stored = OmegaConf.to_container(OmegaConf.create(stored_text(folder)), resolve=False)
+    text = OmegaConf.to_container(OmegaConf.create(source_of(config).yaml), resolve=False)
+    kept = {key: as_written(value_at(stored, key, config.before[key]), text, ours) for key in later}
+    return from_source(config, edited(source_of(config), kept))
+
+
+def from_source(config: C, source: ConfigSource) -> C:
+    """`config` read again from `source` (itself, if that is where it came from)."""
+    if source is source_of(config):
+        return config
+    source = replace(source, resolved=with_defaults(type(config), source.resolved))
+    fresh: Any = structure(type(config), source.resolved)
+    vars(fresh)["_source"] = source
+    return fresh
+
+
+def edited(source: ConfigSource, values: Mapping[str, Any]) -> ConfigSource:
+    """`source` with these values for dotted keys."""
+    header, _, _ = source.yaml.partition("\n")
+    config = OmegaConf.create(source.yaml)
+    assert isinstance(config, DictConfig)
+    for key, value in values.items():
+        OmegaConf.update(config, key, value)
+    return replace(
+        source, yaml=f"{header}\n{OmegaConf.to_yaml(config, resolve=False)}", resolved=resolved_container(config)
+    )

@@ -97,7 +97,7 @@ def test_torchruns_restart_goes_on_from_the_last_checkpoint(workplace: Path) -> 
     process = agent(*words, str(script), *SMALL, "run_name=r", cwd=workplace)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
-    assert "going on from step_4" in output
+    assert "resuming from step_4" in output
     plain = agent(*words, str(ROOT / "pretrain.py"), *SMALL, "run_name=whole", cwd=workplace)
     assert plain.wait(timeout=120) == 0
     whole = weights(workplace / "checkpoints/p/whole")

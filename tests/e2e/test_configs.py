@@ -76,7 +76,7 @@ def one_step_reading_everything(script: str, argv: list[str]) -> None:
     """Run a command and print the declared keys that nothing read."""
     import engine.config
     import engine.registry
-    import engine.run.resume
+    import engine.run.stored
     from engine.schema import structure
     from verification.probes.reads import track, unread
 
@@ -87,7 +87,7 @@ def one_step_reading_everything(script: str, argv: list[str]) -> None:
         made.append((where, track(structure(declared, data, where))))
         return made[-1][1]
 
-    for module in (engine.config, engine.registry, engine.run.resume):
+    for module in (engine.config, engine.registry, engine.run.stored):
         module.structure = collecting
     try:
         _entry(script, argv)

@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_bit_for_bit(workplace: Path) -> None:
     code, output = interrupt(workplace, signal.SIGKILL, 5, (*argv, "run_name=r"))
     assert code == -signal.SIGKILL, output
     result, run = go(workplace, *argv)
-    assert "going on from" in result.output
+    assert "resuming from" in result.output
     assert metrics(run) == metrics(whole)
     for name in ("model", "state"):
         a, b = (load_file(folder / f"step_12/{name}.safetensors") for folder in (run, whole))

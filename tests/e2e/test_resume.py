@@ -94,7 +94,7 @@ def test_a_signal_saves_and_exits_three(whole: Path, workplace: Path, number: si
     assert (run / f"step_{status['step']}" / "manifest.json").exists()
     result = run_script("pretrain", *RUN, cwd=workplace)
     assert result.code == 0, result.output
-    assert "going on from" in result.output
+    assert "resuming from" in result.output
     assert metrics(run) == metrics(whole)
     assert weights(run) == weights(whole)
 
@@ -190,7 +190,7 @@ def test_budget_device_and_logging_do_not_make_another_run(whole: Path, workplac
     changed = ["accumulation=1", "keep_last=5", "threads=1", "device=auto"]
     result = run_script("pretrain", *RUN, *changed, cwd=workplace)
     assert result.code == 0, result.output
-    assert "going on from" in result.output
+    assert "resuming from" in result.output
     assert not (workplace / "checkpoints/p/r.1").exists()
 
 

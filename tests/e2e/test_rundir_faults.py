@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UsageError
-from engine.run.resume import check_data
+from engine.run.environment import check_data
 from tests.conftest import Result, _entry, metrics, run_forked, run_script
 from tests.train.conftest import TINY, attempt, place, texts, train  # noqa: F401 (fixtures)
 

@@ -43,7 +43,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def check_that_it_went_on(run: Path, output: str, at: int, to: int) -> None:
-    assert f"going on from step_{at}" in output
+    assert f"resuming from step_{at}" in output
     assert "with changes" not in output
     stored = metrics(FIXTURES / run.name)
     lines = metrics(run)
@@ -112,7 +112,7 @@ def test_a_run_keeps_the_data_order_it_began_with(old: Path, how: str) -> None:
         (old / "pretrain/status.json").write_text(json.dumps({**status, "state": "interrupted"}))
         result = run_script("pretrain", *argv, f"max_steps={last}", cwd=old)
         assert result.code == 0, result.output
-        assert "going on from" in result.output
+        assert "resuming from" in result.output
         assert "with changes" not in result.output
         assert _kept(old / "pretrain") == ("published", "${seed}")
         assert json.loads((old / "pretrain/identity.json").read_text())["identity"] == identity
@@ -171,7 +171,7 @@ def test_a_run_is_found_under_the_name_it_had(old: Path, folder: str) -> None:
     project = ["project_name=null"] if folder.endswith("None") else []
     result = run_script("pretrain", *PRETRAIN[:-1], *project, "~arch.head_dim", "max_steps=12", cwd=old)
     assert result.code == 0, result.output
-    assert "going on from step_8" in result.output
+    assert "resuming from step_8" in result.output
     assert [path.name for path in (old / "checkpoints").rglob("status.json")] == ["status.json"]
 
 

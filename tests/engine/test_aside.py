@@ -41,7 +41,7 @@ def test_runs_inside_stay_where_they_are(tmp_path: Path, inside: str, identity: 
     (out / "notes").mkdir()
     before = tree(out / inside)
     run = opened(out, identity)
-    assert run.mode == "new"
+    assert run.decision.action == "set_aside"
     assert f"is now out.1 ({out / inside.split('/')[0]} stays)" in run.message
     assert tree(out / inside) == before
     live.set_status("done")
@@ -50,7 +50,7 @@ def test_runs_inside_stay_where_they_are(tmp_path: Path, inside: str, identity: 
     assert (tmp_path / "out.1/step_5/manifest.json").is_file()
     assert not (out / "checkpoints").exists()
     assert not (out / "step_5").is_symlink()
-    assert opened(tmp_path / "out.1", resume=True).mode == "continue"
+    assert opened(tmp_path / "out.1", resume=True).decision.action == "resume"
 
 
 def test_a_linked_run_inside_stays(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_runs_where_a_run_keeps_its_own_files_are_refused(tmp_path: Path) -> Non
     lived(tmp_path / "checkpoints/p/r", 5)
     with pytest.raises(UsageError, match=r"another run, .*checkpoints/p/r, lies in the folder checkpoints/"):
         opened(tmp_path)
-    assert opened(tmp_path / "checkpoints").mode == "new"
+    assert opened(tmp_path / "checkpoints").decision.action == "new"
     with pytest.raises(UsageError, match="lies inside samples/ of the run"):
         opened(tmp_path / "checkpoints/p/r/samples/x")
 
@@ -108,7 +108,7 @@ def test_a_kill_while_a_run_is_set_aside_is_made_good(tmp_path: Path, monkeypatc
             with pytest.raises(Killed):
                 opened(out, resume=False)
         run = opened(out, resume=False)
-        assert (run.mode, (out / "a/checkpoints/step_1").is_dir()) == ("new", True)
+        assert (run.decision.action, (out / "a/checkpoints/step_1").is_dir()) == ("set_aside", True)
         aside = tmp_path / f"at{stop}/out.1"
         assert sorted(p.name for p in aside.parent.iterdir()) == ["out", "out.1"]
         assert read_json(aside / "status.json")["state"] == "interrupted"
@@ -121,7 +121,7 @@ def test_a_run_that_is_half_moved_is_not_gone_on_with(tmp_path: Path) -> None:
     out = lived(tmp_path / "out", 5)
     (tmp_path / "out.1").mkdir()
     (out / SET_ASIDE).write_text("out.1\n")
-    assert opened(out).mode == "new"
+    assert opened(out).decision.action == "set_aside"
     assert (tmp_path / "out.1/checkpoints/step_5").is_dir()
 
 
@@ -130,7 +130,7 @@ def test_a_stale_or_forged_mark_moves_nothing(tmp_path: Path, text: str) -> None
     out = lived(tmp_path / "out", 5)
     (tmp_path / "elsewhere").mkdir()
     (out / SET_ASIDE).write_text(text)
-    assert opened(out).mode == "continue"
+    assert opened(out).decision.action == "resume"
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
@@ -184,7 +184,7 @@ def test_a_kill_after_a_checkpoints_rename_loses_nothing(tmp_path: Path, monkeyp
         with pytest.raises(Killed):
             save(2, 0.1)
     run = opened(path)
-    assert run.checkpoint == path / "checkpoints/step_2"
+    assert run.decision.checkpoint == path / "checkpoints/step_2"
     assert store.best() == path / "checkpoints/step_2"
     assert (path / "checkpoints/latest").read_text() == "step_2\n"
     assert (path / "step_2").is_symlink()
@@ -199,7 +199,7 @@ def test_going_back_is_not_undone(tmp_path: Path) -> None:
     run = opened(path, resume_from="step_5")
     checkpoint(run, 7)
     run.close()
-    assert opened(path).checkpoint == path / "checkpoints/step_7"
+    assert opened(path).decision.checkpoint == path / "checkpoints/step_7"
 
 
 # --- links that lead out
@@ -281,7 +281,7 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch, capsys) -> Non
         checkpoint(run, step)
     assert capsys.readouterr().out.count("warning: no link") == 1
     run.close()
-    assert opened(tmp_path / "run").checkpoint == tmp_path / "run/checkpoints/step_3"
+    assert opened(tmp_path / "run").decision.checkpoint == tmp_path / "run/checkpoints/step_3"
 
 
 @pytest.mark.parametrize("code", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])
@@ -290,7 +290,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch, capsys, code: 
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    assert opened(tmp_path / "run").mode == "new"
+    assert opened(tmp_path / "run").decision.action == "new"
     assert "warning: no lock on" in capsys.readouterr().out
 
 
@@ -310,6 +310,6 @@ def test_a_disk_that_refuses_is_one_line_and_loses_nothing(
             fault = contextlib.suppress(UsageError)
             with fault if function in ("listdir", "rename") else pytest.raises(UsageError, match=os.strerror(code)):
                 opened(place, TWO).close()
-        assert opened(place, TWO).mode in ("new", "continue")
+        assert opened(place, TWO).decision.action != "finished"
     found = [path.read_bytes() for path in tmp_path.glob("old*/checkpoints/step_5/manifest.json")]
     assert found == [before]

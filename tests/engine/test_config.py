@@ -14,7 +14,7 @@ from engine.cli.keys import keys_of
 from engine.config import NOT_IDENTITY, RunConfig, load_synced_config, merge_for_resume, source_of
 from engine.errors import UsageError
 from engine.io import sha256_json
-from engine.run.rundir import identity_of
+from engine.run.identity import identity_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,8 +16,9 @@ import torch
 
 from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
-from engine.run.resume import run_dir
-from engine.run.rundir import RunDirectory, find_resumable, open_run
+from engine.run.decision import decide
+from engine.run.directory import RunDirectory, open_run
+from engine.run.request import RunRequest, run_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = {"lr": 0.1, "arch": {"depth": 2}}
@@ -26,7 +27,7 @@ NOW = "${now:%H-%M-%S}"
 
 
 def opened(path: Path, identity=ONE, **options) -> RunDirectory:
-    return open_run(path, identity=identity, entry=options.pop("entry", "pretrain"), **options)
+    return open_run(RunRequest(path, identity, options.pop("entry", "pretrain"), **options))
 
 
 def checkpoint(run: RunDirectory, step: int) -> Path:
@@ -54,7 +55,7 @@ def status(path: Path) -> dict:
 
 def test_new_run(tmp_path, capsys):
     run = opened(tmp_path / "a" / "run")
-    assert (run.mode, run.checkpoint, run.path) == ("new", None, tmp_path / "a" / "run")
+    assert (run.decision.action, run.decision.checkpoint, run.path) == ("new", None, tmp_path / "a" / "run")
     assert capsys.readouterr().out == run.message + "\n" == f"{run.path}: new run\n"
     assert status(run.path)["state"] == "running"
     assert status(run.path)["pid"] == os.getpid()
@@ -67,9 +68,9 @@ def test_new_run(tmp_path, capsys):
 def test_auto_goes_on_with_an_unfinished_run(tmp_path, state):
     path = lived(tmp_path / "run", 5, 10, state=state)
     run = opened(path)
-    assert run.mode == "continue"
-    assert run.checkpoint == path / "checkpoints" / "step_10"
-    assert "going on from step_10" in run.message
+    assert run.decision.action == "resume"
+    assert run.decision.checkpoint == path / "checkpoints" / "step_10"
+    assert "resuming from step_10" in run.message
     assert status(path)["state"] == "running"
     assert status(path)["step"] == 10
     assert (path / "metrics.jsonl").read_text()
@@ -81,7 +82,7 @@ def test_auto_goes_on_when_the_status_is_lost(tmp_path, text):
     (path / "status.json").unlink()
     if text is not None:
         (path / "status.json").write_text(text)
-    assert opened(path).mode == "continue"
+    assert opened(path).decision.action == "resume"
 
 
 def test_a_way_that_leads_up_again_is_another_name_of_the_same_place(tmp_path, monkeypatch):
@@ -96,7 +97,7 @@ def test_auto_sets_a_finished_run_aside(tmp_path, capsys):
     path = lived(tmp_path / "run", 5, state="done")
     old = (path / "checkpoints/step_5/manifest.json").read_bytes()
     run = opened(path)
-    assert (run.mode, run.checkpoint) == ("new", None)
+    assert (run.decision.action, run.decision.checkpoint) == ("set_aside", None)
     assert "run was in the way (a finished run) and is now run.1" in capsys.readouterr().out
     assert (tmp_path / "run.1/checkpoints/step_5/manifest.json").read_bytes() == old
     assert status(tmp_path / "run.1")["state"] == "done"
@@ -111,7 +112,7 @@ def test_auto_sets_a_finished_run_aside(tmp_path, capsys):
 def test_auto_sets_a_foreign_run_aside_and_says_what_differs(tmp_path, state):
     path = lived(tmp_path / "run", 5, state=state)
     run = opened(path, TWO)
-    assert run.mode == "new"
+    assert run.decision.action == "set_aside"
     assert "another run: lr 0.1 -> 0.2, arch.depth 2 -> 3" in run.message
     assert (tmp_path / "run.1/checkpoints/step_5").is_dir()
     run.close()
@@ -144,7 +145,7 @@ def test_auto_starts_over_in_place_without_a_checkpoint(tmp_path):
     (path / "checkpoints").mkdir()
     (path / "checkpoints" / ".step_5.tmp-1-0").mkdir()
     run = opened(path)
-    assert (run.mode, run.checkpoint, run.path) == ("new", None, path)
+    assert (run.decision.action, run.decision.checkpoint, run.path) == ("restart", None, path)
     assert "starting again from step 0" in run.message
     assert (path / "metrics.jsonl").read_bytes() == b""
     assert (path / "metrics.csv").read_bytes() == b""
@@ -160,7 +161,7 @@ def test_auto_starts_over_in_place_without_a_checkpoint(tmp_path):
 def test_true_goes_on_finished_or_not(tmp_path, state, resume):
     path = lived(tmp_path / "run", 5, state=state)
     run = opened(path, resume=resume)
-    assert (run.mode, run.checkpoint) == ("continue", path / "checkpoints" / "step_5")
+    assert (run.decision.action, run.decision.checkpoint) == ("resume", path / "checkpoints" / "step_5")
     assert status(path)["state"] == "running"
 
 
@@ -176,11 +177,11 @@ def test_true_needs_a_checkpoint_and_names_the_folder(tmp_path):
 def test_true_says_changes_and_keeps_them_once_the_state_is_loaded(tmp_path):
     path = lived(tmp_path / "run", 5, state="done")
     run = opened(path, TWO, resume=True)
-    assert "going on from step_5 with changes: lr 0.1 -> 0.2, arch.depth 2 -> 3" in run.message
+    assert "resuming from step_5 with changes: lr 0.1 -> 0.2, arch.depth 2 -> 3" in run.message
     assert json.loads((path / "identity.json").read_text())["config"] == ONE
     run.write_config("lr: 0.2\n", TWO)
     run.close()
-    assert opened(path, TWO).mode == "continue"
+    assert opened(path, TWO).decision.action == "resume"
     with pytest.raises(UsageError, match=r"run of pretrain\.py, not of train\.py"):
         opened(path, TWO, resume=True, entry="train")
 
@@ -189,7 +190,7 @@ def test_true_says_changes_and_keeps_them_once_the_state_is_loaded(tmp_path):
 def test_false_never_goes_on(tmp_path, resume):
     path = lived(tmp_path / "run", 5)
     run = opened(path, resume=resume)
-    assert (run.mode, run.checkpoint) == ("new", None)
+    assert (run.decision.action, run.decision.checkpoint) == ("set_aside", None)
     assert "an unfinished run of the same config" in run.message
     assert (tmp_path / "run.1/checkpoints/step_5").is_dir()
 
@@ -214,8 +215,8 @@ def test_resume_from_a_step_of_this_run(tmp_path, state):
     path = lived(tmp_path / "run", 5, 10, state=state)
     for spec in ("step_5", str(path / "step_5"), str(path / "checkpoints" / "step_5")):
         run = opened(path, resume_from=spec)
-        assert run.mode == "continue"
-        assert run.checkpoint.resolve() == (path / "checkpoints" / "step_5").resolve()
+        assert run.decision.action == "resume"
+        assert run.decision.checkpoint.resolve() == (path / "checkpoints" / "step_5").resolve()
         assert status(path)["step"] == 5
         run.close()
     with pytest.raises(UsageError, match=r"resume_from=step_6.*step_5"):
@@ -228,20 +229,20 @@ def test_resume_from_another_run_branches_off_and_the_branch_goes_on(tmp_path):
     source = lived(tmp_path / "source", 5, state="done") / "checkpoints" / "step_5"
     path = lived(tmp_path / "run", 3)  # of the same identity, but no branch of source
     run = opened(path, resume_from=str(source))
-    assert (run.mode, run.checkpoint) == ("new", source)
+    assert (run.decision.action, run.decision.checkpoint) == ("set_aside", source)
     assert "branching off" in run.message
     assert (tmp_path / "run.1/step_3").is_symlink()
     run.close()
     run = opened(path, resume_from=str(source))  # killed before its first checkpoint: again from the source
-    assert (run.mode, run.checkpoint) == ("new", source)
+    assert (run.decision.action, run.decision.checkpoint) == ("restart", source)
     checkpoint(run, 8)
     run.close()
     run = opened(path, resume_from=str(source))  # the same command goes on
-    assert (run.mode, run.checkpoint) == ("continue", path / "checkpoints" / "step_8")
+    assert (run.decision.action, run.decision.checkpoint) == ("resume", path / "checkpoints" / "step_8")
     run.close()
     with pytest.raises(UsageError, match="leave resume=true out"):
         opened(path, resume_from=str(source), resume=True)
-    assert opened(path, resume_from=str(source), resume=False).checkpoint == source
+    assert opened(path, resume_from=str(source), resume=False).decision.checkpoint == source
 
 
 # --- time-stamped names
@@ -255,8 +256,8 @@ def test_auto_finds_the_newest_unfinished_run_of_the_same_identity(tmp_path):
     lived(tmp_path / "x_04-00-00", 4, state="done")
     (tmp_path / "x_05-00-00").mkdir()
     run = opened(tmp_path / "x_06-00-00", pattern=pattern)
-    assert (run.mode, run.path) == ("continue", newest)
-    assert run.checkpoint.name == "step_2"
+    assert (run.decision.action, run.path) == ("resume", newest)
+    assert run.decision.checkpoint.name == "step_2"
     assert not (tmp_path / "x_06-00-00").exists()
     run.close()
     assert opened(tmp_path / "x_06-00-00", pattern=pattern, resume=False).path.name == "x_06-00-00"
@@ -264,7 +265,7 @@ def test_auto_finds_the_newest_unfinished_run_of_the_same_identity(tmp_path):
 
 def test_a_fixed_name_looks_nowhere_else(tmp_path):
     lived(tmp_path / "x_1", 1)
-    assert opened(tmp_path / "x_2", pattern=f"{tmp_path}/x_${{number}}").mode == "new"
+    assert opened(tmp_path / "x_2", pattern=f"{tmp_path}/x_${{number}}").decision.action == "new"
 
 
 def test_a_run_set_aside_is_not_found_again_under_a_time(tmp_path):
@@ -272,7 +273,7 @@ def test_a_run_set_aside_is_not_found_again_under_a_time(tmp_path):
     opened(path, resume=False).close()
     (path / "identity.json").unlink()
     run = opened(tmp_path / "x_02", pattern=f"{tmp_path}/x_${{now:%H}}")
-    assert (run.mode, run.path.name) == ("new", "x_02")
+    assert (run.decision.action, run.path.name) == ("new", "x_02")
 
 
 def test_true_under_a_time(tmp_path):
@@ -281,10 +282,10 @@ def test_true_under_a_time(tmp_path):
     lived(tmp_path / "02-00-00" / "x", 2, identity=TWO)
     lived(tmp_path / "03-00-00" / "x")
     run = opened(tmp_path / "04-00-00" / "x", pattern=pattern, resume=True)
-    assert (run.path, run.mode) == (done, "continue")
+    assert (run.path, run.decision.action) == (done, "resume")
     run.close()
     run = opened(tmp_path / "04-00-00" / "x", pattern=pattern, resume_from=str(done / "step_1"))
-    assert (run.path, run.mode) == (done, "continue")
+    assert (run.path, run.decision.action) == (done, "resume")
     run.close()
     with pytest.raises(UsageError, match=r"nothing to resume.*\*/x"):
         opened(tmp_path / "04-00-00" / "x", {"lr": 3}, pattern=pattern, resume=True)
@@ -305,8 +306,8 @@ def test_a_live_run_is_not_touched_and_a_killed_one_goes_on(tmp_path, identity):
     path = tmp_path / "run"
     code = (
         "import sys, time, torch\n"
-        "from engine.run.rundir import open_run\nfrom engine.checkpoint.store import CheckpointStore\n"
-        "run = open_run(sys.argv[1], identity={'lr': 0.1, 'arch': {'depth': 2}}, entry='pretrain')\n"
+        "from pathlib import Path\nfrom engine.run.directory import open_run\nfrom engine.run.request import RunRequest\nfrom engine.checkpoint.store import CheckpointStore\n"
+        "run = open_run(RunRequest(Path(sys.argv[1]), {'lr': 0.1, 'arch': {'depth': 2}}, 'pretrain'))\n"
         "CheckpointStore(run.path, 'pretrain').save(4, model={'w': torch.zeros(2)}, config={})\n"
         "print('ready', flush=True)\ntime.sleep(60)\n"
     )
@@ -325,9 +326,9 @@ def test_a_live_run_is_not_touched_and_a_killed_one_goes_on(tmp_path, identity):
     assert status(path)["state"] == "running"
     run = opened(path, identity)
     if identity == ONE:
-        assert (run.mode, run.checkpoint.name) == ("continue", "step_4")
+        assert (run.decision.action, run.decision.checkpoint.name) == ("resume", "step_4")
     else:
-        assert run.mode == "new"
+        assert run.decision.action == "set_aside"
         assert (tmp_path / "run.1/step_4/manifest.json").is_file()
 
 
@@ -339,13 +340,35 @@ def test_the_lock_lasts_until_closed(tmp_path):
     opened(tmp_path / "run").close()
 
 
-def test_find_resumable_locks_and_changes_nothing(tmp_path):
+def test_a_decision_locks_and_changes_nothing(tmp_path):
     path = lived(tmp_path / "x_01", 1, state="done")
     before = sorted(p.stat().st_mtime_ns for p in path.rglob("*"))
-    asked = {"identity": ONE, "entry": "pretrain", "pattern": f"{tmp_path}/x_${{now:%H}}"}
+    asked = RunRequest(tmp_path / "x_02", ONE, "pretrain", pattern=f"{tmp_path}/x_${{now:%H}}", resume="true")
     run = opened(path, resume=True)
-    assert find_resumable(tmp_path / "x_02", **asked) == path
+    decision = decide(asked)
+    assert (decision.action, decision.path, decision.checkpoint.name) == ("resume", path, "step_1")
     run.close()
     assert len(before) == len(list(path.rglob("*")))
     with pytest.raises(UsageError, match="nothing to resume"):
-        find_resumable(tmp_path / "x_02", identity=ONE, entry="pretrain")
+        decide(RunRequest(tmp_path / "x_02", ONE, "pretrain", resume="true"))
+
+
+@pytest.mark.parametrize(
+    ("state", "identity", "action"),
+    [("interrupted", ONE, "resume"), ("done", ONE, "set_aside"), ("interrupted", TWO, "set_aside")],
+)
+def test_another_launch_that_came_first_is_seen_under_the_lock(tmp_path, state, identity, action):
+    """Between the decision and the lock data and model are built: minutes, in which the place may be taken."""
+    request = RunRequest(tmp_path / "run", ONE, "pretrain")
+    decision = decide(request)
+    assert decision.action == "new"
+    lived(tmp_path / "run", 5, state=state, identity=identity)
+    run = open_run(request, decision)
+    assert run.decision.action == action
+    assert (run.decision.checkpoint is not None) == (action == "resume")
+    assert (tmp_path / "run.1/checkpoints/step_5").is_dir() == (action == "set_aside")
+    run.close()
+    holder = opened(tmp_path / "run", TWO)
+    with pytest.raises(UsageError, match="in use by another process"):
+        open_run(request, decision)
+    holder.close()

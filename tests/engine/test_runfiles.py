@@ -12,15 +12,17 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
+from engine.run.directory import RunDirectory, open_run
 from engine.run.environment import describe_environment
 from engine.run.files import expand_pattern, truncate_to
-from engine.run.rundir import RunDirectory, identity_of, open_run
+from engine.run.identity import identity_of
+from engine.run.request import RunRequest
 
 ONE = {"lr": 0.1, "arch": {"depth": 2}}
 
 
 def opened(path: Path) -> RunDirectory:
-    return open_run(path, identity=ONE, entry="pretrain")
+    return open_run(RunRequest(path, ONE, "pretrain"))
 
 
 def status(path: Path) -> dict:

@@ -151,7 +151,7 @@ def test_kill_and_resume_with_all_sinks(workplace: Path) -> None:
     finish(process, connection)
     result = run_script("pretrain", *argv, cwd=workplace, env=env)
     assert result.code == 0, result.output
-    assert "going on from step_" in result.output
+    assert "resuming from step_" in result.output
     whole = run_script("pretrain", *argv, "run_name=whole", "enable_wandb=false", cwd=workplace)
     assert whole.code == 0, whole.output
     assert metrics(run) == metrics(workplace / "checkpoints/p/whole")

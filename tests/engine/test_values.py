@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from engine.config import RunConfig, load_synced_config, resolved_container
 from engine.errors import UsageError
-from engine.run.resume import stored_config
+from engine.run.stored import stored_config
 from engine.schema import structure
 from tests.conftest import run_script
 

@@ -244,4 +244,4 @@ def test_sigterm_of_the_runner_stops_torchrun_with_a_checkpoint(
     path.write_text(f"[ ] {line.format(stopped['step'] + 2)}\n")
     assert start().wait(120) == 0
     assert marks(workplace) == "x"
-    assert any(f"going on from step_{stopped['step']}" in log.read_text() for log in logs.glob("*.log"))
+    assert any(f"resuming from step_{stopped['step']}" in log.read_text() for log in logs.glob("*.log"))

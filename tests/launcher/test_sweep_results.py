@@ -232,7 +232,7 @@ def test_four_runs_one_killed_and_the_same_command_goes_on(workplace: Path) -> N
     output, _ = again.communicate()
     assert again.returncode == 0
     assert output.count("done already (step 60)") == 3
-    assert "checkpoints/p/s_lr-0.0001_seed-1: going on from step_" in output
+    assert "checkpoints/p/s_lr-0.0001_seed-1: resuming from step_" in output
     found = results(workplace)
     assert {(row["lr"], row["seed"], row["state"]) for row in found} == {
         (lr, seed, "done") for lr in ("0.0001", "0.0003") for seed in "01"

@@ -53,7 +53,7 @@ def test_resume_needs_nothing_but_the_folder(place: Path) -> None:
     train(place, "--dataset=other", "--max_steps=3", "--learning_rate=0.01")
     result = attempt_bare(place, "--init_from=resume", "--out_dir=out/r", "--max_steps=6")
     assert result.code == 0, result.output
-    assert "going on from step_3" in result.output
+    assert "resuming from step_3" in result.output
     config = OmegaConf.load(place / "out/r/config.resolved.yaml")
     assert (config.dataset, config.learning_rate, config.arch.n_embd, config.max_iters) == ("other", 0.01, 16, 6)
     whole = train(place, "--dataset=other", "--learning_rate=0.01", "--out_dir=out/whole", run="out/whole")

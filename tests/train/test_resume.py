@@ -53,7 +53,7 @@ def test_twelve_is_five_and_seven(place: Path, mode: str) -> None:
     whole = train(place, *argv, "out_dir=out/whole", run="out/whole")
     train(place, *argv, "max_steps=5")
     result = run_script("train", "--init_from=resume", "--out_dir=out/r", "max_steps=12", cwd=place)
-    assert "going on from step_5" in result.output, result.output
+    assert "resuming from step_5" in result.output, result.output
     ours = [line for line in metrics(place / "out/r") if not (line["step"] == 5 and "eval/val_loss" in line)]
     assert ours == whole
     assert weights(place / "out/r") == weights(place / "out/whole")
@@ -92,7 +92,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(place: Path) -> None:
     status = json.loads((place / "out/r/status.json").read_text())
     assert status["state"] == "interrupted"
     result = attempt(place, *argv, f"max_steps={status['step'] + 2}")
-    assert f"going on from step_{status['step']}" in result.output
+    assert f"resuming from step_{status['step']}" in result.output
 
 
 def test_early_stopping(place: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
 from engine.io import atomic_write_json, print_rank0
-from engine.run.rundir import read_json
+from engine.run.files import read_json
 from reports.runs import Run
 
 SOURCES = ("same", "zero", "shuffle", "random", "stale", "mean")

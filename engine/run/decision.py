@@ -1,0 +1,216 @@
+"""What a launch is: a new run, one that resumes, one that displaces another, or one that is finished already.
+
+`decide_run` looks at the disk once, on rank 0, before data or model are built, and changes nothing there. What follows
+(`engine.run.launch`) asks its `RunDecision`. `engine.run.directory.open_run` locks the directory, decides again under
+the lock, since another launch may have come first, and carries the decision out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.checkpoint.store import CheckpointStore, load_checkpoint
+from engine.config import ConfigSource, RunConfig, source_of
+from engine.distributed import world_size
+from engine.errors import UsageError
+from engine.io import print_rank0
+from engine.run.aside import moving_to, require_room
+from engine.run.files import changes, is_finished, read_json, read_yaml
+from engine.run.parent import is_sweep_job
+from engine.run.request import RunRequest, is_pointer, request_of, with_run_name
+from engine.run.stored import as_it_began, stored_config
+
+
+@dataclass(frozen=True)
+class RunDecision:
+    """What a launch is."""
+
+    action: Literal["new", "restart", "resume", "set_aside", "finished"]
+    """new: nothing is in the way; restart: a run that wrote no checkpoint begins again in its place; resume: a run
+    continues from `checkpoint`; set_aside: a new run, once the one at `path` has been renamed; finished: nothing is to
+    be done. A launch that is refused has no decision but a UsageError."""
+    path: Path
+    """The run directory."""
+    reason: str
+    """In words: printed with the path."""
+    checkpoint: Path | None = None
+    """Where the state comes from (not yet verified): the run's own to resume, another run's where this one branches."""
+    displaced: str = ""
+    """What is in the way and will be set aside, in words."""
+    source: ConfigSource | None = None
+    """The config to train with, where `decide_run` decided."""
+    results: Mapping[str, float | None] | None = None
+    """Of a finished run: its last evaluation."""
+
+    @property
+    def resumes(self) -> bool:
+        """Whether a run continues, steps and all."""
+        return self.action == "resume"
+
+    @property
+    def branch(self) -> Path | None:
+        """The checkpoint of another run that this one begins with."""
+        return None if self.resumes else self.checkpoint
+
+    @property
+    def starts_fresh(self) -> bool:
+        """Whether the weights are new ones."""
+        return not self.resumes and self.checkpoint is None
+
+
+def decide_run(config: RunConfig, entry: str) -> RunDecision:
+    """Rank 0: what this launch is, and the config it trains with (under resume=true the stored one is the base).
+
+    Raises: UsageError where the launch is refused: see `decide`; and a stored config that cannot be used.
+    """
+    config = with_run_name(config)
+    request = request_of(config, entry)
+    if (finished := _finished_before(config, request)) is not None:
+        return replace(finished, source=source_of(config))
+    if config.resume == "true":
+        path = request.resumable()
+        config = stored_config(path, config, run_dir=path)
+        request = request_of(config, entry)
+    decision = decide(request)
+    if config.resume == "auto" and config.resume_from == "latest" and decision.resumes:
+        config = as_it_began(config, decision.path)
+    return replace(decision, source=source_of(config))
+
+
+def decide(request: RunRequest) -> RunDecision:
+    """What a launch with this request is, by what lies on the disk now; nothing is locked or changed.
+
+    Raises: UsageError: nothing to resume (names the folder searched), a contradiction, a path that cannot be used.
+    """
+    try:
+        return _decide(request)
+    except OSError as error:
+        raise request.unusable(error) from None
+
+
+def _decide(request: RunRequest) -> RunDecision:
+    choice, resume_from = _resume_choice(request), request.resume_from
+    if request.path.exists() and not request.path.is_dir():
+        raise UsageError(f"run_dir={request.path} is a file: choose another run_dir")
+    own, branch = request.locate()
+    if branch and choice == "true":
+        raise UsageError(
+            f"resume=true resumes the run in run_dir, but resume_from={resume_from} lies in another run: "
+            "leave resume=true out to branch off from it"
+        )
+    if choice == "true" or (resume_from and not branch and choice == "auto"):
+        return _resumed(request, own or request.resumable(), resume_from or "latest")
+    if choice == "auto" and (unfinished := request.unfinished(branch)) is not None:
+        return _resumed(request, unfinished, "latest", branch)
+    return _started(request, branch)
+
+
+def _resume_choice(request: RunRequest) -> str:
+    choice = str(request.resume).lower()
+    if choice not in ("auto", "true", "false"):
+        raise UsageError(f"resume={request.resume}: choose one of auto, true, false")
+    if choice == "false" and request.resume_from and is_pointer(request.resume_from):
+        raise UsageError(f"resume=false contradicts resume_from={request.resume_from}: leave one of them out")
+    return choice
+
+
+def _resumed(request: RunRequest, path: Path, spec: str, branch: Path | None = None) -> RunDecision:
+    """The run at `path` resumes from its checkpoint `spec`; one that never wrote any begins again."""
+    stored = read_json(path / "identity.json")
+    if stored and stored.get("entry") != request.entry:
+        raise UsageError(f"{path} is a run of {stored.get('entry')}.py, not of {request.entry}.py")
+    store = CheckpointStore(path, request.entry)
+    if store.latest() is None:  # killed before its first checkpoint
+        branch = branch or (Path(stored["branch"]) if stored.get("branch") else None)
+        reason = "no checkpoint yet, starting again from " + (str(branch) if branch else "step 0")
+        return RunDecision("restart", path, reason, branch)
+    checkpoint = store.resolve(spec)
+    changed = "" if request.same(path) else _changes(request, stored)
+    reason = f"resuming from {checkpoint.name}" + (f" with changes: {changed}" if changed else "")
+    return RunDecision("resume", path, reason, checkpoint)
+
+
+def _started(request: RunRequest, branch: Path | None) -> RunDecision:
+    """A new run; what lies at its path is to be set aside."""
+    path = request.path
+    require_room(path)
+    reason = "new run" + (f", branching off from {branch}" if branch else "")
+    if moving_to(path) is not None:
+        return RunDecision("set_aside", path, reason, branch, displaced="another run, half moved already")
+    if not (path / "identity.json").exists():
+        return RunDecision("new", path, reason, branch)
+    if request.same(path):
+        displaced = "a finished run" if is_finished(path) else "an unfinished run of the same config"
+    else:
+        stored = read_json(path / "identity.json")
+        displaced = f"another run: {_changes(request, stored) or 'entry ' + str(stored.get('entry'))}"
+    return RunDecision("set_aside", path, reason, branch, displaced=displaced)
+
+
+def _changes(request: RunRequest, stored: Mapping[str, Any]) -> str:
+    known = stored.get("config") or {}
+    return changes(known, request.identity_for(known))
+
+
+def _finished_before(config: RunConfig, request: RunRequest) -> RunDecision | None:
+    """The finished run that this launch would repeat, if it is to be skipped.
+
+    In a sweep that is the default: the same command resumes a sweep that was stopped. `max_steps` is no part of the
+    identity, but another value asks for another length.
+    """
+    skip = is_sweep_job() if config.skip_finished is None else config.skip_finished
+    if not skip or config.resume != "auto" or config.resume_from != "latest":
+        return None
+    path = request.finished()
+    if path is None or read_yaml(path / "config.resolved.yaml").get("max_steps", ...) != config.max_steps:
+        return None
+    summary = read_json(path / "summary.json")
+    if not isinstance(summary.get("results"), dict) or "step" not in summary:
+        return None  # its results are unknown: it is run again
+    reason = f"done already (step {summary['step']}); skip_finished=false runs it again"
+    return RunDecision("finished", path, reason, results=summary["results"])
+
+
+# --- the batch of a run that resumes ----------------------------------------------------------------------------------
+
+
+def accumulation(config: RunConfig, decision: RunDecision) -> int:
+    """Micro-batches per step of this launch: `config.accumulation`, but for a run that resumes with another number of
+    processes, where each of them adds rows to the batch: the global batch is the run's. Only reads.
+
+    Raises: UsageError where so many processes cannot make up the batch, or the checkpoint is damaged.
+    """
+    keys = config.BATCH_KEYS
+    if not decision.resumes or decision.checkpoint is None or not keys:
+        return config.accumulation
+    manifest = load_checkpoint(decision.checkpoint, checksums=False).manifest
+    recorded = manifest.get("extra", {}).get("batch_rows")
+    rows = _rows_before(decision.path, manifest, keys) if recorded is None else recorded
+    if type(rows) is not int or any(manifest["config"].get(key) != getattr(config, key) for key in keys):
+        return config.accumulation  # of an earlier version, or another batch is asked for
+    ranks, each = world_size(), getattr(config, keys[0])
+    pieces, left = divmod(rows, each * ranks)
+    if left:
+        raise UsageError(
+            f"this run's batch is {rows} rows, and {ranks} processes of {keys[0]}={each} cannot make it up: choose a "
+            f"number of processes that divides {rows // each}, or resume=true and another {keys[0]} (another batch)"
+        )
+    if pieces != config.accumulation:
+        print_rank0(f"note: this run's batch of {rows} rows is kept: accumulation {pieces} with {ranks} process(es)")
+    return pieces
+
+
+def _rows_before(folder: Path, manifest: Mapping[str, Any], keys: Sequence[str]) -> int | None:
+    """The batch of a checkpoint from before it was recorded, by its config and the number of processes of then."""
+    environment, config = read_json(folder / "environment.json"), manifest.get("config", {})
+    if type(rows := environment.get("batch_rows")) is int:  # resumed since, without a further checkpoint
+        return rows
+    factors = [environment.get("world_size"), *(config.get(key) for key in keys)]
+    if not all(type(factor) is int and factor > 0 for factor in factors):
+        print_rank0(f"warning: {folder} does not say how many processes it ran with: its batch may be another one now")
+        return None
+    return math.prod(factors)

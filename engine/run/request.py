@@ -1,0 +1,199 @@
+"""What a launch asks for, and which runs on the disk are that: their place, their identity, their names.
+
+Everything here only reads. `engine.run.decision` turns a request into what the launch is.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from engine.checkpoint.store import CheckpointStore
+from engine.config import RunConfig, source_of
+from engine.errors import UsageError
+from engine.fields import value_at
+from engine.io import sha256_json, user_path
+from engine.run.aside import is_set_aside, moving_to
+from engine.run.before import value_before
+from engine.run.files import expand_pattern, is_finished, read_json, to_glob
+from engine.run.identity import Complete, completed, identity_of, same_run, with_deleted, without_later
+from engine.run.parent import REPORT, SUFFIX
+from engine.run.stored import edited, from_source
+
+C = TypeVar("C", bound=RunConfig)
+Resume = bool | Literal["auto", "true", "false"]
+NAME_LENGTH = 8  # hex digits of the identity in a default run name: enough to tell the runs of one project apart
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a launch asks for: a place (and its time-stamped pattern), an identity, and whether to resume."""
+
+    path: Path
+    """The resolved run_dir."""
+    identity: Mapping[str, Any]
+    entry: str
+    pattern: str | None = None
+    """The unresolved run_dir: where it holds `${now:...}`, runs of the same identity are found under other times."""
+    later: Collection[str] = ()
+    """Dotted keys that came later: a run stored before them is compared without them."""
+    complete: Complete = dict
+    """Adds what an identity leaves to defaults."""
+    resume: Resume = "auto"
+    """auto: an unfinished run of this identity resumes from its latest checkpoint; true: the latest checkpoint must
+    exist, the run finished or not; false: always a new run."""
+    resume_from: str | None = None
+    """latest, best or step_N of this run, or the path of any checkpoint: another run's begins a new run, a branch."""
+
+    @property
+    def _timed(self) -> str | None:
+        return self.pattern if self.pattern and "${now" in self.pattern else None
+
+    def unusable(self, error: OSError) -> UsageError:
+        """One line for a run directory that the system refuses."""
+        place = f"{error.filename}: " if error.filename and Path(error.filename) != self.path else ""
+        return UsageError(f"run_dir={self.path} cannot be used ({place}{error.strerror}): choose another run_dir")
+
+    def same(self, path: Path, branch: Path | None = None) -> bool:
+        """Whether `path` is a run of this identity (that began at `branch`, if one is given)."""
+        stored = read_json(path / "identity.json")
+        if moving_to(path) is not None or (branch and stored.get("branch") != str(branch)):
+            return False
+        if stored.get("entry") != self.entry:
+            return False
+        if stored.get("identity") == sha256_json(self.identity):
+            return True
+        known = stored.get("config")
+        return isinstance(known, dict) and same_run(known, self.identity, later=self.later, complete=self.complete)
+
+    def identity_for(self, known: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The identity, in the keys of a run whose stored identity is `known`."""
+        return without_later(self.identity, known, self.later)
+
+    def siblings(self) -> list[Path]:
+        """The run directory and those of other times, newest first; runs that were set aside stay out."""
+        places = {self.path} if self.path.is_dir() else set()
+        if self._timed:
+            times = [Path(name) for name in glob.glob(to_glob(self._timed)) if os.path.isdir(name)]
+            places |= {place for place in times if not is_set_aside(place)}
+        return sorted(places, key=lambda p: (read_json(p / "status.json").get("time") or "", p.name))[::-1]
+
+    def finished(self) -> Path | None:
+        """The newest finished run of this identity, at the path or at other times."""
+        return next((place for place in self.siblings() if self.same(place) and is_finished(place)), None)
+
+    def resumable(self) -> Path:
+        """The path itself when it has a checkpoint, else the newest run of this identity that has one.
+
+        Raises: UsageError that names the folder searched when there is no checkpoint to resume from.
+        """
+        places = [] if moving_to(self.path) else [self.path]
+        for candidate in [*places, *(p for p in self.siblings() if self.same(p))]:
+            if CheckpointStore(candidate, self.entry).latest():
+                return candidate
+        also = f" (nor, for this config, in any {to_glob(self._timed)})" if self._timed else ""
+        raise UsageError(
+            f"nothing to resume: no checkpoint in {self.path / 'checkpoints'}{also}; "
+            "without resume and resume_from a new run starts"
+        )
+
+    def unfinished(self, branch: Path | None = None) -> Path | None:
+        """The newest unfinished run of this identity."""
+        return next((p for p in self.siblings() if self.same(p, branch) and not is_finished(p)), None)
+
+    def locate(self) -> tuple[Path | None, Path | None]:
+        """What a `resume_from` path means: (run to resume in, None) or (None, checkpoint of another run)."""
+        if self.resume_from is None or is_pointer(self.resume_from):
+            return None, None
+        target = CheckpointStore(self.path, self.entry).resolve(self.resume_from)
+        homes = [self.path, *(p for p in self.siblings() if self.same(p))]
+        home = next((p for p in homes if target.is_relative_to(p.resolve())), None)
+        return (home, None) if home else (None, target)
+
+
+def is_pointer(spec: str) -> bool:
+    """Whether a `resume_from` names a checkpoint of the run itself, not a path."""
+    return spec in ("latest", "best") or re.fullmatch(r"step_\d+", spec) is not None
+
+
+# --- from a config to its request -------------------------------------------------------------------------------------
+
+
+def request_of(config: RunConfig, entry: str) -> RunRequest:
+    """What finds the runs that this launch may resume. Reads nothing from the disk."""
+    source = source_of(config)
+    typed = {word.lstrip("+").partition("=")[0] for word in source.overrides}
+    # What the command itself sets counts, unless it sets what was done before there was the key.
+    later = [
+        key
+        for key, value in config.before.items()
+        if key not in typed or value_at(source.resolved, key) == value_before(value, source.resolved)
+    ]
+    return RunRequest(
+        path=run_dir(config),
+        identity=identity(config),
+        entry=entry,
+        pattern=os.path.expanduser(expand_pattern(source.yaml)),
+        later=tuple(later),
+        complete=partial(completed, schema=type(config)),
+        resume=config.resume,
+        resume_from=None if config.resume_from == "latest" else config.resume_from,
+    )
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The resolved config without device, logging, budget and launch keys."""
+    source = source_of(config)
+    return identity_of(with_deleted(source.resolved, source.overrides), without=config.NOT_IDENTITY)
+
+
+def run_dir(config: RunConfig) -> Path:
+    """Where the run writes: `run_dir`, else checkpoints/<project>/<run name>."""
+    path = user_path(config.run_dir or f"checkpoints/{config.project_name or 'runs'}/{config.run_name}")
+    return path.resolve() if ".." in path.parts else path  # `a/../a` ceases to exist when `a` is set aside
+
+
+def with_run_name(config: C) -> C:
+    """`config` with a run name: a null one becomes `<config name>-<identity>`, the same for the same experiment."""
+    source = source_of(config)
+    if config.run_name is not None:
+        return config
+    stem = (source.config_name or "run").removeprefix("cfg_")
+    usual = {field.name: field.default for field in fields(config)}
+    # Keys that came later stay out at their defaults, so that their coming renamed no run.
+    named = {k: value for k, value in identity(config).items() if k not in config.BEFORE or value != usual[k]}
+    digest, suffix = sha256_json(named)[:NAME_LENGTH], os.environ.get(SUFFIX, "")
+    today = from_source(config, edited(source, {"run_name": f"{stem}-{digest}{suffix}"}))
+    older = {} if run_dir(today).exists() else _named_otherwise(today, stem, suffix)
+    return from_source(config, edited(source, older)) if older else today
+
+
+def _named_otherwise(config: RunConfig, stem: str, suffix: str) -> dict[str, str]:
+    """run_name (and run_dir, where that is not enough) of a run of this identity from before its keys, defaults or
+    names changed; empty without one.
+
+    A job's number of then is looked for beside its suffix of today.
+    """
+    report = os.environ.get(REPORT)
+    endings = dict.fromkeys([suffix, *([f"_{Path(report).stem}", ""] if report and suffix else [])])
+    usual, name = str(run_dir(config)), str(config.run_name)
+    places = [usual] if config.run_dir or config.project_name else [usual, f"checkpoints/None/{name}"]
+    request = request_of(config, "")
+    for place, ending in itertools.product(places, endings):
+        tail = "[0-9a-f]" * NAME_LENGTH + glob.escape(ending)
+        pattern = glob.escape(place).replace(glob.escape(name), f"{glob.escape(stem)}-{tail}")
+        for folder in sorted(glob.glob(pattern)):
+            known = read_json(Path(folder, "identity.json")).get("config")
+            if not isinstance(known, dict) or (ending != suffix and known.keys() & config.BEFORE.keys()):
+                continue
+            match = re.search(f"{re.escape(stem)}-[0-9a-f]{{{NAME_LENGTH}}}{re.escape(ending)}", folder)
+            if match and same_run(known, request.identity, later=request.later, complete=request.complete):
+                return {"run_name": match[0], **({} if place == usual else {"run_dir": folder})}
+    return {}
