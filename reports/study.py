@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
 from engine.config import NOT_IDENTITY
+from reports.naming import difference_names
 from reports.runs import Run
 from reports.statistics import PairedSummary, Summary, paired_difference, summarize
 
@@ -71,14 +72,9 @@ class Study:
         return bool(self.baseline) and all(_has(settings, key, value) for key, value in self.baseline.items())
 
     def names(self, settings: Sequence[Mapping[str, Any]]) -> list[str]:
-        """What the cell of each run is called: as it stands `lr=0.1, seq_len=64`, all settings that differ."""
-        differing = [key for key in _keys_of(settings) if len({repr(each.get(key)) for each in settings}) > 1]
-        short = Counter(key.rpartition(".")[2] for key in differing)
-        labels = {key: last if short[last := key.rpartition(".")[2]] == 1 else key for key in differing}
-        return [
-            ", ".join(f"{label}={as_text(each.get(key))}" for key, label in labels.items()) or "all runs"
-            for each in settings
-        ]
+        """What the cell of each run is called; two settings never share a name. As it stands all that differs, e.g.
+        `lr=0.1, no encoder`."""
+        return difference_names(settings)
 
     def rank(self, cell: Cell) -> int:
         """Cells are listed by rank, then by name."""
@@ -106,10 +102,6 @@ def _has(settings: Mapping[str, Any], key: str, value: Any) -> bool:
     return bool(settings.get(key) == _hashable(value))
 
 
-def _keys_of(settings: Iterable[Mapping[str, Any]]) -> list[str]:
-    return sorted({key for each in settings for key in each})
-
-
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of a nested mapping, lists as tuples. A key that is null counts as absent."""
     for name, value in node.items():
@@ -123,11 +115,6 @@ def _hashable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return tuple((str(key), _hashable(inner)) for key, inner in value.items())
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
-
-
-def as_text(value: Any) -> str:
-    """A setting as the command line writes it."""
-    return "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
 
 
 def natural_key(value: Any) -> list[Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from reports.naming import difference_names
 from reports.runs import Run, find_runs
 from reports.study import Cell, Study, compare, comparison_warnings, group
 from reports.tables import Column, Table
@@ -76,7 +79,7 @@ def test_a_block_that_is_absent_is_a_baseline(tmp_path: Path) -> None:
     study = Study(baseline={"encoder": None})
     without, with_encoder = study_of(tmp_path, study)
     assert study.baseline_of(with_encoder, [without, with_encoder]) is without
-    assert without.name == "depth=null, width=null"
+    assert (without.name, with_encoder.name) == ("no encoder", "encoder")
 
 
 def test_a_report_adds_columns_of_its_own(runs: Path) -> None:
@@ -113,3 +116,35 @@ def test_stand_in_data_are_reported(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {"seed": 0}, {LOSS: 1.0}, summary={"stand_in": True})
     study = Study()
     assert any("stand-in data" in line for line in comparison_warnings(study_of(tmp_path, study), study))
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ([{"a.x": 1}, {"a.x": 1}], ["all runs", "all runs"]),
+        ([{"lr": 1}, {}], ["lr=1", "lr=null"]),
+        ([{"b": 1, "e.depth": 2}, {"b": 1}, {"b": 1, "e.depth": 3}], ["e, depth=2", "no e", "e, depth=3"]),
+        ([{"a": "1"}, {"a": 1}, {"a": "null"}, {}], ["a='1'", "a=1", "a='null'", "a=null"]),
+        ([{"x.e.a": 1}, {"y.e.a": 1}], ["x, no y", "no x, y"]),
+        # keys that only one of two models has follow from its name
+        ([{"m.name": "A", "m.x": 1}, {"m.name": "B", "m.y": 2}], ["name=A", "name=B"]),
+        (
+            [{"m.name": "A", "m.x": 1}, {"m.name": "B"}, {"m.name": "A"}],
+            ["name=A, x=1", "name=B, x=null", "name=A, x=null"],
+        ),
+        ([{"m.a.b.c": 1}, {"m.d": 1}, {"m.d": 1, "m.a.b.c": 2}], ["a, c=1, d=null", "no a, d=1", "a, c=2, d=1"]),
+    ],
+)
+def test_names_tell_settings_apart_and_list_only_what_differs(settings: list[dict], names: list[str]) -> None:
+    assert difference_names(settings) == names
+
+
+def test_two_settings_never_share_a_name() -> None:
+    rng = np.random.Generator(np.random.Philox(5))
+    keys = ("lr", "m.name", "m.x", "m.e.x", "m.e.name", "m.e.f.x")
+    for _ in range(300):
+        rows = rng.integers(0, 3, size=(5, len(keys)))
+        settings = [{key: int(v) for key, v in zip(keys, row, strict=True) if v} for row in rows]
+        names = difference_names(settings)
+        for a, b in itertools.combinations(range(5), 2):
+            assert (names[a] == names[b]) is (settings[a] == settings[b]), settings

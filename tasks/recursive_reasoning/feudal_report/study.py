@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
-from reports.study import Cell, Study, as_text, comparison_warnings, natural_key
+from reports.naming import as_text
+from reports.study import Cell, Study, comparison_warnings, natural_key
 from tasks.recursive_reasoning.args import PretrainConfig
 
 BASELINE, FULL = "baseline", "feudal"
