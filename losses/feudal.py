@@ -151,7 +151,8 @@ def _sum(values: Tensor, mask: Tensor) -> Tensor:
 def _pairwise(vectors: Tensor, mask: Tensor) -> Tensor:
     """Sum of the cosines of all ordered pairs of different rows: |Σ unit|² − Σ |unit|²."""
     unit = vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=1e-12) * mask[:, None]
-    return unit.sum(0).square().sum() - unit.square().sum()
+    pairs: Tensor = unit.sum(0).square().sum() - unit.square().sum()
+    return pairs
 
 
 def _participation(vectors: Tensor, mask: Tensor) -> Tensor:

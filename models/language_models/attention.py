@@ -77,7 +77,8 @@ class CausalSelfAttention(nn.Module):
             if cache is not None:
                 key, value = cache.extend(key, value)
             mixed = self._mix(query.transpose(1, 2), key, value, mask).transpose(1, 2)
-        return self.proj(mixed.reshape(rows, length, -1))
+        out: Tensor = self.proj(mixed.reshape(rows, length, -1))
+        return out
 
     def needs_mask(self, length: int, start: int) -> bool:
         """Whether `forward` wants a mask for `length` queries after `start` cached positions."""
@@ -101,15 +102,17 @@ class CausalSelfAttention(nn.Module):
         seen = mask.sum(-1, keepdim=True).to(scores.dtype)
         weights = self.weighting(scores.masked_fill(~mask, -math.inf), seen).to(value.dtype)
         weights = F.dropout(weights, dropout, self.training).unflatten(1, (self.kv_heads, shared))
-        return (weights @ value.unsqueeze(2)).flatten(1, 2)
+        mixed: Tensor = (weights @ value.unsqueeze(2)).flatten(1, 2)
+        return mixed
 
     def _flash_mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[B, T, h, d], [B, T, g, d] twice -> [B, T, h, d]."""
         assert self._flash is not None
-        return self._flash(
-            query, key, value, dropout_p=self.dropout if self.training else 0.0, softmax_scale=self.scale, causal=True,
-            window_size=(-1 if self.window is None else self.window - 1, 0), softcap=self.softcap or 0.0,
-        )  # fmt: skip
+        window = (-1 if self.window is None else self.window - 1, 0)
+        dropout = self.dropout if self.training else 0.0
+        options = {"softmax_scale": self.scale, "causal": True, "window_size": window, "softcap": self.softcap or 0.0}
+        mixed: Tensor = self._flash(query, key, value, dropout_p=dropout, **options)
+        return mixed
 
 
 def _rotate(x: Tensor, rope: tuple[Tensor, Tensor], length: int) -> Tensor:

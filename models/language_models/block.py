@@ -35,7 +35,7 @@ class TokenTables(nn.Module):
 
     def forward(self, streams: Streams) -> Tensor:
         (number, ids), *others = streams
-        x = self.tables[number](ids)
+        x: Tensor = self.tables[number](ids)
         for number, ids in others:
             x = x + self.tables[number](ids)
         return x
@@ -53,7 +53,8 @@ class ValueEmbedding(nn.Module):
     def forward(self, streams: Streams, x: Tensor) -> Tensor:
         gate = torch.sigmoid(F.linear(x[..., : self.gate.shape[1]], self.gate.to(x.dtype)))
         rows = self.words(streams)
-        return (_GATE_PEAK * gate).unsqueeze(-1) * rows.view(*rows.shape[:2], self.heads, self.head_dim)
+        out: Tensor = (_GATE_PEAK * gate).unsqueeze(-1) * rows.view(*rows.shape[:2], self.heads, self.head_dim)
+        return out
 
 
 class Block(nn.Module):
@@ -111,8 +112,10 @@ class Block(nn.Module):
             case "pre":
                 return x + branch(self.norms_in[number](x))
             case "peri":
-                return x + self.norms_out[number](branch(self.norms_in[number](x)))
-        return self.norms_out[number](x + branch(x))
+                out: Tensor = x + self.norms_out[number](branch(self.norms_in[number](x)))
+            case _:
+                out = self.norms_out[number](x + branch(x))
+        return out
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.training and self.dropout else x

@@ -95,7 +95,7 @@ class GPT(nn.Module):
         table_std = config.embd_init_std or config.init_std or _DEFAULT_STD
         head_std = config.head_init_std or config.init_std or _DEFAULT_STD
         for table in (*self.wte.tables, *([] if self.wpe is None else [self.wpe])):
-            nn.init.normal_(table.embedding_weight, std=table_std)  # type: ignore[arg-type]
+            nn.init.normal_(table.embedding_weight, std=table_std)
         for head in self.lm_head or ():
             nn.init.normal_(head.weight, std=head_std)  # type: ignore[arg-type]
         shrink = 1.0 / math.sqrt(2 * config.n_layer)  # 2L branches add up in the residual stream
@@ -177,7 +177,7 @@ class GPT(nn.Module):
 
     def _head(self, number: int, hidden: Tensor) -> Tensor:
         if self.lm_head is not None:
-            logits = self.lm_head[number](hidden)
+            logits: Tensor = self.lm_head[number](hidden)
         else:
             logits = cast_linear(hidden, self.wte.tables[number].embedding_weight)  # type: ignore[arg-type]
         cap = self.config.final_logit_softcapping

@@ -26,12 +26,16 @@ class _SquaredRelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
-        return (grads[0] * positive).mul_(2.0)
+        grad: Tensor = (grads[0] * positive).mul_(2.0)
+        return grad
 
 
 def squared_relu(x: Tensor) -> Tensor:
     """relu(x)² (So et al. 2021, Primer)."""
-    return torch.relu(x).square() if torch.compiler.is_compiling() else _SquaredRelu.apply(x)
+    if torch.compiler.is_compiling():
+        return torch.relu(x).square()
+    out: Tensor = _SquaredRelu.apply(x)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -54,4 +58,5 @@ class MLP(nn.Module):
         self.activation = gated_silu if gated else ACTIVATIONS[config.activation_variant]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.activation(self.fc(x)))
+        out: Tensor = self.proj(self.activation(self.fc(x)))
+        return out

@@ -30,7 +30,7 @@ def read_nanogpt(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():  # a pipe would hold us up
         raise ValueError("it is not there" if not Path(path).exists() else "it is no file")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError("it is damaged, or holds more than tensors and plain values, which may run code") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:

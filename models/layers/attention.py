@@ -52,7 +52,8 @@ class Attention(nn.Module):
         else:
             query, key, value = qkv.chunk(3, dim=2)
         mixed = self._flash(query, key, value) if self._flash is not None else self._mix(query, key, value)
-        return self.o_proj(mixed.reshape(rows, length, -1))
+        out: Tensor = self.o_proj(mixed.reshape(rows, length, -1))
+        return out
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[B, S, h, d] three times -> [B, S, h, d]."""

@@ -51,7 +51,10 @@ def cast_linear(x: Tensor, weight: Tensor, copy: Tensor | None = None) -> Tensor
     if weight.dtype == x.dtype and (x.device.type != "cpu" or torch.compiler.is_compiling()):
         return F.linear(x, weight)
     copy = weight.detach().to(x.dtype) if copy is None else copy
-    return _CastLinear.apply(x, weight, copy) if torch.is_grad_enabled() else linear(x, copy)
+    if not torch.is_grad_enabled():
+        return linear(x, copy)
+    out: Tensor = _CastLinear.apply(x, weight, copy)  # type: ignore[no-untyped-call]
+    return out
 
 
 class CastedLinear(nn.Module):

@@ -20,9 +20,9 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        y = wide * scale
+        y: Tensor = wide * scale
         ctx.save_for_backward(y, scale)
         return y.to(x.dtype)
 
@@ -41,5 +41,6 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
     Check: [3, 4] -> [0.84852779, 1.13137042] for eps 1e-5.
     """
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _RMSNorm.apply(x, eps)
+        normed: Tensor = _RMSNorm.apply(x, eps)  # type: ignore[no-untyped-call]
+        return normed
     return F.rms_norm(x, (x.shape[-1],), eps=eps)

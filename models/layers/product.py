@@ -29,4 +29,5 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., k] times weight [n, k] transposed -> [..., n]. On the oneDNN path no gradient is recorded."""
     if _ONEDNN is None or x.dtype != torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.linear(x, weight)
-    return _ONEDNN(x, weight, None, "none", [], "")
+    product: Tensor = _ONEDNN(x, weight, None, "none", [], "")
+    return product

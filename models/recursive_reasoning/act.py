@@ -227,7 +227,8 @@ class ACTModel(nn.Module):
 
     def blocks(self) -> list[nn.Module]:
         """Compile units: the blocks of all stacks."""
-        return self.inner.blocks()
+        blocks: list[nn.Module] = self.inner.blocks()
+        return blocks
 
     def num_parameters(self) -> int:
         """Trained parameters; puzzle table and latent starts are buffers and do not count."""

@@ -137,7 +137,8 @@ class RecursiveInner(nn.Module):
             x = torch.cat((vector.view(-1, self.prefix_len, x.shape[-1]), x), dim=1)
         if self.embed_pos is not None:
             x = 0.707106781 * (x + self.embed_pos.table())  # keeps the variance of the sum at that of one summand
-        return self.scale * x
+        out: Tensor = self.scale * x
+        return out
 
     def recur(self, latents: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
         """All cycles of one ACT step: latents [B, S, D] -> latents, of which the last `window` updates have a
@@ -150,18 +151,21 @@ class RecursiveInner(nn.Module):
         rope = None if self.rotary is None else self.rotary()
 
         def call(stack: str, hidden: Tensor, injection: Tensor | None) -> Tensor:
-            return self.get_submodule(stack)(hidden, injection, rope)
+            out: Tensor = self.get_submodule(stack)(hidden, injection, rope)
+            return out
 
         return recur(self.plan, self.window, values, call)
 
     def logits(self, latents: Mapping[str, Tensor]) -> Tensor:
         """Latents -> logits [B, T, V] in the compute dtype (the prefix is dropped before the projection)."""
-        return self.lm_head(latents[self.readout][:, self.prefix_len :])
+        out: Tensor = self.lm_head(latents[self.readout][:, self.prefix_len :])
+        return out
 
     def q_values(self, latents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Latents -> (q_halt [B], q_continue [B]) read at position 0, at least float32."""
-        q = self.q_head(latents[self.readout][:, 0])
-        return q.to(torch.promote_types(q.dtype, torch.float32)).unbind(-1)
+        q: Tensor = self.q_head(latents[self.readout][:, 0])
+        halt, proceed = q.to(torch.promote_types(q.dtype, torch.float32)).unbind(-1)
+        return halt, proceed
 
     def aside(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What an evaluation tells the loss beside the answer: nothing here."""
@@ -176,7 +180,7 @@ class RecursiveInner(nn.Module):
     def flops(self) -> tuple[int, int]:
         """Operations per row of one ACT step: (all updates forward, the updates of the gradient window
         forward)."""
-        cost = {name: sum(b.flops() for b in self.get_submodule(name).layers) for name in self.stack_names}  # type: ignore[union-attr,operator]
+        cost = {name: sum(b.flops() for b in self.get_submodule(name).layers) for name in self.stack_names}  # type: ignore[union-attr]
         costs = [cost[update.stack] for update in self.plan]
         return sum(costs), sum(costs[len(costs) - self.window :])
 

@@ -69,7 +69,10 @@ class SubgoalHead(nn.Module):
     def initial(self, rows: int) -> State:
         """The state of rows that begin an example, on the device of the weights."""
         weight, config = self.goal_proj.weight, self.config
-        zeros = lambda *shape, dtype=weight.dtype: torch.zeros(rows, *shape, dtype=dtype, device=weight.device)  # noqa: E731
+
+        def zeros(*shape: int, dtype: torch.dtype = weight.dtype) -> Tensor:
+            return torch.zeros(rows, *shape, dtype=dtype, device=weight.device)
+
         return {
             "subgoal_pass": zeros(dtype=torch.int32),
             "subgoal_active": zeros(dtype=torch.bool),
@@ -220,7 +223,8 @@ def _summed(state: State, told: State) -> Tensor:
 
 def _unit(vector: Tensor) -> Tensor:
     """[..., G] -> the same direction with length 1 (shorter where there is none)."""
-    return vector / torch.linalg.vector_norm(vector, dim=-1, keepdim=True).clamp(min=SMALL)
+    length: Tensor = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+    return vector / length.clamp(min=SMALL)
 
 
 def _linear(ins: int, outs: int, *, bias: bool, std: float | None = None) -> nn.Linear:
@@ -234,5 +238,5 @@ def _linear(ins: int, outs: int, *, bias: bool, std: float | None = None) -> nn.
 
 def _orthonormal(rows: int, columns: int) -> Tensor:
     """A fixed projection [rows, columns]: its rows are orthonormal, or its columns where it has fewer of those."""
-    basis = torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns)))[0]
+    basis: Tensor = torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns)))[0]
     return basis if rows > columns else basis.T.contiguous()
