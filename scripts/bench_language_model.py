@@ -41,7 +41,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--whole", type=positive, metavar="N", help="also whole runs of N iterations, three of each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--baseline-run", type=positive, metavar="N", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    args: argparse.Namespace = parser.parse_args(argv)
+    return args
 
 
 def report(args: argparse.Namespace) -> None:

@@ -37,7 +37,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="to create; an existing one is refused")
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (default), latest or step_N")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (if there are any) or raw")
-    return parser.parse_args(argv)
+    args: argparse.Namespace = parser.parse_args(argv)
+    return args
 
 
 def export(args: argparse.Namespace) -> None:

@@ -111,7 +111,8 @@ def _with_one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
 def _packed(frame: Image.Image) -> np.ndarray:
     """[height, width] 0xRRGGBB"""
     red, green, blue = np.moveaxis(np.asarray(frame).astype(np.int32), -1, 0)
-    return red << 16 | green << 8 | blue
+    packed: np.ndarray = red << 16 | green << 8 | blue
+    return packed
 
 
 def _channels(colours: np.ndarray) -> np.ndarray:

@@ -35,7 +35,8 @@ def default_file(run: PuzzleRun, args: argparse.Namespace) -> Path:
         parts.append(f"steps-{run.steps}")
     if args.weights == "raw" and opened.checkpoint.has_ema:
         parts.append("raw")
-    return opened.run_dir / ("_".join(parts) + ".png")
+    run_dir: Path = opened.run_dir
+    return run_dir / ("_".join(parts) + ".png")
 
 
 def check_target(target: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 IGNORE, PAD = -100, 0
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3), 16: (4, 4)}
@@ -29,6 +30,7 @@ ARC = (
 )
 """Colour and ink of the ten ARC colours; the digit in the cell is for eyes that confuse some of them."""
 
+Mask = NDArray[np.bool_]
 View = int | Literal["puzzle", "solution"]
 """What a board shows: the answer after a step (0-based), the puzzle itself or its solution."""
 
@@ -120,22 +122,23 @@ class Trajectory:
         return len(self.answers)
 
     @property
-    def scored(self) -> np.ndarray:
-        """[T] bool"""
-        return self.labels != IGNORE
+    def scored(self) -> Mask:
+        """[T]"""
+        scored: Mask = self.labels != IGNORE
+        return scored
 
     @property
-    def given(self) -> np.ndarray:
-        """[T] bool: cells that the puzzle states; none where the answer is another grid than the puzzle."""
+    def given(self) -> Mask:
+        """[T] cells that the puzzle states; none where the answer is another grid than the puzzle."""
         if not self.layout.in_place:
             return np.zeros_like(self.scored)
-        if self.layout.blank is not None:
-            return self.scored & (self.inputs != self.layout.blank)
-        return self.scored & (self.inputs == self.labels)
+        blank = self.layout.blank
+        stated: Mask = self.inputs == self.labels if blank is None else self.inputs != blank
+        return self.scored & stated
 
     @property
-    def to_find(self) -> np.ndarray:
-        """[T] bool: scored and not given."""
+    def to_find(self) -> Mask:
+        """[T] scored and not given."""
         return self.scored & ~self.given
 
     def cells_found(self, step: int) -> int:
@@ -146,15 +149,17 @@ class Trajectory:
         """How many scored cells, given ones too, are wrong after `step` (0-based)."""
         return int((self.scored & ~self.right(step)).sum())
 
-    def right(self, step: int) -> np.ndarray:
-        """[T] bool: scored and right after `step` (0-based)."""
-        return self.scored & (self.answers[step] == self.labels)
+    def right(self, step: int) -> Mask:
+        """[T] scored and right after `step` (0-based)."""
+        right: Mask = self.answers[step] == self.labels
+        return self.scored & right
 
-    def changed(self, step: int) -> np.ndarray:
-        """[T] bool: scored and other than after the step before; nothing at the first step."""
+    def changed(self, step: int) -> Mask:
+        """[T] scored and other than after the step before; nothing at the first step."""
         if step == 0:
             return np.zeros_like(self.scored)
-        return self.scored & (self.answers[step] != self.answers[step - 1])
+        changed: Mask = self.answers[step] != self.answers[step - 1]
+        return self.scored & changed
 
     def solved(self, step: int) -> bool:
         """Whether every scored cell is right after `step` (0-based)."""

@@ -193,10 +193,10 @@ def _eval_examples(task: Any, during: int, final: int) -> int | None:
     usual, last, held_back = (getattr(task, f"{name}_sampler", None) for name in ("eval", "final", "validation"))
     if usual is None or last is None:
         return None
-    selecting = (
-        held_back or usual
-    ).num_examples  # what is looked at while training; with groups held back also at last
-    return during * selecting + final * (last.num_examples + (selecting if held_back else 0))
+    # The set that selects checkpoints while training; groups that are held back are evaluated at the end too.
+    selecting: int = (held_back or usual).num_examples
+    at_end: int = last.num_examples + (selecting if held_back else 0)
+    return during * selecting + final * at_end
 
 
 def _memory(trainer: Trainer, optimizers: Mapping[str, Any]) -> dict[str, int]:

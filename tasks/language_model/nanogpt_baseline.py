@@ -56,7 +56,8 @@ class _Block(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=True)
         y = y.transpose(1, 2).contiguous().view(rows, length, width)
         x = x + self.attn_dropout(self.c_proj(y))
-        return x + self.mlp_dropout(self.mlp_proj(self.gelu(self.c_fc(self.ln_2(x)))))
+        out: Tensor = x + self.mlp_dropout(self.mlp_proj(self.gelu(self.c_fc(self.ln_2(x)))))
+        return out
 
 
 class NanoGPT(nn.Module):

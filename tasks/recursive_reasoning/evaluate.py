@@ -87,7 +87,8 @@ def result_file(run: PuzzleRun, args: argparse.Namespace, max_examples: int | No
         differences.append(f"examples-{max_examples or 'all'}")
     if args.weights == "raw" and opened.checkpoint.has_ema:
         differences.append("raw")
-    return opened.run_dir / ("_".join([f"evaluation_step_{opened.checkpoint.step}", *differences]) + ".json")
+    run_dir: Path = opened.run_dir
+    return run_dir / ("_".join([f"evaluation_step_{opened.checkpoint.step}", *differences]) + ".json")
 
 
 def print_evaluation(settings: dict[str, Any], metrics: dict[str, float | None], seconds: float) -> None:
