@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from engine.errors import UsageError
 from engine.fields import Inert, NotBlank, Range, check_fields
-from engine.io import did_you_mean
-from engine.run.before import complete
 from engine.schema import structure, with_defaults
 
 C = TypeVar("C", bound="RunConfig")
@@ -316,59 +311,6 @@ def refusal_within(error: BaseException) -> UsageError | None:
     while cause is not None and not isinstance(cause, UsageError):
         cause = cause.__cause__ or cause.__context__
     return cause
-
-
-def stored_origin(stored_yaml: str) -> dict[str, Any]:
-    """`config_name` and the group `choices` in the first line of a stored `ConfigSource.yaml`; empty without it."""
-    first = stored_yaml.partition("\n")[0]
-    return json.loads(first.removeprefix(HEADER)) if first.startswith(HEADER) else {}
-
-
-def merge_for_resume(
-    stored_yaml: str, overrides: Sequence[str], groups: Iterable[str] = (), before: Mapping[str, Any] | None = None,
-    declared: Collection[str] = (),
-) -> DictConfig:  # fmt: skip
-    """Stored unresolved config with the command line's value overrides on top, unresolved.
-
-    `groups` are further names of config groups (those of the new command's `ConfigSource.choices`); `before` is the
-    schema's BEFORE, for keys that the stored config is too old for. The `declared` keys may be missing in it: a sparse
-    recipe leaves them to their defaults.
-    Raises: UsageError for a changed group, a `~` deletion, a sweep, and a key that the stored config lacks.
-    """
-    config, choices = OmegaConf.create(stored_yaml), stored_origin(stored_yaml).get("choices", {})
-    assert isinstance(config, DictConfig)
-    complete(config, before or {})
-    OmegaConf.set_struct(config, True)
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UsageError(f"cannot read an override: {' '.join(str(error).split())}") from error
-    for override in parsed:
-        _apply(config, override, choices, {*choices, *groups}, declared)
-    OmegaConf.set_struct(config, False)
-    return config
-
-
-def _apply(
-    config: DictConfig, override: Override, choices: Mapping[str, Any], groups: set[str], declared: Collection[str]
-) -> None:
-    key, line = override.key_or_group, override.input_line
-    if override.is_delete():
-        raise UsageError(f"{line}: a resumed run keeps its keys; drop it, or start afresh with resume=false")
-    if override.is_sweep_override():
-        raise UsageError(f"{line}: a resumed run takes one value, not a sweep")
-    if key in groups:
-        chosen, wanted = choices.get(key), override.value()
-        if str(chosen) != str(wanted) and not (chosen is None and wanted is None):
-            was = f"was started with {key}={chosen}" if key in choices else f"was started without {key}"
-            raise UsageError(f"{line}: this run {was}; drop it, or start afresh with resume=false")
-        return
-    added = override.is_add() or override.is_force_add() or key in declared
-    try:
-        OmegaConf.update(config, key, override.value(), merge=True, force_add=added)
-    except OmegaConfBaseException as error:
-        hint = did_you_mean(key, dotted_keys(config))
-        raise UsageError(f"{line}: the stored run has no key '{key}': {hint}") from error
 
 
 def dotted_keys(config: Any, prefix: str = "") -> list[str]:

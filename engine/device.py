@@ -8,8 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.distributed import local_rank, world_size
+from engine.config import RunConfig
+from engine.distributed import local_rank, rank, world_size
 from engine.errors import UsageError
+from engine.io import print_rank0
+from engine.signals import StopSignal
+from engine.task import Runtime
 
 
 @dataclass(frozen=True)
@@ -102,3 +106,18 @@ def prepare_process(*, seed: int, threads: int | None, deterministic: bool) -> N
         torch.use_deterministic_algorithms(True)
     # TF32 for what stays float32 on a GPU; master weights and reductions are not affected.
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
+
+
+def make_runtime(config: RunConfig, *, stop: StopSignal | None = None) -> Runtime:
+    """Device, dtype and attention kernel of `config`, said with the reason; the process is seeded."""
+    choice = choose_device(config.device)
+    attention = check_attention(config.attention, choice.device)
+    prepare_process(seed=config.seed, threads=config.threads, deterministic=config.deterministic)
+    print_rank0(
+        f"device      {choice.device} ({choice.reason}); attention {attention}; {torch.get_num_threads()} CPU thread(s)"
+    )
+    return Runtime(
+        device=choice.device, dtype=choice.dtype, attention=attention, seed=config.seed,
+        accumulation=config.accumulation, rank=rank(), world_size=world_size(),
+        stop_requested=stop.agreed if stop is not None else lambda: False,
+    )  # fmt: skip

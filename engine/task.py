@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from engine.checkpoint.state_tree import RowSharded  # noqa: F401
 from engine.errors import Interrupted, RunFailure, UsageError  # noqa: F401 (tasks import them from here)
 from engine.loop.schedule import Plateau
-from engine.rows import RowSharded  # noqa: F401
 
 Metrics = Mapping[str, tuple[Tensor, Tensor]]
 """name -> (sum, count), both scalars on the device. Division happens once, after the reduction over ranks."""

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.config import merge_for_resume, stored_origin
 from engine.errors import UsageError
 from engine.io import did_you_mean, user_path
 from engine.reading import Unreadable, read_text, reason_of
 from engine.registry import FAMILIES
 from engine.run.files import runs_below
-from engine.run.stored import stored_text
+from engine.run.stored import merge_for_resume, stored_origin, stored_text
 from engine.schema import structure
 from verification.compose import Composed
 from verification.finding import Finding, Report

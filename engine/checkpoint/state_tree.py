@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,17 @@ from torch import Tensor
 
 from engine.errors import UsageError
 from engine.reading import Unreadable, check_regular
-from engine.rows import RowSharded
+
+
+@dataclass(frozen=True)
+class RowSharded:
+    """A leaf of a state tree whose rows are spread over the ranks: `tensor` [rows of this rank, ...].
+
+    Saved in global row order (rank 0's rows first) and sliced into equal contiguous parts at load, so a
+    checkpoint does not know how many ranks wrote it.
+    """
+
+    tensor: Tensor
 
 
 def clean_name(name: str) -> str:

@@ -27,7 +27,15 @@ from engine.checkpoint.manifest import (  # noqa: F401 (this module is the door 
     step_folders,
     write_checkpoint,
 )
-from engine.checkpoint.state_tree import WeightsMisfit, clean_name, gather_tree, join_tree, load_weights, split_tree  # noqa: F401
+from engine.checkpoint.state_tree import (  # noqa: F401
+    RowSharded,
+    WeightsMisfit,
+    clean_name,
+    gather_tree,
+    join_tree,
+    load_weights,
+    split_tree,
+)
 from engine.errors import UsageError
 from engine.io import (
     atomic_directory,
@@ -40,7 +48,6 @@ from engine.io import (
     user_path,
 )
 from engine.reading import Unreadable, read_text
-from engine.rows import RowSharded  # noqa: F401
 
 
 class CheckpointWriteError(OSError):

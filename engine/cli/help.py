@@ -14,9 +14,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.cli.group_options import options_for
 from engine.cli.keys import Key, describe, keys_of
-from engine.cli.recipes import locate
+from engine.cli.recipes import locate, options_for
 from engine.cli.source_keys import source_keys
 from engine.cli.translate import Groups, quote
 

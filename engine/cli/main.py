@@ -26,10 +26,18 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.cli.console import finish, open_streams
-from engine.cli.group_options import foreign_key, options_for
 from engine.cli.help import help_text
 from engine.cli.keys import hint_for, keys_of
-from engine.cli.recipes import check_recipe, config_name_of, find_groups, locate, no_config, search_folders
+from engine.cli.recipes import (
+    check_recipe,
+    config_name_of,
+    find_groups,
+    foreign_key,
+    locate,
+    no_config,
+    options_for,
+    search_folders,
+)
 from engine.cli.resolve import PLUGINS, PRESET, read_command
 from engine.cli.spelling import as_typed, forget, remember
 from engine.cli.translate import Groups

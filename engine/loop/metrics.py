@@ -1,7 +1,18 @@
-"""Metrics of a log window, summed on the device: no step waits for the host, one transfer per window."""
+"""What the loop measures on the device, so that no step waits for the host: metrics, skipped steps, norms by group.
+
+Norms (`stats_interval`) of a group G of parameters:
+
+    grad_norm_G     of the global gradient, before clipping (their squares add up to that of train/grad_norm)
+    weight_norm_G   of the weights before the step
+    update_ratio_G  norm of the step's change, over weight_norm_G
+
+All ranks hold the same gradient and weights, so all have the same numbers and none has to be reduced. A sparse table
+has a weight norm only: its gradient rows belong to its optimizer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,7 +20,7 @@ from torch import Tensor
 
 from engine.distributed import all_reduce_sum, is_main
 from engine.io import print_rank0
-from engine.task import Metrics
+from engine.task import Metrics, ParamGroup
 
 
 class MetricWindow:
@@ -76,3 +87,101 @@ class MetricWindow:
                 raise ValueError(f"the open window has {len(names)} names and sums {list(sums.shape)}")
             self._names, self._stored = names, True
             self._sums = sums.clone() if is_main() else torch.zeros_like(sums)
+
+
+class SkippedSteps:
+    """`counts` [2] on the device: steps called off so far, and in a row up to now.
+
+    Reading them would make every step wait for the GPU. There the count of the step before is read instead, which is
+    on its way while the newest step runs; it is the same number on all ranks, so they all give up at the same step.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.counts = torch.zeros(2, dtype=torch.float32, device=device)
+        self._sent: list[tuple[Tensor, torch.cuda.Event]] = []
+
+    def add(self, ok: Tensor) -> None:
+        """Count a step: `ok` is 0 where it was called off, else 1."""
+        bad = 1 - ok.to(self.counts.dtype)
+        self.counts = torch.stack([self.counts[0] + bad, (self.counts[1] + bad) * bad])
+        if self.counts.device.type == "cuda":
+            held = torch.empty(2, pin_memory=True)
+            held.copy_(self.counts, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._sent = [*self._sent[-1:], (held, event)]
+
+    def in_a_row(self, *, exact: bool) -> int:
+        """Steps called off in a row, up to this step; on a GPU up to the one before, unless it is to be `exact`."""
+        if exact or self.counts.device.type != "cuda":
+            return int(self.counts[1])
+        if len(self._sent) < 2:
+            return 0
+        held, event = self._sent[0]
+        event.synchronize()
+        return int(held[1])
+
+    def total(self) -> int:
+        """Steps called off so far."""
+        return int(self.counts[0])
+
+    def load(self, counts: Tensor) -> None:
+        """Go on with stored counts (an earlier version stored a third one)."""
+        self.counts = counts[:2].to(self.counts)
+
+
+class GroupStats:
+    """`before` and `after` around the optimizers of a step that is due; `flush` at the next log line."""
+
+    def __init__(self, groups: Iterable[ParamGroup], interval: int | None) -> None:
+        self.interval = interval
+        self.params = {g.name: list(g.dense.values()) for g in groups if g.table is None}
+        self.tables = {g.name: g.table for g in groups if g.table is not None}
+        self.values: dict[str, Tensor] = {}
+        self._old: dict[str, list[Tensor]] = {}
+
+    def due(self, step: int) -> bool:
+        """Whether the norms of this step are wanted."""
+        return self.interval is not None and step % self.interval == 0
+
+    @torch.no_grad()
+    def before(self, norm: Tensor, clip: float | None) -> None:
+        """Once the gradient is complete; `norm` is the global one before it was clipped to `clip`."""
+        clipped = 1.0 if clip is None else (clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+        for name, params in self.params.items():
+            self.values[f"grad_norm_{name}"] = _norm([p.grad for p in params if p.grad is not None], norm) / clipped
+            self.values[f"weight_norm_{name}"] = _norm([p.detach() for p in params], norm)
+            self._old[name] = [p.detach().clone() for p in params]
+        for name, table in self.tables.items():
+            self.values[f"weight_norm_{name}"] = _norm([table.weights], norm)
+
+    @torch.no_grad()
+    def after(self) -> None:
+        """Once the optimizers have stepped."""
+        for name, old in self._old.items():
+            moved = torch._foreach_sub([p.detach() for p in self.params[name]], old)
+            weight = self.values[f"weight_norm_{name}"]
+            self.values[f"update_ratio_{name}"] = _norm(list(moved), weight) / weight.clamp(min=1e-12)
+        self._old.clear()
+
+    def flush(self) -> dict[str, float]:
+        """The newest norms since the last call, none if no step was due: one transfer."""
+        values, self.values = self.values, {}
+        return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True)) if values else {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next log line is owed."""
+        return dict(self.values)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse; names that this version does not have are dropped with the groups they belonged to."""
+        if any(not isinstance(value, Tensor) or value.numel() != 1 for value in state.values()):
+            raise ValueError("the norms that the next log line is owed are no numbers by name")
+        self.values = dict(state)
+
+
+def _norm(tensors: list[Tensor], like: Tensor) -> Tensor:
+    """The common 2-norm, in the dtype and on the device of the scalar `like`; 0 of nothing."""
+    if not tensors:
+        return torch.zeros_like(like)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).to(like)

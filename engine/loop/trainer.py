@@ -22,10 +22,8 @@ from engine.errors import Interrupted, RunFailure
 from engine.io import print_rank0
 from engine.loop.ema import EMA, averages
 from engine.loop.evaluations import Evaluations
-from engine.loop.metrics import MetricWindow
+from engine.loop.metrics import GroupStats, MetricWindow, SkippedSteps
 from engine.loop.reduce import GradientReducer
-from engine.loop.skipping import SkippedSteps
-from engine.loop.stats import GroupStats
 from engine.optim import build_optimizers, load_optimizers
 from engine.signals import StopSignal
 from engine.task import Runtime, TrainingPlan

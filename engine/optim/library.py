@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from engine.checkpoint.state_tree import split_tree
 from engine.errors import UsageError
-from engine.optim.eager import bare_step, keep_dynamo_out
 
 TORCH: Mapping[str, type[torch.optim.Optimizer]] = {
     name.lower(): getattr(torch.optim, name)
@@ -31,7 +30,6 @@ TORCH: Mapping[str, type[torch.optim.Optimizer]] = {
 """Those whose step needs gradients only: LBFGS wants a closure, SparseAdam sparse gradients."""
 _FUSED = ("adam", "adamw")  # SGD's fused kernel takes a first step that is called off for its momentum's start
 EXTRA = "pip install -e '.[optim]'"
-keep_dynamo_out()  # here, since whatever trains imports this module
 
 
 @dataclass(kw_only=True)
@@ -290,3 +288,25 @@ def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, int | float]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:160]
+
+
+# --- torch's optimizers without torch._dynamo -------------------------------------------------------------------------
+# At their first call they (and torch.manual_seed) import it, which takes seconds, to keep torch.compile out of what is
+# never compiled here. These two call what lies under those wrappers; where a future torch has other wrappers, it is
+# imported as ever.
+
+
+def keep_dynamo_out() -> None:
+    """Let torch.manual_seed and what all optimizers share run as they are: torch asks for this attribute first."""
+    for function in (torch.manual_seed, *vars(torch.optim.Optimizer).values()):
+        if (bare := getattr(function, "__wrapped__", None)) is not None:
+            bare.__dict__.setdefault("__dynamo_disable", bare)
+
+
+def bare_step(optimizer: torch.optim.Optimizer) -> Callable[..., Any]:
+    """`optimizer.step`, of torch's own classes the function under the wrappers: call it without gradients."""
+    own = type(optimizer).__module__.startswith("torch.optim.")
+    return inspect.unwrap(type(optimizer).step).__get__(optimizer) if own else optimizer.step
+
+
+keep_dynamo_out()  # here, since whatever trains imports this module

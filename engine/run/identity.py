@@ -1,4 +1,8 @@
-"""What makes two runs the same experiment: the config, less what may differ from launch to launch."""
+"""What makes two runs the same experiment: the config, less what may differ from launch to launch.
+
+Configs may be older than a key: a schema's BEFORE has, for each key that came later, what a run did that does not set
+it: a value, or the value of another key, written `${key}`. Such a run keeps doing that.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from engine.cli.keys import keys_of
 from engine.errors import UsageError
+from engine.fields import value_at
 from engine.registry import resolve
-from engine.run.before import has_key
 from engine.schema import plain, with_defaults
 
 UNSET = "not set"
@@ -144,3 +150,42 @@ def _refilled(arch: Any, root: str, path: list[str]) -> Any:
         return {**node, parts[0]: inside} if len(parts) == 1 or parts[0] in node else node
 
     return put(arch, path)
+
+
+# --- configs that are older than a key --------------------------------------------------------------------------------
+
+
+def _reference(value: Any) -> str | None:
+    return value[2:-1] if isinstance(value, str) and value.startswith("${") else None
+
+
+def has_key(config: Any, key: str) -> bool:
+    """Whether a plain container has the dotted `key`."""
+    return value_at(config, key, MISSING) is not MISSING
+
+
+def value_before(value: Any, config: Mapping[str, Any]) -> Any:
+    """A value of `before`, its reference replaced by what the resolved `config` says."""
+    return value if (other := _reference(value)) is None else config.get(other)
+
+
+def as_written(value: Any, text: Any, config: Mapping[str, Any]) -> Any:
+    """A value of `before` for the unresolved `text`: a reference to what only the defaults say is resolved."""
+    other = _reference(value)
+    return value if other is None or has_key(text, other) else value_at(config, other)
+
+
+def values_before(before: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `before` says of the keys that a stored resolved config lacks."""
+    return {key: value_before(value, config) for key, value in before.items() if not has_key(config, key)}
+
+
+def complete(config: DictConfig, before: Mapping[str, Any]) -> None:
+    """Put the keys that an unresolved stored config lacks into it, references as they are."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    for key, value in before.items():
+        other = _reference(value)
+        block, dot, _ = key.rpartition(".")
+        stands = has_key(plain, key) or (dot and not has_key(plain, block))  # or there is nothing to put it into
+        if not stands and (other is None or other in config):
+            OmegaConf.update(config, key, value)

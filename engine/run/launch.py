@@ -13,13 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
-from engine.checkpoint.state_check import load_state
 from engine.checkpoint.store import Checkpoint, CheckpointStore, CheckpointWriteError, gather_tree, load_checkpoint
 from engine.cli.spelling import as_typed
 from engine.config import RunConfig, source_of
-from engine.device import check_attention, choose_device, prepare_process
+from engine.device import check_attention, choose_device, make_runtime
 from engine.distributed import all_gather_rows, broadcast_object, is_main, rank, shutdown, under_torchrun, world_size
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.io import atomic_write_json, atomic_write_text, print_rank0
@@ -27,14 +24,14 @@ from engine.loggers.sinks import Sinks
 from engine.loggers.trackers import open_sinks
 from engine.loop.compiling import compile_task
 from engine.loop.ema import averaged_weights
-from engine.loop.profiling import StepProfiler
-from engine.loop.progress import ProgressBar, print_plan
-from engine.loop.stopping import check_early_stop
+from engine.loop.evaluations import check_early_stop
+from engine.loop.hooks import ProgressBar, StepProfiler, print_plan
 from engine.loop.trainer import Hook, Trainer
 from engine.run.decision import RunDecision, accumulation, decide_run
 from engine.run.directory import RunDirectory, open_run, record_refusal
 from engine.run.environment import check_data, data_marks, describe_environment
 from engine.run.files import read_json
+from engine.run.load_run import load_state
 from engine.run.parent import report_run_dir
 from engine.run.request import request_of
 from engine.run.stored import from_source
@@ -352,18 +349,3 @@ class _Session(Hook):
 def _stand_in(plan: TrainingPlan) -> dict[str, bool]:
     """Said wherever results are kept: the data are not those that their name promises."""
     return {"stand_in": True} if any(card.get("stand_in") for card in plan.cards) else {}
-
-
-def make_runtime(config: RunConfig, *, stop: StopSignal | None = None) -> Runtime:
-    """Device, dtype and attention kernel of `config`, said with the reason; the process is seeded."""
-    choice = choose_device(config.device)
-    attention = check_attention(config.attention, choice.device)
-    prepare_process(seed=config.seed, threads=config.threads, deterministic=config.deterministic)
-    print_rank0(
-        f"device      {choice.device} ({choice.reason}); attention {attention}; {torch.get_num_threads()} CPU thread(s)"
-    )
-    return Runtime(
-        device=choice.device, dtype=choice.dtype, attention=attention, seed=config.seed,
-        accumulation=config.accumulation, rank=rank(), world_size=world_size(),
-        stop_requested=stop.agreed if stop is not None else lambda: False,
-    )  # fmt: skip

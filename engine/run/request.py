@@ -21,9 +21,8 @@ from engine.errors import UsageError
 from engine.fields import value_at
 from engine.io import sha256_json, user_path
 from engine.run.aside import is_set_aside, moving_to
-from engine.run.before import value_before
 from engine.run.files import expand_pattern, is_finished, read_json, to_glob
-from engine.run.identity import Complete, completed, identity_of, same_run, with_deleted, without_later
+from engine.run.identity import Complete, completed, identity_of, same_run, value_before, with_deleted, without_later
 from engine.run.parent import REPORT, SUFFIX
 from engine.run.stored import edited, from_source
 

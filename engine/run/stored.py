@@ -6,12 +6,16 @@ that `resume=true run_name=x` needs nothing else and a changed value reaches eve
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -21,16 +25,16 @@ from engine.config import (
     HEADER,
     ConfigSource,
     RunConfig,
-    merge_for_resume,
+    dotted_keys,
     resolved_container,
     source_of,
-    stored_origin,
 )
 from engine.errors import UsageError
 from engine.fields import value_at
+from engine.io import did_you_mean
 from engine.reading import Unreadable, parse_json, read_yaml, reason_of
-from engine.run.before import as_written, has_key
 from engine.run.files import read_json
+from engine.run.identity import as_written, complete, has_key
 from engine.schema import structure, with_defaults
 
 C = TypeVar("C", bound=RunConfig)
@@ -134,6 +138,59 @@ def interpolation_fault(config: Any) -> str | None:
 
 
 # --- what a resume makes of it ----------------------------------------------------------------------------------------
+
+
+def stored_origin(stored_yaml: str) -> dict[str, Any]:
+    """`config_name` and the group `choices` in the first line of a stored `ConfigSource.yaml`; empty without it."""
+    first = stored_yaml.partition("\n")[0]
+    return json.loads(first.removeprefix(HEADER)) if first.startswith(HEADER) else {}
+
+
+def merge_for_resume(
+    stored_yaml: str, overrides: Sequence[str], groups: Iterable[str] = (), before: Mapping[str, Any] | None = None,
+    declared: Collection[str] = (),
+) -> DictConfig:  # fmt: skip
+    """Stored unresolved config with the command line's value overrides on top, unresolved.
+
+    `groups` are further names of config groups (those of the new command's `ConfigSource.choices`); `before` is the
+    schema's BEFORE, for keys that the stored config is too old for. The `declared` keys may be missing in it: a sparse
+    recipe leaves them to their defaults.
+    Raises: UsageError for a changed group, a `~` deletion, a sweep, and a key that the stored config lacks.
+    """
+    config, choices = OmegaConf.create(stored_yaml), stored_origin(stored_yaml).get("choices", {})
+    assert isinstance(config, DictConfig)
+    complete(config, before or {})
+    OmegaConf.set_struct(config, True)
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UsageError(f"cannot read an override: {' '.join(str(error).split())}") from error
+    for override in parsed:
+        _apply(config, override, choices, {*choices, *groups}, declared)
+    OmegaConf.set_struct(config, False)
+    return config
+
+
+def _apply(
+    config: DictConfig, override: Override, choices: Mapping[str, Any], groups: set[str], declared: Collection[str]
+) -> None:
+    key, line = override.key_or_group, override.input_line
+    if override.is_delete():
+        raise UsageError(f"{line}: a resumed run keeps its keys; drop it, or start afresh with resume=false")
+    if override.is_sweep_override():
+        raise UsageError(f"{line}: a resumed run takes one value, not a sweep")
+    if key in groups:
+        chosen, wanted = choices.get(key), override.value()
+        if str(chosen) != str(wanted) and not (chosen is None and wanted is None):
+            was = f"was started with {key}={chosen}" if key in choices else f"was started without {key}"
+            raise UsageError(f"{line}: this run {was}; drop it, or start afresh with resume=false")
+        return
+    added = override.is_add() or override.is_force_add() or key in declared
+    try:
+        OmegaConf.update(config, key, override.value(), merge=True, force_add=added)
+    except OmegaConfBaseException as error:
+        hint = did_you_mean(key, dotted_keys(config))
+        raise UsageError(f"{line}: the stored run has no key '{key}': {hint}") from error
 
 
 def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_dir: Path | None = None) -> C:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.checkpoint.state_tree import RowSharded
+from engine.device import make_runtime
 from engine.loop.trainer import Trainer
-from engine.rows import RowSharded
-from engine.run.launch import make_runtime
 from engine.signals import StopSignal
 from engine.task import TrainingPlan
 

@@ -17,8 +17,8 @@ from hydra import compose, initialize_config_dir
 from dataset.text.batches import TrainBatches
 from dataset.text.stream import TokenStream
 from engine.config import load_synced_config
+from engine.device import make_runtime
 from engine.loop.trainer import Trainer
-from engine.run.launch import make_runtime
 from engine.signals import StopSignal
 from tasks.language_model.family import FAMILY
 from tasks.language_model.nanogpt_baseline import NanoGPT, Sizes, batch, optimizer_of, step

@@ -10,7 +10,7 @@ from dataset.text.opening import open_text
 from engine import building
 from engine.io import print_rank0
 from engine.loop.schedule import Plateau, lr_factor
-from engine.optim.rates import check_optimizer
+from engine.optim import check_optimizer
 from engine.task import Runtime, TrainingPlan
 from models.language_models.gpt import LMShape
 from tasks.language_model.args import TrainConfig

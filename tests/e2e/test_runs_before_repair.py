@@ -17,8 +17,7 @@ from omegaconf import OmegaConf
 
 from engine.config import RunConfig
 from engine.io import sha256_json
-from engine.run.before import complete
-from engine.run.identity import same_run
+from engine.run.identity import complete, same_run
 from tasks.language_model.args import TrainConfig
 from tests.conftest import ROOT, metrics, run_forked, run_script
 

@@ -11,10 +11,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from engine.cli.keys import keys_of
-from engine.config import NOT_IDENTITY, RunConfig, load_synced_config, merge_for_resume, source_of
+from engine.config import NOT_IDENTITY, RunConfig, load_synced_config, source_of
 from engine.errors import UsageError
 from engine.io import sha256_json
 from engine.run.identity import identity_of
+from engine.run.stored import merge_for_resume
 
 ROOT = Path(__file__).resolve().parents[2]
 

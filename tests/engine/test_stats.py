@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.loop.stats import GroupStats
+from engine.loop.metrics import GroupStats
 from engine.task import ParamGroup
 from tests.conftest import metrics, run_ranks, run_script
 from tests.e2e.test_ranks import BASE

@@ -9,7 +9,7 @@ import pytest
 
 from engine.config import RunConfig
 from engine.errors import Interrupted, UsageError
-from engine.loop.stopping import EarlyStop, check_early_stop
+from engine.loop.evaluations import EarlyStop, check_early_stop
 from tests.conftest import metrics, run_script
 from tests.e2e.test_ranks import final
 from tests.engine.test_trainer import make

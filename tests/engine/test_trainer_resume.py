@@ -10,8 +10,8 @@ import torch
 
 from engine.checkpoint.store import CheckpointStore
 from engine.errors import RunFailure
+from engine.loop.metrics import SkippedSteps
 from engine.loop.schedule import Plateau
-from engine.loop.skipping import SkippedSteps
 from tests.engine.test_trainer import make
 
 

@@ -11,10 +11,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from engine.cli.group_options import options_for
 from engine.cli.help import help_text
 from engine.cli.keys import keys_of
-from engine.cli.recipes import find_groups
+from engine.cli.recipes import find_groups, options_for
 from engine.loop.schedule import Decay, lr_factor
 from engine.optim import build_optimizer
 from models.language_models.config import GPTConfig

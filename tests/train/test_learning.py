@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.loop.skipping import SkippedSteps
+from engine.loop.metrics import SkippedSteps
 from engine.loop.trainer import Trainer
 from engine.schema import structure
 from tasks.language_model.family import FAMILY

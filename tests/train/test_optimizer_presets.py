@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from engine.config import load_synced_config
 from engine.errors import UsageError
 from engine.loop.trainer import Trainer
-from engine.optim.rates import USUAL_RATES, check_optimizer
+from engine.optim import USUAL_RATES, check_optimizer
 from engine.signals import StopSignal
 from engine.task import Runtime
 from tasks.language_model.args import TrainConfig

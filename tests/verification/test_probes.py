@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-import engine.optim.adam
-import engine.optim.sparse_sign
+import engine.optim.builtin
 import models.recursive_reasoning.act as act
 import tasks.recursive_reasoning.build as building
 import tasks.recursive_reasoning.task as tasks
@@ -140,7 +139,7 @@ def test_a_parameter_in_two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_optimizer_that_trains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.optim.adam.AdamATan2, "step", lambda self, lr_scale=1.0, ok=None: None)
+    monkeypatch.setattr(engine.optim.builtin.AdamATan2, "step", lambda self, lr_scale=1.0, ok=None: None)
     assert "did not change in 3 optimizer steps" in fails("DYN703")
 
 
@@ -331,7 +330,7 @@ def test_embedding_rows_of_other_puzzles(monkeypatch: pytest.MonkeyPatch) -> Non
         original(self, lr_scale, ok)
         self.table.weights.mul_(0.99)
 
-    around(monkeypatch, engine.optim.sparse_sign.SparseSignSGD, "step", decaying)
+    around(monkeypatch, engine.optim.builtin.SparseSignSGD, "step", decaying)
     assert "of puzzles that it did not work on" in fails("DYN718")
 
 

@@ -1,4 +1,4 @@
-"""AdamATan2 in plain torch, with a step that can be called off on the device.
+"""Optimizers of our own in plain torch, with a step that can be called off on the device.
 
 `step(lr_scale, ok)`: `ok` is a 0/1 scalar tensor. 0 leaves parameters, moments and step count exactly as they
 were, even when gradients hold NaN or inf, and no value travels to the host. Moments live in at least float32.
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from engine.task import SparseTable
 
 
 class AdamATan2:
@@ -40,8 +42,8 @@ class AdamATan2:
                 raise ValueError(f"{key}={value}: expected a number from 0 up to, not including, 1")
         self.params, self.names = list(params), list(names)
         self.lr, self.beta1, self.beta2, self.weight_decay = lr, beta1, beta2, weight_decay
-        self.exp_avg = [torch.zeros_like(p, dtype=_wide(p)).detach() for p in self.params]
-        self.exp_avg_sq = [torch.zeros_like(p, dtype=_wide(p)).detach() for p in self.params]
+        self.exp_avg = [torch.zeros_like(p, dtype=_upcast(p)).detach() for p in self.params]
+        self.exp_avg_sq = [torch.zeros_like(p, dtype=_upcast(p)).detach() for p in self.params]
         device = self.params[0].device if self.params else torch.device("cpu")
         self.count = torch.zeros((), dtype=torch.float32, device=device)
 
@@ -127,5 +129,110 @@ class AdamATan2:
         self.count.copy_(torch.as_tensor(state["step"]))
 
 
-def _wide(param: Tensor) -> torch.dtype:
+def _upcast(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
+
+
+class Lookahead:
+    """k steps of an inner optimizer, then a share `alpha` of the way from the slow weights (Zhang et al. 2019)."""
+
+    def __init__(
+        self, inner: Any, params: Sequence[nn.Parameter], names: Sequence[str], *, k: int, alpha: float
+    ) -> None:
+        if k < 1 or not 0.0 < alpha <= 1.0:
+            raise ValueError(f"k={k}, alpha={alpha}: expected k of at least 1 and 0 < alpha <= 1")
+        self.inner, self.params, self.names, self.k, self.alpha = inner, list(params), list(names), k, alpha
+        self.lr = inner.lr
+        self.slow = [param.detach().clone() for param in self.params]
+        self.count = 0
+
+    @torch.no_grad()
+    def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None:
+        """One inner step; every k-th one moves the slow weights and restarts the fast ones there."""
+        if ok is not None and not bool(ok):
+            return
+        self.inner.step(lr_scale)
+        self.count += 1
+        if self.count % self.k == 0:
+            torch._foreach_lerp_(self.slow, [param.detach() for param in self.params], self.alpha)
+            torch._foreach_copy_([param.detach() for param in self.params], self.slow)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Inner state, slow weights by name, steps so far."""
+        slow = dict(zip(self.names, self.slow, strict=True))
+        return {"inner": self.inner.state_dict(), "slow": slow, "count": self.count}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.inner.load_state_dict(state["inner"])
+        for name, slow in zip(self.names, self.slow, strict=True):
+            slow.copy_(state["slow"][name])
+        self.count = int(state["count"])
+
+
+# --- SignSGD for a large table of which a step touches a few rows -----------------------------------------------------
+# w <- w(1 - lr·wd) - lr·sign(Σ gradients of the row). Gradients of equal identifiers are summed, over slots,
+# micro-batches and ranks; rows outside the batch do not even decay. Every shape depends only on the number of slots, so
+# no step waits for the device.
+
+
+def sign_update(
+    weights: Tensor, ids: Tensor, grads: Tensor, *, lr: float, weight_decay: float
+) -> tuple[Tensor, Tensor]:
+    """(sorted ids [n], their new rows [n, E]); equal ids come with equal rows, so they may be written in any
+    order.
+
+    A stable sort puts equal ids together, a running count of the changes numbers the groups: no `unique`, no
+    host sync.
+    """
+    order_ids, order = torch.sort(ids.long(), stable=True)
+    changes = torch.ones_like(order_ids)
+    changes[1:] = (order_ids[1:] != order_ids[:-1]).long()
+    group = changes.cumsum(0) - 1  # [n]
+    wide = grads[order].to(weights.dtype)
+    total = torch.zeros_like(wide).index_add_(0, group, wide)[group]
+    return order_ids, weights[order_ids] * (1.0 - lr * weight_decay) - lr * total.sign()
+
+
+class SparseSignSGD:
+    """The interface of the dense optimizers; there is no state besides the table itself."""
+
+    def __init__(self, table: SparseTable, *, lr: float = 1e-2, weight_decay: float = 0.1) -> None:
+        for key, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if not value >= 0.0:
+                raise ValueError(f"{key}={value}: expected 0 or more")
+        self.table, self.lr, self.weight_decay = table, lr, weight_decay
+
+    @torch.no_grad()
+    def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None:
+        """One update of the rows touched since the last step. `ok` 0 leaves them as they are and drops the
+        gradients.
+
+        A collective: every rank calls it, with the same number of rows.
+        """
+        from engine.distributed import all_gather_rows
+
+        ids, grads = self.table.take_pending()
+        ids, grads = all_gather_rows(ids), all_gather_rows(grads)
+        if ids.shape[0] == 0:
+            return
+        weights = self.table.weights
+        ids, rows = sign_update(weights, ids, grads, lr=self.lr * lr_scale, weight_decay=self.weight_decay)
+        if ok is not None:
+            rows = torch.where(ok.to(torch.bool), rows, weights[ids])
+        weights[ids] = rows
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore; raises ValueError for a state of another optimizer."""
+        if state:
+            raise ValueError(f"optimizer state does not fit: sparse_sign_sgd has none, got {sorted(state)}")
+
+
+def build_sparse(table: Any, names: Sequence[str], **options: Any) -> SparseSignSGD:
+    """Registry door; `names` are of no use to a table."""
+    del names
+    return SparseSignSGD(table, **options)
