@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.fields import Inert, Range
 from losses.act import ACTLossConfig, ACTLossHead, LossResult, Metrics
-from models.recursive_reasoning.act import ACTOutput
+from models.recursive_reasoning.act import ACTOutput, Aux
 from models.recursive_reasoning.subgoal import alignment
 
 __all__ = ["FeudalLossConfig", "FeudalLossHead"]
@@ -69,15 +69,15 @@ class FeudalLossHead(ACTLossHead):
     def forward(self, output: ACTOutput) -> LossResult:
         """As ACTLossHead; L is that of this pass, in evaluation the mean over the passes of the episode."""
         result = super().forward(output)
-        told = output.aside
-        if not told:
+        aux = output.aux
+        if not aux:
             return result
-        if "episode" in told:
-            loss, more = self._episode(told["episode"], output.carry.steps)
+        if "episode" in aux:
+            loss, more = self._episode(aux["episode"], output.carry.steps)
         else:
             with nullcontext() if self.weight else torch.no_grad():
-                loss, cos = self._pass(told)
-            more = _pass_metrics(told, cos.detach(), output.carry.halted)
+                loss, cos = self._pass(aux)
+            more = _pass_metrics(aux, cos.detach(), output.carry.halted)
         if self.weight:
             result.total = result.total + self.weight * loss
         plain, rows = result.metrics, result.metrics["loss"][1]
@@ -88,12 +88,12 @@ class FeudalLossHead(ACTLossHead):
         result.metrics |= {name: pair for name, pair in {**plain, **more}.items() if name not in result.metrics}
         return result
 
-    def _pass(self, told: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _pass(self, aux: Aux) -> tuple[Tensor, Tensor]:
         """(sum of L over the rows, cosine of each row [B])."""
-        ways, goal, gate, active = (told[name] for name in ("ways", "goal", "gate", "active"))
+        ways, goal, gate, active = (aux[name] for name in ("ways", "goal", "gate", "active"))
         cos = alignment(
             ways.detach() if self.moves == "manager" else ways,
-            told["valid"],
+            aux["valid"],
             goal.detach() if self.moves == "worker" else goal,
         )
         factor = {"detach": gate.detach(), "none": torch.ones_like(gate), "live": gate}[self.factor]
@@ -113,16 +113,16 @@ class FeudalLossHead(ACTLossHead):
 
 
 @torch.no_grad()
-def _pass_metrics(told: dict[str, Tensor], cos: Tensor, halted: Tensor) -> Metrics:
+def _pass_metrics(aux: Aux, cos: Tensor, halted: Tensor) -> Metrics:
     """(sum, count) of what shows whether the manager is used; the names never change within a run.
 
     Means are over rows with a goal. Statistics between rows (std, pairwise cosine, participation ratio) are those of
     each micro-batch, averaged.
     """
-    active, gate, goal = told["active"], told["gate"], told["goal"]
+    active, gate, goal = aux["active"], aux["gate"], aux["goal"]
     used, rows = active.sum(), torch.full((), active.shape[0], device=active.device)
-    emitted, saturated = told["emitted"] & ~halted, (gate < _SATURATED) | (gate > 1 - _SATURATED)
-    replaced, closed = emitted & active, active & (told["emitted"] | halted)
+    emitted, saturated = aux["emitted"] & ~halted, (gate < _SATURATED) | (gate > 1 - _SATURATED)
+    replaced, closed = emitted & active, active & (aux["emitted"] | halted)
     mean = _sum(gate, active) / used.clamp(min=1)
     std = (_sum((gate - mean).square(), active) / (used - 1).clamp(min=1)).sqrt()
     pairs = used * (used - 1)
@@ -133,13 +133,13 @@ def _pass_metrics(told: dict[str, Tensor], cos: Tensor, halted: Tensor) -> Metri
         "subgoal_gate_std": (std * used, used),
         "subgoal_gate_saturated": (_sum(saturated, active), used),
         "subgoal_emissions": (emitted.sum(), rows),
-        "subgoal_dwell": (_sum(told["dwell"], closed), closed.sum()),
+        "subgoal_dwell": (_sum(aux["dwell"], closed), closed.sum()),
         "subgoal_goal_pairwise_cos": (_pairwise(goal, active), pairs),
         "subgoal_goal_pr": (_participation(goal, active) * used, used),
-        "subgoal_goal_change_cos": (_sum(told["change"], replaced), replaced.sum()),
-        "subgoal_goal_drift": (_sum(told["drift"], active), used),
-        "subgoal_inject_ratio": (_sum(told["push"], active), used),
-        "subgoal_worker_pairwise_cos": (_pairwise(told["worker"], active), pairs),
+        "subgoal_goal_change_cos": (_sum(aux["change"], replaced), replaced.sum()),
+        "subgoal_goal_drift": (_sum(aux["drift"], active), used),
+        "subgoal_inject_ratio": (_sum(aux["push"], active), used),
+        "subgoal_worker_pairwise_cos": (_pairwise(aux["worker"], active), pairs),
     }
 
 

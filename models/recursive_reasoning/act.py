@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 EXPLORATION = "exploration"
-ASIDE = "aside"
-"""Name under which `inner.recur` returns what is for the loss and not for the next step."""
+Latents = dict[str, Tensor]
+Aux = dict[str, Tensor]
+"""What a variant hands to its own loss beside the answer, [B, ...] each. It is not carried to the next step."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class ACTOutput:
     q_halt_logits: Tensor
     q_continue_logits: Tensor
     target_q_continue: Tensor | None = None
-    aside: dict[str, Tensor] = field(default_factory=dict)
-    """What a variant tells its own loss, [B, ...]; in evaluation of the episode so far."""
+    aux: Aux = field(default_factory=dict)
+    """Of this step; in evaluation of the episode so far."""
 
 
 class ACTModel(nn.Module):
@@ -106,16 +107,15 @@ class ACTModel(nn.Module):
         latents, steps, data = self._open_rows(batch, carry)
         with self.inner.casts():
             x = self.inner.embed(data)
-            latents = self.inner.recur(latents, x)
+            latents, aux = self.inner.recur(latents, x)
             logits = self.inner.logits(latents)
             q_halt, q_continue = self.inner.q_values(latents)
-            aside = latents.pop(ASIDE, {})
             latents = {name: latent.detach() for name, latent in latents.items()}
             with torch.no_grad():
                 steps = steps + 1
                 halted = self._halting(steps, q_halt, q_continue, batch.get(EXPLORATION))
                 target = self._continue_target(latents, x, steps)
-        return ACTOutput(ACTCarry(latents, steps, halted, data), logits, q_halt, q_continue, target, aside)
+        return ACTOutput(ACTCarry(latents, steps, halted, data), logits, q_halt, q_continue, target, aux)
 
     def _open_rows(
         self, batch: dict[str, Tensor], carry: ACTCarry | None
@@ -155,7 +155,7 @@ class ACTModel(nn.Module):
         the last)."""
         if self.no_ACT_continue or self.halt_max_steps == 1:
             return None
-        next_halt, next_continue = self.inner.q_values(self.inner.recur(latents, x))
+        next_halt, next_continue = self.inner.q_values(self.inner.recur(latents, x)[0])
         last = steps >= self.halt_max_steps
         return torch.sigmoid(torch.where(last, next_halt, torch.maximum(next_halt, next_continue)))
 
@@ -196,8 +196,7 @@ class ACTModel(nn.Module):
         latched, halted = self.eval_halting == "latched", carry.halted
         if latched and halted.all():
             return carry
-        latents, steps = self.inner.recur(carry.latents, x), carry.steps + ~halted
-        latents.pop(ASIDE, None)
+        (latents, _), steps = self.inner.recur(carry.latents, x), carry.steps + ~halted
         if latched:
             latents = {name: _where_rows(halted, carry.latents[name], moved) for name, moved in latents.items()}
             halted = halted | self._willing(*self.inner.q_values(latents))
@@ -206,7 +205,7 @@ class ACTModel(nn.Module):
     def _eval_output(self, carry: ACTCarry) -> ACTOutput:
         q_halt, q_continue = self.inner.q_values(carry.latents)
         return ACTOutput(
-            carry, self.inner.logits(carry.latents), q_halt, q_continue, aside=self.inner.aside(carry.latents)
+            carry, self.inner.logits(carry.latents), q_halt, q_continue, aux=self.inner.episode_aux(carry.latents)
         )
 
     # Facts about the model

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.recursive_reasoning.act import ASIDE, PuzzleShape
+from models.recursive_reasoning.act import Aux, Latents, PuzzleShape
 from models.recursive_reasoning.hrm import HRM
 from models.recursive_reasoning.inner import INPUT, RecursiveInner
 from models.recursive_reasoning.recursion import Update
@@ -73,8 +73,8 @@ class SubgoalInner(RecursiveInner):
         drawn = torch.randn(rows, head.config.goal_dim, generator=torch.Generator().manual_seed(0), device="cpu")
         return drawn.to(device, head.goal_proj.weight.dtype)
 
-    def recur(self, latents: Mapping[str, Tensor], x: Any) -> dict[str, Tensor]:
-        """One pass under the carried goals, then the next ones; what the loss reads lies under `ASIDE`."""
+    def recur(self, latents: Mapping[str, Tensor], x: Any) -> tuple[Latents, Aux]:
+        """One pass under the carried goals, then the next ones; of the manager the loss reads `aux`."""
         head = self.subgoal_head
         if head is None:
             return super().recur(latents, x)
@@ -86,12 +86,12 @@ class SubgoalInner(RecursiveInner):
         worker = head.pool(moved["z_L"], x["weights"])
         slow = moved["z_H"].detach()
         manager = slow[:, 0].to(worker.dtype) if self.prefix_len else head.pool(slow, x["weights"])
-        after, told = head.advance(state, steering, worker, manager, noise=x["noise"])
-        told["push"] = _push_ratio(pushes, latents["z_H"] + x[INPUT])
-        return {**moved, **after, ASIDE: told}  # type: ignore[dict-item]
+        after, aux = head.advance(state, steering, worker, manager, noise=x["noise"])
+        aux["push"] = _push_ratio(pushes, latents["z_H"] + x[INPUT])
+        return {**moved, **after}, aux
 
-    def aside(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What an evaluation tells of a whole episode: `episode` [B, 5], the sums of `EPISODE`."""
+    def episode_aux(self, latents: Mapping[str, Tensor]) -> Aux:
+        """`episode` [B, 5], the sums of `EPISODE` over a whole episode."""
         return {} if self.subgoal_head is None else {"episode": latents["subgoal_episode"]}
 
 

@@ -24,7 +24,7 @@ from models.layers import (
     line_positions,
     trunc_normal_,
 )
-from models.recursive_reasoning.act import PuzzleShape
+from models.recursive_reasoning.act import Aux, Latents, PuzzleShape
 from models.recursive_reasoning.config import RecursiveConfig
 from models.recursive_reasoning.recursion import Update, recur
 from models.sparse_embedding import SparseEmbedding
@@ -140,11 +140,11 @@ class RecursiveInner(nn.Module):
         out: Tensor = self.scale * x
         return out
 
-    def recur(self, latents: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    def recur(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Aux]:
         """All cycles of one ACT step: latents [B, S, D] -> latents, of which the last `window` updates have a
         graph."""
         values = self.updated({**latents, INPUT: x})
-        return {name: values[name] for name in self.latent_names}
+        return {name: values[name] for name in self.latent_names}, {}
 
     def updated(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The plan run on `values`: latents and every input that it names."""
@@ -167,8 +167,8 @@ class RecursiveInner(nn.Module):
         halt, proceed = q.to(torch.promote_types(q.dtype, torch.float32)).unbind(-1)
         return halt, proceed
 
-    def aside(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What an evaluation tells the loss beside the answer: nothing here."""
+    def episode_aux(self, latents: Mapping[str, Tensor]) -> Aux:
+        """What the loss reads of a whole episode in evaluation: nothing here."""
         return {}
 
     # Facts about the model

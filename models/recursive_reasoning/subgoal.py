@@ -83,7 +83,7 @@ class SubgoalHead(nn.Module):
             "subgoal_episode": zeros(len(EPISODE)),
         }
 
-    # Before a pass: what the worker is told
+    # Before a pass: what the worker is given
 
     def goals(self, h: Tensor) -> Tensor:
         """Manager states [B, D] -> goals [B, G]."""
@@ -163,13 +163,13 @@ class SubgoalHead(nn.Module):
         emit = self.due(passes) if update is None else update
         ways = worker[:, None] - state["subgoal_past"]  # [B, C, G]
         valid = torch.arange(self.remembered, device=before.device) <= before.clamp(max=self.remembered - 1)[:, None]
-        told = {**steering, "ways": ways, "valid": valid, "emitted": emit, "dwell": dwell, "worker": worker}
+        aux = {**steering, "ways": ways, "valid": valid, "emitted": emit, "dwell": dwell, "worker": worker}
         with torch.no_grad():
             manager = manager.detach()
             replace = emit & ~active if self.source == "stale" else emit
             fresh = self._drawn(noise, passes) if self.draws else self.goals(manager)
-            told["change"] = (_unit(state["subgoal_goal"]) * _unit(fresh)).sum(-1)
-            told["drift"] = 1 - (_unit(state["subgoal_goal"]) * _unit(steering["own"])).sum(-1)
+            aux["change"] = (_unit(state["subgoal_goal"]) * _unit(fresh)).sum(-1)
+            aux["drift"] = 1 - (_unit(state["subgoal_goal"]) * _unit(steering["own"])).sum(-1)
             after = {
                 "subgoal_pass": passes,
                 "subgoal_active": active | emit,
@@ -177,9 +177,9 @@ class SubgoalHead(nn.Module):
                 "subgoal_goal": torch.where(replace[:, None], fresh, state["subgoal_goal"]),
                 "subgoal_dwell": dwell.masked_fill(emit, 0),
                 "subgoal_past": self._remember(state["subgoal_past"], worker.detach(), active, emit, dwell),
-                "subgoal_episode": state["subgoal_episode"] if self.training else _summed(state, told),
+                "subgoal_episode": state["subgoal_episode"] if self.training else _summed(state, aux),
             }
-        return after, told
+        return after, aux
 
     def _remember(self, past: Tensor, worker: Tensor, active: Tensor, emit: Tensor, dwell: Tensor) -> Tensor:
         """The remembered worker states [B, C, G] after a pass; slot 0 is that of the goal's beginning (its anchor)."""
@@ -213,12 +213,12 @@ def alignment(ways: Tensor, valid: Tensor, goal: Tensor) -> Tensor:
     return cos.sum(-1) / valid.sum(-1).clamp(min=1)
 
 
-def _summed(state: State, told: State) -> Tensor:
+def _summed(state: State, aux: State) -> Tensor:
     """The sums of `EPISODE` with this pass, [B, 5]."""
-    cos = alignment(told["ways"], told["valid"], told["goal"])
-    own = alignment(told["ways"], told["valid"], told["own"])
-    now = torch.stack([torch.ones_like(cos), cos, own, told["gate"], told["gate"] * cos], dim=-1)
-    return state["subgoal_episode"] + now * told["active"][:, None]
+    cos = alignment(aux["ways"], aux["valid"], aux["goal"])
+    own = alignment(aux["ways"], aux["valid"], aux["own"])
+    now = torch.stack([torch.ones_like(cos), cos, own, aux["gate"], aux["gate"] * cos], dim=-1)
+    return state["subgoal_episode"] + now * aux["active"][:, None]
 
 
 def _unit(vector: Tensor) -> Tensor:

@@ -301,7 +301,7 @@ def _first_rows(output: ACTOutput, rows: int) -> ACTOutput:
         q_halt_logits=output.q_halt_logits[:rows],
         q_continue_logits=output.q_continue_logits[:rows],
         target_q_continue=None,
-        aside={name: tensor[:rows] for name, tensor in output.aside.items()},
+        aux={name: tensor[:rows] for name, tensor in output.aux.items()},
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def told(**changes):
     labels = torch.tensor([[1, 2]] * 4, dtype=torch.int32)
     halted, steps = torch.tensor([True, False, False, True]), torch.tensor([3, 2, 2, 1])
     carry = ACTCarry({}, steps, halted, {"labels": labels})
-    aside = {
+    aux = {
         "active": torch.tensor([True, True, True, False]), "gate": torch.tensor([0.5, 0.9, 0.01, 0.8]),
         "goal": torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 0]]), "own": torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 0]]),
         "ways": torch.tensor([[[2.0, 0]], [[0, 1]], [[0, -1]], [[1, 1]]]), "valid": torch.ones(4, 1, dtype=torch.bool),
@@ -51,7 +51,7 @@ def told(**changes):
         "worker": torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]]), "change": torch.tensor([0.1, 0.2, 0.3, 0.4]),
         "drift": torch.tensor([0.0, 0.1, 0.2, 0.9]), "push": torch.tensor([0.1, 0.2, 0.3, 0.0]), **changes,
     }  # fmt: skip
-    return ACTOutput(carry, torch.zeros(4, 2, 3), torch.zeros(4), torch.zeros(4), aside=aside)
+    return ACTOutput(carry, torch.zeros(4, 2, 3), torch.zeros(4), torch.zeros(4), aux=aux)
 
 
 def means(result):
@@ -127,7 +127,7 @@ def last_gate(weight, gate, steps=300):
         optimizer.zero_grad()
         (result.total / 8).backward()
         optimizer.step()
-        gates += output.aside["gate"][output.aside["active"]].tolist()
+        gates += output.aux["gate"][output.aux["active"]].tolist()
     return sum(gates[-40:]) / 40
 
 

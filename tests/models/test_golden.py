@@ -63,7 +63,7 @@ def test_inner_model_alone(case):
     inner, out = case.model.eval().inner, case.outputs
     x = inner.embed(case.batches[0])
     close(x, out["inner_input_embeddings"], **STEP)
-    latents = inner.recur({name: torch.from_numpy(out[f"inner_{name}_in"]) for name in ("z_H", "z_L")}, x)
+    latents, _ = inner.recur({name: torch.from_numpy(out[f"inner_{name}_in"]) for name in ("z_H", "z_L")}, x)
     for name in ("z_H", "z_L"):
         close(latents[name], out[f"inner_{name}_out"], **STEP)
     q_halt, q_continue = inner.q_values(latents)

@@ -147,8 +147,8 @@ def test_goals_are_given_after_these_passes(head, emissions):
     model = lively(head, halt_exploration_prob=0.0)
     given, dwells = [], []
     for k, (output, result) in enumerate(passes(model, 8, FEUDAL), start=1):
-        given += [k] if output.aside["emitted"].all() else []
-        assert output.aside["emitted"].any() == output.aside["emitted"].all()
+        given += [k] if output.aux["emitted"].all() else []
+        assert output.aux["emitted"].any() == output.aux["emitted"].all()
         total, count = result.metrics["subgoal_dwell"]
         dwells += [float(total / count)] if count else []
         assert result.metrics["feudal_active_frac"][0] == (ROWS if given and k > given[0] else 0)
@@ -175,8 +175,8 @@ def test_a_reset_row_is_unsteered_and_the_others_keep_their_goals():
     after = model(batch(9, ROWS), carry)
     fresh = model(batch(9, ROWS))
     torch.testing.assert_close(after.logits[0], fresh.logits[0])
-    assert not after.aside["active"][0]
-    assert after.aside["active"][1:].all()
+    assert not after.aux["active"][0]
+    assert after.aux["active"][1:].all()
     opened = model._open_rows(batch(9, ROWS), carry)[0]
     for name, value in opened.items():
         if name.startswith("subgoal_"):
@@ -206,7 +206,7 @@ def test_the_carry_holds_no_graph_and_steps_follow_each_other():
     model = lively({"displacement": "fun"})
     for output in passes(model, 4):
         assert not any(value.requires_grad for value in output.carry.latents.values())
-        assert not any("aside" in name for name in output.carry.latents)
+        assert not any("aux" in name for name in output.carry.latents)
     trace(lively(), FEUDAL, count=5)  # two backward passes with an update between them raise nothing
 
 
@@ -295,7 +295,7 @@ def test_controls_of_an_evaluation():
     answers = {source: controlled(lively(), source) for source in CONTROLS}
     for source in CONTROLS[1:]:
         assert not torch.equal(answers[source].logits, answers["learned"].logits), source
-    episode = {source: output.aside["episode"].sum(0) for source, output in answers.items()}
+    episode = {source: output.aux["episode"].sum(0) for source, output in answers.items()}
     assert torch.equal(episode["learned"][1], episode["learned"][2])  # given is own
     assert not torch.equal(episode["shuffle"][1], episode["shuffle"][2])
     assert episode["zero"][1] == 0
@@ -345,7 +345,7 @@ def test_random_goals_are_held_for_a_window_and_differ_between_rows_and_windows(
     for _ in range(6):
         output = model({**batch(1, ROWS), "noise": noise}, carry)
         carry = output.carry
-        goals.append(output.aside["goal"])
+        goals.append(output.aux["goal"])
     assert torch.equal(goals[1], goals[3])  # passes 2 to 4
     assert not torch.allclose(goals[3], goals[4])
     assert len({tuple(row.tolist()) for row in goals[1]}) == ROWS
@@ -357,7 +357,7 @@ def test_random_goals_are_held_for_a_window_and_differ_between_rows_and_windows(
 def test_evaluation_sums_every_pass_of_the_episode():
     model = lively().eval()
     steps = list(model.think(batch(2, ROWS)))
-    sums = [step.aside["episode"] for step in steps]
+    sums = [step.aux["episode"] for step in steps]
     assert [float(s[0, 0]) for s in sums] == list(range(8))
     metrics = FEUDAL(steps[-1]).metrics
     total, count = metrics["feudal_cos"]

@@ -10,8 +10,8 @@ BRANCH = """        if self.training:
             return self._forward_train_original(batch, carry)
         return self._forward_eval(batch)
 """
-EMBED = "            x = self.inner.embed(data)\n            latents = self.inner.recur(latents, x)\n            logits"
-CARRY = "ACTOutput(ACTCarry(latents, steps, halted, data), logits, q_halt, q_continue, target, aside)"
+EMBED = "            x = self.inner.embed(data)\n            latents, aux = self.inner.recur(latents, x)\n            logits"
+CARRY = "ACTOutput(ACTCarry(latents, steps, halted, data), logits, q_halt, q_continue, target, aux)"
 EVAL_STEP = "carry = self._eval_step(carry, x, self.halt_max_steps)\n"
 EVAL_LOOP = f"            for _ in range(self.halt_max_steps):\n                {EVAL_STEP}"
 
@@ -198,8 +198,8 @@ FAULTS = (
                 ACT,
                 EMBED,
                 EMBED.replace(
-                    "            latents = self.inner.recur(latents, x)\n",
-                    "            with torch.no_grad():\n                latents = self.inner.recur(latents, x)\n",
+                    "            latents, aux = self.inner.recur(latents, x)\n",
+                    "            with torch.no_grad():\n                latents, aux = self.inner.recur(latents, x)\n",
                 ),
             ),
         ),

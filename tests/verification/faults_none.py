@@ -158,9 +158,9 @@ TREES = (
         edits=(
             swap(
                 ACT,
-                "            x = self.inner.embed(data)\n            latents = self.inner.recur(latents, x)\n            logits",
+                "            x = self.inner.embed(data)\n            latents, aux = self.inner.recur(latents, x)\n            logits",
                 "            x = self.inner.embed(data)\n            self.input_norm = x.detach().norm()\n"
-                "            latents = self.inner.recur(latents, x)\n            logits",
+                "            latents, aux = self.inner.recur(latents, x)\n            logits",
             ),
         ),
         quiet=("MOD432",),

@@ -157,7 +157,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ACT, TASK, LOSS = "models/recursive_reasoning/act.py", "tasks/recursive_reasoning/task.py", "losses/act.py"
-EMBED = "            x = self.inner.embed(data)\n            latents = self.inner.recur"
+EMBED = "            x = self.inner.embed(data)\n            latents, aux = self.inner.recur"
 FAULTS = [
     (ACT, 'ACT_MODE: ClassVar[str] = "dynamic"', 'ACT_MODE: ClassVar[str] = "fixed"', "MOD421"),
     (ACT, "_forward_train_original", "_forward_train_online", "MOD421"),
