@@ -37,7 +37,7 @@ ALLOWED = {
     "launcher": {"launcher", "engine"},
     "verification": {"verification", "launcher", "engine", "dataset", "models"},
     "reports": {"reports", "engine", "dataset"},
-    "viewer": {"viewer", "reports", "engine", "dataset", "evaluators.intervals", "tasks"},
+    "viewer": {"viewer", "reports", "engine", "dataset", "evaluators.intervals"},
 }
 FREE = {"engine.errors", "engine.fields"}
 """Plain marks and errors, of the standard library alone: every package may import them."""

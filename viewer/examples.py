@@ -5,21 +5,39 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from dataset.format import PuzzleSplit
 from engine.errors import UsageError
 from engine.io import progress
 from evaluators.intervals import wilson
-from tasks.recursive_reasoning.loading import PuzzleRun
 from viewer.trajectory import Headline, Layout, Trajectory, cropped, most_interesting
 
 BATCH = 64
 MAX_CANDIDATES = 256
 CPU_WORK = 4e12
 """Floating-point operations that examining candidates may cost on a CPU: some ten seconds to a minute."""
+
+
+class StoredRun(Protocol):
+    """A run loaded by its family's `load_puzzle_run`: a checkpoint, and the examples that its model is fed."""
+
+    opened: Any
+    """engine.run.load_run.OpenedCheckpoint"""
+    splits: list[PuzzleSplit]
+    data: list[dict[str, Any]]
+    """Path and hashes of each data set."""
+    steps: int
+    """ACT steps per example."""
+
+    @property
+    def task(self) -> Any:
+        """Its `model` has `think(batch, steps)`, an output for each ACT step, and `flops(rows)`."""
+
+    @property
+    def name(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -41,8 +59,10 @@ def rows_of(splits: Sequence[PuzzleSplit], numbers: np.ndarray) -> dict[str, np.
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def trajectories_of(run: PuzzleRun, layout: Layout, numbers: np.ndarray) -> list[Trajectory]:
+def trajectories_of(run: StoredRun, layout: Layout, numbers: np.ndarray) -> list[Trajectory]:
     """The model's answers to these examples after every ACT step."""
+    import torch
+
     model, device = run.task.model, run.opened.runtime.device
     trajectories = []
     pieces = [numbers[begin : begin + BATCH] for begin in range(0, len(numbers), BATCH)]
@@ -69,7 +89,7 @@ def trajectories_of(run: PuzzleRun, layout: Layout, numbers: np.ndarray) -> list
     return trajectories
 
 
-def select_examples(run: PuzzleRun, layout: Layout, args: argparse.Namespace, count: int) -> Selection:
+def select_examples(run: StoredRun, layout: Layout, args: argparse.Namespace, count: int) -> Selection:
     """The examples to draw: that of --example, else the `count` most interesting of the candidates.
 
     Raises:
@@ -93,7 +113,7 @@ def select_examples(run: PuzzleRun, layout: Layout, args: argparse.Namespace, co
     return Selection(most_interesting(pool, count), len(pool), sum(t.solved_from is not None for t in pool))
 
 
-def make_headline(run: PuzzleRun, split: str, chosen: Selection) -> Headline:
+def make_headline(run: StoredRun, split: str, chosen: Selection) -> Headline:
     """The title and facts of every drawing, the accuracy over all examined examples included."""
     opened, trajectories = run.opened, chosen.trajectories
     weights = "averaged weights" if opened.weights == "ema" else "raw weights"

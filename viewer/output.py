@@ -10,7 +10,7 @@ from PIL import Image, PngImagePlugin
 
 from engine.errors import UsageError
 from engine.io import atomic_write_bytes
-from tasks.recursive_reasoning.loading import PuzzleRun
+from viewer.examples import StoredRun
 from viewer.trajectory import Headline, Layout, Trajectory
 
 SUFFIXES = (".png", ".gif", ".html")
@@ -21,7 +21,7 @@ MARK = b"Loopforge visualize"
 HEAD = 8192
 
 
-def default_file(run: PuzzleRun, args: argparse.Namespace) -> Path:
+def default_file(run: StoredRun, args: argparse.Namespace) -> Path:
     """`thinking_step_N.png` in the run, with every setting in the name that is not the usual one."""
     opened = run.opened
     parts = [f"thinking_step_{opened.checkpoint.step}"]
