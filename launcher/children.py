@@ -98,29 +98,23 @@ def signal_name(number: int) -> str:
 # --- processes that somebody else started -----------------------------------------------------------------------------
 
 
-def _stat(pid: int) -> list[str]:
-    """/proc/PID/stat from the third field (the state) on; empty where there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
 def start_time(pid: int) -> str | None:
-    """When the process began, in the kernel's clock ticks; None where /proc does not tell."""
-    fields = _stat(pid)
-    return fields[19] if len(fields) > 19 else None
+    """When the process began, in the kernel's clock ticks; None where none runs (or /proc does not exist)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
 
 
 def process_alive(pid: int, started: str | None = None) -> bool:
     """Whether `pid` runs and, where `started` is known, is still the same process and not a later one."""
+    if Path("/proc/self/stat").exists():
+        return start_time(pid) is not None and started in (None, start_time(pid))
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass
-    fields = _stat(pid)
-    if fields and fields[0] in "ZX":
-        return False
-    return started is None or not fields or start_time(pid) == started
+    return True

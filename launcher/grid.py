@@ -77,14 +77,12 @@ def levels(factor: str, values: Any) -> list[Level]:
         raise UsageError(f"factors.{factor}: expected a list of values, or names with keys under them")
     if isinstance(values, list):
         short = factor.rpartition(".")[2]
-        return [
-            Level(factor, value, f"{_token(short)}{_token(value)}", (_override(factor, value),)) for value in values
-        ]
+        return [Level(factor, value, _token(short) + _token(value), _overrides({factor: value})) for value in values]
     named = []
     for name, keys in values.items():
         if not isinstance(keys, dict):
             raise UsageError(f"factors.{factor}.{name}: expected {{key: value}}, found {keys!r}")
-        named.append(Level(factor, name, _token(name), tuple(_override(key, value) for key, value in keys.items())))
+        named.append(Level(factor, name, _token(name), _overrides(keys)))
     return named
 
 
@@ -144,9 +142,9 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _override(key: Any, value: Any) -> str:
-    """`key=value` as Hydra reads it."""
-    return f"{key}={render(value)}"
+def _overrides(values: Mapping[Any, Any]) -> tuple[str, ...]:
+    """Each `key=value` as Hydra reads it."""
+    return tuple(f"{key}={render(value)}" for key, value in values.items())
 
 
 def job_lines(grid: Mapping[str, Any]) -> tuple[list[str], int]:
@@ -194,5 +192,5 @@ def write(lines: list[str], out: Path, *, append: bool) -> None:
         raise UsageError(f"{out} exists: choose another name, or --append to it")
     ledger = Ledger(out)  # a runner may be at work on it
     if problems := ledger.read().problems:
-        raise UsageError(f"{out} is no job file (line {problems[0][0]}): --append adds to one, choose another name")
+        raise UsageError(f"{out} is not a job file (line {problems[0][0]}): --append adds to one, choose another name")
     ledger.append("\n".join(lines) + "\n", {job.id for job in parse_text("\n".join(lines))[0]})

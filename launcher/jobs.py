@@ -20,6 +20,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from engine.errors import UsageError
 from engine.io import Unreadable, did_you_mean, read_bytes, reason_of, user_path
@@ -152,16 +153,8 @@ def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
             comments.append(line.lstrip()[1:].strip())
         elif match := _JOB.fullmatch(line):
             label = directives.pop("id", None)
-            job = Job(
-                line_number=number,
-                mark=match[1],
-                command=match[2],
-                comments=tuple(comments),
-                intent=intent,
-                directives=directives,
-                label=label,
-            )
-            jobs.append(_with_words(job))
+            about = {"comments": tuple(comments), "intent": intent, "directives": directives, "label": label}
+            jobs.append(_read_command(Job(number, match[1], match[2]), **about))
             comments, intent, directives, pending = [], {}, {}, 0
         else:
             problems.append((number, f"{line.strip()[:60]!r} is no job, comment or blank: a job begins with '[ ] '"))
@@ -173,7 +166,7 @@ def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
 def command_job(command: str | Sequence[str], *, line_number: int = 0) -> Job:
     """A job for a command that stands in no file (words are quoted as a shell would need them)."""
     text = command if isinstance(command, str) else shlex.join(command)
-    return _with_words(Job(line_number=line_number, mark=" ", command=text))
+    return _read_command(Job(line_number, " ", text))
 
 
 def read_directive(line: str, intent: dict[str, str], directives: dict[str, str]) -> str | None:
@@ -194,8 +187,8 @@ def read_directive(line: str, intent: dict[str, str], directives: dict[str, str]
     return f"intent: {malformed[0]!r} is not key=value" if malformed else None
 
 
-def _with_words(job: Job) -> Job:
-    """The same job, its command read: owner, environment, words."""
+def _read_command(job: Job, **about: Any) -> Job:
+    """The job with what its command says (owner, environment, words) and what stands `about` it."""
     owner, error, words, env = None, None, [], {}
     command = job.command  # trailing blanks included: an escaped one is part of the last word
     if job.mark == "-" and (match := _OWNER.fullmatch(command)):
@@ -209,7 +202,7 @@ def _with_words(job: Job) -> Job:
         env[name] = value
     if not words and error is None:
         error = "there is no command"
-    return replace(job, command=command, argv=tuple(words), env=env, owner=owner, error=error)
+    return replace(job, command=command, argv=tuple(words), env=env, owner=owner, error=error, **about)
 
 
 def _flag(word: str) -> str:

@@ -24,6 +24,7 @@ from launcher.children import Child, process_alive, start_time
 from launcher.jobs import MARKS, Job, JobFile, parse_text
 
 HOST = socket.gethostname()
+Test = Callable[[Job], bool]
 
 
 @dataclass
@@ -121,12 +122,7 @@ class Ledger:
     # --- changing
 
     def claim(
-        self,
-        accepts: Callable[[Job], bool],
-        *,
-        fits: Callable[[Job], bool] = lambda job: True,
-        marks: str = " ",
-        hosts: frozenset[str] = frozenset(),
+        self, accepts: Test, *, fits: Test = lambda job: True, marks: str = " ", hosts: frozenset[str] = frozenset()
     ) -> Claim | None:
         """Mark the first job that may run now as ours; None when there is none (or the first one does not `fit`).
 
@@ -160,9 +156,10 @@ class Ledger:
     def release(self, claim: Claim, state: str) -> bool:
         """Write how the job stands and give its lock back. False: its line is gone from the file."""
         with self._locked():
-            line = None
-            with contextlib.suppress(UsageError):  # the whole file is gone: so is the line
+            try:
                 line = self._find(claim.job)
+            except UsageError:  # the whole file is gone: so is the line
+                line = None
             if line is not None:
                 self._mark(line, MARKS[state])
             with contextlib.suppress(OSError):
@@ -206,15 +203,12 @@ class Ledger:
 
     def _find(self, job: Job) -> Job | None:
         """The line of a job that we run: lines may have moved, marks and even the command may have been edited."""
-        ours = (self.pid, HOST)
         jobs = self.read().jobs
-        tests: tuple[Callable[[Job], bool], ...] = (
-            lambda other: other.command == job.command and other.mark == "-" and other.owner == ours,
-            lambda other: other.command == job.command and other.mark == "-",
-            lambda other: other.id == job.id and other.mark == "-" and other.owner == ours and other.label is not None,
-            lambda other: other.command == job.command,
-        )
-        return next((other for test in tests for other in jobs if test(other)), None)
+        ours = [other for other in jobs if other.mark == "-" and other.owner == (self.pid, HOST)]
+        running = [other for other in jobs if other.mark == "-"]
+        same = [other for group in (ours, running) for other in group if other.command == job.command]
+        same += [other for other in ours if other.id == job.id and other.label is not None]
+        return next(iter(same + [other for other in jobs if other.command == job.command]), None)
 
     def _mark(self, job: Job, mark: str) -> None:
         """Rewrite the line of `job` (just read, under the lock); every other byte of the file stays as it is."""
