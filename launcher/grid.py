@@ -18,7 +18,8 @@ from yaml import YAMLError
 
 from engine.cli.translate import quote, render
 from engine.errors import UsageError
-from engine.io import Unreadable, atomic_write_text, did_you_mean, read_yaml, reason_of
+from engine.io import atomic_write_text, did_you_mean
+from engine.reading import Unreadable, read_yaml, reason_of
 from launcher.jobs import command_job, parse_text
 from launcher.ledger import Ledger
 

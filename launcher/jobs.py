@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
-from engine.io import Unreadable, did_you_mean, read_bytes, reason_of, user_path
+from engine.io import did_you_mean, user_path
+from engine.reading import Unreadable, read_bytes, reason_of
 
 STATES = {" ": "todo", "-": "running", "x": "done", "!": "failed"}
 MARKS = {state: mark for mark, state in STATES.items()}
@@ -88,7 +89,7 @@ class Job:
     @property
     def key(self) -> str:
         """A file name for this job's lock, record and log: independent of the line number."""
-        name = re.sub(r"[^\w.=,+-]+", "_", self.label or self.run_name or "job", flags=re.ASCII)[:80]
+        name = re.sub(r"[^\w.=,+-]+", "_", self.label or self.run_name or "job", flags=re.ASCII).lstrip(".")[:80]
         digest = hashlib.sha256(self.command.encode("utf-8", "surrogateescape")).hexdigest()
         return f"{name}-{digest[:8]}"
 

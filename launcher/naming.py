@@ -36,7 +36,8 @@ def swept_keys(words: Sequence[str]) -> list[str]:
 def names_of(config: DictConfig) -> dict[str, str]:
     """The config's own names, which all jobs would share; a run_dir that contains the run's name follows that."""
     names = {key: OmegaConf.select(config, key) for key in NAMES}
-    if "run_name" in str(OmegaConf.to_container(config).get("run_dir")):  # type: ignore[union-attr]
+    written = OmegaConf.to_container(config)  # interpolations as they are
+    if isinstance(written, dict) and "run_name" in str(written.get("run_dir")):
         del names["run_dir"]
     return {key: str(value) for key, value in names.items() if value is not None}
 
