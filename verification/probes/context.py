@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from verification.checks.registry import FAMILIES, Family
 from verification.probes.episodes import force
 from verification.probes.instance import Recorder, Tiny, Unobservable, step
 from verification.probes.registry import Note, observes
@@ -64,12 +63,12 @@ class Watch:
 
 def _task(tiny: Tiny) -> tuple[Any, Recorder, Watch]:
     task = tiny.build(run={"accumulation": 1}).task
-    family = FAMILIES.get(str(getattr(tiny.model_class, "FAMILY", "")), Family(""))
-    return task, Recorder(task.module, force), Watch(task.module, family.context_calls)
+    return task, Recorder(task.module, force), Watch(task.module, tiny.spec.context_calls)
 
 
 @observes(
     "DYN701",
+    act=True,
     passed="each training step embeds or encodes every row of its batch anew",
     fix="embed (encode) carry.data unconditionally in the training method",
 )
@@ -81,14 +80,15 @@ def encoded_rows(tiny: Tiny) -> Iterator[str | Note]:
     for number in (1, 2):
         watch.made.clear()
         step(task, number)
-        wanted = recorder.calls[-1].batch["inputs"].shape[0]
+        size = recorder.calls[-1].batch["inputs"].shape[0]
         rows = sum(made.rows for made in watch.made)
-        if rows < wanted:
-            yield f"step {number} embedded {rows} of its {wanted} rows: the others go on with an old embedding"
+        if rows < size:
+            yield f"step {number} embedded {rows} of its {size} rows: the others go on with an old embedding"
 
 
 @observes(
     "DYN702",
+    act=True,
     passed="a gradient reaches the embedding of every row, also of rows that go on",
     fix="no detach, no_grad or torch.where between the embedding (encoding) of a row and its use",
 )

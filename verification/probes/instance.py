@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engine import registry
+import engine.registry
 from engine.distributed import rank, world_size
 from engine.loop.trainer import Trainer
-from engine.registry import Arch
-from engine.registry import Family as Entry
 from engine.schema import structure
 from engine.task import Runtime
+from verification.probes.launch import Launched, create_model, replaced
 from verification.probes.reads import track, unread
-from verification.probes.shrink import Family, Settings
+from verification.spec import Settings, Verification
 
 Edit = Callable[[int, Any], Any]
 WILLING = 10.0
@@ -109,16 +109,29 @@ class Tiny:
     """Builds the tiny instance as often as the probes want a fresh one; the same seed gives the same weights."""
 
     def __init__(
-        self, script: Entry, family: Family, settings: Settings, model_class: type, *,
+        self, launch: Launched, spec: Verification, settings: Settings, model_class: type, *, root: Path,
         full_arch: Settings, overridden: Sequence[str] = (), overridden_run: Sequence[str] = (),
+        resolved: Settings | None = None,
     ) -> None:  # fmt: skip
-        self.script, self.family, self.settings, self.model_class = script, family, settings, model_class
+        self.launch, self.spec, self.settings, self.model_class, self.root = launch, spec, settings, model_class, root
         self.full_arch, self.overridden, self.overridden_run = full_arch, tuple(overridden), tuple(overridden_run)
+        self.schema: Any = launch.schema
+        self.resolved = resolved or settings
+        """The whole config, unshrunk."""
         self._run: TrainingRun | None = None
+        self.kept: dict[str, Any] = {}
+        """What several probes observe together, by name."""
 
     @property
     def arch(self) -> Mapping[str, Any]:
         return self.settings["arch"]
+
+    @property
+    def task_class(self) -> Any:
+        """The class of the task."""
+        if "task" not in self.kept:
+            self.kept["task"] = type(self.build().task)
+        return self.kept["task"]
 
     @property
     def max_steps(self) -> int:
@@ -133,41 +146,47 @@ class Tiny:
 
         Raises: UsageError.
         """
-        wanted = {**self.settings, **(run or {}), "arch": with_keys(self.arch, arch)}
-        return structure(self.script.schema, wanted)
+        settings = {**self.settings, **(run or {}), "arch": with_keys(self.arch, arch)}
+        return structure(self.schema, settings)
 
     def build(self, *, stirred: bool = True, run: Mapping[str, Any] | None = None, **arch: Any) -> Any:
         """A fresh plan. `stirred` adds the same small noise to all weights, so that zeros hide nothing."""
         config = self.config(run, **arch)
         torch.manual_seed(config.seed)
-        plan = self.script.build(config, runtime(config.seed))
+        if self.launch.build is None:
+            raise Unobservable("the script's launch hands nothing to the engine")
+        plan = self.launch.build(config, runtime(config.seed))
         if stirred:
             stir(plan.task.module)
         plan.task.module.train()
         return plan
 
+    def full_model(self, settings: Settings | None = None, **arch: Any) -> nn.Module:
+        """The unshrunk model on the meta device (without memory), with keys of `arch` replaced. Raises: UsageError."""
+        settings = {**(settings or self.settings), "arch": with_keys(self.full_arch, arch)}
+        config = structure(self.schema, {key: value for key, value in settings.items() if key != "hydra"})
+        meta = replace(runtime(0), device=torch.device("meta"))
+        with torch.device("meta"):
+            model: nn.Module = create_model(self.launch.module)(config, self.spec.full_shape(config), meta)[0]
+        return model
+
     def unread_keys(self) -> list[str]:
-        """Arch keys that neither construction nor two steps and an evaluation read, as far as the script shows."""
-        read_arch = registry.read_arch
-        seen: list[Arch] = []
+        """Arch keys that neither construction nor two steps and an evaluation read."""
+        blocks: dict[str, Any] = {}
+        plain = engine.registry.build_config
 
-        def kept(arch: Any, **declared: str) -> Arch:
-            seen[:] = [read_arch(arch, **declared)]
-            for block in (seen[0].model_config, seen[0].loss_config):
-                if is_dataclass(block) and not isinstance(block, type):
-                    track(block)
-            return seen[0]
+        def tracked(cls: type, data: Any, where: str, *rest: Any, **options: Any) -> Any:
+            block = plain(cls, data, where, *rest, **options)
+            if where in ("arch", "arch.loss") and is_dataclass(block):
+                blocks[where] = track(block)
+            return block
 
-        registry.read_arch = kept
-        try:
+        with replaced(plain, tracked):
             plan = self.build()
-        finally:
-            registry.read_arch = read_arch
         for number in (1, 2):
             step(plan.task, number)
         plan.task.evaluate(final=True)
-        blocks = [pair for arch in seen for pair in ((arch.model_config, "arch"), (arch.loss_config, "arch.loss"))]
-        return [key for block, where in blocks if block is not None for key in unread(block, where)]
+        return [key for where, block in blocks.items() for key in unread(block, where)]
 
     def training_run(self) -> TrainingRun:
         """Three optimizer steps of engine/loop/trainer.py, observed; made once."""
@@ -208,7 +227,7 @@ def _train(tiny: Tiny) -> TrainingRun:
             param.register_hook(watch(name))
     config = tiny.config()
     run = TrainingRun(model, Recorder(model), groups, config.max_steps, gradients, {})
-    table = getattr(model, "puzzle_emb", None)
+    table = next(iter(tables_of(model)), None)
     if table is not None:
         torch.nn.init.normal_(table.weights, generator=torch.Generator().manual_seed(1))
     rows = [] if table is None else [table.weights.clone()]
@@ -222,7 +241,7 @@ def _train(tiny: Tiny) -> TrainingRun:
             moved = (table.weights != rows[-1]).any(dim=1).nonzero().flatten()
             rows.append(table.weights.clone())
             run.table_rows.append(set(moved.tolist()))
-            used = run.recorder.calls[-1].output.carry.data["puzzle_identifiers"]
+            used = run.recorder.calls[-1].output.carry.data[tiny.spec.table_key]
             run.used_rows.append(set(used.tolist()))
 
         def after_eval(self, trainer: Any, results: Any) -> None: ...
@@ -260,11 +279,20 @@ def step(task: Any, number: int, change: Callable[[dict[str, Tensor]], None] | N
         if change is not None:
             change(batch_of(micro_batch))
         total += float(task.loss(micro_batch)[0].detach())
-    task.after_step()
-    table = getattr(task.module, "puzzle_emb", None)
-    if table is not None:
-        table.take_pending()
+    finish_step(task)
     return total
+
+
+def finish_step(task: Any) -> None:
+    """What the trainer does after a step, without an optimizer."""
+    task.after_step()
+    for table in tables_of(task.module):
+        table.take_pending()
+
+
+def tables_of(model: nn.Module) -> list[Any]:
+    """The sparse tables of a model: what looks rows up and keeps their gradients for one optimizer."""
+    return [module for module in model.modules() if hasattr(type(module), "take_pending")]
 
 
 def first_batch(task: Any, number: int = 1) -> dict[str, Tensor]:
@@ -278,8 +306,7 @@ def stir(model: nn.Module) -> None:
     with torch.no_grad():
         for param in model.parameters():
             param.add_(0.05 * torch.randn(param.shape, generator=generator).to(param.dtype))
-        table = getattr(model, "puzzle_emb", None)
-        if table is not None:
+        for table in tables_of(model):
             table.weights.copy_(torch.randn(table.weights.shape, generator=generator))
 
 
@@ -295,9 +322,9 @@ def set_halting(model: nn.Module, willing: bool) -> None:
             heads[0].bias[place] = sign if place == 0 else -sign
 
 
-def junk(labels: Tensor, vocab: int) -> Tensor:
+def junk(labels: Tensor) -> Tensor:
     """Other labels everywhere, still words of the vocabulary; what is not scored stays so."""
-    return torch.where(labels >= 0, (labels + 1) % vocab, labels)
+    return torch.where(labels >= 0, (labels + 1) % (int(labels.max()) + 1), labels)
 
 
 def config_default(cls: type, name: str) -> Any:

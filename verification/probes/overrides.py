@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from engine.errors import UsageError
 from engine.registry import resolve
-from engine.schema import structure
 from verification.checks.reads import dead_reason
 from verification.checks.registry import FAMILIES, Family
 from verification.probes.instance import (
@@ -25,13 +25,11 @@ from verification.probes.instance import (
     Tiny,
     Unobservable,
     batch_of,
-    runtime,
     set_halting,
-    with_keys,
 )
 from verification.probes.registry import Note, observes
 from verification.probes.run_keys import run_notes
-from verification.probes.shrink import Settings, shrink_arch
+from verification.spec import Settings
 
 CODE = "DYN716"
 Trace = list[Any]
@@ -74,6 +72,7 @@ def _value(block: Any, key: str) -> Any:
 
 @observes(
     CODE,
+    act=True,
     passed="every arch key given on the command line changes the model or what it computes",
     fix="drop the override, or switch on what reads it",
 )
@@ -124,11 +123,7 @@ def _effect(tiny: Tiny, key: str) -> str | Note:
 
 def _shapes(tiny: Tiny, **arch: Any) -> list[Any]:
     """Names and shapes in the unshrunk model: a width that is rounded may differ there though not in the tiny one."""
-    config = structure(tiny.script.schema, {**tiny.settings, "arch": with_keys(tiny.full_arch, arch)})
-    meta = replace(runtime(0), device=torch.device("meta"))
-    with torch.device("meta"):
-        state = tiny.family.build_full(tiny.script, config, meta).state_dict()
-    return [(name, tuple(value.shape)) for name, value in state.items()]
+    return [(name, tuple(value.shape)) for name, value in tiny.full_model(**arch).state_dict().items()]
 
 
 def _default(tiny: Tiny, key: str) -> Any:
@@ -156,7 +151,11 @@ def _schema(tiny: Tiny, key: str) -> tuple[Any, str]:
 
 def _candidates(tiny: Tiny, key: str, present: Any, default: Any) -> list[Any]:
     """The default, cut down like the instance itself, and other values near the present one."""
-    small = shrink_arch({**tiny.full_arch, key: default}).get(key, default) if "." not in key else default
+    small = default
+    if "." not in key:  # the default, cut down like the instance itself
+        small = tiny.spec.shrink({**tiny.resolved, "arch": {**tiny.full_arch, key: default}}, Path())["arch"].get(
+            key, default
+        )
     values: list[Any] = [small] if small is not None and key != "forward_dtype" else []
     if isinstance(present, bool):
         values.append(not present)
@@ -224,3 +223,19 @@ def _equal(a: Trace, b: Trace) -> bool:
         elif type(x) is not type(y) or (not isinstance(x, Tensor) and x != y):
             return False
     return True
+
+
+@observes(
+    CODE, act=False, fix="drop the override, or switch on what reads it",
+    passed="every arch key is read, and every run key given on the command line changes something that can be observed",
+)  # fmt: skip
+def read_keys(tiny: Tiny) -> Iterator[str | Note]:
+    """Arch keys that model and loss never read in two steps and an evaluation; run keys that change nothing."""
+    family = FAMILIES.get(str(getattr(tiny.model_class, "FAMILY", "")), Family(""))
+    settings = {**tiny.settings, "arch": tiny.full_arch}
+    for key in [key for key in tiny.unread_keys() if not dead_reason(family, key, settings)]:
+        if key.removeprefix("arch.") in tiny.overridden:
+            yield f"{key} is dead: nothing reads it"
+        else:
+            yield Note("WARN", f"nothing reads {key}: a key of the config that does nothing")
+    yield from run_notes(tiny)

@@ -46,7 +46,6 @@ class Seen:
     passed="two gloo ranks give the optimizers the gradients of one process, and hold the same weights afterwards",
     fix="cut the global batch by rank (engine.distributed.local_rows), draw random numbers of the global batch, and "
     "return (summed loss, rows) from the task: the trainer divides by the rows of all ranks",
-    data_modes=("embedding", "tokens"),
 )
 def ranks(tiny: Tiny) -> Iterator[str]:
     """Three steps without updates for the gradients, three with updates for the weights."""
@@ -85,7 +84,7 @@ def watch(tiny: Tiny) -> Seen:
 
 def _fit(tiny: Tiny, gradients: list[dict[str, np.ndarray]], *, still: bool) -> Any:
     """STEPS steps of the real trainer; `still` scales every update to nothing. Returns the model."""
-    run = {"accumulation": 1, "max_steps": STEPS, **tiny.family.rows(world_size())}
+    run = {"accumulation": 1, "max_steps": STEPS, **tiny.spec.rows(world_size())}
     # dropout off: its masks are of each process's own rows
     calm: dict[str, Any] = {"dropout": 0.0} if "dropout" in tiny.arch else {}
     plan = replace(tiny.build(run=run, **calm), final_eval=False, eval_steps=frozenset())

@@ -1,26 +1,34 @@
 """The table of probes: a code, what holds when nothing is found, and a generator of what was found.
 
-A probe yields one sentence per fault (a FAIL), or a `Note` of another level. A family of models adds its own with
-`@observes(...)`; one that does not concern a model raises `Unobservable`, which becomes a SKIP.
+A probe yields one sentence per fault, or a `Note` of another level. One that does not concern a model, or cannot see
+what it needs, raises `Unobservable`, which becomes a SKIP. A family of models brings its own in its specification.
 """
 
 from __future__ import annotations
 
+import inspect
+import linecache
+import re
+import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from verification.codes import CODES
 from verification.finding import Finding, Level
 from verification.probes.instance import Tiny, Unobservable
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something that a probe says besides faults."""
+    """Something that a probe reports besides faults, or a fault with the code that it is about."""
 
     level: Level
     message: str
+    about: Any = None
+    """The finding's place: a class or function, or (file, line)."""
 
 
 Observation = Callable[[Tiny], Iterator["str | Note"]]
@@ -33,51 +41,103 @@ class Probe:
     code: str
     passed: str
     """What has been observed when no fault was."""
-    fix: str
     run: Observation
+    fix: str = ""
+    """What to do; empty: the table of codes has it."""
+    level: Level = "FAIL"
+    """Of a fault that is a plain sentence."""
+    act: bool | None = None
+    """True: only for models that think in steps. None: for all."""
+    after: tuple[str, ...] = ()
+    """Codes whose failure leaves nothing to observe here: the probe is then skipped."""
 
 
-PROBES: dict[tuple[str, str], Probe] = {}
-"""(code, data mode) -> its probe."""
+PROBES: dict[tuple[str, bool | None], Probe] = {}
+"""(code, whether it is for models that think in steps) -> its probe; a family's own takes its place."""
 
 
-def observes(code: str, *, passed: str, fix: str, data_modes: tuple[str, ...] = ("embedding",)) -> Callable:
-    """Register the decorated generator under `code` for models of `data_modes`."""
+def observes(code: str, *, passed: str, **options: Any) -> Callable[[Observation], Observation]:
+    """Register the decorated generator under `code`. `options`: fix, level, act, after (see `Probe`)."""
 
     def register(run: Observation) -> Observation:
-        for mode in data_modes:
-            PROBES[code, mode] = Probe(code=code, passed=passed, fix=fix, run=run)
+        probe = Probe(code=code, passed=passed, run=run, **options)
+        PROBES[code, probe.act] = probe
         return run
 
     return register
 
 
-def look(probe: Probe, tiny: Tiny) -> list[Finding]:
+def run_probe(probe: Probe, tiny: Tiny) -> list[Finding]:
     """Findings of one probe: its faults and notes, or a PASS. An error inside is a fault: the run would meet it too."""
     notes: list[Finding] = []
     faults: list[Finding] = []
     try:
-        for said in probe.run(tiny):
-            if isinstance(said, Note):
-                notes.append(Finding(probe.code, said.level, "dyn", said.message))
-            else:
-                faults.append(Finding(probe.code, "FAIL", "dyn", said, probe.fix))
+        for item in probe.run(tiny):
+            note = item if isinstance(item, Note) else Note(probe.level, item)
+            (faults if note.level == probe.level else notes).append(_finding(probe, note, tiny.root))
     except Unobservable as reason:
-        return [*faults, *notes, Finding(probe.code, "SKIP", "dyn", f"not observed: {reason}")]
+        return [*faults, *notes, _finding(probe, Note("SKIP", f"not observed: {reason}"), tiny.root)]
     except Exception as error:
-        file, line = _place(error)
+        file, line = place_of_error(error, tiny.root)
         text = f"stopped with {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        faults.append(Finding(probe.code, "FAIL", "dyn", text, probe.fix, file, line))
+        faults.append(Finding(probe.code, "FAIL", CODES[probe.code].step, text, _fix(probe), file, line))
     if faults:
         return [*faults, *(note for note in notes if note.level != "PASS")]
-    return notes or [Finding(probe.code, "PASS", "dyn", probe.passed)]
+    return notes or [_finding(probe, Note("PASS", probe.passed), tiny.root)]
 
 
-def _place(error: BaseException) -> tuple[str, int]:
+def _fix(probe: Probe) -> str:
+    return probe.fix or CODES[probe.code].fix
+
+
+def _finding(probe: Probe, note: Note, root: Path) -> Finding:
+    file, line = place_of(note.about, root)
+    fix = _fix(probe) if note.level == probe.level and note.level != "PASS" else ""  # type: ignore[comparison-overlap]
+    return Finding(probe.code, note.level, CODES[probe.code].step, note.message, fix, file, line)
+
+
+def place_of(item: Any, root: Path) -> tuple[str, int]:
+    """(file relative to `root`, line) of a class or function; ("", 0) for one that lies elsewhere."""
+    if isinstance(item, tuple):
+        return item
+    code = getattr(inspect.unwrap(item), "__code__", None) if callable(item) else None
+    module = sys.modules.get(getattr(item, "__module__", None) or "")
+    path = code.co_filename if code is not None else getattr(module, "__file__", None)
+    if path is None or not Path(path).resolve().is_relative_to(root):
+        return "", 0
+    file = Path(path).resolve().relative_to(root).as_posix()
+    return file, code.co_firstlineno if code is not None else _line_of_class(path, str(getattr(item, "__name__", "")))
+
+
+def _line_of_class(path: str, name: str) -> int:
+    lines = enumerate(linecache.getlines(path), 1)
+    return next((number for number, line in lines if re.match(rf"\s*class {re.escape(name)}\b", line)), 0)
+
+
+def place_of_error(error: BaseException, root: Path) -> tuple[str, int]:
     """The innermost frame of the examined repository: (file, line)."""
     here = Path(__file__).resolve().parent
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if "site-packages" not in path.parts and path.parent != here and path.is_file():
-            return path.name if len(path.parts) < 3 else "/".join(path.parts[-3:]), frame.lineno or 0
+        if path.parent != here and path.is_file() and path.resolve().is_relative_to(root):
+            return path.resolve().relative_to(root).as_posix(), frame.lineno or 0
     return "", 0
+
+
+def chosen(codes: Iterable[str], tiny: Tiny) -> list[Probe]:
+    """The probes of these codes that are about the model of `tiny`, each after those that it depends on."""
+    own = {probe.code: probe for probe in tiny.spec.probes()}
+    rows = [own.get(code) or PROBES.get((code, tiny.spec.act)) or PROBES.get((code, None)) for code in codes]
+    wanted = {row.code: row for row in rows if row}
+    ordered: dict[str, Probe] = {}
+
+    def add(row: Probe) -> None:
+        for code in row.after:
+            if code in wanted and code not in ordered:
+                add(wanted[code])
+        ordered[row.code] = row
+
+    for row in wanted.values():
+        if row.code not in ordered:
+            add(row)
+    return list(ordered.values())

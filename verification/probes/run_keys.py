@@ -23,7 +23,7 @@ def run_notes(tiny: Tiny) -> list[Note]:
     notes = []
     base: Trace | None = None
     for key in tiny.overridden_run:
-        if key in NOT_IDENTITY or key in tiny.family.pinned or key not in tiny.settings:
+        if key in NOT_IDENTITY or key in tiny.spec.pinned or key not in tiny.settings:
             continue
         base = _trace(tiny, {}) if base is None else base
         tried = []
@@ -49,7 +49,7 @@ def run_notes(tiny: Tiny) -> list[Note]:
 def _others(tiny: Tiny, key: str) -> list[Any]:
     """The default of the script's schema, then values near the present one."""
     present = tiny.settings[key]
-    field = tiny.script.schema.__dataclass_fields__.get(key)
+    field = tiny.schema.__dataclass_fields__.get(key)
     values = [] if field is None or not isinstance(field.default, bool | int | float | str | None) else [field.default]
     if isinstance(present, bool):
         values.append(not present)

@@ -1,44 +1,74 @@
-"""One call of `probe`: read the config, shrink it, build it (DYN700), run the probes, keep the results."""
+"""One call of the probes: read the config, shrink it, build it, run the probes, keep the results."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib
+import importlib.util
+import inspect
 import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 import engine.registry
 from engine.errors import UsageError
-from engine.registry import FAMILIES, resolve
-from engine.registry import Family as Entry
+from engine.registry import resolve
 from engine.schema import structure
-from engine.task import Runtime
 from verification.codes import CODES
 from verification.finding import Finding
-from verification.probes import context, episodes, outputs, ranks, texts, training  # noqa: F401  they register on import
+from verification.probes import (  # noqa: F401  they register on import
+    context,
+    episodes,
+    errors,
+    mode,
+    outputs,
+    ranks,
+    training,
+    wiring,
+)
 from verification.probes import overrides as override_probe
-from verification.probes.instance import Tiny, runtime, step
-from verification.probes.registry import PROBES, look
-from verification.probes.shrink import Settings, family_of
+from verification.probes.instance import Tiny, step
+from verification.probes.launch import launched
+from verification.probes.registry import PROBES, chosen, place_of, place_of_error, run_probe
+from verification.spec import Settings, Verification, spec_of
 
-BUILT = "DYN700"
+BUILT, CLASS, SUM = "DYN700", "MOD410", "SUM600"
+OBSERVED = (
+    "MOD410", "MOD420", "MOD421", "MOD430", "MOD431", "MOD432", "MOD440", "MOD441", "MOD450", "MOD460", "SUM600",
+    "SCR112", "SCR120", "SCR121", "SCR130", "SCR131", "SCR140", "SCR141",
+)  # fmt: skip
+"""What the guide asks of behaviour; every verification observes it."""
 MEMO: dict[str, list[Finding]] = {}
 """Hash of (root, script, code, shrunk config, overridden keys) -> findings."""
 TIME_LIMIT_S = 120
 RANK_KEYS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+@dataclass
+class Verdict:
+    """What was observed of one config. `findings` has every code of OBSERVED, SKIP included."""
+
+    findings: list[Finding] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """train_forward, act_mode_found, encoder_policy, task: what was seen to run."""
+
+
+# --- the two calls ----------------------------------------------------------------------------------------------------
 
 
 def observe(
@@ -53,135 +83,277 @@ def observe(
         return [_unbuilt(error)]
     given = list(remembered if overrides is None else overrides)
     try:
-        script = _entry(name, root)
+        module = script_module(name, root)
     except Exception as error:
         return [_unbuilt(error)]
-    if script is None:
+    if module is None:
         return _elsewhere(resolved, name, root, codes, given)
     engine.registry.ROOT = root  # the code that is examined may be another checkout than this one
-    with _quiet():
-        return _observe(script, resolved, root, codes, given)
+    found: list[Finding] = []
+    if seen := [code for code in codes if code in OBSERVED]:
+        found += observe_codes(resolved, script=module, root=root, codes=seen).findings
+    if deep := [code for code in codes if code not in OBSERVED]:
+        with _quiet():
+            found += _observe(module, resolved, root, deep, given)
+    return found
+
+
+def observe_codes(
+    resolved: Mapping[str, Any], *, script: ModuleType | str, root: Path, codes: Sequence[str] = OBSERVED
+) -> Verdict:
+    """What the guide asks of behaviour, observed on a tiny instance of a resolved config. Never raises."""
+    verdict, root = Verdict(), root.resolve()
+    resolved = {key: value for key, value in resolved.items() if key != "hydra"}
+    with _quiet(), tempfile.TemporaryDirectory(prefix="probe-") as folder:
+        try:
+            module = script_module(script, root) if isinstance(script, str) else script
+            if module is None:
+                raise UsageError(f"this process has not loaded the code of {root}")
+            engine.registry.ROOT = root
+            verdict.findings += _class(resolved, root)
+            tiny = make_tiny(module, resolved, root, Path(folder) / "data", narrow=True)
+            tiny.build()
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            reason = text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
+            if _refused(error):
+                verdict.findings.append(_said("SCR112", "FAIL", reason))
+            known = {finding.code for finding in verdict.findings}
+            verdict.findings += [_said(c, "SKIP", f"not observed: {reason}") for c in codes if c not in known]
+            verdict.findings = [finding for finding in verdict.findings if finding.code in codes]
+            return verdict
+        _run_all(verdict, tiny, codes)
+    return verdict
+
+
+def _run_all(verdict: Verdict, tiny: Tiny, codes: Sequence[str]) -> None:
+    failed = {finding.code for finding in verdict.findings if finding.level == "FAIL"}
+    rows = chosen([code for code in codes if code not in (CLASS, SUM)], tiny)
+    for row in rows:
+        if first := [code for code in row.after if code in failed]:
+            found = [_said(row.code, "SKIP", f"not observed: {first[0]} comes first")]
+        else:
+            found = run_probe(row, tiny)
+        failed |= {finding.code for finding in found if finding.level == "FAIL"}
+        verdict.findings += found
+    known = {row.code for row in rows} | {CLASS}
+    for code in codes:
+        if code == SUM:
+            verdict.findings.append(_sum(tiny, failed))
+        elif code not in known:
+            verdict.findings.append(_said(code, "SKIP", "a check of models with ACT steps"))
+    verdict.findings = [finding for finding in verdict.findings if finding.code in codes]
+    task = tiny.kept.get("task")
+    keys = ("train_forward", "act_mode_found", "encoder_policy")
+    verdict.facts = {key: tiny.kept.get(key) for key in keys}
+    verdict.facts["task"] = f"{task.__module__}@{task.__name__}" if task else None
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether `engine.registry.require` found another family or data mode than the script's."""
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return "require" in frames
+
+
+def _class(resolved: Mapping[str, Any], root: Path) -> list[Finding]:
+    """MOD410: the class is a module that can be called as the trainer calls it."""
+    name = str((resolved.get("arch") or {}).get("name", ""))
+    try:
+        cls = resolve(name, "models", "arch.name")
+    except UsageError:  # a class without forward is refused there, and examined here
+        place, _, attribute = name.partition("@")
+        with contextlib.suppress(ImportError, AttributeError):
+            cls = getattr(
+                importlib.import_module(place if place.startswith("models") else f"models.{place}"), attribute
+            )
+        if "cls" not in locals():
+            raise
+    file, line = place_of(cls, root)
+    problems = []
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+        problems.append(f"{attribute_name(cls)} is no nn.Module")
+    elif getattr(cls, "forward", None) is nn.Module.forward:
+        problems.append(f"{cls.__name__} has no forward")
+    elif getattr(cls, "ACT_MODE", None) is not None or "carry" in inspect.signature(cls.forward).parameters:
+        try:
+            inspect.signature(cls.forward).bind(None, {})
+            inspect.signature(cls.forward).bind(None, {}, None)
+        except TypeError as error:
+            problems.append(f"{cls.__name__}.forward cannot be called as forward(batch, carry=None): {error}")
+    if problems:
+        return [Finding(CLASS, "FAIL", "5", text, CODES[CLASS].fix, file, line) for text in problems]
+    return [Finding(CLASS, "PASS", "5", f"class {cls.__name__} is a module with forward", "", file, line)]
+
+
+def attribute_name(cls: Any) -> str:
+    """The name of a class, or of what stands in its place."""
+    return str(getattr(cls, "__name__", cls))
+
+
+def _sum(tiny: Tiny, failed: set[str]) -> Finding:
+    """SUM600: one sentence about what was seen, right where nothing failed."""
+    cls, kept = tiny.model_class, tiny.kept
+    if tiny.spec.act:
+        policy = kept.get("encoder_policy", "none")
+        text = f"{cls.__name__} uses {kept.get('train_forward')}() with {getattr(cls, 'ACT_MODE', None)} halting, "
+        text += f"{getattr(cls, 'DATA_MODE', None)} mode, "
+        text += "no encoder" if policy == "none" else f"encoder: {policy}"
+    else:
+        text = f"{cls.__name__} is trained by {tiny.task_class.__name__}, {getattr(cls, 'DATA_MODE', None)} mode"
+    file, line = place_of(cls, tiny.root)
+    level = "FAIL" if failed else "PASS"
+    return Finding(SUM, level, "6", text, CODES[SUM].fix if failed else "", file, line)  # type: ignore[arg-type]
+
+
+def _said(code: str, level: Any, text: str) -> Finding:
+    return Finding(code, level, CODES[code].step, text)
+
+
+# --- the tiny instance ------------------------------------------------------------------------------------------------
+
+
+def specification(module: ModuleType) -> Verification | None:
+    """What the script's family tells the verifier about itself."""
+    return spec_of(module.FAMILY.part("verify"))
+
+
+def make_tiny(
+    module: ModuleType, resolved: Mapping[str, Any], root: Path, data: Path, given: Sequence[str] = (),
+    narrow: bool = False,
+) -> Tiny:  # fmt: skip
+    """The instance of a config. `narrow` keeps what decides how a step works, so that many configs share a verdict.
+
+    Raises: UsageError; LookupError where the family has no specification.
+    """
+    arch = resolved.get("arch") or {}
+    spec = specification(module)
+    model_class = resolve(arch.get("name", ""), "models", "arch.name")
+    declared = {key: getattr(model_class, key, None) for key in ("FAMILY", "DATA_MODE")}
+    if spec is None:
+        raise LookupError(f"no probes are registered for FAMILY={declared['FAMILY']!r} of {arch['name']}")
+    settings = shrunk(spec, resolved, data, narrow)
+    keys, run = override_probe.override_keys(given, arch)
+    launch = launched(module, settings)
+    if launch.schema is None or launch.build is None:
+        raise launch.error or UsageError(f"{launch.name}.py hands no build to the engine")
+    structure(launch.schema, dict(resolved))
+    spec.write_data(data)
+    return Tiny(
+        launch, spec, settings, model_class, root=root, full_arch=dict(arch), overridden=keys, overridden_run=run,
+        resolved=dict(resolved),
+    )  # fmt: skip
+
+
+def shrunk(spec: Verification, resolved: Mapping[str, Any], data: Path, narrow: bool) -> Settings:
+    """Settings of the tiny instance."""
+    settings = spec.shrink(resolved, data)
+    kept = {"arch", *spec.pinned, *spec.decides}
+    return {key: value for key, value in settings.items() if key in kept} if narrow else settings
 
 
 def _codes(only: Iterable[str] | None) -> list[str]:
-    known = {BUILT, *(code for code, _ in PROBES)}
+    known = {BUILT, *OBSERVED, *(code for code, _ in PROBES), *FAMILY_CODES}
     if unknown := set(only or ()) - known:
         raise ValueError(f"no probe observes {', '.join(sorted(unknown))}: choose among {', '.join(sorted(known))}")
-    return sorted(known if only is None else set(only))
+    return sorted(known - set(OBSERVED) if only is None else set(only))
+
+
+FAMILY_CODES = ("DYN706", "DYN712")
+"""What families may observe in a way of their own."""
 
 
 def read_config(config: Any) -> tuple[Settings, list[str]]:
     """(resolved container, remembered overrides) of whatever `probe` was given."""
-    source = vars(config).get("_source") if dataclasses.is_dataclass(config) else None
+    source = vars(config).get("_source") if is_dataclass(config) else None
     if source is not None:
         return dict(source.resolved), list(source.overrides)
     if isinstance(config, DictConfig):
         config = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    elif dataclasses.is_dataclass(config) and not isinstance(config, type):
-        config = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    elif is_dataclass(config) and not isinstance(config, type):
+        config = {item.name: getattr(config, item.name) for item in fields(config)}
     if not isinstance(config, Mapping):
         raise UsageError(f"expected a config, got {type(config).__name__}")
     return json.loads(json.dumps(config)), []
 
 
-def _entry(name: str, root: Path) -> Entry | None:
-    """The family of an entry script, or None when this process holds another repository's."""
-    if name not in FAMILIES:
-        return None
-    loaded = importlib.import_module(f"tasks.{FAMILIES[name]}.family")
-    return loaded.FAMILY if Path(loaded.__file__ or "").resolve().parents[2] == root else None
+def script_module(name: str, root: Path) -> ModuleType | None:
+    """The entry script as a module, or None when this process holds another repository's."""
+    loaded = sys.modules.get(name)
+    if loaded is None:
+        found = importlib.util.find_spec(name)
+        if found is None or Path(found.origin or "").resolve().parent != root:
+            return None
+        loaded = importlib.import_module(name)
+    return loaded if Path(loaded.__file__ or "").resolve().parent == root else None
+
+
+# --- the deeper probes ------------------------------------------------------------------------------------------------
 
 
 def _observe(
-    script: Entry, resolved: Settings, root: Path, codes: Sequence[str], given: Sequence[str]
+    module: ModuleType, resolved: Settings, root: Path, codes: Sequence[str], given: Sequence[str]
 ) -> list[Finding]:
     with tempfile.TemporaryDirectory(prefix="probe-") as folder:
-        data = Path(folder) / "boards"
+        data = Path(folder) / "data"
         try:
-            structure(script.schema, {key: value for key, value in resolved.items() if key != "hydra"})
-            arch = resolved.get("arch") or {}
-            model_class = resolve(arch.get("name", ""), "models", "arch.name")
-            family = family_of(model_class)
-            if family is None:
-                declared = f"FAMILY={getattr(model_class, 'FAMILY', None)!r}"
-                return [Finding(BUILT, "SKIP", "dyn", f"no probes are registered for {declared} of {arch['name']}")]
-            settings = family.shrink(resolved, data)
-            keys, run = override_probe.override_keys(given, arch)
-            tiny = Tiny(script, family, settings, model_class, full_arch=arch, overridden=keys, overridden_run=run)
-            stamp = json.dumps([str(root), script.entry, settings], sort_keys=True).replace(folder, "")
+            tiny = make_tiny(module, resolved, root, data, given)
+            stamp = json.dumps([str(root), module.__name__, tiny.settings], sort_keys=True).replace(folder, "")
+        except LookupError as error:
+            return [Finding(BUILT, "SKIP", "dyn", str(error))]
         except Exception as error:
             return [_unbuilt(error)]
 
         def kept(code: str, extra: Any, make: Any) -> list[Finding]:
             key = hashlib.sha256(json.dumps([code, stamp, extra]).encode()).hexdigest()
             if key not in MEMO:
-                if not data.exists():
-                    family.write_data(data)
                 MEMO[key] = make()
             return MEMO[key]
 
-        first = kept(BUILT, arch, lambda: [_built(tiny, resolved)])
+        arch = tiny.full_arch
+        first = kept(BUILT, arch, lambda: [_built(tiny)])
         found = list(first) if BUILT in codes or first[0].level == "FAIL" else []
         if first[0].level == "FAIL":
             return found
-        for code in codes:
-            row = PROBES.get((code, family.data_mode))
-            if row is not None:
-                extra = [keys, run, arch] if code == override_probe.CODE else None
-                found += kept(code, extra, lambda row=row: look(row, tiny))
+        for row in sorted(chosen([code for code in codes if code != BUILT], tiny), key=lambda row: row.code):
+            extra = [tiny.overridden, tiny.overridden_run, arch] if row.code == override_probe.CODE else None
+            found += kept(row.code, extra, lambda row=row: run_probe(row, tiny))
         return found
 
 
-# --- DYN700 -----------------------------------------------------------------------------------------------------------
-
-
-def _built(tiny: Tiny, resolved: Settings) -> Finding:
+def _built(tiny: Tiny) -> Finding:
     """The whole config as a model without memory, then the tiny one with a step and a backward pass."""
     try:
-        size = _full_size(tiny, resolved)
+        size = sum(param.numel() for param in tiny.full_model(tiny.resolved).parameters())
         plan = tiny.build()
         step(plan.task, 1)
-        with torch.no_grad():
-            small = sum(param.numel() for param in plan.task.module.parameters())
+        small = sum(param.numel() for param in plan.task.module.parameters())
     except Exception as error:
-        return _unbuilt(error)
+        return _unbuilt(error, tiny.root)
     return Finding(
         BUILT, "PASS", "dyn",
-        f"{tiny.model_class.__name__} builds and takes a step: {size:,} parameters {tiny.family.sized} "
+        f"{tiny.model_class.__name__} builds and takes a step: {size:,} parameters {tiny.spec.sized} "
         f"({small:,} in the tiny instance)",
     )  # fmt: skip
 
 
-def _full_size(tiny: Tiny, resolved: Settings) -> int:
-    """Parameters of the unshrunk model."""
-    return sum(param.numel() for param in _full_model(tiny.script, tiny.family, resolved).parameters())
-
-
-def _full_model(script: Entry, family: Any, resolved: Settings) -> torch.nn.Module:
-    """The unshrunk model on the meta device, through the family's create_model."""
-    config = structure(script.schema, {key: value for key, value in resolved.items() if key != "hydra"})
-    base = vars(runtime(0)) | {"device": torch.device("meta")}
-    with torch.device("meta"):
-        return family.build_full(script, config, Runtime(**base))
-
-
 def tensor_names(resolved: Settings, *, entry: str, root: Path) -> set[str]:
     """What the weights of the config's model are called. Raises: UsageError where it cannot be built here."""
-    script = _entry(Path(entry).stem, root.resolve())
-    if script is None:
+    module = script_module(Path(entry).stem, root.resolve())
+    if module is None:
         raise UsageError(f"this process has not loaded the code of {root}")
-    model_class = resolve((resolved.get("arch") or {}).get("name", ""), "models", "arch.name")
-    family = family_of(model_class)
-    if family is None:
-        raise UsageError(f"no probes are registered for {model_class.__name__}")
-    with _quiet():
-        return set(_full_model(script, family, resolved).state_dict())
+    with _quiet(), tempfile.TemporaryDirectory(prefix="probe-") as folder:
+        try:
+            tiny = make_tiny(module, resolved, root.resolve(), Path(folder) / "data")
+        except LookupError as error:
+            raise UsageError(str(error)) from error
+        return set(tiny.full_model(tiny.resolved).state_dict())
 
 
-def _unbuilt(error: BaseException) -> Finding:
-    said = " ".join(str(error).split())[:400]
-    text = said if isinstance(error, UsageError) else f"{type(error).__name__}: {said}"
-    return Finding(BUILT, "FAIL", "dyn", f"the config cannot be built: {text}", CODES[BUILT].fix)
+def _unbuilt(error: BaseException, root: Path | None = None) -> Finding:
+    text = " ".join(str(error).split())[:400]
+    text = text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
+    file, line = place_of_error(error, root) if root is not None and not isinstance(error, UsageError) else ("", 0)
+    return Finding(BUILT, "FAIL", "dyn", f"the config cannot be built: {text}", CODES[BUILT].fix, file, line)
 
 
 # --- this process and others ------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from verification.probes.instance import Tiny, Unobservable
+from verification.probes.instance import Tiny, Unobservable, tables_of
+from verification.probes.mode import listed
 from verification.probes.registry import Note, observes
 
 MODES = {"original": "dynamic", "dynamic": "dynamic", "online": "fixed", "fixed": "fixed"}
@@ -16,7 +17,6 @@ MODES = {"original": "dynamic", "dynamic": "dynamic", "online": "fixed", "fixed"
     "DYN703",
     passed="every parameter gets a gradient, stands in one optimizer group, and moves",
     fix="list every parameter in exactly one ParamGroup, and let the loss depend on it inside the gradient window",
-    data_modes=("embedding", "tokens"),
 )
 def gradients(tiny: Tiny) -> Iterator[str | Note]:
     """Three steps of the real trainer: who is in which group, who got a gradient, who moved."""
@@ -27,34 +27,35 @@ def gradients(tiny: Tiny) -> Iterator[str | Note]:
     frozen_on_purpose = bool(tiny.settings.get("freeze_weights"))
     rates = {model_names.get(id(p), n): group.lr for group in dense for n, p in group.dense.items()}
 
-    left_out = [name for name in run.changed if not holders[name] and not tiny.family.may_be_frozen(name)]
+    left_out = [name for name in run.changed if not holders[name] and not tiny.spec.may_be_frozen(name)]
     if left_out and not frozen_on_purpose:
-        yield f"{_listed(left_out)} in no optimizer group: never trained"
+        yield f"{listed(left_out)} in no optimizer group: never trained"
     if twice := [name for name, count in holders.items() if count > 1]:
-        yield f"{_listed(twice)} in more than one optimizer group: updated twice per step"
+        yield f"{listed(twice)} in more than one optimizer group: updated twice per step"
     if foreign := [name for name in holders if name not in run.changed]:
-        yield f"{_listed(foreign)} in an optimizer group but not part of the model"
+        yield f"{listed(foreign)} in an optimizer group but not part of the model"
     held = [name for name in run.changed if holders[name]]
     idle = [name for name in held if name in getattr(run.model, "idle_parameters", ())]
     if idle and any(run.gradients[name] == 0.0 for name in idle):
-        yield Note("INFO", f"{_listed(idle)}: kept for equal sizes, no gradient is needed here")
+        yield Note("INFO", f"{listed(idle)}: kept for equal sizes, no gradient is needed here")
     held = [name for name in held if name not in idle]
     if dry := [name for name in held if run.gradients[name] == 0.0]:
-        yield f"{_listed(dry)} got no gradient in {run.steps} steps"
+        yield f"{listed(dry)} got no gradient in {run.steps} steps"
     if still := [name for name in held if not run.changed[name] and rates[name] > 0]:
-        yield f"{_listed(still)} did not change in {run.steps} optimizer steps"
+        yield f"{listed(still)} did not change in {run.steps} optimizer steps"
     if drifting := [name for name, moved in run.changed.items() if moved and not holders[name]]:
-        yield f"{_listed(drifting)} changed though no optimizer group holds it"
+        yield f"{listed(drifting)} changed though no optimizer group holds it"
     if not held and all(group.table is None for group in run.groups):
         yield "the optimizer groups are empty: nothing is trained"
     if zero := sorted({group.name for group in run.groups if group.lr == 0}):
-        yield Note("WARN", f"the peak learning rate of group {_listed(zero)} is 0: it is not trained")
+        yield Note("WARN", f"the peak learning rate of group {listed(zero)} is 0: it is not trained")
     if frozen_on_purpose:
         yield Note("PASS", "freeze_weights=true: the network stays as it is, only the puzzle embedding is trained")
 
 
 @observes(
     "DYN718",
+    act=True,
     passed="",
     fix="look rows up by puzzle_identifiers of the row's own example, update the touched rows only, and let forward() "
     "branch on self.training to the _forward_train_<mode> that ACT_MODE declares",
@@ -68,15 +69,15 @@ def embedding_mode(tiny: Tiny) -> Iterator[str | Note]:
     if not trained:
         yield "training ran none of the model's _forward_train_<mode> methods"
     elif modes != {declared}:
-        yield f"training ran {_listed(trained)}, but the class declares ACT_MODE={declared!r}"
+        yield f"training ran {listed(trained)}, but the class declares ACT_MODE={declared!r}"
     calls = sum(call.training for call in run.recorder.calls)
     if calls != run.steps and declared == "dynamic":
         yield f"{calls} forward passes for {run.steps} steps: dynamic mode is one ACT step per optimizer step"
     if encoders := [name for name, _ in run.model.named_modules() if "encoder" in name.lower()]:
-        yield f"embedding mode has no encoder, found {_listed(encoders)}"
-    ran = f"training ran {_listed(trained)}"
+        yield f"embedding mode has no encoder, found {listed(encoders)}"
+    ran = f"training ran {listed(trained)}"
 
-    if getattr(run.model, "puzzle_emb", None) is None:
+    if not tables_of(run.model):
         yield Note("PASS", f"{ran} ({declared} halting); no puzzle embedding (puzzle_emb_ndim=0)")
         return
     group = next((g for g in run.groups if g.table is not None), None)
@@ -94,7 +95,3 @@ def embedding_mode(tiny: Tiny) -> Iterator[str | Note]:
     if not run.table_rows:
         raise Unobservable("no optimizer step ran")
     yield Note("PASS", f"{ran} ({declared} halting); exactly the embedding rows of the step's puzzles changed")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,169 @@
+"""What verification has to know about language models: their tiny instance, and next-token prediction observed.
+
+Shapes: B rows, T tokens, K streams, V words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.config import NOT_IDENTITY
+from verification.spec import Settings, Verification
+
+LAYERS, HEADS, HEAD_DIM, LENGTH, WINDOW = 2, 4, 8, 16, 6
+SETS, WORDS, TOKENS = 8, 11, {"train": 400, "val": 60}
+"""Data sets of the tiny instances: aligned with each other, so that they also serve as streams."""
+UNKNOWN_WORDS = 256
+PINNED: Settings = {
+    "device": "cpu", "seed": 0, "batch_size": 4, "max_iters": 64, "lr_decay_iters": 64, "warmup_iters": 1,
+    "eval_interval": 64, "eval_iters": 2, "eval_only": False, "max_steps": 3, "log_interval": 1000, "offline": "error",
+    "early_stop_patience": None, "init_from": "scratch", "prev_run_ckpt": None,
+}  # fmt: skip
+"""What every tiny run of train.py has: size, length and place, nothing of how it learns."""
+DATA = ("dataset", "dataset_list", "multicontext_datasets")
+MIXTURE = tuple(
+    f"dataset_{key}" for key in ("sampling_probs", "sampling_probs_final", "interleaving", "interleaving_shuffle")
+)
+OPTIMIZER_KEYS = ("weight_decay", "beta1", "beta2")
+"""They reach the optimizer through its file, or not at all: JOB031 compares."""
+
+
+def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
+    """Settings of a tiny train.py run; the data sets of a mixture take turns, so that a few steps meet all of them."""
+    tiny = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY and key not in (*MIXTURE, "hydra")}
+    tiny["arch"] = shrink_gpt(resolved.get("arch") or {})
+    lists = [*(resolved.get("dataset_list") or ()), *(resolved.get("multicontext_datasets") or ())]
+    place = {n: str(data / str(i % SETS)) for i, n in enumerate(dict.fromkeys([resolved.get("dataset"), *lists]))}
+    for key in DATA:
+        value = resolved.get(key)
+        tiny[key] = [place[name] for name in value] if isinstance(value, list) else place.get(value)
+    mixed = resolved.get("training_mode") == "multidataset"
+    steps = max(PINNED["max_steps"], len(resolved.get("dataset_list") or ()))
+    return tiny | PINNED | {"dataset_interleaving": mixed, "max_steps": steps}
+
+
+def shrink_gpt(arch: Mapping[str, Any]) -> Settings:
+    """The architecture with every size cut down; unknown keys pass through unchanged."""
+    tiny = dict(arch)
+    heads, groups, width = arch.get("n_head"), arch.get("n_kv_group"), arch.get("n_embd")
+    if isinstance(heads, int) and isinstance(width, int) and width > HEADS * HEAD_DIM:
+        tiny["n_head"] = min(heads, HEADS)
+        tiny["n_embd"] = tiny["n_head"] * HEAD_DIM
+        if isinstance(groups, int):
+            most = max(1, tiny["n_head"] * groups // heads)
+            tiny["n_kv_group"] = max(n for n in range(1, most + 1) if tiny["n_head"] % n == 0)
+        if isinstance(arch.get("rope_length"), int):
+            tiny["rope_length"] = min(arch["rope_length"], HEAD_DIM)
+    for key, most in (("n_layer", LAYERS), ("block_size", LENGTH), ("window_size", WINDOW)):
+        if isinstance(arch.get(key), int):
+            tiny[key] = min(arch[key], most)
+    return tiny | ({"forward_dtype": "float32"} if "forward_dtype" in arch else {})
+
+
+def write_texts(root: Path) -> None:
+    """SETS folders of random tokens, equally long."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    for number in range(SETS):
+        folder = root / str(number)
+        folder.mkdir(parents=True)
+        for split, count in TOKENS.items():
+            random.integers(0, WORDS, count).astype("<u2").tofile(folder / f"{split}.bin")
+        meta = {"vocab_size": WORDS, "dtype": "uint16", "tokens": TOKENS}
+        (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def full_shape(config: Any) -> Any:
+    """Vocabularies of data that are here."""
+    from dataset.text.meta import read_meta
+    from dataset.text.opening import dataset_folders
+    from models.language_models.gpt import LMShape
+
+    folders = dataset_folders(config)
+    sizes = [read_meta(folder).vocab_size if folder.is_dir() else UNKNOWN_WORDS for folder in folders]
+    own = config.training_mode == "multicontext" or config.multidataset_wte
+    return LMShape(tuple(sizes) if own else (max(sizes),))
+
+
+# --- observed ---------------------------------------------------------------------------------------------------------
+
+
+def targets(tiny: Any) -> Iterator[str]:
+    """DYN706: the micro-batches of three steps."""
+    import torch
+
+    task = tiny.build().task
+    for number in (1, 2, 3):
+        for tokens, following, _ in task.micro_batches(number):
+            if not torch.equal(following[..., :-1], tokens[..., 1:]):
+                yield f"step {number}: targets are not the tokens that follow"
+
+
+def scored(tiny: Any) -> Iterator[str]:
+    """MOD441: the loss of one micro-batch with other targets, and with other tokens."""
+    task = tiny.build().task
+    tokens, following, stream = next(iter(task.micro_batches(1)))
+    plain, other_targets, other_tokens = (
+        float(task.loss(batch)[0].detach())
+        for batch in (
+            (tokens, following, stream),
+            (tokens, (following + 1) % WORDS, stream),
+            ((tokens + 1) % WORDS, following, stream),
+        )
+    )
+    if plain == other_targets:
+        yield f"{type(task).__name__}.loss does not depend on the targets: it scores what the model was given"
+    if plain == other_tokens:
+        yield f"{type(task).__name__}.loss does not depend on the tokens: the model is given something else"
+
+
+def later_tokens(tiny: Any) -> Iterator[str]:
+    """DYN712: logits of the first half of the places, with the true second half and with other tokens there."""
+    import torch
+
+    def logits(ids: Any) -> list[Any]:
+        torch.manual_seed(5)  # of dropout
+        with torch.no_grad():
+            output = task.module(ids) if stream is None else task.module(ids, stream=stream)
+            return [output.logits(number)[:, :half] for number in range(len(output.streams))]
+
+    task = tiny.build().task
+    tokens, _, stream = next(iter(task.micro_batches(1)))
+    half = tokens.shape[-1] // 2
+    other = tokens.clone()
+    other[..., half:] = (other[..., half:] + 1) % WORDS
+    for training in (True, False):
+        task.module.train(training)
+        if any(
+            not torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(logits(tokens), logits(other), strict=True)
+        ):
+            yield f"in {'training' if training else 'evaluation'} predictions depend on tokens that come after them"
+
+
+def probes() -> Iterator[Any]:
+    """What is observed of next-token prediction."""
+    from verification.probes.registry import Probe
+
+    yield Probe(code="MOD441", run=scored, passed="the loss compares the answers to the tokens with the targets")
+    yield Probe(
+        code="DYN706", run=targets, passed="the target of each place is the next token of its own text",
+        fix="targets are the tokens from the second of the window on: x = w[:-1], y = w[1:]",
+    )  # fmt: skip
+    yield Probe(
+        code="DYN712", run=later_tokens, passed="no prediction depends on a later token, in training and in evaluation",
+        fix="a causal mask in every layer that mixes places",
+    )  # fmt: skip
+
+
+VERIFICATION = Verification(
+    family="language_models", data_mode="tokens",
+    shrink=shrink, write_data=write_texts, full_shape=full_shape, probes=probes,
+    pinned=frozenset({*PINNED, *DATA, *MIXTURE, "gpt2_type", *OPTIMIZER_KEYS}),
+    decides=("training_mode", "multidataset_wte", "multidataset_criterion", "multicontext_align", "optimizer"),
+    rows=lambda ranks: {"batch_size": 2 * PINNED["batch_size"] // ranks},
+    sized=f"(vocabularies of {UNKNOWN_WORDS} where the data are not here)",
+)  # fmt: skip

@@ -1,0 +1,95 @@
+"""What verification has to know about recursive reasoning with puzzle embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.config import NOT_IDENTITY
+from verification.spec import Settings, Verification
+
+BATCH = 8
+HIDDEN, HEADS, LAYERS, CYCLES, HALT_STEPS = 64, 4, 1, 2, 4
+SEQ_LEN, VOCAB, IDENTIFIERS = 16, 6, 24
+"""A 4x4 board of PAD, blank and four digits; 24 identifiers of which a training batch touches 8."""
+PINNED: Settings = {
+    "data_paths": [], "data_paths_test": [], "device": "cpu", "seed": 0,
+    "global_batch_size": BATCH, "epochs": 64, "eval_interval": None, "min_eval_interval": 0, "final_eval": True,
+    "eval_batch_size": BATCH, "eval_max_examples": BATCH, "final_eval_max_examples": BATCH,
+    "lr_warmup_steps": 1, "max_steps": 3, "log_interval": 1000,
+}  # fmt: skip
+"""What every tiny run of pretrain.py has: size, length and place, nothing of how it learns."""
+
+
+def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
+    """Settings of a tiny pretrain.py run: the arch shrunk, the run short, launch keys left at their defaults."""
+    tiny = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY and key != "hydra"}
+    tiny["arch"] = shrink_arch(resolved.get("arch") or {})
+    return tiny | PINNED | {"data_paths": [str(data)]}
+
+
+def shrink_arch(arch: Mapping[str, Any]) -> Settings:
+    """The architecture with every size cut down; unknown keys pass through unchanged."""
+    tiny = dict(arch)
+    for key, value in arch.items():
+        if key.endswith("_layers") and isinstance(value, int):
+            tiny[key] = min(value, LAYERS)
+        elif key.endswith("_cycles") and isinstance(value, int):
+            tiny[key] = min(value, CYCLES)
+    if isinstance(arch.get("halt_max_steps"), int):
+        tiny["halt_max_steps"] = min(arch["halt_max_steps"], HALT_STEPS)
+    if "forward_dtype" in arch:
+        tiny["forward_dtype"] = "float32"
+    hidden, heads = arch.get("hidden_size"), arch.get("num_heads")
+    if not isinstance(hidden, int) or hidden <= HIDDEN:
+        return tiny
+    tiny["hidden_size"] = HIDDEN
+    for key, block in arch.items():  # parts with a width of their own, a manager say: in proportion
+        if isinstance(block, Mapping) and block.get("hidden_size") == hidden:
+            sizes = {name: block[name] for name in ("hidden_size", "goal_dim") if isinstance(block.get(name), int)}
+            tiny[key] = {**block, **{name: max(1, size * HIDDEN // hidden) for name, size in sizes.items()}}
+    if isinstance(heads, int):
+        tiny["num_heads"] = max(n for n in range(1, HEADS + 1) if HIDDEN % n == 0 and n <= max(1, heads))
+    width, places = arch.get("puzzle_emb_ndim"), arch.get("puzzle_emb_len")
+    if isinstance(width, int) and width > 0:
+        tiny["puzzle_emb_ndim"] = max(1, width * HIDDEN // hidden)
+        if isinstance(places, int) and places > 0:  # as many positions as asked for, up to the published 16
+            tiny["puzzle_emb_len"] = max(min(places, 16), -(-tiny["puzzle_emb_ndim"] // HIDDEN))
+    return tiny
+
+
+def write_boards(root: Path) -> None:
+    """16 training and 8 test boards of random digits, each with an identifier of its own (a few are never used)."""
+    import numpy as np
+
+    from dataset.writing import SplitArrays, write_dataset
+
+    random = np.random.default_rng(0)
+
+    def split(count: int, first: int) -> SplitArrays:
+        labels = random.integers(2, VOCAB, (count, SEQ_LEN))
+        inputs = np.where(random.random((count, SEQ_LEN)) < 0.5, 1, labels)
+        steps = np.arange(count + 1)
+        return SplitArrays(inputs, labels, np.arange(first, first + count), steps, steps)
+
+    write_dataset(
+        root, {"train": split(2 * BATCH, 1), "test": split(BATCH, 2 * BATCH)},
+        vocab_size=VOCAB, seq_len=SEQ_LEN, card={"source": "generated", "name": "probe"},
+        identifiers=["<blank>", *(f"board-{n}" for n in range(1, IDENTIFIERS))],
+    )  # fmt: skip
+
+
+def full_shape(config: Any) -> Any:
+    """The unshrunk model stands on the probes' boards."""
+    from models.recursive_reasoning.act import PuzzleShape
+
+    return PuzzleShape(SEQ_LEN, VOCAB, IDENTIFIERS)
+
+
+VERIFICATION = Verification(
+    family="recursive_reasoning", data_mode="embedding", act=True,
+    shrink=shrink, write_data=write_boards, full_shape=full_shape, pinned=frozenset(PINNED),
+    decides=("evaluators", "freeze_weights", "grad_clip"),
+    exercised={"evaluators": [{"name": "steps@PerStepAccuracy"}]},
+)  # fmt: skip

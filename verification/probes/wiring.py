@@ -1,0 +1,190 @@
+"""The guide's step 2, observed: what the launch does (SCR120), which models it takes (SCR112), whose data it loads
+(SCR121), and what names and comments claim (SCR131, SCR140).
+
+The model class of the config is replaced by one of the same code under a name that only the config knows: a script
+that makes anything else does not read `arch.name`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.machinery
+import inspect
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from engine.errors import UsageError
+from verification.finding import Level
+from verification.probes.instance import Tiny, Unobservable
+from verification.probes.launch import MAKERS, watched
+from verification.probes.registry import Note, observes, place_of
+
+STAND_IN = "_stand_in"
+OTHER_MODE = {
+    "dynamic": re.compile(
+        r"fixed (number of )?(act )?steps|num_act_steps|cached? in (the )?carry|once when (the |a )?sample starts", re.I
+    ),
+    "fixed": re.compile(r"dynamic halting|carry persists|halts? when", re.I),
+}
+WRONG_NAMES = {"dynamic": re.compile(r"online|fixed"), "fixed": re.compile(r"original|dynamic")}
+
+
+# --- wiring -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stand_in(tiny: Tiny, **declared: Any) -> Iterator[tuple[type, str]]:
+    """(a subclass of the model class with other declarations, the arch.name by which a config chooses it)."""
+    cls = tiny.model_class
+    made = type(
+        cls.__name__, (cls,), {**declared, "__module__": f"models.{STAND_IN}", "__qualname__": cls.__qualname__}
+    )
+    module = ModuleType(f"models.{STAND_IN}")
+    module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
+    setattr(module, cls.__name__, made)
+    sys.modules[module.__name__] = module
+    sys.modules["models"].__dict__[STAND_IN] = module
+    try:
+        yield made, f"{STAND_IN}@{cls.__name__}"
+    finally:
+        del sys.modules[module.__name__], sys.modules["models"].__dict__[STAND_IN]
+
+
+@observes("SCR120", passed="config, then model by name, then run")
+def wiring(tiny: Tiny) -> Iterator[str | Note]:
+    """The launch's calls, and whether what it builds is the class that the config names."""
+    seen = tiny.launch
+    about = inspect.unwrap(seen.module.launch)
+    if seen.error is not None and "run" not in seen.calls:
+        text = f"{type(seen.error).__name__}: {' '.join(str(seen.error).split())[:200]}"
+        yield Note("FAIL", f"launch stops with {text}", about)
+        return
+    if "load_synced_config" not in seen.calls:
+        text = "launch does not call load_synced_config: the config is neither checked nor the same on all ranks"
+        yield Note("FAIL", text, about)
+    elif seen.calls[0] != "load_synced_config":
+        yield Note("FAIL", f"{seen.calls[0]} comes before load_synced_config", about)
+    if not {"run", "create_model"} & set(seen.calls):
+        yield Note("FAIL", "launch calls neither run nor create_model: nothing is trained", about)
+    if seen.entry is not None and Path(str(seen.entry)).stem != seen.name:
+        yield Note("FAIL", f"entry={seen.entry!r} is not this script's name ({seen.name})", about)
+    made: list[str] = []
+    with (
+        stand_in(tiny) as (cls, name),
+        watched(lambda _, code: made.append(code.co_name) if code.co_name in MAKERS else None),
+    ):
+        module = tiny.build(name=name).task.module
+        right = any(isinstance(part, cls) for part in module.modules())
+    if not made:
+        yield Note("FAIL", f"nothing calls {MAKERS[0]}, the contract's name for making the model", about)
+    if not right:
+        text = f"a config that names another model class still trains {type(module).__name__}: arch.name has no effect"
+        yield Note("FAIL", text, about)
+
+
+@observes("SCR112", after=("SCR120",), passed="the script refuses architectures of another family and data mode")
+def refuses_others(tiny: Tiny) -> Iterator[str | Note]:
+    """The same model, declaring that it is of another family, or another data mode."""
+    for key in ("FAMILY", "DATA_MODE"):
+        with stand_in(tiny, **{key: "of_nobody"}) as (_, name):
+            try:
+                tiny.build(name=name)
+            except UsageError:
+                continue
+        where = inspect.unwrap(tiny.launch.module.launch)
+        yield Note("FAIL", f"{tiny.launch.name}.py takes a model that declares {key}='of_nobody'", where)
+
+
+@observes("SCR121", passed="")
+def data_classes(tiny: Tiny) -> Iterator[str | Note]:
+    """The data mode of the data sets that the task holds."""
+    mode = getattr(tiny.model_class, "DATA_MODE", None)
+    classes = {cls for cls in _classes(tiny.build().task, 5, set()) if cls.__module__.partition(".")[0] == "dataset"}
+    declaring = sorted((cls for cls in classes if hasattr(cls, "DATA_MODE")), key=lambda cls: cls.__name__)
+    if not declaring:
+        names = ", ".join(sorted(cls.__name__ for cls in classes)) or "no class of dataset/"
+        raise Unobservable(f"{names} declares no DATA_MODE: the data sets say it themselves (DAT510)")
+    for cls in declaring:
+        level: Level = "PASS" if mode == cls.DATA_MODE else "FAIL"
+        yield Note(level, f"the task takes {cls.__name__} of DATA_MODE={cls.DATA_MODE!r}, the model is {mode!r}", cls)
+
+
+def _classes(item: Any, depth: int, seen: set[int]) -> Iterator[type]:
+    """Classes of what can be reached from `item`, modules of torch left out."""
+    if id(item) in seen or depth < 0 or isinstance(item, torch.Tensor | torch.nn.Module | type | str):
+        return
+    seen.add(id(item))
+    yield type(item)
+    inner = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple | set) else ()
+    if isinstance(item, functools.partial):
+        inner = [item.args, item.keywords, item.func]
+    for part in [*inner, *getattr(item, "__dict__", {}).values()]:
+        yield from _classes(part, depth - 1, seen)
+
+
+# --- names and comments -----------------------------------------------------------------------------------------------
+
+
+def reviewed(tiny: Tiny) -> list[Any]:
+    """What a reviewer reads: the script, what builds the run, task and model with their bases."""
+    build: Any = tiny.launch.build
+    while isinstance(build, functools.partial):
+        build = build.func
+    items = [tiny.launch.module, inspect.getmodule(build), *tiny.task_class.__mro__, *tiny.model_class.__mro__]
+    return [item for item in dict.fromkeys(items) if item is not None]
+
+
+def reviewed_files(tiny: Tiny) -> list[str]:
+    """Their files, relative to the root."""
+    files = [place_of(item, tiny.root)[0] for item in reviewed(tiny) if not isinstance(item, ModuleType)]
+    modules = [Path(item.__file__ or "") for item in reviewed(tiny) if isinstance(item, ModuleType)]
+    files += [path.resolve().relative_to(tiny.root).as_posix() for path in modules if path.is_relative_to(tiny.root)]
+    return [file for file in dict.fromkeys(files) if file]
+
+
+@observes("SCR131", act=True, level="WARN", passed="no training function is named after another mode")
+def function_names(tiny: Tiny) -> Iterator[str | Note]:
+    """Functions of the script, of what builds the run, and of the task."""
+    mode = getattr(tiny.model_class, "ACT_MODE", None)
+    pattern = WRONG_NAMES.get(str(mode))
+    if pattern is None:
+        raise Unobservable("the model declares no ACT_MODE")
+    files = reviewed_files(tiny)
+    for name, value in (pair for item in reviewed(tiny) for pair in vars(item).items()):
+        named = "train" in name and not name.startswith("_forward_train") and pattern.search(name)
+        if named and inspect.isfunction(value) and place_of(value, tiny.root)[0] in files:
+            yield Note("WARN", f"{name} is named after another mode than {mode}", value)
+
+
+@observes("SCR140", act=True, level="WARN", passed="")
+def comments(tiny: Tiny) -> Iterator[str | Note]:
+    """Comments and docstrings that describe the other mode."""
+    mode = getattr(tiny.model_class, "ACT_MODE", None)
+    pattern = OTHER_MODE.get(str(mode))
+    if pattern is None:
+        raise Unobservable("the model declares no ACT_MODE")
+    files = reviewed_files(tiny)
+    for file in files:
+        for text, line in prose((tiny.root / file).read_text(encoding="utf-8")):
+            if match := pattern.search(text):
+                yield Note("WARN", f"a comment says '{match[0]}', the model is {mode}", (file, line))
+    yield Note("PASS", f"no comment of another mode in {len(files)} files")
+
+
+def prose(text: str) -> Iterator[tuple[str, int]]:
+    """Comments and docstrings with their lines."""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string, token.start[0]
+        elif token.type == tokenize.STRING and token.string.lstrip("rRbBuU")[:3] in ('"""', "'''"):
+            for offset, line in enumerate(token.string.splitlines()):
+                yield line, token.start[0] + offset

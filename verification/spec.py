@@ -1,0 +1,73 @@
+"""What a family of models tells the verifier about itself: one `Verification` in its tasks/<family>/verify.py.
+
+The engine of verification knows no family. Everything here is data and small functions; what needs torch or numpy
+imports it when it is called, so that reading a specification costs nothing at a launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+Settings = dict[str, Any]
+QUESTIONS = (
+    "Which training mode is intended (embedding or encoder)? Which ACT mode (fixed or dynamic)? Which encoder? "
+    "Is this a new experiment or a reproduction?"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """One family. Only the first block is needed; a rule or a probe that lacks its field is a SKIP."""
+
+    family: str
+    """What its models declare as FAMILY."""
+    data_mode: str
+    """What its models and data sets declare as DATA_MODE."""
+    shrink: Callable[[Mapping[str, Any], Path], Settings]
+    """(resolved config, data folder) -> settings of the tiny instance: small sizes, a short run, all else kept."""
+    write_data: Callable[[Path], None]
+    """Writes a complete tiny data set into the folder, which does not exist yet."""
+    full_shape: Callable[[Any], Any]
+    """Checked config -> the shape of the unshrunk model, as the family's create_model takes it."""
+
+    # --- the tiny instance --------------------------------------------------------------------------------------------
+    act: bool = False
+    """Its models think in steps (adaptive computation): forward(batch, carry) with a row-wise halted state."""
+    decides: tuple[str, ...] = ()
+    """Run keys besides arch that decide what a step computes; the others share one observation (and its verdict)."""
+    sized: str = "on this board size"
+    """What the size of the unshrunk model depends on besides its config."""
+    rows: Callable[[int], Settings] = lambda ranks: {}
+    """Ranks -> run keys that give the same global batch on one rank and on so many."""
+    pinned: frozenset[str] = frozenset()
+    """Run keys that cannot be observed: `shrink` sets them, or another block has taken their value in."""
+    may_be_frozen: Callable[[str], bool] = lambda name: False
+    """Parameters, by name, that no optimizer group needs to hold (a frozen base model)."""
+    exercised: Settings = field(default_factory=dict)
+    """Run keys under which as much as possible of the code runs (evaluators, say)."""
+    context_calls: tuple[str, ...] = ("embed", "encode", "encoder")
+    """Methods that make what a model is conditioned on."""
+    table_key: str = "puzzle_identifiers"
+    """Where a row's data say which row of the sparse table is its own."""
+    probes: Callable[[], Iterable[Any]] = lambda: ()
+    """Further probes (verification.probes.registry.Probe), made when the tiny instance is observed."""
+
+    # --- the rules ----------------------------------------------------------------------------------------------------
+    questions: str = QUESTIONS
+    """What a command without an intent is asked."""
+    intents: Mapping[str, Callable[[Any], Any]] | None = None
+    """Further keys of `#@ intent:` lines -> the resolved value (of a Subject) that each is compared with."""
+    rules: tuple[tuple[tuple[str, ...], Callable[[Any], Iterable[Any]]], ...] = ()
+    """(codes, function of a Subject): run after the common rules."""
+    dead: tuple[tuple[str, Callable[[Settings], bool], str], ...] = ()
+    """(dotted key, condition on the resolved config under which nothing reads it, the condition in words)."""
+
+
+def spec_of(module: ModuleType | None) -> Verification | None:
+    """The specification of a module tasks/<family>/verify.py, None where it has none."""
+    found = getattr(module, "VERIFICATION", None)
+    return found if isinstance(found, Verification) else None
