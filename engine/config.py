@@ -271,7 +271,8 @@ def _check_script(source: ConfigSource, entry: str | None) -> None:
 
 def source_of(config: RunConfig) -> ConfigSource:
     """The YAML, resolved container, overrides and group choices behind a config of `load_synced_config`."""
-    return vars(config)["_source"]
+    source: ConfigSource = vars(config)["_source"]
+    return source
 
 
 def _source(hydra_config: DictConfig) -> ConfigSource:

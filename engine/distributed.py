@@ -104,8 +104,8 @@ def _agree_on_life(store: Any, number: int, ranks: int) -> str:
             if name in names and names != signed:
                 store.set(f"signed/{number}", names)
                 signed = names
-            if store.check(["begin"]) and name in store.get("begin").decode():
-                return store.get("begin").decode()
+            if store.check(["begin"]) and name in (begun := str(store.get("begin").decode())):
+                return begun
         time.sleep(0.01)
 
 

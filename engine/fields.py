@@ -104,7 +104,7 @@ def _holds(condition: str, config: Mapping[str, Any]) -> bool:
         other = value_at(config, text)
         return isinstance(value, int) and isinstance(other, int) and value >= other
     expected: Any = _WORDS[text] if text in _WORDS else int(text) if text.isdigit() else text
-    return (value == expected) == (sign == "=")
+    return bool(value == expected) == (sign == "=")
 
 
 def value_at(config: Any, key: str, default: Any = None) -> Any:
@@ -131,7 +131,7 @@ def declared(schema: type) -> dict[str, tuple[Any, tuple[Any, ...]]]:
             for name in cls.__annotations__.keys() & {field.name for field in fields(cls)}:
                 kind, *marks = get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],)
                 split[name] = kind, tuple(marks) or split.get(name, (None, ()))[1]
-    return {field.name: split[field.name] for field in fields(schema)}  # type: ignore[arg-type]
+    return {field.name: split[field.name] for field in fields(schema)}
 
 
 def check_fields(config: Any, place: str = "") -> None:

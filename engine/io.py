@@ -22,23 +22,33 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 # Some of these are here for packages that may import only this module.
-from engine.cli.console import begin, execute  # noqa: F401
-from engine.cli.spelling import as_typed
-from engine.errors import Interrupted, RunFailure, UsageError  # noqa: F401
-from engine.reading import (  # noqa: F401 (for the same packages)
-    Unreadable,
-    check_regular,
-    check_yaml,
-    open_regular,
-    parse_json,
-    read_bytes,
-    read_json,
-    read_object,
-    read_text,
-    read_yaml,
-    reason_of,
+from engine.cli.console import (
+    begin as begin,
+    execute as execute,
 )
-from engine.signals import leave_to_parent, on_main_rank  # noqa: F401
+from engine.cli.spelling import as_typed
+from engine.errors import (
+    Interrupted as Interrupted,
+    RunFailure as RunFailure,
+    UsageError as UsageError,
+)
+from engine.reading import (
+    Unreadable as Unreadable,
+    check_regular as check_regular,
+    check_yaml as check_yaml,
+    open_regular as open_regular,
+    parse_json as parse_json,
+    read_bytes as read_bytes,
+    read_json as read_json,
+    read_object as read_object,
+    read_text as read_text,
+    read_yaml as read_yaml,
+    reason_of as reason_of,
+)
+from engine.signals import (
+    leave_to_parent as leave_to_parent,
+    on_main_rank as on_main_rank,
+)
 
 T = TypeVar("T")
 # `.<name>.tmp-<pid>-<n>`: hidden, and beside the final name so that the rename never crosses a file system

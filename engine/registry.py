@@ -94,7 +94,8 @@ class Family:
 
     def create_model(self, config: Any, shape: Any, runtime: Any) -> tuple[Any, Any]:
         """(model, loss head) on the device. Raises: UsageError where they misfit the data."""
-        return self._build.create_model(config, shape, runtime)
+        model, loss_head = self._build.create_model(config, shape, runtime)
+        return model, loss_head
 
     def build(self, config: Any, runtime: Any) -> Any:
         """The `engine.task.TrainingPlan` of one run: data, model, loss, task."""
@@ -105,7 +106,8 @@ def family_of(entry: str, where: str) -> Family:
     """The family of the entry script `entry`. `where` begins the line of the error. Raises: UsageError."""
     if entry not in FAMILIES:
         raise UsageError(f"{where}: {entry!r}: expected an entry script, {did_you_mean(str(entry), FAMILIES)}")
-    return _import_ours(f"tasks.{FAMILIES[entry]}.family", where).FAMILY
+    family: Family = _import_ours(f"tasks.{FAMILIES[entry]}.family", where).FAMILY
+    return family
 
 
 def families() -> list[Family]:

@@ -16,8 +16,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.state_tree import RowSharded  # noqa: F401
-from engine.errors import Interrupted, RunFailure, UsageError  # noqa: F401 (tasks import them from here)
+from engine.checkpoint.state_tree import (
+    RowSharded as RowSharded,
+)
+from engine.errors import (
+    Interrupted as Interrupted,
+    RunFailure as RunFailure,
+    UsageError as UsageError,
+)
 from engine.loop.schedule import Plateau
 
 Metrics = Mapping[str, tuple[Tensor, Tensor]]

@@ -18,8 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.cli.keys import keys_of
-from engine.cli.main import PLUGINS, one_line
+from engine.cli.main import one_line
 from engine.cli.recipes import find_groups
+from engine.cli.resolve import PLUGINS
 from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, translate
 from engine.errors import UsageError
 from engine.io import user_path

@@ -68,8 +68,7 @@ class BPE(Tokenizer):
     @classmethod
     def fit(cls, kind: str, texts: Iterable[str], *, vocab_size: int | None, eot: bool) -> Self:
         try:
-            from tokenizers import Tokenizer as Library
-            from tokenizers import decoders, models, pre_tokenizers, trainers
+            from tokenizers import Tokenizer as Library, decoders, models, pre_tokenizers, trainers
         except ImportError:
             raise _absent("tokenizers", kind) from None
         size = DEFAULT_VOCAB if vocab_size is None else vocab_size

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from torch import Tensor
 
@@ -34,6 +34,20 @@ OPTIONAL = ("ema.safetensors",)
 STEP_NAME = re.compile(r"step_([0-9]+)")
 
 
+class Manifest(TypedDict):
+    """The fields of manifest.json, see `write_checkpoint`."""
+
+    format_version: int
+    entry: str
+    step: int
+    time: str
+    metric: dict[str, Any] | None
+    extra: dict[str, Any]
+    config: dict[str, Any]
+    files: dict[str, Any]
+    sha256: NotRequired[str]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A verified checkpoint. The manifest's fields are attributes; tensors are read (to the CPU) on
@@ -41,7 +55,7 @@ class Checkpoint:
     """
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
     def step(self) -> int:
@@ -119,7 +133,7 @@ def write_checkpoint(
         write_tensors(folder / "ema.safetensors", clean_names(ema))
     write_tensors(folder / "state.safetensors", tensors)
     atomic_write_json(folder / "state.json", json_tree)
-    manifest: dict[str, Any] = {
+    manifest: Manifest = {
         "format_version": FORMAT_VERSION,
         "entry": entry,
         "step": step,
@@ -135,7 +149,7 @@ def write_checkpoint(
     atomic_write_json(folder / "manifest.json", manifest)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`, its form checked, the other files not looked at.
 
     Raises: ValueError whose text begins with the file's name and says what is wrong.
@@ -161,7 +175,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     wrong += ["extra"] if not wrong and not _are_sizes(manifest["extra"].get("sizes", {})) else []
     if wrong:
         raise ValueError(f"manifest.json lacks a usable '{wrong[0]}'")
-    return manifest
+    return cast(Manifest, manifest)
 
 
 def _is_metric(value: Any) -> bool:

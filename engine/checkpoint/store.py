@@ -16,25 +16,25 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.checkpoint.manifest import (  # noqa: F401 (this module is the door to the other three)
-    FORMAT_VERSION,
-    STEP_NAME,
-    Checkpoint,
-    find_fault,
-    load_checkpoint,
-    previous_good,
-    read_manifest,
-    step_folders,
-    write_checkpoint,
+from engine.checkpoint.manifest import (
+    FORMAT_VERSION as FORMAT_VERSION,
+    STEP_NAME as STEP_NAME,
+    Checkpoint as Checkpoint,
+    find_fault as find_fault,
+    load_checkpoint as load_checkpoint,
+    previous_good as previous_good,
+    read_manifest as read_manifest,
+    step_folders as step_folders,
+    write_checkpoint as write_checkpoint,
 )
-from engine.checkpoint.state_tree import (  # noqa: F401
-    RowSharded,
-    WeightsMisfit,
-    clean_name,
-    gather_tree,
-    join_tree,
-    load_weights,
-    split_tree,
+from engine.checkpoint.state_tree import (
+    RowSharded as RowSharded,
+    WeightsMisfit as WeightsMisfit,
+    clean_name as clean_name,
+    gather_tree as gather_tree,
+    join_tree as join_tree,
+    load_weights as load_weights,
+    split_tree as split_tree,
 )
 from engine.errors import UsageError
 from engine.io import (
@@ -153,8 +153,8 @@ class CheckpointStore:
         ):  # a resume changed what it is of
             return True
         if past.get("final", False) != metric.get("final", False):  # a final figure that covers something else
-            return past.get("final", False)
-        return metric["value"] < past["value"] if metric.get("goal") == "min" else metric["value"] > past["value"]
+            return bool(past.get("final", False))
+        return bool(metric["value"] < past["value"] if metric.get("goal") == "min" else metric["value"] > past["value"])
 
     def link(self, name: str, target: Path) -> None:
         """Make `<run_dir>/<name>` a relative link to checkpoint `target`. A failure is said, not raised."""

@@ -265,7 +265,8 @@ def _guarded(launch: Callable[..., Any], config_dir: Path, config_name: str | No
             raise _TaskStopped(error) from error
 
     guarded.__module__, guarded.__qualname__ = task.__module__, task.__qualname__
-    return hydra.main(str(config_dir), config_name, version_base=None)(guarded)
+    decorated: Callable[[], Any] = hydra.main(str(config_dir), config_name, version_base=None)(guarded)
+    return decorated
 
 
 @contextmanager

@@ -202,9 +202,10 @@ def foreign_key(schema: Any, path: Path) -> str:
 
     A block with a name (arch) is foreign where its class is of another family than the one in `schema.NESTED_SCHEMAS`.
     """
-    content: Any = read_option(path)
+    content: dict[str, Any] = read_option(path)
     jobs = content.pop("hydra", {}).get("sweeper", {}).get("params", {})  # a preset of config/sweep
-    for key, value in (content | jobs).items():
+    merged: dict[str, Any] = content | jobs
+    for key, value in merged.items():
         root, _, inner = key.partition(".")
         block = schema.NESTED_SCHEMAS.get(root)
         if root != "defaults" and root not in keys_of(schema):

@@ -33,7 +33,8 @@ def as_typed(text: str) -> str:
 
 
 def _table() -> dict[str, str]:
-    return json.loads(os.environ.get(VARIABLE, "{}"))
+    table: dict[str, str] = json.loads(os.environ.get(VARIABLE, "{}"))
+    return table
 
 
 @functools.cache

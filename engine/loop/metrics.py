@@ -184,4 +184,5 @@ def _norm(tensors: list[Tensor], like: Tensor) -> Tensor:
     """The common 2-norm, in the dtype and on the device of the scalar `like`; 0 of nothing."""
     if not tensors:
         return torch.zeros_like(like)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).to(like)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).to(like)
+    return norm

@@ -30,7 +30,8 @@ class _LossOf(nn.Module):
 
     def forward(self, micro_batch: Any) -> tuple[Tensor, Tensor | float, Metrics]:
         loss, weight, metrics = self._task.loss(micro_batch)
-        return _PartOfAll.apply(loss, *(p for p in self.module.parameters() if p.requires_grad)), weight, metrics
+        used = (param for param in self.module.parameters() if param.requires_grad)
+        return _PartOfAll.apply(loss, *used), weight, metrics  # type: ignore[no-untyped-call]
 
 
 class _PartOfAll(torch.autograd.Function):
@@ -123,11 +124,13 @@ class GradientReducer:
         if self._flat is not None:
             all_reduce_sum(self._flat)
             self._flat.div_(weight_total.to(self._flat.dtype))
-            return torch.linalg.vector_norm(self._flat)
+            norm: Tensor = torch.linalg.vector_norm(self._flat)
+            return norm
         for param in self.params:  # what no rank used has a gradient of zero, as it has in the flat buffer
             param.grad = torch.zeros_like(param) if param.grad is None else param.grad
         self._scale(world_size() / weight_total)
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())))
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())))
+        return norm
 
     def _scale(self, factor: Tensor) -> None:
         grads = self._gradients()

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from engine.errors import UsageError
 from engine.io import did_you_mean, print_rank0
-from engine.optim.builtin import AdamATan2, Lookahead, SparseSignSGD, SparseTable, build_sparse
+from engine.optim.builtin import AdamATan2, Lookahead, SparseSignSGD, build_sparse
 from engine.optim.library import EXTRA, TORCH, Block, LibraryOptimizer, build_library, find_class, library_names
-from engine.task import ParamGroup
+from engine.task import ParamGroup, SparseTable
 
 __all__ = [
     "OPTIMIZERS",

@@ -220,7 +220,8 @@ def find_class(name: str) -> type[torch.optim.Optimizer] | None:
         return None
     from pytorch_optimizer import load_optimizer
 
-    return load_optimizer(name)
+    optimizer: type[torch.optim.Optimizer] = load_optimizer(name)
+    return optimizer
 
 
 def build_library(

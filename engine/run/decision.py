@@ -192,7 +192,7 @@ def accumulation(config: RunConfig, decision: RunDecision) -> int:
     rows = _rows_before(decision.path, manifest, keys) if recorded is None else recorded
     if type(rows) is not int or any(manifest["config"].get(key) != getattr(config, key) for key in keys):
         return config.accumulation  # of an earlier version, or another batch is asked for
-    ranks, each = world_size(), getattr(config, keys[0])
+    ranks, each = world_size(), int(getattr(config, keys[0]))
     pieces, left = divmod(rows, each * ranks)
     if left:
         raise UsageError(
@@ -207,10 +207,10 @@ def accumulation(config: RunConfig, decision: RunDecision) -> int:
 def _rows_before(folder: Path, manifest: Mapping[str, Any], keys: Sequence[str]) -> int | None:
     """The batch of a checkpoint from before it was recorded, by its config and the number of processes of then."""
     environment, config = read_json(folder / "environment.json"), manifest.get("config", {})
-    if type(rows := environment.get("batch_rows")) is int:  # resumed since, without a further checkpoint
+    if isinstance(rows := environment.get("batch_rows"), int):  # resumed since, without a further checkpoint
         return rows
-    factors = [environment.get("world_size"), *(config.get(key) for key in keys)]
+    factors: list[Any] = [environment.get("world_size"), *(config.get(key) for key in keys)]
     if not all(type(factor) is int and factor > 0 for factor in factors):
         print_rank0(f"warning: {folder} does not say how many processes it ran with: its batch may be another one now")
         return None
-    return math.prod(factors)
+    return int(math.prod(factors))

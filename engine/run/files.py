@@ -95,7 +95,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """YAML that every reader types alike: text such as `1e-4`, a number to OmegaConf, is quoted."""
 
     def ignore_aliases(self, data: Any) -> bool:

@@ -39,7 +39,8 @@ def identity_of(config: Mapping[str, Any], *, without: Iterable[str]) -> dict[st
             return [kept(item, f"{place}[]") for item in node]
         return int(node) if isinstance(node, float) and node.is_integer() else node
 
-    return kept(config, "")
+    identity: dict[str, Any] = kept(config, "")
+    return identity
 
 
 def what_changed(stored: Mapping[str, Any], config: Any) -> str | None:

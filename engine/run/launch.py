@@ -62,7 +62,8 @@ def on_main(work: Callable[[], R]) -> R:
         raise UsageError(value)
     if kind == "RunFailure":
         raise RunFailure(value)
-    return value
+    result: R = value
+    return result
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

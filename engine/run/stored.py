@@ -234,7 +234,7 @@ def from_source(config: C, source: ConfigSource) -> C:
     if source is source_of(config):
         return config
     source = replace(source, resolved=with_defaults(type(config), source.resolved))
-    fresh: Any = structure(type(config), source.resolved)
+    fresh = structure(type(config), source.resolved)
     vars(fresh)["_source"] = source
     return fresh
 

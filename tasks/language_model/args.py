@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from engine.cli.translate import Groups, quote
-from engine.config import NOT_IDENTITY as RUN_NOT_IDENTITY
-from engine.config import RunConfig
+from engine.config import NOT_IDENTITY as RUN_NOT_IDENTITY, RunConfig
 from engine.fields import Inert, NotBlank, Range, value_at
 from engine.io import user_path
 from engine.loop.schedule import Decay

@@ -11,8 +11,7 @@ import pytest
 from dataset import catalog, checks
 from dataset.format import load_splits
 from dataset.sudoku.build import SudokuBuild, build
-from dataset.text.build import TextBuild
-from dataset.text.build import build as build_text
+from dataset.text.build import TextBuild, build as build_text
 from dataset.text.stream import TokenStream
 from dataset.writing import describe
 from engine.io import UsageError

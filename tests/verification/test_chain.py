@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import compose as hydra_compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
 from tests.conftest import ROOT

@@ -20,8 +20,7 @@ from viewer import picture as still
 from viewer.animation import HOLD_MS, MAX_EXAMPLES, MAX_WIDTH, STEP_MS, animation_capacity, draw_animation, draw_frame
 from viewer.cards import LEVELS
 from viewer.output import MARK
-from viewer.page import COLOURS as BOARD_COLOURS
-from viewer.page import FIRST, MAX_BYTES, draw_page, page_capacity
+from viewer.page import COLOURS as BOARD_COLOURS, FIRST, MAX_BYTES, draw_page, page_capacity
 from viewer.trajectory import Headline, Trajectory, cropped, layout_of
 
 WORDS = Headline("project/<run>", "what", (("Run", "project/<run>"), ("Data", "a & b")))

@@ -37,11 +37,11 @@ from verification.probes import (  # noqa: F401  they register on import
     errors,
     mode,
     outputs,
+    overrides as override_probe,
     ranks,
     training,
     wiring,
 )
-from verification.probes import overrides as override_probe
 from verification.probes.instance import Tiny, step
 from verification.probes.launch import launched
 from verification.probes.registry import PROBES, chosen, place_of, place_of_error, run_probe
