@@ -50,7 +50,7 @@ def report(args: argparse.Namespace) -> None:
     import torch
 
     from reports.output import write_json_result
-    from tasks.language_model.benchmark import loading, stepping, whole
+    from tasks.language_model.benchmark import check_data, loading, stepping, whole
 
     folder = args.data.resolve()
     torch.set_num_threads(args.threads)
@@ -59,6 +59,7 @@ def report(args: argparse.Namespace) -> None:
 
         train(folder, args.baseline_run, eval_interval=250, eval_iters=200, log_interval=10, seed=1337)
         return
+    check_data(folder)
     figures: dict[str, Any] = {}
 
     def show(name: str, row: dict[str, Any]) -> None:

@@ -15,9 +15,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from dataset.text.batches import TrainBatches
+from dataset.text.meta import read_meta
 from dataset.text.stream import TokenStream
 from engine.config import load_synced_config
 from engine.device import make_runtime
+from engine.errors import UsageError
 from engine.loop.trainer import Trainer
 from engine.signals import StopSignal
 from tasks.language_model.family import FAMILY
@@ -25,6 +27,15 @@ from tasks.language_model.nanogpt_baseline import NanoGPT, Sizes, batch, optimiz
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ("--config-name=cfg_train_cpu", "device=cpu", "seed=1337", "learning_rate=1e-3")  # the loop's own rate
+
+
+def check_data(folder: Path) -> None:
+    """Raises UsageError for a data set whose tokens the literal loop cannot read."""
+    meta, most = read_meta(folder), Sizes().vocab
+    if meta.vocab_size > most or meta.dtype.itemsize != 2:
+        raise UsageError(
+            f"--data {folder}: {meta.vocab_size} tokens as {meta.dtype}: expected {most} or fewer as uint16"
+        )
 
 
 def timed(work: Callable[[int], Any], times: int) -> float:
@@ -63,7 +74,8 @@ def loading(folder: Path, pairs: int, rows: int, length: int) -> dict[str, Any]:
 def stepping(folder: Path, pairs: int) -> dict[str, Any]:
     """One training step, batch included: the trainer's own method beside the baseline's."""
     with initialize_config_dir(str(ROOT / "config"), version_base=None):
-        composed = compose("cfg_train_cpu", overrides=["device=cpu", f"dataset={folder}", "eval_iters=1"])
+        composed = compose("cfg_train_cpu", overrides=["device=cpu", "eval_iters=1"])
+    composed.dataset = str(folder)  # as an override a comma or space in it would need quotes
     config = load_synced_config(composed, schema=FAMILY.schema, entry=FAMILY.entry)
     runtime = make_runtime(config)
     plan = FAMILY.build(config, runtime)
@@ -97,7 +109,8 @@ def whole(folder: Path, iterations: int, threads: int, baseline: list[str]) -> d
         ours = [
             str(ROOT / "train.py"),
             *RECIPE,
-            f"dataset={folder}",
+            "--dataset",
+            str(folder),
             f"threads={threads}",
             f"max_iters={iterations}",
             f"lr_decay_iters={iterations}",
