@@ -80,7 +80,7 @@ def register_family(family: Family) -> None:
 def family_of(chain: Chain) -> Family:
     """The family that the script asks for, else the one that the model declares, else an empty one."""
     name = str((chain.script.requires if chain.script else {}).get("FAMILY") or declared(chain, "FAMILY") or "")
-    return FAMILIES.get(name, Family(name))
+    return FAMILIES.get(name, Family(name, act=declared(chain, "ACT_MODE") is not None))
 
 
 def say(code: str, level: Level | str, message: str, file: str = "", line: int = 0, fix: str = "") -> Finding:
