@@ -83,9 +83,13 @@ def start(place: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def begin(*words: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, str(RUNNER), "jobs-a.txt", *words], cwd=place, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            [sys.executable, str(RUNNER), "jobs-a.txt", *words],
+            cwd=place,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         started.append(process)
         return process
 

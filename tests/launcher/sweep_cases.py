@@ -26,9 +26,13 @@ def start(folder: Path, script: str, *argv: str, **env: str) -> subprocess.Popen
     for name in ("HYDRA_FULL_ERROR", "RANK", "WORLD_SIZE"):
         environment.pop(name, None)
     return subprocess.Popen(
-        [sys.executable, script, *argv], cwd=folder, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, script, *argv],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def ran(project: Path) -> list[dict]:

@@ -99,6 +99,7 @@ def test_keys_tell_jobs_apart_and_do_not_depend_on_the_line() -> None:
     keys = {command_job(command).key for command in AWKWARD}
     assert len(keys) == len(AWKWARD)
     assert all("/" not in key and " " not in key for key in keys)
+    assert command_job("python a.py run_name=../x").key.startswith("_x-"), "neither a hidden file nor another folder"
     assert command_job(AWKWARD[0], line_number=3).key == command_job(AWKWARD[0], line_number=9).key
 
 

@@ -8,6 +8,8 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 
 from engine.io import file_lock
 from launcher.jobs import read
-from launcher.ledger import HOST
+from launcher.ledger import HOST, Ledger
 from scripts import run_jobs
 from tests.conftest import ROOT
 from tests.launcher.job_cases import count, events, marks, opens_the_lock, run, wait_for, write
@@ -143,6 +145,31 @@ def test_a_signal_is_passed_on_and_the_marks_go_back(
     assert "waiting for its checkpoint" in output
 
 
+def test_a_signal_reaches_what_a_shell_has_started(place: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    """bash itself ends at once: the line goes back to [ ] when the job has written its checkpoint."""
+    write(place, f"[ ] bash -c '{sys.executable} job.py a stubborn sleep=2 | cat; echo after'")
+    runner = start()
+    wait_for(lambda: count(place, "a start"))
+    runner.terminate()
+    output = runner.communicate(timeout=30)[0]
+    assert (runner.returncode, marks(place)) == (3, " "), output
+    assert (count(place, "a signalled"), count(place, "a end")) == (1, 1)
+
+
+def test_an_orphan_of_which_nothing_was_written_down_is_watched(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its runner was killed between starting it and writing its record."""
+    path = write(place, "[ ] python job.py a exit=1")
+    claim = Ledger(path, pid=2**22 + 1).claim(lambda job: True)
+    assert claim is not None
+    assert claim.record.started is None
+    threading.Timer(0.5, os.close, [claim.handle]).start()
+    code, output = run(place, capsys)
+    assert "watching it" in output
+    assert (code, marks(place)) == (1, "!"), "it was started again, since nobody knows how it ended"
+
+
 def test_the_runner_waits_for_a_slow_checkpoint(place: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     write(place, "[ ] python job.py a stubborn sleep=2")
     runner = start()
@@ -157,9 +184,14 @@ def test_the_runner_waits_for_a_slow_checkpoint(place: Path, start: Callable[...
 
 def test_retries_are_for_failures_not_for_refusals(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(
-        place, "[ ] python job.py a until=3", "[ ] python job.py b until=9", "[ ] python job.py c exit=2",
-        "[ ] python job.py d status=refused,2,0", "[ ] nowhere.exe", "[ ] python job.py e status=failed,1,4",
-    )  # fmt: skip
+        place,
+        "[ ] python job.py a until=3",
+        "[ ] python job.py b until=9",
+        "[ ] python job.py c exit=2",
+        "[ ] python job.py d status=refused,2,0",
+        "[ ] nowhere.exe",
+        "[ ] python job.py e status=failed,1,4",
+    )
     code, output = run(place, capsys, "--retries", "2")
     assert code == 1
     assert marks(place) == "x!!!!!"

@@ -96,9 +96,13 @@ def test_only_once_dry_run_and_status(place: Path, capsys: pytest.CaptureFixture
     ],
 )
 def test_refusals_are_one_line(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lines: list[str], words: list[str],
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    lines: list[str],
+    words: list[str],
     message: str,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     path = write(place, *lines)
     before = path.read_text()

@@ -137,9 +137,14 @@ def test_presets_sweep_keys_that_exist(preset: str) -> None:
 def test_joblib_runs_jobs_at_once_and_gives_each_a_gpu(project: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     code, jobs, error = sweep(
-        project, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "lr=1,2", "+run_name=x",
+        project,
+        "-m",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "lr=1,2",
+        "+run_name=x",
         CUDA_VISIBLE_DEVICES="4,7",
-    )  # fmt: skip
+    )
     assert (code, error) == (0, "")
     assert {(job["lr"], job["run_name"], job["gpus"]) for job in jobs} == {(1, "x_lr-1", "4"), (2, "x_lr-2", "7")}
     assert [row["lr"] for row in results(project)] == ["2", "1"]
@@ -202,8 +207,8 @@ def test_the_metric_reaches_the_sweeper(project: Path) -> None:
 def test_a_signal_to_the_sweep_stops_its_jobs_well(project: Path, launcher: str) -> None:
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    process = start(project, "tiny.py", "-m", f"hydra/launcher={launcher}", "fail=wait,null", *(
-        ["hydra.launcher.n_jobs=1"] if launcher == "joblib" else []))  # fmt: skip
+    one_at_a_time = ["hydra.launcher.n_jobs=1"] if launcher == "joblib" else []
+    process = start(project, "tiny.py", "-m", f"hydra/launcher={launcher}", "fail=wait,null", *one_at_a_time)
     deadline = time.monotonic() + 60
     while not (project / "waiting").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

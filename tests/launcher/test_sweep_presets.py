@@ -53,8 +53,10 @@ def test_limit_keeps_the_size_and_ends_after_ten_steps(workplace: Path) -> None:
     assert (workplace / RUN / "step_10/manifest.json").exists()
     full, limited = composed("cfg_pretrain_sudoku_4x4"), composed("cfg_pretrain_sudoku_4x4", "+debug=limit")
     assert (limited.arch, limited.global_batch_size, limited.data_paths) == (
-        full.arch, full.global_batch_size, full.data_paths,
-    )  # fmt: skip
+        full.arch,
+        full.global_batch_size,
+        full.data_paths,
+    )
 
 
 def test_nonfinite_stops_at_the_first_bad_step(workplace: Path) -> None:

@@ -159,9 +159,17 @@ def test_slurm_without_a_cluster_is_one_line(tmp_path: Path) -> None:
 def test_slurm_jobs_are_one_array_with_what_the_user_asks_for(cluster: tuple[Path, str]) -> None:
     project, path = cluster
     code, jobs, _ = sweep(
-        project, "-m", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=1",
-        "hydra.launcher.timeout_min=90", "lr=1,2", "+run_name=x", PATH=path, CUDA_VISIBLE_DEVICES="3",
-    )  # fmt: skip
+        project,
+        "-m",
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.partition=gpu",
+        "hydra.launcher.gpus_per_node=1",
+        "hydra.launcher.timeout_min=90",
+        "lr=1,2",
+        "+run_name=x",
+        PATH=path,
+        CUDA_VISIBLE_DEVICES="3",
+    )
     assert code == 0
     script = (project / "submitted.sh").read_text()
     for line in ("--array=0-1%2", "--partition=gpu", "--gpus-per-node=1", "--time=90"):
