@@ -1,4 +1,4 @@
-"""The on-disk format of grid data sets: groups of puzzles of examples (spec trm_hrm_core.md §5.1).
+"""The on-disk format of grid data sets: groups of puzzles of examples.
 
     <root>/identifiers.json     list, index = puzzle identifier, [0] = "<blank>"
     <root>/card.json            where the data come from, counts, content hash (ours, optional)

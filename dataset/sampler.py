@@ -1,13 +1,12 @@
 """Batches addressed by (iteration, index): no hidden state, so a resume needs these two numbers only.
 
-The order of groups and the choice of one puzzle per group follow the sequential algorithm of the reference (spec
-trm_hrm_core.md §5.2): a Philox stream gives one permutation of the groups per epoch, then one bounded integer per group
-taken. numpy's vectorised call consumes that stream exactly like single calls, so an iteration is planned at once. The
-reference keys the stream by seed + iteration (`order="published"`, its numbers exactly), so that iteration 2 of one
-seed is iteration 1 of the next and runs of neighbouring seeds share most of their data; `order="hashed"` keys it by a
-hash of both. Which examples of a puzzle are taken comes from a stream of
-our own, keyed by (seed, iteration, index): the reference uses a global generator there that differs between
-ranks.
+The order of groups and the choice of one puzzle per group follow the sequential algorithm of the reference (the code
+of HRM, arXiv 2506.21734): a Philox stream gives one permutation of the groups per epoch, then one bounded integer per
+group taken. numpy's vectorised call consumes that stream exactly like single calls, so an iteration is planned at
+once. The reference keys the stream by seed + iteration (`order="published"`, its numbers exactly), so that iteration
+2 of one seed is iteration 1 of the next and runs of neighbouring seeds share most of their data; `order="hashed"`
+keys it by a hash of both. Which examples of a puzzle are taken comes from a stream of our own, keyed by (seed,
+iteration, index): the reference uses a global generator there that differs between ranks.
 
 N examples, P puzzles, G groups, B rows of the global batch, T sequence length.
 """

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,6 +153,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     result = run_forked(pyfuncitem.obj, **given)
     assert result.code == 0, result.output
     return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With LOOPFORGE_REQUIRE_EXTRAS=1 a test that `importorskip` would skip fails: there every extra is installed."""
+    report = yield
+    required = os.environ.get("LOOPFORGE_REQUIRE_EXTRAS") == "1"
+    if required and report.skipped and call.excinfo and call.excinfo.traceback[-1].name == "importorskip":
+        report.outcome, report.longrepr = "failed", f"an extra is missing: {call.excinfo.value}"
+    return report
 
 
 @pytest.fixture

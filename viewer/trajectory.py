@@ -67,7 +67,7 @@ class Layout:
 
 
 def layout_of(seq_len: int, vocab_size: int) -> Layout:
-    """What a data set shows, told by the numbers of its metadata (spec trm_hrm_core.md §5.2).
+    """What a data set shows, told by the numbers of its metadata.
 
     A square of `side` with a vocabulary of side + 2 (pad, blank, digits) is a Sudoku, one of 6 tokens a maze (# SGo),
     one of 12 an ARC canvas (end of grid, ten colours), all else a grid of tokens.

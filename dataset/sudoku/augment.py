@@ -1,4 +1,4 @@
-"""Augmentation of a Sudoku (spec trm_hrm_core.md §5.5), all copies of one puzzle at once.
+"""Augmentation of a Sudoku, all copies of one puzzle at once.
 
 A copy relabels the digits, permutes the bands and the rows inside each, the stacks and the columns inside
 each, and on boards with square boxes transposes half of the time. With 2x3 boxes a transposed board would

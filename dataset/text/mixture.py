@@ -1,6 +1,6 @@
 """Which of several data sets a step trains on: a function of (seed, step), so nothing is stored for a resume.
 
-One data set gives the whole global batch of a step (spec lm_train.md §1.4), on every rank and in every micro-batch.
+One data set gives the whole global batch of a step, on every rank and in every micro-batch.
 K data sets, I items of the list that names them (a name may occur more than once), p [I] weights.
 """
 

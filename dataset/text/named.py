@@ -43,7 +43,7 @@ class NamedText:
     generated: str | None = None
     """Key of GENERATED: no input is needed."""
     offline: str | None = None
-    """Key of GENERATED that stands in where the text cannot be had (DECISIONS.md, stand-in data)."""
+    """Key of GENERATED that stands in where the text cannot be had (docs/decisions/0007-stand-in-data.md)."""
 
 
 _TINY = NamedText(

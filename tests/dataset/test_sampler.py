@@ -1,4 +1,4 @@
-"""Samplers against a literal sequential re-implementation of the published algorithm (spec §5.2)."""
+"""Samplers against a literal sequential re-implementation of the published algorithm."""
 
 from __future__ import annotations
 

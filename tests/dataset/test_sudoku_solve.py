@@ -34,7 +34,7 @@ def units_of(size: int, height: int, width: int) -> list[list[int]]:
 
 
 class Naive:
-    """Singles to a fixed point by recomputing everything from sets, then the search of DECISIONS."""
+    """Singles to a fixed point by recomputing everything from sets, then the search of docs/decisions/0009."""
 
     def __init__(self, size: int, height: int, width: int) -> None:
         self.size, self.units = size, units_of(size, height, width)

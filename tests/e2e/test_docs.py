@@ -36,7 +36,7 @@ from tests.conftest import ROOT, SHARED, Result, _entry, run_forked, run_script
 from tests.e2e.recipes import entry_of
 from verification.docs import unrolled
 
-PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if page.exists()]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECIPES = sorted((ROOT / "config").glob("cfg_*.yaml"))
 FENCE = re.compile(r"(?:<!-- (?P<mark>run|file: \S+) -->\n+)?```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.M | re.S)
 SMALL = {
@@ -296,6 +296,14 @@ def test_paths_that_pages_name_exist() -> None:
     named = {name for page in PAGES for name in pattern.findall(page.read_text())} - shown
     assert named
     assert not [name for name in sorted(named) if not (ROOT / name).is_file()]
+
+
+def test_the_readme_names_every_script_package_and_page() -> None:
+    text = (ROOT / "README.md").read_text()
+    packages = [f"`{path.parent.name}/`" for path in ROOT.glob("*/__init__.py")]
+    scripts = [f"`scripts/{path.name}`" for path in (ROOT / "scripts").glob("*.*") if path.name != "__init__.py"]
+    pages = [path.relative_to(ROOT).as_posix() for path in PAGES[1:]]
+    assert not [name for name in (*packages, *scripts, *pages) if name not in text]
 
 
 def test_the_reading_order_names_every_file_of_the_engine() -> None:

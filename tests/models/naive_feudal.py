@@ -1,4 +1,4 @@
-"""HRM's manager written out row by row from spec feudal_hrm.md §6, float64, no module of ours."""
+"""HRM's manager written out row by row (docs/decisions/0008), float64, no module of ours."""
 
 from __future__ import annotations
 

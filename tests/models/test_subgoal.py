@@ -115,7 +115,7 @@ def test_parameters_by_option():
     assert names(projection_bias=False) == {"goal_proj.weight", "gate_proj.weight", "inject_L.weight"}
     with torch.device("meta"):
         model = HRMFeudal(HRMFeudalConfig(subgoal_head=SubgoalConfig()), PuzzleShape(81, 11, 1))
-    assert model.num_parameters() == 27_275_266 + 525_313  # spec §6.1: 1.9 % more
+    assert model.num_parameters() == 27_275_266 + 525_313  # 1.9 % more
     groups = model.param_groups()
     assert list(groups) == ["trunk", "goal_proj", "gate_proj", "inject_L"]
     assert sum(p.numel() for params in groups.values() for p in params) == model.num_parameters()

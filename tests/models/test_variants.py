@@ -88,7 +88,7 @@ TABLES = [
 
 @pytest.mark.parametrize(("kind", "config", "starts", "blocks"), TABLES)
 def test_state_dict_has_the_published_names_and_shapes(kind, config, starts, blocks):
-    """Spec trm_hrm_core §8: non-persistent tables are absent, a stack that nothing calls is not made."""
+    """Non-persistent tables are absent, a stack that nothing calls is not made."""
     model = on_meta(kind, config, 81, 11)
     want = {**ENDS, **blocks, **{f"inner.{name}_init": (512,) for name in starts}}
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == want
