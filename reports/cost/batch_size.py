@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,12 +82,12 @@ def measure_apart(command: list[str], key: str, rows: int, *, limit_s: float) ->
         except subprocess.TimeoutExpired:
             return Trial(rows=rows, reason=f"no three steps within {limit_s:.0f} s")
         if done.returncode or not result.exists():
-            return Trial(rows=rows, reason=_why(done))
+            return Trial(rows=rows, reason=_failure_reason(done))
         numbers = json.loads(result.read_text(encoding="utf-8"))
     return Trial(rows=rows, examples_per_s=numbers["examples_per_s"], memory=numbers["memory"]["process"])
 
 
-def _why(done: subprocess.CompletedProcess[str]) -> str:
+def _failure_reason(done: subprocess.CompletedProcess[str]) -> str:
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     if done.returncode < 0 or "emory" in last:
         return "out of memory"
@@ -97,13 +98,13 @@ def _why(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def read_size(text: str) -> int:
-    """`8GiB`, `500MB`, `2G` or bytes. Raises: UsageError."""
+    """Bytes that `8GiB`, `500MB`, `2G` or a plain number mean. Raises: UsageError."""
     units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
     lowered = text.strip().lower().removesuffix("b")
     number = lowered.rstrip("kmgi")
     try:
         size = int(float(number) * units[lowered[len(number) :]])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         size = 0
     if size < 2**26:
         raise UsageError(f"--memory-limit {text}: expected a size such as 8GiB, at least 64MiB")
@@ -127,11 +128,12 @@ def usual_limit() -> int:
 
 
 def limit_memory(size: int) -> None:
-    """From here on this process gets an error, not the whole machine's memory, when it wants more than `size`.
+    """From here on this process gets an error, not the whole machine's memory, when it needs more than `size`.
 
     RLIMIT_DATA counts private memory that can be written; address space (RLIMIT_AS) would count torch's libraries too.
     """
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
+    most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_DATA, (min(size, most), hard))

@@ -75,38 +75,62 @@ def as_numbers(measured: Measurement, config: Any, name: str) -> dict[str, Any]:
     }
 
 
-def print_estimate(e: dict[str, Any], keep_last: int, keep_every: int | None) -> None:
-    """Print an estimate."""
-    groups = ", ".join(f"{name} {count:,} ({e['optimizers'][name]})" for name, count in e["parameters"].items())
-    memory, more = e["memory"], f", {e['frozen']:,} not trained" if e["frozen"] else ""
+def print_estimate(numbers: dict[str, Any], keep_last: int, keep_every: int | None) -> None:
+    """Print an estimate, a line for each kind of cost."""
+    lines = {
+        "config": f"{numbers['config']} on {numbers['device']}, {numbers['batch_key']}={numbers['batch_rows']}",
+        "parameters": _parameters(numbers),
+        "memory": _exact_memory(numbers["memory"]),
+        "": _measured_memory(numbers["memory"], numbers["device"]),
+        "steps": f"{numbers['steps']:,}",
+        "speed": _speed(numbers),
+        "time": _time(numbers),
+    }
+    if numbers["steps"] < numbers["total_steps"]:
+        lines["steps"] += f" of {numbers['total_steps']:,} (max_steps)"
+    if numbers["flops"]:
+        lines["operations"] = f"{_flops(numbers['flops_per_step'])} a step, {_flops(numbers['flops'])} in all"
+    rule = f"keep_last={keep_last}" + (f", keep_every={keep_every}" if keep_every else "")
+    lines["disk"] = (
+        f"{_size(numbers['disk_bytes'])} = {numbers['checkpoints_kept']} checkpoints ({rule}, best) of "
+        f"{_size(numbers['checkpoint_bytes'])}; one more while it is written"
+    )
+    for name, text in lines.items():
+        print_rank0(f"{name:<12}{text}")
+
+
+def _parameters(numbers: dict[str, Any]) -> str:
+    counts = numbers["parameters"].items()
+    groups = ", ".join(f"{name} {count:,} ({numbers['optimizers'][name]})" for name, count in counts)
+    frozen = f", {numbers['frozen']:,} not trained" if numbers["frozen"] else ""
+    return f"{numbers['total_parameters']:,} = {groups}{frozen}"
+
+
+def _exact_memory(memory: dict[str, int]) -> str:
     exact = sum(memory[part] for part in ("weights", "gradients", "moments", "average"))
-    print_rank0(f"config      {e['config']} on {e['device']}, {e['batch_key']}={e['batch_rows']}")
-    print_rank0(f"parameters  {e['total_parameters']:,} = {groups}{more}")
-    print_rank0(
-        f"memory      {_size(exact)} = weights {_size(memory['weights'])} + gradients {_size(memory['gradients'])} "
+    return (
+        f"{_size(exact)} = weights {_size(memory['weights'])} + gradients {_size(memory['gradients'])} "
         f"+ optimizer {_size(memory['moments'])} + average {_size(memory['average'])}"
     )
-    what = "allocated on the GPU" if e["device"].startswith("cuda") else "of the process, Python and torch included"
-    print_rank0(f"            activations about {_size(memory['activations'])}; peak {_size(memory['process'])} {what}")
-    short = f" of {e['total_steps']:,} (max_steps)" if e["steps"] < e["total_steps"] else ""
-    print_rank0(f"steps       {e['steps']:,}{short}")
-    print_rank0(
-        f"speed       {_duration(e['step_seconds'])} a step ({e['timed_steps']} timed), {e['examples_per_s']:,.0f} "
-        "examples/s" + (f", {_flops(e['flops_per_step'] / e['step_seconds'])}/s" if e["flops_per_step"] else "")
-    )
-    evaluation = e["evaluation_seconds"]
-    by = "not known" if evaluation is None else f"about {_duration(evaluation)}, by operations"
-    print_rank0(
-        f"time        {_duration(e['seconds'])} = training {_duration(e['training_seconds'])} "
-        f"+ {e['evaluations']} evaluation(s) ({by})"
-    )
-    if e["flops"]:
-        print_rank0(f"operations  {_flops(e['flops_per_step'])} a step, {_flops(e['flops'])} in all")
-    rule = f"keep_last={keep_last}" + (f", keep_every={keep_every}" if keep_every else "")
-    print_rank0(
-        f"disk        {_size(e['disk_bytes'])} = {e['checkpoints_kept']} checkpoints ({rule}, best) of "
-        f"{_size(e['checkpoint_bytes'])}; one more while it is written"
-    )
+
+
+def _measured_memory(memory: dict[str, int], device: str) -> str:
+    scope = "allocated on the GPU" if device.startswith("cuda") else "of the process, Python and torch included"
+    return f"activations about {_size(memory['activations'])}; peak {_size(memory['process'])} {scope}"
+
+
+def _speed(numbers: dict[str, Any]) -> str:
+    step, flops = numbers["step_seconds"], numbers["flops_per_step"]
+    rate = f", {_flops(flops / step)}/s" if flops else ""
+    timed = f"{_duration(step)} a step ({numbers['timed_steps']} timed)"
+    return f"{timed}, {numbers['examples_per_s']:,.0f} examples/s{rate}"
+
+
+def _time(numbers: dict[str, Any]) -> str:
+    evaluation = numbers["evaluation_seconds"]
+    source = "not known" if evaluation is None else f"about {_duration(evaluation)}, by operations"
+    training = f"{_duration(numbers['seconds'])} = training {_duration(numbers['training_seconds'])}"
+    return f"{training} + {numbers['evaluations']} evaluation(s) ({source})"
 
 
 def _size(count: float) -> str:

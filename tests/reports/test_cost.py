@@ -149,7 +149,7 @@ def test_sizes() -> None:
         2 * 10**9,
         2**26,
     ]
-    for wrong in ("8 parsec", "", "1KiB", "-8GiB"):
+    for wrong in ("inf", "1e400GB", "8 parsec", "", "1KiB", "-8GiB"):
         with pytest.raises(UsageError, match="--memory-limit"):
             read_size(wrong)
 
