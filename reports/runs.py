@@ -17,6 +17,9 @@ from engine import reading
 from engine.errors import UsageError
 from engine.run.files import data_hashes, is_finished, read_json, read_yaml
 
+LARGEST = 1e100
+"""Beyond it a figure is that of a diverged run, and means and deviations of it overflow."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -26,7 +29,7 @@ class Run:
     seed: int
     step: int
     results: Mapping[str, float]
-    """`eval/...` of the final evaluation, finite numbers only."""
+    """`eval/...` of the final evaluation; what is NaN, infinite or absurd is left out."""
     data: tuple[str, ...]
     """Content hashes of its data sets."""
     config: Mapping[str, Any]
@@ -115,22 +118,21 @@ def read_run(path: Path, metric: str, study: RunFilter) -> Run:
     summary = read_json(path / "summary.json")
     stored = summary.get("results")
     stored = stored if isinstance(stored, dict) else {}
-    results = {name: float(value) for name, value in stored.items() if _is_finite(value)}
+    results = {name: float(value) for name, value in stored.items() if _is_usable(value)}
     step = summary.get("step") or 0
     if type(step) is not int or metric not in stored:
         raise UsageError(f"{path} has no final evaluation with {metric} (summary.json): train it with final_eval=true")
     if metric not in results:
-        raise UsageError(f"{path} ended with {metric}={json.dumps(stored[metric])[:40]}: expected a finite number")
+        raise UsageError(
+            f"{path} ended with {metric}={json.dumps(stored[metric])[:40]}: expected a number below {LARGEST:g}"
+        )
     data = tuple(sorted(data_hashes(path).values()))
     return Run(path, seed, step, results, data, config, stand_in=summary.get("stand_in") is True)
 
 
-def _is_finite(value: Any) -> bool:
-    """Whether a JSON value is a finite number (true and false are none); a whole number may be too large to be one."""
-    try:
-        return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:
-        return False
+def _is_usable(value: Any) -> bool:
+    """Whether a JSON value is a number (true and false are none) that can be squared and summed."""
+    return type(value) in (int, float) and abs(value) < LARGEST  # false for NaN
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -154,9 +156,9 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def curve(path: Path, metric: str) -> list[tuple[int, float]]:
-    """(step, value) wherever the run wrote a finite `metric`. Raises: UsageError as `read_metrics`."""
+    """(step, value) wherever the run wrote a usable `metric`. Raises: UsageError as `read_metrics`."""
     lines = ((line.get("step"), line.get(metric, math.nan)) for line in read_metrics(path))
-    return [(step, float(value)) for step, value in lines if type(step) is int and _is_finite(value)]
+    return [(step, float(value)) for step, value in lines if type(step) is int and _is_usable(value)]
 
 
 def first_step(points: Iterable[tuple[int, float]], reached: float, *, higher_is_better: bool = True) -> int | None:
