@@ -26,7 +26,7 @@ LONGEST_NAME = 200  # file systems end at 255 bytes; a set-aside run and a tempo
 
 NOT_IDENTITY: Mapping[str, str] = {
     "script": "launch: the entry is stored beside the config",
-    "device": "device: the same run goes on on another machine",
+    "device": "device: the same run continues on another machine",
     "attention": "device: kernels differ in rounding only",
     **dict.fromkeys(("threads", "compile_cuda_graphs"), "device: speed only"),
     **dict.fromkeys(("deterministic", "compile"), "device: rounding only"),
@@ -41,7 +41,7 @@ NOT_IDENTITY: Mapping[str, str] = {
     "wandb_tags": "logging: labels",
     "verify": "launch: what is checked, not what is done",
     "project_name": "logging: a label (and part of the folder's name)",
-    "run_name": "logging: a label; an unfinished run goes on also under a time-stamped name",
+    "run_name": "logging: a label; an unfinished run resumes also under a time-stamped name",
     "checkpoint_interval": "launch: how often to save",
     **dict.fromkeys(("keep_last", "keep_every"), "launch: what to keep"),
     **dict.fromkeys(("resume", "resume_from", "skip_finished"), "launch"),
@@ -161,7 +161,7 @@ class RunConfig:
     keep_every: Annotated[int | None, Range(1)] = None
     """Keep each checkpoint whose step is a multiple of this."""
     resume: Literal["auto", "true", "false"] = "auto"
-    """auto goes on with an unfinished run of the same identity, true demands one, false starts afresh."""
+    """auto resumes an unfinished run of the same identity, true requires one, false starts a new run."""
     resume_from: str = "latest"
     """latest, best, step_N, or the path of a checkpoint."""
     skip_finished: bool | None = None
@@ -318,7 +318,7 @@ def dotted_keys(config: Any, prefix: str = "") -> list[str]:
     """Every key of a nested mapping by dotted name, blocks and leaves (interpolations are not resolved)."""
     if isinstance(config, DictConfig):
         config = OmegaConf.to_container(config, resolve=False)
-    found: list[str] = []
+    keys: list[str] = []
     for key, value in config.items() if isinstance(config, Mapping) else ():
-        found += [f"{prefix}{key}", *dotted_keys(value, f"{prefix}{key}.")]
-    return found
+        keys += [f"{prefix}{key}", *dotted_keys(value, f"{prefix}{key}.")]
+    return keys

@@ -25,15 +25,15 @@ class DeviceChoice:
     reason: str
 
 
-def choose_device(wanted: str) -> DeviceChoice:
+def choose_device(asked: str) -> DeviceChoice:
     """Resolve `device=auto|cpu|cuda|cuda:N|mps`: `auto` takes what there is, a device by name must be there.
 
     Raises:
         UsageError: the word is no device, or this machine has none such.
     """
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", wanted):
-        raise UsageError(f"device={wanted}: expected auto, cpu, cuda, cuda:N or mps")
-    kind, _, index = wanted.partition(":")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", asked):
+        raise UsageError(f"device={asked}: expected auto, cpu, cuda, cuda:N or mps")
+    kind, _, index = asked.partition(":")
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "auto":
         kind, why = (
@@ -43,9 +43,9 @@ def choose_device(wanted: str) -> DeviceChoice:
         )  # fmt: skip
     elif (kind == "cuda" and not has_cuda) or (kind == "mps" and not has_mps):
         # nobody who asks for a GPU wants a week of training on the CPU instead
-        raise UsageError(f"device={wanted}: {_why_absent(kind)}: device=auto takes what there is, device=cpu the CPU")
+        raise UsageError(f"device={asked}: {_why_absent(kind)}: device=auto takes what there is, device=cpu the CPU")
     else:
-        why = f"device={wanted} was asked for"
+        why = f"device={asked} was asked for"
     if kind == "cuda":
         return _cuda(index, why)
     # float32 on CPU and mps: bfloat16 is emulated or slow on many of them, and float32 is what results are checked in.
@@ -76,13 +76,13 @@ def _cuda(index: str, why: str) -> DeviceChoice:
     return DeviceChoice(torch.device("cuda", number), dtype, f"{why}; {name} {note}, so dtype auto is {dtype}")
 
 
-def check_attention(wanted: str, device: torch.device) -> str:
+def check_attention(attention: str, device: torch.device) -> str:
     """Return the attention backend to hand to models; `flash` is refused where it cannot run.
 
     Raises:
         UsageError: attention=flash without CUDA or without the flash-attn package.
     """
-    if wanted == "flash":
+    if attention == "flash":
         if device.type != "cuda":
             raise UsageError("attention=flash needs a CUDA device: use attention=auto")
         try:
@@ -91,7 +91,7 @@ def check_attention(wanted: str, device: torch.device) -> str:
             raise UsageError(
                 f"attention=flash needs flash-attn ({error}): pip install -e '.[flash]', or attention=auto"
             ) from None
-    return wanted
+    return attention
 
 
 def prepare_process(*, seed: int, threads: int | None, deterministic: bool) -> None:

@@ -85,7 +85,7 @@ def _agree_on_life(store: Any, number: int, ranks: int) -> str:
     which a restarted rank would find the addresses of the dead.
 
     Every rank writes a fresh name. Rank 0 publishes the list of names until all ranks have signed the very same list,
-    so that the name of a dead rank, which signs nothing, is replaced before anybody goes on.
+    so that the name of a dead rank, which signs nothing, is replaced before anybody proceeds.
     """
     name = uuid.uuid4().hex
     store.set(f"life/{number}", name)
@@ -119,8 +119,8 @@ def lost_rank(error: BaseException) -> RankLost | None:
 def should_report(error: BaseException, code: int) -> bool:
     """Whether this rank is to print its line about `error`; a rank that is not to may end here with `code`.
 
-    Under torchrun all ranks refuse alike, and rank 0 says so: the others wait for torchrun to end them, which it does
-    as soon as rank 0 is gone. If that does not come, the error was theirs alone.
+    Under torchrun all ranks refuse alike, and rank 0 prints why: the others wait for torchrun to end them, as it does
+    when rank 0 is gone. If that does not come, the error was theirs alone.
     """
     if not isinstance(error, Exception):
         return is_main()  # a signal: all ranks stop

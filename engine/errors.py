@@ -27,9 +27,9 @@ class RankLost(RunFailure):
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop; the checkpoint is on disk and the same command goes on from it.
+    """A signal asked the run to stop; the checkpoint is on disk and the same command resumes from it.
 
-    Like KeyboardInterrupt no Exception, so that nothing takes it for a failed download or optimizer and goes on.
+    Like KeyboardInterrupt no Exception, so that nothing takes it for a failed download or optimizer and continues.
     """
 
     exit_code = 3
@@ -57,4 +57,4 @@ def disk_fault(error: BaseException) -> UsageError | RunFailure | None:
     line = f"{place} cannot be used: {os.strerror(code)}"
     if code not in FULL:
         return UsageError(f"{line}; check its rights and what disk it lies on, or choose another place")
-    return RunFailure(f"{line}; make room (df -h, df -i), and the same command goes on")
+    return RunFailure(f"{line}; make room (df -h, df -i), and the same command resumes")

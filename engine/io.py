@@ -1,4 +1,4 @@
-"""Files that are complete or absent, locks that die with their process, and words said once.
+"""Files that are complete or absent, locks that die with their process, and lines that are printed once.
 
 Everything a run writes for others to read goes through here: it is written under a temporary name in the same
 folder, fsynced and renamed, so a reader (or a kill -9) meets the old file or the new one, never half of one.
@@ -214,7 +214,7 @@ class WatchedFile:
         if now < self._size:
             raise RunFailure(
                 f"{self.path} was cut short while it was in use ({now} bytes, {self._size} when it was opened): put "
-                "it back, and the same command goes on"
+                "it back, and the same command resumes"
             )
 
 
@@ -233,13 +233,13 @@ def sha256_json(value: Any) -> str:
 
 
 def make_link(place: Path, target: str) -> None:
-    """Make `place` a relative link to `target`. A convenience: a failure is said once a folder, not raised."""
+    """Make `place` a relative link to `target`. A convenience: a failure is a warning, once a folder."""
     if place.parent in _without_links or (place.is_symlink() and os.readlink(place) == target):
         return
     temporary = _sibling(place, TEMPORARY)
     try:
         if place.exists() and not place.is_symlink():
-            raise FileExistsError(errno.EEXIST, f"{place.name} exists and is no link", str(place))
+            raise FileExistsError(errno.EEXIST, f"{place.name} exists and is not a link", str(place))
         temporary.symlink_to(target)
         os.replace(temporary, place)
     except OSError as error:

@@ -207,25 +207,25 @@ def require(cls: type, name: str, where: str, **declared: str) -> None:
 
     Raises: UsageError that names what the class declares and what was expected.
     """
-    for key, wanted in declared.items():
-        found = getattr(cls, key, None)
-        if found != wanted:
-            what = f"declares {key}={found!r}" if found else f"declares no {key}"
-            raise UsageError(f"{where}={name} {what}, this script works with {key}={wanted!r}: choose another one")
+    for key, expected in declared.items():
+        own = getattr(cls, key, None)
+        if own != expected:
+            what = f"declares {key}={own!r}" if own else f"declares no {key}"
+            raise UsageError(f"{where}={name} {what}, this script works with {key}={expected!r}: choose another one")
 
 
 def modules_of(package: str) -> list[str]:
     """Dotted names of the modules under a root package, without importing them (packages included)."""
     spec = importlib.util.find_spec(package)
-    found: list[str] = []
+    names: list[str] = []
     pending = [(path, "") for path in (spec.submodule_search_locations or [] if spec else [])]
     while pending:
         folder, prefix = pending.pop()
         for entry in pkgutil.iter_modules([folder]):
-            found.append(prefix + entry.name)
+            names.append(prefix + entry.name)
             if entry.ispkg:
                 pending.append((f"{folder}/{entry.name}", f"{prefix}{entry.name}."))
-    return sorted(found)
+    return sorted(names)
 
 
 def classes_of(module: Any) -> list[str]:

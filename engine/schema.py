@@ -74,8 +74,8 @@ def _problems(error: BaseException, path: list[str]) -> list[str]:
     if isinstance(error, ForbiddenExtraKeysError):
         dot = place + "." if place else ""
         known = [dot + field.name for field in fields(error.cl)]
-        told = {key: hint_for(error.cl, key) or did_you_mean(dot + key, known) for key in error.extra_fields}
-        return [f"unknown key '{dot}{key}': {hint}" for key, hint in told.items()]
+        hints = {key: hint_for(error.cl, key) or did_you_mean(dot + key, known) for key in error.extra_fields}
+        return [f"unknown key '{dot}{key}': {hint}" for key, hint in hints.items()]
     if isinstance(error, BaseValidationError):
         placed, general = error.group_exceptions()  # type: ignore[attr-defined]
         lines = [line for child in general for line in _problems(child, path)]
@@ -149,11 +149,11 @@ def _union(value: Any, kind: Any) -> Any:
 
 
 def _container(kind: Any, made: cattrs.Converter) -> Any:
-    wanted = list if is_list(kind) else Mapping
+    expected = list if is_list(kind) else Mapping
     build: Any = (list_structure_factory if is_list(kind) else mapping_structure_factory)(kind, made)
 
     def hook(value: Any, _: Any) -> Any:
-        if not isinstance(value, wanted):
+        if not isinstance(value, expected):
             raise Mismatch(f"expected a {describe(kind)}, got {_shown(value)}")
         return build(value, kind)
 

@@ -24,8 +24,8 @@ POLL_S, GRACE_S = 1.0, 5.0
 
 def install(handler: Callable[[int, Any], Any] | int) -> dict[int, Any]:
     """Handle every signal of STOPS by `handler`; the handlers before that, for `restore`. Main thread only."""
-    wanted = [n for n in STOPS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in wanted}
+    handled = [n for n in STOPS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in handled}
 
 
 def restore(handlers: dict[int, Any]) -> None:

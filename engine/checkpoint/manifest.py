@@ -169,12 +169,12 @@ def read_manifest(folder: Path) -> Manifest:
             f"manifest.json has format_version {version}, this program reads up to {FORMAT_VERSION}: update the program"
         )
     kinds = {"entry": str, "step": int, "time": str, "config": dict, "files": dict, "extra": dict}
-    wrong = [key for key, kind in kinds.items() if type(manifest.get(key)) is not kind]
-    wrong += ["step"] if not wrong and manifest["step"] < 0 else []
-    wrong += ["metric"] if not _is_metric(manifest.get("metric")) else []
-    wrong += ["extra"] if not wrong and not _are_sizes(manifest["extra"].get("sizes", {})) else []
-    if wrong:
-        raise ValueError(f"manifest.json lacks a usable '{wrong[0]}'")
+    unusable = [key for key, kind in kinds.items() if type(manifest.get(key)) is not kind]
+    unusable += ["step"] if not unusable and manifest["step"] < 0 else []
+    unusable += ["metric"] if not _is_metric(manifest.get("metric")) else []
+    unusable += ["extra"] if not unusable and not _are_sizes(manifest["extra"].get("sizes", {})) else []
+    if unusable:
+        raise ValueError(f"manifest.json lacks a usable '{unusable[0]}'")
     return cast(Manifest, manifest)
 
 
@@ -245,12 +245,12 @@ def step_folders(checkpoints: Path) -> dict[int, Path]:
     """{step: folder} of the complete checkpoints below `checkpoints`, ascending. Complete, not verified; links
     are left out, a run's checkpoints are its own.
     """
-    found = {}
+    folders = {}
     for path in checkpoints.iterdir() if checkpoints.is_dir() else []:
         named = STEP_NAME.fullmatch(path.name)
         if named and (path / "manifest.json").is_file() and not path.is_symlink():
-            found[int(named[1])] = path
-    return dict(sorted(found.items()))
+            folders[int(named[1])] = path
+    return dict(sorted(folders.items()))
 
 
 def previous_good(checkpoints: Path, before: int) -> Path | None:
@@ -266,7 +266,7 @@ def load_checkpoint(path: str | Path, *, checksums: bool = True) -> Checkpoint:
     """
     folder = Path(path).resolve()
     if not folder.is_dir():
-        raise UsageError(f"checkpoint {path}: there is no such directory")
+        raise UsageError(f"checkpoint {path}: no such directory")
     fault = find_fault(folder, checksums=checksums)
     if fault is None:
         return Checkpoint(folder, read_manifest(folder))
@@ -275,6 +275,6 @@ def load_checkpoint(path: str | Path, *, checksums: bool = True) -> Checkpoint:
     offer = (
         f"the previous good one is {good.name}: add resume_from={good.name}"
         if good
-        else "there is no earlier good one: resume=false starts again"
+        else "no earlier one is intact: resume=false starts again"
     )
     raise UsageError(f"checkpoint {path}: {fault}; {offer}")

@@ -182,7 +182,7 @@ class CheckpointStore:
                     link.unlink()
                 remove_directory(path)
             except OSError as error:
-                print_rank0(f"warning: the old checkpoint {path} could not be removed ({error}); the run goes on")
+                print_rank0(f"warning: the old checkpoint {path} could not be removed ({error}); the run continues")
             else:
                 removed.append(path)
         return removed
@@ -227,18 +227,18 @@ class CheckpointStore:
         """
         spec = os.fspath(spec)
         if spec in ("latest", "best"):
-            found = self.latest() if spec == "latest" else self.best()
+            path = self.latest() if spec == "latest" else self.best()
         elif STEP_NAME.fullmatch(spec):
-            found = self.folder / spec if (self.folder / spec).is_dir() else None
+            path = self.folder / spec if (self.folder / spec).is_dir() else None
         else:
-            found = self._resolve_path(user_path(spec))
-        if found is None:
+            path = self._resolve_path(user_path(spec))
+        if path is None:
             names = [f"step_{step}" for step in self.steps()]
             there = (
                 did_you_mean(spec, ["latest", *(["best"] if self.best() else []), *names]) if names else "it is empty"
             )
             raise UsageError(f"resume_from={spec}: no such checkpoint in {self.folder}: {there}")
-        return found
+        return path
 
     def _resolve_path(self, path: Path) -> Path | None:
         for base in (path, self.run_dir / path, self.folder / path):

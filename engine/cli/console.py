@@ -51,7 +51,7 @@ class _Output(io.FileIO):
         if error.errno == errno.EPIPE and not self._says:
             return
         kind = "error" if self._ends else "warning"
-        _warn(f"{kind}: standard output cannot be written ({error.strerror}){'' if self._ends else '; work goes on'}")
+        _warn(f"{kind}: standard output cannot be written ({error.strerror}){'' if self._ends else '; work continues'}")
         if self._ends:
             raise SystemExit(1)
 
@@ -60,7 +60,7 @@ def open_streams(*, output_is_all: bool = False, run: bool = True) -> None:
     """Make standard output and error safe to write to. Only streams that are the process's own are touched.
 
     `output_is_all`: the command leaves nothing but what it prints, so it ends when nobody can read that any more.
-    `run`: it goes on for long, so that it says once when nobody reads it; another command is quiet about that.
+    `run`: it takes long, so it warns once when nobody reads its output; another command is quiet about that.
     """
     for fd in range(3):  # a closed one would be the next file that is opened
         try:
@@ -141,11 +141,11 @@ def execute(main: Callable[[], int]) -> NoReturn:
         _warn("stopped")
         code = 130 if _stopped is None else _stopped
     except OSError as error:  # a report, a log, a lock: what the disk refuses is the user's to mend
-        told = disk_fault(error)
-        if told is None:
+        failure = disk_fault(error)
+        if failure is None:
             raise
-        _warn(f"error: {told}")
-        code = told.exit_code
+        _warn(f"error: {failure}")
+        code = failure.exit_code
     finish(code)
 
 

@@ -77,7 +77,7 @@ def _keys(schema: Any, defaults: Mapping[str, str]) -> Iterator[tuple[str, Key |
     for name, key in keys_of(schema).items():
         yield name, key
         if name in schema.NESTED_SCHEMAS:
-            known = {f"{name}.{inner}": found for inner, found in keys_of(schema.NESTED_SCHEMAS[name]).items()}
+            known = {f"{name}.{inner}": key for inner, key in keys_of(schema.NESTED_SCHEMAS[name]).items()}
             for place, slot in ((f"{name}.name", "models"), (f"{name}.loss.name", "losses")):
                 known[place] = Key(place, "module@Class", False, "required", f"A class under {slot}/.")
             known |= source_keys(defaults.get(f"{name}.name", ""), "models", f"{name}.")

@@ -50,7 +50,7 @@ def describe(kind: Any) -> str:
 def hint_for(schema: type, name: str) -> str | None:
     """What serves instead of a key that another program has, as far as the schema's ELSEWHERE says."""
     known: dict[str, str] = getattr(schema, "FOREIGN_KEYS", {})
-    fitting = (told for key, told in known.items() if name == key or (key[-1] == "_" and name.startswith(key)))
+    fitting = (hint for key, hint in known.items() if name == key or (key[-1] == "_" and name.startswith(key)))
     return next(fitting, None)
 
 
@@ -65,7 +65,7 @@ def is_list(kind: Any) -> bool:
 @functools.cache
 def keys_of(schema: type, prefix: str = "") -> dict[str, Key]:
     """All keys of a schema by dotted name, in order of declaration; nested dataclasses are descended into."""
-    hints, docs, beside, found = get_type_hints(schema), _docstrings(schema), declared(schema), {}
+    hints, docs, beside, keys = get_type_hints(schema), _docstrings(schema), declared(schema), {}
     for field in fields(schema):
         name, kind = prefix + field.name, hints[field.name]
         parts = [part for part in get_args(kind) if part is not type(None)] if is_union(kind) else []
@@ -73,15 +73,15 @@ def keys_of(schema: type, prefix: str = "") -> dict[str, Key]:
         kind = parts[0] if len(parts) == 1 else kind
         default = field.default if field.default_factory is MISSING else field.default_factory()
         inert = tuple(mark for mark in beside[field.name][1] if isinstance(mark, Inert))
-        found[name] = Key(name, kind, optional, default, docs.get(field.name, ""), inert)
+        keys[name] = Key(name, kind, optional, default, docs.get(field.name, ""), inert)
         if is_dataclass(kind):
-            found |= keys_of(kind, f"{name}.")  # type: ignore[arg-type]
-    return found
+            keys |= keys_of(kind, f"{name}.")  # type: ignore[arg-type]
+    return keys
 
 
 def _docstrings(schema: type) -> dict[str, str]:
     """The string literal below each field, of the class and its bases. Python itself does not keep them."""
-    found: dict[str, str] = {}
+    docs: dict[str, str] = {}
     for cls in reversed(schema.__mro__):
         if not is_dataclass(cls):
             continue
@@ -95,5 +95,5 @@ def _docstrings(schema: type) -> dict[str, str]:
             target = getattr(field, "target", None)
             documented = isinstance(below, ast.Expr) and isinstance(value, ast.Constant)
             if documented and isinstance(field, ast.AnnAssign) and isinstance(target, ast.Name):
-                found[target.id] = " ".join(str(value.value).split())
-    return found
+                docs[target.id] = " ".join(str(value.value).split())
+    return docs

@@ -80,14 +80,14 @@ def main(
 def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: Sweep | None = None) -> int:
     """`main` without the exit: returns the code. sys.argv is the translated command meanwhile."""
     schema, entry, aliases, rewrite = family.schema, family.entry, family.aliases, family.rewrite
-    wanted = os.environ.get(FULL_ERROR) == "1"
+    full_error = os.environ.get(FULL_ERROR) == "1"
     given, argv = inspect.getclosurevars(launch).nonlocals, sys.argv[1:]
     name = config_name_of(argv) or str(given.get("config_name") or "")
     folders = search_folders(argv, config_dir)
     try:
-        if strange := [word for word in argv if NO_TEXT.search(word)]:
+        if unreadable := [word for word in argv if NO_TEXT.search(word)]:
             raise UsageError(
-                f"{strange[0]!r} is not text in UTF-8: check the terminal's encoding, or quote it otherwise"
+                f"{unreadable[0]!r} is not text in UTF-8: check the terminal's encoding, or quote it otherwise"
             )
         based = check_recipe(folders, name, entry)
         if {"-h", "--help"} & set(argv):
@@ -125,7 +125,7 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
         line = one_line(error, schema, config_dir, *folders[1:], composing=not isinstance(caught, _TaskStopped))
         line = None if line is None else as_typed(line)
         code = exit_code(error, line)
-        if wanted or line is None:
+        if full_error or line is None:
             traceback.print_exception(error)
         # What Hydra and OmegaConf refuse they refuse on every rank, as we do.
         if line is not None and should_report(UsageError(line) if code == UsageError.exit_code else error, code):
@@ -169,11 +169,11 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
         siblings = cause.parent_node if isinstance(cause.parent_node, DictConfig) else {}
         known = {f"{parent}{key}" for key in siblings if key != "hydra"}
         known |= set() if parent else {key for key in keys_of(schema) if "." not in key}
-        told = hint_for(schema, str(cause.full_key))
+        foreign = hint_for(schema, str(cause.full_key))
         tree: Any = {} if parent or not siblings else OmegaConf.to_container(siblings)
         inside = _with_leaf(tree, str(cause.key))
         hint = f"did you mean '{inside}'?" if inside else did_you_mean(str(cause.full_key), known)
-        return f"unknown key '{cause.full_key}': {told or hint}"
+        return f"unknown key '{cause.full_key}': {foreign or hint}"
     if cause is None and isinstance(error, OverrideParseException):
         lines = [line for line in str(error).splitlines() if line.strip(" ^") and "https://" not in line]
         why = " ".join(line for line in lines if "LexerNoViableAlt" not in line)
@@ -191,20 +191,20 @@ def _with_leaf(block: Mapping[Any, Any], leaf: str, prefix: str = "") -> str | N
     for key, inner in block.items():
         if isinstance(inner, Mapping) and key != "hydra":
             path = f"{prefix}{key}."
-            if found := path + leaf if leaf in inner else _with_leaf(inner, leaf, path):
-                return found
+            if dotted := path + leaf if leaf in inner else _with_leaf(inner, leaf, path):
+                return dotted
     return None
 
 
 def _missing_config(error: MissingConfigException, *folders: Path) -> str:
-    wanted = str(error.missing_cfg_file or "")
+    missing = str(error.missing_cfg_file or "")
     if error.options is not None:
-        group, _, option = wanted.rpartition("/")
+        group, _, option = missing.rpartition("/")
         if group.startswith("hydra/") and option in PLUGINS:
             return f"{group}={option} needs a plugin: pip install -e '.[{PLUGINS[option]}]'"
         return f"there is no {group}={option}: {did_you_mean(option, error.options)}"
-    if "primary config" in str(error) and wanted:
-        return no_config(wanted, folders)
+    if "primary config" in str(error) and missing:
+        return no_config(missing, folders)
     return _flat(str(error).partition("Config search path")[0])
 
 

@@ -82,10 +82,10 @@ def read_file(path: Path) -> dict[Any, Any]:
     except (OSError, Unreadable, YAMLError, OmegaConfBaseException, ValueError) as error:
         marked = error if isinstance(error, MarkedYAMLError) else error.__context__
         if isinstance(marked, MarkedYAMLError) and (mark := marked.problem_mark or marked.context_mark):
-            said = marked.problem or marked.context
-            raise UsageError(f"{path} line {mark.line + 1} column {mark.column + 1}: {said}") from error
-        said = reason_of(error) if isinstance(error, OSError | Unreadable) else " ".join(str(error).split())[:200]
-        raise UsageError(f"{path} {said}") from error
+            reason = marked.problem or marked.context
+            raise UsageError(f"{path} line {mark.line + 1} column {mark.column + 1}: {reason}") from error
+        reason = reason_of(error) if isinstance(error, OSError | Unreadable) else " ".join(str(error).split())[:200]
+        raise UsageError(f"{path} {reason}") from error
     if not isinstance(content, dict) or (len(content) == 1 and next(iter(content.values())) is None):
         raise UsageError(f"{path}: expected keys with values, e.g. `seed: 1`")
     return content
@@ -117,9 +117,9 @@ def _read(folders: Sequence[Path], path: Path, recipe: Recipe, above: tuple[Path
 
 
 def _follow(folders: Sequence[Path], path: Path, entry: str, recipe: Recipe, above: tuple[Path, ...]) -> None:
-    found = locate(folders, entry.lstrip("/"))
-    if found is not None:
-        _read(folders, found, recipe, above)
+    file = locate(folders, entry.lstrip("/"))
+    if file is not None:
+        _read(folders, file, recipe, above)
     elif not any(mark in entry for mark in ("@", "$", " ", ":")):
         names = [one.stem for folder in folders for one in folder.glob("*.yaml")]
         raise UsageError(f"{path}: defaults: there is no config {entry}: {did_you_mean(entry, names)}")
@@ -128,8 +128,8 @@ def _follow(folders: Sequence[Path], path: Path, entry: str, recipe: Recipe, abo
 def _follow_group(folders: Sequence[Path], group: str, option: Any, recipe: Recipe) -> None:
     """The keys that the chosen file of a group sets; what cannot be found is left to Hydra."""
     name = group.removeprefix("optional ").removeprefix("override ").lstrip("/")
-    if isinstance(option, str) and (found := locate(folders, f"{name}/{option}")):
-        recipe.given |= set(_dotted(read_option(found), ""))
+    if isinstance(option, str) and (file := locate(folders, f"{name}/{option}")):
+        recipe.given |= set(_dotted(read_option(file), ""))
 
 
 def _dotted(block: Mapping[Any, Any], prefix: str) -> Iterator[str]:
@@ -176,14 +176,14 @@ def check_recipe(folders: Sequence[Path], config_name: str, entry: str) -> bool:
     return based or path is None
 
 
-def no_config(wanted: str, folders: Sequence[Path]) -> str:
+def no_config(name: str, folders: Sequence[Path]) -> str:
     """The line for a recipe that is nowhere."""
-    path = Path(wanted if wanted.endswith(".yaml") else f"{wanted}.yaml")
+    path = Path(name if name.endswith(".yaml") else f"{name}.yaml")
     if path.is_file():
         return f"--config-name takes no path: write --config-dir {path.parent} --config-name {path.stem}"
     files = [*folders[0].glob("cfg_*.yaml"), *(one for folder in folders[1:] for one in folder.glob("*.yaml"))]
-    hint = did_you_mean(wanted.removesuffix(".yaml"), {one.stem for one in files if one.is_file()})
-    return f"there is no config {wanted} in {' or '.join(map(str, folders))}: {hint}"
+    hint = did_you_mean(name.removesuffix(".yaml"), {one.stem for one in files if one.is_file()})
+    return f"there is no config {name} in {' or '.join(map(str, folders))}: {hint}"
 
 
 # --- the options of config groups that a script can take: those whose keys its schema has -----------------------------
@@ -214,7 +214,7 @@ def foreign_key(schema: Any, path: Path) -> str:
             if value["name"].partition(".")[0] != block.__module__.split(".")[1]:
                 return f"{key}.name"
         elif block is not None:
-            strange = [name for name in ([inner] if inner else value) if name not in {*keys_of(block), "loss"}]
-            if strange:
-                return f"{root}.{strange[0]}"
+            unknown = [name for name in ([inner] if inner else value) if name not in {*keys_of(block), "loss"}]
+            if unknown:
+                return f"{root}.{unknown[0]}"
     return ""

@@ -25,11 +25,11 @@ def source_keys(name: str, slot: str, prefix: str) -> dict[str, Key]:
     module, _, cls = str(name).partition("@")
     place = _lookup(module if module.split(".")[0] == slot else f"{slot}.{module}", cls)
     config = _config_of(*place) if place else None
-    found: dict[str, Key] = {}
+    keys: dict[str, Key] = {}
     for name, key in _keys(*config, prefix) if config else ():
-        above = found.get(name)  # of a base class, whose marks hold where a subclass only gives another default
-        found[name] = replace(key, inert=key.inert or above.inert) if above else key
-    return found
+        above = keys.get(name)  # of a base class, whose marks hold where a subclass only gives another default
+        keys[name] = replace(key, inert=key.inert or above.inert) if above else key
+    return keys
 
 
 def known_keys(schema: Any, config: Mapping[str, Any]) -> dict[str, Key]:
@@ -79,13 +79,13 @@ def _config_of(module: str, cls: Any) -> tuple[str, Any] | None:
         if getattr(getattr(node, "target", None), "id", None) == "Config" and isinstance(node.value, ast.Name):
             return _lookup(module, node.value.id)
     above = (_lookup(module, base.id) for base in getattr(cls, "bases", ()) if isinstance(base, ast.Name))
-    return next((found for base in above if base and (found := _config_of(*base))), None)
+    return next((place for base in above if base and (place := _config_of(*base))), None)
 
 
 def _keys(module: str, cls: Any, prefix: str) -> Iterator[tuple[str, Key]]:
     for base in getattr(cls, "bases", ()):
-        if isinstance(base, ast.Name) and (found := _lookup(module, base.id)):
-            yield from _keys(*found, prefix)
+        if isinstance(base, ast.Name) and (place := _lookup(module, base.id)):
+            yield from _keys(*place, prefix)
     for node, below in pairwise([*getattr(cls, "body", ()), ast.Pass()]):
         if not isinstance(node, ast.AnnAssign) or "ClassVar" in ast.unparse(node.annotation):
             continue

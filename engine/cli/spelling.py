@@ -29,7 +29,7 @@ def forget() -> None:
 def as_typed(text: str) -> str:
     """`text` with each key that was typed in another spelling in that spelling."""
     table = _table()
-    return _pattern(tuple(table)).sub(lambda found: table[found["key"]], text) if table else text
+    return _pattern(tuple(table)).sub(lambda match: table[match["key"]], text) if table else text
 
 
 def _table() -> dict[str, str]:

@@ -308,8 +308,8 @@ class _Translator:
         hydra = [flag[2:] for flag in HYDRA_SWITCHES | HYDRA_VALUED if flag.startswith("--")]
         known = [*self.keys, *self.groups.options, *self.aliases, *hydra, "config", "info", "help"]
         name = spelt.replace("-", "_")
-        if told := hint_for(self.schema, name.removeprefix("no_")):
-            return told
+        if hint := hint_for(self.schema, name.removeprefix("no_")):
+            return hint
         hints = (
             did_you_mean(part, known) for part in (name, name.partition(".")[0])
         )  # the block's name may be the slip
@@ -322,7 +322,7 @@ def _is_block(kind: Any) -> bool:
 
 def _home_quoted(text: str) -> str:
     """A value with its items that begin with `~` in quotes: Hydra's grammar has no bare one."""
-    return BARE_HOME.sub(lambda found: quote(found[0]), text)
+    return BARE_HOME.sub(lambda match: quote(match[0]), text)
 
 
 def _bare(kind: Any, text: str) -> bool:

@@ -204,7 +204,7 @@ class Sinks:
             try:
                 sink.write(step, values)
             except Exception as error:
-                print_rank0(f"warning: {name} metrics stop here ({_reason(error)}), training goes on")
+                print_rank0(f"warning: {name} metrics stop here ({_reason(error)}), training continues")
                 del self._sinks[name]
 
     def close(self) -> None:

@@ -52,7 +52,7 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """Weights & Biases, with a run id that is kept in the run directory, so that a resumed run goes on under it.
+    """Weights & Biases, with a run id that is kept in the run directory, so that a resumed run keeps it.
 
     Whether it talks to a server is wandb's own affair: WANDB_MODE=online (default), offline or disabled, WANDB_DIR.
     """
@@ -97,13 +97,13 @@ def open_sinks(sinks: Sinks, config: RunConfig, folder: Path, *, entry: str, ste
         sinks.add("csv", lambda: CsvSink(folder / "metrics.csv", folder / "metrics.jsonl"))
     if config.enable_tensorboard:
         make_tensorboard = partial(TensorBoardSink, folder / "tensorboard", step=step)
-        sinks.add("tensorboard", make_tensorboard, hint=": pip install -e '.[tensorboard]'; training goes on")
+        sinks.add("tensorboard", make_tensorboard, hint=": pip install -e '.[tensorboard]'; training continues")
     make_wandb = partial(
         WandbSink, folder, project=config.project_name or entry, name=config.run_name or folder.name, config=resolved,
         entity=config.wandb_entity, group=config.wandb_group, tags=list(config.wandb_tags),
     )  # fmt: skip
     if config.enable_wandb and os.environ.get("WANDB_DISABLED", "").lower() in ("", "0", "false", "no"):
-        hint = ": pip install -e '.[wandb]', and wandb login or WANDB_MODE=offline; training goes on"
+        hint = ": pip install -e '.[wandb]', and wandb login or WANDB_MODE=offline; training continues"
         sinks.add("wandb", make_wandb, hint=hint)
     elif config.enable_wandb:
         print_rank0("wandb       off: WANDB_DISABLED is set")

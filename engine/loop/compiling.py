@@ -40,7 +40,7 @@ class _Scope:
 def compile_task(task: Task, config: RunConfig, device: torch.device) -> None:
     """Compile as `config.compile` says: off, block (each of `task.module.blocks()`), full (`task.loss`).
 
-    Only rounding and speed depend on it, so a machine without a compiler says so and trains as it is.
+    Only rounding and speed depend on it, so without a compiler there is a warning, and training runs uncompiled.
 
     Raises:
         UsageError: the model names no blocks.

@@ -119,7 +119,7 @@ class EarlyStop:
     def update(self, value: float | None, step: int, *, counts: bool, apart: bool = False) -> None:
         """Take the primary metric of one evaluation; none, or NaN, is no progress.
 
-        `counts` is false for one that only belongs to an end (of max_steps, say), so that a run that goes on from
+        `counts` is false for one that only belongs to an end (of max_steps, say), so that a run that resumes from
         there stops where it would have stopped without that end. `apart` is one that covers something else than the
         others (a whole split, not a subset of it): it is compared with its like only, and gives way to the others.
         """
@@ -152,7 +152,7 @@ class EarlyStop:
 
 
 def check_early_stop(config: RunConfig, plan: TrainingPlan) -> None:
-    """Raises UsageError where early stopping could never come to pass."""
+    """Raises UsageError where early stopping could never happen."""
     if config.early_stop_patience is not None and not plan.eval_steps:
         raise UsageError(
             f"early_stop_patience={config.early_stop_patience} needs evaluations before the end and this run has none: "

@@ -50,7 +50,7 @@ class ProgressBar:
         self._bar.start()
 
     def after_step(self, trainer: Trainer) -> None:
-        """Advance by one step; the step that an evaluation follows says so, since that takes a while."""
+        """Advance by one step; the bar tells when an evaluation follows, which takes a while."""
         if self._bar is not None:
             waiting = "evaluating" if trainer.evaluation_due() else ""
             self._bar.update(self._task, completed=trainer.step, description=waiting)
@@ -151,6 +151,6 @@ class StepProfiler:
             recorded.export_chrome_trace(str(half))
             os.replace(half, trace)
         except OSError as error:
-            print_rank0(f"warning: no profile ({error}), training goes on")
+            print_rank0(f"warning: no profile ({error}), training continues")
         else:
             print_rank0(f"profile     {trace} and the {ROWS} costliest operators beside it")

@@ -55,7 +55,7 @@ class MetricWindow:
             self._sums = self._sums[[self._names.index(name) for name in names]]
         else:
             other = ", ".join(sorted(set(names) ^ set(self._names)))[:200]
-            print_rank0(f"warning: the checkpoint's log window has other metrics ({other}): the window begins anew")
+            print_rank0(f"warning: the checkpoint's log window has other metrics ({other}): a new window begins")
             self._sums = None
         self._names = names
 
@@ -74,13 +74,13 @@ class MetricWindow:
         return {name: (s / c if c else None) for name, (s, c) in zip(self._names, table.tolist(), strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The open window, summed over ranks (so that any number of ranks can go on with it). A collective."""
+        """The open window, summed over ranks (so that any number of ranks can resume it). A collective."""
         if self._sums is None:
             return {}
         return {"names": self._names, "sums": all_reduce_sum(self._sums.clone())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a saved window: rank 0 takes all of it."""
+        """Resume a saved window: rank 0 takes all of it."""
         if state:
             names, sums = list(state["names"]), state["sums"].to(self._device, self._dtype)
             if not all(isinstance(name, str) for name in names) or sums.shape != (len(names), 2):
@@ -126,7 +126,7 @@ class SkippedSteps:
         return int(self.counts[0])
 
     def load(self, counts: Tensor) -> None:
-        """Go on with stored counts (an earlier version stored a third one)."""
+        """Resume stored counts (an earlier version stored a third one)."""
         self.counts = counts[:2].to(self.counts)
 
 

@@ -175,19 +175,19 @@ class Trainer:
 
         # Save: every n steps, with every evaluation, and always at the end.
         interval = self.config.checkpoint_interval
-        wanted = (interval and step % interval == 0) or (fresh and plan.checkpoint_every_eval) or last
-        wanted = wanted and (step > 0 or last)  # nothing is lost before the first step
-        if wanted and (fresh or not resumed):
+        saves = (interval and step % interval == 0) or (fresh and plan.checkpoint_every_eval) or last
+        saves = saves and (step > 0 or last)  # nothing is lost before the first step
+        if saves and (fresh or not resumed):
             self._save(self, "last" if last else "step")
 
         # Stop: all ranks agree at the same step.
         if not last and self._stop.agreed():
-            raise self._interrupted(saved=bool(wanted and not resumed))
+            raise self._interrupted(saved=bool(saves and not resumed))
 
     def _interrupted(self, *, saved: bool) -> Interrupted:
         if not saved:
             self._save(self, "signal")
-        return Interrupted(f"stopped by a signal after step {self.step}: the same command goes on from there")
+        return Interrupted(f"stopped by a signal after step {self.step}: the same command resumes from there")
 
     def _evaluate(self, *, final: bool) -> None:
         with ExitStack() as weights:
@@ -263,8 +263,8 @@ class Trainer:
     def _out_of_memory(self, error: BaseException) -> RunFailure | None:
         """One line that says what to change, if `error` means that memory ran out (on the GPU or on the CPU)."""
         text = str(error).lower()
-        said = any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))
-        if not said and not isinstance(error, torch.OutOfMemoryError | MemoryError):
+        matches = any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))
+        if not matches and not isinstance(error, torch.OutOfMemoryError | MemoryError):
             return None
         accumulation = self.runtime.accumulation
         return RunFailure(

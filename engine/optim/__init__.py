@@ -130,8 +130,8 @@ def load_optimizers(optimizers: Mapping[str, Optimizer], stored: Mapping[str, An
         try:
             optimizer.load_state_dict(stored[name] if name in stored else _joined(parts))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            said = str(error) if isinstance(error, ValueError) else f"it is the state of another kind ({error!r})"
-            raise UsageError(f"the checkpoint's optimizer state for '{name}': {said}") from error
+            reason = str(error) if isinstance(error, ValueError) else f"it is the state of another kind ({error!r})"
+            raise UsageError(f"the checkpoint's optimizer state for '{name}': {reason}") from error
 
 
 def _joined(states: Sequence[Any]) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def check_optimizer(name: str, options: Mapping[str, Any], learning_rate: float)
     """Build it over a toy, and say where the learning rate is far below what it wants.
 
     Raises:
-        UsageError: an optimizer, or an option of it, that there is not; one that learns nothing at this rate.
+        UsageError: an unknown optimizer or option; one that learns nothing at this rate.
     """
     build_optimizer(name, {"toy": nn.Parameter(torch.zeros(4, 3))}, learning_rate, options)
     inner = str(options.get("inner", "adamw")) if name == "lookahead" else name

@@ -115,9 +115,9 @@ class AdamATan2:
         for key, own in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
             stored = state[key]
             if stored.keys() != set(self.names):
-                wrong = sorted(stored.keys() ^ set(self.names))
+                differing = sorted(stored.keys() ^ set(self.names))
                 raise ValueError(
-                    f"optimizer state does not fit: {len(wrong)} differing names in {key}, first {wrong[0]!r}"
+                    f"optimizer state does not fit: {len(differing)} differing names in {key}, first {differing[0]!r}"
                 )
             for name, tensor in zip(self.names, own, strict=True):
                 if stored[name].shape != tensor.shape:

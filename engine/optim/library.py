@@ -135,10 +135,10 @@ class LibraryOptimizer:
         shapes = {name: tuple(param.shape) for name, param in zip(self.names, self.params, strict=True)}
         for name, entry in state["state"].items():
             for key in ("exp_avg", "momentum_buffer"):
-                found = entry.get(key)
-                if isinstance(found, Tensor) and tuple(found.shape) != shapes[name]:
+                value = entry.get(key)
+                if isinstance(value, Tensor) and tuple(value.shape) != shapes[name]:
                     raise ValueError(
-                        f"optimizer state {key} of {name!r} has shape {tuple(found.shape)}, expected {shapes[name]}"
+                        f"optimizer state {key} of {name!r} has shape {tuple(value.shape)}, expected {shapes[name]}"
                     )
         self._try_state(state)
         self._put(state)

@@ -65,12 +65,12 @@ def require_room(path: Path) -> dict[str, Path]:
             raise UsageError(f"run_dir={path} lies inside {inside}/ of the run {parent}: choose another run_dir")
     names = contents(path)
     is_run = "identity.json" in names or moving_to(path) is not None
-    strange = f"run_dir={path} is not empty and is no run: choose another run_dir, or empty it"
+    refusal = f"run_dir={path} is not empty and not a run: choose another run_dir, or empty it"
     if not is_run and any(not (path / name).is_dir() for name in names):
-        raise UsageError(strange)
+        raise UsageError(refusal)
     others = runs_inside(path, names)
     if not is_run and names - others.keys():
-        raise UsageError(strange)
+        raise UsageError(refusal)
     for name in OWN_FOLDERS:
         if name in others:
             raise UsageError(

@@ -104,7 +104,7 @@ class RunDirectory:
             return atomic_write_json(self.path / "status.json", finite(status))
         text = json.dumps(finite(status), indent=2) + "\n"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        with contextlib.suppress(FileNotFoundError):  # removed: there is no place to say it
+        with contextlib.suppress(FileNotFoundError):  # removed: there is no file to write
             handle = os.open("status.json", flags, 0o644, dir_fd=self._folder)
             with open(handle, "w", encoding="utf-8") as stream:
                 stream.write(text)
@@ -124,8 +124,8 @@ class RunDirectory:
         """Raises: RunFailure when the directory was removed or renamed: what is written now would be lost."""
         if not self.is_there():
             raise RunFailure(
-                f"the run directory {self.path} was removed or renamed while the run went on: put it back, and the "
-                "same command goes on from its last checkpoint"
+                f"the run directory {self.path} was removed or renamed during the run: put it back, and the "
+                "same command resumes from its last checkpoint"
             )
 
     def cut_back(self, sizes: Mapping[str, int]) -> None:

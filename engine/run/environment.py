@@ -66,14 +66,14 @@ def data_change(extra: Mapping[str, Any], environment: Mapping[str, Any], now: M
             if not isinstance(then, Mapping) or then.get("path") != now.get("path"):
                 continue
             for key, what in (("content_hash", "content"), ("metadata_hash", "metadata")):
-                before, found = then.get(key), now.get(key)
-                if isinstance(before, str) and isinstance(found, str) and before != found:
-                    return f"{what} hash {found[:12]}, then {before[:12]}"
+                before, present = then.get(key), now.get(key)
+                if isinstance(before, str) and isinstance(present, str) and before != present:
+                    return f"{what} hash {present[:12]}, then {before[:12]}"
     return None
 
 
 def check_data(run: Path, extra: Mapping[str, Any], cards: Iterable[Mapping[str, Any]]) -> None:
-    """A run goes on with the data that it began with, wherever they lie now. `extra` is its checkpoint's.
+    """A run resumes with the data that it began with, wherever they lie now. `extra` is its checkpoint's.
 
     Raises: UsageError that names what is new, changed or missing.
     """
@@ -88,10 +88,10 @@ def check_data(run: Path, extra: Mapping[str, Any], cards: Iterable[Mapping[str,
                 "put the old data back, or start a new run (resume=false)"
             )
     others = "a new run takes other data (resume=false, or another run_dir)"
-    new = [path for path, found in now.items() if then and path not in then and found not in then.values()]
+    new = [path for path, content in now.items() if then and path not in then and content not in then.values()]
     if new:
         raise UsageError(f"{new[0]} is not among the data that this run began with ({', '.join(then)}): {others}")
-    gone = [path for path, found in then.items() if path not in now and found not in now.values()]
+    gone = [path for path, content in then.items() if path not in now and content not in now.values()]
     if gone:
         raise UsageError(f"this run began with {', '.join(gone)} too, which this command leaves out: {others}")
 

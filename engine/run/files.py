@@ -56,7 +56,7 @@ def truncate_to(path: Path, size: int) -> int:
     """
     if not path.exists():
         if size:
-            print_rank0(f"warning: {path} is missing, its lines before this point are lost; it begins anew")
+            print_rank0(f"warning: {path} is missing, its lines before this point are lost; a new file begins")
         return 0
     present = path.stat().st_size
     if present < size:

@@ -56,11 +56,11 @@ def what_changed(stored: Mapping[str, Any], config: Any) -> str | None:
     changed = {key: pair for key, pair in _differences(then, now) if UNSET not in pair or key.startswith("arch.")}
     if "arch.name" in changed:  # another class has other keys altogether
         changed = {"arch.name": changed["arch.name"]}
-    told = [key for key in changed if key.startswith("arch.")] or [*changed]
-    if not told:
+    shown = [key for key in changed if key.startswith("arch.")] or [*changed]
+    if not shown:
         return None
-    said = ["{}: {} in the checkpoint, {} now".format(key, *map(_in_words, changed[key])) for key in told[:3]]
-    return "; ".join(said) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
+    words = ["{}: {} in the checkpoint, {} now".format(key, *map(_in_words, changed[key])) for key in shown[:3]]
+    return "; ".join(words) + (f"; and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
 def _differences(then: Any, now: Any, place: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:

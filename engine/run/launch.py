@@ -53,10 +53,10 @@ def on_main(work: Callable[[], R]) -> R:
         try:
             outcome = ("done", work())
         except (UsageError, RunFailure, OSError) as error:
-            told = disk_fault(error) if isinstance(error, OSError) else error
-            if told is None:
+            failure = disk_fault(error) if isinstance(error, OSError) else error
+            if failure is None:
                 raise
-            outcome = (type(told).__name__, str(told))
+            outcome = (type(failure).__name__, str(failure))
     kind, value = broadcast_object(outcome if world_size() > 1 else None) if world_size() > 1 else outcome
     if kind == "UsageError":
         raise UsageError(value)
@@ -154,7 +154,7 @@ class _Session(Hook):
         self.checkpoint: Checkpoint | None = None
         self.directory: RunDirectory | None = None
         self.signature: Mapping[str, Any] = {}
-        self.began, self.looked = time.time(), time.monotonic()
+        self.began, self.last_check = time.time(), time.monotonic()
         self.first_step = 0
         self.over = False
 
@@ -196,7 +196,7 @@ class _Session(Hook):
         return trainer.fit()
 
     def compare_paths(self, signature: Mapping[str, Any], compare: Compare) -> None:
-        """Rank 0: hold the signature of what runs against that of the run that goes on."""
+        """Rank 0: hold the signature of what runs against that of the run that resumes."""
         self.signature = dict(signature)
         if self.decision.resumes and signature:
             different, notable = compare(read_json(self.decision.path / SIGNATURE), dict(signature))
@@ -205,7 +205,7 @@ class _Session(Hook):
             if different and self.config.verify == "strict":
                 raise UsageError(
                     f"{self.decision.path} was another path, {different[0]}: start a new run (resume=false), "
-                    "or go on all the same with verify=warn"
+                    "or resume it anyway with verify=warn"
                 )
             for line in different:
                 print_rank0(f"warning: this run was another path, {line}")
@@ -238,9 +238,9 @@ class _Session(Hook):
 
     def after_step(self, trainer: Trainer) -> None:
         """Rank 0, about once a second: the run directory still is there."""
-        if self.directory is not None and time.monotonic() - self.looked > 1.0:
+        if self.directory is not None and time.monotonic() - self.last_check > 1.0:
             self.directory.require_there()
-            self.looked = time.monotonic()
+            self.last_check = time.monotonic()
 
     def after_eval(self, trainer: Trainer, results: Mapping[str, float | None]) -> None:
         """Rank 0: what the plan reports beside the metrics. A full disk is a warning."""
@@ -249,14 +249,14 @@ class _Session(Hook):
         self.directory.require_there()
         early = trainer.evaluations.early_stop
         best = (early.best, early.best_step) if early.best is not None and early.best_step is not None else None
-        told = Evaluation(step=trainer.step, results=results, best=best, step_ms=trainer.step_ms)
-        for name, text in trainer.plan.report(told).items():
+        evaluation = Evaluation(step=trainer.step, results=results, best=best, step_ms=trainer.step_ms)
+        for name, text in trainer.plan.report(evaluation).items():
             path = self.directory.path / name
             try:
                 path.parent.mkdir(exist_ok=True)
                 atomic_write_text(path, text)
             except OSError as error:
-                print_rank0(f"warning: {path} could not be written ({error.strerror}); training goes on")
+                print_rank0(f"warning: {path} could not be written ({error.strerror}); training continues")
 
     def save(self, trainer: Trainer, why: str) -> None:
         """Write a checkpoint (a collective). A failed periodic save is a warning; one at the end fails the run."""
@@ -285,7 +285,7 @@ class _Session(Hook):
             except CheckpointWriteError as error:
                 if why != "step":
                     raise RunFailure(str(error)) from error
-                print_rank0(f"warning: {error}; training goes on")
+                print_rank0(f"warning: {error}; training continues")
                 return
             self._update_links(prune=True)
             self._status("running", step=trainer.step)
@@ -316,7 +316,7 @@ class _Session(Hook):
         if self.trainer.stopped_early:
             print_rank0(
                 f"stopped early: {early.waited} evaluations without a better {plan.primary_metric} "
-                f"(best {early.best} at step {early.best_step}); a higher early_stop_patience with resume=true goes on"
+                f"(best {early.best} at step {early.best_step}); resume=true with a higher early_stop_patience continues"
             )
         self._status("done", step=self.trainer.step, exit_code=0)
         self.over = True
@@ -327,7 +327,7 @@ class _Session(Hook):
         print_rank0(f"done: {self.decision.path} (step {self.trainer.step}, {time.time() - self.began:.1f} s)")
 
     def ended(self, error: BaseException) -> None:
-        """Say in status.json how the run ended, then let the error go on to the command line."""
+        """Record in status.json how the run ended; the error then reaches the command line."""
         self.bar.end()
         state, fields = _how_it_ended(error)
         if self.directory is not None and state == "refused" and self.directory.was_done:
@@ -348,5 +348,5 @@ class _Session(Hook):
 
 
 def _stand_in(plan: TrainingPlan) -> dict[str, bool]:
-    """Said wherever results are kept: the data are not those that their name promises."""
+    """Kept with all results: the data are not those that their name promises."""
     return {"stand_in": True} if any(card.get("stand_in") for card in plan.cards) else {}

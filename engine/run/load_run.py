@@ -51,10 +51,10 @@ def find_checkpoint(path: str | Path, *, checksums: bool = False) -> Checkpoint:
     if folder.name == "checkpoints" and not (folder / "manifest.json").exists() and not runs_below(folder):
         folder = folder.parent
     if (folder / "checkpoints").is_dir() and not runs_below(folder / "checkpoints"):
-        found = CheckpointStore(folder, "").latest()
-        if found is None:
+        latest = CheckpointStore(folder, "").latest()
+        if latest is None:
             raise UsageError(f"{folder} holds no checkpoint yet: train it further, or name another run")
-        folder = found
+        folder = latest
     if not (folder / "manifest.json").exists() and (runs := runs_below(folder) or runs_below(folder / "checkpoints")):
         raise UsageError(f"{path} is a folder of runs: name one of them, {', '.join(runs)}")
     if (folder / "identity.json").exists():
@@ -186,9 +186,9 @@ def _wrong_step(state: Mapping[str, Any], step: int) -> str | None:
     trainer, task = state.get("trainer"), state.get("task")
     if not isinstance(trainer, Mapping) or not isinstance(task, Mapping):
         return "state has no block trainer or task"
-    for place, found in (("trainer", trainer.get("step")), ("task", task.get("step", step))):
-        if found != step:
-            return f"state.{place}.step is {found!r:.40}, the checkpoint is of step {step}"
+    for place, own_step in (("trainer", trainer.get("step")), ("task", task.get("step", step))):
+        if own_step != step:
+            return f"state.{place}.step is {own_step!r:.40}, the checkpoint is of step {step}"
     if trainer.get("evaluated_step", -1) > step:
         return f"state.trainer.evaluated_step is {trainer['evaluated_step']}, beyond step {step}"
     results = trainer.get("results")

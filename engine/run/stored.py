@@ -57,9 +57,9 @@ def stored_text(folder: Path) -> str:
         config = OmegaConf.create(text)
         if not isinstance(config, DictConfig):
             raise Unreadable("is not a block of keys")
-        strange = [key for key in config if not isinstance(key, str)]
-        if strange:
-            raise Unreadable(f"has the key {strange[0]!r}, which is no text")
+        others = [key for key in config if not isinstance(key, str)]
+        if others:
+            raise Unreadable(f"has the key {others[0]!r}, which is not text")
         fault = interpolation_fault(OmegaConf.to_container(config, resolve=False))
         if fault:
             raise Unreadable(fault)
@@ -67,7 +67,7 @@ def stored_text(folder: Path) -> str:
         raise UsageError(f"{path} {reason_of(error)}: the config of this run cannot be used") from None
     except (YAMLError, OmegaConfBaseException, AssertionError, RecursionError) as error:
         words = " ".join(str(error).split())[:160]
-        raise UsageError(f"{path} is no config ({words}): the config of this run cannot be used") from None
+        raise UsageError(f"{path} is not a config ({words}): the config of this run cannot be used") from None
     return text
 
 
@@ -180,8 +180,8 @@ def _apply(
     if override.is_sweep_override():
         raise UsageError(f"{line}: a resumed run takes one value, not a sweep")
     if key in groups:
-        chosen, wanted = choices.get(key), override.value()
-        if str(chosen) != str(wanted) and not (chosen is None and wanted is None):
+        chosen, asked = choices.get(key), override.value()
+        if str(chosen) != str(asked) and not (chosen is None and asked is None):
             was = f"was started with {key}={chosen}" if key in choices else f"was started without {key}"
             raise UsageError(f"{line}: this run {was}; drop it, or start afresh with resume=false")
         return
@@ -194,7 +194,7 @@ def _apply(
 
 
 def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_dir: Path | None = None) -> C:
-    """The config of the run in `folder` with this command's value overrides on top; it goes on in `run_dir`.
+    """The config of the run in `folder` with this command's value overrides on top; it resumes in `run_dir`.
 
     Raises:
         UsageError: a group change, a `~` deletion, an unknown key, or no readable config.yaml in `folder`.
@@ -217,7 +217,7 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_di
 
 
 def as_it_began(config: C, folder: Path) -> C:
-    """`config` with what the run in `folder` does where it is older than a key: it goes on as it began."""
+    """`config` with what the run in `folder` does where it is older than a key: it resumes as it began."""
     known = read_json(folder / "identity.json").get("config")
     ours = source_of(config).resolved
     later = [key for key in config.before if has_key(ours, key) and isinstance(known, dict) and not has_key(known, key)]

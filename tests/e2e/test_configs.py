@@ -203,7 +203,7 @@ def test_an_architecture_of_another_family_is_refused(workplace: Path, name: str
         (["arch.rope_theta=inf"], "arch.rope_theta: expected a finite number"),
         (["run_name="], "run_name"),
         (["run_name=../x"], "run_name"),
-        (["run_dir=data"], "is no run"),
+        (["run_dir=data"], "not a run"),
         (["freeze_weights=true", "arch.puzzle_emb_ndim=0", "arch.puzzle_emb_len=0"], "freeze_weights"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -141,7 +141,7 @@ def test_a_run_whose_folder_goes_away_says_so(workplace: Path, texts: Path, what
         (workplace / "data").symlink_to(texts)
         argv = [*TINY, "out_dir=r"]
     result = run_forked(_at_step, script, argv, 5, what, "r", cwd=workplace)
-    assert "was removed or renamed while the run went on" in one_line(result, 1)
+    assert "was removed or renamed during the run" in one_line(result, 1)
     if what in ("rename", "replace"):
         assert status(workplace / "elsewhere")["state"] == "failed"
     assert not (workplace / "r").exists() or os.listdir(workplace / "r") in ([], ["status.json"])

@@ -73,7 +73,7 @@ def test_a_run_starts_beside_the_runs_inside_its_folder(tmp_path: Path) -> None:
 def test_a_folder_with_anything_else_is_still_refused(tmp_path: Path) -> None:
     lived(tmp_path / "out/a", 5)
     (tmp_path / "out/letters").mkdir()
-    with pytest.raises(UsageError, match="is not empty and is no run"):
+    with pytest.raises(UsageError, match="is not empty and not a run"):
         opened(tmp_path / "out")
 
 
@@ -146,7 +146,7 @@ def test_what_a_killed_start_left_locks_nobody_out(tmp_path: Path, name: str) ->
     assert opened(tmp_path / "run").message == f"{tmp_path / 'run'}: new run"
     assert not (tmp_path / "run" / name).exists()
     (tmp_path / "other/letter.txt").touch()
-    with pytest.raises(UsageError, match="is no run"):
+    with pytest.raises(UsageError, match="not a run"):
         opened(tmp_path / "other")
     assert (tmp_path / "other" / name).exists()
 

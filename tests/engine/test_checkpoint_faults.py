@@ -249,7 +249,7 @@ def test_manifests_that_are_not_ours(tmp_path, change, words):
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UsageError, match=words) as caught:
         load_checkpoint(final)
-    assert "there is no earlier good one" in str(caught.value)
+    assert "no earlier one is intact" in str(caught.value)
 
 
 def test_a_file_outside_the_directory_cannot_be_listed(tmp_path):

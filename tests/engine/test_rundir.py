@@ -124,7 +124,7 @@ def test_auto_sets_a_foreign_run_aside_and_says_what_differs(tmp_path, state):
 def test_something_that_is_no_run_is_refused_and_untouched(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("dear")
-    with pytest.raises(UsageError, match="is not empty and is no run"):
+    with pytest.raises(UsageError, match="is not empty and not a run"):
         opened(tmp_path / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]

@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_whole_lines_and_one_warning_for_each_sink(
     assert (tmp_path / "m.csv").read_text().endswith("\n")
     out = capsys.readouterr().out.splitlines()
     assert ["jsonl" in line for line in sorted(out)] == [False, True]
-    assert all("No space left" in line and "training goes on" in line for line in out)
+    assert all("No space left" in line and "training continues" in line for line in out)
 
 
 def test_what_does_not_fit_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
