@@ -316,7 +316,7 @@ class _Session(Hook):
         if self.trainer.stopped_early:
             print_rank0(
                 f"stopped early: {early.waited} evaluations without a better {plan.primary_metric} "
-                f"(best {early.best} at step {early.best_step}); resume=true with a higher early_stop_patience continues"
+                f"(best {early.best} at step {early.best_step}); a higher early_stop_patience and resume=true continue"
             )
         self._status("done", step=self.trainer.step, exit_code=0)
         self.over = True

@@ -86,7 +86,7 @@ def test_a_stored_command_holds_values_only(tmp_path: Path, line: str) -> None:
         ("a: !!python/object/apply:os.system [touch ran]\n", "is not a config"),
         ("- 1\n", "is not a block of keys"),
         ("3\n", "is not a config"),
-        ("1: 2\n", "no text"),
+        ("1: 2\n", "not text"),
         ("# composed from {\nseed: 1\n", "damaged first line"),
         ('# composed from {"config_name": 3}\nseed: 1\n', "damaged first line"),
         ("[" * 90_000, "nest"),
