@@ -71,7 +71,7 @@ def test_a_name_that_leads_nowhere_has_no_keys() -> None:
 
 
 def test_torch_is_not_loaded() -> None:
-    code = "import sys, pretrain; sys.argv = ['pretrain.py', '--help']\n"
+    code = "import sys, pretrain, train; sys.argv = ['pretrain.py', '--help']\n"
     code += "try:\n    pretrain.main(pretrain.launch, pretrain.FAMILY)\nexcept SystemExit: pass\n"
     code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
