@@ -156,7 +156,7 @@ def job_lines(grid: Mapping[str, Any]) -> tuple[list[str], int]:
         raise UsageError(f"base: {job.error}")
     if job.run_name is not None:
         raise UsageError(f"base: run_name={job.run_name} is made from the factors: use name: {job.run_name}")
-    given = {word.lstrip("+-").partition("=")[0] for word in job.argv if "=" in word or word.startswith("--")}
+    base_keys = {word.lstrip("+-").partition("=")[0] for word in job.argv if "=" in word or word.startswith("--")}
     intent = " ".join(f"{key}={shlex.quote(_text(value))}" for key, value in (grid.get("intent") or {}).items())
     head = [f"# {line}" for line in str(grid.get("comment") or "").strip().splitlines()]
     lines, names, commands = [*head, ""] if head else [], set(), set()
@@ -164,7 +164,7 @@ def job_lines(grid: Mapping[str, Any]) -> tuple[list[str], int]:
         overrides = [override for level in combination for override in level.overrides]
         keys = [override.lstrip("+").partition("=")[0] for override in overrides]
         for number, key in enumerate(keys):
-            if key in given or key in keys[:number] or key == "run_name":
+            if key in base_keys or key in keys[:number] or key == "run_name":
                 raise UsageError(f"factors: {key} is set twice, by the base command or by another factor")
         tokens = [level.token for level in combination]
         name = "-".join([_token(grid["name"]), *tokens] if grid.get("name") else tokens) or "run"

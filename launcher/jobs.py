@@ -109,17 +109,17 @@ def find(name: str | Path, folders: Sequence[str | Path] = (".",)) -> Path:
 
     Raises: UsageError that names the nearest file.
     """
-    given = user_path(name)
-    if given.is_file():
-        return given
+    path = user_path(name)
+    if path.is_file():
+        return path
     places = [Path(folder) / "jobs" for folder in folders]
-    if given.parent == Path("."):
+    if path.parent == Path("."):
         for place in places:
-            for form in (given.name, f"{given.name}.txt", f"jobs-{given.name}.txt"):
+            for form in (path.name, f"{path.name}.txt", f"jobs-{path.name}.txt"):
                 if (place / form).is_file():
                     return place / form
-    known = [path.name for place in places for path in place.glob("jobs-*.txt")]
-    raise UsageError(f"there is no job file {name} (nor one of that name in jobs/): {did_you_mean(given.name, known)}")
+    known = [other.name for place in places for other in place.glob("jobs-*.txt")]
+    raise UsageError(f"there is no job file {name} (nor one of that name in jobs/): {did_you_mean(path.name, known)}")
 
 
 def read(path: str | Path) -> JobFile:

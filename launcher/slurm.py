@@ -36,8 +36,9 @@ class NodeRunner:
         """Called by submitit on preemption or before the time limit: the run saves itself, the line is queued again."""
         import submitit
 
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
+        if process := getattr(self, "_process", None):  # none yet: the signal came before the start
+            process.send_signal(signal.SIGTERM)
+            process.wait()
         return submitit.helpers.DelayedSubmission(NodeRunner(self.command, self.cwd))
 
 
