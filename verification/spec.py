@@ -67,7 +67,14 @@ class Verification:
     """(dotted key, condition on the resolved config under which nothing reads it, the condition in words)."""
 
 
-def spec_of(module: ModuleType | None) -> Verification | None:
-    """The specification of a module tasks/<family>/verify.py, None where it has none."""
-    found = getattr(module, "VERIFICATION", None)
+def specification(script: ModuleType) -> Verification | None:
+    """What the family of an entry script tells, None where it has no verify.py."""
+    found = getattr(script.FAMILY.part("verify"), "VERIFICATION", None)
     return found if isinstance(found, Verification) else None
+
+
+def shrunk(spec: Verification, resolved: Mapping[str, Any], data: Path, *, narrow: bool) -> Settings:
+    """Settings of the tiny instance. `narrow` keeps what decides how a step works, so that many configs share them."""
+    settings = spec.shrink(resolved, data)
+    kept = {"arch", *spec.pinned, *spec.decides}
+    return {key: value for key, value in settings.items() if key in kept} if narrow else settings

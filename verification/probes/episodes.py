@@ -332,10 +332,10 @@ def evaluations(tiny: Tiny) -> Iterator[str]:
         task = _exploring(tiny, 1)
         set_halting(task.module, willing)
         batch = first_batch(task)
-        task.module.eval()
-        with torch.no_grad():
-            output = task.module(batch)
+        output = task.module.eval()(batch)
         answers.append(output.logits)
+        if output.logits.requires_grad:
+            yield "an evaluation keeps gradients: it is not under no_grad"
         if wrong := _unlike(output.carry.steps.tolist(), {last}):
             yield f"evaluation with q {'+' if willing else '-'}10 reports {wrong} steps, expected {last} for every row"
     if not torch.equal(answers[0], answers[-1]):

@@ -29,14 +29,17 @@ Point = tuple[CodeType, int]
 
 @observes("SCR141", level="WARN", after=("SCR120",), passed="no error is swallowed")
 def swallowed(tiny: Tiny) -> Iterator[str | Note]:
-    """Building, one training step and an evaluation, with one call failing each time."""
+    """The check, the building, one training step and an evaluation, with one call failing each time."""
     files = {str(tiny.root / file): file for file in reviewed_files(tiny)}
     task = tiny.build(run=tiny.spec.exercised).task
 
     def build() -> Any:
         return tiny.build(run=tiny.spec.exercised)
 
-    acts: tuple[Callable[[], Any], ...] = (build, lambda: step(task, 1), lambda: task.evaluate(final=True))
+    def check() -> None:
+        tiny.launch.module.FAMILY.check(tiny.config(run=tiny.spec.exercised))
+
+    acts: tuple[Callable[[], Any], ...] = (check, build, lambda: step(task, 1), lambda: task.evaluate(final=True))
     places: dict[tuple[str, int], None] = {}
     for act in acts:
         points: list[Point] = []

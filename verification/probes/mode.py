@@ -66,6 +66,8 @@ def branches(tiny: Tiny) -> Iterator[str | Note]:
     carry = ran(model.train(), batch).output.carry
     train = [ran(model.train(), batch, *more).methods for more in ((), (carry,))]
     evaluate = ran(model.eval(), batch).methods
+    with contextlib.suppress(TypeError):  # a forward that takes none
+        evaluate += [name for name in ran(model.eval(), batch, carry).methods if name not in evaluate]
     name = tiny.model_class.__name__
     wrong = [", ".join(names) or "no _forward_* method" for names in train if not _begin(names, "_forward_train")]
     if wrong:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,7 +45,8 @@ from verification.probes import (  # noqa: F401  they register on import
 from verification.probes.instance import Tiny, step
 from verification.probes.launch import launched
 from verification.probes.registry import PROBES, chosen, place_of, place_of_error, run_probe
-from verification.spec import Settings, Verification, spec_of
+from verification.spec import Settings, shrunk, specification
+from verification.verdicts import Verdict
 
 BUILT, CLASS, SUM = "DYN700", "MOD410", "SUM600"
 OBSERVED = (
@@ -57,15 +58,6 @@ MEMO: dict[str, list[Finding]] = {}
 """Hash of (root, script, code, shrunk config, overridden keys) -> findings."""
 TIME_LIMIT_S = 120
 RANK_KEYS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-
-
-@dataclass
-class Verdict:
-    """What was observed of one config. `findings` has every code of OBSERVED, SKIP included."""
-
-    findings: list[Finding] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-    """train_forward, act_mode_found, encoder_policy, task: what was seen to run."""
 
 
 # --- the two calls ----------------------------------------------------------------------------------------------------
@@ -212,11 +204,6 @@ def _said(code: str, level: Any, text: str) -> Finding:
 # --- the tiny instance ------------------------------------------------------------------------------------------------
 
 
-def specification(module: ModuleType) -> Verification | None:
-    """What the script's family tells the verifier about itself."""
-    return spec_of(module.FAMILY.part("verify"))
-
-
 def make_tiny(
     module: ModuleType, resolved: Mapping[str, Any], root: Path, data: Path, given: Sequence[str] = (),
     narrow: bool = False,
@@ -231,7 +218,7 @@ def make_tiny(
     declared = {key: getattr(model_class, key, None) for key in ("FAMILY", "DATA_MODE")}
     if spec is None:
         raise LookupError(f"no probes are registered for FAMILY={declared['FAMILY']!r} of {arch['name']}")
-    settings = shrunk(spec, resolved, data, narrow)
+    settings = shrunk(spec, resolved, data, narrow=narrow)
     keys, run = override_probe.override_keys(given, arch)
     launch = launched(module, settings)
     if launch.schema is None or launch.build is None:
@@ -242,13 +229,6 @@ def make_tiny(
         launch, spec, settings, model_class, root=root, full_arch=dict(arch), overridden=keys, overridden_run=run,
         resolved=dict(resolved),
     )  # fmt: skip
-
-
-def shrunk(spec: Verification, resolved: Mapping[str, Any], data: Path, narrow: bool) -> Settings:
-    """Settings of the tiny instance."""
-    settings = spec.shrink(resolved, data)
-    kept = {"arch", *spec.pinned, *spec.decides}
-    return {key: value for key, value in settings.items() if key in kept} if narrow else settings
 
 
 def _codes(only: Iterable[str] | None) -> list[str]:
