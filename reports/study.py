@@ -1,6 +1,6 @@
 """Runs sorted into the cells of an experiment: settings that differ, seeds, baselines, paired differences.
 
-A `Study` says which runs belong together, which settings count, and what a cell is called. As it stands it compares
+A `Study` defines which runs belong together, which settings count, and what a cell is called. As it stands it compares
 any runs by every setting that differs; an experiment with words of its own overrides what it needs.
 """
 
@@ -34,7 +34,7 @@ class Cell:
 
 
 class Comparison(TypedDict):
-    """What one metric says of a cell."""
+    """One metric of a cell."""
 
     seeds: dict[int, float]
     score: Summary

@@ -67,7 +67,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
 def entry_of(rest: list[str]) -> str:
     """The entry script that the named config is for (pretrain where none is named)."""
     name = config_name_of(rest) or "cfg_pretrain"
-    if not (CONFIG / f"{name}.yaml").exists():  # of another folder, or misspelt: the composition below says so
+    if not (CONFIG / f"{name}.yaml").exists():  # of another folder, or misspelt: composing it below reports that
         return "pretrain"
     with initialize_config_dir(str(CONFIG), version_base=None):
         script = OmegaConf.select(compose(name), "script")

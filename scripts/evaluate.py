@@ -2,7 +2,7 @@
 
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4/checkpoints/step_500 --steps 64      # think longer
-    python scripts/evaluate.py checkpoints/demo/sudoku_4x4 --halting latched                    # stop when it says so
+    python scripts/evaluate.py checkpoints/demo/sudoku_4x4 --halting latched                    # stop when it halts
     torchrun --nproc-per-node=4 scripts/evaluate.py checkpoints/demo/sudoku_4x4 --batch-size 3072
     python scripts/evaluate.py out/shakespeare/ckpt.pt                               # the best, not the latest
     python scripts/evaluate.py out/shakespeare --data more                           # a data set of the same tokenizer

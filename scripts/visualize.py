@@ -1,11 +1,11 @@
-"""Draw how a model's answer changes over its ACT steps: as text, picture, film or page, or step by step.
+"""Draw how a model's answer changes over its ACT steps: as text, picture, animation or page, or step by step.
 
     python scripts/visualize.py checkpoints/demo/sudoku_4x4                      # text, and a PNG in the run
     python scripts/visualize.py checkpoints/demo/sudoku_4x4 --out thinking.html  # one page with a step slider
     python scripts/visualize.py checkpoints/demo/sudoku_4x4 --out thinking.gif --example 7 --steps 32
     python scripts/visualize.py checkpoints/demo/sudoku_4x4 --terminal           # step through with the arrow keys
 
-Without --example it looks at some of the split and draws those that took the model longest, and one it did not solve.
+Without --example some of the split are tried; those that took the model longest are drawn, and an unsolved one.
 """
 
 from __future__ import annotations

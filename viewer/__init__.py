@@ -1,1 +1,1 @@
-"""Pictures of a model thinking: its answer after every ACT step, as text, picture, film or page."""
+"""Pictures of a model thinking: its answer after every ACT step, as text, picture, animation or page."""

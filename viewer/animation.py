@@ -16,7 +16,7 @@ from viewer.trajectory import Headline, Trajectory, View
 
 STEP_MS, HOLD_MS = 900, 3000
 ENLARGED, FEW = 1.5, 4
-"""Of the boards of the still picture: a film shows one at a time. More examples than a few keep the size."""
+"""Boards are larger than in the still picture, since a frame shows one step; more than a few examples keep the size."""
 PAIR, GAP, HEAD, NAME, FOOT, LEGEND = 14.0, 36.0, 76.0, 46.0, 56.0, 48.0
 MAX_EXAMPLES, MAX_STEPS = 16, 64
 MAX_WIDTH = 1280.0
@@ -24,7 +24,7 @@ COLOURS = 256
 
 
 def animation_capacity(steps: int) -> int:
-    """How many examples one film holds: more can no longer be followed, nor can more than a minute of steps."""
+    """How many examples one animation holds: nobody can follow more, nor more than a minute of steps."""
     return MAX_EXAMPLES if steps <= MAX_STEPS else 0
 
 

@@ -89,8 +89,8 @@ def write(target: Path, trajectories: list[Trajectory], headline: Headline) -> s
         size = f"{len(trajectories)} examples, {len(data) / 1e6:.2f} MB"
     elif target.suffix.lower() == ".gif":
         data = draw_animation(trajectories, headline)
-        with Image.open(io.BytesIO(data)) as film:
-            size = f"{trajectories[0].steps} frames, {film.width} x {film.height}"
+        with Image.open(io.BytesIO(data)) as animation:
+            size = f"{trajectories[0].steps} frames, {animation.width} x {animation.height}"
     else:
         picture = draw_picture(trajectories, headline)
         data, size = _png(picture), f"{picture.width} x {picture.height}"

@@ -26,7 +26,7 @@ CHANGED, BAR, BAR_STOP = "#7a35c8", "#8fb0e8", "#2f62c9"
 MARGIN, GAP, LABEL = 32.0, 20.0, 116.0
 HEAD, COLUMN_HEAD, FOOT, ROW_GAP, LEGEND = 66.0, 24.0, 40.0, 16.0, 36.0
 STRIP = 1800.0
-"""Width that the boards of one line may take; longer episodes go on in a second line."""
+"""Width that the boards of one line may take; longer episodes continue in a second line."""
 MAX_HEIGHT = 8000.0
 """Height of a picture that every program still opens."""
 

@@ -132,7 +132,7 @@ def _cells(trajectory: Trajectory, view: View, colour: bool) -> Iterator[Text]:
                 style = f"{paint[1]} on {paint[0]}"
             elif colour and changed[position]:
                 style += " " + STYLES["changed"]
-            # A coloured cell says nothing about right and wrong, so it keeps the marks.
+            # The colour of an ARC cell is its token, not whether it is right, so it keeps the marks.
             marked = isinstance(view, int) and (not colour or bool(layout.paints))
             before = "*" if marked and changed[position] else " "
             after = MARKS.get(kind, " ") if marked and not (colour and kind == "right") else " "

@@ -67,7 +67,7 @@ class Layout:
 
 
 def layout_of(seq_len: int, vocab_size: int) -> Layout:
-    """What a data set shows, told by the numbers of its metadata.
+    """What a data set shows, inferred from the numbers of its metadata.
 
     A square of `side` with a vocabulary of side + 2 (pad, blank, digits) is a Sudoku, one of 6 tokens a maze (# SGo),
     one of 12 an ARC canvas (end of grid, ten colours), all else a grid of tokens.
@@ -89,7 +89,7 @@ def layout_of(seq_len: int, vocab_size: int) -> Layout:
 
 @dataclass(frozen=True)
 class Headline:
-    """What every drawing says about the model and about how its examples were chosen."""
+    """The heading of a drawing: the model, and how its examples were chosen."""
 
     title: str
     """project/run and the checkpoint's step"""

@@ -19,7 +19,7 @@ NEAR = 0.97  # of several equally fast ones the smallest is recommended
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One batch size. `reason` says why it cannot be used, if so."""
+    """One batch size; `reason` is why it cannot be used, empty where it can."""
 
     rows: int
     examples_per_s: float | None = None

@@ -58,7 +58,7 @@ def _shared_tokenizer(vocabularies: Sequence[Any]) -> Any:
     """The tokenizer that all data sets of the run share; None where they differ, or are files without one."""
     try:
         tokenizers = [each.tokenizer() for each in vocabularies]
-    except UsageError:  # token files alone: a model can be exported all the same, and the report says so
+    except UsageError:  # token files alone: a model can be exported all the same, and the output reports it
         return None
     return tokenizers[0] if all(other.state() == tokenizers[0].state() for other in tokenizers) else None
 
