@@ -16,9 +16,16 @@ from tests.conftest import metrics, run_script
 from tests.dataset.test_sampler import arrays, number_of, write
 
 RUN = (
-    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "epochs=4", "eval_interval=1", "max_steps=40",
-    "checkpoint_interval=1000", "project_name=p", "run_name=r",
-)  # fmt: skip
+    "--config-name=cfg_pretrain_sudoku_4x4",
+    "+debug=tiny",
+    "device=cpu",
+    "epochs=4",
+    "eval_interval=1",
+    "max_steps=40",
+    "checkpoint_interval=1000",
+    "project_name=p",
+    "run_name=r",
+)
 
 
 def splits_of(folder: Path, groups: int = 60, **changes):
@@ -37,9 +44,7 @@ def test_groups_held_back_are_validated_on_and_never_trained_on(tmp_path: Path) 
     assert sorted(validated) == sorted(4 * group + k for group in held[0] for k in (0, 1))  # the first puzzle of each
     assert EvalSampler(splits, 4, only=only, max_examples=5).num_examples == 5
     for order in ("hashed", "published"):
-        sampler = TrainSampler(
-            splits, seed=3, global_batch_size=4, epochs_per_iter=30, order=order, held_back=held
-        )  # fmt: skip
+        sampler = TrainSampler(splits, seed=3, global_batch_size=4, epochs_per_iter=30, order=order, held_back=held)
         assert sampler.num_groups == 57
         rows = [number_of(sampler.batch(1, index)["inputs"]) for index in range(sampler.batches_in(1))]
         trained = set(np.concatenate(rows) // 4)
@@ -94,10 +99,13 @@ def test_best_is_chosen_by_validation_and_test_is_the_final_figure(place: Path) 
     assert best["metric"]["name"] == "val/exact_accuracy"
 
 
-@pytest.mark.parametrize(("argv", "told"), [
-    (("select_on=test", "run_name=t"), "which best and early stopping look at too"),
-    (("eval_interval=null", "run_name=n"), "at the end"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (("select_on=test", "run_name=t"), "which best and early stopping look at too"),
+        (("eval_interval=null", "run_name=n"), "at the end"),
+    ],
+)
 def test_a_run_that_selects_on_test_or_on_nothing_says_so(place: Path, argv: tuple[str, ...], told: str) -> None:
     done = run_script("pretrain", *RUN, *argv, cwd=place)
     assert done.code == 0, done.output

@@ -44,7 +44,7 @@ DIALECTS = {
     "excel's own line": "sep=;\n" + table("puzzle;solution", "{q};{a}"),
     "tabs": table("puzzle\tsolution", "{q}\t{a}"),
     "space after the comma": table("source, question, answer, rating", "x, {q} , {a}, {n}"),
-    "quotes after comma and space": table('question, answer, rating', '"{q}", "{a}", {n}'),
+    "quotes after comma and space": table("question, answer, rating", '"{q}", "{a}", {n}'),
     "windows": table(*PLAIN, end="\r\n"),
     "old mac": table(*PLAIN, end="\r"),
     "dashes": table(*PLAIN, blank="-"),
@@ -56,7 +56,7 @@ DIALECTS = {
     "list with comments": "# hard ones\n\n" + table("", "{q}") + "# end\n",
     "list, windows, mark": "\ufeff" + table("", "{q}", end="\r\n"),
     "one column": table("puzzle", "{q}"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -84,7 +84,7 @@ def test_the_same_puzzles_in_every_dialect(tmp_path: Path, dialect: str) -> None
         (b"11..............\n", "in.csv:1: the puzzle has no solution"),
         (f"puzzle,solution,rating\n{'.' * 16},1234341221434321,nan\n".encode(), "in.csv:2: rating must be a number"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "in.csv").write_bytes(content)
     with pytest.raises(UsageError, match=words) as caught:
@@ -121,9 +121,7 @@ def test_puzzles_with_several_solutions_are_counted_and_said(tmp_path: Path, cap
 def test_a_large_file_is_searched_in_a_sample(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("dataset.sudoku.public_csv.SEARCHED", 5)
     _, card = built(tmp_path, table(*PLAIN), "--num-test", "2")
-    assert card["several_solutions"] == {
-        "train": {"searched": 5, "found": 0}, "test": {"searched": 2, "found": 0}
-    }  # fmt: skip
+    assert card["several_solutions"] == {"train": {"searched": 5, "found": 0}, "test": {"searched": 2, "found": 0}}
 
 
 @pytest.mark.parametrize(

@@ -109,12 +109,26 @@ def test_data_sets_of_one_folder_name_are_told_apart(tmp_path: Path, monkeypatch
     for root in ("one/text", "two/text", "data/other"):
         made(tmp_path / root, tmp_path / "in.txt", tokenizer="char")
     config = SimpleNamespace(
-        training_mode="multidataset", dataset_list=["one/text", "./two/text", "other", "data/other", "one/text"],
-        offline="error", from_file=False, seed=1, max_iters=9, dataset_sampling_probs=None, dataset_sampling_probs_final=None,
-        dataset_sampling_probs_transition_method="linear", dataset_interleaving=True,
-        dataset_interleaving_shuffle=False, sampling_method="sequential", multicontext_align="error", eval_train=True,
-        multidataset_wte=False, batch_size=2, eval_iters=1, eval_mode="sweep", eval_seed=0,
-    )  # fmt: skip
+        training_mode="multidataset",
+        dataset_list=["one/text", "./two/text", "other", "data/other", "one/text"],
+        offline="error",
+        from_file=False,
+        seed=1,
+        max_iters=9,
+        dataset_sampling_probs=None,
+        dataset_sampling_probs_final=None,
+        dataset_sampling_probs_transition_method="linear",
+        dataset_interleaving=True,
+        dataset_interleaving_shuffle=False,
+        sampling_method="sequential",
+        multicontext_align="error",
+        eval_train=True,
+        multidataset_wte=False,
+        batch_size=2,
+        eval_iters=1,
+        eval_mode="sweep",
+        eval_seed=0,
+    )
     opened = open_text(config, block_size=8, rows=2)
     names = ["one-text", "two-text", "other"]
     assert [name for name, _ in opened.batches.given(5)] == names  # two spellings of data/other are one data set
@@ -133,9 +147,19 @@ def test_runs_of_any_seed_are_evaluated_on_the_same_windows(tmp_path: Path, mode
     (tmp_path / "in.txt").write_text("".join(f"{n} " for n in range(900)))
     made(tmp_path / "d", tmp_path / "in.txt", tokenizer="char")
     config = SimpleNamespace(
-        training_mode="single", dataset=str(tmp_path / "d"), offline="error", from_file=False, sampling_method="random", eval_train=False,
-        multicontext_align="error", multidataset_wte=False, batch_size=2, eval_iters=3, eval_mode=mode, eval_seed=0,
-    )  # fmt: skip
+        training_mode="single",
+        dataset=str(tmp_path / "d"),
+        offline="error",
+        from_file=False,
+        sampling_method="random",
+        eval_train=False,
+        multicontext_align="error",
+        multidataset_wte=False,
+        batch_size=2,
+        eval_iters=3,
+        eval_mode=mode,
+        eval_seed=0,
+    )
     first, second = (
         open_text(SimpleNamespace(**vars(config), seed=seed), block_size=8, rows=2).held_out[0].batches
         for seed in (1, 2)

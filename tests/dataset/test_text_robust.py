@@ -110,7 +110,9 @@ def _grown(work) -> int:
 
 
 def _build_large(text: Path, out: Path) -> None:
-    grown = _grown(lambda: main(["mine", "--input", str(text), "--tokenizer", "byte", "--output-dir", str(out), "--workers", "1"]))  # fmt: skip
+    grown = _grown(
+        lambda: main(["mine", "--input", str(text), "--tokenizer", "byte", "--output-dir", str(out), "--workers", "1"])
+    )
     assert grown < 32 * MIB, f"{grown / MIB:.0f} MiB for {text.stat().st_size / MIB:.0f} MiB of text"
 
 

@@ -159,10 +159,14 @@ def built(root: Path, path: Path) -> str:
 def test_json_is_read_as_documents(tmp_path: Path, layout: str, mark: bytes) -> None:
     lines = "\n".join(json.dumps(document) for document in DOCUMENTS)
     text = {
-        "array": json.dumps(DOCUMENTS), "pretty": json.dumps(DOCUMENTS, indent=2, ensure_ascii=False), "lines": lines,
-        "strings": json.dumps([document["text"] for document in DOCUMENTS]), "jsonl": lines,
-        "array.jsonl": json.dumps(DOCUMENTS), "unnamed": json.dumps(DOCUMENTS),
-    }[layout]  # fmt: skip
+        "array": json.dumps(DOCUMENTS),
+        "pretty": json.dumps(DOCUMENTS, indent=2, ensure_ascii=False),
+        "lines": lines,
+        "strings": json.dumps([document["text"] for document in DOCUMENTS]),
+        "jsonl": lines,
+        "array.jsonl": json.dumps(DOCUMENTS),
+        "unnamed": json.dumps(DOCUMENTS),
+    }[layout]
     folder = tmp_path / "in"
     folder.mkdir()
     path = folder / (f"docs.{layout}" if "json" in layout else "docs.json")

@@ -66,9 +66,17 @@ def test_characters_have_the_ids_of_nanogpt() -> None:
 def test_classes_are_aligned_with_characters() -> None:
     names = list(CLASSES)
     want = {
-        "\n": "newline", "\t": "space", "E": "upper vowel", "É": "upper vowel", "T": "upper consonant", "o": "lower vowel",
-        "y": "lower consonant", "7": "digit", ";": "punctuation", "+": "punctuation",
-    }  # fmt: skip
+        "\n": "newline",
+        "\t": "space",
+        "E": "upper vowel",
+        "É": "upper vowel",
+        "T": "upper consonant",
+        "o": "lower vowel",
+        "y": "lower consonant",
+        "7": "digit",
+        ";": "punctuation",
+        "+": "punctuation",
+    }
     assert {char: names[char_class(char)] for char in want} == want
     text = TEXT + "É 日本"
     assert len(fit("char_class", []).encode(text)) == len(fit("char", [text]).encode(text)) == len(text)

@@ -52,9 +52,11 @@ def by_hand(parts: list[tuple[dict[str, Tensor], list[SimpleNamespace], int]]) -
                 stops += q > 0
         name = f"step_{number + 1:02d}"
         values |= {
-            f"accuracy/{name}": token / examples, f"exact_accuracy/{name}": exact / examples,
-            f"q_halt_accuracy/{name}": judged / examples, f"would_halt/{name}": stops / examples,
-        }  # fmt: skip
+            f"accuracy/{name}": token / examples,
+            f"exact_accuracy/{name}": exact / examples,
+            f"q_halt_accuracy/{name}": judged / examples,
+            f"would_halt/{name}": stops / examples,
+        }
     values["examples"] = examples
     values["exact_accuracy_low"], values["exact_accuracy_high"] = wilson(exact, examples)
     return values

@@ -44,13 +44,20 @@ def told(**changes):
     halted, steps = torch.tensor([True, False, False, True]), torch.tensor([3, 2, 2, 1])
     carry = ACTCarry({}, steps, halted, {"labels": labels})
     aux = {
-        "active": torch.tensor([True, True, True, False]), "gate": torch.tensor([0.5, 0.9, 0.01, 0.8]),
-        "goal": torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 0]]), "own": torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 0]]),
-        "ways": torch.tensor([[[2.0, 0]], [[0, 1]], [[0, -1]], [[1, 1]]]), "valid": torch.ones(4, 1, dtype=torch.bool),
-        "emitted": torch.tensor([True, True, False, True]), "dwell": torch.tensor([2, 1, 1, 0]),
-        "worker": torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]]), "change": torch.tensor([0.1, 0.2, 0.3, 0.4]),
-        "drift": torch.tensor([0.0, 0.1, 0.2, 0.9]), "push": torch.tensor([0.1, 0.2, 0.3, 0.0]), **changes,
-    }  # fmt: skip
+        "active": torch.tensor([True, True, True, False]),
+        "gate": torch.tensor([0.5, 0.9, 0.01, 0.8]),
+        "goal": torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 0]]),
+        "own": torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 0]]),
+        "ways": torch.tensor([[[2.0, 0]], [[0, 1]], [[0, -1]], [[1, 1]]]),
+        "valid": torch.ones(4, 1, dtype=torch.bool),
+        "emitted": torch.tensor([True, True, False, True]),
+        "dwell": torch.tensor([2, 1, 1, 0]),
+        "worker": torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]]),
+        "change": torch.tensor([0.1, 0.2, 0.3, 0.4]),
+        "drift": torch.tensor([0.0, 0.1, 0.2, 0.9]),
+        "push": torch.tensor([0.1, 0.2, 0.3, 0.0]),
+        **changes,
+    }
     return ACTOutput(carry, torch.zeros(4, 2, 3), torch.zeros(4), torch.zeros(4), aux=aux)
 
 
@@ -75,13 +82,20 @@ def test_metrics_by_hand():
     gates = [0.5, 0.9, 0.01]
     mean = sum(gates) / 3
     want = {
-        "feudal_cos": 0.0, "feudal_active_frac": 0.75, "subgoal_gate_mean": mean,
-        "subgoal_gate_std": math.sqrt(sum((g - mean) ** 2 for g in gates) / 2), "subgoal_gate_saturated": 1 / 3,
+        "feudal_cos": 0.0,
+        "feudal_active_frac": 0.75,
+        "subgoal_gate_mean": mean,
+        "subgoal_gate_std": math.sqrt(sum((g - mean) ** 2 for g in gates) / 2),
+        "subgoal_gate_saturated": 1 / 3,
         "subgoal_emissions": 0.25,  # row 0 has halted: its goal is for nobody
-        "subgoal_dwell": 1.5, "subgoal_goal_pairwise_cos": 1 / 3, "subgoal_goal_change_cos": 0.2,
-        "subgoal_goal_pr": 1.0, "subgoal_goal_drift": 0.1, "subgoal_inject_ratio": 0.2,
+        "subgoal_dwell": 1.5,
+        "subgoal_goal_pairwise_cos": 1 / 3,
+        "subgoal_goal_change_cos": 0.2,
+        "subgoal_goal_pr": 1.0,
+        "subgoal_goal_drift": 0.1,
+        "subgoal_inject_ratio": 0.2,
         "subgoal_worker_pairwise_cos": 1.0,
-    }  # fmt: skip
+    }
     assert {name: found[name] for name in want} == pytest.approx(want, abs=1e-6)
 
 

@@ -40,8 +40,11 @@ def batch(seed, rows=4):
     draw = lambda high, *size: torch.randint(0, high, size, generator=g, dtype=torch.int32)  # noqa: E731
     labels = draw(SHAPE.vocab_size, rows, SHAPE.seq_len)
     labels[0, 1:3] = -100
-    return {"inputs": draw(SHAPE.vocab_size, rows, SHAPE.seq_len), "labels": labels,
-            "puzzle_identifiers": draw(SHAPE.num_puzzle_identifiers, rows)}  # fmt: skip
+    return {
+        "inputs": draw(SHAPE.vocab_size, rows, SHAPE.seq_len),
+        "labels": labels,
+        "puzzle_identifiers": draw(SHAPE.num_puzzle_identifiers, rows),
+    }
 
 
 def assert_same(ours, theirs, atol=1e-11):

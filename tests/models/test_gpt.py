@@ -13,10 +13,21 @@ from tests.models.naive_gpt import naive_gpt
 
 WORDS, LENGTH = 11, 9
 FAST = {
-    "pos_encodings": "rope", "use_qk_norm": True, "qk_norm_gain": 1.2, "norm_variant": "rmsnorm", "norm_gain": False,
-    "norm_embedding": True, "activation_variant": "squared_relu", "wte_weight_tying": False, "value_embeddings": True,
-    "residual_scalars": True, "init_std": None, "embd_init_std": 0.8, "head_init_std": 0.001, "zero_init_proj": True,
-}  # fmt: skip
+    "pos_encodings": "rope",
+    "use_qk_norm": True,
+    "qk_norm_gain": 1.2,
+    "norm_variant": "rmsnorm",
+    "norm_gain": False,
+    "norm_embedding": True,
+    "activation_variant": "squared_relu",
+    "wte_weight_tying": False,
+    "value_embeddings": True,
+    "residual_scalars": True,
+    "init_std": None,
+    "embd_init_std": 0.8,
+    "head_init_std": 0.001,
+    "zero_init_proj": True,
+}
 VARIATIONS = {
     "plain": {},
     "no positions": {"pos_encodings": "none"},
@@ -59,9 +70,10 @@ SHARED = {  # arch, owners of the attention and of the MLP weights
     "mirror": ({"n_layer": 5, "share_attn": "mirror", "share_mlp": "mirror"}, [0, 1, 2, 1, 0], [0, 1, 2, 1, 0]),
     "mirror in pairs": (
         {"n_layer": 6, "share_attn": "mirror", "share_mlp": "repeat", "share_size": 2},
-        [0, 0, 2, 2, 0, 0], [0, 0, 2, 2, 4, 4],
+        [0, 0, 2, 2, 0, 0],
+        [0, 0, 2, 2, 4, 4],
     ),
-}  # fmt: skip
+}
 
 
 def make(arch: dict, words: tuple[int, ...] = (WORDS,), **kwargs) -> GPT:

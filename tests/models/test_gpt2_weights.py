@@ -92,10 +92,13 @@ def test_other_weights_are_refused(change, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("activation_function", "tanh"), ("scale_attn_by_inverse_layer_idx", True), ("add_cross_attention", True),
-        ("tie_word_embeddings", False), ("model_type", "llama"),
+        ("activation_function", "tanh"),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("add_cross_attention", True),
+        ("tie_word_embeddings", False),
+        ("model_type", "llama"),
     ],
-)  # fmt: skip
+)
 def test_kinds_of_gpt2_that_are_not_ours_are_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"{name}={value}"):
         gpt2_arch({"n_layer": 1, "n_head": 1, "n_embd": 8, name: value})
@@ -171,9 +174,13 @@ def nano_file(path: Path, *, compiled: bool = True, rows: int = WORDS, **changes
         "dropout": 0.0,
     }
     content = {
-        "model": weights, "model_args": {**args, **changes}, "optimizer": {"state": {}, "param_groups": []},
-        "iter_num": 2000, "best_val_loss": torch.tensor(1.88), "config": {"dataset": "shakespeare_char"},
-    }  # fmt: skip
+        "model": weights,
+        "model_args": {**args, **changes},
+        "optimizer": {"state": {}, "param_groups": []},
+        "iter_num": 2000,
+        "best_val_loss": torch.tensor(1.88),
+        "config": {"dataset": "shakespeare_char"},
+    }
     torch.save(content, path / "ckpt.pt")
     return model, path / "ckpt.pt"
 
@@ -194,10 +201,13 @@ def test_nanogpt_checkpoint(compiled: bool, tmp_path: Path) -> None:
     (result.total / result.weight).backward()
     expected.backward()
     for ours, nanos in (
-        ("wte.tables.0.embedding_weight", "lm_head.weight"), ("wpe.embedding_weight", "wpe.weight"),
-        ("h.0.attn.qkv.weight", "h.0.c_attn.weight"), ("h.1.mlp.proj.weight", "h.1.mlp_proj.weight"),
-        ("h.0.norms_in.1.weight", "h.0.ln_2.weight"), ("ln_f.weight", "ln_f.weight"),
-    ):  # fmt: skip
+        ("wte.tables.0.embedding_weight", "lm_head.weight"),
+        ("wpe.embedding_weight", "wpe.weight"),
+        ("h.0.attn.qkv.weight", "h.0.c_attn.weight"),
+        ("h.1.mlp.proj.weight", "h.1.mlp_proj.weight"),
+        ("h.0.norms_in.1.weight", "h.0.ln_2.weight"),
+        ("ln_f.weight", "ln_f.weight"),
+    ):
         grad = model.get_parameter(ours).grad
         torch.testing.assert_close(grad, nano.get_parameter(nanos).grad, rtol=1e-4, atol=1e-5, msg=ours)
 

@@ -111,9 +111,13 @@ def test_deviations() -> None:
     plain = GPT(GPTConfig(n_layer=2, n_head=4, n_embd=128, block_size=64), LMShape((512,))).state_dict()
     small = 0.02 / math.sqrt(2 * 2)
     for name, std in (
-        ("wte.tables.0.embedding_weight", 0.02), ("wpe.embedding_weight", 0.02), ("h.1.attn.qkv.weight", 0.02),
-        ("h.1.attn.proj.weight", small), ("h.0.mlp.fc.weight", 0.02), ("h.0.mlp.proj.weight", small),
-    ):  # fmt: skip
+        ("wte.tables.0.embedding_weight", 0.02),
+        ("wpe.embedding_weight", 0.02),
+        ("h.1.attn.qkv.weight", 0.02),
+        ("h.1.attn.proj.weight", small),
+        ("h.0.mlp.fc.weight", 0.02),
+        ("h.0.mlp.proj.weight", small),
+    ):
         assert plain[name].std().item() == pytest.approx(std, rel=0.05), name
     model = GPT(GPTConfig(n_layer=2, n_head=4, n_embd=128, block_size=64, **FAST), LMShape((512,)))
     fast = model.state_dict()

@@ -138,11 +138,16 @@ def test_the_projection_of_worker_states_is_fixed_and_orthonormal(dim):
 @pytest.mark.parametrize(
     ("head", "emissions"),
     [
-        ({"manager_period": 1}, [1, 2, 3, 4, 5, 6, 7]), ({"manager_period": 2}, [1, 3, 5, 7]),
-        ({"manager_period": 3}, [1, 4, 7]), ({"manager_period": 4}, [1, 5]), ({"manager_period": 8}, [1]),
-        ({"manager_period": 100}, [1]), ({"schedule": [1, 4]}, [1, 4]), ({"schedule": [3, 8]}, [3]),
+        ({"manager_period": 1}, [1, 2, 3, 4, 5, 6, 7]),
+        ({"manager_period": 2}, [1, 3, 5, 7]),
+        ({"manager_period": 3}, [1, 4, 7]),
+        ({"manager_period": 4}, [1, 5]),
+        ({"manager_period": 8}, [1]),
+        ({"manager_period": 100}, [1]),
+        ({"schedule": [1, 4]}, [1, 4]),
+        ({"schedule": [3, 8]}, [3]),
     ],
-)  # fmt: skip
+)
 def test_goals_are_given_after_these_passes(head, emissions):
     model = lively(head, halt_exploration_prob=0.0)
     given, dwells = [], []
@@ -319,12 +324,18 @@ def test_controls_of_random_training_change_the_random_goals():
     head = lively({"goal_source": "random"}).eval().inner.subgoal_head
     drawn = torch.nn.functional.normalize(torch.randn(6, 16), dim=1)
     state = head.initial(6) | {
-        "subgoal_h": torch.randn(6, 16), "subgoal_active": torch.ones(6, dtype=torch.bool), "subgoal_goal": drawn,
-    }  # fmt: skip
+        "subgoal_h": torch.randn(6, 16),
+        "subgoal_active": torch.ones(6, dtype=torch.bool),
+        "subgoal_goal": drawn,
+    }
     expected = {
-        "same": drawn, "shuffle": drawn[[3, 4, 5, 0, 1, 2]], "stale": drawn, "zero": torch.zeros(6, 16),
-        "mean": torch.nn.functional.normalize(drawn.sum(0), dim=0).expand(6, 16), "learned": head.goals(state["subgoal_h"]),
-    }  # fmt: skip
+        "same": drawn,
+        "shuffle": drawn[[3, 4, 5, 0, 1, 2]],
+        "stale": drawn,
+        "zero": torch.zeros(6, 16),
+        "mean": torch.nn.functional.normalize(drawn.sum(0), dim=0).expand(6, 16),
+        "learned": head.goals(state["subgoal_h"]),
+    }
     for head.eval_source, goals in expected.items():
         steering = head.steer(state, torch.ones(6, dtype=torch.bool))
         torch.testing.assert_close(steering["goal"], goals)
@@ -383,10 +394,13 @@ def test_fixed_passes_ignore_the_halting_head():
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        ({"manager_period": 0}, "manager_period=0"), ({"goal_dim": 0}, "goal_dim=0"),
-        ({"temperature": 0.0}, "temperature=0.0"), ({"schedule": []}, "schedule"), ({"schedule": [4, 1]}, "schedule"),
+        ({"manager_period": 0}, "manager_period=0"),
+        ({"goal_dim": 0}, "goal_dim=0"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"schedule": []}, "schedule"),
+        ({"schedule": [4, 1]}, "schedule"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_built_is_refused(head, words):
     with pytest.raises(ValueError, match=f"arch.subgoal_head.{words}"):
         SubgoalConfig(**{**asdict(HEAD), **head})

@@ -67,16 +67,21 @@ def keys_of(stack, layers, qkv=1536, mixed=512):
         f"inner.{stack}.layers.{i}.{name}": shape
         for i in range(layers)
         for name, shape in {
-            "self_attn.qkv_proj.weight": (qkv, 512), "self_attn.o_proj.weight": (512, mixed),
-            "mlp.gate_up_proj.weight": (3072, 512), "mlp.down_proj.weight": (512, 1536),
+            "self_attn.qkv_proj.weight": (qkv, 512),
+            "self_attn.o_proj.weight": (512, mixed),
+            "mlp.gate_up_proj.weight": (3072, 512),
+            "mlp.down_proj.weight": (512, 1536),
         }.items()
-    }  # fmt: skip
+    }
 
 
 ENDS = {
-    "inner.embed_tokens.embedding_weight": (11, 512), "inner.lm_head.weight": (11, 512), "inner.q_head.weight": (2, 512),
-    "inner.q_head.bias": (2,), "inner.puzzle_emb.weights": (5, 512),
-}  # fmt: skip
+    "inner.embed_tokens.embedding_weight": (11, 512),
+    "inner.lm_head.weight": (11, 512),
+    "inner.q_head.weight": (2, 512),
+    "inner.q_head.bias": (2,),
+    "inner.puzzle_emb.weights": (5, 512),
+}
 TABLES = [
     (TRMSingleZ, TRMConfig(), ["L"], keys_of("L_level", 2)),
     (TRMHier6, TRMHier6Config(), ["H", "L1", "L2", "L3", "L4", "L5", "L6"], keys_of("L_level", 2)),

@@ -76,9 +76,15 @@ def test_training_samples_end_with_their_document(tmp_path: Path) -> None:
     argv = ["d", "--input", str(tmp_path / "d.jsonl"), "--tokenizer", "char", "--output-dir", str(tmp_path / "d")]
     assert main(argv) == 0
     config = SimpleNamespace(
-        training_mode="single", multidataset_wte=False, num_samples=4, top_k=[3], temperature=1.0, seed=1,
-        max_sample_tokens=60, sample_start_tokens="a",
-    )  # fmt: skip
+        training_mode="single",
+        multidataset_wte=False,
+        num_samples=4,
+        top_k=[3],
+        temperature=1.0,
+        seed=1,
+        max_sample_tokens=60,
+        sample_start_tokens="a",
+    )
     report = LanguageReport(config, model(3), [tmp_path / "d"])
     parts = report.samples(7).split("--- step 7 top_k 3 sample ")[1:]
     assert len(parts) == 4

@@ -15,8 +15,10 @@ def test_muon_takes_stacked_matrices_one_by_one() -> None:
     inner = model.h[0].mlp.fc.weight.shape[0] // 2
     qkv = (16, 8, 8)
     assert groups["matrix"].fused_rows == {
-        "h.0.attn.qkv.weight": qkv, "h.1.attn.qkv.weight": qkv, "h.0.mlp.fc.weight": (inner, inner),
-    }  # fmt: skip
+        "h.0.attn.qkv.weight": qkv,
+        "h.1.attn.qkv.weight": qkv,
+        "h.0.mlp.fc.weight": (inner, inner),
+    }
     assert groups["matrix"].fused_rows.keys() <= groups["matrix"].params.keys()
     assert groups["matrix"].optimizer == "muon"
     assert {group.optimizer for group in groups.values() if group.name != "matrix"} == {"adamw"}

@@ -30,9 +30,13 @@ def make(data: Path, *overrides: str, stop: bool = False, **runtime: Any):
     torch.manual_seed(config.seed)
     values = {"accumulation": config.accumulation, "rank": 0, "world_size": 1, **runtime}
     machine = Runtime(
-        device=torch.device("cpu"), dtype=torch.float32, attention="auto", seed=0,
-        stop_requested=lambda: stop, **values,
-    )  # fmt: skip
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        attention="auto",
+        seed=0,
+        stop_requested=lambda: stop,
+        **values,
+    )
     return build(config, machine)
 
 

@@ -11,10 +11,23 @@ from dataset.text.build import TextBuild, build
 from tests.conftest import Result, metrics, run_script
 
 TINY = (
-    "--config-name=cfg_train_cpu", "device=cpu", "out_dir=out/r", "dataset=plain", "max_iters=6", "lr_decay_iters=6",
-    "warmup_iters=2", "eval_interval=3", "eval_iters=2", "batch_size=4", "log_interval=1", "arch.n_layer=1",
-    "arch.n_head=2", "arch.n_embd=16", "arch.block_size=8", "learning_rate=1e-3",
-)  # fmt: skip
+    "--config-name=cfg_train_cpu",
+    "device=cpu",
+    "out_dir=out/r",
+    "dataset=plain",
+    "max_iters=6",
+    "lr_decay_iters=6",
+    "warmup_iters=2",
+    "eval_interval=3",
+    "eval_iters=2",
+    "batch_size=4",
+    "log_interval=1",
+    "arch.n_layer=1",
+    "arch.n_head=2",
+    "arch.n_embd=16",
+    "arch.block_size=8",
+    "learning_rate=1e-3",
+)
 WORDS = 50257
 
 
@@ -27,8 +40,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "plain.txt").write_text(" ".join(rng.choice(words, 700)))
     (root / "other.txt").write_text("".join(rng.choice(list("0123456789+= \n"), 2500)))
     for name, source, tokenizer in (
-        ("plain", "plain", "char"), ("classes", "plain", "char_class"), ("other", "other", "char"),
-    ):  # fmt: skip
+        ("plain", "plain", "char"),
+        ("classes", "plain", "char_class"),
+        ("other", "other", "char"),
+    ):
         inputs = (root / f"{source}.txt",)
         build(TextBuild(output_dir=root / "data" / name, inputs=inputs, source=source, tokenizer=tokenizer))
     (root / "data/bpe").mkdir()

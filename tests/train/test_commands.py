@@ -108,9 +108,27 @@ def test_streams_of_unequal_length(place: Path) -> None:
 
 def test_optimizer_and_schedule_flags(place: Path) -> None:
     lines = train(
-        place, "--optimizer", "sgd", "--weight_decay", "0.01", "--beta1", "0.8", "--beta2", "0.95", "--grad_clip", "0.5",
-        "--lr_scheduler", "cosine", "--decay_lr", "--warmup_iters", "2", "--lr_decay_iters", "6", "--min_lr", "1e-5",
-    )  # fmt: skip
+        place,
+        "--optimizer",
+        "sgd",
+        "--weight_decay",
+        "0.01",
+        "--beta1",
+        "0.8",
+        "--beta2",
+        "0.95",
+        "--grad_clip",
+        "0.5",
+        "--lr_scheduler",
+        "cosine",
+        "--decay_lr",
+        "--warmup_iters",
+        "2",
+        "--lr_decay_iters",
+        "6",
+        "--min_lr",
+        "1e-5",
+    )
     rates = [line["train/lr"] for line in lines if "train/lr" in line]
     assert rates[0] == pytest.approx(1e-3 / 3)
     assert max(rates) == rates[2] == pytest.approx(1e-3)
@@ -138,13 +156,33 @@ def test_the_horizon_is_said_aloud(place: Path) -> None:
     ("argv", "expected"),
     [
         (["--init_from=resume"], ["resume=true"]),
-        (["--init_from=gpt2", "--gpt2_type=gpt2-medium"],
-         ["init_from=gpt2", "gpt2_type=gpt2-medium", "arch=gpt2", "arch.n_layer=24", "arch.n_head=16", "arch.n_embd=1024"]),
-        (["--init_from", "gpt2-xl", "--n_layer", "3"],
-         ["init_from=gpt2", "gpt2_type=gpt2-xl", "arch.n_layer=3", "arch=gpt2", "arch.n_head=25", "arch.n_embd=1600"]),
+        (
+            ["--init_from=gpt2", "--gpt2_type=gpt2-medium"],
+            [
+                "init_from=gpt2",
+                "gpt2_type=gpt2-medium",
+                "arch=gpt2",
+                "arch.n_layer=24",
+                "arch.n_head=16",
+                "arch.n_embd=1024",
+            ],
+        ),
+        (
+            ["--init_from", "gpt2-xl", "--n_layer", "3"],
+            [
+                "init_from=gpt2",
+                "gpt2_type=gpt2-xl",
+                "arch.n_layer=3",
+                "arch=gpt2",
+                "arch.n_head=25",
+                "arch.n_embd=1600",
+            ],
+        ),
         (["--dataset_list", "a b"], ["dataset_list=[a,b]"]),
-        (["--dataset_list", "a", "b", "--dataset_sampling_probs", "0.5 0.5"],
-         ["dataset_list=[a,b]", "dataset_sampling_probs=[0.5,0.5]"]),
+        (
+            ["--dataset_list", "a", "b", "--dataset_sampling_probs", "0.5 0.5"],
+            ["dataset_list=[a,b]", "dataset_sampling_probs=[0.5,0.5]"],
+        ),
         (["--dataset=2024"], ["dataset='2024'"]),
         (["--sample_start_tokens", "\n"], ["sample_start_tokens='\n'"]),
         (["--no-decay_lr"], ["decay_lr=false"]),
@@ -159,7 +197,7 @@ def test_the_horizon_is_said_aloud(place: Path) -> None:
         (["--wandb_log", "--wandb_project=x"], ["enable_wandb=true", "project_name=x"]),
         (["--min_lr", "-1"], ["min_lr=-1"]),
     ],
-)  # fmt: skip
+)
 def test_flags_become_hydra_words(argv: list[str], expected: list[str]) -> None:
     assert words(*argv) == expected
 

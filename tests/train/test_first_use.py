@@ -50,8 +50,10 @@ def test_help_offers_what_the_script_composes_and_nothing_else() -> None:
     groups = find_groups(CONFIG, "cfg_train")
     ours, theirs = (options_for(schema, groups, CONFIG) for schema in (TrainConfig, PretrainConfig))
     assert (ours["debug"], ours["sweep"], ours["arch"]) == (
-        ["nonfinite", "tiny_text"], ["seeds"], ["gpt", "gpt2", "gpt_fast"],
-    )  # fmt: skip
+        ["nonfinite", "tiny_text"],
+        ["seeds"],
+        ["gpt", "gpt2", "gpt_fast"],
+    )
     assert set(theirs) == {"arch", "debug", "sweep"}
     assert "tiny_text" not in theirs["debug"]
     assert theirs["sweep"] == ["depth", "lr_seed", "seeds"]
@@ -68,7 +70,11 @@ def test_help_offers_what_the_script_composes_and_nothing_else() -> None:
         ("train", ("--lr_decay_itrs=5",), "did you mean 'lr_decay_iters'?"),
         ("pretrain", ("learning_rate=1e-3",), "did you mean 'lr'?"),
         ("pretrain", ("--learning_rate", "1e-3"), "did you mean 'lr'?"),
-        ("train", ("+debug=limit",), "debug=limit is not for train.py, which has no eval_max_examples: choose nonfinite or"),
+        (
+            "train",
+            ("+debug=limit",),
+            "debug=limit is not for train.py, which has no eval_max_examples: choose nonfinite or",
+        ),
         ("train", ("-m", "+sweep=depth"), "sweep=depth is not for train.py, which has no arch.H_cycles: choose seeds"),
         ("train", ("-m", "+sweep=lr_seed"), "has no lr: choose seeds"),
         ("pretrain", ("+debug=tiny_text",), "debug=tiny_text is not for pretrain.py"),
@@ -79,7 +85,7 @@ def test_help_offers_what_the_script_composes_and_nothing_else() -> None:
         ("train", ("--script", "pretrain.py"), "script=pretrain.py is not train.py: drop it"),
         ("train", ("--warmup_iters=500", "--max_iters=50"), "warmup_iters=5;"),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_names_the_way_out(place: Path, script: str, argv: tuple[str, ...], said: str) -> None:
     result = run_script(script, *argv, cwd=place)
     assert result.code == 2, result.output
@@ -194,8 +200,11 @@ def test_damaged_gpt2_weights_are_named_in_one_line(tmp_path: Path, name: str) -
 
 
 def test_evaluate_says_which_checkpoint_was_asked_for(finished: Path, tmp_path: Path) -> None:
-    for asked, said in (("out/r", "out/r, latest: step 6"), ("out/r/ckpt.pt", "out/r, ckpt.pt: step"),
-                        ("out/r/checkpoints/step_3", "out/r, step_3: step 3")):  # fmt: skip
+    for asked, said in (
+        ("out/r", "out/r, latest: step 6"),
+        ("out/r/ckpt.pt", "out/r, ckpt.pt: step"),
+        ("out/r/checkpoints/step_3", "out/r, step_3: step 3"),
+    ):
         result = run_script("scripts/evaluate", asked, f"--json={tmp_path}/x.json", cwd=finished)
         assert result.code == 0, result.output
         assert said in result.output, result.output

@@ -24,9 +24,19 @@ from tests.train.conftest import TINY
 from verification.probes.instance import NoStop, runtime
 
 SMALL = (
-    "--config-name=cfg_train_cpu", "device=cpu", "out_dir=out/r", "arch.n_layer=2", "arch.n_head=2", "arch.n_embd=64",
-    "max_iters=300", "lr_decay_iters=300", "eval_interval=300", "eval_iters=20", "threads=1", "learning_rate=1e-3",
-)  # fmt: skip
+    "--config-name=cfg_train_cpu",
+    "device=cpu",
+    "out_dir=out/r",
+    "arch.n_layer=2",
+    "arch.n_head=2",
+    "arch.n_embd=64",
+    "max_iters=300",
+    "lr_decay_iters=300",
+    "eval_interval=300",
+    "eval_iters=20",
+    "threads=1",
+    "learning_rate=1e-3",
+)
 
 
 @pytest.mark.parametrize(("arch", "bound"), [("gpt", 2.6), pytest.param("gpt_fast", 2.5, marks=pytest.mark.slow)])
@@ -49,8 +59,18 @@ def test_three_hundred_iterations(tmp_path: Path, arch: str, bound: float) -> No
 # --- what a step asks of the host -------------------------------------------------------------------------------------
 
 TO_HOST = {
-    "item", "tolist", "numpy", "cpu", "nonzero", "equal", "allclose", "__bool__", "__int__", "__float__", "__index__"
-}  # fmt: skip
+    "item",
+    "tolist",
+    "numpy",
+    "cpu",
+    "nonzero",
+    "equal",
+    "allclose",
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__index__",
+}
 TO_HOST_INSIDE = {
     f"aten::{name}" for name in ("_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero")
 }
@@ -100,8 +120,13 @@ def waits(place: Path, *argv: str) -> dict[int, set[str]]:
     with contextlib.chdir(place):
         plan = FAMILY.build(config, runtime(config.seed))
         trainer = Trainer(
-            plan, config, runtime(0), save=lambda *_: None, write=lambda *_: None, stop=NoStop(),  # type: ignore[arg-type]
-        )  # fmt: skip
+            plan,
+            config,
+            runtime(0),
+            save=lambda *_: None,
+            write=lambda *_: None,
+            stop=NoStop(),  # type: ignore[arg-type]
+        )
         trainer.evaluations.step = 0  # evaluations may wait: this run has none
         plan.final_eval = False
 
@@ -117,12 +142,14 @@ def waits(place: Path, *argv: str) -> dict[int, set[str]]:
 @pytest.mark.parametrize(
     "argv",
     [
-        (), ("arch=gpt_fast", "arch.dropout=0.1"), ("training_mode=multidataset", "dataset_list=[plain,other]"),
+        (),
+        ("arch=gpt_fast", "arch.dropout=0.1"),
+        ("training_mode=multidataset", "dataset_list=[plain,other]"),
         ("training_mode=multicontext", "multicontext_datasets=[plain,classes]", "ema=true"),
         ("arch.loss.chunk_tokens=8", "arch.use_gradient_checkpointing=true", "arch.window_size=4"),
     ],
     ids=["gpt", "gpt_fast", "mixture", "contexts", "saving_memory"],
-)  # fmt: skip
+)
 def test_no_step_between_two_log_lines_waits(place: Path, argv: tuple[str, ...]) -> None:
     found = waits(place, *argv)
     assert sorted(found) == [4, 8, 12], found

@@ -43,8 +43,12 @@ def test_one_batch_of_eight(place: Path, mode: tuple[str, ...]) -> None:
 
 def test_a_sweep_scores_every_token_once(place: Path) -> None:
     """The evaluation of the untrained model is the mean over all tokens, whatever the batch."""
-    lines = [train(place, "eval_only=true", "eval_iters=null", f"batch_size={rows}", f"out_dir=out/{rows}",
-                   run=f"out/{rows}")[0] for rows in (1, 3, 50)]  # fmt: skip
+    lines = [
+        train(
+            place, "eval_only=true", "eval_iters=null", f"batch_size={rows}", f"out_dir=out/{rows}", run=f"out/{rows}"
+        )[0]
+        for rows in (1, 3, 50)
+    ]
     assert lines[1]["eval/val_loss"] == pytest.approx(lines[0]["eval/val_loss"], abs=1e-6)
     assert lines[2]["eval/val_loss"] == pytest.approx(lines[0]["eval/val_loss"], abs=1e-6)
     nats = lines[0]["eval/val_loss"]
@@ -59,10 +63,18 @@ def test_one_stream_of_contexts_is_a_single_run(place: Path) -> None:
         assert {k: b.get(k) for k in a if "loss" in k} == pytest.approx({k: v for k, v in a.items() if "loss" in k})
 
 
-@pytest.mark.parametrize(("criterion", "pick"), [("first", lambda a, b: a), ("mean", lambda a, b: (a + b) / 2),
-                                                 ("weighted", lambda a, b: 0.25 * a + 0.75 * b)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("criterion", "pick"),
+    [("first", lambda a, b: a), ("mean", lambda a, b: (a + b) / 2), ("weighted", lambda a, b: 0.25 * a + 0.75 * b)],
+)
 def test_the_criterion_of_a_mixture(place: Path, criterion: str, pick) -> None:
-    lines = train(place, "training_mode=multidataset", "dataset_list=[plain,other]", "max_steps=1",
-                  "dataset_sampling_probs=[1,3]", f"multidataset_criterion={criterion}")  # fmt: skip
+    lines = train(
+        place,
+        "training_mode=multidataset",
+        "dataset_list=[plain,other]",
+        "max_steps=1",
+        "dataset_sampling_probs=[1,3]",
+        f"multidataset_criterion={criterion}",
+    )
     last = lines[-1]
     assert last["eval/val_loss"] == pytest.approx(pick(last["eval/plain/val_loss"], last["eval/other/val_loss"]))

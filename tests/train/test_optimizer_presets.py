@@ -25,9 +25,19 @@ PRESETS = sorted(path.stem for path in (ROOT / "config/optimizer").glob("*.yaml"
 IN_TORCH = ("adafactor", "adagrad", "adam", "adamw", "lookahead", "muon", "nadam", "radam", "rmsprop", "sgd")
 NEEDS = {"prodigy": 1.0}  # refused without it
 SIZES = (
-    "arch.n_embd=32", "arch.block_size=16", "batch_size=8", "max_iters=50", "lr_decay_iters=50", "warmup_iters=2",
-    "eval_interval=50", "eval_train=false", "eval_iters=4", "seed=0", "lr_scheduler=none", "decay_lr=false",
-)  # fmt: skip
+    "arch.n_embd=32",
+    "arch.block_size=16",
+    "batch_size=8",
+    "max_iters=50",
+    "lr_decay_iters=50",
+    "warmup_iters=2",
+    "eval_interval=50",
+    "eval_train=false",
+    "eval_iters=4",
+    "seed=0",
+    "lr_scheduler=none",
+    "decay_lr=false",
+)
 
 
 def compose_run(texts: Path, *overrides: str) -> TrainConfig:
@@ -45,9 +55,13 @@ def learned(config: TrainConfig) -> float:
     )
     lines: list[dict] = []
     trainer = Trainer(
-        build(config, runtime), config, runtime, save=lambda *_: None, write=lambda _, values: lines.append(values),
+        build(config, runtime),
+        config,
+        runtime,
+        save=lambda *_: None,
+        write=lambda _, values: lines.append(values),
         stop=StopSignal(),
-    )  # fmt: skip
+    )
     trainer.fit()
     losses = [values["eval/val_loss"] for values in lines if "eval/val_loss" in values]
     return losses[0] - losses[-1]

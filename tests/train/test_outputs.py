@@ -20,9 +20,17 @@ from tests.train.conftest import TINY, train
 CONTEXTS = ("training_mode=multicontext", "multicontext_datasets=[plain,classes]")
 MIXTURE = ("training_mode=multidataset", "dataset_list=[plain,other]", "multidataset_wte=true")
 EXTRAS = (
-    "transformers", "tokenizers", "datasets", "tiktoken", "sentencepiece", "pytorch_optimizer", "wandb", "tensorboard",
-    "matplotlib", "huggingface_hub",
-)  # fmt: skip
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "tiktoken",
+    "sentencepiece",
+    "pytorch_optimizer",
+    "wandb",
+    "tensorboard",
+    "matplotlib",
+    "huggingface_hub",
+)
 
 
 def likeliest(model: GPT, seen: Tensor, count: int) -> Tensor:
@@ -101,8 +109,10 @@ def test_sample(place: Path, finished: Path) -> None:
     assert sample(place, run, "--checkpoint", "step_6", "--prompt", "so on", *each).output == one.output
     assert sample(place, run, "--prompt", "so on", *each, "--seed", "2").output != one.output
     for argv, said in (
-        (("--prompt", "§"), "§"), (("--prompt", "a", "b"), "2 were given, expected 1"), (("--dataset", "plain"), "one vocabulary"),
-    ):  # fmt: skip
+        (("--prompt", "§"), "§"),
+        (("--prompt", "a", "b"), "2 were given, expected 1"),
+        (("--dataset", "plain"), "one vocabulary"),
+    ):
         done = sample(place, run, *argv)
         assert done.code == 2, done.output
         assert said in done.output.splitlines()[-1]

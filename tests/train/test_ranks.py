@@ -15,11 +15,15 @@ MIXTURE = ("training_mode=multidataset", "dataset_list=[plain,other]")
 CASES = {
     "tied": (),
     "untied": (
-        UNTIED, "arch.loss.chunk_tokens=5", "arch.use_gradient_checkpointing=true", "accumulation=2", "batch_size=2",
+        UNTIED,
+        "arch.loss.chunk_tokens=5",
+        "arch.use_gradient_checkpointing=true",
+        "accumulation=2",
+        "batch_size=2",
     ),
     "multidataset_wte": (*MIXTURE, "multidataset_wte=true", UNTIED),  # each step leaves one of the two heads out
     "multicontext": ("training_mode=multicontext", "multicontext_datasets=[plain,classes]", UNTIED),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -25,16 +25,24 @@ MODES = {
     "changing_mixture": (*MIXTURE, "dataset_sampling_probs_final=[0.9,0.1]"),
     "own_vocabularies": (*MIXTURE, "multidataset_wte=true"),
     "interleaved": (
-        "training_mode=multidataset", "dataset_list=[plain,other]", "dataset_interleaving=true",
-        "dataset_sampling_probs=[1,2]", "dataset_interleaving_shuffle=true",
+        "training_mode=multidataset",
+        "dataset_list=[plain,other]",
+        "dataset_interleaving=true",
+        "dataset_sampling_probs=[1,2]",
+        "dataset_interleaving_shuffle=true",
     ),
     "contexts": ("training_mode=multicontext", "multicontext_datasets=[plain,classes]"),
-    "plateau": ("lr_scheduler=plateau", "lr_scheduler.options.patience=1", "lr_scheduler.options.threshold=9", "lr_scheduler.options.factor=0.9"),
+    "plateau": (
+        "lr_scheduler=plateau",
+        "lr_scheduler.options.patience=1",
+        "lr_scheduler.options.threshold=9",
+        "lr_scheduler.options.factor=0.9",
+    ),
     "schedulefree": ("optimizer=schedulefree_adamw",),
     "muon": ("optimizer=muon",),
     "random_evaluation": ("eval_mode=random",),
     "dropout": ("arch.dropout=0.3", "accumulation=2"),
-}  # fmt: skip
+}
 LONGER = ("max_iters=12", "lr_decay_iters=12", "eval_interval=4", "keep_last=9")
 
 
@@ -96,15 +104,31 @@ def test_sigterm_saves_and_the_same_command_goes_on(place: Path) -> None:
 
 
 def test_early_stopping(place: Path) -> None:
-    lines = train(place, "max_iters=60", "eval_interval=3", "--patience=2", "learning_rate=1e-9", "min_lr=0",
-                  "early_stop_min_delta=0.5")  # fmt: skip
+    lines = train(
+        place,
+        "max_iters=60",
+        "eval_interval=3",
+        "--patience=2",
+        "learning_rate=1e-9",
+        "min_lr=0",
+        "early_stop_min_delta=0.5",
+    )
     assert lines[-1]["step"] < 20
     assert "stopped_early" in (place / "out/r/summary.json").read_text()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(place: Path) -> None:
-    result = attempt(place, "learning_rate=1e30", "min_lr=0", "grad_clip=0", "max_iters=60", "warmup_iters=0",
-                     "max_skipped_steps=3", "eval_interval=60", "optimizer=sgd")  # fmt: skip
+    result = attempt(
+        place,
+        "learning_rate=1e30",
+        "min_lr=0",
+        "grad_clip=0",
+        "max_iters=60",
+        "warmup_iters=0",
+        "max_skipped_steps=3",
+        "eval_interval=60",
+        "optimizer=sgd",
+    )
     assert result.code == 1
     assert "not finite" in result.output
 

@@ -81,9 +81,16 @@ def test_a_run_of_before_goes_by_its_data(own: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"vocabularies": []}', '{"vocabularies": [7]}', '{"vocabularies": [{"name": "x"}]}',
-     '{"vocabularies": [{"name": "x", "path": "y", "size": 99999999999, "state": null}]}'],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "{}",
+        '{"vocabularies": []}',
+        '{"vocabularies": [7]}',
+        '{"vocabularies": [{"name": "x"}]}',
+        '{"vocabularies": [{"name": "x", "path": "y", "size": 99999999999, "state": null}]}',
+    ],
+)
 def test_a_damaged_file_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
     with pytest.raises(UsageError, match=FILE) as caught:

@@ -32,8 +32,9 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("released")
     torch.manual_seed(1)
-    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=16, resid_pdrop=0, embd_pdrop=0,
-                                     attn_pdrop=0)  # fmt: skip
+    config = transformers.GPT2Config(
+        n_layer=1, n_head=2, n_embd=16, n_positions=16, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    )
     model = transformers.GPT2LMHeadModel(config)
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases too: released ones are not 1 and 0
@@ -168,8 +169,10 @@ def test_an_earlier_run_brings_its_architecture(place: Path) -> None:
         argv = (*short, "--init_from=prev_run", f"--prev_run_ckpt={source}", f"out_dir=out/{out}", "max_iters=1")
         result = run_script("train", *argv, "warmup_iters=0", "--dropout=0.1", cwd=place)
         assert result.code == 0, result.output
-        first, second = (json.loads((place / f"out/{name}/checkpoints/{step}/manifest.json").read_text())["config"]
-                         for name, step in (("first", "step_6"), (out, "step_1")))  # fmt: skip
+        first, second = (
+            json.loads((place / f"out/{name}/checkpoints/{step}/manifest.json").read_text())["config"]
+            for name, step in (("first", "step_6"), (out, "step_1"))
+        )
         assert second["arch"] == {**first["arch"], "dropout": 0.1}
     result = attempt(place, "--init_from=prev_run", "--prev_run_ckpt=out/first", "out_dir=out/d")  # TINY says its own
     assert result.code == 2
