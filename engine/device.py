@@ -37,10 +37,12 @@ def choose_device(asked: str) -> DeviceChoice:
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "auto":
         kind, why = (
-            ("cuda", "auto: CUDA found") if has_cuda
-            else ("mps", "auto: Apple GPU found") if has_mps
+            ("cuda", "auto: CUDA found")
+            if has_cuda
+            else ("mps", "auto: Apple GPU found")
+            if has_mps
             else ("cpu", "auto: no GPU found")
-        )  # fmt: skip
+        )
     elif (kind == "cuda" and not has_cuda) or (kind == "mps" and not has_mps):
         # nobody who asks for a GPU wants a week of training on the CPU instead
         raise UsageError(f"device={asked}: {_why_absent(kind)}: device=auto takes what there is, device=cpu the CPU")
@@ -117,7 +119,12 @@ def make_runtime(config: RunConfig, *, stop: StopSignal | None = None) -> Runtim
         f"device      {choice.device} ({choice.reason}); attention {attention}; {torch.get_num_threads()} CPU thread(s)"
     )
     return Runtime(
-        device=choice.device, dtype=choice.dtype, attention=attention, seed=config.seed,
-        accumulation=config.accumulation, rank=rank(), world_size=world_size(),
+        device=choice.device,
+        dtype=choice.dtype,
+        attention=attention,
+        seed=config.seed,
+        accumulation=config.accumulation,
+        rank=rank(),
+        world_size=world_size(),
         stop_requested=stop.agreed if stop is not None else lambda: False,
-    )  # fmt: skip
+    )

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from engine.errors import RankLost, UsageError
+from engine.errors import RankLost, RunFailure, UsageError, disk_fault
 
 if TYPE_CHECKING:
     import torch
@@ -187,6 +187,26 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_main(work: Callable[[], R]) -> R:
+    """Do `work` on rank 0 and give its result, or its error, to every rank: no rank waits for one that has failed."""
+    outcome: tuple[str, Any] = ("", None)
+    if is_main():
+        try:
+            outcome = ("done", work())
+        except (UsageError, RunFailure, OSError) as error:
+            failure = disk_fault(error) if isinstance(error, OSError) else error
+            if failure is None:
+                raise
+            outcome = (type(failure).__name__, str(failure))
+    kind, value = broadcast_object(outcome if world_size() > 1 else None) if world_size() > 1 else outcome
+    if kind == "UsageError":
+        raise UsageError(value)
+    if kind == "RunFailure":
+        raise RunFailure(value)
+    result: R = value
+    return result
 
 
 @_collective

@@ -37,10 +37,23 @@ class Interrupted(BaseException):
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENOMEM}
 REFUSED = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENAMETOOLONG, errno.ELOOP,
-    errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.EXDEV, errno.ENOLCK,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EBUSY,
+    errno.EXDEV,
+    errno.ENOLCK,
     errno.ETIMEDOUT,
-}  # fmt: skip
+}
 
 
 def disk_fault(error: BaseException) -> UsageError | RunFailure | None:

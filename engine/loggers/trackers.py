@@ -58,9 +58,16 @@ class WandbSink:
     """
 
     def __init__(
-        self, run_dir: Path, *, project: str, name: str, config: Mapping[str, Any], entity: str | None = None,
-        group: str | None = None, tags: list[str] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        run_dir: Path,
+        *,
+        project: str,
+        name: str,
+        config: Mapping[str, Any],
+        entity: str | None = None,
+        group: str | None = None,
+        tags: list[str] | None = None,
+    ) -> None:
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(FINISH_S))
         import wandb  # an extra, and slow to import
 
@@ -71,9 +78,16 @@ class WandbSink:
         run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:8]
         folder = os.environ.get("WANDB_DIR", str(run_dir))
         self._run = wandb.init(
-            project=project, name=name, id=run_id, resume="allow", dir=folder, config=dict(config),
-            entity=entity, group=group, tags=tags or None,
-        )  # fmt: skip
+            project=project,
+            name=name,
+            id=run_id,
+            resume="allow",
+            dir=folder,
+            config=dict(config),
+            entity=entity,
+            group=group,
+            tags=tags or None,
+        )
         id_file.write_text(run_id + "\n")
         # A server keeps what came after the checkpoint; the same steps again would go backwards, so they are left out.
         self._first = self._run.step if self._run.resumed else 0
@@ -88,8 +102,9 @@ class WandbSink:
         self._run.finish()
 
 
-def open_sinks(sinks: Sinks, config: RunConfig, folder: Path, *, entry: str, step: int, last_step: int,
-               resolved: Mapping[str, Any]) -> None:  # fmt: skip
+def open_sinks(
+    sinks: Sinks, config: RunConfig, folder: Path, *, entry: str, step: int, last_step: int, resolved: Mapping[str, Any]
+) -> None:
     """Open what `config` asks for in the run directory `folder`, for a run that stands at `step`."""
     sinks.add("jsonl", lambda: JsonlSink(folder / "metrics.jsonl"))
     sinks.add("console", lambda: ConsoleSink(last_step))
@@ -99,9 +114,15 @@ def open_sinks(sinks: Sinks, config: RunConfig, folder: Path, *, entry: str, ste
         make_tensorboard = partial(TensorBoardSink, folder / "tensorboard", step=step)
         sinks.add("tensorboard", make_tensorboard, hint=": pip install -e '.[tensorboard]'; training continues")
     make_wandb = partial(
-        WandbSink, folder, project=config.project_name or entry, name=config.run_name or folder.name, config=resolved,
-        entity=config.wandb_entity, group=config.wandb_group, tags=list(config.wandb_tags),
-    )  # fmt: skip
+        WandbSink,
+        folder,
+        project=config.project_name or entry,
+        name=config.run_name or folder.name,
+        config=resolved,
+        entity=config.wandb_entity,
+        group=config.wandb_group,
+        tags=list(config.wandb_tags),
+    )
     if config.enable_wandb and os.environ.get("WANDB_DISABLED", "").lower() in ("", "0", "false", "no"):
         hint = ": pip install -e '.[wandb]', and wandb login or WANDB_MODE=offline; training continues"
         sinks.add("wandb", make_wandb, hint=hint)

@@ -71,10 +71,14 @@ class Evaluations:
         """Plain numbers and text."""
         plateau = self._plan.plateau
         return {
-            "evaluated_step": self.step, "final_step": self.final_step, "results": dict(self.results),
-            "covers": self._plan.covers, "judged": self.judged, "early_stop": self.early_stop.state_dict(),
+            "evaluated_step": self.step,
+            "final_step": self.final_step,
+            "results": dict(self.results),
+            "covers": self._plan.covers,
+            "judged": self.judged,
+            "early_stop": self.early_stop.state_dict(),
             "plateau": None if plateau is None else plateau.state_dict(),
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state: dict[str, Any], *, task: dict[str, Any]) -> None:
         """The inverse. An earlier version kept a plateau with the `task`, and neither `judged` nor `final_step`."""
@@ -125,9 +129,10 @@ class EarlyStop:
         """
         usable = value if value is not None and not math.isnan(value) else None
         if usable is not None and (
-            self.best is None or (self.best_apart and not apart)
+            self.best is None
+            or (self.best_apart and not apart)
             or (self.best_apart == apart and self.sign * (usable - self.best) > 0)
-        ):  # fmt: skip
+        ):
             self.best, self.best_step, self.best_apart = usable, step, apart
         if not counts:
             return

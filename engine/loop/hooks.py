@@ -41,11 +41,16 @@ class ProgressBar:
         from rich import progress
 
         self._bar = progress.Progress(
-            progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"), progress.BarColumn(),
-            progress.TaskProgressColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn(),
-            progress.TextColumn("gone"), progress.TimeElapsedColumn(), progress.TextColumn("{task.description}"),
+            progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("gone"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("{task.description}"),
             transient=True,
-        )  # fmt: skip
+        )
         self._task = self._bar.add_task("", total=trainer.last_step, completed=trainer.step)
         self._bar.start()
 

@@ -106,9 +106,11 @@ class GradientReducer:
             (norm before clipping, ok): scalars on the device. `ok` is 1 when the loss and every gradient of every rank
             are finite, and the same number on all ranks; optimizers leave everything as it is where it is 0.
         """
-        totals = torch.stack([loss_sum.detach().double(), weight.double()]) if loss_sum.device.type != "mps" else (
-            torch.stack([loss_sum.detach().float(), weight.float()])
-        )  # fmt: skip
+        totals = (
+            torch.stack([loss_sum.detach().double(), weight.double()])
+            if loss_sum.device.type != "mps"
+            else (torch.stack([loss_sum.detach().float(), weight.float()]))
+        )
         all_reduce_sum(totals)
         loss_total, weight_total = totals[0], totals[1].clamp(min=torch.finfo(totals.dtype).tiny)
         ok = torch.isfinite(loss_total)

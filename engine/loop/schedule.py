@@ -49,10 +49,15 @@ class Decay:
     """Its own numbers: gamma, size, share, factor, patience, threshold (config/lr_scheduler/)."""
 
     OPTIONS: ClassVar[dict[str, dict[str, float | None]]] = {
-        "none": {}, "cosine": {}, "linear": {}, "inverse_sqrt": {},
-        "exponential": {"gamma": None}, "step": {"size": 1000, "gamma": 0.1}, "wsd": {"share": 0.5},
+        "none": {},
+        "cosine": {},
+        "linear": {},
+        "inverse_sqrt": {},
+        "exponential": {"gamma": None},
+        "step": {"size": 1000, "gamma": 0.1},
+        "wsd": {"share": 0.5},
         "plateau": {"factor": 0.1, "patience": 10, "threshold": 1e-4},
-    }  # fmt: skip
+    }
 
     def __post_init__(self) -> None:
         known = self.OPTIONS[self.name]

@@ -52,9 +52,16 @@ class Trainer:
     """Trains `plan.task` to the last step; `save(trainer, why)` checkpoints, `write(step, values)` takes metrics."""
 
     def __init__(
-        self, plan: TrainingPlan, config: RunConfig, runtime: Runtime, *, save: Saver, write: Writer, stop: StopSignal,
+        self,
+        plan: TrainingPlan,
+        config: RunConfig,
+        runtime: Runtime,
+        *,
+        save: Saver,
+        write: Writer,
+        stop: StopSignal,
         hooks: Sequence[Any] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.plan, self.config, self.runtime, self.task = plan, config, runtime, plan.task
         self._save, self._write, self._stop, self.hooks = save, write, stop, list(hooks)
         self.module = plan.task.module
@@ -225,12 +232,15 @@ class Trainer:
         """Everything but weights: what `load` needs to continue bit for bit. A collective."""
         return {
             "trainer": {
-                "step": self.step, "skipped": self.skipped.counts, "window": self.window.state_dict(),
-                "stats": self.stats.state_dict(), **self.evaluations.state_dict(),
+                "step": self.step,
+                "skipped": self.skipped.counts,
+                "window": self.window.state_dict(),
+                "stats": self.stats.state_dict(),
+                **self.evaluations.state_dict(),
             },
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "task": self.task.state_dict(),
-        }  # fmt: skip
+        }
 
     def load(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         """Continue from `checkpoint`; `state` is its state tree, cut to this rank's rows."""

@@ -48,9 +48,16 @@ class Optimizer(Protocol):
 
 
 def build_lookahead(
-    params: Sequence[nn.Parameter], names: Sequence[str], blocks: Sequence[Block] = (), *, lr: float,
-    inner: str = "adamw", inner_options: Mapping[str, Any] | None = None, k: int = 6, alpha: float = 0.5,
-) -> Lookahead:  # fmt: skip
+    params: Sequence[nn.Parameter],
+    names: Sequence[str],
+    blocks: Sequence[Block] = (),
+    *,
+    lr: float,
+    inner: str = "adamw",
+    inner_options: Mapping[str, Any] | None = None,
+    k: int = 6,
+    alpha: float = 0.5,
+) -> Lookahead:
     """Lookahead around the optimizer `inner`, which takes `inner_options`."""
     inside = _build(inner, blocks or [Block(params=params, names=names)], lr, inner_options or {})
     return Lookahead(inside, params, names, k=k, alpha=alpha)
@@ -109,11 +116,13 @@ def build_optimizers(groups: Sequence[ParamGroup]) -> dict[str, Optimizer]:
             continue
         blocks = [
             Block(
-                params=list(member.dense.values()), names=list(member.dense), fused_rows=member.fused_rows,
+                params=list(member.dense.values()),
+                names=list(member.dense),
+                fused_rows=member.fused_rows,
                 options={} if (decay := _decay(member.options)) is None else {DECAY: decay},
             )
             for member in members
-        ]  # fmt: skip
+        ]
         built[name] = _build(first.optimizer, blocks, first.lr, first.options)
     return built
 
@@ -192,9 +201,11 @@ def _option_names(source: Callable[..., Any]) -> list[str]:
     """Keyword options of ours; of a library's class everything but what this project sets itself."""
     parameters = inspect.signature(source).parameters.values()
     ours = any(p.kind is p.KEYWORD_ONLY and p.name == "lr" for p in parameters)
-    kinds = {inspect.Parameter.KEYWORD_ONLY} if ours else {
-        inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    }  # fmt: skip
+    kinds = (
+        {inspect.Parameter.KEYWORD_ONLY}
+        if ours
+        else {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    )
     taken = {"self", "params", "lr", "maximize", "differentiable", "capturable"}
     return [p.name for p in parameters if p.kind in kinds and p.name not in taken]
 

@@ -23,10 +23,21 @@ from engine.errors import UsageError
 TORCH: Mapping[str, type[torch.optim.Optimizer]] = {
     name.lower(): getattr(torch.optim, name)
     for name in (
-        "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "ASGD", "Muon", "NAdam", "RAdam", "RMSprop",
-        "Rprop", "SGD",
+        "Adadelta",
+        "Adafactor",
+        "Adagrad",
+        "Adam",
+        "Adamax",
+        "AdamW",
+        "ASGD",
+        "Muon",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Rprop",
+        "SGD",
     )
-}  # fmt: skip
+}
 """Those whose step needs gradients only: LBFGS wants a closure, SparseAdam sparse gradients."""
 _FUSED = ("adam", "adamw")  # SGD's fused kernel takes a first step that is called off for its momentum's start
 EXTRA = "pip install -e '.[optim]'"
@@ -52,9 +63,15 @@ class LibraryOptimizer:
     """
 
     def __init__(
-        self, make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer], blocks: Sequence[Block], *, lr: float,
-        settings: frozenset[str] = frozenset(), fused: bool = False, hessian_every: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        blocks: Sequence[Block],
+        *,
+        lr: float,
+        settings: frozenset[str] = frozenset(),
+        fused: bool = False,
+        hessian_every: int | None = None,
+    ) -> None:
         cut = [cut_rows(block.params, block.names, block.fused_rows) for block in blocks]
         self.params = [param for params, _, _ in cut for param in params]
         self.names = [name for _, names, _ in cut for name in names]
@@ -167,9 +184,13 @@ class LibraryOptimizer:
         draws = torch.random.get_rng_state()
         try:
             trial = LibraryOptimizer(
-                self._make, [Block(params=toys, names=names)], lr=self.lr, settings=self._settings, fused=self._fused,
+                self._make,
+                [Block(params=toys, names=names)],
+                lr=self.lr,
+                settings=self._settings,
+                fused=self._fused,
                 hessian_every=self._hessian_every,
-            )  # fmt: skip
+            )
             entries = copy.deepcopy({name: state["state"][name] for name in names})
             trial._put({**state, "state": entries, "groups": copy.deepcopy(state["groups"][:1])})
             for toy in toys:

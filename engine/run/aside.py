@@ -18,10 +18,22 @@ from engine.io import atomic_write_text, fsync_directory, is_leftover, remove_le
 
 OWN_FOLDERS = ("checkpoints", "tensorboard", "wandb", "profile", "samples")
 OWN_FILES = (
-    "identity.json", "config.yaml", "config.resolved.yaml", "all_config.yaml", "overrides.txt", "environment.json",
-    "path_signature.json", "metrics.jsonl", "metrics.csv", "status.json", "summary.json", "wandb_id.txt", ".lock",
-    "vocabularies.json", "best_val_loss_and_iter.txt",
-)  # fmt: skip
+    "identity.json",
+    "config.yaml",
+    "config.resolved.yaml",
+    "all_config.yaml",
+    "overrides.txt",
+    "environment.json",
+    "path_signature.json",
+    "metrics.jsonl",
+    "metrics.csv",
+    "status.json",
+    "summary.json",
+    "wandb_id.txt",
+    ".lock",
+    "vocabularies.json",
+    "best_val_loss_and_iter.txt",
+)
 # What a launcher, Hydra or the preflight may leave in a directory before the run itself owns it.
 NOT_A_RUN_YET = {".lock", ".hydra", "status.json", "path_signature.json"}
 SET_ASIDE = ".set_aside"

@@ -1,72 +1,32 @@
-"""From a checked config to a finished run: run directory, device, task, trainer, checkpoints, status.
+"""From a checked config to a finished run: the decision about the run, device, task, then a `Session`.
 
 `run` is what an entry script's `launch` calls.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from engine.checkpoint.store import Checkpoint, CheckpointStore, CheckpointWriteError, gather_tree, load_checkpoint
-from engine.cli.spelling import as_typed
-from engine.config import RunConfig, source_of
+from engine.config import RunConfig
 from engine.device import check_attention, choose_device, make_runtime
-from engine.distributed import all_gather_rows, broadcast_object, is_main, rank, shutdown, under_torchrun, world_size
-from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
-from engine.io import atomic_write_json, atomic_write_text, print_rank0
-from engine.loggers.sinks import Sinks
-from engine.loggers.trackers import open_sinks
+from engine.distributed import is_main, on_main, shutdown, under_torchrun
+from engine.io import print_rank0
 from engine.loop.compiling import compile_task
-from engine.loop.ema import averaged_weights
 from engine.loop.evaluations import check_early_stop
-from engine.loop.hooks import ProgressBar, StepProfiler, print_plan
-from engine.loop.trainer import Hook, Trainer
 from engine.run.decision import RunDecision, accumulation, decide_run
 from engine.run.directory import RunDirectory, open_run, record_refusal
-from engine.run.environment import check_data, data_marks, describe_environment
-from engine.run.files import read_json
-from engine.run.load_run import load_state
 from engine.run.parent import report_run_dir
 from engine.run.request import request_of
+from engine.run.session import Compare, Session, how_it_ended
 from engine.run.stored import from_source
 from engine.signals import StopSignal
-from engine.task import Evaluation, Runtime, TrainingPlan
+from engine.task import Runtime, TrainingPlan
 
-C = TypeVar("C", bound=RunConfig)
-R = TypeVar("R")
 Build = Callable[[Any, Runtime], TrainingPlan]
 Check = Callable[[Any], Mapping[str, Any] | None]
-SIGNATURE = "path_signature.json"
-Compare = Callable[[dict[str, Any], dict[str, Any]], tuple[list[str], list[str]]]
-
-
-def on_main(work: Callable[[], R]) -> R:
-    """Do `work` on rank 0 and give its result, or its error, to every rank: no rank waits for one that has failed."""
-    outcome: tuple[str, Any] = ("", None)
-    if is_main():
-        try:
-            outcome = ("done", work())
-        except (UsageError, RunFailure, OSError) as error:
-            failure = disk_fault(error) if isinstance(error, OSError) else error
-            if failure is None:
-                raise
-            outcome = (type(failure).__name__, str(failure))
-    kind, value = broadcast_object(outcome if world_size() > 1 else None) if world_size() > 1 else outcome
-    if kind == "UsageError":
-        raise UsageError(value)
-    if kind == "RunFailure":
-        raise RunFailure(value)
-    result: R = value
-    return result
-
-
-# --- a run ------------------------------------------------------------------------------------------------------------
 
 
 def run(
@@ -102,11 +62,11 @@ def run(
             if decision.starts_fresh and plan.start is not None:
                 plan.start()
             compile_task(plan.task, config, runtime.device)
-            session = _Session(config, entry, plan, runtime, stop)
+            session = Session(config, entry, plan, runtime, stop)
             if decision.branch is not None:
                 session.load(decision.branch, branches=True)
         except BaseException as error:
-            state, fields = _how_it_ended(error)
+            state, fields = how_it_ended(error)
             if is_main() and under_torchrun():
                 record_refusal(request, state=state, **fields)
                 report_run_dir(request.path)
@@ -130,223 +90,3 @@ def run(
             session.ended(error)
             raise
         return results
-
-
-def _how_it_ended(error: BaseException) -> tuple[str, dict[str, Any]]:
-    """status.json's state, exit code and message for an error that ends the run."""
-    error = disk_fault(error) or error
-    states = {UsageError: "refused", Interrupted: "interrupted", KeyboardInterrupt: "interrupted"}
-    state = states.get(type(error), "failed")
-    code = getattr(error, "exit_code", 3 if state == "interrupted" else 1)
-    return state, {"exit_code": code, "message": as_typed(str(error).partition("\n")[0])}
-
-
-class _Session(Hook):
-    """One process's part in a run: what `run` sets up, the saver and the writer that the trainer calls, the end."""
-
-    def __init__(self, config: RunConfig, entry: str, plan: TrainingPlan, runtime: Runtime, stop: StopSignal) -> None:
-        self.config, self.entry, self.plan = config, entry, plan
-        self.sinks = Sinks()
-        self.bar = ProgressBar()
-        self.trainer = Trainer(
-            plan, config, runtime, save=self.save, write=self.sinks.write, stop=stop, hooks=[self.bar, self]
-        )
-        self.checkpoint: Checkpoint | None = None
-        self.directory: RunDirectory | None = None
-        self.signature: Mapping[str, Any] = {}
-        self.began, self.last_check = time.time(), time.monotonic()
-        self.first_step = 0
-        self.over = False
-
-    # Setting up. What can be refused is refused before the directory is entered, or leaves it as it was.
-
-    def load(self, path: Path, *, branches: bool) -> None:
-        """The state of the checkpoint `path`; one that a new run `branches` off from owns no evaluation yet."""
-        on_main(lambda: load_checkpoint(path).path)  # rank 0 verifies every byte before anything is used
-        self.checkpoint = checkpoint = load_checkpoint(path, checksums=False)
-        if checkpoint.entry != self.entry:
-            raise UsageError(f"checkpoint {path} was written by {checkpoint.entry}.py, not by {self.entry}.py")
-        if not branches:
-            on_main(lambda: check_data(self.decision.path, checkpoint.extra, self.plan.cards))
-        trainer = self.trainer
-        load_state(trainer, checkpoint, rank=rank(), world_size=world_size())
-        if branches:
-            trainer.evaluations.forget()
-
-    def enter(self, decision: RunDecision, directory: RunDirectory | None) -> None:
-        """From here on there is a run directory (on rank 0 in hand)."""
-        self.decision, self.directory = decision, directory
-        self.store = CheckpointStore(decision.path, self.entry)
-
-    def train(self, runtime: Runtime) -> dict[str, float | None]:
-        config, trainer, path = self.config, self.trainer, self.decision.checkpoint
-        resumes = self.decision.resumes
-        if path is not None and (resumes or self.checkpoint is None or self.checkpoint.path != path.resolve()):
-            self.load(path, branches=not resumes)
-        self.first_step = trainer.step
-        on_main(self._prepare_files)
-        print_plan(self.plan, config, runtime, self.first_step)
-        if self.directory is not None:
-            open_sinks(
-                self.sinks, config, self.directory.path, entry=self.entry, step=trainer.step,
-                last_step=trainer.last_step, resolved=source_of(config).resolved,
-            )  # fmt: skip
-            if config.profile_steps is not None:
-                trainer.hooks.append(StepProfiler(self.directory.path / "profile", config.profile_steps))
-        return trainer.fit()
-
-    def compare_paths(self, signature: Mapping[str, Any], compare: Compare) -> None:
-        """Rank 0: hold the signature of what runs against that of the run that resumes."""
-        self.signature = dict(signature)
-        if self.decision.resumes and signature:
-            different, notable = compare(read_json(self.decision.path / SIGNATURE), dict(signature))
-            for line in notable:
-                print_rank0(f"warning: since this run began, {line}")
-            if different and self.config.verify == "strict":
-                raise UsageError(
-                    f"{self.decision.path} was another path, {different[0]}: start a new run (resume=false), "
-                    "or resume it anyway with verify=warn"
-                )
-            for line in different:
-                print_rank0(f"warning: this run was another path, {line}")
-
-    def _prepare_files(self) -> None:
-        """Only now: a resume that was refused above, or that trains nothing, leaves the stored config alone."""
-        assert self.directory is not None
-        resumes, trainer, source = self.decision.resumes, self.trainer, source_of(self.config)
-        sizes = self.checkpoint.extra.get("sizes", {}) if self.checkpoint and resumes else {}
-        self.directory.cut_back({"metrics.jsonl": sizes.get("metrics.jsonl", 0)})
-        if resumes:
-            self._update_links(prune=self.store.latest() == self.decision.checkpoint)
-        if resumes and trainer.step >= trainer.last_step:
-            return
-        if self.signature:
-            atomic_write_json(self.decision.path / SIGNATURE, self.signature)
-        self.directory.write_config(source.yaml, source.resolved, source.overrides)
-        about = describe_environment(data_cards=self.plan.cards)
-        self.directory.write_environment({**about, "batch_rows": self.plan.batch_rows})
-
-    def _update_links(self, *, prune: bool) -> None:
-        """What follows a checkpoint: the documented links, and removing those that are no longer wanted."""
-        for name, which in self.plan.links.items():
-            if (target := self.store.best() if which == "best" else self.store.latest()) is not None:
-                self.store.link(name, target)
-        if prune:
-            self.store.prune(self.config.keep_last, self.config.keep_every)
-
-    # Called by the trainer.
-
-    def after_step(self, trainer: Trainer) -> None:
-        """Rank 0, about once a second: the run directory still is there."""
-        if self.directory is not None and time.monotonic() - self.last_check > 1.0:
-            self.directory.require_there()
-            self.last_check = time.monotonic()
-
-    def after_eval(self, trainer: Trainer, results: Mapping[str, float | None]) -> None:
-        """Rank 0: what the plan reports beside the metrics. A full disk is a warning."""
-        if self.directory is None or trainer.plan.report is None:
-            return
-        self.directory.require_there()
-        early = trainer.evaluations.early_stop
-        best = (early.best, early.best_step) if early.best is not None and early.best_step is not None else None
-        evaluation = Evaluation(step=trainer.step, results=results, best=best, step_ms=trainer.step_ms)
-        for name, text in trainer.plan.report(evaluation).items():
-            path = self.directory.path / name
-            try:
-                path.parent.mkdir(exist_ok=True)
-                atomic_write_text(path, text)
-            except OSError as error:
-                print_rank0(f"warning: {path} could not be written ({error.strerror}); training continues")
-
-    def save(self, trainer: Trainer, why: str) -> None:
-        """Write a checkpoint (a collective). A failed periodic save is a warning; one at the end fails the run."""
-        # The state is gathered by all ranks; what follows is rank 0's.
-        state = gather_tree(trainer.state_dict(), all_gather_rows)
-
-        def write() -> None:
-            assert self.directory is not None
-            self.directory.require_there()
-            metrics_file = self.decision.path / "metrics.jsonl"
-            try:
-                self.store.save(
-                    trainer.step,
-                    model=trainer.module.state_dict(),
-                    ema=averaged_weights(trainer.module, trainer.ema, trainer.optimizers),
-                    state=state,
-                    config=source_of(self.config).resolved,
-                    metric=trainer.evaluations.metric(trainer.step),
-                    extra={
-                        "sizes": {"metrics.jsonl": metrics_file.stat().st_size if metrics_file.exists() else 0},
-                        "data": data_marks(trainer.plan.cards),
-                        "batch_rows": trainer.plan.batch_rows,
-                        **_stand_in(trainer.plan),
-                    },
-                )
-            except CheckpointWriteError as error:
-                if why != "step":
-                    raise RunFailure(str(error)) from error
-                print_rank0(f"warning: {error}; training continues")
-                return
-            self._update_links(prune=True)
-            self._status("running", step=trainer.step)
-
-        on_main(write)
-
-    # The end.
-
-    def finished(self, results: Mapping[str, float | None]) -> None:
-        """status done, summary.json, and where to find things."""
-        if self.directory is None:
-            return
-        self.directory.require_there()
-        plan, early = self.plan, self.trainer.evaluations.early_stop
-        primary = {
-            "name": plan.primary_metric,
-            "value": results.get(plan.primary_metric),
-            "goal": plan.metric_mode,
-        }
-        before = read_json(self.decision.path / "summary.json")
-        idle = self.trainer.step == self.first_step == before.get("step")  # a finished run, resumed for nothing
-        self.directory.write_summary(
-            primary, step=self.trainer.step, best={"value": early.best, "step": early.best_step},
-            stopped_early=self.trainer.stopped_early, **_stand_in(plan),
-            **({"splits": dict(plan.splits)} if plan.splits else {}), results=dict(results),
-            seconds=before.get("seconds") if idle else round(time.time() - self.began, 3),
-        )  # fmt: skip
-        if self.trainer.stopped_early:
-            print_rank0(
-                f"stopped early: {early.waited} evaluations without a better {plan.primary_metric} "
-                f"(best {early.best} at step {early.best_step}); a higher early_stop_patience and resume=true continue"
-            )
-        self._status("done", step=self.trainer.step, exit_code=0)
-        self.over = True
-        self.sinks.close()  # last: a server may keep one of them waiting
-        for name, value in results.items():
-            if value is not None and name.count("/") == 1:
-                print_rank0(f"{name:<28}{value:.4f}")
-        print_rank0(f"done: {self.decision.path} (step {self.trainer.step}, {time.time() - self.began:.1f} s)")
-
-    def ended(self, error: BaseException) -> None:
-        """Record in status.json how the run ended; the error then reaches the command line."""
-        self.bar.end()
-        state, fields = _how_it_ended(error)
-        if self.directory is not None and state == "refused" and self.directory.was_done:
-            self._status_file(self.directory.put_back_status)
-        elif not self.over:
-            self._status(state, **fields, step=self.trainer.step)
-        self.sinks.close()
-
-    def _status(self, state: str, **fields: Any) -> None:
-        if self.directory is not None:
-            self._status_file(partial(self.directory.set_status, state, **fields))
-
-    def _status_file(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except OSError as error:  # a full disk must not hide the reason why the run ended
-            print_rank0(f"warning: status.json could not be written ({error.strerror})")
-
-
-def _stand_in(plan: TrainingPlan) -> dict[str, bool]:
-    """Kept with all results: the data are not those that their name promises."""
-    return {"stand_in": True} if any(card.get("stand_in") for card in plan.cards) else {}

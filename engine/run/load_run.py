@@ -87,9 +87,12 @@ def family_function(path: str | Path, part: str, name: str) -> Callable[..., Any
 
 
 def open_checkpoint(
-    path: str | Path, *, device: str = "auto", weights: Literal["ema", "raw"] = "ema",
+    path: str | Path,
+    *,
+    device: str = "auto",
+    weights: Literal["ema", "raw"] = "ema",
     overrides: Mapping[str, Any] | None = None,
-) -> OpenedCheckpoint:  # fmt: skip
+) -> OpenedCheckpoint:
     """Rebuild the run that wrote `path`: a run directory (its latest checkpoint), a checkpoint, or a `step_N` link.
 
     `overrides` replaces top-level config keys (the data to evaluate on, say); the architecture is the checkpoint's.

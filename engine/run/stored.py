@@ -147,9 +147,12 @@ def stored_origin(stored_yaml: str) -> dict[str, Any]:
 
 
 def merge_for_resume(
-    stored_yaml: str, overrides: Sequence[str], groups: Iterable[str] = (), before: Mapping[str, Any] | None = None,
+    stored_yaml: str,
+    overrides: Sequence[str],
+    groups: Iterable[str] = (),
+    before: Mapping[str, Any] | None = None,
     declared: Collection[str] = (),
-) -> DictConfig:  # fmt: skip
+) -> DictConfig:
     """Stored unresolved config with the command line's value overrides on top, unresolved.
 
     `groups` are further names of config groups (those of the new command's `ConfigSource.choices`); `before` is the
@@ -212,7 +215,7 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_di
         resolved["run_dir"] = str(run_dir)
     source = replace(
         asked, yaml=header + OmegaConf.to_yaml(merged, resolve=False), resolved=resolved, **stored_origin(text)
-    )  # fmt: skip
+    )
     return from_source(config, source)
 
 
