@@ -89,7 +89,7 @@ def run_child_if_multirun(hydra_config: DictConfig, entry_script: str | Path) ->
         run_dir=None if outcome.run_dir is None else str(outcome.run_dir),
         summary=dict(outcome.summary),
         step=outcome.step,
-        error="" if outcome.state == "done" else outcome.message,
+        error=outcome.message,
     )
     result.write(folder)
     if result.code:

@@ -219,6 +219,13 @@ def test_a_status_of_an_earlier_attempt_is_not_believed(place: Path, capsys: pyt
     assert marks(place) == "!"
 
 
+def test_a_run_inside_a_sweep_does_not_judge_its_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sweep's jobs report to the sweep, so its line is judged by the exit code, the worst of its jobs."""
+    write(place, "[ ] LOOPFORGE_JOB_REPORT=first.run python job.py a status=done,0,9")
+    assert run(place, capsys)[0] == 1
+    assert marks(place) == "!"
+
+
 def test_a_job_file_that_vanishes_does_not_orphan_its_jobs(
     place: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
