@@ -210,6 +210,13 @@ def test_engine_stays_small() -> None:
     assert len((ROOT / "engine/loop/trainer.py").read_text().splitlines()) < 300
 
 
+def test_the_reading_order_has_every_file_of_engine() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    listed = set(re.findall(r"^\| `(engine/[\w/]+\.py)` \|", page, re.MULTILINE))
+    present = {str(path.relative_to(ROOT)) for path in sources("engine") if code_lines(path)}
+    assert listed == present
+
+
 def test_files_stay_readable() -> None:
     too_long = {
         str(path.relative_to(ROOT)): lines
