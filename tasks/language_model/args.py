@@ -277,7 +277,7 @@ def rewrite(words: Sequence[str], groups: Groups, typed: dict[str, str] | None =
     compile=true/false -> block/off; a list item with blanks is several. `typed` takes what became of which word.
     """
     changed: list[str] = []
-    told = {} if typed is None else typed
+    origins = {} if typed is None else typed
     for word in words:
         key, equals, value = word.partition("=")
         name, plain = key.lstrip("+"), value.strip("'\"")
@@ -285,19 +285,19 @@ def rewrite(words: Sequence[str], groups: Groups, typed: dict[str, str] | None =
             changed.append(word)
         elif name == "init_from" and plain == "resume":
             changed.append("resume=true")
-            told["resume=true"] = "init_from=resume"
+            origins["resume=true"] = "init_from=resume"
         elif name == "init_from" and plain in GPT2_SIZES:
             changed += ["init_from=gpt2", *([f"gpt2_type={plain}"] if plain != "gpt2" else [])]
-            told |= {
+            origins |= {
                 f"init_from=gpt2 gpt2_type={plain}": f"init_from={plain}",
                 f"gpt2_type={plain}": f"init_from={plain}",
             }
         elif name == "optimizer" and plain not in groups.options["optimizer"] and plain.isidentifier():
             changed += ["optimizer=pytorch_optimizer", f"optimizer.name={plain}"]
-            told["optimizer.name"] = "optimizer"
+            origins["optimizer.name"] = "optimizer"
         elif name == "compile" and plain in ("true", "false"):
             changed.append(f"{key}={'block' if plain == 'true' else 'off'}")
-            told[changed[-1].lstrip("+")] = f"compile={plain}"
+            origins[changed[-1].lstrip("+")] = f"compile={plain}"
         elif name in LISTS:
             changed.append(f"{key}={_split_items(value)}")
         else:

@@ -55,15 +55,23 @@ def check_room(model: GPT, samples: int, count: int) -> None:
 
 @torch.no_grad()
 def generate(
-    model: GPT, prompt: Tensor, count: int, *, temperature: float = 1.0, top_k: int | None = None,
-    min_p: float | None = None, seed: int = 0, purpose: str = "sample", stream: int | None = None,
+    model: GPT,
+    prompt: Tensor,
+    count: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    seed: int = 0,
+    purpose: str = "sample",
+    stream: int | None = None,
     stop: int | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """`count` tokens after `prompt` (int [B, T], or [B, K, T] for K streams): int64 [B, n], or [B, K, n].
 
     Numbers are keyed by (seed, purpose), one generator for the whole call, so the same call gives the same text on
     every device. temperature 0 takes the likeliest token. It ends early when every sample has met the token `stop` (of
-    the first stream, where there are several): `until` says where each of them ends.
+    the first stream, where there are several): `until` gives where each of them ends.
 
     Raises: UsageError for longer texts, or more of them at once, than can be made.
     """

@@ -128,7 +128,7 @@ def estimate(model: nn.Module, folder: Path, sizes: Sizes, batches: int) -> dict
 
 
 def train(folder: Path, iterations: int, *, eval_interval: int, eval_iters: int, log_interval: int, seed: int) -> float:
-    """The whole run; the last validation loss. Warm-up 100, cosine to a tenth, as the recipe says."""
+    """The whole run; the last validation loss. Warm-up 100, cosine to a tenth, as in the recipe."""
     torch.manual_seed(seed)
     sizes, value = Sizes(), math.nan
     model = NanoGPT(sizes)

@@ -65,9 +65,16 @@ class LanguageReport:
             prompt = self._prompt(tokenizer, contexts).expand(config.num_samples, *[-1] * (1 + contexts))
             for top_k in config.top_k:
                 made = generate(
-                    self.model, prompt, config.max_sample_tokens, temperature=config.temperature, top_k=top_k,
-                    seed=config.seed, purpose=f"sample/{step}/{top_k}/{stream}", stream=stream, stop=tokenizer.eot,
-                )  # fmt: skip
+                    self.model,
+                    prompt,
+                    config.max_sample_tokens,
+                    temperature=config.temperature,
+                    top_k=top_k,
+                    seed=config.seed,
+                    purpose=f"sample/{step}/{top_k}/{stream}",
+                    stream=stream,
+                    stop=tokenizer.eot,
+                )
                 for number, row in enumerate(made):
                     name = f" {self.names[stream]}" if stream is not None else ""
                     text = self._text(until(row, tokenizer.eot), tokenizer)
@@ -91,7 +98,7 @@ class LanguageReport:
 
 
 def start_text(value: str) -> str:
-    """A prompt, read from a file where it says FILE:path. Raises: UsageError when there is none."""
+    """A prompt, read from a file where it is FILE:path. Raises: UsageError when there is none."""
     if not value.startswith("FILE:"):
         if HALF.search(value):
             raise UsageError(f"the prompt {ascii(value)[:60]} is not UTF-8: it holds half a character")

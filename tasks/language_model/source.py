@@ -19,24 +19,24 @@ from models.language_models.gpt2_config import GPT2_SIZES, gpt2_arch
 from models.language_models.gpt2_folder import gpt2_folder
 
 RECIPES_SET = ("n_layer", "n_head", "n_embd", "block_size")
-"""Keys that a recipe may have changed below its arch: said even where the source has the default."""
+"""Keys that a recipe may have changed below its arch: given even where the source has the default."""
 
 
 def start_arch(words: Sequence[str]) -> list[str]:
-    """Overrides for the architecture that init_from=gpt2 or prev_run loads into; what the command says itself stays."""
-    said = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
-    begin = _plain(said.get("init_from", ""))
+    """Overrides for the architecture that init_from=gpt2 or prev_run loads into; what the command gives stays."""
+    given = dict(word.lstrip("+").split("=", 1) for word in words if "=" in word)
+    begin = _plain(given.get("init_from", ""))
     if begin == "gpt2":
-        values = gpt2_sizes(_plain(said.get("gpt2_type", "gpt2")))
-        return [*([] if "arch" in said else ["arch=gpt2"]), *_unsaid(values, said)]
-    if begin == "prev_run" and "arch" not in said:
-        values = previous_arch(_plain(said.get("prev_run_ckpt", "")))
-        return ["arch=gpt", *_unsaid(values, said)] if values else []
+        values = gpt2_sizes(_plain(given.get("gpt2_type", "gpt2")))
+        return [*([] if "arch" in given else ["arch=gpt2"]), *_not_given(values, given)]
+    if begin == "prev_run" and "arch" not in given:
+        values = previous_arch(_plain(given.get("prev_run_ckpt", "")))
+        return ["arch=gpt", *_not_given(values, given)] if values else []
     return []
 
 
-def _unsaid(values: Mapping[str, Any], said: Mapping[str, str]) -> Iterator[str]:
-    return (f"arch.{key}={render(value)}" for key, value in values.items() if f"arch.{key}" not in said)
+def _not_given(values: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:
+    return (f"arch.{key}={render(value)}" for key, value in values.items() if f"arch.{key}" not in given)
 
 
 def _plain(value: str) -> str:
@@ -63,7 +63,7 @@ def gpt2_sizes(kind: str) -> dict[str, Any]:
 def previous_arch(source: str) -> dict[str, Any]:
     """arch.* values of an earlier run, of one of its checkpoints, or of a nanoGPT ckpt.pt; empty where there is none.
 
-    What is wrong with the source is said when its weights are loaded.
+    What is wrong with the source is reported when its weights are loaded.
     """
     path = user_path(source)
     try:

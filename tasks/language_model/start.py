@@ -1,6 +1,6 @@
 """Where the weights of a `train.py` run begin, if not at random: OpenAI's GPT-2, or another run of ours.
 
-Everything that can be refused is refused before the run directory is touched; a run that goes on has its own weights
+Everything that can be refused is refused before the run directory is touched; a resumed run has its own weights
 and asks for nothing here.
 """
 
@@ -71,7 +71,7 @@ def require_gpt2_tokens(folders: Sequence[Path]) -> None:
 def find_gpt2(kind: str) -> Path:
     """Folder with config.json and weights: `kind` itself, else its snapshot in the Hub cache, else a download.
 
-    Raises: UsageError that says how to get it.
+    Raises: UsageError with how to get it.
     """
     if (folder := gpt2_folder(kind)) is not None or (user_path(kind).is_dir() and kind not in GPT2_SIZES):
         return folder or user_path(kind)
@@ -85,9 +85,9 @@ def find_gpt2(kind: str) -> Path:
             f"init_from=gpt2 gpt2_type={kind} reads the Hub cache: pip install -e '.[lm]', or give a folder{there}"
         ) from None
     for repository in (kind, HUB + kind):
-        found = [try_to_load_from_cache(repository, name) for name in ("config.json", *WEIGHTS)]
-        if isinstance(found[0], str) and any(isinstance(path, str) for path in found[1:]):
-            return Path(found[0]).parent
+        parts = [try_to_load_from_cache(repository, name) for name in ("config.json", *WEIGHTS)]
+        if isinstance(parts[0], str) and any(isinstance(path, str) for path in parts[1:]):
+            return Path(parts[0]).parent
     try:
         hf_hub_download(HUB + kind, WEIGHTS[0])
         return Path(hf_hub_download(HUB + kind, "config.json")).parent
@@ -113,22 +113,22 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
     if not folder.is_dir():
         raise UsageError(f"prev_run_ckpt={path}: no such run or checkpoint")
     store = CheckpointStore(folder, "train")
-    found = store.best() or store.latest() or folder
-    checkpoint = load_checkpoint(found)
+    source = store.best() or store.latest() or folder
+    checkpoint = load_checkpoint(source)
     apart = config.training_mode == "multicontext" or config.multidataset_wte
-    require_same_words(found.resolve().parent.parent, folders, apart=apart, key=f"prev_run_ckpt={found}")
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    require_same_words(source.resolve().parent.parent, folders, apart=apart, key=f"prev_run_ckpt={source}")
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
-    if wanted != given:
-        name = next(n for n in (*wanted, *given) if wanted.get(n) != given.get(n))
-        tensor = f"{name} is {given.get(name, 'missing')} there and {wanted.get(name, 'not used')} here"
+    if expected != given:
+        name = next(n for n in (*expected, *given) if expected.get(n) != given.get(n))
+        tensor = f"{name} is {given.get(name, 'missing')} there and {expected.get(name, 'not used')} here"
         raise UsageError(
-            f"prev_run_ckpt={found}: {what_changed(checkpoint.config, config) or tensor}: "
+            f"prev_run_ckpt={source}: {what_changed(checkpoint.config, config) or tensor}: "
             "the same arch.* and a data set of the same vocabulary are needed"
         )
     averaged = checkpoint.ema or {}  # where a run keeps averages, they are what was evaluated
     load_weights(model, {**checkpoint.model, **averaged}, strict=True)
-    print_rank0(f"weights     {found} (step {checkpoint.step}{', averaged' if averaged else ''})")
+    print_rank0(f"weights     {source} (step {checkpoint.step}{', averaged' if averaged else ''})")
 
 
 def load_nanogpt(path: Path, model: Any) -> None:

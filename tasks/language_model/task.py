@@ -48,10 +48,17 @@ class LanguageModelTask:
     """
 
     def __init__(
-        self, model: GPT, loss_head: LMLossHead, *, runtime: Runtime, batches: TrainBatches,
-        held_out: Sequence[HeldOut], criterion: Criterion, groups: list[ParamGroup],
+        self,
+        model: GPT,
+        loss_head: LMLossHead,
+        *,
+        runtime: Runtime,
+        batches: TrainBatches,
+        held_out: Sequence[HeldOut],
+        criterion: Criterion,
+        groups: list[ParamGroup],
         per_dataset_vocabulary: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.module: nn.Module = model
         self.model = model  # the bare model, for evaluation and sampling
         self.loss_head, self.runtime, self.batches = loss_head, runtime, batches

@@ -139,7 +139,7 @@ class PretrainConfig(RunConfig):
             )
 
 
-def _nearest_divisor(number: int, wanted: int) -> int:
-    """The divisor of `number` nearest to `wanted`, among those that a million divisions find."""
+def _nearest_divisor(number: int, near: int) -> int:
+    """The divisor of `number` nearest to `near`, among those that a million divisions find."""
     small = [d for d in range(1, min(math.isqrt(number), 1_000_000) + 1) if number % d == 0]
-    return min((each for d in small for each in (d, number // d)), key=lambda d: (abs(d - wanted), d))
+    return min((each for d in small for each in (d, number // d)), key=lambda d: (abs(d - near), d))

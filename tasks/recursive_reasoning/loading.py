@@ -14,6 +14,7 @@ from dataset.format import PuzzleSplit, load_splits
 from engine.errors import UsageError
 from engine.io import user_path
 from tasks.loading import data_identity, home_of, require_average, warn_of_other_data
+from tasks.recursive_reasoning.family import FAMILY
 
 
 @dataclass(kw_only=True)
@@ -44,18 +45,18 @@ def load_puzzle_run(args: argparse.Namespace) -> PuzzleRun:
     Raises:
         UsageError: no usable checkpoint or data, averaged weights asked of a run without, a run of another family.
     """
-    from engine.run.load_run import open_checkpoint
-    from tasks.recursive_reasoning.task import RecursiveReasoningTask
+    from engine.run.load_run import find_checkpoint, open_checkpoint
 
     checkpoint = Path(os.path.abspath(args.checkpoint))
     given = [os.path.abspath(user_path(path)) for path in args.data or ()]
     with contextlib.chdir(home_of(checkpoint)):
         weights = cast(Literal["ema", "raw"], args.weights or "ema")
+        writer = find_checkpoint(checkpoint).entry
+        if writer != FAMILY.entry:
+            raise UsageError(f"{args.checkpoint} was written by {writer}.py: expected a run of {FAMILY.entry}.py")
         opened = open_checkpoint(checkpoint, device=args.device, weights=weights)
-        task, config = opened.plan.task, opened.config
-        if not isinstance(task, RecursiveReasoningTask):
-            writer = opened.checkpoint.entry
-            raise UsageError(f"{args.checkpoint} was written by {writer}.py: expected a run of pretrain.py")
+        task: Any = opened.plan.task
+        config = opened.config
         require_average(opened, args)
         usual = config.data_paths_test if args.split == "test" and config.data_paths_test else config.data_paths
         folders = [ensure(path, build=bool(given)) for path in given or usual]

@@ -206,7 +206,7 @@ class RecursiveReasoningTask:
         return values
 
     def _episode(self, batch: Batch) -> list[ACTOutput]:
-        """Every ACT step where an evaluator looks at them, else the last one; latents are dropped, they are large."""
+        """Every ACT step where an evaluator reads them, else the last one; latents are dropped, they are large."""
         if any(evaluator.needs_steps for evaluator in self.evaluators):
             return [replace(step, carry=replace(step.carry, latents={})) for step in self.model.think(batch)]
         return [self.model(batch)]
@@ -244,8 +244,8 @@ class RecursiveReasoningTask:
         if not state:
             return
         saved, device = state["carry"], self.runtime.device
-        rows, wanted = len(saved["steps"]), self.micro_rows * self.runtime.accumulation
-        if rows != wanted:
+        rows, expected = len(saved["steps"]), self.micro_rows * self.runtime.accumulation
+        if rows != expected:
             before = rows * self.runtime.world_size
             raise UsageError(
                 f"{self.batch_key}={self.global_rows}: the checkpoint holds {before} slots, which a resume keeps "
@@ -269,15 +269,17 @@ class RecursiveReasoningTask:
     def _check_carry(self, saved: dict[str, Any], rows: int) -> None:
         """Raises ValueError unless the saved slots have the form, and tokens the range, of slots of this model."""
         own = self.model.begin(next(iter(self.micro_batches(1)))[1])
-        wanted = {"steps": own.steps, "halted": own.halted}
-        wanted |= {f"latents.{name}": value for name, value in own.latents.items()}
-        wanted |= {f"data.{name}": value for name, value in own.data.items()}
-        for place, value in wanted.items():
-            found: Any = saved
+        expected = {"steps": own.steps, "halted": own.halted}
+        expected |= {f"latents.{name}": value for name, value in own.latents.items()}
+        expected |= {f"data.{name}": value for name, value in own.data.items()}
+        for place, value in expected.items():
+            stored: Any = saved
             for part in place.split(".", 1):
-                found = found[part]
-            if not isinstance(found, Tensor) or (found.dtype, *found.shape) != (value.dtype, rows, *value.shape[1:]):
-                form = f"{list(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+                stored = stored[part]
+            if not isinstance(stored, Tensor) or (stored.dtype, *stored.shape) != (value.dtype, rows, *value.shape[1:]):
+                form = type(stored).__name__
+                if isinstance(stored, Tensor):
+                    form = f"{list(stored.shape)} of {stored.dtype}"
                 raise ValueError(f"carry.{place} is {form}, expected {[rows, *value.shape[1:]]} of {value.dtype}")
         sizes = (self.sampler.splits[0].metadata.vocab_size, self.sampler.num_puzzle_identifiers)
         for name, size in zip(("inputs", "puzzle_identifiers"), sizes, strict=True):
