@@ -18,7 +18,7 @@ from engine.fields import Inert, NotBlank, Range, check_fields
 from engine.schema import structure, with_defaults
 
 C = TypeVar("C", bound="RunConfig")
-# first line of a stored config: a resume has to know the chosen groups, the YAML alone does not say
+# first line of a stored config: a resume has to know the chosen groups, which the YAML alone does not hold
 HEADER = "# composed from "
 
 MOST_THREADS = 1024  # of one process: a machine's limit is met with a crash of the thread library
@@ -107,7 +107,7 @@ class RunConfig:
     FOLLOWS: ClassVar[Mapping[str, str]] = {}
     """Keys whose value another key gives, as long as nobody sets them -> that key: for messages."""
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {}
-    """Blocks of free keys -> the dataclass that says what their keys mean: for --help."""
+    """Blocks of free keys -> the dataclass that declares their keys: for --help."""
 
     script: str | None = None
     """The entry script this file is for, e.g. pretrain.py; another script refuses it."""
@@ -168,7 +168,7 @@ class RunConfig:
     """Keep a finished run of this identity and length and do nothing; null does so in a sweep only."""
 
     verify: Literal["off", "warn", "strict"] = "strict"
-    """Check the path from command to model before launch: strict stops at a FAIL, warn only says it, off skips."""
+    """Check the path from command to model before launch: strict stops at a FAIL, warn only reports it, off skips."""
     project_name: Annotated[str | None, Inert(_unused_label, "run_dir does not contain it, wandb is off")] = None
     """Groups runs: a folder under checkpoints/ and the wandb project."""
     run_name: str | None = None

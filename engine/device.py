@@ -65,7 +65,7 @@ def _why_absent(kind: str) -> str:
 def _cuda(index: str, why: str) -> DeviceChoice:
     gpus = torch.cuda.device_count()
     if not index and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > gpus:
-        raise UsageError(f"{processes} processes on a machine with {gpus} GPU(s): start {gpus}, or say device=cpu")
+        raise UsageError(f"{processes} processes on a machine with {gpus} GPU(s): start {gpus}, or set device=cpu")
     number = int(index) if index else local_rank()
     if number >= gpus:
         raise UsageError(f"device=cuda:{number}: this machine has {gpus} GPU(s), numbered from 0")
@@ -111,7 +111,7 @@ def prepare_process(*, seed: int, threads: int | None, deterministic: bool) -> N
 
 
 def make_runtime(config: RunConfig, *, stop: StopSignal | None = None) -> Runtime:
-    """Device, dtype and attention kernel of `config`, said with the reason; the process is seeded."""
+    """Device, dtype and attention kernel of `config`, printed with the reason; the process is seeded."""
     choice = choose_device(config.device)
     attention = check_attention(config.attention, choice.device)
     prepare_process(seed=config.seed, threads=config.threads, deterministic=config.deterministic)

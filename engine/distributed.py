@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# What gloo and nccl say when the process at the other end is gone.
+# What gloo and nccl report when the process at the other end is gone.
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Connection refused", "recvValue")
 
 
@@ -110,9 +110,9 @@ def _agree_on_life(store: Any, number: int, ranks: int) -> str:
 
 
 def lost_rank(error: BaseException) -> RankLost | None:
-    """The error as `RankLost` if it says that another rank is gone."""
+    """The error as `RankLost` if it means that another rank is gone."""
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST):
-        return RankLost("another rank has ended, and this one with it: the other one's message says why")
+        return RankLost("another rank has ended, and this one with it: the other one's message has the reason")
     return None
 
 

@@ -23,7 +23,7 @@ class RunFailure(Exception):
 
 
 class RankLost(RunFailure):
-    """Another rank of this run is gone; its message says why."""
+    """Another rank of this run is gone; its message has the reason."""
 
 
 class Interrupted(BaseException):
@@ -62,7 +62,7 @@ def disk_fault(error: BaseException) -> UsageError | RunFailure | None:
         return UsageError(f"{str(error).partition(' from ')[2]} is a symbolic link that leads to itself: remove it")
     if not isinstance(error, OSError):
         return None
-    # numpy counts what it could not write, and says no more than that
+    # numpy counts what it could not write, and reports no more than that
     code = errno.ENOSPC if error.errno is None and " requested and " in str(error.args) else error.errno
     if code not in FULL | REFUSED:
         return None

@@ -79,12 +79,12 @@ class Inert:
 
     @property
     def reason(self) -> str:
-        """What messages say."""
+        """The text in messages."""
         return self.why or str(self.when)
 
     @property
     def condition(self) -> str:
-        """What --help says: the condition where it is text."""
+        """The text in --help: the condition where it is text."""
         return self.when if isinstance(self.when, str) else self.why
 
     def holds(self, config: Mapping[str, Any]) -> bool:

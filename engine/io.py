@@ -107,7 +107,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def _name(error: BaseException, path: Path) -> None:
-    """The system says which file only where it opens one, not where it writes."""
+    """The system names the file only where it opens one, not where it writes."""
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(path)
 
@@ -127,7 +127,7 @@ def _plain(value: Any) -> Any:
 
 
 def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON, keys in the given order. Raises TypeError on what JSON cannot say."""
+    """Write `value` as indented JSON, keys in the given order. Raises TypeError on what JSON cannot hold."""
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
 
 
@@ -269,7 +269,7 @@ def file_lock(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = _locked_handle(path, wait)
     try:
-        with contextlib.suppress(OSError):  # on a full disk the lock holds, it only does not say by whom
+        with contextlib.suppress(OSError):  # on a full disk the lock holds, only without the holder's pid
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield

@@ -29,7 +29,7 @@ _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
 class Unreadable(ValueError):
-    """A file is not what it has to be. The text says what is wrong with it, without its name."""
+    """A file is not what it has to be. The text states the fault, without the file's name."""
 
 
 def kind_fault(mode: int) -> str | None:
@@ -78,7 +78,7 @@ def read_json(path: str | os.PathLike[str], limit: int = JSON_LIMIT) -> Any:
 
 
 def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object in a JSON file that is needed. Raises: UsageError that names the file and says what is wrong."""
+    """The object in a JSON file that is needed. Raises: UsageError that names the file and its fault."""
     try:
         value = read_json(path)
     except (OSError, Unreadable) as error:
@@ -154,7 +154,7 @@ def check_yaml(text: str) -> str:
 
 
 def reason_of(error: OSError | ValueError) -> str:
-    """What an error of this module says, for a line that begins with the file's name."""
+    """The text of an error of this module, for a line that begins with the file's name."""
     if isinstance(error, OSError):
         return f"cannot be read ({error.strerror or error})"
     return str(error)

@@ -33,7 +33,7 @@ LONGEST_SHOWN = 80  # characters of a value in an error
 
 
 class Mismatch(TypeError):
-    """A value that does not fit its declared type; the text says both, the place is added on the way out."""
+    """A value that does not fit its declared type; the text names both, the place is added on the way out."""
 
 
 def structure(cls: type[T], data: Any, where: str = "") -> T:

@@ -196,7 +196,7 @@ class TrainingPlan:
     batch_rows: int = 1
     """Rows of the global batch, for throughput."""
     step_counts: Mapping[str, int] = field(default_factory=dict)
-    """What else a step gets through, by name: also told per second."""
+    """What else a step gets through, by name: also reported per second."""
     cards: list[dict[str, Any]] = field(default_factory=list)
     """Data cards, kept in the run directory."""
     start: Callable[[], None] | None = None

@@ -152,7 +152,7 @@ def write_checkpoint(
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`, its form checked, the other files not looked at.
 
-    Raises: ValueError whose text begins with the file's name and says what is wrong.
+    Raises: ValueError whose text begins with the file's name and states the fault.
     """
     path = folder / "manifest.json"
     try:
@@ -215,7 +215,7 @@ def find_fault(folder: Path, *, checksums: bool = True) -> str | None:
         return "manifest.json does not match its own checksum (damaged or edited)"
     named = STEP_NAME.fullmatch(folder.name)
     if named and int(named[1]) != manifest["step"]:
-        return f"manifest.json says step {manifest['step']}, the folder says {folder.name}"
+        return f"manifest.json has step {manifest['step']}, the folder is {folder.name}"
     return None
 
 

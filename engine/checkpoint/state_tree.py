@@ -147,7 +147,7 @@ def _rows_of(tensor: Tensor, name: str, rank: int, world_size: int) -> Tensor:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file: every dtype bit for bit, from any device, strides or storage.
 
-    Tensors that are the same memory (tied weights) are stored once; the file's metadata says `{other name:
+    Tensors that are the same memory (tied weights) are stored once; the file's metadata has `{other name:
     stored name}`, as the safetensors library itself does.
 
     Raises: OSError when the file cannot be written, TypeError on a value that is no tensor.
@@ -185,7 +185,7 @@ def _own_memory(tensor: Tensor) -> Tensor:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file to the CPU, names of tied tensors included (they share memory again).
 
-    Raises: OSError or SafetensorError on a file that is not one (`tensor_file_fault` says it in words).
+    Raises: OSError or SafetensorError on a file that is not one (`tensor_file_fault` describes it).
     """
     check_regular(path)
     tensors = load_file(path)

@@ -130,7 +130,7 @@ class CheckpointStore:
         return final
 
     def _point_to(self, path: Path) -> None:
-        """`best` where it is that, then `latest`: a `latest` that names it says that nothing is left to do."""
+        """`best` where it is that, then `latest`: once `latest` names it, nothing is left to do."""
         if self._is_best(read_manifest(path)["metric"], path):
             atomic_write_text(self.folder / "best", f"{path.name}\n")
         atomic_write_text(self.folder / "latest", f"{path.name}\n")
@@ -157,14 +157,14 @@ class CheckpointStore:
         return bool(metric["value"] < past["value"] if metric.get("goal") == "min" else metric["value"] > past["value"])
 
     def link(self, name: str, target: Path) -> None:
-        """Make `<run_dir>/<name>` a relative link to checkpoint `target`. A failure is said, not raised."""
+        """Make `<run_dir>/<name>` a relative link to checkpoint `target`. A failure is a warning."""
         make_link(self.run_dir / name, os.path.relpath(target, self.run_dir))
 
     def prune(self, keep_last: int | None = None, keep_every: int | None = None) -> list[Path]:
         """Remove all but the `keep_last` newest (None: all), the multiples of `keep_every`, latest and best.
 
         Newest by time of writing: after going back to an early step the abandoned later steps are the old
-        ones. A failed removal is said and never raised. Returns what was removed.
+        ones. A failed removal is a warning. Returns what was removed.
         """
         if keep_last is None:
             return []

@@ -48,7 +48,7 @@ def describe(kind: Any) -> str:
 
 
 def hint_for(schema: type, name: str) -> str | None:
-    """What serves instead of a key that another program has, as far as the schema's ELSEWHERE says."""
+    """What serves instead of a key that another program has, by the schema's FOREIGN_KEYS."""
     known: dict[str, str] = getattr(schema, "FOREIGN_KEYS", {})
     fitting = (hint for key, hint in known.items() if name == key or (key[-1] == "_" and name.startswith(key)))
     return next(fitting, None)

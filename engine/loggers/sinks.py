@@ -60,7 +60,7 @@ class JsonlSink:
         self._lines = WholeFile(path)
 
     def write(self, step: int, values: Values) -> None:
-        line = finite({"step": step, **values})  # train/skipped_steps says where a NaN came from
+        line = finite({"step": step, **values})  # train/skipped_steps tells where a NaN came from
         self._lines.write((json.dumps(line) + "\n").encode())
 
     def close(self) -> None:
@@ -68,7 +68,7 @@ class JsonlSink:
 
 
 def _rows(record: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that are such; damaged ones are left out of the table, which is said."""
+    """The lines of metrics.jsonl that are such; damaged ones are left out of the table, with a warning."""
     if not record.exists():
         return []
     rows, damaged = [], 0

@@ -38,7 +38,7 @@ class _Scope:
 
 
 def compile_task(task: Task, config: RunConfig, device: torch.device) -> None:
-    """Compile as `config.compile` says: off, block (each of `task.module.blocks()`), full (`task.loss`).
+    """Compile by `config.compile`: off, block (each of `task.module.blocks()`), full (`task.loss`).
 
     Only rounding and speed depend on it, so without a compiler there is a warning, and training runs uncompiled.
 

@@ -1,4 +1,4 @@
-"""What the evaluations of a run have said: which were made, the best, what early stopping and a plateau wait for.
+"""The evaluations of a run: which were made, the best, what early stopping and a plateau wait for.
 
 Like is compared with like: a final evaluation may cover something else than the others (a whole split and not a subset
 of it). Then its figures are the run's result, and play no part in what is best and when to stop.
@@ -46,7 +46,7 @@ class Evaluations:
         plan = self._plan
         value = broadcast_object(results.get(plan.primary_metric))
         apart = final and not plan.final_like_others
-        # What only belongs to an end (of max_steps, say) does not count: a run that goes on must not know of it.
+        # What only belongs to an end (of max_steps, e.g.) does not count: a run that resumes must not know of it.
         counts = step in plan.eval_steps and not self.early_stop.due and not apart
         self.early_stop.update(value, step, counts=counts, apart=apart)
         if counts and plan.plateau is not None:
@@ -90,7 +90,7 @@ class Evaluations:
         plateau = state.get("plateau") or task.get("plateau")
         if self._plan.plateau is not None and plateau:
             self._plan.plateau.load_state_dict(plateau)
-        covered = state.get("covers", self._plan.covers)  # an earlier version did not say
+        covered = state.get("covers", self._plan.covers)  # an earlier version did not store it
         if covered != self._plan.covers:
             print_rank0(f"note: evaluations cover {self._plan.covers} now, not {covered}: what is best is judged anew")
             self.early_stop.restart()
@@ -123,7 +123,7 @@ class EarlyStop:
     def update(self, value: float | None, step: int, *, counts: bool, apart: bool = False) -> None:
         """Take the primary metric of one evaluation; none, or NaN, is no progress.
 
-        `counts` is false for one that only belongs to an end (of max_steps, say), so that a run that resumes from
+        `counts` is false for one that only belongs to an end (of max_steps, e.g.), so that a run that resumes from
         there stops where it would have stopped without that end. `apart` is one that covers something else than the
         others (a whole split, not a subset of it): it is compared with its like only, and gives way to the others.
         """

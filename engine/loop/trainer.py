@@ -271,7 +271,7 @@ class Trainer:
         return torch.zeros((), dtype=torch.float32, device=self.runtime.device)
 
     def _out_of_memory(self, error: BaseException) -> RunFailure | None:
-        """One line that says what to change, if `error` means that memory ran out (on the GPU or on the CPU)."""
+        """One line that names what to change, if `error` means that memory ran out (on the GPU or on the CPU)."""
         text = str(error).lower()
         matches = any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))
         if not matches and not isinstance(error, torch.OutOfMemoryError | MemoryError):

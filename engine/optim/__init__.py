@@ -128,7 +128,7 @@ def build_optimizers(groups: Sequence[ParamGroup]) -> dict[str, Optimizer]:
 
 
 def load_optimizers(optimizers: Mapping[str, Optimizer], stored: Mapping[str, Any]) -> None:
-    """Put the states of a checkpoint in. Raises UsageError that says what does not fit."""
+    """Put the states of a checkpoint in. Raises UsageError that names what does not fit."""
     for name, optimizer in optimizers.items():
         parts = [stored.get(part) for part in name.split("+")]
         if name not in stored and any(part is None for part in parts):
@@ -187,12 +187,12 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 def _decay(options: Mapping[str, Any]) -> Any:
-    """The weight decay among `options`, or among those of the inner optimizer; None where neither says one."""
+    """The weight decay among `options`, or among those of the inner optimizer; None where neither has one."""
     return options.get(DECAY, (options.get("inner_options") or {}).get(DECAY))
 
 
 def _with_decay(options: Mapping[str, Any], decay: Any) -> dict[str, Any]:
-    """`options` with `decay` wherever they say a weight decay."""
+    """`options` with `decay` wherever they have a weight decay."""
     inner = {"inner_options": _with_decay(options["inner_options"], decay)} if options.get("inner_options") else {}
     return {**options, **({DECAY: decay} if DECAY in options else {}), **inner}
 
@@ -217,7 +217,7 @@ USUAL_RATES = {"sgd": 5e-2, "adagrad": 1e-2, "adafactor": 1e-2, "shampoo": 1e-2}
 
 
 def check_optimizer(name: str, options: Mapping[str, Any], learning_rate: float) -> None:
-    """Build it over a toy, and say where the learning rate is far below what it wants.
+    """Build it over a toy; a note where the learning rate is far below what it needs.
 
     Raises:
         UsageError: an unknown optimizer or option; one that learns nothing at this rate.

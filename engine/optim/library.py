@@ -59,7 +59,7 @@ class LibraryOptimizer:
     `make(groups)` builds it at learning rate `lr`; a step runs at lr·lr_scale. Where the optimizer keeps the weights to
     evaluate apart from those it trains (schedule-free ones), `evaluating()` exchanges them. A block's `fused_rows`
     gives the rows of each matrix in a parameter that stacks several; the optimizer sees those, over the same memory.
-    `settings` names the options: what a config says of them holds, whatever a checkpoint says.
+    `settings` names the options: a config's value of them holds, whatever the checkpoint's.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class LibraryOptimizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put a state in. Options stay as they are here: only what the optimizer itself moves comes back.
 
-        Raises ValueError that says what does not fit.
+        Raises ValueError that names what does not fit.
         """
         unknown = sorted(state["state"].keys() - set(self.names))
         if unknown:

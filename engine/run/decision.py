@@ -211,6 +211,8 @@ def _rows_before(folder: Path, manifest: Mapping[str, Any], keys: Sequence[str])
         return rows
     factors: list[Any] = [environment.get("world_size"), *(config.get(key) for key in keys)]
     if not all(type(factor) is int and factor > 0 for factor in factors):
-        print_rank0(f"warning: {folder} does not say how many processes it ran with: its batch may be another one now")
+        print_rank0(
+            f"warning: {folder} does not record how many processes it ran with: its batch may be another one now"
+        )
         return None
     return int(math.prod(factors))

@@ -168,7 +168,7 @@ def _carry_out(
 ) -> tuple[RunDirectory | None, RunDecision, str]:
     """The open run; or None, and what is to be done now: a run has been set aside, or the disk has changed.
 
-    `held` is the lock on the directory; `moved` tells which run has been set aside for this one, and where to.
+    `held` is the lock on the directory; `moved` names the run that has been set aside for this one, and its new place.
     """
     path = decision.path
     require_own(path)

@@ -37,7 +37,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def data_hashes(run_dir: Path) -> dict[str, str]:
-    """Path -> content hash of the data sets that the run began with (environment.json); empty where it does not say."""
+    """Path -> content hash of the data sets that the run began with (environment.json); empty where there are none."""
     cards = read_json(run_dir / "environment.json").get("data_cards")
     known = [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
     pairs = [(card.get("path"), card.get("content_hash")) for card in known]

@@ -94,10 +94,10 @@ def without_later(ours: Mapping[str, Any], known: Mapping[str, Any], later: Iter
 
 
 def completed(identity: Mapping[str, Any], schema: Any) -> dict[str, Any]:
-    """`identity` with the default of every key that it does not say, and without those that count no longer.
+    """`identity` with the default of every key that it does not set, and without those that count no longer.
 
     Two identities are held against each other in this form: what a run leaves to a default is the same run as what
-    says that value, and an identity that was stored before a key was declared is still known.
+    sets that value, and an identity that was stored before a key was declared is still known.
     """
     full = with_defaults(schema, identity)
     for key in schema.BEFORE:  # without one of these a run did something else than the default of today
@@ -166,18 +166,18 @@ def has_key(config: Any, key: str) -> bool:
 
 
 def value_before(value: Any, config: Mapping[str, Any]) -> Any:
-    """A value of `before`, its reference replaced by what the resolved `config` says."""
+    """A value of `before`, its reference replaced by the resolved `config`'s value."""
     return value if (other := _reference(value)) is None else config.get(other)
 
 
 def as_written(value: Any, text: Any, config: Mapping[str, Any]) -> Any:
-    """A value of `before` for the unresolved `text`: a reference to what only the defaults say is resolved."""
+    """A value of `before` for the unresolved `text`: a reference to what only the defaults set is resolved."""
     other = _reference(value)
     return value if other is None or has_key(text, other) else value_at(config, other)
 
 
 def values_before(before: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `before` says of the keys that a stored resolved config lacks."""
+    """The values of `before` for the keys that a stored resolved config lacks."""
     return {key: value_before(value, config) for key, value in before.items() if not has_key(config, key)}
 
 

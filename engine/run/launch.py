@@ -32,19 +32,19 @@ Check = Callable[[Any], Mapping[str, Any] | None]
 def run(
     config: RunConfig, build: Build, *, entry: str, check: Check | None = None, compare: Compare | None = None
 ) -> dict[str, float | None]:
-    """Train as `config` says, in its run directory, from its checkpoint where there is one.
+    """Train by `config`, in its run directory, from its checkpoint where there is one.
 
     `check(config)` reads what only the script's own classes can judge (architecture, loss, evaluators, the path from
     command to model), so that a mistake there is refused before a run directory is made or data are read. The signature
-    that it returns is kept as path_signature.json; at a resume `compare(stored, new)` says what makes the two different
-    experiments, and what a reader should know.
+    that it returns is kept as path_signature.json; at a resume `compare(stored, new)` returns what makes the two
+    different experiments, and what a reader should know.
 
-    Returns the last evaluation. Raises UsageError, RunFailure or Interrupted after status.json says the same.
+    Returns the last evaluation. Raises UsageError, RunFailure or Interrupted, once status.json has recorded it.
     """
     with StopSignal() as stop, ExitStack() as cleanup:
         cleanup.callback(shutdown)
         check_attention(config.attention, choose_device(config.device).device)
-        # Nothing on disk is touched (a finished run set aside, say) before data and model are known to be usable.
+        # Nothing on disk is touched (no finished run is set aside, for example) before data and model are known to be usable.
         decision = on_main(lambda: decide_run(config, entry))
         if decision.source is not None:
             config = from_source(config, decision.source)

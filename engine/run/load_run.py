@@ -95,7 +95,7 @@ def open_checkpoint(
 ) -> OpenedCheckpoint:
     """Rebuild the run that wrote `path`: a run directory (its latest checkpoint), a checkpoint, or a `step_N` link.
 
-    `overrides` replaces top-level config keys (the data to evaluate on, say); the architecture is the checkpoint's.
+    `overrides` replaces top-level config keys (the data to evaluate on, for example); the architecture is the checkpoint's.
 
     Raises:
         UsageError: no checkpoint there, a damaged one, or a config that this version does not read.
@@ -126,7 +126,7 @@ LARGEST = 1 << 53
 """Steps and counts beyond it are no counts."""
 
 LOOSE = ("state.trainer.skipped",)
-"""Tensors of which older versions kept more numbers: their owner says which it takes."""
+"""Tensors of which older versions kept more numbers: their owner decides which it takes."""
 
 
 def load_state(trainer: Trainer, checkpoint: Checkpoint, *, rank: int, world_size: int) -> None:

@@ -203,7 +203,7 @@ def test_a_batch_that_nobody_knows_is_said(old: Path) -> None:
     (old / "train/environment.json").unlink()
     result = run_script("train", *TRAIN, "max_steps=11", cwd=old)
     assert result.code == 0, result.output
-    assert "warning: train does not say how many processes it ran with" in result.output
+    assert "warning: train does not record how many processes it ran with" in result.output
 
 
 def test_a_stored_config_that_leaves_keys_to_defaults_takes_them_at_a_resume(old: Path) -> None:
