@@ -44,7 +44,7 @@ def run(
     with StopSignal() as stop, ExitStack() as cleanup:
         cleanup.callback(shutdown)
         check_attention(config.attention, choose_device(config.device).device)
-        # Nothing on disk is touched (no finished run is set aside, for example) before data and model are known to be usable.
+        # Nothing on disk is touched (a finished run set aside, e.g.) before data and model are known to be usable.
         decision = on_main(lambda: decide_run(config, entry))
         if decision.source is not None:
             config = from_source(config, decision.source)

@@ -95,7 +95,7 @@ def open_checkpoint(
 ) -> OpenedCheckpoint:
     """Rebuild the run that wrote `path`: a run directory (its latest checkpoint), a checkpoint, or a `step_N` link.
 
-    `overrides` replaces top-level config keys (the data to evaluate on, for example); the architecture is the checkpoint's.
+    `overrides` replaces top-level config keys (the data to evaluate on, e.g.); the architecture is the checkpoint's.
 
     Raises:
         UsageError: no checkpoint there, a damaged one, or a config that this version does not read.
