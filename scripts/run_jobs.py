@@ -40,7 +40,8 @@ from launcher.status import status_lines
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _retries(text: str) -> int:
+def whole(text: str) -> int:
+    """An argparse type: a whole number of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 0")
     return int(text)
@@ -64,7 +65,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--only", action="append", default=[], metavar="ID", help="an id or L<line>; repeatable")
     add("--once", action="store_true", help="at most one job")
     add("--failed", action="store_true", help="take [!] lines too")
-    add("--retries", type=_retries, default=0, metavar="N", help="try a failed job N times more")
+    add("--retries", type=whole, default=0, metavar="N", help="try a failed job N times more")
     add("--jobs", type=positive, default=1, metavar="N", help="how many at once (default 1)")
     add("--gpus", type=_gpus, metavar="0,1,..", help="share these out through CUDA_VISIBLE_DEVICES")
     add("--logs", type=Path, metavar="DIR", help="where output goes; default: logs/<job file>")
