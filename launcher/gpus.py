@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import shutil
@@ -26,6 +27,14 @@ def gpus_needed(words: Sequence[str], pool: int) -> int:
             value = value if equals else "".join(words[number + 1 : number + 2])
             return int(value) if value.isdigit() else pool
     return 1
+
+
+def gpu_names(text: str) -> tuple[str, ...]:
+    """An argparse type: `0,1,2,3`."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected different GPUs such as 0,1,2,3")
+    return names
 
 
 def visible_gpus() -> list[str]:

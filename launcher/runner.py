@@ -17,7 +17,7 @@ from engine.signals import install, restore
 from launcher.children import Child, process_alive
 from launcher.ledger import HOST, Claim, Ledger
 from launcher.outcome import Outcome, judge, last_error, reported_run_dir
-from launcher.queue import Options
+from launcher.queue import Options, left_to_others, nothing_to_do
 from launcher.table import short_path
 
 POLL_S = 0.1
@@ -229,6 +229,17 @@ class Runner:
                 claim.child.send_signal(signal.SIGTERM)
             elif claim.record.child is not None and process_alive(claim.record.child):
                 os.kill(claim.record.child, signal.SIGTERM)
+
+
+def run_jobs(ledger: Ledger, options: Options) -> int:
+    """Run the jobs of a file and print what became of them; the exit code. Raises: UsageError."""
+    runner = Runner(ledger, options)
+    code, ended = runner.run(), runner.ended
+    counts = f"{ended['done']} done, {ended['failed']} failed, {ended['todo']} interrupted"
+    print_rank0(counts if runner.started else nothing_to_do(ledger, options))
+    for line in left_to_others(ledger):
+        print_rank0(line)
+    return code
 
 
 def _no_log(place: Path, error: OSError) -> UsageError:

@@ -27,31 +27,18 @@ from engine.cli.console import begin, execute
 if __name__ == "__main__":
     begin(run=True)
 
-from dataset.arguments import OneLineParser, positive
+from dataset.arguments import OneLineParser, positive, whole
 from engine.errors import UsageError
 from engine.io import print_rank0
+from launcher.gpus import gpu_names
 from launcher.jobs import find
 from launcher.ledger import Ledger
-from launcher.queue import Options, check, check_only, describe, left_to_others, nothing_to_do, waiting
-from launcher.runner import Runner
+from launcher.queue import Options, check, check_only, describe, waiting
+from launcher.runner import run_jobs
 from launcher.slurm import parameter, runner_commands, submit
 from launcher.status import status_lines
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def whole(text: str) -> int:
-    """An argparse type: a whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 0")
-    return int(text)
-
-
-def _gpus(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names) or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected different GPUs such as 0,1,2,3")
-    return names
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -67,7 +54,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--failed", action="store_true", help="take [!] lines too")
     add("--retries", type=whole, default=0, metavar="N", help="try a failed job N times more")
     add("--jobs", type=positive, default=1, metavar="N", help="how many at once (default 1)")
-    add("--gpus", type=_gpus, metavar="0,1,..", help="share these out through CUDA_VISIBLE_DEVICES")
+    add("--gpus", type=gpu_names, metavar="0,1,..", help="share these out through CUDA_VISIBLE_DEVICES")
     add("--logs", type=Path, metavar="DIR", help="where output goes; default: logs/<job file>")
     add("--cwd", type=Path, default=Path(), metavar="DIR", help="where commands run (default: here)")
     add("--take-over", action="append", default=[], metavar="HOST", help="its runners are gone for good")
@@ -107,22 +94,10 @@ def run(args: argparse.Namespace) -> int:
         lines = [f"{name}: queued as Slurm job {number}" for (name, *_), number in zip(commands, ids, strict=True)]
     else:
         check(ledger, options)
-        return run_here(ledger, options)
+        return run_jobs(ledger, options)
     for line in lines or [f"nothing to do in {ledger.path.name}"]:
         print_rank0(line)
     return 0
-
-
-def run_here(ledger: Ledger, options: Options) -> int:
-    """Run the jobs on this machine; the exit code."""
-    runner = Runner(ledger, options)
-    code = runner.run()
-    ended = runner.ended
-    counts = f"{ended['done']} done, {ended['failed']} failed, {ended['todo']} interrupted"
-    print_rank0(counts if runner.started else nothing_to_do(ledger, options))
-    for line in left_to_others(ledger):
-        print_rank0(line)
-    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
