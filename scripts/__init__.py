@@ -1,1 +1,1 @@
-"""Commands for people: each runs as `python scripts/NAME.py`; modules with a leading underscore are their parts."""
+"""Commands for people: each runs as `python scripts/NAME.py` and is its arguments and one call."""
