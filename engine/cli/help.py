@@ -23,9 +23,14 @@ WIDTH = 110
 
 
 def help_text(
-    entry: str, schema: type, groups: Groups, config_dir: Path, config_name: str,
-    aliases: Mapping[str, str] | None = None, *more: Path,
-) -> str:  # fmt: skip
+    entry: str,
+    schema: type,
+    groups: Groups,
+    config_dir: Path,
+    config_name: str,
+    aliases: Mapping[str, str] | None = None,
+    *more: Path,
+) -> str:
     """The whole help. Defaults are those of `config_name` where it composes, else the schema's."""
     script = f"{Path(entry).stem}.py"
     configs = sorted(path.stem for path in config_dir.glob(f"cfg_{Path(entry).stem}*.yaml"))

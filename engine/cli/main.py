@@ -96,9 +96,15 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
             return 0
         typed: dict[str, str] = {}
         request = read_command(
-            argv, schema=schema, aliases=aliases, rewrite=rewrite, config_dir=config_dir, config_name=name, typed=typed,
+            argv,
+            schema=schema,
+            aliases=aliases,
+            rewrite=rewrite,
+            config_dir=config_dir,
+            config_name=name,
+            typed=typed,
             translated=lambda words: remember(_of_others(schema, words, typed) | typed),
-        )  # fmt: skip
+        )
         remember(typed)
         words, multirun = request.words, request.sweep
         _check_presets(words, schema, request.groups, folders, Path(entry).stem)

@@ -58,9 +58,13 @@ class Groups:
 
 
 def translate(
-    argv: list[str], schema: type, *, groups: Groups | None = None, aliases: Mapping[str, str] | None = None,
+    argv: list[str],
+    schema: type,
+    *,
+    groups: Groups | None = None,
+    aliases: Mapping[str, str] | None = None,
     typed: dict[str, str] | None = None,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Hydra's argv for a command line in either style, or in both.
 
     `aliases` maps an old key, or the leading part of a dotted one, to the key it means. `typed` collects key -> the
