@@ -197,7 +197,7 @@ def _carry_out(
         identity = _identity_file(request, known=stored.get("config") or {})
     run = RunDirectory(
         path,
-        replace(current, action="set_aside") if moved else current,
+        replace(current, action="set_aside") if moved and current.action == "new" else current,
         f"{moved}{path}: {current.reason}",
         held.pop_all(),
         _identity=identity,

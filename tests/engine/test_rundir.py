@@ -16,6 +16,7 @@ import torch
 
 from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
+from engine.run import directory
 from engine.run.decision import decide
 from engine.run.directory import RunDirectory, open_run
 from engine.run.request import RunRequest, run_dir
@@ -372,3 +373,17 @@ def test_another_launch_that_came_first_is_seen_under_the_lock(tmp_path, state, 
     with pytest.raises(UsageError, match="in use by another process"):
         open_run(request, decision)
     holder.close()
+
+
+def test_a_run_that_takes_the_place_of_one_set_aside_resumes(tmp_path, monkeypatch):
+    path, move = lived(tmp_path / "run", 5, identity=TWO), directory.set_aside
+
+    def overtaken(place, others):
+        target = move(place, others)
+        lived(place, 7)  # another launch of the same command, interrupted already
+        return target
+
+    monkeypatch.setattr(directory, "set_aside", overtaken)
+    run = opened(path)
+    assert (run.decision.action, run.decision.checkpoint) == ("resume", path / "checkpoints/step_7")
+    assert "is now run.1" in run.message
