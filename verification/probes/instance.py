@@ -135,11 +135,12 @@ class Tiny:
 
     @property
     def max_steps(self) -> int:
-        """`halt_max_steps` of the tiny instance, the class's default where the config does not say."""
-        value = self.arch.get("halt_max_steps", config_default(self.model_class, "halt_max_steps"))
-        if not isinstance(value, int):
-            raise Unobservable("the architecture has no halt_max_steps")
-        return value
+        """Steps of a whole episode, as the model itself has them."""
+        if "max_steps" not in self.kept:
+            self.kept["max_steps"] = getattr(self.build().task.module, "halt_max_steps", None)
+        if not isinstance(self.kept["max_steps"], int):
+            raise Unobservable("the model has no halt_max_steps")
+        return self.kept["max_steps"]
 
     def config(self, run: Mapping[str, Any] | None = None, **arch: Any) -> Any:
         """The structured config, with run keys and keys of `arch` (dotted: `loss.loss_type`) replaced.
@@ -325,12 +326,6 @@ def set_halting(model: nn.Module, willing: bool) -> None:
 def junk(labels: Tensor) -> Tensor:
     """Other labels everywhere, still words of the vocabulary; what is not scored stays so."""
     return torch.where(labels >= 0, (labels + 1) % (int(labels.max()) + 1), labels)
-
-
-def config_default(cls: type, name: str) -> Any:
-    """The default of field `name` of `cls.Config`, None without one."""
-    declared = getattr(getattr(cls, "Config", None), "__dataclass_fields__", {})
-    return getattr(declared.get(name), "default", None)
 
 
 def with_keys(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

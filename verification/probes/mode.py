@@ -164,12 +164,14 @@ def mode(tiny: Tiny) -> Iterator[str | Note]:
 
 @dataclass
 class Gradients:
-    """Which parameters an episode trains."""
+    """Which parameters an episode trains, tables included."""
 
     first: set[str] = field(default_factory=set)
     """Those that a step of fresh rows gives a gradient."""
     later: set[str] = field(default_factory=set)
     """Those that the steps of continuing rows give one."""
+    encoding: set[str] = field(default_factory=set)
+    """Those of modules that are given whole numbers (tokens, identifiers), and of encoders."""
     error: str = ""
     stale: str = ""
     """Why a later step cannot be differentiated, although the first one can."""
@@ -185,17 +187,23 @@ def gradients(tiny: Tiny) -> Gradients:
 
 def _gradients(tiny: Tiny) -> Gradients:
     seen, task = Gradients(), tiny.build().task
-    if tiny.spec.act:  # every row goes on to the end of its episode
-        Recorder(
-            task.module, lambda _, output: replace(output, carry=replace(output.carry, halted=_none(output.carry)))
-        )
-    for number in range(1, max(tiny.max_steps if tiny.spec.act else 2, 2) + 1):
-        task.module.zero_grad(set_to_none=True)
-        for micro_batch in task.micro_batches(number):
-            loss = task.loss(micro_batch)[0]
+    names: dict[int, list[str]] = {}
+    for name, module in task.module.named_modules():
+        own = [f"{name}.{own}" for own, _ in module.named_parameters(recurse="encoder" in name.lower())]
+        names[id(module)] = [*own, *([name] if hasattr(type(module), "take_pending") else [])]
+
+    def given(module: nn.Module, arguments: Any) -> None:
+        numbers = any(isinstance(one, Tensor) and not one.is_floating_point() for one in arguments)
+        if numbers or any("encoder" in name.lower() for name in names.get(id(module), ())):
+            seen.encoding.update(names.get(id(module), ()))
+
+    hook = register_module_forward_pre_hook(given)
+    try:
+        for number, loss in _episode_losses(tiny, task):
             if not loss.requires_grad:
                 seen.error = "the loss of a training step has no gradient: nothing is trained"
                 return seen
+            task.module.zero_grad(set_to_none=True)
             try:
                 loss.backward()
             except RuntimeError as error:
@@ -203,18 +211,30 @@ def _gradients(tiny: Tiny) -> Gradients:
                     raise
                 seen.stale = " ".join(str(error).split())[:120]
                 return seen
-        moved = {name for name, p in task.module.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
-        moved |= {f"{name} (a sparse table)" for name, table in tables(task.module) if _touched(table)}
-        if number == 1:
-            seen.first = moved
-        else:
-            seen.later |= moved
-        finish_step(task)
+            moved = {n for n, p in task.module.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
+            moved |= {name for name, table in tables(task.module) if _touched(table)}
+            if number == 1:
+                seen.first |= moved
+            else:
+                seen.later |= moved
+    finally:
+        hook.remove()
     return seen
 
 
-def _none(carry: Any) -> Tensor:
-    return torch.zeros_like(carry.halted)
+def _episode_losses(tiny: Tiny, task: Any) -> Iterator[tuple[int, Tensor]]:
+    """(step, loss) of one whole episode in which every row goes on to the end; two steps of models without episodes."""
+    if tiny.spec.act:
+        Recorder(task.module, _going_on)
+    for number in range(1, max(tiny.max_steps if tiny.spec.act else 2, 2) + 1):
+        for micro_batch in task.micro_batches(number):
+            yield number, task.loss(micro_batch)[0]
+        finish_step(task)
+
+
+def _going_on(_: int, output: Any) -> Any:
+    """The output of a model none of whose rows has halted."""
+    return replace(output, carry=replace(output.carry, halted=torch.zeros_like(output.carry.halted)))
 
 
 def tables(model: nn.Module) -> list[tuple[str, Any]]:
@@ -226,28 +246,39 @@ def _touched(table: Any) -> bool:
     return any(rows.grad is not None and bool((rows.grad != 0).any()) for _, rows in getattr(table, "pending", ()))
 
 
-@observes(
-    "MOD432", after=("SCR120", "MOD420"), passed="every parameter gets a gradient: encoding and recursion keep theirs"
-)
+@observes("MOD432", after=("SCR120", "MOD420"), passed="what the loss depends on gets a gradient: nothing is detached")
 def reaches(tiny: Tiny) -> Iterator[str | Note]:
-    """Parameters without any gradient in a whole episode."""
+    """Parameters that change the losses of an episode and get no gradient from them."""
     seen, model = gradients(tiny), tiny.build().task.module
     if seen.error:
         yield seen.error
         return
     idle = set(getattr(model, "idle_parameters", ()))
     names = [name for name, p in model.named_parameters() if p.requires_grad and name not in idle]
-    names = [name for name in names if not tiny.spec.may_be_frozen(name)]
-    names += [f"{name} (a sparse table)" for name, _ in tables(model)]
-    if dry := [name for name in names if name not in seen.first | seen.later]:
-        yield f"{listed(dry)} got no gradient in a whole episode: detached, under no_grad, or without effect"
+    names = [name for name in names if not tiny.spec.may_be_frozen(name)] + [name for name, _ in tables(model)]
+    dry = [name for name in names if name not in seen.first | seen.later]
+    plain = _episode_sum(tiny, "") if dry else 0.0
+    if detached := [name for name in dry if _episode_sum(tiny, name) != plain]:
+        yield f"{listed(detached)} got no gradient in a whole episode: detached or under no_grad"
+
+
+def _episode_sum(tiny: Tiny, name: str) -> float:
+    """The losses of an episode, with noise on parameter (or sparse table) `name`."""
+    task = tiny.build().task
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        if name:
+            values = {**dict(task.module.named_parameters()), **{n: table.weights for n, table in tables(task.module)}}
+            values[name].add_(torch.randn(values[name].shape, generator=generator).to(values[name].dtype))
+        torch.manual_seed(5)  # of dropout
+        return sum(float(loss) for _, loss in _episode_losses(tiny, task))
 
 
 @observes("MOD431", act=True, after=("SCR120", "MOD420", "MOD421", "MOD432", "MOD440"), passed="")
 def encodes_each_step(tiny: Tiny) -> Iterator[str | Note]:
     """Whether steps of continuing rows train what the first step trained."""
     seen, declared = gradients(tiny), getattr(tiny.model_class, "ACT_MODE", None)
-    missing = sorted(seen.first - seen.later)
+    missing = sorted((seen.first - seen.later) & seen.encoding)
     if seen.stale:
         text = f"a step of continuing rows works with what an earlier step has computed ({seen.stale})"
         yield Note("FAIL" if declared == "dynamic" else "PASS", text)
@@ -271,7 +302,7 @@ def encoding(tiny: Tiny) -> Iterator[str | Note]:
         return
     encoders = [name for name, _ in model.named_modules() if "encoder" in name.lower()]
     seen, claim = gradients(tiny), getattr(tiny.model_class, "ENCODER_POLICY", None)
-    stale = bool(seen.stale or {name for name in seen.first - seen.later if "encoder" in name.lower()})
+    stale = bool(seen.stale or (seen.first - seen.later) & seen.encoding)
     policy = tiny.kept["encoder_policy"] = "none" if not encoders else "cache_first_step" if stale else "reencode"
     if claim is not None and claim != policy:
         yield f"ENCODER_POLICY={claim!r}, the model does {policy}"
