@@ -36,13 +36,13 @@ class _Help(argparse.HelpFormatter):
             return meaning
         if action.nargs == 0:
             return f"{meaning} [switch]"
-        told = "choice" if action.choices else KINDS.get(getattr(action.type, "__name__", ""), "text")
+        kind = "choice" if action.choices else KINDS.get(getattr(action.type, "__name__", ""), "text")
         several = "several: " if action.nargs in ("+", "*", 2) else ""
         given = action.default not in (None, []) and action.default is not argparse.SUPPRESS
         standard = (
             "" if "default" in meaning else f"; default: {action.default if given else 'none'}".replace("%", "%%")
         )
-        return f"{meaning} [{several}{told}{'; required' if action.required else standard}]"
+        return f"{meaning} [{several}{kind}{'; required' if action.required else standard}]"
 
 
 class OneLineParser(argparse.ArgumentParser):

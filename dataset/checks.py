@@ -76,9 +76,9 @@ def check_counts(root: Path, split: str, metadata: PuzzleMetadata, sets: Sequenc
         for numbers in zip(*((part.num_groups, part.num_puzzles, part.num_examples) for part in sets), strict=True)
     )
 
-    def agree(key: str, told: float, *found: float, slack: float = 0.0) -> None:
-        if not any(math.isclose(told, number, rel_tol=slack) for number in found):
-            raise UsageError(f"{path}: {key} is {told:g}, the arrays hold {found[0]:g}")
+    def agree(key: str, declared: float, *measured: float, slack: float = 0.0) -> None:
+        if not any(math.isclose(declared, number, rel_tol=slack) for number in measured):
+            raise UsageError(f"{path}: {key} is {declared:g}, the arrays hold {measured[0]:g}")
 
     agree("total_groups", metadata.total_groups, groups)
     agree("total_puzzles", metadata.total_puzzles, puzzles, groups)  # TRM's Sudoku builder writes the groups there
@@ -89,8 +89,8 @@ def check_counts(root: Path, split: str, metadata: PuzzleMetadata, sets: Sequenc
 def check_card(path: Path, card: dict[str, Any], metadata: PuzzleMetadata) -> None:
     """Raise UsageError where dataset.json says something else than the card that was written beside it."""
     for key in ("vocab_size", "seq_len", "data_mode", "pad_id", "ignore_label_id", "blank_identifier_id"):
-        told = getattr(metadata, key)
-        if key in card and card[key] != told:
+        declared = getattr(metadata, key)
+        if key in card and card[key] != declared:
             raise UsageError(
-                f"{path}: {key} is {told}, and was {card[key]} when the data set was built (card.json): put it back"
+                f"{path}: {key} is {declared}, and was {card[key]} when the data set was built (card.json): put it back"
             )

@@ -326,9 +326,9 @@ def _check_beside(root: Path, split: str, metadata: PuzzleMetadata) -> None:
     """Hold dataset.json against identifiers.json and card.json, where they are there."""
     names = root / "identifiers.json"
     if names.exists():
-        listed, told = _read_json(names), metadata.num_puzzle_identifiers
+        listed, count = _read_json(names), metadata.num_puzzle_identifiers
         _usable(isinstance(listed, list), names, "expected a list of names")
-        _usable(len(listed) == told, names, f"holds {len(listed)} names, {split}/dataset.json counts {told}")
+        _usable(len(listed) == count, names, f"holds {len(listed)} names, {split}/dataset.json counts {count}")
     if (root / "card.json").exists():
         check_card(root / split / "dataset.json", read_card(root / "card.json"), metadata)
 

@@ -79,16 +79,16 @@ class ACTLossHead(nn.Module):
             solved = right == words  # also a row without labels: the q target of an empty row is "right"
 
         lm = (self.token_loss(logits, labels, dtype=self.dtype) / divisor.unsqueeze(-1)).sum()
-        parts = {"lm_loss": lm, "q_halt_loss": _bce(output.q_halt_logits, solved)}
+        terms = {"lm_loss": lm, "q_halt_loss": _bce(output.q_halt_logits, solved)}
         if output.target_q_continue is not None:
-            parts["q_continue_loss"] = _bce(output.q_continue_logits, output.target_q_continue)
-        total = lm + _Q_WEIGHT * sum(value for name, value in parts.items() if name != "lm_loss")
+            terms["q_continue_loss"] = _bce(output.q_continue_logits, output.target_q_continue)
+        total = lm + _Q_WEIGHT * sum(value for name, value in terms.items() if name != "lm_loss")
 
         # What a person looks at first comes first: a console line has room for some of them only.
         rows = torch.full((), labels.shape[0], device=labels.device)
         metrics = {"loss": (total.detach(), rows), "lm_loss": (lm.detach(), rows)}
         metrics |= self._row_metrics(output, words, right / divisor, solved)
-        metrics |= {name: (value.detach(), rows) for name, value in parts.items() if name != "lm_loss"}
+        metrics |= {name: (value.detach(), rows) for name, value in terms.items() if name != "lm_loss"}
         return LossResult(total, float(labels.shape[0]), metrics, preds)
 
     @torch.no_grad()

@@ -96,8 +96,8 @@ class LMLossHead(nn.Module):
             return [labels]
         if labels.dim() == 3 and labels.shape[1] == count:
             return list(labels.unbind(1))
-        wanted = "[B, T]" if count == 1 else f"[B, {count}, T]"
-        raise ValueError(f"labels have shape {list(labels.shape)}, expected {wanted}: the output has {count} stream(s)")
+        shape = "[B, T]" if count == 1 else f"[B, {count}, T]"
+        raise ValueError(f"labels have shape {list(labels.shape)}, expected {shape}: the output has {count} stream(s)")
 
     def _shares(self, count: int) -> list[float]:
         weights = self.stream_weights or [1.0] * count
@@ -109,15 +109,15 @@ class LMLossHead(nn.Module):
         """Cross entropy summed over the positions of stream `number`; without gradient also how many it got right."""
         hidden, flat = output.hidden.flatten(0, 1), labels.flatten()
         size = self.chunk_tokens or max(1, len(flat))
-        parts = list(zip(hidden.split(size), flat.split(size), strict=True))
+        chunks = list(zip(hidden.split(size), flat.split(size), strict=True))
 
-        def piece(rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+        def piece(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
             logits = output.head(output.streams[number], rows)
-            hits = None if torch.is_grad_enabled() else (logits.argmax(-1) == wanted).sum()
-            return _cross_entropy(logits, wanted, "sum"), hits
+            hits = None if torch.is_grad_enabled() else (logits.argmax(-1) == targets).sum()
+            return _cross_entropy(logits, targets, "sum"), hits
 
-        again = self.chunk_tokens and torch.is_grad_enabled()
-        pairs = [checkpoint(piece, *part, use_reentrant=False) if again else piece(*part) for part in parts]
+        recompute = self.chunk_tokens and torch.is_grad_enabled()
+        pairs = [checkpoint(piece, *part, use_reentrant=False) if recompute else piece(*part) for part in chunks]
         right = [hits for _, hits in pairs if hits is not None]
         return torch.stack([value for value, _ in pairs]).sum(), torch.stack(right).sum() if right else None
 

@@ -22,15 +22,15 @@ def log_s(x: Tensor) -> Tensor:
 
 def stablemax_cross_entropy(logits: Tensor, labels: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """logits [..., V], labels [...] int (-100 ignored) -> loss [...] in at least `dtype`, 0 where ignored."""
-    return _token_loss(log_s(_wide(logits, dtype)), labels)
+    return _token_loss(log_s(upcast(logits, dtype)), labels)
 
 
 def softmax_cross_entropy(logits: Tensor, labels: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """logits [..., V], labels [...] int (-100 ignored) -> loss [...] in at least `dtype`, 0 where ignored."""
-    return _token_loss(_wide(logits, dtype), labels)
+    return _token_loss(upcast(logits, dtype), labels)
 
 
-def _wide(logits: Tensor, dtype: torch.dtype) -> Tensor:
+def upcast(logits: Tensor, dtype: torch.dtype) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, dtype))
 
 

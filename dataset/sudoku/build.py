@@ -96,10 +96,10 @@ class SudokuBuild:
         if geo.size == 4 and self.input is None:
             low, high = self.blanks or BLANKS[4]
             exist = 288 * sum(math.comb(16, blanks) for blanks in range(low, high + 1))
-            wanted = max(self.num_train or self.subsample_size or 0, self.num_test or 0)
-            if wanted > exist:
+            needed = max(self.num_train or self.subsample_size or 0, self.num_test or 0)
+            if needed > exist:
                 raise UsageError(
-                    f"{wanted} puzzles were asked for; at most {exist} 4x4 puzzles have {low} to {high} blanks"
+                    f"{needed} puzzles were asked for; at most {exist} 4x4 puzzles have {low} to {high} blanks"
                 )
 
 
@@ -291,8 +291,8 @@ def overlap(root: Path, array: str) -> int:
     """Test examples whose `inputs` (the puzzle) or `labels` (its solution) also stand in training, from the files."""
     train, test = (getattr(load_split(root, split), array) for split in ("train", "test"))
     rows = [row.tobytes() for row in test]
-    wanted = set(rows)
-    common = {key for key in (row.tobytes() for row in train) if key in wanted}
+    needed = set(rows)
+    common = {key for key in (row.tobytes() for row in train) if key in needed}
     return sum(key in common for key in rows)
 
 

@@ -82,12 +82,12 @@ def all_grids(size: int) -> np.ndarray:
     geo = geometry(size)
     if size > 4:
         raise ValueError(f"there are too many boards of size {size} to list")
-    found: list[list[int]] = []
+    boards: list[list[int]] = []
     board = [0] * geo.cells
 
     def fill(cell: int) -> None:
         if cell == geo.cells:
-            found.append(board.copy())
+            boards.append(board.copy())
             return
         for digit in range(1, size + 1):
             if all(board[peer] != digit for peer in geo.peers[cell]):
@@ -96,4 +96,4 @@ def all_grids(size: int) -> np.ndarray:
         board[cell] = 0
 
     fill(0)
-    return np.array(found, dtype=np.uint8)
+    return np.array(boards, dtype=np.uint8)

@@ -142,20 +142,20 @@ def read_csv(path: str | Path, *, size: int | None = None, min_difficulty: int =
         raise UsageError(f"{path} has no ratings: leave --min-difficulty out")
     parts: list[tuple[np.ndarray, ...]] = []
     read = 0
-    found = size or 9  # what the first row settles, when `size` is None
-    for found, piece in _pieces(path, rows, size):
-        questions, answers = _check(path, piece, geometry(found))
+    side = size or 9  # what the first row settles, when `size` is None
+    for side, piece in _pieces(path, rows, size):
+        questions, answers = _check(path, piece, geometry(side))
         lines, ratings = np.array(piece.lines, dtype=np.int64), np.array(piece.ratings, dtype=np.int32)
         keep = ratings >= min_difficulty
         if answers is None:
-            answers = _solved(path, questions, lines, geometry(found), workers)
+            answers = _solved(path, questions, lines, geometry(side), workers)
         parts.append((questions[keep], answers[keep], ratings[keep], lines[keep]))
         read += len(keep)
     if not read:
         raise UsageError(f"{path} holds no puzzle")
     questions, answers, ratings, lines = (np.concatenate(column) for column in zip(*parts, strict=True))
     rated, solved_here = layout.rating is not None, layout.answer is None
-    boards = Boards(path, found, questions, answers, ratings, lines, read, rated, solved_here)
+    boards = Boards(path, side, questions, answers, ratings, lines, read, rated, solved_here)
     if not len(boards.ratings):
         raise UsageError(f"{path}: none of {read} puzzles has a rating >= {min_difficulty}: lower --min-difficulty")
     return boards
@@ -174,16 +174,16 @@ def _search(questions: np.ndarray, geo: Geometry, workers: int) -> list[list[tup
     edges = [*range(0, len(questions), CHUNK), len(questions)]
     jobs = [(questions[low:high], geo.size) for low, high in pairwise(edges)]
     results = ordered_map(_search_job, jobs, workers=workers)
-    return [found for chunk in progress(results, total=len(jobs), label="searching") for found in chunk]
+    return [solved for chunk in progress(results, total=len(jobs), label="searching") for solved in chunk]
 
 
 def _solved(path: Path, questions: np.ndarray, lines: np.ndarray, geo: Geometry, workers: int) -> np.ndarray:
     solutions = _search(questions, geo, workers)
-    for line, found in zip(lines, solutions, strict=True):
-        if len(found) != 1:
-            how_many = "more than one solution" if found else "no solution"
+    for line, grids in zip(lines, solutions, strict=True):
+        if len(grids) != 1:
+            how_many = "more than one solution" if grids else "no solution"
             raise UsageError(f"{path}:{line}: the puzzle has {how_many}, and the file gives no answer")
-    return np.array([found[0] for found in solutions], dtype=np.uint8)
+    return np.array([grids[0] for grids in solutions], dtype=np.uint8)
 
 
 def several_solutions(boards: Boards, *, seed: int, workers: int = 1) -> dict[str, Any]:
@@ -199,6 +199,6 @@ def several_solutions(boards: Boards, *, seed: int, workers: int = 1) -> dict[st
         generator = keyed_numpy(seed, "sudoku/several_solutions")
         chosen = np.sort(generator.choice(total, SEARCHED, replace=False))
     solutions = _search(boards.questions[chosen], geometry(boards.size), workers)
-    bad = [number for number, found in zip(chosen.tolist(), solutions, strict=True) if len(found) > 1]
+    bad = [number for number, grids in zip(chosen.tolist(), solutions, strict=True) if len(grids) > 1]
     first = {"first": f"{boards.path}:{boards.lines[bad].min()}"} if bad else {}
     return {"searched": len(chosen), "found": len(bad), **first}

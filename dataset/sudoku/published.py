@@ -22,7 +22,7 @@ def stand_in_reason(root: str | Path, card: Mapping[str, Any]) -> str | None:
         return None
     if card.get("source") == "generated":
         return "made of generated puzzles, not of Sudoku-Extreme"
-    found = card.get("counts", {}).get("test", {}).get("examples")
-    if found == TEST_PUZZLES or card.get("min_difficulty"):
+    count = card.get("counts", {}).get("test", {}).get("examples")
+    if count == TEST_PUZZLES or card.get("min_difficulty"):
         return None
-    return f"not Sudoku-Extreme, whose test split has {TEST_PUZZLES:,} puzzles (here {found or 0:,})"
+    return f"not Sudoku-Extreme, whose test split has {TEST_PUZZLES:,} puzzles (here {count or 0:,})"

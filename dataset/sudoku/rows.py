@@ -91,7 +91,7 @@ def read_rows(path: Path) -> tuple[Layout, Iterator[Row]]:
     listed = any(is_board(cell) for cell in first)
     layout = _list_layout(first) if listed else _table_layout(path, line, first)
     rest = itertools.chain([(line, first)], cells) if listed else cells
-    return layout, (_row(path, layout, line, found) for line, found in rest)
+    return layout, (_row(path, layout, line, cells) for line, cells in rest)
 
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -104,8 +104,8 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
             split = ((number, text.split()) for number, text in enumerate(stream, start=1))
         else:
             split = _table(path, stream, separator)
-        for number, found in split:
-            cells = [cell.strip().strip("\ufeff") for cell in found]
+        for number, fields in split:
+            cells = [cell.strip().strip("\ufeff") for cell in fields]
             if number > skip and any(cells) and not cells[0].startswith("#"):
                 yield number, cells
 
@@ -146,10 +146,10 @@ def _table_layout(path: Path, line: int, header: list[str]) -> Layout:
     question = place["question"]
     if question is None:
         sizes = ", ".join(str(size * size) for size in BOXES)
-        found = ",".join(header)
+        columns = ",".join(header)
         raise UsageError(
             f"{path}:{line}: expected a header with the columns question,answer,rating (or puzzle,solution, or "
-            f"quizzes,solutions), or boards of {sizes} cells; found {found[:60]!r}"
+            f"quizzes,solutions), or boards of {sizes} cells; found {columns[:60]!r}"
         )
     return Layout(len(header), question, place["answer"], place["rating"])
 

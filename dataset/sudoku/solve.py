@@ -109,17 +109,17 @@ def solve(puzzle: Sequence[int], geo: Geometry, limit: int = 2) -> Solved:
         if cell < 0:
             solutions.append(tuple(left.bit_length() for left in candidates))
             return True
-        found, rest = False, candidates[cell]
+        placed, rest = False, candidates[cell]
         while rest and len(solutions) < limit:
             bit = rest & -rest
             rest ^= bit
             trial = candidates.copy()
             trial[cell] = bit
             if propagate(trial, [cell], geo) and search(trial):
-                found = True
+                placed = True
             else:
                 undone += 1
-        return found
+        return placed
 
     candidates = start([int(digit) for digit in puzzle], geo)
     if candidates is not None:

@@ -54,9 +54,9 @@ class Tokenizer:
         Raises: ValueError on an id outside the vocabulary.
         """
         array = np.asarray(ids, dtype=np.int64).reshape(-1)
-        wrong = array[(array < 0) | (array >= self.vocab_size)]
-        if wrong.size:
-            raise ValueError(f"token {wrong[0]} is outside the vocabulary of {self.vocab_size} ({self.kind})")
+        outside = array[(array < 0) | (array >= self.vocab_size)]
+        if outside.size:
+            raise ValueError(f"token {outside[0]} is outside the vocabulary of {self.vocab_size} ({self.kind})")
         return self._decode(array)
 
     def _decode(self, ids: np.ndarray) -> str:

@@ -73,10 +73,10 @@ class _Windows:
         places = offsets[:, None] + np.arange(self.block_size + 1)
         inside = np.minimum(places, self.length - 1)
         if self.contexts:
-            found = np.stack([s.tokens[inside].astype(np.int64) for s in self.streams], axis=-1)
+            tokens = np.stack([s.tokens[inside].astype(np.int64) for s in self.streams], axis=-1)
         else:
-            found = self.streams[0].tokens[inside]
-        out = _pair(found)
+            tokens = self.streams[0].tokens[inside]
+        out = _pair(tokens)
         out["tokens"][places[:, :-1] >= self.length] = 0
         out["targets"][places[:, 1:] >= self.length] = IGNORE
         return out

@@ -77,12 +77,12 @@ class _Encoder:
 
     def __call__(self, piece: Piece) -> tuple[np.ndarray, dict[str, int]]:
         texts = piece.texts()
-        parts = []
+        encoded = []
         for text in texts:
-            parts.append(self.tokenizer.encode(text))
+            encoded.append(self.tokenizer.encode(text))
             if self.documents and self.tokenizer.eot is not None:
-                parts.append(np.array([self.tokenizer.eot], dtype=parts[-1].dtype))
-        tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=width(self.tokenizer.vocab_size))
+                encoded.append(np.array([self.tokenizer.eot], dtype=encoded[-1].dtype))
+        tokens = np.concatenate(encoded) if encoded else np.zeros(0, dtype=width(self.tokenizer.vocab_size))
         counts = {
             "tokens": len(tokens),
             "bytes": sum(len(text.encode()) for text in texts),

@@ -83,8 +83,8 @@ class Byte(Tokenizer):
 
     def _decode(self, ids: np.ndarray) -> str:
         ends = np.flatnonzero(ids == 256)
-        parts = np.split(ids, ends)
-        texts = [part[part < 256].astype(np.uint8).tobytes().decode("utf-8", "replace") for part in parts]
+        pieces = np.split(ids, ends)
+        texts = [piece[piece < 256].astype(np.uint8).tobytes().decode("utf-8", "replace") for piece in pieces]
         return EOT_TEXT.join(texts)
 
 

@@ -121,7 +121,7 @@ def read_corpus(
         second = [piece for path in val for piece in _json_pieces(path, forms[path], keys)]
         if val:
             return Corpus(_bare(first), _bare(second), True, "that of the files", files)
-        left, right = _draw(first, val_fraction, seed)
+        left, right = _split_pieces(first, val_fraction, seed)
         return Corpus(left, right, True, f"{share} of the documents, drawn with the seed", files)
     spans = [(path, forms[path][1], path.stat().st_size) for path in train]
     if val:
@@ -205,19 +205,19 @@ def _json_pieces(path: Path, form: tuple[Form, int], keys: tuple[str, ...]) -> l
 def read_array(path: Path, text: str | bytes) -> list[Any]:
     """The items of a JSON array. Raises: UsageError naming the file."""
     try:
-        found = parse(text)
+        items = parse(text)
     except ValueError as error:  # UnicodeDecodeError is one, too
         raise UsageError(f"{path} is no JSON array of documents: {error}") from None
-    if not isinstance(found, list):
+    if not isinstance(items, list):
         raise UsageError(f"{path} is no JSON array of documents")
-    return found
+    return items
 
 
 def _bare(pieces: list[tuple[Piece, int]]) -> list[Piece]:
     return [piece for piece, _ in pieces]
 
 
-def _draw(pieces: list[tuple[Piece, int]], val_fraction: float, seed: int) -> tuple[list[Piece], list[Piece]]:
+def _split_pieces(pieces: list[tuple[Piece, int]], val_fraction: float, seed: int) -> tuple[list[Piece], list[Piece]]:
     total = sum(count for _, count in pieces)
     if total < 2:
         raise UsageError(f"--input holds {total} document(s): nothing can be held out for validation")

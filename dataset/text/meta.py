@@ -170,7 +170,9 @@ def load_tokenizer(root: str | Path) -> Tokenizer:
         raise UsageError(
             f"{root / TOKENIZER} has {tokenizer.vocab_size} tokens, {META} says {meta.vocab_size}: files of two sets"
         )
-    told, found = (meta.tokenizer, meta.eot), (tokenizer.kind, tokenizer.eot)
-    if meta.state is None and "unknown" not in told and told != found:
-        raise UsageError(f"{root / TOKENIZER} is {_called(*found)}, {META} says {_called(*told)}: files of two sets")
+    declared, actual = (meta.tokenizer, meta.eot), (tokenizer.kind, tokenizer.eot)
+    if meta.state is None and "unknown" not in declared and declared != actual:
+        raise UsageError(
+            f"{root / TOKENIZER} is {_called(*actual)}, {META} says {_called(*declared)}: files of two sets"
+        )
     return tokenizer

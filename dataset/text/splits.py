@@ -156,12 +156,12 @@ class _Corpus:
     def _named(self, split: str | None) -> list[Path]:
         if split is None:
             return []
-        found = [file for file in self.files if split in (file.name, self.name(file))] or [
+        matching = [file for file in self.files if split in (file.name, self.name(file))] or [
             file for file in self.files if _answers(Path(self.name(file)).parts, split.lower())
         ]
-        if not found:
+        if not matching:
             raise UsageError(f"{self.title} has no split {split!r}, it holds {self.holds(self.files)}: {CHOOSE}")
-        return found
+        return matching
 
     def _files(self, train: list[Path], val: list[Path]) -> Files:
         used = {*train, *val}
@@ -227,12 +227,12 @@ def labels_in(name: str) -> set[Label]:
 
 def _answers(parts: Sequence[str], split: str) -> bool:
     """Whether a path is of a split called so: a folder of that name, or the word within the file's name."""
-    wanted = next((words for words in SYNONYMS.values() if split in words), {split})
-    if any(folder.lower() in wanted for folder in parts[:-1]):
+    synonyms = next((words for words in SYNONYMS.values() if split in words), {split})
+    if any(folder.lower() in synonyms for folder in parts[:-1]):
         return True
     words = words_of(parts[-1])
     matches = [COMPOUND.fullmatch(word) for word in words]
-    if wanted & {*words, *(match[1] for match in matches if match)}:
+    if synonyms & {*words, *(match[1] for match in matches if match)}:
         return True
     return re.search(rf"(?:^|[^a-z0-9]){re.escape(split)}(?:$|[^a-z0-9])", parts[-1].lower()) is not None
 
@@ -261,9 +261,9 @@ def _abbreviated(labels: dict[Path, set[Label]]) -> dict[Path, set[Label]]:
             if len(word) == 2:
                 alike.setdefault((*words[:place], "", *words[place + 1 :]), {}).setdefault(word, []).append(file)
     unclear: dict[Path, set[Label]] = {}
-    for found in alike.values():
-        if "tr" in found and len(found) > 1 and found.keys() <= ABBREVIATIONS:
-            unclear |= {file: {"train", "val"} for files in found.values() for file in files}
+    for variants in alike.values():
+        if "tr" in variants and len(variants) > 1 and variants.keys() <= ABBREVIATIONS:
+            unclear |= {file: {"train", "val"} for files in variants.values() for file in files}
     return labels | unclear
 
 

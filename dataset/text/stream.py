@@ -49,13 +49,13 @@ class TokenStream:
             raise UsageError(f"{self.path} {what}: build the data set again")
         self._file = WatchedFile(self.path)
         self._tokens: np.ndarray = np.memmap(self.path, dtype=self.meta.dtype, mode="r")
-        told = (self.meta.tokens or {}).get(split)
-        if told != len(self._tokens):
+        declared = (self.meta.tokens or {}).get(split)
+        if declared != len(self._tokens):
             self._check_width()
-        if told is not None and told != len(self._tokens):
+        if declared is not None and declared != len(self._tokens):
             raise UsageError(
-                f"{self.path} has {len(self)} tokens, {META} says {told}: it was cut short or is of another data set, "
-                "so build the data set again"
+                f"{self.path} has {len(self)} tokens, {META} says {declared}: it was cut short or is of another data "
+                "set, so build the data set again"
             )
         self._checked = self.meta.vocab_size > np.iinfo(self.meta.dtype).max  # no id can be too large
         self._views: dict[int, np.ndarray] = {}
@@ -72,31 +72,31 @@ class TokenStream:
     def _check_width(self) -> None:
         """Refuse a header, and numbers of more bytes than `meta` says: read so, every other token would be 0."""
         head = np.fromfile(self.path, dtype=np.uint8, count=BLOCK)
-        data, said = head.tobytes(), self.meta.dtype.itemsize
+        data, item_size = head.tobytes(), self.meta.dtype.itemsize
         header = "of numpy (.npy)" if data.startswith(b"\x93NUMPY") else None
         if len(data) >= 1024 and int.from_bytes(data[:4], "little") in LLM_C:
             header = "of llm.c (1,024 bytes)"
         if header is not None:
             raise UsageError(f"{self.path} has a header {header}: expected token ids from the first byte on")
         for width in (8, 4):
-            if width <= said or self.path.stat().st_size % width or len(head) < 16 * width:
+            if width <= item_size or self.path.stat().st_size % width or len(head) < 16 * width:
                 continue
             rows = head[: len(head) // width * width].reshape(-1, width)
-            if rows.any() and not rows[:, said:].any():
+            if rows.any() and not rows[:, item_size:].any():
                 raise UsageError(
-                    f"{self.path} holds numbers of {8 * width} bits, expected {8 * said} ({self.meta.dtype.name}): "
-                    f"numpy.fromfile(FILE, 'int{8 * width}').astype('{self.meta.dtype.name}').tofile(FILE) converts it"
+                    f"{self.path} holds numbers of {8 * width} bits, expected {8 * item_size} ({self.meta.dtype.name}):"
+                    f" numpy.fromfile(FILE, 'int{8 * width}').astype('{self.meta.dtype.name}').tofile(FILE) converts it"
                 )
 
     @cached_property
     def bytes_per_token(self) -> float | None:
         """Bytes of text behind a token on average, None where unknown: nats / (ln 2 x this) = bits per byte."""
-        told = (self.meta.bytes_per_token or {}).get(self.split)
-        if told is not None:
-            self._check_bytes(told)
-        return told
+        declared = (self.meta.bytes_per_token or {}).get(self.split)
+        if declared is not None:
+            self._check_bytes(declared)
+        return declared
 
-    def _check_bytes(self, told: float) -> None:
+    def _check_bytes(self, declared: float) -> None:
         """Hold the bytes per token of meta.json against what a sample decodes to: bits per byte follow from them."""
         places = sorted({0, max(0, (len(self) - SAMPLE) // 2), max(0, len(self) - SAMPLE)})
         sample = [int(token) for low in places for token in self.tokens[low : low + SAMPLE]]
@@ -104,11 +104,11 @@ class TokenStream:
             text = load_tokenizer(self.root).decode([token for token in sample if token != self.meta.eot])
         except (UsageError, ImportError):  # no tokenizer, or not here: nothing to hold it against
             return
-        found = len(text.encode("utf-8", "replace")) / len(sample)
-        if not told / SLACK <= found <= told * SLACK:
+        measured = len(text.encode("utf-8", "replace")) / len(sample)
+        if not declared / SLACK <= measured <= declared * SLACK:
             raise UsageError(
-                f"{self.root / META}: bytes and tokens of {self.split} say {told:.3g} bytes of text per token, the "
-                f"tokens decode to {found:.3g}: bits per byte would be wrong, so build the data set again"
+                f"{self.root / META}: bytes and tokens of {self.split} say {declared:.3g} bytes of text per token, the "
+                f"tokens decode to {measured:.3g}: bits per byte would be wrong, so build the data set again"
             )
 
     def require(self, block_size: int) -> None:

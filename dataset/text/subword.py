@@ -83,7 +83,7 @@ class BPE(Tokenizer):
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        library.train_from_iterator((part for text in texts for part in _without_long_words(text)), trainer)
+        library.train_from_iterator((piece for text in texts for piece in _without_long_words(text)), trainer)
         # The library's threads do not survive the fork of the encoding workers; it must not try to use them there.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         return cls(json.loads(library.to_str()))
@@ -141,13 +141,13 @@ class Tiktoken(Tokenizer):
         return np.array(self._table().encode_ordinary(text), dtype=width(self.vocab_size))
 
     def _decode(self, ids: np.ndarray) -> str:
-        table, parts = self._table(), []
+        table, pieces = self._table(), []
         for id in ids.tolist():
             try:
-                parts.append(table.decode_single_token_bytes(id))
+                pieces.append(table.decode_single_token_bytes(id))
             except KeyError:  # the tables have gaps before their special tokens, and a model may sample one
-                parts.append("\ufffd".encode())
-        return b"".join(parts).decode("utf-8", "replace")
+                pieces.append("\ufffd".encode())
+        return b"".join(pieces).decode("utf-8", "replace")
 
 
 class SentencePiece(Tokenizer):
@@ -217,5 +217,5 @@ class SentencePiece(Tokenizer):
 
     def _decode(self, ids: np.ndarray) -> str:
         cuts = np.flatnonzero(ids == (-1 if self.eot is None else self.eot))
-        parts = [part[part != self.eot].tolist() for part in np.split(ids, cuts)]
-        return EOT_TEXT.join(self._library.decode(part) if part else "" for part in parts)
+        pieces = [piece[piece != self.eot].tolist() for piece in np.split(ids, cuts)]
+        return EOT_TEXT.join(self._library.decode(piece) if piece else "" for piece in pieces)

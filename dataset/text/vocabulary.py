@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataset.text.loading import short_names
 from dataset.text.meta import read_meta, tokenizer_state
-from dataset.text.opening import short_names
 from dataset.text.tokenizer import Tokenizer, from_state
 from engine.io import UsageError, read_object
 
@@ -68,17 +68,17 @@ def read_vocabularies(run_dir: Path) -> list[Vocabulary] | None:
     if not path.exists():
         return None
     try:
-        found = [Vocabulary(**entry) for entry in read_object(path)["vocabularies"]]
+        vocabularies = [Vocabulary(**entry) for entry in read_object(path)["vocabularies"]]
     except (KeyError, TypeError):
-        found = []
-    for each in found:
+        vocabularies = []
+    for each in vocabularies:
         kinds = (each.name, str), (each.path, str), (each.size, int), (each.state, dict | None)
         if not all(isinstance(value, kind) for value, kind in kinds) or not 0 < each.size <= 1 << 24:
-            found = []
+            vocabularies = []
             break
-    if not found:
+    if not vocabularies:
         raise UsageError(f"{path} is damaged: expected the name, path, size and state of each vocabulary")
-    return found
+    return vocabularies
 
 
 def model_sizes(config: Any, vocabularies: Sequence[Vocabulary]) -> tuple[int, ...]:

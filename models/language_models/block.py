@@ -100,8 +100,8 @@ class Block(nn.Module):
             return self._drop(self.mlp(h))
 
         if self.residual is not None:
-            keep, again = self.residual.to(x.dtype)
-            x = torch.addcmul(keep * x, again, first)
+            keep, skip = self.residual.to(x.dtype)
+            x = torch.addcmul(keep * x, skip, first)
         if self.parallel:
             return self._add(x, lambda h: attend(h) + think(h), 0)
         return self._add(self._add(x, attend, 0), think, 1)

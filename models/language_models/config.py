@@ -218,10 +218,10 @@ class GPTConfig:
     @property
     def inner_size(self) -> int:
         """I, inner width of the MLP."""
-        wanted = self.mlp_expansion_factor * self.n_embd
+        width = self.mlp_expansion_factor * self.n_embd
         if self.mlp_variant == "swiglu":
-            return -(-round(wanted * 2 / 3) // SWIGLU_MULTIPLE) * SWIGLU_MULTIPLE
-        return max(1, round(wanted))
+            return -(-round(width * 2 / 3) // SWIGLU_MULTIPLE) * SWIGLU_MULTIPLE
+        return max(1, round(width))
 
     def shared_index(self, sharing: Sharing, layer: int) -> int:
         """Which set of weights block `layer` uses; sets are numbered from 0 in order of first use."""

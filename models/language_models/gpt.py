@@ -27,7 +27,7 @@ from models.layers import CastedEmbedding, CastedLinear, RotaryTables, cast_line
 __all__ = ["GPT", "GPTConfig", "LMOutput", "LMShape"]
 
 _DEFAULT_STD = 0.02
-_KEEP, _AGAIN = (1.15, 1.05), (0.20, 0.05)  # nanochat's residual scalars, first to last block
+_KEEP, _SKIP = (1.15, 1.05), (0.20, 0.05)  # nanochat's residual scalars, first to last block
 
 
 @dataclass
@@ -83,8 +83,8 @@ class GPT(nn.Module):
         """Block `layer`, which borrows the weights of the first block that shares with it."""
         config, lender = self.config, {}
         for part, sharing in (("attn", config.share_attn), ("mlp", config.share_mlp)):
-            wanted = config.shared_index(sharing, layer)
-            earlier = [i for i in range(layer) if config.shared_index(sharing, i) == wanted]
+            owner = config.shared_index(sharing, layer)
+            earlier = [i for i in range(layer) if config.shared_index(sharing, i) == owner]
             lender[part] = getattr(self.h[earlier[0]], part) if earlier else None
         return Block(config, self.shape, layer, kind=attention, dtype=self.dtype, **lender)
 
@@ -103,17 +103,17 @@ class GPT(nn.Module):
             own = dict(block.named_children())
             for part, first in (("attn", "qkv"), ("mlp", "fc")):
                 if part in own:
-                    self._draw(getattr(own[part], first).weight)
-                    self._draw(own[part].proj.weight, 0.0 if config.zero_init_proj else shrink)  # type: ignore[union-attr,arg-type]
+                    self._init_weight(getattr(own[part], first).weight)
+                    self._init_weight(own[part].proj.weight, 0.0 if config.zero_init_proj else shrink)  # type: ignore[union-attr,arg-type]
             if block.values is not None:
                 for table in block.values.words.tables:  # type: ignore[union-attr]
-                    self._draw(table.embedding_weight, fan_in=config.n_embd)
+                    self._init_weight(table.embedding_weight, fan_in=config.n_embd)
             if block.residual is not None:
                 part_way = number / max(1, config.n_layer - 1)
-                scalars = [a + (b - a) * part_way for a, b in (_KEEP, _AGAIN)]
+                scalars = [a + (b - a) * part_way for a, b in (_KEEP, _SKIP)]
                 block.residual.copy_(torch.tensor(scalars))  # type: ignore[operator]
 
-    def _draw(self, weight: Tensor, factor: float = 1.0, fan_in: int | None = None) -> None:
+    def _init_weight(self, weight: Tensor, factor: float = 1.0, fan_in: int | None = None) -> None:
         std = self.config.init_std
         if std is not None or factor == 0.0:
             nn.init.normal_(weight, std=factor * (std or 0.0))
@@ -147,9 +147,9 @@ class GPT(nn.Module):
         rope = None if self.rotary is None else tuple(table[start:end] for table in self.rotary())
         mask = self._mask(length, start, x.device)
         first = x
-        again = self.config.use_gradient_checkpointing and self.training and torch.is_grad_enabled()
+        recompute = self.config.use_gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.h):
-            if again:
+            if recompute:
                 x = checkpoint(block, x, first, streams, rope, mask, use_reentrant=False)
             else:
                 x = block(x, first, streams, rope, mask, None if cache is None else cache.layer(layer))
@@ -163,8 +163,8 @@ class GPT(nn.Module):
             return ((stream or 0, tokens),)
         if tokens.dim() == 3 and tokens.shape[1] == count and stream is None:
             return tuple((number, tokens[:, number]) for number in range(count))
-        wanted = "[B, T] with stream=" if stream is not None else "[B, T]" if count == 1 else f"[B, {count}, T]"
-        raise ValueError(f"tokens have shape {list(tokens.shape)}, expected {wanted}: the model has {count} stream(s)")
+        shape = "[B, T] with stream=" if stream is not None else "[B, T]" if count == 1 else f"[B, {count}, T]"
+        raise ValueError(f"tokens have shape {list(tokens.shape)}, expected {shape}: the model has {count} stream(s)")
 
     def _mask(self, length: int, start: int, device: torch.device) -> Tensor | None:
         """Which of start + length keys each of `length` queries sees, [T, S] bool; None where the kernels know it."""
@@ -247,15 +247,15 @@ class GPT(nn.Module):
     def fused_rows(self) -> dict[str, tuple[int, ...]]:
         """Matrices that are several stacked ones (q, k, v; SwiGLU's gate, up): rows of each, by parameter."""
         config = self.config
-        parts: dict[str, tuple[int, ...]] = {}
+        rows: dict[str, tuple[int, ...]] = {}
         kv = config.kv_heads * config.head_dim
         for prefix, module in self.h.named_children():
             own = dict(module.named_children())
             if "attn" in own:
-                parts[f"h.{prefix}.attn.qkv.weight"] = (config.n_embd, kv, kv)
+                rows[f"h.{prefix}.attn.qkv.weight"] = (config.n_embd, kv, kv)
             if "mlp" in own and config.mlp_variant == "swiglu":
-                parts[f"h.{prefix}.mlp.fc.weight"] = (config.inner_size, config.inner_size)
-        return parts
+                rows[f"h.{prefix}.mlp.fc.weight"] = (config.inner_size, config.inner_size)
+        return rows
 
     def blocks(self) -> list[nn.Module]:
         """Compile units."""

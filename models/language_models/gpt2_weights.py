@@ -44,17 +44,17 @@ def from_gpt2(
     mapped, problems = {}, []
     if head is not None and words is not None and not head.equal(words):
         problems.append("lm_head.weight differs from wte.weight, but GPT-2's head is tied")
-    for name, (source, wanted) in _expected(config, shape, biases=config.bias).items():
+    for name, (source, expected) in _expected(config, shape, biases=config.bias).items():
         tensor = given.pop(source, None)
         if tensor is None:
             problems.append(f"{source} is missing")
             continue
         if conv1d and _is_matrix(name):
             tensor = tensor.t()
-        if name == _WPE or (name == _WTE and len(tensor) - wanted[0] <= _SPARE_WORDS):
-            tensor = tensor[: wanted[0]]
-        if tuple(tensor.shape) != wanted:
-            problems.append(f"{source} is {list(tensor.shape)}, expected {list(wanted)}")
+        if name == _WPE or (name == _WTE and len(tensor) - expected[0] <= _SPARE_WORDS):
+            tensor = tensor[: expected[0]]
+        if tuple(tensor.shape) != expected:
+            problems.append(f"{source} is {list(tensor.shape)}, expected {list(expected)}")
         mapped[name] = tensor.contiguous()
     problems += [f"{name} is not known" for name in given]
     if problems:
@@ -108,12 +108,12 @@ def _check_mappable(config: GPTConfig, shape: LMShape) -> None:
         "rope_theta",
     }  # fmt: skip
     plain = GPTConfig()
-    for name, wanted in vars(plain).items():
+    for name, published in vars(plain).items():
         value = getattr(config, name)
         if name == "n_kv_group":
-            value, wanted = config.kv_heads, config.n_head
-        if name not in free and value != wanted:
-            raise ValueError(f"arch.{name}={value} is not GPT-2's: it has {wanted}")
+            value, published = config.kv_heads, config.n_head
+        if name not in free and value != published:
+            raise ValueError(f"arch.{name}={value} is not GPT-2's: it has {published}")
 
 
 def _expected(config: GPTConfig, shape: LMShape, *, biases: bool) -> dict[str, tuple[str, tuple[int, ...]]]:

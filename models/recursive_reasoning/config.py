@@ -130,8 +130,8 @@ class RecursiveConfig:
     def prefix_len(self) -> int:
         """P: no prefix without puzzle embedding, else `puzzle_emb_len`, else the fewest positions that hold
         the vector."""
-        wanted = self.puzzle_emb_len or self._fewest_positions()
-        return wanted if self.puzzle_emb_ndim else 0
+        length = self.puzzle_emb_len or self._fewest_positions()
+        return length if self.puzzle_emb_ndim else 0
 
     def compute_dtype(self, auto: torch.dtype) -> torch.dtype:
         """The dtype of activations; `auto` is used for forward_dtype=auto."""

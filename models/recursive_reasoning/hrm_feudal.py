@@ -122,9 +122,9 @@ class HRMFeudal(HRM):
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """The network, and each projection of the manager by itself: `stats_interval` then shows its gradient."""
         head = self.inner.subgoal_head
-        found = {} if head is None else {name: list(layer.parameters()) for name, layer in head.named_children()}
-        own = {id(param) for params in found.values() for param in params}
-        return {"trunk": [param for param in self.parameters() if id(param) not in own], **found}
+        projections = {} if head is None else {name: list(layer.parameters()) for name, layer in head.named_children()}
+        own = {id(param) for params in projections.values() for param in params}
+        return {"trunk": [param for param in self.parameters() if id(param) not in own], **projections}
 
     @property
     def idle_parameters(self) -> list[str]:

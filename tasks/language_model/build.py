@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from dataset.text.opening import open_text
+from dataset.text.loading import open_text
 from engine import building
 from engine.io import print_rank0
 from engine.loop.schedule import Plateau, lr_factor

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dataset.text.loading import folder_of
 from dataset.text.meta import tokenizer_state
 from dataset.text.named import ensure_text
-from dataset.text.opening import folder_of
 from dataset.text.vocabulary import read_vocabularies
 from engine.errors import UsageError
 from engine.run.load_run import find_checkpoint, read_config

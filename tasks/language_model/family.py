@@ -11,7 +11,7 @@ from tasks.language_model.args import ALIASES, TrainConfig, rewrite
 
 def data_folders(config: Mapping[str, Any]) -> list[str]:
     """The folders of data that a stored config names."""
-    from dataset.text.opening import folder_of
+    from dataset.text.loading import folder_of
 
     listed = [config.get(key) or [] for key in ("dataset_list", "multicontext_datasets")]
     names = [name for block in listed if isinstance(block, list) for name in block if isinstance(name, str)]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dataset.text.loading import dataset_folders
 from dataset.text.named import ensure_text
-from dataset.text.opening import dataset_folders
 from dataset.text.vocabulary import Vocabulary, model_sizes, read_vocabularies, vocabularies_of
 from engine.errors import UsageError
 from engine.io import print_rank0

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dataset.text.corpus import HALF
 from dataset.text.formats import read_text
+from dataset.text.loading import short_names
 from dataset.text.meta import load_tokenizer
-from dataset.text.opening import short_names
 from dataset.text.tokenizer import Tokenizer
 from dataset.text.vocabulary import FILE, to_text, vocabularies_of
 from engine.task import Evaluation, UsageError

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset.text.batches import TrainBatches
-from dataset.text.opening import HeldOut
+from dataset.text.loading import HeldOut
 from engine.distributed import all_reduce_sum, local_rows
 from engine.task import Interrupted, Metrics, ParamGroup, Runtime, UsageError
 from losses.language_model import LMLossHead

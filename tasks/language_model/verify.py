@@ -79,8 +79,8 @@ def write_texts(root: Path) -> None:
 
 def full_shape(config: Any) -> Any:
     """Vocabularies of data that are here."""
+    from dataset.text.loading import dataset_folders
     from dataset.text.meta import read_meta
-    from dataset.text.opening import dataset_folders
     from models.language_models.gpt import LMShape
 
     folders = dataset_folders(config)

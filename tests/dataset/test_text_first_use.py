@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dataset.build_text_dataset import main
-from dataset.text.opening import folder_of
+from dataset.text.loading import folder_of
 from dataset.text.subword import BPE, LONG_WORD, _without_long_words
 
 

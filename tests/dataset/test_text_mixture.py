@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dataset.text.loading import open_text, short_names
 from dataset.text.mixture import PLAN, Mixture
-from dataset.text.opening import open_text, short_names
 from engine.io import UsageError
 from tests.dataset.test_text_build import made
 
