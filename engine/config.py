@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+import engine.cli.defaults  # noqa: F401 (so that Hydra can compose our files)
 from engine.errors import UsageError
 from engine.fields import Inert, NotBlank, Range, check_fields
 from engine.schema import structure, with_defaults
@@ -97,6 +98,8 @@ def _unused_label(config: Mapping[str, Any]) -> bool:
 class RunConfig:
     """The keys of every entry script (config/base/run.yaml). Steps are optimizer steps."""
 
+    SHARED: ClassVar[bool] = True
+    """Its defaults come with config/base/run.yaml, those of a script's schema with that script's base file."""
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {}
     """Unknown keys of programs that do the same (with `_` at the end: how they begin) -> what serves instead."""

@@ -20,6 +20,8 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+import engine.cli.defaults  # noqa: F401 (the source of /defaults/...)
+
 _memo: dict[tuple[Any, ...], Composed] = {}
 
 
@@ -93,6 +95,7 @@ def _compose(folders: list[Path], name: str, overrides: list[str]) -> Composed:
     search.append("hydra", "pkg://hydra.conf")
     for folder in folders:
         search.append("main", f"file://{folder}")
+    search.append("loopforge", "defaults://")
     search.append("schema", "structured://")
     loader = _Loader(search)
     config = loader.load_configuration(name, overrides, run_mode=RunMode.RUN, from_shell=False)

@@ -127,7 +127,8 @@ def config_files(folders: list[Path], name: str, choices: Mapping[str, str | Non
             if option == "_self_":
                 own_at = len(files)
             elif not group:
-                visit(option.lstrip("/"), "")
+                here, entry = name.rpartition("/")[0], option.partition("@")[0]
+                visit(entry.lstrip("/") if entry.startswith("/") or not here else f"{here}/{entry}", package)
             elif not group.startswith("override"):
                 _visit_group(group.removeprefix("optional ").lstrip("/"), option)
         files.insert(len(files) if own_at is None else own_at, ConfigFile(path, package, text))

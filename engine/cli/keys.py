@@ -27,6 +27,13 @@ class Key:
     doc: str
     inert: tuple[Inert, ...] = ()
     """Conditions under which it does nothing."""
+    place: tuple[str, int] = ("", 0)
+    """File and line of the field."""
+
+    @property
+    def unused(self) -> bool:
+        """Whether it never has an effect: a key of a base class that this one has no use for."""
+        return any(mark.when == "" for mark in self.inert)
 
     @property
     def takes_bare_flag(self) -> bool:
@@ -65,7 +72,7 @@ def is_list(kind: Any) -> bool:
 @functools.cache
 def keys_of(schema: type, prefix: str = "") -> dict[str, Key]:
     """All keys of a schema by dotted name, in order of declaration; nested dataclasses are descended into."""
-    hints, docs, beside, keys = get_type_hints(schema), _docstrings(schema), declared(schema), {}
+    hints, written, beside, keys = get_type_hints(schema), _in_source(schema), declared(schema), {}
     for field in fields(schema):
         name, kind = prefix + field.name, hints[field.name]
         parts = [part for part in get_args(kind) if part is not type(None)] if is_union(kind) else []
@@ -73,27 +80,31 @@ def keys_of(schema: type, prefix: str = "") -> dict[str, Key]:
         kind = parts[0] if len(parts) == 1 else kind
         default = field.default if field.default_factory is MISSING else field.default_factory()
         inert = tuple(mark for mark in beside[field.name][1] if isinstance(mark, Inert))
-        keys[name] = Key(name, kind, optional, default, docs.get(field.name, ""), inert)
+        doc, place = written.get(field.name, ("", ("", 0)))
+        keys[name] = Key(name, kind, optional, default, doc, inert, place)
         if is_dataclass(kind):
             keys |= keys_of(kind, f"{name}.")  # type: ignore[arg-type]
     return keys
 
 
-def _docstrings(schema: type) -> dict[str, str]:
-    """The string literal below each field, of the class and its bases. Python itself does not keep them."""
-    docs: dict[str, str] = {}
+def _in_source(schema: type) -> dict[str, tuple[str, tuple[str, int]]]:
+    """(string literal below it, its file and line) of each field of the class and its bases. Python keeps neither."""
+    written: dict[str, tuple[str, tuple[str, int]]] = {}
     for cls in reversed(schema.__mro__):
         if not is_dataclass(cls):
             continue
         try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+            lines, start = inspect.getsourcelines(cls)
+            file = str(inspect.getsourcefile(cls))
         except (OSError, TypeError):  # a class without a file (made in a console or a test)
             continue
+        tree = ast.parse(textwrap.dedent("".join(lines)))
         body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for field, below in pairwise(body):
-            value: Any = getattr(below, "value", None)
+        for field, below in pairwise([*body, ast.Pass()]):
             target = getattr(field, "target", None)
-            documented = isinstance(below, ast.Expr) and isinstance(value, ast.Constant)
-            if documented and isinstance(field, ast.AnnAssign) and isinstance(target, ast.Name):
-                docs[target.id] = " ".join(str(value.value).split())
-    return docs
+            if isinstance(field, ast.AnnAssign) and isinstance(target, ast.Name):
+                text = getattr(getattr(below, "value", None), "value", None)
+                documented = isinstance(below, ast.Expr) and isinstance(text, str)
+                doc = " ".join(str(text).split()) if documented else written.get(target.id, ("",))[0]
+                written[target.id] = doc, (file, start + field.lineno - 1)
+    return written

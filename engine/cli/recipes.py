@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
+from engine.cli.defaults import defaults_of, schema_of
 from engine.cli.keys import keys_of
 from engine.cli.translate import Groups
 from engine.errors import UsageError
@@ -92,14 +93,41 @@ def read_file(path: Path) -> dict[Any, Any]:
 
 
 def read_option(path: Path) -> dict[Any, Any]:
-    """The keys that the file of a group's option sets, from the root of the config. Raises: UsageError."""
-    content = read_file(path)
+    """The keys that a group's file sets, with what it inherits, from the root of the config. Raises: UsageError."""
+    content = _with_inherited(path, ())
     return content if read_text(path).startswith(WHOLE) else {path.parent.name: content}
 
 
-def _read(folders: Sequence[Path], path: Path, recipe: Recipe, above: tuple[Path, ...]) -> None:
+def _with_inherited(path: Path, above: tuple[Path, ...]) -> dict[Any, Any]:
+    """The keys of a file over those of the dataclasses and of the files beside it that its defaults list names."""
+    _check_circle(path, above)
+    content = read_file(path)
+    merged: dict[Any, Any] = {}
+    for entry in content.pop("defaults", None) or []:
+        name, _, package = str(entry).partition("@")
+        beside = path.parent / f"{name}.yaml"
+        inner = defaults_of(schema) if (schema := schema_of(name)) else {}
+        inner = _with_inherited(beside, (*above, path)) if not inner and beside.is_file() else inner
+        _merge(merged, inner if package.startswith("_") or not package else {package: inner})
+    _merge(merged, content)
+    return merged
+
+
+def _merge(into: dict[Any, Any], other: Mapping[Any, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _check_circle(path: Path, above: tuple[Path, ...]) -> None:
     if path in above:
         raise UsageError(f"{path}: its defaults lead back to itself: {' -> '.join(one.stem for one in (*above, path))}")
+
+
+def _read(folders: Sequence[Path], path: Path, recipe: Recipe, above: tuple[Path, ...]) -> None:
+    _check_circle(path, above)
     content = read_file(path)
     entries = content.pop("defaults", None) or []
     if not isinstance(entries, list):
@@ -120,6 +148,8 @@ def _follow(folders: Sequence[Path], path: Path, entry: str, recipe: Recipe, abo
     file = locate(folders, entry.lstrip("/"))
     if file is not None:
         _read(folders, file, recipe, above)
+    elif schema := schema_of(entry):
+        recipe.given |= set(_dotted(defaults_of(schema), ""))
     elif not any(mark in entry for mark in ("@", "$", " ", ":")):
         names = [one.stem for folder in folders for one in folder.glob("*.yaml")]
         raise UsageError(f"{path}: defaults: there is no config {entry}: {did_you_mean(entry, names)}")

@@ -25,6 +25,7 @@ from yaml import YAMLError
 
 from engine.cli.compose import ConfigFile, compose_config, config_files, key_lines, sweep_jobs
 from engine.cli.recipes import config_name_of, find_groups, flag_value, locate, search_folders
+from engine.cli.source_keys import known_keys
 from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, translate
 from engine.errors import UsageError
 from engine.registry import Family, Rewrite
@@ -134,13 +135,16 @@ class Trace:
         return sorted({path.stem for folder in self.folders for path in folder.glob(f"{pattern}.yaml")})
 
     def key_line(self, key: str) -> tuple[str, int]:
-        """(file, line) of the last file that sets a dotted key; ("", 0) where none does."""
+        """(file, line) of the last file that sets a dotted key, else of the field that holds its default; ("", 0) where
+        neither is known."""
         for file in reversed(self.files):
             block = f"{file.package}." if file.package else ""
             line = key_lines(file.text).get(key.removeprefix(block), 0) if key.startswith(block) else 0
             if line:
                 return self.relative(file.path), line
-        return "", 0
+        known = known_keys(self.script.schema, self.resolved or {}) if self.script and self.script.schema else {}
+        file_of, line = known[key].place if key in known else ("", 0)
+        return (self.relative(Path(file_of)), line) if line else ("", 0)
 
 
 @dataclass

@@ -54,10 +54,14 @@ def inert_reason(schema: Any, key: str, config: Mapping[str, Any]) -> str:
     return ""
 
 
+def _file(module: str) -> Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 @functools.cache
 def _tree(module: str) -> ast.Module | None:
-    path = ROOT.joinpath(*module.split("."))
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    file = _file(module)
     return ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
@@ -93,7 +97,18 @@ def _keys(module: str, cls: Any, prefix: str) -> Iterator[tuple[str, Key]]:
         text = getattr(getattr(below, "value", None), "value", None)
         doc = " ".join(text.split()) if isinstance(below, ast.Expr) and isinstance(text, str) else ""
         inert = tuple(_inert(module, node.annotation))
-        yield name, Key(name, _kind(module, node.annotation), False, _default(node.value), doc, inert)
+        yield (
+            name,
+            Key(
+                name,
+                _kind(module, node.annotation),
+                False,
+                _default(node.value),
+                doc,
+                inert,
+                (str(_file(module)), node.lineno),
+            ),
+        )
         for part in ast.walk(_kind_of(node.annotation)):
             nested = _lookup(module, part.id) if isinstance(part, ast.Name) else None
             if nested and isinstance(nested[1], ast.ClassDef):

@@ -144,7 +144,7 @@ class RecursiveConfig:
 class TRMConfig(RecursiveConfig):
     """The published TRM: 2 layers, 3 x 6 cycles, a puzzle vector spread over 16 prefix positions."""
 
-    H_layers: int = 0
+    H_layers: Annotated[int, Inert("", "TRM has one stack, sized by arch.L_layers")] = 0
     """Always 0: TRM has one stack, sized by L_layers."""
     puzzle_emb_len: int = 16
     """Prefix positions P that the puzzle vector is laid out over; 0: as few as hold it."""

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
 from engine.cli.keys import keys_of
+from engine.cli.defaults import defaults_of, schema_of
 from engine.config import NOT_IDENTITY, RunConfig, load_synced_config, source_of
 from engine.errors import UsageError
 from engine.io import sha256_json
@@ -32,11 +34,32 @@ def composed(**changes: Any) -> DictConfig:
     return OmegaConf.create({"lr": 1, "run_name": "r", "run_dir": "out/${run_name}", "arch": {"width": 2}} | changes)
 
 
-def test_run_yaml_holds_every_shared_key_with_the_schemas_default() -> None:
-    stored = OmegaConf.to_container(OmegaConf.load(ROOT / "config" / "base" / "run.yaml"), resolve=False)
-    assert isinstance(stored, dict)
-    stored = {key: value for key, value in stored.items() if key not in ("defaults", "hydra")}
-    assert stored == vars(RunConfig())
+HALTING = {"halt_max_steps", "halt_exploration_prob", "no_ACT_continue"}
+"""The review guide reads from an arch file how its model halts."""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("[ab]*/*.yaml")), ids=lambda path: path.stem)
+def test_each_default_stands_in_its_dataclass_only(path: Path) -> None:
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert isinstance(content, dict)
+    entries = [str(entry) for entry in content.pop("defaults", [])]
+    defaults: dict[str, Any] = {}
+    for entry in entries:
+        if (schema := schema_of(entry)) is not None and not entry.endswith("@subgoal_head"):
+            defaults |= defaults_of(schema)
+    copies = {key for key, value in content.items() if key in defaults and defaults[key] == value}
+    assert copies <= HALTING
+    assert defaults or any((path.parent / f"{entry}.yaml").is_file() for entry in entries)
+
+
+def test_a_key_that_only_the_dataclass_gives_is_one_of_the_config(tmp_path: Path) -> None:
+    (tmp_path / "base").symlink_to(ROOT / "config" / "base")
+    (tmp_path / "cfg.yaml").write_text("defaults:\n  - base/run\n  - _self_\nrun_dir: out/${seed}\n")
+    with initialize_config_dir(str(tmp_path), version_base=None):
+        config = compose("cfg", ["seed=3", "~threads"])
+        assert (config.run_dir, config.keep_last, "threads" in config) == ("out/3", 2, False)
+        with pytest.raises(ConfigCompositionException):
+            compose("cfg", ["sed=3"])
 
 
 def test_run_yaml_composes_from_a_nested_place(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from engine.cli.help import help_text
 from engine.cli.keys import describe, keys_of
-from engine.cli.recipes import find_groups
+from engine.cli.recipes import find_groups, read_option
 from engine.cli.source_keys import source_keys
 from engine.registry import family_of
 from tests.conftest import ROOT, archs_of
@@ -49,9 +49,7 @@ def test_the_default_recipe_shows_the_manager_and_the_loss() -> None:
 
 @pytest.mark.parametrize("arch", [(script, arch) for script, family in FAMILIES.items() for arch in archs_of(family)])
 def test_the_source_says_what_the_class_declares(arch: tuple[str, str]) -> None:
-    import yaml
-
-    block = yaml.safe_load((CONFIG / f"arch/{arch[1]}.yaml").read_text())
+    block = read_option(CONFIG / f"arch/{arch[1]}.yaml")["arch"]
     for name, slot in ((block["name"], "models"), (block["loss"]["name"], "losses")):
         module, _, cls = name.partition("@")
         made = getattr(importlib.import_module(module if module.startswith(slot) else f"{slot}.{module}"), cls)

@@ -263,14 +263,14 @@ ARCHITECTURES = (
         name="yaml-key-config-lacks",
         what="a field of the arch file that the Config does not have",
         codes=("ARC330",),
-        edits=(swap(ARCH, "expansion: 4  ", "dropout: 0.1\nexpansion: 4  "),),
+        edits=(swap(ARCH, "puzzle_emb_ndim:", "dropout: 0.1\npuzzle_emb_ndim:"),),
     ),
     Fault(
         name="config-field-yaml-lacks",
-        what="a Config field that the arch file does not show",
+        what="an arch file that does not name the dataclass of its defaults",
         codes=("ARC330",),
         level="INFO",
-        edits=(cut(ARCH, "rope_theta: 10000.0\n"),),
+        edits=(cut(ARCH, "  - /defaults/models/recursive_reasoning/config/TRMConfig@_here_\n"),),
     ),
     Fault(
         name="config-field-unread",
@@ -278,7 +278,7 @@ ARCHITECTURES = (
         codes=("ARC330",),
         edits=(
             swap(CONFIG, "    puzzle_emb_len: int = 16\n", "    dropout: float = 0.0\n    puzzle_emb_len: int = 16\n"),
-            swap(ARCH, "expansion: 4  ", "dropout: 0.0\nexpansion: 4  "),
+            swap(ARCH, "puzzle_emb_ndim:", "dropout: 0.0\npuzzle_emb_ndim:"),
         ),
     ),
     Fault(
@@ -288,7 +288,7 @@ ARCHITECTURES = (
         follows=("ARC330",),
         edits=(
             swap(CONFIG, "    puzzle_emb_len: int = 16\n", "    dropout: float = 0.0\n    puzzle_emb_len: int = 16\n"),
-            swap(ARCH, "expansion: 4  ", "dropout: 0.0\nexpansion: 4  "),
+            swap(ARCH, "puzzle_emb_ndim:", "dropout: 0.0\npuzzle_emb_ndim:"),
         ),
         job=f"{SMALL} arch.dropout=0.1",
     ),

@@ -71,7 +71,7 @@ def test_code_is_judged_too(tmp_path: Path) -> None:
 def test_places_are_found_without_composing() -> None:
     _, report = review(running("cfg_pretrain_sudoku_4x4"), "pretrain", ROOT)
     halting = next(found for found in report.findings if found.code == "CFG230")
-    assert halting.place == "config/arch/trm.yaml:11"
+    assert halting.place == "config/arch/trm.yaml:15"
     assert not report.failed()
 
 

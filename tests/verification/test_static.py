@@ -182,7 +182,7 @@ FAULTS = [
     ("tasks/recursive_reasoning/args.py", "    freeze_weights: bool = False", "    frozen_share: float = 0.0\n    freeze_weights: bool = False", "CFG255"),
     ("config/base/pretrain.yaml", "script: pretrain.py", "script: pretrain_etrm.py", "SCR111"),
     ("config/arch/trm.yaml", "halt_exploration_prob: 0.1 ", "", "ARC321"),
-    ("config/arch/trm.yaml", "H_cycles: 3", "H_cycels: 3", "ARC330"),
+    ("config/arch/trm.yaml", "no_ACT_continue: true", "no_ACT_contine: true", "ARC330"),
     ("config/arch/trm.yaml", "losses@ACTLossHead", "losses@ACTLosHead", "ARC314"),
     ("config/cfg_pretrain_sudoku_4x4.yaml", "lr_warmup_steps: 20", "lr_warmup_steps: 2000", "CFG250"),
     ("models/recursive_reasoning/trm.py", '__all__ = ["TRM", "TRMConfig"]', '__all__ = ["TRMConfig"]', "ARC312"),

@@ -15,7 +15,7 @@ from verification.checks.reads import config_class, fields_of, unread_arch
 from verification.checks.registry import NotApplicable, check, declared, need_loss, need_model, need_resolved, say
 from verification.finding import Finding
 from verification.source import literal
-from verification.yaml_lines import line_of
+from verification.yaml_lines import defaults_lines, line_of
 
 FORM = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*@[A-Z]\w*")
 
@@ -130,11 +130,23 @@ def _function_known(chain: Chain, module_name: str, name: str) -> bool:
     return module is not None and (name in module.names or f'"{name}"' in module.text)
 
 
+def arch_text(chain: Chain) -> str | None:
+    """The arch file with those that it is built on, None where it is not known."""
+    files = [chain.arch_file]
+    for file in files:
+        names = [option for group, option, _ in defaults_lines(chain.repo.text(file) or "") if not group]
+        files += [chain.locate(f"arch/{name}") for name in names if "/" not in name and name != "_self_"][
+            : 9 - len(files)
+        ]
+    texts = [text for file in files if (text := chain.repo.text(file)) is not None]
+    return "\n".join(text for text in reversed(texts)) if texts else None
+
+
 @check("ARC320", "ARC321")
 def halting_keys(chain: Chain) -> Iterator[Finding]:
     need_model(chain)
     mode = declared(chain, "ACT_MODE")
-    text = chain.repo.text(chain.arch_file)
+    text = arch_text(chain)
     if mode not in ("dynamic", "fixed"):
         raise NotApplicable(f"the model declares ACT_MODE={mode}")
     if text is None:

@@ -1,0 +1,101 @@
+"""The defaults of config dataclasses, for Hydra to compose on: YAML files hold choices only.
+
+A YAML file names the dataclass first in its defaults list, as a path through our packages; what follows wins:
+
+    defaults:                                            # config/arch/trm.yaml
+      - /defaults/models/recursive_reasoning/config/TRMConfig@_here_
+      - _self_
+
+So Hydra knows every key (`key=value` without `+`, `--cfg job`, interpolations), and each default stands in one place.
+Importing this module installs the source of these entries.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import MISSING, is_dataclass
+from pathlib import Path
+from typing import Any, get_origin
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+
+from engine.cli.keys import keys_of
+from engine.schema import plain
+
+PREFIX = "defaults/"
+PACKAGES = ("engine", "tasks", "models", "losses", "evaluators")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def schema_of(entry: str) -> Any:
+    """The dataclass that an entry of a defaults list names , such as `/defaults/engine/config/RunConfig`; else None."""
+    path = entry.partition("@")[0].strip("/").removesuffix(".yaml")
+    *parts, name = path.removeprefix(PREFIX).split("/")
+    if not path.startswith(PREFIX) or not parts or parts[0] not in PACKAGES:
+        return None
+    if not all(part.isidentifier() for part in parts) or not ROOT.joinpath(*parts).with_suffix(".py").is_file():
+        return None
+    found = getattr(importlib.import_module(".".join(parts)), name, None)
+    return found if isinstance(found, type) and is_dataclass(found) else None
+
+
+def defaults_of(schema: Any) -> dict[str, Any]:
+    """Key -> its default, as a file of a config would have it.
+
+    Left out are required keys, free blocks (a config group fills them), keys that never have an effect, and what a base
+    class that is SHARED gives already: base/run comes first, and what somebody writes into that file holds.
+    """
+    shared = next((base for base in schema.__mro__[1:] if vars(base).get("SHARED")), None)
+    above = defaults_of(shared) if shared else {}
+    own = {
+        name: plain(key.default)
+        for name, key in keys_of(schema).items()
+        if "." not in name and key.default is not MISSING and get_origin(key.kind) is not dict and not key.unused
+    }
+    return {name: value for name, value in own.items() if name not in above or above[name] != value}
+
+
+class DefaultsSource(ConfigSource):
+    """Reads `/defaults/...` from dataclasses; Hydra's other sources read files."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "defaults"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        content = OmegaConf.create(defaults_of(schema_of(config_path)))
+        return ConfigResult(
+            config=content, path=f"{self.scheme()}://{config_path}", provider=self.provider, header={"package": None}
+        )
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return False
+
+    def is_config(self, config_path: str) -> bool:
+        return schema_of(config_path) is not None
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        return []
+
+
+class DefaultsSearchPath(SearchPathPlugin):
+    """Puts the source behind the folders, so that a file of the same name wins."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(provider="loopforge", path=f"{DefaultsSource.scheme()}://")
+
+
+def _install() -> None:
+    for plugin in (DefaultsSource, DefaultsSearchPath):
+        Plugins.instance().register(plugin)
+
+
+_install()
