@@ -164,7 +164,7 @@ def _warnings(card: Mapping[str, Any]) -> Iterator[str]:
         if count:
             yield f"{count} {split} puzzles repeat an earlier one of the same split"
     if count := card["test_puzzles_in_training"]:
-        yield f"{count} test puzzles are training puzzles too: figures on them are no test"
+        yield f"{count} test puzzles are training puzzles too: figures on them test nothing"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return build_generated(plan, entry.generated)
     if entry is None:
         raise UsageError(
-            f"{name} is no named data set ({did_you_mean(name, NAMED)}): give its text with --input or --hub"
+            f"{name} is not a named data set ({did_you_mean(name, NAMED)}): give its text with --input or --hub"
         )
     offline = f", or --stand-in for {entry.offline} in its place" if entry.offline else ""
     raise UsageError(f"{name} needs its text: --input FILE|FOLDER, or --download where there is a network{offline}")

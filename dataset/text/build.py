@@ -141,7 +141,7 @@ def refuse_existing(root: Path, *, overwrite: bool) -> None:
     if overwrite:
         if foreign := sorted({path.name for path in root.iterdir()} - OURS):
             raise UsageError(
-                f"{root} holds {foreign[0]}, which is no part of a text data set, so --overwrite leaves it alone: "
+                f"{root} holds {foreign[0]}, which is not part of a text data set, so --overwrite leaves it alone: "
                 "choose another --output-dir"
             )
     else:

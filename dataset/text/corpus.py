@@ -207,9 +207,9 @@ def read_array(path: Path, text: str | bytes) -> list[Any]:
     try:
         items = parse(text)
     except ValueError as error:  # UnicodeDecodeError is one, too
-        raise UsageError(f"{path} is no JSON array of documents: {error}") from None
+        raise UsageError(f"{path} is not a JSON array of documents: {error}") from None
     if not isinstance(items, list):
-        raise UsageError(f"{path} is no JSON array of documents")
+        raise UsageError(f"{path} is not a JSON array of documents")
     return items
 
 

@@ -47,7 +47,7 @@ def _shards(index: Path) -> list[str]:
         content: Any = json.loads(index.read_text(encoding="utf-8"))
         shards = sorted(set(content["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{index} is no index of shards: expected a weight_map from tensors to files") from None
+        raise ValueError(f"{index} is not an index of shards: expected a weight_map from tensors to files") from None
     for shard in shards:
         if not isinstance(shard, str) or shard != os.path.basename(shard) or not shard:
             raise ValueError(f"{index} names {shard!r:.80}: expected files beside it")
@@ -69,5 +69,5 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # what torch says of a damaged file is a matter of where the damage is
         raise ValueError(f"{path} is damaged or cut short ({type(error).__name__}): fetch it again") from None
     if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
-        raise ValueError(f"{path} is no state dict: expected tensors by name")
+        raise ValueError(f"{path} is not a state dict: expected tensors by name")
     return loaded

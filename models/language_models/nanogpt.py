@@ -28,7 +28,7 @@ def read_nanogpt(path: str | Path) -> dict[str, Any]:
     a file may run code, so it is not opened), or that is no checkpoint of nanoGPT.
     """
     if not Path(path).is_file():  # a pipe would hold us up
-        raise ValueError("it is not there" if not Path(path).exists() else "it is no file")
+        raise ValueError("it is not there" if not Path(path).exists() else "it is not a regular file")
     try:
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -39,9 +39,9 @@ def read_nanogpt(path: str | Path) -> dict[str, Any]:
         raise ValueError("it is damaged or cut short") from None
     parts = [loaded.get(key) if isinstance(loaded, dict) else None for key in ("model_args", "model")]
     if not all(isinstance(part, dict) for part in parts):
-        raise ValueError("it is no checkpoint of nanoGPT, which has model_args and model")
+        raise ValueError("it is not a nanoGPT checkpoint, which has model_args and model")
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded["model"].items()):
-        raise ValueError("it is no checkpoint of nanoGPT, whose model is tensors by name")
+        raise ValueError("it is not a nanoGPT checkpoint, whose model is tensors by name")
     return loaded
 
 

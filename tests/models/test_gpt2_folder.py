@@ -57,9 +57,9 @@ def test_whole_and_sharded_folders(tmp_path: Path, theirs: dict, shards: int, pi
         ('{"weight_map": {"a": "../x.safetensors"}}', "names '../x.safetensors': expected files beside it"),
         ('{"weight_map": {"a": "/etc/passwd"}}', "expected files beside it"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors is missing"),
-        ('{"weight_map": ["a"]}', "is no index of shards"),
-        ("[" * 100_000, "is no index of shards"),
-        ('{"weight_map": {"a": {}}}', "is no index of shards"),
+        ('{"weight_map": ["a"]}', "is not an index of shards"),
+        ("[" * 100_000, "is not an index of shards"),
+        ('{"weight_map": {"a": {}}}', "is not an index of shards"),
     ],
 )
 def test_a_damaged_index_is_named(tmp_path: Path, content: str, said: str) -> None:
