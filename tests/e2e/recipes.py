@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from engine.cli.help import help_text
 from engine.cli.recipes import find_groups
-from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, translate
+from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, translate
 from engine.config import load_synced_config
-from engine.registry import build_config, resolve
-from tasks.language_model.args import ALIASES, TrainConfig, rewrite
-from tasks.recursive_reasoning.args import PretrainConfig
+from engine.registry import Family, build_config, families, resolve
 from tests.conftest import ROOT, archs_of
 
 CONFIGS = ROOT / "config"
@@ -25,15 +22,27 @@ CONFIGS = ROOT / "config"
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry script."""
+    """One entry script, with its family."""
 
-    name: str
-    schema: type
-    config: str
-    """The decorator's config."""
-    family: str
-    aliases: dict[str, str] = field(default_factory=dict)
-    rewrite: Callable[[Sequence[str], Groups], list[str]] | None = None
+    declared: Family
+
+    @property
+    def name(self) -> str:
+        return self.declared.entry
+
+    @property
+    def schema(self) -> type:
+        return self.declared.schema
+
+    @property
+    def config(self) -> str:
+        """The decorator's config."""
+        return self.declared.config_name
+
+    @property
+    def family(self) -> str:
+        """The FAMILY of its models."""
+        return self.declared.requires["FAMILY"]
 
     @property
     def recipes(self) -> list[str]:
@@ -53,8 +62,8 @@ class Entry:
     def words(self, argv: list[str], config: str) -> list[str]:
         """Overrides in Hydra's style, without Hydra's own flags; of a sweep the first job's."""
         groups = find_groups(CONFIGS, config)
-        translated = translate(argv, self.schema, groups=groups, aliases=self.aliases)
-        words = iter(self.rewrite(translated, groups) if self.rewrite else translated)
+        translated = translate(argv, self.schema, groups=groups, aliases=self.declared.aliases)
+        words = iter(self.declared.rewrite(translated, groups, {}) if self.declared.rewrite else translated)
         overrides = []
         for word in words:
             if word.split("=")[0] in HYDRA_VALUED:
@@ -96,15 +105,8 @@ class Entry:
             build_config(resolve(loss["name"], "losses"), loss, "arch.loss")
 
 
-PRETRAIN = Entry(
-    "pretrain",
-    PretrainConfig,
-    "cfg_pretrain",
-    "recursive_reasoning",
-    {"checkpoint_path": "run_dir", "data_path": "data_paths"},
-)
-TRAIN = Entry("train", TrainConfig, "cfg_train", "language_models", ALIASES, rewrite)
-ENTRIES = {entry.name: entry for entry in (PRETRAIN, TRAIN)}
+ENTRIES = {family.entry: Entry(family) for family in families()}
+PRETRAIN, TRAIN = ENTRIES["pretrain"], ENTRIES["train"]
 
 
 def entry_of(script: str) -> Entry | None:
