@@ -22,12 +22,11 @@ if __name__ == "__main__":
     begin()
 
 import hydra
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dataset.arguments import OneLineParser, positive
 from engine.cli.main import run
-from engine.cli.recipes import config_name_of
+from engine.cli.recipes import config_name_of, read_recipe
 from engine.config import load_synced_config
 from engine.errors import UsageError
 from engine.registry import family_of
@@ -67,11 +66,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
 def entry_of(rest: list[str]) -> str:
     """The entry script that the named config is for (pretrain where none is named)."""
     name = config_name_of(rest) or "cfg_pretrain"
-    if not (CONFIG / f"{name}.yaml").exists():  # of another folder, or misspelt: composing it below reports that
-        return "pretrain"
-    with initialize_config_dir(str(CONFIG), version_base=None):
-        script = OmegaConf.select(compose(name), "script")
-    return Path(str(script or "pretrain")).stem
+    return Path(read_recipe([CONFIG], name).script or "pretrain").stem
 
 
 def main(argv: list[str] | None = None) -> int:

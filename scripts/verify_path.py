@@ -7,8 +7,9 @@
     python scripts/verify_path.py --script pretrain.py --config-name cfg_pretrain lr=1e-3
     python scripts/verify_path.py --checkpoint checkpoints/demo/sudoku_4x4
 
-Static checks read code and configs only; --dynamic also builds a tiny instance of each config and observes it, --data
-reads the data sets. Exit 0: nothing failed; 1: something did; 2: the command cannot be used.
+The rules judge names and values, the probes a tiny instance of each config; --static leaves the probes out, --dynamic
+adds the deeper ones, --data reads the data sets.
+Exit 0: nothing failed; 1: something did; 2: the command cannot be used.
 """
 
 from __future__ import annotations
@@ -29,10 +30,8 @@ from dataset.arguments import OneLineParser  # noqa: E402
 from engine.errors import UsageError  # noqa: E402
 from engine.io import atomic_write_text  # noqa: E402
 from verification import report as form  # noqa: E402
-from verification.finding import Finding, Report  # noqa: E402
-from verification.source import Repo  # noqa: E402
-from verification.static import verify_all, verify_command, verify_file  # noqa: E402
-from verification.stored import tensors, verify_run  # noqa: E402
+from verification.finding import Report  # noqa: E402
+from verification.static import verify_all, verify_command, verify_file, verify_run  # noqa: E402
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -53,8 +52,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=Path, metavar="RUN", help="a run directory: its stored config against today's code"
     )
-    parser.add_argument("--static", action="store_true", help="static checks only (the default)")
-    parser.add_argument("--dynamic", action="store_true", help="also observe a tiny instance of each config")
+    parser.add_argument("--static", action="store_true", help="judge by the rules only: nothing is built or trained")
+    parser.add_argument("--dynamic", action="store_true", help="also run the deeper probes (DYN7xx) of each config")
     parser.add_argument("--data", action="store_true", help="also read the data sets")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write JSON (- for the screen)")
     parser.add_argument(
@@ -74,37 +73,28 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def collect(options: argparse.Namespace, repo: Repo) -> list[Report]:
+def collect(options: argparse.Namespace, root: Path) -> list[Report]:
     """The reports that the arguments ask for. Raises UsageError."""
-    root, data = repo.root, options.data
+    how = {
+        "data": options.data,
+        "local_data": not options.markdown,
+        "probes": not options.static,
+        "dynamic": options.dynamic,
+    }
     words = options.command
     if options.script:
         name = [f"--config-name={options.config_name}"] if options.config_name else []
         words = ["python", str(options.script), *name, *options.words]
     if words:
-        return [verify_command(words, root=root, data=data, job=" ".join(words), repo=repo)]
+        return [verify_command(words, root=root, job=" ".join(words), **how)]
     if options.checkpoint:
-        return [verify_run(options.checkpoint, repo, data=data)]
+        return [verify_run(options.checkpoint, root=root, **how)]
     if options.words:
         some = {"job": options.job, "line": options.line, "pending": options.status == "pending"}
-        return [one for name in options.words for one in verify_file(name, root=root, data=data, repo=repo, **some)]
+        return [one for name in options.words for one in verify_file(name, root=root, **how, **some)]
     if options.all:
-        return verify_all(root, data=data, repo=repo)
+        return verify_all(root, **how)
     raise UsageError("name a job file, --all, --script, --checkpoint, or a command after --")
-
-
-def observe(reports: list[Report], root: Path) -> None:
-    """Add what the dynamic probes see of every composed config; equal configs are observed once."""
-    from verification.probes import probe  # loads torch
-
-    for report in reports:
-        chain = report.subject
-        if chain is None or chain.resolved is None or chain.script is None:
-            continue
-        if chain.checkpoint is not None:
-            report.findings = [one for one in report.findings if one.code != "CKP612"] + [tensors(chain)]
-        found = probe(chain.resolved, entry=chain.script.stem, root=root, overrides=chain.overrides)
-        report.findings += [Finding(**{**vars(one), "job": report.job}) for one in found]
 
 
 def page(reports: list[Report], out: Path, check: bool, summary: bool) -> bool:
@@ -128,9 +118,7 @@ def run(argv: list[str]) -> int:
         raise UsageError("--check and --summary are about a page: name it with --markdown PAGE")
     if options.data and options.markdown:
         raise UsageError("--markdown does not depend on the data that are here: leave out --data")
-    reports = collect(options, Repo(root, local_data=not options.markdown))
-    if options.dynamic:
-        observe(reports, root)
+    reports = collect(options, root)
     if options.json:
         content = form.as_json(reports)
         if options.json == Path("-"):

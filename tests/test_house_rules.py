@@ -41,7 +41,10 @@ ALLOWED = {
 }
 FREE = {"engine.errors", "engine.fields"}
 """Plain marks and errors, of the standard library alone: every package may import them."""
-FAMILY_FILES = {"verify.py": {"verification.spec", "verification.probes.registry"}}
+FAMILY_FILES = {
+    "verify.py": {"verification.spec", "verification.probes.registry"},
+    "rules.py": {f"verification.{name}" for name in ("data", "finding", "rule", "rules.job", "subject", "text_data")},
+}
 """What single files of a family may import besides: its specification is read by the verifier only."""
 FORBIDDEN_WORDS = {"arc", "puzzle", "act", "lora", "token", "goal"}
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from engine.io import did_you_mean
-from verification.checks import say
 from verification.finding import Finding, Report
-from verification.source import Repo
+from verification.reads import module_file
+from verification.rule import finding
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INSTALLED = re.compile(r"<!-- file: (\S+) -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -31,9 +32,9 @@ class Documented:
     """Modules that the page tells the reader to write."""
 
 
-def documented(repo: Repo) -> Iterator[Documented]:
+def documented(root: Path) -> Iterator[Documented]:
     """Every command of ours in the pages below the root."""
-    pages = [p for p in [repo.root / "README.md", *sorted((repo.root / "docs").glob("*.md"))] if p.is_file()]
+    pages = [p for p in [root / "README.md", *sorted((root / "docs").glob("*.md"))] if p.is_file()]
     for page in pages:
         text = page.read_text(encoding="utf-8")
         overlay = {match[1]: match[2] for match in INSTALLED.finditer(text)}
@@ -42,9 +43,9 @@ def documented(repo: Repo) -> Iterator[Documented]:
             if match[1] in ("bash", "sh", "console"):
                 for below, body in unrolled(match[2]):
                     yield from _commands(
-                        page.relative_to(repo.root).as_posix(), body, start + below, match[1] == "console", overlay
+                        page.relative_to(root).as_posix(), body, start + below, match[1] == "console", overlay
                     )
-    for page in sorted((repo.root / "config").glob("cfg_*.yaml")):
+    for page in sorted((root / "config").glob("cfg_*.yaml")):
         lines: list[str] = []
         for line in page.read_text(encoding="utf-8").splitlines():
             if not line.startswith("#"):
@@ -57,7 +58,7 @@ def documented(repo: Repo) -> Iterator[Documented]:
                 if lines and lines[-1].endswith("\\")
                 else ""
             )
-        yield from _commands(page.relative_to(repo.root).as_posix(), "\n".join(lines), 1, False, {})
+        yield from _commands(page.relative_to(root).as_posix(), "\n".join(lines), 1, False, {})
 
 
 def unrolled(body: str) -> Iterator[tuple[int, str]]:
@@ -95,45 +96,43 @@ def _commands(file: str, body: str, start: int, console: bool, overlay: dict[str
             yield Documented(file, start + at, tuple(words), any(o.startswith("error") for o in output), overlay)
 
 
-def verify_docs(repo: Repo) -> list[Report]:
-    """One report for each page that has commands."""
-    from verification.static import verify_command
+def entry_commands(root: Path) -> list[tuple[Documented, str | None]]:
+    """Every documented command, with what is missing of it; None for commands of an entry script, to be judged."""
+    return [(one, what_is_missing(root, one)) for one in documented(root)]
 
+
+def page_reports(commands: Iterable[tuple[Documented, str | None]], judged: Iterable[Report]) -> list[Report]:
+    """One report for each page that has commands; `judged` are those of the entry scripts, in order."""
+    reports = iter(judged)
     pages: dict[str, list[Finding]] = {}
-    repos: dict[str, Repo] = {}
-    for one in documented(repo):
-        said = pages.setdefault(one.file, [])
+    for one, reason in commands:
+        findings = pages.setdefault(one.file, [])
         text = " ".join(one.words)
-        reason = _names_what_exists(repo, one)
         if reason is not None:
-            said.append(_finding(one, "FAIL" if reason else "PASS", f"{text}: {reason}" if reason else text))
+            findings.append(_finding(one, "FAIL" if reason else "PASS", f"{text}: {reason}" if reason else text))
             continue
-        where = repos.setdefault(one.file, Repo(repo.root, one.overlay)) if one.overlay else repo
-        report = verify_command(one.words, root=repo.root, where=one.file, line=one.line, repo=where)
+        report = next(reports)
+        failures = report.of("FAIL")
         if one.refused:
-            level = "PASS" if report.failed() or "resume=" in text or "run_name=" in text else "INFO"
-            said.append(
-                _finding(one, level, f"{text}: shown as refused" + ("" if report.failed() else " (at run time)"))
-            )
+            level = "PASS" if failures or "resume=" in text or "run_name=" in text else "INFO"
+            findings.append(_finding(one, level, f"{text}: shown as refused" + ("" if failures else " (at run time)")))
             continue
-        wrong = report.of("FAIL")
-        for finding in wrong:
-            said.append(_finding(one, "FAIL", f"{text}: {finding.code} {finding.message}"))
-        if not wrong:
-            said.append(_finding(one, "PASS", text))
-    return [Report(file, findings=said) for file, said in pages.items()]
+        findings += [_finding(one, "FAIL", f"{text}: {failure.code} {failure.message}") for failure in failures]
+        findings += [] if failures else [_finding(one, "PASS", text)]
+    return [Report(file, findings=findings) for file, findings in pages.items()]
 
 
 def _finding(one: Documented, level: str, text: str) -> Finding:
-    made = say("DOC810", level, text, one.file, one.line)  # type: ignore[arg-type]
-    return Finding(**{**vars(made), "job": one.file})
+    return replace(finding("DOC810", level, text, one.file, one.line), job=one.file)
 
 
-def _names_what_exists(repo: Repo, one: Documented) -> str | None:
+def what_is_missing(root: Path, one: Documented) -> str | None:
     """ "" or what is missing, for commands that are no entry script's; None for those."""
     words = [word for word in one.words if not re.fullmatch(r"[A-Z_]+=\S*", word)]
     if words[0] == "make":
-        targets = re.findall(r"^([a-z][\w-]*):", repo.text("Makefile") or "", re.MULTILINE)
+        makefile = root / "Makefile"
+        text = makefile.read_text(encoding="utf-8") if makefile.is_file() else ""
+        targets = re.findall(r"^([a-z][\w-]*):", text, re.MULTILINE)
         unknown = [word for word in words[1:] if "=" not in word and not word.startswith("-") and word not in targets]
         return f"the Makefile has no target {unknown[0]}: {did_you_mean(unknown[0], targets)}" if unknown else ""
     rest = words[1:]
@@ -142,10 +141,9 @@ def _names_what_exists(repo: Repo, one: Documented) -> str | None:
     if rest[:1] == ["-m"] and len(rest) > 1:
         if rest[1].split(".")[0] in FOREIGN or rest[1] in FOREIGN:
             return ""
-        return "" if repo.module(rest[1]) else f"there is no module {rest[1]}"
+        return "" if module_file(root, rest[1]) else f"there is no module {rest[1]}"
     script = next((word for word in rest if word.endswith(".py")), None)
     if script is None:
         return ""
-    if "/" in script or repo.text(script) is None:
-        return "" if repo.text(script) is not None else f"there is no {script}"
-    return None
+    there = (root / script).is_file()
+    return None if there and "/" not in script else "" if there else f"there is no {script}"

@@ -49,8 +49,12 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     """The resolved table: script, config, arch, forward, modes, exploration, batch, steps ..."""
 
+    where: str = ""
+    """The file that holds the command."""
+    intent: dict[str, str] = field(default_factory=dict)
+    """What is meant by it."""
     subject: Any = field(default=None, repr=False)
-    """The Chain that was judged; dynamic probes take their config from it. Not part of any output."""
+    """What was judged; dynamic probes take their config from it. Not part of any output, nor of a child's answer."""
 
     def of(self, *levels: str) -> list[Finding]:
         """Findings of these levels (all without one), in the order in which they were made."""
@@ -93,3 +97,8 @@ class Report:
             "signature": self.signature,
             "findings": [found.as_dict() for found in self.findings],
         }
+
+    def record(self) -> dict[str, Any]:
+        """All but the subject, for another process."""
+        rows = {name: value for name, value in vars(self).items() if name != "subject"}
+        return rows | {"findings": [found.as_dict() for found in self.findings]}

@@ -114,12 +114,25 @@ def as_json(reports: Sequence[Report]) -> str:
 # --- the Markdown page ------------------------------------------------------------------------------------------------
 
 ROWS = (
-    ("script", "Script"), ("config", "Config"), ("arch", "Arch"), ("model", "module@Class"), ("loss", "Loss"),
-    ("train_forward", "Training forward"), ("act_mode", "ACT mode"), ("encoder_policy", "Encoder policy"),
-    ("encoder_type", "Encoder"), ("data_mode", "Data mode"), ("data", "Data"), ("exploration", "Exploration"),
-    ("halt_max_steps", "Most ACT steps"), ("batch", "Batch"), ("processes", "Processes"),
-    ("steps", "Optimizer steps"), ("warmup", "Warm-up"), ("initial_weights", "Initial weights"),
-)  # fmt: skip
+    ("script", "Script"),
+    ("config", "Config"),
+    ("arch", "Arch"),
+    ("model", "module@Class"),
+    ("loss", "Loss"),
+    ("train_forward", "Training forward"),
+    ("act_mode", "ACT mode"),
+    ("encoder_policy", "Encoder policy"),
+    ("encoder_type", "Encoder"),
+    ("data_mode", "Data mode"),
+    ("data", "Data"),
+    ("exploration", "Exploration"),
+    ("halt_max_steps", "Most ACT steps"),
+    ("batch", "Batch"),
+    ("processes", "Processes"),
+    ("steps", "Optimizer steps"),
+    ("warmup", "Warm-up"),
+    ("initial_weights", "Initial weights"),
+)
 
 
 PAGE = "docs/training-path-verification.md"
@@ -153,7 +166,7 @@ def summary(reports: Sequence[Report]) -> str:
 def markdown(reports: Sequence[Report]) -> str:
     """The whole page: for each command chain, resolved table, checklist, questions, findings.
 
-    Nothing in it depends on time, machine or commit (given reports of a `Repo(local_data=False)`), so that the page can
+    Nothing in it depends on time, machine or commit (given reports made with `local_data=False`), so that the page can
     be compared with a fresh one.
     """
     lines = [
@@ -177,7 +190,7 @@ def markdown(reports: Sequence[Report]) -> str:
 
 
 def _title(report: Report) -> str:
-    where = report.subject.where
+    where = report.where
     return where if where.endswith(".yaml") else f"{where}: {report.job}" if where else report.job
 
 
@@ -188,7 +201,7 @@ def _cell(value: Any) -> str:
 
 
 def _section(report: Report) -> list[str]:
-    intent = report.subject.intent or {}
+    intent = report.intent
     lines = [f"## {_title(report)}", "", "```text"]
     for link in report.chain:
         place = f"   {link['file']}" if link["file"] and link["file"] != link["value"] else ""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
+import importlib.util
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from verification.chain import Chain
-from verification.checks.model import encoder_policy, forward_of
-from verification.checks.registry import NotApplicable, declared
+from verification.reads import closure
+from verification.rules.together import encoder_policy, train_forward
+from verification.subject import Subject
 
 # A resume with another one of these is another experiment.
 SAME = ("script", "arch", "model", "loss", "train_forward", "act_mode", "data_mode", "encoder_policy", "task")
@@ -18,58 +21,67 @@ SAME = ("script", "arch", "model", "loss", "train_forward", "act_mode", "data_mo
 TOLD = ("config", "decorator_config", "defaults", "evaluators", "source", "commit", "world_size", "total_steps", "data")
 
 
-def make_signature(chain: Chain) -> dict[str, Any]:
-    """The signature of a chain; links that could not be followed are null."""
-    script, model = chain.script, chain.model
-    try:
-        train, policy = forward_of(chain).train, encoder_policy(chain)
-    except NotApplicable:
-        train, policy = "", None
-    memo = chain.repo.memo
-    if "commit" not in memo:
-        memo["commit"] = commit(chain.repo.root)
-    key = ("source", model.module if model else "")
-    if key not in memo:
-        files = chain.repo.closure(model.module, ("models",)) if model else []
-        memo[key] = chain.repo.sources(*(m.file for m in files)) if files else None
-    source = memo[key]
-    task = script.task if script else None
-    known = None if task is None or isinstance(task, str) else f"{task.module.name.removesuffix('.task')}@{task.name}"
+def make_signature(subject: Subject) -> dict[str, Any]:
+    """The signature of a subject; links that could not be followed are null."""
+    trace, model = subject.trace, subject.model
+    first = trace.script.mains[0] if trace.script and trace.script.mains else None
     return {
-        "script": script.file if script else None,
-        "decorator_config": script.config_name if script else None,
-        "config": chain.config_name,
-        "defaults": chain.files,
-        "arch": chain.choices.get("arch"),
-        "model": model.text if model else None,
-        "loss": chain.loss.text if chain.loss else None,
-        "evaluators": [named.text for named in chain.evaluators],
-        "task": known,
-        "train_forward": train or None,
-        "act_mode": declared(chain, "ACT_MODE"),
-        "encoder_policy": policy,
-        "data_mode": declared(chain, "DATA_MODE"),
-        "data": [entry.path for entry in chain.data],
-        "total_steps": chain.steps,
-        "source": source,
-        "commit": chain.repo.memo["commit"],
+        "script": subject.script_file or None,
+        "decorator_config": first.config_name if first else None,
+        "config": trace.config_name,
+        "defaults": subject.files,
+        "arch": subject.choices.get("arch"),
+        "model": model.text or None,
+        "loss": subject.loss.text or None,
+        "evaluators": [link.text for link in subject.evaluators],
+        "task": task_of(subject),
+        "train_forward": train_forward(model.cls) or None,
+        "act_mode": subject.declares("ACT_MODE"),
+        "encoder_policy": encoder_policy(model.cls),
+        "data_mode": subject.declares("DATA_MODE"),
+        "data": [entry.path for entry in subject.data],
+        "total_steps": subject.steps,
+        "source": source_of(subject.root, model.module) if model.module else None,
+        "commit": commit(subject.root),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }
 
 
-def digest(signature: dict[str, Any]) -> str:
-    """A short name for what must stay the same: jobs that share it share their dynamic probes."""
-    text = repr([signature.get(key) for key in (*SAME, "source")])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def task_of(subject: Subject) -> str | None:
+    """package@Class of the task that the script's family trains with."""
+    package = subject.package
+    if not package or importlib.util.find_spec(f"{package}.task") is None:
+        return None
+    module = importlib.import_module(f"{package}.task")
+    tasks = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "micro_batches")
+    ]
+    return f"{package}@{tasks[0]}" if len(tasks) == 1 else None
 
 
+@functools.cache
+def source_of(root: Path, module: str) -> str | None:
+    """sha256 over the files of models/ that a model's module imports, itself included; None where there are none."""
+    files = closure(root, [module], ("models",)).values()
+    made = hashlib.sha256()
+    for name, file in sorted((file.relative_to(root).as_posix(), file) for file in files):
+        made.update(f"{name}\0{file.read_text(encoding='utf-8')}\0".encode())
+    return made.hexdigest() if files else None
+
+
+@functools.cache
 def commit(root: Path) -> str | None:
     """The commit of a work tree, with `+` where it has changes; None outside one."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            capture_output=True, text=True, timeout=5, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

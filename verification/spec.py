@@ -13,10 +13,6 @@ from types import ModuleType
 from typing import Any
 
 Settings = dict[str, Any]
-QUESTIONS = (
-    "Which training mode is intended (embedding or encoder)? Which ACT mode (fixed or dynamic)? Which encoder? "
-    "Is this a new experiment or a reproduction?"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +51,6 @@ class Verification:
     """Where a row's data say which row of the sparse table is its own."""
     probes: Callable[[], Iterable[Any]] = lambda: ()
     """Further probes (verification.probes.registry.Probe), made when the tiny instance is observed."""
-
-    # --- the rules ----------------------------------------------------------------------------------------------------
-    questions: str = QUESTIONS
-    """What a command without an intent is asked."""
-    intents: Mapping[str, Callable[[Any], Any]] | None = None
-    """Further keys of `#@ intent:` lines -> the resolved value (of a Subject) that each is compared with."""
-    rules: tuple[tuple[tuple[str, ...], Callable[[Any], Iterable[Any]]], ...] = ()
-    """(codes, function of a Subject): run after the common rules."""
-    dead: tuple[tuple[str, Callable[[Settings], bool], str], ...] = ()
-    """(dotted key, condition on the resolved config under which nothing reads it, the condition in words)."""
 
 
 def specification(script: ModuleType) -> Verification | None:

@@ -1,278 +1,283 @@
-"""The static verifier: commands, job files and the whole repository, without torch, data or weights."""
+"""Commands, job files, recipes, runs and the whole repository: each is traced, and judged by the rules and the probes.
+
+The code that is judged must be the code of the process that judges it. So a tree at another place is judged in a child
+process, whose packages are those of that tree.
+"""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from engine.cli.compose import defaults_lines
+from engine.cli.main import one_line
+from engine.cli.resolve import Trace, hydra_flags, resolve
+from engine.errors import UsageError
+from engine.io import did_you_mean, user_path
 from engine.run.parent import SUFFIX
 from launcher import jobs as job_files
-from verification.chain import Chain, Kind, build_chain, hydra_flags
-from verification.checks import run_checks, say
-from verification.checks.config import warmup_key
-from verification.checks.model import encoder_policy, forward_of, mode_of_body
-from verification.checks.registry import NotApplicable, declared
+from verification import rules  # noqa: F401  they register on import
 from verification.codes import CODES
+from verification.command import parse
+from verification.docs import entry_commands, page_reports
 from verification.finding import Finding, Report
+from verification.jobfile import file_findings
+from verification.observed import observed, observed_deeply
+from verification.outcome import facts, links
+from verification.rule import finding, run_rules, settled
 from verification.signature import make_signature
-from verification.source import ClassInfo, Repo
+from verification.stored import command_of, examine, resume, run_folder
+from verification.subject import Kind, Subject
+from verification.tree import is_here, judge_elsewhere
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One command to judge; `run` is the folder of the run that is judged by it."""
+
+    argv: tuple[str, ...]
+    intent: dict[str, str] | None = None
+    where: str = ""
+    """The file that holds it, and its line."""
+    line: int = 0
+    kind: Kind = "command"
+    """A warm-up longer than the run is forgiven to a command whose max_steps cut it, not to a job or a recipe."""
+    job: str = ""
+    run: str = ""
+    data: bool = False
+    """Also read the contents of data sets."""
+    local_data: bool = True
+    """Whether data sets on this machine are read at all."""
+    probes: bool = True
+    """Also observe a tiny instance; only rules where False."""
+    dynamic: bool = False
+    """Also run the deeper probes (DYN7xx), and compare a run's tensors."""
+    overlay: dict[str, str] = field(default_factory=dict)
+    """Text of modules, by file, that stand in the tree for this command only."""
 
 
 def verify_command(
-    argv: list[str] | tuple[str, ...], *, root: Path, intent: dict[str, str] | None = None, where: str = "",
-    kind: Kind = "command", job: str = "", line: int = 0, data: bool = False, repo: Repo | None = None,
-) -> Report:  # fmt: skip
-    """Follow one command, launcher included (`["torchrun", "--nproc-per-node=2", "pretrain.py", "lr=1e-3"]`).
+    argv: Sequence[str],
+    *,
+    root: Path,
+    intent: dict[str, str] | None = None,
+    where: str = "",
+    kind: Kind = "command",
+    job: str = "",
+    line: int = 0,
+    **how: Any,
+) -> Report:
+    """Judge one command, launcher included (`["torchrun", "--nproc-per-node=2", "pretrain.py", "lr=1e-3"]`).
 
-    `where` is the file that holds it, `kind` what it is: a warm-up longer than the run is forgiven to a command whose
-    max_steps cut it, not to a job or a recipe. `data` also reads the contents of data sets. `repo` is shared by many.
+    `how` here and below: data, local_data, probes, dynamic of a `Request`.
     """
-    repo = repo if repo is not None else Repo(Path(root))
-    chain = build_chain(argv, repo, kind=kind, job=job, where=where, line=line, intent=intent)
-    chain.with_data = data
-    report = report_of(chain)
-    report.findings += _of_sweep(chain, {(found.code, found.message) for found in report.findings})
+    request = Request(argv=tuple(argv), intent=intent, where=where, kind=kind, job=job, line=line, **how)
+    return judge([request], root=root)[0]
+
+
+def judge(requests: Sequence[Request], *, root: Path) -> list[Report]:
+    """A report for each request, in order. Raises: UsageError for a run that is none."""
+    root = Path(root)
+    plain = [one for one in requests if not one.overlay]
+    judged = dict(zip(map(id, plain), _judge(plain, root) if plain else [], strict=True))
+    for one in requests:
+        if one.overlay:
+            judged[id(one)] = judge_elsewhere([replace(one, overlay={})], root, overlay=one.overlay)[0]
+    return [judged[id(one)] for one in requests]
+
+
+def _judge(requests: Sequence[Request], root: Path) -> list[Report]:
+    if not is_here(root):
+        return judge_elsewhere(requests, root)
+    reports = []
+    for request in requests:
+        subject, more = trace_request(request, root)
+        seen = observed(subject) if request.probes else []
+        deep = observed_deeply(subject) if request.dynamic else []
+        reports.append(report_of(subject, more, [*seen, *deep]))
+    return reports
+
+
+def trace_request(request: Request, root: Path) -> tuple[Subject, list[Subject]]:
+    """The subject of a request, and those of the further jobs of its sweep. Raises: UsageError: no such run."""
+    command = parse(request.argv)
+    if command.script is not None:
+        command = replace(command, script=script_file(command.script, root))
+    subject = Subject(
+        Trace(root, root, command.arguments),
+        command,
+        request.kind,
+        request.job,
+        request.where,
+        request.line,
+        request.intent,
+        request.data,
+        request.local_data,
+    )
+    if command.script is None or not (root / command.script).is_file():
+        subject.trace.problems["script"] = (
+            f"there is no {command.script}" if command.script else "the command names no script"
+        )
+        return subject, []
+    job = SUFFIX in command.env
+    subject.trace = resolve(root / command.script, command.arguments, root=root, sweep_job=job, explain=one_line)
+    if request.run:
+        examine(subject, Path(request.run))
+    elif subject.trace.resumes:
+        resume(subject.trace)
+    start = (f"{SUFFIX}=_job", "python", command.script, *hydra_flags(command.arguments))  # as a sweep starts its jobs
+    more = [trace_request(replace(request, argv=(*start, *words)), root)[0] for words in subject.trace.jobs[1:]]
+    return subject, more
+
+
+def script_file(script: str, root: Path) -> str:
+    """A script of the command relative to the root, where it lies below it by its path from there or from here."""
+    top = root.resolve()
+    for base in (top, Path.cwd()):
+        place = base / user_path(script)
+        place = place.parent.resolve() / place.name
+        if place.is_file() and place.is_relative_to(top):
+            return place.relative_to(top).as_posix()
+    return script
+
+
+def report_of(subject: Subject, more: Sequence[Subject] = (), seen: Sequence[Finding] = ()) -> Report:
+    """Judge a subject by the rules; `seen` is what was observed of it, `more` the further jobs of its sweep."""
+    findings = settled([*run_rules(subject), *seen])
+    known = {(one.code, one.message) for one in findings}
+    order = {code: number for number, code in enumerate(CODES)}
+    findings.sort(key=lambda one: order[one.code])
+    findings += _of_sweep(subject, more, known)
+    report = Report(
+        subject.job,
+        links(subject),
+        [replace(one, job=subject.job) for one in findings],
+        subject=subject,
+        where=subject.where,
+        intent=dict(subject.intent or {}),
+    )
+    if subject.resolved is not None:
+        report.signature, report.facts = make_signature(subject), facts(subject)
     return report
 
 
-def _of_sweep(chain: Chain, known: set[tuple[str, str]]) -> Iterator[Finding]:
-    """What is wrong with the further jobs of a sweep and not `known`; a report is of the first one."""
-    flags = [word for pair in hydra_flags(chain.command.arguments).items() for word in pair]
-    start = [f"{SUFFIX}=_job", "python", str(chain.command.script), *flags]  # as a sweep starts its jobs
-    for number, overrides in list(enumerate(chain.jobs))[1:]:
-        one = build_chain(
-            [*start, *overrides], chain.repo, kind=chain.kind, job=chain.job, where=chain.where, line=chain.line,
-            intent=chain.intent,
-        )  # fmt: skip
-        one.with_data = chain.with_data
-        what = " ".join(word for word in overrides if word not in chain.jobs[0])
-        for found in report_of(one).of("FAIL", "WARN"):
-            if (found.code, found.message) not in known:
-                known.add((found.code, found.message))
-                yield replace(found, message=f"job {number} of the sweep ({what}): {found.message}")
+def _of_sweep(subject: Subject, more: Sequence[Subject], known: set[tuple[str, str]]) -> Iterator[Finding]:
+    """What is amiss with the further jobs of a sweep and not `known`; a report is of the first one."""
+    for number, other in enumerate(more, 1):
+        mine = subject.trace.jobs[number]
+        what = " ".join(word for word in mine if word not in subject.trace.jobs[0])
+        for one in run_rules(other):
+            if one.level in ("FAIL", "WARN") and (one.code, one.message) not in known:
+                known.add((one.code, one.message))
+                yield replace(one, message=f"job {number} of the sweep ({what}): {one.message}")
 
 
-def report_of(chain: Chain) -> Report:
-    """Judge a chain."""
-    findings = [replace(found, job=chain.job) for found in run_checks(chain)]
-    order = {code: number for number, code in enumerate(CODES)}
-    findings.sort(key=lambda found: order[found.code])
-    resolved = chain.resolved is not None
-    made = Report(chain.job, links(chain), findings, subject=chain)
-    if resolved:
-        made.signature, made.facts = make_signature(chain), facts(chain)
-    return made
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def verify_file(
-    path: str | Path, *, root: Path, job: str | None = None, line: int | None = None, pending: bool = False,
-    data: bool = False, repo: Repo | None = None,
-) -> list[Report]:  # fmt: skip
+    path: str | Path,
+    *,
+    root: Path,
+    job: str | None = None,
+    line: int | None = None,
+    pending: bool = False,
+    **how: Any,
+) -> list[Report]:
     """Every job of a job file, or the one of id `job` or at `line`; `pending` leaves out done and failed ones.
 
     Lines that are no jobs, duplicates and names that are used twice are findings of a report of the file's own.
     Raises: UsageError for a file that cannot be read and a job that is not in it.
     """
-    from engine.errors import UsageError
-    from engine.io import did_you_mean
-
-    repo = repo if repo is not None else Repo(Path(root))
-    found = job_files.read(job_files.find(path, [root]))
-    name = found.path.relative_to(root).as_posix() if found.path.is_relative_to(root) else str(found.path)
-    chosen = [one for one in found.jobs if (job is None or one.id == job) and (line is None or one.line_number == line)]
+    file = job_files.read(job_files.find(path, [root]))
+    name = file.path.relative_to(root).as_posix() if file.path.is_relative_to(root) else str(file.path)
+    chosen = [one for one in file.jobs if (job is None or one.id == job) and (line is None or one.line_number == line)]
     if (job or line) and not chosen:
-        hint = did_you_mean(str(job or line), [one.id for one in found.jobs])
+        hint = did_you_mean(str(job or line), [one.id for one in file.jobs])
         raise UsageError(f"{name} has no job {job or f'at line {line}'}: {hint}")
     if pending:
         chosen = [one for one in chosen if one.state in ("todo", "running")]
+    requests = [
+        Request(argv=one.argv, where=name, kind="job", intent=one.intent, job=one.id, line=one.line_number, **how)
+        for one in chosen
+        if not one.error
+    ]
+    judged = iter(judge(requests, root=root))
     reports = []
     for one in chosen:
-        if one.error:
-            wrong = [Finding("JOB001", "FAIL", "1", one.error, CODES["JOB001"].fix, name, one.line_number, one.id)]
-            reports.append(Report(one.id, findings=wrong))
-            continue
-        reports.append(
-            verify_command(
-                list(one.argv), root=root, intent=one.intent, where=name, kind="job", job=one.id,
-                line=one.line_number, data=data, repo=repo,
-            )
-        )  # fmt: skip
+        amiss = replace(finding("JOB001", "FAIL", one.error or "", name, one.line_number), job=one.id)
+        reports.append(Report(one.id, findings=[amiss]) if one.error else next(judged))
     if job is None and line is None:
-        reports.insert(0, Report(name, findings=_file_findings(found, name, reports)))
+        reports.insert(0, Report(name, findings=file_findings(file, name, reports)))
     return reports
 
 
-def _file_findings(found: job_files.JobFile, name: str, reports: list[Report]) -> list[Finding]:
-    said = [say("JOB001", "FAIL", text, name, number) for number, text in found.problems]
-    if not said:
-        said.append(say("JOB001", "PASS", f"{len(found.jobs)} jobs", name))
-    pending = [one for one in found.jobs if one.state in ("todo", "running")]
-    lines = Counter(one.command for one in pending)
-    twice = [one for one in pending if lines[one.command] > 1]
-    said += [say("JOB002", "WARN", "this pending job is there twice", name, one.line_number) for one in twice]
-    stale = [one for one in found.jobs if one.state == "running" and _is_gone(one.owner)]
-    said += [
-        say(
-            "JOB002",
-            "WARN",
-            f"marked as running by process {one.owner[0] if one.owner else '?'}, which is gone",
-            name,
-            one.line_number,
-        )
-        for one in stale
-    ]
-    if not twice and not stale:
-        said.append(say("JOB002", "PASS", "no pending job is there twice, no mark is stale", name))
-    folders: dict[str, list[str]] = {}
-    for report in reports:
-        run_name, folder = report.facts.get("run_name"), report.facts.get("run_dir")
-        if run_name and folder:
-            folders.setdefault(str(folder), []).append(report.job)
-    same = {folder: ids for folder, ids in folders.items() if len(ids) > 1}
-    said += [say("JOB032", "WARN", f"jobs {', '.join(ids)} write to {folder}", name) for folder, ids in same.items()]
-    if not same:
-        said.append(say("JOB032", "PASS", "run names are unique", name))
-    return [replace(one, job=name) for one in said]
+def verify_recipe(path: Path, *, root: Path, **how: Any) -> Report:
+    """A cfg_*.yaml as its own `script:` would run it; its header states what is meant in an `#@ intent:` line."""
+    return verify_recipes([path], root=root, **how)[0]
 
 
-def _is_gone(owner: tuple[int, str | None] | None) -> bool:
-    import os
-    import socket
-
-    if owner is None:
-        return True
-    pid, host = owner
-    return host in (None, socket.gethostname()) and not os.path.exists(f"/proc/{pid}")
-
-
-def verify_recipe(path: Path, *, root: Path, repo: Repo | None = None) -> Report:
-    """A cfg_*.yaml as its own `script:` would run it; its header says what is meant in an `#@ intent:` line."""
-    repo = repo if repo is not None else Repo(Path(root))
-    file = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-    script = recipe_script(repo, path)
-    intent: dict[str, str] = {}
-    wrong = []
-    for number, line in enumerate((repo.text(file) or "").splitlines(), 1):
-        if line.startswith("#@") and (problem := job_files.read_directive(line, intent, {})):
-            wrong.append(replace(say("JOB034", "WARN", problem, file, number), job=path.stem))
-    argv = ["python", script, f"--config-name={path.stem}"]
-    report = verify_command(argv, root=root, intent=intent, where=file, kind="recipe", job=path.stem, repo=repo)
-    report.findings += wrong
-    return report
+def verify_recipes(paths: Sequence[Path], *, root: Path, **how: Any) -> list[Report]:
+    """`verify_recipe` for several."""
+    requests, notes = [], []
+    for path in paths:
+        file = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+        intent: dict[str, str] = {}
+        problems = []
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if line.startswith("#@") and (problem := job_files.read_directive(line, intent, {})):
+                problems.append(replace(finding("JOB034", "WARN", problem, file, number), job=path.stem))
+        argv = ("python", recipe_script(root, path), f"--config-name={path.stem}")
+        requests.append(Request(argv=argv, intent=intent, where=file, kind="recipe", job=path.stem, **how))
+        notes.append(problems)
+    reports = judge(requests, root=root)
+    for report, problems in zip(reports, notes, strict=True):
+        report.findings += problems
+    return reports
 
 
-def recipe_script(repo: Repo, path: Path) -> str:
+def recipe_script(root: Path, path: Path) -> str:
     """The script that a recipe declares, itself or through its defaults; pretrain.py where none does."""
-    from verification.yaml_lines import defaults_lines
-
     pending, seen = [path.stem], set()
     while pending:
         name = pending.pop(0)
-        text = repo.text(f"config/{name}.yaml")
-        if text is None or name in seen:
+        file = root / "config" / f"{name}.yaml"
+        if not file.is_file() or name in seen:
             continue
         seen.add(name)
-        match = re.search(r"^script:\s*(\S+\.py)", text, re.MULTILINE)
-        if match:
+        text = file.read_text(encoding="utf-8")
+        if match := re.search(r"^script:\s*(\S+\.py)", text, re.MULTILINE):
             return match[1]
         pending += [option.lstrip("/") for group, option, _ in defaults_lines(text) if not group and option != "_self_"]
     return "pretrain.py"
 
 
-def verify_all(root: Path, *, data: bool = False, docs: bool = True, repo: Repo | None = None) -> list[Report]:
-    """All job files, recipes and documented commands under `root`."""
-    from verification.docs import verify_docs
+def verify_run(run: Path, *, root: Path, **how: Any) -> Report:
+    """A run, by its stored config, against today's code and what its command means today. Raises: UsageError."""
+    run = run_folder(run)
+    request = Request(argv=tuple(command_of(run)), job=str(run), run=str(run.absolute()), **how)
+    return judge([request], root=root)[0]
 
+
+def verify_docs(root: Path, **how: Any) -> list[Report]:
+    """One report for each page that has commands. Their behaviour is that of the recipes: only the rules judge them."""
+    commands = entry_commands(root)
+    requests = [
+        Request(argv=one.words, where=one.file, line=one.line, overlay=one.overlay, **{**how, "probes": False})
+        for one, missing in commands
+        if missing is None
+    ]
+    return page_reports(commands, judge(requests, root=root))
+
+
+def verify_all(root: Path, *, docs: bool = True, **how: Any) -> list[Report]:
+    """All job files, recipes and documented commands under `root`."""
     root = Path(root)
-    repo = repo if repo is not None else Repo(root)
     reports: list[Report] = []
     for path in sorted((root / "jobs").glob("jobs-*.txt")):
-        reports += verify_file(path, root=root, data=data, repo=repo)
-    for path in sorted((root / "config").glob("cfg_*.yaml")):
-        reports.append(verify_recipe(path, root=root, repo=repo))
-    if docs:
-        reports += verify_docs(repo)
-    return reports
-
-
-# --- what a report shows ----------------------------------------------------------------------------------------------
-
-
-def links(chain: Chain) -> list[dict[str, Any]]:
-    """The chain as rows, in the guide's order."""
-    rows: list[dict[str, Any]] = []
-
-    def link(step: str, what: str, value: Any, file: str = "", line: int = 0) -> None:
-        if value not in (None, ""):
-            rows.append({"step": step, "what": what, "value": str(value), "file": file, "line": line})
-
-    link("1", "command", " ".join(chain.command.argv), chain.where, chain.line)
-    script = chain.script
-    if script is None:
-        return rows
-    link("2", "script", script.file, script.file, script.decorator_line)
-    link("2", "decorator", script.config_name, script.file, script.decorator_line)
-    if isinstance(script.task, ClassInfo):
-        link("2", "task", f"{script.task.module.name}@{script.task.name}", script.task.file, script.task.line)
-    link("3", "config", chain.config_name, chain.config_file)
-    link("3", "defaults", " -> ".join(chain.files))
-    link("4", "arch", chain.choices.get("arch"), chain.arch_file)
-    for named in [one for one in (chain.model, chain.loss, *chain.evaluators) if one is not None]:
-        place = (named.cls.file, named.cls.line) if named.cls else ("", 0)
-        link("5" if named is chain.model else "4", named.key, named.text, *place)
-    try:
-        forward = forward_of(chain)
-        if forward.train:
-            node, owner = forward.method(forward.train)
-            link("5", "training forward", f"{forward.train}()", owner.file, node.lineno)
-    except NotApplicable:
-        pass
-    for entry in chain.data:
-        link("data", entry.key, f"{entry.path} ({entry.mode or 'mode unknown'}, {entry.state})", entry.origin)
-    return rows
-
-
-def _begins(config: dict[str, Any]) -> str:
-    """Where the weights of a new run come from."""
-    sources = {"gpt2": config.get("gpt2_type"), "prev_run": config.get("prev_run_ckpt")}
-    source = sources.get(str(config.get("init_from")))
-    return str(source) if source else f"random, seed {config.get('seed')}"
-
-
-def facts(chain: Chain) -> dict[str, Any]:
-    """The resolved table."""
-    config = chain.resolved or {}
-    try:
-        forward = forward_of(chain)
-        train, done, policy = forward.train, mode_of_body(forward), encoder_policy(chain)
-    except NotApplicable:
-        train, done, policy = "", "", ""
-    return {
-        "script": chain.script.file if chain.script else None,
-        "config": chain.config_name,
-        "arch": chain.choices.get("arch"),
-        "model": chain.model.text if chain.model else None,
-        "loss": chain.loss.text if chain.loss else None,
-        "train_forward": train,
-        "act_mode": declared(chain, "ACT_MODE"),
-        "act_mode_found": done,
-        "encoder_policy": policy,
-        "encoder_type": chain.arch.get("encoder_type", "none"),
-        "data_mode": declared(chain, "DATA_MODE"),
-        "data": [entry.path for entry in chain.data],
-        "training_mode": config.get("training_mode"),
-        "exploration": chain.arch.get("halt_exploration_prob"),
-        "halt_max_steps": chain.arch.get("halt_max_steps"),
-        "batch": config.get("global_batch_size", config.get("batch_size")),
-        "processes": chain.command.processes,
-        "steps": chain.steps,
-        "max_steps": config.get("max_steps"),
-        "warmup": config.get(warmup_key(config)),
-        "initial_weights": "resumed" if chain.resumes else _begins(config),
-        "run_name": config.get("run_name") or config.get("out_dir"),
-        "run_dir": config.get("run_dir"),
-    }
+        reports += verify_file(path, root=root, **how)
+    reports += verify_recipes(sorted((root / "config").glob("cfg_*.yaml")), root=root, **how)
+    return reports + (verify_docs(root, **how) if docs else [])

@@ -1,15 +1,17 @@
-"""Runs that exist: what they go on with is the stored config, not what a command composes to today."""
+"""Runs that exist: --checkpoint judges a run by its stored config, a resume by the run that it goes on with."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.cli.compose import config_files
+from engine.cli.resolve import Trace
 from engine.errors import UsageError
 from engine.io import did_you_mean, user_path
 from engine.reading import Unreadable, read_text, reason_of
@@ -17,103 +19,94 @@ from engine.registry import FAMILIES
 from engine.run.files import runs_below
 from engine.run.stored import merge_for_resume, stored_origin, stored_text
 from engine.schema import structure
-from verification.compose import Composed
-from verification.finding import Finding, Report
-from verification.source import Repo
-from verification.yaml_lines import defaults_lines
-
-if TYPE_CHECKING:
-    from verification.chain import Chain
+from verification.finding import Finding
+from verification.rule import finding
+from verification.subject import Subject
 
 
-def go_on(chain: Chain) -> None:
+def resume(trace: Trace) -> None:
     """Under resume=true put the stored config under the command's values, as the launch does.
 
-    A run that is not here, or whose folder only the launch can name (by run_name=null), leaves the chain as composed.
-    Raises: UsageError for what the launch refuses, e.g. another arch.
+    A run that is not here, or whose folder only the launch can name (by run_name=null), leaves the trace as composed.
+    What the launch refuses, another arch say, is a problem of the link `schema`.
     """
-    config = chain.resolved or {}
-    folder = (chain.cwd or chain.repo.root) / user_path(str(config.get("run_dir")))
-    if (folder / "config.yaml").is_file():
-        adopt(chain, folder, chain.overrides)
-        assert chain.resolved is not None
-        chain.resolved["run_dir"] = config["run_dir"]
+    config = trace.resolved or {}
+    folder = trace.cwd / user_path(str(config.get("run_dir")))
+    if not (folder / "config.yaml").is_file():
+        return
+    try:
+        adopt(trace, folder, trace.overrides)
+        assert trace.resolved is not None
+        trace.resolved["run_dir"] = config["run_dir"]
+    except (UsageError, OmegaConfBaseException) as error:
+        trace.problems["schema"] = " ".join(str(error).split())
 
 
-def adopt(chain: Chain, run: Path, overrides: list[str]) -> None:
+def adopt(trace: Trace, run: Path, overrides: list[str]) -> None:
     """Make the stored config of `run`, with `overrides` on top, the one that is judged.
 
     Raises: UsageError, OmegaConfBaseException.
     """
     text = stored_text(run)
-    merged = merge_for_resume(text, overrides, groups=chain.choices)
     origin: Mapping[str, Any] = stored_origin(text)
-    resolved = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    resolved = OmegaConf.to_container(
+        merge_for_resume(text, overrides, groups=trace.choices), resolve=True, throw_on_missing=True
+    )
     assert isinstance(resolved, dict)
-    chain.resolved = {str(key): value for key, value in resolved.items()}
-    chain.config_name = str(origin.get("config_name") or chain.config_name)
-    chain.choices = dict(origin.get("choices") or chain.choices)
-    chain.config = structure(chain.schema, chain.resolved) if chain.schema else None
-    chain.composed = trace(chain)
+    trace.resolved = {str(key): value for key, value in resolved.items()}
+    trace.config_name = str(origin.get("config_name") or trace.config_name)
+    trace.choices = dict(origin.get("choices") or trace.choices)
+    schema = trace.script.schema if trace.script else None
+    trace.config = structure(schema, trace.resolved) if schema else None
+    trace.composed, trace.files = True, config_files(trace.folders, trace.config_name, trace.choices)
 
 
-def verify_run(run: Path, repo: Repo, *, data: bool = False) -> Report:
-    """A run, by its stored config, against today's code and what its command means today. Raises: UsageError."""
-    from verification.chain import build_chain, follow_classes
-    from verification.static import report_of
+def run_folder(path: Path) -> Path:
+    """The run that a path names: its folder, or one of its checkpoints."""
+    return next((one for one in (path, path.parent, path.parent.parent) if (one / "overrides.txt").is_file()), path)
 
-    run = next((f for f in (run, run.parent, run.parent.parent) if (f / "overrides.txt").is_file()), run)
-    chain = build_chain(command_of(run), repo, job=str(run))
+
+def examine(subject: Subject, run: Path) -> None:
+    """Judge the run itself; the subject is its command, traced as of today, and keeps that as `today`.
+
+    Raises: UsageError for a stored config that this version does not read.
+    """
+    words, trace = command_of(run), subject.trace
+    links = ("config", "compose", "schema", "resolve")
+    problems = [trace.problems.pop(link) for link in links if link in trace.problems]
+    subject.today, subject.checkpoint = trace.resolved, run
+    if any(word.partition("=")[0] == "resume" and word.endswith("=true") for word in words):
+        subject.today, subject.no_today = None, "it was resumed by name: the command that began it is not stored"
+    elif problems:
+        subject.no_today = f"its command composes no more: {problems[0]}"
+    trace.overrides, trace.jobs = [], [[]]
     try:
-        examine(run, chain)
+        adopt(trace, run, [])
     except OmegaConfBaseException as error:
         raise UsageError(f"{run}/config.yaml cannot be read: {' '.join(str(error).split())[:120]}") from None
-    chain.with_data = data
-    follow_classes(chain)
-    return report_of(chain)
 
 
-def examine(run: Path, chain: Chain) -> None:
-    """Judge the run itself; `chain` is its command, followed as of today, and keeps that as `today`.
-
-    Raises: UsageError, OmegaConfBaseException for a stored config that this version does not read.
-    """
-    words = command_of(run)
-    problems = [chain.problems.pop(key) for key in ("config", "compose", "schema", "resolve") if key in chain.problems]
-    chain.today = chain.resolved
-    if any(word.partition("=")[0] == "resume" and word.endswith("=true") for word in words):
-        chain.today, chain.no_today = None, "it was resumed by name: the command that began it is not stored"
-    elif problems:
-        chain.no_today = f"its command composes no more: {problems[0]}"
-    chain.overrides = []
-    adopt(chain, run, [])
-    chain.checkpoint = run
-
-
-def tensors(chain: Chain) -> Finding:
-    """CKP612: the newest checkpoint of the run against the names that today's model has. Loads torch."""
+def tensors(run: Path, config: dict[str, Any], *, entry: str, root: Path) -> Finding:
+    """CKP612: the newest checkpoint of a run against the names that today's model has. Loads torch."""
     from engine.checkpoint.state_tree import tensor_file_fault, tensor_shapes
-    from verification.checks.registry import say
     from verification.probes.session import tensor_names
 
-    assert chain.checkpoint is not None
-    assert chain.script is not None
-    steps = {int(path.parent.name[5:]): path for path in chain.checkpoint.glob("step_*/model.safetensors")}
+    steps = {int(path.parent.name[5:]): path for path in run.glob("step_*/model.safetensors")}
     if not steps:
-        return say("CKP612", "SKIP", f"{chain.checkpoint} holds no checkpoint")
+        return finding("CKP612", "SKIP", f"{run} holds no checkpoint")
     file = steps[max(steps)]
     if fault := tensor_file_fault(file):
-        return say("CKP612", "FAIL", f"{file.name} {fault}", str(file))
+        return finding("CKP612", "FAIL", f"{file.name} {fault}", str(file))
     stored = set(tensor_shapes(file))
     try:
-        wanted = tensor_names(chain.resolved or {}, entry=chain.script.stem, root=chain.repo.root)
+        names = tensor_names(config, entry=entry, root=root)
     except UsageError as error:
-        return say("CKP612", "SKIP", f"no model to compare with: {error}")
-    for what, names in (("lacks", wanted - stored), ("has unknown", stored - wanted)):
-        if names:
-            text = f"the checkpoint {what} {', '.join(sorted(names)[:3])}" + (", ..." if len(names) > 3 else "")
-            return say("CKP612", "FAIL", text, str(file))
-    return say("CKP612", "PASS", f"the checkpoint has the {len(wanted)} tensors of the model", str(file))
+        return finding("CKP612", "SKIP", f"no model to compare with: {error}")
+    for what, some in (("lacks", names - stored), ("has unknown", stored - names)):
+        if some:
+            text = f"the checkpoint {what} {', '.join(sorted(some)[:3])}" + (", ..." if len(some) > 3 else "")
+            return finding("CKP612", "FAIL", text, str(file))
+    return finding("CKP612", "PASS", f"the checkpoint has the {len(names)} tensors of the model", str(file))
 
 
 def command_of(run: Path) -> list[str]:
@@ -151,28 +144,3 @@ def _overrides(file: Path) -> list[str]:
         if line.startswith("-") or line.lstrip("+~").startswith(("hydra.", "hydra/", "hydra@", "hydra=")):
             raise UsageError(f"{file}: {line[:80]!r} is no value of a key: this file is not of a run")
     return lines
-
-
-def trace(chain: Chain) -> Composed:
-    """The files that the primary config and the choices lead to, for line numbers; nothing is merged."""
-    names: list[tuple[str, str, str]] = []
-
-    def visit(name: str, package: str) -> None:
-        text = chain.repo.text(chain.locate(name))
-        if text is None or any(name == seen for seen, _, _ in names) or len(names) > 50:
-            return
-        own_at = len(names)
-        for group, option, _ in defaults_lines(text):
-            if option == "_self_":
-                own_at = len(names)
-            elif not group:
-                visit(option.lstrip("/"), "")
-            elif not group.startswith("override"):
-                visit(f"{group}/{chain.choices.get(group, option)}", group)
-        names.insert(own_at if own_at else len(names), (name, package, f"{name}.yaml"))
-
-    visit(chain.config_name, "")
-    for group, option in chain.choices.items():
-        globally = "@package _global_" in (chain.repo.text(chain.locate(f"{group}/{option}")) or "")
-        visit(f"{group}/{option}", "" if globally else group)
-    return Composed(OmegaConf.create(), dict(chain.choices), names)

@@ -9,8 +9,6 @@ from typing import Any
 
 from engine.io import read_bytes, read_json, user_path
 from verification.data import DataPath
-from verification.schemas import UNREADABLE, value_of
-from verification.source import Repo
 
 FIXED = ("byte", "gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
 """Tokenizers with one vocabulary for all texts; the others make theirs from the text."""
@@ -30,23 +28,25 @@ class TextPath(DataPath):
     """What the text is, where the table of names says it: equal for two tokenizations of one text."""
 
 
-def read_texts(repo: Repo, config: dict[str, Any], folder: Path) -> list[TextPath]:
+def text_data(config: dict[str, Any], folder: Path, local: bool) -> list[TextPath]:
     """The data sets of a config that trains on text, in the order of their key; none for other configs."""
     key = MODES.get(str(config.get("training_mode")), "")
     names = config.get(key)
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list):
         return []
-    return [read_text(repo, str(name), key, folder, config.get("offline") != "error") for name in names]
+    return [read_text_data(str(name), key, folder, local, config.get("offline") != "error") for name in names]
 
 
-def read_text(repo: Repo, name: str, key: str, folder: Path, stand_ins: bool) -> TextPath:
-    """Look at data/`name`, or at `name` where it is a path (relative to `folder`)."""
+def read_text_data(name: str, key: str, folder: Path, local: bool, stand_ins: bool) -> TextPath:
+    """data/`name`, or `name` where it is a path (relative to `folder`)."""
+    from dataset.text.named import NAMED
+
     path = name if "/" in name or name.startswith("~") else f"data/{name}"
     root = folder / user_path(path)
-    if repo.local_data and root.exists():
+    if local and root.exists():
         return _there(TextPath(path, key, "there", "tokens"), root)
-    entry = _table(repo).get(Path(path).name)
+    entry = NAMED.get(Path(path).name)
     if entry is None:
         return TextPath(path, key, "unknown")
     state = "published"
@@ -55,20 +55,8 @@ def read_text(repo: Repo, name: str, key: str, folder: Path, stand_ins: bool) ->
     kind = entry.tokenizer
     text = f"{entry.source} {entry.local} {entry.generated} {entry.offline}"
     vocabulary = kind if kind in FIXED else f"{kind} of {text}"
-    return TextPath(
-        path, key, state, "tokens", origin="dataset/text/named.py", tokenizer=kind, vocabulary=vocabulary, text=text
-    )
-
-
-def _table(repo: Repo) -> dict[str, Any]:
-    """NAMED of dataset/text/named.py, without its imports; empty where it cannot be read."""
-    if "texts" not in repo.memo:
-        try:
-            repo.memo["texts"] = value_of(repo, "dataset.text.named", "NAMED")
-        except UNREADABLE:
-            repo.memo["texts"] = {}
-    found: dict[str, Any] = repo.memo["texts"]
-    return found
+    origin = "dataset/text/named.py"
+    return TextPath(path, key, state, "tokens", origin=origin, tokenizer=kind, vocabulary=vocabulary, text=text)
 
 
 def _there(found: TextPath, root: Path) -> TextPath:

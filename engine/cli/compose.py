@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from engine.cli.recipes import WHOLE, locate
 
-_kept: dict[tuple[Any, ...], Composed] = {}
+KEPT: dict[tuple[Any, ...], Composed] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,21 +42,21 @@ def compose_config(folders: list[Path], name: str, overrides: list[str]) -> Comp
     groups = {path.relative_to(folder).as_posix() for folder in folders for path in folder.rglob("*") if path.is_dir()}
     values = [one for one in parsed if _is_value(one, groups)]
     base = [one.input_line or "" for one in parsed if one not in values]
-    whole, start = (stamp, *folders, name, *overrides), (stamp, *folders, name, *base)
-    if whole in _kept:
-        return _kept[whole]
-    if start not in _kept:
-        _kept[start] = _compose(folders, name, base)
-    config = copy.deepcopy(_kept[start].config)
+    whole, start = (stamp, name, *overrides), (stamp, name, *base)
+    if whole in KEPT:
+        return KEPT[whole]
+    if start not in KEPT:
+        KEPT[start] = _compose(folders, name, base)
+    config = copy.deepcopy(KEPT[start].config)
     try:
         OmegaConf.set_struct(config, True)
         for one in values:
             OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
         OmegaConf.set_struct(config, False)
     except OmegaConfBaseException:
-        _kept[whole] = _compose(folders, name, overrides)  # the error is Hydra's
-        return _kept[whole]
-    return Composed(config, _kept[start].choices, _kept[start].params)
+        KEPT[whole] = _compose(folders, name, overrides)  # the error is Hydra's
+        return KEPT[whole]
+    return Composed(config, KEPT[start].choices, KEPT[start].params)
 
 
 def _is_value(one: Override, groups: set[str]) -> bool:
@@ -82,9 +82,9 @@ def _compose(folders: list[Path], name: str, overrides: list[str]) -> Composed:
 def digest(folders: Iterable[Path]) -> str:
     """sha256 over all YAML files below some folders."""
     made = hashlib.sha256()
-    for folder in folders:
+    for number, folder in enumerate(folders):
         for path in sorted(folder.rglob("*.yaml")):
-            made.update(f"{folder}\0{path.relative_to(folder)}\0".encode() + path.read_bytes())
+            made.update(f"{number}\0{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return made.hexdigest()
 
 

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from engine.cli.compose import ConfigFile, compose_config, config_files, key_lines, sweep_jobs
+from engine.cli.compose import ConfigFile, compose_config, config_files, digest, key_lines, sweep_jobs
 from engine.cli.recipes import config_name_of, find_groups, flag_value, locate, search_folders
 from engine.cli.source_keys import known_keys
 from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, translate
@@ -31,6 +31,7 @@ from engine.errors import UsageError
 from engine.registry import Family, Rewrite
 from engine.schema import structure, with_defaults
 
+CODE = Path(__file__).resolve().parents[2]
 ANSWERS = frozenset(("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"))
 """Flags of a command that only prints."""
 
@@ -121,7 +122,7 @@ class Trace:
 
     def relative(self, path: Path) -> str:
         """`path` below the root, else as it stands."""
-        for base, below in ((self.root, path), (self.root.resolve(), path.resolve())):
+        for base, below in ((self.root, path), (self.root.resolve(), path.resolve()), (CODE, path.resolve())):
             if below.is_relative_to(base):
                 return below.relative_to(base).as_posix()
         return str(path)
@@ -163,9 +164,17 @@ class Request:
 
 
 def read_command(
-    argv: Sequence[str], *, schema: type, aliases: Mapping[str, str], rewrite: Rewrite | None, config_dir: Path,
-    config_name: str, typed: dict[str, str] | None = None, translated: Callable[[list[str]], None] = lambda words: None,
-) -> Request:  # fmt: skip
+    argv: Sequence[str],
+    *,
+    schema: type,
+    aliases: Mapping[str, str],
+    rewrite: Rewrite | None,
+    config_dir: Path,
+    config_name: str,
+    groups: Groups | None = None,
+    typed: dict[str, str] | None = None,
+    translated: Callable[[list[str]], None] = lambda words: None,
+) -> Request:
     """The words of a command as Hydra takes them; `typed` collects what the user wrote for which key.
 
     `translated` is called with the words before the script's own `rewrite` may refuse one.
@@ -173,7 +182,7 @@ def read_command(
     """
     name = config_name_of(argv) or config_name
     folders = search_folders(argv, config_dir)
-    groups = find_groups(config_dir, name, *folders[1:])
+    groups = find_groups(config_dir, name, *folders[1:]) if groups is None else groups
     typed = {} if typed is None else typed
     words = translate(list(argv), schema, groups=groups, aliases=aliases, typed=typed)
     translated(words)
@@ -226,9 +235,14 @@ def _recorded(mains: list[HydraMain]) -> Iterator[None]:
 
 
 def resolve(
-    script: Path, argv: Sequence[str], *, root: Path, cwd: Path | None = None, sweep_job: bool = False,
+    script: Path,
+    argv: Sequence[str],
+    *,
+    root: Path,
+    cwd: Path | None = None,
+    sweep_job: bool = False,
     explain: Callable[..., str | None] | None = None,
-) -> Trace:  # fmt: skip
+) -> Trace:
     """Follow `python SCRIPT ARGV...` from the folder `cwd` (the root where None) to its checked config.
 
     `sweep_job`: the command is one job of a sweep, whose preset another process reads. `explain(error, schema, folder)`
@@ -265,9 +279,14 @@ def _compose(trace: Trace, sweep_job: bool) -> None:
     words = [word for word in trace.argv if word not in ("-h", "--help")]
     schema = script.schema or type("Nothing", (), {"__dataclass_fields__": {}})
     request = read_command(
-        words, schema=schema, aliases=script.aliases, rewrite=script.rewrite, config_dir=trace.folders[0],
+        words,
+        schema=schema,
+        aliases=script.aliases,
+        rewrite=script.rewrite,
+        config_dir=trace.folders[0],
         config_name=script.config_name,
-    )  # fmt: skip
+        groups=_groups(tuple(trace.folders), trace.config_name, digest(trace.folders)),
+    )
     trace.groups, trace.overrides = request.groups, without_flags(request.words)
     trace.jobs = sweep_of(trace) if request.sweep else [trace.overrides]
     composed = compose_config(trace.folders, trace.config_name, trace.jobs[0])
@@ -281,6 +300,12 @@ def _compose(trace: Trace, sweep_job: bool) -> None:
 
 
 PRESET = "a preset of config/sweep describes several jobs: add -m to run them"
+
+
+@functools.lru_cache(maxsize=64)
+def _groups(folders: tuple[Path, ...], name: str, stamp: str) -> Groups:
+    """`find_groups`, kept for files of the same content."""
+    return find_groups(folders[0], name, *folders[1:])
 
 
 def _search_path(trace: Trace, folder: Path) -> list[Path]:

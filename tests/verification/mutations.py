@@ -166,7 +166,7 @@ def _write(path: Path, text: str) -> None:
 def copy_repository(source: Path, target: Path) -> Path:
     """What a run and its verification read, copied once."""
     target.mkdir(parents=True)
-    unwanted = shutil.ignore_patterns("__pycache__", "*.pyc", "images")
+    unwanted = shutil.ignore_patterns("images")
     for name in FOLDERS:
         if (source / name).is_dir():
             shutil.copytree(source / name, target / name, ignore=unwanted)

@@ -12,7 +12,6 @@ import pytest
 
 from tests.conftest import ROOT, archs_of
 from verification.finding import Report
-from verification.source import Repo
 from verification.static import verify_command
 
 RECIPES = sorted(path.stem for path in (ROOT / "config").glob("cfg_train*.yaml"))
@@ -26,23 +25,18 @@ MODES = {
 }
 
 
-@pytest.fixture(scope="module")
-def repo() -> Repo:
-    return Repo(ROOT, local_data=False)
-
-
-def judged(line: str, repo: Repo) -> Report:
-    return verify_command(shlex.split(line), root=ROOT, repo=repo)
+def judged(line: str) -> Report:
+    return verify_command(shlex.split(line), root=ROOT, local_data=False)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_option_of_every_group_passes(recipe: str, repo: Repo) -> None:
+def test_every_option_of_every_group_passes(recipe: str) -> None:
     start = f"python train.py --config-name={recipe}"
     lines = [f"{start} arch={arch} {mode}" for arch in ARCHS for mode in MODES.values()]
     lines += [f"{start} optimizer={name}" for name in OPTIONS["optimizer"] if name != "pytorch_optimizer"]
     lines += [f"{start} --optimizer adan", f"{start} optimizer=pytorch_optimizer optimizer.name=adan"]
     lines += [f"{start} lr_scheduler={name}" for name in OPTIONS["lr_scheduler"]]
-    wrong = [(line, f.code, f.message) for line in lines for f in judged(line, repo).of("FAIL", "WARN")]
+    wrong = [(line, f.code, f.message) for line in lines for f in judged(line).of("FAIL", "WARN")]
     assert not wrong
 
 
@@ -65,8 +59,8 @@ def test_every_option_of_every_group_passes(recipe: str, repo: Repo) -> None:
         "torchrun --standalone --nproc-per-node=3 train.py --batch_size=12",
     ],
 )
-def test_what_people_type_passes(line: str, repo: Repo) -> None:
-    assert not judged(line, repo).of("FAIL", "WARN"), judged(line, repo).of("FAIL", "WARN")
+def test_what_people_type_passes(line: str) -> None:
+    assert not judged(line).of("FAIL", "WARN"), judged(line).of("FAIL", "WARN")
 
 
 @pytest.mark.parametrize(
@@ -98,8 +92,8 @@ def test_what_people_type_passes(line: str, repo: Repo) -> None:
         ("out_dir=out/gpt_fast_iters500", "JOB032", "max_iters=3500"),
     ],
 )
-def test_what_is_doubtful_is_warned_of(line: str, code: str, said: str, repo: Repo) -> None:
-    report = judged(f"python train.py {line}", repo)
+def test_what_is_doubtful_is_warned_of(line: str, code: str, said: str) -> None:
+    report = judged(f"python train.py {line}")
     assert not report.of("FAIL"), report.of("FAIL")
     assert any(f.code == code and said in f.message for f in report.of("WARN")), report.of("WARN")
 
@@ -116,8 +110,8 @@ def test_what_is_doubtful_is_warned_of(line: str, code: str, said: str, repo: Re
         ("--config-name=cfg_pretrain", "SCR111"),
     ],
 )
-def test_what_cannot_be_meant_fails(line: str, code: str, repo: Repo) -> None:
-    assert code in judged(f"python train.py {line}", repo).codes("FAIL")
+def test_what_cannot_be_meant_fails(line: str, code: str) -> None:
+    assert code in judged(f"python train.py {line}").codes("FAIL")
 
 
 def test_data_that_are_there_speak_for_themselves(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 from tests.conftest import ROOT, archs_of, run_ranks, run_script
 from tests.verification.test_preflight import running
 from verification.preflight import preflight
-from verification.source import Repo
 from verification.static import verify_command
 
 RECIPES = sorted(path.stem for path in (ROOT / "config").glob("cfg_pretrain*.yaml"))
@@ -87,30 +86,25 @@ DOUBTFUL = {  # line -> what it is warned of
 }
 
 
-@pytest.fixture(scope="module")
-def repo() -> Repo:
-    return Repo(ROOT)
-
-
-def judged(line: str, repo: Repo):
-    report = verify_command(shlex.split(line), root=ROOT, repo=repo)
+def judged(line: str):
+    report = verify_command(shlex.split(line), root=ROOT)
     assert report.verdict != "SKIP", "nothing was looked at"
     return report
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_what_is_right_passes(line: str, repo: Repo) -> None:
-    report = judged(line, repo)
+def test_what_is_right_passes(line: str) -> None:
+    report = judged(line)
     short = CUT_SHORT if "max_steps" in line or "max-steps" in line or "+debug" in line else set()
     assert not report.of("FAIL"), report.of("FAIL")
     assert report.codes("WARN") <= short | DOUBTFUL.get(line, set()), report.of("WARN")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_option_of_every_group_passes_with_every_recipe(recipe: str, repo: Repo) -> None:
+def test_every_option_of_every_group_passes_with_every_recipe(recipe: str) -> None:
     wrong = []
     for more in [*(f"arch={name}" for name in OPTIONS["arch"]), *(f"+debug={name}" for name in OPTIONS["debug"])]:
-        report = judged(f"python pretrain.py --config-name={recipe} {more}", repo)
+        report = judged(f"python pretrain.py --config-name={recipe} {more}")
         allowed = CUT_SHORT if "debug" in more else set()
         wrong += [(more, f.code, f.message) for f in report.of("FAIL", "WARN") if f.code not in allowed]
     if "H_layers:" in (ROOT / f"config/{recipe}.yaml").read_text(encoding="utf-8"):  # a model with one stack refuses it
@@ -138,8 +132,8 @@ def test_every_option_of_every_group_may_start(capsys: pytest.CaptureFixture[str
         ("env OMP_NUM_THREADS=1 python pretrain.py lrr=1", "JOB030", "did you mean 'lr'"),
     ],
 )
-def test_what_is_wrong_there_is_found(line: str, code: str, what: str, repo: Repo) -> None:
-    found = judged(line, repo).of("FAIL")
+def test_what_is_wrong_there_is_found(line: str, code: str, what: str) -> None:
+    found = judged(line).of("FAIL")
     assert {finding.code for finding in found} & {code, "CFG210"}, found
     assert any(what in finding.message for finding in found), found
 

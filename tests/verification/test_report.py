@@ -16,7 +16,6 @@ from tests.conftest import ROOT
 from verification.codes import CODES, with_table
 from verification.finding import Finding, Report
 from verification.report import CHECKLIST, as_json, level_of, markdown, text
-from verification.source import Repo
 from verification.static import verify_command, verify_file
 
 STEPS = ("job", "script", "main config", "arch config", "model", "together")
@@ -118,10 +117,7 @@ def test_a_summary_has_one_row_for_equal_commands(tmp_path: Path, capsys: pytest
 def test_the_page_says_nothing_of_this_machine(tmp_path: Path) -> None:
     """The page of a copy without data sets elsewhere is the same, byte for byte."""
     (tmp_path / "r").symlink_to(ROOT)
-    found = [
-        markdown(verify_file("jobs-trm.txt", root=root, repo=Repo(root, local_data=False)))
-        for root in (ROOT, tmp_path / "r")
-    ]
+    found = [markdown(verify_file("jobs-trm.txt", root=root, local_data=False)) for root in (ROOT, tmp_path / "r")]
     assert found[0] == found[1]
     assert str(ROOT) not in found[0]
     assert "built on first use" in found[0]

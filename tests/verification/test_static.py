@@ -1,24 +1,24 @@
-"""What ships verifies; each kind of fault has its code; what cannot be judged says SKIP. No torch, a few seconds."""
+"""What ships verifies; each kind of fault has its code; what cannot be judged says SKIP. A few seconds."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from verification.checks import check, run_checks
-from verification.checks.registry import CHECKS, FAMILIES, Family, NotApplicable, say
 from verification.codes import CODES
 from verification.report import PAGE, summary
-from verification.source import Repo
+from verification.rule import RULES, NotApplicable, Rule, finding, rule, run_rules
 from verification.static import verify_all, verify_command, verify_file, verify_recipe
 
 GOOD = "python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 device=cpu"
@@ -38,11 +38,11 @@ def test_a_launcher_that_does_not_exist() -> None:
 
 
 def test_everything_that_ships_verifies() -> None:
-    reports = verify_all(ROOT, repo=Repo(ROOT, local_data=False))
+    reports = verify_all(ROOT, local_data=False)
     wrong = [f"{r.job}: {f.code} {f.message}" for r in reports for f in r.of("FAIL", "WARN")]
     assert not wrong
     assert len(reports) > 15
-    intents = {r.job: r.subject.intent or {} for r in reports if r.chain}
+    intents = {r.job: r.intent for r in reports if r.chain}
     # The guide's four questions; a language model has no ACT and no encoder to ask for.
     silent = [
         job for job, intent in intents.items()
@@ -54,10 +54,17 @@ def test_everything_that_ships_verifies() -> None:
     )
 
 
-def test_no_torch_is_imported() -> None:
-    code = "import sys; from pathlib import Path; from verification.static import verify_all; verify_all(Path('.'), docs=False); print('torch' in sys.modules)"
+def test_a_config_is_traced_without_torch() -> None:
+    """What a launch goes through before its model is imported, and what JOB030 judges."""
+    code = """
+import sys
+from pathlib import Path
+from engine.cli.resolve import resolve
+trace = resolve(Path("pretrain.py").absolute(), ["lr=1e-3"], root=Path(".").absolute())
+print(trace.problems, "torch" in sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "{} False"
 
 
 @pytest.mark.parametrize(
@@ -143,81 +150,44 @@ def test_intent() -> None:
     assert questions[0].message.count("?") == 4
 
 
-# --- faults of the code -----------------------------------------------------------------------------------------------
+# --- other trees ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("repo")
     for name in KEPT:
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pretrain.py", "tasks/recursive_reasoning/args.py"):
-        shutil.copy(ROOT / name, root / name)
+        shutil.copytree(ROOT / name, root / name)
+    shutil.copy(ROOT / "pretrain.py", root / "pretrain.py")
     return root
 
 
-ACT, TASK, LOSS = "models/recursive_reasoning/act.py", "tasks/recursive_reasoning/task.py", "losses/act.py"
-EMBED = "            x = self.inner.embed(data)\n            latents, aux = self.inner.recur"
-FAULTS = [
-    (ACT, 'ACT_MODE: ClassVar[str] = "dynamic"', 'ACT_MODE: ClassVar[str] = "fixed"', "MOD421"),
-    (ACT, "_forward_train_original", "_forward_train_online", "MOD421"),
-    (ACT, "_forward_train_original", "train_step", "MOD420"),
-    (ACT, EMBED, EMBED.replace("embed(data)", "embed(data).detach()"), "MOD432"),
-    (ACT, EMBED, EMBED.replace("x = ", "x = carry.x if carry is not None and not carry.halted.any() else "), "MOD431"),
-    (ACT, EMBED, EMBED.replace("            x", "            with torch.no_grad():\n                x", 1), "MOD432"),
-    (ACT, "latents, steps, data = self._open_rows(batch, carry)", "latents, steps, data = self._open_rows(batch, None)", "MOD440"),
-    (ACT, "ACTOutput(ACTCarry(latents, steps, halted, data), logits", "ACTOutput(ACTCarry(latents, steps, halted, batch), logits", "MOD440"),
-    (ACT, "steps = steps + 1", "steps = steps", "MOD440"),
-    (ACT, "torch.where(halted.view(-1, *[1] * (fresh.dim() - 1)), fresh, kept)", "torch.where(halted.view(-1, *[1] * (fresh.dim() - 1)), kept, fresh)", "MOD440"),
-    (ACT, "return latents, carry.steps.masked_fill(halted, 0), data", "return latents, carry.steps, data", "MOD440"),
-    (ACT, "for _ in range(self.halt_max_steps):", "for _ in range(1):", "MOD450"),
-    (ACT, 'DATA_MODE: ClassVar[str] = "embedding"', 'DATA_MODE: ClassVar[str] = "encoder"', "SCR112"),
-    (TASK, "self._carries[piece] = output.carry", "pass", "SCR130"),
-    (TASK, "self.module(batch, self._carries[piece])", "self.module(batch, None)", "MOD440"),
-    (TASK, "result = self.loss_head(output)\n        return", "result = self.loss_head(output, batch)\n        return", "MOD441"),
-    (LOSS, 'output.carry.data["labels"]', 'output.batch["labels"]', "MOD441"),
-    ("tasks/recursive_reasoning/family.py", '"DATA_MODE": "embedding"', '"DATA_MODE": "encoder"', "SCR112"),
-    ("pretrain.py", 'config_name="cfg_pretrain"', 'config_name="cfg_pretrain_arc"', "SCR110"),
-    ("tasks/recursive_reasoning/build.py", "    return building.create_model(FAMILY.read_arch(config), shape, runtime)\n", "    from models.recursive_reasoning.trm import TRM\n    return TRM(None, shape), None\n", "SCR120"),
-    ("tasks/recursive_reasoning/args.py", "    freeze_weights: bool = False", "    frozen_share: float = 0.0\n    freeze_weights: bool = False", "CFG255"),
-    ("config/base/pretrain.yaml", "script: pretrain.py", "script: pretrain_etrm.py", "SCR111"),
-    ("config/arch/trm.yaml", "halt_exploration_prob: 0.1 ", "", "ARC321"),
-    ("config/arch/trm.yaml", "no_ACT_continue: true", "no_ACT_contine: true", "ARC330"),
-    ("config/arch/trm.yaml", "losses@ACTLossHead", "losses@ACTLosHead", "ARC314"),
-    ("config/cfg_pretrain_sudoku_4x4.yaml", "lr_warmup_steps: 20", "lr_warmup_steps: 2000", "CFG250"),
-    ("models/recursive_reasoning/trm.py", '__all__ = ["TRM", "TRMConfig"]', '__all__ = ["TRMConfig"]', "ARC312"),
-    ("models/recursive_reasoning/config.py", "    mlp_t: bool = False", "    dropout: float = 0.0\n    mlp_t: bool = False", "ARC330"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("file", "old", "new", "code"), FAULTS, ids=[f"{f[3]}-{n}" for n, f in enumerate(FAULTS)])
-def test_faults_of_the_code(copy: Path, file: str, old: str, new: str, code: str) -> None:
-    text = (ROOT / file).read_text()
-    assert old in text
-    (copy / file).write_text(text.replace(old, new))
+def test_the_code_of_another_tree_is_what_is_judged(copy: Path) -> None:
+    assert not judged(GOOD, root=copy).of("FAIL", "WARN")
+    file = copy / "models/recursive_reasoning/trm.py"
+    text = file.read_text()
+    file.write_text(text.replace("class TRM(RecursiveModel)", "class TRMM(RecursiveModel)"))
     try:
-        report = judged(GOOD, root=copy)
+        failures = judged(GOOD, root=copy).of("FAIL")
     finally:
-        (copy / file).write_text(text)
-    assert code in report.codes("FAIL", "WARN"), [(f.code, f.message) for f in report.of("FAIL", "WARN")]
-    assert "VER900" not in report.codes(), [f.message for f in report.findings if f.code == "VER900"]
+        file.write_text(text)
+    assert [(one.code, one.file) for one in failures if one.code == "ARC312"] == [
+        ("ARC312", "models/recursive_reasoning/trm.py")
+    ]
     assert not judged(GOOD, root=copy).of("FAIL", "WARN")
 
 
-def test_backup_copies(copy: Path) -> None:
-    shutil.copy(copy / "pretrain.py", copy / "pretrain_old.py")
-    shutil.copy(copy / "config/cfg_pretrain.yaml", copy / "config/cfg_pretrain_backup.yaml")
-    trm = copy / "models/recursive_reasoning/trm_original.py"
-    shutil.copy(copy / "models/recursive_reasoning/trm.py", trm)
+def test_a_tree_that_cannot_be_imported_is_a_finding(copy: Path) -> None:
+    file = copy / "pretrain.py"
+    text = file.read_text()
+    file.write_text(text.replace("import hydra\n", "import hydra\nimport hydroplane\n"))
     try:
-        assert "JOB011" in judged("python pretrain_old.py", root=copy).codes("FAIL")
-        assert "JOB021" in judged("python pretrain.py --config-name=cfg_pretrain_backup", root=copy).codes("FAIL")
-        assert "ARC313" in judged("python pretrain.py arch.name=recursive_reasoning.trm_original@TRM", root=copy).codes(
-            "FAIL"
-        )
+        failures = judged(GOOD, root=copy).of("FAIL")
     finally:
-        for path in (copy / "pretrain_old.py", copy / "config/cfg_pretrain_backup.yaml", trm):
-            path.unlink()
+        file.write_text(text)
+    assert [(one.code, one.message) for one in failures] == [
+        ("JOB010", "pretrain.py cannot be imported: ModuleNotFoundError: No module named 'hydroplane'")
+    ]
 
 
 def test_retired_configs(copy: Path) -> None:
@@ -285,54 +255,46 @@ def test_what_cannot_be_judged_is_skipped() -> None:
     assert blind.step_level("5") == "SKIP"
 
 
-def test_every_check_says_something_about_its_codes() -> None:
-    said = judged(GOOD).codes()
-    assert {code for one in CHECKS if one.family in (None, "recursive_reasoning") for code in one.codes} <= said
-    assert said <= set(CODES)
+def test_every_rule_judges_its_codes() -> None:
+    codes = judged(GOOD).codes()
+    own = importlib.import_module("tasks.recursive_reasoning.rules").FAMILY_RULES.rules
+    assert {code for one in (*RULES, *own) for code in one.codes} <= codes
+    assert codes <= set(CODES)
 
 
-def test_a_check_that_breaks_is_no_pass() -> None:
-    @check("DOC810")
-    def broken(chain):
+def test_a_rule_that_breaks_is_no_pass() -> None:
+    @rule("DOC810")
+    def broken(subject):
         raise KeyError("oops")
         yield
 
-    @check("VER900")
-    def without(chain):
+    @rule("VER900")
+    def without(subject):
         raise NotApplicable("nothing here")
         yield
 
     try:
-        found = run_checks(judged(GOOD).subject)
+        findings = run_rules(judged(GOOD).subject)
     finally:
-        del CHECKS[-2:]
-    assert [f.level for f in found if f.code == "DOC810"] == ["SKIP"]
-    assert [f.level for f in found if f.code == "VER900"] == ["WARN"]
+        del RULES[-2:]
+    assert [f.level for f in findings if f.code == "DOC810"] == ["SKIP"]
+    assert [f.level for f in findings if f.code == "VER900"] == ["WARN"]
 
 
 def test_a_family_brings_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    @check("CFG252", family="feudal")
-    def manager(chain):
-        yield say("CFG252", "FAIL", "a manager without a head")
+    def depth(subject):
+        yield finding("CFG253", "FAIL", f"L_cycles={subject.arch['L_cycles']}")
 
-    @check("CFG253", family="recursive_reasoning")
-    def depth(chain):
-        yield say("CFG253", "FAIL", f"L_cycles={chain.arch['L_cycles']}")
-
-    own = Family(
-        "recursive_reasoning",
-        dead=(("grad_clip", lambda config: config["lr"] < 1, "lr below 1"),),
-        intent={"manager": lambda chain: "none"},
+    module = importlib.import_module("tasks.recursive_reasoning.rules")
+    own = replace(
+        module.FAMILY_RULES,
+        rules=(Rule(("CFG253",), depth),),
+        intents={"manager": lambda subject: "none"},
     )
-    monkeypatch.setitem(FAMILIES, "recursive_reasoning", own)
-    try:
-        report = judged(f"{GOOD} grad_clip=2", intent={"manager": "big"})
-    finally:
-        del CHECKS[-2:]
-    told = {(f.code, f.level): f.message for f in report.of("FAIL", "WARN")}
-    assert told == {
+    monkeypatch.setattr(module, "FAMILY_RULES", own)
+    report = judged(GOOD, intent={"manager": "big"})
+    assert {(f.code, f.level): f.message for f in report.of("FAIL", "WARN")} == {
         ("CFG253", "FAIL"): "L_cycles=1",
-        ("JOB031", "WARN"): "grad_clip is overridden without effect: lr below 1",
         ("JOB034", "FAIL"): "intended manager=big, resolved manager=none",
     }
 
@@ -362,7 +324,7 @@ def test_a_job_file_with_faults(copy: Path) -> None:
 
 
 def test_recipes_name_their_script() -> None:
-    report = verify_recipe(ROOT / "config/cfg_pretrain_sudoku_4x4.yaml", root=ROOT, repo=Repo(ROOT))
+    report = verify_recipe(ROOT / "config/cfg_pretrain_sudoku_4x4.yaml", root=ROOT)
     assert report.chain[0]["value"] == "python pretrain.py --config-name=cfg_pretrain_sudoku_4x4"
 
 

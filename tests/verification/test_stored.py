@@ -6,14 +6,12 @@ import json
 import shlex
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
 from scripts.verify_path import run
 from tests.conftest import ROOT, run_script
-from verification.source import Repo
 from verification.static import verify_command
 from verification.stored import tensors
 
@@ -80,16 +78,12 @@ def test_a_run_that_is_another(
 
 
 def test_tensors_are_compared_with_those_of_the_model(trained: Path, kept: Path) -> None:
-    chain = SimpleNamespace(
-        checkpoint=kept, script=SimpleNamespace(stem="pretrain"), repo=SimpleNamespace(root=ROOT),
-        resolved=OmegaConf.to_container(OmegaConf.load(kept / "config.resolved.yaml")),
-    )  # fmt: skip
-    assert tensors(chain).level == "PASS"
-    chain.resolved["arch"]["pos_encodings"] = "learned"
-    found = tensors(chain)
+    config = OmegaConf.to_container(OmegaConf.load(kept / "config.resolved.yaml"))
+    assert tensors(kept, config, entry="pretrain", root=ROOT).level == "PASS"
+    config["arch"]["pos_encodings"] = "learned"
+    found = tensors(kept, config, entry="pretrain", root=ROOT)
     assert (found.level, found.message) == ("FAIL", "the checkpoint lacks inner.embed_pos.embedding_weight")
-    chain.checkpoint = kept.parent
-    assert tensors(chain).level == "SKIP"
+    assert tensors(kept.parent, config, entry="pretrain", root=ROOT).level == "SKIP"
 
 
 def test_a_run_that_was_resumed_by_name(trained: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +119,7 @@ def test_what_is_no_run(tmp_path: Path, text: str | None, words: str) -> None:
 
 
 def judged(root: Path, line: str):
-    return verify_command(shlex.split(f"python pretrain.py {line}"), root=root, repo=Repo(root))
+    return verify_command(shlex.split(f"python pretrain.py {line}"), root=root)
 
 
 def test_a_resume_is_judged_by_the_stored_config(trained: Path) -> None:

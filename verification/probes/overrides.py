@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.cli.source_keys import inert_reason
 from engine.errors import UsageError
 from engine.registry import resolve
-from verification.checks.reads import dead_reason
-from verification.checks.registry import FAMILIES, Family
 from verification.probes.instance import (
     Recorder,
     Tiny,
@@ -78,9 +77,8 @@ def _value(block: Any, key: str) -> Any:
 )
 def overrides(tiny: Tiny) -> Iterator[str | Note]:
     """Each key set back to its default, then to other values, until something changes; nothing does: it is dead."""
-    family = FAMILIES.get(str(getattr(tiny.model_class, "FAMILY", "")), Family(""))
     settings = {**tiny.settings, "arch": tiny.full_arch}
-    if unread := [key for key in tiny.unread_keys() if not dead_reason(family, key, settings)]:
+    if unread := [key for key in tiny.unread_keys() if not inert_reason(tiny.launch.schema, key, settings)]:
         yield Note("WARN", f"nothing reads {', '.join(unread)}: a key of the config that does nothing")
     yield from run_notes(tiny)
     if not tiny.overridden:
@@ -231,9 +229,8 @@ def _equal(a: Trace, b: Trace) -> bool:
 )  # fmt: skip
 def read_keys(tiny: Tiny) -> Iterator[str | Note]:
     """Arch keys that model and loss never read in two steps and an evaluation; run keys that change nothing."""
-    family = FAMILIES.get(str(getattr(tiny.model_class, "FAMILY", "")), Family(""))
     settings = {**tiny.settings, "arch": tiny.full_arch}
-    for key in [key for key in tiny.unread_keys() if not dead_reason(family, key, settings)]:
+    for key in [key for key in tiny.unread_keys() if not inert_reason(tiny.launch.schema, key, settings)]:
         if key.removeprefix("arch.") in tiny.overridden:
             yield f"{key} is dead: nothing reads it"
         else:

@@ -1,0 +1,143 @@
+"""The rules of recursive reasoning: the length of a run, what is trained, the manager."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from dataset.held_back import validation_count
+from verification.data import puzzle_data
+from verification.finding import Finding
+from verification.rule import FamilyRules, NotApplicable, Rule, finding, need_config, need_model
+from verification.subject import Subject
+
+Config = dict[str, Any]
+
+
+def block(config: Config, name: str) -> Config:
+    """A block below arch, empty where there is none."""
+    return (config.get("arch") or {}).get(name) or {}
+
+
+def head(config: Config) -> Config:
+    return block(config, "subgoal_head")
+
+
+def loss(config: Config) -> Config:
+    return block(config, "loss")
+
+
+# --- length and rates -------------------------------------------------------------------------------------------------
+
+
+def count_steps(subject: Subject) -> int | None:
+    """Optimizer steps as the sampler counts them (exact for puzzles of equal size)."""
+    config, data = subject.resolved or {}, [entry for entry in subject.data if entry.key == "data_paths"]
+    if not data or any(entry.groups is None or not entry.mean_examples for entry in data):
+        return None
+    groups = sum(entry.groups or 0 for entry in data)
+    mean = sum((entry.groups or 0) * (entry.mean_examples or 0) for entry in data) / max(groups, 1)
+    epochs, batch = config.get("epochs"), config.get("global_batch_size")
+    per_iteration = config.get("eval_interval") or epochs
+    if not all(isinstance(value, int) and value > 0 for value in (epochs, batch, per_iteration)) or not mean:
+        return None
+    if config.get("select_on") == "validation" and per_iteration != epochs and groups > 1:
+        groups -= validation_count(groups, config.get("validation_groups"))
+    groups_of_batch = -(-batch // mean)  # type: ignore[operator]
+    return (epochs // per_iteration) * int(groups * per_iteration // groups_of_batch)  # type: ignore[operator]
+
+
+def something_is_trained(subject: Subject) -> Iterator[Finding]:
+    """CFG251: some optimizer group has something to train and a learning rate."""
+    config = need_config(subject)
+    frozen = bool(config.get("freeze_weights"))
+    rates = {
+        "puzzle_emb": config.get("puzzle_emb_lr") if subject.arch.get("puzzle_emb_ndim", 1) else None,
+        "trunk": None if frozen else config.get("lr"),
+    }
+    if any(rate is not None and not isinstance(rate, int | float) for rate in rates.values()):
+        raise NotApplicable("a learning rate is no number (JOB030)")
+    place = subject.trace.key_line("freeze_weights" if frozen else "lr")
+    active = [name for name, rate in rates.items() if rate]
+    idle = [name for name, rate in rates.items() if rate == 0]
+    if not active:
+        text = f"no optimizer group trains anything: {', '.join(f'{name} lr={rate}' for name, rate in rates.items())}"
+        yield finding("CFG251", "FAIL", text + (" (freeze_weights=true)" if frozen else ""), *place)
+        return
+    for name in idle:
+        yield finding("CFG251", "WARN", f"group {name} has learning rate 0: it stays as it was made", *place)
+    if not idle:
+        yield finding("CFG251", "PASS", f"trained: {', '.join(active)}", *place)
+
+
+# --- the manager ------------------------------------------------------------------------------------------------------
+
+HEAD = "arch.subgoal_head."
+Problem = tuple[str, str, str, str]
+"""A key, the key of an intent that marks it as meant ("": none can), what is odd, what to do."""
+
+
+def manager(subject: Subject) -> Iterator[Finding]:
+    """ARC340: the manager's goals are used, weighed and scored as they are meant to be."""
+    config = getattr(need_model(subject), "Config", None)
+    own, weight = subject.arch.get("subgoal_head"), loss(subject.resolved or {}).get("feudal_loss_weight")
+    if "subgoal_head" not in getattr(config, "__dataclass_fields__", {}) and weight is None:
+        raise NotApplicable("the architecture has no manager")
+    problems = list(_odd(subject.arch, own, weight)) if isinstance(weight, int | float) else []
+    for key, intent, text, fix in problems:  # a debug preset cuts episodes short and means nothing by it
+        level = "INFO" if subject.choices.get("debug") or intent in (subject.intent or {}) else "WARN"
+        place = subject.trace.key_line(key)
+        yield finding("ARC340", level, text, *(place if place[0] else (subject.arch_file, 0)), fix)
+    if not problems:
+        text = f"goals held for {own.get('manager_period')} passes, loss weight {weight}" if own else "no manager"
+        yield finding("ARC340", "PASS", text, *subject.trace.key_line("arch.subgoal_head"))
+
+
+def _odd(arch: Config, head: Config | None, weight: float) -> Iterator[Problem]:
+    key = "arch.loss.feudal_loss_weight"
+    if not head:
+        if weight > 0:
+            text = f"feudal_loss_weight={weight} without arch.subgoal_head: the feudal loss will not be computed"
+            yield key, "manager", text, "meant as plain HRM? Then nothing; else leave arch.subgoal_head in the config"
+        return
+    if weight >= 0.2:
+        text = f"feudal_loss_weight={weight}: every published sweep found harm from 0.2 on"
+        yield key, "feudal_weight", text, "meant as a cell of a sweep? Then nothing; else 0.02 to 0.05"
+    if weight > 0 and head.get("inject_subgoal") is False:
+        fix = "meant as the ablation of the loss alone? Then nothing; else set the weight to 0"
+        text = f"inject_subgoal=false with feudal_loss_weight={weight}: the worker is scored by goals it is never given"
+        yield f"{HEAD}inject_subgoal", "injection", text, fix
+    dim, size = head.get("goal_dim"), arch.get("hidden_size")
+    if isinstance(dim, int) and isinstance(size, int) and dim > size:
+        text = f"goal_dim={dim} > hidden_size={size}: works, adds parameters, but worker states span {size} directions"
+        yield f"{HEAD}goal_dim", f"{HEAD}goal_dim", text, f"meant so? Then nothing; else a goal_dim of at most {size}"
+    fixed = arch.get("fixed_refinement_steps")
+    name = "fixed_refinement_steps" if fixed else "halt_max_steps"
+    most, period, schedule = fixed or arch.get(name), head.get("manager_period"), head.get("schedule")
+    if not isinstance(most, int) or not isinstance(period, int):
+        return
+    if most == 1:
+        text = f"{name}=1: a goal comes after the first pass and is never used, the feudal loss is always 0"
+        yield f"{HEAD}manager_period", "", text, f"at least {name}=2"
+    elif schedule and min(schedule) >= most:
+        text = f"schedule={schedule} with {name}={most}: no goal is ever used, the feudal loss is always 0"
+        yield f"{HEAD}schedule", "", text, f"a first pass below {most}"
+    elif not schedule and period >= most - 1:
+        text = f"manager_period={period} with {name}={most}: one goal for the whole episode"
+        yield f"{HEAD}manager_period", "period", text, "meant so? Then nothing; else a shorter period or more passes"
+
+
+FAMILY_RULES = FamilyRules(
+    data=lambda subject: puzzle_data(subject.resolved or {}, subject.trace.cwd, subject.local_data),
+    steps=count_steps,
+    act=True,
+    rules=(Rule(("CFG251",), something_is_trained), Rule(("ARC340",), manager)),
+    intents={
+        "manager": lambda subject: "subgoal_head" if head(subject.resolved or {}) else "none",
+        "period": lambda subject: head(subject.resolved or {}).get("manager_period"),
+        "injection": lambda subject: head(subject.resolved or {}).get("inject_subgoal"),
+        "goals": lambda subject: head(subject.resolved or {}).get("goal_source", "none"),
+        "gating": lambda subject: head(subject.resolved or {}).get("gating"),
+        "feudal_weight": lambda subject: loss(subject.resolved or {}).get("feudal_loss_weight"),
+    },
+)

@@ -1,0 +1,70 @@
+"""What a tiny instance of each config shows (verification/probes), once for all commands that share it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import engine.registry
+from engine.errors import UsageError
+from verification.codes import CODES
+from verification.finding import Finding
+from verification.rule import finding
+from verification.spec import shrunk, specification
+from verification.stored import tensors
+from verification.subject import Subject
+from verification.verdicts import Verdict, key_of, load, save
+
+JUDGED = ("SCR112", "SUM600")
+"""What a rule judges as well: only what was seen to fail is added."""
+KEPT: dict[str, Verdict] = {}
+"""Script, shrunk config -> what this process's code shows; on disk the same for other processes."""
+
+
+def observed(subject: Subject) -> list[Finding]:
+    """What the guide asks of behaviour (MOD, SCR12x to SCR14x); nothing where the command leads to no config."""
+    script, config = subject.trace.script, subject.resolved
+    if script is None or script.module is None or config is None:
+        return []
+    reason = next(iter(subject.problems.values()), "") or subject.model.problem or subject.loss.problem
+    spec = None
+    try:
+        spec = specification(script.module)
+    except UsageError as error:
+        reason = reason or str(error)
+    if reason or spec is None:
+        from verification.probes.session import OBSERVED
+
+        return [finding(code, "SKIP", f"not observed: {reason or 'the family has no verify.py'}") for code in OBSERVED]
+    settings = shrunk(spec, config, Path("data"), narrow=True)
+    # of the code that this process has loaded, wherever the tree lies that has the same
+    root, name = engine.registry.ROOT, json.dumps([script.path.stem, settings], sort_keys=True, default=str)
+    if name not in KEPT:
+        key = key_of(script.path.stem, settings, root)
+        kept = load(key)
+        if kept is None:
+            from verification.probes.session import observe_codes
+
+            kept = observe_codes(config, script=script.module, root=root)
+            save(key, kept)
+        KEPT[name] = kept
+    return [with_fix(one) for one in KEPT[name].findings if one.code not in JUDGED or one.level == "FAIL"]
+
+
+def with_fix(one: Finding) -> Finding:
+    """A finding with the table's fix, where something is amiss and it has none of its own."""
+    return replace(one, fix=CODES[one.code].fix) if one.level in ("FAIL", "WARN") and not one.fix else one
+
+
+def observed_deeply(subject: Subject) -> list[Finding]:
+    """The further probes (DYN7xx) of a config, and the tensors of a run against the model's."""
+    from verification.probes import probe
+
+    config, root, entry = subject.resolved, engine.registry.ROOT, subject.script_stem
+    if config is None:
+        return []
+    findings = probe(config, entry=entry, root=root, overrides=subject.trace.overrides)
+    if subject.checkpoint is not None:
+        findings = [*findings, tensors(subject.checkpoint, config, entry=entry, root=root)]
+    return findings

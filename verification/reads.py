@@ -1,0 +1,137 @@
+"""Config keys that no compiled code of ours names: what nothing reads cannot be configured.
+
+Python keeps with each function the names of attributes and modules that it uses; only these are compared. A key that is
+named but never reached is for the probes (DYN716) to observe.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterable, Iterator
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType
+
+from engine.cli.keys import keys_of
+from engine.registry import SLOTS
+from verification.rule import inert
+from verification.subject import Subject
+
+INTERPOLATED = frozenset(("script",))
+"""Read by Hydra, the command line or other keys only."""
+
+
+def unread_arch(subject: Subject) -> list[str]:
+    """Fields of the model's config that no module of the model names, those that its family calls dead left out."""
+    model = subject.model.cls
+    schema = getattr(model, "Config", None)
+    if model is None or schema is None or subject.kind == "launch":
+        return []
+    names = names_used(closure(subject.root, [model.__module__, schema.__module__], ("models",)))
+    unread = [key for key in keys_of(schema) if key.rpartition(".")[2] not in names]
+    return [key for key in unread if not inert(subject, f"arch.{key}")]
+
+
+def unread_schema(subject: Subject) -> list[str]:
+    """Keys of the script's schema that neither script, engine, family nor data code name."""
+    if subject.schema is None or subject.kind == "launch":
+        return []
+    package = subject.package
+    folder = subject.root.joinpath(*package.split("."))
+    parts = [f"{package}.{path.stem}" for path in sorted(folder.glob("*.py")) if path.stem != "rules"]
+    names = names_used(closure(subject.root, [subject.script_stem, *parts], (*SLOTS, "engine", "launcher")))
+    files = [path for name in ("base", "arch") for path in sorted((subject.root / "config" / name).glob("*.yaml"))]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    keys = keys_of(subject.schema)
+    used = {key for key in keys if f"${{{key}}}" in text or f"${{oc.select:{key}," in text}
+    return [key for key in keys if key.rpartition(".")[2] not in names | used | INTERPOLATED]
+
+
+def closure(root: Path, modules: Iterable[str], packages: tuple[str, ...]) -> dict[str, Path]:
+    """Dotted name -> file of some modules and of everything in `packages` that they import, directly or not."""
+    known = modules_below(root)
+    files: dict[str, Path] = {}
+    pending = [name for name in modules if name in known]
+    while pending:
+        name = pending.pop()
+        if name not in files:
+            path = files[name] = known[name]
+            pending += [one for one in imports(path, _stamp(path), packages) if one in known]
+    return files
+
+
+@functools.cache
+def modules_below(root: Path) -> dict[str, Path]:
+    """Dotted name -> file of every module of our packages, and of the scripts at the root."""
+    folders = [root / name for name in (*SLOTS, "engine", "launcher")]
+    files = [*root.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    names = {path: path.relative_to(root).with_suffix("").as_posix().replace("/", ".") for path in files}
+    return {name.removesuffix(".__init__"): path for path, name in names.items()}
+
+
+def module_file(root: Path, name: str) -> Path | None:
+    """The file of a module of the tree, None where there is none."""
+    path = root.joinpath(*name.split("."))
+    places = (path.with_suffix(".py"), path / "__init__.py")
+    return next((place for place in places if place.is_file()), None)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_mtime_ns, state.st_size
+
+
+@functools.lru_cache(maxsize=2048)
+def code_of(path: Path, stamp: tuple[int, int]) -> CodeType:
+    """The compiled module, from Python's own cache where it has it. Raises: SyntaxError."""
+    code = SourceFileLoader(path.stem, str(path)).get_code(path.stem)
+    assert isinstance(code, CodeType)
+    return code
+
+
+def nested(code: CodeType) -> list[CodeType]:
+    """The code of functions and classes right inside some code."""
+    return [one for one in code.co_consts if isinstance(one, CodeType)]
+
+
+@functools.lru_cache(maxsize=2048)
+def imports(path: Path, stamp: tuple[int, int], packages: tuple[str, ...]) -> tuple[str, ...]:
+    """Dotted names below `packages` that a module imports anywhere: `a.b`, and `a.b.c` of `from a.b import c`."""
+    names: dict[str, None] = {}
+    pending = [code_of(path, stamp)]
+    while pending:
+        code = pending.pop()
+        pending += nested(code)
+        ours = [name for name in code.co_names if name.partition(".")[0] in packages]
+        names |= dict.fromkeys([*ours, *(f"{name}.{other}" for name in ours for other in code.co_names)])
+    return tuple(names)
+
+
+def names_used(files: dict[str, Path]) -> set[str]:
+    """Names that functions of some modules use; a check in __post_init__ is no use."""
+    return set().union(*(_names(path, _stamp(path)) for path in files.values()))
+
+
+@functools.lru_cache(maxsize=2048)
+def _names(path: Path, stamp: tuple[int, int]) -> frozenset[str]:
+    return frozenset(_used(code_of(path, stamp)))
+
+
+def _used(code: CodeType) -> Iterator[str]:
+    if code.co_flags & inspect.CO_OPTIMIZED:  # a function: the names of a class body are those that it defines
+        yield from code.co_names
+        if "getattr" in code.co_names:
+            yield from (value for value in code.co_consts if isinstance(value, str))
+    checks = _checks(nested(code))
+    for inner in nested(code):
+        if inner not in checks:
+            yield from _used(inner)
+
+
+def _checks(methods: list[CodeType]) -> list[CodeType]:
+    """__post_init__ among the methods of a class, and the private ones that only it calls."""
+    start = [code for code in methods if code.co_name == "__post_init__"]
+    called = {name for code in start for name in _used(code) if name.startswith("_")}
+    others = {name for code in methods if code not in start for name in _used(code) if name != code.co_name}
+    return start + [code for code in methods if code.co_name in called - others]

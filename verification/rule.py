@@ -1,0 +1,148 @@
+"""The table of rules: the codes that a rule judges, and its predicate over a traced command.
+
+What a code stands for (step, what holds, why it matters, fix) is in verification/codes.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from engine.cli.source_keys import inert_reason
+from verification.codes import CODES
+from verification.finding import BLIND, Finding, Level
+from verification.subject import Subject
+
+Predicate = Callable[[Subject], Iterable[Finding]]
+QUESTIONS = (
+    "Which training mode is intended (embedding or encoder)? Which ACT mode (fixed or dynamic)? Which encoder? "
+    "Is this a new experiment or a reproduction?"
+)
+BROKEN = (
+    AttributeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    SyntaxError,
+    RecursionError,
+    OSError,
+    ImportError,
+)
+
+
+class NotApplicable(Exception):
+    """Raised by a rule that has nothing to judge; the text gives the reason and becomes a SKIP."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A predicate, and the codes that it judges."""
+
+    codes: tuple[str, ...]
+    judge: Predicate
+    at_launch: bool = True
+    """False for what reads sources or a finished run, which a launch does not wait for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyRules:
+    """What a family of models adds."""
+
+    data: Callable[[Subject], Iterable[Any]]
+    """The data sets that a config names."""
+    steps: Callable[[Subject], int | None]
+    """Optimizer steps of the whole run."""
+    act: bool = False
+    """Whether its models think in ACT steps."""
+    questions: str = QUESTIONS
+    """What a command without an intent is asked."""
+    intents: Mapping[str, Callable[[Subject], Any]] = field(default_factory=dict)
+    """Further keys of `#@ intent:` lines and the resolved value that each is compared with."""
+    rules: tuple[Rule, ...] = ()
+
+
+RULES: list[Rule] = []
+
+
+def rule(*codes: str, at_launch: bool = True) -> Callable[[Predicate], Predicate]:
+    """Put a predicate into the table. It yields findings, PASS included, or raises NotApplicable."""
+    if unknown := [code for code in codes if code not in CODES]:
+        raise ValueError(f"codes without a row in verification/codes.py: {', '.join(unknown)}")
+
+    def register(judge: Predicate) -> Predicate:
+        RULES.append(Rule(codes, judge, at_launch))
+        return judge
+
+    return register
+
+
+def finding(code: str, level: Level | str, message: str, file: str = "", line: int = 0, fix: str = "") -> Finding:
+    """A finding; the table's fix where something is amiss and none is given."""
+    row = CODES[code]
+    amiss = level in ("FAIL", "WARN")
+    return Finding(code, cast(Level, level), row.step, message, fix or (row.fix if amiss else ""), file, line)
+
+
+def run_rules(subject: Subject, *, launch: bool = False) -> list[Finding]:
+    """Judge one subject by all rules, in order. One that cannot be applied is a SKIP, one that breaks a VER900."""
+    own = subject.family.rules if subject.family else ()
+    findings: list[Finding] = []
+    for one in (*RULES, *own):
+        if launch and not one.at_launch:
+            continue
+        made: list[Finding] = []
+        reason = "there was nothing to judge"
+        try:
+            made.extend(one.judge(subject))
+        except NotApplicable as error:
+            reason = str(error)
+        except BROKEN as error:
+            reason = f"{one.judge.__name__} could not be carried out: {type(error).__name__}: {error}"
+            made.append(finding("VER900", "WARN", reason))
+        judged = {item.code for item in made}
+        findings += [*made, *(finding(code, "SKIP", reason) for code in one.codes if code not in judged)]
+    return settled(findings)
+
+
+def settled(findings: list[Finding]) -> list[Finding]:
+    """Without PASS and SKIP of codes of which something is amiss, and without SKIP of codes that were judged."""
+    amiss = {item.code for item in findings if item.level in ("FAIL", "WARN")}
+    judged = {item.code for item in findings if item.level != "SKIP"}
+    keep = [item for item in findings if item.level not in ("PASS", "SKIP") or item.code not in amiss]
+    return [item for item in keep if item.level != "SKIP" or item.code not in judged]
+
+
+# --- what rules ask first ---------------------------------------------------------------------------------------------
+
+
+def need_script(subject: Subject) -> None:
+    """Raises NotApplicable where the command leads to no script with @hydra.main."""
+    script = subject.trace.script
+    if script is None:
+        raise NotApplicable(subject.problems.get("script", "no script"))
+    if not script.mains:
+        raise NotApplicable(f"{subject.script_file} takes no Hydra config")
+
+
+def need_config(subject: Subject) -> dict[str, Any]:
+    """The resolved config. Raises NotApplicable."""
+    need_script(subject)
+    if subject.resolved is None:
+        links = ("config", "compose", "resolve", "schema")
+        raise NotApplicable(f"{BLIND}: {next((subject.problems[k] for k in links if k in subject.problems), '')}")
+    return subject.resolved
+
+
+def need_model(subject: Subject) -> type:
+    """The model class. Raises NotApplicable."""
+    need_config(subject)
+    if subject.model.cls is None:
+        raise NotApplicable(f"the model class is not found: {subject.model.problem}")
+    return subject.model.cls
+
+
+def inert(subject: Subject, key: str) -> str:
+    """Why a key has no effect under this config, as the field itself declares; "" where it has one."""
+    return inert_reason(subject.schema, key, subject.resolved or {}) if subject.schema else ""

@@ -1,0 +1,175 @@
+"""Step 4: the arch config and what it names."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from engine.cli.compose import key_lines
+from verification.finding import Finding
+from verification.reads import unread_arch
+from verification.rule import NotApplicable, finding, need_config, need_model, rule
+from verification.rules.config import keys_problem
+from verification.rules.job import backup_suffix, override_keys
+from verification.subject import Subject
+
+FORM = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*@[A-Z]\w*")
+CLASS_SUFFIX = re.compile(r"_(original|old|backup|bak|copy)\d*$|(?<=[a-z0-9A-Z])(Original|Old|Backup|Bak|Copy)\d*$")
+
+
+def place_of(subject: Subject, key: str = "arch.name") -> tuple[str, int]:
+    """Where a key of the arch block is set, else its file."""
+    place = subject.trace.key_line(key)
+    return place if place[0] else (subject.arch_file, 0)
+
+
+@rule("ARC310")
+def name_form(subject: Subject) -> Iterator[Finding]:
+    need_config(subject)
+    model, place = subject.model, place_of(subject)
+    if not model.text and not subject.arch:
+        raise NotApplicable("the config has no arch block")
+    family = subject.requires.get("FAMILY", "")
+    if not FORM.fullmatch(model.text):
+        text = f"arch.name={model.text!r} is not of the form package.module@Class"
+        yield finding("ARC310", "FAIL", text, *place)
+    elif family and family not in model.module.split("."):
+        text = f"arch.name={model.text} lies outside the package {family}, the script's family"
+        yield finding("ARC310", "WARN", text, *place)
+    else:
+        yield finding("ARC310", "PASS", f"arch.name={model.text}", *place)
+
+
+@rule("ARC311", "ARC312")
+def module_and_class(subject: Subject) -> Iterator[Finding]:
+    need_config(subject)
+    model = subject.model
+    if not model.module:
+        raise NotApplicable("arch.name has not the form module@Class")
+    if model.namespace is None:
+        yield finding("ARC311", "FAIL", model.problem, *place_of(subject))
+        return
+    file = subject.trace.relative(Path(model.namespace.__file__ or ""))
+    yield finding("ARC311", "PASS", f"{file} exists", file)
+    public = getattr(model.namespace, "__all__", None)
+    if model.cls is None:
+        yield finding("ARC312", "FAIL", model.problem, file)
+    elif public is not None and model.cls_name not in public:
+        text = f"{file} has {model.cls_name}, but does not export it in __all__"
+        yield finding("ARC312", "FAIL", text, file)
+    else:
+        origin, line = subject.place(model.cls)
+        how = "defines" if origin == file else f"re-exports (from {origin})"
+        yield finding("ARC312", "PASS", f"{file} {how} {model.cls_name}", origin, line)
+
+
+@rule("ARC313")
+def no_backup(subject: Subject) -> Iterator[Finding]:
+    need_config(subject)
+    amiss = False
+    for link in (subject.model, subject.loss, *subject.evaluators):
+        classes = (
+            [cls for cls in link.cls.__mro__ if cls.__module__.partition(".")[0] in sys.modules] if link.cls else []
+        )
+        modules = dict.fromkeys([link.module, *(cls.__module__ for cls in classes)])
+        names = dict.fromkeys([link.cls_name, *(cls.__name__ for cls in classes)])
+        bad = [name for name in modules if backup_suffix(name)] + [name for name in names if CLASS_SUFFIX.search(name)]
+        for name in bad:
+            amiss = True
+            text = f"{link.key}={link.text}: {name} is named as a backup copy"
+            yield finding("ARC313", "FAIL", text, *place_of(subject, link.key))
+    if not amiss:
+        yield finding("ARC313", "PASS", "neither modules nor classes are backup copies", subject.arch_file)
+
+
+@rule("ARC314")
+def loss(subject: Subject) -> Iterator[Finding]:
+    need_config(subject)
+    if not subject.arch:
+        raise NotApplicable("the config has no arch block")
+    block, link = subject.arch.get("loss"), subject.loss
+    if not isinstance(block, dict) or not block.get("name"):
+        yield finding("ARC314", "FAIL", "arch.loss.name is missing", *place_of(subject, "arch.loss"))
+        return
+    if link.cls is None:
+        text = f"arch.loss.name={link.text}: {link.problem}"
+        yield finding("ARC314", "FAIL", text, *place_of(subject, "arch.loss.name"))
+        return
+    kind = block.get("loss_type")
+    if problem := keys_problem(link.cls, block, "arch.loss"):
+        yield finding("ARC314", "FAIL", problem, *place_of(subject, "arch.loss"))
+    else:
+        text = f"loss {link.text} ({kind or 'no loss_type'})"
+        yield finding("ARC314", "PASS", text, *subject.place(link.cls))
+
+
+@rule("ARC320", "ARC321")
+def halting_keys(subject: Subject) -> Iterator[Finding]:
+    need_model(subject)
+    mode, file = subject.declares("ACT_MODE"), subject.arch_file
+    text = subject.text(file)
+    if mode not in ("dynamic", "fixed"):
+        raise NotApplicable(f"the model declares ACT_MODE={mode}")
+    if text is None:
+        raise NotApplicable("the arch file is not known")
+    lines = arch_lines(subject)
+    other, own = (
+        ("num_act_steps", "halt_max_steps") if mode == "dynamic" else ("halt_exploration_prob", "num_act_steps")
+    )
+    problems = [f"{other} belongs to another mode than {mode}"] if other in lines else []
+    problems += [f"{own} is missing, the model is {mode}"] if own not in lines else []
+    for words in problems:
+        yield finding("ARC320", "FAIL", f"{file}: {words}", file)
+    if not problems:
+        yield finding("ARC320", "PASS", f"the halting keys are those of a {mode} model", *lines[own])
+    if mode == "dynamic":
+        key = "halt_exploration_prob"
+        good = key in lines and key in subject.arch
+        how = "sets" if good else "does not set" if key not in lines else "sets, and the command deletes"
+        yield finding("ARC321", "PASS" if good else "FAIL", f"{file} {how} {key}", *lines.get(key, (file, 0)))
+
+
+def arch_lines(subject: Subject) -> dict[str, tuple[str, int]]:
+    """Key of the arch block -> (file, line) in the chosen arch file or in one that it is built on."""
+    lines: dict[str, tuple[str, int]] = {}
+    for one in subject.trace.files:
+        if one.package == "arch" or one.path.parent.name == "arch":
+            name = subject.trace.relative(one.path)
+            lines |= {key.removeprefix("arch."): (name, line) for key, line in key_lines(one.text).items()}
+    return lines
+
+
+@rule("ARC330")
+def keys(subject: Subject) -> Iterator[Finding]:
+    cls = need_model(subject)
+    block = {key: value for key, value in subject.arch.items() if key not in ("name", "loss")}
+    amiss = False
+    if problem := keys_problem(cls, block, "arch", skip=()):
+        amiss = True
+        mine = [
+            f"'{key}'" in problem or f"{key}=" in problem or problem.startswith(f"{key}:")
+            for key in override_keys(subject)
+        ]
+        if any(mine):
+            yield finding("JOB030", "FAIL", problem, subject.where, subject.line)
+        else:
+            yield finding("ARC330", "FAIL", problem, *place_of(subject))
+    schema = getattr(cls, "Config", None)
+    if schema is None:
+        raise NotApplicable(f"{cls.__name__} has no Config")
+    place = subject.place(schema)
+    for name in unread_arch(subject):
+        amiss = True
+        text = f"arch.{name} is a field of {cls.__name__}'s config that nothing reads"
+        yield finding("ARC330", "FAIL", text, *place)
+    unset = [one.name for one in fields(schema) if one.name not in block]
+    if unset:
+        fix = f"set it in {subject.arch_file} so that the file tells the whole architecture"
+        text = f"defaults of {schema.__name__} in force: {', '.join(unset)}"
+        yield finding("ARC330", "INFO", text, *place, fix)
+    if not amiss:
+        text = f"{len(block)} arch keys are fields of {schema.__name__}, and read"
+        yield finding("ARC330", "PASS", text, *place)

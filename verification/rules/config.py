@@ -1,0 +1,231 @@
+"""Step 3: the main config, as resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.cli.compose import defaults_lines, key_lines
+from engine.errors import UsageError
+from engine.schema import structure
+from verification.finding import Finding, Level
+from verification.reads import unread_schema
+from verification.rule import NotApplicable, finding, need_config, need_script, rule
+from verification.rules.job import override_keys
+from verification.subject import Subject
+
+
+def listed(subject: Subject, group: str) -> list[tuple[str, str, int]]:
+    """(file, option, line) where the recipe, or one that it is built on, lists a group in its defaults."""
+    entries: list[tuple[str, str, int]] = []
+    pending, seen = [subject.trace.config_name], set()
+    while pending:
+        name = pending.pop(0)
+        file = subject.trace.locate(name)
+        if name in seen:
+            continue
+        seen.add(name)
+        for one, option, line in defaults_lines(subject.text(file) or ""):
+            if one.removeprefix("override ").lstrip("/") == group:
+                entries.append((file, option, line))
+            elif not one and option != "_self_":
+                pending.append(option.lstrip("/"))
+    return entries
+
+
+@rule("CFG210")
+def arch_default(subject: Subject) -> Iterator[Finding]:
+    need_script(subject)
+    if "config" in subject.problems:
+        raise NotApplicable(subject.problems["config"])
+    entries = listed(subject, "arch")
+    choice, place = subject.choices.get("arch"), (subject.config_file, 0)
+    if entries:
+        place = (entries[-1][0], entries[-1][2])
+        if not subject.trace.composed:
+            words = [word.lstrip("+") for word in subject.trace.overrides]
+            choice = next((w.partition("=")[2] for w in words if w.startswith("arch=")), entries[-1][1])
+    known = subject.trace.options("arch/*")
+    if choice is None:
+        if subject.schema is not None and "arch" not in getattr(subject.schema, "__dataclass_fields__", {}):
+            raise NotApplicable(f"{subject.script_file} has no arch")
+        text = f"{subject.trace.config_name} chooses no arch in its defaults list"
+        yield finding("CFG210", "FAIL", text, *place)
+    elif choice not in known:
+        text = f"there is no config/arch/{choice}.yaml (there are {', '.join(known)})"
+        yield finding("CFG210", "FAIL", text, *place)
+    else:
+        yield finding("CFG210", "PASS", f"arch: {choice}", *place)
+
+
+@rule("CFG211", at_launch=False)
+def self_is_last(subject: Subject) -> Iterator[Finding]:
+    need_script(subject)
+    if "config" in subject.problems:
+        raise NotApplicable(subject.problems["config"])
+    file = subject.config_file
+    entries = defaults_lines(subject.text(file) or "")
+    names = [
+        option if option == "_self_" else group.removeprefix("override ").lstrip("/") for group, option, _ in entries
+    ]
+    if "arch" not in names:
+        raise NotApplicable(f"{file} itself lists no arch")
+    if "_self_" not in names or names.index("_self_") > names.index("arch"):
+        yield finding("CFG211", "PASS", "the recipe's values come after the arch file's", file)
+    else:
+        text = "_self_ stands before arch: the arch file wins over the recipe"
+        yield finding("CFG211", "WARN", text, file, entries[names.index("_self_")][2])
+
+
+@rule("CFG220")
+def value_chain(subject: Subject) -> Iterator[Finding]:
+    need_config(subject)
+    mine = override_keys(subject)
+    files = {file: key_lines(subject.text(file) or "") for file in (subject.arch_file, subject.config_file)}
+    for key in sorted(key for key, value in subject.arch.items() if not isinstance(value, dict)):
+        lines = (files[subject.arch_file].get(key), files[subject.config_file].get(f"arch.{key}"))
+        places = [f"{file}:{line}" for file, line in zip(files, lines, strict=False) if line]
+        places += ["the command"] if f"arch.{key}" in mine else []
+        if len(places) > 1:
+            text = f"arch.{key}={subject.arch[key]}: {' -> '.join(places)}"
+            yield finding("CFG220", "INFO", text, subject.config_file)
+    text = f"{len(subject.arch)} arch values traced through {len(subject.files)} files"
+    yield finding("CFG220", "PASS", text, subject.config_file)
+
+
+@rule("CFG230", "CFG231")
+def halting(subject: Subject) -> Iterator[Finding]:
+    need_config(subject)
+    mode, arch = subject.declares("ACT_MODE"), subject.arch
+    if mode is None:
+        raise NotApplicable("the model declares no ACT_MODE")
+    place = subject.trace.key_line("arch.halt_exploration_prob")
+    place = place if place[0] else (subject.arch_file, 0)
+    problems: list[tuple[Level, str]] = []
+    prob, most, count = (arch.get(key) for key in ("halt_exploration_prob", "halt_max_steps", "num_act_steps"))
+    if mode == "dynamic":
+        if not isinstance(prob, int | float) or not 0 <= prob <= 1:
+            problems.append(("FAIL", f"arch.halt_exploration_prob={prob}: expected a number in [0, 1]"))
+        if not isinstance(most, int) or most <= 1:
+            text = f"arch.halt_max_steps={most}: a dynamic model needs more than 1 step to halt within"
+            problems.append(("FAIL", text))
+        if "num_act_steps" in arch:
+            problems.append(("WARN", "arch.num_act_steps is a key of fixed steps, the model is dynamic"))
+    else:
+        if not isinstance(count, int) or count < 1:
+            problems.append(("FAIL", f"arch.num_act_steps={count}: a fixed model needs at least 1"))
+        if "halt_exploration_prob" in arch:
+            problems.append(("WARN", "arch.halt_exploration_prob is a key of dynamic halting, the model is fixed"))
+    for level, text in problems:
+        yield finding("CFG230", level, text, *place)
+    if not problems:
+        yield finding("CFG230", "PASS", f"exploration {prob}, at most {most} steps", *place)
+    if mode == "dynamic" and isinstance(prob, int | float):
+        text = f"exploration {prob}" + (" is the reference's" if prob == 0.1 else ", the reference's is 0.1")
+        yield finding("CFG231", "PASS" if prob == 0.1 else "INFO", text, *place)
+
+
+@rule("CFG240")
+def evaluators(subject: Subject) -> Iterator[Finding]:
+    entries = need_config(subject).get("evaluators") or []
+    if not entries:
+        yield finding("CFG240", "PASS", "none needed: the task itself evaluates the test split", subject.config_file)
+    for entry, link in zip(entries, subject.evaluators, strict=True):
+        if link.cls is None:
+            yield finding("CFG240", "FAIL", f"{link.key}: {link.problem}", *subject.trace.key_line("evaluators"))
+            continue
+        place = subject.place(link.cls)
+        problem = keys_problem(link.cls, entry, link.key.removesuffix(".name"))
+        text = problem or f"{link.text} is {place[0]}:{place[1]}"
+        yield finding("CFG240", "FAIL" if problem else "PASS", text, *place)
+
+
+def keys_problem(cls: type, block: dict[str, Any], where: str, skip: tuple[str, ...] = ("name",)) -> str:
+    """Why `cls.Config` does not take the keys of `block`, "" where it does."""
+    block = {key: value for key, value in block.items() if key not in skip}
+    schema = getattr(cls, "Config", None)
+    if schema is None:
+        return f"{where}: {cls.__name__} takes no keys, got {', '.join(block)}" if block else ""
+    try:
+        structure(schema, block, where)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def warmup_key(config: dict[str, Any]) -> str:
+    """What a script calls its warm-up; the first name where it has none."""
+    names = ("lr_warmup_steps", "warmup_steps", "warmup_iters")
+    return next((name for name in names if name in config), names[0])
+
+
+def is_default(subject: Subject, key: str, file: str) -> bool:
+    """Whether neither the command nor a recipe wrote a key: it is of the script's own config or of config/base."""
+    own = subject.trace.script.config_name if subject.trace.script else ""
+    written = not file or Path(file).parent.name == "base" or Path(file).stem == own
+    return key not in override_keys(subject) and written
+
+
+@rule("CFG250")
+def length(subject: Subject) -> Iterator[Finding]:
+    config = need_config(subject)
+    key = warmup_key(config)
+    warmup, limit = config.get(key), config.get("max_steps")
+    if not isinstance(warmup, int):
+        raise NotApplicable("the config has no warm-up")
+    place, total = subject.trace.key_line(key), subject.steps
+    if total == 0:
+        raise NotApplicable("the run trains no step")
+    if total is None and not isinstance(limit, int):
+        raise NotApplicable("neither the data nor the catalogue give their size: the run's length is unknown")
+    run = min(number for number in (total, limit) if isinstance(number, int))
+    text = f"{run} steps"
+    if run == limit and total != limit:
+        text += f" (max_steps; the recipe's own end is {total})"
+    if warmup and warmup >= run:
+        # max_steps at a launch is a smoke test, and a default is nobody's wish; the same in a file is a plan
+        planned = subject.kind in ("job", "recipe")
+        cut = isinstance(limit, int) and not planned
+        meant = planned or not is_default(subject, key, place[0])
+        text = f"{key}={warmup}, the run has {text}: the learning rate never reaches its peak"
+        fix = f"{key}={max(0, run // 10)}" if not cut else "meant for a smoke test? Then nothing; else raise max_steps"
+        yield finding("CFG250", "FAIL" if meant and not cut else "WARN", text, *place, fix)
+    elif warmup * 2 > run:
+        fix = f"lower {key}, or train longer"
+        yield finding("CFG250", "WARN", f"{key}={warmup} is more than half of {text}", *place, fix)
+    else:
+        yield finding("CFG250", "PASS", f"{text}, warm-up {warmup}", *place)
+
+
+@rule("CFG252", "CFG253")
+def encoder_only(subject: Subject) -> Iterator[Finding]:
+    need_config(subject)
+    mode = subject.declares("DATA_MODE")
+    raise NotApplicable(f"a rule of encoder families; the model's data mode is {mode}")
+    yield
+
+
+@rule("CFG254")
+def whole_test_split(subject: Subject) -> Iterator[Finding]:
+    config = need_config(subject)
+    if "final_eval_max_examples" not in config:
+        raise NotApplicable("the config has no final_eval_max_examples")
+    size, place = config["final_eval_max_examples"], subject.trace.key_line("final_eval_max_examples")
+    if size is None:
+        yield finding("CFG254", "PASS", "the last evaluation takes the whole test split", *place)
+    else:
+        yield finding("CFG254", "INFO", f"the last evaluation takes {size} examples: metrics of a subset", *place)
+
+
+@rule("CFG255", at_launch=False)
+def schema_is_read(subject: Subject) -> Iterator[Finding]:
+    need_script(subject)
+    if subject.schema is None:
+        raise NotApplicable("the script has no schema")
+    unread = unread_schema(subject)
+    for key in unread:
+        text = f"the schema declares {key}, and nothing reads it"
+        yield finding("CFG255", "FAIL", text, *subject.place(subject.schema))
+    if not unread:
+        yield finding("CFG255", "PASS", "every key of the schema is read", subject.script_file)

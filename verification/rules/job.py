@@ -1,0 +1,341 @@
+"""Step 1: the job line."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+
+from engine.cli.keys import keys_of
+from engine.io import did_you_mean, user_path
+from verification.finding import Finding
+from verification.reads import unread_arch, unread_schema
+from verification.rule import NotApplicable, finding, inert, need_config, need_script, rule
+from verification.subject import Subject
+
+SUFFIX = re.compile(r"[_-](original|old|backup|bak|copy|deprecated)\d*$|[_-]v\d+[_-]old$|\.(bak|old)$", re.IGNORECASE)
+LAUNCHERS = ("python", "torchrun", "accelerate", "deepspeed", "srun", "mpirun")
+OURS = ("dataset", "engine", "launcher", "scripts", "tests", "verification")
+
+
+def backup_suffix(name: str) -> str:
+    """The suffix that marks a backup copy, "" for a good name (of a file or module; dots separate parts)."""
+    for part in name.removesuffix(".py").removesuffix(".yaml").split("."):
+        if match := SUFFIX.search(part):
+            return match[0]
+    return ""
+
+
+def exists(root: Path, module: str) -> bool:
+    """Whether a dotted name is a module of the tree; nothing is imported."""
+    path = root.joinpath(*module.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+@rule("JOB010")
+def script_exists(subject: Subject) -> Iterator[Finding]:
+    command, place = subject.command, (subject.where, subject.line)
+    if command.module is not None:
+        if command.module.split(".")[0] in OURS:
+            there = exists(subject.root, command.module)
+            text = f"module {command.module}" + ("" if there else " does not exist")
+            yield finding("JOB010", "PASS" if there else "FAIL", text, *place)
+        return
+    if command.script is None:
+        if command.launcher not in ("python", "torchrun"):
+            raise NotApplicable(f"{command.launcher or 'an empty command'} is no launcher of ours")
+        yield finding("JOB010", "FAIL", "the command names no script (*.py)", *place)
+    elif not (subject.root / command.script).is_file():
+        known = [path.name for path in subject.root.glob("*.py") if not path.name.endswith("_args.py")]
+        known += [f"scripts/{path.name}" for path in subject.root.glob("scripts/*.py")]
+        text = f"there is no script {command.script}: {did_you_mean(command.script, known)}"
+        yield finding("JOB010", "FAIL", text, *place)
+    elif "script" in subject.problems:
+        yield finding("JOB010", "FAIL", subject.problems["script"], command.script)
+    elif command.launcher not in LAUNCHERS and (near := difflib.get_close_matches(command.launcher, LAUNCHERS, 1, 0.6)):
+        yield finding("JOB010", "FAIL", f"{command.launcher} starts nothing: did you mean {near[0]}?", *place)
+    else:
+        yield finding("JOB010", "PASS", f"{command.script} exists", command.script)
+
+
+@rule("JOB011")
+def script_suffix(subject: Subject) -> Iterator[Finding]:
+    script = subject.command.script
+    if script is None:
+        raise NotApplicable("no script is named")
+    if suffix := backup_suffix(script):
+        yield finding("JOB011", "FAIL", f"{script} ends in {suffix}: a backup copy", subject.where, subject.line)
+    else:
+        yield finding("JOB011", "PASS", f"{script} is no backup copy", script)
+
+
+@rule("JOB012")
+def launcher(subject: Subject) -> Iterator[Finding]:
+    command, place = subject.command, (subject.where, subject.line)
+    need_script(subject)
+    if {"-m", "--multirun"} & set(command.arguments) and command.launcher == "torchrun":
+        text = "-m does not run under torchrun: each job is its own process"
+        yield finding("JOB012", "FAIL", text, *place, "drop torchrun")
+        return
+    nodes = command.flags.get("nnodes", "1").rpartition(":")[2]
+    if nodes not in ("", "1") and not {"rdzv-endpoint", "master-addr"} & set(command.flags):
+        text = f"--nnodes={nodes} without --rdzv-endpoint or --master-addr: the nodes cannot meet"
+        yield finding("JOB012", "WARN", text, *place)
+    config = need_config(subject)
+    batch, pieces, ranks = config.get("global_batch_size"), config.get("accumulation", 1), command.processes
+    if not isinstance(batch, int) or not isinstance(pieces, int) or pieces < 1:
+        raise NotApplicable("the config has no global_batch_size")
+    if ranks is None:
+        raise NotApplicable("the number of processes depends on the machine")
+    if ranks < 1 or batch % (ranks * pieces):
+        parts = max(1, ranks * pieces)
+        fix = f"global_batch_size={max(parts, round(batch / parts) * parts)}, or another --nproc-per-node"
+        text = f"global_batch_size={batch} does not divide into {ranks} process(es) x accumulation={pieces}"
+        yield finding("JOB012", "FAIL", text, *place, fix)
+    else:
+        rows = f"{batch // (ranks * pieces)} rows x accumulation {pieces} x {ranks} process(es)"
+        yield finding("JOB012", "PASS", f"{batch} = {rows}", *place)
+
+
+@rule("JOB020")
+def config_exists(subject: Subject) -> Iterator[Finding]:
+    need_script(subject)
+    if "config" in subject.problems:
+        hint = did_you_mean(subject.trace.config_name, subject.trace.options("cfg_*"))
+        yield finding("JOB020", "FAIL", f"{subject.problems['config']}: {hint}", subject.where, subject.line)
+    else:
+        yield finding("JOB020", "PASS", f"{subject.config_file} exists", subject.config_file)
+
+
+@rule("JOB021")
+def config_current(subject: Subject) -> Iterator[Finding]:
+    need_script(subject)
+    retired, place = removed(subject), (subject.where, subject.line)
+    arch = subject.choices.get("arch")
+    amiss = False
+    for name in [subject.trace.config_name, *([f"arch/{arch}"] if arch else [])]:
+        if name in retired:
+            amiss = True
+            yield finding("JOB021", "FAIL", f"{name} was retired: {retired[name] or 'config/REMOVED.txt'}", *place)
+        elif suffix := backup_suffix(name):
+            amiss = True
+            yield finding("JOB021", "FAIL", f"config {name} ends in {suffix}: a backup copy", *place)
+    if not amiss:
+        text = f"{subject.trace.config_name} is neither retired nor a backup copy"
+        yield finding("JOB021", "PASS", text, subject.config_file)
+
+
+def removed(subject: Subject) -> dict[str, str]:
+    """config/REMOVED.txt: name -> reason; a line is `NAME  reason`."""
+    names = {}
+    for line in (subject.text("config/REMOVED.txt") or "").splitlines():
+        words = re.split(r"[\s:|]+", line.strip(), maxsplit=1)
+        if words[0] and not words[0].startswith("#"):
+            names[words[0].removesuffix(".yaml").removeprefix("config/")] = words[1] if len(words) > 1 else ""
+    return names
+
+
+@rule("JOB030")
+def overrides_compose(subject: Subject) -> Iterator[Finding]:
+    need_script(subject)
+    if "config" in subject.problems:
+        raise NotApplicable(subject.problems["config"])
+    problems = [subject.problems[key] for key in ("compose", "resolve", "schema") if key in subject.problems]
+    for text in problems:
+        yield finding("JOB030", "FAIL", text, subject.where, subject.line)
+    if subject.schema is None:
+        yield finding("JOB030", "WARN", f"{subject.script_file} states no schema", subject.script_file)
+    elif not problems:
+        jobs = f" in {len(subject.trace.jobs)} jobs" if len(subject.trace.jobs) > 1 else ""
+        text = f"{len(subject.trace.overrides)} override(s){jobs} compose and fit the schema"
+        yield finding("JOB030", "PASS", text, subject.where, subject.line)
+
+
+def plain(value: Any) -> Any:
+    """An override's value without Hydra's quotes."""
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return {plain(key): plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def override_keys(subject: Subject) -> dict[str, Any]:
+    """Dotted keys that the command sets, with their values; group choices and deletions are left out."""
+    words = [word for word in subject.trace.overrides if not word.startswith("~")]
+    if len(subject.trace.jobs) > 1 or not subject.trace.composed:
+        words = [word for word in words if "," not in word]
+    return {
+        str(one.key_or_group): plain(one.value())
+        for one in OverridesParser.create().parse_overrides(words)
+        if one.key_or_group not in subject.choices and not str(one.key_or_group).startswith("hydra")
+    }
+
+
+@rule("JOB031")
+def overrides_are_read(subject: Subject) -> Iterator[Finding]:
+    need_config(subject)
+    keys, place = override_keys(subject), (subject.where, subject.line)
+    if not keys:
+        yield finding("JOB031", "PASS", "no value is overridden", *place)
+        return
+    unread = {f"arch.{key}" for key in unread_arch(subject)} | set(unread_schema(subject))
+    amiss = False
+    for key in keys:
+        if key in unread:
+            amiss = True
+            yield finding("JOB031", "FAIL", f"{key} is overridden and nothing reads it", *place)
+        elif reason := inert(subject, key):
+            amiss = True
+            yield finding("JOB031", "WARN", f"{key} is overridden without effect: {reason}", *place)
+    if not amiss:
+        yield finding("JOB031", "PASS", f"read: {', '.join(keys)}", *place)
+
+
+NAMED_VALUES = {
+    "explore": "arch.halt_exploration_prob",
+    "lr": "lr learning_rate",
+    "seed": "seed",
+    "bs": "global_batch_size batch_size",
+    "batch": "global_batch_size batch_size",
+    "epochs": "epochs",
+    "hidden": "arch.hidden_size arch.n_embd",
+    "heads": "arch.num_heads arch.n_head",
+    "iters": "max_iters",
+    "lcycles": "arch.L_cycles",
+    "hcycles": "arch.H_cycles",
+    "layers": "arch.L_layers arch.n_layer",
+    "ema": "ema_rate",
+    "halt": "arch.halt_max_steps",
+    "wd": "weight_decay",
+    "period": "arch.subgoal_head.manager_period",
+    "goaldim": "arch.subgoal_head.goal_dim",
+}
+"""Word of a run name in front of a number -> the keys that it may stand for."""
+
+
+@rule("JOB032")
+def run_name_is_true(subject: Subject) -> Iterator[Finding]:
+    config = need_config(subject)
+    key = "run_name" if config.get("run_name") or "out_dir" not in config else "out_dir"
+    name = config.get(key)
+    if not isinstance(name, str) or not name:
+        raise NotApplicable("no run_name is given")
+    name = Path(name).name
+    archs, chosen = subject.trace.options("arch/*"), str(subject.choices.get("arch"))
+    contradictions = []
+    for token in re.split(r"[_\-/,]+", name.lower().replace(chosen, "")):
+        if token in archs and token != chosen:
+            contradictions.append(f"'{token}' in the name, but arch={chosen}")
+        match = re.fullmatch(r"([a-z]+)=?(\d[\d.]*(?:e\d+)?)", token)
+        for meant in NAMED_VALUES.get(match[1], "").split() if match else ():
+            actual = lookup(config, meant)
+            if match and isinstance(actual, int | float) and not same(match[2], actual):
+                contradictions.append(f"'{token}' in the name, but {meant}={actual}")
+    for text in contradictions:
+        yield finding("JOB032", "WARN", f"{key}={name}: {text}", subject.where, subject.line)
+    if not contradictions:
+        yield finding("JOB032", "PASS", f"{key}={name} contradicts no value", subject.where, subject.line)
+
+
+@rule("JOB033")
+def paths_exist(subject: Subject) -> Iterator[Finding]:
+    config, place = need_config(subject), (subject.where, subject.line)
+    missing = "FAIL" if subject.with_data else "WARN"
+    amiss = False
+    sources = {
+        "resume_from": str(config.get("resume_from") or ""),
+        "prev_run_ckpt": str(config.get("prev_run_ckpt") or ""),
+    }
+    for key, source in sources.items():
+        named = bool(source) if key == "prev_run_ckpt" else "/" in source
+        if named and not (subject.trace.cwd / user_path(source)).exists():
+            amiss = True
+            yield finding("JOB033", missing, f"{key}={source} does not exist (yet)", *place)
+    for entry in subject.data:
+        if entry.state == "unknown":
+            amiss = True
+            text = f"{entry.key}: {entry.path} does not exist and is not built on first use"
+            yield finding("JOB033", missing, text, *place)
+        elif entry.state == "published" and subject.with_data:
+            amiss = True
+            text = f"{entry.key}: {entry.path} is to be built from public data first"
+            yield finding("JOB033", "FAIL", text, *place)
+    if not amiss:
+        yield finding("JOB033", "PASS", "every path exists, or has a known way to be built", *place)
+
+
+# --- intent -----------------------------------------------------------------------------------------------------------
+
+
+def lookup(config: Any, key: str) -> Any:
+    """A dotted key of a resolved config, None where it is not."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def same(meant: str, actual: Any) -> bool:
+    """Whether the text of an intent means a resolved value."""
+    if isinstance(actual, list | tuple):
+        return same(meant.strip("[]"), ",".join(str(item) for item in actual))
+    if isinstance(actual, bool) or actual is None:
+        return meant.lower() == ("null" if actual is None else str(actual).lower())
+    try:
+        return math.isclose(float(meant), float(actual), rel_tol=1e-9)
+    except (TypeError, ValueError):
+        return meant == str(actual)
+
+
+def intended(subject: Subject) -> dict[str, Any]:
+    """The keys that an intent may state, with what is resolved."""
+    stated = {
+        "mode": subject.declares("DATA_MODE"),
+        "act": subject.declares("ACT_MODE"),
+        "encoder": subject.arch.get("encoder_type", "none"),
+        "exploration": subject.arch.get("halt_exploration_prob"),
+        "arch": subject.choices.get("arch"),
+        "model": subject.model.cls_name or None,
+        "script": subject.script_stem,
+        "config": subject.trace.config_name,
+        "data": ",".join(Path(entry.path).name for entry in subject.data if entry.key == "data_paths"),
+        "steps": subject.steps,
+        "ranks": subject.command.processes,
+        "family": subject.declares("FAMILY"),
+    }
+    more = subject.family.intents if subject.family else {}
+    return stated | {key: value(subject) for key, value in more.items()}
+
+
+@rule("JOB034")
+def intent_is_met(subject: Subject) -> Iterator[Finding]:
+    config, place = need_config(subject), (subject.where, subject.line)
+    if subject.kind == "launch" and not subject.intent:
+        raise NotApplicable("a launch states no intent")
+    if not subject.intent:
+        questions = subject.family.questions if subject.family else ""
+        yield finding("JOB034", "INFO", f"no `#@ intent:` line. {questions}", *place)
+        return
+    known, amiss = intended(subject), False
+    declared = keys_of(subject.schema) if subject.schema else {}
+    for key, meant in subject.intent.items():
+        if key in ("purpose", "init", "note"):
+            continue
+        if key not in known and lookup(config, key) is None and key not in declared:
+            amiss = True
+            hint = did_you_mean(key, [*known, "purpose", "init", *config])
+            yield finding("JOB034", "WARN", f"intent {key}={meant} is not understood: {hint}", *place)
+            continue
+        actual = known[key] if key in known else lookup(config, key)
+        if not same(meant.removesuffix(".py") if key == "script" else meant, actual):
+            amiss = True
+            yield finding("JOB034", "FAIL", f"intended {key}={meant}, resolved {key}={actual}", *place)
+    if not amiss:
+        text = "as intended: " + " ".join(f"{key}={meant}" for key, meant in subject.intent.items())
+        yield finding("JOB034", "PASS", text, *place)

@@ -1,0 +1,78 @@
+"""Step 2: the entry script's declarations. What it does with them is observed (verification/probes)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from verification.finding import Finding
+from verification.rule import NotApplicable, finding, need_config, need_model, need_script, rule
+from verification.subject import Subject
+
+
+@rule("SCR110")
+def decorator(subject: Subject) -> Iterator[Finding]:
+    script = subject.trace.script
+    if script is None:
+        raise NotApplicable(subject.problems.get("script", "no script"))
+    file = subject.script_file
+    if not script.mains:
+        if "/" in file:
+            raise NotApplicable(f"{file} takes no Hydra config")
+        yield finding("SCR110", "FAIL", f"{file} has no @hydra.main", file, 1)
+        return
+    first = script.mains[0]
+    if len(script.mains) > 1:
+        text = f"{file} has {len(script.mains)} @hydra.main"
+        yield finding("SCR110", "FAIL", text, file, script.mains[1].line)
+    elif not script.config_dir.is_dir():
+        yield finding("SCR110", "FAIL", f"config_path={first.config_path!r} is no folder", file, first.line)
+    elif not (script.config_dir / f"{first.config_name}.yaml").is_file():
+        text = f"the decorator's config_name={first.config_name!r} does not exist in {first.config_path}/"
+        yield finding("SCR110", "FAIL", text, file, first.line)
+    else:
+        yield finding("SCR110", "PASS", f"@hydra.main names {first.config_name}", file, first.line)
+
+
+@rule("SCR111")
+def config_is_the_scripts(subject: Subject) -> Iterator[Finding]:
+    need_script(subject)
+    script, file, name = subject.trace.script, subject.script_file, subject.trace.config_name
+    assert script is not None
+    text = subject.text(subject.trace.relative(script.config_dir / f"{script.config_name}.yaml")) or ""
+    match = re.search(r"^script:\s*(\S+)", text, re.MULTILINE)
+    if match and match[1].removesuffix(".py") not in (subject.script_stem, "null"):
+        message = f"@hydra.main names {script.config_name}, which is for {match[1]}"
+        yield finding("SCR111", "FAIL", message, file, script.mains[0].line)
+    belongs = need_config(subject).get("script")
+    place, line = subject.trace.key_line("script")
+    base = [one.path.stem for one in subject.trace.files if not one.package]
+    if belongs and str(belongs).removesuffix(".py") != subject.script_stem:
+        message = f"config {name} is for {belongs}, the command runs {file}"
+        yield finding("SCR111", "FAIL", message, place or subject.config_file, line)
+    elif name == script.config_name:
+        yield finding("SCR111", "PASS", f"config {name} is the decorator's", file, script.mains[0].line)
+    elif belongs:
+        message = f"config {name} declares script: {belongs} (the decorator's is {script.config_name})"
+        yield finding("SCR111", "PASS", message, place, line)
+    elif script.config_name in base:
+        yield finding("SCR111", "INFO", f"config {name} is derived from {script.config_name}", subject.config_file)
+    else:
+        message = f"config {name} neither declares `script: {file}` nor derives from {script.config_name}"
+        fix = f"put base/{subject.script_stem} into its defaults list"
+        yield finding("SCR111", "FAIL", message, subject.config_file, 0, fix)
+
+
+@rule("SCR112")
+def model_is_the_scripts(subject: Subject) -> Iterator[Finding]:
+    need_script(subject)
+    file = subject.script_file
+    if not {"FAMILY", "DATA_MODE"} <= set(subject.requires):
+        fix = "state both in the family's `requires`, which the registry compares with the class"
+        yield finding("SCR112", "FAIL", f"{file} states no FAMILY and DATA_MODE", file, 0, fix)
+        return
+    cls = need_model(subject)
+    for key, stated in subject.requires.items():
+        actual = getattr(cls, key, None)
+        text = f"{cls.__name__} declares {key}={actual!r}, {file} works with {stated!r}"
+        yield finding("SCR112", "PASS" if actual == stated else "FAIL", text, *subject.place(cls))

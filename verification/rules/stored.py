@@ -1,0 +1,93 @@
+"""A run that exists (--checkpoint): its stored config, signature and step against today's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.config import NOT_IDENTITY, dotted_keys
+from engine.errors import UsageError
+from engine.io import read_object
+from engine.run.files import read_json, read_yaml
+from verification.finding import Finding
+from verification.rule import NotApplicable, finding, need_config, rule
+from verification.rules.job import lookup
+from verification.signature import compare_signatures, make_signature
+from verification.subject import Subject
+
+
+def run_of(subject: Subject) -> Path:
+    """The run that is judged. Raises NotApplicable."""
+    if subject.checkpoint is None:
+        raise NotApplicable("no run is examined (--checkpoint RUN)")
+    return subject.checkpoint
+
+
+def leaves(config: dict[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of every leaf that is part of a run's identity."""
+    keys = (key for key in dotted_keys(config) if key.split(".")[0] not in NOT_IDENTITY)
+    return {key: value for key in keys if not isinstance(value := lookup(config, key), dict)}
+
+
+@rule("CKP610", at_launch=False)
+def stored_config(subject: Subject) -> Iterator[Finding]:
+    run = run_of(subject)
+    file = run / "config.resolved.yaml"
+    if not file.is_file():
+        yield finding("CKP610", "FAIL", f"{run} has no config.resolved.yaml", str(run))
+        return
+    need_config(subject)
+    if subject.today is None:
+        raise NotApplicable(subject.no_today)
+    stored: Any = read_yaml(file)
+    if not stored:
+        yield finding("CKP610", "FAIL", f"{file} is damaged", str(file))
+        return
+    before, today = leaves(stored), leaves(subject.today)
+    changed = [key for key in {**before, **today} if before.get(key) != today.get(key)]
+    for key in changed:
+        text = f"{key}: {before.get(key)} in the run, {today.get(key)} composed today"
+        yield finding("CKP610", "FAIL", text, str(file))
+    if not changed:
+        yield finding("CKP610", "PASS", "the run's config is what its command composes to today", str(file))
+
+
+@rule("CKP611", at_launch=False)
+def stored_signature(subject: Subject) -> Iterator[Finding]:
+    run = run_of(subject)
+    file = run / "path_signature.json"
+    if not file.is_file():
+        yield finding("CKP611", "WARN", f"{run} has no path_signature.json", str(run))
+        return
+    need_config(subject)
+    today = {key: value for key, value in make_signature(subject).items() if key != "world_size"}  # of this process
+    try:
+        fails, warns = compare_signatures(read_object(file), today)
+    except UsageError as error:
+        yield finding("CKP611", "FAIL", str(error), str(file))
+        return
+    for level, texts in (("FAIL", fails), ("WARN", warns)):
+        for text in texts:
+            yield finding("CKP611", level, text, str(file))
+    if not fails and not warns:
+        yield finding("CKP611", "PASS", "the path signature is that of today", str(file))
+
+
+@rule("CKP612", at_launch=False)
+def stored_tensors(subject: Subject) -> Iterator[Finding]:
+    run_of(subject)
+    raise NotApplicable("tensors are compared with --dynamic, and strictly by all that opens a checkpoint")
+    yield
+
+
+@rule("CKP613", at_launch=False)
+def stored_step(subject: Subject) -> Iterator[Finding]:
+    status = run_of(subject) / "status.json"
+    step = read_json(status).get("step")
+    if type(step) is not int:
+        raise NotApplicable(f"{status} names no step")
+    if subject.steps is None:
+        raise NotApplicable("the length of the run is not known")
+    text = f"step {step} of {subject.steps}"
+    yield finding("CKP613", "PASS" if step <= subject.steps else "FAIL", text, str(status))
