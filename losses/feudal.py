@@ -82,9 +82,12 @@ class FeudalLossHead(ACTLossHead):
             result.total = result.total + self.weight * loss
         plain, rows = result.metrics, result.metrics["loss"][1]
         result.metrics = {  # in the order in which a console line shows them
-            "loss": (result.total.detach(), rows), "lm_loss": plain["lm_loss"], "feudal_loss": (loss.detach(), rows),
-            "accuracy": plain["accuracy"], "steps": plain["steps"],
-        }  # fmt: skip
+            "loss": (result.total.detach(), rows),
+            "lm_loss": plain["lm_loss"],
+            "feudal_loss": (loss.detach(), rows),
+            "accuracy": plain["accuracy"],
+            "steps": plain["steps"],
+        }
         result.metrics |= {name: pair for name, pair in {**plain, **more}.items() if name not in result.metrics}
         return result
 

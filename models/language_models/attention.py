@@ -49,9 +49,13 @@ class CausalSelfAttention(nn.Module):
         self._flash = load_flash() if kind == "flash" else None
 
     def forward(
-        self, x: Tensor, rope: Rope = None, mask: Tensor | None = None, extra: Tensor | None = None,
+        self,
+        x: Tensor,
+        rope: Rope = None,
+        mask: Tensor | None = None,
+        extra: Tensor | None = None,
         cache: LayerCache | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """mask [T, S] bool, True where a key is visible; None: all keys before the query, and the query itself.
 
         extra [B, T, g, d] is added to the values.
@@ -89,9 +93,15 @@ class CausalSelfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if self.fused:
             return F.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and query.shape[2] > 1,
-                scale=self.scale, enable_gqa=self.kv_heads != self.heads,
-            )  # fmt: skip
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None and query.shape[2] > 1,
+                scale=self.scale,
+                enable_gqa=self.kv_heads != self.heads,
+            )
         assert mask is not None
         shared = self.heads // self.kv_heads
         grouped = query.unflatten(1, (self.kv_heads, shared))  # [B, g, h/g, T, d]

@@ -65,9 +65,16 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, config: GPTConfig, shape: LMShape, layer: int, *, kind: str, dtype: torch.dtype,
-        attn: CausalSelfAttention | None, mlp: MLP | None,
-    ) -> None:  # fmt: skip
+        self,
+        config: GPTConfig,
+        shape: LMShape,
+        layer: int,
+        *,
+        kind: str,
+        dtype: torch.dtype,
+        attn: CausalSelfAttention | None,
+        mlp: MLP | None,
+    ) -> None:
         super().__init__()
         self.layer, self.dropout = layer, config.dropout
         self.placement, self.parallel = config.norm_placement, config.use_parallel_mlp
@@ -87,9 +94,14 @@ class Block(nn.Module):
         self.residual = nn.Parameter(torch.empty(2)) if config.residual_scalars else None
 
     def forward(
-        self, x: Tensor, first: Tensor, streams: Streams, rope: Rope = None, mask: Tensor | None = None,
+        self,
+        x: Tensor,
+        first: Tensor,
+        streams: Streams,
+        rope: Rope = None,
+        mask: Tensor | None = None,
         cache: LayerCache | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """first [B, T, D] is the embedded input, which `residual_scalars` mixes in again."""
 
         def attend(h: Tensor) -> Tensor:

@@ -41,9 +41,16 @@ class GPTConfig:
     """Raises ValueError for values that cannot be built; the text names the override to change."""
 
     NOT_SHAPE: ClassVar[frozenset[str]] = frozenset(
-        ("dropout", "forward_dtype", "use_gradient_checkpointing", "init_std", "embd_init_std", "head_init_std",
-         "zero_init_proj")
-    )  # fmt: skip
+        (
+            "dropout",
+            "forward_dtype",
+            "use_gradient_checkpointing",
+            "init_std",
+            "embd_init_std",
+            "head_init_std",
+            "zero_init_proj",
+        )
+    )
     """Keys that another training may choose anew: the weights fit all the same."""
 
     n_layer: Annotated[int, Range(1, _MOST_LAYERS)] = 6
@@ -173,9 +180,10 @@ class GPTConfig:
         )
         length = self.rotary_length
         self._check(
-            "rope_length", 2 <= length <= max(self.head_dim, 2) and length % 2 == 0,
+            "rope_length",
+            2 <= length <= max(self.head_dim, 2) and length % 2 == 0,
             f"expected an even number from 2 to the head width {self.head_dim}",
-        )  # fmt: skip
+        )
 
     def _check_pairs(self) -> None:
         """Refuse fields that would do nothing beside another one."""
@@ -193,10 +201,11 @@ class GPTConfig:
             sharing = getattr(self, name)
             sets = {self.shared_index(sharing, layer) for layer in range(self.n_layer)}
             self._check(
-                name, sharing == "none" or self.n_layer == 1 or len(sets) < self.n_layer,
+                name,
+                sharing == "none" or self.n_layer == 1 or len(sets) < self.n_layer,
                 f"shares nothing with arch.share_size={self.share_size} and arch.n_layer={self.n_layer}: repeat wants "
                 "share_size 2 or more, cycle one below n_layer",
-            )  # fmt: skip
+            )
         shared = {self.share_attn, self.share_mlp} != {"none"}
         self._check("share_size", shared or self.share_size == 1, "needs arch.share_attn or arch.share_mlp")
 

@@ -191,9 +191,14 @@ class GPT(nn.Module):
         """An empty cache for `rows` rows on the model's device."""
         config = self.config
         return KVCache(
-            layers=config.n_layer, rows=rows, heads=config.kv_heads, size=config.block_size,
-            head_dim=config.head_dim, dtype=self.dtype, device=self.wte.tables[0].embedding_weight.device,  # type: ignore[arg-type]
-        )  # fmt: skip
+            layers=config.n_layer,
+            rows=rows,
+            heads=config.kv_heads,
+            size=config.block_size,
+            head_dim=config.head_dim,
+            dtype=self.dtype,
+            device=self.wte.tables[0].embedding_weight.device,  # type: ignore[arg-type]
+        )
 
     @torch.no_grad()
     def step(self, tokens: Tensor, cache: KVCache, *, stream: int | None = None) -> tuple[Tensor, ...]:

@@ -6,13 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 GPT2_SIZES = {
-    "gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600),
-}  # fmt: skip
+    "gpt2": (12, 12, 768),
+    "gpt2-medium": (24, 16, 1024),
+    "gpt2-large": (36, 20, 1280),
+    "gpt2-xl": (48, 25, 1600),
+}
 """n_layer, n_head, n_embd of the released models."""
 
 ACTIVATIONS = {  # ours -> transformers'
-    "gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu", "squared_relu": "relu2",
-}  # fmt: skip
+    "gelu_tanh": "gelu_new",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "squared_relu": "relu2",
+}
 
 
 def gpt2_arch(hf_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,15 +32,22 @@ def gpt2_arch(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     if activation not in activations:
         raise ValueError(f"activation_function={activation}: expected one of {', '.join(activations)}")
     for name, plain in (
-        ("model_type", "gpt2"), ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False),
-        ("add_cross_attention", False), ("tie_word_embeddings", True),
-    ):  # fmt: skip
+        ("model_type", "gpt2"),
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False),
+        ("tie_word_embeddings", True),
+    ):
         if hf_config.get(name, plain) != plain:
             raise ValueError(f"{name}={hf_config[name]}: only {name}={plain} is supported")
     width = hf_config["n_embd"]
     return {
-        "n_layer": hf_config["n_layer"], "n_head": hf_config["n_head"], "n_embd": width,
-        "block_size": hf_config.get("n_positions", 1024), "bias": True, "activation_variant": activations[activation],
+        "n_layer": hf_config["n_layer"],
+        "n_head": hf_config["n_head"],
+        "n_embd": width,
+        "block_size": hf_config.get("n_positions", 1024),
+        "bias": True,
+        "activation_variant": activations[activation],
         "mlp_expansion_factor": (hf_config.get("n_inner") or 4 * width) / width,
         "norm_eps": hf_config.get("layer_norm_epsilon", 1e-5),
-    }  # fmt: skip
+    }

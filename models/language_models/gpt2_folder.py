@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = (
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-)  # fmt: skip
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 """Files that hold the weights, or say in which files they are."""
 
 

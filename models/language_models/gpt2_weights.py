@@ -20,9 +20,13 @@ __all__ = ["GPT2_SIZES", "from_gpt2", "gpt2_arch", "gpt2_config", "to_gpt2"]
 
 _WTE, _WPE = "wte.tables.0.embedding_weight", "wpe.embedding_weight"
 _BLOCK = {  # theirs -> ours, within a block
-    "ln_1": "norms_in.0", "attn.c_attn": "attn.qkv", "attn.c_proj": "attn.proj",
-    "ln_2": "norms_in.1", "mlp.c_fc": "mlp.fc", "mlp.c_proj": "mlp.proj",
-}  # fmt: skip
+    "ln_1": "norms_in.0",
+    "attn.c_attn": "attn.qkv",
+    "attn.c_proj": "attn.proj",
+    "ln_2": "norms_in.1",
+    "mlp.c_fc": "mlp.fc",
+    "mlp.c_proj": "mlp.proj",
+}
 _SPARE_WORDS = 1024  # Megatron pads 50,257 to 51,200; a table with more rows is that of another vocabulary
 _MATRICES = {ours for theirs, ours in _BLOCK.items() if ".c_" in theirs}
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")  # the causal mask that old files carry: no weight
@@ -71,14 +75,24 @@ def gpt2_config(config: GPTConfig, shape: LMShape, *, eot: int | None = None) ->
     """
     _check_mappable(config, shape)
     return {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2",
-        "vocab_size": shape.vocab_sizes[0], "n_positions": config.block_size, "n_embd": config.n_embd,
-        "n_layer": config.n_layer, "n_head": config.n_head, "n_inner": config.inner_size,
-        "activation_function": ACTIVATIONS[config.activation_variant], "layer_norm_epsilon": config.norm_eps,
-        "attn_pdrop": config.dropout, "embd_pdrop": config.dropout, "resid_pdrop": config.dropout,
-        "initializer_range": config.init_std or 0.02, "tie_word_embeddings": True,
-        "bos_token_id": eot, "eos_token_id": eot,
-    }  # fmt: skip
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": shape.vocab_sizes[0],
+        "n_positions": config.block_size,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": config.inner_size,
+        "activation_function": ACTIVATIONS[config.activation_variant],
+        "layer_norm_epsilon": config.norm_eps,
+        "attn_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "initializer_range": config.init_std or 0.02,
+        "tie_word_embeddings": True,
+        "bos_token_id": eot,
+        "eos_token_id": eot,
+    }
 
 
 def to_gpt2(ours: Mapping[str, Tensor], config: GPTConfig, shape: LMShape) -> dict[str, Tensor]:
@@ -103,10 +117,22 @@ def _check_mappable(config: GPTConfig, shape: LMShape) -> None:
     if len(shape.vocab_sizes) > 1:
         raise ValueError(f"{len(shape.vocab_sizes)} vocabularies (multicontext, multidataset_wte): GPT-2 has one")
     free = {
-        "n_layer", "n_head", "n_embd", "block_size", "dropout", "bias", "activation_variant", "mlp_expansion_factor",
-        "norm_eps", "init_std", "embd_init_std", "zero_init_proj", "forward_dtype", "use_gradient_checkpointing",
+        "n_layer",
+        "n_head",
+        "n_embd",
+        "block_size",
+        "dropout",
+        "bias",
+        "activation_variant",
+        "mlp_expansion_factor",
+        "norm_eps",
+        "init_std",
+        "embd_init_std",
+        "zero_init_proj",
+        "forward_dtype",
+        "use_gradient_checkpointing",
         "rope_theta",
-    }  # fmt: skip
+    }
     plain = GPTConfig()
     for name, published in vars(plain).items():
         value = getattr(config, name)

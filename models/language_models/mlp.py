@@ -43,8 +43,12 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu, "gelu_tanh": _gelu_tanh, "squared_relu": squared_relu, "relu": F.relu, "silu": F.silu,
-}  # fmt: skip
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "squared_relu": squared_relu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 class MLP(nn.Module):

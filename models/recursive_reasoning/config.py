@@ -33,9 +33,18 @@ class RecursiveConfig:
     """Raises ValueError for values that cannot be built; the text names the override to change."""
 
     NOT_SHAPE: ClassVar[frozenset[str]] = frozenset(
-        ("H_cycles", "L_cycles", "halt_max_steps", "halt_exploration_prob", "no_ACT_continue", "eval_halting",
-         "rope_theta", "rms_norm_eps", "forward_dtype")
-    )  # fmt: skip
+        (
+            "H_cycles",
+            "L_cycles",
+            "halt_max_steps",
+            "halt_exploration_prob",
+            "no_ACT_continue",
+            "eval_halting",
+            "rope_theta",
+            "rms_norm_eps",
+            "forward_dtype",
+        )
+    )
     """Keys of what is computed with the weights: another value needs no other weights."""
 
     H_cycles: Annotated[int, Range(1, _MOST)] = 3

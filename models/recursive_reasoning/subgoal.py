@@ -148,9 +148,15 @@ class SubgoalHead(nn.Module):
         return due & (passes < self.max_steps) if self.training else due
 
     def advance(
-        self, state: State, steering: State, worker: Tensor, manager: Tensor, *, noise: Tensor | None,
+        self,
+        state: State,
+        steering: State,
+        worker: Tensor,
+        manager: Tensor,
+        *,
+        noise: Tensor | None,
         update: Tensor | None = None,
-    ) -> tuple[State, State]:  # fmt: skip
+    ) -> tuple[State, State]:
         """End a pass: (the state after it, detached; what the loss reads, rows first).
 
         `worker`, `manager` [B, D] are the pooled states after the pass, `noise` [B, G] a normal draw of each example,

@@ -54,8 +54,11 @@ class PretrainConfig(RunConfig):
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {"learning_rate": "did you mean 'lr'?"}
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": RecursiveConfig}
     BEFORE: ClassVar[Mapping[str, Any]] = {
-        **RunConfig.BEFORE, "data_order": "published", "select_on": "test", "validation_groups": None,
-    }  # fmt: skip
+        **RunConfig.BEFORE,
+        "data_order": "published",
+        "select_on": "test",
+        "validation_groups": None,
+    }
 
     arch: dict[str, Any]
     """The architecture: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""
