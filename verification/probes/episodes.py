@@ -214,8 +214,10 @@ def persistence(tiny: Tiny) -> Iterator[str | Note]:
     """The carry is complete, new, stored and given back."""
     if getattr(tiny.model_class, "ACT_MODE", None) == "fixed":
         raise Unobservable("a fixed model begins every batch with a fresh carry")
-    yield from episode(tiny).carry
     name = tiny.kept.get("train_forward") or "a training step"
+    for text in episode(tiny).carry:
+        of_task = "given" in text or "got no carry" in text or "the task" in text or "evaluation" in text
+        yield Note("FAIL", text, tiny.task_class.loss if of_task else getattr(tiny.model_class, name, None))
     yield Note("PASS", f"{name} returns a complete new carry and {tiny.task_class.__name__} stores it")
 
 

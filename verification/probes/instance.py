@@ -5,6 +5,7 @@ Shapes: B rows of the batch, T tokens, S positions.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -52,14 +53,15 @@ class Recorder:
         self.names: list[str] = []
         self._edit = edit
         forward = model.forward
+        bind = inspect.signature(forward).bind
 
-        def recorded(batch: Any, *carries: Any, **options: Any) -> Any:
-            carry = carries[0] if carries else None
-            before = _copy(carry)
-            output = forward(batch, *carries, **options)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            given = list(bind(*args, **kwargs).arguments.values())  # batch and carry, by place or by name
+            batch, carry = _copy(given[0]), _copy(given[1]) if len(given) > 1 else None
+            output = forward(*args, **kwargs)
             if self._edit is not None:
                 output = self._edit(len(self.calls), output)
-            self.calls.append(Call(_copy(batch), before, output, model.training))
+            self.calls.append(Call(batch, carry, output, model.training))
             return output
 
         model.forward = recorded  # type: ignore[method-assign]

@@ -251,7 +251,7 @@ def reaches(tiny: Tiny) -> Iterator[str | Note]:
     """Parameters that change the losses of an episode and get no gradient from them."""
     seen, model = gradients(tiny), tiny.build().task.module
     if seen.error:
-        yield seen.error
+        yield Note("FAIL", seen.error, tiny.task_class.loss)
         return
     idle = set(getattr(model, "idle_parameters", ()))
     names = [name for name, p in model.named_parameters() if p.requires_grad and name not in idle]
@@ -259,7 +259,8 @@ def reaches(tiny: Tiny) -> Iterator[str | Note]:
     dry = [name for name in names if name not in seen.first | seen.later]
     plain = _episode_sum(tiny, "") if dry else 0.0
     if detached := [name for name in dry if _episode_sum(tiny, name) != plain]:
-        yield f"{listed(detached)} got no gradient in a whole episode: detached or under no_grad"
+        about = getattr(tiny.model_class, tiny.kept.get("train_forward") or "forward", None)
+        yield Note("FAIL", f"{listed(detached)} got no gradient in a whole episode: detached or under no_grad", about)
 
 
 def _episode_sum(tiny: Tiny, name: str) -> float:

@@ -120,10 +120,11 @@ def observe_codes(
 
 def _run_all(verdict: Verdict, tiny: Tiny, codes: Sequence[str]) -> None:
     failed = {finding.code for finding in verdict.findings if finding.level == "FAIL"}
-    rows = chosen([code for code in codes if code not in (CLASS, SUM)], tiny)
+    rows, blocked = chosen([code for code in codes if code not in (CLASS, SUM)], tiny), set[str]()
     for row in rows:
-        if first := [code for code in row.after if code in failed]:
+        if first := [code for code in row.after if code in failed | blocked]:
             found = [_said(row.code, "SKIP", f"not observed: {first[0]} comes first")]
+            blocked.add(row.code)
         else:
             found = run_probe(row, tiny)
         failed |= {finding.code for finding in found if finding.level == "FAIL"}

@@ -139,7 +139,8 @@ def reviewed(tiny: Tiny) -> list[Any]:
     build: Any = tiny.launch.build
     while isinstance(build, functools.partial):
         build = build.func
-    items = [tiny.launch.module, inspect.getmodule(build), *tiny.task_class.__mro__, *tiny.model_class.__mro__]
+    modules = [tiny.launch.module, inspect.getmodule(build), inspect.getmodule(tiny.task_class)]
+    items = [*modules, *tiny.task_class.__mro__, *tiny.model_class.__mro__]
     return [item for item in dict.fromkeys(items) if item is not None]
 
 
