@@ -46,7 +46,7 @@ def hold_back(train: Sequence[PuzzleSplit], config: Any) -> HeldBack:
         return HeldBack(None, None, {"eval": "of the test split, at the end"})
     groups = None
     if config.select_on == "validation":
-        groups = choose_groups(train, seed=config.eval_seed, wanted=config.validation_groups)
+        groups = choose_groups(train, seed=config.eval_seed, validation_groups=config.validation_groups)
         if groups is None:
             print_rank0(
                 "warning: no validation groups: the puzzles have identifiers of their own, and one that is not trained "
@@ -66,18 +66,18 @@ def hold_back(train: Sequence[PuzzleSplit], config: Any) -> HeldBack:
     return HeldBack(groups, sampler, splits)
 
 
-def validation_count(groups: int, wanted: int | None = None) -> int:
+def validation_count(groups: int, validation_groups: int | None = None) -> int:
     """How many of so many training groups are held back. Raises: UsageError where none would be left to train on."""
-    if wanted is not None and wanted >= groups:
+    if validation_groups is not None and validation_groups >= groups:
         raise UsageError(
-            f"validation_groups={wanted}: the training data have {groups} groups, lower it or select_on=test"
+            f"validation_groups={validation_groups}: the training data have {groups} groups, lower it or select_on=test"
         )
-    return min(MOST, max(1, groups // SHARE)) if wanted is None else wanted
+    return min(MOST, max(1, groups // SHARE)) if validation_groups is None else validation_groups
 
 
 def choose_groups(
-    splits: Sequence[PuzzleSplit], *, seed: int, wanted: int | None = None
-) -> list[np.ndarray] | None:  # fmt: skip
+    splits: Sequence[PuzzleSplit], *, seed: int, validation_groups: int | None = None
+) -> list[np.ndarray] | None:
     """The groups of each split to hold back, ascending.
 
     None where the groups have puzzle identifiers of their own: what is not trained on has no embedding then, and says
@@ -87,7 +87,7 @@ def choose_groups(
     total = sum(sizes)
     if total < 2:
         return None
-    count = validation_count(total, wanted)
+    count = validation_count(total, validation_groups)
     chosen = np.sort(keyed_numpy(seed, "validation").choice(total, count, replace=False, shuffle=False))
     bases = np.cumsum([0, *sizes])
     held = [chosen[(chosen >= low) & (chosen < low + size)] - low for low, size in zip(bases, sizes, strict=False)]

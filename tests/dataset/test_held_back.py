@@ -56,9 +56,9 @@ def test_which_groups_follows_from_the_evaluation_seed_alone(tmp_path: Path) -> 
     first, again, other = (choose_groups(splits, seed=seed)[0].tolist() for seed in (0, 0, 1))
     assert first == again != other
     assert [validation_count(groups) for groups in (2, 20, 64, 1_000, 20_000)] == [1, 1, 3, 50, 256]
-    assert len(choose_groups(splits, seed=0, wanted=59)[0]) == 59
+    assert len(choose_groups(splits, seed=0, validation_groups=59)[0]) == 59
     with pytest.raises(UsageError, match="validation_groups=60"):
-        choose_groups(splits, seed=0, wanted=60)
+        choose_groups(splits, seed=0, validation_groups=60)
 
 
 def test_groups_are_counted_over_all_data_sets(tmp_path: Path) -> None:

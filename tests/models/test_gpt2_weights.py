@@ -251,7 +251,7 @@ def test_files_that_run_code_are_not_opened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"model": {}}, "no checkpoint of nanoGPT"), ([1, 2], "no checkpoint of nanoGPT"), (b"", "damaged or cut short")],
+    [({"model": {}}, "not a nanoGPT checkpoint"), ([1, 2], "not a nanoGPT checkpoint"), (b"", "damaged or cut short")],
 )
 def test_other_files_are_refused(content: object, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
