@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
+from engine.cli.compose import compose_config
 from tests.conftest import ROOT
 from verification.finding import Finding
 from verification.probes import probe
@@ -20,9 +19,7 @@ ATTENTION, MLP, HRM = "cfg_pretrain_sudoku_extreme_att", "cfg_pretrain_sudoku_ex
 
 @functools.cache
 def composed(name: str, *overrides: str) -> Any:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "config"), version_base=None):
-        return compose(name, list(overrides))
+    return compose_config([ROOT / "config"], name, list(overrides)).config
 
 
 def look(code: str, *overrides: str, recipe: str = ATTENTION) -> list[Finding]:

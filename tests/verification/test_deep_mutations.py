@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from engine.cli.compose import compose_config
 from tests.conftest import run_forked
 from tests.verification.faults_deep import FAULTS
 from tests.verification.mutations import Fault, copy_repository, overlay
@@ -29,8 +29,8 @@ OVERRIDES = ["arch.puzzle_emb_ndim=64", "puzzle_emb_lr=0.01", "arch.L_cycles=2",
 
 def resolved() -> dict:
     """A recipe with a puzzle embedding, so that every probe has something to look at."""
-    with initialize_config_dir(config_dir=str(ROOT / "config"), version_base=None):
-        return OmegaConf.to_container(compose("cfg_pretrain_sudoku_4x4", OVERRIDES), resolve=True)  # type: ignore[return-value]
+    composed = compose_config([ROOT / "config"], "cfg_pretrain_sudoku_4x4", OVERRIDES)
+    return OmegaConf.to_container(composed.config, resolve=True)  # type: ignore[return-value]
 
 
 def observe(root: Path, config: dict, codes: list[str]) -> list[Finding]:
