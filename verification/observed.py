@@ -10,12 +10,13 @@ import engine.registry
 from engine.errors import UsageError
 from verification.codes import CODES
 from verification.finding import Finding
-from verification.rule import finding
+from verification.rule import NotApplicable, finding, need_config
 from verification.spec import shrunk, specification
 from verification.stored import tensors
 from verification.subject import Subject
 from verification.verdicts import Verdict, key_of, load, save
 
+OBSERVED = tuple(code for code in CODES if code.startswith(("MOD", "SCR12", "SCR13", "SCR14")))
 JUDGED = ("SCR112", "SUM600")
 """What a rule judges as well: only what was seen to fail is added."""
 KEPT: dict[str, Verdict] = {}
@@ -23,20 +24,16 @@ KEPT: dict[str, Verdict] = {}
 
 
 def observed(subject: Subject) -> list[Finding]:
-    """What the guide asks of behaviour (MOD, SCR12x to SCR14x); nothing where the command leads to no config."""
-    script, config = subject.trace.script, subject.resolved
-    if script is None or script.module is None or config is None:
-        return []
-    reason = next(iter(subject.problems.values()), "") or subject.model.problem or subject.loss.problem
-    spec = None
+    """What the guide asks of behaviour (MOD, SCR12x to SCR14x); SKIP where the command leads to no model."""
+    script, spec = subject.trace.script, None
     try:
-        spec = specification(script.module)
-    except UsageError as error:
-        reason = reason or str(error)
-    if reason or spec is None:
-        from verification.probes.session import OBSERVED
-
-        return [finding(code, "SKIP", f"not observed: {reason or 'the family has no verify.py'}") for code in OBSERVED]
+        config = need_config(subject)
+        reason = next(iter(subject.problems.values()), "") or subject.model.problem or subject.loss.problem
+        spec = specification(script.module) if script and script.module else None
+    except (NotApplicable, UsageError) as error:
+        config, reason = {}, str(error)
+    if script is None or script.module is None or spec is None or reason:
+        return [finding(code, "SKIP", reason or "the script's family has no verify.py") for code in OBSERVED]
     settings = shrunk(spec, config, Path("data"), narrow=True)
     # of the code that this process has loaded, wherever the tree lies that has the same
     root, name = engine.registry.ROOT, json.dumps([script.path.stem, settings], sort_keys=True, default=str)
