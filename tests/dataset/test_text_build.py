@@ -190,7 +190,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, prose: Path) -> None:
     assert made(tmp_path / "out", prose, tokenizer="byte", overwrite=True)["tokenizer"]["type"] == "byte"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(UsageError, match=r"mine holds thesis\.tex, which is no part"):
+    with pytest.raises(UsageError, match=r"mine holds thesis\.tex, which is not part"):
         made(tmp_path / "mine", prose, tokenizer="byte", overwrite=True)
     with pytest.raises(UsageError, match=r"prose\.txt is a file"):
         made(prose, prose, tokenizer="byte", overwrite=True)
