@@ -6,6 +6,7 @@ cannot be read or written is no error: the config is observed again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -48,6 +49,7 @@ def key_of(script: str, settings: Mapping[str, Any], root: Path) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:40]
 
 
+@functools.cache
 def code(root: Path) -> str:
     """A hash of all sources below `root` that decide what is observed."""
     digest = hashlib.sha256()

@@ -200,4 +200,76 @@ TREES = (
     ),
 )
 
-GOOD = (*COMMANDS, *TREES)
+BRANCH = """        if self.training:
+            return self._forward_train_original(batch, carry)
+        return self._forward_eval(batch)
+"""
+TASK = "tasks/recursive_reasoning/task.py"
+UPDATE = "                evaluator.update(batch, steps, result.preds, valid)\n"
+FORMS = (
+    Good(
+        name="forward-conditional-expression",
+        what="forward as a conditional expression",
+        edits=(
+            swap(
+                ACT,
+                BRANCH,
+                "        train = self._forward_train_original\n"
+                "        return train(batch, carry) if self.training else self._forward_eval(batch)\n",
+            ),
+        ),
+    ),
+    Good(
+        name="forward-by-table",
+        what="forward chooses its method in a table",
+        edits=(
+            swap(
+                ACT,
+                BRANCH,
+                "        table = {True: lambda: self._forward_train_original(batch, carry),\n"
+                "                 False: lambda: self._forward_eval(batch)}\n        return table[self.training]()\n",
+            ),
+        ),
+    ),
+    Good(
+        name="steps-counted-by-a-method",
+        what="steps counted with add",
+        edits=(swap(ACT, "                steps = steps + 1\n", "                steps = steps.add(1)\n"),),
+    ),
+    Good(
+        name="carry-through-helper",
+        what="the task calls the model in a helper, the carry by name",
+        edits=(
+            swap(
+                TASK,
+                "        output: ACTOutput = self.module(batch, self._carries[piece])\n"
+                "        self._carries[piece] = output.carry\n",
+                "        output = self._think(piece, batch)\n",
+            ),
+            swap(
+                TASK,
+                "    def after_step(self)",
+                "    def _think(self, piece: int, batch: Batch) -> ACTOutput:\n"
+                "        output = self.module(carry=self._carries[piece], batch=batch)\n"
+                "        self._carries.__setitem__(piece, output.carry)\n        return output\n\n"
+                "    def after_step(self)",
+            ),
+        ),
+    ),
+    Good(
+        name="error-raised-by-a-helper",
+        what="an except whose helper raises",
+        edits=(
+            swap(
+                TASK,
+                UPDATE,
+                "                try:\n                    evaluator.update(batch, steps, result.preds, valid)\n"
+                "                except Exception as error:\n                    _give_up(error)\n",
+            ),
+            append(TASK, "\n\ndef _give_up(error: Exception) -> None:\n    raise RuntimeError('broken') from error\n"),
+        ),
+        quiet=("SCR141",),
+    ),
+)
+
+GOOD = (*COMMANDS, *TREES, *FORMS)

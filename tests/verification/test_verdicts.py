@@ -66,6 +66,7 @@ def test_the_key_follows_code_settings_and_script(tmp_path: Path) -> None:
     keys += [verdicts.key_of("train", {"arch": {"L_cycles": 1}}, root)]
     with (root / "losses/act.py").open("a", encoding="utf-8") as file:
         file.write("\n")
+    verdicts.code.cache_clear()  # a process has the code that it has loaded
     keys += [verdicts.key_of("pretrain", {"arch": {"L_cycles": 1}}, root)]
     assert len(set(keys)) == 4
     assert all(key.isalnum() for key in keys)
