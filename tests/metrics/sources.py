@@ -163,11 +163,11 @@ def formatter_exceptions(root: Path) -> dict[str, int]:
 
 
 def family_costs(root: Path) -> dict[str, tuple[int, int]]:
-    """Family -> (lines of its own tasks/<family>/verify.py, lines about it inside verification/)."""
+    """Family -> (lines of its own verify.py and rules.py in tasks/<family>/, lines about it inside verification/)."""
     result = {}
     for family, words in FAMILY_WORDS.items():
-        own = root / "tasks" / family / "verify.py"
-        own_lines = len(own.read_text().splitlines()) if own.exists() else 0
+        own = [root / "tasks" / family / name for name in ("verify.py", "rules.py")]
+        own_lines = size(path for path in own if path.exists()).lines
         shared = sum(lines_about(path.read_text(), words) for path in python_files(root / "verification"))
         result[family] = (own_lines, shared)
     return result
