@@ -85,8 +85,8 @@ def _keys(schema: Any, defaults: Mapping[str, str]) -> Iterator[tuple[str, Key |
             known = {f"{name}.{inner}": key for inner, key in keys_of(schema.NESTED_SCHEMAS[name]).items()}
             for place, slot in ((f"{name}.name", "models"), (f"{name}.loss.name", "losses")):
                 known[place] = Key(place, "module@Class", False, "required", f"A class under {slot}/.")
-            known |= source_keys(defaults.get(f"{name}.name", ""), "models", f"{name}.")
-            known |= source_keys(defaults.get(f"{name}.loss.name", ""), "losses", f"{name}.loss.")
+            known |= source_keys(str(defaults.get(f"{name}.name", "")), "models", f"{name}.")
+            known |= source_keys(str(defaults.get(f"{name}.loss.name", "")), "losses", f"{name}.loss.")
             others = [other for other in defaults if other.startswith(f"{name}.")]
             yield from ((other, known.get(other)) for other in dict.fromkeys([*others, *known]))
 

@@ -122,10 +122,7 @@ class Trace:
 
     def relative(self, path: Path) -> str:
         """`path` below the root, else as it stands."""
-        for base, below in ((self.root, path), (self.root.resolve(), path.resolve()), (CODE, path.resolve())):
-            if below.is_relative_to(base):
-                return below.relative_to(base).as_posix()
-        return str(path)
+        return _relative(self.root, path)
 
     def locate(self, name: str) -> str:
         """The file of a config by its name below the search path; where there is none, the place for it."""
@@ -146,6 +143,14 @@ class Trace:
         known = known_keys(self.script.schema, self.resolved or {}) if self.script and self.script.schema else {}
         file_of, line = known[key].place if key in known else ("", 0)
         return (self.relative(Path(file_of)), line) if line else ("", 0)
+
+
+@functools.lru_cache(maxsize=4096)
+def _relative(root: Path, path: Path) -> str:
+    for base, below in ((root, path), (root.resolve(), path.resolve()), (CODE, path.resolve())):
+        if below.is_relative_to(base):
+            return below.relative_to(base).as_posix()
+    return str(path)
 
 
 @dataclass

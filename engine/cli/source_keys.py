@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORDS = {kind.__name__: text for kind, text in NAMES.items() if isinstance(kind, type)} | {"None": "null", "Any": "any"}
 
 
+@functools.cache
 def source_keys(name: str, slot: str, prefix: str) -> dict[str, Key]:
     """Keys of the `Config` of `module@Class` in a slot, nested ones too, by dotted name behind `prefix`.
 
@@ -36,8 +37,8 @@ def known_keys(schema: Any, config: Mapping[str, Any]) -> dict[str, Key]:
     """The keys of `schema`, and those of the classes that its open blocks (arch) name in `config`."""
     known = dict(keys_of(schema))
     for block in getattr(schema, "NESTED_SCHEMAS", {}):
-        known |= source_keys(value_at(config, f"{block}.name", ""), "models", f"{block}.")
-        known |= source_keys(value_at(config, f"{block}.loss.name", ""), "losses", f"{block}.loss.")
+        known |= source_keys(str(value_at(config, f"{block}.name", "")), "models", f"{block}.")
+        known |= source_keys(str(value_at(config, f"{block}.loss.name", "")), "losses", f"{block}.loss.")
     return known
 
 
