@@ -11,12 +11,15 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -66,10 +69,26 @@ def _is_value(one: Override, groups: set[str]) -> bool:
     return plain and one.package is None and key not in groups and key.split(".")[0].split("/")[0] != "hydra"
 
 
+class MoreFolders(SearchPathPlugin):
+    """What --config-dir does: folders after the first are searched for the primary config too."""
+
+    folders: ClassVar[list[Path]] = []
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in self.folders:
+            search_path.append(provider="command-line", path=f"file://{folder}")
+
+
+Plugins.instance().register(MoreFolders)
+
+
 def _compose(folders: list[Path], name: str, overrides: list[str]) -> Composed:
-    more = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]"] if folders[1:] else []
-    with initialize_config_dir(str(folders[0]), version_base=None):
-        config = compose(name, [*overrides, *more], return_hydra_config=True)
+    MoreFolders.folders = folders[1:]
+    try:
+        with initialize_config_dir(str(folders[0]), version_base=None):
+            config = compose(name, overrides, return_hydra_config=True)
+    finally:
+        MoreFolders.folders = []
     choices = {key: value for key, value in config.hydra.runtime.choices.items() if not key.startswith("hydra/")}
     params = {str(key): str(value) for key, value in (config.hydra.sweeper.get("params") or {}).items()}
     OmegaConf.set_readonly(config, False)
