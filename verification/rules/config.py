@@ -161,10 +161,11 @@ def warmup_key(config: dict[str, Any]) -> str:
 
 
 def is_default(subject: Subject, key: str, file: str) -> bool:
-    """Whether neither the command nor a recipe wrote a key: it is of the script's own config or of config/base."""
+    """Whether neither the command nor a recipe gave a key: it is of its dataclass, config/base or the script's config."""
     own = subject.trace.script.config_name if subject.trace.script else ""
-    written = not file or Path(file).parent.name == "base" or Path(file).stem == own
-    return key not in override_keys(subject) and written
+    place = Path(file)
+    default = place.suffix != ".yaml" or place.parent.name == "base" or place.stem == own
+    return key not in override_keys(subject) and default
 
 
 @rule("CFG250")

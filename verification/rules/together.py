@@ -13,10 +13,11 @@ MODES = {"online": "fixed", "fixed": "fixed", "original": "dynamic", "dynamic": 
 
 
 def train_forward(cls: type | None) -> str:
-    """The `_forward_train_*` method that the class's forward names, "" where it names none."""
+    """The `_forward_train_*` method that the class's forward names, else the one that the class has, else ""."""
     code = getattr(getattr(cls, "forward", None), "__code__", None)
     names = [name for name in code.co_names if name.startswith("_forward_train")] if code else []
-    return names[0] if names else ""
+    owned = [name for name in dir(cls) if name.startswith("_forward_train")]  # for a forward that is wrapped
+    return names[0] if names else owned[0] if len(owned) == 1 else ""
 
 
 def mode_of_name(name: str) -> str:
