@@ -6,6 +6,7 @@ process, whose packages are those of that tree.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -80,7 +81,7 @@ def verify_command(
 
 def judge(requests: Sequence[Request], *, root: Path) -> list[Report]:
     """A report for each request, in order. Raises: UsageError for a run that is none."""
-    root = Path(root)
+    root = Path(os.path.abspath(root))
     plain = [one for one in requests if not one.overlay]
     judged = dict(zip(map(id, plain), _judge(plain, root) if plain else [], strict=True))
     for one in requests:

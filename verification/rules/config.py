@@ -161,7 +161,7 @@ def warmup_key(config: dict[str, Any]) -> str:
 
 
 def is_default(subject: Subject, key: str, file: str) -> bool:
-    """Whether neither the command nor a recipe gave a key: it is of its dataclass, config/base or the script's config."""
+    """Whether neither the command nor a recipe gave a key: dataclass, config/base or the script's own config did."""
     own = subject.trace.script.config_name if subject.trace.script else ""
     place = Path(file)
     default = place.suffix != ".yaml" or place.parent.name == "base" or place.stem == own
