@@ -11,18 +11,16 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.core.plugins import Plugins
-from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.cli.defaults import DefaultsSearchPath
 from engine.cli.recipes import WHOLE, locate
 
 KEPT: dict[tuple[Any, ...], Composed] = {}
@@ -40,12 +38,11 @@ class Composed:
 
 def compose_config(folders: list[Path], name: str, overrides: list[str]) -> Composed:
     """Compose `name` from `folders` in Hydra's order. Raises: HydraException, OmegaConfBaseException, YAMLError."""
-    stamp = digest(folders)
     parsed = OverridesParser.create().parse_overrides(overrides)
     groups = {path.relative_to(folder).as_posix() for folder in folders for path in folder.rglob("*") if path.is_dir()}
     values = [one for one in parsed if _is_value(one, groups)]
     base = [one.input_line or "" for one in parsed if one not in values]
-    whole, start = (stamp, name, *overrides), (stamp, name, *base)
+    whole, start = ((digest(folders), name, *words) for words in (overrides, base))
     if whole in KEPT:
         return KEPT[whole]
     if start not in KEPT:
@@ -57,45 +54,27 @@ def compose_config(folders: list[Path], name: str, overrides: list[str]) -> Comp
             OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
         OmegaConf.set_struct(config, False)
     except OmegaConfBaseException:
-        KEPT[whole] = _compose(folders, name, overrides)  # the error is Hydra's
-        return KEPT[whole]
+        return KEPT.setdefault(whole, _compose(folders, name, overrides))  # the error is Hydra's
     return Composed(config, KEPT[start].choices, KEPT[start].params)
 
 
 def _is_value(one: Override, groups: set[str]) -> bool:
     """Whether an override only gives a value to a key that is there, which Hydra does after all else."""
     plain = not (one.is_delete() or one.is_add() or one.is_force_add() or one.is_sweep_override())
-    key = one.key_or_group
-    return plain and one.package is None and key not in groups and key.split(".")[0].split("/")[0] != "hydra"
-
-
-class MoreFolders(SearchPathPlugin):
-    """What --config-dir does: folders after the first are searched for the primary config too."""
-
-    folders: ClassVar[list[Path]] = []
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for folder in self.folders:
-            search_path.append(provider="command-line", path=f"file://{folder}")
-
-
-Plugins.instance().register(MoreFolders)
+    own = one.key_or_group not in groups and not one.key_or_group.startswith(("hydra.", "hydra/"))
+    return plain and one.package is None and own
 
 
 def _compose(folders: list[Path], name: str, overrides: list[str]) -> Composed:
-    MoreFolders.folders = folders[1:]
+    DefaultsSearchPath.folders = folders[1:]
     try:
         with initialize_config_dir(str(folders[0]), version_base=None):
             config = compose(name, overrides, return_hydra_config=True)
     finally:
-        MoreFolders.folders = []
+        DefaultsSearchPath.folders = []
     choices = {key: value for key, value in config.hydra.runtime.choices.items() if not key.startswith("hydra/")}
     params = {str(key): str(value) for key, value in (config.hydra.sweeper.get("params") or {}).items()}
-    OmegaConf.set_readonly(config, False)
-    with open_dict(config):
-        del config["hydra"]
-    OmegaConf.set_struct(config, False)
-    return Composed(config, choices, params)
+    return Composed(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), choices, params)
 
 
 def digest(folders: Iterable[Path]) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, ClassVar, get_origin
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
@@ -87,10 +87,13 @@ class DefaultsSource(ConfigSource):
 
 
 class DefaultsSearchPath(SearchPathPlugin):
-    """Puts the source behind the folders, so that a file of the same name wins."""
+    """Puts the source behind the folders, so that a file of the same name wins; last, what --config-dir adds."""
+
+    folders: ClassVar[list[Path]] = []
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append(provider="loopforge", path=f"{DefaultsSource.scheme()}://")
+        for path in [f"{DefaultsSource.scheme()}://", *(f"file://{folder}" for folder in self.folders)]:
+            search_path.append(provider="loopforge", path=path)
 
 
 def _install() -> None:
