@@ -17,7 +17,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.cli.defaults import DefaultsSearchPath
@@ -42,7 +42,8 @@ def compose_config(folders: list[Path], name: str, overrides: list[str]) -> Comp
     groups = {path.relative_to(folder).as_posix() for folder in folders for path in folder.rglob("*") if path.is_dir()}
     values = [one for one in parsed if _is_value(one, groups)]
     base = [one.input_line or "" for one in parsed if one not in values]
-    whole, start = ((digest(folders), name, *words) for words in (overrides, base))
+    stamp = digest(folders)
+    whole, start = (stamp, name, *overrides), (stamp, name, *base)
     if whole in KEPT:
         return KEPT[whole]
     if start not in KEPT:
@@ -74,7 +75,11 @@ def _compose(folders: list[Path], name: str, overrides: list[str]) -> Composed:
         DefaultsSearchPath.folders = []
     choices = {key: value for key, value in config.hydra.runtime.choices.items() if not key.startswith("hydra/")}
     params = {str(key): str(value) for key, value in (config.hydra.sweeper.get("params") or {}).items()}
-    return Composed(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), choices, params)
+    OmegaConf.set_readonly(config, False)
+    with open_dict(config):
+        del config["hydra"]
+    OmegaConf.set_struct(config, False)
+    return Composed(config, choices, params)
 
 
 def digest(folders: Iterable[Path]) -> str:
