@@ -209,7 +209,7 @@ def code_lines(path: Path) -> int:
 
 def test_engine_stays_small() -> None:
     """An afternoon's reading; docs/architecture.md has the order. Not a target: prefer less (5,500 is the aim)."""
-    assert sum(map(code_lines, sources("engine"))) < 6850
+    assert sum(map(code_lines, sources("engine"))) < 6800
     assert len((ROOT / "engine/loop/trainer.py").read_text().splitlines()) < 300
 
 

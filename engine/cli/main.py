@@ -38,7 +38,7 @@ from engine.cli.recipes import (
     options_for,
     search_folders,
 )
-from engine.cli.resolve import PLUGINS, PRESET, read_command
+from engine.cli.resolve import PLUGINS, PRESET, is_sweep, read_command
 from engine.cli.spelling import as_typed, forget, remember
 from engine.cli.translate import Groups
 from engine.config import refusal_within
@@ -90,24 +90,23 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
                 f"{unreadable[0]!r} is not text in UTF-8: check the terminal's encoding, or quote it otherwise"
             )
         based = check_recipe(folders, name, entry)
+        groups = find_groups(config_dir, name, *folders[1:])
         if {"-h", "--help"} & set(argv):
-            groups = find_groups(config_dir, name, *folders[1:])
             sys.stdout.write(help_text(entry, schema, groups, config_dir, name, aliases, *folders[1:]) + "\n")
             return 0
         typed: dict[str, str] = {}
-        request = read_command(
+        words = read_command(
             argv,
             schema=schema,
             aliases=aliases,
             rewrite=rewrite,
-            config_dir=config_dir,
-            config_name=name,
+            groups=groups,
             typed=typed,
             translated=lambda words: remember(_of_others(schema, words, typed) | typed),
         )
         remember(typed)
-        words, multirun = request.words, request.sweep
-        _check_presets(words, schema, request.groups, folders, Path(entry).stem)
+        multirun = is_sweep(words)
+        _check_presets(words, schema, groups, folders, Path(entry).stem)
         if multirun and under_torchrun():
             raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
         if not multirun and not is_sweep_job() and any(re.match(r"\+*sweep=(?!null)", word) for word in words):

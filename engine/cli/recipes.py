@@ -41,10 +41,13 @@ def config_name_of(argv: Sequence[str]) -> str | None:
     return flag_value(argv, "--config-name", "-cn")
 
 
-def search_folders(argv: Sequence[str], config_dir: Path) -> list[Path]:
-    """Where Hydra will look for configs, in its order."""
+def search_folders(argv: Sequence[str], config_dir: Path, *bases: Path) -> list[Path]:
+    """Where Hydra will look for configs, in its order. A relative --config-dir is one of this folder, or of `bases`."""
     more = flag_value(argv, "--config-dir", "-cd")
-    return [config_dir] + ([user_path(more).absolute()] if more else [])
+    if not more:
+        return [config_dir]
+    places = [base / user_path(more) for base in (*bases, Path.cwd())]
+    return [config_dir, next((place for place in places if place.is_dir()), places[0])]
 
 
 @dataclass

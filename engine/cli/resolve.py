@@ -61,15 +61,15 @@ class Script:
 
     @property
     def schema(self) -> type | None:
-        return getattr(self.declared, "schema", None) or getattr(self.module, "SCHEMA", None)
+        return self.declared.schema if self.declared else None
 
     @property
     def aliases(self) -> Mapping[str, str]:
-        return getattr(self.declared, "aliases", None) or getattr(self.module, "ALIASES", {})
+        return self.declared.aliases if self.declared else {}
 
     @property
     def rewrite(self) -> Rewrite | None:
-        return getattr(self.declared, "rewrite", None) or getattr(self.module, "rewrite", None)
+        return self.declared.rewrite if self.declared else None
 
     @property
     def config_dir(self) -> Path:
@@ -153,46 +153,30 @@ def _relative(root: Path, path: Path) -> str:
     return str(path)
 
 
-@dataclass
-class Request:
-    """A command line before Hydra sees it."""
-
-    config_name: str
-    folders: list[Path]
-    groups: Groups
-    words: list[str]
-    """Hydra's argv."""
-
-    @property
-    def sweep(self) -> bool:
-        return bool({"-m", "--multirun"} & set(self.words))
-
-
 def read_command(
     argv: Sequence[str],
     *,
     schema: type,
     aliases: Mapping[str, str],
     rewrite: Rewrite | None,
-    config_dir: Path,
-    config_name: str,
-    groups: Groups | None = None,
+    groups: Groups,
     typed: dict[str, str] | None = None,
     translated: Callable[[list[str]], None] = lambda words: None,
-) -> Request:
+) -> list[str]:
     """The words of a command as Hydra takes them; `typed` collects what the user wrote for which key.
 
-    `translated` is called with the words before the script's own `rewrite` may refuse one.
-    Raises: UsageError.
+    `groups` are those of the recipe that the command names; `translated` is called with the words before the script's
+    own `rewrite` may refuse one. Raises: UsageError.
     """
-    name = config_name_of(argv) or config_name
-    folders = search_folders(argv, config_dir)
-    groups = find_groups(config_dir, name, *folders[1:]) if groups is None else groups
     typed = {} if typed is None else typed
     words = translate(list(argv), schema, groups=groups, aliases=aliases, typed=typed)
     translated(words)
-    words = rewrite(words, groups, typed) if rewrite is not None else words
-    return Request(name.removesuffix(".yaml"), folders, groups, words)
+    return rewrite(words, groups, typed) if rewrite is not None else words
+
+
+def is_sweep(words: Sequence[str]) -> bool:
+    """Whether Hydra takes these words for several jobs."""
+    return bool({"-m", "--multirun"} & set(words))
 
 
 # --- scripts ----------------------------------------------------------------------------------------------------------
@@ -276,31 +260,30 @@ def _compose(trace: Trace, sweep_job: bool) -> None:
     assert script is not None
     replaced = flag_value(trace.argv, "--config-path", "-cp")
     folder = Path(trace.root / replaced) if replaced else script.config_dir
-    trace.folders = _search_path(trace, folder)
+    trace.folders = search_folders(trace.argv, folder, trace.cwd)
     trace.config_name = (config_name_of(trace.argv) or script.config_name).removesuffix(".yaml")
     if locate(trace.folders, trace.config_name) is None:
         trace.problems["config"] = f"there is no {trace.config_name}.yaml in {trace.relative(trace.folders[0])}/"
         return
     words = [word for word in trace.argv if word not in ("-h", "--help")]
+    trace.groups = _groups(tuple(trace.folders), trace.config_name, digest(trace.folders))
     schema = script.schema or type("Nothing", (), {"__dataclass_fields__": {}})
-    request = read_command(
+    words = read_command(
         words,
         schema=schema,
         aliases=script.aliases,
         rewrite=script.rewrite,
-        config_dir=trace.folders[0],
-        config_name=script.config_name,
-        groups=_groups(tuple(trace.folders), trace.config_name, digest(trace.folders)),
+        groups=trace.groups,
     )
-    trace.groups, trace.overrides = request.groups, without_flags(request.words)
-    trace.jobs = sweep_of(trace) if request.sweep else [trace.overrides]
+    trace.overrides = without_flags(words)
+    trace.jobs = sweep_of(trace) if is_sweep(words) else [trace.overrides]
     composed = compose_config(trace.folders, trace.config_name, trace.jobs[0])
     trace.composed, trace.choices = True, composed.choices
     trace.files = config_files(trace.folders, trace.config_name, trace.choices)
     resolved: Any = OmegaConf.to_container(composed.config, resolve=True, throw_on_missing=True)
     trace.resolved = with_defaults(script.schema, resolved) if script.schema else resolved
     trace.config = structure(script.schema, trace.resolved) if script.schema else None
-    if composed.params and not request.sweep and not sweep_job:
+    if composed.params and not is_sweep(words) and not sweep_job:
         raise UsageError(PRESET)
 
 
@@ -311,14 +294,6 @@ PRESET = "a preset of config/sweep describes several jobs: add -m to run them"
 def _groups(folders: tuple[Path, ...], name: str, stamp: str) -> Groups:
     """`find_groups`, kept for files of the same content."""
     return find_groups(folders[0], name, *folders[1:])
-
-
-def _search_path(trace: Trace, folder: Path) -> list[Path]:
-    more = flag_value(trace.argv, "--config-dir", "-cd")
-    if not more:
-        return [folder]
-    places = [base / Path(more).expanduser() for base in (trace.cwd, Path.cwd())]
-    return [folder, next((place for place in places if place.is_dir()), places[0])]
 
 
 # Launchers and sweepers that are plugins of Hydra -> the extra that installs them.
