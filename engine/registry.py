@@ -106,7 +106,7 @@ def family_of(entry: str, where: str) -> Family:
     """The family of the entry script `entry`. `where` begins the line of the error. Raises: UsageError."""
     if entry not in FAMILIES:
         raise UsageError(f"{where}: {entry!r}: expected an entry script, {did_you_mean(str(entry), FAMILIES)}")
-    family: Family = _import_ours(f"tasks.{FAMILIES[entry]}.family", where).FAMILY
+    family: Family = import_ours(f"tasks.{FAMILIES[entry]}.family", where).FAMILY
     return family
 
 
@@ -151,20 +151,17 @@ def resolve(name: str | None, slot: str, where: str | None = None) -> type:
     if slot not in SLOTS:
         raise ValueError(f"slot {slot!r} is not one of {SLOTS}")
     place = where or f"name under {slot}/"
-    module, at, cls_name = str(name).partition("@")
-    parts = module.split(".")
-    if not at or not all(part.isidentifier() for part in [*parts, cls_name]):
+    if (split := split_name(str(name), slot)) is None:
         raise UsageError(f"{place}: {name!r} is not of the form module@Class, e.g. {_example(slot)}")
-    if parts[0] in SLOTS and parts[0] != slot:
-        raise UsageError(f"{place}: {name!r} is a class of {parts[0]}/, expected one of {slot}/, e.g. {_example(slot)}")
+    parts, cls_name = split
     if parts[0] != slot:
-        parts = [slot, *parts]
+        raise UsageError(f"{place}: {name!r} is a class of {parts[0]}/, expected one of {slot}/, e.g. {_example(slot)}")
     for depth in range(1, len(parts) + 1):
         if not _exists(parts[:depth], place):
             known = modules_of(parts[0])
             hint = did_you_mean(".".join(parts[1:]), known)
             raise UsageError(f"{place}: {name!r}: there is no module {'.'.join(parts[:depth])}: {hint}")
-    target = _import_ours(".".join(parts), place)
+    target = import_ours(".".join(parts), place)
     cls = getattr(target, cls_name, None)
     if not isinstance(cls, type) or cls.__module__.partition(".")[0] != slot:  # imported there, not made there
         hint = did_you_mean(cls_name, classes_of(target))
@@ -176,6 +173,15 @@ def resolve(name: str | None, slot: str, where: str | None = None) -> type:
             f"{place}: {name!r} has no {lacking[0]}(), so it cannot serve here: {did_you_mean('', fitting)}"
         )
     return cls
+
+
+def split_name(name: str, slot: str) -> tuple[list[str], str] | None:
+    """(parts of the module's dotted name, class) that `name` means in `slot`; None where it is not module@Class."""
+    module, at, cls_name = name.partition("@")
+    parts = module.split(".")
+    if not at or not all(part.isidentifier() for part in [*parts, cls_name]):
+        return None
+    return (parts if parts[0] in SLOTS else [slot, *parts]), cls_name
 
 
 def split_arch(arch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -237,7 +243,7 @@ def classes_of(module: Any) -> list[str]:
     ]
 
 
-def _import_ours(name: str, where: str) -> ModuleType:
+def import_ours(name: str, where: str) -> ModuleType:
     """Import a module that lies in this project's folder. Raises: UsageError for one that lies elsewhere."""
     top = name.partition(".")[0]
     spec = importlib.util.find_spec(top)
@@ -249,7 +255,7 @@ def _import_ours(name: str, where: str) -> ModuleType:
 
 def _exists(parts: list[str], where: str) -> bool:
     """Whether parts name a module. Imports its parents (whose own errors go through), not the module."""
-    if len(parts) > 1 and not hasattr(_import_ours(".".join(parts[:-1]), where), "__path__"):
+    if len(parts) > 1 and not hasattr(import_ours(".".join(parts[:-1]), where), "__path__"):
         return False
     return importlib.util.find_spec(".".join(parts)) is not None
 

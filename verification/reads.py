@@ -14,9 +14,9 @@ from pathlib import Path
 from types import CodeType
 
 from engine.cli.keys import keys_of
-from engine.registry import SLOTS
 from verification.rule import inert
 from verification.subject import Subject
+from verification.tree import CODE, sources
 
 INTERPOLATED = frozenset(("script",))
 """Read by Hydra, the command line or other keys only."""
@@ -40,7 +40,7 @@ def unread_schema(subject: Subject) -> list[str]:
     package = subject.package
     folder = subject.root.joinpath(*package.split("."))
     parts = [f"{package}.{path.stem}" for path in sorted(folder.glob("*.py")) if path.stem != "rules"]
-    names = names_used(closure(subject.root, [subject.script_stem, *parts], (*SLOTS, "engine", "launcher")))
+    names = names_used(closure(subject.root, [subject.script_stem, *parts], (*CODE, "launcher")))
     files = [path for name in ("base", "arch") for path in sorted((subject.root / "config" / name).glob("*.yaml"))]
     text = "".join(path.read_text(encoding="utf-8") for path in files)
     keys = keys_of(subject.schema)
@@ -64,10 +64,8 @@ def closure(root: Path, modules: Iterable[str], packages: tuple[str, ...]) -> di
 @functools.cache
 def modules_below(root: Path) -> dict[str, Path]:
     """Dotted name -> file of every module of our packages, and of the scripts at the root."""
-    folders = [root / name for name in (*SLOTS, "engine", "launcher")]
-    files = [*root.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
-    names = {path: path.relative_to(root).with_suffix("").as_posix().replace("/", ".") for path in files}
-    return {name.removesuffix(".__init__"): path for path, name in names.items()}
+    files = sources(root, (*CODE, "launcher"))
+    return {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path for name, path in files.items()}
 
 
 def module_file(root: Path, name: str) -> Path | None:

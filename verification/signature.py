@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
-import importlib.util
 import os
 import subprocess
 from pathlib import Path
@@ -49,16 +47,15 @@ def make_signature(subject: Subject) -> dict[str, Any]:
 
 def task_of(subject: Subject) -> str | None:
     """package@Class of the task that the script's family trains with."""
-    package = subject.package
-    if not package or importlib.util.find_spec(f"{package}.task") is None:
+    module = subject.part("task")
+    if module is None:
         return None
-    module = importlib.import_module(f"{package}.task")
     tasks = [
         name
         for name, value in vars(module).items()
         if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "micro_batches")
     ]
-    return f"{package}@{tasks[0]}" if len(tasks) == 1 else None
+    return f"{subject.package}@{tasks[0]}" if len(tasks) == 1 else None
 
 
 @functools.cache

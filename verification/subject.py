@@ -6,8 +6,6 @@ Classes are imported through their modules when a rule first asks for one, which
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import re
 import sys
 from collections.abc import Mapping
@@ -17,8 +15,9 @@ from types import ModuleType
 from typing import Any, Literal
 
 from engine.cli.resolve import Trace
+from engine.errors import UsageError
 from engine.io import did_you_mean
-from engine.registry import SLOTS, classes_of, modules_of
+from engine.registry import classes_of, import_ours, modules_of, split_name
 from verification.command import Command
 from verification.data import DataPath
 
@@ -42,14 +41,15 @@ class Link:
 def follow(key: str, text: Any, slot: str) -> Link:
     """Import what a name of the config means in a slot. Raises nothing: `problem` of the link says what is amiss."""
     link = Link(key, "" if text is None else str(text))
-    module, at, cls_name = link.text.partition("@")
-    parts = module.split(".")
-    if not at or not all(part.isidentifier() for part in [*parts, cls_name]):
+    if (split := split_name(link.text, slot)) is None:
         link.problem = f"{link.text!r} is not of the form module@Class"
         return link
-    link.module, link.cls_name = ".".join(parts if parts[0] in SLOTS else [slot, *parts]), cls_name
+    link.module, link.cls_name = ".".join(split[0]), split[1]
     try:
-        link.namespace = importlib.import_module(link.module)
+        link.namespace = import_ours(link.module, key)
+    except UsageError as error:  # a package of the same name that is not ours
+        link.problem = str(error)
+        return link
     except ModuleNotFoundError as error:
         ours = error.name is not None and f"{link.module}.".startswith(f"{error.name}.")
         hint = did_you_mean(link.module.partition(".")[2], modules_of(slot))
@@ -58,12 +58,12 @@ def follow(key: str, text: Any, slot: str) -> Link:
     except (ImportError, SyntaxError, AttributeError, TypeError, NameError, ValueError) as error:
         link.problem = f"{link.module} cannot be imported: {type(error).__name__}: {error}"
         return link
-    cls = getattr(link.namespace, cls_name, None)
+    cls = getattr(link.namespace, link.cls_name, None)
     if isinstance(cls, type):
         link.cls = cls
     else:
-        hint = did_you_mean(cls_name, classes_of(link.namespace))
-        link.problem = f"{link.module} has no class {cls_name}: {hint}"
+        hint = did_you_mean(link.cls_name, classes_of(link.namespace))
+        link.problem = f"{link.module} has no class {link.cls_name}: {hint}"
     return link
 
 
@@ -187,10 +187,12 @@ class Subject:
     @functools.cached_property
     def family(self) -> Any:
         """What the script's family says for its rules (tasks/<family>/rules.py), None where it has none."""
-        package = self.package
-        if not package or importlib.util.find_spec(f"{package}.rules") is None:
-            return None
-        return importlib.import_module(f"{package}.rules").FAMILY_RULES
+        return getattr(self.part("rules"), "FAMILY_RULES", None)
+
+    def part(self, name: str) -> ModuleType | None:
+        """A module of the family's folder, None where there is none."""
+        script = self.trace.script
+        return script.declared.part(name) if script and script.declared else None
 
     @property
     def package(self) -> str:

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,9 @@ def is_here(root: Path) -> bool:
     )
 
 
-def sources(root: Path) -> dict[str, Path]:
-    """Relative name -> file of all sources that decide what a run does."""
-    files = [*root.glob("*.py"), *(path for name in CODE for path in (root / name).rglob("*.py"))]
+def sources(root: Path, packages: Iterable[str] = CODE) -> dict[str, Path]:
+    """Relative name -> file of the scripts below `root` and of all modules of some packages."""
+    files = [*root.glob("*.py"), *(path for name in packages for path in (root / name).rglob("*.py"))]
     return {path.relative_to(root).as_posix(): path for path in files}
 
 

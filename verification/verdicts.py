@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from engine.io import atomic_write_text, read_bytes
 from verification.finding import Finding
+from verification.tree import sources
 
 FORMAT = 1
 MOST = 500
@@ -53,14 +54,10 @@ def key_of(script: str, settings: Mapping[str, Any], root: Path) -> str:
 def code(root: Path) -> str:
     """A hash of all sources below `root` that decide what is observed."""
     digest = hashlib.sha256()
-    for path in sorted(_sources(root)):
-        digest.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode())
+    for name, path in sorted(sources(root, PACKAGES).items()):
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _sources(root: Path) -> Iterable[Path]:
-    return (*root.glob("*.py"), *(path for name in PACKAGES for path in (root / name).rglob("*.py")))
 
 
 def _version(library: str) -> str:

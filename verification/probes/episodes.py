@@ -57,10 +57,7 @@ class Episode:
 
 def episode(tiny: Tiny) -> Episode:
     """Observed once for all probes."""
-    if "episode" not in tiny.kept:
-        tiny.kept["episode"] = _episode(tiny)
-    found: Episode = tiny.kept["episode"]
-    return found
+    return tiny.once(_episode)
 
 
 def _episode(tiny: Tiny) -> Episode:

@@ -5,11 +5,12 @@ Shapes: B rows of the batch, T tokens, S positions.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from verification.probes.reads import track, unread
 from verification.spec import Settings, Verification
 
 Edit = Callable[[int, Any], Any]
+T = TypeVar("T")
 WILLING = 10.0
 """A q bias at which a row halts (or, negated, thinks on) whatever it has computed."""
 
@@ -120,7 +122,6 @@ class Tiny:
         self.schema: Any = launch.schema
         self.resolved = resolved or settings
         """The whole config, unshrunk."""
-        self._run: TrainingRun | None = None
         self.kept: dict[str, Any] = {}
         """What several probes observe together, by name."""
 
@@ -128,21 +129,25 @@ class Tiny:
     def arch(self) -> Mapping[str, Any]:
         return self.settings["arch"]
 
-    @property
+    def once(self, observe: Callable[[Tiny], T]) -> T:
+        """What several probes observe together; the first that asks has it made."""
+        name = observe.__name__
+        if name not in self.kept:
+            self.kept[name] = observe(self)
+        made: T = self.kept[name]
+        return made
+
+    @functools.cached_property
     def task_class(self) -> Any:
         """The class of the task."""
-        if "task" not in self.kept:
-            self.kept["task"] = type(self.build().task)
-        return self.kept["task"]
+        return type(self.build().task)
 
     @property
     def max_steps(self) -> int:
         """Steps of a whole episode, as the model itself has them."""
-        if "max_steps" not in self.kept:
-            self.kept["max_steps"] = getattr(self.build().task.module, "halt_max_steps", None)
-        if not isinstance(self.kept["max_steps"], int):
+        if not isinstance(steps := self.once(_max_steps), int):
             raise Unobservable("the model has no halt_max_steps")
-        return self.kept["max_steps"]
+        return steps
 
     def config(self, run: Mapping[str, Any] | None = None, **arch: Any) -> Any:
         """The structured config, with run keys and keys of `arch` (dotted: `loss.loss_type`) replaced.
@@ -193,9 +198,7 @@ class Tiny:
 
     def training_run(self) -> TrainingRun:
         """Three optimizer steps of engine/loop/trainer.py, observed; made once."""
-        if self._run is None:
-            self._run = _train(self)
-        return self._run
+        return self.once(_train)
 
 
 def runtime(seed: int) -> Runtime:
@@ -211,6 +214,10 @@ class NoStop:
 
     def agreed(self) -> bool:
         return False
+
+
+def _max_steps(tiny: Tiny) -> Any:
+    return getattr(tiny.build().task.module, "halt_max_steps", None)
 
 
 def _train(tiny: Tiny) -> TrainingRun:

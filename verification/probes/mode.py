@@ -20,9 +20,8 @@ from verification.probes.episodes import _exploring, episode, evaluations
 from verification.probes.instance import Recorder, Tiny, Unobservable, finish_step, first_batch, set_halting, step
 from verification.probes.launch import watched
 from verification.probes.registry import Note, observes
+from verification.rules.together import mode_of_name
 
-FIXED, DYNAMIC = ("fixed", "online"), ("dynamic", "original")
-"""Words of a training method's name -> the ACT mode that it stands for, as the guide has them."""
 FEW = 3
 """A mode can be told from its depth where an episode has at least so many steps."""
 
@@ -123,12 +122,6 @@ def trains_again(tiny: Tiny) -> bool:
 # --- which mode it is -------------------------------------------------------------------------------------------------
 
 
-def mode_of_name(name: str) -> str:
-    """fixed or dynamic by the guide's names, "" for another one."""
-    words = set(name.removeprefix("_forward_train").strip("_").split("_"))
-    return "fixed" if words & set(FIXED) else "dynamic" if words & set(DYNAMIC) else ""
-
-
 def mode_of_body(tiny: Tiny) -> str:
     """fixed or dynamic by what one training step does: a whole episode, or one step of it."""
     task = _exploring(tiny, 0)
@@ -179,10 +172,7 @@ class Gradients:
 
 def gradients(tiny: Tiny) -> Gradients:
     """The gradients of one whole episode, without an optimizer; observed once for all probes."""
-    if "gradients" not in tiny.kept:
-        tiny.kept["gradients"] = _gradients(tiny)
-    found: Gradients = tiny.kept["gradients"]
-    return found
+    return tiny.once(_gradients)
 
 
 def _gradients(tiny: Tiny) -> Gradients:

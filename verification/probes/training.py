@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from verification.probes.instance import Tiny, Unobservable, tables_of
 from verification.probes.mode import listed
 from verification.probes.registry import Note, observes
-
-MODES = {"original": "dynamic", "dynamic": "dynamic", "online": "fixed", "fixed": "fixed"}
-"""Last word of a `_forward_train_<mode>` method -> the ACT mode it stands for."""
+from verification.rules.together import mode_of_name
 
 
 @observes(
@@ -65,7 +63,7 @@ def embedding_mode(tiny: Tiny) -> Iterator[str | Note]:
     run = tiny.training_run()
     trained = sorted({name for name in run.recorder.names if name.startswith("_forward_train")})
     declared = getattr(tiny.model_class, "ACT_MODE", None)
-    modes = {MODES.get(name.removeprefix("_forward_train_").split("_")[0]) for name in trained}
+    modes = {mode_of_name(name) for name in trained}
     if not trained:
         yield "training ran none of the model's _forward_train_<mode> methods"
     elif modes != {declared}:
