@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Self
 
@@ -15,7 +16,7 @@ def width(vocab_size: int) -> np.dtype:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
-class Tokenizer:
+class Tokenizer(ABC):
     """Base of all tokenizers. `decode(encode(text)) == text` where they are `lossless`."""
 
     kind: str
@@ -31,22 +32,22 @@ class Tokenizer:
     """Whether the text comes back; without that bits per byte mean nothing."""
 
     @classmethod
+    @abstractmethod
     def fit(cls, kind: str, texts: Iterable[str], *, vocab_size: int | None, eot: bool) -> Self:
         """A tokenizer for these texts. `eot`: the corpus consists of documents. Raises: UsageError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self) -> dict[str, Any]:
         """Everything `from_state` needs, as JSON; `type` names the tokenizer."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """The tokenizer that gave `state`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Token ids [N], in the type of the token files. Raises: UsageError on text it has no token for."""
-        raise NotImplementedError
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of token ids; bytes that are no complete UTF-8 (a cut character) become U+FFFD.
@@ -59,5 +60,6 @@ class Tokenizer:
             raise ValueError(f"token {outside[0]} is outside the vocabulary of {self.vocab_size} ({self.kind})")
         return self._decode(array)
 
+    @abstractmethod
     def _decode(self, ids: np.ndarray) -> str:
-        raise NotImplementedError
+        """The text of ids that are all in the vocabulary."""
