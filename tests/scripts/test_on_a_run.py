@@ -76,23 +76,9 @@ def test_a_gpu_that_is_not_here_is_refused(run: Path, tmp_path: Path, script: st
 
 def test_other_settings(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "deep.json"
-    shown = run_script(
-        "scripts/evaluate",
-        f"{run}/checkpoints/step_{STEP}",
-        "--steps",
-        "5",
-        "--weights",
-        "raw",
-        "--split",
-        "train",
-        "--max-examples",
-        "10",
-        "--batch-size",
-        "3",
-        "--json",
-        "deep.json",
-        cwd=tmp_path,
-    )
+    asked = ["--steps", "5", "--weights", "raw", "--split", "train", "--max-examples", "10"]
+    more = ["--batch-size", "3", "--json", "deep.json"]
+    shown = run_script("scripts/evaluate", f"{run}/checkpoints/step_{STEP}", *asked, *more, cwd=tmp_path)
     assert shown.code == 0, shown.output
     written = results(file)
     assert written["results"]["examples"] == 10
@@ -100,20 +86,7 @@ def test_other_settings(run: Path, tmp_path: Path) -> None:
     assert written["results"]["accuracy/step_05"] == pytest.approx(written["results"]["accuracy"])
     assert written["settings"]["split"] == "train"
     assert written["settings"]["weights"] == "raw"
-    again = run_script(
-        "scripts/evaluate",
-        str(run),
-        "--steps",
-        "5",
-        "--weights",
-        "raw",
-        "--split",
-        "train",
-        "--max-examples",
-        "10",
-        "--json",
-        str(tmp_path / "again.json"),
-    )
+    again = run_script("scripts/evaluate", str(run), *asked, "--json", str(tmp_path / "again.json"))
     assert again.code == 0, again.output
     # The subset and the numbers do not depend on the batch size, up to rounding in sums.
     assert results(tmp_path / "again.json")["results"] == pytest.approx(written["results"], rel=1e-5)
