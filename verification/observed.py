@@ -8,7 +8,7 @@ from pathlib import Path
 
 import engine.registry
 from engine.errors import UsageError
-from verification.codes import CODES
+from verification.codes import ALSO_OBSERVED, CODES, OBSERVED
 from verification.finding import Finding
 from verification.rule import NotApplicable, finding, need_config
 from verification.spec import shrunk, specification
@@ -16,9 +16,6 @@ from verification.stored import tensors
 from verification.subject import Subject
 from verification.verdicts import Verdict, key_of, load, save
 
-OBSERVED = tuple(code for code in CODES if code.startswith(("MOD", "SCR12", "SCR13", "SCR14")))
-JUDGED = ("SCR112", "SUM600")
-"""What a rule judges as well: only what was seen to fail is added."""
 KEPT: dict[str, Verdict] = {}
 """Script, shrunk config -> what this process's code shows; on disk the same for other processes."""
 
@@ -46,7 +43,7 @@ def observed(subject: Subject) -> list[Finding]:
             kept = observe_codes(config, script=script.module, root=root)
             save(key, kept)
         KEPT[name] = kept
-    return [with_fix(one) for one in KEPT[name].findings if one.code not in JUDGED or one.level == "FAIL"]
+    return [with_fix(one) for one in KEPT[name].findings if one.code not in ALSO_OBSERVED or one.level == "FAIL"]
 
 
 def with_fix(one: Finding) -> Finding:

@@ -380,6 +380,15 @@ def test_a_rank_of_a_launcher_probes_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert [f.level for f in look("DYN703")] == ["PASS"]
 
 
+def test_a_class_outside_of_our_packages_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "models_of_mine.py").write_text(f"open({str(ran)!r}, 'w')\nclass Payload: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = look("MOD410", "arch.name=models_of_mine@Payload")
+    assert [f.level for f in found] == ["SKIP"]
+    assert not ran.exists()
+
+
 def test_an_unknown_code_is_refused() -> None:
     with pytest.raises(ValueError, match="DYN799"):
         look("DYN799")

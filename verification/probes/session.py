@@ -27,9 +27,9 @@ from torch import nn
 
 import engine.registry
 from engine.errors import UsageError
-from engine.registry import resolve
+from engine.registry import import_ours, resolve, split_name
 from engine.schema import structure
-from verification.codes import CODES
+from verification.codes import ALSO_OBSERVED, CODES, OBSERVED
 from verification.finding import Finding
 from verification.probes import (  # noqa: F401  they register on import
     context,
@@ -49,11 +49,7 @@ from verification.spec import Settings, shrunk, specification
 from verification.verdicts import Verdict
 
 BUILT, CLASS, SUM = "DYN700", "MOD410", "SUM600"
-OBSERVED = (
-    "MOD410", "MOD420", "MOD421", "MOD430", "MOD431", "MOD432", "MOD440", "MOD441", "MOD450", "MOD460", "SUM600",
-    "SCR112", "SCR120", "SCR121", "SCR130", "SCR131", "SCR140", "SCR141",
-)  # fmt: skip
-"""What the guide asks of behaviour; every verification observes it."""
+JUDGED = tuple(sorted((*OBSERVED, *ALSO_OBSERVED)))
 MEMO: dict[str, list[Finding]] = {}
 """Hash of (root, script, code, shrunk config, overridden keys) -> findings."""
 TIME_LIMIT_S = 120
@@ -82,16 +78,16 @@ def observe(
         return _elsewhere(resolved, name, root, codes, given)
     engine.registry.ROOT = root  # the code that is examined may be another checkout than this one
     found: list[Finding] = []
-    if seen := [code for code in codes if code in OBSERVED]:
+    if seen := [code for code in codes if code in JUDGED]:
         found += observe_codes(resolved, script=module, root=root, codes=seen).findings
-    if deep := [code for code in codes if code not in OBSERVED]:
+    if deep := [code for code in codes if code not in JUDGED]:
         with _quiet():
             found += _observe(module, resolved, root, deep, given)
     return found
 
 
 def observe_codes(
-    resolved: Mapping[str, Any], *, script: ModuleType | str, root: Path, codes: Sequence[str] = OBSERVED
+    resolved: Mapping[str, Any], *, script: ModuleType | str, root: Path, codes: Sequence[str] = JUDGED
 ) -> Verdict:
     """What the guide asks of behaviour, observed on a tiny instance of a resolved config. Never raises."""
     verdict, root = Verdict(), root.resolve()
@@ -136,7 +132,7 @@ def _run_all(verdict: Verdict, tiny: Tiny, codes: Sequence[str]) -> None:
         elif code not in known:
             verdict.findings.append(_said(code, "SKIP", "a check of models with ACT steps"))
     verdict.findings = [finding for finding in verdict.findings if finding.code in codes]
-    task = tiny.kept.get("task")
+    task = vars(tiny).get("task_class")  # where a probe has asked for it
     keys = ("train_forward", "act_mode_found", "encoder_policy")
     verdict.facts = {key: tiny.kept.get(key) for key in keys}
     verdict.facts["task"] = f"{task.__module__}@{task.__name__}" if task else None
@@ -154,12 +150,7 @@ def _class(resolved: Mapping[str, Any], root: Path) -> list[Finding]:
     try:
         cls = resolve(name, "models", "arch.name")
     except UsageError:  # a class without forward is refused there, and examined here
-        place, _, attribute = name.partition("@")
-        with contextlib.suppress(ImportError, AttributeError):
-            cls = getattr(
-                importlib.import_module(place if place.startswith("models") else f"models.{place}"), attribute
-            )
-        if "cls" not in locals():
+        if (cls := _named(name)) is None:
             raise
     file, line = place_of(cls, root)
     problems = []
@@ -176,6 +167,17 @@ def _class(resolved: Mapping[str, Any], root: Path) -> list[Finding]:
     if problems:
         return [Finding(CLASS, "FAIL", "5", text, CODES[CLASS].fix, file, line) for text in problems]
     return [Finding(CLASS, "PASS", "5", f"class {cls.__name__} is a module with forward", "", file, line)]
+
+
+def _named(name: str) -> Any:
+    """What `module@Class` of models/ names, whatever it is; None where that is nothing of ours."""
+    split = split_name(name, "models")
+    if split is None or split[0][0] != "models":
+        return None
+    try:
+        return getattr(import_ours(".".join(split[0]), "arch.name"), split[1], None)
+    except (ImportError, UsageError):
+        return None
 
 
 def attribute_name(cls: Any) -> str:
@@ -206,9 +208,13 @@ def _said(code: str, level: Any, text: str) -> Finding:
 
 
 def make_tiny(
-    module: ModuleType, resolved: Mapping[str, Any], root: Path, data: Path, given: Sequence[str] = (),
+    module: ModuleType,
+    resolved: Mapping[str, Any],
+    root: Path,
+    data: Path,
+    given: Sequence[str] = (),
     narrow: bool = False,
-) -> Tiny:  # fmt: skip
+) -> Tiny:
     """The instance of a config. `narrow` keeps what decides how a step works, so that many configs share a verdict.
 
     Raises: UsageError; LookupError where the family has no specification.
@@ -227,16 +233,23 @@ def make_tiny(
     structure(launch.schema, dict(resolved))
     spec.write_data(data)
     return Tiny(
-        launch, spec, settings, model_class, root=root, full_arch=dict(arch), overridden=keys, overridden_run=run,
+        launch,
+        spec,
+        settings,
+        model_class,
+        root=root,
+        full_arch=dict(arch),
+        overridden=keys,
+        overridden_run=run,
         resolved=dict(resolved),
-    )  # fmt: skip
+    )
 
 
 def _codes(only: Iterable[str] | None) -> list[str]:
-    known = {BUILT, *OBSERVED, *(code for code, _ in PROBES), *FAMILY_CODES}
+    known = {BUILT, *JUDGED, *(code for code, _ in PROBES), *FAMILY_CODES}
     if unknown := set(only or ()) - known:
         raise ValueError(f"no probe observes {', '.join(sorted(unknown))}: choose among {', '.join(sorted(known))}")
-    return sorted(known - set(OBSERVED) if only is None else set(only))
+    return sorted(known - set(JUDGED) if only is None else set(only))
 
 
 FAMILY_CODES = ("DYN706", "DYN712")
@@ -311,10 +324,12 @@ def _built(tiny: Tiny) -> Finding:
     except Exception as error:
         return _unbuilt(error, tiny.root)
     return Finding(
-        BUILT, "PASS", "dyn",
+        BUILT,
+        "PASS",
+        "dyn",
         f"{tiny.model_class.__name__} builds and takes a step: {size:,} parameters {tiny.spec.sized} "
         f"({small:,} in the tiny instance)",
-    )  # fmt: skip
+    )
 
 
 def tensor_names(resolved: Settings, *, entry: str, root: Path) -> set[str]:
@@ -363,9 +378,15 @@ def _elsewhere(resolved: Settings, name: str, root: Path, codes: Sequence[str], 
         return [_unbuilt(UsageError(f"{root} has no entry script {name}.py"))]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "verification.probes"], input=json.dumps(request), text=True, cwd=root,
-            env=environment, capture_output=True, timeout=TIME_LIMIT_S, check=False,
-        )  # fmt: skip
+            [sys.executable, "-m", "verification.probes"],
+            input=json.dumps(request),
+            text=True,
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            timeout=TIME_LIMIT_S,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return [_unbuilt(RuntimeError(f"the probes took more than {TIME_LIMIT_S} s"))]
     if done.returncode:
