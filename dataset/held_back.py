@@ -55,9 +55,12 @@ def hold_back(train: Sequence[PuzzleSplit], config: Any) -> HeldBack:
     if groups is None:
         return HeldBack(None, None, {"eval": "of the test split, which best and early stopping look at too"})
     sampler = EvalSampler(
-        train, config.eval_batch_size or config.global_batch_size, max_examples=config.eval_max_examples,
-        seed=config.eval_seed, only=[examples_of(split, held) for split, held in zip(train, groups, strict=True)],
-    )  # fmt: skip
+        train,
+        config.eval_batch_size or config.global_batch_size,
+        max_examples=config.eval_max_examples,
+        seed=config.eval_seed,
+        only=[examples_of(split, held) for split, held in zip(train, groups, strict=True)],
+    )
     held, total = sum(map(len, groups)), sum(split.num_groups for split in train)
     splits = {
         "val": f"of {held} of {total} training groups, held back: best and early stopping look at them",

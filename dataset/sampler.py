@@ -53,9 +53,15 @@ class TrainSampler:
     DATA_MODE: ClassVar[str] = "embedding"  # a claim that path verification compares with the entry script (SCR121)
 
     def __init__(
-        self, splits: Sequence[PuzzleSplit], *, seed: int, global_batch_size: int, epochs_per_iter: int,
-        order: str = "published", held_back: Sequence[np.ndarray] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        splits: Sequence[PuzzleSplit],
+        *,
+        seed: int,
+        global_batch_size: int,
+        epochs_per_iter: int,
+        order: str = "published",
+        held_back: Sequence[np.ndarray] | None = None,
+    ) -> None:
         if not splits:
             raise UsageError("there is no training data: data_paths is empty")
         if global_batch_size < 1 or epochs_per_iter < 1:
@@ -73,9 +79,12 @@ class TrainSampler:
         self._example_base = np.cumsum([0] + [s.num_examples for s in splits])
         indices = [s.group_indices[:-1] + base for s, base in zip(splits, puzzle_base, strict=False)]
         offsets = np.concatenate([*indices, puzzle_base[-1:]])  # [G + 1] puzzle offsets over all splits
-        kept = np.concatenate([np.isin(np.arange(s.num_groups), held, invert=True) for s, held in zip(
-            splits, held_back or [np.empty(0, dtype=np.int64)] * len(splits), strict=True
-        )])  # fmt: skip
+        kept = np.concatenate(
+            [
+                np.isin(np.arange(s.num_groups), held, invert=True)
+                for s, held in zip(splits, held_back or [np.empty(0, dtype=np.int64)] * len(splits), strict=True)
+            ]
+        )
         self._begin, self._end = offsets[:-1][kept], offsets[1:][kept]
         indices = [s.puzzle_indices[:-1] + base for s, base in zip(splits, self._example_base, strict=False)]
         self._first = np.concatenate([*indices, self._example_base[-1:]])  # [P + 1] example offsets

@@ -16,15 +16,47 @@ DOCUMENTS = (*JSON_SUFFIXES, ".json")
 AS_IT_IS = ".raw"
 """Text in which nothing is looked for."""
 FOREIGN_SUFFIXES = (
-    ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".lz4", ".parquet", ".arrow", ".feather", ".csv",
-    ".tsv", ".xls", ".xlsx", ".pdf", ".docx", ".odt", ".epub", ".rtf", ".npy", ".npz", ".pkl", ".pt", ".sqlite", ".db",
-)  # fmt: skip
+    ".gz",
+    ".bz2",
+    ".xz",
+    ".zst",
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".7z",
+    ".lz4",
+    ".parquet",
+    ".arrow",
+    ".feather",
+    ".csv",
+    ".tsv",
+    ".xls",
+    ".xlsx",
+    ".pdf",
+    ".docx",
+    ".odt",
+    ".epub",
+    ".rtf",
+    ".npy",
+    ".npz",
+    ".pkl",
+    ".pt",
+    ".sqlite",
+    ".db",
+)
 COLUMNS = (".csv", ".tsv")
 MAGIC = {
-    b"\x1f\x8b": "compressed by gzip", b"PK\x03\x04": "a zip archive", b"BZh": "compressed by bzip2",
-    b"\xfd7zXZ\x00": "compressed by xz", b"\x28\xb5\x2f\xfd": "compressed by zstd", b"PAR1": "a Parquet file",
-    b"ARROW1": "an Arrow file", b"%PDF-": "a PDF", b"\x93NUMPY": "a numpy array", b"SQLite format 3": "a database",
-}  # fmt: skip
+    b"\x1f\x8b": "compressed by gzip",
+    b"PK\x03\x04": "a zip archive",
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ\x00": "compressed by xz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"%PDF-": "a PDF",
+    b"\x93NUMPY": "a numpy array",
+    b"SQLite format 3": "a database",
+}
 UTF8_MARK = b"\xef\xbb\xbf"
 OTHER_MARKS = {
     b"\xff\xfe\x00\x00": "UTF-32",

@@ -115,15 +115,25 @@ def open_text(config: Any, *, block_size: int, rows: int) -> OpenedText:
     mixture = None
     if mode == "multidataset":
         mixture = Mixture(
-            _listed(config), seed=config.seed, max_steps=config.max_iters, probs=config.dataset_sampling_probs,
+            _listed(config),
+            seed=config.seed,
+            max_steps=config.max_iters,
+            probs=config.dataset_sampling_probs,
             probs_final=config.dataset_sampling_probs_final,
             transition=config.dataset_sampling_probs_transition_method,
-            interleaving=config.dataset_interleaving, shuffle=config.dataset_interleaving_shuffle,
-        )  # fmt: skip
+            interleaving=config.dataset_interleaving,
+            shuffle=config.dataset_interleaving_shuffle,
+        )
     batches = TrainBatches(
-        train, seed=config.seed, batch_size=rows, block_size=block_size, method=config.sampling_method,
-        mixture=mixture, contexts=contexts, align=config.multicontext_align,
-    )  # fmt: skip
+        train,
+        seed=config.seed,
+        batch_size=rows,
+        block_size=block_size,
+        method=config.sampling_method,
+        mixture=mixture,
+        contexts=contexts,
+        align=config.multicontext_align,
+    )
     own = contexts or config.multidataset_wte
     sizes = [stream.meta.vocab_size for stream in train]
     return OpenedText(
@@ -166,16 +176,25 @@ def _batches(
         limit = min(limit or windows, -(-windows // config.batch_size))
     merged = max(f for f in range(1, room + 1) if limit is None or limit % f == 0)
     return EvalBatches(
-        streams, seed=config.eval_seed, batch_size=config.batch_size * merged, block_size=block_size,
-        mode=config.eval_mode, max_batches=None if limit is None else limit // merged, contexts=contexts,
+        streams,
+        seed=config.eval_seed,
+        batch_size=config.batch_size * merged,
+        block_size=block_size,
+        mode=config.eval_mode,
+        max_batches=None if limit is None else limit // merged,
+        contexts=contexts,
         align=config.multicontext_align,
-    )  # fmt: skip
+    )
 
 
 def _entry(config: Any, name: str, split: Split, batches: EvalBatches, number: int, contexts: bool) -> HeldOut:
     first = batches.data.streams[0]
     ratio = None if contexts else first.bytes_per_token
     return HeldOut(
-        name=name, split=split, batches=batches, bytes_per_token=ratio,
-        eot=first.meta.eot if ratio else None, stream=number if config.multidataset_wte else None,
-    )  # fmt: skip
+        name=name,
+        split=split,
+        batches=batches,
+        bytes_per_token=ratio,
+        eot=first.meta.eot if ratio else None,
+        stream=number if config.multidataset_wte else None,
+    )

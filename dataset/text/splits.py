@@ -17,9 +17,21 @@ from engine.io import UsageError
 
 Label = Literal["train", "val", "test"]
 VALIDATION = (
-    "val", "valid", "validation", "validate", "validating", "vali", "vld", "dev", "devel", "eval", "evaluation",
-    "evaluate", "heldout", "holdout",
-)  # fmt: skip
+    "val",
+    "valid",
+    "validation",
+    "validate",
+    "validating",
+    "vali",
+    "vld",
+    "dev",
+    "devel",
+    "eval",
+    "evaluation",
+    "evaluate",
+    "heldout",
+    "holdout",
+)
 WORDS: dict[str, Label] = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(VALIDATION, "val"),
@@ -38,8 +50,21 @@ ABOUT = {"readme", "license", "licence", "copying", "changelog", "notice", "auth
 ABBREVIATIONS = {"tr", "te", "ts", "va", "vl", "cv"}
 """`tr` beside another one may be a split, or a language: the user says which."""
 NO_TEXT = (
-    ".bin", ".idx", ".pkl", ".py", ".sh", ".ipynb", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".log", ".bak", ".tmp",
-)  # fmt: skip
+    ".bin",
+    ".idx",
+    ".pkl",
+    ".py",
+    ".sh",
+    ".ipynb",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".cfg",
+    ".ini",
+    ".log",
+    ".bak",
+    ".tmp",
+)
 """Files that stand beside texts and are none, whatever they are called: train.bin, train.py."""
 EVERYTHING = "*"
 CHOOSE = "choose with --train-split and --val-split, each the name of a file or a word in it"

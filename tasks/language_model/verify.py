@@ -18,10 +18,22 @@ SETS, WORDS, TOKENS = 8, 11, {"train": 400, "val": 60}
 """Data sets of the tiny instances: aligned with each other, so that they also serve as streams."""
 UNKNOWN_WORDS = 256
 PINNED: Settings = {
-    "device": "cpu", "seed": 0, "batch_size": 4, "max_iters": 64, "lr_decay_iters": 64, "warmup_iters": 1,
-    "eval_interval": 64, "eval_iters": 2, "eval_only": False, "max_steps": 3, "log_interval": 1000, "offline": "error",
-    "early_stop_patience": None, "init_from": "scratch", "prev_run_ckpt": None,
-}  # fmt: skip
+    "device": "cpu",
+    "seed": 0,
+    "batch_size": 4,
+    "max_iters": 64,
+    "lr_decay_iters": 64,
+    "warmup_iters": 1,
+    "eval_interval": 64,
+    "eval_iters": 2,
+    "eval_only": False,
+    "max_steps": 3,
+    "log_interval": 1000,
+    "offline": "error",
+    "early_stop_patience": None,
+    "init_from": "scratch",
+    "prev_run_ckpt": None,
+}
 """What every tiny run of train.py has: size, length and place, nothing of how it learns."""
 DATA = ("dataset", "dataset_list", "multicontext_datasets")
 MIXTURE = tuple(
@@ -150,20 +162,28 @@ def probes() -> Iterator[Any]:
 
     yield Probe(code="MOD441", run=scored, passed="the loss compares the answers to the tokens with the targets")
     yield Probe(
-        code="DYN706", run=targets, passed="the target of each place is the next token of its own text",
+        code="DYN706",
+        run=targets,
+        passed="the target of each place is the next token of its own text",
         fix="targets are the tokens from the second of the window on: x = w[:-1], y = w[1:]",
-    )  # fmt: skip
+    )
     yield Probe(
-        code="DYN712", run=later_tokens, passed="no prediction depends on a later token, in training and in evaluation",
+        code="DYN712",
+        run=later_tokens,
+        passed="no prediction depends on a later token, in training and in evaluation",
         fix="a causal mask in every layer that mixes places",
-    )  # fmt: skip
+    )
 
 
 VERIFICATION = Verification(
-    family="language_models", data_mode="tokens",
-    shrink=shrink, write_data=write_texts, full_shape=full_shape, probes=probes,
+    family="language_models",
+    data_mode="tokens",
+    shrink=shrink,
+    write_data=write_texts,
+    full_shape=full_shape,
+    probes=probes,
     pinned=frozenset({*PINNED, *DATA, *MIXTURE, "gpt2_type", *OPTIMIZER_KEYS}),
     decides=("training_mode", "multidataset_wte", "multidataset_criterion", "multicontext_align", "optimizer"),
     rows=lambda ranks: {"batch_size": 2 * PINNED["batch_size"] // ranks},
     sized=f"(vocabularies of {UNKNOWN_WORDS} where the data are not here)",
-)  # fmt: skip
+)

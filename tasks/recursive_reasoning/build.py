@@ -42,9 +42,13 @@ def build(
     train = load_splits(folders, "train")
     epochs_per_iter, held_back = config.eval_interval or config.epochs, hold_back(train, config)
     sampler = TrainSampler(
-        train, seed=config.seed, global_batch_size=config.global_batch_size, epochs_per_iter=epochs_per_iter,
-        order=config.data_order, held_back=held_back.groups,
-    )  # fmt: skip
+        train,
+        seed=config.seed,
+        global_batch_size=config.global_batch_size,
+        epochs_per_iter=epochs_per_iter,
+        order=config.data_order,
+        held_back=held_back.groups,
+    )
     epochs = EpochPlan(sampler, iterations=config.epochs // epochs_per_iter)
     evaluated = epochs.evaluation_steps(config.min_eval_interval)
     meta = train[0].metadata

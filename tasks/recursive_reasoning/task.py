@@ -87,10 +87,21 @@ class RecursiveReasoningTask:
     """
 
     def __init__(
-        self, model: ACTModel, loss_head: ACTLossHead, *, runtime: Runtime, sampler: TrainSampler, plan: EpochPlan,
-        global_rows: int, batch_key: str, eval_sampler: EvalSampler, final_sampler: EvalSampler,
-        evaluators: list[Evaluator], groups: list[ParamGroup], validation_sampler: EvalSampler | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: ACTModel,
+        loss_head: ACTLossHead,
+        *,
+        runtime: Runtime,
+        sampler: TrainSampler,
+        plan: EpochPlan,
+        global_rows: int,
+        batch_key: str,
+        eval_sampler: EvalSampler,
+        final_sampler: EvalSampler,
+        evaluators: list[Evaluator],
+        groups: list[ParamGroup],
+        validation_sampler: EvalSampler | None = None,
+    ) -> None:
         self.module: nn.Module = model
         self.model = model  # the bare model, for evaluation
         self.loss_head, self.runtime = loss_head, runtime
@@ -194,9 +205,11 @@ class RecursiveReasoningTask:
             for name, (total, count) in result.metrics.items():
                 if name.endswith("_live") or (name == "steps" and self.model.eval_halting == "fixed"):
                     continue  # at the last step every row has halted
-                pair = torch.stack([total.double(), count.double()]) if total.device.type != "mps" else (
-                    torch.stack([total.float(), count.float()])
-                )  # fmt: skip
+                pair = (
+                    torch.stack([total.double(), count.double()])
+                    if total.device.type != "mps"
+                    else (torch.stack([total.float(), count.float()]))
+                )
                 table[name] = table[name] + pair if name in table else pair
             for evaluator in self.evaluators:
                 evaluator.update(batch, steps, result.preds, valid)
@@ -262,9 +275,10 @@ class RecursiveReasoningTask:
         for k, (steps, halted) in enumerate(zip(pieces(saved["steps"]), pieces(saved["halted"]), strict=True)):
             self._carries[k] = ACTCarry(
                 latents={name: parts[k].clone() for name, parts in latents.items()},
-                steps=steps.clone(), halted=halted.clone(),
+                steps=steps.clone(),
+                halted=halted.clone(),
                 data={name: parts[k].clone() for name, parts in data.items()},
-            )  # fmt: skip
+            )
 
     def _check_carry(self, saved: dict[str, Any], rows: int) -> None:
         """Raises ValueError unless the saved slots have the form, and tokens the range, of slots of this model."""
@@ -296,7 +310,9 @@ def _first_rows(output: ACTOutput, rows: int) -> ACTOutput:
     carry = output.carry
     return ACTOutput(
         carry=ACTCarry(
-            latents={}, steps=carry.steps[:rows], halted=carry.halted[:rows],
+            latents={},
+            steps=carry.steps[:rows],
+            halted=carry.halted[:rows],
             data={name: tensor[:rows] for name, tensor in carry.data.items()},
         ),
         logits=None if output.logits is None else output.logits[:rows],
@@ -304,7 +320,7 @@ def _first_rows(output: ACTOutput, rows: int) -> ACTOutput:
         q_continue_logits=output.q_continue_logits[:rows],
         target_q_continue=None,
         aux={name: tensor[:rows] for name, tensor in output.aux.items()},
-    )  # fmt: skip
+    )
 
 
 def _mean(pair: Tensor) -> float | None:
@@ -313,9 +329,15 @@ def _mean(pair: Tensor) -> float | None:
 
 
 def param_groups(
-    model: ACTModel, *, lr: float, weight_decay: float, betas: tuple[float, float], embedding_lr: float,
-    embedding_weight_decay: float, freeze_weights: bool,
-) -> list[ParamGroup]:  # fmt: skip
+    model: ACTModel,
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    embedding_lr: float,
+    embedding_weight_decay: float,
+    freeze_weights: bool,
+) -> list[ParamGroup]:
     """The published optimizer set: SignSGD for the puzzle embedding (if there is one), then AdamATan2 for the network.
 
     Raises:

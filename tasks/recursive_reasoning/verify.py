@@ -14,11 +14,22 @@ HIDDEN, HEADS, LAYERS, CYCLES, HALT_STEPS = 64, 4, 1, 2, 4
 SEQ_LEN, VOCAB, IDENTIFIERS = 16, 6, 24
 """A 4x4 board of PAD, blank and four digits; 24 identifiers of which a training batch touches 8."""
 PINNED: Settings = {
-    "data_paths": [], "data_paths_test": [], "device": "cpu", "seed": 0,
-    "global_batch_size": BATCH, "epochs": 64, "eval_interval": None, "min_eval_interval": 0, "final_eval": True,
-    "eval_batch_size": BATCH, "eval_max_examples": BATCH, "final_eval_max_examples": BATCH,
-    "lr_warmup_steps": 1, "max_steps": 3, "log_interval": 1000,
-}  # fmt: skip
+    "data_paths": [],
+    "data_paths_test": [],
+    "device": "cpu",
+    "seed": 0,
+    "global_batch_size": BATCH,
+    "epochs": 64,
+    "eval_interval": None,
+    "min_eval_interval": 0,
+    "final_eval": True,
+    "eval_batch_size": BATCH,
+    "eval_max_examples": BATCH,
+    "final_eval_max_examples": BATCH,
+    "lr_warmup_steps": 1,
+    "max_steps": 3,
+    "log_interval": 1000,
+}
 """What every tiny run of pretrain.py has: size, length and place, nothing of how it learns."""
 
 
@@ -74,10 +85,13 @@ def write_boards(root: Path) -> None:
         return SplitArrays(inputs, labels, np.arange(first, first + count), steps, steps)
 
     write_dataset(
-        root, {"train": split(2 * BATCH, 1), "test": split(BATCH, 2 * BATCH)},
-        vocab_size=VOCAB, seq_len=SEQ_LEN, card={"source": "generated", "name": "probe"},
+        root,
+        {"train": split(2 * BATCH, 1), "test": split(BATCH, 2 * BATCH)},
+        vocab_size=VOCAB,
+        seq_len=SEQ_LEN,
+        card={"source": "generated", "name": "probe"},
         identifiers=["<blank>", *(f"board-{n}" for n in range(1, IDENTIFIERS))],
-    )  # fmt: skip
+    )
 
 
 def full_shape(config: Any) -> Any:
@@ -88,8 +102,13 @@ def full_shape(config: Any) -> Any:
 
 
 VERIFICATION = Verification(
-    family="recursive_reasoning", data_mode="embedding", act=True,
-    shrink=shrink, write_data=write_boards, full_shape=full_shape, pinned=frozenset(PINNED),
+    family="recursive_reasoning",
+    data_mode="embedding",
+    act=True,
+    shrink=shrink,
+    write_data=write_boards,
+    full_shape=full_shape,
+    pinned=frozenset(PINNED),
     decides=("evaluators", "freeze_weights", "grad_clip"),
     exercised={"evaluators": [{"name": "steps@PerStepAccuracy"}]},
-)  # fmt: skip
+)

@@ -31,8 +31,12 @@ def measure_way(root: Path) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "trace.json"
-        for number, program in enumerate(([str(root / "pretrain.py")], [str(Path(__file__).with_name("trace.py")),
-                                          str(root), str(result), "pretrain.py"])):  # fmt: skip
+        for number, program in enumerate(
+            (
+                [str(root / "pretrain.py")],
+                [str(Path(__file__).with_name("trace.py")), str(root), str(result), "pretrain.py"],
+            )
+        ):
             argv = [sys.executable, *program, *COMMAND, f"run_name=run_{number}", "project_name=metrics"]
             done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True)
             if done.returncode:

@@ -87,9 +87,12 @@ def main(root: Path, result: Path, script: str, arguments: list[str]) -> None:
         returns += file in seen
         seen.add(file)
     outcome = {
-        "ran": sorted(trace.ran), "marked": sorted(trace.marked), "imported": sorted(imported),
-        "config_files": sorted(seen), "config_returns": returns,
-    }  # fmt: skip
+        "ran": sorted(trace.ran),
+        "marked": sorted(trace.marked),
+        "imported": sorted(imported),
+        "config_files": sorted(seen),
+        "config_returns": returns,
+    }
     result.write_text(json.dumps(outcome))
 
 

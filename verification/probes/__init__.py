@@ -17,9 +17,19 @@ from verification.finding import Finding
 __all__ = ["CODES_OBSERVED", "forget", "probe"]
 
 CODES_OBSERVED = (
-    "DYN700", "DYN701", "DYN702", "DYN703", "DYN705", "DYN706", "DYN707", "DYN709", "DYN712", "DYN716", "DYN717",
+    "DYN700",
+    "DYN701",
+    "DYN702",
+    "DYN703",
+    "DYN705",
+    "DYN706",
+    "DYN707",
+    "DYN709",
+    "DYN712",
+    "DYN716",
+    "DYN717",
     "DYN718",
-)  # fmt: skip
+)
 """What is observed of every model in embedding mode; families register more."""
 
 

@@ -235,9 +235,11 @@ def own_example(tiny: Tiny) -> Iterator[str | Note]:
 
 
 @observes(
-    "DYN706", act=True, fix="take labels from output.carry.data, not from the incoming batch",
+    "DYN706",
+    act=True,
+    fix="take labels from output.carry.data, not from the incoming batch",
     passed="the loss reads each row's own labels: those of continuing rows in the incoming batch change nothing",
-)  # fmt: skip
+)
 def labels(tiny: Tiny) -> Iterator[str | Note]:
     """The loss of step 2 with junk labels in the rows that go on, then in the rows that start."""
 

@@ -113,10 +113,18 @@ class Tiny:
     """Builds the tiny instance as often as the probes want a fresh one; the same seed gives the same weights."""
 
     def __init__(
-        self, launch: Launched, spec: Verification, settings: Settings, model_class: type, *, root: Path,
-        full_arch: Settings, overridden: Sequence[str] = (), overridden_run: Sequence[str] = (),
+        self,
+        launch: Launched,
+        spec: Verification,
+        settings: Settings,
+        model_class: type,
+        *,
+        root: Path,
+        full_arch: Settings,
+        overridden: Sequence[str] = (),
+        overridden_run: Sequence[str] = (),
         resolved: Settings | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.launch, self.spec, self.settings, self.model_class, self.root = launch, spec, settings, model_class, root
         self.full_arch, self.overridden, self.overridden_run = full_arch, tuple(overridden), tuple(overridden_run)
         self.schema: Any = launch.schema
@@ -204,9 +212,14 @@ class Tiny:
 def runtime(seed: int) -> Runtime:
     """This process on the CPU in float32; alone, except where the probe of two ranks says otherwise."""
     return Runtime(
-        device=torch.device("cpu"), dtype=torch.float32, attention="auto", seed=seed, accumulation=1, rank=rank(),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        attention="auto",
+        seed=seed,
+        accumulation=1,
+        rank=rank(),
         world_size=world_size(),
-    )  # fmt: skip
+    )
 
 
 class NoStop:
@@ -259,9 +272,14 @@ def _train(tiny: Tiny) -> TrainingRun:
         def end(self, trainer: Any) -> None: ...
 
     trainer = Trainer(
-        plan, config, runtime(0), save=lambda *_: None, write=lambda *_: None,
-        stop=NoStop(), hooks=[Watch()],  # type: ignore[arg-type]
-    )  # fmt: skip
+        plan,
+        config,
+        runtime(0),
+        save=lambda *_: None,
+        write=lambda *_: None,
+        stop=NoStop(),  # type: ignore[arg-type]
+        hooks=[Watch()],
+    )
     trainer.fit()
     run.changed = {name: not torch.equal(param, before[name]) for name, param in model.named_parameters()}
     return run

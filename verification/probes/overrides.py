@@ -224,9 +224,11 @@ def _equal(a: Trace, b: Trace) -> bool:
 
 
 @observes(
-    CODE, act=False, fix="drop the override, or switch on what reads it",
+    CODE,
+    act=False,
+    fix="drop the override, or switch on what reads it",
     passed="every arch key is read, and every run key given on the command line changes something that can be observed",
-)  # fmt: skip
+)
 def read_keys(tiny: Tiny) -> Iterator[str | Note]:
     """Arch keys that model and loss never read in two steps and an evaluation; run keys that change nothing."""
     settings = {**tiny.settings, "arch": tiny.full_arch}

@@ -106,9 +106,14 @@ def _fit(tiny: Tiny, gradients: list[dict[str, np.ndarray]], *, still: bool) -> 
         def end(self, trainer: Any) -> None: ...
 
     Trainer(
-        plan, tiny.config(run), runtime(0), save=lambda *_: None, write=lambda *_: None,
-        stop=NoStop(), hooks=[Watch()],  # type: ignore[arg-type]
-    ).fit()  # fmt: skip
+        plan,
+        tiny.config(run),
+        runtime(0),
+        save=lambda *_: None,
+        write=lambda *_: None,
+        stop=NoStop(),  # type: ignore[arg-type]
+        hooks=[Watch()],
+    ).fit()
     return module
 
 
@@ -154,9 +159,13 @@ def _rank(tiny: Tiny, number: int, port: int, answer: Connection) -> None:
     torch.set_num_threads(1)  # the threads of the parent are not there any more
     leave_to_parent()
     os.environ |= {
-        "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "WORLD_SIZE": str(RANKS),
+        "LOCAL_WORLD_SIZE": str(RANKS),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     try:
         found: Any = watch(tiny)
     except Exception as error:

@@ -65,9 +65,13 @@ def _trace(tiny: Tiny, changes: dict[str, Any]) -> Trace:
     config = tiny.config(run=changes)
     plan = tiny.build(stirred=False, run=changes)
     trainer = Trainer(
-        plan, config, runtime(config.seed), save=lambda *_: None, write=lambda *_: None,
+        plan,
+        config,
+        runtime(config.seed),
+        save=lambda *_: None,
+        write=lambda *_: None,
         stop=NoStop(),  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
     results = trainer.fit()
     weights = {**plan.task.module.state_dict(), **{f"ema.{n}": v for n, v in _averages(trainer).items()}}
     return [
