@@ -2,7 +2,7 @@
 
     python train.py --dataset=shakespeare_char --out_dir=out/shakespeare            # the documented defaults
     python train.py --config-name=cfg_train_cpu                                     # minutes on two CPU cores
-    python train.py --init_from=resume --out_dir=out/shakespeare                    # go on; everything else is kept
+    python train.py --init_from=resume --out_dir=out/shakespeare                    # resume; everything else is kept
     torchrun --standalone --nproc-per-node=4 train.py --dataset=shakespeare_char --out_dir=out/four
     python train.py --help                                                          # every key, both styles
 

@@ -65,7 +65,7 @@ def content_hash(root: str | Path) -> str:
 def building(root: str | Path) -> Iterator[Path]:
     """Hold the lock of the data set `root` while it is built; clears what a killed build of it left behind.
 
-    Builds of other data sets in the same folder go on; a second build of this one waits, then finds it done.
+    Builds of other data sets in the same folder are not held up; a second build of this one waits, then finds it done.
     """
     root = Path(os.path.abspath(root))
     with file_lock(root.parent / f".{root.name}.lock", wait=True):

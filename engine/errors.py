@@ -17,7 +17,7 @@ class UsageError(Exception):
 
 
 class RunFailure(Exception):
-    """The run was well-formed but cannot go on (out of memory, too many non-finite steps, disk full at the end)."""
+    """The run was well-formed but cannot continue (out of memory, too many non-finite steps, disk full at the end)."""
 
     exit_code = 1
 

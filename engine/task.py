@@ -200,7 +200,7 @@ class TrainingPlan:
     cards: list[dict[str, Any]] = field(default_factory=list)
     """Data cards, kept in the run directory."""
     start: Callable[[], None] | None = None
-    """Puts weights that are not random into the model; called where a run begins, not where it goes on."""
+    """Puts weights that are not random into the model; called for a new run, not for one that resumes."""
     report: Callable[[Evaluation], Mapping[str, str]] | None = None
     """Rank 0, after an evaluation and with its weights: file name -> text, kept in the run directory."""
     links: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Loss of one ACT step: token cross entropy, whether the answer is right (q_halt), and the value of going on
+"""Loss of one ACT step: token cross entropy, whether the answer is right (q_halt), and the value of continuing
 (q_continue).
 
 Every row counts at every step (deep supervision). Shapes: B rows, T tokens, V words.

@@ -147,7 +147,7 @@ class TrainBatches:
         if known is None or known[0] != part:
             windows = self.datasets[number]
             rows = np.arange(AHEAD * self.batch_size) + part * AHEAD * self.batch_size + self._shift[number]
-            rows = np.maximum(rows, 0)  # of batches before the one that a run went on from
+            rows = np.maximum(rows, 0)  # of batches before the one at which a run resumed
             epochs, index = np.divmod(rows, windows.blocks)
             if self.method == "sequential":
                 offsets = index * self.block_size

@@ -60,7 +60,7 @@ def folder_of(name: str) -> Path:
 
 
 def ensure_data(config: Any) -> list[dict[str, Any]]:
-    """Cards of the data sets that a `TrainConfig` names; a missing one is built, or stood in for, which is said.
+    """Cards of the data sets that a `TrainConfig` names; a missing one is built, or stood in for, which is printed.
 
     Raises: UsageError for data that cannot be had, naming the folder and the command that builds it.
     """

@@ -27,9 +27,9 @@ _code: int | None = None  # the exit code of the script, once it has come to its
 class _Output(io.FileIO):
     """A file descriptor whose first failure is reported, or ends the command where its output is all it is for."""
 
-    def __init__(self, fd: int, *, ends: bool, says: bool) -> None:
+    def __init__(self, fd: int, *, ends: bool, warns: bool) -> None:
         super().__init__(fd, "wb", closefd=False)
-        self._ends, self._says, self._failed = ends, says, False
+        self._ends, self._warns, self._failed = ends, warns, False
 
     def write(self, data: Any) -> int:
         """Raises: SystemExit at the first failure, where the command is to end with it."""
@@ -45,10 +45,10 @@ class _Output(io.FileIO):
 
     def _report(self, error: OSError) -> None:
         if self.fileno() != 1:
-            return  # nowhere to say it
+            return  # nowhere to report it
         if error.errno == errno.EPIPE and self._ends:
             raise SystemExit(128 + signal.SIGPIPE)  # what a shell reports for a program that it has ended
-        if error.errno == errno.EPIPE and not self._says:
+        if error.errno == errno.EPIPE and not self._warns:
             return
         kind = "error" if self._ends else "warning"
         _warn(f"{kind}: standard output cannot be written ({error.strerror}){'' if self._ends else '; work continues'}")
@@ -70,12 +70,12 @@ def open_streams(*, output_is_all: bool = False, run: bool = True) -> None:
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (for as long as the process lives)
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _safe(sys.stdout, 1, ends=output_is_all, says=run)
+        sys.stdout = _safe(sys.stdout, 1, ends=output_is_all, warns=run)
     if sys.stderr is sys.__stderr__:
-        sys.stderr = _safe(sys.stderr, 2, ends=False, says=False)
+        sys.stderr = _safe(sys.stderr, 2, ends=False, warns=False)
 
 
-def _safe(stream: TextIO | None, fd: int, *, ends: bool, says: bool) -> TextIO:
+def _safe(stream: TextIO | None, fd: int, *, ends: bool, warns: bool) -> TextIO:
     """A text stream on `fd` in place of `stream`, with its encoding and buffering."""
     if stream is not None and not isinstance(stream, io.TextIOWrapper):
         return stream
@@ -86,7 +86,7 @@ def _safe(stream: TextIO | None, fd: int, *, ends: bool, says: bool) -> TextIO:
         encoding, errors = stream.encoding, stream.errors or "strict"
         at_once = stream.line_buffering or stream.write_through
     errors = "replace" if errors in ("strict", "surrogateescape") else errors
-    buffer = io.BufferedWriter(_Output(fd, ends=ends, says=says))
+    buffer = io.BufferedWriter(_Output(fd, ends=ends, warns=warns))
     return io.TextIOWrapper(buffer, encoding=encoding, errors=errors, line_buffering=at_once)
 
 

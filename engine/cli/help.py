@@ -42,7 +42,7 @@ def help_text(
         "  key=value  +key=value  ++key=value  ~key  group=choice  -m key=a,b (sweep, one process per job)",
         "  --key value  --key=value  --flag  --no-flag  --list a b c  --config file.json (nested JSON)",
         "Hydra's own: --config-name --cfg job [--resolve] --info defaults --multirun --hydra-help",
-        "Exit codes: 0 done, 1 failure, 2 unusable command or config, 3 stopped (repeat to go on).",
+        "Exit codes: 0 done, 1 failure, 2 unusable command or config, 3 stopped (the same command resumes).",
         "",
         f"Config (--config-name, now {config_name}):",
         *_wrapped(", ".join(configs), "  "),

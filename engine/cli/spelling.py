@@ -1,8 +1,8 @@
-"""The user's own words for keys, put back into what is said to the user.
+"""The user's own words for keys, put back into messages.
 
 Code and messages name a key as the config does (`arch.n_layer`, `run_dir`). Whoever typed `--n_layer` or `--out_dir`
 reads that word: the command line remembers it here, and what prints asks here. The table lies in the environment, so
-that the jobs of a sweep, which are started with the config's names, speak like the command that began them.
+that the jobs of a sweep, which are started with the config's names, use the words of the command that began them.
 """
 
 from __future__ import annotations

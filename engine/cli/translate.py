@@ -264,7 +264,7 @@ class _Translator:
         return _is_block(self.keys[root].kind) if root in self.keys else root in self.groups.options
 
     def _note(self, name: str, spelt: str) -> None:
-        """The last spelling counts. One with dashes is no key, so it is told as the flag that it was."""
+        """The last spelling counts. One with dashes is no key, so messages name the flag that it was."""
         self.typed.pop(name, None)
         if spelt != name:
             self.typed[name] = spelt if "-" not in spelt else f"--{spelt}"

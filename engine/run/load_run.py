@@ -130,7 +130,7 @@ LOOSE = ("state.trainer.skipped",)
 
 
 def load_state(trainer: Trainer, checkpoint: Checkpoint, *, rank: int, world_size: int) -> None:
-    """Let `trainer` go on from `checkpoint`. A collective.
+    """Restore the state of `trainer` from `checkpoint`. A collective.
 
     Raises: UsageError that names the checkpoint and what does not fit this run: the key that changed, where one has.
     """

@@ -100,10 +100,10 @@ class TrainConfig(RunConfig):
     out_dir: Annotated[str, NotBlank("the run's folder")] = "out"
     """Where checkpoints and logs go."""
     offline: Literal["stand_in", "error"] = "stand_in"
-    """A named data set that is not there: build its declared stand-in and say so, or refuse."""
+    """A named data set that is not there: build its declared stand-in and print that, or refuse."""
 
     init_from: Literal["scratch", "resume", "prev_run", "gpt2"] = "scratch"
-    """Fresh weights; the run in out_dir goes on; weights of prev_run_ckpt; OpenAI's GPT-2 (gpt2_type)."""
+    """Fresh weights; resume the run in out_dir; weights of prev_run_ckpt; OpenAI's GPT-2 (gpt2_type)."""
     gpt2_type: Annotated[str, Inert("init_from!=gpt2", "init_from is not gpt2")] = "gpt2"
     """gpt2, gpt2-medium, gpt2-large, gpt2-xl (Hub cache), or a folder in transformers' format."""
     prev_run_ckpt: Annotated[str | None, NotBlank("a run, a checkpoint or a nanoGPT ckpt.pt")] = None
@@ -194,7 +194,7 @@ class TrainConfig(RunConfig):
     max_sample_tokens: Annotated[int | None, Range(1)] = None
     """Write samples of this many tokens after each evaluation; null writes none."""
     sample_start_tokens: Annotated[str, _SILENT] = "\n"
-    """What the samples go on from; FILE:path reads it from a file."""
+    """The prompt that the samples continue; FILE:path reads it from a file."""
     num_samples: Annotated[int, Range(1), _SILENT] = 1
     """Samples for each value of top_k."""
     temperature: Annotated[float, Range(above=0, hint="top_k=[1] takes the likeliest token"), _SILENT] = 0.8

@@ -1,4 +1,4 @@
-"""Several torchrun agents, and ranks that die: the others end soon, the cause is shown, a restart goes on."""
+"""Several torchrun agents, and ranks that die: the others end soon, the cause is shown, a restart resumes."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_without_its_data_nothing_is_built(here: Path, which: str) -> None:
 
 @pytest.mark.parametrize("script", RESUMES)
 def test_a_resume_takes_the_data_of_the_working_directory(here: Path, script: str) -> None:
-    """Without data it is refused, builds none and leaves the run as it was; with them it goes on."""
+    """Without data it is refused, builds none and leaves the run as it was; with them it resumes."""
     run = here.parent / "moved" / script
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     refused = run_script(script, *RESUMES[script], cwd=here)

@@ -1,4 +1,4 @@
-"""Runs that commit 57047ee wrote go on, are recognised and give the same figures with the code of today.
+"""Runs that commit 57047ee wrote resume, are recognised and give the same figures with the code of today.
 
 tests/fixtures/runs_before_repair has two runs and their data: `pretrain` is done at step 8 of 100, `train` was stopped
 by SIGTERM after step 10 of 4000. A change of the checkpoint, the identity or the data that makes this test fail also
@@ -175,7 +175,7 @@ def test_a_run_is_found_under_the_name_it_had(old: Path, folder: str) -> None:
 
 
 def test_an_option_that_a_recipe_came_to_set_later() -> None:
-    """optimizer=sophia sets p=1 now; a run begun without it goes on with its library's 0.01."""
+    """optimizer=sophia sets p=1 now; a run begun without it continues with its library's 0.01."""
     config = TrainConfig(arch={}, optimizer={"name": "sophiah", "options": {"betas": [0.9, 0.99], "p": 1.0}})
     ours = {"optimizer": config.optimizer, "seed": 1}
     known = {"optimizer": {"name": "sophiah", "options": {"betas": [0.9, 0.99]}}, "seed": 1}

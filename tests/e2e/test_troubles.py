@@ -53,7 +53,7 @@ def test_a_full_disk_loses_nothing(workplace: Path) -> None:
     assert status(workplace)["state"] == "failed"
     folder = workplace / "checkpoints/p/r/checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["latest", "step_2"]
-    # Space was made: the same command goes on from the good one and ends where the whole run ended.
+    # Space was made: the same command resumes from the good one and ends where the whole run ended.
     result = run_script("pretrain", *argv, cwd=workplace)
     assert result.code == 0, result.output
     assert metrics(workplace / "checkpoints/p/r") == metrics(workplace / "checkpoints/p/whole")

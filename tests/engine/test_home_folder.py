@@ -66,7 +66,7 @@ def test_puzzle_runs(home: Path) -> None:
     assert "\nseed: 7\n" in (home / "runs/a/config.resolved.yaml").read_text()
     words = ("--data_paths", "~/data/debug-sudoku-4x4", "--run_dir=~/runs/b", "--resume_from=~/runs/a")
     run(home, "pretrain", *mine, *words, "max_steps=2")
-    # a run that branched off goes on in its own folder: where it once began is not the new launch's resume_from
+    # a run that branched off continues in its own folder: where it once began is not the new launch's resume_from
     assert "(step 3," in run(home, "pretrain", "run_dir=~/runs/b", "resume=true", "max_steps=3")
     timed = ("--data_path=~/data/debug-sudoku-4x4", "run_dir=~/timed/t_${now:%H%M%S%f}")
     run(home, "pretrain", *PUZZLE, *timed, "max_steps=1")

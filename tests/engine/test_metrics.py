@@ -22,7 +22,7 @@ def step(window: MetricWindow, **values: float) -> None:
 
 
 def gone_on() -> MetricWindow:
-    """A window that goes on from one step with a=2, b=10."""
+    """A window that continues from one step with a=2, b=10."""
     first = MetricWindow(CPU)
     step(first, a=2.0, b=10.0)
     window = MetricWindow(CPU)

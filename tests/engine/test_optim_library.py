@@ -108,7 +108,7 @@ def test_a_changed_option_holds_after_a_resume(name: str) -> None:
         assert {key: group[key] for key in settings} == {key: was[key] for key in settings}
     moved = {key for key in second.optimizer.param_groups[0].keys() - settings - {"params", "lr"}}
     theirs = optimizer.optimizer.param_groups[0]
-    for key in moved & theirs.keys():  # what it counts by itself goes on
+    for key in moved & theirs.keys():  # what it counts by itself continues
         assert second.optimizer.param_groups[0][key] == theirs[key], key
     slope(others, 5)
     second.step()

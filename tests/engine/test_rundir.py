@@ -238,7 +238,7 @@ def test_resume_from_another_run_branches_off_and_the_branch_goes_on(tmp_path):
     assert (run.decision.action, run.decision.checkpoint) == ("restart", source)
     checkpoint(run, 8)
     run.close()
-    run = opened(path, resume_from=str(source))  # the same command goes on
+    run = opened(path, resume_from=str(source))  # the same command resumes
     assert (run.decision.action, run.decision.checkpoint) == ("resume", path / "checkpoints" / "step_8")
     run.close()
     with pytest.raises(UsageError, match="leave resume=true out"):

@@ -148,5 +148,5 @@ def test_a_resumed_run_stops_where_the_whole_one_does(workplace: Path) -> None:
     result = run_script("pretrain", *argv, cwd=workplace)
     assert result.code == 0, result.output
     assert (parts / "metrics.jsonl").read_bytes() == before
-    result = run_script("pretrain", *argv, "early_stop_patience=5", cwd=workplace)  # more patience goes on
+    result = run_script("pretrain", *argv, "early_stop_patience=5", cwd=workplace)  # with more patience it resumes
     assert json.loads((parts / "summary.json").read_text())["step"] == 48, result.output

@@ -264,7 +264,7 @@ def test_a_shipped_line_with_two_ranks(workplace: Path, capsys: pytest.CaptureFi
 def test_sigterm_of_the_runner_stops_torchrun_with_a_checkpoint(
     workplace: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """Runner -> torchrun -> two ranks: a checkpoint, [ ], and the next runner goes on from it to the end."""
+    """Runner -> torchrun -> two ranks: a checkpoint, [ ], and the next runner resumes from it to the end."""
     line = (
         f"torchrun --standalone --nproc-per-node=2 {ROOT / 'pretrain.py'} --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny"
         " device=cpu project_name=p run_name=long epochs=1000 max_steps={} log_interval=1000"

@@ -27,7 +27,7 @@ def test_data_beside_a_moved_run_are_found(tmp_path: Path, config: dict, monkeyp
         place.mkdir()
     monkeypatch.chdir(here)
     run = run_at(new / "checkpoints/p/r", old, config)
-    assert home_of(run) == old  # nobody has the data: the line that says so names the place it was started in
+    assert home_of(run) == old  # nobody has the data: the error names the place it was started in
     (here / "data/plain").mkdir(parents=True)
     assert home_of(run) == here
     (new / "data/plain").mkdir(parents=True)

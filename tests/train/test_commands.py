@@ -49,7 +49,7 @@ def _parameters(run: Path) -> list[tuple[str, int]]:
 
 
 def test_resume_needs_nothing_but_the_folder(place: Path) -> None:
-    """The original reloads its default data set here; ours goes on with the run's own, its schedule and its sizes."""
+    """The original reloads its default data set here; ours continues with the run's own, its schedule and its sizes."""
     train(place, "--dataset=other", "--max_steps=3", "--learning_rate=0.01")
     result = attempt_bare(place, "--init_from=resume", "--out_dir=out/r", "--max_steps=6")
     assert result.code == 0, result.output

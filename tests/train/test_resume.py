@@ -1,4 +1,4 @@
-"""A stopped run of train.py goes on bit for bit, in each mode of training and of sampling."""
+"""A stopped run of train.py resumes bit for bit, in each mode of training and of sampling."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_a_table_of_another_data_set_waits(place: Path) -> None:
 
 
 def test_figures_that_cover_something_else_are_not_compared(place: Path) -> None:
-    """A loss over more windows is no worse than one over few: what is best begins anew, and that is said."""
+    """A loss over more windows is no worse than one over few: what is best begins anew, with a warning."""
     train(place, "max_iters=3", "warmup_iters=1", "eval_iters=1")
     resume = ("train", "--init_from=resume", "--out_dir=out/r", "learning_rate=9")  # what follows is much worse
     same = run_script(*resume, "max_iters=6", cwd=place)
