@@ -1,11 +1,14 @@
 """Fixtures for all tests: one torch thread, golden numbers, and runs of entry scripts in a forked process.
 
-A fork starts with torch already loaded, so a run costs tenths of a second where a fresh interpreter costs seconds.
+A fork starts with torch already loaded and with the grammars, schemas and rules of a launch in memory, so a run costs
+tenths of a second where a fresh interpreter costs seconds.
 """
 
 from __future__ import annotations
 
+import compileall
 import contextlib
+import functools
 import io
 import json
 import multiprocessing
@@ -31,8 +34,12 @@ torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One cache folder for the whole run, that of the user stays as it is; workers of xdist inherit it."""
+    """One cache folder for the whole run, that of the user stays as it is; workers of xdist inherit it. Byte code is
+    made here once: child processes would make it again and again where PYTHONDONTWRITEBYTECODE is set.
+    """
     if not hasattr(config, "workerinput"):
+        for package in ROOT.glob("*/__init__.py"):
+            compileall.compile_dir(package.parent, quiet=2)
         folder = tempfile.TemporaryDirectory(prefix="loopforge-tests-")
         os.environ["XDG_CACHE_HOME"] = folder.name
         config.add_cleanup(folder.cleanup)
@@ -59,9 +66,34 @@ class Result:
     output: str
 
 
+@functools.cache
+def _warm_up() -> None:
+    """What every launch reads and no launch changes, read once in the parent: a fork inherits modules and caches."""
+    import numpy.random  # noqa: F401
+
+    from engine.cli.resolve import resolve
+    from engine.cli.source_keys import known_keys
+    from engine.registry import families
+    from engine.run import launch, session  # noqa: F401
+    from verification import preflight  # noqa: F401
+
+    for family in families():
+        trace = resolve(ROOT / f"{family.entry}.py", ["device=cpu"], root=ROOT)
+        assert trace.config is not None, trace.problems
+        known_keys(family.schema, trace.resolved or {})
+        family.read_arch(trace.config)
+        for part in ("build", "rules", "verify"):
+            family.part(part)
+
+
+_FSYNC = os.fsync
+
+
 def _child(connection, function, args, kwargs, cwd, env) -> None:
     os.chdir(cwd)
     os.environ.update(env)
+    if os.fsync is _FSYNC:  # no test cuts the power, and a run waits a tenth of a second for the disk
+        os.fsync = lambda handle: None
     buffer = io.StringIO()
     code = 0
     with contextlib.redirect_stdout(buffer), contextlib.redirect_stderr(buffer):
@@ -80,6 +112,7 @@ def run_forked(
     function: Callable, *args, cwd: Path | str = ROOT, env: dict[str, str] | None = None, **kwargs
 ) -> Result:
     """Call `function` in a forked child; a SystemExit becomes the exit code, a traceback code 1."""
+    _warm_up()
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=_child, args=(theirs, function, args, kwargs, str(cwd), env or {}))
@@ -109,6 +142,7 @@ def run_script(script: str, *argv: str, cwd: Path | str = ROOT, env: dict[str, s
 
 def start_forked(function: Callable, *args, cwd: Path | str = ROOT, env: dict[str, str] | None = None, **kwargs):
     """Like `run_forked`, but returns (process, connection) at once: for tests that kill or signal the child."""
+    _warm_up()
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=_child, args=(theirs, function, args, kwargs, str(cwd), env or {}))
