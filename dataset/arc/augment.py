@@ -1,0 +1,159 @@
+"""The symmetries of ARC tasks: eight dihedral transforms and permutations of the colours, as names and on grids.
+
+A grid is uint8 [h, w] with colours 0 to 9. Many grids at once lie on canvases [n, C, C]: each in the top-left corner,
+zeros around it, with heights [n] and widths [n]. Numbers, names and hashes are those of the public builder of
+TinyRecursiveModels (arXiv 2510.04871), so its data sets and checkpoints can be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+SEPARATOR = "|||"
+"""Between task, transform and colours in the name of an augmented task."""
+COLOURS = 10
+LARGEST = 30
+"""Side of the largest grid, and of the public canvas."""
+
+# Cell (i, j) of the result is read at (r, c): (i, j) exchanged where `swap`, then counted from the last row or column.
+# 0 identity, 1 to 3 turned left so often, 4 left-right, 5 up-down, 6 transposed, 7 transposed along the other diagonal
+_SWAP   = np.array([0, 1, 0, 1, 0, 0, 1, 1], dtype=bool)  # fmt: skip
+_FLIP_R = np.array([0, 0, 1, 1, 0, 1, 0, 1], dtype=bool)  # fmt: skip
+_FLIP_C = np.array([0, 1, 1, 0, 1, 0, 0, 1], dtype=bool)  # fmt: skip
+INVERSE = np.array([0, 3, 2, 1, 4, 5, 6, 7], dtype=np.uint8)
+"""The transform that undoes each."""
+
+
+def dihedral(grid: np.ndarray, tid: int) -> np.ndarray:
+    """Transform `tid` (0 to 7) of a grid [..., h, w]; a view."""
+    out = grid
+    if _FLIP_R[tid]:
+        out = out[..., ::-1, :]
+    if _FLIP_C[tid]:
+        out = out[..., ::-1]
+    return out.swapaxes(-1, -2) if _SWAP[tid] else out
+
+
+def inverse_dihedral(grid: np.ndarray, tid: int) -> np.ndarray:
+    """What transform `tid` made this grid of; a view."""
+    return dihedral(grid, int(INVERSE[tid]))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A dihedral transform and a permutation of the colours (in drawn ones the background 0 stays as it is)."""
+
+    tid: int = 0
+    colours: str = "0123456789"
+    """Digit j is the new colour of colour j."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tid < 8 or sorted(self.colours) != list("0123456789"):
+            raise ValueError(
+                f"t{self.tid}{SEPARATOR}{self.colours}: expected t0 to t7 and the ten digits in some order"
+            )
+
+    @cached_property
+    def table(self) -> np.ndarray:
+        """The new colour of each; uint8 [10]."""
+        return np.frombuffer(self.colours.encode(), dtype=np.uint8) - ord("0")
+
+    @cached_property
+    def inverse_table(self) -> np.ndarray:
+        """The old colour of each new one; uint8 [10]."""
+        return np.argsort(self.table).astype(np.uint8)
+
+    def name(self, task: str) -> str:
+        """`task|||t3|||0918273645`. The task as it is has no suffix, so name(task) is not its name."""
+        return f"{task}{SEPARATOR}t{self.tid}{SEPARATOR}{self.colours}"
+
+    def apply(self, grid: np.ndarray) -> np.ndarray:
+        """The augmented grid."""
+        return dihedral(self.table[grid], self.tid)
+
+    def undo(self, grid: np.ndarray) -> np.ndarray:
+        """The grid that was augmented."""
+        return self.inverse_table[inverse_dihedral(grid, self.tid)]
+
+
+IDENTITY = Augmentation()
+
+
+@lru_cache(maxsize=1 << 16)
+def parse_name(name: str) -> tuple[str, Augmentation]:
+    """(task, augmentation) of a name in identifiers.json. Raises: ValueError for one of another form."""
+    parts = name.split(SEPARATOR)
+    if len(parts) == 1:
+        return name, IDENTITY
+    if len(parts) != 3 or parts[1][:1] != "t" or not parts[1][1:].isdecimal():
+        raise ValueError(f"{name!r}: expected TASK or TASK{SEPARATOR}t3{SEPARATOR}0918273645")
+    return parts[0], Augmentation(int(parts[1][1:]), parts[2])
+
+
+def transform(
+    canvases: np.ndarray, heights: np.ndarray, widths: np.ndarray, tids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(canvases, heights, widths) of n grids, grid i under transform tids[i]; `INVERSE[tids]` undoes it."""
+    side = canvases.shape[-1]
+    i, j = np.arange(side, dtype=np.int32)[:, None], np.arange(side, dtype=np.int32)[None, :]
+    height, width = (np.asarray(sizes, dtype=np.int32)[:, None, None] for sizes in (heights, widths))
+    swap, flip_r, flip_c = (table[tids][:, None, None] for table in (_SWAP, _FLIP_R, _FLIP_C))
+    r, c = np.where(swap, j, i), np.where(swap, i, j)
+    inside = (r < height) & (c < width)
+    r, c = np.where(flip_r, height - 1 - r, r), np.where(flip_c, width - 1 - c, c)
+    source = np.where(inside, r * side + c, 0).reshape(len(canvases), -1)
+    flat = np.take_along_axis(canvases.reshape(len(canvases), -1), source, axis=1)
+    swapped = _SWAP[tids]
+    new_heights, new_widths = np.where(swapped, widths, heights), np.where(swapped, heights, widths)
+    return flat.reshape(canvases.shape) * inside.astype(canvases.dtype), new_heights, new_widths
+
+
+def undo_all(
+    canvases: np.ndarray, heights: np.ndarray, widths: np.ndarray, tids: np.ndarray, tables: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(canvases, heights, widths) of n augmented grids as they were before.
+
+    tids [n] are the transforms, tables [n, 10] the new colour of each colour (`Augmentation.table`).
+    """
+    out, new_heights, new_widths = transform(canvases, heights, widths, INVERSE[tids])
+    old = np.argsort(tables, axis=1).astype(canvases.dtype)
+    flat = np.take_along_axis(old, out.reshape(len(out), -1).astype(np.intp), axis=1)
+    out = flat.reshape(out.shape) * inside_of(new_heights, new_widths, out.shape[-1])
+    return out, new_heights, new_widths
+
+
+def inside_of(heights: np.ndarray, widths: np.ndarray, side: int) -> np.ndarray:
+    """Which cells belong to each grid; bool [n, side, side]."""
+    steps = np.arange(side)
+    return (steps[:, None] < heights[:, None, None]) & (steps < widths[:, None, None])
+
+
+def grid_hash(grid: np.ndarray) -> str:
+    """sha256 of one byte for the height, one for the width, and the cells, as in the public code; hex."""
+    return hashlib.sha256(bytes(grid.shape) + np.ascontiguousarray(grid, dtype=np.uint8).tobytes()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _zobrist() -> tuple[np.ndarray, np.ndarray]:
+    """Random words of every (cell, colour) and every (height, width): uint64 [30, 30, 10, 2] and [31, 31, 2]."""
+    generator = np.random.Generator(np.random.Philox(2510_04871))
+    shapes = (LARGEST, LARGEST, COLOURS, 2), (LARGEST + 1, LARGEST + 1, 2)
+    return tuple(generator.integers(1 << 64, size=shape, dtype=np.uint64) for shape in shapes)  # type: ignore[return-value]
+
+
+def grid_keys(canvases: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """128 bits that tell n grids apart, shapes included; uint64 [n, 2], the same on every machine and canvas.
+
+    Zobrist's hash: the exclusive or of one random word for each cell with its colour, and one for the shape.
+    """
+    words, shapes = _zobrist()
+    keys = shapes[heights, widths]
+    grid, row, column = np.nonzero(inside_of(heights, widths, canvases.shape[-1]))
+    if len(grid):
+        owners, first = np.unique(grid, return_index=True)
+        keys[owners] ^= np.bitwise_xor.reduceat(words[row, column, canvases[grid, row, column]], first, axis=0)
+    return keys
