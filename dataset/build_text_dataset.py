@@ -64,6 +64,10 @@ def parser() -> argparse.ArgumentParser:
         "--json-key", nargs="+", metavar="KEY", help="fields of a JSONL line that are its text, one per line"
     )
     out.add_argument(
+        "--template", metavar="T", help="a document with {field} for each of them, such as 'Question: {question}'"
+    )
+    out.add_argument("--lines", action="store_true", help="each line of a plain text is a document")
+    out.add_argument(
         "--train-split", metavar="S", help="file of the input folder to train on, such as train (by its name)"
     )
     out.add_argument("--val-split", metavar="S", help="file of the input folder to validate on, such as valid or test")
@@ -100,6 +104,8 @@ def _plan(arguments: argparse.Namespace, entry: NamedText | None) -> TextBuild:
         val_split=arguments.val_split or (entry.val_split if entry else None),
         val_fraction=0.1 if arguments.val_fraction is None else arguments.val_fraction,
         keys=tuple(keys),
+        template=arguments.template if arguments.template is not None else entry.template if entry else "",
+        lines=arguments.lines or (entry.lines if entry else False),
         seed=1337 if arguments.seed is None else arguments.seed,
         workers=arguments.workers,
         overwrite=arguments.overwrite,

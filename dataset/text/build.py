@@ -61,6 +61,10 @@ class TextBuild:
     val_split: str | None = None
     val_fraction: float = 0.1
     keys: tuple[str, ...] = ("text",)
+    template: str = ""
+    """A document with `{field}` for each of the keys; empty: their values, one per line."""
+    lines: bool = False
+    """Each line of a plain text is a document."""
     seed: int = 1337
     workers: int | None = None
     overwrite: bool = False
@@ -177,7 +181,15 @@ def build(plan: TextBuild) -> dict[str, Any]:
     with building(plan.output_dir) as root:
         refuse_existing(root, overwrite=plan.overwrite)
         files = files_of(plan.inputs, train_split=plan.train_split, val_split=plan.val_split)
-        corpus = read_corpus(files.train, files.val, keys=plan.keys, val_fraction=plan.val_fraction, seed=plan.seed)
+        corpus = read_corpus(
+            files.train,
+            files.val,
+            keys=plan.keys,
+            val_fraction=plan.val_fraction,
+            seed=plan.seed,
+            template=plan.template,
+            lines=plan.lines,
+        )
         if files.left_out:
             more = f" and {len(files.left_out) - 8} more" if len(files.left_out) > 8 else ""
             print_rank0(f"note: left out: {', '.join(files.left_out[:8])}{more}")
@@ -240,6 +252,7 @@ def _finish(
         "python": platform.python_version(),
         "files": files,
         "split": split,
+        **({"template": plan.template} if plan.template else {}),
         "seed": plan.seed,
         "tokenizer": {"type": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "eot": tokenizer.eot},
         "dtype": kind,

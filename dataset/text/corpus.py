@@ -1,14 +1,15 @@
 """Corpora on disk as lists of pieces: byte ranges of about a megabyte that workers read by themselves.
 
 Pieces depend on the files alone, so any number of workers makes the same tokens, and nothing holds a whole corpus.
-Plain text is one stream over all its files; a JSONL file holds one document per line.
+Plain text is one stream over all its files, or a document a line where that is asked for; a JSONL file holds one
+document per line.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ WINDOW = 1 << 16
 CUT = re.compile(rb"[!-~] ")
 # JSON can spell half of a character that UTF-16 writes in two parts; text cannot.
 HALF = re.compile("[\ud800-\udfff]")
+FIELD = re.compile(r"\{(\w+)\}")
+"""A field of a template."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class Piece:
     low: int
     high: int
     keys: tuple[str, ...] | None = None
-    """None: plain text. Else the fields whose values, one per line, make up a document."""
+    """None: plain text. Else the fields whose values make up a document; none: each line is one as it stands."""
     taken: np.ndarray | None = None
     """bool [documents in the piece]; None takes all."""
     array: bool = False
     """The documents are the items of one JSON array, not lines."""
+    template: str = ""
+    """A document with `{field}` in the place of each value; empty: the values, one per line."""
 
     def texts(self) -> list[str]:
         """The text of the piece, or its documents. Raises: UsageError naming the file."""
@@ -56,6 +61,8 @@ class Piece:
             return [self._document(record) for record in self._chosen(read_array(self.path, text))]
         # as bytes.strip counts them
         lines = self._chosen([line for line in text.split("\n") if line.strip(" \t\r\f\v")])
+        if not self.keys:
+            return [line.strip() for line in lines]
         return [self._document(self._record(line)) for line in lines]
 
     def _chosen(self, documents: list[Any]) -> list[Any]:
@@ -82,6 +89,8 @@ class Piece:
                     have = "a document must be an object or a string"
                 raise UsageError(f"{self.path} has a document without text under {key!r} (--json-key): {have}")
             values.append(value)
+        if self.template:
+            return self._whole(fill(self.template, dict(zip(self.keys or (), values, strict=True))))
         return self._whole("\n".join(values))
 
     def _whole(self, text: str) -> str:
@@ -103,22 +112,45 @@ class Corpus:
     files: list[Path]
 
 
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """`template` with each `{field}` replaced by its value; braces within values stay."""
+    return FIELD.sub(lambda match: values[match[1]], template)
+
+
 def read_corpus(
-    train: Sequence[Path], val: Sequence[Path], *, keys: tuple[str, ...], val_fraction: float, seed: int
+    train: Sequence[Path],
+    val: Sequence[Path],
+    *,
+    keys: tuple[str, ...],
+    val_fraction: float,
+    seed: int,
+    template: str = "",
+    lines: bool = False,
 ) -> Corpus:
-    """The corpus of these files. Raises: UsageError on files that do not go together or hold nothing."""
+    """The corpus of these files; `lines`: each line of a plain text that is not blank is a document.
+
+    Raises: UsageError on files that do not go together or hold nothing, and for a template of other fields than `keys`.
+    """
+    if template and (fields := tuple(FIELD.findall(template))) != keys:
+        raise UsageError(
+            f"--template {template!r} has the fields {', '.join(fields) or '(none)'}, "
+            f"--json-key names {', '.join(keys)}"
+        )
     files = [*train, *val]
     forms = {path: form_of(path) for path in files}
     kinds = {form == "text" for form, _ in forms.values()}
     if len(kinds) > 1:
         raise UsageError(f"--input mixes plain text and JSONL ({files[0].name} … {files[-1].name}): give one of them")
-    documents = kinds == {False}
+    documents = kinds == {False} or lines
+    if kinds == {True} and lines:
+        forms = {path: ("lines", begin) for path, (_, begin) in forms.items()}
+        keys = ()
     if not val and not 0 < val_fraction < 1:
         raise UsageError(f"--val-fraction {val_fraction:g} must lie between 0 and 1")
     share = f"{100 * val_fraction:g} %"
     if documents:
-        first = [piece for path in train for piece in _json_pieces(path, forms[path], keys)]
-        second = [piece for path in val for piece in _json_pieces(path, forms[path], keys)]
+        first = [piece for path in train for piece in _json_pieces(path, forms[path], keys, template)]
+        second = [piece for path in val for piece in _json_pieces(path, forms[path], keys, template)]
         if val:
             return Corpus(_bare(first), _bare(second), True, "that of the files", files)
         left, right = _split_pieces(first, val_fraction, seed)
@@ -184,12 +216,17 @@ def _text_pieces(spans: list[Span]) -> list[Piece]:
     return pieces
 
 
-def _json_pieces(path: Path, form: tuple[Form, int], keys: tuple[str, ...]) -> list[tuple[Piece, int]]:
+def _json_pieces(path: Path, form: tuple[Form, int], keys: tuple[str, ...], template: str) -> list[tuple[Piece, int]]:
     """Pieces that end with a line (an array is one piece), and the number of documents in each."""
     kind, begin = form
     if kind == "array":
         size = path.stat().st_size
-        return [(Piece(path, begin, size, keys, array=True), len(read_array(path, path.read_bytes()[begin:])))]
+        return [
+            (
+                Piece(path, begin, size, keys, array=True, template=template),
+                len(read_array(path, path.read_bytes()[begin:])),
+            )
+        ]
     pieces, low, at, count = [], begin, begin, 0
     with open(path, "rb") as stream:
         stream.seek(begin)
@@ -197,9 +234,9 @@ def _json_pieces(path: Path, form: tuple[Form, int], keys: tuple[str, ...]) -> l
             at += len(line)
             count += bool(line.strip())
             if at - low >= PIECE:
-                pieces.append((Piece(path, low, at, keys), count))
+                pieces.append((Piece(path, low, at, keys, template=template), count))
                 low, count = at, 0
-    return [*pieces, (Piece(path, low, at, keys), count)] if count else pieces
+    return [*pieces, (Piece(path, low, at, keys, template=template), count)] if count else pieces
 
 
 def read_array(path: Path, text: str | bytes) -> list[Any]:

@@ -40,6 +40,9 @@ class NamedText:
     train_split: str | None = None
     val_split: str | None = None
     keys: tuple[str, ...] = ("text",)
+    template: str = ""
+    lines: bool = False
+    """Each line is a document."""
     generated: str | None = None
     """Key of GENERATED: no input is needed."""
     offline: str | None = None
@@ -54,32 +57,41 @@ _TINY = NamedText(
     tokenizer="char",
     offline="stdlib_char",
 )
+_GSM8K = NamedText(
+    source="GSM8K",
+    local="gsm8k",
+    sha256=(  # train.jsonl and test.jsonl of openai/grade-school-math
+        "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
+        "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+    ),
+    hub="openai/gsm8k:main",
+    train_split="train",
+    val_split="test",
+    keys=("question", "answer"),
+    offline="arithmetic",
+)
+_WIKITEXT = NamedText(
+    source="WikiText-2",
+    local="wikitext-2",
+    hub="Salesforce/wikitext:wikitext-2-raw-v1",
+    hub_text=True,
+    train_split="train",
+    val_split="valid",
+    offline="stdlib_docstrings",
+)
+# As documents, for the feedback models: a problem with its solution; a line of an article.
+_PROBLEMS = replace(_GSM8K, tokenizer="byte", template="Question: {question}\nAnswer: {answer}")
+_LINES = replace(_WIKITEXT, tokenizer="byte", lines=True)
 NAMED = {
     "shakespeare_char": _TINY,
     "shakespeare_class": replace(_TINY, tokenizer="char_class"),
     "shakespeare": replace(_TINY, tokenizer="gpt2", offline=None),
-    "gsm8k": NamedText(
-        source="GSM8K",
-        local="gsm8k",
-        sha256=(  # train.jsonl and test.jsonl of openai/grade-school-math
-            "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
-            "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
-        ),
-        hub="openai/gsm8k:main",
-        train_split="train",
-        val_split="test",
-        keys=("question", "answer"),
-        offline="arithmetic",
-    ),
-    "wikitext": NamedText(
-        source="WikiText-2",
-        local="wikitext-2",
-        hub="Salesforce/wikitext:wikitext-2-raw-v1",
-        hub_text=True,
-        train_split="train",
-        val_split="valid",
-        offline="stdlib_docstrings",
-    ),
+    "gsm8k": _GSM8K,
+    "gsm8k_byte": _PROBLEMS,
+    "gsm8k_gpt2": replace(_PROBLEMS, tokenizer="gpt2", offline=None),
+    "wikitext": _WIKITEXT,
+    "wikitext_byte": _LINES,
+    "wikitext_gpt2": replace(_LINES, tokenizer="gpt2", offline=None),
     "stdlib_char": NamedText(source="Python standard library", tokenizer="char", generated="stdlib_char"),
     "stdlib_class": NamedText(source="Python standard library", tokenizer="char_class", generated="stdlib_char"),
     "stdlib_docstrings": NamedText(source="Python standard library docstrings", generated="stdlib_docstrings"),
@@ -215,7 +227,14 @@ def _build_missing(root: Path, entry: NamedText | None, offline: str) -> None:
     print_rank0(
         f"{root} is missing: building {f'its stand-in {stand_in}' if stand_in else 'it'} now ({entry.tokenizer} tokens)"
     )
-    plan = TextBuild(output_dir=root, inputs=(), source=entry.source, tokenizer=entry.tokenizer)
+    plan = TextBuild(
+        output_dir=root,
+        inputs=(),
+        source=entry.source,
+        tokenizer=entry.tokenizer,
+        template=entry.template,
+        lines=entry.lines,
+    )
     try:
         if stand_in:
             build_stand_in(plan, root.name)
