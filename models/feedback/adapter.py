@@ -1,0 +1,82 @@
+"""What every adapter of a frozen base does: the plain pass, then passes with deltas, each made from the one before.
+
+    h⁰ = base(x);  δⁱ = adapter(x, hⁱ⁻¹);  hⁱ = base(x; δⁱ)  for i = 1 .. k
+
+The base is an argument, so it is in no adapter's weights, gradients or checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.feedback.base import BaseLM, group_parameters
+from models.feedback.batch import BaseOutput, Batch, FeedbackOutput
+
+
+class Adapter(nn.Module):
+    """`adapter(base, batch)`; a subclass makes the deltas."""
+
+    FAMILY: ClassVar[str] = "feedback"
+    DATA_MODE: ClassVar[str] = "frozen_base"
+
+    n_passes = 1
+    loss_shares: str = "last"
+    detach_between = True
+    reads_states = False
+    """Whether `make_delta` reads the hidden states of a pass."""
+
+    def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput, before: Any) -> tuple[Any, Tensor | None]:
+        """(delta for the next pass, penalty or None), from the pass `seen`, which was made with the delta `before`."""
+        raise NotImplementedError
+
+    def static_delta(self) -> Any:
+        """The delta less its input-dependent part."""
+        raise NotImplementedError
+
+    def forward(self, base: BaseLM, batch: Batch, passes: int | None = None) -> FeedbackOutput:
+        """`passes` (default: as trained) passes with deltas, after the plain one, which is made without a gradient."""
+        count = self.n_passes if passes is None else passes
+        with torch.no_grad():
+            outputs = [base(batch.inputs, batch.real, keep_states=self.reads_states)]
+        deltas: list[Any] = []
+        penalties: list[Tensor] = []
+        for number in range(1, count + 1):
+            seen, before = outputs[-1], deltas[-1] if deltas else None
+            if self.detach_between and before is not None:
+                seen, before = detached(seen), before.detach()
+            delta, penalty = self.make_delta(base, batch, seen, before)
+            deltas.append(delta)
+            penalties += [] if penalty is None else [penalty]
+            states = self.reads_states and number < count
+            outputs.append(base(batch.inputs, batch.real, delta, keep_states=states))
+        penalty = torch.stack(penalties).mean() if penalties else None
+        return FeedbackOutput(tuple(outputs), tuple(deltas), pass_shares(self.loss_shares, count), penalty)
+
+    def param_groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Parameters by name: matrix (the only ones to be decayed), embedding, scalar."""
+        return group_parameters(self)
+
+    def blocks(self) -> list[nn.Module]:
+        """Compile units."""
+        return []
+
+    def num_parameters(self) -> int:
+        """Trained parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def detached(output: BaseOutput) -> BaseOutput:
+    """The same pass without its gradients."""
+    return replace(output, hidden=output.hidden.detach(), states=tuple(state.detach() for state in output.states))
+
+
+def pass_shares(kind: str, count: int) -> tuple[float, ...]:
+    """Shares of the passes 1 .. count in the loss: 1 for the last, equal ones, or proportional to the pass."""
+    if kind == "last":
+        return (0.0,) * (count - 1) + (1.0,) * min(count, 1)
+    weights = [1.0 if kind == "uniform" else float(number) for number in range(1, count + 1)]
+    return tuple(weight / sum(weights) for weight in weights)

@@ -1,0 +1,132 @@
+"""Hyper-parameters of what adapts a frozen base. C width of the base, L its blocks, r rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from engine.fields import Inert, Range, check_fields
+from models.feedback.config import BaseConfig, ForwardDtype, TextShape, check_heads
+
+Target = Literal["q", "k", "v", "o", "fc", "proj"]
+Mode = Literal["distinct", "recurrent"]
+Conditioning = Literal["hidden", "logits", "loss_gradient", "tokens"]
+Readout = Literal["gated", "raw"]
+LoraApply = Literal["auto", "lowrank", "dense"]
+_TARGETS = ("q", "k", "v", "o", "fc", "proj")
+_RAW = Inert("arch.readout=raw", "arch.readout=raw has no scale, norm, gate or static part")
+_ONE = Inert("arch.n_passes=1", "arch.n_passes=1: there is one pass with deltas")
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """What the base and the data fix about an adapter."""
+
+    base: BaseConfig
+    text: TextShape
+
+
+@dataclass(kw_only=True)
+class TargetsConfig:
+    """Which linear layers of each block are changed."""
+
+    targets: list[Target] = field(default_factory=lambda: ["q", "k", "v", "o"])
+    """Linear layers of each block that are changed: q, k, v, o of the attention; fc, proj of the feed-forward."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "arch")
+        if not self.targets or len(set(self.targets)) < len(self.targets) or set(self.targets) - set(_TARGETS):
+            raise ValueError(f"arch.targets={self.targets}: expected some of {', '.join(_TARGETS)}, each once")
+
+
+@dataclass(kw_only=True)
+class StaticLoraConfig(TargetsConfig):
+    """Low-rank changes that are the same for every sample (LoRA, arXiv 2106.09685, with the scale of arXiv 2312.03732).
+
+    Raises ValueError for values that cannot be built; the text names the override to change.
+    """
+
+    NOT_SHAPE: ClassVar[frozenset[str]] = frozenset(("lora_apply",))
+
+    lora_rank: Annotated[int, Range(1)] = 8
+    """Rank r of each change."""
+    alpha: Annotated[float, Range(above=0)] = 1.0
+    """The change is scaled by alpha / sqrt(r), so that its size does not depend on the rank."""
+    lora_apply: LoraApply = "auto"
+    """y = Wx + s·Bᵀ(Ax), or y = (W + s·BᵀA)x; auto takes what is faster for the batch, and lowrank below float32."""
+
+
+@dataclass(kw_only=True)
+class FineTuneConfig(TargetsConfig):
+    """The baseline that trains whole matrices, kept as their difference to the frozen base."""
+
+
+@dataclass(kw_only=True)
+class HyperConfig(StaticLoraConfig):
+    """A hypernetwork: reads what the frozen base makes of a sample, and writes a low-rank change of the base for it.
+
+    Raises ValueError for values that cannot be built; the text names the override to change.
+    """
+
+    NOT_SHAPE: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("lora_apply", "dropout", "forward_dtype", "init_std", "delta_l2", "delta_norm_cap"),
+            *("n_passes", "loss_weights", "detach_between"),
+        )
+    )
+
+    mode: Mode = "distinct"
+    """One block of the hypernetwork for each of the base, or one that is used for all, told apart by an embedding."""
+    feedback_reverse: bool = False
+    """The first block of the hypernetwork writes the change of the last block of the base, and so on."""
+    conditioning: Conditioning = "hidden"
+    """What is read: a learned mix of the base's hidden states; its predictions; the gradient of its loss on visible
+    tokens, half of them hidden once more; or the tokens alone, which is no feedback."""
+    n_passes: Annotated[int, Range(1, 64)] = 1
+    """Passes k with deltas, each made from what the base did in the pass before."""
+    loss_weights: Annotated[Literal["last", "uniform", "linear"], _ONE] = "last"
+    """Shares of the passes 1 to k in the loss: the last alone, equal ones, or proportional to the pass."""
+    detach_between: Annotated[bool, _ONE] = True
+    """No gradient flows from a pass into the one before."""
+
+    readout: Readout = "gated"
+    """gated: normed factors, behind gates that start at 0, plus a static part; raw: the bare rows, which diverges."""
+    alpha: Annotated[float, Range(above=0), _RAW] = 1.0
+    """The change is scaled by alpha / sqrt(r), so that its size does not depend on the rank."""
+    delta_l2: Annotated[float, Range(0)] = 1e-3
+    """Penalty on the mean squares of the input-dependent factors."""
+    delta_norm_cap: Annotated[float | None, Range(above=0)] = None
+    """Largest norm of a change, as a multiple of the norm of the matrix that it changes; null: no limit."""
+
+    share_base_embedding: Annotated[
+        bool, Inert("arch.conditioning=hidden", "arch.conditioning=hidden: no token table is read")
+    ] = True
+    """Read tokens through the base's own frozen table; false: through one that is trained."""
+    hyper_dim: Annotated[int | None, Range(1)] = None
+    """Width of the hypernetwork; null: that of the base."""
+    hyper_heads: Annotated[int | None, Range(1)] = None
+    """Its attention heads; null: as many as the base has."""
+    dropout: Annotated[float, Range(0, below=1)] = 0.0
+    """Dropout within the hypernetwork. The base, which is frozen, has none."""
+    init_std: Annotated[float, Range(above=0)] = 0.02
+    """Deviation of the hypernetwork's matrices; those that end a branch start at init_std / sqrt(2·blocks)."""
+    forward_dtype: ForwardDtype = "auto"
+    """Compute dtype; auto is the run's choice for the device. Weights and factors are float32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_passes > 1 and self.conditioning == "tokens":
+            raise ValueError(
+                f"arch.n_passes={self.n_passes} needs something that changes from pass to pass: "
+                "choose arch.conditioning=hidden, logits or loss_gradient"
+            )
+        if self.readout == "raw" and set(self.targets) & {"fc", "proj"}:
+            raise ValueError("arch.readout=raw writes rows of one width: leave fc and proj out of arch.targets")
+
+    def width(self, base: BaseConfig) -> tuple[int, int]:
+        """(width, heads) of the hypernetwork. Raises: ValueError where heads do not divide the width."""
+        size, heads = self.hyper_dim or base.n_embd, self.hyper_heads or base.n_head
+        check_heads(heads, size, "arch.hyper_heads", "arch.hyper_dim")
+        if self.readout == "raw" and size != base.n_embd:
+            raise ValueError(f"arch.readout=raw needs arch.hyper_dim={base.n_embd}, the width of the base")
+        return size, heads

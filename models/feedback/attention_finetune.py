@@ -1,0 +1,93 @@
+"""The baseline that trains whole matrices of the base, kept as differences to it. L blocks, n and m widths of a target.
+
+A decay of the differences pulls towards the base and not towards zero; else it is fine-tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.feedback.adapter import Adapter
+from models.feedback.adapter_config import AdapterShape, FineTuneConfig
+from models.feedback.base import BaseLM
+from models.feedback.batch import BaseOutput, Batch
+from models.feedback.config import BaseConfig
+from models.feedback.layers import Changes
+from models.layers import CastedLinear, cast_linear
+
+
+@dataclass(frozen=True)
+class DenseChange:
+    """y = (W + D) x with D [m, n]."""
+
+    difference: Tensor
+
+    def __call__(self, linear: CastedLinear, x: Tensor) -> Tensor:
+        return cast_linear(x, linear.weight + self.difference)
+
+
+@dataclass(frozen=True)
+class DenseDelta:
+    """Whole matrices {target: D [L, m, n]}, the same for all rows."""
+
+    weights: Mapping[str, Tensor]
+
+    def check(self, config: BaseConfig, rows: int) -> None:
+        """Raises: ValueError that names both values, where blocks or widths are not those of the base."""
+        for target, weight in self.weights.items():
+            n, m = config.sides(target)
+            if tuple(weight.shape) != (config.n_layer, m, n):
+                raise ValueError(
+                    f"the difference of {target} has shape {tuple(weight.shape)}, the base has {(config.n_layer, m, n)}"
+                )
+
+    def layer(self, number: int) -> Changes:
+        """The changes of block `number`."""
+        return {target: DenseChange(weight[number]) for target, weight in self.weights.items()}
+
+    def detach(self) -> DenseDelta:
+        """The same without gradients."""
+        return DenseDelta({target: weight.detach() for target, weight in self.weights.items()})
+
+    def norms(self, base: Any) -> Tensor:
+        """‖D‖_F / ‖W‖_F of every block and target: [1, L, targets]."""
+        size = torch.linalg.vector_norm
+        ratios = [
+            torch.stack([size(part) / size(base.linear(number, target)) for number, part in enumerate(weight)])
+            for target, weight in self.weights.items()
+        ]
+        return torch.stack(ratios, -1).unsqueeze(0)
+
+
+class AttentionFineTune(Adapter):
+    """Trains a difference D [L, m, n] for each target; zero at the start."""
+
+    Config: ClassVar = FineTuneConfig
+
+    def __init__(self, config: FineTuneConfig, shape: AdapterShape, **options: Any) -> None:
+        super().__init__()
+        self.config, self.shape = config, shape
+        blocks = shape.base.n_layer
+        self.differences = nn.ParameterDict(
+            {
+                target: nn.Parameter(torch.zeros(blocks, *reversed(shape.base.sides(target))))
+                for target in config.targets
+            }
+        )
+
+    def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput, before: Any) -> tuple[DenseDelta, Tensor | None]:
+        """(the differences; no penalty)."""
+        return self.static_delta(), None
+
+    def static_delta(self) -> DenseDelta:
+        """The differences, which depend on no input."""
+        return DenseDelta(dict(self.differences))
+
+    def param_groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """One group of matrices."""
+        return {"matrix": dict(self.named_parameters())}

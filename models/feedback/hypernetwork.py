@@ -1,0 +1,129 @@
+"""A hypernetwork that reads a frozen base and writes a low-rank change of its weights for each sample.
+
+Each of L blocks carries a trunk x over the positions onward, and lets learned *weight tokens* read it; their rows are
+the factors of the change of one block of the base. Only those are computed: the trunk never reads the weight tokens.
+
+gated readout:  n = rms(row);  A = A₀ + W_A n_A / √C;  B = B₀ + γ · W_B n_B;  ΔW = α/√r · Bᵀ A  with B₀ = 0 and γ = 0 at
+the start, so that the first pass is the base itself, and A₀ random, so that B₀ and γ have gradients (Doc-to-LoRA).
+Shapes: B rows, T positions, D width, L blocks of the base, R = 2·targets·r weight tokens, C width of the base.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.feedback.adapter import Adapter
+from models.feedback.adapter_config import AdapterShape, HyperConfig
+from models.feedback.base import BaseLM
+from models.feedback.batch import BaseOutput, Batch
+from models.feedback.conditioning import STATES, Reader
+from models.feedback.config import compute_dtype
+from models.feedback.delta import LoraDelta
+from models.feedback.layers import Attention, Block, FeedForward, Rope, key_mask, norm
+from models.feedback.readout import GatedReadout, RawReadout
+from models.layers import RotaryTables, line_positions
+
+
+class HyperBlock(nn.Module):
+    """One compile unit: x [B, T, D] -> (x for the next block, the rows [B, R, D] of its weight tokens)."""
+
+    def __init__(self, size: int, heads: int, tokens: int, *, std: float, out_std: float, **options: Any) -> None:
+        super().__init__()
+        self.trunk = Block(size, heads, std=std, out_std=out_std, **options)
+        self.tokens = nn.Parameter(torch.empty(tokens, size).normal_(std=std))
+        self.norm_x, self.norm_tokens, self.norm_mlp = norm(size), norm(size), norm(size)
+        self.read = Attention(size, heads, std=std, out_std=out_std, **options)
+        self.mlp = FeedForward(size, std=std, out_std=out_std)
+
+    def forward(self, x: Tensor, rope: Rope, mask: Tensor | None, place: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """place [D]: the embedding of the block of the base that is written for; the trunk does not carry it onward."""
+        there = x if place is None else x + place.to(x.dtype)
+        x = self.trunk(there, rope, mask)
+        tokens = self.tokens.to(x.dtype).unsqueeze(0)
+        rows = tokens + self.read.read(self.norm_tokens(tokens), self.norm_x(x), rope, mask)
+        rows = rows + self.mlp(self.norm_mlp(rows), {})
+        return x if place is None else x - place.to(x.dtype), rows
+
+
+class HyperNetwork(Adapter):
+    """`HyperNetwork(config, shape)`; `auto_dtype` and `attention` as in `BaseLM`."""
+
+    Config: ClassVar = HyperConfig
+
+    def __init__(
+        self,
+        config: HyperConfig,
+        shape: AdapterShape,
+        *,
+        auto_dtype: torch.dtype = torch.float32,
+        attention: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.config, self.shape = config, shape
+        self.dtype = compute_dtype(config.forward_dtype, auto_dtype)
+        self.n_passes, self.loss_shares = config.n_passes, config.loss_weights
+        self.detach_between, self.reads_states = config.detach_between, config.conditioning in STATES
+        size, heads = config.width(shape.base)
+        blocks, targets = shape.base.n_layer, len(config.targets)
+        self.reader = Reader(config, shape, size, self.dtype)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        positions = line_positions(shape.base.block_size)
+        self.rotary = RotaryTables(size // heads, positions, theta=shape.base.rope_theta, dtype=wide)
+        distinct = config.mode == "distinct"
+        options: dict[str, Any] = {"std": config.init_std, "out_std": config.init_std / math.sqrt(2 * blocks)}
+        options |= {"dropout": config.dropout, "kind": attention}
+        self.h = nn.ModuleList(
+            HyperBlock(size, heads, 2 * targets * config.lora_rank, **options) for _ in range(blocks if distinct else 1)
+        )
+        self.places = None if distinct else nn.Parameter(torch.empty(blocks, size).normal_(std=config.init_std))
+        self.readout = (RawReadout if config.readout == "raw" else GatedReadout)(config, shape, size)
+        if self.dtype is torch.float64:
+            self.double()
+
+    def slot(self, number: int) -> int:
+        """The block of the base that the `number`-th applied block of the hypernetwork writes for."""
+        return self.shape.base.n_layer - 1 - number if self.config.feedback_reverse else number
+
+    def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput, before: Any) -> tuple[LoraDelta, Tensor | None]:
+        """(delta of B rows, penalty on its input-dependent part). Raises: ValueError for a base of another shape."""
+        self._check(base)
+        x = self.reader(base, batch, seen, before)
+        delta, size = self.readout(self.rows(x, batch.readable), base)
+        return delta, self.config.delta_l2 * size if self.config.delta_l2 else None
+
+    def rows(self, x: Tensor, readable: Tensor) -> Tensor:
+        """x [B, T, D] -> the weight tokens' rows [B, L, R, D], by the block of the base that they are for."""
+        mask = key_mask(readable)
+        cos, sin = self.rotary()
+        rope = cos[: x.shape[1]], sin[: x.shape[1]]
+        blocks = self.shape.base.n_layer
+        rows: list[Tensor] = [x] * blocks
+        for number in range(blocks):
+            slot = self.slot(number)
+            if self.places is None:
+                x, rows[slot] = self.h[number](x, rope, mask)
+            else:
+                x, rows[slot] = self.h[0](x, rope, mask, self.places[slot])
+        return torch.stack(rows, 1)
+
+    def static_delta(self) -> LoraDelta:
+        """The delta less its input-dependent part: one row."""
+        return self.readout.static_delta()
+
+    def blocks(self) -> list[nn.Module]:
+        """Compile units."""
+        return list(self.h)
+
+    def _check(self, base: BaseLM) -> None:
+        ours, theirs = self.shape.base, base.config
+        for key in ("n_layer", "n_embd", "block_size", "vocab_multiple"):
+            if getattr(ours, key) != getattr(theirs, key):
+                raise ValueError(
+                    f"the hypernetwork is for a base of {key}={getattr(ours, key)}, this one has {getattr(theirs, key)}"
+                )
+        if self.shape.text != base.shape:
+            raise ValueError(f"the hypernetwork is for {self.shape.text}, this base is for {base.shape}")

@@ -1,0 +1,102 @@
+"""From the rows of the weight tokens to the factors of a delta.
+
+Rows [B, L, R, D] lie in the order of targets, within each first r of A and then r of B (R = 2·targets·r).
+Shapes: B rows of the batch, L blocks, r rank, D width of the hypernetwork, n and m input and output width of a target.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.feedback.adapter_config import AdapterShape, HyperConfig
+from models.feedback.base import BaseLM
+from models.feedback.delta import LoraDelta, Pair
+from models.layers import CastedLinear, rms_norm
+
+_EPS = 1e-5
+
+
+class RawReadout(nn.Module):
+    """The rows are the factors, unscaled. For comparison: training with it may diverge, the more so the larger r is."""
+
+    def __init__(self, config: HyperConfig, shape: AdapterShape, size: int) -> None:
+        super().__init__()
+        self.config, self.size, self.blocks = config, size, shape.base.n_layer
+
+    def forward(self, rows: Tensor, base: BaseLM) -> tuple[LoraDelta, Tensor]:
+        """(delta, mean square of its factors)."""
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        rank = self.config.lora_rank
+        pairs = rows.unflatten(2, (len(self.config.targets), 2, rank)).unbind(2)
+        factors = {
+            str(name): (pair[:, :, 0], pair[:, :, 1]) for name, pair in zip(self.config.targets, pairs, strict=True)
+        }
+        return LoraDelta(factors, form=self.config.lora_apply), rows.square().mean()
+
+    def static_delta(self) -> LoraDelta:
+        """Nothing is static here."""
+        device = next(iter(self.buffers()), torch.empty(0)).device
+        zero = torch.zeros(1, self.blocks, self.config.lora_rank, self.size, device=device)
+        return LoraDelta({name: (zero, zero) for name in self.config.targets}, form=self.config.lora_apply)
+
+
+class GatedReadout(nn.Module):
+    """A = A₀ + W_A n_A / √n and B = B₀ + γ · W_B n_B with n_A, n_B normed rows; γ one gate for each block and target.
+
+    W_A and W_B, which all blocks share, are the identity where a target's width is that of the hypernetwork.
+    """
+
+    def __init__(self, config: HyperConfig, shape: AdapterShape, size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = config.alpha / math.sqrt(config.lora_rank)
+        blocks, rank = shape.base.n_layer, config.lora_rank
+        self.gates = nn.Parameter(torch.zeros(len(config.targets), blocks))
+        self.static_a, self.static_b = nn.ParameterDict(), nn.ParameterDict()
+        self.heads = nn.ModuleDict()
+        for target in config.targets:
+            n, m = shape.base.sides(target)
+            self.static_a[target] = nn.Parameter(torch.empty(blocks, rank, n).normal_(std=1 / math.sqrt(n)))
+            self.static_b[target] = nn.Parameter(torch.zeros(blocks, rank, m))
+            for side, width in (("a", n), ("b", m)):
+                if width != size:
+                    self.heads[f"{target}_{side}"] = CastedLinear(size, width)
+
+    def forward(self, rows: Tensor, base: BaseLM) -> tuple[LoraDelta, Tensor]:
+        """(delta, mean square of the input-dependent parts of A and of B, added)."""
+        n = rms_norm(rows.to(torch.promote_types(rows.dtype, torch.float32)), _EPS)
+        targets, rank = self.config.targets, self.config.lora_rank
+        parts = n.unflatten(2, (len(targets), 2, rank)).unbind(2)  # each [B, L, 2, r, D]
+        factors: dict[str, Pair] = {}
+        size = n.new_zeros(())
+        for number, (target, part) in enumerate(zip(targets, parts, strict=True)):
+            a = self._head(target, "a", part[:, :, 0])
+            a = a / math.sqrt(a.shape[-1])
+            b = self.gates[number][:, None, None] * self._head(target, "b", part[:, :, 1])
+            size = size + (a.square().mean() + b.square().mean()) / len(targets)
+            factors[target] = self.static_a[target] + a, self.static_b[target] + b
+        delta = LoraDelta(factors, scale=self.scale, form=self.config.lora_apply)
+        return (delta if self.config.delta_norm_cap is None else self._capped(delta, base)), size
+
+    def static_delta(self) -> LoraDelta:
+        """A₀ and B₀ alone: one row."""
+        factors = {str(t): (self.static_a[t].unsqueeze(0), self.static_b[t].unsqueeze(0)) for t in self.config.targets}
+        return LoraDelta(factors, scale=self.scale, form=self.config.lora_apply)
+
+    def _head(self, target: str, side: str, x: Tensor) -> Tensor:
+        name = f"{target}_{side}"
+        return self.heads[name](x) if name in self.heads else x
+
+    def _capped(self, delta: LoraDelta, base: BaseLM) -> LoraDelta:
+        """‖ΔW‖_F at most delta_norm_cap · ‖W‖_F in every row, block and target."""
+        assert self.config.delta_norm_cap is not None
+        factors = {}
+        squares = delta.squares()  # [B, L, targets]
+        for number, (target, (a, b)) in enumerate(delta.factors.items()):
+            own = torch.stack([base.linear(block, target).square().sum() for block in range(a.shape[1])])
+            room = self.config.delta_norm_cap**2 * own / squares[..., number].clamp(min=torch.finfo(a.dtype).tiny)
+            factors[target] = a, b * room.clamp(max=1.0).sqrt()[..., None, None]
+        return LoraDelta(factors, scale=delta.scale, form=delta.form)

@@ -1,0 +1,50 @@
+"""The baseline of every hypernetwork: a LoRA, the same for all samples. L blocks, r rank, n and m widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.feedback.adapter import Adapter
+from models.feedback.adapter_config import AdapterShape, StaticLoraConfig
+from models.feedback.base import BaseLM
+from models.feedback.batch import BaseOutput, Batch
+from models.feedback.config import BaseConfig
+from models.feedback.delta import LoraDelta
+
+
+class StaticLora(Adapter):
+    """A [L, r, n] random and B [L, r, m] zero for each target (LoRA, arXiv 2106.09685)."""
+
+    Config: ClassVar = StaticLoraConfig
+
+    def __init__(self, config: StaticLoraConfig, shape: AdapterShape, **options: Any) -> None:
+        super().__init__()
+        self.config, self.shape = config, shape
+        blocks, rank = shape.base.n_layer, config.lora_rank
+        self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
+        for target in config.targets:
+            n, m = shape.base.sides(target)
+            self.a[target] = nn.Parameter(torch.empty(blocks, rank, n).normal_(std=1 / math.sqrt(n)))
+            self.b[target] = nn.Parameter(torch.zeros(blocks, rank, m))
+
+    def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput, before: Any) -> tuple[LoraDelta, Tensor | None]:
+        """(the delta, one row; no penalty)."""
+        return self.static_delta(), None
+
+    def static_delta(self) -> LoraDelta:
+        """The delta: one row."""
+        factors = {
+            str(target): (self.a[target].unsqueeze(0), self.b[target].unsqueeze(0)) for target in self.config.targets
+        }
+        scale = self.config.alpha / math.sqrt(self.config.lora_rank)
+        return LoraDelta(factors, scale=scale, form=self.config.lora_apply)
+
+
+def rank_for(parameters: int, base: BaseConfig, targets: Sequence[str]) -> int:
+    """The rank of a static LoRA that has about as many parameters; at least 1."""
+    return max(1, round(parameters / (base.n_layer * sum(sum(base.sides(target)) for target in targets))))
