@@ -189,12 +189,12 @@ def _carry_out(
     stored, identity = read_json(path / "identity.json"), {}
     if current.action == "new":
         clear_leftovers(path)
-        atomic_write_json(path / "identity.json", _identity_file(request, branch=current.branch))
+        atomic_write_json(path / "identity.json", identity_file(request, branch=current.branch))
     elif current.action == "restart":
         for name in METRIC_FILES:
             truncate_to(path / name, 0)
     elif not request.same(path):
-        identity = _identity_file(request, known=stored.get("config") or {})
+        identity = identity_file(request, known=stored.get("config") or {})
     run = RunDirectory(
         path,
         replace(current, action="set_aside") if moved and current.action == "new" else current,
@@ -209,7 +209,7 @@ def _carry_out(
     return run, current, moved
 
 
-def _identity_file(
+def identity_file(
     request: RunRequest, *, branch: Path | None = None, known: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     began_at = {"branch": str(branch)} if branch else {}

@@ -1,0 +1,71 @@
+"""Checkpoints of the public TRM and HRM code: import one as a run, or export a run in their layout.
+
+    python scripts/convert.py import downloads/trm-maze checkpoints/imported/maze --data data/maze-30x30-hard-1k
+    python scripts/evaluate.py checkpoints/imported/maze
+    python scripts/convert.py export checkpoints/demo/sudoku_4x4 exported/sudoku_4x4
+
+An import takes sizes from the shapes of the tensors and the rest from all_config.yaml beside them. Where they
+contradict each other, every tensor is listed with both shapes and nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli.console import begin, execute, run_command
+
+if __name__ == "__main__":
+    begin()
+
+from dataset.arguments import OneLineParser, positive
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a bad one exits 2."""
+    description, _, usage = (__doc__ or "").partition("\n\n")
+    parser = OneLineParser(
+        prog="convert.py",
+        description=description,
+        epilog=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", choices=("import", "export"), help="import a public checkpoint, or export a run")
+    parser.add_argument(
+        "source", type=Path, help="to import: a state dict or its folder; to export: a run or checkpoint"
+    )
+    parser.add_argument("folder", type=Path, help="to create; an existing one is refused")
+    parser.add_argument(
+        "values", nargs="*", metavar="KEY=VALUE", help="import: keys that all_config.yaml lacks, e.g. arch.H_cycles=3"
+    )
+    parser.add_argument(
+        "--data", nargs="+", type=Path, metavar="PATH", help="import: its data sets; default: those of all_config.yaml"
+    )
+    parser.add_argument(
+        "--step", type=positive, metavar="N", help="import: the step it was saved at; default: that of the file's name"
+    )
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), default="ema", help="export: averaged (if there are any) or raw"
+    )
+    args: argparse.Namespace = parser.parse_args(argv)
+    return args
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Import or export."""
+    from tasks.recursive_reasoning.public.convert import export_run, import_run
+
+    import_run(args) if args.action == "import" else export_run(args)
+
+
+def main() -> int:
+    args = parse()
+    return run_command(lambda: convert(args))
+
+
+if __name__ == "__main__":
+    execute(main)

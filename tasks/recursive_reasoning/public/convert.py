@@ -1,0 +1,282 @@
+"""A public checkpoint as a run of ours, and a run of ours as a public checkpoint: what scripts/convert.py does."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from dataset.format import PuzzleMetadata, read_metadata
+from engine.building import create_model
+from engine.checkpoint.state_tree import clean_names
+from engine.checkpoint.store import CheckpointStore
+from engine.config import HEADER, ConfigSource
+from engine.errors import UsageError
+from engine.io import atomic_directory, atomic_write_json, print_rank0, sha256_file, user_path
+from engine.loop.trainer import Trainer
+from engine.registry import Arch, family_of
+from engine.run.decision import RunDecision
+from engine.run.directory import RunDirectory, identity_file
+from engine.run.environment import describe_environment
+from engine.run.load_run import find_checkpoint
+from engine.run.request import request_of
+from engine.schema import structure
+from engine.signals import StopSignal
+from engine.task import Runtime, TrainingPlan
+from models.recursive_reasoning.act import PuzzleShape
+from tasks.recursive_reasoning.args import PretrainConfig
+from tasks.recursive_reasoning.family import FAMILY
+from tasks.recursive_reasoning.public.configs import arch_block, public_config, run_config, set_values
+from tasks.recursive_reasoning.public.layout import STANDARD, PublicCheckpoint, read_public, write_public
+from tasks.recursive_reasoning.public.sizes import Sizes, read_sizes, shape_report
+from tasks.recursive_reasoning.task import param_groups
+
+STARTS = "_init"
+"""End of the name of a latent's fixed start, which the public code stores in its compute dtype."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the data sets of a run fix about its model; None where they are not here."""
+
+    metadata: PuzzleMetadata
+    num_puzzle_identifiers: int
+    """Over all folders, whose identifiers are numbered through."""
+
+
+# --- import -----------------------------------------------------------------------------------------------------------
+
+
+def import_run(args: Namespace) -> None:
+    """Write `args.folder`, whole or not at all. Raises: UsageError; tensors that do not fit are listed first."""
+    folder = Path(os.path.abspath(args.folder))
+    if folder.exists():
+        raise UsageError(f"{args.folder} exists already: remove it or choose another folder")
+    source = read_public(args.source)
+    shapes = {name: list(tensor.shape) for name, tensor in source.tensors.items()}
+    sizes = read_sizes(shapes)
+    arch_given, given = set_values(args.values)
+    arch, differing = arch_block(source.config, sizes, arch_given)
+    if args.data:
+        given["data_paths"] = [os.fspath(path) for path in args.data]
+    place = {
+        "project_name": folder.parent.name or "imported",
+        "run_name": folder.name,
+        "run_dir": os.fspath(args.folder),
+    }
+    resolved, left = run_config(source.config, arch, {**place, **given})
+    if not resolved["data_paths"]:
+        raise UsageError("all_config.yaml names no data: add --data FOLDER, the data set that the model is of")
+    config: PretrainConfig = structure(PretrainConfig, {**resolved, "device": "cpu"})
+    FAMILY.check(config)
+    parts = FAMILY.read_arch(config)
+    data = _data(resolved["data_paths"])
+    shape = _shape(data, sizes, parts.model_config.prefix_len)
+    lines, wrong = shape_report(shapes, _shapes_of(parts, shape))
+    if wrong or differing:
+        print_rank0("\n".join(lines))
+        reason = f"{wrong} of {len(lines) - 1} tensors do not fit" if wrong else "no other shape would do"
+        what = f" (all_config.yaml: {'; '.join(differing)})" if differing else ""
+        raise UsageError(f"{source.path} is not the model that all_config.yaml and data describe: {reason}{what}")
+    with atomic_directory(folder) as temporary:
+        _write_run(temporary, config, resolved, source, args.step if args.step is not None else source.step, shape)
+    _tell(args.folder, source, sizes, resolved, left, data)
+
+
+def _data(paths: list[str]) -> Data | None:
+    """Raises: UsageError for a folder that is no data set, or sets that do not fit together."""
+    folders = [user_path(path) for path in paths]
+    if not all(folder.is_dir() for folder in folders):
+        return None
+    read = [read_metadata(folder, "train") for folder in folders]
+    return Data(read[0], 1 + sum(metadata.num_puzzle_identifiers - 1 for metadata in read))
+
+
+def _shape(data: Data | None, sizes: Sizes, prefix: int) -> PuzzleShape:
+    """Of the data where they are here, else of the file. Attention without a table of positions fits any length."""
+    if data is not None:
+        meta = data.metadata
+        return PuzzleShape(meta.seq_len, meta.vocab_size, data.num_puzzle_identifiers, meta.pad_id)
+    length = 1 if sizes.positions is None else sizes.positions - prefix
+    if length < 1:
+        raise UsageError(
+            f"the file has {sizes.positions} positions, and the puzzle vector takes {prefix}: set arch.puzzle_emb_len"
+        )
+    return PuzzleShape(length, sizes.vocab_size, sizes.num_puzzle_identifiers)
+
+
+def _shapes_of(arch: Arch, shape: PuzzleShape) -> dict[str, list[int]]:
+    """The shape of each tensor of the model, which is not built."""
+    try:
+        with torch.device("meta"):
+            model: nn.Module = arch.model_class(arch.model_config, shape)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _write_run(
+    folder: Path,
+    config: PretrainConfig,
+    resolved: dict[str, Any],
+    source: PublicCheckpoint,
+    step: int,
+    shape: PuzzleShape,
+) -> None:
+    """A run directory with one checkpoint, as a run leaves it that a signal stopped after `step`."""
+    entry, name = FAMILY.entry, resolved["arch"]["name"].partition("@")[0].rpartition(".")[2]
+    header = HEADER + json.dumps({"config_name": FAMILY.config_name, "choices": {"arch": name}}) + "\n"
+    text = header + OmegaConf.to_yaml(OmegaConf.create(resolved))
+    vars(config)["_source"] = ConfigSource(text, resolved, [f"arch={name}"], FAMILY.config_name, {"arch": name})
+    directory = RunDirectory(folder, RunDecision("new", folder, "imported"))
+    atomic_write_json(folder / "identity.json", identity_file(request_of(config, entry)))
+    directory.write_config(text, resolved, [f"arch={name}"])
+    directory.write_environment({**describe_environment(), "batch_rows": config.global_batch_size})
+    model = {
+        name: tensor if tensor.dtype == torch.float32 else tensor.float() for name, tensor in source.tensors.items()
+    }
+    trained = {name: tensor for name, tensor in model.items() if not name.endswith((STARTS, "puzzle_emb.weights"))}
+    CheckpointStore(folder, entry).save(
+        step,
+        model=model,
+        ema=trained if config.ema else None,  # the public code saves the averaged weights, and no others
+        state=_fresh_state(config, step, shape),
+        config=resolved,
+        metric=None,
+        extra={"sizes": {}, "batch_rows": config.global_batch_size, "public": _origin(source)},
+    )
+    directory.set_status("interrupted", step=step, message=f"imported from {source.path.name}")
+
+
+def _origin(source: PublicCheckpoint) -> dict[str, Any]:
+    """What an export needs to write the very same files."""
+    kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in source.tensors.items()}
+    return {
+        "file": source.path.name,
+        "sha256": sha256_file(source.path),
+        "config": source.config,
+        "tensors": {name: [key, kinds[name]] for name, key in source.keys.items()},
+    }
+
+
+class _Untrained:
+    """The task of a run that has not trained here: parameters without a past, and no open episodes."""
+
+    def __init__(self, model: Any, config: PretrainConfig) -> None:
+        self.module, self.config = model, config
+
+    def param_groups(self) -> list[Any]:
+        config = self.config
+        return param_groups(
+            self.module,  # type: ignore[arg-type]
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            betas=(config.beta1, config.beta2),
+            embedding_lr=config.puzzle_emb_lr,
+            embedding_weight_decay=config.puzzle_emb_weight_decay,
+            freeze_weights=config.freeze_weights,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+def _fresh_state(config: PretrainConfig, step: int, shape: PuzzleShape) -> dict[str, Any]:
+    """The training state of a run at `step` whose optimizers begin: the public files hold none.
+
+    It does not depend on the puzzle table, so the model for it has one identifier.
+    """
+    small = PuzzleShape(shape.seq_len, shape.vocab_size, 1, shape.pad_id)
+    runtime = Runtime(
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        attention="auto",
+        seed=config.seed,
+        accumulation=1,
+        rank=0,
+        world_size=1,
+    )
+    model, _ = create_model(FAMILY.read_arch(config), small, runtime)
+    plan = TrainingPlan(task=_Untrained(model, config), total_steps=max(step, 1), schedule=lambda step: 1.0)  # type: ignore[arg-type]
+    trainer = Trainer(plan, config, runtime, save=_nothing, write=_nothing, stop=StopSignal())
+    trainer.step = step
+    return trainer.state_dict()
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+def _tell(
+    folder: Path, source: PublicCheckpoint, sizes: Sizes, config: Mapping[str, Any], left: list[str], data: Data | None
+) -> None:
+    parameters = sum(
+        tensor.numel() for name, tensor in source.tensors.items() if not name.endswith((STARTS, "puzzle_emb.weights"))
+    )
+    print_rank0(
+        f"model       {config['arch']['name']}, {parameters:,} parameters, {sizes.num_puzzle_identifiers:,} puzzles"
+    )
+    print_rank0(f"run         {folder} (step {source.step})")
+    if source.left_out:
+        print_rank0(f"left out    scratch buffers: {', '.join(source.left_out)}")
+    if left:
+        print_rank0(f"left out    keys without a counterpart here: {', '.join(left)}")
+    paths = ", ".join(config["data_paths"])
+    if data is None:
+        print_rank0(f"data        {paths} is not here: build it there, or convert again with --data FOLDER")
+    else:
+        print_rank0(f"data        {paths}")
+        print_rank0(f"next        python scripts/evaluate.py {folder}")
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def export_run(args: Namespace) -> None:
+    """Write `args.folder`, whole or not at all. Raises: UsageError for a model that the public code has not."""
+    checkpoint = find_checkpoint(args.source, checksums=True)
+    family = family_of(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
+    if family.entry != FAMILY.entry:
+        raise UsageError(f"{args.source} was written by {family.entry}.py: expected a run of {FAMILY.entry}.py")
+    config = public_config(checkpoint.config)
+    averaged = checkpoint.ema if args.weights == "ema" else None
+    weights = clean_names({**checkpoint.model, **(averaged or {})})
+    origin = checkpoint.extra.get("public")
+    if origin:
+        config, tensors, name = origin["config"], _as_imported(weights, origin["tensors"]), str(origin["file"])
+    else:
+        tensors = _as_published(weights, config["arch"]["forward_dtype"])
+        name = f"step_{checkpoint.step}"
+    if "/" in name or not name.removesuffix(".safetensors"):
+        raise UsageError(f"checkpoint {checkpoint.path}: the name of its public file is {name!r}")
+    folder = Path(os.path.abspath(args.folder))
+    write_public(folder, config=config, tensors=tensors, name=name.removesuffix(".safetensors"))
+    print_rank0(
+        f"model       {config['arch']['name']}, {'averaged' if averaged else 'raw'} weights, step {checkpoint.step}"
+    )
+    print_rank0(f"written     {args.folder}/{name.removesuffix('.safetensors')} and all_config.yaml")
+
+
+def _as_imported(weights: Mapping[str, Tensor], tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Keys, order and dtypes of the file that was imported."""
+    return {key: weights[name].to(getattr(torch, kind)) for name, (key, kind) in tensors.items()}
+
+
+def _as_published(weights: Mapping[str, Tensor], compute: str) -> dict[str, Tensor]:
+    """The names of a compiled run of the public code. Starts are in the compute dtype there; one that it would round
+    stays as it is."""
+    dtype = getattr(torch, compute)
+
+    def stored(name: str, tensor: Tensor) -> Tensor:
+        narrow = tensor.to(dtype) if name.endswith(STARTS) else tensor
+        return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
+
+    return {STANDARD + name: stored(name, tensor) for name, tensor in weights.items()}

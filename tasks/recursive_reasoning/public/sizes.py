@@ -1,0 +1,96 @@
+"""What the shapes in a public state dict tell about its model, and the report of how they fit an architecture.
+
+Shapes: V words, D width, N puzzle identifiers, E width of the puzzle vector, S positions with the prefix, h heads of
+width d, I inner width of a SwiGLU.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import UsageError
+
+Shapes = Mapping[str, Sequence[int]]
+_BLOCK = re.compile(r"inner\.(H|L)_level\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What shapes tell. `None` where they tell nothing."""
+
+    kind: str
+    """Module under models/recursive_reasoning/ whose tensors these are."""
+    vocab_size: int
+    num_puzzle_identifiers: int
+    positions: int | None
+    """S, of the MLP over positions or the learned positions."""
+    mixed: int | None
+    """h·d, without an MLP over positions."""
+    inner: int
+    """I of the channel MLP."""
+    arch: dict[str, Any]
+    """Keys of the architecture."""
+
+
+def read_sizes(shapes: Shapes) -> Sizes:
+    """The sizes of the model that has tensors of these `inner.NAME` shapes. Raises: UsageError."""
+    depth = {level: len({m[2] for m in map(_BLOCK.match, shapes) if m and m[1] == level}) for level in "HL"}
+    level = "L" if depth["L"] else "H"
+    block = f"inner.{level}_level.layers.0"
+    vocab_size, width = _shape(shapes, "inner.embed_tokens.embedding_weight", 2)
+    inner = _shape(shapes, f"{block}.mlp.down_proj.weight", 2)[1]
+    mlp_t = f"{block}.mlp_t.down_proj.weight" in shapes
+    learned = "inner.embed_pos.embedding_weight" in shapes
+    identifiers, ndim = 1, 0
+    if "inner.puzzle_emb.weights" in shapes:
+        identifiers, ndim = _shape(shapes, "inner.puzzle_emb.weights", 2)
+    positions = mixed = None
+    if mlp_t:
+        positions = _shape(shapes, f"{block}.mlp_t.down_proj.weight", 2)[0]
+    elif learned:
+        positions = _shape(shapes, "inner.embed_pos.embedding_weight", 2)[0]
+    if not mlp_t:
+        mixed = _shape(shapes, f"{block}.self_attn.o_proj.weight", 2)[1]
+    arch: dict[str, Any] = {"hidden_size": width, "mlp_t": mlp_t, "puzzle_emb_ndim": ndim}
+    arch |= {f"{name}_layers": count for name, count in depth.items() if count}
+    if learned:
+        arch["pos_encodings"] = "learned"
+    return Sizes(_kind(shapes, depth), vocab_size, identifiers, positions, mixed, inner, arch)
+
+
+def _kind(shapes: Shapes, depth: Mapping[str, int]) -> str:
+    if depth["H"]:
+        return "hrm" if depth["L"] else "transformers_baseline"
+    if "inner.L1_init" in shapes:
+        return "trm_hier6"
+    return "trm" if "inner.H_init" in shapes else "trm_singlez"
+
+
+def _shape(shapes: Shapes, name: str, dims: int) -> Sequence[int]:
+    if name not in shapes:
+        near = ", ".join(list(shapes)[:3])
+        raise UsageError(f"this is no TRM or HRM: its state dict has no {name}, but {near}, ...")
+    if len(shapes[name]) != dims:
+        raise UsageError(f"this is no TRM or HRM: {name} has shape {list(shapes[name])}, expected {dims} dimensions")
+    return shapes[name]
+
+
+def shape_report(found: Shapes, expected: Shapes) -> tuple[list[str], int]:
+    """(one line for each tensor: name, shape in the file, shape in the model, verdict; how many do not fit)."""
+    names = [*expected, *(name for name in found if name not in expected)]
+    rows: list[tuple[str, ...]] = [("tensor", "file", "model", "")]
+    wrong = 0
+    for name in names:
+        theirs, ours = found.get(name), expected.get(name)
+        fits = theirs is not None and ours is not None and list(theirs) == list(ours)
+        verdict = "" if fits else "unknown" if ours is None else "missing" if theirs is None else "differs"
+        wrong += not fits
+        rows.append((name, *("-" if shape is None else str(list(shape)) for shape in (theirs, ours)), verdict))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows
+    ]
+    return lines, wrong
