@@ -155,7 +155,7 @@ def _load(path: Path) -> Any:
         zipped = stream.read(2) == b"PK"
     with warnings.catch_warnings():  # torch's thoughts about odd pickles: what counts is whether it opens
         warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        return torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
 
 
 def _without_marks(
