@@ -318,8 +318,25 @@ def load_splits(
             used[part.set_name] = count + 1
             unique = f"{part.set_name}{count}" if count else part.set_name
             splits.append(dataclasses.replace(part, set_name=unique, identifier_offset=offset))
+            if like is not None:
+                _check_table(splits[-1], part.set_name, combined_identifiers(like))
         shift += metadata.num_puzzle_identifiers - 1
     return splits
+
+
+def _check_table(split: PuzzleSplit, set_name: str, rows: int) -> None:
+    """Raise UsageError where an identifier of `split` lies beyond the `rows` of the table that was trained."""
+    if not len(split.puzzle_identifiers) or int(split.puzzle_identifiers.max()) + split.identifier_offset < rows:
+        return
+    identifier = int(split.puzzle_identifiers.max())
+    names = split.root / "identifiers.json"
+    path = split.root / split.split / f"{set_name}__puzzle_identifiers.npy"
+    listed = _read_json(names) if names.exists() else []
+    named = f" ({listed[identifier]})" if isinstance(listed, list) and identifier < len(listed) else ""
+    raise UsageError(
+        f"{path}: puzzle {identifier}{named} lies beyond the embedding table, which has {rows} rows: evaluate on the "
+        "data set that the model was trained on"
+    )
 
 
 def _check_beside(root: Path, split: str, metadata: PuzzleMetadata) -> None:

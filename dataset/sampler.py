@@ -13,6 +13,7 @@ N examples, P puzzles, G groups, B rows of the global batch, T sequence length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -211,12 +212,34 @@ class TrainSampler:
         return np.array(starts, dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class EvalBudget:
+    """How much of a split is evaluated: its first groups (tasks), and of each the first puzzles (augmentations)."""
+
+    groups: int | None = None
+    puzzles: int | None = None
+
+    def within(self, splits: Sequence[PuzzleSplit]) -> list[np.ndarray]:
+        """Whether each example of each split is part of it; groups are counted over all splits."""
+        chosen, left = [], math.inf if self.groups is None else self.groups
+        for split in splits:
+            number = np.arange(split.num_puzzles)
+            group = np.searchsorted(split.group_indices, number, side="right") - 1
+            kept = group < left
+            if self.puzzles is not None:
+                kept &= number - split.group_indices[group] < self.puzzles
+            chosen.append(np.repeat(kept, np.diff(split.puzzle_indices)))
+            left -= split.num_groups
+        return chosen
+
+
 class EvalSampler:
     """Evaluation batches in file order, each from one set, the last of a set padded to full size.
 
     With `max_examples` a fixed subset, drawn once over all sets from (seed, "eval_subset") and kept in file order. The
     seed is one of its own, not the training seed: runs that differ in their seeds are compared on the same examples.
-    `only` gives the examples of each split that are taken at all.
+    `only` gives the examples of each split that are taken at all; `budget` leaves those of the first groups, and of
+    these groups' first puzzles.
     """
 
     DATA_MODE: ClassVar[str] = "embedding"
@@ -229,6 +252,7 @@ class EvalSampler:
         max_examples: int | None = None,
         seed: int = 0,
         only: Sequence[np.ndarray] | None = None,
+        budget: EvalBudget | None = None,
     ) -> None:
         if global_batch_size < 1:
             raise UsageError(f"the evaluation batch size must be >= 1, got {global_batch_size}")
@@ -245,10 +269,14 @@ class EvalSampler:
         if only is not None:
             chosen = np.concatenate([examples + low for examples, low in zip(only, base.tolist(), strict=False)])
         total = len(chosen)
-        if max_examples is not None and max_examples < total:
+        if budget is not None:
+            chosen = chosen[np.concatenate(budget.within(splits))[chosen]]
+        total_in_budget = len(chosen)
+        if max_examples is not None and max_examples < total_in_budget:
             generator = keyed_numpy(seed, "eval_subset")
-            chosen = chosen[np.sort(generator.choice(total, max_examples, replace=False, shuffle=False))]
-        self.covers = f"{len(chosen):,} of {total:,} examples" + (f" (seed {seed})" if len(chosen) < total else "")
+            chosen = chosen[np.sort(generator.choice(total_in_budget, max_examples, replace=False, shuffle=False))]
+        drawn = f" (seed {seed})" if len(chosen) < total_in_budget else ""
+        self.covers = f"{len(chosen):,} of {total:,} examples{drawn}"
         """What is evaluated, in words: figures of other words are not compared."""
         self._chosen = [chosen[(chosen >= low) & (chosen < high)] - low for low, high in pairwise(base.tolist())]
 

@@ -63,8 +63,8 @@ class PerStepAccuracy:
         self.needs_steps = config.per_step
         self.begin()
 
-    def begin(self) -> None:
-        """Forget what was counted."""
+    def begin(self, splits: Sequence[Any] = ()) -> None:
+        """Forget what was counted; what the examples are of plays no part."""
         self.examples = torch.zeros((), dtype=torch.float64)
         self.sums: Tensor | None = None  # [steps, columns] float64 on the CPU: mps has no float64
 

@@ -41,6 +41,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N|all",
         help="a fixed random subset of N; default: what the run's last evaluation took",
     )
+    parser.add_argument("--max-groups", type=positive, metavar="N", help="the first N groups only (ARC: tasks)")
+    parser.add_argument(
+        "--max-augmentations",
+        type=positive,
+        metavar="N",
+        help="the first N puzzles of each group only (ARC: a task and its first augmented copies)",
+    )
     parser.add_argument(
         "--halting",
         choices=("fixed", "latched"),

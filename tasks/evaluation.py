@@ -17,7 +17,15 @@ from engine.run.load_run import find_checkpoint, open_checkpoint
 from reports.output import write_json_result
 from tasks.loading import home_of, require_average, warn_of_other_data
 
-DEFAULTS = {"split": "test", "steps": None, "max_examples": None, "halting": None, "batch_size": None}
+DEFAULTS = {
+    "split": "test",
+    "steps": None,
+    "max_examples": None,
+    "max_groups": None,
+    "max_augmentations": None,
+    "halting": None,
+    "batch_size": None,
+}
 """Arguments that only some families give a meaning to, with their defaults."""
 
 

@@ -27,6 +27,8 @@ def _nothing_selected(config: Mapping[str, Any]) -> bool:
 _NO_CHOICE = Inert(
     _nothing_selected, "no evaluation before the end: nothing is selected, and every group is trained on"
 )
+_NO_EVALUATION = Inert("eval_interval=null", "eval_interval=null: only the last evaluation is made")
+_NO_FINAL = Inert("final_eval=false and eval_interval=null", "final_eval=false")
 _NO_EMBEDDING = Inert("arch.puzzle_emb_ndim=0", "arch.puzzle_emb_ndim=0: there is no puzzle embedding")
 
 
@@ -58,6 +60,8 @@ class PretrainConfig(RunConfig):
         "data_order": "published",
         "select_on": "test",
         "validation_groups": None,
+        **dict.fromkeys(("eval_max_groups", "final_eval_max_groups"), None),
+        **dict.fromkeys(("eval_max_augmentations", "final_eval_max_augmentations"), None),
     }
 
     arch: dict[str, Any]
@@ -103,9 +107,15 @@ class PretrainConfig(RunConfig):
         ),
     ] = None
     """Evaluate a fixed seeded subset of this size while training; null takes the whole split."""
-    final_eval_max_examples: Annotated[
-        int | None, Range(1), Inert("final_eval=false and eval_interval=null", "final_eval=false")
-    ] = None
+    final_eval_max_examples: Annotated[int | None, Range(1), _NO_FINAL] = None
+    """The same for the last evaluation."""
+    eval_max_groups: Annotated[int | None, Range(1), _NO_EVALUATION] = None
+    """Evaluate the first groups (ARC: tasks) of the split only, while training."""
+    final_eval_max_groups: Annotated[int | None, Range(1), _NO_FINAL] = None
+    """The same for the last evaluation."""
+    eval_max_augmentations: Annotated[int | None, Range(1), _NO_EVALUATION] = None
+    """Evaluate the first puzzles of each group only (ARC: a task and its first augmented copies), while training."""
+    final_eval_max_augmentations: Annotated[int | None, Range(1), _NO_FINAL] = None
     """The same for the last evaluation."""
     eval_batch_size: Annotated[int | None, Range(1)] = None
     """Rows of one evaluation batch over all ranks; null takes global_batch_size."""

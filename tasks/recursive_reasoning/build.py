@@ -9,7 +9,7 @@ from typing import Any
 from dataset.catalog import ensure
 from dataset.format import load_splits
 from dataset.held_back import hold_back
-from dataset.sampler import EvalSampler, TrainSampler
+from dataset.sampler import EvalBudget, EvalSampler, TrainSampler
 from dataset.writing import describe
 from engine import building
 from engine.loop.schedule import warmup_cosine
@@ -69,8 +69,14 @@ def build(
         plan=epochs,
         global_rows=config.global_batch_size,
         batch_key="global_batch_size",
-        eval_sampler=held_out(max_examples=config.eval_max_examples),
-        final_sampler=held_out(max_examples=config.final_eval_max_examples),
+        eval_sampler=held_out(
+            max_examples=config.eval_max_examples,
+            budget=EvalBudget(config.eval_max_groups, config.eval_max_augmentations),
+        ),
+        final_sampler=held_out(
+            max_examples=config.final_eval_max_examples,
+            budget=EvalBudget(config.final_eval_max_groups, config.final_eval_max_augmentations),
+        ),
         evaluators=create_evaluators(config.evaluators),
         validation_sampler=held_back.sampler,
         groups=param_groups(
@@ -103,5 +109,6 @@ def build(
         splits=held_back.splits,
         batch_key="global_batch_size",
         batch_rows=config.global_batch_size,
+        report=task.report,
         cards=[describe(folder) for folder in dict.fromkeys([*folders, *tests])],
     )

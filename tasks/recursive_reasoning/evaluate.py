@@ -8,20 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dataset.sampler import EvalSampler
+from dataset.sampler import EvalBudget, EvalSampler
 from engine.distributed import is_main
 from engine.errors import UsageError
-from engine.io import print_rank0, progress
+from engine.io import atomic_write_text, print_rank0, progress
 from evaluators.intervals import wilson
 from reports.output import write_json_result
 from tasks.recursive_reasoning.loading import PuzzleRun, load_puzzle_run
+from tasks.recursive_reasoning.task import evaluation_files
 
 
 class _WithProgress:
     """A sampler with a progress bar."""
 
     def __init__(self, sampler: EvalSampler) -> None:
-        self.sampler = sampler
+        self.sampler, self.splits = sampler, sampler.splits
 
     def __iter__(self) -> Iterator[Any]:
         return progress(self.sampler, total=len(self.sampler), label="evaluating")
@@ -34,9 +35,13 @@ def evaluate_run(args: argparse.Namespace) -> None:
     opened, model = run.opened, run.task.model
     max_examples = opened.config.final_eval_max_examples if args.max_examples is None else args.max_examples
     max_examples = None if max_examples == "all" else max_examples
+    budget = EvalBudget(
+        args.max_groups or opened.config.final_eval_max_groups,
+        args.max_augmentations or opened.config.final_eval_max_augmentations,
+    )
     model.eval_halting = args.halting or model.eval_halting
     began = time.perf_counter()
-    metrics = evaluate(run, max_examples=max_examples, batch_size=args.batch_size)
+    metrics = evaluate(run, max_examples=max_examples, batch_size=args.batch_size, budget=budget)
     seconds = time.perf_counter() - began
     if not is_main():
         return
@@ -48,6 +53,8 @@ def evaluate_run(args: argparse.Namespace) -> None:
         "steps": run.steps,
         "halting": model.eval_halting,
         "max_examples": max_examples,
+        "max_groups": budget.groups,
+        "max_augmentations": budget.puzzles,
         "eval_seed": opened.config.eval_seed,
         "data": run.data,
         "device": str(opened.runtime.device),
@@ -55,15 +62,21 @@ def evaluate_run(args: argparse.Namespace) -> None:
     print_evaluation(settings, metrics, seconds)
     target = target or result_file(run, args, max_examples)
     write_json_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": metrics})
+    for name, text in evaluation_files(run.task.evaluators).items():
+        beside = target.with_name(f"{target.stem}_{name}")
+        atomic_write_text(beside, text)
+        print_rank0(f"written     {beside}")
 
 
-def evaluate(run: PuzzleRun, *, max_examples: int | None, batch_size: int | None) -> dict[str, float | None]:
+def evaluate(
+    run: PuzzleRun, *, max_examples: int | None, batch_size: int | None, budget: EvalBudget | None = None
+) -> dict[str, float | None]:
     """The metrics of the task's own evaluation plus those of `steps@PerStepAccuracy`, without their `eval/`."""
     from evaluators.steps import PerStepAccuracy, PerStepAccuracyConfig
 
     task, config = run.task, run.opened.config
     rows = batch_size or config.eval_batch_size or config.global_batch_size
-    sampler = EvalSampler(run.splits, rows, max_examples=max_examples, seed=config.eval_seed)
+    sampler = EvalSampler(run.splits, rows, max_examples=max_examples, seed=config.eval_seed, budget=budget)
     if sampler.num_examples == 0:
         raise UsageError(f"{run.data[0]['path']} has no examples in this split")
     task.final_sampler, task.validation_sampler = _WithProgress(sampler), None
@@ -85,6 +98,7 @@ def result_file(run: PuzzleRun, args: argparse.Namespace, max_examples: int | No
         differences.append(args.halting)
     if max_examples != opened.config.final_eval_max_examples:
         differences.append(f"examples-{max_examples or 'all'}")
+    differences += [f"{name}-{n}" for name, n in (("tasks", args.max_groups), ("aug", args.max_augmentations)) if n]
     if args.weights == "raw" and opened.checkpoint.has_ema:
         differences.append("raw")
     run_dir: Path = opened.run_dir

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dataset.format import PuzzleSplit
 from dataset.sampler import EvalSampler, TrainSampler
 from engine.distributed import all_reduce_sum, keyed_generator, local_rows
-from engine.task import Interrupted, Metrics, ParamGroup, RowSharded, Runtime, UsageError
+from engine.task import Evaluation, Interrupted, Metrics, ParamGroup, RowSharded, Runtime, UsageError
 from losses import ACTLossHead
 from models.recursive_reasoning.act import ACTCarry, ACTModel, ACTOutput
 
@@ -29,11 +30,14 @@ MicroBatch = tuple[int, Batch]
 
 
 class Evaluator(Protocol):
-    """What `evaluators/` offers: fed with every evaluation batch, asked for its metrics at the end."""
+    """What `evaluators/` offers: fed with every evaluation batch, asked for its metrics at the end.
+
+    One that leaves files has `files`, file name -> text, after `result`.
+    """
 
     needs_steps: bool
 
-    def begin(self) -> None: ...
+    def begin(self, splits: Sequence[PuzzleSplit]) -> None: ...
 
     def update(self, batch: Batch, steps: list[ACTOutput], preds: Tensor, valid_rows: int) -> None: ...
 
@@ -194,7 +198,7 @@ class RecursiveReasoningTask:
     def _evaluate(self, sampler: EvalSampler, prefix: str) -> dict[str, float | None]:
         sums: dict[str, dict[str, Tensor]] = {}
         for evaluator in self.evaluators:
-            evaluator.begin()
+            evaluator.begin(sampler.splits)
         for set_name, arrays, valid in sampler:
             if self.runtime.stop_requested():
                 raise Interrupted("stopped during evaluation")
@@ -217,6 +221,11 @@ class RecursiveReasoningTask:
         for evaluator in self.evaluators:
             values.update({f"{prefix}/{name}": value for name, value in evaluator.result().items()})
         return values
+
+    def report(self, evaluation: Evaluation) -> dict[str, str]:
+        """What evaluators leave beside their metrics, in `evaluations/`: file name -> text."""
+        files = evaluation_files(self.evaluators)
+        return {f"evaluations/step_{evaluation.step}_{name}": text for name, text in files.items()}
 
     def _episode(self, batch: Batch) -> list[ACTOutput]:
         """Every ACT step where an evaluator reads them, else the last one; latents are dropped, they are large."""
@@ -303,6 +312,11 @@ class RecursiveReasoningTask:
     def _to_device(self, arrays: Mapping[str, np.ndarray]) -> Batch:
         device = self.runtime.device
         return {name: torch.from_numpy(a).to(device, non_blocking=True) for name, a in arrays.items()}
+
+
+def evaluation_files(evaluators: Iterable[Any]) -> dict[str, str]:
+    """File name -> text, of those evaluators that leave files (`files`)."""
+    return {name: text for evaluator in evaluators for name, text in getattr(evaluator, "files", {}).items()}
 
 
 def _first_rows(output: ACTOutput, rows: int) -> ACTOutput:

@@ -28,7 +28,7 @@ class AnswerTally:
 
     needs_steps = False
 
-    def begin(self) -> None:
+    def begin(self, splits: Sequence[Any] = ()) -> None:
         self.scores: dict[str, list[Any]] = {"exact_accuracy": [], "accuracy": []}
         self.answers: list[Any] = []
         self.scored: list[Any] = []

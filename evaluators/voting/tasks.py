@@ -1,0 +1,209 @@
+"""The tasks that an evaluation is about, read once from the data sets: what each identifier stands for, which grids
+are asked, what the answers are, and how the score is to be understood.
+
+The layout is that of `dataset/arc/`: identifiers.json has `TASK` or `TASK|||t3|||0918273645` (symmetry, new colour of
+each colour), test_puzzles.json has the tasks as they are, card.json the leakage report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.arc.augment import IDENTITY, Augmentation, parse_name
+from dataset.arc.tokens import side_of
+from dataset.format import PuzzleSplit, load_splits, read_card
+from engine.errors import UsageError
+from engine.reading import Unreadable, read_json, reason_of
+from evaluators.voting.grids import keys_of, owned
+
+CLASSES = {
+    "i": "zero-shot: no example of the evaluated tasks was trained on",
+    "ii": "test-time training for each task",
+    "iii": "joint transductive: demonstrations of the evaluated tasks are in the training data",
+}
+"""Protocol classes: figures of different ones are not comparable."""
+LEAKAGE = {
+    "clean": "leakage report empty",
+    "leak": "leakage report NOT empty",
+    "unchecked": "no leakage report",
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a score means."""
+
+    name: str
+    """One of `CLASSES`."""
+    leakage: str
+    """One of `LEAKAGE`."""
+
+    @property
+    def mark(self) -> str:
+        """Part of every metric's name: `iii_clean`."""
+        return f"{self.name}_{self.leakage}"
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return f"protocol class ({self.name}), {CLASSES[self.name]}; {LEAKAGE[self.leakage]}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One test grid of one task."""
+
+    task: str
+    number: int
+    """Among those of its task, from 0."""
+    grid: list[list[int]]
+    solution: list[list[int]] | None
+    """None where it is not public."""
+
+
+class Tasks:
+    """What the splits of an evaluation ask, with the identifiers that their batches carry.
+
+    Raises: UsageError naming the file that is missing, or does not fit the others.
+    """
+
+    def __init__(self, splits: Sequence[PuzzleSplit]) -> None:
+        try:
+            self.side = side_of(splits[0].metadata.seq_len)
+        except ValueError as error:
+            raise UsageError(f"{splits[0].root} holds no ARC grids: {error}") from None
+        self.questions: list[Question] = []
+        self.demonstrations: dict[str, list[dict[str, Any]]] = {}
+        self._owner: dict[tuple[Path, str], int] = {}  # task of a data set -> its number
+        roots = list(dict.fromkeys(split.root for split in splits))
+        for root in roots:
+            self._read_tasks(root, alone=len(roots) == 1)
+        self._read_names(splits)
+        self._index()
+        self.protocol = Protocol(protocol_class(splits), leakage_of(roots))
+
+    @property
+    def names(self) -> list[str]:
+        """Of all tasks, in the order of their numbers."""
+        return list(self.demonstrations)
+
+    def find(self, identifiers: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """The question of each row, -1 where it is none: identifiers [n], keys of what was asked [n, 2] -> [n].
+
+        Equal grids of a task are one question, the first.
+        """
+        if not len(self._keys):
+            return np.full(len(keys), -1)
+        keys = owned(keys, self._owners[self._row(identifiers)])
+        places = np.searchsorted(self._keys[:, 0], keys[:, 0])
+        places = np.minimum(places, len(self._keys) - 1)
+        known = (self._keys[places] == keys).all(axis=1)
+        return np.where(known, self._questions[places], -1)
+
+    def augmentation(self, identifiers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Dihedral transform [n] and new colour of each colour [n, 10]."""
+        rows = self._row(identifiers)
+        return self._tids[rows], self._tables[rows]
+
+    def known(self, identifiers: np.ndarray) -> np.ndarray:
+        """Whether each identifier [n] belongs to a task of these splits; the blank one does not."""
+        rows = np.minimum(np.searchsorted(self._identifiers, identifiers), len(self._identifiers) - 1)
+        known: np.ndarray = self._identifiers[rows] == identifiers
+        return known
+
+    def _row(self, identifiers: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._identifiers, identifiers)
+
+    def _read_tasks(self, root: Path, *, alone: bool) -> None:
+        path = root / "test_puzzles.json"
+        stored = _read(path)
+        if not isinstance(stored, dict):
+            raise UsageError(f"{path}: expected an object with a task for each name")
+        for task, content in stored.items():
+            name = task if alone or task not in self.demonstrations else f"{root.name}/{task}"
+            try:
+                self._owner[root, task] = len(self.demonstrations)
+                self.demonstrations[name] = [
+                    {"input": pair["input"], "output": pair["output"]} for pair in content["train"]
+                ]
+                for number, pair in enumerate(content["test"]):
+                    self.questions.append(Question(name, number, pair["input"], pair.get("output")))
+            except (TypeError, KeyError, AttributeError):
+                raise UsageError(f"{path}: task {task!r} is no object with train and test pairs") from None
+
+    def _read_names(self, splits: Sequence[PuzzleSplit]) -> None:
+        """Owner and augmentation of each identifier of the splits."""
+        found: dict[int, tuple[int, Augmentation]] = {}
+        for split in splits:
+            path = split.root / "identifiers.json"
+            names = _read(path)
+            for identifier in np.unique(split.puzzle_identifiers).tolist():
+                if identifier == split.metadata.blank_identifier_id:
+                    continue
+                if not isinstance(names, list) or identifier >= len(names):
+                    count = len(names) if isinstance(names, list) else 0
+                    raise UsageError(f"{path}: holds {count} names, and the {split.split} split has {identifier}")
+                try:
+                    task, augmentation = parse_name(str(names[identifier]))
+                except ValueError as error:
+                    raise UsageError(f"{path}: {error}") from None
+                owner = self._owner.get((split.root, task), -1)
+                found[identifier + split.identifier_offset] = (owner, augmentation)
+        ordered = sorted(found.items())
+        self._identifiers = np.array([identifier for identifier, _ in ordered], dtype=np.int64)
+        # One row more than there are identifiers, for those beyond the last.
+        self._owners = np.array([*(owner for _, (owner, _) in ordered), -1], dtype=np.int64)
+        augmentations = [*(augmentation for _, (_, augmentation) in ordered), IDENTITY]
+        self._tids = np.array([augmentation.tid for augmentation in augmentations])
+        self._tables = np.stack([augmentation.table for augmentation in augmentations])
+
+    def _index(self) -> None:
+        """The questions by the hash of owner and grid."""
+        numbers = {name: number for number, name in enumerate(self.demonstrations)}
+        owners = np.array([numbers[question.task] for question in self.questions], dtype=np.int64)
+        keys = owned(keys_of([question.grid for question in self.questions], self.side), owners)
+        _, first, of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        self.same_as = first[of.reshape(-1)]
+        """The first question with the same task and grid, which holds their votes; [questions]."""
+        order = np.argsort(keys[first, 0], kind="stable")
+        self._keys, self._questions = keys[first][order], first[order]
+        self.solutions = keys_of([question.solution or [] for question in self.questions], self.side)
+        """Keys of the solutions [questions, 2]; of those that are not known it says nothing."""
+
+
+def protocol_class(splits: Sequence[PuzzleSplit]) -> str:
+    """iii where an identifier that is evaluated has training examples, else i."""
+    for split in splits:
+        if split.split == "train":
+            return "iii"
+        asked = split.puzzle_identifiers[split.puzzle_identifiers != split.metadata.blank_identifier_id]
+        if any(np.isin(asked, there.puzzle_identifiers).any() for there in load_splits([split.root], "train")):
+            return "iii"
+    return "i"
+
+
+def leakage_of(roots: Sequence[Path]) -> str:
+    """Whether evaluation tasks were found in the training data, as the cards have it."""
+    states = set()
+    for root in roots:
+        card = read_card(root / "card.json") if (root / "card.json").exists() else {}
+        report = card.get("leakage")
+        empty = report.get("empty") if isinstance(report, dict) else None
+        states.add("unchecked" if not isinstance(empty, bool) else "clean" if empty else "leak")
+    return next(state for state in ("leak", "unchecked", "clean") if state in states)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path} does not exist: arc@ARC reads data sets of `python -m dataset.build_arc_dataset`"
+        ) from None
+    except (OSError, Unreadable) as error:
+        raise UsageError(f"{path} {reason_of(error)}") from None
