@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from dataset.arc.augment import IDENTITY, Augmentation, parse_name
+from dataset.arc.augment import IDENTITY, LARGEST, Augmentation, parse_name
 from dataset.arc.tokens import side_of
 from dataset.format import PuzzleSplit, load_splits, read_card
 from engine.errors import UsageError
-from engine.reading import Unreadable, read_json, reason_of
+from engine.io import Unreadable, read_json, reason_of
 from evaluators.voting.grids import keys_of, owned
 
 CLASSES = {
@@ -75,6 +75,8 @@ class Tasks:
     def __init__(self, splits: Sequence[PuzzleSplit]) -> None:
         try:
             self.side = side_of(splits[0].metadata.seq_len)
+            if self.side > LARGEST:
+                raise ValueError(f"a canvas of {self.side}x{self.side} is larger than {LARGEST}x{LARGEST}")
         except ValueError as error:
             raise UsageError(f"{splits[0].root} holds no ARC grids: {error}") from None
         self.questions: list[Question] = []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from dataset import sampler as sampler_module
 from dataset.format import load_split, load_splits
-from dataset.sampler import EvalSampler, TrainSampler
+from dataset.sampler import EvalBudget, EvalSampler, TrainSampler
 from dataset.writing import SplitArrays, write_dataset
 from engine.io import UsageError
 
@@ -279,3 +281,16 @@ def test_evaluation_subset_is_fixed_and_the_same_for_all_ranks(tmp_path):
     assert EvalSampler(splits, 4, max_examples=1000).num_examples == 40
     with pytest.raises(UsageError, match="does not divide"):
         next(EvalSampler(splits, 4).batches(0, 3))
+
+
+def test_a_budget_counts_groups_over_all_sets_and_puzzles_within_each():
+    split = SimpleNamespace(
+        num_puzzles=6, num_groups=2, num_examples=7,
+        group_indices=np.array([0, 3, 6]), puzzle_indices=np.array([0, 2, 3, 4, 5, 6, 7]),
+    )  # fmt: skip
+    budget = EvalBudget(groups=3, puzzles=2)
+    within = [one.tolist() for one in budget.within([split, split])]
+    assert within == [[True, True, True, False, True, True, False], [True, True, True, False, False, False, False]]
+    sampler = EvalSampler([split, split], 4, budget=budget, max_examples=5)
+    assert (sampler.num_examples, sampler.covers) == (5, "5 of 14 examples (seed 0)")
+    assert EvalSampler([split], 4, budget=EvalBudget(groups=1)).covers == "4 of 7 examples"

@@ -200,9 +200,12 @@ def test_identifiers_beyond_the_embedding_table_are_named(tmp_path: Path, listed
         if listed
         else ("all__puzzle_identifiers.npy: puzzle 20 lies beyond the embedding table, which has 15 rows")
     )
+
+    def load() -> None:
+        load_splits([root], "test", like=load_splits([root], "train"))
+
     with pytest.raises(UsageError, match=message):
-        train = load_splits([root], "train")
-        load_splits([root], "test", like=train)
+        load()
 
 
 # --- grids and votes --------------------------------------------------------------------------------------------------

@@ -212,11 +212,13 @@ def whole_test_split(subject: Subject) -> Iterator[Finding]:
     config = need_config(subject)
     if "final_eval_max_examples" not in config:
         raise NotApplicable("the config has no final_eval_max_examples")
-    size, place = config["final_eval_max_examples"], subject.trace.key_line("final_eval_max_examples")
-    if size is None:
+    limits = {key: size for key, size in config.items() if key.startswith("final_eval_max_") and size is not None}
+    if not limits:
+        place = subject.trace.key_line("final_eval_max_examples")
         yield finding("CFG254", "PASS", "the last evaluation takes the whole test split", *place)
-    else:
-        yield finding("CFG254", "INFO", f"the last evaluation takes {size} examples: metrics of a subset", *place)
+    for key, size in limits.items():
+        text = f"the last evaluation takes {size} {key.rpartition('_')[2]}: metrics of a subset"
+        yield finding("CFG254", "INFO", text, *subject.trace.key_line(key))
 
 
 @rule("CFG255", at_launch=False)
