@@ -20,8 +20,11 @@ KEPT: dict[str, Verdict] = {}
 """Script, shrunk config -> what this process's code shows; on disk the same for other processes."""
 
 
-def observed(subject: Subject) -> list[Finding]:
-    """What the guide asks of behaviour (MOD, SCR12x to SCR14x); SKIP where the command leads to no model."""
+def observed(subject: Subject, *, start: bool = True) -> list[Finding]:
+    """What the guide asks of behaviour (MOD, SCR12x to SCR14x); SKIP where the command leads to no model.
+
+    `start` False only looks up what has been observed before, and imports no torch: nothing where that is nothing.
+    """
     script, spec = subject.trace.script, None
     try:
         config = need_config(subject)
@@ -37,6 +40,8 @@ def observed(subject: Subject) -> list[Finding]:
     if name not in KEPT:
         key = key_of(script.path.stem, settings, root)
         kept = load(key)
+        if kept is None and not start:
+            return []
         if kept is None:
             from verification.probes.session import observe_codes
 

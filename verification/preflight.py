@@ -1,14 +1,18 @@
-"""The rules for a run that is about to start: nothing is composed or built again, well below a second."""
+"""The rules for a run that is about to start, and what was observed of its config before: nothing is composed, built or
+executed again, well below a second.
+"""
 
 from __future__ import annotations
 
+import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
 from engine.cli.compose import config_files
-from engine.cli.resolve import Trace, observe_script
+from engine.cli.resolve import HydraMain, Script, Trace, observe_script
 from engine.config import source_of
 from engine.errors import UsageError
 from engine.io import print_rank0
@@ -16,7 +20,8 @@ from engine.registry import ROOT, Family
 from verification import rules  # noqa: F401  they register on import
 from verification.command import parse
 from verification.finding import Finding, Report
-from verification.rule import run_rules
+from verification.observed import observed
+from verification.rule import run_rules, settled
 from verification.signature import compare_signatures, make_signature
 from verification.subject import Subject
 
@@ -29,7 +34,7 @@ def review(config: Any, entry: str, root: Path) -> tuple[Subject, Report]:
     """Judge a checked config as `engine.config.load_synced_config` returns it; `entry` is the script without .py."""
     source = source_of(config)
     command = parse(["python", f"{entry}.py", *source.overrides])
-    script = observe_script(root / f"{entry}.py")
+    script = running_script(root / f"{entry}.py")
     folders = _search_path() or [script.config_dir]
     name = source.config_name or script.config_name
     choices = {key: value for key, value in source.choices.items() if not key.startswith("hydra/")}
@@ -49,8 +54,21 @@ def review(config: Any, entry: str, root: Path) -> tuple[Subject, Report]:
         config=config,
     )
     subject = Subject(trace, command, "launch", job=entry)
-    findings = [one for one in run_rules(subject, launch=True) if one.code not in SETTLED]
+    findings = settled([*run_rules(subject, launch=True), *observed(subject, start=False)])
+    findings = [one for one in findings if one.code not in SETTLED]
     return subject, Report(entry, findings=findings, signature=make_signature(subject), subject=subject)
+
+
+def running_script(path: Path) -> Script:
+    """The script as this process runs it; imported where another program asks."""
+    module = sys.modules["__main__"]
+    launch = getattr(module, "launch", None)
+    if launch is None or Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
+        return observe_script(path)
+    given, function = inspect.getclosurevars(launch).nonlocals, inspect.unwrap(launch)
+    line = function.__code__.co_firstlineno
+    main = HydraMain(function, str(given["config_path"]), str(given["config_name"]).removesuffix(".yaml"), line)
+    return Script(path, module, [main])
 
 
 def check_launch(family: Family, config: Any) -> dict[str, Any]:

@@ -160,10 +160,13 @@ def probes() -> Iterator[Any]:
     """What is observed of next-token prediction."""
     from verification.probes.registry import Probe
 
-    yield Probe(code="MOD441", run=scored, passed="the loss compares the answers to the tokens with the targets")
+    yield Probe(
+        code="MOD441", run=scored, about="loss", passed="the loss compares the answers to the tokens with the targets"
+    )
     yield Probe(
         code="DYN706",
         run=targets,
+        about="micro_batches",
         passed="the target of each place is the next token of its own text",
         fix="targets are the tokens from the second of the window on: x = w[:-1], y = w[1:]",
     )

@@ -242,6 +242,25 @@ SCRIPTS = (
         ),
     ),
     Fault(
+        name="evaluators-swallowed-by-the-engine",
+        what="the registry leaves out an evaluator that cannot be made",
+        codes=("SCR141",),
+        level="WARN",
+        edits=(
+            swap(
+                "engine/registry.py",
+                "        made.append(cls(build_config(cls, block, where)))\n",
+                "        try:\n            made.append(cls(build_config(cls, block, where)))\n        except:\n            pass\n",
+            ),
+        ),
+    ),
+    Fault(
+        name="nothing-measured",
+        what="no evaluator is named, and the task returns no metric of its own",
+        codes=("CFG240",),
+        edits=(swap(TASK, ' | self._evaluate(self.final_sampler if final else self.eval_sampler, "eval")', ""),),
+    ),
+    Fault(
         name="evaluation-swallowed",
         what="a bare except around an evaluator's update in the task",
         codes=("SCR141",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +14,12 @@ from engine.config import ConfigSource
 from engine.errors import UsageError
 from engine.schema import structure
 from tasks.recursive_reasoning.args import PretrainConfig
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_script
+from verification import observed, preflight as launching
+from verification.finding import Finding
 from verification.preflight import compare_signatures, line_of, preflight, review
+from verification.static import verify_command
+from verification.verdicts import Verdict
 
 FOLDERS = [ROOT / "config"]
 
@@ -54,6 +60,40 @@ def test_the_level_decides(level: str, printed: bool, capsys: pytest.CaptureFixt
     signature = preflight(config, "pretrain", ROOT)
     assert ("CFG250" in capsys.readouterr().out) == printed
     assert bool(signature) == printed
+
+
+def test_a_launch_takes_what_was_observed_before_and_observes_nothing_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(observed, "KEPT", {})
+    seen = [Finding("MOD440", "FAIL", "5", "nothing is carried", "carry it", "models/a.py", 3)]
+    seen += [Finding("SCR140", "WARN", "2", "a comment of the other mode"), Finding("SUM600", "PASS", "6", "fine")]
+    monkeypatch.setattr(observed, "load", lambda key: None)
+    preflight(running("cfg_pretrain_sudoku_4x4"), "pretrain", ROOT)
+    monkeypatch.setattr(observed, "load", lambda key: Verdict(seen, {"task": "a@B"}))
+    with pytest.raises(UsageError, match=r"MOD440 models/a.py:3: nothing is carried: carry it; verify=warn"):
+        preflight(running("cfg_pretrain_sudoku_4x4"), "pretrain", ROOT)
+    assert "warning: SCR140 a comment of the other mode" in capsys.readouterr().out
+
+
+def test_a_launch_finds_the_verdict_of_verify_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--config-name=cfg_pretrain_sudoku_4x4", "arch.H_cycles=1"]
+    verify_command(["python", "pretrain.py", *words], root=ROOT)
+    monkeypatch.setattr(observed, "KEPT", {})
+    keys = []
+    monkeypatch.setattr(observed, "load", lambda key, load=observed.load: keys.append(load(key)) or keys[0])
+    # what leaves a run the same run leaves its verdict the same
+    preflight(running("cfg_pretrain_sudoku_4x4", "arch.H_cycles=1", "device=cpu", "max_steps=9"), "pretrain", ROOT)
+    assert keys
+    assert keys[0].facts["train_forward"] == "_forward_train_original"
+
+
+def test_a_launch_does_not_execute_its_script_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launching, "observe_script", None)
+    done = run_script("pretrain", "+debug=tiny", "max_steps=1", "device=cpu", f"run_dir={tmp_path}/run", cwd=tmp_path)
+    assert done.code == 0, done.output
+    signature = json.loads((tmp_path / "run/path_signature.json").read_text())
+    assert (signature["script"], signature["decorator_config"]) == ("pretrain.py", "cfg_pretrain")
 
 
 def test_places_are_found_without_composing() -> None:

@@ -19,6 +19,7 @@ from verification.probes.instance import (
     Recorder,
     Tiny,
     Unobservable,
+    evaluate,
     finish_step,
     first_batch,
     junk,
@@ -85,7 +86,7 @@ def _episode(tiny: Tiny) -> Episode:
     _examples(seen, first, second)
     _starts(seen, task.module, second)
     _halts(seen, tiny)
-    task.evaluate(final=True)
+    evaluate(task)
     before = len(recorder.calls)
     step(task, 3)
     third = recorder.calls[before]
@@ -237,6 +238,7 @@ def own_example(tiny: Tiny) -> Iterator[str | Note]:
 @observes(
     "DYN706",
     act=True,
+    about="loss",
     fix="take labels from output.carry.data, not from the incoming batch",
     passed="the loss reads each row's own labels: those of continuing rows in the incoming batch change nothing",
 )

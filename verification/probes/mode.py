@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from verification.probes.episodes import _exploring, episode, evaluations
-from verification.probes.instance import Recorder, Tiny, Unobservable, finish_step, first_batch, set_halting, step
+from verification.probes.instance import (
+    Recorder,
+    Tiny,
+    Unobservable,
+    evaluate,
+    finish_step,
+    first_batch,
+    set_halting,
+    step,
+)
 from verification.probes.launch import watched
 from verification.probes.registry import Note, observes
 from verification.rules.together import mode_of_name
@@ -109,7 +118,7 @@ def trains_again(tiny: Tiny) -> bool:
     """Whether the model is in training mode in a step that follows an evaluation."""
     task = tiny.build().task
     step(task, 1)
-    task.evaluate(final=True)
+    evaluate(task)
     modes: list[bool] = []
     hook = task.module.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     try:
@@ -303,9 +312,17 @@ def encoding(tiny: Tiny) -> Iterator[str | Note]:
 # --- evaluation and groups --------------------------------------------------------------------------------------------
 
 
+@observes("CFG240", about="evaluate", after=("SCR120",), passed="an evaluation measures something")
+def measured(tiny: Tiny) -> Iterator[str | Note]:
+    """What the evaluators of the config and the task's own evaluation return."""
+    if not evaluate(tiny.build().task):
+        yield f"no evaluator is named, and {tiny.task_class.__name__} measures nothing itself: the run has no result"
+
+
 @observes(
     "MOD450",
     level="WARN",
+    about="evaluate",
     after=("SCR120", "MOD420"),
     passed="the full depth for every row, nothing random, no gradient",
 )
@@ -325,20 +342,25 @@ def evaluation(tiny: Tiny) -> Iterator[str | Note]:
     inside = set(model.modules())
     before, hook = torch.get_rng_state(), register_module_forward_pre_hook(seen)
     try:
-        task.evaluate(final=True)
+        evaluate(task)
     finally:
         hook.remove()
     if any(modes):
-        yield Note("WARN", f"{name}.evaluate runs modules in training mode: dropout stays on", type(task).evaluate)
+        yield f"{name}.evaluate runs modules in training mode: dropout stays on"
     if any(grads):
-        yield Note("WARN", f"{name}.evaluate keeps gradients: it is not under no_grad", type(task).evaluate)
+        yield f"{name}.evaluate keeps gradients: it is not under no_grad"
     if not torch.equal(before, torch.get_rng_state()):
-        yield Note("WARN", "an evaluation draws random numbers: it explores, samples or drops out", type(task).evaluate)
+        yield "an evaluation draws random numbers: it explores, samples or drops out"
     if tiny.spec.act and not episode(tiny).carry:
         yield from evaluations(tiny)
 
 
-@observes("MOD460", after=("SCR120",), passed="every parameter stands in one optimizer group, as the model groups them")
+@observes(
+    "MOD460",
+    about="param_groups",
+    after=("SCR120",),
+    passed="every parameter stands in one optimizer group, as the model groups them",
+)
 def groups(tiny: Tiny) -> Iterator[str | Note]:
     """Parameters of the model against the groups of the task."""
     task = tiny.build().task

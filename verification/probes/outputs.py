@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verification.probes.instance import Tiny, first_batch, junk, step
+from verification.probes.instance import Tiny, evaluate, first_batch, junk, step
 from verification.probes.registry import Note, observes
 
 
 @observes(
     "DYN709",
     passed="two evaluations give the same numbers and leave the model as it was",
+    about="evaluate",
     fix="no sampling, dropout or exploration in an evaluation; a variational encoder uses its mean",
 )
 def evaluation(tiny: Tiny) -> Iterator[str | Note]:
@@ -32,7 +33,7 @@ def evaluation(tiny: Tiny) -> Iterator[str | Note]:
                 outputs.append(_tensors(model(batch)))
     for seed in (11, 12):
         torch.manual_seed(seed)
-        results.append(task.evaluate(final=True))
+        results.append(evaluate(task))
     for name in outputs[0] if outputs else ():
         if not _same(outputs[0][name], outputs[1][name]):
             yield f"{name} of the same batch differs between two evaluations"

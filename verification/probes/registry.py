@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class Probe:
     """Of a fault that is a plain sentence."""
     act: bool | None = None
     """True: only for models that think in steps. None: for all."""
+    about: str = ""
+    """The method of the task that a finding without a place is about; empty: the model's training method."""
     after: tuple[str, ...] = ()
     """Codes whose failure leaves nothing to observe here: the probe is then skipped."""
 
@@ -57,7 +59,7 @@ PROBES: dict[tuple[str, bool | None], Probe] = {}
 
 
 def observes(code: str, *, passed: str, **options: Any) -> Callable[[Observation], Observation]:
-    """Register the decorated generator under `code`. `options`: fix, level, act, after (see `Probe`)."""
+    """Register the decorated generator under `code`. `options`: fix, level, act, about, after (see `Probe`)."""
 
     def register(run: Observation) -> Observation:
         probe = Probe(code=code, passed=passed, run=run, **options)
@@ -74,6 +76,8 @@ def run_probe(probe: Probe, tiny: Tiny) -> list[Finding]:
     try:
         for item in probe.run(tiny):
             note = item if isinstance(item, Note) else Note(probe.level, item)
+            if note.about is None and note.level in ("FAIL", "WARN"):
+                note = replace(note, about=subject_of(probe, tiny))
             (faults if note.level == probe.level else notes).append(_finding(probe, note, tiny.root))
     except Unobservable as reason:
         return [*faults, *notes, _finding(probe, Note("SKIP", f"not observed: {reason}"), tiny.root)]
@@ -84,6 +88,14 @@ def run_probe(probe: Probe, tiny: Tiny) -> list[Finding]:
     if faults:
         return [*faults, *(note for note in notes if note.level != "PASS")]
     return notes or [_finding(probe, Note("PASS", probe.passed), tiny.root)]
+
+
+def subject_of(probe: Probe, tiny: Tiny) -> Any:
+    """What a probe is about: a method of the task or of the model, else their class."""
+    owner, name = tiny.model_class, tiny.kept.get("train_forward") or "forward"
+    if probe.about:
+        owner, name = tiny.task_class, probe.about
+    return getattr(owner, name, owner)
 
 
 def _fix(probe: Probe) -> str:

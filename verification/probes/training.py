@@ -13,6 +13,7 @@ from verification.rules.together import mode_of_name
 
 @observes(
     "DYN703",
+    about="param_groups",
     passed="every parameter gets a gradient, stands in one optimizer group, and moves",
     fix="list every parameter in exactly one ParamGroup, and let the loss depend on it inside the gradient window",
 )

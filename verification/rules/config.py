@@ -130,7 +130,7 @@ def halting(subject: Subject) -> Iterator[Finding]:
 def evaluators(subject: Subject) -> Iterator[Finding]:
     entries = need_config(subject).get("evaluators") or []
     if not entries:
-        yield finding("CFG240", "PASS", "none needed: the task itself evaluates the test split", subject.config_file)
+        yield finding("CFG240", "PASS", "no evaluator is named: what the task itself measures", subject.config_file)
     for entry, link in zip(entries, subject.evaluators, strict=True):
         if link.cls is None:
             yield finding("CFG240", "FAIL", f"{link.key}: {link.problem}", *subject.trace.key_line("evaluators"))
