@@ -50,6 +50,17 @@ class Range:
             return f"more than {low}" if low else "a positive number"
         return f"at least {low}" if low else "0 or more"
 
+    @property
+    def interval(self) -> str:
+        """The text in --help and in tables: `>= 1`, `> 0`, `in [0, 1)`."""
+        low, high = self.low if self.above is None else self.above, self.high if self.below is None else self.below
+        if low is not None and high is not None:
+            left, right = "[" if self.above is None else "(", "]" if self.below is None else ")"
+            return f"in {left}{_number(low)}, {_number(high)}{right}"
+        if low is not None:
+            return f"{'>=' if self.above is None else '>'} {_number(low)}"
+        return f"{'<=' if self.below is None else '<'} {_number(high or 0)}"
+
     def _holds(self, number: float) -> bool:
         return (
             (self.low is None or number >= self.low)
@@ -57,6 +68,12 @@ class Range:
             and (self.above is None or number > self.above)
             and (self.below is None or number < self.below)
         )
+
+
+def _number(value: float) -> str:
+    """A bound; powers of two beyond a million as such."""
+    power = int(value).bit_length() - 1
+    return f"2^{power}" if power > 20 and value == 2**power else f"{value:g}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.cli.keys import Key, describe, keys_of
+from engine.cli.keys import Key, keys_of
 from engine.cli.recipes import locate, options_for
 from engine.cli.source_keys import source_keys
 from engine.cli.translate import Groups, quote
@@ -54,23 +54,15 @@ def help_text(
     lines += ["", "Keys:"]
     defaults = _defaults(config_dir, config_name, *more)
     for name, key in _keys(schema, defaults):
-        kind = "" if key is None else describe(key.kind) + (" or null" if key.optional else "")
+        kind = "" if key is None else key.type_text
         value = defaults.get(name, "required" if key is None or key.default is MISSING else _shown(key.default))
         if kind == "block of keys":
             value = f"see config/{name}/" if name in groups.options else "a block"
         head = f"{name}  [{kind}]  {value}" if kind else f"{name}  {value}"
         lines += _wrapped(head, "  ", "  ")
         others = ", ".join(f"--{old}" for old, new in (aliases or {}).items() if new == name)
-        lines += _wrapped(" ".join([*([f"Also {others}."] if others else []), _meaning(key)]), "      ")
+        lines += _wrapped(" ".join([*([f"Also {others}."] if others else []), key.meaning if key else ""]), "      ")
     return "\n".join(lines)
-
-
-def _meaning(key: Key | None) -> str:
-    """A key's docstring and the conditions under which it has no effect."""
-    if key is None:
-        return ""
-    without = "; ".join(mark.condition for mark in key.inert if mark.condition)
-    return f"{key.doc} No effect if {without}." if without else key.doc
 
 
 def _wrapped(text: str, indent: str, more: str = "") -> list[str]:

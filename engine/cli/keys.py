@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from engine.fields import Inert, declared
+from engine.fields import Inert, Range, declared
 
 NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null", Any: "any"}
 
@@ -25,10 +25,27 @@ class Key:
     optional: bool
     default: Any
     doc: str
-    inert: tuple[Inert, ...] = ()
-    """Conditions under which it does nothing."""
+    marks: tuple[Any, ...] = ()
+    """What is declared beside its type."""
     place: tuple[str, int] = ("", 0)
     """File and line of the field."""
+
+    @property
+    def inert(self) -> tuple[Inert, ...]:
+        """Conditions under which it does nothing."""
+        return tuple(mark for mark in self.marks if isinstance(mark, Inert))
+
+    @property
+    def type_text(self) -> str:
+        """Its type with its range, for --help and tables: `integer >= 1 or null`."""
+        kind = " ".join([describe(self.kind), *(mark.interval for mark in self.marks if isinstance(mark, Range))])
+        return f"{kind} or null" if self.optional else kind
+
+    @property
+    def meaning(self) -> str:
+        """Its docstring, with the conditions under which it has no effect."""
+        without = "; ".join(mark.condition for mark in self.inert if mark.condition)
+        return f"{self.doc} No effect if {without}." if without else self.doc
 
     @property
     def unused(self) -> bool:
@@ -79,9 +96,8 @@ def keys_of(schema: type, prefix: str = "") -> dict[str, Key]:
         optional = is_union(kind) and type(None) in get_args(kind)
         kind = parts[0] if len(parts) == 1 else kind
         default = field.default if field.default_factory is MISSING else field.default_factory()
-        inert = tuple(mark for mark in beside[field.name][1] if isinstance(mark, Inert))
         doc, place = written.get(field.name, ("", ("", 0)))
-        keys[name] = Key(name, kind, optional, default, doc, inert, place)
+        keys[name] = Key(name, kind, optional, default, doc, beside[field.name][1], place)
         if is_dataclass(kind):
             keys |= keys_of(kind, f"{name}.")  # type: ignore[arg-type]
     return keys

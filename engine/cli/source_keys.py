@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from engine.cli.keys import NAMES, Key, keys_of
-from engine.fields import Inert, inert_by, value_at
+from engine.fields import Inert, NotBlank, Range, inert_by, value_at
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = {kind.__name__: text for kind, text in NAMES.items() if isinstance(kind, type)} | {"None": "null", "Any": "any"}
@@ -29,7 +30,7 @@ def source_keys(name: str, slot: str, prefix: str) -> dict[str, Key]:
     keys: dict[str, Key] = {}
     for name, key in _keys(*config, prefix) if config else ():
         above = keys.get(name)  # of a base class, whose marks hold where a subclass only gives another default
-        keys[name] = replace(key, inert=key.inert or above.inert) if above else key
+        keys[name] = replace(key, marks=key.marks or above.marks) if above else key
     return keys
 
 
@@ -97,20 +98,11 @@ def _keys(module: str, cls: Any, prefix: str) -> Iterator[tuple[str, Key]]:
         name = prefix + ast.unparse(node.target)
         text = getattr(getattr(below, "value", None), "value", None)
         doc = " ".join(text.split()) if isinstance(below, ast.Expr) and isinstance(text, str) else ""
-        inert = tuple(_inert(module, node.annotation))
-        yield (
-            name,
-            Key(
-                name,
-                _kind(module, node.annotation),
-                False,
-                _default(node.value),
-                doc,
-                inert,
-                (str(_file(module)), node.lineno),
-            ),
-        )
-        for part in ast.walk(_kind_of(node.annotation)):
+        kind, place = _kind_of(node.annotation), (str(_file(module)), node.lineno)
+        optional = isinstance(kind, ast.BinOp) and ast.unparse(kind.right) == "None"
+        shown = _kind(module, kind.left if isinstance(kind, ast.BinOp) and optional else kind)
+        yield name, Key(name, shown, optional, _default(node.value), doc, _marks(module, node.annotation), place)
+        for part in ast.walk(kind):
             nested = _lookup(module, part.id) if isinstance(part, ast.Name) else None
             if nested and isinstance(nested[1], ast.ClassDef):
                 yield from _keys(*nested, f"{name}.")
@@ -123,13 +115,31 @@ def _kind_of(annotation: ast.expr) -> ast.expr:
     return inner.elts[0] if marked else annotation
 
 
-def _inert(module: str, annotation: ast.expr) -> Iterator[Inert]:
-    """The `Inert` markers of an annotation, written there or bound to a name of a module."""
-    for mark in getattr(getattr(annotation, "slice", None), "elts", ()):
-        bound = _lookup(module, mark.id) if isinstance(mark, ast.Name) else None
-        call = getattr(bound[1], "value", None) if bound else mark
-        if isinstance(call, ast.Call) and getattr(call.func, "id", None) == "Inert":
-            yield Inert(*(ast.literal_eval(argument) for argument in call.args))
+class _Names(dict[str, Any]):
+    """What the names in an annotation of a module stand for: our marks, and constants at the top of modules."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(Inert=Inert, Range=Range, NotBlank=NotBlank)
+        self._module = module
+
+    def __missing__(self, name: str) -> Any:
+        module, node = _lookup(self._module, name) or (self._module, None)
+        return _value(module, node.value)  # type: ignore[union-attr]
+
+
+def _value(module: str, node: ast.expr) -> Any:
+    """What an expression of our own source is worth, without an import of its module."""
+    return eval(ast.unparse(node), {"__builtins__": {}}, _Names(module))
+
+
+def _marks(module: str, annotation: ast.expr) -> tuple[Any, ...]:
+    """The marks of an annotation, written there or bound to a name of a module; none that only an import can make."""
+    marks: list[Any] = []
+    if ast.unparse(getattr(annotation, "value", annotation)) == "Annotated":
+        for mark in annotation.slice.elts[1:]:  # type: ignore[attr-defined]
+            with suppress(AttributeError, LookupError, NameError, TypeError, ValueError):
+                marks.append(_value(module, mark))
+    return tuple(marks)
 
 
 def _default(value: ast.expr | None) -> Any:

@@ -20,7 +20,9 @@ Sharing = Literal["none", "repeat", "cycle", "mirror"]
 ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 
 SWIGLU_MULTIPLE = 8
-_MOST_LAYERS, _MOST_HEADS = 1000, 65536  # beyond lies a slip of the pen that would build for hours
+# beyond these lies a slip of the pen that would build for hours
+_MOST_LAYERS = 1000
+_MOST_HEADS = 65536
 _NO_NORM = Inert("arch.norm_variant=identity", "arch.norm_variant=identity: there is no norm")
 _ONE_LAYER = Inert("arch.n_layer=1", "arch.n_layer=1: nothing to share with")
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:  # --help reads these keys without loading torch
 PositionEncoding = Literal["rope", "rope_2d", "learned", "none"]
 EvalHalting = Literal["fixed", "latched"]
 ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
-_MOST, _MOST_HEADS, _MOST_PASSES = 1000, 65536, 10000  # beyond lies a slip of the pen that would build or run for hours
+# beyond these lies a slip of the pen that would build or run for hours
+_MOST = 1000
+_MOST_HEADS = 65536
+_MOST_PASSES = 10000
 _ROTATED_TOGETHER = {"rope": 2, "rope_2d": 4}  # channels: a pair by position, or a pair by row and one by column
 
 

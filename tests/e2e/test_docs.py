@@ -27,7 +27,7 @@ from pathlib import Path
 import pytest
 from hydra.errors import HydraException
 
-from engine.cli.keys import describe, keys_of
+from engine.cli.keys import keys_of
 from engine.config import NOT_IDENTITY, RunConfig
 from engine.errors import UsageError
 from tasks.language_model.args import TrainConfig
@@ -323,8 +323,7 @@ def _keys(schema: type, skip: set[str], prefix: str = "") -> str:
     lines = [_row("key", "type", "default", "meaning"), "|---|---|---|---|"]
     for name, key in keys_of(schema).items():
         if name not in skip:
-            kind = describe(key.kind) + (" or null" if key.optional else "")
-            lines.append(_row(f"`{prefix}{name}`", kind, _value(key.default), key.doc))
+            lines.append(_row(f"`{prefix}{name}`", key.type_text, _value(key.default), key.meaning))
     return "\n".join(lines)
 
 
@@ -341,7 +340,7 @@ def _arch_keys() -> str:
     for name, key in keys["TRM"].items():
         cells = [_value(found[name].default) if name in found else "" for found in keys.values()]
         cells[2] = "" if name in unused else cells[2]
-        lines.append(_row(f"`arch.{name}`", describe(key.kind), *cells, shared.get(name, key).doc))
+        lines.append(_row(f"`arch.{name}`", key.type_text, *cells, shared.get(name, key).meaning))
     return "\n".join(lines)
 
 
@@ -370,8 +369,7 @@ def _lm_keys() -> str:
 
     lines = [_row("key", "type", "default", "meaning"), "|---|---|---|---|"]
     for name, key in keys_of(GPTConfig).items():
-        kind = describe(key.kind) + (" or null" if key.optional else "")
-        lines.append(_row(f"`arch.{name}`", kind, _value(key.default), key.doc))
+        lines.append(_row(f"`arch.{name}`", key.type_text, _value(key.default), key.meaning))
     return "\n".join(lines)
 
 

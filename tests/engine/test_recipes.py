@@ -130,6 +130,6 @@ def test_help_of_a_recipe_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "cfg_mine.yaml").write_text(LEAN + "lr: 0.0123\n")
     groups = find_groups(ROOT / "config", "cfg_mine", tmp_path)
     assert groups.selected == {"arch"}
-    assert "lr  [number]  0.0123" in help_text(
+    assert "lr  [number >= 0]  0.0123" in help_text(
         "pretrain", PretrainConfig, groups, ROOT / "config", "cfg_mine", {}, tmp_path
     )

@@ -35,7 +35,7 @@ def test_help_lists_the_architecture_with_the_recipes_defaults_and_all_aliases()
     text = shown("cfg_train_cpu")
     heads = {line.split()[0]: line for line in text.splitlines() if line.startswith("  arch.")}
     assert {f"arch.{name}" for name in keys_of(GPTConfig)} <= set(heads)
-    assert heads["arch.n_layer"] == "  arch.n_layer  [integer]  4"
+    assert heads["arch.n_layer"] == "  arch.n_layer  [integer in [1, 1000]]  4"
     assert heads["arch.dropout"].endswith("  0.0")
     assert "arch.loss.chunk_tokens" in heads
     assert "Blocks L." in text
