@@ -315,13 +315,3 @@ def refusal_within(error: BaseException) -> UsageError | None:
     while cause is not None and not isinstance(cause, UsageError):
         cause = cause.__cause__ or cause.__context__
     return cause
-
-
-def dotted_keys(config: Any, prefix: str = "") -> list[str]:
-    """Every key of a nested mapping by dotted name, blocks and leaves (interpolations are not resolved)."""
-    if isinstance(config, DictConfig):
-        config = OmegaConf.to_container(config, resolve=False)
-    keys: list[str] = []
-    for key, value in config.items() if isinstance(config, Mapping) else ():
-        keys += [f"{prefix}{key}", *dotted_keys(value, f"{prefix}{key}.")]
-    return keys

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -131,6 +131,14 @@ def value_at(config: Any, key: str, default: Any = None) -> Any:
             return default
         config = config[part]
     return config
+
+
+def flatten(block: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a nested mapping, each block before what is in it."""
+    for key, value in block.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
 
 
 def inert_by(markers: tuple[Any, ...], config: Mapping[str, Any]) -> str:

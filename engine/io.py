@@ -21,34 +21,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-# Some of these are here for packages that may import only this module.
-from engine.cli.console import (
-    begin as begin,
-    execute as execute,
-)
+# Names imported "as" themselves are here for packages that may import only this module.
+from engine.cli.console import begin as begin, execute as execute
 from engine.cli.spelling import as_typed
-from engine.errors import (
-    Interrupted as Interrupted,
-    RunFailure as RunFailure,
-    UsageError as UsageError,
-)
+from engine.errors import RunFailure as RunFailure, UsageError as UsageError
 from engine.reading import (
     Unreadable as Unreadable,
     check_regular as check_regular,
-    check_yaml as check_yaml,
     open_regular as open_regular,
-    parse_json as parse_json,
     read_bytes as read_bytes,
     read_json as read_json,
     read_object as read_object,
-    read_text as read_text,
-    read_yaml as read_yaml,
     reason_of as reason_of,
 )
-from engine.signals import (
-    leave_to_parent as leave_to_parent,
-    on_main_rank as on_main_rank,
-)
+from engine.signals import leave_to_parent as leave_to_parent, on_main_rank
 
 T = TypeVar("T")
 # `.<name>.tmp-<pid>-<n>`: hidden, and beside the final name so that the rename never crosses a file system

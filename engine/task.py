@@ -21,7 +21,6 @@ from engine.checkpoint.state_tree import (
 )
 from engine.errors import (
     Interrupted as Interrupted,
-    RunFailure as RunFailure,
     UsageError as UsageError,
 )
 from engine.loop.schedule import Plateau

@@ -17,25 +17,15 @@ from typing import Any
 from torch import Tensor
 
 from engine.checkpoint.manifest import (
-    FORMAT_VERSION as FORMAT_VERSION,
-    STEP_NAME as STEP_NAME,
+    STEP_NAME,
     Checkpoint as Checkpoint,
-    find_fault as find_fault,
     load_checkpoint as load_checkpoint,
-    previous_good as previous_good,
-    read_manifest as read_manifest,
-    step_folders as step_folders,
-    write_checkpoint as write_checkpoint,
+    previous_good,
+    read_manifest,
+    step_folders,
+    write_checkpoint,
 )
-from engine.checkpoint.state_tree import (
-    RowSharded as RowSharded,
-    WeightsMisfit as WeightsMisfit,
-    clean_name as clean_name,
-    gather_tree as gather_tree,
-    join_tree as join_tree,
-    load_weights as load_weights,
-    split_tree as split_tree,
-)
+from engine.checkpoint.state_tree import load_weights as load_weights
 from engine.errors import UsageError
 from engine.io import (
     atomic_directory,

@@ -9,15 +9,16 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.cli.compose import compose_config
 from engine.cli.keys import Key, keys_of
-from engine.cli.recipes import locate, options_for
+from engine.cli.recipes import options_for
 from engine.cli.source_keys import source_keys
-from engine.cli.translate import Groups, quote
+from engine.cli.translate import Groups
+from engine.fields import flatten
 
 WIDTH = 110
 
@@ -52,7 +53,7 @@ def help_text(
     for name, options in options_for(schema, groups, config_dir, *more).items():
         lines += _wrapped(f"{name}={'|'.join(options)}", "  ", "  ")
     lines += ["", "Keys:"]
-    defaults = _defaults(config_dir, config_name, *more)
+    defaults = _defaults([config_dir, *more], config_name)
     for name, key in _keys(schema, defaults):
         kind = "" if key is None else key.type_text
         value = defaults.get(name, "required" if key is None or key.default is MISSING else _shown(key.default))
@@ -83,26 +84,17 @@ def _keys(schema: Any, defaults: Mapping[str, str]) -> Iterator[tuple[str, Key |
             yield from ((other, known.get(other)) for other in dict.fromkeys([*others, *known]))
 
 
-def _defaults(config_dir: Path, config_name: str, *more: Path) -> dict[str, str]:
+def _defaults(folders: list[Path], config_name: str) -> dict[str, str]:
     """Values of the composed config by dotted name, interpolations as written; empty where it does not compose."""
-    folders = [config_dir, *more]
-    home = next((folder for folder in folders if locate([folder], config_name)), config_dir)
-    others = [quote(f"file://{folder}") for folder in folders if folder != home]
     try:
-        with initialize_config_dir(str(home), version_base=None):
-            composed = compose(config_name, [f"hydra.searchpath=[{','.join(others)}]"] if others else [])
-        config = OmegaConf.to_container(composed, resolve=False)
+        config: Any = OmegaConf.to_container(compose_config(folders, config_name, []).config, resolve=False)
     except (HydraException, OmegaConfBaseException):
         return {}
-    return dict(_flat(config, "")) if isinstance(config, dict) else {}
-
-
-def _flat(block: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    for key, value in block.items():
-        if not prefix or not isinstance(value, Mapping) or not value:
-            yield f"{prefix}{key}", _shown(value)
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+    return {
+        key: _shown(value)
+        for key, value in flatten(config)
+        if "." not in key or not value or not isinstance(value, Mapping)
+    }
 
 
 def _shown(value: Any) -> str:

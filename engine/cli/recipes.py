@@ -5,7 +5,7 @@ Hydra looks in the script's config/ (or --config-path) first, then in --config-d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from engine.cli.defaults import defaults_of, schema_of
 from engine.cli.keys import keys_of
 from engine.cli.translate import Groups
 from engine.errors import UsageError
+from engine.fields import flatten
 from engine.io import did_you_mean, user_path
 from engine.reading import Unreadable, read_text, read_yaml, reason_of
 
@@ -135,7 +136,7 @@ def _read(folders: Sequence[Path], path: Path, recipe: Recipe, above: tuple[Path
     entries = content.pop("defaults", None) or []
     if not isinstance(entries, list):
         raise UsageError(f"{path}: defaults: expected a list, found {entries!r}")
-    recipe.given |= set(_dotted(content, ""))
+    recipe.given |= set(dict(flatten(content)))
     if isinstance(content.get("script"), str):
         recipe.script = recipe.script or content["script"]  # the recipe's own files come first
     for entry in entries:
@@ -152,7 +153,7 @@ def _follow(folders: Sequence[Path], path: Path, entry: str, recipe: Recipe, abo
     if file is not None:
         _read(folders, file, recipe, above)
     elif schema := schema_of(entry):
-        recipe.given |= set(_dotted(defaults_of(schema), ""))
+        recipe.given |= set(dict(flatten(defaults_of(schema))))
     elif not any(mark in entry for mark in ("@", "$", " ", ":")):
         names = [one.stem for folder in folders for one in folder.glob("*.yaml")]
         raise UsageError(f"{path}: defaults: there is no config {entry}: {did_you_mean(entry, names)}")
@@ -162,14 +163,7 @@ def _follow_group(folders: Sequence[Path], group: str, option: Any, recipe: Reci
     """The keys that the chosen file of a group sets; what cannot be found is left to Hydra."""
     name = group.removeprefix("optional ").removeprefix("override ").lstrip("/")
     if isinstance(option, str) and (file := locate(folders, f"{name}/{option}")):
-        recipe.given |= set(_dotted(read_option(file), ""))
-
-
-def _dotted(block: Mapping[Any, Any], prefix: str) -> Iterator[str]:
-    for key, value in block.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
+        recipe.given |= set(dict(flatten(read_option(file))))
 
 
 def find_groups(config_dir: Path, config_name: str, *more: Path) -> Groups:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from engine import reading
+from engine.fields import flatten
 from engine.io import atomic_write_text, print_rank0
 
 
@@ -174,11 +175,8 @@ def to_glob(pattern: str) -> str:
 def changes(old: Any, new: Mapping[str, Any], limit: int = 4) -> str:
     """`lr 0.1 -> 0.2, arch.depth 2 -> 3`: the leaves that differ between two identities."""
 
-    def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for name, value in node.items():
-            out |= leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-        return out
+    def leaves(node: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in flatten(node) if not isinstance(value, Mapping)}
 
     before, after = leaves(old if isinstance(old, Mapping) else {}), leaves(json.loads(json.dumps(new, default=str)))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint.manifest import REQUIRED
-from engine.checkpoint.store import Checkpoint, CheckpointStore, WeightsMisfit, load_checkpoint, load_weights
+from engine.checkpoint.state_tree import WeightsMisfit, load_weights
+from engine.checkpoint.store import Checkpoint, CheckpointStore, load_checkpoint
 from engine.device import make_runtime
 from engine.errors import UsageError
 from engine.loop.trainer import Trainer

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.store import Checkpoint, CheckpointStore, CheckpointWriteError, gather_tree, load_checkpoint
+from engine.checkpoint.state_tree import gather_tree
+from engine.checkpoint.store import Checkpoint, CheckpointStore, CheckpointWriteError, load_checkpoint
 from engine.cli.spelling import as_typed
 from engine.config import RunConfig, source_of
 from engine.distributed import all_gather_rows, on_main, rank, world_size

@@ -21,16 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.cli.keys import keys_of
-from engine.config import (
-    HEADER,
-    ConfigSource,
-    RunConfig,
-    dotted_keys,
-    resolved_container,
-    source_of,
-)
+from engine.config import HEADER, ConfigSource, RunConfig, resolved_container, source_of
 from engine.errors import UsageError
-from engine.fields import value_at
+from engine.fields import flatten, value_at
 from engine.io import did_you_mean
 from engine.reading import Unreadable, parse_json, read_yaml, reason_of
 from engine.run.files import read_json
@@ -188,11 +181,12 @@ def _apply(
             was = f"was started with {key}={chosen}" if key in choices else f"was started without {key}"
             raise UsageError(f"{line}: this run {was}; drop it, or start afresh with resume=false")
         return
+    plain: Any = OmegaConf.to_container(config, resolve=False)
     added = override.is_add() or override.is_force_add() or key in declared
     try:
         OmegaConf.update(config, key, override.value(), merge=True, force_add=added)
     except OmegaConfBaseException as error:
-        hint = did_you_mean(key, dotted_keys(config))
+        hint = did_you_mean(key, dict(flatten(plain)))
         raise UsageError(f"{line}: the stored run has no key '{key}': {hint}") from error
 
 

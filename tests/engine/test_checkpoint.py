@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.checkpoint import store as ckpt
-from engine.checkpoint.store import CheckpointStore, RowSharded, load_checkpoint, load_weights
+from engine.checkpoint.state_tree import RowSharded, gather_tree
+from engine.checkpoint.store import CheckpointStore, load_checkpoint, load_weights
 from engine.errors import UsageError
 from tests.engine.checkpoint_cases import CONFIG, FILES, equal, metric, save, store_at, weights
 
@@ -77,7 +77,7 @@ def test_rows_are_saved_in_global_order_and_sliced(tmp_path):
         return everything
 
     local = {"carry": [RowSharded(everything[:3]), (RowSharded(everything[:3]), torch.tensor(7))]}
-    tree = ckpt.gather_tree(local, gather_rows)
+    tree = gather_tree(local, gather_rows)
     assert len(calls) == 2
     checkpoint = load_checkpoint(save(store_at(tmp_path), 1, state=tree))
     for world_size in (1, 2, 3, 6):
@@ -201,7 +201,7 @@ def test_failed_prune_never_fails_the_run(tmp_path, monkeypatch, capsys):
     def stubborn(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(ckpt, "remove_directory", stubborn)
+    monkeypatch.setattr("engine.checkpoint.store.remove_directory", stubborn)
     assert store.prune(keep_last=1) == []
     assert "step_1" in capsys.readouterr().out
     assert store.steps() == [1, 2, 3]

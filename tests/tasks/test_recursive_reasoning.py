@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from engine.checkpoint.store import gather_tree, join_tree, split_tree
+from engine.checkpoint.state_tree import gather_tree, join_tree, split_tree
 from engine.config import load_synced_config
 from engine.task import Interrupted, Runtime, UsageError
 from tasks.recursive_reasoning.args import PretrainConfig

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.config import NOT_IDENTITY, dotted_keys
+from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
+from engine.fields import flatten
 from engine.io import read_object
 from engine.run.files import read_json, read_yaml
 from verification.finding import Finding
 from verification.rule import NotApplicable, finding, need_config, rule
-from verification.rules.job import lookup
 from verification.signature import compare_signatures, make_signature
 from verification.subject import Subject
 
@@ -26,8 +26,8 @@ def run_of(subject: Subject) -> Path:
 
 def leaves(config: dict[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of every leaf that is part of a run's identity."""
-    keys = (key for key in dotted_keys(config) if key.split(".")[0] not in NOT_IDENTITY)
-    return {key: value for key in keys if not isinstance(value := lookup(config, key), dict)}
+    counted = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    return {key: value for key, value in flatten(counted) if not isinstance(value, dict)}
 
 
 @rule("CKP610", at_launch=False)

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from engine.checkpoint.state_tree import read_tensors, tensor_file_fault
 from engine.errors import UsageError
-from engine.io import Unreadable, atomic_directory, check_regular, read_yaml, reason_of
+from engine.io import atomic_directory
+from engine.reading import Unreadable, check_regular, read_yaml, reason_of
 
 CONFIG = "all_config.yaml"
 MARKS = ("_orig_mod.", "module.", "model.")
