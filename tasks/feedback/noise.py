@@ -7,6 +7,7 @@ Shapes: B rows of the global batch, b rows at hand, T positions of the batch, K 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,19 +51,20 @@ def training_noise(seed: int, step: int, *, rows: int, block_size: int, eps: flo
 
 
 def evaluation_noise(
-    seed: int, first_row: int, *, rows: int, block_size: int, eps: float, levels: int = LEVELS, repeat: int = 0
+    seed: int, numbers: Sequence[int], *, block_size: int, eps: float, levels: int = LEVELS, repeat: int = 0
 ) -> Noise:
-    """Noise of rows first_row .. first_row + rows - 1 of a split: the same in every evaluation of every model.
+    """Noise of the rows of a split that have these `numbers`: the same in every evaluation of every model.
 
     Row i has the time ((i + repeat) mod levels + 1) / levels, and the exact number of hidden tokens that belongs to it.
     """
-    numbers = np.arange(first_row, first_row + rows)
-    times = torch.from_numpy((numbers + repeat) % levels + 1).float() / levels
+    times = [((int(number) + repeat) % levels + 1) / levels for number in numbers]
     places = [
-        keyed_numpy(seed, f"feedback/evaluation/{repeat}", int(i)).random(block_size, np.float32) for i in numbers
+        keyed_numpy(seed, f"feedback/evaluation/{repeat}", int(number)).random(block_size, np.float32)
+        for number in numbers
     ]
     stacked = np.stack(places) if places else np.zeros((0, block_size), np.float32)
-    return Noise((1 - eps) * times + eps, torch.from_numpy(stacked), exact=True)
+    rate = (1 - eps) * torch.tensor(times, dtype=torch.float32) + eps
+    return Noise(rate, torch.from_numpy(stacked), exact=True)
 
 
 def hide(tokens: Tensor, shape: TextShape, noise: Noise) -> Batch:

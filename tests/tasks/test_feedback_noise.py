@@ -46,8 +46,8 @@ def test_rows_do_not_know_their_batch(exact):
     """The same rows hidden in the same places on any number of ranks and with any padding."""
     ids = tokens(8)
     if exact:
-        whole = evaluation_noise(5, 100, rows=8, block_size=20, eps=1e-3)
-        parts = [evaluation_noise(5, 100 + low, rows=2, block_size=20, eps=1e-3) for low in range(0, 8, 2)]
+        whole = evaluation_noise(5, range(100, 108), block_size=20, eps=1e-3)
+        parts = [evaluation_noise(5, [100 + low, 101 + low], block_size=20, eps=1e-3) for low in range(0, 8, 2)]
     else:
         whole = training_noise(5, 7, rows=8, block_size=20, eps=1e-3)
         parts = [whole.rows(low, low + 2) for low in range(0, 8, 2)]
@@ -64,14 +64,14 @@ def test_rows_do_not_know_their_batch(exact):
 
 def test_evaluation_counts_are_exact():
     ids = tokens(32, length=16)
-    noise = evaluation_noise(0, 0, rows=32, block_size=16, eps=0.0)
+    noise = evaluation_noise(0, range(32), block_size=16, eps=0.0)
     batch = hide(ids, SHAPE, noise)
     lengths = batch.real.sum(-1)
     hidden = (batch.labels != -100).sum(-1)
     levels = torch.arange(32) % 16 + 1
     assert torch.equal(hidden, -(-(levels * lengths) // 16))
     torch.testing.assert_close(batch.rate, hidden / lengths)
-    moved = evaluation_noise(0, 0, rows=32, block_size=16, eps=0.0, repeat=1)
+    moved = evaluation_noise(0, range(32), block_size=16, eps=0.0, repeat=1)
     assert not torch.equal(moved.places, noise.places)
     assert moved.rate[0] == noise.rate[1]
 
@@ -86,10 +86,10 @@ def test_what_is_scored_and_attended():
 
 
 def test_an_empty_row_and_no_rows():
-    batch = hide(torch.full((1, 4), SHAPE.pad_id), SHAPE, evaluation_noise(0, 0, rows=1, block_size=4, eps=1e-3))
+    batch = hide(torch.full((1, 4), SHAPE.pad_id), SHAPE, evaluation_noise(0, [0], block_size=4, eps=1e-3))
     assert batch.count.tolist() == [0.0]
     assert batch.rate.isfinite().all()
-    assert evaluation_noise(0, 0, rows=0, block_size=4, eps=1e-3).places.shape == (0, 4)
+    assert evaluation_noise(0, [], block_size=4, eps=1e-3).places.shape == (0, 4)
 
 
 def test_next_tokens_by_hand():
