@@ -78,6 +78,7 @@ COMMANDS = (
         quiet=("JOB034",),
     ),
     Good(name="run-name-right", what="a run name that says what is so", job=f"{SMALL} arch.L_cycles=4 run_name=trm_Lcycles4", quiet=("JOB032",)),
+    Good(name="run-name-of-a-sweep", what="a run name as a sweep gives it", job=f"{SMALL} lr=1e-4 run_name=trm_lr-1e-04_seed-0_try2", quiet=("JOB032",)),
     Good(name="run-name-original", what="`original` in a run name is no suffix", job=f"{SMALL} run_name=trm_original"),
     Good(name="live-ema", what="ema_rate with ema", job=f"{SMALL} ema_rate=0.99", quiet=("JOB031",)),
 )  # fmt: skip

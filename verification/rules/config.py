@@ -128,8 +128,12 @@ def halting(subject: Subject) -> Iterator[Finding]:
 
 @rule("CFG240")
 def evaluators(subject: Subject) -> Iterator[Finding]:
-    entries = need_config(subject).get("evaluators") or []
-    if not entries:
+    config = need_config(subject)
+    entries = config.get("evaluators") or []
+    if not entries and not config.get("final_eval", True) and not config.get("eval_interval"):
+        text = "nothing is evaluated: no evaluator, no eval_interval, final_eval=false"
+        yield finding("CFG240", "WARN", text, *subject.trace.key_line("final_eval"), "final_eval=true")
+    elif not entries:
         yield finding("CFG240", "PASS", "no evaluator is named: what the task itself measures", subject.config_file)
     for entry, link in zip(entries, subject.evaluators, strict=True):
         if link.cls is None:

@@ -19,7 +19,9 @@ from verification.reads import unread_arch, unread_schema
 from verification.rule import NotApplicable, finding, inert, need_config, need_script, rule
 from verification.subject import Subject
 
-SUFFIX = re.compile(r"[_-](original|old|backup|bak|copy|deprecated)\d*$|[_-]v\d+[_-]old$|\.(bak|old)$", re.IGNORECASE)
+SUFFIX = re.compile(
+    r"[_-](original|orig|old|backup|bak|copy|deprecated|legacy)\d*$|[_-]v\d+[_-]old$|\.(bak|old)$", re.IGNORECASE
+)
 LAUNCHERS = ("python", "torchrun", "accelerate", "deepspeed", "srun", "mpirun")
 OURS = ("dataset", "engine", "launcher", "scripts", "tests", "verification")
 
@@ -198,6 +200,7 @@ def overrides_are_read(subject: Subject) -> Iterator[Finding]:
         yield finding("JOB031", "PASS", f"read: {', '.join(keys)}", *place)
 
 
+NUMBER = r"\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 NAMED_VALUES = {
     "explore": "arch.halt_exploration_prob",
     "lr": "lr learning_rate",
@@ -214,10 +217,11 @@ NAMED_VALUES = {
     "ema": "ema_rate",
     "halt": "arch.halt_max_steps",
     "wd": "weight_decay",
+    "weight": "arch.loss.feudal_loss_weight",
     "period": "arch.subgoal_head.manager_period",
     "goaldim": "arch.subgoal_head.goal_dim",
 }
-"""Word of a run name in front of a number -> the keys that it may stand for."""
+"""Word of a run name in front of a number -> the keys that it may stand for; the first that the config has counts."""
 
 
 @rule("JOB032")
@@ -229,15 +233,17 @@ def run_name_is_true(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable("no run_name is given")
     name = Path(name).name
     archs, chosen = subject.trace.options("arch/*"), str(subject.choices.get("arch"))
-    contradictions = []
-    for token in re.split(r"[_\-/,]+", name.lower().replace(chosen, "")):
-        if token in archs and token != chosen:
-            contradictions.append(f"'{token}' in the name, but arch={chosen}")
-        match = re.fullmatch(r"([a-z]+)=?(\d[\d.]*(?:e\d+)?)", token)
-        for meant in NAMED_VALUES.get(match[1], "").split() if match else ():
-            actual = lookup(config, meant)
-            if match and isinstance(actual, int | float) and not same(match[2], actual):
-                contradictions.append(f"'{token}' in the name, but {meant}={actual}")
+    plain = name.lower().replace(chosen, "")
+    contradictions = [
+        f"'{token}' in the name, but arch={chosen}"
+        for token in re.split(r"[_\-/,]+", plain)
+        if token in archs and token != chosen
+    ]
+    for word, keys in NAMED_VALUES.items():
+        present = [(one, value) for one in keys.split() if isinstance(value := lookup(config, one), int | float)]
+        for match in re.finditer(rf"(?<![a-z]){word}[=_-]?({NUMBER})(?![a-z0-9.])", plain):
+            if present and not same(match[1], present[0][1]):
+                contradictions.append(f"'{match[0]}' in the name, but {present[0][0]}={present[0][1]}")
     for text in contradictions:
         yield finding("JOB032", "WARN", f"{key}={name}: {text}", subject.where, subject.line)
     if not contradictions:
