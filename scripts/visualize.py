@@ -4,6 +4,7 @@
     python scripts/visualize.py checkpoints/demo/sudoku_4x4 --out thinking.html  # one page with a step slider
     python scripts/visualize.py checkpoints/demo/sudoku_4x4 --out thinking.gif --example 7 --steps 32
     python scripts/visualize.py checkpoints/demo/sudoku_4x4 --terminal           # step through with the arrow keys
+    python scripts/visualize.py RUN/evaluations/step_500_arc_tasks.json --out gallery.html   # tasks, solved or not
 
 Without --example some of the split are tried; those that took the model longest are drawn, and an unsolved one.
 """
@@ -11,7 +12,6 @@ Without --example some of the split are tried; those that took the model longest
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,8 @@ from dataset.arguments import OneLineParser, positive
 from engine.io import print_rank0
 from tasks.loading import add_run_arguments
 from viewer.examples import MAX_CANDIDATES, make_headline, select_examples
-from viewer.output import DEFAULT_COUNTS, SUFFIXES, check_count, check_target, default_file, write
+from viewer.output import DEFAULT_COUNTS, SUFFIXES, check_count, check_target, default_file, draw_record, write
+from viewer.terminal import make_console
 from viewer.trajectory import layout_of
 
 PRINTED = 8
@@ -75,9 +76,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Think, print or step through, draw."""
-    from rich.console import Console
-
+    """Think, print or step through, draw; or draw the tasks of a stored evaluation."""
+    if args.checkpoint.suffix == ".json":
+        draw_record(args)
+        return
     from engine.run.load_run import family_function
     from viewer.stepper import step_through
     from viewer.terminal import draw
@@ -95,10 +97,7 @@ def main(args: argparse.Namespace) -> None:
     chosen = select_examples(run, layout, args, count)
     headline = make_headline(run, args.split, chosen)
 
-    plain = args.no_color or not sys.stdout.isatty() or "NO_COLOR" in os.environ
-    # A file or a pipe has no width of its own.
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    console = Console(color_system=None if plain else "auto", highlight=False, width=width)
+    console = make_console(args.no_color)
     if args.terminal and sys.stdin.isatty() and sys.stdout.isatty():
         step_through(console, chosen.trajectories, headline)
     else:

@@ -65,7 +65,7 @@ def draw_frame(trajectories: Sequence[Trajectory], headline: Headline, step: int
     for index, trajectory in enumerate(trajectories):
         x, y = left + index % columns * across, MARGIN + HEAD + index // columns * block
         canvas.text(x, y + 8, f"example {trajectory.number}", size=15, colour=INK)
-        canvas.text(x, y + 27, f"{trajectory.to_find.sum()} cells to find", size=12, colour=MUTED)
+        canvas.text(x, y + 27, trajectory.puzzle or f"{trajectory.to_find.sum()} cells to find", size=12, colour=MUTED)
         for view in shown:
             still.draw_board(canvas, x, y + NAME - 4, cell, trajectory, view)
             x += board_width + PAIR

@@ -24,6 +24,7 @@ def card(trajectory: Trajectory) -> str:
     halts = trajectory.halts_at
     stop = "would not halt" if halts is None else f"would halt at step {halts + 1}"
     to_find = int(trajectory.to_find.sum())
+    named = f"{escape(trajectory.puzzle)} · " if trajectory.puzzle else ""
     verdict = f"{'✓' if solved else '✗'} {trajectory.outcome}"
     boards = f'<table class="board answer" aria-label="{name}: the model\'s answer">{_rows(trajectory, last)}</table>'
     if not trajectory.layout.in_place:
@@ -34,7 +35,7 @@ def card(trajectory: Trajectory) -> str:
     counts += f" · halt {trajectory.q_halt[last]:.0%}"
     return f"""<article id="example-{trajectory.number}" data-solved="{"yes" if solved else "no"}">
 <h2>{name} <span class="badge {"yes" if solved else "no"}">{verdict}</span></h2>
-<p class="note">{to_find} cells to find · {stop}</p>
+<p class="note">{named}{to_find} cells to find · {stop}</p>
 <div class="boards">{boards}</div>
 <p class="now">{counts}</p>
 {_chart(trajectory)}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from dataset.format import PuzzleSplit
 from engine.errors import UsageError
-from engine.io import progress
+from engine.io import progress, read_json
 from evaluators.intervals import wilson
 from viewer.trajectory import Headline, Layout, Trajectory, cropped, most_interesting
 
@@ -59,6 +61,23 @@ def rows_of(splits: Sequence[PuzzleSplit], numbers: np.ndarray) -> dict[str, np.
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
+def puzzle_of(splits: Sequence[PuzzleSplit], number: int) -> str:
+    """The name of the puzzle of this example; empty where the data set has no names but the blank one."""
+    base = np.cumsum([0] + [split.num_examples for split in splits])
+    owner = int(np.searchsorted(base, number, side="right")) - 1
+    split = splits[owner]
+    identifier = int(split.puzzle_identifiers[split.puzzles_of(np.array([number - base[owner]]))[0]])
+    names = _names(split.root)
+    return names[identifier] if identifier != split.metadata.blank_identifier_id and identifier < len(names) else ""
+
+
+@lru_cache(maxsize=4)
+def _names(root: Path) -> list[str]:
+    path = root / "identifiers.json"
+    names = read_json(path) if path.exists() else []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
 def trajectories_of(run: StoredRun, layout: Layout, numbers: np.ndarray) -> list[Trajectory]:
     """The model's answers to these examples after every ACT step."""
     import torch
@@ -84,6 +103,7 @@ def trajectories_of(run: StoredRun, layout: Layout, numbers: np.ndarray) -> list
                     np.stack([answer[row] for answer in answers]),
                     np.array([q[row] for q in halting]),
                     np.stack([share[row] for share in sure]),
+                    puzzle_of(run.splits, int(number)),
                 )
             )
     return trajectories

@@ -9,8 +9,9 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 
 from engine.errors import UsageError
-from engine.io import atomic_write_bytes
+from engine.io import atomic_write_bytes, print_rank0
 from viewer.examples import StoredRun
+from viewer.tasks import Record
 from viewer.trajectory import Headline, Layout, Trajectory
 
 SUFFIXES = (".png", ".gif", ".html")
@@ -110,3 +111,54 @@ def _png(picture: Image.Image) -> bytes:
 
 def _unwritable(target: Path, error: OSError) -> UsageError:
     return UsageError(f"{target} cannot be written ({error.strerror}): name another file with --out")
+
+
+def draw_record(args: argparse.Namespace) -> None:
+    """Of the record of an evaluation (arc_tasks.json): print the first tasks, or all of them into a file."""
+    from viewer.task_picture import print_tasks
+    from viewer.tasks import read_record
+    from viewer.terminal import make_console
+
+    usual = {"split": "test", "data": None, "steps": None, "weights": None, "example": None, "among": None}
+    for name, default in {**usual, "device": "auto", "terminal": False}.items():
+        if getattr(args, name) != default:
+            raise UsageError(f"--{name} has no meaning for the record of an evaluation, {args.checkpoint}")
+    target = None if args.out is None else args.out.absolute()
+    if target is not None and target.suffix.lower() == ".gif":
+        raise UsageError(f"--out {args.out}: tasks are drawn as .png or .html; a run gives a .gif over its ACT steps")
+    record = read_record(args.checkpoint)
+    if target is not None:
+        check_target(target)
+    title = args.checkpoint.stem
+    print_rank0(f"{title}: {len(record.tasks)} tasks, {sum(task.solved is True for task in record.tasks)} solved")
+    print_rank0(record.meaning)
+    count = args.examples or DEFAULT_COUNTS[".png"]
+    if target is None:
+        print_tasks(make_console(args.no_color), record.tasks[:count])
+    else:
+        print_rank0(write_tasks(target, record, title))
+
+
+def write_tasks(target: Path, record: Record, title: str) -> str:
+    """Draw the tasks of a record as page or picture, as `target` is named, and return the line that reports it.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    from viewer.gallery import MAX_TASKS, draw_gallery
+    from viewer.task_picture import draw_tasks
+
+    if target.suffix.lower() == ".html":
+        scores = ((name.rpartition("/")[2], value) for name, value in record.scores.items() if value is not None)
+        shown = ", ".join(f"{name} {value:.2%}" for name, value in scores if "@" in name and name[-1].isdigit())
+        facts = [("Protocol", record.meaning), *([("Scores", shown)] if shown else [])]
+        data = draw_gallery(record, title, facts).encode("utf-8")
+        size = f"{min(MAX_TASKS, len(record.tasks))} tasks, {len(data) / 1e6:.2f} MB"
+    else:
+        picture = draw_tasks(record, title)
+        data, size = _png(picture), f"{picture.width} x {picture.height}"
+    try:
+        atomic_write_bytes(target, data)
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    return f"written {target} ({size})"

@@ -6,6 +6,8 @@ first mark.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
@@ -27,6 +29,14 @@ MARKS = {"right": "+", "wrong": "-"}
 GAP = 3
 WIDE = 16
 """Columns from which on a cell is drawn in less room."""
+
+
+def make_console(no_color: bool) -> Console:
+    """Of standard output: colours where it is a terminal and nobody forbids them, 120 columns where it has none."""
+    terminal = sys.stdout.isatty()
+    plain = no_color or not terminal or "NO_COLOR" in os.environ
+    width = None if terminal or "COLUMNS" in os.environ else 120
+    return Console(color_system=None if plain else "auto", highlight=False, width=width)
 
 
 def legend(layout: Layout, colour: bool) -> Text:
@@ -80,7 +90,10 @@ def heading(trajectory: Trajectory) -> str:
     """`example 12: 9 cells to find; right from step 3 on; would halt at step 4`."""
     halts = trajectory.halts_at
     halting = "would not halt" if halts is None else f"would halt at step {halts + 1}"
-    return f"example {trajectory.number}: {trajectory.to_find.sum()} cells to find; {trajectory.outcome}; {halting}"
+    named = f" ({trajectory.puzzle})" if trajectory.puzzle else ""
+    return (
+        f"example {trajectory.number}{named}: {trajectory.to_find.sum()} cells to find; {trajectory.outcome}; {halting}"
+    )
 
 
 def board_block(trajectory: Trajectory, view: View, colour: bool) -> list[Text]:

@@ -116,6 +116,8 @@ class Trajectory:
     """[S] probability that the halting head gives the answer of being right."""
     confidence: np.ndarray
     """[S, T] probability that the model gives the token it answers"""
+    puzzle: str = ""
+    """Name of its puzzle, where the data set has names: an ARC task and its augmentation."""
 
     @property
     def steps(self) -> int:
@@ -219,6 +221,7 @@ def cropped(
     answers: np.ndarray,
     q_halt: np.ndarray,
     confidence: np.ndarray,
+    puzzle: str = "",
 ) -> Trajectory:
     """A Trajectory on the smallest part of the grid that holds all of the puzzle and of its solution.
 
@@ -237,7 +240,7 @@ def cropped(
 
     part = replace(layout, rows=len(down), columns=len(across))
     return Trajectory(
-        number, part, cut(inputs, PAD), cut(labels, IGNORE), cut(answers, PAD), q_halt, cut(confidence, 0)
+        number, part, cut(inputs, PAD), cut(labels, IGNORE), cut(answers, PAD), q_halt, cut(confidence, 0), puzzle
     )
 
 

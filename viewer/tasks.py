@@ -1,0 +1,124 @@
+"""Tasks of grids with their demonstrations, test grids and a model's attempts, read from a record of an evaluation.
+
+A record is what `arc@ARC` leaves (`arc_tasks.json`) and scripts/predict.py writes: every task as it is, the leading
+answers by votes, what is right where that is known, and how the score is to be understood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UsageError
+from engine.io import Unreadable, read_json, reason_of
+
+Grid = tuple[tuple[int, ...], ...]
+"""Rows of colours 0 to 9; () for an answer that is no grid."""
+RECORD_LIMIT = 1 << 28
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One of the leading answers."""
+
+    grid: Grid
+    votes: int
+    confidence: float
+    """Mean of the halting head's probabilities over the votes."""
+    right: bool | None
+    """None where the solution is not known."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """A grid that was asked."""
+
+    grid: Grid
+    solution: Grid | None
+    votes: int
+    attempts: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """One task."""
+
+    name: str
+    demonstrations: tuple[tuple[Grid, Grid], ...]
+    tests: tuple[Test, ...]
+    solved: bool | None
+    """Whether every test grid is right within the attempts; None where that is not known."""
+
+    @property
+    def verdict(self) -> str:
+        """`solved`, `1 of 2 test grids right`, `not solved`, `solution not known`."""
+        if self.solved is None:
+            return "solution not known"
+        right = sum(any(attempt.right for attempt in test.attempts) for test in self.tests)
+        if self.solved or not right:
+            return "solved" if self.solved else "not solved"
+        return f"{right} of {len(self.tests)} test grids right"
+
+
+@dataclass(frozen=True)
+class Record:
+    """All tasks of one evaluation."""
+
+    tasks: list[TaskView]
+    attempts: int
+    meaning: str
+    """Protocol class and leakage, in words."""
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+
+
+def read_record(path: Path) -> Record:
+    """Raises: UsageError naming the file, and the task where one is damaged."""
+    try:
+        content = read_json(path, RECORD_LIMIT)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
+    except (OSError, Unreadable) as error:
+        raise UsageError(f"{path} {reason_of(error)}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict):
+        raise UsageError(f"{path} is no record of tasks: expected arc_tasks.json of an evaluation, or of predict.py")
+    return record_from(content, str(path))
+
+
+def record_from(content: Mapping[str, Any], place: str) -> Record:
+    """The record in parsed JSON. Raises: UsageError that begins with `place`."""
+    attempts = content.get("attempts")
+    if not isinstance(attempts, int) or attempts < 1:
+        raise UsageError(f"{place}: attempts must be a whole number from 1, got {attempts!r}")
+    tasks = []
+    for name, task in content["tasks"].items():
+        try:
+            tasks.append(_task(str(name), task, attempts))
+        except (TypeError, KeyError, ValueError, AttributeError):
+            raise UsageError(f"{place}: task {name} is damaged: expected train, test and solved") from None
+    if not tasks:
+        raise UsageError(f"{place} holds no tasks")
+    scores = content.get("scores")
+    return Record(tasks, attempts, str(content.get("meaning", "")), scores if isinstance(scores, dict) else {})
+
+
+def _task(name: str, task: Mapping[str, Any], attempts: int) -> TaskView:
+    tests = []
+    for test in task["test"]:
+        given = tuple(
+            Attempt(_grid(one["grid"]), int(one["votes"]), float(one["confidence"]), one.get("right"))
+            for one in test["answers"][:attempts]
+        )
+        solution = None if test.get("output") is None else _grid(test["output"])
+        tests.append(Test(_grid(test["input"]), solution, int(test["votes"]), given))
+    shown = tuple((_grid(pair["input"]), _grid(pair["output"])) for pair in task["train"])
+    solved = task["solved"]
+    return TaskView(name, shown, tuple(tests), None if solved is None else bool(solved))
+
+
+def _grid(value: Any) -> Grid:
+    grid = tuple(tuple(int(cell) for cell in row) for row in value)
+    if any(len(row) != len(grid[0]) or not all(0 <= cell <= 9 for cell in row) for row in grid) or len(grid) > 30:
+        raise ValueError
+    return grid
