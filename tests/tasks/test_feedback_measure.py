@@ -1,0 +1,88 @@
+"""What evaluations of feedback models measure: sums over batches, controls, and the size of the deltas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from losses.masked_diffusion import MaskedDiffusionLoss
+from models.feedback.adapter_config import AdapterShape, StaticLoraConfig
+from models.feedback.static_lora import StaticLora
+from tasks.feedback.measure import controls, delta_health, finish, measure
+from tests.models.test_feedback_base import SHAPE
+from tests.models.test_feedback_hyper import CONFIG, batch_of, make_base, make_hyper, tokens
+
+HEAD = MaskedDiffusionLoss()
+
+
+def means(pairs):
+    return {name: (total / count).item() if count else None for name, (total, count) in pairs.items()}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    base, hyper = make_base(), make_hyper("passes", opened=True)
+    batch = batch_of(tokens(rows=6, length=12))
+    with torch.no_grad():
+        return base, hyper, batch, hyper(base, batch)
+
+
+def test_parts_add_up_to_the_whole(parts):
+    base, hyper, batch, output = parts
+    whole = measure(output, batch, HEAD)
+    with torch.no_grad():
+        pieces = [measure(hyper(base, part), part, HEAD) for part in (batch.rows(slice(0, 2)), batch.rows(slice(2, 6)))]
+    for name, (total, count) in whole.items():
+        assert sum(piece[name][0] for piece in pieces).item() == pytest.approx(total.item(), rel=1e-4, abs=1e-4)
+        assert sum(piece[name][1] for piece in pieces).item() == count.item()
+    loss, weight = HEAD(output, batch).metrics["loss"]
+    assert whole["nll_pass3"][0].item() == pytest.approx(loss.item(), rel=1e-6)
+    assert sum(whole[f"nll_t{n}"][0] for n in range(5)).item() == pytest.approx(loss.item(), rel=1e-5)
+    assert sum(whole[f"nll_t{n}"][1] for n in range(5)) == weight
+    assert set(measure(output.passes[0], batch, HEAD)) == {"nll_pass0", *(f"nll_t{n}" for n in range(5))}
+
+
+def test_controls(parts):
+    base, hyper, batch, output = parts
+    figures = means(controls(output, batch, HEAD, base=base, adapter=hyper))
+    plain = means(measure(output, batch, HEAD))
+    assert figures["zero_nll"] == plain["nll_pass0"]
+    assert len({*figures.values(), plain["nll_pass3"]}) == 5
+    lora = StaticLora(StaticLoraConfig(), AdapterShape(CONFIG, SHAPE))
+    assert controls(lora(base, batch), batch, HEAD, base=base, adapter=lora) == {}
+
+
+def test_paired_error_by_hand():
+    differences = [0.5, -0.1, 0.3, 0.1]
+    mean, square = sum(differences) / 4, sum(d * d for d in differences) / 4
+    derived = finish(
+        {"delta_nll": mean, "delta_nll_sq": square, "nll_pass2": 1.0, "nll_pass10": 2.0, "shuffled_nll": 2.5},
+        {"delta_nll": 4},
+    )
+    spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / 3)
+    assert derived["delta_nll_se"] == pytest.approx(spread / 2)
+    assert derived["input_dependence"] == pytest.approx(0.5)
+    assert finish({"nll_pass0": 1.0, "delta_nll": None}, {}) == {}
+
+
+def test_health_by_dense_matrices(parts):
+    base, _, _, output = parts
+    delta = output.deltas[-1]
+    health = delta_health(delta, base)
+    targets = list(delta.factors)
+    dense = {(t, n): delta.dense(n, t) for t in targets for n in range(3)}
+    ratio = torch.stack([dense["q", n].flatten(1).norm(dim=1) / base.linear(n, "q").norm() for n in range(3)]).mean()
+    assert health["ratio_q"] == pytest.approx(ratio.item(), rel=1e-4)
+    flat = torch.cat([matrix.flatten(1) for matrix in dense.values()], 1)
+    cosine = torch.nn.functional.cosine_similarity(flat, flat.roll(1, 0)).mean()
+    assert health["cosine"] == pytest.approx(cosine.item(), rel=1e-3)
+    spectral = max(
+        (torch.linalg.matrix_norm(m[:4], 2) / torch.linalg.matrix_norm(base.linear(n, t), 2)).max()
+        for (t, n), m in dense.items()
+    )
+    assert health["spectral"] == pytest.approx(spectral.item(), rel=1e-4)
+    assert 1 <= health["stable_rank"] <= 2 + 1e-4
+    zero = delta_health(delta.zeros_like(), base)
+    assert zero["ratio_max"] == zero["spectral"] == zero["stable_rank"] == zero["cosine"] == 0
