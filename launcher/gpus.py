@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import os
 import shutil
@@ -11,22 +12,34 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from engine.cli.resolve import resolve
 from engine.errors import UsageError
 from engine.io import file_lock
+from engine.registry import FAMILIES, ROOT
+from launcher.command import Command, parse
 
 NO_DEVICE = ("device=cpu", "--device=cpu", "--use_cpu")
 
 
-def gpus_needed(words: Sequence[str], pool: int) -> int:
+@functools.cache
+def gpus_needed(words: tuple[str, ...], pool: int, cwd: Path) -> int:
     """GPUs that a command takes: none on the CPU, torchrun's --nproc-per-node (`gpu`, `auto`: `pool`), else one."""
-    if any(word in NO_DEVICE for word in words) or ("--device", "cpu") in itertools.pairwise(words):
+    command = parse(words)
+    if _on_cpu(command, cwd):
         return 0
-    for number, word in enumerate(words):
-        name, equals, value = word.replace("_", "-").partition("=")
-        if name == "--nproc-per-node":
-            value = value if equals else "".join(words[number + 1 : number + 2])
-            return int(value) if value.isdigit() else pool
-    return 1
+    ranks = command.flags.get("nproc-per-node", "1")
+    return int(ranks) if ranks.isdigit() else pool
+
+
+def _on_cpu(command: Command, cwd: Path) -> bool:
+    """Whether an entry script of ours is launched with device=cpu, given here or in its recipe; of another program,
+    whether its words say so.
+    """
+    script = (cwd / (command.script or "")).resolve()
+    if script in (ROOT / f"{entry}.py" for entry in FAMILIES):
+        return (resolve(script, command.arguments, root=ROOT, cwd=cwd).resolved or {}).get("device") == "cpu"
+    words = command.arguments
+    return any(word in NO_DEVICE for word in words) or ("--device", "cpu") in itertools.pairwise(words)
 
 
 def gpu_names(text: str) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class Options:
 
     def gpus_for(self, job: Job) -> int:
         """How many of --gpus the job takes."""
-        return 0 if self.gpus is None else gpus_needed(job.argv, len(self.gpus))
+        return 0 if self.gpus is None else gpus_needed(job.argv, len(self.gpus), self.cwd)
 
 
 def names_of(job: Job) -> set[str]:

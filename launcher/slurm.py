@@ -48,7 +48,11 @@ def runner_commands(script: Path, ledger: Ledger, options: Options) -> list[tupl
     common = ["--once", "--retries", str(options.retries), "--logs", str(options.logs), "--cwd", str(options.cwd)]
     common += ["--failed"] * options.failed + [word for host in options.take_over for word in ("--take-over", host)]
     return [
-        (job.id, gpus_needed(job.argv, 1), [sys.executable, str(script), str(ledger.path), "--only", job.key, *common])
+        (
+            job.id,
+            gpus_needed(job.argv, 1, options.cwd),
+            [sys.executable, str(script), str(ledger.path), "--only", job.key, *common],
+        )
         for job in (selected[:1] if options.once else selected)
     ]
 

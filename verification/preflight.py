@@ -17,8 +17,8 @@ from engine.config import source_of
 from engine.errors import UsageError
 from engine.io import print_rank0
 from engine.registry import ROOT, Family
+from launcher.command import parse
 from verification import rules  # noqa: F401  they register on import
-from verification.command import parse
 from verification.finding import Finding, Report
 from verification.observed import observed
 from verification.rule import run_rules, settled

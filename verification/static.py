@@ -20,9 +20,9 @@ from engine.errors import UsageError
 from engine.io import did_you_mean, user_path
 from engine.run.parent import SUFFIX
 from launcher import jobs as job_files
+from launcher.command import parse
 from verification import rules  # noqa: F401  they register on import
 from verification.codes import CODES
-from verification.command import parse
 from verification.docs import entry_commands, page_reports
 from verification.finding import Finding, Report
 from verification.jobfile import file_findings

@@ -18,7 +18,7 @@ from engine.cli.resolve import Trace
 from engine.errors import UsageError
 from engine.io import did_you_mean
 from engine.registry import classes_of, import_ours, modules_of, split_name
-from verification.command import Command
+from launcher.command import Command
 from verification.data import DataPath
 
 Kind = Literal["job", "recipe", "command", "launch"]

@@ -43,10 +43,13 @@ def test_gpus_are_shared_out(place: Path, capsys: pytest.CaptureFixture[str]) ->
         ("torchrun --nproc_per_node 2 a.py", 2),
         ("torchrun --nproc-per-node=gpu a.py", 8),
         ("torchrun --nproc-per-node=2 a.py --device=cpu", 0),
+        (f"python {ROOT}/train.py --config-name=cfg_train_cpu", 0),  # its recipe has device: cpu
+        (f"python {ROOT}/train.py --config-name=cfg_train_cpu device=cuda", 1),
+        (f"python {ROOT}/pretrain.py --use_cpu", 1),  # no flag of this script: the run will refuse it
     ],
 )
 def test_how_many_gpus_a_job_takes(command: str, gpus: int) -> None:
-    assert gpus_needed(command_job(command).argv, 8) == gpus
+    assert gpus_needed(command_job(command).argv, 8, Path.cwd()) == gpus
 
 
 def test_only_once_dry_run_and_status(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from verification.command import parse
+from launcher.command import parse
 
 
 @pytest.mark.parametrize(
