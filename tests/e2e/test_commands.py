@@ -24,6 +24,7 @@ def python(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[st
     return shell(sys.executable, *words, cwd=cwd, **env)
 
 
+@pytest.mark.slow
 def test_the_documented_smoke_command_verbatim(tmp_path: Path) -> None:
     """`python pretrain.py device=cpu max_steps=10` of the README: full-size HRM, data built on first use."""
     done = python(str(ROOT / "pretrain.py"), "device=cpu", "max_steps=10", cwd=tmp_path)
