@@ -43,7 +43,7 @@ NOT_IDENTITY: Mapping[str, str] = {
     "verify": "launch: what is checked, not what is done",
     "project_name": "logging: a label (and part of the folder's name)",
     "run_name": "logging: a label; an unfinished run resumes also under a time-stamped name",
-    "checkpoint_interval": "launch: how often to save",
+    **dict.fromkeys(("checkpoint_interval", "checkpoint_background"), "launch: how often and how to save"),
     **dict.fromkeys(("keep_last", "keep_every"), "launch: what to keep"),
     **dict.fromkeys(("resume", "resume_from", "skip_finished"), "launch"),
     "run_dir": "launch: where the run lies",
@@ -159,6 +159,8 @@ class RunConfig:
     """Profile this many steps of this process, after two to warm up: a trace under RUN/profile; null does not."""
     checkpoint_interval: Annotated[int | None, Range(1)] = None
     """Steps between checkpoints; null saves at evaluations, signals and the end only."""
+    checkpoint_background: bool | None = None
+    """Write periodic checkpoints beside the next steps, from a copy in memory; null: of models of 256 MB and more."""
     keep_last: Annotated[int, Range(1)] = 2
     """Newest checkpoints to keep (best and latest are always kept)."""
     keep_every: Annotated[int | None, Range(1)] = None

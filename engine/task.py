@@ -16,13 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint.state_tree import (
-    RowSharded as RowSharded,
-)
-from engine.errors import (
-    Interrupted as Interrupted,
-    UsageError as UsageError,
-)
+from engine.checkpoint.state_tree import RowSharded as RowSharded
+from engine.errors import Interrupted as Interrupted, UsageError as UsageError
 from engine.loop.schedule import Plateau
 
 Metrics = Mapping[str, tuple[Tensor, Tensor]]

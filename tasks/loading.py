@@ -91,7 +91,7 @@ def data_identity(folder: Path, cards: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def warn_of_other_data(checkpoint: Any, data: list[dict[str, Any]]) -> None:
-    """A warning for each data set that the run did not see. `checkpoint`: engine.checkpoint.store.Checkpoint."""
+    """A warning for each data set that the run did not see. `checkpoint`: engine.checkpoint.manifest.Checkpoint."""
     environment = _environment(checkpoint.path.parent.parent)
     for entry in data:
         if (change := data_change(checkpoint.extra, environment, entry)) is not None:

@@ -10,7 +10,7 @@ import datetime
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -31,6 +31,8 @@ from engine.reading import Unreadable, check_regular, read_json, reason_of
 FORMAT_VERSION = 1
 REQUIRED = ("model.safetensors", "state.safetensors", "state.json")
 OPTIONAL = ("ema.safetensors",)
+FIELDS = ("step", "entry", "config", "metric", "extra")
+"""Of the manifest, as attributes of a `Checkpoint`."""
 STEP_NAME = re.compile(r"step_([0-9]+)")
 
 
@@ -50,37 +52,20 @@ class Manifest(TypedDict):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint. The manifest's fields are attributes; tensors are read (to the CPU) on
-    access.
-    """
+    """A verified checkpoint, with fields of its manifest. Tensors are read (to the CPU) on access."""
 
     path: Path
     manifest: Manifest
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done when it was written."""
-        return self.manifest["step"]
-
-    @property
-    def entry(self) -> str:
-        """The script that wrote it ("pretrain"): evaluation rebuilds the run by that script's `build`."""
-        return self.manifest["entry"]
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The resolved config of the run."""
-        return self.manifest["config"]
-
-    @property
-    def metric(self) -> dict[str, Any] | None:
-        """The primary metric {"name", "value", "goal": "max" | "min"}, None before any evaluation."""
-        return self.manifest["metric"]
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """What the trainer added (sizes of the metric files, data cards, sha256 of frozen parts)."""
-        return self.manifest["extra"]
+    step: int
+    """Optimizer steps done when it was written."""
+    entry: str
+    """The script that wrote it ("pretrain"): evaluation rebuilds the run by that script's `build`."""
+    config: dict[str, Any]
+    """The resolved config of the run."""
+    metric: dict[str, Any] | None
+    """The primary metric {"name", "value", "goal": "max" | "min"}, None before any evaluation."""
+    extra: dict[str, Any]
+    """What the trainer added (sizes of the metric files, data cards, sha256 of frozen parts)."""
 
     @property
     def has_ema(self) -> bool:
@@ -109,38 +94,43 @@ class Checkpoint:
             raise UsageError(f"checkpoint {self.path}: state.json does not fit state.safetensors ({error})") from None
 
 
-def write_checkpoint(
-    folder: Path,
-    *,
-    entry: str,
-    step: int,
-    model: Mapping[str, Tensor],
-    ema: Mapping[str, Tensor] | None,
-    state: Any,
-    config: Mapping[str, Any],
-    metric: Mapping[str, Any] | None,
-    extra: Mapping[str, Any],
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a checkpoint is made of."""
+
+    step: int
+    model: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    """Resolved."""
+    ema: Mapping[str, Tensor] | None = None
+    state: Any = None
+    """A tree whose `RowSharded` leaves already hold all rows (`gather_tree`, called on every rank)."""
+    metric: Mapping[str, Any] | None = None
+    """{"name", "value", "goal": "max" | "min"}; one that is not finite counts as none."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_checkpoint(folder: Path, entry: str, contents: Contents) -> None:
     """Fill the empty `folder`. manifest.json comes last and holds: format_version, entry, step, config
     (resolved), time (UTC, ISO 8601), metric, extra, files {name: {sha256, size}} and its own sha256 over all
     of that.
 
     Raises: OSError, TypeError (a state leaf that is neither tensor nor JSON).
     """
-    tensors, json_tree = split_tree(state)
-    write_tensors(folder / "model.safetensors", clean_names(model))
-    if ema is not None:
-        write_tensors(folder / "ema.safetensors", clean_names(ema))
+    tensors, json_tree = split_tree(contents.state)
+    write_tensors(folder / "model.safetensors", clean_names(contents.model))
+    if contents.ema is not None:
+        write_tensors(folder / "ema.safetensors", clean_names(contents.ema))
     write_tensors(folder / "state.safetensors", tensors)
     atomic_write_json(folder / "state.json", json_tree)
     manifest: Manifest = {
         "format_version": FORMAT_VERSION,
         "entry": entry,
-        "step": step,
+        "step": contents.step,
         "time": datetime.datetime.now(datetime.UTC).isoformat(),
-        "metric": dict(metric) if metric else None,
-        "extra": dict(extra),
-        "config": dict(config),
+        "metric": dict(contents.metric) if contents.metric and _is_metric(contents.metric) else None,
+        "extra": dict(contents.extra),
+        "config": dict(contents.config),
         "files": {
             path.name: {"sha256": sha256_file(path), "size": path.stat().st_size} for path in sorted(folder.iterdir())
         },
@@ -180,7 +170,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _is_metric(value: Any) -> bool:
     """null, or a name, a direction and a number."""
-    if not isinstance(value, dict):
+    if not isinstance(value, Mapping):
         return value is None
     number = type(value.get("value")) in (int, float) and math.isfinite(value["value"])
     return number and isinstance(value.get("name"), str) and value.get("goal") in ("max", "min")
@@ -269,7 +259,8 @@ def load_checkpoint(path: str | Path, *, checksums: bool = True) -> Checkpoint:
         raise UsageError(f"checkpoint {path}: no such directory")
     fault = find_fault(folder, checksums=checksums)
     if fault is None:
-        return Checkpoint(folder, read_manifest(folder))
+        manifest = read_manifest(folder)
+        return Checkpoint(folder, manifest, **{name: dict(manifest)[name] for name in FIELDS})  # type: ignore[arg-type]
     named = STEP_NAME.fullmatch(folder.name)
     good = previous_good(folder.parent, int(named[1])) if named else None
     offer = (

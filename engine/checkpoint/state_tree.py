@@ -52,8 +52,10 @@ def clean_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return cleaned
 
 
-def gather_tree(tree: Any, gather_rows: Callable[[Tensor], Tensor]) -> Any:
-    """Replace every `RowSharded(tensor)` by `RowSharded(gather_rows(tensor))`, in tree order.
+def gather_tree(
+    tree: Any, gather_rows: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> Any:
+    """Replace every `RowSharded(tensor)` by `RowSharded(gather_rows(tensor))`, in tree order, other tensors by `other`.
 
     A collective: all ranks call it with trees of the same form, so that the n-th call of `gather_rows` is
     about the same leaf everywhere. `gather_rows` maps [rows of this rank, ...] to [all rows, ...] on rank 0;
@@ -62,11 +64,29 @@ def gather_tree(tree: Any, gather_rows: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, RowSharded):
         return RowSharded(gather_rows(tree.tensor))
     if isinstance(tree, Mapping):
-        return {key: gather_tree(value, gather_rows) for key, value in tree.items()}
+        return {key: gather_tree(value, gather_rows, other) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
-        values = [gather_tree(value, gather_rows) for value in tree]
+        values = [gather_tree(value, gather_rows, other) for value in tree]
         return values if isinstance(tree, list) else tuple(values)
-    return tree
+    return other(tree) if isinstance(tree, Tensor) else tree
+
+
+def copied(tree: Any) -> Any:
+    """The tree with every tensor copied, on the CPU: later steps do not change it. Tied tensors stay tied."""
+    copies: dict[Any, Tensor] = {}
+
+    def copy(tensor: Tensor) -> Tensor:
+        place = _place(tensor)
+        if place not in copies:
+            copies[place] = tensor.detach().to("cpu", copy=True)
+        return copies[place]
+
+    return gather_tree(tree, copy, copy)
+
+
+def _place(tensor: Tensor) -> Any:
+    """Equal for tensors that are the same memory."""
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def split_tree(tree: Any) -> tuple[dict[str, Tensor], Any]:
@@ -159,7 +179,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"'{name}' is a {type(tensor).__name__}, not a tensor")
         tensor = tensor.detach()
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        place = _place(tensor)
         if tensor.numel() and place in seen:
             aliases[name] = seen[place]
             continue

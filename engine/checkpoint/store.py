@@ -8,19 +8,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from engine.checkpoint.manifest import (
     STEP_NAME,
-    Checkpoint as Checkpoint,
-    load_checkpoint as load_checkpoint,
-    previous_good,
+    Checkpoint,
+    Contents,
+    load_checkpoint,
     read_manifest,
     step_folders,
     write_checkpoint,
@@ -76,41 +73,16 @@ class CheckpointStore:
                 self._point_to(path)
             self.link(path.name, path)
 
-    def save(
-        self,
-        step: int,
-        *,
-        model: Mapping[str, Tensor],
-        ema: Mapping[str, Tensor] | None = None,
-        state: Any = None,
-        config: Mapping[str, Any],
-        metric: Mapping[str, Any] | None = None,
-        extra: Mapping[str, Any] | None = None,
-    ) -> Path:
-        """Write step_<step> (replacing one of that step), `latest`, and `best` if `metric` is better.
-
-        `state` is a tree whose `RowSharded` leaves already hold all rows (`gather_tree`, called on every
-        rank). `metric` is {"name", "value", "goal": "max" | "min"}; one that is not finite counts as none.
+    def save(self, step: int, **parts: Any) -> Path:
+        """Write step_<step> (replacing one of that step), `latest`, and `best` if its metric is better. `parts` are the
+        other fields of `Contents`.
 
         Raises: CheckpointWriteError when the file system refuses; TypeError on state it cannot hold.
         """
         final = self.folder / f"step_{step}"
-        extra = extra or {}
-        if metric is not None and not (isinstance(metric["value"], int | float) and math.isfinite(metric["value"])):
-            metric = None
         try:
             with atomic_directory(final, replace=True) as folder:
-                write_checkpoint(
-                    folder,
-                    entry=self.entry,
-                    step=step,
-                    model=model,
-                    ema=ema,
-                    state=state,
-                    config=config,
-                    metric=metric,
-                    extra=extra,
-                )
+                write_checkpoint(folder, self.entry, Contents(step=step, **parts))
             self._point_to(final)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
@@ -204,10 +176,6 @@ class CheckpointStore:
             return None
         path = self.folder / name
         return path if STEP_NAME.fullmatch(name) and path.is_dir() and not path.is_symlink() else None
-
-    def previous_good(self, before: int) -> Path | None:
-        """The newest checkpoint of a step under `before` that verifies, None when there is none."""
-        return previous_good(self.folder, before)
 
     def resolve(self, spec: str | os.PathLike[str]) -> Path:
         """The directory meant by `latest`, `best`, `step_N`, a checkpoint's path or a run's path (its

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.checkpoint.manifest import Checkpoint
 from engine.checkpoint.state_tree import clean_name, load_weights
-from engine.checkpoint.store import Checkpoint
 from engine.config import RunConfig
 from engine.distributed import key_global_draws, lost_rank
 from engine.errors import Interrupted, RunFailure

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.checkpoint.store import CheckpointStore, load_checkpoint
+from engine.checkpoint.manifest import load_checkpoint
+from engine.checkpoint.store import CheckpointStore
 from engine.config import ConfigSource, RunConfig, source_of
 from engine.distributed import world_size
 from engine.errors import UsageError

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from engine.checkpoint.manifest import REQUIRED
+from engine.checkpoint.manifest import REQUIRED, Checkpoint, load_checkpoint
 from engine.checkpoint.state_tree import WeightsMisfit, load_weights
-from engine.checkpoint.store import Checkpoint, CheckpointStore, load_checkpoint
+from engine.checkpoint.store import CheckpointStore
 from engine.device import make_runtime
 from engine.errors import UsageError
 from engine.loop.trainer import Trainer

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.state_tree import gather_tree
-from engine.checkpoint.store import Checkpoint, CheckpointStore, CheckpointWriteError, load_checkpoint
+from engine.checkpoint.background import Background
+from engine.checkpoint.manifest import Checkpoint, load_checkpoint
+from engine.checkpoint.state_tree import copied, gather_tree
+from engine.checkpoint.store import CheckpointStore, CheckpointWriteError
 from engine.cli.spelling import as_typed
 from engine.config import RunConfig, source_of
 from engine.distributed import all_gather_rows, on_main, rank, world_size
@@ -29,6 +32,8 @@ from engine.signals import StopSignal
 from engine.task import Evaluation, Runtime, TrainingPlan
 
 SIGNATURE = "path_signature.json"
+LARGE = 256 << 20
+"""Bytes of a model whose checkpoints are written beside the training, where the config does not say."""
 Compare = Callable[[dict[str, Any], dict[str, Any]], tuple[list[str], list[str]]]
 
 
@@ -46,7 +51,7 @@ class Session(Hook):
 
     def __init__(self, config: RunConfig, entry: str, plan: TrainingPlan, runtime: Runtime, stop: StopSignal) -> None:
         self.config, self.entry, self.plan = config, entry, plan
-        self.sinks = Sinks()
+        self.sinks, self.writer = Sinks(), Background()
         self.bar = ProgressBar()
         self.trainer = Trainer(
             plan, config, runtime, save=self.save, write=self.sinks.write, stop=stop, hooks=[self.bar, self]
@@ -164,38 +169,49 @@ class Session(Hook):
                 print_rank0(f"warning: {path} could not be written ({error.strerror}); training continues")
 
     def save(self, trainer: Trainer, why: str) -> None:
-        """Write a checkpoint (a collective). A failed periodic save is a warning; one at the end fails the run."""
+        """Write a checkpoint (a collective). A failed periodic save is a warning; one at the end fails the run.
+
+        A large one of a run that continues is copied, and written beside the next steps.
+        """
         # The state is gathered by all ranks; what follows is rank 0's.
         state = gather_tree(trainer.state_dict(), all_gather_rows)
 
         def write() -> None:
             assert self.directory is not None
+            self.writer.wait()
             self.directory.require_there()
-            metrics_file = self.decision.path / "metrics.jsonl"
-            try:
-                self.store.save(
-                    trainer.step,
-                    model=trainer.module.state_dict(),
-                    ema=averaged_weights(trainer.module, trainer.ema, trainer.optimizers),
-                    state=state,
-                    config=source_of(self.config).resolved,
-                    metric=trainer.evaluations.metric(trainer.step),
-                    extra={
-                        "sizes": {"metrics.jsonl": metrics_file.stat().st_size if metrics_file.exists() else 0},
-                        "data": data_marks(trainer.plan.cards),
-                        "batch_rows": trainer.plan.batch_rows,
-                        **_stand_in(trainer.plan),
-                    },
-                )
-            except CheckpointWriteError as error:
-                if why != "step":
-                    raise RunFailure(str(error)) from error
-                print_rank0(f"warning: {error}; training continues")
-                return
-            self._update_links(prune=True)
-            self._status("running", step=trainer.step)
+            metrics_file, model = self.decision.path / "metrics.jsonl", trainer.module.state_dict()
+            parts = {
+                "model": model,
+                "ema": averaged_weights(trainer.module, trainer.ema, trainer.optimizers),
+                "state": state,
+                "config": source_of(self.config).resolved,
+                "metric": trainer.evaluations.metric(trainer.step),
+                "extra": {
+                    "sizes": {"metrics.jsonl": metrics_file.stat().st_size if metrics_file.exists() else 0},
+                    "data": data_marks(trainer.plan.cards),
+                    "batch_rows": trainer.plan.batch_rows,
+                    **_stand_in(trainer.plan),
+                },
+            }
+            asked, size = self.config.checkpoint_background, sum(tensor.nbytes for tensor in model.values())
+            if why == "step" and (size >= LARGE if asked is None else asked):
+                with suppress(MemoryError, RuntimeError):  # no room for a copy: written at once
+                    return self.writer.start(partial(self._write, trainer.step, why, copied(parts)))
+            self._write(trainer.step, why, parts)
 
         on_main(write)
+
+    def _write(self, step: int, why: str, parts: dict[str, Any]) -> None:
+        try:
+            self.store.save(step, **parts)
+        except CheckpointWriteError as error:
+            if why != "step":
+                raise RunFailure(str(error)) from error
+            print_rank0(f"warning: {error}; training continues")
+            return
+        self._update_links(prune=True)
+        self._status("running", step=step)
 
     # The end.
 
@@ -238,6 +254,9 @@ class Session(Hook):
     def ended(self, error: BaseException) -> None:
         """Record in status.json how the run ended; the error then reaches the command line."""
         self.bar.end()
+        if not isinstance(error, KeyboardInterrupt):
+            with suppress(Exception):  # `error` is the reason that counts
+                self.writer.wait()
         state, fields = how_it_ended(error)
         if self.directory is not None and state == "refused" and self.directory.was_done:
             self._status_file(self.directory.put_back_status)

@@ -34,7 +34,7 @@ class TextRun:
 
 def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> TextRun:
     """Raises: UsageError for a run of another script, and for one that keeps no vocabulary and whose data changed."""
-    from engine.checkpoint.store import load_weights
+    from engine.checkpoint.state_tree import load_weights
     from engine.device import make_runtime
     from engine.run.load_run import find_checkpoint, read_config
     from models.language_models.gpt import LMShape

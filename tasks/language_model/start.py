@@ -15,7 +15,9 @@ from torch import nn
 
 from dataset.text.meta import read_meta
 from dataset.text.vocabulary import require_same_words
-from engine.checkpoint.store import CheckpointStore, load_checkpoint, load_weights
+from engine.checkpoint.manifest import load_checkpoint
+from engine.checkpoint.state_tree import load_weights
+from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
 from engine.io import print_rank0, user_path
 from engine.run.identity import what_changed

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from engine.config import RunConfig
+from engine.config import NOT_IDENTITY, RunConfig
 from engine.fields import Inert, Range, check_fields, value_at
 from models.recursive_reasoning.config import RecursiveConfig
 
@@ -54,6 +54,7 @@ class PretrainConfig(RunConfig):
     """Recursive reasoning with puzzle embeddings. Steps below are optimizer steps, one ACT step for each slot."""
 
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {"learning_rate": "did you mean 'lr'?"}
+    NOT_IDENTITY: ClassVar[Mapping[str, str]] = {**NOT_IDENTITY, "checkpoint_carry": "launch: what to save"}
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": RecursiveConfig}
     BEFORE: ClassVar[Mapping[str, Any]] = {
         **RunConfig.BEFORE,
@@ -98,6 +99,8 @@ class PretrainConfig(RunConfig):
     """Evaluate after the last step, also where max_steps or a null eval_interval put none there."""
     checkpoint_every_eval: bool = True
     """Save a checkpoint with every evaluation (one is always saved at the end)."""
+    checkpoint_carry: bool = True
+    """Save the open episodes (1.4 GB on ARC, 768 slots); false: a resume begins them all afresh, not bit for bit."""
     eval_max_examples: Annotated[
         int | None,
         Range(1),

@@ -79,6 +79,7 @@ def build(
         ),
         evaluators=create_evaluators(config.evaluators),
         validation_sampler=held_back.sampler,
+        saves_carry=config.checkpoint_carry,
         groups=param_groups(
             model,
             lr=config.lr,

@@ -87,6 +87,7 @@ class RecursiveReasoningTask:
 
     Args:
         eval_sampler: what evaluations while training take, `final_sampler` what the last one takes (`eval/...`).
+        saves_carry: whether the open episodes are part of the state.
         validation_sampler: in its place, where `val/...` of training groups held back is what selects.
     """
 
@@ -105,6 +106,7 @@ class RecursiveReasoningTask:
         evaluators: list[Evaluator],
         groups: list[ParamGroup],
         validation_sampler: EvalSampler | None = None,
+        saves_carry: bool = True,
     ) -> None:
         self.module: nn.Module = model
         self.model = model  # the bare model, for evaluation
@@ -114,6 +116,7 @@ class RecursiveReasoningTask:
         self.eval_sampler, self.final_sampler, self.evaluators = eval_sampler, final_sampler, evaluators
         self.validation_sampler = validation_sampler
         self._groups = groups
+        self.saves_carry = saves_carry
         self._carries: list[ACTCarry | None] = [None] * runtime.accumulation
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -250,7 +253,7 @@ class RecursiveReasoningTask:
     def state_dict(self) -> dict[str, Any]:
         """The carry of all slots, in row order; the data position is the step number and needs no storing."""
         carries = [carry for carry in self._carries if carry is not None]
-        if not carries:
+        if not (carries and self.saves_carry):
             return {}
         return {
             "carry": {

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from engine.checkpoint.state_tree import RowSharded, gather_tree
-from engine.checkpoint.store import CheckpointStore, load_checkpoint, load_weights
+from engine.checkpoint.manifest import load_checkpoint
+from engine.checkpoint.state_tree import RowSharded, gather_tree, load_weights
+from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
 from tests.engine.checkpoint_cases import CONFIG, FILES, equal, metric, save, store_at, weights
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint.store import CheckpointStore, CheckpointWriteError, load_checkpoint
+from engine.checkpoint.manifest import load_checkpoint, previous_good
+from engine.checkpoint.store import CheckpointStore, CheckpointWriteError
 from engine.errors import UsageError
 from engine.io import sha256_json
 from tests.engine.checkpoint_cases import FILES, ROOT, content, save, store_at
@@ -180,8 +181,8 @@ def test_damage_is_named_and_the_previous_good_one_offered(tmp_path, name, damag
     assert "\n" not in text
     assert f"step_20: {name} " in text
     assert text.endswith("; the previous good one is step_10: add resume_from=step_10")
-    assert store.previous_good(before=20) == store.folder / "step_10"
-    assert store.previous_good(before=5) is None
+    assert previous_good(store.folder, 20) == store.folder / "step_10"
+    assert previous_good(store.folder, 5) is None
 
 
 def test_every_single_flipped_bit_of_the_manifest_is_noticed_or_harmless(tmp_path):

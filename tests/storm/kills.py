@@ -118,18 +118,19 @@ def storm(base: Path, scratch: Path, count: int, seed: int) -> Iterator[str]:
         whole[script] = state_of(place), int((scratch / "count").read_text())
     for number in range(count):
         script = sorted(RUNS)[number % len(RUNS)]
+        words = (*RUNS[script], f"checkpoint_background={str(number % 4 > 1).lower()}")
         expected, operations = whole[script]
         place, said = _fresh(base, scratch / "killed"), []
         for _ in range(chance.choice((1, 1, 2, 3))):
             at = chance.randint(1, operations)
-            outcome = execute(script, RUNS[script], place, before=killing(at))
+            outcome = execute(script, words, place, before=killing(at))
             said.append(f"{at}/{operations}")
             if outcome.code not in (0, -signal.SIGKILL):
                 yield f"{script} killed at {said}: then {outcome.code}: {outcome.last}"
             if _done(place):  # the same command again would be another run
                 break
         else:
-            outcome = execute(script, RUNS[script], place)
+            outcome = execute(script, words, place)
         if outcome.code == -signal.SIGKILL:
             outcome = Outcome(0, outcome.output, outcome.seconds)
         if fault := judge(outcome, 60) or (outcome.last if outcome.code else ""):

@@ -112,7 +112,7 @@ def test_recorded_outputs_of_the_published_code(name: str, golden, data: Path, t
     (public / "step_70").unlink()
     (public / "model.safetensors").write_bytes((folder / "weights.safetensors").read_bytes())
     import_run(arguments("import", public, tmp_path / "run", "--step", "9"))  # without its data
-    from engine.checkpoint.store import load_checkpoint
+    from engine.checkpoint.manifest import load_checkpoint
     from engine.registry import read_arch
     from models.recursive_reasoning.act import PuzzleShape
 

@@ -120,6 +120,7 @@ FOREIGN_KEYS = {
         "stats_interval",
         "profile_steps",
         "checkpoint_interval",
+        "checkpoint_background",
         "keep_last",
         "keep_every",
         "resume",
