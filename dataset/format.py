@@ -9,6 +9,9 @@
     <root>/{train,test}/<set>__puzzle_indices.npy       [P + 1] example offsets
     <root>/{train,test}/<set>__group_indices.npy        [G + 1] puzzle offsets
 
+With "storage": "compact" in dataset.json, grids and augmentations stand in place of inputs and labels, whose rows are
+made when they are read (dataset/arc/compact.py): `load_split` and `PuzzleSplit.batch` give the same.
+
 N examples, T sequence length, P puzzles, G groups. A group is an original task, a puzzle one augmentation of
 it, an example one input/output pair.
 """
@@ -18,15 +21,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dataset.arc.compact import ExpandedRows, open_compact
 from dataset.checks import check_card, check_counts, check_rows, check_tokens
 from engine.io import Unreadable, UsageError, WatchedFile, check_regular, read_json, read_object, reason_of
 
-ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
+INDICES = ("puzzle_identifiers", "puzzle_indices", "group_indices")
+ARRAYS = {
+    "arrays": ("inputs", "labels", *INDICES),
+    "compact": ("cells", "shapes", "augmentations", "offsets", *INDICES),
+}
+"""The files of a set by how it is stored."""
 SPLITS = ("train", "test")
 IGNORE = -100
 """Label of a position that is not scored."""
@@ -55,6 +65,8 @@ class PuzzleMetadata:
     sets: tuple[str, ...] = ("all",)
     data_mode: str = "embedding"
     """How a model is told the task: `embedding` = one learned vector per puzzle identifier."""
+    storage: str = "arrays"
+    """Which files hold the examples: a key of ARRAYS."""
 
 
 def _usable(condition: bool, path: Path, text: str) -> None:
@@ -122,6 +134,8 @@ def read_metadata(root: str | Path, split: str) -> PuzzleMetadata:
     _usable(isinstance(mean, int | float) and mean >= 0, path, f"mean_puzzle_examples must be >= 0, got {mean!r}")
     named = isinstance(sets, list) and len(sets) > 0 and all(isinstance(name, str) and name for name in sets)
     _usable(named, path, f"sets must be a list of names, got {sets!r}")
+    storage = values.get("storage", "arrays")
+    _usable(storage in ARRAYS, path, f"storage must be {' or '.join(ARRAYS)}, got {storage!r}")
     _usable(
         values["pad_id"] < values["vocab_size"],
         path,
@@ -154,16 +168,16 @@ def _load_array(path: Path, ndim: int, *, mapped: bool) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class PuzzleSplit:
-    """One set of one split. Inputs and labels are memory-mapped; the indices are in memory."""
+    """One set of one split. Inputs and labels are memory-mapped, or made when read; the indices are in memory."""
 
     root: Path
     split: str
     set_name: str
     """Unique among the splits loaded together: the reference's rule, `all`, `all1`, `all2`, …"""
     metadata: PuzzleMetadata
-    inputs: np.ndarray
+    inputs: np.ndarray | ExpandedRows
     """[N, T]"""
-    labels: np.ndarray
+    labels: np.ndarray | ExpandedRows
     """[N, T]"""
     puzzle_identifiers: np.ndarray
     """[P], as in the file."""
@@ -228,37 +242,29 @@ def empty_batch(rows: int, metadata: PuzzleMetadata) -> dict[str, np.ndarray]:
     }
 
 
-def _check_offsets(path: Path, offsets: np.ndarray, end: int, least: int, of: str) -> None:
+def _check_offsets(path: Path, offsets: np.ndarray, least: int) -> None:
     ordered = len(offsets) >= 1 and offsets[0] == 0 and bool((np.diff(offsets) >= least).all())
     _usable(ordered, path, f"must start at 0 and rise by at least {least} each")
+
+
+def _check_end(path: Path, offsets: np.ndarray, end: int, of: str) -> None:
     _usable(offsets[-1] == end, path, f"must end at the number of {of} ({end}), ends at {offsets[-1]}")
 
 
 def _load_set(root: Path, split: str, metadata: PuzzleMetadata, name: str) -> PuzzleSplit:
-    path = {array: root / split / f"{name}__{array}.npy" for array in ARRAYS}
-    inputs = _load_array(path["inputs"], 2, mapped=True)
-    labels = _load_array(path["labels"], 2, mapped=True)
+    folder = root / split
+    path = {array: folder / f"{name}__{array}.npy" for array in INDICES}
     identifiers = _load_array(path["puzzle_identifiers"], 1, mapped=False)
     puzzles = _load_array(path["puzzle_indices"], 1, mapped=False).astype(np.int64)
     groups = _load_array(path["group_indices"], 1, mapped=False).astype(np.int64)
-    length = inputs.shape[1]
-    _usable(
-        length == metadata.seq_len,
-        path["inputs"],
-        f"rows have {length} tokens, dataset.json says {metadata.seq_len}",
-    )
-    _usable(
-        labels.shape == inputs.shape,
-        path["labels"],
-        f"shape {labels.shape} differs from the inputs' {inputs.shape}",
-    )
-    _check_offsets(path["puzzle_indices"], puzzles, len(inputs), 0, "examples")
+    _check_offsets(path["puzzle_indices"], puzzles, 0)
     _usable(
         len(puzzles) == len(identifiers) + 1,
         path["puzzle_indices"],
         f"expected {len(identifiers) + 1} offsets",
     )
-    _check_offsets(path["group_indices"], groups, len(identifiers), 1, "puzzles")
+    _check_offsets(path["group_indices"], groups, 1)
+    _check_end(path["group_indices"], groups, len(identifiers), "puzzles")
     top = metadata.num_puzzle_identifiers
     fits = len(identifiers) == 0 or (identifiers.min() >= 0 and identifiers.max() < top)
     _usable(
@@ -266,14 +272,36 @@ def _load_set(root: Path, split: str, metadata: PuzzleMetadata, name: str) -> Pu
         path["puzzle_identifiers"],
         f"identifiers must be 0 to {top - 1} (num_puzzle_identifiers {top})",
     )
-    seen = [
-        check_tokens(path[array], values, metadata, labels=array == "labels")
-        for array, values in (("inputs", inputs), ("labels", labels))
-    ]
-    files = tuple(WatchedFile(path[array]) for array in ("inputs", "labels"))
-    return PuzzleSplit(
-        root, split, name, metadata, inputs, labels, identifiers, puzzles, groups, all(seen), files=files
+    part = partial(PuzzleSplit, root, split, name, metadata, puzzle_identifiers=identifiers, puzzle_indices=puzzles)
+    if metadata.storage == "compact":
+        inputs, labels = open_compact(
+            folder,
+            name,
+            partial(_load_array, mapped=False),
+            seq_len=metadata.seq_len,
+            vocab_size=metadata.vocab_size,
+            puzzle_indices=puzzles,
+            group_indices=groups,
+        )
+        return part(inputs=inputs, labels=labels, group_indices=groups)
+    files = [folder / f"{name}__{array}.npy" for array in ("inputs", "labels")]
+    tokens = [_load_array(file, 2, mapped=True) for file in files]
+    length = tokens[0].shape[1]
+    _usable(length == metadata.seq_len, files[0], f"rows have {length} tokens, dataset.json says {metadata.seq_len}")
+    _usable(
+        tokens[1].shape == tokens[0].shape,
+        files[1],
+        f"shape {tokens[1].shape} differs from the inputs' {tokens[0].shape}",
     )
+    _check_end(path["puzzle_indices"], puzzles, len(tokens[0]), "examples")
+    whole = all(
+        [
+            check_tokens(file, values, metadata, labels=file is files[1])
+            for file, values in zip(files, tokens, strict=True)
+        ]
+    )
+    watched = tuple(map(WatchedFile, files))
+    return part(inputs=tokens[0], labels=tokens[1], group_indices=groups, whole=whole, files=watched)
 
 
 def load_split(root: str | Path, split: str, set_name: str | None = None) -> PuzzleSplit:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class SplitArrays:
     puzzle_indices: np.ndarray
     group_indices: np.ndarray
 
+    storage: ClassVar[str] = "arrays"
+
     def counts(self) -> dict[str, int]:
         """Groups, puzzles and examples."""
         return {
@@ -41,6 +43,29 @@ class SplitArrays:
             "puzzles": len(self.puzzle_identifiers),
             "examples": len(self.inputs),
         }
+
+    def save(self, folder: Path, name: str, vocab_size: int) -> None:
+        """Write the arrays of the set `name`. Raises: ValueError for tokens beyond uint8 or the vocabulary."""
+        for tokens in (self.inputs, self.labels):
+            if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < min(vocab_size, 256):
+                raise ValueError(f"{folder.name}: tokens must lie in 0 to {min(vocab_size, 256) - 1}")
+        for array in ARRAYS[self.storage]:
+            kind = np.uint8 if array in ("inputs", "labels") else np.int32
+            np.save(folder / f"{name}__{array}.npy", np.ascontiguousarray(getattr(self, array), dtype=kind))
+
+
+class WrittenSplit(Protocol):
+    """A split that writes itself: `SplitArrays`, or one that is never in memory as a whole."""
+
+    @property
+    def storage(self) -> str:
+        """How it is stored, a key of dataset.format.ARRAYS."""
+
+    def counts(self) -> dict[str, int]:
+        """Groups, puzzles and examples."""
+
+    def save(self, folder: Path, name: str, vocab_size: int) -> None:
+        """Write the arrays of the set `name`."""
 
 
 def content_hash(root: str | Path) -> str:
@@ -52,8 +77,9 @@ def content_hash(root: str | Path) -> str:
     for split in SPLITS:
         if not (root / split / "dataset.json").exists():
             continue
-        for name in read_metadata(root, split).sets:
-            for array in ARRAYS:
+        metadata = read_metadata(root, split)
+        for name in metadata.sets:
+            for array in ARRAYS[metadata.storage]:
                 values = np.load(root / split / f"{name}__{array}.npy", mmap_mode="r", allow_pickle=False)
                 digest.update(f"{split}/{name}/{array}/{values.dtype.str}/{values.shape}\n".encode())
                 if values.size:
@@ -90,7 +116,7 @@ def refuse_existing(root: str | Path, *, overwrite: bool) -> None:
 
 def write_dataset(
     root: str | Path,
-    splits: Mapping[str, SplitArrays],
+    splits: Mapping[str, WrittenSplit],
     *,
     vocab_size: int,
     seq_len: int,
@@ -112,10 +138,6 @@ def write_dataset(
     uint8.
     """
     refuse_existing(root, overwrite=overwrite)
-    for name, arrays in splits.items():
-        for tokens in (arrays.inputs, arrays.labels):
-            if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < min(vocab_size, 256):
-                raise ValueError(f"{name}: tokens must lie in 0 to {min(vocab_size, 256) - 1}")
     with atomic_directory(root, replace=overwrite) as folder:
         for name, arrays in splits.items():
             counts = arrays.counts()
@@ -131,14 +153,14 @@ def write_dataset(
                 "total_puzzles": counts["puzzles"],
                 "sets": [SET],
                 "data_mode": data_mode,
+                **({} if arrays.storage == "arrays" else {"storage": arrays.storage}),
             }
             (folder / name).mkdir()
             _write_json(folder / name / "dataset.json", metadata)
-            for array in ARRAYS:
-                kind = np.uint8 if array in ("inputs", "labels") else np.int32
-                values = np.ascontiguousarray(getattr(arrays, array), dtype=kind)
-                np.save(folder / name / f"{SET}__{array}.npy", values)
-        _write_json(folder / "identifiers.json", list(identifiers))
+            arrays.save(folder / name, SET, vocab_size)
+        # a name a line; `indent` would take the slow encoder, seconds for a million names
+        names = json.dumps(list(identifiers), ensure_ascii=False, separators=(",\n", ": "))
+        (folder / "identifiers.json").write_text(names + "\n", encoding="utf-8")
         for name in splits:
             load_splits([folder], name)  # what is renamed into place can be loaded
         full = {

@@ -19,9 +19,9 @@ COLOURS = 10
 LARGEST = 30
 """Side of the largest grid, and of the public canvas."""
 
-# Cell (i, j) of the result is read at (r, c): (i, j) exchanged where `swap`, then counted from the last row or column.
+# Cell (i, j) of the result is read at (r, c): (i, j) exchanged where SWAPS, then counted from the last row or column.
 # 0 identity, 1 to 3 turned left so often, 4 left-right, 5 up-down, 6 transposed, 7 transposed along the other diagonal
-_SWAP   = np.array([0, 1, 0, 1, 0, 0, 1, 1], dtype=bool)  # fmt: skip
+SWAPS   = np.array([0, 1, 0, 1, 0, 0, 1, 1], dtype=bool)  # fmt: skip
 _FLIP_R = np.array([0, 0, 1, 1, 0, 1, 0, 1], dtype=bool)  # fmt: skip
 _FLIP_C = np.array([0, 1, 1, 0, 1, 0, 0, 1], dtype=bool)  # fmt: skip
 INVERSE = np.array([0, 3, 2, 1, 4, 5, 6, 7], dtype=np.uint8)
@@ -35,7 +35,7 @@ def dihedral(grid: np.ndarray, tid: int) -> np.ndarray:
         out = out[..., ::-1, :]
     if _FLIP_C[tid]:
         out = out[..., ::-1]
-    return out.swapaxes(-1, -2) if _SWAP[tid] else out
+    return out.swapaxes(-1, -2) if SWAPS[tid] else out
 
 
 def inverse_dihedral(grid: np.ndarray, tid: int) -> np.ndarray:
@@ -107,7 +107,7 @@ def transform(
 
     rows, columns = source(heights, _FLIP_R[tids]), source(widths, _FLIP_C[tids])
     moved = canvases[np.arange(len(canvases))[:, None, None], rows[:, :, None], columns[:, None, :]]
-    swapped = _SWAP[tids]
+    swapped = SWAPS[tids]
     moved[swapped] = moved[swapped].swapaxes(-1, -2)
     return moved, np.where(swapped, widths, heights), np.where(swapped, heights, widths)
 

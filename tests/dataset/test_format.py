@@ -54,7 +54,7 @@ def test_a_published_set_without_total_puzzles_and_with_int64_arrays_loads(root)
         ({"pad_id": 99}, "pad_id lies outside"),
         ({"sets": []}, "sets must be"),
         ({"ignore_label_id": "none"}, "ignore_label_id must be"),
-        ({"sets": ["other"]}, "other__inputs.npy does not exist"),
+        ({"sets": ["other"]}, "other__puzzle_identifiers.npy does not exist"),
     ],
 )
 def test_nonsense_in_dataset_json_is_named(root, changes, words):
@@ -68,7 +68,8 @@ def test_nonsense_in_dataset_json_is_named(root, changes, words):
     ("name", "change", "words"),
     [
         ("labels", lambda a: a[:-1], "differs from the inputs"),
-        ("puzzle_indices", lambda a: a[:-1], "must end at"),
+        ("puzzle_indices", lambda a: a[:-1], "expected 41 offsets"),
+        ("puzzle_indices", lambda a: a * 2, "must end at the number of examples"),
         ("puzzle_indices", lambda a: a[::-1], "must start at 0"),
         ("group_indices", lambda a: np.sort(np.append(a, 4)), "rise by at least 1"),
         ("puzzle_identifiers", lambda a: a + 1, "identifiers must be 0 to 0"),

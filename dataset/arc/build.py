@@ -1,0 +1,237 @@
+"""From a build plan to an ARC data set on disk: read tasks, draw augmentations, write token arrays or the compact form.
+
+Memory does not grow with the arrays: they are written into files of their final size, by several processes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.arc.augment import COLOURS, LARGEST
+from dataset.arc.compact import save_compact
+from dataset.arc.expand import Expander
+from dataset.arc.leakage import leakage_report
+from dataset.arc.plan import Plan, make_plan, number_identifiers
+from dataset.arc.published import claims_to_be_published, collections_of
+from dataset.arc.tasks import Subset, read_bundles, read_folders
+from dataset.arc.tokens import EOS, FIRST_COLOUR, PAD, VOCAB_SIZE
+from dataset.workers import available_cores, ordered_map
+from dataset.writing import building, refuse_existing, write_dataset
+from engine.io import UsageError, did_you_mean, progress, sha256_file
+
+# Written into the card; raise it when the same plan gives other data.
+BUILDER_VERSION = 1
+TEST_PUZZLES, LEAKAGE = "test_puzzles.json", "leakage.json"
+BLOCK = 4096
+"""Examples that a worker makes at once: 7 MB of inputs on the public canvas."""
+EXAMPLES_PER_WORKER = 2 * BLOCK
+"""Below this many starting processes costs more than it saves."""
+
+
+@dataclass(kw_only=True)
+class ArcBuild:
+    """What to build; the flags of `python -m dataset.build_arc_dataset`."""
+
+    output_dir: Path
+    prefix: str | None = None
+    """Of the bundles PREFIX_SUBSET_challenges.json; None reads `folders`."""
+    folders: tuple[Path, ...] = ()
+    """Folders of tasks, one file each; their sub-folders are subsets."""
+    subsets: tuple[str, ...] = ()
+    """Which subsets, in this order; empty takes all of the folders."""
+    test_sets: tuple[str, ...] = ("evaluation",)
+    """Subsets whose tests are the test split."""
+    num_aug: int = 1000
+    """Most augmented copies of each task, beside the original."""
+    seed: int = 42
+    identifiers_start: int = 1
+    """The first puzzle identifier; those below it are blank."""
+    canvas: int = LARGEST
+    """Side of the canvas; pairs that do not fit are left out."""
+    compact: bool = False
+    """Write the compact form instead of token arrays."""
+    workers: int | None = None
+    """Processes; None takes what the machine and the number of examples justify. Never changes the data."""
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Raise UsageError, naming the flag, on values that cannot be built."""
+        for flag, value, least, most in (
+            ("--num-aug", self.num_aug, 0, 1_000_000),
+            ("--seed", self.seed, 0, (1 << 32) - 1),
+            ("--puzzle-identifiers-start", self.identifiers_start, 1, 1 << 30),
+            ("--canvas", self.canvas, 1, LARGEST),
+            ("--workers", self.workers, 1, 1024),
+        ):
+            if value is not None and not least <= value <= most:
+                raise UsageError(f"{flag} must be {least} to {most}, got {value}")
+        if (self.prefix is None) == (not self.folders):
+            raise UsageError("give either --input-file-prefix (bundles) or --dataset-dirs (a file for each task)")
+        if self.prefix is not None and not self.subsets:
+            raise UsageError("--input-file-prefix needs --subsets, e.g. --subsets training evaluation concept")
+
+    def read(self) -> list[Subset]:
+        """The tasks. Raises: UsageError naming file and task, or the flag."""
+        subsets = (
+            read_folders(self.folders, self.subsets)
+            if self.prefix is None
+            else list(read_bundles(self.prefix, self.subsets))
+        )
+        names = [subset.name for subset in subsets]
+        if not set(self.test_sets) & set(names):
+            wanted = self.test_sets[0]
+            raise UsageError(f"--test-set-name {wanted} is none of the subsets: {did_you_mean(wanted, names)}")
+        return subsets
+
+
+@dataclass(eq=False)
+class ArcSplit:
+    """A split that is written without being in memory (dataset.writing.WrittenSplit)."""
+
+    source: Expander
+    identifiers: np.ndarray
+    """[P]"""
+    storage: str
+    workers: int | None
+
+    def counts(self) -> dict[str, int]:
+        """Groups, puzzles and examples."""
+        groups, puzzles = len(self.source.group_indices) - 1, len(self.identifiers)
+        return {"groups": groups, "puzzles": puzzles, "examples": len(self.source.offsets)}
+
+    def save(self, folder: Path, name: str, vocab_size: int) -> None:
+        """Write the arrays of the set `name`."""
+        indices = {
+            "puzzle_identifiers": self.identifiers,
+            "puzzle_indices": self.source.puzzle_indices,
+            "group_indices": self.source.group_indices,
+        }
+        for array, values in indices.items():
+            np.save(folder / f"{name}__{array}.npy", values.astype(np.int32))
+        if self.storage == "compact":
+            save_compact(self.source, folder, name)
+        else:
+            self._save_tokens(folder, name)
+
+    def _save_tokens(self, folder: Path, name: str) -> None:
+        count = len(self.source.offsets)
+        files = [folder / f"{name}__{array}.npy" for array in ("inputs", "labels")]
+        for file in files:
+            np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(count, self.source.length))
+        firsts = range(0, count, BLOCK)
+        workers = self.workers or max(1, min(available_cores(), count // EXAMPLES_PER_WORKER))
+        done = ordered_map(partial(_fill, self.source, files), firsts, workers=workers)
+        for _ in progress(done, total=len(firsts), label=f"writing {folder.name}"):
+            pass
+
+
+def _fill(source: Expander, files: Sequence[Path], first: int) -> None:
+    examples = np.arange(first, min(first + BLOCK, len(source.offsets)))
+    for file, labels in zip(files, (False, True), strict=True):
+        array = np.load(file, mmap_mode="r+", allow_pickle=False)
+        array[examples[0] : examples[-1] + 1] = source.rows(examples, labels=labels)
+
+
+def build(plan: ArcBuild) -> dict[str, Any]:
+    """Build the data set of `plan` and return its card plus `seconds`. Workers never change the data.
+
+    Raises: UsageError on a plan, an input file or an output folder that cannot be used.
+    """
+    plan.check()
+    return build_subsets(plan, plan.read)
+
+
+def build_subsets(
+    plan: ArcBuild, read: Callable[[], list[Subset]], card: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The same of the subsets that `read()` gives; `card` are further lines of the card."""
+    began = time.perf_counter()
+    with building(plan.output_dir) as root:
+        refuse_existing(root, overwrite=plan.overwrite)
+        subsets = read()
+        drawn = make_plan(subsets, test_sets=plan.test_sets, num_aug=plan.num_aug, seed=plan.seed, side=plan.canvas)
+        if not drawn.train.tasks or not drawn.test.tasks:
+            empty = "test" if drawn.train.tasks else "training"
+            raise UsageError(f"--canvas {plan.canvas}: no {empty} task fits it ({_listed(drawn.skipped)})")
+        card = dict(card or {})
+        collections = collections_of(subsets)
+        if claims_to_be_published(root) and not collections and not card.get("stand_in"):
+            raise UsageError(
+                f"--output-dir {root.name}: the tasks are of no published collection and do not get the name of one"
+            )
+        names, *identifiers = number_identifiers(drawn, plan.identifiers_start)
+        leakage = leakage_report(subsets, plan.test_sets)
+        storage = "compact" if plan.compact else "arrays"
+        splits = {
+            split: ArcSplit(source.expander(), numbers, storage, plan.workers)
+            for (split, source), numbers in zip(
+                (("train", drawn.train), ("test", drawn.test)), identifiers, strict=True
+            )
+        }
+
+        def write_reports(folder: Path) -> dict[str, Any]:
+            puzzles = {name: task.to_json() for name, task in drawn.test_tasks.items()}
+            (folder / TEST_PUZZLES).write_text(json.dumps(puzzles) + "\n", encoding="utf-8")
+            (folder / LEAKAGE).write_text(json.dumps(leakage, indent=1) + "\n", encoding="utf-8")
+            return {}
+
+        written = write_dataset(
+            root,
+            splits,
+            vocab_size=VOCAB_SIZE,
+            seq_len=plan.canvas**2,
+            identifiers=names,
+            pad_id=PAD,
+            ignore_label_id=PAD,
+            card=_card(plan, drawn, subsets, collections, leakage)
+            | {"name": root.name, "identifiers": len(names)}
+            | card,
+            overwrite=plan.overwrite,
+            check=write_reports,
+        )
+    return {**written, "seconds": round(time.perf_counter() - began, 2)}
+
+
+def _card(
+    plan: ArcBuild,
+    drawn: Plan,
+    subsets: Sequence[Subset],
+    collections: Mapping[str, str],
+    leakage: Mapping[str, Any],
+) -> dict[str, Any]:
+    return {
+        "builder": "dataset.build_arc_dataset",
+        "builder_version": BUILDER_VERSION,
+        "source": "arc" if collections else "json",
+        "collections": list(collections),
+        "licence": ", ".join(dict.fromkeys(collections.values())) or "that of the input",
+        "subsets": {subset.name: _of_subset(subset) for subset in subsets},
+        "test_sets": list(plan.test_sets),
+        "canvas": plan.canvas,
+        "tokens": {"pad": PAD, "eos": EOS, "colours": [FIRST_COLOUR, FIRST_COLOUR + COLOURS - 1]},
+        "num_aug": plan.num_aug,
+        "seed": plan.seed,
+        "skipped": drawn.skipped,
+        "tasks_with_fewer_augmentations": drawn.not_full,
+        "solutions": drawn.unsolved == 0,
+        "leakage": {"empty": leakage["empty"], **leakage["counts"]},
+    }
+
+
+def _of_subset(subset: Subset) -> dict[str, Any]:
+    pairs = [pair.kind for task in subset.tasks for pair in task.pairs]
+    hashes = {file.name: sha256_file(file) for file in subset.files} if len(subset.files) <= 2 else {}
+    counts = {"tasks": len(subset.tasks), "train_pairs": pairs.count("train"), "test_pairs": pairs.count("test")}
+    return {**counts, **({"sha256": hashes} if hashes else {})}
+
+
+def _listed(skipped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in skipped.items())

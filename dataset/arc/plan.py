@@ -1,0 +1,206 @@
+"""Which augmentation of which task becomes which puzzle, and where each of its examples lies on the canvas.
+
+The numbers, their order and the names are those of the public builder (arXiv 2510.04871), drawn from one stream: the
+tasks of each subset are shuffled; each task gets up to `num_aug` augmentations that differ from it and one another;
+at the end every training example but one of its puzzle is moved to a random place. Nothing of size N x T is held.
+
+N examples, P puzzles, G groups (= tasks), E pairs of all groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dataset.arc.augment import SEPARATOR, dihedral
+from dataset.arc.draws import Draws
+from dataset.arc.expand import Expander
+from dataset.arc.tasks import Pair, Subset, Task
+
+RETRIES = 5
+"""Draws for each augmentation that is asked for: a task with symmetries repeats itself, and gets fewer."""
+UNCHANGED = bytes(range(10))
+# Of a table for bytes.translate: colours are mapped, all else (shapes, see `_fingerprints`) stays.
+_REST = bytes(range(10, 256))
+_SHAPE = 128
+
+
+@dataclass(eq=False)
+class SplitPlan:
+    """One split: its puzzles and examples in order."""
+
+    side: int
+    tasks: list[str] = field(default_factory=list)
+    """Name of each group, [G]."""
+    pairs: list[list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=list)
+    """Input and output grids of each group, [G]."""
+    augmentations: list[np.ndarray] = field(default_factory=list)
+    """Of each group: uint8 [its puzzles, 10], transform and new colours of 1 to 9."""
+    offsets: np.ndarray = field(default_factory=lambda: np.empty((0, 2), dtype=np.uint8))
+    """Row and column of the first cell of each example; uint8 [N, 2]."""
+
+    def add(self, task: str, pairs: list[tuple[np.ndarray, np.ndarray]], augmentations: np.ndarray) -> None:
+        """One more group."""
+        self.tasks.append(task)
+        self.pairs.append(pairs)
+        self.augmentations.append(augmentations)
+
+    @property
+    def group_indices(self) -> np.ndarray:
+        """Offsets into the puzzles; int64 [G + 1]."""
+        return np.cumsum([0, *map(len, self.augmentations)])
+
+    @property
+    def puzzle_indices(self) -> np.ndarray:
+        """Offsets into the examples; int64 [P + 1]."""
+        sizes = [np.full(len(a), len(p)) for a, p in zip(self.augmentations, self.pairs, strict=True)]
+        return np.concatenate([np.zeros(1, dtype=np.int64), *sizes]).cumsum()
+
+    def names(self) -> Iterator[str]:
+        """The name of each puzzle, [P]: of a group's first the task's own."""
+        for task, rows in zip(self.tasks, self.augmentations, strict=True):
+            digits = (rows + np.uint8(ord("0"))).tobytes().decode()
+            yield task
+            for place in range(10, len(digits), 10):
+                colours = digits[place + 1 : place + 10]
+                yield f"{task}{SEPARATOR}t{digits[place]}{SEPARATOR}0{colours}"
+
+    def expander(self) -> Expander:
+        """What makes tokens of the examples."""
+        grids = [grid for pairs in self.pairs for pair in pairs for grid in pair]
+        return Expander(
+            side=self.side,
+            cells=np.concatenate([np.empty(0, dtype=np.uint8), *(grid.ravel() for grid in grids)]),
+            shapes=np.array([grid.shape for grid in grids], dtype=np.uint8).reshape(-1, 2),
+            augmentations=np.concatenate([np.empty((0, 10), dtype=np.uint8), *self.augmentations]),
+            offsets=self.offsets,
+            puzzle_indices=self.puzzle_indices,
+            group_indices=self.group_indices,
+        )
+
+
+@dataclass(eq=False)
+class Plan:
+    """A data set before its tokens."""
+
+    train: SplitPlan
+    test: SplitPlan
+    test_tasks: dict[str, Task]
+    """The tasks of the test subsets, whose tests are the test split."""
+    skipped: dict[str, int]
+    """What was left out, by reason: tasks and pairs that do not fit the canvas, training tests without an answer."""
+    not_full: dict[str, int]
+    """Tasks that have fewer different augmentations than were asked for -> how many puzzles they have."""
+    unsolved: int
+    """Tests of the test split whose answer is not known; 0 x 0 = a grid of one 0, as in the public builder."""
+
+
+def augmentations_of(pairs: Sequence[tuple[np.ndarray, np.ndarray]], count: int, draws: Draws) -> np.ndarray:
+    """The task as it is and up to `count` augmentations, each a different set of pairs; uint8 [n, 10]."""
+    variants = [_fingerprints(pairs, tid) for tid in range(8)] if count else []
+    rows, seen = [b"\0" + UNCHANGED[1:]], {tuple(sorted(fingerprint)) for fingerprint in variants[:1]}
+    for _ in range(RETRIES * count):
+        tid, colours = draws.augmentation()
+        table = b"\0" + colours + _REST
+        key = tuple(sorted([fingerprint.translate(table) for fingerprint in variants[tid]]))
+        if key not in seen:
+            seen.add(key)
+            rows.append(bytes([tid]) + colours)
+            if len(rows) > count:
+                break
+    return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, 10)
+
+
+def _fingerprints(pairs: Sequence[tuple[np.ndarray, np.ndarray]], tid: int) -> list[bytes]:
+    """Each pair under a transform: shape and cells of both grids. Equal bytes mean equal pairs."""
+    grids = [[dihedral(grid, tid) for grid in pair] for pair in pairs]
+    return [b"".join(bytes(_SHAPE + size for size in grid.shape) + grid.tobytes() for grid in pair) for pair in grids]
+
+
+def make_plan(subsets: Sequence[Subset], *, test_sets: Sequence[str], num_aug: int, seed: int, side: int) -> Plan:
+    """Draw everything random of a data set. `test_sets`: the subsets whose tests are held out."""
+    draws = Draws(seed)
+    plan = Plan(SplitPlan(side), SplitPlan(side), {}, {}, {}, 0)
+    for subset in subsets:
+        tasks = list(subset.tasks)
+        draws.shuffle(tasks)
+        for task in tasks:
+            _add_task(plan, task, subset.name in test_sets, num_aug, draws)
+    plan.train.offsets = _offsets(plan.train, draws)
+    plan.test.offsets = np.zeros((int(plan.test.puzzle_indices[-1]), 2), dtype=np.uint8)
+    return plan
+
+
+def _add_task(plan: Plan, task: Task, held_out: bool, num_aug: int, draws: Draws) -> None:
+    side = plan.train.side
+    usable = [pair for pair in task.pairs if pair.fits(side)]
+    if len(usable) < len(task.pairs):
+        _count(plan.skipped, f"pairs that do not fit {side}x{side}", len(task.pairs) - len(usable))
+    if not any(pair.kind == "train" for pair in usable):
+        _count(plan.skipped, f"tasks without a demonstration that fits {side}x{side}", 1)
+        return
+    if not held_out and (unsolved := [pair for pair in usable if pair.output is None]):
+        _count(plan.skipped, "tests of training tasks without an answer", len(unsolved))
+        usable = [pair for pair in usable if pair.output is not None]
+    tests = [pair for pair in usable if pair.kind == "test" and held_out]
+    trained = [pair for pair in usable if pair.kind == "train" or not held_out]
+    train, test = _grids(trained), _grids(tests)
+    rows = augmentations_of(train + test, num_aug, draws)
+    if len(rows) <= num_aug:
+        plan.not_full[task.name] = len(rows)
+    plan.train.add(task.name, train, rows)
+    if tests:
+        plan.test.add(task.name, test, rows)
+        plan.test_tasks[task.name] = task
+        plan.unsolved += sum(pair.output is None for pair in tests)
+
+
+def _count(skipped: dict[str, int], reason: str, more: int) -> None:
+    skipped[reason] = skipped.get(reason, 0) + more
+
+
+def _grids(pairs: Sequence[Pair]) -> list[tuple[np.ndarray, np.ndarray]]:
+    unknown = np.zeros((1, 1), dtype=np.uint8)
+    return [(pair.input, unknown if pair.output is None else pair.output) for pair in pairs]
+
+
+def _offsets(split: SplitPlan, draws: Draws) -> np.ndarray:
+    """Row and column of every example: one of each puzzle stays at the top left, the others go anywhere they fit."""
+    out = bytearray()
+    up_to = draws.up_to
+    for pairs, augmentations in zip(split.pairs, split.augmentations, strict=True):
+        room = [
+            [
+                tuple(
+                    split.side - max(a, b) for a, b in zip(*(dihedral(grid, tid).shape for grid in pair), strict=True)
+                )
+                for pair in pairs
+            ]
+            for tid in range(8)
+        ]
+        last = len(pairs) - 1
+        for tid in augmentations[:, 0].tolist():
+            stays = up_to(last)
+            for number, (rows, columns) in enumerate(room[tid]):
+                if number == stays:
+                    out += b"\0\0"
+                else:
+                    row = up_to(rows)
+                    out += bytes((row, up_to(columns)))
+    return np.frombuffer(bytes(out), dtype=np.uint8).reshape(-1, 2)
+
+
+def number_identifiers(plan: Plan, start: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """(names by identifier, identifiers of the training puzzles, of the test puzzles), numbered from `start`.
+
+    Names get numbers in the order in which they first occur, training puzzles first; a name that two subsets share has
+    one number.
+    """
+    numbers: dict[str, int] = {}
+    found = [
+        np.fromiter((numbers.setdefault(name, start + len(numbers)) for name in split.names()), dtype=np.int32)
+        for split in (plan.train, plan.test)
+    ]
+    return ["<blank>"] * start + list(numbers), found[0], found[1]

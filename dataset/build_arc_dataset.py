@@ -1,0 +1,149 @@
+"""Build an ARC data set: ARC-AGI-1, ARC-AGI-2, ConceptARC, or any tasks in their format, with augmentations.
+
+    python -m dataset.build_arc_dataset --input-file-prefix arc-bundles/arc-agi --subsets training evaluation concept \\
+        --test-set-name evaluation --output-dir data/arc1concept-aug-1000 --compact
+    python -m dataset.build_arc_dataset --dataset-dirs ARC-AGI/data ConceptARC/corpus --output-dir data/my-arc
+
+Demonstrations of all subsets and the tests of all but the test set are trained on; the tests of the test set are the
+test split. Names, order and random numbers are those of the public builder, byte for byte. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from engine.io import begin, execute
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # `python dataset/build_arc_dataset.py`: import from the repository, not from dataset/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dataset.arc.build import ArcBuild, build
+from dataset.arguments import BuilderParser
+from engine.io import RunFailure, UsageError, print_rank0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every flag is also understood with underscores."""
+    out = BuilderParser(
+        prog="python -m dataset.build_arc_dataset",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    out.add_argument("--output-dir", type=Path, required=True, help="folder to create")
+    out.add_argument(
+        "--input-file-prefix",
+        metavar="PREFIX",
+        help="of the bundles PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json",
+    )
+    out.add_argument(
+        "--dataset-dirs",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of tasks, one JSON file each; every sub-folder with tasks is a subset of its name",
+    )
+    out.add_argument("--subsets", nargs="+", default=[], metavar="NAME", help="which subsets, in this order")
+    out.add_argument(
+        "--test-set-name", default="evaluation", metavar="NAME", help="subset whose tests are the test split"
+    )
+    out.add_argument("--test-set-name2", metavar="NAME", help="a second one")
+    out.add_argument("--num-aug", type=int, default=1000, metavar="N", help="most augmented copies of each task")
+    out.add_argument("--seed", type=int, default=42, help="the same seed and tasks give the same data, byte for byte")
+    out.add_argument(
+        "--puzzle-identifiers-start", type=int, default=1, metavar="N", help="first identifier; lower ones are blank"
+    )
+    out.add_argument(
+        "--canvas", type=int, default=30, metavar="N", help="side of the canvas; what does not fit is left out"
+    )
+    out.add_argument(
+        "--compact",
+        action="store_true",
+        help="store grids and augmentations: the same batches from a hundredth of the space",
+    )
+    out.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: by cores and work); never changes the data"
+    )
+    out.add_argument("--overwrite", action="store_true", help="replace the output folder if it is there")
+    return out
+
+
+def plan_of(arguments: argparse.Namespace) -> ArcBuild:
+    """The build that the parsed flags ask for."""
+    second = [arguments.test_set_name2] if arguments.test_set_name2 else []
+    return ArcBuild(
+        output_dir=arguments.output_dir,
+        prefix=arguments.input_file_prefix,
+        folders=tuple(arguments.dataset_dirs),
+        subsets=tuple(arguments.subsets),
+        test_sets=(arguments.test_set_name, *second),
+        num_aug=arguments.num_aug,
+        seed=arguments.seed,
+        identifiers_start=arguments.puzzle_identifiers_start,
+        canvas=arguments.canvas,
+        compact=arguments.compact,
+        workers=arguments.workers,
+        overwrite=arguments.overwrite,
+    )
+
+
+def _remarks(card: Mapping[str, Any]) -> Iterator[str]:
+    """What a user has to know of the data, one line each."""
+    for reason, count in card["skipped"].items():
+        yield f"left out: {count} {reason}"
+    if short := card["tasks_with_fewer_augmentations"]:
+        least = min(short, key=short.__getitem__)
+        yield (
+            f"{len(short)} tasks have fewer than {card['num_aug']} different augmentations "
+            f"(the fewest: {least}, {short[least] - 1})"
+        )
+    if not card["solutions"]:
+        yield "warning: test tasks without solutions have a 1x1 grid as label: scores on them mean nothing"
+    found = card["leakage"]
+    if found["empty"]:
+        yield "leakage: none (no task id, pair or test grid of the test set stands in training)"
+    else:
+        yield (
+            f"leakage: {found['ids']} of {found['held_out_tasks']} test tasks are in other subsets too; of "
+            f"{found['held_out_tests']} tests {found['pair']} are trained on with their answer, "
+            f"{found['pair_transformed']} turned or recoloured; of {found['input']} + {found['input_transformed']} "
+            "only the question (leakage.json)"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build, say what was built, return the exit code (0 done, 1 failure, 2 unusable command or input)."""
+    try:
+        plan = plan_of(parser().parse_args(argv))
+        card = build(plan)
+    except (UsageError, RunFailure) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"error: {error.filename or plan.output_dir}: {error.strerror or error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: nothing was written\n")
+        return 130
+    for line in _remarks(card):
+        print_rank0(line)
+    counts = card["counts"]
+    print_rank0(
+        f"built {plan.output_dir} ({', '.join(card['collections']) or card['source']}, canvas {card['canvas']}, "
+        f"{'compact' if plan.compact else 'token arrays'}) in {card['seconds']:.1f} s: "
+        f"{card['identifiers']:,} identifiers; train {counts['train']['groups']} tasks, "
+        f"{counts['train']['examples']:,} examples; test {counts['test']['groups']} tasks, "
+        f"{counts['test']['examples']:,} examples; sha256 {card['content_hash'][:16]}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    execute(main)
