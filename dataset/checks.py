@@ -15,7 +15,8 @@ import numpy as np
 from engine.io import UsageError
 
 if TYPE_CHECKING:
-    from dataset.format import PuzzleMetadata, PuzzleSplit
+    from dataset.format import PuzzleSplit
+    from dataset.metadata import PuzzleMetadata
 
 # An array up to this size is looked through when it is opened; of a larger one blocks spread over it are, as much in
 # all, and every batch is looked at when it is drawn.

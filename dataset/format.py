@@ -23,147 +23,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dataset.arc.compact import ExpandedRows, open_compact
 from dataset.checks import check_card, check_counts, check_rows, check_tokens
-from engine.io import Unreadable, UsageError, WatchedFile, check_regular, read_json, read_object, reason_of
-
-INDICES = ("puzzle_identifiers", "puzzle_indices", "group_indices")
-ARRAYS = {
-    "arrays": ("inputs", "labels", *INDICES),
-    "compact": ("cells", "shapes", "augmentations", "offsets", *INDICES),
-}
-"""The files of a set by how it is stored."""
-SPLITS = ("train", "test")
-IGNORE = -100
-"""Label of a position that is not scored."""
-# What several data sets must agree on to be trained on together.
-SHARED = ("seq_len", "vocab_size", "pad_id", "ignore_label_id", "blank_identifier_id", "data_mode")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PuzzleMetadata:
-    """The content of dataset.json."""
-
-    pad_id: int
-    """Token that fills rows that hold no example."""
-    ignore_label_id: int | None
-    """Label token that is not scored; None scores all."""
-    blank_identifier_id: int
-    """Puzzle identifier of rows that hold no example."""
-    vocab_size: int
-    seq_len: int
-    num_puzzle_identifiers: int
-    """Rows of the embedding table, the blank one included."""
-    total_groups: int
-    mean_puzzle_examples: float
-    total_puzzles: int
-    """Derived from the arrays where the file lacks it (HRM's builders)."""
-    sets: tuple[str, ...] = ("all",)
-    data_mode: str = "embedding"
-    """How a model is told the task: `embedding` = one learned vector per puzzle identifier."""
-    storage: str = "arrays"
-    """Which files hold the examples: a key of ARRAYS."""
-
-
-def _usable(condition: bool, path: Path, text: str) -> None:
-    if not condition:
-        raise UsageError(f"{path}: {text}")
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist: {path.parent} is not a complete puzzle data set") from None
-    except (OSError, Unreadable) as error:
-        raise UsageError(f"{path} {reason_of(error)}") from None
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """The card of a data set (card.json), the fields that anything is decided by checked. Raises: UsageError."""
-    card = read_object(path)
-    kinds = {"name": str, "content_hash": str, "stand_in": bool}
-    for key, kind in kinds.items():
-        _usable(isinstance(card.get(key, kind()), kind), path, f"{key} must be {kind.__name__}, got {card.get(key)!r}")
-    return card
-
-
-def read_metadata(root: str | Path, split: str) -> PuzzleMetadata:
-    """The checked dataset.json of a split. Unknown keys are ignored, `total_puzzles` may be missing.
-
-    Raises: UsageError naming the file and the key.
-    """
-    path = Path(root) / split / "dataset.json"
-    raw = _read_json(path)
-    _usable(isinstance(raw, dict), path, "expected a JSON object")
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(PuzzleMetadata):
-        if field.name in raw:
-            values[field.name] = raw[field.name]
-        elif field.name == "total_puzzles":
-            values[field.name] = _count_puzzles(path.parent, raw.get("sets", ["all"]))
-        elif field.default is dataclasses.MISSING:
-            raise UsageError(f"{path}: the key {field.name} is missing")
-    for name, least in (
-        ("pad_id", 0),
-        ("blank_identifier_id", 0),
-        ("vocab_size", 1),
-        ("seq_len", 1),
-        ("num_puzzle_identifiers", 1),
-        ("total_groups", 0),
-        ("total_puzzles", 0),
-    ):
-        value = values[name]
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        _usable(whole and value >= least, path, f"{name} must be a whole number >= {least}, got {value!r}")
-    ignore, mean, sets = (
-        values["ignore_label_id"],
-        values["mean_puzzle_examples"],
-        values.get("sets", ["all"]),
-    )
-    size = values["vocab_size"]
-    _usable(
-        ignore is None or (type(ignore) is int and (ignore == IGNORE or 0 <= ignore < size)),
-        path,
-        f"ignore_label_id must be null, {IGNORE} or a token (0 to {size - 1}), got {ignore!r}",
-    )
-    _usable(isinstance(mean, int | float) and mean >= 0, path, f"mean_puzzle_examples must be >= 0, got {mean!r}")
-    named = isinstance(sets, list) and len(sets) > 0 and all(isinstance(name, str) and name for name in sets)
-    _usable(named, path, f"sets must be a list of names, got {sets!r}")
-    storage = values.get("storage", "arrays")
-    _usable(storage in ARRAYS, path, f"storage must be {' or '.join(ARRAYS)}, got {storage!r}")
-    _usable(
-        values["pad_id"] < values["vocab_size"],
-        path,
-        f"pad_id lies outside the vocabulary of {values['vocab_size']}",
-    )
-    blank_fits = values["blank_identifier_id"] < values["num_puzzle_identifiers"]
-    _usable(blank_fits, path, "blank_identifier_id is not below num_puzzle_identifiers")
-    return PuzzleMetadata(**{**values, "sets": tuple(sets)})
-
-
-def _count_puzzles(folder: Path, sets: Any) -> int:
-    names = sets if isinstance(sets, list) else ["all"]
-    return sum(len(_load_array(folder / f"{name}__puzzle_identifiers.npy", 1, mapped=False)) for name in names)
-
-
-def _load_array(path: Path, ndim: int, *, mapped: bool) -> np.ndarray:
-    try:
-        check_regular(path)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that promises more is refused
-        array = array if mapped or not isinstance(array, np.ndarray) else np.array(array)
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist: {path.parent} is not a complete puzzle data set") from None
-    except Exception as error:  # a damaged header raises nearly anything (tokenize, struct, zip)
-        raise UsageError(f"{path} is not a readable .npy file: {error}") from None
-    _usable(isinstance(array, np.ndarray), path, "expected one array, found an archive of several")
-    _usable(array.ndim == ndim, path, f"expected {ndim} dimension(s), found shape {array.shape}")
-    _usable(np.issubdtype(array.dtype, np.integer), path, f"expected integers, found {array.dtype}")
-    return array
+from dataset.metadata import (
+    IGNORE,
+    INDICES,
+    SHARED,
+    PuzzleMetadata,
+    load_array,
+    need,
+    read_card,
+    read_json_file,
+    read_metadata,
+)
+from engine.io import UsageError, WatchedFile
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,21 +120,21 @@ def empty_batch(rows: int, metadata: PuzzleMetadata) -> dict[str, np.ndarray]:
 
 def _check_offsets(path: Path, offsets: np.ndarray, least: int) -> None:
     ordered = len(offsets) >= 1 and offsets[0] == 0 and bool((np.diff(offsets) >= least).all())
-    _usable(ordered, path, f"must start at 0 and rise by at least {least} each")
+    need(ordered, path, f"must start at 0 and rise by at least {least} each")
 
 
 def _check_end(path: Path, offsets: np.ndarray, end: int, of: str) -> None:
-    _usable(offsets[-1] == end, path, f"must end at the number of {of} ({end}), ends at {offsets[-1]}")
+    need(offsets[-1] == end, path, f"must end at the number of {of} ({end}), ends at {offsets[-1]}")
 
 
 def _load_set(root: Path, split: str, metadata: PuzzleMetadata, name: str) -> PuzzleSplit:
     folder = root / split
     path = {array: folder / f"{name}__{array}.npy" for array in INDICES}
-    identifiers = _load_array(path["puzzle_identifiers"], 1, mapped=False)
-    puzzles = _load_array(path["puzzle_indices"], 1, mapped=False).astype(np.int64)
-    groups = _load_array(path["group_indices"], 1, mapped=False).astype(np.int64)
+    identifiers = load_array(path["puzzle_identifiers"], 1, mapped=False)
+    puzzles = load_array(path["puzzle_indices"], 1, mapped=False).astype(np.int64)
+    groups = load_array(path["group_indices"], 1, mapped=False).astype(np.int64)
     _check_offsets(path["puzzle_indices"], puzzles, 0)
-    _usable(
+    need(
         len(puzzles) == len(identifiers) + 1,
         path["puzzle_indices"],
         f"expected {len(identifiers) + 1} offsets",
@@ -267,7 +143,7 @@ def _load_set(root: Path, split: str, metadata: PuzzleMetadata, name: str) -> Pu
     _check_end(path["group_indices"], groups, len(identifiers), "puzzles")
     top = metadata.num_puzzle_identifiers
     fits = len(identifiers) == 0 or (identifiers.min() >= 0 and identifiers.max() < top)
-    _usable(
+    need(
         bool(fits),
         path["puzzle_identifiers"],
         f"identifiers must be 0 to {top - 1} (num_puzzle_identifiers {top})",
@@ -277,7 +153,7 @@ def _load_set(root: Path, split: str, metadata: PuzzleMetadata, name: str) -> Pu
         inputs, labels = open_compact(
             folder,
             name,
-            partial(_load_array, mapped=False),
+            partial(load_array, mapped=False),
             seq_len=metadata.seq_len,
             vocab_size=metadata.vocab_size,
             puzzle_indices=puzzles,
@@ -285,10 +161,10 @@ def _load_set(root: Path, split: str, metadata: PuzzleMetadata, name: str) -> Pu
         )
         return part(inputs=inputs, labels=labels, group_indices=groups)
     files = [folder / f"{name}__{array}.npy" for array in ("inputs", "labels")]
-    tokens = [_load_array(file, 2, mapped=True) for file in files]
+    tokens = [load_array(file, 2, mapped=True) for file in files]
     length = tokens[0].shape[1]
-    _usable(length == metadata.seq_len, files[0], f"rows have {length} tokens, dataset.json says {metadata.seq_len}")
-    _usable(
+    need(length == metadata.seq_len, files[0], f"rows have {length} tokens, dataset.json says {metadata.seq_len}")
+    need(
         tokens[1].shape == tokens[0].shape,
         files[1],
         f"shape {tokens[1].shape} differs from the inputs' {tokens[0].shape}",
@@ -314,7 +190,7 @@ def load_split(root: str | Path, split: str, set_name: str | None = None) -> Puz
     if set_name is None and len(metadata.sets) > 1:
         raise UsageError(f"{root / split} holds the sets {', '.join(metadata.sets)}: name one, or use load_splits")
     name = metadata.sets[0] if set_name is None else set_name
-    _usable(name in metadata.sets, root / split, f"has no set {name!r}, only {', '.join(metadata.sets)}")
+    need(name in metadata.sets, root / split, f"has no set {name!r}, only {', '.join(metadata.sets)}")
     return _load_set(root, split, metadata, name)
 
 
@@ -359,7 +235,7 @@ def _check_table(split: PuzzleSplit, set_name: str, rows: int) -> None:
     identifier = int(split.puzzle_identifiers.max())
     names = split.root / "identifiers.json"
     path = split.root / split.split / f"{set_name}__puzzle_identifiers.npy"
-    listed = _read_json(names) if names.exists() else []
+    listed = read_json_file(names) if names.exists() else []
     named = f" ({listed[identifier]})" if isinstance(listed, list) and identifier < len(listed) else ""
     raise UsageError(
         f"{path}: puzzle {identifier}{named} lies beyond the embedding table, which has {rows} rows: evaluate on the "
@@ -371,9 +247,9 @@ def _check_beside(root: Path, split: str, metadata: PuzzleMetadata) -> None:
     """Hold dataset.json against identifiers.json and card.json, where they are there."""
     names = root / "identifiers.json"
     if names.exists():
-        listed, count = _read_json(names), metadata.num_puzzle_identifiers
-        _usable(isinstance(listed, list), names, "expected a list of names")
-        _usable(len(listed) == count, names, f"holds {len(listed)} names, {split}/dataset.json counts {count}")
+        listed, count = read_json_file(names), metadata.num_puzzle_identifiers
+        need(isinstance(listed, list), names, "expected a list of names")
+        need(len(listed) == count, names, f"holds {len(listed)} names, {split}/dataset.json counts {count}")
     if (root / "card.json").exists():
         check_card(root / split / "dataset.json", read_card(root / "card.json"), metadata)
 
@@ -394,9 +270,9 @@ def _trained_offset(root: Path, metadata: PuzzleMetadata, trained: Sequence[Puzz
     for split in trained:
         if split.root.resolve() == root.resolve():
             return split.identifier_offset
-    names = _read_json(root / "identifiers.json")
+    names = read_json_file(root / "identifiers.json")
     for split in trained:
-        if _read_json(split.root / "identifiers.json") == names:
+        if read_json_file(split.root / "identifiers.json") == names:
             return split.identifier_offset
     known = ", ".join(str(split.root) for split in trained)
     raise UsageError(

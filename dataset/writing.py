@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from dataset.format import ARRAYS, SHARED, SPLITS, PuzzleMetadata, load_splits, read_card, read_metadata
+from dataset.format import load_splits
+from dataset.metadata import ARRAYS, SHARED, SPLITS, PuzzleMetadata, read_card, read_metadata
 from dataset.sudoku.published import stand_in_reason
 from engine.io import REPLACED, TEMPORARY, UsageError, atomic_directory, file_lock, sha256_json
 
@@ -59,7 +60,7 @@ class WrittenSplit(Protocol):
 
     @property
     def storage(self) -> str:
-        """How it is stored, a key of dataset.format.ARRAYS."""
+        """How it is stored, a key of dataset.metadata.ARRAYS."""
 
     def counts(self) -> dict[str, int]:
         """Groups, puzzles and examples."""

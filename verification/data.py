@@ -42,7 +42,7 @@ def puzzle_data(config: dict[str, Any], folder: Path, local: bool) -> Iterator[D
 def read_puzzles(path: str, key: str, folder: Path, local: bool) -> DataPath:
     """One puzzle data set."""
     from dataset.catalog import BUILT, PUBLISHED
-    from dataset.format import PuzzleMetadata
+    from dataset.metadata import PuzzleMetadata
 
     root, name = folder / user_path(path), Path(path).name
     if not (local and root.exists()):

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dataset.format import read_card
+from dataset.metadata import read_card
 from dataset.text.corpus import Corpus, Piece, read_corpus, sample_texts
 from dataset.text.meta import META, SPLITS, TOKENIZER, load_tokenizer, read_meta
 from dataset.text.splits import files_of

@@ -16,7 +16,8 @@ import numpy as np
 
 from dataset.arc.augment import IDENTITY, LARGEST, Augmentation, parse_name
 from dataset.arc.tokens import side_of
-from dataset.format import PuzzleSplit, load_splits, read_card
+from dataset.format import PuzzleSplit, load_splits
+from dataset.metadata import read_card
 from engine.errors import UsageError
 from engine.io import Unreadable, read_json, reason_of
 from evaluators.voting.grids import keys_of, owned

@@ -14,7 +14,8 @@ from dataset.arc.build import ArcBuild, build, build_subsets
 from dataset.arc.draws import Draws
 from dataset.arc.tasks import Subset, read_bundles, read_task
 from dataset.build_arc_dataset import main
-from dataset.format import ARRAYS, load_split, load_splits
+from dataset.format import load_split, load_splits
+from dataset.metadata import ARRAYS
 from dataset.sampler import TrainSampler
 from dataset.writing import content_hash, describe
 from engine.io import RunFailure, UsageError

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from dataset.format import PuzzleMetadata, read_metadata
+from dataset.metadata import PuzzleMetadata, read_metadata
 from engine.building import create_model
 from engine.checkpoint.state_tree import clean_names
 from engine.checkpoint.store import CheckpointStore

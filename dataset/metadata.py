@@ -1,0 +1,147 @@
+"""dataset.json and card.json: what a data set states of itself, checked, and which files hold its arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.io import Unreadable, UsageError, check_regular, read_json, read_object, reason_of
+
+INDICES = ("puzzle_identifiers", "puzzle_indices", "group_indices")
+ARRAYS = {
+    "arrays": ("inputs", "labels", *INDICES),
+    "compact": ("cells", "shapes", "augmentations", "offsets", *INDICES),
+}
+"""The files of a set by how it is stored."""
+SPLITS = ("train", "test")
+IGNORE = -100
+"""Label of a position that is not scored."""
+# What several data sets must agree on to be trained on together.
+SHARED = ("seq_len", "vocab_size", "pad_id", "ignore_label_id", "blank_identifier_id", "data_mode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PuzzleMetadata:
+    """The content of dataset.json."""
+
+    pad_id: int
+    """Token that fills rows that hold no example."""
+    ignore_label_id: int | None
+    """Label token that is not scored; None scores all."""
+    blank_identifier_id: int
+    """Puzzle identifier of rows that hold no example."""
+    vocab_size: int
+    seq_len: int
+    num_puzzle_identifiers: int
+    """Rows of the embedding table, the blank one included."""
+    total_groups: int
+    mean_puzzle_examples: float
+    total_puzzles: int
+    """Derived from the arrays where the file lacks it (HRM's builders)."""
+    sets: tuple[str, ...] = ("all",)
+    data_mode: str = "embedding"
+    """How a model is told the task: `embedding` = one learned vector per puzzle identifier."""
+    storage: str = "arrays"
+    """Which files hold the examples: a key of ARRAYS."""
+
+
+def need(condition: bool, path: Path, text: str) -> None:
+    """Raise UsageError of this text about this file unless the condition holds."""
+    if not condition:
+        raise UsageError(f"{path}: {text}")
+
+
+def read_json_file(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist: {path.parent} is not a complete puzzle data set") from None
+    except (OSError, Unreadable) as error:
+        raise UsageError(f"{path} {reason_of(error)}") from None
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card of a data set (card.json), the fields that anything is decided by checked. Raises: UsageError."""
+    card = read_object(path)
+    kinds = {"name": str, "content_hash": str, "stand_in": bool}
+    for key, kind in kinds.items():
+        need(isinstance(card.get(key, kind()), kind), path, f"{key} must be {kind.__name__}, got {card.get(key)!r}")
+    return card
+
+
+def read_metadata(root: str | Path, split: str) -> PuzzleMetadata:
+    """The checked dataset.json of a split. Unknown keys are ignored, `total_puzzles` may be missing.
+
+    Raises: UsageError naming the file and the key.
+    """
+    path = Path(root) / split / "dataset.json"
+    raw = read_json_file(path)
+    need(isinstance(raw, dict), path, "expected a JSON object")
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(PuzzleMetadata):
+        if field.name in raw:
+            values[field.name] = raw[field.name]
+        elif field.name == "total_puzzles":
+            values[field.name] = _count_puzzles(path.parent, raw.get("sets", ["all"]))
+        elif field.default is dataclasses.MISSING:
+            raise UsageError(f"{path}: the key {field.name} is missing")
+    for name, least in (
+        ("pad_id", 0),
+        ("blank_identifier_id", 0),
+        ("vocab_size", 1),
+        ("seq_len", 1),
+        ("num_puzzle_identifiers", 1),
+        ("total_groups", 0),
+        ("total_puzzles", 0),
+    ):
+        value = values[name]
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        need(whole and value >= least, path, f"{name} must be a whole number >= {least}, got {value!r}")
+    ignore, mean, sets = (
+        values["ignore_label_id"],
+        values["mean_puzzle_examples"],
+        values.get("sets", ["all"]),
+    )
+    size = values["vocab_size"]
+    need(
+        ignore is None or (type(ignore) is int and (ignore == IGNORE or 0 <= ignore < size)),
+        path,
+        f"ignore_label_id must be null, {IGNORE} or a token (0 to {size - 1}), got {ignore!r}",
+    )
+    need(isinstance(mean, int | float) and mean >= 0, path, f"mean_puzzle_examples must be >= 0, got {mean!r}")
+    named = isinstance(sets, list) and len(sets) > 0 and all(isinstance(name, str) and name for name in sets)
+    need(named, path, f"sets must be a list of names, got {sets!r}")
+    storage = values.get("storage", "arrays")
+    need(storage in ARRAYS, path, f"storage must be {' or '.join(ARRAYS)}, got {storage!r}")
+    need(
+        values["pad_id"] < values["vocab_size"],
+        path,
+        f"pad_id lies outside the vocabulary of {values['vocab_size']}",
+    )
+    blank_fits = values["blank_identifier_id"] < values["num_puzzle_identifiers"]
+    need(blank_fits, path, "blank_identifier_id is not below num_puzzle_identifiers")
+    return PuzzleMetadata(**{**values, "sets": tuple(sets)})
+
+
+def _count_puzzles(folder: Path, sets: Any) -> int:
+    names = sets if isinstance(sets, list) else ["all"]
+    return sum(len(load_array(folder / f"{name}__puzzle_identifiers.npy", 1, mapped=False)) for name in names)
+
+
+def load_array(path: Path, ndim: int, *, mapped: bool) -> np.ndarray:
+    try:
+        check_regular(path)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that promises more is refused
+        array = array if mapped or not isinstance(array, np.ndarray) else np.array(array)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist: {path.parent} is not a complete puzzle data set") from None
+    except Exception as error:  # a damaged header raises nearly anything (tokenize, struct, zip)
+        raise UsageError(f"{path} is not a readable .npy file: {error}") from None
+    need(isinstance(array, np.ndarray), path, "expected one array, found an archive of several")
+    need(array.ndim == ndim, path, f"expected {ndim} dimension(s), found shape {array.shape}")
+    need(np.issubdtype(array.dtype, np.integer), path, f"expected integers, found {array.dtype}")
+    return array
