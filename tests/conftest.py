@@ -28,6 +28,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
+import engine.cli.defaults  # noqa: F401  so that tests may compose our recipes with Hydra alone
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 torch.set_num_threads(1)
