@@ -41,7 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not hasattr(config, "workerinput"):
         for package in ROOT.glob("*/__init__.py"):
-            compileall.compile_dir(package.parent, quiet=2)
+            if package.parent.name != "tests":
+                compileall.compile_dir(package.parent, quiet=2)
         folder = tempfile.TemporaryDirectory(prefix="loopforge-tests-")
         os.environ["XDG_CACHE_HOME"] = folder.name
         config.add_cleanup(folder.cleanup)
