@@ -26,7 +26,7 @@ from engine.io import print_rank0
 from evaluators.steps import StepOutput
 from evaluators.voting.grids import restored
 from evaluators.voting.scores import metrics_of, outcomes_of, record_of, submission_of
-from evaluators.voting.tasks import Tasks
+from evaluators.voting.tasks import Protocol, Tasks
 from evaluators.voting.votes import Votes
 
 
@@ -66,6 +66,8 @@ class ARC:
         self._asked: tuple[Any, ...] = ()
         self.evaluations = 0
         """Whose votes are counted together."""
+        self.protocol: Protocol | None = None
+        """In place of what the data sets say, where somebody knows more (scripts/predict.py)."""
 
     def begin(self, splits: Sequence[PuzzleSplit]) -> None:
         """Get ready for the examples of these splits, and forget the votes for others. Raises: UsageError."""
@@ -77,8 +79,10 @@ class ARC:
             self.evaluations = 0
         self.evaluations += 1
         self.unmatched = torch.zeros((), dtype=torch.float64)
+        self.record: dict[str, Any] = {}
+        """Every task with its leading answers, of the last result (on rank 0)."""
         self.files: dict[str, str] = {}
-        """Of the last result: file name -> text (on rank 0)."""
+        """The same and the submission: file name -> text."""
 
     def update(self, batch: Mapping[str, Tensor], steps: Sequence[StepOutput], preds: Tensor, valid_rows: int) -> None:
         """Take the answers of the first `valid_rows` rows as votes; a collective, with equal B on all ranks.
@@ -117,7 +121,7 @@ class ARC:
 
     def _result(self, unmatched: float) -> dict[str, float | None]:
         assert self.tasks is not None
-        attempts, protocol = self.config.submission_K, self.tasks.protocol
+        attempts, protocol = self.config.submission_K, self.protocol or self.tasks.protocol
         table = outcomes_of(self.tasks, self.votes.answers())
         metrics = metrics_of(table, self.config.pass_Ks, attempts, self.config.confidence)
         metrics["unmatched_examples"] = unmatched
@@ -131,6 +135,7 @@ class ARC:
             "arc_submission.json": json.dumps(submission_of(table, attempts)),
             "arc_tasks.json": json.dumps(record),
         }
+        self.record = record
         return named
 
     def _in_words(self, metrics: Mapping[str, float | None]) -> str:
@@ -144,7 +149,7 @@ class ARC:
             low, high = (_percent(metrics[f"{name}@{k}_{end}"]) for end in ("low", "high"))
             parts.append(f"{first}{name}@{k} {_percent(metrics[f'{name}@{k}'])} ({low} .. {high})")
         pooled = f", POOLED over {self.evaluations} evaluations" if self.evaluations > 1 else ""
-        return f"ARC         {'; '.join(parts)}; {tasks:,} tasks, {votes:,} votes{pooled}"
+        return f"ARC         {'; '.join(parts)}; {tasks:,} task{'s' * (tasks != 1)}, {votes:,} votes{pooled}"
 
 
 def _percent(share: float | None) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import io
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, PngImagePlugin
 
 from engine.errors import UsageError
-from engine.io import atomic_write_bytes, print_rank0
+from engine.io import atomic_write_bytes, atomic_write_json, print_rank0
 from viewer.examples import StoredRun
 from viewer.tasks import Record
 from viewer.trajectory import Headline, Layout, Trajectory
@@ -162,3 +163,34 @@ def write_tasks(target: Path, record: Record, title: str) -> str:
     except OSError as error:
         raise _unwritable(target, error) from None
     return f"written {target} ({size})"
+
+
+def check_record(target: Path) -> None:
+    """Raises: UsageError when `target`, or the picture beside it, is something that these commands did not write."""
+    from viewer.tasks import read_record
+
+    check_target(target.with_suffix(".png"))
+    if target.exists() or target.is_symlink():
+        try:
+            read_record(target)
+        except UsageError:
+            raise UsageError(
+                f"{target} exists and is no record of predict.py: remove it or name another with --out"
+            ) from None
+
+
+def show_prediction(record: dict[str, Any], target: Path, *, no_color: bool) -> None:
+    """Print the task of a prediction, and write it as JSON and as a picture beside that. Raises: UsageError."""
+    from viewer.task_picture import print_tasks
+    from viewer.tasks import record_from
+    from viewer.terminal import make_console
+
+    shown = record_from(record, str(target))
+    print_tasks(make_console(no_color), shown.tasks)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(target, record)
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    print_rank0(f"written {target}")
+    print_rank0(write_tasks(target.with_suffix(".png"), shown, target.stem))

@@ -1,0 +1,215 @@
+"""Predict one task that a run has not seen: its puzzle embedding is fitted on the task's demonstrations.
+
+A model with puzzle embeddings knows a task by a row of its table. So a new task gets rows of its own, one for each
+augmented copy, which begin at the mean of the trained rows and are trained on the demonstrations by the run's own
+training step, the network frozen (or trained too). Then all copies of each test grid vote (`arc@ARC`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.arc.augment import SEPARATOR, grid_keys
+from dataset.arc.build import ArcBuild, build_subsets
+from dataset.arc.tasks import Subset, Task, read_task
+from dataset.arc.tokens import FIRST_COLOUR, VOCAB_SIZE, crop_all, side_of
+from dataset.format import PuzzleSplit, load_splits
+from dataset.metadata import read_metadata
+from engine.checkpoint.state_tree import load_weights
+from engine.device import make_runtime
+from engine.errors import UsageError
+from engine.io import print_rank0, read_json, user_path
+from engine.loggers.sinks import ConsoleSink
+from engine.loop.trainer import Trainer
+from engine.run.load_run import find_checkpoint, read_config
+from engine.signals import StopSignal
+from engine.task import TrainingPlan
+from evaluators.voting.tasks import Protocol
+from tasks.loading import home_of
+from tasks.recursive_reasoning.build import build
+from tasks.recursive_reasoning.family import FAMILY
+
+TABLE, WORDS = "inner.puzzle_emb.weights", "inner.embed_tokens.embedding_weight"
+SUBSET = "task"
+
+
+def predict_task(args: argparse.Namespace) -> dict[str, Any]:
+    """Fit and vote as the arguments of scripts/predict.py ask; the record of the one task (`arc@ARC`'s, and `fit`).
+
+    Raises:
+        UsageError: no usable checkpoint, a run without puzzle embeddings or on other data than ARC grids, a damaged
+            task, or one that does not fit the model's canvas.
+    """
+    checkpoint = find_checkpoint(args.checkpoint, checksums=True)
+    averaged = checkpoint.ema if args.weights != "raw" else None
+    weights: dict[str, Tensor] = {**checkpoint.model, **(averaged or {})}
+    if TABLE not in weights:
+        raise UsageError(f"{args.checkpoint} has no puzzle embedding (arch.puzzle_emb_ndim=0): there is nothing to fit")
+    if (words := len(weights[WORDS])) != VOCAB_SIZE:
+        raise UsageError(f"{args.checkpoint} knows {words} tokens, ARC grids have {VOCAB_SIZE}: name a run on ARC data")
+    task = read_task(args.task)
+    folders = _folders(args.checkpoint, checkpoint.config)
+    side = args.canvas or _side(args.checkpoint, folders)
+    _check_fits(task, side)
+    protocol = _protocol(task, side, folders)
+    with tempfile.TemporaryDirectory(prefix="loopforge-predict-") as folder:
+        data = Path(folder) / SUBSET
+        plan = ArcBuild(
+            output_dir=data, test_sets=(SUBSET,), num_aug=args.augmentations, seed=args.seed, canvas=side, workers=1
+        )
+        card = build_subsets(plan, lambda: [Subset(SUBSET, (task,), (task.path,))])
+        copies = int(card["counts"]["train"]["puzzles"])
+        overrides = _settings(args, str(data), len(task.of("train")))
+        config = read_config(checkpoint, FAMILY.schema, device=args.device, overrides=overrides)
+        runtime = make_runtime(config)
+        training = build(config, runtime)
+        weights[TABLE] = mean_row(weights[TABLE]).repeat(copies + 1, 1)
+        load_weights(training.task.module, weights, strict=True)
+        record = _fit(training, config, runtime, args, protocol)
+    fitted = {"adapt": args.adapt, "steps": args.steps, "copies": copies, "act_steps": args.act_steps, "side": side}
+    source = {"checkpoint": str(checkpoint.path), "task": str(task.path), "weights": "ema" if averaged else "raw"}
+    return {**record, "fit": {**fitted, "seed": args.seed, **source}}
+
+
+def _settings(args: argparse.Namespace, data: str, demonstrations: int) -> dict[str, Any]:
+    """Keys of the run's config that differ while one task is fitted."""
+    puzzles = -(-args.batch_size // demonstrations)  # that fill a batch
+    settings: dict[str, Any] = {
+        "data_paths": [data],
+        "data_paths_test": [],
+        "evaluators": [{"name": "arc@ARC"}],
+        "seed": args.seed,
+        "global_batch_size": args.batch_size,
+        "eval_batch_size": args.batch_size,
+        "epochs": puzzles * max(args.steps, 1),
+        "eval_interval": None,
+        "max_steps": None,
+        "lr_warmup_steps": 0,
+        "lr_min_ratio": 1.0,
+        "freeze_weights": args.adapt == "embedding",
+        "ema": False,
+        "compile": "off",
+        "log_interval": max(1, args.steps // 10),
+    }
+    settings |= {f"final_eval_max_{what}": None for what in ("examples", "groups", "augmentations")}
+    if args.embedding_lr is not None:
+        settings["puzzle_emb_lr"] = args.embedding_lr
+    if args.lr is not None:
+        settings["lr"] = args.lr
+    return settings
+
+
+def _fit(plan: TrainingPlan, config: Any, runtime: Any, args: argparse.Namespace, protocol: Protocol) -> dict[str, Any]:
+    """Train, then let the copies vote; the evaluator's record."""
+    task: Any = plan.task
+    evaluator = task.evaluators[0]
+    evaluator.protocol = protocol
+    if args.steps:
+        console = ConsoleSink(args.steps)
+        plan.final_eval = False
+        plan.total_steps = args.steps
+
+        def write(step: int, values: Mapping[str, Any]) -> None:
+            names = ("train/loss", "train/accuracy", "train/exact_accuracy")
+            console.write(step, {name: values[name] for name in names if values.get(name) is not None})
+
+        Trainer(plan, config, runtime, save=_nothing, write=write, stop=StopSignal()).fit()
+    task.model.halt_max_steps = args.act_steps or task.model.halt_max_steps
+    task.evaluate(final=True)
+    record: dict[str, Any] = evaluator.record
+    return record
+
+
+def mean_row(table: Tensor) -> Tensor:
+    """The mean of the rows that training has moved, [1, E]: zero where there are none. table [N, E]."""
+    total, count = torch.zeros(table.shape[1], dtype=torch.float64), 0
+    for rows in table.split(1 << 16):  # the table may be gigabytes
+        moved = rows[(rows != 0).any(dim=1)]
+        total, count = total + moved.double().sum(dim=0), count + len(moved)
+    return (total / max(count, 1)).to(torch.float32)[None]
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+# --- what the run knows of the task -----------------------------------------------------------------------------------
+
+
+def _folders(checkpoint: Path, config: Mapping[str, Any]) -> list[Path]:
+    """The run's data folders that are here."""
+    place = Path(os.path.abspath(checkpoint))
+    with contextlib.suppress(OSError), contextlib.chdir(home_of(place)):
+        return [user_path(name).resolve() for name in FAMILY.data_folders(config) if user_path(name).is_dir()]
+    return []
+
+
+def _side(checkpoint: Path, folders: Sequence[Path]) -> int:
+    """Side of the canvas that the run was trained on. Raises: UsageError where its data are not here."""
+    if not folders:
+        raise UsageError(f"the data of {checkpoint} are not here, which say how large its canvas is: give --canvas")
+    try:
+        return side_of(read_metadata(folders[0], "train").seq_len)
+    except ValueError as error:
+        raise UsageError(f"{folders[0]} holds no ARC grids: {error}") from None
+
+
+def _check_fits(task: Task, side: int) -> None:
+    for kind in ("train", "test"):
+        for number, pair in enumerate(task.of(kind)):
+            if not pair.fits(side):
+                raise UsageError(
+                    f"{task.path}: task {task.name}, {kind} pair {number} does not fit the canvas of the model, "
+                    f"{side}x{side}"
+                )
+
+
+def _protocol(task: Task, side: int, folders: Sequence[Path]) -> Protocol:
+    """Class ii where the run has not seen the task, iii where its demonstrations were trained on."""
+    if not folders:
+        print_rank0("note: the run's data are not here, so whether it was trained on this task is not known")
+        return Protocol("ii", "unchecked")
+    asked = {tuple(key) for pair in task.pairs for key in _keys([pair.input], side).tolist()}
+    for folder in folders:
+        for split in load_splits([folder], "train"):
+            for keys in _original_keys(split):
+                if not asked.isdisjoint(map(tuple, keys.tolist())):
+                    print_rank0(f"note: grids of {task.name} stand in the training data of the run, {folder}")
+                    return Protocol("iii", "leak")
+    return Protocol("ii", "clean")
+
+
+def _original_keys(split: PuzzleSplit) -> Iterator[np.ndarray]:
+    """Keys of the inputs of all puzzles as they are (augmented copies left out), [n, 2] at a time."""
+    names = read_json(split.root / "identifiers.json")
+    puzzles = [
+        number for number, identifier in enumerate(split.puzzle_identifiers) if SEPARATOR not in str(names[identifier])
+    ]
+    side = side_of(split.metadata.seq_len)
+    for begin in range(0, len(puzzles), 256):
+        part = puzzles[begin : begin + 256]
+        examples = np.concatenate([np.arange(*split.puzzle_indices[p : p + 2]) for p in part])
+        tokens = split.batch(examples)["inputs"].reshape(-1, side, side)
+        used = tokens >= FIRST_COLOUR
+        # Examples lie anywhere on the canvas: moved to the top left, as evaluation has them.
+        rows, columns = used.any(axis=2).argmax(axis=1), used.any(axis=1).argmax(axis=1)
+        moved = np.stack([np.roll(t, (-r, -c), (0, 1)) for t, r, c in zip(tokens, rows, columns, strict=True)])
+        yield grid_keys(*crop_all(moved.reshape(len(moved), -1)))
+
+
+def _keys(grids: Sequence[np.ndarray], side: int) -> np.ndarray:
+    canvases = np.zeros((len(grids), side, side), dtype=np.uint8)
+    for canvas, grid in zip(canvases, grids, strict=True):
+        canvas[: grid.shape[0], : grid.shape[1]] = grid
+    heights, widths = (np.array([grid.shape[axis] for grid in grids]) for axis in (0, 1))
+    return grid_keys(canvases, heights, widths)
