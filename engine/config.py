@@ -13,7 +13,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-import engine.cli.defaults  # noqa: F401 (so that Hydra can compose our files)
 from engine.errors import UsageError
 from engine.fields import Inert, NotBlank, Range, check_fields
 from engine.schema import structure, with_defaults

@@ -1,8 +1,9 @@
-"""Checkpoints of the public TRM and HRM code: import one as a run, or export a run in their layout.
+"""Checkpoints of others: import those of the public TRM and HRM code, write runs as they or the Hub want them.
 
     python scripts/convert.py import downloads/trm-maze checkpoints/imported/maze --data data/maze-30x30-hard-1k
     python scripts/evaluate.py checkpoints/imported/maze
     python scripts/convert.py export checkpoints/demo/sudoku_4x4 exported/sudoku_4x4
+    python scripts/convert.py pretrained checkpoints/demo/sudoku_4x4 published/sudoku_4x4
 
 An import takes sizes from the shapes of the tensors and the rest from all_config.yaml beside them. Where they
 contradict each other, every tensor is listed with both shapes and nothing is written.
@@ -34,10 +35,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=usage,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("action", choices=("import", "export"), help="import a public checkpoint, or export a run")
     parser.add_argument(
-        "source", type=Path, help="to import: a state dict or its folder; to export: a run or checkpoint"
+        "action",
+        choices=("import", "export", "pretrained"),
+        help="import a public checkpoint; export a run in the public layout, or as a folder for from_pretrained",
     )
+    parser.add_argument("source", type=Path, help="to import: a state dict or its folder; else a run or checkpoint")
     parser.add_argument("folder", type=Path, help="to create; an existing one is refused")
     parser.add_argument(
         "values", nargs="*", metavar="KEY=VALUE", help="import: keys that all_config.yaml lacks, e.g. arch.H_cycles=3"
@@ -49,17 +52,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--step", type=positive, metavar="N", help="import: the step it was saved at; default: that of the file's name"
     )
     parser.add_argument(
-        "--weights", choices=("ema", "raw"), default="ema", help="export: averaged (if there are any) or raw"
+        "--weights", choices=("ema", "raw"), default="ema", help="to write: averaged (if there are any) or raw"
     )
+    parser.add_argument("--no-table", action="store_true", help="pretrained: leave the puzzle table out")
     args: argparse.Namespace = parser.parse_args(argv)
     return args
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Import or export."""
+    """Import or write."""
+    from tasks.recursive_reasoning.pretrained import write_pretrained
     from tasks.recursive_reasoning.public.convert import export_run, import_run
 
-    import_run(args) if args.action == "import" else export_run(args)
+    {"import": import_run, "export": export_run, "pretrained": write_pretrained}[args.action](args)
 
 
 def main() -> int:

@@ -28,6 +28,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
+import engine.cli.defaults  # noqa: F401  so that tests may compose our recipes with Hydra alone
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 torch.set_num_threads(1)
@@ -39,7 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not hasattr(config, "workerinput"):
         for package in ROOT.glob("*/__init__.py"):
-            compileall.compile_dir(package.parent, quiet=2)
+            if package.parent.name != "tests":
+                compileall.compile_dir(package.parent, quiet=2)
         folder = tempfile.TemporaryDirectory(prefix="loopforge-tests-")
         os.environ["XDG_CACHE_HOME"] = folder.name
         config.add_cleanup(folder.cleanup)

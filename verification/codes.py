@@ -52,6 +52,7 @@ SCR111 | 2 | the job's config is one of this script's | training runs with the w
 SCR112 | 2 | the architecture's declared family and data mode are those of the script | a model is fed what it was not made for | it trains, and learns from the wrong input | choose an arch of the script's family
 SCR120 | 2 | the script wires config, model and run in the contract's order | a hard-coded model, or defaults in place of the config | the config describes one run, the code does another | load_synced_config, then create_model over engine.registry.resolve, then run
 SCR121 | 2 | the data set classes that the script loads have its data mode | the encoder is not used, or gets no demonstrations | the wrong approach is trained | load the data set class of the script's mode
+SCR122 | 2 | training reads the training split, the evaluation its own | an accuracy that is too good, or of the wrong examples | memory is measured, not reasoning | load each split where the task needs it
 SCR130 | 2 | the training loop has the form of the declared ACT mode | steps per example differ from what is meant | dynamic halting needs one call per step and a stored carry, fixed steps a loop | store output.carry and call the model once per step, or declare the other mode
 SCR131 | 2 | the names of training functions agree with the mode | a reader reviews the wrong function | the guide's red flag | rename the function
 SCR140 | 2 | comments do not describe the other mode | a reader believes the comment | a comment of the other mode is often what is left of an incomplete change | mend comment or code
@@ -81,6 +82,7 @@ ARC340 | 4 | the manager's goals are used, weighed and scored as they are meant 
 MOD410 | 5 | the class is a module with forward(batch, carry) | the trainer cannot call it | a class of the right name that is something else | name the model class
 MOD420 | 5 | forward branches on self.training into _forward_train_* and _forward_eval* | evaluation trains, or training evaluates | one method for both hides exploration in evaluation | branch on self.training
 MOD421 | 5 | the training method's name, its body and ACT_MODE say the same mode | fixed steps where halting was meant, or the reverse | the guide's central failure: the run works and is another experiment | use the method of the mode
+MOD422 | 5 | the model runs as many steps and cycles as the arch block says | a deeper model computes what a shallow one does | sweeps over depth compare a run with itself | loop over the numbers of the config
 MOD430 | 5 | the input of each row is encoded in a known way | stale or missing context | whether the encoder runs each step decides what gets gradients | encode in the training method
 MOD431 | 5 | a dynamic model encodes at every step | rows go on with an outdated encoding | the encoder gets gradients at the first step only | encode unconditionally
 MOD432 | 5 | the encoding keeps its gradient | the embedding or encoder never changes | what should learn the task is frozen | no detach or no_grad between encoding and use

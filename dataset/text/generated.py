@@ -133,8 +133,52 @@ def arithmetic(folder: Path) -> dict[str, Any]:
     return {"generator": f"{TRAIN_PROBLEMS} + {TEST_PROBLEMS} word problems from templates, seed 0"}
 
 
+LETTERS, HALF = "abcdefgh", 32
+TRAIN_COPIES, VALID_COPIES = 20_000, 1_024
+
+
+def pairings(count: int) -> list[list[int]]:
+    """count - 1 permutations of `count` (even) things, each its own inverse, no two of which agree anywhere.
+
+    They are the rounds of a tournament: in round r the last one meets r, and r + i meets r - i.
+    """
+    rounds = []
+    for r in range(count - 1):
+        partner = [0] * count
+        pairs = [(count - 1, r), *(((r + i) % (count - 1), (r - i) % (count - 1)) for i in range(1, count // 2))]
+        for a, b in pairs:
+            partner[a], partner[b] = b, a
+        rounds.append(partner)
+    return rounds
+
+
+def copies(folder: Path, *, permuted: bool = False) -> dict[str, Any]:
+    """Lines of 32 random letters and their copy; permuted: each copy under one of seven permutations that is not told.
+
+    The permutations have no letter's image in common, so who does not know a line's own is right once in seven times.
+    Line i has the same first half in both corpora.
+    """
+    rounds = pairings(len(LETTERS))
+    for split, count in (("train", TRAIN_COPIES), ("valid", VALID_COPIES)):
+        random = keyed_numpy(0, f"text/copies/{split}")
+        first = random.integers(len(LETTERS), size=(count, HALF))
+        chosen = random.integers(len(rounds), size=count)
+        second = np.asarray(rounds)[chosen[:, None], first] if permuted else first
+        lines = ("".join(LETTERS[letter] for letter in row) for row in np.concatenate([first, second], axis=1))
+        (folder / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    what = f"under one of {len(rounds)} hidden permutations" if permuted else "as it is"
+    return {"generator": f"{TRAIN_COPIES} + {VALID_COPIES} lines of {HALF} letters and their copy {what}, seed 0"}
+
+
+def permuted_copies(folder: Path) -> dict[str, Any]:
+    """`copies` whose second halves are permuted."""
+    return copies(folder, permuted=True)
+
+
 GENERATED: dict[str, Callable[[Path], dict[str, Any]]] = {
     "stdlib_char": stdlib_sources,
     "stdlib_docstrings": stdlib_docstrings,
     "arithmetic": arithmetic,
+    "copies": copies,
+    "permuted_copies": permuted_copies,
 }

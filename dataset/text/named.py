@@ -96,9 +96,18 @@ NAMED = {
     "stdlib_class": NamedText(source="Python standard library", tokenizer="char_class", generated="stdlib_char"),
     "stdlib_docstrings": NamedText(source="Python standard library docstrings", generated="stdlib_docstrings"),
     "arithmetic": NamedText(source="arithmetic word problems", keys=("question", "answer"), generated="arithmetic"),
+    "copies_byte": NamedText(source="letters and their copy", tokenizer="byte", lines=True, generated="copies"),
+    "permuted_copies_byte": NamedText(
+        source="letters and their permuted copy", tokenizer="byte", lines=True, generated="permuted_copies"
+    ),
 }
 # The splits in which the generated corpora are written.
-_SPLITS = {"stdlib_char": (None, None), "stdlib_docstrings": ("train", "valid"), "arithmetic": ("train", "test")}
+_SPLITS = {
+    "stdlib_char": (None, None),
+    "stdlib_docstrings": ("train", "valid"),
+    "arithmetic": ("train", "test"),
+    **dict.fromkeys(("copies", "permuted_copies"), ("train", "valid")),
+}
 
 
 def build_command(path: str | Path) -> str:

@@ -12,7 +12,6 @@ Importing this module installs the source of these entries.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_origin
@@ -25,23 +24,23 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from engine.cli.keys import keys_of
+from engine.registry import ROOT, import_ours
 from engine.schema import plain
 
 PREFIX = "defaults/"
 PACKAGES = ("engine", "tasks", "models", "losses", "evaluators")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def schema_of(entry: str) -> Any:
-    """The dataclass that an entry of a defaults list names , such as `/defaults/engine/config/RunConfig`; else None."""
+    """The dataclass that an entry of a defaults list names, such as `/defaults/engine/config/RunConfig`; else None."""
     path = entry.partition("@")[0].strip("/").removesuffix(".yaml")
     *parts, name = path.removeprefix(PREFIX).split("/")
     if not path.startswith(PREFIX) or not parts or parts[0] not in PACKAGES:
         return None
     if not all(part.isidentifier() for part in parts) or not ROOT.joinpath(*parts).with_suffix(".py").is_file():
         return None
-    found = getattr(importlib.import_module(".".join(parts)), name, None)
-    return found if isinstance(found, type) and is_dataclass(found) else None
+    schema = getattr(import_ours(".".join(parts), f"defaults: {entry}"), name, None)
+    return schema if isinstance(schema, type) and is_dataclass(schema) else None
 
 
 def defaults_of(schema: Any) -> dict[str, Any]:

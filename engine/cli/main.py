@@ -40,7 +40,7 @@ from engine.cli.recipes import (
 )
 from engine.cli.resolve import PLUGINS, PRESET, is_sweep, read_command
 from engine.cli.spelling import as_typed, forget, remember
-from engine.cli.translate import Groups
+from engine.cli.translate import Groups, spelled
 from engine.config import refusal_within
 from engine.distributed import report_to_launcher, should_report, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
@@ -81,7 +81,7 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
     """`main` without the exit: returns the code. sys.argv is the translated command meanwhile."""
     schema, entry, aliases, rewrite = family.schema, family.entry, family.aliases, family.rewrite
     full_error = os.environ.get(FULL_ERROR) == "1"
-    given, argv = inspect.getclosurevars(launch).nonlocals, sys.argv[1:]
+    given, argv = inspect.getclosurevars(launch).nonlocals, spelled(sys.argv[1:])
     name = config_name_of(argv) or str(given.get("config_name") or "")
     folders = search_folders(argv, config_dir)
     try:

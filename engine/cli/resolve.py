@@ -26,7 +26,7 @@ from yaml import YAMLError
 from engine.cli.compose import ConfigFile, compose_config, config_files, digest, key_lines, sweep_jobs
 from engine.cli.recipes import config_name_of, find_groups, flag_value, locate, search_folders
 from engine.cli.source_keys import known_keys
-from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, translate
+from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, spelled, translate
 from engine.errors import UsageError
 from engine.registry import Family, Rewrite
 from engine.schema import structure, with_defaults
@@ -188,7 +188,7 @@ def observe_script(path: Path) -> Script:
 
     Raises: OSError, and whatever importing the script raises.
     """
-    if "hydra.main" not in path.read_text(encoding="utf-8"):
+    if not re.search(r"^\s*(import|from) hydra\b", path.read_text(encoding="utf-8"), re.MULTILINE):
         return Script(path)
     mains: list[HydraMain] = []
     with _recorded(mains):
@@ -204,7 +204,9 @@ def observe_script(path: Path) -> Script:
 def _recorded(mains: list[HydraMain]) -> Iterator[None]:
     original = hydra.main
 
-    def main(config_path: str | None = None, config_name: str | None = None, **_: Any) -> Callable[..., Any]:
+    def main(
+        config_path: str | None = None, config_name: str | None = None, version_base: str | None = None
+    ) -> Callable[..., Any]:
         line = sys._getframe(1).f_lineno
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -213,7 +215,7 @@ def _recorded(mains: list[HydraMain]) -> Iterator[None]:
 
         return decorate
 
-    hydra.main = main  # type: ignore[assignment]
+    hydra.main = main
     try:
         yield
     finally:
@@ -237,7 +239,7 @@ def resolve(
     `sweep_job`: the command is one job of a sweep, whose preset another process reads. `explain(error, schema, folder)`
     gives Hydra's errors in one line. Raises nothing for a wrong command: `problems` of the trace has it.
     """
-    trace = Trace(root, cwd or root, tuple(argv))
+    trace = Trace(root, cwd or root, tuple(spelled(argv)))
     try:
         trace.script = observe_script(script)
     except (OSError, SyntaxError, ImportError, AttributeError, TypeError, ValueError, NameError) as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
@@ -29,6 +29,7 @@ HYDRA_SWITCHES = frozenset(
 HYDRA_VALUED = frozenset(
     ["--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p"]
 )
+UNDERSCORED = {"--" + flag[2:].replace("-", "_"): flag for flag in HYDRA_SWITCHES | HYDRA_VALUED if "-" in flag[2:]}
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 SHOWN = ("job", "hydra", "all")  # by --cfg
 TRUE, FALSE = frozenset(("true", "1", "yes", "on")), frozenset(("false", "0", "no", "off"))
@@ -72,6 +73,12 @@ def translate(
     Raises: UsageError for unknown flags, missing values, stray words and unreadable JSON files.
     """
     return _Translator(list(argv), schema, groups or Groups(), aliases or {}, {} if typed is None else typed).run()
+
+
+def spelled(argv: Sequence[str]) -> list[str]:
+    """The words with Hydra's own flags as Hydra spells them: --config_name=x is --config-name=x."""
+    pairs = [word.partition("=") for word in argv]
+    return [UNDERSCORED.get(name, name) + equals + value for name, equals, value in pairs]
 
 
 def quote(text: str) -> str:

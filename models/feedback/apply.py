@@ -21,20 +21,45 @@ Form = Literal["auto", "lowrank", "dense"]
 
 @dataclass(frozen=True)
 class Cost:
-    """Machine constants of the cost model, in operations per the time of one operation of a large product."""
+    """Nanoseconds on one core: a linear model of the time of each form, fitted to the grid of the benchmark."""
 
-    narrow: float
-    """A product with a side of r runs (1 + narrow / r) times slower per operation."""
-    batched: float
-    """A product with a weight of its own in each row runs this many times slower than one with a shared weight."""
-    traffic: float
-    """Operations in the time in which one number of a row's own weight is written, read again and its gradient made."""
-    call: float
-    """Operations in the time of starting one product of a row."""
+    call: tuple[float, float]
+    """Of a call of the low-rank and of the dense form, whatever the sizes."""
+    product: tuple[float, float]
+    """Of a multiply-add of the product with W: shared by all rows, and with a weight of its own in each row."""
+    thin: float
+    """Of a multiply-add of x Aᵀ and (x Aᵀ) B."""
+    position: float
+    """Of a number of the input or output that the low-rank form reads or writes once more."""
+    factor: float
+    """Of a number of A or B in the low-rank form."""
+    formed: float
+    """Of a multiply-add of Bᵀ A."""
+    matrix: float
+    """Of a number of a row's own weight, which is written, read and, in training, has a gradient."""
 
 
-COSTS = {"cpu": Cost(narrow=6.0, batched=1.15, traffic=24.0, call=0.0)}
-"""By type of device, measured by scripts/bench_feedback.py (docs/results/feedback.md); others are taken as "cpu"."""
+COSTS = {
+    True: Cost(
+        call=(595e3, 308e3),
+        product=(0.0368, 0.0442),
+        thin=0.0460,
+        position=1.95,
+        factor=1.52,
+        formed=0.0514,
+        matrix=2.78,
+    ),
+    False: Cost(
+        call=(113e3, 37e3),
+        product=(0.0166, 0.0148),
+        thin=0.0141,
+        position=0.66,
+        factor=0.41,
+        formed=0.0150,
+        matrix=0.61,
+    ),
+}
+"""With and without a backward pass, on a CPU (scripts/bench_feedback.py, docs/results/feedback.md)."""
 
 
 def low_rank(linear: CastedLinear, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -55,35 +80,30 @@ def dense(linear: CastedLinear, x: Tensor, a: Tensor, b: Tensor, scale: float) -
     return torch.bmm(x, torch.baddbmm(shared, b.transpose(1, 2), a, alpha=scale).to(x.dtype).transpose(1, 2))
 
 
-def costs(
-    rows: int, length: int, rank: int, sides: tuple[int, int], *, device: str = "cpu", training: bool = True
-) -> tuple[float, float]:
-    """(low rank, dense): what one changed linear layer costs beyond what both forms do, in operations.
-
-    Multiply-adds count 2. Forward, and with `training` backward as well: a frozen W has no gradient, but a row's own
-    weight has one, from which those of the factors follow.
-    """
+def costs(rows: int, length: int, rank: int, sides: tuple[int, int], *, training: bool = True) -> tuple[float, float]:
+    """(low rank, dense): nanoseconds of one changed linear layer on a core, as estimated; `training`: backward, too."""
     n, m = sides
-    cost = COSTS.get(device, COSTS["cpu"])
-    thin = 1.0 + cost.narrow / rank
-    passes = 3 if training else 1  # forward, and the gradients of both sides of each product
-    shared = 2.0 * rows * length * n * m
-    low = shared * (2 if training else 1) + passes * (
-        2.0 * rows * length * rank * (n + m) * thin + 2 * rows * cost.call
-    )
-    merged = passes * (shared * cost.batched + 2.0 * rows * rank * n * m * thin + 2 * rows * cost.call)
-    return low, merged + cost.traffic * rows * n * m * (1.0 if training else 0.5)
+    cost = COSTS[training]
+    product = float(rows * length * n * m)
+    low = cost.call[0] + cost.product[0] * product + cost.thin * rows * length * rank * (n + m)
+    low += cost.position * rows * length * (n + m) / 2 + cost.factor * rows * rank * (n + m) / 2
+    merged = cost.call[1] + cost.product[1] * product + cost.formed * rows * rank * n * m + cost.matrix * rows * n * m
+    return low, merged
 
 
 def choose(
     form: Form, rows: int, length: int, rank: int, sides: tuple[int, int], dtype: torch.dtype, device: str
 ) -> Literal["lowrank", "dense"]:
-    """The form that `auto` stands for: the cheaper one; low rank wherever the dense sum would be rounded."""
+    """The form that `auto` stands for: the faster one on a CPU.
+
+    Low rank in a dtype below float32, where the dense sum would round small changes away, and on devices where the
+    forms have not been measured, since it takes less memory.
+    """
     if form != "auto":
         return form
-    if torch.finfo(dtype).bits < 32:
+    if torch.finfo(dtype).bits < 32 or device != "cpu":
         return "lowrank"
-    low, merged = costs(rows, length, rank, sides, device=device, training=torch.is_grad_enabled())
+    low, merged = costs(rows, length, rank, sides, training=torch.is_grad_enabled())
     return "lowrank" if low <= merged else "dense"
 
 

@@ -35,6 +35,8 @@ class LowRankChange:
         rank, n = self.a.shape[-2:]
         sides = (n, self.b.shape[-1])
         form = choose(self.form, x.shape[0], x.shape[1], rank, sides, x.dtype, x.device.type)
+        if form == "dense" and self.form == "auto" and not self.b.any():
+            form = "lowrank"  # a change that is still zero leaves the base as it is, bit for bit
         return FORMS[form](linear, x, self.a, self.b, self.scale)
 
 

@@ -10,10 +10,11 @@ import torch
 from models.recursive_reasoning.act import ACTModel, PuzzleShape
 from models.recursive_reasoning.config import RecursiveConfig
 from models.recursive_reasoning.inner import RecursiveInner
+from models.recursive_reasoning.pretrained import Pretrained
 from models.recursive_reasoning.recursion import Update
 
 
-class RecursiveModel(ACTModel):
+class RecursiveModel(ACTModel, Pretrained):
     """`Model(config, shape)`; builds under `torch.device("meta")`. Raises ValueError for a shape that the config
     does not fit.
 
@@ -46,6 +47,7 @@ class RecursiveModel(ACTModel):
             no_ACT_continue=config.no_ACT_continue,
             eval_halting=config.eval_halting,
         )
+        self.config, self.shape = config, shape
         if dtype == torch.float64:
             self.double()
 

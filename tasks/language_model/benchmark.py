@@ -12,12 +12,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from dataset.text.batches import TrainBatches
 from dataset.text.meta import read_meta
 from dataset.text.stream import TokenStream
-from engine.config import load_synced_config
+from engine.cli.resolve import resolve
 from engine.device import make_runtime
 from engine.errors import UsageError
 from engine.loop.trainer import Trainer
@@ -73,10 +72,10 @@ def loading(folder: Path, pairs: int, rows: int, length: int) -> dict[str, Any]:
 
 def stepping(folder: Path, pairs: int) -> dict[str, Any]:
     """One training step, batch included: the trainer's own method beside the baseline's."""
-    with initialize_config_dir(str(ROOT / "config"), version_base=None):
-        composed = compose("cfg_train_cpu", overrides=["device=cpu", "eval_iters=1"])
-    composed.dataset = str(folder)  # as an override a comma or space in it would need quotes
-    config = load_synced_config(composed, schema=FAMILY.schema, entry=FAMILY.entry)
+    argv = ("--config-name=cfg_train_cpu", "device=cpu", "eval_iters=1", "--dataset", str(folder))
+    trace = resolve(ROOT / "train.py", argv, root=ROOT)
+    if (config := trace.config) is None:
+        raise UsageError(next(iter(trace.problems.values())))
     runtime = make_runtime(config)
     plan = FAMILY.build(config, runtime)
     trainer = Trainer(plan, config, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal())

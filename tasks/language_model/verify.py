@@ -75,15 +75,15 @@ def shrink_gpt(arch: Mapping[str, Any]) -> Settings:
     return tiny | ({"forward_dtype": "float32"} if "forward_dtype" in arch else {})
 
 
-def write_texts(root: Path) -> None:
+def write_texts(root: Path, train: int = 0, test: int = 0) -> None:
     """SETS folders of random tokens, equally long."""
     import numpy as np
 
-    random = np.random.default_rng(0)
     for number in range(SETS):
         folder = root / str(number)
         folder.mkdir(parents=True)
-        for split, count in TOKENS.items():
+        for (split, count), seed in zip(TOKENS.items(), (train, test), strict=True):
+            random = np.random.default_rng((number, count, seed))
             random.integers(0, WORDS, count).astype("<u2").tofile(folder / f"{split}.bin")
         meta = {"vocab_size": WORDS, "dtype": "uint16", "tokens": TOKENS}
         (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")

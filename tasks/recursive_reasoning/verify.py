@@ -70,15 +70,14 @@ def shrink_arch(arch: Mapping[str, Any]) -> Settings:
     return tiny
 
 
-def write_boards(root: Path) -> None:
+def write_boards(root: Path, train: int = 0, test: int = 0) -> None:
     """16 training and 8 test boards of random digits, each with an identifier of its own (a few are never used)."""
     import numpy as np
 
     from dataset.writing import SplitArrays, write_dataset
 
-    random = np.random.default_rng(0)
-
-    def split(count: int, first: int) -> SplitArrays:
+    def split(count: int, first: int, seed: int) -> SplitArrays:
+        random = np.random.default_rng((first, seed))
         labels = random.integers(2, VOCAB, (count, SEQ_LEN))
         inputs = np.where(random.random((count, SEQ_LEN)) < 0.5, 1, labels)
         steps = np.arange(count + 1)
@@ -86,7 +85,7 @@ def write_boards(root: Path) -> None:
 
     write_dataset(
         root,
-        {"train": split(2 * BATCH, 1), "test": split(BATCH, 2 * BATCH)},
+        {"train": split(2 * BATCH, 1, train), "test": split(BATCH, 2 * BATCH, test)},
         vocab_size=VOCAB,
         seq_len=SEQ_LEN,
         card={"source": "generated", "name": "probe"},

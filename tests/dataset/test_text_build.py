@@ -14,7 +14,7 @@ from dataset.build_text_dataset import main
 from dataset.catalog import build_command, describe, ensure, ensure_text
 from dataset.text import corpus, named
 from dataset.text.build import TextBuild, build, content_hash, describe_text
-from dataset.text.generated import GENERATED
+from dataset.text.generated import GENERATED, pairings
 from dataset.text.meta import load_tokenizer, read_meta
 from dataset.text.stream import TokenStream
 from engine.io import UsageError
@@ -321,6 +321,26 @@ def test_word_problems_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             formula, result = step.split("<<")[1].split(">>")[0].split("=")
             assert eval(formula) == int(result)
         assert last == f"#### {result}"
+
+
+def test_copies_and_their_permutations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataset.text.generated.TRAIN_COPIES", 300)
+    rounds = pairings(8)
+    assert len(rounds) == 7
+    for letter in range(8):
+        assert sorted(partner[letter] for partner in rounds) == [n for n in range(8) if n != letter]
+    assert all(partner[partner[n]] == n for partner in rounds for n in range(8))
+    texts = {}
+    for name in ("copies", "permuted_copies"):
+        (tmp_path / name).mkdir()
+        GENERATED[name](tmp_path / name)
+        texts[name] = (tmp_path / name / "train.txt").read_text().splitlines()
+    used = set()
+    for plain, permuted in zip(*texts.values(), strict=True):
+        assert plain[:32] == plain[32:] == permuted[:32]
+        pairs = {("abcdefgh".index(a), "abcdefgh".index(b)) for a, b in zip(plain, permuted[32:], strict=False)}
+        used |= {n for n, partner in enumerate(rounds) if all(partner[a] == b for a, b in pairs)}
+    assert used == set(range(7))
 
 
 # --- public corpora, where they are here ------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ def test_a_zero_delta_is_the_base(dtype):
     zero = draw(dtype=torch.float32).zeros_like()
     assert torch.equal(base(ids, real, zero).hidden, plain)
     assert torch.equal(base(ids, real, zero.mean()).hidden, plain)
+    assert torch.equal(base(ids, real, LoraDelta(zero.factors, form="auto")).hidden, plain)
     merged = base(ids, real, LoraDelta(zero.factors, form="dense")).hidden
     torch.testing.assert_close(merged, plain, rtol=0, atol=1e-6 if dtype is torch.float32 else 0.02)
 

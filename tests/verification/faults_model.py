@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.verification.mutations import Fault, append, cut, swap, swap_all
+from tests.verification.mutations import SMALL, Fault, append, cut, swap, swap_all
 
 ACT = "models/recursive_reasoning/act.py"
 TRM = "models/recursive_reasoning/trm.py"
@@ -21,6 +21,27 @@ FAULTS = (
         what="forward does not branch on self.training",
         codes=("MOD420",),
         edits=(swap(ACT, BRANCH, "        return self._forward_train_original(batch, carry)\n"),),
+    ),
+    Fault(
+        name="cycles-capped",
+        what="two H cycles, however many the config asks for",
+        codes=("MOD422",),
+        job=f"{SMALL} arch.H_cycles=4",
+        edits=(swap(TRM, "cycle_plan(config.H_cycles,", "cycle_plan(min(config.H_cycles, 2),"),),
+    ),
+    Fault(
+        name="carry-lost-at-step-5",
+        what="a row begins anew after five steps, though it has not halted",
+        codes=("MOD422",),
+        job=f"{SMALL} arch.halt_max_steps=8",
+        edits=(swap(ACT, "        halted = carry.halted\n", "        halted = carry.halted | (carry.steps >= 5)\n"),),
+    ),
+    Fault(
+        name="steps-capped",
+        what="rows halt after four steps, however many the config asks for",
+        codes=("MOD422",),
+        job=f"{SMALL} arch.halt_max_steps=8",
+        edits=(swap_all(ACT, "last = steps >= self.halt_max_steps", "last = steps >= min(self.halt_max_steps, 4)"),),
     ),
     Fault(
         name="forward-swapped",

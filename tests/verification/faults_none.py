@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.verification.faults_script import HYDRA
 from tests.verification.mutations import LARGE, SMALL, Good, append, copy, move, put, swap
 
 RECIPE = "config/cfg_pretrain_sudoku_4x4.yaml"
@@ -94,6 +95,26 @@ TREES = (
                 TRM,
                 '"""TRM lives in tiny.py."""\n\nfrom models.recursive_reasoning.tiny import TRM, TRMConfig\n\n'
                 '__all__ = ["TRM", "TRMConfig"]\n',
+            ),
+        ),
+    ),
+    Good(
+        name="hydra-by-another-name",
+        what="the decorator imported by name, its arguments by place",
+        edits=(
+            swap("pretrain.py", "import hydra\n", "from hydra import main as hydra_main\n"),
+            swap("pretrain.py", HYDRA, '@hydra_main("config", "cfg_pretrain", None)\n'),
+        ),
+    ),
+    Good(
+        name="forward-passed-on",
+        what="a mixin whose forward passes on whatever it is given",
+        edits=(
+            swap(
+                TRM,
+                "class TRM(RecursiveModel)",
+                "class Mixin:\n    def forward(self, *args, **kwargs):\n        return super().forward(*args, **kwargs)\n\n\n"
+                "class TRM(Mixin, RecursiveModel)",
             ),
         ),
     ),

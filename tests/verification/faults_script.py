@@ -95,6 +95,34 @@ SCRIPTS = (
         edits=(swap(SCRIPT, f"config = {LOAD}", "config = FAMILY.schema(**hydra_config)"),),
     ),
     Fault(
+        name="config-changed-before-the-check",
+        what="the script puts another learning rate into the composed config",
+        codes=("SCR120",),
+        edits=(
+            swap(
+                SCRIPT, "        hydra_config, rank=RANK", "        DictConfig({**hydra_config, 'lr': 3e-5}), rank=RANK"
+            ),
+        ),
+    ),
+    Fault(
+        name="config-changed-after-the-check",
+        what="the script halts all runs after two steps",
+        codes=("SCR120",),
+        edits=(swap(SCRIPT, "    run(config, make", "    config.arch['halt_max_steps'] = 2\n    run(config, make"),),
+    ),
+    Fault(
+        name="test-trained-on",
+        what="the training data are read from the test split",
+        codes=("SCR122",),
+        edits=(swap(BUILD, 'load_splits(folders, "train")', 'load_splits(folders, "test")'),),
+    ),
+    Fault(
+        name="train-evaluated",
+        what="the evaluation reads the training split",
+        codes=("SCR122",),
+        edits=(swap(BUILD, 'load_splits(tests, "test", like=train)', 'load_splits(tests, "train", like=train)'),),
+    ),
+    Fault(
         name="model-before-config",
         what="the model is created before the config is checked",
         codes=("SCR120",),

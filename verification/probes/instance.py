@@ -55,10 +55,10 @@ class Recorder:
         self.names: list[str] = []
         self._edit = edit
         forward = model.forward
-        bind = inspect.signature(forward).bind
+        bind = _signature(type(model)).bind
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            given = list(bind(*args, **kwargs).arguments.values())  # batch and carry, by place or by name
+            given = list(bind(model, *args, **kwargs).arguments.values())[1:]  # batch and carry, by place or by name
             batch, carry = _copy(given[0]), _copy(given[1]) if len(given) > 1 else None
             output = forward(*args, **kwargs)
             if self._edit is not None:
@@ -77,6 +77,14 @@ class Recorder:
             return method(*args, **kwargs)
 
         return call
+
+
+def _signature(cls: type) -> inspect.Signature:
+    """How a model's forward is called; one that passes on whatever it gets says it no better than its base class."""
+    own = [inspect.signature(vars(base)["forward"]) for base in cls.__mro__ if "forward" in vars(base)]
+    collects = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = [one for one in own if not any(parameter.kind in collects for parameter in one.parameters.values())]
+    return (named or own)[0]
 
 
 def _copy(value: Any) -> Any:
@@ -120,11 +128,14 @@ class Tiny:
         model_class: type,
         *,
         root: Path,
+        data: Path,
         full_arch: Settings,
         overridden: Sequence[str] = (),
         overridden_run: Sequence[str] = (),
         resolved: Settings | None = None,
     ) -> None:
+        self.data = data
+        """The folder with the tiny data set."""
         self.launch, self.spec, self.settings, self.model_class, self.root = launch, spec, settings, model_class, root
         self.full_arch, self.overridden, self.overridden_run = full_arch, tuple(overridden), tuple(overridden_run)
         self.schema: Any = launch.schema

@@ -35,6 +35,8 @@ class Launched:
     schema: type | None = None
     build: Callable[[Any, Any], Any] | None = None
     """(config, runtime) -> plan, as it was given to `run`."""
+    config: Any = None
+    """The config that `run` was given."""
     entry: str | None = None
     """The name that the script gave itself."""
     calls: list[str] = field(default_factory=list)
@@ -54,7 +56,7 @@ def launched(module: ModuleType, settings: Mapping[str, Any]) -> Launched:
 
     def stand_in(config: Any, build: Callable[[Any, Any], Any], **options: Any) -> dict[str, float]:
         seen.calls.append("run")
-        seen.build, seen.schema = build, seen.schema or type(config)
+        seen.config, seen.build, seen.schema = config, build, seen.schema or type(config)
         seen.entry = options.get("entry", seen.entry)
         return {}
 

@@ -33,12 +33,14 @@ from verification.codes import ALSO_OBSERVED, CODES, OBSERVED
 from verification.finding import Finding
 from verification.probes import (  # noqa: F401  they register on import
     context,
+    depth,
     episodes,
     errors,
     mode,
     outputs,
     overrides as override_probe,
     ranks,
+    splits,
     training,
     wiring,
 )
@@ -238,6 +240,7 @@ def make_tiny(
         settings,
         model_class,
         root=root,
+        data=data,
         full_arch=dict(arch),
         overridden=keys,
         overridden_run=run,

@@ -15,7 +15,7 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,6 +77,8 @@ def wiring(tiny: Tiny) -> Iterator[str | Note]:
         yield Note("FAIL", "launch calls neither run nor create_model: nothing is trained", about)
     if seen.entry is not None and Path(str(seen.entry)).stem != seen.name:
         yield Note("FAIL", f"entry={seen.entry!r} is not this script's name ({seen.name})", about)
+    if seen.config is not None and (other := differing(vars(tiny.config()), vars(seen.config))):
+        yield Note("FAIL", f"launch changes the config between command and run: {', '.join(other)}", about)
     made: list[str] = []
     with (
         stand_in(tiny) as (cls, name),
@@ -89,6 +91,18 @@ def wiring(tiny: Tiny) -> Iterator[str | Note]:
     if not right:
         text = f"a config that names another model class still trains {type(module).__name__}: arch.name has no effect"
         yield Note("FAIL", text, about)
+
+
+def differing(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """`key=value, not value` for each value of a config that is another in `given`; nested keys are dotted."""
+    lines: list[str] = []
+    for key, value in expected.items():
+        other = given.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            lines += [f"{key}.{line}" for line in differing(value, other)]
+        elif value != other and not key.startswith("_"):
+            lines.append(f"{key}={other}, not {value}")
+    return lines
 
 
 @observes("SCR112", after=("SCR120",), passed="the script refuses architectures of another family and data mode")

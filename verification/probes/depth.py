@@ -1,0 +1,50 @@
+"""The depth that the config asks for, at its full numbers; the other probes see one with few steps and cycles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verification.probes.episodes import CLOSE
+from verification.probes.instance import Tiny, first_batch, set_halting
+from verification.probes.registry import observes
+
+STEPS = ("halt_max_steps", "num_act_steps")
+
+
+@observes("MOD422", act=True, passed="as many steps and cycles as the arch block says")
+def depth(tiny: Tiny) -> Iterator[str]:
+    """An example that never wants to halt, for all its steps; and every number of cycles beside one less."""
+    arch = tiny.full_arch
+    cycles = [key for key, value in arch.items() if key.endswith("_cycles") and isinstance(value, int) and value > 1]
+    for key in cycles:
+        if torch.equal(*(_answer(tiny, key, arch[key] - less) for less in (0, 1))):
+            yield f"arch.{key}={arch[key]} answers what {arch[key] - 1} answers: not all of them are run"
+    key = next((key for key in STEPS if isinstance(arch.get(key), int)), "")
+    if key != "halt_max_steps":
+        return
+    last, task = arch[key], tiny.build(halt_max_steps=arch[key]).task
+    model, batch, state = task.module, first_batch(task), None
+    set_halting(model, willing=False)
+    with torch.no_grad():
+        for number in range(1, last + 1):
+            output = model(batch, state)
+            state = output.carry
+            if bool(state.halted.any()) != (number == last):
+                yield f"rows that never want to halt do so after {number} of arch.{key}={last} steps"
+                return
+        answer = model.eval()(batch).logits
+    sampled = getattr(tiny.model_class, "ENCODER_POLICY", "none") not in ("none", None)
+    if not sampled and not torch.allclose(output.logits, answer, atol=CLOSE):
+        yield f"{last} training steps do not answer what an evaluation of arch.{key}={last} steps answers"
+
+
+def _answer(tiny: Tiny, key: str, value: int) -> Tensor:
+    changed: dict[str, Any] = {key: value}
+    task = tiny.build(**changed).task
+    with torch.no_grad():
+        logits: Tensor = task.module.eval()(first_batch(task)).logits
+    return logits

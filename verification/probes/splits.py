@@ -1,0 +1,52 @@
+"""Whose examples are read: training reads its own split and nothing of the other, an evaluation reads the other one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verification.probes.instance import Tiny, Unobservable, evaluate
+from verification.probes.registry import Note, observes
+
+
+@observes("SCR122", about="micro_batches", passed="training reads the training split alone, the evaluation another one")
+def splits(tiny: Tiny) -> Iterator[str | Note]:
+    """The first batch and an evaluation: as they are, with another training split, with another one to evaluate."""
+    batch, results = _reads(tiny, "as_it_is")
+    other_batch, _ = _reads(tiny, "other_train", train=1)
+    same_batch, other_results = _reads(tiny, "other_test", test=1)
+    if not same(batch, same_batch):
+        yield "the training batches change with the split that is evaluated: the answers are trained on"
+    if same(batch, other_batch):
+        yield "the training batches do not change with the training split: something else is trained on"
+    if not results:
+        raise Unobservable("the task evaluates nothing")
+    if repr(results) == repr(other_results):
+        yield Note("FAIL", "the evaluation does not change with the split that is evaluated", tiny.task_class.evaluate)
+
+
+def _reads(tiny: Tiny, name: str, **seeds: int) -> tuple[list[Any], dict[str, Any]]:
+    """(micro-batches of step 1, what an evaluation measures) on data whose splits are drawn with these seeds."""
+    folder = tiny.data.with_name(name)
+    tiny.spec.write_data(folder, **seeds)
+    moved: dict[str, Any] = json.loads(json.dumps(tiny.settings).replace(str(tiny.data), str(folder)))
+    task = tiny.build(run=moved | {"arch": tiny.arch}).task
+    return list(task.micro_batches(1)), evaluate(task)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nests of lists, dictionaries and dataclasses hold the same tensors and values."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    if is_dataclass(a) and is_dataclass(b):
+        return all(same(getattr(a, one.name), getattr(b, one.name)) for one in fields(a))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
