@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-import engine.registry
 from engine.errors import UsageError
 from verification.codes import ALSO_OBSERVED, CODES, OBSERVED
 from verification.finding import Finding
+from verification.recall import recall
 from verification.rule import NotApplicable, finding, need_config
-from verification.spec import shrunk, specification
+from verification.spec import Verification, depths, shrunk, specification
 from verification.stored import tensors
 from verification.subject import Subject
-from verification.verdicts import Verdict, key_of, load, save
 
-KEPT: dict[str, Verdict] = {}
-"""Script, shrunk config -> what this process's code shows; on disk the same for other processes."""
+NO_TINY = Path("data")
+"""Stands for the folder of the tiny data in what a verdict is kept by."""
 
 
 def observed(subject: Subject, *, start: bool = True) -> list[Finding]:
@@ -25,30 +25,40 @@ def observed(subject: Subject, *, start: bool = True) -> list[Finding]:
 
     `start` False only looks up what has been observed before, and imports no torch: nothing where that is nothing.
     """
-    script, spec = subject.trace.script, None
     try:
-        config = need_config(subject)
+        config, spec = need_config(subject), _specification(subject)
         reason = next(iter(subject.problems.values()), "") or subject.model.problem or subject.loss.problem
-        spec = specification(script.module) if script and script.module else None
     except (NotApplicable, UsageError) as error:
-        config, reason = {}, str(error)
-    if script is None or script.module is None or spec is None or reason:
+        config, spec, reason = {}, None, str(error)
+    if spec is None or reason:
         return [finding(code, "SKIP", reason or "the script's family has no verify.py") for code in OBSERVED]
-    settings = shrunk(spec, config, Path("data"), narrow=True)
-    # of the code that this process has loaded, wherever the tree lies that has the same
-    root, name = engine.registry.ROOT, json.dumps([script.path.stem, settings], sort_keys=True, default=str)
-    if name not in KEPT:
-        key = key_of(script.path.stem, settings, root)
-        kept = load(key)
-        if kept is None and not start:
-            return []
-        if kept is None:
-            from verification.probes.session import observe_codes
+    settings = shrunk(spec, config, NO_TINY, narrow=True)
 
-            kept = observe_codes(config, script=script.module, root=root)
-            save(key, kept)
-        KEPT[name] = kept
-    return [with_fix(one) for one in KEPT[name].findings if one.code not in ALSO_OBSERVED or one.level == "FAIL"]
+    def answer() -> list[dict[str, Any]]:
+        return _observe(subject)
+
+    question = ["observed", subject.script_stem, settings, depths(subject.arch)]
+    found = recall(question, answer if start else None, lasts=_was_built)
+    findings = [with_fix(Finding(**row)) for row in found or ()]
+    return [one for one in findings if one.code not in ALSO_OBSERVED or one.level == "FAIL"]
+
+
+def _specification(subject: Subject) -> Verification | None:
+    script = subject.trace.script
+    return specification(script.module) if script and script.module else None
+
+
+def _observe(subject: Subject, **how: Any) -> list[dict[str, Any]]:
+    from verification.probes.session import observe
+
+    assert subject.trace.script is not None
+    assert subject.resolved is not None
+    return [asdict(one) for one in observe(subject.resolved, script=subject.trace.script.module, **how)]  # type: ignore[arg-type]
+
+
+def _was_built(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether there was an instance: why there was none may lie outside of our code."""
+    return any(row["code"] in ("SUM600", "DYN703") and row["level"] != "SKIP" for row in rows)
 
 
 def with_fix(one: Finding) -> Finding:
@@ -58,12 +68,20 @@ def with_fix(one: Finding) -> Finding:
 
 def observed_deeply(subject: Subject) -> list[Finding]:
     """The further probes (DYN7xx) of a config, and the tensors of a run against the model's."""
-    from verification.probes import probe
-
-    config, root, entry = subject.resolved, engine.registry.ROOT, subject.script_stem
+    config, spec = subject.resolved, _specification(subject)
     if config is None:
         return []
-    findings = probe(config, entry=entry, root=root, overrides=subject.trace.overrides)
-    if subject.checkpoint is not None:
-        findings = [*findings, tensors(subject.checkpoint, config, entry=entry, root=root)]
+    from verification.probes import CODES_OBSERVED
+
+    overrides, arch = subject.trace.overrides, config.get("arch")
+    settings = shrunk(spec, config, NO_TINY, narrow=False) if spec else config
+    shared = [code for code in CODES_OBSERVED if code != "DYN716"]
+    rows = recall(
+        ["deep", subject.script_stem, settings, arch], lambda: _observe(subject, codes=shared), lasts=_was_built
+    )
+    if all(row["code"] != "DYN700" or row["level"] == "PASS" for row in rows):
+        rows = [*rows, *_observe(subject, codes=["DYN716"], overrides=overrides)]
+    findings = [Finding(**row) for row in rows]
+    if subject.checkpoint is not None and subject.trace.script and subject.trace.script.module:
+        findings.append(tensors(subject.checkpoint, config, subject.trace.script.module))
     return findings

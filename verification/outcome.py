@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from verification.rules.config import warmup_key
-from verification.rules.together import encoder_policy, mode_of_name, train_forward
+from verification.rules.together import encoder_policy, mode_of_name
 from verification.signature import task_of
 from verification.subject import Subject
 
@@ -32,9 +32,9 @@ def links(subject: Subject) -> list[dict[str, Any]]:
         return rows
     for one in (subject.model, subject.loss, *subject.evaluators):
         step = "5" if one is subject.model else "4"
-        link(step, one.key, one.text, *(subject.place(one.cls) if one.cls else ("", 0)))
-    if name := train_forward(subject.model.cls):
-        link("5", "training forward", f"{name}()", *subject.place(getattr(subject.model.cls, name, None)))
+        link(step, one.key, one.text, *one.place)
+    if name := subject.model.train_forward:
+        link("5", "training forward", f"{name}()", *subject.model.train_place)
     for entry in subject.data:
         link("data", entry.key, f"{entry.path} ({entry.mode or 'mode unknown'}, {entry.state})", entry.origin)
     return rows
@@ -49,7 +49,7 @@ def initial_weights(config: dict[str, Any]) -> str:
 
 def facts(subject: Subject) -> dict[str, Any]:
     """The resolved table."""
-    config, arch, cls = subject.resolved or {}, subject.arch, subject.model.cls
+    config, arch, model = subject.resolved or {}, subject.arch, subject.model
     return {
         "script": subject.script_file,
         "config": subject.trace.config_name,
@@ -57,10 +57,10 @@ def facts(subject: Subject) -> dict[str, Any]:
         "model": subject.model.text or None,
         "loss": subject.loss.text or None,
         "task": task_of(subject),
-        "train_forward": train_forward(cls),
+        "train_forward": model.train_forward,
         "act_mode": subject.declares("ACT_MODE"),
-        "act_mode_found": mode_of_name(train_forward(cls)),
-        "encoder_policy": encoder_policy(cls) or "",
+        "act_mode_found": mode_of_name(model.train_forward),
+        "encoder_policy": encoder_policy(model) or "",
         "encoder_type": arch.get("encoder_type", "none"),
         "data_mode": subject.declares("DATA_MODE"),
         "data": [entry.path for entry in subject.data],

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import CodeType
 
 from engine.cli.keys import keys_of
+from engine.registry import resolve
+from verification.recall import recall
 from verification.rule import inert
 from verification.subject import Subject
 from verification.tree import CODE, sources
@@ -24,26 +26,36 @@ INTERPOLATED = frozenset(("script",))
 
 def unread_arch(subject: Subject) -> list[str]:
     """Fields of the model's config that no module of the model names, those that its family calls dead left out."""
-    model = subject.model.cls
-    schema = getattr(model, "Config", None)
-    if model is None or schema is None or subject.kind == "launch":
+    if not subject.model.config or subject.kind == "launch":
         return []
-    names = names_used(closure(subject.root, [model.__module__, schema.__module__], ("models",)))
-    unread = [key for key in keys_of(schema) if key.rpartition(".")[2] not in names]
+    unread = recall(["unread", subject.model.text], lambda: _unread(subject), lasts=lambda answer: True)
     return [key for key in unread if not inert(subject, f"arch.{key}")]
+
+
+def _unread(subject: Subject) -> list[str]:
+    model = resolve(subject.model.text, "models")
+    schema = model.Config  # type: ignore[attr-defined]
+    names = names_used(closure(subject.root, [model.__module__, schema.__module__], ("models",)))
+    return [key for key in keys_of(schema) if key.rpartition(".")[2] not in names]
 
 
 def unread_schema(subject: Subject) -> list[str]:
     """Keys of the script's schema that neither script, engine, family nor data code name."""
-    if subject.schema is None or subject.kind == "launch":
+    schema = subject.schema
+    if schema is None or subject.kind == "launch":
         return []
+    files = [path for name in ("base", "arch") for path in sorted((subject.root / "config" / name).glob("*.yaml"))]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    question = ["unread keys", subject.script_stem, subject.package, text]
+    return list(recall(question, lambda: _unread_keys(subject, schema, text), lasts=lambda answer: True))
+
+
+def _unread_keys(subject: Subject, schema: type, text: str) -> list[str]:
     package = subject.package
     folder = subject.root.joinpath(*package.split("."))
     parts = [f"{package}.{path.stem}" for path in sorted(folder.glob("*.py")) if path.stem != "rules"]
     names = names_used(closure(subject.root, [subject.script_stem, *parts], (*CODE, "launcher")))
-    files = [path for name in ("base", "arch") for path in sorted((subject.root / "config" / name).glob("*.yaml"))]
-    text = "".join(path.read_text(encoding="utf-8") for path in files)
-    keys = keys_of(subject.schema)
+    keys = keys_of(schema)
     used = {key for key in keys if f"${{{key}}}" in text or f"${{oc.select:{key}," in text}
     return [key for key in keys if key.rpartition(".")[2] not in names | used | INTERPOLATED]
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 from engine.cli.source_keys import inert_reason
 from verification.codes import CODES
 from verification.finding import BLIND, Finding, Level
+from verification.link import Link
 from verification.subject import Subject
 
 Predicate = Callable[[Subject], Iterable[Finding]]
@@ -135,12 +136,12 @@ def need_config(subject: Subject) -> dict[str, Any]:
     return subject.resolved
 
 
-def need_model(subject: Subject) -> type:
-    """The model class. Raises NotApplicable."""
+def need_model(subject: Subject) -> Link:
+    """What is known of the model class. Raises NotApplicable where there is none."""
     need_config(subject)
-    if subject.model.cls is None:
+    if subject.model.problem:
         raise NotApplicable(f"the model class is not found: {subject.model.problem}")
-    return subject.model.cls
+    return subject.model
 
 
 def inert(subject: Subject, key: str) -> str:

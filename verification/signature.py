@@ -6,11 +6,13 @@ import functools
 import hashlib
 import os
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from verification.reads import closure
-from verification.rules.together import encoder_policy, train_forward
+from verification.recall import recall
+from verification.rules.together import encoder_policy
 from verification.subject import Subject
 
 # A resume with another one of these is another experiment.
@@ -33,9 +35,9 @@ def make_signature(subject: Subject) -> dict[str, Any]:
         "loss": subject.loss.text or None,
         "evaluators": [link.text for link in subject.evaluators],
         "task": task_of(subject),
-        "train_forward": train_forward(model.cls) or None,
+        "train_forward": model.train_forward or None,
         "act_mode": subject.declares("ACT_MODE"),
-        "encoder_policy": encoder_policy(model.cls),
+        "encoder_policy": encoder_policy(model),
         "data_mode": subject.declares("DATA_MODE"),
         "data": [entry.path for entry in subject.data],
         "total_steps": subject.steps,
@@ -47,21 +49,24 @@ def make_signature(subject: Subject) -> dict[str, Any]:
 
 def task_of(subject: Subject) -> str | None:
     """package@Class of the task that the script's family trains with."""
-    module = subject.part("task")
-    if module is None:
-        return None
-    tasks = [
-        name
-        for name, value in vars(module).items()
-        if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "micro_batches")
-    ]
+    tasks = recall(["tasks", subject.package], lambda: _tasks(subject)) or [] if subject.package else []
     return f"{subject.package}@{tasks[0]}" if len(tasks) == 1 else None
 
 
-@functools.cache
+def _tasks(subject: Subject) -> list[str]:
+    module = subject.part("task")
+    classes = [one for one in vars(module).values() if isinstance(one, type)] if module else []
+    own = [one for one in classes if one.__module__ == f"{subject.package}.task"]
+    return [one.__name__ for one in own if hasattr(one, "micro_batches")]
+
+
 def source_of(root: Path, module: str) -> str | None:
     """sha256 over the files of models/ that a model's module imports, itself included; None where there are none."""
-    files = closure(root, [module], ("models",)).values()
+    hashed: str | None = recall(["source", module], lambda: _hash(closure(root, [module], ("models",)).values(), root))
+    return hashed
+
+
+def _hash(files: Collection[Path], root: Path) -> str | None:
     made = hashlib.sha256()
     for name, file in sorted((file.relative_to(root).as_posix(), file) for file in files):
         made.update(f"{name}\0{file.read_text(encoding='utf-8')}\0".encode())

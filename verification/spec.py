@@ -60,6 +60,11 @@ def specification(script: ModuleType) -> Verification | None:
     return found if isinstance(found, Verification) else None
 
 
+def depths(arch: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers of steps and cycles, which are observed in full (MOD422)."""
+    return {key: n for key, n in arch.items() if key.endswith(("_steps", "_cycles")) and type(n) is int}
+
+
 def shrunk(spec: Verification, resolved: Mapping[str, Any], data: Path, *, narrow: bool) -> Settings:
     """Settings of the tiny instance. `narrow` keeps what decides how a step works, so that many configs share them."""
     settings = spec.shrink(resolved, data)

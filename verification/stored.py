@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -86,7 +87,7 @@ def examine(subject: Subject, run: Path) -> None:
         raise UsageError(f"{run}/config.yaml cannot be read: {' '.join(str(error).split())[:120]}") from None
 
 
-def tensors(run: Path, config: dict[str, Any], *, entry: str, root: Path) -> Finding:
+def tensors(run: Path, config: dict[str, Any], script: ModuleType) -> Finding:
     """CKP612: the newest checkpoint of a run against the names that today's model has. Loads torch."""
     from engine.checkpoint.state_tree import tensor_file_fault, tensor_shapes
     from verification.probes.session import tensor_names
@@ -99,7 +100,7 @@ def tensors(run: Path, config: dict[str, Any], *, entry: str, root: Path) -> Fin
         return finding("CKP612", "FAIL", f"{file.name} {fault}", str(file))
     stored = set(tensor_shapes(file))
     try:
-        names = tensor_names(config, entry=entry, root=root)
+        names = tensor_names(config, script)
     except UsageError as error:
         return finding("CKP612", "SKIP", f"no model to compare with: {error}")
     for what, some in (("lacks", names - stored), ("has unknown", stored - names)):

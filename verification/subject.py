@@ -1,13 +1,11 @@
 """What is judged: a traced command with the classes, data and length that its config leads to.
 
-Classes are imported through their modules when a rule first asks for one, which loads torch where a model does.
+Of classes a subject has what `verification.link` keeps of them; where it has to import one, torch is loaded.
 """
 
 from __future__ import annotations
 
 import functools
-import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,56 +13,11 @@ from types import ModuleType
 from typing import Any, Literal
 
 from engine.cli.resolve import Trace
-from engine.errors import UsageError
-from engine.io import did_you_mean
-from engine.registry import classes_of, import_ours, modules_of, split_name
 from launcher.command import Command
 from verification.data import DataPath
+from verification.link import Link, follow
 
 Kind = Literal["job", "recipe", "command", "launch"]
-
-
-@dataclass
-class Link:
-    """A `module@Class` of the config, followed to the class. `problem` is why it could not be."""
-
-    key: str
-    """The dotted key: arch.name."""
-    text: str
-    module: str = ""
-    cls_name: str = ""
-    namespace: ModuleType | None = None
-    cls: type | None = None
-    problem: str = ""
-
-
-def follow(key: str, text: Any, slot: str) -> Link:
-    """Import what a name of the config means in a slot. Raises nothing: `problem` of the link says what is amiss."""
-    link = Link(key, "" if text is None else str(text))
-    if (split := split_name(link.text, slot)) is None:
-        link.problem = f"{link.text!r} is not of the form module@Class"
-        return link
-    link.module, link.cls_name = ".".join(split[0]), split[1]
-    try:
-        link.namespace = import_ours(link.module, key)
-    except UsageError as error:  # a package of the same name that is not ours
-        link.problem = str(error)
-        return link
-    except ModuleNotFoundError as error:
-        ours = error.name is not None and f"{link.module}.".startswith(f"{error.name}.")
-        hint = did_you_mean(link.module.partition(".")[2], modules_of(slot))
-        link.problem = f"there is no {link.module.replace('.', '/')}.py: {hint}" if ours else f"{link.module}: {error}"
-        return link
-    except (ImportError, SyntaxError, AttributeError, TypeError, NameError, ValueError) as error:
-        link.problem = f"{link.module} cannot be imported: {type(error).__name__}: {error}"
-        return link
-    cls = getattr(link.namespace, link.cls_name, None)
-    if isinstance(cls, type):
-        link.cls = cls
-    else:
-        hint = did_you_mean(link.cls_name, classes_of(link.namespace))
-        link.problem = f"{link.module} has no class {link.cls_name}: {hint}"
-    return link
 
 
 @dataclass
@@ -157,30 +110,20 @@ class Subject:
 
     @functools.cached_property
     def model(self) -> Link:
-        return follow("arch.name", self.arch.get("name"), "models")
+        return follow("arch.name", self.arch, "models")
 
     @functools.cached_property
     def loss(self) -> Link:
-        block = self.arch.get("loss")
-        return follow("arch.loss.name", block.get("name") if isinstance(block, dict) else None, "losses")
+        return follow("arch.loss.name", self.arch.get("loss"), "losses")
 
     @functools.cached_property
     def evaluators(self) -> list[Link]:
         entries = (self.resolved or {}).get("evaluators") or []
-        names = [entry.get("name") if isinstance(entry, dict) else entry for entry in entries]
-        return [follow(f"evaluators[{n}].name", name, "evaluators") for n, name in enumerate(names)]
+        return [follow(f"evaluators[{n}].name", entry, "evaluators") for n, entry in enumerate(entries)]
 
     def declares(self, name: str) -> Any:
         """A class variable of the model (FAMILY, DATA_MODE, ACT_MODE), None where it declares none."""
-        return getattr(self.model.cls, name, None)
-
-    def place(self, value: Any) -> tuple[str, int]:
-        """(file, line) of a class or function, relative to the root."""
-        if isinstance(value, type):
-            file = getattr(sys.modules.get(value.__module__), "__file__", None) or ""
-            return (self.trace.relative(Path(file)) if file else ""), class_line(file, value.__name__)
-        code = getattr(value, "__code__", None)
-        return (self.trace.relative(Path(code.co_filename)), code.co_firstlineno) if code else ("", 0)
+        return self.model.declared.get(name)
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
@@ -209,14 +152,3 @@ class Subject:
     def steps(self) -> int | None:
         """Optimizer steps of the whole run, as the family counts them; None where the data do not say."""
         return self.family.steps(self) if self.family and self.resolved else None
-
-
-@functools.lru_cache(maxsize=1024)
-def class_line(file: str, name: str) -> int:
-    """The line of a class statement, 0 where the file has none."""
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except OSError:
-        return 0
-    match = re.search(rf"^[ \t]*class {re.escape(name)}\b", text, re.MULTILINE)
-    return text.count("\n", 0, match.start()) + 1 if match else 0

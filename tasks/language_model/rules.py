@@ -176,14 +176,14 @@ def horizon(subject: Subject) -> Iterator[Finding]:
 
 def summary(subject: Subject) -> Iterator[Finding]:
     """SUM600."""
-    config, cls, data = need_config(subject), need_model(subject), subject.declares("DATA_MODE")
+    config, model, data = need_config(subject), need_model(subject), subject.declares("DATA_MODE")
     names = " + ".join(Path(entry.path).name for entry in subject.data)
     arch, mode, optimizer = subject.choices.get("arch"), config.get("training_mode"), subject.choices.get("optimizer")
-    text = f"{cls.__name__} ({arch}) learns the next token of {names}, {mode} mode"
+    text = f"{model.cls_name} ({arch}) learns the next token of {names}, {mode} mode"
     text += f", {optimizer}, {_schedule(config).get('name')} schedule"
     good = data == subject.requires.get("DATA_MODE") == "tokens"
     good = good and {entry.mode for entry in subject.data if entry.mode} <= {data}
-    yield finding("SUM600", "PASS" if good else "FAIL", text, *subject.place(cls))
+    yield finding("SUM600", "PASS" if good else "FAIL", text, *model.place)
 
 
 FAMILY_RULES = FamilyRules(

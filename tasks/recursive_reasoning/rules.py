@@ -79,9 +79,9 @@ Problem = tuple[str, str, str, str]
 
 def manager(subject: Subject) -> Iterator[Finding]:
     """ARC340: the manager's goals are used, weighed and scored as they are meant to be."""
-    config = getattr(need_model(subject), "Config", None)
+    model = need_model(subject)
     own, weight = subject.arch.get("subgoal_head"), loss(subject.resolved or {}).get("feudal_loss_weight")
-    if "subgoal_head" not in getattr(config, "__dataclass_fields__", {}) and weight is None:
+    if "subgoal_head" not in model.fields and weight is None:
         raise NotApplicable("the architecture has no manager")
     problems = list(_odd(subject.arch, own, weight)) if isinstance(weight, int | float) else []
     for key, intent, text, fix in problems:  # a debug preset cuts episodes short and means nothing by it

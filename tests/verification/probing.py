@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from engine.cli.compose import compose_config
 from tests.conftest import ROOT
@@ -18,8 +19,10 @@ ATTENTION, MLP, HRM = "cfg_pretrain_sudoku_extreme_att", "cfg_pretrain_sudoku_ex
 
 
 @functools.cache
-def composed(name: str, *overrides: str) -> Any:
-    return compose_config([ROOT / "config"], name, list(overrides)).config
+def composed(name: str, *overrides: str) -> dict[str, Any]:
+    config = compose_config([ROOT / "config"], name, list(overrides)).config
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    return resolved
 
 
 def look(code: str, *overrides: str, recipe: str = ATTENTION) -> list[Finding]:

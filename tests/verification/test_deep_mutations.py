@@ -45,9 +45,9 @@ def _child(root: str, config: dict, codes: list[str]) -> None:
         del sys.modules[name]
     sys.path.insert(0, root)
     importlib.invalidate_caches()
-    from verification.probes.session import observe
+    from verification.probes import probe
 
-    found = observe(config, entry="pretrain", root=Path(root), only=codes, overrides=[])
+    found = probe(config, entry="pretrain", root=Path(root), only=codes)
     assert Path(sys.modules["models"].__file__ or "").is_relative_to(Path(root).resolve())
     print(json.dumps([finding.as_dict() for finding in found]))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +18,10 @@ from engine.errors import UsageError
 from engine.schema import structure
 from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import ROOT, run_script
-from verification import observed, preflight as launching
+from verification import observed, preflight as launching, recall
 from verification.finding import Finding
 from verification.preflight import compare_signatures, line_of, preflight, review
 from verification.static import verify_command
-from verification.verdicts import Verdict
 
 FOLDERS = [ROOT / "config"]
 
@@ -65,12 +67,12 @@ def test_the_level_decides(level: str, printed: bool, capsys: pytest.CaptureFixt
 def test_a_launch_takes_what_was_observed_before_and_observes_nothing_itself(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(observed, "KEPT", {})
     seen = [Finding("MOD440", "FAIL", "5", "nothing is carried", "carry it", "models/a.py", 3)]
     seen += [Finding("SCR140", "WARN", "2", "a comment of the other mode"), Finding("SUM600", "PASS", "6", "fine")]
-    monkeypatch.setattr(observed, "load", lambda key: None)
+    known: list[dict] = []
+    monkeypatch.setattr(observed, "recall", lambda question, answer, lasts: answer() if answer else known)
     preflight(running("cfg_pretrain_sudoku_4x4"), "pretrain", ROOT)
-    monkeypatch.setattr(observed, "load", lambda key: Verdict(seen, {"task": "a@B"}))
+    known += [asdict(one) for one in seen]
     with pytest.raises(UsageError, match=r"MOD440 models/a.py:3: nothing is carried: carry it; verify=warn"):
         preflight(running("cfg_pretrain_sudoku_4x4"), "pretrain", ROOT)
     assert "warning: SCR140 a comment of the other mode" in capsys.readouterr().out
@@ -79,13 +81,38 @@ def test_a_launch_takes_what_was_observed_before_and_observes_nothing_itself(
 def test_a_launch_finds_the_verdict_of_verify_path(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--config-name=cfg_pretrain_sudoku_4x4", "arch.H_cycles=1"]
     verify_command(["python", "pretrain.py", *words], root=ROOT)
-    monkeypatch.setattr(observed, "KEPT", {})
-    keys = []
-    monkeypatch.setattr(observed, "load", lambda key, load=observed.load: keys.append(load(key)) or keys[0])
+    recall.MEMORY.clear()
+    found = []
+    monkeypatch.setattr(observed, "recall", lambda *how, **more: found.append(recall.recall(*how, **more)) or found[0])
     # what leaves a run the same run leaves its verdict the same
     preflight(running("cfg_pretrain_sudoku_4x4", "arch.H_cycles=1", "device=cpu", "max_steps=9"), "pretrain", ROOT)
-    assert keys
-    assert keys[0].facts["train_forward"] == "_forward_train_original"
+    assert {row["code"] for row in found[0]} >= {"MOD410", "MOD440", "SCR141", "SUM600"}
+
+
+def test_the_rules_need_no_torch_and_little_time() -> None:
+    """Of a command whose classes are known, in a fresh process."""
+    words = ["python", "pretrain.py", "--config-name=cfg_pretrain_sudoku_4x4", "arch.H_cycles=1"]
+    verify_command(words, root=ROOT)
+    program = f"""
+import sys, time
+from pathlib import Path
+from engine.cli.resolve import resolve
+from launcher.command import parse
+from verification.preflight import run_rules, observed
+from verification.subject import Subject
+trace = resolve(Path("pretrain.py").resolve(), {words[2:]}, root=Path.cwd())
+start = time.process_time()
+subject = Subject(trace, parse({words}), "launch")
+findings = [*run_rules(subject, launch=True), *observed(subject, start=False)]
+took = time.process_time() - start
+levels = {{one.code: one.level for one in findings}}
+assert levels["ARC312"] == levels["SCR112"] == levels["MOD440"] == "PASS", levels
+assert "torch" not in sys.modules
+print(took)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.3
 
 
 def test_a_launch_does_not_execute_its_script_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,15 +10,7 @@ import models.recursive_reasoning.model as model_file
 from models.recursive_reasoning.trm import TRM, TRMConfig
 from tests.conftest import ROOT
 from tests.verification.probing import ATTENTION, MLP, around, composed, fails, look
-from verification.probes import forget, probe
-
-
-@pytest.fixture(autouse=True)
-def _nothing_kept() -> Iterator[None]:
-    forget()
-    yield
-    forget()
-
+from verification.probes import probe
 
 ALIVE = (
     "arch.H_cycles=2", "arch.L_cycles=3", "arch.L_layers=3", "arch.hidden_size=256", "arch.num_heads=4", "arch.expansion=2",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,16 +13,8 @@ import tasks.recursive_reasoning.build as building
 import tasks.recursive_reasoning.task as tasks
 from engine.distributed import rank, world_size
 from tests.verification.probing import HRM, around, fails, look
-from verification.probes import forget
 
 CODE = "DYN717"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_kept() -> Iterator[None]:
-    forget()
-    yield
-    forget()
 
 
 @pytest.mark.parametrize(
@@ -56,7 +47,6 @@ def test_a_loss_divided_by_the_rows_of_one_rank(monkeypatch: pytest.MonkeyPatch)
         total, weight, metrics = loss(*args)
         return total, weight * (1 + rank()), metrics
 
-    forget()
     around(monkeypatch, tasks.RecursiveReasoningTask, "loss", uneven)
     assert "another gradient than one process" in fails(CODE)
 

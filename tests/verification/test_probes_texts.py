@@ -6,7 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -21,21 +21,14 @@ from models.language_models.gpt import GPT, GPTConfig, LMShape
 from tests.conftest import ROOT
 from tests.verification.probing import SLOW, around, composed
 from verification.finding import Finding
-from verification.probes import forget, probe
+from verification.probes import CODES_OBSERVED, probe
 
 CPU = "cfg_train_cpu"
 CODES = ["DYN700", "DYN703", "DYN706", "DYN709", "DYN712", "DYN716", "DYN717"]
 MIXTURE = ("training_mode=multidataset", "dataset_list=[a,b,c,a]")
 
 
-@pytest.fixture(autouse=True)
-def _nothing_kept() -> Iterator[None]:
-    forget()
-    yield
-    forget()
-
-
-def look(*overrides: str, recipe: str = CPU, only: set[str] | None = None) -> list[Finding]:
+def look(*overrides: str, recipe: str = CPU, only: Iterable[str] = CODES_OBSERVED) -> list[Finding]:
     return probe(composed(recipe, *overrides), entry="train.py", root=ROOT, only=only, overrides=overrides)
 
 
@@ -139,7 +132,6 @@ def test_a_key_that_nothing_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_key_that_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     override = ("lr_scheduler=none", "learning_rate=0.02")
     assert [f.level for f in look(*override, only={"DYN716"})] == ["PASS"]
-    forget()
     around(monkeypatch, building, "param_groups", lambda make, *a, **k: make(*a, **{**k, "lr": 1e-3}))
     found = look(*override, only={"DYN716"})
     assert [f.level for f in found] == ["WARN"], found

@@ -78,12 +78,14 @@ def test_a_run_that_is_another(
 
 
 def test_tensors_are_compared_with_those_of_the_model(trained: Path, kept: Path) -> None:
+    import pretrain
+
     config = OmegaConf.to_container(OmegaConf.load(kept / "config.resolved.yaml"))
-    assert tensors(kept, config, entry="pretrain", root=ROOT).level == "PASS"
+    assert tensors(kept, config, pretrain).level == "PASS"
     config["arch"]["pos_encodings"] = "learned"
-    found = tensors(kept, config, entry="pretrain", root=ROOT)
+    found = tensors(kept, config, pretrain)
     assert (found.level, found.message) == ("FAIL", "the checkpoint lacks inner.embed_pos.embedding_weight")
-    assert tensors(kept.parent, config, entry="pretrain", root=ROOT).level == "SKIP"
+    assert tensors(kept.parent, config, pretrain).level == "SKIP"
 
 
 def test_a_run_that_was_resumed_by_name(trained: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,6 @@ what it needs, raises `Unobservable`, which becomes a SKIP. A family of models b
 
 from __future__ import annotations
 
-import inspect
-import linecache
-import re
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +14,7 @@ from typing import Any
 
 from verification.codes import CODES
 from verification.finding import Finding, Level
+from verification.link import place_of
 from verification.probes.instance import Tiny, Unobservable
 
 
@@ -78,16 +75,16 @@ def run_probe(probe: Probe, tiny: Tiny) -> list[Finding]:
             note = item if isinstance(item, Note) else Note(probe.level, item)
             if note.about is None and note.level in ("FAIL", "WARN"):
                 note = replace(note, about=subject_of(probe, tiny))
-            (faults if note.level == probe.level else notes).append(_finding(probe, note, tiny.root))
+            (faults if note.level == probe.level else notes).append(_finding(probe, note))
     except Unobservable as reason:
-        return [*faults, *notes, _finding(probe, Note("SKIP", f"not observed: {reason}"), tiny.root)]
+        return [*faults, *notes, _finding(probe, Note("SKIP", f"not observed: {reason}"))]
     except Exception as error:
         file, line = place_of_error(error, tiny.root)
         text = f"stopped with {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         faults.append(Finding(probe.code, "FAIL", CODES[probe.code].step, text, _fix(probe), file, line))
     if faults:
         return [*faults, *(note for note in notes if note.level != "PASS")]
-    return notes or [_finding(probe, Note("PASS", probe.passed), tiny.root)]
+    return notes or [_finding(probe, Note("PASS", probe.passed))]
 
 
 def subject_of(probe: Probe, tiny: Tiny) -> Any:
@@ -102,28 +99,10 @@ def _fix(probe: Probe) -> str:
     return probe.fix or CODES[probe.code].fix
 
 
-def _finding(probe: Probe, note: Note, root: Path) -> Finding:
-    file, line = place_of(note.about, root)
+def _finding(probe: Probe, note: Note) -> Finding:
+    file, line = place_of(note.about)
     fix = _fix(probe) if note.level == probe.level and note.level != "PASS" else ""  # type: ignore[comparison-overlap]
     return Finding(probe.code, note.level, CODES[probe.code].step, note.message, fix, file, line)
-
-
-def place_of(item: Any, root: Path) -> tuple[str, int]:
-    """(file relative to `root`, line) of a class or function; ("", 0) for one that lies elsewhere."""
-    if isinstance(item, tuple):
-        return item
-    code = getattr(inspect.unwrap(item), "__code__", None) if callable(item) else None
-    module = sys.modules.get(getattr(item, "__module__", None) or "")
-    path = code.co_filename if code is not None else getattr(module, "__file__", None)
-    if path is None or not Path(path).resolve().is_relative_to(root):
-        return "", 0
-    file = Path(path).resolve().relative_to(root).as_posix()
-    return file, code.co_firstlineno if code is not None else _line_of_class(path, str(getattr(item, "__name__", "")))
-
-
-def _line_of_class(path: str, name: str) -> int:
-    lines = enumerate(linecache.getlines(path), 1)
-    return next((number for number, line in lines if re.match(rf"\s*class {re.escape(name)}\b", line)), 0)
 
 
 def place_of_error(error: BaseException, root: Path) -> tuple[str, int]:

@@ -24,9 +24,10 @@ import torch
 
 from engine.errors import UsageError
 from verification.finding import Level
+from verification.link import place_of
 from verification.probes.instance import Tiny, Unobservable
 from verification.probes.launch import MAKERS, watched
-from verification.probes.registry import Note, observes, place_of
+from verification.probes.registry import Note, observes
 
 STAND_IN = "_stand_in"
 OTHER_MODE = {
@@ -160,7 +161,7 @@ def reviewed(tiny: Tiny) -> list[Any]:
 
 def reviewed_files(tiny: Tiny) -> list[str]:
     """Their files, relative to the root."""
-    files = [place_of(item, tiny.root)[0] for item in reviewed(tiny) if not isinstance(item, ModuleType)]
+    files = [place_of(item)[0] for item in reviewed(tiny) if not isinstance(item, ModuleType)]
     modules = [Path(item.__file__ or "") for item in reviewed(tiny) if isinstance(item, ModuleType)]
     files += [path.resolve().relative_to(tiny.root).as_posix() for path in modules if path.is_relative_to(tiny.root)]
     return [file for file in dict.fromkeys(files) if file]
@@ -176,7 +177,7 @@ def function_names(tiny: Tiny) -> Iterator[str | Note]:
     files = reviewed_files(tiny)
     for name, value in (pair for item in reviewed(tiny) for pair in vars(item).items()):
         named = "train" in name and not name.startswith("_forward_train") and pattern.search(name)
-        if named and inspect.isfunction(value) and place_of(value, tiny.root)[0] in files:
+        if named and inspect.isfunction(value) and place_of(value)[0] in files:
             yield Note("WARN", f"{name} is named after another mode than {mode}", value)
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
-from dataclasses import fields
-from pathlib import Path
 
 from engine.cli.compose import key_lines
 from verification.finding import Finding
 from verification.reads import unread_arch
 from verification.rule import NotApplicable, finding, need_config, need_model, rule
-from verification.rules.config import keys_problem
 from verification.rules.job import backup_suffix, override_keys
 from verification.subject import Subject
 
@@ -49,19 +45,18 @@ def module_and_class(subject: Subject) -> Iterator[Finding]:
     model = subject.model
     if not model.module:
         raise NotApplicable("arch.name has not the form module@Class")
-    if model.namespace is None:
+    file = model.module_file
+    if not file:
         yield finding("ARC311", "FAIL", model.problem, *place_of(subject))
         return
-    file = subject.trace.relative(Path(model.namespace.__file__ or ""))
     yield finding("ARC311", "PASS", f"{file} exists", file)
-    public = getattr(model.namespace, "__all__", None)
-    if model.cls is None:
+    if model.problem:
         yield finding("ARC312", "FAIL", model.problem, file)
-    elif public is not None and model.cls_name not in public:
+    elif not model.exported:
         text = f"{file} has {model.cls_name}, but does not export it in __all__"
         yield finding("ARC312", "FAIL", text, file)
     else:
-        origin, line = subject.place(model.cls)
+        origin, line = model.place
         how = "defines" if origin == file else f"re-exports (from {origin})"
         yield finding("ARC312", "PASS", f"{file} {how} {model.cls_name}", origin, line)
 
@@ -71,13 +66,8 @@ def no_backup(subject: Subject) -> Iterator[Finding]:
     need_config(subject)
     amiss = False
     for link in (subject.model, subject.loss, *subject.evaluators):
-        classes = (
-            [cls for cls in link.cls.__mro__ if cls.__module__.partition(".")[0] in sys.modules] if link.cls else []
-        )
-        modules = dict.fromkeys([link.module, *(cls.__module__ for cls in classes)])
-        names = dict.fromkeys([link.cls_name, *(cls.__name__ for cls in classes)])
-        bad = [name for name in modules if backup_suffix(name)] + [name for name in names if CLASS_SUFFIX.search(name)]
-        for name in bad:
+        names = dict.fromkeys([link.module, link.cls_name, *link.names])
+        for name in [name for name in names if backup_suffix(name) or CLASS_SUFFIX.search(name)]:
             amiss = True
             text = f"{link.key}={link.text}: {name} is named as a backup copy"
             yield finding("ARC313", "FAIL", text, *place_of(subject, link.key))
@@ -94,16 +84,16 @@ def loss(subject: Subject) -> Iterator[Finding]:
     if not isinstance(block, dict) or not block.get("name"):
         yield finding("ARC314", "FAIL", "arch.loss.name is missing", *place_of(subject, "arch.loss"))
         return
-    if link.cls is None:
+    if link.problem:
         text = f"arch.loss.name={link.text}: {link.problem}"
         yield finding("ARC314", "FAIL", text, *place_of(subject, "arch.loss.name"))
         return
     kind = block.get("loss_type")
-    if problem := keys_problem(link.cls, block, "arch.loss"):
-        yield finding("ARC314", "FAIL", problem, *place_of(subject, "arch.loss"))
+    if link.misfit:
+        yield finding("ARC314", "FAIL", link.misfit, *place_of(subject, "arch.loss"))
     else:
         text = f"loss {link.text} ({kind or 'no loss_type'})"
-        yield finding("ARC314", "PASS", text, *subject.place(link.cls))
+        yield finding("ARC314", "PASS", text, *link.place)
 
 
 @rule("ARC320", "ARC321")
@@ -144,10 +134,10 @@ def arch_lines(subject: Subject) -> dict[str, tuple[str, int]]:
 
 @rule("ARC330")
 def keys(subject: Subject) -> Iterator[Finding]:
-    cls = need_model(subject)
+    model = need_model(subject)
     block = {key: value for key, value in subject.arch.items() if key not in ("name", "loss")}
     amiss = False
-    if problem := keys_problem(cls, block, "arch", skip=()):
+    if problem := model.misfit:
         amiss = True
         mine = [
             f"'{key}'" in problem or f"{key}=" in problem or problem.startswith(f"{key}:")
@@ -157,19 +147,18 @@ def keys(subject: Subject) -> Iterator[Finding]:
             yield finding("JOB030", "FAIL", problem, subject.where, subject.line)
         else:
             yield finding("ARC330", "FAIL", problem, *place_of(subject))
-    schema = getattr(cls, "Config", None)
-    if schema is None:
-        raise NotApplicable(f"{cls.__name__} has no Config")
-    place = subject.place(schema)
+    if not model.config:
+        raise NotApplicable(f"{model.cls_name} has no Config")
+    place = model.config_place
     for name in unread_arch(subject):
         amiss = True
-        text = f"arch.{name} is a field of {cls.__name__}'s config that nothing reads"
+        text = f"arch.{name} is a field of {model.cls_name}'s config that nothing reads"
         yield finding("ARC330", "FAIL", text, *place)
-    unset = [one.name for one in fields(schema) if one.name not in block]
+    unset = [name for name in model.fields if name not in block]
     if unset:
         fix = f"set it in {subject.arch_file} so that the file tells the whole architecture"
-        text = f"defaults of {schema.__name__} in force: {', '.join(unset)}"
+        text = f"defaults of {model.config} in force: {', '.join(unset)}"
         yield finding("ARC330", "INFO", text, *place, fix)
     if not amiss:
-        text = f"{len(block)} arch keys are fields of {schema.__name__}, and read"
+        text = f"{len(block)} arch keys are fields of {model.config}, and read"
         yield finding("ARC330", "PASS", text, *place)

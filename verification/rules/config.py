@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli.compose import defaults_lines, key_lines
-from engine.errors import UsageError
-from engine.schema import structure
 from verification.finding import Finding, Level
+from verification.link import place_of
 from verification.reads import unread_schema
 from verification.rule import NotApplicable, finding, need_config, need_script, rule
 from verification.rules.job import override_keys
@@ -135,27 +134,12 @@ def evaluators(subject: Subject) -> Iterator[Finding]:
         yield finding("CFG240", "WARN", text, *subject.trace.key_line("final_eval"), "final_eval=true")
     elif not entries:
         yield finding("CFG240", "PASS", "no evaluator is named: what the task itself measures", subject.config_file)
-    for entry, link in zip(entries, subject.evaluators, strict=True):
-        if link.cls is None:
+    for link in subject.evaluators:
+        if link.problem:
             yield finding("CFG240", "FAIL", f"{link.key}: {link.problem}", *subject.trace.key_line("evaluators"))
             continue
-        place = subject.place(link.cls)
-        problem = keys_problem(link.cls, entry, link.key.removesuffix(".name"))
-        text = problem or f"{link.text} is {place[0]}:{place[1]}"
-        yield finding("CFG240", "FAIL" if problem else "PASS", text, *place)
-
-
-def keys_problem(cls: type, block: dict[str, Any], where: str, skip: tuple[str, ...] = ("name",)) -> str:
-    """Why `cls.Config` does not take the keys of `block`, "" where it does."""
-    block = {key: value for key, value in block.items() if key not in skip}
-    schema = getattr(cls, "Config", None)
-    if schema is None:
-        return f"{where}: {cls.__name__} takes no keys, got {', '.join(block)}" if block else ""
-    try:
-        structure(schema, block, where)
-    except UsageError as error:
-        return str(error)
-    return ""
+        text = link.misfit or f"{link.text} is {link.place[0]}:{link.place[1]}"
+        yield finding("CFG240", "FAIL" if link.misfit else "PASS", text, *link.place)
 
 
 def warmup_key(config: dict[str, Any]) -> str:
@@ -233,6 +217,6 @@ def schema_is_read(subject: Subject) -> Iterator[Finding]:
     unread = unread_schema(subject)
     for key in unread:
         text = f"the schema declares {key}, and nothing reads it"
-        yield finding("CFG255", "FAIL", text, *subject.place(subject.schema))
+        yield finding("CFG255", "FAIL", text, *place_of(subject.schema))
     if not unread:
         yield finding("CFG255", "PASS", "every key of the schema is read", subject.script_file)

@@ -71,8 +71,8 @@ def model_is_the_scripts(subject: Subject) -> Iterator[Finding]:
         fix = "state both in the family's `requires`, which the registry compares with the class"
         yield finding("SCR112", "FAIL", f"{file} states no FAMILY and DATA_MODE", file, 0, fix)
         return
-    cls = need_model(subject)
+    model = need_model(subject)
     for key, stated in subject.requires.items():
-        actual = getattr(cls, key, None)
-        text = f"{cls.__name__} declares {key}={actual!r}, {file} works with {stated!r}"
-        yield finding("SCR112", "PASS" if actual == stated else "FAIL", text, *subject.place(cls))
+        actual = model.declared.get(key)
+        text = f"{model.cls_name} declares {key}={actual!r}, {file} works with {stated!r}"
+        yield finding("SCR112", "PASS" if actual == stated else "FAIL", text, *model.place)

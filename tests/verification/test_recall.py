@@ -1,0 +1,74 @@
+"""Answers on disk: kept by code, question and versions; a cache that cannot be used is no error."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from verification import recall
+from verification.recall import load, save
+
+SEEN = [{"code": "MOD420", "level": "FAIL"}]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(recall, "MEMORY", {})
+
+
+def test_a_question_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def answer() -> list[dict]:
+        asked.append(1)
+        return SEEN
+
+    assert recall.recall(["q", 1], None) is None
+    assert [recall.recall(["q", 1], answer) for _ in range(2)] == [SEEN, SEEN]
+    monkeypatch.setattr(recall, "MEMORY", {})  # another process
+    assert recall.recall(["q", 1], answer) == recall.recall(["q", 1], None) == SEEN
+    assert len(asked) == 1
+    recall.recall(["q", 2], answer, lasts=lambda value: False)
+    monkeypatch.setattr(recall, "MEMORY", {})
+    assert recall.recall(["q", 2], None) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "\0" * 9])
+def test_a_damaged_file_is_ignored_and_replaced(text: str) -> None:
+    save("a", SEEN)
+    (recall.folder() / "a.json").write_text(text, encoding="utf-8")
+    assert load("a") is None
+    save("a", SEEN)
+    assert load("a") == SEEN
+
+
+def test_a_cache_that_cannot_be_written_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    save("a", SEEN)
+    assert load("a") is None
+
+
+def test_a_bounded_number_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "MOST", 4)
+    for number in range(6):
+        save(str(number), SEEN)
+    assert len(list(recall.folder().glob("*.json"))) <= 4
+    assert load("5") == SEEN
+
+
+def test_the_name_follows_code_and_question(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    shutil.copytree(ROOT / "losses", root / "losses", ignore=shutil.ignore_patterns("__pycache__"))
+    names = [recall.key_of(["pretrain", {"L_cycles": number}], root) for number in (1, 2)]
+    names.append(recall.key_of(["train", {"L_cycles": 1}], root))
+    with (root / "losses/act.py").open("a", encoding="utf-8") as file:
+        file.write("\n")
+    recall.code.cache_clear()  # a process has the code that it has loaded
+    names.append(recall.key_of(["pretrain", {"L_cycles": 1}], root))
+    assert len(set(names)) == 4
+    assert all(name.isalnum() for name in names)

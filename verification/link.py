@@ -1,0 +1,147 @@
+"""What a `module@Class` of the config leads to. The class is imported once and its facts are kept on disk, so that
+rules judge names and declarations without torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from engine.errors import UsageError
+from engine.io import did_you_mean
+from engine.registry import SLOTS, build_config, classes_of, import_ours, modules_of, split_name
+from verification.recall import recall, trees
+
+Place = tuple[str, int]
+"""A file below the root and a line in it."""
+
+
+@dataclass
+class Link:
+    """A name of the config, followed to its class."""
+
+    key: str
+    """The dotted key: arch.name."""
+    text: str
+    module: str = ""
+    cls_name: str = ""
+    problem: str = ""
+    """Why the class could not be reached; all below is then empty."""
+    module_file: str = ""
+    exported: bool = True
+    """Whether `__all__` of the module, where it has one, names the class."""
+    place: Place = ("", 0)
+    names: list[str] = field(default_factory=list)
+    """Modules and classes of ours that it is made of, bases included."""
+    declared: dict[str, Any] = field(default_factory=dict)
+    """Its class variables with plain values: FAMILY, DATA_MODE, ACT_MODE, ..."""
+    train_forward: str = ""
+    """The `_forward_train_*` method that `forward` names, else the one that the class has."""
+    train_place: Place = ("", 0)
+    callable: bool = False
+    """Whether it has a forward."""
+    fields: list[str] = field(default_factory=list)
+    """Of its Config."""
+    config: str = ""
+    """The name of its Config, empty where it has none."""
+    config_place: Place = ("", 0)
+    misfit: str = ""
+    """Why its Config does not take the keys of the block."""
+
+
+def follow(key: str, block: Any, slot: str) -> Link:
+    """Follow `block["name"]`, or a bare name. Raises nothing: `problem` of the link has what is amiss."""
+    block = dict(block) if isinstance(block, Mapping) else {"name": block}
+    if key == "arch.name":
+        block.pop("loss", None)
+    answer = recall(["link", key, slot, block], lambda: asdict(_observe(key, block, slot)), lasts=_lasts)
+    return Link(**{**answer, **{name: tuple(answer[name]) for name in ("place", "train_place", "config_place")}})
+
+
+def _lasts(answer: Any) -> bool:
+    return not answer["problem"]  # a library that is missing may be installed
+
+
+def _observe(key: str, block: dict[str, Any], slot: str) -> Link:
+    text = block.get("name")
+    link = Link(key, "" if text is None else str(text))
+    if (split := split_name(link.text, slot)) is None:
+        link.problem = f"{link.text!r} is not of the form module@Class"
+        return link
+    link.module, link.cls_name = ".".join(split[0]), split[1]
+    try:
+        module = import_ours(link.module, key)
+    except UsageError as error:  # a package of the same name that is not ours
+        link.problem = str(error)
+        return link
+    except ModuleNotFoundError as error:
+        ours = error.name is not None and f"{link.module}.".startswith(f"{error.name}.")
+        hint = did_you_mean(link.module.partition(".")[2], modules_of(slot))
+        link.problem = f"there is no {link.module.replace('.', '/')}.py: {hint}" if ours else f"{link.module}: {error}"
+        return link
+    except (ImportError, SyntaxError, AttributeError, TypeError, NameError, ValueError) as error:
+        link.problem = f"{link.module} cannot be imported: {type(error).__name__}: {error}"
+        return link
+    link.module_file = place_of(module)[0]
+    cls = getattr(module, link.cls_name, None)
+    if isinstance(cls, type):
+        _describe(link, cls, module, block)
+    else:
+        hint = did_you_mean(link.cls_name, classes_of(module))
+        link.problem = f"{link.module} has no class {link.cls_name}: {hint}"
+    return link
+
+
+def _describe(link: Link, cls: type, module: ModuleType, block: dict[str, Any]) -> None:
+    link.exported = link.cls_name in getattr(module, "__all__", [link.cls_name])
+    link.place = place_of(cls)
+    ours = [one for one in cls.__mro__ if one.__module__.partition(".")[0] in SLOTS]
+    link.names = [name for one in ours for name in (one.__module__, one.__name__)]
+    plain = ((name, getattr(cls, name)) for name in dir(cls) if name.isupper())
+    link.declared = {name: value for name, value in plain if isinstance(value, str | int | float | None)}
+    link.train_forward = next(_training_methods(cls), "")
+    link.train_place = place_of(getattr(cls, link.train_forward, None))
+    link.callable = hasattr(cls, "forward")
+    schema = getattr(cls, "Config", None)
+    if schema is not None:
+        link.fields = [one.name for one in fields(schema)]
+        link.config, link.config_place = schema.__name__, place_of(schema)
+    try:
+        build_config(cls, block, link.key.removesuffix(".name"))
+    except UsageError as error:
+        link.misfit = str(error)
+
+
+def _training_methods(cls: type) -> Iterator[str]:
+    code = getattr(getattr(cls, "forward", None), "__code__", None)
+    yield from (name for name in (code.co_names if code else ()) if name.startswith("_forward_train"))
+    owned = [name for name in dir(cls) if name.startswith("_forward_train")]  # for a forward that is wrapped
+    yield from owned if len(owned) == 1 else ()
+
+
+def place_of(item: Any) -> Place:
+    """Where a module, class or function stands; ("", 0) for None and what is none of ours. A place is one already."""
+    if isinstance(item, tuple):
+        return item
+    code = getattr(inspect.unwrap(item), "__code__", None) if callable(item) else None
+    module = item if isinstance(item, ModuleType) else sys.modules.get(getattr(item, "__module__", None) or "")
+    file = code.co_filename if code is not None else getattr(module, "__file__", None) or ""
+    path = Path(file).resolve()
+    root = next((root for root in trees() if path.is_relative_to(root)), None)
+    if item is None or root is None or not path.is_file():
+        return "", 0
+    line = code.co_firstlineno if code is not None else class_line(file, str(getattr(item, "__name__", "")))
+    return path.relative_to(root).as_posix(), line
+
+
+def class_line(file: str, name: str) -> int:
+    """The line of a class statement, 0 where the file has none."""
+    lines = enumerate(linecache.getlines(file), 1)
+    return next((number for number, line in lines if re.match(rf"\s*class {re.escape(name)}\b", line)), 0)
