@@ -51,6 +51,12 @@ FILES = (
         jobs=f"[ ] {SMALL} run_name=first\n[ ] {SMALL} lr=1e-3 run_name=first\n",
     ),
     Fault(
+        name="job-name-before-command",
+        what="the name of the job stands before its command",
+        codes=("JOB010",),
+        jobs=f"[ ] SF1: {SMALL} run_name=first\n",
+    ),
+    Fault(
         name="job-intent-of-next",
         what="the intent above the job says HRM, the job trains TRM",
         codes=("JOB034",),

@@ -50,6 +50,10 @@ def script_exists(subject: Subject) -> Iterator[Finding]:
             yield finding("JOB010", "PASS" if there else "FAIL", text, *place)
         return
     if command.script is None:
+        if command.launcher.endswith(":"):
+            text = f"{command.launcher} is no command; a job's name stands on the line above it"
+            yield finding("JOB010", "FAIL", text, *place, f"#@ id: {command.launcher.rstrip(':')}")
+            return
         if command.launcher not in ("python", "torchrun"):
             raise NotApplicable(f"{command.launcher or 'an empty command'} is no launcher of ours")
         yield finding("JOB010", "FAIL", "the command names no script (*.py)", *place)
