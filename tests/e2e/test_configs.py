@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.loop import compiling
 from engine.registry import family_of
 from tests.conftest import ROOT, _entry, run_forked, run_script
 from tests.e2e.recipes import ENTRIES, PRETRAIN, TRAIN, Entry
@@ -115,7 +116,7 @@ CONDITIONAL = (
     ),
     # The transformer baseline has no recursion to count, but recipes set its sizes for whatever arch they are given.
     ("arch.name=recursive_reasoning.hrm@HRM arch.H_layers=1", {"arch.H_cycles", "arch.L_cycles"}, None),
-    ("compile=block", {"compile_cuda_graphs"}, "cfg_pretrain_sudoku_6x6"),  # compiling takes seconds
+    ("compile=block", {"compile_cuda_graphs"}, "cfg_pretrain_sudoku_6x6"),
 )
 
 # The same of train.py; tests/train/test_effects.py and tests/models show what each does where it is read.
@@ -152,7 +153,10 @@ ONE_STEP = [
 
 
 @pytest.mark.parametrize(("entry", "recipe", "arch"), ONE_STEP, ids=[f"{pair[1]}-{pair[2]}" for pair in ONE_STEP])
-def test_one_step_reads_every_key(workplace: Path, texts: Path, entry: Entry, recipe: str, arch: str) -> None:
+def test_one_step_reads_every_key(
+    workplace: Path, texts: Path, monkeypatch: pytest.MonkeyPatch, entry: Entry, recipe: str, arch: str
+) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", "eager")  # generating code takes seconds (forks inherit it)
     argv = [f"--config-name={recipe}", f"arch={arch}", *SMALL[entry.name], "device=cpu"]
     argv += [f"dataset={texts}/plain", "max_sample_tokens=2"] if entry is TRAIN else []
     unread = unread_keys(entry.name, argv, workplace)
