@@ -3,9 +3,10 @@
     python scripts/estimate.py --config-name=cfg_pretrain_sudoku_4x4 device=cpu
     python scripts/estimate.py --config-name=cfg_pretrain_sudoku_4x4 device=cpu --find-batch-size
     python scripts/estimate.py lr=1e-3 global_batch_size=64 --json estimate.json
+    python scripts/estimate.py --probe-steps 20 -- python train.py --dataset=shakespeare_char
 
-The command line is that of the entry script. A few steps are really taken (on one process) and nothing is written to
-the run directory; only generated data that are missing are built, as at a launch.
+The command line is that of the entry script, or behind `--` the whole command. A few steps are really taken (on one
+process) and nothing is written to the run directory; only generated data that are missing are built, as at a launch.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from omegaconf import DictConfig
 
 from dataset.arguments import OneLineParser, positive
 from engine.cli.main import run
-from engine.cli.recipes import config_name_of, read_recipe
+from engine.cli.recipes import config_name_of, read_recipe, search_folders
 from engine.config import load_synced_config
 from engine.errors import UsageError
 from engine.registry import family_of
+from launcher.command import parse as parse_command
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config"
@@ -57,7 +59,16 @@ def parser() -> argparse.ArgumentParser:
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """(own arguments, the entry script's command line). Raises: SystemExit 2 on arguments that contradict."""
     made = parser()
-    args, rest = made.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    end = words.index("--") if "--" in words else len(words)
+    args, rest = made.parse_known_args(words[:end])
+    if end < len(words):
+        command = parse_command(words[end + 1 :])
+        if command.script is None or args.entry:
+            made.error(
+                f"behind -- stands the whole command, python SCRIPT.py ...{' and no --entry' * bool(args.entry)}"
+            )
+        args.entry, rest = command.script, [*rest, *command.arguments]
     if {"-m", "--multirun"} & set(rest):
         made.error("-m starts several jobs: estimate one of them")
     return args, rest
@@ -66,7 +77,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
 def entry_of(rest: list[str]) -> str:
     """The entry script that the named config is for (pretrain where none is named)."""
     name = config_name_of(rest) or "cfg_pretrain"
-    return Path(read_recipe([CONFIG], name).script or "pretrain").stem
+    return Path(read_recipe(search_folders(rest, CONFIG), name).script or "pretrain").stem
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -249,10 +249,11 @@ def previous_good(checkpoints: Path, before: int) -> Path | None:
     return next((path for path in reversed(earlier) if find_fault(path) is None), None)
 
 
-def load_checkpoint(path: str | Path, *, checksums: bool = True) -> Checkpoint:
+def load_checkpoint(path: str | Path, *, checksums: bool = True, resuming: bool = True) -> Checkpoint:
     """Verify every file of the checkpoint directory `path` (links are followed) and open it.
 
-    Raises: UsageError, one line: which file of which checkpoint, what is wrong, the previous good one.
+    Raises: UsageError, one line: which file of which checkpoint, what is wrong, the previous good one; and the keys to
+    resume from that, where this launch is `resuming`.
     """
     folder = Path(path).resolve()
     if not folder.is_dir():
@@ -263,9 +264,8 @@ def load_checkpoint(path: str | Path, *, checksums: bool = True) -> Checkpoint:
         return Checkpoint(folder, manifest, **{name: dict(manifest)[name] for name in FIELDS})  # type: ignore[arg-type]
     named = STEP_NAME.fullmatch(folder.name)
     good = previous_good(folder.parent, int(named[1])) if named else None
-    offer = (
-        f"the previous good one is {good.name}: add resume_from={good.name}"
-        if good
-        else "no earlier one is intact: resume=false starts again"
-    )
+    if good is None:
+        offer = "no earlier one is intact" + (": resume=false starts again" if resuming else "")
+    else:
+        offer = "the previous good one is " + (f"{good.name}: add resume_from={good.name}" if resuming else str(good))
     raise UsageError(f"checkpoint {path}: {fault}; {offer}")

@@ -15,9 +15,7 @@ from typing import Any
 
 from engine.checkpoint.manifest import (
     STEP_NAME,
-    Checkpoint,
     Contents,
-    load_checkpoint,
     read_manifest,
     step_folders,
     write_checkpoint,
@@ -61,11 +59,14 @@ class CheckpointStore:
     def recover(self) -> None:
         """Do what a killed save had still to do after its rename: best, latest, links. For the holder of the lock.
 
-        Damaged checkpoints are left alone; pruning follows the next save.
+        Damaged checkpoints are left alone, and where the latest is one, so is `latest`: whoever resumes is to hear of
+        it. Pruning follows the next save.
         """
         remove_leftovers(self.folder)
         known = self._pointed("latest")
         since = self._written(_step_of(known)) if known is not None else ("", -1)
+        if known is not None and not since[0]:
+            return
         for step in sorted(self.steps(), key=self._written):
             path = self.folder / f"step_{step}"
             written = self._written(step)
@@ -205,10 +206,3 @@ class CheckpointStore:
             if (base / "checkpoints").is_dir() and base != self.run_dir:
                 return CheckpointStore(base, self.entry).latest()
         return None
-
-    def load(self, spec: str | os.PathLike[str] = "latest") -> Checkpoint:
-        """`load_checkpoint(resolve(spec))`. Raises: UsageError also when another entry script wrote it."""
-        checkpoint = load_checkpoint(self.resolve(spec))
-        if checkpoint.entry != self.entry:
-            raise UsageError(f"checkpoint {checkpoint.path} was written by {checkpoint.entry}.py, not {self.entry}.py")
-        return checkpoint

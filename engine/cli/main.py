@@ -9,6 +9,7 @@ import argparse
 import inspect
 import os
 import re
+import shlex
 import shutil
 import sys
 import traceback
@@ -182,9 +183,10 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
     if cause is None and isinstance(error, OverrideParseException):
         lines = [line for line in str(error).splitlines() if line.strip(" ^") and "https://" not in line]
         why = " ".join(line for line in lines if "LexerNoViableAlt" not in line)
-        return _flat(
-            f"cannot read '{error.override}': {f'{why}; ' if why else ''}quote a value with special characters"
-        )
+        key, _, value = str(error.override).lstrip("+").partition("=")
+        plain = re.fullmatch(r"[A-Za-z_][\w.]*", key) and value and value[0] not in "[{"
+        how = f"write --{key} {shlex.quote(value)}" if plain else "quote a value with special characters"
+        return _flat(f"cannot read '{error.override}': {f'{why}; ' if why else ''}{how}")
     text = re.sub(r"\n?See https?://\S+ for details", "", str(error))
     if isinstance(error, ConfigCompositionException) and cause is not None:
         text += f" ({str(cause).splitlines()[0]})"

@@ -63,7 +63,7 @@ def find_checkpoint(path: str | Path, *, checksums: bool = False) -> Checkpoint:
     parts = any((folder / name).exists() for name in ("manifest.json", *REQUIRED))
     if not folder.is_dir() or not (parts or re.fullmatch(r"step_\d+", folder.resolve().name)):
         raise UsageError(f"{path} is neither a run directory nor a checkpoint: expected e.g. checkpoints/PROJECT/RUN")
-    return load_checkpoint(folder, checksums=checksums)
+    return load_checkpoint(folder, checksums=checksums, resuming=False)
 
 
 def read_config(

@@ -116,7 +116,7 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
         raise UsageError(f"prev_run_ckpt={path}: no such run or checkpoint")
     store = CheckpointStore(folder, "train")
     source = store.best() or store.latest() or folder
-    checkpoint = load_checkpoint(source)
+    checkpoint = load_checkpoint(source, resuming=False)
     apart = config.training_mode == "multicontext" or config.multidataset_wte
     require_same_words(source.resolve().parent.parent, folders, apart=apart, key=f"prev_run_ckpt={source}")
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

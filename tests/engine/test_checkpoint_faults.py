@@ -22,6 +22,7 @@ from engine.checkpoint.manifest import load_checkpoint, previous_good
 from engine.checkpoint.store import CheckpointStore, CheckpointWriteError
 from engine.errors import UsageError
 from engine.io import sha256_json
+from engine.run.load_run import find_checkpoint
 from tests.engine.checkpoint_cases import FILES, ROOT, content, save, store_at
 
 # --- disk full, kill -9
@@ -175,12 +176,16 @@ def test_damage_is_named_and_the_previous_good_one_offered(tmp_path, name, damag
         save(store, step)
     flip(store.folder / "step_15" / "model.safetensors")  # so the previous *good* one is step_10
     damage(store.folder / "step_20" / name)
+    store.recover()
+    latest = store.resolve("latest")
     with pytest.raises(UsageError) as caught:
-        store.load("latest")
+        load_checkpoint(latest)
     text = str(caught.value)
     assert "\n" not in text
     assert f"step_20: {name} " in text
     assert text.endswith("; the previous good one is step_10: add resume_from=step_10")
+    with pytest.raises(UsageError, match=f"the previous good one is {store.folder}/step_10$"):  # for a script
+        find_checkpoint(store.run_dir, checksums=True)
     assert previous_good(store.folder, 20) == store.folder / "step_10"
     assert previous_good(store.folder, 5) is None
 

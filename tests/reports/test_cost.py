@@ -91,6 +91,7 @@ def test_steps_without_end_take_no_memory() -> None:
         (["lrr=3"], "did you mean 'lr'"),
         (["-m", "lr=1,2"], "estimate one of them"),
         (["--entry", "nothing"], "expected an entry script"),
+        (["--", "lr=1"], "behind -- stands the whole command"),
         (["--probe-steps", "0"], "--probe-steps"),
         (["--config-name=cfg_pretain"], "did you mean 'cfg_pretrain'"),
         (["--find-batch-size", "--memory-limit", "lots", "device=cpu", *TINY], "--memory-limit lots"),
@@ -106,6 +107,8 @@ def test_unusable_commands_are_one_line(tmp_path: Path, argv: list[str], words: 
 def test_own_arguments_and_the_entry_scripts() -> None:
     args, rest = parse(["--find-batch-size", "--lr", "1e-3", "+debug=tiny", "--probe-steps", "2"])
     assert (args.find_batch_size, args.probe_steps, rest) == (True, 2, ["--lr", "1e-3", "+debug=tiny"])
+    args, rest = parse(["--probe-steps", "2", "--", "python", "train.py", "--lr", "1e-3"])
+    assert (args.entry, args.probe_steps, rest) == ("train.py", 2, ["--lr", "1e-3"])
 
 
 # --- the batch size ---------------------------------------------------------------------------------------------------

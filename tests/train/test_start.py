@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import run_script
+from tests.conftest import ROOT, run_script
 from tests.train.conftest import TINY, attempt, train
 
 GPT2 = (
@@ -186,3 +186,11 @@ def test_an_earlier_run_gives_the_weights_that_were_evaluated(place: Path) -> No
     evaluated = [line["eval/val_loss"] for line in lines if "eval/val_loss" in line]
     begun = train(place, "--init_from=prev_run", "--prev_run_ckpt=out/first", "eval_only=true")
     assert begun[0]["eval/val_loss"] == min(evaluated)
+
+
+def test_a_checkpoint_of_another_script_is_refused(place: Path) -> None:
+    checkpoint = ROOT / "tests/fixtures/runs_before_house/feudal/checkpoints/step_8"
+    result = attempt(place, f"resume_from={checkpoint}")
+    assert result.code == 2
+    assert f"checkpoint {checkpoint} was written by pretrain.py, not by train.py" in result.output.replace("\n", " ")
+    assert not (place / "out").exists()
