@@ -39,6 +39,8 @@ def owned(keys: np.ndarray, owners: np.ndarray) -> np.ndarray:
 
 def keys_of(grids: Sequence[Sequence[Sequence[int]]], side: int) -> np.ndarray:
     """Keys of grids in nested lists, uint64 [n, 2]; one that no canvas of this side holds gets a key of no grid."""
+    if not len(grids):
+        return np.empty((0, 2), dtype=np.uint64)
     canvases = np.zeros((len(grids), side, side), dtype=np.uint8)
     shapes = np.zeros((len(grids), 2), dtype=np.int64)
     fits = np.ones(len(grids), dtype=bool)

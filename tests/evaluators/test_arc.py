@@ -144,6 +144,15 @@ def test_a_task_whose_solution_is_hidden_is_submitted_and_not_scored(tmp_path: P
     assert json.loads(evaluator.files["arc_tasks.json"])["tasks"]["task0"]["solved"] is None
 
 
+def test_a_set_that_asks_nothing_has_no_score(tmp_path: Path) -> None:
+    """The boards of path verification are such a set."""
+    write_arc(tmp_path / "set")
+    (tmp_path / "set/test_puzzles.json").write_text("{}")
+    metrics, rows = run(ARC(ARCConfig()), tmp_path / "set")
+    assert metrics["ARC_iii_clean/pass@2"] is None
+    assert metrics["ARC_iii_clean/unmatched_examples"] == len(rows)
+
+
 @pytest.mark.parametrize(("leakage", "mark"), [(True, "iii_leak"), (False, "iii_clean"), (None, "iii_unchecked")])
 def test_every_score_says_its_protocol_and_leakage(tmp_path: Path, leakage, mark: str, capsys) -> None:
     write_arc(tmp_path / "set", leakage=leakage)
