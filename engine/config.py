@@ -108,6 +108,10 @@ class RunConfig:
     """Keys whose product is what each process adds to the batch, rows first; empty where the batch is one key."""
     FOLLOWS: ClassVar[Mapping[str, str]] = {}
     """Keys whose value another key gives, as long as nobody sets them -> that key: for messages."""
+    REQUIRED: ClassVar[Mapping[str, str]] = {}
+    """Keys that every command has to give -> an example."""
+    CONFIG_FILE: ClassVar[str | None] = None
+    """The JSON file that stands for --config where a command gives none."""
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {}
     """Blocks of free keys -> the dataclass that declares their keys: for --help."""
 

@@ -27,6 +27,7 @@ SLOTS = ("models", "losses", "evaluators", "dataset", "tasks")
 CONTRACTS = {"models": ("forward",), "losses": ("forward",), "evaluators": ("begin", "update", "result")}
 """What a class of a slot is called with: a class without these methods is a helper of its module."""
 FAMILIES = {"pretrain": "recursive_reasoning", "train": "language_model"}
+FAMILIES |= dict.fromkeys(("feedforward_train", "feedbackward_alt_train", "feedbackward_rec_alt_train"), "feedback")
 """Entry script -> its folder under tasks/. The `entry` of a checkpoint and the `script` of a stored config name one of
 them or are refused."""
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,8 +49,8 @@ class Arch:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A folder of tasks/: `FAMILY` in its family.py. Making one imports no torch; build.py and the others are imported
-    by the first method that needs them.
+    """A folder of tasks/, as one entry script has it: `FAMILY` in its family.py, or several of other names. Making one
+    imports no torch; build.py and the others are imported by the first method that needs them.
 
     build.py has `check(config)`, `create_model(config, shape, runtime)` and `build(config, runtime, create_model)`.
     """
@@ -106,8 +107,8 @@ def family_of(entry: str, where: str) -> Family:
     """The family of the entry script `entry`. `where` begins the line of the error. Raises: UsageError."""
     if entry not in FAMILIES:
         raise UsageError(f"{where}: {entry!r}: expected an entry script, {did_you_mean(str(entry), FAMILIES)}")
-    family: Family = import_ours(f"tasks.{FAMILIES[entry]}.family", where).FAMILY
-    return family
+    known = vars(import_ours(f"tasks.{FAMILIES[entry]}.family", where)).values()
+    return next(each for each in known if isinstance(each, Family) and each.entry == entry)
 
 
 def families() -> list[Family]:

@@ -1,4 +1,4 @@
-"""Write text with a model of train.py.
+"""Write text with a model of train.py, or of a feedback script.
 
     python scripts/sample.py out/shakespeare                                  # one sample from a newline
     python scripts/sample.py out/shakespeare --prompt "ROMEO:" --max-new-tokens 300 --top-k 1 5 200
@@ -58,6 +58,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="draw from the K likeliest tokens; default: 200",
     )
     parser.add_argument("--min-p", type=float, metavar="P", help="only tokens of at least P x the best's probability")
+    parser.add_argument(
+        "--steps", type=positive, metavar="N", help="steps in which masked text is filled in, per block"
+    )
+    parser.add_argument("--block-length", type=positive, metavar="N", help="fill blocks of N tokens from left to right")
     parser.add_argument("--dataset", metavar="NAME", help="which vocabulary, for a multidataset_wte model")
     parser.add_argument("--seed", type=int, default=1337, metavar="N", help="of the random draws; default: 1337")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (if there are any) or raw")

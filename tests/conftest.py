@@ -81,7 +81,8 @@ def _warm_up() -> None:
     from verification import preflight  # noqa: F401
 
     for family in families():
-        trace = resolve(ROOT / f"{family.entry}.py", ["device=cpu"], root=ROOT)
+        required = (f"++{key}={value}" for key, value in family.schema.REQUIRED.items())
+        trace = resolve(ROOT / f"{family.entry}.py", ["device=cpu", *required], root=ROOT)
         assert trace.config is not None, trace.problems
         known_keys(family.schema, trace.resolved or {})
         family.read_arch(trace.config)
@@ -242,10 +243,21 @@ def workplace(tmp_path: Path, tiny_data: Path) -> Path:
     return tmp_path
 
 
-def archs_of(family: str) -> list[str]:
-    """The files of config/arch whose class lies in models/`family`/."""
-    files = sorted((ROOT / "config/arch").glob("*.yaml"))
-    return [path.stem for path in files if f"\nname: {family}." in f"\n{path.read_text()}"]
+def archs_of(family: str, **declared: str) -> list[str]:
+    """The files of config/arch whose class lies in models/`family`/ and declares what is `declared` (DATA_MODE, ...)."""
+    from engine.cli.recipes import read_option
+    from engine.registry import resolve
+
+    names = {}
+    for path in sorted((ROOT / "config/arch").glob("*.yaml")):
+        name = read_option(path)["arch"]["name"]
+        if name.startswith(f"{family}."):
+            names[path.stem] = name
+    return [
+        arch
+        for arch, name in names.items()
+        if all(getattr(resolve(name, "models"), key) == value for key, value in declared.items())
+    ]
 
 
 def metrics(run_dir: Path) -> list[dict]:

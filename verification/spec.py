@@ -56,8 +56,9 @@ class Verification:
 
 def specification(script: ModuleType) -> Verification | None:
     """What the family of an entry script tells, None where it has no verify.py."""
-    found = getattr(script.FAMILY.part("verify"), "VERIFICATION", None)
-    return found if isinstance(found, Verification) else None
+    part, mode = script.FAMILY.part("verify"), script.FAMILY.requires.get("DATA_MODE")
+    known = [found for found in vars(part).values() if isinstance(found, Verification)] if part else []
+    return next((found for found in known if len(known) == 1 or found.data_mode == mode), None)
 
 
 def depths(arch: Mapping[str, Any]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from engine.cli.main import one_line
 from engine.cli.resolve import Trace, hydra_flags, resolve
 from engine.errors import UsageError
 from engine.io import did_you_mean, user_path
+from engine.registry import FAMILIES, family_of
 from engine.run.parent import SUFFIX
 from launcher import jobs as job_files
 from launcher.command import parse
@@ -231,7 +232,11 @@ def verify_recipes(paths: Sequence[Path], *, root: Path, **how: Any) -> list[Rep
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if line.startswith("#@") and (problem := job_files.read_directive(line, intent, {})):
                 problems.append(replace(finding("JOB034", "WARN", problem, file, number), job=path.stem))
-        argv = ("python", recipe_script(root, path), f"--config-name={path.stem}")
+        script = recipe_script(root, path)
+        known = Path(script).stem in FAMILIES
+        required = family_of(Path(script).stem, "script").schema.REQUIRED if known else {}
+        given = [f"++{key}={value}" for key, value in required.items()]
+        argv = ("python", script, f"--config-name={path.stem}", *given)
         requests.append(Request(argv=argv, intent=intent, where=file, kind="recipe", job=path.stem, **how))
         notes.append(problems)
     reports = judge(requests, root=root)

@@ -80,7 +80,7 @@ def main(
 
 def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: Sweep | None = None) -> int:
     """`main` without the exit: returns the code. sys.argv is the translated command meanwhile."""
-    schema, entry, aliases, rewrite = family.schema, family.entry, family.aliases, family.rewrite
+    schema, entry = family.schema, family.entry
     full_error = os.environ.get(FULL_ERROR) == "1"
     given, argv = inspect.getclosurevars(launch).nonlocals, spelled(sys.argv[1:])
     name = config_name_of(argv) or str(given.get("config_name") or "")
@@ -93,17 +93,11 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
         based = check_recipe(folders, name, entry)
         groups = find_groups(config_dir, name, *folders[1:])
         if {"-h", "--help"} & set(argv):
-            sys.stdout.write(help_text(entry, schema, groups, config_dir, name, aliases, *folders[1:]) + "\n")
+            sys.stdout.write(help_text(entry, schema, groups, config_dir, name, family.aliases, *folders[1:]) + "\n")
             return 0
         typed: dict[str, str] = {}
         words = read_command(
-            argv,
-            schema=schema,
-            aliases=aliases,
-            rewrite=rewrite,
-            groups=groups,
-            typed=typed,
-            translated=lambda words: remember(_of_others(schema, words, typed) | typed),
+            argv, family, groups, typed, lambda words: remember(_of_others(schema, words, typed) | typed)
         )
         remember(typed)
         multirun = is_sweep(words)

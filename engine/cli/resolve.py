@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from engine.cli.recipes import config_name_of, find_groups, flag_value, locate, 
 from engine.cli.source_keys import known_keys
 from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, spelled, translate
 from engine.errors import UsageError
-from engine.registry import Family, Rewrite
+from engine.registry import Family
 from engine.schema import structure, with_defaults
 
 CODE = Path(__file__).resolve().parents[2]
@@ -62,14 +62,6 @@ class Script:
     @property
     def schema(self) -> type | None:
         return self.declared.schema if self.declared else None
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        return self.declared.aliases if self.declared else {}
-
-    @property
-    def rewrite(self) -> Rewrite | None:
-        return self.declared.rewrite if self.declared else None
 
     @property
     def config_dir(self) -> Path:
@@ -155,23 +147,19 @@ def _relative(root: Path, path: Path) -> str:
 
 def read_command(
     argv: Sequence[str],
-    *,
-    schema: type,
-    aliases: Mapping[str, str],
-    rewrite: Rewrite | None,
+    family: Family,
     groups: Groups,
-    typed: dict[str, str] | None = None,
+    typed: dict[str, str],
     translated: Callable[[list[str]], None] = lambda words: None,
 ) -> list[str]:
     """The words of a command as Hydra takes them; `typed` collects what the user wrote for which key.
 
-    `groups` are those of the recipe that the command names; `translated` is called with the words before the script's
+    `groups` are those of the recipe that the command names; `translated` is called with the words before the family's
     own `rewrite` may refuse one. Raises: UsageError.
     """
-    typed = {} if typed is None else typed
-    words = translate(list(argv), schema, groups=groups, aliases=aliases, typed=typed)
+    words = translate(list(argv), family.schema, groups=groups, aliases=family.aliases, typed=typed)
     translated(words)
-    return rewrite(words, groups, typed) if rewrite is not None else words
+    return family.rewrite(words, groups, typed) if family.rewrite is not None else words
 
 
 def is_sweep(words: Sequence[str]) -> bool:
@@ -269,14 +257,9 @@ def _compose(trace: Trace, sweep_job: bool) -> None:
         return
     words = [word for word in trace.argv if word not in ("-h", "--help")]
     trace.groups = _groups(tuple(trace.folders), trace.config_name, digest(trace.folders))
-    schema = script.schema or type("Nothing", (), {"__dataclass_fields__": {}})
-    words = read_command(
-        words,
-        schema=schema,
-        aliases=script.aliases,
-        rewrite=script.rewrite,
-        groups=trace.groups,
-    )
+    nothing: Any = type("Nothing", (), {"__dataclass_fields__": {}})
+    unknown = Family(entry="", package="", config_name="", schema=nothing, requires={})
+    words = read_command(words, script.declared or unknown, trace.groups, {})
     trace.overrides = without_flags(words)
     trace.jobs = sweep_of(trace) if is_sweep(words) else [trace.overrides]
     composed = compose_config(trace.folders, trace.config_name, trace.jobs[0])

@@ -4,6 +4,9 @@
     --data_paths a b         data_paths=[a,b]            --config f.json       its leaves, before the rest
     --prompt "a, b"          prompt='a, b'               +key=value            ++key=value (not groups)
 
+A script whose schema names a CONFIG_FILE reads that one where the command has neither --config nor --config-name and
+resumes no run.
+
 No prefixes are matched. Hydra's own flags pass through, first: argparse wants the overrides in one piece. A leading `~`
 in what Hydra reads itself is the home folder here; a key of ours keeps it, and whoever opens the path reads it so.
 """
@@ -114,6 +117,7 @@ class _Translator:
         self.overrides: list[str] = []
 
     def run(self) -> list[str]:
+        usual = getattr(self.schema, "CONFIG_FILE", None)
         while self.words:
             word = self.words.pop(0)
             name, equals, value = word.partition("=")
@@ -124,6 +128,7 @@ class _Translator:
                 if name in ("--cfg", "-c") and value not in SHOWN:
                     raise UsageError(f"{name} {value}: {did_you_mean(value, SHOWN)}")
                 value = str(user_path(value)) if value.startswith("~") else value
+                usual = None if name in ("--config-name", "-cn") else usual
                 self.hydra += [f"{name}={value}"] if equals else [word, value]
             elif name in ("--info", "-i"):
                 if equals and value not in INFO:
@@ -131,6 +136,7 @@ class _Translator:
                 follows = bool(self.words) and self.words[0] in INFO
                 self.hydra.append(word if equals else f"--info={self.words.pop(0) if follows else 'all'}")
             elif name == "--config":
+                usual = None
                 self._json(value if equals else self._value(word))
             elif word.startswith("--") and len(word) > 2:
                 self._flag(name[2:], value if equals else None)
@@ -139,6 +145,8 @@ class _Translator:
             else:
                 kind = "flag" if word.startswith("-") else "word"
                 raise UsageError(f"unexpected {kind} '{word}': write key=value or --key value (see --help)")
+        if usual is not None and not any(word.lstrip("+").lower() == "resume=true" for word in self.overrides):
+            self._json(usual)
         return self.hydra + self.from_json + self.overrides
 
     def _override(self, word: str) -> str:
@@ -245,6 +253,9 @@ class _Translator:
     def _flatten(self, block: Mapping[str, Any], prefix: str) -> None:
         for key, value in block.items():
             name = self._resolved(f"{prefix}{key}")
+            if name is None and isinstance(value, Mapping) and any(f"{prefix}{key}." in old for old in self.aliases):
+                self._flatten(value, f"{prefix}{key}.")  # a section that only groups keys
+                continue
             if name is None:
                 raise UsageError(f"unknown key '{prefix}{key}': {self._suggest(prefix + key)}")
             self._note(name, f"{prefix}{key}")

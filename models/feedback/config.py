@@ -12,7 +12,6 @@ if TYPE_CHECKING:  # --help and the path verification read these keys without lo
 
 Objective = Literal["masked_diffusion", "autoregressive"]
 ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
-_MOST_LAYERS, _MOST_HEADS = 1000, 65536  # beyond lies a slip of the pen that would build for hours
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,9 @@ class BaseConfig:
     NOT_SHAPE: ClassVar[frozenset[str]] = frozenset(("dropout", "forward_dtype", "init_std"))
     """Keys that another training may choose anew: the weights fit all the same."""
 
-    n_layer: Annotated[int, Range(1, _MOST_LAYERS)] = 8
+    n_layer: Annotated[int, Range(1, 1000)] = 8
     """Blocks L."""
-    n_head: Annotated[int, Range(1, _MOST_HEADS)] = 8
+    n_head: Annotated[int, Range(1, 65536)] = 8
     """Attention heads h; must divide n_embd into even parts."""
     n_embd: Annotated[int, Range(1)] = 256
     """Width C."""
@@ -99,7 +98,7 @@ class BaseConfig:
 class LoopedConfig(BaseConfig):
     """A base that applies some of its blocks several times: prelude, loop, coda."""
 
-    loops: Annotated[int, Range(1, _MOST_LAYERS)] = 2
+    loops: Annotated[int, Range(1, 1000)] = 2
     """How often the looped blocks are applied."""
     loop_start: Annotated[int, Range(0)] = 1
     """First looped block; those before it are the prelude."""

@@ -52,7 +52,7 @@ class Entry:
     @property
     def archs(self) -> list[str]:
         """The architectures that it can train."""
-        return archs_of(self.family)
+        return archs_of(self.family, **self.declared.requires)
 
     def own_arch(self, recipe: str) -> str:
         """The architecture that a recipe's defaults name."""
@@ -79,11 +79,19 @@ class Entry:
             single.append(line)
         return single
 
+    def required(self, config: str, overrides: list[str]) -> list[str]:
+        """The script's required flags that a command leaves out, so that its recipes compose."""
+        given = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in overrides}
+        words = dict(self.declared.schema.REQUIRED)
+        if given.get("arch") == "attn_finetune":  # has no rank
+            words.pop("arch.lora_rank", None)
+        return [f"++{key}={value}" for key, value in words.items() if key not in given]
+
     def compose(self, config: str, *overrides: str) -> Any:
         """The checked config of a recipe."""
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONFIGS), version_base=None):
-            composed = compose(config, overrides=list(overrides))
+            composed = compose(config, overrides=[*overrides, *self.required(config, list(overrides))])
         return load_synced_config(composed, schema=self.schema, entry=self.name)
 
     def accept(self, argv: list[str]) -> None:

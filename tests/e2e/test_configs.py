@@ -51,6 +51,13 @@ def shape_of(entry: Entry, config) -> object:
         from models.language_models.config import LMShape
 
         return LMShape((65,))
+    if entry.family == "feedback":
+        from models.feedback.adapter_config import AdapterShape
+        from models.feedback.config import BaseConfig
+        from tasks.feedback.base import text_shape
+
+        text = text_shape(257)
+        return AdapterShape(BaseConfig(), text) if "frozen_base" in entry.declared.requires.values() else text
     from models.recursive_reasoning.act import PuzzleShape
 
     return PuzzleShape(*SHAPES[Path(config.data_paths[0]).name])
@@ -148,7 +155,8 @@ SMALL = {
 ONE_STEP = [
     pair
     for pair in PAIRS
-    if pair[1] in ("cfg_pretrain_sudoku_4x4", "cfg_train_cpu") or pair[0].own_arch(pair[1]) == pair[2]
+    if pair[0].name in SMALL
+    and (pair[1] in ("cfg_pretrain_sudoku_4x4", "cfg_train_cpu") or pair[0].own_arch(pair[1]) == pair[2])
 ]
 
 

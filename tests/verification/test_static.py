@@ -43,10 +43,10 @@ def test_everything_that_ships_verifies() -> None:
     assert not wrong
     assert len(reports) > 15
     intents = {r.job: r.intent for r in reports if r.chain}
-    # The guide's four questions; a language model has no ACT and no encoder to ask for.
+    # The guide's four questions; text models have no ACT and no encoder to ask for.
     silent = [
         job for job, intent in intents.items()
-        if not {"mode", "purpose"} | ({"act", "encoder"} if intent.get("mode") != "tokens" else set()) <= intent.keys()
+        if not {"mode", "purpose"} | ({"act", "encoder"} if intent.get("mode") in ("embedding", "encoder") else set()) <= intent.keys()
     ]  # fmt: skip
     assert not silent, "a job or recipe that does not answer its family's questions"
     assert (ROOT / PAGE).read_text(encoding="utf-8") == summary(reports), (

@@ -1,0 +1,220 @@
+"""Every key of the feedback scripts, with type, default and meaning: the schema of `config/cfg_feed*.yaml`.
+
+Defaults are the published setting's. The sections of a config file (`datasets`, `model`, `diffusion`, `training`) stand
+for the same keys, see ALIASES. An epoch is one pass over the training documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from engine.config import NOT_IDENTITY as RUN_NOT_IDENTITY, RunConfig
+from engine.fields import Inert, NotBlank, Range, check_fields
+from engine.io import did_you_mean
+from engine.loop.schedule import Decay
+from engine.registry import ROOT
+from models.feedback.adapter_config import HyperConfig
+from models.feedback.config import BaseConfig
+
+EPOCHS = 100
+"""Passes over a data set that `epochs` does not name."""
+IN_TRAINING = (
+    *("epochs", "batch_size", "learning_rate", "decay_lr", "warmup_ratio", "min_lr", "grad_clip", "device", "compile"),
+    *("eval_interval", "eval_max_examples", "log_interval", "num_samples", "max_steps", "resume", "out_dir"),
+    *("checkpoint_dir", "checkpoint_name", "ff_run_name", "fb_run_name", "fb_rec_run_name"),
+)
+"""Keys that a config file has in its section `training`."""
+ALIASES = {
+    **{f"training.{key}": key for key in IN_TRAINING},
+    "training.dtype": "arch.forward_dtype",
+    "diffusion.generation_steps": "generation_steps",
+    "diffusion.eps": "eps",
+}
+BASE_ALIASES = {**ALIASES, "model": "arch"}
+ADAPTER_ALIASES = {
+    **ALIASES,
+    **dict.fromkeys(("lora_rank", "model.lora_rank"), "arch.lora_rank"),
+    **dict.fromkeys(("feedback_reverse", "model.feedback_reverse"), "arch.feedback_reverse"),
+    "feedforward.checkpoint_dir": "ff_checkpoint_dir",
+    "feedforward.checkpoint_name": "ff_checkpoint_name",
+    "fb_checkpoint_dir": "checkpoint_dir",
+    "fb_checkpoint_name": "checkpoint_name",
+}
+_KEPT = "the best and the newest checkpoint are always kept; keep_last and keep_every keep more"
+_FILES = "the files are called log.txt and metrics.csv"
+_PUBLISHED = {
+    **dict.fromkeys(("save_best_ckpt", "save_epoch", "save_multiple_eval_interval", "eval_save_multiple"), _KEPT),
+    "save_epoch_interval": _KEPT,
+    **dict.fromkeys(("log_file_name", "csv_file_name"), _FILES),
+    "ft_run_name": "arch=attn_finetune of feedbackward_alt_train.py fine-tunes, and its runs are called fb_run_name",
+}
+FOREIGN_KEYS = {**_PUBLISHED, **{f"training.{key}": hint for key, hint in _PUBLISHED.items()}}
+"""Keys of the published config.json that nothing here does."""
+NOT_IDENTITY = {
+    **RUN_NOT_IDENTITY,
+    "out_dir": "launch: where runs lie",
+    **dict.fromkeys(("ff_run_name", "fb_run_name", "fb_rec_run_name"), "logging: a label"),
+    **dict.fromkeys(("generation_steps", "num_samples", "temperature"), "logging: samples are shown, not learnt from"),
+}
+
+
+@dataclass(kw_only=True)
+class DatasetConfig:
+    """An entry of `datasets`."""
+
+    FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {
+        "config_name": "a launch downloads nothing; python -m dataset.build_text_dataset does",
+        "max_seq_length": "block_size is the longest piece, and arch.block_size what positions there are",
+    }
+
+    name: Annotated[str, NotBlank("a text data set: gsm8k, wikitext, or one of your own")]
+    """What it is called under data/, together with its tokenizer: data/<name>_<tokenizer_name>."""
+    path: Annotated[str | None, NotBlank("a folder")] = None
+    """Folder of a built text data set (docs/text-data.md) to use in place of the one under data/."""
+    tokenizer_name: str = "byte"
+    """Its tokenizer."""
+    block_size: Annotated[int, Range(2)] = 512
+    """Longest piece of a document, in tokens."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "datasets.*")
+
+    @property
+    def folder(self) -> str:
+        """Where its token files lie."""
+        return self.path or f"data/{self.name}_{self.tokenizer_name}"
+
+
+@dataclass(kw_only=True)
+class FeedforwardConfig(RunConfig):
+    """The base: a language model that fills in masked text."""
+
+    REQUIRED: ClassVar[Mapping[str, str]] = {"active_dataset": "gsm8k"}
+    CONFIG_FILE: ClassVar[str] = str(ROOT / "config.json")
+    NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
+    FOREIGN_KEYS: ClassVar[Mapping[str, str]] = FOREIGN_KEYS
+    NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": BaseConfig}
+
+    arch: dict[str, Any]
+    """The model: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""
+
+    active_dataset: str = ""
+    """The data set to train on, a key of `datasets`. Required."""
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    """The data sets that there are: key -> name, path, tokenizer_name, block_size."""
+    offline: Literal["stand_in", "error"] = "stand_in"
+    """A data set that is not there: build its declared stand-in and say so, or refuse."""
+    out_dir: Annotated[str, NotBlank("a folder")] = ".out"
+    """Runs lie in <out_dir>/<active_dataset>/<run name>_<time>."""
+    ff_run_name: str = "ff_model"
+    """Begins the folder's name of a base."""
+    fb_run_name: str = "fb_model"
+    """Begins that of a hypernetwork with a block for each block of the base."""
+    fb_rec_run_name: str = "fb_rec_model"
+    """Begins that of a recurrent hypernetwork."""
+    checkpoint_dir: str | None = None
+    """With resume: the run to resume, by its name under <out_dir>/<active_dataset>/ or as a path; null: the newest."""
+    checkpoint_name: str | None = None
+    """With resume: its checkpoint, such as epoch_ckpt_gsm8k.pt; null: the newest."""
+    compile: Literal["off", "block", "full", "true", "false"] = "off"  # type: ignore[assignment]
+    """torch.compile: each block once, or the whole forward pass with its loss; true means block, false off."""
+
+    epochs: dict[str, int] = field(default_factory=dict)
+    """Data set -> passes over its training documents; 100 for one that is not named."""
+    batch_size: Annotated[int, Range(1)] = 64
+    """Pieces of documents in the batch of a step, over all processes."""
+    learning_rate: Annotated[float, Range(0)] = 3e-4
+    """Peak learning rate."""
+    decay_lr: bool = True
+    """Warm up, then follow a cosine to min_lr; false: constant."""
+    warmup_ratio: Annotated[float, Range(0, below=1), Inert("decay_lr=false")] = 0.1
+    """Share of the run in which the learning rate rises."""
+    min_lr: Annotated[float, Range(0), Inert("decay_lr=false")] = 3e-5
+    """Learning rate at the end."""
+    weight_decay: Annotated[float, Range(0)] = 0.1
+    """Decoupled weight decay of matrices; tables, gates and other vectors have none."""
+    beta1: Annotated[float, Range(0, below=1)] = 0.9
+    """First-moment decay of AdamW."""
+    beta2: Annotated[float, Range(0, below=1)] = 0.99
+    """Second-moment decay of AdamW."""
+    grad_clip: float | None = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    eps: Annotated[float, Range(0, below=1)] = 1e-3
+    """Least share of masked tokens: p = (1 - eps) t + eps."""
+    log_interval: Annotated[int, Range(1)] = 10
+    """Steps between lines of metrics."""
+
+    eval_interval: Annotated[int | None, Range(1)] = None
+    """Steps between evaluations; null: one at the end of each epoch."""
+    eval_max_examples: Annotated[int | None, Range(1)] = None
+    """Evaluate at most this many pieces of documents, always the same ones; null: all."""
+    eval_samples: Annotated[int, Range(1)] = 1
+    """How often each piece is evaluated, under masks of other shares."""
+    generation_steps: Annotated[int, Range(1)] = 10
+    """Steps in which a sample is unmasked."""
+    num_samples: Annotated[int, Range(0)] = 1
+    """Validation documents that each evaluation shows a continuation of; 0: none."""
+    temperature: Annotated[float, Range(0), Inert("num_samples=0", "num_samples=0: no samples are written")] = 0.0
+    """Sampling temperature of those; 0 takes the likeliest token."""
+
+    def __post_init__(self) -> None:
+        if self.grad_clip == 0:
+            self.grad_clip = None
+        self.compile = {"true": "block", "false": "off"}.get(self.compile, self.compile)  # type: ignore[assignment]
+        super().__post_init__()
+        if self.active_dataset not in self.datasets:
+            known = ", ".join(self.datasets) or "none"
+            if not self.active_dataset:
+                raise ValueError(f"active_dataset is required and has no value: choose a key of datasets, {known}")
+            raise ValueError(
+                f"active_dataset={self.active_dataset} is no key of datasets, which has {known}: "
+                + did_you_mean(self.active_dataset, self.datasets)
+            )
+        for name, count in self.epochs.items():
+            if count < 1:
+                raise ValueError(f"epochs.{name}={count}: expected at least 1")
+        if self.decay_lr and self.min_lr > self.learning_rate:
+            raise ValueError(
+                f"min_lr={self.min_lr:g} is above learning_rate={self.learning_rate:g}: lower it, or --no-decay_lr"
+            )
+
+    @property
+    def dataset(self) -> DatasetConfig:
+        """The active one."""
+        return self.datasets[self.active_dataset]
+
+    @property
+    def decay(self) -> Decay:
+        """The curve of the learning rate after the warm-up."""
+        return Decay(name="cosine" if self.decay_lr else "none")
+
+
+@dataclass(kw_only=True)
+class FeedbackConfig(FeedforwardConfig):
+    """A hypernetwork, or another adapter, of a frozen base."""
+
+    NOT_IDENTITY: ClassVar[Mapping[str, str]] = {**NOT_IDENTITY, "model": "launch: the base's checkpoint decides"}
+    NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": HyperConfig}
+    REQUIRED: ClassVar[Mapping[str, str]] = {
+        **FeedforwardConfig.REQUIRED,
+        "ff_checkpoint_dir": ".out/gsm8k/ff_model_2025-08-17_10-00-00",
+        "ff_checkpoint_name": "epoch_ckpt_gsm8k.pt",
+        "arch.lora_rank": "4",
+    }
+    FOLLOWS: ClassVar[Mapping[str, str]] = {"arch.lora_rank": "lora_rank"}
+
+    ff_checkpoint_dir: Annotated[str, NotBlank("the run of a base")]
+    """The base: a run of feedforward_train.py, by its name under <out_dir>/<active_dataset>/ or as a path."""
+    ff_checkpoint_name: Annotated[str, NotBlank("a checkpoint of that run, such as epoch_ckpt_gsm8k.pt")]
+    """Its checkpoint: a name in that folder."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """What a config file says of the base; the base's own checkpoint decides, and differences are noted."""
+    learning_rate: Annotated[float, Range(0)] = 3e-4
+    """Peak learning rate of the hypernetwork."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.arch.get("lora_rank", 1) is None and self.resume != "true":
+            raise ValueError("lora_rank is required and has no value: add --lora_rank 4")

@@ -1,0 +1,139 @@
+"""How a run of the feedback scripts is built: data, base, model, loss, task, and the plan that the trainer follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dataset.text.documents import DocumentBatches, Documents, EvalDocuments
+from dataset.text.meta import read_meta
+from dataset.text.named import build_command, ensure_text
+from dataset.text.vocabulary import vocabularies_of
+from engine import building
+from engine.errors import UsageError
+from engine.io import print_rank0
+from engine.loop.schedule import lr_factor
+from engine.task import Runtime, TrainingPlan
+from models.feedback.adapter_config import AdapterShape
+from models.feedback.config import TextShape
+from tasks.feedback.args import EPOCHS, FeedbackConfig, FeedforwardConfig
+from tasks.feedback.base import load_base, text_shape
+from tasks.feedback.family import FEEDBACKWARD, FEEDFORWARD
+from tasks.feedback.report import FeedbackReport
+from tasks.feedback.task import FeedbackTask, param_groups
+
+CONTEXT = 0.5
+"""Share of a text that an adapter of an autoregressive base reads; it changes how the rest is predicted."""
+
+
+def check(config: FeedforwardConfig) -> None:
+    """Names and keys of the architecture; what to resume is named with --resume only. Raises: UsageError."""
+    _family(config).read_arch(config)
+    named = {"checkpoint_dir": config.checkpoint_dir, "checkpoint_name": config.checkpoint_name}
+    for key, value in named.items():
+        if value is not None and config.resume != "true":
+            raise UsageError(f"{key}={value} names what to resume: add --resume True")
+
+
+def create_model(config: FeedforwardConfig, shape: TextShape | AdapterShape, runtime: Runtime) -> tuple[Any, Any]:
+    """The model and the loss head that `config.arch` names, on the device."""
+    return building.create_model(_family(config).read_arch(config), shape, runtime)
+
+
+def _family(config: FeedforwardConfig) -> Any:
+    return FEEDBACKWARD if isinstance(config, FeedbackConfig) else FEEDFORWARD
+
+
+def build(
+    config: FeedforwardConfig, runtime: Runtime, create_model: Callable[..., tuple[Any, Any]] = create_model
+) -> TrainingPlan:
+    """Data, base, model, loss and task of one run, with the plan that the trainer follows."""
+    entry, folder = config.dataset, Path(config.dataset.folder)
+    card = open_data(config, folder)
+    shape = text_shape(read_meta(folder).vocab_size)
+    train, val = (Documents(folder, split, block_size=entry.block_size) for split in ("train", "val"))
+    batches = DocumentBatches(train, seed=config.seed, batch_size=config.batch_size, pad=shape.pad_id)
+    held_out = EvalDocuments(
+        val, seed=config.eval_seed, batch_size=config.batch_size, pad=shape.pad_id, limit=config.eval_max_examples
+    )
+    if isinstance(config, FeedbackConfig):
+        base = load_base(config, runtime, vocabularies_of([folder])[0])
+        model, loss_head = create_model(config, AdapterShape(base=base.model.config, text=shape), runtime)
+        objective = base.model.config.objective
+    else:
+        base = None
+        model, loss_head = create_model(config, shape, runtime)
+        objective = model.config.objective
+        if entry.block_size > model.config.block_size:
+            raise UsageError(
+                f"datasets.{config.active_dataset}.block_size={entry.block_size} is longer than "
+                f"arch.block_size={model.config.block_size}: raise the latter"
+            )
+    task = FeedbackTask(
+        model,
+        loss_head,
+        runtime=runtime,
+        shape=shape,
+        batches=batches,
+        held_out=held_out,
+        base=base,
+        context=None if objective == "masked_diffusion" else CONTEXT if base is not None else 0.0,
+        groups=param_groups(
+            model, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2)
+        ),
+        eps=config.eps,
+        eval_seed=config.eval_seed,
+        repeats=config.eval_samples,
+    )
+    epoch = batches.steps_per_epoch
+    steps = epoch * config.epochs.get(config.active_dataset, EPOCHS)
+    warmup = int(config.warmup_ratio * steps) if config.decay_lr else 0
+    schedule = partial(
+        lr_factor,
+        decay=config.decay,
+        warmup=warmup,
+        horizon=steps,
+        floor=config.min_lr / config.learning_rate if config.learning_rate else 0.0,
+    )
+    interval = config.eval_interval or epoch
+    print_rank0(
+        f"epochs      {steps // epoch} of {epoch} steps ({train.count:,} documents of {config.active_dataset} in "
+        f"{len(train):,} pieces of at most {entry.block_size} tokens)"
+    )
+    return TrainingPlan(
+        task=task,
+        total_steps=steps,
+        schedule=schedule,
+        eval_steps=range(interval, steps + 1, interval),
+        primary_metric="eval/val_loss",
+        metric_mode="min",
+        covers=f"{held_out.covers} x {config.eval_samples}",
+        splits={"eval": f"{held_out.covers} of {folder}: best and early stopping look at them"},
+        batch_key="batch_size",
+        batch_rows=config.batch_size,
+        step_counts={"tokens": int(config.batch_size * train.lengths.mean())},
+        cards=[card],
+        report=FeedbackReport(
+            config, task, folder, epoch=epoch, rate=lambda step: config.learning_rate * schedule(step)
+        ),
+        links={
+            f"epoch_ckpt_{config.active_dataset}.pt": "latest",
+            f"best_ckpt_{config.active_dataset}.pt": "best",
+        },
+    )
+
+
+def open_data(config: FeedforwardConfig, folder: Path) -> dict[str, Any]:
+    """The card of the active data set; what is used is printed. Raises: UsageError for data that cannot be had."""
+    if config.from_file and not folder.exists():
+        raise UsageError(f"{folder} does not exist, and the config of a run builds no data: {build_command(folder)}")
+    card = ensure_text(folder, offline=config.offline)
+    meta = read_meta(folder)
+    split = card.get("split", {})
+    told = f"; trained on its split {split['train']}, validated on {split['val']}" if "train" in split else ""
+    print_rank0(
+        f"data        {folder}: {card['source']}; tokenizer {meta.tokenizer} with {meta.vocab_size} tokens{told}"
+    )
+    return card

@@ -1,0 +1,74 @@
+"""A run of a feedback script loaded without its data: sampling needs only what lies in the run, and the base."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataset.text.tokenizer import Tokenizer
+from dataset.text.vocabulary import read_vocabularies
+from engine.checkpoint.store import load_weights
+from engine.device import make_runtime
+from engine.errors import UsageError
+from engine.registry import family_of
+from engine.run.load_run import find_checkpoint, read_config
+from models.feedback.adapter_config import AdapterShape
+from models.feedback.config import TextShape
+from tasks.feedback.args import FeedbackConfig
+from tasks.feedback.base import FrozenBase, load_base, text_shape
+from tasks.loading import home_of, pick_checkpoint
+
+
+@dataclass(kw_only=True)
+class FeedbackRun:
+    """A model in evaluation mode, its base where it is an adapter of one, and its tokenizer."""
+
+    model: Any
+    base: FrozenBase | None
+    config: Any
+    runtime: Any
+    shape: TextShape
+    tokenizer: Tokenizer
+    step: int
+    weights: str
+    """ema or raw: what was loaded."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether it predicts the next token."""
+        reads: Any = self.model if self.base is None else self.base.model
+        return bool(reads.config.objective == "autoregressive")
+
+
+def load_feedback_run(run: Path, *, checkpoint: str, device: str, weights: str) -> FeedbackRun:
+    """Raises: UsageError: no such checkpoint, no vocabulary beside it, another base than the one of its training."""
+    run = Path(os.path.abspath(run))
+    with contextlib.chdir(home_of(run)):
+        stored = find_checkpoint(pick_checkpoint(run, checkpoint), checksums=True)
+        family = family_of(stored.entry, f"checkpoint {stored.path}: entry")
+        config = read_config(stored, family.schema, device=device)
+        kept = read_vocabularies(stored.path.resolve().parent.parent)
+        if not kept:
+            raise UsageError(f"{stored.path}: its run keeps no vocabularies.json, so its tokens are unknown")
+        runtime, shape, base = make_runtime(config), text_shape(kept[0].size), None
+        if isinstance(config, FeedbackConfig):
+            base = load_base(config, runtime, kept[0])
+            base.require(stored.state()["task"]["base"])
+        made = AdapterShape(base=base.model.config, text=shape) if base is not None else shape
+        model, _ = family.create_model(config, made, runtime)
+        averaged = stored.ema if weights == "ema" else None
+        load_weights(model, {**stored.model, **(averaged or {})}, strict=True)
+        model.eval()
+    return FeedbackRun(
+        model=model,
+        base=base,
+        config=config,
+        runtime=runtime,
+        shape=shape,
+        tokenizer=kept[0].tokenizer(),
+        step=stored.step,
+        weights="raw" if averaged is None else "ema",
+    )

@@ -1,0 +1,79 @@
+"""What a run writes beside its metrics after each evaluation: metrics.csv, log.txt, its vocabulary.
+
+Both files are written whole from the task's history, which is part of the checkpoint: a resumed run has no row twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dataset.text.vocabulary import FILE, to_text, vocabularies_of
+from engine.task import Evaluation
+from tasks.feedback.args import FeedforwardConfig
+from tasks.feedback.task import FeedbackTask
+
+CSV, LOG = "metrics.csv", "log.txt"
+BASE_COLUMNS = ("type", "epoch", "loss", "lr", "step")
+ADAPTER_COLUMNS = ("type", "epoch", "loss", "loss_lora", "rel_change", "lr", "step")
+"""The published columns, and the step. `loss` is the base's, `loss_lora` that with deltas."""
+
+
+class FeedbackReport:
+    """`report(evaluation)` -> file name -> text, to be kept in the run directory.
+
+    Args:
+        epoch: steps of one.
+        rate: step -> learning rate.
+    """
+
+    def __init__(
+        self, config: FeedforwardConfig, task: FeedbackTask, folder: Path, *, epoch: int, rate: Callable[[int], float]
+    ) -> None:
+        self.config, self.task, self.folder, self.epoch, self.rate = config, task, folder, epoch, rate
+
+    def __call__(self, evaluation: Evaluation) -> dict[str, str]:
+        return {FILE: to_text(vocabularies_of([self.folder])), CSV: self.table(), LOG: self.log()}
+
+    def table(self) -> str:
+        """A row `train` (means since the evaluation before) and a row `val` for each evaluation."""
+        adapted = self.task.base is not None
+        out = io.StringIO()
+        writer = csv.DictWriter(out, ADAPTER_COLUMNS if adapted else BASE_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for entry in self.task.history:
+            for kind, prefix in (("train", "train/"), ("val", "eval/val_")):
+                if f"{prefix}loss" in entry:
+                    writer.writerow(self._row(kind, prefix, entry, adapted))
+        return out.getvalue()
+
+    def _row(self, kind: str, prefix: str, entry: dict[str, float], adapted: bool) -> dict[str, Any]:
+        step, loss = int(entry["step"]), entry[f"{prefix}loss"]
+        row: dict[str, Any] = {"type": kind, "epoch": f"{step / self.epoch:g}", "lr": self.rate(max(step, 1))}
+        row |= {"step": step, "loss": loss}
+        if adapted:
+            base = entry.get(f"{prefix}base_loss", float("nan"))
+            row |= {"loss": base, "loss_lora": loss, "rel_change": (loss - base) / abs(base)}
+        return row
+
+    def log(self) -> str:
+        """What is trained on what, then a line for each evaluation."""
+        config, task, stream = self.config, self.task, self.task.batches.documents.stream
+        lines = [
+            f"data set {config.active_dataset}: {self.folder}, tokenizer {stream.meta.tokenizer}, vocabulary "
+            f"{stream.meta.vocab_size}, {len(task.batches.documents)} training pieces, {len(task.held_out.taken)} for "
+            "validation",
+            f"model {config.arch['name']}: {task.model.num_parameters():,} parameters, {self.epoch} steps an epoch",
+        ]
+        if task.base is not None:
+            lines.append(f"base {task.base.path}, sha256 {task.base.sha256}")
+        for entry in task.history:
+            step = int(entry["step"])
+            figures = [f"{name} {value:.4f}" for name, value in entry.items() if name != "step"]
+            lines.append(
+                f"epoch {step / self.epoch:g} step {step} lr {self.rate(max(step, 1)):.2e}: {', '.join(figures)}"
+            )
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,126 @@
+"""Runs by the names that the documented flags give them, found before anything is composed (no torch).
+
+<out_dir>/<dataset>/<run name>_YYYY-MM-DD_HH-MM-SS/ is a run; `epoch_ckpt_<dataset>.pt` in it is a link to a checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+from engine.cli.translate import Groups, quote
+from engine.errors import UsageError
+from engine.io import did_you_mean, user_path
+from engine.reading import Unreadable, read_json as read_json_file
+from engine.registry import Rewrite
+from engine.run.files import read_json, read_yaml
+from tasks.feedback.args import FeedforwardConfig
+
+STAMP = r"_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
+ASKED = ("checkpoint_dir", "checkpoint_name")
+BASE_KEYS = ("ff_checkpoint_dir", "ff_checkpoint_name")
+"""Required keys that a run to be resumed has already."""
+
+
+def rewriter(run_key: str) -> Rewrite:
+    """The words of a command in Hydra's style, with what `--resume True` means: see `resume_words`.
+
+    `run_key` is the key that begins the folder's name of this script's runs.
+    """
+    return partial(_rewrite, run_key)
+
+
+def _rewrite(run_key: str, words: list[str], groups: Groups, typed: dict[str, str]) -> list[str]:
+    given = {key.lstrip("+"): plain(value) for key, _, value in (word.partition("=") for word in words)}
+    if given.get("resume", "").lower() != "true" or "run_dir" in given or "active_dataset" not in given:
+        return words
+    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in ASKED]
+    return [*kept, *resume_words(given, run_key, typed)]
+
+
+def resume_words(given: dict[str, str], run_key: str, typed: dict[str, str]) -> list[str]:
+    """`run_dir=` and `resume_from=` for the run and the checkpoint that a command resumes; none where there is no run,
+    which the launch will report with the folder that it searched."""
+    place = Path(setting(given, "out_dir")) / given["active_dataset"]
+    if asked := given.get("checkpoint_dir"):
+        run = place_of(asked, place)
+        typed["run_dir"] = typed.get("checkpoint_dir", "checkpoint_dir")
+    else:
+        runs = runs_of(place, setting(given, run_key))
+        if not runs:
+            return []
+        run = runs[-1]
+    words = [f"run_dir={quote(str(run))}"]
+    if name := given.get("checkpoint_name"):
+        key = typed["resume_from"] = typed.get("checkpoint_name", "checkpoint_name")
+        words.append(f"resume_from={quote(str(checkpoint_in(run, name, key)))}")
+    stored = read_yaml(run / "config.resolved.yaml")
+    return words + [f"++{key}={quote(str(stored[key]))}" for key in BASE_KEYS if key in stored and key not in given]
+
+
+def place_of(name: str, place: Path) -> Path:
+    """A run by its bare name in the folder `place`, or by a path."""
+    path = user_path(name)
+    return place / name if "/" not in name.rstrip("/") and not path.exists() else path
+
+
+def checkpoint_in(run: Path, name: str, key: str) -> Path:
+    """The checkpoint `name` of a run, as `key` gives it: a link in it, a step_N below checkpoints/, or a path.
+
+    Raises: UsageError that lists what there is.
+    """
+    path = user_path(name)
+    for choice in (run / name, run / "checkpoints" / name, path):
+        if choice.exists() and ("/" in name or choice != path):
+            return choice
+    if not run.is_dir():
+        return run / name
+    names = [item.name for folder in (run, run / "checkpoints") if folder.is_dir() for item in folder.iterdir()]
+    known = sorted(item for item in names if re.fullmatch(r".*\.pt|step_\d+", item))
+    raise UsageError(f"{key}={name}: there is no such checkpoint in {run}: {did_you_mean(name, known)}")
+
+
+def runs_of(place: Path, name: str) -> list[Path]:
+    """The runs called `name` in a folder that have a checkpoint, oldest first by the time in their names."""
+    folders = place.glob(f"{name}_*") if place.is_dir() else ()
+    runs = [folder for folder in folders if re.fullmatch(re.escape(name) + STAMP, folder.name)]
+    return sorted(folder for folder in runs if (folder / "checkpoints" / "latest").exists())
+
+
+def setting(given: dict[str, str], key: str) -> str:
+    """The value of a key that says where runs lie: the command's, the config file's (training.KEY), the default."""
+    if key in given:
+        return given[key]
+    try:
+        section = read_json_file(Path(FeedforwardConfig.CONFIG_FILE))
+        value = section["training"][key]
+    except (OSError, Unreadable, KeyError, TypeError):
+        value = None
+    return value if isinstance(value, str) else str(getattr(FeedforwardConfig, key))
+
+
+def plain(value: str) -> str:
+    """A value of a command without its quotes."""
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+
+
+def base_checkpoint(directory: str, name: str, out_dir: str, dataset: str) -> Path:
+    """The base that `ff_checkpoint_dir` and `ff_checkpoint_name` mean. A bare name is looked for under the active data
+    set first, then under all: a base of another data set is the usual one.
+
+    Raises: UsageError that names the folders searched and what there is.
+    """
+    run = place_of(directory, Path(out_dir) / dataset)
+    if not run.is_dir() and "/" not in directory:
+        others = sorted(Path(out_dir).glob(f"*/{directory}"))
+        run = others[0] if len(others) == 1 else run
+    if not run.is_dir():
+        folders = sorted(Path(out_dir).glob("*/*"))
+        bases = [each.name for each in folders if read_json(each / "identity.json").get("entry") == "feedforward_train"]
+        where = str(run) if "/" in directory else f"{Path(out_dir) / dataset} (nor in any {Path(out_dir) / '*'})"
+        raise UsageError(
+            f"ff_checkpoint_dir={directory}: there is no such run in {where}: {did_you_mean(directory, bases)}; "
+            "python feedforward_train.py makes one"
+        )
+    return checkpoint_in(run, name, "ff_checkpoint_name")

@@ -1,0 +1,60 @@
+"""Write text with a run of a feedback script, for scripts/sample.py."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from engine.errors import UsageError
+from engine.io import print_rank0
+from tasks.feedback.generation import Sampling, fill, predictor
+from tasks.feedback.loading import FeedbackRun, load_feedback_run
+from tasks.language_model.generation import until
+from tasks.language_model.report import encode_prompt, start_text
+
+WITHOUT = {"top_k": [200], "min_p": None, "dataset": None}
+"""Arguments that mean nothing here, with their defaults."""
+
+
+def sample_run(args: argparse.Namespace) -> None:
+    """Load the run that `args` names and print its samples. Raises: UsageError."""
+    for name, default in WITHOUT.items():
+        if getattr(args, name) != default:
+            raise UsageError(f"--{name.replace('_', '-')} has no meaning for a model that fills in masked text")
+    if len(args.prompt) > 1:
+        raise UsageError(f"--prompt: {len(args.prompt)} were given, expected one")
+    prompt = start_text(args.prompt[0])
+    run = load_feedback_run(args.run, checkpoint=args.checkpoint, device=args.device, weights=args.weights)
+    sampling = Sampling(
+        steps=args.steps or run.config.generation_steps,
+        temperature=args.temperature,
+        block_length=args.block_length,
+        seed=args.seed,
+    )
+    start = encode_prompt(run.tokenizer, prompt)[0]
+    count = new_tokens(run, len(start), args.max_new_tokens)
+    row = torch.cat((start, torch.full((count,), run.shape.mask_id)))
+    made = fill(
+        predictor(run.model, run.base.model if run.base is not None else None),
+        row.repeat(args.num_samples, 1).to(run.runtime.device),
+        run.shape,
+        sampling,
+        causal=run.causal,
+    )
+    for number, tokens in enumerate(made.tokens.cpu()):
+        text = torch.cat((tokens[: len(start)], until(tokens[len(start) :], run.tokenizer.eot)))
+        print(f"--- step {run.step} {made.evaluations} evaluations sample {number}")
+        print(run.tokenizer.decode(text.tolist()))
+
+
+def new_tokens(run: FeedbackRun, before: int, asked: int) -> int:
+    """As many as were asked for, or as many as fit. Raises: UsageError where none fits."""
+    room = run.config.dataset.block_size - before
+    if room < 1:
+        raise UsageError(
+            f"--prompt: {before} tokens leave no room in the {before + room} that the model was trained on"
+        )
+    if asked > room:
+        print_rank0(f"note: {room} new tokens fit behind the prompt, not {asked}")
+    return min(asked, room)

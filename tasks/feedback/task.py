@@ -1,0 +1,194 @@
+"""The Task of the feedback scripts: fill in hidden tokens, with a base or with an adapter of a frozen one.
+
+B rows of the global batch, b rows of a micro-batch, T positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dataset.text.documents import DocumentBatches, EvalDocuments
+from engine.distributed import all_reduce_sum, local_rows
+from engine.task import Interrupted, Metrics, ModelWithLoss, ParamGroup, Runtime
+from models.feedback.batch import Batch
+from models.feedback.config import TextShape
+from tasks.feedback.base import FrozenBase
+from tasks.feedback.noise import evaluation_noise, hide, next_tokens, training_noise
+
+SEEN = ("loss", "base_loss")
+
+
+class FeedbackTask:
+    """Trains `model` (with `base`: an adapter of it) on `batches`; evaluates on `held_out` under fixed masks.
+
+    Args:
+        context: of an autoregressive base: the share of a text that an adapter reads, and that is not scored.
+        eps: least share of hidden tokens.
+        repeats: how often each piece is evaluated, under masks of other shares.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        loss_head: nn.Module,
+        *,
+        runtime: Runtime,
+        shape: TextShape,
+        batches: DocumentBatches,
+        held_out: EvalDocuments,
+        groups: list[ParamGroup],
+        base: FrozenBase | None = None,
+        context: float | None = None,
+        eps: float,
+        eval_seed: int,
+        repeats: int = 1,
+    ) -> None:
+        self.module: nn.Module = model
+        self.with_loss = ModelWithLoss(model, loss_head)
+        self.model, self.base, self.runtime, self.shape = model, base, runtime, shape
+        self.batches, self.held_out, self._groups = batches, held_out, groups
+        self.context, self.eps, self.eval_seed, self.repeats = context, eps, eval_seed, repeats
+        self.micro_rows = runtime.micro_rows(batches.batch_size, "batch_size")
+        self.block_size = batches.documents.block_size
+        self._step = 0
+        self._sums = torch.zeros(len(SEEN), 2, dtype=self._wide, device=runtime.device)
+        """Training losses since the newest evaluation, of this process: [sum, weight] of each of SEEN."""
+        self.history: list[dict[str, float]] = []
+        """One entry for each evaluation: step, train/..., eval/...; what metrics.csv and log.txt are written from."""
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        """This rank's rows of batch `step`, cut into `accumulation` pieces."""
+        self._step = step
+        low, high = local_rows(self.batches.batch_size)
+        tokens = torch.from_numpy(self.batches.rows(step - 1, low, high))
+        if self.context is not None:
+            batch = next_tokens(tokens, self.shape, self.context)
+        else:
+            noise = training_noise(
+                self.runtime.seed, step, rows=self.batches.batch_size, block_size=self.block_size, eps=self.eps
+            )
+            batch = hide(tokens, self.shape, noise.rows(low, high))
+        self.module.train()
+        for piece in range(self.runtime.accumulation):
+            yield batch.rows(slice(piece * self.micro_rows, (piece + 1) * self.micro_rows)).to(self.runtime.device)
+
+    def loss(self, micro_batch: Batch) -> tuple[Tensor, Tensor, Metrics]:
+        """Σ CE / p over the hidden tokens, the number of real ones, metrics."""
+        _, result = self._run(micro_batch)
+        for row, name in enumerate(SEEN):
+            if name in result.metrics:
+                pair = torch.stack([part.detach().to(self._wide) for part in result.metrics[name]])
+                self._sums[row] += torch.where(pair.isfinite().all(), pair, 0.0)
+        return result.total, result.weight, result.metrics
+
+    def _run(self, batch: Batch) -> tuple[Any, Any]:
+        if self.base is None:
+            return self.with_loss(batch.inputs, batch.real, targets=(batch,))  # type: ignore[no-any-return]
+        return self.with_loss(self.base.model, batch, targets=(batch,))  # type: ignore[no-any-return]
+
+    def after_step(self) -> None:
+        """Nothing is carried from one step to the next."""
+
+    def param_groups(self) -> list[ParamGroup]:
+        """As the entry script configured them; a frozen base is in none."""
+        return self._groups
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, *, final: bool) -> dict[str, float | None]:
+        """`eval/val_loss` and the rest of what `measured` sums, over the held-out pieces; the row of a batch are shared
+        among the ranks, sums and counts are reduced.
+
+        Raises: Interrupted: the run was asked to stop.
+        """
+        self.module.eval()
+        sums: dict[str, Tensor] = {}
+        for repeat in range(self.repeats):
+            for index in range(len(self.held_out)):
+                if self.runtime.stop_requested():
+                    raise Interrupted("stopped during evaluation")
+                for name, pair in self.measured(index, repeat).items():
+                    sums[name] = sums[name] + pair if name in sums else pair
+        means: dict[str, float | None] = {}
+        for name, pair in sums.items():
+            total, count = all_reduce_sum(pair).tolist()
+            means[name] = total / count if count else None
+        results = {f"eval/val_{name}" if name in SEEN else f"eval/{name}": value for name, value in means.items()}
+        loss, base_loss = means.get("loss"), means.get("base_loss")
+        if loss is not None and base_loss is not None:
+            results |= {"eval/delta_loss": loss - base_loss, "eval/rel_change": (loss - base_loss) / abs(base_loss)}
+        self._keep(results)
+        return results
+
+    def measured(self, index: int, repeat: int) -> dict[str, Tensor]:
+        """[sum, count] of each figure over this rank's rows of evaluation batch `index`; of none with fewer rows than
+        ranks: zeros."""
+        numbers, rows = self.held_out.batch(index, self.runtime.rank, self.runtime.world_size)
+        tokens = torch.from_numpy(rows)
+        if self.context is not None:
+            batch = next_tokens(tokens, self.shape, self.context)
+        else:
+            noise = evaluation_noise(
+                self.eval_seed, numbers.tolist(), block_size=self.block_size, eps=self.eps, repeat=repeat
+            )
+            batch = hide(tokens, self.shape, noise)
+        _, result = self._run(batch.to(self.runtime.device))
+        return {
+            name: torch.stack([part.detach().to(self._wide) for part in pair]) for name, pair in result.metrics.items()
+        }
+
+    def _keep(self, results: dict[str, float | None]) -> None:
+        """Add an evaluation, with the training losses since the one before, to the history."""
+        entry = {"step": float(self._step)}
+        for name, (total, count) in zip(SEEN, all_reduce_sum(self._sums.clone()).tolist(), strict=True):
+            if count:
+                entry[f"train/{name}"] = total / count
+        entry |= {name: value for name, value in results.items() if value is not None and math.isfinite(value)}
+        self.history = [known for known in self.history if known["step"] < self._step] + [entry]
+        self._sums.zero_()
+
+    @property
+    def _wide(self) -> torch.dtype:
+        return torch.float32 if self.runtime.device.type == "mps" else torch.float64
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The data position (the step), the base, and what the files of the run are written from. A collective."""
+        return {
+            "step": self._step,
+            "history": [dict(entry) for entry in self.history],
+            "sums": all_reduce_sum(self._sums.clone()),
+            **({"base": self.base.reference()} if self.base is not None else {}),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse. Raises: UsageError where the run was trained on another base."""
+        if self.base is not None:
+            self.base.require(state["base"])
+        self._step = int(state["step"])
+        self.history = [dict(entry) for entry in state["history"]]
+        self._sums.copy_(state["sums"] if self.runtime.rank == 0 else torch.zeros_like(self._sums))
+
+
+def param_groups(model: Any, *, lr: float, weight_decay: float, betas: tuple[float, float]) -> list[ParamGroup]:
+    """AdamW for all; matrices alone are decayed, not token tables, gates or learned tokens."""
+    return [
+        ParamGroup(
+            name=kind,
+            optimizer="adamw",
+            lr=lr,
+            params=members,
+            options={"betas": list(betas), "weight_decay": weight_decay if kind == "matrix" else 0.0},
+        )
+        for kind, members in model.param_groups().items()
+        if members
+    ]

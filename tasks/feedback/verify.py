@@ -1,0 +1,149 @@
+"""What verification has to know about feedback models: their tiny instances, and masked text observed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.feedback.args import NOT_IDENTITY, FeedforwardConfig
+from verification.spec import Settings, Verification
+
+WORDS, LENGTH, TOKENS = 11, 16, {"train": 400, "val": 90}
+"""Ten words and the end of a document."""
+SIZES = {
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 16,
+    "block_size": LENGTH,
+    "hyper_heads": 2,
+    "hyper_dim": 16,
+    "lora_rank": 2,
+}
+BASE_ARCH = {
+    "name": "feedback.base@BaseLM",
+    **{key: SIZES[key] for key in ("n_layer", "n_head", "n_embd", "block_size")},
+    "dropout": 0.0,
+    "loss": {"name": "masked_diffusion@MaskedDiffusionLoss"},
+}
+PINNED: Settings = {
+    "active_dataset": "tiny",
+    "device": "cpu",
+    "seed": 0,
+    "batch_size": 4,
+    "epochs": {"tiny": 8},
+    "eval_interval": 64,
+    "eval_max_examples": 8,
+    "eval_samples": 1,
+    "num_samples": 0,
+    "max_steps": 3,
+    "log_interval": 1000,
+    "offline": "error",
+    "early_stop_patience": None,
+}
+"""What every tiny run has: size, length and place, nothing of how it learns."""
+
+
+def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
+    """Settings of a tiny run: the arch shrunk, the run short, the base of an adapter the one beside the data."""
+    tiny = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY and key != "hydra"}
+    arch = dict(resolved.get("arch") or {})
+    arch |= {key: min(arch[key], most) for key, most in SIZES.items() if isinstance(arch.get(key), int)}
+    if "loop_start" in arch:
+        arch |= {"loop_start": 0, "loop_layers": min(arch["loop_layers"], 2)}
+    tiny["arch"] = arch | ({"forward_dtype": "float32"} if "forward_dtype" in arch else {})
+    tiny["datasets"] = {"tiny": {"name": "tiny", "path": str(data / "text"), "block_size": LENGTH}}
+    if "ff_checkpoint_dir" in resolved:
+        tiny |= {"ff_checkpoint_dir": str(data / "base"), "ff_checkpoint_name": "step_1", "model": {}}
+    return tiny | PINNED
+
+
+def write_documents(root: Path) -> None:
+    """Short documents of random words, and an untrained base that reads them."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    folder = root / "text"
+    folder.mkdir(parents=True)
+    for split, count in TOKENS.items():
+        tokens = random.integers(0, WORDS - 1, count)
+        tokens[9::10] = WORDS - 1
+        tokens.astype("<u2").tofile(folder / f"{split}.bin")
+    meta = {"vocab_size": WORDS, "dtype": "uint16", "tokens": TOKENS, "eot": WORDS - 1}
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    _write_base(root / "base", folder)
+
+
+def _write_base(run: Path, folder: Path) -> None:
+    import torch
+
+    from dataset.text.vocabulary import FILE, to_text, vocabularies_of
+    from engine.checkpoint.store import CheckpointStore
+    from engine.schema import with_defaults
+    from models.feedback.base import BaseLM
+    from models.feedback.config import BaseConfig
+    from tasks.feedback.base import text_shape
+
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in BASE_ARCH.items() if key not in ("name", "loss")}
+    model = BaseLM(BaseConfig(**sizes), text_shape(WORDS))  # type: ignore[arg-type]
+    run.mkdir()
+    (run / FILE).write_text(to_text(vocabularies_of([folder])), encoding="utf-8")
+    datasets = {"tiny": {"name": "tiny", "path": str(folder), "block_size": LENGTH}}
+    config = {"script": "feedforward_train.py", "arch": BASE_ARCH, "active_dataset": "tiny", "datasets": datasets}
+    CheckpointStore(run, "feedforward_train").save(
+        1, model=model.state_dict(), state={}, config=with_defaults(FeedforwardConfig, config)
+    )
+
+
+def full_shape(config: Any) -> Any:
+    """The byte tokenizer's; of an adapter with a base of the published size."""
+    from models.feedback.adapter_config import AdapterShape
+    from models.feedback.config import BaseConfig
+    from tasks.feedback.base import text_shape
+
+    return AdapterShape(BaseConfig(), text_shape(257)) if hasattr(config, "ff_checkpoint_dir") else text_shape(257)
+
+
+# --- observed ---------------------------------------------------------------------------------------------------------
+
+
+def scored(tiny: Any) -> Iterator[str]:
+    """MOD441: the loss of one micro-batch with other labels, and with other visible tokens."""
+    from dataclasses import replace
+
+    task = tiny.build().task
+    batch = next(iter(task.micro_batches(1)))
+    hidden = batch.labels >= 0
+    labels = batch.labels.where(~hidden, (batch.labels + 1) % WORDS)
+    inputs = batch.inputs.where(hidden | ~batch.real, (batch.inputs + 1) % WORDS)
+    changed = (batch, replace(batch, labels=labels), replace(batch, inputs=inputs))
+    plain, other_labels, other_inputs = (float(task.loss(each)[0].detach()) for each in changed)
+    if plain == other_labels:
+        yield f"{type(task).__name__}.loss does not depend on the hidden tokens: it scores what the model was given"
+    if plain == other_inputs:
+        yield f"{type(task).__name__}.loss does not depend on the visible tokens: the model is given something else"
+
+
+def probes() -> Iterator[Any]:
+    """What is observed of masked text."""
+    from verification.probes.registry import Probe
+
+    yield Probe(code="MOD441", run=scored, about="loss", passed="the loss compares what fills the masks with the text")
+
+
+_COMMON: Any = {
+    "family": "feedback",
+    "shrink": shrink,
+    "write_data": write_documents,
+    "full_shape": full_shape,
+    "probes": probes,
+    "sized": "with 257 tokens",
+    "rows": lambda ranks: {"batch_size": PINNED["batch_size"]},
+}
+_KEYS = frozenset({*PINNED, "datasets"})
+BASE = Verification(data_mode="tokens", pinned=_KEYS, **_COMMON)
+ADAPTER = Verification(
+    data_mode="frozen_base", pinned=_KEYS | {"ff_checkpoint_dir", "ff_checkpoint_name", "model"}, **_COMMON
+)

@@ -1,0 +1,183 @@
+"""Runs of the feedback scripts: layout, flags, resume bit for bit, ranks, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint.store import load_checkpoint
+from tests.conftest import metrics, run_ranks, run_script
+from tests.feedback.conftest import BASES, adapter, attempt, runs
+
+
+def errors(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("error: ")]
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((run / "metrics.csv").open()))
+
+
+def test_layout_of_a_base(bases: Path) -> None:
+    run = bases / ".out/gsm8k" / BASES["gsm8k"]
+    assert (run / "epoch_ckpt_gsm8k.pt").resolve() == (run / "checkpoints/step_8").resolve()
+    assert (run / "best_ckpt_gsm8k.pt").is_symlink()
+    table = rows(run)
+    assert list(table[0]) == ["type", "epoch", "loss", "lr", "step"]
+    assert [(row["type"], row["epoch"], row["step"]) for row in table] == [
+        ("train", "1", "4"), ("val", "1", "4"), ("train", "2", "8"), ("val", "2", "8"),
+    ]  # fmt: skip
+    log = (run / "log.txt").read_text()
+    assert "tokenizer byte, vocabulary 257" in log
+    assert "epoch 2 step 8" in log
+    kept = json.loads((run / "vocabularies.json").read_text())["vocabularies"][0]
+    assert kept["size"] == 257
+
+
+def test_a_new_run_is_named_after_its_time(place: Path) -> None:
+    assert attempt(place, "feedforward_train", "active_dataset=gsm8k", "max_steps=1").code == 0
+    assert re.fullmatch(r"ff_model_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", runs(place, "gsm8k", "ff_model")[-1].name)
+
+
+@pytest.mark.parametrize("script", ["feedbackward_alt_train", "feedbackward_rec_alt_train"])
+def test_hypernetworks_leave_their_base_alone(place: Path, script: str) -> None:
+    result = adapter(place, "--feedback_reverse", "True", "max_steps=4", script=script)
+    assert result.code == 0, result.output
+    (run,) = runs(place, "gsm8k", "fb_rec_model" if "rec" in script else "fb_model")
+    checkpoint = load_checkpoint(run / "epoch_ckpt_gsm8k.pt")
+    assert checkpoint.config["arch"]["feedback_reverse"] is True
+    assert checkpoint.config["arch"]["lora_rank"] == 2
+    assert not any(name.startswith("wte") for name in checkpoint.model)
+    table = rows(run)
+    assert list(table[0]) == ["type", "epoch", "loss", "loss_lora", "rel_change", "lr", "step"]
+    assert table[1]["type"] == "val"
+    base = rows(place / ".out/gsm8k" / BASES["gsm8k"])[-1]
+    assert float(table[1]["loss"]) == pytest.approx(float(base["loss"]), rel=1e-6)  # the same masks
+
+
+def test_resume_is_exact(place: Path) -> None:
+    """8 steps at once, and 3 (inside an epoch) and 5: weights, metrics, table and log."""
+    whole = adapter(place, "fb_run_name=whole")
+    assert whole.code == 0, whole.output
+    assert adapter(place, "fb_run_name=parts", "max_steps=3", "eval_interval=4").code == 0
+    resumed = adapter(place, "fb_run_name=parts", "--resume", "True", "max_steps=null")
+    assert resumed.code == 0, resumed.output
+    assert "resuming from step_3" in resumed.output
+    (left,), (right,) = runs(place, "gsm8k", "whole"), runs(place, "gsm8k", "parts")
+    ours, theirs = (load_checkpoint(run / "epoch_ckpt_gsm8k.pt").model for run in (left, right))
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert [row for row in metrics(left) if row["step"] > 3 and "train/loss" in row] == [
+        row for row in metrics(right) if row["step"] > 3 and "train/loss" in row
+    ]
+    assert rows(left)[-1] == rows(right)[-1]
+
+
+def test_two_ranks_are_one(place: Path) -> None:
+    words = ("--config", "small.json", "--active_dataset", "gsm8k", "--lora_rank", "2", "--ff_checkpoint_dir")
+    words += (BASES["gsm8k"], "--ff_checkpoint_name", "epoch_ckpt_gsm8k.pt", "max_steps=4")
+    run_ranks("feedbackward_rec_alt_train", *words, "fb_rec_run_name=two", cwd=place, ranks=2)
+    assert adapter(place, "max_steps=4", "fb_rec_run_name=one", script="feedbackward_rec_alt_train").code == 0
+    (one,), (two,) = runs(place, "gsm8k", "one"), runs(place, "gsm8k", "two")
+    ours, theirs = (load_checkpoint(run / "epoch_ckpt_gsm8k.pt").model for run in (one, two))
+    assert all(ours[name].sub(theirs[name]).abs().max() < 1e-5 for name in ours)
+    for left, right in zip(rows(one), rows(two), strict=True):
+        assert float(left["loss_lora"]) == pytest.approx(float(right["loss_lora"]), rel=1e-5)
+
+
+def test_both_styles_are_one_experiment(place: Path) -> None:
+    """Flags and Hydra's words give the same identity, in any order; the command line wins over the file."""
+    assert (
+        attempt(place, "feedforward_train", "--active_dataset", "gsm8k", "--batch_size", "4", "max_steps=1").code == 0
+    )
+    words = ("active_dataset=gsm8k", "training.batch_size=4", "max_steps=1")
+    assert attempt(place, "feedforward_train", *words, "model.n_layer=2").code == 0
+    made = [run for run in runs(place, "gsm8k", "ff_model") if run.name not in BASES.values()]
+    identities = {json.loads((run / "identity.json").read_text())["identity"] for run in made}
+    assert len(identities) == 1
+    assert load_checkpoint(made[0] / "checkpoints/step_1").config["batch_size"] == 4
+
+
+def test_a_run_to_resume_by_any_name(place: Path) -> None:
+    """A bare name, a relative path, an absolute one; a checkpoint of it; the newest where none is named."""
+    assert attempt(place, "feedforward_train", "--active_dataset", "wikitext", "max_steps=1").code == 0
+    run = next(run for run in runs(place, "wikitext", "ff_model") if run.name not in BASES.values())
+    for number, name in enumerate((run.name, f".out/wikitext/{run.name}", str(run.absolute()), None)):
+        chosen = () if name is None else ("--checkpoint_dir", name, "--checkpoint_name", "epoch_ckpt_wikitext.pt")
+        words = ("--active_dataset", "wikitext", "--resume", "True", *chosen, f"max_steps={number + 2}")
+        result = attempt(place, "feedforward_train", *words)
+        assert result.code == 0, result.output
+        assert (run / "epoch_ckpt_wikitext.pt").resolve().name == f"step_{number + 2}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], "active_dataset is required and has no value: choose a key of datasets, gsm8k, wikitext"),
+        (["--active_dataset", "gsm8"], "no key of datasets, which has gsm8k, wikitext: did you mean 'gsm8k'"),
+        (["--active_dataset", "gsm8k", "--config", "gone.json"], "--config gone.json cannot be read"),
+        (["--active_dataset", "gsm8k", "--checkpoint_dir", "x"], "add --resume True"),
+        (["--active_dataset", "gsm8k", "--resume", "True", "--checkpoint_dir", "x"], "no checkpoint in .out/gsm8k/x"),
+        (["--active_dataset", "gsm8k", "--resume", "True", "--checkpoint_name", "x"], "epoch_ckpt_gsm8k.pt"),
+        (["--active_dataset", "gsm8k", "datasets.gsm8k.block_size=1024"], "arch.block_size=512"),
+        (["--active_dataset", "gsm8k", "arch=feedbackward"], "DATA_MODE"),
+        (["--active_dataset", "gsm8k", "epochs.gsm8k=0"], "epochs.gsm8k=0"),
+    ],
+)
+def test_unusable_commands_of_a_base(place: Path, argv: list[str], expected: str) -> None:
+    result = attempt(place, "feedforward_train", *argv)
+    assert result.code == 2, result.output
+    (line,) = errors(result.output)
+    assert expected in line
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    result = run_script("feedforward_train", "--active_dataset", "wikitext", "--resume", "True", cwd=tmp_path)
+    assert result.code == 2
+    assert ".out/wikitext/ff_model_" in errors(result.output)[0]
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        ("--lora_rank", "lora_rank is required"),
+        ("--ff_checkpoint_dir", "ff_checkpoint_dir is required"),
+        ("--ff_checkpoint_name", "ff_checkpoint_name is required"),
+        ("--active_dataset", "active_dataset is required"),
+    ],
+)
+def test_missing_flags_fail_before_any_data_is_read(tmp_path: Path, missing: str, expected: str) -> None:
+    flags = {"--active_dataset": "gsm8k", "--ff_checkpoint_dir": "a", "--ff_checkpoint_name": "b", "--lora_rank": "4"}
+    words = [word for flag, value in flags.items() if flag != missing for word in (flag, value)]
+    result = run_script("feedbackward_alt_train", *words, cwd=tmp_path)
+    assert result.code == 2
+    assert expected in errors(result.output)[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_base_that_does_not_fit_is_refused(place: Path, documents: Path) -> None:
+    other = ("--ff_checkpoint_dir", "ff_model_2025-08-17_12-00-00", "--ff_checkpoint_name", "epoch_ckpt_wikitext.pt")
+    assert adapter(place, "max_steps=1").code == 0
+    resumed = adapter(place, "--resume", "True", "max_steps=2", *other)
+    assert resumed.code == 2
+    assert "is another base (sha256" in errors(resumed.output)[0]
+    ranked = adapter(place, "--resume", "True", "max_steps=2", "--lora_rank", "4")
+    assert ranked.code == 2
+    assert "lora_rank: 2 in the checkpoint, 4 now" in errors(ranked.output)[0]
+    gone = adapter(place, "--ff_checkpoint_dir", "ff_model_gone")
+    assert gone.code == 2
+    assert "ff_model_2025-08-17_1" in errors(gone.output)[0]
+    copy, source = place / "copy", place / ".out/gsm8k" / BASES["gsm8k"]
+    shutil.copytree(source / "checkpoints/step_8", copy / "checkpoints/step_8")
+    kept = json.loads((source / "vocabularies.json").read_text())
+    kept["vocabularies"][0] |= {"state": {"type": "char", "chars": ["a"], "eot": True}, "size": 2}
+    (copy / "vocabularies.json").write_text(json.dumps(kept))
+    tokens = adapter(place, "--ff_checkpoint_dir", "./copy", "--ff_checkpoint_name", "step_8")
+    assert tokens.code == 2
+    assert "reads tokens of 'char' (2, " in errors(tokens.output)[0]
+    assert "in tokens of 'byte' (257, data/gsm8k_byte)" in errors(tokens.output)[0]
