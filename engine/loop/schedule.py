@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from engine.fields import Range
+
+SHARE = Range(above=0, high=1)
+
 
 def warmup_cosine(step: int, *, base: float, warmup: int, total: int, min_ratio: float) -> float:
     """Learning rate at `step` (the first step of a run is 1).
@@ -48,35 +52,30 @@ class Decay:
     options: dict[str, float | None] = field(default_factory=dict)
     """Its own numbers: gamma, size, share, factor, patience, threshold (config/lr_scheduler/)."""
 
-    OPTIONS: ClassVar[dict[str, dict[str, float | None]]] = {
+    OPTIONS: ClassVar[dict[str, dict[str, tuple[float | None, Range]]]] = {
         "none": {},
         "cosine": {},
         "linear": {},
         "inverse_sqrt": {},
-        "exponential": {"gamma": None},
-        "step": {"size": 1000, "gamma": 0.1},
-        "wsd": {"share": 0.5},
-        "plateau": {"factor": 0.1, "patience": 10, "threshold": 1e-4},
+        "exponential": {"gamma": (None, SHARE)},
+        "step": {"size": (1000, Range(1)), "gamma": (0.1, SHARE)},
+        "wsd": {"share": (0.5, SHARE)},
+        "plateau": {"factor": (0.1, SHARE), "patience": (10, Range(1)), "threshold": (1e-4, Range())},
     }
+    """Curve -> option -> (its default, its range)."""
 
     def __post_init__(self) -> None:
         known = self.OPTIONS[self.name]
-        for key in self.options:
+        for key, value in self.options.items():
             if key not in known:
                 what = f"one of {', '.join(known)}" if known else "no options"
                 raise ValueError(f"lr_scheduler.options.{key}: lr_scheduler={self.name} has {what}")
-        for key, low, high in (("gamma", 0.0, 1.0), ("share", 0.0, 1.0), ("factor", 0.0, 1.0)):
-            value = self.options.get(key)
-            if value is not None and not low < value <= high:
-                raise ValueError(f"lr_scheduler.options.{key}={value}: expected more than {low:g}, at most {high:g}")
-        for key in ("size", "patience"):
-            value = self.options.get(key)
-            if value is not None and value < 1:
-                raise ValueError(f"lr_scheduler.options.{key}={value}: expected at least 1")
+            if not (bounds := known[key][1]).fits(value):
+                raise ValueError(f"lr_scheduler.options.{key}={value}: expected {bounds.describe(key, value)}")
 
     def option(self, key: str) -> float | None:
         """The value of `options`, else the curve's default."""
-        return self.options.get(key, self.OPTIONS[self.name][key])
+        return self.options.get(key, self.OPTIONS[self.name][key][0])
 
 
 def lr_factor(step: int, decay: Decay, *, warmup: int, horizon: int, floor: float, drops: int = 0) -> float:
