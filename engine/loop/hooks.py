@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.distributed import is_main
-from engine.io import print_rank0
+from engine.io import atomic_write_text, print_rank0
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
     from engine.loop.trainer import Trainer
     from engine.task import Runtime, TrainingPlan
-
-
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from engine.io import atomic_write_text
-
-if TYPE_CHECKING:
-    from engine.loop.trainer import Trainer
 
 
 class ProgressBar:

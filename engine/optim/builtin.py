@@ -12,7 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.fields import Range
 from engine.task import SparseTable
+
+RATE, MOMENT = Range(0), Range(0, below=1)
+
+
+def _require(bounds: Range, **options: float) -> None:
+    """Raises: ValueError for an option out of `bounds`."""
+    for key, value in options.items():
+        if not bounds.fits(value):
+            raise ValueError(f"{key}={value}: expected {bounds.describe(key, value)}")
 
 
 class AdamATan2:
@@ -34,12 +44,8 @@ class AdamATan2:
     ) -> None:
         if len(params) != len(names) or len(set(names)) != len(names):
             raise ValueError(f"{len(params)} parameters need as many different names, got {len(set(names))}")
-        for key, value in (("lr", lr), ("weight_decay", weight_decay)):
-            if not value >= 0.0:
-                raise ValueError(f"{key}={value}: expected 0 or more")
-        for key, value in (("beta1", beta1), ("beta2", beta2)):
-            if not 0.0 <= value < 1.0:
-                raise ValueError(f"{key}={value}: expected a number from 0 up to, not including, 1")
+        _require(RATE, lr=lr, weight_decay=weight_decay)
+        _require(MOMENT, beta1=beta1, beta2=beta2)
         self.params, self.names = list(params), list(names)
         self.lr, self.beta1, self.beta2, self.weight_decay = lr, beta1, beta2, weight_decay
         self.exp_avg = [torch.zeros_like(p, dtype=_upcast(p)).detach() for p in self.params]
@@ -199,9 +205,7 @@ class SparseSignSGD:
     """The interface of the dense optimizers; there is no state besides the table itself."""
 
     def __init__(self, table: SparseTable, *, lr: float = 1e-2, weight_decay: float = 0.1) -> None:
-        for key, value in (("lr", lr), ("weight_decay", weight_decay)):
-            if not value >= 0.0:
-                raise ValueError(f"{key}={value}: expected 0 or more")
+        _require(RATE, lr=lr, weight_decay=weight_decay)
         self.table, self.lr, self.weight_decay = table, lr, weight_decay
 
     @torch.no_grad()
