@@ -1,0 +1,69 @@
+"""Time what a checkpoint with a large puzzle table costs a run: waited for, and written beside the next steps.
+
+    python scripts/bench_checkpoint.py                              # the table of ARC-AGI-1: 5 GB of memory, 8 of disk
+    python scripts/bench_checkpoint.py --identifiers 20000 --rounds 2
+
+Both ways take turns in one run; what is printed is the median with the lowest and the highest, and the ratios of
+neighbours. The update of the table by its optimizer is timed too, beside a table of 1,000 rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli.console import begin, execute, run_command
+
+if __name__ == "__main__":
+    begin()
+
+from dataset.arguments import OneLineParser, positive
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a bad one exits 2."""
+    description, _, usage = (__doc__ or "").partition("\n\n")
+    parser = OneLineParser(
+        prog="bench_checkpoint.py",
+        description=description,
+        epilog=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--identifiers", type=positive, default=876_406, help="rows of the table; default: 876406")
+    parser.add_argument("--width", type=positive, default=512, help="of the model and the table; default: 512")
+    parser.add_argument("--rounds", type=positive, default=3, help="saves of each kind; default: 3")
+    parser.add_argument("--folder", type=Path, help="where the run writes, then removed; default: a temporary folder")
+    parser.add_argument("--threads", type=positive, default=1, help="of torch; default: 1, so a core is left to write")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    args: argparse.Namespace = parser.parse_args(argv)
+    return args
+
+
+def report(args: argparse.Namespace) -> None:
+    """Measure and print."""
+    import torch
+
+    from reports.output import write_json_result
+    from tasks.recursive_reasoning.checkpoint_benchmark import measure, show, touch
+
+    torch.set_num_threads(args.threads)
+    touched = touch(args.identifiers, args.width)
+    with tempfile.TemporaryDirectory(prefix="bench-checkpoint-", dir=args.folder) as folder:
+        figures = measure(args.identifiers, args.width, args.rounds, Path(folder))
+    show(figures, touched)
+    if args.json is not None:
+        write_json_result(args.json, {**figures, "touch": touched})
+
+
+def main() -> int:
+    args = parse()
+    return run_command(lambda: report(args))
+
+
+if __name__ == "__main__":
+    execute(main)
