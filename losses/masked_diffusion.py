@@ -45,10 +45,14 @@ class MaskedDiffusionLoss(nn.Module):
             if output.penalty is not None:
                 total = total + output.penalty * weight
         if not torch.is_grad_enabled():
-            scored = batch.labels != IGNORE
-            right = final.head(final.hidden[scored]).argmax(-1) == batch.labels[scored]
-            metrics["masked_accuracy"] = (right.sum(), scored.sum())
+            metrics["masked_accuracy"] = self.hits(final, batch)
         return LMLossResult(total, weight, metrics)
+
+    def hits(self, output: BaseOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(scored positions whose likeliest word is the true one, scored positions)."""
+        scored = batch.labels != IGNORE
+        right = output.head(output.hidden[scored]).argmax(-1) == batch.labels[scored]
+        return right.sum(), scored.sum()
 
     def rows(self, output: BaseOutput, batch: Batch) -> Tensor:
         """Σ CE / p over the scored positions of each row: [B] in at least float32. Divide by `batch.count`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,13 +25,17 @@ BUCKETS = 5
 LOOKED_AT = 4
 """Rows of which singular values are taken."""
 
+_ALL = slice(None)
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
 def measure(output: BaseOutput | FeedbackOutput, batch: Batch, head: MaskedDiffusionLoss) -> Pairs:
-    """`nll_pass{0..k}`, `nll_t{0..4}` of the last pass by the share of hidden tokens, and for an adapted base
-    `delta_nll` with `delta_nll_sq`: a row's mean NLL less that of the base, and its square, over the rows with text."""
+    """`nll_pass{0..k}`, and `nll_t{0..4}` of the last pass by the share of hidden tokens.
+
+    For an adapted base also `base_accuracy` on hidden tokens, and `delta_nll` with `delta_nll_sq`: a row's mean NLL
+    less that of the base, and its square, over the rows with text.
+    """
     passes = (output,) if isinstance(output, BaseOutput) else output.passes
     rows = [head.rows(each, batch) for each in passes]
     weight = batch.count.sum()
@@ -44,34 +49,43 @@ def measure(output: BaseOutput | FeedbackOutput, batch: Batch, head: MaskedDiffu
         paired = ((rows[-1] - rows[0]) / batch.count.clamp(min=1))[text]
         pairs["delta_nll"] = (paired.sum(), text.sum())
         pairs["delta_nll_sq"] = (paired.square().sum(), text.sum())
+        pairs["base_accuracy"] = head.hits(passes[0], batch)
     return pairs
 
 
 @torch.no_grad()
 def controls(
-    output: FeedbackOutput, batch: Batch, head: MaskedDiffusionLoss, *, base: BaseLM, adapter: Adapter
+    output: FeedbackOutput,
+    batch: Batch,
+    head: MaskedDiffusionLoss,
+    *,
+    base: BaseLM,
+    adapter: Adapter,
+    rows: slice = _ALL,
 ) -> Pairs:
-    """NLL under other deltas than a row's own.
+    """NLL of some `rows` of the batch under other deltas than a row's own.
 
     `shuffled_nll`: that of the row before it in the batch; `mean_nll`: the batch's mean factors; `static_nll`: the
-    input-independent part; `zero_nll`: none, which is the base itself.
+    input-independent part; `zero_nll`: none, which is the base itself. `..._accuracy` likewise.
 
     Shuffled and mean depend on which rows share a batch. Empty where all rows share one delta.
     """
     delta = output.deltas[-1] if output.deltas else None
     if not isinstance(delta, LoraDelta) or delta.shape[0] < 2:
         return {}
-    weight = batch.count.sum()
     others = {
         "shuffled": delta.roll(1),
         "mean": delta.mean(),
         "static": adapter.static_delta(),
         "zero": delta.zeros_like(),
     }
-    return {
-        f"{name}_nll": (head.rows(base(batch.inputs, batch.real, other), batch).sum(), weight)
-        for name, other in others.items()
-    }
+    pairs: Pairs = {}
+    for name, other in others.items():
+        made = base(batch.inputs, batch.real, other)
+        made, asked = replace(made, hidden=made.hidden[rows]), batch.rows(rows)
+        pairs[f"{name}_nll"] = (head.rows(made, asked).sum(), asked.count.sum())
+        pairs[f"{name}_accuracy"] = head.hits(made, asked)
+    return pairs
 
 
 def finish(means: Mapping[str, float | None], counts: Mapping[str, float]) -> dict[str, float]:

@@ -49,7 +49,12 @@ def test_controls(parts):
     figures = means(controls(output, batch, HEAD, base=base, adapter=hyper))
     plain = means(measure(output, batch, HEAD))
     assert figures["zero_nll"] == plain["nll_pass0"]
-    assert len({*figures.values(), plain["nll_pass3"]}) == 5
+    assert len({*(figures[f"{n}_nll"] for n in ("shuffled", "mean", "static", "zero")), plain["nll_pass3"]}) == 5
+    assert figures["zero_accuracy"] == plain["base_accuracy"]
+    halves = [controls(output, batch, HEAD, base=base, adapter=hyper, rows=slice(part, None, 2)) for part in range(2)]
+    for name, (total, count) in controls(output, batch, HEAD, base=base, adapter=hyper).items():
+        assert sum(half[name][0] for half in halves).item() == pytest.approx(total.item(), rel=1e-5)
+        assert sum(half[name][1] for half in halves) == count
     lora = StaticLora(StaticLoraConfig(), AdapterShape(CONFIG, SHAPE))
     assert controls(lora(base, batch), batch, HEAD, base=base, adapter=lora) == {}
 
