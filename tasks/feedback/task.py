@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from dataset.text.documents import DocumentBatches, EvalDocuments
 from engine.distributed import all_reduce_sum, local_rows
 from engine.task import Interrupted, Metrics, ModelWithLoss, ParamGroup, Runtime
+from losses.masked_diffusion import MaskedDiffusionLoss
 from models.feedback.batch import Batch
 from models.feedback.config import TextShape
 from tasks.feedback.base import FrozenBase
+from tasks.feedback.measure import controls, finish, measure
 from tasks.feedback.noise import evaluation_noise, hide, next_tokens, training_noise
 
 SEEN = ("loss", "base_loss")
@@ -35,7 +37,7 @@ class FeedbackTask:
     def __init__(
         self,
         model: Any,
-        loss_head: nn.Module,
+        loss_head: MaskedDiffusionLoss,
         *,
         runtime: Runtime,
         shape: TextShape,
@@ -49,7 +51,7 @@ class FeedbackTask:
         repeats: int = 1,
     ) -> None:
         self.module: nn.Module = model
-        self.with_loss = ModelWithLoss(model, loss_head)
+        self.with_loss, self.loss_head = ModelWithLoss(model, loss_head), loss_head
         self.model, self.base, self.runtime, self.shape = model, base, runtime, shape
         self.batches, self.held_out, self._groups = batches, held_out, groups
         self.context, self.eps, self.eval_seed, self.repeats = context, eps, eval_seed, repeats
@@ -104,8 +106,8 @@ class FeedbackTask:
 
     @torch.no_grad()
     def evaluate(self, *, final: bool) -> dict[str, float | None]:
-        """`eval/val_loss` and the rest of what `measured` sums, over the held-out pieces; the row of a batch are shared
-        among the ranks, sums and counts are reduced.
+        """`eval/val_loss` and the rest of what `measured` sums, over the held-out pieces; the final evaluation of an
+        adapter has the controls, too. The rows of a batch are shared among the ranks, sums and counts are reduced.
 
         Raises: Interrupted: the run was asked to stop.
         """
@@ -115,12 +117,17 @@ class FeedbackTask:
             for index in range(len(self.held_out)):
                 if self.runtime.stop_requested():
                     raise Interrupted("stopped during evaluation")
-                for name, pair in self.measured(index, repeat).items():
+                figures = self.measured(index, repeat)
+                if final and self.base is not None:
+                    figures |= self.controlled(index, repeat)
+                for name, pair in figures.items():
                     sums[name] = sums[name] + pair if name in sums else pair
         means: dict[str, float | None] = {}
+        counts: dict[str, float] = {}
         for name, pair in sums.items():
-            total, count = all_reduce_sum(pair).tolist()
-            means[name] = total / count if count else None
+            total, counts[name] = all_reduce_sum(pair).tolist()
+            means[name] = total / counts[name] if counts[name] else None
+        means |= finish(means, counts)
         results = {f"eval/val_{name}" if name in SEEN else f"eval/{name}": value for name, value in means.items()}
         loss, base_loss = means.get("loss"), means.get("base_loss")
         if loss is not None and base_loss is not None:
@@ -131,7 +138,23 @@ class FeedbackTask:
     def measured(self, index: int, repeat: int) -> dict[str, Tensor]:
         """[sum, count] of each figure over this rank's rows of evaluation batch `index`; of none with fewer rows than
         ranks: zeros."""
-        numbers, rows = self.held_out.batch(index, self.runtime.rank, self.runtime.world_size)
+        batch = self._held_out(index, repeat, self.runtime.rank, self.runtime.world_size)
+        output, result = self._run(batch)
+        return self._stacked({**result.metrics, **measure(output, batch, self.loss_head)})
+
+    def controlled(self, index: int, repeat: int) -> dict[str, Tensor]:
+        """[sum, count] over this rank's rows of evaluation batch `index`, adapted by other deltas than their own: those
+        of the whole batch, so that any number of ranks gives a row the same one."""
+        assert self.base is not None
+        batch = self._held_out(index, repeat)
+        output = self.model(self.base.model, batch)
+        rows = slice(self.runtime.rank, None, self.runtime.world_size)
+        head, base = self.loss_head, self.base.model
+        return self._stacked(controls(output, batch, head, base=base, adapter=self.model, rows=rows))
+
+    def _held_out(self, index: int, repeat: int, part: int = 0, parts: int = 1) -> Batch:
+        """Every `parts`-th row of evaluation batch `index`, from row `part` on, with what is hidden."""
+        numbers, rows = self.held_out.batch(index, part, parts)
         tokens = torch.from_numpy(rows)
         if self.context is not None:
             batch = next_tokens(tokens, self.shape, self.context)
@@ -140,10 +163,10 @@ class FeedbackTask:
                 self.eval_seed, numbers.tolist(), block_size=self.block_size, eps=self.eps, repeat=repeat
             )
             batch = hide(tokens, self.shape, noise)
-        _, result = self._run(batch.to(self.runtime.device))
-        return {
-            name: torch.stack([part.detach().to(self._wide) for part in pair]) for name, pair in result.metrics.items()
-        }
+        return batch.to(self.runtime.device)
+
+    def _stacked(self, pairs: Metrics) -> dict[str, Tensor]:
+        return {name: torch.stack([part.detach().to(self._wide) for part in pair]) for name, pair in pairs.items()}
 
     def _keep(self, results: dict[str, float | None]) -> None:
         """Add an evaluation, with the training losses since the one before, to the history."""

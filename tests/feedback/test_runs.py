@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint.store import load_checkpoint
+from engine.checkpoint.manifest import load_checkpoint
 from tests.conftest import metrics, run_ranks, run_script
 from tests.feedback.conftest import BASES, adapter, attempt, runs
 
@@ -87,6 +87,13 @@ def test_two_ranks_are_one(place: Path) -> None:
     assert all(ours[name].sub(theirs[name]).abs().max() < 1e-5 for name in ours)
     for left, right in zip(rows(one), rows(two), strict=True):
         assert float(left["loss_lora"]) == pytest.approx(float(right["loss_lora"]), rel=1e-5)
+    last, other = (
+        {name: value for line in metrics(run) for name, value in line.items() if name.startswith("eval/") and value}
+        for run in (one, two)
+    )
+    assert {"eval/nll_pass1", "eval/shuffled_nll", "eval/mean_nll", "eval/delta_nll_se"} <= last.keys()
+    assert last == pytest.approx(other, rel=1e-4, abs=1e-6)
+    assert last["eval/zero_nll"] == pytest.approx(last["eval/val_base_loss"], rel=1e-6)
 
 
 def test_both_styles_are_one_experiment(place: Path) -> None:
