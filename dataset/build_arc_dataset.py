@@ -3,6 +3,7 @@
     python -m dataset.build_arc_dataset --input-file-prefix arc-bundles/arc-agi --subsets training evaluation concept \\
         --test-set-name evaluation --output-dir data/arc1concept-aug-1000 --compact
     python -m dataset.build_arc_dataset --dataset-dirs ARC-AGI/data ConceptARC/corpus --output-dir data/my-arc
+    python -m dataset.build_arc_dataset --generated --canvas 10 --num-aug 8 --output-dir data/my-corpus
 
 Demonstrations of all subsets and the tests of all but the test set are trained on; the tests of the test set are the
 test split. Names, order and random numbers are those of the public builder, byte for byte. Nothing is downloaded.
@@ -24,7 +25,8 @@ from typing import Any
 if not __package__:  # `python dataset/build_arc_dataset.py`: import from the repository, not from dataset/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dataset.arc.build import ArcBuild, build
+from dataset.arc.build import ArcBuild, build, build_generated
+from dataset.arc.corpus.generate import PRESETS, CorpusPlan
 from dataset.arguments import BuilderParser
 from engine.io import RunFailure, UsageError, print_rank0
 
@@ -50,12 +52,41 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folders of tasks, one JSON file each; every sub-folder with tasks is a subset of its name",
     )
+    out.add_argument(
+        "--generated", action="store_true", help="tasks of a generated corpus: its subsets training, evaluation, novel"
+    )
     out.add_argument("--subsets", nargs="+", default=[], metavar="NAME", help="which subsets, in this order")
     out.add_argument(
-        "--test-set-name", default="evaluation", metavar="NAME", help="subset whose tests are the test split"
+        "--test-set-name",
+        metavar="NAME",
+        help="subset whose tests are the test split (default: evaluation; of a generated corpus evaluation and novel)",
     )
     out.add_argument("--test-set-name2", metavar="NAME", help="a second one")
     out.add_argument("--num-aug", type=int, default=1000, metavar="N", help="most augmented copies of each task")
+    corpus = CorpusPlan()
+    out.add_argument(
+        "--families",
+        metavar="NAMES",
+        help=f"of a generated corpus: {', '.join(PRESETS)}, or families joined by commas (default: {corpus.families})",
+    )
+    low, high = corpus.demonstrations
+    out.add_argument(
+        "--demonstrations",
+        type=int,
+        nargs=2,
+        metavar=("LO", "HI"),
+        help=f"of a generated corpus: fewest and most of a task (default: {low} {high})",
+    )
+    out.add_argument(
+        "--largest", type=int, metavar="N", help="of a generated corpus: side of its largest grid (default: the canvas)"
+    )
+    for flag, default, meaning in (
+        ("--num-train", corpus.num_train, "tasks to train on"),
+        ("--num-test", corpus.num_test, "held-out tasks of the families that are trained on"),
+        ("--num-novel", corpus.num_novel, "tasks of families that are not trained on"),
+        ("--corpus-seed", corpus.seed, "seed of the tasks; --seed is that of the augmentations"),
+    ):
+        out.add_argument(flag, type=int, metavar="N", help=f"of a generated corpus: {meaning} (default: {default})")
     out.add_argument("--seed", type=int, default=42, help="the same seed and tasks give the same data, byte for byte")
     out.add_argument(
         "--puzzle-identifiers-start", type=int, default=1, metavar="N", help="first identifier; lower ones are blank"
@@ -83,7 +114,7 @@ def plan_of(arguments: argparse.Namespace) -> ArcBuild:
         prefix=arguments.input_file_prefix,
         folders=tuple(arguments.dataset_dirs),
         subsets=tuple(arguments.subsets),
-        test_sets=(arguments.test_set_name, *second),
+        test_sets=(arguments.test_set_name or "evaluation", *second),
         num_aug=arguments.num_aug,
         seed=arguments.seed,
         identifiers_start=arguments.puzzle_identifiers_start,
@@ -92,6 +123,26 @@ def plan_of(arguments: argparse.Namespace) -> ArcBuild:
         workers=arguments.workers,
         overwrite=arguments.overwrite,
     )
+
+
+def corpus_of(arguments: argparse.Namespace) -> CorpusPlan | None:
+    """The corpus that the flags ask for; None without --generated. Raises: UsageError for flags that do not fit it."""
+    names = ("families", "num_train", "num_test", "num_novel", "demonstrations", "largest", "corpus_seed")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if not arguments.generated:
+        if given:
+            flag = "--" + next(iter(given)).replace("_", "-")
+            raise UsageError(f"{flag} is for a generated corpus: add --generated, or leave it out")
+        return None
+    for name in ("input_file_prefix", "dataset_dirs", "subsets", "test_set_name", "test_set_name2"):
+        if getattr(arguments, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for tasks of files: leave it out with --generated")
+    side, seed = given.pop("largest", arguments.canvas), given.pop("corpus_seed", 0)
+    if side > arguments.canvas:
+        raise UsageError(f"--largest {side} is more than --canvas {arguments.canvas}: no such grid would fit")
+    if "demonstrations" in given:
+        given["demonstrations"] = tuple(given["demonstrations"])
+    return CorpusPlan(side=side, seed=seed, **given)
 
 
 def _remarks(card: Mapping[str, Any]) -> Iterator[str]:
@@ -121,8 +172,10 @@ def _remarks(card: Mapping[str, Any]) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Build, say what was built, return the exit code (0 done, 1 failure, 2 unusable command or input)."""
     try:
-        plan = plan_of(parser().parse_args(argv))
-        card = build(plan)
+        arguments = parser().parse_args(argv)
+        plan = plan_of(arguments)
+        corpus = corpus_of(arguments)
+        card = build(plan) if corpus is None else build_generated(plan, corpus)
     except (UsageError, RunFailure) as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

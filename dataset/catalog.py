@@ -6,64 +6,179 @@ Text data sets have a catalog of their own, dataset/text/named.py, with `ensure_
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Protocol
 
+from dataset.arc.augment import LARGEST
+from dataset.arc.build import ArcBuild, build_generated
+from dataset.arc.corpus.generate import CorpusPlan
 from dataset.format import load_splits
 from dataset.sudoku.build import SudokuBuild, build
-from dataset.sudoku.published import claims_to_be_published, stand_in_reason
 from dataset.text import named as text
 from dataset.text.build import describe_text
 from dataset.text.named import ensure_text
-from dataset.writing import describe as describe_puzzles
+from dataset.writing import describe as describe_puzzles, stand_in_reason
 from engine.io import UsageError, did_you_mean, print_rank0, user_path
 
-__all__ = ["BUILT", "PUBLISHED", "BuiltSudoku", "build_command", "describe", "ensure", "ensure_text"]
+__all__ = ["BUILT", "PUBLISHED", "STAND_INS", "build_command", "describe", "ensure", "ensure_text"]
+
+SUDOKU_BUILDER, ARC_BUILDER = "python -m dataset.build_sudoku_dataset", "python -m dataset.build_arc_dataset"
+
+
+class Built(Protocol):
+    """A generated data set that a run may build at launch."""
+
+    @property
+    def groups(self) -> int:
+        """Training groups."""
+
+    @property
+    def mean_examples(self) -> float | None:
+        """Training examples of a puzzle; None where they are counted only when it is built."""
+
+    def command(self) -> str:
+        """The builder with its flags, without the folder."""
+
+    def words(self) -> str:
+        """What is built, for the line that announces it."""
+
+    def build(self, root: Path) -> None:
+        """Build it. Raises: UsageError."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltSudoku:
-    """A generated data set that a run may build at launch."""
+    """Generated Sudokus."""
 
     size: int
     num_train: int
     num_test: int
     blanks: tuple[int, int]
     num_aug: int = 0
+    mean_examples: ClassVar[float | None] = 1.0
 
-    def flags(self) -> str:
-        """The builder's flags for this entry."""
+    @property
+    def groups(self) -> int:
+        return self.num_train
+
+    def command(self) -> str:
         low, high = self.blanks
-        text = f"--size {self.size} --num-train {self.num_train} --num-test {self.num_test} "
-        text += f"--blanks {low} {high}"
-        return text + (f" --num-aug {self.num_aug}" if self.num_aug else "")
+        flags = f"--size {self.size} --num-train {self.num_train} --num-test {self.num_test} --blanks {low} {high}"
+        return f"{SUDOKU_BUILDER} {flags}" + (f" --num-aug {self.num_aug}" if self.num_aug else "")
+
+    def words(self) -> str:
+        side = f"{self.size}x{self.size}"
+        return f"{self.num_train} training and {self.num_test} test puzzles of {side}, generated"
+
+    def build(self, root: Path) -> None:
+        plan = SudokuBuild(
+            output_dir=root,
+            size=self.size,
+            num_train=self.num_train,
+            num_test=self.num_test,
+            blanks=self.blanks,
+            num_aug=self.num_aug,
+        )
+        build(plan)
 
 
-BUILT = {
+@dataclass(frozen=True, kw_only=True)
+class BuiltCorpus:
+    """A generated corpus of grid tasks (dataset/arc/corpus/)."""
+
+    corpus: CorpusPlan
+    num_aug: int
+    canvas: int
+    mean_examples: ClassVar[float | None] = None
+
+    @property
+    def groups(self) -> int:
+        return self.corpus.num_train + self.corpus.num_test + self.corpus.num_novel
+
+    def command(self) -> str:
+        plan = self.corpus
+        counts = f"--num-train {plan.num_train} --num-test {plan.num_test} --num-novel {plan.num_novel}"
+        size = f"--canvas {self.canvas}" + (f" --largest {plan.side}" if plan.side < self.canvas else "")
+        shown = f"--demonstrations {plan.demonstrations[0]} {plan.demonstrations[1]}"
+        flags = f"{size} --families {plan.families} {counts} {shown} --num-aug {self.num_aug}"
+        return f"{ARC_BUILDER} --generated {flags}"
+
+    def words(self) -> str:
+        side = f"{self.corpus.side}x{self.corpus.side}"
+        return f"{self.groups} grid tasks of up to {side}, {self.num_aug} augmentations of each, generated"
+
+    def build(self, root: Path) -> None:
+        build_generated(ArcBuild(output_dir=root, num_aug=self.num_aug, canvas=self.canvas), self.corpus)
+
+    def stand_in(self, root: Path) -> None:
+        """Build it under the name of published data; its card states that. Raises: UsageError."""
+        plan = ArcBuild(output_dir=root, num_aug=self.num_aug, canvas=self.canvas)
+        build_generated(plan, self.corpus, {"stand_in": True, "stand_in_for": root.name})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A data set that a command makes of published data. A launch never builds it."""
+
+    command: str
+    """The builder with its flags, without the folder; FOLDER is where the published files are."""
+    data: str
+    """What those files are."""
+    groups: int | None = None
+    """Training groups."""
+    mean_examples: float | None = 1.0
+    """Training examples of a puzzle."""
+    offline: str | None = None
+    """Key of STAND_INS that is built where it is missing (docs/decisions/0007-stand-in-data.md)."""
+
+
+BUILT: Mapping[str, Built] = {
     "debug-sudoku-4x4": BuiltSudoku(size=4, num_train=64, num_test=16, blanks=(6, 10)),
     "sudoku-default": BuiltSudoku(size=4, num_train=1_000, num_test=64, blanks=(6, 10)),
     "sudoku-4x4": BuiltSudoku(size=4, num_train=20_000, num_test=256, blanks=(6, 10)),
     "sudoku-6x6": BuiltSudoku(size=6, num_train=10_000, num_test=500, blanks=(12, 22), num_aug=7),
     "sudoku-9x9-easy": BuiltSudoku(size=9, num_train=5_000, num_test=500, blanks=(30, 45), num_aug=7),
+    "arc-corpus-10x10": BuiltCorpus(
+        corpus=CorpusPlan(side=7, num_train=81, num_test=27, num_novel=12, demonstrations=(6, 10)), num_aug=4, canvas=10
+    ),
+    "arc-corpus-6x6": BuiltCorpus(
+        corpus=CorpusPlan(side=6, families="first", num_train=63, num_test=14, num_novel=8), num_aug=4, canvas=6
+    ),
 }
-# Made of published data, never at launch: a generated stand-in under these names would be a false claim.
+STAND_INS = {"arc-corpus": BuiltCorpus(corpus=CorpusPlan(side=10), num_aug=8, canvas=LARGEST)}
+_CSV = "the public Sudoku-Extreme CSV (train.csv, test.csv; --download in place of --input FOLDER fetches them)"
+
+
+def _arc(subsets: str, test_set: str, groups: int, mean_examples: float) -> Published:
+    source = f"--input-file-prefix FOLDER/arc-agi --subsets {subsets} --test-set-name {test_set}"
+    return Published(
+        command=f"{ARC_BUILDER} {source} --num-aug 1000 --compact",
+        data="the public tasks (FOLDER/arc-agi_SUBSET_challenges.json and _solutions.json)",
+        groups=groups,
+        mean_examples=mean_examples,
+        offline="arc-corpus",
+    )
+
+
 PUBLISHED = {
-    "sudoku-extreme-1k-aug-1000": "--subsample-size 1000 --num-aug 1000",
-    "sudoku-extreme-full": "",
+    "sudoku-extreme-1k-aug-1000": Published(
+        command=f"{SUDOKU_BUILDER} --input FOLDER --subsample-size 1000 --num-aug 1000", data=_CSV, groups=1000
+    ),
+    "sudoku-extreme-full": Published(command=f"{SUDOKU_BUILDER} --input FOLDER", data=_CSV),
+    "arc1concept-aug-1000": _arc("training evaluation concept", "evaluation", 960, 4.15),
+    "arc2concept-aug-1000": _arc("training2 evaluation2 concept", "evaluation2", 1280, 4.33),
 }
-BUILDER = "python -m dataset.build_sudoku_dataset"
 
 
 def build_command(path: str | Path) -> str | None:
     """The command that builds the data set at `path`, or None for a name that the catalog does not know."""
-    root = Path(path)
-    target = shlex.quote(str(path))
-    if root.name in BUILT:
-        return f"{BUILDER} {BUILT[root.name].flags()} --output-dir {target}"
-    if root.name in PUBLISHED:
-        return " ".join(f"{BUILDER} --input FOLDER {PUBLISHED[root.name]} --output-dir {target}".split())
-    return text.build_command(path) if root.name in text.NAMED else None
+    name = Path(path).name
+    command = PUBLISHED[name].command if name in PUBLISHED else BUILT[name].command() if name in BUILT else None
+    if command is None:
+        return text.build_command(path) if name in text.NAMED else None
+    return f"{command} --output-dir {shlex.quote(str(path))}"
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -72,52 +187,51 @@ def describe(path: str | Path) -> dict[str, Any]:
     return describe_text(root) if (root / "train.bin").exists() else describe_puzzles(root)
 
 
-def ensure(path: str | Path, *, build: bool = True) -> Path:
+def ensure(path: str | Path, *, build: bool = True, offline: Literal["stand_in", "error"] = "stand_in") -> Path:
     """The data set at `path`, checked; a known generated one that is missing is built first, if `build` allows it.
 
-    Several ranks may call this at once: the first builds, the others wait for it. One line says that it is
-    built.
+    A published one that is missing is an error, unless its entry declares a stand-in that `offline` does not forbid.
+    Several ranks may call this at once: the first builds, the others wait for it. One line announces a build, and one
+    line at every use that the data are a stand-in.
 
-    Raises: UsageError for a damaged data set, and for a missing one that cannot be built here, with the
-    command.
+    Raises: UsageError for a damaged data set, for a missing one that cannot be built here, with the command, and for
+    a stand-in with `offline="error"`.
     """
     root = user_path(path)
     if not root.exists():
-        if root.name not in BUILT:
+        entry = PUBLISHED.get(root.name)
+        stand_in = entry.offline if entry and offline != "error" else None
+        if root.name not in BUILT and stand_in is None:
             raise UsageError(_missing(root))
         if not build:
             raise UsageError(f"{root} does not exist, and the config of a run builds no data: {build_command(root)}")
-        _build_once(root, BUILT[root.name])
+        _build_once(root, stand_in)
     for split in ("train", "test"):
         load_splits([root], split)
-    _say_stand_in(root)
+    _report_stand_in(root, offline)
     return root
 
 
-def _say_stand_in(root: Path) -> None:
-    if claims_to_be_published(root) and (reason := stand_in_reason(root, describe_puzzles(root))) is not None:
-        command = build_command(root)
-        print_rank0(
-            f"STAND-IN DATA: {root} is {reason}; figures are not comparable (stand_in: true)."
-            + (f" The real one: {command}" if command else "")
-        )
+def _report_stand_in(root: Path, offline: str) -> None:
+    reason = stand_in_reason(root)
+    if reason is None:
+        return
+    command = build_command(root)
+    if offline == "error" and root.name in PUBLISHED and PUBLISHED[root.name].offline:
+        raise UsageError(f"{root} is a stand-in ({reason}) and offline=error forbids those: {command} --overwrite")
+    real = f" The real one: {command}" + ("" if "FOLDER" not in command else " --overwrite") if command else ""
+    print_rank0(f"STAND-IN DATA: {root} is {reason}; figures are not comparable (stand_in: true).{real}")
 
 
-def _build_once(root: Path, entry: BuiltSudoku) -> None:
-    print_rank0(
-        f"{root} is missing: building it now ({entry.num_train} training and {entry.num_test} test puzzles "
-        f"of {entry.size}x{entry.size}, generated)"
-    )
-    plan = SudokuBuild(
-        output_dir=root,
-        size=entry.size,
-        num_train=entry.num_train,
-        num_test=entry.num_test,
-        blanks=entry.blanks,
-        num_aug=entry.num_aug,
-    )
+def _build_once(root: Path, stand_in: str | None) -> None:
+    entry = STAND_INS[stand_in] if stand_in else BUILT[root.name]
+    what = f"its stand-in {stand_in}" if stand_in else "it"
+    print_rank0(f"{root} is missing: building {what} now ({entry.words()})")
     try:
-        build(plan)
+        if stand_in:
+            STAND_INS[stand_in].stand_in(root)
+        else:
+            entry.build(root)
     except UsageError:
         # Another rank or run held the lock and has finished: its result is ours, bit for bit.
         if not root.exists():
@@ -128,11 +242,9 @@ def _missing(root: Path) -> str:
     command = build_command(root)
     if root.name in text.NAMED:
         return f"{root} does not exist, and it would hold text, not puzzles ({command}): train.py reads such data sets"
-    if command is not None:
-        return (
-            f"{root} does not exist and is made from the public Sudoku-Extreme CSV (train.csv, test.csv): "
-            f"{command} (FOLDER holds the two files; --download in its place fetches them)"
-        )
+    if (entry := PUBLISHED.get(root.name)) is not None:
+        why = f"; offline=error forbids its stand-in {entry.offline}" if entry.offline else ""
+        return f"{root} does not exist{why}. It is made from {entry.data}: {command}"
     return f"data set {root} does not exist and '{root.name}' cannot be built at launch: " + did_you_mean(
         root.name, BUILT
     )

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from dataset.arc import published as arc
 from dataset.format import load_splits
 from dataset.metadata import ARRAYS, SHARED, SPLITS, PuzzleMetadata, read_card, read_metadata
-from dataset.sudoku.published import stand_in_reason
+from dataset.sudoku import published as sudoku
 from engine.io import REPLACED, TEMPORARY, UsageError, atomic_directory, file_lock, sha256_json
 
 SET = "all"
@@ -182,6 +183,18 @@ def write_dataset(
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def stand_in_reason(root: str | Path, card: Mapping[str, Any] | None = None) -> str | None:
+    """What the data set at `root` is in place of the published one that its name promises; None where it is that.
+
+    `card` is what its folder has, where the caller has read it.
+    """
+    if sudoku.claims_to_be_published(root):
+        return sudoku.stand_in_reason(root, describe(root) if card is None else card)
+    if arc.claims_to_be_published(root) and card is None and (Path(root) / CARD).exists():
+        card = read_card(Path(root) / CARD)
+    return arc.stand_in_reason(root, card or {})
 
 
 def describe(root: str | Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +35,10 @@ def puzzle_data(config: dict[str, Any], folder: Path, local: bool) -> Iterator[D
     """The entries of data_paths and data_paths_test in `folder`; `local`: whether this machine's data are read."""
     for key in ("data_paths", "data_paths_test"):
         for path in config.get(key) or []:
-            yield read_puzzles(str(path), key, folder, local)
+            yield read_puzzles(str(path), key, folder, local, config.get("offline") != "error")
 
 
-def read_puzzles(path: str, key: str, folder: Path, local: bool) -> DataPath:
+def read_puzzles(path: str, key: str, folder: Path, local: bool, stand_ins: bool = True) -> DataPath:
     """One puzzle data set."""
     from dataset.catalog import BUILT, PUBLISHED
     from dataset.metadata import PuzzleMetadata
@@ -48,10 +47,12 @@ def read_puzzles(path: str, key: str, folder: Path, local: bool) -> DataPath:
     if not (local and root.exists()):
         if name in BUILT:
             mode = getattr(PuzzleMetadata, "data_mode", None)  # what the builders write
-            return DataPath(path, key, "built on first use", mode, BUILT[name].num_train, 1.0, origin=CATALOGUE)
+            size = BUILT[name].groups, BUILT[name].mean_examples
+            return DataPath(path, key, "built on first use", mode, *size, origin=CATALOGUE)
         if name in PUBLISHED:
-            size = re.search(r"--subsample-size (\d+)", PUBLISHED[name])
-            return DataPath(path, key, "published", None, int(size[1]) if size else None, 1.0, origin=CATALOGUE)
+            entry = PUBLISHED[name]
+            state = f"published, else {entry.offline} in its place" if entry.offline and stand_ins else "published"
+            return DataPath(path, key, state, None, entry.groups, entry.mean_examples, origin=CATALOGUE)
         return DataPath(path, key, "unknown")
     file = root / "train" / "dataset.json"
     try:

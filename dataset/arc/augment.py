@@ -121,8 +121,9 @@ def undo_all(
     """
     out, new_heights, new_widths = transform(canvases, heights, widths, INVERSE[tids])
     old = np.argsort(tables, axis=1).astype(canvases.dtype)
-    place = out.reshape(len(out), -1) + np.arange(0, old.size, COLOURS)[:, None]  # of the colour in all tables
-    out = old.reshape(-1)[place].reshape(out.shape) * inside_of(new_heights, new_widths, out.shape[-1])
+    side = out.shape[-1]
+    place = out.reshape(len(out), side * side) + np.arange(0, old.size, COLOURS)[:, None]  # of the colour in all tables
+    out = old.reshape(-1)[place].reshape(out.shape) * inside_of(new_heights, new_widths, side)
     return out, new_heights, new_widths
 
 
@@ -153,5 +154,5 @@ def grid_keys(canvases: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> 
     side = canvases.shape[-1]
     codes = (canvases + np.uint8(1)) * inside_of(heights, widths, side)
     words = _multipliers()[:side, :side].reshape(-1, 2)
-    keys: np.ndarray = codes.reshape(len(codes), -1).astype(np.uint64) @ words
+    keys: np.ndarray = codes.reshape(len(codes), side * side).astype(np.uint64) @ words
     return keys

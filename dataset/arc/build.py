@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from dataset.arc.augment import COLOURS, LARGEST
 from dataset.arc.compact import save_compact
+from dataset.arc.corpus.generate import SUBSETS, CorpusPlan, generate
 from dataset.arc.expand import Expander
 from dataset.arc.leakage import leakage_report
 from dataset.arc.plan import Plan, make_plan, number_identifiers
@@ -30,6 +31,8 @@ from engine.io import UsageError, did_you_mean, progress, sha256_file
 # Written into the card; raise it when the same plan gives other data.
 BUILDER_VERSION = 1
 TEST_PUZZLES, LEAKAGE = "test_puzzles.json", "leakage.json"
+TASKS = "tasks"
+"""Folder with a file for each held-out task of a generated corpus: what `scripts/predict.py` reads."""
 BLOCK = 4096
 """Examples that a worker makes at once: 7 MB of inputs on the public canvas."""
 EXAMPLES_PER_WORKER = 2 * BLOCK
@@ -62,8 +65,8 @@ class ArcBuild:
     """Processes; None takes what the machine and the number of examples justify. Never changes the data."""
     overwrite: bool = False
 
-    def check(self) -> None:
-        """Raise UsageError, naming the flag, on values that cannot be built."""
+    def check_numbers(self) -> None:
+        """Raise UsageError, naming the flag, on a number that cannot be."""
         for flag, value, least, most in (
             ("--num-aug", self.num_aug, 0, 1_000_000),
             ("--seed", self.seed, 0, (1 << 32) - 1),
@@ -73,8 +76,12 @@ class ArcBuild:
         ):
             if value is not None and not least <= value <= most:
                 raise UsageError(f"{flag} must be {least} to {most}, got {value}")
+
+    def check(self) -> None:
+        """Raise UsageError, naming the flag, on values that cannot be built."""
+        self.check_numbers()
         if (self.prefix is None) == (not self.folders):
-            raise UsageError("give either --input-file-prefix (bundles) or --dataset-dirs (a file for each task)")
+            raise UsageError("give --input-file-prefix (bundles), --dataset-dirs (a file for each task) or --generated")
         if self.prefix is not None and not self.subsets:
             raise UsageError("--input-file-prefix needs --subsets, e.g. --subsets training evaluation concept")
 
@@ -149,6 +156,22 @@ def build(plan: ArcBuild) -> dict[str, Any]:
     return build_subsets(plan, plan.read)
 
 
+def build_generated(plan: ArcBuild, corpus: CorpusPlan, card: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The same of a generated corpus, whose canvas and test sets replace the plan's. Raises: UsageError."""
+    corpus.check()
+    plan = replace(plan, prefix=None, folders=(), test_sets=SUBSETS[1:], canvas=max(plan.canvas, corpus.side))
+    plan.check_numbers()
+    train, novel = corpus.names()
+    lines = {
+        "source": "generated",
+        "licence": "none: generated",
+        "families": train,
+        "held_out_families": novel,
+        "corpus_seed": corpus.seed,
+    }
+    return build_subsets(plan, lambda: generate(corpus), {**lines, **(card or {})})
+
+
 def build_subsets(
     plan: ArcBuild, read: Callable[[], list[Subset]], card: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -161,9 +184,9 @@ def build_subsets(
         if not drawn.train.tasks or not drawn.test.tasks:
             empty = "test" if drawn.train.tasks else "training"
             raise UsageError(f"--canvas {plan.canvas}: no {empty} task fits it ({_listed(drawn.skipped)})")
-        card = dict(card or {})
+        lines = dict(card or {})
         collections = collections_of(subsets)
-        if claims_to_be_published(root) and not collections and not card.get("stand_in"):
+        if claims_to_be_published(root) and not collections and not lines.get("stand_in"):
             raise UsageError(
                 f"--output-dir {root.name}: the tasks are of no published collection and do not get the name of one"
             )
@@ -181,6 +204,9 @@ def build_subsets(
             puzzles = {name: task.to_json() for name, task in drawn.test_tasks.items()}
             (folder / TEST_PUZZLES).write_text(json.dumps(puzzles) + "\n", encoding="utf-8")
             (folder / LEAKAGE).write_text(json.dumps(leakage, indent=1) + "\n", encoding="utf-8")
+            if lines.get("source") == "generated":
+                for subset in subsets[1:]:
+                    _write_tasks(folder / TASKS / subset.name, subset)
             return {}
 
         written = write_dataset(
@@ -193,11 +219,17 @@ def build_subsets(
             ignore_label_id=PAD,
             card=_card(plan, drawn, subsets, collections, leakage)
             | {"name": root.name, "identifiers": len(names)}
-            | card,
+            | lines,
             overwrite=plan.overwrite,
             check=write_reports,
         )
     return {**written, "seconds": round(time.perf_counter() - began, 2)}
+
+
+def _write_tasks(folder: Path, subset: Subset) -> None:
+    folder.mkdir(parents=True)
+    for task in subset.tasks:
+        (folder / f"{task.name}.json").write_text(json.dumps(task.to_json()) + "\n", encoding="utf-8")
 
 
 def _card(

@@ -74,6 +74,8 @@ class PretrainConfig(RunConfig):
     """Folders of built data; several are trained on together. A missing default set is built on first use."""
     data_paths_test: list[str] = field(default_factory=list)
     """Folders to evaluate on; empty means the test splits of `data_paths`."""
+    offline: Literal["stand_in", "error"] = "stand_in"
+    """A published data set that is not there: build its declared stand-in and print that, or refuse."""
     evaluators: list[dict[str, Any]] = field(default_factory=list)
     """Extra evaluators, each `{name: module@Class, ...}` under evaluators/."""
 

@@ -37,8 +37,9 @@ def build(
     config: PretrainConfig, runtime: Runtime, create_model: Callable[..., tuple[Any, Any]] = create_model
 ) -> TrainingPlan:
     """Data, model, loss and task of one run, with the plan that the trainer follows."""
-    folders = [ensure(path, build=not config.from_file) for path in config.data_paths]
-    tests = [ensure(path, build=not config.from_file) for path in config.data_paths_test] or folders
+    usable = partial(ensure, build=not config.from_file, offline=config.offline)
+    folders = list(map(usable, config.data_paths))
+    tests = list(map(usable, config.data_paths_test)) or folders
     train = load_splits(folders, "train")
     epochs_per_iter, held_back = config.eval_interval or config.epochs, hold_back(train, config)
     sampler = TrainSampler(

@@ -183,3 +183,10 @@ def test_keys_tell_grids_apart_as_hashes_do(grids):
     assert (grid_keys(wider, heights, widths) == grid_keys(canvases, heights, widths)).all()
     none = np.zeros(60, dtype=np.int64)
     assert len({tuple(key) for key in grid_keys(canvases, none, none)}) == 1
+
+
+def test_no_grids_at_all():
+    none, sizes = np.zeros((0, 5, 5), dtype=np.uint8), np.zeros(0, dtype=np.int64)
+    assert grid_keys(none, sizes, sizes).shape == (0, 2)
+    assert undo_all(none, sizes, sizes, sizes, np.zeros((0, 10), dtype=np.uint8))[0].shape == (0, 5, 5)
+    assert crop_all(np.zeros((0, 25), dtype=np.uint8))[0].shape == (0, 5, 5)

@@ -233,7 +233,7 @@ def test_malformed_files_and_flags_are_one_line(bundles, tmp_path, capsys):
     assert "did you mean 'evaluation'" in refusal(*source, "evaluatoin")
     assert "--test-set-name evaluation is none of the subsets" in refusal(*source, "training")
     assert "--test-set-name none" in refusal(*source, *SUBSETS, "--test-set-name", "none")
-    assert "give either" in refusal()
+    assert "give --input-file-prefix (bundles), --dataset-dirs" in refusal()
     assert "needs --subsets" in refusal(*source[:2])
     assert "--num-aug must be 0 to" in refusal(*source, *SUBSETS, "--num-aug", "-1")
     assert "--canvas must be 1 to 30, got 31" in refusal(*source, *SUBSETS, "--canvas", "31")

@@ -1,0 +1,1 @@
+"""A generated corpus of few-shot grid tasks: families of transformations, seeded, some of them held out."""

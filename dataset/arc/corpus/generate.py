@@ -1,0 +1,180 @@
+"""From families to subsets of tasks: seeded, and no test is a training pair in another orientation or other colours.
+
+`training` and `evaluation` have tasks of the same families; those of `novel` are of families that training never sees,
+which is what a model that reads demonstrations is measured on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+
+from dataset.arc.corpus import figures, layout
+from dataset.arc.corpus.parts import SMALLEST_SIDE, Family, Rule
+from dataset.arc.leakage import plain_key, symmetric_key
+from dataset.arc.tasks import Pair, Subset, Task
+from engine.distributed import keyed_numpy
+from engine.io import RunFailure, UsageError, did_you_mean
+
+FAMILIES: Mapping[str, Family] = {
+    family.__name__: family
+    for family in (
+        layout.recolour,
+        layout.exchange,
+        layout.keep,
+        layout.negative,
+        layout.chequered,
+        layout.most_frequent,
+        layout.turned,
+        layout.shifted,
+        layout.gravity,
+        layout.enlarged,
+        layout.reduced,
+        layout.repeated,
+        layout.cut_out,
+        layout.framed,
+        layout.edged,
+        figures.filled,
+        figures.hollowed,
+        figures.cleaned,
+        figures.patched,
+        figures.rays,
+        figures.crossed,
+        figures.connected,
+        figures.diagonals,
+        figures.haloed,
+        figures.either,
+        figures.both,
+        figures.exactly_one,
+        figures.neither,
+        figures.completed,
+        figures.counted,
+        figures.ordered,
+        figures.chosen,
+        figures.without_repeats,
+    )
+}
+HELD_OUT = ("reduced", "exchange", "framed", "rays", "neither", "chosen")
+"""Families that are never trained on: one of each kind."""
+PRESETS: Mapping[str, tuple[str, ...]] = {
+    "all": tuple(FAMILIES),
+    "first": ("recolour", "keep", "negative", "turned", "shifted", "filled", "edged", "exchange", "framed"),
+}
+"""Families to choose from by one name; `first` holds what small models learn within minutes."""
+SUBSETS = ("training", "evaluation", "novel")
+TRIES = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusPlan:
+    """A generated corpus."""
+
+    side: int = 10
+    """Side of the largest grid."""
+    families: str = "all"
+    """A key of PRESETS, or families joined by commas."""
+    num_train: int = 200
+    num_test: int = 50
+    """Tasks of the training families that are held out."""
+    num_novel: int = 30
+    """Tasks of the held-out families."""
+    demonstrations: tuple[int, int] = (3, 5)
+    """Fewest and most of a task; one test each."""
+    seed: int = 0
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """(families to train on, held-out ones). Raises: UsageError for a name that there is not."""
+        chosen = PRESETS.get(self.families) or tuple(name for name in self.families.split(",") if name)
+        for name in chosen:
+            if name not in FAMILIES:
+                raise UsageError(f"--families {name}: " + did_you_mean(name, [*PRESETS, *FAMILIES]))
+        return [name for name in chosen if name not in HELD_OUT], [name for name in chosen if name in HELD_OUT]
+
+    def check(self) -> None:
+        """Raise UsageError, naming the flag, on values that cannot be built."""
+        train, novel = self.names()
+        if self.side < SMALLEST_SIDE:
+            raise UsageError(
+                f"--canvas and --largest must be at least {SMALLEST_SIDE} for generated tasks, got {self.side}"
+            )
+        low, high = self.demonstrations
+        if not 1 <= low <= high:
+            raise UsageError(f"--demonstrations {low} {high}: expected LO HI with 1 <= LO <= HI")
+        if not train:
+            raise UsageError(f"--families {self.families}: all of them are held-out families ({', '.join(HELD_OUT)})")
+        if self.num_novel and not novel:
+            raise UsageError(
+                f"--families {self.families}: none of the held-out ones ({', '.join(HELD_OUT)}) for --num-novel"
+            )
+        for flag, value, least in (
+            ("--num-train", self.num_train, 1),
+            ("--num-test", self.num_test, 1),
+            ("--num-novel", self.num_novel, 0),
+        ):
+            if value < least:
+                raise UsageError(f"{flag} must be at least {least}, got {value}")
+
+
+def generate(plan: CorpusPlan) -> list[Subset]:
+    """The tasks of `plan`: training, evaluation and, where num_novel is not 0, novel. Raises: UsageError."""
+    plan.check()
+    train, novel = plan.names()
+    trained: set[bytes] = set()
+    subsets = []
+    for name, families, count in zip(
+        SUBSETS, (train, train, novel), (plan.num_train, plan.num_test, plan.num_novel), strict=True
+    ):
+        tasks = []
+        for number in range(count):
+            task = _task(plan, name, families[number % len(families)], number, trained)
+            for pair in task.pairs if name == SUBSETS[0] else task.of("train"):
+                trained.update(_keys(pair))
+            tasks.append(task)
+        if tasks:
+            subsets.append(Subset(name, tuple(tasks), ()))
+    return subsets
+
+
+def _keys(pair: Pair) -> tuple[bytes, bytes]:
+    """Equal for questions, and for pairs, that differ in orientation or colours only."""
+    assert pair.output is not None
+    return symmetric_key(pair.input), symmetric_key(pair.input, pair.output)
+
+
+def _task(plan: CorpusPlan, subset: str, family: str, number: int, trained: set[bytes]) -> Task:
+    """Task `number` of a subset. Its test is no trained pair, turned or recoloured, if the family has others."""
+    generator = keyed_numpy(plan.seed, f"arc/corpus/{plan.side}/{subset}/{family}", number)
+    least, most = plan.demonstrations
+    found = None
+    for _ in range(TRIES):
+        rule = FAMILIES[family](generator, plan.side)
+        count = int(generator.integers(least, most + 1)) + 1
+        pairs = _pairs(rule, generator, count)
+        if pairs is None:
+            continue
+        found = Task(f"{family}_{subset[0]}{number:04}", Path("generated"), tuple(pairs))
+        asked = _keys(pairs[-1])
+        if trained.isdisjoint(asked) and not any(set(asked) & set(_keys(pair)) for pair in pairs[:-1]):
+            return found
+    if found is None:
+        raise RunFailure(f"the family {family} gave no task in {TRIES} tries: choose a larger --canvas")
+    return found
+
+
+def _pairs(rule: Rule, generator: Generator, count: int) -> list[Pair] | None:
+    """`count` pairs with different questions, all changed by the rule, the last a test; None if there are fewer."""
+    pairs: list[Pair] = []
+    seen: set[bytes] = set()
+    for _ in range(20 * count):
+        question, answer = (np.ascontiguousarray(grid, dtype=np.uint8) for grid in rule(generator))
+        if (key := plain_key(question)) in seen or np.array_equal(question, answer):
+            continue
+        seen.add(key)
+        pairs.append(Pair("train" if len(pairs) < count - 1 else "test", question, answer))
+        if len(pairs) == count:
+            return pairs
+    return None
