@@ -27,10 +27,13 @@ IDS = [f"{recipe}-{arch}" for _, recipe, arch in PAIRS]
 SHAPES = {
     "sudoku-default": (16, 6, 1), "sudoku-4x4": (16, 6, 1), "sudoku-6x6": (36, 8, 1), "sudoku-9x9-easy": (81, 11, 1),
     "sudoku-extreme-1k-aug-1000": (81, 11, 1),
+    "arc1concept-aug-1000": (900, 12, 876_406), "arc2concept-aug-1000": (900, 12, 1_191_730),
 }  # fmt: skip
 COUNTS = {
     ("cfg_pretrain_sudoku_extreme_mlp", "trm"): 5_028_866,
     ("cfg_pretrain_sudoku_extreme_att", "trm"): 6_828_034,
+    ("cfg_pretrain_arc_agi_1", "trm"): 6_829_058,
+    ("cfg_pretrain_arc_agi_2", "trm"): 6_829_058,
     ("cfg_pretrain_sudoku_4x4", "trm"): 62_338,
     ("cfg_pretrain_sudoku_6x6", "trm"): 77_954,
     ("cfg_pretrain_sudoku_9x9_easy", "trm"): 261_890,
