@@ -250,3 +250,46 @@ def test_models_that_the_public_code_has_not(data: Path, tmp_path: Path) -> None
             public_config({**stored, "arch": {**stored["arch"], key: value}})
     with pytest.raises(UsageError, match="has no counterpart"):
         public_config({**stored, "arch": {"name": "recursive_reasoning.hrm_feudal@HRMFeudal"}})
+
+
+ODD = (None, True, 0, -1, 0.5, 2**40, "", "x", [], {}, [[1]], {"a": 1}, "${arch.x}", float("nan"))
+
+
+def test_odd_values_cost_one_line(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Every key of all_config.yaml with values of other kinds: it is imported, or refused in one line."""
+    monkeypatch.setattr("tasks.recursive_reasoning.public.convert._write_run", lambda *_: None)
+    config, state = public_files.make("trm", **SHAPE)
+    source = public_files.write(tmp_path / "public", config, state)
+    keys = [("arch", key) for key in config["arch"]] + [(key,) for key in config]
+    chance, refused = np.random.default_rng(0), []
+    for number in range(50):
+        changed = json.loads(json.dumps(config))
+        *outer, last = keys[number % len(keys)]
+        (changed[outer[0]] if outer else changed)[last] = ODD[chance.integers(len(ODD))]
+        (source / "all_config.yaml").write_text(yaml.dump(changed))
+        try:
+            import_run(arguments("import", source, tmp_path / f"run{number}", "--data", str(data)))
+        except UsageError as error:
+            refused.append(str(error))
+    assert 10 < len(refused) < 50
+    assert not [text for text in refused if "\n" in text]
+
+
+def test_a_manifest_that_somebody_edited_is_refused_at_export(data: Path, tmp_path: Path) -> None:
+    from engine.checkpoint.store import CheckpointStore
+
+    config, state = public_files.make("trm", **SHAPE)
+    run = imported(tmp_path, data, config, state)
+    manifest = json.loads((run / "step_70/manifest.json").read_text())
+    public, model = manifest["extra"]["public"], {name: tensor.float() for name, tensor in state.items()}
+    first = next(iter(public["tensors"]))
+    for changed in (
+        [], {**public, "file": "../x"}, {**public, "file": "all_config.yaml"}, {**public, "config": 3}, {"file": "a"},
+        {**public, "tensors": {**public["tensors"], first: ["k", "load"]}}, {**public, "tensors": {"a": ["b", "float32"]}},
+        {**public, "tensors": {name: ["same", "float32"] for name in public["tensors"]}},
+    ):  # fmt: skip
+        store = CheckpointStore(run, "pretrain")
+        store.save(70, model=model, state={}, config=manifest["config"], extra={"public": changed})
+        with pytest.raises(UsageError, match="does not say how it was imported"):
+            export_run(arguments("export", run, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from typing import Any
 from engine.errors import UsageError
 from engine.io import did_you_mean
 from engine.registry import create_evaluators, resolve
-from engine.schema import with_defaults
+from engine.schema import structure, with_defaults
 from models.layers.mlp import swiglu_inner_size
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.public.sizes import Sizes
@@ -90,7 +90,7 @@ def arch_block(config: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]
     """
     said = _said(config, sizes) | dict(given)
     kind = KINDS[sizes.kind]
-    model = resolve(kind.ours, "models", "arch.name").Config  # type: ignore[attr-defined]
+    model: Any = resolve(kind.ours, "models", "arch.name").Config  # type: ignore[attr-defined]
     known = {field.name for field in fields(model)} - set(kind.unread)
     if unknown := [key for key in given if key not in known]:
         raise UsageError(f"arch.{unknown[0]}: {sizes.kind} has no such key: {did_you_mean(unknown[0], known)}")
@@ -102,16 +102,13 @@ def arch_block(config: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]
         arch.setdefault("pos_encodings", "none")
     _require(arch, kind, sizes, no_config=not config)
     width, mixed = arch["hidden_size"], sizes.mixed
-    if "expansion" not in arch:
+    if "expansion" not in arch and isinstance(width, int) and width > 0:
         usual = swiglu_inner_size(width, 4.0) == sizes.inner
         arch["expansion"] = 4.0 if usual else 1.5 * sizes.inner / width
     heads = arch.get("num_heads")
     if mixed is not None and isinstance(heads, int) and heads > 0 and mixed % heads == 0 and mixed != width:
         arch["head_dim"] = mixed // heads  # as in the published baseline, whose 12 heads of 42 do not make up 512
-    try:
-        complete = asdict(model(**arch))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"all_config.yaml: {error}") from None
+    complete = asdict(structure(model, arch, "arch"))
     differing = [
         f"{key} is {said[key]}, the file has {value}"
         for key, value in sizes.arch.items()
@@ -165,17 +162,18 @@ def run_config(
     ours: dict[str, Any] = {
         "script": "pretrain.py",
         "arch": dict(arch),
-        "data_paths": [paths] if isinstance(paths, str) else list(paths),
+        "data_paths": [paths] if isinstance(paths, str) else paths,
         "data_order": "published",
         "select_on": "test",
         **{key: config[key] for key in SAME if config.get(key) is not None},
     }
     evaluators, left = [], []
-    for block in config.get("evaluators") or []:
+    blocks = config.get("evaluators") or []
+    for block in blocks if isinstance(blocks, list) else [blocks]:
         try:
             create_evaluators([block])
             evaluators.append(block)
-        except (UsageError, AttributeError):
+        except (UsageError, AttributeError, TypeError):
             left.append(f"evaluators: {_block(block).get('name', block)}")
     ours["evaluators"] = evaluators
     known = {*SAME, *OF_THE_LAUNCH, "arch", "data_paths", "data_path", "evaluators"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,12 +36,16 @@ from models.recursive_reasoning.act import PuzzleShape
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.family import FAMILY
 from tasks.recursive_reasoning.public.configs import arch_block, public_config, run_config, set_values
-from tasks.recursive_reasoning.public.layout import STANDARD, PublicCheckpoint, read_public, write_public
+from tasks.recursive_reasoning.public.layout import CONFIG, STANDARD, PublicCheckpoint, read_public, write_public
 from tasks.recursive_reasoning.public.sizes import Sizes, read_sizes, shape_report
 from tasks.recursive_reasoning.task import param_groups
 
 STARTS = "_init"
 """End of the name of a latent's fixed start, which the public code stores in its compute dtype."""
+
+
+KINDS_OF_NUMBERS = ("float64", "float32", "bfloat16", "float16")
+"""What a state dict of the public code holds."""
 
 
 @dataclass(frozen=True)
@@ -250,24 +255,40 @@ def export_run(args: Namespace) -> None:
     averaged = checkpoint.ema if args.weights == "ema" else None
     weights = clean_names({**checkpoint.model, **(averaged or {})})
     origin = checkpoint.extra.get("public")
-    if origin:
-        config, tensors, name = origin["config"], _as_imported(weights, origin["tensors"]), str(origin["file"])
+    if origin is not None:
+        try:
+            config, tensors, name = _as_imported(weights, origin)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UsageError(f"checkpoint {checkpoint.path}: its manifest does not say how it was imported") from None
     else:
         tensors = _as_published(weights, config["arch"]["forward_dtype"])
         name = f"step_{checkpoint.step}"
-    if "/" in name or not name.removesuffix(".safetensors"):
-        raise UsageError(f"checkpoint {checkpoint.path}: the name of its public file is {name!r}")
     folder = Path(os.path.abspath(args.folder))
-    write_public(folder, config=config, tensors=tensors, name=name.removesuffix(".safetensors"))
+    write_public(folder, config=config, tensors=tensors, name=name)
     print_rank0(
         f"model       {config['arch']['name']}, {'averaged' if averaged else 'raw'} weights, step {checkpoint.step}"
     )
-    print_rank0(f"written     {args.folder}/{name.removesuffix('.safetensors')} and all_config.yaml")
+    print_rank0(f"written     {args.folder}/{name} and all_config.yaml")
 
 
-def _as_imported(weights: Mapping[str, Tensor], tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Keys, order and dtypes of the file that was imported."""
-    return {key: weights[name].to(getattr(torch, kind)) for name, (key, kind) in tensors.items()}
+def _as_imported(
+    weights: Mapping[str, Tensor], origin: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """(config, tensors with the keys, order and dtypes, name) of the file that was imported.
+
+    Raises: ValueError and what else a manifest of another form raises: it may come from anywhere.
+    """
+    name = origin["file"].removesuffix(".safetensors")
+    if not re.fullmatch(r"\w[\w.-]*", name) or name == CONFIG or set(origin["tensors"]) != set(weights):
+        raise ValueError(name)
+    tensors = {}
+    for own, (key, kind) in origin["tensors"].items():
+        if not isinstance(key, str) or kind not in KINDS_OF_NUMBERS:
+            raise ValueError(key)
+        tensors[key] = weights[own].to(getattr(torch, kind))
+    if len(tensors) != len(weights):
+        raise ValueError("two tensors of one name")
+    return dict(origin["config"]), tensors, name
 
 
 def _as_published(weights: Mapping[str, Tensor], compute: str) -> dict[str, Tensor]:

@@ -145,6 +145,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state:
         raise UsageError(f"{path} is not a state dict: expected tensors by name")
     other = [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    other += [key for key, value in state.items() if key not in other and not value.is_floating_point()]
     if other:
         raise UsageError(f"{path} is not a state dict: expected tensors by name, {str(other[0])[:80]!r} is none")
     return dict(state)
