@@ -249,7 +249,7 @@ def import_ours(name: str, where: str) -> ModuleType:
     top = name.partition(".")[0]
     spec = importlib.util.find_spec(top)
     origin = Path(spec.origin).resolve() if spec and spec.origin else None
-    if origin not in (ROOT / f"{top}.py", ROOT / top / "__init__.py"):
+    if origin not in [(ROOT / form).resolve() for form in (f"{top}.py", f"{top}/__init__.py")]:
         raise UsageError(f"{where}: {top} is {origin or 'nothing'}, not the one in {ROOT}: rename what hides it")
     return importlib.import_module(name)
 

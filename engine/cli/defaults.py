@@ -12,6 +12,7 @@ Importing this module installs the source of these entries.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_origin
@@ -59,6 +60,11 @@ def defaults_of(schema: Any) -> dict[str, Any]:
     return {name: value for name, value in own.items() if name not in above or above[name] != value}
 
 
+def _loaded() -> Any:
+    """This module as it is loaded now: Hydra keeps the first source it is given, also where our code is loaded anew."""
+    return importlib.import_module(__name__)
+
+
 class DefaultsSource(ConfigSource):
     """Reads `/defaults/...` from dataclasses; Hydra's other sources read files."""
 
@@ -67,7 +73,7 @@ class DefaultsSource(ConfigSource):
         return "defaults"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        content = OmegaConf.create(defaults_of(schema_of(config_path)))
+        content = OmegaConf.create(_loaded().defaults_of(_loaded().schema_of(config_path)))
         return ConfigResult(
             config=content, path=f"{self.scheme()}://{config_path}", provider=self.provider, header={"package": None}
         )
@@ -79,7 +85,7 @@ class DefaultsSource(ConfigSource):
         return False
 
     def is_config(self, config_path: str) -> bool:
-        return schema_of(config_path) is not None
+        return _loaded().schema_of(config_path) is not None
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         return []
