@@ -52,6 +52,8 @@ class Link:
     config: str = ""
     """The name of its Config, empty where it has none."""
     config_place: Place = ("", 0)
+    config_bases: list[str] = field(default_factory=list)
+    """Names of its Config and of the dataclasses that it extends."""
     misfit: str = ""
     """Why its Config does not take the keys of the block."""
 
@@ -113,6 +115,7 @@ def _describe(link: Link, cls: type, module: ModuleType, block: dict[str, Any]) 
     if schema is not None:
         link.fields = [one.name for one in fields(schema)]
         link.config, link.config_place = schema.__name__, place_of(schema)
+        link.config_bases = [base.__name__ for base in schema.__mro__]
     try:
         build_config(cls, block, link.key.removesuffix(".name"))
     except UsageError as error:

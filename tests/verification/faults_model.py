@@ -23,6 +23,14 @@ FAULTS = (
         edits=(swap(ACT, BRANCH, "        return self._forward_train_original(batch, carry)\n"),),
     ),
     Fault(
+        name="name-of-another-class",
+        what="arch/trm.yaml, with the defaults of TRM, names HRM",
+        codes=("ARC330",),
+        edits=(
+            swap("config/arch/trm.yaml", "name: recursive_reasoning.trm@TRM\n", "name: recursive_reasoning.hrm@HRM\n"),
+        ),
+    ),
+    Fault(
         name="cycles-capped",
         what="two H cycles, however many the config asks for",
         codes=("MOD422",),

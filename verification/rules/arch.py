@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from engine.cli.compose import key_lines
+from engine.cli.compose import defaults_lines, key_lines
 from verification.finding import Finding
 from verification.reads import unread_arch
 from verification.rule import NotApplicable, finding, need_config, need_model, rule
@@ -132,6 +132,19 @@ def arch_lines(subject: Subject) -> dict[str, tuple[str, int]]:
     return lines
 
 
+def schemas(subject: Subject) -> list[tuple[str, str, int]]:
+    """(dataclass, file, line) where the arch file, or one that it is built on, begins with a dataclass's defaults."""
+    entries = []
+    for one in subject.trace.files:
+        if one.package == "arch" or one.path.parent.name == "arch":
+            for _, option, line in defaults_lines(one.text):
+                if option.startswith("/defaults/") and option.endswith("@_here_"):
+                    entries.append(
+                        (option.partition("@")[0].rpartition("/")[2], subject.trace.relative(one.path), line)
+                    )
+    return entries
+
+
 @rule("ARC330")
 def keys(subject: Subject) -> Iterator[Finding]:
     model = need_model(subject)
@@ -149,6 +162,11 @@ def keys(subject: Subject) -> Iterator[Finding]:
             yield finding("ARC330", "FAIL", problem, *place_of(subject))
     if not model.config:
         raise NotApplicable(f"{model.cls_name} has no Config")
+    for name, file, line in schemas(subject):
+        if name not in model.config_bases and "arch.name" not in override_keys(subject):
+            amiss = True
+            text = f"{file} has the defaults of {name}, but {model.cls_name} is configured by {model.config}"
+            yield finding("ARC330", "FAIL", text, file, line, "correct the name, or the first entry of its defaults")
     place = model.config_place
     for name in unread_arch(subject):
         amiss = True
