@@ -80,8 +80,7 @@ def translate(
 
 def spelled(argv: Sequence[str]) -> list[str]:
     """The words with Hydra's own flags as Hydra spells them: --config_name=x is --config-name=x."""
-    pairs = [word.partition("=") for word in argv]
-    return [UNDERSCORED.get(name, name) + equals + value for name, equals, value in pairs]
+    return [UNDERSCORED.get(name := word.partition("=")[0], name) + word[len(name) :] for word in argv]
 
 
 def quote(text: str) -> str:
