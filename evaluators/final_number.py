@@ -30,6 +30,9 @@ class FinalNumber:
 
     needs_steps: ClassVar[bool] = False
 
+    def __init__(self, config: None = None) -> None:
+        self.begin()
+
     def begin(self) -> None:
         """Forget the texts so far."""
         self.sums = torch.zeros(3, dtype=torch.float64)

@@ -22,7 +22,7 @@ EPOCHS = 100
 """Passes over a data set that `epochs` does not name."""
 IN_TRAINING = (
     *("epochs", "batch_size", "learning_rate", "decay_lr", "warmup_ratio", "min_lr", "grad_clip", "device", "compile"),
-    *("eval_interval", "eval_max_examples", "log_interval", "num_samples", "max_steps", "resume", "out_dir"),
+    *("eval_interval", "eval_max_examples", "log_interval", "max_steps", "resume", "out_dir"),
     *("checkpoint_dir", "checkpoint_name", "ff_run_name", "fb_run_name", "fb_rec_run_name"),
 )
 """Keys that a config file has in its section `training`."""
@@ -56,7 +56,10 @@ NOT_IDENTITY = {
     **RUN_NOT_IDENTITY,
     "out_dir": "launch: where runs lie",
     **dict.fromkeys(("ff_run_name", "fb_run_name", "fb_rec_run_name"), "logging: a label"),
-    **dict.fromkeys(("generation_steps", "num_samples", "temperature"), "logging: samples are shown, not learnt from"),
+    **dict.fromkeys(
+        ("evaluators", "answer_examples", "num_samples", "generation_steps", "temperature", "block_length"),
+        "logging: text is shown and judged, not learnt from",
+    ),
 }
 
 
@@ -152,12 +155,18 @@ class FeedforwardConfig(RunConfig):
     """Evaluate at most this many pieces of documents, always the same ones; null: all."""
     eval_samples: Annotated[int, Range(1)] = 1
     """How often each piece is evaluated, under masks of other shares."""
-    generation_steps: Annotated[int, Range(1)] = 10
-    """Steps in which a sample is unmasked."""
+    evaluators: list[dict[str, Any]] = field(default_factory=list)
+    """Evaluators of the answers that the last evaluation has written, e.g. `{name: final_number@FinalNumber}`."""
+    answer_examples: Annotated[int | None, Range(1), Inert("evaluators=[]")] = 64
+    """Documents that are answered for them, always the same ones; null: all that fit into a block."""
     num_samples: Annotated[int, Range(0)] = 1
-    """Validation documents that each evaluation shows a continuation of; 0: none."""
-    temperature: Annotated[float, Range(0), Inert("num_samples=0", "num_samples=0: no samples are written")] = 0.0
-    """Sampling temperature of those; 0 takes the likeliest token."""
+    """Validation documents of which each evaluation shows a continuation; 0: none."""
+    generation_steps: Annotated[int, Range(1)] = 10
+    """Steps in which an answer or a sample is filled in."""
+    temperature: Annotated[float, Range(0)] = 0.0
+    """Their sampling temperature; 0 takes the likeliest token."""
+    block_length: Annotated[int | None, Range(1)] = None
+    """Fill in blocks of so many tokens from left to right, each in generation_steps; null: all at once."""
 
     def __post_init__(self) -> None:
         if self.grad_clip == 0:

@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from dataset.text.documents import DocumentBatches, Documents, EvalDocuments
-from dataset.text.meta import read_meta
+from dataset.text.meta import load_tokenizer, read_meta
 from dataset.text.named import build_command, ensure_text
 from dataset.text.vocabulary import vocabularies_of
 from engine import building
 from engine.errors import UsageError
 from engine.io import print_rank0
 from engine.loop.schedule import lr_factor
+from engine.registry import create_evaluators
 from engine.task import Runtime, TrainingPlan
 from models.feedback.adapter_config import AdapterShape
 from models.feedback.config import TextShape
+from tasks.feedback.answers import Answers
 from tasks.feedback.args import EPOCHS, FeedbackConfig, FeedforwardConfig
 from tasks.feedback.base import load_base, text_shape
 from tasks.feedback.family import FEEDBACKWARD, FEEDFORWARD
+from tasks.feedback.generation import Sampling, predictor
 from tasks.feedback.report import FeedbackReport
 from tasks.feedback.task import FeedbackTask, param_groups
 
@@ -31,6 +34,7 @@ CONTEXT = 0.5
 def check(config: FeedforwardConfig) -> None:
     """Names and keys of the architecture; what to resume is named with --resume only. Raises: UsageError."""
     _family(config).read_arch(config)
+    create_evaluators(config.evaluators)
     named = {"checkpoint_dir": config.checkpoint_dir, "checkpoint_name": config.checkpoint_name}
     for key, value in named.items():
         if value is not None and config.resume != "true":
@@ -71,6 +75,21 @@ def build(
                 f"datasets.{config.active_dataset}.block_size={entry.block_size} is longer than "
                 f"arch.block_size={model.config.block_size}: raise the latter"
             )
+    answers = None
+    if config.evaluators or config.num_samples:
+        answers = Answers(
+            documents=val,
+            tokenizer=load_tokenizer(folder),
+            template=str(card.get("template", "")),
+            shape=shape,
+            sampling=sampling_of(config),
+            causal=objective == "autoregressive",
+        )
+    predict = predictor(model, base.model if base is not None else None)
+    judge = None
+    if config.evaluators and answers is not None:
+        count, seed = config.answer_examples, config.eval_seed
+        judge = partial(answers.judge, create_evaluators(config.evaluators), predict, runtime, count=count, seed=seed)
     task = FeedbackTask(
         model,
         loss_head,
@@ -86,6 +105,7 @@ def build(
         eps=config.eps,
         eval_seed=config.eval_seed,
         repeats=config.eval_samples,
+        judge=judge,
     )
     epoch = batches.steps_per_epoch
     steps = epoch * config.epochs.get(config.active_dataset, EPOCHS)
@@ -116,12 +136,22 @@ def build(
         step_counts={"tokens": int(config.batch_size * train.lengths.mean())},
         cards=[card],
         report=FeedbackReport(
-            config, task, folder, epoch=epoch, rate=lambda step: config.learning_rate * schedule(step)
+            config, task, folder, answers, epoch=epoch, rate=lambda step: config.learning_rate * schedule(step)
         ),
         links={
             f"epoch_ckpt_{config.active_dataset}.pt": "latest",
             f"best_ckpt_{config.active_dataset}.pt": "best",
         },
+    )
+
+
+def sampling_of(config: FeedforwardConfig) -> Sampling:
+    """How the text of a run's evaluations is filled in."""
+    return Sampling(
+        steps=config.generation_steps,
+        temperature=config.temperature,
+        block_length=config.block_length,
+        seed=config.eval_seed,
     )
 
 

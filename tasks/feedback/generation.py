@@ -45,9 +45,9 @@ class Sampling:
 
     def left(self, count: int, step: int) -> int:
         """Unknown tokens left of `count` after `step` (from 1) of a block."""
-        share = step / self.steps
-        part = math.cos(math.pi / 2 * share) if self.schedule == "cosine" else 1 - share
-        return 0 if step >= self.steps else math.floor(count * part)
+        if self.schedule == "linear" or step >= self.steps:
+            return count * max(0, self.steps - step) // self.steps
+        return math.floor(count * math.cos(math.pi / 2 * step / self.steps))
 
 
 @dataclass(frozen=True)

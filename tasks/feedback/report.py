@@ -13,10 +13,14 @@ from typing import Any
 
 from dataset.text.vocabulary import FILE, to_text, vocabularies_of
 from engine.task import Evaluation
+from tasks.feedback.answers import Answers
 from tasks.feedback.args import FeedforwardConfig
+from tasks.feedback.generation import predictor
 from tasks.feedback.task import FeedbackTask
 
 CSV, LOG = "metrics.csv", "log.txt"
+LOGGED = ("train/", "eval/val_", "eval/rel_change", "eval/masked_accuracy", "eval/exact_match")
+"""How the figures begin that log.txt shows; metrics.jsonl has all."""
 BASE_COLUMNS = ("type", "epoch", "loss", "lr", "step")
 ADAPTER_COLUMNS = ("type", "epoch", "loss", "loss_lora", "rel_change", "lr", "step")
 """The published columns, and the step. `loss` is the base's, `loss_lora` that with deltas."""
@@ -31,12 +35,37 @@ class FeedbackReport:
     """
 
     def __init__(
-        self, config: FeedforwardConfig, task: FeedbackTask, folder: Path, *, epoch: int, rate: Callable[[int], float]
+        self,
+        config: FeedforwardConfig,
+        task: FeedbackTask,
+        folder: Path,
+        answers: Answers | None,
+        *,
+        epoch: int,
+        rate: Callable[[int], float],
     ) -> None:
-        self.config, self.task, self.folder, self.epoch, self.rate = config, task, folder, epoch, rate
+        self.config, self.task, self.folder, self.answers = config, task, folder, answers
+        self.epoch, self.rate = epoch, rate
 
     def __call__(self, evaluation: Evaluation) -> dict[str, str]:
-        return {FILE: to_text(vocabularies_of([self.folder])), CSV: self.table(), LOG: self.log()}
+        files = {FILE: to_text(vocabularies_of([self.folder])), CSV: self.table(), LOG: self.log()}
+        if self.answers is not None and self.config.num_samples:
+            files[f"samples/step_{evaluation.step}.txt"] = self.samples(self.answers)
+        return files
+
+    def samples(self, answers: Answers) -> str:
+        """Validation documents: what is given, the true end, the base's, and that of the adapted base; how they were
+        filled in is in the first line."""
+        model, base, device = self.task.model, self.task.base, self.task.runtime.device
+        gaps = answers.gaps(self.config.num_samples, self.config.eval_seed)
+        plain = answers.fill(predictor(model if base is None else base.model), gaps, device)
+        adapted = answers.fill(predictor(model, base.model), gaps, device) if base is not None else plain
+        lines = [f"{answers.sampling}, length given"]
+        for gap, first, second in zip(gaps, plain, adapted, strict=True):
+            lines += [f"--- document {gap.number}", answers.text(gap.context)]
+            lines += ["--- true", answers.text(gap.rest), "--- base", first]
+            lines += ["--- adapted", second] if base is not None else []
+        return "\n".join(lines) + "\n"
 
     def table(self) -> str:
         """A row `train` (means since the evaluation before) and a row `val` for each evaluation."""
@@ -72,7 +101,7 @@ class FeedbackReport:
             lines.append(f"base {task.base.path}, sha256 {task.base.sha256}")
         for entry in task.history:
             step = int(entry["step"])
-            figures = [f"{name} {value:.4f}" for name, value in entry.items() if name != "step"]
+            figures = [f"{name} {value:.4f}" for name, value in entry.items() if name.startswith(LOGGED)]
             lines.append(
                 f"epoch {step / self.epoch:g} step {step} lr {self.rate(max(step, 1)):.2e}: {', '.join(figures)}"
             )

@@ -6,7 +6,7 @@ B rows of the global batch, b rows of a micro-batch, T positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from losses.masked_diffusion import MaskedDiffusionLoss
 from models.feedback.batch import Batch
 from models.feedback.config import TextShape
 from tasks.feedback.base import FrozenBase
-from tasks.feedback.measure import controls, finish, measure
+from tasks.feedback.measure import controls, delta_health, finish, measure
 from tasks.feedback.noise import evaluation_noise, hide, next_tokens, training_noise
 
 SEEN = ("loss", "base_loss")
@@ -32,6 +32,7 @@ class FeedbackTask:
         context: of an autoregressive base: the share of a text that an adapter reads, and that is not scored.
         eps: least share of hidden tokens.
         repeats: how often each piece is evaluated, under masks of other shares.
+        judge: further figures of the last evaluation, those of generated answers.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class FeedbackTask:
         eps: float,
         eval_seed: int,
         repeats: int = 1,
+        judge: Callable[[], dict[str, float | None]] | None = None,
     ) -> None:
         self.module: nn.Module = model
-        self.with_loss, self.loss_head = ModelWithLoss(model, loss_head), loss_head
+        self.with_loss, self.loss_head, self.judge = ModelWithLoss(model, loss_head), loss_head, judge
         self.model, self.base, self.runtime, self.shape = model, base, runtime, shape
         self.batches, self.held_out, self._groups = batches, held_out, groups
         self.context, self.eps, self.eval_seed, self.repeats = context, eps, eval_seed, repeats
@@ -132,6 +134,8 @@ class FeedbackTask:
         loss, base_loss = means.get("loss"), means.get("base_loss")
         if loss is not None and base_loss is not None:
             results |= {"eval/delta_loss": loss - base_loss, "eval/rel_change": (loss - base_loss) / abs(base_loss)}
+        if final and self.judge is not None:
+            results |= {f"eval/{name}": value for name, value in self.judge().items()}
         self._keep(results)
         return results
 
@@ -150,7 +154,12 @@ class FeedbackTask:
         output = self.model(self.base.model, batch)
         rows = slice(self.runtime.rank, None, self.runtime.world_size)
         head, base = self.loss_head, self.base.model
-        return self._stacked(controls(output, batch, head, base=base, adapter=self.model, rows=rows))
+        pairs = controls(output, batch, head, base=base, adapter=self.model, rows=rows)
+        if index == repeat == 0:  # singular values: of one batch
+            one = torch.ones((), device=batch.rate.device)
+            health = delta_health(output.deltas[-1], base)
+            pairs |= {f"delta_{name}": (one * value, one) for name, value in health.items()}
+        return self._stacked(pairs)
 
     def _held_out(self, index: int, repeat: int, part: int = 0, parts: int = 1) -> Batch:
         """Every `parts`-th row of evaluation batch `index`, from row `part` on, with what is hidden."""

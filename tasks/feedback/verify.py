@@ -59,15 +59,14 @@ def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
     return tiny | PINNED
 
 
-def write_documents(root: Path) -> None:
+def write_documents(root: Path, train: int = 0, test: int = 0) -> None:
     """Short documents of random words, and an untrained base that reads them."""
     import numpy as np
 
-    random = np.random.default_rng(0)
     folder = root / "text"
     folder.mkdir(parents=True)
-    for split, count in TOKENS.items():
-        tokens = random.integers(0, WORDS - 1, count)
+    for (split, count), seed in zip(TOKENS.items(), (train, test), strict=True):
+        tokens = np.random.default_rng((count, seed)).integers(0, WORDS - 1, count)
         tokens[9::10] = WORDS - 1
         tokens.astype("<u2").tofile(folder / f"{split}.bin")
     meta = {"vocab_size": WORDS, "dtype": "uint16", "tokens": TOKENS, "eot": WORDS - 1}

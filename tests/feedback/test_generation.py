@@ -1,0 +1,167 @@
+"""Masked text filled in: context, schedule, banned ids, rows by themselves, blocks; final numbers; answers and samples."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from evaluators.final_number import FinalNumber, final_number
+from models.feedback.base import BaseLM
+from models.feedback.config import BaseConfig
+from tasks.feedback.answers import mark_of
+from tasks.feedback.base import text_shape
+from tasks.feedback.generation import Sampling, fill, predictor
+from tests.conftest import run_script
+from tests.feedback.conftest import BASES, adapter, attempt, runs
+
+SHAPE = text_shape(20)
+MASK, PAD = SHAPE.mask_id, SHAPE.pad_id
+
+
+@pytest.fixture(scope="module")
+def model() -> BaseLM:
+    torch.manual_seed(0)
+    config = BaseConfig(n_layer=1, n_head=2, n_embd=16, block_size=32, dropout=0.0, init_std=0.3)
+    return BaseLM(config, SHAPE).freeze()
+
+
+def rows() -> Tensor:
+    return torch.tensor([[1, 2, 3] + [MASK] * 13, [4] + [MASK] * 9 + [PAD] * 6])
+
+
+def test_context_stays_all_is_filled_nothing_banned(model: BaseLM) -> None:
+    for temperature in (0.0, 1.5):
+        made = fill(predictor(model), rows(), SHAPE, Sampling(steps=4, temperature=temperature))
+        assert made.tokens[0, :3].tolist() == [1, 2, 3]
+        assert made.tokens[1, 0] == 4
+        assert (made.tokens[1, 10:] == PAD).all()
+        written = torch.cat((made.tokens[0, 3:], made.tokens[1, 1:10]))
+        assert written.max() < SHAPE.words
+        assert made.evaluations == 4
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_rows_follow_their_own_schedule(model: BaseLM, schedule: str) -> None:
+    steps = 5
+    made = fill(predictor(model), rows(), SHAPE, Sampling(steps=steps, schedule=schedule))
+    for row, count in enumerate((13, 9)):
+        left = [count * (steps - i) // steps for i in range(steps + 1)]
+        if schedule == "cosine":
+            left = [math.floor(count * math.cos(math.pi / 2 * i / steps)) for i in range(steps)] + [0]
+        assert [each[row] for each in made.counts] == [before - after for before, after in pairwise(left)]
+
+
+def test_a_row_does_not_depend_on_its_batch(model: BaseLM) -> None:
+    sampling = Sampling(steps=3, temperature=0.7, seed=5)
+    both = fill(predictor(model), rows(), SHAPE, sampling).tokens
+    alone = fill(predictor(model), rows()[1:, :10], SHAPE, sampling, numbers=[1]).tokens
+    assert both[1, :10].tolist() == alone[0].tolist()
+    other = fill(predictor(model), rows(), SHAPE, Sampling(steps=3, temperature=0.7, seed=6)).tokens
+    assert both.tolist() != other.tolist()
+
+
+def test_one_step_takes_the_likeliest(model: BaseLM) -> None:
+    tokens = rows()
+    made = fill(predictor(model), tokens, SHAPE, Sampling(steps=1)).tokens
+    best = model(tokens, tokens != PAD).logits().argmax(-1)
+    assert made.tolist() == torch.where(tokens == MASK, best, tokens).tolist()
+
+
+def test_the_surest_first_and_blocks_from_the_left() -> None:
+    order: list[Tensor] = []
+
+    def predict(inputs: Tensor, real: Tensor) -> Tensor:
+        order.append(inputs.clone())
+        logits = torch.zeros(*inputs.shape, SHAPE.words)
+        logits[..., 7] = torch.arange(inputs.shape[1]) * 1.0  # the surer, the further to the right
+        return logits
+
+    tokens = torch.full((1, 6), MASK)
+    assert fill(predict, tokens, SHAPE, Sampling(steps=6, schedule="linear")).evaluations == 6
+    assert (order[1] != MASK).tolist() == [[False] * 5 + [True]]
+    order.clear()
+    fill(predict, tokens, SHAPE, Sampling(steps=1, block_length=2))
+    assert [(each != MASK).sum().item() for each in order] == [0, 2, 4]
+    assert (order[1] != MASK).tolist() == [[True, True, False, False, False, False]]
+
+
+def test_an_autoregressive_model_writes_from_left_to_right() -> None:
+    config = BaseConfig(n_layer=1, n_head=2, n_embd=16, block_size=32, dropout=0.0, objective="autoregressive")
+    made_of = BaseLM(config, SHAPE).freeze()
+    tokens = torch.tensor([[1, 2, MASK, MASK, MASK]])
+    made = fill(predictor(made_of), tokens, SHAPE, Sampling(), causal=True)
+    expected = tokens[:, :2]
+    for _ in range(3):
+        expected = torch.cat((expected, made_of(expected).logits()[:, -1:].argmax(-1)), 1)
+    assert made.tokens.tolist() == expected.tolist()
+    assert made.evaluations == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("48/2 = <<48/2=24>>24 clips.\n#### 72", 72.0), ("#### 1,200", 1200.0), ("she has $18.00", 18.0),
+        ("3 then -4", -4.0), ("none", None), ("#### none of 5", 5.0), ("12 ####", 12.0),
+    ],
+)  # fmt: skip
+def test_final_numbers(text: str, number: float | None) -> None:
+    assert final_number(text) == number
+
+
+def test_exact_match() -> None:
+    judge = FinalNumber()
+    judge.begin()
+    judge.update({"texts": ["#### 3", "#### 4", "#### 5", "#### 6"]}, None, ["so 3", "#### 4.0", "no", "x"], 3)
+    assert judge.result() == {"exact_match": 2 / 3, "answered": 2 / 3, "answers": 3.0}
+
+
+def test_mark_of_a_template() -> None:
+    assert mark_of("Question: {question}\nAnswer: {answer}") == "\nAnswer: "
+    assert mark_of("{text}") == mark_of("") == ""
+
+
+def test_answers_are_judged_and_shown_and_text_is_written(place: Path) -> None:
+    """One run of a hypernetwork: exact match at its end, again by evaluate.py, samples, and scripts/sample.py."""
+    judged = ("evaluators=[{name: final_number@FinalNumber}]", "answer_examples=3", "max_steps=1")
+    result = adapter(place, *judged, script="feedbackward_rec_alt_train")
+    assert result.code == 0, result.output
+    (run,) = runs(place, "gsm8k", "fb_rec_model")
+    figures = json.loads((run / "summary.json").read_text())["results"]
+    assert figures["eval/answers"] == 3
+    assert 0 <= figures["eval/exact_match"] <= 1
+    assert figures["eval/nll_pass0"] == pytest.approx(figures["eval/val_base_loss"])
+    assert figures["eval/zero_nll"] == pytest.approx(figures["eval/nll_pass0"])
+    assert {"eval/shuffled_nll", "eval/mean_nll", "eval/static_nll", "eval/delta_ratio_max"} <= figures.keys()
+    shown = (run / "samples/step_1.txt").read_text()
+    assert shown.startswith("Sampling(steps=4, temperature=0.0, ")
+    assert "Answer: \n--- true" in shown
+    assert "--- adapted" in shown
+    again = run_script("scripts/evaluate", str(run), "--device", "cpu", "--json", str(place / "e.json"), cwd=place)
+    assert again.code == 0, again.output
+    stored = json.loads((place / "e.json").read_text())
+    assert stored["results"]["eval/exact_match"] == figures["eval/exact_match"]
+    assert stored["results"]["eval/val_loss"] == pytest.approx(figures["eval/val_loss"])
+    assert stored["settings"]["generation_steps"] == 4
+    words = (str(run), "--prompt", "Question: ", "--max-new-tokens", "8", "--temperature", "0", "--device", "cpu")
+    written = run_script("scripts/sample", *words, "--steps", "2", cwd=place)
+    assert written.code == 0, written.output
+    assert "--- step 1 2 evaluations sample 0\nQuestion: " in written.output
+    refused = run_script("scripts/sample", *words, "--top-k", "5", cwd=place)
+    assert refused.code == 2
+    assert "--top-k has no meaning" in refused.output
+
+
+def test_a_base_writes_text(place: Path) -> None:
+    run = f".out/wikitext/{BASES['wikitext']}"
+    result = run_script("scripts/sample", run, "--prompt", "line ", "--device", "cpu", cwd=place)
+    assert result.code == 0, result.output
+    assert "note: 43 new tokens fit behind the prompt, not 500" in result.output
+    bad = attempt(place, "feedforward_train", "--active_dataset", "gsm8k", "evaluators=[{name: final_number@Nope}]")
+    assert bad.code == 2
+    assert "FinalNumber" in bad.output
