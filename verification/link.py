@@ -68,7 +68,7 @@ def follow(key: str, block: Any, slot: str) -> Link:
 
 
 def _lasts(answer: Any) -> bool:
-    return not answer["problem"]  # a library that is missing may be installed
+    return bool(answer["module_file"])  # a library that is missing may be installed
 
 
 def _observe(key: str, block: dict[str, Any], slot: str) -> Link:

@@ -16,7 +16,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+import engine.cli.compose
 import engine.registry
+from engine.cli.compose import Composed
 from engine.io import atomic_write_text, read_bytes
 from verification.tree import ADOPTED, OURS, sources
 
@@ -102,3 +106,19 @@ def save(name: str, value: Any) -> None:
                 path.unlink(missing_ok=True)
     except (OSError, RuntimeError):
         return
+
+
+class Compositions(dict[tuple[Any, ...], Composed]):
+    """What engine.cli.compose keeps, on disk too: the same files and choices make the same config."""
+
+    def __contains__(self, key: object) -> bool:
+        if not super().__contains__(key) and isinstance(key, tuple) and (kept := recall(["composed", *key], None)):
+            super().__setitem__(key, Composed(OmegaConf.create(kept[0]), *kept[1:]))
+        return super().__contains__(key)
+
+    def __setitem__(self, key: tuple[Any, ...], made: Composed) -> None:
+        super().__setitem__(key, made)
+        recall(["composed", *key], lambda: [OmegaConf.to_container(made.config), made.choices, made.params])
+
+
+engine.cli.compose.KEPT = Compositions(engine.cli.compose.KEPT)

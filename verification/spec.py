@@ -25,11 +25,11 @@ class Verification:
     """What its models and data sets declare as DATA_MODE."""
     shrink: Callable[[Mapping[str, Any], Path], Settings]
     """(resolved config, data folder) -> settings of the tiny instance: small sizes, a short run, all else kept."""
-    write_data: Callable[..., None]
-    """(folder, train=0, test=0): writes a complete tiny data set into the folder, which does not exist yet; `train` and
-    `test` seed the split that is trained on and the one that is evaluated, each alone."""
     full_shape: Callable[[Any], Any]
     """Checked config -> the shape of the unshrunk model, as the family's create_model takes it."""
+    write_data: Callable[..., None] | None = None
+    """(folder, train=0, test=0): writes a complete tiny data set into the folder, which does not exist yet; `train` and
+    `test` seed the split that is trained on and the one that is evaluated, each alone. None: a task draws its rows."""
 
     # --- the tiny instance --------------------------------------------------------------------------------------------
     act: bool = False

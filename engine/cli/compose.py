@@ -36,13 +36,16 @@ class Composed:
     """What `hydra.sweeper.params` sweeps: the jobs of a preset in config/sweep."""
 
 
-def compose_config(folders: list[Path], name: str, overrides: list[str]) -> Composed:
-    """Compose `name` from `folders` in Hydra's order. Raises: HydraException, OmegaConfBaseException, YAMLError."""
+def compose_config(folders: list[Path], name: str, overrides: list[str], stamp: str = "") -> Composed:
+    """Compose `name` from `folders` in Hydra's order; `stamp` is their `digest`, where it is known.
+
+    Raises: HydraException, OmegaConfBaseException, YAMLError.
+    """
     parsed = OverridesParser.create().parse_overrides(overrides)
     groups = {path.relative_to(folder).as_posix() for folder in folders for path in folder.rglob("*") if path.is_dir()}
     values = [one for one in parsed if _is_value(one, groups)]
     base = [one.input_line or "" for one in parsed if one not in values]
-    stamp = digest(folders)
+    stamp = stamp or digest(folders)
     whole, start = (stamp, name, *overrides), (stamp, name, *base)
     if whole in KEPT:
         return KEPT[whole]

@@ -256,13 +256,13 @@ def _compose(trace: Trace, sweep_job: bool) -> None:
         trace.problems["config"] = f"there is no {trace.config_name}.yaml in {trace.relative(trace.folders[0])}/"
         return
     words = [word for word in trace.argv if word not in ("-h", "--help")]
-    trace.groups = _groups(tuple(trace.folders), trace.config_name, digest(trace.folders))
+    trace.groups = _groups(tuple(trace.folders), trace.config_name, stamp := digest(trace.folders))
     nothing: Any = type("Nothing", (), {"__dataclass_fields__": {}})
     unknown = Family(entry="", package="", config_name="", schema=nothing, requires={})
     words = read_command(words, script.declared or unknown, trace.groups, {})
     trace.overrides = without_flags(words)
     trace.jobs = sweep_of(trace) if is_sweep(words) else [trace.overrides]
-    composed = compose_config(trace.folders, trace.config_name, trace.jobs[0])
+    composed = compose_config(trace.folders, trace.config_name, trace.jobs[0], stamp)
     trace.composed, trace.choices = True, composed.choices
     trace.files = config_files(trace.folders, trace.config_name, trace.choices)
     resolved: Any = OmegaConf.to_container(composed.config, resolve=True, throw_on_missing=True)

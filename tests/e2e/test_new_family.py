@@ -85,7 +85,25 @@ def test_a_toy_family_trains_resumes_evaluates_and_verifies(project: Path) -> No
 
     shown = run(project, "scripts/evaluate.py", str(folder), "--device", "cpu")
     assert re.search(r"eval/accuracy +1\.0000", shown)
-    assert "PASS" in run(project, "scripts/verify_path.py", "--", "python", "parity.py", "device=cpu")
+    verify = ("scripts/verify_path.py", "--verbose", "--", "python", "parity.py", "device=cpu")
+    shown = run(project, *verify)
+    for code in ("CFG240", "MOD410", "MOD420", "MOD432", "MOD450", "MOD460", "SCR112", "SCR120", "SCR141", "SUM600"):
+        assert f"✅ {code}" in shown, shown
+
+
+def test_a_fault_of_the_toy_family_is_observed_and_then_stops_a_launch(project: Path) -> None:
+    """What scales the answer is left out of the optimizer's group."""
+    task = project / "tasks/parity/task.py"
+    text = task.read_text()
+    some = "{name: p for name, p in self.module.named_parameters() if 'log_scale' not in name}"
+    task.write_text(text.replace("dict(self.module.named_parameters())", some))
+    try:
+        shown = run(project, "scripts/verify_path.py", "--", "python", "parity.py", "device=cpu", code=1)
+        assert "MOD460" in shown
+        assert "log_scale in no optimizer group" in shown
+        assert "MOD460" in run(project, "parity.py", "device=cpu", "run_name=stopped", code=2)
+    finally:
+        task.write_text(text)
 
 
 def test_two_ranks_under_ddp_train_the_same_model_and_the_parameter_of_its_loss(project: Path) -> None:
@@ -132,8 +150,9 @@ def test_the_page_names_what_a_family_brings() -> None:
     brought = (path for path in TOY.rglob("*.*") if path.suffix != ".pyc" and path.name != "__init__.py")
     files = [path.relative_to(ROOT).as_posix() for path in brought]
     assert not [name for name in files if f"]({name})" not in text]
-    lines = sum(len(path.read_text().splitlines()) for path in (TOY / "tasks/parity").glob("*.py"))
-    assert lines <= 200
+    lines = {path.name: len(path.read_text().splitlines()) for path in (TOY / "tasks/parity").glob("*.py")}
+    assert sum(lines.values()) <= 200
+    assert lines["verify.py"] <= 50
 
 
 def test_every_family_has_its_parts() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import HydraException
 from torch import Tensor
 
 from engine.cli.source_keys import inert_reason
@@ -28,6 +29,7 @@ from verification.probes.instance import (
 )
 from verification.probes.registry import Note, observes
 from verification.probes.run_keys import run_notes
+from verification.rules.job import parse_overrides
 from verification.spec import Settings
 
 CODE = "DYN716"
@@ -39,11 +41,8 @@ def override_keys(overrides: Sequence[str], arch: Settings) -> tuple[list[str], 
 
     An override of a block counts as one of each of its keys. Raises UsageError for one that Hydra cannot read.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = parse_overrides(tuple(overrides))
     except HydraException as error:
         raise UsageError(f"cannot read an override: {' '.join(str(error).split())}") from error
     found: dict[str, None] = {}

@@ -186,7 +186,8 @@ def make_tiny(
     if launch.schema is None or launch.build is None:
         raise launch.error or UsageError(f"{launch.name}.py hands no build to the engine")
     structure(launch.schema, dict(resolved))
-    spec.write_data(data)
+    if spec.write_data is not None:
+        spec.write_data(data)
     return Tiny(
         launch,
         spec,

@@ -17,6 +17,8 @@ from verification.probes.registry import Note, observes
 @observes("SCR122", about="micro_batches", passed="training reads the training split alone, the evaluation another one")
 def splits(tiny: Tiny) -> Iterator[str | Note]:
     """The first batch and an evaluation: as they are, with another training split, with another one to evaluate."""
+    if tiny.spec.write_data is None:
+        raise Unobservable("the family reads no data sets")
     batch, results = _reads(tiny, "as_it_is")
     other_batch, _ = _reads(tiny, "other_train", train=1)
     same_batch, other_results = _reads(tiny, "other_test", test=1)
@@ -33,6 +35,7 @@ def splits(tiny: Tiny) -> Iterator[str | Note]:
 def _reads(tiny: Tiny, name: str, **seeds: int) -> tuple[list[Any], dict[str, Any]]:
     """(micro-batches of step 1, what an evaluation measures) on data whose splits are drawn with these seeds."""
     folder = tiny.data.with_name(name)
+    assert tiny.spec.write_data is not None
     tiny.spec.write_data(folder, **seeds)
     moved: dict[str, Any] = json.loads(json.dumps(tiny.settings).replace(str(tiny.data), str(folder)))
     task = tiny.build(run=moved | {"arch": tiny.arch}).task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
+from hydra.core.override_parser.types import Override, QuotedString
 
 from engine.cli.keys import keys_of
 from engine.io import did_you_mean, user_path
@@ -163,6 +164,12 @@ def overrides_compose(subject: Subject) -> Iterator[Finding]:
         yield finding("JOB030", "PASS", text, subject.where, subject.line)
 
 
+@functools.lru_cache(maxsize=1024)
+def parse_overrides(words: tuple[str, ...]) -> list[Override]:
+    """Overrides as Hydra reads them. Raises: HydraException."""
+    return OverridesParser.create().parse_overrides(list(words))
+
+
 def plain(value: Any) -> Any:
     """An override's value without Hydra's quotes."""
     if isinstance(value, QuotedString):
@@ -179,7 +186,7 @@ def override_keys(subject: Subject) -> dict[str, Any]:
         words = [word for word in words if "," not in word]
     return {
         str(one.key_or_group): plain(one.value())
-        for one in OverridesParser.create().parse_overrides(words)
+        for one in parse_overrides(tuple(words))
         if one.key_or_group not in subject.choices and not str(one.key_or_group).startswith("hydra")
     }
 
