@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint.manifest import load_checkpoint
-from tests.conftest import metrics, run_ranks, run_script
+from tests.conftest import ROOT, metrics, run_ranks, run_script
 from tests.feedback.conftest import BASES, adapter, attempt, runs
 
 
@@ -188,3 +188,18 @@ def test_a_base_that_does_not_fit_is_refused(place: Path, documents: Path) -> No
     assert tokens.code == 2
     assert "reads tokens of 'char' (2, " in errors(tokens.output)[0]
     assert "in tokens of 'byte' (257, data/gsm8k_byte)" in errors(tokens.output)[0]
+
+
+def test_the_conditioning_task_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/results/feedback.md: a step of its base and of its hypernetwork, on few lines of its data."""
+    monkeypatch.setattr("dataset.text.generated.TRAIN_COPIES", 64)
+    monkeypatch.setattr("dataset.text.generated.VALID_COPIES", 8)
+    words = ("--config", str(ROOT / "config/feedback_copies.json"), "device=cpu", "max_steps=1", "--active_dataset")
+    base = run_script("feedforward_train", *words, "copies", "run_dir=base", cwd=tmp_path)
+    assert base.code == 0, base.output
+    words += ("permuted_copies", "--ff_checkpoint_dir", "base", "--ff_checkpoint_name", "epoch_ckpt_copies.pt")
+    options = ("--lora_rank", "8", "arch.targets=[o]", "arch.init_std=0.1", "arch.delta_l2=0", "run_dir=hyper")
+    hyper = run_script("feedbackward_alt_train", *words, *options, cwd=tmp_path)
+    assert hyper.code == 0, hyper.output
+    last = json.loads((tmp_path / "hyper/summary.json").read_text())["results"]
+    assert {"eval/base_accuracy", "eval/shuffled_accuracy", "eval/mean_accuracy", "eval/input_dependence"} <= set(last)
