@@ -18,6 +18,7 @@ NOT_OURS = {"fixtures", "__pycache__"}
 FAMILY_WORDS = {
     "language_model": ("language_model", "tokenizer", "vocab", "dataset_list", "multicontext", "multidataset"),
     "recursive_reasoning": ("recursive_reasoning", "halt", "puzzle", "carry", "manager", "feudal"),
+    "feedback": ("feedback", "hypernetwork"),
 }
 
 
