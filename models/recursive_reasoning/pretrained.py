@@ -33,6 +33,7 @@ FORMAT = 1
 CONFIG, TRUNK, TABLE_FILE, CARD = "config.json", "model.safetensors", "puzzle_table.safetensors", "README.md"
 TABLE = "inner.puzzle_emb.weights"
 _LARGEST = 1 << 20  # bytes of a config
+_LONGEST, _MOST_ROWS = 1 << 20, 1 << 28  # tokens of an example, puzzles: beyond lies a damaged file
 _CLASS = re.compile(r"recursive_reasoning\.(\w+)@(\w+)")
 
 
@@ -106,11 +107,16 @@ class Pretrained(nn.Module):
             raise ValueError(f"{folder} holds a {kind.__name__}, not a {cls.__name__}")
         try:
             shape = PuzzleShape(**about["shape"])
+            _check_shape(shape)
             small = dataclasses.replace(shape, num_puzzle_identifiers=1)  # its table is replaced
-            model = kind(_nested(kind.Config, about["config"]), small, auto_dtype=auto_dtype, attention=attention)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{folder / CONFIG} is not of this version: {' '.join(str(error).split())}") from None
-        _load_trunk(model, folder / TRUNK)
+            config, trunk = _nested(kind.Config, about["config"]), _read(folder / TRUNK)
+            with torch.device("meta"):  # what does not fit the weights takes no memory
+                _check_trunk(kind(config, small), trunk, folder / TRUNK)
+            model = kind(config, small, auto_dtype=auto_dtype, attention=attention)
+            model.load_state_dict(trunk, strict=False)
+        except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+            words = " ".join(str(error).split())[:300]
+            raise ValueError(words if str(folder) in words else f"{folder / CONFIG} is of no model: {words}") from None
         rows = puzzle_identifiers or shape.num_puzzle_identifiers
         model.shape = dataclasses.replace(shape, num_puzzle_identifiers=rows)
         if model.puzzle_emb is not None:
@@ -227,16 +233,21 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read ({error}): fetch it again") from None
 
 
-def _load_trunk(model: nn.Module, path: Path) -> None:
+def _check_shape(shape: PuzzleShape) -> None:
+    for name, value in dataclasses.asdict(shape).items():
+        most = {"seq_len": _LONGEST, "num_puzzle_identifiers": _MOST_ROWS}.get(name, 1 << 31)
+        if type(value) is not int or not (name != "pad_id") <= value <= most:
+            raise ValueError(f"{name} is {value!r:.40}, expected a whole number up to {most}")
+
+
+def _check_trunk(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     own = {name: tensor for name, tensor in model.state_dict().items() if name != TABLE}
-    state = _read(path)
     odd = [name for name in own if name not in state or own[name].shape != state[name].shape]
     odd += [name for name in state if name not in own]
     if odd:
         raise ValueError(
             f"{path} does not fit {path.parent / CONFIG}: {len(odd)} tensors differ, the first is {odd[0]}"
         )
-    model.load_state_dict(state, strict=False)
 
 
 def _table(path: Path, size: tuple[int, int], rows: int, *, fresh: bool) -> Tensor:

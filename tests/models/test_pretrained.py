@@ -100,6 +100,10 @@ def broken(folder: Path, how: str) -> None:
         about["config"]["L_layers"] = 3
     elif how == "rows":
         about["shape"]["num_puzzle_identifiers"] = 5
+    elif how == "huge":
+        about["config"]["hidden_size"] = 1 << 40
+    elif how == "long":
+        about["shape"]["seq_len"] = 1 << 40
     elif how == "json":
         config.write_text("[")
         return
@@ -114,7 +118,9 @@ def broken(folder: Path, how: str) -> None:
         ("class", "'os@system', which is no model of models.recursive_reasoning"),
         ("other class", "which is no model"),
         ("format", "reads up to 1: update the program"),
-        ("key", "not of this version: .*nope"),
+        ("key", "is of no model: .*nope"),
+        ("huge", "is of no model"),
+        ("long", "seq_len is 1099511627776, expected a whole number up to 1048576"),
         ("value", "num_heads=5 does not divide"),
         ("size", "4 tensors differ, the first is inner.L_level.layers.2"),
         ("rows", r"holds a table \[4, 16\], .*config.json says \[5, 16\]"),

@@ -125,6 +125,8 @@ def _shapes_of(arch: Arch, shape: PuzzleShape) -> dict[str, list[int]]:
             model: nn.Module = arch.model_class(arch.model_config, shape)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    except (RuntimeError, ArithmeticError) as error:  # sizes beyond all numbers
+        raise UsageError(f"no model can be built with these sizes ({str(error).splitlines()[0]:.80})") from None
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
