@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
 
 import engine.cli.compose
@@ -113,6 +114,7 @@ class Compositions(dict[tuple[Any, ...], Composed]):
 
     def __contains__(self, key: object) -> bool:
         if not super().__contains__(key) and isinstance(key, tuple) and (kept := recall(["composed", *key], None)):
+            setup_globals()  # Hydra's ${now:...}, which its own composition would have registered
             super().__setitem__(key, Composed(OmegaConf.create(kept[0]), *kept[1:]))
         return super().__contains__(key)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,13 @@ def test_a_question_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     recall.recall(["q", 2], answer, lasts=lambda value: False)
     monkeypatch.setattr(recall, "MEMORY", {})
     assert recall.recall(["q", 2], None) is None
+
+
+def test_a_kept_composition_resolves_in_a_process_that_composes_nothing() -> None:
+    words = [sys.executable, "scripts/verify_path.py", "--static", "--script", "feedforward_train.py"]
+    said = [subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout for _ in range(2)]
+    assert said[0] == said[1]
+    assert "interpolation" not in said[0]
 
 
 @pytest.mark.parametrize("text", ["", "{", "\0" * 9])
