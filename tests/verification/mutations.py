@@ -170,7 +170,13 @@ def copy_repository(source: Path, target: Path) -> Path:
     for name in FOLDERS:
         if (source / name).is_dir():
             shutil.copytree(source / name, target / name, ignore=unwanted)
-    for path in [*source.glob("*.py"), source / "README.md", source / "Makefile", source / "pyproject.toml"]:
+    for path in [
+        *source.glob("*.py"),
+        *source.glob("*.json"),
+        source / "README.md",
+        source / "Makefile",
+        source / "pyproject.toml",
+    ]:
         shutil.copy2(path, target / path.name)
     return target
 
