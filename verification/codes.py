@@ -130,8 +130,8 @@ DYN718 | dyn | exactly the embedding rows of the batch change | rows drift witho
 
 OBSERVED = tuple(code for code in CODES if code.startswith(("MOD", "SCR12", "SCR13", "SCR14")))
 """What the guide asks of behaviour: seen on a tiny instance."""
-ALSO_OBSERVED = ("SCR112", "CFG240", "SUM600")
-"""What a rule judges as well: of what was observed only a failure is added."""
+ALSO_OBSERVED = ("SCR112", "CFG240", "DYN706", "DYN707", "DYN712", "SUM600")
+"""What a rule judges as well, or the deeper probes: of what was observed only a failure is added."""
 
 
 PAGE = re.compile(r"(<!-- table: codes -->\n).*?(<!-- end -->)", re.DOTALL)

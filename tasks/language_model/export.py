@@ -31,6 +31,8 @@ def export_run(args: argparse.Namespace) -> None:
             how = _write(temporary, config, weights, tokenizer)
     except FileExistsError:
         raise UsageError(f"{args.folder} exists already: remove it or choose another folder") from None
+    except FileNotFoundError as error:
+        raise UsageError(f"{args.folder} cannot be created ({error}): choose another folder") from None
     print(f"model       {args.folder} (step {run.step}, {run.weights} weights)")
     print(f"tokenizer   {how}")
 

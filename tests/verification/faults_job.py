@@ -318,7 +318,7 @@ PAGES = (
         what="the README tells to run a recipe that does not exist",
         codes=("DOC810",),
         everything=True,
-        edits=(*ONE_PAGE, put("README.md", "```bash\npython pretrain.py --config-name=cfg_pretrain_arc_agi_1\n```\n")),
+        edits=(*ONE_PAGE, put("README.md", "```bash\npython pretrain.py --config-name=cfg_pretrain_gone\n```\n")),
     ),
     Fault(
         name="page-names-gone-script",

@@ -36,6 +36,13 @@ FAULTS = (
         job="python train.py --init_from=gpt2 --dataset=mine",
     ),
     Fault(
+        name="lm-copies-its-input",
+        what="the targets are the tokens that the model is given",
+        codes=("DYN706",),
+        job=CPU,
+        edits=(swap(TASK, "            yield tokens[cut], targets[cut], stream", "            yield tokens[cut], tokens[cut], stream"),),
+    ),
+    Fault(
         name="lm-mixture-of-tokenizers",
         what="a mixture of characters and BPE over one token table",
         codes=("DAT541",),

@@ -31,6 +31,12 @@ FAULTS = (
         ),
     ),
     Fault(
+        name="never-explores",
+        what="no row explores, whatever halt_exploration_prob says",
+        codes=("DYN707",),
+        edits=(swap(ACT, "exploration[:, 0] < self.halt_exploration_prob", "exploration[:, 0] < 0"),),
+    ),
+    Fault(
         name="cycles-capped",
         what="two H cycles, however many the config asks for",
         codes=("MOD422",),

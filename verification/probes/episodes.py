@@ -238,6 +238,7 @@ def own_example(tiny: Tiny) -> Iterator[str | Note]:
 @observes(
     "DYN706",
     act=True,
+    after=("SCR120", "MOD420", "MOD421", "SCR130", "MOD440", "MOD441"),
     about="loss",
     fix="take labels from output.carry.data, not from the incoming batch",
     passed="the loss reads each row's own labels: those of continuing rows in the incoming batch change nothing",
@@ -270,6 +271,7 @@ def labels(tiny: Tiny) -> Iterator[str | Note]:
 @observes(
     "DYN707",
     act=True,
+    after=("SCR120", "MOD420", "MOD421", "MOD422", "SCR130", "MOD440", "MOD450"),
     passed="rows halt when q says so, explore when told to, and at halt_max_steps at last; evaluation takes all steps",
     fix="halt where (q says so or steps >= halt_max_steps) and steps >= the explored minimum; evaluation: always "
     "halt_max_steps, no q, no exploration",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import os
@@ -82,17 +83,19 @@ def observe(
 
 
 def _run_all(tiny: Tiny, codes: Sequence[str], before: Sequence[Finding]) -> list[Finding]:
-    failed, blocked, findings = {one.code for one in before if one.level == "FAIL"}, set[str](), list[Finding]()
+    amiss = {one.code for one in before if one.level == "FAIL"}
+    blocked, findings = set[str](), list[Finding]()
     rows = chosen([code for code in codes if code not in (BUILT, CLASS, SUM)], tiny)
     for row in rows:
-        if first := [code for code in row.after if code in failed | blocked]:
+        if first := [code for code in row.after if code in amiss | blocked]:
             findings.append(_finding(row.code, "SKIP", f"not observed: {first[0]} comes first"))
             blocked.add(row.code)
         else:
             findings += run_probe(row, tiny)
-            failed |= {finding.code for finding in findings if finding.level == "FAIL"}
+            amiss |= {finding.code for finding in findings if finding.level in ("FAIL", "WARN")}
     unknown = set(codes) & set(JUDGED) - {row.code for row in rows} - {CLASS, SUM}
     findings += [_finding(code, "SKIP", "a check of models with ACT steps") for code in sorted(unknown)]
+    failed = {one.code for one in (*before, *findings) if one.level == "FAIL"}
     return [*findings, *([_sum(tiny, failed)] if SUM in codes else [])]
 
 
@@ -180,6 +183,7 @@ def make_tiny(
     if spec is None:
         raise UsageError(f"the family of {module.__name__}.py has no verify.py")
     model_class = resolve(arch.get("name", ""), "models", "arch.name")
+    resolved = {**resolved, "arch": arch_with_defaults(arch, model_class)}
     settings = shrunk(spec, resolved, data, narrow=narrow)
     keys, run = override_probe.override_keys(given, arch)
     launch = launched(module, settings)
@@ -195,11 +199,18 @@ def make_tiny(
         model_class,
         root=engine.registry.ROOT,
         data=data,
-        full_arch=dict(arch),
+        full_arch=resolved["arch"],
         overridden=keys,
         overridden_run=run,
         resolved=dict(resolved),
     )
+
+
+def arch_with_defaults(arch: Mapping[str, Any], model_class: type) -> Settings:
+    """The arch block with what it leaves to the model's Config: what is not there cannot be made small."""
+    schema = getattr(model_class, "Config", None)
+    fields = dataclasses.fields(schema) if schema else ()
+    return {one.name: one.default for one in fields if isinstance(one.default, bool | int | float | str)} | dict(arch)
 
 
 def _built(tiny: Tiny) -> Finding:

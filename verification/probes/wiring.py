@@ -22,12 +22,15 @@ from typing import Any
 
 import torch
 
+from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
+from engine.schema import structure
 from verification.finding import Level
 from verification.link import place_of
 from verification.probes.instance import Tiny, Unobservable
-from verification.probes.launch import MAKERS, watched
+from verification.probes.launch import MAKERS, launched, watched
 from verification.probes.registry import Note, observes
+from verification.spec import Settings
 
 STAND_IN = "_stand_in"
 OTHER_MODE = {
@@ -78,7 +81,9 @@ def wiring(tiny: Tiny) -> Iterator[str | Note]:
         yield Note("FAIL", "launch calls neither run nor create_model: nothing is trained", about)
     if seen.entry is not None and Path(str(seen.entry)).stem != seen.name:
         yield Note("FAIL", f"entry={seen.entry!r} is not this script's name ({seen.name})", about)
-    if seen.config is not None and (other := differing(vars(tiny.config()), vars(seen.config))):
+    settings = other_values(tiny)
+    given = launched(seen.module, settings).config
+    if given is not None and (other := differing(vars(structure(tiny.schema, settings)), vars(given))):
         yield Note("FAIL", f"launch changes the config between command and run: {', '.join(other)}", about)
     made: list[str] = []
     with (
@@ -92,6 +97,20 @@ def wiring(tiny: Tiny) -> Iterator[str | Note]:
     if not right:
         text = f"a config that names another model class still trains {type(module).__name__}: arch.name has no effect"
         yield Note("FAIL", text, about)
+
+
+def other_values(tiny: Tiny) -> Settings:
+    """Settings in which as many keys as can be have another value than their default, which a launch may put in."""
+    settings = dict(tiny.settings)
+    for name, one in tiny.schema.__dataclass_fields__.items():
+        value = settings.get(name, one.default)
+        if name in NOT_IDENTITY or name in tiny.spec.pinned or not isinstance(value, bool | int | float):
+            continue
+        other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2
+        with contextlib.suppress(UsageError):
+            structure(tiny.schema, {**settings, name: other})
+            settings[name] = other
+    return settings
 
 
 def differing(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:

@@ -45,11 +45,13 @@ def stored_config(subject: Subject) -> Iterator[Finding]:
         yield finding("CKP610", "FAIL", f"{file} is damaged", str(file))
         return
     before, today = leaves(stored), leaves(subject.today)
-    changed = [key for key in {**before, **today} if before.get(key) != today.get(key)]
+    if younger := [f"{key}={value}" for key, value in today.items() if key not in before]:
+        yield finding("CKP610", "WARN", f"keys that are younger than the run: {', '.join(younger)}", str(file))
+    changed = [key for key in before if before[key] != today.get(key)]
     for key in changed:
-        text = f"{key}: {before.get(key)} in the run, {today.get(key)} composed today"
+        text = f"{key}: {before[key]} in the run, {today.get(key)} composed today"
         yield finding("CKP610", "FAIL", text, str(file))
-    if not changed:
+    if not changed and not younger:
         yield finding("CKP610", "PASS", "the run's config is what its command composes to today", str(file))
 
 
