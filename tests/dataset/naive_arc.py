@@ -17,9 +17,11 @@ Examples = list[tuple[Grid, Grid]]
 
 
 def dihedral(grid: Grid, tid: int) -> Grid:
-    turned = [lambda g, k=k: np.rot90(g, k=k) for k in range(4)]
-    others = [np.fliplr, np.flipud, np.transpose, lambda g: np.fliplr(np.rot90(g, k=1))]
-    return [*turned, *others][tid](grid)
+    if tid < 4:
+        return np.rot90(grid, k=tid)
+    if tid < 6:
+        return np.fliplr(grid) if tid == 4 else np.flipud(grid)
+    return np.transpose(grid) if tid == 6 else np.fliplr(np.rot90(grid, k=1))
 
 
 def grid_hash(grid: Grid) -> str:
@@ -56,7 +58,7 @@ def group_of(name: str, train: Examples, test: Examples, count: int) -> list[tup
         changed = [[(dihedral(table[q], tid), dihedral(table[a], tid)) for q, a in part] for part in (train, test)]
         if (key := puzzle_hash(changed[0] + changed[1])) not in hashes:
             hashes.add(key)
-            group.append((f"{name}|||t{tid}|||{''.join(map(str, table))}", *changed))
+            group.append((f"{name}|||t{tid}|||{''.join(map(str, table))}", changed[0], changed[1]))
         if len(group) > count:
             break
     return group
