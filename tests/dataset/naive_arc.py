@@ -1,7 +1,7 @@
 """The public ARC builder's algorithm, step by step and in one process: what ours has to agree with, byte for byte.
 
 Numpy's global legacy generator, sha256 of every augmented puzzle, one padded canvas at a time
-(`scripts/bench_arc_data.py` measures against it).
+(`python -m tests.dataset.bench_arc_data` measures against it).
 """
 
 from __future__ import annotations

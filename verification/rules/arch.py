@@ -46,10 +46,10 @@ def module_and_class(subject: Subject) -> Iterator[Finding]:
     if not model.module:
         raise NotApplicable("arch.name has not the form module@Class")
     file = model.module_file
-    if not file:
+    if model.problem and not file:
         yield finding("ARC311", "FAIL", model.problem, *place_of(subject))
         return
-    yield finding("ARC311", "PASS", f"{file} exists", file)
+    yield finding("ARC311", "PASS", f"{file or model.module} exists", file)
     if model.problem:
         yield finding("ARC312", "FAIL", model.problem, file)
     elif not model.exported:

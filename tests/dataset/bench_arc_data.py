@@ -1,7 +1,7 @@
 """What the ARC builder costs: beside the public algorithm on the same tasks, or the whole set with its memory.
 
-    python scripts/bench_arc_data.py arc-bundles/arc-agi            # 20 tasks, both algorithms, arrays compared
-    python scripts/bench_arc_data.py arc-bundles/arc-agi --full     # training, evaluation, concept: time, memory
+    python -m tests.dataset.bench_arc_data arc-bundles/arc-agi            # 20 tasks, both algorithms, arrays compared
+    python -m tests.dataset.bench_arc_data arc-bundles/arc-agi --full     # training, evaluation, concept: time, memory
 
 The public algorithm is tests/dataset/naive_arc.py: one process, the legacy generator, sha256 of every augmented task.
 Memory is the sum of RssAnon over the builder's processes, read ten times a second. Wall time, and in the
@@ -20,8 +20,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
