@@ -8,7 +8,7 @@ Beside dataset.json with "storage": "compact", in place of inputs and labels:
     <set>__offsets.npy        uint8 [N, 2]     row and column of the first cell of each example
 
 All puzzles of a group have the same pairs, in the same order. The full ARC-AGI-1 set takes 7 GB as token arrays and
-about 50 MB like this. N examples, P puzzles, E pairs, K cells, T sequence length.
+55 MB like this. N examples, P puzzles, E pairs, K cells, T sequence length.
 """
 
 from __future__ import annotations

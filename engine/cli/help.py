@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ def help_text(
     config_name: str,
     aliases: Mapping[str, str] | None = None,
     *more: Path,
+    choices: Sequence[str] = (),
 ) -> str:
-    """The whole help. Defaults are those of `config_name` where it composes, else the schema's."""
+    """The whole help. Defaults are those of `config_name` under `choices` (group=option, ~key) where it composes, else
+    the schema's."""
     script = f"{Path(entry).stem}.py"
     configs = sorted(path.stem for path in config_dir.glob(f"cfg_{Path(entry).stem}*.yaml"))
     lines = [
@@ -53,7 +55,7 @@ def help_text(
     for name, options in options_for(schema, groups, config_dir, *more).items():
         lines += _wrapped(f"{name}={'|'.join(options)}", "  ", "  ")
     lines += ["", "Keys:"]
-    defaults = _defaults([config_dir, *more], config_name)
+    defaults = _defaults([config_dir, *more], config_name, choices)
     for name, key in _keys(schema, defaults):
         kind = "" if key is None else key.type_text
         value = defaults.get(name, "required" if key is None or key.default is MISSING else _shown(key.default))
@@ -84,10 +86,10 @@ def _keys(schema: Any, defaults: Mapping[str, str]) -> Iterator[tuple[str, Key |
             yield from ((other, known.get(other)) for other in dict.fromkeys([*others, *known]))
 
 
-def _defaults(folders: list[Path], config_name: str) -> dict[str, str]:
+def _defaults(folders: list[Path], config_name: str, choices: Sequence[str]) -> dict[str, str]:
     """Values of the composed config by dotted name, interpolations as written; empty where it does not compose."""
     try:
-        config: Any = OmegaConf.to_container(compose_config(folders, config_name, []).config, resolve=False)
+        config: Any = OmegaConf.to_container(compose_config(folders, config_name, list(choices)).config, resolve=False)
     except (HydraException, OmegaConfBaseException):
         return {}
     return {

@@ -93,7 +93,9 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
         based = check_recipe(folders, name, entry)
         groups = find_groups(config_dir, name, *folders[1:])
         if {"-h", "--help"} & set(argv):
-            sys.stdout.write(help_text(entry, schema, groups, config_dir, name, family.aliases, *folders[1:]) + "\n")
+            chosen = [w for w in argv if w.startswith("~") or w.partition("=")[0].lstrip("+") in groups.options]
+            text = help_text(entry, schema, groups, config_dir, name, family.aliases, *folders[1:], choices=chosen)
+            sys.stdout.write(f"{text}\n")
             return 0
         typed: dict[str, str] = {}
         words = read_command(

@@ -21,10 +21,11 @@ CONFIG = ROOT / "config"
 FAMILIES = {"pretrain": "recursive_reasoning", "train": "language_models", "feedforward_train": "feedback"}
 
 
-def shown(script: str, recipe: str) -> dict[str, tuple[str, str]]:
+def shown(script: str, recipe: str, *choices: str) -> dict[str, tuple[str, str]]:
     """key -> (its line, the first line of its meaning)."""
     schema: Any = family_of(script, "script").schema
-    lines = help_text(script, schema, find_groups(CONFIG, recipe), CONFIG, recipe).split("\nKeys:\n")[1].splitlines()
+    text = help_text(script, schema, find_groups(CONFIG, recipe), CONFIG, recipe, choices=choices)
+    lines = text.split("\nKeys:\n")[1].splitlines()
     heads = [number for number, line in enumerate(lines) if line.startswith("  ") and line[2] != " "]
     return {lines[n].split()[0]: (lines[n], lines[n + 1] if n + 1 < len(lines) else "") for n in heads}
 
@@ -46,6 +47,12 @@ def test_the_default_recipe_shows_the_manager_and_the_loss() -> None:
     keys = shown("pretrain", "cfg_pretrain")
     assert keys["arch.subgoal_head.manager_period"][0] == "  arch.subgoal_head.manager_period  [integer >= 1]  4"
     assert keys["arch.loss.feudal_grad"][0] == "  arch.loss.feudal_grad  [worker|both|manager]  worker"
+
+
+def test_the_chosen_architecture_is_shown() -> None:
+    keys = shown("pretrain", "cfg_pretrain", "arch=trm")
+    assert "arch.L_cycles" in keys
+    assert not [key for key in keys if "subgoal_head" in key]
 
 
 @pytest.mark.parametrize("arch", [(script, arch) for script, family in FAMILIES.items() for arch in archs_of(family)])
