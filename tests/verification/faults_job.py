@@ -51,6 +51,13 @@ FILES = (
         jobs=f"[ ] {SMALL} run_name=first\n[ ] {SMALL} lr=1e-3 run_name=first\n",
     ),
     Fault(
+        name="job-without-evaluation",
+        what="a job whose run is never evaluated",
+        codes=("CFG240",),
+        level="WARN",
+        jobs=f"[ ] {SMALL} run_name=first final_eval=false\n",
+    ),
+    Fault(
         name="job-name-before-command",
         what="the name of the job stands before its command",
         codes=("JOB010",),

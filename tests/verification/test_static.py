@@ -111,7 +111,6 @@ def test_faults_of_a_command(line: str, code: str) -> None:
         (f"{GOOD} run_name=hrm_lr0.1 lr=0.2", "JOB032"),
         (f"{GOOD} run_name=hrm_lr-1e-4_seed0 lr=1e-3", "JOB032"),
         ("python pretrain.py arch=hrm_feudal arch.loss.feudal_loss_weight=0.5 run_name=feudal_weight_0.05", "JOB032"),
-        (f"{GOOD} final_eval=false", "CFG240"),
         ("python pretrain.py data_paths=[data/sudoku-9x8]", "JOB033"),
         ("python pretrain.py max_steps=10", "CFG250"),
         ("python pretrain.py epochs=10 eval_interval=10 global_batch_size=800", "CFG250"),

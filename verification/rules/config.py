@@ -131,7 +131,8 @@ def evaluators(subject: Subject) -> Iterator[Finding]:
     entries = config.get("evaluators") or []
     if not entries and not config.get("final_eval", True) and not config.get("eval_interval"):
         text = "nothing is evaluated: no evaluator, no eval_interval, final_eval=false"
-        yield finding("CFG240", "WARN", text, *subject.trace.key_line("final_eval"), "final_eval=true")
+        level: Level = "WARN" if subject.kind in ("job", "recipe") else "INFO"  # who types it means it
+        yield finding("CFG240", level, text, *subject.trace.key_line("final_eval"), "final_eval=true")
     elif not entries:
         yield finding("CFG240", "PASS", "no evaluator is named: what the task itself measures", subject.config_file)
     for link in subject.evaluators:
