@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.cli.keys import keys_of
 from verification.probes.episodes import CLOSE, evaluations
 from verification.probes.instance import Tiny, first_batch, set_halting
 from verification.probes.registry import observes
@@ -19,7 +20,9 @@ STEPS = ("halt_max_steps", "num_act_steps")
 def depth(tiny: Tiny) -> Iterator[str]:
     """An example that never wants to halt, for all its steps; and every number of cycles beside one less."""
     arch = tiny.full_arch
-    cycles = [key for key, value in arch.items() if key.endswith("_cycles") and isinstance(value, int) and value > 1]
+    unused = {name for name, key in keys_of(getattr(tiny.model_class, "Config", None)).items() if key.unused}
+    counts = {key: value for key, value in arch.items() if key.endswith("_cycles") and key not in unused}
+    cycles = [key for key, value in counts.items() if isinstance(value, int) and value > 1]
     for key in cycles:
         if torch.equal(*(_answer(tiny, key, arch[key] - less) for less in (0, 1))):
             yield f"arch.{key}={arch[key]} answers what {arch[key] - 1} answers: not all of them are run"
