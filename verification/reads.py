@@ -26,7 +26,7 @@ INTERPOLATED = frozenset(("script",))
 
 def unread_arch(subject: Subject) -> list[str]:
     """Fields of the model's config that no module of the model names, those that its family calls dead left out."""
-    if not subject.model.config or subject.kind == "launch":
+    if not (subject.model.config and subject.model.callable) or subject.kind == "launch":
         return []
     unread = recall(["unread", subject.model.text], lambda: _unread(subject), lasts=lambda answer: True)
     return [key for key in unread if not inert(subject, f"arch.{key}")]

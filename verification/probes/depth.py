@@ -16,7 +16,12 @@ from verification.probes.registry import observes
 STEPS = ("halt_max_steps", "num_act_steps")
 
 
-@observes("MOD422", act=True, passed="as many steps and cycles as the arch block says")
+@observes(
+    "MOD422",
+    act=True,
+    after=("SCR120", "MOD420", "MOD421", "SCR130", "MOD440"),
+    passed="as many steps and cycles as the arch block says",
+)
 def depth(tiny: Tiny) -> Iterator[str]:
     """An example that never wants to halt, for all its steps; and every number of cycles beside one less."""
     arch = tiny.full_arch

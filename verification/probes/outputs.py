@@ -46,6 +46,7 @@ def evaluation(tiny: Tiny) -> Iterator[str | Note]:
 @observes(
     "DYN712",
     act=True,
+    after=("SCR120", "MOD420"),
     passed="no output depends on the labels, in training and in evaluation",
     fix="keep labels out of everything that the model computes from; only the loss may read carry.data['labels']",
 )
