@@ -87,6 +87,13 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (--help shows the arguments)\n")
 
 
+def script_parser(file: str, doc: str | None) -> OneLineParser:
+    """The parser of a script: named after its file, its help is the docstring, usage below the arguments."""
+    description, _, usage = (doc or "").partition("\n\n")
+    raw = argparse.RawDescriptionHelpFormatter
+    return OneLineParser(prog=Path(file).name, description=description, epilog=usage, formatter_class=raw)
+
+
 class BuilderParser(OneLineParser):
     """The parser of a data builder, whose `main` reports a UsageError by itself."""
 

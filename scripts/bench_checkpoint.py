@@ -22,18 +22,12 @@ from engine.cli.console import begin, execute, run_command
 if __name__ == "__main__":
     begin()
 
-from dataset.arguments import OneLineParser, positive
+from dataset.arguments import positive, script_parser
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
-    description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
-        prog="bench_checkpoint.py",
-        description=description,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("--identifiers", type=positive, default=876_406, help="rows of the table; default: 876406")
     parser.add_argument("--width", type=positive, default=512, help="of the model and the table; default: 512")
     parser.add_argument("--rounds", type=positive, default=3, help="saves of each kind; default: 3")

@@ -22,18 +22,12 @@ from engine.cli.console import begin, execute, run_command
 if __name__ == "__main__":
     begin()
 
-from dataset.arguments import OneLineParser, positive
+from dataset.arguments import positive, script_parser
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
-    description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
-        prog="bench_feedback.py",
-        description=description,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("--threads", type=positive, default=1, help="of torch; default: 1, for which auto is fitted")
     parser.add_argument("--repeats", type=positive, default=5, help="turns of each form; default: 5")
     parser.add_argument("--rows", type=positive, nargs="+", metavar="B", help="batch sizes in place of 1 16")

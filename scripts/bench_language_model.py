@@ -23,18 +23,12 @@ from engine.cli.console import begin, execute, run_command
 if __name__ == "__main__":
     begin()
 
-from dataset.arguments import OneLineParser, positive
+from dataset.arguments import positive, script_parser
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
-    description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
-        prog="bench_language_model.py",
-        description=description,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("--data", type=Path, required=True, help="a data set of characters (65 of them or fewer)")
     parser.add_argument("--threads", type=positive, default=2, help="of torch, for both; default: 2")
     parser.add_argument("--pairs", type=positive, default=7, help="measurements of each; default: 7")

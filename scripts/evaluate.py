@@ -25,16 +25,13 @@ from engine.cli.console import begin, execute, run_command
 if __name__ == "__main__":
     begin()
 
-from dataset.arguments import OneLineParser, positive
+from dataset.arguments import positive, script_parser
 from tasks.loading import add_run_arguments
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
-    description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
-        prog="evaluate.py", description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__file__, __doc__)
     add_run_arguments(parser)
     parser.add_argument(
         "--max-examples",

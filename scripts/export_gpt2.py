@@ -21,18 +21,12 @@ from engine.cli.console import begin, execute, run_command
 if __name__ == "__main__":
     begin()
 
-from dataset.arguments import OneLineParser
+from dataset.arguments import script_parser
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
-    description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
-        prog="export_gpt2.py",
-        description=description,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("run", type=Path, help="a run directory of train.py, or one of its checkpoints")
     parser.add_argument("folder", type=Path, help="to create; an existing one is refused")
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (default), latest or step_N")

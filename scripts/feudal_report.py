@@ -23,20 +23,14 @@ from engine.cli.console import begin, execute, run_command
 if __name__ == "__main__":
     begin()
 
-from dataset.arguments import OneLineParser
+from dataset.arguments import script_parser
 
 METRICS = ("exact_accuracy", "accuracy")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
-    description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
-        prog="feudal_report.py",
-        description=description,
-        epilog=usage,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="runs, folders of runs, folders of sweeps")
     parser.add_argument(
         "--metric", choices=METRICS, default=METRICS[0], help="what cells are compared by; default: exact_accuracy"

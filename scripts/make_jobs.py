@@ -34,7 +34,7 @@ from engine.cli.console import begin, execute, print_data
 if __name__ == "__main__":
     begin(output_is_all=True)
 
-from dataset.arguments import OneLineParser
+from dataset.arguments import script_parser
 from engine.errors import UsageError
 from engine.io import print_rank0
 from launcher.grid import job_lines, load, write
@@ -42,10 +42,7 @@ from launcher.grid import job_lines, load, write
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
-    description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
-        prog="make_jobs.py", description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("grid", type=Path, help="a YAML file, as below")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the job file to write; default: print")
     parser.add_argument("--append", action="store_true", help="add to a job file; its jobs and states stay")

@@ -24,15 +24,12 @@ from engine.cli.console import begin, execute, run_command
 if __name__ == "__main__":
     begin()
 
-from dataset.arguments import OneLineParser, positive, whole
+from dataset.arguments import positive, script_parser, whole
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
-    description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
-        prog="predict.py", description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("checkpoint", type=Path, help="a run directory (its latest checkpoint) or a step_N directory")
     parser.add_argument("task", type=Path, help="a JSON file with one task")
     parser.add_argument("--steps", type=whole, default=200, metavar="N", help="training steps; default: 200")

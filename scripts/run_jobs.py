@@ -27,7 +27,7 @@ from engine.cli.console import begin, execute
 if __name__ == "__main__":
     begin(run=True)
 
-from dataset.arguments import OneLineParser, positive, whole
+from dataset.arguments import positive, script_parser, whole
 from engine.errors import UsageError
 from engine.io import print_rank0
 from launcher.gpus import gpu_names
@@ -43,10 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
-    description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
-        prog="run_jobs.py", description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__file__, __doc__)
     add = parser.add_argument
     add("jobfile", help="a path, or the bare name of a file in jobs/")
     add("--only", action="append", default=[], metavar="ID", help="an id or L<line>; repeatable")

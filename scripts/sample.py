@@ -23,15 +23,12 @@ from engine.cli.console import begin, execute, run_command
 if __name__ == "__main__":
     begin(output_is_all=True)
 
-from dataset.arguments import OneLineParser, positive
+from dataset.arguments import positive, script_parser
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
-    description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
-        prog="sample.py", description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("run", type=Path, help="a run directory of train.py, or one of its checkpoints")
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (default), latest or step_N")
     parser.add_argument(

@@ -23,7 +23,7 @@ from engine.cli.console import begin, execute, run_command
 if __name__ == "__main__":
     begin()
 
-from dataset.arguments import OneLineParser, positive
+from dataset.arguments import positive, script_parser
 from engine.io import print_rank0
 from tasks.loading import add_run_arguments
 from viewer.examples import MAX_CANDIDATES, make_headline, select_examples
@@ -37,10 +37,7 @@ PRINTED = 8
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
-    description, _, usage = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
-        prog="visualize.py", description=description, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__file__, __doc__)
     add_run_arguments(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--example", type=int, metavar="N", help="draw this one example of the split, counted from 0")
