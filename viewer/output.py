@@ -96,6 +96,10 @@ def write(target: Path, trajectories: list[Trajectory], headline: Headline) -> s
     else:
         picture = draw_picture(trajectories, headline)
         data, size = _png(picture), f"{picture.width} x {picture.height}"
+    return _written(target, data, size)
+
+
+def _written(target: Path, data: bytes, size: str) -> str:
     try:
         atomic_write_bytes(target, data)
     except OSError as error:
@@ -158,11 +162,7 @@ def write_tasks(target: Path, record: Record, title: str) -> str:
     else:
         picture = draw_tasks(record, title)
         data, size = _png(picture), f"{picture.width} x {picture.height}"
-    try:
-        atomic_write_bytes(target, data)
-    except OSError as error:
-        raise _unwritable(target, error) from None
-    return f"written {target} ({size})"
+    return _written(target, data, size)
 
 
 def check_record(target: Path) -> None:
