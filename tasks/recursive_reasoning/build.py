@@ -14,8 +14,9 @@ from dataset.writing import describe
 from engine import building
 from engine.loop.schedule import warmup_cosine
 from engine.registry import create_evaluators
-from engine.task import Runtime, TrainingPlan
+from engine.task import ParamGroup, Runtime, TrainingPlan
 from models.recursive_reasoning.act import PuzzleShape
+from models.recursive_reasoning.model import RecursiveModel
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.family import FAMILY
 from tasks.recursive_reasoning.task import EpochPlan, RecursiveReasoningTask, param_groups
@@ -81,15 +82,7 @@ def build(
         evaluators=create_evaluators(config.evaluators),
         validation_sampler=held_back.sampler,
         saves_carry=config.checkpoint_carry,
-        groups=param_groups(
-            model,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            betas=(config.beta1, config.beta2),
-            embedding_lr=config.puzzle_emb_lr,
-            embedding_weight_decay=config.puzzle_emb_weight_decay,
-            freeze_weights=config.freeze_weights,
-        ),
+        groups=groups_of(model, config),
     )
     return TrainingPlan(
         task=task,
@@ -113,4 +106,17 @@ def build(
         batch_rows=config.global_batch_size,
         report=task.report,
         cards=[describe(folder) for folder in dict.fromkeys([*folders, *tests])],
+    )
+
+
+def groups_of(model: RecursiveModel, config: PretrainConfig) -> list[ParamGroup]:
+    """The optimizer groups of a model as the config asks for them."""
+    return param_groups(
+        model,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        betas=(config.beta1, config.beta2),
+        embedding_lr=config.puzzle_emb_lr,
+        embedding_weight_decay=config.puzzle_emb_weight_decay,
+        freeze_weights=config.freeze_weights,
     )

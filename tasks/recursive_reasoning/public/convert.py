@@ -34,11 +34,11 @@ from engine.signals import StopSignal
 from engine.task import Runtime, TrainingPlan
 from models.recursive_reasoning.act import PuzzleShape
 from tasks.recursive_reasoning.args import PretrainConfig
+from tasks.recursive_reasoning.build import groups_of
 from tasks.recursive_reasoning.family import FAMILY
 from tasks.recursive_reasoning.public.configs import arch_block, public_config, run_config, set_values
 from tasks.recursive_reasoning.public.layout import CONFIG, STANDARD, PublicCheckpoint, read_public, write_public
 from tasks.recursive_reasoning.public.sizes import Sizes, read_sizes, shape_report
-from tasks.recursive_reasoning.task import param_groups
 
 STARTS = "_init"
 """End of the name of a latent's fixed start, which the public code stores in its compute dtype."""
@@ -181,16 +181,7 @@ class _Untrained:
         self.module, self.config = model, config
 
     def param_groups(self) -> list[Any]:
-        config = self.config
-        return param_groups(
-            self.module,  # type: ignore[arg-type]
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            betas=(config.beta1, config.beta2),
-            embedding_lr=config.puzzle_emb_lr,
-            embedding_weight_decay=config.puzzle_emb_weight_decay,
-            freeze_weights=config.freeze_weights,
-        )
+        return groups_of(self.module, self.config)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
