@@ -7,6 +7,7 @@ The base is an argument, so it is in no adapter's weights, gradients or checkpoi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from models.feedback.base import BaseLM, group_parameters
 from models.feedback.batch import BaseOutput, Batch, FeedbackOutput
 
 
-class Adapter(nn.Module):
+class Adapter(nn.Module, ABC):
     """`adapter(base, batch)`; a subclass makes the deltas."""
 
     FAMILY: ClassVar[str] = "feedback"
@@ -29,13 +30,13 @@ class Adapter(nn.Module):
     reads_states = False
     """Whether `make_delta` reads the hidden states of a pass."""
 
+    @abstractmethod
     def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput, before: Any) -> tuple[Any, Tensor | None]:
         """(delta for the next pass, penalty or None), from the pass `seen`, which was made with the delta `before`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def static_delta(self) -> Any:
         """The delta less its input-dependent part."""
-        raise NotImplementedError
 
     def forward(self, base: BaseLM, batch: Batch, passes: int | None = None) -> FeedbackOutput:
         """`passes` (default: as trained) passes with deltas, after the plain one, which is made without a gradient."""
