@@ -13,8 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.sources_registry import SourcesRegistry
-
 from engine.errors import UsageError
 from engine.registry import SLOTS
 from verification.finding import Finding, Report
@@ -86,7 +84,6 @@ def _judged(requests: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
     kept = sys.modules["engine.cli.compose"].KEPT  # type: ignore[attr-defined]
     for name in [name for name in sys.modules if name.partition(".")[0] in {*OURS, *scripts}]:
         del sys.modules[name]
-    SourcesRegistry.instance().types.pop("defaults", None)  # Hydra keeps the first of a name, which imports from HERE
     sys.path[:] = [str(root), *(place for place in sys.path if place not in ("", str(root)))]
     importlib.invalidate_caches()
     static = importlib.import_module("verification.static")

@@ -13,8 +13,6 @@ from verification.probes.episodes import CLOSE, evaluations
 from verification.probes.instance import Tiny, first_batch, set_halting
 from verification.probes.registry import observes
 
-STEPS = ("halt_max_steps", "num_act_steps")
-
 
 @observes(
     "MOD422",
@@ -31,10 +29,10 @@ def depth(tiny: Tiny) -> Iterator[str]:
     for key in cycles:
         if torch.equal(*(_answer(tiny, key, arch[key] - less) for less in (0, 1))):
             yield f"arch.{key}={arch[key]} answers what {arch[key] - 1} answers: not all of them are run"
-    key = next((key for key in STEPS if isinstance(arch.get(key), int)), "")
-    if key != "halt_max_steps":
+    last = arch.get("halt_max_steps")
+    if not isinstance(last, int):
         return
-    last, task = arch[key], tiny.build(halt_max_steps=arch[key]).task
+    task = tiny.build(halt_max_steps=last).task
     model, batch, state = task.module, first_batch(task), None
     set_halting(model, willing=False)
     with torch.no_grad():
@@ -42,12 +40,12 @@ def depth(tiny: Tiny) -> Iterator[str]:
             output = model(batch, state)
             state = output.carry
             if bool(state.halted.any()) != (number == last):
-                yield f"rows that never want to halt do so after {number} of arch.{key}={last} steps"
+                yield f"rows that never want to halt do so after {number} of arch.halt_max_steps={last} steps"
                 return
         answer = model.eval()(batch).logits
     sampled = getattr(tiny.model_class, "ENCODER_POLICY", "none") not in ("none", None)
     if not sampled and not torch.allclose(output.logits, answer, atol=CLOSE) and not any(evaluations(tiny)):  # MOD450
-        yield f"{last} training steps do not answer what an evaluation of arch.{key}={last} steps answers"
+        yield f"{last} training steps do not answer what an evaluation of arch.halt_max_steps={last} steps answers"
 
 
 def _answer(tiny: Tiny, key: str, value: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -378,3 +378,16 @@ def with_keys(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         head, _, rest = key.partition(".")
         copy[head] = with_keys(copy.get(head) or {}, {rest: value}) if rest else value
     return copy
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nests of lists, dictionaries and dataclasses hold the same tensors and values."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    if is_dataclass(a) and is_dataclass(b):
+        return all(same(getattr(a, one.name), getattr(b, one.name)) for one in fields(a))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)

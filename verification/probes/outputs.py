@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verification.probes.instance import Tiny, evaluate, first_batch, junk, step
+from verification.probes.instance import Tiny, evaluate, first_batch, junk, same, step
 from verification.probes.registry import Note, observes
 
 
@@ -35,7 +35,7 @@ def evaluation(tiny: Tiny) -> Iterator[str | Note]:
         torch.manual_seed(seed)
         results.append(evaluate(task))
     for name in outputs[0] if outputs else ():
-        if not _same(outputs[0][name], outputs[1][name]):
+        if not same(outputs[0][name], outputs[1][name]):
             yield f"{name} of the same batch differs between two evaluations"
     if differing := [name for name, value in results[0].items() if repr(value) != repr(results[1].get(name))]:
         yield f"two evaluations of the same weights give different {', '.join(sorted(differing)[:4])}"
@@ -60,7 +60,7 @@ def leakage(tiny: Tiny) -> Iterator[str | Note]:
             model.train(mode)
             told, other = (list(_chain(model, batch, 2 if mode else 1)) for batch in (true, false))
             for number, (a, b) in enumerate(zip(told, other, strict=True), 1):
-                if leaking := [name for name in a if not _same(a[name], b[name])]:
+                if leaking := [name for name in a if not same(a[name], b[name])]:
                     where = f"training step {number}" if mode else "evaluation"
                     yield f"{', '.join(leaking)} of {where} depend on the labels"
 
@@ -80,7 +80,3 @@ def _tensors(output: Any) -> dict[str, Tensor | None]:
     blocks = [name for name, value in own.items() if isinstance(value, dict)]
     parts = {f"{name}.{key}": value for name in blocks for key, value in own.pop(name).items()}
     return {**own, **parts, "halted": output.carry.halted, "steps": output.carry.steps}
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is b if a is None or b is None else torch.equal(a, b)

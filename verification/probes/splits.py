@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from verification.probes.instance import Tiny, Unobservable, evaluate
+from verification.probes.instance import Tiny, Unobservable, evaluate, same
 from verification.probes.registry import Note, observes
 
 
@@ -40,16 +36,3 @@ def _reads(tiny: Tiny, name: str, **seeds: int) -> tuple[list[Any], dict[str, An
     moved: dict[str, Any] = json.loads(json.dumps(tiny.settings).replace(str(tiny.data), str(folder)))
     task = tiny.build(run=moved | {"arch": tiny.arch}).task
     return list(task.micro_batches(1)), evaluate(task)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two nests of lists, dictionaries and dataclasses hold the same tensors and values."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.equal(a, b)
-    if is_dataclass(a) and is_dataclass(b):
-        return all(same(getattr(a, one.name), getattr(b, one.name)) for one in fields(a))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
