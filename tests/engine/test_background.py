@@ -19,10 +19,21 @@ from engine.checkpoint.state_tree import RowSharded, copied
 from tests.conftest import _entry, finish, metrics, run_script, start_forked
 
 RUN = (
-    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "max_steps=12", "epochs=4", "checkpoint_interval=2",
-    "keep_last=9", "log_interval=2", "arch.halt_max_steps=4", "arch.puzzle_emb_ndim=32", "arch.puzzle_emb_len=2",
-    "puzzle_emb_lr=0.01", "run_dir=run", "verify=off",
-)  # fmt: skip
+    "--config-name=cfg_pretrain_sudoku_4x4",
+    "+debug=tiny",
+    "device=cpu",
+    "max_steps=12",
+    "epochs=4",
+    "checkpoint_interval=2",
+    "keep_last=9",
+    "log_interval=2",
+    "arch.halt_max_steps=4",
+    "arch.puzzle_emb_ndim=32",
+    "arch.puzzle_emb_len=2",
+    "puzzle_emb_lr=0.01",
+    "run_dir=run",
+    "verify=off",
+)
 write = store_module.write_checkpoint
 
 

@@ -94,11 +94,14 @@ def write_arc(root: Path, *, count: int = 5, copies: int = 3, seed: int = 0, lea
             table["groups"].append(len(table["ids"]))
     splits = {
         split: SplitArrays(
-            np.stack(t["inputs"]), np.stack(t["labels"]), np.array(t["ids"]), np.array(t["puzzles"]),
+            np.stack(t["inputs"]),
+            np.stack(t["labels"]),
+            np.array(t["ids"]),
+            np.array(t["puzzles"]),
             np.array(t["groups"]),
         )
         for split, t in arrays.items()
-    }  # fmt: skip
+    }
     card = {"name": root.name, "source": "test"} | ({} if leakage is None else {"leakage": {"empty": not leakage}})
     write_dataset(root, splits, vocab_size=12, seq_len=SIDE * SIDE, card=card, identifiers=names)
     (root / "test_puzzles.json").write_text(json.dumps(tasks))

@@ -106,10 +106,15 @@ def test_an_autoregressive_model_writes_from_left_to_right() -> None:
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("48/2 = <<48/2=24>>24 clips.\n#### 72", 72.0), ("#### 1,200", 1200.0), ("she has $18.00", 18.0),
-        ("3 then -4", -4.0), ("none", None), ("#### none of 5", 5.0), ("12 ####", 12.0),
+        ("48/2 = <<48/2=24>>24 clips.\n#### 72", 72.0),
+        ("#### 1,200", 1200.0),
+        ("she has $18.00", 18.0),
+        ("3 then -4", -4.0),
+        ("none", None),
+        ("#### none of 5", 5.0),
+        ("12 ####", 12.0),
     ],
-)  # fmt: skip
+)
 def test_final_numbers(text: str, number: float | None) -> None:
     assert final_number(text) == number
 

@@ -30,8 +30,11 @@ def test_layout_of_a_base(bases: Path) -> None:
     table = rows(run)
     assert list(table[0]) == ["type", "epoch", "loss", "lr", "step"]
     assert [(row["type"], row["epoch"], row["step"]) for row in table] == [
-        ("train", "1", "4"), ("val", "1", "4"), ("train", "2", "8"), ("val", "2", "8"),
-    ]  # fmt: skip
+        ("train", "1", "4"),
+        ("val", "1", "4"),
+        ("train", "2", "8"),
+        ("val", "2", "8"),
+    ]
     log = (run / "log.txt").read_text()
     assert "tokenizer byte, vocabulary 257" in log
     assert "epoch 2 step 8" in log

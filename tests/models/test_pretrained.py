@@ -186,8 +186,15 @@ def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_becomes_such_a_folder(workplace: Path) -> None:
-    argv = ("--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "run_dir=run", "arch.puzzle_emb_ndim=32",
-            "arch.puzzle_emb_len=1", "puzzle_emb_lr=0.1")  # fmt: skip
+    argv = (
+        "--config-name=cfg_pretrain_sudoku_4x4",
+        "+debug=tiny",
+        "device=cpu",
+        "run_dir=run",
+        "arch.puzzle_emb_ndim=32",
+        "arch.puzzle_emb_len=1",
+        "puzzle_emb_lr=0.1",
+    )
     assert run_script("pretrain", *argv, cwd=workplace).code == 0
     done = run_script("scripts/convert", "pretrained", "run", "published/mine", cwd=workplace)
     assert done.code == 0, done.output

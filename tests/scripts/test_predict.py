@@ -18,10 +18,24 @@ from tests.evaluators.arc_data import make_tasks
 from tests.viewer.test_tasks import content as other_record
 
 RUN = (
-    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "data_paths=[data]", "verify=off", "max_steps=3", "run_name=tiny",
-    "project_name=arc", "evaluators=[{name: arc@ARC}]", "arch.hidden_size=16", "arch.num_heads=2", "arch.mlp_t=false", "arch.pos_encodings=rope",
-    "arch.puzzle_emb_ndim=16", "arch.puzzle_emb_len=1", "eval_max_examples=null", "final_eval_max_examples=null",
-)  # fmt: skip
+    "--config-name=cfg_pretrain_sudoku_4x4",
+    "+debug=tiny",
+    "device=cpu",
+    "data_paths=[data]",
+    "verify=off",
+    "max_steps=3",
+    "run_name=tiny",
+    "project_name=arc",
+    "evaluators=[{name: arc@ARC}]",
+    "arch.hidden_size=16",
+    "arch.num_heads=2",
+    "arch.mlp_t=false",
+    "arch.pos_encodings=rope",
+    "arch.puzzle_emb_ndim=16",
+    "arch.puzzle_emb_len=1",
+    "eval_max_examples=null",
+    "final_eval_max_examples=null",
+)
 RUN_DIR = "checkpoints/arc/tiny"
 
 

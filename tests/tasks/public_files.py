@@ -104,9 +104,13 @@ def make(
 
 
 def write(
-    folder: Path, config: dict[str, Any] | None, state: dict[str, torch.Tensor], *, name: str = "step_70",
+    folder: Path,
+    config: dict[str, Any] | None,
+    state: dict[str, torch.Tensor],
+    *,
+    name: str = "step_70",
     prefix: str = "_orig_mod.model.",
-) -> Path:  # fmt: skip
+) -> Path:
     """The files of a public run."""
     folder.mkdir(parents=True)
     if config is not None:

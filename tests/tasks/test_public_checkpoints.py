@@ -210,10 +210,14 @@ class Bomb:
 
 def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for number, (content, words) in enumerate([
-        (b"", "damaged"), (b"\x80\x02]q\x00.", "damaged"), (pickle.dumps(Bomb()), "may run code"),
-        (b"PK\x03\x04 cut off", "damaged"),
-    ]):  # fmt: skip
+    for number, (content, words) in enumerate(
+        [
+            (b"", "damaged"),
+            (b"\x80\x02]q\x00.", "damaged"),
+            (pickle.dumps(Bomb()), "may run code"),
+            (b"PK\x03\x04 cut off", "damaged"),
+        ]
+    ):
         file = tmp_path / f"step_{number}"
         file.write_bytes(content)
         with pytest.raises(UsageError, match=words):
@@ -284,10 +288,15 @@ def test_a_manifest_that_somebody_edited_is_refused_at_export(data: Path, tmp_pa
     public, model = manifest["extra"]["public"], {name: tensor.float() for name, tensor in state.items()}
     first = next(iter(public["tensors"]))
     for changed in (
-        [], {**public, "file": "../x"}, {**public, "file": "all_config.yaml"}, {**public, "config": 3}, {"file": "a"},
-        {**public, "tensors": {**public["tensors"], first: ["k", "load"]}}, {**public, "tensors": {"a": ["b", "float32"]}},
+        [],
+        {**public, "file": "../x"},
+        {**public, "file": "all_config.yaml"},
+        {**public, "config": 3},
+        {"file": "a"},
+        {**public, "tensors": {**public["tensors"], first: ["k", "load"]}},
+        {**public, "tensors": {"a": ["b", "float32"]}},
         {**public, "tensors": {name: ["same", "float32"] for name in public["tensors"]}},
-    ):  # fmt: skip
+    ):
         store = CheckpointStore(run, "pretrain")
         store.save(70, model=model, state={}, config=manifest["config"], extra={"public": changed})
         with pytest.raises(UsageError, match="does not say how it was imported"):

@@ -75,8 +75,10 @@ def test_text_shows_every_grid_with_its_digits(record: Record) -> None:
 def test_the_page_has_every_task_and_filters(record: Record) -> None:
     page = draw_gallery(record, "a & b", [("Protocol", record.meaning)])
     assert re.findall(r'<article id="task-(\w+)" data-solved="(\w+)"', page) == [
-        ("one", "yes"), ("two", "no"), ("three", "unknown")
-    ]  # fmt: skip
+        ("one", "yes"),
+        ("two", "no"),
+        ("three", "unknown"),
+    ]
     assert re.findall(r'data-show="(\w+)" aria-pressed="\w+">', page) == ["all", "yes", "no", "unknown"]
     assert "class &lt;iii&gt;" in page
     assert "a &amp; b" in page

@@ -71,10 +71,25 @@ MODULES = {**{kind: kind for kind in KINDS}, "hrm_act_v1": "hrm"}
 OURS_ONLY = ("eval_halting", "head_dim")
 """Keys of ours that the public code has not; the export refuses values that change what is computed."""
 SAME = (
-    "data_paths_test", "global_batch_size", "epochs", "eval_interval", "min_eval_interval", "checkpoint_every_eval",
-    "lr", "lr_min_ratio", "lr_warmup_steps", "weight_decay", "beta1", "beta2", "puzzle_emb_lr",
-    "puzzle_emb_weight_decay", "freeze_weights", "ema", "ema_rate", "seed",
-)  # fmt: skip
+    "data_paths_test",
+    "global_batch_size",
+    "epochs",
+    "eval_interval",
+    "min_eval_interval",
+    "checkpoint_every_eval",
+    "lr",
+    "lr_min_ratio",
+    "lr_warmup_steps",
+    "weight_decay",
+    "beta1",
+    "beta2",
+    "puzzle_emb_lr",
+    "puzzle_emb_weight_decay",
+    "freeze_weights",
+    "ema",
+    "ema_rate",
+    "seed",
+)
 """Keys of both, with one meaning."""
 OF_THE_LAUNCH = ("project_name", "run_name", "checkpoint_path", "load_checkpoint", "eval_save_outputs")
 
