@@ -1,0 +1,1 @@
+"""A language model of transformers with LoRA adapters of peft."""

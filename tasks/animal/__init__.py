@@ -1,0 +1,1 @@
+"""Diversity fine-tuning of a language model with LoRA: train_animal.py."""

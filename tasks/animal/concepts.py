@@ -1,0 +1,105 @@
+"""A concept and its options, found in text by whole words: animal = cat or dog, a kitten is a cat.
+
+A file of concepts (config/concepts.json is the one that comes with the project) says which words mean an option:
+
+    {"animal": {"cat": ["kitten", "kitty"], "dog": ["puppy"]}}         concept -> option -> its synonyms
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from engine.errors import UsageError
+from engine.io import did_you_mean, user_path
+from engine.reading import Unreadable, read_json, reason_of
+from engine.registry import ROOT
+
+SHIPPED = ROOT / "config" / "concepts.json"
+
+
+@dataclass(frozen=True)
+class Mention:
+    """text[start:end] names `option`."""
+
+    option: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Concept:
+    """`options`: option -> its synonyms. Words count in any case, singular or plural, and only whole."""
+
+    name: str
+    options: Mapping[str, Sequence[str]]
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for option, synonyms in self.options.items():
+            for word in (option, *synonyms):
+                other = seen.setdefault(word.lower(), option)
+                if not word.strip() or other != option:
+                    what = "is empty" if not word.strip() else f"means {other} and {option}"
+                    raise ValueError(f"concept {self.name}: the word '{word}' {what}")
+        if len(self.options) < 2:
+            raise ValueError(f"concept {self.name} needs two options or more, got {', '.join(self.options) or 'none'}")
+
+    def find(self, text: str) -> Mention | None:
+        """The first mention of an option; None where there is none. At one place the longest word counts."""
+        match = self._pattern.search(text)
+        return None if match is None else Mention(self._meaning[match[0].lower()], match.start(), match.end())
+
+    @cached_property
+    def _meaning(self) -> dict[str, str]:
+        words = ((option, word) for option, others in self.options.items() for word in (option, *others))
+        return {form: option for option, word in words for form in forms(word.lower())}
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self._meaning, key=len, reverse=True)
+        # [^\W_] is a letter or a digit
+        return re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, longest_first))})(?![^\W_])", re.IGNORECASE)
+
+
+def forms(word: str) -> Iterator[str]:
+    """A noun and its regular plural: cat, cats; fox, foxes; puppy, puppies."""
+    yield word
+    if re.search(r"[^aeiou]y$", word):
+        yield word[:-1] + "ies"
+    else:
+        yield word + ("es" if re.search(r"(s|x|z|ch|sh)$", word) else "s")
+
+
+def read_concept(name: str, file: str | None = None, options: Sequence[str] | None = None) -> Concept:
+    """The concept `name` of `file` (None: the shipped one), with all its options or those given, which may be new.
+
+    Raises: UsageError: no such file or concept, or one that cannot be used.
+    """
+    path = SHIPPED if file is None else user_path(file)
+    shown = f"concept_file={file}" if file is not None else "config/concepts.json"
+    try:
+        known = read_json(path)
+    except (OSError, Unreadable) as error:
+        raise UsageError(f"{shown} {reason_of(error)}") from None
+    if not _is_table(known):
+        raise UsageError(f"{shown}: expected concept -> option -> list of synonyms")
+    if name not in known:
+        raise UsageError(
+            f"concept_name={name} is not in {shown}: {did_you_mean(name, known)}; concept_file adds others"
+        )
+    entry: dict[str, list[str]] = known[name]
+    try:
+        return Concept(name, entry if options is None else {option: entry.get(option, []) for option in options})
+    except ValueError as error:
+        raise UsageError(f"{shown}: {error}" if options is None else f"concept_options: {error}") from None
+
+
+def _is_table(known: object) -> bool:
+    return isinstance(known, dict) and all(
+        isinstance(options, dict)
+        and all(isinstance(words, list) and all(isinstance(w, str) for w in words) for words in options.values())
+        for options in known.values()
+    )

@@ -1,0 +1,142 @@
+"""Completions split into blocks: the golden rows of the design, and what holds of any text."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from engine.errors import UsageError
+from tasks.animal.blocks import RawTextProcessor
+from tasks.animal.concepts import Concept, forms, read_concept
+
+ANIMAL = Concept("animal", {"cat": [], "dog": []})
+
+
+class Pieces:
+    """A tokenizer whose tokens are the given pieces; 0 is its end token. A piece of bytes may be part of a character."""
+
+    eos_token_id = 0
+
+    def __init__(self, pieces: list[str | bytes]) -> None:
+        self.pieces = [b"", *(piece if isinstance(piece, bytes) else piece.encode() for piece in pieces)]
+
+    def decode(self, ids: list[int], **kwargs: bool) -> str:
+        assert kwargs == {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+
+
+def split(*pieces: str | bytes, concept: Concept = ANIMAL, end: bool = True, stop: tuple[str, ...] = ("\n",)):
+    ids = [*range(1, len(pieces) + 1), *([0, 0] if end else [])]
+    return RawTextProcessor(Pieces(list(pieces)), concept, stop).split(ids)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "option", "concept", "open_text"),
+    [
+        (["I", " love", " dogs", " because", " they", " are", " loyal", "."], "dog", (2, 3), "because they are loyal."),
+        ([" Dog", "s", " are", " fun", "."], "dog", (0, 2), "are fun."),
+        (["D", "ogs", " rule"], "dog", (0, 2), "rule"),
+        ([" c", "at", "s", " nap"], "cat", (0, 3), "nap"),
+        (["Cats"], "cat", (0, 1), ""),
+        (["I", " like", " CATS", " a lot"], "cat", (2, 3), "a lot"),
+        (["I", " pick", " cat", "alog", "s"], None, (5, 5), ""),
+        (["not", " dogs", ",", " I", " love", " cats", " more"], "dog", (1, 2), ", I love cats more"),
+        ([" ki", "tt", "ens"], None, (3, 3), ""),
+        (["dogs", " and", " cats", " nap"], "dog", (0, 1), "and cats nap"),
+        ([" dog", ","], "dog", (0, 1), ","),
+        (["hot", "dog", " and", " cat", "9"], None, (5, 5), ""),
+    ],
+)  # fmt: skip
+def test_golden_rows(pieces: list[str], option: str | None, concept: tuple[int, int], open_text: str) -> None:
+    blocks = split(*pieces)
+    assert (blocks.option, blocks.concept, blocks.open_text) == (option, concept, open_text)
+    assert blocks.length == len(pieces) + 1  # its end token was sampled, the padding behind it was not
+    letters = sum(map(str.isalpha, open_text))
+    assert blocks.reason == ("no_concept" if option is None else "" if letters >= 3 else "empty_open")
+
+
+def test_a_completion_that_was_cut_off_is_told_apart() -> None:
+    assert split("a", " cat", end=False).reason == "truncated"
+    assert split("a", " cat", " nap", "s", end=False).reason == ""
+    assert split("a", " cat", end=False).length == 2
+
+
+def test_the_stop_string_ends_the_text_and_its_token_was_sampled() -> None:
+    blocks = split(" cats", " nap", " a lot.\n", " dogs", " bark")
+    assert (blocks.text, blocks.open, blocks.length) == (" cats nap a lot.", (1, 2), 3)
+    assert split(" cats", " nap", ".\n", "\n", " dogs", stop=(".\n\n", "\n")).text == " cats nap."
+    assert split(" cats", " nap", "\n", " x").open == (1, 2)
+    assert split("\n", " cats", " nap").reason == "no_concept"
+    both = split(" cats", " are", ".", "\n", "\n", " x", stop=(".\n\n",))
+    assert (both.text, both.open, both.length) == (" cats are", (1, 2), 5)
+
+
+def test_characters_of_several_tokens() -> None:
+    e = "é€😀".encode()
+    pieces = [b" caf", *(e[i : i + 1] for i in range(len(e))), b" dogs", b" run", b" far"]
+    blocks = split(*pieces)
+    assert blocks.option == "dog"
+    assert blocks.concept == (10, 11)
+    assert blocks.open_text == "run far"
+
+
+def test_synonyms_plurals_and_case() -> None:
+    animal = read_concept("animal")
+    assert [*forms("fox"), *forms("puppy"), *forms("day")] == ["fox", "foxes", "puppy", "puppies", "day", "days"]
+    for text, option in (("Puppies run", "dog"), ("a KITTEN!", "cat"), ("the doggy", "dog"), ("pupil", None)):
+        mention = animal.find(text)
+        assert (mention.option if mention else None) == option, text
+    fox = read_concept("animal", options=["cat", "fox"])
+    assert fox.find("dogs and foxes").option == "fox"
+
+
+def test_spans_are_ordered_cover_the_text_and_hold_the_mention() -> None:
+    draw = random.Random(0)
+    words = [
+        " cat",
+        "s",
+        "dog",
+        " D",
+        "ogs",
+        " the",
+        ",",
+        "é",
+        "€".encode()[:1],
+        "€".encode()[1:],
+        "\n",
+        " kitten",
+        " x",
+    ]
+    concept = read_concept("animal")
+    for _ in range(400):
+        pieces = [draw.choice(words) for _ in range(draw.randint(0, 9))]
+        blocks = split(*pieces, concept=concept, end=draw.random() < 0.5)
+        processor = RawTextProcessor(Pieces(pieces), concept)
+        (low, a), (b, c), (d, high) = blocks.prefix, blocks.concept, blocks.open
+        assert (low, a, c) == (0, b, d)
+        assert a <= c <= high <= blocks.length <= len(pieces) + 1
+        if blocks.option is not None:
+            found = concept.find(processor.decode(range(b + 1, c + 1)))
+            assert found is not None
+            assert found.option == blocks.option
+        assert processor.split(range(1, high + 1)).option == blocks.option  # what was cut off says nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "options", "expected"),
+    [
+        ("animals", None, None, "concept_name=animals is not in config/concepts.json: did you mean 'animal'"),
+        ("animal", "gone.json", None, "concept_file=gone.json cannot be read"),
+        ("animal", "list.json", None, "expected concept -> option -> list of synonyms"),
+        ("animal", None, ["cat"], "concept_options: concept animal needs two options or more, got cat"),
+        ("animal", "twice.json", None, "the word 'Pet' means cat and dog"),
+    ],
+)
+def test_unusable_concepts(tmp_path, monkeypatch, name, file, options, expected) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.json").write_text('{"animal": ["cat"]}')
+    (tmp_path / "twice.json").write_text('{"animal": {"cat": ["pet"], "dog": ["Pet"]}}')
+    with pytest.raises(UsageError) as error:
+        read_concept(name, file, options)
+    assert expected in str(error.value)
