@@ -143,6 +143,17 @@ BUILT: Mapping[str, Built] = {
     "arc-corpus-10x10": BuiltCorpus(
         corpus=CorpusPlan(side=7, num_train=81, num_test=27, num_novel=12, demonstrations=(6, 10)), num_aug=4, canvas=10
     ),
+    "arc-corpus-easy-10x10": BuiltCorpus(
+        corpus=CorpusPlan(
+            side=6,
+            families="recolour,keep,negative,filled,hollowed,edged",
+            num_train=48,
+            num_test=18,
+            num_novel=0,
+        ),
+        num_aug=1,
+        canvas=10,
+    ),
     "arc-corpus-6x6": BuiltCorpus(
         corpus=CorpusPlan(side=6, families="first", num_train=63, num_test=14, num_novel=8), num_aug=4, canvas=6
     ),

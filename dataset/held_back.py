@@ -59,7 +59,9 @@ def hold_back(train: Sequence[PuzzleSplit], config: Any) -> HeldBack:
         config.eval_batch_size or config.global_batch_size,
         max_examples=config.eval_max_examples,
         seed=config.eval_seed,
-        only=[examples_of(split, held) for split, held in zip(train, groups, strict=True)],
+        only=[
+            examples_of(split, held) for split, held in zip(train, _first(groups, config.eval_max_groups), strict=True)
+        ],
     )
     held, total = sum(map(len, groups)), sum(split.num_groups for split in train)
     splits = {
@@ -102,6 +104,12 @@ def _shared_identifiers(split: PuzzleSplit, groups: np.ndarray) -> bool:
     owner = np.repeat(np.arange(split.num_groups), np.diff(split.group_indices))
     out = np.isin(owner, groups)
     return bool(np.isin(split.puzzle_identifiers[out], split.puzzle_identifiers[~out]).all())
+
+
+def _first(groups: Sequence[np.ndarray], most: int | None) -> list[np.ndarray]:
+    """The first `most` groups over all splits."""
+    before = np.cumsum([0, *map(len, groups)])
+    return [held if most is None else held[: max(0, most - begin)] for held, begin in zip(groups, before, strict=False)]
 
 
 def examples_of(split: PuzzleSplit, groups: np.ndarray) -> np.ndarray:

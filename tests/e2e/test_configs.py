@@ -28,6 +28,7 @@ SHAPES = {
     "sudoku-default": (16, 6, 1), "sudoku-4x4": (16, 6, 1), "sudoku-6x6": (36, 8, 1), "sudoku-9x9-easy": (81, 11, 1),
     "sudoku-extreme-1k-aug-1000": (81, 11, 1),
     "arc1concept-aug-1000": (900, 12, 876_406), "arc2concept-aug-1000": (900, 12, 1_191_730),
+    "arc-corpus-easy-10x10": (100, 12, 133),
 }  # fmt: skip
 COUNTS = {
     ("cfg_pretrain_sudoku_extreme_mlp", "trm"): 5_028_866,

@@ -95,6 +95,8 @@ EFFECTS = {
     "checkpoint_every_eval=false": "files",
     "eval_max_examples=2": "lines",
     "final_eval_max_examples=2": "evaluation",
+    "eval_max_groups=2": "lines",
+    "final_eval_max_groups=2": "evaluation",
     "eval_batch_size=4": SAME,
     "lr=0.01": "weights",
     "lr_min_ratio=0.9": "weights",
@@ -215,12 +217,12 @@ def test_flag_style_is_the_same_run(base: Trace, workplace: Path) -> None:
 def test_every_key_is_in_the_table() -> None:
     """Keys whose effect is tested elsewhere: resume (test_resume), parallel (test_ranks), wandb (test_trackers),
     early stopping (test_stopping), CUDA graphs (test_compiling), skip_finished (test_sweep_results), how checkpoints
-    are written (test_background), stand-ins (test_arc_corpus), groups and puzzles of an evaluation (test_sampler)."""
+    are written (test_background), stand-ins (test_arc_corpus), evaluated augmentations (test_predict, test_sampler)."""
     elsewhere = {"device", "parallel", "max_skipped_steps", "resume", "resume_from", "project_name", "run_name", "run_dir",
                  "enable_wandb", "wandb_entity", "wandb_group", "wandb_tags", "early_stop_patience",
                  "early_stop_min_delta", "compile_cuda_graphs", "skip_finished", "verify", "arch", "offline",
                  "checkpoint_background", "checkpoint_carry",
-                 "eval_max_groups", "final_eval_max_groups", "eval_max_augmentations", "final_eval_max_augmentations"}  # fmt: skip
+                 "eval_max_augmentations", "final_eval_max_augmentations"}  # fmt: skip
     named = {
         word.partition("=")[0].partition(".")[0]
         for overrides in {**EFFECTS, **FEUDAL_EFFECTS}

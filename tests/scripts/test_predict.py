@@ -154,6 +154,29 @@ def test_the_mean_is_of_trained_rows() -> None:
     assert mean_row(table[:1]).tolist() == [[0.0, 0.0]]
 
 
+# --- what is evaluated ------------------------------------------------------------------------------------------------
+
+
+def test_keys_and_flags_bound_an_evaluation(workplace: Path) -> None:
+    """The test split has 2 tasks with 1 and 3 test grids, each task with 3 copies beside itself."""
+    argv = (*RUN, "run_name=bounded", "epochs=8", "eval_interval=1", "max_steps=null", "select_on=test")
+    run = run_script("pretrain", *argv, "eval_max_augmentations=1", "final_eval_max_augmentations=2", cwd=workplace)
+    assert run.code == 0, run.output
+    votes = [
+        line.split(" tasks, ")[1] for line in run.output.splitlines() if line.startswith("ARC ") and "votes" in line
+    ]
+    assert votes[-1] == "8 votes"
+    assert set(votes[:-1]) == {"4 votes"}
+    flags = ("--max-groups", "1", "--max-augmentations", "3", "--device", "cpu")
+    bounded = run_script("scripts/evaluate", RUN_DIR, *flags, cwd=workplace)
+    assert bounded.code == 0, bounded.output
+    assert "; 1 task, 3 votes" in bounded.output or "; 1 task, 9 votes" in bounded.output
+    left = {path.name for path in (workplace / RUN_DIR).glob("evaluation_step_3_tasks-1_aug-3*")}
+    assert left == {
+        f"evaluation_step_3_tasks-1_aug-3{end}" for end in (".json", "_arc_tasks.json", "_arc_submission.json")
+    }
+
+
 # --- an evaluation that is killed -------------------------------------------------------------------------------------
 
 
