@@ -198,4 +198,6 @@ class TrainingPlan:
     report: Callable[[Evaluation], Mapping[str, str]] | None = None
     """Rank 0, after an evaluation and with its weights: file name -> text, kept in the run directory."""
     links: Mapping[str, str] = field(default_factory=dict)
-    """Documented names in the run directory -> best or latest, as links to that checkpoint."""
+    """Documented names in the run directory -> best, latest or step_N, as links to that checkpoint."""
+    keep_every: int | None = None
+    """Keep the checkpoints of multiples of this step, where the config's keep_every does not say otherwise."""

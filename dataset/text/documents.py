@@ -5,10 +5,12 @@ N documents, P pieces, T positions of a batch (those of its longest piece, in st
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 
+from dataset.held_back import validation_count
 from dataset.text.batches import ROUNDS, shuffled
 from dataset.text.stream import TokenStream
 from engine.distributed import keyed_numpy
@@ -32,12 +34,15 @@ class Documents:
                 f"{root} is one text without documents, whose ends a token would mark: build it from JSON lines, or "
                 "with --lines (each line is a document)"
             )
-        self.block_size = block_size
+        self.block_size, self.name = block_size, split
         self.tokens = np.asarray(self.stream.tokens)
         last = np.flatnonzero(self.tokens == end) + 1
         if not len(last) or last[-1] != len(self.tokens):
             last = np.append(last, len(self.tokens))
-        first = np.concatenate([[0], last[:-1]])
+        self._cut(np.concatenate([[0], last[:-1]]), last)
+
+    def _cut(self, first: np.ndarray, last: np.ndarray) -> None:
+        block_size = self.block_size
         self.first, self.last = first, last
         """int64 [N]: where each document begins and, its end token included, ends."""
         counts = -(-(last - first) // block_size)
@@ -55,6 +60,17 @@ class Documents:
     def count(self) -> int:
         """Documents."""
         return len(self.first)
+
+    def hold_back(self, seed: int) -> tuple[Documents, Documents]:
+        """(the others, the documents that are held back for validation): one in 20, at most 256, drawn with `seed`."""
+        chosen = keyed_numpy(seed, "text/validation").permutation(self.count)[: validation_count(self.count)]
+        held = np.zeros(self.count, dtype=bool)
+        held[chosen] = True
+        parts = copy.copy(self), copy.copy(self)
+        for part, kept in zip(parts, (~held, held), strict=True):
+            part._cut(self.first[kept], self.last[kept])
+        parts[1].name = f"{self.name}, held back"
+        return parts
 
     def document(self, index: int) -> np.ndarray:
         """int64 [n]: a whole document without its end token."""
@@ -126,7 +142,7 @@ class EvalDocuments:
     @property
     def covers(self) -> str:
         """What is evaluated, in words."""
-        return f"{len(self.taken):,} of {len(self.documents):,} pieces of {self.documents.stream.split}"
+        return f"{len(self.taken):,} of {len(self.documents):,} pieces of {self.documents.name}"
 
     def batch(self, index: int, part: int = 0, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """(piece numbers [b], tokens [b, T]) of every `parts`-th row of batch `index`, from row `part` on."""

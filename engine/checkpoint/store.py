@@ -140,9 +140,9 @@ class CheckpointStore:
             if path in kept or (keep_every and step % keep_every == 0):
                 continue
             try:
-                link = self.run_dir / path.name
-                if link.is_symlink():
-                    link.unlink()
+                for link in self.run_dir.iterdir():
+                    if link.is_symlink() and link.resolve() == path.resolve():
+                        link.unlink()
                 remove_directory(path)
             except OSError as error:
                 print_rank0(f"warning: the old checkpoint {path} could not be removed ({error}); the run continues")

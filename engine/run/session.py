@@ -138,11 +138,12 @@ class Session(Hook):
 
     def _update_links(self, *, prune: bool) -> None:
         """What follows a checkpoint: the documented links, and removing those that are no longer wanted."""
+        named = {"best": self.store.best(), "latest": self.store.latest()}
         for name, which in self.plan.links.items():
-            if (target := self.store.best() if which == "best" else self.store.latest()) is not None:
+            if (target := named.get(which, self.store.folder / which)) is not None and target.is_dir():
                 self.store.link(name, target)
         if prune:
-            self.store.prune(self.config.keep_last, self.config.keep_every)
+            self.store.prune(self.config.keep_last, self.config.keep_every or self.plan.keep_every)
 
     # Called by the trainer.
 

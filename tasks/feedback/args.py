@@ -22,8 +22,8 @@ EPOCHS = 100
 """Passes over a data set that `epochs` does not name."""
 IN_TRAINING = (
     *("epochs", "batch_size", "learning_rate", "decay_lr", "warmup_ratio", "min_lr", "grad_clip", "device", "compile"),
-    *("eval_interval", "eval_max_examples", "log_interval", "max_steps", "resume", "out_dir"),
-    *("checkpoint_dir", "checkpoint_name", "ff_run_name", "fb_run_name", "fb_rec_run_name"),
+    *("eval_interval", "eval_max_examples", "select_on", "save_epoch_interval", "log_interval", "max_steps", "resume"),
+    *("out_dir", "checkpoint_dir", "checkpoint_name", "ff_run_name", "fb_run_name", "fb_rec_run_name"),
 )
 """Keys that a config file has in its section `training`."""
 ALIASES = {
@@ -42,11 +42,10 @@ ADAPTER_ALIASES = {
     "fb_checkpoint_dir": "checkpoint_dir",
     "fb_checkpoint_name": "checkpoint_name",
 }
-_KEPT = "the best and the newest checkpoint are always kept; keep_last and keep_every keep more"
+_KEPT = "the best and the newest checkpoint are always kept; save_epoch_interval, keep_last and keep_every keep more"
 _FILES = "the files are called log.txt and metrics.csv"
 _PUBLISHED = {
     **dict.fromkeys(("save_best_ckpt", "save_epoch", "save_multiple_eval_interval", "eval_save_multiple"), _KEPT),
-    "save_epoch_interval": _KEPT,
     **dict.fromkeys(("log_file_name", "csv_file_name"), _FILES),
     "ft_run_name": "arch=attn_finetune of feedbackward_alt_train.py fine-tunes, and its runs are called fb_run_name",
 }
@@ -54,6 +53,7 @@ FOREIGN_KEYS = {**_PUBLISHED, **{f"training.{key}": hint for key, hint in _PUBLI
 """Keys of the published config.json that nothing here does."""
 NOT_IDENTITY = {
     **RUN_NOT_IDENTITY,
+    "save_epoch_interval": "launch: what to keep",
     "out_dir": "launch: where runs lie",
     **dict.fromkeys(("ff_run_name", "fb_run_name", "fb_rec_run_name"), "logging: a label"),
     **dict.fromkeys(
@@ -149,8 +149,12 @@ class FeedforwardConfig(RunConfig):
     log_interval: Annotated[int, Range(1)] = 10
     """Steps between lines of metrics."""
 
+    select_on: Literal["validation", "test"] = "validation"
+    """What best and early stopping look at: training documents held back, one in 20; or (published) the test split."""
     eval_interval: Annotated[int | None, Range(1)] = None
     """Steps between evaluations; null: one at the end of each epoch."""
+    save_epoch_interval: Annotated[int | None, Range(1)] = 10
+    """Keep the checkpoint of every so many epochs: epoch_ckpt_<dataset>_<epoch>.pt is a link to it; null: no more."""
     eval_max_examples: Annotated[int | None, Range(1)] = None
     """Evaluate at most this many pieces of documents, always the same ones; null: all."""
     eval_samples: Annotated[int, Range(1)] = 1
@@ -160,7 +164,7 @@ class FeedforwardConfig(RunConfig):
     answer_examples: Annotated[int | None, Range(1), Inert("evaluators=[]")] = 64
     """Documents that are answered for them, always the same ones; null: all that fit into a block."""
     num_samples: Annotated[int, Range(0)] = 1
-    """Validation documents of which each evaluation shows a continuation; 0: none."""
+    """Documents of the test split of which each evaluation shows a continuation; 0: none."""
     generation_steps: Annotated[int, Range(1)] = 10
     """Steps in which an answer or a sample is filled in."""
     temperature: Annotated[float, Range(0)] = 0.0

@@ -57,10 +57,17 @@ def build(
     entry, folder = config.dataset, Path(config.dataset.folder)
     card = open_data(config, folder)
     shape = text_shape(read_meta(folder).vocab_size)
-    train, val = (Documents(folder, split, block_size=entry.block_size) for split in ("train", "val"))
+    train, test = (Documents(folder, split, block_size=entry.block_size) for split in ("train", "val"))
+    validation = None
+    if config.select_on == "validation":
+        train, validation = train.hold_back(config.eval_seed)
     batches = DocumentBatches(train, seed=config.seed, batch_size=config.batch_size, pad=shape.pad_id)
-    held_out = EvalDocuments(
-        val, seed=config.eval_seed, batch_size=config.batch_size, pad=shape.pad_id, limit=config.eval_max_examples
+    evaluated = partial(
+        EvalDocuments,
+        seed=config.eval_seed,
+        batch_size=config.batch_size,
+        pad=shape.pad_id,
+        limit=config.eval_max_examples,
     )
     if isinstance(config, FeedbackConfig):
         base = load_base(config, runtime, vocabularies_of([folder])[0])
@@ -78,7 +85,7 @@ def build(
     answers = None
     if config.evaluators or config.num_samples:
         answers = Answers(
-            documents=val,
+            documents=test,
             tokenizer=load_tokenizer(folder),
             template=str(card.get("template", "")),
             shape=shape,
@@ -96,7 +103,8 @@ def build(
         runtime=runtime,
         shape=shape,
         batches=batches,
-        held_out=held_out,
+        test=evaluated(test),
+        validation=evaluated(validation) if validation is not None else None,
         base=base,
         context=None if objective == "masked_diffusion" else CONTEXT if base is not None else 0.0,
         groups=param_groups(
@@ -117,7 +125,7 @@ def build(
         horizon=steps,
         floor=config.min_lr / config.learning_rate if config.learning_rate else 0.0,
     )
-    interval = config.eval_interval or epoch
+    interval, ends = config.eval_interval or epoch, range(epoch, steps + 1, epoch)
     print_rank0(
         f"epochs      {steps // epoch} of {epoch} steps ({train.count:,} documents of {config.active_dataset} in "
         f"{len(train):,} pieces of at most {entry.block_size} tokens)"
@@ -127,10 +135,10 @@ def build(
         total_steps=steps,
         schedule=schedule,
         eval_steps=range(interval, steps + 1, interval),
-        primary_metric="eval/val_loss",
+        primary_metric=f"{task.selects}/loss",
         metric_mode="min",
-        covers=f"{held_out.covers} x {config.eval_samples}",
-        splits={"eval": f"{held_out.covers} of {folder}: best and early stopping look at them"},
+        covers=f"{task.held_out.covers} x {config.eval_samples}",
+        splits=_splits(task, folder),
         batch_key="batch_size",
         batch_rows=config.batch_size,
         step_counts={"tokens": int(config.batch_size * train.lengths.mean())},
@@ -141,8 +149,20 @@ def build(
         links={
             f"epoch_ckpt_{config.active_dataset}.pt": "latest",
             f"best_ckpt_{config.active_dataset}.pt": "best",
+            **{f"epoch_ckpt_{config.active_dataset}_{end // epoch}.pt": f"step_{end}" for end in ends},
         },
+        keep_every=config.save_epoch_interval and config.save_epoch_interval * epoch,
     )
+
+
+def _splits(task: FeedbackTask, folder: Path) -> dict[str, str]:
+    selects = "best and early stopping look at them"
+    if task.validation is None:
+        return {"eval": f"{task.test.covers} of {folder}: {selects}"}
+    return {
+        "val": f"{task.validation.covers}: {selects}",
+        "eval": f"{task.test.covers} of {folder}, at the end: the figures to report",
+    }
 
 
 def sampling_of(config: FeedforwardConfig) -> Sampling:
@@ -162,7 +182,7 @@ def open_data(config: FeedforwardConfig, folder: Path) -> dict[str, Any]:
     card = ensure_text(folder, offline=config.offline)
     meta = read_meta(folder)
     split = card.get("split", {})
-    told = f"; trained on its split {split['train']}, validated on {split['val']}" if "train" in split else ""
+    told = f"; trained on its split {split['train']}, tested on {split['val']}" if "train" in split else ""
     print_rank0(
         f"data        {folder}: {card['source']}; tokenizer {meta.tokenizer} with {meta.vocab_size} tokens{told}"
     )

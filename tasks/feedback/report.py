@@ -19,8 +19,8 @@ from tasks.feedback.generation import predictor
 from tasks.feedback.task import FeedbackTask
 
 CSV, LOG = "metrics.csv", "log.txt"
-LOGGED = ("train/", "eval/val_", "eval/rel_change", "eval/masked_accuracy", "eval/exact_match")
-"""How the figures begin that log.txt shows; metrics.jsonl has all."""
+LOGGED = ("loss", "base_loss", "rel_change", "masked_accuracy", "exact_match")
+"""The figures of each split that log.txt shows; metrics.jsonl has all."""
 BASE_COLUMNS = ("type", "epoch", "loss", "lr", "step")
 ADAPTER_COLUMNS = ("type", "epoch", "loss", "loss_lora", "rel_change", "lr", "step")
 """The published columns, and the step. `loss` is the base's, `loss_lora` that with deltas."""
@@ -54,8 +54,8 @@ class FeedbackReport:
         return files
 
     def samples(self, answers: Answers) -> str:
-        """Validation documents: what is given, the true end, the base's, and that of the adapted base; how they were
-        filled in is in the first line."""
+        """Documents of the test split: what is given, the true end, the base's, and that of the adapted base; how they
+        were filled in is in the first line."""
         model, base, device = self.task.model, self.task.base, self.task.runtime.device
         gaps = answers.gaps(self.config.num_samples, self.config.eval_seed)
         plain = answers.fill(predictor(model if base is None else base.model), gaps, device)
@@ -68,23 +68,24 @@ class FeedbackReport:
         return "\n".join(lines) + "\n"
 
     def table(self) -> str:
-        """A row `train` (means since the evaluation before) and a row `val` for each evaluation."""
+        """A row `train` (means since the evaluation before) and a row `val` for each evaluation; a row `test` for one
+        that is also of the test split."""
         adapted = self.task.base is not None
         out = io.StringIO()
         writer = csv.DictWriter(out, ADAPTER_COLUMNS if adapted else BASE_COLUMNS, lineterminator="\n")
         writer.writeheader()
         for entry in self.task.history:
-            for kind, prefix in (("train", "train/"), ("val", "eval/val_")):
-                if f"{prefix}loss" in entry:
+            for kind, prefix in {"train": "train", "val": self.task.selects, "test": "eval"}.items():
+                if f"{prefix}/loss" in entry and (kind != "test" or self.task.selects != "eval"):
                     writer.writerow(self._row(kind, prefix, entry, adapted))
         return out.getvalue()
 
     def _row(self, kind: str, prefix: str, entry: dict[str, float], adapted: bool) -> dict[str, Any]:
-        step, loss = int(entry["step"]), entry[f"{prefix}loss"]
+        step, loss = int(entry["step"]), entry[f"{prefix}/loss"]
         row: dict[str, Any] = {"type": kind, "epoch": f"{step / self.epoch:g}", "lr": self.rate(max(step, 1))}
         row |= {"step": step, "loss": loss}
         if adapted:
-            base = entry.get(f"{prefix}base_loss", float("nan"))
+            base = entry.get(f"{prefix}/base_loss", float("nan"))
             row |= {"loss": base, "loss_lora": loss, "rel_change": (loss - base) / abs(base)}
         return row
 
@@ -93,15 +94,15 @@ class FeedbackReport:
         config, task, stream = self.config, self.task, self.task.batches.documents.stream
         lines = [
             f"data set {config.active_dataset}: {self.folder}, tokenizer {stream.meta.tokenizer}, vocabulary "
-            f"{stream.meta.vocab_size}, {len(task.batches.documents)} training pieces, {len(task.held_out.taken)} for "
-            "validation",
+            f"{stream.meta.vocab_size}, {len(task.batches.documents)} training pieces, evaluated on "
+            f"{task.held_out.covers}",
             f"model {config.arch['name']}: {task.model.num_parameters():,} parameters, {self.epoch} steps an epoch",
         ]
         if task.base is not None:
             lines.append(f"base {task.base.path}, sha256 {task.base.sha256}")
         for entry in task.history:
             step = int(entry["step"])
-            figures = [f"{name} {value:.4f}" for name, value in entry.items() if name.startswith(LOGGED)]
+            figures = [f"{name} {value:.4f}" for name, value in entry.items() if name.partition("/")[2] in LOGGED]
             lines.append(
                 f"epoch {step / self.epoch:g} step {step} lr {self.rate(max(step, 1)):.2e}: {', '.join(figures)}"
             )

@@ -26,9 +26,11 @@ SEEN = ("loss", "base_loss")
 
 
 class FeedbackTask:
-    """Trains `model` (with `base`: an adapter of it) on `batches`; evaluates on `held_out` under fixed masks.
+    """Trains `model` (with `base`: an adapter of it) on `batches`; evaluates under fixed masks.
 
     Args:
+        test: what the last evaluation is of, named `eval/...`; every evaluation where there is no validation.
+        validation: what every evaluation is of, named `val/...`.
         context: of an autoregressive base: the share of a text that an adapter reads, and that is not scored.
         eps: least share of hidden tokens.
         repeats: how often each piece is evaluated, under masks of other shares.
@@ -43,7 +45,8 @@ class FeedbackTask:
         runtime: Runtime,
         shape: TextShape,
         batches: DocumentBatches,
-        held_out: EvalDocuments,
+        test: EvalDocuments,
+        validation: EvalDocuments | None = None,
         groups: list[ParamGroup],
         base: FrozenBase | None = None,
         context: float | None = None,
@@ -55,7 +58,8 @@ class FeedbackTask:
         self.module: nn.Module = model
         self.with_loss, self.loss_head, self.judge = ModelWithLoss(model, loss_head), loss_head, judge
         self.model, self.base, self.runtime, self.shape = model, base, runtime, shape
-        self.batches, self.held_out, self._groups = batches, held_out, groups
+        self.batches, self.test, self.validation, self._groups = batches, test, validation, groups
+        self.held_out, self.selects = (test, "eval") if validation is None else (validation, "val")
         self.context, self.eps, self.eval_seed, self.repeats = context, eps, eval_seed, repeats
         self.micro_rows = runtime.micro_rows(batches.batch_size, "batch_size")
         self.block_size = batches.documents.block_size
@@ -108,20 +112,30 @@ class FeedbackTask:
 
     @torch.no_grad()
     def evaluate(self, *, final: bool) -> dict[str, float | None]:
-        """`eval/val_loss` and the rest of what `measured` sums, over the held-out pieces; the final evaluation of an
-        adapter has the controls, too. The rows of a batch are shared among the ranks, sums and counts are reduced.
+        """`val/loss` (without validation documents `eval/loss`) and the rest of what `measured` sums; the final
+        evaluation has `eval/...` in any case, and of an adapter the controls, too. The rows of a batch are shared among
+        the ranks, sums and counts are reduced.
 
         Raises: Interrupted: the run was asked to stop.
         """
         self.module.eval()
+        results = self._evaluated("val", self.validation, controls=False) if self.validation is not None else {}
+        if final or self.validation is None:
+            results |= self._evaluated("eval", self.test, controls=final and self.base is not None)
+        if final and self.judge is not None:
+            results |= {f"eval/{name}": value for name, value in self.judge().items()}
+        self._keep(results)
+        return results
+
+    def _evaluated(self, prefix: str, held_out: EvalDocuments, *, controls: bool) -> dict[str, float | None]:
         sums: dict[str, Tensor] = {}
         for repeat in range(self.repeats):
-            for index in range(len(self.held_out)):
+            for index in range(len(held_out)):
                 if self.runtime.stop_requested():
                     raise Interrupted("stopped during evaluation")
-                figures = self.measured(index, repeat)
-                if final and self.base is not None:
-                    figures |= self.controlled(index, repeat)
+                figures = self.measured(held_out, index, repeat)
+                if controls:
+                    figures |= self.controlled(held_out, index, repeat)
                 for name, pair in figures.items():
                     sums[name] = sums[name] + pair if name in sums else pair
         means: dict[str, float | None] = {}
@@ -130,27 +144,23 @@ class FeedbackTask:
             total, counts[name] = all_reduce_sum(pair).tolist()
             means[name] = total / counts[name] if counts[name] else None
         means |= finish(means, counts)
-        results = {f"eval/val_{name}" if name in SEEN else f"eval/{name}": value for name, value in means.items()}
         loss, base_loss = means.get("loss"), means.get("base_loss")
         if loss is not None and base_loss is not None:
-            results |= {"eval/delta_loss": loss - base_loss, "eval/rel_change": (loss - base_loss) / abs(base_loss)}
-        if final and self.judge is not None:
-            results |= {f"eval/{name}": value for name, value in self.judge().items()}
-        self._keep(results)
-        return results
+            means |= {"delta_loss": loss - base_loss, "rel_change": (loss - base_loss) / abs(base_loss)}
+        return {f"{prefix}/{name}": value for name, value in means.items()}
 
-    def measured(self, index: int, repeat: int) -> dict[str, Tensor]:
+    def measured(self, held_out: EvalDocuments, index: int, repeat: int) -> dict[str, Tensor]:
         """[sum, count] of each figure over this rank's rows of evaluation batch `index`; of none with fewer rows than
         ranks: zeros."""
-        batch = self._held_out(index, repeat, self.runtime.rank, self.runtime.world_size)
+        batch = self._batch(held_out, index, repeat, self.runtime.rank, self.runtime.world_size)
         output, result = self._run(batch)
         return self._stacked({**result.metrics, **measure(output, batch, self.loss_head)})
 
-    def controlled(self, index: int, repeat: int) -> dict[str, Tensor]:
+    def controlled(self, held_out: EvalDocuments, index: int, repeat: int) -> dict[str, Tensor]:
         """[sum, count] over this rank's rows of evaluation batch `index`, adapted by other deltas than their own: those
         of the whole batch, so that any number of ranks gives a row the same one."""
         assert self.base is not None
-        batch = self._held_out(index, repeat)
+        batch = self._batch(held_out, index, repeat)
         output = self.model(self.base.model, batch)
         rows = slice(self.runtime.rank, None, self.runtime.world_size)
         head, base = self.loss_head, self.base.model
@@ -161,9 +171,9 @@ class FeedbackTask:
             pairs |= {f"delta_{name}": (one * value, one) for name, value in health.items()}
         return self._stacked(pairs)
 
-    def _held_out(self, index: int, repeat: int, part: int = 0, parts: int = 1) -> Batch:
+    def _batch(self, held_out: EvalDocuments, index: int, repeat: int, part: int = 0, parts: int = 1) -> Batch:
         """Every `parts`-th row of evaluation batch `index`, from row `part` on, with what is hidden."""
-        numbers, rows = self.held_out.batch(index, part, parts)
+        numbers, rows = held_out.batch(index, part, parts)
         tokens = torch.from_numpy(rows)
         if self.context is not None:
             batch = next_tokens(tokens, self.shape, self.context)

@@ -74,6 +74,17 @@ def test_each_piece_once_an_epoch(folder: Path) -> None:
         DocumentBatches(documents, seed=1, batch_size=7, pad=257)
 
 
+def test_documents_are_held_back(folder: Path) -> None:
+    documents = Documents(folder, "train", block_size=16)
+    others, held = documents.hold_back(seed=0)
+    texts = [{part.document(n).tobytes() for n in range(part.count)} for part in (others, held, documents)]
+    assert (others.count, held.count) == (3, 1)
+    assert texts[0] | texts[1] == texts[2]
+    assert len(others) + len(held) == len(documents)
+    assert (documents.hold_back(seed=0)[1].first == held.first).all()
+    assert EvalDocuments(held, seed=0, batch_size=4, pad=257).covers.endswith("of train, held back")
+
+
 def test_evaluation_batches(folder: Path) -> None:
     documents = Documents(folder, "train", block_size=16)
     every = EvalDocuments(documents, seed=0, batch_size=4, pad=257)

@@ -37,12 +37,12 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """data/: gsm8k_byte, word problems cut short, and wikitext_byte, lines of text."""
     root = tmp_path_factory.mktemp("feedback")
     random = keyed_numpy(0, "test")
-    for split, count in (("train", 32), ("valid", 12)):
+    for split, count in (("train", 33), ("valid", 12)):
         problems = [word_problem(random) for _ in range(count)]
         short = [{"question": each["question"][-9:], "answer": each["answer"][-9:]} for each in problems]
         (root / f"{split}.jsonl").write_text("\n".join(map(json.dumps, short)))
         (root / "text").mkdir(exist_ok=True)
-        lines = [f"line {number} of {split} text" for number in range(count + 8)]
+        lines = [f"line {number} of {split} text" for number in range(count + 9)]
         (root / f"text/{split}.txt").write_text("\n".join(lines))
     problems = tuple(root / f"{split}.jsonl" for split in ("train", "valid"))
     plan = TextBuild(output_dir=root / "data/gsm8k_byte", inputs=problems, source="test", tokenizer="byte")

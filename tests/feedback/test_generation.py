@@ -140,7 +140,7 @@ def test_answers_are_judged_and_shown_and_text_is_written(place: Path) -> None:
     figures = json.loads((run / "summary.json").read_text())["results"]
     assert figures["eval/answers"] == 3
     assert 0 <= figures["eval/exact_match"] <= 1
-    assert figures["eval/nll_pass0"] == pytest.approx(figures["eval/val_base_loss"])
+    assert figures["eval/nll_pass0"] == pytest.approx(figures["eval/base_loss"])
     assert figures["eval/zero_nll"] == pytest.approx(figures["eval/nll_pass0"])
     assert {"eval/shuffled_nll", "eval/mean_nll", "eval/static_nll", "eval/delta_ratio_max"} <= figures.keys()
     shown = (run / "samples/step_1.txt").read_text()
@@ -151,7 +151,7 @@ def test_answers_are_judged_and_shown_and_text_is_written(place: Path) -> None:
     assert again.code == 0, again.output
     stored = json.loads((place / "e.json").read_text())
     assert stored["results"]["eval/exact_match"] == figures["eval/exact_match"]
-    assert stored["results"]["eval/val_loss"] == pytest.approx(figures["eval/val_loss"])
+    assert stored["results"]["eval/loss"] == pytest.approx(figures["eval/loss"])
     assert stored["settings"]["generation_steps"] == 4
     words = (str(run), "--prompt", "Question: ", "--max-new-tokens", "8", "--temperature", "0", "--device", "cpu")
     written = run_script("scripts/sample", *words, "--steps", "2", cwd=place)

@@ -71,6 +71,6 @@ def test_the_guide_on_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     printed = run_guide(tmp_path)
     assert not any("STAND-IN" in output for output in printed)
     assert "data/gsm8k_byte: GSM8K; tokenizer byte with 257 tokens" in printed[0]
-    assert "trained on its split valid, validated on test" in printed[1]
+    assert "trained on its split valid, tested on test" in printed[1]
     (run,) = runs(tmp_path, "wikitext", "fb_model")
     assert "stand_in" not in json.loads((run / "summary.json").read_text())

@@ -34,12 +34,30 @@ def test_layout_of_a_base(bases: Path) -> None:
         ("val", "1", "4"),
         ("train", "2", "8"),
         ("val", "2", "8"),
+        ("test", "2", "8"),
     ]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["name"] == "val/loss"
+    assert float(table[-1]["loss"]) == summary["results"]["eval/loss"]
     log = (run / "log.txt").read_text()
     assert "tokenizer byte, vocabulary 257" in log
     assert "epoch 2 step 8" in log
     kept = json.loads((run / "vocabularies.json").read_text())["vocabularies"][0]
     assert kept["size"] == 257
+
+
+def test_checkpoints_of_epochs_are_kept_by_number(place: Path) -> None:
+    """Of 5 epochs every second one; a pruned checkpoint leaves no link behind."""
+    words = ("epochs.gsm8k=5", "save_epoch_interval=2", "keep_last=1", "select_on=test", "num_samples=0")
+    assert attempt(place, "feedforward_train", "active_dataset=gsm8k", *words).code == 0
+    run = next(run for run in runs(place, "gsm8k", "ff_model") if run.name not in BASES.values())
+    best = (run / "best_ckpt_gsm8k.pt").resolve().name
+    named = {link.name: link.resolve().name for link in run.glob("epoch_ckpt_*")}
+    numbered = {
+        f"epoch_ckpt_gsm8k_{n}.pt": f"step_{4 * n}" for n in range(1, 6) if n in (2, 4, 5) or best == f"step_{4 * n}"
+    }
+    assert named == {"epoch_ckpt_gsm8k.pt": "step_20", **numbered}
+    assert [row["type"] for row in rows(run)] == ["train", "val"] * 5
 
 
 def test_a_new_run_is_named_after_its_time(place: Path) -> None:
@@ -59,7 +77,7 @@ def test_hypernetworks_leave_their_base_alone(place: Path, script: str) -> None:
     table = rows(run)
     assert list(table[0]) == ["type", "epoch", "loss", "loss_lora", "rel_change", "lr", "step"]
     assert table[1]["type"] == "val"
-    base = rows(place / ".out/gsm8k" / BASES["gsm8k"])[-1]
+    base = rows(place / ".out/gsm8k" / BASES["gsm8k"])[3]
     assert float(table[1]["loss"]) == pytest.approx(float(base["loss"]), rel=1e-6)  # the same masks
 
 
@@ -96,7 +114,7 @@ def test_two_ranks_are_one(place: Path) -> None:
     )
     assert {"eval/nll_pass1", "eval/shuffled_nll", "eval/mean_nll", "eval/delta_nll_se"} <= last.keys()
     assert last == pytest.approx(other, rel=1e-4, abs=1e-6)
-    assert last["eval/zero_nll"] == pytest.approx(last["eval/val_base_loss"], rel=1e-6)
+    assert last["eval/zero_nll"] == pytest.approx(last["eval/base_loss"], rel=1e-6)
 
 
 def test_both_styles_are_one_experiment(place: Path) -> None:
