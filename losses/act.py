@@ -7,15 +7,16 @@ Every row counts at every step (deep supervision). Shapes: B rows, T tokens, V w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.fields import check_fields
+from engine.fields import Inert, Range, check_fields
 from losses.stablemax import IGNORE, softmax_cross_entropy, stablemax_cross_entropy
 from models.recursive_reasoning.act import ACTOutput
+from models.recursive_reasoning.etrm_config import IN_HYBRID, IN_LPN, IN_RECURRENT, IN_STANDARD
 
 __all__ = ["ACTLossConfig", "ACTLossHead", "LossResult"]
 
@@ -27,6 +28,7 @@ _TOKEN_LOSSES = {
 }
 _PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 _Q_WEIGHT = 0.5
+_NO_ENCODER = Inert("arch.encoder_type=null", "there is no encoder of demonstrations")
 
 
 @dataclass(kw_only=True)
@@ -38,6 +40,8 @@ class ACTLossConfig:
     precision: Literal["float32", "float64"] = "float32"
     """Dtype of the token loss; float64 is the published code's choice for stablemax (differs by less than
     1e-6)."""
+    kl_weight: Annotated[float, Range(0), _NO_ENCODER, IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT] = 1e-4
+    """Of the KL divergence of each row's latent from its prior (arXiv 2411.08706: 1e-4); of variational encoders."""
 
     def __post_init__(self) -> None:
         check_fields(self, "arch.loss")
@@ -64,6 +68,7 @@ class ACTLossHead(nn.Module):
         super().__init__()
         self.token_loss = _TOKEN_LOSSES[config.loss_type]
         self.dtype = _PRECISIONS[config.precision]
+        self.kl_weight = config.kl_weight
 
     def forward(self, output: ACTOutput) -> LossResult:
         """Raises ValueError when the output has no logits."""
@@ -83,6 +88,12 @@ class ACTLossHead(nn.Module):
         if output.target_q_continue is not None:
             terms["q_continue_loss"] = _bce(output.q_continue_logits, output.target_q_continue)
         total = lm + _Q_WEIGHT * sum(value for name, value in terms.items() if name != "lm_loss")
+
+        if (
+            kl := output.aux.get("kl")
+        ) is not None:  # [B], so its weight is that of a row, whatever the batch is cut to
+            terms["kl"] = kl.sum()
+            total = total + self.kl_weight * terms["kl"]
 
         # What a person looks at first comes first: a console line has room for some of them only.
         rows = torch.full((), labels.shape[0], device=labels.device)

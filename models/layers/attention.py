@@ -1,5 +1,5 @@
-"""Multi-head self-attention over all positions: no mask, no bias, padding is attended to (as in HRM and
-TRM)."""
+"""Multi-head self-attention without bias. HRM and TRM attend to all positions, padding included; encoders of
+demonstrations hide theirs (`keys`)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class Attention(nn.Module):
         self.qkv_proj = CastedLinear(size, 3 * num_heads * head_dim)
         self.o_proj = CastedLinear(num_heads * head_dim, size)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None, keys: Tensor | None = None) -> Tensor:
+        """`keys` [B, S] bool: the positions that may be attended to, at least one in each row; None: all."""
         rows, length, _ = x.shape
         qkv = self.qkv_proj(x).view(rows, length, 3 * self.num_heads, self.head_dim)
         if rope is not None:  # q and k are neighbours in the fused projection: one rotation serves both
@@ -51,15 +52,19 @@ class Attention(nn.Module):
             query, key = apply_rotary(qk, *rope).chunk(2, dim=2)  # [B, S, h, d]
         else:
             query, key, value = qkv.chunk(3, dim=2)
-        mixed = self._flash(query, key, value) if self._flash is not None else self._mix(query, key, value)
+        flash = self._flash if keys is None else None  # flash_attn has no mask of keys
+        mixed = flash(query, key, value) if flash is not None else self._mix(query, key, value, keys)
         out: Tensor = self.o_proj(mixed.reshape(rows, length, -1))
         return out
 
-    def _mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
         """[B, S, h, d] three times -> [B, S, h, d]."""
         q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # [B, h, S, d]
+        mask = None if keys is None else keys[:, None, None, :]
         if self.kind != "math":
-            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.head_dim)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
         weights = scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1).to(v.dtype)
         return (weights @ v).transpose(1, 2)

@@ -39,14 +39,15 @@ class ReasoningBlock(nn.Module):
         self.mlp_t = SwiGLU(length, expansion) if mlp_t else None
         self.mlp = SwiGLU(size, expansion)
 
-    def forward(self, x: Tensor, rope: Rope = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope = None, keys: Tensor | None = None) -> Tensor:
+        """`keys` [B, S] bool, where given: the positions that attention may read."""
         if self.mlp_t is not None:
             # One copy [B, D, S] puts the sequence last, so both products and the norm run over contiguous
             # rows.
             turned = x.transpose(1, 2).contiguous()
             x = rms_norm(turned + self.mlp_t(turned), self.eps).transpose(1, 2).contiguous()
         elif self.self_attn is not None:
-            x = rms_norm(x + self.self_attn(x, rope), self.eps)
+            x = rms_norm(x + self.self_attn(x, rope, keys), self.eps)
         return rms_norm(x + self.mlp(x), self.eps)
 
     def flops(self) -> int:

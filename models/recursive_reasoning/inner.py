@@ -135,6 +135,10 @@ class RecursiveInner(nn.Module):
             vector = self.puzzle_emb(data["puzzle_identifiers"]).to(self.dtype)  # [B, E]
             vector = F.pad(vector, (0, self.prefix_len * x.shape[-1] - vector.shape[-1]))
             x = torch.cat((vector.view(-1, self.prefix_len, x.shape[-1]), x), dim=1)
+        return self.placed(x)
+
+    def placed(self, x: Tensor) -> Tensor:
+        """Prefix and embedded tokens [B, S, D] with learned positions, where there are any, scaled by sqrt(D)."""
         if self.embed_pos is not None:
             x = 0.707106781 * (x + self.embed_pos.table())  # keeps the variance of the sum at that of one summand
         out: Tensor = self.scale * x

@@ -1,0 +1,81 @@
+"""Keys of TRM with an encoder of demonstrations. Without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from engine.fields import Inert, Range
+from models.recursive_reasoning.config import TRMConfig
+
+__all__ = ["TRMWithEncoderConfig", "TRMWithEncoderOnlineConfig"]
+
+_MOST = 1000
+_NO_TABLE = Inert("", "the context of the encoder takes the place of a puzzle embedding")
+_FIXED = Inert("", "every example has arch.num_act_steps steps")
+IN_STANDARD = Inert("arch.encoder_type=standard", "arch.encoder_type=standard has no latent")
+IN_HYBRID = Inert("arch.encoder_type=hybrid_standard", "arch.encoder_type=hybrid_standard has no latent")
+IN_LPN = Inert("arch.encoder_type=lpn_standard", "arch.encoder_type=lpn_standard has no latent")
+IN_RECURRENT = Inert("arch.encoder_type=recurrent", "arch.encoder_type=recurrent has no latent")
+
+
+@dataclass(kw_only=True)
+class TRMWithEncoderConfig(TRMConfig):
+    """TRM's keys, and those of the encoder whose context takes the place of the puzzle embedding."""
+
+    puzzle_emb_ndim: Annotated[int, Range(0, 0, hint="the encoder makes the context"), _NO_TABLE] = 0
+    """Always 0: no parameter belongs to a puzzle."""
+    puzzle_emb_len: Annotated[int, Range(0), _NO_TABLE] = 0
+    """Not used: the prefix is the context, see context_len."""
+    encoder_type: str = "standard"
+    """A module of models/encoders/kinds/: standard, hybrid_standard, hybrid_variational, lpn_standard, lpn_variational,
+    recurrent."""
+    encoder_num_layers: Annotated[int | None, Range(1, _MOST)] = None
+    """Blocks of the transformer over each demonstration; null: as in the encoder's table (docs/etrm.md)."""
+    aggregation: Literal["mean", "set_transformer", "cross_attention"] | None = None
+    """How demonstrations become one context; null: as the encoder does it in the table."""
+    encoder_set_layers: Annotated[int, Range(1, _MOST), Inert("arch.aggregation=mean", "the mean has no layers")] = 1
+    """Blocks of the set transformer or of cross-attention."""
+    query_init: Annotated[
+        float,
+        Range(above=0),
+        Inert("arch.aggregation=mean", "only cross-attention has queries"),
+        Inert("arch.aggregation=set_transformer", "only cross-attention has queries"),
+    ] = 1.0
+    """Standard deviation of fresh queries of cross-attention; at 0.02 the tokens of a fresh context are all alike."""
+    context_len: Annotated[int, Range(1, _MOST)] = 16
+    """Context tokens T ahead of the cells; a TRM decoder has 16."""
+    context_scale: Literal["match_tokens", "learned", "none"] = "match_tokens"
+    """RMS of a context token in the decoder: a cell's, that times a learned gain, or (none) sqrt(hidden_size)."""
+    grid_shape_tokens: bool = True
+    """Show the encoder rows and columns of both grids as four tokens more."""
+    latent_dim: Annotated[int, Range(0), IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT] = 0
+    """Latent numbers Z of a variational encoder; 0: hidden_size."""
+    mlp_t: Annotated[bool, Inert("", "the encoder needs attention")] = False
+    """Always false: demonstrations differ in length."""
+
+    def __post_init__(self) -> None:
+        if self.mlp_t:
+            raise ValueError("arch.mlp_t=true: demonstrations differ in length, an encoder needs attention")
+        super().__post_init__()
+
+    @property
+    def prefix_len(self) -> int:
+        """P: the context."""
+        return self.context_len
+
+
+@dataclass(kw_only=True)
+class TRMWithEncoderOnlineConfig(TRMWithEncoderConfig):
+    """The same with a fixed number of steps for every example."""
+
+    num_act_steps: Annotated[int, Range(1, _MOST)] = 4
+    """ACT steps of every example, in training and in evaluation; the encoder runs at the first alone."""
+    halt_max_steps: Annotated[int, Range(1), _FIXED] = 16
+    """Not used: see num_act_steps."""
+    halt_exploration_prob: Annotated[float, Range(0, 1), _FIXED] = 0.0
+    """Not used: no example halts early."""
+    eval_halting: Annotated[Literal["fixed", "latched"], _FIXED] = "fixed"
+    """Not used: no example halts early."""
+    no_ACT_continue: Annotated[bool, _FIXED] = True
+    """Not used: nothing is decided by q values."""
