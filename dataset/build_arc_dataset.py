@@ -152,8 +152,8 @@ def _remarks(card: Mapping[str, Any]) -> Iterator[str]:
     if short := card["tasks_with_fewer_augmentations"]:
         least = min(short, key=short.__getitem__)
         yield (
-            f"{len(short)} tasks have fewer than {card['num_aug']} different augmentations "
-            f"(the fewest: {least}, {short[least] - 1})"
+            f"fewer than {card['num_aug']} different augmentations: {len(short)} of the tasks "
+            f"(fewest: {least}, {short[least] - 1})"
         )
     if not card["solutions"]:
         yield "warning: test tasks without solutions have a 1x1 grid as label: scores on them mean nothing"
@@ -161,12 +161,18 @@ def _remarks(card: Mapping[str, Any]) -> Iterator[str]:
     if found["empty"]:
         yield "leakage: none (no task id, pair or test grid of the test set stands in training)"
     else:
-        yield (
-            f"leakage: {found['ids']} of {found['held_out_tasks']} test tasks are in other subsets too; of "
-            f"{found['held_out_tests']} tests {found['pair']} are trained on with their answer, "
-            f"{found['pair_transformed']} turned or recoloured; of {found['input']} + {found['input_transformed']} "
-            "only the question (leakage.json)"
+        tests, tasks = (
+            f"of {found[f'held_out_{what}']} test{kind}" for what, kind in (("tests", "s"), ("tasks", " tasks"))
         )
+        kinds = {
+            "ids": f"{tasks} in other subsets too",
+            "pair": f"{tests} trained on with their answer",
+            "pair_transformed": f"{tests} trained on with their answer, turned or recoloured",
+            "input": f"{tests} with their question in training",
+            "input_transformed": f"{tests} with their question in training, turned or recoloured",
+        }
+        lines = [f"{found[kind]} {meaning}" for kind, meaning in kinds.items() if found[kind]]
+        yield f"leakage: {'; '.join(lines)} (leakage.json)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -70,7 +70,7 @@ class ArcBuild:
         for flag, value, least, most in (
             ("--num-aug", self.num_aug, 0, 1_000_000),
             ("--seed", self.seed, 0, (1 << 32) - 1),
-            ("--puzzle-identifiers-start", self.identifiers_start, 1, 1 << 30),
+            ("--puzzle-identifiers-start", self.identifiers_start, 1, 1 << 24),
             ("--canvas", self.canvas, 1, LARGEST),
             ("--workers", self.workers, 1, 1024),
         ):
@@ -82,6 +82,8 @@ class ArcBuild:
         self.check_numbers()
         if (self.prefix is None) == (not self.folders):
             raise UsageError("give --input-file-prefix (bundles), --dataset-dirs (a file for each task) or --generated")
+        if repeated := [name for name in self.subsets if self.subsets.count(name) > 1]:
+            raise UsageError(f"--subsets {repeated[0]}: it is given twice")
         if self.prefix is not None and not self.subsets:
             raise UsageError("--input-file-prefix needs --subsets, e.g. --subsets training evaluation concept")
 
@@ -92,11 +94,21 @@ class ArcBuild:
             if self.prefix is None
             else list(read_bundles(self.prefix, self.subsets))
         )
-        names = [subset.name for subset in subsets]
-        if not set(self.test_sets) & set(names):
-            wanted = self.test_sets[0]
-            raise UsageError(f"--test-set-name {wanted} is none of the subsets: {did_you_mean(wanted, names)}")
+        self._check_test_sets(subsets)
         return subsets
+
+    def _check_test_sets(self, subsets: Sequence[Subset]) -> None:
+        names = [subset.name for subset in subsets]
+        for flag, wanted in zip(("--test-set-name", "--test-set-name2"), self.test_sets, strict=False):
+            if wanted not in names:
+                raise UsageError(f"{flag} {wanted} is none of the subsets: {did_you_mean(wanted, names)}")
+        tested: dict[str, Path] = {}
+        for task in (task for subset in subsets if subset.name in self.test_sets for task in subset.tasks):
+            if task.name in tested:
+                raise UsageError(
+                    f"{task.path}: task {task.name} is in {tested[task.name]} too: a test set has one task of a name"
+                )
+            tested[task.name] = task.path
 
 
 @dataclass(eq=False)
@@ -191,7 +203,7 @@ def build_subsets(
                 f"--output-dir {root.name}: the tasks are of no published collection and do not get the name of one"
             )
         names, *identifiers = number_identifiers(drawn, plan.identifiers_start)
-        leakage = leakage_report(subsets, plan.test_sets)
+        leakage = leakage_report([subset.within(plan.canvas) for subset in subsets], plan.test_sets)
         storage = "compact" if plan.compact else "arrays"
         splits = {
             split: ArcSplit(source.expander(), numbers, storage, plan.workers)

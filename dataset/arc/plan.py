@@ -135,7 +135,7 @@ def make_plan(subsets: Sequence[Subset], *, test_sets: Sequence[str], num_aug: i
 
 def _add_task(plan: Plan, task: Task, held_out: bool, num_aug: int, draws: Draws) -> None:
     side = plan.train.side
-    usable = [pair for pair in task.pairs if pair.fits(side)]
+    usable = task.within(side).pairs
     if len(usable) < len(task.pairs):
         _count(plan.skipped, f"pairs that do not fit {side}x{side}", len(task.pairs) - len(usable))
     if not any(pair.kind == "train" for pair in usable):
@@ -143,7 +143,7 @@ def _add_task(plan: Plan, task: Task, held_out: bool, num_aug: int, draws: Draws
         return
     if not held_out and (unsolved := [pair for pair in usable if pair.output is None]):
         _count(plan.skipped, "tests of training tasks without an answer", len(unsolved))
-        usable = [pair for pair in usable if pair.output is not None]
+        usable = tuple(pair for pair in usable if pair.output is not None)
     tests = [pair for pair in usable if pair.kind == "test" and held_out]
     trained = [pair for pair in usable if pair.kind == "train" or not held_out]
     train, test = _grids(trained), _grids(tests)

@@ -8,7 +8,7 @@ no task ends with one line that names file, task and place.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ class Task:
         """The demonstrations (train) or the tests (test)."""
         return [pair for pair in self.pairs if pair.kind == kind]
 
+    def within(self, side: int) -> Task:
+        """The task with the pairs that fit a canvas of side x side."""
+        return replace(self, pairs=tuple(pair for pair in self.pairs if pair.fits(side)))
+
     def to_json(self) -> dict[str, list[dict[str, Any]]]:
         """The task as it stands in a file, its two keys in their order; a test without an answer has no output."""
         out: dict[str, list[dict[str, Any]]] = {}
@@ -68,6 +72,11 @@ class Subset:
     tasks: tuple[Task, ...]
     files: tuple[Path, ...]
     """What they were read from."""
+
+    def within(self, side: int) -> Subset:
+        """The tasks that have a demonstration on a canvas of side x side, with the pairs that fit it."""
+        tasks = [task.within(side) for task in self.tasks]
+        return replace(self, tasks=tuple(task for task in tasks if task.of("train")))
 
 
 def read_grid(value: Any, place: str) -> np.ndarray:

@@ -233,6 +233,11 @@ def test_malformed_files_and_flags_are_one_line(bundles, tmp_path, capsys):
     assert "did you mean 'evaluation'" in refusal(*source, "evaluatoin")
     assert "--test-set-name evaluation is none of the subsets" in refusal(*source, "training")
     assert "--test-set-name none" in refusal(*source, *SUBSETS, "--test-set-name", "none")
+    assert "--test-set-name2 none" in refusal(*source, *SUBSETS, "--test-set-name2", "none")
+    assert "--subsets training: it is given twice" in refusal(*source, "training", *SUBSETS)
+    assert "--puzzle-identifiers-start must be 1 to" in refusal(
+        *source, *SUBSETS, "--puzzle-identifiers-start", "9" * 9
+    )
     assert "give --input-file-prefix (bundles), --dataset-dirs" in refusal()
     assert "needs --subsets" in refusal(*source[:2])
     assert "--num-aug must be 0 to" in refusal(*source, *SUBSETS, "--num-aug", "-1")
@@ -247,6 +252,14 @@ def test_malformed_files_and_flags_are_one_line(bundles, tmp_path, capsys):
     assert "t_evaluation_solutions.json: task 2001: its solutions are missing" in refusal(
         "--input-file-prefix", prefix, "--subsets", "evaluation"
     )
+
+
+def test_a_test_set_has_one_task_of_a_name(bundles, tmp_path):
+    write_folder(tmp_path / "a/evaluation", random_tasks(2, 1))
+    write_folder(tmp_path / "b/evaluation", random_tasks(2, 2))
+    twice = ArcBuild(output_dir=tmp_path / "set", folders=(tmp_path / "a", tmp_path / "b", tmp_path / "a"), num_aug=1)
+    with pytest.raises(UsageError, match="task 1000 is in"):
+        build(twice)
 
 
 def test_generated_tasks_do_not_get_the_name_of_published_ones(bundles, tmp_path):
@@ -304,6 +317,17 @@ def test_the_leakage_report(tmp_path):
     write_bundle(tmp_path, "large", random_tasks(3, 6, least=5))
     clean = build(plan(prefix, tmp_path / "alone", subsets=("large",), test_sets=("large",)))
     assert clean["leakage"]["empty"] is True
+
+
+def test_the_leakage_report_is_of_what_fits_the_canvas(tmp_path):
+    large = {"input": grid(7, 7), "output": grid(7, 7)}
+    small = [{"input": [[colour] * width], "output": grid()} for width, colour in ((1, 1), (2, 0), (3, 5))]
+    write_bundle(tmp_path, "evaluation", {"asked": {"train": small[:1], "test": [large, small[1]]}})
+    prefix = write_bundle(tmp_path, "training", {"trained": {"train": small[2:], "test": [large]}})
+    for canvas, tests, leaks in ((7, 2, 1), (6, 1, 0)):
+        card = build(plan(prefix, tmp_path / f"{canvas}", canvas=canvas, num_aug=0))
+        assert (card["leakage"]["held_out_tests"], card["leakage"]["pair"]) == (tests, leaks)
+        assert card["leakage"]["empty"] is (not leaks)
 
 
 @pytest.mark.parametrize(
