@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.arc.augment import SEPARATOR, grid_keys
+from dataset.arc.augment import SEPARATOR
 from dataset.arc.build import ArcBuild, build_subsets
-from dataset.arc.tasks import Subset, Task, read_task
+from dataset.arc.leakage import leakage_report, symmetric_key
+from dataset.arc.tasks import Pair, Subset, Task, read_task
 from dataset.arc.tokens import FIRST_COLOUR, VOCAB_SIZE, crop_all, side_of
 from dataset.format import PuzzleSplit, load_splits
 from dataset.metadata import read_metadata
@@ -61,7 +62,7 @@ def predict_task(args: argparse.Namespace) -> dict[str, Any]:
     folders = _folders(args.checkpoint, checkpoint.config)
     side = args.canvas or _side(args.checkpoint, folders)
     _check_fits(task, side)
-    protocol = _protocol(task, side, folders)
+    protocol = _protocol(task, folders)
     with tempfile.TemporaryDirectory(prefix="loopforge-predict-") as folder:
         data = Path(folder) / SUBSET
         plan = ArcBuild(
@@ -174,42 +175,45 @@ def _check_fits(task: Task, side: int) -> None:
                 )
 
 
-def _protocol(task: Task, side: int, folders: Sequence[Path]) -> Protocol:
-    """Class ii where the run has not seen the task, iii where its demonstrations were trained on."""
+def _protocol(task: Task, folders: Sequence[Path]) -> Protocol:
+    """Class iii where a demonstration of the task was trained on, else ii; a leak where one of its tests was.
+
+    Turned or recoloured grids are the same, as in the leakage report of a data set.
+    """
     if not folders:
         print_rank0("note: the run's data are not here, so whether it was trained on this task is not known")
         return Protocol("ii", "unchecked")
-    asked = {tuple(key) for pair in task.pairs for key in _keys([pair.input], side).tolist()}
-    for folder in folders:
-        for split in load_splits([folder], "train"):
-            for keys in _original_keys(split):
-                if not asked.isdisjoint(map(tuple, keys.tolist())):
-                    print_rank0(f"note: grids of {task.name} stand in the training data of the run, {folder}")
-                    return Protocol("iii", "leak")
-    return Protocol("ii", "clean")
+    pairs = tuple(pair for folder in folders for split in load_splits([folder], "train") for pair in _originals(split))
+    trained = Subset("trained", (Task("", task.path, pairs),), ())
+    leaks = leakage_report([trained, Subset(SUBSET, (task,), ())], (SUBSET,))["tests"]
+    known = {symmetric_key(pair.input, pair.output) for pair in pairs if pair.output is not None}
+    shown = [symmetric_key(pair.input, pair.output) for pair in task.of("train") if pair.output is not None]
+    joint = not known.isdisjoint(shown)
+    for what, found in (("demonstrations", joint), ("tests", leaks)):
+        if found:
+            print_rank0(f"note: {what} of {task.name} stand in the training data of the run")
+    return Protocol("iii" if joint else "ii", "leak" if leaks else "clean")
 
 
-def _original_keys(split: PuzzleSplit) -> Iterator[np.ndarray]:
-    """Keys of the inputs of all puzzles as they are (augmented copies left out), [n, 2] at a time."""
+def _originals(split: PuzzleSplit) -> Iterator[Pair]:
+    """The pairs of all puzzles as they are, augmented copies left out."""
     names = read_json(split.root / "identifiers.json")
     puzzles = [
         number for number, identifier in enumerate(split.puzzle_identifiers) if SEPARATOR not in str(names[identifier])
     ]
-    side = side_of(split.metadata.seq_len)
     for begin in range(0, len(puzzles), 256):
-        part = puzzles[begin : begin + 256]
-        examples = np.concatenate([np.arange(*split.puzzle_indices[p : p + 2]) for p in part])
-        tokens = split.batch(examples)["inputs"].reshape(-1, side, side)
-        used = tokens >= FIRST_COLOUR
-        # Examples lie anywhere on the canvas: moved to the top left, as evaluation has them.
-        rows, columns = used.any(axis=2).argmax(axis=1), used.any(axis=1).argmax(axis=1)
-        moved = np.stack([np.roll(t, (-r, -c), (0, 1)) for t, r, c in zip(tokens, rows, columns, strict=True)])
-        yield grid_keys(*crop_all(moved.reshape(len(moved), -1)))
+        rows = [np.arange(*split.puzzle_indices[puzzle : puzzle + 2]) for puzzle in puzzles[begin : begin + 256]]
+        batch = split.batch(np.concatenate(rows))
+        for asked, answer in zip(_grids(batch["inputs"]), _grids(batch["labels"]), strict=True):
+            yield Pair("train", asked, answer)
 
 
-def _keys(grids: Sequence[np.ndarray], side: int) -> np.ndarray:
-    canvases = np.zeros((len(grids), side, side), dtype=np.uint8)
-    for canvas, grid in zip(canvases, grids, strict=True):
-        canvas[: grid.shape[0], : grid.shape[1]] = grid
-    heights, widths = (np.array([grid.shape[axis] for grid in grids]) for axis in (0, 1))
-    return grid_keys(canvases, heights, widths)
+def _grids(tokens: np.ndarray) -> list[np.ndarray]:
+    """The grids that lie anywhere on n canvases, tokens [n, T]."""
+    side = side_of(tokens.shape[1])
+    canvases = tokens.reshape(-1, side, side)
+    used = canvases >= FIRST_COLOUR
+    rows, columns = used.any(axis=2).argmax(axis=1), used.any(axis=1).argmax(axis=1)
+    moved = [np.roll(canvas, (-r, -c), (0, 1)) for canvas, r, c in zip(canvases, rows, columns, strict=True)]
+    cropped, heights, widths = crop_all(np.stack(moved).reshape(tokens.shape))
+    return [grid[:height, :width] for grid, height, width in zip(cropped, heights, widths, strict=True)]

@@ -95,12 +95,22 @@ def test_only_what_is_asked_for_is_trained(workplace: Path, tmp_path: Path) -> N
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_task_that_was_trained_on_says_so(workplace: Path) -> None:
-    for task in ("tasks/training/task1.json", "tasks/evaluation/task0.json"):
-        result = predict(workplace, task, "--out", "seen.json")
+@pytest.mark.parametrize(("task", "leakage"), [("training/task1", "leak"), ("evaluation/task0", "clean")])
+def test_a_task_that_was_trained_on_says_so(workplace: Path, tmp_path: Path, task: str, leakage: str) -> None:
+    """Of an evaluated task only the demonstrations were trained on, of a training task the tests too. Turned around
+    and recoloured it is the same task."""
+    changed = json.loads((workplace / f"tasks/{task}.json").read_text())
+    for pair in (*changed["train"], *changed["test"]):
+        for kind, grid in pair.items():
+            pair[kind] = np.rot90((np.array(grid) * 7) % 10).tolist()
+    (tmp_path / "changed.json").write_text(json.dumps(changed))
+    for path in (f"tasks/{task}.json", str(tmp_path / "changed.json")):
+        result = predict(workplace, path, "--out", str(tmp_path / "seen.json"))
         assert result.code == 0, result.output
-        assert "stand in the training data of the run" in result.output
+        assert "note: demonstrations of" in result.output
+        assert ("note: tests of" in result.output) is (leakage == "leak")
         assert "protocol class (iii)" in result.output
+        assert json.loads((tmp_path / "seen.json").read_text())["leakage"] == leakage
 
 
 @pytest.mark.parametrize(
