@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.text.animals import animals
 from engine.distributed import keyed_numpy
 from engine.io import UsageError
 
@@ -181,4 +182,5 @@ GENERATED: dict[str, Callable[[Path], dict[str, Any]]] = {
     "arithmetic": arithmetic,
     "copies": copies,
     "permuted_copies": permuted_copies,
+    "animals": animals,
 }

@@ -100,13 +100,14 @@ NAMED = {
     "permuted_copies_byte": NamedText(
         source="letters and their permuted copy", tokenizer="byte", lines=True, generated="permuted_copies"
     ),
+    "animals": NamedText(source="sentences about dogs and cats", lines=True, generated="animals"),
 }
 # The splits in which the generated corpora are written.
 _SPLITS = {
     "stdlib_char": (None, None),
     "stdlib_docstrings": ("train", "valid"),
     "arithmetic": ("train", "test"),
-    **dict.fromkeys(("copies", "permuted_copies"), ("train", "valid")),
+    **dict.fromkeys(("copies", "permuted_copies", "animals"), ("train", "valid")),
 }
 
 

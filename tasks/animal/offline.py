@@ -1,0 +1,113 @@
+"""The base model of a fine-tuning run: a folder, a model of the Hub, or a tiny one that is made here on first use.
+
+The tiny one is a GPT-2 of 0.2 M parameters that train.py trains on generated sentences about dogs and cats
+(dataset/text/animals.py, config/cfg_train_animals.yaml). It is asked for by its folder's name and never stands in for
+another model (docs/decisions/0007-stand-in-data.md).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.errors import RunFailure, UsageError
+from engine.io import file_lock, print_rank0
+from engine.run.parent import REPORT, SUFFIX, SWEEP
+
+NAME = "animal_lm"
+"""A missing folder of this name is made."""
+TINY = f"data/{NAME}"
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = "cfg_train_animals"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_OF_THIS_PROCESS = (REPORT, SUFFIX, SWEEP, "RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+"""Environment that would make the child a rank or a job of a sweep."""
+
+
+def ensure_model(name: str) -> str:
+    """The folder of the model `name`: itself, made where it is the tiny one and missing, or its snapshot in the Hub's
+    cache, where it is loaded if there is a network. Every rank may call this; one makes it, the others wait.
+
+    Raises:
+        UsageError: there is no such model, with the command that uses the tiny one.
+        RunFailure: the tiny one cannot be trained.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UsageError(f"--model_name_or_path {name}: the folder has no config.json of transformers")
+        return str(folder)
+    if folder.name == NAME:
+        with file_lock(folder.parent / f".{NAME}.lock", wait=True):
+            if not folder.is_dir():
+                build_model(folder)
+        return str(folder)
+    return _of_the_hub(name)
+
+
+def _of_the_hub(name: str) -> str:
+    instead = f"to try it without one: {tiny_command()}"
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise UsageError(f"--model_name_or_path {name}: there is no such folder; {instead}")
+    try:
+        from huggingface_hub import snapshot_download, try_to_load_from_cache
+    except ImportError:
+        raise UsageError(f"--model_name_or_path {name}: pip install -e '.[animal]' reads the Hub; {instead}") from None
+    try:
+        cached = [try_to_load_from_cache(name, file) for file in ("config.json", *WEIGHTS)]
+        if isinstance(cached[0], str) and any(isinstance(path, str) for path in cached[1:]):
+            return str(Path(cached[0]).parent)
+        return str(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
+    except Exception as error:  # requests, urllib3, the library's own: all mean that it cannot be had
+        raise UsageError(
+            f"--model_name_or_path {name} is not in the Hub cache and cannot be fetched ({type(error).__name__}): on a "
+            f"machine with network `hf download {name}`, then give its folder; {instead}"
+        ) from None
+
+
+def tiny_command() -> str:
+    """The command of this process with the tiny model in place of its own."""
+    words = _without(sys.argv[1:], "--model_name_or_path", "model_name_or_path")
+    return shlex.join(["python", "train_animal.py", "--model_name_or_path", TINY, *words])
+
+
+def _without(words: Sequence[str], *keys: str) -> list[str]:
+    """The words of a command line less a flag and its value, in whichever style."""
+    left: list[str] = []
+    skip = False
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if not skip and key not in keys:
+            left.append(word)
+        skip = not skip and key in keys and not equals
+    return left
+
+
+def build_model(folder: Path) -> None:
+    """Train the tiny model and export it to `folder`, which is complete or absent afterwards."""
+    print_rank0(
+        f"{folder} is missing: training it now (a GPT-2 of 0.2 M parameters on generated sentences about dogs and "
+        f"cats, config/{RECIPE}.yaml, about half a minute of CPU time)"
+    )
+    began = time.monotonic()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=folder.parent) as scratch:
+        data, run = Path(scratch).resolve() / "animals", Path(scratch).resolve() / "run"
+        places = [f"dataset={data}", f"out_dir={run}"]
+        _call([str(ROOT / "train.py"), f"--config-name={RECIPE}", *places])
+        _call([str(ROOT / "scripts" / "export_gpt2.py"), str(run), str(folder.resolve())])
+    print_rank0(f"{folder}: made in {time.monotonic() - began:.0f} s")
+
+
+def _call(words: Sequence[str]) -> None:
+    environment = {key: value for key, value in os.environ.items() if key not in _OF_THIS_PROCESS}
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise RunFailure(f"{Path(words[0]).name} could not make the tiny model (exit code {done.returncode}): {last}")
