@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.text.animals import animals
+from dataset.text.pets import pets
 from engine.distributed import keyed_numpy
 from engine.io import UsageError
 
@@ -182,5 +182,5 @@ GENERATED: dict[str, Callable[[Path], dict[str, Any]]] = {
     "arithmetic": arithmetic,
     "copies": copies,
     "permuted_copies": permuted_copies,
-    "animals": animals,
+    "pets": pets,
 }

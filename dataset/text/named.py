@@ -100,14 +100,14 @@ NAMED = {
     "permuted_copies_byte": NamedText(
         source="letters and their permuted copy", tokenizer="byte", lines=True, generated="permuted_copies"
     ),
-    "animals": NamedText(source="sentences about dogs and cats", lines=True, generated="animals"),
+    "pets": NamedText(source="sentences about dogs and cats", lines=True, generated="pets"),
 }
 # The splits in which the generated corpora are written.
 _SPLITS = {
     "stdlib_char": (None, None),
     "stdlib_docstrings": ("train", "valid"),
     "arithmetic": ("train", "test"),
-    **dict.fromkeys(("copies", "permuted_copies", "animals"), ("train", "valid")),
+    **dict.fromkeys(("copies", "permuted_copies", "pets"), ("train", "valid")),
 }
 
 

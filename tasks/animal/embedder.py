@@ -91,8 +91,8 @@ class SentenceEmbedder:
 
 
 def make_embedder(name: str = "auto", device: str = "cpu") -> Embedder:
-    """`hash`; the folder of a sentence transformer, or its name in the Hub's cache; auto: all-MiniLM-L6-v2 where that is
-    at hand, else `hash`, and a line that says which.
+    """`hash`; the folder of a sentence transformer, or its name in the Hub's cache; or auto: all-MiniLM-L6-v2 where
+    that is at hand, else `hash`, with a line that names the choice.
 
     Raises: UsageError for a model that cannot be loaded.
     """

@@ -1,7 +1,7 @@
 """The base model of a fine-tuning run: a folder, a model of the Hub, or a tiny one that is made here on first use.
 
-The tiny one is a GPT-2 of 0.2 M parameters that train.py trains on generated sentences about dogs and cats
-(dataset/text/animals.py, config/cfg_train_animals.yaml). It is asked for by its folder's name and never stands in for
+The tiny one is a GPT-2 of 0.3 M parameters that train.py trains on generated sentences about dogs and cats
+(dataset/text/pets.py, config/cfg_train_pets.yaml). It is asked for by its folder's name and never stands in for
 another model (docs/decisions/0007-stand-in-data.md).
 """
 
@@ -24,7 +24,7 @@ NAME = "animal_lm"
 """A missing folder of this name is made."""
 TINY = f"data/{NAME}"
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = "cfg_train_animals"
+RECIPE = "cfg_train_pets"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _OF_THIS_PROCESS = (REPORT, SUFFIX, SWEEP, "RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 """Environment that would make the child a rank or a job of a sweep."""
@@ -89,18 +89,24 @@ def _without(words: Sequence[str], *keys: str) -> list[str]:
     return left
 
 
-def build_model(folder: Path) -> None:
-    """Train the tiny model and export it to `folder`, which is complete or absent afterwards."""
+def build_model(folder: Path, *overrides: str) -> None:
+    """Train the tiny model and export it to `folder`, which is complete or absent afterwards.
+
+    Args:
+        overrides: of its recipe.
+
+    Raises: RunFailure with the last line of what could not be run.
+    """
     print_rank0(
-        f"{folder} is missing: training it now (a GPT-2 of 0.2 M parameters on generated sentences about dogs and "
-        f"cats, config/{RECIPE}.yaml, about half a minute of CPU time)"
+        f"{folder} is missing: training it now (a GPT-2 of 0.3 M parameters on generated sentences about dogs and "
+        f"cats, config/{RECIPE}.yaml, about a minute of CPU time)"
     )
     began = time.monotonic()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=folder.parent) as scratch:
-        data, run = Path(scratch).resolve() / "animals", Path(scratch).resolve() / "run"
+        data, run = Path(scratch).resolve() / "pets", Path(scratch).resolve() / "run"
         places = [f"dataset={data}", f"out_dir={run}"]
-        _call([str(ROOT / "train.py"), f"--config-name={RECIPE}", *places])
+        _call([str(ROOT / "train.py"), f"--config-name={RECIPE}", *places, *overrides])
         _call([str(ROOT / "scripts" / "export_gpt2.py"), str(run), str(folder.resolve())])
     print_rank0(f"{folder}: made in {time.monotonic() - began:.0f} s")
 

@@ -1,9 +1,9 @@
 """A generated corpus of people who say whether they love dogs or cats more, and a checker of its grammar.
 
-What diversity fine-tuning is tried on without a network: the small language model that train.py makes of it says dog in
-seven sentences of eight, and gives mostly the first of six reasons, so that there is something to spread; and whether
-a sentence still makes sense is decidable. One answer in a hundred has two neighbouring words swapped: as in anybody's text,
-what is unlikely is partly nonsense, and a higher temperature brings out both.
+What diversity fine-tuning is tried on without a network: the small language model that train.py makes of it says dog
+in seven sentences of eight, and gives mostly the first of six reasons, so that there is something to spread; and
+whether a sentence still makes sense is decidable. One answer in a hundred has two neighbouring words swapped: as in
+anybody's text, what is unlikely is partly nonsense, and a higher temperature brings out both.
 
     answer   = opener, "dogs" | "cats", "because they will", reason of that animal, "."
     answer'  = "I", liking, "is the", "dog" | "cat", "because it will", reason of that animal, "."
@@ -90,10 +90,10 @@ def in_grammar(text: str) -> bool:
     return _GRAMMAR.fullmatch(text.strip()) is not None
 
 
-def animals(folder: Path) -> dict[str, Any]:
+def pets(folder: Path) -> dict[str, Any]:
     """Lines of a prompt and its answer, in two splits."""
     for split, count in (("train", TRAIN), ("valid", VALID)):
-        random = keyed_numpy(0, f"text/animals/{split}")
+        random = keyed_numpy(0, f"text/pets/{split}")
         prompts = [_draw(random, PROMPTS) for _ in range(count)]
         lines = [f"{prompt} {_with_slip(random, answer(random, prompt))}" for prompt in prompts]
         (folder / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
