@@ -31,11 +31,14 @@ from dataset.arguments import BuilderParser
 from engine.io import RunFailure, UsageError, print_rank0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; every flag is also understood with underscores."""
+def parser(encoder: str | None = None) -> argparse.ArgumentParser:
+    """The command line; every flag is also understood with underscores.
+
+    `encoder`: the description of dataset.build_arc_dataset_encoder, which has two flags more.
+    """
     out = BuilderParser(
-        prog="python -m dataset.build_arc_dataset",
-        description=__doc__,
+        prog="python -m dataset.build_arc_dataset" + ("_encoder" if encoder else ""),
+        description=encoder or __doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     out.add_argument("--output-dir", type=Path, required=True, help="folder to create")
@@ -99,6 +102,18 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="store grids and augmentations: the same batches from a hundredth of the space",
     )
+    if encoder:
+        out.add_argument(
+            "--overlap",
+            choices=("drop", "keep"),
+            help="training tasks that share an id or a grid with a held-out task (default: drop)",
+        )
+        out.add_argument(
+            "--translation",
+            choices=("train", "none"),
+            default="train",
+            help="where on the canvas: training pairs anywhere, as the public builder has it, or all at the top left",
+        )
     out.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: by cores and work); never changes the data"
     )
@@ -122,6 +137,9 @@ def plan_of(arguments: argparse.Namespace) -> ArcBuild:
         compact=arguments.compact,
         workers=arguments.workers,
         overwrite=arguments.overwrite,
+        data_mode="encoder" if hasattr(arguments, "overlap") else "embedding",
+        overlap=getattr(arguments, "overlap", None) or "drop",
+        moved=getattr(arguments, "translation", "train") == "train",
     )
 
 
@@ -134,8 +152,8 @@ def corpus_of(arguments: argparse.Namespace) -> CorpusPlan | None:
             flag = "--" + next(iter(given)).replace("_", "-")
             raise UsageError(f"{flag} is for a generated corpus: add --generated, or leave it out")
         return None
-    for name in ("input_file_prefix", "dataset_dirs", "subsets", "test_set_name", "test_set_name2"):
-        if getattr(arguments, name):
+    for name in ("input_file_prefix", "dataset_dirs", "subsets", "test_set_name", "test_set_name2", "overlap"):
+        if getattr(arguments, name, None):
             raise UsageError(f"--{name.replace('_', '-')} is for tasks of files: leave it out with --generated")
     side, seed = given.pop("largest", arguments.canvas), given.pop("corpus_seed", 0)
     if side > arguments.canvas:
@@ -175,10 +193,10 @@ def _remarks(card: Mapping[str, Any]) -> Iterator[str]:
         yield f"leakage: {'; '.join(lines)} (leakage.json)"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, encoder: str | None = None) -> int:
     """Build, say what was built, return the exit code (0 done, 1 failure, 2 unusable command or input)."""
     try:
-        arguments = parser().parse_args(argv)
+        arguments = parser(encoder).parse_args(argv)
         plan = plan_of(arguments)
         corpus = corpus_of(arguments)
         card = build(plan) if corpus is None else build_generated(plan, corpus)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from dataset.arc.augment import LARGEST
 from dataset.arc.build import ArcBuild, build_generated
 from dataset.arc.corpus.generate import CorpusPlan
+from dataset.arc.pattern import PatternPlan, build_patterns
 from dataset.format import load_splits
 from dataset.sudoku.build import SudokuBuild, build
 from dataset.text import named as text
@@ -25,10 +26,15 @@ from engine.io import UsageError, did_you_mean, print_rank0, user_path
 __all__ = ["BUILT", "PUBLISHED", "STAND_INS", "build_command", "describe", "ensure", "ensure_text"]
 
 SUDOKU_BUILDER, ARC_BUILDER = "python -m dataset.build_sudoku_dataset", "python -m dataset.build_arc_dataset"
+PATTERN_BUILDER = "python -m dataset.build_pattern_dataset"
 
 
 class Built(Protocol):
     """A generated data set that a run may build at launch."""
+
+    @property
+    def data_mode(self) -> str:
+        """What its dataset.json says."""
 
     @property
     def groups(self) -> int:
@@ -57,6 +63,7 @@ class BuiltSudoku:
     num_test: int
     blanks: tuple[int, int]
     num_aug: int = 0
+    data_mode: ClassVar[str] = "embedding"
     mean_examples: ClassVar[float | None] = 1.0
 
     @property
@@ -91,10 +98,13 @@ class BuiltCorpus:
     corpus: CorpusPlan
     num_aug: int
     canvas: int
+    data_mode: Literal["embedding", "encoder"] = "embedding"
     mean_examples: ClassVar[float | None] = None
 
     @property
     def groups(self) -> int:
+        if self.data_mode == "encoder":
+            return self.corpus.num_train
         return self.corpus.num_train + self.corpus.num_test + self.corpus.num_novel
 
     def command(self) -> str:
@@ -103,19 +113,55 @@ class BuiltCorpus:
         size = f"--canvas {self.canvas}" + (f" --largest {plan.side}" if plan.side < self.canvas else "")
         shown = f"--demonstrations {plan.demonstrations[0]} {plan.demonstrations[1]}"
         flags = f"{size} --families {plan.families} {counts} {shown} --num-aug {self.num_aug}"
-        return f"{ARC_BUILDER} --generated {flags}"
+        builder = ARC_BUILDER + ("_encoder --compact" if self.data_mode == "encoder" else "")
+        return f"{builder} --generated {flags}"
 
     def words(self) -> str:
         side = f"{self.corpus.side}x{self.corpus.side}"
-        return f"{self.groups} grid tasks of up to {side}, {self.num_aug} augmentations of each, generated"
+        count = self.corpus.num_train + self.corpus.num_test + self.corpus.num_novel
+        return f"{count} grid tasks of up to {side}, {self.num_aug} augmentations of each, generated"
+
+    def _plan(self, root: Path) -> ArcBuild:
+        compact = self.data_mode == "encoder"
+        return ArcBuild(
+            output_dir=root, num_aug=self.num_aug, canvas=self.canvas, data_mode=self.data_mode, compact=compact
+        )
 
     def build(self, root: Path) -> None:
-        build_generated(ArcBuild(output_dir=root, num_aug=self.num_aug, canvas=self.canvas), self.corpus)
+        build_generated(self._plan(root), self.corpus)
 
     def stand_in(self, root: Path) -> None:
         """Build it under the name of published data; its card states that. Raises: UsageError."""
-        plan = ArcBuild(output_dir=root, num_aug=self.num_aug, canvas=self.canvas)
-        build_generated(plan, self.corpus, {"stand_in": True, "stand_in_for": root.name})
+        build_generated(self._plan(root), self.corpus, {"stand_in": True, "stand_in_for": root.name})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltPatterns:
+    """The pattern task (dataset/arc/pattern.py)."""
+
+    patterns: PatternPlan
+    data_mode: ClassVar[str] = "encoder"
+
+    @property
+    def groups(self) -> int:
+        return self.patterns.num_train
+
+    @property
+    def mean_examples(self) -> float:
+        return float(self.patterns.demonstrations + 1)
+
+    def command(self) -> str:
+        plan = self.patterns
+        counts = f"--num-train {plan.num_train} --num-test {plan.num_test}"
+        return f"{PATTERN_BUILDER} --side {plan.side} --pattern {plan.pattern} {counts}"
+
+    def words(self) -> str:
+        plan = self.patterns
+        count = plan.num_train + plan.num_test
+        return f"{count} tasks of {plan.side}x{plan.side} with patterns of {plan.pattern}x{plan.pattern}, generated"
+
+    def build(self, root: Path) -> None:
+        build_patterns(root, self.patterns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +176,8 @@ class Published:
     """Training groups."""
     mean_examples: float | None = 1.0
     """Training examples of a puzzle."""
+    data_mode: str = "embedding"
+    """What its dataset.json says."""
     offline: str | None = None
     """Key of STAND_INS that is built where it is missing (docs/decisions/0007-stand-in-data.md)."""
 
@@ -157,19 +205,36 @@ BUILT: Mapping[str, Built] = {
     "arc-corpus-6x6": BuiltCorpus(
         corpus=CorpusPlan(side=6, families="first", num_train=63, num_test=14, num_novel=8), num_aug=4, canvas=6
     ),
+    "few-shot-6x6": BuiltCorpus(
+        corpus=CorpusPlan(side=6, families="few", num_train=1_600, num_test=200, num_novel=0),
+        num_aug=8,
+        canvas=6,
+        data_mode="encoder",
+    ),
+    "few-shot-10x10": BuiltCorpus(
+        corpus=CorpusPlan(side=10, num_train=1_620, num_test=135, num_novel=60),
+        num_aug=8,
+        canvas=10,
+        data_mode="encoder",
+    ),
+    "pattern-5x5": BuiltPatterns(patterns=PatternPlan(side=5, pattern=2)),
+    "pattern-10x10": BuiltPatterns(patterns=PatternPlan(side=10, pattern=4)),
 }
-STAND_INS = {"arc-corpus": BuiltCorpus(corpus=CorpusPlan(side=10), num_aug=8, canvas=LARGEST)}
+_STAND_IN = BuiltCorpus(corpus=CorpusPlan(side=10), num_aug=8, canvas=LARGEST)
+STAND_INS = {"arc-corpus": _STAND_IN, "arc-corpus-encoder": replace(_STAND_IN, data_mode="encoder")}
 _CSV = "the public Sudoku-Extreme CSV (train.csv, test.csv; --download in place of --input FOLDER fetches them)"
 
 
-def _arc(subsets: str, test_set: str, groups: int, mean_examples: float) -> Published:
+def _arc(subsets: str, test_set: str, groups: int, mean_examples: float, *, data_mode: str = "embedding") -> Published:
     source = f"--input-file-prefix FOLDER/arc-agi --subsets {subsets} --test-set-name {test_set}"
+    form = "_encoder" if data_mode == "encoder" else ""
     return Published(
-        command=f"{ARC_BUILDER} {source} --num-aug 1000 --compact",
+        command=f"{ARC_BUILDER}{form} {source} --num-aug 1000 --compact",
         data="the public tasks (FOLDER/arc-agi_SUBSET_challenges.json and _solutions.json)",
         groups=groups,
         mean_examples=mean_examples,
-        offline="arc-corpus",
+        offline="arc-corpus" + form.replace("_", "-"),
+        data_mode=data_mode,
     )
 
 
@@ -180,6 +245,10 @@ PUBLISHED = {
     "sudoku-extreme-full": Published(command=f"{SUDOKU_BUILDER} --input FOLDER", data=_CSV),
     "arc1concept-aug-1000": _arc("training evaluation concept", "evaluation", 960, 4.15),
     "arc2concept-aug-1000": _arc("training2 evaluation2 concept", "evaluation2", 1280, 4.33),
+    "arc1concept-encoder-aug-1000": _arc("training evaluation concept", "evaluation", 529, 4.67, data_mode="encoder"),
+    "arc2concept-encoder-aug-1000": _arc(
+        "training2 evaluation2 concept", "evaluation2", 1160, 4.5, data_mode="encoder"
+    ),
 }
 
 

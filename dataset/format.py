@@ -8,6 +8,7 @@
     <root>/{train,test}/<set>__puzzle_identifiers.npy   [P]
     <root>/{train,test}/<set>__puzzle_indices.npy       [P + 1] example offsets
     <root>/{train,test}/<set>__group_indices.npy        [G + 1] puzzle offsets
+    <root>/{train,test}/<set>__num_demos.npy            [P] with "data_mode": "encoder" (dataset/fewshot.py)
 
 With "storage": "compact" in dataset.json, grids and augmentations stand in place of inputs and labels, whose rows are
 made when they are read (dataset/arc/compact.py): `load_split` and `PuzzleSplit.batch` give the same.
@@ -31,6 +32,7 @@ from dataset.checks import check_card, check_counts, check_rows, check_tokens
 from dataset.metadata import (
     IGNORE,
     INDICES,
+    NUM_DEMOS,
     SHARED,
     PuzzleMetadata,
     load_array,
@@ -67,6 +69,8 @@ class PuzzleSplit:
     """Added to every identifier but the blank one, so that data sets trained together do not share rows."""
     files: tuple[WatchedFile, ...] = ()
     """Behind inputs and labels."""
+    num_demos: np.ndarray | None = None
+    """[P] int64: of each puzzle so many examples, the first ones, are demonstrations; None in embedding mode."""
 
     @property
     def num_examples(self) -> int:
@@ -83,6 +87,14 @@ class PuzzleSplit:
     def puzzles_of(self, examples: np.ndarray) -> np.ndarray:
         """The puzzle number of each example number."""
         return np.searchsorted(self.puzzle_indices, examples, side="right") - 1
+
+    def questions(self) -> np.ndarray:
+        """The examples that an evaluation asks: all, in encoder mode those that are no demonstrations; ascending."""
+        examples = np.arange(self.num_examples)
+        if self.num_demos is None:
+            return examples
+        puzzles = self.puzzles_of(examples)
+        return examples[examples >= self.puzzle_indices[puzzles] + self.num_demos[puzzles]]
 
     def batch(self, examples: np.ndarray) -> dict[str, np.ndarray]:
         """Rows as int32: inputs [n, T], labels [n, T] (ignored ones -100), puzzle_identifiers [n].
@@ -101,6 +113,10 @@ class PuzzleSplit:
             identifiers[identifiers != self.metadata.blank_identifier_id] += self.identifier_offset
         inputs = self.inputs[examples].astype(np.int32)
         return {"inputs": inputs, "labels": labels, "puzzle_identifiers": identifiers}
+
+    def padding(self, rows: int) -> dict[str, np.ndarray]:
+        """`rows` rows that hold no example, with the keys of `batch`."""
+        return empty_batch(rows, self.metadata)
 
     def _check_again(self, examples: np.ndarray) -> None:
         for array, labels in ((self.inputs, False), (self.labels, True)):
@@ -148,7 +164,16 @@ def _load_set(root: Path, split: str, metadata: PuzzleMetadata, name: str) -> Pu
         path["puzzle_identifiers"],
         f"identifiers must be 0 to {top - 1} (num_puzzle_identifiers {top})",
     )
-    part = partial(PuzzleSplit, root, split, name, metadata, puzzle_identifiers=identifiers, puzzle_indices=puzzles)
+    part = partial(
+        PuzzleSplit,
+        root,
+        split,
+        name,
+        metadata,
+        puzzle_identifiers=identifiers,
+        puzzle_indices=puzzles,
+        num_demos=_load_num_demos(folder, name, puzzles) if metadata.data_mode == "encoder" else None,
+    )
     if metadata.storage == "compact":
         inputs, labels = open_compact(
             folder,
@@ -178,6 +203,16 @@ def _load_set(root: Path, split: str, metadata: PuzzleMetadata, name: str) -> Pu
     )
     watched = tuple(map(WatchedFile, files))
     return part(inputs=tokens[0], labels=tokens[1], group_indices=groups, whole=whole, files=watched)
+
+
+def _load_num_demos(folder: Path, name: str, puzzle_indices: np.ndarray) -> np.ndarray:
+    path = folder / f"{name}__{NUM_DEMOS}.npy"
+    counts = load_array(path, 1, mapped=False).astype(np.int64)
+    need(len(counts) == len(puzzle_indices) - 1, path, f"expected {len(puzzle_indices) - 1} numbers, one a puzzle")
+    room = np.diff(puzzle_indices)
+    fits = bool(((counts >= 1) & (counts < room)).all())
+    need(fits, path, "every puzzle needs a demonstration, and an example that is none")
+    return counts
 
 
 def load_split(root: str | Path, split: str, set_name: str | None = None) -> PuzzleSplit:

@@ -86,7 +86,7 @@ def choose_groups(
     """The groups of each split to hold back, ascending.
 
     None where the groups have puzzle identifiers of their own: what is not trained on has no embedding then, and says
-    nothing of what is.
+    nothing of what is. A model that is shown demonstrations has no embeddings, and any group can be held back from it.
     """
     sizes = [split.num_groups for split in splits]
     total = sum(sizes)
@@ -96,6 +96,8 @@ def choose_groups(
     chosen = np.sort(keyed_numpy(seed, "validation").choice(total, count, replace=False, shuffle=False))
     bases = np.cumsum([0, *sizes])
     held = [chosen[(chosen >= low) & (chosen < low + size)] - low for low, size in zip(bases, sizes, strict=False)]
+    if splits[0].metadata.data_mode == "encoder":
+        return held
     return held if all(_shared_identifiers(split, groups) for split, groups in zip(splits, held, strict=True)) else None
 
 
@@ -113,7 +115,7 @@ def _first(groups: Sequence[np.ndarray], most: int | None) -> list[np.ndarray]:
 
 
 def examples_of(split: PuzzleSplit, groups: np.ndarray) -> np.ndarray:
-    """The examples of the first puzzle of each group: its other puzzles are copies of that one."""
+    """The questions of the first puzzle of each group: its other puzzles are copies of that one."""
     puzzles = split.group_indices[groups]
     ranges = [np.arange(split.puzzle_indices[p], split.puzzle_indices[p + 1]) for p in puzzles]
-    return np.concatenate([np.empty(0, dtype=np.int64), *ranges])
+    return np.intersect1d(np.concatenate([np.empty(0, dtype=np.int64), *ranges]), split.questions())

@@ -17,6 +17,8 @@ ARRAYS = {
     "compact": ("cells", "shapes", "augmentations", "offsets", *INDICES),
 }
 """The files of a set by how it is stored."""
+NUM_DEMOS = "num_demos"
+"""One file more with `data_mode: encoder`: how many of a puzzle's examples, the first ones, are demonstrations; [P]."""
 SPLITS = ("train", "test")
 IGNORE = -100
 """Label of a position that is not scored."""
@@ -44,9 +46,15 @@ class PuzzleMetadata:
     """Derived from the arrays where the file lacks it (HRM's builders)."""
     sets: tuple[str, ...] = ("all",)
     data_mode: str = "embedding"
-    """How a model is told the task: `embedding` = one learned vector per puzzle identifier."""
+    """How a model is told the task: `embedding` = one learned vector per puzzle identifier, `encoder` = it is shown
+    demonstrations."""
     storage: str = "arrays"
     """Which files hold the examples: a key of ARRAYS."""
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The files of each set."""
+        return (*ARRAYS[self.storage], *((NUM_DEMOS,) if self.data_mode == "encoder" else ()))
 
 
 def need(condition: bool, path: Path, text: str) -> None:

@@ -238,8 +238,8 @@ class EvalSampler:
 
     With `max_examples` a fixed subset, drawn once over all sets from (seed, "eval_subset") and kept in file order. The
     seed is one of its own, not the training seed: runs that differ in their seeds are compared on the same examples.
-    `only` gives the examples of each split that are taken at all; `budget` leaves those of the first groups, and of
-    these groups' first puzzles.
+    `only` gives the examples of each split that are taken at all, in place of its questions; `budget` leaves those of
+    the first groups, and of these groups' first puzzles.
     """
 
     DATA_MODE: ClassVar[str] = "embedding"
@@ -265,9 +265,10 @@ class EvalSampler:
         self.splits = list(splits)
         self.global_batch_size = global_batch_size
         base = np.cumsum([0] + [s.num_examples for s in splits])
-        chosen = np.arange(int(base[-1]))
-        if only is not None:
-            chosen = np.concatenate([examples + low for examples, low in zip(only, base.tolist(), strict=False)])
+        asked = [split.questions() for split in splits] if only is None else only
+        chosen = np.concatenate(
+            [np.empty(0, dtype=np.int64), *(part + low for part, low in zip(asked, base.tolist(), strict=False))]
+        )
         total = len(chosen)
         if budget is not None:
             chosen = chosen[np.concatenate(budget.within(splits))[chosen]]
@@ -308,7 +309,7 @@ class EvalSampler:
                 mine = chosen[low : min(low + share, begin + size)]
                 batch = split.batch(mine)
                 if len(mine) < share:
-                    padding = empty_batch(share - len(mine), split.metadata)
+                    padding = split.padding(share - len(mine))
                     batch = {key: np.concatenate([batch[key], padding[key]]) for key in batch}
                 yield split.set_name, batch, len(mine)
 

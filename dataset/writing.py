@@ -81,7 +81,7 @@ def content_hash(root: str | Path) -> str:
             continue
         metadata = read_metadata(root, split)
         for name in metadata.sets:
-            for array in ARRAYS[metadata.storage]:
+            for array in metadata.arrays:
                 values = np.load(root / split / f"{name}__{array}.npy", mmap_mode="r", allow_pickle=False)
                 digest.update(f"{split}/{name}/{array}/{values.dtype.str}/{values.shape}\n".encode())
                 if values.size:

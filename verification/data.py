@@ -41,18 +41,17 @@ def puzzle_data(config: dict[str, Any], folder: Path, local: bool) -> Iterator[D
 def read_puzzles(path: str, key: str, folder: Path, local: bool, stand_ins: bool = True) -> DataPath:
     """One puzzle data set."""
     from dataset.catalog import BUILT, PUBLISHED
-    from dataset.metadata import PuzzleMetadata
 
     root, name = folder / user_path(path), Path(path).name
     if not (local and root.exists()):
         if name in BUILT:
-            mode = getattr(PuzzleMetadata, "data_mode", None)  # what the builders write
+            mode = BUILT[name].data_mode
             size = BUILT[name].groups, BUILT[name].mean_examples
             return DataPath(path, key, "built on first use", mode, *size, origin=CATALOGUE)
         if name in PUBLISHED:
             entry = PUBLISHED[name]
             state = f"published, else {entry.offline} in its place" if entry.offline and stand_ins else "published"
-            return DataPath(path, key, state, None, entry.groups, entry.mean_examples, origin=CATALOGUE)
+            return DataPath(path, key, state, entry.data_mode, entry.groups, entry.mean_examples, origin=CATALOGUE)
         return DataPath(path, key, "unknown")
     file = root / "train" / "dataset.json"
     try:

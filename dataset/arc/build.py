@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,11 +19,12 @@ from dataset.arc.augment import COLOURS, LARGEST
 from dataset.arc.compact import save_compact
 from dataset.arc.corpus.generate import SUBSETS, CorpusPlan, generate
 from dataset.arc.expand import Expander
-from dataset.arc.leakage import leakage_report
+from dataset.arc.leakage import RELATIONS, apart, leakage_report
 from dataset.arc.plan import Plan, make_plan, number_identifiers
 from dataset.arc.published import claims_to_be_published, collections_of
 from dataset.arc.tasks import Subset, read_bundles, read_folders
 from dataset.arc.tokens import EOS, FIRST_COLOUR, PAD, VOCAB_SIZE
+from dataset.metadata import NUM_DEMOS
 from dataset.workers import available_cores, ordered_map
 from dataset.writing import building, refuse_existing, write_dataset
 from engine.io import UsageError, did_you_mean, progress, sha256_file
@@ -61,6 +62,12 @@ class ArcBuild:
     """Side of the canvas; pairs that do not fit are left out."""
     compact: bool = False
     """Write the compact form instead of token arrays."""
+    data_mode: Literal["embedding", "encoder"] = "embedding"
+    """What is held out of the test sets: the tests, or whole tasks, whose demonstrations are shown with each test."""
+    overlap: Literal["drop", "keep"] = "keep"
+    """Encoder mode: training tasks that share an id or a grid with a held-out task are left out, or kept (public)."""
+    moved: bool = True
+    """Training examples go to random places of the canvas."""
     workers: int | None = None
     """Processes; None takes what the machine and the number of examples justify. Never changes the data."""
     overwrite: bool = False
@@ -118,6 +125,8 @@ class ArcSplit:
     source: Expander
     identifiers: np.ndarray
     """[P]"""
+    num_demos: np.ndarray | None
+    """[P], None in embedding mode."""
     storage: str
     workers: int | None
 
@@ -132,6 +141,7 @@ class ArcSplit:
             "puzzle_identifiers": self.identifiers,
             "puzzle_indices": self.source.puzzle_indices,
             "group_indices": self.source.group_indices,
+            **({} if self.num_demos is None else {NUM_DEMOS: self.num_demos}),
         }
         for array, values in indices.items():
             np.save(folder / f"{name}__{array}.npy", values.astype(np.int32))
@@ -171,7 +181,10 @@ def build(plan: ArcBuild) -> dict[str, Any]:
 def build_generated(plan: ArcBuild, corpus: CorpusPlan, card: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The same of a generated corpus, whose canvas and test sets replace the plan's. Raises: UsageError."""
     corpus.check()
-    plan = replace(plan, prefix=None, folders=(), test_sets=SUBSETS[1:], canvas=max(plan.canvas, corpus.side))
+    # Its tests are made to stand apart; single demonstrations on small grids may coincide.
+    plan = replace(
+        plan, prefix=None, folders=(), test_sets=SUBSETS[1:], canvas=max(plan.canvas, corpus.side), overlap="keep"
+    )
     plan.check_numbers()
     train, novel = corpus.names()
     lines = {
@@ -185,28 +198,52 @@ def build_generated(plan: ArcBuild, corpus: CorpusPlan, card: Mapping[str, Any] 
 
 
 def build_subsets(
-    plan: ArcBuild, read: Callable[[], list[Subset]], card: Mapping[str, Any] | None = None
+    plan: ArcBuild,
+    read: Callable[[], list[Subset]],
+    card: Mapping[str, Any] | None = None,
+    *,
+    relations: Sequence[str] = RELATIONS,
 ) -> dict[str, Any]:
-    """The same of the subsets that `read()` gives; `card` are further lines of the card."""
+    """The same of the subsets that `read()` gives.
+
+    Args:
+        card: further lines of the card.
+        relations: what the leakage report looks for.
+    """
     began = time.perf_counter()
     with building(plan.output_dir) as root:
         refuse_existing(root, overwrite=plan.overwrite)
-        subsets = read()
-        drawn = make_plan(subsets, test_sets=plan.test_sets, num_aug=plan.num_aug, seed=plan.seed, side=plan.canvas)
+        subsets, encoder = read(), plan.data_mode == "encoder"
+        look = partial(leakage_report, test_sets=plan.test_sets, whole_tasks=encoder, relations=relations)
+        leakage = look([subset.within(plan.canvas) for subset in subsets])
+        collections = collections_of(subsets)
+        removed: list[str] = []
+        if encoder and plan.overlap == "drop":
+            subsets, removed = apart(subsets, plan.test_sets, leakage)
+            leakage = {**look([subset.within(plan.canvas) for subset in subsets]), "left_out": removed}
+        drawn = make_plan(
+            subsets,
+            test_sets=plan.test_sets,
+            num_aug=plan.num_aug,
+            seed=plan.seed,
+            side=plan.canvas,
+            data_mode=plan.data_mode,
+            moved=plan.moved,
+        )
+        if removed:
+            drawn.skipped["training tasks that share an id or a grid with a held-out task"] = len(removed)
         if not drawn.train.tasks or not drawn.test.tasks:
             empty = "test" if drawn.train.tasks else "training"
             raise UsageError(f"--canvas {plan.canvas}: no {empty} task fits it ({_listed(drawn.skipped)})")
         lines = dict(card or {})
-        collections = collections_of(subsets)
         if claims_to_be_published(root) and not collections and not lines.get("stand_in"):
             raise UsageError(
                 f"--output-dir {root.name}: the tasks are of no published collection and do not get the name of one"
             )
         names, *identifiers = number_identifiers(drawn, plan.identifiers_start)
-        leakage = leakage_report([subset.within(plan.canvas) for subset in subsets], plan.test_sets)
         storage = "compact" if plan.compact else "arrays"
         splits = {
-            split: ArcSplit(source.expander(), numbers, storage, plan.workers)
+            split: ArcSplit(source.expander(), numbers, source.num_demos if encoder else None, storage, plan.workers)
             for (split, source), numbers in zip(
                 (("train", drawn.train), ("test", drawn.test)), identifiers, strict=True
             )
@@ -227,6 +264,7 @@ def build_subsets(
             vocab_size=VOCAB_SIZE,
             seq_len=plan.canvas**2,
             identifiers=names,
+            data_mode=plan.data_mode,
             pad_id=PAD,
             ignore_label_id=PAD,
             card=_card(plan, drawn, subsets, collections, leakage)
@@ -251,8 +289,9 @@ def _card(
     collections: Mapping[str, str],
     leakage: Mapping[str, Any],
 ) -> dict[str, Any]:
+    encoder = plan.data_mode == "encoder"
     return {
-        "builder": "dataset.build_arc_dataset",
+        "builder": "dataset.build_arc_dataset" + "_encoder" * encoder,
         "builder_version": BUILDER_VERSION,
         "source": "arc" if collections else "json",
         "collections": list(collections),
@@ -263,6 +302,7 @@ def _card(
         "tokens": {"pad": PAD, "eos": EOS, "colours": [FIRST_COLOUR, FIRST_COLOUR + COLOURS - 1]},
         "num_aug": plan.num_aug,
         "seed": plan.seed,
+        **({"overlap": plan.overlap, "moved": plan.moved} if encoder else {}),
         "skipped": drawn.skipped,
         "tasks_with_fewer_augmentations": drawn.not_full,
         "solutions": drawn.unsolved == 0,

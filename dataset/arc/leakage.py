@@ -1,5 +1,8 @@
 """What of the held-out tests also stands in training: the same task, the same pair, the same test grid.
 
+In encoder mode whole tasks are held out: their demonstrations are looked for, too, and `apart` leaves out the training
+tasks that share anything with them.
+
 Augmentation makes a pair and its turned or recoloured copies one for a model, so grids are compared exactly and up to
 the eight transforms and a renaming of the colours 1 to 9. That the demonstrations of the held-out tasks are trained on
 is the protocol of the public code (transductive) and no leak.
@@ -8,7 +11,8 @@ is the protocol of the public code (transductive) and no leak.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,30 +43,53 @@ def symmetric_key(*grids: np.ndarray) -> bytes:
     return min(keys)
 
 
-def _keys(pair: Pair) -> dict[str, bytes]:
+def _keys(pair: Pair, relations: Sequence[str]) -> dict[str, bytes]:
     both = (pair.input,) if pair.output is None else (pair.input, pair.output)
     return {
-        "pair": plain_key(*both),
-        "pair_transformed": symmetric_key(*both),
-        "input": plain_key(pair.input),
-        "input_transformed": symmetric_key(pair.input),
+        relation: (symmetric_key if relation.endswith("transformed") else plain_key)(
+            *(both if relation.startswith("pair") else both[:1])
+        )
+        for relation in relations
     }
 
 
-def _trained(subsets: Sequence[Subset], test_sets: Sequence[str]) -> Iterator[tuple[str, str, Pair]]:
+def _trained(subsets: Sequence[Subset], test_sets: Sequence[str], whole_tasks: bool) -> Iterator[tuple[str, str, Pair]]:
     """(subset, task, pair) of what is trained on."""
     for subset in subsets:
         for task in subset.tasks:
             for pair in task.pairs:
-                if pair.kind == "train" or subset.name not in test_sets:
+                if subset.name not in test_sets or (pair.kind == "train" and not whole_tasks):
                     yield subset.name, task.name, pair
 
 
-def leakage_report(subsets: Sequence[Subset], test_sets: Sequence[str]) -> dict[str, Any]:
+def apart(
+    subsets: Sequence[Subset], test_sets: Sequence[str], report: Mapping[str, Any]
+) -> tuple[list[Subset], list[str]]:
+    """The subsets without the training tasks that the report (`whole_tasks`) names, and those tasks' names."""
+    shared = {place for entry in (*report["tests"], *report["demonstrations"]) for place in entry["in"]}
+    shared |= {f"{name}/{task}" for task, names in report["ids"].items() for name in names if name not in test_sets}
+    kept, removed = [], []
+    for subset in subsets:
+        gone = [task.name for task in subset.tasks if f"{subset.name}/{task.name}" in shared]
+        removed += gone
+        tasks = tuple(task for task in subset.tasks if task.name not in gone)
+        kept.append(replace(subset, tasks=tasks))
+    return kept, sorted(removed)
+
+
+def leakage_report(
+    subsets: Sequence[Subset],
+    test_sets: Sequence[str],
+    *,
+    whole_tasks: bool = False,
+    relations: Sequence[str] = RELATIONS,
+) -> dict[str, Any]:
     """Which held-out tasks and tests stand in training, for leakage.json.
 
     `empty`: nothing was found. `counts`: tasks, tests, tasks whose id another subset has, tests by the strongest of
     RELATIONS that holds. `ids`: {task: subsets}. `tests`: one entry for each test found, with where it stands.
+    With `whole_tasks` the demonstrations of held-out tasks are not trained on, and `demonstrations` has those that were
+    found nevertheless; they do not count in `empty`, which is about answers. `relations`: what is looked for.
     """
     held_out = [(subset, task) for subset in subsets if subset.name in test_sets for task in subset.tasks]
     owners = defaultdict(list)
@@ -74,23 +101,32 @@ def leakage_report(subsets: Sequence[Subset], test_sets: Sequence[str]) -> dict[
         for subset, task in held_out
         if (others := [name for name in owners[task.name] if name != subset.name])
     }
-    places: dict[str, dict[bytes, list[str]]] = {relation: defaultdict(list) for relation in RELATIONS}
-    for name, title, pair in _trained(subsets, test_sets):
-        for relation, key in _keys(pair).items():
+    places: dict[str, dict[bytes, list[str]]] = {relation: defaultdict(list) for relation in relations}
+    for name, title, pair in _trained(subsets, test_sets, whole_tasks):
+        for relation, key in _keys(pair, relations).items():
             if (place := f"{name}/{title}") not in (known := places[relation][key]):
                 known.append(place)
-    tests = []
-    for subset, task in held_out:
-        for number, pair in enumerate(task.of("test")):
-            for relation, key in _keys(pair).items():
-                if key in places[relation] and (pair.output is not None or relation.startswith("input")):
-                    found = {"subset": subset.name, "task": task.name, "test": number, "relation": relation}
-                    tests.append({**found, "in": places[relation][key]})
-                    break
-    counts = {
+
+    def found(kind: str, label: str) -> list[dict[str, Any]]:
+        entries = []
+        for subset, task in held_out:
+            for number, pair in enumerate(task.of(kind)):
+                for relation, key in _keys(pair, relations).items():
+                    if key in places[relation] and (pair.output is not None or relation.startswith("input")):
+                        entry = {"subset": subset.name, "task": task.name, label: number, "relation": relation}
+                        entries.append({**entry, "in": places[relation][key]})
+                        break
+        return entries
+
+    tests = found("test", "test")
+    counts: dict[str, Any] = {
         "held_out_tasks": len(held_out),
         "held_out_tests": sum(len(task.of("test")) for _, task in held_out),
         "ids": len(ids),
         **{relation: sum(test["relation"] == relation for test in tests) for relation in RELATIONS},
     }
-    return {"empty": not ids and not tests, "counts": counts, "ids": ids, "tests": tests}
+    report: dict[str, Any] = {"empty": not ids and not tests, "counts": counts, "ids": ids, "tests": tests}
+    if whole_tasks:
+        report["demonstrations"] = found("train", "demonstration")
+        counts["demonstrations"] = len(report["demonstrations"])
+    return report

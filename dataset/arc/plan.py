@@ -40,12 +40,26 @@ class SplitPlan:
     """Of each group: uint8 [its puzzles, 10], transform and new colours of 1 to 9."""
     offsets: np.ndarray = field(default_factory=lambda: np.empty((0, 2), dtype=np.uint8))
     """Row and column of the first cell of each example; uint8 [N, 2]."""
+    demonstrations: list[int] = field(default_factory=list)
+    """How many of the pairs of each group, the first ones, are demonstrations, [G]."""
 
-    def add(self, task: str, pairs: list[tuple[np.ndarray, np.ndarray]], augmentations: np.ndarray) -> None:
+    def add(
+        self,
+        task: str,
+        pairs: list[tuple[np.ndarray, np.ndarray]],
+        augmentations: np.ndarray,
+        demonstrations: int,
+    ) -> None:
         """One more group."""
         self.tasks.append(task)
         self.pairs.append(pairs)
         self.augmentations.append(augmentations)
+        self.demonstrations.append(demonstrations)
+
+    @property
+    def num_demos(self) -> np.ndarray:
+        """How many examples of each puzzle are demonstrations; int64 [P]."""
+        return np.repeat(np.array(self.demonstrations, dtype=np.int64), [len(rows) for rows in self.augmentations])
 
     @property
     def group_indices(self) -> np.ndarray:
@@ -119,40 +133,86 @@ def _fingerprints(pairs: Sequence[tuple[np.ndarray, np.ndarray]], tid: int) -> l
     return [b"".join(bytes(_SHAPE + size for size in grid.shape) + grid.tobytes() for grid in pair) for pair in grids]
 
 
-def make_plan(subsets: Sequence[Subset], *, test_sets: Sequence[str], num_aug: int, seed: int, side: int) -> Plan:
-    """Draw everything random of a data set. `test_sets`: the subsets whose tests are held out."""
+def make_plan(
+    subsets: Sequence[Subset],
+    *,
+    test_sets: Sequence[str],
+    num_aug: int,
+    seed: int,
+    side: int,
+    data_mode: str = "embedding",
+    moved: bool = True,
+) -> Plan:
+    """Draw everything random of a data set.
+
+    Args:
+        test_sets: the subsets that are held out: their tests, in encoder mode the whole tasks.
+        moved: whether training examples go to random places of the canvas.
+    """
     draws = Draws(seed)
     plan = Plan(SplitPlan(side), SplitPlan(side), {}, {}, {}, 0)
+    add = _add_shown if data_mode == "encoder" else _add_task
     for subset in subsets:
         tasks = list(subset.tasks)
         draws.shuffle(tasks)
         for task in tasks:
-            _add_task(plan, task, subset.name in test_sets, num_aug, draws)
-    plan.train.offsets = _offsets(plan.train, draws)
-    plan.test.offsets = np.zeros((int(plan.test.puzzle_indices[-1]), 2), dtype=np.uint8)
+            add(plan, task, subset.name in test_sets, num_aug, draws)
+    plan.train.offsets = _offsets(plan.train, draws) if moved else _top_left(plan.train)
+    plan.test.offsets = _top_left(plan.test)
     return plan
 
 
-def _add_task(plan: Plan, task: Task, held_out: bool, num_aug: int, draws: Draws) -> None:
+def _top_left(split: SplitPlan) -> np.ndarray:
+    return np.zeros((int(split.puzzle_indices[-1]), 2), dtype=np.uint8)
+
+
+def _usable(plan: Plan, task: Task, held_out: bool) -> Sequence[Pair]:
+    """The pairs that fit and have the answers that are needed; none where no demonstration is among them."""
     side = plan.train.side
     usable = task.within(side).pairs
     if len(usable) < len(task.pairs):
         _count(plan.skipped, f"pairs that do not fit {side}x{side}", len(task.pairs) - len(usable))
     if not any(pair.kind == "train" for pair in usable):
         _count(plan.skipped, f"tasks without a demonstration that fits {side}x{side}", 1)
-        return
+        return []
     if not held_out and (unsolved := [pair for pair in usable if pair.output is None]):
         _count(plan.skipped, "tests of training tasks without an answer", len(unsolved))
         usable = tuple(pair for pair in usable if pair.output is not None)
+    return usable
+
+
+def _add_shown(plan: Plan, task: Task, held_out: bool, num_aug: int, draws: Draws) -> None:
+    """Encoder mode: the whole task in one split, demonstrations first, then tests."""
+    usable = _usable(plan, task, held_out)
+    shown, asked = ([pair for pair in usable if pair.kind == kind] for kind in ("train", "test"))
+    if not asked:
+        if usable:
+            _count(plan.skipped, "tasks without a test that can be asked", 1)
+        return
+    pairs = _grids(shown + asked)
+    rows = augmentations_of(pairs, num_aug, draws)
+    if len(rows) <= num_aug:
+        plan.not_full[task.name] = len(rows)
+    (plan.test if held_out else plan.train).add(task.name, pairs, rows, len(shown))
+    if held_out:
+        plan.test_tasks[task.name] = task
+        plan.unsolved += sum(pair.output is None for pair in asked)
+
+
+def _add_task(plan: Plan, task: Task, held_out: bool, num_aug: int, draws: Draws) -> None:
+    """Embedding mode: demonstrations are trained on, whatever the task."""
+    usable = _usable(plan, task, held_out)
+    if not usable:
+        return
     tests = [pair for pair in usable if pair.kind == "test" and held_out]
     trained = [pair for pair in usable if pair.kind == "train" or not held_out]
     train, test = _grids(trained), _grids(tests)
     rows = augmentations_of(train + test, num_aug, draws)
     if len(rows) <= num_aug:
         plan.not_full[task.name] = len(rows)
-    plan.train.add(task.name, train, rows)
+    plan.train.add(task.name, train, rows, len(train))
     if tests:
-        plan.test.add(task.name, test, rows)
+        plan.test.add(task.name, test, rows, 0)
         plan.test_tasks[task.name] = task
         plan.unsolved += sum(pair.output is None for pair in tests)
 

@@ -65,10 +65,15 @@ def group_of(name: str, train: Examples, test: Examples, count: int) -> list[tup
 
 
 def build(
-    subsets: Sequence[tuple[str, dict[str, Any], dict[str, Any]]], test_set: str, *, num_aug: int, seed: int = 42
+    subsets: Sequence[tuple[str, dict[str, Any], dict[str, Any]]],
+    test_set: str,
+    *,
+    num_aug: int,
+    seed: int = 42,
+    encoder: bool = False,
 ) -> dict[str, Any]:
     """{"identifiers", "test_puzzles", "train", "test"} of (name, challenges, solutions) of each subset; the splits as
-    arrays by name."""
+    arrays by name. `encoder`: whole tasks are held out, demonstrations before tests, with `num_demos`."""
     np.random.seed(seed)  # noqa: NPY002
     data: dict[str, list] = {"train": [], "test": []}
     test_puzzles = {}
@@ -83,20 +88,30 @@ def build(
             for kind, entries in task.items():
                 split = "test" if kind == "test" and subset == test_set else "train"
                 parts[split] += [(np.array(e["input"], np.uint8), np.array(e["output"], np.uint8)) for e in entries]
+            if encoder:
+                held, kinds = subset == test_set, {"train": [], "test": []}
+                for kind, entries in task.items():
+                    kinds[kind] = [(np.array(e["input"], np.uint8), np.array(e["output"], np.uint8)) for e in entries]
+                group = group_of(name, kinds["train"], kinds["test"], num_aug)
+                data["test" if held else "train"].append([(title, a + b, len(a)) for title, a, b in group])
+                if held:
+                    test_puzzles[name] = task
+                continue
             group = group_of(name, parts["train"], parts["test"], num_aug)
-            data["train"].append([(title, train) for title, train, _ in group])
+            data["train"].append([(title, train, 0) for title, train, _ in group])
             if subset == test_set:
                 test_puzzles[name] = task
-                data["test"].append([(title, test) for title, _, test in group])
+                data["test"].append([(title, test, 0) for title, _, test in group])
     numbers: dict[str, int] = {}
-    for title in (title for groups in data.values() for group in groups for title, _ in group):
+    for title in (title for groups in data.values() for group in groups for title, *_ in group):
         numbers.setdefault(title, len(numbers) + 1)
     out: dict[str, Any] = {"identifiers": ["<blank>", *numbers], "test_puzzles": test_puzzles}
     for split, groups in data.items():
-        arrays: dict[str, list] = {"inputs": [], "labels": [], "puzzle_identifiers": []}
+        arrays: dict[str, list] = {"inputs": [], "labels": [], "puzzle_identifiers": [], "num_demos": []}
         puzzles, ends = [0], [0]
         for group in groups:
-            for title, examples in group:
+            for title, examples, demonstrations in group:
+                arrays["num_demos"].append(demonstrations)
                 stays = np.random.randint(0, len(examples))  # noqa: NPY002
                 for number, (question, answer) in enumerate(examples):
                     question, answer = canvases(question, answer, split == "train" and number != stays)

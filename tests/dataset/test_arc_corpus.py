@@ -65,9 +65,9 @@ def test_the_corpus_is_seeded_and_its_splits_are_apart():
     assert [subset.name for subset in subsets] == list(SUBSETS)
     assert [len(subset.tasks) for subset in subsets] == [27, 27, 6]
     families = [{task.name.rpartition("_")[0] for task in subset.tasks} for subset in subsets]
-    assert families[0] == families[1] == set(FAMILIES) - set(HELD_OUT)
+    assert families[0] == families[1] == set(PRESETS["all"]) - set(HELD_OUT)
     assert families[2] == set(HELD_OUT)
-    assert len(FAMILIES) >= 25
+    assert len(PRESETS["all"]) >= 25
     assert leakage_report(subsets, SUBSETS[1:])["empty"]
     again, other = generate(SMALL), generate(replace(SMALL, seed=1))
     texts = [
@@ -121,7 +121,7 @@ def test_a_corpus_of_the_catalogue_is_what_its_command_builds(tmp_path, capsys, 
     assert main([*words[:-1], str(tmp_path / "other")]) == 0
     assert describe(root)["content_hash"] == describe(tmp_path / "other")["content_hash"]
     card = describe(root)
-    assert card["held_out_families"] == [name for name in FAMILIES if name in HELD_OUT]
+    assert card["held_out_families"] == [name for name in PRESETS["all"] if name in HELD_OUT]
     assert not card.get("stand_in")
     tasks = sorted((root / "tasks").rglob("*.json"))
     assert len(tasks) == 33

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 
-from dataset.arc.corpus import figures, layout
+from dataset.arc.corpus import figures, layout, shown
 from dataset.arc.corpus.parts import SMALLEST_SIDE, Family, Rule
 from dataset.arc.leakage import plain_key, symmetric_key
 from dataset.arc.tasks import Pair, Subset, Task
@@ -56,15 +56,24 @@ FAMILIES: Mapping[str, Family] = {
         figures.ordered,
         figures.chosen,
         figures.without_repeats,
+        shown.permuted,
+        shown.striped,
+        shown.bordered,
+        shown.grounded,
+        shown.stamped,
+        shown.targeted,
+        shown.ringed,
     )
 }
 HELD_OUT = ("reduced", "exchange", "framed", "rays", "neither", "chosen")
 """Families that are never trained on: one of each kind."""
 PRESETS: Mapping[str, tuple[str, ...]] = {
-    "all": tuple(FAMILIES),
+    "all": tuple(name for name, family in FAMILIES.items() if family.__module__ != shown.__name__),
     "first": ("recolour", "keep", "negative", "turned", "shifted", "filled", "edged", "exchange", "framed"),
+    "few": ("recolour", "permuted", "striped", "bordered", "grounded", "stamped", "targeted", "ringed"),
 }
-"""Families to choose from by one name; `first` holds what small models learn within minutes."""
+"""Families to choose from by one name: `all` but those of shown.py, `first` that small models learn within minutes,
+`few` (eight) whose tests are hardly ever answered without the demonstrations."""
 SUBSETS = ("training", "evaluation", "novel")
 TRIES = 200
 
