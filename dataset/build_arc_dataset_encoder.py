@@ -18,6 +18,7 @@ from engine.io import begin, execute
 if __name__ == "__main__":
     begin()
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,11 @@ if not __package__:  # `python dataset/build_arc_dataset_encoder.py`: import fro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataset import build_arc_dataset
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every flag is also understood with underscores."""
+    return build_arc_dataset.parser(__doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
