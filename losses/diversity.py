@@ -1,0 +1,231 @@
+"""Diversity of sampled text: the options of a concept, and the clusters of what follows, are to be equally frequent.
+
+A completion has tokens C that name option o of K, and open tokens O in cluster k of the K_o that the option has.
+With l_t = log pi(token t) at temperature 1 over all words:
+
+    p = exp Σ_C l_t                S_o  = Σ_rows p       P_o    = S_o / ΣS        L_c    = Σ_o P_o log(P_o K)
+    g = exp mean_O l_t             S_ok = Σ_rows g       P_k|o  likewise          L_open = Σ_o Σ_k P_k|o log(P_k|o K_o)
+    L_kl = mean_t exp(r_t - l_t) - (r_t - l_t) - 1       r: under the base (Schulman's k3 estimator of KL(pi | base))
+
+    kl        w_c L_c + w_o L_open + w_kl L_kl           over all K options, seen or not; invalid rows are in L_kl only
+    kl_exact  the same, with P_o from the model's own probability of every option where the sampled one stands
+    tb        mean_i (D_i - mean D)²,  D_i = Σ_t l_t - log R_i          (VarGrad form of trajectory balance, no log Z)
+              log R = log p_base - alpha_c log(f_o K) - alpha_o log(f_k|o K_o), invalid: log p_base - invalid_penalty
+
+f are the base's own frequencies. With alpha 1, R is the distribution nearest to the base, in KL(. | base), whose
+options and clusters are uniform. Every objective depends on l through sums over the whole batch, so its gradient with
+respect to each l_t is calculated here in closed form; the trainer back-propagates Σ coefficient · l_t in as many parts
+as it likes. B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine.fields import Inert, Range, check_fields
+from models.animal.completions import NONE, Completions
+
+FARTHEST = 20.0
+"""Nats between base and model at one token beyond which L_kl neither grows nor pulls."""
+
+
+@dataclass(kw_only=True)
+class DiversityLossConfig:
+    """Keys of `arch.loss`."""
+
+    objective: Literal["kl", "kl_exact", "tb"] = "kl"
+    """Documented histogram loss; the same with the exact probability of every option; or trajectory balance."""
+    w_c: Annotated[float, Range(0), Inert("arch.loss.objective=tb", "tb has alpha_c")] = 0.8
+    """Weight of the concept loss."""
+    w_o: Annotated[float, Range(0), Inert("arch.loss.objective=tb", "tb has alpha_o")] = 0.2
+    """Weight of the open block loss."""
+    w_kl: Annotated[float, Range(0), Inert("arch.loss.objective=tb", "tb's reward contains the base")] = 0.0
+    """Weight of the distance to the base."""
+    alpha_c: Annotated[float, Range(0), Inert("arch.loss.objective!=tb", "only tb has a reward")] = 1.0
+    """How far the reward evens out the options: 0 keeps the base's shares, 1 makes them equal."""
+    alpha_o: Annotated[float, Range(0), Inert("arch.loss.objective!=tb", "only tb has a reward")] = 1.0
+    """The same for the clusters of each option."""
+    invalid_penalty: Annotated[float, Range(0), Inert("arch.loss.objective!=tb", "only tb has a reward")] = 4.0
+    """Nats by which the reward of a text that names no option lies below the base."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "arch.loss")
+        if self.objective != "tb" and self.w_c == self.w_o == 0:
+            raise ValueError("w_c=0 and w_o=0: nothing would become more diverse, give one of them a weight")
+
+    @property
+    def terms(self) -> str:
+        """The active terms in words."""
+        if self.objective == "tb":
+            return (
+                f"trajectory balance, reward = base evened out (alpha_c {self.alpha_c:g}, alpha_o {self.alpha_o:g}, "
+                f"invalid -{self.invalid_penalty:g})"
+            )
+        concept = "exact concept" if self.objective == "kl_exact" else "concept"
+        parts = ((self.w_c, concept), (self.w_o, "open block"), (self.w_kl, "KL to the base"))
+        return " + ".join(f"{weight:g} {name}" for weight, name in parts if weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternatives:
+    """The options as they would stand at the place of the sampled one: A rows, for objective=kl_exact."""
+
+    logp: Tensor
+    """[A] log-probability of the alternative's tokens, given the text before it."""
+    option: Tensor
+    """int64 [A]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frequencies:
+    """How often the base says what: add-one smoothed shares, fixed before training."""
+
+    option: Tensor
+    """[K]"""
+    cluster: Tensor
+    """[K, most clusters]: share among the completions of the option; 0 where there is no such cluster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiversityResult:
+    """The loss of a batch, and its gradient with respect to each log-probability."""
+
+    total: Tensor
+    """scalar"""
+    coefficients: Tensor
+    """[B, T]"""
+    alternatives: Tensor | None
+    """[A], where alternatives were given."""
+    concept: Tensor
+    """L_c: scalar, NaN without a valid row."""
+    open: Tensor
+    """L_open: scalar, NaN where no option has clusters."""
+    ref_kl: Tensor
+    """L_kl: scalar."""
+
+
+class DiversityLoss(nn.Module):
+    """`head(logp, ref, completions, clusters)` -> DiversityResult; no gradient flows through it."""
+
+    Config: ClassVar = DiversityLossConfig
+
+    def __init__(self, config: DiversityLossConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @torch.no_grad()
+    def forward(
+        self,
+        logp: Tensor,
+        ref: Tensor,
+        batch: Completions,
+        clusters: Tensor,
+        *,
+        alternatives: Alternatives | None = None,
+        frequencies: Frequencies | None = None,
+    ) -> DiversityResult:
+        """logp and ref [B, T] under the model and the base; clusters int64 [K]: K_o, 0 where there are none yet."""
+        config = self.config
+        concept, of_concept = concept_loss(logp, batch, len(clusters))
+        opened, of_open = open_loss(logp, batch, clusters)
+        ref_kl, of_kl = reference_kl(logp, ref, batch.mask)
+        of_alternatives = None
+        if config.objective == "tb":
+            if frequencies is None:
+                raise ValueError("objective=tb needs the frequencies of the base")
+            reward = self.log_reward(ref, batch, frequencies, clusters)
+            total, coefficients = trajectory_balance(logp, reward, batch.mask)
+        else:
+            if config.objective == "kl_exact":
+                if alternatives is None:
+                    raise ValueError("objective=kl_exact needs alternatives")
+                concept, of_rows = to_uniform(alternatives.logp, alternatives.option, len(clusters))
+                of_alternatives, of_concept = config.w_c * of_rows, torch.zeros_like(logp)
+            terms = ((config.w_c, concept), (config.w_o, opened), (config.w_kl, ref_kl))
+            total = torch.stack([weight * value.nan_to_num(0.0) for weight, value in terms]).sum()
+            coefficients = config.w_c * of_concept + config.w_o * of_open + config.w_kl * of_kl
+        return DiversityResult(
+            total=total,
+            coefficients=coefficients,
+            alternatives=of_alternatives,
+            concept=concept,
+            open=opened,
+            ref_kl=ref_kl,
+        )
+
+    def log_reward(self, ref: Tensor, batch: Completions, frequencies: Frequencies, clusters: Tensor) -> Tensor:
+        """log R [B] of completions with log-probabilities ref [B, T] under the base."""
+        config, valid = self.config, batch.valid
+        base = (ref * batch.mask).sum(-1)
+        option, cluster = batch.option.clamp(min=0), batch.cluster.clamp(min=0)
+        even = config.alpha_c * (frequencies.option[option] * len(clusters)).log()
+        inside = frequencies.cluster[option, cluster] * clusters[option]
+        even = even + config.alpha_o * inside.log().where(batch.cluster >= 0, 0.0)
+        return base - even.where(valid, config.invalid_penalty)
+
+
+def to_uniform(log_weights: Tensor, bucket: Tensor, buckets: int) -> tuple[Tensor, Tensor]:
+    """KL from the histogram of weights [N] over `buckets` to the uniform distribution, and its gradient [N] with
+    respect to the logarithms of the weights; bucket int64 [N], -1 takes no part.
+
+    NaN and zeros where nothing takes part. dL/d log w_i = w_i (log(P_b · buckets) - L) / ΣS.
+    """
+    taken = bucket >= 0
+    if not taken.any():
+        return log_weights.new_tensor(math.nan), torch.zeros_like(log_weights)
+    members = (bucket.unsqueeze(0) == torch.arange(buckets, device=bucket.device).unsqueeze(1)) & taken
+    sums = log_weights.masked_fill(~members, -math.inf).logsumexp(-1)  # [buckets]
+    whole = sums.logsumexp(-1)
+    log_share = sums - whole
+    excess = (log_share + math.log(buckets)).where(log_share > -math.inf, 0.0)
+    value = (log_share.exp() * excess).sum()
+    slope = (log_weights - whole).exp() * (excess[bucket.clamp(min=0)] - value)
+    return value, slope.where(taken, 0.0)
+
+
+def concept_loss(logp: Tensor, batch: Completions, options: int) -> tuple[Tensor, Tensor]:
+    """(L_c, its gradient [B, T] with respect to logp [B, T])."""
+    value, slope = to_uniform((logp * batch.concept).sum(-1), batch.option, options)
+    return value, slope.unsqueeze(-1) * batch.concept
+
+
+def open_loss(logp: Tensor, batch: Completions, clusters: Tensor) -> tuple[Tensor, Tensor]:
+    """(L_open, its gradient [B, T] with respect to logp [B, T]); clusters int64 [K].
+
+    A sum over options, not weighted with their shares. An option without clusters, or without a row, is left out.
+    """
+    length = batch.open.sum(-1).clamp(min=1)
+    log_mean = (logp * batch.open).sum(-1) / length
+    values, slopes = [], torch.zeros_like(log_mean)
+    for option, count in enumerate(clusters.tolist()):
+        own = (batch.option == option) & (batch.cluster >= 0)
+        if count and own.any():
+            value, slope = to_uniform(log_mean, batch.cluster.where(own, NONE), count)
+            values.append(value)
+            slopes = slopes + slope
+    total = torch.stack(values).sum() if values else logp.new_tensor(math.nan)
+    return total, (slopes / length).unsqueeze(-1) * batch.open
+
+
+def reference_kl(logp: Tensor, ref: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(L_kl, its gradient [B, T] with respect to logp [B, T]): over all sampled tokens, mask bool [B, T]."""
+    apart = (ref - logp).where(mask, 0.0)
+    near = apart.clamp(-FARTHEST, FARTHEST)
+    count = mask.sum().clamp(min=1)
+    slope = (1 - near.exp()).where(mask & (apart.abs() < FARTHEST), 0.0)
+    return (near.exp() - near - 1).sum() / count, slope / count
+
+
+def trajectory_balance(logp: Tensor, log_reward: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(L_tb, its gradient [B, T] with respect to logp [B, T]); log_reward [B].
+
+    The mean stands for log Z and has no gradient (VarGrad, arXiv 2010.10436).
+    """
+    excess = (logp * mask).sum(-1) - log_reward
+    centred = excess - excess.mean()
+    return centred.square().mean(), (2 * centred / len(centred)).unsqueeze(-1) * mask

@@ -1,0 +1,52 @@
+"""Completions of one prompt as tensors. B rows, T tokens, P tokens of the prompt, V words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+NONE = -1
+"""No option, or no cluster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completions:
+    """What was sampled, and which of it is which block."""
+
+    ids: Tensor
+    """int64 [B, T], padded on the right."""
+    mask: Tensor
+    """bool [B, T]: tokens that were sampled, the one that ended the text included."""
+    concept: Tensor
+    """bool [B, T]: tokens that name the concept, in valid rows."""
+    open: Tensor
+    """bool [B, T]: tokens of the open block, in valid rows."""
+    option: Tensor
+    """int64 [B]: number of the option that a valid row names; -1 in others."""
+    cluster: Tensor
+    """int64 [B]: cluster of the open block among those of its option; -1 where there is none."""
+
+    @property
+    def valid(self) -> Tensor:
+        """bool [B]."""
+        return self.option >= 0
+
+    def rows(self, which: slice | Tensor) -> Completions:
+        """Some of the rows."""
+        return Completions(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
+    def joined(self, other: Completions) -> Completions:
+        """The rows of both, padded to the longer of them."""
+        length = max(self.ids.shape[1], other.ids.shape[1])
+
+        def pad(tensor: Tensor) -> Tensor:
+            return tensor if tensor.ndim == 1 else torch.nn.functional.pad(tensor, (0, length - tensor.shape[1]))
+
+        pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return Completions(**{name: torch.cat((pad(one), pad(two))) for name, one, two in pairs})
+
+    def to(self, device: torch.device) -> Completions:
+        """On another device."""
+        return Completions(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})

@@ -1,0 +1,29 @@
+"""Hyper-parameters of the adapters that train_animal.py trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from engine.fields import Range, check_fields
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA, arXiv 2106.09685) beside linear layers of a frozen language model."""
+
+    lora_r: Annotated[int, Range(1)] = 16
+    """Rank of each adapter."""
+    lora_alpha: Annotated[float, Range(above=0)] = 32
+    """An adapter's output is multiplied by lora_alpha / lora_r."""
+    lora_dropout: Annotated[float, Range(0, below=1)] = 0.05
+    """Dropout before each adapter in the pass that gradients flow through; sampling and scoring have none."""
+    lora_target_modules: list[str] | None = None
+    """Layers that are adapted, by the ends of their names (q_proj); null: the linear layers of all attention blocks."""
+    forward_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Dtype of the base's weights and activations; auto is the run's choice for the device. Adapters are float32."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "arch")
+        if self.lora_target_modules == []:
+            raise ValueError("arch.lora_target_modules=[]: name layers, e.g. [q_proj,v_proj], or null")

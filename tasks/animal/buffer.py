@@ -1,0 +1,164 @@
+"""The replay buffer: completions by option, with their vectors and clusters; what is clustered, and what is replayed.
+
+Each option has at most `capacity` completions. Where there are too many, the oldest of the largest cluster goes first,
+so that rare clusters are kept; without clusters the oldest. Order in a step: the new completions are labelled by the
+clusters so far, then added, then the clusters may be fitted anew: labels of a batch do not depend on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.animal.completions import NONE
+from tasks.animal.clusters import Fit, Labels, Vectors, aligned, entropy, kmeans, nearest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A valid completion."""
+
+    text: str
+    """Its open block: what is clustered."""
+    ids: tuple[int, ...]
+    """Its tokens, the one that ended it included: what is replayed."""
+    step: int
+    """When it was sampled; 0: before training."""
+
+
+@dataclass
+class Bank:
+    """The completions of one option, oldest first."""
+
+    entries: list[Entry] = field(default_factory=list)
+    vectors: list[Vectors] = field(default_factory=list)
+    """[d] each"""
+    labels: list[int] = field(default_factory=list)
+    centroids: Vectors | None = None
+    """[k, d]"""
+    fits: int = 0
+    since_fit: int = 0
+    """Completions added since the clusters were fitted."""
+
+    @property
+    def k(self) -> int:
+        """Clusters; 0: none yet."""
+        return 0 if self.centroids is None else len(self.centroids)
+
+    def counts(self) -> Labels:
+        """[k]"""
+        return np.bincount([label for label in self.labels if label >= 0], minlength=self.k)
+
+    def evict(self, capacity: int) -> None:
+        """Down to `capacity`, oldest of the largest cluster first."""
+        while len(self.entries) > capacity:
+            counts = np.bincount([label + 1 for label in self.labels])  # 0: those without a cluster
+            oldest = self.labels.index(int(counts.argmax()) - 1)
+            for column in (self.entries, self.vectors, self.labels):
+                del column[oldest]  # type: ignore[attr-defined]
+
+
+class ReplayBuffer:
+    """`fit` finds the clusters: KMeans, unless a test has another."""
+
+    def __init__(
+        self,
+        options: Iterable[str],
+        *,
+        capacity: int,
+        n_clusters: int,
+        update_every: int,
+        min_samples: int,
+        seed: int,
+        fit: Fit = kmeans,
+    ) -> None:
+        self.banks = {option: Bank() for option in options}
+        self.capacity, self.n_clusters, self.seed, self.fit = capacity, n_clusters, seed, fit
+        self.update_every, self.min_samples = update_every, min_samples
+
+    def __len__(self) -> int:
+        return sum(len(bank.entries) for bank in self.banks.values())
+
+    def assign(self, option: str, vectors: Vectors) -> Labels:
+        """Clusters [n] of vectors [n, d]; -1 where the option has none yet."""
+        centroids = self.banks[option].centroids
+        return np.full(len(vectors), NONE) if centroids is None else nearest(vectors, centroids)
+
+    def add(self, option: str, entries: Sequence[Entry], vectors: Vectors) -> None:
+        """Append completions with their vectors [n, d], and make room for them."""
+        bank = self.banks[option]
+        bank.labels += self.assign(option, vectors).tolist()
+        bank.entries += entries
+        bank.vectors += list(np.asarray(vectors, np.float32))
+        bank.since_fit += len(entries)
+        bank.evict(self.capacity)
+
+    def update(self, option: str, *, force: bool = False) -> bool:
+        """Fit the clusters of `option` where that is due, or where it is forced and possible; whether it was done."""
+        bank = self.banks[option]
+        distinct = len({entry.text for entry in bank.entries})
+        k = min(self.n_clusters, distinct)  # of equal texts KMeans would make empty clusters
+        due = force or bank.centroids is None or bank.since_fit >= self.update_every
+        if not due or k < 2 or len(bank.entries) < self.min_samples:
+            return False
+        points = np.stack(bank.vectors)
+        number = sorted(self.banks).index(option)
+        bank.centroids = aligned(self.fit(points, k, self.seed + 1000 * number + bank.fits), bank.centroids)
+        bank.labels = nearest(points, bank.centroids).tolist()
+        bank.fits, bank.since_fit = bank.fits + 1, 0
+        return True
+
+    def clusters(self) -> list[int]:
+        """How many each option has."""
+        return [bank.k for bank in self.banks.values()]
+
+    def draw(self, random: np.random.Generator, count: int) -> list[tuple[str, int, Entry]]:
+        """(option, cluster, completion) of `count` draws with replacement: each option alike, then each of its own."""
+        filled = [option for option, bank in self.banks.items() if bank.entries]
+        drawn = []
+        for _ in range(count if filled else 0):
+            option = filled[int(random.integers(len(filled)))]
+            bank = self.banks[option]
+            place = int(random.integers(len(bank.entries)))
+            drawn.append((option, bank.labels[place], bank.entries[place]))
+        return drawn
+
+    def figures(self) -> dict[str, float]:
+        """Completions and cluster entropy by option, for the log."""
+        figures: dict[str, float] = {}
+        for option, bank in self.banks.items():
+            figures[f"buffer_size/{option}"] = float(len(bank.entries))
+            figures[f"cluster_entropy/{option}"] = entropy(bank.counts())
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the settings."""
+        return {option: _state(bank) for option, bank in self.banks.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for option in self.banks:
+            own = state[option]
+            self.banks[option] = Bank(
+                entries=[Entry(text, tuple(ids), step) for text, ids, step in own["entries"]],
+                vectors=list(own["vectors"].cpu().numpy()) if own["vectors"] is not None else [],
+                labels=list(own["labels"]),
+                centroids=None if own["centroids"] is None else own["centroids"].cpu().numpy(),
+                fits=own["fits"],
+                since_fit=own["since_fit"],
+            )
+
+
+def _state(bank: Bank) -> dict[str, Any]:
+    return {
+        "entries": [[entry.text, list(entry.ids), entry.step] for entry in bank.entries],
+        "vectors": torch.from_numpy(np.stack(bank.vectors)) if bank.vectors else None,
+        "labels": list(bank.labels),
+        "centroids": None if bank.centroids is None else torch.from_numpy(bank.centroids),
+        "fits": bank.fits,
+        "since_fit": bank.since_fit,
+    }

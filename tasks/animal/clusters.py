@@ -1,0 +1,71 @@
+"""Clusters of texts of one kind, in numpy: KMeans of scikit-learn finds them, everything else is here.
+
+n texts, d numbers each of unit length, k clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.distributed import broadcast_object, is_main
+from engine.errors import UsageError
+from models.animal.adapter import INSTALL
+
+Vectors = NDArray[np.float32]
+Labels = NDArray[np.int64]
+Fit = Callable[[Vectors, int, int], Vectors]
+"""(points [n, d], k, seed) -> centroids [k, d]"""
+STARTS = 10
+"""Of each fit; the best one is taken."""
+
+
+def kmeans(points: Vectors, k: int, seed: int) -> Vectors:
+    """Centroids [k, d] of points [n, d]. Raises: UsageError: scikit-learn is not installed."""
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError:
+        raise UsageError(f"clusters need scikit-learn: {INSTALL}") from None
+    fitted = KMeans(n_clusters=k, n_init=STARTS, random_state=seed % 2**32).fit(np.ascontiguousarray(points))
+    centroids: Vectors = fitted.cluster_centers_.astype(np.float32)
+    return centroids
+
+
+def shared_kmeans(points: Vectors, k: int, seed: int) -> Vectors:
+    """The same on every rank: rank 0's, since machines round differently."""
+    centroids: Vectors = broadcast_object(kmeans(points, k, seed) if is_main() else None)
+    return centroids
+
+
+def nearest(points: Vectors, centroids: Vectors) -> Labels:
+    """Number of the nearest centroid of each point: [n]."""
+    # |p - c|² = |p|² - 2 p·c + |c|², the first of which is the same for all c
+    labels: Labels = (np.square(centroids).sum(-1) - 2 * points @ centroids.T).argmin(-1).astype(np.int64)
+    return labels
+
+
+def aligned(new: Vectors, old: Vectors | None) -> Vectors:
+    """`new` centroids in the order of the `old` ones that they are nearest to, so that a number keeps its meaning."""
+    if old is None:
+        return new
+    left = list(range(len(new)))
+    places: dict[int, int] = {}
+    distances = np.square(new[:, None] - old[None]).sum(-1)
+    for flat in np.argsort(distances, axis=None, kind="stable").tolist():  # the closest pairs first
+        row, place = divmod(flat, len(old))
+        if row in left and place not in places and place < len(new):
+            places[place] = row
+            left.remove(row)
+    free = [place for place in range(len(new)) if place not in places]
+    places |= dict(zip(free, left, strict=True))
+    return new[[places[place] for place in range(len(new))]]
+
+
+def entropy(counts: Any) -> float:
+    """Of a histogram, in nats; 0 of nothing."""
+    counts = np.asarray(counts, dtype=np.float64)
+    shares = counts[counts > 0] / max(counts.sum(), 1)
+    return float(-(shares * np.log(shares)).sum()) + 0.0

@@ -1,0 +1,174 @@
+"""Sampling and scoring with real models of transformers and adapters of peft: GPT-2 and Llama, tiny, random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.animal.language_model import (
+    Sampling,
+    cache_name,
+    choose,
+    log_probabilities,
+    read_prompt,
+    rollout,
+    score,
+    score_padded,
+)  # fmt: skip
+
+LENGTH = 9
+
+
+def test_a_token_is_drawn_by_its_share() -> None:
+    logits = torch.tensor([0.1, 0.2, 0.0, 0.7]).log().expand(1000, 4)
+    draws = (torch.arange(1000) + 0.5) / 1000
+    counts = torch.bincount(choose(logits, draws, Sampling()), minlength=4).tolist()
+    assert counts == [100, 200, 0, 700]
+    hot = torch.bincount(choose(logits, draws, Sampling(temperature=2.0)), minlength=4) / 1000
+    expected = torch.tensor([0.1, 0.2, 0.0, 0.7]).sqrt()
+    assert torch.allclose(hot, expected / expected.sum(), atol=0.002)
+    top = torch.bincount(choose(logits, draws, Sampling(top_k=2)), minlength=4).tolist()
+    assert top == pytest.approx([0, 222, 0, 778], abs=1)
+    assert torch.bincount(choose(logits, draws, Sampling(top_p=0.69)), minlength=4).tolist() == [0, 0, 0, 1000]
+    assert torch.bincount(choose(logits, draws, Sampling(top_p=0.71)), minlength=4)[0] == 0
+    assert choose(logits[:1], torch.tensor([1 - 1e-12]).double(), Sampling()).tolist() == [3]
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """With adapters that are not zero."""
+    pytest.importorskip("peft", reason="pip install -e '.[animal]'")
+    from models.animal.adapter import LoraLM
+    from models.animal.config import LoraConfig
+    from tasks.animal.base import load_base
+    from tests.animal.tiny import write
+
+    folder = write(tmp_path_factory.mktemp("model") / request.param, request.param)
+    torch.manual_seed(0)
+    made = LoraLM(
+        LoraConfig(lora_r=4, lora_dropout=0.3), load_base("x", str(folder), torch.float32), auto_dtype=torch.float32
+    )
+    for param in made.parameters():
+        param.data += 0.3 * torch.randn_like(param)
+    made.folder = folder
+    return made
+
+
+PROMPT = torch.tensor([7, 22])
+
+
+def sampled(model, rows: int, seed: int = 1, **kwargs):
+    draws = torch.rand(rows, LENGTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    ends = torch.zeros(model.base.model.config.vocab_size, dtype=torch.bool)
+    ends[:4] = True
+    return rollout(model.language_model, PROMPT, draws, Sampling(**kwargs), ends=ends, pad=0)
+
+
+def test_the_first_token_follows_the_prompt_once(model) -> None:
+    plain = model(PROMPT[None]).logits[0, -1]
+    first, _ = read_prompt(model.language_model, PROMPT, 3)
+    assert torch.allclose(first, plain.expand(3, -1), atol=1e-6)
+
+
+def test_scores_are_those_of_the_generation(model) -> None:
+    ids, logp = sampled(model, 12)
+    mask = ((ids < 4).long().cumsum(-1) - (ids < 4).long()) == 0
+    assert 1 < mask.sum() < mask.numel()
+    with torch.no_grad():
+        scores = score(model.language_model, PROMPT, ids)
+    assert (scores - logp)[mask].abs().max() < 1e-5
+    assert not logp[~mask].any()
+    tempered, logp = sampled(model, 12, temperature=0.5)
+    with torch.no_grad():
+        scores = score(model.language_model, PROMPT, tempered)
+    keep = logp != 0
+    assert (scores - logp)[keep].abs().max() < 1e-5  # of temperature 1 all the same
+
+
+def test_batch_mates_and_padding_change_nothing(model) -> None:
+    ids, _ = sampled(model, 8)
+    alone = torch.cat([sampled(model, 8)[0][row : row + 1] for row in range(8)])
+    assert torch.equal(ids, alone)
+    with torch.no_grad():
+        together = score(model.language_model, PROMPT, ids)
+        each = torch.cat([score(model.language_model, PROMPT, ids[row : row + 1]) for row in range(8)])
+        assert (together - each).abs().max() < 1e-5
+        # prompts of different lengths, padded on the left, one beside the other
+        longer = torch.tensor([3, 9, 7, 22])
+        tokens = torch.stack([torch.cat((torch.tensor([5, 5]), PROMPT, ids[0])), torch.cat((longer, ids[1]))])
+        real = torch.ones_like(tokens).bool()
+        real[0, :2] = False
+        padded = score_padded(model.language_model, tokens, real, LENGTH)
+        apart = [score(model.language_model, PROMPT, ids[:1]), score(model.language_model, longer, ids[1:2])]
+        assert (padded - torch.cat(apart)).abs().max() < 1e-5
+
+
+def test_the_shared_prompt_gives_the_gradient_of_the_plain_pass(model) -> None:
+    ids, _ = sampled(model, 6)
+    weights = torch.randn(6, LENGTH, generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for shared in (True, False):
+        if shared:
+            logp = score(model.language_model, PROMPT, ids)
+        else:
+            whole = torch.cat((PROMPT.expand(6, -1), ids), 1)
+            logp = log_probabilities(model(whole).logits[:, len(PROMPT) - 1 : -1], ids)
+        gradients.append(torch.autograd.grad((weights * logp).sum(), [*model.parameters()]))
+    assert all((a - b).abs().max() < 1e-4 * b.abs().max() for a, b in zip(*gradients, strict=True))
+    assert all(gradient.any() for gradient in gradients[0])
+
+
+def test_without_adapters_it_is_its_base_and_dropout_is_for_gradients_only(model) -> None:
+    transformers = pytest.importorskip("transformers")
+    base = transformers.AutoModelForCausalLM.from_pretrained(model.folder)
+    ids, _ = sampled(model, 4)
+    with torch.no_grad():
+        model.train()
+        with model.without_adapters():
+            assert torch.equal(model(ids).logits, base(ids).logits)
+        assert not torch.equal(model(ids).logits, model(ids).logits)
+        model.eval()
+        assert torch.equal(model(ids).logits, model(ids).logits)
+        assert not torch.allclose(model(ids).logits, base(ids).logits, atol=1e-3)
+
+
+def test_only_the_adapters_are_its_parameters_under_the_names_of_peft(model) -> None:
+    peft = pytest.importorskip("peft")
+    stored = peft.get_peft_model_state_dict(model.peft)
+    own = model.state_dict()
+    assert own.keys() == stored.keys()
+    assert all(torch.equal(own[name], stored[name]) for name in own)
+    assert not any(param.requires_grad for name, param in model.peft.named_parameters() if "lora_" not in name)
+
+
+def test_the_saved_adapter_is_the_model(model, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    for name, content in model.files().items():
+        (tmp_path / name).write_bytes(content)
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+    again = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(model.folder), tmp_path)
+    with torch.no_grad():
+        assert (again(PROMPT[None]).logits - model(PROMPT[None]).logits).abs().max() < 1e-6
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).eos_token == "<end>"
+
+
+def test_layers_to_adapt_are_found_in_every_architecture(model) -> None:
+    from models.animal.adapter import lora_targets
+    from tasks.animal.base import load_base
+
+    expected = {
+        "GPT2LMHeadModel": ["attn.c_attn", "attn.c_proj"],
+        "LlamaForCausalLM": [f"self_attn.{name}_proj" for name in "koqv"],
+    }[type(model.base.model).__name__]
+    assert sorted(model.peft.peft_config["default"].target_modules) == expected
+    plain = load_base("x", str(model.folder), torch.float32).model
+    assert lora_targets(plain) == expected
+    assert lora_targets(plain, expected[:1]) == expected[:1]
+    with pytest.raises(ValueError, match=r"arch\.lora_target_modules: no layer's name ends in nope; there are "):
+        lora_targets(plain, ["nope"])
+    assert cache_name(model.language_model) in ("cache", "past_key_values")
