@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from launcher.jobs import JobFile
 from verification.finding import Finding, Report
-from verification.rule import finding
+from verification.rule import finding, settled
 
 
 def file_findings(file: JobFile, name: str, reports: Sequence[Report]) -> list[Finding]:
     """JOB001, JOB002 and JOB032 of a file, given the reports of its jobs."""
     findings = [finding("JOB001", "FAIL", text, name, number) for number, text in file.problems]
-    findings = findings or [finding("JOB001", "PASS", f"{len(file.jobs)} jobs", name)]
+    findings.append(finding("JOB001", "PASS", f"{len(file.jobs)} jobs", name))
     pending = [one for one in file.jobs if one.state in ("todo", "running")]
     lines = Counter(one.command for one in pending)
     twice = [one for one in pending if lines[one.command] > 1]
@@ -25,19 +25,16 @@ def file_findings(file: JobFile, name: str, reports: Sequence[Report]) -> list[F
     for one in stale:
         text = f"marked as running by process {one.owner[0] if one.owner else '?'}, which is gone"
         findings.append(finding("JOB002", "WARN", text, name, one.line_number))
-    if not twice and not stale:
-        findings.append(finding("JOB002", "PASS", "no pending job is there twice, no mark is stale", name))
+    findings.append(finding("JOB002", "PASS", "no pending job is there twice, no mark is stale", name))
     folders: dict[str, list[str]] = {}
     for report in reports:
         run_name, folder = report.facts.get("run_name"), report.facts.get("run_dir")
         if run_name and folder:
             folders.setdefault(str(folder), []).append(report.job)
     same = {folder: ids for folder, ids in folders.items() if len(ids) > 1}
-    for folder, ids in same.items():
-        findings.append(finding("JOB032", "WARN", f"jobs {', '.join(ids)} write to {folder}", name))
-    if not same:
-        findings.append(finding("JOB032", "PASS", "run names are unique", name))
-    return [replace(one, job=name) for one in findings]
+    findings += [finding("JOB032", "WARN", f"jobs {', '.join(ids)} write to {at}", name) for at, ids in same.items()]
+    findings.append(finding("JOB032", "PASS", "run names are unique", name))
+    return [replace(one, job=name) for one in settled(findings)]
 
 
 def is_gone(owner: tuple[int, str | None] | None) -> bool:

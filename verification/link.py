@@ -47,6 +47,8 @@ class Link:
     train_place: Place = ("", 0)
     callable: bool = False
     """Whether it has a forward."""
+    uncallable: str = ""
+    """Why the trainer cannot call it as a model; empty for what is no name of a model, too."""
     fields: list[str] = field(default_factory=list)
     """Of its Config."""
     config: str = ""
@@ -111,6 +113,7 @@ def _describe(link: Link, cls: type, module: ModuleType, block: dict[str, Any]) 
     link.train_forward = next(_training_methods(cls), "")
     link.train_place = place_of(getattr(cls, link.train_forward, None))
     link.callable = hasattr(cls, "forward")
+    link.uncallable = _uncallable(cls) if link.key == "arch.name" else ""
     schema = getattr(cls, "Config", None)
     if schema is not None:
         link.fields = [one.name for one in fields(schema)]
@@ -120,6 +123,23 @@ def _describe(link: Link, cls: type, module: ModuleType, block: dict[str, Any]) 
         build_config(cls, block, link.key.removesuffix(".name"))
     except UsageError as error:
         link.misfit = str(error)
+
+
+def _uncallable(cls: type) -> str:
+    from torch import nn
+
+    if not issubclass(cls, nn.Module):
+        return f"{cls.__name__} is no nn.Module"
+    if cls.forward is nn.Module.forward:
+        return f"{cls.__name__} has no forward"
+    signature = inspect.signature(cls.forward)
+    if getattr(cls, "ACT_MODE", None) is not None or "carry" in signature.parameters:
+        try:
+            signature.bind(None, {})
+            signature.bind(None, {}, None)
+        except TypeError as error:
+            return f"{cls.__name__}.forward cannot be called as forward(batch, carry=None): {error}"
+    return ""
 
 
 def _training_methods(cls: type) -> Iterator[str]:

@@ -27,7 +27,8 @@ def observed(subject: Subject, *, start: bool = True) -> list[Finding]:
     """
     try:
         config, spec = need_config(subject), _specification(subject)
-        reason = next(iter(subject.problems.values()), "") or subject.model.problem or subject.loss.problem
+        links = (subject.model.problem, subject.model.uncallable, subject.loss.problem)
+        reason = next((text for text in (*subject.problems.values(), *links) if text), "")
     except (NotApplicable, UsageError) as error:
         config, spec, reason = {}, None, str(error)
     if spec is None or reason:
@@ -40,8 +41,10 @@ def observed(subject: Subject, *, start: bool = True) -> list[Finding]:
     question = ["observed", subject.script_stem, settings, depths(subject.arch)]
     found = recall(question, answer if start else None, lasts=_was_built)
     findings = [with_fix(Finding(**row)) for row in found or ()]
-    added = {"SUM600"} if subject.family is None else set()  # where no rule sums up
-    return [one for one in findings if one.code not in {*ALSO_OBSERVED} - added or one.level == "FAIL"]
+    findings = [one for one in findings if one.code not in ALSO_OBSERVED or one.level == "FAIL"]
+    if failed := ", ".join(dict.fromkeys(one.code for one in findings if one.level == "FAIL")):
+        findings.append(finding("SUM600", "FAIL", f"what is observed is not what is declared ({failed})"))
+    return findings
 
 
 def _specification(subject: Subject) -> Verification | None:
@@ -59,7 +62,7 @@ def _observe(subject: Subject, **how: Any) -> list[dict[str, Any]]:
 
 def _was_built(rows: Sequence[dict[str, Any]]) -> bool:
     """Whether there was an instance: why there was none may lie outside of our code."""
-    return any(row["code"] in ("SUM600", "DYN703") and row["level"] != "SKIP" for row in rows)
+    return any(row["code"] in ("SCR120", "DYN703") and row["level"] != "SKIP" for row in rows)
 
 
 def with_fix(one: Finding) -> Finding:

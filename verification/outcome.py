@@ -6,7 +6,6 @@ from typing import Any
 
 from verification.rules.config import warmup_key
 from verification.rules.together import encoder_policy, mode_of_name
-from verification.signature import task_of
 from verification.subject import Subject
 
 
@@ -56,7 +55,7 @@ def facts(subject: Subject) -> dict[str, Any]:
         "arch": subject.choices.get("arch"),
         "model": subject.model.text or None,
         "loss": subject.loss.text or None,
-        "task": task_of(subject),
+        "task": subject.task,
         "train_forward": model.train_forward,
         "act_mode": subject.declares("ACT_MODE"),
         "act_mode_found": mode_of_name(model.train_forward),

@@ -34,7 +34,7 @@ def make_signature(subject: Subject) -> dict[str, Any]:
         "model": model.text or None,
         "loss": subject.loss.text or None,
         "evaluators": [link.text for link in subject.evaluators],
-        "task": task_of(subject),
+        "task": subject.task,
         "train_forward": model.train_forward or None,
         "act_mode": subject.declares("ACT_MODE"),
         "encoder_policy": encoder_policy(model),
@@ -45,19 +45,6 @@ def make_signature(subject: Subject) -> dict[str, Any]:
         "commit": commit(subject.root),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }
-
-
-def task_of(subject: Subject) -> str | None:
-    """package@Class of the task that the script's family trains with."""
-    tasks = recall(["tasks", subject.package], lambda: _tasks(subject)) or [] if subject.package else []
-    return f"{subject.package}@{tasks[0]}" if len(tasks) == 1 else None
-
-
-def _tasks(subject: Subject) -> list[str]:
-    module = subject.part("task")
-    classes = [one for one in vars(module).values() if isinstance(one, type)] if module else []
-    own = [one for one in classes if one.__module__ == f"{subject.package}.task"]
-    return [one.__name__ for one in own if hasattr(one, "micro_batches")]
 
 
 def source_of(root: Path, module: str) -> str | None:

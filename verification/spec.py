@@ -46,8 +46,6 @@ class Verification:
     """Parameters, by name, that no optimizer group needs to hold (a frozen base model)."""
     exercised: Settings = field(default_factory=dict)
     """Run keys under which as much as possible of the code runs (evaluators, say)."""
-    context_calls: tuple[str, ...] = ("embed", "encode", "encoder")
-    """Methods that make what a model is conditioned on."""
     table_key: str = "puzzle_identifiers"
     """Where a row's data say which row of the sparse table is its own."""
     probes: Callable[[], Iterable[Any]] = lambda: ()

@@ -16,6 +16,7 @@ from engine.cli.resolve import Trace
 from launcher.command import Command
 from verification.data import DataPath
 from verification.link import Link, follow
+from verification.recall import recall
 
 Kind = Literal["job", "recipe", "command", "launch"]
 
@@ -96,6 +97,11 @@ class Subject:
         choice = self.choices.get("arch")
         return self.trace.locate(f"arch/{choice}") if choice else ""
 
+    def arch_place(self, key: str = "arch.name") -> tuple[str, int]:
+        """Where a key of the arch block is set, else the arch file."""
+        place = self.trace.key_line(key)
+        return place if place[0] else (self.arch_file, 0)
+
     @property
     def files(self) -> list[str]:
         """The YAML files, in merge order."""
@@ -142,6 +148,18 @@ class Subject:
         """The family's folder as a package, tasks.<family>; "" where the script has no family."""
         script = self.trace.script
         return script.declared.package if script and script.declared else ""
+
+    @functools.cached_property
+    def task(self) -> str | None:
+        """package@Class of the task that the script's family trains with, None where that is not one class."""
+        tasks = recall(["tasks", self.package], self._tasks) or [] if self.package else []
+        return f"{self.package}@{tasks[0]}" if len(tasks) == 1 else None
+
+    def _tasks(self) -> list[str]:
+        module = self.part("task")
+        classes = [one for one in vars(module).values() if isinstance(one, type)] if module else []
+        own = [one for one in classes if one.__module__ == f"{self.package}.task"]
+        return [one.__name__ for one in own if hasattr(one, "micro_batches")]
 
     @functools.cached_property
     def data(self) -> list[DataPath]:

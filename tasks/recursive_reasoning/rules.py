@@ -86,8 +86,7 @@ def manager(subject: Subject) -> Iterator[Finding]:
     problems = list(_odd(subject.arch, own, weight)) if isinstance(weight, int | float) else []
     for key, intent, text, fix in problems:  # a debug preset cuts episodes short and means nothing by it
         level = "INFO" if subject.choices.get("debug") or intent in (subject.intent or {}) else "WARN"
-        place = subject.trace.key_line(key)
-        yield finding("ARC340", level, text, *(place if place[0] else (subject.arch_file, 0)), fix)
+        yield finding("ARC340", level, text, *subject.arch_place(key), fix)
     if not problems:
         text = f"goals held for {own.get('manager_period')} passes, loss weight {weight}" if own else "no manager"
         yield finding("ARC340", "PASS", text, *subject.trace.key_line("arch.subgoal_head"))

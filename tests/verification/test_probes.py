@@ -347,7 +347,7 @@ def test_a_class_outside_of_our_packages_is_not_imported(tmp_path: Path, monkeyp
     ran = tmp_path / "ran"
     (tmp_path / "models_of_mine.py").write_text(f"open({str(ran)!r}, 'w')\nclass Payload: ...\n")
     monkeypatch.syspath_prepend(tmp_path)
-    found = look("MOD410", "arch.name=models_of_mine@Payload")
+    found = look("MOD420", "arch.name=models_of_mine@Payload")
     assert [f.level for f in found] == ["SKIP"]
     assert not ran.exists()
 

@@ -1,13 +1,12 @@
 """Probes of what a row is conditioned on, its embedded or encoded input: made anew (DYN701), with a gradient (DYN702).
 
-Looked at are calls of the family's `context_calls` (`embed`, `encode`) on any module of the model, and modules that
-are called an encoder. Between the two steps a fixed pattern of rows is declared halted, the others go on.
+Looked at are the modules that are given whole numbers (tokens, identifiers), and those that are called an encoder.
+Between the two steps a fixed pattern of rows is declared halted, the others go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,52 +17,31 @@ from verification.probes.instance import Recorder, Tiny, Unobservable, step
 from verification.probes.registry import Note, observes
 
 
-@dataclass
-class Made:
-    """One call that embedded or encoded rows."""
-
-    name: str
-    rows: int
-    value: Tensor
+def encodes(name: str, given: Any) -> bool:
+    """Whether a call of the module `name` with these arguments embeds or encodes rows."""
+    numbers = (one for one in given if isinstance(one, Tensor) and not one.is_floating_point())
+    return "encoder" in name.lower() or any(one.dtype is not torch.bool for one in numbers)
 
 
-class Watch:
-    """Records the outermost calls that make context in `model`."""
-
-    def __init__(self, model: nn.Module, words: Iterable[str]) -> None:
-        self.made: list[Made] = []
-        self._depth = 0
-        words = tuple(words)
-        found = False
-        for path, module in model.named_modules():
-            leaf = path.rpartition(".")[2].lower()
-            names = [word for word in words if not isinstance(getattr(module, word, None), nn.Module | None)]
-            for name in [*names, *(["forward"] if leaf in words or leaf.endswith("encoder") else [])]:
-                setattr(module, name, self._recorded(f"{path or 'the model'}.{name}", getattr(module, name)))
-                found = True
-        if not found:
-            raise Unobservable(f"no module of the model has one of {', '.join(words)}")
-
-    def _recorded(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def made(*args: Any, **kwargs: Any) -> Any:
-            self._depth += 1
-            try:
-                value = call(*args, **kwargs)
-            finally:
-                self._depth -= 1
-            rows = next(iter(value.values()), None) if isinstance(value, dict) else value  # the embedding comes first
-            if self._depth == 0 and isinstance(rows, Tensor):
-                if rows.requires_grad:
-                    rows.retain_grad()
-                self.made.append(Made(name, rows.shape[0], rows))
-            return value
-
-        return made
-
-
-def _task(tiny: Tiny) -> tuple[Any, Recorder, Watch]:
+def _watched(tiny: Tiny) -> tuple[Any, dict[str, list[Tensor]]]:
+    """(a task, what its modules have embedded or encoded since: name of the module -> its outputs)."""
     task = tiny.build(run={"accumulation": 1}).task
-    return task, Recorder(task.module, force), Watch(task.module, tiny.spec.context_calls)
+    Recorder(task.module, force)
+    made: dict[str, list[Tensor]] = {}
+
+    def watch(name: str) -> Any:
+        def seen(module: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and encodes(name, given):
+                made.setdefault(name, []).append(output)
+                if output.requires_grad:
+                    output.retain_grad()
+
+        return seen
+
+    for name, module in task.module.named_modules():
+        if name:
+            module.register_forward_hook(watch(name))
+    return task, made
 
 
 @observes(
@@ -73,17 +51,20 @@ def _task(tiny: Tiny) -> tuple[Any, Recorder, Watch]:
     fix="embed (encode) carry.data unconditionally in the training method",
 )
 def encoded_rows(tiny: Tiny) -> Iterator[str | Note]:
-    """Rows that a first and a second step embed, the second one with rows that go on."""
-    task, recorder, watch = _task(tiny)
+    """Rows that a second step embeds, some of which go on, against those of the first."""
+    task, made = _watched(tiny)
     if getattr(tiny.model_class, "ACT_MODE", None) != "dynamic":
         raise Unobservable("what a step must encode is known of dynamic halting only")
+    counts: list[dict[str, int]] = []
     for number in (1, 2):
-        watch.made.clear()
+        made.clear()
         step(task, number)
-        size = recorder.calls[-1].batch["inputs"].shape[0]
-        rows = sum(made.rows for made in watch.made)
-        if rows < size:
-            yield f"step {number} embedded {rows} of its {size} rows: the others go on with an old embedding"
+        counts.append({name: sum(len(output) for output in outputs) for name, outputs in made.items()})
+    if not counts[0]:
+        raise Unobservable("no module of the model embeds or encodes")
+    for name, rows in counts[0].items():
+        if (again := counts[1].get(name, 0)) < rows:
+            yield f"{name} embedded {rows} rows in step 1 and {again} in step 2: the others go on with an old embedding"
 
 
 @observes(
@@ -94,18 +75,17 @@ def encoded_rows(tiny: Tiny) -> Iterator[str | Note]:
 )
 def gradient_of_rows(tiny: Tiny) -> Iterator[str | Note]:
     """The gradient of the loss of a second step with respect to what the step embedded."""
-    task, _, watch = _task(tiny)
+    task, made = _watched(tiny)
     step(task, 1)
-    watch.made.clear()
+    made.clear()
     for micro_batch in task.micro_batches(2):
         task.loss(micro_batch)[0].backward()
-    reached: Tensor | None = None
-    for made in watch.made:
-        if made.value.grad is not None:
-            rows = (made.value.grad != 0).flatten(1).any(dim=1)
-            reached = rows if reached is None or reached.shape != rows.shape else reached | rows
-    if reached is None:
+    grads = [output.grad for outputs in made.values() for output in outputs if output.grad is not None]
+    if not grads:
         yield "no gradient reaches what a step embeds: the embedding (encoder) never learns"
-    elif not bool(reached.all()):
-        dry = torch.nonzero(~reached).flatten().tolist()
-        yield f"no gradient reaches the embedding of {len(dry)} of {reached.numel()} rows ({dry[:6]})"
+        return
+    rows = max(len(grad) for grad in grads)
+    touched = [(grad != 0).flatten(1).any(dim=1) for grad in grads if len(grad) == rows]
+    dry = torch.nonzero(~torch.stack(touched).any(dim=0)).flatten().tolist()
+    if dry:
+        yield f"no gradient reaches the embedding of {len(dry)} of {rows} rows ({dry[:6]})"

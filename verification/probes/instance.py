@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -96,25 +97,6 @@ def _copy(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
         return replace(value, **{name: _copy(getattr(value, name)) for name in value.__dataclass_fields__})
     return value
-
-
-@dataclass
-class TrainingRun:
-    """What a short run of the real trainer left behind; one entry per optimizer step in the lists."""
-
-    model: nn.Module
-    recorder: Recorder
-    groups: list[Any]
-    steps: int
-    """Optimizer steps taken."""
-    gradients: dict[str, float]
-    """Parameter -> largest absolute gradient seen."""
-    changed: dict[str, bool]
-    """Parameter -> whether any of its numbers moved."""
-    table_rows: list[set[int]] = field(default_factory=list)
-    """Rows of the sparse table that the step changed."""
-    used_rows: list[set[int]] = field(default_factory=list)
-    """Identifiers of the examples that the step worked on."""
 
 
 class Tiny:
@@ -215,10 +197,6 @@ class Tiny:
         evaluate(plan.task)
         return [key for where, block in blocks.items() for key in unread(block, where)]
 
-    def training_run(self) -> TrainingRun:
-        """Three optimizer steps of engine/loop/trainer.py, observed; made once."""
-        return self.once(_train)
-
 
 def runtime(seed: int) -> Runtime:
     """This process on the CPU in float32; alone, except where the probe of two ranks says otherwise."""
@@ -244,56 +222,18 @@ def _max_steps(tiny: Tiny) -> Any:
     return getattr(tiny.build().task.module, "halt_max_steps", None)
 
 
-def _train(tiny: Tiny) -> TrainingRun:
-    plan = tiny.build(stirred=False)
-    model, groups = plan.task.module, plan.task.param_groups()
-    before = {name: param.detach().clone() for name, param in model.named_parameters()}
-    gradients = dict.fromkeys(before, 0.0)
+def fit(
+    plan: Any, config: Any, after_step: Callable[[], None] | None = None
+) -> tuple[Trainer, Mapping[str, float | None]]:
+    """A run of the real trainer that writes nothing, calling `after_step` after each step: (trainer, its results)."""
 
-    def watch(name: str) -> Callable[[Tensor], None]:
-        def seen(gradient: Tensor) -> None:
-            gradients[name] = max(gradients[name], float(gradient.abs().max()))
+    def nothing(*_: Any) -> None: ...
 
-        return seen
-
-    for name, param in model.named_parameters():
-        if param.requires_grad:
-            param.register_hook(watch(name))
-    config = tiny.config()
-    run = TrainingRun(model, Recorder(model), groups, config.max_steps, gradients, {})
-    table = next(iter(tables_of(model)), None)
-    if table is not None:
-        torch.nn.init.normal_(table.weights, generator=torch.Generator().manual_seed(1))
-    rows = [] if table is None else [table.weights.clone()]
-
-    class Watch:
-        def start(self, trainer: Any) -> None: ...
-
-        def after_step(self, trainer: Any) -> None:
-            if table is None:
-                return
-            moved = (table.weights != rows[-1]).any(dim=1).nonzero().flatten()
-            rows.append(table.weights.clone())
-            run.table_rows.append(set(moved.tolist()))
-            used = run.recorder.calls[-1].output.carry.data[tiny.spec.table_key]
-            run.used_rows.append(set(used.tolist()))
-
-        def after_eval(self, trainer: Any, results: Any) -> None: ...
-
-        def end(self, trainer: Any) -> None: ...
-
-    trainer = Trainer(
-        plan,
-        config,
-        runtime(0),
-        save=lambda *_: None,
-        write=lambda *_: None,
-        stop=NoStop(),  # type: ignore[arg-type]
-        hooks=[Watch()],
-    )
-    trainer.fit()
-    run.changed = {name: not torch.equal(param, before[name]) for name, param in model.named_parameters()}
-    return run
+    seen = nothing if after_step is None else lambda _: after_step()
+    hook = SimpleNamespace(start=nothing, after_step=seen, after_eval=nothing, end=nothing)
+    never: Any = NoStop()
+    trainer = Trainer(plan, config, runtime(config.seed), save=nothing, write=nothing, stop=never, hooks=[hook])
+    return trainer, trainer.fit()
 
 
 # --- driving a task ---------------------------------------------------------------------------------------------------
@@ -330,13 +270,13 @@ def evaluate(task: Any) -> dict[str, Any]:
 def finish_step(task: Any) -> None:
     """What the trainer does after a step, without an optimizer."""
     task.after_step()
-    for table in tables_of(task.module):
+    for table in tables(task.module).values():
         table.take_pending()
 
 
-def tables_of(model: nn.Module) -> list[Any]:
-    """The sparse tables of a model: what looks rows up and keeps their gradients for one optimizer."""
-    return [module for module in model.modules() if hasattr(type(module), "take_pending")]
+def tables(model: nn.Module) -> dict[str, Any]:
+    """The sparse tables of a model by name: what looks rows up and keeps their gradients for one optimizer."""
+    return {name: module for name, module in model.named_modules() if hasattr(type(module), "take_pending")}
 
 
 def first_batch(task: Any, number: int = 1) -> dict[str, Tensor]:
@@ -350,7 +290,7 @@ def stir(model: nn.Module) -> None:
     with torch.no_grad():
         for param in model.parameters():
             param.add_(0.05 * torch.randn(param.shape, generator=generator).to(param.dtype))
-        for table in tables_of(model):
+        for table in tables(model).values():
             table.weights.copy_(torch.randn(table.weights.shape, generator=generator))
 
 
@@ -383,7 +323,7 @@ def with_keys(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 def same(a: Any, b: Any) -> bool:
     """Whether two nests of lists, dictionaries and dataclasses hold the same tensors and values."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.equal(a, b)
+        return a.dtype == b.dtype and torch.equal(a, b)
     if is_dataclass(a) and is_dataclass(b):
         return all(same(getattr(a, one.name), getattr(b, one.name)) for one in fields(a))
     if isinstance(a, dict) and isinstance(b, dict):

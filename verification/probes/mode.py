@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from verification.probes.context import encodes
 from verification.probes.episodes import _exploring, episode, evaluations
 from verification.probes.instance import (
     Recorder,
@@ -26,6 +27,7 @@ from verification.probes.instance import (
     first_batch,
     set_halting,
     step,
+    tables,
 )
 from verification.probes.launch import watched
 from verification.probes.registry import Note, observes
@@ -66,7 +68,7 @@ def ran(model: nn.Module, batch: Any, *carry: Any) -> Ran:
     return Ran(methods, max(calls.values(), default=0), output)
 
 
-@observes("MOD420", act=True, after=("MOD410", "SCR120"), passed="")
+@observes("MOD420", act=True, after=("SCR120",), passed="")
 def branches(tiny: Tiny) -> Iterator[str | Note]:
     """Training and evaluation, without and with a carry; then a training step after an evaluation."""
     task = tiny.build().task
@@ -149,7 +151,7 @@ def mode(tiny: Tiny) -> Iterator[str | Note]:
     """What the class declares, what the method is called, what it does."""
     train = tiny.kept["train_forward"]
     declared, named = getattr(tiny.model_class, "ACT_MODE", None), mode_of_name(train)
-    done = tiny.kept["act_mode_found"] = mode_of_body(tiny)
+    done = mode_of_body(tiny)
     about = getattr(tiny.model_class, train, None)
     text = f"{tiny.model_class.__name__}: ACT_MODE={declared}, {train} is named {named or 'after no mode'}, "
     text += f"one training step is that of a {done} model"
@@ -192,8 +194,7 @@ def _gradients(tiny: Tiny) -> Gradients:
         names[id(module)] = [*own, *([name] if hasattr(type(module), "take_pending") else [])]
 
     def given(module: nn.Module, arguments: Any) -> None:
-        numbers = any(isinstance(one, Tensor) and not one.is_floating_point() for one in arguments)
-        if numbers or any("encoder" in name.lower() for name in names.get(id(module), ())):
+        if encodes(" ".join(names.get(id(module), ())), arguments):
             seen.encoding.update(names.get(id(module), ()))
 
     hook = register_module_forward_pre_hook(given)
@@ -211,7 +212,7 @@ def _gradients(tiny: Tiny) -> Gradients:
                 seen.stale = " ".join(str(error).split())[:120]
                 return seen
             moved = {n for n, p in task.module.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
-            moved |= {name for name, table in tables(task.module) if _touched(table)}
+            moved |= {name for name, table in tables(task.module).items() if _touched(table)}
             if number == 1:
                 seen.first |= moved
             else:
@@ -236,11 +237,6 @@ def _going_on(_: int, output: Any) -> Any:
     return replace(output, carry=replace(output.carry, halted=torch.zeros_like(output.carry.halted)))
 
 
-def tables(model: nn.Module) -> list[tuple[str, Any]]:
-    """Sparse tables by name."""
-    return [(name, module) for name, module in model.named_modules() if hasattr(type(module), "take_pending")]
-
-
 def _touched(table: Any) -> bool:
     return any(rows.grad is not None and bool((rows.grad != 0).any()) for _, rows in getattr(table, "pending", ()))
 
@@ -254,7 +250,7 @@ def reaches(tiny: Tiny) -> Iterator[str | Note]:
         return
     idle = set(getattr(model, "idle_parameters", ()))
     names = [name for name, p in model.named_parameters() if p.requires_grad and name not in idle]
-    names = [name for name in names if not tiny.spec.may_be_frozen(name)] + [name for name, _ in tables(model)]
+    names = [name for name in names if not tiny.spec.may_be_frozen(name)] + list(tables(model))
     dry = [name for name in names if name not in seen.first | seen.later]
     plain = _episode_sum(tiny, "") if dry else 0.0
     if detached := [name for name in dry if _episode_sum(tiny, name) != plain]:
@@ -268,7 +264,8 @@ def _episode_sum(tiny: Tiny, name: str) -> float:
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         if name:
-            values = {**dict(task.module.named_parameters()), **{n: table.weights for n, table in tables(task.module)}}
+            values = {n: table.weights for n, table in tables(task.module).items()}
+            values |= dict(task.module.named_parameters())
             values[name].add_(torch.randn(values[name].shape, generator=generator).to(values[name].dtype))
         torch.manual_seed(5)  # of dropout
         return sum(float(loss) for _, loss in _episode_losses(tiny, task))
@@ -303,7 +300,7 @@ def encoding(tiny: Tiny) -> Iterator[str | Note]:
     encoders = [name for name, _ in model.named_modules() if "encoder" in name.lower()]
     seen, claim = gradients(tiny), getattr(tiny.model_class, "ENCODER_POLICY", None)
     stale = bool(seen.stale or (seen.first - seen.later) & seen.encoding)
-    policy = tiny.kept["encoder_policy"] = "none" if not encoders else "cache_first_step" if stale else "reencode"
+    policy = "none" if not encoders else "cache_first_step" if stale else "reencode"
     if claim is not None and claim != policy:
         yield f"ENCODER_POLICY={claim!r}, the model does {policy}"
     yield Note("PASS", "the input is embedded: no encoder" if policy == "none" else f"the input is encoded: {policy}")
@@ -365,20 +362,27 @@ def groups(tiny: Tiny) -> Iterator[str | Note]:
     """Parameters of the model against the groups of the task."""
     task = tiny.build().task
     model, made, name = task.module, task.param_groups(), f"{type(task).__name__}.param_groups"
-    dense = [group for group in made if group.table is None]
-    names = {id(p): n for n, p in model.named_parameters()}
-    holders = Counter(names.get(id(p), n) for group in dense for n, p in group.dense.items())
-    frozen = bool(tiny.settings.get("freeze_weights"))
-    left_out = [n for n in names.values() if not holders[n] and not tiny.spec.may_be_frozen(n)]
-    if left_out and not frozen:
-        yield f"{name}: {listed(left_out)} in no optimizer group: never trained"
-    if twice := [n for n, count in holders.items() if count > 1]:
-        yield f"{name}: {listed(twice)} in more than one optimizer group: updated twice per step"
-    held = {id(group.table) for group in made if group.table is not None}
-    if lost := [n for n, table in tables(model) if id(table) not in held]:
-        yield f"{name}: the sparse table {listed(lost)} in no optimizer group: its rows keep their first values"
+    for text in grouped(tiny, model, made):
+        yield f"{name}: {text}"
     if callable(getattr(model, "param_groups", None)):
-        yield from _mixed(model, dense, name)
+        yield from _mixed(model, [group for group in made if group.table is None], name)
+
+
+def grouped(tiny: Tiny, model: nn.Module, made: list[Any]) -> Iterator[str]:
+    """What is wrong with which parameters and tables of `model` the groups hold."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    dense = [group for group in made if group.table is None]
+    holders = Counter(names.get(id(p), n) for group in dense for n, p in group.dense.items())
+    left_out = [n for n in names.values() if not holders[n] and not tiny.spec.may_be_frozen(n)]
+    if left_out and not tiny.settings.get("freeze_weights"):
+        yield f"{listed(left_out)} in no optimizer group: never trained"
+    if twice := [n for n, count in holders.items() if count > 1]:
+        yield f"{listed(twice)} in more than one optimizer group: updated twice per step"
+    if foreign := [n for n in holders if n not in names.values()]:
+        yield f"{listed(foreign)} in an optimizer group but not part of the model"
+    held = {id(group.table) for group in made if group.table is not None}
+    if lost := [n for n, table in tables(model).items() if id(table) not in held]:
+        yield f"the sparse table {listed(lost)} in no optimizer group: its rows keep their first values"
 
 
 def _mixed(model: Any, dense: list[Any], name: str) -> Iterator[str]:

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 
 from engine.distributed import shutdown, world_size
-from engine.loop.trainer import Trainer
 from engine.signals import leave_to_parent
-from verification.probes.instance import NoStop, Tiny, Unobservable, runtime, set_halting
+from verification.probes.instance import Tiny, Unobservable, fit, set_halting
 from verification.probes.registry import observes
 
 RANKS = 2
@@ -94,26 +93,11 @@ def _fit(tiny: Tiny, gradients: list[dict[str, np.ndarray]], *, still: bool) -> 
         with contextlib.suppress(Unobservable):  # a model without a halting head
             set_halting(module, willing=True)  # so that exploration decides who gets a fresh example
 
-    class Watch:
-        def start(self, trainer: Any) -> None: ...
+    def watch() -> None:
+        found = {name: param.grad for name, param in module.named_parameters()}
+        gradients.append({name: grad.numpy().copy() for name, grad in found.items() if grad is not None})
 
-        def after_step(self, trainer: Any) -> None:
-            found = {name: param.grad for name, param in module.named_parameters()}
-            gradients.append({name: grad.numpy().copy() for name, grad in found.items() if grad is not None})
-
-        def after_eval(self, trainer: Any, results: Any) -> None: ...
-
-        def end(self, trainer: Any) -> None: ...
-
-    Trainer(
-        plan,
-        tiny.config(run),
-        runtime(0),
-        save=lambda *_: None,
-        write=lambda *_: None,
-        stop=NoStop(),  # type: ignore[arg-type]
-        hooks=[Watch()],
-    ).fit()
+    fit(plan, tiny.config(run), watch)
     return module
 
 

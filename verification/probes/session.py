@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import io
 import os
 import tempfile
@@ -15,15 +14,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
 
 import engine.registry
 from engine.errors import UsageError
-from engine.registry import import_ours, resolve, split_name
+from engine.registry import resolve
 from engine.schema import structure
 from verification.codes import ALSO_OBSERVED, CODES, OBSERVED
 from verification.finding import Finding
-from verification.link import place_of
 from verification.probes import (  # noqa: F401  they register on import
     context,
     depth,
@@ -42,7 +39,7 @@ from verification.probes.launch import launched
 from verification.probes.registry import chosen, place_of_error, run_probe
 from verification.spec import Settings, shrunk, specification
 
-BUILT, CLASS, SUM = "DYN700", "MOD410", "SUM600"
+BUILT = "DYN700"
 JUDGED = tuple(sorted((*OBSERVED, *ALSO_OBSERVED)))
 RANK_KEYS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
@@ -57,14 +54,12 @@ def observe(
     """
     root = engine.registry.ROOT
     resolved = {key: value for key, value in resolved.items() if key != "hydra"}
-    deep, findings = not set(codes) <= set(JUDGED), list[Finding]()
+    deep = not set(codes) <= set(JUDGED)
     if specification(script) is None:
         text = f"the family of {script.__name__}.py has no verify.py"
         return [_finding(code, "SKIP", text) for code in ([BUILT] if deep else codes)]
     with _quiet(), tempfile.TemporaryDirectory(prefix="probe-") as folder:
         try:
-            if CLASS in codes:
-                findings += _class(resolved)
             tiny = make_tiny(script, resolved, Path(folder) / "data", overrides, narrow=not deep)
             built = _built(tiny) if deep else tiny.build()
         except Exception as error:
@@ -72,20 +67,15 @@ def observe(
                 return [_unbuilt(error, root)]
             text = " ".join(str(error).split())[:300]
             reason = text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
-            if "SCR112" in codes and _refused(error):
-                findings.append(_finding("SCR112", "FAIL", reason))
-            known = {finding.code for finding in findings}
-            return [
-                *findings,
-                *(_finding(code, "SKIP", f"not observed: {reason}") for code in codes if code not in known),
-            ]
-        return [*findings, *([built] if BUILT in codes else []), *_run_all(tiny, codes, findings)]
+            refused = [_finding("SCR112", "FAIL", reason)] if "SCR112" in codes and _refused(error) else []
+            others = [code for code in codes if not (refused and code == "SCR112")]
+            return [*refused, *(_finding(code, "SKIP", f"not observed: {reason}") for code in others)]
+        return [*([built] if BUILT in codes else []), *_run_all(tiny, codes)]
 
 
-def _run_all(tiny: Tiny, codes: Sequence[str], before: Sequence[Finding]) -> list[Finding]:
-    amiss = {one.code for one in before if one.level == "FAIL"}
-    blocked, findings = set[str](), list[Finding]()
-    rows = chosen([code for code in codes if code not in (BUILT, CLASS, SUM)], tiny)
+def _run_all(tiny: Tiny, codes: Sequence[str]) -> list[Finding]:
+    amiss, blocked, findings = set[str](), set[str](), list[Finding]()
+    rows = chosen([code for code in codes if code != BUILT], tiny)
     for row in rows:
         if first := [code for code in row.after if code in amiss | blocked]:
             findings.append(_finding(row.code, "SKIP", f"not observed: {first[0]} comes first"))
@@ -94,72 +84,14 @@ def _run_all(tiny: Tiny, codes: Sequence[str], before: Sequence[Finding]) -> lis
             findings += run_probe(row, tiny)
             amiss |= {finding.code for finding in findings if finding.level in ("FAIL", "WARN")}
     asked = {code for code in set(codes) & set(JUDGED) if not code.startswith("DYN")}  # not all have the deeper ones
-    unknown = asked - {row.code for row in rows} - {CLASS, SUM}
-    findings += [_finding(code, "SKIP", "a check of models with ACT steps") for code in sorted(unknown)]
-    failed = {one.code for one in (*before, *findings) if one.level == "FAIL"}
-    return [*findings, *([_sum(tiny, failed)] if SUM in codes else [])]
+    unknown = asked - {row.code for row in rows}
+    return [*findings, *(_finding(code, "SKIP", "a check of models with ACT steps") for code in sorted(unknown))]
 
 
 def _refused(error: BaseException) -> bool:
     """Whether `engine.registry.require` found another family or data mode than the script's."""
     frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
     return "require" in frames
-
-
-def _class(resolved: Mapping[str, Any]) -> list[Finding]:
-    """MOD410: the class is a module that can be called as the trainer calls it."""
-    name = str((resolved.get("arch") or {}).get("name", ""))
-    try:
-        cls = resolve(name, "models", "arch.name")
-    except UsageError:  # a class without forward is refused there, and examined here
-        if (cls := _named(name)) is None:
-            raise
-    file, line = place_of(cls)
-    problems = []
-    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-        problems.append(f"{attribute_name(cls)} is no nn.Module")
-    elif getattr(cls, "forward", None) is nn.Module.forward:
-        problems.append(f"{cls.__name__} has no forward")
-    elif getattr(cls, "ACT_MODE", None) is not None or "carry" in inspect.signature(cls.forward).parameters:
-        try:
-            inspect.signature(cls.forward).bind(None, {})
-            inspect.signature(cls.forward).bind(None, {}, None)
-        except TypeError as error:
-            problems.append(f"{cls.__name__}.forward cannot be called as forward(batch, carry=None): {error}")
-    if problems:
-        return [Finding(CLASS, "FAIL", "5", text, CODES[CLASS].fix, file, line) for text in problems]
-    return [Finding(CLASS, "PASS", "5", f"class {cls.__name__} is a module with forward", "", file, line)]
-
-
-def _named(name: str) -> Any:
-    """What `module@Class` of models/ names, whatever it is; None where that is nothing of ours."""
-    split = split_name(name, "models")
-    if split is None or split[0][0] != "models":
-        return None
-    try:
-        return getattr(import_ours(".".join(split[0]), "arch.name"), split[1], None)
-    except (ImportError, UsageError):
-        return None
-
-
-def attribute_name(cls: Any) -> str:
-    """The name of a class, or of what stands in its place."""
-    return str(getattr(cls, "__name__", cls))
-
-
-def _sum(tiny: Tiny, failed: set[str]) -> Finding:
-    """SUM600: one sentence about what was seen, right where nothing failed."""
-    cls, kept = tiny.model_class, tiny.kept
-    if tiny.spec.act:
-        policy = kept.get("encoder_policy", "none")
-        text = f"{cls.__name__} uses {kept.get('train_forward')}() with {getattr(cls, 'ACT_MODE', None)} halting, "
-        text += f"{getattr(cls, 'DATA_MODE', None)} mode, "
-        text += "no encoder" if policy == "none" else f"encoder: {policy}"
-    else:
-        text = f"{cls.__name__} is trained by {tiny.task_class.__name__}, {getattr(cls, 'DATA_MODE', None)} mode"
-    file, line = place_of(cls)
-    level = "FAIL" if failed else "PASS"
-    return Finding(SUM, level, "6", text, CODES[SUM].fix if failed else "", file, line)  # type: ignore[arg-type]
 
 
 def _finding(code: str, level: Any, text: str) -> Finding:

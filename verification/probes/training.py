@@ -2,13 +2,70 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-from verification.probes.instance import Tiny, Unobservable, tables_of
-from verification.probes.mode import listed
+import torch
+from torch import Tensor, nn
+
+from verification.probes.instance import Recorder, Tiny, Unobservable, fit, tables
+from verification.probes.mode import grouped, listed
 from verification.probes.registry import Note, observes
 from verification.rules.together import mode_of_name
+
+
+@dataclass
+class TrainingRun:
+    """What three optimizer steps of engine/loop/trainer.py left behind; one entry per step in the lists."""
+
+    model: nn.Module
+    recorder: Recorder
+    groups: list[Any]
+    steps: int
+    """Optimizer steps taken."""
+    gradients: dict[str, float]
+    """Parameter -> largest absolute gradient seen."""
+    changed: dict[str, bool] = field(default_factory=dict)
+    """Parameter -> whether any of its numbers moved."""
+    table_rows: list[set[int]] = field(default_factory=list)
+    """Rows of the sparse table that the step changed."""
+    used_rows: list[set[int]] = field(default_factory=list)
+    """Identifiers of the examples that the step worked on."""
+
+
+def training_run(tiny: Tiny) -> TrainingRun:
+    """Made once for all probes."""
+    return tiny.once(_train)
+
+
+def _train(tiny: Tiny) -> TrainingRun:
+    plan, config = tiny.build(stirred=False), tiny.config()
+    model, before = plan.task.module, dict[str, Tensor]()
+    run = TrainingRun(model, Recorder(model), plan.task.param_groups(), config.max_steps, {})
+
+    def watch(name: str, gradient: Tensor) -> None:
+        run.gradients[name] = max(run.gradients[name], float(gradient.abs().max()))
+
+    for name, param in model.named_parameters():
+        before[name], run.gradients[name] = param.detach().clone(), 0.0
+        if param.requires_grad:
+            param.register_hook(partial(watch, name))
+    table = next(iter(tables(model).values()), None)
+    if table is not None:
+        torch.nn.init.normal_(table.weights, generator=torch.Generator().manual_seed(1))
+    rows = [] if table is None else [table.weights.clone()]
+
+    def after_step() -> None:
+        if table is not None:
+            rows.append(table.weights.clone())
+            run.table_rows.append(set((rows[-1] != rows[-2]).any(dim=1).nonzero().flatten().tolist()))
+            run.used_rows.append(set(run.recorder.calls[-1].output.carry.data[tiny.spec.table_key].tolist()))
+
+    fit(plan, config, after_step)
+    run.changed = {name: not torch.equal(param, before[name]) for name, param in model.named_parameters()}
+    return run
 
 
 @observes(
@@ -19,21 +76,12 @@ from verification.rules.together import mode_of_name
 )
 def gradients(tiny: Tiny) -> Iterator[str | Note]:
     """Three steps of the real trainer: who is in which group, who got a gradient, who moved."""
-    run = tiny.training_run()
+    run = training_run(tiny)
+    yield from grouped(tiny, run.model, run.groups)
+    names = {id(param): name for name, param in run.model.named_parameters()}
     dense = [group for group in run.groups if group.table is None]
-    model_names = {id(param): name for name, param in run.model.named_parameters()}
-    holders = Counter(model_names.get(id(param), name) for group in dense for name, param in group.dense.items())
-    frozen_on_purpose = bool(tiny.settings.get("freeze_weights"))
-    rates = {model_names.get(id(p), n): group.lr for group in dense for n, p in group.dense.items()}
-
-    left_out = [name for name in run.changed if not holders[name] and not tiny.spec.may_be_frozen(name)]
-    if left_out and not frozen_on_purpose:
-        yield f"{listed(left_out)} in no optimizer group: never trained"
-    if twice := [name for name, count in holders.items() if count > 1]:
-        yield f"{listed(twice)} in more than one optimizer group: updated twice per step"
-    if foreign := [name for name in holders if name not in run.changed]:
-        yield f"{listed(foreign)} in an optimizer group but not part of the model"
-    held = [name for name in run.changed if holders[name]]
+    rates = {names.get(id(param), name): group.lr for group in dense for name, param in group.dense.items()}
+    held = [name for name in run.changed if name in rates]
     idle = [name for name in held if name in getattr(run.model, "idle_parameters", ())]
     if idle and any(run.gradients[name] == 0.0 for name in idle):
         yield Note("INFO", f"{listed(idle)}: kept for equal sizes, no gradient is needed here")
@@ -42,13 +90,13 @@ def gradients(tiny: Tiny) -> Iterator[str | Note]:
         yield f"{listed(dry)} got no gradient in {run.steps} steps"
     if still := [name for name in held if not run.changed[name] and rates[name] > 0]:
         yield f"{listed(still)} did not change in {run.steps} optimizer steps"
-    if drifting := [name for name, moved in run.changed.items() if moved and not holders[name]]:
+    if drifting := [name for name, moved in run.changed.items() if moved and name not in rates]:
         yield f"{listed(drifting)} changed though no optimizer group holds it"
     if not held and all(group.table is None for group in run.groups):
         yield "the optimizer groups are empty: nothing is trained"
     if zero := sorted({group.name for group in run.groups if group.lr == 0}):
         yield Note("WARN", f"the peak learning rate of group {listed(zero)} is 0: it is not trained")
-    if frozen_on_purpose:
+    if tiny.settings.get("freeze_weights"):
         yield Note("PASS", "freeze_weights=true: the network stays as it is, only the puzzle embedding is trained")
 
 
@@ -61,7 +109,7 @@ def gradients(tiny: Tiny) -> Iterator[str | Note]:
 )
 def embedding_mode(tiny: Tiny) -> Iterator[str | Note]:
     """Which forward ran in training and in evaluation, whether an encoder is there, which table rows moved."""
-    run = tiny.training_run()
+    run = training_run(tiny)
     trained = sorted({name for name in run.recorder.names if name.startswith("_forward_train")})
     declared = getattr(tiny.model_class, "ACT_MODE", None)
     modes = {mode_of_name(name) for name in trained}
@@ -76,7 +124,7 @@ def embedding_mode(tiny: Tiny) -> Iterator[str | Note]:
         yield f"embedding mode has no encoder, found {listed(encoders)}"
     ran = f"training ran {listed(trained)}"
 
-    if not tables_of(run.model):
+    if not tables(run.model):
         yield Note("PASS", f"{ran} ({declared} halting); no puzzle embedding (puzzle_emb_ndim=0)")
         return
     group = next((g for g in run.groups if g.table is not None), None)

@@ -16,16 +16,10 @@ FORM = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*@[A-Z]\w*")
 CLASS_SUFFIX = re.compile(r"_(original|old|backup|bak|copy)\d*$|(?<=[a-z0-9A-Z])(Original|Old|Backup|Bak|Copy)\d*$")
 
 
-def place_of(subject: Subject, key: str = "arch.name") -> tuple[str, int]:
-    """Where a key of the arch block is set, else its file."""
-    place = subject.trace.key_line(key)
-    return place if place[0] else (subject.arch_file, 0)
-
-
 @rule("ARC310")
 def name_form(subject: Subject) -> Iterator[Finding]:
     need_config(subject)
-    model, place = subject.model, place_of(subject)
+    model, place = subject.model, subject.arch_place()
     if not model.text and not subject.arch:
         raise NotApplicable("the config has no arch block")
     family = subject.requires.get("FAMILY", "")
@@ -47,7 +41,7 @@ def module_and_class(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable("arch.name has not the form module@Class")
     file = model.module_file
     if model.problem and not file:
-        yield finding("ARC311", "FAIL", model.problem, *place_of(subject))
+        yield finding("ARC311", "FAIL", model.problem, *subject.arch_place())
         return
     yield finding("ARC311", "PASS", f"{file or model.module} exists", file)
     if model.problem:
@@ -61,18 +55,22 @@ def module_and_class(subject: Subject) -> Iterator[Finding]:
         yield finding("ARC312", "PASS", f"{file} {how} {model.cls_name}", origin, line)
 
 
+@rule("MOD410")
+def is_a_model(subject: Subject) -> Iterator[Finding]:
+    model = need_model(subject)
+    text = model.uncallable or f"class {model.cls_name} is a module with forward"
+    yield finding("MOD410", "FAIL" if model.uncallable else "PASS", text, *model.place)
+
+
 @rule("ARC313")
 def no_backup(subject: Subject) -> Iterator[Finding]:
     need_config(subject)
-    amiss = False
     for link in (subject.model, subject.loss, *subject.evaluators):
         names = dict.fromkeys([link.module, link.cls_name, *link.names])
         for name in [name for name in names if backup_suffix(name) or CLASS_SUFFIX.search(name)]:
-            amiss = True
             text = f"{link.key}={link.text}: {name} is named as a backup copy"
-            yield finding("ARC313", "FAIL", text, *place_of(subject, link.key))
-    if not amiss:
-        yield finding("ARC313", "PASS", "neither modules nor classes are backup copies", subject.arch_file)
+            yield finding("ARC313", "FAIL", text, *subject.arch_place(link.key))
+    yield finding("ARC313", "PASS", "neither modules nor classes are backup copies", subject.arch_file)
 
 
 @rule("ARC314")
@@ -82,15 +80,15 @@ def loss(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable("the config has no arch block")
     block, link = subject.arch.get("loss"), subject.loss
     if not isinstance(block, dict) or not block.get("name"):
-        yield finding("ARC314", "FAIL", "arch.loss.name is missing", *place_of(subject, "arch.loss"))
+        yield finding("ARC314", "FAIL", "arch.loss.name is missing", *subject.arch_place("arch.loss"))
         return
     if link.problem:
         text = f"arch.loss.name={link.text}: {link.problem}"
-        yield finding("ARC314", "FAIL", text, *place_of(subject, "arch.loss.name"))
+        yield finding("ARC314", "FAIL", text, *subject.arch_place("arch.loss.name"))
         return
     kind = block.get("loss_type")
     if link.misfit:
-        yield finding("ARC314", "FAIL", link.misfit, *place_of(subject, "arch.loss"))
+        yield finding("ARC314", "FAIL", link.misfit, *subject.arch_place("arch.loss"))
     else:
         text = f"loss {link.text} ({kind or 'no loss_type'})"
         yield finding("ARC314", "PASS", text, *link.place)
@@ -113,8 +111,7 @@ def halting_keys(subject: Subject) -> Iterator[Finding]:
     problems += [f"{own} is missing, the model is {mode}"] if own not in lines else []
     for words in problems:
         yield finding("ARC320", "FAIL", f"{file}: {words}", file)
-    if not problems:
-        yield finding("ARC320", "PASS", f"the halting keys are those of a {mode} model", *lines[own])
+    yield finding("ARC320", "PASS", f"the halting keys are those of a {mode} model", *lines.get(own, (file, 0)))
     if mode == "dynamic":
         key = "halt_exploration_prob"
         good = key in lines and key in subject.arch
@@ -149,27 +146,20 @@ def schemas(subject: Subject) -> list[tuple[str, str, int]]:
 def keys(subject: Subject) -> Iterator[Finding]:
     model = need_model(subject)
     block = {key: value for key, value in subject.arch.items() if key not in ("name", "loss")}
-    amiss = False
+    mine = override_keys(subject)
     if problem := model.misfit:
-        amiss = True
-        mine = [
-            f"'{key}'" in problem or f"{key}=" in problem or problem.startswith(f"{key}:")
-            for key in override_keys(subject)
-        ]
-        if any(mine):
+        if any(f"'{key}'" in problem or f"{key}=" in problem or problem.startswith(f"{key}:") for key in mine):
             yield finding("JOB030", "FAIL", problem, subject.where, subject.line)
         else:
-            yield finding("ARC330", "FAIL", problem, *place_of(subject))
+            yield finding("ARC330", "FAIL", problem, *subject.arch_place())
     if not model.config:
         raise NotApplicable(f"{model.cls_name} has no Config")
     for name, file, line in schemas(subject):
-        if name not in model.config_bases and "arch.name" not in override_keys(subject):
-            amiss = True
+        if name not in model.config_bases and "arch.name" not in mine:
             text = f"{file} has the defaults of {name}, but {model.cls_name} is configured by {model.config}"
             yield finding("ARC330", "FAIL", text, file, line, "correct the name, or the first entry of its defaults")
     place = model.config_place
     for name in unread_arch(subject):
-        amiss = True
         text = f"arch.{name} is a field of {model.cls_name}'s config that nothing reads"
         yield finding("ARC330", "FAIL", text, *place)
     unset = [name for name in model.fields if name not in block]
@@ -177,6 +167,4 @@ def keys(subject: Subject) -> Iterator[Finding]:
         fix = f"set it in {subject.arch_file} so that the file tells the whole architecture"
         text = f"defaults of {model.config} in force: {', '.join(unset)}"
         yield finding("ARC330", "INFO", text, *place, fix)
-    if not amiss:
-        text = f"{len(block)} arch keys are fields of {model.config}, and read"
-        yield finding("ARC330", "PASS", text, *place)
+    yield finding("ARC330", "PASS", f"{len(block)} arch keys are fields of {model.config}, and read", *place)

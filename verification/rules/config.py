@@ -99,8 +99,7 @@ def halting(subject: Subject) -> Iterator[Finding]:
     mode, arch = subject.declares("ACT_MODE"), subject.arch
     if mode is None:
         raise NotApplicable("the model declares no ACT_MODE")
-    place = subject.trace.key_line("arch.halt_exploration_prob")
-    place = place if place[0] else (subject.arch_file, 0)
+    place = subject.arch_place("arch.halt_exploration_prob")
     problems: list[tuple[Level, str]] = []
     prob, most, count = (arch.get(key) for key in ("halt_exploration_prob", "halt_max_steps", "num_act_steps"))
     if mode == "dynamic":
@@ -118,8 +117,7 @@ def halting(subject: Subject) -> Iterator[Finding]:
             problems.append(("WARN", "arch.halt_exploration_prob is a key of dynamic halting, the model is fixed"))
     for level, text in problems:
         yield finding("CFG230", level, text, *place)
-    if not problems:
-        yield finding("CFG230", "PASS", f"exploration {prob}, at most {most} steps", *place)
+    yield finding("CFG230", "PASS", f"exploration {prob}, at most {most} steps", *place)
     if mode == "dynamic" and isinstance(prob, int | float):
         text = f"exploration {prob}" + (" is the reference's" if prob == 0.1 else ", the reference's is 0.1")
         yield finding("CFG231", "PASS" if prob == 0.1 else "INFO", text, *place)
@@ -188,14 +186,6 @@ def length(subject: Subject) -> Iterator[Finding]:
         yield finding("CFG250", "PASS", f"{text}, warm-up {warmup}", *place)
 
 
-@rule("CFG252", "CFG253")
-def encoder_only(subject: Subject) -> Iterator[Finding]:
-    need_config(subject)
-    mode = subject.declares("DATA_MODE")
-    raise NotApplicable(f"a rule of encoder families; the model's data mode is {mode}")
-    yield
-
-
 @rule("CFG254")
 def whole_test_split(subject: Subject) -> Iterator[Finding]:
     config = need_config(subject)
@@ -215,9 +205,7 @@ def schema_is_read(subject: Subject) -> Iterator[Finding]:
     need_script(subject)
     if subject.schema is None:
         raise NotApplicable("the script has no schema")
-    unread = unread_schema(subject)
-    for key in unread:
+    for key in unread_schema(subject):
         text = f"the schema declares {key}, and nothing reads it"
         yield finding("CFG255", "FAIL", text, *place_of(subject.schema))
-    if not unread:
-        yield finding("CFG255", "PASS", "every key of the schema is read", subject.script_file)
+    yield finding("CFG255", "PASS", "every key of the schema is read", subject.script_file)

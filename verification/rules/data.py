@@ -45,17 +45,12 @@ def data_name(subject: Subject) -> Iterator[Finding]:
     stated = stated_mode(subject)
     if not subject.data or stated is None:
         raise NotApplicable("the config has no data_paths, or no data mode is known")
-    misleading = [
-        entry
-        for entry in subject.data
-        if ("encoder" in Path(entry.path).name.lower()) != (stated == "encoder")
-        and "encoder" in entry.path.lower() + stated
-    ]
-    for entry in misleading:
-        text = f"the name {entry.path} does not fit {stated} mode"
-        yield finding("DAT511", "WARN", text, *subject.trace.key_line(entry.key))
-    if not misleading:
-        yield finding("DAT511", "PASS", f"names agree with {stated} mode", subject.config_file)
+    for entry in subject.data:
+        misleads = ("encoder" in Path(entry.path).name.lower()) != (stated == "encoder")
+        if misleads and "encoder" in entry.path.lower() + stated:
+            text = f"the name {entry.path} does not fit {stated} mode"
+            yield finding("DAT511", "WARN", text, *subject.trace.key_line(entry.key))
+    yield finding("DAT511", "PASS", f"names agree with {stated} mode", subject.config_file)
 
 
 # --- contents ---------------------------------------------------------------------------------------------------------
@@ -105,14 +100,6 @@ def disjoint_solutions(subject: Subject) -> Iterator[Finding]:
     count = shared(subject, "labels")
     text = f"{count} test example(s) have the answer of a training example"
     yield finding("DAT521", "WARN" if count else "PASS", text, there(subject)[0].path)
-
-
-@rule("DAT522", "DAT530")
-def encoder_data(subject: Subject) -> Iterator[Finding]:
-    need_config(subject)
-    mode = subject.declares("DATA_MODE")
-    raise NotApplicable(f"a rule of data with demonstrations or pretrained parts; this is {mode} mode")
-    yield
 
 
 @rule("DAT523")

@@ -125,17 +125,13 @@ def config_current(subject: Subject) -> Iterator[Finding]:
     need_script(subject)
     retired, place = removed(subject), (subject.where, subject.line)
     arch = subject.choices.get("arch")
-    amiss = False
     for name in [subject.trace.config_name, *([f"arch/{arch}"] if arch else [])]:
         if name in retired:
-            amiss = True
             yield finding("JOB021", "FAIL", f"{name} was retired: {retired[name] or 'config/REMOVED.txt'}", *place)
         elif suffix := backup_suffix(name):
-            amiss = True
             yield finding("JOB021", "FAIL", f"config {name} ends in {suffix}: a backup copy", *place)
-    if not amiss:
-        text = f"{subject.trace.config_name} is neither retired nor a backup copy"
-        yield finding("JOB021", "PASS", text, subject.config_file)
+    text = f"{subject.trace.config_name} is neither retired nor a backup copy"
+    yield finding("JOB021", "PASS", text, subject.config_file)
 
 
 def removed(subject: Subject) -> dict[str, str]:
@@ -199,16 +195,12 @@ def overrides_are_read(subject: Subject) -> Iterator[Finding]:
         yield finding("JOB031", "PASS", "no value is overridden", *place)
         return
     unread = {f"arch.{key}" for key in unread_arch(subject)} | set(unread_schema(subject))
-    amiss = False
     for key in keys:
         if key in unread:
-            amiss = True
             yield finding("JOB031", "FAIL", f"{key} is overridden and nothing reads it", *place)
         elif reason := inert(subject, key):
-            amiss = True
             yield finding("JOB031", "WARN", f"{key} is overridden without effect: {reason}", *place)
-    if not amiss:
-        yield finding("JOB031", "PASS", f"read: {', '.join(keys)}", *place)
+    yield finding("JOB031", "PASS", f"read: {', '.join(keys)}", *place)
 
 
 NUMBER = r"\d+(?:\.\d+)?(?:e[-+]?\d+)?"
@@ -257,35 +249,26 @@ def run_name_is_true(subject: Subject) -> Iterator[Finding]:
                 contradictions.append(f"'{match[0]}' in the name, but {present[0][0]}={present[0][1]}")
     for text in contradictions:
         yield finding("JOB032", "WARN", f"{key}={name}: {text}", subject.where, subject.line)
-    if not contradictions:
-        yield finding("JOB032", "PASS", f"{key}={name} contradicts no value", subject.where, subject.line)
+    yield finding("JOB032", "PASS", f"{key}={name} contradicts no value", subject.where, subject.line)
 
 
 @rule("JOB033")
 def paths_exist(subject: Subject) -> Iterator[Finding]:
     config, place = need_config(subject), (subject.where, subject.line)
     missing = "FAIL" if subject.with_data else "WARN"
-    amiss = False
-    sources = {
-        "resume_from": str(config.get("resume_from") or ""),
-        "prev_run_ckpt": str(config.get("prev_run_ckpt") or ""),
-    }
-    for key, source in sources.items():
+    for key in ("resume_from", "prev_run_ckpt"):
+        source = str(config.get(key) or "")
         named = bool(source) if key == "prev_run_ckpt" else "/" in source
         if named and not (subject.trace.cwd / user_path(source)).exists():
-            amiss = True
             yield finding("JOB033", missing, f"{key}={source} does not exist (yet)", *place)
     for entry in subject.data:
         if entry.state == "unknown":
-            amiss = True
             text = f"{entry.key}: {entry.path} does not exist and is not built on first use"
             yield finding("JOB033", missing, text, *place)
         elif entry.state == "published" and subject.with_data:
-            amiss = True
             text = f"{entry.key}: {entry.path} is to be built from public data first"
             yield finding("JOB033", "FAIL", text, *place)
-    if not amiss:
-        yield finding("JOB033", "PASS", "every path exists, or has a known way to be built", *place)
+    yield finding("JOB033", "PASS", "every path exists, or has a known way to be built", *place)
 
 
 # --- intent -----------------------------------------------------------------------------------------------------------
@@ -339,20 +322,17 @@ def intent_is_met(subject: Subject) -> Iterator[Finding]:
         questions = subject.family.questions if subject.family else ""
         yield finding("JOB034", "INFO", f"no `#@ intent:` line. {questions}", *place)
         return
-    known, amiss = intended(subject), False
+    known = intended(subject)
     declared = keys_of(subject.schema) if subject.schema else {}
     for key, meant in subject.intent.items():
         if key in ("purpose", "init", "note"):
             continue
         if key not in known and lookup(config, key) is None and key not in declared:
-            amiss = True
             hint = did_you_mean(key, [*known, "purpose", "init", *config])
             yield finding("JOB034", "WARN", f"intent {key}={meant} is not understood: {hint}", *place)
             continue
         actual = known[key] if key in known else lookup(config, key)
         if not same(meant.removesuffix(".py") if key == "script" else meant, actual):
-            amiss = True
             yield finding("JOB034", "FAIL", f"intended {key}={meant}, resolved {key}={actual}", *place)
-    if not amiss:
-        text = "as intended: " + " ".join(f"{key}={meant}" for key, meant in subject.intent.items())
-        yield finding("JOB034", "PASS", text, *place)
+    text = "as intended: " + " ".join(f"{key}={meant}" for key, meant in subject.intent.items())
+    yield finding("JOB034", "PASS", text, *place)

@@ -24,24 +24,27 @@ def encoder_policy(model: Link) -> str | None:
     return str(model.declared.get("ENCODER_POLICY", "none")) if model.callable else None
 
 
+@rule("CFG252", "CFG253", "DAT522", "DAT530")
+def encoders(subject: Subject) -> Iterator[Finding]:
+    need_config(subject)
+    mode = subject.declares("DATA_MODE")
+    raise NotApplicable(f"families with demonstrations or pretrained parts judge this; the model's data mode is {mode}")
+    yield
+
+
 @rule("SUM600")
 def summary(subject: Subject) -> Iterator[Finding]:
-    need_config(subject)
-    if subject.family is None or not subject.family.act:
-        raise NotApplicable("a sum of models with ACT steps")
-    model = need_model(subject)
+    model, family = need_model(subject), subject.family
+    if family and any("SUM600" in one.codes for one in family.rules):
+        raise NotApplicable("the family has a sum of its own")
     act, data, forward = subject.declares("ACT_MODE"), subject.declares("DATA_MODE"), model.train_forward
-    if not forward:
-        raise NotApplicable(f"{model.cls_name}.forward names no _forward_train_* method")
-    policy = encoder_policy(model)
-    modes = {entry.mode for entry in subject.data if entry.mode}
-    text = f"{model.cls_name} uses {forward}() with {act} halting, {data} mode, "
-    text += "no encoder" if policy == "none" else f"encoder: {policy}"
-    stale = act == "dynamic" and policy == "cache_first_step"
-    good = (
-        mode_of_name(forward) in (act, "")
-        and data == subject.requires.get("DATA_MODE")
-        and modes <= {data}
-        and not stale
-    )
+    text = f"{model.cls_name} is trained by {subject.task or 'its family'}, {data} mode"
+    good = data == subject.requires.get("DATA_MODE") and {one.mode for one in subject.data if one.mode} <= {data}
+    if family and family.act:
+        if not forward:
+            raise NotApplicable(f"{model.cls_name}.forward names no _forward_train_* method")
+        policy = encoder_policy(model)
+        text = f"{model.cls_name} uses {forward}() with {act} halting, {data} mode, "
+        text += "no encoder" if policy == "none" else f"encoder: {policy}"
+        good &= mode_of_name(forward) in (act, "") and (act, policy) != ("dynamic", "cache_first_step")
     yield finding("SUM600", "PASS" if good else "FAIL", text, *model.place)
