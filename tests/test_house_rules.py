@@ -83,7 +83,7 @@ KNOWN_CIRCLES = [
     {
         "chain", "checks", "checks.arch", "checks.carry", "checks.config", "checks.data", "checks.job", "checks.language",
         "checks.model", "checks.outcome", "checks.reads", "checks.registry", "checks.script", "checks.slips", "docs",
-        "probes.context", "probes.overrides", "probes.session", "probes.texts", "signature", "static", "stored",
+        "probes.encoding", "probes.overrides", "probes.session", "probes.texts", "signature", "static", "stored",
     }
 ]  # fmt: skip
 """Of verification/, until its rules read the launch's own trace. Only to be shortened."""

@@ -22,8 +22,8 @@ from engine.schema import structure
 from verification.codes import ALSO_OBSERVED, CODES, OBSERVED
 from verification.finding import Finding
 from verification.probes import (  # noqa: F401  they register on import
-    context,
     depth,
+    encoding,
     episodes,
     errors,
     mode,

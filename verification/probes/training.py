@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from verification.probes.instance import Recorder, Tiny, Unobservable, fit, tables
-from verification.probes.mode import grouped, listed
+from verification.probes.instance import Recorder, Tiny, Unobservable, fit, listed, tables
+from verification.probes.mode import grouped
 from verification.probes.registry import Note, observes
 from verification.rules.together import mode_of_name
 
