@@ -13,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dataset.text.pets import in_grammar
 from engine.errors import RunFailure, UsageError
 from engine.io import file_lock, print_rank0
 from engine.run.parent import REPORT, SUFFIX, SWEEP
@@ -49,6 +50,11 @@ def ensure_model(name: str) -> str:
                 build_model(folder)
         return str(folder)
     return _of_the_hub(name)
+
+
+def checker_of(name: str) -> Callable[[str], bool] | None:
+    """What decides whether a completion of the model `name` makes sense; None for all but the tiny one."""
+    return in_grammar if Path(name).name == NAME else None
 
 
 def _of_the_hub(name: str) -> str:

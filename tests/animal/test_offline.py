@@ -108,6 +108,11 @@ def test_a_real_sentence_transformer_from_a_folder(tmp_path: Path) -> None:
 # --- the tiny model ---------------------------------------------------------------------------------------------------
 
 
+def test_only_the_tiny_model_has_a_checker() -> None:
+    assert offline.checker_of(offline.TINY) is in_grammar
+    assert offline.checker_of("gpt2") is None
+
+
 def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no config\.json"):
         offline.ensure_model(str(tmp_path))

@@ -1,0 +1,187 @@
+"""How diverse the samples of a model are, and whether they still make sense: figures of a list of `Sample`s.
+
+Everything that could move is fitted once, on samples of the base, so that figures before and after can be compared:
+the clusters of each option's open texts, and how unlikely under the base a sample may be and still be plausible. Sets
+that are compared have the same size: Vendi, distinct-n and others depend on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from evaluators.diversity import (
+    classes,
+    compression_ratio,
+    distinct,
+    entropy,
+    kl_interval,
+    kl_to_uniform,
+    mean_distance,
+    self_bleu,
+    utility,
+    vendi,
+)
+from tasks.animal.animals import named
+from tasks.animal.clusters import Vectors, kmeans, nearest
+from tasks.animal.embedder import Embedder
+from tasks.animal.samples import Sample
+
+K = 10
+"""Samples of one reader, for utility_10 and distinct_10."""
+PLAUSIBLE = 0.99
+"""Share of the base's own samples that count as plausible."""
+Figures = dict[str, float | None]
+MEANINGS = {
+    "valid_fraction": "samples that name an option and continue",
+    "in_grammar": "samples that are sentences of the grammar that the tiny model was trained on",
+    "plausible_fraction": "samples that are valid and at least as likely under the base, per token, as 99 % of its own",
+    "ref_kl": "KL from the base, nats per sample",
+    "base_perplexity": "perplexity of the samples under the base, per token",
+    "concept_kl": "KL of the options named from equal shares, nats; with a 95 % interval",
+    "concept_entropy": "entropy of the options named, nats",
+    "options_seen": "options named at all",
+    "animals_named": "different animals in the samples, whether options or not",
+    "cluster_entropy": "entropy of an option's clusters of open texts, nats; mean over the options",
+    "cluster_kl": "KL of these clusters from equal shares, nats; mean over the options",
+    "semantic_entropy": "entropy over all clusters of all options, nats",
+    "v_eff": "valid_fraction x Vendi score of the valid samples",
+    "utility_10": "worth of 10 samples to a reader: plausible ones of a new class count, later ones less",
+    "distinct_10": "classes of plausible samples among 10 samples",
+    "vendi": "Vendi score of all samples, whether they make sense or not",
+    "cosine_distance": "mean cosine distance of two samples",
+    "distinct_1": "different words over all words",
+    "distinct_2": "different pairs of words over all pairs",
+    "self_bleu": "mean BLEU of a sample against the others; lower is more diverse",
+    "compression_ratio": "how far zlib shrinks the samples; lower is more diverse",
+    "mean_length": "tokens of a sample",
+}
+"""Figure -> what it is, in the order of reports."""
+
+
+class Evaluation:
+    """Figures of samples, with clusters and bounds of the samples that `fit` was given.
+
+    Args:
+        options: of the concept.
+        n_clusters: most clusters of one option's open texts.
+        checker: whether a text makes sense, where that can be decided; None: `in_grammar` is not measured.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        options: Sequence[str],
+        *,
+        n_clusters: int,
+        seed: int = 0,
+        checker: Callable[[str], bool] | None = None,
+    ) -> None:
+        self.embedder, self.options, self.n_clusters = embedder, list(options), n_clusters
+        self.seed, self.checker = seed, checker
+        self.centroids: dict[str, Vectors] = {}
+        """Option -> centroids [k, d] of its open texts; options that the base never names have none."""
+        self.longest_odds = math.inf
+        """Nats per token under the base beyond which a sample is not plausible."""
+
+    def fit(self, samples: Sequence[Sample]) -> None:
+        """Clusters and bounds of the base's samples, which all figures afterwards refer to."""
+        self.centroids = {}
+        for number, option in enumerate(self.options):
+            texts = [sample.open_text for sample in samples if sample.valid and sample.option == option]
+            if texts:
+                vectors = self.embedder.encode(texts)
+                k = min(self.n_clusters, len(np.unique(vectors, axis=0)))
+                self.centroids[option] = kmeans(vectors, k, self.seed + 1000 * number)
+        odds = [_odds(sample) for sample in samples if sample.valid]
+        self.longest_odds = float(np.quantile(odds, PLAUSIBLE)) if odds else math.inf
+
+    def measure(self, samples: Sequence[Sample]) -> Figures:
+        """Name -> figure; None where the samples leave it undefined."""
+        if not samples:
+            return {}
+        texts = [sample.text for sample in samples]
+        vectors = self.embedder.encode(texts)
+        valid = [row for row, sample in enumerate(samples) if sample.valid]
+        plausible = [sample.valid and _odds(sample) <= self.longest_odds for sample in samples]
+        tokens = sum(sample.tokens for sample in samples)
+        figures: Figures = {"valid_fraction": len(valid) / len(samples)}
+        if self.checker is not None:
+            figures["in_grammar"] = sum(map(self.checker, texts)) / len(samples)
+        figures |= {
+            "plausible_fraction": sum(plausible) / len(samples),
+            "ref_kl": sum(sample.logp - sample.ref_logp for sample in samples) / len(samples),
+            "base_perplexity": math.exp(min(700.0, -sum(sample.ref_logp for sample in samples) / max(tokens, 1))),
+            **self._concept(samples),
+            "animals_named": float(len(named(texts))),
+            **self._clusters(samples),
+            "v_eff": len(valid) / len(samples) * vendi(vectors[valid]),
+            **self._readers(samples, plausible),
+            "vendi": vendi(vectors),
+            "cosine_distance": mean_distance(vectors),
+            "distinct_1": distinct(texts, 1),
+            "distinct_2": distinct(texts, 2),
+            "self_bleu": self_bleu(texts),
+            "compression_ratio": compression_ratio(texts),
+            "mean_length": tokens / len(samples),
+        }
+        return figures
+
+    def _concept(self, samples: Sequence[Sample]) -> Figures:
+        counts = [sum(sample.valid and sample.option == option for sample in samples) for option in self.options]
+        low, high = kl_interval(counts) or (None, None)
+        total = sum(counts)
+        return {
+            "concept_kl": kl_to_uniform(counts),
+            "concept_kl_low": low,
+            "concept_kl_high": high,
+            "concept_entropy": entropy(counts) if total else None,
+            "options_seen": float(sum(count > 0 for count in counts)),
+            **{
+                f"option_share/{option}": count / total if total else None
+                for option, count in zip(self.options, counts, strict=True)
+            },
+        }
+
+    def _clusters(self, samples: Sequence[Sample]) -> Figures:
+        figures: Figures = {}
+        entropies: list[float] = []
+        divergences: list[float] = []
+        every: list[int] = []
+        for option, centroids in self.centroids.items():
+            texts = [sample.open_text for sample in samples if sample.valid and sample.option == option]
+            labels = nearest(self.embedder.encode(texts), centroids) if texts else np.zeros(0, dtype=np.int64)
+            counts = np.bincount(labels, minlength=len(centroids))
+            every += counts.tolist()
+            figures[f"cluster_entropy/{option}"] = entropy(counts) if texts else None
+            figures[f"cluster_kl/{option}"] = divergence = kl_to_uniform(counts)
+            if divergence is not None:
+                entropies.append(entropy(counts))
+                divergences.append(divergence)
+        return {
+            "cluster_entropy": sum(entropies) / len(entropies) if entropies else None,
+            "cluster_kl": sum(divergences) / len(divergences) if divergences else None,
+            **figures,
+            "semantic_entropy": entropy(every) if sum(every) else None,
+        }
+
+    def _readers(self, samples: Sequence[Sample], plausible: Sequence[bool]) -> Figures:
+        """Means over readers, each of whom sees the next 10 samples. One that is not plausible is worth nothing."""
+        open_texts = self.embedder.encode([sample.open_text for sample in samples])
+        worth, found = [], []
+        for start in range(0, len(samples) - K + 1, K):
+            rows = range(start, start + K)
+            labels = classes(open_texts[start : start + K], [samples[row].option for row in rows])
+            worth.append(utility(labels, [float(plausible[row]) for row in rows]))
+            found.append(len({label for label, row in zip(labels, rows, strict=True) if plausible[row]}))
+        return {
+            f"utility_{K}": sum(worth) / len(worth) if worth else None,
+            f"distinct_{K}": sum(found) / len(found) if found else None,
+        }
+
+
+def _odds(sample: Sample) -> float:
+    """Nats per token under the base."""
+    return -sample.ref_logp / max(sample.tokens, 1)
