@@ -27,6 +27,8 @@ class Adapter(nn.Module, ABC):
     n_passes = 1
     loss_shares: str = "last"
     detach_between = True
+    reads_base = False
+    """Whether `make_delta` reads anything of a pass."""
     reads_states = False
     """Whether `make_delta` reads the hidden states of a pass."""
 
@@ -56,6 +58,17 @@ class Adapter(nn.Module, ABC):
             outputs.append(base(batch.inputs, batch.real, delta, keep_states=states))
         penalty = torch.stack(penalties).mean() if penalties else None
         return FeedbackOutput(tuple(outputs), tuple(deltas), pass_shares(self.loss_shares, count), penalty)
+
+    def flops(self, base: BaseLM, rows: int, length: int) -> float:
+        """Operations from the text to the logits of the last pass, on `rows` rows of `length` positions. The plain pass
+        counts where it is read."""
+        body = base.flops(rows, length, head=False)
+        again = (self.n_passes - 1 + self.reads_base) * body
+        return base.flops(rows, length) + again + self.n_passes * self.change_flops(rows, length)
+
+    @abstractmethod
+    def change_flops(self, rows: int, length: int) -> float:
+        """Operations of making and applying (in low-rank form, once) the change of one pass."""
 
     def param_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """Parameters by name: matrix (the only ones to be decayed), embedding, scalar."""

@@ -55,6 +55,11 @@ class StaticLoraConfig(TargetsConfig):
     lora_apply: LoraApply = "auto"
     """y = Wx + s·Bᵀ(Ax), or y = (W + s·BᵀA)x; auto takes what is faster for the batch, and lowrank below float32."""
 
+    def flops(self, base: BaseConfig, rows: int, length: int) -> float:
+        """Operations of x Aᵀ and (x Aᵀ) B in all blocks."""
+        sides = sum(sum(base.sides(target)) for target in self.targets)
+        return 2.0 * rows * length * self.lora_rank * sides * base.n_layer
+
 
 @dataclass(kw_only=True)
 class FineTuneConfig(TargetsConfig):

@@ -84,6 +84,10 @@ class AttentionFineTune(Adapter):
         """(the differences; no penalty)."""
         return self.static_delta(), None
 
+    def change_flops(self, rows: int, length: int) -> float:
+        """W + D is one matrix once it is trained."""
+        return 0.0
+
     def static_delta(self) -> DenseDelta:
         """The differences, which depend on no input."""
         return DenseDelta(dict(self.differences))

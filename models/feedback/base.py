@@ -133,12 +133,12 @@ class BaseLM(nn.Module):
         """All parameters; the tied head counts once."""
         return sum(p.numel() for p in self.parameters())
 
-    def flops(self, rows: int, length: int | None = None) -> float:
-        """Operations of one forward pass of `rows` rows of `length` (block_size) positions, head included."""
+    def flops(self, rows: int, length: int | None = None, *, head: bool = True) -> float:
+        """Operations of one forward pass of `rows` rows of `length` (block_size) positions."""
         config, length = self.config, length or self.config.block_size
         size, applied = config.n_embd, getattr(config, "applied", config.n_layer)
         block = 24 * size**2 + 4 * length * size
-        return float(rows * length * (applied * block + 2 * size * self.wte.embedding_weight.shape[0]))
+        return float(rows * length * (applied * block + head * 2 * size * self.wte.embedding_weight.shape[0]))
 
 
 def group_parameters(module: nn.Module) -> dict[str, dict[str, nn.Parameter]]:

@@ -25,7 +25,7 @@ from models.feedback.config import compute_dtype
 from models.feedback.delta import LoraDelta
 from models.feedback.layers import Attention, Block, FeedForward, Rope, key_mask, norm
 from models.feedback.readout import GatedReadout, RawReadout
-from models.layers import RotaryTables, line_positions
+from models.layers import CastedLinear, RotaryTables, line_positions
 
 
 class HyperBlock(nn.Module):
@@ -67,6 +67,8 @@ class HyperNetwork(Adapter):
         self.dtype = compute_dtype(config.forward_dtype, auto_dtype)
         self.n_passes, self.loss_shares = config.n_passes, config.loss_weights
         self.detach_between, self.reads_states = config.detach_between, config.conditioning in STATES
+        self.reads_base = config.conditioning != "tokens"
+        self.reads_base = config.conditioning != "tokens"
         size, heads = config.width(shape.base)
         blocks, targets = shape.base.n_layer, len(config.targets)
         self.reader = Reader(config, shape, size, self.dtype)
@@ -109,6 +111,20 @@ class HyperNetwork(Adapter):
             else:
                 x, rows[slot] = self.h[0](x, rope, mask, self.places[slot])
         return torch.stack(rows, 1)
+
+    def change_flops(self, rows: int, length: int) -> float:
+        """Reading, the trunk, the weight tokens and their heads; x Aᵀ and (x Aᵀ) B. Tables and norms are left out."""
+        config, base = self.config, self.shape.base
+        size, tokens = config.width(base)[0], 2 * len(config.targets) * config.lora_rank
+        x = length * (24 * size**2 + 4 * length * size + 4 * size**2)  # the trunk; what the tokens read of it
+        rows_of_tokens = tokens * (8 * size**2 + 4 * (length + tokens) * size + 16 * size**2)
+        heads = sum(
+            2 * size * each.weight.shape[0] * config.lora_rank
+            for each in self.readout.modules()
+            if isinstance(each, CastedLinear)
+        )
+        made = base.n_layer * (x + rows_of_tokens + heads) + 2 * length * base.n_embd * size
+        return float(rows * made) + config.flops(base, rows, length)
 
     def static_delta(self) -> LoraDelta:
         """The delta less its input-dependent part: one row."""

@@ -36,6 +36,10 @@ class StaticLora(Adapter):
         """(the delta, one row; no penalty)."""
         return self.static_delta(), None
 
+    def change_flops(self, rows: int, length: int) -> float:
+        """x Aᵀ and (x Aᵀ) B."""
+        return self.config.flops(self.shape.base, rows, length)
+
     def static_delta(self) -> LoraDelta:
         """The delta: one row."""
         factors = {

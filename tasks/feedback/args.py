@@ -22,8 +22,17 @@ EPOCHS = 100
 """Passes over a data set that `epochs` does not name."""
 IN_TRAINING = (
     *("epochs", "batch_size", "learning_rate", "decay_lr", "warmup_ratio", "min_lr", "grad_clip", "device", "compile"),
-    *("eval_interval", "eval_max_examples", "select_on", "save_epoch_interval", "log_interval", "max_steps", "resume"),
-    *("out_dir", "checkpoint_dir", "checkpoint_name", "ff_run_name", "fb_run_name", "fb_rec_run_name"),
+    *("eval_interval", "eval_max_examples", "select_on", "save_epoch_interval", "log_interval", "max_steps"),
+    *(
+        "total_steps",
+        "resume",
+        "out_dir",
+        "checkpoint_dir",
+        "checkpoint_name",
+        "ff_run_name",
+        "fb_run_name",
+        "fb_rec_run_name",
+    ),
 )
 """Keys that a config file has in its section `training`."""
 ALIASES = {
@@ -126,6 +135,8 @@ class FeedforwardConfig(RunConfig):
 
     epochs: dict[str, int] = field(default_factory=dict)
     """Data set -> passes over its training documents; 100 for one that is not named."""
+    total_steps: Annotated[int | None, Range(1)] = None
+    """Length of the run in steps, whatever `epochs` says; null: as many as the epochs have."""
     batch_size: Annotated[int, Range(1)] = 64
     """Pieces of documents in the batch of a step, over all processes."""
     learning_rate: Annotated[float, Range(0)] = 3e-4

@@ -116,7 +116,7 @@ def build(
         judge=judge,
     )
     epoch = batches.steps_per_epoch
-    steps = epoch * config.epochs.get(config.active_dataset, EPOCHS)
+    steps = config.total_steps or epoch * config.epochs.get(config.active_dataset, EPOCHS)
     warmup = int(config.warmup_ratio * steps) if config.decay_lr else 0
     schedule = partial(
         lr_factor,
@@ -127,7 +127,7 @@ def build(
     )
     interval, ends = config.eval_interval or epoch, range(epoch, steps + 1, epoch)
     print_rank0(
-        f"epochs      {steps // epoch} of {epoch} steps ({train.count:,} documents of {config.active_dataset} in "
+        f"epochs      {steps / epoch:g} of {epoch} steps ({train.count:,} documents of {config.active_dataset} in "
         f"{len(train):,} pieces of at most {entry.block_size} tokens)"
     )
     return TrainingPlan(

@@ -19,12 +19,14 @@ from tasks.feedback.args import FeedforwardConfig
 
 STAMP = r"_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
 ASKED = ("checkpoint_dir", "checkpoint_name")
+OPEN = ("datasets.", "epochs.")
 BASE_KEYS = ("ff_checkpoint_dir", "ff_checkpoint_name")
 """Required keys that a run to be resumed has already."""
 
 
 def rewriter(run_key: str) -> Rewrite:
-    """The words of a command in Hydra's style, with what `--resume True` means: see `resume_words`.
+    """The words of a command in Hydra's style, with what `--resume True` means: see `resume_words`; `datasets.` and
+    `epochs.` may name a data set that no recipe has.
 
     `run_key` is the key that begins the folder's name of this script's runs.
     """
@@ -32,6 +34,7 @@ def rewriter(run_key: str) -> Rewrite:
 
 
 def _rewrite(run_key: str, words: list[str], groups: Groups, typed: dict[str, str]) -> list[str]:
+    words = [f"++{word}" if word.startswith(OPEN) else word for word in words]
     given = {key.lstrip("+"): plain(value) for key, _, value in (word.partition("=") for word in words)}
     if given.get("resume", "").lower() != "true" or "run_dir" in given or "active_dataset" not in given:
         return words

@@ -122,6 +122,10 @@ class FeedbackTask:
         results = self._evaluated("val", self.validation, controls=False) if self.validation is not None else {}
         if final or self.validation is None:
             results |= self._evaluated("eval", self.test, controls=final and self.base is not None)
+        if final:
+            sizes = 1, self.block_size
+            flops = self.model.flops(*sizes) if self.base is None else self.model.flops(self.base.model, *sizes)
+            results |= {"eval/flops": flops / self.block_size, "eval/parameters": float(self.model.num_parameters())}
         if final and self.judge is not None:
             results |= {f"eval/{name}": value for name, value in self.judge().items()}
         self._keep(results)
