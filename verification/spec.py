@@ -31,6 +31,9 @@ class Verification:
     """(folder, train=0, test=0): writes a complete tiny data set into the folder, which does not exist yet; `train` and
     `test` seed the split that is trained on and the one that is evaluated, each alone. None: a task draws its rows."""
 
+    splits: bool = True
+    """Its data have a split to train on and one to evaluate."""
+
     # --- the tiny instance --------------------------------------------------------------------------------------------
     act: bool = False
     """Its models think in steps (adaptive computation): forward(batch, carry) with a row-wise halted state."""

@@ -83,18 +83,21 @@ class Evaluation:
         self.seed, self.checker = seed, checker
         self.centroids: dict[str, Vectors] = {}
         """Option -> centroids [k, d] of its open texts; options that the base never names have none."""
+        self.typical: dict[str, list[str]] = {}
+        """Option -> the text of the base that is nearest to each centroid."""
         self.longest_odds = math.inf
         """Nats per token under the base beyond which a sample is not plausible."""
 
     def fit(self, samples: Sequence[Sample]) -> None:
         """Clusters and bounds of the base's samples, which all figures afterwards refer to."""
-        self.centroids = {}
+        self.centroids, self.typical = {}, {}
         for number, option in enumerate(self.options):
             texts = [sample.open_text for sample in samples if sample.valid and sample.option == option]
             if texts:
                 vectors = self.embedder.encode(texts)
                 k = min(self.n_clusters, len(np.unique(vectors, axis=0)))
-                self.centroids[option] = kmeans(vectors, k, self.seed + 1000 * number)
+                self.centroids[option] = centroids = kmeans(vectors, k, self.seed + 1000 * number)
+                self.typical[option] = [texts[row] for row in (vectors @ centroids.T).argmax(axis=0)]
         odds = [_odds(sample) for sample in samples if sample.valid]
         self.longest_odds = float(np.quantile(odds, PLAUSIBLE)) if odds else math.inf
 
@@ -150,12 +153,9 @@ class Evaluation:
         entropies: list[float] = []
         divergences: list[float] = []
         every: list[int] = []
-        for option, centroids in self.centroids.items():
-            texts = [sample.open_text for sample in samples if sample.valid and sample.option == option]
-            labels = nearest(self.embedder.encode(texts), centroids) if texts else np.zeros(0, dtype=np.int64)
-            counts = np.bincount(labels, minlength=len(centroids))
-            every += counts.tolist()
-            figures[f"cluster_entropy/{option}"] = entropy(counts) if texts else None
+        for option, counts in self.histograms(samples).items():
+            every += counts
+            figures[f"cluster_entropy/{option}"] = entropy(counts) if sum(counts) else None
             figures[f"cluster_kl/{option}"] = divergence = kl_to_uniform(counts)
             if divergence is not None:
                 entropies.append(entropy(counts))
@@ -166,6 +166,15 @@ class Evaluation:
             **figures,
             "semantic_entropy": entropy(every) if sum(every) else None,
         }
+
+    def histograms(self, samples: Sequence[Sample]) -> dict[str, list[int]]:
+        """Option -> how many valid samples fall into each of its clusters; options without clusters are left out."""
+        found = {}
+        for option, centroids in self.centroids.items():
+            texts = [sample.open_text for sample in samples if sample.valid and sample.option == option]
+            labels = nearest(self.embedder.encode(texts), centroids) if texts else np.zeros(0, dtype=np.int64)
+            found[option] = np.bincount(labels, minlength=len(centroids)).tolist()
+        return found
 
     def _readers(self, samples: Sequence[Sample], plausible: Sequence[bool]) -> Figures:
         """Means over readers, each of whom sees the next 10 samples. One that is not plausible is worth nothing."""

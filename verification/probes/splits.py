@@ -13,7 +13,7 @@ from verification.probes.registry import Note, observes
 @observes("SCR122", about="micro_batches", passed="training reads the training split alone, the evaluation another one")
 def splits(tiny: Tiny) -> Iterator[str | Note]:
     """The first batch and an evaluation: as they are, with another training split, with another one to evaluate."""
-    if tiny.spec.write_data is None:
+    if tiny.spec.write_data is None or not tiny.spec.splits:
         raise Unobservable("the family reads no data sets")
     batch, results = _reads(tiny, "as_it_is")
     other_batch, _ = _reads(tiny, "other_train", train=1)
