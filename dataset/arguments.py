@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.io import UsageError, did_you_mean, user_path
+from engine.io import RunFailure, UsageError, did_you_mean, user_path
 
 KINDS = {
     "int": "whole number",
@@ -99,6 +99,23 @@ class BuilderParser(OneLineParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see --help)")
+
+
+def run_builder(build: Callable[[], None]) -> int:
+    """Call `build` and return the exit code: 0 done, 1 failure, 2 unusable command or input, 130 Ctrl-C."""
+    try:
+        build()
+    except (UsageError, RunFailure) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"error: {where}{error.strerror or error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: nothing was written\n")
+        return 130
+    return 0
 
 
 def positive(text: str) -> int:

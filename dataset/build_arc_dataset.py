@@ -27,8 +27,8 @@ if not __package__:  # `python dataset/build_arc_dataset.py`: import from the re
 
 from dataset.arc.build import ArcBuild, build, build_generated
 from dataset.arc.corpus.generate import PRESETS, CorpusPlan
-from dataset.arguments import BuilderParser
-from engine.io import RunFailure, UsageError, print_rank0
+from dataset.arguments import BuilderParser, run_builder
+from engine.io import UsageError, print_rank0
 
 
 def parser(encoder: str | None = None) -> argparse.ArgumentParser:
@@ -193,22 +193,11 @@ def _remarks(card: Mapping[str, Any]) -> Iterator[str]:
         yield f"leakage: {'; '.join(lines)} (leakage.json)"
 
 
-def main(argv: Sequence[str] | None = None, *, encoder: str | None = None) -> int:
-    """Build, say what was built, return the exit code (0 done, 1 failure, 2 unusable command or input)."""
-    try:
-        arguments = parser(encoder).parse_args(argv)
-        plan = plan_of(arguments)
-        corpus = corpus_of(arguments)
-        card = build(plan) if corpus is None else build_generated(plan, corpus)
-    except (UsageError, RunFailure) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except OSError as error:
-        sys.stderr.write(f"error: {error.filename or plan.output_dir}: {error.strerror or error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing was written\n")
-        return 130
+def _build(argv: Sequence[str] | None, encoder: str | None) -> None:
+    arguments = parser(encoder).parse_args(argv)
+    plan = plan_of(arguments)
+    corpus = corpus_of(arguments)
+    card = build(plan) if corpus is None else build_generated(plan, corpus)
     for line in _remarks(card):
         print_rank0(line)
     counts = card["counts"]
@@ -219,7 +208,11 @@ def main(argv: Sequence[str] | None = None, *, encoder: str | None = None) -> in
         f"{counts['train']['examples']:,} examples; test {counts['test']['groups']} tasks, "
         f"{counts['test']['examples']:,} examples; sha256 {card['content_hash'][:16]}"
     )
-    return 0
+
+
+def main(argv: Sequence[str] | None = None, *, encoder: str | None = None) -> int:
+    """Build, print what was built, return the exit code."""
+    return run_builder(lambda: _build(argv, encoder))
 
 
 if __name__ == "__main__":

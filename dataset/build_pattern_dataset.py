@@ -23,8 +23,8 @@ if not __package__:  # `python dataset/build_pattern_dataset.py`: import from th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataset.arc.pattern import PatternPlan, build_patterns
-from dataset.arguments import BuilderParser
-from engine.io import RunFailure, UsageError, print_rank0
+from dataset.arguments import BuilderParser, run_builder
+from engine.io import print_rank0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,28 +48,21 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Build, say what was built, return the exit code (0 done, 1 failure, 2 unusable command)."""
-    try:
-        arguments = vars(parser().parse_args(argv))
-        root, overwrite = arguments.pop("output_dir"), arguments.pop("overwrite")
-        card = build_patterns(root, PatternPlan(**arguments), overwrite=overwrite)
-    except (UsageError, RunFailure) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except OSError as error:
-        sys.stderr.write(f"error: {error.filename or ''}: {error.strerror or error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing was written\n")
-        return 130
+def _build(argv: Sequence[str] | None) -> None:
+    arguments = vars(parser().parse_args(argv))
+    root, overwrite = arguments.pop("output_dir"), arguments.pop("overwrite")
+    card = build_patterns(root, PatternPlan(**arguments), overwrite=overwrite)
     counts = card["counts"]
     print_rank0(
         f"built {root} ({card['canvas']}x{card['canvas']}, patterns {card['pattern']}x{card['pattern']}) in "
         f"{card['seconds']:.1f} s: train {counts['train']['groups']:,} tasks, test {counts['test']['groups']:,} tasks; "
         f"sha256 {card['content_hash'][:16]}"
     )
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build, print what was built, return the exit code."""
+    return run_builder(lambda: _build(argv))
 
 
 if __name__ == "__main__":

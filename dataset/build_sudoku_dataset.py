@@ -24,9 +24,10 @@ from typing import Any
 if not __package__:  # `python dataset/build_sudoku_dataset.py`: import from the repository, not from dataset/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dataset.arguments import BuilderParser
+from dataset.arguments import BuilderParser, run_builder
+from dataset.hub import download_csv
 from dataset.sudoku.build import SudokuBuild, build
-from engine.io import RunFailure, UsageError, print_rank0
+from engine.io import UsageError, print_rank0
 
 HUB_REPOSITORY = "sapientinc/sudoku-extreme"
 
@@ -105,23 +106,6 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
-def _download(repository: str) -> Path:
-    """The folder with train.csv and test.csv, fetched from the Hub. Raises UsageError when that fails."""
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise UsageError(
-            "--download needs the huggingface_hub library (pip install 'loopforge[lm]'); "
-            "or fetch train.csv and test.csv yourself and pass their folder as --input"
-        ) from None
-    try:
-        files = [hf_hub_download(repository, f"{name}.csv", repo_type="dataset") for name in ("train", "test")]
-    except Exception as error:  # every failure of the library ends here, with its first line
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"--download from {repository} failed: {first}; pass the files' folder as --input") from None
-    return Path(files[0]).parent
-
-
 def _default_name(source: Path | None, size: int) -> str:
     if source is None:
         return f"sudoku-{size}x{size}"
@@ -135,7 +119,7 @@ def plan_of(arguments: argparse.Namespace) -> SudokuBuild:
     if arguments.source_repo and not arguments.download:
         raise UsageError("--source-repo says what --download fetches: add --download, or leave it out")
     repository = arguments.source_repo or HUB_REPOSITORY
-    source = _download(repository) if arguments.download else arguments.input
+    source = download_csv(repository) if arguments.download else arguments.input
     return SudokuBuild(
         output_dir=arguments.output_dir or Path("data") / _default_name(source, arguments.size or 9),
         size=arguments.size,
@@ -167,25 +151,12 @@ def _warnings(card: Mapping[str, Any]) -> Iterator[str]:
         yield f"{count} test puzzles are training puzzles too: figures on them test nothing"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Build, say what was built, return the exit code (0 done, 1 failure, 2 unusable command or input)."""
-    try:
-        plan = plan_of(parser().parse_args(argv))
-        plan.check()
-        if plan.input is None and plan.subsample_size is not None:
-            print_rank0(
-                f"no --input: {plan.subsample_size} training puzzles are generated (they are not Sudoku-Extreme)"
-            )
-        card = build(plan)
-    except (UsageError, RunFailure) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except OSError as error:
-        sys.stderr.write(f"error: {error.filename or plan.output_dir}: {error.strerror or error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing was written\n")
-        return 130
+def _build(argv: Sequence[str] | None) -> None:
+    plan = plan_of(parser().parse_args(argv))
+    plan.check()
+    if plan.input is None and plan.subsample_size is not None:
+        print_rank0(f"no --input: {plan.subsample_size} training puzzles are generated (they are not Sudoku-Extreme)")
+    card = build(plan)
     for line in _warnings(card):
         print_rank0(f"warning: {line}")
     counts = card["counts"]
@@ -196,7 +167,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{card['test_puzzles_with_a_training_solution']} with a solution seen in training; "
         f"sha256 {card['content_hash'][:16]}"
     )
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build, print what was built, return the exit code."""
+    return run_builder(lambda: _build(argv))
 
 
 if __name__ == "__main__":

@@ -29,11 +29,11 @@ from typing import Any
 if not __package__:  # `python dataset/build_text_dataset.py`: import from the repository, not from dataset/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dataset.arguments import BuilderParser
+from dataset.arguments import BuilderParser, run_builder
 from dataset.text.build import TextBuild, build, refuse_existing
 from dataset.text.named import NAMED, NamedText, build_generated, build_stand_in, download
 from dataset.text.tokenizer import TOKENIZERS
-from engine.io import RunFailure, UsageError, did_you_mean, print_rank0
+from engine.io import UsageError, did_you_mean, print_rank0
 
 
 def _name(text: str) -> str:
@@ -157,20 +157,9 @@ def _with(plan: TextBuild, inputs: Sequence[Path], card: dict[str, Any], entry: 
     return TextBuild(**values)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Build, say what was built, return the exit code (0 done, 1 failure, 2 unusable command or input)."""
-    try:
-        arguments = parser().parse_args(argv)
-        card = run(arguments)
-    except (UsageError, RunFailure) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except OSError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing was written\n")
-        return 130
+def _build(argv: Sequence[str] | None) -> None:
+    arguments = parser().parse_args(argv)
+    card = run(arguments)
     counts, tokenizer = card["counts"], card["tokenizer"]
     print_rank0(
         f"built {arguments.output_dir or Path('data') / arguments.name} ({card['source']}) in {card['seconds']:.1f} s: "
@@ -181,7 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for line in _without_effect(arguments, card):
         print_rank0(f"warning: {line}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build, print what was built, return the exit code."""
+    return run_builder(lambda: _build(argv))
 
 
 def _without_effect(arguments: argparse.Namespace, card: dict[str, Any]) -> list[str]:
