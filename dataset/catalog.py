@@ -16,6 +16,7 @@ from dataset.arc.build import ArcBuild, build_generated
 from dataset.arc.corpus.generate import CorpusPlan
 from dataset.arc.pattern import PatternPlan, build_patterns
 from dataset.format import load_splits
+from dataset.maze.build import MazeBuild, build as build_mazes
 from dataset.sudoku.build import SudokuBuild, build
 from dataset.text import named as text
 from dataset.text.build import describe_text
@@ -27,6 +28,7 @@ __all__ = ["BUILT", "PUBLISHED", "STAND_INS", "build_command", "describe", "ensu
 
 SUDOKU_BUILDER, ARC_BUILDER = "python -m dataset.build_sudoku_dataset", "python -m dataset.build_arc_dataset"
 PATTERN_BUILDER = "python -m dataset.build_pattern_dataset"
+MAZE_BUILDER = "python -m dataset.build_maze_dataset"
 
 
 class Built(Protocol):
@@ -89,6 +91,32 @@ class BuiltSudoku:
             num_aug=self.num_aug,
         )
         build(plan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltMazes:
+    """Generated mazes."""
+
+    size: int
+    num_train: int
+    num_test: int
+    aug: bool
+    data_mode: ClassVar[str] = "embedding"
+    mean_examples: ClassVar[float | None] = 1.0
+
+    @property
+    def groups(self) -> int:
+        return self.num_train
+
+    def command(self) -> str:
+        flags = f"--size {self.size} --num-train {self.num_train} --num-test {self.num_test}"
+        return f"{MAZE_BUILDER} {flags}" + (" --aug" if self.aug else "")
+
+    def words(self) -> str:
+        return f"{self.num_train} training and {self.num_test} test mazes of {self.size}x{self.size}, generated"
+
+    def build(self, root: Path) -> None:
+        build_mazes(MazeBuild(output_dir=root, **vars(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +216,7 @@ BUILT: Mapping[str, Built] = {
     "sudoku-4x4": BuiltSudoku(size=4, num_train=20_000, num_test=256, blanks=(6, 10)),
     "sudoku-6x6": BuiltSudoku(size=6, num_train=10_000, num_test=500, blanks=(12, 22), num_aug=7),
     "sudoku-9x9-easy": BuiltSudoku(size=9, num_train=5_000, num_test=500, blanks=(30, 45), num_aug=7),
+    "maze-8x8": BuiltMazes(size=8, num_train=2_000, num_test=500, aug=True),
     "arc-corpus-10x10": BuiltCorpus(
         corpus=CorpusPlan(side=7, num_train=81, num_test=27, num_novel=12, demonstrations=(6, 10)), num_aug=4, canvas=10
     ),
@@ -243,6 +272,11 @@ PUBLISHED = {
         command=f"{SUDOKU_BUILDER} --input FOLDER --subsample-size 1000 --num-aug 1000", data=_CSV, groups=1000
     ),
     "sudoku-extreme-full": Published(command=f"{SUDOKU_BUILDER} --input FOLDER", data=_CSV),
+    "maze-30x30-hard-1k": Published(
+        command=f"{MAZE_BUILDER} --input FOLDER",
+        data="the public Maze-Hard CSV (train.csv, test.csv; --download in place of --input FOLDER fetches them)",
+        groups=1000,
+    ),
     "arc1concept-aug-1000": _arc("training evaluation concept", "evaluation", 960, 4.15),
     "arc2concept-aug-1000": _arc("training2 evaluation2 concept", "evaluation2", 1280, 4.33),
     "arc1concept-encoder-aug-1000": _arc("training evaluation concept", "evaluation", 529, 4.67, data_mode="encoder"),

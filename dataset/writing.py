@@ -16,6 +16,7 @@ import numpy as np
 
 from dataset.arc import published as arc
 from dataset.format import load_splits
+from dataset.maze import published as maze
 from dataset.metadata import ARRAYS, SHARED, SPLITS, PuzzleMetadata, read_card, read_metadata
 from dataset.sudoku import published as sudoku
 from engine.io import REPLACED, TEMPORARY, UsageError, atomic_directory, file_lock, sha256_json
@@ -190,8 +191,9 @@ def stand_in_reason(root: str | Path, card: Mapping[str, Any] | None = None) -> 
 
     `card` is what its folder has, where the caller has read it.
     """
-    if sudoku.claims_to_be_published(root):
-        return sudoku.stand_in_reason(root, describe(root) if card is None else card)
+    for kind in (sudoku, maze):
+        if kind.claims_to_be_published(root):
+            return kind.stand_in_reason(root, describe(root) if card is None else card)
     if arc.claims_to_be_published(root) and card is None and (Path(root) / CARD).exists():
         card = read_card(Path(root) / CARD)
     return arc.stand_in_reason(root, card or {})

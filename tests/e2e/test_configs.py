@@ -27,12 +27,14 @@ IDS = [f"{recipe}-{arch}" for _, recipe, arch in PAIRS]
 SHAPES = {
     "sudoku-default": (16, 6, 1), "sudoku-4x4": (16, 6, 1), "sudoku-6x6": (36, 8, 1), "sudoku-9x9-easy": (81, 11, 1),
     "sudoku-extreme-1k-aug-1000": (81, 11, 1),
+    "maze-8x8": (64, 6, 1), "maze-30x30-hard-1k": (900, 6, 1),
     "arc1concept-aug-1000": (900, 12, 876_406), "arc2concept-aug-1000": (900, 12, 1_191_730),
     "arc-corpus-easy-10x10": (100, 12, 133),
 }  # fmt: skip
 COUNTS = {
     ("cfg_pretrain_sudoku_extreme_mlp", "trm"): 5_028_866,
     ("cfg_pretrain_sudoku_extreme_att", "trm"): 6_828_034,
+    ("cfg_pretrain_maze_hard", "trm"): 6_822_914,
     ("cfg_pretrain_arc_agi_1", "trm"): 6_829_058,
     ("cfg_pretrain_arc_agi_2", "trm"): 6_829_058,
     ("cfg_pretrain_sudoku_4x4", "trm"): 62_338,

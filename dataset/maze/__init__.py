@@ -1,0 +1,1 @@
+"""Mazes: shortest paths in a grid of walls."""

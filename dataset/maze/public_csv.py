@@ -1,0 +1,80 @@
+"""The published form of mazes: CSV with the columns source, question, answer, rating (Maze-Hard, arXiv 2506.21734).
+
+A question is the grid row by row in the signs of `CHARSET` without `o`, an answer the same with the path, a rating
+the length of the path.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dataset.maze.paths import CHARSET, GOAL, START, judge, path_lengths
+from engine.io import UsageError, atomic_write_text
+
+COLUMNS = ("source", "question", "answer", "rating")
+TOKENS = {sign: token for token, sign in enumerate(CHARSET, start=1)}
+
+
+def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Mazes and answers, uint8 token grids [N, S, S].
+
+    Raises: UsageError naming file and line of the first row that is not a maze with a path from S to G.
+    """
+    rows = list(_rows(path))
+    if not rows:
+        raise UsageError(f"{path} holds no maze")
+    side = math.isqrt(len(rows[0][1]))
+    if side < 2 or side * side != len(rows[0][1]):
+        raise UsageError(f"{path}:{rows[0][0]}: question has {len(rows[0][1])} cells, expected a square number")
+    grids: tuple[list[list[int]], list[list[int]]] = ([], [])
+    for line, *texts in rows:
+        for name, text, into in zip(("question", "answer"), texts, grids, strict=True):
+            if len(text) != side * side:
+                raise UsageError(f"{path}:{line}: {name} has {len(text)} cells, expected {side * side}")
+            unknown = next((sign for sign in text if sign not in TOKENS), None)
+            if unknown is not None:
+                raise UsageError(f"{path}:{line}: {name} has the sign {unknown!r}, expected one of {CHARSET!r}")
+            into.append([TOKENS[sign] for sign in text])
+    mazes, answers = (np.array(part, dtype=np.uint8).reshape(-1, side, side) for part in grids)
+    for token, sign in ((START, "S"), (GOAL, "G")):
+        counts = (mazes == token).reshape(len(mazes), -1).sum(axis=1)
+        _first(path, rows, counts != 1, f"question needs exactly one {sign}")
+    _first(path, rows, ~judge(mazes, answers).path, "answer is no path from S to G in the maze of the question")
+    return mazes, answers
+
+
+def _first(path: Path, rows: list[tuple[int, str, str]], bad: np.ndarray, text: str) -> None:
+    if bad.any():
+        raise UsageError(f"{path}:{rows[int(bad.argmax())][0]}: {text}")
+
+
+def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    """(line, question, answer) of each row."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in ("question", "answer") if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UsageError(f"{path} has no column {missing[0]}: expected {', '.join(COLUMNS)}")
+            for row in reader:
+                yield reader.line_num, row["question"] or "", row["answer"] or ""
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist: expected a folder with train.csv and test.csv") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} is not a readable CSV file: {error}") from None
+
+
+def write_csv(path: Path, mazes: np.ndarray, answers: np.ndarray, source: str) -> None:
+    """Write mazes [N, S, S] in the published form."""
+    signs = np.array(["?", *CHARSET])
+    lengths = path_lengths(mazes)
+    lines = [",".join(COLUMNS)]
+    for maze, answer, length in zip(mazes, answers, lengths.tolist(), strict=True):
+        question, solved = ("".join(signs[grid.reshape(-1)]) for grid in (maze, answer))
+        lines.append(f"{source},{question},{solved},{length}")
+    atomic_write_text(path, "\n".join(lines) + "\n")

@@ -1,0 +1,70 @@
+"""Mazes: is the drawn path the reference one, a path at all, a shortest path?
+
+B rows of a batch, T = S * S cells of a maze.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dataset.maze.paths import GOAL, START, VOCAB_SIZE, judge
+from engine.distributed import all_reduce_sum
+from engine.io import UsageError
+from evaluators.intervals import wilson
+
+COLUMNS = ("reference_path", "valid_path", "shortest_path")
+
+
+class ShortestPath:
+    """Shares of mazes: `reference_path` is the answer of the data set cell by cell (the published figure),
+    `shortest_path` any path of the least length, `valid_path` any path without detours or strays; the latter two with
+    the rest of the maze left as it is. A maze can have several shortest paths, of which a data set holds one.
+
+    `shortest_path_low` and `_high` are its 95 % Wilson interval; `mazes` is how many were judged.
+    """
+
+    needs_steps: ClassVar[bool] = False
+
+    def __init__(self, config: None = None) -> None:
+        self.begin()
+
+    def begin(self, splits: Sequence[Any] = ()) -> None:
+        """Forget what was counted. Raises: UsageError where a split does not hold mazes."""
+        for split in splits:
+            if (
+                split.metadata.vocab_size != VOCAB_SIZE
+                or math.isqrt(split.metadata.seq_len) ** 2 != split.metadata.seq_len
+            ):
+                raise UsageError(
+                    f"maze@ShortestPath: {split.root} holds no mazes (python -m dataset.build_maze_dataset)"
+                )
+        self.sums = torch.zeros(len(COLUMNS) + 1, dtype=torch.float64)
+
+    def update(self, batch: Mapping[str, Tensor], steps: Sequence[Any], preds: Tensor, valid_rows: int) -> None:
+        """Judge the first `valid_rows` rows.
+
+        Args:
+            batch: inputs [B, T], labels [B, T].
+            preds: [at least valid_rows, T]
+        """
+        inputs, labels, answers = (
+            part[:valid_rows].cpu().numpy().reshape(valid_rows, math.isqrt(part.shape[1]), -1)
+            for part in (batch["inputs"], batch["labels"], preds)
+        )
+        real = ((inputs == START) | (inputs == GOAL)).reshape(valid_rows, -1).any(axis=1)  # padding rows have neither
+        verdict = judge(inputs, answers)
+        same = (answers == labels).reshape(valid_rows, -1).all(axis=1)
+        counts = [int((column & real).sum()) for column in (same, verdict.path, verdict.shortest)]
+        self.sums += torch.tensor([*counts, int(real.sum())], dtype=torch.float64)
+
+    def result(self) -> dict[str, float | None]:
+        """The shares over all ranks, the same on each; None where there was no maze."""
+        *counts, mazes = all_reduce_sum(self.sums.clone()).tolist()
+        low, high = wilson(counts[-1], mazes)
+        shares = {name: count / mazes if mazes else None for name, count in zip(COLUMNS, counts, strict=True)}
+        return {**shares, "shortest_path_low": low, "shortest_path_high": high, "mazes": mazes}
