@@ -66,14 +66,30 @@ class ARC:
         self._asked: tuple[Any, ...] = ()
         self.evaluations = 0
         """Whose votes are counted together."""
+        self.label = ""
         self.protocol: Protocol | None = None
         """In place of what the data sets say, where somebody knows more (scripts/predict.py)."""
 
-    def begin(self, splits: Sequence[PuzzleSplit]) -> None:
-        """Get ready for the examples of these splits, and forget the votes for others. Raises: UsageError."""
+    def begin(
+        self, splits: Sequence[PuzzleSplit], *, like: ARC | None = None, label: str = "", fitted: bool = False
+    ) -> None:
+        """Get ready for the examples of these splits, and forget the votes for others.
+
+        Args:
+            like: another that has begun with these splits, whose tasks are taken over.
+            label: of a way of answering; part of the metrics' names.
+            fitted: whether the model is fitted to each task, which is class ii.
+
+        Raises: UsageError.
+        """
         asked = tuple((str(s.root), s.split, s.set_name, s.identifier_offset) for s in splits)
         if asked != self._asked or self.tasks is None:
-            self.tasks, self._asked, self.evaluations = Tasks(splits), asked, 0
+            self.tasks = Tasks(splits) if like is None else like.tasks
+            self._asked, self.evaluations = asked, 0
+        self.label = label
+        assert self.tasks is not None
+        if fitted and self.tasks.protocol.name == "i":
+            self.protocol = Protocol("ii", self.tasks.protocol.leakage)
         if not self.config.pooled or not self.evaluations:
             self.votes = Votes(self.tasks.side**2, keep=max(self.config.submission_K, 2))
             self.evaluations = 0
@@ -128,7 +144,8 @@ class ARC:
         metrics["pooled_evaluations"] = float(self.evaluations)
         print_rank0(self._in_words(metrics))
         print_rank0(f"ARC         {protocol.words}")
-        named = {f"ARC_{protocol.mark}/{name}": value for name, value in metrics.items()}
+        place = f"ARC_{protocol.mark}/{self.label}/" if self.label else f"ARC_{protocol.mark}/"
+        named = {place + name: value for name, value in metrics.items()}
         head = {"protocol": protocol.name, "leakage": protocol.leakage, "meaning": protocol.words, "scores": named}
         record = {**head, "attempts": attempts, "tasks": record_of(self.tasks, table, attempts)}
         self.files = {
@@ -149,7 +166,8 @@ class ARC:
             low, high = (_percent(metrics[f"{name}@{k}_{end}"]) for end in ("low", "high"))
             parts.append(f"{first}{name}@{k} {_percent(metrics[f'{name}@{k}'])} ({low} .. {high})")
         pooled = f", POOLED over {self.evaluations} evaluations" if self.evaluations > 1 else ""
-        return f"ARC         {'; '.join(parts)}; {tasks:,} task{'s' * (tasks != 1)}, {votes:,} votes{pooled}"
+        title = f"ARC         {self.label + ': ' if self.label else ''}"
+        return f"{title}{'; '.join(parts)}; {tasks:,} task{'s' * (tasks != 1)}, {votes:,} votes{pooled}"
 
 
 def _percent(share: float | None) -> str:

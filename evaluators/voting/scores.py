@@ -73,8 +73,8 @@ def metrics_of(
 
     `pass@K`: mean over tasks of the share of test grids with the right answer among the first K (the public
     evaluator's rule). `all_pairs@K`: share of tasks with all of their test grids right (the rule of HRM's notebook).
-    Wilson intervals at K = `submission_k`; for `pass@K`, whose shares vary less than a yes or no, it is on the safe
-    side.
+    Wilson intervals at K = 1 and `submission_k`; for `pass@K`, whose shares vary less than a yes or no, it is on the
+    safe side.
     """
     scored = [outcomes for outcomes in table.values() if all(one.question.solution is not None for one in outcomes)]
     values: dict[str, float | None] = {}
@@ -83,7 +83,7 @@ def metrics_of(
         for name, parts in (("pass", shares), ("all_pairs", [float(share == 1.0) for share in shares])):
             total = float(sum(parts))
             values[f"{name}@{k}"] = total / len(parts) if parts else None
-            if k == submission_k:
+            if k in (1, submission_k):
                 low, high = wilson(min(total, len(parts)), len(parts), confidence) if parts else (None, None)
                 values[f"{name}@{k}_low"], values[f"{name}@{k}_high"] = low, high
     values["tasks"] = float(len(scored))

@@ -32,7 +32,8 @@ MicroBatch = tuple[int, Batch]
 class Evaluator(Protocol):
     """What `evaluators/` offers: fed with every evaluation batch, asked for its metrics at the end.
 
-    One that leaves files has `files`, file name -> text, after `result`.
+    One that leaves files has `files`, file name -> text, after `result`. One that asks the model questions of its own
+    has `attach(model, loss_head)`, which is called once before all.
     """
 
     needs_steps: bool
@@ -114,6 +115,9 @@ class RecursiveReasoningTask:
         self.sampler, self.plan, self.global_rows = sampler, plan, global_rows
         self.batch_key, self.micro_rows = batch_key, runtime.micro_rows(global_rows, batch_key)
         self.eval_sampler, self.final_sampler, self.evaluators = eval_sampler, final_sampler, evaluators
+        for evaluator in evaluators:
+            if (attach := getattr(evaluator, "attach", None)) is not None:
+                attach(model, loss_head)
         self.validation_sampler = validation_sampler
         self._groups = groups
         self.saves_carry = saves_carry

@@ -1,0 +1,1 @@
+"""What evaluators of few-shot models do with a model at test time: other demonstrations, search, training."""

@@ -1,0 +1,127 @@
+"""Several ways of answering the same questions, each with votes and scores of its own in one report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.format import PuzzleSplit
+from engine.errors import UsageError
+from engine.fields import Range, check_fields
+from evaluators.adaptation.examples import Batch, TokenLoss, rows_of
+from evaluators.arc import ARC, ARCConfig
+
+
+@dataclass(kw_only=True)
+class BallotsConfig:
+    """What evaluators have in common that ask a few-shot model in several ways."""
+
+    submission_K: Annotated[int, Range(1)] = 2
+    """Attempts for each test grid in the score that has an interval; the first has one, too."""
+    pass_Ks: list[int] = field(default_factory=lambda: [1, 2])
+    """How many of the leading answers a score looks at."""
+    confidence: Annotated[float, Range(above=0, below=1, hint="e.g. 0.95")] = 0.95
+    """Of the Wilson intervals."""
+    max_augmentations: Annotated[int | None, Range(1)] = None
+    """Ask only the first augmented copies of each task; null asks all that the evaluation has."""
+    seed: int = 0
+    """Of all random numbers. They depend on the task, not on the batch."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+class Ballots:
+    """The base of evaluators that answer in several ways (`LABELS`), in each of which augmented copies vote.
+
+    Metrics are `ARC_CLASS_LEAKAGE/LABEL/...`, with the protocol class of each way. `attach` gives them the model.
+    """
+
+    needs_steps = False
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.model: Any = None
+        self.votes: dict[str, ARC] = {}
+
+    def attach(self, model: Any, loss_head: Any) -> None:
+        """The model that is evaluated, and the loss head whose `token_loss` it is trained with."""
+        if not hasattr(model, "decode_with_context"):
+            raise UsageError(
+                f"evaluators: {type(self).__name__} needs a model that is shown demonstrations, which "
+                f"{type(model).__name__} is not"
+            )
+        self.model = model
+        self.token_loss: TokenLoss = loss_head.token_loss
+
+    def labels(self) -> dict[str, str]:
+        """Way of answering -> protocol class: i, or ii where the model is fitted to the task."""
+        raise NotImplementedError
+
+    def begin(self, splits: Sequence[PuzzleSplit]) -> None:
+        """Forget the votes, and get ready for these splits. Raises: UsageError."""
+        if self.model is None:
+            raise UsageError(f"evaluators: {type(self).__name__} is for pretrain_etrm.py: it needs the model")
+        config = self.config
+        first: ARC | None = None
+        for label, protocol_class in self.labels().items():
+            own = ARCConfig(submission_K=config.submission_K, pass_Ks=[*config.pass_Ks], confidence=config.confidence)
+            vote = self.votes.setdefault(label, ARC(own))
+            vote.begin(splits, like=first, label=label, fitted=protocol_class == "ii")
+            first = first or vote
+        self._first_copies = _first_copies(splits, config.max_augmentations or 1)
+
+    def chosen(self, batch: Mapping[str, Tensor], valid_rows: int) -> Tensor:
+        """The rows that are asked, [n] ascending: real ones, of the first `max_augmentations` copies of their task."""
+        rows = torch.arange(valid_rows, device=batch["inputs"].device)
+        if self.config.max_augmentations is None or not valid_rows:
+            return rows
+        kept = torch.isin(batch["puzzle_identifiers"][:valid_rows].cpu().long(), self._first_copies)
+        return rows[kept.to(rows.device)]
+
+    def vote(self, label: str, batch: Mapping[str, Tensor], rows: Tensor, preds: Tensor, q_halt: Tensor) -> None:
+        """Count the answers preds [n, T] with q_halt [n] to the questions of `rows` [n]; a collective."""
+        count = len(batch["inputs"])
+        rest = torch.ones(count, dtype=torch.bool, device=rows.device)
+        rest[rows] = False
+        asked = {name: batch[name] for name in ("inputs", "puzzle_identifiers")}
+        ordered: Batch = rows_of(asked, torch.cat((rows, rest.nonzero()[:, 0])))
+        self.votes[label].update(ordered, [_Answer(q_halt)], preds, len(rows))
+
+    def result(self) -> dict[str, float | None]:
+        """The metrics of every way, the same on all ranks."""
+        values: dict[str, float | None] = {}
+        self.files: dict[str, str] = {}
+        for label, vote in self.votes.items():
+            values |= vote.result()
+            if vote.record:
+                self.files[f"{self.name}_{label}.json"] = json.dumps(vote.record)
+        return values
+
+    @property
+    def name(self) -> str:
+        """Of the files that it leaves: that of its module."""
+        return type(self).__module__.rpartition(".")[2]
+
+
+def _first_copies(splits: Sequence[PuzzleSplit], count: int) -> Tensor:
+    """The identifiers of the first `count` puzzles of each group, [n] int64."""
+    found = [torch.empty(0, dtype=torch.int64)]
+    for split in splits:
+        number = np.arange(split.num_puzzles)
+        group = np.searchsorted(split.group_indices, number, side="right") - 1
+        first = split.puzzle_identifiers[number - split.group_indices[group] < count]
+        found.append(torch.from_numpy(first.astype(np.int64) + split.identifier_offset))
+    return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    q_halt_logits: Tensor
+    logits: None = None

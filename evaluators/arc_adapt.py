@@ -1,0 +1,103 @@
+"""ARC with training at test time on each task's own demonstrations, for models that are shown demonstrations.
+
+Scores are of protocol class (ii). The model is as before afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.format import PuzzleSplit
+from engine.distributed import all_reduce_sum
+from evaluators.adaptation.ballots import Ballots, BallotsConfig
+from evaluators.adaptation.examples import Batch, Originals, rows_of
+from evaluators.adaptation.training import Examples, TrainingConfig, fit_tokens, fitted_weights
+from evaluators.steps import StepOutput
+
+
+@dataclass(kw_only=True)
+class ARCTestTimeTrainingConfig(BallotsConfig, TrainingConfig):
+    """Settings of `arc_adapt@ARCTestTimeTraining`."""
+
+    def __post_init__(self) -> None:
+        TrainingConfig.__post_init__(self)
+
+
+class ARCTestTimeTraining(Ballots):
+    """Scores after the training: `ARC_ii_clean/adapt_token_20/pass@1`.
+
+    `adapt/loss_first`, `loss_last` are means over trained tasks, `adapt/tasks_without_training` counts those with a
+    single demonstration, `adapt/seconds_per_task` is of this rank's clock. A task whose rows are in several batches is
+    trained for each of them, to the same result.
+    """
+
+    Config: ClassVar[type] = ARCTestTimeTrainingConfig
+
+    def labels(self) -> dict[str, str]:
+        return {f"adapt_{self.config.adapt}_{self.config.steps}": "ii" if self.config.steps else "i"}
+
+    def begin(self, splits: Sequence[PuzzleSplit]) -> None:
+        super().begin(splits)
+        self.originals = Originals(splits)
+        self.sums = torch.zeros(5, dtype=torch.float64)  # first loss, last loss, trained, not trained, seconds
+
+    def update(self, batch: Mapping[str, Tensor], steps: Sequence[StepOutput], preds: Tensor, valid_rows: int) -> None:
+        """Train on the tasks of the rows that are asked, answer, and vote; a collective."""
+        began, rows = time.perf_counter(), self.chosen(batch, valid_rows)
+        own = rows_of(batch, rows)
+        answers, q_halt = preds[rows].clone(), steps[-1].q_halt_logits[rows].clone()
+        groups = own["group_ids"].cpu().numpy()
+        if len(rows) and self.config.adapt == "token":
+            answers, q_halt = self._by_token(own, groups)
+        elif len(rows):
+            for group in np.unique(groups):
+                mine = torch.from_numpy(np.flatnonzero(groups == group)).to(rows.device)
+                answers[mine], q_halt[mine] = self._by_weights(rows_of(own, mine), group)
+        (label,) = self.labels()
+        self.vote(label, batch, rows, answers, q_halt)
+        self.sums[4] += time.perf_counter() - began
+
+    def _by_token(self, own: Batch, groups: np.ndarray) -> tuple[Tensor, Tensor]:
+        tasks, place = np.unique(groups, return_inverse=True)
+        examples = Examples(self.originals, tasks, self.config, self.config.seed)
+        device = own["inputs"].device
+        token, course = fit_tokens(self.model, examples, self.config, self.token_loss, device)
+        self._note(course, examples)
+        with torch.no_grad():
+            context = self.model.encode(own).context
+            context = context.to(token.dtype) + token[torch.from_numpy(place).to(device)]
+            output = self.model.decode_with_context(own, context, act_steps=self.model.halt_max_steps)
+        return output.logits.argmax(-1), output.q_halt_logits
+
+    def _by_weights(self, own: Batch, group: int) -> tuple[Tensor, Tensor]:
+        examples = Examples(self.originals, np.array([group]), self.config, self.config.seed)
+        device = own["inputs"].device
+        with fitted_weights(self.model, examples, self.config, self.token_loss, device) as course:
+            self._note(course, examples)
+            with torch.no_grad():
+                output = self.model(own)
+        return output.logits.argmax(-1), output.q_halt_logits
+
+    def _note(self, course: list[float], examples: Examples) -> None:
+        trained = int((examples.sizes > 1).sum()) if course else 0
+        ends = (course[0], course[-1]) if course else (0.0, 0.0)
+        row = [*(value * trained for value in ends), trained, len(examples.groups) - trained]
+        self.sums[:4] += torch.tensor(row, dtype=torch.float64)
+
+    def result(self) -> dict[str, float | None]:
+        """Scores, and what the training cost and reached."""
+        first, last, trained, idle, seconds = all_reduce_sum(self.sums.clone()).tolist()
+        values = super().result()
+        return values | {
+            "adapt/loss_first": first / trained if trained else None,
+            "adapt/loss_last": last / trained if trained else None,
+            "adapt/tasks_without_training": idle,
+            "adapt/seconds_per_task": seconds / (trained + idle) if trained + idle else None,
+        }

@@ -1,0 +1,78 @@
+"""ARC with a search among latents at test time, for models that are shown demonstrations (LPN, arXiv 2411.08706).
+
+Every augmented copy of a task is searched for by itself, with its own demonstrations; then all copies vote. Scores are
+of protocol class (ii), those of budget 0 (the encoder's own latent) of class (i).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dataset.format import PuzzleSplit
+from engine.distributed import all_reduce_sum
+from evaluators.adaptation.ballots import Ballots, BallotsConfig
+from evaluators.adaptation.examples import rows_of
+from evaluators.adaptation.search import Objective, SearchConfig, Space, answered, search, summed
+from evaluators.steps import StepOutput
+
+MEASURED = ("demo_logp_init", "demo_logp_best", "demo_exact_init", "demo_exact_best", "steps_to_best", "latent_move")
+
+
+@dataclass(kw_only=True)
+class ARCLatentSearchConfig(BallotsConfig, SearchConfig):
+    """Settings of `arc_search@ARCLatentSearch`."""
+
+    def __post_init__(self) -> None:
+        SearchConfig.__post_init__(self)
+
+
+class ARCLatentSearch(Ballots):
+    """Scores after each budget of the search: `ARC_ii_clean/search_20/pass@1`.
+
+    `search/demo_logp_init`, `_best` (sum over demonstrations of the mean log p of a cell), `demo_exact_init`, `_best`
+    (share of demonstrations answered right), `steps_to_best`, `latent_move` (distance from the start) are means over
+    rows at the largest budget; `search/seconds_per_question` is of this rank's clock.
+    """
+
+    Config: ClassVar[type] = ARCLatentSearchConfig
+
+    def labels(self) -> dict[str, str]:
+        return {f"search_{budget}": "ii" if budget else "i" for budget in sorted(set(self.config.budgets))}
+
+    def begin(self, splits: Sequence[PuzzleSplit]) -> None:
+        super().begin(splits)
+        self.sums = torch.zeros(len(MEASURED) + 1, dtype=torch.float64)
+        self.seconds = 0.0
+
+    def update(self, batch: Mapping[str, Tensor], steps: Sequence[StepOutput], preds: Tensor, valid_rows: int) -> None:
+        """Search for the rows that are asked, and vote; a collective."""
+        began, rows = time.perf_counter(), self.chosen(batch, valid_rows)
+        own, space = rows_of(batch, rows), Space(self.model)
+        found = search(space, own, self.token_loss, self.config, self.config.seed) if len(rows) else None
+        for label, budget in zip(self.labels(), sorted(set(self.config.budgets)), strict=True):
+            if found is None:
+                self.vote(label, batch, rows, preds[:0], preds[:0, 0].float())
+                continue
+            self.vote(label, batch, rows, *answered(space, own, found.latents[budget]))
+        if found is not None:
+            objective, best = Objective(space, own, self.token_loss, self.config.act_steps), found.latents[budget]
+            with torch.no_grad():
+                start = space.start(own)
+                solved = objective.solved(start), objective.solved(best)
+            move = (best - start).flatten(1).norm(dim=1)
+            self.sums += summed([found.first, found.scores[budget], *solved, found.steps, move])
+        self.seconds += time.perf_counter() - began
+
+    def result(self) -> dict[str, float | None]:
+        """Scores of every budget, and the means of `search/...`."""
+        *sums, count = all_reduce_sum(torch.cat((self.sums, torch.tensor([self.seconds])))).tolist()
+        values = super().result()
+        rows, seconds = sums[-1], count
+        means = dict(zip(MEASURED, sums[:-1], strict=True)) | {"seconds_per_question": seconds}
+        return values | {f"search/{name}": total / rows if rows else None for name, total in means.items()}

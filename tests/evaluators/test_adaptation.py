@@ -1,0 +1,316 @@
+"""Few-shot models at test time: other demonstrations, search among latents, training on a task's own demonstrations."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dataset.arc.augment import Augmentation
+from dataset.arc.build import ArcBuild, build_subsets
+from dataset.arc.corpus.generate import CorpusPlan, generate
+from dataset.arc.tokens import to_tokens
+from dataset.fewshot import FewShotEvalSampler, few_shot
+from dataset.format import load_splits
+from engine.errors import UsageError
+from evaluators.adaptation.examples import Originals, augmented, leave_one_out, pairs_of
+from evaluators.adaptation.search import (
+    Objective,
+    SearchConfig,
+    Space,
+    answered,
+    held_out_scores,
+    iterates,
+    search,
+)
+from evaluators.adaptation.training import Examples, TrainingConfig, fit_tokens, fitted_weights, losses
+from evaluators.arc_adapt import ARCTestTimeTraining, ARCTestTimeTrainingConfig
+from evaluators.arc_controls import LABELS, ARCControls, ARCControlsConfig
+from evaluators.arc_search import ARCLatentSearch, ARCLatentSearchConfig
+from losses import ACTLossConfig, ACTLossHead
+from models.recursive_reasoning.act import PuzzleShape
+from models.recursive_reasoning.etrm import TRMWithEncoder, TRMWithEncoderConfig
+
+SHAPE = PuzzleShape(36, 12, 1, 0)
+HEAD = ACTLossHead(ACTLossConfig(loss_type="softmax_cross_entropy"))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    """Five held-out tasks with an augmented copy each, of 1 to 4 demonstrations."""
+    root = tmp_path_factory.mktemp("few") / "set"
+    corpus = CorpusPlan(side=6, families="few", num_train=2, num_test=5, num_novel=0, demonstrations=(1, 4))
+    plan = ArcBuild(output_dir=root, test_sets=("evaluation",), num_aug=1, canvas=6, data_mode="encoder", workers=1)
+    build_subsets(plan, lambda: generate(corpus))
+    return few_shot(load_splits([root], "test"))
+
+
+def model_of(kind: str = "standard", dtype=torch.float32, **keys) -> TRMWithEncoder:
+    torch.manual_seed(0)
+    config = TRMWithEncoderConfig(
+        encoder_type=kind, encoder_num_layers=1, hidden_size=32, num_heads=2, expansion=1.0, L_layers=1, H_cycles=1,
+        L_cycles=1, context_len=2, halt_max_steps=2, pos_encodings="rope_2d", **keys,
+    )  # fmt: skip
+    return TRMWithEncoder(config, SHAPE, auto_dtype=dtype).to(dtype).eval()
+
+
+@pytest.fixture(scope="module")
+def batch(splits) -> dict[str, torch.Tensor]:
+    (arrays,) = [arrays for _, arrays, _ in FewShotEvalSampler(splits, 10)]
+    return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+
+def part(batch, rows) -> dict[str, torch.Tensor]:
+    return {name: values[rows] for name, values in batch.items()}
+
+
+def weights(model) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in model.state_dict().values()]
+
+
+def unchanged(model, before) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(model), before, strict=True)) and all(
+        p.grad is None for p in model.parameters()
+    )
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+def test_grids_are_turned_and_recoloured_with_their_border():
+    generator = np.random.default_rng(0)
+    grids = [generator.integers(0, 10, generator.integers(1, 7, 2)).astype(np.uint8) for _ in range(16)]
+    changes = [Augmentation(k % 8, "0" + "".join(map(str, 1 + generator.permutation(9)))) for k in range(16)]
+    tokens = np.stack([to_tokens(grid, 6) for grid in grids] + [np.zeros(36, dtype=np.uint8)]).astype(np.int32)
+    tids = np.array([change.tid for change in changes] + [3])
+    tables = np.stack([change.table for change in [*changes, changes[0]]]).astype(np.int64)
+    out = augmented(tokens, tids, tables)
+    for grid, change, made in zip(grids, changes, out, strict=False):
+        assert (made == to_tokens(change.apply(grid), 6)).all()
+    assert (out[-1] == 0).all()
+    assert out.dtype == tokens.dtype
+
+
+def test_every_demonstration_is_asked_with_the_others(batch):
+    folds, owner = leave_one_out(batch)
+    counts = batch["demo_mask"].sum(1)
+    assert owner.tolist() == [row for row in range(10) if counts[row] > 1 for _ in range(counts[row])]
+    assert (counts == 1).any()
+    for number, row in enumerate(owner.tolist()):
+        assert folds["demo_mask"][number].sum() == counts[row] - 1
+        hidden = (batch["demo_mask"][row] & ~folds["demo_mask"][number]).nonzero().item()
+        assert torch.equal(folds["inputs"][number], batch["demo_inputs"][row, hidden])
+        labels = batch["demo_labels"][row, hidden]
+        assert torch.equal(folds["labels"][number], torch.where(labels == 0, -100, labels))
+    assert len(pairs_of(batch).owner) == counts.sum()
+
+
+# --- search -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["standard", "lpn_variational"])
+@pytest.mark.parametrize("mode", ["gradient_ascent", "random_search"])
+def test_search_finds_better_latents_and_changes_no_weight(batch, kind, mode):
+    model = model_of(kind)
+    before, space = weights(model), Space(model)
+    config = SearchConfig(mode=mode, budgets=[0, 2, 6], scale=0.3)
+    found, again = (search(space, batch, HEAD.token_loss, config, seed=1) for _ in range(2))
+    assert unchanged(model, before)
+    for budget in (0, 2, 6):
+        assert torch.equal(found.latents[budget], again.latents[budget])
+    assert torch.equal(found.scores[0], found.first)
+    assert (found.scores[2] >= found.scores[0]).all()
+    assert (found.scores[6] >= found.scores[2]).all()
+    assert found.scores[6].mean() > found.first.mean()
+    objective = Objective(space, batch, HEAD.token_loss, 1)
+    torch.testing.assert_close(objective(found.latents[6]), found.scores[6])
+    with torch.no_grad():
+        own = model(batch)
+    answers, q_halt = answered(space, batch, found.latents[0])  # budget 0 is the model's own answer
+    assert torch.equal(answers, own.logits.argmax(-1))
+    torch.testing.assert_close(q_halt, own.q_halt_logits)
+    rows = torch.tensor([7, 2])
+    alone = search(space, part(batch, rows), HEAD.token_loss, config, seed=1)
+    torch.testing.assert_close(alone.latents[6], found.latents[6][rows], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["standard", "hybrid_variational"])
+def test_the_gradient_is_that_of_finite_differences(batch, kind):
+    space = Space(model_of(kind, torch.float64))
+    objective, z = Objective(space, batch, HEAD.token_loss, 1), space.start(batch)
+    assert z.dtype == torch.float64
+    z.requires_grad_()
+    (gradient,) = torch.autograd.grad(objective(z).sum(), z)
+    direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=z.dtype)
+    step = 1e-5
+    with torch.no_grad():
+        slope = (objective(z + step * direction) - objective(z - step * direction)) / (2 * step)
+    torch.testing.assert_close((gradient * direction).flatten(1).sum(1), slope, rtol=1e-6, atol=1e-8)
+
+
+def test_a_demonstration_that_is_left_out_chooses_the_number_of_updates(batch):
+    space, config = Space(model_of()), SearchConfig(budgets=[0, 5], select="leave_one_out", lr=0.5)
+    worth = held_out_scores(space, batch, HEAD.token_loss, config, 0)
+    assert worth.shape == (6, 10)
+    single = batch["demo_mask"].sum(1) == 1
+    assert (worth[:, single] == 0).all()
+    found = search(space, batch, HEAD.token_loss, config)
+    assert torch.equal(found.steps, worth.argmax(0))
+    assert (found.steps[single] == 0).all()
+    # by hand for one row and one of its demonstrations
+    row = int((~single).nonzero()[0])
+    folds, owner = leave_one_out(part(batch, torch.tensor([row])))
+    path = iterates(Objective(space, folds, HEAD.token_loss, 1), space.start(folds), config, 0)
+    total = 0.0
+    for fold in range(len(owner)):
+        one = part(folds, torch.tensor([fold]))
+        logits = space.model.decode_with_context(one, path[3][0][fold : fold + 1]).logits
+        loss = HEAD.token_loss(logits, one["labels"])
+        total -= float(loss.detach().sum() / (one["labels"] != -100).sum())
+    assert worth[3, row].item() == pytest.approx(total / len(owner), rel=1e-5)
+
+
+def test_the_pull_to_the_start_shortens_the_way(batch):
+    space = Space(model_of())
+    moves = []
+    for pull in (0.0, 10.0):
+        found = search(space, batch, HEAD.token_loss, SearchConfig(budgets=[8], prior_weight=pull))
+        moves.append((found.latents[8] - space.start(batch)).flatten(1).norm(dim=1).mean())
+    assert moves[1] < 0.7 * moves[0]
+
+
+# --- training at test time --------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_trained_for_all_tasks_at_once_and_each_as_alone(splits):
+    model = model_of()
+    before, originals, config = weights(model), Originals(splits), TrainingConfig(steps=10, lr=0.1, examples=4)
+    examples = Examples(originals, np.arange(5), config, 3)
+    together, course = fit_tokens(model, examples, config, HEAD.token_loss, CPU)
+    assert unchanged(model, before)
+    assert len(course) == config.steps
+    batch, owner = examples.batch(0, CPU)
+    with torch.no_grad():
+        with_token, without = (losses(model, batch, t, HEAD.token_loss, 1) for t in (together[owner], None))
+    assert with_token.mean() < without.mean()
+    sizes = originals.shown(np.arange(5))["demo_mask"].sum(1)
+    assert (together[torch.from_numpy(sizes == 1)] == 0).all()
+    group = int(np.flatnonzero(sizes > 1)[-1])
+    alone, _ = fit_tokens(model, Examples(originals, np.array([group]), config, 3), config, HEAD.token_loss, CPU)
+    torch.testing.assert_close(alone[0], together[group], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("adapt", ["encoder", "all"])
+def test_weights_are_trained_on_one_task_and_put_back(splits, adapt):
+    model, originals = model_of(), Originals(splits)
+    config = TrainingConfig(adapt=adapt, steps=6, lr=3e-3, examples=4)
+    before, group = weights(model), int(originals.shown(np.arange(5))["demo_mask"].sum(1).argmax())
+    inside = []
+    for _ in range(2):
+        examples = Examples(originals, np.array([group]), config, 0)
+        with fitted_weights(model, examples, config, HEAD.token_loss, CPU) as course:
+            inside.append(weights(model))
+            with torch.no_grad():
+                after = losses(model, examples.batch(0, CPU)[0], None, HEAD.token_loss, 1).mean()
+            moved = {
+                name for (name, a), b in zip(model.state_dict().items(), before, strict=True) if not torch.equal(a, b)
+            }
+        assert unchanged(model, before)
+    assert all(torch.equal(a, b) for a, b in zip(*inside, strict=True))
+    assert len(course) == config.steps
+    assert after < course[0]
+    assert any(".encoder." in name for name in moved)
+    assert any(".encoder." not in name for name in moved) == (adapt == "all")
+    with pytest.raises(KeyboardInterrupt), fitted_weights(model, examples, config, HEAD.token_loss, CPU):
+        raise KeyboardInterrupt
+    assert unchanged(model, before)
+
+
+def test_examples_of_a_task_are_turned_alike_and_depend_on_the_task_alone(splits):
+    originals, config = Originals(splits), TrainingConfig(examples=5)
+    sizes = originals.shown(np.arange(5))["demo_mask"].sum(1)
+    group = int(sizes.argmax())
+    batch, owner = Examples(originals, np.array([group]), config, 0).batch(2, CPU)
+    other, owners = Examples(originals, np.arange(5), config, 0).batch(2, CPU)
+    assert owner.tolist() == [0] * 5
+    for name, values in batch.items():
+        assert torch.equal(values, other[name][owners == group]), name
+    assert batch["demo_mask"].sum(1).tolist() == [sizes[group] - 1] * 5
+    colours = [set(batch["demo_labels"][row].flatten().tolist()) for row in range(5)]
+    assert len(set(map(frozenset, colours))) > 1
+    hidden = ~batch["demo_mask"] & torch.from_numpy(originals.shown(np.array([group]))["demo_mask"])
+    for row in range(5):
+        assert torch.equal(batch["inputs"][row], batch["demo_inputs"][row, hidden[row]][0])
+
+
+# --- evaluators -------------------------------------------------------------------------------------------------------
+
+
+def evaluated(evaluator, splits, *, rows: int = 4, model: TRMWithEncoder | None = None) -> dict[str, float | None]:
+    model = model or model_of()
+    evaluator.attach(model, HEAD)
+    before = weights(model)
+    evaluator.begin(splits)
+    sampler = FewShotEvalSampler(splits, rows)
+    for _, arrays, valid in sampler:
+        batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        with torch.no_grad():
+            output = model(batch)
+        evaluator.update(batch, [output], output.logits.argmax(-1), valid)
+    assert unchanged(model, before)
+    return evaluator.result()
+
+
+def test_controls_show_other_demonstrations(splits, batch):
+    evaluator = ARCControls(ARCControlsConfig())
+    values = evaluated(evaluator, splits)
+    for label in LABELS:
+        assert values[f"ARC_i_clean/{label}/tasks"] == 5
+        assert values[f"ARC_i_clean/{label}/votes"] == 10
+        assert 0 <= values[f"ARC_i_clean/{label}/pass@1_low"] <= values[f"ARC_i_clean/{label}/pass@1_high"] <= 1
+        assert f"arc_controls_{label}.json" in evaluator.files
+    assert not evaluator.changed(batch, "blanked")["demo_mask"].any()
+    groups = batch["group_ids"].numpy()
+    shown = evaluator.originals.shown(np.arange(5))
+    foreign = evaluator.changed(batch, "foreign")
+    for row, group in enumerate(groups):
+        match = [
+            other for other in range(5) if (shown["demo_inputs"][other] == foreign["demo_inputs"][row].numpy()).all()
+        ]
+        assert match
+        assert group not in match
+    shuffled = evaluator.changed(batch, "shuffled")
+    assert torch.equal(shuffled["demo_inputs"], batch["demo_inputs"])
+    assert torch.equal(shuffled["demo_mask"], batch["demo_mask"])
+    mask = batch["demo_mask"]
+    assert (shuffled["demo_labels"][mask] != batch["demo_labels"][mask]).any(1).all()
+    with pytest.raises(UsageError, match="ARCControls is for pretrain_etrm"):
+        ARCControls(ARCControlsConfig()).begin(splits)
+    with pytest.raises(UsageError, match="needs a model that is shown demonstrations, which SimpleNamespace is not"):
+        evaluator.attach(SimpleNamespace(), HEAD)
+
+
+def test_a_search_has_a_score_for_every_budget_with_its_class(splits):
+    settings = {"budgets": [0, 3], "max_augmentations": 1}
+    values = evaluated(ARCLatentSearch(ARCLatentSearchConfig(**settings)), splits)
+    assert values["ARC_i_clean/search_0/votes"] == values["ARC_ii_clean/search_3/votes"] == 5
+    assert values["search/demo_logp_best"] > values["search/demo_logp_init"]
+    assert values["search/latent_move"] > 0
+    assert 0 < values["search/steps_to_best"] <= 3
+    other = evaluated(ARCLatentSearch(ARCLatentSearchConfig(**settings)), splits, rows=10)
+    assert other["search/demo_logp_best"] == pytest.approx(values["search/demo_logp_best"], rel=1e-3)
+    with pytest.raises(ValueError, match=r"budgets=.*expected numbers from 0"):
+        ARCLatentSearchConfig(budgets=[-1])
+
+
+@pytest.mark.parametrize("adapt", ["token", "all"])
+def test_test_time_training_reports_what_it_did(splits, adapt):
+    evaluator = ARCTestTimeTraining(ARCTestTimeTrainingConfig(adapt=adapt, steps=3, examples=4))
+    values = evaluated(evaluator, splits)
+    assert values[f"ARC_ii_clean/adapt_{adapt}_3/tasks"] == 5
+    assert values["adapt/tasks_without_training"] > 0
+    assert values["adapt/loss_first"] > 0
+    assert values["adapt/seconds_per_task"] > 0
