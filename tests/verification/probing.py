@@ -15,6 +15,8 @@ from verification.finding import Finding
 from verification.probes import probe
 
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
+RULES_THEN_PROBES = pytest.mark.parametrize("probes", [False, SLOW(True)], ids=["rules", "probes"])
+"""The rules take milliseconds; what a tiny instance adds takes seconds, and is in the slow tests."""
 ATTENTION, MLP, HRM = "cfg_pretrain_sudoku_extreme_att", "cfg_pretrain_sudoku_extreme_mlp", "cfg_pretrain"
 
 

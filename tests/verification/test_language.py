@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, archs_of
+from tests.verification.probing import RULES_THEN_PROBES
 from verification.finding import Report
 from verification.static import verify_command
 
@@ -23,18 +24,20 @@ MODES = {
 }
 
 
-def judged(line: str) -> Report:
-    return verify_command(shlex.split(line), root=ROOT, local_data=False)
+def judged(line: str, probes: bool = False) -> Report:
+    return verify_command(shlex.split(line), root=ROOT, local_data=False, probes=probes)
 
 
+@RULES_THEN_PROBES
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_option_of_every_group_passes(recipe: str) -> None:
+def test_every_option_of_every_group_passes(recipe: str, probes: bool) -> None:
     start = f"python train.py --config-name={recipe}"
-    lines = [f"{start} arch={arch} {mode}" for arch in ARCHS for mode in MODES.values()]
+    modes = MODES.values() if probes or recipe == RECIPES[0] else [""]
+    lines = [f"{start} arch={arch} {mode}" for arch in ARCHS for mode in modes]
     lines += [f"{start} optimizer={name}" for name in OPTIONS["optimizer"] if name != "pytorch_optimizer"]
     lines += [f"{start} --optimizer adan", f"{start} optimizer=pytorch_optimizer optimizer.name=adan"]
     lines += [f"{start} lr_scheduler={name}" for name in OPTIONS["lr_scheduler"]]
-    wrong = [(line, f.code, f.message) for line in lines for f in judged(line).of("FAIL", "WARN")]
+    wrong = [(line, f.code, f.message) for line in lines for f in judged(line, probes).of("FAIL", "WARN")]
     assert not wrong
 
 
@@ -57,8 +60,9 @@ def test_every_option_of_every_group_passes(recipe: str) -> None:
         "torchrun --standalone --nproc-per-node=3 train.py --batch_size=12",
     ],
 )
-def test_what_people_type_passes(line: str) -> None:
-    assert not judged(line).of("FAIL", "WARN"), judged(line).of("FAIL", "WARN")
+@RULES_THEN_PROBES
+def test_what_people_type_passes(line: str, probes: bool) -> None:
+    assert not (wrong := judged(line, probes).of("FAIL", "WARN")), wrong
 
 
 @pytest.mark.parametrize(
@@ -143,7 +147,7 @@ def test_data_that_are_there_speak_for_themselves(tmp_path: Path) -> None:
         ("--init_from=gpt2 dataset=old", set(), set()), ("--init_from=gpt2 dataset=mine", {"DAT540"}, set()),
         ("dataset=cut", {"DAT510", "SUM600"}, set()),
     ):  # fmt: skip
-        report = verify_command(["python", "train.py", *line.split()], root=tmp_path)
+        report = verify_command(["python", "train.py", *line.split()], root=tmp_path, probes=False)
         assert failed - {"SUM600"} <= report.codes("FAIL") <= failed, (line, report.of("FAIL"))
         assert report.codes("WARN") == warned, (line, report.of("WARN"))
 
@@ -151,5 +155,5 @@ def test_data_that_are_there_speak_for_themselves(tmp_path: Path) -> None:
 def test_a_relative_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = ["python", "train.py", "--init_from=gpt2-medium", "--dataset=shakespeare"]
-    report = verify_command(words, root=Path("."))
+    report = verify_command(words, root=Path("."), probes=False)
     assert report.verdict == "PASS", report.of("FAIL")

@@ -26,7 +26,6 @@ from tests.verification import (
     faults_script,
 )
 from tests.verification.mutations import Fault, Good, copy_repository, overlay
-from tests.verification.probing import SLOW
 from verification.codes import ALSO_OBSERVED, CODES, OBSERVED
 from verification.finding import Finding
 from verification.static import verify_all, verify_command, verify_file
@@ -57,28 +56,29 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_repository(ROOT, tmp_path_factory.mktemp("pristine") / "repo")
 
 
-def examine(case: Fault | Good, pristine: Path) -> list[Finding]:
-    """What the verifier says about `case`.
+def examine(case: Fault | Good, pristine: Path, probes: bool) -> list[Finding]:
+    """What the rules, and where asked for the probes, say about `case`.
 
     All trees stand at one path, one after the other: compositions are kept by path and content, so most are made once.
     """
     root = overlay(pristine, pristine.parent / "planted", case.edits)
     try:
-        return _findings(case, root)
+        return _findings(case, root, probes)
     finally:
         shutil.rmtree(root)
 
 
-def _findings(case: Fault | Good, root: Path) -> list[Finding]:
+def _findings(case: Fault | Good, root: Path, probes: bool) -> list[Finding]:
     if case.everything:
         reports = verify_all(root, probes=False)
     elif case.jobs is not None:
         file = root / "jobs" / "jobs-planted.txt"
         file.parent.mkdir(exist_ok=True)
         file.write_text(case.jobs, encoding="utf-8")
-        reports = verify_file(file, root=root)
+        reports = verify_file(file, root=root, probes=probes)
     else:
-        reports = [verify_command(shlex.split(case.job), root=root, intent=dict(case.intent) or None)]
+        intent = dict(case.intent) or None
+        reports = [verify_command(shlex.split(case.job), root=root, intent=intent, probes=probes)]
     return [finding for report in reports for finding in report.findings]
 
 
@@ -90,21 +90,29 @@ def told(findings: list[Finding]) -> str:
 
 
 def some_slow(cases: Sequence[Fault | Good], kinds: Sequence[object]) -> list[Any]:
-    """The first case of each kind, and all of kind None; the others are slow tests."""
+    """(case, probes): each case by the rules alone, where they decide it (kind None), and in the slow tests with the
+    probes; the first case of every other kind with the probes, the others of its kind in the slow tests.
+    """
     first = {kind: number for number, kind in reversed(list(enumerate(kinds)))}
-    fast = [kind is None or first[kind] == number for number, kind in enumerate(kinds)]
-    return [case if now else SLOW(case) for case, now in zip(cases, fast, strict=True)]
+    rows = []
+    for number, (case, kind) in enumerate(zip(cases, kinds, strict=True)):
+        fast = kind is not None and first[kind] == number
+        if kind is None:
+            rows.append(pytest.param(case, False, id=f"{case.name}-rules"))
+        if not case.everything:
+            rows.append(pytest.param(case, True, id=case.name, marks=() if fast else pytest.mark.slow))
+    return rows
 
 
 CODES_OF = [fault.codes if set(fault.codes) & {*OBSERVED, *ALSO_OBSERVED} else None for fault in FAULTS]
-"""What a tiny instance shows, which takes a second; None where the rules judge."""
+"""What a tiny instance shows, which takes seconds; None where the rules judge."""
 THIRDS = [number // 3 if good.edits and not good.everything else None for number, good in enumerate(GOOD)]
 """Of changed code that is right, two of three are slow."""
 
 
-@pytest.mark.parametrize("fault", some_slow(FAULTS, CODES_OF), ids=lambda fault: fault.name)
-def test_a_planted_fault_is_caught_with_its_code_and_no_other(fault: Fault, pristine: Path) -> None:
-    findings = examine(fault, pristine)
+@pytest.mark.parametrize(("fault", "probes"), some_slow(FAULTS, CODES_OF))
+def test_a_planted_fault_is_caught_with_its_code_and_no_other(fault: Fault, probes: bool, pristine: Path) -> None:
+    findings = examine(fault, pristine, probes)
     right = {f.code for f in findings if f.level == fault.level}
     assert right >= set(fault.codes), f"{fault.what}: no {fault.level} {fault.codes}\n{told(findings)}"
     failed = {f.code for f in findings if f.level == "FAIL"}
@@ -128,9 +136,9 @@ def test_the_table_is_large_and_its_codes_are_known() -> None:
 # --- no false alarms --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("good", some_slow(GOOD, THIRDS), ids=lambda good: good.name)
-def test_what_is_right_raises_no_alarm(good: Good, pristine: Path) -> None:
-    findings = examine(good, pristine)
+@pytest.mark.parametrize(("good", "probes"), some_slow(GOOD, THIRDS))
+def test_what_is_right_raises_no_alarm(good: Good, probes: bool, pristine: Path) -> None:
+    findings = examine(good, pristine, probes)
     assert findings, "nothing was verified"
     wrong = [f for f in findings if f.level == "FAIL" or (f.level == "WARN" and f.code in good.quiet)]
     assert not wrong, f"{good.what}\n{told(wrong)}"

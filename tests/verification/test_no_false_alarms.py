@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, archs_of, run_ranks, run_script
+from tests.verification.probing import RULES_THEN_PROBES
 from tests.verification.test_preflight import running
 from verification.preflight import preflight
 from verification.static import verify_command
@@ -86,29 +87,34 @@ DOUBTFUL = {  # line -> what it is warned of
 }
 
 
-def judged(line: str):
-    report = verify_command(shlex.split(line), root=ROOT)
+def judged(line: str, probes: bool = False):
+    report = verify_command(shlex.split(line), root=ROOT, probes=probes)
     assert report.verdict != "SKIP", "nothing was looked at"
     return report
 
 
+@RULES_THEN_PROBES
 @pytest.mark.parametrize("line", LINES)
-def test_what_is_right_passes(line: str) -> None:
-    report = judged(line)
+def test_what_is_right_passes(line: str, probes: bool) -> None:
+    report = judged(line, probes)
     short = CUT_SHORT if "max_steps" in line or "max-steps" in line or "+debug" in line else set()
     assert not report.of("FAIL"), report.of("FAIL")
     assert report.codes("WARN") <= short | DOUBTFUL.get(line, set()), report.of("WARN")
 
 
+@RULES_THEN_PROBES
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_option_of_every_group_passes_with_every_recipe(recipe: str) -> None:
+def test_every_option_of_every_group_passes_with_every_recipe(recipe: str, probes: bool) -> None:
     wrong = []
     for more in [*(f"arch={name}" for name in OPTIONS["arch"]), *(f"+debug={name}" for name in OPTIONS["debug"])]:
-        report = judged(f"python pretrain.py --config-name={recipe} {more}")
+        report = judged(f"python pretrain.py --config-name={recipe} {more}", probes)
         allowed = CUT_SHORT if "debug" in more else set()
         wrong += [(more, f.code, f.message) for f in report.of("FAIL", "WARN") if f.code not in allowed]
-    if "H_layers:" in (ROOT / f"config/{recipe}.yaml").read_text(encoding="utf-8"):  # a model with one stack refuses it
+    text = (ROOT / f"config/{recipe}.yaml").read_text(encoding="utf-8")
+    if "H_layers:" in text:  # a model with one stack refuses it
         wrong = [said for said in wrong if "TRM has one stack" not in said[2]]
+    if "halt_max_steps:" in text:  # too few steps for the manager's period
+        wrong = [said for said in wrong if said[1] != "ARC340"]
     assert not wrong
 
 
@@ -140,7 +146,7 @@ def test_what_is_wrong_there_is_found(line: str, code: str, what: str) -> None:
 
 def test_nothing_is_said_of_what_is_not_ours() -> None:
     report = verify_command(["bash", "-c", "make demo"], root=ROOT)
-    assert (report.verdict, report.codes("SKIP") >= {"JOB010", "MOD421"}) == ("SKIP", True)
+    assert (report.verdict, "JOB010" in report.codes("SKIP")) == ("SKIP", True)
 
 
 # --- true launches under the default ----------------------------------------------------------------------------------

@@ -134,12 +134,12 @@ def test_the_page_of_codes_is_fresh() -> None:
 @pytest.mark.parametrize(
     ("argv", "code"),
     [
-        (["jobs-trm.txt"], 0),
+        (["jobs-trm.txt", "--static"], 0),
         (["jobs-trm.txt", "--job", "sudoku_4x4", "--strict"], 0),
-        (["--script", "pretrain.py", "--config-name", "cfg_pretrain", "lr=1e-3"], 0),
+        (["--static", "--script", "pretrain.py", "--config-name", "cfg_pretrain", "lr=1e-3"], 0),
         (["--", *shlex.split(f"{GOOD} lrr=1")], 1),
-        (["--", *shlex.split("python pretrain.py max_steps=5")], 0),
-        (["--strict", "--", *shlex.split("python pretrain.py max_steps=5")], 1),
+        (["--static", "--", *shlex.split("python pretrain.py max_steps=5")], 0),
+        (["--static", "--strict", "--", *shlex.split("python pretrain.py max_steps=5")], 1),
     ],
 )
 def test_exit_codes(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,11 +148,13 @@ def test_exit_codes(argv: list[str], code: int, capsys: pytest.CaptureFixture[st
 
 
 def test_outputs_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["jobs-trm.txt", "--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]) == 0
+    assert (
+        run(["jobs-trm.txt", "--static", "--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]) == 0
+    )
     assert json.loads((tmp_path / "r.json").read_text())["reports"]
     assert (tmp_path / "r.md").read_text().startswith("# Training path")
     capsys.readouterr()
-    assert run(["jobs-trm.txt", "--json", "-"]) == 0
+    assert run(["jobs-trm.txt", "--static", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["reports"]
 
 

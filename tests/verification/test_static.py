@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
+from tests.verification.probing import RULES_THEN_PROBES
 from verification.codes import CODES
 from verification.report import PAGE, summary
 from verification.rule import RULES, NotApplicable, Rule, finding, rule, run_rules
@@ -26,7 +27,8 @@ KEPT = ("config", "models", "losses", "tasks", "dataset", "evaluators", "engine"
 
 
 def judged(line: str, **more):
-    return verify_command(shlex.split(line), root=more.pop("root", ROOT), **more)
+    """Judged by the rules, and by the probes where asked for."""
+    return verify_command(shlex.split(line), root=more.pop("root", ROOT), **{"probes": False, **more})
 
 
 def test_a_launcher_that_does_not_exist() -> None:
@@ -97,8 +99,9 @@ print(trace.problems, "torch" in sys.modules)
         ("python pretrain.py arch.name=layers.block@ReasoningBlock", "SCR112"),
     ],
 )
-def test_faults_of_a_command(line: str, code: str) -> None:
-    report = judged(line)
+@RULES_THEN_PROBES
+def test_faults_of_a_command(line: str, code: str, probes: bool) -> None:
+    report = judged(line, probes=probes)
     assert code in report.codes("FAIL"), [(f.code, f.message) for f in report.of("FAIL", "WARN")]
     assert not report.codes() & {"VER900"}
 
@@ -116,8 +119,9 @@ def test_faults_of_a_command(line: str, code: str) -> None:
         ("python pretrain.py epochs=10 eval_interval=10 global_batch_size=800", "CFG250"),
     ],
 )
-def test_doubts_about_a_command(line: str, code: str) -> None:
-    report = judged(line)
+@RULES_THEN_PROBES
+def test_doubts_about_a_command(line: str, code: str, probes: bool) -> None:
+    report = judged(line, probes=probes)
     assert code in report.codes("WARN")
     assert not report.failed()
     assert report.failed(strict=True)
@@ -167,7 +171,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_code_of_another_tree_is_what_is_judged(copy: Path) -> None:
-    assert not judged(GOOD, root=copy).of("FAIL", "WARN")
+    assert not judged(GOOD, root=copy, probes=True).of("FAIL", "WARN")
     file = copy / "models/recursive_reasoning/trm.py"
     text = file.read_text()
     file.write_text(text.replace("class TRM(RecursiveModel)", "class TRMM(RecursiveModel)"))
@@ -254,13 +258,13 @@ def test_what_cannot_be_judged_is_skipped() -> None:
     skipped = {f.code: f.message for f in report.of("SKIP")}
     assert {"DAT520", "CFG252", "CFG253", "CKP610"} <= skipped.keys()
     assert all(skipped.values())
-    blind = judged("python pretrain.py arch.L_cyles=3")
+    blind = judged("python pretrain.py arch.L_cyles=3", probes=True)
     assert not blind.codes("PASS") & {"MOD421", "MOD440", "CFG250", "ARC330", "SUM600", "DAT510"}
     assert blind.step_level("5") == "SKIP"
 
 
 def test_every_rule_judges_its_codes() -> None:
-    codes = judged(GOOD).codes()
+    codes = judged(GOOD, probes=True).codes()
     own = importlib.import_module("tasks.recursive_reasoning.rules").FAMILY_RULES.rules
     assert {code for one in (*RULES, *own) for code in one.codes} <= codes
     assert codes <= set(CODES)
@@ -315,8 +319,8 @@ def test_a_job_file_with_faults(copy: Path) -> None:
         "[x] python pretrain.py run_name=d 'unclosed\n"
     )
     try:
-        reports = verify_file("jobs-bad.txt", root=copy)
-        one = verify_file(file, root=copy, job="c")
+        reports = verify_file("jobs-bad.txt", root=copy, probes=False)
+        one = verify_file(file, root=copy, job="c", probes=False)
     finally:
         file.unlink()
     head = reports[0]
@@ -328,7 +332,7 @@ def test_a_job_file_with_faults(copy: Path) -> None:
 
 
 def test_recipes_name_their_script() -> None:
-    report = verify_recipe(ROOT / "config/cfg_pretrain_sudoku_4x4.yaml", root=ROOT)
+    report = verify_recipe(ROOT / "config/cfg_pretrain_sudoku_4x4.yaml", root=ROOT, probes=False)
     assert report.chain[0]["value"] == "python pretrain.py --config-name=cfg_pretrain_sudoku_4x4"
 
 

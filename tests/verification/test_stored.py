@@ -44,7 +44,7 @@ def kept(trained: Path) -> Path:
 
 def examine(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:
     root = next(path for path in folder.parents if (path / "config").is_dir())
-    code = run(["--checkpoint", str(folder), "--root", str(root), "--json", "-"])
+    code = run(["--checkpoint", str(folder), "--root", str(root), "--static", "--json", "-"])
     report = json.loads(capsys.readouterr().out)["reports"][0]
     return code, {(f["code"], f["level"]): f["message"] for f in report["findings"]} | report["facts"]
 
@@ -121,7 +121,7 @@ def test_what_is_no_run(tmp_path: Path, text: str | None, words: str) -> None:
 
 
 def judged(root: Path, line: str):
-    return verify_command(shlex.split(f"python pretrain.py {line}"), root=root)
+    return verify_command(shlex.split(f"python pretrain.py {line}"), root=root, probes=False)
 
 
 def test_a_resume_is_judged_by_the_stored_config(trained: Path) -> None:
