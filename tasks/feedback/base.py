@@ -55,6 +55,11 @@ class FrozenBase:
             )
 
 
+def find_base(config: FeedbackConfig) -> Path:
+    """The base's checkpoint. Raises: UsageError where it is not there."""
+    return base_checkpoint(config.ff_checkpoint_dir, config.ff_checkpoint_name, config.out_dir, config.active_dataset)
+
+
 def load_base(config: FeedbackConfig, runtime: Runtime, data: Vocabulary) -> FrozenBase:
     """The base that `config` names, on the device, with its averaged weights where it keeps any; `data` is the
     vocabulary of the text that its adapter reads.
@@ -62,7 +67,7 @@ def load_base(config: FeedbackConfig, runtime: Runtime, data: Vocabulary) -> Fro
     Raises: UsageError: there is none, it was written by another script, it reads other tokens than those of the data,
     or shorter texts than the data have.
     """
-    path = base_checkpoint(config.ff_checkpoint_dir, config.ff_checkpoint_name, config.out_dir, config.active_dataset)
+    path = find_base(config)
     checkpoint = find_checkpoint(path, checksums=True)
     if checkpoint.entry != FEEDFORWARD.entry:
         raise UsageError(

@@ -17,11 +17,12 @@ from engine.io import print_rank0
 from engine.loop.schedule import lr_factor
 from engine.registry import create_evaluators
 from engine.task import Runtime, TrainingPlan
-from models.feedback.adapter_config import AdapterShape
-from models.feedback.config import TextShape
+from models.feedback.adapter_config import AdapterShape, StaticLoraConfig
+from models.feedback.apply import choose
+from models.feedback.config import BaseConfig, TextShape, compute_dtype
 from tasks.feedback.answers import Answers
 from tasks.feedback.args import EPOCHS, FeedbackConfig, FeedforwardConfig
-from tasks.feedback.base import load_base, text_shape
+from tasks.feedback.base import find_base, load_base, text_shape
 from tasks.feedback.family import FEEDBACKWARD, FEEDFORWARD
 from tasks.feedback.generation import Sampling, predictor
 from tasks.feedback.report import FeedbackReport
@@ -55,6 +56,8 @@ def build(
 ) -> TrainingPlan:
     """Data, base, model, loss and task of one run, with the plan that the trainer follows."""
     entry, folder = config.dataset, Path(config.dataset.folder)
+    if isinstance(config, FeedbackConfig):
+        find_base(config)  # before any data are built
     card = open_data(config, folder)
     shape = text_shape(read_meta(folder).vocab_size)
     train, test = (Documents(folder, split, block_size=entry.block_size) for split in ("train", "val"))
@@ -72,6 +75,7 @@ def build(
     if isinstance(config, FeedbackConfig):
         base = load_base(config, runtime, vocabularies_of([folder])[0])
         model, loss_head = create_model(config, AdapterShape(base=base.model.config, text=shape), runtime)
+        _tell_form(model.config, base.model.config, runtime, runtime.micro_rows(config.batch_size, "batch_size"))
         objective = base.model.config.objective
     else:
         base = None
@@ -153,6 +157,18 @@ def build(
         },
         keep_every=config.save_epoch_interval and config.save_epoch_interval * epoch,
     )
+
+
+def _tell_form(config: Any, base: BaseConfig, runtime: Runtime, rows: int) -> None:
+    """Print how low-rank changes are applied to the matrices of the attention."""
+    if isinstance(config, StaticLoraConfig):
+        dtype = compute_dtype(base.forward_dtype, runtime.dtype)
+        sides = base.sides(config.targets[0])
+        form = choose(config.lora_apply, rows, base.block_size, config.lora_rank, sides, dtype, runtime.device.type)
+        print_rank0(
+            f"changes     rank {config.lora_rank} of {', '.join(config.targets)} in {base.n_layer} blocks, "
+            f"in {form} form (lora_apply={config.lora_apply})"
+        )
 
 
 def _splits(task: FeedbackTask, folder: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from engine.registry import family_of
 from engine.run.load_run import find_checkpoint, read_config
 from tasks import evaluation
 from tasks.feedback.args import FeedbackConfig
-from tasks.feedback.runs import base_checkpoint
+from tasks.feedback.base import find_base
 from tasks.loading import home_of
 
 SETTINGS = (
@@ -36,9 +36,7 @@ def require_own_base(path: Path) -> None:
     if not isinstance(config, FeedbackConfig):
         return
     with contextlib.chdir(home_of(path)):
-        base = base_checkpoint(
-            config.ff_checkpoint_dir, config.ff_checkpoint_name, config.out_dir, config.active_dataset
-        )
+        base = find_base(config)
         sha256 = sha256_file(base / "model.safetensors")
     stored = checkpoint.state(rank=0, world_size=1)["task"]["base"]
     if stored["sha256"] != sha256:

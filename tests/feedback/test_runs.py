@@ -211,6 +211,33 @@ def test_a_base_that_does_not_fit_is_refused(place: Path, documents: Path) -> No
     assert "in tokens of 'byte' (257, data/gsm8k_byte)" in errors(tokens.output)[0]
 
 
+def test_a_wrong_base_is_noticed_before_data_are_built(tmp_path: Path) -> None:
+    words = ("--active_dataset", "gsm8k", "--ff_checkpoint_dir", "a", "--ff_checkpoint_name", "b", "--lora_rank", "4")
+    result = run_script("feedbackward_alt_train", *words, cwd=tmp_path)
+    assert result.code == 2
+    assert "ff_checkpoint_dir=a: there is no such run in .out/gsm8k (nor in any .out/*)" in errors(result.output)[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_autoregressive_base_two_passes_and_both_forms(place: Path) -> None:
+    """A base that predicts the next token; its adapter reads half of a text, twice; both forms give the same losses."""
+    made = attempt(
+        place, "feedforward_train", "active_dataset=gsm8k", "arch=feedforward_ar", "max_steps=2", "run_dir=ar"
+    )
+    assert made.code == 0, made.output
+    losses = {}
+    for form in ("lowrank", "dense"):
+        words = ("--ff_checkpoint_dir", "./ar", "arch.n_passes=2", f"arch.lora_apply={form}", "max_steps=3")
+        result = adapter(place, *words, f"run_dir={form}")
+        assert result.code == 0, result.output
+        assert f"changes     rank 2 of q, k, v, o in 2 blocks, in {form} form (lora_apply={form})" in result.output
+        figures = json.loads((place / form / "summary.json").read_text())["results"]
+        losses[form] = [figures[f"eval/nll_pass{number}"] for number in range(3)]
+        assert figures["eval/nll_pass0"] == pytest.approx(figures["eval/zero_nll"])
+    assert losses["lowrank"] == pytest.approx(losses["dense"], rel=1e-4)
+    assert len(set(losses["lowrank"])) == 3
+
+
 def test_the_conditioning_task_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/results/feedback.md: a step of its base and of its hypernetwork, on few lines of its data."""
     monkeypatch.setattr("dataset.text.generated.TRAIN_COPIES", 64)
