@@ -75,11 +75,11 @@ def passes_of(cell: Cell) -> list[float]:
 
 
 def passes_table(cells: Sequence[Cell]) -> Table:
-    """The loss after each pass."""
+    """The loss of each hypernetwork after each pass."""
     most = max((len(passes_of(cell)) for cell in cells), default=0)
     table = Table([Column("cell"), *(Column(f"after {number}", "number") for number in range(most))])
     for cell in cells:
-        if values := passes_of(cell):
+        if MODE in cell.settings and (values := passes_of(cell)):
             table.add(cell.name, *values, *[None] * (most - len(values)))
     return table
 
