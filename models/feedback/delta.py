@@ -106,20 +106,6 @@ class LoraDelta:
         """The same without gradients."""
         return self.each(Tensor.detach)
 
-    def row(self, number: int) -> LoraDelta:
-        """The delta of one row, for all rows of another batch."""
-        return self.each(lambda part: part[number : number + 1])
-
-    def __add__(self, other: LoraDelta) -> LoraDelta:
-        """The sum of both changes: ranks add up. Raises: ValueError for other targets or another scale."""
-        if self.factors.keys() != other.factors.keys() or self.scale != other.scale:
-            raise ValueError("only deltas of the same targets and scale can be added")
-        joined = {
-            name: tuple(torch.cat(parts, dim=2) for parts in zip(pair, other.factors[name], strict=True))
-            for name, pair in self.factors.items()
-        }
-        return replace(self, factors=joined)  # type: ignore[arg-type]
-
     def dense(self, number: int, target: str) -> Tensor:
         """The change of one linear layer as matrices [B, m, n], in at least float32."""
         a, b = (part[:, number] for part in self.factors[target])

@@ -98,9 +98,10 @@ def test_rows_are_independent(base):
     order = torch.tensor([1, 2, 0])
     moved = delta.each(lambda part: part[order])
     torch.testing.assert_close(base(ids[order], real[order], moved).hidden, expected[order], rtol=0, atol=1e-12)
-    alone = base(ids[1:2], real[1:2], delta.row(1)).hidden
+    row = delta.each(lambda part: part[1:2])
+    alone = base(ids[1:2], real[1:2], row).hidden
     torch.testing.assert_close(alone, expected[1:2], rtol=0, atol=1e-12)
-    torch.testing.assert_close(base(ids, real, delta.roll(1)).hidden[2], base(ids, real, delta.row(1)).hidden[2])
+    torch.testing.assert_close(base(ids, real, delta.roll(1)).hidden[2], base(ids, real, row).hidden[2])
 
 
 @torch.no_grad()
@@ -115,8 +116,6 @@ def test_norms_need_no_matrix(base):
     lora = delta.to_lora(2)
     product = lora["h.1.fc.lora_B"] @ lora["h.1.fc.lora_A"]
     torch.testing.assert_close(product, delta.dense(1, "fc")[2])
-    both = (delta + draw(rank=2)).dense(0, "v")
-    torch.testing.assert_close(both, 2 * delta.dense(0, "v"))
 
 
 @pytest.mark.parametrize(
