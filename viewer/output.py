@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def default_file(run: StoredRun, args: argparse.Namespace) -> Path:
 
 
 def check_target(target: Path) -> None:
-    """Raises: UsageError when `target` is a folder or a file that this command did not write."""
+    """Raises: UsageError when `target` is a folder or a file that this command did not write, or cannot be written."""
+    place = next(folder for folder in target.parents if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UsageError(f"{target} cannot be written ({place} is {'read-only' if place.is_dir() else 'no folder'})")
     if target.is_dir():
         raise UsageError(f"{target} is a folder: name a file in it, such as {target / 'thinking.html'}")
     try:

@@ -86,7 +86,6 @@ class ArcBuild:
 
     def check(self) -> None:
         """Raise UsageError, naming the flag, on values that cannot be built."""
-        self.check_numbers()
         if (self.prefix is None) == (not self.folders):
             raise UsageError("give --input-file-prefix (bundles), --dataset-dirs (a file for each task) or --generated")
         if repeated := [name for name in self.subsets if self.subsets.count(name) > 1]:
@@ -185,7 +184,6 @@ def build_generated(plan: ArcBuild, corpus: CorpusPlan, card: Mapping[str, Any] 
     plan = replace(
         plan, prefix=None, folders=(), test_sets=SUBSETS[1:], canvas=max(plan.canvas, corpus.side), overlap="keep"
     )
-    plan.check_numbers()
     train, novel = corpus.names()
     lines = {
         "source": "generated",
@@ -211,6 +209,7 @@ def build_subsets(
         relations: what the leakage report looks for.
     """
     began = time.perf_counter()
+    plan.check_numbers()
     with building(plan.output_dir) as root:
         refuse_existing(root, overwrite=plan.overwrite)
         subsets, encoder = read(), plan.data_mode == "encoder"

@@ -150,6 +150,8 @@ def test_other_runs_and_words_are_refused(workplace: Path, tmp_path: Path) -> No
         (("--lr", "1"), "only --adapt full trains"),
         (("--out", "x.txt"), "a name that ends in .json"),
         (("--embedding-lr", "-1"), "expected a number from 0"),
+        (("--canvas", "31"), "--canvas must be 1 to 30"),
+        (("--out", "unseen.json/x.json"), "unseen.json is no folder"),
     ):
         result = predict(workplace, "unseen.json", *words)
         assert result.code == 2
