@@ -86,7 +86,10 @@ def collect(options: argparse.Namespace, root: Path) -> list[Report]:
         name = [f"--config-name={options.config_name}"] if options.config_name else []
         words = ["python", str(options.script), *name, *options.words]
     if words:
-        return [verify_command(words, root=root, job=" ".join(words), **how)]
+        report = verify_command(words, root=root, job=" ".join(words), **how)
+        if report.verdict == "SKIP":
+            raise UsageError(f"{' '.join(words)} launches nothing of ours: expected e.g. python pretrain.py lr=1e-3")
+        return [report]
     if options.checkpoint:
         return [verify_run(options.checkpoint, root=root, **how)]
     if options.words:

@@ -130,7 +130,7 @@ DYN718 | dyn | exactly the embedding rows of the batch change | rows drift witho
 
 OBSERVED = tuple(code for code in CODES if code.startswith(("MOD4", "SCR12", "SCR13", "SCR14")) and code != "MOD410")
 """What the guide asks of behaviour: seen on a tiny instance."""
-ALSO_OBSERVED = ("SCR112", "CFG240", "DYN706", "DYN707", "DYN712")
+ALSO_OBSERVED = ("SCR112", "CFG240", "CFG255", "ARC340", "DYN706", "DYN707", "DYN712")
 """What a rule judges as well, or the deeper probes: of what was observed only a failure is added."""
 
 

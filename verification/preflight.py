@@ -16,7 +16,7 @@ from engine.cli.resolve import HydraMain, Script, Trace, observe_script
 from engine.config import source_of
 from engine.errors import UsageError
 from engine.io import print_rank0
-from engine.registry import ROOT, Family
+from engine.registry import FAMILIES, ROOT, Family
 from launcher.command import parse
 from verification import rules  # noqa: F401  they register on import
 from verification.finding import Finding, Report
@@ -76,6 +76,9 @@ def check_launch(family: Family, config: Any) -> dict[str, Any]:
 
     Raises: UsageError.
     """
+    if family.entry not in FAMILIES:
+        text = "a run could not be read again: add the script to FAMILIES of engine/registry.py"
+        raise UsageError(f"{family.entry}.py is no entry script that is known, {text}")
     family.check(config)
     return preflight(config, family.entry, ROOT)
 

@@ -183,6 +183,9 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
         plain = re.fullmatch(r"[A-Za-z_][\w.]*", key) and value and value[0] not in "[{"
         how = f"write --{key} {shlex.quote(value)}" if plain else "quote a value with special characters"
         return _flat(f"cannot read '{error.override}': {f'{why}; ' if why else ''}{how}")
+    if several := re.match(r"Ambiguous value for argument '\+*([\w.]+)=(.*)'\n", str(error)):
+        key, value = several.groups()
+        return f"{key}={value} is several values: -m for a sweep, {key}=[{value}] for a list, --{key} {value} for text"
     text = re.sub(r"\n?See https?://\S+ for details", "", str(error))
     if isinstance(error, ConfigCompositionException) and cause is not None:
         text += f" ({str(cause).splitlines()[0]})"

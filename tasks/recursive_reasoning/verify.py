@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,53 @@ def full_shape(config: Any) -> Any:
     return PuzzleShape(SEQ_LEN, VOCAB, IDENTIFIERS)
 
 
+# --- observed ---------------------------------------------------------------------------------------------------------
+
+
+def goals(tiny: Any) -> Iterator[str]:
+    """ARC340: what one step adds to the loss under three weights; the goals of passes 2 and 3, given a period of 2."""
+    import torch
+
+    from verification.probes.instance import Recorder, Unobservable, finish_step, set_halting
+
+    if not tiny.arch.get("subgoal_head") or tiny.arch["loss"].get("feudal_loss_weight") is None:
+        raise Unobservable("there is no manager, or its goals are not scored")
+    period = {"halt_max_steps": 4, "fixed_refinement_steps": None, "subgoal_head.schedule": None}
+    plain = {**period, "subgoal_head.manager_period": 2, "subgoal_head.gating": False, "loss.feudal_gate": "none"}
+    totals: dict[float, tuple[float, ...]] = {}
+    for weight in (0.0, 0.25, 1.0):
+        task = tiny.build(**plain, **{"loss.feudal_loss_weight": weight}).task
+        set_halting(task.module, willing=False)
+        recorder = Recorder(task.module)
+        for number in range(1, 5):
+            with torch.no_grad():
+                total, _, metrics = next(task.loss(batch) for batch in task.micro_batches(number))
+            finish_step(task)
+            if number == 2:
+                names = ("feudal_loss", "feudal_cos", "feudal_active_frac")
+                totals[weight] = (float(total), *(float(metrics[name][0]) for name in names))
+    base, loss, cos, used = totals[0.0]
+    for weight, (total, *_) in totals.items():
+        if abs(total - base - weight * loss) > 1e-3 * max(1.0, abs(base)):
+            yield f"feudal_loss_weight={weight} adds {total - base:.4g} to the loss, the intrinsic loss is {loss:.4g}"
+    if abs(loss - (used - cos)) > 1e-3 * max(1.0, used):
+        yield f"the intrinsic loss of {used:.0f} rows is {loss:.4g}, their 1 - cosine {used - cos:.4g}"
+    _, second, third, _ = (call.output.aux["goal"] for call in recorder.calls)
+    if not torch.allclose(second, third, atol=1e-5):
+        yield "with manager_period=2 rows have other goals in their third pass than in their second"
+
+
+def probes() -> Iterator[Any]:
+    """What is observed of a manager."""
+    from verification.probes.registry import Probe
+
+    fix = "total + weight * sum of (1 - cosine); a goal is kept until the next one is due"
+    yield Probe(
+        code="ARC340", run=goals, about="loss", after=("SCR120", "MOD420", "MOD421", "MOD440"), fix=fix,
+        passed="the intrinsic loss is added by its weight, and a goal is held for its period",
+    )  # fmt: skip
+
+
 VERIFICATION = Verification(
     family="recursive_reasoning",
     data_mode="embedding",
@@ -110,5 +157,6 @@ VERIFICATION = Verification(
     full_shape=full_shape,
     pinned=frozenset(PINNED),
     decides=("evaluators", "freeze_weights", "grad_clip"),
+    probes=probes,
     exercised={"evaluators": [{"name": "steps@PerStepAccuracy"}]},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.verification.mutations import Fault, swap
 
+LOSS = "losses/feudal.py"
 HEAD = "models/recursive_reasoning/subgoal.py"
 DEFAULT = "python pretrain.py device=cpu"
 
@@ -84,5 +85,37 @@ FAULTS = (
         codes=("JOB034",),
         job=DEFAULT,
         intent=(("manager", "none"),),
+    ),
+    Fault(
+        name="feudal-loss-not-added",
+        what="the intrinsic loss is computed, reported and never added",
+        codes=("ARC340",),
+        probes=True,
+        edits=(swap(LOSS, "result.total + self.weight * loss", "result.total + 0 * loss"),),
+        job=DEFAULT,
+    ),
+    Fault(
+        name="feudal-weight-fixed",
+        what="the intrinsic loss has weight 0.1, whatever the config says",
+        codes=("ARC340",),
+        probes=True,
+        edits=(swap(LOSS, "result.total + self.weight * loss", "result.total + 0.1 * loss"),),
+        job=DEFAULT,
+    ),
+    Fault(
+        name="feudal-sign",
+        what="the worker is moved away from its goal",
+        codes=("ARC340",),
+        probes=True,
+        edits=(swap(LOSS, "factor * (1 - cos)", "factor * (1 + cos)"),),
+        job=DEFAULT,
+    ),
+    Fault(
+        name="feudal-goal-at-every-pass",
+        what="the goal is renewed at every pass, manager_period only counts",
+        codes=("ARC340",),
+        probes=True,
+        edits=(swap(HEAD, 'torch.where(replace[:, None], manager, state["subgoal_h"])', "manager"),),
+        job=DEFAULT,
     ),
 )

@@ -43,6 +43,21 @@ FAULTS = (
         edits=(swap(TASK, "            yield tokens[cut], targets[cut], stream", "            yield tokens[cut], tokens[cut], stream"),),
     ),
     Fault(
+        name="lm-validates-on-training-text",
+        what="val_loss is the loss of the training text",
+        codes=("SCR122",),
+        job=CPU,
+        edits=(swap(TASK, '"eval/val_loss": self.criterion(losses["val"])', '"eval/val_loss": self.criterion(losses["train"])'),),
+    ),
+    Fault(
+        name="lm-length-fixed",
+        what="the run has the default number of iterations",
+        codes=("CFG255",),
+        probes=True,
+        job=CPU,
+        edits=(swap("tasks/language_model/build.py", "else config.max_iters\n", "else 3500\n"),),
+    ),
+    Fault(
         name="lm-mixture-of-tokenizers",
         what="a mixture of characters and BPE over one token table",
         codes=("DAT541",),

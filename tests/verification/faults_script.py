@@ -243,6 +243,27 @@ SCRIPTS = (
         ),
     ),
     Fault(
+        name="rate-not-handed-on",
+        what="the optimizer is built with the default learning rate",
+        codes=("CFG255",),
+        probes=True,
+        edits=(swap(BUILD, "        lr=config.lr,\n", "        lr=1e-4,\n"),),
+    ),
+    Fault(
+        name="betas-swapped",
+        what="beta1 and beta2 change places on their way to the optimizer",
+        codes=("CFG255",),
+        probes=True,
+        edits=(swap(BUILD, "betas=(config.beta1, config.beta2)", "betas=(config.beta2, config.beta1)"),),
+    ),
+    Fault(
+        name="seed-of-the-order-fixed",
+        what="the order of the training data has a seed of its own",
+        codes=("CFG255",),
+        probes=True,
+        edits=(swap(BUILD, "seed=config.seed,", "seed=0,"),),
+    ),
+    Fault(
         name="comment-fixed-steps",
         what="a comment of the task still speaks of fixed steps",
         codes=("SCR140",),

@@ -52,6 +52,8 @@ class Fault:
     level: str = "FAIL"
     follows: tuple[str, ...] = ()
     everything: bool = False
+    probes: bool = False
+    """Only a tiny instance shows it, though rules judge its code too."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from verification.probes import (  # noqa: F401  they register on import
     encoding,
     episodes,
     errors,
+    handed,
     mode,
     outputs,
     overrides as override_probe,

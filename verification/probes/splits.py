@@ -16,7 +16,7 @@ def splits(tiny: Tiny) -> Iterator[str | Note]:
     if tiny.spec.write_data is None or not tiny.spec.splits:
         raise Unobservable("the family reads no data sets")
     batch, results = _reads(tiny, "as_it_is")
-    other_batch, _ = _reads(tiny, "other_train", train=1)
+    other_batch, trained_results = _reads(tiny, "other_train", train=1)
     same_batch, other_results = _reads(tiny, "other_test", test=1)
     if not same(batch, same_batch):
         yield "the training batches change with the split that is evaluated: the answers are trained on"
@@ -26,6 +26,11 @@ def splits(tiny: Tiny) -> Iterator[str | Note]:
         raise Unobservable("the task evaluates nothing")
     if repr(results) == repr(other_results):
         yield Note("FAIL", "the evaluation does not change with the split that is evaluated", tiny.task_class.evaluate)
+        return
+    for name in (name for name in results if name.startswith("eval/") and "train" not in name):
+        first, trained, other = (repr(seen.get(name)) for seen in (results, trained_results, other_results))
+        if first == other != trained:
+            yield Note("FAIL", f"{name} changes with the training split only", tiny.task_class.evaluate)
 
 
 def _reads(tiny: Tiny, name: str, **seeds: int) -> tuple[list[Any], dict[str, Any]]:

@@ -1,0 +1,81 @@
+"""What the config says of optimizer, seed and length reaches what the script builds (CFG255): one key at a time gets
+another value, and is looked for where it belongs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+from engine.cli.source_keys import inert_reason
+from engine.config import NOT_IDENTITY
+from engine.errors import UsageError
+from verification.probes.instance import Tiny, same
+from verification.probes.registry import observes
+
+Read = Callable[[Any], Any]
+
+
+def _options(name: str) -> Read:
+    return lambda plan: [group.options[name] for group in plan.task.param_groups() if name in group.options]
+
+
+def _examples(item: Any) -> list[Tensor]:
+    """The whole numbers in a nest of batches: tokens, identifiers; noise is none."""
+    if isinstance(item, Tensor):
+        return [] if item.is_floating_point() else [item]
+    parts = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ()
+    parts = vars(item).values() if is_dataclass(item) else parts
+    return [tensor for part in parts for tensor in _examples(part)]
+
+
+def _schedule(plan: Any) -> list[float]:
+    return [plan.schedule(step) for step in (1, 2, 3, plan.total_steps // 2, plan.total_steps)]
+
+
+STATED: tuple[tuple[str, str, Read], ...] = (
+    ("lr|learning_rate|(?!min_).*_lr", "learning rates", lambda plan: [group.lr for group in plan.task.param_groups()]),
+    (".*weight_decay", "weight decays", _options("weight_decay")),
+    ("beta1", "beta1", _options("beta1")),
+    ("beta2", "beta2", _options("beta2")),
+)
+"""Keys whose very value an optimizer group must have: their names, what they are, where they are found in a plan."""
+CHANGING: tuple[tuple[str, str, Read], ...] = (
+    ("seed", "which examples come first", lambda plan: _examples(list(plan.task.micro_batches(1)))),
+    ("max_iters|epochs", "the length of the run", lambda plan: plan.total_steps),
+    ("(lr_)?warmup_(steps|iters)|lr_min_ratio", "the schedule", _schedule),
+)
+"""Keys another value of which must change something."""
+
+
+@observes(
+    "CFG255",
+    about="param_groups",
+    after=("SCR120",),
+    fix="hand the config's value on where the run is built",
+    passed="learning rates, decays, seed and length are the config's",
+)
+def handed_on(tiny: Tiny) -> Iterator[str]:
+    """Numbers of the schema that are neither fixed by the probes, nor without effect under this config."""
+    plain = tiny.build(stirred=False)
+    settings = {**tiny.settings, "arch": tiny.full_arch}
+    for name, field in tiny.schema.__dataclass_fields__.items():
+        value = tiny.settings.get(name, field.default)
+        if name in NOT_IDENTITY or type(value) not in (int, float) or inert_reason(tiny.launch.schema, name, settings):
+            continue
+        other = value + 1 if type(value) is int else value / 2 or 0.25
+        try:
+            plan = tiny.build(stirred=False, run={name: other})
+        except UsageError:
+            continue  # not a value that this config takes
+        for pattern, what, read in STATED:
+            fixed = name in tiny.spec.pinned or not re.fullmatch(pattern, name)
+            if not fixed and (found := read(plan)) and other not in found:
+                yield f"{name}={other} is given, the optimizer's {what} are {', '.join(map(str, found))}"
+        for pattern, what, read in CHANGING:
+            if re.fullmatch(pattern, name) and (before := read(plain)) and same(before, read(plan)):
+                yield f"{name}={other} in place of {value} does not change {what}"
