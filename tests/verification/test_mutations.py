@@ -98,7 +98,8 @@ def some_slow(cases: Sequence[Fault | Good], kinds: Sequence[object]) -> list[An
     for number, (case, kind) in enumerate(zip(cases, kinds, strict=True)):
         fast = kind is not None and first[kind] == number
         if kind is None:
-            rows.append(pytest.param(case, False, id=f"{case.name}-rules"))
+            shipped = case.everything and not case.edits  # test_static judges all that ships
+            rows.append(pytest.param(case, False, id=f"{case.name}-rules", marks=pytest.mark.slow if shipped else ()))
         if not case.everything:
             rows.append(pytest.param(case, True, id=case.name, marks=() if fast else pytest.mark.slow))
     return rows

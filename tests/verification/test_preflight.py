@@ -17,6 +17,7 @@ from engine.config import ConfigSource
 from engine.errors import UsageError
 from engine.schema import structure
 from tasks.recursive_reasoning.args import PretrainConfig
+from tasks.recursive_reasoning.family import FAMILY
 from tests.conftest import ROOT, run_script
 from verification import observed, preflight as launching, recall
 from verification.finding import Finding
@@ -121,6 +122,12 @@ def test_a_launch_does_not_execute_its_script_again(monkeypatch: pytest.MonkeyPa
     assert done.code == 0, done.output
     signature = json.loads((tmp_path / "run/path_signature.json").read_text())
     assert (signature["script"], signature["decorator_config"]) == ("pretrain.py", "cfg_pretrain")
+
+
+def test_a_family_that_is_not_listed_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "FAMILIES", {"train": "language_model"})
+    with pytest.raises(UsageError, match=r"pretrain\.py is no entry script .* FAMILIES of engine/registry\.py"):
+        launching.check_launch(FAMILY, running("cfg_pretrain_sudoku_4x4"))
 
 
 def test_places_are_found_without_composing() -> None:

@@ -160,7 +160,14 @@ def test_outputs_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize(
     "argv",
-    [[], ["jobs-nope.txt"], ["jobs-trm.txt", "--job", "nope"], ["--checkpoint", "nope"], ["--root", "/nope", "--all"]],
+    [
+        [],
+        ["jobs-nope.txt"],
+        ["jobs-trm.txt", "--job", "nope"],
+        ["--checkpoint", "nope"],
+        ["--root", "/nope", "--all"],
+        ["--", "ls"],
+    ],
 )
 def test_unusable_commands_are_one_line(argv: list[str]) -> None:
     done = subprocess.run(
