@@ -200,7 +200,6 @@ def test_values_go_on_top_and_interpolations_follow() -> None:
         ("arch.widht=1", ["arch.widht", "did you mean 'arch.width'"]),
         ("lr=1,2", ["lr=1,2", "sweep"]),
         ("lr=[", ["cannot read"]),
-        ("run_name=a,b", ["run_name=a,b is several values: -m for a sweep", "--run_name a,b for text"]),
     ],
 )
 def test_a_resume_refuses_what_changes_the_shape(override: str, words: list[str]) -> None:

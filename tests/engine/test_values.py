@@ -139,6 +139,10 @@ def test_a_stored_config_reads_no_secret_either(tmp_path: Path, monkeypatch: pyt
         (("evaluators=[{name: losses@ACTLossHead}]",), "expected one of evaluators/"),
         (("evaluators=[{name: steps@PerStepAccuracyConfig}]",), "choose one of PerStepAccuracy"),
         (("arch.loss.name=stablemax@Tensor",), "no class Tensor"),
+        (
+            ("run_name=a,b",),
+            "run_name=a,b is several values: -m for a sweep, run_name=[a,b] for a list, --run_name a,b",
+        ),
         (("run_name=a\udcff",), "is not text in UTF-8"),
         (("--run_name", "\udcff"), "is not text in UTF-8"),
         (("epochs=18446744073709551616",), "epochs: expected an integer between"),
