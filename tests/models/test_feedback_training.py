@@ -70,20 +70,23 @@ def chain_base():
     return base.freeze()
 
 
-def steady(base, mode, rank, rows):
-    """Train on the other chain; every loss and gradient finite, and the end below the base."""
-    torch.manual_seed(rank)
+def steady(base, mode, rank, rows, *, steps=300, seed=0):
+    """Train on the other chain; every loss and gradient finite, and the end below the base. Sizes of the changes."""
+    torch.manual_seed(rank + seed)
     config = HyperConfig(mode=mode, lora_rank=rank, feedback_reverse=True)
     hyper = HyperNetwork(config, AdapterShape(STABLE, CHAIN))
-    losses = optimise(hyper, lambda step: mean_loss(hyper, hidden(chain(rows, step, 1), step), base), 300, 1e-3)
+    losses = optimise(
+        hyper, lambda step: mean_loss(hyper, hidden(chain(rows, seed * 1000 + step, 1), step), base), steps, 1e-3
+    )
     assert all(map(math.isfinite, losses))
     batch = hide(chain(64, 10**6, 1), CHAIN, evaluation_noise(0, range(64), block_size=16, eps=1e-3))
     with torch.no_grad():
         output = hyper(base, batch)
         figures = {name: (total / count).item() for name, (total, count) in measure(output, batch, HEAD).items()}
     assert figures["nll_pass1"] < figures["nll_pass0"]
-    assert all(map(math.isfinite, delta_health(output.deltas[0], base).values()))
-    return figures
+    health = delta_health(output.deltas[0], base)
+    assert all(map(math.isfinite, health.values()))
+    return health
 
 
 @pytest.mark.slow
@@ -98,6 +101,14 @@ def test_300_steps_are_finite_at_every_rank(chain_base, mode, rank):
 def test_a_rank_above_the_width(chain_base):
     """Recurrent, which is the model that diverged the most."""
     steady(chain_base, "recurrent", 256, rows=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["distinct", "recurrent"])
+def test_changes_stay_below_the_weights(chain_base, mode, seed):
+    """Between a third and half of the width the published runs' changes outgrew the weights before they diverged."""
+    assert steady(chain_base, mode, 24, rows=4, steps=160, seed=seed)["spectral"] < 1
 
 
 # --- a task that needs the condition ----------------------------------------------------------------------------------

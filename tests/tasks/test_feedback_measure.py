@@ -33,7 +33,10 @@ def test_parts_add_up_to_the_whole(parts):
     base, hyper, batch, output = parts
     whole = measure(output, batch, HEAD)
     with torch.no_grad():
-        pieces = [measure(hyper(base, part), part, HEAD) for part in (batch.rows(slice(0, 2)), batch.rows(slice(2, 6)))]
+        pieces = [
+            measure(hyper(base, part), part, HEAD)
+            for part in (batch.rows(slice(0, 2)), batch.rows(slice(2, 6)), batch.rows(slice(0, 0)))
+        ]
     for name, (total, count) in whole.items():
         assert sum(piece[name][0] for piece in pieces).item() == pytest.approx(total.item(), rel=1e-4, abs=1e-4)
         assert sum(piece[name][1] for piece in pieces).item() == count.item()

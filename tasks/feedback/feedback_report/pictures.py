@@ -22,9 +22,10 @@ def pictures(cells: Sequence[Cell], compared: Mapping[str, Comparison]) -> dict[
         drawn[f"cells_{number}.png"] = _losses(heading, [c for c in cells if section(c) == heading], compared)
     if several := [cell for cell in cells if len(passes_of(cell)) > 2]:
         drawn["passes.png"] = _passes(several[0])
-    if swept := rank_sweep(cells):
-        columns = [Column(str(cell.settings[RANK]), list(cell.values(METRIC).values())) for cell in swept]
-        note = f"dots: seeds; bar: mean; otherwise as {swept[0].name}"
+    swept = rank_sweep(cells)
+    if seeds := sorted(set.intersection(*(set(cell.runs) for cell in swept))) if swept else []:
+        columns = [Column(str(cell.settings[RANK]), [cell.values(METRIC)[seed] for seed in seeds]) for cell in swept]
+        note = f"dots: seeds that all ranks have; bar: mean; otherwise as {swept[0].name}"
         drawn["ranks.png"] = draw_curve("Loss by rank", note, "rank", columns)
     return drawn
 
