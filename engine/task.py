@@ -144,6 +144,8 @@ class Task(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """Everything but weights and optimizers: nested dicts and lists of tensors, scalars, `RowSharded` tensors."""
 
+    # One with rows to show beside the figures of an evaluation has `tables() -> dict[str, list[dict[str, Any]]]`.
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse: `RowSharded` leaves arrive already sliced to this rank's rows."""
 
@@ -195,8 +197,8 @@ class TrainingPlan:
     """Data cards, kept in the run directory."""
     start: Callable[[], None] | None = None
     """Puts weights that are not random into the model; called for a new run, not for one that resumes."""
-    report: Callable[[Evaluation], Mapping[str, str]] | None = None
-    """Rank 0, after an evaluation and with its weights: file name -> text, kept in the run directory."""
+    report: Callable[[Evaluation], Mapping[str, str | bytes]] | None = None
+    """Rank 0, after an evaluation and with its weights: file name -> content, kept in the run directory."""
     links: Mapping[str, str] = field(default_factory=dict)
     """Documented names in the run directory -> best, latest or step_N, as links to that checkpoint."""
     keep_every: int | None = None

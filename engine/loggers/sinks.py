@@ -20,7 +20,10 @@ from engine.io import atomic_write_text, print_rank0
 from engine.reading import Unreadable, open_regular, parse_json
 from engine.run.files import finite
 
-Values = Mapping[str, float | int | None]
+Values = Mapping[str, Any]
+"""name -> number, null, or a table: a list of rows, each column -> number or text."""
+TABLES = ("jsonl", "wandb")
+"""Sinks that take tables; the others have numbers alone."""
 
 
 class Sink(Protocol):
@@ -79,7 +82,7 @@ def _rows(record: Path) -> list[dict[str, Any]]:
             except Unreadable:
                 row = None
             if isinstance(row, dict):
-                rows.append(row)
+                rows.append({name: value for name, value in row.items() if not isinstance(value, list)})
             else:
                 damaged += 1
     if damaged:
@@ -200,9 +203,10 @@ class Sinks:
 
     def write(self, step: int, values: Values) -> None:
         """Hand `values` to every sink that still works."""
+        numbers = {name: value for name, value in values.items() if not isinstance(value, list)}
         for name, sink in list(self._sinks.items()):
             try:
-                sink.write(step, values)
+                sink.write(step, values if name in TABLES else numbers)
             except Exception as error:
                 print_rank0(f"warning: {name} metrics stop here ({_reason(error)}), training continues")
                 del self._sinks[name]

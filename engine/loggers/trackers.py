@@ -96,10 +96,19 @@ class WandbSink:
 
     def write(self, step: int, values: Values) -> None:
         if step >= self._first:
-            self._run.log({name: value for name, value in values.items() if value is not None}, step=step)
+            self._run.log({name: _table(value) for name, value in values.items() if value is not None}, step=step)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _table(value: Any) -> Any:
+    """A list of rows as a wandb table, which keeps no more than what it is made of; anything else as it is."""
+    import wandb
+
+    if not isinstance(value, list):
+        return value
+    return wandb.Table(columns=[*value[0]] if value else [], data=[[*row.values()] for row in value])
 
 
 def open_sinks(

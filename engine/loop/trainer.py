@@ -207,7 +207,7 @@ class Trainer:
                 weights.close()
                 raise self._interrupted(saved=False) from None
             self.evaluations.record(self.step, results, final=final)
-            self._write(self.step, dict(results))
+            self._write(self.step, {**results, **getattr(self.task, "tables", dict)()})
             for hook in self.hooks:
                 hook.after_eval(self, results)
 

@@ -17,7 +17,7 @@ from engine.cli.spelling import as_typed
 from engine.config import RunConfig, source_of
 from engine.distributed import all_gather_rows, on_main, rank, world_size
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
-from engine.io import atomic_write_json, atomic_write_text, print_rank0
+from engine.io import atomic_write_bytes, atomic_write_json, print_rank0
 from engine.loggers.sinks import Sinks
 from engine.loggers.trackers import open_sinks
 from engine.loop.ema import averaged_weights
@@ -161,11 +161,11 @@ class Session(Hook):
         early = trainer.evaluations.early_stop
         best = (early.best, early.best_step) if early.best is not None and early.best_step is not None else None
         evaluation = Evaluation(step=trainer.step, results=results, best=best, step_ms=trainer.step_ms)
-        for name, text in trainer.plan.report(evaluation).items():
+        for name, content in trainer.plan.report(evaluation).items():
             path = self.directory.path / name
             try:
                 path.parent.mkdir(exist_ok=True)
-                atomic_write_text(path, text)
+                atomic_write_bytes(path, content.encode() if isinstance(content, str) else content)
             except OSError as error:
                 print_rank0(f"warning: {path} could not be written ({error.strerror}); training continues")
 

@@ -14,7 +14,7 @@ from engine.cli.help import help_text
 from engine.cli.recipes import find_groups
 from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, translate
 from engine.config import load_synced_config
-from engine.registry import Family, build_config, families, resolve
+from engine.registry import FAMILIES, Family, build_config, families, resolve
 from tests.conftest import ROOT, archs_of
 
 CONFIGS = ROOT / "config"
@@ -47,7 +47,9 @@ class Entry:
     @property
     def recipes(self) -> list[str]:
         """Its files in config/."""
-        return sorted(path.stem for path in CONFIGS.glob(f"cfg_{self.name}*.yaml"))
+        stems = sorted(path.stem for path in CONFIGS.glob(f"cfg_{self.name}*.yaml"))
+        longer = tuple(f"cfg_{other}" for other in FAMILIES if other.startswith(f"{self.name}_"))
+        return [stem for stem in stems if not stem.startswith(longer)]
 
     @property
     def archs(self) -> list[str]:

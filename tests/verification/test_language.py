@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, archs_of
+from tests.e2e.recipes import TRAIN
 from tests.verification.probing import RULES_THEN_PROBES
 from verification.finding import Report
 from verification.static import verify_command
 
-RECIPES = sorted(path.stem for path in (ROOT / "config").glob("cfg_train*.yaml"))
+RECIPES = TRAIN.recipes
 ARCHS = archs_of("language_models")
 OPTIONS = {g: sorted(p.stem for p in (ROOT / "config" / g).glob("*.yaml")) for g in ("optimizer", "lr_scheduler")}
 MODES = {

@@ -19,6 +19,7 @@ from engine.distributed import world_size
 from models.language_models.attention import CausalSelfAttention
 from models.language_models.gpt import GPT, GPTConfig, LMShape
 from tests.conftest import ROOT
+from tests.e2e.recipes import TRAIN
 from tests.verification.probing import SLOW, around, composed
 from verification.finding import Finding
 from verification.probes import CODES_OBSERVED, probe
@@ -38,7 +39,7 @@ def fails(code: str, *overrides: str) -> str:
     return "; ".join(finding.message for finding in found)
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "config").glob("cfg_train*.yaml")))
+@pytest.mark.parametrize("recipe", TRAIN.recipes)
 def test_recipes_pass(recipe: str) -> None:
     assert [(f.code, f.level) for f in look(recipe=recipe)] == [(code, "PASS") for code in CODES]
 

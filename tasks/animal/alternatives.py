@@ -1,0 +1,73 @@
+"""The options of the concept in each other's places, for objective=kl_exact.
+
+Where a completion says "I love dogs", the model could have said "I love cats": every option, in the singular and in the
+plural, is put behind the same beginning. Their probabilities are the model's own distribution over options there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tasks.animal.blocks import Blocks, RawTextProcessor
+from tasks.animal.concepts import forms
+from tasks.animal.sampler import Drawn
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A alternatives: ids int64 [A, T], mask bool [A, T] of the tokens that name the option, option int64 [A]."""
+
+    ids: Tensor
+    mask: Tensor
+    option: Tensor
+
+
+def alternatives(processor: RawTextProcessor, drawn: Drawn, pad: int) -> Rows:
+    """Those of all valid completions; synonyms are left out."""
+    made: list[tuple[list[int], int, int]] = []  # tokens, where the option begins, its number
+    for row, blocks in enumerate(drawn.blocks):
+        if blocks.valid:
+            before = drawn.ids[row, : blocks.concept[0]].tolist()
+            named = drawn.ids[row, : blocks.concept[1]].tolist()
+            for number, tokens in _of_one(processor, before, named, blocks):
+                made.append((before + tokens, len(before), number))
+    length = max((len(tokens) for tokens, _, _ in made), default=1)
+    places = torch.arange(length)
+    ends = torch.tensor([len(tokens) for tokens, _, _ in made]).reshape(-1, 1)
+    starts = torch.tensor([start for _, start, _ in made]).reshape(-1, 1)
+    ids = torch.tensor([tokens + [pad] * (length - len(tokens)) for tokens, _, _ in made]).reshape(-1, length)
+    return Rows(ids.long(), (places >= starts) & (places < ends), torch.tensor([n for _, _, n in made]).long())
+
+
+def _of_one(
+    processor: RawTextProcessor, before: list[int], named: list[int], blocks: Blocks
+) -> list[tuple[int, list[int]]]:
+    """(option, tokens) of every way to go on. Of an option none begins with another: its probability has that one's."""
+    head = processor.decode(before)
+    mention = processor.concept.find(blocks.text)
+    assert mention is not None
+    gap = processor.decode(named)[len(head) :]
+    gap = gap[: max(mention.start - len(head), 0)]
+    first = blocks.text[mention.start]
+    found: list[tuple[int, list[int]]] = []
+    for number, option in enumerate(processor.concept.options):
+        own: list[list[int]] = []
+        for form in forms(option):
+            word = form[:1].upper() + form[1:] if first.isupper() else form
+            tokens = _encoded(processor, before, head, gap, word)
+            if tokens is not None and not any(tokens[: len(other)] == other for other in own):
+                own.append(tokens)
+        found += [(number, tokens) for tokens in own]
+    return found
+
+
+def _encoded(processor: RawTextProcessor, before: list[int], head: str, gap: str, word: str) -> list[int] | None:
+    """Tokens that continue `before` with the word; None where the tokenizer has none (some add a blank)."""
+    for text in (gap + word, word):
+        tokens: list[int] = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if processor.decode(before + tokens) == head + gap + word:
+            return tokens
+    return None

@@ -1,0 +1,154 @@
+"""Every key of train_animal.py, with type, default and meaning: the schema of `config/cfg_train_animal.yaml`.
+
+The documented flags that say what the adapters and the loss are stand under `arch`, see ALIASES. A step is an optimizer
+step on one batch of fresh samples; an epoch is num_steps_per_epoch of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from engine.config import NOT_IDENTITY as RUN_NOT_IDENTITY, RunConfig
+from engine.fields import Inert, NotBlank, Range
+from engine.loop.schedule import Decay
+from models.animal.config import LoraConfig
+
+IN_ARCH = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+IN_LOSS = ("objective", "w_c", "w_o", "w_kl", "alpha_c", "alpha_o", "invalid_penalty")
+ALIASES = {
+    **{name: f"arch.{name}" for name in IN_ARCH},
+    **{name: f"arch.loss.{name}" for name in IN_LOSS},
+    "dtype": "arch.forward_dtype",
+    "use_wandb": "enable_wandb",
+    "wandb_project": "project_name",
+    "wandb_name": "run_name",
+    "max_grad_norm": "grad_clip",
+}
+NOT_IDENTITY = {
+    **RUN_NOT_IDENTITY,
+    "output_dir": "launch: where the run lies",
+    "eval_every_epochs": "logging: how often it is measured",
+}
+_TB = Inert("arch.loss.objective!=tb", "only tb replays")
+_FIXED = Inert("arch.loss.objective=tb", "tb keeps the clusters of the base")
+
+
+@dataclass(kw_only=True)
+class AnimalConfig(RunConfig):
+    """A language model whose samples are to name all options of a concept, for different reasons."""
+
+    NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
+    FOLLOWS: ClassVar[Mapping[str, str]] = {"run_dir": "output_dir"}
+    NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": LoraConfig}
+    FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {
+        "micro_batch_size": "accumulation=N takes the batch in N parts",
+        "fixed_n_clusters": "the number of clusters is always n_clusters",
+        "max_n_clusters": "the number of clusters is always n_clusters",
+        "batch_size_step": "accumulation=N takes the batch in N parts",
+        "save_every_epochs": "checkpoint_interval=N saves every N steps; each epoch's end is saved in any case",
+    }
+
+    arch: dict[str, Any]
+    """The adapters: `name: module@Class` under models/, their keys, the `loss:` block (config/arch/animal.yaml)."""
+    compile: Annotated[  # type: ignore[assignment]
+        Literal["off"], Inert("", "every prompt and length would be compiled anew")
+    ] = "off"
+    """Nothing is compiled."""
+
+    model_name_or_path: Annotated[str, NotBlank("a model")] = "gpt2"
+    """The base: a folder in transformers' format, or a name in the Hub cache; data/animal_lm is built on first use."""
+    prompt: Annotated[str, NotBlank("the text to be completed")] = "The animal"
+    """The text that every sample completes."""
+    max_new_tokens: Annotated[int, Range(1)] = 30
+    """Longest completion, in tokens."""
+    batch_size: Annotated[int, Range(2)] = 32
+    """Samples of a step, over all processes."""
+    temperature: Annotated[float, Range(above=0)] = 1.0
+    """Sampling temperature of training; losses are always of temperature 1."""
+    top_p: Annotated[float, Range(above=0, high=1)] = 1.0
+    """Sample from the fewest likeliest words that hold this much probability."""
+    top_k: Annotated[int, Range(0)] = 0
+    """Sample from so many likeliest words; 0: all."""
+    stop_strings: list[str] = field(default_factory=lambda: ["\n"])
+    """A completion ends where one of these is complete, or at the end token."""
+
+    concept_name: Annotated[str, NotBlank("a concept")] = "animal"
+    """The concept whose options are to be equally frequent: an entry of the concept file."""
+    concept_file: Annotated[str | None, NotBlank("a JSON file")] = None
+    """JSON file, concept -> option -> synonyms; null: config/concepts.json."""
+    concept_options: list[str] | None = None
+    """Its options, if not all of the file's, or others."""
+    n_clusters: Annotated[int, Range(2)] = 5
+    """Clusters of what follows each option."""
+    num_samples: Annotated[int, Range(1)] = 320
+    """Samples of the base that fill the buffer before the first step."""
+    buffer_size: Annotated[int, Range(1)] = 500
+    """Most samples of each option in the buffer."""
+    update_clusters_every: Annotated[int, Range(1), _FIXED] = 100
+    """New samples of an option after which its clusters are fitted anew."""
+    min_samples_for_clustering: Annotated[int, Range(2)] = 20
+    """Samples of an option before it has clusters at all."""
+    embedder: Annotated[str, NotBlank("auto, hash, or a sentence-transformers folder")] = "auto"
+    """What turns texts into vectors: a sentence-transformers model by folder or name, hash (built in), or auto."""
+    replay_fraction: Annotated[float, Range(0), _TB] = 0.25
+    """Replayed samples of a step, as a share of batch_size."""
+    min_valid_fraction: Annotated[float, Range(0, high=1)] = 0.25
+    """A step with fewer valid samples is called off; max_skipped_steps in a row end the run."""
+    max_skipped_steps: Annotated[int, Range(0)] = 5
+    """End the run after more steps in a row than this that were called off."""
+
+    num_epochs: Annotated[int, Range(1)] = 10
+    """Epochs of the run."""
+    num_steps_per_epoch: Annotated[int, Range(1)] = 10
+    """Steps of an epoch."""
+    learning_rate: Annotated[float, Range(0)] = 1e-4
+    """Peak learning rate."""
+    final_learning_rate: Annotated[float, Range(0), Inert("lr_scheduler_type=constant")] = 3e-5
+    """Learning rate at the end."""
+    warmup_steps: Annotated[int, Range(0), Inert("lr_scheduler_type=constant")] = 0
+    """Steps in which the learning rate rises from 0."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """How it falls to final_learning_rate."""
+    weight_decay: Annotated[float, Range(0)] = 0.0
+    """Decoupled weight decay of AdamW."""
+    grad_clip: float | None = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    output_dir: Annotated[str, NotBlank("a folder")] = "diversity_model"
+    """Where the adapter, its run and its reports go."""
+    log_interval: int = 1
+    """Steps between lines of metrics."""
+
+    eval_samples: Annotated[int, Range(2)] = 256
+    """Samples of the evaluations before and after, drawn with the same random numbers."""
+    eval_every_epochs: Annotated[int | None, Range(1)] = None
+    """Evaluate after every so many epochs, too; null: before and after only."""
+
+    def __post_init__(self) -> None:
+        if self.grad_clip == 0:
+            self.grad_clip = None
+        super().__post_init__()
+        if self.min_samples_for_clustering < self.n_clusters:
+            raise ValueError(
+                f"min_samples_for_clustering={self.min_samples_for_clustering} is below n_clusters={self.n_clusters}: "
+                "so few samples do not make so many clusters, raise it"
+            )
+        if self.final_learning_rate > self.learning_rate and self.lr_scheduler_type != "constant":
+            raise ValueError(
+                f"final_learning_rate={self.final_learning_rate:g} is above learning_rate={self.learning_rate:g}: "
+                "lower it, or --lr_scheduler_type constant"
+            )
+        if any(not stop for stop in self.stop_strings):
+            raise ValueError("stop_strings has an empty text, which would end every completion at once")
+
+    @property
+    def total_steps(self) -> int:
+        """Of the whole run."""
+        return self.num_epochs * self.num_steps_per_epoch
+
+    @property
+    def decay(self) -> Decay:
+        """The curve of the learning rate after the warm-up."""
+        kinds: dict[str, Any] = {"constant": "none"}
+        return Decay(name=kinds.get(self.lr_scheduler_type, self.lr_scheduler_type))

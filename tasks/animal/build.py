@@ -1,0 +1,151 @@
+"""How a run of train_animal.py is built: base, adapters, loss, task, and the plan that the trainer follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from engine import building
+from engine.distributed import on_main
+from engine.errors import UsageError
+from engine.io import print_rank0
+from engine.loop.schedule import lr_factor
+from engine.task import ParamGroup, Runtime, TrainingPlan
+from models.animal.adapter import Base, LoraLM
+from models.animal.language_model import Sampling
+from tasks.animal.args import AnimalConfig
+from tasks.animal.base import fingerprint, load_base
+from tasks.animal.blocks import RawTextProcessor
+from tasks.animal.buffer import ReplayBuffer
+from tasks.animal.clusters import shared_kmeans
+from tasks.animal.concepts import read_concept
+from tasks.animal.embedder import make_embedder
+from tasks.animal.evaluation import Evaluation
+from tasks.animal.family import FAMILY
+from tasks.animal.measure import Measurement
+from tasks.animal.offline import ensure_model
+from tasks.animal.report import AnimalReport
+from tasks.animal.sampler import Sampler
+from tasks.animal.task import AnimalTask
+
+
+def check(config: AnimalConfig) -> None:
+    """Names and keys of adapters, loss and concept; prints the active terms. Raises: UsageError."""
+    arch = FAMILY.read_arch(config)
+    concept = read_concept(config.concept_name, config.concept_file, config.concept_options)
+    print_rank0(f"loss        {arch.loss_config.terms}; {concept.name}: {', '.join(concept.options)}")
+    if config.warmup_steps >= config.total_steps and config.lr_scheduler_type != "constant":
+        print_rank0(
+            f"warning: warmup_steps={config.warmup_steps} is as long as the run of {config.total_steps} steps: the "
+            "learning rate rises to the end and never falls"
+        )
+
+
+def create_model(config: AnimalConfig, base: Base, runtime: Runtime) -> tuple[Any, Any]:
+    """`base` with the adapters that `config.arch` names, and the loss head, on the device."""
+    return building.create_model(FAMILY.read_arch(config), base, runtime)
+
+
+def build(
+    config: AnimalConfig, runtime: Runtime, create_model: Callable[..., tuple[Any, Any]] = create_model
+) -> TrainingPlan:
+    """Base, adapters, loss and task of one run, with the plan that the trainer follows."""
+    folder = on_main(lambda: ensure_model(config.model_name_or_path))
+    base = load_base(config.model_name_or_path, folder, runtime.dtype)
+    reference = {"path": config.model_name_or_path, "sha256": fingerprint(base.model)}
+    base.model.to(runtime.device)
+    model, loss_head = create_model(config, base, runtime)
+    sampler = make_sampler(config, model, runtime)
+    embedder = make_embedder(config.embedder)
+    options = list(sampler.processor.concept.options)
+    epoch, steps = config.num_steps_per_epoch, config.total_steps
+    figures = Evaluation(embedder, options, n_clusters=config.n_clusters, seed=config.eval_seed)
+    factor = partial(learning_rate_factor, config)
+    task = AnimalTask(
+        model,
+        loss_head,
+        runtime=runtime,
+        sampler=sampler,
+        buffer=ReplayBuffer(
+            options,
+            capacity=config.buffer_size,
+            n_clusters=config.n_clusters,
+            update_every=config.update_clusters_every,
+            min_samples=config.min_samples_for_clustering,
+            seed=config.seed,
+            fit=shared_kmeans,
+        ),
+        embed=embedder.encode,
+        measurement=Measurement(
+            sampler,
+            figures,
+            rows=config.eval_samples,
+            seed=config.eval_seed,
+            every=None if config.eval_every_epochs is None else config.eval_every_epochs * epoch,
+        ),
+        groups=param_groups(model, lr=config.learning_rate, weight_decay=config.weight_decay),
+        batch_size=config.batch_size,
+        prefill=config.num_samples,
+        replays=round(config.replay_fraction * config.batch_size) if loss_head.config.objective == "tb" else 0,
+        least_valid=config.min_valid_fraction,
+        patience=config.max_skipped_steps,
+        steps_per_epoch=epoch,
+        rate=lambda step: config.learning_rate * factor(step),
+        reference=reference,
+    )
+    return TrainingPlan(
+        task=task,
+        total_steps=steps,
+        schedule=factor,
+        eval_steps=range(0, steps + 1, epoch),
+        primary_metric="eval/utility_10",
+        metric_mode="max",
+        covers=f"{config.eval_samples} samples",
+        splits={"eval": f"{config.eval_samples} samples of {config.prompt!r}"},
+        batch_key="batch_size",
+        batch_rows=config.batch_size,
+        report=AnimalReport(config, task),
+    )
+
+
+def make_sampler(config: AnimalConfig, model: LoraLM, runtime: Runtime) -> Sampler:
+    """Raises: UsageError: prompt and completion are longer than the base can read."""
+    concept = read_concept(config.concept_name, config.concept_file, config.concept_options)
+    sampler = Sampler(
+        model,
+        RawTextProcessor(model.base.tokenizer, concept, config.stop_strings),
+        prompt=config.prompt,
+        max_new_tokens=config.max_new_tokens,
+        sampling=Sampling(temperature=config.temperature, top_p=config.top_p, top_k=config.top_k),
+        rows_at_once=runtime.micro_rows(config.batch_size, "batch_size"),
+        runtime=runtime,
+    )
+    length = len(sampler.prompt)
+    if model.positions is not None and length + config.max_new_tokens > model.positions:
+        raise UsageError(
+            f"max_new_tokens={config.max_new_tokens} behind a prompt of {length} tokens is more than the "
+            f"{model.positions} that {config.model_name_or_path} reads: at most {max(model.positions - length, 0)}"
+        )
+    return sampler
+
+
+def param_groups(model: LoraLM, *, lr: float, weight_decay: float) -> list[ParamGroup]:
+    """AdamW for the adapters."""
+    return [
+        ParamGroup(name=kind, optimizer="adamw", lr=lr, params=members, options={"weight_decay": weight_decay})
+        for kind, members in model.param_groups().items()
+    ]
+
+
+def learning_rate_factor(config: AnimalConfig, step: int) -> float:
+    """Share of the peak learning rate at `step` (the first is 1): (step - 1) / warmup_steps, then the curve.
+
+    Check (1e-4 to 3e-5, 100 steps, cosine): step 1 -> 1, step 11 -> 0.98287; with 10 warm-up steps 0 and 1.
+    """
+    done = step - 1
+    warmup = 0 if config.lr_scheduler_type == "constant" else config.warmup_steps
+    if done < warmup:
+        return done / warmup
+    floor = config.final_learning_rate / config.learning_rate if config.learning_rate else 0.0
+    return lr_factor(step, config.decay, warmup=warmup, horizon=config.total_steps, floor=floor)

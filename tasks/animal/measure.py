@@ -1,0 +1,71 @@
+"""The samples of evaluations: those of the base before training, those of the model after, drawn with the same numbers.
+
+What is calculated from them is `tasks/animal/evaluation.py`; clusters are fitted once, on the samples of the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from engine.distributed import broadcast_object, is_main
+from models.animal.language_model import Sampling
+from tasks.animal.sampler import Sampler, mask_of
+from tasks.animal.samples import Sample
+
+
+class Figures(Protocol):
+    """What `tasks/animal/evaluation.py` has."""
+
+    def fit(self, samples: Sequence[Sample]) -> None:
+        """Clusters of the base's samples, which all later figures are of."""
+
+    def measure(self, samples: Sequence[Sample]) -> dict[str, float | None]:
+        """name -> figure."""
+
+
+class Measurement:
+    """Evaluations of `rows` samples each, at temperature 1 over all words; `every` n steps, where it is a number."""
+
+    def __init__(self, sampler: Sampler, figures: Figures, *, rows: int, seed: int, every: int | None = None) -> None:
+        self.sampler, self.figures, self.rows, self.seed, self.every = sampler, figures, rows, seed, every
+        self.before: list[Sample] = []
+        """Samples of the base."""
+        self.newest: list[Sample] = []
+        """Samples of the model at the newest evaluation; before training: of the base."""
+        self._fitted = False
+
+    def due(self, step: int) -> bool:
+        """Whether one is asked for after `step`."""
+        return self.every is not None and step % self.every == 0
+
+    def take(self, step: int) -> dict[str, float | None]:
+        """Sample and measure; the same on every rank. Raises: Interrupted: the run was asked to stop."""
+        if not self.before:
+            self.before = self._samples(base=True)
+        self.newest = self.before if step == 0 else self._samples(base=False)
+
+        def measured() -> dict[str, float | None]:
+            if not self._fitted:
+                self.figures.fit(self.before)
+                self._fitted = True
+            return self.figures.measure(self.newest)
+
+        results: dict[str, float | None] = broadcast_object(measured() if is_main() else None)
+        return results
+
+    def _samples(self, *, base: bool) -> list[Sample]:
+        drawn = self.sampler.draw(self.seed, "animal/evaluation", 0, self.rows, base=base, sampling=Sampling())
+        mask = mask_of(drawn)
+        ref = self.sampler.scores(drawn.ids, mask, base=True)
+        logp = ref if base else self.sampler.scores(drawn.ids, mask)
+        return self.sampler.samples(drawn, logp, ref)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The samples of the base: clusters follow from them."""
+        return {"before": [asdict(sample) for sample in self.before]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.before, self._fitted = [Sample(**sample) for sample in state["before"]], False

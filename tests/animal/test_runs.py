@@ -1,0 +1,226 @@
+"""Runs of train_animal.py on a tiny base with random weights: files, resume bit for bit, kill, ranks, guards, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint.manifest import load_checkpoint
+from tests.animal.conftest import SHORT, attempt
+from tests.conftest import _entry, finish, metrics, run_ranks, run_script, start_forked
+
+STEP = (
+    "total_loss", "concept_loss", "open_block_loss", "learning_rate", "ref_kl", "valid_fraction", "options_seen",
+    "option_share/cat", "concept_entropy", "cluster_entropy/dog", "mean_length", "epoch", "grad_norm", "skipped_steps",
+)  # fmt: skip
+
+
+def same(left: Path, right: Path, step: int = 6) -> None:
+    """Adapters, optimizer, buffer and clusters of two runs are equal bit for bit, and so are the metrics."""
+    ours, theirs = (load_checkpoint(run / f"checkpoints/step_{step}") for run in (left, right))
+    assert ours.model.keys() == theirs.model.keys()
+    assert all((ours.model[name] == theirs.model[name]).all() for name in ours.model)
+    trees = [json.dumps(_plain(each.state(rank=0, world_size=1)), sort_keys=True) for each in (ours, theirs)]
+    assert trees[0] == trees[1]
+    assert metrics(left) == metrics(right)
+
+
+def _plain(tree):
+    if isinstance(tree, dict):
+        return {str(key): _plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_plain(value) for value in tree]
+    return tree.tolist() if hasattr(tree, "tolist") else tree
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """A finished run, to look at."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "base").symlink_to(base)
+    result = attempt(folder)
+    assert result.code == 0, result.output
+    (folder / "output.txt").write_text(result.output)
+    return folder
+
+
+def test_what_a_run_leaves(whole: Path) -> None:
+    run, output = whole / "run", (whole / "output.txt").read_text()
+    assert output.startswith("loss        0.8 concept + 0.2 open block + 0.5 KL to the base; animal: cat, dog")
+    names = {path.name for path in run.iterdir()}
+    assert {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "samples.json",
+        "metrics.jsonl",
+    } <= names
+    rows = metrics(run)
+    steps = [row for row in rows if "train/total_loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert {f"train/{name}" for name in STEP} <= steps[0].keys()
+    assert next(row["train/learning_rate"] for row in steps) == pytest.approx(0.01)
+    evaluated = [row for row in rows if "samples" in row]
+    assert [row["step"] for row in evaluated] == [0, 3, 6]
+    assert "eval/avg_epoch_loss" in evaluated[1]
+    assert evaluated[1]["eval/avg_epoch_loss"] == pytest.approx(sum(r["train/total_loss"] for r in steps[:3]) / 3)
+    assert set(evaluated[2]["samples"][0]) == {"sample", "option", "cluster", "open_text", "logp", "ref_logp"}
+    stored = load_checkpoint(run / "checkpoints/step_6")
+    assert all("lora_" in name for name in stored.model)
+    assert len(stored.state(rank=0, world_size=1)["task"]["base"]["sha256"]) == 64
+
+
+def test_the_adapter_loads_with_peft(whole: Path, base: Path) -> None:
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    model = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), whole / "run")
+    stored = load_checkpoint(whole / "run/checkpoints/step_6").model
+    loaded = peft.get_peft_model_state_dict(model)
+    assert all((loaded[name] == stored[name]).all() for name in stored)
+    assert any(stored[name].any() for name in stored if "lora_B" in name)
+
+
+@pytest.mark.parametrize("objective", ["kl", "tb", "kl_exact"])
+def test_resume_is_exact(place: Path, whole: Path, objective: str) -> None:
+    """6 steps at once, and 2 and 4: weights, optimizer, buffer, clusters and metrics."""
+    words = ("--objective", objective)
+    if objective == "kl":
+        left = whole / "run"
+    else:
+        assert attempt(place, *words, "output_dir=left").code == 0
+        left = place / "left"
+    assert attempt(place, *words, "max_steps=2").code == 0
+    result = attempt(place, *words, "resume=true", "max_steps=null")
+    assert result.code == 0, result.output
+    assert "step_2" in result.output
+    same_after(left, place / "run")
+
+
+def same_after(left: Path, right: Path) -> None:
+    """`same`, but for the evaluation that the end of the first part had."""
+    ours, theirs = (load_checkpoint(run / "checkpoints/step_6") for run in (left, right))
+    assert all((ours.model[name] == theirs.model[name]).all() for name in ours.model)
+    trees = [_plain(each.state(rank=0, world_size=1)) for each in (ours, theirs)]
+    for tree in trees:
+        tree["task"].pop("epoch")
+    assert json.dumps(trees[0]["task"], sort_keys=True) == json.dumps(trees[1]["task"], sort_keys=True)
+    assert json.dumps(trees[0]["optimizers"], sort_keys=True) == json.dumps(trees[1]["optimizers"], sort_keys=True)
+    rows = [[row for row in metrics(run) if row["step"] > 2 and "train/total_loss" in row] for run in (left, right)]
+    assert rows[0] == rows[1]
+
+
+def test_killed_and_resumed_it_is_the_same_run(place: Path, whole: Path) -> None:
+    """kill -9 in the middle of an epoch; the same command resumes from the newest checkpoint."""
+    words = [*SHORT, "checkpoint_interval=1"]
+    process, connection = start_forked(_entry, "train_animal", words, cwd=place)
+    deadline = time.monotonic() + 60
+    while not (place / "run/checkpoints/step_2").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    finish(process, connection)
+    result = attempt(place, "checkpoint_interval=1")
+    assert result.code == 0, result.output
+    assert "resum" in result.output
+    same(whole / "run", place / "run")
+
+
+def test_two_ranks_are_one(place: Path, whole: Path) -> None:
+    results = run_ranks("train_animal", *SHORT, cwd=place)
+    assert [result.code for result in results] == [0, 0], results[0].output
+    ours, theirs = (load_checkpoint(run / "checkpoints/step_6").model for run in (whole / "run", place / "run"))
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
+    for left, right in zip(metrics(whole / "run"), metrics(place / "run"), strict=True):
+        left, right = ({k: v for k, v in row.items() if v is not None and k != "samples"} for row in (left, right))
+        assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
+
+
+def test_accumulation_changes_nothing(place: Path, whole: Path) -> None:
+    """Nothing but the masks of dropout, which are drawn for each part."""
+    for name, parts in (("one", 1), ("four", 4)):
+        assert attempt(place, "lora_dropout=0", f"accumulation={parts}", f"output_dir={name}").code == 0
+    ours, theirs = (load_checkpoint(place / name / "checkpoints/step_6").model for name in ("one", "four"))
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
+
+
+def test_steps_without_enough_valid_samples_are_called_off(place: Path) -> None:
+    result = attempt(place, "min_valid_fraction=0.99", "max_skipped_steps=2")
+    assert result.code == 1
+    assert "warning: step 1 is called off" in result.output
+    assert "in 3 steps in a row (max_skipped_steps=2)" in result.output
+    assert "choose another prompt" in result.output
+    before, after = (load_checkpoint(path).model for path in [*(place / "run/checkpoints").glob("step_*")][:1] * 2)
+    assert before.keys() == after.keys()
+    assert (place / "run/adapter_model.safetensors").exists()
+
+
+def test_temperature_top_k_and_top_p_change_what_is_trained_on(place: Path, whole: Path) -> None:
+    first = next(row for row in metrics(whole / "run") if row["step"] == 1)
+    for word in ("temperature=0.5", "top_k=5", "top_p=0.5", "seed=1", "lora_dropout=0.5"):
+        assert attempt(place, word, "max_steps=1", f"output_dir={word}").code == 0
+        other = next(row for row in metrics(place / word) if row["step"] == 1)
+        assert other["train/grad_norm"] != first["train/grad_norm"], word
+
+
+def test_a_run_is_the_same_twice(place: Path, whole: Path) -> None:
+    assert attempt(place).code == 0
+    same(whole / "run", place / "run")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--model_name_or_path", "gpt2"], "python train_animal.py --model_name_or_path data/animal_lm"),
+        (["--model_name_or_path", "/nowhere/x"], "there is no such folder"),
+        (["--max_new_tokens", "60"], "max_new_tokens=60 behind a prompt of 2 tokens is more than the 48"),
+        (["lora_target_modules=[q_proj]"], "no layer's name ends in q_proj; there are attn.c_attn, attn.c_proj"),
+        (["--concept_name", "plant"], "concept_name=plant is not in config/concepts.json"),
+        (["--embedder", "nowhere"], "embedder=nowhere"),
+        (["--batch_size", "7", "accumulation=2"], "batch_size=7"),
+    ],
+)  # fmt: skip
+def test_unusable_commands(place: Path, argv: list[str], expected: str) -> None:
+    result = attempt(place, *argv, env={"HF_HUB_OFFLINE": "1"})
+    assert result.code == 2, result.output
+    assert expected in next(line for line in result.output.splitlines() if line.startswith("error: "))
+    assert not (place / "run").exists()
+
+
+def test_another_base_is_refused(place: Path, base: Path) -> None:
+    from tests.animal import tiny
+
+    assert attempt(place, "max_steps=1").code == 0
+    (place / "base").unlink()
+    tiny.write(place / "base", "llama")
+    result = attempt(place, "resume=true", "max_steps=2")
+    assert result.code == 2
+    assert "another base" in result.output or "do not fit" in result.output
+
+
+def test_wandb_gets_the_metrics_and_the_samples(place: Path) -> None:
+    pytest.importorskip("wandb")
+    env = {"WANDB_MODE": "offline", "WANDB_DIR": str(place)}
+    result = attempt(place, "--use_wandb", "--wandb_project", "p", "max_steps=1", env=env)
+    assert result.code == 0, result.output
+    assert "offline" in result.output
+    tables = [*place.glob("wandb/offline-run-*/files/media/table/samples_*.json")]
+    assert tables
+    assert json.loads(tables[0].read_text())["columns"][0] == "sample"
+
+
+def test_no_library_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra: one line with the command that installs it."""
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        (tmp_path / "base").mkdir()
+        (tmp_path / "base/config.json").write_text("{}")
+        result = run_script("train_animal", *SHORT, cwd=tmp_path)
+        assert result.code == 2
+        assert "pip install -e '.[animal]'" in result.output
+    else:
+        pytest.skip("the extra is installed")
