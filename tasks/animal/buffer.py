@@ -145,9 +145,9 @@ class ReplayBuffer:
             own = state[option]
             self.banks[option] = Bank(
                 entries=[Entry(text, tuple(ids), step) for text, ids, step in own["entries"]],
-                vectors=list(own["vectors"].cpu().numpy()) if own["vectors"] is not None else [],
+                vectors=list(own["vectors"].cpu().numpy()) if "vectors" in own else [],
                 labels=list(own["labels"]),
-                centroids=None if own["centroids"] is None else own["centroids"].cpu().numpy(),
+                centroids=own["centroids"].cpu().numpy() if "centroids" in own else None,
                 fits=own["fits"],
                 since_fit=own["since_fit"],
             )
@@ -156,9 +156,9 @@ class ReplayBuffer:
 def _state(bank: Bank) -> dict[str, Any]:
     return {
         "entries": [[entry.text, list(entry.ids), entry.step] for entry in bank.entries],
-        "vectors": torch.from_numpy(np.stack(bank.vectors)) if bank.vectors else None,
+        **({"vectors": torch.from_numpy(np.stack(bank.vectors))} if bank.vectors else {}),
         "labels": list(bank.labels),
-        "centroids": None if bank.centroids is None else torch.from_numpy(bank.centroids),
+        **({} if bank.centroids is None else {"centroids": torch.from_numpy(bank.centroids)}),
         "fits": bank.fits,
         "since_fit": bank.since_fit,
     }

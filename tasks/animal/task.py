@@ -96,6 +96,7 @@ class AnimalTask:
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """Sample, score and label the batch of `step`. Raises: RunFailure: too many steps in a row were called off."""
         self._step = step
+        self._epoch = self._epoch if (step - 1) % self.steps_per_epoch else []
         self.fill()
         drawn = self.sampler.draw(self.runtime.seed, "animal/train", step, self.batch_size)
         labels, vectors = self._labels(drawn)
@@ -285,7 +286,6 @@ class AnimalTask:
         results: dict[str, float | None] = {}
         if self._epoch:
             results["eval/avg_epoch_loss"] = sum(self._epoch) / len(self._epoch)
-            self._epoch = []
         if self._step == 0 or final or self.measurement.due(self._step):
             results |= {f"eval/{name}": value for name, value in self.measurement.take(self._step).items()}
             self._rows = self._rows or [_row(sample, NONE) for sample in self.measurement.newest[:SHOWN]]
@@ -307,7 +307,7 @@ class AnimalTask:
             "epoch": list(self._epoch),
             "rows": [dict(row) for row in self._rows],
             "buffer": self.buffer.state_dict(),
-            "frequencies": None if known is None else [known.option, known.cluster],
+            **({} if known is None else {"frequencies": [known.option, known.cluster]}),
             "measurement": self.measurement.state_dict(),
             "base": self.reference,
         }
@@ -318,8 +318,8 @@ class AnimalTask:
         self._step, self._called_off, self._filled = state["step"], state["called_off"], state["filled"]
         self._epoch, self._rows = list(state["epoch"]), [dict(row) for row in state["rows"]]
         self.buffer.load_state_dict(state["buffer"])
-        if (known := state["frequencies"]) is not None:
-            option, cluster = (value.to(self.runtime.device) for value in known)
+        if "frequencies" in state:
+            option, cluster = (value.to(self.runtime.device) for value in state["frequencies"])
             self._frequencies = Frequencies(option=option, cluster=cluster)
         self.measurement.load_state_dict(state["measurement"])
 

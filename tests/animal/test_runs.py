@@ -106,8 +106,6 @@ def same_after(left: Path, right: Path) -> None:
     ours, theirs = (load_checkpoint(run / "checkpoints/step_6") for run in (left, right))
     assert all((ours.model[name] == theirs.model[name]).all() for name in ours.model)
     trees = [_plain(each.state(rank=0, world_size=1)) for each in (ours, theirs)]
-    for tree in trees:
-        tree["task"].pop("epoch")
     assert json.dumps(trees[0]["task"], sort_keys=True) == json.dumps(trees[1]["task"], sort_keys=True)
     assert json.dumps(trees[0]["optimizers"], sort_keys=True) == json.dumps(trees[1]["optimizers"], sort_keys=True)
     rows = [[row for row in metrics(run) if row["step"] > 2 and "train/total_loss" in row] for run in (left, right)]
@@ -129,22 +127,19 @@ def test_killed_and_resumed_it_is_the_same_run(place: Path, whole: Path) -> None
     same(whole / "run", place / "run")
 
 
-def test_two_ranks_are_one(place: Path, whole: Path) -> None:
-    results = run_ranks("train_animal", *SHORT, cwd=place)
-    assert [result.code for result in results] == [0, 0], results[0].output
-    ours, theirs = (load_checkpoint(run / "checkpoints/step_6").model for run in (whole / "run", place / "run"))
-    assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
-    for left, right in zip(metrics(whole / "run"), metrics(place / "run"), strict=True):
-        left, right = ({k: v for k, v in row.items() if v is not None and k != "samples"} for row in (left, right))
-        assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
-
-
-def test_accumulation_changes_nothing(place: Path, whole: Path) -> None:
-    """Nothing but the masks of dropout, which are drawn for each part."""
-    for name, parts in (("one", 1), ("four", 4)):
+def test_ranks_and_parts_change_nothing(place: Path) -> None:
+    """Nothing but the masks of dropout, which each part and each rank draws for itself."""
+    for name, parts in (("one", 1), ("parts", 4)):
         assert attempt(place, "lora_dropout=0", f"accumulation={parts}", f"output_dir={name}").code == 0
-    ours, theirs = (load_checkpoint(place / name / "checkpoints/step_6").model for name in ("one", "four"))
-    assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
+    results = run_ranks("train_animal", *SHORT, "lora_dropout=0", "output_dir=ranks", cwd=place)
+    assert [result.code for result in results] == [0, 0], results[0].output
+    one = load_checkpoint(place / "one/checkpoints/step_6").model
+    for name in ("parts", "ranks"):
+        other = load_checkpoint(place / name / "checkpoints/step_6").model
+        assert all((one[key] - other[key]).abs().max() < 1e-5 for key in one), name
+        for left, right in zip(metrics(place / "one"), metrics(place / name), strict=True):
+            left, right = ({k: v for k, v in row.items() if v is not None and k != "samples"} for row in (left, right))
+            assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
 
 
 def test_steps_without_enough_valid_samples_are_called_off(place: Path) -> None:
@@ -153,22 +148,17 @@ def test_steps_without_enough_valid_samples_are_called_off(place: Path) -> None:
     assert "warning: step 1 is called off" in result.output
     assert "in 3 steps in a row (max_skipped_steps=2)" in result.output
     assert "choose another prompt" in result.output
-    before, after = (load_checkpoint(path).model for path in [*(place / "run/checkpoints").glob("step_*")][:1] * 2)
-    assert before.keys() == after.keys()
-    assert (place / "run/adapter_model.safetensors").exists()
+    rows = [row for row in metrics(place / "run") if "train/skipped_steps" in row]
+    assert [row["train/skipped_steps"] for row in rows] == [1, 2]
+    assert (place / "run/adapter_model.safetensors").exists()  # of step 0
 
 
-def test_temperature_top_k_and_top_p_change_what_is_trained_on(place: Path, whole: Path) -> None:
-    first = next(row for row in metrics(whole / "run") if row["step"] == 1)
-    for word in ("temperature=0.5", "top_k=5", "top_p=0.5", "seed=1", "lora_dropout=0.5"):
-        assert attempt(place, word, "max_steps=1", f"output_dir={word}").code == 0
-        other = next(row for row in metrics(place / word) if row["step"] == 1)
+def test_settings_of_sampling_change_what_is_trained_on(place: Path, whole: Path) -> None:
+    first = next(row for row in metrics(whole / "run") if row["step"] == 3)
+    for number, word in enumerate(("temperature=0.5", "top_k=5", "top_p=0.5", "lora_dropout=0.5")):
+        assert attempt(place, word, "max_steps=3", f"output_dir={number}").code == 0
+        other = next(row for row in metrics(place / str(number)) if row["step"] == 3)
         assert other["train/grad_norm"] != first["train/grad_norm"], word
-
-
-def test_a_run_is_the_same_twice(place: Path, whole: Path) -> None:
-    assert attempt(place).code == 0
-    same(whole / "run", place / "run")
 
 
 @pytest.mark.parametrize(
@@ -195,10 +185,10 @@ def test_another_base_is_refused(place: Path, base: Path) -> None:
 
     assert attempt(place, "max_steps=1").code == 0
     (place / "base").unlink()
-    tiny.write(place / "base", "llama")
+    tiny.write(place / "base", "gpt2", seed=4)
     result = attempt(place, "resume=true", "max_steps=2")
     assert result.code == 2
-    assert "another base" in result.output or "do not fit" in result.output
+    assert "model_name_or_path: base is another base" in result.output
 
 
 def test_wandb_gets_the_metrics_and_the_samples(place: Path) -> None:

@@ -13,7 +13,7 @@ WORDS = [
 ]  # fmt: skip
 
 
-def write(folder: Path, kind: str) -> Path:
+def write(folder: Path, kind: str, seed: int = 3) -> Path:
     """A model of `kind` (gpt2, llama) in transformers' format."""
     transformers = pytest.importorskip("transformers", reason="pip install -e '.[animal]'")
     import torch
@@ -24,7 +24,7 @@ def write(folder: Path, kind: str) -> Path:
     words.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", unk_token="<unk>")
     size = {"vocab_size": len(WORDS), "bos_token_id": 0, "eos_token_id": 0}
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     if kind == "gpt2":
         config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=32, n_positions=48, **size)
         model = transformers.GPT2LMHeadModel(config)
