@@ -75,6 +75,7 @@ class WandbSink:
         if online and not wandb.login(prompt=False):  # an unattended run must not wait for an answer
             raise PermissionError("no login")
         id_file = run_dir / "wandb_id.txt"
+        self._table = lambda rows: wandb.Table([*(rows or [{}])[0]], [[*row.values()] for row in rows])
         run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:8]
         folder = os.environ.get("WANDB_DIR", str(run_dir))
         self._run = wandb.init(
@@ -96,19 +97,11 @@ class WandbSink:
 
     def write(self, step: int, values: Values) -> None:
         if step >= self._first:
-            self._run.log({name: _table(value) for name, value in values.items() if value is not None}, step=step)
+            shown = {k: self._table(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
+            self._run.log(shown, step=step)
 
     def close(self) -> None:
         self._run.finish()
-
-
-def _table(value: Any) -> Any:
-    """A list of rows as a wandb table, which keeps no more than what it is made of; anything else as it is."""
-    import wandb
-
-    if not isinstance(value, list):
-        return value
-    return wandb.Table(columns=[*value[0]] if value else [], data=[[*row.values()] for row in value])
 
 
 def open_sinks(

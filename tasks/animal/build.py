@@ -24,7 +24,7 @@ from tasks.animal.embedder import make_embedder
 from tasks.animal.evaluation import Evaluation
 from tasks.animal.family import FAMILY
 from tasks.animal.measure import Measurement
-from tasks.animal.offline import ensure_model
+from tasks.animal.offline import checker_of, ensure_model
 from tasks.animal.report import AnimalReport
 from tasks.animal.sampler import Sampler
 from tasks.animal.task import AnimalTask
@@ -60,7 +60,13 @@ def build(
     embedder = make_embedder(config.embedder)
     options = list(sampler.processor.concept.options)
     epoch, steps = config.num_steps_per_epoch, config.total_steps
-    figures = Evaluation(embedder, options, n_clusters=config.n_clusters, seed=config.eval_seed)
+    figures = Evaluation(
+        embedder,
+        options,
+        n_clusters=config.n_clusters,
+        seed=config.eval_seed,
+        checker=checker_of(config.model_name_or_path),
+    )
     factor = partial(learning_rate_factor, config)
     task = AnimalTask(
         model,

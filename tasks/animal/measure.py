@@ -5,35 +5,30 @@ What is calculated from them is `tasks/animal/evaluation.py`; clusters are fitte
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from engine.distributed import broadcast_object, is_main
 from models.animal.language_model import Sampling
+from tasks.animal.evaluation import Evaluation
 from tasks.animal.sampler import Sampler, mask_of
 from tasks.animal.samples import Sample
-
-
-class Figures(Protocol):
-    """What `tasks/animal/evaluation.py` has."""
-
-    def fit(self, samples: Sequence[Sample]) -> None:
-        """Clusters of the base's samples, which all later figures are of."""
-
-    def measure(self, samples: Sequence[Sample]) -> dict[str, float | None]:
-        """name -> figure."""
 
 
 class Measurement:
     """Evaluations of `rows` samples each, at temperature 1 over all words; `every` n steps, where it is a number."""
 
-    def __init__(self, sampler: Sampler, figures: Figures, *, rows: int, seed: int, every: int | None = None) -> None:
+    def __init__(
+        self, sampler: Sampler, figures: Evaluation, *, rows: int, seed: int, every: int | None = None
+    ) -> None:
         self.sampler, self.figures, self.rows, self.seed, self.every = sampler, figures, rows, seed, every
         self.before: list[Sample] = []
         """Samples of the base."""
         self.newest: list[Sample] = []
         """Samples of the model at the newest evaluation; before training: of the base."""
+        self.step = -1
+        """When that was."""
         self._fitted = False
 
     def due(self, step: int) -> bool:
@@ -52,6 +47,7 @@ class Measurement:
                 self._fitted = True
             return self.figures.measure(self.newest)
 
+        self.step = step
         results: dict[str, float | None] = broadcast_object(measured() if is_main() else None)
         return results
 

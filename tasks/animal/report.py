@@ -1,4 +1,4 @@
-"""What a run of train_animal.py leaves beside its metrics: the adapter in peft's format, samples, evaluation pages."""
+"""What a run of train_animal.py leaves beside its metrics: the adapter in peft's format, samples, before and after."""
 
 from __future__ import annotations
 
@@ -6,18 +6,33 @@ import json
 
 from engine.task import Evaluation
 from tasks.animal.args import AnimalConfig
+from tasks.animal.pages import reports
 from tasks.animal.task import AnimalTask
 
 
 class AnimalReport:
-    """`report(evaluation)` -> file name -> content, after every evaluation."""
+    """`report(evaluation)` -> file name -> content, after every evaluation; the pages after those that measured."""
 
     def __init__(self, config: AnimalConfig, task: AnimalTask) -> None:
         self.config, self.task = config, task
 
     def __call__(self, evaluation: Evaluation) -> dict[str, str | bytes]:
-        return {**self.task.model.files(), "samples.json": self._samples(evaluation.step)}
+        step, taken = evaluation.step, self.task.measurement
+        files: dict[str, str | bytes] = {**self.task.model.files(), "samples.json": self._samples(step)}
+        if taken.step != step:
+            return files
+        after = taken.newest if step else None
+        return files | reports(taken.figures, taken.before, after, facts=self._facts(step))
 
     def _samples(self, step: int) -> str:
         rows = self.task.tables()["samples"]
         return json.dumps({"step": step, "samples": rows}, indent=1, ensure_ascii=False) + "\n"
+
+    def _facts(self, step: int) -> dict[str, str]:
+        return {
+            "model": self.config.model_name_or_path,
+            "prompt": self.config.prompt,
+            "loss": self.task.loss_head.config.terms,
+            "steps": str(step),
+            "seed": str(self.config.seed),
+        }

@@ -85,7 +85,7 @@ def _fit(tiny: Tiny, gradients: list[dict[str, np.ndarray]], *, still: bool) -> 
     """STEPS steps of the real trainer; `still` scales every update to nothing. Returns the model."""
     run = {"accumulation": 1, "max_steps": STEPS, **tiny.spec.rows(world_size())}
     # dropout off: its masks are of each process's own rows
-    calm: dict[str, Any] = {"dropout": 0.0} if "dropout" in tiny.arch else {}
+    calm: dict[str, Any] = {key: 0.0 for key in tiny.arch if key.endswith("dropout")}
     plan = replace(tiny.build(run=run, **calm), final_eval=False, eval_steps=frozenset())
     module = plan.task.module
     if still:

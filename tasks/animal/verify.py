@@ -1,0 +1,92 @@
+"""What verification has to know about diversity fine-tuning: a tiny base with random weights, and short runs on it.
+
+Building even the tiny instance takes transformers and peft; without them what would be observed is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dataset.text.pets import ANIMAL, OPTIONS
+from tasks.animal.args import NOT_IDENTITY
+from verification.spec import Settings, Verification
+
+WORDS = ["<end>", *f"{ANIMAL} is a the because it will run sleep .".split(), *OPTIONS]
+SIZES = {"lora_r": 2}
+PINNED: Settings = {
+    "device": "cpu",
+    "seed": 0,
+    "prompt": ANIMAL,
+    "embedder": "hash",
+    "concept_name": "animal",
+    "concept_file": None,
+    "concept_options": list(OPTIONS),
+    "stop_strings": ["\n"],
+    "max_new_tokens": 8,
+    "batch_size": 8,
+    "num_samples": 32,
+    "buffer_size": 40,
+    "n_clusters": 2,
+    "update_clusters_every": 8,
+    "min_samples_for_clustering": 4,
+    "min_valid_fraction": 0.0,
+    "eval_samples": 16,
+    "num_epochs": 2,
+    "num_steps_per_epoch": 2,
+    "warmup_steps": 0,
+    "max_steps": 3,
+    "log_interval": 1000,
+}
+"""What every tiny run has: size, length and place, nothing of how it learns."""
+
+
+def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
+    """Settings of a tiny run: the base beside the data, narrow adapters, few samples."""
+    tiny = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY and key != "hydra"}
+    arch = dict(resolved.get("arch") or {})
+    arch |= {key: min(arch[key], most) for key, most in SIZES.items() if isinstance(arch.get(key), int)}
+    tiny["arch"] = arch | {"lora_target_modules": None, "forward_dtype": "float32"}
+    return tiny | PINNED | {"model_name_or_path": str(data / "base")}
+
+
+def write_base(root: Path, **_: int) -> None:
+    """A GPT-2 of one layer with random weights, and a tokenizer of its words, in transformers' format."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token=WORDS[-1]))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece(prefix="##")
+    torch.manual_seed(0)
+    GPT2LMHeadModel(_gpt2(len(WORDS), n_layer=1, n_head=2, n_embd=16, n_positions=32)).save_pretrained(root / "base")
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token=WORDS[0]).save_pretrained(root / "base")
+
+
+def _gpt2(words: int, **sizes: int) -> Any:
+    from transformers import GPT2Config
+
+    return GPT2Config(vocab_size=words, bos_token_id=0, eos_token_id=0, **sizes)
+
+
+def full_shape(config: Any) -> Any:
+    """A GPT-2 of the published size, whatever the base of `config` is: a model of the Hub may not be here."""
+    from transformers import GPT2LMHeadModel
+
+    from models.animal.adapter import Base
+
+    return Base("gpt2", GPT2LMHeadModel(_gpt2(50_257)), None)
+
+
+VERIFICATION = Verification(
+    family="animal",
+    data_mode="prompt",
+    shrink=shrink,
+    write_data=write_base,
+    full_shape=full_shape,
+    splits=False,
+    sized="beside GPT-2",
+    rows=lambda ranks: {"batch_size": PINNED["batch_size"]},
+    pinned=frozenset({*PINNED, "model_name_or_path"}),
+)
