@@ -64,6 +64,9 @@ def shape_of(entry: Entry, config) -> object:
 
         text = text_shape(257)
         return AdapterShape(BaseConfig(), text) if "frozen_base" in entry.declared.requires.values() else text
+    if entry.family == "animal":
+        pytest.importorskip("peft", reason="pip install -e '.[animal]'")
+        return entry.declared.function("verify", "full_shape")(config)
     from models.recursive_reasoning.act import PuzzleShape
 
     return PuzzleShape(*SHAPES[Path(config.data_paths[0]).name])
