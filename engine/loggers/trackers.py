@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,7 @@ class WandbSink:
         if online and not wandb.login(prompt=False):  # an unattended run must not wait for an answer
             raise PermissionError("no login")
         id_file = run_dir / "wandb_id.txt"
-        self._table: Callable[[list[Any]], Any] = lambda rows: wandb.Table(
-            [*(rows or [{}])[0]], [[*row.values()] for row in rows]
-        )
+        self._table: Any = lambda rows: wandb.Table([*(rows or [{}])[0]], [[*row.values()] for row in rows])
         run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:8]
         folder = os.environ.get("WANDB_DIR", str(run_dir))
         self._run = wandb.init(
