@@ -22,8 +22,6 @@ from engine.run.files import finite
 
 Values = Mapping[str, Any]
 """name -> number, null, or a table: a list of rows, each column -> number or text."""
-TABLES = ("jsonl", "wandb")
-"""Sinks that take tables; the others have numbers alone."""
 
 
 class Sink(Protocol):
@@ -206,7 +204,7 @@ class Sinks:
         numbers = {name: value for name, value in values.items() if not isinstance(value, list)}
         for name, sink in list(self._sinks.items()):
             try:
-                sink.write(step, values if name in TABLES else numbers)
+                sink.write(step, values if name in ("jsonl", "wandb") else numbers)
             except Exception as error:
                 print_rank0(f"warning: {name} metrics stop here ({_reason(error)}), training continues")
                 del self._sinks[name]
