@@ -61,8 +61,8 @@ class JsonlSink:
         self._lines = WholeFile(path)
 
     def write(self, step: int, values: Values) -> None:
-        line = finite({"step": step, **values})  # train/skipped_steps tells where a NaN came from
-        self._lines.write((json.dumps(line) + "\n").encode())
+        # train/skipped_steps tells where a NaN came from
+        self._lines.write((json.dumps(finite({"step": step, **values})) + "\n").encode())
 
     def close(self) -> None:
         self._lines.close()

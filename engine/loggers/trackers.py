@@ -75,9 +75,7 @@ class WandbSink:
         if online and not wandb.login(prompt=False):  # an unattended run must not wait for an answer
             raise PermissionError("no login")
         id_file = run_dir / "wandb_id.txt"
-        self._shown: Any = lambda v: (
-            wandb.Table([*(v or [{}])[0]], [[*r.values()] for r in v]) if type(v) is list else v
-        )
+        self._table: Any = lambda rows: wandb.Table([*(rows or [{}])[0]], [[*row.values()] for row in rows])
         run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:8]
         folder = os.environ.get("WANDB_DIR", str(run_dir))
         self._run = wandb.init(
@@ -99,7 +97,8 @@ class WandbSink:
 
     def write(self, step: int, values: Values) -> None:
         if step >= self._first:
-            self._run.log({k: self._shown(v) for k, v in values.items() if v is not None}, step=step)
+            shown = {k: self._table(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
+            self._run.log(shown, step=step)
 
     def close(self) -> None:
         self._run.finish()
