@@ -1,23 +1,25 @@
-"""Probe of overrides (DYN716): each arch key given on the command line must change something under a fixed seed.
+"""Probe of overrides (DYN716): each key given on the command line must change something under a fixed seed.
 
-What counts as something: names, shapes and types of parameters and buffers, the outputs, losses and halts of a few
-training steps with a willing and an unwilling halting head, and the answer of an evaluation.
+What counts as something, for a key of the architecture: names, shapes and types of parameters and buffers, the outputs,
+losses and halts of a few training steps with a willing and an unwilling halting head, and the answer of an evaluation.
+For a key of the run: what three steps of the real trainer leave.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import HydraException
-from torch import Tensor
 
 from engine.cli.source_keys import inert_reason
+from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
 from engine.registry import resolve
 from verification.probes.instance import (
@@ -25,14 +27,16 @@ from verification.probes.instance import (
     Tiny,
     Unobservable,
     batch_of,
+    fit,
+    same,
     set_halting,
 )
 from verification.probes.registry import Note, observes
-from verification.probes.run_keys import run_notes
 from verification.rules.job import parse_overrides
 from verification.spec import Settings
 
-CODE = "DYN716"
+CODE, FIX = "DYN716", "drop the override, or switch on what reads it"
+ALIVE = "alive"
 Trace = list[Any]
 
 
@@ -72,46 +76,85 @@ def _value(block: Any, key: str) -> Any:
     CODE,
     act=True,
     passed="every arch key given on the command line changes the model or what it computes",
-    fix="drop the override, or switch on what reads it",
+    fix=FIX,
 )
 def overrides(tiny: Tiny) -> Iterator[str | Note]:
     """Each key set back to its default, then to other values, until something changes; nothing does: it is dead."""
-    settings = {**tiny.settings, "arch": tiny.full_arch}
-    if unread := [key for key in tiny.unread_keys() if not inert_reason(tiny.launch.schema, key, settings)]:
-        yield Note("WARN", f"nothing reads {', '.join(unread)}: a key of the config that does nothing")
-    yield from run_notes(tiny)
+    yield from (_unread(key) for key in _unread_keys(tiny))
+    yield from _run_notes(tiny)
     if not tiny.overridden:
         yield Note("PASS", "no arch key is overridden on the command line")
         return
-    alive = []
-    for key in tiny.overridden:
-        verdict = _effect(tiny, key)
-        if verdict == "alive":
-            alive.append(key)
-        else:
-            yield verdict
-    if alive:
-        yield Note("PASS", f"observed an effect of {', '.join(f'arch.{key}' for key in alive)}")
+    verdicts = {key: _effect(tiny, key) for key in tiny.overridden}
+    yield from (verdict for verdict in verdicts.values() if verdict != ALIVE)
+    if alive := [f"arch.{key}" for key, verdict in verdicts.items() if verdict == ALIVE]:
+        yield Note("PASS", f"observed an effect of {', '.join(alive)}")
+
+
+@observes(
+    CODE,
+    act=False,
+    passed="every arch key is read, and every run key given on the command line changes something that can be observed",
+    fix=FIX,
+)
+def read_keys(tiny: Tiny) -> Iterator[str | Note]:
+    """Arch keys that model and loss never read in two steps and an evaluation; run keys that change nothing."""
+    for key in _unread_keys(tiny):
+        yield f"{key} is dead: nothing reads it" if key.removeprefix("arch.") in tiny.overridden else _unread(key)
+    yield from _run_notes(tiny)
+
+
+def _unread_keys(tiny: Tiny) -> list[str]:
+    settings = {**tiny.settings, "arch": tiny.full_arch}
+    return [key for key in tiny.unread_keys() if not inert_reason(tiny.launch.schema, key, settings)]
+
+
+def _unread(key: str) -> Note:
+    return Note("WARN", f"nothing reads {key}: a key of the config that does nothing")
+
+
+def _tried(values: Iterable[Any], traces: Callable[[Any], tuple[Trace, Trace]]) -> tuple[list[Any], bool]:
+    """(the values that can be built, up to the first with an effect; whether there is one).
+
+    `traces`: a value -> what is seen without and with it, bit for bit: what a dead key leaves alone is computed by the
+    very same operations.
+    """
+    tried: list[Any] = []
+    for value in values:
+        try:
+            before, after = traces(value)
+        except (UsageError, ValueError):
+            continue  # not a value that is taken here
+        tried.append(value)
+        if not same(before, after):
+            return tried, True
+    return tried, False
+
+
+def _others(present: Any, *values: Any) -> list[Any]:
+    """The values that are not the present one, each once."""
+    others = [value for value in values if value != present]
+    return [value for number, value in enumerate(others) if value not in others[:number]]
+
+
+# --- keys of the architecture -----------------------------------------------------------------------------------------
 
 
 def _effect(tiny: Tiny, key: str) -> str | Note:
-    """ "alive", the sentence of a fault, or a note about a value that does what the default does."""
+    """ALIVE, the sentence of a fault, or a note about a value that does what the default does."""
     given, present, default = _value(tiny.full_arch, key), _value(tiny.arch, key), _default(tiny, key)
-    base: dict[float | None, Trace] = {}
-    tried: list[Any] = []
-    for value in _candidates(tiny, key, present, default):
+    base = functools.cache(lambda share: _trace(tiny, share, {}))
+
+    def traces(value: Any) -> tuple[Trace, Trace]:
         share = _between(key, present, value)
-        try:
-            other = _trace(tiny, share, {key: value})
-        except (UsageError, ValueError):
-            continue  # not a value that this architecture takes
-        if share not in base:
-            base[share] = _trace(tiny, share, {})
-        tried.append(value)
-        if not _equal(base[share], other):
-            if len(tried) > 1 and tried[0] == default and _shapes(tiny) == _shapes(tiny, **{key: default}):
-                return Note("INFO", f"arch.{key}={given} computes the same as its default {default}")
-            return "alive"
+        other = _trace(tiny, share, {key: value})
+        return base(share), other
+
+    tried, alive = _tried(_candidates(tiny, key, present, default), traces)
+    if alive:
+        if len(tried) > 1 and tried[0] == default and _shapes(tiny) == _shapes(tiny, **{key: default}):
+            return Note("INFO", f"arch.{key}={given} computes the same as its default {default}")
+        return ALIVE
     if not tried:
         return Note("INFO", f"arch.{key}={given}: no other value can be built, so its effect was not observed")
     shown = ", ".join(str(value) for value in tried)
@@ -162,11 +205,7 @@ def _candidates(tiny: Tiny, key: str, present: Any, default: Any) -> list[Any]:
         values += [present / 2, present * 16, 1.0 - present]
     elif isinstance(present, str):
         values += [choice for choice in _choices(tiny, key) if choice != "auto"]
-    unique: list[Any] = []
-    for value in values:
-        if value != present and value not in unique and type(value) in (type(present), float, int):
-            unique.append(value)
-    return unique
+    return _others(present, *(value for value in values if type(value) in (type(present), float, int)))
 
 
 def _choices(tiny: Tiny, key: str) -> tuple[Any, ...]:
@@ -209,31 +248,45 @@ def _trace(tiny: Tiny, share: float | None, arch: Settings) -> Trace:
     return found
 
 
-def _equal(a: Trace, b: Trace) -> bool:
-    """Bit for bit: what a dead key leaves alone is computed by the very same operations."""
-    if len(a) != len(b):
-        return False
-    for x, y in zip(a, b, strict=True):
-        if isinstance(x, Tensor) and isinstance(y, Tensor):
-            if x.dtype != y.dtype or x.shape != y.shape or not torch.equal(x, y):
-                return False
-        elif type(x) is not type(y) or (not isinstance(x, Tensor) and x != y):
-            return False
-    return True
+# --- keys of the run --------------------------------------------------------------------------------------------------
 
 
-@observes(
-    CODE,
-    act=False,
-    fix="drop the override, or switch on what reads it",
-    passed="every arch key is read, and every run key given on the command line changes something that can be observed",
-)
-def read_keys(tiny: Tiny) -> Iterator[str | Note]:
-    """Arch keys that model and loss never read in two steps and an evaluation; run keys that change nothing."""
-    settings = {**tiny.settings, "arch": tiny.full_arch}
-    for key in [key for key in tiny.unread_keys() if not inert_reason(tiny.launch.schema, key, settings)]:
-        if key.removeprefix("arch.") in tiny.overridden:
-            yield f"{key} is dead: nothing reads it"
-        else:
-            yield Note("WARN", f"nothing reads {key}: a key of the config that does nothing")
-    yield from run_notes(tiny)
+def _run_notes(tiny: Tiny) -> Iterator[Note]:
+    """A warning for each run key (lr=..., ema_rate=...) whose other values leave a short run bit for bit what it was.
+
+    No more than a warning: a few steps of a tiny instance may be too few for a key to show. Launch keys, and those that
+    shrinking pins (data, batch, lengths), are not observed.
+    """
+    base = functools.cache(lambda: _run_trace(tiny, {}))
+    for key in tiny.overridden_run:
+        if key in NOT_IDENTITY or key in tiny.spec.pinned or key not in tiny.settings:
+            continue
+        present, field = tiny.settings[key], tiny.schema.__dataclass_fields__.get(key)
+        values = [field.default] if field and isinstance(field.default, bool | int | float | str | None) else []
+        if isinstance(present, bool):
+            values.append(not present)
+        elif isinstance(present, int | float):
+            values += [present / 1024, present / 2, present + 0.05]
+        tried, alive = _tried(_others(present, *values), functools.partial(_run_traces, tiny, base, key))
+        if tried and not alive:
+            shown = ", ".join(map(str, tried))
+            yield Note("WARN", f"{key}={present}: {shown} in its place changes nothing in 3 optimizer steps")
+
+
+def _run_traces(tiny: Tiny, base: Callable[[], Trace], key: str, value: Any) -> tuple[Trace, Trace]:
+    return base(), _run_trace(tiny, {key: value})
+
+
+def _run_trace(tiny: Tiny, changes: Settings) -> Trace:
+    """Everything that a short run of the real trainer leaves."""
+    plan = tiny.build(stirred=False, run=changes)
+    trainer, results = fit(plan, tiny.config(run=changes))
+    averages = {} if trainer.ema is None else trainer.ema.state_dict()
+    return [
+        [plan.schedule(step) for step in (1, 2, plan.total_steps // 2, plan.total_steps)],
+        [(group.name, group.optimizer, group.lr) for group in plan.task.param_groups()],
+        (plan.total_steps, sorted(plan.eval_steps), plan.final_eval, plan.checkpoint_every_eval),
+        {name: repr(value) for name, value in results.items()},
+        dict(plan.task.module.state_dict()),
+        dict(averages),
+    ]
