@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.verification.mutations import SMALL, Fault, copy, cut, move, put, swap
+from tests.verification.mutations import SMALL, Fault, commands, copy, cut, move, put, swap
 
 RECIPE = "config/cfg_pretrain_sudoku_4x4.yaml"
 ARCH = "config/arch/trm.yaml"
@@ -58,29 +58,11 @@ RECIPES = (
         edits=(swap(RECIPE, "  L_cycles: 1\n", "  L_cyles: 1\n"),),
     ),
     Fault(
-        name="halt-at-once",
-        what="halt_max_steps 1 with dynamic halting: no row ever thinks twice",
-        codes=("CFG230",),
-        job=f"{SMALL} arch.halt_max_steps=1",
-    ),
-    Fault(
         name="exploration-out-of-range",
         what="halt_exploration_prob 1.5",
         codes=("CFG230",),
         follows=("ARC330",),
         edits=(swap(ARCH, "halt_exploration_prob: 0.1 ", "halt_exploration_prob: 1.5 "),),
-    ),
-    Fault(
-        name="evaluator-misspelt",
-        what="an evaluator class that does not exist",
-        codes=("CFG240",),
-        job=f"{SMALL} 'evaluators=[{{name: steps@PerStepAcuracy}}]'",
-    ),
-    Fault(
-        name="evaluator-module-misspelt",
-        what="an evaluator module that does not exist",
-        codes=("CFG240",),
-        job=f"{SMALL} 'evaluators=[{{name: step@PerStepAccuracy}}]'",
     ),
     Fault(
         name="evaluator-old",
@@ -90,49 +72,11 @@ RECIPES = (
         job=f"{SMALL} 'evaluators=[{{name: steps_backup@PerStepAccuracy}}]'",
     ),
     Fault(
-        name="evaluator-unnamed",
-        what="an evaluator without its name",
-        codes=("CFG240",),
-        job=f"{SMALL} 'evaluators=[{{confidence: 0.9}}]'",
-    ),
-    Fault(
-        name="eval-interval",
-        what="eval_interval 3 does not divide 10 epochs",
-        codes=("JOB030",),
-        job=f"{SMALL} epochs=10 eval_interval=3",
-    ),
-    Fault(
-        name="warmup-longer-than-run",
-        what="2,000 steps of warm-up in a run of some 312",
-        codes=("CFG250",),
-        job=f"{SMALL} lr_warmup_steps=2000",
-    ),
-    Fault(
         name="warmup-longer-than-max-steps",
         what="a job cut to 100 steps that warms up for 2,000",
         codes=("CFG250",),
         jobs="[ ] python pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp max_steps=100 run_name=first\n",
     ),
-    Fault(
-        name="warmup-most-of-run",
-        what="200 steps of warm-up in a run of some 312",
-        codes=("CFG250",),
-        level="WARN",
-        job=f"{SMALL} lr_warmup_steps=200",
-    ),
-    Fault(
-        name="frozen-without-embedding",
-        what="freeze_weights without a puzzle embedding trains nothing",
-        codes=("CFG251",),
-        job=f"{SMALL} freeze_weights=true",
-    ),
-    Fault(
-        name="frozen-embedding-lr-0",
-        what="freeze_weights with puzzle_emb_lr 0 trains nothing",
-        codes=("CFG251",),
-        job=f"{SMALL} freeze_weights=true arch.puzzle_emb_ndim=64",
-    ),
-    Fault(name="lr-0", what="every learning rate is 0", codes=("CFG251",), job=f"{SMALL} lr=0"),
 )
 
 ARCHITECTURES = (
@@ -294,4 +238,18 @@ ARCHITECTURES = (
     ),
 )
 
-FAULTS = (*RECIPES, *ARCHITECTURES)
+# name | codes (those that follow) | what | command | intent
+COMMANDS = commands(f"""
+halt-at-once | CFG230 | halt_max_steps 1 with dynamic halting: no row ever thinks twice | {SMALL} arch.halt_max_steps=1
+evaluator-misspelt | CFG240 | an evaluator class that does not exist | {SMALL} 'evaluators=[{{name: steps@PerStepAcuracy}}]'
+evaluator-module-misspelt | CFG240 | an evaluator module that does not exist | {SMALL} 'evaluators=[{{name: step@PerStepAccuracy}}]'
+evaluator-unnamed | CFG240 | an evaluator without its name | {SMALL} 'evaluators=[{{confidence: 0.9}}]'
+eval-interval | JOB030 | eval_interval 3 does not divide 10 epochs | {SMALL} epochs=10 eval_interval=3
+warmup-longer-than-run | CFG250 | 2,000 steps of warm-up in a run of some 312 | {SMALL} lr_warmup_steps=2000
+warmup-most-of-run | WARN CFG250 | 200 steps of warm-up in a run of some 312 | {SMALL} lr_warmup_steps=200
+frozen-without-embedding | CFG251 | freeze_weights without a puzzle embedding trains nothing | {SMALL} freeze_weights=true
+frozen-embedding-lr-0 | CFG251 | freeze_weights with puzzle_emb_lr 0 trains nothing | {SMALL} freeze_weights=true arch.puzzle_emb_ndim=64
+lr-0 | CFG251 | every learning rate is 0 | {SMALL} lr=0
+""")
+
+FAULTS = (*COMMANDS, *RECIPES, *ARCHITECTURES)

@@ -2,61 +2,27 @@
 
 from __future__ import annotations
 
-from tests.verification.mutations import Fault, swap
+from tests.verification.mutations import Fault, commands, swap
 
 LOSS = "losses/feudal.py"
 HEAD = "models/recursive_reasoning/subgoal.py"
 DEFAULT = "python pretrain.py device=cpu"
 
+# name | codes (those that follow) | what | command | intent
+COMMANDS = commands(f"""
+feudal-weight-without-head | WARN ARC340 JOB031 | a weight for the intrinsic loss of a model whose manager was removed | {DEFAULT} ~arch.subgoal_head loss.feudal_loss_weight=0.05
+feudal-weight-of-plain-hrm | WARN JOB031 | a weight for the intrinsic loss of an architecture that has none | {DEFAULT} arch=hrm loss.feudal_loss_weight=0.05
+feudal-two-weights | WARN JOB031 | both keys of the weight, with different values | {DEFAULT} loss.feudal_loss_weight=0.05 arch.loss.feudal_loss_weight=0.02
+feudal-one-goal | WARN ARC340 | a period as long as the episode: one goal, where several were meant | {DEFAULT} arch.subgoal_head.manager_period=8 arch.halt_max_steps=8
+feudal-no-goal | WARN ARC340 | goals are scheduled for after the episode | {DEFAULT} arch.subgoal_head.schedule=[8,12] arch.halt_max_steps=8
+feudal-gate-key-without-gate | WARN JOB031 | a temperature for gates that are switched off | {DEFAULT} arch.subgoal_head.gating=false arch.subgoal_head.temperature=2
+feudal-unknown-control | JOB030 | a goal source that training does not have | {DEFAULT} arch.subgoal_head.goal_source=shuffle
+feudal-intent-period | JOB034 | the intent says period 2, the command leaves 4 | {DEFAULT} | period=2
+feudal-intent-manager | JOB034 | the baseline without a manager, started without removing it | {DEFAULT} | manager=none
+""")
+
 FAULTS = (
-    Fault(
-        name="feudal-weight-without-head",
-        what="a weight for the intrinsic loss of a model whose manager was removed",
-        codes=("ARC340", "JOB031"),
-        level="WARN",
-        job=f"{DEFAULT} ~arch.subgoal_head loss.feudal_loss_weight=0.05",
-    ),
-    Fault(
-        name="feudal-weight-of-plain-hrm",
-        what="a weight for the intrinsic loss of an architecture that has none",
-        codes=("JOB031",),
-        level="WARN",
-        job=f"{DEFAULT} arch=hrm loss.feudal_loss_weight=0.05",
-    ),
-    Fault(
-        name="feudal-two-weights",
-        what="both keys of the weight, with different values",
-        codes=("JOB031",),
-        level="WARN",
-        job=f"{DEFAULT} loss.feudal_loss_weight=0.05 arch.loss.feudal_loss_weight=0.02",
-    ),
-    Fault(
-        name="feudal-one-goal",
-        what="a period as long as the episode: one goal, where several were meant",
-        codes=("ARC340",),
-        level="WARN",
-        job=f"{DEFAULT} arch.subgoal_head.manager_period=8 arch.halt_max_steps=8",
-    ),
-    Fault(
-        name="feudal-no-goal",
-        what="goals are scheduled for after the episode",
-        codes=("ARC340",),
-        level="WARN",
-        job=f"{DEFAULT} arch.subgoal_head.schedule=[8,12] arch.halt_max_steps=8",
-    ),
-    Fault(
-        name="feudal-gate-key-without-gate",
-        what="a temperature for gates that are switched off",
-        codes=("JOB031",),
-        level="WARN",
-        job=f"{DEFAULT} arch.subgoal_head.gating=false arch.subgoal_head.temperature=2",
-    ),
-    Fault(
-        name="feudal-unknown-control",
-        what="a goal source that training does not have",
-        codes=("JOB030",),
-        job=f"{DEFAULT} arch.subgoal_head.goal_source=shuffle",
-    ),
+    *COMMANDS,
     Fault(
         name="feudal-head-of-another-width",
         what="a manager of another width than the model",
@@ -71,20 +37,6 @@ FAULTS = (
         codes=("ARC330",),
         edits=(swap(HEAD, "self.scale = config.goal_scale * (", "self.scale = 1.0 * ("),),
         job=DEFAULT,
-    ),
-    Fault(
-        name="feudal-intent-period",
-        what="the intent says period 2, the command leaves 4",
-        codes=("JOB034",),
-        job=DEFAULT,
-        intent=(("period", "2"),),
-    ),
-    Fault(
-        name="feudal-intent-manager",
-        what="the baseline without a manager, started without removing it",
-        codes=("JOB034",),
-        job=DEFAULT,
-        intent=(("manager", "none"),),
     ),
     Fault(
         name="feudal-loss-not-added",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.verification.mutations import LARGE, SMALL, Fault, append, copy, cut, move, put, remove, swap
+from tests.verification.mutations import LARGE, SMALL, Fault, append, commands, copy, cut, move, put, remove, swap
 
 BASE = "config/base/pretrain.yaml"
 RECIPE = "config/cfg_pretrain_sudoku_4x4.yaml"
@@ -94,27 +94,9 @@ SCRIPTS = (
         edits=(move("pretrain.py", "pretrain_original.py"), swap(BASE, "pretrain.py\n", "pretrain_original.py\n")),
         job=SMALL.replace("pretrain.py", "pretrain_original.py"),
     ),
-    Fault(
-        name="nproc-does-not-divide",
-        what="768 rows on 5 GPUs",
-        codes=("JOB012",),
-        job=LARGE.replace("=4", "=5"),
-    ),
-    Fault(
-        name="accumulation-does-not-divide",
-        what="768 rows on 4 GPUs in 5 pieces each",
-        codes=("JOB012",),
-        job=f"{LARGE} accumulation=5",
-    ),
 )
 
 CONFIGS = (
-    Fault(
-        name="config-misspelt",
-        what="a config name that does not exist",
-        codes=("JOB020",),
-        job="python pretrain.py --config-name=cfg_pretrain_suduko_4x4",
-    ),
     Fault(
         name="config-renamed",
         what="the recipe was renamed, the job was not",
@@ -152,121 +134,6 @@ CONFIGS = (
         what="the recipes still name the script that was renamed",
         codes=("SCR111",),
         edits=(swap(BASE, "script: pretrain.py", "script: pretrain_trm.py"),),
-    ),
-)
-
-OVERRIDES = (
-    Fault(name="key-misspelt", what="`lrr=1e-3`", codes=("JOB030",), job=f"{SMALL} lrr=1e-3"),
-    Fault(name="arch-key-misspelt", what="`arch.L_cyles=4`", codes=("JOB030",), job=f"{SMALL} arch.L_cyles=4"),
-    Fault(
-        name="loss-key-in-arch",
-        what="`arch.loss_type=...` where `arch.loss.loss_type` is meant",
-        codes=("JOB030",),
-        job=f"{SMALL} arch.loss_type=softmax_cross_entropy",
-    ),
-    Fault(
-        name="plus-misspelt",
-        what="`+arch.L_cyles=4` composes: the plus makes the misspelt key",
-        codes=("JOB030",),
-        job=f"{SMALL} +arch.L_cyles=4",
-    ),
-    Fault(name="plus-top-misspelt", what="`+epoch=3`", codes=("JOB030",), job=f"{SMALL} +epoch=3"),
-    Fault(name="group-misspelt", what="`arch=trn`", codes=("JOB030",), follows=("CFG210",), job=f"{SMALL} arch=trn"),
-    Fault(name="debug-misspelt", what="`+debug=tinny`", codes=("JOB030",), job=f"{SMALL} +debug=tinny"),
-    Fault(name="type-error", what="`epochs=1.5`", codes=("JOB030",), job=f"{SMALL} epochs=1.5"),
-    Fault(name="type-error-text", what="`lr=fast`", codes=("JOB030",), job=f"{SMALL} lr=fast"),
-    Fault(
-        name="choice-misspelt",
-        what="`arch.pos_encodings=ropes`",
-        codes=("JOB030",),
-        job=f"{SMALL} arch.pos_encodings=ropes",
-    ),
-    Fault(
-        name="tilde-required",
-        what="`~data_paths`: a required key is gone",
-        codes=("JOB030",),
-        job=f"{SMALL} ~data_paths",
-    ),
-    Fault(
-        name="dead-rope",
-        what="`arch.rope_theta` where positions are not rotary",
-        codes=("JOB031",),
-        level="WARN",
-        job=f"{SMALL} arch.rope_theta=5000",
-    ),
-    Fault(
-        name="dead-ema-rate",
-        what="`ema_rate` with `ema=false`",
-        codes=("JOB031",),
-        level="WARN",
-        job=f"{SMALL} ema=false ema_rate=0.9",
-    ),
-    Fault(
-        name="dead-puzzle-lr",
-        what="`puzzle_emb_lr` for a model without puzzle embedding",
-        codes=("JOB031",),
-        level="WARN",
-        job=f"{SMALL} puzzle_emb_lr=0.01",
-    ),
-    Fault(
-        name="dead-min-eval",
-        what="`min_eval_interval` without evaluations to skip",
-        codes=("JOB031",),
-        level="WARN",
-        job=f"{SMALL} min_eval_interval=2",
-    ),
-    Fault(
-        name="dead-lr-frozen",
-        what="`lr` with `freeze_weights=true`: the network does not learn",
-        codes=("JOB031",),
-        level="WARN",
-        job=f"{SMALL} arch.puzzle_emb_ndim=64 puzzle_emb_lr=0.01 freeze_weights=true lr=1e-3",
-    ),
-    Fault(
-        name="run-name-contradicts-arch",
-        what="run name hrm_4x4, architecture TRM",
-        codes=("JOB032",),
-        level="WARN",
-        job=f"{SMALL} run_name=hrm_4x4",
-    ),
-    Fault(
-        name="run-name-contradicts-value",
-        what="run name says Lcycles4, the value is 6",
-        codes=("JOB032",),
-        level="WARN",
-        job=f"{SMALL} arch.L_cycles=6 run_name=trm_Lcycles4",
-    ),
-    Fault(
-        name="run-name-contradicts-explore",
-        what="run name says explore0.7, the value is 0.5",
-        codes=("JOB032",),
-        level="WARN",
-        job=f"{SMALL} arch.halt_exploration_prob=0.5 run_name=trm_explore0.7",
-    ),
-    Fault(
-        name="data-missing",
-        what="a data path that neither exists nor can be built",
-        codes=("JOB033",),
-        level="WARN",
-        job=f"{SMALL} data_paths=[data/sudoku-44]",
-    ),
-    Fault(
-        name="resume-from-missing",
-        what="a checkpoint path that does not exist",
-        codes=("JOB033",),
-        level="WARN",
-        job=f"{SMALL} resume=true resume_from=checkpoints/pretrain/gone/step_100",
-    ),
-    Fault(name="intent-arch", what="meant HRM, trains TRM", codes=("JOB034",), intent=(("arch", "hrm"),)),
-    Fault(
-        name="intent-act", what="meant fixed steps, halts dynamically", codes=("JOB034",), intent=(("act", "fixed"),)
-    ),
-    Fault(name="intent-mode", what="meant encoder mode", codes=("JOB034",), intent=(("mode", "encoder"),)),
-    Fault(
-        name="intent-value",
-        what="meant L_cycles=4, the recipe says 1",
-        codes=("JOB034",),
-        intent=(("arch.L_cycles", "4"),),
     ),
 )
 
@@ -310,13 +177,6 @@ DATA = (
         edits=(put("data/mine/train/dataset.json", '{"data_mode": "embedding", "seq_len": 16, "vocab_size": 6}'),),
         job=f"{SMALL} data_paths=[data/mine]",
     ),
-    Fault(
-        name="data-encoder-name",
-        what="a data path that says encoder, for a script with puzzle embeddings",
-        codes=("DAT511",),
-        level="WARN",
-        job=f"{SMALL} data_paths=[data/arc-encoder-mode]",
-    ),
 )
 
 PAGES = (
@@ -343,4 +203,37 @@ PAGES = (
     ),
 )
 
-FAULTS = (*FILES, *SCRIPTS, *CONFIGS, *OVERRIDES, *DATA, *PAGES)
+# name | codes (those that follow) | what | command | intent
+COMMANDS = commands(f"""
+nproc-does-not-divide | JOB012 | 768 rows on 5 GPUs | {LARGE.replace("=4", "=5")}
+accumulation-does-not-divide | JOB012 | 768 rows on 4 GPUs in 5 pieces each | {LARGE} accumulation=5
+config-misspelt | JOB020 | a config name that does not exist | python pretrain.py --config-name=cfg_pretrain_suduko_4x4
+key-misspelt | JOB030 | `lrr=1e-3` | {SMALL} lrr=1e-3
+arch-key-misspelt | JOB030 | `arch.L_cyles=4` | {SMALL} arch.L_cyles=4
+loss-key-in-arch | JOB030 | `arch.loss_type=...` where `arch.loss.loss_type` is meant | {SMALL} arch.loss_type=softmax_cross_entropy
+plus-misspelt | JOB030 | `+arch.L_cyles=4` composes: the plus makes the misspelt key | {SMALL} +arch.L_cyles=4
+plus-top-misspelt | JOB030 | `+epoch=3` | {SMALL} +epoch=3
+group-misspelt | JOB030 (CFG210) | `arch=trn` | {SMALL} arch=trn
+debug-misspelt | JOB030 | `+debug=tinny` | {SMALL} +debug=tinny
+type-error | JOB030 | `epochs=1.5` | {SMALL} epochs=1.5
+type-error-text | JOB030 | `lr=fast` | {SMALL} lr=fast
+choice-misspelt | JOB030 | `arch.pos_encodings=ropes` | {SMALL} arch.pos_encodings=ropes
+tilde-required | JOB030 | `~data_paths`: a required key is gone | {SMALL} ~data_paths
+dead-rope | WARN JOB031 | `arch.rope_theta` where positions are not rotary | {SMALL} arch.rope_theta=5000
+dead-ema-rate | WARN JOB031 | `ema_rate` with `ema=false` | {SMALL} ema=false ema_rate=0.9
+dead-puzzle-lr | WARN JOB031 | `puzzle_emb_lr` for a model without puzzle embedding | {SMALL} puzzle_emb_lr=0.01
+dead-min-eval | WARN JOB031 | `min_eval_interval` without evaluations to skip | {SMALL} min_eval_interval=2
+dead-lr-frozen | WARN JOB031 | `lr` with `freeze_weights=true`: the network does not learn | {SMALL} arch.puzzle_emb_ndim=64 puzzle_emb_lr=0.01 freeze_weights=true lr=1e-3
+run-name-contradicts-arch | WARN JOB032 | run name hrm_4x4, architecture TRM | {SMALL} run_name=hrm_4x4
+run-name-contradicts-value | WARN JOB032 | run name says Lcycles4, the value is 6 | {SMALL} arch.L_cycles=6 run_name=trm_Lcycles4
+run-name-contradicts-explore | WARN JOB032 | run name says explore0.7, the value is 0.5 | {SMALL} arch.halt_exploration_prob=0.5 run_name=trm_explore0.7
+data-missing | WARN JOB033 | a data path that neither exists nor can be built | {SMALL} data_paths=[data/sudoku-44]
+resume-from-missing | WARN JOB033 | a checkpoint path that does not exist | {SMALL} resume=true resume_from=checkpoints/pretrain/gone/step_100
+intent-arch | JOB034 | meant HRM, trains TRM | {SMALL} | arch=hrm
+intent-act | JOB034 | meant fixed steps, halts dynamically | {SMALL} | act=fixed
+intent-mode | JOB034 | meant encoder mode | {SMALL} | mode=encoder
+intent-value | JOB034 | meant L_cycles=4, the recipe says 1 | {SMALL} | arch.L_cycles=4
+data-encoder-name | WARN DAT511 | a data path that says encoder, for a script with puzzle embeddings | {SMALL} data_paths=[data/arc-encoder-mode]
+""")
+
+FAULTS = (*COMMANDS, *FILES, *SCRIPTS, *CONFIGS, *DATA, *PAGES)

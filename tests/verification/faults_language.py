@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.verification.mutations import Fault, Good, append, cut, put, swap
+from tests.verification.mutations import Fault, append, commands, cut, put, right_commands, swap
 
 CPU = "python train.py --config-name=cfg_train_cpu"
 TASK = "tasks/language_model/task.py"
@@ -21,13 +21,26 @@ def _text(name: str, kind: str, tokens: int) -> tuple:
     )
 
 
+# name | codes (those that follow) | what | command | intent
+COMMANDS = commands(f"""
+lm-gpt2-on-characters | DAT540 | GPT-2's weights on characters, whose numbers it reads as its own words | python train.py --init_from=gpt2 --dataset=shakespeare_char
+lm-mixture-of-tokenizers | WARN DAT541 | a mixture of characters and BPE over one token table | {CPU} --training_mode=multidataset --dataset_list shakespeare_char wikitext
+lm-streams-of-two-texts | WARN DAT542 | streams that annotate two different texts | {CPU} --training_mode=multicontext --multicontext_datasets shakespeare_char stdlib_class
+lm-streams-without-their-mode | JOB030 | multicontext_datasets without training_mode=multicontext | {CPU} --multicontext_datasets shakespeare_char shakespeare_class
+lm-probabilities-without-their-mode | JOB030 | dataset_sampling_probs for one data set | {CPU} --dataset_sampling_probs 0.5 0.5
+lm-data-missing | WARN JOB033 | a data set that nobody built and no name stands for | {CPU} --dataset=shakespear_char
+lm-dead-min-lr | WARN JOB031 | `min_lr` where nothing lowers the learning rate | python train.py --min_lr=1e-5
+lm-dead-beta2 | WARN JOB031 | `beta2` for SGD | {CPU} --optimizer=sgd --beta2=0.95
+lm-dead-temperature | WARN JOB031 | `temperature` where no samples are written | {CPU} --temperature=0.5
+lm-warm-up-longer-than-the-run | CFG250 | 20 iterations, all of them warm-up | python train.py --max_iters=20 --warmup_iters=100
+lm-horizon-beyond-the-run | WARN CFG256 | the run was shortened, its schedule was not | {CPU} --max_iters=500
+lm-intent-of-another-mode | JOB034 | meant a mixture, trains on one data set | {CPU} | training_mode=multidataset
+lm-arch-of-puzzles | SCR112 (MOD410 SCR130) | a language model's script with the architecture of puzzles | python train.py arch=trm
+lm-arch-for-pretrain | SCR112 (ARC330 JOB030 MOD410 MOD420 MOD421 CFG230) | a script of puzzles with a GPT | python pretrain.py arch=gpt
+""")
+
 FAULTS = (
-    Fault(
-        name="lm-gpt2-on-characters",
-        what="GPT-2's weights on characters, whose numbers it reads as its own words",
-        codes=("DAT540",),
-        job="python train.py --init_from=gpt2 --dataset=shakespeare_char",
-    ),
+    *COMMANDS,
     Fault(
         name="lm-gpt2-on-a-folder-of-characters",
         what="the same on a data set that is there",
@@ -58,20 +71,6 @@ FAULTS = (
         edits=(swap("tasks/language_model/build.py", "else config.max_iters\n", "else 3500\n"),),
     ),
     Fault(
-        name="lm-mixture-of-tokenizers",
-        what="a mixture of characters and BPE over one token table",
-        codes=("DAT541",),
-        level="WARN",
-        job=f"{CPU} --training_mode=multidataset --dataset_list shakespeare_char wikitext",
-    ),
-    Fault(
-        name="lm-streams-of-two-texts",
-        what="streams that annotate two different texts",
-        codes=("DAT542",),
-        level="WARN",
-        job=f"{CPU} --training_mode=multicontext --multicontext_datasets shakespeare_char stdlib_class",
-    ),
-    Fault(
         name="lm-streams-of-unequal-length",
         what="streams of 5 and 4 tokens",
         codes=("DAT542",),
@@ -79,64 +78,11 @@ FAULTS = (
         job=f"{CPU} --training_mode=multicontext --multicontext_datasets mine its_classes",
     ),
     Fault(
-        name="lm-streams-without-their-mode",
-        what="multicontext_datasets without training_mode=multicontext",
-        codes=("JOB030",),
-        job=f"{CPU} --multicontext_datasets shakespeare_char shakespeare_class",
-    ),
-    Fault(
-        name="lm-probabilities-without-their-mode",
-        what="dataset_sampling_probs for one data set",
-        codes=("JOB030",),
-        job=f"{CPU} --dataset_sampling_probs 0.5 0.5",
-    ),
-    Fault(
-        name="lm-data-missing",
-        what="a data set that nobody built and no name stands for",
-        codes=("JOB033",),
-        level="WARN",
-        job=f"{CPU} --dataset=shakespear_char",
-    ),
-    Fault(
         name="lm-data-without-validation",
         what="a data set without val.bin",
         codes=("DAT510",),
         edits=_text("mine", "char", 5)[::2],
         job=f"{CPU} --dataset=mine",
-    ),
-    Fault(
-        name="lm-dead-min-lr",
-        what="`min_lr` where nothing lowers the learning rate",
-        codes=("JOB031",),
-        level="WARN",
-        job="python train.py --min_lr=1e-5",
-    ),
-    Fault(
-        name="lm-dead-beta2",
-        what="`beta2` for SGD",
-        codes=("JOB031",),
-        level="WARN",
-        job=f"{CPU} --optimizer=sgd --beta2=0.95",
-    ),
-    Fault(
-        name="lm-dead-temperature",
-        what="`temperature` where no samples are written",
-        codes=("JOB031",),
-        level="WARN",
-        job=f"{CPU} --temperature=0.5",
-    ),
-    Fault(
-        name="lm-warm-up-longer-than-the-run",
-        what="20 iterations, all of them warm-up",
-        codes=("CFG250",),
-        job="python train.py --max_iters=20 --warmup_iters=100",
-    ),
-    Fault(
-        name="lm-horizon-beyond-the-run",
-        what="the run was shortened, its schedule was not",
-        codes=("CFG256",),
-        level="WARN",
-        job=f"{CPU} --max_iters=500",
     ),
     Fault(
         name="lm-learning-rate-zero",
@@ -150,27 +96,6 @@ FAULTS = (
         codes=("JOB032",),
         level="WARN",
         jobs=f"[ ] {CPU} --out_dir=out/a\n[ ] {CPU} --out_dir=out/a seed=1\n",
-    ),
-    Fault(
-        name="lm-intent-of-another-mode",
-        what="meant a mixture, trains on one data set",
-        codes=("JOB034",),
-        job=CPU,
-        intent=(("training_mode", "multidataset"),),
-    ),
-    Fault(
-        name="lm-arch-of-puzzles",
-        what="a language model's script with the architecture of puzzles",
-        codes=("SCR112",),
-        follows=("MOD410", "SCR130"),
-        job="python train.py arch=trm",
-    ),
-    Fault(
-        name="lm-arch-for-pretrain",
-        what="a script of puzzles with a GPT",
-        codes=("SCR112",),
-        follows=("ARC330", "JOB030", "MOD410", "MOD420", "MOD421", "CFG230"),
-        job="python pretrain.py arch=gpt",
     ),
     Fault(
         name="lm-scores-its-input",
@@ -241,25 +166,15 @@ FAULTS = (
     ),
 )  # fmt: skip
 
+# name | codes that must be quiet | what | command
+RIGHT_COMMANDS = right_commands(f"""
+lm-cpu | CFG250 CFG256 DAT541 | the CPU recipe of train.py | {CPU}
+lm-resume | | init_from=resume with nothing but the folder | python train.py --init_from=resume --out_dir=out/x
+lm-mixture-with-tables | DAT541 | a mixture of tokenizers with a token table for each | {CPU} --training_mode=multidataset --dataset_list shakespeare_char wikitext --multidataset_wte
+lm-schedule-not-used | CFG256 JOB031 | a schedule that is held at its peak | {CPU} --no-decay_lr
+lm-any-optimizer | JOB031 | an optimizer without a file, through the generic one | {CPU} --optimizer adan
+""")
+
 GOOD = (
-    Good(name="lm-cpu", what="the CPU recipe of train.py", job=CPU, quiet=("CFG250", "CFG256", "DAT541")),
-    Good(name="lm-resume", what="init_from=resume with nothing but the folder", job="python train.py --init_from=resume --out_dir=out/x"),
-    Good(
-        name="lm-mixture-with-tables",
-        what="a mixture of tokenizers with a token table for each",
-        job=f"{CPU} --training_mode=multidataset --dataset_list shakespeare_char wikitext --multidataset_wte",
-        quiet=("DAT541",),
-    ),
-    Good(
-        name="lm-schedule-not-used",
-        what="a schedule that is held at its peak",
-        job=f"{CPU} --no-decay_lr",
-        quiet=("CFG256", "JOB031"),
-    ),
-    Good(
-        name="lm-any-optimizer",
-        what="an optimizer without a file, through the generic one",
-        job=f"{CPU} --optimizer adan",
-        quiet=("JOB031",),
-    ),
+    *RIGHT_COMMANDS,
 )  # fmt: skip

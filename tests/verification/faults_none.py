@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.verification.faults_script import HYDRA
-from tests.verification.mutations import LARGE, SMALL, Good, append, copy, move, put, swap
+from tests.verification.mutations import LARGE, SMALL, Good, append, copy, move, put, right_commands, swap
 
 RECIPE = "config/cfg_pretrain_sudoku_4x4.yaml"
 ARCH = "config/arch/trm.yaml"
@@ -39,49 +39,10 @@ class Mine(RecursiveModel):
 '''
 
 COMMANDS = (
-    Good(name="small", what="the demo's recipe", job=SMALL),
-    Good(name="large", what="the published recipe on four GPUs", job=LARGE),
-    Good(name="default", what="no --config-name: the decorator's config", job="python pretrain.py device=cpu"),
-    Good(name="config-name-space", what="--config-name NAME", job="python pretrain.py --config-name cfg_pretrain_sudoku_4x4"),
-    Good(name="config-name-cn", what="-cn NAME", job="python pretrain.py -cn cfg_pretrain_sudoku_4x4"),
-    Good(name="config-name-cn-equals", what="-cn=NAME", job="python pretrain.py -cn=cfg_pretrain_sudoku_4x4"),
-    Good(name="config-name-last", what="--config-name after the overrides", job="python pretrain.py lr=1e-3 --config-name=cfg_pretrain_sudoku_4x4"),
-    Good(name="flag-style", what="flags in place of overrides", job=f"{SMALL} --lr 1e-3 --no-ema --arch.L_cycles 2"),
-    Good(name="environment", what="variables before the launcher", job=f"CUDA_VISIBLE_DEVICES=0,1 OMP_NUM_THREADS=1 {LARGE}"),
-    Good(
-        name="rendezvous",
-        what="the guide's torchrun line with rendezvous flags",
-        job=LARGE.replace(
-            "--nproc-per-node=4", "--nproc-per-node 4 --rdzv_backend=c10d --rdzv_endpoint=localhost:0 --nnodes=1"
-        ),
-        quiet=("JOB012",),
-    ),
-    Good(name="standalone", what="torchrun --standalone", job=LARGE.replace("--nproc", "--standalone --nproc"), quiet=("JOB012",)),
-    Good(name="quoted-spaces", what="a quoted value with spaces", job=f"{SMALL} 'evaluators=[{{name: steps@PerStepAccuracy, confidence: 0.9}}]'"),
     Good(name="quoted-hash", what="a # inside a quoted value", jobs=f"[ ] {SMALL} 'run_name=\"first#2\"'\n"),
     Good(name="digits-in-path", what="digits in brackets inside a path are no process", jobs=f"[ ] {SMALL} 'run_dir=\"/tmp/runs[4711]/a\"' run_name=first\n"),
     Good(name="commented-job", what="a job that is commented out", jobs=f"# [ ] python pretrain_old.py --config-name=cfg_gone\n[ ] {SMALL} run_name=first\n"),
     Good(name="done-and-failed", what="finished and failed jobs beside a pending one", jobs=f"[x] {SMALL} run_name=a\n[!] {SMALL} run_name=b\n[ ] {SMALL} run_name=c\n", quiet=("JOB002", "JOB032")),
-    Good(name="multirun", what="a sweep", job="python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny -m lr=1e-3,1e-2"),
-    Good(name="debug", what="+debug=tiny", job=f"{SMALL} +debug=tiny"),
-    Good(name="group-choice", what="another architecture of the same family", job=f"{SMALL} arch=hrm"),
-    Good(name="plus-plus", what="++ on an existing key", job=f"{SMALL} ++lr=1e-3"),
-    Good(name="plus-on-existing", what="`+` on an existing key, which a launch takes too", job=f"{SMALL} +lr=1e-3"),
-    Good(name="smoke", what="max_steps cuts the run short, the warm-up with it", job="python pretrain.py device=cpu max_steps=30"),
-    Good(name="frozen-with-embedding", what="only the embedding is trained", job="python pretrain.py freeze_weights=true", quiet=("CFG251",)),
-    Good(name="lr-0-embedding", what="lr 0 with an embedding that learns", job="python pretrain.py lr=0"),
-    Good(name="halt-always-explore", what="halt_exploration_prob 1", job=f"{SMALL} arch.halt_exploration_prob=1.0"),
-    Good(name="no-exploration", what="halt_exploration_prob 0 is a decision too", job=f"{SMALL} arch.halt_exploration_prob=0"),
-    Good(
-        name="intent-right",
-        what="an intent that holds",
-        intent=(("mode", "embedding"), ("act", "dynamic"), ("arch", "trm"), ("arch.L_cycles", "1")),
-        quiet=("JOB034",),
-    ),
-    Good(name="run-name-right", what="a run name that says what is so", job=f"{SMALL} arch.L_cycles=4 run_name=trm_Lcycles4", quiet=("JOB032",)),
-    Good(name="run-name-of-a-sweep", what="a run name as a sweep gives it", job=f"{SMALL} lr=1e-4 run_name=trm_lr-1e-04_seed-0_try2", quiet=("JOB032",)),
-    Good(name="run-name-original", what="`original` in a run name is no suffix", job=f"{SMALL} run_name=trm_original"),
-    Good(name="live-ema", what="ema_rate with ema", job=f"{SMALL} ema_rate=0.99", quiet=("JOB031",)),
 )  # fmt: skip
 
 TREES = (
@@ -294,4 +255,35 @@ FORMS = (
     ),
 )
 
-GOOD = (*COMMANDS, *TREES, *FORMS)
+# name | codes that must be quiet | what | command
+RIGHT_COMMANDS = right_commands(f"""
+small | | the demo's recipe | {SMALL}
+large | | the published recipe on four GPUs | {LARGE}
+default | | no --config-name: the decorator's config | python pretrain.py device=cpu
+config-name-space | | --config-name NAME | python pretrain.py --config-name cfg_pretrain_sudoku_4x4
+config-name-cn | | -cn NAME | python pretrain.py -cn cfg_pretrain_sudoku_4x4
+config-name-cn-equals | | -cn=NAME | python pretrain.py -cn=cfg_pretrain_sudoku_4x4
+config-name-last | | --config-name after the overrides | python pretrain.py lr=1e-3 --config-name=cfg_pretrain_sudoku_4x4
+flag-style | | flags in place of overrides | {SMALL} --lr 1e-3 --no-ema --arch.L_cycles 2
+environment | | variables before the launcher | CUDA_VISIBLE_DEVICES=0,1 OMP_NUM_THREADS=1 {LARGE}
+rendezvous | JOB012 | the guide's torchrun line with rendezvous flags | {LARGE.replace("--nproc-per-node=4", "--nproc-per-node 4 --rdzv_backend=c10d --rdzv_endpoint=localhost:0 --nnodes=1")}
+standalone | JOB012 | torchrun --standalone | {LARGE.replace("--nproc", "--standalone --nproc")}
+quoted-spaces | | a quoted value with spaces | {SMALL} 'evaluators=[{{name: steps@PerStepAccuracy, confidence: 0.9}}]'
+multirun | | a sweep | python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny -m lr=1e-3,1e-2
+debug | | +debug=tiny | {SMALL} +debug=tiny
+group-choice | | another architecture of the same family | {SMALL} arch=hrm
+plus-plus | | ++ on an existing key | {SMALL} ++lr=1e-3
+plus-on-existing | | `+` on an existing key, which a launch takes too | {SMALL} +lr=1e-3
+smoke | | max_steps cuts the run short, the warm-up with it | python pretrain.py device=cpu max_steps=30
+frozen-with-embedding | CFG251 | only the embedding is trained | python pretrain.py freeze_weights=true
+lr-0-embedding | | lr 0 with an embedding that learns | python pretrain.py lr=0
+halt-always-explore | | halt_exploration_prob 1 | {SMALL} arch.halt_exploration_prob=1.0
+no-exploration | | halt_exploration_prob 0 is a decision too | {SMALL} arch.halt_exploration_prob=0
+intent-right | JOB034 | an intent that holds | {SMALL} | mode=embedding act=dynamic arch=trm arch.L_cycles=1
+run-name-right | JOB032 | a run name that says what is so | {SMALL} arch.L_cycles=4 run_name=trm_Lcycles4
+run-name-of-a-sweep | JOB032 | a run name as a sweep gives it | {SMALL} lr=1e-4 run_name=trm_lr-1e-04_seed-0_try2
+run-name-original | | `original` in a run name is no suffix | {SMALL} run_name=trm_original
+live-ema | JOB031 | ema_rate with ema | {SMALL} ema_rate=0.99
+""")
+
+GOOD = (*RIGHT_COMMANDS, *COMMANDS, *TREES, *FORMS)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import ast
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 FOLDERS = (
@@ -68,6 +68,42 @@ class Good:
     intent: tuple[tuple[str, str], ...] = ()
     quiet: tuple[str, ...] = ()
     everything: bool = False
+
+
+# --- tables of commands that need no edit -------------------------------------------------------------------------------
+
+
+def _cells(table: str) -> Iterator[list[str]]:
+    for line in table.strip().splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        yield [*cells, *[""] * (5 - len(cells))]
+
+
+def _intent(cell: str) -> tuple[tuple[str, str], ...]:
+    return tuple((key, value) for key, _, value in (word.partition("=") for word in cell.split()))
+
+
+def commands(table: str) -> tuple[Fault, ...]:
+    """A fault for each line `name | codes | what | command | intent`; before the codes their level where it is not
+    FAIL, behind them in brackets the codes that follow; the intent may be left out.
+    """
+    faults = []
+    for name, cell, what, job, intent in _cells(table):
+        codes, _, follows = cell.rstrip(")").partition("(")
+        level, _, rest = codes.partition(" ")
+        level, codes = (level, rest) if level in ("WARN", "INFO") else ("FAIL", codes)
+        made = Fault(name=name, what=what, codes=tuple(codes.split()), level=level, job=job, intent=_intent(intent))
+        faults.append(replace(made, follows=tuple(follows.split())))
+    return tuple(faults)
+
+
+def right_commands(table: str) -> tuple[Good, ...]:
+    """What is right, for each line `name | codes that must be quiet | what | command | intent`."""
+    rows = _cells(table)
+    return tuple(
+        Good(name=name, what=what, job=job, intent=_intent(intent), quiet=tuple(quiet.split()))
+        for name, quiet, what, job, intent in rows
+    )
 
 
 # --- edits ------------------------------------------------------------------------------------------------------------
