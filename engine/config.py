@@ -32,7 +32,7 @@ NOT_IDENTITY: Mapping[str, str] = {
     **dict.fromkeys(("deterministic", "compile"), "device: rounding only"),
     "parallel": "device: flat and ddp give the same numbers",
     "accumulation": "device: the gradient is that of the global batch however it is split",
-    "max_steps": "budget: where to stop, not what to do on the way",
+    **dict.fromkeys(("max_steps", "max_seconds"), "budget: where to stop, not what to do on the way"),
     "max_skipped_steps": "budget: when to give up",
     **dict.fromkeys(("early_stop_patience", "early_stop_min_delta"), "budget: when to stop"),
     **dict.fromkeys(("log_interval", "profile_steps", "enable_csv", "enable_tensorboard", "enable_wandb"), "logging"),
@@ -141,6 +141,8 @@ class RunConfig:
 
     max_steps: Annotated[int | None, Range(1)] = None
     """Stop after this many steps in all (a resumed run counts the earlier ones); null runs to the end."""
+    max_seconds: Annotated[float | None, Range(above=0)] = None
+    """Stop after this many seconds of training steps in all (evaluating and saving do not count); null has no limit."""
     grad_clip: Annotated[float | None, Range(above=0)] = None
     """Largest norm of the global gradient; null does not clip."""
     ema: bool = False

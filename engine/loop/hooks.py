@@ -81,7 +81,11 @@ def print_plan(plan: TrainingPlan, config: RunConfig, runtime: Runtime, first_st
         f"batch       {plan.batch_rows} = {micro} rows x accumulation {runtime.accumulation} x {ranks} rank(s), "
         f"reduction {config.parallel if ranks > 1 else 'none needed'}"
     )
-    print_rank0(f"steps       {last}" + (f" of {plan.total_steps} (max_steps)" if last < plan.total_steps else ""))
+    print_rank0(
+        f"steps       {last}"
+        + (f" of {plan.total_steps} (max_steps)" if last < plan.total_steps else "")
+        + (f", at most {config.max_seconds:g} s of them (max_seconds)" if config.max_seconds else "")
+    )
 
 
 # --- a trace with torch.profiler --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.checkpoint.manifest import Checkpoint
 from engine.checkpoint.state_tree import clean_name, load_weights
 from engine.config import RunConfig
-from engine.distributed import key_global_draws, lost_rank
+from engine.distributed import all_reduce_sum, key_global_draws, lost_rank
 from engine.errors import Interrupted, RunFailure
 from engine.io import print_rank0
 from engine.loop.ema import EMA, averages
@@ -72,6 +72,8 @@ class Trainer:
         self.window = MetricWindow(runtime.device)
         self.evaluations = Evaluations(plan, config)
         self.stopped_early = False
+        self.seconds = 0.0
+        """Spent on training steps, those of earlier processes of the run included where max_seconds is set."""
         self._train_seconds, self._timed_steps = 0.0, 0
         self.step_ms: float | None = None
 
@@ -105,7 +107,9 @@ class Trainer:
                 began = time.perf_counter()
                 self.step += 1
                 self._train_step()
-                self._train_seconds += time.perf_counter() - began
+                elapsed = time.perf_counter() - began
+                self._train_seconds += elapsed
+                self.seconds += elapsed
                 self._timed_steps += 1
                 self._finish_step(resumed=False)
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -155,6 +159,10 @@ class Trainer:
         if step == 0 and not self.evaluation_due():
             return
 
+        if not last and self._out_of_time():
+            print_rank0(f"step {step}: {self.seconds:.0f} s of training, max_seconds={self.config.max_seconds:g} is up")
+            last, self.last_step = True, step
+
         # Log: means over the window, so that log_interval changes how often, not what.
         hopeless = not resumed and self.skipped.in_a_row(exact=last) > self.config.max_skipped_steps
         if not resumed and (step % self.config.log_interval == 0 or last or hopeless):
@@ -191,6 +199,13 @@ class Trainer:
         # Stop: all ranks agree at the same step.
         if not last and self._stop.agreed():
             raise self._interrupted(saved=bool(saves and not resumed))
+
+    def _out_of_time(self) -> bool:
+        """Whether max_seconds is up on any rank. A collective where it is set."""
+        limit = self.config.max_seconds
+        if limit is None:
+            return False
+        return bool(all_reduce_sum(torch.tensor(float(self.seconds >= limit))) > 0)
 
     def _interrupted(self, *, saved: bool) -> Interrupted:
         if not saved:
@@ -237,6 +252,7 @@ class Trainer:
                 "skipped": self.skipped.counts,
                 "window": self.window.state_dict(),
                 "stats": self.stats.state_dict(),
+                **({} if self.config.max_seconds is None else {"seconds": self.seconds}),
                 **self.evaluations.state_dict(),
             },
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -256,7 +272,7 @@ class Trainer:
         load_optimizers(self.optimizers, state["optimizers"])
         self.task.load_state_dict(state["task"])
         own, device = state["trainer"], self.runtime.device
-        self.step = own["step"]
+        self.step, self.seconds = own["step"], own.get("seconds", 0.0)
         self.skipped.load(own["skipped"])
         self.window.load_state_dict(own["window"])
         self.evaluations.load_state_dict(own, task=state["task"])

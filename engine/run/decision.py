@@ -160,14 +160,17 @@ def _changes(request: RunRequest, stored: Mapping[str, Any]) -> str:
 def _finished_before(config: RunConfig, request: RunRequest) -> RunDecision | None:
     """The finished run that this launch would repeat, if it is to be skipped.
 
-    In a sweep that is the default: the same command resumes a sweep that was stopped. `max_steps` is no part of the
-    identity, but another value asks for another length.
+    In a sweep that is the default: the same command resumes a sweep that was stopped. `max_steps` and `max_seconds` are
+    no part of the identity, but another value asks for another length.
     """
     skip = is_sweep_job() if config.skip_finished is None else config.skip_finished
     if not skip or config.resume != "auto" or config.resume_from != "latest":
         return None
     path = request.finished()
-    if path is None or read_yaml(path / "config.resolved.yaml").get("max_steps", ...) != config.max_steps:
+    if path is None:
+        return None
+    stored = read_yaml(path / "config.resolved.yaml")
+    if stored.get("max_steps", ...) != config.max_steps or stored.get("max_seconds") != config.max_seconds:
         return None
     summary = read_json(path / "summary.json")
     if not isinstance(summary.get("results"), dict) or "step" not in summary:

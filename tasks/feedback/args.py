@@ -22,7 +22,15 @@ EPOCHS = 100
 """Passes over a data set that `epochs` does not name."""
 IN_TRAINING = (
     *("epochs", "batch_size", "learning_rate", "decay_lr", "warmup_ratio", "min_lr", "grad_clip", "device", "compile"),
-    *("eval_interval", "eval_max_examples", "select_on", "save_epoch_interval", "log_interval", "max_steps"),
+    *(
+        "eval_interval",
+        "eval_max_examples",
+        "select_on",
+        "save_epoch_interval",
+        "log_interval",
+        "max_steps",
+        "max_seconds",
+    ),
     *(
         "total_steps",
         "resume",

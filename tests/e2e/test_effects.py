@@ -77,6 +77,7 @@ EFFECTS = {
     "enable_csv=true": "files",
     "enable_tensorboard=true": "files",
     "max_steps=5": "lines",
+    "max_seconds=1e-9": "lines",
     "grad_clip=0.01": "weights",
     "ema=false": "files",
     "ema_rate=0.5": "evaluation",

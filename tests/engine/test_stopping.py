@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.config import RunConfig
 from engine.errors import Interrupted, UsageError
+from engine.loop import trainer as trainer_module
 from engine.loop.evaluations import EarlyStop, check_early_stop
 from tests.conftest import metrics, run_script
 from tests.e2e.test_ranks import final
 from tests.engine.test_trainer import make
+from tests.engine.test_trainer_resume import stored
 
 RUN = (
     "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "project_name=p", "epochs=40", "eval_interval=1",
@@ -63,6 +67,25 @@ def test_the_stop_is_an_ordinary_end() -> None:
     assert saves[-1] == (6, "last")
     assert [step for step, values in lines if "train/loss" in values] == [4, 6]  # the open window is not lost
     assert trainer.evaluations.early_stop.best_step == 2
+
+
+def test_a_time_budget_ends_the_run_and_counts_on_after_a_resume(monkeypatch, capsys) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(trainer_module.time, "perf_counter", lambda: float(next(clock)))  # a step lasts one second
+    trainer, lines, saves = make(8, max_seconds=3, log_interval=2)
+    trainer.fit()
+    assert trainer.step == 3
+    assert saves == [(3, "last")]
+    assert [step for step, values in lines if "train/loss" in values] == [2, 3]
+    assert "step 3: 3 s of training, max_seconds=3 is up" in capsys.readouterr().out
+    for budget, end in ((3, 3), (5, 5), (None, 8)):
+        resumed, _, _ = make(8, max_seconds=budget)
+        resumed.load(*stored(trainer))
+        resumed.fit()
+        assert resumed.step == end
+    whole, _, _ = make(8)
+    whole.fit()
+    assert torch.equal(resumed.module.w, whole.module.w)
 
 
 def test_patience_that_ends_with_the_run_is_no_early_stop() -> None:

@@ -86,6 +86,7 @@ EFFECTS = {  # overrides, after | what both runs have
     "min_lr=9e-4": "weights",
     "accumulation=2": "weights",
     "max_steps=4": "lines",
+    "max_seconds=1e-9": "lines",
     "ema=true": "evaluation",
     "ema_rate=0.5 | ema=true": "evaluation",
     "early_stop_patience=1 | early_stop_min_delta=9": "lines",
