@@ -28,7 +28,7 @@ NOT_IDENTITY: Mapping[str, str] = {
     "script": "launch: the entry is stored beside the config",
     "device": "device: the same run continues on another machine",
     "attention": "device: kernels differ in rounding only",
-    **dict.fromkeys(("threads", "compile_cuda_graphs"), "device: speed only"),
+    "threads": "device: speed only",
     **dict.fromkeys(("deterministic", "compile"), "device: rounding only"),
     "parallel": "device: flat and ddp give the same numbers",
     "accumulation": "device: the gradient is that of the global batch however it is split",
@@ -48,6 +48,9 @@ NOT_IDENTITY: Mapping[str, str] = {
     "run_dir": "launch: where the run lies",
 }
 """Keys that leave a run the same run, with reasons. A script's schema may have a table of its own."""
+
+RETIRED = frozenset({"compile_cuda_graphs"})
+"""Keys that stored configs of older runs have, and nothing reads any more."""
 
 OURS = "LOOPFORGE_"  # what our own processes tell each other
 SLURM = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SLURM_TMPDIR")
@@ -136,8 +139,6 @@ class RunConfig:
     """Micro-batches per step; pretrain.py cuts its batch into them (less memory), train.py's grows with them."""
     compile: Literal["off", "block", "full"] = "off"
     """torch.compile: each block of the model, or the whole forward pass with its loss; off without a compiler."""
-    compile_cuda_graphs: bool = False
-    """With compile=block on CUDA: replay blocks as CUDA graphs. Ignored elsewhere; not yet run on a GPU."""
 
     max_steps: Annotated[int | None, Range(1)] = None
     """Stop after this many steps in all (a resumed run counts the earlier ones); null runs to the end."""
@@ -219,8 +220,6 @@ class RunConfig:
                 what = f"a folder's name of at most {LONGEST_NAME} bytes, not '.' or '..'"
                 slash = "; a path is run_dir's" if key == "run_name" and "/" in str(name) else ""
                 raise ValueError(f"{key}={(name or '')[:40]!r}: expected {what}{slash}")
-        if self.compile_cuda_graphs and self.compile != "block":
-            raise ValueError(f"compile_cuda_graphs=true with compile={self.compile}: set compile=block")
         if self.resume == "false" and self.resume_from != "latest":
             raise ValueError(f"resume=false contradicts resume_from={self.resume_from}: drop one of them")
 

@@ -66,22 +66,12 @@ def compile_task(task: Task, config: RunConfig, device: torch.device) -> None:
         task.loss = torch.compile(task.loss, **options)  # type: ignore[method-assign]
         print_rank0("compile     the whole loss; the first steps take longer")
         return
-    graphs = config.compile_cuda_graphs and device.type == "cuda"
     scope = _Scope()
     for block in blocks:
-        block.forward = scope.choose(_compiled(block.forward, options, graphs=graphs), block.forward)
+        block.forward = scope.choose(torch.compile(block.forward, **options), block.forward)
     task.loss = scope.within(task.loss)  # type: ignore[method-assign]
     task.evaluate = scope.within(task.evaluate)  # type: ignore[method-assign]
-    note = "" if graphs == config.compile_cuda_graphs else f" (no CUDA graphs on {device.type})"
-    print_rank0(f"compile     {len(blocks)} block(s){note}; the first steps and the first evaluation take longer")
-
-
-def _compiled(function: Callable[..., Any], options: dict[str, Any], *, graphs: bool) -> Callable[..., Any]:
-    if not graphs:
-        return torch.compile(function, **options)
-    fast = torch.compile(function, **options, mode="reduce-overhead")
-    # A replay overwrites the outputs of the one before, but latents outlive steps and evaluations: hand out copies.
-    return lambda *inputs: fast(*inputs).clone()
+    print_rank0(f"compile     {len(blocks)} block(s); the first steps and the first evaluation take longer")
 
 
 def _missing(device: torch.device, options: dict[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from engine.cli.keys import keys_of
+from engine.config import RETIRED
 from engine.errors import UsageError
 from engine.fields import value_at
 from engine.registry import resolve
@@ -182,7 +183,9 @@ def values_before(before: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
 
 
 def complete(config: DictConfig, before: Mapping[str, Any]) -> None:
-    """Put the keys that an unresolved stored config lacks into it, references as they are."""
+    """Put the keys that an unresolved stored config lacks into it, references as they are; retired ones leave it."""
+    for key in RETIRED:
+        config.pop(key, None)
     plain = OmegaConf.to_container(config, resolve=False)
     for key, value in before.items():
         other = _reference(value)

@@ -20,6 +20,7 @@ from torch import Tensor
 from engine.checkpoint.manifest import REQUIRED, Checkpoint, load_checkpoint
 from engine.checkpoint.state_tree import WeightsMisfit, load_weights
 from engine.checkpoint.store import CheckpointStore
+from engine.config import RETIRED
 from engine.device import make_runtime
 from engine.errors import UsageError
 from engine.loop.trainer import Trainer
@@ -70,7 +71,8 @@ def read_config(
     checkpoint: Checkpoint, schema: Any, *, device: str = "auto", overrides: Mapping[str, Any] | None = None
 ) -> Any:
     """The config of the run that wrote a checkpoint, for one process on `device`. Raises: UsageError."""
-    stored = {**values_before(schema.BEFORE, checkpoint.config), **checkpoint.config}
+    own = {key: value for key, value in checkpoint.config.items() if key not in RETIRED}
+    stored = {**values_before(schema.BEFORE, own), **own}
     return structure(schema, {**stored, "device": device, "accumulation": 1, "resume": "true", **(overrides or {})})
 
 

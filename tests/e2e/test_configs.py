@@ -132,7 +132,6 @@ CONDITIONAL = (
     ),
     # The transformer baseline has no recursion to count, but recipes set its sizes for whatever arch they are given.
     ("arch.name=recursive_reasoning.hrm@HRM arch.H_layers=1", {"arch.H_cycles", "arch.L_cycles"}, None),
-    ("compile=block", {"compile_cuda_graphs"}, "cfg_pretrain_sudoku_6x6"),
 )
 
 # The same of train.py; tests/train/test_effects.py and tests/models show what each does where it is read.
@@ -151,7 +150,7 @@ OTHER_MODES = {
         "prev_run_ckpt",
         "ema_rate",
     ],
-    *["compile_cuda_graphs", "arch.rope_theta", "arch.share_size"],
+    *["arch.rope_theta", "arch.share_size"],
     *["beta1", "beta2", "weight_decay", "out_dir"],  # read by interpolation: config/optimizer, run_dir
 }
 SMALL = {

@@ -221,7 +221,7 @@ def test_every_key_is_in_the_table() -> None:
     are written (test_background), stand-ins (test_arc_corpus), evaluated augmentations (test_predict, test_sampler)."""
     elsewhere = {"device", "parallel", "max_skipped_steps", "resume", "resume_from", "project_name", "run_name", "run_dir",
                  "enable_wandb", "wandb_entity", "wandb_group", "wandb_tags", "early_stop_patience",
-                 "early_stop_min_delta", "compile_cuda_graphs", "skip_finished", "verify", "arch", "offline",
+                 "early_stop_min_delta", "skip_finished", "verify", "arch", "offline",
                  "checkpoint_background", "checkpoint_carry",
                  "eval_max_augmentations", "final_eval_max_augmentations"}  # fmt: skip
     named = {

@@ -88,35 +88,6 @@ def test_off_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     compiling.compile_task(task(Net()), RunConfig(), CPU)
 
 
-def test_cuda_graphs_are_asked_for_and_their_outputs_copied(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """No GPU here: what torch.compile is asked for, and that a replay cannot reach into what was handed out."""
-    asked, memory = [], torch.zeros(2, 3)
-
-    def replaying(function, **options):
-        asked.append(options)
-        return lambda x: memory.copy_(function(x).detach())
-
-    monkeypatch.setattr(compiling, "_missing", lambda *_: None)
-    monkeypatch.setattr(torch, "compile", replaying)
-    made = task(Net())
-    compiling.compile_task(made, RunConfig(compile="block", compile_cuda_graphs=True), torch.device("cuda"))
-    assert [options["mode"] for options in asked] == ["reduce-overhead"] * 2
-    assert not any(options["dynamic"] for options in asked)
-    first = made.loss(torch.ones(2, 3))[0]
-    kept = first.clone()
-    made.loss(torch.zeros(2, 3))
-    assert torch.equal(first, kept)
-    asked.clear()
-    compiling.compile_task(task(Net()), RunConfig(compile="block", compile_cuda_graphs=True), CPU)
-    assert len(asked) == 2
-    assert not any("mode" in options for options in asked)
-    assert "no CUDA graphs on cpu" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="set compile=block"):
-        RunConfig(compile="full", compile_cuda_graphs=True)
-
-
 def test_a_model_without_blocks_is_refused(quick: None) -> None:
     with pytest.raises(UsageError, match="compile=full"):
         compiling.compile_task(task(nn.Linear(2, 2)), RunConfig(compile="block"), CPU)

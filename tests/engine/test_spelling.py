@@ -55,7 +55,6 @@ def test_words_are_put_back_where_the_key_is_meant(text: str, said: str, monkeyp
         ("train", "--max-iters=0", "error: --max-iters=0:"),
         ("train", "--learning_rate=-1", "error: learning_rate=-1.0:"),
         ("train", "--out_dir=/dev/null/x", "error: out_dir=/dev/null/x cannot be used"),
-        ("train", "compile=false compile_cuda_graphs=true", "error: compile_cuda_graphs=true with compile=false"),
         ("train", "lr=1", "did you mean 'learning_rate'?"),
         ("pretrain", "lr=abc", "error: lr: expected number"),
         ("pretrain", "--learning_rate=1", "did you mean 'lr'?"),

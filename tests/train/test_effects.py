@@ -113,7 +113,6 @@ FOREIGN_KEYS = {
         "deterministic",
         "parallel",
         "compile",
-        "compile_cuda_graphs",
         "max_skipped_steps",
         "verify",
     ],
