@@ -209,6 +209,15 @@ def on_main(work: Callable[[], R]) -> R:
     return result
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` holds on any rank. A collective where there are several."""
+    if world_size() == 1:
+        return flag
+    import torch
+
+    return bool(all_reduce_sum(torch.tensor(float(flag))) > 0)
+
+
 @_collective
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum `tensor` over ranks in place and return it."""

@@ -98,11 +98,6 @@ class StopSignal:
 
     def agreed(self) -> bool:
         """Whether any rank is to stop. A collective: every rank must ask at the same place."""
-        from engine.distributed import all_reduce_sum, world_size
+        from engine.distributed import any_rank
 
-        if world_size() == 1:
-            return self.received is not None
-        import torch
-
-        flag = torch.tensor(float(self.received is not None))
-        return bool(all_reduce_sum(flag) > 0)
+        return any_rank(self.received is not None)

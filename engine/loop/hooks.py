@@ -34,13 +34,8 @@ class ProgressBar:
 
         self._bar = progress.Progress(
             progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            progress.BarColumn(),
-            progress.TaskProgressColumn(),
-            progress.TextColumn("left"),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("gone"),
+            *progress.Progress.get_default_columns(),
             progress.TimeElapsedColumn(),
-            progress.TextColumn("{task.description}"),
             transient=True,
         )
         self._task = self._bar.add_task("", total=trainer.last_step, completed=trainer.step)
@@ -81,11 +76,9 @@ def print_plan(plan: TrainingPlan, config: RunConfig, runtime: Runtime, first_st
         f"batch       {plan.batch_rows} = {micro} rows x accumulation {runtime.accumulation} x {ranks} rank(s), "
         f"reduction {config.parallel if ranks > 1 else 'none needed'}"
     )
-    print_rank0(
-        f"steps       {last}"
-        + (f" of {plan.total_steps} (max_steps)" if last < plan.total_steps else "")
-        + (f", at most {config.max_seconds:g} s of them (max_seconds)" if config.max_seconds else "")
-    )
+    shortened = f" of {plan.total_steps} (max_steps)" if last < plan.total_steps else ""
+    budget = f", at most {config.max_seconds:g} s of them (max_seconds)" if config.max_seconds else ""
+    print_rank0(f"steps       {last}{shortened}{budget}")
 
 
 # --- a trace with torch.profiler --------------------------------------------------------------------------------------

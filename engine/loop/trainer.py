@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.checkpoint.manifest import Checkpoint
 from engine.checkpoint.state_tree import clean_name, load_weights
 from engine.config import RunConfig
-from engine.distributed import all_reduce_sum, key_global_draws, lost_rank
+from engine.distributed import any_rank, key_global_draws, lost_rank
 from engine.errors import Interrupted, RunFailure
 from engine.io import print_rank0
 from engine.loop.ema import EMA, averages
@@ -159,8 +159,9 @@ class Trainer:
         if step == 0 and not self.evaluation_due():
             return
 
-        if not last and self._out_of_time():
-            print_rank0(f"step {step}: {self.seconds:.0f} s of training, max_seconds={self.config.max_seconds:g} is up")
+        budget = self.config.max_seconds
+        if budget is not None and not last and any_rank(self.seconds >= budget):
+            print_rank0(f"step {step}: {self.seconds:.0f} s of training, max_seconds={budget:g} is up")
             last, self.last_step = True, step
 
         # Log: means over the window, so that log_interval changes how often, not what.
@@ -199,13 +200,6 @@ class Trainer:
         # Stop: all ranks agree at the same step.
         if not last and self._stop.agreed():
             raise self._interrupted(saved=bool(saves and not resumed))
-
-    def _out_of_time(self) -> bool:
-        """Whether max_seconds is up on any rank. A collective where it is set."""
-        limit = self.config.max_seconds
-        if limit is None:
-            return False
-        return bool(all_reduce_sum(torch.tensor(float(self.seconds >= limit))) > 0)
 
     def _interrupted(self, *, saved: bool) -> Interrupted:
         if not saved:

@@ -167,10 +167,8 @@ def _finished_before(config: RunConfig, request: RunRequest) -> RunDecision | No
     if not skip or config.resume != "auto" or config.resume_from != "latest":
         return None
     path = request.finished()
-    if path is None:
-        return None
-    stored = read_yaml(path / "config.resolved.yaml")
-    if stored.get("max_steps", ...) != config.max_steps or stored.get("max_seconds") != config.max_seconds:
+    stored = {} if path is None else read_yaml(path / "config.resolved.yaml")
+    if path is None or any(stored.get(key, ...) != getattr(config, key) for key in ("max_steps", "max_seconds")):
         return None
     summary = read_json(path / "summary.json")
     if not isinstance(summary.get("results"), dict) or "step" not in summary:
