@@ -167,7 +167,7 @@ def _finished_before(config: RunConfig, request: RunRequest) -> RunDecision | No
     if not skip or config.resume != "auto" or config.resume_from != "latest":
         return None
     path = request.finished()
-    stored = {} if path is None else read_yaml(path / "config.resolved.yaml")
+    stored = {} if path is None else {"max_seconds": None, **read_yaml(path / "config.resolved.yaml")}
     if path is None or any(stored.get(key, ...) != getattr(config, key) for key in ("max_steps", "max_seconds")):
         return None
     summary = read_json(path / "summary.json")
