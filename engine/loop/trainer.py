@@ -72,9 +72,9 @@ class Trainer:
         self.window = MetricWindow(runtime.device)
         self.evaluations = Evaluations(plan, config)
         self.stopped_early = False
-        self.seconds = 0.0
+        self.seconds = self._logged_seconds = 0.0
         """Spent on training steps, those of earlier processes of the run included where max_seconds is set."""
-        self._train_seconds, self._timed_steps = 0.0, 0
+        self._timed_steps = 0
         self.step_ms: float | None = None
 
         groups = self.task.param_groups()
@@ -107,9 +107,7 @@ class Trainer:
                 began = time.perf_counter()
                 self.step += 1
                 self._train_step()
-                elapsed = time.perf_counter() - began
-                self._train_seconds += elapsed
-                self.seconds += elapsed
+                self.seconds += time.perf_counter() - began
                 self._timed_steps += 1
                 self._finish_step(resumed=False)
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -228,12 +226,12 @@ class Trainer:
             values["train/lr" if group.table is None else f"train/lr_{name}"] = group.lr * factor
         values["train/grad_norm"] = float(self._last_norm)
         values |= {f"train/{name}": value for name, value in self.stats.flush().items()}
-        seconds = self._train_seconds / max(self._timed_steps, 1)
+        seconds = (self.seconds - self._logged_seconds) / max(self._timed_steps, 1)
         values["time/step_ms"] = self.step_ms = 1000 * seconds
         for what, count in {"examples": self.plan.batch_rows, **self.plan.step_counts}.items():
             values[f"time/{what}_per_s"] = count / seconds if seconds else None
         values["time/eta_s"] = seconds * (self.last_step - self.step)
-        self._train_seconds, self._timed_steps = 0.0, 0
+        self._logged_seconds, self._timed_steps = self.seconds, 0
         self._write(self.step, values)
 
     # --- state --------------------------------------------------------------------------------------------------------
@@ -266,7 +264,8 @@ class Trainer:
         load_optimizers(self.optimizers, state["optimizers"])
         self.task.load_state_dict(state["task"])
         own, device = state["trainer"], self.runtime.device
-        self.step, self.seconds = own["step"], own.get("seconds", 0.0)
+        self.step = own["step"]
+        self.seconds = self._logged_seconds = own.get("seconds", 0.0)
         self.skipped.load(own["skipped"])
         self.window.load_state_dict(own["window"])
         self.evaluations.load_state_dict(own, task=state["task"])
