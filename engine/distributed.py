@@ -211,8 +211,6 @@ def on_main(work: Callable[[], R]) -> R:
 
 def any_rank(flag: bool) -> bool:
     """Whether `flag` holds on any rank. A collective where there are several."""
-    if world_size() == 1:
-        return flag
     import torch
 
     return bool(all_reduce_sum(torch.tensor(float(flag))) > 0)
