@@ -236,6 +236,9 @@ def test_an_autoregressive_base_two_passes_and_both_forms(place: Path) -> None:
         assert figures["eval/nll_pass0"] == pytest.approx(figures["eval/zero_nll"])
     assert losses["lowrank"] == pytest.approx(losses["dense"], rel=1e-4)
     assert len(set(losses["lowrank"])) == 3
+    shown = run_script("scripts/feedback_report", "ar", "lowrank", "--out", "report", cwd=place)
+    assert shown.code == 0, shown.output
+    assert "gsm8k -> gsm8k: distinct, rank 2, 2 passes" in (place / "report/report.md").read_text()
 
 
 def test_the_conditioning_task_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
