@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from models.encoders.base import DemoEncoder, EncoderOutput
 from models.encoders.registry import encoder_class, encoder_types
+from models.encoders.variational import VariationalEncoder
 
-__all__ = ["DemoEncoder", "EncoderOutput", "encoder_class", "encoder_types"]
+__all__ = ["DemoEncoder", "EncoderOutput", "VariationalEncoder", "encoder_class", "encoder_types"]

@@ -31,7 +31,9 @@ class EncoderOutput:
     logvar: Tensor | None = None
     """As `mu`."""
     latent: Tensor | None = None
-    """[B, Z], what the context was decoded from."""
+    """[B, Z], what the context was decoded from: a sample in training, else `centre`."""
+    centre: Tensor | None = None
+    """[B, Z], the mean of the latent."""
     state: dict[str, Tensor] = field(default_factory=dict)
     """What a recurrent encoder carries to the next ACT step, without gradient, [B, ...] each."""
 

@@ -56,7 +56,7 @@ class VariationalEncoder(DemoEncoder):
             mu, logvar = self.posterior(self.aggregate(vectors, demo_mask).mean(1))  # [B, Z]
             centre, variance, kl = mu, logvar.exp(), kl_divergence(mu, logvar)
         latent = sample(centre, variance, noise) if self.training else centre
-        return EncoderOutput(self.context_of(latent), kl, mu, logvar, latent)
+        return EncoderOutput(self.context_of(latent), kl, mu, logvar, latent, centre)
 
     def context_of(self, latent: Tensor) -> Tensor:
         """latent [B, Z] -> context [B, T, D]."""

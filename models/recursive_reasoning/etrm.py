@@ -26,7 +26,7 @@ from models.recursive_reasoning.trm import TRM
 __all__ = ["TRMWithEncoder", "TRMWithEncoderConfig"]
 
 DEMONSTRATIONS = ("demo_inputs", "demo_labels", "demo_mask")
-_CONTEXT, _CELLS, _KL = "context", "cells", "kl"
+_CONTEXT, _CELLS, _KL, _MU = "context", "cells", "kl", "mu"
 
 
 class EncoderInner(RecursiveInner):
@@ -48,14 +48,14 @@ class EncoderInner(RecursiveInner):
         demo_inputs, demo_labels, demo_mask = (data[name] for name in DEMONSTRATIONS)
         encoded: EncoderOutput = self.encoder(demo_inputs, demo_labels, demo_mask, noise=data.get("noise"))
         x = {_CONTEXT: encoded.context, _CELLS: self.embed_tokens(data["inputs"])}
-        return x if encoded.kl is None else {**x, _KL: encoded.kl}
+        return x if encoded.kl is None else {**x, _KL: encoded.kl, _MU: encoded.centre}
 
     def recur(self, latents: Mapping[str, Tensor], x: Any) -> tuple[Latents, Aux]:
-        """All cycles of one ACT step; `aux` has the context that it ran with and, of a variational encoder, its KL."""
+        """All cycles of one ACT step; `aux` has its context and, of a variational encoder, KL and mean."""
         state = {name: value for name, value in latents.items() if name not in self.latent_names}
         encoded: EncoderOutput = self.encoder.refined(x[_CONTEXT], state)
         moved = self.thought(latents, encoded.context, x[_CELLS])
-        aux = {_CONTEXT: encoded.context} | ({_KL: x[_KL]} if _KL in x else {})
+        aux = {_CONTEXT: encoded.context} | {name: x[name] for name in (_KL, _MU) if name in x}
         return {**moved, **encoded.state}, aux
 
     def thought(self, latents: Mapping[str, Tensor], context: Tensor, cells: Tensor) -> dict[str, Tensor]:
@@ -73,7 +73,7 @@ class EncoderInner(RecursiveInner):
 
 
 class TRMWithEncoder(TRM):
-    """Dynamic halting; the batch has besides a query `demo_inputs`, `demo_labels` [B,K,T] and `demo_mask` [B,K] (true:
+    """The batch has besides a query `demo_inputs`, `demo_labels` [B,K,T] and `demo_mask` [B,K] (true:
     there is one). No parameter belongs to a puzzle, and `puzzle_identifiers` are not looked at."""
 
     Config: ClassVar = TRMWithEncoderConfig
@@ -118,6 +118,16 @@ class TRMWithEncoder(TRM):
         steps = torch.full((rows,), act_steps, dtype=torch.int32, device=logits.device)
         carry = ACTCarry(latents, steps, torch.ones_like(steps, dtype=torch.bool), dict(batch))
         return ACTOutput(carry, logits, q_halt, q_continue)
+
+    @torch.no_grad()
+    def step_with_context(
+        self, batch: dict[str, Tensor], carry: ACTCarry | None, context: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(labels [B,T], logits [B,T,V]) of the training step from `carry`, had the encoder made `context` [B,C,D]."""
+        latents, _, data = self._open_rows(batch, carry)
+        with self.inner.casts():
+            moved = self.inner.thought(latents, context, self.inner.embed_tokens(data["inputs"]))
+            return data["labels"], self.inner.logits(moved)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Encoder and decoder (`trunk`), so that each can have a rate of its own, or none."""

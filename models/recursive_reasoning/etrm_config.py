@@ -18,6 +18,15 @@ IN_HYBRID = Inert("arch.encoder_type=hybrid_standard", "arch.encoder_type=hybrid
 IN_LPN = Inert("arch.encoder_type=lpn_standard", "arch.encoder_type=lpn_standard has no latent")
 IN_RECURRENT = Inert("arch.encoder_type=recurrent", "arch.encoder_type=recurrent has no latent")
 
+# of the encoder's own aggregation, where arch.aggregation is null
+_MEAN = Inert("arch.aggregation=mean", "the mean of the demonstrations has no layers and no queries")
+_OF_STANDARD = Inert("arch.aggregation=null and arch.encoder_type=standard", _MEAN.why)
+_OF_LPN = Inert("arch.aggregation=null and arch.encoder_type=lpn_standard", _MEAN.why)
+_OF_LATENT_LPN = Inert("arch.aggregation=null and arch.encoder_type=lpn_variational", _MEAN.why)
+_OF_RECURRENT = Inert("arch.aggregation=null and arch.encoder_type=recurrent", _MEAN.why)
+_SET = Inert("arch.aggregation=set_transformer", "a set transformer has no queries")
+_OF_HYBRID = Inert("arch.aggregation=null and arch.encoder_type=hybrid_standard", _SET.why)
+
 
 @dataclass(kw_only=True)
 class TRMWithEncoderConfig(TRMConfig):
@@ -34,13 +43,10 @@ class TRMWithEncoderConfig(TRMConfig):
     """Blocks of the transformer over each demonstration; null: as in the encoder's table (docs/etrm.md)."""
     aggregation: Literal["mean", "set_transformer", "cross_attention"] | None = None
     """How demonstrations become one context; null: as the encoder does it in the table."""
-    encoder_set_layers: Annotated[int, Range(1, _MOST), Inert("arch.aggregation=mean", "the mean has no layers")] = 1
+    encoder_set_layers: Annotated[int, Range(1, _MOST), _MEAN, _OF_STANDARD, _OF_LPN, _OF_LATENT_LPN, _OF_RECURRENT] = 1
     """Blocks of the set transformer or of cross-attention."""
     query_init: Annotated[
-        float,
-        Range(above=0),
-        Inert("arch.aggregation=mean", "only cross-attention has queries"),
-        Inert("arch.aggregation=set_transformer", "only cross-attention has queries"),
+        float, Range(above=0), _MEAN, _OF_STANDARD, _OF_LPN, _OF_LATENT_LPN, _OF_RECURRENT, _SET, _OF_HYBRID
     ] = 1.0
     """Standard deviation of fresh queries of cross-attention; at 0.02 the tokens of a fresh context are all alike."""
     context_len: Annotated[int, Range(1, _MOST)] = 16

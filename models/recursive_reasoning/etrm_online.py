@@ -45,7 +45,7 @@ class TRMWithEncoderOnline(TRMWithEncoder):
     def _forward_train_online(self, batch: dict[str, Tensor]) -> ACTOutput:
         """Every step of every example, step by step along the rows: row a·B + b is step a + 1 of example b, [A·B, ...].
 
-        Rows of the last step have halted. The carry has no latents: nothing is carried on.
+        Rows of the last step have halted. The carry has no latents: nothing is carried on. That of `aux` is of B rows.
         """
         latents, steps, data = self._open_rows(batch, None)
         made: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -59,6 +59,7 @@ class TRMWithEncoderOnline(TRMWithEncoder):
         taken = torch.arange(1, self.num_act_steps + 1, dtype=steps.dtype, device=steps.device)
         taken = taken.repeat_interleave(len(steps))
         rows = {"labels": data["labels"].repeat(self.num_act_steps, 1)}
-        aux = {name: value.repeat(self.num_act_steps, *[1] * (value.dim() - 1)) for name, value in aux.items()}
+        if "kl" in aux:  # every row of the loss has the term of its example
+            aux = {**aux, "kl": aux["kl"].repeat(self.num_act_steps)}
         carry = ACTCarry({}, taken, taken == self.num_act_steps, rows)
         return ACTOutput(carry, logits, q_halt, q_continue, aux=aux)

@@ -50,25 +50,14 @@ class LossWeights:
 
 
 @dataclass(kw_only=True)
-class PretrainConfig(RunConfig):
-    """Recursive reasoning with puzzle embeddings. Steps below are optimizer steps, one ACT step for each slot."""
+class EpisodeConfig(RunConfig):
+    """What all scripts of recursive models share. Steps below are optimizer steps, one ACT step for each slot."""
 
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {"learning_rate": "did you mean 'lr'?"}
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = {**NOT_IDENTITY, "checkpoint_carry": "launch: what to save"}
-    NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": RecursiveConfig}
-    BEFORE: ClassVar[Mapping[str, Any]] = {
-        **RunConfig.BEFORE,
-        "data_order": "published",
-        "select_on": "test",
-        "validation_groups": None,
-        **dict.fromkeys(("eval_max_groups", "final_eval_max_groups"), None),
-        **dict.fromkeys(("eval_max_augmentations", "final_eval_max_augmentations"), None),
-    }
 
     arch: dict[str, Any]
     """The architecture: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""
-    loss: LossWeights = field(default_factory=LossWeights)
-    """Weights that the `loss:` block of the architecture takes over."""
 
     data_paths: list[str]
     """Folders of built data; several are trained on together. A missing default set is built on first use."""
@@ -81,10 +70,8 @@ class PretrainConfig(RunConfig):
 
     global_batch_size: Annotated[int, Range(1)] = 768
     """Slots over all ranks and micro-batches. Row i of the batch always feeds slot i."""
-    data_order: Literal["hashed", "published"] = "hashed"
-    """Key of the order of training groups: a hash of seed and iteration, or their sum, as the public code has it."""
     epochs: Annotated[int, Range(1)] = 50000
-    """Passes over the groups of the training data. A slot that has not halted drops its fresh example, so nominal."""
+    """Passes over the groups of the training data, counted as if every slot took an example at every step."""
     eval_interval: Annotated[int | None, Range(1)] = None
     """Epochs between evaluations (must divide epochs); null evaluates at the end only."""
     select_on: Annotated[Literal["validation", "test"], _NO_CHOICE] = "validation"
@@ -125,26 +112,18 @@ class PretrainConfig(RunConfig):
     eval_batch_size: Annotated[int | None, Range(1)] = None
     """Rows of one evaluation batch over all ranks; null takes global_batch_size."""
 
-    lr: Annotated[
-        float, Range(0), Inert("freeze_weights=true", "freeze_weights=true: only the puzzle embedding is trained")
-    ] = 1e-4
+    lr: Annotated[float, Range(0)] = 1e-4
     """Peak learning rate of the network."""
     lr_min_ratio: Annotated[float, Range(0, 1)] = 1.0
     """Where the cosine ends, as a share of the peak; 1 keeps the rate constant after the warm-up."""
     lr_warmup_steps: Annotated[int, Range(0)] = 2000
     """Steps of linear warm-up."""
-    weight_decay: Annotated[float, Range(0), Inert("freeze_weights=true")] = 0.1
+    weight_decay: Annotated[float, Range(0)] = 0.1
     """Decoupled weight decay of the network, on every parameter."""
     beta1: Annotated[float, Range(0, below=1)] = 0.9
     """AdamATan2's first-moment decay."""
     beta2: Annotated[float, Range(0, below=1)] = 0.95
     """AdamATan2's second-moment decay."""
-    puzzle_emb_lr: Annotated[float, Range(0), _NO_EMBEDDING] = 1e-2
-    """Peak learning rate of the puzzle embeddings (SignSGD)."""
-    puzzle_emb_weight_decay: Annotated[float, Range(0), _NO_EMBEDDING] = 0.1
-    """Decoupled weight decay of the embedding rows that a batch touches."""
-    freeze_weights: bool = False
-    """Train the puzzle embeddings only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,6 +134,40 @@ class PretrainConfig(RunConfig):
                 f"eval_interval={self.eval_interval} does not divide epochs={self.epochs}: "
                 f"choose e.g. eval_interval={_nearest_divisor(self.epochs, self.eval_interval)}"
             )
+
+
+@dataclass(kw_only=True)
+class PretrainConfig(EpisodeConfig):
+    """Recursive reasoning with puzzle embeddings. Steps below are optimizer steps, one ACT step for each slot."""
+
+    NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": RecursiveConfig}
+    BEFORE: ClassVar[Mapping[str, Any]] = {
+        **RunConfig.BEFORE,
+        "data_order": "published",
+        "select_on": "test",
+        "validation_groups": None,
+        **dict.fromkeys(("eval_max_groups", "final_eval_max_groups"), None),
+        **dict.fromkeys(("eval_max_augmentations", "final_eval_max_augmentations"), None),
+    }
+
+    loss: LossWeights = field(default_factory=LossWeights)
+    """Weights that the `loss:` block of the architecture takes over."""
+    data_order: Literal["hashed", "published"] = "hashed"
+    """Key of the order of training groups: a hash of seed and iteration, or their sum, as the public code has it."""
+    epochs: Annotated[int, Range(1)] = 50000
+    """Passes over the groups of the training data. A slot that has not halted drops its fresh example, so nominal."""
+    lr: Annotated[
+        float, Range(0), Inert("freeze_weights=true", "freeze_weights=true: only the puzzle embedding is trained")
+    ] = 1e-4
+    """Peak learning rate of the network."""
+    weight_decay: Annotated[float, Range(0), Inert("freeze_weights=true")] = 0.1
+    """Decoupled weight decay of the network, on every parameter."""
+    puzzle_emb_lr: Annotated[float, Range(0), _NO_EMBEDDING] = 1e-2
+    """Peak learning rate of the puzzle embeddings (SignSGD)."""
+    puzzle_emb_weight_decay: Annotated[float, Range(0), _NO_EMBEDDING] = 0.1
+    """Decoupled weight decay of the embedding rows that a batch touches."""
+    freeze_weights: bool = False
+    """Train the puzzle embeddings only."""
 
 
 def _nearest_divisor(number: int, near: int) -> int:

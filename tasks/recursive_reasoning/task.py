@@ -127,9 +127,8 @@ class RecursiveReasoningTask:
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         """This rank's rows of batch `step`, cut into `accumulation` pieces; piece k always feeds carry k."""
-        iteration, index = self.plan.locate(step)
         low, high = local_rows(self.global_rows)
-        rows = self._to_device(self.sampler.rows(iteration, index, low, high))
+        rows = self._to_device(self._offered(step, low, high))
         # All ranks draw the numbers of the global batch and keep their rows: exploration does not depend on the ranks.
         generator = keyed_generator(self.runtime.seed, "exploration", step)
         rows["exploration"] = torch.rand(self.global_rows, 2, generator=generator)[low:high].to(self.runtime.device)
@@ -141,13 +140,22 @@ class RecursiveReasoningTask:
             cut = slice(piece * self.micro_rows, (piece + 1) * self.micro_rows)
             yield piece, {name: tensor[cut] for name, tensor in rows.items()}
 
+    def _offered(self, step: int, low: int, high: int) -> dict[str, np.ndarray]:
+        """What step `step` offers slots low to high: their rows of the global batch, taken or dropped."""
+        iteration, index = self.plan.locate(step)
+        return self.sampler.rows(iteration, index, low, high)
+
     def loss(self, micro_batch: MicroBatch) -> tuple[Tensor, float, Metrics]:
         """One ACT step of one micro-batch: (loss summed over its rows, rows, metrics)."""
         piece, batch = micro_batch
         output: ACTOutput = self.module(batch, self._carries[piece])
         self._carries[piece] = output.carry
         result = self.loss_head(output)
-        return result.total, result.weight, {**result.metrics, **self._embedding_metrics(output.carry)}
+        return result.total, result.weight, {**result.metrics, **self._task_metrics(output, micro_batch)}
+
+    def _task_metrics(self, output: ACTOutput, micro_batch: MicroBatch) -> Metrics:
+        """What the loss head does not know of."""
+        return self._embedding_metrics(output.carry)
 
     @torch.no_grad()
     def _embedding_metrics(self, carry: ACTCarry) -> Metrics:
@@ -273,14 +281,8 @@ class RecursiveReasoningTask:
         if not state:
             return
         saved, device = state["carry"], self.runtime.device
-        rows, expected = len(saved["steps"]), self.micro_rows * self.runtime.accumulation
-        if rows != expected:
-            before = rows * self.runtime.world_size
-            raise UsageError(
-                f"{self.batch_key}={self.global_rows}: the checkpoint holds {before} slots, which a resume keeps "
-                f"({self.batch_key}={before})"
-            )
-
+        rows = len(saved["steps"])
+        self._require_slots(rows)
         self._check_carry(saved, rows)
 
         def pieces(rows: Tensor) -> Iterable[Tensor]:
@@ -294,6 +296,15 @@ class RecursiveReasoningTask:
                 steps=steps.clone(),
                 halted=halted.clone(),
                 data={name: parts[k].clone() for name, parts in data.items()},
+            )
+
+    def _require_slots(self, rows: int) -> None:
+        """Raises UsageError unless this run has as many slots on each rank as the checkpoint."""
+        if rows != self.micro_rows * self.runtime.accumulation:
+            before = rows * self.runtime.world_size
+            raise UsageError(
+                f"{self.batch_key}={self.global_rows}: the checkpoint holds {before} slots, which a resume keeps "
+                f"({self.batch_key}={before})"
             )
 
     def _check_carry(self, saved: dict[str, Any], rows: int) -> None:

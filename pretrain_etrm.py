@@ -1,0 +1,50 @@
+"""Recursive reasoning over demonstrations: TRM whose task embedding an encoder makes from the task's examples.
+
+    python pretrain_etrm.py --config-name=cfg_pretrain_etrm_synthetic device=cpu    # few-shot tasks on a laptop
+    torchrun --nproc-per-node=4 pretrain_etrm.py arch.encoder_type=hybrid_standard
+    python pretrain_etrm.py --help                                                  # every key, both styles
+
+This file only wires: config -> data -> model and loss -> task -> the shared trainer (tasks/etrm/).
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from engine.cli.console import begin
+
+    begin(run=True)  # a signal during the slow imports below ends the command in one line
+
+from functools import partial
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from engine.cli.main import main
+from engine.config import load_synced_config
+from engine.distributed import rank, world_size
+from launcher.sweep import run_child_if_multirun, sweep
+from tasks.etrm.family import FAMILY
+from verification.preflight import check_launch, compare_signatures
+
+RANK, WORLD_SIZE = rank(), world_size()
+
+
+@hydra.main(config_path="config", config_name="cfg_pretrain_etrm_arc_agi_1", version_base=None)
+def launch(hydra_config: DictConfig) -> Any:
+    """Compose -> strict config -> run. In a sweep, start the job as a process and give its metric to the sweeper."""
+    if job := run_child_if_multirun(hydra_config, __file__):
+        return job.metric
+    config = load_synced_config(
+        hydra_config, rank=RANK, world_size=WORLD_SIZE, schema=FAMILY.schema, entry=FAMILY.entry
+    )
+
+    from engine.run.launch import run  # these import torch: only once the config is known to be good
+    from tasks.etrm.build import build, create_model
+
+    make = partial(build, create_model=create_model)
+    run(config, make, entry=FAMILY.entry, check=partial(check_launch, FAMILY), compare=compare_signatures)
+
+
+if __name__ == "__main__":
+    main(launch, FAMILY, sweep=sweep)

@@ -1,0 +1,1 @@
+"""Recursive reasoning over demonstrations: `pretrain_etrm.py`."""

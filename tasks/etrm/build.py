@@ -1,0 +1,153 @@
+"""How a run of pretrain_etrm.py is built: data with demonstrations, model, loss, task, and the plan of the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from dataset.catalog import ensure
+from dataset.fewshot import FewShotEvalSampler, FewShotSampler, few_shot
+from dataset.format import PuzzleSplit, check_agreement, load_splits
+from dataset.held_back import HeldBack, hold_back
+from dataset.sampler import EvalBudget
+from dataset.writing import describe
+from engine import building
+from engine.io import print_rank0
+from engine.loop.schedule import warmup_cosine
+from engine.registry import create_evaluators
+from engine.task import ParamGroup, Runtime, TrainingPlan
+from models.recursive_reasoning.act import PuzzleShape
+from models.recursive_reasoning.etrm import TRMWithEncoder
+from tasks.etrm.args import ETRMConfig
+from tasks.etrm.decoder import Decoder, find_decoder
+from tasks.etrm.family import FAMILY
+from tasks.etrm.task import ETRMTask, SlotPlan
+
+
+def check(config: ETRMConfig) -> None:
+    """Names and keys of the architecture and the evaluators. Raises: UsageError."""
+    FAMILY.read_arch(config)
+    create_evaluators(config.evaluators)
+
+
+def create_model(config: ETRMConfig, shape: PuzzleShape, runtime: Runtime) -> tuple[Any, Any]:
+    """The model and the loss head that `config.arch` names, on the device. Raises: UsageError where they misfit the
+    data."""
+    return building.create_model(FAMILY.read_arch(config), shape, runtime)
+
+
+def build(
+    config: ETRMConfig, runtime: Runtime, create_model: Callable[..., tuple[Any, Any]] = create_model
+) -> TrainingPlan:
+    """Data, model, loss and task of one run, with the plan that the trainer follows."""
+    usable = partial(ensure, build=not config.from_file, offline=config.offline)
+    folders = list(map(usable, config.data_paths))
+    tests = list(map(usable, config.data_paths_test)) or folders
+    train, test = few_shot(load_splits(folders, "train")), few_shot(load_splits(tests, "test"))
+    for split in test:
+        check_agreement(train, split.metadata, split.root / split.split / "dataset.json")
+    held_back = hold_back(train, config)
+    sampler = FewShotSampler(
+        train,
+        seed=config.seed,
+        global_batch_size=config.global_batch_size,
+        showing=config.showing(),
+        held_back=_not_trained(train, held_back, config.max_train_groups),
+    )
+    plan = SlotPlan(sampler.examples_per_epoch, config)
+    meta = train[0].metadata
+    # The number of puzzles sizes nothing.
+    shape = PuzzleShape(meta.seq_len, meta.vocab_size, sampler.num_puzzle_identifiers, meta.pad_id)
+    model, loss_head = create_model(config, shape, runtime)
+    decoder = find_decoder(config, model, test) if config.load_pretrained_decoder else None
+
+    held_out = partial(
+        FewShotEvalSampler, test, config.eval_batch_size or config.global_batch_size, seed=config.eval_seed
+    )
+    task = ETRMTask(
+        model,
+        loss_head,
+        runtime=runtime,
+        sampler=sampler,
+        plan=plan,
+        global_rows=config.global_batch_size,
+        batch_key="global_batch_size",
+        eval_sampler=held_out(
+            max_examples=config.eval_max_examples,
+            budget=EvalBudget(config.eval_max_groups, config.eval_max_augmentations),
+        ),
+        final_sampler=held_out(
+            max_examples=config.final_eval_max_examples,
+            budget=EvalBudget(config.final_eval_max_groups, config.final_eval_max_augmentations),
+        ),
+        evaluators=create_evaluators(config.evaluators),
+        validation_sampler=held_back.sampler,
+        saves_carry=config.checkpoint_carry,
+        groups=groups_of(model, config),
+        frozen={"encoder": config.freeze_encoder_steps, "trunk": config.freeze_decoder_steps},
+        diagnostics_interval=config.diagnostics_interval,
+    )
+    if not config.from_file:
+        print_rank0(f"encoder     {model.encoder.describe()}; {model.ACT_MODE}, {model.ENCODER_POLICY}")
+    return TrainingPlan(
+        task=task,
+        total_steps=plan.total_steps,
+        schedule=partial(
+            warmup_cosine,
+            base=1.0,
+            warmup=config.lr_warmup_steps,
+            total=plan.total_steps,
+            min_ratio=config.lr_min_ratio,
+        ),
+        eval_steps=plan.evaluation_steps(config.min_eval_interval) if config.eval_interval else (),
+        final_eval=config.final_eval,
+        final_like_others=task.final_like_others,
+        covers=task.covers,
+        checkpoint_every_eval=config.checkpoint_every_eval,
+        primary_metric=f"{held_back.prefix}/exact_accuracy",
+        metric_mode="max",
+        splits=_described(held_back.splits, decoder),
+        batch_key="global_batch_size",
+        batch_rows=config.global_batch_size,
+        report=task.report,
+        start=None if decoder is None else decoder.load,
+        cards=[describe(folder) for folder in dict.fromkeys([*folders, *tests])],
+    )
+
+
+def _described(splits: dict[str, str], decoder: Decoder | None) -> dict[str, str]:
+    """The evaluations in words; what they are worth depends on what a loaded decoder has seen."""
+    return {name: text if decoder is None else f"{text}; {decoder.provenance}" for name, text in splits.items()}
+
+
+def _not_trained(train: Sequence[PuzzleSplit], held_back: HeldBack, most: int | None) -> list[np.ndarray] | None:
+    """The groups of each split that are not trained on: those held back, and all others beyond the first `most`."""
+    if most is None:
+        return held_back.groups
+    out, left = [], most
+    for number, split in enumerate(train):
+        held = np.empty(0, dtype=np.int64) if held_back.groups is None else held_back.groups[number]
+        free = np.setdiff1d(np.arange(split.num_groups), held)
+        out.append(np.union1d(held, free[left:]))
+        left = max(0, left - len(free))
+    return out
+
+
+def groups_of(model: TRMWithEncoder, config: ETRMConfig) -> list[ParamGroup]:
+    """One optimizer group for the encoder, one for all else."""
+    options = {"beta1": config.beta1, "beta2": config.beta2, "weight_decay": config.weight_decay}
+    rates = {"encoder": config.lr * config.encoder_lr_scale, "trunk": config.lr}
+    names = {id(param): name for name, param in model.named_parameters()}
+    return [
+        ParamGroup(
+            name=group,
+            optimizer="adam_atan2",
+            lr=rates[group],
+            params={names[id(param)]: param for param in params},
+            options=options,
+        )
+        for group, params in model.param_groups().items()
+    ]

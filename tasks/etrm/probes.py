@@ -1,0 +1,190 @@
+"""Probes of models with an encoder: DYN704, DYN708, DYN710 to DYN715, DYN718."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.loop.trainer import Trainer
+from losses import ACTLossHead
+from models.recursive_reasoning.etrm import DEMONSTRATIONS
+from tasks.etrm.decoder import decoder_part, put
+from tasks.etrm.probes_fixed import Found, depth, fixed, fixed_rows
+from verification.probes.episodes import force, pattern
+from verification.probes.instance import NoStop, Recorder, Tiny, Unobservable, first_batch, listed, runtime, step
+from verification.probes.registry import Probe
+from verification.probes.training import training_run
+
+CLOSE, FROZEN = 1e-4, 2
+
+
+def fresh_encoding(tiny: Tiny) -> Found:
+    """DYN704: rows that go on are computed with the encoding that the present weights make of their demonstrations."""
+    if fixed(tiny):
+        raise Unobservable("a fixed model takes its steps between two updates")
+    task = tiny.build().task
+    recorder = Recorder(task.module, force)
+    step(task, 1)
+    with torch.no_grad():
+        for param in task.model.encoder.parameters():
+            param.add_(0.1 * torch.randn(param.shape, generator=torch.Generator().manual_seed(6)))
+    step(task, 2)
+    seen = recorder.calls[-1].output
+    state = {name: value for name, value in recorder.calls[-1].carry.latents.items() if name.startswith("encoder_")}
+    with torch.no_grad():
+        made = task.model.encoder(
+            *(seen.carry.data[name] for name in DEMONSTRATIONS), noise=seen.carry.data.get("noise")
+        )
+        now = task.model.encoder.refined(made.context, state).context
+    rows = ~pattern(seen.carry)
+    if not torch.allclose(seen.aux["context"][rows], now[rows], atol=CLOSE):
+        yield "continuing rows work with a context that the present weights do not make: it is an old one"
+
+
+def no_table(tiny: Tiny) -> Found:
+    """DYN718: which forward ran; no parameter and no answer depends on which puzzle it is."""
+    run = training_run(tiny)
+    named = "_forward_train_online" if fixed(tiny) else "_forward_train_original"
+    trained = {name for name in run.recorder.names if name.startswith("_forward_train")}
+    if trained != {named}:
+        yield f"training ran {listed(sorted(trained))}, expected {named}"
+    if any(hasattr(type(module), "take_pending") for module in run.model.modules()):
+        yield "there is a table of puzzles"
+    task = tiny.build().task
+    batch = first_batch(task)
+    other = {**batch, "puzzle_identifiers": batch["puzzle_identifiers"].flip(0) + 10**6}
+    with torch.no_grad():
+        answers = [task.module.eval()(one).logits for one in (batch, other)]
+    if not torch.equal(*answers):
+        yield "the answer depends on the puzzle's identifier"
+
+
+# --- demonstrations, latents, stages ----------------------------------------------------------------------------------
+
+
+def a_set(tiny: Tiny) -> Found:
+    """DYN710: order, padding and masked places change nothing; other demonstrations do; a row without any is finite."""
+    task = tiny.build().task
+    batch = first_batch(task)
+    encoder = task.model.eval().encoder
+    inputs, labels, mask = (batch[name] for name in DEMONSTRATIONS)
+
+    def made(*demonstrations: Tensor) -> Tensor:
+        with torch.no_grad():
+            context = encoder(*demonstrations).context
+            return encoder.refined(context, encoder.initial(len(context))).context  # type: ignore[no-any-return]
+
+    plain = made(inputs, labels, mask)
+    if not torch.allclose(made(inputs.flip(1), labels.flip(1), mask.flip(1)), plain, atol=CLOSE):
+        yield "the order of the demonstrations changes the context"
+    fewer = mask.clone()
+    fewer[:, 1:] = False
+    one, noise = made(inputs, labels, fewer), labels.roll(1, 2)
+    if not torch.allclose(made(torch.where(fewer[..., None], inputs, noise), labels, fewer), one, atol=CLOSE):
+        yield "what stands in a masked place changes the context"
+    if not torch.allclose(made(inputs[:, :1], labels[:, :1], fewer[:, :1]), one, atol=CLOSE):
+        yield "empty places change the context"
+    padded = [torch.where(torch.arange(inputs.shape[2]) < 8, grids, 0) for grids in (inputs, labels)]
+    long = [torch.cat((cells, cells.roll(1, 0)), 0) for cells in padded]
+    long[0][len(mask) :] = inputs  # one long pair: the padding of the others is masked, not cut
+    if not torch.allclose(made(*long, torch.cat((mask, mask)))[: len(mask)], made(*padded, mask), atol=CLOSE):
+        yield "padding is attended to: the context depends on the longest pair of the batch"
+    if torch.allclose(one, plain, atol=CLOSE) or torch.allclose(
+        made(inputs, labels.roll(1, 0), mask), plain, atol=CLOSE
+    ):
+        yield "other demonstrations make the same context"
+    if not torch.isfinite(made(inputs, labels, torch.zeros_like(mask))).all():
+        yield "a row without demonstrations has no finite context"
+
+
+def context_is_used(tiny: Tiny) -> Found:
+    """DYN711."""
+    task = tiny.build().task
+    batch = first_batch(task)
+    model = task.model.eval()
+    context = model.encode(batch).context.detach().requires_grad_()
+    logits = model.decode_with_context(batch, context, tiny.max_steps).logits
+    if torch.allclose(logits, model.decode_with_context(batch, context.roll(1, 0), tiny.max_steps).logits, atol=CLOSE):
+        yield "contexts of other rows give the same answers"
+    if not bool((torch.autograd.grad(logits.square().sum(), context)[0] != 0).flatten(1).any(1).all()):
+        yield "no gradient reaches the context"
+    if not torch.allclose(logits, model(batch).logits, atol=10 * CLOSE, rtol=10 * CLOSE):
+        yield "an evaluation does not decode the context that its demonstrations make"
+
+
+def stages(tiny: Tiny) -> Found:
+    """DYN713: what is frozen for two steps moves from the third on, the other part from the first."""
+    for still, moving in (("encoder", "trunk"), ("trunk", "encoder")):
+        run = {f"freeze_{'encoder' if still == 'encoder' else 'decoder'}_steps": FROZEN, "max_steps": FROZEN + 2}
+        plan = replace(tiny.build(run=run), final_eval=False, eval_steps=(), schedule=lambda step: 1.0)
+        parts = plan.task.model.param_groups()
+        seen: list[dict[str, Tensor]] = []
+
+        class Watch:
+            def start(self, trainer: Any, parts: Any = parts, seen: Any = seen) -> None:
+                seen.append({name: _flat(params) for name, params in parts.items()})
+
+            after_step = start
+
+            def after_eval(self, trainer: Any, results: Any) -> None: ...
+
+            def end(self, trainer: Any) -> None: ...
+
+        nothing: Any = lambda *_: None  # noqa: E731
+        hooks, stop = [Watch()], NoStop()
+        Trainer(plan, tiny.config(run), runtime(0), save=nothing, write=nothing, stop=stop, hooks=hooks).fit()  # type: ignore[arg-type]
+        for number, (before, after) in enumerate(pairwise(seen), 1):
+            moved = {name for name in parts if not torch.equal(before[name], after[name])}
+            if moved != ({moving} if number <= FROZEN else {still, moving}):
+                yield f"{still} frozen for {FROZEN} steps: step {number} moved {listed(sorted(moved)) or 'nothing'}"
+
+
+def _flat(params: list[Any]) -> Tensor:
+    return torch.cat([param.detach().flatten().clone() for param in params])
+
+
+def kl_weight(tiny: Tiny) -> Found:
+    """DYN714: the KL of each row counts `kl_weight` times in the sum that the trainer divides by the rows."""
+    task = tiny.build().task
+    if not task.model.encoder.VARIATIONAL:
+        raise Unobservable(f"{tiny.arch.get('encoder_type')} has no latent")
+    output = task.module.train()(first_batch(task), None)
+    head: ACTLossHead = task.loss_head
+    result, expected = head(output), (tiny.arch.get("loss") or {}).get("kl_weight", 0.0)
+    (slope,) = torch.autograd.grad(result.total / result.weight, output.aux["kl"])
+    if not torch.allclose(slope, torch.full_like(slope, expected / len(slope)), rtol=1e-3, atol=1e-9):
+        yield f"the KL of a row has the weight {float(slope.mean()) * len(slope):.3g}, arch.loss.kl_weight={expected}"
+
+
+def decoder_is_loaded(tiny: Tiny) -> Found:
+    """DYN715: every tensor of the decoder, none of the encoder."""
+    source, own = tiny.build().task.model, tiny.build(stirred=False).task.model
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    given = decoder_part(source.state_dict())
+    put(own, given)
+    after = own.state_dict()
+    if wrong := [name for name, value in given.items() if not torch.equal(after[name], value)]:
+        yield f"{listed(wrong)} are not those of the loaded decoder"
+    if moved := [name for name in before if name not in given and not torch.equal(after[name], before[name])]:
+        yield f"{listed(moved)} changed, which a decoder does not have"
+    if not any(name.startswith("inner.encoder.") for name in before.keys() - given.keys()):
+        yield "the encoder is taken from the decoder's run, too"
+
+
+def probes() -> list[Probe]:
+    """One row for each code."""
+    own = (
+        ("DYN704", fresh_encoding, "continuing rows see what the present weights make of their demonstrations"),
+        ("DYN708", depth, "num_act_steps steps for each batch, and no carry between batches"),
+        ("DYN710", a_set, "demonstrations are a set; padding and masked places change nothing"),
+        ("DYN711", context_is_used, "answers depend on the context, and gradients reach it"),
+        ("DYN713", stages, "frozen groups stand still for their steps, and move afterwards"),
+        ("DYN714", kl_weight, "the KL of each row has the weight arch.loss.kl_weight"),
+        ("DYN715", decoder_is_loaded, "a loaded decoder replaces every tensor but the encoder's"),
+        ("DYN718", no_table, "no table of puzzles; answers do not depend on identifiers"),
+    )
+    return [*fixed_rows(), *(Probe(code=code, run=run, passed=text, act=True) for code, run, text in own)]

@@ -1,0 +1,129 @@
+"""The rules of recursive reasoning over demonstrations: length, frozen groups, latents, a decoder that was loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from dataset.held_back import validation_count
+from verification.data import puzzle_data
+from verification.finding import Finding
+from verification.rule import FamilyRules, NotApplicable, Rule, finding, need_config, need_model
+from verification.subject import Subject
+
+DECODER = "load_pretrained_decoder"
+
+
+def count_steps(subject: Subject) -> int | None:
+    """Optimizer steps as `tasks.etrm.task.SlotPlan` counts them."""
+    config, data = subject.resolved or {}, [entry for entry in subject.data if entry.key == "data_paths"]
+    if not data or any(entry.groups is None for entry in data):
+        return None
+    groups = sum(entry.groups or 0 for entry in data)
+    epochs, batch, interval, most = (
+        config.get(key) for key in ("epochs", "global_batch_size", "eval_interval", "max_train_groups")
+    )
+    if not (isinstance(epochs, int) and isinstance(batch, int) and epochs > 0 and batch > 0):
+        return None
+    if config.get("select_on") == "validation" and interval not in (None, epochs) and groups > 1:
+        groups -= validation_count(groups, config.get("validation_groups"))
+    return max(1, (min(groups, most) if isinstance(most, int) else groups) * epochs // batch)
+
+
+def something_is_trained(subject: Subject) -> Iterator[Finding]:
+    """CFG251: the learning rate, and groups that stay frozen to the end."""
+    config = need_config(subject)
+    rate = config.get("lr")
+    if not isinstance(rate, int | float):
+        raise NotApplicable("the learning rate is no number (JOB030)")
+    if rate == 0:
+        yield finding("CFG251", "FAIL", "lr=0: nothing is trained", *subject.trace.key_line("lr"))
+        return
+    last = min((n for n in (subject.steps, config.get("max_steps")) if n), default=None)
+    frozen = {name: config.get(f"freeze_{name}_steps") or 0 for name in ("encoder", "decoder")}
+    never = [name for name, steps in frozen.items() if last is not None and steps >= last]
+    for name in never:
+        text = f"freeze_{name}_steps={frozen[name]}, the run has {last} steps: the {name} is never trained"
+        yield finding("CFG251", "INFO", text, *subject.trace.key_line(f"freeze_{name}_steps"))
+    stages = ", ".join(f"{name} from step {steps + 1}" for name, steps in frozen.items() if name not in never)
+    yield finding("CFG251", "PASS", f"trained: {stages}", *subject.trace.key_line("lr"))
+
+
+def latent_has_a_prior(subject: Subject) -> Iterator[Finding]:
+    """CFG252, by what the encoder's class says of itself."""
+    need_model(subject)
+    from models.encoders import encoder_class
+
+    kind, weight = subject.arch.get("encoder_type"), (subject.arch.get("loss") or {}).get("kl_weight")
+    try:
+        variational = encoder_class(str(kind)).VARIATIONAL
+    except ValueError as error:
+        yield finding("CFG252", "FAIL", str(error), *subject.trace.key_line("arch.encoder_type"))
+        return
+    if variational and not weight:
+        text = f"arch.encoder_type={kind} samples its latent, and arch.loss.kl_weight={weight} gives it no prior"
+        yield finding("CFG252", "WARN", text, *subject.trace.key_line("arch.loss.kl_weight"))
+    else:
+        what = f"a latent, kl_weight={weight}" if variational else "no latent"
+        yield finding(
+            "CFG252", "PASS", f"arch.encoder_type={kind}: {what}", *subject.trace.key_line("arch.encoder_type")
+        )
+
+
+def decoder_fits(subject: Subject) -> Iterator[Finding]:
+    """CFG253: the shape and cycles of the decoder that is loaded."""
+    checkpoint = _decoder(subject)
+    from engine.registry import resolve
+    from tasks.etrm.decoder import other_keys
+
+    model: Any = resolve(need_model(subject).text, "models")
+    config = {key: value for key, value in subject.arch.items() if key not in ("name", "loss")}
+    changed = other_keys(checkpoint, model.Config(**config))
+    place = subject.trace.key_line(DECODER)
+    if changed and not (subject.resolved or {}).get("allow_decoder_mismatch"):
+        yield finding("CFG253", "FAIL", f"the decoder was trained with {', '.join(changed)}", *place)
+    else:
+        yield finding("CFG253", "PASS", "the decoder has this architecture's shape and cycles", *place)
+
+
+def decoder_is_clean(subject: Subject) -> Iterator[Finding]:
+    """DAT530: whether the decoder that is loaded was trained on tasks of the test split."""
+    checkpoint = _decoder(subject)
+    from dataset.format import load_splits
+    from tasks.etrm.decoder import provenance
+
+    folders = [subject.trace.cwd / entry.path for entry in subject.data if entry.state == "there"]
+    if not folders:
+        raise NotApplicable("the data are not here: the run itself will say what its decoder has seen")
+    text = provenance(checkpoint, load_splits(folders, "test"))
+    meant = (subject.intent or {}).get("init") == "contaminated"
+    level = "PASS" if text.startswith("clean") else "INFO" if meant else "FAIL"
+    yield finding("DAT530", level, text, *subject.trace.key_line(DECODER))
+
+
+def _decoder(subject: Subject) -> Any:
+    """The checkpoint that the config names. Raises: NotApplicable."""
+    name = need_config(subject).get(DECODER)
+    if not name:
+        raise NotApplicable(f"{DECODER}=null: no decoder is loaded")
+    from engine.errors import UsageError
+    from engine.io import user_path
+    from engine.run.load_run import find_checkpoint
+
+    try:
+        return find_checkpoint(subject.trace.cwd / user_path(str(name)))
+    except UsageError as error:
+        raise NotApplicable(f"{DECODER}={name} is not here ({error})") from error
+
+
+FAMILY_RULES = FamilyRules(
+    data=lambda subject: puzzle_data(subject.resolved or {}, subject.trace.cwd, subject.local_data),
+    steps=count_steps,
+    act=True,
+    rules=(
+        Rule(("CFG251",), something_is_trained),
+        Rule(("CFG252",), latent_has_a_prior),
+        Rule(("CFG253",), decoder_fits),
+        Rule(("DAT530",), decoder_is_clean),
+    ),
+)

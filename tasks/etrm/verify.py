@@ -1,0 +1,120 @@
+"""What verification has to know about recursive reasoning over demonstrations: a small run of it, and its probes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.config import NOT_IDENTITY
+from tasks.recursive_reasoning.verify import BATCH, shrink_arch
+from verification.spec import Settings, Verification
+
+SIDE, DEMONSTRATIONS, VOCAB = 4, 3, 12
+CONTEXT = 4
+PINNED: Settings = {
+    "data_paths": [],
+    "data_paths_test": [],
+    "device": "cpu",
+    "seed": 0,
+    "global_batch_size": BATCH,
+    "epochs": 64,
+    "eval_interval": None,
+    "min_eval_interval": 0,
+    "final_eval": True,
+    "eval_batch_size": BATCH,
+    "eval_max_examples": BATCH,
+    "final_eval_max_examples": BATCH,
+    "max_train_groups": None,
+    "load_pretrained_decoder": None,
+    "allow_decoder_mismatch": False,
+    "freeze_encoder_steps": 0,
+    "freeze_decoder_steps": 0,
+    "lr_warmup_steps": 1,
+    "diagnostics_interval": 1000,  # a look at the context embeds rows again
+    "max_steps": 3,
+    "log_interval": 1000,
+}
+"""What every tiny run of pretrain_etrm.py has: size, length, place. Loading and freezing have probes of their own."""
+
+
+def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
+    """Settings of a tiny run: the arch shrunk, the run short, launch keys left at their defaults."""
+    tiny = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY and key != "hydra"}
+    arch = tiny["arch"] = shrink_arch(resolved.get("arch") or {})
+    for key, most in (("context_len", CONTEXT), ("latent_dim", 8), ("num_act_steps", 4)):
+        if isinstance(arch.get(key), int):
+            arch[key] = min(arch[key], most)
+    return tiny | PINNED | {"data_paths": [str(data)]}
+
+
+def write_patterns(root: Path, train: int = 0, test: int = 0) -> None:
+    """16 training and 8 test tasks on 4x4 grids, each with its own pattern and three demonstrations."""
+    import numpy as np
+
+    from dataset.writing import SplitArrays, write_dataset
+
+    def split(count: int, first: int, seed: int) -> Any:
+        random, pairs = np.random.default_rng((first, seed)), DEMONSTRATIONS + 1
+        inputs = random.integers(2, VOCAB, (count, pairs, SIDE * SIDE))
+        rule = random.permuted(np.tile(np.arange(VOCAB - 2), (count, 1)), axis=1)
+        labels = 2 + np.take_along_axis(rule[:, None], inputs - 2, axis=2)
+        steps, numbers = np.arange(count + 1), np.arange(first, first + count)
+        inputs, labels = (grids.reshape(-1, SIDE * SIDE) for grids in (inputs, labels))
+        return _FewShot(SplitArrays(inputs, labels, numbers, steps * pairs, steps), DEMONSTRATIONS)
+
+    write_dataset(
+        root,
+        {"train": split(2 * BATCH, 1, train), "test": split(BATCH, 2 * BATCH + 1, test)},
+        vocab_size=VOCAB,
+        seq_len=SIDE * SIDE,
+        card={"source": "generated", "name": "probe"},
+        identifiers=["<blank>", *(f"task-{n}" for n in range(1, 3 * BATCH + 1))],
+        data_mode="encoder",
+    )
+    (root / "test_puzzles.json").write_text("{}", encoding="utf-8")  # what arc@ARC reads; none of the tasks is asked
+
+
+class _FewShot:
+    """SplitArrays, and how many examples of each puzzle are demonstrations."""
+
+    storage = "arrays"
+
+    def __init__(self, arrays: Any, demonstrations: int) -> None:
+        self.arrays, self.demonstrations, self.counts = arrays, demonstrations, arrays.counts
+
+    def save(self, folder: Path, name: str, vocab_size: int) -> None:
+        """As SplitArrays.save, and `num_demos`."""
+        import numpy as np
+
+        self.arrays.save(folder, name, vocab_size)
+        counts = np.full(len(self.arrays.puzzle_identifiers), self.demonstrations, dtype=np.int32)
+        np.save(folder / f"{name}__num_demos.npy", counts)
+
+
+def full_shape(config: Any) -> Any:
+    """The unshrunk model stands on the probes' grids."""
+    from models.recursive_reasoning.act import PuzzleShape
+
+    return PuzzleShape(SIDE * SIDE, VOCAB, 3 * BATCH + 1)
+
+
+def probes() -> Iterable[Any]:
+    """Those of encoders, and of a fixed number of steps."""
+    from tasks.etrm.probes import probes as own
+
+    return own()
+
+
+VERIFICATION = Verification(
+    family="recursive_reasoning",
+    data_mode="encoder",
+    act=True,
+    shrink=shrink,
+    write_data=write_patterns,
+    full_shape=full_shape,
+    pinned=frozenset(PINNED),
+    decides=("evaluators", "grad_clip", "query_policy", "demo_dropout"),
+    exercised={"evaluators": [{"name": "steps@PerStepAccuracy"}]},
+    probes=probes,
+)

@@ -1,0 +1,257 @@
+"""The task of pretrain_etrm.py: slots with streams of their own, frozen groups, diagnostics, decoders, saved positions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from dataset.arc.pattern import PatternPlan, build_patterns
+from engine.checkpoint.state_tree import join_tree, split_tree
+from engine.config import load_synced_config
+from engine.registry import read_arch
+from engine.task import Runtime, UsageError
+from tasks.etrm.args import ETRMConfig
+from tasks.etrm.build import build
+from tasks.etrm.diagnostics import context_metrics
+from tasks.etrm.family import FAMILY, table_of_encoder
+from tasks.etrm.task import SlotPlan
+from tests.conftest import ROOT
+
+TINY = (
+    "arch.hidden_size=32", "arch.num_heads=2", "arch.expansion=1.0", "arch.halt_max_steps=3", "arch.context_len=2",
+    "global_batch_size=8", "eval_batch_size=8", "lr_warmup_steps=0", "device=cpu",
+)  # fmt: skip
+ONLINE = ("arch=etrm_online", "arch.num_act_steps=2", "~arch.halt_max_steps")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """16 training and 8 test tasks on 4x4 grids, three demonstrations each."""
+    folder = tmp_path_factory.mktemp("etrm") / "patterns"
+    build_patterns(folder, PatternPlan(side=4, pattern=2, num_train=16, num_test=8, demonstrations=3))
+    return folder
+
+
+def config_of(data: Path, *overrides: str) -> ETRMConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "config"), version_base=None):
+        words = table_of_encoder([f"data_paths=[{data}]", *TINY, *overrides], {}, {})
+        composed = compose("cfg_pretrain_etrm_synthetic", words)
+    return load_synced_config(composed, schema=ETRMConfig, entry="pretrain_etrm")
+
+
+def make(data: Path, *overrides: str, **runtime: Any):
+    config = config_of(data, *overrides)
+    torch.manual_seed(config.seed)
+    values = {"accumulation": config.accumulation, "rank": 0, "world_size": 1, **runtime}
+    machine = Runtime(device=torch.device("cpu"), dtype=torch.float32, attention="auto", seed=0, **values)
+    return build(config, machine)
+
+
+def step(task, number: int, *, backward: bool = False) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    task.module.zero_grad(set_to_none=True)
+    for micro_batch in task.micro_batches(number):
+        loss, _, found = task.loss(micro_batch)
+        if backward:
+            loss.backward()
+        for name, (total, count) in found.items():
+            old = metrics.get(name, (0.0, 0.0))
+            metrics[name] = (old[0] + float(total), old[1] + float(count))
+    task.after_step()
+    return {name: total / count if count else None for name, (total, count) in metrics.items()}
+
+
+def test_the_arch_file_is_the_guides_and_another_encoder_brings_its_own(data):
+    arch = config_of(data).arch
+    assert (arch["encoder_type"], arch["encoder_num_layers"], arch["aggregation"]) == ("standard", 2, "mean")
+    assert arch["halt_exploration_prob"] == 0.5
+    other = config_of(data, "arch.encoder_type=hybrid_standard").arch
+    assert (other["encoder_num_layers"], other["aggregation"]) == (None, None)
+    words = ["arch.encoder_type=lpn_standard", "arch.encoder_num_layers=3"]
+    assert table_of_encoder(words, {}, {}) == [*words, "arch.aggregation=null"]
+    assert table_of_encoder(["lr=1"], {}, {}) == ["lr=1"]
+    model = make(data, *words).task.model
+    assert model.encoder.describe() == "lpn_standard, 3 layers, aggregation mean (the table has layers 6)"
+    with pytest.raises(UsageError, match="DATA_MODE='embedding', this script works with DATA_MODE='encoder'"):
+        read_arch({"name": "recursive_reasoning.trm@TRM", "loss": {"name": "losses@ACTLossHead"}}, **FAMILY.requires)
+
+
+def test_a_halted_slot_takes_its_next_example_and_nothing_is_thrown_away(data):
+    task = make(data, "arch.halt_exploration_prob=0").task
+    seen: dict[int, list[torch.Tensor]] = {slot: [] for slot in range(8)}
+    for number in range(1, 10):
+        if number == 4:  # from now on every other slot halts at once
+            with torch.no_grad():
+                task.model.inner.q_head.bias.fill_(0.0)
+                task.model.inner.q_head.weight[0].normal_(generator=torch.Generator().manual_seed(0))
+        fresh = task._fresh()
+        step(task, number)
+        for slot in fresh.nonzero().flatten().tolist():
+            seen[slot].append(task._carries[0].data["inputs"][slot].clone())
+    assert task._taken.tolist() == [len(taken) for taken in seen.values()]
+    assert len(set(task._taken.tolist())) > 1  # slots were not in lock-step
+    for slot, taken in seen.items():
+        for place, inputs in enumerate(taken):
+            one = task.sampler.take(torch.tensor([slot]).numpy(), torch.tensor([place]).numpy())
+            assert torch.equal(torch.from_numpy(one["inputs"][0]), inputs)
+
+
+def test_a_fixed_model_takes_an_example_in_every_slot_at_every_step(data):
+    task = make(data, *ONLINE).task
+    metrics = [step(task, number) for number in range(1, 4)]
+    assert task._taken.tolist() == [3] * 8
+    assert task._carries == [None]
+    assert [line["fresh"] for line in metrics] == [1.0] * 3
+    assert metrics[0]["steps"] == 2
+
+
+@pytest.mark.parametrize("mode", [(), ONLINE], ids=["dynamic", "online"])
+def test_diagnostics_are_always_on(data, mode):
+    task = make(data, *mode, "diagnostics_interval=2", "arch.encoder_type=hybrid_variational").task
+    first, second, third = (step(task, number, backward=True) for number in range(1, 4))
+    always = ("var_ratio", "mean_cos", "token_cos", "context_rms", "active_units", "fresh", "kl")
+    assert all(line[name] is not None for line in (first, second, third) for name in always)
+    due = ("eff_rank", "context_use", "context_use_exact")
+    assert all(second[name] is not None for name in due)
+    assert all(line[name] is None for line in (first, third) for name in due)
+    assert (first["grad_coverage"], second["grad_coverage"]) == (None, 1.0)
+    assert first["context_rms"] == pytest.approx(1.0, abs=1e-3)
+    assert second["context_use"] != 0
+
+
+def test_diagnostics_by_hand():
+    g = torch.Generator().manual_seed(0)
+    context = torch.randn(6, 2, 4, generator=g)
+    groups = torch.tensor([0, 0, 1, 1, 2, 2])
+    found = {
+        name: float(total / count) for name, (total, count) in context_metrics(context, groups, None, due=True).items()
+    }
+    flat = context.flatten(1)
+    centred = flat - flat.mean(0)
+    assert found["var_ratio"] == pytest.approx(float(flat.var(0, correction=0).mean() / flat.square().mean()))
+    cosines = torch.nn.functional.cosine_similarity(flat[:, None], flat[None], dim=-1)
+    assert found["mean_cos"] == pytest.approx(float(cosines[~torch.eye(6, dtype=bool)].mean()), abs=1e-5)
+    tokens = torch.nn.functional.cosine_similarity(context[:, 0], context[:, 1], dim=-1)
+    assert found["token_cos"] == pytest.approx(float(tokens.mean()), abs=1e-5)
+    share = torch.linalg.svdvals(centred)
+    share = share / share.sum()
+    assert found["eff_rank"] == pytest.approx(float(torch.exp(-(share * share.log()).sum())), rel=1e-3)
+    centres = flat.view(3, 2, -1).mean(1)
+    within = ((flat.view(3, 2, -1) - centres[:, None]) ** 2).sum() / 3
+    between = ((centres - flat.mean(0)) ** 2).mean(0).sum()
+    assert found["fisher"] == pytest.approx(float(between / within), rel=1e-4)
+    same = context_metrics(context[:1].expand(6, -1, -1), groups, None, due=True)
+    assert float(same["mean_cos"][0]) == pytest.approx(1.0, abs=1e-5)
+    assert float(same["var_ratio"][0]) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("key", "still"), [("freeze_encoder_steps", "encoder"), ("freeze_decoder_steps", "trunk")])
+def test_frozen_groups_do_not_move_and_thaw(data, key, still):
+    from engine.loop.trainer import Trainer
+    from verification.probes.instance import NoStop
+
+    plan = make(
+        data, f"{key}=2", "max_steps=4", "weight_decay=1.0", "grad_clip=1.0", "eval_interval=null", "final_eval=false"
+    )
+    task = plan.task
+    values = {name: [p.detach().clone() for p in params] for name, params in task.model.param_groups().items()}
+    moved: list[dict[str, bool]] = []
+
+    class Watch:
+        def start(self, trainer): ...
+
+        def after_step(self, trainer):
+            groups = task.model.param_groups()
+            moved.append(
+                {
+                    name: any(not torch.equal(a, b) for a, b in zip(values[name], params, strict=True))
+                    for name, params in groups.items()
+                }
+            )
+            own = torch.stack(
+                [p.grad.norm() for n, ps in groups.items() if n != still for p in ps if p.grad is not None]
+            )
+            if trainer.step == 1:  # the clipped norm is that of what is trained
+                assert float(own.norm()) == pytest.approx(min(1.0, float(trainer._last_norm)), rel=1e-3)
+            values.update({name: [p.detach().clone() for p in params] for name, params in groups.items()})
+
+        def after_eval(self, trainer, results): ...
+
+        def end(self, trainer): ...
+
+    config = config_of(data, f"{key}=2", "max_steps=4", "weight_decay=1.0", "grad_clip=1.0", "final_eval=false")
+    nothing: Any = lambda *_: None  # noqa: E731
+    Trainer(plan, config, task.runtime, save=nothing, write=nothing, stop=NoStop(), hooks=[Watch()]).fit()
+    other = "trunk" if still == "encoder" else "encoder"
+    assert [line[other] for line in moved] == [True] * 4
+    assert [line[still] for line in moved] == [False, False, True, True]
+
+
+def test_freezing_everything_is_refused(data):
+    with pytest.raises(UsageError, match="nothing is trained for 2 steps"):
+        config_of(data, "freeze_encoder_steps=2", "freeze_decoder_steps=5")
+
+
+def test_the_encoder_has_a_rate_of_its_own(data):
+    groups = {group.name: group for group in make(data, "encoder_lr_scale=0.25", "lr=0.004").task.param_groups()}
+    assert (groups["encoder"].lr, groups["trunk"].lr) == (0.001, 0.004)
+    names = [name for group in groups.values() for name in group.dense]
+    assert len(names) == len(set(names)) == len(list(make(data).task.model.parameters()))
+
+
+def test_training_on_the_first_groups_alone(data):
+    task = make(data, "max_train_groups=3", "eval_interval=20").task
+    drawn = task.sampler.take(torch.arange(8).repeat(9).numpy(), torch.arange(9).repeat_interleave(8).numpy())
+    assert len(set(drawn["group_ids"].tolist())) == 3
+    assert task.validation_sampler is not None
+    held = {int(g) for _, rows, valid in task.validation_sampler for g in rows["group_ids"][:valid]}
+    assert not held & set(drawn["group_ids"].tolist())
+
+
+def test_the_length_of_a_run():
+    config = ETRMConfig(arch={}, data_paths=["x"], global_batch_size=8, epochs=10, eval_interval=5)
+    plan = SlotPlan(20, config)
+    assert plan.total_steps == 25
+    assert sorted(plan.evaluation_steps(0)) == [12, 25]
+    assert sorted(plan.evaluation_steps(1)) == [25]
+    assert SlotPlan(1, config).total_steps == 1
+
+
+def test_saved_slots_and_positions_go_on_bit_for_bit(data):
+    words = ("arch.encoder_type=recurrent", "accumulation=2")
+    whole, half = (make(data, *words).task for _ in range(2))
+    with torch.no_grad():
+        for task in (whole, half):
+            task.model.inner.q_head.bias.fill_(0.0)
+            task.model.inner.q_head.weight[0].normal_(generator=torch.Generator().manual_seed(0))
+    lines = [step(whole, number, backward=True) for number in range(1, 8)]
+    for number in range(1, 4):
+        step(half, number, backward=True)
+    tensors, tree = split_tree(half.state_dict())
+    saved = join_tree(tree, tensors)
+    again = make(data, *words).task
+    again.model.load_state_dict(half.model.state_dict())
+    again.load_state_dict(saved)
+    assert [step(again, number, backward=True) for number in range(4, 8)] == lines[3:]
+    with pytest.raises(ValueError, match="taken holds numbers below 0"):
+        again.load_state_dict({**saved, "taken": torch.tensor([-1] * 8)})
+    with pytest.raises(UsageError, match="the checkpoint holds 4 slots, which a resume keeps"):
+        again.load_state_dict({"taken": torch.zeros(4, dtype=torch.int64)})
+    saved["carry"]["data"]["demo_inputs"] = saved["carry"]["data"]["demo_inputs"] + 100
+    with pytest.raises(ValueError, match=r"carry\.data\.demo_inputs holds numbers beyond"):
+        again.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("mode", [(), ONLINE], ids=["dynamic", "online"])
+def test_evaluation_asks_every_test_once(data, mode):
+    plan = make(data, *mode)
+    results = plan.task.evaluate(final=True)
+    assert set(results) >= {"eval/loss", "eval/accuracy", "eval/exact_accuracy"}
+    assert plan.task.final_sampler.num_examples == 8
+    assert results == plan.task.evaluate(final=True)
