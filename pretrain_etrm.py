@@ -1,6 +1,6 @@
 """Recursive reasoning over demonstrations: TRM whose task embedding an encoder makes from the task's examples.
 
-    python pretrain_etrm.py --config-name=cfg_pretrain_etrm_synthetic device=cpu    # few-shot tasks on a laptop
+    python pretrain_etrm.py --config-name=cfg_pretrain_etrm_overfit device=cpu      # eight tasks, on a laptop
     torchrun --nproc-per-node=4 pretrain_etrm.py arch.encoder_type=hybrid_standard
     python pretrain_etrm.py --help                                                  # every key, both styles
 

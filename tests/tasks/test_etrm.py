@@ -41,7 +41,7 @@ def config_of(data: Path, *overrides: str) -> ETRMConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "config"), version_base=None):
         words = table_of_encoder([f"data_paths=[{data}]", *TINY, *overrides], {}, {})
-        composed = compose("cfg_pretrain_etrm_synthetic", words)
+        composed = compose("cfg_pretrain_etrm_overfit", words)
     return load_synced_config(composed, schema=ETRMConfig, entry="pretrain_etrm")
 
 
