@@ -30,6 +30,8 @@ SHAPES = {
     "maze-8x8": (64, 6, 1), "maze-30x30-hard-1k": (900, 6, 1),
     "arc1concept-aug-1000": (900, 12, 876_406), "arc2concept-aug-1000": (900, 12, 1_191_730),
     "arc-corpus-easy-10x10": (100, 12, 133),
+    # with an encoder of demonstrations the number of puzzles sizes nothing
+    "arc1concept-encoder-aug-1000": (900, 12, 1), "few-shot-6x6": (36, 12, 1), "pattern-5x5": (25, 12, 1),
 }  # fmt: skip
 COUNTS = {
     ("cfg_pretrain_sudoku_extreme_mlp", "trm"): 5_028_866,
@@ -37,6 +39,7 @@ COUNTS = {
     ("cfg_pretrain_maze_hard", "trm"): 6_822_914,
     ("cfg_pretrain_arc_agi_1", "trm"): 6_829_058,
     ("cfg_pretrain_arc_agi_2", "trm"): 6_829_058,
+    ("cfg_pretrain_etrm_arc_agi_1", "etrm"): 6_829_058 + 11_347_968,
     ("cfg_pretrain_sudoku_4x4", "trm"): 62_338,
     ("cfg_pretrain_sudoku_6x6", "trm"): 77_954,
     ("cfg_pretrain_sudoku_9x9_easy", "trm"): 261_890,

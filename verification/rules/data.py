@@ -46,8 +46,8 @@ def data_name(subject: Subject) -> Iterator[Finding]:
     if not subject.data or stated is None:
         raise NotApplicable("the config has no data_paths, or no data mode is known")
     for entry in subject.data:
-        misleads = ("encoder" in Path(entry.path).name.lower()) != (stated == "encoder")
-        if misleads and "encoder" in entry.path.lower() + stated:
+        named = "encoder" in Path(entry.path).name.lower()
+        if named != (stated == "encoder") and (named or entry.mode != stated):
             text = f"the name {entry.path} does not fit {stated} mode"
             yield finding("DAT511", "WARN", text, *subject.trace.key_line(entry.key))
     yield finding("DAT511", "PASS", f"names agree with {stated} mode", subject.config_file)
