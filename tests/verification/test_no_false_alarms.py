@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, archs_of, run_ranks, run_script
+from tests.conftest import ROOT, run_ranks, run_script
+from tests.e2e.recipes import PRETRAIN
 from tests.verification.probing import RULES_THEN_PROBES
 from tests.verification.test_preflight import running
 from verification.preflight import preflight
 from verification.static import verify_command
 
-RECIPES = sorted(path.stem for path in (ROOT / "config").glob("cfg_pretrain*.yaml"))
+RECIPES = PRETRAIN.recipes
 OPTIONS = {
-    "arch": archs_of("recursive_reasoning"),
+    "arch": PRETRAIN.archs,
     "debug": sorted(p.stem for p in (ROOT / "config/debug").glob("*.yaml") if not p.stem.endswith("_text")),
 }
 SMALL = "--config-name=cfg_pretrain_sudoku_4x4"

@@ -19,6 +19,7 @@ from engine.schema import structure
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.family import FAMILY
 from tests.conftest import ROOT, run_script
+from tests.e2e.recipes import PRETRAIN
 from verification import observed, preflight as launching, recall
 from verification.finding import Finding
 from verification.preflight import compare_signatures, line_of, preflight, review
@@ -36,7 +37,7 @@ def running(recipe: str, *overrides: str):
     return config
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "config").glob("cfg_pretrain*.yaml")))
+@pytest.mark.parametrize("recipe", PRETRAIN.recipes)
 def test_every_recipe_starts(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     signature = preflight(running(recipe), "pretrain", ROOT)
     assert signature["config"] == recipe
