@@ -223,7 +223,7 @@ BUILT: Mapping[str, Built] = {
     "arc-corpus-easy-10x10": BuiltCorpus(
         corpus=CorpusPlan(
             side=6,
-            families="recolour,keep,negative,filled,hollowed,edged",
+            families="recolour,keep,negative,patched,cleaned,hollowed",
             num_train=48,
             num_test=18,
             num_novel=0,

@@ -37,7 +37,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("source", type=Path, help="to import: a state dict or its folder; else a run or checkpoint")
     parser.add_argument("folder", type=Path, help="to create; an existing one is refused")
     parser.add_argument(
-        "values", nargs="*", metavar="KEY=VALUE", help="import: keys that all_config.yaml lacks, e.g. arch.H_cycles=3"
+        "values",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="import: keys that all_config.yaml lacks, e.g. arch.H_cycles=3",
     )
     parser.add_argument(
         "--data", nargs="+", type=Path, metavar="PATH", help="import: its data sets; default: those of all_config.yaml"
