@@ -79,7 +79,10 @@ def _of_the_hub(name: str) -> str:
 
 def tiny_command() -> str:
     """The command of this process with the tiny model in place of its own."""
-    words = _without(sys.argv[1:], "--model_name_or_path", "model_name_or_path")
+    typed = sys.orig_argv  # sys.argv has been translated for Hydra
+    script = next((place for place, word in enumerate(typed) if word.endswith("train_animal.py")), None)
+    given = sys.argv[1:] if script is None else typed[script + 1 :]
+    words = _without(given, "--model_name_or_path", "model_name_or_path")
     return shlex.join(["python", "train_animal.py", "--model_name_or_path", TINY, *words])
 
 

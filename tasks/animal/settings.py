@@ -1,11 +1,12 @@
 """The settings of train_animal.py as Python objects: five dataclasses with the documented fields and defaults.
 
-Their defaults are not those of the command line, which stand in `tasks/animal/args.py`; both are documented.
+Their defaults are not those of the command line, which stand in `tasks/animal/args.py`; both are documented. `flags`
+turns all but the model into the words of a command.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from tasks.animal.blocks import RawTextProcessor
@@ -77,3 +78,18 @@ class WandbConfig:
     use_wandb: bool = False
     wandb_project: str = "gfn-diversity"
     wandb_name: str | None = None
+
+
+def flags(*settings: TextGenerationConfig | DiversityConfig | TrainingConfig | WandbConfig) -> list[str]:
+    """The flags of train_animal.py that mean the same; what is None is left to the command line's default."""
+    words: list[str] = []
+    for each in settings:
+        for name, value in ((field.name, getattr(each, field.name)) for field in fields(each)):
+            if name == "generation_config":
+                chosen = {key: getattr(value, key, None) for key in ("temperature", "top_p", "top_k")}
+                words += [f"--{key}={number}" for key, number in chosen.items() if number is not None]
+            elif name == "use_wandb":
+                words += ["--use_wandb"] * bool(value)
+            elif value is not None:
+                words.append(f"--{name}={value}")
+    return words

@@ -6,6 +6,7 @@ import inspect
 import re
 import shlex
 from dataclasses import MISSING, dataclass, fields
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import pytest
@@ -16,6 +17,7 @@ from engine.errors import UsageError
 from engine.fields import value_at
 from tasks.animal.args import ALIASES, AnimalConfig
 from tasks.animal.build import learning_rate_factor
+from tasks.animal.settings import flags
 from tests.conftest import ROOT, SHARED
 from tests.e2e.recipes import ENTRIES
 
@@ -74,6 +76,24 @@ def test_every_flag_in_every_style(flag: str) -> None:
         styles.append(["--use_wandb"])
     for words in styles:
         assert value(composed(*words), flag) == other, words
+
+
+def test_settings_as_flags() -> None:
+    """The dataclasses, and the same values from the command line."""
+    drawn = SimpleNamespace(temperature=0.7, top_p=None, top_k=5)
+    made = [
+        train_animal.TextGenerationConfig(prompt="a, 'b'; c", generation_config=drawn),
+        train_animal.DiversityConfig(concept_name="animal", w_o=0.25),
+        train_animal.TrainingConfig(output_dir="a b"),
+        train_animal.WandbConfig(use_wandb=True),
+    ]
+    resolved = composed(*flags(*made))
+    for each in made:
+        for field in fields(each):
+            if field.name not in ("generation_config", "wandb_name"):
+                assert value(resolved, field.name) == getattr(each, field.name), field.name
+    assert (resolved["temperature"], resolved["top_k"], resolved["top_p"]) == (0.7, 5, 1.0)
+    assert value(resolved, "wandb_name") == "train_animal"
 
 
 def test_flags_of_the_guide_are_these() -> None:
