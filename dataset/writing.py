@@ -97,7 +97,11 @@ def building(root: str | Path) -> Iterator[Path]:
     Builds of other data sets in the same folder are not held up; a second build of this one waits, then finds it done.
     """
     root = Path(os.path.abspath(root))
-    with file_lock(root.parent / f".{root.name}.lock", wait=True):
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(file_lock(root.parent / f".{root.name}.lock", wait=True))
+        except OSError as error:
+            raise UsageError(f"{root} cannot be built there ({error.strerror}): choose another --output-dir") from None
         for leftover in root.parent.glob(f".{root.name}{TEMPORARY}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         for replaced in root.parent.glob(f".{root.name}{REPLACED}*"):

@@ -7,6 +7,7 @@ no task ends with one line that names file, task and place.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,12 +103,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def parse_task(name: str, content: Any, path: Path, solutions: Any = None) -> Task:
-    """The task in parsed JSON; `solutions` are the answers of its tests where the bundle has them apart.
+def parse_task(name: str, content: Any, path: Path, solutions: Any = None, answers: Path | None = None) -> Task:
+    """The task in parsed JSON; `solutions` are the answers of its tests where a file of their own, `answers`, has them.
 
     Raises: UsageError naming file, task and place.
     """
-    place = f"{path}: task {name}"
+    place, apart = f"{path}: task {name}", f"{answers}: task {name}"
     if SEPARATOR in name:
         raise UsageError(f"{place}: its name holds {SEPARATOR}, which stands between a task and its augmentation")
     if not isinstance(content, dict) or not all(isinstance(content.get(kind), list) for kind in KINDS):
@@ -116,21 +117,20 @@ def parse_task(name: str, content: Any, path: Path, solutions: Any = None) -> Ta
         if not content[kind]:
             raise UsageError(f"{place} has no {meaning}: expected at least one pair in {kind!r}")
     if solutions is not None and (not isinstance(solutions, list) or len(solutions) != len(content["test"])):
-        raise UsageError(
-            f"{place}: expected {len(content['test'])} solutions, one for each test, got {_short(solutions)}"
-        )
+        found = len(solutions) if isinstance(solutions, list) else _short(solutions)
+        raise UsageError(f"{apart}: expected {len(content['test'])} solutions, one for each test, got {found}")
     pairs = []
     for kind in (key for key in content if key in KINDS):
         for number, entry in enumerate(content[kind]):
             here = f"{place}, {kind} pair {number}"
             if not isinstance(entry, dict) or "input" not in entry:
                 raise UsageError(f'{here}: expected {{"input": grid, "output": grid}}, got {_short(entry)}')
-            answer = entry.get("output")
+            answer, where = entry.get("output"), f"{here}, output"
             if kind == "test" and solutions is not None:
-                answer = solutions[number]
+                answer, where = solutions[number], f"{apart}, solution {number}"
             if answer is None and kind == "train":
                 raise UsageError(f"{here} has no output: a demonstration needs one")
-            output = None if answer is None else read_grid(answer, f"{here}, output")
+            output = None if answer is None else read_grid(answer, where)
             pairs.append(Pair(kind, read_grid(entry["input"], f"{here}, input"), output))
     return Task(name, path, tuple(pairs))
 
@@ -138,7 +138,23 @@ def parse_task(name: str, content: Any, path: Path, solutions: Any = None) -> Ta
 def read_task(path: str | Path) -> Task:
     """The task in a file of its own; its name is the file's. Raises: UsageError."""
     path = Path(path)
-    return parse_task(path.stem, read_object(path), path)
+    return parse_task(path.stem, _read_object(path), path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises: UsageError, also where a key stands twice: one of its values would be lost."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UsageError(f"{path}: {twice!r} stands twice in one object")
+        return content
+
+    content = read_object(path)
+    json.loads(path.read_bytes(), object_pairs_hook=once)
+    return content
 
 
 def read_bundles(prefix: str, subsets: Sequence[str]) -> Iterator[Subset]:
@@ -152,13 +168,15 @@ def read_bundles(prefix: str, subsets: Sequence[str]) -> Iterator[Subset]:
             stem, end = Path(prefix).name + "_", f"_{CHALLENGES}.json"
             there = [file.name[len(stem) : -len(end)] for file in path.parent.glob(f"{stem}*{end}")]
             raise UsageError(f"--subsets {name}: {path} does not exist; " + did_you_mean(name, there))
-        content = read_object(path)
-        solutions: Mapping[str, Any] = read_object(answers) if answers.is_file() else {}
+        content = _read_object(path)
+        solutions: Mapping[str, Any] = _read_object(answers) if answers.is_file() else {}
         if not content:
             raise UsageError(f"{path} holds no tasks")
         if answers.is_file() and (missing := [task for task in content if task not in solutions]):
             raise UsageError(f"{answers}: task {missing[0]}: its solutions are missing ({len(missing)} in all)")
-        tasks = [parse_task(task, value, path, solutions.get(task)) for task, value in content.items()]
+        if extra := [task for task in solutions if task not in content]:
+            raise UsageError(f"{answers}: task {extra[0]} is not in {path} ({len(extra)} in all)")
+        tasks = [parse_task(task, value, path, solutions.get(task), answers) for task, value in content.items()]
         yield Subset(name, tuple(tasks), (path, answers) if answers.is_file() else (path,))
 
 
@@ -174,7 +192,13 @@ def read_folders(folders: Sequence[Path], subsets: Sequence[str] | None = None) 
         if not folder.is_dir():
             raise UsageError(f"--dataset-dirs {folder}: there is no such folder")
         for place in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
-            if files := sorted(place.glob("*.json")):
+            files = sorted(place.glob("*.json"))
+            if bundle := next((file for file in files if file.stem.endswith("_" + CHALLENGES)), None):
+                prefix = bundle.stem.removesuffix("_" + CHALLENGES).rpartition("_")[0]
+                raise UsageError(
+                    f"--dataset-dirs {folder}: {bundle} is a bundle of tasks: use --input-file-prefix {place / prefix}"
+                )
+            if files:
                 places.setdefault(place.name, []).extend(files)
     for name in subsets or ():
         if name not in places:

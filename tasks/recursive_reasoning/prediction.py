@@ -77,7 +77,9 @@ def predict_task(args: argparse.Namespace) -> dict[str, Any]:
         weights[TABLE] = mean_row(weights[TABLE]).repeat(copies + 1, 1)
         load_weights(training.task.module, weights, strict=True)
         record = _fit(training, config, runtime, args, protocol)
-    fitted = {"adapt": args.adapt, "steps": args.steps, "copies": copies, "act_steps": args.act_steps, "side": side}
+        model: Any = training.task.module
+        act_steps = model.halt_max_steps
+    fitted = {"adapt": args.adapt, "steps": args.steps, "copies": copies, "act_steps": act_steps, "side": side}
     source = {"checkpoint": str(checkpoint.path), "task": str(task.path), "weights": "ema" if averaged else "raw"}
     return {**record, "fit": {**fitted, "seed": args.seed, **source}}
 

@@ -252,6 +252,29 @@ def test_malformed_files_and_flags_are_one_line(bundles, tmp_path, capsys):
     assert "t_evaluation_solutions.json: task 2001: its solutions are missing" in refusal(
         "--input-file-prefix", prefix, "--subsets", "evaluation"
     )
+    assert f"use --input-file-prefix {tmp_path}/b/t" in refusal("--dataset-dirs", str(tmp_path / "b"))
+    (tmp_path / "bad/x.json").write_text('{"train": [1], "train": [], "test": []}')
+    assert "bad/x.json: 'train' stands twice" in refusal("--dataset-dirs", str(tmp_path / "bad"))
+    assert main([*source, *SUBSETS, "--output-dir", str(tmp_path / "bad/x.json/set")]) == 2
+    assert "x.json/set cannot be built there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda found: {**found, "2000": [[[11]]] * len(found["2000"])}, "task 2000, solution 0: row 0 holds 11"),
+        (lambda found: {**found, "2000": [[[1]]] * 9}, "solutions, one for each test, got 9"),
+        (lambda found: {**found, "zzz": [[[1]]]}, "task zzz is not in"),
+    ],
+)
+def test_bad_solutions_are_blamed_on_their_file(tmp_path, capsys, change, words):
+    prefix = write_bundle(tmp_path, "evaluation", random_tasks(2, 2))
+    answers = Path(f"{prefix}_evaluation_solutions.json")
+    answers.write_text(json.dumps(change(json.loads(answers.read_text()))))
+    assert main(["--input-file-prefix", prefix, "--subsets", "evaluation", "--output-dir", str(tmp_path / "set")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {answers}: ")
+    assert words in error
 
 
 def test_a_test_set_has_one_task_of_a_name(bundles, tmp_path):

@@ -92,6 +92,7 @@ def test_only_what_is_asked_for_is_trained(workplace: Path, tmp_path: Path) -> N
     assert result.code == 0, result.output
     assert "step " not in result.output
     assert json.loads(Path(out).read_text())["fit"]["steps"] == 0
+    assert json.loads(Path(out).read_text())["fit"]["act_steps"] == 3
     assert {path: path.read_bytes() for path in before} == before
 
 
