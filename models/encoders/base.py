@@ -103,6 +103,15 @@ class DemoEncoder(nn.Module):
         return EncoderOutput(context)
 
     @property
+    def shift_shape(self) -> tuple[int, ...]:
+        """Of what `moved` adds: that of a context."""
+        return self.config.context_len, self.config.hidden_size
+
+    def moved(self, encoded: EncoderOutput, shift: Tensor) -> Tensor:
+        """The context after a search found `shift` [B, *shift_shape]: added to the context."""
+        return encoded.context + shift.to(encoded.context.dtype)
+
+    @property
     def noise_width(self) -> int:
         """Normal numbers that a row of training needs."""
         return 0

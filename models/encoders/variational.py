@@ -58,6 +58,15 @@ class VariationalEncoder(DemoEncoder):
         latent = sample(centre, variance, noise) if self.training else centre
         return EncoderOutput(self.context_of(latent), kl, mu, logvar, latent, centre)
 
+    @property
+    def shift_shape(self) -> tuple[int, ...]:
+        return (self.noise_width,)
+
+    def moved(self, encoded: EncoderOutput, shift: Tensor) -> Tensor:
+        """As DemoEncoder; added to the latent."""
+        assert encoded.latent is not None
+        return self.context_of(encoded.latent + shift)
+
     def context_of(self, latent: Tensor) -> Tensor:
         """latent [B, Z] -> context [B, T, D]."""
         return self.laid_out(latent.unsqueeze(1))

@@ -47,6 +47,8 @@ class EncoderInner(RecursiveInner):
         """The demonstrations encoded, [B, C, D], the query's cells embedded, [B, T, D], and the KL of each row."""
         demo_inputs, demo_labels, demo_mask = (data[name] for name in DEMONSTRATIONS)
         encoded: EncoderOutput = self.encoder(demo_inputs, demo_labels, demo_mask, noise=data.get("noise"))
+        if "shift" in data:
+            encoded.context = self.encoder.moved(encoded, data["shift"])
         x = {_CONTEXT: encoded.context, _CELLS: self.embed_tokens(data["inputs"])}
         return x if encoded.kl is None else {**x, _KL: encoded.kl, _MU: encoded.centre}
 
@@ -82,7 +84,8 @@ class TRMWithEncoder(TRM):
     ENCODER_POLICY: ClassVar[str] = "reencode"
 
     def forward(self, batch: dict[str, Tensor], carry: ACTCarry | None = None) -> ACTOutput:
-        """As ACTModel; `batch` may have `noise` [B, Z] for the sampling of a variational encoder in training."""
+        """As ACTModel; `batch` may have `noise` [B, Z] for the sampling of a variational encoder in training, and
+        `shift` [B, ...], what a search has found to be added to its latent, or to the context of another."""
         if self.training:
             return self._forward_train_original(batch, carry)
         return self._forward_eval(batch)

@@ -37,6 +37,13 @@ class ETRMConfig(EpisodeConfig):
     max_demos: Annotated[int, Range(1)] = _RANDOM.max_demos
     """Most demonstrations of a training example; an evaluation shows all that there are."""
 
+    train_search_steps: Annotated[int, Range(0)] = 0
+    """Updates of a latent search at the beginning of each training example, on the demonstrations that it is shown."""
+    train_search_lr: Annotated[
+        float, Range(above=0), Inert("train_search_steps=0", "train_search_steps=0: training does not search")
+    ] = 0.1
+    """Step size of that search."""
+
     encoder_lr_scale: Annotated[float, Range(above=0)] = 1.0
     """Learning rate of the encoder, as a multiple of lr."""
     freeze_encoder_steps: Annotated[int, Range(0)] = 0

@@ -19,6 +19,7 @@ from engine.io import print_rank0
 from engine.loop.schedule import warmup_cosine
 from engine.registry import create_evaluators
 from engine.task import ParamGroup, Runtime, TrainingPlan
+from evaluators.adaptation.search import SearchConfig
 from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.etrm import TRMWithEncoder
 from tasks.etrm.args import ETRMConfig
@@ -89,6 +90,9 @@ def build(
         groups=groups_of(model, config),
         frozen={"encoder": config.freeze_encoder_steps, "trunk": config.freeze_decoder_steps},
         diagnostics_interval=config.diagnostics_interval,
+        search=SearchConfig(budgets=[config.train_search_steps], lr=config.train_search_lr)
+        if config.train_search_steps
+        else None,
     )
     if not config.from_file:
         print_rank0(f"encoder     {model.encoder.describe()}; {model.ACT_MODE}, {model.ENCODER_POLICY}")

@@ -8,7 +8,7 @@ Shapes: B global rows, b rows of one micro-batch on one rank.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from engine.distributed import local_rows
 from engine.task import Metrics, ParamGroup, RowSharded
+from evaluators.adaptation.search import SearchConfig, Space, search
 from models.recursive_reasoning.act import ACTOutput
 from models.recursive_reasoning.etrm import DEMONSTRATIONS
 from tasks.etrm.args import ETRMConfig
@@ -53,6 +54,7 @@ class ETRMTask(RecursiveReasoningTask):
     Args:
         frozen: parameter group -> steps at the start in which it does not change.
         diagnostics_interval: steps between the diagnostics that cost something.
+        search: of a latent, at the beginning of each training example; None does without.
     """
 
     sampler: Any  # dataset.fewshot.FewShotSampler
@@ -63,6 +65,7 @@ class ETRMTask(RecursiveReasoningTask):
         groups: list[ParamGroup],
         frozen: Mapping[str, int],
         diagnostics_interval: int,
+        search: SearchConfig | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, groups=groups, **options)
@@ -70,7 +73,7 @@ class ETRMTask(RecursiveReasoningTask):
         self._step = 0
         low, high = local_rows(self.global_rows)
         self._taken = torch.zeros(high - low, dtype=torch.int64)
-        self._interval = diagnostics_interval
+        self._interval, self._search = diagnostics_interval, search
         self._context_use = ContextUse(self.model, self.loss_head.token_loss, high - low)
         self._frozen = dict(frozen)
         self._params = {group.name: list(group.dense.values()) for group in groups}
@@ -80,6 +83,25 @@ class ETRMTask(RecursiveReasoningTask):
                 param.register_hook(lambda gradient, name=name: gradient * (self._step > self._frozen[name]))
 
     # --- training -----------------------------------------------------------------------------------------------------
+
+    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        """As for puzzles with embeddings; `shift` is what the search has found for the rows that begin an example."""
+        for piece, batch in super().micro_batches(step):
+            if self._search is not None:
+                batch["shift"] = self._searched(batch, self._fresh()[self._rows_of((piece, batch))], self._search)
+            yield piece, batch
+
+    def _searched(self, batch: dict[str, Tensor], fresh: Tensor, config: SearchConfig) -> Tensor:
+        """From the encoder's latent to the one that the search prefers, [b, ...]: a constant, as in LPN's training. It
+        serves the whole episode; rows that continue theirs have zeros here."""
+        model: Any = self.model
+        out = torch.zeros(len(fresh), *model.encoder.shift_shape, device=batch["inputs"].device)
+        rows = fresh.nonzero()[:, 0].to(out.device)
+        if len(rows):
+            space, begun = Space(model), {name: values[rows] for name, values in batch.items()}
+            found = search(space, begun, self.loss_head.token_loss, config).latents[max(config.budgets)]
+            out[rows] = (found - space.start(begun)).to(out.dtype)
+        return out
 
     def _offered(self, step: int, low: int, high: int) -> dict[str, np.ndarray]:
         """The next example of each slot that takes one; blank rows for the others, which do not look at theirs."""

@@ -255,3 +255,33 @@ def test_evaluation_asks_every_test_once(data, mode):
     assert set(results) >= {"eval/loss", "eval/accuracy", "eval/exact_accuracy"}
     assert plan.task.final_sampler.num_examples == 8
     assert results == plan.task.evaluate(final=True)
+
+
+@pytest.mark.parametrize("kind", ["standard", "lpn_variational"])
+def test_training_may_search_at_the_beginning_of_each_example(data, kind):
+    words = (f"arch.encoder_type={kind}", "arch.encoder_num_layers=1", "query_policy=leave_one_out")
+    plain, task = make(data, *words).task, make(data, *words, "train_search_steps=3").task
+    (_, before), (_, batch) = (next(iter(each.micro_batches(1))) for each in (plain, task))
+    assert "shift" not in before
+    assert batch["shift"].shape == ((8, 2, 32) if kind == "standard" else (8, 32))
+    assert (batch["shift"] != 0).flatten(1).any(1).any()
+    model = task.model.train()
+    shown = (batch[name] for name in ("demo_inputs", "demo_labels", "demo_mask"))
+    encoded = model.encoder(*shown, noise=batch.get("noise"))
+    if kind == "standard":
+        wanted = encoded.context + batch["shift"]
+    else:
+        wanted = model.encoder.context_of(encoded.latent + batch["shift"])
+    torch.testing.assert_close(model.inner.embed(batch)["context"], wanted)
+    carry = model(batch).carry
+    assert torch.equal(carry.data["shift"], batch["shift"])
+    # an example keeps what was found for it, and the state of a run holds it
+    step(task, 1)
+    kept = task._carries[0].data["shift"]
+    (_, second) = next(iter(task.micro_batches(2)))
+    assert torch.equal(second["shift"] != 0, torch.zeros_like(second["shift"]).bool())
+    task.loss((0, second))
+    assert torch.equal(task._carries[0].data["shift"], kept)
+    stored = task.state_dict()["carry"]["data"]["shift"]
+    assert torch.equal(stored.tensor if hasattr(stored, "tensor") else stored, kept)
+    assert all(p.grad is None for p in model.parameters())
