@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,6 +34,7 @@ from evaluators.arc_search import ARCLatentSearch, ARCLatentSearchConfig
 from losses import ACTLossConfig, ACTLossHead
 from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.etrm import TRMWithEncoder, TRMWithEncoderConfig
+from scripts.fewshot_report import main, parse
 
 SHAPE = PuzzleShape(36, 12, 1, 0)
 HEAD = ACTLossHead(ACTLossConfig(loss_type="softmax_cross_entropy"))
@@ -314,3 +317,33 @@ def test_test_time_training_reports_what_it_did(splits, adapt):
     assert values["adapt/tasks_without_training"] > 0
     assert values["adapt/loss_first"] > 0
     assert values["adapt/seconds_per_task"] > 0
+
+
+def test_the_report_counts_by_family_and_by_budget(splits, tmp_path, capsys):
+    folder = tmp_path / "run/evaluations"
+    folder.mkdir(parents=True)
+    for evaluator in (
+        ARCControls(ARCControlsConfig()),
+        ARCLatentSearch(ARCLatentSearchConfig(budgets=[0, 1], max_augmentations=1)),
+    ):
+        evaluated(evaluator, splits)
+        for name, text in evaluator.files.items():
+            (folder / f"step_7_{name}").write_text(text)
+    record = json.loads((folder / "step_7_arc_controls_own.json").read_text())
+    solved = next(iter(record["tasks"]))
+    record["tasks"][solved]["test"][0]["rank"] = 1
+    (folder / "step_7_arc_controls_own.json").write_text(json.dumps(record))
+    main(parse([str(tmp_path / "run"), "--out", str(tmp_path / "report")]))
+    text = capsys.readouterr().out
+    assert (tmp_path / "report/report.md").read_text() in text
+    rows = {row[0]: row[1:] for row in csv.reader((tmp_path / "report/families.csv").open())}
+    place = rows["family"].index("own")
+    assert float(rows["all trained on"][place]) == pytest.approx(1 / 5)
+    assert float(rows[solved.rpartition("_")[0]][place]) > 0
+    ways = {row[0]: row[1] for row in csv.reader((tmp_path / "report/ways.csv").open())}
+    assert (ways["own"], ways["search_0"], ways["search_1"]) == ("i_clean", "i_clean", "ii_clean")
+    assert (tmp_path / "report/search.png").read_bytes()[1:4] == b"PNG"
+    with pytest.raises(UsageError, match=r"--step 3: .* has evaluations of the steps 7"):
+        main(parse([str(tmp_path / "run"), "--step", "3"]))
+    with pytest.raises(UsageError, match="has no records of arc@ARC"):
+        main(parse([str(tmp_path)]))

@@ -1,0 +1,48 @@
+"""What a few-shot run has learned: its evaluation by way of answering, by family of tasks, by steps of the search.
+
+    python scripts/fewshot_report.py checkpoints/pretrain_etrm/RUN
+    python scripts/fewshot_report.py checkpoints/pretrain_etrm/RUN --step 3000 --out report
+
+It reads what arc@ARC, arc_controls@ARCControls, arc_search@ARCLatentSearch and arc_adapt@ARCTestTimeTraining left in
+the run's evaluations/, and writes tables (Markdown, CSV) and, of a search with several budgets, the curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli.console import begin, execute, run_command
+
+if __name__ == "__main__":
+    begin()
+
+from dataset.arguments import positive, script_parser
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a bad one exits 2."""
+    parser = script_parser(__file__, __doc__)
+    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("--step", type=positive, metavar="N", help="of the evaluation; default: the last one")
+    parser.add_argument(
+        "--out", type=Path, default=Path("fewshot_report"), metavar="DIR", help="folder; default: fewshot_report"
+    )
+    args: argparse.Namespace = parser.parse_args(argv)
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    """Read, print, write."""
+    from tasks.etrm.report import write_fewshot_report
+
+    write_fewshot_report(args)
+
+
+if __name__ == "__main__":
+    arguments = parse()
+    execute(lambda: run_command(lambda: main(arguments)))

@@ -1,0 +1,136 @@
+"""What a few-shot run knows, and how: its last evaluation by way of answering, by family of tasks, by search budget.
+
+It reads the records that `arc@ARC` and the evaluators of docs/etrm.md leave in a run's `evaluations/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UsageError
+from engine.io import print_rank0
+from evaluators.arc_controls import LABELS
+from evaluators.intervals import wilson
+from reports.output import prepare_folder, write_report
+from reports.plots import Column as Place, draw_curve
+from reports.tables import Column, Table
+
+_RECORD = re.compile(r"step_(\d+)_(arc_.+)\.json")
+_GENERATED = re.compile(r"(.+)_([ten])\d+")
+"""Name of a generated task: its family, and the subset training, evaluation or novel."""
+_SEARCH = re.compile(r"search_(\d+)")
+OWN = "votes"
+"""Label of `arc@ARC`, which has none."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of answering, in one evaluation."""
+
+    label: str
+    protocol: str
+    """Class and leakage: `i_clean`."""
+    first: dict[str, float]
+    """Task -> share of its tests that the leading answer solves."""
+    scores: dict[str, float | None]
+    """Metric -> value, without class and label."""
+
+
+def write_fewshot_report(args: argparse.Namespace) -> None:
+    """Read, print, write, as the arguments of scripts/fewshot_report.py ask. Raises: UsageError."""
+    step, ways = read_ways(args.run, args.step)
+    prepare_folder(args.out)
+    tables = {"ways": ways_table(ways), "families": families_table(ways)}
+    title = f"{args.run}, step {step}"
+    text = "\n\n".join([f"# {title}", *(table.markdown() for table in tables.values() if table.rows)]) + "\n"
+    print_rank0(text)
+    files: dict[str, Any] = {"report.md": text, **{f"{name}.csv": table.csv() for name, table in tables.items()}}
+    budgets = sorted((int(found[1]), way) for way in ways if (found := _SEARCH.fullmatch(way.label)))
+    if len(budgets) > 1:
+        places = [Place(str(budget), [way.scores["pass@1"] or 0.0]) for budget, way in budgets]
+        count = len(budgets[0][1].first)
+        files["search.png"] = draw_curve(
+            "Latent search", f"pass@1 of {count} tasks, {title}", "updates of the latent", places
+        )
+    write_report(args.out, files)
+    print_rank0(f"written     {args.out}: {', '.join(files)}")
+
+
+def read_ways(run: Path, step: int | None = None) -> tuple[int, list[Way]]:
+    """(step, every way of answering) of an evaluation of a run; None takes the last. Raises: UsageError."""
+    found: dict[int, list[Path]] = defaultdict(list)
+    for path in sorted((run / "evaluations").glob("step_*.json")):
+        if match := _RECORD.fullmatch(path.name):
+            found[int(match[1])].append(path)
+    if not found:
+        raise UsageError(f"{run}/evaluations has no records of arc@ARC: name a run that has been evaluated with it")
+    chosen = max(found) if step is None else step
+    if chosen not in found:
+        raise UsageError(f"--step {step}: {run} has evaluations of the steps {', '.join(map(str, sorted(found)))}")
+    contents = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in found[chosen]]
+    ways = [_way(path, content) for path, content in contents if "scores" in content]
+    return chosen, sorted(ways, key=lambda way: _order(way.label))
+
+
+def _order(label: str) -> tuple[int, int, str]:
+    """Answers as they are, controls, search by budget, training."""
+    if label in (OWN, *LABELS):
+        return 0, (OWN, *LABELS).index(label), label
+    found = _SEARCH.fullmatch(label)
+    return (1, int(found[1]), label) if found else (2, 0, label)
+
+
+def _way(path: Path, content: dict[str, Any]) -> Way:
+    try:
+        names = [name.split("/") for name in content["scores"]]
+        scores = {parts[-1]: value for parts, value in zip(names, content["scores"].values(), strict=True)}
+        first = {}
+        for task, entry in content["tasks"].items():
+            hits = [test["rank"] == 1 for test in entry["test"]]
+            first[task] = sum(hits) / len(hits)
+        label = names[0][1] if len(names[0]) == 3 else OWN
+        return Way(label, f"{content['protocol']}_{content['leakage']}", first, scores)
+    except (KeyError, TypeError, IndexError, ZeroDivisionError) as error:
+        raise UsageError(f"{path} is no record of arc@ARC: {error!r}") from None
+
+
+def ways_table(ways: Sequence[Way]) -> Table:
+    """A row for each way: protocol, attempts and interval, tasks."""
+    number = [Column(heading, "number") for heading in ("pass@1", "low", "high", "pass@2")]
+    table = Table([Column("way"), Column("protocol"), *number, Column("tasks", "number", digits=0)])
+    for way in ways:
+        values = [way.scores.get(name) for name in ("pass@1", "pass@1_low", "pass@1_high", "pass@2")]
+        table.add(way.label, way.protocol, *values, len(way.first))
+    return table
+
+
+def families_table(ways: Sequence[Way]) -> Table:
+    """A row for each family of generated tasks: how many there are, and the share that each way solves at once."""
+    families: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for task in {task: None for way in ways for task in way.first}:
+        if match := _GENERATED.fullmatch(task):
+            families["held out" if match[2] == "n" else "trained on", match[1]].append(task)
+    columns = [Column("family"), Column("which is"), Column("tasks", "number", digits=0)]
+    table = Table([*columns, *(Column(way.label, "number", digits=2) for way in ways)])
+    for (kind, family), tasks in sorted(families.items(), reverse=True):
+        table.add(family, kind, len(tasks), *(_mean(way, tasks) for way in ways))
+    for kind in ("trained on", "held out"):
+        tasks = [task for (own, _), names in families.items() if own == kind for task in names]
+        if tasks:
+            table.add(f"all {kind}", kind, len(tasks), *(_mean(way, tasks) for way in ways))
+            ends = [wilson(_mean(way, tasks) * len(tasks), len(tasks)) for way in ways]
+            for name, place in (("low", 0), ("high", 1)):
+                table.add(f"{name} end of the interval", kind, len(tasks), *(end[place] for end in ends))
+    return table
+
+
+def _mean(way: Way, tasks: Sequence[str]) -> float:
+    """Tasks that a way was not asked count as not solved."""
+    return sum(way.first.get(task, 0.0) for task in tasks) / len(tasks)
