@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.arc.augment import COLOURS
 from dataset.arc.tokens import PAD
 from engine.distributed import keyed_numpy
 from engine.fields import Range, check_fields
@@ -44,6 +45,8 @@ class TrainingConfig:
     """Step size of Adam. Weights take a smaller one than a token, e.g. 1e-3."""
     examples: Annotated[int, Range(1)] = 8
     """Examples of each task in a step."""
+    recolour: bool = True
+    """Permute the colours of examples, too; else they keep the task's own, and a rule about them can be learned."""
     act_steps: Annotated[int, Range(1)] = 1
     """ACT steps of an example, of which the last one has a gradient; the question is answered with all."""
 
@@ -56,7 +59,7 @@ class Examples:
 
     def __init__(self, originals: Originals, groups: np.ndarray, config: TrainingConfig, seed: int) -> None:
         self.shown, self.groups = originals.shown(groups), groups
-        self.count, self.seed = config.examples, seed
+        self.count, self.seed, self.recolour = config.examples, seed, config.recolour
         self.sizes = self.shown["demo_mask"].sum(1)
 
     def batch(self, step: int, device: torch.device) -> tuple[Batch, Tensor]:
@@ -69,7 +72,7 @@ class Examples:
             asked.append(generator.integers(self.sizes[place], size=self.count))
             drawn = draw_augmentations(generator, self.count)
             tids.append(drawn[0])
-            tables.append(drawn[1])
+            tables.append(drawn[1] if self.recolour else np.tile(np.arange(COLOURS), (self.count, 1)))
         rows, wanted = np.arange(len(owner)), np.concatenate(asked)
         width = self.shown["demo_mask"].shape[1]
         turn, colours = np.repeat(np.concatenate(tids), width), np.repeat(np.concatenate(tables), width, axis=0)

@@ -244,6 +244,9 @@ def test_examples_of_a_task_are_turned_alike_and_depend_on_the_task_alone(splits
     assert batch["demo_mask"].sum(1).tolist() == [sizes[group] - 1] * 5
     colours = [set(batch["demo_labels"][row].flatten().tolist()) for row in range(5)]
     assert len(set(map(frozenset, colours))) > 1
+    plain, _ = Examples(originals, np.array([group]), TrainingConfig(examples=5, recolour=False), 0).batch(2, CPU)
+    own = set(originals.shown(np.array([group]))["demo_labels"].flatten().tolist())
+    assert set(plain["demo_labels"].flatten().tolist()) == own
     hidden = ~batch["demo_mask"] & torch.from_numpy(originals.shown(np.array([group]))["demo_mask"])
     for row in range(5):
         assert torch.equal(batch["inputs"][row], batch["demo_inputs"][row, hidden[row]][0])
