@@ -40,7 +40,7 @@ class Panel:
     lines: Sequence[float] = field(default=())
 
 
-class _Axis:
+class Axis:
     """Values -> positions: a range a little wider than the values, with round ticks."""
 
     def __init__(self, values: Sequence[float], start: float, length: float) -> None:
@@ -62,8 +62,10 @@ class _Axis:
         return f"{tick:.{self.digits}f}"
 
 
-def _dot(canvas: Canvas, x: float, y: float, size: float, fill: str) -> None:
-    canvas.box(x - size / 2, y - size / 2, size, size, fill=fill, outline=PAPER, line=0.7, radius=size / 2)
+def dot(canvas: Canvas, x: float, y: float, size: float, fill: str, line: str = PAPER) -> None:
+    """A round point centred on (x, y) with an outline of colour `line`."""
+    width = 0.7 if line == PAPER else 1.5
+    canvas.box(x - size / 2, y - size / 2, size, size, fill=fill, outline=line, line=width, radius=size / 2)
 
 
 def draw_rows(title: str, subtitle: str, labels: Sequence[str], panels: Sequence[Panel]) -> Image.Image:
@@ -84,7 +86,7 @@ def draw_rows(title: str, subtitle: str, labels: Sequence[str], panels: Sequence
 
 def _panel(canvas: Canvas, panel: Panel, left: float) -> None:
     shown = [v for row in panel.rows for v in (*row.points, *(row.interval or ()))] + list(panel.lines)
-    axis = _Axis(shown or [0.0, 1.0], left, PANEL)
+    axis = Axis(shown or [0.0, 1.0], left, PANEL)
     bottom = HEAD + len(panel.rows) * ROW
     canvas.text(left + PANEL / 2, HEAD - 16, panel.title, size=13, colour=INK, anchor="mm")
     for tick in axis.ticks:
@@ -98,7 +100,7 @@ def _panel(canvas: Canvas, panel: Panel, left: float) -> None:
             low, high = map(axis, row.interval)
             canvas.rule(low, y, high - low, down=False, line=2.2, colour=MEAN)
         for point in row.points:
-            _dot(canvas, axis(point), y - 7, 8, POINT)
+            dot(canvas, axis(point), y - 7, 8, POINT)
         if row.mean is not None:
             canvas.rule(axis(row.mean), y - 5, 13, down=True, line=3.0, colour=MEAN)
 
@@ -120,7 +122,7 @@ def draw_curve(title: str, subtitle: str, axis_title: str, columns: Sequence[Col
     canvas = Canvas(width, top + high + 86, 2.0, PAPER)
     canvas.text(MARGIN, 28, title, size=20, colour=INK)
     canvas.text(MARGIN, 52, subtitle, size=12, colour=MUTED)
-    axis = _Axis([point for column in columns for point in column.points], top + high, -high)
+    axis = Axis([point for column in columns for point in column.points], top + high, -high)
     for tick in axis.ticks:
         canvas.rule(left, axis(tick), len(columns) * wide, down=False, line=0.6, colour=HAIR)
         canvas.text(left - 10, axis(tick), axis.text(tick), size=11, colour=MUTED, anchor="rm")
@@ -134,7 +136,7 @@ def draw_curve(title: str, subtitle: str, axis_title: str, columns: Sequence[Col
     for number, column in enumerate(columns):
         x, mean = left + (number + 0.5) * wide, sum(column.points) / len(column.points)
         for place, point in enumerate(column.points):
-            _dot(canvas, x + (place - (len(column.points) - 1) / 2) * 7, axis(point), 8, POINT)
+            dot(canvas, x + (place - (len(column.points) - 1) / 2) * 7, axis(point), 8, POINT)
         canvas.rule(x - 16, axis(mean), 32, down=False, line=3.0, colour=MUTED if column.apart else MEAN)
         canvas.text(x, top + high + 18, column.label, size=13, colour=INK, anchor="mm")
         canvas.text(x, top + high + 36, f"n = {len(column.points)}", size=11, colour=MUTED, anchor="mm")

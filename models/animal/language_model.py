@@ -62,12 +62,17 @@ def score(model: Any, prompt: Tensor, ids: Tensor) -> Tensor:
 
     The prompt is read once for all rows; a gradient flows through it as well.
     """
+    return log_probabilities(next_logits(model, prompt, ids), ids)
+
+
+def next_logits(model: Any, prompt: Tensor, ids: Tensor) -> Tensor:
+    """Logits [B, T, V] that each token of ids int64 [B, T] behind `prompt` int64 [P] is predicted with."""
     first, cache = read_prompt(model, prompt, len(ids))
     logits = first.unsqueeze(1)
     if ids.shape[1] > 1:
         output = model(ids[:, :-1], use_cache=True, **{cache_name(model): cache})
         logits = torch.cat((logits, output.logits), 1)
-    return log_probabilities(logits, ids)
+    return logits
 
 
 def score_padded(model: Any, tokens: Tensor, real: Tensor, new: int) -> Tensor:
@@ -102,9 +107,22 @@ def log_probabilities(logits: Tensor, ids: Tensor) -> Tensor:
 
 def choose(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
     """A token [B] from logits float32 [B, V]: the one in whose share of [0, 1) the draw [B] lies."""
+    shares = distribution(logits, sampling)
+    edges = shares.cumsum(-1)
+    place = draws.to(edges).unsqueeze(-1) * edges[:, -1:]
+    # right: an edge belongs to the next word, so that one without probability is never chosen
+    token = torch.searchsorted(edges, place, right=True).squeeze(-1)
+    last = (shares > 0).long().cumsum(-1).argmax(-1)
+    return token.minimum(last)
+
+
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """What tokens are drawn with from logits float32 [..., V]: shares [..., V], 0 where top_k or top_p leaves a word
+    out; they need not sum to 1.
+    """
     scaled = logits / sampling.temperature
     if sampling.top_k and sampling.top_k < scaled.shape[-1]:
-        least = scaled.topk(sampling.top_k).values[:, -1:]
+        least = scaled.topk(sampling.top_k).values[..., -1:]
         scaled = scaled.masked_fill(scaled < least, float("-inf"))
     shares = scaled.to(torch.float32 if scaled.device.type == "mps" else torch.float64).softmax(-1)
     if sampling.top_p < 1:
@@ -112,9 +130,4 @@ def choose(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
         ranked = shares.gather(-1, order)
         outside = ranked.cumsum(-1) - ranked >= sampling.top_p  # the likeliest word is never outside
         shares = shares.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
-    edges = shares.cumsum(-1)
-    place = draws.to(edges).unsqueeze(-1) * edges[:, -1:]
-    # right: an edge belongs to the next word, so that one without probability is never chosen
-    token = torch.searchsorted(edges, place, right=True).squeeze(-1)
-    last = (shares > 0).long().cumsum(-1).argmax(-1)
-    return token.minimum(last)
+    return shares

@@ -30,6 +30,7 @@ from hydra.errors import HydraException
 from engine.cli.keys import keys_of
 from engine.config import NOT_IDENTITY, RunConfig
 from engine.errors import UsageError
+from tasks.animal.args import AnimalConfig
 from tasks.language_model.args import TrainConfig
 from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import ROOT, SHARED, Result, _entry, run_forked, run_script
@@ -373,7 +374,17 @@ def _lm_keys() -> str:
     return "\n".join(lines)
 
 
+def _animal_keys() -> str:
+    from losses.diversity import DiversityLossConfig
+    from models.animal.config import LoraConfig
+
+    own = _keys(AnimalConfig, set(keys_of(RunConfig)) - {"seed", "grad_clip", "log_interval"})
+    blocks = (_keys(LoraConfig, set(), "arch."), _keys(DiversityLossConfig, set(), "arch.loss."))
+    return "\n".join([own, *(line for block in blocks for line in block.splitlines()[2:])])
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "animal keys": _animal_keys,
     "run keys": lambda: _keys(RunConfig, set()),
     "train keys": lambda: _keys(
         TrainConfig, set(keys_of(RunConfig)) - {"compile", "seed", "grad_clip", "log_interval", "accumulation"}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from tests.conftest import Result, metrics, run_script
@@ -95,7 +96,14 @@ def test_profile_leaves_a_trace(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", SWEEP)
+def test_the_preset_of_weights_is_that_of_the_shell_script() -> None:
+    weights = OmegaConf.load(ROOT / "config/sweep/w_o.yaml").hydra.sweeper.params["arch.loss"]
+    points = OverridesParser.create().parse_override(f"arch.loss={weights}").sweep_iterator()
+    found = [(point["w_c"], point["w_o"]) for point in points]
+    assert found == [(round(1 - tenths / 10, 1), tenths / 10) for tenths in range(2, 10)]
+
+
+@pytest.mark.parametrize("preset", [preset for preset in SWEEP if preset != "w_o"])  # that one is train_animal.py's
 def test_sweep_presets_make_clean_runs_and_one_table(preset: str, workplace: Path) -> None:
     argv = [
         "--config-name=cfg_pretrain_sudoku_4x4",

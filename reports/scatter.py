@@ -1,0 +1,73 @@
+"""A picture of points in a plane: what one figure costs in terms of another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from reports.canvas import HAIR, INK, MUTED, PAPER, WRONG_INK, Canvas
+from reports.plots import HEAD, MARGIN, Axis, dot
+
+COLOURS = ("#2f62c9", "#b03a00", "#0a6b4a", "#8a4fbf", "#a06a00", "#c23b7a")
+PLAIN = "#9aa5b4"
+WIDE, HIGH, LEGEND = 640.0, 380.0, 250.0
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points (x, y) of one kind; `plain` ones are grey, hollow ones do not count."""
+
+    label: str
+    values: Sequence[tuple[float, float]]
+    plain: bool = False
+    hollow: bool = False
+
+
+def draw_scatter(
+    title: str,
+    subtitle: str,
+    titles: tuple[str, str],
+    kinds: Sequence[Points],
+    *,
+    x_most: float | None = None,
+    bound: float | None = None,
+) -> Image.Image:
+    """All points, with a legend on the right.
+
+    Args:
+        titles: of the two axes.
+        x_most: points beyond it are drawn at the right edge, with their x beside them.
+        bound: a value of x to mark.
+    """
+    canvas = Canvas(2 * MARGIN + 60 + WIDE + 24 + LEGEND, HEAD + HIGH + 70, 2.0, PAPER)
+    left, bottom = MARGIN + 60, HEAD + HIGH
+    canvas.text(MARGIN, 28, title, size=20, colour=INK)
+    canvas.text(MARGIN, 52, subtitle, size=12, colour=MUTED)
+    shown = [point for kind in kinds for point in kind.values]
+    xs = [x if x_most is None else min(x, x_most) for x, _ in shown] + ([] if bound is None else [bound])
+    across, up = Axis(xs or [0.0, 1.0], left, WIDE), Axis([y for _, y in shown] or [0.0, 1.0], bottom, -HIGH)
+    for tick in up.ticks:
+        canvas.rule(left, up(tick), WIDE, down=False, line=0.6, colour=HAIR)
+        canvas.text(left - 10, up(tick), up.text(tick), size=11, colour=MUTED, anchor="rm")
+    for tick in across.ticks:
+        canvas.rule(across(tick), HEAD, HIGH, down=True, line=0.6, colour=HAIR)
+        canvas.text(across(tick), bottom + 16, across.text(tick), size=11, colour=MUTED, anchor="mm")
+    if bound is not None:
+        canvas.rule(across(bound), HEAD, HIGH, down=True, line=1.4, colour=WRONG_INK)
+    canvas.text(left, HEAD - 18, titles[1], size=12, colour=MUTED)
+    canvas.text(left + WIDE / 2, bottom + 42, titles[0], size=12, colour=MUTED, anchor="mm")
+    colours = iter(COLOURS * (1 + len(kinds) // len(COLOURS)))
+    for number, kind in enumerate(kinds):
+        colour = PLAIN if kind.plain else next(colours)
+        fill, line = (PAPER, colour) if kind.hollow else (colour, PAPER)
+        for x, y in kind.values:
+            at = across(x if x_most is None else min(x, x_most))
+            dot(canvas, at, up(y), 11, fill, line)
+            if x_most is not None and x > x_most:
+                canvas.text(at - 9, up(y), f"x = {x:.3g}", size=11, colour=MUTED, anchor="rm")
+        y = HEAD + 12 + 24 * number
+        dot(canvas, left + WIDE + 34, y, 11, fill, line)
+        canvas.text(left + WIDE + 48, y, kind.label, size=12, colour=INK)
+    return canvas.image
