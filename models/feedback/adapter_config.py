@@ -65,6 +65,8 @@ class StaticLoraConfig(TargetsConfig):
 class FineTuneConfig(TargetsConfig):
     """The baseline that trains whole matrices, kept as their difference to the frozen base."""
 
+    NOT_SHAPE: ClassVar[frozenset[str]] = frozenset()
+
 
 @dataclass(kw_only=True)
 class HyperConfig(StaticLoraConfig):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -205,6 +206,12 @@ class FeedbackTask:
     def _wide(self) -> torch.dtype:
         return torch.float32 if self.runtime.device.type == "mps" else torch.float64
 
+    @property
+    def _arch(self) -> dict[str, Any]:
+        """What the weights are weights of: shapes do not tell (feedback_reverse, loops, alpha)."""
+        config = self.model.config
+        return {name: value for name, value in asdict(config).items() if name not in config.NOT_SHAPE}
+
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,11 +220,15 @@ class FeedbackTask:
             "step": self._step,
             "history": [dict(entry) for entry in self.history],
             "sums": all_reduce_sum(self._sums.clone()),
+            "arch": self._arch,
             **({"base": self.base.reference()} if self.base is not None else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse. Raises: UsageError where the run was trained on another base."""
+        """The inverse. Raises: UsageError where the run was trained on another base; ValueError where its weights meant
+        something else, although they fit."""
+        if state["arch"] != self._arch:
+            raise ValueError("weights of another architecture")
         if self.base is not None:
             self.base.require(state["base"])
         self._step = int(state["step"])

@@ -197,6 +197,9 @@ def test_a_base_that_does_not_fit_is_refused(place: Path, documents: Path) -> No
     ranked = adapter(place, "--resume", "True", "max_steps=2", "--lora_rank", "4")
     assert ranked.code == 2
     assert "lora_rank: 2 in the checkpoint, 4 now" in errors(ranked.output)[0]
+    turned = adapter(place, "--resume", "True", "max_steps=2", "--feedback_reverse", "True")
+    assert turned.code == 2
+    assert "feedback_reverse: false in the checkpoint, true now" in errors(turned.output)[0]
     gone = adapter(place, "--ff_checkpoint_dir", "ff_model_gone")
     assert gone.code == 2
     assert "ff_model_2025-08-17_1" in errors(gone.output)[0]
