@@ -26,8 +26,13 @@ from engine.schema import structure
 SLOTS = ("models", "losses", "evaluators", "dataset", "tasks")
 CONTRACTS = {"models": ("forward",), "losses": ("forward",), "evaluators": ("begin", "update", "result")}
 """What a class of a slot is called with: a class without these methods is a helper of its module."""
-FAMILIES = dict(pretrain="recursive_reasoning", pretrain_etrm="etrm", train="language_model", train_animal="animal")
-FAMILIES |= dict.fromkeys(("feedforward_train", "feedbackward_alt_train", "feedbackward_rec_alt_train"), "feedback")
+FAMILIES = {
+    "pretrain": "recursive_reasoning",
+    "pretrain_etrm": "etrm",
+    "train": "language_model",
+    "train_animal": "animal",
+    **dict.fromkeys(("feedforward_train", "feedbackward_alt_train", "feedbackward_rec_alt_train"), "feedback"),
+}
 """Entry script -> its folder under tasks/. The `entry` of a checkpoint and the `script` of a stored config name one of
 them or are refused."""
 ROOT = Path(__file__).resolve().parents[1]

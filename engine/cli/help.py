@@ -19,6 +19,7 @@ from engine.cli.recipes import options_for
 from engine.cli.source_keys import source_keys
 from engine.cli.translate import Groups
 from engine.fields import flatten
+from engine.registry import FAMILIES
 
 WIDTH = 110
 
@@ -35,10 +36,12 @@ def help_text(
 ) -> str:
     """The whole help. Defaults are those of `config_name` under `choices` (group=option, ~key) where it composes, else
     the schema's."""
-    script = f"{Path(entry).stem}.py"
-    configs = sorted(path.stem for path in config_dir.glob(f"cfg_{Path(entry).stem}*.yaml"))
+    stem = Path(entry).stem
+    others = tuple(f"cfg_{other}" for other in FAMILIES if other.startswith(stem) and other != stem)
+    names = sorted(path.stem for path in config_dir.glob(f"cfg_{stem}*.yaml"))
+    configs = [name for name in names if not name.startswith(others)]
     lines = [
-        f"usage: python {script} [key=value ...] [--key value ...] [--config-name CFG]",
+        f"usage: python {stem}.py [key=value ...] [--key value ...] [--config-name CFG]",
         *textwrap.wrap((schema.__doc__ or "").strip().partition("\n")[0], WIDTH),
         "",
         "Both styles work, also mixed:",
