@@ -106,7 +106,7 @@ def parser(encoder: str | None = None) -> argparse.ArgumentParser:
         out.add_argument(
             "--overlap",
             choices=("drop", "keep"),
-            help="training tasks that share an id or a grid with a held-out task (default: drop)",
+            help="training tasks that share an id or a grid with a task of the test set (default: drop)",
         )
         out.add_argument(
             "--translation",

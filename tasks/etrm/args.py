@@ -39,7 +39,7 @@ class ETRMConfig(EpisodeConfig):
 
     train_search_steps: Annotated[int, Range(0)] = 0
     """Updates of a latent search at the beginning of each training example, on the demonstrations that it is shown."""
-    train_search_lr: Annotated[
+    train_search_step_size: Annotated[
         float, Range(above=0), Inert("train_search_steps=0", "train_search_steps=0: training does not search")
     ] = 0.1
     """Step size of that search."""

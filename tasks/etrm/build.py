@@ -90,7 +90,7 @@ def build(
         groups=groups_of(model, config),
         frozen={"encoder": config.freeze_encoder_steps, "trunk": config.freeze_decoder_steps},
         diagnostics_interval=config.diagnostics_interval,
-        search=SearchConfig(budgets=[config.train_search_steps], lr=config.train_search_lr)
+        search=SearchConfig(budgets=[config.train_search_steps], lr=config.train_search_step_size)
         if config.train_search_steps
         else None,
     )

@@ -155,7 +155,11 @@ class FeedforwardConfig(RunConfig):
     """Share of the run in which the learning rate rises."""
     min_lr: Annotated[float, Range(0), Inert("decay_lr=false")] = 3e-5
     """Learning rate at the end."""
-    weight_decay: Annotated[float, Range(0)] = 0.1
+    weight_decay: Annotated[
+        float,
+        Range(0),
+        Inert("arch.name=feedback.static_lora@StaticLora", "a static LoRA has no matrix that is decayed"),
+    ] = 0.1
     """Decoupled weight decay of matrices; tables, gates and other vectors have none."""
     beta1: Annotated[float, Range(0, below=1)] = 0.9
     """First-moment decay of AdamW."""

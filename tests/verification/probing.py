@@ -12,11 +12,14 @@ from omegaconf import OmegaConf
 from engine.cli.compose import compose_config
 from tests.conftest import ROOT
 from verification.finding import Finding
-from verification.probes import probe
+from verification.probes import CODES_OBSERVED, probe
 
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 RULES_THEN_PROBES = pytest.mark.parametrize("probes", [False, SLOW(True)], ids=["rules", "probes"])
 """The rules take milliseconds; what a tiny instance adds takes seconds, and is in the slow tests."""
+ENCODER = {"DYN704", "DYN708", "DYN710", "DYN711", "DYN713", "DYN714", "DYN715"}
+OBSERVED = tuple(code for code in CODES_OBSERVED if code not in ENCODER)
+"""The deeper codes that are observed of models in embedding mode; ENCODER: those of models with an encoder only."""
 ATTENTION, MLP, HRM = "cfg_pretrain_sudoku_extreme_att", "cfg_pretrain_sudoku_extreme_mlp", "cfg_pretrain"
 
 

@@ -18,9 +18,8 @@ from engine.cli.compose import compose_config
 from tests.conftest import run_forked
 from tests.verification.faults_deep import FAULTS
 from tests.verification.mutations import Fault, copy_repository, overlay
-from tests.verification.probing import SLOW
+from tests.verification.probing import OBSERVED, SLOW
 from verification.finding import Finding
-from verification.probes import CODES_OBSERVED
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("models", "losses", "tasks", "evaluators", "dataset", "pretrain", "tasks.recursive_reasoning.args")
@@ -82,6 +81,6 @@ def test_a_fault_of_behaviour_is_observed(fault: Fault, pristine: Path, config: 
 
 
 def test_unchanged_code_passes_every_probe(pristine: Path, config: dict) -> None:
-    findings = observe(pristine, config, list(CODES_OBSERVED))
-    assert {f.code for f in findings} >= set(CODES_OBSERVED)
+    findings = observe(pristine, config, list(OBSERVED))
+    assert {f.code for f in findings} >= set(OBSERVED)
     assert not [f for f in findings if f.level in ("FAIL", "WARN")]

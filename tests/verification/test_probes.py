@@ -20,8 +20,8 @@ from models.recursive_reasoning.act import ACTModel
 from models.recursive_reasoning.inner import RecursiveInner
 from models.sparse_embedding import SparseEmbedding
 from tests.conftest import ROOT
-from tests.verification.probing import ATTENTION, HRM, MLP, SLOW, around, composed, fails, look
-from verification.probes import CODES_OBSERVED, probe
+from tests.verification.probing import ATTENTION, HRM, MLP, OBSERVED, SLOW, around, composed, fails, look
+from verification.probes import probe
 
 RECIPES = sorted(p.stem for p in (ROOT / "config").glob("cfg_*.yaml") if "base/pretrain\n" in p.read_text("utf-8"))
 
@@ -36,7 +36,7 @@ def test_recipes_pass(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = torch.get_rng_state()
     with torch.no_grad():
         found = probe(composed(recipe), entry="pretrain", root=ROOT)
-    assert [(f.code, f.level) for f in found] == [(code, "PASS") for code in CODES_OBSERVED], found
+    assert [(f.code, f.level) for f in found] == [(code, "PASS") for code in OBSERVED], found
     assert torch.equal(torch.get_rng_state(), before)
     assert capsys.readouterr().out == ""
 
@@ -55,7 +55,7 @@ def test_recipes_pass(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
 )  # fmt: skip
 def test_good_settings_pass(overrides: tuple[str, ...]) -> None:
     found = probe(composed(ATTENTION, *overrides), entry="pretrain", root=ROOT)
-    assert [(f.code, f.level) for f in found] == [(code, "PASS") for code in CODES_OBSERVED], found
+    assert [(f.code, f.level) for f in found] == [(code, "PASS") for code in OBSERVED], found
 
 
 def test_the_package_imports_no_torch() -> None:
