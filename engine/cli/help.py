@@ -37,9 +37,9 @@ def help_text(
     """The whole help. Defaults are those of `config_name` under `choices` (group=option, ~key) where it composes, else
     the schema's."""
     stem = Path(entry).stem
-    others = tuple(f"cfg_{other}" for other in FAMILIES if other.startswith(stem) and other != stem)
+    longer = tuple(f"cfg_{other}" for other in FAMILIES if other.startswith(stem) and other != stem)
     names = sorted(path.stem for path in config_dir.glob(f"cfg_{stem}*.yaml"))
-    configs = [name for name in names if not name.startswith(others)]
+    configs = [name for name in names if not name.startswith(longer)]
     lines = [
         f"usage: python {stem}.py [key=value ...] [--key value ...] [--config-name CFG]",
         *textwrap.wrap((schema.__doc__ or "").strip().partition("\n")[0], WIDTH),

@@ -63,7 +63,7 @@ CHANGING: tuple[tuple[str, str, Read], ...] = (
 def handed_on(tiny: Tiny) -> Iterator[str]:
     """Numbers of the schema that are neither fixed by the probes, nor without effect under this config."""
     plain = tiny.build(stirred=False)
-    settings = {**with_defaults(tiny.launch.schema, tiny.settings), "arch": tiny.full_arch}
+    settings = {**with_defaults(tiny.schema, tiny.settings), "arch": tiny.full_arch}
     for name, field in tiny.schema.__dataclass_fields__.items():
         value = tiny.settings.get(name, field.default)
         if name in NOT_IDENTITY or type(value) not in (int, float) or inert_reason(tiny.launch.schema, name, settings):
