@@ -56,7 +56,7 @@ CHANGING: tuple[tuple[str, str, Read], ...] = (
 @observes(
     "CFG255",
     about="param_groups",
-    after=("SCR120",),
+    after=("SCR120", "MOD460"),
     fix="hand the config's value on where the run is built",
     passed="learning rates, decays, seed and length are the config's",
 )
