@@ -37,6 +37,9 @@ PINNED: Settings = {
 }
 """What every tiny run of pretrain_etrm.py has: size, length, place. Loading and freezing have probes of their own."""
 
+ADAPTING = ("arc_search@", "arc_adapt@")
+"""Evaluators that search or train at test time: they need gradients, which an evaluation otherwise must not keep."""
+
 
 def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
     """Settings of a tiny run: the arch shrunk, the run short, launch keys left at their defaults."""
@@ -45,7 +48,8 @@ def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
     for key, most in (("context_len", CONTEXT), ("latent_dim", 8), ("num_act_steps", 4)):
         if isinstance(arch.get(key), int):
             arch[key] = min(arch[key], most)
-    return tiny | PINNED | {"data_paths": [str(data)]}
+    evaluators = [one for one in resolved.get("evaluators") or () if not str(one.get("name")).startswith(ADAPTING)]
+    return tiny | PINNED | {"data_paths": [str(data)], "evaluators": evaluators}
 
 
 def write_patterns(root: Path, train: int = 0, test: int = 0) -> None:
