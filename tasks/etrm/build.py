@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from dataset.catalog import ensure
 from dataset.fewshot import FewShotEvalSampler, FewShotSampler, few_shot
 from dataset.format import PuzzleSplit, check_agreement, load_splits
 from dataset.held_back import HeldBack, hold_back
-from dataset.sampler import EvalBudget
-from dataset.writing import describe
 from engine import building
 from engine.io import print_rank0
-from engine.loop.schedule import warmup_cosine
 from engine.registry import create_evaluators
 from engine.task import ParamGroup, Runtime, TrainingPlan
 from evaluators.adaptation.search import SearchConfig
@@ -26,6 +21,8 @@ from tasks.etrm.args import ETRMConfig
 from tasks.etrm.decoder import Decoder, find_decoder
 from tasks.etrm.family import FAMILY
 from tasks.etrm.task import ETRMTask, SlotPlan
+from tasks.recursive_reasoning.build import evaluation_of, training_plan, usable_folders
+from tasks.recursive_reasoning.task import param_groups
 
 
 def check(config: ETRMConfig) -> None:
@@ -44,9 +41,7 @@ def build(
     config: ETRMConfig, runtime: Runtime, create_model: Callable[..., tuple[Any, Any]] = create_model
 ) -> TrainingPlan:
     """Data, model, loss and task of one run, with the plan that the trainer follows."""
-    usable = partial(ensure, build=not config.from_file, offline=config.offline)
-    folders = list(map(usable, config.data_paths))
-    tests = list(map(usable, config.data_paths_test)) or folders
+    folders, tests = usable_folders(config)
     train, test = few_shot(load_splits(folders, "train")), few_shot(load_splits(tests, "test"))
     for split in test:
         check_agreement(train, split.metadata, split.root / split.split / "dataset.json")
@@ -64,61 +59,32 @@ def build(
     shape = PuzzleShape(meta.seq_len, meta.vocab_size, sampler.num_puzzle_identifiers, meta.pad_id)
     model, loss_head = create_model(config, shape, runtime)
     decoder = find_decoder(config, model, test) if config.load_pretrained_decoder else None
-
-    held_out = partial(
-        FewShotEvalSampler, test, config.eval_batch_size or config.global_batch_size, seed=config.eval_seed
-    )
+    search = None
+    if config.train_search_steps:
+        search = SearchConfig(budgets=[config.train_search_steps], lr=config.train_search_step_size)
     task = ETRMTask(
         model,
         loss_head,
         runtime=runtime,
         sampler=sampler,
         plan=plan,
-        global_rows=config.global_batch_size,
-        batch_key="global_batch_size",
-        eval_sampler=held_out(
-            max_examples=config.eval_max_examples,
-            budget=EvalBudget(config.eval_max_groups, config.eval_max_augmentations),
-        ),
-        final_sampler=held_out(
-            max_examples=config.final_eval_max_examples,
-            budget=EvalBudget(config.final_eval_max_groups, config.final_eval_max_augmentations),
-        ),
-        evaluators=create_evaluators(config.evaluators),
         validation_sampler=held_back.sampler,
-        saves_carry=config.checkpoint_carry,
         groups=groups_of(model, config),
         frozen={"encoder": config.freeze_encoder_steps, "trunk": config.freeze_decoder_steps},
         diagnostics_interval=config.diagnostics_interval,
-        search=SearchConfig(budgets=[config.train_search_steps], lr=config.train_search_step_size)
-        if config.train_search_steps
-        else None,
+        search=search,
+        **evaluation_of(config, FewShotEvalSampler, test),
     )
     if not config.from_file:
         print_rank0(f"encoder     {model.encoder.describe()}; {model.ACT_MODE}, {model.ENCODER_POLICY}")
-    return TrainingPlan(
-        task=task,
-        total_steps=plan.total_steps,
-        schedule=partial(
-            warmup_cosine,
-            base=1.0,
-            warmup=config.lr_warmup_steps,
-            total=plan.total_steps,
-            min_ratio=config.lr_min_ratio,
-        ),
-        eval_steps=plan.evaluation_steps(config.min_eval_interval) if config.eval_interval else (),
-        final_eval=config.final_eval,
-        final_like_others=task.final_like_others,
-        covers=task.covers,
-        checkpoint_every_eval=config.checkpoint_every_eval,
-        primary_metric=f"{held_back.prefix}/exact_accuracy",
-        metric_mode="max",
+    return training_plan(
+        config,
+        task,
+        plan,
+        held_back,
+        [*folders, *tests],
         splits=_described(held_back.splits, decoder),
-        batch_key="global_batch_size",
-        batch_rows=config.global_batch_size,
-        report=task.report,
         start=None if decoder is None else decoder.load,
-        cards=[describe(folder) for folder in dict.fromkeys([*folders, *tests])],
     )
 
 
@@ -142,16 +108,10 @@ def _not_trained(train: Sequence[PuzzleSplit], held_back: HeldBack, most: int | 
 
 def groups_of(model: TRMWithEncoder, config: ETRMConfig) -> list[ParamGroup]:
     """One optimizer group for the encoder, one for all else."""
-    options = {"beta1": config.beta1, "beta2": config.beta2, "weight_decay": config.weight_decay}
-    rates = {"encoder": config.lr * config.encoder_lr_scale, "trunk": config.lr}
-    names = {id(param): name for name, param in model.named_parameters()}
-    return [
-        ParamGroup(
-            name=group,
-            optimizer="adam_atan2",
-            lr=rates[group],
-            params={names[id(param)]: param for param in params},
-            options=options,
-        )
-        for group, params in model.param_groups().items()
-    ]
+    return param_groups(
+        model,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        betas=(config.beta1, config.beta2),
+        scales={"encoder": config.encoder_lr_scale},
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from dataset.catalog import ensure
-from dataset.format import load_splits
-from dataset.held_back import hold_back
+from dataset.format import PuzzleSplit, load_splits
+from dataset.held_back import HeldBack, hold_back
 from dataset.sampler import EvalBudget, EvalSampler, TrainSampler
 from dataset.writing import describe
 from engine import building
@@ -17,7 +18,7 @@ from engine.registry import create_evaluators
 from engine.task import ParamGroup, Runtime, TrainingPlan
 from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.model import RecursiveModel
-from tasks.recursive_reasoning.args import PretrainConfig
+from tasks.recursive_reasoning.args import EpisodeConfig, PretrainConfig
 from tasks.recursive_reasoning.family import FAMILY
 from tasks.recursive_reasoning.task import EpochPlan, RecursiveReasoningTask, param_groups
 
@@ -38,9 +39,7 @@ def build(
     config: PretrainConfig, runtime: Runtime, create_model: Callable[..., tuple[Any, Any]] = create_model
 ) -> TrainingPlan:
     """Data, model, loss and task of one run, with the plan that the trainer follows."""
-    usable = partial(ensure, build=not config.from_file, offline=config.offline)
-    folders = list(map(usable, config.data_paths))
-    tests = list(map(usable, config.data_paths_test)) or folders
+    folders, tests = usable_folders(config)
     train = load_splits(folders, "train")
     epochs_per_iter, held_back = config.eval_interval or config.epochs, hold_back(train, config)
     sampler = TrainSampler(
@@ -52,60 +51,81 @@ def build(
         held_back=held_back.groups,
     )
     epochs = EpochPlan(sampler, iterations=config.epochs // epochs_per_iter)
-    evaluated = epochs.evaluation_steps(config.min_eval_interval)
     meta = train[0].metadata
     shape = PuzzleShape(meta.seq_len, meta.vocab_size, sampler.num_puzzle_identifiers, meta.pad_id)
     model, loss_head = create_model(config, shape, runtime)
-
-    held_out = partial(
-        EvalSampler,
-        load_splits(tests, "test", like=train),
-        config.eval_batch_size or config.global_batch_size,
-        seed=config.eval_seed,
-    )
     task = RecursiveReasoningTask(
         model,
         loss_head,
         runtime=runtime,
         sampler=sampler,
         plan=epochs,
-        global_rows=config.global_batch_size,
-        batch_key="global_batch_size",
-        eval_sampler=held_out(
+        validation_sampler=held_back.sampler,
+        groups=groups_of(model, config),
+        **evaluation_of(config, EvalSampler, load_splits(tests, "test", like=train)),
+    )
+    return training_plan(config, task, epochs, held_back, [*folders, *tests])
+
+
+def usable_folders(config: EpisodeConfig) -> tuple[list[Path], list[Path]]:
+    """The data sets to train on and to test on, built where they are missing and may be. Raises: UsageError."""
+    usable = partial(ensure, build=not config.from_file, offline=config.offline)
+    folders = list(map(usable, config.data_paths))
+    return folders, list(map(usable, config.data_paths_test)) or folders
+
+
+def evaluation_of(
+    config: EpisodeConfig, kind: Callable[..., EvalSampler], test: Sequence[PuzzleSplit]
+) -> dict[str, Any]:
+    """What a task needs for batches and evaluations: `kind` draws from the `test` splits, often and in the end."""
+    held_out = partial(kind, test, config.eval_batch_size or config.global_batch_size, seed=config.eval_seed)
+    return {
+        "global_rows": config.global_batch_size,
+        "batch_key": "global_batch_size",
+        "eval_sampler": held_out(
             max_examples=config.eval_max_examples,
             budget=EvalBudget(config.eval_max_groups, config.eval_max_augmentations),
         ),
-        final_sampler=held_out(
+        "final_sampler": held_out(
             max_examples=config.final_eval_max_examples,
             budget=EvalBudget(config.final_eval_max_groups, config.final_eval_max_augmentations),
         ),
-        evaluators=create_evaluators(config.evaluators),
-        validation_sampler=held_back.sampler,
-        saves_carry=config.checkpoint_carry,
-        groups=groups_of(model, config),
-    )
+        "evaluators": create_evaluators(config.evaluators),
+        "saves_carry": config.checkpoint_carry,
+    }
+
+
+def training_plan(
+    config: EpisodeConfig,
+    task: RecursiveReasoningTask,
+    length: Any,
+    held_back: HeldBack,
+    folders: Sequence[Path],
+    **more: Any,
+) -> TrainingPlan:
+    """The plan of a run of `length` (total_steps, evaluation_steps) on data in `folders`; `more` are other fields."""
     return TrainingPlan(
         task=task,
-        total_steps=epochs.total_steps,
+        total_steps=length.total_steps,
         schedule=partial(
             warmup_cosine,
             base=1.0,
             warmup=config.lr_warmup_steps,
-            total=epochs.total_steps,
+            total=length.total_steps,
             min_ratio=config.lr_min_ratio,
         ),
-        eval_steps=evaluated if config.eval_interval else (),
+        eval_steps=length.evaluation_steps(config.min_eval_interval) if config.eval_interval else (),
         final_eval=config.final_eval,
         final_like_others=task.final_like_others,
         covers=task.covers,
         checkpoint_every_eval=config.checkpoint_every_eval,
         primary_metric=f"{held_back.prefix}/exact_accuracy",
         metric_mode="max",
-        splits=held_back.splits,
         batch_key="global_batch_size",
         batch_rows=config.global_batch_size,
         report=task.report,
-        cards=[describe(folder) for folder in dict.fromkeys([*folders, *tests])],
+        cards=[describe(folder) for folder in dict.fromkeys(folders)],
+        **{"splits": held_back.splits, **more},
     )
 
 

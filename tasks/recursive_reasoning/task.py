@@ -366,11 +366,14 @@ def param_groups(
     lr: float,
     weight_decay: float,
     betas: tuple[float, float],
-    embedding_lr: float,
-    embedding_weight_decay: float,
-    freeze_weights: bool,
+    embedding_lr: float = 0.0,
+    embedding_weight_decay: float = 0.0,
+    freeze_weights: bool = False,
+    scales: Mapping[str, float] | None = None,
 ) -> list[ParamGroup]:
     """The published optimizer set: SignSGD for the puzzle embedding (if there is one), then AdamATan2 for the network.
+
+    `scales`: group of the network -> its learning rate as a multiple of `lr`; 1 for one that is not named.
 
     Raises:
         UsageError: freeze_weights without a puzzle embedding leaves nothing to train.
@@ -388,7 +391,8 @@ def param_groups(
         for group, params in model.param_groups().items():
             own = {id(param) for param in params}
             part = {name: param for name, param in network.items() if id(param) in own}
-            groups.append(ParamGroup(name=group, optimizer="adam_atan2", lr=lr, params=part, options=options))
+            rate = lr * (scales or {}).get(group, 1.0)
+            groups.append(ParamGroup(name=group, optimizer="adam_atan2", lr=rate, params=part, options=options))
     if not groups:
         raise UsageError(
             "freeze_weights=true with arch.puzzle_emb_ndim=0 leaves nothing to train: set arch.puzzle_emb_ndim > 0"
