@@ -6,34 +6,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config import NOT_IDENTITY
-from tasks.recursive_reasoning.verify import BATCH, shrink_arch
+from tasks.recursive_reasoning import verify as recursive_reasoning
+from tasks.recursive_reasoning.verify import BATCH
 from verification.spec import Settings, Verification
 
 SIDE, DEMONSTRATIONS, VOCAB = 4, 3, 12
 CONTEXT = 4
-PINNED: Settings = {
-    "data_paths": [],
-    "data_paths_test": [],
-    "device": "cpu",
-    "seed": 0,
-    "global_batch_size": BATCH,
-    "epochs": 64,
-    "eval_interval": None,
-    "min_eval_interval": 0,
-    "final_eval": True,
-    "eval_batch_size": BATCH,
-    "eval_max_examples": BATCH,
-    "final_eval_max_examples": BATCH,
+PINNED: Settings = recursive_reasoning.PINNED | {
     "max_train_groups": None,
     "load_pretrained_decoder": None,
     "allow_decoder_mismatch": False,
     "freeze_encoder_steps": 0,
     "freeze_decoder_steps": 0,
-    "lr_warmup_steps": 1,
     "diagnostics_interval": 1000,  # a look at the context embeds rows again
-    "max_steps": 3,
-    "log_interval": 1000,
 }
 """What every tiny run of pretrain_etrm.py has: size, length, place. Loading and freezing have probes of their own."""
 
@@ -43,8 +28,8 @@ ADAPTING = ("arc_search@", "arc_adapt@")
 
 def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
     """Settings of a tiny run: the arch shrunk, the run short, launch keys left at their defaults."""
-    tiny = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY and key != "hydra"}
-    arch = tiny["arch"] = shrink_arch(resolved.get("arch") or {})
+    tiny = recursive_reasoning.shrink(resolved, data)
+    arch = tiny["arch"]
     for key, most in (("context_len", CONTEXT), ("latent_dim", 8), ("num_act_steps", 4)):
         if isinstance(arch.get(key), int):
             arch[key] = min(arch[key], most)
