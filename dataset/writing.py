@@ -16,9 +16,8 @@ import numpy as np
 
 from dataset.arc import published as arc
 from dataset.format import load_splits
-from dataset.maze import published as maze
 from dataset.metadata import ARRAYS, SHARED, SPLITS, PuzzleMetadata, read_card, read_metadata
-from dataset.sudoku import published as sudoku
+from dataset.published import BY_SIZE
 from engine.io import REPLACED, TEMPORARY, UsageError, atomic_directory, file_lock, sha256_json
 
 SET = "all"
@@ -195,9 +194,9 @@ def stand_in_reason(root: str | Path, card: Mapping[str, Any] | None = None) -> 
 
     `card` is what its folder has, where the caller has read it.
     """
-    for kind in (sudoku, maze):
-        if kind.claims_to_be_published(root):
-            return kind.stand_in_reason(root, describe(root) if card is None else card)
+    for known in BY_SIZE:
+        if known.claims_to_be(root):
+            return known.stand_in_reason(root, describe(root) if card is None else card)
     if arc.claims_to_be_published(root) and card is None and (Path(root) / CARD).exists():
         card = read_card(Path(root) / CARD)
     return arc.stand_in_reason(root, card or {})

@@ -16,7 +16,7 @@ import numpy as np
 from dataset.maze.generate import MazeRecipe, canonical, generate, symmetric_copies
 from dataset.maze.paths import VOCAB_SIZE, judge, path_lengths
 from dataset.maze.public_csv import read_csv, write_csv
-from dataset.maze.published import claims_to_be_published
+from dataset.published import MAZE_HARD
 from dataset.writing import SplitArrays, building, refuse_existing, write_dataset
 from engine.distributed import keyed_numpy
 from engine.io import UsageError
@@ -71,7 +71,7 @@ class MazeBuild:
         if self.input is None:
             if self.subsample_size is not None:
                 raise UsageError("--subsample-size is for the mazes of a CSV: without --input use --num-train")
-            if claims_to_be_published(self.output_dir):
+            if MAZE_HARD.claims_to_be(self.output_dir):
                 raise UsageError(
                     f"--output-dir {self.output_dir}: generated mazes are not Maze-Hard and do not get its name: give "
                     "the public CSV with --input (--download fetches it), or choose another --output-dir"

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from dataset.format import load_split
+from dataset.published import SUDOKU_EXTREME
 from dataset.sudoku.augment import augment
 from dataset.sudoku.generate import Puzzle, Recipe, generate, split_pool
 from dataset.sudoku.grid import Geometry, geometry
 from dataset.sudoku.public_csv import Boards, read_csv, several_solutions
-from dataset.sudoku.published import claims_to_be_published
 from dataset.sudoku.solve import DIFFICULTY_RULE
 from dataset.workers import available_cores, ordered_map
 from dataset.writing import SplitArrays, building, refuse_existing, write_dataset
@@ -76,7 +76,7 @@ class SudokuBuild:
         ):
             if value is not None and value < least:
                 raise UsageError(f"{flag} must be at least {least}, got {value}")
-        if self.input is None and claims_to_be_published(self.output_dir):
+        if self.input is None and SUDOKU_EXTREME.claims_to_be(self.output_dir):
             raise UsageError(
                 f"--output-dir {self.output_dir}: generated puzzles are not Sudoku-Extreme and do not get its name: "
                 "give the public CSV with --input (--download fetches it), or choose another --output-dir"

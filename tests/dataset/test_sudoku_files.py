@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dataset.build_sudoku_dataset import main
+from dataset.published import SUDOKU_EXTREME
 from dataset.sudoku.generate import Puzzle, Recipe, generate
 from dataset.sudoku.public_csv import read_csv
-from dataset.sudoku.published import TEST_PUZZLES, claims_to_be_published, stand_in_reason
 from engine.io import UsageError
 
 PUZZLES = generate(Recipe(seed=1, size=4, split="train", blanks=(6, 8)), 12)
@@ -166,12 +166,12 @@ def test_generated_puzzles_do_not_get_the_published_name(tmp_path: Path, capsys,
 
 
 def test_what_stands_under_the_published_name() -> None:
-    whole = {"source": "csv", "counts": {"test": {"examples": TEST_PUZZLES}}}
-    assert stand_in_reason("data/sudoku-extreme-full", whole) is None
-    assert stand_in_reason("data/sudoku-4x4", {"source": "generated"}) is None
+    whole = {"source": "csv", "counts": {"test": {"examples": SUDOKU_EXTREME.test_examples}}}
+    assert SUDOKU_EXTREME.stand_in_reason("data/sudoku-extreme-full", whole) is None
+    assert SUDOKU_EXTREME.stand_in_reason("data/sudoku-4x4", {"source": "generated"}) is None
     for card in ({"source": "generated"}, {"source": "csv", "counts": {"test": {"examples": 9}}}, {}):
-        assert stand_in_reason("data/sudoku-extreme-full", card)
-    assert not claims_to_be_published("data/sudoku-9x9-easy")
+        assert SUDOKU_EXTREME.stand_in_reason("data/sudoku-extreme-full", card)
+    assert not SUDOKU_EXTREME.claims_to_be("data/sudoku-9x9-easy")
 
 
 def test_home_folder_in_paths(tmp_path: Path, monkeypatch, capsys) -> None:
