@@ -6,6 +6,7 @@ Text data sets have a catalog of their own, dataset/text/named.py, with `ensure_
 from __future__ import annotations
 
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,63 +58,63 @@ class Built(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuiltSudoku:
-    """Generated Sudokus."""
+class BuiltBoards(ABC):
+    """Generated boards of one kind: a group is one of them, with its augmented copies. Fields are the builder's."""
 
     size: int
     num_train: int
     num_test: int
-    blanks: tuple[int, int]
-    num_aug: int = 0
     data_mode: ClassVar[str] = "embedding"
     mean_examples: ClassVar[float | None] = 1.0
+    what: ClassVar[str]
 
     @property
     def groups(self) -> int:
         return self.num_train
-
-    def command(self) -> str:
-        low, high = self.blanks
-        flags = f"--size {self.size} --num-train {self.num_train} --num-test {self.num_test} --blanks {low} {high}"
-        return f"{SUDOKU_BUILDER} {flags}" + (f" --num-aug {self.num_aug}" if self.num_aug else "")
 
     def words(self) -> str:
         side = f"{self.size}x{self.size}"
-        return f"{self.num_train} training and {self.num_test} test puzzles of {side}, generated"
+        return f"{self.num_train} training and {self.num_test} test {self.what} of {side}, generated"
 
+    def flags(self) -> str:
+        """What every builder of boards is told."""
+        return f"--size {self.size} --num-train {self.num_train} --num-test {self.num_test}"
+
+    @abstractmethod
+    def command(self) -> str:
+        """The builder with its flags, without the folder."""
+
+    @abstractmethod
     def build(self, root: Path) -> None:
-        plan = SudokuBuild(
-            output_dir=root,
-            size=self.size,
-            num_train=self.num_train,
-            num_test=self.num_test,
-            blanks=self.blanks,
-            num_aug=self.num_aug,
-        )
-        build(plan)
+        """Build it. Raises: UsageError."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuiltMazes:
-    """Generated mazes."""
+class BuiltSudoku(BuiltBoards):
+    """Generated Sudokus."""
 
-    size: int
-    num_train: int
-    num_test: int
-    aug: bool
-    data_mode: ClassVar[str] = "embedding"
-    mean_examples: ClassVar[float | None] = 1.0
-
-    @property
-    def groups(self) -> int:
-        return self.num_train
+    blanks: tuple[int, int]
+    num_aug: int = 0
+    what: ClassVar[str] = "puzzles"
 
     def command(self) -> str:
-        flags = f"--size {self.size} --num-train {self.num_train} --num-test {self.num_test}"
-        return f"{MAZE_BUILDER} {flags}" + (" --aug" if self.aug else "")
+        low, high = self.blanks
+        augmented = f" --num-aug {self.num_aug}" if self.num_aug else ""
+        return f"{SUDOKU_BUILDER} {self.flags()} --blanks {low} {high}{augmented}"
 
-    def words(self) -> str:
-        return f"{self.num_train} training and {self.num_test} test mazes of {self.size}x{self.size}, generated"
+    def build(self, root: Path) -> None:
+        build(SudokuBuild(output_dir=root, **vars(self)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltMazes(BuiltBoards):
+    """Generated mazes."""
+
+    aug: bool
+    what: ClassVar[str] = "mazes"
+
+    def command(self) -> str:
+        return f"{MAZE_BUILDER} {self.flags()}" + (" --aug" if self.aug else "")
 
     def build(self, root: Path) -> None:
         build_mazes(MazeBuild(output_dir=root, **vars(self)))

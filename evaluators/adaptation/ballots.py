@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -37,7 +38,7 @@ class BallotsConfig:
         check_fields(self)
 
 
-class Ballots:
+class Ballots(ABC):
     """The base of evaluators that answer in several ways (`LABELS`), in each of which augmented copies vote.
 
     Metrics are `ARC_CLASS_LEAKAGE/LABEL/...`, with the protocol class of each way. `attach` gives them the model.
@@ -60,9 +61,9 @@ class Ballots:
         self.model = model
         self.token_loss: TokenLoss = loss_head.token_loss
 
+    @abstractmethod
     def labels(self) -> dict[str, str]:
         """Way of answering -> protocol class: i, or ii where the model is fitted to the task."""
-        raise NotImplementedError
 
     def begin(self, splits: Sequence[PuzzleSplit]) -> None:
         """Forget the votes, and get ready for these splits. Raises: UsageError."""

@@ -155,7 +155,7 @@ def test_bad_files_are_one_line(tmp_path, capsys, text, expected):
 )
 def test_bad_flags_are_one_line(tmp_path, monkeypatch, capsys, flags, expected):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(generate, "TRIES", 20)
+    monkeypatch.setattr(generate, "TRIES", 5)
     assert main(flags) == 2
     assert expected in capsys.readouterr().err
     assert not list(tmp_path.rglob("dataset.json"))
