@@ -80,7 +80,8 @@ def build(
     return training_plan(
         config,
         task,
-        plan,
+        plan.total_steps,
+        plan.evaluation_steps(config.min_eval_interval),
         held_back,
         [*folders, *tests],
         splits=_described(held_back.splits, decoder),

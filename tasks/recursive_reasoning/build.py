@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def build(
         held_back=held_back.groups,
     )
     epochs = EpochPlan(sampler, iterations=config.epochs // epochs_per_iter)
+    evaluated = epochs.evaluation_steps(config.min_eval_interval)
     meta = train[0].metadata
     shape = PuzzleShape(meta.seq_len, meta.vocab_size, sampler.num_puzzle_identifiers, meta.pad_id)
     model, loss_head = create_model(config, shape, runtime)
@@ -64,7 +65,7 @@ def build(
         groups=groups_of(model, config),
         **evaluation_of(config, EvalSampler, load_splits(tests, "test", like=train)),
     )
-    return training_plan(config, task, epochs, held_back, [*folders, *tests])
+    return training_plan(config, task, epochs.total_steps, evaluated, held_back, [*folders, *tests])
 
 
 def usable_folders(config: EpisodeConfig) -> tuple[list[Path], list[Path]]:
@@ -98,23 +99,25 @@ def evaluation_of(
 def training_plan(
     config: EpisodeConfig,
     task: RecursiveReasoningTask,
-    length: Any,
+    total_steps: int,
+    evaluated: Collection[int],
     held_back: HeldBack,
     folders: Sequence[Path],
     **more: Any,
 ) -> TrainingPlan:
-    """The plan of a run of `length` (total_steps, evaluation_steps) on data in `folders`; `more` are other fields."""
+    """The plan of a run of so many steps on data in `folders`; `evaluated` are the steps that complete an eval
+    interval, `more` other fields."""
     return TrainingPlan(
         task=task,
-        total_steps=length.total_steps,
+        total_steps=total_steps,
         schedule=partial(
             warmup_cosine,
             base=1.0,
             warmup=config.lr_warmup_steps,
-            total=length.total_steps,
+            total=total_steps,
             min_ratio=config.lr_min_ratio,
         ),
-        eval_steps=length.evaluation_steps(config.min_eval_interval) if config.eval_interval else (),
+        eval_steps=evaluated if config.eval_interval else (),
         final_eval=config.final_eval,
         final_like_others=task.final_like_others,
         covers=task.covers,

@@ -192,7 +192,7 @@ PAGES = (
         what="a page tells to run a script that does not exist",
         codes=("DOC810",),
         everything=True,
-        edits=(*ONE_PAGE, put("docs/runs.md", "```bash\npython pretrain_etrm.py device=cpu\n```\n")),
+        edits=(*ONE_PAGE, put("docs/runs.md", "```bash\npython pretrain_gone.py device=cpu\n```\n")),
     ),
     Fault(
         name="page-misspells-key",
