@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 # Names imported "as" themselves are here for packages that may import only this module.
-from engine.cli.console import begin as begin, execute as execute
-from engine.cli.spelling import as_typed
+from engine.cli.console import as_typed, begin as begin, execute as execute
 from engine.errors import RunFailure as RunFailure, UsageError as UsageError
 from engine.reading import (
     Unreadable as Unreadable,

@@ -74,8 +74,8 @@ def _warm_up() -> None:
     """What every launch reads and no launch changes, read once in the parent: a fork inherits modules and caches."""
     import numpy.random  # noqa: F401
 
+    from engine.cli.keys import known_keys
     from engine.cli.resolve import resolve
-    from engine.cli.source_keys import known_keys
     from engine.registry import families
     from engine.run import launch, session  # noqa: F401
     from verification import preflight  # noqa: F401

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from engine.cli.source_keys import inert_reason
+from engine.cli.keys import inert_reason
 from verification.codes import CODES
 from verification.finding import BLIND, Finding, Level
 from verification.link import Link

@@ -1,4 +1,4 @@
-"""The checkpoints of one run: saving, the `latest` and `best` pointers, finding and pruning.
+"""The checkpoints of one run: saving (in a thread, for large ones), the `latest` and `best` pointers, finding, pruning.
 
 <run>/checkpoints/step_<N>/   complete or absent (engine/checkpoint/manifest.py has the files)
 <run>/checkpoints/latest      one line: the name of the newest directory
@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,35 @@ class CheckpointStore:
             if (base / "checkpoints").is_dir() and base != self.run_dir:
                 return CheckpointStore(base, self.entry).latest()
         return None
+
+
+# --- work beside the training loop ------------------------------------------------------------------------------------
+
+
+class Background:
+    """A thread for one piece of work. It ends with the process: what it left half-done has a temporary name."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin `work`, once the piece before it has ended. Raises: that one's error."""
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the present piece has ended. Raises: its error, once."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._error = error

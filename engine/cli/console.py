@@ -1,4 +1,4 @@
-"""The two ends of a command: its terminal or pipe may be gone, or show ASCII only, and Ctrl-C may come at any time.
+"""The two ends of a command: its terminal may be gone or show ASCII only, Ctrl-C may come, keys are as they were typed.
 
 A script calls `begin` before its slow imports and ends with `execute`. In between `print` and `print_rank0` never fail:
 what cannot be shown is replaced, what cannot be written is dropped, with one warning.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import functools
 import io
+import json
 import os
+import re
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TextIO
 
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
@@ -182,3 +185,43 @@ def finish(code: int) -> NoReturn:
 def _warn(line: str) -> None:
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
+
+
+# --- the user's own spelling of keys ----------------------------------------------------------------------------------
+
+# Code and messages name a key as the config does (`arch.n_layer`, `run_dir`). Whoever typed `--n_layer` or `--out_dir`
+# reads that word: the command line remembers it here, and what prints asks here. The table lies in the environment, so
+# that the jobs of a sweep, which are started with the config's names, use the words of the command that began them.
+VARIABLE = "LOOPFORGE_SPELLING"
+
+
+def remember(typed: Mapping[str, str]) -> None:
+    """Add key -> the word typed for it; both may be `key=value`, where a value has another spelling as well."""
+    if typed:
+        os.environ[VARIABLE] = json.dumps(_table() | dict(typed))
+
+
+def forget() -> None:
+    os.environ.pop(VARIABLE, None)
+
+
+def as_typed(text: str) -> str:
+    """`text` with each key that was typed in another spelling in that spelling."""
+    table = _table()
+    return _pattern(tuple(table)).sub(lambda match: table[match["key"]], text) if table else text
+
+
+def _table() -> dict[str, str]:
+    table: dict[str, str] = json.loads(os.environ.get(VARIABLE, "{}"))
+    return table
+
+
+@functools.cache
+def _pattern(keys: tuple[str, ...]) -> re.Pattern[str]:
+    """Where one of `keys` is meant: a word of its own, no part of a path or of a longer key.
+
+    A key that is a plain word (accumulation) may be prose: only `=` or `:` behind it tells.
+    """
+    ordered = sorted(keys, key=len, reverse=True)
+    names = [re.escape(key) + ("" if re.search(r"[._=]", key) else "(?=[=:])") for key in ordered]
+    return re.compile(rf"(?<![\w./-])(?:--)?(?P<key>{'|'.join(names)})(?![\w/-]|\.\w)")

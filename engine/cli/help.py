@@ -14,9 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.cli.compose import compose_config
-from engine.cli.keys import Key, keys_of
+from engine.cli.keys import Key, keys_of, source_keys
 from engine.cli.recipes import options_for
-from engine.cli.source_keys import source_keys
 from engine.cli.translate import Groups
 from engine.fields import flatten
 from engine.registry import FAMILIES

@@ -1,4 +1,5 @@
-"""The keys that a schema declares: name, type, default and docstring, for errors, translator and --help."""
+"""The keys that a schema declares, or the source of a class that a config names: name, type, default and docstring, for
+errors, translator and --help."""
 
 from __future__ import annotations
 
@@ -7,11 +8,14 @@ import functools
 import inspect
 import textwrap
 import types
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from engine.fields import Inert, Range, declared
+from engine.fields import Inert, NotBlank, Range, declared, inert_by, value_at
 
 NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null", Any: "any"}
 
@@ -124,3 +128,158 @@ def _in_source(schema: type) -> dict[str, tuple[str, tuple[str, int]]]:
                 doc = " ".join(str(text).split()) if documented else written.get(target.id, ("",))[0]
                 written[target.id] = doc, (file, start + field.lineno - 1)
     return written
+
+
+# --- of a class that a config names, read from its source: --help must not load torch ---------------------------------
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = {kind.__name__: text for kind, text in NAMES.items() if isinstance(kind, type)} | {"None": "null", "Any": "any"}
+
+
+@functools.cache
+def source_keys(name: str, slot: str, prefix: str) -> dict[str, Key]:
+    """Keys of the `Config` of `module@Class` in a slot, nested ones too, by dotted name behind `prefix`.
+
+    `kind` and `default` of the keys are their text. Empty where the name leads nowhere: a launch says why.
+    """
+    module, _, cls = str(name).partition("@")
+    place = _lookup(module if module.split(".")[0] == slot else f"{slot}.{module}", cls)
+    config = _config_of(*place) if place else None
+    keys: dict[str, Key] = {}
+    for name, key in _keys(*config, prefix) if config else ():
+        above = keys.get(name)  # of a base class, whose marks hold where a subclass only gives another default
+        keys[name] = replace(key, marks=key.marks or above.marks) if above else key
+    return keys
+
+
+def known_keys(schema: Any, config: Mapping[str, Any]) -> dict[str, Key]:
+    """The keys of `schema`, and those of the classes that its open blocks (arch) name in `config`."""
+    known = dict(keys_of(schema))
+    for block in getattr(schema, "NESTED_SCHEMAS", {}):
+        known |= source_keys(str(value_at(config, f"{block}.name", "")), "models", f"{block}.")
+        known |= source_keys(str(value_at(config, f"{block}.loss.name", "")), "losses", f"{block}.loss.")
+    return known
+
+
+def inert_reason(schema: Any, key: str, config: Mapping[str, Any]) -> str:
+    """Why the dotted `key` has no effect in the resolved `config`; "" where it has one. torch is not imported.
+
+    What holds of a block holds of all keys in it. The reasons stand beside the fields (`engine.fields.Inert`).
+    """
+    known, place = known_keys(schema, config), key
+    while place:
+        if place in known and (reason := inert_by(known[place].inert, config)):
+            return reason
+        place = place.rpartition(".")[0]
+    return ""
+
+
+def _file(module: str) -> Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@functools.cache
+def _tree(module: str) -> ast.Module | None:
+    file = _file(module)
+    return ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _lookup(module: str, name: str) -> tuple[str, Any] | None:
+    """(module, node) of a name of a module's top level, through its imports from our packages."""
+    tree = _tree(module)
+    for node in tree.body if tree else ():
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        if getattr(node, "name", None) == name or any(getattr(target, "id", None) == name for target in targets):
+            return module, node
+        if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
+            return _lookup(str(node.module), name)
+    return None
+
+
+def _config_of(module: str, cls: Any) -> tuple[str, Any] | None:
+    """The class that `Config: ClassVar = ...` of a class or of one of its bases names."""
+    for node in getattr(cls, "body", ()):
+        if getattr(getattr(node, "target", None), "id", None) == "Config" and isinstance(node.value, ast.Name):
+            return _lookup(module, node.value.id)
+    above = (_lookup(module, base.id) for base in getattr(cls, "bases", ()) if isinstance(base, ast.Name))
+    return next((place for base in above if base and (place := _config_of(*base))), None)
+
+
+def _keys(module: str, cls: Any, prefix: str) -> Iterator[tuple[str, Key]]:
+    for base in getattr(cls, "bases", ()):
+        if isinstance(base, ast.Name) and (place := _lookup(module, base.id)):
+            yield from _keys(*place, prefix)
+    for node, below in pairwise([*getattr(cls, "body", ()), ast.Pass()]):
+        if not isinstance(node, ast.AnnAssign) or "ClassVar" in ast.unparse(node.annotation):
+            continue
+        name = prefix + ast.unparse(node.target)
+        text = getattr(getattr(below, "value", None), "value", None)
+        doc = " ".join(text.split()) if isinstance(below, ast.Expr) and isinstance(text, str) else ""
+        kind, place = _kind_of(node.annotation), (str(_file(module)), node.lineno)
+        optional = isinstance(kind, ast.BinOp) and ast.unparse(kind.right) == "None"
+        shown = _kind(module, kind.left if isinstance(kind, ast.BinOp) and optional else kind)
+        yield name, Key(name, shown, optional, _default(node.value), doc, _marks(module, node.annotation), place)
+        for part in ast.walk(kind):
+            nested = _lookup(module, part.id) if isinstance(part, ast.Name) else None
+            if nested and isinstance(nested[1], ast.ClassDef):
+                yield from _keys(*nested, f"{name}.")
+
+
+def _kind_of(annotation: ast.expr) -> ast.expr:
+    """The type of an annotation, without the marks beside it."""
+    inner: Any = getattr(annotation, "slice", None)
+    marked = inner is not None and ast.unparse(annotation.value) == "Annotated"  # type: ignore[attr-defined]
+    return inner.elts[0] if marked else annotation
+
+
+class _Names(dict[str, Any]):
+    """What the names in an annotation of a module stand for: our marks, and constants at the top of modules."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(Inert=Inert, Range=Range, NotBlank=NotBlank)
+        self._module = module
+
+    def __missing__(self, name: str) -> Any:
+        module, node = _lookup(self._module, name) or (self._module, None)
+        return _value(module, node.value)  # type: ignore[union-attr]
+
+
+def _value(module: str, node: ast.expr) -> Any:
+    """What an expression of our own source is worth, without an import of its module."""
+    return eval(ast.unparse(node), {"__builtins__": {}}, _Names(module))
+
+
+def _marks(module: str, annotation: ast.expr) -> tuple[Any, ...]:
+    """The marks of an annotation, written there or bound to a name of a module; none that only an import can make."""
+    marks: list[Any] = []
+    if ast.unparse(getattr(annotation, "value", annotation)) == "Annotated":
+        for mark in annotation.slice.elts[1:]:  # type: ignore[attr-defined]
+            with suppress(AttributeError, LookupError, NameError, TypeError, ValueError):
+                marks.append(_value(module, mark))
+    return tuple(marks)
+
+
+def _default(value: ast.expr | None) -> Any:
+    try:
+        return "required" if value is None else ast.literal_eval(value)
+    except ValueError:
+        return ast.unparse(value) if value is not None else ""
+
+
+def _kind(module: str, annotation: ast.expr) -> str:
+    """What `engine.cli.keys.describe` says of the type."""
+    if isinstance(annotation, ast.BinOp):
+        return f"{_kind(module, annotation.left)} or {_kind(module, annotation.right)}"
+    if isinstance(annotation, ast.Subscript):
+        outer, inner = ast.unparse(annotation.value), annotation.slice
+        if outer == "Annotated":
+            return _kind(module, _kind_of(annotation))
+        if outer == "Literal":
+            return "|".join(str(ast.literal_eval(one)) for one in getattr(inner, "elts", [inner]))
+        return f"list of {_kind(module, inner)}" if outer == "list" else "block of keys"
+    word = WORDS.get(ast.unparse(annotation))
+    named = None if word else _lookup(module, ast.unparse(annotation))
+    if named and isinstance(named[1], ast.Assign):
+        return _kind(named[0], named[1].value)
+    return word or "block of keys"

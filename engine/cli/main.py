@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from engine.cli.console import finish, open_streams
+from engine.cli.console import as_typed, finish, forget, open_streams, remember
 from engine.cli.help import help_text
 from engine.cli.keys import hint_for, keys_of
 from engine.cli.recipes import (
@@ -40,7 +40,6 @@ from engine.cli.recipes import (
     search_folders,
 )
 from engine.cli.resolve import PLUGINS, PRESET, is_sweep, read_command
-from engine.cli.spelling import as_typed, forget, remember
 from engine.cli.translate import Groups, spelled
 from engine.config import refusal_within
 from engine.distributed import report_to_launcher, should_report, under_torchrun

@@ -24,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.cli.compose import ConfigFile, compose_config, config_files, digest, key_lines, sweep_jobs
+from engine.cli.keys import known_keys
 from engine.cli.recipes import config_name_of, find_groups, flag_value, locate, search_folders
-from engine.cli.source_keys import known_keys
 from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, spelled, translate
 from engine.errors import UsageError
 from engine.registry import Family

@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.background import Background
 from engine.checkpoint.manifest import Checkpoint, load_checkpoint
 from engine.checkpoint.state_tree import copied, gather_tree
-from engine.checkpoint.store import CheckpointStore, CheckpointWriteError
-from engine.cli.spelling import as_typed
+from engine.checkpoint.store import Background, CheckpointStore, CheckpointWriteError
+from engine.cli.console import as_typed
 from engine.config import RunConfig, source_of
 from engine.distributed import all_gather_rows, on_main, rank, world_size
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from engine.checkpoint import store as store_module
-from engine.checkpoint.background import Background
 from engine.checkpoint.manifest import find_fault, step_folders
 from engine.checkpoint.state_tree import RowSharded, copied
+from engine.checkpoint.store import Background
 from tests.conftest import _entry, finish, metrics, run_script, start_forked
 
 RUN = (

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from engine.cli.help import help_text
-from engine.cli.keys import describe, keys_of
+from engine.cli.keys import describe, keys_of, source_keys
 from engine.cli.recipes import find_groups, read_option
-from engine.cli.source_keys import source_keys
 from engine.registry import family_of
 from tests.conftest import ROOT, archs_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli.spelling import VARIABLE, as_typed, forget, remember
+from engine.cli.console import VARIABLE, as_typed, forget, remember
 from tests.conftest import run_script
 
 CPU = ("--config-name=cfg_train_cpu", "device=cpu")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.cli.source_keys import inert_reason
+from engine.cli.keys import inert_reason
 from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
 from engine.schema import with_defaults

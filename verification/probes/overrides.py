@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from hydra.errors import HydraException
 
-from engine.cli.source_keys import inert_reason
+from engine.cli.keys import inert_reason
 from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
 from engine.registry import resolve
