@@ -52,7 +52,7 @@ def compile_task(task: Task, config: RunConfig, device: torch.device) -> None:
     if config.compile == "block" and not blocks:
         raise UsageError("compile=block: this model names no blocks to compile, use compile=full or compile=off")
     options: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
-    if (reason := _missing(device, options)) is not None:
+    if (reason := compiler_fault(device, options)) is not None:
         print_rank0(
             f"warning: compile={config.compile} found no working compiler ({reason}), so nothing is compiled; install "
             "g++ and the Python headers (CUDA: Triton)"
@@ -74,7 +74,7 @@ def compile_task(task: Task, config: RunConfig, device: torch.device) -> None:
     print_rank0(f"compile     {len(blocks)} block(s); the first steps and the first evaluation take longer")
 
 
-def _missing(device: torch.device, options: dict[str, Any]) -> str | None:
+def compiler_fault(device: torch.device, options: dict[str, Any]) -> str | None:
     """Compile one small function: why it cannot be done here, or None."""
     try:
         torch.compile(lambda x: torch.nn.functional.silu(x) + 1, **options)(torch.ones(8, device=device))

@@ -1,0 +1,94 @@
+"""Disk and data: free space, locks and links where runs are written, and the data sets that are here or can be made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+DATA = Path("data")
+WRITTEN = (DATA, Path("checkpoints"), Path("out"))
+"""Folders that commands write to, below the working directory."""
+
+
+def disks() -> dict[str, dict[str, Any]]:
+    """Folder -> free bytes and what its file system refuses; folders that lie on one disk are one entry."""
+    found: dict[int, dict[str, Any]] = {}
+    for place in WRITTEN:
+        there = next(one for one in (place, *place.absolute().parents) if one.is_dir())
+        entry = found.setdefault(there.stat().st_dev, {"folders": [], **_disk(there)})
+        entry["folders"].append(str(place))
+    return {", ".join(entry.pop("folders")): entry for entry in found.values()}
+
+
+def _disk(folder: Path) -> dict[str, Any]:
+    return {"free": shutil.disk_usage(folder).free, "refuses": _refused(folder)}
+
+
+def _refused(folder: Path) -> list[str]:
+    """Which of writing, locks and symbolic links the folder refuses; a temporary folder is made there and removed."""
+    try:
+        place = tempfile.TemporaryDirectory(dir=folder, prefix=".doctor-")
+    except OSError as error:
+        return [f"writing ({error.strerror})"]
+    refused = []
+    with place as name:
+        try:
+            import fcntl
+
+            with (Path(name) / "lock").open("w") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (ImportError, OSError):
+            refused.append("locks")
+        try:
+            os.symlink("lock", Path(name) / "link")
+        except OSError:
+            refused.append("links")
+    return refused
+
+
+def data_sets() -> list[dict[str, Any]]:
+    """Each data set below data/: its path, source, counts and hash, or what is wrong with it. Raises: ImportError."""
+    from dataset.catalog import describe
+    from engine.errors import UsageError
+
+    found = []
+    for place in sorted(DATA.iterdir()) if DATA.is_dir() else []:
+        if place.name.startswith(".") or not place.is_dir():
+            continue
+        try:
+            card = describe(place)
+        except UsageError as error:
+            found.append({"path": str(place), "fault": str(error)})
+        except (OSError, ValueError, KeyError, TypeError) as error:  # files of others: one bad set hides no other
+            found.append({"path": str(place), "fault": f"{type(error).__name__}: {error}"})
+        else:
+            kept = ("path", "source", "counts", "content_hash", "stand_in", "modified")
+            found.append({key: card[key] for key in kept if card.get(key)})
+    return found
+
+
+def missing_data(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Published data sets that are not here -> the command that makes them. Raises: ImportError."""
+    from dataset.catalog import PUBLISHED, build_command
+
+    here = {Path(one["path"]).name for one in found}
+    commands = {name: build_command(DATA / name) for name in PUBLISHED if name not in here}
+    return {name: command for name, command in commands.items() if command}
+
+
+def readable_size(size: int) -> str:
+    """Bytes as `12.3 GB`."""
+    return f"{size / 1e9:.1f} GB"
+
+
+def counts_in_words(counts: Any) -> str:
+    """`{"train": {"groups": 64, ...}, ...}` -> `train 64 groups, 64 puzzles; test ...`."""
+    words = []
+    with contextlib.suppress(AttributeError, TypeError, ValueError):
+        for split, numbers in counts.items():
+            words.append(f"{split} " + ", ".join(f"{number:,} {what}" for what, number in numbers.items()))
+    return "; ".join(words)
