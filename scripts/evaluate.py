@@ -6,6 +6,7 @@
     torchrun --nproc-per-node=4 scripts/evaluate.py checkpoints/demo/sudoku_4x4 --batch-size 3072
     python scripts/evaluate.py out/shakespeare/ckpt.pt                               # the best, not the latest
     python scripts/evaluate.py out/shakespeare --data more                           # a data set of the same tokenizer
+    python scripts/evaluate.py diversity_model                                       # of train_animal.py
 
 Without further arguments it repeats the evaluation at the end of the run: same examples and weights, same numbers.
 Options on ACT steps, examples and splits are for runs of pretrain.py.

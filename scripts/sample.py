@@ -1,11 +1,13 @@
-"""Write text with a model of train.py, or of a feedback script.
+"""Write text with a model of train.py, of a feedback script, or of train_animal.py.
 
     python scripts/sample.py out/shakespeare                                  # one sample from a newline
     python scripts/sample.py out/shakespeare --prompt "ROMEO:" --max-new-tokens 300 --top-k 1 5 200
     python scripts/sample.py out/shakespeare --prompt FILE:start.txt --temperature 0.7 --min-p 0.05 --num-samples 3
+    python scripts/sample.py diversity_model                                  # eight completions of the run's prompt
 
 It takes the best checkpoint of a run (--checkpoint latest: the newest) and its averaged weights where there are such.
-Several values of --top-k give a sample each; the same --seed gives the same text on every machine.
+Several values of --top-k give a sample each; the same --seed gives the same text on every machine. A run of
+train_animal.py is sampled as it was trained: its own prompt and length, temperature 1, all tokens.
 """
 
 from __future__ import annotations
@@ -29,28 +31,20 @@ from dataset.arguments import positive, script_parser
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
-    parser.add_argument("run", type=Path, help="a run directory of train.py, or one of its checkpoints")
+    parser.add_argument("run", type=Path, help="a run directory, or one of its checkpoints")
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (default), latest or step_N")
     parser.add_argument(
         "--prompt",
         nargs="+",
-        default=["\n"],
         help="text, or FILE:path; one for each stream of a multicontext model; default: a newline",
     )
-    parser.add_argument(
-        "--max-new-tokens", type=positive, default=500, metavar="N", help="length of a sample; default: 500"
-    )
-    parser.add_argument(
-        "--num-samples", type=positive, default=1, metavar="N", help="samples for each --top-k; default: 1"
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, metavar="T", help="0 takes the likeliest token; default: 0.8"
-    )
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="length of a sample; default: 500")
+    parser.add_argument("--num-samples", type=positive, metavar="N", help="samples for each --top-k; default: 1")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 takes the likeliest token; default: 0.8")
     parser.add_argument(
         "--top-k",
         type=positive,
         nargs="+",
-        default=[200],
         metavar="K",
         help="draw from the K likeliest tokens; default: 200",
     )
@@ -64,7 +58,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (if there are any) or raw")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
     args: argparse.Namespace = parser.parse_args(argv)
-    if not 0 <= args.temperature < math.inf:
+    if args.temperature is not None and not 0 <= args.temperature < math.inf:
         parser.error(f"argument --temperature: {args.temperature} is no finite number of at least 0")
     if args.min_p is not None and not 0 <= args.min_p <= 1:
         parser.error(f"argument --min-p: {args.min_p} is not between 0 and 1")

@@ -27,7 +27,16 @@ from dataset.arguments import positive, script_parser
 from engine.io import print_rank0
 from tasks.loading import add_run_arguments
 from viewer.examples import MAX_CANDIDATES, make_headline, select_examples
-from viewer.output import DEFAULT_COUNTS, SUFFIXES, check_count, check_target, default_file, draw_record, write
+from viewer.output import (
+    DEFAULT_COUNTS,
+    SUFFIXES,
+    check_count,
+    check_target,
+    default_file,
+    draw_record,
+    loader_of,
+    write,
+)
 from viewer.terminal import make_console
 from viewer.trajectory import layout_of
 
@@ -77,12 +86,11 @@ def main(args: argparse.Namespace) -> None:
     if args.checkpoint.suffix == ".json":
         draw_record(args)
         return
-    from engine.run.load_run import family_function
     from viewer.stepper import step_through
     from viewer.terminal import draw
 
     named = None if args.out is None else args.out.absolute()
-    run = family_function(args.checkpoint, "loading", "load_puzzle_run")(args)
+    run = loader_of(args.checkpoint)(args)
     metadata = run.splits[0].metadata
     layout = layout_of(metadata.seq_len, metadata.vocab_size)
     target = named or (None if args.terminal else default_file(run, args))

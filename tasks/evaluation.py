@@ -13,7 +13,7 @@ from typing import Any
 from engine.distributed import is_main
 from engine.errors import UsageError
 from engine.io import print_rank0, user_path
-from engine.run.load_run import find_checkpoint, open_checkpoint
+from engine.run.load_run import OpenedCheckpoint, find_checkpoint, open_checkpoint
 from reports.output import write_json_result
 from tasks.loading import home_of, require_average, warn_of_other_data
 
@@ -35,6 +35,7 @@ def evaluate_run(
     override_data: Callable[[Path, list[str]], Mapping[str, Any]] | None = None,
     mode: str | None = None,
     keys: Sequence[str] = (),
+    opener: Callable[..., OpenedCheckpoint] = open_checkpoint,
 ) -> None:
     """Load, evaluate, print and write, as the arguments of scripts/evaluate.py ask.
 
@@ -42,6 +43,7 @@ def evaluate_run(
         override_data: (checkpoint, what --data names) -> keys of the config that evaluate on it.
         mode: a key of the config that decides what the numbers mean: it is printed with them.
         keys: further keys to keep with the result.
+        opener: for a family whose figures need more of a checkpoint than the weights.
 
     Raises:
         UsageError: an argument without a meaning for this family, no usable checkpoint or data.
@@ -55,7 +57,7 @@ def evaluate_run(
     given = [os.path.abspath(user_path(name)) if "/" in name else name for name in args.data or ()]
     with contextlib.chdir(home_of(checkpoint)):
         overrides = override_data(checkpoint, given) if override_data else {}
-        opened = open_checkpoint(checkpoint, device=args.device, weights=args.weights or "ema", overrides=overrides)
+        opened = opener(checkpoint, device=args.device, weights=args.weights or "ema", overrides=overrides)
         require_average(opened, args)
         data = [{key: str(card[key]) for key in ("path", "content_hash")} for card in opened.plan.cards]
         warn_of_other_data(opened.checkpoint, data)

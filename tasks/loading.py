@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", choices=("ema", "raw"), help="averaged or raw; default: the averaged ones where the run keeps them"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
+
+
+TEXT = {"prompt": ["\n"], "max_new_tokens": 500, "num_samples": 1, "temperature": 0.8, "top_k": [200]}
+"""Arguments of scripts/sample.py where none are given, for models that were trained on text."""
+
+
+def with_defaults(args: argparse.Namespace, defaults: Mapping[str, Any]) -> argparse.Namespace:
+    """`args` with the defaults of those that were not given (None)."""
+    left = {name: value for name, value in defaults.items() if getattr(args, name) is None}
+    return argparse.Namespace(**{**vars(args), **left})
 
 
 def pick_checkpoint(run: Path, name: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,20 @@ DEFAULT_COUNTS = {".png": 4, ".gif": 4, ".html": 32}
 MARK = b"Loopforge visualize"
 """Stands within the first bytes of every drawing."""
 HEAD = 8192
+
+
+def loader_of(path: Path) -> Callable[[argparse.Namespace], StoredRun]:
+    """What reads the run `path` with its examples. Raises: UsageError for one that has no steps to be drawn, with the
+    drawings that it made itself.
+    """
+    from engine.run.load_run import family_function
+
+    try:
+        return family_function(path, "loading", "load_puzzle_run")
+    except UsageError as error:
+        drawn = sorted(file.name for file in path.glob("*") if file.suffix in (".html", ".png"))
+        hint = f"; this one has drawn {', '.join(drawn)} itself" if drawn else ""
+        raise UsageError(f"{error}{hint}") from None
 
 
 def default_file(run: StoredRun, args: argparse.Namespace) -> Path:

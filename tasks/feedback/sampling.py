@@ -12,16 +12,18 @@ from tasks.feedback.generation import Sampling, fill, predictor
 from tasks.feedback.loading import FeedbackRun, load_feedback_run
 from tasks.language_model.generation import until
 from tasks.language_model.report import encode_prompt, start_text
+from tasks.loading import TEXT, with_defaults
 
-WITHOUT = {"top_k": [200], "min_p": None, "dataset": None}
-"""Arguments that mean nothing here, with their defaults."""
+WITHOUT = ("top_k", "min_p", "dataset")
+"""Arguments that mean nothing here."""
 
 
 def sample_run(args: argparse.Namespace) -> None:
     """Load the run that `args` names and print its samples. Raises: UsageError."""
-    for name, default in WITHOUT.items():
-        if getattr(args, name) != default:
+    for name in WITHOUT:
+        if getattr(args, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} has no meaning for a model that fills in masked text")
+    args = with_defaults(args, TEXT)
     if len(args.prompt) > 1:
         raise UsageError(f"--prompt: {len(args.prompt)} were given, expected one")
     prompt = start_text(args.prompt[0])

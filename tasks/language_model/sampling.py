@@ -12,10 +12,12 @@ from engine.errors import UsageError
 from tasks.language_model.generation import generate, until
 from tasks.language_model.loading import load_text_run
 from tasks.language_model.report import encode_prompt, start_text
+from tasks.loading import TEXT, with_defaults
 
 
 def sample_run(args: argparse.Namespace) -> None:
     """Load the run that `args` names and print its samples. Raises: UsageError."""
+    args = with_defaults(args, TEXT)
     prompts = [start_text(text) for text in args.prompt]
     run = load_text_run(args.run, checkpoint=args.checkpoint, device=args.device, weights=args.weights)
     print_samples(run, prompts, args)

@@ -214,3 +214,26 @@ def test_no_library_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert "pip install -e '.[animal]'" in result.output
     else:
         pytest.skip("the extra is installed")
+
+
+# --- commands on a stored run -----------------------------------------------------------------------------------------
+
+
+def test_evaluate_repeats_the_evaluation_and_sample_writes_text(whole: Path) -> None:
+    """evaluate.py gives the figures of the end bit for bit, sample.py completions of the run's prompt or another."""
+    last = {name: value for name, value in metrics(whole / "run")[-1].items() if name.startswith("eval/")}
+    result = run_script("scripts/evaluate", "run", "--device", "cpu", cwd=whole)
+    assert result.code == 0, result.output
+    assert json.loads((whole / "run/evaluation_step_6.json").read_text())["results"] == last
+    assert last["eval/ref_kl"] != 0.0
+    words = ("run", "--checkpoint", "latest", "--device", "cpu")
+    text = run_script("scripts/sample", *words, "--num-samples", "3", cwd=whole)
+    assert text.code == 0, text.output
+    assert [line.startswith(" the animal") for line in text.output.splitlines()[-5::2]] == [True] * 3
+    assert sum(line.startswith("--- step 6 sample ") for line in text.output.splitlines()) == 3
+    other = run_script("scripts/sample", *words, "--prompt", " I love", "--temperature", "0", cwd=whole)
+    assert len({line for line in other.output.splitlines() if line.startswith(" I love")}) == 1
+    refused = run_script("scripts/sample", *words, "--min-p", "0.5", cwd=whole)
+    assert (refused.code, "--min-p has no meaning for a run of train_animal.py" in refused.output) == (2, True)
+    drawn = run_script("scripts/visualize", "run", cwd=whole)
+    assert (drawn.code, "has drawn before_after.png, report.html itself" in drawn.output) == (2, True)

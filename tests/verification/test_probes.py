@@ -81,6 +81,14 @@ def test_what_cannot_be_built_is_told_first(override: str, said: str) -> None:
     assert said in found[0].message
 
 
+def test_a_library_that_is_missing_is_no_fault_of_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: Any) -> None:
+        import no_such_library  # noqa: F401
+
+    monkeypatch.setattr("verification.probes.session._built", missing)
+    assert [(f.code, f.level) for f in look("DYN700")] == [("DYN700", "SKIP")]
+
+
 def test_a_crash_in_the_forward_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RecursiveInner, "logits", lambda self, latents: self.lm_heads(latents))
     assert "lm_heads" in fails("DYN700")

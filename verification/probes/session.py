@@ -165,10 +165,17 @@ def tensor_names(resolved: Settings, script: ModuleType) -> set[str]:
 
 
 def _unbuilt(error: BaseException, root: Path) -> Finding:
+    if isinstance(error, ModuleNotFoundError) and not _ours(error.name or "", root):
+        return _finding(BUILT, "SKIP", f"not observed: {error.name} is not installed here")
     text = " ".join(str(error).split())[:400]
     text = text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
     file, line = ("", 0) if isinstance(error, UsageError) else place_of_error(error, root)
     return Finding(BUILT, "FAIL", "dyn", f"the config cannot be built: {text}", CODES[BUILT].fix, file, line)
+
+
+def _ours(module: str, root: Path) -> bool:
+    top = module.partition(".")[0]
+    return (root / top).is_dir() or (root / f"{top}.py").is_file()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,50 @@
+"""Write text with a run of train_animal.py, for scripts/sample.py."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UsageError
+from engine.io import print_rank0
+from models.animal.language_model import Sampling
+from tasks.animal.loading import open_animal_run
+from tasks.language_model.report import start_text
+from tasks.loading import home_of, pick_checkpoint, with_defaults
+
+DEFAULTS = {"num_samples": 8, "temperature": 1.0, "top_k": [0]}
+"""As the run samples: nothing is tempered or cut off."""
+WITHOUT = ("min_p", "steps", "block_length", "dataset")
+"""Arguments that mean nothing here."""
+
+
+def sample_run(args: argparse.Namespace) -> None:
+    """Load the run that `args` names and print its completions, of its own prompt where none is given.
+
+    Raises: UsageError.
+    """
+    args = with_defaults(args, DEFAULTS)
+    for name in WITHOUT:
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of train_animal.py")
+    if args.prompt is not None and len(args.prompt) > 1:
+        raise UsageError(f"--prompt: {len(args.prompt)} were given, expected one")
+    asked = {"prompt": args.prompt and start_text(args.prompt[0]), "max_new_tokens": args.max_new_tokens}
+    given = {key: value for key, value in asked.items() if value is not None}
+    run = Path(os.path.abspath(pick_checkpoint(args.run, args.checkpoint)))
+    with contextlib.chdir(home_of(run)):
+        opened = open_animal_run(run, device=args.device, weights=args.weights, overrides=given)
+    task: Any = opened.plan.task
+    for top_k in args.top_k:
+        greedy = args.temperature == 0
+        sampling = Sampling(temperature=1.0 if greedy else args.temperature, top_k=1 if greedy else top_k)
+        drawn = task.sampler.draw(args.seed, f"animal/sample/{top_k}", 0, args.num_samples, sampling=sampling)
+        for number, blocks in enumerate(drawn.blocks):
+            shown = f"top_k {top_k} " if top_k else ""
+            print_rank0(
+                f"--- step {opened.checkpoint.step} {shown}sample {number}: {blocks.option or 'names no option'}"
+            )
+            print_rank0(opened.config.prompt + blocks.text)
