@@ -206,9 +206,9 @@ def ensure_text(path: str | Path, *, offline: Literal["stand_in", "error"] = "st
     stand-in with `offline="error"`.
     """
     root = Path(path)
-    entry = NAMED.get(root.name)
     if not root.exists():
-        _build_missing(root, entry, offline)
+        require_text(root, offline=offline)
+        _build_missing(root)
     card = describe_text(root)
     for split in ("train", "val"):
         TokenStream(root, split)
@@ -227,13 +227,22 @@ def ensure_text(path: str | Path, *, offline: Literal["stand_in", "error"] = "st
     return card
 
 
-def _build_missing(root: Path, entry: NamedText | None, offline: str) -> None:
+def require_text(path: str | Path, *, offline: Literal["stand_in", "error"] = "stand_in") -> None:
+    """Raises: UsageError for a text data set that is missing and cannot be built here, with the command."""
+    root = Path(path)
+    entry = NAMED.get(root.name)
+    if root.exists():
+        return
     if entry is None:
         raise UsageError(f"data set {root} does not exist: {build_command(root)}; or " + did_you_mean(root.name, NAMED))
-    stand_in = None if entry.generated else entry.offline
-    if not entry.generated and (stand_in is None or offline == "error"):
+    if not entry.generated and (entry.offline is None or offline == "error"):
         why = f"; its stand-in {entry.offline} is forbidden by offline=error" if entry.offline else ""
         raise UsageError(f"data set {root} does not exist{why}: {build_command(root)} (or --input FILE instead)")
+
+
+def _build_missing(root: Path) -> None:
+    entry = NAMED[root.name]
+    stand_in = None if entry.generated else entry.offline
     print_rank0(
         f"{root} is missing: building {f'its stand-in {stand_in}' if stand_in else 'it'} now ({entry.tokenizer} tokens)"
     )

@@ -110,6 +110,7 @@ class _Translator:
         self.keys = keys_of(schema)
         blocks: Mapping[str, type] = getattr(schema, "NESTED_SCHEMAS", {})
         self.blocks = {f"{root}.{inner}" for root, kind in blocks.items() for inner in keys_of(kind)}
+        self.sections = {old[: dot.start()] for old in aliases for dot in re.finditer(r"\.", old)}
         self.multirun = bool({"-m", "--multirun"} & set(argv))
         self.hydra: list[str] = []
         self.from_json: list[str] = []
@@ -251,17 +252,22 @@ class _Translator:
 
     def _flatten(self, block: Mapping[str, Any], prefix: str) -> None:
         for key, value in block.items():
-            name = self._resolved(f"{prefix}{key}")
-            if name is None and isinstance(value, Mapping) and any(f"{prefix}{key}." in old for old in self.aliases):
-                self._flatten(value, f"{prefix}{key}.")  # a section that only groups keys
+            spelt = f"{prefix}{key}"
+            name = self._resolved(spelt)
+            section = name is None and spelt in self.sections  # it only groups keys
+            option = name in self.groups.options and isinstance(value, str)
+            if not (isinstance(value, Mapping) or option) and (section or self._is_declared_block(name)):
+                raise UsageError(f"{spelt}: expected a block {{...}} of keys, got {json.dumps(value)}")
+            if section:
+                self._flatten(value, f"{spelt}.")
                 continue
             if name is None:
-                raise UsageError(f"unknown key '{prefix}{key}': {self._suggest(prefix + key)}")
-            self._note(name, f"{prefix}{key}")
-            if name in self.groups.options and isinstance(value, str):
+                raise UsageError(f"unknown key '{spelt}': {self._suggest(spelt)}")
+            self._note(name, spelt)
+            if option:
                 self.from_json.append(self._override(f"{name}={value}"))
             elif isinstance(value, Mapping) and value and all(re.fullmatch(r"[A-Za-z_][\w-]*", k) for k in value):
-                self._flatten(value, f"{prefix}{key}.")
+                self._flatten(value, f"{spelt}.")
             else:
                 self.from_json.append(f"++{name}={render(value)}")
 
@@ -279,6 +285,12 @@ class _Translator:
         if name in self.keys or not dot:
             return False
         return _is_block(self.keys[root].kind) if root in self.keys else root in self.groups.options
+
+    def _is_declared_block(self, name: str | None) -> bool:
+        """Whether a key is declared to be a block, or lies in a block of blocks (datasets.gsm8k)."""
+        key, outer = self.keys.get(name or ""), self.keys.get((name or "").rpartition(".")[0])
+        kinds = (key.kind,) if key else get_args(outer.kind)[1:] if outer else ()
+        return any(describe(kind) == "block of keys" for kind in kinds) and not (key and key.optional)
 
     def _note(self, name: str, spelt: str) -> None:
         """The last spelling counts. One with dashes is no key, so messages name the flag that it was."""
@@ -327,7 +339,7 @@ class _Translator:
 
     def _suggest(self, spelt: str) -> str:
         hydra = [flag[2:] for flag in HYDRA_SWITCHES | HYDRA_VALUED if flag.startswith("--")]
-        known = [*self.keys, *self.groups.options, *self.aliases, *hydra, "config", "info", "help"]
+        known = [*self.keys, *self.groups.options, *self.aliases, *self.sections, *hydra, "config", "info", "help"]
         name = spelt.replace("-", "_")
         if hint := hint_for(self.schema, name.removeprefix("no_")):
             return hint

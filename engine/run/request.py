@@ -97,11 +97,8 @@ class RunRequest:
         for candidate in [*places, *(p for p in self.siblings() if self.same(p))]:
             if CheckpointStore(candidate, self.entry).latest():
                 return candidate
-        also = f" (nor, for this config, in any {to_glob(self._timed)})" if self._timed else ""
-        raise UsageError(
-            f"nothing to resume: no checkpoint in {self.path / 'checkpoints'}{also}; "
-            "without resume and resume_from a new run starts"
-        )
+        where = f"in any {to_glob(self._timed)} of this config" if self._timed else f"in {self.path / 'checkpoints'}"
+        raise UsageError(f"nothing to resume: no checkpoint {where}; without resume and resume_from a new run starts")
 
     def unfinished(self, branch: Path | None = None) -> Path | None:
         """The newest unfinished run of this identity."""

@@ -248,7 +248,7 @@ class Session(Hook):
         self.sinks.close()  # last: a server may keep one of them waiting
         for name, value in results.items():
             if value is not None and name.count("/") == 1:
-                print_rank0(f"{name:<28}{value:.4f}")
+                print_rank0(f"{name:<28}{_shown(value)}")
         print_rank0(f"done: {self.decision.path} (step {self.trainer.step}, {time.time() - self.began:.1f} s)")
 
     def ended(self, error: BaseException) -> None:
@@ -273,6 +273,13 @@ class Session(Hook):
             write()
         except OSError as error:  # a full disk must not hide the reason why the run ended
             print_rank0(f"warning: status.json could not be written ({error.strerror})")
+
+
+def _shown(value: float) -> str:
+    """Four decimals; counts have none, and what would be 0.0000 keeps two digits."""
+    if abs(value) >= 1e4:
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if abs(value) >= 1e-3 or not value else f"{value:.2g}"
 
 
 def _stand_in(plan: TrainingPlan) -> dict[str, bool]:

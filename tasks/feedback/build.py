@@ -9,7 +9,7 @@ from typing import Any
 
 from dataset.text.documents import DocumentBatches, Documents, EvalDocuments
 from dataset.text.meta import load_tokenizer, read_meta
-from dataset.text.named import build_command, ensure_text
+from dataset.text.named import build_command, ensure_text, require_text
 from dataset.text.vocabulary import vocabularies_of
 from engine import building
 from engine.errors import UsageError
@@ -33,9 +33,13 @@ CONTEXT = 0.5
 
 
 def check(config: FeedforwardConfig) -> None:
-    """Names and keys of the architecture; what to resume is named with --resume only. Raises: UsageError."""
+    """Names and keys of the architecture; base and data are there, or can be built; what to resume is named with
+    --resume only. Raises: UsageError."""
     _family(config).read_arch(config)
     create_evaluators(config.evaluators)
+    require_text(config.dataset.folder, offline=config.offline)
+    if isinstance(config, FeedbackConfig):
+        find_base(config)
     named = {"checkpoint_dir": config.checkpoint_dir, "checkpoint_name": config.checkpoint_name}
     for key, value in named.items():
         if value is not None and config.resume != "true":
@@ -56,11 +60,10 @@ def build(
 ) -> TrainingPlan:
     """Data, base, model, loss and task of one run, with the plan that the trainer follows."""
     entry, folder = config.dataset, Path(config.dataset.folder)
-    if isinstance(config, FeedbackConfig):
-        find_base(config)  # before any data are built
     card = open_data(config, folder)
     shape = text_shape(read_meta(folder).vocab_size)
     train, test = (Documents(folder, split, block_size=entry.block_size) for split in ("train", "val"))
+    test.name = card.get("split", {}).get("val", test.name)
     validation = None
     if config.select_on == "validation":
         train, validation = train.hold_back(config.eval_seed)

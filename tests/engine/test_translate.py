@@ -37,6 +37,7 @@ class Schema(RunConfig):
     use_wandb: bool = False
     no_grad: bool = False
     optim: Optim = field(default_factory=Optim)
+    sets: dict[str, Optim] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -267,11 +268,15 @@ def test_json_comes_before_argv_and_is_flattened_by_key(tmp_path: Path) -> None:
         ("{\n  lr: 1}", ["line 2 column 3"]),
         ("[1]", ["one object"]),
         ('{"lrr": 1}', ["unknown key 'lrr'", "'lr'"]),
+        ('{"optim": [1]}', ["optim: expected a block {...} of keys, got [1]"]),
+        ('{"sets": {"a": "b"}}', ['sets.a: expected a block {...} of keys, got "b"']),
+        ('{"training": null}', ["training: expected a block {...} of keys, got null"]),
+        ('{"traning": {}}', ["unknown key 'traning': did you mean 'training'?"]),
     ],
 )
 def test_a_bad_json_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
     file = tmp_path / "config.json"
     file.write_text(text)
     with pytest.raises(UsageError) as caught:
-        translate([f"--config={file}"], Schema)
+        translate([f"--config={file}"], Schema, aliases={"training.lr": "lr"})
     assert all(word in str(caught.value) for word in [str(file), *words])

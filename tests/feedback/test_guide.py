@@ -49,6 +49,7 @@ def test_the_guide_on_the_stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     config_of(tmp_path, monkeypatch)
     first, _, resumed, recurrent, distinct = run_guide(tmp_path)
     assert first.count("STAND-IN DATA: data/gsm8k_byte is arithmetic") == 1
+    assert "pieces of test of data/gsm8k_byte, at the end" in first
     assert "resuming from step_2" in resumed
     assert f"base        .out/gsm8k/{BASES['gsm8k']}/checkpoints/step_2" in recurrent
     assert f"base        .out/wikitext/{BASES['wikitext']}/checkpoints/step_2" in distinct

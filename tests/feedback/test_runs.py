@@ -154,6 +154,7 @@ def test_a_run_to_resume_by_any_name(place: Path) -> None:
         (["--active_dataset", "gsm8k", "datasets.gsm8k.block_size=1024"], "arch.block_size=512"),
         (["--active_dataset", "gsm8k", "arch=feedbackward"], "DATA_MODE"),
         (["--active_dataset", "gsm8k", "epochs.gsm8k=0"], "epochs.gsm8k=0"),
+        (["--active_dataset", "gsm8k", "datasets.gsm8k.path=gone"], "error: data set gone does not exist"),
     ],
 )
 def test_unusable_commands_of_a_base(place: Path, argv: list[str], expected: str) -> None:
@@ -161,12 +162,13 @@ def test_unusable_commands_of_a_base(place: Path, argv: list[str], expected: str
     assert result.code == 2, result.output
     (line,) = errors(result.output)
     assert expected in line
+    assert ("device " in result.output) == ("arch.block_size" in expected)  # the rest is known without a model
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
     result = run_script("feedforward_train", "--active_dataset", "wikitext", "--resume", "True", cwd=tmp_path)
     assert result.code == 2
-    assert ".out/wikitext/ff_model_" in errors(result.output)[0]
+    assert "nothing to resume: no checkpoint in any .out/wikitext/ff_model_* of this" in errors(result.output)[0]
     assert not (tmp_path / "data").exists()
 
 
@@ -219,6 +221,7 @@ def test_a_wrong_base_is_noticed_before_data_are_built(tmp_path: Path) -> None:
     result = run_script("feedbackward_alt_train", *words, cwd=tmp_path)
     assert result.code == 2
     assert "ff_checkpoint_dir=a: there is no such run in .out/gsm8k (nor in any .out/*)" in errors(result.output)[0]
+    assert "device " not in result.output
     assert not list(tmp_path.iterdir())
 
 
