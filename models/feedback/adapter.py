@@ -37,7 +37,7 @@ class Adapter(nn.Module, ABC):
         """(delta for the next pass, penalty or None), from the pass `seen`, which was made with the delta `before`."""
 
     @abstractmethod
-    def static_delta(self) -> Any:
+    def static_delta(self, base: BaseLM) -> Any:
         """The delta less its input-dependent part."""
 
     def forward(self, base: BaseLM, batch: Batch, passes: int | None = None) -> FeedbackOutput:

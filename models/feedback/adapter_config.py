@@ -77,7 +77,7 @@ class HyperConfig(StaticLoraConfig):
 
     NOT_SHAPE: ClassVar[frozenset[str]] = frozenset(
         (
-            *("lora_apply", "dropout", "forward_dtype", "init_std", "delta_l2", "delta_norm_cap"),
+            *("lora_apply", "dropout", "forward_dtype", "init_std", "delta_l2"),
             *("n_passes", "loss_weights", "detach_between"),
         )
     )
@@ -102,8 +102,9 @@ class HyperConfig(StaticLoraConfig):
     """The change is scaled by alpha / sqrt(r), so that its size does not depend on the rank."""
     delta_l2: Annotated[float, Range(0)] = 1e-3
     """Penalty on the mean squares of the input-dependent factors."""
-    delta_norm_cap: Annotated[float | None, Range(above=0)] = None
-    """Largest norm of a change, as a multiple of the norm of the matrix that it changes; null: no limit."""
+    delta_norm_cap: Annotated[float | None, Range(above=0), _RAW] = None
+    """Largest Frobenius norm of a change, which bounds its spectral norm, as a multiple of the spectral norm of the
+    matrix that it changes; null: no limit."""
 
     share_base_embedding: Annotated[
         bool, Inert("arch.conditioning=hidden", "arch.conditioning=hidden: no token table is read")

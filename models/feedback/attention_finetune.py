@@ -82,13 +82,13 @@ class AttentionFineTune(Adapter):
 
     def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput, before: Any) -> tuple[DenseDelta, Tensor | None]:
         """(the differences; no penalty)."""
-        return self.static_delta(), None
+        return self.static_delta(base), None
 
     def change_flops(self, rows: int, length: int) -> float:
         """W + D is one matrix once it is trained."""
         return 0.0
 
-    def static_delta(self) -> DenseDelta:
+    def static_delta(self, base: BaseLM) -> DenseDelta:
         """The differences, which depend on no input."""
         return DenseDelta(dict(self.differences))
 

@@ -62,6 +62,7 @@ class BaseLM(nn.Module):
         self.ln_f = norm(size)
         allowed = torch.arange(words) < shape.words
         self.register_buffer("allowed", allowed, persistent=False)
+        self._norms: dict[str, Tensor] = {}
         if self.dtype is torch.float64:
             self.double()
 
@@ -110,6 +111,7 @@ class BaseLM(nn.Module):
     def freeze(self) -> Self:
         """No gradients, no dropout: the base of an adapter."""
         self.requires_grad_(False)
+        self._norms.clear()
         return self.eval()
 
     def linear(self, number: int, target: str) -> Tensor:
@@ -118,6 +120,17 @@ class BaseLM(nn.Module):
         part = block.mlp if target in ("fc", "proj") else block.attn
         weight: Tensor = getattr(part, target).weight
         return weight
+
+    def spectral_norms(self, target: str) -> Tensor:
+        """‖W‖₂ of the linear layer `target` of each block: [L], above 0. Kept once the base is frozen."""
+        norms = self._norms.get(target)
+        if norms is None:
+            weights = torch.stack([self.linear(number, target).detach() for number in range(self.config.n_layer)])
+            tiny = torch.finfo(weights.dtype).tiny ** 0.5  # its square is no zero
+            norms = torch.linalg.matrix_norm(weights.cpu(), 2).clamp(min=tiny).to(weights.device)
+            if not self.linear(0, target).requires_grad:
+                self._norms[target] = norms
+        return norms
 
     # Facts about the model
 

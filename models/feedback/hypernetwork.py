@@ -5,6 +5,7 @@ the factors of the change of one block of the base. Only those are computed: the
 
 gated readout:  n = rms(row);  A = A₀ + W_A n_A / √C;  B = B₀ + γ · W_B n_B;  ΔW = α/√r · Bᵀ A  with B₀ = 0 and γ = 0 at
 the start, so that the first pass is the base itself, and A₀ random, so that B₀ and γ have gradients (Doc-to-LoRA).
+With a delta_norm_cap, B is scaled down where ‖ΔW‖_F is above delta_norm_cap · ‖W‖₂.
 Shapes: B rows, T positions, D width, L blocks of the base, R = 2·targets·r weight tokens, C width of the base.
 """
 
@@ -68,7 +69,6 @@ class HyperNetwork(Adapter):
         self.n_passes, self.loss_shares = config.n_passes, config.loss_weights
         self.detach_between, self.reads_states = config.detach_between, config.conditioning in STATES
         self.reads_base = config.conditioning != "tokens"
-        self.reads_base = config.conditioning != "tokens"
         size, heads = config.width(shape.base)
         blocks, targets = shape.base.n_layer, len(config.targets)
         self.reader = Reader(config, shape, size, self.dtype)
@@ -126,9 +126,9 @@ class HyperNetwork(Adapter):
         made = base.n_layer * (x + rows_of_tokens + heads) + 2 * length * base.n_embd * size
         return float(rows * made) + config.flops(base, rows, length)
 
-    def static_delta(self) -> LoraDelta:
+    def static_delta(self, base: BaseLM) -> LoraDelta:
         """The delta less its input-dependent part: one row."""
-        return self.readout.static_delta()
+        return self.readout.static_delta(base)
 
     def blocks(self) -> list[nn.Module]:
         """Compile units."""

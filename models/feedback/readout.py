@@ -7,6 +7,7 @@ Shapes: B rows of the batch, L blocks, r rank, D width of the hypernetwork, n an
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class RawReadout(nn.Module):
         }
         return LoraDelta(factors, form=self.config.lora_apply), rows.square().mean()
 
-    def static_delta(self) -> LoraDelta:
+    def static_delta(self, base: BaseLM) -> LoraDelta:
         """Nothing is static here."""
         device = next(iter(self.buffers()), torch.empty(0)).device
         zero = torch.zeros(1, self.blocks, self.config.lora_rank, self.size, device=device)
@@ -78,25 +79,27 @@ class GatedReadout(nn.Module):
             b = self.gates[number][:, None, None] * self._head(target, "b", part[:, :, 1])
             size = size + (a.square().mean() + b.square().mean()) / len(targets)
             factors[target] = self.static_a[target] + a, self.static_b[target] + b
-        delta = LoraDelta(factors, scale=self.scale, form=self.config.lora_apply)
-        return (delta if self.config.delta_norm_cap is None else self._capped(delta, base)), size
+        return self._capped(factors, base), size
 
-    def static_delta(self) -> LoraDelta:
+    def static_delta(self, base: BaseLM) -> LoraDelta:
         """A₀ and B₀ alone: one row."""
         factors = {str(t): (self.static_a[t].unsqueeze(0), self.static_b[t].unsqueeze(0)) for t in self.config.targets}
-        return LoraDelta(factors, scale=self.scale, form=self.config.lora_apply)
+        return self._capped(factors, base)
 
     def _head(self, target: str, side: str, x: Tensor) -> Tensor:
         name = f"{target}_{side}"
         return self.heads[name](x) if name in self.heads else x
 
-    def _capped(self, delta: LoraDelta, base: BaseLM) -> LoraDelta:
-        """‖ΔW‖_F at most delta_norm_cap · ‖W‖_F in every row, block and target."""
-        assert self.config.delta_norm_cap is not None
-        factors = {}
-        squares = delta.squares()  # [B, L, targets]
-        for number, (target, (a, b)) in enumerate(delta.factors.items()):
-            own = torch.stack([base.linear(block, target).square().sum() for block in range(a.shape[1])])
-            room = self.config.delta_norm_cap**2 * own / squares[..., number].clamp(min=torch.finfo(a.dtype).tiny)
-            factors[target] = a, b * room.clamp(max=1.0).sqrt()[..., None, None]
-        return LoraDelta(factors, scale=delta.scale, form=delta.form)
+    def _capped(self, factors: dict[str, Pair], base: BaseLM) -> LoraDelta:
+        """The delta with ‖ΔW‖_F at most delta_norm_cap · ‖W‖₂ in every row, block and target. Where it is no more than
+        that anyway, nothing changes, bit for bit."""
+        delta = LoraDelta(factors, scale=self.scale, form=self.config.lora_apply)
+        if self.config.delta_norm_cap is None:
+            return delta
+        squares, capped = delta.squares(), {}  # [B, L, targets]
+        for number, (target, (a, b)) in enumerate(factors.items()):
+            limit = (self.config.delta_norm_cap * base.spectral_norms(target)).square().to(squares.dtype)
+            # By the squares: the root of a norm has no derivative at 0, where every delta begins.
+            shrunk = limit / torch.maximum(squares[..., number], limit)
+            capped[target] = a, b * shrunk.sqrt()[..., None, None]
+        return replace(delta, factors=capped)

@@ -34,13 +34,13 @@ class StaticLora(Adapter):
 
     def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput, before: Any) -> tuple[LoraDelta, Tensor | None]:
         """(the delta, one row; no penalty)."""
-        return self.static_delta(), None
+        return self.static_delta(base), None
 
     def change_flops(self, rows: int, length: int) -> float:
         """x Aᵀ and (x Aᵀ) B."""
         return self.config.flops(self.shape.base, rows, length)
 
-    def static_delta(self) -> LoraDelta:
+    def static_delta(self, base: BaseLM) -> LoraDelta:
         """The delta: one row."""
         factors = {
             str(target): (self.a[target].unsqueeze(0), self.b[target].unsqueeze(0)) for target in self.config.targets

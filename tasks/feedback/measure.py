@@ -76,7 +76,7 @@ def controls(
     others = {
         "shuffled": delta.roll(1),
         "mean": delta.mean(),
-        "static": adapter.static_delta(),
+        "static": adapter.static_delta(base),
         "zero": delta.zeros_like(),
     }
     pairs: Pairs = {}

@@ -16,6 +16,7 @@ from models.feedback.base import BaseLM
 from models.feedback.config import BaseConfig, TextShape
 from models.feedback.hypernetwork import HyperNetwork
 from models.feedback.static_lora import StaticLora, rank_for
+from tasks.feedback.measure import delta_health
 from tasks.feedback.noise import hide, next_tokens, training_noise
 from tests.models.test_feedback_base import SHAPE, SMALL
 
@@ -203,13 +204,21 @@ def test_sizes_of_the_published_setting():
 
 
 @torch.no_grad()
-def test_the_cap_holds():
-    base, hyper = make_base(), make_hyper("narrow", opened=True, delta_norm_cap=0.05)
-    with torch.no_grad():
-        hyper.readout.gates.fill_(50.0)
-    delta = hyper(base, batch_of(tokens())).deltas[0]
-    assert delta.norms(base).max() <= 0.05 * (1 + 1e-5)
-    assert delta.norms(base).min() > 0.049
+@pytest.mark.parametrize("cap", [0.05, 0.9])
+def test_the_cap_holds_and_leaves_smaller_changes_alone(cap):
+    base, batch = make_base(), batch_of(tokens())
+    hyper, free = (make_hyper("narrow", opened=True, delta_norm_cap=limit) for limit in (cap, None))
+    for part in (part for each in (hyper, free) for part in (each.readout.gates, *each.readout.static_b.values())):
+        part.mul_(1e-4)
+    small, same = (each(base, batch).deltas[0].factors for each in (hyper, free))
+    assert all(torch.equal(small[name][1], same[name][1]) for name in small)
+    hyper.readout.gates.fill_(50.0)
+    delta = hyper(base, batch).deltas[0]
+    spectral = torch.stack([base.spectral_norms(name) for name in delta.factors], -1)
+    sizes = delta.squares().sqrt() / spectral
+    assert sizes.max() <= cap * (1 + 1e-5)
+    assert sizes.min() > cap * 0.98
+    assert delta_health(delta, base)["spectral"] <= cap * (1 + 1e-5)
 
 
 @torch.no_grad()
@@ -244,11 +253,11 @@ def test_baselines(kind):
         for number in range(3):
             for target in ("q", "k", "v", "o"):
                 if kind is StaticLora:
-                    tuned.linear(number, target).add_(adapter.static_delta().dense(number, target)[0])
+                    tuned.linear(number, target).add_(adapter.static_delta(base).dense(number, target)[0])
                 else:
                     tuned.linear(number, target).add_(adapter.differences[target][number])
         torch.testing.assert_close(changed, tuned(batch.inputs, batch.real).hidden, rtol=1e-4, atol=1e-4)
-        assert adapter.static_delta().norms(base).shape == (1, 3, 4)
+        assert adapter.static_delta(base).norms(base).shape == (1, 3, 4)
 
 
 def test_equal_parameters():

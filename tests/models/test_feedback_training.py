@@ -70,10 +70,10 @@ def chain_base():
     return base.freeze()
 
 
-def steady(base, mode, rank, rows, *, steps=300, seed=0):
+def steady(base, rank, *, rows, steps=300, seed=0, **options):
     """Train on the other chain; every loss and gradient finite, and the end below the base. Sizes of the changes."""
     torch.manual_seed(rank + seed)
-    config = HyperConfig(mode=mode, lora_rank=rank, feedback_reverse=True)
+    config = HyperConfig(lora_rank=rank, feedback_reverse=True, **options)
     hyper = HyperNetwork(config, AdapterShape(STABLE, CHAIN))
     losses = optimise(
         hyper, lambda step: mean_loss(hyper, hidden(chain(rows, seed * 1000 + step, 1), step), base), steps, 1e-3
@@ -90,25 +90,27 @@ def steady(base, mode, rank, rows, *, steps=300, seed=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [1, 4, 16, 64])
+@pytest.mark.parametrize(("rank", "rows"), [(1, 2), (4, 2), (16, 2), (64, 1)])
 @pytest.mark.parametrize("mode", ["distinct", "recurrent"])
-def test_300_steps_are_finite_at_every_rank(chain_base, mode, rank):
+def test_300_steps_are_finite_at_every_rank(chain_base, mode, rank, rows):
     """10 of the 37 published runs were not: all recurrent ones of rank 32 and above among them."""
-    steady(chain_base, mode, rank, rows=4)
+    steady(chain_base, rank, rows=rows, mode=mode)
 
 
 @pytest.mark.slow
 def test_a_rank_above_the_width(chain_base):
     """Recurrent, which is the model that diverged the most."""
-    steady(chain_base, "recurrent", 256, rows=1)
+    steady(chain_base, 256, rows=1, mode="recurrent", targets=["o"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("mode", ["distinct", "recurrent"])
-def test_every_seed_is_finite_between_a_third_and_half_of_the_width(chain_base, mode, seed):
-    """The changes may outgrow the weights of so small a base; training stays finite (docs/results/feedback.md)."""
-    steady(chain_base, mode, 24, rows=4, steps=160, seed=seed)
+def test_capped_changes_stay_below_the_weights(chain_base, mode, seed):
+    """At a rank between a third and half of the width, in spectral norm; without a cap they reach 1.6 to 4.6 times the
+    weights of so small a base (docs/results/feedback.md)."""
+    health = steady(chain_base, 24, rows=2, steps=160, seed=seed, mode=mode, delta_norm_cap=0.9)
+    assert health["spectral"] < 0.9 * (1 + 1e-5)
 
 
 # --- a task that needs the condition ----------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def test_a_hidden_permutation_needs_the_condition(copier):
     torch.manual_seed(1)
     shape = AdapterShape(COPIES, LETTERS)
     hyper = HyperNetwork(HyperConfig(targets=["o"], init_std=0.1, delta_l2=0.0), shape)
-    optimise(hyper, lambda step: mean_loss(hyper, copies_batch(10**5 + step, permuted=True), copier), 1600, 3e-3)
+    optimise(hyper, lambda step: mean_loss(hyper, copies_batch(10**5 + step, permuted=True), copier), 1300, 3e-3)
     closed = gaps_closed(hyper, copier)
     assert closed["own"] >= 0.5
     assert closed["shuffled_accuracy"] <= 0.25
