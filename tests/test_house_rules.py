@@ -132,9 +132,12 @@ def protocol_checks(text: str, protocols: set[str]) -> list[str]:
 
 def test_protocol_checks_are_seen() -> None:
     for text in (
-        "from typing import Any, runtime_checkable", "@typing.runtime_checkable\nclass A: ...", "isinstance(x, Table)",
-        "issubclass(kind, (int, here.Table))", "isinstance(x, typing.SupportsFloat)",
-    ):  # fmt: skip
+        "from typing import Any, runtime_checkable",
+        "@typing.runtime_checkable\nclass A: ...",
+        "isinstance(x, Table)",
+        "issubclass(kind, (int, here.Table))",
+        "isinstance(x, typing.SupportsFloat)",
+    ):
         assert protocol_checks(text, {"Table"}), text
     assert not protocol_checks("isinstance(x, Tables | Mapping)\nx: Table", {"Table"})
 
@@ -184,6 +187,24 @@ def test_entry_comparisons_are_seen() -> None:
     assert entry_comparisons('x = entry in ("pretrain", "other")')
     assert entry_comparisons('x = "train.py" != chain.script.stem')
     assert not entry_comparisons('entry.split == "train"; entry == other; stem in FAMILIES')
+
+
+def not_numbers(text: str) -> list[int]:
+    """The lines on which a statement that is not formatted ends, unless most of its values are numbers."""
+    skipped = {line for line, words in enumerate(text.splitlines(), 1) if words.rstrip().endswith("# fmt: " + "skip")}
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.stmt) and node.end_lineno in skipped:
+            values = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            if 2 * sum(isinstance(value, int | float) for value in values) <= len(values):
+                found.append(node.end_lineno)
+    return found
+
+
+def test_only_tables_of_numbers_are_not_formatted() -> None:
+    assert not [f"{path}:{line}" for path in everything() for line in not_numbers(path.read_text())]
+    assert not_numbers('x = ("a", "b")  # fmt: ' + "skip") == [1]
+    assert not not_numbers("x = (1.0,  2.0)  # fmt: " + "skip")
 
 
 def test_engine_stays_small() -> None:
@@ -253,11 +274,11 @@ def test_nothing_is_unpickled() -> None:
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")
 def test_what_commands_write_is_ignored_by_git() -> None:
-    written = [
-        "out/a/metrics.jsonl", "out.1/config.yaml", "checkpoints/p/r/status.json", "checkpoints.2/status.json",
-        "data/sudoku-4x4/card.json", "data/.sudoku-4x4.lock", "multirun/2026/results.csv", "runs/x/config.yaml",
-        "wandb/run/x", "logs/a/1.log", "feudal_report/report.md", "thinking.png", "thinking.gif", "thinking.html",
-        "result.json", "jobs/.mine.state/1", ".x.json.tmp-1-2",
-    ]  # fmt: skip
+    written = """
+        out/a/metrics.jsonl out.1/config.yaml checkpoints/p/r/status.json checkpoints.2/status.json
+        data/sudoku-4x4/card.json data/.sudoku-4x4.lock multirun/2026/results.csv runs/x/config.yaml wandb/run/x
+        logs/a/1.log feudal_report/report.md thinking.png thinking.gif thinking.html result.json jobs/.mine.state/1
+        .x.json.tmp-1-2
+    """.split()
     done = subprocess.run(["git", "-C", str(ROOT), "check-ignore", *written], capture_output=True, text=True)
     assert sorted(done.stdout.split()) == sorted(written)

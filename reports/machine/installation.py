@@ -31,10 +31,20 @@ EXTRAS = {
 }
 """What each extra of pyproject.toml adds."""
 VARIABLES = (
-    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",
-    "CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_CACHE_DIR", "CXX", "HYDRA_FULL_ERROR", "HF_HUB_OFFLINE", "WANDB_MODE",
-    "WORLD_SIZE", "SLURM_JOB_ID",
-)  # fmt: skip
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "CXX",
+    "HYDRA_FULL_ERROR",
+    "HF_HUB_OFFLINE",
+    "WANDB_MODE",
+    "WORLD_SIZE",
+    "SLURM_JOB_ID",
+)
 """Environment variables that change what a run does; no other is shown, because others hold keys."""
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?:\[(?P<extras>[\w,]+)\])?(?P<bounds>[^;]*)")
 

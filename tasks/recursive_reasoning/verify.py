@@ -143,9 +143,13 @@ def probes() -> Iterator[Any]:
 
     fix = "total + weight * sum of (1 - cosine); a goal is kept until the next one is due"
     yield Probe(
-        code="ARC340", run=goals, about="loss", after=("SCR120", "MOD420", "MOD421", "MOD440"), fix=fix,
+        code="ARC340",
+        run=goals,
+        about="loss",
+        after=("SCR120", "MOD420", "MOD421", "MOD440"),
+        fix=fix,
         passed="the intrinsic loss is added by its weight, and a goal is held for its period",
-    )  # fmt: skip
+    )
 
 
 VERIFICATION = Verification(

@@ -24,18 +24,42 @@ from tests.e2e.recipes import ENTRIES
 GUIDE = SHARED / "guides/train_animal.md"
 ENTRY = ENTRIES["train_animal"]
 FLAGS = {
-    "model_name_or_path": "gpt2", "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05,
-    "prompt": "The animal", "batch_size": 32, "max_new_tokens": 30,
-    "concept_name": "animal", "n_clusters": 5, "num_samples": 320, "w_c": 0.8, "w_o": 0.2, "buffer_size": 500,
-    "update_clusters_every": 100, "min_samples_for_clustering": 20,
-    "num_epochs": 10, "num_steps_per_epoch": 10, "learning_rate": 1e-4, "final_learning_rate": 3e-5, "warmup_steps": 0,
-    "lr_scheduler_type": "cosine", "output_dir": "diversity_model",
-    "use_wandb": False, "wandb_project": "gfn-diversity", "wandb_name": "train_animal",
-}  # fmt: skip
+    "model_name_or_path": "gpt2",
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+    "prompt": "The animal",
+    "batch_size": 32,
+    "max_new_tokens": 30,
+    "concept_name": "animal",
+    "n_clusters": 5,
+    "num_samples": 320,
+    "w_c": 0.8,
+    "w_o": 0.2,
+    "buffer_size": 500,
+    "update_clusters_every": 100,
+    "min_samples_for_clustering": 20,
+    "num_epochs": 10,
+    "num_steps_per_epoch": 10,
+    "learning_rate": 1e-4,
+    "final_learning_rate": 3e-5,
+    "warmup_steps": 0,
+    "lr_scheduler_type": "cosine",
+    "output_dir": "diversity_model",
+    "use_wandb": False,
+    "wandb_project": "gfn-diversity",
+    "wandb_name": "train_animal",
+}
 OTHER = {
-    "model_name_or_path": "/a model", "prompt": "x", "concept_name": "other", "lr_scheduler_type": "linear",
-    "output_dir": "a b", "wandb_project": "p", "wandb_name": "n", "use_wandb": True,
-}  # fmt: skip
+    "model_name_or_path": "/a model",
+    "prompt": "x",
+    "concept_name": "other",
+    "lr_scheduler_type": "linear",
+    "output_dir": "a b",
+    "wandb_project": "p",
+    "wandb_name": "n",
+    "use_wandb": True,
+}
 """Another value of each that is no number."""
 
 
@@ -177,10 +201,13 @@ def test_unusable_commands(argv: list[str], expected: str) -> None:
 
 
 TABLE = {  # step - 1: cosine and linear without warm-up, then both with 10 steps of it
-    0: (1e-4, 1e-4, 0, 0), 5: (9.9569e-5, 9.65e-5, 5e-5, 5e-5), 10: (9.8287e-5, 9.3e-5, 1e-4, 1e-4),
-    55: (5.9525e-5, 6.15e-5, 6.5e-5, 6.5e-5), 75: (4.0251e-5, 4.75e-5, 4.2502e-5, 4.9444e-5),
+    0: (1e-4, 1e-4, 0, 0),
+    5: (9.9569e-5, 9.65e-5, 5e-5, 5e-5),
+    10: (9.8287e-5, 9.3e-5, 1e-4, 1e-4),
+    55: (5.9525e-5, 6.15e-5, 6.5e-5, 6.5e-5),
+    75: (4.0251e-5, 4.75e-5, 4.2502e-5, 4.9444e-5),
     99: (3.0017e-5, 3.07e-5, 3.0021e-5, 3.0778e-5),
-}  # fmt: skip
+}
 
 
 def test_schedules() -> None:

@@ -47,7 +47,7 @@ def split(*pieces: str | bytes, concept: Concept = ANIMAL, end: bool = True, sto
         ([" dog", ","], "dog", (0, 1), ","),
         (["hot", "dog", " and", " cat", "9"], None, (5, 5), ""),
     ],
-)  # fmt: skip
+)
 def test_golden_rows(pieces: list[str], option: str | None, concept: tuple[int, int], open_text: str) -> None:
     blocks = split(*pieces)
     assert (blocks.option, blocks.concept, blocks.open_text) == (option, concept, open_text)

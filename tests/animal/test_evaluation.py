@@ -22,9 +22,7 @@ def sample(text: str, *, ref: float = -3.0, apart: float = 0.0) -> Sample:
     option = next((name for name in ("cat", "dog") if f"{name}s" in text), None)
     rest = text.partition(f"{option}s ")[2] if option else ""
     reason = "" if option and rest else "no_concept"
-    return Sample(
-        text=text, option=option, open_text=rest, reason=reason, tokens=12, logp=ref + apart, ref_logp=ref
-    )  # fmt: skip
+    return Sample(text=text, option=option, open_text=rest, reason=reason, tokens=12, logp=ref + apart, ref_logp=ref)
 
 
 def sentences(count: int, *, cats: float | None = None, stream: str = "base") -> list[Sample]:

@@ -16,7 +16,7 @@ from models.animal.language_model import (
     rollout,
     score,
     score_padded,
-)  # fmt: skip
+)
 
 LENGTH = 9
 

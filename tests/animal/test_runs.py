@@ -14,10 +14,10 @@ from engine.checkpoint.manifest import load_checkpoint
 from tests.animal.conftest import SHORT, attempt
 from tests.conftest import _entry, finish, metrics, run_ranks, run_script, start_forked
 
-STEP = (
-    "total_loss", "concept_loss", "open_block_loss", "learning_rate", "ref_kl", "valid_fraction", "options_seen",
-    "option_share/cat", "concept_entropy", "cluster_entropy/dog", "mean_length", "epoch", "grad_norm", "skipped_steps",
-)  # fmt: skip
+STEP = """
+    total_loss concept_loss open_block_loss learning_rate ref_kl valid_fraction options_seen option_share/cat
+    concept_entropy cluster_entropy/dog mean_length epoch grad_norm skipped_steps
+""".split()
 
 
 def same(left: Path, right: Path, step: int = 6) -> None:
@@ -172,7 +172,7 @@ def test_settings_of_sampling_change_what_is_trained_on(place: Path, whole: Path
         (["--embedder", "nowhere"], "embedder=nowhere"),
         (["--batch_size", "7", "accumulation=2"], "batch_size=7"),
     ],
-)  # fmt: skip
+)
 def test_unusable_commands(place: Path, argv: list[str], expected: str) -> None:
     result = attempt(place, *argv, env={"HF_HUB_OFFLINE": "1"})
     assert result.code == 2, result.output

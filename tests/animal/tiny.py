@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-WORDS = [
-    "<end>", "<unk>", "▁cat", "▁dog", "▁dogs", "▁ca", "ts", "▁the", "▁nap", "▁run", "▁love", "▁because", "▁loyal", "▁soft",
-    "▁I", ",", ".", "▁and", "▁they", "▁are", "▁clean", "▁friendly", "▁animal", "▁wild", "▁kitten",
-]  # fmt: skip
+WORDS = """
+    <end> <unk> ▁cat ▁dog ▁dogs ▁ca ts ▁the ▁nap ▁run ▁love ▁because ▁loyal ▁soft ▁I , . ▁and ▁they ▁are ▁clean
+    ▁friendly ▁animal ▁wild ▁kitten
+""".split()
 
 
 def write(folder: Path, kind: str, seed: int = 3) -> Path:
@@ -30,9 +30,14 @@ def write(folder: Path, kind: str, seed: int = 3) -> Path:
         model = transformers.GPT2LMHeadModel(config)
     else:
         config = transformers.LlamaConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            max_position_embeddings=48, **size,
-        )  # fmt: skip
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=48,
+            **size,
+        )
         model = transformers.LlamaForCausalLM(config)
     model.save_pretrained(folder)
     fast.save_pretrained(folder)

@@ -285,9 +285,13 @@ def test_evaluation_subset_is_fixed_and_the_same_for_all_ranks(tmp_path):
 
 def test_a_budget_counts_groups_over_all_sets_and_puzzles_within_each():
     split = SimpleNamespace(
-        num_puzzles=6, num_groups=2, num_examples=7, questions=lambda: np.arange(7),
-        group_indices=np.array([0, 3, 6]), puzzle_indices=np.array([0, 2, 3, 4, 5, 6, 7]),
-    )  # fmt: skip
+        num_puzzles=6,
+        num_groups=2,
+        num_examples=7,
+        questions=lambda: np.arange(7),
+        group_indices=np.array([0, 3, 6]),
+        puzzle_indices=np.array([0, 2, 3, 4, 5, 6, 7]),
+    )
     budget = EvalBudget(groups=3, puzzles=2)
     within = [one.tolist() for one in budget.within([split, split])]
     assert within == [[True, True, True, False, True, True, False], [True, True, True, False, False, False, False]]

@@ -20,9 +20,15 @@ from tasks.recursive_reasoning.task import RecursiveReasoningTask
 from tests.conftest import ROOT, run_ranks
 
 SMALL = (
-    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "max_steps=16", "epochs=8", "global_batch_size=8",
-    "checkpoint_interval=2", "project_name=p",
-)  # fmt: skip
+    "--config-name=cfg_pretrain_sudoku_4x4",
+    "+debug=tiny",
+    "device=cpu",
+    "max_steps=16",
+    "epochs=8",
+    "global_batch_size=8",
+    "checkpoint_interval=2",
+    "project_name=p",
+)
 # pretrain.py in which rank 1 dies at its fifth step, in its first life only
 FATAL = """
 import os, sys

@@ -49,9 +49,15 @@ def test_evaluate_and_visualize_a_run(workplace: Path) -> None:
 
 def test_torchrun_with_two_gloo_ranks(workplace: Path) -> None:
     done = python(
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        str(ROOT / "pretrain.py"), *TINY, "run_name=r", cwd=workplace,
-    )  # fmt: skip
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(ROOT / "pretrain.py"),
+        *TINY,
+        "run_name=r",
+        cwd=workplace,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 rank(s)" in done.stdout
     assert done.stdout.count("done:") == 1
@@ -59,9 +65,16 @@ def test_torchrun_with_two_gloo_ranks(workplace: Path) -> None:
 
 def test_torchrun_reports_1_and_status_tells_the_truth(workplace: Path) -> None:
     done = python(
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        str(ROOT / "pretrain.py"), *TINY, "run_name=r", "global_batch_size=5", cwd=workplace,
-    )  # fmt: skip
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(ROOT / "pretrain.py"),
+        *TINY,
+        "run_name=r",
+        "global_batch_size=5",
+        cwd=workplace,
+    )
     assert done.returncode == 1
     status = json.loads((workplace / "checkpoints/pretrain/r/status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("refused", 2)
@@ -76,9 +89,19 @@ def test_a_sweep_is_one_child_process_per_job(workplace: Path) -> None:
 
 def test_the_builder_as_a_module(tmp_path: Path) -> None:
     done = python(
-        "-m", "dataset.build_sudoku_dataset", "--size", "4", "--num-train", "20", "--num-test", "5",
-        "--output-dir", "data/mine", cwd=tmp_path, PYTHONPATH=str(ROOT),
-    )  # fmt: skip
+        "-m",
+        "dataset.build_sudoku_dataset",
+        "--size",
+        "4",
+        "--num-train",
+        "20",
+        "--num-test",
+        "5",
+        "--output-dir",
+        "data/mine",
+        cwd=tmp_path,
+        PYTHONPATH=str(ROOT),
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "data/mine/card.json").exists()
 

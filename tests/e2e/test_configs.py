@@ -25,14 +25,21 @@ PAIRS = [
 ]
 IDS = [f"{recipe}-{arch}" for _, recipe, arch in PAIRS]
 SHAPES = {
-    "sudoku-default": (16, 6, 1), "sudoku-4x4": (16, 6, 1), "sudoku-6x6": (36, 8, 1), "sudoku-9x9-easy": (81, 11, 1),
+    "sudoku-default": (16, 6, 1),
+    "sudoku-4x4": (16, 6, 1),
+    "sudoku-6x6": (36, 8, 1),
+    "sudoku-9x9-easy": (81, 11, 1),
     "sudoku-extreme-1k-aug-1000": (81, 11, 1),
-    "maze-8x8": (64, 6, 1), "maze-30x30-hard-1k": (900, 6, 1),
-    "arc1concept-aug-1000": (900, 12, 876_406), "arc2concept-aug-1000": (900, 12, 1_191_730),
+    "maze-8x8": (64, 6, 1),
+    "maze-30x30-hard-1k": (900, 6, 1),
+    "arc1concept-aug-1000": (900, 12, 876_406),
+    "arc2concept-aug-1000": (900, 12, 1_191_730),
     "arc-corpus-easy-10x10": (100, 12, 133),
     # with an encoder of demonstrations the number of puzzles sizes nothing
-    "arc1concept-encoder-aug-1000": (900, 12, 1), "few-shot-6x6": (36, 12, 1), "pattern-5x5": (25, 12, 1),
-}  # fmt: skip
+    "arc1concept-encoder-aug-1000": (900, 12, 1),
+    "few-shot-6x6": (36, 12, 1),
+    "pattern-5x5": (25, 12, 1),
+}
 COUNTS = {
     ("cfg_pretrain_sudoku_extreme_mlp", "trm"): 5_028_866,
     ("cfg_pretrain_sudoku_extreme_att", "trm"): 6_828_034,

@@ -99,10 +99,7 @@ def header_commands(recipe: Path) -> list[list[str]]:
             break
         lines.append(line[1:].rstrip())
     text = "\n".join(lines).replace("\\\n", " ")
-    return [
-        shlex.split(re.split(r"\s{2,}\(", found)[0])
-        for found in re.findall(r"\b((?:python|torchrun) .*)", text)
-    ]  # fmt: skip
+    return [shlex.split(re.split(r"\s{2,}\(", found)[0]) for found in re.findall(r"\b((?:python|torchrun) .*)", text)]
 
 
 # --- checking one command ---------------------------------------------------------------------------------------------

@@ -15,12 +15,12 @@ from models.recursive_reasoning.subgoal import SubgoalConfig
 from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import metrics, run_script
 
-BASE = (
-    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "max_steps=9", "epochs=2", "eval_interval=1",
-    "global_batch_size=8", "arch.puzzle_emb_ndim=32", "arch.puzzle_emb_len=1", "arch.mlp_t=false", "arch.pos_encodings=rope",
-    "arch.halt_max_steps=3", "arch.halt_exploration_prob=0.5", "puzzle_emb_lr=0.01", "puzzle_emb_weight_decay=0.1",
-    "lr_warmup_steps=2", "run_name=r", "project_name=p",
-)  # fmt: skip
+BASE = """
+    --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny device=cpu max_steps=9 epochs=2 eval_interval=1
+    global_batch_size=8 arch.puzzle_emb_ndim=32 arch.puzzle_emb_len=1 arch.mlp_t=false arch.pos_encodings=rope
+    arch.halt_max_steps=3 arch.halt_exploration_prob=0.5 puzzle_emb_lr=0.01 puzzle_emb_weight_decay=0.1
+    lr_warmup_steps=2 run_name=r project_name=p
+""".split()
 
 
 @dataclass
@@ -135,23 +135,41 @@ EFFECTS = {
     "arch=transformers_baseline arch.H_layers=1": "weights",
 }
 FEUDAL = (
-    "arch=hrm_feudal", "arch.H_layers=1", "arch.puzzle_emb_len=0", "arch.subgoal_head.inject_init=normal", "lr=0.01",
-    "arch.subgoal_head.manager_period=2", "arch.halt_max_steps=4", "loss.feudal_loss_weight=0.3", "weight_decay=0",
-)  # fmt: skip
+    "arch=hrm_feudal",
+    "arch.H_layers=1",
+    "arch.puzzle_emb_len=0",
+    "arch.subgoal_head.inject_init=normal",
+    "lr=0.01",
+    "arch.subgoal_head.manager_period=2",
+    "arch.halt_max_steps=4",
+    "loss.feudal_loss_weight=0.3",
+    "weight_decay=0",
+)
 FEUDAL_EFFECTS = {
-    "loss.feudal_loss_weight=0.5": "weights", "arch.loss.feudal_loss_weight=0.5": "weights",
-    "arch.loss.feudal_grad=both": "weights", "arch.loss.feudal_gate=live": "weights",
-    "arch.subgoal_head=null": "weights", "arch.fixed_refinement_steps=2": "weights",
-    "arch.subgoal_head.goal_dim=8": "weights", "arch.subgoal_head.manager_period=1": "weights",
-    "arch.subgoal_head.schedule=[2]": "weights", "arch.subgoal_head.gating=false": "weights",
-    "arch.subgoal_head.temperature=3.0": "weights", "arch.subgoal_head.gate_bias_init=-1.0": "weights",
-    "arch.subgoal_head.normalize_goal=false": "weights", "arch.subgoal_head.goal_scale=3.0": "weights",
-    "arch.subgoal_head.projection_bias=false": "weights", "arch.subgoal_head.inject_subgoal=false": "weights",
-    "arch.subgoal_head.inject_at=LH": "weights", "arch.subgoal_head.inject_init=zero": "weights",
-    "arch.subgoal_head.worker_pool=first": "weights", "arch.subgoal_head.displacement=absolute": "weights",
-    "arch.subgoal_head.goal_credit=none": "weights", "arch.subgoal_head.goal_source=random": "weights",
+    "loss.feudal_loss_weight=0.5": "weights",
+    "arch.loss.feudal_loss_weight=0.5": "weights",
+    "arch.loss.feudal_grad=both": "weights",
+    "arch.loss.feudal_gate=live": "weights",
+    "arch.subgoal_head=null": "weights",
+    "arch.fixed_refinement_steps=2": "weights",
+    "arch.subgoal_head.goal_dim=8": "weights",
+    "arch.subgoal_head.manager_period=1": "weights",
+    "arch.subgoal_head.schedule=[2]": "weights",
+    "arch.subgoal_head.gating=false": "weights",
+    "arch.subgoal_head.temperature=3.0": "weights",
+    "arch.subgoal_head.gate_bias_init=-1.0": "weights",
+    "arch.subgoal_head.normalize_goal=false": "weights",
+    "arch.subgoal_head.goal_scale=3.0": "weights",
+    "arch.subgoal_head.projection_bias=false": "weights",
+    "arch.subgoal_head.inject_subgoal=false": "weights",
+    "arch.subgoal_head.inject_at=LH": "weights",
+    "arch.subgoal_head.inject_init=zero": "weights",
+    "arch.subgoal_head.worker_pool=first": "weights",
+    "arch.subgoal_head.displacement=absolute": "weights",
+    "arch.subgoal_head.goal_credit=none": "weights",
+    "arch.subgoal_head.goal_source=random": "weights",
     "arch.subgoal_head.eval_goal_source=zero": "evaluation",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("overrides", "aspect"), EFFECTS.items(), ids=EFFECTS)
@@ -219,11 +237,13 @@ def test_every_key_is_in_the_table() -> None:
     """Keys whose effect is tested elsewhere: resume (test_resume), parallel (test_ranks), wandb (test_trackers),
     early stopping (test_stopping), CUDA graphs (test_compiling), skip_finished (test_sweep_results), how checkpoints
     are written (test_background), stand-ins (test_arc_corpus), evaluated augmentations (test_predict, test_sampler)."""
-    elsewhere = {"device", "parallel", "max_skipped_steps", "resume", "resume_from", "project_name", "run_name", "run_dir",
-                 "enable_wandb", "wandb_entity", "wandb_group", "wandb_tags", "early_stop_patience",
-                 "early_stop_min_delta", "skip_finished", "verify", "arch", "offline",
-                 "checkpoint_background", "checkpoint_carry",
-                 "eval_max_augmentations", "final_eval_max_augmentations"}  # fmt: skip
+    elsewhere = set(
+        """
+        device parallel max_skipped_steps resume resume_from project_name run_name run_dir enable_wandb wandb_entity
+        wandb_group wandb_tags early_stop_patience early_stop_min_delta skip_finished verify arch offline
+        checkpoint_background checkpoint_carry eval_max_augmentations final_eval_max_augmentations
+    """.split()
+    )
     named = {
         word.partition("=")[0].partition(".")[0]
         for overrides in {**EFFECTS, **FEUDAL_EFFECTS}

@@ -152,8 +152,12 @@ def test_the_script_runs_from_its_own_folder_with_further_arguments(tmp_path: Pa
     config = OmegaConf.load(run / "config.resolved.yaml")
     arch = config.arch
     assert (arch.hidden_size, arch.subgoal_head.goal_dim, arch.puzzle_emb_ndim, arch.H_layers, arch.L_layers) == (
-        32, 32, 32, 1, 1,
-    )  # fmt: skip
+        32,
+        32,
+        32,
+        1,
+        1,
+    )
     assert (config.max_steps, arch.loss.feudal_loss_weight, config.enable_wandb) == (10, 0.1, False)
     assert (config.device, config.lr) == ("cpu", 0.01)
     lines = metrics(run)

@@ -15,9 +15,18 @@ from tests.e2e.test_resume import interrupt
 from verification.static import verify_command
 
 TINY = (
-    "device=cpu", "+debug=tiny", "max_steps=8", "global_batch_size=8", "arch.H_layers=1", "arch.H_cycles=1",
-    "arch.halt_max_steps=4", "arch.subgoal_head.manager_period=2", "lr_warmup_steps=2", "lr=0.001", "project_name=p",
-)  # fmt: skip
+    "device=cpu",
+    "+debug=tiny",
+    "max_steps=8",
+    "global_batch_size=8",
+    "arch.H_layers=1",
+    "arch.H_cycles=1",
+    "arch.halt_max_steps=4",
+    "arch.subgoal_head.manager_period=2",
+    "lr_warmup_steps=2",
+    "lr=0.001",
+    "project_name=p",
+)
 DOUBLE = (*TINY, "arch.forward_dtype=float64", "arch.subgoal_head.inject_init=normal")
 PLAIN = tuple(word for word in TINY if "subgoal_head" not in word)
 
@@ -56,9 +65,12 @@ def test_the_metrics_of_a_run_add_up_and_are_on_the_console(workplace: Path) -> 
 
 @pytest.mark.slow
 def test_the_root_weight_changes_what_is_learned_and_the_same_seed_repeats_it(workplace: Path) -> None:
-    runs = [go(workplace, *DOUBLE, *more, run=f"w{n}")[1] for n, more in enumerate(
-        ((), (), ("loss.feudal_loss_weight=0.5",), ("arch.loss.feudal_loss_weight=0.5",), ("seed=1",))
-    )]  # fmt: skip
+    runs = [
+        go(workplace, *DOUBLE, *more, run=f"w{n}")[1]
+        for n, more in enumerate(
+            ((), (), ("loss.feudal_loss_weight=0.5",), ("arch.loss.feudal_loss_weight=0.5",), ("seed=1",))
+        )
+    ]
     lines = [metrics(run) for run in runs]
     assert lines[0] == lines[1]
     assert lines[2] == lines[3]

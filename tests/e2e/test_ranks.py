@@ -11,16 +11,21 @@ from safetensors.torch import load_file
 
 from tests.conftest import metrics, run_ranks, run_script
 
-BASE = (
-    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "max_steps=20", "epochs=4", "global_batch_size=8",
-    "log_interval=4", "arch.halt_max_steps=4", "arch.halt_exploration_prob=0.5", "ema=true", "ema_rate=0.9",
-    "arch.puzzle_emb_ndim=32", "arch.puzzle_emb_len=2", "puzzle_emb_lr=0.001", "lr=0.001", "lr_warmup_steps=5",
-    "project_name=p", "run_name=r",
-)  # fmt: skip
+BASE = """
+    --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny device=cpu max_steps=20 epochs=4 global_batch_size=8
+    log_interval=4 arch.halt_max_steps=4 arch.halt_exploration_prob=0.5 ema=true ema_rate=0.9
+    arch.puzzle_emb_ndim=32 arch.puzzle_emb_len=2 puzzle_emb_lr=0.001 lr=0.001 lr_warmup_steps=5 project_name=p
+    run_name=r
+""".split()
 ATTENTION = ("arch.mlp_t=false", "arch.pos_encodings=rope")
 HRM = (
-    "arch=hrm", "arch.hidden_size=32", "arch.num_heads=4", "arch.H_layers=1", "arch.L_layers=1", "arch.puzzle_emb_len=0",
-)  # fmt: skip
+    "arch=hrm",
+    "arch.hidden_size=32",
+    "arch.num_heads=4",
+    "arch.H_layers=1",
+    "arch.L_layers=1",
+    "arch.puzzle_emb_len=0",
+)
 
 
 def final(run: Path) -> dict[str, torch.Tensor]:

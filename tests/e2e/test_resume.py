@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from tests.conftest import _entry, finish, metrics, run_script, start_forked
 
-RUN = (
-    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "max_steps=24", "epochs=4", "checkpoint_interval=3",
-    "log_interval=2", "eval_interval=1", "arch.halt_max_steps=4", "arch.halt_exploration_prob=0.5", "arch.puzzle_emb_ndim=32",
-    "arch.puzzle_emb_len=2", "puzzle_emb_lr=0.01", "accumulation=2", "grad_clip=1.0", "project_name=p", "run_name=r",
-)  # fmt: skip
+RUN = """
+    --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny device=cpu max_steps=24 epochs=4 checkpoint_interval=3
+    log_interval=2 eval_interval=1 arch.halt_max_steps=4 arch.halt_exploration_prob=0.5 arch.puzzle_emb_ndim=32
+    arch.puzzle_emb_len=2 puzzle_emb_lr=0.01 accumulation=2 grad_clip=1.0 project_name=p run_name=r
+""".split()
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -59,9 +59,18 @@ def interrupt(folder: Path, number: int, after_lines: int, argv: Sequence[str] =
 def test_whole_run_leaves_what_is_promised(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
     assert {
-        "config.yaml", "config.resolved.yaml", "all_config.yaml", "overrides.txt", "metrics.jsonl", "status.json",
-        "summary.json", "environment.json", "identity.json", "checkpoints", "step_24",
-    } <= names  # fmt: skip
+        "config.yaml",
+        "config.resolved.yaml",
+        "all_config.yaml",
+        "overrides.txt",
+        "metrics.jsonl",
+        "status.json",
+        "summary.json",
+        "environment.json",
+        "identity.json",
+        "checkpoints",
+        "step_24",
+    } <= names
     assert json.loads((whole / "status.json").read_text())["state"] == "done"
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["name"] == "val/exact_accuracy"

@@ -88,8 +88,14 @@ def test_data_are_told_by_their_content(tmp_path: Path, cards: dict[str, str], s
         check_data(tmp_path, {}, now)
 
 
-KEPT = ("config.yaml", "config.resolved.yaml", "overrides.txt", "environment.json", "identity.json",
-        "path_signature.json")  # fmt: skip
+KEPT = (
+    "config.yaml",
+    "config.resolved.yaml",
+    "overrides.txt",
+    "environment.json",
+    "identity.json",
+    "path_signature.json",
+)
 
 
 def test_a_resume_that_trains_nothing_keeps_the_stored_config(workplace: Path) -> None:
@@ -200,9 +206,13 @@ def _failing_at(script: str, argv: list[str], name: str, code: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("identity.json", errno.EACCES), ("status.json", errno.EROFS), ("config.yaml", errno.ENOSPC),
-     ("summary.json", errno.ENOSPC)],
-)  # fmt: skip
+    [
+        ("identity.json", errno.EACCES),
+        ("status.json", errno.EROFS),
+        ("config.yaml", errno.ENOSPC),
+        ("summary.json", errno.ENOSPC),
+    ],
+)
 def test_a_file_that_cannot_be_written_is_one_line(workplace: Path, name: str, code: int) -> None:
     result = run_forked(_failing_at, "pretrain", [*PRETRAIN], name, code, cwd=workplace)
     assert result.code in (1, 2), result.output

@@ -22,16 +22,16 @@ from tasks.language_model.args import TrainConfig
 from tests.conftest import ROOT, metrics, run_forked, run_script
 
 FIXTURES = ROOT / "tests/fixtures/runs_before_repair"
-PRETRAIN = (
-    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "epochs=8", "eval_interval=2",
-    "checkpoint_interval=4", "arch.hidden_size=8", "arch.num_heads=2", "arch.puzzle_emb_ndim=8",
-    "arch.puzzle_emb_len=1", "puzzle_emb_lr=0.01", "ema=true", "keep_last=1", "run_dir=pretrain",
-)  # fmt: skip
-TRAIN = (
-    "--config-name=cfg_train_cpu", "device=cpu", "dataset=plain", "lr_decay_iters=4000", "max_iters=4000",
-    "warmup_iters=2", "eval_interval=4000", "eval_iters=2", "batch_size=4", "log_interval=1", "arch.n_layer=1",
-    "arch.n_head=2", "arch.n_embd=16", "arch.block_size=8", "learning_rate=1e-3", "out_dir=train",
-)  # fmt: skip
+PRETRAIN = """
+    --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny device=cpu epochs=8 eval_interval=2 checkpoint_interval=4
+    arch.hidden_size=8 arch.num_heads=2 arch.puzzle_emb_ndim=8 arch.puzzle_emb_len=1 puzzle_emb_lr=0.01 ema=true
+    keep_last=1 run_dir=pretrain
+""".split()
+TRAIN = """
+    --config-name=cfg_train_cpu device=cpu dataset=plain lr_decay_iters=4000 max_iters=4000 warmup_iters=2
+    eval_interval=4000 eval_iters=2 batch_size=4 log_interval=1 arch.n_layer=1 arch.n_head=2 arch.n_embd=16
+    arch.block_size=8 learning_rate=1e-3 out_dir=train
+""".split()
 
 
 @pytest.fixture

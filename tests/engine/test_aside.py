@@ -204,12 +204,27 @@ def test_going_back_is_not_undone(tmp_path: Path) -> None:
 
 # --- links that lead out
 
-FILES = ["metrics.jsonl", "metrics.csv", "config.yaml", "config.resolved.yaml", "status.json", "identity.json",
-         "environment.json", "overrides.txt", "summary.json", "path_signature.json", "wandb_id.txt"]  # fmt: skip
+FILES = """
+    metrics.jsonl metrics.csv config.yaml config.resolved.yaml status.json identity.json environment.json
+    overrides.txt summary.json path_signature.json wandb_id.txt
+""".split()
 
 
-@pytest.mark.parametrize("name", [*FILES, ".lock", "checkpoints", "tensorboard", "samples", "profile", "wandb",
-                                  "checkpoints/step_5", "samples/step_5.txt", "checkpoints/latest"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        *FILES,
+        ".lock",
+        "checkpoints",
+        "tensorboard",
+        "samples",
+        "profile",
+        "wandb",
+        "checkpoints/step_5",
+        "samples/step_5.txt",
+        "checkpoints/latest",
+    ],
+)
 @pytest.mark.parametrize("resume", ["auto", "false"])
 def test_a_link_out_of_the_run_is_refused_and_not_followed(tmp_path: Path, name: str, resume: str) -> None:
     path = lived(tmp_path / "run", 4, 5)

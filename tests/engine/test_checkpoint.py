@@ -226,9 +226,15 @@ def test_resolve(tmp_path, monkeypatch):
     save(store, 10, value=0.1)
     monkeypatch.chdir(tmp_path)
     expected = {
-        "latest": 10, "best": 5, "step_5": 5, "run": 10, "run/step_5": 5, "run/checkpoints/step_5": 5,
-        str(store.folder / "step_10"): 10, "checkpoints/step_5": 5,
-    }  # fmt: skip
+        "latest": 10,
+        "best": 5,
+        "step_5": 5,
+        "run": 10,
+        "run/step_5": 5,
+        "run/checkpoints/step_5": 5,
+        str(store.folder / "step_10"): 10,
+        "checkpoints/step_5": 5,
+    }
     for spec, step in expected.items():
         assert store.resolve(spec).resolve() == (store.folder / f"step_{step}").resolve(), spec
     with pytest.raises(UsageError, match=r"resume_from=step_6.*step_5"):

@@ -20,9 +20,18 @@ from tests.e2e.test_ranks import ATTENTION, BASE, compare, compare_weights
 
 CPU = torch.device("cpu")
 SHORT = (
-    *BASE, *ATTENTION, "max_steps=5", "log_interval=1", "verify=off", "arch.H_cycles=2", "arch.L_cycles=1",
-    "arch.halt_max_steps=2", "eval_max_examples=4", "final_eval_max_examples=4", "eval_batch_size=4",
-)  # fmt: skip
+    *BASE,
+    *ATTENTION,
+    "max_steps=5",
+    "log_interval=1",
+    "verify=off",
+    "arch.H_cycles=2",
+    "arch.L_cycles=1",
+    "arch.halt_max_steps=2",
+    "eval_max_examples=4",
+    "final_eval_max_examples=4",
+    "eval_batch_size=4",
+)
 
 NO_TABLE = ("arch.puzzle_emb_ndim=0", "arch.puzzle_emb_len=0")  # a table splits the graph, which takes long to trace
 

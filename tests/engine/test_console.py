@@ -28,10 +28,15 @@ def shell(code: str, redirection: str, cwd: Path, **env: str) -> subprocess.Comp
 @pytest.mark.parametrize(
     ("redirection", "warned"),
     [
-        ("| true", "Broken pipe"), (">/dev/full", "No space left"), (">&-", ""), ("2>&-", ""), (">&- 2>&- <&-", ""),
-        (">/dev/full 2>/dev/full", ""), ("</dev/null >/dev/full 2>&1", ""),
+        ("| true", "Broken pipe"),
+        (">/dev/full", "No space left"),
+        (">&-", ""),
+        ("2>&-", ""),
+        (">&- 2>&- <&-", ""),
+        (">/dev/full 2>/dev/full", ""),
+        ("</dev/null >/dev/full 2>&1", ""),
     ],
-)  # fmt: skip
+)
 def test_work_goes_on_without_a_console(tmp_path: Path, redirection: str, warned: str) -> None:
     ended = shell(
         WORK.replace("begin(run=True)", "begin(run=True)\nimport time; time.sleep(0.1)"), redirection, tmp_path
@@ -75,9 +80,14 @@ def test_a_terminal_that_goes_away_does_not_end_the_work(tmp_path: Path) -> None
     ours, theirs = pty.openpty()
     code = WORK.replace("begin(run=True)", "begin(); sys.stdin.readline()")
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
     os.close(theirs)
     os.close(ours)
     assert process.communicate(b"\n", timeout=60) == (None, None)
@@ -94,11 +104,12 @@ def test_a_full_pipe_that_does_not_block_is_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("env", "shown"),
     [
-        ({"PYTHONIOENCODING": "ascii"}, b"Gr??e ?"), ({"PYTHONIOENCODING": "latin-1"}, b"Gr\xfc\xdfe ?"),
+        ({"PYTHONIOENCODING": "ascii"}, b"Gr??e ?"),
+        ({"PYTHONIOENCODING": "latin-1"}, b"Gr\xfc\xdfe ?"),
         ({"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, b"Gr??e ?"),
         ({"PYTHONIOENCODING": "utf-8"}, "Grüße ✓".encode()),
     ],
-)  # fmt: skip
+)
 def test_what_a_terminal_cannot_show_is_replaced(env: dict[str, str], shown: bytes) -> None:
     code = BEGIN + r"begin(); print('Gr\xfc\xdfe', '\u2713'); print('lost \udc80'); execute(lambda: 7)"
     known = {**os.environ, "PYTHONPATH": str(ROOT), **env}
@@ -139,9 +150,10 @@ def test_a_signal_in_the_middle_of_a_script_and_after_its_end(tmp_path: Path) ->
 
 
 SCRIPTS = [
-    *(ROOT / "scripts").glob("[!_]*.py"), *(ROOT / "dataset").glob("build_*.py"),
+    *(ROOT / "scripts").glob("[!_]*.py"),
+    *(ROOT / "dataset").glob("build_*.py"),
     *(path for path in ROOT.glob("*.py") if "__main__" in path.read_text()),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name != "__init__.py"], ids=lambda path: path.stem)

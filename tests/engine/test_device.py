@@ -44,10 +44,17 @@ def test_choice(machine, wanted: str, hardware: dict, expected: str, dtype: torc
 @pytest.mark.parametrize(
     ("wanted", "hardware"),
     [
-        ("gpu", {}), ("cpu:1", {}), ("cuda:x", {"cuda": 1}), ("cuda:3", {"cuda": 2}), ("cuda:", {"cuda": 1}),
-        ("cuda:²", {"cuda": 1}), ("", {}), ("CUDA", {"cuda": 1}), ("mps:0", {"mps": True}),
+        ("gpu", {}),
+        ("cpu:1", {}),
+        ("cuda:x", {"cuda": 1}),
+        ("cuda:3", {"cuda": 2}),
+        ("cuda:", {"cuda": 1}),
+        ("cuda:²", {"cuda": 1}),
+        ("", {}),
+        ("CUDA", {"cuda": 1}),
+        ("mps:0", {"mps": True}),
     ],
-)  # fmt: skip
+)
 def test_nonsense_is_refused(machine, wanted: str, hardware: dict) -> None:
     machine(**hardware)
     with pytest.raises(UsageError, match=r"device=|cuda:3"):
@@ -57,10 +64,12 @@ def test_nonsense_is_refused(machine, wanted: str, hardware: dict) -> None:
 @pytest.mark.parametrize(
     ("wanted", "hardware", "reason"),
     [
-        ("cuda", {}, "device=cuda: "), ("cuda:7", {}, "device=cuda:7: "), ("mps", {"cuda": 1}, "no Apple GPU"),
+        ("cuda", {}, "device=cuda: "),
+        ("cuda:7", {}, "device=cuda:7: "),
+        ("mps", {"cuda": 1}, "no Apple GPU"),
         ("cuda", {"mps": True}, "device=auto"),
     ],
-)  # fmt: skip
+)
 def test_a_device_that_is_not_here_is_refused(machine, wanted: str, hardware: dict, reason: str) -> None:
     machine(**hardware)
     with pytest.raises(UsageError) as caught:

@@ -17,13 +17,30 @@ from tests.conftest import run_script
 
 PUZZLE = ("--config-name=cfg_pretrain_sudoku_4x4", "device=cpu", "+debug=tiny", "lr_warmup_steps=0")
 TEXT = (
-    "--config-name=cfg_train_cpu", "device=cpu", "n_layer=1", "n_embd=32", "n_head=2", "block_size=8", "batch_size=2",
-    "eval_iters=1", "max_iters=1", "warmup_iters=0",
-)  # fmt: skip
+    "--config-name=cfg_train_cpu",
+    "device=cpu",
+    "n_layer=1",
+    "n_embd=32",
+    "n_head=2",
+    "block_size=8",
+    "batch_size=2",
+    "eval_iters=1",
+    "max_iters=1",
+    "warmup_iters=0",
+)
 PATHS = {
-    "data_paths", "data_paths_test", "out_dir", "run_dir", "resume_from", "prev_run_ckpt", "gpt2_type", "dataset",
-    "dataset_list", "multicontext_datasets", "sample_start_tokens",
-}  # fmt: skip
+    "data_paths",
+    "data_paths_test",
+    "out_dir",
+    "run_dir",
+    "resume_from",
+    "prev_run_ckpt",
+    "gpt2_type",
+    "dataset",
+    "dataset_list",
+    "multicontext_datasets",
+    "sample_start_tokens",
+}
 """Every key of both scripts that may be a path; tests below use each."""
 NO_PATHS = {"script", "project_name", "run_name", "wandb_entity", "wandb_group", "wandb_tags", "device", "max_steps"}
 
@@ -51,9 +68,10 @@ def test_every_key_that_says_folder_or_path_is_in_the_table() -> None:
     said = re.compile(r"folder|path|\bfile\b|checkpoint|\brun,|data sets", re.IGNORECASE)
     for schema in (PretrainConfig, TrainConfig):
         found = {
-            name for name, key in keys_of(schema).items()
+            name
+            for name, key in keys_of(schema).items()
             if key.kind in (str, list[str]) and (said.search(key.doc) or name.endswith(("_dir", "_path", "_paths")))
-        }  # fmt: skip
+        }
         assert found - NO_PATHS <= PATHS
 
 

@@ -11,8 +11,17 @@ from engine.run.files import read_json
 from engine.run.identity import with_deleted
 from tests.conftest import run_script
 
-FEUDAL = ("--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "arch=hrm_feudal", "max_steps=1",
-          "arch.H_layers=1", "arch.H_cycles=1", "arch.mlp_t=false", "arch.pos_encodings=rope")  # fmt: skip
+FEUDAL = (
+    "--config-name=cfg_pretrain_sudoku_4x4",
+    "+debug=tiny",
+    "device=cpu",
+    "arch=hrm_feudal",
+    "max_steps=1",
+    "arch.H_layers=1",
+    "arch.H_cycles=1",
+    "arch.mlp_t=false",
+    "arch.pos_encodings=rope",
+)
 ARCH = {"arch": {"name": "recursive_reasoning.hrm_feudal@HRMFeudal", "hidden_size": 32}}
 
 

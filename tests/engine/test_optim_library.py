@@ -16,14 +16,26 @@ from engine.optim.library import TORCH, find_class
 from engine.task import ParamGroup
 
 FROM_LIBRARY = {
-    "lion": {}, "ademamix": {}, "soap": {}, "sophiah": {"update_period": 2}, "shampoo": {"matrix_eps": 1e-4}, "schedulefreeadamw": {},
-    "prodigy": {}, "normuon": {}, "adan": {}, "lamb": {}, "apollo": {},
-}  # fmt: skip
+    "lion": {},
+    "ademamix": {},
+    "soap": {},
+    "sophiah": {"update_period": 2},
+    "shampoo": {"matrix_eps": 1e-4},
+    "schedulefreeadamw": {},
+    "prodigy": {},
+    "normuon": {},
+    "adan": {},
+    "lamb": {},
+    "apollo": {},
+}
 SHIPPED = {
-    "adamw": {"betas": [0.9, 0.95], "weight_decay": 0.1}, "sgd": {"momentum": 0.9, "nesterov": True},
-    "muon": {"adjust_lr_fn": "match_rms_adamw"}, "lookahead": {"inner": "adamw", "k": 2},
-    **{name: {} for name in TORCH if name not in ("adamw", "sgd", "muon")}, **FROM_LIBRARY,
-}  # fmt: skip
+    "adamw": {"betas": [0.9, 0.95], "weight_decay": 0.1},
+    "sgd": {"momentum": 0.9, "nesterov": True},
+    "muon": {"adjust_lr_fn": "match_rms_adamw"},
+    "lookahead": {"inner": "adamw", "k": 2},
+    **{name: {} for name in TORCH if name not in ("adamw", "sgd", "muon")},
+    **FROM_LIBRARY,
+}
 LR = {"prodigy": 1.0, "adadelta": 1.0, "sgd": 1e-2, "asgd": 1e-2, "lamb": 1e-2}
 MATRICES = ("muon", "normuon")
 
@@ -158,11 +170,14 @@ def groups_of(name: str, options: dict, lr: float) -> list[ParamGroup]:
     sizes = {"matrix": (6, 4), "vector": (4,), "scalar": (1,)}
     return [
         ParamGroup(
-            name=each, optimizer=name, lr=lr, params={each: nn.Parameter(torch.randn(size))},
+            name=each,
+            optimizer=name,
+            lr=lr,
+            params={each: nn.Parameter(torch.randn(size))},
             options={**options, "weight_decay": 0.1 if each == "matrix" else 0.0},
         )
         for each, size in sizes.items()
-    ]  # fmt: skip
+    ]
 
 
 def test_groups_that_differ_in_decay_alone_share_one_optimizer() -> None:
@@ -197,9 +212,15 @@ def test_one_scale_is_estimated_over_all_groups(name: str, outer: str | None) ->
     groups = groups_of(name, {}, 1.0)
     if outer:
         groups = [
-            ParamGroup(name=g.name, optimizer=outer, lr=1.0, params=g.params, options={"inner": name, "inner_options": g.options})
+            ParamGroup(
+                name=g.name,
+                optimizer=outer,
+                lr=1.0,
+                params=g.params,
+                options={"inner": name, "inner_options": g.options},
+            )
             for g in groups
-        ]  # fmt: skip
+        ]
     built = build_optimizers(groups)
     assert len(built) == 1
     optimizer = next(iter(built.values()))

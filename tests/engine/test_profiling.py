@@ -8,9 +8,14 @@ from pathlib import Path
 from tests.conftest import metrics, run_script
 
 RUN = (
-    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "project_name=p", "epochs=4", "max_steps=6",
+    "--config-name=cfg_pretrain_sudoku_4x4",
+    "+debug=tiny",
+    "device=cpu",
+    "project_name=p",
+    "epochs=4",
+    "max_steps=6",
     "verify=off",
-)  # fmt: skip
+)
 
 
 def test_trace_and_table_of_the_asked_steps(workplace: Path) -> None:

@@ -54,10 +54,19 @@ def test_identity_leaves_keys_out():
 def test_config_files(tmp_path):
     run = opened(tmp_path / "run")
     resolved = {
-        "lr": 1e-4, "tiny": 1e-05, "big": 1e22, "whole": 3.0, "n": 3, "flag": True, "none": None,
+        "lr": 1e-4,
+        "tiny": 1e-05,
+        "big": 1e22,
+        "whole": 3.0,
+        "n": 3,
+        "flag": True,
+        "none": None,
         "text": ["1e-4", "0.5", "yes", "null", "", "a: b", "two\nlines", "täxt", ".inf"],
-        "inf": float("inf"), "path": Path("/x/y"), "pair": (1, 2), "arch": {"depth": 2},
-    }  # fmt: skip
+        "inf": float("inf"),
+        "path": Path("/x/y"),
+        "pair": (1, 2),
+        "arch": {"depth": 2},
+    }
     run.write_config("lr: ${base}\n", resolved, ["lr=1e-4", "+run_name=x"])
     expected = {**resolved, "path": "/x/y", "pair": [1, 2]}
     text = (run.path / "all_config.yaml").read_text()
@@ -79,9 +88,13 @@ def test_status_and_summary(tmp_path):
     now = status(run.path)
     assert now.pop("time").startswith("20")
     assert now == {
-        "state": "failed", "pid": os.getpid(), "step": 7, "exit_code": 1, "message": "out of memory",
+        "state": "failed",
+        "pid": os.getpid(),
+        "step": 7,
+        "exit_code": 1,
+        "message": "out of memory",
         "loss": None,
-    }  # fmt: skip
+    }
     with pytest.raises(ValueError, match="choose one of running, interrupted, done, failed, refused"):
         run.set_status("finished")
     run.write_summary({"name": "eval/x", "value": 0.5, "goal": "max"}, steps=10, worst=float("inf"))

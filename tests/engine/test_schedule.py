@@ -75,9 +75,14 @@ def test_plateau_counts_evaluations_and_resumes() -> None:
 
 @pytest.mark.parametrize(
     ("name", "options", "said"),
-    [("cosine", {"gamma": 0.9}, "no options"), ("step", {"gama": 0.1}, "size, gamma"), ("wsd", {"share": 0.0}, "share"),
-     ("step", {"size": 0}, "at least 1"), ("plateau", {"patience": 0}, "patience")],
-)  # fmt: skip
+    [
+        ("cosine", {"gamma": 0.9}, "no options"),
+        ("step", {"gama": 0.1}, "size, gamma"),
+        ("wsd", {"share": 0.0}, "share"),
+        ("step", {"size": 0}, "at least 1"),
+        ("plateau", {"patience": 0}, "patience"),
+    ],
+)
 def test_an_option_of_another_curve_is_refused(name: str, options: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Decay(name=name, options=options)

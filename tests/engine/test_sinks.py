@@ -87,9 +87,15 @@ def test_console_leaves_out_what_only_the_file_needs(capsys: pytest.CaptureFixtu
 
 
 MIXED = {
-    "eval/val_loss": 1.5, "eval/train_loss": 1.25, "eval/perplexity": 4.5, "eval/plain/val_loss": 1.5,
-    "eval/plain/val_accuracy": 0.5, "eval/other/val_loss": 2.5, "eval/other/val_accuracy": 0.25, "data/plain/tokens": 7,
-}  # fmt: skip
+    "eval/val_loss": 1.5,
+    "eval/train_loss": 1.25,
+    "eval/perplexity": 4.5,
+    "eval/plain/val_loss": 1.5,
+    "eval/plain/val_accuracy": 0.5,
+    "eval/other/val_loss": 2.5,
+    "eval/other/val_accuracy": 0.25,
+    "data/plain/tokens": 7,
+}
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 100, 140])

@@ -29,8 +29,11 @@ def groups() -> list[ParamGroup]:
             param.grad = torch.randn_like(param)
         return ParamGroup(name=name, optimizer="adamw", lr=1.0, params=params)
 
-    return [dense("body", (3, 4), (5,), (2,)), dense("head", (2, 2)),
-            ParamGroup(name="rows", optimizer="sparse_sign_sgd", lr=1.0, params=Table())]  # fmt: skip
+    return [
+        dense("body", (3, 4), (5,), (2,)),
+        dense("head", (2, 2)),
+        ParamGroup(name="rows", optimizer="sparse_sign_sgd", lr=1.0, params=Table()),
+    ]
 
 
 @pytest.mark.parametrize("clip", [None, 0.5, 1e9])

@@ -18,10 +18,11 @@ from tests.e2e.test_ranks import final
 from tests.engine.test_trainer import make
 from tests.engine.test_trainer_resume import stored
 
-RUN = (
-    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "project_name=p", "epochs=40", "eval_interval=1",
-    "eval_max_examples=2", "final_eval_max_examples=2", "eval_batch_size=2", "max_steps=400", "select_on=test", "global_batch_size=8", "log_interval=5", "verify=off",
-)  # fmt: skip
+RUN = """
+    --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny device=cpu project_name=p epochs=40 eval_interval=1
+    eval_max_examples=2 final_eval_max_examples=2 eval_batch_size=2 max_steps=400 select_on=test global_batch_size=8
+    log_interval=5 verify=off
+""".split()
 
 
 def stops_at(values: list, *, direction: str = "max", patience: int = 2, min_delta: float = 0.0) -> int | None:

@@ -18,9 +18,16 @@ from tests.conftest import _entry, finish, metrics, run_forked, run_script, star
 from tests.e2e.test_ranks import final
 
 RUN = (
-    "--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "project_name=p", "epochs=4000", "log_interval=2",
-    "eval_interval=1000", "max_steps=30", "verify=off",
-)  # fmt: skip
+    "--config-name=cfg_pretrain_sudoku_4x4",
+    "+debug=tiny",
+    "device=cpu",
+    "project_name=p",
+    "epochs=4000",
+    "log_interval=2",
+    "eval_interval=1000",
+    "max_steps=30",
+    "verify=off",
+)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -63,9 +70,12 @@ def fake_wandb(*, mode: str, login: bool = True, resumed_at: int = 0) -> tuple[t
     calls: list[dict] = []
     logged: list[tuple[dict, int]] = []
     run = types.SimpleNamespace(
-        log=lambda values, step: logged.append((values, step)), finish=lambda: None, resumed=resumed_at > 0,
-        step=resumed_at, offline=mode == "offline",
-    )  # fmt: skip
+        log=lambda values, step: logged.append((values, step)),
+        finish=lambda: None,
+        resumed=resumed_at > 0,
+        step=resumed_at,
+        offline=mode == "offline",
+    )
     wandb = types.ModuleType("wandb")
     wandb.setup = lambda: types.SimpleNamespace(settings=types.SimpleNamespace(mode=mode))  # type: ignore[attr-defined]
     wandb.login = lambda prompt: login and not prompt  # type: ignore[attr-defined]
@@ -86,8 +96,14 @@ def test_wandb_goes_on_under_the_same_id_and_never_backwards(tmp_path: Path, mon
         assert [step for _, step in logged] == expected
         assert logged[0][0] == {"a": 1.0}
         assert {key: calls[0][key] for key in ("project", "name", "entity", "group", "tags", "resume", "dir")} == {
-            "project": "p", "name": "n", "entity": "e", "group": "g", "tags": ["t"], "resume": "allow", "dir": str(tmp_path),
-        }  # fmt: skip
+            "project": "p",
+            "name": "n",
+            "entity": "e",
+            "group": "g",
+            "tags": ["t"],
+            "resume": "allow",
+            "dir": str(tmp_path),
+        }
     assert ids[0] == ids[1]
     monkeypatch.setenv("WANDB_DIR", "/elsewhere")
     wandb, calls, _ = fake_wandb(mode="offline", login=False)
@@ -140,8 +156,18 @@ def test_disabled_wandb_is_not_even_imported(workplace: Path) -> None:
 def test_kill_and_resume_with_all_sinks(workplace: Path) -> None:
     """A run killed with -9 and resumed leaves in every sink what one uninterrupted run has in metrics.jsonl."""
     pytest.importorskip("wandb")
-    argv = [*RUN, "run_name=k", "max_steps=300", "checkpoint_interval=40", "stats_interval=7", "wandb_group=g",
-            "wandb_tags=[x,y]", "enable_csv=true", "enable_tensorboard=true", "enable_wandb=true"]  # fmt: skip
+    argv = [
+        *RUN,
+        "run_name=k",
+        "max_steps=300",
+        "checkpoint_interval=40",
+        "stats_interval=7",
+        "wandb_group=g",
+        "wandb_tags=[x,y]",
+        "enable_csv=true",
+        "enable_tensorboard=true",
+        "enable_wandb=true",
+    ]
     env = {"WANDB_MODE": "offline"}
     run = workplace / "checkpoints/p/k"
     process, connection = start_forked(_entry, "pretrain", argv, cwd=workplace, env=env)

@@ -55,8 +55,15 @@ class LineTask:
         return {"eval/w": value}
 
     def param_groups(self):
-        return [ParamGroup(name="all", optimizer="adam_atan2", lr=0.1, params=dict(self.module.named_parameters()),
-                           options={"beta1": 0.9, "beta2": 0.95, "weight_decay": 0.0})]  # fmt: skip
+        return [
+            ParamGroup(
+                name="all",
+                optimizer="adam_atan2",
+                lr=0.1,
+                params=dict(self.module.named_parameters()),
+                options={"beta1": 0.9, "beta2": 0.95, "weight_decay": 0.0},
+            )
+        ]
 
     def state_dict(self):
         return {}
@@ -68,8 +75,15 @@ PLAN_KEYS = ("eval_steps", "final_eval", "final_like_others", "checkpoint_every_
 
 
 def make(steps: int = 4, *, accumulation: int = 1, bad: tuple[int, ...] = (), **changes: Any):
-    runtime = Runtime(device=torch.device("cpu"), dtype=torch.float32, attention="auto", seed=0,
-                      accumulation=accumulation, rank=0, world_size=1)  # fmt: skip
+    runtime = Runtime(
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        attention="auto",
+        seed=0,
+        accumulation=accumulation,
+        rank=0,
+        world_size=1,
+    )
     plan_keys = {k: changes.pop(k) for k in PLAN_KEYS if k in changes}
     plan = TrainingPlan(
         task=LineTask(runtime, bad), total_steps=steps, schedule=lambda step: 1.0, primary_metric="eval/w", **plan_keys
@@ -78,9 +92,13 @@ def make(steps: int = 4, *, accumulation: int = 1, bad: tuple[int, ...] = (), **
     saves: list[tuple[int, str]] = []
     config = RunConfig(accumulation=accumulation, **changes)
     trainer = Trainer(
-        plan, config, runtime, save=lambda t, why: saves.append((t.step, why)),
-        write=lambda step, values: lines.append((step, values)), stop=StopSignal(),
-    )  # fmt: skip
+        plan,
+        config,
+        runtime,
+        save=lambda t, why: saves.append((t.step, why)),
+        write=lambda step, values: lines.append((step, values)),
+        stop=StopSignal(),
+    )
     return trainer, lines, saves
 
 

@@ -59,10 +59,15 @@ def test_what_no_key_takes(data: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("key", "given", "meant"),
     [
-        ("word", False, "off"), ("word", True, "on"), ("answer", True, "true"), ("answer", False, "false"),
-        ("switch", "on", True), ("switch", "no", False), ("count", 2**63 - 1, 2**63 - 1),
+        ("word", False, "off"),
+        ("word", True, "on"),
+        ("answer", True, "true"),
+        ("answer", False, "false"),
+        ("switch", "on", True),
+        ("switch", "no", False),
+        ("count", 2**63 - 1, 2**63 - 1),
     ],
-)  # fmt: skip
+)
 def test_a_truth_value_means_the_word_and_a_word_the_truth_value(key: str, given: Any, meant: Any) -> None:
     assert getattr(structure(Kinds, {key: given}), key) == meant
 

@@ -54,9 +54,19 @@ def splits(tmp_path_factory):
 def model_of(kind: str = "standard", dtype=torch.float32, **keys) -> TRMWithEncoder:
     torch.manual_seed(0)
     config = TRMWithEncoderConfig(
-        encoder_type=kind, encoder_num_layers=1, hidden_size=32, num_heads=2, expansion=1.0, L_layers=1, H_cycles=1,
-        L_cycles=1, context_len=2, halt_max_steps=2, pos_encodings="rope_2d", **keys,
-    )  # fmt: skip
+        encoder_type=kind,
+        encoder_num_layers=1,
+        hidden_size=32,
+        num_heads=2,
+        expansion=1.0,
+        L_layers=1,
+        H_cycles=1,
+        L_cycles=1,
+        context_len=2,
+        halt_max_steps=2,
+        pos_encodings="rope_2d",
+        **keys,
+    )
     return TRMWithEncoder(config, SHAPE, auto_dtype=dtype).to(dtype).eval()
 
 

@@ -18,7 +18,7 @@ from losses.diversity import (
     open_loss,
     reference_kl,
     to_uniform,
-)  # fmt: skip
+)
 from models.animal.completions import Completions
 
 K, CLUSTERS = 3, (3, 0, 2)
@@ -101,9 +101,13 @@ def test_golden_open_loss() -> None:
     opened = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 1]]).bool()
     zero = torch.zeros(3, dtype=torch.long)
     batch = Completions(
-        ids=torch.zeros(3, 3).long(), mask=opened, concept=~opened, open=opened, option=zero,
+        ids=torch.zeros(3, 3).long(),
+        mask=opened,
+        concept=~opened,
+        open=opened,
+        option=zero,
         cluster=torch.tensor([0, 0, 1]),
-    )  # fmt: skip
+    )
     for count, expected in ((5, 1.128505), (2, 0.212215)):
         value, slope = open_loss(logp, batch, torch.tensor([count]))
         assert float(value) == pytest.approx(expected, abs=1e-6)

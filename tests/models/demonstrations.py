@@ -9,9 +9,16 @@ from models.recursive_reasoning.act import PuzzleShape
 SIDE, COLOURS, PLACES = 4, 4, 4
 SHAPE = PuzzleShape(SIDE * SIDE, 2 + COLOURS, 3)
 SMALL = {
-    "hidden_size": 64, "num_heads": 4, "expansion": 1.0, "L_layers": 1, "H_cycles": 2, "L_cycles": 2, "context_len": 4,
-    "pos_encodings": "rope_2d", "halt_max_steps": 4,
-}  # fmt: skip
+    "hidden_size": 64,
+    "num_heads": 4,
+    "expansion": 1.0,
+    "L_layers": 1,
+    "H_cycles": 2,
+    "L_cycles": 2,
+    "context_len": 4,
+    "pos_encodings": "rope_2d",
+    "halt_max_steps": 4,
+}
 
 
 def tasks(

@@ -18,9 +18,13 @@ from tests.models.demonstrations import SHAPE, SMALL, tasks
 
 CONFIG = TRMWithEncoderConfig(**SMALL)
 TABLE = {
-    "standard": (2, "mean"), "hybrid_standard": (4, "set_transformer"), "hybrid_variational": (4, "cross_attention"),
-    "lpn_standard": (6, "mean"), "lpn_variational": (6, "mean"), "recurrent": (2, "mean"),
-}  # fmt: skip
+    "standard": (2, "mean"),
+    "hybrid_standard": (4, "set_transformer"),
+    "hybrid_variational": (4, "cross_attention"),
+    "lpn_standard": (6, "mean"),
+    "lpn_variational": (6, "mean"),
+    "recurrent": (2, "mean"),
+}
 TYPES = sorted(TABLE)
 AGGREGATIONS = ("mean", "set_transformer", "cross_attention")
 

@@ -36,8 +36,12 @@ def sweep(*argv: str, cwd: Path = ROOT, **environment: str) -> subprocess.Comple
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "WANDB_"))}
     return subprocess.run(
         [str(ROOT / "run_hyperparameter_sweep.sh"), *argv],
-        cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=cwd,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def batch_files(text: str) -> list[str]:

@@ -38,10 +38,37 @@ LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 RESUMES = ("again", "by name")
 ODD: tuple[Any, ...] = (
-    None, True, 0, -1, 1, 0.5, 2**31, 2**63, 2**70, -(10**30), float("nan"), float("inf"), "", "x", "../../outside/kept",
-    "/dev/zero", "\x00", "é\u2028", [], {}, [[]], {"$tensor": "nope"}, {"$tuple": 3}, {"$dict": [[1]]}, ["x"] * 3,
-    {"x": {}}, "payload@Payload", "${oc.env:HOME}", "${", "x" * 3000,
-)  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    1,
+    0.5,
+    2**31,
+    2**63,
+    2**70,
+    -(10**30),
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "../../outside/kept",
+    "/dev/zero",
+    "\x00",
+    "é\u2028",
+    [],
+    {},
+    [[]],
+    {"$tensor": "nope"},
+    {"$tuple": 3},
+    {"$dict": [[1]]},
+    ["x"] * 3,
+    {"x": {}},
+    "payload@Payload",
+    "${oc.env:HOME}",
+    "${",
+    "x" * 3000,
+)
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{','.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(12)
 )
@@ -87,8 +114,29 @@ def _yaml(path: Path, chance: random.Random) -> None:
     lines = path.read_text().splitlines()
     at = chance.randrange(len(lines))
     head = lines[at].partition(":")[0]
-    odd = chance.choice(("", "null", "[", "{", "${nope}", "${.seed}", "!!python/object:os.system x", "*x", "[]", "-1", "2e9",
-                         "payload@Payload", "/dev/zero", "&x [*x]", "|", "'", "1e999", "2024-01-01", "{a: 1}"))  # fmt: skip
+    odd = chance.choice(
+        (
+            "",
+            "null",
+            "[",
+            "{",
+            "${nope}",
+            "${.seed}",
+            "!!python/object:os.system x",
+            "*x",
+            "[]",
+            "-1",
+            "2e9",
+            "payload@Payload",
+            "/dev/zero",
+            "&x [*x]",
+            "|",
+            "'",
+            "1e999",
+            "2024-01-01",
+            "{a: 1}",
+        )
+    )
     lines[at] = f"{head}: {odd}"
     path.write_text("\n".join(lines))
 
@@ -168,9 +216,23 @@ def damage(path: Path, kind: str, chance: random.Random, outside: Path) -> None:
 
 
 KINDS = (
-    "cut", "empty", "bits", "noise", "text", "deep", "bomb", "huge", "doubled", "folder", "pipe", "zero", "outside",
-    "loop", "gone", *["value"] * 20,
-)  # fmt: skip
+    "cut",
+    "empty",
+    "bits",
+    "noise",
+    "text",
+    "deep",
+    "bomb",
+    "huge",
+    "doubled",
+    "folder",
+    "pipe",
+    "zero",
+    "outside",
+    "loop",
+    "gone",
+    *["value"] * 20,
+)
 
 
 def seal(folder: Path) -> None:

@@ -23,9 +23,16 @@ from tasks.etrm.task import SlotPlan
 from tests.conftest import ROOT
 
 TINY = (
-    "arch.hidden_size=32", "arch.num_heads=2", "arch.expansion=1.0", "arch.halt_max_steps=3", "arch.context_len=2",
-    "global_batch_size=8", "eval_batch_size=8", "lr_warmup_steps=0", "device=cpu",
-)  # fmt: skip
+    "arch.hidden_size=32",
+    "arch.num_heads=2",
+    "arch.expansion=1.0",
+    "arch.halt_max_steps=3",
+    "arch.context_len=2",
+    "global_batch_size=8",
+    "eval_batch_size=8",
+    "lr_warmup_steps=0",
+    "device=cpu",
+)
 ONLINE = ("arch=etrm_online", "arch.num_act_steps=2", "~arch.halt_max_steps")
 
 

@@ -53,14 +53,26 @@ FAULTS = (
         what="the targets are the tokens that the model is given",
         codes=("DYN706",),
         job=CPU,
-        edits=(swap(TASK, "            yield tokens[cut], targets[cut], stream", "            yield tokens[cut], tokens[cut], stream"),),
+        edits=(
+            swap(
+                TASK,
+                "            yield tokens[cut], targets[cut], stream",
+                "            yield tokens[cut], tokens[cut], stream",
+            ),
+        ),
     ),
     Fault(
         name="lm-validates-on-training-text",
         what="val_loss is the loss of the training text",
         codes=("SCR122",),
         job=CPU,
-        edits=(swap(TASK, '"eval/val_loss": self.criterion(losses["val"])', '"eval/val_loss": self.criterion(losses["train"])'),),
+        edits=(
+            swap(
+                TASK,
+                '"eval/val_loss": self.criterion(losses["val"])',
+                '"eval/val_loss": self.criterion(losses["train"])',
+            ),
+        ),
     ),
     Fault(
         name="lm-length-fixed",
@@ -101,7 +113,13 @@ FAULTS = (
         name="lm-scores-its-input",
         what="the loss compares with the tokens that the model was given",
         codes=("MOD441",),
-        edits=(swap(TASK, "result = self.loss_head(output, targets)\n        return", "result = self.loss_head(output, tokens)\n        return"),),
+        edits=(
+            swap(
+                TASK,
+                "result = self.loss_head(output, targets)\n        return",
+                "result = self.loss_head(output, tokens)\n        return",
+            ),
+        ),
         job=CPU,
     ),
     Fault(
@@ -144,7 +162,11 @@ FAULTS = (
         what="train.py's schema declares a key that nothing reads",
         codes=("CFG255",),
         edits=(
-            swap("tasks/language_model/args.py", "    eval_only: bool = False\n", "    eval_often: bool = False\n    eval_only: bool = False\n"),
+            swap(
+                "tasks/language_model/args.py",
+                "    eval_only: bool = False\n",
+                "    eval_often: bool = False\n    eval_only: bool = False\n",
+            ),
             append(BASE, "\neval_often: false\n"),
         ),
         job=CPU,
@@ -164,7 +186,7 @@ FAULTS = (
         edits=(cut(RECIPE, "  - _self_\n"), swap(RECIPE, "  - arch: gpt\n", "  - _self_\n  - arch: gpt\n")),
         job=CPU,
     ),
-)  # fmt: skip
+)
 
 # name | codes that must be quiet | what | command
 RIGHT_COMMANDS = right_commands(f"""
@@ -175,6 +197,4 @@ lm-schedule-not-used | CFG256 JOB031 | a schedule that is held at its peak | {CP
 lm-any-optimizer | JOB031 | an optimizer without a file, through the generic one | {CPU} --optimizer adan
 """)
 
-GOOD = (
-    *RIGHT_COMMANDS,
-)  # fmt: skip
+GOOD = (*RIGHT_COMMANDS,)

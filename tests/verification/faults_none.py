@@ -40,10 +40,23 @@ class Mine(RecursiveModel):
 
 COMMANDS = (
     Good(name="quoted-hash", what="a # inside a quoted value", jobs=f"[ ] {SMALL} 'run_name=\"first#2\"'\n"),
-    Good(name="digits-in-path", what="digits in brackets inside a path are no process", jobs=f"[ ] {SMALL} 'run_dir=\"/tmp/runs[4711]/a\"' run_name=first\n"),
-    Good(name="commented-job", what="a job that is commented out", jobs=f"# [ ] python pretrain_old.py --config-name=cfg_gone\n[ ] {SMALL} run_name=first\n"),
-    Good(name="done-and-failed", what="finished and failed jobs beside a pending one", jobs=f"[x] {SMALL} run_name=a\n[!] {SMALL} run_name=b\n[ ] {SMALL} run_name=c\n", quiet=("JOB002", "JOB032")),
-)  # fmt: skip
+    Good(
+        name="digits-in-path",
+        what="digits in brackets inside a path are no process",
+        jobs=f"[ ] {SMALL} 'run_dir=\"/tmp/runs[4711]/a\"' run_name=first\n",
+    ),
+    Good(
+        name="commented-job",
+        what="a job that is commented out",
+        jobs=f"# [ ] python pretrain_old.py --config-name=cfg_gone\n[ ] {SMALL} run_name=first\n",
+    ),
+    Good(
+        name="done-and-failed",
+        what="finished and failed jobs beside a pending one",
+        jobs=f"[x] {SMALL} run_name=a\n[!] {SMALL} run_name=b\n[ ] {SMALL} run_name=c\n",
+        quiet=("JOB002", "JOB032"),
+    ),
+)
 
 TREES = (
     Good(name="untouched", what="the repository as it is: jobs, recipes and pages", everything=True),

@@ -143,11 +143,15 @@ def test_data_that_are_there_speak_for_themselves(tmp_path: Path) -> None:
     both = "training_mode=multidataset dataset_list=[mine,same]"
     streams = "training_mode=multicontext multicontext_datasets=[mine,short]"
     for line, failed, warned in (
-        ("dataset=mine", set(), set()), (both, set(), set()), (both.replace("same", "short"), set(), {"DAT541"}),
-        (streams, {"DAT542"}, set()), (f"{streams} multicontext_align=truncate", set(), {"DAT542"}),
-        ("--init_from=gpt2 dataset=old", set(), set()), ("--init_from=gpt2 dataset=mine", {"DAT540"}, set()),
+        ("dataset=mine", set(), set()),
+        (both, set(), set()),
+        (both.replace("same", "short"), set(), {"DAT541"}),
+        (streams, {"DAT542"}, set()),
+        (f"{streams} multicontext_align=truncate", set(), {"DAT542"}),
+        ("--init_from=gpt2 dataset=old", set(), set()),
+        ("--init_from=gpt2 dataset=mine", {"DAT540"}, set()),
         ("dataset=cut", {"DAT510", "SUM600"}, set()),
-    ):  # fmt: skip
+    ):
         report = verify_command(["python", "train.py", *line.split()], root=tmp_path, probes=False)
         assert failed - {"SUM600"} <= report.codes("FAIL") <= failed, (line, report.of("FAIL"))
         assert report.codes("WARN") == warned, (line, report.of("WARN"))

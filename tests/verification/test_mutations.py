@@ -32,9 +32,13 @@ from verification.static import verify_all, verify_command, verify_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULTS = (
-    *faults_job.FAULTS, *faults_config.FAULTS, *faults_script.FAULTS, *faults_model.FAULTS, *faults_language.FAULTS,
+    *faults_job.FAULTS,
+    *faults_config.FAULTS,
+    *faults_script.FAULTS,
+    *faults_model.FAULTS,
+    *faults_language.FAULTS,
     *faults_feudal.FAULTS,
-)  # fmt: skip
+)
 GOOD = (*faults_none.GOOD, *faults_language.GOOD)
 STEPS = {
     "1": "Step 1: job",

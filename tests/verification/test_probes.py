@@ -48,11 +48,12 @@ def test_recipes_pass(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
         ("arch.no_ACT_continue=false", "arch.pos_encodings=learned", "grad_clip=0.5", "ema=true"),
         SLOW(("arch.halt_exploration_prob=0", "arch.hidden_size=48", "arch.num_heads=6")),
         SLOW(("arch.halt_exploration_prob=1", "accumulation=4", "evaluators=[{name: steps@PerStepAccuracy}]")),
-        SLOW(("arch.puzzle_emb_ndim=0", "arch.puzzle_emb_len=0")), SLOW(("arch=hrm", "arch.H_layers=2")),
+        SLOW(("arch.puzzle_emb_ndim=0", "arch.puzzle_emb_len=0")),
+        SLOW(("arch=hrm", "arch.H_layers=2")),
         *(SLOW((f"arch={path.stem}",)) for path in sorted((ROOT / "config/arch").glob("tr*.yaml"))),
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_good_settings_pass(overrides: tuple[str, ...]) -> None:
     found = probe(composed(ATTENTION, *overrides), entry="pretrain", root=ROOT)
     assert [(f.code, f.level) for f in found] == [(code, "PASS") for code in OBSERVED], found
@@ -336,9 +337,12 @@ def test_the_forward_of_the_other_mode(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(act.ACTModel, "_forward_train_online", online, raising=False)
     monkeypatch.setattr(
-        act.ACTModel, "forward",
-        lambda self, batch, carry=None: self._forward_train_online(batch, carry) if self.training else self._forward_eval(batch),
-    )  # fmt: skip
+        act.ACTModel,
+        "forward",
+        lambda self, batch, carry=None: (
+            self._forward_train_online(batch, carry) if self.training else self._forward_eval(batch)
+        ),
+    )
     assert "training ran _forward_train_online, but the class declares ACT_MODE='dynamic'" in fails("DYN718")
 
 

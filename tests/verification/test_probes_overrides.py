@@ -12,13 +12,12 @@ from tests.conftest import ROOT
 from tests.verification.probing import ATTENTION, MLP, around, composed, fails, look
 from verification.probes import probe
 
-ALIVE = (
-    "arch.H_cycles=2", "arch.L_cycles=3", "arch.L_layers=3", "arch.hidden_size=256", "arch.num_heads=4", "arch.expansion=2",
-    "arch.mlp_t=false", "arch.pos_encodings=rope", "arch.rope_theta=100.0", "arch.rms_norm_eps=1e-6",
-    "arch.puzzle_emb_ndim=256", "arch.puzzle_emb_len=4", "arch.halt_max_steps=8", "arch.halt_exploration_prob=0.11",
-    "arch.no_ACT_continue=true", "arch.forward_dtype=bfloat16", "arch.loss.loss_type=softmax_cross_entropy",
-    "arch.loss.precision=float64",
-)  # fmt: skip
+ALIVE = """
+    arch.H_cycles=2 arch.L_cycles=3 arch.L_layers=3 arch.hidden_size=256 arch.num_heads=4 arch.expansion=2
+    arch.mlp_t=false arch.pos_encodings=rope arch.rope_theta=100.0 arch.rms_norm_eps=1e-6 arch.puzzle_emb_ndim=256
+    arch.puzzle_emb_len=4 arch.halt_max_steps=8 arch.halt_exploration_prob=0.11 arch.no_ACT_continue=true
+    arch.forward_dtype=bfloat16 arch.loss.loss_type=softmax_cross_entropy arch.loss.precision=float64
+""".split()
 
 
 @pytest.mark.slow
@@ -30,8 +29,9 @@ def test_every_key_of_the_architecture_is_alive() -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["arch.num_heads=4", "arch.rope_theta=100.0", "arch.puzzle_emb_len=4"],
-)  # fmt: skip
+    "override",
+    ["arch.num_heads=4", "arch.rope_theta=100.0", "arch.puzzle_emb_len=4"],
+)
 def test_a_dead_override(override: str) -> None:
     given = (override, "arch.puzzle_emb_ndim=0")
     message = fails("DYN716", *given, recipe=MLP)
@@ -42,9 +42,11 @@ def test_a_dead_override(override: str) -> None:
 def test_a_field_that_the_model_passes_by(monkeypatch: pytest.MonkeyPatch) -> None:
     """The constructor takes the key and uses a constant."""
     around(
-        monkeypatch, model_file.ACTModel, "__init__",
+        monkeypatch,
+        model_file.ACTModel,
+        "__init__",
         lambda init, self, inner, **settings: init(self, inner, **{**settings, "halt_exploration_prob": 0.1}),
-    )  # fmt: skip
+    )
     assert "arch.halt_exploration_prob=0.7 is dead" in fails("DYN716", "arch.halt_exploration_prob=0.7")
 
 
@@ -57,8 +59,9 @@ def test_a_field_that_nothing_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TRM, "Config", Wider)
     found = look("DYN716", "+arch.latent_dim=16")
     assert {(f.level, f.message.split(":")[0].split(" is ")[0]) for f in found} == {
-        ("FAIL", "arch.latent_dim=16"), ("WARN", "nothing reads arch.latent_dim"),
-    }  # fmt: skip
+        ("FAIL", "arch.latent_dim=16"),
+        ("WARN", "nothing reads arch.latent_dim"),
+    }
 
 
 def test_a_width_that_rounds_to_the_same_only_when_small() -> None:
@@ -74,9 +77,18 @@ def test_a_value_that_does_what_the_default_does() -> None:
 
 @pytest.mark.parametrize(
     ("override", "dead"),
-    [("puzzle_emb_lr=0.5", True), ("ema_rate=0.9", True), ("lr=0.5", False), ("lr_min_ratio=0.3", False), ("beta1=0.8", False),
-     ("weight_decay=0.3", False), ("grad_clip=0.5", False), ("run_name=x", False), ("epochs=2", False)],
-)  # fmt: skip
+    [
+        ("puzzle_emb_lr=0.5", True),
+        ("ema_rate=0.9", True),
+        ("lr=0.5", False),
+        ("lr_min_ratio=0.3", False),
+        ("beta1=0.8", False),
+        ("weight_decay=0.3", False),
+        ("grad_clip=0.5", False),
+        ("run_name=x", False),
+        ("epochs=2", False),
+    ],
+)
 def test_a_run_key_without_effect_is_a_warning(override: str, dead: bool) -> None:
     """The recipe has a puzzle embedding no more, and keeps no average."""
     off = ("arch.puzzle_emb_ndim=0", "arch.puzzle_emb_len=0", "ema=false")

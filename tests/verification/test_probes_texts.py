@@ -54,9 +54,10 @@ def test_recipes_pass(recipe: str) -> None:
         ("arch.window_size=9", "arch.softmax_variant_attn=relu2max", "arch.dropout=0.3", "arch.share_attn=cycle"),
         SLOW(("arch.pos_encodings=rope", "arch.rope_length=16", "arch.norm_placement=peri", "arch.mlp_variant=swiglu")),
         SLOW(("optimizer=muon", "lr_scheduler=wsd", "ema=true", "grad_clip=0", "seed=5")),
-        SLOW(("eval_only=true",)), ("sampling_method=without_replacement", "eval_mode=random", "early_stop_patience=2"),
+        SLOW(("eval_only=true",)),
+        ("sampling_method=without_replacement", "eval_mode=random", "early_stop_patience=2"),
     ],
-)  # fmt: skip
+)
 def test_good_settings_pass(overrides: tuple[str, ...]) -> None:
     found = look(*overrides)
     assert {f.level for f in found} == {"PASS"}, [f for f in found if f.level != "PASS"]
@@ -144,8 +145,11 @@ def test_by_the_command_of_a_user() -> None:
     line = "python train.py --config-name=cfg_train_cpu --n_head 2 --beta2 0.95 --dataset=shakespeare_char"
     done = subprocess.run(
         [sys.executable, "scripts/verify_path.py", "--dynamic", "--json", "-", "--", *shlex.split(line)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     levels = {f["code"]: f["level"] for f in json.loads(done.stdout)["reports"][0]["findings"] if f["step"] == "dyn"}
     assert levels == dict.fromkeys(CODES, "PASS")

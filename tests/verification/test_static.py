@@ -52,9 +52,11 @@ def test_everything_that_ships_verifies(probes: bool) -> None:
     intents = {r.job: r.intent for r in reports if r.chain}
     # The guide's four questions; text models have no ACT and no encoder to ask for.
     silent = [
-        job for job, intent in intents.items()
-        if not {"mode", "purpose"} | ({"act", "encoder"} if intent.get("mode") in ("embedding", "encoder") else set()) <= intent.keys()
-    ]  # fmt: skip
+        job
+        for job, intent in intents.items()
+        if not {"mode", "purpose"} | ({"act", "encoder"} if intent.get("mode") in ("embedding", "encoder") else set())
+        <= intent.keys()
+    ]
     assert not silent, "a job or recipe that does not answer its family's questions"
 
 

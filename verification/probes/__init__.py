@@ -16,8 +16,7 @@ from engine.cli.resolve import observe_script
 from verification.codes import CODES
 from verification.finding import Finding
 
-CODES_OBSERVED = ("DYN700", "DYN701", "DYN702", "DYN703", "DYN704", "DYN705", "DYN706", "DYN707", "DYN708", "DYN709",
-                  "DYN710", "DYN711", "DYN712", "DYN713", "DYN714", "DYN715", "DYN716", "DYN717", "DYN718")  # fmt: skip
+CODES_OBSERVED = tuple(f"DYN{number}" for number in range(700, 719))
 """The deeper codes that have a probe; each family has some of them."""
 
 
