@@ -72,7 +72,7 @@ class PairEncoder(nn.Module):
         super().__init__()
         size, self.cells, self.pad_id = config.hidden_size, shape.seq_len, shape.pad_id
         self.eps, self.scale, self.dtype = config.rms_norm_eps, math.sqrt(size), dtype
-        self.side = math.isqrt(self.cells)
+        self.side, self.by_cell = math.isqrt(self.cells), config.pairing == "cells"
         planar = config.pos_encodings == "rope_2d"
         if self.side**2 != self.cells and (planar or config.grid_shape_tokens):
             raise ValueError(
@@ -116,12 +116,12 @@ class PairEncoder(nn.Module):
     def _encode(self, words: Tensor) -> Tensor:
         """words [N, 2S] -> [N, D]."""
         real = words != self.pad_id
+        if self.by_cell:
+            real = real.view(-1, 2, self.cells).any(dim=1)
         longest = int(real.sum(dim=1).max())
         order = real.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]  # words first, in place
         keys = real.gather(1, order)
-        output = order >= self.cells
-        h = self.embed_words(words.gather(1, order) + self.vocab * output)
-        h = torch.cat([*self._ahead(words), h], dim=1) * self.scale
+        h = torch.cat([*self._ahead(words), self._embedded(words, order)], dim=1) * self.scale
         keys = torch.cat((keys.new_ones(len(keys), self.prefix), keys), dim=1)
         rope = self._rope(order)
         for layer in self.layers:
@@ -131,6 +131,17 @@ class PairEncoder(nn.Module):
         weight = keys.unsqueeze(-1).to(h.dtype)
         pooled: Tensor = self.pool((h * weight).sum(1) / weight.sum(1))
         return pooled
+
+    def _embedded(self, words: Tensor, order: Tensor) -> Tensor:
+        """The words [N, 2S], or cells, in the places `order` [N, L] -> [N, L, D]."""
+        if not self.by_cell:
+            words = words.gather(1, order) + self.vocab * (order >= self.cells)
+            sequence: Tensor = self.embed_words(words)
+            return sequence
+        before = self.embed_words(words.gather(1, order))
+        after = self.embed_words(words.gather(1, order + self.cells) + self.vocab)
+        cells: Tensor = 0.707106781 * (before + after)  # keeps the variance of the sum at that of one summand
+        return cells
 
     def _ahead(self, words: Tensor) -> list[Tensor]:
         """What stands before the cells: CLS [N,1,D], rows and columns of both grids [N,4,D]."""

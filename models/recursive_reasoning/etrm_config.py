@@ -53,6 +53,9 @@ class TRMWithEncoderConfig(TRMConfig):
     """Context tokens T ahead of the cells; a TRM decoder has 16."""
     context_scale: Literal["match_tokens", "learned", "none"] = "match_tokens"
     """RMS of a context token in the decoder: a cell's, that times a learned gain, or (none) sqrt(hidden_size)."""
+    pairing: Literal["sequence", "cells"] = "sequence"
+    """A demonstration as the encoder reads it: the cells of the input, then those of the output; or each cell of the
+    canvas once, its input and output colour added."""
     grid_shape_tokens: bool = True
     """Show the encoder rows and columns of both grids as four tokens more."""
     latent_dim: Annotated[int, Range(0), IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT] = 0

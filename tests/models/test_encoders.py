@@ -101,6 +101,29 @@ def test_padding_is_hidden_from_attention_and_cut_away():
     torch.testing.assert_close(together[1:], alone, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["standard", "lpn_standard"])
+def test_a_cell_is_read_with_what_it_becomes(kind):
+    """`pairing: cells`: half the positions, input and output told apart, and a cell of one grid alone is not lost."""
+    encoder, batch = build(kind, pairing="cells", grid_shape_tokens=False), tasks(4, 1)
+    lengths, close = [], partial(torch.testing.assert_close, atol=2e-5, rtol=1e-4)
+    encoder.pairs.layers[0].register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+    inputs, labels, _ = demos(batch)
+    with torch.no_grad():
+        plain = context(encoder, batch)
+        assert lengths == [16 + (kind == "lpn_standard")]
+        assert not torch.allclose(context(encoder, {**batch, "demo_inputs": labels, "demo_labels": inputs}), plain)
+        labels[:, :, 8:] = 0  # outputs that are smaller than their inputs
+        smaller = context(encoder, batch)
+        inputs[:, :, 12:] = 5 - inputs[:, :, 12:]
+        assert not torch.allclose(context(encoder, batch), smaller, atol=1e-3)
+        inputs[:, :, 8:] = 0
+        lengths.clear()
+        short = context(encoder, batch)
+        inputs[0, 0, 8:] = 2  # a long pair: the others are masked, not cut
+        close(context(encoder, batch)[1:], short[1:])
+        assert [length - (kind == "lpn_standard") for length in lengths] == [8, 16]
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_parameter_gets_a_gradient(kind):
     encoder = build(kind, **({"aggregation": "set_transformer"} if kind == "lpn_standard" else {}))

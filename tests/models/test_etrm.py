@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.optim.builtin import AdamATan2
 from losses import ACTLossConfig, ACTLossHead
 from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.etrm import TRMWithEncoder, TRMWithEncoderConfig
@@ -110,6 +111,31 @@ def test_online_encodes_once_and_trains_on_every_step():
     evaluated = model.eval()(batch)
     torch.testing.assert_close(evaluated.logits, output.logits[8:], atol=2e-4, rtol=1e-3)
     assert evaluated.carry.steps.tolist() == [3] * 4
+
+
+@pytest.mark.parametrize(("config", "steps"), [(CONFIG, 120), (ONLINE, 60)], ids=["dynamic", "online"])
+def test_rules_are_learned_from_the_demonstrations(config, steps):
+    """Six recolourings on fresh grids. What is right under the own context is wrong under another rule's."""
+    keys = {"hidden_size": 32, "H_cycles": 1, "L_cycles": 1, "pairing": "cells", "grid_shape_tokens": False}
+    model = build(config, **keys, **({"halt_max_steps": 2} if config is CONFIG else {"num_act_steps": 2}))
+    names, params = zip(*model.named_parameters(), strict=True)
+    optimizer = AdamATan2(params, names, lr=3e-3, weight_decay=0.01)
+    head, carry = ACTLossHead(ACTLossConfig(loss_type="softmax_cross_entropy")), None
+    table = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)).argsort(1)
+    for number in range(steps):
+        output = model.train()(tasks(24, number, demonstrations=2, table=table), carry)
+        carry = output.carry if config is CONFIG else None
+        (head(output).total / 24).backward()
+        optimizer.step(min(1.0, (number + 1) / 10, 2 * (1 - number / steps)))
+        model.zero_grad()
+    batch = tasks(48, 1000, demonstrations=2, table=table)
+    context = model.eval().encode(batch).context
+    own, other = (
+        (model.decode_with_context(batch, shown, 2).logits.argmax(-1) == batch["labels"]).float().mean()
+        for shown in (context, context.roll(1, 0))
+    )
+    assert own > 0.95, own
+    assert other < 0.6, other
 
 
 def test_evaluation_encodes_once_and_equals_a_given_context():
