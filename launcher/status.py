@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.errors import UsageError
 from engine.run.files import read_json
-from launcher.jobs import STATES, Job
+from launcher.jobs import STATES, Job, find
 from launcher.ledger import Ledger, Record
 from launcher.outcome import reported_run_dir
 from launcher.table import aligned, short_path
@@ -23,11 +25,39 @@ def status_lines(ledger: Ledger, cwd: Path) -> list[str]:
     return [*aligned(HEAD, [_row(ledger, job, cwd) for job in jobs]), ", ".join(counts)]
 
 
+def expand_places(places: Sequence[Path], *, roots: Sequence[Path], cwd: Path) -> list[Path]:
+    """Places of runs, a job file (`jobs-trm.txt`) replaced by the runs of its jobs.
+
+    Raises: UsageError for a job file that is not there or has started no run.
+    """
+    expanded: list[Path] = []
+    for place in places:
+        if place.suffix != ".txt" and not place.is_file():
+            expanded.append(place)
+            continue
+        ledger = Ledger(find(place, roots))
+        folders = run_folders(ledger, cwd)
+        if not folders:
+            raise UsageError(f"{place}: no job of this file has a run directory below {cwd} yet")
+        expanded += folders
+    return expanded
+
+
+def run_folders(ledger: Ledger, cwd: Path) -> list[Path]:
+    """The run directories of the jobs that have been started, in the order of the file."""
+    folders = (_run_dir(ledger, job, ledger.record(job), cwd) for job in ledger.read().jobs)
+    return [folder for folder in folders if folder is not None and folder.is_dir()]
+
+
+def _run_dir(ledger: Ledger, job: Job, record: Record, cwd: Path) -> Path | None:
+    if not record.log:  # there was no attempt
+        return None
+    return cwd / record.run_dir if record.run_dir else reported_run_dir(ledger.report_file(job))
+
+
 def _row(ledger: Ledger, job: Job, cwd: Path) -> list[str]:
     record = ledger.record(job)
-    run_dir: Path | None = None
-    if record.log:  # there was an attempt
-        run_dir = cwd / record.run_dir if record.run_dir else reported_run_dir(ledger.report_file(job))
+    run_dir = _run_dir(ledger, job, record, cwd)
     step = read_json(run_dir / "status.json").get("step") if run_dir else None
     where = short_path(run_dir, cwd) or (os.path.relpath(record.log, cwd) if record.log else "-")
     state, tries = f"[{job.mark}] {job.state}", _text(record.attempts or None)

@@ -13,6 +13,9 @@ from engine.errors import UsageError
 from engine.io import atomic_write_bytes, atomic_write_json, atomic_write_text, print_rank0
 from reports.canvas import as_png
 
+HEAD = 8192
+"""Bytes at the beginning of a file within which its mark stands."""
+
 
 def write_json_result(target: Path, content: Mapping[str, Any]) -> None:
     """Write JSON and print its path. Raises: UsageError when it cannot be written."""
@@ -39,6 +42,36 @@ def write_report(folder: Path, files: Mapping[str, str | Image.Image | Mapping[s
                 atomic_write_json(folder / name, content)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error.strerror}): name another folder with --out") from None
+
+
+def check_own(target: Path, mark: bytes, kind: str, *, example: str) -> None:
+    """A file that a command writes replaces nothing but what the same command wrote, known by `mark` in its `HEAD`.
+
+    Raises: UsageError when `target` is a folder or a file of something else, or cannot be written.
+    """
+    place = next(folder for folder in target.absolute().parents if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UsageError(f"{target} cannot be written ({place} is {'read-only' if place.is_dir() else 'no folder'})")
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder: name a file in it, such as {target / example}")
+    try:
+        with open(target, "rb") as stream:
+            ours = mark in stream.read(HEAD)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --out") from None
+    if not ours:
+        raise UsageError(f"{target} exists and is no {kind}: remove it or name another with --out")
+
+
+def write_page(target: Path, page: str) -> None:
+    """Write an HTML page and print its path. Raises: UsageError when it cannot be written."""
+    try:
+        atomic_write_text(target, page)
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --out") from None
+    print_rank0(f"written     {target} ({len(page.encode()) / 1e6:.2f} MB)")
 
 
 def prepare_folder(folder: Path) -> None:

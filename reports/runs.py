@@ -161,6 +161,20 @@ def curve(path: Path, metric: str) -> list[tuple[int, float]]:
     return [(step, float(value)) for step, value in lines if type(step) is int and _is_usable(value)]
 
 
+def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every metric of a run with its `curve`, read in one go; {} where the run wrote none."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    try:
+        for line in read_metrics(path):
+            if type(step := line.pop("step", None)) is int:
+                for name, value in line.items():
+                    if _is_usable(value):
+                        found.setdefault(name, []).append((step, float(value)))
+    except UsageError:
+        pass  # a run that has just begun
+    return found
+
+
 def first_step(points: Iterable[tuple[int, float]], reached: float, *, higher_is_better: bool = True) -> int | None:
     """The first step of a curve at which the metric is as good as `reached`; None if it never is."""
     sign = 1 if higher_is_better else -1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from engine.errors import UsageError
 from engine.io import atomic_write_bytes, atomic_write_json, print_rank0
+from reports.output import check_own
 from viewer.examples import StoredRun
 from viewer.tasks import Record
 from viewer.trajectory import Headline, Layout, Trajectory
@@ -22,7 +22,6 @@ DEFAULT_COUNTS = {".png": 4, ".gif": 4, ".html": 32}
 """How many examples are drawn where --examples does not say."""
 MARK = b"Loopforge visualize"
 """Stands within the first bytes of every drawing."""
-HEAD = 8192
 
 
 def loader_of(path: Path) -> Callable[[argparse.Namespace], StoredRun]:
@@ -59,20 +58,7 @@ def default_file(run: StoredRun, args: argparse.Namespace) -> Path:
 
 def check_target(target: Path) -> None:
     """Raises: UsageError when `target` is a folder or a file that this command did not write, or cannot be written."""
-    place = next(folder for folder in target.parents if folder.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UsageError(f"{target} cannot be written ({place} is {'read-only' if place.is_dir() else 'no folder'})")
-    if target.is_dir():
-        raise UsageError(f"{target} is a folder: name a file in it, such as {target / 'thinking.html'}")
-    try:
-        with open(target, "rb") as stream:
-            ours = MARK in stream.read(HEAD)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _unwritable(target, error) from None
-    if not ours:
-        raise UsageError(f"{target} exists and is no drawing of visualize.py: remove it or name another with --out")
+    check_own(target, MARK, "drawing of visualize.py", example="thinking.html")
 
 
 def check_count(count: int, suffix: str, layout: Layout, steps: int) -> None:

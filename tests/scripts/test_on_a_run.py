@@ -208,3 +208,25 @@ def test_other_data_than_trained_on_is_said(run: Path, tmp_path: Path) -> None:
     shown = run_script("scripts/evaluate", str(copy))
     assert shown.code == 0, shown.output
     assert "warning: data/debug-sudoku-4x4 is not the data that the run saw" in shown.output
+
+
+def test_the_run_on_a_page_and_on_the_terminal(run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    done = run_script("scripts/report", str(run), "--out", str(page))
+    assert done.code == 0, done.output
+    assert f"written     {page}" in done.output
+    text = page.read_text()
+    score = results(run / "summary.json")["results"]["eval/exact_accuracy"]
+    assert f"{score:.4f}" in text
+    assert "<li>r: PASS" in text or "<li>r: WARN" in text  # a commit since then is a warning
+    assert results(run / "environment.json")["data_cards"][0]["content_hash"][:12] in text
+    again = run_script("scripts/report", str(run), "--out", str(page), "--no-verification", "--curves", "train/lr")
+    assert again.code == 0, again.output  # a report may be replaced
+    assert "Verification" not in page.read_text()
+    page.write_text("notes")
+    refused = run_script("scripts/report", str(run), "--out", str(page))
+    assert refused.code == 2
+    assert "is no report of report.py" in refused.output
+    shown = run_script("scripts/compare_runs", str(run))
+    assert shown.code == 0, shown.output
+    assert f"| {score:.4f}" in shown.output

@@ -1,0 +1,174 @@
+"""Curves over training as SVG: faint as they were logged, strong smoothed. The page can smooth them anew.
+
+Points of a line that is longer than `MOST` are means over pieces of equal length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from reports.overview.collect import Overview
+from reports.plots import Axis
+
+Points = Sequence[tuple[float, float]]
+MOST, CHARTS = 400, 12
+"""Points of a line; charts of a page where nobody chose."""
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400.0, 250.0, 52.0, 10.0, 10.0, 26.0
+"""Of a chart, in units that are pixels on a narrow screen; margins for the axes."""
+LINES = (
+    ("#2f62c9", "#7fb0ff"),
+    ("#b03a00", "#ff9a5c"),
+    ("#0a6b4a", "#4fd6a4"),
+    ("#8a4fbf", "#c9a2f2"),
+    ("#8a6200", "#e5c158"),
+    ("#c23b7a", "#ff8dbd"),
+    ("#00707f", "#5fd3e2"),
+    ("#5d6877", "#a3afbf"),
+)
+"""Colours of cells in light and dark mode; later cells repeat them dashed."""
+DASHES = ("", "6 3", "2 3", "9 3 2 3")
+USUAL = (
+    r"train/(loss|lm_loss)",
+    r"(val|eval)/(loss|lm_loss|val_loss|train_loss)",
+    r"(val|eval)/(exact_)?accuracy",
+    r"eval/\w+@\w+",
+    r"train/(exact_)?accuracy",
+    r"train/grad_norm",
+    r"train/lr",
+    r"train/steps",
+    r"(train|val|eval)/\w+",
+)
+"""Which metrics are drawn first, as patterns in order of interest."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run in one chart: its cell's number, and its points."""
+
+    name: str
+    cell: int
+    points: Points
+
+
+def smooth(values: Sequence[float], weight: float) -> list[float]:
+    """The exponential mean with `weight` on the past, without the pull to zero at the start (Adam's correction)."""
+    mean, total, smoothed = 0.0, 0.0, []
+    for value in values:
+        mean, total = weight * mean + (1 - weight) * value, weight * total + 1 - weight
+        smoothed.append(mean / total)
+    return smoothed
+
+
+def thin(points: Points) -> list[tuple[float, float]]:
+    """At most `MOST` points, means of neighbours."""
+    size = -(-len(points) // MOST)
+    pieces = [points[start : start + size] for start in range(0, len(points), max(1, size))]
+    return [(sum(x for x, _ in piece) / len(piece), sum(y for _, y in piece) / len(piece)) for piece in pieces]
+
+
+def chosen_metrics(overview: Overview, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(drawn, left out): the metrics that match `patterns` (regular expressions), or the usual ones up to `CHARTS`; the
+    metric that cells are compared by stands first. Metrics of time have a place of their own."""
+    lengths: dict[str, int] = {}
+    for name, points in (pair for run in overview.runs for pair in run.curves.items()):
+        if not name.startswith("time/"):
+            lengths[name] = max(lengths.get(name, 0), len(points))
+    known = sorted(lengths)
+    if patterns:
+        drawn = [name for pattern in patterns for name in known if re.search(pattern, name)]
+        return list(dict.fromkeys(drawn)), []
+    ordered = [name for pattern in USUAL for name in known if re.fullmatch(pattern, name)]
+    first = [name for name in (overview.metric,) if name in known]
+    ordered = [name for name in dict.fromkeys([*first, *ordered]) if not _is_flat_zero(overview, name)]
+    drawn = [name for name in ordered if lengths[name] > 1][:CHARTS]  # a single point is a final figure
+    return drawn, [name for name in known if name not in drawn and lengths[name] > 1]
+
+
+def _is_flat_zero(overview: Overview, name: str) -> bool:
+    """A count that stayed at zero, such as skipped steps, is no curve to look at."""
+    return not any(value for run in overview.runs for _, value in run.curves.get(name, ()))
+
+
+def lines_of(overview: Overview, metric: str) -> list[Line]:
+    """The runs that have `metric`, in the order of their cells."""
+    numbers = {name: number for number, name in enumerate(overview.names)}
+    lines = [
+        Line(run.name, numbers[cell], thin(run.curves[metric]))
+        for run, cell in zip(overview.runs, overview.cell_names, strict=True)
+        if metric in run.curves
+    ]
+    return sorted(lines, key=lambda line: line.cell)
+
+
+def draw_chart(title: str, lines: Sequence[Line], smoothing: float) -> tuple[str, dict[str, Any]]:
+    """(HTML of the chart, what the page's script needs to smooth it anew).
+
+    Raises: ValueError where there is no line.
+    """
+    across = Axis([x for line in lines for x, _ in line.points], LEFT, WIDTH - LEFT - RIGHT)
+    up = Axis(_shown_values(lines, smoothing), HEIGHT - BOTTOM, TOP + BOTTOM - HEIGHT)
+    grid = "".join(
+        f'<path class="hair" d="M{LEFT} {up(tick):.1f}H{WIDTH - RIGHT}"/>'
+        f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{_tick(tick, up)}</text>'
+        for tick in up.ticks
+    )
+    grid += "".join(
+        f'<text x="{across(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick:,.0f}</text>'
+        for tick in across.ticks
+        if tick == int(tick) and tick >= 0
+    )
+    paths, data = "", []
+    for line in lines:
+        xs = [across(x) for x, _ in line.points]
+        raw = [y for _, y in line.points]
+        style = f'class="c{line.cell % len(LINES)}" stroke-dasharray="{DASHES[line.cell // len(LINES) % len(DASHES)]}"'
+        name = f"<title>{escape(line.name)}: {raw[-1]:.6g} at the end</title>"
+        if len(raw) == 1:
+            paths += f'<circle {style} cx="{xs[0]:.1f}" cy="{up(raw[0]):.1f}" r="3">{name}</circle>'
+        paths += f'<path {style} opacity=".28" d="{_path(xs, map(up, raw))}"/>'
+        paths += f'<path {style} data-smooth d="{_path(xs, map(up, smooth(raw, smoothing)))}">{name}</path>'
+        data.append([[round(x, 1) for x in xs], [round(up(y), 2) for y in raw]])
+    frame = f'<svg x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}" '
+    frame += f'viewBox="{LEFT} {TOP} {WIDTH - LEFT - RIGHT} {HEIGHT - TOP - BOTTOM}">{paths}</svg>'
+    about = f"{title} over training steps, {len(lines)} run(s)"
+    html = (
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption><svg role="img" aria-label="{escape(about)}" '
+    )
+    return f'{html}viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}">{grid}{frame}</svg></figure>', {"lines": data}
+
+
+def _shown_values(lines: Sequence[Line], smoothing: float) -> list[float]:
+    """What the axis has to hold: smoothed lines, and what was logged but for its wildest hundredth."""
+    logged = sorted(y for line in lines for _, y in line.points)
+    cut = len(logged) // 100
+    smoothed = [y for line in lines for y in smooth([y for _, y in line.points], smoothing)]
+    shown = [*logged[cut : len(logged) - cut], *smoothed]
+    return [float(f"{value:.7g}") for value in shown]  # rounding is no range: a constant has one tick
+
+
+def _tick(value: float, axis: Axis) -> str:
+    return axis.text(value) if 1e-3 <= abs(axis.high) < 1e5 else f"{value:.2g}"
+
+
+def _path(xs: Sequence[float], ys: Any) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True))
+
+
+def line_colours() -> Mapping[str, tuple[str, str]]:
+    """CSS variables of the cells."""
+    return {f"line-{number}": pair for number, pair in enumerate(LINES)}
+
+
+def draw_strip(values: Sequence[float], interval: tuple[float, float] | None, axis: Axis, cell: int) -> str:
+    """One sample on an axis that all rows share: a dot for each seed, its mean, its interval."""
+    bar = ""
+    if interval:
+        low, high = (max(axis.start, min(axis.start + axis.length, axis(end))) for end in interval)
+        bar = f'<path d="M{low:.1f} 9H{high:.1f}" stroke-width="3" opacity=".5"/>'
+    dots = "".join(f'<circle cx="{axis(value):.1f}" cy="9" r="3.2"/>' for value in values)
+    mean = f'<path d="M{axis(sum(values) / len(values)):.1f} 2V16" stroke-width="2"/>' if values else ""
+    return f'<svg class="strip c{cell % len(LINES)}" viewBox="0 0 180 18" aria-hidden="true">{bar}{dots}{mean}</svg>'

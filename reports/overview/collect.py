@@ -1,0 +1,264 @@
+"""What a report on any runs is about: the runs, finished or not, their cells, and the differences between cells.
+
+A cell has the runs that differ in nothing but the seed. Other cells are compared with one of them, the reference, over
+the seeds that both have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from engine.errors import UsageError
+from engine.io import did_you_mean
+from engine.run.files import read_json, read_yaml
+from reports.naming import as_text, difference_names
+from reports.runs import Run, curves, is_run_folder, read_run, run_folders_below
+from reports.study import Cell, Comparison, Study, compare, comparison_warnings, group, leaves
+
+LONGEST = 80
+"""Characters of a cell's name; where more settings differ than that, the table of settings is the better place."""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run as its folder shows it, finished or not."""
+
+    path: Path
+    name: str
+    config: Mapping[str, Any]
+    """As resolved at its start."""
+    entry: str
+    """The script that it is of."""
+    settings: Mapping[str, Any]
+    """Dotted key -> value: what makes it the experiment that it is, whatever its seed."""
+    curves: Mapping[str, list[tuple[int, float]]]
+    """Metric -> (step, value)."""
+    status: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    finished: Run | None = None
+    """With its final evaluation; None where it has none yet."""
+
+    @property
+    def seed(self) -> Any:
+        return self.config.get("seed")
+
+    @property
+    def state(self) -> str:
+        return str(self.status.get("state", "unknown"))
+
+    def typical(self, metric: str) -> float | None:
+        """The median of a metric over the run's lines."""
+        points = self.curves.get(metric)
+        return median(value for _, value in points) if points else None
+
+    @property
+    def data(self) -> list[Mapping[str, Any]]:
+        """Cards of its data sets."""
+        cards = self.environment.get("data_cards")
+        return [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverviewStudy(Study):
+    """Cells by all settings that differ, compared with one reference cell whatever else differs between them."""
+
+    no_baseline: str = "no cell to compare with has a final evaluation"
+    known: Mapping[str, str] = field(default_factory=dict)
+    """Settings, as `key_of` writes them, -> name of the cell; unfinished runs count for the names."""
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Path of a run -> its settings."""
+    reference: str = ""
+
+    def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(self.own[config["_path"]])
+
+    def names(self, settings: Sequence[Mapping[str, Any]]) -> list[str]:
+        return [self.known[key_of(each)] for each in settings]
+
+    def is_baseline(self, settings: Mapping[str, Any]) -> bool:
+        return self.known.get(key_of(settings)) == self.reference
+
+    def baseline_of(self, cell: Cell, cells: Sequence[Cell]) -> Cell | None:
+        return None if cell.name == self.reference else next((c for c in cells if c.name == self.reference), None)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Everything that is shown."""
+
+    runs: Sequence[RunView]
+    cell_names: Sequence[str]
+    """The cell of each run."""
+    metric: str | None
+    goal: str
+    """`max` or `min`: which way the metric is better."""
+    reference: str
+    cells: Sequence[Cell]
+    """Those with finished runs; the reference stands first."""
+    compared: Mapping[str, Comparison]
+    notes: Sequence[str]
+    """What was left out, and what makes cells hard to compare."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all cells: those of finished runs in the order of comparison, then the others."""
+        return list(dict.fromkeys([*(cell.name for cell in self.cells), *self.cell_names]))
+
+    def runs_of(self, cell: str) -> list[RunView]:
+        return [run for run, name in zip(self.runs, self.cell_names, strict=True) if name == cell]
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """Settings as one text, equal for equal ones."""
+    return repr(sorted(settings.items()))
+
+
+def collect(places: Sequence[Path], *, metric: str | None = None, baseline: str | None = None) -> Overview:
+    """Read the runs at `places`: run folders, folders of them, folders of sweeps.
+
+    Args:
+        metric: what cells are compared by; default: the figure that most runs report at their end.
+        baseline: the run or cell that others are compared with; default: the first.
+
+    Raises:
+        UsageError: no such place, no run there, no run with `metric`, or none that `baseline` names.
+    """
+    folders = _folders(places)
+    read = [(folder, view) for folder in folders for view in [_read(folder, folders)]]
+    notes = [f"left out: {folder} has no readable config.resolved.yaml" for folder, view in read if view is None]
+    views = [view for _, view in read if view is not None]
+    if not views:
+        raise UsageError("; ".join(["no run with a readable config", *notes[:3]]))
+    metric, goal = _metric(views, metric)
+    cell_names = _cell_names(views)
+    views, unfinished = _finish(views, metric)
+    reference = _reference(views, cell_names, baseline)
+    study = OverviewStudy(
+        known={key_of(view.settings): name for view, name in zip(views, cell_names, strict=True)},
+        own={str(view.path): view.settings for view in views},
+        reference=reference,
+    )
+    cells, twice = group([view.finished for view in views if view.finished], study)
+    compared = compare(cells, metric, study) if metric else {}
+    if cells:
+        notes += [*unfinished, *twice, *comparison_warnings(cells, study)] if len(views) > 1 else unfinished
+    return Overview(views, cell_names, metric, goal, reference, cells, compared, notes)
+
+
+def _folders(places: Sequence[Path]) -> list[Path]:
+    found: dict[Path, Path] = {}
+    for place in places:
+        if not place.is_dir():
+            raise UsageError(
+                f"{place} is not a folder: expected a run, e.g. checkpoints/PROJECT/RUN, a folder of runs or of a sweep"
+            )
+        inside = [place] if is_run_folder(place) else run_folders_below(place)
+        if not inside:
+            raise UsageError(f"{place} has no run in it")
+        for folder in inside:
+            found.setdefault(folder.resolve(), folder)
+    return list(found)
+
+
+def _read(path: Path, folders: Sequence[Path]) -> RunView | None:
+    config = read_yaml(path / "config.resolved.yaml")
+    if "seed" not in config:
+        return None
+    common = path.absolute().parent if len(folders) == 1 else os.path.commonpath([one.absolute() for one in folders])
+    name = os.path.relpath(path.absolute(), common)
+    stored = read_json(path / "identity.json")
+    identity = stored.get("config")
+    settings = dict(leaves(identity)) if isinstance(identity, dict) else Study().settings(config)
+    settings.pop("seed", None)
+    return RunView(
+        path,
+        path.name if name == "." else name,
+        {**config, "_path": str(path)},
+        str(stored.get("entry", "")),
+        settings,
+        curves(path),
+        read_json(path / "status.json"),
+        read_json(path / "summary.json"),
+        read_json(path / "environment.json"),
+    )
+
+
+def _cell_names(views: Sequence[RunView]) -> list[str]:
+    """What the cell of each run is called: what differs among the runs of its script, or, where that is longer than
+    `LONGEST`, its first run."""
+    names: dict[Path, str] = {}
+    entries = dict.fromkeys(view.entry for view in views)
+    for entry in entries:
+        own = [view for view in views if view.entry == entry]
+        first: dict[str, str] = {}
+        for view, name in zip(own, difference_names([view.settings for view in own]), strict=True):
+            short = first.setdefault(name, view.name if len(name) > LONGEST else name)
+            names[view.path] = f"{entry}: {short}" if len(entries) > 1 else short
+    return [names[view.path] for view in views]
+
+
+def _metric(views: Sequence[RunView], asked: str | None) -> tuple[str | None, str]:
+    """The metric and its better direction. A run selects by `val/x` and reports `eval/x`, where it has both."""
+    results = [view.summary["results"] for view in views if isinstance(view.summary.get("results"), dict)]
+    known = {name for each in results for name in each}
+    named = Counter((str(v.summary["name"]), str(v.summary.get("goal"))) for v in views if "name" in v.summary)
+    if asked is not None:
+        name = asked if asked in known else f"eval/{asked}"
+        if name not in known:
+            raise UsageError(f"--metric {asked}: no run ended with it: {did_you_mean(asked, sorted(known))}")
+        last = name.rpartition("/")[2]
+        goals = [goal for (one, goal) in named if one.rpartition("/")[2] == last]
+        return name, goals[0] if goals else "min" if "loss" in last else "max"
+    if not named:
+        return None, "max"
+    (name, goal), _ = named.most_common(1)[0]
+    reported = "eval/" + name.partition("/")[2]
+    return (reported if reported in known else name), goal
+
+
+def _finish(views: Sequence[RunView], metric: str | None) -> tuple[list[RunView], list[str]]:
+    """The runs with their final results where they have them, and a line for each that has not."""
+    done, left = [], []
+    for view in views:
+        try:
+            if metric is None:
+                raise UsageError(f"{view.path} is not finished ({view.state}, step {view.status.get('step')})")
+            run = read_run(view.path, metric, Study())
+            run = Run(run.path, run.seed, run.step, run.results, run.data, view.config, run.stand_in)
+            done.append(RunView(**{**view.__dict__, "finished": run}))
+        except UsageError as error:
+            done.append(view)
+            left.append(f"not compared: {error}")
+    return done, left
+
+
+def _reference(views: Sequence[RunView], cell_names: Sequence[str], asked: str | None) -> str:
+    if asked is None:
+        ended = (name for view, name in zip(views, cell_names, strict=True) if view.finished)
+        return next(ended, cell_names[0])
+    for view, name in zip(views, cell_names, strict=True):
+        if asked in (name, view.name, str(view.path)) or Path(asked).absolute() == view.path.absolute():
+            return name
+    choices = dict.fromkeys([*(view.name for view in views), *cell_names])
+    raise UsageError(f"--baseline {asked}: expected a run or a cell of this report: {did_you_mean(asked, choices)}")
+
+
+def differing(overview: Overview) -> dict[str, dict[str, str]]:
+    """Key -> cell -> value as text, for the keys that are not the same in all cells; absent ones are `null`.
+
+    Where runs are of several scripts, only keys that all of these have are compared.
+    """
+    settings = dict(zip(overview.cell_names, (run.settings for run in overview.runs), strict=True))
+    of_script: dict[str, set[str]] = {}
+    for run in overview.runs:
+        of_script.setdefault(run.entry, set()).update(run.settings)
+    keys = sorted(set.intersection(*of_script.values()))
+    table = {key: {cell: as_text(settings[cell].get(key)) for cell in overview.names} for key in keys}
+    return {key: row for key, row in table.items() if len(set(row.values())) > 1}

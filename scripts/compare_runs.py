@@ -1,0 +1,59 @@
+"""Any runs beside each other on the terminal: how they stand, cells over seeds, settings that differ, final figures.
+
+    python scripts/compare_runs.py checkpoints/demo
+    python scripts/compare_runs.py checkpoints/demo/trm_0 checkpoints/demo/hrm_0 --metric accuracy
+    python scripts/compare_runs.py multirun/2026-11-21_09-00-00 --csv > runs.csv
+
+Runs, folders of them, folders of sweeps (-m) and job files. Differences are from the first cell, or from --baseline,
+paired by seed. scripts/report.py makes a page of it, with curves and pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli.console import begin, execute, run_command
+
+if __name__ == "__main__":
+    begin(output_is_all=True)
+
+from dataset.arguments import script_parser
+from engine.registry import ROOT
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a bad one exits 2."""
+    parser = script_parser(__file__, __doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUNS", help="runs, folders of runs, folders of sweeps, job files"
+    )
+    parser.add_argument("--metric", help="what cells are compared by; default: what most runs report at their end")
+    parser.add_argument(
+        "--baseline", metavar="RUN", help="run or cell that others are compared with; default: the first"
+    )
+    parser.add_argument(
+        "--csv", action="store_true", help="print the table of runs as CSV, at full precision, and no other"
+    )
+    args: argparse.Namespace = parser.parse_args(argv)
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    """Read, print."""
+    from launcher.status import expand_places
+    from reports.overview.collect import collect
+    from reports.overview.tables import as_text, run_table
+
+    places = expand_places(args.runs, roots=(Path(), ROOT), cwd=Path.cwd())
+    overview = collect(places, metric=args.metric, baseline=args.baseline)
+    print(run_table(overview).csv() if args.csv else as_text(overview), end="")
+
+
+if __name__ == "__main__":
+    arguments = parse()
+    execute(lambda: run_command(lambda: main(arguments)))

@@ -1,0 +1,89 @@
+"""Any runs beside each other on one HTML page, which loads nothing and opens from disk.
+
+    python scripts/report.py checkpoints/demo
+    python scripts/report.py checkpoints/demo/trm_0 checkpoints/demo/hrm_0 --metric accuracy --out trm_hrm.html
+    python scripts/report.py multirun/2026-11-21_09-00-00 --curves train/loss 'eval/.*accuracy'
+    python scripts/report.py jobs-trm.txt
+
+Runs, folders of them, folders of sweeps (-m) and job files: curves, settings that differ, speed, samples and pictures
+of thinking, data cards, verification, and cells compared over seeds. Runs that are not finished are shown as far as
+they are. Pictures are those that visualize.py left in a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli.console import begin, execute, run_command
+
+if __name__ == "__main__":
+    begin()
+
+from dataset.arguments import script_parser
+from engine.errors import UsageError
+from engine.registry import ROOT
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a bad one exits 2."""
+    parser = script_parser(__file__, __doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUNS", help="runs, folders of runs, folders of sweeps, job files"
+    )
+    parser.add_argument("--metric", help="what cells are compared by; default: what most runs report at their end")
+    parser.add_argument(
+        "--baseline", metavar="RUN", help="run or cell that others are compared with; default: the first"
+    )
+    parser.add_argument(
+        "--curves",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="metrics to draw, as regular expressions; default: usual",
+    )
+    parser.add_argument(
+        "--smoothing", type=float, default=0.6, metavar="W", help="weight of the past, from 0 to below 1; default: 0.6"
+    )
+    parser.add_argument("--no-verification", action="store_true", help="leave out verify_path, a second for each run")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
+    args: argparse.Namespace = parser.parse_args(argv)
+    if not 0 <= args.smoothing < 1:
+        parser.error(f"--smoothing {args.smoothing}: expected a number from 0 to below 1")
+    return args
+
+
+def verdict(run: Path) -> tuple[str, list[str]]:
+    """What verify_path says about a run by its rules, and the lines of what is wrong."""
+    from verification.preflight import line_of
+    from verification.static import verify_run
+
+    try:
+        report = verify_run(run, root=ROOT, probes=False)
+    except UsageError as error:
+        return "SKIP", [str(error)]
+    return report.verdict, [line_of(finding) for finding in (*report.of("FAIL"), *report.of("WARN"))]
+
+
+def main(args: argparse.Namespace) -> None:
+    """Read, verify, draw, write."""
+    from launcher.status import expand_places
+    from reports.output import check_own, write_page
+    from reports.overview.collect import collect
+    from reports.overview.page import MARK, report_page
+
+    check_own(args.out, MARK.encode(), "report of report.py", example="report.html")
+    places = expand_places(args.runs, roots=(Path(), ROOT), cwd=Path.cwd())
+    overview = collect(places, metric=args.metric, baseline=args.baseline)
+    verdicts = None if args.no_verification else {run.path: verdict(run.path) for run in overview.runs}
+    page = report_page(overview, metrics=args.curves, smoothing=args.smoothing, verdicts=verdicts)
+    write_page(args.out, page)
+
+
+if __name__ == "__main__":
+    arguments = parse()
+    execute(lambda: run_command(lambda: main(arguments)))
