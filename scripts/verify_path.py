@@ -76,7 +76,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def collect(options: argparse.Namespace, root: Path) -> list[Report]:
     """The reports that the arguments ask for. Raises UsageError."""
     how = {
-        "data": options.data,
+        "with_data": options.data,
         "local_data": not options.markdown,
         "probes": not options.static,
         "dynamic": options.dynamic,

@@ -44,7 +44,7 @@ FREE = {"engine.errors", "engine.fields"}
 FAMILY_FILES = {
     "verify.py": {"verification.spec", "verification.probes.registry", "verification.probes.instance"},
     **{name: {"verification.probes"} for name in ("probes.py", "probes_fixed.py")},
-    "rules.py": {f"verification.{name}" for name in ("data", "finding", "rule", "rules.job", "subject", "text_data")},
+    "rules.py": {f"verification.{name}" for name in ("data", "finding", "rule", "rules.job", "subject")},
 }
 """What single files of a family may import besides: its specification is read by the verifier only."""
 FORBIDDEN_WORDS = {"arc", "puzzle", "act", "lora", "token", "goal"}

@@ -132,6 +132,8 @@ OBSERVED = tuple(code for code in CODES if code.startswith(("MOD4", "SCR12", "SC
 """What the guide asks of behaviour: seen on a tiny instance."""
 ALSO_OBSERVED = ("SCR112", "CFG240", "CFG255", "ARC340", "DYN706", "DYN707", "DYN712")
 """What a rule judges as well, or the deeper probes: of what was observed only a failure is added."""
+DEEP = tuple(code for code in CODES if code.startswith("DYN"))
+"""The deeper codes; each family has probes for some of them."""
 
 
 PAGE = re.compile(r"(<!-- table: codes -->\n).*?(<!-- end -->)", re.DOTALL)

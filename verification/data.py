@@ -1,13 +1,14 @@
-"""Puzzle data sets that a config names: mode and size from dataset.json, or from the catalogue."""
+"""Data sets that a config names: puzzles by dataset.json or the catalogue, texts by meta.json or the table of names."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.io import UsageError, read_object, user_path
+from engine.io import UsageError, read_bytes, read_json, read_object, user_path
 
 ENCODER_FILE = "all__num_demos.npy"
 CATALOGUE = "dataset/catalog.py"
@@ -67,3 +68,72 @@ def read_puzzles(path: str, key: str, folder: Path, local: bool, stand_ins: bool
     if encoder and mode == "embedding":
         problem = f"{path}/train holds {ENCODER_FILE} though dataset.json has data_mode={mode}"
     return DataPath(path, key, "there", mode, groups, mean, problem, f"{path}/train/dataset.json")
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+FIXED = ("byte", "gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
+"""Tokenizers with one vocabulary for all texts; the others make theirs from the text."""
+MODES = {"single": "dataset", "multidataset": "dataset_list", "multicontext": "multicontext_datasets"}
+
+
+@dataclass(frozen=True)
+class TextPath(DataPath):
+    """One text data set. What is not known is empty or None."""
+
+    tokenizer: str = ""
+    vocabulary: str = ""
+    """Two data sets whose vocabularies are called the same read a number as the same piece of text."""
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Tokens of each split."""
+    text: str = ""
+    """What the text is, where the table of names says it: equal for two tokenizations of one text."""
+
+
+def text_data(config: dict[str, Any], folder: Path, local: bool) -> list[TextPath]:
+    """The data sets of a config that trains on text, in the order of their key; none for other configs."""
+    key = MODES.get(str(config.get("training_mode")), "")
+    names = config.get(key)
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list):
+        return []
+    return [read_text_data(str(name), key, folder, local, config.get("offline") != "error") for name in names]
+
+
+def read_text_data(name: str, key: str, folder: Path, local: bool, stand_ins: bool) -> TextPath:
+    """data/`name`, or `name` where it is a path (relative to `folder`)."""
+    from dataset.text.named import NAMED
+
+    path = name if "/" in name or name.startswith("~") else f"data/{name}"
+    root = folder / user_path(path)
+    if local and root.exists():
+        return _there(TextPath(path, key, "there", "tokens"), root)
+    entry = NAMED.get(Path(path).name)
+    if entry is None:
+        return TextPath(path, key, "unknown")
+    state = "published"
+    if entry.generated or (entry.offline and stand_ins):
+        state = "built on first use" if entry.generated else f"published, else {entry.offline} in its place"
+    kind = entry.tokenizer
+    text = f"{entry.source} {entry.local} {entry.generated} {entry.offline}"
+    vocabulary = kind if kind in FIXED else f"{kind} of {text}"
+    origin = "dataset/text/named.py"
+    return TextPath(path, key, state, "tokens", origin=origin, tokenizer=kind, vocabulary=vocabulary, text=text)
+
+
+def _there(found: TextPath, root: Path) -> TextPath:
+    missing = [f"{split}.bin" for split in ("train", "val") if not (root / f"{split}.bin").is_file()]
+    if missing:
+        return replace(found, problem=f"{found.path} has no {' and no '.join(missing)}")
+    meta = root / "meta.json"
+    if not meta.exists() and not (root / "meta.pkl").exists():  # nanoGPT's rule
+        return replace(found, tokenizer="gpt2", vocabulary="gpt2", origin=f"{found.path}/train.bin")
+    try:
+        content: Any = read_json(meta) if meta.exists() else {}
+        kind, lengths = str(content.get("tokenizer", "")), dict(content.get("tokens") or {})
+        state = read_bytes(root / "tokenizer.json") if (root / "tokenizer.json").exists() else b""
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return replace(found, problem=f"{found.path}/meta.json cannot be used: {error!r}")
+    # an old pickle is opened by the run, which refuses what is no plain value
+    vocabulary = kind if kind in FIXED or not kind else f"{kind} {hashlib.sha256(state).hexdigest()[:8]}"
+    return replace(found, tokenizer=kind, vocabulary=vocabulary, lengths=lengths, origin=f"{found.path}/{meta.name}")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
-from verification.codes import ALSO_OBSERVED, CODES, OBSERVED
+from verification.codes import ALSO_OBSERVED, CODES, DEEP, OBSERVED
 from verification.finding import Finding
 from verification.recall import recall
 from verification.rule import NotApplicable, finding, need_config
+from verification.rules.stored import tensors
 from verification.spec import Verification, depths, shrunk, specification
-from verification.stored import tensors
 from verification.subject import Subject
 
 NO_TINY = Path("data")
@@ -75,11 +75,9 @@ def observed_deeply(subject: Subject) -> list[Finding]:
     config, spec = subject.resolved, _specification(subject)
     if config is None:
         return []
-    from verification.probes import CODES_OBSERVED
-
     overrides, arch = subject.trace.overrides, config.get("arch")
     settings = shrunk(spec, config, NO_TINY, narrow=False) if spec else config
-    shared = [code for code in CODES_OBSERVED if code != "DYN716"]
+    shared = [code for code in DEEP if code != "DYN716"]
     rows = recall(
         ["deep", subject.script_stem, settings, arch], lambda: _observe(subject, codes=shared), lasts=_was_built
     )

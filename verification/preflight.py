@@ -53,7 +53,7 @@ def review(config: Any, entry: str, root: Path) -> tuple[Subject, Report]:
         resolved=source.resolved,
         config=config,
     )
-    subject = Subject(trace, command, "launch", job=entry)
+    subject = Subject(trace=trace, command=command, kind="launch", job=entry)
     findings = settled([*run_rules(subject, launch=True), *observed(subject, start=False)])
     findings = [one for one in findings if one.code not in SETTLED]
     return subject, Report(entry, findings=findings, signature=make_signature(subject), subject=subject)

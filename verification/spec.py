@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from engine.config import NOT_IDENTITY
 
 Settings = dict[str, Any]
 
@@ -51,6 +54,8 @@ class Verification:
     """Run keys under which as much as possible of the code runs (evaluators, say)."""
     table_key: str = "puzzle_identifiers"
     """Where a row's data say which row of the sparse table is its own."""
+    others: Callable[[Any], tuple[Any, Any]] | None = None
+    """Micro-batch -> (it with other targets, it with other inputs), each of them other; of models without ACT steps."""
     probes: Callable[[], Iterable[Any]] = lambda: ()
     """Further probes (verification.probes.registry.Probe), made when the tiny instance is observed."""
 
@@ -60,6 +65,22 @@ def specification(script: ModuleType) -> Verification | None:
     part, mode = script.FAMILY.part("verify"), script.FAMILY.requires.get("DATA_MODE")
     known = [found for found in vars(part).values() if isinstance(found, Verification)] if part else []
     return next((found for found in known if len(known) == 1 or found.data_mode == mode), None)
+
+
+def smaller(
+    resolved: Mapping[str, Any], sizes: Mapping[str, int], pinned: Settings, *, without: Iterable[str] = ()
+) -> Settings:
+    """Settings of a tiny run: numbers of the arch are at most `sizes` (by name or pattern), `pinned` holds, keys of the
+    launch and those of `without` are left at their defaults.
+    """
+    left_out = {*NOT_IDENTITY, "hydra", *without}
+    arch = dict(resolved.get("arch") or {})
+    for key, value in arch.items():
+        limits = [most for pattern, most in sizes.items() if fnmatchcase(key, pattern)]
+        if isinstance(value, int) and limits:
+            arch[key] = min(value, limits[0])
+    arch |= {"forward_dtype": "float32"} if "forward_dtype" in arch else {}
+    return {key: value for key, value in resolved.items() if key not in left_out} | pinned | {"arch": arch}
 
 
 def depths(arch: Mapping[str, Any]) -> dict[str, int]:

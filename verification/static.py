@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.cli.compose import defaults_lines
 from engine.cli.main import one_line
 from engine.cli.resolve import Trace, hydra_flags, resolve
 from engine.errors import UsageError
@@ -28,56 +27,21 @@ from verification.docs import entry_commands, page_reports
 from verification.finding import Finding, Report
 from verification.jobfile import file_findings
 from verification.observed import observed, observed_deeply
-from verification.outcome import facts, links
+from verification.report import facts, links
 from verification.rule import finding, run_rules, settled
+from verification.rules.config import built_on
+from verification.rules.stored import command_of, examine, resume, run_folder
 from verification.signature import make_signature
-from verification.stored import command_of, examine, resume, run_folder
-from verification.subject import Kind, Subject
+from verification.subject import Request, Subject, text_of
 from verification.tree import is_here, judge_elsewhere
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One command to judge; `run` is the folder of the run that is judged by it."""
-
-    argv: tuple[str, ...]
-    intent: dict[str, str] | None = None
-    where: str = ""
-    """The file that holds it, and its line."""
-    line: int = 0
-    kind: Kind = "command"
-    """A warm-up longer than the run is forgiven to a command whose max_steps cut it, not to a job or a recipe."""
-    job: str = ""
-    run: str = ""
-    data: bool = False
-    """Also read the contents of data sets."""
-    local_data: bool = True
-    """Whether data sets on this machine are read at all."""
-    probes: bool = True
-    """Also observe a tiny instance; only rules where False."""
-    dynamic: bool = False
-    """Also run the deeper probes (DYN7xx), and compare a run's tensors."""
-    overlay: dict[str, str] = field(default_factory=dict)
-    """Text of modules, by file, that stand in the tree for this command only."""
-
-
-def verify_command(
-    argv: Sequence[str],
-    *,
-    root: Path,
-    intent: dict[str, str] | None = None,
-    where: str = "",
-    kind: Kind = "command",
-    job: str = "",
-    line: int = 0,
-    **how: Any,
-) -> Report:
+def verify_command(argv: Sequence[str], *, root: Path, **how: Any) -> Report:
     """Judge one command, launcher included (`["torchrun", "--nproc-per-node=2", "pretrain.py", "lr=1e-3"]`).
 
-    `how` here and below: data, local_data, probes, dynamic of a `Request`.
+    `how` here and below: fields of a `Request`.
     """
-    request = Request(argv=tuple(argv), intent=intent, where=where, kind=kind, job=job, line=line, **how)
-    return judge([request], root=root)[0]
+    return judge([Request(argv=tuple(argv), **how)], root=root)[0]
 
 
 def judge(requests: Sequence[Request], *, root: Path) -> list[Report]:
@@ -108,17 +72,7 @@ def trace_request(request: Request, root: Path) -> tuple[Subject, list[Subject]]
     command = parse(request.argv)
     if command.script is not None:
         command = replace(command, script=script_file(command.script, root))
-    subject = Subject(
-        Trace(root, root, command.arguments),
-        command,
-        request.kind,
-        request.job,
-        request.where,
-        request.line,
-        request.intent,
-        request.data,
-        request.local_data,
-    )
+    subject = Subject(**vars(request), trace=Trace(root, root, command.arguments), command=command)
     if command.script is None or not (root / command.script).is_file():
         subject.trace.problems["script"] = (
             f"there is no {command.script}" if command.script else "the command names no script"
@@ -247,17 +201,9 @@ def verify_recipes(paths: Sequence[Path], *, root: Path, **how: Any) -> list[Rep
 
 def recipe_script(root: Path, path: Path) -> str:
     """The script that a recipe declares, itself or through its defaults; pretrain.py where none does."""
-    pending, seen = [path.stem], set()
-    while pending:
-        name = pending.pop(0)
-        file = root / "config" / f"{name}.yaml"
-        if not file.is_file() or name in seen:
-            continue
-        seen.add(name)
-        text = file.read_text(encoding="utf-8")
+    for _, text in built_on(path.stem, lambda name: text_of(root / "config" / f"{name}.yaml")):
         if match := re.search(r"^script:\s*(\S+\.py)", text, re.MULTILINE):
             return match[1]
-        pending += [option.lstrip("/") for group, option, _ in defaults_lines(text) if not group and option != "_self_"]
     return "pretrain.py"
 
 

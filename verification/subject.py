@@ -21,22 +21,42 @@ from verification.recall import recall
 Kind = Literal["job", "recipe", "command", "launch"]
 
 
-@dataclass
-class Subject:
-    """One command, or one run, with what is meant by it."""
+def text_of(path: Path) -> str | None:
+    """The content of a file, None where there is none."""
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
-    trace: Trace
-    command: Command
-    kind: Kind = "command"
-    job: str = ""
+
+@dataclass(kw_only=True)
+class Request:
+    """One command to judge, and what is meant by it; `run` is the folder of the run that is judged by it."""
+
+    argv: tuple[str, ...] = ()
+    intent: Mapping[str, str] | None = None
     where: str = ""
     """The file that holds the command, and its line."""
     line: int = 0
-    intent: Mapping[str, str] | None = None
+    kind: Kind = "command"
+    """A warm-up longer than the run is forgiven to a command whose max_steps cut it, not to a job or a recipe."""
+    job: str = ""
+    run: str = ""
     with_data: bool = False
     """Whether the contents of data sets are read."""
     local_data: bool = True
     """Whether data sets on this machine are read at all; else each is what the catalogue says of it."""
+    probes: bool = True
+    """Whether a tiny instance is observed; else only rules judge."""
+    dynamic: bool = False
+    """Whether the deeper probes (DYN7xx) run, and a run's tensors are compared."""
+    overlay: Mapping[str, str] = field(default_factory=dict)
+    """Text of modules, by file, that stand in the tree for this command only."""
+
+
+@dataclass(kw_only=True)
+class Subject(Request):
+    """A request whose command has been traced."""
+
+    trace: Trace
+    command: Command
     checkpoint: Path | None = None
     """The run that is judged; then the trace has its stored config, and `today` what its command composes to."""
     today: dict[str, Any] | None = None
@@ -109,8 +129,7 @@ class Subject:
 
     def text(self, file: str) -> str | None:
         """The content of a file below the root, None where there is none."""
-        path = self.root / file
-        return path.read_text(encoding="utf-8") if file and path.is_file() else None
+        return text_of(self.root / file) if file else None
 
     # --- classes ------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from dataset.text.pets import ANIMAL, OPTIONS
 from tasks.animal.args import NOT_IDENTITY
-from verification.spec import Settings, Verification
+from verification.spec import Settings, Verification, smaller
 
 WORDS = ["<end>", *f"{ANIMAL} is a the because it will run sleep .".split(), *OPTIONS]
 SIZES = {"lora_r": 2}
@@ -44,11 +44,8 @@ PINNED: Settings = {
 
 def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
     """Settings of a tiny run: the base beside the data, narrow adapters, few samples."""
-    tiny = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY and key != "hydra"}
-    arch = dict(resolved.get("arch") or {})
-    arch |= {key: min(arch[key], most) for key, most in SIZES.items() if isinstance(arch.get(key), int)}
-    tiny["arch"] = arch | {"lora_target_modules": None, "forward_dtype": "float32"}
-    return tiny | PINNED | {"model_name_or_path": str(data / "base")}
+    tiny = smaller(resolved, SIZES, PINNED | {"model_name_or_path": str(data / "base")}, without=NOT_IDENTITY)
+    return tiny | {"arch": tiny["arch"] | {"lora_target_modules": None, "forward_dtype": "float32"}}
 
 
 def write_base(root: Path, **_: int) -> None:

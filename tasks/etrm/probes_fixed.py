@@ -15,9 +15,9 @@ from torch import Tensor
 
 from models.encoders.base import DemoEncoder
 from verification.probes import encoding  # noqa: F401  it registers its probes
-from verification.probes.depth import _answer
 from verification.probes.episodes import evaluations
 from verification.probes.instance import Recorder, Tiny, Unobservable, first_batch, junk, set_halting, step
+from verification.probes.mode import _answer
 from verification.probes.registry import PROBES as COMMON, Note, Probe
 
 Found = Iterator["str | Note"]

@@ -1,14 +1,15 @@
-"""What verification has to know about feedback models: their tiny instances, and masked text observed."""
+"""What verification has to know about feedback models: their tiny instances."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tasks.feedback.args import NOT_IDENTITY, FeedforwardConfig
-from verification.spec import Settings, Verification
+from verification.spec import Settings, Verification, smaller
 
 WORDS, LENGTH, TOKENS = 11, 16, {"train": 400, "val": 90}
 """Ten words and the end of a document."""
@@ -20,6 +21,8 @@ SIZES = {
     "hyper_heads": 2,
     "hyper_dim": 16,
     "lora_rank": 2,
+    "loop_start": 0,
+    "loop_layers": 2,
 }
 BASE_ARCH = {
     "name": "feedback.base@BaseLM",
@@ -47,16 +50,11 @@ PINNED: Settings = {
 
 def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
     """Settings of a tiny run: the arch shrunk, the run short, the base of an adapter the one beside the data."""
-    tiny = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY and key != "hydra"}
-    arch = dict(resolved.get("arch") or {})
-    arch |= {key: min(arch[key], most) for key, most in SIZES.items() if isinstance(arch.get(key), int)}
-    if "loop_start" in arch:
-        arch |= {"loop_start": 0, "loop_layers": min(arch["loop_layers"], 2)}
-    tiny["arch"] = arch | ({"forward_dtype": "float32"} if "forward_dtype" in arch else {})
+    tiny = smaller(resolved, SIZES, PINNED, without=NOT_IDENTITY)
     tiny["datasets"] = {"tiny": {"name": "tiny", "path": str(data / "text"), "block_size": LENGTH}}
     if "ff_checkpoint_dir" in resolved:
         tiny |= {"ff_checkpoint_dir": str(data / "base"), "ff_checkpoint_name": "step_1", "model": {}}
-    return tiny | PINNED
+    return tiny
 
 
 def write_documents(root: Path, train: int = 0, test: int = 0) -> None:
@@ -105,31 +103,12 @@ def full_shape(config: Any) -> Any:
     return AdapterShape(BaseConfig(), text_shape(257)) if hasattr(config, "ff_checkpoint_dir") else text_shape(257)
 
 
-# --- observed ---------------------------------------------------------------------------------------------------------
-
-
-def scored(tiny: Any) -> Iterator[str]:
-    """MOD441: the loss of one micro-batch with other labels, and with other visible tokens."""
-    from dataclasses import replace
-
-    task = tiny.build().task
-    batch = next(iter(task.micro_batches(1)))
+def others(batch: Any) -> tuple[Any, Any]:
+    """A micro-batch with other hidden tokens, and with other visible ones."""
     hidden = batch.labels >= 0
     labels = batch.labels.where(~hidden, (batch.labels + 1) % WORDS)
     inputs = batch.inputs.where(hidden | ~batch.real, (batch.inputs + 1) % WORDS)
-    changed = (batch, replace(batch, labels=labels), replace(batch, inputs=inputs))
-    plain, other_labels, other_inputs = (float(task.loss(each)[0].detach()) for each in changed)
-    if plain == other_labels:
-        yield f"{type(task).__name__}.loss does not depend on the hidden tokens: it scores what the model was given"
-    if plain == other_inputs:
-        yield f"{type(task).__name__}.loss does not depend on the visible tokens: the model is given something else"
-
-
-def probes() -> Iterator[Any]:
-    """What is observed of masked text."""
-    from verification.probes.registry import Probe
-
-    yield Probe(code="MOD441", run=scored, about="loss", passed="the loss compares what fills the masks with the text")
+    return replace(batch, labels=labels), replace(batch, inputs=inputs)
 
 
 _COMMON: Any = {
@@ -137,7 +116,7 @@ _COMMON: Any = {
     "shrink": shrink,
     "write_data": write_documents,
     "full_shape": full_shape,
-    "probes": probes,
+    "others": others,
     "sized": "with 257 tokens",
     "rows": lambda ranks: {"batch_size": PINNED["batch_size"]},
 }

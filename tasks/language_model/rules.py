@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from verification.data import TextPath, text_data
 from verification.finding import Finding, Level
 from verification.rule import FamilyRules, NotApplicable, Rule, finding, need_config, need_model
 from verification.rules.job import override_keys
 from verification.subject import Subject
-from verification.text_data import TextPath, text_data
 
 Config = dict[str, Any]
 OPTIMIZER_KEYS = ("weight_decay", "beta1", "beta2")

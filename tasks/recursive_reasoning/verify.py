@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config import NOT_IDENTITY
-from verification.spec import Settings, Verification
+from verification.spec import Settings, Verification, smaller
 
 BATCH = 8
-HIDDEN, HEADS, LAYERS, CYCLES, HALT_STEPS = 64, 4, 1, 2, 4
+HIDDEN, HEADS = 64, 4
+SIZES = {"*_layers": 1, "*_cycles": 2, "halt_max_steps": 4}
 SEQ_LEN, VOCAB, IDENTIFIERS = 16, 6, 24
 """A 4x4 board of PAD, blank and four digits; 24 identifiers of which a training batch touches 8."""
 PINNED: Settings = {
@@ -34,24 +34,14 @@ PINNED: Settings = {
 
 
 def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
-    """Settings of a tiny pretrain.py run: the arch shrunk, the run short, launch keys left at their defaults."""
-    tiny = {key: value for key, value in resolved.items() if key not in NOT_IDENTITY and key != "hydra"}
-    tiny["arch"] = shrink_arch(resolved.get("arch") or {})
-    return tiny | PINNED | {"data_paths": [str(data)]}
+    """Settings of a tiny pretrain.py run: the arch shrunk, the run short."""
+    tiny = smaller(resolved, SIZES, PINNED | {"data_paths": [str(data)]})
+    return tiny | {"arch": narrower(tiny["arch"])}
 
 
-def shrink_arch(arch: Mapping[str, Any]) -> Settings:
-    """The architecture with every size cut down; unknown keys pass through unchanged."""
+def narrower(arch: Mapping[str, Any]) -> Settings:
+    """The architecture with its width cut down, and all that is measured by the width."""
     tiny = dict(arch)
-    for key, value in arch.items():
-        if key.endswith("_layers") and isinstance(value, int):
-            tiny[key] = min(value, LAYERS)
-        elif key.endswith("_cycles") and isinstance(value, int):
-            tiny[key] = min(value, CYCLES)
-    if isinstance(arch.get("halt_max_steps"), int):
-        tiny["halt_max_steps"] = min(arch["halt_max_steps"], HALT_STEPS)
-    if "forward_dtype" in arch:
-        tiny["forward_dtype"] = "float32"
     hidden, heads = arch.get("hidden_size"), arch.get("num_heads")
     if not isinstance(hidden, int) or hidden <= HIDDEN:
         return tiny

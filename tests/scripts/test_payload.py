@@ -13,7 +13,7 @@ from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
 from engine.run.stored import stored_text
 from tests.conftest import ROOT, run_forked
-from verification.stored import command_of
+from verification.rules.stored import command_of
 
 PAYLOAD = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nclass SCHEMA: ...\nclass Payload: ...\n"
 

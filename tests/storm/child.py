@@ -41,7 +41,7 @@ def preload() -> None:
         pretrain train engine.run.launch engine.run.load_run tasks.recursive_reasoning.task
         tasks.language_model.task models.recursive_reasoning.trm models.language_models.gpt dataset.text.loading
         scripts.evaluate scripts.visualize scripts.sample scripts.export_gpt2 scripts.verify_path
-        verification.stored
+        verification.rules.stored
     """.split():
         importlib.import_module(name)
 

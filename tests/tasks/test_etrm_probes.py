@@ -11,8 +11,7 @@ import pytest
 
 from models.encoders import encoder_types
 from tests.conftest import ROOT
-from tests.verification.probing import SLOW, composed
-from verification.probes import probe
+from tests.verification.probing import SLOW, composed, probe
 from verification.static import verify_command
 
 RECIPE = "cfg_pretrain_etrm_arc_agi_1"

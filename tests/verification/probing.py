@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+import engine.registry
 from engine.cli.compose import compose_config
+from engine.cli.resolve import observe_script
 from tests.conftest import ROOT
+from verification.codes import DEEP
 from verification.finding import Finding
-from verification.probes import CODES_OBSERVED, probe
 
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 RULES_THEN_PROBES = pytest.mark.parametrize("probes", [False, SLOW(True)], ids=["rules", "probes"])
 """The rules take milliseconds; what a tiny instance adds takes seconds, and is in the slow tests."""
 ENCODER = {"DYN704", "DYN708", "DYN710", "DYN711", "DYN713", "DYN714", "DYN715"}
-OBSERVED = tuple(code for code in CODES_OBSERVED if code not in ENCODER)
+OBSERVED = tuple(code for code in DEEP if code not in ENCODER)
 """The deeper codes that are observed of models in embedding mode; ENCODER: those of models with an encoder only."""
 ATTENTION, MLP, HRM = "cfg_pretrain_sudoku_extreme_att", "cfg_pretrain_sudoku_extreme_mlp", "cfg_pretrain"
+
+
+def probe(
+    config: Any, *, entry: str, root: Path = ROOT, only: Iterable[str] = DEEP, overrides: Sequence[str] = ()
+) -> list[Finding]:
+    """What the probes `only` observe of a resolved config of the script `entry` below `root`."""
+    from verification.probes.session import observe  # the tree in `root` may have its own
+
+    engine.registry.ROOT = root
+    script = observe_script(root / f"{Path(entry).stem}.py").module
+    assert script is not None
+    return observe(config, script=script, codes=sorted(only), overrides=overrides)
 
 
 @functools.cache

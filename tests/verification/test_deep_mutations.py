@@ -18,7 +18,7 @@ from engine.cli.compose import compose_config
 from tests.conftest import run_forked
 from tests.verification.faults_deep import FAULTS
 from tests.verification.mutations import Fault, copy_repository, overlay
-from tests.verification.probing import OBSERVED, SLOW
+from tests.verification.probing import OBSERVED, SLOW, probe
 from verification.finding import Finding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,9 +44,7 @@ def _child(root: str, config: dict, codes: list[str]) -> None:
         del sys.modules[name]
     sys.path.insert(0, root)
     importlib.invalidate_caches()
-    from verification.probes import probe
-
-    found = probe(config, entry="pretrain", root=Path(root), only=codes)
+    found = probe(config, entry="pretrain", root=Path(root).resolve(), only=codes)
     assert Path(sys.modules["models"].__file__ or "").is_relative_to(Path(root).resolve())
     print(json.dumps([finding.as_dict() for finding in found]))
 

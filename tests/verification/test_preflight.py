@@ -104,7 +104,7 @@ from verification.preflight import run_rules, observed
 from verification.subject import Subject
 trace = resolve(Path("pretrain.py").resolve(), {words[2:]}, root=Path.cwd())
 start = time.process_time()
-subject = Subject(trace, parse({words}), "launch")
+subject = Subject(trace=trace, command=parse({words}), kind="launch")
 findings = [*run_rules(subject, launch=True), *observed(subject, start=False)]
 took = time.process_time() - start
 levels = {{one.code: one.level for one in findings}}

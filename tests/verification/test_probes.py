@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,7 @@ from models.recursive_reasoning.act import ACTModel
 from models.recursive_reasoning.inner import RecursiveInner
 from models.sparse_embedding import SparseEmbedding
 from tests.conftest import ROOT
-from tests.verification.probing import ATTENTION, HRM, MLP, OBSERVED, SLOW, around, composed, fails, look
-from verification.probes import probe
+from tests.verification.probing import ATTENTION, HRM, MLP, OBSERVED, SLOW, around, composed, fails, look, probe
 
 RECIPES = sorted(p.stem for p in (ROOT / "config").glob("cfg_*.yaml") if "base/pretrain\n" in p.read_text("utf-8"))
 
@@ -57,11 +54,6 @@ def test_recipes_pass(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_good_settings_pass(overrides: tuple[str, ...]) -> None:
     found = probe(composed(ATTENTION, *overrides), entry="pretrain", root=ROOT)
     assert [(f.code, f.level) for f in found] == [(code, "PASS") for code in OBSERVED], found
-
-
-def test_the_package_imports_no_torch() -> None:
-    command = "import sys, verification.probes; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=False).returncode == 0
 
 
 # --- DYN700 -----------------------------------------------------------------------------------------------------------
@@ -133,7 +125,7 @@ def test_an_optimizer_that_trains_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_detached_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
     around(monkeypatch, RecursiveInner, "embed", lambda original, self, data: original(self, data).detach())
     assert "inner.embed_tokens.embedding_weight got no gradient" in fails("DYN703", recipe=HRM)
-    assert "no gradient reaches what a step embeds" in fails("DYN702", recipe=HRM)  # there it is part of a dict
+    assert "no gradient reaches what step 1 embeds" in fails("DYN702", recipe=HRM)  # there it is part of a dict
 
 
 def test_a_learning_rate_of_zero_is_a_warning() -> None:
@@ -359,8 +351,3 @@ def test_a_class_outside_of_our_packages_is_not_imported(tmp_path: Path, monkeyp
     found = look("MOD420", "arch.name=models_of_mine@Payload")
     assert [f.level for f in found] == ["SKIP"]
     assert not ran.exists()
-
-
-def test_an_unknown_code_is_refused() -> None:
-    with pytest.raises(ValueError, match="DYN799"):
-        look("DYN799")

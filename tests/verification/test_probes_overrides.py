@@ -9,8 +9,7 @@ import pytest
 import models.recursive_reasoning.model as model_file
 from models.recursive_reasoning.trm import TRM, TRMConfig
 from tests.conftest import ROOT
-from tests.verification.probing import ATTENTION, MLP, around, composed, fails, look
-from verification.probes import probe
+from tests.verification.probing import ATTENTION, MLP, around, composed, fails, look, probe
 
 ALIVE = """
     arch.H_cycles=2 arch.L_cycles=3 arch.L_layers=3 arch.hidden_size=256 arch.num_heads=4 arch.expansion=2

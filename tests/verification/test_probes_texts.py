@@ -20,16 +20,16 @@ from models.language_models.attention import CausalSelfAttention
 from models.language_models.gpt import GPT, GPTConfig, LMShape
 from tests.conftest import ROOT
 from tests.e2e.recipes import TRAIN
-from tests.verification.probing import SLOW, around, composed
+from tests.verification.probing import SLOW, around, composed, probe
+from verification.codes import DEEP
 from verification.finding import Finding
-from verification.probes import CODES_OBSERVED, probe
 
 CPU = "cfg_train_cpu"
 CODES = ["DYN700", "DYN703", "DYN706", "DYN709", "DYN712", "DYN716", "DYN717"]
 MIXTURE = ("training_mode=multidataset", "dataset_list=[a,b,c,a]")
 
 
-def look(*overrides: str, recipe: str = CPU, only: Iterable[str] = CODES_OBSERVED) -> list[Finding]:
+def look(*overrides: str, recipe: str = CPU, only: Iterable[str] = DEEP) -> list[Finding]:
     return probe(composed(recipe, *overrides), entry="train.py", root=ROOT, only=only, overrides=overrides)
 
 

@@ -243,16 +243,16 @@ def test_data_modes_and_contents(copy: Path) -> None:
     data_set(copy / "data/good")
     data_set(copy / "data/demos-encoder", data_mode="encoder")
     data_set(copy / "data/small", vocab_size=3)
-    good = judged(line.format("good"), root=copy, data=True)
+    good = judged(line.format("good"), root=copy, with_data=True)
     assert not good.of("FAIL", "WARN")
     assert good.codes("PASS") >= {"DAT510", "DAT520", "DAT521", "DAT523"}
     wrong = judged(line.format("demos-encoder"), root=copy)
     assert "DAT510" in wrong.codes("FAIL")
     assert "DAT511" in wrong.codes("WARN")
     assert "SUM600" in wrong.codes("FAIL")
-    assert "DAT523" in judged(line.format("small"), root=copy, data=True).codes("FAIL")
+    assert "DAT523" in judged(line.format("small"), root=copy, with_data=True).codes("FAIL")
     shutil.copy(copy / "data/good/train/all__inputs.npy", copy / "data/good/test/all__inputs.npy")
-    assert "DAT520" in judged(line.format("good"), root=copy, data=True).codes("FAIL")
+    assert "DAT520" in judged(line.format("good"), root=copy, with_data=True).codes("FAIL")
 
 
 def test_what_cannot_be_judged_is_skipped() -> None:

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from scripts.verify_path import run
 from tests.conftest import ROOT, run_script
+from verification.rules.stored import tensors
 from verification.static import verify_command
-from verification.stored import tensors
 
 TINY = ["--config-name=cfg_pretrain_sudoku_4x4", "+debug=tiny", "device=cpu", "run_name=a"]
 

@@ -6,15 +6,15 @@ Looked at are the modules that are given whole numbers (tokens, identifiers), an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook
 
-from verification.probes.episodes import force
 from verification.probes.instance import (
     Recorder,
     Tiny,
@@ -22,7 +22,6 @@ from verification.probes.instance import (
     finish_step,
     first_batch,
     listed,
-    step,
     tables,
 )
 from verification.probes.registry import Note, observes
@@ -36,7 +35,7 @@ def encodes(name: str, given: Any) -> bool:
 
 @dataclass
 class Gradients:
-    """Which parameters an episode trains, tables included."""
+    """What one whole episode embeds or encodes, and which parameters it trains, tables included."""
 
     first: set[str] = field(default_factory=set)
     """Those that a step of fresh rows gives a gradient."""
@@ -44,6 +43,10 @@ class Gradients:
     """Those that the steps of continuing rows give one."""
     encoding: set[str] = field(default_factory=set)
     """Those of modules that are given whole numbers (tokens, identifiers), and of encoders."""
+    rows: list[Counter[str]] = field(default_factory=list)
+    """Step by step: module -> rows that it has embedded or encoded."""
+    dry: str = ""
+    """Rows to whose embedding no gradient comes."""
     error: str = ""
     stale: str = ""
     """Why a later step cannot be differentiated, although the first one can."""
@@ -56,18 +59,26 @@ def gradients(tiny: Tiny) -> Gradients:
 
 def _gradients(tiny: Tiny) -> Gradients:
     seen, task = Gradients(), tiny.build().task
-    names: dict[int, list[str]] = {}
+    names: dict[int, tuple[str, list[str]]] = {}
+    made: list[Tensor] = []
     for name, module in task.module.named_modules():
         own = [f"{name}.{own}" for own, _ in module.named_parameters(recurse="encoder" in name.lower())]
-        names[id(module)] = [*own, *([name] if hasattr(type(module), "take_pending") else [])]
+        names[id(module)] = name, [*own, *([name] if hasattr(type(module), "take_pending") else [])]
 
-    def given(module: nn.Module, arguments: Any) -> None:
-        if encodes(" ".join(names.get(id(module), ())), arguments):
-            seen.encoding.update(names.get(id(module), ()))
+    def watch(module: nn.Module, given: Any, output: Any) -> None:
+        name, own = names.get(id(module), ("", []))
+        if not encodes(" ".join([name, *own]), given):
+            return
+        seen.encoding.update(own)
+        if name and isinstance(output, Tensor):
+            seen.rows[-1][name] += len(output)
+            if output.requires_grad:
+                output.retain_grad()
+                made.append(output)
 
-    hook = register_module_forward_pre_hook(given)
+    hook = register_module_forward_hook(watch)
     try:
-        for number, loss in _episode_losses(tiny, task):
+        for number, loss in _episode_losses(tiny, task, seen.rows):
             if not loss.requires_grad:
                 seen.error = "the loss of a training step has no gradient: nothing is trained"
                 return seen
@@ -81,20 +92,35 @@ def _gradients(tiny: Tiny) -> Gradients:
                 return seen
             moved = {n for n, p in task.module.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
             moved |= {name for name, table in tables(task.module).items() if _touched(table)}
-            if number == 1:
-                seen.first |= moved
-            else:
-                seen.later |= moved
+            (seen.first if number == 1 else seen.later).update(moved)
+            seen.dry = seen.dry or _dry(number, [output.grad for output in made if output.grad is not None])
+            made.clear()
     finally:
         hook.remove()
     return seen
 
 
-def _episode_losses(tiny: Tiny, task: Any) -> Iterator[tuple[int, Tensor]]:
-    """(step, loss) of one whole episode in which every row goes on to the end; two steps of models without episodes."""
+def _dry(number: int, grads: list[Tensor]) -> str:
+    """Which rows of a micro-batch teach what embeds them nothing."""
+    if not grads:
+        return f"no gradient reaches what step {number} embeds: the embedding (encoder) never learns"
+    rows = max(len(grad) for grad in grads)
+    touched = [(grad != 0).flatten(1).any(dim=1) for grad in grads if len(grad) == rows]
+    dry = torch.nonzero(~torch.stack(touched).any(dim=0)).flatten().tolist()
+    where = f"{len(dry)} of {rows} rows ({dry[:6]}) in step {number}"
+    return f"no gradient reaches the embedding of {where}" if dry else ""
+
+
+def _episode_losses(tiny: Tiny, task: Any, rows: list[Counter[str]] | None = None) -> Iterator[tuple[int, Tensor]]:
+    """(step, loss) of one whole episode in which every row goes on to the end; two steps of models without episodes.
+
+    `rows` grows by a counter for each step.
+    """
     if tiny.spec.act:
         Recorder(task.module, _going_on)
     for number in range(1, max(tiny.max_steps if tiny.spec.act else 2, 2) + 1):
+        if rows is not None:
+            rows.append(Counter())
         for micro_batch in task.micro_batches(number):
             yield number, task.loss(micro_batch)[0]
         finish_step(task)
@@ -174,28 +200,7 @@ def encoding(tiny: Tiny) -> Iterator[str | Note]:
     yield Note("PASS", "the input is embedded: no encoder" if policy == "none" else f"the input is encoded: {policy}")
 
 
-# --- row by row, with a fixed pattern of halted rows between two steps ------------------------------------------------
-
-
-def _watched(tiny: Tiny) -> tuple[Any, dict[str, list[Tensor]]]:
-    """(a task, what its modules have embedded or encoded since: name of the module -> its outputs)."""
-    task = tiny.build(run={"accumulation": 1}).task
-    Recorder(task.module, force)
-    made: dict[str, list[Tensor]] = {}
-
-    def watch(name: str) -> Any:
-        def seen(module: nn.Module, given: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and encodes(name, given):
-                made.setdefault(name, []).append(output)
-                if output.requires_grad:
-                    output.retain_grad()
-
-        return seen
-
-    for name, module in task.module.named_modules():
-        if name:
-            module.register_forward_hook(watch(name))
-    return task, made
+# --- row by row -------------------------------------------------------------------------------------------------------
 
 
 @observes(
@@ -205,20 +210,15 @@ def _watched(tiny: Tiny) -> tuple[Any, dict[str, list[Tensor]]]:
     fix="embed (encode) carry.data unconditionally in the training method",
 )
 def encoded_rows(tiny: Tiny) -> Iterator[str | Note]:
-    """Rows that a second step embeds, some of which go on, against those of the first."""
-    task, made = _watched(tiny)
+    """Rows that each later step embeds, all of which go on, against those of the first."""
     if getattr(tiny.model_class, "ACT_MODE", None) != "dynamic":
         raise Unobservable("what a step must encode is known of dynamic halting only")
-    counts: list[dict[str, int]] = []
-    for number in (1, 2):
-        made.clear()
-        step(task, number)
-        counts.append({name: sum(len(output) for output in outputs) for name, outputs in made.items()})
-    if not counts[0]:
-        raise Unobservable("no module of the model embeds or encodes")
-    for name, rows in counts[0].items():
-        if (again := counts[1].get(name, 0)) < rows:
-            yield f"{name} embedded {rows} rows in step 1 and {again} in step 2: the others go on with an old embedding"
+    first, *later = gradients(tiny).rows
+    if not first or not later:
+        raise Unobservable(gradients(tiny).error or "no module of the model embeds or encodes")
+    for name, rows in first.items():
+        if (again := min(step[name] for step in later)) < rows:
+            yield f"{name} embedded {rows} rows in step 1 and {again} in a later one: the others keep an old one"
 
 
 @observes(
@@ -228,18 +228,7 @@ def encoded_rows(tiny: Tiny) -> Iterator[str | Note]:
     fix="no detach, no_grad or torch.where between the embedding (encoding) of a row and its use",
 )
 def gradient_of_rows(tiny: Tiny) -> Iterator[str | Note]:
-    """The gradient of the loss of a second step with respect to what the step embedded."""
-    task, made = _watched(tiny)
-    step(task, 1)
-    made.clear()
-    for micro_batch in task.micro_batches(2):
-        task.loss(micro_batch)[0].backward()
-    grads = [output.grad for outputs in made.values() for output in outputs if output.grad is not None]
-    if not grads:
-        yield "no gradient reaches what a step embeds: the embedding (encoder) never learns"
-        return
-    rows = max(len(grad) for grad in grads)
-    touched = [(grad != 0).flatten(1).any(dim=1) for grad in grads if len(grad) == rows]
-    dry = torch.nonzero(~torch.stack(touched).any(dim=0)).flatten().tolist()
-    if dry:
-        yield f"no gradient reaches the embedding of {len(dry)} of {rows} rows ({dry[:6]})"
+    """The gradient of the loss of each step with respect to what the step embedded."""
+    seen = gradients(tiny)
+    if problem := seen.error or seen.stale or seen.dry:
+        yield problem

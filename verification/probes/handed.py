@@ -1,9 +1,10 @@
-"""What the config says of optimizer, seed and length reaches what the script builds (CFG255): one key at a time gets
-another value, and is looked for where it belongs.
+"""What the config says reaches what is built: optimizer, seed and length (CFG255), one key at a time with another
+value, looked for where it belongs; and the data, training its own split and an evaluation the other one (SCR122).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
@@ -15,8 +16,8 @@ from engine.cli.keys import inert_reason
 from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
 from engine.schema import with_defaults
-from verification.probes.instance import Tiny, same
-from verification.probes.registry import observes
+from verification.probes.instance import Tiny, Unobservable, evaluate, same
+from verification.probes.registry import Note, observes
 
 Read = Callable[[Any], Any]
 
@@ -80,3 +81,39 @@ def handed_on(tiny: Tiny) -> Iterator[str]:
         for pattern, what, read in CHANGING:
             if re.fullmatch(pattern, name) and (before := read(plain)) and same(before, read(plan)):
                 yield f"{name}={other} in place of {value} does not change {what}"
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@observes("SCR122", about="micro_batches", passed="training reads the training split alone, the evaluation another one")
+def splits(tiny: Tiny) -> Iterator[str | Note]:
+    """The first batch and an evaluation: as they are, with another training split, with another one to evaluate."""
+    if tiny.spec.write_data is None or not tiny.spec.splits:
+        raise Unobservable("the family reads no data sets")
+    batch, results = _reads(tiny, "as_it_is")
+    other_batch, trained_results = _reads(tiny, "other_train", train=1)
+    same_batch, other_results = _reads(tiny, "other_test", test=1)
+    if not same(batch, same_batch):
+        yield "the training batches change with the split that is evaluated: the answers are trained on"
+    if same(batch, other_batch):
+        yield "the training batches do not change with the training split: something else is trained on"
+    if not results:
+        raise Unobservable("the task evaluates nothing")
+    if repr(results) == repr(other_results):
+        yield Note("FAIL", "the evaluation does not change with the split that is evaluated", tiny.task_class.evaluate)
+        return
+    for name in (name for name in results if name.startswith("eval/") and "train" not in name):
+        first, trained, other = (repr(seen.get(name)) for seen in (results, trained_results, other_results))
+        if first == other != trained:
+            yield Note("FAIL", f"{name} changes with the training split only", tiny.task_class.evaluate)
+
+
+def _reads(tiny: Tiny, name: str, **seeds: int) -> tuple[list[Any], dict[str, Any]]:
+    """(micro-batches of step 1, what an evaluation measures) on data whose splits are drawn with these seeds."""
+    folder = tiny.data.with_name(name)
+    assert tiny.spec.write_data is not None
+    tiny.spec.write_data(folder, **seeds)
+    moved: dict[str, Any] = json.loads(json.dumps(tiny.settings).replace(str(tiny.data), str(folder)))
+    task = tiny.build(run=moved | {"arch": tiny.arch}).task
+    return list(task.micro_batches(1)), evaluate(task)

@@ -1,5 +1,5 @@
-"""The guide's step 5, observed: which method forward runs (MOD420), of which mode it is (MOD421), what an evaluation
-does (MOD450), who is trained (MOD460). How the input is encoded is in encoding.py.
+"""The guide's step 5, observed: which method forward runs (MOD420), of which mode it is (MOD421), how deep it thinks
+(MOD422), who is trained (MOD460).
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from types import CodeType, FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from verification.probes.episodes import _exploring, episode, evaluations
+from engine.cli.keys import keys_of
+from verification.probes.episodes import CLOSE, _exploring, evaluations
 from verification.probes.instance import (
     Tiny,
     Unobservable,
@@ -160,6 +161,51 @@ def mode(tiny: Tiny) -> Iterator[str | Note]:
         yield Note("PASS" if named else "WARN", text, about)
 
 
+# --- how deep it thinks -----------------------------------------------------------------------------------------------
+
+
+@observes(
+    "MOD422",
+    act=True,
+    after=("SCR120", "MOD420", "MOD421", "SCR130", "MOD440"),
+    passed="as many steps and cycles as the arch block says",
+)
+def depth(tiny: Tiny) -> Iterator[str]:
+    """An example that never wants to halt, for all its steps; and every number of cycles beside one less."""
+    arch = tiny.full_arch
+    unused = {name for name, key in keys_of(getattr(tiny.model_class, "Config", None)).items() if key.unused}
+    counts = {key: value for key, value in arch.items() if key.endswith("_cycles") and key not in unused}
+    cycles = [key for key, value in counts.items() if isinstance(value, int) and value > 1]
+    for key in cycles:
+        if torch.equal(*(_answer(tiny, key, arch[key] - less) for less in (0, 1))):
+            yield f"arch.{key}={arch[key]} answers what {arch[key] - 1} answers: not all of them are run"
+    last = arch.get("halt_max_steps")
+    if not isinstance(last, int):
+        return
+    task = tiny.build(halt_max_steps=last).task
+    model, batch, state = task.module, first_batch(task), None
+    set_halting(model, willing=False)
+    with torch.no_grad():
+        for number in range(1, last + 1):
+            output = model(batch, state)
+            state = output.carry
+            if bool(state.halted.any()) != (number == last):
+                yield f"rows that never want to halt do so after {number} of arch.halt_max_steps={last} steps"
+                return
+        answer = model.eval()(batch).logits
+    sampled = getattr(tiny.model_class, "ENCODER_POLICY", "none") not in ("none", None)
+    if not sampled and not torch.allclose(output.logits, answer, atol=CLOSE) and not any(evaluations(tiny)):  # MOD450
+        yield f"{last} training steps do not answer what an evaluation of arch.halt_max_steps={last} steps answers"
+
+
+def _answer(tiny: Tiny, key: str, value: int) -> Tensor:
+    changed: dict[str, Any] = {key: value}
+    task = tiny.build(**changed).task
+    with torch.no_grad():
+        logits: Tensor = task.module.eval()(first_batch(task)).logits
+    return logits
+
+
 # --- evaluation and groups --------------------------------------------------------------------------------------------
 
 
@@ -168,42 +214,6 @@ def measured(tiny: Tiny) -> Iterator[str | Note]:
     """What the evaluators of the config and the task's own evaluation return."""
     if not evaluate(tiny.build().task):
         yield f"no evaluator is named, and {tiny.task_class.__name__} measures nothing itself: the run has no result"
-
-
-@observes(
-    "MOD450",
-    level="WARN",
-    about="evaluate",
-    after=("SCR120", "MOD420"),
-    passed="the full depth for every row, nothing random, no gradient",
-)
-def evaluation(tiny: Tiny) -> Iterator[str | Note]:
-    """The depth of an evaluation, what it draws, in which mode it runs."""
-    task = tiny.build().task
-    model, name = task.module, type(task).__name__
-    step(task, 1)
-    modes: list[bool] = []
-    grads: list[bool] = []
-
-    def seen(module: nn.Module, _: Any) -> None:
-        if module in inside:
-            modes.append(module.training)
-            grads.append(torch.is_grad_enabled())
-
-    inside = set(model.modules())
-    before, hook = torch.get_rng_state(), register_module_forward_pre_hook(seen)
-    try:
-        evaluate(task)
-    finally:
-        hook.remove()
-    if any(modes):
-        yield f"{name}.evaluate runs modules in training mode: dropout stays on"
-    if any(grads):
-        yield f"{name}.evaluate keeps gradients: it is not under no_grad"
-    if not torch.equal(before, torch.get_rng_state()):
-        yield "an evaluation draws random numbers: it explores, samples or drops out"
-    if tiny.spec.act and not episode(tiny).carry:
-        yield from evaluations(tiny)
 
 
 @observes(

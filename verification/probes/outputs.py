@@ -1,4 +1,4 @@
-"""Probes of what comes out: repeatable evaluation (DYN709), no labels in answers (DYN712)."""
+"""What comes out: an evaluation that is whole and calm (MOD450), repeatable (DYN709), no labels in answers (DYN712)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,61 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from verification.probes.instance import Tiny, evaluate, first_batch, junk, same, step
+from verification.probes.episodes import episode, evaluations
+from verification.probes.instance import Tiny, Unobservable, evaluate, first_batch, junk, same, step
 from verification.probes.registry import Note, observes
+
+
+def _evaluated(tiny: Tiny) -> tuple[list[str], list[str]]:
+    """Two evaluations of the same weights, under different global seeds: (how they are made, in what they differ)."""
+    task = tiny.build().task
+    step(task, 1)
+    model, inside, name = task.module, set(task.module.modules()), type(task).__name__
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes, grads, drew, results, outputs = set[bool](), set[bool](), False, [], []
+
+    def watch(module: nn.Module, _: Any) -> None:
+        if module in inside:
+            modes.add(module.training)
+            grads.add(torch.is_grad_enabled())
+
+    for seed in (11, 12):
+        torch.manual_seed(seed)
+        state, hook = torch.get_rng_state(), register_module_forward_pre_hook(watch)
+        try:
+            results.append(evaluate(task))
+        finally:
+            hook.remove()
+        drew |= not torch.equal(state, torch.get_rng_state())
+        with torch.no_grad():
+            outputs.append(_tensors(model.eval()(first_batch(task))) if tiny.spec.act else {})
+    made = [f"{name}.evaluate runs modules in training mode: dropout stays on"] if True in modes else []
+    made += [f"{name}.evaluate keeps gradients: it is not under no_grad"] if True in grads else []
+    made += ["an evaluation draws random numbers: it explores, samples or drops out"] if drew else []
+    answers = [name for name in outputs[0] if not same(outputs[0][name], outputs[1][name])]
+    differ = [f"{name} of the same batch differs between two evaluations" for name in answers]
+    if measured := sorted(name for name, value in results[0].items() if repr(value) != repr(results[1].get(name))):
+        differ.append(f"two evaluations of the same weights give different {', '.join(measured[:4])}")
+    if moved := [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]:
+        differ.append(f"an evaluation changed {', '.join(moved[:4])}")
+    return made, differ
+
+
+@observes(
+    "MOD450",
+    level="WARN",
+    about="evaluate",
+    after=("SCR120", "MOD420"),
+    passed="the full depth for every row, nothing random, no gradient",
+)
+def evaluation(tiny: Tiny) -> Iterator[str | Note]:
+    """The depth of an evaluation, what it draws, in which mode it runs."""
+    yield from tiny.once(_evaluated)[0]
+    if tiny.spec.act and not episode(tiny).carry:
+        yield from evaluations(tiny)
 
 
 @observes(
@@ -18,29 +69,22 @@ from verification.probes.registry import Note, observes
     about="evaluate",
     fix="no sampling, dropout or exploration in an evaluation; a variational encoder uses its mean",
 )
-def evaluation(tiny: Tiny) -> Iterator[str | Note]:
-    """The same batch, then the whole evaluation, twice under different global seeds."""
+def repeated(tiny: Tiny) -> Iterator[str | Note]:
+    """What two evaluations return, what the model answers to one batch after each, and its weights."""
+    yield from tiny.once(_evaluated)[1]
+
+
+@observes("MOD441", act=False, about="loss", passed="the loss compares the answers to the inputs with the targets")
+def scored(tiny: Tiny) -> Iterator[str | Note]:
+    """The loss of one micro-batch as it is, with other targets, with other inputs."""
+    if tiny.spec.others is None:
+        raise Unobservable("the family tells of no other targets")
     task = tiny.build().task
-    step(task, 1)
-    model, results, outputs = task.module, [], []
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    if tiny.spec.act:
-        batch = first_batch(task)
-        model.eval()
-        for seed in (11, 12):
-            torch.manual_seed(seed)
-            with torch.no_grad():
-                outputs.append(_tensors(model(batch)))
-    for seed in (11, 12):
-        torch.manual_seed(seed)
-        results.append(evaluate(task))
-    for name in outputs[0] if outputs else ():
-        if not same(outputs[0][name], outputs[1][name]):
-            yield f"{name} of the same batch differs between two evaluations"
-    if differing := [name for name, value in results[0].items() if repr(value) != repr(results[1].get(name))]:
-        yield f"two evaluations of the same weights give different {', '.join(sorted(differing)[:4])}"
-    if moved := [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]:
-        yield f"an evaluation changed {', '.join(moved[:4])}"
+    batch = next(iter(task.micro_batches(1)))
+    plain, *others = (float(task.loss(one)[0].detach()) for one in (batch, *tiny.spec.others(batch)))
+    for what, other in zip(("targets", "inputs"), others, strict=True):
+        if other == plain:
+            yield f"{type(task).__name__}.loss is the same with other {what}: it does not read them"
 
 
 @observes(

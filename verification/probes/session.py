@@ -22,7 +22,6 @@ from engine.schema import structure
 from verification.codes import ALSO_OBSERVED, CODES, OBSERVED
 from verification.finding import Finding
 from verification.probes import (  # noqa: F401  they register on import
-    depth,
     encoding,
     episodes,
     errors,
@@ -31,7 +30,6 @@ from verification.probes import (  # noqa: F401  they register on import
     outputs,
     overrides as override_probe,
     ranks,
-    splits,
     training,
     wiring,
 )

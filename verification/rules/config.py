@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,25 @@ from verification.rules.job import override_keys
 from verification.subject import Subject
 
 
+def built_on(name: str, read: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
+    """(name, text) of a recipe, and of those that it is built on; `read` gives the text of a name."""
+    pending, seen = [name], set[str]()
+    while pending:
+        if (name := pending.pop(0)) not in seen and (text := read(name)):
+            seen.add(name)
+            yield name, text
+            pending += [option.lstrip("/") for group, option, _ in defaults_lines(text) if not group]
+
+
 def listed(subject: Subject, group: str) -> list[tuple[str, str, int]]:
     """(file, option, line) where the recipe, or one that it is built on, lists a group in its defaults."""
-    entries: list[tuple[str, str, int]] = []
-    pending, seen = [subject.trace.config_name], set()
-    while pending:
-        name = pending.pop(0)
-        file = subject.trace.locate(name)
-        if name in seen:
-            continue
-        seen.add(name)
-        for one, option, line in defaults_lines(subject.text(file) or ""):
-            if one.removeprefix("override ").lstrip("/") == group:
-                entries.append((file, option, line))
-            elif not one and option != "_self_":
-                pending.append(option.lstrip("/"))
-    return entries
+    locate = subject.trace.locate
+    return [
+        (locate(name), option, line)
+        for name, text in built_on(subject.trace.config_name, lambda name: subject.text(locate(name)))
+        for one, option, line in defaults_lines(text)
+        if one.removeprefix("override ").lstrip("/") == group
+    ]
 
 
 @rule("CFG210")

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from engine.cli.compose import config_files
+from engine.cli.resolve import Trace
 from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
 from engine.fields import flatten
-from engine.io import read_object
-from engine.run.files import read_json, read_yaml
+from engine.io import did_you_mean, read_object, user_path
+from engine.reading import Unreadable, read_text, reason_of
+from engine.registry import FAMILIES
+from engine.run.files import read_json, read_yaml, runs_below
+from engine.run.stored import merge_for_resume, stored_origin, stored_text
+from engine.schema import structure
 from verification.finding import Finding
 from verification.rule import NotApplicable, finding, need_config, rule
 from verification.signature import compare_signatures, make_signature
@@ -90,3 +101,128 @@ def stored_step(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable("the length of the run is not known")
     text = f"step {step} of {subject.steps}"
     yield finding("CKP613", "PASS" if step <= subject.steps else "FAIL", text, str(status))
+
+
+# --- its command and config -------------------------------------------------------------------------------------------
+
+
+def resume(trace: Trace) -> None:
+    """Under resume=true put the stored config under the command's values, as the launch does.
+
+    A run that is not here, or whose folder only the launch can name (by run_name=null), leaves the trace as composed.
+    What the launch refuses, another arch say, is a problem of the link `schema`.
+    """
+    config = trace.resolved or {}
+    folder = trace.cwd / user_path(str(config.get("run_dir")))
+    if not (folder / "config.yaml").is_file():
+        return
+    try:
+        adopt(trace, folder, trace.overrides)
+        assert trace.resolved is not None
+        trace.resolved["run_dir"] = config["run_dir"]
+    except (UsageError, OmegaConfBaseException) as error:
+        trace.problems["schema"] = " ".join(str(error).split())
+
+
+def adopt(trace: Trace, run: Path, overrides: list[str]) -> None:
+    """Make the stored config of `run`, with `overrides` on top, the one that is judged.
+
+    Raises: UsageError, OmegaConfBaseException.
+    """
+    text = stored_text(run)
+    origin: Mapping[str, Any] = stored_origin(text)
+    resolved = OmegaConf.to_container(
+        merge_for_resume(text, overrides, groups=trace.choices), resolve=True, throw_on_missing=True
+    )
+    assert isinstance(resolved, dict)
+    trace.resolved = {str(key): value for key, value in resolved.items()}
+    trace.config_name = str(origin.get("config_name") or trace.config_name)
+    trace.choices = dict(origin.get("choices") or trace.choices)
+    schema = trace.script.schema if trace.script else None
+    trace.config = structure(schema, trace.resolved) if schema else None
+    trace.composed, trace.files = True, config_files(trace.folders, trace.config_name, trace.choices)
+
+
+def run_folder(path: Path) -> Path:
+    """The run that a path names: its folder, or one of its checkpoints."""
+    return next((one for one in (path, path.parent, path.parent.parent) if (one / "overrides.txt").is_file()), path)
+
+
+def examine(subject: Subject, run: Path) -> None:
+    """Judge the run itself; the subject is its command, traced as of today, and keeps that as `today`.
+
+    Raises: UsageError for a stored config that this version does not read.
+    """
+    words, trace = command_of(run), subject.trace
+    links = ("config", "compose", "schema", "resolve")
+    problems = [trace.problems.pop(link) for link in links if link in trace.problems]
+    subject.today, subject.checkpoint = trace.resolved, run
+    if any(word.partition("=")[0] == "resume" and word.endswith("=true") for word in words):
+        subject.today, subject.no_today = None, "it was resumed by name: the command that began it is not stored"
+    elif problems:
+        subject.no_today = f"its command composes no more: {problems[0]}"
+    trace.overrides, trace.jobs = [], [[]]
+    try:
+        adopt(trace, run, [])
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{run}/config.yaml cannot be read: {' '.join(str(error).split())[:120]}") from None
+
+
+def tensors(run: Path, config: dict[str, Any], script: ModuleType) -> Finding:
+    """CKP612: the newest checkpoint of a run against the names that today's model has. Loads torch."""
+    from engine.checkpoint.state_tree import tensor_file_fault, tensor_shapes
+    from verification.probes.session import tensor_names
+
+    steps = {int(path.parent.name[5:]): path for path in run.glob("step_*/model.safetensors")}
+    if not steps:
+        return finding("CKP612", "SKIP", f"{run} holds no checkpoint")
+    file = steps[max(steps)]
+    if fault := tensor_file_fault(file):
+        return finding("CKP612", "FAIL", f"{file.name} {fault}", str(file))
+    stored = set(tensor_shapes(file))
+    try:
+        names = tensor_names(config, script)
+    except UsageError as error:
+        return finding("CKP612", "SKIP", f"no model to compare with: {error}")
+    for what, some in (("lacks", names - stored), ("has unknown", stored - names)):
+        if some:
+            text = f"the checkpoint {what} {', '.join(sorted(some)[:3])}" + (", ..." if len(some) > 3 else "")
+            return finding("CKP612", "FAIL", text, str(file))
+    return finding("CKP612", "PASS", f"the checkpoint has the {len(names)} tensors of the model", str(file))
+
+
+def command_of(run: Path) -> list[str]:
+    """The launch that wrote `run` last, as words. Raises: UsageError where there is no run."""
+    if not os.path.lexists(run / "config.yaml"):
+        if runs := runs_below(run):
+            raise UsageError(f"{run} is a folder of runs: name one of them, {', '.join(runs)}")
+        raise UsageError(f"{run} is no run directory: expected e.g. checkpoints/PROJECT/RUN with a config.yaml")
+    stored = stored_text(run)
+    origin, script = stored_origin(stored), OmegaConf.to_container(OmegaConf.create(stored), resolve=False)
+    script = script.get("script") if isinstance(script, dict) else None
+    name = origin.get("config_name")
+    if not script or not name:
+        raise UsageError(f"{run}/config.yaml names no {'config' if script else 'script'}: it is not of a run")
+    # The script is followed by executing its schema: what a file names must be one of ours, in our folder.
+    if not isinstance(script, str) or script.removesuffix(".py") not in FAMILIES:
+        hint = did_you_mean(str(script), FAMILIES)
+        raise UsageError(f"{run}/config.yaml: script {script!r}: expected an entry script, {hint}")
+    if Path(name).is_absolute() or ".." in Path(name).parts or name.startswith("-"):
+        raise UsageError(f"{run}/config.yaml: config_name {name!r}: expected the name of a recipe")
+    return ["python", f"{script.removesuffix('.py')}.py", f"--config-name={name}", *_overrides(run / "overrides.txt")]
+
+
+def _overrides(file: Path) -> list[str]:
+    """The values that the command gave. Flags and Hydra's own keys (where to search, what to start) are none of a
+    file's business. Raises: UsageError.
+    """
+    try:
+        lines = [line for line in read_text(file).splitlines() if line]
+    except FileNotFoundError:
+        return []
+    except (OSError, Unreadable) as error:
+        raise UsageError(f"{file} {reason_of(error)}") from None
+    for line in lines:
+        if line.startswith("-") or line.lstrip("+~").startswith(("hydra.", "hydra/", "hydra@", "hydra=")):
+            raise UsageError(f"{file}: {line[:80]!r} is no value of a key: this file is not of a run")
+    return lines
