@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 Level = Literal["PASS", "INFO", "WARN", "FAIL", "SKIP"]
 Step = Literal["1", "2", "3", "4", "5", "6", "data", "dyn", "doc"]
-ORDER: dict[str, int] = {"FAIL": 0, "WARN": 1, "INFO": 2, "SKIP": 3, "PASS": 4}
 
 BLIND = "the config does not compose"
 """How the message of a SKIP begins that hides whether a step is right."""
@@ -35,6 +34,15 @@ class Finding:
     def as_dict(self) -> dict[str, Any]:
         """The record of the JSON output."""
         return asdict(self)
+
+
+def worst(findings: Iterable[Finding]) -> str:
+    """FAIL, WARN or PASS; SKIP where nothing could be judged, or not all for lack of a config."""
+    levels = {found.level for found in findings}
+    blind = any(found.level == "SKIP" and found.message.startswith(BLIND) for found in findings)
+    if levels & {"FAIL", "WARN"}:
+        return "FAIL" if "FAIL" in levels else "WARN"
+    return "PASS" if levels & {"PASS", "INFO"} and not blind else "SKIP"
 
 
 @dataclass
@@ -70,22 +78,12 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """FAIL, WARN or PASS: the worst level among the findings; SKIP where nothing could be judged."""
-        said = self.codes("FAIL", "WARN", "INFO", "PASS")
-        return "FAIL" if self.of("FAIL") else "WARN" if self.of("WARN") else "PASS" if said else "SKIP"
+        """The worst level among the findings."""
+        return worst(self.findings)
 
-    def step_level(self, steps: Iterable[str]) -> str:
-        """The worst level of some steps; SKIP where nothing could be judged, or not for lack of a config."""
-        wanted = set(steps)
-        mine = [finding for finding in self.findings if finding.step in wanted]
-        found = {finding.level for finding in mine}
-        blind = any(finding.level == "SKIP" and finding.message.startswith(BLIND) for finding in mine)
-        if blind and not found & {"FAIL", "WARN"}:
-            return "SKIP"
-        for level in ("FAIL", "WARN", "PASS", "INFO"):
-            if level in found:
-                return "PASS" if level == "INFO" else level
-        return "SKIP"
+    def level(self, steps: Iterable[str] = (), codes: Iterable[str] = ()) -> str:
+        """The worst level of some steps, or of some codes."""
+        return worst([found for found in self.findings if found.step in steps or found.code in codes])
 
     def as_dict(self) -> dict[str, Any]:
         """The record of the JSON output."""

@@ -51,12 +51,6 @@ FOUR_OF_TEXT = (
 )
 
 
-def level_of(report: Report, codes: Sequence[str]) -> str:
-    """The worst level of some codes: FAIL, WARN, PASS, or SKIP where none could be judged."""
-    found = {finding.level for finding in report.findings if finding.code in codes}
-    return next((level for level in ("FAIL", "WARN", "PASS") if level in found), "PASS" if "INFO" in found else "SKIP")
-
-
 def text(reports: Sequence[Report], *, verbose: bool = False, brief: bool = False) -> str:
     """The console form: per command the steps, what was read for each, then what is wrong, why, and the fix.
 
@@ -72,7 +66,7 @@ def _block(report: Report, verbose: bool) -> str:
     lines = [f"{TICKS[report.verdict]} {report.job or 'command'}  {report.verdict}"]
     for title, steps in STEPS:
         findings = [finding for finding in report.findings if finding.step in steps]
-        level = report.step_level(steps)
+        level = report.level(steps)
         links = [link for link in report.chain if link["step"] in steps]
         if not findings or (level == "SKIP" and not links and not verbose):
             continue
@@ -212,7 +206,7 @@ def _section(report: Report) -> list[str]:
     lines += ["```", "", "| | |", "|---|---|"]
     lines += [f"| {title} | {_cell(report.facts.get(key))} |" for key, title in ROWS]
     lines.append("")
-    lines += [f"- {TICKS[level_of(report, codes)]} {title} ({', '.join(codes)})" for title, codes in CHECKLIST]
+    lines += [f"- {TICKS[report.level(codes=codes)]} {title} ({', '.join(codes)})" for title, codes in CHECKLIST]
     lines.append("")
     for question, fact, key in FOUR_OF_TEXT if report.facts.get("data_mode") == "tokens" else FOUR:
         found = f"; found: {_cell(report.facts.get(fact))}" if fact else ""

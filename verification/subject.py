@@ -127,6 +127,11 @@ class Subject(Request):
         """The YAML files, in merge order."""
         return [self.trace.relative(file.path) for file in self.trace.files]
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where the command stands."""
+        return self.where, self.line
+
     def text(self, file: str) -> str | None:
         """The content of a file below the root, None where there is none."""
         return text_of(self.root / file) if file else None

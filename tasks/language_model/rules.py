@@ -37,7 +37,7 @@ def optimizer_reads_them(subject: Subject) -> Iterator[Finding]:
     for key in OPTIMIZER_KEYS:
         if key in mine and f"${{{key}}}" not in text and f"${{{key}}}" not in str(mine.values()):
             message = f"{key} is overridden without effect: {file} does not take it"
-            yield finding("JOB031", "WARN", message, subject.where, subject.line)
+            yield finding("JOB031", "WARN", message, *subject.place)
 
 
 def schedule_is_used(subject: Subject) -> Iterator[Finding]:
@@ -46,7 +46,7 @@ def schedule_is_used(subject: Subject) -> Iterator[Finding]:
     chosen = [word for word in subject.trace.overrides if word.lstrip("+").startswith("lr_scheduler=")]
     if not config.get("decay_lr") and _schedule(config).get("name") != "none" and chosen:
         text = f"{chosen[-1]} is without effect: decay_lr=false: the learning rate stays at its peak"
-        yield finding("JOB031", "WARN", text, subject.where, subject.line)
+        yield finding("JOB031", "WARN", text, *subject.place)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def one_vocabulary(subject: Subject) -> Iterator[Finding]:
     elif len(kinds) > 1:
         names = ", ".join(f"{entry.path} ({entry.tokenizer})" for entry in kinds.values())
         text = f"{names} share one token table, their vocabularies differ"
-        yield finding("DAT541", "WARN", text, subject.where, subject.line)
+        yield finding("DAT541", "WARN", text, *subject.place)
     else:
         yield finding("DAT541", "PASS", f"one vocabulary: {', '.join(kinds) or 'of data sets that are not here'}")
 
@@ -94,7 +94,7 @@ def aligned(subject: Subject) -> Iterator[Finding]:
     config = need_config(subject)
     if config.get("training_mode") != "multicontext":
         raise NotApplicable("there are no aligned streams")
-    streams, place = texts(subject), (subject.where, subject.line)
+    streams, place = texts(subject), subject.place
     paths = [entry.path for entry in streams]
     for path in sorted({path for path in paths if paths.count(path) > 1}):
         yield finding("DAT542", "WARN", f"{path} is there twice: one stream is a copy of the other", *place)

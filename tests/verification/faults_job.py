@@ -2,15 +2,84 @@
 
 from __future__ import annotations
 
-from tests.verification.mutations import LARGE, SMALL, Fault, append, commands, copy, cut, move, put, remove, swap
+from tests.verification.mutations import (
+    SMALL,
+    Fault,
+    faults,
+    put,
+    remove,
+)
 
-BASE = "config/base/pretrain.yaml"
-RECIPE = "config/cfg_pretrain_sudoku_4x4.yaml"
-OTHER_RECIPE = "config/cfg_train.yaml"
 ONE_PAGE = (remove("README.md"), remove("docs"), remove("jobs"))
 DEAD_PID = 4_194_303  # the largest that Linux gives out; nothing lives there in a test
+FILES = {
+    "BASE": "config/base/pretrain.yaml",
+    "RECIPE": "config/cfg_pretrain_sudoku_4x4.yaml",
+    "OTHER_RECIPE": "config/cfg_train.yaml",
+}
 
-FILES = (
+FAULTS = (
+    *faults(
+        r"""
+nproc-does-not-divide | JOB012 | 768 rows on 5 GPUs | torchrun --nproc-per-node=5 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp
+accumulation-does-not-divide | JOB012 | 768 rows on 4 GPUs in 5 pieces each | torchrun --nproc-per-node=4 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp accumulation=5
+config-misspelt | JOB020 | a config name that does not exist | python pretrain.py --config-name=cfg_pretrain_suduko_4x4
+key-misspelt | JOB030 | `lrr=1e-3` | + lrr=1e-3
+arch-key-misspelt | JOB030 | `arch.L_cyles=4` | + arch.L_cyles=4
+loss-key-in-arch | JOB030 | `arch.loss_type=...` where `arch.loss.loss_type` is meant | + arch.loss_type=softmax_cross_entropy
+plus-misspelt | JOB030 | `+arch.L_cyles=4` composes: the plus makes the misspelt key | + +arch.L_cyles=4
+plus-top-misspelt | JOB030 | `+epoch=3` | + +epoch=3
+group-misspelt | JOB030 (CFG210) | `arch=trn` | + arch=trn
+debug-misspelt | JOB030 | `+debug=tinny` | + +debug=tinny
+type-error | JOB030 | `epochs=1.5` | + epochs=1.5
+type-error-text | JOB030 | `lr=fast` | + lr=fast
+choice-misspelt | JOB030 | `arch.pos_encodings=ropes` | + arch.pos_encodings=ropes
+tilde-required | JOB030 | `~data_paths`: a required key is gone | + ~data_paths
+dead-rope | WARN JOB031 | `arch.rope_theta` where positions are not rotary | + arch.rope_theta=5000
+dead-ema-rate | WARN JOB031 | `ema_rate` with `ema=false` | + ema=false ema_rate=0.9
+dead-puzzle-lr | WARN JOB031 | `puzzle_emb_lr` for a model without puzzle embedding | + puzzle_emb_lr=0.01
+dead-min-eval | WARN JOB031 | `min_eval_interval` without evaluations to skip | + min_eval_interval=2
+dead-lr-frozen | WARN JOB031 | `lr` with `freeze_weights=true`: the network does not learn | + arch.puzzle_emb_ndim=64 puzzle_emb_lr=0.01 freeze_weights=true lr=1e-3
+run-name-contradicts-arch | WARN JOB032 | run name hrm_4x4, architecture TRM | + run_name=hrm_4x4
+run-name-contradicts-value | WARN JOB032 | run name says Lcycles4, the value is 6 | + arch.L_cycles=6 run_name=trm_Lcycles4
+run-name-contradicts-explore | WARN JOB032 | run name says explore0.7, the value is 0.5 | + arch.halt_exploration_prob=0.5 run_name=trm_explore0.7
+data-missing | WARN JOB033 | a data path that neither exists nor can be built | + data_paths=[data/sudoku-44]
+resume-from-missing | WARN JOB033 | a checkpoint path that does not exist | + resume=true resume_from=checkpoints/pretrain/gone/step_100
+intent-arch | JOB034 | meant HRM, trains TRM |  | arch=hrm
+intent-act | JOB034 | meant fixed steps, halts dynamically |  | act=fixed
+intent-mode | JOB034 | meant encoder mode |  | mode=encoder
+intent-value | JOB034 | meant L_cycles=4, the recipe says 1 |  | arch.L_cycles=4
+data-encoder-name | WARN DAT511 | a data path that says encoder, for a script with puzzle embeddings | + data_paths=[data/arc-encoder-mode]
+script-renamed | JOB010 | pretrain.py was renamed, the job was not
+  move pretrain.py pretrain_puzzle.py
+script-old | JOB011 (SCR111 SCR120) | the job still starts the copy that was kept as pretrain_old.py | python pretrain_old.py --config-name=cfg_pretrain_sudoku_4x4 device=cpu
+  copy pretrain.py pretrain_old.py
+script-original | JOB011 (SCR120) | recipe and job both name pretrain_original.py | python pretrain_original.py --config-name=cfg_pretrain_sudoku_4x4 device=cpu
+  move pretrain.py pretrain_original.py
+  BASE
+  - script: pretrain.py
+  + script: pretrain_original.py
+config-renamed | JOB020 | the recipe was renamed, the job was not
+  move RECIPE config/cfg_pretrain_sudoku_small.yaml
+config-old | JOB021 | the recipe was set aside as _old and the job follows it | python pretrain.py --config-name=cfg_pretrain_sudoku_4x4_old device=cpu
+  move RECIPE config/cfg_pretrain_sudoku_4x4_old.yaml
+config-removed | JOB021 | a config of an approach that was given up (config/REMOVED.txt)
+  config/REMOVED.txt
+  + cfg_pretrain_sudoku_4x4: replaced by the 6x6 recipe
+config-of-another-script | SCR111 | pretrain.py is started with the recipe of train.py | python pretrain.py --config-name=cfg_train
+  copy RECIPE config/cfg_train.yaml
+  OTHER_RECIPE
+      - _self_
+  +
+  + script: train.py
+config-without-script | SCR111 | the recipe says no script, so nothing ties it to pretrain.py
+  BASE
+  - script: pretrain.py
+script-key-outdated | SCR111 | the recipes still name the script that was renamed
+  BASE | script: pretrain.py => script: pretrain_trm.py
+""",
+        files=FILES,
+    ),
     Fault(
         name="job-malformed",
         what="a job line without its `[ ]`",
@@ -69,75 +138,6 @@ FILES = (
         codes=("JOB034",),
         jobs=f"#@ intent: arch=hrm\n[ ] {SMALL} run_name=first\n",
     ),
-)
-
-SCRIPTS = (
-    Fault(
-        name="script-renamed",
-        what="pretrain.py was renamed, the job was not",
-        codes=("JOB010",),
-        edits=(move("pretrain.py", "pretrain_puzzle.py"),),
-    ),
-    Fault(
-        name="script-old",
-        what="the job still starts the copy that was kept as pretrain_old.py",
-        codes=("JOB011",),
-        follows=("SCR111", "SCR120"),
-        edits=(copy("pretrain.py", "pretrain_old.py"),),
-        job=SMALL.replace("pretrain.py", "pretrain_old.py"),
-    ),
-    Fault(
-        name="script-original",
-        what="recipe and job both name pretrain_original.py",
-        codes=("JOB011",),
-        follows=("SCR120",),
-        edits=(move("pretrain.py", "pretrain_original.py"), swap(BASE, "pretrain.py\n", "pretrain_original.py\n")),
-        job=SMALL.replace("pretrain.py", "pretrain_original.py"),
-    ),
-)
-
-CONFIGS = (
-    Fault(
-        name="config-renamed",
-        what="the recipe was renamed, the job was not",
-        codes=("JOB020",),
-        edits=(move(RECIPE, "config/cfg_pretrain_sudoku_small.yaml"),),
-    ),
-    Fault(
-        name="config-old",
-        what="the recipe was set aside as _old and the job follows it",
-        codes=("JOB021",),
-        edits=(move(RECIPE, "config/cfg_pretrain_sudoku_4x4_old.yaml"),),
-        job=SMALL.replace("sudoku_4x4", "sudoku_4x4_old"),
-    ),
-    Fault(
-        name="config-removed",
-        what="a config of an approach that was given up (config/REMOVED.txt)",
-        codes=("JOB021",),
-        edits=(append("config/REMOVED.txt", "cfg_pretrain_sudoku_4x4: replaced by the 6x6 recipe\n"),),
-    ),
-    Fault(
-        name="config-of-another-script",
-        what="pretrain.py is started with the recipe of train.py",
-        codes=("SCR111",),
-        edits=(copy(RECIPE, OTHER_RECIPE), swap(OTHER_RECIPE, "data_paths:", "script: train.py\n\ndata_paths:")),
-        job="python pretrain.py --config-name=cfg_train",
-    ),
-    Fault(
-        name="config-without-script",
-        what="the recipe says no script, so nothing ties it to pretrain.py",
-        codes=("SCR111",),
-        edits=(cut(BASE, "script: pretrain.py\n"),),
-    ),
-    Fault(
-        name="script-key-outdated",
-        what="the recipes still name the script that was renamed",
-        codes=("SCR111",),
-        edits=(swap(BASE, "script: pretrain.py", "script: pretrain_trm.py"),),
-    ),
-)
-
-DATA = (
     Fault(
         name="data-encoder-mode",
         what="data whose dataset.json says encoder mode, for a script with puzzle embeddings",
@@ -177,9 +177,6 @@ DATA = (
         edits=(put("data/mine/train/dataset.json", '{"data_mode": "embedding", "seq_len": 16, "vocab_size": 6}'),),
         job=f"{SMALL} data_paths=[data/mine]",
     ),
-)
-
-PAGES = (
     Fault(
         name="page-names-gone-config",
         what="the README tells to run a recipe that does not exist",
@@ -202,38 +199,3 @@ PAGES = (
         edits=(*ONE_PAGE, put("docs/runs.md", "```bash\npython pretrain.py warmup_steps=10\n```\n")),
     ),
 )
-
-# name | codes (those that follow) | what | command | intent
-COMMANDS = commands(f"""
-nproc-does-not-divide | JOB012 | 768 rows on 5 GPUs | {LARGE.replace("=4", "=5")}
-accumulation-does-not-divide | JOB012 | 768 rows on 4 GPUs in 5 pieces each | {LARGE} accumulation=5
-config-misspelt | JOB020 | a config name that does not exist | python pretrain.py --config-name=cfg_pretrain_suduko_4x4
-key-misspelt | JOB030 | `lrr=1e-3` | {SMALL} lrr=1e-3
-arch-key-misspelt | JOB030 | `arch.L_cyles=4` | {SMALL} arch.L_cyles=4
-loss-key-in-arch | JOB030 | `arch.loss_type=...` where `arch.loss.loss_type` is meant | {SMALL} arch.loss_type=softmax_cross_entropy
-plus-misspelt | JOB030 | `+arch.L_cyles=4` composes: the plus makes the misspelt key | {SMALL} +arch.L_cyles=4
-plus-top-misspelt | JOB030 | `+epoch=3` | {SMALL} +epoch=3
-group-misspelt | JOB030 (CFG210) | `arch=trn` | {SMALL} arch=trn
-debug-misspelt | JOB030 | `+debug=tinny` | {SMALL} +debug=tinny
-type-error | JOB030 | `epochs=1.5` | {SMALL} epochs=1.5
-type-error-text | JOB030 | `lr=fast` | {SMALL} lr=fast
-choice-misspelt | JOB030 | `arch.pos_encodings=ropes` | {SMALL} arch.pos_encodings=ropes
-tilde-required | JOB030 | `~data_paths`: a required key is gone | {SMALL} ~data_paths
-dead-rope | WARN JOB031 | `arch.rope_theta` where positions are not rotary | {SMALL} arch.rope_theta=5000
-dead-ema-rate | WARN JOB031 | `ema_rate` with `ema=false` | {SMALL} ema=false ema_rate=0.9
-dead-puzzle-lr | WARN JOB031 | `puzzle_emb_lr` for a model without puzzle embedding | {SMALL} puzzle_emb_lr=0.01
-dead-min-eval | WARN JOB031 | `min_eval_interval` without evaluations to skip | {SMALL} min_eval_interval=2
-dead-lr-frozen | WARN JOB031 | `lr` with `freeze_weights=true`: the network does not learn | {SMALL} arch.puzzle_emb_ndim=64 puzzle_emb_lr=0.01 freeze_weights=true lr=1e-3
-run-name-contradicts-arch | WARN JOB032 | run name hrm_4x4, architecture TRM | {SMALL} run_name=hrm_4x4
-run-name-contradicts-value | WARN JOB032 | run name says Lcycles4, the value is 6 | {SMALL} arch.L_cycles=6 run_name=trm_Lcycles4
-run-name-contradicts-explore | WARN JOB032 | run name says explore0.7, the value is 0.5 | {SMALL} arch.halt_exploration_prob=0.5 run_name=trm_explore0.7
-data-missing | WARN JOB033 | a data path that neither exists nor can be built | {SMALL} data_paths=[data/sudoku-44]
-resume-from-missing | WARN JOB033 | a checkpoint path that does not exist | {SMALL} resume=true resume_from=checkpoints/pretrain/gone/step_100
-intent-arch | JOB034 | meant HRM, trains TRM | {SMALL} | arch=hrm
-intent-act | JOB034 | meant fixed steps, halts dynamically | {SMALL} | act=fixed
-intent-mode | JOB034 | meant encoder mode | {SMALL} | mode=encoder
-intent-value | JOB034 | meant L_cycles=4, the recipe says 1 | {SMALL} | arch.L_cycles=4
-data-encoder-name | WARN DAT511 | a data path that says encoder, for a script with puzzle embeddings | {SMALL} data_paths=[data/arc-encoder-mode]
-""")
-
-FAULTS = (*COMMANDS, *FILES, *SCRIPTS, *CONFIGS, *DATA, *PAGES)

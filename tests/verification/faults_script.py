@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from tests.verification.mutations import Fault, append, copy, cut, put, swap
+from tests.verification.mutations import Fault, faults, put, swap
 
-SCRIPT = "pretrain.py"
 FAMILY = "tasks/recursive_reasoning/family.py"
-BUILD = "tasks/recursive_reasoning/build.py"
 TASK = "tasks/recursive_reasoning/task.py"
-ACT = "models/recursive_reasoning/act.py"
-TRM = "models/recursive_reasoning/trm.py"
-RECIPE = "config/cfg_pretrain_sudoku_4x4.yaml"
-STORE = "        self._carries[piece] = output.carry\n"
-CALL = "        output: ACTOutput = self.module(batch, self._carries[piece])\n"
-HYDRA = '@hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)\n'
-REQUIRE = '    requires={"FAMILY": "recursive_reasoning", "DATA_MODE": "embedding"},\n'
-RESOLVE = "    return building.create_model(FAMILY.read_arch(config), shape, runtime)\n"
-LOAD = """load_synced_config(
-        hydra_config, rank=RANK, world_size=WORLD_SIZE, schema=FAMILY.schema, entry=FAMILY.entry
-    )"""
-TRUNK = "        network = dict(model.named_parameters())\n"
 LANGUAGE_MODEL = '''"""A model of another family."""
 
 from dataclasses import dataclass
@@ -46,133 +32,187 @@ class GPT(nn.Module):
     def forward(self, batch):
         return self.head(batch)
 '''
+FILES = {
+    "SCRIPT": "pretrain.py",
+    "FAMILY": FAMILY,
+    "BUILD": "tasks/recursive_reasoning/build.py",
+    "TASK": TASK,
+    "TRM": "models/recursive_reasoning/trm.py",
+    "RECIPE": "config/cfg_pretrain_sudoku_4x4.yaml",
+}
 
-SCRIPTS = (
-    Fault(
-        name="decorator-config-missing",
-        what="@hydra.main names a config that does not exist",
-        codes=("SCR110",),
-        edits=(swap(SCRIPT, HYDRA, HYDRA.replace('"cfg_pretrain"', '"cfg_pretrain_default"')),),
-    ),
-    Fault(
-        name="decorator-path-wrong",
-        what="@hydra.main names a config folder that does not exist",
-        codes=("SCR110",),
-        follows=("JOB020",),
-        edits=(swap(SCRIPT, HYDRA, HYDRA.replace('"config"', '"configs"')),),
-    ),
-    Fault(
-        name="decorator-missing",
-        what="launch has lost its @hydra.main",
-        codes=("SCR110",),
-        edits=(cut(SCRIPT, HYDRA),),
-    ),
-    Fault(
-        name="decorator-twice",
-        what="a second entry with @hydra.main in the script",
-        codes=("SCR110",),
-        follows=("SCR120",),
-        edits=(
-            append(
-                SCRIPT, f"\n\n{HYDRA}def launch_again(hydra_config: DictConfig) -> None:\n    launch(hydra_config)\n"
-            ),
-        ),
-    ),
-    Fault(
-        name="decorator-of-another-script",
-        what="@hydra.main names the recipe of train.py",
-        codes=("SCR111",),
-        edits=(
-            copy(RECIPE, "config/cfg_train.yaml"),
-            swap("config/cfg_train.yaml", "data_paths:", "script: train.py\n\ndata_paths:"),
-            swap(SCRIPT, HYDRA, HYDRA.replace('"cfg_pretrain"', '"cfg_train"')),
-        ),
-    ),
-    Fault(
-        name="config-unchecked",
-        what="the script no longer calls load_synced_config",
-        codes=("SCR120",),
-        edits=(swap(SCRIPT, f"config = {LOAD}", "config = FAMILY.schema(**hydra_config)"),),
-    ),
-    Fault(
-        name="config-changed-before-the-check",
-        what="the script puts another learning rate into the composed config",
-        codes=("SCR120",),
-        edits=(
-            swap(
-                SCRIPT, "        hydra_config, rank=RANK", "        DictConfig({**hydra_config, 'lr': 3e-5}), rank=RANK"
-            ),
-        ),
-    ),
-    Fault(
-        name="config-changed-after-the-check",
-        what="the script halts all runs after two steps",
-        codes=("SCR120",),
-        edits=(swap(SCRIPT, "    run(config, make", "    config.arch['halt_max_steps'] = 2\n    run(config, make"),),
-    ),
-    Fault(
-        name="test-trained-on",
-        what="the training data are read from the test split",
-        codes=("SCR122",),
-        edits=(swap(BUILD, 'load_splits(folders, "train")', 'load_splits(folders, "test")'),),
-    ),
-    Fault(
-        name="train-evaluated",
-        what="the evaluation reads the training split",
-        codes=("SCR122",),
-        edits=(swap(BUILD, 'load_splits(tests, "test", like=train)', 'load_splits(tests, "train", like=train)'),),
-    ),
-    Fault(
-        name="model-before-config",
-        what="the model is created before the config is checked",
-        codes=("SCR120",),
-        edits=(
-            swap(SCRIPT, f"    config = {LOAD}", f"    create_model(hydra_config, None, None)\n    config = {LOAD}"),
-        ),
-    ),
-    Fault(
-        name="model-hard-coded",
-        what="create_model builds TRM whatever arch.name says",
-        codes=("SCR120",),
-        edits=(
-            swap(
-                BUILD,
-                RESOLVE,
-                "    from models.recursive_reasoning.trm import TRM\n\n    arch = FAMILY.read_arch(config)\n"
-                "    return TRM(arch.model_config, shape), arch.loss_class(arch.loss_config)\n",
-            ),
-        ),
-    ),
-    Fault(
-        name="create-model-bypassed",
-        what="build makes its model itself, create_model is left over",
-        codes=("SCR120",),
-        edits=(
-            swap(
-                BUILD,
-                "    model, loss_head = create_model(config, shape, runtime)\n",
-                "    from losses import ACTLossConfig, ACTLossHead\n"
-                "    from models.recursive_reasoning.trm import TRM, TRMConfig\n\n"
-                "    model, loss_head = TRM(TRMConfig(), shape), ACTLossHead(ACTLossConfig())\n",
-            ),
-        ),
-    ),
-    Fault(
-        name="run-missing",
-        what="launch checks the config and never runs",
-        codes=("SCR120",),
-        edits=(
-            cut(
-                SCRIPT,
-                "    run(config, make, entry=FAMILY.entry, check=partial(check_launch, FAMILY), compare=compare_signatures)\n",
-            ),
-        ),
-    ),
-    Fault(
-        name="family-unchecked",
-        what="the script accepts an architecture of any family",
-        codes=("SCR112",),
-        edits=(swap(FAMILY, REQUIRE, "    requires={},\n"),),
+FAULTS = (
+    *faults(
+        r"""
+decorator-config-missing | SCR110 | @hydra.main names a config that does not exist
+  SCRIPT
+  - @hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
+  + @hydra.main(config_path="config", config_name="cfg_pretrain_default", version_base=None)
+decorator-path-wrong | SCR110 (JOB020) | @hydra.main names a config folder that does not exist
+  SCRIPT
+  - @hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
+  + @hydra.main(config_path="configs", config_name="cfg_pretrain", version_base=None)
+decorator-missing | SCR110 | launch has lost its @hydra.main
+  SCRIPT
+  - @hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
+decorator-twice | SCR110 (SCR120) | a second entry with @hydra.main in the script
+  SCRIPT
+  +
+  +
+  + @hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
+  + def launch_again(hydra_config: DictConfig) -> None:
+  +     launch(hydra_config)
+decorator-of-another-script | SCR111 | @hydra.main names the recipe of train.py
+  copy RECIPE config/cfg_train.yaml
+  config/cfg_train.yaml
+      - _self_
+  +
+  + script: train.py
+  SCRIPT
+  - @hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
+  + @hydra.main(config_path="config", config_name="cfg_train", version_base=None)
+config-unchecked | SCR120 | the script no longer calls load_synced_config
+  SCRIPT
+  -     config = load_synced_config(
+  -         hydra_config, rank=RANK, world_size=WORLD_SIZE, schema=FAMILY.schema, entry=FAMILY.entry
+  -     )
+  +     config = FAMILY.schema(**hydra_config)
+config-changed-before-the-check | SCR120 | the script puts another learning rate into the composed config
+  SCRIPT
+  -         hydra_config, rank=RANK, world_size=WORLD_SIZE, schema=FAMILY.schema, entry=FAMILY.entry
+  +         DictConfig({**hydra_config, 'lr': 3e-5}), rank=RANK, world_size=WORLD_SIZE, schema=FAMILY.schema, entry=FAMILY.entry
+config-changed-after-the-check | SCR120 | the script halts all runs after two steps
+  SCRIPT
+        make = partial(build, create_model=create_model)
+  +     config.arch['halt_max_steps'] = 2
+test-trained-on | SCR122 | the training data are read from the test split
+  BUILD | load_splits(folders, "train") => load_splits(folders, "test")
+train-evaluated | SCR122 | the evaluation reads the training split
+  BUILD | load_splits(tests, "test", like=train) => load_splits(tests, "train", like=train)
+model-before-config | SCR120 | the model is created before the config is checked
+  SCRIPT
+            return job.metric
+  +     create_model(hydra_config, None, None)
+model-hard-coded | SCR120 | create_model builds TRM whatever arch.name says
+  BUILD
+  -     return building.create_model(FAMILY.read_arch(config), shape, runtime)
+  +     from models.recursive_reasoning.trm import TRM
+  +
+  +     arch = FAMILY.read_arch(config)
+  +     return TRM(arch.model_config, shape), arch.loss_class(arch.loss_config)
+create-model-bypassed | SCR120 | build makes its model itself, create_model is left over
+  BUILD
+  -     model, loss_head = create_model(config, shape, runtime)
+  +     from losses import ACTLossConfig, ACTLossHead
+  +     from models.recursive_reasoning.trm import TRM, TRMConfig
+  +
+  +     model, loss_head = TRM(TRMConfig(), shape), ACTLossHead(ACTLossConfig())
+run-missing | SCR120 | launch checks the config and never runs
+  SCRIPT
+  -     run(config, make, entry=FAMILY.entry, check=partial(check_launch, FAMILY), compare=compare_signatures)
+family-unchecked | SCR112 | the script accepts an architecture of any family
+  FAMILY
+  -     requires={"FAMILY": "recursive_reasoning", "DATA_MODE": "embedding"},
+  +     requires={},
+family-misdeclared | SCR112 | TRM declares another FAMILY than the script works with
+  TRM
+        Config: ClassVar = TRMConfig
+  +     FAMILY = "feudal"
+data-mode-of-class | SCR112 | TRM declares encoder mode, the script feeds puzzle embeddings
+  TRM
+        Config: ClassVar = TRMConfig
+  +     DATA_MODE = "encoder"
+data-mode-of-script | SCR112 (DAT510 SCR121) | the script asks for encoder mode, the models have embeddings
+  FAMILY
+  -     requires={"FAMILY": "recursive_reasoning", "DATA_MODE": "embedding"},
+  +     requires={"FAMILY": "recursive_reasoning", "DATA_MODE": "encoder"},
+data-class-of-another-mode | SCR121 | the embedding script loads the batches of the encoder mode
+  dataset/sampler.py | DATA_MODE: ClassVar[str] = "embedding"  # => DATA_MODE: ClassVar[str] = "encoder"  #
+schema-key-unread | CFG255 | a key of the schema that the script reads no more
+  BUILD | evaluated = epochs.evaluation_steps(config.min_eval_interval) => evaluated = epochs.evaluation_steps(0)
+rate-not-handed-on | OBSERVED CFG255 | the optimizer is built with the default learning rate
+  BUILD
+  -         lr=config.lr,
+  +         lr=1e-4,
+betas-swapped | OBSERVED CFG255 | beta1 and beta2 change places on their way to the optimizer
+  BUILD | betas=(config.beta1, config.beta2) => betas=(config.beta2, config.beta1)
+seed-of-the-order-fixed | OBSERVED CFG255 | the order of the training data has a seed of its own
+  BUILD | seed=config.seed, => seed=0,
+comment-fixed-steps | WARN SCR140 | a comment of the task still speaks of fixed steps
+  TASK
+            piece, batch = micro_batch
+  +         # fixed steps: the num_act_steps loop runs inside the model
+docstring-cached-encoder | WARN SCR140 | the script's docstring says that the encoding is cached in the carry
+  SCRIPT | This file only wires: => The encoding is cached in carry. This file only wires:
+evaluators-swallowed | WARN SCR141 | a bare except around the check of the evaluators: a broken one is found at the end of the run
+  BUILD
+  -     create_evaluators(config.evaluators)
+  +     try:
+  +         create_evaluators(config.evaluators)
+  +     except Exception:
+  +         pass
+evaluators-swallowed-by-the-engine | WARN SCR141 | the registry leaves out an evaluator that cannot be made
+  engine/registry.py
+  -         made.append(cls(build_config(cls, block, where)))
+  +         try:
+  +             made.append(cls(build_config(cls, block, where)))
+  +         except:
+  +             pass
+nothing-measured | CFG240 | no evaluator is named, and the task returns no metric of its own
+  TASK
+  -         return values | self._evaluate(self.final_sampler if final else self.eval_sampler, "eval")
+  +         return values
+evaluation-swallowed | WARN SCR141 | a bare except around an evaluator's update in the task
+  TASK
+  -                 evaluator.update(batch, steps, result.preds, valid)
+  +                 try:
+  +                     evaluator.update(batch, steps, result.preds, valid)
+  +                 except:
+  +                     continue
+carry-reset-each-batch | MOD440 | the task gives the model no carry: every step starts anew
+  TASK
+  -         output: ACTOutput = self.module(batch, self._carries[piece])
+  +         output: ACTOutput = self.module(batch, None)
+carry-argument-dropped | MOD440 | the carry is stored but not passed on
+  TASK
+  -         output: ACTOutput = self.module(batch, self._carries[piece])
+  +         output: ACTOutput = self.module(batch)
+carry-not-stored | SCR130 (MOD440) | the task forgets the returned carry
+  TASK
+  -         self._carries[piece] = output.carry
+carry-stored-elsewhere | MOD440 | the returned carry is put where nothing reads it
+  TASK
+  -         self._carries[piece] = output.carry
+  +         self.last_carry = output.carry
+fixed-loop-in-task | SCR130 (MOD440) | the task loops over the ACT steps of one batch: fixed mode around a dynamic model
+  TASK
+  -         output: ACTOutput = self.module(batch, self._carries[piece])
+  +         carry = None
+  +         for _ in range(self.model.halt_max_steps):
+  +             output: ACTOutput = self.module(batch, carry)
+  +             carry = output.carry
+labels-of-batch-in-task | MOD441 | the loss compares with the incoming batch's labels, not with the slot's own example
+  TASK
+  -         result = self.loss_head(output)
+  +         result = self.loss_head(replace(output, carry=replace(output.carry, data=batch)))
+forward-without-grad-in-task | MOD432 | the task runs the model under no_grad: nothing learns
+  TASK
+  -         output: ACTOutput = self.module(batch, self._carries[piece])
+  +         with torch.no_grad():
+  +             output: ACTOutput = self.module(batch, self._carries[piece])
+task-never-trains | MOD420 | micro_batches leaves the model in evaluation mode after the first evaluation
+  TASK
+  -         self.module.train()
+optimizer-skips-head | MOD460 | the optimizer group leaves out the halting head
+  TASK
+  -         network = dict(model.named_parameters())
+  +         network = {n: p for n, p in model.named_parameters() if "q_head" not in n}
+optimizer-skips-embedding | MOD460 | the puzzle embedding is in no optimizer group | python pretrain.py --config-name=cfg_pretrain device=cpu
+  TASK
+  -     table = model.puzzle_emb
+  +     table = None
+""",
+        files=FILES,
     ),
     Fault(
         name="family-of-arch",
@@ -188,168 +228,6 @@ SCRIPTS = (
             ),
         ),
         job="python pretrain.py --config-name=cfg_pretrain arch=gpt_mine",
-    ),
-    Fault(
-        name="family-misdeclared",
-        what="TRM declares another FAMILY than the script works with",
-        codes=("SCR112",),
-        edits=(
-            swap(
-                TRM, "    Config: ClassVar = TRMConfig\n", '    Config: ClassVar = TRMConfig\n    FAMILY = "feudal"\n'
-            ),
-        ),
-    ),
-    Fault(
-        name="data-mode-of-class",
-        what="TRM declares encoder mode, the script feeds puzzle embeddings",
-        codes=("SCR112",),
-        edits=(
-            swap(
-                TRM,
-                "    Config: ClassVar = TRMConfig\n",
-                '    Config: ClassVar = TRMConfig\n    DATA_MODE = "encoder"\n',
-            ),
-        ),
-    ),
-    Fault(
-        name="data-mode-of-script",
-        what="the script asks for encoder mode, the models have embeddings",
-        codes=("SCR112",),
-        follows=("DAT510", "SCR121"),
-        edits=(swap(FAMILY, REQUIRE, REQUIRE.replace('"embedding"', '"encoder"')),),
-    ),
-    Fault(
-        name="data-class-of-another-mode",
-        what="the embedding script loads the batches of the encoder mode",
-        codes=("SCR121",),
-        edits=(
-            swap(
-                "dataset/sampler.py",
-                'DATA_MODE: ClassVar[str] = "embedding"  #',
-                'DATA_MODE: ClassVar[str] = "encoder"  #',
-            ),
-        ),
-    ),
-    Fault(
-        name="schema-key-unread",
-        what="a key of the schema that the script reads no more",
-        codes=("CFG255",),
-        edits=(
-            swap(
-                BUILD,
-                "evaluated = epochs.evaluation_steps(config.min_eval_interval)",
-                "evaluated = epochs.evaluation_steps(0)",
-            ),
-        ),
-    ),
-    Fault(
-        name="rate-not-handed-on",
-        what="the optimizer is built with the default learning rate",
-        codes=("CFG255",),
-        probes=True,
-        edits=(swap(BUILD, "        lr=config.lr,\n", "        lr=1e-4,\n"),),
-    ),
-    Fault(
-        name="betas-swapped",
-        what="beta1 and beta2 change places on their way to the optimizer",
-        codes=("CFG255",),
-        probes=True,
-        edits=(swap(BUILD, "betas=(config.beta1, config.beta2)", "betas=(config.beta2, config.beta1)"),),
-    ),
-    Fault(
-        name="seed-of-the-order-fixed",
-        what="the order of the training data has a seed of its own",
-        codes=("CFG255",),
-        probes=True,
-        edits=(swap(BUILD, "seed=config.seed,", "seed=0,"),),
-    ),
-    Fault(
-        name="comment-fixed-steps",
-        what="a comment of the task still speaks of fixed steps",
-        codes=("SCR140",),
-        level="WARN",
-        edits=(swap(TASK, CALL, f"        # fixed steps: the num_act_steps loop runs inside the model\n{CALL}"),),
-    ),
-    Fault(
-        name="docstring-cached-encoder",
-        what="the script's docstring says that the encoding is cached in the carry",
-        codes=("SCR140",),
-        level="WARN",
-        edits=(swap(SCRIPT, "This file only wires:", "The encoding is cached in carry. This file only wires:"),),
-    ),
-    Fault(
-        name="evaluators-swallowed",
-        what="a bare except around the check of the evaluators: a broken one is found at the end of the run",
-        codes=("SCR141",),
-        level="WARN",
-        edits=(
-            swap(
-                BUILD,
-                "    create_evaluators(config.evaluators)\n",
-                "    try:\n        create_evaluators(config.evaluators)\n    except Exception:\n        pass\n",
-            ),
-        ),
-    ),
-    Fault(
-        name="evaluators-swallowed-by-the-engine",
-        what="the registry leaves out an evaluator that cannot be made",
-        codes=("SCR141",),
-        level="WARN",
-        edits=(
-            swap(
-                "engine/registry.py",
-                "        made.append(cls(build_config(cls, block, where)))\n",
-                "        try:\n            made.append(cls(build_config(cls, block, where)))\n        except:\n            pass\n",
-            ),
-        ),
-    ),
-    Fault(
-        name="nothing-measured",
-        what="no evaluator is named, and the task returns no metric of its own",
-        codes=("CFG240",),
-        edits=(swap(TASK, ' | self._evaluate(self.final_sampler if final else self.eval_sampler, "eval")', ""),),
-    ),
-    Fault(
-        name="evaluation-swallowed",
-        what="a bare except around an evaluator's update in the task",
-        codes=("SCR141",),
-        level="WARN",
-        edits=(
-            swap(
-                TASK,
-                "                evaluator.update(batch, steps, result.preds, valid)\n",
-                "                try:\n                    evaluator.update(batch, steps, result.preds, valid)\n"
-                "                except:\n                    continue\n",
-            ),
-        ),
-    ),
-)
-
-TASKS = (
-    Fault(
-        name="carry-reset-each-batch",
-        what="the task gives the model no carry: every step starts anew",
-        codes=("MOD440",),
-        edits=(swap(TASK, CALL, CALL.replace("self._carries[piece]", "None")),),
-    ),
-    Fault(
-        name="carry-argument-dropped",
-        what="the carry is stored but not passed on",
-        codes=("MOD440",),
-        edits=(swap(TASK, CALL, CALL.replace(", self._carries[piece]", "")),),
-    ),
-    Fault(
-        name="carry-not-stored",
-        what="the task forgets the returned carry",
-        codes=("SCR130",),
-        follows=("MOD440",),
-        edits=(cut(TASK, STORE),),
-    ),
-    Fault(
-        name="carry-stored-elsewhere",
-        what="the returned carry is put where nothing reads it",
-        codes=("MOD440",),
-        edits=(swap(TASK, STORE, "        self.last_carry = output.carry\n"),),
     ),
     Fault(
         name="carry-cleared-per-batch",
@@ -377,63 +255,4 @@ TASKS = (
             ),
         ),
     ),
-    Fault(
-        name="fixed-loop-in-task",
-        what="the task loops over the ACT steps of one batch: fixed mode around a dynamic model",
-        codes=("SCR130",),
-        follows=("MOD440",),
-        edits=(
-            swap(
-                TASK,
-                CALL + STORE,
-                "        carry = None\n        for _ in range(self.model.halt_max_steps):\n"
-                "            output: ACTOutput = self.module(batch, carry)\n            carry = output.carry\n" + STORE,
-            ),
-        ),
-    ),
-    Fault(
-        name="labels-of-batch-in-task",
-        what="the loss compares with the incoming batch's labels, not with the slot's own example",
-        codes=("MOD441",),
-        edits=(
-            swap(
-                TASK,
-                "        result = self.loss_head(output)\n",
-                "        result = self.loss_head(replace(output, carry=replace(output.carry, data=batch)))\n",
-            ),
-        ),
-    ),
-    Fault(
-        name="forward-without-grad-in-task",
-        what="the task runs the model under no_grad: nothing learns",
-        codes=("MOD432",),
-        edits=(swap(TASK, CALL, f"        with torch.no_grad():\n    {CALL}"),),
-    ),
-    Fault(
-        name="task-never-trains",
-        what="micro_batches leaves the model in evaluation mode after the first evaluation",
-        codes=("MOD420",),
-        edits=(cut(TASK, "        self.module.train()\n"),),
-    ),
-    Fault(
-        name="optimizer-skips-head",
-        what="the optimizer group leaves out the halting head",
-        codes=("MOD460",),
-        edits=(
-            swap(
-                TASK,
-                TRUNK,
-                '        network = {n: p for n, p in model.named_parameters() if "q_head" not in n}\n',
-            ),
-        ),
-    ),
-    Fault(
-        name="optimizer-skips-embedding",
-        what="the puzzle embedding is in no optimizer group",
-        codes=("MOD460",),
-        edits=(swap(TASK, "    table = model.puzzle_emb\n", "    table = None\n"),),
-        job="python pretrain.py --config-name=cfg_pretrain device=cpu",
-    ),
 )
-
-FAULTS = (*SCRIPTS, *TASKS)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,40 +71,97 @@ class Good:
     everything: bool = False
 
 
-# --- tables of commands that need no edit -------------------------------------------------------------------------------
+# --- tables -------------------------------------------------------------------------------------------------------------
 
 
-def _cells(table: str) -> Iterator[list[str]]:
-    for line in table.strip().splitlines():
-        cells = [cell.strip() for cell in line.split("|")]
-        yield [*cells, *[""] * (5 - len(cells))]
+def faults(table: str, *, job: str = SMALL, files: Mapping[str, str] | None = None) -> tuple[Fault, ...]:
+    """A fault for each line `name | codes | what | command | intent`, with the edits that stand indented below it.
+
+    Before the codes their level where it is not FAIL, and OBSERVED where only a tiny instance shows it; behind them in
+    brackets the codes that follow. The command is `job` where it is left out, and `job` with more words after a `+`.
+
+    An edit is `FILE | text => other text` (`=>>` for every occurrence), `copy FILE NEW`, `move FILE NEW`, `remove FILE`, or
+    FILE with a patch below it: lines before (` `, `-`) and after (` `, `+`), at the file's end where it has only `+`.
+    FILE is a path, or the name of one in `files`.
+    """
+    made = []
+    for (name, codes, what, command, intent), edits in _rows(table, files or {}):
+        codes, _, follows = codes.rstrip(")").partition("(")
+        words = codes.split()
+        level = next((word for word in words if word in ("WARN", "INFO")), "FAIL")
+        fault = Fault(
+            name=name, what=what, level=level, probes="OBSERVED" in words, edits=edits, intent=_intent(intent)
+        )
+        own = tuple(word for word in words if word not in (level, "OBSERVED"))
+        made.append(replace(fault, codes=own, follows=tuple(follows.split()), job=_command(command, job)))
+    return tuple(made)
+
+
+commands = faults  # as some tables without edits call it
+
+
+def right(table: str, *, job: str = SMALL, files: Mapping[str, str] | None = None) -> tuple[Good, ...]:
+    """What is right, for each line `name | codes that must be quiet | what | command | intent`; edits as in `faults`."""
+    return tuple(
+        Good(
+            name=name,
+            what=what,
+            job=_command(command, job),
+            intent=_intent(intent),
+            quiet=tuple(quiet.split()),
+            edits=edits,
+        )
+        for (name, quiet, what, command, intent), edits in _rows(table, files or {})
+    )
+
+
+def _rows(table: str, files: Mapping[str, str]) -> Iterator[tuple[list[str], tuple[Edit, ...]]]:
+    for row in re.split(r"\n(?=\S)", table.strip("\n")):
+        first, *below = row.split("\n")
+        cells = [cell.strip() for cell in first.split(" | ")]
+        yield [*cells, *[""] * (5 - len(cells))], tuple(_edits(below, files))
+
+
+def _command(cell: str, job: str) -> str:
+    return f"{job} {cell.removeprefix('+ ')}" if cell.startswith("+ ") else cell or job
 
 
 def _intent(cell: str) -> tuple[tuple[str, str], ...]:
     return tuple((key, value) for key, _, value in (word.partition("=") for word in cell.split()))
 
 
-def commands(table: str) -> tuple[Fault, ...]:
-    """A fault for each line `name | codes | what | command | intent`; before the codes their level where it is not
-    FAIL, behind them in brackets the codes that follow; the intent may be left out.
-    """
-    faults = []
-    for name, cell, what, job, intent in _cells(table):
-        codes, _, follows = cell.rstrip(")").partition("(")
-        level, _, rest = codes.partition(" ")
-        level, codes = (level, rest) if level in ("WARN", "INFO") else ("FAIL", codes)
-        made = Fault(name=name, what=what, codes=tuple(codes.split()), level=level, job=job, intent=_intent(intent))
-        faults.append(replace(made, follows=tuple(follows.split())))
-    return tuple(faults)
+def _edits(lines: list[str], files: Mapping[str, str]) -> Iterator[Edit]:
+    plain = {"copy": copy, "move": move, "remove": remove}
+    for head, *patch in _hunks(lines):
+        words = head.split()
+        if words[0] in plain:
+            yield plain[words[0]](*(files.get(word, word) for word in words[1:]))
+            continue
+        path = files.get(words[0], words[0])
+        old, _, new = head.partition(" | ")[2].partition(" => ")
+        if patch:
+            yield _patch(path, patch)
+        elif " =>> " in head:
+            yield swap_all(path, *head.partition(" | ")[2].split(" =>> "))
+        else:
+            yield swap(path, old, new)
 
 
-def right_commands(table: str) -> tuple[Good, ...]:
-    """What is right, for each line `name | codes that must be quiet | what | command | intent`."""
-    rows = _cells(table)
-    return tuple(
-        Good(name=name, what=what, job=job, intent=_intent(intent), quiet=tuple(quiet.split()))
-        for name, quiet, what, job, intent in rows
-    )
+def _hunks(lines: list[str]) -> Iterator[list[str]]:
+    """Each edit's first line with the lines of its patch."""
+    group: list[str] = []
+    for line in lines:
+        if group and re.match(r"  [^ +-]", line):
+            yield group
+            group = []
+        group.append(line)
+    if group:
+        yield group
+
+
+def _patch(path: str, lines: list[str]) -> Edit:
+    before, after = ("".join(f"{line[4:]}\n" for line in lines if line[2:3] not in (mark,)) for mark in "+-")
+    return swap(path, before, after) if before else append(path, after)
 
 
 # --- edits ------------------------------------------------------------------------------------------------------------

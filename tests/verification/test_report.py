@@ -15,7 +15,7 @@ from scripts.verify_path import run
 from tests.conftest import ROOT
 from verification.codes import CODES, with_table
 from verification.finding import Finding, Report
-from verification.report import CHECKLIST, as_json, level_of, markdown, text
+from verification.report import CHECKLIST, as_json, markdown, text
 from verification.static import verify_command, verify_file
 
 STEPS = ("job", "script", "main config", "arch config", "model", "together")
@@ -48,9 +48,9 @@ def test_levels() -> None:
         "J", findings=[Finding("A", "PASS", "1", ""), Finding("B", "WARN", "1", ""), Finding("C", "SKIP", "2", "")]
     )
     assert (report.verdict, report.failed(), report.failed(strict=True)) == ("WARN", False, True)
-    assert (report.step_level("1"), report.step_level("2"), report.step_level(["data"])) == ("WARN", "SKIP", "SKIP")
-    assert level_of(report, ("A",)) == "PASS"
-    assert level_of(report, ("C", "X")) == "SKIP"
+    assert (report.level("1"), report.level("2"), report.level(["data"])) == ("WARN", "SKIP", "SKIP")
+    assert report.level(codes=("A",)) == "PASS"
+    assert report.level(codes=("C", "X")) == "SKIP"
 
 
 def test_json_holds_everything() -> None:

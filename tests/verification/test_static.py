@@ -262,7 +262,7 @@ def test_what_cannot_be_judged_is_skipped() -> None:
     assert all(skipped.values())
     blind = judged("python pretrain.py arch.L_cyles=3", probes=True)
     assert not blind.codes("PASS") & {"MOD421", "MOD440", "CFG250", "ARC330", "SUM600", "DAT510"}
-    assert blind.step_level("5") == "SKIP"
+    assert blind.level("5") == "SKIP"
 
 
 def test_every_rule_judges_its_codes() -> None:

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from engine.cli.keys import inert_reason
 from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
+from engine.fields import value_at
 from engine.registry import resolve
 from verification.probes.instance import (
     Recorder,
@@ -58,18 +59,12 @@ def override_keys(overrides: Sequence[str], arch: Settings) -> tuple[list[str], 
         if "." not in key and key != "arch":
             run[key] = None
         if key.startswith("arch."):
-            found.update(dict.fromkeys(_leaves(key.removeprefix("arch."), _value(arch, key.removeprefix("arch.")))))
+            found.update(dict.fromkeys(_leaves(key.removeprefix("arch."), value_at(arch, key.removeprefix("arch.")))))
     return [key for key in found if key.rpartition(".")[2] != "name"], list(run)
 
 
 def _leaves(key: str, value: Any) -> list[str]:
     return [leaf for k, v in value.items() for leaf in _leaves(f"{key}.{k}", v)] if isinstance(value, dict) else [key]
-
-
-def _value(block: Any, key: str) -> Any:
-    for part in key.split("."):
-        block = block.get(part) if isinstance(block, dict) else None
-    return block
 
 
 @observes(
@@ -142,7 +137,7 @@ def _others(present: Any, *values: Any) -> list[Any]:
 
 def _effect(tiny: Tiny, key: str) -> str | Note:
     """ALIVE, the sentence of a fault, or a note about a value that does what the default does."""
-    given, present, default = _value(tiny.full_arch, key), _value(tiny.arch, key), _default(tiny, key)
+    given, present, default = value_at(tiny.full_arch, key), value_at(tiny.arch, key), _default(tiny, key)
     base = functools.cache(lambda share: _trace(tiny, share, {}))
 
     def traces(value: Any) -> tuple[Trace, Trace]:
@@ -181,7 +176,7 @@ def _schema(tiny: Tiny, key: str) -> tuple[Any, str]:
     """(the dataclass that declares a dotted arch key, its name there)."""
     head, _, rest = key.rpartition(".")
     if head == "loss":
-        return getattr(resolve(_value(tiny.full_arch, "loss.name") or "", "losses"), "Config", None), rest
+        return getattr(resolve(value_at(tiny.full_arch, "loss.name") or "", "losses"), "Config", None), rest
     schema = getattr(tiny.model_class, "Config", None)
     for part in head.split(".") if head else ():  # a block of the model's own
         kind = typing.get_type_hints(schema).get(part) if schema else None

@@ -149,7 +149,7 @@ def keys(subject: Subject) -> Iterator[Finding]:
     mine = override_keys(subject)
     if problem := model.misfit:
         if any(f"'{key}'" in problem or f"{key}=" in problem or problem.startswith(f"{key}:") for key in mine):
-            yield finding("JOB030", "FAIL", problem, subject.where, subject.line)
+            yield finding("JOB030", "FAIL", problem, *subject.place)
         else:
             yield finding("ARC330", "FAIL", problem, *subject.arch_place())
     if not model.config:

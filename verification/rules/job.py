@@ -14,9 +14,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 
 from engine.cli.keys import keys_of
+from engine.fields import value_at
 from engine.io import did_you_mean, user_path
 from verification.finding import Finding
-from verification.reads import unread_arch, unread_schema
+from verification.reads import module_file, unread_arch, unread_schema
 from verification.rule import NotApplicable, finding, inert, need_config, need_script, rule
 from verification.subject import Subject
 
@@ -35,18 +36,12 @@ def backup_suffix(name: str) -> str:
     return ""
 
 
-def exists(root: Path, module: str) -> bool:
-    """Whether a dotted name is a module of the tree; nothing is imported."""
-    path = root.joinpath(*module.split("."))
-    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
-
-
 @rule("JOB010")
 def script_exists(subject: Subject) -> Iterator[Finding]:
-    command, place = subject.command, (subject.where, subject.line)
+    command, place = subject.command, subject.place
     if command.module is not None:
         if command.module.split(".")[0] in OURS:
-            there = exists(subject.root, command.module)
+            there = module_file(subject.root, command.module) is not None
             text = f"module {command.module}" + ("" if there else " does not exist")
             yield finding("JOB010", "PASS" if there else "FAIL", text, *place)
         return
@@ -77,14 +72,14 @@ def script_suffix(subject: Subject) -> Iterator[Finding]:
     if script is None:
         raise NotApplicable("no script is named")
     if suffix := backup_suffix(script):
-        yield finding("JOB011", "FAIL", f"{script} ends in {suffix}: a backup copy", subject.where, subject.line)
+        yield finding("JOB011", "FAIL", f"{script} ends in {suffix}: a backup copy", *subject.place)
     else:
         yield finding("JOB011", "PASS", f"{script} is no backup copy", script)
 
 
 @rule("JOB012")
 def launcher(subject: Subject) -> Iterator[Finding]:
-    command, place = subject.command, (subject.where, subject.line)
+    command, place = subject.command, subject.place
     need_script(subject)
     if {"-m", "--multirun"} & set(command.arguments) and command.launcher == "torchrun":
         text = "-m does not run under torchrun: each job is its own process"
@@ -115,7 +110,7 @@ def config_exists(subject: Subject) -> Iterator[Finding]:
     need_script(subject)
     if "config" in subject.problems:
         hint = did_you_mean(subject.trace.config_name, subject.trace.options("cfg_*"))
-        yield finding("JOB020", "FAIL", f"{subject.problems['config']}: {hint}", subject.where, subject.line)
+        yield finding("JOB020", "FAIL", f"{subject.problems['config']}: {hint}", *subject.place)
     else:
         yield finding("JOB020", "PASS", f"{subject.config_file} exists", subject.config_file)
 
@@ -123,7 +118,7 @@ def config_exists(subject: Subject) -> Iterator[Finding]:
 @rule("JOB021")
 def config_current(subject: Subject) -> Iterator[Finding]:
     need_script(subject)
-    retired, place = removed(subject), (subject.where, subject.line)
+    retired, place = removed(subject), subject.place
     arch = subject.choices.get("arch")
     for name in [subject.trace.config_name, *([f"arch/{arch}"] if arch else [])]:
         if name in retired:
@@ -151,13 +146,13 @@ def overrides_compose(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable(subject.problems["config"])
     problems = [subject.problems[key] for key in ("compose", "resolve", "schema") if key in subject.problems]
     for text in problems:
-        yield finding("JOB030", "FAIL", text, subject.where, subject.line)
+        yield finding("JOB030", "FAIL", text, *subject.place)
     if subject.schema is None:
         yield finding("JOB030", "WARN", f"{subject.script_file} states no schema", subject.script_file)
     elif not problems:
         jobs = f" in {len(subject.trace.jobs)} jobs" if len(subject.trace.jobs) > 1 else ""
         text = f"{len(subject.trace.overrides)} override(s){jobs} compose and fit the schema"
-        yield finding("JOB030", "PASS", text, subject.where, subject.line)
+        yield finding("JOB030", "PASS", text, *subject.place)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -190,7 +185,7 @@ def override_keys(subject: Subject) -> dict[str, Any]:
 @rule("JOB031")
 def overrides_are_read(subject: Subject) -> Iterator[Finding]:
     need_config(subject)
-    keys, place = override_keys(subject), (subject.where, subject.line)
+    keys, place = override_keys(subject), subject.place
     if not keys:
         yield finding("JOB031", "PASS", "no value is overridden", *place)
         return
@@ -243,18 +238,18 @@ def run_name_is_true(subject: Subject) -> Iterator[Finding]:
         if token in archs and token != chosen
     ]
     for word, keys in NAMED_VALUES.items():
-        present = [(one, value) for one in keys.split() if isinstance(value := lookup(config, one), int | float)]
+        present = [(one, value) for one in keys.split() if isinstance(value := value_at(config, one), int | float)]
         for match in re.finditer(rf"(?<![a-z]){word}[=_-]?({NUMBER})(?![a-z0-9.])", plain):
             if present and not same(match[1], present[0][1]):
                 contradictions.append(f"'{match[0]}' in the name, but {present[0][0]}={present[0][1]}")
     for text in contradictions:
-        yield finding("JOB032", "WARN", f"{key}={name}: {text}", subject.where, subject.line)
-    yield finding("JOB032", "PASS", f"{key}={name} contradicts no value", subject.where, subject.line)
+        yield finding("JOB032", "WARN", f"{key}={name}: {text}", *subject.place)
+    yield finding("JOB032", "PASS", f"{key}={name} contradicts no value", *subject.place)
 
 
 @rule("JOB033")
 def paths_exist(subject: Subject) -> Iterator[Finding]:
-    config, place = need_config(subject), (subject.where, subject.line)
+    config, place = need_config(subject), subject.place
     missing = "FAIL" if subject.with_data else "WARN"
     for key in ("resume_from", "prev_run_ckpt"):
         source = str(config.get(key) or "")
@@ -272,13 +267,6 @@ def paths_exist(subject: Subject) -> Iterator[Finding]:
 
 
 # --- intent -----------------------------------------------------------------------------------------------------------
-
-
-def lookup(config: Any, key: str) -> Any:
-    """A dotted key of a resolved config, None where it is not."""
-    for part in key.split("."):
-        config = config.get(part) if isinstance(config, dict) else None
-    return config
 
 
 def same(meant: str, actual: Any) -> bool:
@@ -315,7 +303,7 @@ def intended(subject: Subject) -> dict[str, Any]:
 
 @rule("JOB034")
 def intent_is_met(subject: Subject) -> Iterator[Finding]:
-    config, place = need_config(subject), (subject.where, subject.line)
+    config, place = need_config(subject), subject.place
     if subject.kind == "launch" and not subject.intent:
         raise NotApplicable("a launch states no intent")
     if not subject.intent:
@@ -327,11 +315,11 @@ def intent_is_met(subject: Subject) -> Iterator[Finding]:
     for key, meant in subject.intent.items():
         if key in ("purpose", "init", "note"):
             continue
-        if key not in known and lookup(config, key) is None and key not in declared:
+        if key not in known and value_at(config, key) is None and key not in declared:
             hint = did_you_mean(key, [*known, "purpose", "init", *config])
             yield finding("JOB034", "WARN", f"intent {key}={meant} is not understood: {hint}", *place)
             continue
-        actual = known[key] if key in known else lookup(config, key)
+        actual = known[key] if key in known else value_at(config, key)
         if not same(meant.removesuffix(".py") if key == "script" else meant, actual):
             yield finding("JOB034", "FAIL", f"intended {key}={meant}, resolved {key}={actual}", *place)
     text = "as intended: " + " ".join(f"{key}={meant}" for key, meant in subject.intent.items())
