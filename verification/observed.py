@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from verification.rules.stored import tensors
 from verification.spec import Verification, depths, shrunk, specification
 from verification.subject import Subject
 
+FEW, MOST = 4, 8
+"""Fewer instances are observed by this process; the most others that are started."""
 NO_TINY = Path("data")
 """Stands for the folder of the tiny data in what a verdict is kept by."""
 
@@ -25,26 +30,52 @@ def observed(subject: Subject, *, start: bool = True) -> list[Finding]:
 
     `start` False only looks up what has been observed before, and imports no torch: nothing where that is nothing.
     """
-    try:
-        config, spec = need_config(subject), _specification(subject)
-        links = (subject.model.problem, subject.model.uncallable, subject.loss.problem)
-        reason = next((text for text in (*subject.problems.values(), *links) if text), "")
-    except (NotApplicable, UsageError) as error:
-        config, spec, reason = {}, None, str(error)
-    if spec is None or reason:
-        return [finding(code, "SKIP", reason or "the script's family has no verify.py") for code in OBSERVED]
-    settings = shrunk(spec, config, NO_TINY, narrow=True)
-
-    def answer() -> list[dict[str, Any]]:
-        return _observe(subject)
-
-    question = ["observed", subject.script_stem, settings, depths(subject.arch)]
-    found = recall(question, answer if start else None, lasts=_was_built)
+    question, reason = _question(subject)
+    if not question:
+        return [finding(code, "SKIP", reason) for code in OBSERVED]
+    found = recall(question, (lambda: _observe(subject)) if start else None, lasts=_was_built)
     findings = [with_fix(Finding(**row)) for row in found or ()]
     findings = [one for one in findings if one.code not in ALSO_OBSERVED or one.level == "FAIL"]
     if failed := ", ".join(dict.fromkeys(one.code for one in findings if one.level == "FAIL")):
         findings.append(finding("SUM600", "FAIL", f"what is observed is not what is declared ({failed})"))
     return findings
+
+
+def _question(subject: Subject) -> tuple[list[Any], str]:
+    """(what the verdict on a subject's behaviour is kept by, why there is none)."""
+    try:
+        config, spec = need_config(subject), _specification(subject)
+    except (NotApplicable, UsageError) as error:
+        return [], str(error)
+    links = (subject.model.problem, subject.model.uncallable, subject.loss.problem)
+    reason = next((text for text in (*subject.problems.values(), *links) if text), "")
+    if spec is None or reason:
+        return [], reason or "the script's family has no verify.py"
+    settings = shrunk(spec, config, NO_TINY, narrow=True)
+    return ["observed", subject.script_stem, settings, depths(subject.arch)], ""
+
+
+def observe_ahead(subjects: Iterable[Subject]) -> None:
+    """Observe what nobody has yet, a process for each core; verdicts are kept on disk, where `observed` finds them."""
+    asked = ((subject, _question(subject)[0]) for subject in subjects)
+    fresh = {repr(question): subject for subject, question in asked if question and recall(question, None) is None}
+    if sys.platform != "linux" or len(fresh) < FEW:
+        return
+    count = min(len(os.sched_getaffinity(0)), len(fresh), MOST)
+    shares = [list(fresh.values())[number::count] for number in range(count)] if count > 1 else []
+    workers = [multiprocessing.get_context("fork").Process(target=_work, args=(share,)) for share in shares]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def _work(subjects: list[Subject]) -> None:
+    import torch
+
+    torch.set_num_threads(1)  # the threads of the parent are not there any more
+    for subject in subjects:
+        observed(subject)
 
 
 def _specification(subject: Subject) -> Verification | None:

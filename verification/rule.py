@@ -59,8 +59,8 @@ class FamilyRules:
     """Whether its models think in ACT steps."""
     questions: str = QUESTIONS
     """What a command without an intent is asked."""
-    intents: Mapping[str, Callable[[Subject], Any]] = field(default_factory=dict)
-    """Further keys of `#@ intent:` lines and the resolved value that each is compared with."""
+    intents: Mapping[str, str | Callable[[Subject], Any]] = field(default_factory=dict)
+    """Further keys of `#@ intent:` lines and the key of the config, or the value, that each is compared with."""
     rules: tuple[Rule, ...] = ()
 
 

@@ -26,7 +26,7 @@ from verification.codes import CODES
 from verification.docs import entry_commands, page_reports
 from verification.finding import Finding, Report
 from verification.jobfile import file_findings
-from verification.observed import observed, observed_deeply
+from verification.observed import observe_ahead, observed, observed_deeply
 from verification.report import facts, links
 from verification.rule import finding, run_rules, settled
 from verification.rules.config import built_on
@@ -58,9 +58,9 @@ def judge(requests: Sequence[Request], *, root: Path) -> list[Report]:
 def _judge(requests: Sequence[Request], root: Path) -> list[Report]:
     if not is_here(root):
         return judge_elsewhere(requests, root)
-    reports = []
-    for request in requests:
-        subject, more = trace_request(request, root)
+    reports, traced = [], [trace_request(request, root) for request in requests]
+    observe_ahead(subject for subject, _ in traced if subject.probes)
+    for request, (subject, more) in zip(requests, traced, strict=True):
         seen = observed(subject) if request.probes else []
         deep = observed_deeply(subject) if request.dynamic else []
         reports.append(report_of(subject, more, [*seen, *deep]))

@@ -6,25 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from dataset.held_back import validation_count
+from engine.fields import value_at
 from verification.data import puzzle_data
 from verification.finding import Finding
 from verification.rule import FamilyRules, NotApplicable, Rule, finding, need_config, need_model
 from verification.subject import Subject
 
 Config = dict[str, Any]
-
-
-def block(config: Config, name: str) -> Config:
-    """A block below arch, empty where there is none."""
-    return (config.get("arch") or {}).get(name) or {}
-
-
-def head(config: Config) -> Config:
-    return block(config, "subgoal_head")
-
-
-def loss(config: Config) -> Config:
-    return block(config, "loss")
 
 
 # --- length and rates -------------------------------------------------------------------------------------------------
@@ -72,7 +60,7 @@ def something_is_trained(subject: Subject) -> Iterator[Finding]:
 
 # --- the manager ------------------------------------------------------------------------------------------------------
 
-HEAD = "arch.subgoal_head."
+HEAD, WEIGHT = "arch.subgoal_head.", "arch.loss.feudal_loss_weight"
 Problem = tuple[str, str, str, str]
 """A key, the key of an intent that marks it as meant ("": none can), what is odd, what to do."""
 
@@ -80,7 +68,7 @@ Problem = tuple[str, str, str, str]
 def manager(subject: Subject) -> Iterator[Finding]:
     """ARC340: the manager's goals are used, weighed and scored as they are meant to be."""
     model = need_model(subject)
-    own, weight = subject.arch.get("subgoal_head"), loss(subject.resolved or {}).get("feudal_loss_weight")
+    own, weight = subject.arch.get("subgoal_head"), value_at(subject.resolved, WEIGHT)
     if "subgoal_head" not in model.fields and weight is None:
         raise NotApplicable("the architecture has no manager")
     problems = list(_odd(subject.arch, own, weight)) if isinstance(weight, int | float) else []
@@ -93,15 +81,19 @@ def manager(subject: Subject) -> Iterator[Finding]:
 
 
 def _odd(arch: Config, head: Config | None, weight: float) -> Iterator[Problem]:
-    key = "arch.loss.feudal_loss_weight"
     if not head:
         if weight > 0:
             text = f"feudal_loss_weight={weight} without arch.subgoal_head: the feudal loss will not be computed"
-            yield key, "manager", text, "meant as plain HRM? Then nothing; else leave arch.subgoal_head in the config"
+            yield (
+                WEIGHT,
+                "manager",
+                text,
+                "meant as plain HRM? Then nothing; else leave arch.subgoal_head in the config",
+            )
         return
     if weight >= 0.2:
         text = f"feudal_loss_weight={weight}: every published sweep found harm from 0.2 on"
-        yield key, "feudal_weight", text, "meant as a cell of a sweep? Then nothing; else 0.02 to 0.05"
+        yield WEIGHT, "feudal_weight", text, "meant as a cell of a sweep? Then nothing; else 0.02 to 0.05"
     if weight > 0 and head.get("inject_subgoal") is False:
         fix = "meant as the ablation of the loss alone? Then nothing; else set the weight to 0"
         text = f"inject_subgoal=false with feudal_loss_weight={weight}: the worker is scored by goals it is never given"
@@ -132,11 +124,11 @@ FAMILY_RULES = FamilyRules(
     act=True,
     rules=(Rule(("CFG251",), something_is_trained), Rule(("ARC340",), manager)),
     intents={
-        "manager": lambda subject: "subgoal_head" if head(subject.resolved or {}) else "none",
-        "period": lambda subject: head(subject.resolved or {}).get("manager_period"),
-        "injection": lambda subject: head(subject.resolved or {}).get("inject_subgoal"),
-        "goals": lambda subject: head(subject.resolved or {}).get("goal_source", "none"),
-        "gating": lambda subject: head(subject.resolved or {}).get("gating"),
-        "feudal_weight": lambda subject: loss(subject.resolved or {}).get("feudal_loss_weight"),
+        "manager": lambda subject: "subgoal_head" if subject.arch.get("subgoal_head") else "none",
+        "goals": lambda subject: value_at(subject.arch, "subgoal_head.goal_source", "none"),
+        "period": f"{HEAD}manager_period",
+        "injection": f"{HEAD}inject_subgoal",
+        "gating": f"{HEAD}gating",
+        "feudal_weight": WEIGHT,
     },
 )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
-from verification import recall
+from verification import observed, recall
+from verification.finding import Finding
 from verification.recall import load, save
+from verification.static import judge
+from verification.subject import Request, Subject
 
 SEEN = [{"code": "MOD420", "level": "FAIL"}]
 
@@ -81,3 +86,18 @@ def test_the_name_follows_code_and_question(tmp_path: Path) -> None:
     names.append(recall.key_of(["pretrain", {"L_cycles": 1}], root))
     assert len(set(names)) == 4
     assert all(name.isalnum() for name in names)
+
+
+def test_many_instances_are_observed_by_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = os.getpid()
+
+    def seen(subject: Subject, **how: object) -> list[dict]:
+        assert os.getpid() != here
+        return [asdict(Finding("SCR120", "PASS", "2", f"seen by {os.getpid()}"))]
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(observed, "_observe", seen)
+    requests = [Request(argv=("python", "pretrain.py", f"arch.L_cycles={count}")) for count in (2, 3, 4, 5)]
+    found = [one.message for report in judge(requests, root=ROOT) for one in report.findings if one.code == "SCR120"]
+    assert len(found) == 4
+    assert len(set(found)) == 2

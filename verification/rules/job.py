@@ -298,7 +298,8 @@ def intended(subject: Subject) -> dict[str, Any]:
         "family": subject.declares("FAMILY"),
     }
     more = subject.family.intents if subject.family else {}
-    return stated | {key: value(subject) for key, value in more.items()}
+    config = subject.resolved
+    return stated | {key: value_at(config, at) if isinstance(at, str) else at(subject) for key, at in more.items()}
 
 
 @rule("JOB034")
