@@ -59,12 +59,12 @@ class Adapter(nn.Module, ABC):
         penalty = torch.stack(penalties).mean() if penalties else None
         return FeedbackOutput(tuple(outputs), tuple(deltas), pass_shares(self.loss_shares, count), penalty)
 
-    def flops(self, base: BaseLM, rows: int, length: int) -> float:
+    def forward_flops(self, base: BaseLM, rows: int, length: int) -> float:
         """Operations from the text to the logits of the last pass, on `rows` rows of `length` positions. The plain pass
         counts where it is read."""
-        body = base.flops(rows, length, head=False)
+        body = base.forward_flops(rows, length, head=False)
         again = (self.n_passes - 1 + self.reads_base) * body
-        return base.flops(rows, length) + again + self.n_passes * self.change_flops(rows, length)
+        return base.forward_flops(rows, length) + again + self.n_passes * self.change_flops(rows, length)
 
     @abstractmethod
     def change_flops(self, rows: int, length: int) -> float:

@@ -146,7 +146,7 @@ class BaseLM(nn.Module):
         """All parameters; the tied head counts once."""
         return sum(p.numel() for p in self.parameters())
 
-    def flops(self, rows: int, length: int | None = None, *, head: bool = True) -> float:
+    def forward_flops(self, rows: int, length: int | None = None, *, head: bool = True) -> float:
         """Operations of one forward pass of `rows` rows of `length` (block_size) positions."""
         config, length = self.config, length or self.config.block_size
         size, applied = config.n_embd, getattr(config, "applied", config.n_layer)

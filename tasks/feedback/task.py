@@ -124,8 +124,8 @@ class FeedbackTask:
         if final or self.validation is None:
             results |= self._evaluated("eval", self.test, controls=final and self.base is not None)
         if final:
-            sizes = 1, self.block_size
-            flops = self.model.flops(*sizes) if self.base is None else self.model.flops(self.base.model, *sizes)
+            base = () if self.base is None else (self.base.model,)
+            flops = self.model.forward_flops(*base, 1, self.block_size)
             results |= {"eval/flops": flops / self.block_size, "eval/parameters": float(self.model.num_parameters())}
         if final and self.judge is not None:
             results |= {f"eval/{name}": value for name, value in self.judge().items()}

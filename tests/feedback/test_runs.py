@@ -117,6 +117,16 @@ def test_two_ranks_are_one(place: Path) -> None:
     assert last["eval/zero_nll"] == pytest.approx(last["eval/base_loss"], rel=1e-6)
 
 
+@pytest.mark.parametrize("script", ["feedforward_train", "feedbackward_alt_train"])
+def test_what_a_run_will_cost(place: Path, script: str) -> None:
+    base = ("--ff_checkpoint_dir", BASES["gsm8k"], "--ff_checkpoint_name", "epoch_ckpt_gsm8k.pt", "--lora_rank", "2")
+    words = ("--config", "small.json", "--active_dataset", "gsm8k", *(base if "back" in script else ()))
+    result = run_script("scripts/estimate", "--probe-steps", "1", "--", "python", f"{script}.py", *words, cwd=place)
+    assert result.code == 0, result.output
+    assert "1 timed" in result.output
+    assert len(runs(place, "gsm8k", "fb_model")) + len(runs(place, "gsm8k", "ff_model")) == 1  # the base
+
+
 def test_both_styles_are_one_experiment(place: Path) -> None:
     """Flags and Hydra's words give the same identity, in any order; the command line wins over the file."""
     assert (

@@ -130,14 +130,14 @@ def test_sizes_of_the_published_setting():
     assert model.num_parameters() == 19_169_280
     assert model.wte.embedding_weight.shape[0] == 50304
     # 8 blocks of 24 C² + 4 T C, and the head
-    assert model.flops(2) == 2 * 512 * (8 * (24 * 256**2 + 4 * 512 * 256) + 2 * 256 * 50304)
+    assert model.forward_flops(2) == 2 * 512 * (8 * (24 * 256**2 + 4 * 512 * 256) + 2 * 256 * 50304)
 
 
 def test_looped_blocks_count_as_often_as_they_are_applied():
     config = LoopedConfig(**SMALL, loops=3, loop_start=1, loop_layers=2)
     assert config.applied == 7
     plain = BaseLM(BaseConfig(**{**SMALL, "n_layer": 7}), SHAPE)
-    assert LoopedLM(config, SHAPE).flops(1) == plain.flops(1)
+    assert LoopedLM(config, SHAPE).forward_flops(1) == plain.forward_flops(1)
 
 
 def test_what_is_decayed():
