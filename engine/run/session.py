@@ -277,7 +277,7 @@ class Session(Hook):
 
 def _shown(value: float) -> str:
     """Four decimals; counts have none, and what would be 0.0000 keeps two digits."""
-    if abs(value) >= 1e4:
+    if abs(value) >= 1e4 or (abs(value) >= 100 and value % 1 == 0):
         return f"{value:,.0f}"
     return f"{value:.4f}" if abs(value) >= 1e-3 or not value else f"{value:.2g}"
 

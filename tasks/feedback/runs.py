@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -79,9 +80,12 @@ def checkpoint_in(run: Path, name: str, key: str) -> Path:
             return choice
     if not run.is_dir():
         return run / name
-    names = [item.name for folder in (run, run / "checkpoints") if folder.is_dir() for item in folder.iterdir()]
-    known = sorted(item for item in names if re.fullmatch(r".*\.pt|step_\d+", item))
-    raise UsageError(f"{key}={name}: there is no such checkpoint in {run}: {did_you_mean(name, known)}")
+    items = [item for folder in (run, run / "checkpoints") if folder.is_dir() for item in folder.iterdir()]
+    known = sorted(item.name for item in items if re.fullmatch(r".*\.pt|step_\d+", item.name) and item.exists())
+    why = f"there is no such checkpoint in {run}"
+    if (run / name).is_symlink():
+        why = f"{run / name} links to {os.readlink(run / name)}, which is gone"
+    raise UsageError(f"{key}={name}: {why}: {did_you_mean(name, known)}")
 
 
 def runs_of(place: Path, name: str) -> list[Path]:

@@ -217,6 +217,12 @@ def test_a_base_that_does_not_fit_is_refused(place: Path, documents: Path) -> No
     assert "ff_model_2025-08-17_1" in errors(gone.output)[0]
     copy, source = place / "copy", place / ".out/gsm8k" / BASES["gsm8k"]
     shutil.copytree(source / "checkpoints/step_8", copy / "checkpoints/step_8")
+    (copy / "epoch_ckpt_gsm8k.pt").symlink_to("checkpoints/step_9")
+    dangling = adapter(place, "--ff_checkpoint_dir", "./copy")
+    assert dangling.code == 2
+    assert (
+        "copy/epoch_ckpt_gsm8k.pt links to checkpoints/step_9, which is gone: choose one of step_8" in dangling.output
+    )
     kept = json.loads((source / "vocabularies.json").read_text())
     kept["vocabularies"][0] |= {"state": {"type": "char", "chars": ["a"], "eot": True}, "size": 2}
     (copy / "vocabularies.json").write_text(json.dumps(kept))
