@@ -1,6 +1,8 @@
 """Build a Sudoku data set: generated puzzles with a proven single solution, or the public Sudoku CSV.
 
     python -m dataset.build_sudoku_dataset --size 4 --num-train 20000 --output-dir data/sudoku-4x4
+    python -m dataset.build_sudoku_dataset --num-train 1000 --num-test 10000 --num-aug 1000 --min-difficulty 5 \\
+        --output-dir data/sudoku-9x9-hard
     python -m dataset.build_sudoku_dataset --input sudoku-extreme/ --subsample-size 1000 --num-aug 1000 \\
         --output-dir data/sudoku-extreme-1k-aug-1000
 
@@ -77,12 +79,19 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="least difficulty: rating of the CSV, or guesses undone by the solver (default: 0)",
+        help="least difficulty: rating of the CSV, or guesses undone by the solver (default: 0); above 0 generated 9x9 "
+        "puzzles are minimal ones, unless --blanks says how many blanks they have",
     )
     out.add_argument(
         "--input",
         type=Path,
         help="folder with train.csv and test.csv, or one file: CSV (question,answer,rating) or one board a line",
+    )
+    out.add_argument(
+        "--test-input",
+        type=Path,
+        metavar="FILE",
+        help="a second CSV, all of which is tested on, beside what is held out of the one in --input",
     )
     out.add_argument("--download", action="store_true", help="fetch the CSV files from the Hugging Face Hub first")
     out.add_argument(
@@ -130,6 +139,7 @@ def plan_of(arguments: argparse.Namespace) -> SudokuBuild:
         subsample_size=arguments.subsample_size,
         min_difficulty=arguments.min_difficulty,
         input=source,
+        test_input=arguments.test_input,
         seed=arguments.seed,
         workers=arguments.workers,
         overwrite=arguments.overwrite,

@@ -93,14 +93,16 @@ class BuiltBoards(ABC):
 class BuiltSudoku(BuiltBoards):
     """Generated Sudokus."""
 
-    blanks: tuple[int, int]
+    blanks: tuple[int, int] | None = None
+    min_difficulty: int = 0
     num_aug: int = 0
     what: ClassVar[str] = "puzzles"
 
     def command(self) -> str:
-        low, high = self.blanks
+        blanks = f" --blanks {self.blanks[0]} {self.blanks[1]}" if self.blanks else ""
+        hard = f" --min-difficulty {self.min_difficulty}" if self.min_difficulty else ""
         augmented = f" --num-aug {self.num_aug}" if self.num_aug else ""
-        return f"{SUDOKU_BUILDER} {self.flags()} --blanks {low} {high}{augmented}"
+        return f"{SUDOKU_BUILDER} {self.flags()}{blanks}{hard}{augmented}"
 
     def build(self, root: Path) -> None:
         build(SudokuBuild(output_dir=root, **vars(self)))
@@ -217,6 +219,7 @@ BUILT: Mapping[str, Built] = {
     "sudoku-4x4": BuiltSudoku(size=4, num_train=20_000, num_test=256, blanks=(6, 10)),
     "sudoku-6x6": BuiltSudoku(size=6, num_train=10_000, num_test=500, blanks=(12, 22), num_aug=7),
     "sudoku-9x9-easy": BuiltSudoku(size=9, num_train=5_000, num_test=500, blanks=(30, 45), num_aug=7),
+    "sudoku-9x9-hard": BuiltSudoku(size=9, num_train=1_000, num_test=10_000, min_difficulty=5, num_aug=1_000),
     "maze-8x8": BuiltMazes(size=8, num_train=2_000, num_test=500, aug=True),
     "arc-corpus-10x10": BuiltCorpus(
         corpus=CorpusPlan(side=7, num_train=81, num_test=27, num_novel=12, demonstrations=(6, 10)), num_aug=4, canvas=10

@@ -15,8 +15,10 @@ import numpy as np
 from dataset.format import load_split
 from dataset.published import SUDOKU_EXTREME
 from dataset.sudoku.augment import augment
+from dataset.sudoku.canonical import classes
 from dataset.sudoku.generate import Puzzle, Recipe, generate, split_pool
 from dataset.sudoku.grid import Geometry, geometry
+from dataset.sudoku.minimal import minimal
 from dataset.sudoku.public_csv import Boards, read_csv, several_solutions
 from dataset.sudoku.solve import DIFFICULTY_RULE
 from dataset.workers import available_cores, ordered_map
@@ -28,6 +30,8 @@ from engine.io import RunFailure, UsageError, progress
 BUILDER_VERSION = 1
 BLANKS = {4: (6, 10), 6: (12, 22), 9: (30, 45)}
 NUM_TRAIN, NUM_TEST = 1000, 256
+# Solutions of one file whose symmetric copies are looked for when puzzles are held out.
+SYMMETRIC = 50_000
 # Below this many puzzles starting processes costs more than it saves.
 PUZZLES_PER_WORKER = 512
 
@@ -57,10 +61,17 @@ class SudokuBuild:
     """Least difficulty (the rating of a CSV; guesses undone of generated puzzles)."""
     input: Path | None = None
     """Folder with train.csv and test.csv, or one CSV."""
+    test_input: Path | None = None
+    """A CSV whose puzzles are all tested on, beside those held out of the one in `input`."""
     seed: int = 0
     workers: int | None = None
     """Processes; None takes what the machine and the number of puzzles justify. Never changes the data."""
     overwrite: bool = False
+
+    @property
+    def minimal(self) -> bool:
+        """Whether minimal puzzles are generated: those of 9x9 that have to be hard, unless blanks are asked for."""
+        return self.input is None and self.min_difficulty > 0 and self.blanks is None and (self.size or 9) == 9
 
     def check(self) -> None:
         """Raise UsageError, naming the flag, on values that cannot be built."""
@@ -83,6 +94,8 @@ class SudokuBuild:
             )
         if self.input is not None and self.blanks is not None:
             raise UsageError("--blanks is for generated puzzles: leave it out with --input")
+        if self.test_input is not None and (self.input is None or self.input.is_dir()):
+            raise UsageError("--test-input is for a single CSV in --input, and tests on a second one")
         if self.input is not None and self.num_train is not None:
             raise UsageError("--num-train is for generated puzzles: with --input use --subsample-size")
         if self.input is None and None not in (self.num_train, self.subsample_size):
@@ -125,6 +138,10 @@ def _histogram(puzzles: Sequence[Puzzle]) -> dict[str, int]:
     return {str(value): count for value, count in sorted(Counter(p.difficulty for p in puzzles).items())}
 
 
+def _mean(puzzles: Sequence[Puzzle]) -> float:
+    return round(sum(p.difficulty for p in puzzles) / len(puzzles), 2)
+
+
 def _workers(plan: SudokuBuild, work: int) -> int:
     if plan.workers is not None:
         return plan.workers
@@ -136,6 +153,20 @@ def _generated(plan: SudokuBuild) -> _Source:
     blanks = plan.blanks or BLANKS[geo.size]
     num_train = plan.num_train or plan.subsample_size or NUM_TRAIN
     num_test = plan.num_test or NUM_TEST
+    rule = {"rule": DIFFICULTY_RULE}
+    if plan.minimal:
+        counts = {"test": num_test, "train": num_train}
+        workers = _workers(plan, (num_train + num_test) * PUZZLES_PER_WORKER)
+        made = minimal(plan.seed, geo.size, counts, least=plan.min_difficulty, workers=workers)
+        card: dict[str, Any] = {
+            "source": "generated",
+            "minimal": "every given is needed for the solution to be the only one",
+            "difficulty": {**rule, "mean": {split: _mean(made[split]) for split in made}},
+            "split": "by class: no two solutions, of either split, are joined by a symmetry",
+        }
+        card["difficulty"].update({split: _histogram(made[split]) for split in ("train", "test")})
+        forbidden = frozenset(p.answer for p in made["test"])
+        return _Source(geo, _arrays(made["train"]), _arrays(made["test"]), forbidden, card)
     train_pool, test_pool = split_pool(geo.size, plan.seed)
     common = {"seed": plan.seed, "size": geo.size, "blanks": blanks, "min_difficulty": plan.min_difficulty}
     recipe = Recipe(split="test", pool=test_pool, **common)  # type: ignore[arg-type]
@@ -147,28 +178,34 @@ def _generated(plan: SudokuBuild) -> _Source:
     card = {
         "source": "generated",
         "blanks": list(blanks),
-        "difficulty": {
-            "rule": DIFFICULTY_RULE,
-            "train": _histogram(train),
-            "test": _histogram(test),
-        },
+        "difficulty": {**rule, "train": _histogram(train), "test": _histogram(test)},
         "split": "by solution: no test solution among the training ones, augmented copies included",
     }
     return _Source(geo, _arrays(train), _arrays(test), forbidden, card)
 
 
-def _hold_out(boards: Boards, count: int, seed: int) -> tuple[Boards, Boards]:
-    """(train, test) of one file: `count` test puzzles, whose solutions do not occur in train.
+def _hold_out(boards: Boards, count: int, seed: int, others: Boards | None) -> tuple[Boards, Boards, str]:
+    """(train, test, how they are told apart) of one file: `count` test puzzles, none with the solution of one of train.
+
+    Solutions that a symmetry joins count as one, also those of `others`, the test puzzles of another file, where there
+    are no more than SYMMETRIC: of each 5 ms.
 
     Raises: UsageError where that leaves nothing to train on.
     """
+    geo = geometry(boards.size)
+    symmetric = len(boards.answers) <= SYMMETRIC and boards.size == 9  # 4x4 has 2 classes, 6x6 has 49
+
+    def keys(answers: np.ndarray) -> list[bytes]:
+        return classes(answers, geo) if symmetric else [answer.tobytes() for answer in answers]
+
     owners: dict[bytes, list[int]] = {}
-    for number, answer in enumerate(boards.answers):
-        owners.setdefault(answer.tobytes(), []).append(number)
+    for number, key in enumerate(keys(boards.answers)):
+        owners.setdefault(key, []).append(number)
+    tested = [] if others is None else [owners.pop(key) for key in set(keys(others.answers)) if key in owners]
     groups = list(owners.values())
     if len(groups) < 2:
         raise UsageError(f"{boards.path} holds fewer than two different solutions: nothing can be held out for a test")
-    test: list[int] = []
+    test = [number for group in tested for number in group]
     order = keyed_numpy(seed, "sudoku/hold_out").permutation(len(groups)).tolist()
     taken = 0
     while len(test) < count and taken < len(groups) - 1:
@@ -180,7 +217,8 @@ def _hold_out(boards: Boards, count: int, seed: int) -> tuple[Boards, Boards]:
             f"{len(test)} can be held out, which leaves one solution to train on"
         )
     train = sorted(number for group in order[taken:] for number in groups[group])
-    return boards.take(np.array(train)), boards.take(np.array(sorted(test[:count])))
+    how = "by solution, held out of one file" + (", symmetric ones counted as one" if symmetric else "")
+    return boards.take(np.array(train)), boards.take(np.array(sorted(test[:count]))), how
 
 
 def _from_csv(plan: SudokuBuild, source: Path) -> _Source:
@@ -194,8 +232,13 @@ def _from_csv(plan: SudokuBuild, source: Path) -> _Source:
     else:
         boards = read_csv(source, size=plan.size, min_difficulty=least, workers=workers)
         count = plan.num_test or max(1, min(1000, len(boards.ratings) // 10))
-        train, test = _hold_out(boards, count, plan.seed)
-        split, held_out = "by solution, held out of one file", True
+        others = None
+        if plan.test_input is not None:
+            others = read_csv(plan.test_input, size=boards.size, min_difficulty=least, workers=workers)
+        train, test, split = _hold_out(boards, count, plan.seed, others)
+        held_out = True
+        if others is not None:
+            test, split = test.followed_by(others), f"{split}; and all of {others.path.name}"
         forbidden = frozenset(answer.tobytes() for answer in test.answers)
     offered = len(train.ratings)
     if plan.subsample_size is not None and plan.subsample_size > offered:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,18 @@ class Boards:
         """The puzzles of these numbers, in that order."""
         arrays = (self.questions[chosen], self.answers[chosen], self.ratings[chosen], self.lines[chosen])
         return Boards(self.path, self.size, *arrays, self.rows_read, self.rated, self.solved_here)
+
+    def followed_by(self, other: Boards) -> Boards:
+        """The puzzles of both files, which have the same size."""
+        columns = ("questions", "answers", "ratings", "lines")
+        joined: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in columns}
+        return replace(
+            self,
+            **joined,
+            rows_read=self.rows_read + other.rows_read,
+            rated=self.rated and other.rated,
+            solved_here=self.solved_here and other.solved_here,
+        )
 
     def rating_histogram(self) -> dict[str, int]:
         """Puzzles per rating."""

@@ -29,6 +29,7 @@ SHAPES = {
     "sudoku-4x4": (16, 6, 1),
     "sudoku-6x6": (36, 8, 1),
     "sudoku-9x9-easy": (81, 11, 1),
+    "sudoku-9x9-hard": (81, 11, 1),
     "sudoku-extreme-1k-aug-1000": (81, 11, 1),
     "maze-8x8": (64, 6, 1),
     "maze-30x30-hard-1k": (900, 6, 1),
