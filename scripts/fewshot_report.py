@@ -2,9 +2,11 @@
 
     python scripts/fewshot_report.py checkpoints/pretrain_etrm/RUN
     python scripts/fewshot_report.py checkpoints/pretrain_etrm/RUN --step 3000 --out report
+    python scripts/fewshot_report.py checkpoints/etrm-overfit --encoders
 
 It reads what arc@ARC, arc_controls@ARCControls, arc_search@ARCLatentSearch and arc_adapt@ARCTestTimeTraining left in
-the run's evaluations/, and writes tables (Markdown, CSV) and, of a search with several budgets, the curve.
+the run's evaluations/, and writes tables (Markdown, CSV) and, of a search with several budgets, the curve. With
+--encoders it compares what the training of all runs in a folder learned, and their sizes.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from dataset.arguments import positive, script_parser
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
-    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("run", type=Path, help="a run directory, with --encoders a folder of them")
+    parser.add_argument("--encoders", action="store_true", help="compare the training of all runs in the folder")
     parser.add_argument("--step", type=positive, metavar="N", help="of the evaluation; default: the last one")
     parser.add_argument(
         "--out", type=Path, default=Path("fewshot_report"), metavar="DIR", help="folder; default: fewshot_report"
@@ -38,9 +41,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Read, print, write."""
+    if args.encoders:
+        from tasks.etrm.encoder_report import write_encoder_report
+
+        return write_encoder_report(args)
     from tasks.etrm.report import write_fewshot_report
 
-    write_fewshot_report(args)
+    return write_fewshot_report(args)
 
 
 if __name__ == "__main__":

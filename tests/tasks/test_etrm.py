@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from engine.checkpoint.state_tree import join_tree, split_tree
 from engine.config import load_synced_config
 from engine.registry import read_arch
 from engine.task import Runtime, UsageError
+from scripts.fewshot_report import main, parse
 from tasks.etrm.args import ETRMConfig
 from tasks.etrm.build import build
 from tasks.etrm.diagnostics import context_metrics
@@ -94,9 +98,7 @@ def test_a_halted_slot_takes_its_next_example_and_nothing_is_thrown_away(data):
     seen: dict[int, list[torch.Tensor]] = {slot: [] for slot in range(8)}
     for number in range(1, 10):
         if number == 4:  # from now on every other slot halts at once
-            with torch.no_grad():
-                task.model.inner.q_head.bias.fill_(0.0)
-                task.model.inner.q_head.weight[0].normal_(generator=torch.Generator().manual_seed(0))
+            task.model._willing = lambda q_halt, q_continue: torch.arange(len(q_halt)) % 2 == 0
         fresh = task._fresh()
         step(task, number)
         for slot in fresh.nonzero().flatten().tolist():
@@ -262,6 +264,37 @@ def test_evaluation_asks_every_test_once(data, mode):
     assert set(results) >= {"eval/loss", "eval/accuracy", "eval/exact_accuracy"}
     assert plan.task.final_sampler.num_examples == 8
     assert results == plan.task.evaluate(final=True)
+
+
+def test_the_report_compares_encoders(data, tmp_path, monkeypatch, capsys):
+    kinds = {"a": "standard", "b": "lpn_variational"}
+    for name in kinds:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "status.json").write_text("{}")
+        lines = [
+            {"step": 10, "train/exact_accuracy": 0.5, "train/context_use": 0.25, "time/step_ms": 100},
+            {"step": 20, "train/exact_accuracy": 0.92, "train/context_use": None, "time/step_ms": 300},
+            {"step": 30, "train/exact_accuracy": 0.96},
+        ]
+        (tmp_path / "runs" / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def opened(folder: Path, device: str) -> SimpleNamespace:
+        words = (f"arch.encoder_type={kinds[folder.name]}", "arch.pairing=cells")
+        return SimpleNamespace(plan=make(data, *words))
+
+    monkeypatch.setattr("tasks.etrm.encoder_report.open_checkpoint", opened)
+    main(parse([str(tmp_path / "runs"), "--encoders", "--out", str(tmp_path / "report")]))
+    assert (tmp_path / "report/encoders.md").read_text() in capsys.readouterr().out
+    learned, sizes = (list(csv.DictReader((tmp_path / f"report/{name}.csv").open())) for name in ("learned", "sizes"))
+    expected = {"exact": 0.96, "loss, other - own": 0.25, "steps to 0.9": 20, "steps": 30, "seconds": 6}
+    assert {key: float(learned[0][key]) for key in expected} == expected
+    assert learned[0]["eff_rank"] == ""
+    assert [row["layers"] for row in sizes] == ["2", "6"]
+    assert [row["pair [L, D]"] for row in sizes] == ["[20, 32]", "[21, 32]"]
+    assert [row["latent [Z]"] for row in sizes] == ["", "[32]"]
+    assert {row["context [T, D]"] for row in sizes} == {"[2, 32]"}
+    with pytest.raises(UsageError, match="has no runs: expected a folder of runs"):
+        main(parse([str(tmp_path / "report"), "--encoders"]))
 
 
 @pytest.mark.parametrize("kind", ["standard", "lpn_variational"])

@@ -1,0 +1,111 @@
+"""Runs of several encoders side by side: what training learned by heart, whether it used the context, and sizes.
+
+Figures are those of the last steps of training in each run's metrics; sizes are those of its model with its own data.
+Shapes: K demonstrations, L positions of a pair, D width, T context tokens, Z latents.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.errors import UsageError
+from engine.io import print_rank0
+from engine.run.load_run import open_checkpoint
+from reports.output import prepare_folder, write_report
+from reports.runs import curve, first_step, run_folders_below
+from reports.tables import Column, Table
+
+REACHED = 0.9
+"""Share of exact answers in training that counts as learned."""
+FIGURES = {
+    "exact": "exact_accuracy",
+    "own - other": "context_use_exact",
+    "loss, other - own": "context_use",
+    "var_ratio": "var_ratio",
+    "eff_rank": "eff_rank",
+    "grad_coverage": "grad_coverage",
+}
+"""Heading -> `train/` metric, of the last step that has it."""
+SHAPES = {
+    "pair [L, D]": "pair",
+    "pairs [K, D]": "pairs",
+    "aggregated": "aggregated",
+    "latent [Z]": "latent",
+    "context [T, D]": "context",
+    "decoder [T + cells, D]": "decoder",
+}
+"""Heading -> what `_shapes` calls it."""
+
+
+def write_encoder_report(args: argparse.Namespace) -> None:
+    """`scripts/fewshot_report.py --encoders`: read the runs below `args.run`, print, write. Raises: UsageError."""
+    if not args.run.is_dir() or not (folders := run_folders_below(args.run)):
+        raise UsageError(
+            f"{args.run} has no runs: expected a folder of runs of pretrain_etrm.py, e.g. checkpoints/NAME"
+        )
+    prepare_folder(args.out)
+    learned, sizes = learned_table(folders), sizes_table(folders)
+    text = f"# {args.run}\n\n{learned.markdown()}\n\n{sizes.markdown()}\n"
+    print_rank0(text)
+    write_report(args.out, {"encoders.md": text, "learned.csv": learned.csv(), "sizes.csv": sizes.csv()})
+    print_rank0(f"written     {args.out}: encoders.md, learned.csv, sizes.csv")
+
+
+def learned_table(folders: list[Path]) -> Table:
+    """A row for each run: its last training figures, the first step at which 0.9 of the answers were exact, time."""
+    numbers = [Column(heading, "number", digits=2) for heading in FIGURES]
+    counts = [Column(heading, "number", digits=0) for heading in (f"steps to {REACHED}", "steps", "seconds")]
+    table = Table([Column("run"), *numbers, *counts])
+    for folder in folders:
+        curves = {heading: curve(folder, f"train/{metric}") for heading, metric in FIGURES.items()}
+        if not curves["exact"]:
+            raise UsageError(f"{folder} has no train/exact_accuracy: expected runs of pretrain_etrm.py")
+        last = [points[-1][1] if points else None for points in curves.values()]
+        steps = curves["exact"][-1][0]
+        table.add(folder.name, *last, first_step(curves["exact"], REACHED), steps, _seconds(folder, steps))
+    return table
+
+
+def _seconds(folder: Path, steps: int) -> float:
+    """Of all training steps, without evaluation and start."""
+    times = [value for _, value in curve(folder, "time/step_ms")]
+    return steps * sum(times) / len(times) / 1000 if times else 0.0
+
+
+def sizes_table(folders: list[Path]) -> Table:
+    """A row for each run: parameters, and the shapes that a question of its training data takes on its way."""
+    counts = [Column(heading, "number", digits=0) for heading in ("encoder", "decoder")]
+    words = [Column(heading) for heading in ("type", "mode", "layers", "aggregation", *SHAPES)]
+    table = Table([Column("run"), *counts, *words])
+    for folder in folders:
+        task: Any = open_checkpoint(folder, device="cpu").plan.task
+        model, encoder, seen = task.model, task.model.encoder, _shapes(task)
+        groups = {name: sum(param.numel() for param in params) for name, params in model.param_groups().items()}
+        kind = type(encoder).__module__.rpartition(".")[2]
+        row = [groups["encoder"], groups["trunk"], kind, model.ACT_MODE, encoder.layers, encoder.aggregation]
+        table.add(folder.name, *row, *(seen.get(part) for part in SHAPES.values()))
+    return table
+
+
+@torch.no_grad()
+def _shapes(task: Any) -> dict[str, list[int]]:
+    """Shapes of one row on its way from demonstrations to the decoder."""
+    model = task.model
+    seen: dict[str, torch.Tensor] = {}
+    batch = next(iter(task.micro_batches(1)))[1]
+    hooks = [
+        model.encoder.pairs.layers[0].register_forward_hook(lambda module, args, out: seen.update(pair=out)),
+        model.encoder.pairs.register_forward_hook(lambda module, args, out: seen.update(pairs=out)),
+        model.encoder.aggregate.register_forward_hook(lambda module, args, out: seen.update(aggregated=out)),
+    ]
+    made = model.eval().encode(batch)
+    for hook in hooks:
+        hook.remove()
+    seen |= {"context": made.context, "decoder": next(iter(model.inner.initial(1).values()))}
+    if made.latent is not None:
+        seen["latent"] = made.latent
+    return {name: list(value.shape[1:]) for name, value in seen.items()}
