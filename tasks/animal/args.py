@@ -44,8 +44,7 @@ class AnimalConfig(RunConfig):
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": LoraConfig}
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {
         "micro_batch_size": "accumulation=N takes the batch in N parts",
-        "fixed_n_clusters": "the number of clusters is always n_clusters",
-        "max_n_clusters": "the number of clusters is always n_clusters",
+        "fixed_n_clusters": "cluster_selection=fixed, the default, always takes n_clusters",
         "batch_size_step": "accumulation=N takes the batch in N parts",
         "save_every_epochs": "checkpoint_interval=N saves every N steps; each epoch's end is saved in any case",
     }
@@ -82,6 +81,10 @@ class AnimalConfig(RunConfig):
     """Its options, if not all of the file's, or others."""
     n_clusters: Annotated[int, Range(2)] = 5
     """Clusters of what follows each option."""
+    cluster_selection: Literal["fixed", "silhouette"] = "fixed"
+    """n_clusters, or the number between it and max_n_clusters with the highest silhouette at each fit."""
+    max_n_clusters: Annotated[int | None, Range(2), Inert("cluster_selection=fixed")] = None
+    """Most clusters of an option; cluster_selection=silhouette needs it."""
     num_samples: Annotated[int, Range(1)] = 320
     """Samples of the base that fill the buffer before the first step."""
     buffer_size: Annotated[int, Range(1)] = 500
@@ -90,8 +93,8 @@ class AnimalConfig(RunConfig):
     """New samples of an option after which its clusters are fitted anew."""
     min_samples_for_clustering: Annotated[int, Range(2)] = 20
     """Samples of an option before it has clusters at all."""
-    embedder: Annotated[str, NotBlank("auto, hash, or a sentence-transformers folder")] = "auto"
-    """What turns texts into vectors: a sentence-transformers model by folder or name, hash (built in), or auto."""
+    embedder: Annotated[str, NotBlank("auto, tfidf, hash, or a sentence-transformers folder")] = "auto"
+    """What turns texts into vectors: a sentence-transformers model by folder or name, tfidf, hash, or auto."""
     replay_fraction: Annotated[float, Range(0), _TB] = 0.25
     """Replayed samples of a step, as a share of batch_size."""
     min_valid_fraction: Annotated[float, Range(0, high=1)] = 0.25
@@ -138,6 +141,12 @@ class AnimalConfig(RunConfig):
             raise ValueError(
                 f"final_learning_rate={self.final_learning_rate:g} is above learning_rate={self.learning_rate:g}: "
                 "lower it, or --lr_scheduler_type constant"
+            )
+        if self.cluster_selection == "silhouette" and (self.max_n_clusters or 0) < self.n_clusters:
+            raise ValueError(
+                f"cluster_selection=silhouette chooses between n_clusters={self.n_clusters} and max_n_clusters="
+                f"{'null' if self.max_n_clusters is None else self.max_n_clusters}: give max_n_clusters="
+                f"{2 * self.n_clusters}, e.g."
             )
         if any(not stop for stop in self.stop_strings):
             raise ValueError("stop_strings has an empty text, which would end every completion at once")

@@ -18,7 +18,7 @@ from tasks.animal.args import AnimalConfig
 from tasks.animal.base import fingerprint, load_base
 from tasks.animal.blocks import RawTextProcessor
 from tasks.animal.buffer import ReplayBuffer
-from tasks.animal.clusters import shared_kmeans
+from tasks.animal.clusters import best_kmeans, kmeans, shared
 from tasks.animal.concepts import read_concept
 from tasks.animal.embedder import make_embedder
 from tasks.animal.evaluation import Evaluation
@@ -59,12 +59,16 @@ def build(
     sampler = make_sampler(config, model, runtime)
     embedder = make_embedder(config.embedder)
     options = list(sampler.processor.concept.options)
+    chosen = config.cluster_selection == "silhouette"
+    most = (chosen and config.max_n_clusters) or config.n_clusters
+    fit = best_kmeans(config.n_clusters) if chosen else kmeans
     epoch, steps = config.num_steps_per_epoch, config.total_steps
     figures = Evaluation(
         embedder,
         options,
-        n_clusters=config.n_clusters,
+        n_clusters=most,
         seed=config.eval_seed,
+        fit=fit,
         checker=checker_of(config.model_name_or_path),
     )
     factor = partial(learning_rate_factor, config)
@@ -76,13 +80,13 @@ def build(
         buffer=ReplayBuffer(
             options,
             capacity=config.buffer_size,
-            n_clusters=config.n_clusters,
+            n_clusters=most,
             update_every=config.update_clusters_every,
             min_samples=config.min_samples_for_clustering,
             seed=config.seed,
-            fit=shared_kmeans,
+            fit=shared(fit),
         ),
-        embed=embedder.encode,
+        embedder=embedder,
         measurement=Measurement(
             sampler,
             figures,

@@ -21,6 +21,8 @@ Fit = Callable[[Vectors, int, int], Vectors]
 """(points [n, d], k, seed) -> centroids [k, d]"""
 STARTS = 10
 """Of each fit; the best one is taken."""
+SILHOUETTE = 500
+"""Points that the number of clusters is judged by."""
 
 
 def kmeans(points: Vectors, k: int, seed: int) -> Vectors:
@@ -34,10 +36,34 @@ def kmeans(points: Vectors, k: int, seed: int) -> Vectors:
     return centroids
 
 
-def shared_kmeans(points: Vectors, k: int, seed: int) -> Vectors:
+def best_kmeans(least: int) -> Fit:
+    """KMeans with as many clusters between `least` and the k asked for as give the highest mean silhouette (Rousseeuw
+    1987) of at most 500 points; with the fewest of those that are alike.
+    """
+
+    def fit(points: Vectors, k: int, seed: int) -> Vectors:
+        from sklearn.metrics import silhouette_score
+
+        made = {count: kmeans(points, count, seed) for count in range(min(least, k), k + 1)}
+        some = points[:: -(-len(points) // SILHOUETTE)]
+        scores = {}
+        for count, centroids in made.items():
+            labels = nearest(some, centroids)
+            if 2 <= len(set(labels.tolist())) < len(some):  # elsewhere it is not defined
+                scores[count] = silhouette_score(some, labels)
+        return made[max(scores, key=lambda count: scores[count]) if scores else min(made)]
+
+    return fit
+
+
+def shared(fit: Fit) -> Fit:
     """The same on every rank: rank 0's, since machines round differently."""
-    centroids: Vectors = broadcast_object(kmeans(points, k, seed) if is_main() else None)
-    return centroids
+
+    def of_main(points: Vectors, k: int, seed: int) -> Vectors:
+        centroids: Vectors = broadcast_object(fit(points, k, seed) if is_main() else None)
+        return centroids
+
+    return of_main
 
 
 def nearest(points: Vectors, centroids: Vectors) -> Labels:

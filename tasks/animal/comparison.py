@@ -12,10 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from engine.device import make_runtime
 from engine.errors import UsageError
 from engine.io import print_rank0
-from engine.run.load_run import find_checkpoint, read_config
 from reports.output import prepare_folder, write_report
 from reports.runs import Run, find_runs
 from reports.scatter import Points, draw_scatter
@@ -23,8 +21,8 @@ from reports.statistics import summarize
 from reports.study import Cell, Study, group
 from reports.tables import Column, Table
 from tasks.animal.args import AnimalConfig
-from tasks.animal.build import build
 from tasks.animal.evaluation import Figures
+from tasks.animal.loading import open_animal_run
 from tasks.animal.samples import Sample
 from tasks.animal.tempering import tempered
 from tasks.loading import home_of, pick_checkpoint
@@ -108,12 +106,11 @@ def _one_of_each_seed(runs: Sequence[Run]) -> dict[int, Run]:
 
 
 def _base_points(run: Run) -> dict[str, Figures]:
-    """How the base of `run` was sampled -> figures, with the clusters of that run's evaluations."""
+    """How the base of `run` was sampled -> figures, with the embedder and the clusters of that run's evaluations."""
     with contextlib.chdir(home_of(run.path.resolve())):
-        checkpoint = find_checkpoint(pick_checkpoint(run.path.resolve(), "latest"))
-        config: AnimalConfig = read_config(checkpoint, AnimalConfig)
-        task: Any = build(config, make_runtime(config)).task
-    figures = task.measurement.figures
+        opened = open_animal_run(pick_checkpoint(run.path.resolve(), "latest"))
+    task: Any = opened.plan.task
+    config, figures = opened.config, task.measurement.figures
     figures.fit(read_samples(run.path / "eval_samples_before.jsonl"))
     grid = tempered(task.sampler, figures, rows=config.eval_samples, seed=config.seed)
     return {f"T {one.temperature:g}, top-p {one.top_p:g}": found for one, found in grid}

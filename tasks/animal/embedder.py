@@ -1,6 +1,6 @@
 """Texts as vectors of length 1 whose product says how alike they are: for clusters of open text and for evaluation.
 
-Shapes: n texts, d features.
+Shapes: n texts, d features, v terms.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import torch
 
 from engine.errors import UsageError
 from engine.io import print_rank0
@@ -22,28 +23,103 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """What embedder=auto takes where the Hub's cache has it."""
 INSTALL = "pip install -e '.[animal]'"
 SIZES = (3, 4, 5)
+"""Characters of an n-gram."""
 FEATURES = 512
+"""Of hashed vectors."""
+TERMS = 2048
+"""Most n-grams that have a weight: the most frequent ones."""
+COMPONENTS = 100
+"""Of the truncated SVD, where there are so many texts: the usual number of latent semantic analysis."""
 
 
-class Embedder(Protocol):
-    """Deterministic: the same text has the same vector, whatever it is embedded with."""
+class Embedder:
+    """Deterministic: once fitted, the same text has the same vector, whatever it is embedded with."""
 
     name: str
 
+    def fit(self, texts: Sequence[str]) -> None:
+        """Learn from samples of the base, once, before the first text is embedded. Most have nothing to learn."""
+
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [n, d], rows of length 1; a text without any feature is zero."""
+        """float32 [n, d], rows of length 1; a text without any known feature is zero."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `fit` has learned; empty before."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse."""
 
 
-class HashEmbedder:
+class TfidfEmbedder(Embedder):
+    """Latent semantic analysis (Deerwester et al. 1990): n-grams of 3 to 5 characters within words, counted as
+    1 + log(count), weighted by their inverse document frequency, and projected onto the leading right singular vectors
+    of the texts that it was fitted on. N-grams that those did not have count for nothing.
+    """
+
+    name = "tfidf"
+
+    def __init__(self) -> None:
+        self.terms: list[str] = []
+        self.weights = np.zeros(0)
+        """float64 [v]"""
+        self.components = np.zeros((1, 0), dtype=np.float32)
+        """[d, v]; of one row without a term: all texts are zero."""
+
+    def fit(self, texts: Sequence[str]) -> None:
+        """Terms, weights and components of `texts`. Raises: UsageError: scikit-learn is not installed."""
+        if not any(map(str.strip, texts)):
+            return
+        vectorizer = self._vectorizer(max_features=TERMS)
+        table = vectorizer.fit_transform(texts)
+        from sklearn.decomposition import TruncatedSVD
+
+        count = max(1, min(COMPONENTS, *(size - 1 for size in table.shape)))
+        self.terms, self.weights = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_
+        self.components = TruncatedSVD(count, random_state=0).fit(table).components_.astype(np.float32)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        if not self.terms or not texts:
+            return np.zeros((len(texts), len(self.components)), dtype=np.float32)
+        vectorizer = self._vectorizer(vocabulary=self.terms)
+        vectorizer.idf_ = self.weights
+        return _unit((vectorizer.transform(texts) @ self.components.T).astype(np.float32))
+
+    @staticmethod
+    def _vectorizer(**how: Any) -> Any:
+        try:
+            from sklearn.feature_extraction.text import TfidfVectorizer
+        except ImportError:
+            raise UsageError(f"embedder=tfidf needs scikit-learn: {INSTALL}; or embedder=hash") from None
+        return TfidfVectorizer(analyzer="char_wb", ngram_range=(SIZES[0], SIZES[-1]), sublinear_tf=True, **how)
+
+    def state_dict(self) -> dict[str, Any]:
+        if not self.terms:
+            return {}
+        weights, components = torch.from_numpy(self.weights.copy()), torch.from_numpy(self.components)
+        return {"terms": list(self.terms), "weights": weights, "components": components}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if "terms" not in state:
+            return
+        self.terms = list(state["terms"])
+        self.weights = state["weights"].cpu().numpy()
+        self.components = state["components"].cpu().numpy()
+
+
+class HashEmbedder(Embedder):
     """Hashed n-grams of 3 to 5 characters within words, as scikit-learn's HashingVectorizer(analyzer="char_wb") counts
-    them: no download, nothing to fit, and texts are alike where they share words or parts of words.
+    them: nothing to fit, and no n-gram is unknown.
 
     Args:
         features: d.
     """
 
+    name = "hash"
+
     def __init__(self, features: int = FEATURES) -> None:
-        self.features, self.name = features, "hash"
+        self.features = features
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         rows = np.zeros((len(texts), self.features), dtype=np.float32)
@@ -65,7 +141,7 @@ def _ngrams(text: str) -> Counter[str]:
     return counts
 
 
-class SentenceEmbedder:
+class SentenceEmbedder(Embedder):
     """A model of the sentence-transformers library, from a folder or the Hub's cache.
 
     Raises: UsageError without the library, and for a folder that is no such model.
@@ -73,15 +149,16 @@ class SentenceEmbedder:
 
     def __init__(self, place: str, device: str = "cpu") -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+        others = "or embedder=tfidf, which needs no model"
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
-            raise UsageError(f"embedder={place} needs sentence-transformers: {INSTALL}; or embedder=hash") from None
+            raise UsageError(f"embedder={place} needs sentence-transformers: {INSTALL}; {others}") from None
         try:
             self._model: Any = SentenceTransformer(place, device=device, local_files_only=True)
         except Exception as error:  # whatever its files lack
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"embedder={place} is no sentence transformer: {first}; or embedder=hash") from None
+            raise UsageError(f"embedder={place} is no sentence transformer: {first}; {others}") from None
         self._model.eval()
         self.name = place
 
@@ -90,21 +167,24 @@ class SentenceEmbedder:
         return _unit(np.asarray(vectors, dtype=np.float32).reshape(len(texts), -1))
 
 
+SMALL: dict[str, type[Embedder]] = {"tfidf": TfidfEmbedder, "hash": HashEmbedder}
+
+
 def make_embedder(name: str = "auto", device: str = "cpu") -> Embedder:
-    """`hash`; the folder of a sentence transformer, or its name in the Hub's cache; or auto: all-MiniLM-L6-v2 where
-    that is at hand, else `hash`, with a line that names the choice.
+    """`tfidf` or `hash`; the folder of a sentence transformer, or its name in the Hub's cache; or auto:
+    all-MiniLM-L6-v2 where that is at hand, else `tfidf`, with a line that names the choice.
 
     Raises: UsageError for a model that cannot be loaded.
     """
-    if name == "hash":
-        return HashEmbedder()
+    if name in SMALL:
+        return SMALL[name]()
     if name != "auto":
         return SentenceEmbedder(str(Path(name).expanduser()), device)
     if (reason := _missing(MINILM)) is None:
         print_rank0(f"embedder    {MINILM}")
         return SentenceEmbedder(MINILM, device)
-    print_rank0(f"embedder    hashed character n-grams ({reason}; embedder=FOLDER takes a sentence transformer)")
-    return HashEmbedder()
+    print_rank0(f"embedder    tfidf ({reason}; embedder=FOLDER takes a sentence transformer)")
+    return TfidfEmbedder()
 
 
 def _missing(name: str) -> str | None:

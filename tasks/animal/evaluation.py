@@ -25,7 +25,7 @@ from evaluators.diversity import (
     vendi,
 )
 from tasks.animal.animals import named
-from tasks.animal.clusters import Vectors, kmeans, nearest
+from tasks.animal.clusters import Fit, Vectors, kmeans, nearest
 from tasks.animal.embedder import Embedder
 from tasks.animal.samples import Sample
 
@@ -33,6 +33,8 @@ K = 10
 """Samples of one reader, for utility_10 and distinct_10."""
 PLAUSIBLE = 0.99
 """Share of the base's own samples that count as plausible."""
+FIRST = ("utility_10", "v_eff", "valid_fraction", "ref_kl", "concept_kl", "in_grammar")
+"""What a line of the console has room for."""
 Figures = dict[str, float | None]
 MEANINGS = {
     "valid_fraction": "samples that name an option and continue",
@@ -67,6 +69,7 @@ class Evaluation:
     Args:
         options: of the concept.
         n_clusters: most clusters of one option's open texts.
+        fit: finds them.
         checker: whether a text makes sense, where that can be decided; None: `in_grammar` is not measured.
     """
 
@@ -77,10 +80,11 @@ class Evaluation:
         *,
         n_clusters: int,
         seed: int = 0,
+        fit: Fit = kmeans,
         checker: Callable[[str], bool] | None = None,
     ) -> None:
         self.embedder, self.options, self.n_clusters = embedder, list(options), n_clusters
-        self.seed, self.checker = seed, checker
+        self.seed, self.find, self.checker = seed, fit, checker
         self.centroids: dict[str, Vectors] = {}
         """Option -> centroids [k, d] of its open texts; options that the base never names have none."""
         self.typical: dict[str, list[str]] = {}
@@ -96,7 +100,7 @@ class Evaluation:
             if texts:
                 vectors = self.embedder.encode(texts)
                 k = min(self.n_clusters, len(np.unique(vectors, axis=0)))
-                self.centroids[option] = centroids = kmeans(vectors, k, self.seed + 1000 * number)
+                self.centroids[option] = centroids = self.find(vectors, k, self.seed + 1000 * number)
                 self.typical[option] = [texts[row] for row in (vectors @ centroids.T).argmax(axis=0)]
         odds = [_odds(sample) for sample in samples if sample.valid]
         self.longest_odds = float(np.quantile(odds, PLAUSIBLE)) if odds else math.inf
@@ -130,7 +134,7 @@ class Evaluation:
             "compression_ratio": compression_ratio(texts),
             "mean_length": tokens / len(samples),
         }
-        return figures
+        return {name: figures[name] for name in FIRST if name in figures} | figures
 
     def _concept(self, samples: Sequence[Sample]) -> Figures:
         counts = [sum(sample.valid and sample.option == option for sample in samples) for option in self.options]
@@ -143,7 +147,7 @@ class Evaluation:
             "concept_entropy": entropy(counts) if total else None,
             "options_seen": float(sum(count > 0 for count in counts)),
             **{
-                f"option_share/{option}": count / total if total else None
+                f"option_share_{option}": count / total if total else None
                 for option, count in zip(self.options, counts, strict=True)
             },
         }
@@ -155,8 +159,8 @@ class Evaluation:
         every: list[int] = []
         for option, counts in self.histograms(samples).items():
             every += counts
-            figures[f"cluster_entropy/{option}"] = entropy(counts) if sum(counts) else None
-            figures[f"cluster_kl/{option}"] = divergence = kl_to_uniform(counts)
+            figures[f"cluster_entropy_{option}"] = entropy(counts) if sum(counts) else None
+            figures[f"cluster_kl_{option}"] = divergence = kl_to_uniform(counts)
             if divergence is not None:
                 entropies.append(entropy(counts))
                 divergences.append(divergence)

@@ -17,6 +17,8 @@ from tasks.animal.samples import Sample
 
 SHOWN = 20
 """Samples of each side on the page; the JSON files have all."""
+PARTS = {"options_seen": "option_share", "cluster_entropy": "cluster_entropy", "cluster_kl": "cluster_kl"}
+"""Figure -> what those of single options, which stand below it, begin with."""
 WARNING = (
     "Vendi scores, v_eff and distinct-n also grow when texts turn into nonsense: read them beside valid_fraction, "
     "plausible_fraction, ref_kl and base_perplexity."
@@ -86,8 +88,7 @@ def rows(first: Figures, last: Figures) -> list[tuple[str, str, str, str]]:
     found = []
     for name in names:
         found.append((name, show(first, name), show(last, name), MEANINGS[name]))
-        parts = [key for key in first | last if key.startswith(f"{name}/")]
-        parts += [key for key in first | last if name == "options_seen" and key.startswith("option_share/")]
+        parts = [key for key in first | last if name in PARTS and key.startswith(f"{PARTS[name]}_")]
         found += [(key, show(first, key), show(last, key), "") for key in parts]
     return found
 

@@ -27,6 +27,7 @@ from tasks.animal.alternatives import alternatives
 from tasks.animal.base import require_base
 from tasks.animal.buffer import Entry, ReplayBuffer
 from tasks.animal.clusters import Vectors, entropy
+from tasks.animal.embedder import Embedder, make_embedder
 from tasks.animal.measure import Measurement
 from tasks.animal.sampler import Drawn, Sampler, as_completions
 from tasks.animal.samples import Sample
@@ -50,7 +51,7 @@ class AnimalTask:
     """Trains the adapters of `model`.
 
     Args:
-        embed: texts -> unit vectors float32 [n, d].
+        embedder: what is clustered are its vectors; fitted on the samples that fill the buffer.
         prefill: samples of the base that fill the buffer before the first step.
         replays: samples of the buffer that take part in each step.
         rate: step -> learning rate, for the log.
@@ -65,7 +66,7 @@ class AnimalTask:
         runtime: Runtime,
         sampler: Sampler,
         buffer: ReplayBuffer,
-        embed: Callable[[list[str]], Vectors],
+        embedder: Embedder,
         measurement: Measurement,
         groups: list[ParamGroup],
         batch_size: int,
@@ -80,7 +81,7 @@ class AnimalTask:
         self.module: nn.Module = model
         self.model, self.loss_head, self.runtime, self.sampler = model, loss_head, runtime, sampler
         self.buffer, self.measurement, self._groups = buffer, measurement, groups
-        self._embed, self.rate, self.reference = embed, rate, dict(reference)
+        self.embedder, self.rate, self.reference = embedder, rate, dict(reference)
         self.batch_size, self.prefill, self.replays = batch_size, prefill, replays
         self.least_valid, self.patience, self.steps_per_epoch = least_valid, patience, steps_per_epoch
         self.micro_rows = runtime.micro_rows(batch_size, "batch_size")
@@ -210,6 +211,9 @@ class AnimalTask:
         if self._filled:
             return
         drawn = self.sampler.draw(self.runtime.seed, "animal/prefill", 0, self.prefill, base=True)
+        if is_main():
+            self.embedder.fit([block.text for block in drawn.blocks])
+        self.embedder.load_state_dict(broadcast_object(self.embedder.state_dict()))  # machines round differently
         _, vectors = self._labels(drawn)
         for option in self.options:
             self._add(drawn, vectors, option, 0)
@@ -228,7 +232,7 @@ class AnimalTask:
         valid = [row for row, block in enumerate(drawn.blocks) if block.valid]
         texts = [drawn.blocks[row].open_text for row in valid]
         if vectors is None:
-            vectors = broadcast_object(self._embed(texts) if is_main() and texts else None)
+            vectors = broadcast_object(self.embedder.encode(texts) if is_main() and texts else None)
         labels = [NONE] * len(drawn.blocks)
         for option in self.options:
             own = [i for i, row in enumerate(valid) if drawn.blocks[row].option == option]
@@ -284,11 +288,11 @@ class AnimalTask:
         """The epoch's mean loss; before training, at the end, and where it is asked for, the whole measurement."""
         self.fill()
         results: dict[str, float | None] = {}
-        if self._epoch:
-            results["eval/avg_epoch_loss"] = sum(self._epoch) / len(self._epoch)
         if self._step == 0 or final or self.measurement.due(self._step):
             results |= {f"eval/{name}": value for name, value in self.measurement.take(self._step).items()}
             self._rows = self._rows or [_row(sample, NONE) for sample in self.measurement.newest[:SHOWN]]
+        if self._epoch:
+            results["eval/avg_epoch_loss"] = sum(self._epoch) / len(self._epoch)
         return results
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
@@ -306,6 +310,7 @@ class AnimalTask:
             "filled": self._filled,
             "epoch": list(self._epoch),
             "rows": [dict(row) for row in self._rows],
+            "embedder": {"name": self.embedder.name, **self.embedder.state_dict()},
             "buffer": self.buffer.state_dict(),
             **({} if known is None else {"frequencies": [known.option, known.cluster]}),
             "measurement": self.measurement.state_dict(),
@@ -317,11 +322,19 @@ class AnimalTask:
         require_base(state["base"], self.reference)
         self._step, self._called_off, self._filled = state["step"], state["called_off"], state["filled"]
         self._epoch, self._rows = list(state["epoch"]), [dict(row) for row in state["rows"]]
+        self._embed_as(state["embedder"])
         self.buffer.load_state_dict(state["buffer"])
         if "frequencies" in state:
             option, cluster = (value.to(self.runtime.device) for value in state["frequencies"])
             self._frequencies = Frequencies(option=option, cluster=cluster)
         self.measurement.load_state_dict(state["measurement"])
+
+    def _embed_as(self, stored: Mapping[str, Any]) -> None:
+        """With the embedder that the run began with: what `auto` takes may be there later, or gone."""
+        if stored["name"] != self.embedder.name:
+            self.embedder = make_embedder(stored["name"])
+            self.measurement.figures.embedder = self.embedder
+        self.embedder.load_state_dict(stored)
 
 
 def frequencies(batch: Completions, clusters: list[int]) -> Frequencies:

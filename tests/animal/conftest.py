@@ -14,7 +14,7 @@ SHORT = (
     *("--num_samples", "40", "--n_clusters", "2", "--min_samples_for_clustering", "4", "--update_clusters_every", "6"),
     *("--buffer_size", "16", "--num_epochs", "2", "--num_steps_per_epoch", "3", "--learning_rate", "0.01"),
     *("--final_learning_rate", "0.001", "--min_valid_fraction", "0.05", "--eval_samples", "16", "--output_dir", "run"),
-    *("--embedder", "hash", "device=cpu"),
+    *("--embedder", "tfidf", "device=cpu"),
 )
 """Two epochs of three steps."""
 

@@ -190,7 +190,9 @@ def test_the_snippets_of_the_guide_run() -> None:
         (["--temperature", "0"], "temperature"),
         (["stop_strings=['']"], "stop_strings has an empty text"),
         (["--use_wandb", "maybe"], "--use_wandb: expected true or false, got 'maybe'"),
-        (["--fixed_n_clusters", "true"], "the number of clusters is always n_clusters"),
+        (["--fixed_n_clusters", "true"], "cluster_selection=fixed, the default"),
+        (["cluster_selection=silhouette"], "n_clusters=5 and max_n_clusters=null: give max_n_clusters=10"),
+        (["cluster_selection=silhouette", "max_n_clusters=4"], "max_n_clusters=4: give"),
         (["lora_target_modules=[]"], "arch.lora_target_modules=[]"),
     ],
 )

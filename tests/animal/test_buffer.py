@@ -8,7 +8,7 @@ import pytest
 from engine.checkpoint.state_tree import join_tree, split_tree
 from engine.distributed import keyed_numpy
 from tasks.animal.buffer import Entry, ReplayBuffer
-from tasks.animal.clusters import aligned, entropy, kmeans, nearest
+from tasks.animal.clusters import aligned, best_kmeans, entropy, kmeans, nearest
 
 CENTRES = np.eye(3, 4, dtype=np.float32)
 
@@ -133,3 +133,16 @@ def test_kmeans_finds_the_clusters_and_depends_on_its_seed_only() -> None:
     assert sorted(nearest(CENTRES, centroids).tolist()) == [0, 1, 2]
     assert centroids.dtype == np.float32
     assert (centroids == kmeans(points, 3, 11)).all()
+
+
+def test_the_silhouette_finds_how_many_clusters_there_are() -> None:
+    pytest.importorskip("sklearn", reason="pip install -e '.[animal]'")
+    random = np.random.default_rng(0)
+    points = (CENTRES[random.integers(0, 3, 60)] + 0.05 * random.standard_normal((60, 4))).astype(np.float32)
+    assert best_kmeans(2)(points, 6, 11).tolist() == kmeans(points, 3, 11).tolist()
+    assert len(best_kmeans(4)(points, 6, 11)) == 4  # the fewest allowed are the best
+    assert len(best_kmeans(2)(points[:2], 2, 11)) == 2  # as many as points: not defined
+    made = buffer(n_clusters=6, capacity=60, fit=best_kmeans(2))
+    made.add("cat", [Entry(f"text {row}", (row,), 0) for row in range(60)], points)
+    assert made.update("cat")
+    assert made.clusters() == [3, 0]

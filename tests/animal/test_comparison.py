@@ -53,6 +53,7 @@ def test_runs_beside_their_base(
     assert list(points) == ["T 1, top-p 1", "T 1.5, top-p 0.9"]
     assert points["T 1, top-p 1"]["ref_kl"] == pytest.approx(0.0, abs=1e-4)
     assert points["T 1.5, top-p 0.9"]["ref_kl"] > 0.1
+    assert points["T 1.5, top-p 0.9"]["v_eff"] > 1.5  # measured by the embedder that the run has fitted
     with Image.open(place / "report/pareto.png") as picture:
         assert picture.size[0] > 1000
     main(parse(["run", "--out", "scores", "--no-base"]))

@@ -51,21 +51,21 @@ def test_figures_of_the_base(fitted: tuple[Evaluation, list[Sample]]) -> None:
     found = figures.measure(base)
     share = sum(each.option == "cat" for each in base) / 300
     assert found["valid_fraction"] == found["in_grammar"] == 1.0
-    assert found["option_share/cat"] == pytest.approx(share)
+    assert found["option_share_cat"] == pytest.approx(share)
     assert found["concept_kl"] == pytest.approx(
         math.log(2) + share * math.log(share) + (1 - share) * math.log(1 - share)
     )
     assert found["concept_kl_low"] < found["concept_kl"] < found["concept_kl_high"]
     assert found["concept_kl"] + found["concept_entropy"] == pytest.approx(math.log(2))
-    assert found["cluster_kl/dog"] + found["cluster_entropy/dog"] == pytest.approx(math.log(5))
+    assert found["cluster_kl_dog"] + found["cluster_entropy_dog"] == pytest.approx(math.log(5))
     assert found["v_eff"] == pytest.approx(found["vendi"])  # all are valid
     assert 1 < found["v_eff"] < 12
     assert found["plausible_fraction"] == pytest.approx(0.99, abs=0.005)
     assert found["ref_kl"] == 0.0
     assert found["base_perplexity"] == pytest.approx(math.exp(-sum(each.ref_logp for each in base) / 3600))
     assert found["animals_named"] == len(named(each.text for each in base))
-    own = {name for name in found if "/" not in name and not name.endswith(("_low", "_high"))}
-    assert own == set(MEANINGS)
+    assert {name for name in found if not name.endswith(("_low", "_high", "_cat", "_dog"))} == set(MEANINGS)
+    assert list(found)[:4] == ["utility_10", "v_eff", "valid_fraction", "ref_kl"]  # the console shows the first ones
 
 
 def test_balanced_samples_are_more_diverse(fitted: tuple[Evaluation, list[Sample]]) -> None:
@@ -81,9 +81,9 @@ def test_clusters_are_those_of_the_base(fitted: tuple[Evaluation, list[Sample]])
     figures, _ = fitted
     centroids = {option: rows.copy() for option, rows in figures.centroids.items()}
     found = figures.measure([sample(f"I love dogs because they will {REASONS['dog'][0]}.")] * 40)
-    assert found["cluster_entropy/dog"] == 0.0
-    assert found["cluster_kl/dog"] == pytest.approx(math.log(5))
-    assert found["cluster_kl/cat"] is None  # none was named
+    assert found["cluster_entropy_dog"] == 0.0
+    assert found["cluster_kl_dog"] == pytest.approx(math.log(5))
+    assert found["cluster_kl_cat"] is None  # none was named
     assert found["options_seen"] == 1.0
     assert all(np.array_equal(rows, figures.centroids[option]) for option, rows in centroids.items())
 
@@ -111,7 +111,7 @@ def test_an_option_that_the_base_never_names_has_no_clusters() -> None:
     assert {option: len(rows) for option, rows in figures.centroids.items()} == {"dog": 1}  # one different text
     found = figures.measure([sample("I love cats because they purr")])
     assert found["cluster_entropy"] is None
-    assert found["option_share/owl"] == 0.0
+    assert found["option_share_owl"] == 0.0
     assert found["utility_10"] is None  # fewer than ten
     assert "in_grammar" not in found
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from dataset.text.pets import PROMPTS, QUESTION, REASONS, answer, in_grammar
+from engine.checkpoint.state_tree import join_tree, split_tree
 from engine.distributed import keyed_numpy
 from engine.errors import RunFailure, UsageError
 from tasks.animal import offline
-from tasks.animal.embedder import HashEmbedder, make_embedder
+from tasks.animal.embedder import HashEmbedder, TfidfEmbedder, _ngrams, make_embedder
 
 # --- the grammar ------------------------------------------------------------------------------------------------------
 
@@ -65,21 +66,51 @@ def test_hashed_vectors_are_unit_rows_that_do_not_depend_on_company() -> None:
 
 def test_hashed_ngrams_are_those_of_scikit_learn() -> None:
     text = pytest.importorskip("sklearn.feature_extraction.text", reason="pip install -e '.[animal]'")
-    from tasks.animal.embedder import _ngrams
 
     analyzer = text.CountVectorizer(analyzer="char_wb", ngram_range=(3, 5)).build_analyzer()
     for sample in ("because they will purr softly", "a bc def", "x"):
         assert sorted(_ngrams(sample).elements()) == sorted(analyzer(sample))
 
 
+def test_latent_semantic_analysis_is_that_of_its_formula() -> None:
+    """Weights, projection and length by hand in float64; what it has learned goes through a checkpoint."""
+    pytest.importorskip("sklearn", reason="pip install -e '.[animal]'")
+    texts = [f"because they will {reason}" for reasons in REASONS.values() for reason in reasons]
+    made, again = TfidfEmbedder(), TfidfEmbedder()
+    assert (made.encode(["dogs"]).tolist(), made.state_dict()) == ([[0.0]], {})
+    made.fit(texts)
+    terms = {term: column for column, term in enumerate(made.terms)}
+
+    def weighted(text: str) -> np.ndarray:
+        row = np.zeros(len(terms))
+        for gram, count in _ngrams(text).items():
+            documents = sum(gram in _ngrams(other) for other in texts)
+            if gram in terms:
+                row[terms[gram]] = (1 + np.log(count)) * (np.log((1 + len(texts)) / (1 + documents)) + 1)
+        return row / np.linalg.norm(row)
+
+    table = np.stack(list(map(weighted, texts)))
+    leading = np.linalg.svd(table)[2][: len(texts) - 1]
+    strange = ["they will guard the zoo zoo", texts[3]]
+    rows = np.stack(list(map(weighted, strange))) @ leading.T
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    found = made.encode(strange)
+    np.testing.assert_allclose(found @ found.T, rows @ rows.T, atol=1e-5)
+    assert made.encode(["qqq xxx", ""]).tolist() == [[0.0] * 11] * 2  # nothing of them was seen
+    np.testing.assert_array_equal(made.encode(strange[1:]), found[1:])
+    tensors, tree = split_tree(made.state_dict())
+    again.load_state_dict(join_tree(tree, tensors))
+    np.testing.assert_array_equal(again.encode(strange), found)
+
+
 def test_auto_says_what_it_took(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.animal.embedder._missing", lambda name: "it is not here")
-    assert make_embedder("auto").name == "hash"
-    assert "hashed character n-grams (it is not here;" in capsys.readouterr().out
+    assert make_embedder("auto").name == "tfidf"
+    assert "embedder    tfidf (it is not here;" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_no_sentence_transformer(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"embedder=.*or embedder=hash"):
+    with pytest.raises(UsageError, match=r"embedder=.*or embedder=tfidf"):
         make_embedder(str(tmp_path))
 
 

@@ -37,7 +37,7 @@ def test_figures_and_samples_are_there_to_be_read_again(files: dict[str, str | b
     assert json.loads(lines[-2])["text"] == "a | pipe\nand <i>tags</i>"
     names = [name for name, *_ in rows(before, after)]
     assert len(names) == len(set(names))
-    assert {"option_share/cat", "cluster_kl/dog", "concept_kl"} <= set(names)
+    assert {"option_share_cat", "cluster_kl_dog", "concept_kl"} <= set(names)
 
 
 def test_table_and_page_hold_texts_as_texts(files: dict[str, str | bytes]) -> None:
