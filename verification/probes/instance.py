@@ -223,16 +223,24 @@ def _max_steps(tiny: Tiny) -> Any:
 
 
 def fit(
-    plan: Any, config: Any, after_step: Callable[[], None] | None = None
+    plan: Any,
+    config: Any,
+    after_step: Callable[[], None] | None = None,
+    write: Callable[[int, Mapping[str, Any]], None] | None = None,
 ) -> tuple[Trainer, Mapping[str, float | None]]:
-    """A run of the real trainer that writes nothing, calling `after_step` after each step: (trainer, its results)."""
+    """A run of the real trainer without files, calling `after_step` after each step: (trainer, its results).
+
+    `write` is given what a run would write to metrics.jsonl.
+    """
 
     def nothing(*_: Any) -> None: ...
 
     seen = nothing if after_step is None else lambda _: after_step()
     hook = SimpleNamespace(start=nothing, after_step=seen, after_eval=nothing, end=nothing)
     never: Any = NoStop()
-    trainer = Trainer(plan, config, runtime(config.seed), save=nothing, write=nothing, stop=never, hooks=[hook])
+    trainer = Trainer(
+        plan, config, runtime(config.seed), save=nothing, write=write or nothing, stop=never, hooks=[hook]
+    )
     return trainer, trainer.fit()
 
 

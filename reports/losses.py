@@ -1,0 +1,114 @@
+"""Two records of the same training compared value by value: has a change altered the numbers?"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine import reading
+from engine.errors import UsageError
+from reports.runs import read_metrics
+from reports.tables import Column, Table
+
+Record = Mapping[tuple[int, str], Any]
+"""(step, metric) -> value, a number or None."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric that is not the same, where it first is not; a value is None where a record has no number there."""
+
+    metric: str
+    step: int
+    first: Any
+    second: Any
+    values: int
+    """How many of its values differ."""
+    greatest: float
+    """The greatest relative difference; infinite where one record has no number."""
+
+
+def read_losses(place: Path) -> Record:
+    """The metrics of a run folder, or of a file of such lines, without times.
+
+    Raises: UsageError where there are none.
+    """
+    lines = read_metrics(place) if place.is_dir() else iter(_lines(place))
+    found = {
+        (line["step"], name): value
+        for line in lines
+        if type(line.get("step")) is int
+        for name, value in line.items()
+        if name != "step" and not name.startswith("time/")
+    }
+    if not found:
+        raise UsageError(f"{place} has no metrics: expected a run, or a file like its metrics.jsonl")
+    return found
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        with reading.open_regular(file) as stream:
+            lines = [json.loads(line) for line in stream]
+    except (OSError, reading.Unreadable) as error:
+        raise UsageError(
+            f"{file} {reading.reason_of(error)}: expected a run, or a file like its metrics.jsonl"
+        ) from None
+    except (ValueError, RecursionError):
+        raise UsageError(f"{file} is not a file of JSON lines, as a run's metrics.jsonl is") from None
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def compare_losses(
+    first: Record, second: Record, *, tolerance: float = 0.0, patterns: Sequence[str] = ()
+) -> tuple[list[Difference], int]:
+    """(the metrics that differ, in order of their first differing step; how many values were compared).
+
+    Args:
+        tolerance: relative difference that counts as none; 0 compares exactly.
+        patterns: regular expressions; only metrics that match one are compared.
+    """
+    keys = [key for key in {**first, **second} if not patterns or any(re.search(one, key[1]) for one in patterns)]
+    gaps: dict[str, list[tuple[int, float]]] = {}
+    for key in keys:
+        gap = _gap(first.get(key), second.get(key))
+        if (key in first) != (key in second) or gap > tolerance:
+            gaps.setdefault(key[1], []).append((key[0], gap))
+    differences = [
+        Difference(
+            metric=metric,
+            step=(step := min(found)[0]),
+            first=first.get((step, metric)),
+            second=second.get((step, metric)),
+            values=len(found),
+            greatest=max(gap for _, gap in found),
+        )
+        for metric, found in gaps.items()
+    ]
+    return sorted(differences, key=lambda one: (one.step, one.metric)), len(keys)
+
+
+def _gap(a: Any, b: Any) -> float:
+    """|a - b| / max(|a|, |b|); 0 for equal values, NaN and null included, infinite where only one is a number."""
+    if a == b or (a != a and b != b):
+        return 0.0
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (a, b)):
+        return math.inf
+    return float(abs(a - b) / max(abs(a), abs(b)))
+
+
+def as_text(differences: Sequence[Difference], compared: int, tolerance: float) -> str:
+    """The verdict, and a row for each metric that differs."""
+    within = f" within {tolerance:g}" if tolerance else ""
+    if not differences:
+        return f"equal{within}: {compared} values"
+    table = Table([*map(Column, ("metric", "first at step", "A", "B", "values that differ", "greatest difference"))])
+    for one in differences:
+        table.add(one.metric, one.step, one.first, one.second, one.values, f"{one.greatest:.2g}")
+    count = sum(one.values for one in differences)
+    return f"{table.markdown()}\n{count} of {compared} values differ, first at step {differences[0].step}"

@@ -1,0 +1,67 @@
+"""Has a change altered the numbers? The metrics of two runs, step by step, times left out.
+
+    python scripts/compare_losses.py checkpoints/p/before checkpoints/p/after --assert-equal
+    python scripts/compare_losses.py checkpoints/p/a checkpoints/p/b --metrics loss grad_norm --tolerance 1e-5
+    python scripts/compare_losses.py tests/fixtures/losses/cfg_pretrain_sudoku_4x4.jsonl new.jsonl
+
+A and B are runs, or files like their metrics.jsonl. The exit code is 1 with --assert-equal where anything differs,
+metrics or steps that only one of them has included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli.console import begin, execute
+
+if __name__ == "__main__":
+    begin(output_is_all=True)
+
+from dataset.arguments import script_parser
+from engine.errors import UsageError
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a bad one exits 2."""
+    parser = script_parser(__file__, __doc__)
+    parser.add_argument("first", type=Path, metavar="A", help="a run, or a file of lines")
+    parser.add_argument("second", type=Path, metavar="B", help="another one")
+    parser.add_argument("--assert-equal", action="store_true", help="exit code 1 where they differ")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, metavar="R", help="relative difference that counts as none; default: 0"
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="regular expressions of what to compare; default: all",
+    )
+    args: argparse.Namespace = parser.parse_args(argv)
+    return args
+
+
+def main(args: argparse.Namespace) -> int:
+    """Compare, print; the exit code."""
+    from reports.losses import as_text, compare_losses, read_losses
+
+    try:
+        records = [read_losses(place) for place in (args.first, args.second)]
+        differences, compared = compare_losses(*records, tolerance=args.tolerance, patterns=args.metrics)
+        if not compared:
+            raise UsageError(f"--metrics {' '.join(args.metrics)}: neither has such a metric")
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(as_text(differences, compared, args.tolerance))
+    return int(args.assert_equal and bool(differences))
+
+
+if __name__ == "__main__":
+    arguments = parse()
+    execute(lambda: main(arguments))

@@ -1,0 +1,54 @@
+"""Writes the expected losses of every recipe's tiny instance, tests/fixtures/losses/RECIPE.jsonl.
+
+    python -m tests.verification.expected_losses                        # all recipes
+    python -m tests.verification.expected_losses cfg_pretrain           # some
+
+For a change that is meant to alter numbers; the commit then says why they are others. A recipe whose library is not
+installed here keeps its file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.conftest import ROOT
+from verification.losses import loss_lines, tiny_recipe
+
+FOLDER = ROOT / "tests/fixtures/losses"
+DIGITS = 9
+"""Of each value: as many as tell two float32 apart."""
+
+
+def lines_of(recipe: str) -> list[dict[str, Any]]:
+    """The lines as this code computes them, with one thread. Raises: ImportError where a library is missing."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        return loss_lines(tiny_recipe(ROOT / f"config/{recipe}.yaml", root=ROOT, data=Path(folder) / "data"))
+
+
+def as_text(lines: list[dict[str, Any]]) -> str:
+    rounded = (
+        {key: float(f"{v:.{DIGITS}g}") if isinstance(v, float) else v for key, v in line.items()} for line in lines
+    )
+    return "".join(f"{json.dumps(line)}\n" for line in rounded)
+
+
+def main(names: list[str]) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for recipe in names or sorted(path.stem for path in (ROOT / "config").glob("cfg_*.yaml")):
+        try:
+            (FOLDER / f"{recipe}.jsonl").write_text(as_text(lines_of(recipe)), encoding="utf-8")
+        except ImportError as error:
+            print(f"{recipe}: kept as it is ({error})")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,80 @@
+"""The numbers of every recipe are those that they were: three steps and an evaluation of its tiny instance.
+
+Where a change is meant to alter them, `python -m tests.verification.expected_losses` writes the new ones, and the
+commit says why. The rest is rounding: other versions of torch (2.11 to 2.13) and other CPUs add in another order.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reports.losses import compare_losses, read_losses
+from tests.conftest import ROOT, run_script
+from tests.verification.expected_losses import FOLDER, as_text, lines_of
+
+RECIPES = sorted(path.stem for path in (ROOT / "config").glob("cfg_*.yaml"))
+TOLERANCE = 1e-4
+"""Relative; of what is continuous in the weights. Shares of right answers jump by whole rows."""
+CONTINUOUS = ("loss", "norm", "/lr", "nll", "perplexity")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_losses_are_those_that_were(recipe: str, tmp_path: Path) -> None:
+    try:
+        text = as_text(lines_of(recipe))
+    except ImportError as error:
+        pytest.skip(f"{error}: pip install -e '.[animal]'")
+    (tmp_path / "now.jsonl").write_text(text)
+    expected, now = (read_losses(file) for file in (FOLDER / f"{recipe}.jsonl", tmp_path / "now.jsonl"))
+    differences, compared = compare_losses(expected, now, tolerance=TOLERANCE, patterns=CONTINUOUS)
+    assert compared >= 8
+    assert not differences, (
+        f"{recipe} computes other numbers: {differences[0]}; if that is meant: python -m tests.verification.expected_losses"
+    )
+
+
+def test_every_file_is_of_a_recipe() -> None:
+    assert sorted(path.stem for path in FOLDER.glob("*")) == RECIPES
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    lines = [{"step": s, "train/loss": 1.0 / s, "time/step_ms": s, "eval/acc": None} for s in (1, 2, 3)]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lines[2] = {"step": 3, "train/loss": 0.25, "time/step_ms": 99, "eval/acc": 0.5, "more": 1}
+    return [tmp_path / "a", tmp_path / "b"]
+
+
+def test_what_differs_is_named_with_its_first_step(pair: list[Path]) -> None:
+    differences, compared = compare_losses(*map(read_losses, pair))
+    assert compared == 7
+    assert [(one.metric, one.step, one.first, one.second) for one in differences] == [
+        ("eval/acc", 3, None, 0.5),
+        ("more", 3, None, 1),
+        ("train/loss", 3, 1 / 3, 0.25),
+    ]
+    assert differences[2].greatest == pytest.approx(0.25)
+    assert not compare_losses(*map(read_losses, pair), tolerance=0.26, patterns=["loss"])[0]
+
+
+def test_the_command(pair: list[Path], tmp_path: Path) -> None:
+    same = run_script("scripts/compare_losses", str(pair[0]), str(pair[0] / "metrics.jsonl"), "--assert-equal")
+    assert (same.code, same.output) == (0, "equal: 6 values\n")
+    other = run_script("scripts/compare_losses", *map(str, pair), "--assert-equal")
+    assert other.code == 1
+    assert "3 of 7 values differ, first at step 3" in other.output
+    assert run_script("scripts/compare_losses", *map(str, pair)).code == 0
+    (tmp_path / "text").write_text("notes")
+    for words, message in (
+        ((str(pair[0]), str(tmp_path / "none")), "none cannot be read (No such file or directory): expected a run"),
+        ((str(pair[0]), str(tmp_path / "text")), "is not a file of JSON lines"),
+        ((*map(str, pair), "--metrics", "lss"), "--metrics lss: neither has such a metric"),
+    ):
+        refused = run_script("scripts/compare_losses", *words)
+        assert refused.code == 2, refused.output
+        assert message in refused.output
