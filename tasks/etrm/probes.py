@@ -5,19 +5,24 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from engine.loop.trainer import Trainer
 from losses import ACTLossHead
+from models.encoders import EncoderOutput
 from models.recursive_reasoning.etrm import DEMONSTRATIONS
-from tasks.etrm.decoder import decoder_part, put
-from tasks.etrm.probes_fixed import Found, depth, fixed, fixed_rows
+from tasks.etrm.decoder import decoder_part, find_decoder, put
+from tasks.etrm.probes_fixed import COMMON, Found, depth, fixed, fixed_rows
+from tasks.etrm.probes_shown import keys_are_handed_on, no_answer_is_shown, own_task_is_shown, slots
 from verification.probes.episodes import force, pattern
 from verification.probes.instance import NoStop, Recorder, Tiny, Unobservable, first_batch, listed, runtime, step
-from verification.probes.registry import Probe
+from verification.probes.launch import create_model, replaced
+from verification.probes.registry import Observation, Probe
 from verification.probes.training import training_run
 
 CLOSE, FROZEN = 1e-4, 2
@@ -60,6 +65,12 @@ def no_table(tiny: Tiny) -> Found:
         yield f"training ran {listed(sorted(trained))}, expected {named}"
     if any(hasattr(type(module), "take_pending") for module in run.model.modules()):
         yield "there is a table of puzzles"
+    make, sizes = create_model(tiny.launch.module), []
+    for puzzles in (1, 100):
+        model = make(tiny.config(), replace(tiny.spec.full_shape(None), num_puzzle_identifiers=puzzles), runtime(0))[0]
+        sizes.append({name: value.shape for name, value in model.state_dict().items()})
+    if sized := [name for name, shape in sizes[0].items() if sizes[1].get(name) != shape]:
+        yield f"{listed(sized)} is sized by the number of puzzles"
     task = tiny.build().task
     batch = first_batch(task)
     other = {**batch, "puzzle_identifiers": batch["puzzle_identifiers"].flip(0) + 10**6}
@@ -80,9 +91,11 @@ def a_set(tiny: Tiny) -> Found:
     inputs, labels, mask = (batch[name] for name in DEMONSTRATIONS)
 
     def made(*demonstrations: Tensor) -> Tensor:
+        """The context, and the KL of each row where there is one: [B, W]."""
         with torch.no_grad():
-            context = encoder(*demonstrations).context
-            return encoder.refined(context, encoder.initial(len(context))).context  # type: ignore[no-any-return]
+            encoded = encoder(*demonstrations)
+            context = encoder.refined(encoded.context, encoder.initial(len(demonstrations[0]))).context.flatten(1)
+            return context if encoded.kl is None else torch.cat((context, encoded.kl[:, None]), dim=1)
 
     plain = made(inputs, labels, mask)
     if not torch.allclose(made(inputs.flip(1), labels.flip(1), mask.flip(1)), plain, atol=CLOSE):
@@ -93,7 +106,7 @@ def a_set(tiny: Tiny) -> Found:
     if not torch.allclose(made(torch.where(fewer[..., None], inputs, noise), labels, fewer), one, atol=CLOSE):
         yield "what stands in a masked place changes the context"
     if not torch.allclose(made(inputs[:, :1], labels[:, :1], fewer[:, :1]), one, atol=CLOSE):
-        yield "empty places change the context"
+        yield "empty places change the context, or its KL"
     padded = [torch.where(torch.arange(inputs.shape[2]) < 8, grids, 0) for grids in (inputs, labels)]
     long = [torch.cat((cells, cells.roll(1, 0)), 0) for cells in padded]
     long[0][len(mask) :] = inputs  # one long pair: the padding of the others is masked, not cut
@@ -161,27 +174,49 @@ def kl_weight(tiny: Tiny) -> Found:
     task = tiny.build().task
     if not task.model.encoder.VARIATIONAL:
         raise Unobservable(f"{tiny.arch.get('encoder_type')} has no latent")
-    output = task.module.train()(first_batch(task), None)
+    batch, encoded = first_batch(task), list[EncoderOutput]()
+    task.model.encoder.register_forward_hook(lambda _, __, made: encoded.append(made))
+    output = task.module.train()(batch, None)
     head: ACTLossHead = task.loss_head
     result, expected = head(output), (tiny.arch.get("loss") or {}).get("kl_weight", 0.0)
     (slope,) = torch.autograd.grad(result.total / result.weight, output.aux["kl"])
     if not torch.allclose(slope, torch.full_like(slope, expected / len(slope)), rtol=1e-3, atol=1e-9):
         yield f"the KL of a row has the weight {float(slope.mean()) * len(slope):.3g}, arch.loss.kl_weight={expected}"
+    mu, logvar, kl = encoded[0].mu, encoded[0].logvar, encoded[0].kl
+    assert mu is not None
+    assert logvar is not None
+    assert kl is not None
+    posterior = Normal(mu, logvar.exp().sqrt())
+    by_hand = kl_divergence(posterior, Normal(torch.zeros_like(mu), torch.ones_like(mu))).sum(-1)
+    if by_hand.dim() == 2:  # of each demonstration
+        by_hand = (by_hand * batch["demo_mask"]).sum(1) / batch["demo_mask"].sum(1)
+    if not torch.allclose(kl, by_hand, rtol=1e-3, atol=1e-3):
+        yield "the KL is not that of the posterior's mean and variance from N(0, I)"
+    other = {**batch, "noise": batch["noise"] + 1}
+    with torch.no_grad():
+        if torch.equal(task.module(batch, None).logits, task.module(other, None).logits):
+            yield "training does not sample the latent: the KL is that of a distribution that nothing is drawn from"
 
 
 def decoder_is_loaded(tiny: Tiny) -> Found:
     """DYN715: every tensor of the decoder, none of the encoder."""
     source, own = tiny.build().task.model, tiny.build(stirred=False).task.model
     before = {name: value.clone() for name, value in own.state_dict().items()}
-    given = decoder_part(source.state_dict())
-    put(own, given)
-    after = own.state_dict()
-    if wrong := [name for name, value in given.items() if not torch.equal(after[name], value)]:
+    put(own, decoder_part(source.state_dict()))
+    after, theirs = own.state_dict(), source.state_dict()
+    encoders = {name for name in after if "encoder." in name or "context_" in name}
+    if wrong := [name for name in after if name not in encoders and not torch.equal(after[name], theirs[name])]:
         yield f"{listed(wrong)} are not those of the loaded decoder"
-    if moved := [name for name in before if name not in given and not torch.equal(after[name], before[name])]:
+    if moved := [name for name in after if name in encoders and not torch.equal(after[name], before[name])]:
         yield f"{listed(moved)} changed, which a decoder does not have"
-    if not any(name.startswith("inner.encoder.") for name in before.keys() - given.keys()):
-        yield "the encoder is taken from the decoder's run, too"
+    loaded: list[int] = []
+    stand_in: Any = SimpleNamespace(provenance="", load=lambda: loaded.append(1))
+    with replaced(find_decoder, lambda *_: stand_in):
+        plan = tiny.build(run={"load_pretrained_decoder": "probe"})
+    if plan.start is not None:
+        plan.start()
+    if not loaded:
+        yield "a run that names a decoder does not load it"
 
 
 def probes() -> list[Probe]:
@@ -196,4 +231,25 @@ def probes() -> list[Probe]:
         ("DYN715", decoder_is_loaded, "a loaded decoder replaces every tensor but the encoder's"),
         ("DYN718", no_table, "no table of puzzles; answers do not depend on identifiers"),
     )
-    return [*fixed_rows(), *(Probe(code=code, run=run, passed=text, act=True) for code, run, text in own)]
+    rows = [*fixed_rows(), *(Probe(code=code, run=run, passed=text, act=True) for code, run, text in own)]
+    found = {row.code: row for row in rows}
+    further = {
+        "DYN705": slots,
+        "DYN711": own_task_is_shown,
+        "DYN712": no_answer_is_shown,
+        "CFG255": keys_are_handed_on,
+    }
+    for code, run in further.items():
+        common = found.get(code) or COMMON.get((code, True)) or COMMON[code, None]
+        found[code] = replace(common, run=_both(common.run, run))
+    return list(found.values())
+
+
+def _both(first: Observation, second: Observation) -> Observation:
+    """The faults of two probes, one after the other."""
+
+    def run(tiny: Tiny) -> Found:
+        yield from first(tiny)
+        yield from second(tiny)
+
+    return run

@@ -123,6 +123,17 @@ def begins_anew(tiny: Tiny) -> Found:
         yield "two batches hold the same examples"
 
 
+def every_step_trains(tiny: Tiny) -> Found:
+    """DYN702: the one context of an example gets a gradient from each of its steps."""
+    task = tiny.build().task
+    with encodings(task.module) as made:
+        output = task.module.train()(first_batch(task), None)
+    for number, logits in enumerate(output.logits.chunk(tiny.max_steps), 1):
+        (grad,) = torch.autograd.grad(logits.square().sum(), made[0], retain_graph=True, allow_unused=True)
+        if grad is None or not bool((grad != 0).flatten(1).any(1).all()):
+            yield f"step {number} of {tiny.max_steps} gives the context of its demonstrations no gradient"
+
+
 def reads_labels(tiny: Tiny) -> Found:
     """DYN706."""
     losses = []
@@ -161,6 +172,7 @@ def fixed_rows() -> Iterator[Probe]:
     """The common probes that episodes, encodings and depth are about, for both ACT modes."""
     passed = {
         "DYN701": (encoded_once, "each training step encodes every row of its batch"),
+        "DYN702": (every_step_trains, "every step gives the context of its demonstrations a gradient"),
         "MOD430": (policy, ""),
         "MOD431": (encoded_once, "the demonstrations of each row are encoded once for all its steps"),
         "MOD422": (cycles, "as many steps and cycles as the arch block says"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from dataset.held_back import validation_count
 from verification.data import puzzle_data
 from verification.finding import Finding
 from verification.rule import FamilyRules, NotApplicable, Rule, finding, need_config, need_model
+from verification.rules.data import there
 from verification.subject import Subject
 
 DECODER = "load_pretrained_decoder"
@@ -88,6 +91,10 @@ def decoder_fits(subject: Subject) -> Iterator[Finding]:
 
 def decoder_is_clean(subject: Subject) -> Iterator[Finding]:
     """DAT530: whether the decoder that is loaded was trained on tasks of the test split."""
+    meant, given = (subject.intent or {}).get("init"), need_config(subject).get(DECODER)
+    if (meant == "scratch" and given) or (meant == "contaminated" and not given):
+        text = f"intended init={meant}, resolved {DECODER}={given}"
+        yield finding("DAT530", "FAIL", text, *subject.trace.key_line(DECODER))
     checkpoint = _decoder(subject)
     from dataset.format import load_splits
     from tasks.etrm.decoder import provenance
@@ -96,9 +103,56 @@ def decoder_is_clean(subject: Subject) -> Iterator[Finding]:
     if not folders:
         raise NotApplicable("the data are not here: the run itself will say what its decoder has seen")
     text = provenance(checkpoint, load_splits(folders, "test"))
-    meant = (subject.intent or {}).get("init") == "contaminated"
-    level = "PASS" if text.startswith("clean") else "INFO" if meant else "FAIL"
+    level = "PASS" if text.startswith("clean") else "INFO" if meant == "contaminated" else "FAIL"
     yield finding("DAT530", level, text, *subject.trace.key_line(DECODER))
+
+
+def every_test_is_asked(subject: Subject) -> Iterator[Finding]:
+    """DAT522: each test of test_puzzles.json is one that an evaluation asks, in the first puzzle of its task."""
+    import numpy as np
+
+    from dataset.format import load_splits
+    from engine.errors import UsageError
+    from evaluators.voting.grids import restored
+    from evaluators.voting.tasks import Tasks
+
+    for entry in there(subject):
+        folder = subject.trace.cwd / entry.path
+        if not (folder / "test_puzzles.json").exists():
+            continue
+        try:
+            splits = load_splits([folder], "test")
+            tasks = Tasks(splits)
+        except UsageError as error:
+            yield finding("DAT522", "FAIL", str(error), entry.path)
+            continue
+        asked: set[int] = set()
+        for split in splits:
+            examples = split.questions()
+            examples = examples[np.isin(split.puzzles_of(examples), split.group_indices[:-1])]
+            numbers = split.puzzle_identifiers[split.puzzles_of(examples)] + split.identifier_offset
+            grids = split.batch(examples)["inputs"]
+            asked |= set(tasks.find(numbers, restored(grids, *tasks.augmentation(numbers))[1]).tolist())
+        never = [question for question, same in zip(tasks.questions, tasks.same_as, strict=True) if same not in asked]
+        of = f"{len(tasks.questions)} tests of {len(tasks.names)} tasks"
+        if never:
+            text = (
+                f"{entry.path}: {len(never)} of {of} are never asked, first of {never[0].task}: a score leaves them out"
+            )
+            yield finding("DAT522", "FAIL", text, entry.path)
+        else:
+            yield finding("DAT522", "PASS", f"{entry.path}: {of}, all asked", entry.path)
+
+
+def name_says_encoder(subject: Subject) -> Iterator[Finding]:
+    """JOB032: no other encoder in the run's name than the one that it trains."""
+    name, own = str(need_config(subject).get("run_name") or ""), str(subject.arch.get("encoder_type"))
+    folder = Path(__file__).resolve().parents[2] / "models" / "encoders" / "kinds"
+    kinds = sorted((path.stem for path in folder.glob("[a-z]*.py")), key=len, reverse=True)
+    for kind in re.findall("|".join(kinds), name.lower()):
+        if kind != own:
+            text = f"run_name={name}: '{kind}' in the name, but arch.encoder_type={own}"
+            yield finding("JOB032", "WARN", text, subject.where, subject.line)
 
 
 def _decoder(subject: Subject) -> Any:
@@ -124,6 +178,8 @@ FAMILY_RULES = FamilyRules(
         Rule(("CFG251",), something_is_trained),
         Rule(("CFG252",), latent_has_a_prior),
         Rule(("CFG253",), decoder_fits),
+        Rule(("DAT522",), every_test_is_asked),
         Rule(("DAT530",), decoder_is_clean),
+        Rule(("JOB032",), name_says_encoder),
     ),
 )

@@ -5,10 +5,12 @@ What they catch is planted in tests/verification/faults_etrm.py.
 
 from __future__ import annotations
 
+import json
 import shlex
 
 import pytest
 
+from dataset.arc.pattern import PatternPlan, build_patterns
 from models.encoders import encoder_types
 from tests.conftest import ROOT
 from tests.verification.probing import SLOW, composed, probe
@@ -36,3 +38,21 @@ def test_every_encoder_passes_all_probes(words: str) -> None:
     expected = {"DYN701", "DYN703", "DYN705", "DYN706", "DYN707", "DYN709", "DYN710", "DYN711", "DYN712", "DYN713"}
     expected |= {"DYN715", "DYN717", "DYN718", "DYN708" if "online" in words else "DYN704"}
     assert passed >= expected | ({"DYN714"} if "variational" in words else set())
+
+
+def test_a_test_that_no_evaluation_asks_is_reported(tmp_path) -> None:
+    data = tmp_path / "patterns"
+    build_patterns(data, PatternPlan(side=4, pattern=2, num_train=4, num_test=3, demonstrations=2))
+    command = ["python", "pretrain_etrm.py", "--config-name=cfg_pretrain_etrm_overfit", f"data_paths=[{data}]"]
+
+    def judged() -> list[tuple[str, str]]:
+        report = verify_command(command, root=ROOT, with_data=True, probes=False)
+        return [(one.level, one.message) for one in report.findings if one.code == "DAT522"]
+
+    assert judged() == [("PASS", f"{data}: 3 tests of 3 tasks, all asked")]
+    tasks = json.loads((data / "test_puzzles.json").read_text())
+    name, task = next(iter(tasks.items()))
+    task["test"].append({"input": [[1, 2]], "output": [[2, 1]]})
+    (data / "test_puzzles.json").write_text(json.dumps(tasks))
+    text = f"{data}: 1 of 4 tests of 3 tasks are never asked, first of {name}: a score leaves them out"
+    assert judged() == [("FAIL", text)]

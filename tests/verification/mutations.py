@@ -1,8 +1,8 @@
 """Planted faults: a copy of this repository, what is changed in it, and what the verifier must then say.
 
 A fault is a few edits and a job line (or the text of a whole job file). An edit whose text is no longer found fails loudly,
-so that the table cannot go stale in silence. The faults are in faults_job.py, faults_config.py, faults_script.py and
-faults_model.py, what must stay without a failure in faults_none.py.
+so that the table cannot go stale in silence. The faults are in faults_*.py, what must stay without a failure in
+faults_none.py.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import pytest
 from tests.verification import (
     faults_config,
     faults_deep,
+    faults_etrm,
     faults_feudal,
     faults_job,
     faults_language,
@@ -38,6 +39,7 @@ FAULTS = (
     *faults_model.FAULTS,
     *faults_language.FAULTS,
     *faults_feudal.FAULTS,
+    *faults_etrm.COMMANDS,
 )
 GOOD = (*faults_none.GOOD, *faults_language.GOOD)
 STEPS = {
@@ -134,7 +136,7 @@ def test_a_planted_fault_is_caught_with_its_code_and_no_other(fault: Fault, prob
 
 def test_the_table_is_large_and_its_codes_are_known() -> None:
     assert len(FAULTS) >= 40
-    names = Counter(case.name for case in (*FAULTS, *GOOD))
+    names = Counter(case.name for case in (*FAULTS, *GOOD, *faults_etrm.FAULTS))
     assert max(names.values()) == 1, names.most_common(1)
     assert {code for fault in FAULTS for code in (*fault.codes, *fault.follows)} <= CODES.keys()
 
@@ -155,7 +157,7 @@ def test_what_is_right_raises_no_alarm(good: Good, probes: bool, pristine: Path)
 
 def page() -> str:
     """What is planted: the number of faults by step and code."""
-    faults = (*FAULTS, *faults_deep.FAULTS)
+    faults = (*FAULTS, *faults_deep.FAULTS, *faults_etrm.FAULTS)
     lines = [
         "# Planted faults",
         "",

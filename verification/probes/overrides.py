@@ -206,7 +206,8 @@ def _candidates(tiny: Tiny, key: str, present: Any, default: Any) -> list[Any]:
 def _choices(tiny: Tiny, key: str) -> tuple[Any, ...]:
     schema, rest = _schema(tiny, key)
     hint = typing.get_type_hints(schema or object).get(rest)
-    return typing.get_args(hint)
+    parts = typing.get_args(hint)  # of a Literal its choices, of `Literal | None` that Literal and NoneType
+    return tuple(choice for part in parts for choice in (typing.get_args(part) or (part,)))
 
 
 def _between(key: str, a: Any, b: Any) -> float | None:

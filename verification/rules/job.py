@@ -251,9 +251,9 @@ def run_name_is_true(subject: Subject) -> Iterator[Finding]:
 def paths_exist(subject: Subject) -> Iterator[Finding]:
     config, place = need_config(subject), subject.place
     missing = "FAIL" if subject.with_data else "WARN"
-    for key in ("resume_from", "prev_run_ckpt"):
+    for key in ("resume_from", "prev_run_ckpt", "load_pretrained_decoder"):
         source = str(config.get(key) or "")
-        named = bool(source) if key == "prev_run_ckpt" else "/" in source
+        named = "/" in source if key == "resume_from" else bool(source)
         if named and not (subject.trace.cwd / user_path(source)).exists():
             yield finding("JOB033", missing, f"{key}={source} does not exist (yet)", *place)
     for entry in subject.data:
