@@ -242,9 +242,10 @@ def modules_of(package: str) -> list[str]:
 
 def classes_of(module: Any) -> list[str]:
     """Public classes that a module defines or exports from our packages."""
+    values = {name: getattr(module, name, None) for name in (*vars(module), *getattr(module, "__all__", ()))}
     return [
         name
-        for name, value in vars(module).items()
+        for name, value in values.items()
         if not name.startswith("_") and inspect.isclass(value) and value.__module__.split(".")[0] in SLOTS
     ]
 

@@ -1,11 +1,20 @@
-"""Loss heads and loss functions; `losses@ACTLossHead` in a config names what this package exports."""
+"""Loss heads and loss functions; `losses@ACTLossHead` in a config names what this package exports.
+
+torch is loaded with the first of them and not with the package, whose config.py --help reads.
+"""
 
 from __future__ import annotations
 
-from losses.act import ACTLossConfig, ACTLossHead, LossResult
-from losses.feudal import FeudalLossConfig, FeudalLossHead
-from losses.language_model import LMLossConfig, LMLossHead, LMLossResult
-from losses.stablemax import softmax_cross_entropy, stablemax_cross_entropy
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from losses.config import ACTLossConfig, FeudalLossConfig, LMLossConfig
+
+if TYPE_CHECKING:
+    from losses.act import ACTLossHead, LossResult
+    from losses.feudal import FeudalLossHead
+    from losses.language_model import LMLossHead, LMLossResult
+    from losses.stablemax import softmax_cross_entropy, stablemax_cross_entropy
 
 __all__ = [
     "ACTLossConfig",
@@ -19,3 +28,13 @@ __all__ = [
     "softmax_cross_entropy",
     "stablemax_cross_entropy",
 ]
+_MODULES = ("act", "feudal", "language_model", "stablemax")
+
+
+def __getattr__(name: str) -> Any:
+    """What `name` is in the module of this package that exports it."""
+    modules = (importlib.import_module(f"losses.{module}") for module in _MODULES if name in __all__)
+    for module in modules:
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"module 'losses' has no attribute {name!r}")

@@ -7,16 +7,15 @@ Every row counts at every step (deep supervision). Shapes: B rows, T tokens, V w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.fields import Inert, Range, check_fields
+from losses.config import ACTLossConfig
 from losses.stablemax import IGNORE, softmax_cross_entropy, stablemax_cross_entropy
 from models.recursive_reasoning.act import ACTOutput
-from models.recursive_reasoning.etrm_config import IN_HYBRID, IN_LPN, IN_RECURRENT, IN_STANDARD
 
 __all__ = ["ACTLossConfig", "ACTLossHead", "LossResult"]
 
@@ -28,23 +27,6 @@ _TOKEN_LOSSES = {
 }
 _PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 _Q_WEIGHT = 0.5
-_NO_ENCODER = Inert("arch.encoder_type=null", "there is no encoder of demonstrations")
-
-
-@dataclass(kw_only=True)
-class ACTLossConfig:
-    """Raises ValueError for an unknown choice; the text names the override."""
-
-    loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
-    """Token loss."""
-    precision: Literal["float32", "float64"] = "float32"
-    """Dtype of the token loss; float64 is the published code's choice for stablemax (differs by less than
-    1e-6)."""
-    kl_weight: Annotated[float, Range(0), _NO_ENCODER, IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT] = 1e-4
-    """Of the KL divergence of each row's latent from its prior (arXiv 2411.08706: 1e-4); of variational encoders."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "arch.loss")
 
 
 @dataclass

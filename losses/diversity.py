@@ -22,53 +22,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from engine.fields import Inert, Range, check_fields
+from losses.config import DiversityLossConfig
 from models.animal.completions import NONE, Completions
 
 FARTHEST = 20.0
 """Nats between base and model at one token beyond which L_kl neither grows nor pulls."""
-
-
-@dataclass(kw_only=True)
-class DiversityLossConfig:
-    """Keys of `arch.loss`."""
-
-    objective: Literal["kl", "kl_exact", "tb"] = "kl"
-    """Documented histogram loss; the same with the exact probability of every option; or trajectory balance."""
-    w_c: Annotated[float, Range(0), Inert("arch.loss.objective=tb", "tb has alpha_c")] = 0.8
-    """Weight of the concept loss."""
-    w_o: Annotated[float, Range(0), Inert("arch.loss.objective=tb", "tb has alpha_o")] = 0.2
-    """Weight of the open block loss."""
-    w_kl: Annotated[float, Range(0), Inert("arch.loss.objective=tb", "tb's reward contains the base")] = 0.0
-    """Weight of the distance to the base."""
-    alpha_c: Annotated[float, Range(0), Inert("arch.loss.objective!=tb", "only tb has a reward")] = 1.0
-    """How far the reward evens out the options: 0 keeps the base's shares, 1 makes them equal."""
-    alpha_o: Annotated[float, Range(0), Inert("arch.loss.objective!=tb", "only tb has a reward")] = 1.0
-    """The same for the clusters of each option."""
-    invalid_penalty: Annotated[float, Range(0), Inert("arch.loss.objective!=tb", "only tb has a reward")] = 4.0
-    """Nats by which the reward of a text that names no option lies below the base."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "arch.loss")
-        if self.objective != "tb" and self.w_c == self.w_o == 0:
-            raise ValueError("w_c=0 and w_o=0: nothing would become more diverse, give one of them a weight")
-
-    @property
-    def terms(self) -> str:
-        """The active terms in words."""
-        if self.objective == "tb":
-            return (
-                f"trajectory balance, reward = base evened out (alpha_c {self.alpha_c:g}, alpha_o {self.alpha_o:g}, "
-                f"invalid -{self.invalid_penalty:g})"
-            )
-        concept = "exact concept" if self.objective == "kl_exact" else "concept"
-        parts = ((self.w_c, concept), (self.w_o, "open block"), (self.w_kl, "KL to the base"))
-        return " + ".join(f"{weight:g} {name}" for weight, name in parts if weight)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,52 +9,19 @@ that they are of use: random goals are followed just as well. Shapes: B rows, G 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from engine.fields import Inert, Range
-from losses.act import ACTLossConfig, ACTLossHead, LossResult, Metrics
+from losses.act import ACTLossHead, LossResult, Metrics
+from losses.config import FeudalLossConfig
 from models.recursive_reasoning.act import ACTOutput, Aux
 from models.recursive_reasoning.subgoal import alignment
 
 __all__ = ["FeudalLossConfig", "FeudalLossHead"]
 
 _SATURATED = 0.05
-
-
-_NO_HEAD = Inert("arch.subgoal_head=null", "there is no arch.subgoal_head")
-
-
-@dataclass(kw_only=True)
-class FeudalLossConfig(ACTLossConfig):
-    """The keys of the ACT loss, and those of the intrinsic one."""
-
-    feudal_loss_weight: Annotated[float, Range(0), _NO_HEAD] = 0.1
-    """Of the intrinsic loss in the total; 0 only reports it."""
-    feudal_grad: Annotated[
-        Literal["worker", "both", "manager"],
-        _NO_HEAD,
-        Inert("arch.loss.feudal_loss_weight=0", "the weight of the intrinsic loss is 0"),
-        Inert(
-            "arch.loss.feudal_grad=both and arch.subgoal_head.goal_credit=none",
-            "arch.subgoal_head.goal_credit=none: no gradient reaches the manager",
-        ),
-    ] = "worker"
-    """Who is moved by the cosine: the worker towards the goal, both, or the goal towards the worker (goals that the
-    loss can move collapse)."""
-    feudal_gate: Annotated[
-        Literal["detach", "none", "live"],
-        _NO_HEAD,
-        Inert("arch.subgoal_head.gating=false", "arch.subgoal_head.gating=false: there is no gate"),
-        Inert(
-            "arch.loss.feudal_gate=live and arch.subgoal_head.goal_credit=none",
-            "arch.subgoal_head.goal_credit=none: no gradient reaches the manager",
-        ),
-    ] = "detach"
-    """Factor of a row: its gate without gradient, 1, or its gate with gradient (which learns to close it)."""
 
 
 class FeudalLossHead(ACTLossHead):

@@ -6,39 +6,20 @@ Shapes: B rows, T tokens, K streams, D width, V words.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from engine.fields import Inert, Range, check_fields
+from losses.config import LMLossConfig
 from losses.stablemax import IGNORE
 from models.language_models.gpt import LMOutput
 
 __all__ = ["LMLossConfig", "LMLossHead", "LMLossResult"]
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
-
-
-@dataclass(kw_only=True)
-class LMLossConfig:
-    """Raises ValueError for values that make no loss; the text names the override."""
-
-    stream_weights: Annotated[
-        list[float] | None, Inert("training_mode!=multicontext", "training_mode is not multicontext")
-    ] = None
-    """Weights of the streams in the mean of their losses (multicontext); null: all the same."""
-    chunk_tokens: Annotated[int, Range(0)] = 0
-    """Positions whose logits exist at one time; their backward pass makes them again. 0: all. Saves memory with large
-    vocabularies and costs one more product with the head."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "arch.loss")
-        weights = self.stream_weights
-        if weights is not None and (not weights or min(weights) < 0 or sum(weights) <= 0):
-            raise ValueError(f"arch.loss.stream_weights={weights}: expected numbers of 0 or more, not all 0")
 
 
 @dataclass

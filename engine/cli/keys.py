@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import inspect
 import textwrap
 import types
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from engine.fields import Inert, NotBlank, Range, declared, inert_by, value_at
+from engine.fields import Inert, Range, declared, inert_by, value_at
 
 NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null", Any: "any"}
 
@@ -63,9 +63,7 @@ class Key:
 
 
 def describe(kind: Any) -> str:
-    """What errors and --help call a declared type: `integer or null`, `auto|sdpa`, `list of text`; text is itself."""
-    if isinstance(kind, str):  # read from source
-        return kind
+    """What errors and --help call a declared type: `integer or null`, `auto|sdpa`, `list of text`."""
     if get_origin(kind) is Literal:
         return "|".join(str(choice) for choice in get_args(kind))
     if is_union(kind):
@@ -133,23 +131,23 @@ def _in_source(schema: type) -> dict[str, tuple[str, tuple[str, int]]]:
 # --- of a class that a config names, read from its source: --help must not load torch ---------------------------------
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = {kind.__name__: text for kind, text in NAMES.items() if isinstance(kind, type)} | {"None": "null", "Any": "any"}
 
 
 @functools.cache
 def source_keys(name: str, slot: str, prefix: str) -> dict[str, Key]:
     """Keys of the `Config` of `module@Class` in a slot, nested ones too, by dotted name behind `prefix`.
 
-    `kind` and `default` of the keys are their text. Empty where the name leads nowhere: a launch says why.
+    Only the module of the Config is imported. Empty where the name leads nowhere: a launch says why.
     """
     module, _, cls = str(name).partition("@")
     place = _lookup(module if module.split(".")[0] == slot else f"{slot}.{module}", cls)
     config = _config_of(*place) if place else None
-    keys: dict[str, Key] = {}
-    for name, key in _keys(*config, prefix) if config else ():
-        above = keys.get(name)  # of a base class, whose marks hold where a subclass only gives another default
-        keys[name] = replace(key, marks=key.marks or above.marks) if above else key
-    return keys
+    if config is None:
+        return {}
+    try:
+        return keys_of(getattr(importlib.import_module(config[0]), config[1].name), prefix)
+    except (ImportError, AttributeError, TypeError, NameError, SyntaxError, ValueError):
+        return {}
 
 
 def known_keys(schema: Any, config: Mapping[str, Any]) -> dict[str, Key]:
@@ -174,21 +172,18 @@ def inert_reason(schema: Any, key: str, config: Mapping[str, Any]) -> str:
     return ""
 
 
-def _file(module: str) -> Path:
-    path = ROOT.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
 @functools.cache
-def _tree(module: str) -> ast.Module | None:
-    file = _file(module)
-    return ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
+def _statements(module: str) -> list[ast.stmt]:
+    """Those of a module's top level, and of its `if TYPE_CHECKING:`."""
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    top = ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []
+    return [*top, *(node for one in top if isinstance(one, ast.If) for node in one.body)]
 
 
 def _lookup(module: str, name: str) -> tuple[str, Any] | None:
     """(module, node) of a name of a module's top level, through its imports from our packages."""
-    tree = _tree(module)
-    for node in tree.body if tree else ():
+    for node in _statements(module):
         targets = getattr(node, "targets", [getattr(node, "target", None)])
         if getattr(node, "name", None) == name or any(getattr(target, "id", None) == name for target in targets):
             return module, node
@@ -204,82 +199,3 @@ def _config_of(module: str, cls: Any) -> tuple[str, Any] | None:
             return _lookup(module, node.value.id)
     above = (_lookup(module, base.id) for base in getattr(cls, "bases", ()) if isinstance(base, ast.Name))
     return next((place for base in above if base and (place := _config_of(*base))), None)
-
-
-def _keys(module: str, cls: Any, prefix: str) -> Iterator[tuple[str, Key]]:
-    for base in getattr(cls, "bases", ()):
-        if isinstance(base, ast.Name) and (place := _lookup(module, base.id)):
-            yield from _keys(*place, prefix)
-    for node, below in pairwise([*getattr(cls, "body", ()), ast.Pass()]):
-        if not isinstance(node, ast.AnnAssign) or "ClassVar" in ast.unparse(node.annotation):
-            continue
-        name = prefix + ast.unparse(node.target)
-        text = getattr(getattr(below, "value", None), "value", None)
-        doc = " ".join(text.split()) if isinstance(below, ast.Expr) and isinstance(text, str) else ""
-        kind, place = _kind_of(node.annotation), (str(_file(module)), node.lineno)
-        optional = isinstance(kind, ast.BinOp) and ast.unparse(kind.right) == "None"
-        shown = _kind(module, kind.left if isinstance(kind, ast.BinOp) and optional else kind)
-        yield name, Key(name, shown, optional, _default(node.value), doc, _marks(module, node.annotation), place)
-        for part in ast.walk(kind):
-            nested = _lookup(module, part.id) if isinstance(part, ast.Name) else None
-            if nested and isinstance(nested[1], ast.ClassDef):
-                yield from _keys(*nested, f"{name}.")
-
-
-def _kind_of(annotation: ast.expr) -> ast.expr:
-    """The type of an annotation, without the marks beside it."""
-    inner: Any = getattr(annotation, "slice", None)
-    marked = inner is not None and ast.unparse(annotation.value) == "Annotated"  # type: ignore[attr-defined]
-    return inner.elts[0] if marked else annotation
-
-
-class _Names(dict[str, Any]):
-    """What the names in an annotation of a module stand for: our marks, and constants at the top of modules."""
-
-    def __init__(self, module: str) -> None:
-        super().__init__(Inert=Inert, Range=Range, NotBlank=NotBlank)
-        self._module = module
-
-    def __missing__(self, name: str) -> Any:
-        module, node = _lookup(self._module, name) or (self._module, None)
-        return _value(module, node.value)  # type: ignore[union-attr]
-
-
-def _value(module: str, node: ast.expr) -> Any:
-    """What an expression of our own source is worth, without an import of its module."""
-    return eval(ast.unparse(node), {"__builtins__": {}}, _Names(module))
-
-
-def _marks(module: str, annotation: ast.expr) -> tuple[Any, ...]:
-    """The marks of an annotation, written there or bound to a name of a module; none that only an import can make."""
-    marks: list[Any] = []
-    if ast.unparse(getattr(annotation, "value", annotation)) == "Annotated":
-        for mark in annotation.slice.elts[1:]:  # type: ignore[attr-defined]
-            with suppress(AttributeError, LookupError, NameError, TypeError, ValueError):
-                marks.append(_value(module, mark))
-    return tuple(marks)
-
-
-def _default(value: ast.expr | None) -> Any:
-    try:
-        return "required" if value is None else ast.literal_eval(value)
-    except ValueError:
-        return ast.unparse(value) if value is not None else ""
-
-
-def _kind(module: str, annotation: ast.expr) -> str:
-    """What `engine.cli.keys.describe` says of the type."""
-    if isinstance(annotation, ast.BinOp):
-        return f"{_kind(module, annotation.left)} or {_kind(module, annotation.right)}"
-    if isinstance(annotation, ast.Subscript):
-        outer, inner = ast.unparse(annotation.value), annotation.slice
-        if outer == "Annotated":
-            return _kind(module, _kind_of(annotation))
-        if outer == "Literal":
-            return "|".join(str(ast.literal_eval(one)) for one in getattr(inner, "elts", [inner]))
-        return f"list of {_kind(module, inner)}" if outer == "list" else "block of keys"
-    word = WORDS.get(ast.unparse(annotation))
-    named = None if word else _lookup(module, ast.unparse(annotation))
-    if named and isinstance(named[1], ast.Assign):
-        return _kind(named[0], named[1].value)
-    return word or "block of keys"
