@@ -20,6 +20,7 @@ def _evaluated(tiny: Tiny) -> tuple[list[str], list[str]]:
     step(task, 1)
     model, inside, name = task.module, set(task.module.modules()), type(task).__name__
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = first_batch(task) if tiny.spec.act else {}
     modes, grads, drew, results, outputs = set[bool](), set[bool](), False, [], []
 
     def watch(module: nn.Module, _: Any) -> None:
@@ -36,7 +37,7 @@ def _evaluated(tiny: Tiny) -> tuple[list[str], list[str]]:
             hook.remove()
         drew |= not torch.equal(state, torch.get_rng_state())
         with torch.no_grad():
-            outputs.append(_tensors(model.eval()(first_batch(task))) if tiny.spec.act else {})
+            outputs.append(_tensors(model.eval()(batch)) if batch else {})
     made = [f"{name}.evaluate runs modules in training mode: dropout stays on"] if True in modes else []
     made += [f"{name}.evaluate keeps gradients: it is not under no_grad"] if True in grads else []
     made += ["an evaluation draws random numbers: it explores, samples or drops out"] if drew else []
