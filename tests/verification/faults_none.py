@@ -75,6 +75,7 @@ no-exploration |  | halt_exploration_prob 0 is a decision too | + arch.halt_expl
 intent-right | JOB034 | an intent that holds |  | mode=embedding act=dynamic arch=trm arch.L_cycles=1
 run-name-right | JOB032 | a run name that says what is so | + arch.L_cycles=4 run_name=trm_Lcycles4
 run-name-of-a-sweep | JOB032 | a run name as a sweep gives it | + lr=1e-4 run_name=trm_lr-1e-04_seed-0_try2
+run-name-of-the-script | JOB032 | a run name that the recipe makes, which holds the script's | python pretrain_etrm.py arch=etrm_online run_name=pretrain_etrm_fewshot-1234abcd
 run-name-original |  | `original` in a run name is no suffix | + run_name=trm_original
 live-ema | JOB031 | ema_rate with ema | + ema_rate=0.99
 hydra-by-another-name |  | the decorator imported by name, its arguments by place

@@ -231,7 +231,8 @@ def run_name_is_true(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable("no run_name is given")
     name = Path(name).name
     archs, chosen = subject.trace.options("arch/*"), str(subject.choices.get("arch"))
-    plain = name.lower().replace(chosen, "")
+    script = Path(subject.command.script or "").stem or chosen  # a name that nobody gave begins with the script's
+    plain = name.lower().replace(script, "").replace(chosen, "")
     contradictions = [
         f"'{token}' in the name, but arch={chosen}"
         for token in re.split(r"[_\-/,]+", plain)
