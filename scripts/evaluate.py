@@ -3,13 +3,14 @@
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4/checkpoints/step_500 --steps 64      # think longer
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4 --halting latched                    # stop when it halts
+    python scripts/evaluate.py checkpoints/demo/sudoku_4x4 --rollouts 8 --vary noise --select q
     torchrun --nproc-per-node=4 scripts/evaluate.py checkpoints/demo/sudoku_4x4 --batch-size 3072
     python scripts/evaluate.py out/shakespeare/ckpt.pt                               # the best, not the latest
     python scripts/evaluate.py out/shakespeare --data more                           # a data set of the same tokenizer
     python scripts/evaluate.py diversity_model                                       # of train_animal.py
 
 Without further arguments it repeats the evaluation at the end of the run: same examples and weights, same numbers.
-Options on ACT steps, examples and splits are for runs of pretrain.py.
+Options on ACT steps, rollouts, examples and splits are for runs of pretrain.py.
 """
 
 from __future__ import annotations
@@ -52,6 +53,24 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="latched: a row keeps the answer of the step at which it halts; default: arch.eval_halting",
     )
     parser.add_argument("--batch-size", type=positive, metavar="N", help="examples at once; default: what the run took")
+    parser.add_argument(
+        "--rollouts",
+        type=positive,
+        metavar="N",
+        help="answer each puzzle N times and choose one of the answers without its label; the first is the plain one",
+    )
+    parser.add_argument(
+        "--vary",
+        choices=("init", "noise", "symmetry"),
+        help="how rollouts differ: random latents, noise at every step, symmetries of the data set; default: init",
+    )
+    parser.add_argument(
+        "--select",
+        choices=("residual", "q", "first", "vote", "vote_cells"),
+        help="what chooses: the answer that moved least, the surest, the first to halt, that of most, in each cell "
+        "that of most; default: q",
+    )
+    parser.add_argument("--sigma", type=float, metavar="S", help="size of the noise of --vary noise; default: 0.3")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="where the figures go; default: evaluation_step_N.json in the run"
     )

@@ -25,6 +25,10 @@ DEFAULTS = {
     "max_augmentations": None,
     "halting": None,
     "batch_size": None,
+    "rollouts": None,
+    "vary": None,
+    "select": None,
+    "sigma": None,
 }
 """Arguments that only some families give a meaning to, with their defaults."""
 

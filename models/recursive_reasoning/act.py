@@ -9,11 +9,13 @@ positions, D width, V words.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from models.recursive_reasoning.variation import Vary, random_start, step_noise
 
 EXPLORATION = "exploration"
 Latents = dict[str, Tensor]
@@ -169,17 +171,34 @@ class ACTModel(nn.Module):
                 carry = self._eval_step(carry, x, self.halt_max_steps)
             return self._eval_output(carry)
 
-    def think(self, batch: dict[str, Tensor], steps: int | None = None) -> Iterator[ACTOutput]:
+    def think(
+        self, batch: dict[str, Tensor], steps: int | None = None, vary: Vary | None = None
+    ) -> Iterator[ACTOutput]:
         """Yield every ACT step of an episode with its logits; `steps` may exceed `halt_max_steps` (test-time
-        depth). Latched rows repeat their answer: the number of outputs never depends on q values."""
+        depth). Latched rows repeat their answer: the number of outputs never depends on q values. `vary` changes the
+        latents that a step begins with (variation.py)."""
         most = self.halt_max_steps if steps is None else steps
         with torch.no_grad():
             carry, x = self._open_episode(batch)
-        for _ in range(most):
+        for number in range(most):
             with torch.no_grad(), self.inner.casts():  # closed before each yield: the caller's grad mode is its own
+                if vary is not None:
+                    carry = self._varied(carry, vary, number)
                 carry = self._eval_step(carry, x, most)
                 output = self._eval_output(carry)
             yield output
+
+    def variation(self, kind: str, generator: torch.Generator, plain: Tensor, sigma: float) -> Vary | None:
+        """What `think` takes to let rollouts differ by `init` or `noise`; None for `symmetry`, which is the data's."""
+        if kind == "init":
+            return random_start(generator, plain)
+        return step_noise(generator, plain, sigma) if kind == "noise" else None
+
+    def _varied(self, carry: ACTCarry, vary: Vary, number: int) -> ACTCarry:
+        """The carry with the latents, not what else a variant keeps, changed in the rows that have not halted."""
+        names = self.inner.latent_names
+        moved = {n: _where_rows(carry.halted, carry.latents[n], vary(number, carry.latents[n])) for n in names}
+        return replace(carry, latents={**carry.latents, **moved})
 
     @torch.no_grad()
     def begin(self, batch: dict[str, Tensor]) -> ACTCarry:
@@ -232,6 +251,11 @@ class ACTModel(nn.Module):
     def num_parameters(self) -> int:
         """Trained parameters; puzzle table and latent starts are buffers and do not count."""
         return sum(p.numel() for p in self.parameters())
+
+    @property
+    def block_calls(self) -> int:
+        """Calls of a block in one ACT step of one row."""
+        return sum(len(self.inner.get_submodule(update.stack).layers) for update in self.inner.plan)
 
     def flops(self, batch_rows: int) -> dict[str, float]:
         """Operations for `batch_rows` rows: `train` one step with its backward pass, `eval` one whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from engine.io import atomic_write_text, print_rank0, progress
 from evaluators.intervals import wilson
 from reports.output import write_json_result
 from tasks.recursive_reasoning.loading import PuzzleRun, load_puzzle_run
+from tasks.recursive_reasoning.rollouts import FLAGS, print_table, rollouts_of, write_picture
 from tasks.recursive_reasoning.task import evaluation_files
 
 
@@ -40,9 +42,14 @@ def evaluate_run(args: argparse.Namespace) -> None:
         args.max_augmentations or opened.config.final_eval_max_augmentations,
     )
     model.eval_halting = args.halting or model.eval_halting
+    rollouts = rollouts_of(args, opened.config.eval_seed, run.steps)
+    if rollouts is not None:
+        rollouts.attach(model, None)
+        run.task.evaluators = [*run.task.evaluators, rollouts]
     began = time.perf_counter()
     metrics = evaluate(run, max_examples=max_examples, batch_size=args.batch_size, budget=budget)
     seconds = time.perf_counter() - began
+    figures = [] if rollouts is None else rollouts.figures()
     if not is_main():
         return
     settings = {
@@ -61,7 +68,13 @@ def evaluate_run(args: argparse.Namespace) -> None:
     }
     print_evaluation(settings, metrics, seconds)
     target = target or result_file(run, args, max_examples)
-    write_json_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": metrics})
+    content = {"settings": settings, "seconds": round(seconds, 3), "results": metrics}
+    if rollouts is not None:
+        settings["rollouts"] = asdict(rollouts.config)
+        content["rollouts"] = [asdict(figure) for figure in figures]
+        print_table(rollouts, figures)
+        write_picture(target.with_suffix(".png"), rollouts, figures, run.name)
+    write_json_result(target, content)
     for name, text in evaluation_files(run.task.evaluators).items():
         beside = target.with_name(f"{target.stem}_{name}")
         atomic_write_text(beside, text)
@@ -99,6 +112,8 @@ def result_file(run: PuzzleRun, args: argparse.Namespace, max_examples: int | No
     if max_examples != opened.config.final_eval_max_examples:
         differences.append(f"examples-{max_examples or 'all'}")
     differences += [f"{name}-{n}" for name, n in (("tasks", args.max_groups), ("aug", args.max_augmentations)) if n]
+    if args.rollouts:
+        differences += [f"rollouts-{args.rollouts}", *(str(given) for name in FLAGS if (given := getattr(args, name)))]
     if args.weights == "raw" and opened.checkpoint.has_ema:
         differences.append("raw")
     run_dir: Path = opened.run_dir

@@ -60,7 +60,8 @@ def load_puzzle_run(args: argparse.Namespace) -> PuzzleRun:
         require_average(opened, args)
         usual = config.data_paths_test if args.split == "test" and config.data_paths_test else config.data_paths
         folders = [ensure(path, build=bool(given)) for path in given or usual]
-        splits = load_splits(folders, args.split, like=task.sampler.splits)
+        roots = [folder.absolute() for folder in folders]  # they are read after the folder has changed back
+        splits = load_splits(roots, args.split, like=task.sampler.splits)
         data = [data_identity(folder, opened.plan.cards) for folder in dict.fromkeys(folders)]
         if not given:
             warn_of_other_data(opened.checkpoint, data)

@@ -90,6 +90,7 @@ def test_help_and_missing_run_from_anywhere(script: str, tmp_path) -> None:
         (["--batch-size", "4", "--weights", "ema"], 8, None, "evaluation_step_5.json"),
         (["--steps", "32"], 32, None, "evaluation_step_5_steps-32.json"),
         (["--split", "train", "--weights", "raw"], 8, 10, "evaluation_step_5_train_examples-10_raw.json"),
+        (["--rollouts", "4", "--vary", "noise"], 8, None, "evaluation_step_5_rollouts-4_noise.json"),
         (["--data", "x"], 8, None, "evaluation_step_5_data-01234567.json"),
     ],
 )

@@ -92,6 +92,32 @@ def test_other_settings(run: Path, tmp_path: Path) -> None:
     assert results(tmp_path / "again.json")["results"] == pytest.approx(written["results"], rel=1e-5)
 
 
+def test_rollouts(run: Path, tmp_path: Path) -> None:
+    asked = ["scripts/evaluate", str(run), "--device", "cpu", "--max-examples", "7"]
+    shown = run_script(*asked, "--rollouts", "3", "--vary", "symmetry", "--select", "first")
+    assert shown.code == 0, shown.output
+    file = run / f"evaluation_step_{STEP}_examples-7_rollouts-3_symmetry_first.json"
+    written = results(file)
+    kept = {(row["rule"], row["rollouts"], row["steps"]): row for row in written["rollouts"]}
+    assert kept["oracle", 1, 2]["exact"] == written["results"]["exact_accuracy"] == written["results"]["rollouts/plain"]
+    assert kept["first", 3, 2]["exact"] == written["results"]["rollouts/exact_accuracy"]
+    assert written["settings"]["rollouts"]["vary"] == "symmetry"
+    assert "first chooses" in shown.output
+    with Image.open(file.with_suffix(".png")) as picture:
+        assert picture.format == "PNG"
+    for more, words in (
+        (["--vary", "noise"], "add --rollouts"),
+        (["--rollouts", "1"], "--rollouts 1"),
+        (["--rollouts", "2", "--steps", "1"], "steps=1"),
+        (["--rollouts", "2", "--sigma", "0.1"], "no meaning with --vary init"),
+        (["--rollouts", "2", "--vary", "noise", "--sigma", "-1"], "sigma"),
+        (["--rollouts", "2", "--halting", "latched"], "--halting latched"),
+    ):
+        refused = run_script(*asked, *more)
+        assert refused.code == 2, refused.output
+        assert words in refused.output.splitlines()[-1]
+
+
 def test_picture_and_text(run: Path, tmp_path: Path) -> None:
     shown = run_script("scripts/visualize", str(run), "--examples", "3", "--steps", "4", cwd=tmp_path)
     assert shown.code == 0, shown.output

@@ -1,0 +1,217 @@
+"""Better answers from the same weights: several rollouts of each puzzle, one of them chosen without its label.
+
+N puzzles of a batch, R rollouts, D ACT steps, T positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.symmetries import Draw, Drawn, symmetries_of
+from engine.distributed import all_reduce_sum, keyed_generator, keyed_numpy, rank
+from engine.fields import Range, check_fields
+from engine.io import UsageError
+from evaluators.intervals import wilson
+from evaluators.selection import RULES, Rolled
+from evaluators.steps import IGNORE
+
+Kind = Literal["init", "noise", "symmetry"]
+ORACLE = "oracle"
+"""The share of puzzles of which any rollout is right in the end: no rule can choose better."""
+
+
+@dataclass(kw_only=True)
+class RolloutsConfig:
+    """Settings of `rollouts@Rollouts`."""
+
+    rollouts: Annotated[int, Range(low=2)] = 8
+    """Of each puzzle. The first is the model's own, undisturbed."""
+    vary: Kind = "init"
+    """How the others differ. init: latents begin as TruncN(0, 1); noise: z += sigma * eps before every ACT step;
+    symmetry: one of the data set, undone in the answer."""
+    select: Literal["residual", "q", "first", "vote", "vote_cells"] = "q"
+    """What chooses. residual: the answer that moved least over the last 3 steps; q: the surest; first: the first with q
+    above 0; vote: the answer of most; vote_cells: in each cell that of most."""
+    sigma: Annotated[float, Range(above=0)] = 0.3
+    """Of the noise."""
+    steps: Annotated[int | None, Range(low=2)] = None
+    """ACT steps of a rollout; null: arch.halt_max_steps."""
+    seed: Annotated[int, Range(low=0)] = 0
+    """Of starts, noise and symmetries."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One rule at one breadth and depth."""
+
+    rule: str
+    rollouts: int
+    steps: int
+    block_calls: float
+    """Per puzzle, mean."""
+    exact: float
+    low: float
+    high: float
+
+
+class Rollouts:
+    """Exact accuracy of every rule for 1, 2, 4, … rollouts and a quarter, half and all of the steps.
+
+    Metrics are those of all rollouts and steps: `rollouts/exact_accuracy` (of the rule `select`) with its 95 %
+    interval, `rollouts/plain` (the model's own answer), `rollouts/oracle`, `rollouts/block_calls` per puzzle. `figures`
+    has the rest. Rules see answers and q values only; labels are taken out of the batch before the model is given it.
+    """
+
+    Config: ClassVar[type] = RolloutsConfig
+    needs_steps: ClassVar[bool] = False
+
+    def __init__(self, config: RolloutsConfig) -> None:
+        self.config = config
+        self.begin()
+
+    def attach(self, model: Any, loss_head: Any) -> None:
+        """The model that is rolled out. Raises: UsageError for one without ACT steps enough."""
+        self.model = model
+        if self.steps < 2:
+            raise UsageError("rollouts need 2 ACT steps or more (arch.halt_max_steps=1, or --steps 1)")
+
+    @property
+    def steps(self) -> int:
+        """ACT steps of a rollout."""
+        return self.config.steps or int(self.model.halt_max_steps)
+
+    def begin(self, splits: Sequence[Any] = ()) -> None:
+        """Forget what was counted. Raises: UsageError where symmetries are asked for and a data set declares none."""
+        self.draw: Draw | None = None
+        if self.config.vary == "symmetry":
+            for split in splits:
+                self.draw = symmetries_of(split.root, split.metadata)
+                if self.draw is None:
+                    raise UsageError(
+                        f"vary=symmetry: {split.root} declares no symmetries (Sudoku and maze sets do): "
+                        "choose init or noise"
+                    )
+        self.batches = 0
+        self.examples = torch.zeros((), dtype=torch.float64)
+        self.sums: dict[tuple[str, int, int], Tensor] = {}
+        """(rule, rollouts, steps) -> [right, steps needed]"""
+
+    def update(self, batch: Mapping[str, Tensor], steps: Sequence[Any], preds: Tensor, valid_rows: int) -> None:
+        """Roll out the first `valid_rows` rows, as many rollouts at once as the batch has rows, and count."""
+        together = max(1, batch["inputs"].shape[0] // self.config.rollouts)
+        for low in range(0, valid_rows, together):
+            part = {name: value[low : min(low + together, valid_rows)] for name, value in batch.items()}
+            labels = part.pop("labels")
+            rolled = self.roll(part)
+            self._count(rolled, labels)
+
+    @torch.no_grad()
+    def roll(self, puzzles: Mapping[str, Tensor]) -> Rolled:
+        """All rollouts of puzzles without labels (inputs [N, T], what else a row of the batch has)."""
+        count, width = self.config.rollouts, len(puzzles["inputs"])
+        rows = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in puzzles.items()}
+        key = f"rollouts/{self.config.vary}/{rank()}"
+        symmetry = self._symmetry(count * width, width, key)
+        if symmetry is not None:
+            turned = symmetry.apply(rows["inputs"].cpu().numpy())
+            rows["inputs"] = torch.from_numpy(turned).to(rows["inputs"])
+        rows["labels"] = torch.full_like(rows["inputs"], IGNORE)
+        plain = torch.arange(count * width, device=rows["inputs"].device) < width
+        generator = keyed_generator(self.config.seed, key, self.batches)
+        vary = self.model.variation(self.config.vary, generator, plain, self.config.sigma)
+        self.batches += 1
+        halting, self.model.eval_halting = self.model.eval_halting, "fixed"
+        answers, q, moved, before = [], [], [], None
+        try:
+            for output in self.model.think(rows, self.steps, vary):
+                logits = output.logits
+                answer = logits.argmax(dim=-1)
+                if symmetry is not None:
+                    answer = torch.from_numpy(symmetry.undo(answer.cpu().numpy())).to(answer)
+                answers.append(answer.view(count, width, -1))
+                q.append(output.q_halt_logits.view(count, width))
+                away = q[-1].new_full((count * width,), math.inf)
+                if before is not None:
+                    away = torch.linalg.vector_norm((logits - before).float(), dim=-1).mean(dim=-1)
+                moved.append(away.view(count, width))
+                before = logits
+        finally:
+            self.model.eval_halting = halting
+        return Rolled(torch.stack(answers, dim=1), torch.stack(q, dim=1), torch.stack(moved, dim=1))
+
+    def _symmetry(self, rows: int, plain: int, key: str) -> Drawn | None:
+        """Symmetries of all rows, of which the first `plain` leave everything where it is."""
+        if self.draw is None:
+            return None
+        drawn = self.draw(rows, keyed_numpy(self.config.seed, key, self.batches))
+        drawn.cells[:plain], drawn.words[:plain] = (np.arange(part.shape[1]) for part in (drawn.cells, drawn.words))
+        return drawn
+
+    def _grid(self) -> Iterator[tuple[int, int]]:
+        """(rollouts, steps) that figures are made of."""
+        most, steps = self.config.rollouts, self.steps
+        breadths = sorted({1 << power for power in range(most.bit_length()) if 1 << power <= most} | {most})
+        for depth in sorted({max(1, steps // 4), max(1, steps // 2), steps}):
+            yield from ((breadth, depth) for breadth in breadths)
+
+    def _count(self, rolled: Rolled, labels: Tensor) -> None:
+        scored = labels != IGNORE
+        real = scored.any(dim=-1)
+        self.examples += real.sum().cpu()
+
+        def right(answers: Tensor) -> Tensor:
+            return ((answers == labels) | ~scored).all(dim=-1) & real
+
+        for breadth, depth in self._grid():
+            cut = rolled.cut(breadth, depth)
+            found = {rule: (right(answers), used) for rule, (answers, used) in _chosen(cut).items()}
+            end = right(cut.answers[:, -1])
+            found[ORACLE] = (end.any(dim=0), torch.full_like(real, depth, dtype=torch.int64))
+            for rule, (exact, used) in found.items():
+                pair = torch.stack([exact.sum(), (used * real).sum()]).double().cpu()
+                name = (rule, breadth, depth)
+                self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    def figures(self) -> list[Figure]:
+        """All rules at all breadths and depths, over all ranks; the same list on each."""
+        examples = float(all_reduce_sum(self.examples.clone()))
+        if not examples:
+            return []
+        empty = torch.zeros(2, dtype=torch.float64)
+        out = []
+        for breadth, depth in self._grid():
+            for rule in (*RULES, ORACLE):
+                right, used = all_reduce_sum(self.sums.get((rule, breadth, depth), empty).clone()).tolist()
+                calls = breadth * used / examples * self.model.block_calls
+                low, high = wilson(right, examples)
+                out.append(Figure(rule, breadth, depth, calls, right / examples, low, high))
+        return out
+
+    def result(self) -> dict[str, float | None]:
+        """The metrics; None where there was nothing to count."""
+        end = {(f.rule, f.rollouts): f for f in self.figures() if f.steps == self.steps}
+        if not end:
+            return {"rollouts/exact_accuracy": None}
+        chosen, oracle = end[self.config.select, self.config.rollouts], end[ORACLE, self.config.rollouts]
+        return {
+            "rollouts/exact_accuracy": chosen.exact,
+            "rollouts/exact_accuracy_low": chosen.low,
+            "rollouts/exact_accuracy_high": chosen.high,
+            "rollouts/plain": end[ORACLE, 1].exact,
+            "rollouts/oracle": oracle.exact,
+            "rollouts/block_calls": chosen.block_calls,
+        }
+
+
+def _chosen(rolled: Rolled) -> dict[str, tuple[Tensor, Tensor]]:
+    return {name: rule(rolled) for name, rule in RULES.items()}

@@ -1,0 +1,91 @@
+"""`scripts/evaluate.py --rollouts`: accuracy of the rules against block calls per puzzle, as table and picture."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from engine.errors import UsageError
+from engine.io import atomic_write_bytes, print_rank0
+from evaluators.rollouts import ORACLE, Figure, Rollouts, RolloutsConfig
+from evaluators.selection import RULES
+from reports.canvas import as_png
+from reports.scatter import Points, draw_scatter
+
+FLAGS = ("vary", "select", "sigma")
+
+
+def rollouts_of(args: argparse.Namespace, seed: int, steps: int) -> Rollouts | None:
+    """The evaluator that the arguments of scripts/evaluate.py ask for. Raises: UsageError."""
+    given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
+    if args.rollouts is None:
+        if given:
+            raise UsageError(f"--{next(iter(given))} says something of rollouts: add --rollouts N")
+        return None
+    if args.rollouts < 2:
+        raise UsageError("--rollouts 1 is the plain evaluation: give 2 or more, or leave it out")
+    if args.halting == "latched":
+        raise UsageError(
+            "--halting latched ends an episode at its own step: rollouts all take the same (--select first)"
+        )
+    try:
+        config = RolloutsConfig(rollouts=args.rollouts, steps=steps, seed=seed, **given)
+    except ValueError as error:
+        raise UsageError(f"--rollouts {args.rollouts}: {error}") from None
+    if "sigma" in given and config.vary != "noise":
+        raise UsageError(f"--sigma is the size of the noise: it has no meaning with --vary {config.vary}")
+    return Rollouts(config)
+
+
+def print_table(evaluator: Rollouts, figures: Sequence[Figure]) -> None:
+    """A row for each number of rollouts at full depth, a column for each rule; accuracies in percent."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    rules = (*RULES, ORACLE)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("N", "calls", *(rule.removeprefix("vote_") for rule in rules), "of first"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    found = {(f.rule, f.rollouts): f for f in figures if f.steps == evaluator.steps}
+    for breadth in sorted({rollouts for _, rollouts in found}):
+        row = [found[rule, breadth] for rule in rules]
+        calls = found["first", breadth].block_calls
+        shown = (f"{100 * figure.exact:.1f}" for figure in row)
+        table.add_row(str(breadth), f"{found[ORACLE, breadth].block_calls:.0f}", *shown, f"{calls:.0f}")
+    Console(highlight=False).print(table)
+    config = evaluator.config
+    print_rank0(
+        "N rollouts of a puzzle cost so many block calls; solved exactly, in percent, by what chooses; calls of first"
+    )
+    chosen = found[config.select, config.rollouts]
+    print_rank0(
+        f"rollouts    {config.rollouts} of {evaluator.steps} steps, vary={config.vary}; {config.select} chooses "
+        f"{100 * chosen.exact:.2f} % ({100 * chosen.low:.2f} .. {100 * chosen.high:.2f}) "
+        f"in {chosen.block_calls:.0f} block calls per puzzle"
+    )
+
+
+def draw(evaluator: Rollouts, figures: Sequence[Figure], title: str) -> Image.Image:
+    """Accuracy against block calls per puzzle: a kind of point for each rule, at full depth, and for depth alone."""
+    wide = [f for f in figures if f.steps == evaluator.steps and f.rollouts > 1]
+    alone = [f for f in figures if f.rule == ORACLE and f.rollouts == 1]
+    kinds = [Points("one rollout, more steps", [(f.block_calls, f.exact) for f in alone], plain=True)]
+    apart = 0.012 * max(f.block_calls for f in figures)
+    for number, rule in enumerate(RULES):
+        shift = 0.0 if rule == "first" else apart * (number - 2)  # `first` has a cost of its own
+        kinds.append(Points(rule, [(f.block_calls + shift, f.exact) for f in wide if f.rule == rule]))
+    oracle = [(f.block_calls, f.exact) for f in wide if f.rule == ORACLE]
+    kinds.append(Points("any of them right (oracle)", oracle, plain=True, hollow=True))
+    breadth = f"2 to {evaluator.config.rollouts} rollouts of {evaluator.steps} steps, vary={evaluator.config.vary}"
+    subtitle = f"{breadth}; points of the same cost are drawn side by side"
+    return draw_scatter(title, subtitle, ("block calls per puzzle", "exact accuracy"), kinds)
+
+
+def write_picture(target: Path, evaluator: Rollouts, figures: Sequence[Figure], title: str) -> None:
+    """The picture beside the figures."""
+    atomic_write_bytes(target, as_png(draw(evaluator, figures, title)))
+    print_rank0(f"written     {target}")
