@@ -71,6 +71,9 @@ class PuzzleSplit:
     """Behind inputs and labels."""
     num_demos: np.ndarray | None = None
     """[P] int64: of each puzzle so many examples, the first ones, are demonstrations; None in embedding mode."""
+    leakage: str = ""
+    """What the model has seen of these puzzles elsewhere (a key of evaluators.voting.tasks.LEAKAGE), where a part of it
+    was trained by another run."""
 
     @property
     def num_examples(self) -> int:

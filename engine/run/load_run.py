@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint.manifest import REQUIRED, Checkpoint, load_checkpoint
-from engine.checkpoint.state_tree import WeightsMisfit, load_weights
+from engine.checkpoint.state_tree import RowSharded, WeightsMisfit, load_weights
 from engine.checkpoint.store import CheckpointStore
 from engine.config import RETIRED
 from engine.device import make_runtime
@@ -163,6 +163,7 @@ def misfit(stored: Any, own: Any, place: str) -> str | None:
 
     Keys of which the fresh state knows nothing yet (an open window, moments) are for their owners to judge.
     """
+    own = own.tensor if isinstance(own, RowSharded) else own
     if isinstance(own, Mapping):
         if not isinstance(stored, Mapping):
             return f"{place} is {_kind(stored)}, expected a block"

@@ -31,7 +31,8 @@ CLASSES = {
 LEAKAGE = {
     "clean": "leakage report empty",
     "leak": "leakage report NOT empty",
-    "unchecked": "no leakage report",
+    "unchecked": "no leakage report, or a decoder of unknown origin",
+    "contaminated": "a loaded decoder was trained on evaluated tasks",
 }
 
 
@@ -88,7 +89,7 @@ class Tasks:
             self._read_tasks(root, alone=len(roots) == 1)
         self._read_names(splits)
         self._index()
-        self.protocol = Protocol(protocol_class(splits), leakage_of(roots))
+        self.protocol = Protocol(protocol_class(splits), leakage_of(splits))
 
     @property
     def names(self) -> list[str]:
@@ -180,9 +181,9 @@ class Tasks:
 
 
 def protocol_class(splits: Sequence[PuzzleSplit]) -> str:
-    """iii where an identifier that is evaluated has training examples, else i."""
+    """iii where an identifier that is evaluated has training examples, of this run or of a decoder's, else i."""
     for split in splits:
-        if split.split == "train":
+        if split.split == "train" or split.leakage == "contaminated":
             return "iii"
         asked = split.puzzle_identifiers[split.puzzle_identifiers != split.metadata.blank_identifier_id]
         if any(np.isin(asked, there.puzzle_identifiers).any() for there in load_splits([split.root], "train")):
@@ -190,15 +191,15 @@ def protocol_class(splits: Sequence[PuzzleSplit]) -> str:
     return "i"
 
 
-def leakage_of(roots: Sequence[Path]) -> str:
-    """Whether evaluation tasks were found in the training data, as the cards have it."""
-    states = set()
-    for root in roots:
+def leakage_of(splits: Sequence[PuzzleSplit]) -> str:
+    """Whether evaluation tasks were found in the training data, as the cards have it, or what is known of the model."""
+    states = {split.leakage for split in splits if split.leakage}
+    for root in {split.root for split in splits if not split.leakage}:
         card = read_card(root / "card.json") if (root / "card.json").exists() else {}
         report = card.get("leakage")
         empty = report.get("empty") if isinstance(report, dict) else None
         states.add("unchecked" if not isinstance(empty, bool) else "clean" if empty else "leak")
-    return next(state for state in ("leak", "unchecked", "clean") if state in states)
+    return next(state for state in ("contaminated", "leak", "unchecked", "clean") if state in states)
 
 
 def _read(path: Path) -> Any:

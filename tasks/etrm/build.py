@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,8 @@ def build(
     shape = PuzzleShape(meta.seq_len, meta.vocab_size, sampler.num_puzzle_identifiers, meta.pad_id)
     model, loss_head = create_model(config, shape, runtime)
     decoder = find_decoder(config, model, test) if config.load_pretrained_decoder else None
+    if decoder is not None:
+        test = [replace(split, leakage=decoder.leakage) for split in test]
     search = None
     if config.train_search_steps:
         search = SearchConfig(budgets=[config.train_search_steps], lr=config.train_search_step_size)

@@ -43,16 +43,25 @@ _FREE = ("no_ACT_continue", "eval_halting", "forward_dtype")
 
 @dataclass(frozen=True)
 class Decoder:
-    """A checkpoint whose decoder fits `model`."""
+    """A checkpoint whose decoder fits `model`, and what it was trained on."""
 
     model: TRMWithEncoder
-    checkpoint: Checkpoint
+    name: str
+    checkpoint: Checkpoint | None
+    """None: it is not there any more, which only a new run minds."""
     tensors: Mapping[str, Tensor]
     provenance: str
     """What it was trained on, next to this run's test tasks: clean, contaminated or unknown, in words."""
 
+    @property
+    def leakage(self) -> str:
+        """As of PuzzleSplit."""
+        return {"clean": "", "contaminated": "contaminated"}.get(self.provenance.split()[0], "unchecked")
+
     def load(self) -> None:
-        """Put it into the model; the encoder stays as it was made."""
+        """Put it into the model; the encoder stays as it was made. Raises: UsageError where there is none."""
+        if self.checkpoint is None:
+            raise UsageError(f"{KEY}={self.name}: no such run or checkpoint")
         put(self.model, self.tensors)
         averaged = ", averaged" if self.checkpoint.ema else ""
         print_rank0(f"decoder     {self.checkpoint.path} (step {self.checkpoint.step}{averaged}); {self.provenance}")
@@ -70,10 +79,10 @@ def put(model: TRMWithEncoder, decoder: Mapping[str, Tensor]) -> None:
 
 
 def find_decoder(config: ETRMConfig, model: TRMWithEncoder, test: Sequence[PuzzleSplit]) -> Decoder:
-    """The decoder that the config names. Raises: UsageError: none there, of another shape, or with other cycles."""
+    """The decoder that the config names. Raises: UsageError: of another shape, or with other cycles."""
     name = str(config.load_pretrained_decoder)
     if not user_path(name).exists():
-        raise UsageError(f"{KEY}={name}: no such run or checkpoint")
+        return Decoder(model, name, None, {}, f"unknown decoder: {name} is not here; take it for contaminated")
     checkpoint = find_checkpoint(user_path(name))
     if checkpoint.entry not in WRITERS:
         raise UsageError(f"{KEY}={name}: written by {checkpoint.entry}.py, expected a run of pretrain.py")
@@ -88,7 +97,7 @@ def find_decoder(config: ETRMConfig, model: TRMWithEncoder, test: Sequence[Puzzl
         raise UsageError(
             f"{KEY}={name} was trained with {', '.join(changed)}: set the same, or allow_decoder_mismatch=true"
         )
-    return Decoder(model, checkpoint, given, provenance(checkpoint, test))
+    return Decoder(model, name, checkpoint, given, provenance(checkpoint, test))
 
 
 def other_keys(checkpoint: Checkpoint, config: TRMWithEncoderConfig) -> list[str]:

@@ -210,7 +210,7 @@ def decoder_is_loaded(tiny: Tiny) -> Found:
     if moved := [name for name in after if name in encoders and not torch.equal(after[name], before[name])]:
         yield f"{listed(moved)} changed, which a decoder does not have"
     loaded: list[int] = []
-    stand_in: Any = SimpleNamespace(provenance="", load=lambda: loaded.append(1))
+    stand_in: Any = SimpleNamespace(provenance="", leakage="", load=lambda: loaded.append(1))
     with replaced(find_decoder, lambda *_: stand_in):
         plan = tiny.build(run={"load_pretrained_decoder": "probe"})
     if plan.start is not None:
