@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## learn 4x4 Sudoku and draw the model thinking (make demo DEVICE=cuda on a GPU box)
-	$(PY) pretrain.py --config-name=cfg_pretrain_sudoku_4x4 device=$(DEVICE) project_name=demo run_name=sudoku_4x4
+	$(PY) pretrain.py --config-name=cfg_pretrain_sudoku_4x4_fast device=$(DEVICE) project_name=demo run_name=sudoku_4x4
 	$(PY) scripts/evaluate.py checkpoints/demo/sudoku_4x4 --device $(DEVICE)
 	$(PY) scripts/visualize.py checkpoints/demo/sudoku_4x4 --device $(DEVICE) --out demo/thinking.png
 

@@ -96,6 +96,9 @@ def _unused_label(config: Mapping[str, Any]) -> bool:
     return "run_dir" in config and not named and not config.get("enable_wandb")
 
 
+_EMA_SHARE = Inert("ema_share!=null", "ema_share sets the decay")
+
+
 @dataclass(kw_only=True)
 class RunConfig:
     """The keys of every entry script (config/base/run.yaml). Steps are optimizer steps."""
@@ -148,8 +151,10 @@ class RunConfig:
     """Largest norm of the global gradient; null does not clip."""
     ema: bool = False
     """Keep an exponential moving average of the weights and evaluate it."""
-    ema_rate: Annotated[float, Range(0, below=1, hint="e.g. ema_rate=0.999"), Inert("ema=false")] = 0.999
+    ema_rate: Annotated[float, Range(0, below=1, hint="e.g. ema_rate=0.999"), Inert("ema=false"), _EMA_SHARE] = 0.999
     """Decay of that average per step."""
+    ema_share: Annotated[float | None, Range(above=0, high=1), Inert("ema=false")] = None
+    """Time constant of that average as a share of the run's steps n: the decay is exp(-1 / (ema_share n))."""
     max_skipped_steps: Annotated[int, Range(0)] = 10
     """Steps in a row with non-finite gradients, each skipped, before the run fails."""
     early_stop_patience: Annotated[int | None, Range(1)] = None

@@ -26,7 +26,6 @@ _TOKEN_LOSSES = {
     "softmax_cross_entropy": softmax_cross_entropy,
 }
 _PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
-_Q_WEIGHT = 0.5
 
 
 @dataclass
@@ -50,7 +49,7 @@ class ACTLossHead(nn.Module):
         super().__init__()
         self.token_loss = _TOKEN_LOSSES[config.loss_type]
         self.dtype = _PRECISIONS[config.precision]
-        self.kl_weight = config.kl_weight
+        self.smoothing, self.q_weight, self.kl_weight = config.label_smoothing, config.q_weight, config.kl_weight
 
     def forward(self, output: ACTOutput) -> LossResult:
         """Raises ValueError when the output has no logits."""
@@ -65,11 +64,12 @@ class ACTLossHead(nn.Module):
             right = (kept & (preds == labels)).sum(-1)
             solved = right == words  # also a row without labels: the q target of an empty row is "right"
 
-        lm = (self.token_loss(logits, labels, dtype=self.dtype) / divisor.unsqueeze(-1)).sum()
+        token_losses = self.token_loss(logits, labels, dtype=self.dtype, smoothing=self.smoothing)
+        lm = (token_losses / divisor.unsqueeze(-1)).sum()
         terms = {"lm_loss": lm, "q_halt_loss": _bce(output.q_halt_logits, solved)}
         if output.target_q_continue is not None:
             terms["q_continue_loss"] = _bce(output.q_continue_logits, output.target_q_continue)
-        total = lm + _Q_WEIGHT * sum(value for name, value in terms.items() if name != "lm_loss")
+        total = lm + self.q_weight * sum(value for name, value in terms.items() if name != "lm_loss")
 
         if (
             kl := output.aux.get("kl")

@@ -21,6 +21,10 @@ class ACTLossConfig:
     precision: Literal["float32", "float64"] = "float32"
     """Dtype of the token loss; float64 is the published code's choice for stablemax (differs by less than
     1e-6)."""
+    label_smoothing: Annotated[float, Range(0, below=1)] = 0.0
+    """Share of each label that is spread over all words."""
+    q_weight: Annotated[float, Range(0)] = 0.5
+    """Of the losses of the halting head, beside the token loss."""
     kl_weight: Annotated[float, Range(0), _NO_ENCODER, IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT] = 1e-4
     """Of the KL divergence of each row's latent from its prior (arXiv 2411.08706: 1e-4); of variational encoders."""
 

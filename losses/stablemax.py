@@ -20,23 +20,33 @@ def log_s(x: Tensor) -> Tensor:
     return torch.where(x >= 0, torch.log1p(x.clamp(min=0)), -torch.log1p(-x.clamp(max=0)))
 
 
-def stablemax_cross_entropy(logits: Tensor, labels: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """logits [..., V], labels [...] int (-100 ignored) -> loss [...] in at least `dtype`, 0 where ignored."""
-    return _token_loss(log_s(upcast(logits, dtype)), labels)
+def stablemax_cross_entropy(
+    logits: Tensor, labels: Tensor, *, dtype: torch.dtype = torch.float32, smoothing: float = 0.0
+) -> Tensor:
+    """logits [..., V], labels [...] int (-100 ignored) -> loss [...] in at least `dtype`, 0 where ignored.
+
+    `smoothing` s: the target has 1 - s on the label and s / V on every word (Szegedy et al. 2016).
+    """
+    return _token_loss(log_s(upcast(logits, dtype)), labels, smoothing)
 
 
-def softmax_cross_entropy(logits: Tensor, labels: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """logits [..., V], labels [...] int (-100 ignored) -> loss [...] in at least `dtype`, 0 where ignored."""
-    return _token_loss(upcast(logits, dtype), labels)
+def softmax_cross_entropy(
+    logits: Tensor, labels: Tensor, *, dtype: torch.dtype = torch.float32, smoothing: float = 0.0
+) -> Tensor:
+    """As `stablemax_cross_entropy`, with exp for s."""
+    return _token_loss(upcast(logits, dtype), labels, smoothing)
 
 
 def upcast(logits: Tensor, dtype: torch.dtype) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, dtype))
 
 
-def _token_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """-log_softmax(scores)[label] where there is a label; [..., V] -> [...]."""
+def _token_loss(scores: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """-log_softmax(scores)[label] where there is a label, mixed with its mean over all words; [..., V] -> [...]."""
     kept = labels != IGNORE
     index = labels.masked_fill(~kept, 0).long().unsqueeze(-1)
-    loss = -scores.log_softmax(-1).gather(-1, index).squeeze(-1)
+    log_p = scores.log_softmax(-1)
+    loss = -log_p.gather(-1, index).squeeze(-1)
+    if smoothing:
+        loss = torch.lerp(loss, -log_p.mean(-1), smoothing)
     return torch.where(kept, loss, loss.new_zeros(()))

@@ -7,6 +7,7 @@ bit for bit: weights, optimizers, averages, the task's own state, the open metri
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -87,7 +88,9 @@ class Trainer:
             param.requires_grad_(id(param) in trained)
         self.reducer = GradientReducer(self.task, dense, parallel=config.parallel)
         averaged = {clean_name(name): param for name, param in self.module.named_parameters() if param.requires_grad}
-        self.ema = EMA(averaged, config.ema_rate) if config.ema else None
+        share = config.ema_share
+        rate = config.ema_rate if share is None else math.exp(-1.0 / (share * max(1, plan.total_steps)))
+        self.ema = EMA(averaged, rate) if config.ema else None
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 

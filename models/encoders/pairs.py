@@ -38,7 +38,9 @@ class PreNormBlock(nn.Module):
         super().__init__()
         self.eps = config.rms_norm_eps
         self.self_attn = Attention(config.hidden_size, config.num_heads, head_dim=config.head_width, kind=attention)
-        self.mlp = SwiGLU(config.hidden_size, config.expansion)
+        self.mlp = SwiGLU(
+            config.hidden_size, config.expansion, multiple=config.inner_multiple, gate_norm=config.gate_norm
+        )
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None, keys: Tensor | None = None) -> Tensor:
         x = x + self.self_attn(rms_norm(x, self.eps), rope, keys)
@@ -53,6 +55,8 @@ def post_norm_block(config: Any, attention: str) -> ReasoningBlock:
         num_heads=config.num_heads,
         head_dim=config.head_width,
         expansion=config.expansion,
+        multiple=config.inner_multiple,
+        gate_norm=config.gate_norm,
         eps=config.rms_norm_eps,
         length=0,
         mlp_t=False,

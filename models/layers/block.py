@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.layers.attention import Attention
-from models.layers.mlp import SwiGLU, swiglu_inner_size
+from models.layers.mlp import MULTIPLE, SwiGLU
 from models.layers.norm import rms_norm
 
 Rope = tuple[Tensor, Tensor] | None
@@ -31,13 +31,15 @@ class ReasoningBlock(nn.Module):
         length: int,
         mlp_t: bool,
         attention: str,
+        multiple: int = MULTIPLE,
+        gate_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.size, self.length, self.expansion, self.eps = size, length, expansion, eps
+        self.size, self.length, self.eps = size, length, eps
         self.mixed = num_heads * head_dim  # width of all heads together, D unless head_dim says otherwise
         self.self_attn = None if mlp_t else Attention(size, num_heads, head_dim=head_dim, kind=attention)
-        self.mlp_t = SwiGLU(length, expansion) if mlp_t else None
-        self.mlp = SwiGLU(size, expansion)
+        self.mlp_t = SwiGLU(length, expansion, multiple=multiple, gate_norm=gate_norm) if mlp_t else None
+        self.mlp = SwiGLU(size, expansion, multiple=multiple, gate_norm=gate_norm)
 
     def forward(self, x: Tensor, rope: Rope = None, keys: Tensor | None = None) -> Tensor:
         """`keys` [B, S] bool, where given: the positions that attention may read."""
@@ -50,13 +52,25 @@ class ReasoningBlock(nn.Module):
             x = rms_norm(x + self.self_attn(x, rope, keys), self.eps)
         return rms_norm(x + self.mlp(x), self.eps)
 
+    def fused_rows(self) -> dict[str, tuple[int, ...]]:
+        """Rows of each matrix in a parameter that stacks several: the halves of a SwiGLU; q, k and v of every head."""
+        rows: dict[str, tuple[int, ...]] = {
+            f"{name}.gate_up_proj.weight": (mlp.inner, mlp.inner)
+            for name, mlp in self.named_children()
+            if isinstance(mlp, SwiGLU)
+        }
+        if self.self_attn is not None:
+            attn = self.self_attn
+            rows["self_attn.qkv_proj.weight"] = (attn.head_dim,) * (3 * attn.num_heads)
+        return rows
+
     def flops(self) -> int:
         """Floating-point operations of one forward pass for one row: S(8·D·h·d + 6·D·I) + 4·S²·h·d, or
         6·S·I_t·D + 6·S·D·I."""
         length, size = self.length, self.size
-        channel = 6 * length * size * swiglu_inner_size(size, self.expansion)
+        channel = 6 * length * size * self.mlp.inner
         if self.mlp_t is not None:
-            return channel + 6 * length * swiglu_inner_size(length, self.expansion) * size
+            return channel + 6 * length * self.mlp_t.inner * size
         return channel + 8 * length * size * self.mixed + 4 * length**2 * self.mixed
 
 

@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.linear import CastedLinear
+from models.layers.norm import rms_norm
 from models.layers.product import linear
 
-_MULTIPLE = 256
+MULTIPLE = 256  # of the published code: inner widths that GPUs like
+GATE_EPS = 1e-5
 CHUNK_NUMBERS = 2**19  # hidden numbers per chunk of `_ChunkedSwiGLU`: 2 MB in float32
 
 
-def swiglu_inner_size(size: int, expansion: float) -> int:
-    """Inner width I: two thirds of expansion·size, rounded up to a multiple of 256 (512 at expansion 4 ->
-    1536)."""
-    return -(-max(1, round(expansion * size * 2 / 3)) // _MULTIPLE) * _MULTIPLE
+def swiglu_inner_size(size: int, expansion: float, multiple: int = MULTIPLE) -> int:
+    """Inner width I: two thirds of expansion·size, rounded up to a `multiple` (512 at expansion 4 -> 1536)."""
+    return -(-max(1, round(expansion * size * 2 / 3)) // multiple) * multiple
 
 
 class _GatedSiLU(torch.autograd.Function):
@@ -103,17 +104,24 @@ class _ChunkedSwiGLU(torch.autograd.Function):
 
 
 class SwiGLU(nn.Module):
-    """[..., size] -> [..., size]; `gate_up_proj` [2I, size], `down_proj` [size, I], no biases."""
+    """[..., size] -> [..., size]; `gate_up_proj` [2I, size], `down_proj` [size, I], no biases.
 
-    def __init__(self, size: int, expansion: float) -> None:
+    `gate_norm`: down(sigmoid(gate) * rms_norm(gate * up)) in place of down(silu(gate) * up).
+    """
+
+    def __init__(self, size: int, expansion: float, *, multiple: int = MULTIPLE, gate_norm: bool = False) -> None:
         super().__init__()
-        inner = swiglu_inner_size(size, expansion)
+        inner = swiglu_inner_size(size, expansion, multiple)
+        self.gate_norm, self.inner = gate_norm, inner
         self.gate_up_proj = CastedLinear(size, 2 * inner)
         self.down_proj = CastedLinear(inner, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._chunked(x):
-            out: Tensor = _ChunkedSwiGLU.apply(x, self.gate_up_proj.weight, self.down_proj.weight)  # type: ignore[no-untyped-call]
+        if self.gate_norm:
+            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+            out: Tensor = self.down_proj(torch.sigmoid(gate) * rms_norm(gate * up, GATE_EPS))
+        elif self._chunked(x):
+            out = _ChunkedSwiGLU.apply(x, self.gate_up_proj.weight, self.down_proj.weight)  # type: ignore[no-untyped-call]
         else:
             out = self.down_proj(gated_silu(self.gate_up_proj(x)))
         return out

@@ -233,6 +233,10 @@ class ACTModel(nn.Module):
         """Parameters by group name; the sparse puzzle table is no parameter: see `puzzle_emb`."""
         return {"trunk": list(self.parameters())}
 
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """Hidden matrices by parameter name, for optimizers of matrices, with the rows of each that one stacks."""
+        return {f"inner.{name}": rows for name, rows in self.inner.matrices().items()}
+
     @property
     def noise_width(self) -> int:
         """Normal numbers [noise_width] that each fresh example of training comes with, as `noise` in the batch."""

@@ -25,6 +25,7 @@ _NO_ROTATION = Inert("arch.pos_encodings!=rope and arch.pos_encodings!=rope_2d",
 _NO_EMBEDDING = Inert(
     "arch.puzzle_emb_ndim=0 and arch.puzzle_emb_len!=0", "arch.puzzle_emb_ndim=0: there is no puzzle embedding"
 )
+_EMBEDDED = Inert("arch.puzzle_emb_ndim!=0", "the positions of the puzzle embedding take their place")
 _NO_RECURSION = Inert("", "the transformer baseline has one stack, sized by arch.H_layers, and calls it once")
 _FIXED_PASSES = Inert(
     "arch.fixed_refinement_steps!=null", "arch.fixed_refinement_steps sets the length of every episode"
@@ -45,6 +46,7 @@ class RecursiveConfig:
             "eval_halting",
             "rope_theta",
             "rms_norm_eps",
+            "gate_norm",
             "forward_dtype",
         )
     )
@@ -65,7 +67,11 @@ class RecursiveConfig:
     head_dim: Annotated[int, Range(0), _NO_ATTENTION] = 0
     """Channels of a head; 0: hidden_size / num_heads."""
     expansion: Annotated[float, Range(0.01, 1000)] = 4.0
-    """Feed-forward expansion; the SwiGLU inner width is 2/3 of it, rounded up to a multiple of 256."""
+    """Feed-forward expansion; the SwiGLU inner width is 2/3 of it, rounded up to a multiple of inner_multiple."""
+    inner_multiple: Annotated[int, Range(1, _MOST_HEADS)] = 256
+    """Inner widths are multiples of this: at 256 a SwiGLU over 16 positions is 256 wide, at 64 it is 64."""
+    gate_norm: bool = False
+    """Feed-forward layers compute down(sigmoid(gate) * rms(gate * up)) in place of down(silu(gate) * up)."""
     mlp_t: bool = False
     """Replace attention by a SwiGLU along the sequence (its weights then depend on the data set's sequence
     length)."""
@@ -80,6 +86,8 @@ class RecursiveConfig:
     """Width of the learned vector per puzzle; 0: no puzzle embedding and no prefix."""
     puzzle_emb_len: Annotated[int, Range(0), _NO_EMBEDDING] = 0
     """Prefix positions P that the puzzle vector is laid out over; 0: as few as hold it."""
+    registers: Annotated[int, Range(0, _MOST), _EMBEDDED] = 0
+    """Learned positions ahead of the cells where there is no puzzle embedding; the halting head reads the first."""
     halt_max_steps: Annotated[int, Range(1, _MOST_PASSES), _FIXED_PASSES] = 16
     """ACT steps after which a row always halts; evaluation takes this many (see eval_halting)."""
     halt_exploration_prob: Annotated[
@@ -140,10 +148,10 @@ class RecursiveConfig:
 
     @property
     def prefix_len(self) -> int:
-        """P: no prefix without puzzle embedding, else `puzzle_emb_len`, else the fewest positions that hold
-        the vector."""
+        """P: the registers without puzzle embedding, else `puzzle_emb_len`, else the fewest positions that hold the
+        vector."""
         length = self.puzzle_emb_len or self._fewest_positions()
-        return length if self.puzzle_emb_ndim else 0
+        return length if self.puzzle_emb_ndim else self.registers
 
     def compute_dtype(self, auto: torch.dtype) -> torch.dtype:
         """The dtype of activations; `auto` is used for forward_dtype=auto."""

@@ -63,6 +63,9 @@ class RecursiveInner(nn.Module):
         self.puzzle_emb = None
         if config.puzzle_emb_ndim:
             self.puzzle_emb = SparseEmbedding(shape.num_puzzle_identifiers, config.puzzle_emb_ndim)
+        self.registers = None
+        if config.registers and self.prefix_len == config.registers and self.puzzle_emb is None:
+            self.registers = nn.Parameter(trunc_normal_(torch.empty(config.registers, size), std))
         self.embed_pos = None
         if config.pos_encodings == "learned":
             self.embed_pos = CastedEmbedding(self.length, size, init_std=std, cast_to=dtype)
@@ -95,6 +98,8 @@ class RecursiveInner(nn.Module):
                     length=self.length,
                     mlp_t=config.mlp_t,
                     attention=attention,
+                    multiple=config.inner_multiple,
+                    gate_norm=config.gate_norm,
                 )
                 for _ in range(layers)
             ]
@@ -135,6 +140,8 @@ class RecursiveInner(nn.Module):
             vector = self.puzzle_emb(data["puzzle_identifiers"]).to(self.dtype)  # [B, E]
             vector = F.pad(vector, (0, self.prefix_len * x.shape[-1] - vector.shape[-1]))
             x = torch.cat((vector.view(-1, self.prefix_len, x.shape[-1]), x), dim=1)
+        if self.registers is not None:
+            x = torch.cat((self.registers.to(x.dtype).expand(len(x), -1, -1), x), dim=1)
         return self.placed(x)
 
     def placed(self, x: Tensor) -> Tensor:
@@ -180,6 +187,15 @@ class RecursiveInner(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The blocks of all stacks, each one compile unit."""
         return [block for name in self.stack_names for block in self.get_submodule(name).layers]  # type: ignore[union-attr]
+
+    def matrices(self) -> dict[str, tuple[int, ...]]:
+        """The blocks' matrices by name, and the rows of each where one parameter stacks several (else none)."""
+        found: dict[str, tuple[int, ...]] = {}
+        for name in self.stack_names:
+            for number, block in enumerate(self.get_submodule(name).layers):  # type: ignore[arg-type]
+                rows = block.fused_rows()
+                found |= {f"{name}.layers.{number}.{own}": rows.get(own, ()) for own, _ in block.named_parameters()}
+        return found
 
     def flops(self) -> tuple[int, int]:
         """Operations per row of one ACT step: (all updates forward, the updates of the gradient window

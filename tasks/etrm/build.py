@@ -23,7 +23,7 @@ from tasks.etrm.decoder import Decoder, find_decoder
 from tasks.etrm.family import FAMILY
 from tasks.etrm.task import ETRMTask, SlotPlan
 from tasks.recursive_reasoning.build import evaluation_of, training_plan, usable_folders
-from tasks.recursive_reasoning.task import param_groups
+from tasks.recursive_reasoning.groups import param_groups
 
 
 def check(config: ETRMConfig) -> None:

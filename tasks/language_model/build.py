@@ -10,21 +10,20 @@ from dataset.text.loading import open_text
 from engine import building
 from engine.io import print_rank0
 from engine.loop.schedule import Plateau, lr_factor
-from engine.optim import check_optimizer
 from engine.task import Runtime, TrainingPlan
 from models.language_models.gpt import LMShape
 from tasks.language_model.args import TrainConfig
 from tasks.language_model.family import FAMILY
 from tasks.language_model.report import LanguageReport
 from tasks.language_model.start import starting_weights
-from tasks.language_model.task import Criterion, LanguageModelTask, optimizer_settings, param_groups
+from tasks.language_model.task import Criterion, LanguageModelTask, param_groups
+from tasks.optimizers import check_optimizers
 
 
 def check(config: TrainConfig) -> None:
     """Names and keys of the architecture and the optimizer. Raises: UsageError."""
     FAMILY.read_arch(config)
-    for name, options in optimizer_settings(config.optimizer):
-        check_optimizer(name, options, config.learning_rate)
+    check_optimizers(config.optimizer, config.learning_rate)
     if config.decay_lr and config.lr_decay_iters != config.max_iters:
         print_rank0(
             f"note: the learning rate reaches min_lr at lr_decay_iters={config.lr_decay_iters}, "

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from dataset.text.batches import TrainBatches
 from dataset.text.loading import HeldOut
 from engine.distributed import all_reduce_sum, local_rows
-from engine.task import Interrupted, Metrics, ParamGroup, Runtime, UsageError
+from engine.task import Interrupted, Metrics, ParamGroup, Runtime
 from losses.language_model import LMLossHead
 from models.language_models.gpt import GPT, LMOutput
+from tasks.optimizers import MATRICES_ONLY, optimizer_settings
 
 MicroBatch = tuple[Tensor, Tensor, int | None]
 """tokens and targets int64 [b, T] or [b, K, T], and which vocabulary they are of (None: the only one, or all)."""
-MATRICES_ONLY = ("muon", "normuon")
 
 
 @dataclass(kw_only=True)
@@ -214,40 +214,21 @@ def param_groups(model: GPT, *, lr: float, optimizer: Mapping[str, Any]) -> list
     Raises:
         UsageError: keys that mean nothing here, or a matrix optimizer without `rest`.
     """
-    (name, options), *rest = optimizer_settings(optimizer)
+    choice, *rest = optimizer_settings(optimizer)
     groups = []
     for kind, members in model.param_groups().items():
-        own, settings = (name, options) if not rest or kind == "matrix" else rest[0]
-        if kind in ("vector", "scalar"):
-            settings = _without_decay(settings)
-        fused_rows = model.fused_rows() if own in MATRICES_ONLY else {}
+        own = choice if not rest or kind == "matrix" else rest[0]
         groups.append(
-            ParamGroup(name=kind, optimizer=own, lr=lr, params=members, options=settings, fused_rows=fused_rows)
+            ParamGroup(
+                name=kind,
+                optimizer=own.name,
+                lr=lr if own.lr is None else own.lr,
+                params=members,
+                options=_without_decay(own.options) if kind in ("vector", "scalar") else own.options,
+                fused_rows=model.fused_rows() if own.name in MATRICES_ONLY else {},
+            )
         )
     return groups
-
-
-def optimizer_settings(optimizer: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """(name, options) of the optimizer, and of what takes the rest where it is for hidden matrices only."""
-    unknown = sorted(optimizer.keys() - {"name", "options", "rest"})
-    if unknown:
-        raise UsageError(
-            f"optimizer.{unknown[0]}: expected name, options, or rest; an option goes under optimizer.options"
-        )
-    name, rest = str(optimizer.get("name")), optimizer.get("rest") or {}
-    if name in MATRICES_ONLY and not rest:
-        raise UsageError(
-            f"optimizer.name={name} takes hidden matrices only: say optimizer={name}, whose file has a rest"
-        )
-    if rest and name not in MATRICES_ONLY:
-        raise UsageError(f"optimizer.rest has no meaning with optimizer.name={name}, which takes all parameters")
-    both = [optimizer, rest] if rest else [optimizer]
-    for where, each in zip(("optimizer", "optimizer.rest"), both, strict=False):
-        if not isinstance(each, Mapping) or "name" not in each:
-            raise UsageError(f"{where}: expected a block with a name, got {each!r}")
-        if not isinstance(each.get("options") or {}, Mapping):
-            raise UsageError(f"{where}.options: expected a block of keys, got {each['options']!r}")
-    return [(str(each["name"]), dict(each.get("options") or {})) for each in both]
 
 
 def _without_decay(options: dict[str, Any]) -> dict[str, Any]:

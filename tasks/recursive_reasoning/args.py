@@ -72,6 +72,8 @@ class EpisodeConfig(RunConfig):
     """Slots over all ranks and micro-batches. Row i of the batch always feeds slot i."""
     epochs: Annotated[int, Range(1)] = 50000
     """Passes over the groups of the training data, counted as if every slot took an example at every step."""
+    total_steps: Annotated[int | None, Range(1)] = None
+    """The run and its schedules end at this step, at most with the epochs; null: with those (max_steps is a stop)"""
     eval_interval: Annotated[int | None, Range(1)] = None
     """Epochs between evaluations (must divide epochs); null evaluates at the end only."""
     select_on: Annotated[Literal["validation", "test"], _NO_CHOICE] = "validation"
@@ -121,9 +123,9 @@ class EpisodeConfig(RunConfig):
     weight_decay: Annotated[float, Range(0)] = 0.1
     """Decoupled weight decay of the network, on every parameter."""
     beta1: Annotated[float, Range(0, below=1)] = 0.9
-    """AdamATan2's first-moment decay."""
+    """First-moment decay of Adam-style optimizers."""
     beta2: Annotated[float, Range(0, below=1)] = 0.95
-    """AdamATan2's second-moment decay."""
+    """Second-moment decay of Adam-style optimizers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,6 +152,8 @@ class PretrainConfig(EpisodeConfig):
         **dict.fromkeys(("eval_max_augmentations", "final_eval_max_augmentations"), None),
     }
 
+    optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adam_atan2"})
+    """Group config/optimizer: of the network; `rest` for what an optimizer of hidden matrices (Muon) does not take."""
     loss: LossWeights = field(default_factory=LossWeights)
     """Weights that the `loss:` block of the architecture takes over."""
     data_order: Literal["hashed", "published"] = "hashed"

@@ -18,14 +18,17 @@ from engine.registry import create_evaluators
 from engine.task import ParamGroup, Runtime, TrainingPlan
 from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.model import RecursiveModel
+from tasks.optimizers import check_optimizers
 from tasks.recursive_reasoning.args import EpisodeConfig, PretrainConfig
 from tasks.recursive_reasoning.family import FAMILY
-from tasks.recursive_reasoning.task import EpochPlan, RecursiveReasoningTask, param_groups
+from tasks.recursive_reasoning.groups import param_groups
+from tasks.recursive_reasoning.task import EpochPlan, RecursiveReasoningTask
 
 
 def check(config: PretrainConfig) -> None:
     """Names and keys of the architecture and the evaluators. Raises: UsageError."""
     FAMILY.read_arch(config)
+    check_optimizers(config.optimizer, config.lr)
     create_evaluators(config.evaluators)
 
 
@@ -105,16 +108,17 @@ def training_plan(
     folders: Sequence[Path],
     **more: Any,
 ) -> TrainingPlan:
-    """The plan of a run of so many steps on data in `folders`; `evaluated` are the steps that complete an eval
-    interval, `more` other fields."""
+    """The plan of a run of so many steps, or the config's, on data in `folders`; `evaluated` are the steps that
+    complete an eval interval, `more` other fields."""
+    steps = min(total_steps, config.total_steps or total_steps)
     return TrainingPlan(
         task=task,
-        total_steps=total_steps,
+        total_steps=steps,
         schedule=partial(
             warmup_cosine,
             base=1.0,
             warmup=config.lr_warmup_steps,
-            total=total_steps,
+            total=steps,
             min_ratio=config.lr_min_ratio,
         ),
         eval_steps=evaluated if config.eval_interval else (),
@@ -142,4 +146,5 @@ def groups_of(model: RecursiveModel, config: PretrainConfig) -> list[ParamGroup]
         embedding_lr=config.puzzle_emb_lr,
         embedding_weight_decay=config.puzzle_emb_weight_decay,
         freeze_weights=config.freeze_weights,
+        optimizer=config.optimizer,
     )

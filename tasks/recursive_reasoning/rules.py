@@ -32,7 +32,8 @@ def count_steps(subject: Subject) -> int | None:
     if config.get("select_on") == "validation" and per_iteration != epochs and groups > 1:
         groups -= validation_count(groups, config.get("validation_groups"))
     groups_of_batch = -(-batch // mean)  # type: ignore[operator]
-    return (epochs // per_iteration) * int(groups * per_iteration // groups_of_batch)  # type: ignore[operator]
+    steps = (epochs // per_iteration) * int(groups * per_iteration // groups_of_batch)  # type: ignore[operator]
+    return min(steps, config.get("total_steps") or steps)
 
 
 def something_is_trained(subject: Subject) -> Iterator[Finding]:

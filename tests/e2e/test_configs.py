@@ -136,7 +136,7 @@ def one_step_reading_everything(script: str, argv: list[str]) -> None:
 # Settings with the keys that are read because of them, and the one recipe that is enough to see it (None: each).
 CONDITIONAL = (
     (
-        "run_dir=null epochs=2 eval_interval=1 select_on=validation ema=true arch.mlp_t=false arch.pos_encodings=rope "
+        "run_dir=null epochs=2 eval_interval=1 select_on=validation ema=true ema_share=null arch.mlp_t=false arch.pos_encodings=rope "
         "arch.puzzle_emb_ndim=32 arch.puzzle_emb_len=1",
         {"project_name", "select_on", "validation_groups", "ema_rate", "arch.rope_theta", "arch.puzzle_emb_len"},
         None,

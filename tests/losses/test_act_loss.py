@@ -110,3 +110,21 @@ def test_ignored_positions_and_live_metrics():
 def test_config_refuses_unknown_choices():
     with pytest.raises(ValueError, match=r"arch\.loss\.loss_type=softmx"):
         ACTLossConfig(loss_type="softmx")
+
+
+def test_label_smoothing_is_that_of_torch_and_q_weight_scales_the_halting_losses():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 6, 5), torch.randint(0, 5, (4, 6))
+    labels[0, 0] = -100
+    own = softmax_cross_entropy(logits, labels, smoothing=0.2)
+    theirs = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=0.2
+    )
+    torch.testing.assert_close(own.flatten(), theirs)
+    smooth, plain = (stablemax_cross_entropy(logits, labels, smoothing=s) for s in (0.2, 0.0))
+    assert (smooth != plain).sum() == 23  # all but the ignored one
+    zeros = torch.zeros(4)
+    carry = ACTCarry({}, zeros.int(), zeros.bool(), {"labels": labels})
+    results = [ACTLossHead(ACTLossConfig(q_weight=w))(ACTOutput(carry, logits, zeros, zeros)) for w in (0.0, 0.5, 2.0)]
+    totals = [result.total.item() for result in results]
+    assert totals[2] - totals[0] == pytest.approx(4 * (totals[1] - totals[0]), rel=1e-5)

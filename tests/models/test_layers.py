@@ -74,3 +74,16 @@ def test_weight_gradients_of_repeated_calls_add_up_in_float32():
         low += part.sum(0)
     assert layer.weight.grad.dtype == torch.float32
     assert (layer.weight.grad - exact).norm() < 0.2 * (low.float() - exact).norm()
+
+
+def test_gate_norm_is_the_written_formula_and_inner_widths_follow_the_multiple():
+    torch.manual_seed(0)
+    layer = SwiGLU(5, 4.0, multiple=4, gate_norm=True).double()
+    assert layer.inner == 16  # 2/3 of 20 is 13.3
+    x = torch.randn(3, 5, dtype=torch.float64)
+    gate, up = (x @ part.T for part in layer.gate_up_proj.weight.split(16))
+    product = gate * up
+    normed = product / (product.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    expected = (normed / (1 + (-gate).exp())) @ layer.down_proj.weight.T
+    torch.testing.assert_close(layer(x), expected)
+    assert torch.autograd.gradcheck(layer, x.requires_grad_())

@@ -183,6 +183,30 @@ def test_frozen_weights_train_the_embedding_only(tiny_data: Path) -> None:
         make(tiny_data, "freeze_weights=true")
 
 
+def test_muon_takes_the_matrices_of_the_blocks_cut_into_their_parts(tiny_data: Path) -> None:
+    plan = make(tiny_data, "+optimizer=muon", "+optimizer.rest.lr=1e-4", "arch.mlp_t=false", "arch.registers=2")
+    matrices, rest = plan.task.param_groups()
+    assert (matrices.name, matrices.optimizer, matrices.lr) == ("trunk_matrices", "muon", 2e-3)
+    assert (rest.name, rest.optimizer, rest.lr) == ("trunk", "adamw", 1e-4)
+    model, block = plan.task.model, "inner.L_level.layers.0"
+    assert set(matrices.dense) == {name for name, _ in model.named_parameters() if name.startswith(block)}
+    heads, width, inner = model.config.num_heads, model.config.head_width, model.blocks()[0].mlp.inner
+    assert matrices.fused_rows == {
+        f"{block}.self_attn.qkv_proj.weight": (width,) * 3 * heads,
+        f"{block}.mlp.gate_up_proj.weight": (inner, inner),
+    }
+    assert "inner.registers" in rest.dense
+    assert model.inner.prefix_len == 2
+    assert step(plan.task, 1)[0].latents["z_H"].shape[1] == 16 + 2
+
+
+def test_total_steps_ends_the_schedule_with_the_run(tiny_data: Path) -> None:
+    plan = make(tiny_data, "epochs=2", "total_steps=7", "lr_min_ratio=0", "lr_warmup_steps=0")
+    assert plan.total_steps == 7
+    assert plan.schedule(7) == 0
+    assert make(tiny_data, "epochs=2", "total_steps=17").total_steps == 16
+
+
 def test_a_grid_that_does_not_fit_the_positions_names_the_key(tiny_data: Path) -> None:
     # tiny boards are square: cut the shape where the data say how long an example is
     from tasks.recursive_reasoning import build as building

@@ -17,7 +17,7 @@ from engine.signals import StopSignal
 from engine.task import Runtime
 from tasks.language_model.args import TrainConfig
 from tasks.language_model.build import build
-from tasks.language_model.task import optimizer_settings
+from tasks.optimizers import check_optimizers
 from tests.conftest import ROOT
 from tests.train.conftest import TINY
 
@@ -68,8 +68,7 @@ def learned(config: TrainConfig) -> float:
 
 
 def check(config: TrainConfig) -> None:
-    for name, options in optimizer_settings(config.optimizer):
-        check_optimizer(name, options, config.learning_rate)
+    check_optimizers(config.optimizer, config.learning_rate)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
