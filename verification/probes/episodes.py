@@ -23,6 +23,7 @@ from verification.probes.instance import (
     finish_step,
     first_batch,
     junk,
+    reachable,
     set_halting,
     step,
 )
@@ -97,19 +98,11 @@ def _episode(tiny: Tiny) -> Episode:
 
 def _stored(task: Any, _: Any, recorder: Recorder) -> bool:
     """Whether the task holds what the model has just returned."""
-    return bool(recorder.calls) and _holds(vars(task), recorder.calls[-1].output.carry)
-
-
-def _holds(place: Any, carry: Any, depth: int = 4) -> bool:
-    """Whether `carry`, or one of its latents, can be reached from `place`."""
-    latents = {id(latent) for latent in carry.latents.values()}
-    if place is carry or id(place) in latents:
-        return True
-    if depth == 0 or isinstance(place, torch.nn.Module | Tensor):
+    if not recorder.calls:
         return False
-    inner = place.values() if isinstance(place, dict) else place if isinstance(place, list | tuple | set) else ()
-    inner = inner or (vars(place).values() if hasattr(place, "__dict__") else ())
-    return any(_holds(item, carry, depth - 1) for item in list(inner))
+    carry = recorder.calls[-1].output.carry
+    parts = {id(carry), *(id(latent) for latent in carry.latents.values())}
+    return any(id(one) in parts for one in reachable(vars(task), 5))
 
 
 def _given_back(seen: Episode, first: Call, second: Call) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -317,6 +317,25 @@ def set_halting(model: nn.Module, willing: bool) -> None:
 def junk(labels: Tensor) -> Tensor:
     """Other labels everywhere, still words of the vocabulary; what is not scored stays so."""
     return torch.where(labels >= 0, (labels + 1) % (int(labels.max()) + 1), labels)
+
+
+def reachable(item: Any, steps: int) -> Iterator[Any]:
+    """What can be reached from `item` in so many steps, itself included; not what modules of torch hold."""
+    seen: dict[int, Any] = {}
+    level = [item]
+    for _ in range(steps + 1):
+        fresh = {id(one): one for one in level if id(one) not in seen}
+        seen |= fresh
+        yield from fresh.values()
+        level = [part for one in fresh.values() for part in _parts(one)]
+
+
+def _parts(item: Any) -> list[Any]:
+    if isinstance(item, Tensor | nn.Module | type | str):
+        return []
+    inner = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple | set) else ()
+    bound = [item.args, item.keywords, item.func] if isinstance(item, functools.partial) else []
+    return [*inner, *bound, *getattr(item, "__dict__", {}).values()]
 
 
 def with_keys(block: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +121,5 @@ def chosen(codes: Iterable[str], tiny: Tiny) -> list[Probe]:
     own = {probe.code: probe for probe in tiny.spec.probes()}
     rows = [own.get(code) or PROBES.get((code, tiny.spec.act)) or PROBES.get((code, None)) for code in codes]
     wanted = {row.code: row for row in rows if row}
-    ordered: dict[str, Probe] = {}
-
-    def add(row: Probe) -> None:
-        for code in row.after:
-            if code in wanted and code not in ordered:
-                add(wanted[code])
-        ordered[row.code] = row
-
-    for row in wanted.values():
-        if row.code not in ordered:
-            add(row)
-    return list(ordered.values())
+    order = TopologicalSorter({code: [one for one in row.after if one in wanted] for code, row in wanted.items()})
+    return [wanted[code] for code in order.static_order()]

@@ -20,14 +20,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
 from engine.schema import structure
 from verification.finding import Level
 from verification.link import place_of
-from verification.probes.instance import Tiny, Unobservable
+from verification.probes.instance import Tiny, Unobservable, reachable
 from verification.probes.launch import MAKERS, launched, watched
 from verification.probes.registry import Note, observes
 from verification.spec import Settings
@@ -142,7 +140,9 @@ def refuses_others(tiny: Tiny) -> Iterator[str | Note]:
 def data_classes(tiny: Tiny) -> Iterator[str | Note]:
     """The data mode of the data sets that the task holds."""
     mode = getattr(tiny.model_class, "DATA_MODE", None)
-    classes = {cls for cls in _classes(tiny.build().task, 5, set()) if cls.__module__.partition(".")[0] == "dataset"}
+    classes = {
+        cls for cls in map(type, reachable(tiny.build().task, 5)) if cls.__module__.partition(".")[0] == "dataset"
+    }
     declaring = sorted((cls for cls in classes if hasattr(cls, "DATA_MODE")), key=lambda cls: cls.__name__)
     if not declaring:
         names = ", ".join(sorted(cls.__name__ for cls in classes)) or "no class of dataset/"
@@ -150,19 +150,6 @@ def data_classes(tiny: Tiny) -> Iterator[str | Note]:
     for cls in declaring:
         level: Level = "PASS" if mode == cls.DATA_MODE else "FAIL"
         yield Note(level, f"the task takes {cls.__name__} of DATA_MODE={cls.DATA_MODE!r}, the model is {mode!r}", cls)
-
-
-def _classes(item: Any, depth: int, seen: set[int]) -> Iterator[type]:
-    """Classes of what can be reached from `item`, modules of torch left out."""
-    if id(item) in seen or depth < 0 or isinstance(item, torch.Tensor | torch.nn.Module | type | str):
-        return
-    seen.add(id(item))
-    yield type(item)
-    inner = item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple | set) else ()
-    if isinstance(item, functools.partial):
-        inner = [item.args, item.keywords, item.func]
-    for part in [*inner, *getattr(item, "__dict__", {}).values()]:
-        yield from _classes(part, depth - 1, seen)
 
 
 # --- names and comments -----------------------------------------------------------------------------------------------
