@@ -12,6 +12,7 @@ from engine.errors import Interrupted, RunFailure, UsageError
 from scripts import evaluate, visualize
 from tasks.loading import pick_checkpoint
 from tasks.recursive_reasoning.evaluate import result_file
+from tasks.recursive_reasoning.rollouts import rollouts_of
 from tests.conftest import run_script
 
 
@@ -103,6 +104,22 @@ def test_results_of_other_settings_get_other_files(argv, steps: int, max_example
     run = SimpleNamespace(opened=opened, steps=steps, data=[{"path": "x", "content_hash": "0123456789ab"}])
     path = result_file(run, evaluate.parse(["run", *argv]), max_examples)
     assert path == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("argv", "steps", "words"),
+    [
+        (["--vary", "noise"], 8, "add --rollouts"),
+        (["--rollouts", "1"], 8, "--rollouts 1"),
+        (["--rollouts", "2"], 1, "steps=1"),
+        (["--rollouts", "2", "--sigma", "0.1"], 8, "no meaning with --vary init"),
+        (["--rollouts", "2", "--vary", "noise", "--sigma", "-1"], 8, "sigma"),
+        (["--rollouts", "2", "--halting", "latched"], 8, "--halting latched"),
+    ],
+)
+def test_rollouts_that_cannot_be_are_refused(argv, steps: int, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        rollouts_of(evaluate.parse(["run", *argv]), 0, steps)
 
 
 def test_a_folder_of_runs_lists_them(tmp_path: Path) -> None:
