@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.layers import CastedLinear, RotaryTables, SwiGLU, apply_rotary, cached_casts, line_positions, mlp, rms_norm
+from models.layers import CastedLinear, RotaryTables, SwiGLU, apply_rotary, cached_casts, line_positions, rms_norm
 from models.layers.mlp import gated_silu
 
 
@@ -22,21 +22,6 @@ def test_gradients_by_finite_differences():
             lambda x, w, b, layer=layer: torch.func.functional_call(layer, {"weight": w, "bias": b}, (x,)),
             (draw(2, 4, ins), layer.weight, layer.bias),
         )
-
-
-def test_chunked_swiglu_equals_the_plain_one(monkeypatch):
-    torch.manual_seed(0)
-    layer, x = SwiGLU(5, 1.0).double(), draw(3, 7, 5)
-    assert not layer._chunked(x)
-    inputs = (x, *layer.parameters())
-    plain = layer(x)
-    want = torch.autograd.grad(plain.sin().sum(), inputs)
-    monkeypatch.setattr(mlp, "CHUNK_NUMBERS", 4 * 512)  # 21 rows: five chunks of 4 and one of 1
-    assert layer._chunked(x)
-    chunked = layer(x)
-    torch.testing.assert_close(chunked, plain, rtol=0, atol=1e-13)
-    for ours, theirs in zip(torch.autograd.grad(chunked.sin().sum(), inputs), want, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
 def test_written_out_values():
