@@ -237,6 +237,9 @@ class ACTModel(nn.Module):
         """Hidden matrices by parameter name, for optimizers of matrices, with the rows of each that one stacks."""
         return {f"inner.{name}": rows for name, rows in self.inner.matrices().items()}
 
+    def set_progress(self, share: float) -> None:
+        """Training has come to this share of the run, 0 to 1: for models that change with it."""
+
     @property
     def noise_width(self) -> int:
         """Normal numbers [noise_width] that each fresh example of training comes with, as `noise` in the batch."""

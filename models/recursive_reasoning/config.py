@@ -40,6 +40,7 @@ class RecursiveConfig:
         (
             "H_cycles",
             "L_cycles",
+            "cycles_schedule",
             "halt_max_steps",
             "halt_exploration_prob",
             "no_ACT_continue",
@@ -56,6 +57,9 @@ class RecursiveConfig:
     """Outer cycles per ACT step; each ends with one update of z_H."""
     L_cycles: Annotated[int, Range(1, _MOST)] = 6
     """Updates of z_L within an outer cycle."""
+    cycles_schedule: list[list[float]] | None = None
+    """Depth curriculum of training: stages [share of the run at which it begins, L_cycles, H_cycles], the first at 0.
+    Evaluations, and training without it, have L_cycles and H_cycles. E.g. [[0,2,1],[0.3,4,2],[0.6,6,3]]."""
     H_layers: Annotated[int, Range(0, _MOST)] = 0
     """Blocks of the stack that updates z_H (0: the L stack serves both)."""
     L_layers: Annotated[int, Range(1, _MOST)] = 2
@@ -106,11 +110,26 @@ class RecursiveConfig:
     def __post_init__(self) -> None:
         check_fields(self, "arch")
         self._check_heads()
+        self._check_stages()
         room = self.prefix_len * self.hidden_size
         _check(
             room >= self.puzzle_emb_ndim,
             f"arch.puzzle_emb_len={self.puzzle_emb_len} holds {room} numbers but arch.puzzle_emb_ndim="
             f"{self.puzzle_emb_ndim}: expected at least {self._fewest_positions()} positions (0 = automatic)",
+        )
+
+    def _check_stages(self) -> None:
+        starts = []
+        for stage in self.cycles_schedule or ():
+            _check(
+                len(stage) == 3 and all(1 <= number <= _MOST and number == int(number) for number in stage[1:]),
+                f"arch.cycles_schedule has {stage}: expected [share of the run, L_cycles, H_cycles] with whole cycles "
+                f"from 1 to {_MOST}",
+            )
+            starts.append(stage[0])
+        _check(
+            not starts or (starts[0] == 0 and starts == sorted(set(starts)) and starts[-1] < 1),
+            f"arch.cycles_schedule begins its stages at {starts}: expected ascending shares from 0 to below 1",
         )
 
     def _check_heads(self) -> None:
@@ -207,6 +226,8 @@ class TransformerBaselineConfig(RecursiveConfig):
     H_cycles: Annotated[int, Range(1, _MOST), _NO_RECURSION] = 3
     """Not used: there is one stack, called once."""
     L_cycles: Annotated[int, Range(1, _MOST), _NO_RECURSION] = 6
+    """Not used: there is one stack, called once."""
+    cycles_schedule: Annotated[list[list[float]] | None, _NO_RECURSION] = None
     """Not used: there is one stack, called once."""
     L_layers: Annotated[int, Range(1, _MOST), _NO_RECURSION] = 2
     """Not used: the stack is sized by H_layers."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -48,8 +49,29 @@ class RecursiveModel(ACTModel, Pretrained):
             eval_halting=config.eval_halting,
         )
         self.config, self.shape = config, shape
+        stages = [(float(s[0]), int(s[1]), int(s[2])) for s in config.cycles_schedule or ()]
+        self._stages = [
+            (begins, *self.cycles(replace(config, L_cycles=low, H_cycles=high, cycles_schedule=None)))
+            for begins, low, high in stages
+        ]
+        self._full, self._progress = (inner.plan, inner.window), 0.0
         if dtype == torch.float64:
             self.double()
+
+    def set_progress(self, share: float) -> None:
+        """Training has come to this share of the run, 0 to 1: it goes as deep as `cycles_schedule` has it there."""
+        self._progress = share
+        self._choose_depth()
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module; evaluations are always at full depth."""
+        super().train(mode)
+        self._choose_depth()
+        return self
+
+    def _choose_depth(self) -> None:
+        begun = [stage for stage in self._stages if self.training and stage[0] <= self._progress]
+        self.inner.plan, self.inner.window = begun[-1][1:] if begun else self._full
 
     @staticmethod
     def cycles(config: Any) -> tuple[Sequence[Update], int]:

@@ -110,7 +110,7 @@ def training_plan(
 ) -> TrainingPlan:
     """The plan of a run of so many steps, or the config's, on data in `folders`; `evaluated` are the steps that
     complete an eval interval, `more` other fields."""
-    steps = min(total_steps, config.total_steps or total_steps)
+    steps = task.total_steps = min(total_steps, config.total_steps or total_steps)
     return TrainingPlan(
         task=task,
         total_steps=steps,

@@ -121,6 +121,8 @@ class RecursiveReasoningTask:
         self.validation_sampler = validation_sampler
         self._groups = groups
         self.saves_carry = saves_carry
+        self.total_steps = plan.total_steps
+        """Of the whole run, schedules included; the config may ask for fewer than its epochs have."""
         self._carries: list[ACTCarry | None] = [None] * runtime.accumulation
 
     # --- training -----------------------------------------------------------------------------------------------------
@@ -136,6 +138,7 @@ class RecursiveReasoningTask:
             generator = keyed_generator(self.runtime.seed, "noise", step)
             rows["noise"] = torch.randn(self.global_rows, width, generator=generator)[low:high].to(self.runtime.device)
         self.module.train()
+        self.model.set_progress((step - 1) / self.total_steps)
         for piece in range(self.runtime.accumulation):
             cut = slice(piece * self.micro_rows, (piece + 1) * self.micro_rows)
             yield piece, {name: tensor[cut] for name, tensor in rows.items()}

@@ -22,6 +22,9 @@ WRONG = [
     ({"pos_encodings": "rop"}, r"arch\.pos_encodings=rop: choose one of rope, rope_2d, learned, none"),
     ({"forward_dtype": "fp8"}, r"arch\.forward_dtype=fp8: choose one of auto, bfloat16"),
     ({"rms_norm_eps": 0.0}, r"arch\.rms_norm_eps=0\.0"),
+    ({"cycles_schedule": [[0, 1, 1], [0.5, 2]]}, r"arch\.cycles_schedule has \[0\.5, 2\]: expected \[share of the run"),
+    ({"cycles_schedule": [[0, 0, 1]]}, r"arch\.cycles_schedule has \[0, 0, 1\]"),
+    ({"cycles_schedule": [[0.1, 1, 1]]}, r"arch\.cycles_schedule begins its stages at \[0\.1\]: expected ascending"),
     ({"expansion": float("nan")}, r"arch\.expansion=nan"),
 ]
 

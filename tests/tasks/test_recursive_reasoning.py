@@ -207,6 +207,21 @@ def test_total_steps_ends_the_schedule_with_the_run(tiny_data: Path) -> None:
     assert make(tiny_data, "epochs=2", "total_steps=17").total_steps == 16
 
 
+def test_a_depth_curriculum_follows_the_step_and_evaluations_are_at_full_depth(tiny_data: Path) -> None:
+    stages = "arch.cycles_schedule=[[0,1,1],[0.25,2,1],[0.5,2,2]]"
+    deep = ("arch.L_cycles=2", "arch.H_cycles=2", "epochs=2", "total_steps=8")
+    plan = make(tiny_data, stages, *deep)
+    inner, updates = plan.task.model.inner, []
+    for number in (1, 2, 3, 4, 5, 8, 2):  # the stage is read from the step: a resume inside one needs no state
+        step(plan.task, number)
+        updates.append((len(inner.plan), inner.window))
+    assert updates == [(2, 2), (2, 2), (3, 3), (3, 3), (6, 3), (6, 3), (2, 2)]
+    plan.task.evaluate(final=True)
+    assert len(inner.plan) == 6
+    whole = make(tiny_data, *deep)
+    assert whole.task.evaluate(final=True) == make(tiny_data, stages, *deep).task.evaluate(final=True)
+
+
 def test_a_grid_that_does_not_fit_the_positions_names_the_key(tiny_data: Path) -> None:
     # tiny boards are square: cut the shape where the data say how long an example is
     from tasks.recursive_reasoning import build as building
