@@ -33,6 +33,8 @@ def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
     for key, most in (("context_len", CONTEXT), ("latent_dim", 8), ("num_act_steps", 4)):
         if isinstance(arch.get(key), int):
             arch[key] = min(arch[key], most)
+    if "num_act_steps" in arch:
+        arch["num_act_steps"] = max(2, arch["num_act_steps"])  # a single step is as much that of a dynamic model
     evaluators = [one for one in resolved.get("evaluators") or () if not str(one.get("name")).startswith(ADAPTING)]
     return tiny | PINNED | {"data_paths": [str(data)], "evaluators": evaluators}
 

@@ -147,6 +147,11 @@ def test_a_recurrent_encoder_thinks_on_from_its_state():
         second = encoder.refined(made, first.state)
     assert set(first.state) == set(encoder.initial(3))
     assert not torch.allclose(first.context, second.context, atol=1e-3)
+    # a recursion that has run into one fixed point does not hide the demonstrations: it could not get out of there
+    encoder.stack.forward = lambda hidden, injection, rope=None: torch.ones_like(hidden)
+    stuck = encoder.refined(made.requires_grad_(), encoder.initial(3)).context
+    assert torch.linalg.vector_norm(stuck[0] - stuck[1]) > 0.5 * torch.linalg.vector_norm(made[0] - made[1])
+    assert bool((torch.autograd.grad(stuck[:, 0, 0].sum(), made)[0] != 0).any())
 
 
 @pytest.mark.parametrize("kind", ["hybrid_variational", "lpn_variational"])

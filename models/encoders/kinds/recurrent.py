@@ -1,6 +1,9 @@
 """`recurrent`: TRM's recursion over the context itself; a step thinks on from where the one before left off.
 
-    repeat H times:  repeat L times: c_L <- f(c_L, c_H + a);   c_H <- f(c_H, c_L);       context = c_H
+    repeat H times:  repeat L times: c_L <- f(c_L, c_H + a);   c_H <- f(c_H, c_L);       context = rms(a + c_H)
+
+Were the context c_H alone, the recursion would have to hand the demonstrations on from the first step of training; it
+runs into one fixed point instead, the same for all tasks and tokens, out of which no gradient leads.
 
 a are the aggregated demonstrations as T tokens, encoded anew at every ACT step. As in the decoder the last cycle
 carries a gradient. The context is what that cycle computed; only the state that the next step begins with is detached.
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from models.encoders.base import DemoEncoder, EncoderOutput
 from models.encoders.pairs import post_norm_block
-from models.layers import ReasoningStack, trunc_normal_
+from models.layers import ReasoningStack, rms_norm, trunc_normal_
 from models.recursive_reasoning.recursion import Update, cycle_plan, recur
 
 _STATE = ("encoder_H", "encoder_L")
@@ -46,4 +49,5 @@ class Recurrent(DemoEncoder):
             return out
 
         values = recur(self.plan, self.window, {**state, "a": context}, call)
-        return EncoderOutput(values["encoder_H"], state={name: values[name].detach() for name in _STATE})
+        refined = rms_norm(context + values["encoder_H"], self.config.rms_norm_eps)
+        return EncoderOutput(refined, state={name: values[name].detach() for name in _STATE})
