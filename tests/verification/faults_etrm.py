@@ -5,7 +5,7 @@ COMMANDS are judged by the rules (test_mutations), FAULTS by probes (test_deep_m
 
 from __future__ import annotations
 
-from tests.verification.mutations import commands, faults
+from tests.verification.mutations import faults
 
 FILES = {
     "MODEL": "models/recursive_reasoning/etrm.py",
@@ -24,7 +24,7 @@ FILES = {
 }
 SMALL = "python pretrain_etrm.py --config-name=cfg_pretrain_etrm_overfit device=cpu"
 
-COMMANDS = commands(
+COMMANDS = faults(
     r"""
 etrm-recipe-of-trm | SCR111 SCR112 DAT510 (JOB030 CFG252) | an encoder was meant, the recipe is that of puzzle embeddings | python pretrain_etrm.py --config-name=cfg_pretrain_arc_agi_1
 etrm-script-of-trm | SCR111 SCR112 DAT510 (JOB030) | the recipe with an encoder is started by the script of puzzle embeddings | python pretrain.py --config-name=cfg_pretrain_etrm_arc_agi_1

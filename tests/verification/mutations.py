@@ -97,9 +97,6 @@ def faults(table: str, *, job: str = SMALL, files: Mapping[str, str] | None = No
     return tuple(made)
 
 
-commands = faults  # as some tables without edits call it
-
-
 def right(table: str, *, job: str = SMALL, files: Mapping[str, str] | None = None) -> tuple[Good, ...]:
     """What is right, for each line `name | codes that must be quiet | what | command | intent`; edits as in `faults`."""
     return tuple(
@@ -190,11 +187,6 @@ def swap_all(path: str, old: str, new: str) -> Edit:
         _write(root / path, text.replace(old, new))
 
     return edit
-
-
-def cut(path: str, old: str) -> Edit:
-    """Remove the only occurrence of `old`."""
-    return swap(path, old, "")
 
 
 def put(path: str, text: str) -> Edit:
