@@ -42,6 +42,8 @@ def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
 def narrower(arch: Mapping[str, Any]) -> Settings:
     """The architecture with its width cut down, and all that is measured by the width."""
     tiny = dict(arch)
+    if tiny.get("cycles_schedule"):  # probes compare training with evaluation, which is always at full depth
+        tiny["cycles_schedule"] = None
     hidden, heads = arch.get("hidden_size"), arch.get("num_heads")
     if not isinstance(hidden, int) or hidden <= HIDDEN:
         return tiny
