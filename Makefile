@@ -32,12 +32,13 @@ test: $(STAMP)  ## the fast tests, on all cores
 test-all: $(STAMP)  ## with the slow ones (what .ci/run does)
 	$(PY) -m pytest -m "not gpu"
 
-check: $(STAMP)  ## format, lint, types, import rule, engine vocabulary, path verification
+check: $(STAMP)  ## format, lint, types, import rule, engine vocabulary, path verification, dead keys
 	$(VENV)/bin/ruff format --check --diff .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(PY) -m pytest tests/test_house_rules.py
 	$(PY) scripts/verify_path.py --all --summary --markdown docs/training-path-verification.md --check
+	$(PY) scripts/dead_keys.py
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

@@ -65,19 +65,21 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def compare_losses(
-    first: Record, second: Record, *, tolerance: float = 0.0, patterns: Sequence[str] = ()
+    first: Record, second: Record, *, tolerance: float = 0.0, absolute: float = 0.0, patterns: Sequence[str] = ()
 ) -> tuple[list[Difference], int]:
     """(the metrics that differ, in order of their first differing step; how many values were compared).
 
     Args:
         tolerance: relative difference that counts as none; 0 compares exactly.
+        absolute: a difference that counts as none whatever the values; for differences of nearly equal figures.
         patterns: regular expressions; only metrics that match one are compared.
     """
     keys = [key for key in {**first, **second} if not patterns or any(re.search(one, key[1]) for one in patterns)]
     gaps: dict[str, list[tuple[int, float]]] = {}
     for key in keys:
         gap = _gap(first.get(key), second.get(key))
-        if (key in first) != (key in second) or gap > tolerance:
+        near = math.isfinite(gap) and gap > 0 and abs(first[key] - second[key]) <= absolute
+        if (key in first) != (key in second) or (gap > tolerance and not near):
             gaps.setdefault(key[1], []).append((key[0], gap))
     differences = [
         Difference(

@@ -116,7 +116,13 @@ def check(words: list[str]) -> None:
         words = words[1:]
     if words[0] == "-m":
         module, argv = words[1], words[2:]
-        if module in ("pytest", "pip", "tests.e2e.test_docs", "tests.verification.expected_losses"):
+        if module in (
+            "pytest",
+            "pip",
+            "tests.e2e.test_docs",
+            "tests.verification.expected_losses",
+            "verification.json_schema",
+        ):
             return
         _parse(importlib.import_module(module).parser().parse_args, argv)
     elif entry := entry_of(words[0]):

@@ -16,8 +16,9 @@ from tests.conftest import ROOT, run_script
 from tests.verification.expected_losses import FOLDER, as_text, lines_of
 
 RECIPES = sorted(path.stem for path in (ROOT / "config").glob("cfg_*.yaml"))
-TOLERANCE = 1e-4
-"""Relative; of what is continuous in the weights. Shares of right answers jump by whole rows."""
+TOLERANCE, ABSOLUTE = 1e-4, 1e-6
+"""Of what is continuous in the weights; shares of right answers jump by whole rows. Torch 2.11 and 2.13 on one machine
+differ by at most 5e-7, and 1e-7 where a metric is the difference of two losses."""
 CONTINUOUS = ("loss", "norm", "/lr", "nll", "perplexity")
 
 
@@ -29,7 +30,7 @@ def test_losses_are_those_that_were(recipe: str, tmp_path: Path) -> None:
         pytest.skip(f"{error}: pip install -e '.[animal]'")
     (tmp_path / "now.jsonl").write_text(text)
     expected, now = (read_losses(file) for file in (FOLDER / f"{recipe}.jsonl", tmp_path / "now.jsonl"))
-    differences, compared = compare_losses(expected, now, tolerance=TOLERANCE, patterns=CONTINUOUS)
+    differences, compared = compare_losses(expected, now, tolerance=TOLERANCE, absolute=ABSOLUTE, patterns=CONTINUOUS)
     assert compared >= 8
     assert not differences, (
         f"{recipe} computes other numbers: {differences[0]}; if that is meant: python -m tests.verification.expected_losses"

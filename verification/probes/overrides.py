@@ -80,7 +80,7 @@ def overrides(tiny: Tiny) -> Iterator[str | Note]:
     if not tiny.overridden:
         yield Note("PASS", "no arch key is overridden on the command line")
         return
-    verdicts = {key: _effect(tiny, key) for key in tiny.overridden}
+    verdicts = {key: effect_of(tiny, key) for key in tiny.overridden}
     yield from (verdict for verdict in verdicts.values() if verdict != ALIVE)
     if alive := [f"arch.{key}" for key, verdict in verdicts.items() if verdict == ALIVE]:
         yield Note("PASS", f"observed an effect of {', '.join(alive)}")
@@ -135,7 +135,7 @@ def _others(present: Any, *values: Any) -> list[Any]:
 # --- keys of the architecture -----------------------------------------------------------------------------------------
 
 
-def _effect(tiny: Tiny, key: str) -> str | Note:
+def effect_of(tiny: Tiny, key: str) -> str | Note:
     """ALIVE, the sentence of a fault, or a note about a value that does what the default does."""
     given, present, default = value_at(tiny.full_arch, key), value_at(tiny.arch, key), _default(tiny, key)
     base = functools.cache(lambda share: _trace(tiny, share, {}))
@@ -168,11 +168,11 @@ def _default(tiny: Tiny, key: str) -> Any:
 
 def _field(tiny: Tiny, key: str) -> Any:
     """The dataclass field behind a dotted arch key: of the model's Config, or of the loss's."""
-    schema, rest = _schema(tiny, key)
+    schema, rest = schema_of(tiny, key)
     return getattr(schema, "__dataclass_fields__", {}).get(rest)
 
 
-def _schema(tiny: Tiny, key: str) -> tuple[Any, str]:
+def schema_of(tiny: Tiny, key: str) -> tuple[Any, str]:
     """(the dataclass that declares a dotted arch key, its name there)."""
     head, _, rest = key.rpartition(".")
     if head == "loss":
@@ -204,7 +204,7 @@ def _candidates(tiny: Tiny, key: str, present: Any, default: Any) -> list[Any]:
 
 
 def _choices(tiny: Tiny, key: str) -> tuple[Any, ...]:
-    schema, rest = _schema(tiny, key)
+    schema, rest = schema_of(tiny, key)
     hint = typing.get_type_hints(schema or object).get(rest)
     parts = typing.get_args(hint)  # of a Literal its choices, of `Literal | None` that Literal and NoneType
     return tuple(choice for part in parts for choice in (typing.get_args(part) or (part,)))

@@ -1,0 +1,95 @@
+"""Every key of the recipes does something: a planted dead key is found, and no shipped one is dead without a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from tests.conftest import ROOT, run_script
+from verification import flips as module
+from verification.flips import REASONS, as_table, candidates, first_recipes, flips, flips_of, keys_of
+from verification.losses import tiny_recipe
+from verification.probes.instance import Tiny
+
+RECIPE = ROOT / "config/cfg_feedforward_train.yaml"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return tiny_recipe(RECIPE, root=ROOT, data=tmp_path_factory.mktemp("flips") / "data")
+
+
+def some(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    monkeypatch.setattr(module, "keys_of", lambda tiny: {key: keys_of(tiny)[key] for key in names})
+
+
+def test_what_a_key_changes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    some(monkeypatch, "seed", "learning_rate", "arch.n_layer", "device", "datasets")
+    found = {flip.key: flip for flip in flips(tiny)}
+    assert {"data", "weights", "evaluation"} <= set(found["seed"].changed)
+    assert "weights" in found["learning_rate"].changed
+    assert "gradient" not in found["learning_rate"].changed
+    assert found["arch.n_layer"].changed[0] == "shapes"
+    assert found["device"].reason == "not the experiment: device: the same run continues on another machine"
+    assert found["datasets"].reason == "no other value is known that can be built"
+    assert not any(flip.dead for flip in found.values())
+
+
+def test_a_planted_dead_key_is_found(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    some(monkeypatch, "weight_decay")
+    plain = module.aspects
+    monkeypatch.setattr(module, "aspects", lambda tiny, run, arch: plain(tiny, {}, arch))
+    (flip,) = flips(tiny)
+    assert flip.dead
+    assert "DEAD: " in as_table([flip])
+    assert str(float(flip.value) / 2) in as_table([flip])
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "first"),
+    [
+        (bool, True, [False]),
+        (int, 4, [5, 8, 2]),
+        (float, 0.5, [0.25, 1.0, 0.55]),
+        (int | None, None, [1, 2, 0]),
+        (float | None, 2.0, [1.0, 4.0, 2.05]),
+        (Literal["a", "b", "c"], "b", ["a", "c"]),
+        (str, "text", []),
+        (list[str], [], []),
+    ],
+)
+def test_other_values_of_a_type(kind: Any, value: Any, first: list[Any]) -> None:
+    found = candidates(kind, value)
+    assert found[: len(first)] == first
+    assert value not in found
+    assert bool(found) == bool(first)
+
+
+def test_the_command_refuses_what_is_no_recipe() -> None:
+    refused = run_script("scripts/dead_keys", "cfg_pretrian")
+    assert refused.code == 2
+    assert refused.output == "error: there is no recipe cfg_pretrian: did you mean 'cfg_pretrain'?\n"
+
+
+def test_one_recipe_for_each_script_and_kind_of_model() -> None:
+    scripts = {path.stem.split("_")[1] for path in first_recipes(ROOT)}
+    assert scripts == {"pretrain", "train", "feedforward", "feedbackward"}
+
+
+def test_the_list_of_reasons_stays_short() -> None:
+    assert len(REASONS) <= 10
+
+
+@pytest.mark.slow
+def test_no_key_of_a_recipe_is_dead(tmp_path: Path) -> None:
+    used: set[str] = set()
+    for recipe in sorted((ROOT / "config").glob("cfg_*.yaml")):
+        try:
+            found = flips_of(recipe, root=ROOT, data=tmp_path / recipe.stem)
+        except ImportError:
+            continue
+        assert not [flip for flip in found if flip.dead], f"{recipe.stem}: {as_table([f for f in found if f.dead])}"
+        used |= {flip.key for flip in found if flip.reason == REASONS.get(flip.key)}
+    assert used == set(REASONS), "a reason that nothing needs"

@@ -1,0 +1,88 @@
+"""The JSON schemas for editors are current, each recipe names its own and fits it, and what editors should mark does not."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from engine.cli.recipes import read_file
+from tests.conftest import ROOT
+from verification.json_schema import COMMENT, as_text, describe_recipe, errors, recipes, with_comment
+
+FOLDER = ROOT / "config/schemas"
+described = functools.cache(lambda recipe: describe_recipe(recipe, ROOT))
+
+
+def usable(recipe: Path) -> tuple[str, dict[str, Any]]:
+    return described(recipe)
+
+
+@pytest.mark.parametrize("recipe", recipes(ROOT), ids=lambda path: path.stem)
+def test_a_recipe_names_its_schema_and_fits_it(recipe: Path) -> None:
+    name, schema = usable(recipe)
+    text = recipe.read_text()
+    assert text == with_comment(text, name), "stale: python -m verification.json_schema"
+    assert (FOLDER / name).read_text() == as_text(schema), "stale: python -m verification.json_schema"
+    assert list(errors(read_file(recipe), schema)) == []
+
+
+def test_no_schema_is_left_over() -> None:
+    named = {
+        line.removeprefix(COMMENT)
+        for path in recipes(ROOT)
+        for line in path.read_text().splitlines()
+        if COMMENT in line
+    }
+    assert {path.name for path in FOLDER.iterdir()} == named
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lrr: 1", "lrr: no such key"),
+        ("arch: {hidden_sise: 8}", "arch.hidden_sise: no such key"),
+        ("arch: {loss: {loss_typ: x}}", "arch.loss.loss_typ: no such key"),
+        ("lr: fast", "lr: 'fast' is not number"),
+        ("lr: -1", "lr: -1 is out of range"),
+        ("epochs: 1.5", "epochs: 1.5 is not integer"),
+        ("ema: 1", "ema: 1 is not boolean"),
+        ("select_on: tests", "select_on: 'tests' is none of"),
+        ("data_paths: data/x", "data_paths: 'data/x' is not array"),
+        ("arch: {pos_encodings: rop}", "arch.pos_encodings: 'rop' is none of"),
+    ],
+)
+def test_what_an_editor_marks(text: str, message: str) -> None:
+    _, schema = usable(ROOT / "config/cfg_pretrain_sudoku_4x4.yaml")
+    (found,) = errors(yaml.safe_load(text), schema)
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lr: 0.5",
+        "lr: ${oc.env:LR}",
+        "run_name: null",
+        "run_name: 7",
+        "grad_clip: null",
+        "resume: true",
+        "epochs: ???",
+        "data_paths: [a, b]",
+    ],
+)
+def test_what_an_editor_leaves_alone(text: str) -> None:
+    _, schema = usable(ROOT / "config/cfg_pretrain_sudoku_4x4.yaml")
+    assert list(errors(yaml.safe_load(text), schema)) == []
+
+
+def test_meaning_default_and_range_are_in_it() -> None:
+    schema = json.loads((FOLDER / "pretrain-trm.json").read_text())
+    rate = schema["properties"]["ema_rate"]
+    assert rate["default"] == 0.999
+    assert "No effect if ema=false." in rate["description"]
+    assert rate["anyOf"][0] == {"type": "number", "minimum": 0, "exclusiveMaximum": 1}

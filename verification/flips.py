@@ -1,0 +1,237 @@
+"""Every key of a recipe's tiny instance is given another value: what changes? A key that changes nothing is dead.
+
+Looked at: names and shapes of the weights, data order, schedule and optimizer groups, what the first step computes, its
+gradient, the weights after three steps of the real trainer, the averages, and the last evaluation. Where none of these
+differs, a key of the architecture has one more chance: both ways of halting, with weights that hide nothing (DYN716).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import torch
+
+from engine.cli.keys import inert_reason, is_union
+from engine.errors import UsageError
+from engine.fields import declared, value_at
+from verification.losses import tiny_recipe
+from verification.probes.instance import Tiny, fit, same, with_keys
+from verification.probes.overrides import ALIVE, effect_of, schema_of
+from verification.recall import recall
+from verification.static import recipe_script
+
+REASONS = {
+    "eval_seed": "draws which examples a partial evaluation takes, and the tiny instance evaluates all",
+    "offline": "decides what is done where data are missing, and the tiny instance has its own",
+    "final_eval_max_augmentations": "cuts augmented copies, which the tiny data have none of",
+    "init_from": "names a checkpoint or weights to begin with",
+    "arch.use_gradient_checkpointing": "saves memory, and computes the same",
+    "arch.block_size": "bounds the length of texts, and the tiny ones are as long as it was",
+}
+"""Keys that no tiny instance shows to be alive, with the reason. The list must stay short."""
+TRIES = 6
+"""Other values that are tried before a key is called dead."""
+NUMBERS = {int: (1, 2, 0), float: (0.5, 0.01, 2.0)}
+"""What is tried where the present value is null."""
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One key: what other values changed, or why it was not tried."""
+
+    key: str
+    value: str
+    tried: list[str]
+    changed: list[str]
+    """Aspects that the last value tried has changed; empty where none did."""
+    reason: str = ""
+    """Why nothing changes, or why there is no other value."""
+
+    @property
+    def dead(self) -> bool:
+        return not self.changed and not self.reason
+
+
+def flips_of(recipe: Path, *, root: Path, data: Path) -> list[Flip]:
+    """All keys of a recipe, remembered for as long as our code stays the same.
+
+    Raises: UsageError for an unusable recipe; ImportError where it needs a library that is not installed.
+    """
+    texts = [path.read_text(encoding="utf-8") for path in sorted((root / "config").rglob("*.yaml"))]
+
+    def answer() -> list[dict[str, Any]]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return [asdict(flip) for flip in flips(tiny_recipe(recipe, root=root, data=data))]
+
+    return [Flip(**row) for row in recall(["flips", recipe.stem, *texts], answer)]
+
+
+def flips(tiny: Tiny) -> Iterator[Flip]:
+    """Each key in turn, those of the run before those of the architecture."""
+    base = aspects(tiny, {}, {})
+    for key, (value, kind) in keys_of(tiny).items():
+        reason = reason_of(tiny, key)
+        if reason:
+            yield Flip(key, str(value), [], [], reason)
+            continue
+        tried: list[Any] = []
+        changed: list[str] = []
+        for other in candidates(kind, value):
+            if why := declared_inert(tiny, key, other):
+                reason = f"declared to do nothing with another value: {why}"
+                continue
+            run, arch = ({}, {key.removeprefix("arch."): other}) if key.startswith("arch.") else ({key: other}, {})
+            try:
+                found = aspects(tiny, run, arch)
+            except (UsageError, ValueError, RuntimeError, TypeError, AssertionError, KeyError, IndexError):
+                continue  # a value that does not fit the others
+            tried.append(other)
+            changed = [name for name in base if not same(base[name], found[name])]
+            if changed or len(tried) == TRIES:
+                break
+        if tried and not changed and key.startswith("arch.") and tiny.spec.act:
+            with contextlib.suppress(UsageError, ValueError, RuntimeError):
+                changed = ["halting"] * (effect_of(tiny, key.removeprefix("arch.")) == ALIVE)
+        missing = "" if tried else reason or "no other value is known that can be built"
+        if tried and not changed and key in tiny.spec.pinned:
+            missing = "the tiny instance fixes it, or has its value in another block"
+        if tried and not changed and not missing:
+            missing = REASONS.get(key, "")
+        yield Flip(key, str(value), [str(one) for one in tried], changed, missing)
+
+
+def reason_of(tiny: Tiny, key: str) -> str:
+    """Why a key is not flipped: launch keys, and keys that their own field declares to do nothing in this config."""
+    schema = tiny.schema
+    if key in schema.NOT_IDENTITY:
+        return f"not the experiment: {schema.NOT_IDENTITY[key]}"
+    if why := declared_inert(tiny, key):
+        return f"declared to do nothing here: {why}"
+    return ""
+
+
+def declared_inert(tiny: Tiny, key: str, *other: Any) -> str:
+    """Why a key has no effect, as its field declares, in the recipe or its tiny instance; with `other` as its value."""
+    for settings, arch in ((tiny.resolved, tiny.full_arch), (tiny.settings, tiny.arch)):
+        changed = with_keys({**settings, "arch": arch}, dict.fromkeys([key] * len(other), *other))
+        if why := inert_reason(tiny.schema, key, changed):
+            return why
+    return ""
+
+
+def keys_of(tiny: Tiny) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (present value, type): fields of the schema, of the model's Config and of the loss's."""
+    found = {
+        name: (tiny.settings[name], kind)
+        for name, (kind, _) in declared(tiny.schema).items()
+        if name in tiny.settings and name not in ("arch", "script")
+    }
+    for key in leaves(tiny.arch):
+        schema, name = schema_of(tiny, key)
+        if name != "name" and schema is not None and name in declared(schema):
+            found[f"arch.{key}"] = value_at(tiny.arch, key), declared(schema)[name][0]
+    return found
+
+
+def leaves(block: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in block.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def candidates(kind: Any, value: Any) -> list[Any]:
+    """Other values of a type, the most telling first; none for text and lists, whose meaning nobody can guess."""
+    kinds = [part for part in (get_args(kind) if is_union(kind) else (kind,)) if part is not type(None)]
+    found: list[Any] = []
+    for one in kinds:
+        if get_origin(one) is Literal:
+            found += get_args(one)
+        elif one is bool:
+            found += [True, False]
+        elif one in NUMBERS and value is None:
+            found += NUMBERS[one]
+        elif one is int and isinstance(value, int):
+            found += [value + 1, value * 2, value // 2, value - 1, value + 2, 1, 0]
+        elif one is float and isinstance(value, int | float):
+            found += [
+                value / 2,
+                value * 2,
+                value + 0.05,
+                value * 16,
+                value / 1024,
+                0.5,
+                0.0,
+            ]  # * 16: widths are rounded
+    return [other for number, other in enumerate(found) if other != value and other not in found[:number]]
+
+
+def aspects(tiny: Tiny, run: Mapping[str, Any], arch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a short run with some keys replaced can be told apart by, aspect by aspect. Raises what building raises."""
+    run = {"log_interval": 1, **run}
+    plan, config = tiny.build(stirred=False, run=run, **arch), tiny.config(run, **arch)
+    task, module = plan.task, plan.task.module
+    batches: list[Any] = []
+    lines: list[tuple[int, dict[str, Any]]] = []
+    draw = task.micro_batches
+
+    def drawn(step: int) -> list[Any]:
+        batches.append(list(draw(step)))
+        return batches[-1]
+
+    def write(step: int, values: Mapping[str, Any]) -> None:
+        lines.append((step, {name: repr(value) for name, value in values.items() if not name.startswith("time/")}))
+
+    found: dict[str, Any] = {
+        "shapes": [(name, str(each.dtype), tuple(each.shape)) for name, each in module.state_dict().items()],
+        "schedule": [plan.total_steps, sorted(plan.eval_steps), plan.final_eval, plan.checkpoint_every_eval]
+        + [plan.schedule(step) for step in (1, 2, max(1, plan.total_steps // 2), plan.total_steps)],
+        "optimizer": [repr((group.name, group.optimizer, group.lr)) for group in task.param_groups()],
+    }
+    task.micro_batches = drawn
+    trainer, results = fit(plan, config, write=write)
+    training = [values for _, values in lines if "train/grad_norm" in values]
+    return found | {
+        "data": repr([_plain(batch) for batch in batches]),
+        "outputs": {name: value for name, value in training[0].items() if "norm" not in name} if training else {},
+        "gradient": training[0]["train/grad_norm"] if training else "",
+        "weights": dict(module.state_dict()),
+        "averages": {} if trainer.ema is None else dict(trainer.ema.state_dict()),
+        "evaluation": {name: repr(value) for name, value in results.items()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Tensors of a nest as lists."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def first_recipes(root: Path) -> list[Path]:
+    """One recipe for each script and class of models: their keys are those of the others."""
+    found: dict[tuple[str, str], Path] = {}
+    for recipe in sorted((root / "config").glob("cfg_*.yaml"), key=lambda path: (len(path.stem), path.stem)):
+        arch = re.search(r"^ *- arch: (\S+)", recipe.read_text(encoding="utf-8"), re.MULTILINE)
+        found.setdefault((recipe_script(root, recipe), arch[1] if arch else ""), recipe)
+    return list(found.values())
+
+
+def as_table(flips: Sequence[Flip]) -> str:
+    """A line for each key: what it changed, or why it did not."""
+    width = max(len(f"{flip.key}={flip.value}") for flip in flips if len(flip.value) < 40)
+    lines = []
+    for flip in flips:
+        change = f"{flip.tried[-1]} changes {', '.join(flip.changed)}" if flip.changed else flip.reason
+        dead = f"DEAD: {', '.join(map(str, flip.tried))} change nothing"
+        lines.append(f"{f'{flip.key}={flip.value:.40}':<{width}}  {change or dead}")
+    return "\n".join(lines)

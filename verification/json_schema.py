@@ -1,0 +1,181 @@
+"""JSON schemas of the recipes for editors: completion, meaning and range of each key while a YAML file is written.
+
+    python -m verification.json_schema
+
+writes config/schemas/SCRIPT-MODEL.json, one for each script and class of models that a recipe names; the recipe names
+its own in a comment, `# yaml-language-server: $schema=schemas/SCRIPT-MODEL.json`. All is read off the dataclasses.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from engine.cli.keys import Key, is_list, is_union, keys_of
+from engine.cli.resolve import resolve as trace_of
+from engine.fields import Range
+from engine.io import atomic_write_text
+from engine.registry import ROOT, family_of, resolve
+from verification.static import recipe_script
+
+Schema = dict[str, Any]
+OPEN: Schema = {"type": "string", "pattern": r"^(\$\{.*\}|\?\?\?)$"}
+"""What stands for a value that is not there yet: an interpolation, or ??? for one that the command line gives."""
+BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
+    "minimum": operator.ge,
+    "maximum": operator.le,
+    "exclusiveMinimum": operator.gt,
+    "exclusiveMaximum": operator.lt,
+}
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "object": lambda value: isinstance(value, Mapping),
+    "array": lambda value: isinstance(value, list),
+    "string": lambda value: isinstance(value, str),
+    "boolean": lambda value: isinstance(value, bool),
+    "null": lambda value: value is None,
+    "number": lambda value: type(value) in (int, float),
+    "integer": lambda value: type(value) is int or (type(value) is float and value.is_integer()),
+}
+PLAIN = {bool: "boolean", int: "integer", float: "number"}
+COMMENT = "# yaml-language-server: $schema=schemas/"
+
+
+def recipes(root: Path) -> list[Path]:
+    """All recipes of a tree."""
+    return sorted((root / "config").glob("cfg_*.yaml"))
+
+
+def describe_recipe(recipe: Path, root: Path) -> tuple[str, Schema]:
+    """(name of the file, schema) of a recipe: the keys of its script, with those of its model and its loss."""
+    script = recipe_script(root, recipe)
+    schema = family_of(Path(script).stem, "script").schema
+    words = [f"--config-name={recipe.stem}", *(f"++{key}={value}" for key, value in schema.REQUIRED.items())]
+    trace = trace_of(root / script, words, root=root)
+    assert trace.resolved is not None, trace.problems
+    arch = trace.resolved["arch"]
+    loss = named_block(getattr(resolve(arch["loss"]["name"], "losses"), "Config", None))
+    model = named_block(getattr(resolve(arch["name"], "models"), "Config", None))
+    model["properties"]["loss"] = loss
+    own = properties(schema) | {"arch": model}
+    own |= {
+        "defaults": {"type": "array", "description": "What this file is built on, later entries over earlier ones."}
+    }
+    own["hydra"] = {"type": "object"}
+    whole = {"$schema": "http://json-schema.org/draft-07/schema#", "title": f"a recipe of {script}"}
+    name = f"{Path(script).stem}-{arch['name'].rpartition('@')[2].lower()}.json"
+    return name, {**whole, "definitions": {"open": OPEN}, **closed(own)}
+
+
+def named_block(config: type | None) -> Schema:
+    """The block of a class that is chosen by its `name`."""
+    keys = {} if config is None else properties(config)
+    return closed({**keys, "name": {"type": "string", "description": "module@Class"}})
+
+
+def closed(keys: Schema) -> Schema:
+    """An object of these keys and no others."""
+    return {"type": "object", "properties": keys, "additionalProperties": False}
+
+
+def properties(schema: type) -> Schema:
+    """The keys of a dataclass, nested ones as blocks."""
+    return {name: _of_key(key) for name, key in keys_of(schema).items() if "." not in name}
+
+
+def _of_key(key: Key) -> Schema:
+    value = of_kind(key.kind)
+    for mark in key.marks:
+        if isinstance(mark, Range) and value.get("type") in ("integer", "number"):
+            bounds = zip(BOUNDS, (mark.low, mark.high, mark.above, mark.below), strict=True)
+            value |= {name: bound for name, bound in bounds if bound is not None}
+    described: Schema = {"description": key.meaning} if key.meaning else {}
+    if key.default is not MISSING and isinstance(key.default, bool | int | float | str | None):
+        described["default"] = key.default
+    if not value:
+        return described
+    return {
+        **described,
+        "anyOf": [value, *([{"type": "null"}] if key.optional else []), {"$ref": "#/definitions/open"}],
+    }
+
+
+def of_kind(kind: Any) -> Schema:
+    """The schema of a declared type; {} where anything may stand."""
+    if get_origin(kind) is Literal:
+        choices = list(get_args(kind))
+        return {"enum": [*choices, *(word == "true" for word in choices if word in ("true", "false"))]}
+    if is_union(kind):
+        return {"anyOf": [of_kind(part) if part is not type(None) else {"type": "null"} for part in get_args(kind)]}
+    if is_list(kind):
+        return {"type": "array", "items": of_kind((*get_args(kind), Any)[0])}
+    if is_dataclass(kind):
+        return closed(properties(kind))  # type: ignore[arg-type]
+    if kind is str:
+        return {"type": ["string", "number", "boolean"]}  # a number is taken for text
+    if kind in PLAIN:
+        return {"type": PLAIN[kind]}
+    return {"type": "object"} if dict in (kind, get_origin(kind)) else {}
+
+
+def as_text(schema: Schema) -> str:
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+def with_comment(text: str, name: str) -> str:
+    """A recipe's text whose header ends with the comment that names its schema."""
+    lines = [line for line in text.split("\n") if not line.startswith(COMMENT)]
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join([*lines[:end], COMMENT + name, *lines[end:]])
+
+
+def errors(value: Any, schema: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    """How a value does not fit a schema, with the dotted place. It knows of JSON Schema what this module writes."""
+    schema = OPEN if "$ref" in schema else schema
+    if "anyOf" in schema:
+        found = [list(errors(value, one, place)) for one in schema["anyOf"]]
+        if all(found):
+            yield from min(found, key=len)
+        return
+    wanted = schema.get("type", [])
+    named = [wanted] if isinstance(wanted, str) else wanted
+    if named and not any(KINDS[one](value) for one in named):
+        yield f"{place}: {value!r} is not {' or '.join(named)}"
+        return
+    if "enum" in schema and not any(value == one and type(value) is type(one) for one in schema["enum"]):
+        yield f"{place}: {value!r} is none of {schema['enum']}"
+    if "pattern" in schema and not re.match(schema["pattern"], value):
+        yield f"{place}: {value!r} does not match {schema['pattern']}"
+    for name in BOUNDS.keys() & schema.keys():
+        if not BOUNDS[name](value, schema[name]):
+            yield f"{place}: {value!r} is out of range ({name} {schema[name]})"
+    if isinstance(value, list) and "items" in schema:
+        for number, item in enumerate(value):
+            yield from errors(item, schema["items"], f"{place}[{number}]")
+    if isinstance(value, Mapping) and "properties" in schema:
+        for key, item in value.items():
+            below = f"{place}.{key}" if place else str(key)
+            if key in schema["properties"]:
+                yield from errors(item, schema["properties"][key], below)
+            elif schema.get("additionalProperties") is False:
+                yield f"{below}: no such key"
+
+
+def main() -> None:
+    """Write the schemas, and their names into the recipes."""
+    folder = ROOT / "config/schemas"
+    folder.mkdir(exist_ok=True)
+    for recipe in recipes(ROOT):
+        name, schema = describe_recipe(recipe, ROOT)
+        atomic_write_text(folder / name, as_text(schema))
+        text = recipe.read_text(encoding="utf-8")
+        if (changed := with_comment(text, name)) != text:
+            atomic_write_text(recipe, changed)
+
+
+if __name__ == "__main__":
+    main()
