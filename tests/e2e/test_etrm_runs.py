@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -95,3 +96,74 @@ def test_two_ranks_are_one_process(whole: tuple[Path, list[str]], place: Path) -
     for line, other in zip(metrics(place / "checkpoints/p/r"), metrics(run), strict=True):
         for name in ("train/loss", "train/kl", "train/fresh", "train/grad_coverage", "eval/loss"):
             assert line.get(name) == pytest.approx(other.get(name), abs=1e-5), (name, line["step"])
+
+
+# --- evaluated, drawn, begun from a decoder -------------------------------------------------------------------------------
+
+
+def test_scripts_take_the_run_or_name_what_they_expect(whole: tuple[Path, list[str]]) -> None:
+    run, _ = whole
+    result = run_script("scripts/evaluate", str(run), cwd=run.parents[2])
+    assert result.code == 0, result.output
+    measured = json.loads((run / "evaluation_step_8.json").read_text())["results"]
+    summary = json.loads((run / "summary.json").read_text())["results"]
+    assert {name: summary[name] for name in measured if not name.startswith("time")} == measured
+    for script, more in (("visualize", ["--terminal"]), ("predict", ["task.json"])):
+        refused = run_script(f"scripts/{script}", str(run), *more, cwd=run.parents[2])
+        assert refused.code == 2
+        assert "was written by pretrain_etrm.py: expected a run of pretrain.py" in refused.output
+
+
+DECODER = [*SHAPE, "arch.halt_max_steps=3", "max_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A folder with a run of pretrain.py, which has an embedding for each task, those held out too."""
+    folder = tmp_path_factory.mktemp("decoder")
+    (folder / "data").symlink_to(data)
+    table = [
+        "--config-name=cfg_pretrain_arc_agi_1",
+        "data_paths=[data/tables]",
+        "arch.puzzle_emb_ndim=32",
+        "run_name=table",
+    ]
+    result = run_script("pretrain", *table, *DECODER, cwd=folder)
+    assert result.code == 0, result.output
+    return folder
+
+
+def tensors(run: Path) -> dict[str, bytes]:
+    return {name: value for name, value in weights(run, "model").items() if "puzzle_emb" not in name}
+
+
+def test_a_decoder_that_has_seen_the_tests_marks_the_result(decoder: Path) -> None:
+    words = ["data_paths=[data/demonstrations]", "load_pretrained_decoder=checkpoints/p/table", *DECODER]
+    refused = run_script("pretrain_etrm", *words, "run_name=r", cwd=decoder)
+    assert refused.code == 2
+    assert "DAT530" in refused.output
+    assert "contaminated decoder: trained on 4 of 4 test tasks" in refused.output
+    # frozen, all of it: two steps of the encoder alone
+    result = run_script("pretrain_etrm", *words, "run_name=r", "freeze_decoder_steps=2", "verify=warn", cwd=decoder)
+    assert result.code == 0, result.output
+    assert "step_2 (step 2); contaminated decoder: trained on 4 of 4 test tasks" in result.output
+    source, ours = (tensors(decoder / "checkpoints/p" / name) for name in ("table", "r"))
+    assert all(ours[name] == value for name, value in source.items())
+    assert any("inner.encoder." in name for name in ours.keys() - source.keys())
+    summary = json.loads((decoder / "checkpoints/p/r/summary.json").read_text())
+    assert "contaminated decoder" in summary["splits"]["eval"]
+    assert "eval/ARC_iii_contaminated/pass@1" in summary["results"]
+    again = run_script("pretrain_etrm", *words, "arch.L_cycles=1", "verify=warn", "run_name=q", cwd=decoder)
+    assert again.code == 2
+    assert "was trained with arch.L_cycles=2: set the same, or allow_decoder_mismatch=true" in again.output
+    again = run_script("pretrain_etrm", *words, "arch.hidden_size=64", "verify=warn", "run_name=q", cwd=decoder)
+    assert again.code == 2
+    assert "expected the decoder's arch.* keys" in again.output
+    (decoder / "checkpoints/p/table").rename(decoder / "checkpoints/p/gone")
+    gone = run_script("pretrain_etrm", *words, "verify=warn", "run_name=q", cwd=decoder)
+    assert gone.code == 2
+    assert "load_pretrained_decoder=checkpoints/p/table: no such run or checkpoint" in gone.output
+    evaluated = run_script("scripts/evaluate", "checkpoints/p/r", cwd=decoder)
+    assert evaluated.code == 0, evaluated.output
+    assert "eval/ARC_i_unchecked/pass@1" in evaluated.output
+    assert not (decoder / "checkpoints/p/q").exists()
