@@ -22,7 +22,7 @@ from scripts.fewshot_report import main, parse
 from tasks.etrm.args import ETRMConfig
 from tasks.etrm.build import build
 from tasks.etrm.diagnostics import context_metrics
-from tasks.etrm.family import FAMILY, table_of_encoder
+from tasks.etrm.family import FAMILY
 from tasks.etrm.task import SlotPlan
 from tests.conftest import ROOT
 
@@ -51,7 +51,7 @@ def data(tmp_path_factory) -> Path:
 def config_of(data: Path, *overrides: str) -> ETRMConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "config"), version_base=None):
-        words = table_of_encoder([f"data_paths=[{data}]", *TINY, *overrides], {}, {})
+        words = [f"data_paths=[{data}]", *TINY, *overrides]
         composed = compose("cfg_pretrain_etrm_overfit", words)
     return load_synced_config(composed, schema=ETRMConfig, entry="pretrain_etrm")
 
@@ -80,15 +80,19 @@ def step(task, number: int, *, backward: bool = False) -> dict[str, Any]:
 
 def test_the_arch_file_is_the_guides_and_another_encoder_brings_its_own(data):
     arch = config_of(data).arch
-    assert (arch["encoder_type"], arch["encoder_num_layers"], arch["aggregation"]) == ("standard", 2, "mean")
+    assert arch["encoder_type"] == "standard"
     assert arch["halt_exploration_prob"] == 0.5
-    other = config_of(data, "arch.encoder_type=hybrid_standard").arch
-    assert (other["encoder_num_layers"], other["aggregation"]) == (None, None)
-    words = ["arch.encoder_type=lpn_standard", "arch.encoder_num_layers=3"]
-    assert table_of_encoder(words, {}, {}) == [*words, "arch.aggregation=null"]
-    assert table_of_encoder(["lr=1"], {}, {}) == ["lr=1"]
-    model = make(data, *words).task.model
-    assert model.encoder.describe() == "lpn_standard, 3 layers, aggregation mean (the table has layers 6)"
+    names = {
+        (): "standard, 2 layers, aggregation mean (as in the table)",
+        (
+            "arch.encoder_type=hybrid_standard",
+        ): "hybrid_standard, 4 layers, aggregation set_transformer (as in the table)",
+        ("arch.encoder_type=lpn_standard", "arch.encoder_num_layers=3"): (
+            "lpn_standard, 3 layers, aggregation mean (the table has layers 6)"
+        ),
+    }
+    for words, text in names.items():
+        assert make(data, *words).task.model.encoder.describe() == text
     with pytest.raises(UsageError, match="DATA_MODE='embedding', this script works with DATA_MODE='encoder'"):
         read_arch({"name": "recursive_reasoning.trm@TRM", "loss": {"name": "losses@ACTLossHead"}}, **FAMILY.requires)
 
