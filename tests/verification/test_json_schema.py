@@ -84,5 +84,5 @@ def test_meaning_default_and_range_are_in_it() -> None:
     schema = json.loads((FOLDER / "pretrain-trm.json").read_text())
     rate = schema["properties"]["ema_rate"]
     assert rate["default"] == 0.999
-    assert "No effect if ema=false." in rate["description"]
+    assert "No effect if ema=false" in rate["description"]
     assert rate["anyOf"][0] == {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
