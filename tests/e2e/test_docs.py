@@ -31,6 +31,7 @@ from engine.cli.keys import keys_of
 from engine.config import NOT_IDENTITY, RunConfig
 from engine.errors import UsageError
 from tasks.animal.args import AnimalConfig
+from tasks.etrm.args import ETRMConfig
 from tasks.language_model.args import TrainConfig
 from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import ROOT, SHARED, Result, _entry, run_forked, run_script
@@ -394,6 +395,7 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "gpt keys": _lm_keys,
     "pretrain keys": lambda: _keys(PretrainConfig, set(keys_of(RunConfig))),
+    "etrm keys": lambda: _keys(ETRMConfig, set(keys_of(PretrainConfig))),
     "arch keys": _arch_keys,
     "manager keys": _manager_keys,
     "not identity": lambda: _identity(NOT_IDENTITY),
