@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 from PIL import Image
 
@@ -13,6 +14,8 @@ from reports.plots import HEAD, MARGIN, Axis, dot
 COLOURS = ("#2f62c9", "#b03a00", "#0a6b4a", "#8a4fbf", "#a06a00", "#c23b7a")
 PLAIN = "#9aa5b4"
 WIDE, HIGH, LEGEND = 640.0, 380.0, 250.0
+LETTERS = 32
+"""Of a line of the legend."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,18 @@ def draw_scatter(
     canvas.text(left, HEAD - 18, titles[1], size=12, colour=MUTED)
     canvas.text(left + WIDE / 2, bottom + 42, titles[0], size=12, colour=MUTED, anchor="mm")
     colours = iter(COLOURS * (1 + len(kinds) // len(COLOURS)))
-    for number, kind in enumerate(kinds):
+    y = HEAD + 12
+    for kind in kinds:
         colour = PLAIN if kind.plain else next(colours)
         fill, line = (PAPER, colour) if kind.hollow else (colour, PAPER)
-        for x, y in kind.values:
+        for x, height in kind.values:
             at = across(x if x_most is None else min(x, x_most))
-            dot(canvas, at, up(y), 11, fill, line)
+            dot(canvas, at, up(height), 11, fill, line)
             if x_most is not None and x > x_most:
-                canvas.text(at - 9, up(y), f"x = {x:.3g}", size=11, colour=MUTED, anchor="rm")
-        y = HEAD + 12 + 24 * number
+                canvas.text(at - 9, up(height), f"x = {x:.3g}", size=11, colour=MUTED, anchor="rm")
         dot(canvas, left + WIDE + 34, y, 11, fill, line)
-        canvas.text(left + WIDE + 48, y, kind.label, size=12, colour=INK)
+        for part in wrap(kind.label, LETTERS):
+            canvas.text(left + WIDE + 48, y, part, size=12, colour=INK)
+            y += 16
+        y += 8
     return canvas.image

@@ -46,6 +46,14 @@ case "${1:-}" in
     --local) mode=local; shift ;;
     -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"; exit 0 ;;
 esac
+for word in "$@"; do # anything else goes to train_animal.py, and a misplaced --dry-run must not submit jobs
+    case $word in
+        --dry* | --local | --help)
+            echo "error: $word is no argument of train_animal.py: the script's own, --dry-run or --local, comes first" >&2
+            exit 2
+            ;;
+    esac
+done
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 root=$PWD
 

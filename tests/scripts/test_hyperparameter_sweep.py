@@ -139,3 +139,10 @@ def test_values_that_are_no_weights() -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert "'1.5': expected numbers from 0 to 1" in result.stderr
     assert "run_hyperparameter_sweep.sh --dry-run" in sweep("--help").stdout
+
+
+def test_a_misplaced_dry_run_submits_nothing() -> None:
+    for words in (("max_steps=2", "--dry-run"), ("--dryrun",), ("--dry-run", "--local")):
+        result = sweep(*words)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "comes first" in result.stderr
