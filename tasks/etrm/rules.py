@@ -61,7 +61,7 @@ def latent_has_a_prior(subject: Subject) -> Iterator[Finding]:
     try:
         variational = encoder_class(str(kind)).VARIATIONAL
     except ValueError as error:
-        yield finding("CFG252", "FAIL", str(error), *subject.trace.key_line("arch.encoder_type"))
+        yield finding("CFG252", "FAIL", str(error), *subject.trace.key_line("arch.encoder_type"), "name one of these")
         return
     if variational and not weight:
         text = f"arch.encoder_type={kind} samples its latent, and arch.loss.kl_weight={weight} gives it no prior"
