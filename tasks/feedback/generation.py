@@ -134,12 +134,14 @@ def predictor(model: Any, base: Any | None = None) -> Predict:
     def predict(inputs: Tensor, real: Tensor) -> Tensor:
         if base is None:
             return model(inputs, real).logits()  # type: ignore[no-any-return]
-        return model(base, unscored(inputs, real)).final.logits()  # type: ignore[no-any-return]
+        # A causal base has never seen MASK; its adapter reads what is known, as in training.
+        readable = real & (inputs != base.shape.mask_id) if base.config.causal else real
+        return model(base, unscored(inputs, real, readable)).final.logits()  # type: ignore[no-any-return]
 
     return predict
 
 
-def unscored(inputs: Tensor, real: Tensor) -> Batch:
+def unscored(inputs: Tensor, real: Tensor, readable: Tensor) -> Batch:
     """Rows of which nothing is scored, for an adapter that only reads them."""
     ones = torch.ones(len(inputs), device=inputs.device)
-    return Batch(inputs, torch.full_like(inputs, -100), real, real, ones, real.sum(-1).float())
+    return Batch(inputs, torch.full_like(inputs, -100), real, readable, ones, real.sum(-1).float())

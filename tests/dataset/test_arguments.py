@@ -14,7 +14,9 @@ from engine.io import UsageError
 from tests.conftest import ROOT
 
 FILES = [path for folder in ("scripts", "dataset") for path in sorted((ROOT / folder).glob("*.py"))]
-COMMANDS = [path for path in FILES if '__name__ == "__main__"' in path.read_text()]
+PLAIN = "doctor.py"
+"""It has a parser of its own: it must run where the packages that ours needs are missing."""
+COMMANDS = [path for path in FILES if '__name__ == "__main__"' in path.read_text() and path.name != PLAIN]
 
 
 class Captured(Exception):
@@ -46,7 +48,7 @@ def test_every_command_takes_both_spellings_of_every_flag(path: Path, monkeypatc
 
 def test_no_command_has_a_parser_of_its_own() -> None:
     plain = re.compile(r"argparse\.ArgumentParser\(|\(argparse\.ArgumentParser\)")
-    assert [path.name for path in FILES if plain.search(path.read_text())] == ["arguments.py"]
+    assert [path.name for path in FILES if plain.search(path.read_text())] == [PLAIN, "arguments.py"]
 
 
 @pytest.fixture

@@ -249,7 +249,7 @@ def test_every_key_is_in_the_table() -> None:
     """.split()
     )
     named = {
-        word.partition("=")[0].partition(".")[0]
+        word.lstrip("+").partition("=")[0].partition(".")[0]
         for overrides in {**EFFECTS, **FEUDAL_EFFECTS}
         for word in overrides.split()
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tasks.feedback.base import text_shape
 from tasks.feedback.generation import Sampling, fill, predictor
 from tests.conftest import run_script
 from tests.feedback.conftest import BASES, adapter, attempt, runs
+from tests.models.test_feedback_hyper import make_base, make_hyper
 
 SHAPE = text_shape(20)
 MASK, PAD = SHAPE.mask_id, SHAPE.pad_id
@@ -101,6 +103,20 @@ def test_an_autoregressive_model_writes_from_left_to_right() -> None:
         expected = torch.cat((expected, made_of(expected).logits()[:, -1:].argmax(-1)), 1)
     assert made.tokens.tolist() == expected.tolist()
     assert made.evaluations == 3
+
+
+@pytest.mark.parametrize("variant", ["distinct", "logits", "loss_gradient", "tokens"])
+def test_an_adapter_of_an_autoregressive_base_does_not_read_the_places_to_be_written(variant: str) -> None:
+    base, hyper = (make(objective="autoregressive") for make in (make_base, partial(make_hyper, variant, opened=True)))
+    predict, mask = predictor(hyper, base), base.shape.mask_id
+
+    def last(count: int) -> Tensor:
+        inputs = torch.tensor([[1, 2, 3] + [mask] * count])
+        return predict(inputs, torch.ones_like(inputs, dtype=torch.bool))[0, 2]
+
+    with torch.no_grad():
+        assert torch.allclose(last(1), last(6), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(last(1), predictor(base)(torch.tensor([[1, 2, 3]]), torch.ones(1, 3).bool())[0, 2])
 
 
 @pytest.mark.parametrize(
