@@ -12,6 +12,7 @@ FILES = {
     "TABLE": "models/sparse_embedding.py",
     "LOSS": "losses/act.py",
     "TASK": "tasks/recursive_reasoning/task.py",
+    "GROUPS": "tasks/recursive_reasoning/groups.py",
 }
 
 FAULTS = (
@@ -36,7 +37,7 @@ deep-ranks-share-rows | DYN717 | every rank takes the first rows of the global b
 deep-tokens-detached | DYN703 | the token embedding is detached inside the inner model
   INNER | self.embed_tokens(data["inputs"]) => self.embed_tokens(data["inputs"]).detach()
 deep-q-head-unused | DYN703 | the halting loss has weight 0
-  LOSS | _Q_WEIGHT = 0.5 => _Q_WEIGHT = 0.0
+  LOSS | lm + self.q_weight * sum => lm + 0.0 * sum
 deep-embedding-never-pending | DYN718 | the puzzle rows are looked up, but their gradient is kept nowhere
   TABLE
   -             self.pending.append((ids, rows))
@@ -77,9 +78,7 @@ deep-label-leak | DYN712 | the first token of the labels is part of the input em
             x = self.embed_tokens(data["inputs"])
   +         x = x + self.embed_tokens(data["labels"][:, :1].clamp(min=0))
 deep-optimizer-skips-stack | DYN703 | the optimizer group is filtered by a name that no longer fits
-  TASK
-  -         network = dict(model.named_parameters())
-  +         network = {n: p for n, p in model.named_parameters() if not n.startswith("inner.L_")}
+  GROUPS | network, matrices = dict(model.named_parameters()) => network, matrices = {n: p for n, p in model.named_parameters() if not n.startswith("inner.L_")}
 """,
         files=FILES,
     ),

@@ -69,7 +69,7 @@ etrm-no-grad | MOD432 DYN703 | the encoder runs under no_grad
   +         with torch.no_grad():
   +             encoded: EncoderOutput = self.encoder(demo_inputs, demo_labels, demo_mask, noise=data.get("noise"))
 etrm-recurrent-state-detached | MOD432 DYN703 | a recurrent encoder's context is taken from its detached state | + arch.encoder_type=recurrent
-  RECURRENT | EncoderOutput(values["encoder_H"], state => EncoderOutput(values["encoder_H"].detach(), state
+  RECURRENT | rms_norm(context + values["encoder_H"], => rms_norm(context + values["encoder_H"].detach(),
 etrm-recurrent-no-grad | MOD432 DYN703 | the gradient window of a recurrent encoder holds no update | + arch.encoder_type=recurrent
   RECURRENT | self.window = config.L_cycles + 1 => self.window = 0
 etrm-cached | MOD431 DYN701 | the demonstrations are encoded at the first step of the run alone

@@ -37,6 +37,7 @@ FILES = {
     "FAMILY": FAMILY,
     "BUILD": "tasks/recursive_reasoning/build.py",
     "TASK": TASK,
+    "GROUPS": "tasks/recursive_reasoning/groups.py",
     "TRM": "models/recursive_reasoning/trm.py",
     "RECIPE": "config/cfg_pretrain_sudoku_4x4.yaml",
 }
@@ -204,13 +205,9 @@ task-never-trains | MOD420 | micro_batches leaves the model in evaluation mode a
   TASK
   -         self.module.train()
 optimizer-skips-head | MOD460 | the optimizer group leaves out the halting head
-  TASK
-  -         network = dict(model.named_parameters())
-  +         network = {n: p for n, p in model.named_parameters() if "q_head" not in n}
+  GROUPS | network, matrices = dict(model.named_parameters()) => network, matrices = {n: p for n, p in model.named_parameters() if "q_head" not in n}
 optimizer-skips-embedding | MOD460 | the puzzle embedding is in no optimizer group | python pretrain.py --config-name=cfg_pretrain device=cpu
-  TASK
-  -     table = model.puzzle_emb
-  +     table = None
+  GROUPS | table = model.puzzle_emb => table = None
 """,
         files=FILES,
     ),

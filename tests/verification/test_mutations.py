@@ -67,11 +67,11 @@ def examine(case: Fault | Good, pristine: Path, probes: bool) -> list[Finding]:
 
     All trees stand at one path, one after the other: compositions are kept by path and content, so most are made once.
     """
-    root = overlay(pristine, pristine.parent / "planted", case.edits)
+    place = pristine.parent / "planted"
     try:
-        return _findings(case, root, probes)
+        return _findings(case, overlay(pristine, place, case.edits), probes)
     finally:
-        shutil.rmtree(root)
+        shutil.rmtree(place)
 
 
 def _findings(case: Fault | Good, root: Path, probes: bool) -> list[Finding]:
