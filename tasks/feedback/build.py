@@ -103,6 +103,11 @@ def build(
     judge = None
     if config.evaluators and answers is not None:
         count, seed = config.answer_examples, config.eval_seed
+        if not answers.gaps(1, seed):
+            raise UsageError(
+                f"evaluators: none of the {test.count:,} held-out documents of {folder} fits in "
+                f"datasets.{config.active_dataset}.block_size={test.block_size}: raise it, or leave the evaluators out"
+            )
         judge = partial(answers.judge, create_evaluators(config.evaluators), predict, runtime, count=count, seed=seed)
     task = FeedbackTask(
         model,
