@@ -50,7 +50,12 @@ class Concept:
     def find(self, text: str) -> Mention | None:
         """The first mention of an option; None where there is none. At one place the longest word counts."""
         match = self._pattern.search(text)
-        return None if match is None else Mention(self._meaning[match[0].lower()], match.start(), match.end())
+        if match is None:
+            return None
+        word = match[0].lower()
+        if word not in self._meaning:  # case-blind matching takes a long s (U+017F) for an s, too
+            word = next(form for form in self._meaning if re.fullmatch(re.escape(form), match[0], re.IGNORECASE))
+        return Mention(self._meaning[word], match.start(), match.end())
 
     @cached_property
     def _meaning(self) -> dict[str, str]:

@@ -91,6 +91,15 @@ def test_synonyms_plurals_and_case() -> None:
     assert fox.find("dogs and foxes").option == "fox"
 
 
+@pytest.mark.parametrize(
+    ("text", "span"), [("I love cat\u017f", (7, 11)), ("K\u0130TTEN", (0, 6)), ("a k\u0131tten", (2, 8))]
+)
+def test_letters_that_are_others_in_another_case_are_read(text: str, span: tuple[int, int]) -> None:
+    mention = read_concept("animal").find(text)
+    assert mention is not None
+    assert (mention.option, mention.start, mention.end) == ("cat", *span)
+
+
 def test_spans_are_ordered_cover_the_text_and_hold_the_mention() -> None:
     draw = random.Random(0)
     words = [
