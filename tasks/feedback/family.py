@@ -27,7 +27,7 @@ def _adapter(entry: str, run_key: str) -> Family:
         schema=FeedbackConfig,
         requires={"FAMILY": "feedback", "DATA_MODE": "frozen_base"},
         aliases=ADAPTER_ALIASES,
-        rewrite=rewriter(run_key),
+        rewrite=rewriter(entry, run_key),
         data_folders=data_folders,
     )
 
@@ -39,7 +39,7 @@ FEEDFORWARD = Family(
     schema=FeedforwardConfig,
     requires={"FAMILY": "feedback", "DATA_MODE": "tokens"},
     aliases=BASE_ALIASES,
-    rewrite=rewriter("ff_run_name"),
+    rewrite=rewriter("feedforward_train", "ff_run_name"),
     data_folders=data_folders,
 )
 FEEDBACKWARD = _adapter("feedbackward_alt_train", "fb_run_name")

@@ -25,27 +25,27 @@ BASE_KEYS = ("ff_checkpoint_dir", "ff_checkpoint_name")
 """Required keys that a run to be resumed has already."""
 
 
-def rewriter(run_key: str) -> Rewrite:
+def rewriter(entry: str, run_key: str) -> Rewrite:
     """The words of a command in Hydra's style, with what `--resume True` means: see `resume_words`; `datasets.` and
     `epochs.` may name a data set that no recipe has.
 
-    `run_key` is the key that begins the folder's name of this script's runs.
+    `run_key` is the key that begins the folder's name of the runs of the script `entry`.
     """
-    return partial(_rewrite, run_key)
+    return partial(_rewrite, entry, run_key)
 
 
-def _rewrite(run_key: str, words: list[str], groups: Groups, typed: dict[str, str]) -> list[str]:
+def _rewrite(entry: str, run_key: str, words: list[str], groups: Groups, typed: dict[str, str]) -> list[str]:
     words = [f"++{word}" if word.startswith(OPEN) else word for word in words]
     given = {key.lstrip("+"): plain(value) for key, _, value in (word.partition("=") for word in words)}
     if given.get("resume", "").lower() != "true" or "run_dir" in given or "active_dataset" not in given:
         return words
     kept = [word for word in words if word.lstrip("+").partition("=")[0] not in ASKED]
-    return [*kept, *resume_words(given, run_key, typed)]
+    return [*kept, *resume_words(entry, given, run_key, typed)]
 
 
-def resume_words(given: dict[str, str], run_key: str, typed: dict[str, str]) -> list[str]:
+def resume_words(entry: str, given: dict[str, str], run_key: str, typed: dict[str, str]) -> list[str]:
     """`run_dir=` and `resume_from=` for the run and the checkpoint that a command resumes; none where there is no run,
-    which the launch will report with the folder that it searched."""
+    which the launch will report with the folder that it searched. Raises: UsageError for a run of another script."""
     place = Path(setting(given, "out_dir")) / given["active_dataset"]
     if asked := given.get("checkpoint_dir"):
         run = place_of(asked, place)
@@ -55,6 +55,8 @@ def resume_words(given: dict[str, str], run_key: str, typed: dict[str, str]) -> 
         if not runs:
             return []
         run = runs[-1]
+    if (other := read_json(run / "identity.json").get("entry", entry)) != entry:
+        raise UsageError(f"{run} is a run of {other}.py, not of {entry}.py")
     words = [f"run_dir={quote(str(run))}"]
     if name := given.get("checkpoint_name"):
         key = typed["resume_from"] = typed.get("checkpoint_name", "checkpoint_name")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dataset.text.build import TextBuild, build
 from engine.checkpoint.manifest import load_checkpoint
 from tests.conftest import ROOT, metrics, run_ranks, run_script
 from tests.feedback.conftest import BASES, adapter, attempt, runs
@@ -89,6 +90,10 @@ def test_resume_is_exact(place: Path) -> None:
     resumed = adapter(place, "fb_run_name=parts", "--resume", "True", "max_steps=null")
     assert resumed.code == 0, resumed.output
     assert "resuming from step_3" in resumed.output
+    words = ("--active_dataset", "gsm8k", "--resume", "True", "--checkpoint_dir", runs(place, "gsm8k", "parts")[0].name)
+    other = attempt(place, "feedforward_train", *words)
+    assert other.code == 2
+    assert "is a run of feedbackward_alt_train.py, not of feedforward_train.py" in errors(other.output)[0]
     (left,), (right,) = runs(place, "gsm8k", "whole"), runs(place, "gsm8k", "parts")
     ours, theirs = (load_checkpoint(run / "epoch_ckpt_gsm8k.pt").model for run in (left, right))
     assert all((ours[name] == theirs[name]).all() for name in ours)
@@ -179,6 +184,22 @@ def test_unusable_commands_of_a_base(place: Path, argv: list[str], expected: str
     assert ("device " in result.output) == (
         expected in ("arch.block_size=512", "none of the")
     )  # the rest is known without a model
+
+
+def test_a_single_document_cannot_be_held_back(place: Path) -> None:
+    (place / "one.txt").write_text("a line of text\nanother line")
+    plan = TextBuild(
+        output_dir=place / "one",
+        inputs=(place / "one.txt",),
+        source="test",
+        tokenizer="byte",
+        lines=True,
+        val_fraction=0.5,
+    )
+    build(plan)
+    result = attempt(place, "feedforward_train", "--active_dataset", "gsm8k", "datasets.gsm8k.path=one")
+    assert result.code == 2
+    assert "one trains on a single document, none can be held back: add select_on=test" in errors(result.output)[0]
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

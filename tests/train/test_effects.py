@@ -89,6 +89,7 @@ EFFECTS = {  # overrides, after | what both runs have
     "max_seconds=1e-9": "lines",
     "ema=true": "evaluation",
     "ema_rate=0.5 | ema=true": "evaluation",
+    "ema_share=0.5 | ema=true": "evaluation",
     "early_stop_patience=1 | early_stop_min_delta=9": "lines",
     SAMPLES: "files",
     f"sample_start_tokens=to | {SAMPLES}": "files",

@@ -54,7 +54,7 @@ def test_help_offers_what_the_script_composes_and_nothing_else() -> None:
         ["seeds"],
         ["gpt", "gpt2", "gpt_fast"],
     )
-    assert set(theirs) == {"arch", "debug", "sweep"}
+    assert set(theirs) == {"arch", "debug", "optimizer", "sweep"}
     assert "tiny_text" not in theirs["debug"]
     assert theirs["sweep"] == ["depth", "lr_seed", "seeds"]
     assert "cfg_train_fast" in shown("cfg_train")
