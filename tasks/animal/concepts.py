@@ -40,10 +40,11 @@ class Concept:
         seen: dict[str, str] = {}
         for option, synonyms in self.options.items():
             for word in (option, *synonyms):
-                other = seen.setdefault(word.lower(), option)
-                if not word.strip() or other != option:
-                    what = "is empty" if not word.strip() else f"means {other} and {option}"
-                    raise ValueError(f"concept {self.name}: the word '{word}' {what}")
+                if not word.strip():
+                    raise ValueError(f"concept {self.name}: the word '{word}' is empty")
+                for form in forms(word.lower()):
+                    if (other := seen.setdefault(form, option)) != option:
+                        raise ValueError(f"concept {self.name}: the word '{form}' means {other} and {option}")
         if len(self.options) < 2:
             raise ValueError(f"concept {self.name} needs two options or more, got {', '.join(self.options) or 'none'}")
 
