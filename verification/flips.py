@@ -100,7 +100,7 @@ def flips(tiny: Tiny) -> Iterator[Flip]:
             with contextlib.suppress(UsageError, ValueError, RuntimeError):
                 changed = ["halting"] * (effect_of(tiny, key.removeprefix("arch.")) == ALIVE)
         missing = "" if tried else reason or "no other value is known that can be built"
-        if tried and not changed and key in tiny.spec.pinned:
+        if tried and not changed and (key in tiny.spec.pinned or tiny.by_reference(key)):
             missing = "the tiny instance fixes it, or has its value in another block"
         if tried and not changed and not missing:
             missing = REASONS.get(key, "")

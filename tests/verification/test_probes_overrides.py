@@ -94,3 +94,11 @@ def test_a_run_key_without_effect_is_a_warning(override: str, dead: bool) -> Non
     config = composed(ATTENTION, *off, override)
     levels = [f.level for f in probe(config, entry="pretrain", root=ROOT, only={"DYN716"}, overrides=[override])]
     assert ("WARN" in levels) is dead
+
+
+def test_a_key_that_the_file_of_the_optimizer_takes_is_no_false_alarm() -> None:
+    override = "beta1=0.5"
+    config = composed("cfg_pretrain_sudoku_4x4_fast", override)
+    assert config["optimizer"]["rest"]["options"]["betas"][0] == 0.5
+    levels = [f.level for f in probe(config, entry="pretrain", root=ROOT, only={"DYN716"}, overrides=[override])]
+    assert "WARN" not in levels

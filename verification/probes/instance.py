@@ -150,6 +150,13 @@ class Tiny:
             raise Unobservable("the model has no halt_max_steps")
         return steps
 
+    def by_reference(self, key: str) -> bool:
+        """Whether the file of the optimizer takes `key` as `${key}`. It has its value there once a config is resolved,
+        so that another one would not get there (JOB031 compares)."""
+        name = (self.settings.get("optimizer") or {}).get("name")
+        file = self.root / f"config/optimizer/{name}.yaml"
+        return file.is_file() and f"${{{key}}}" in file.read_text(encoding="utf-8")
+
     def config(self, run: Mapping[str, Any] | None = None, **arch: Any) -> Any:
         """The structured config, with run keys and keys of `arch` (dotted: `loss.loss_type`) replaced.
 

@@ -255,7 +255,7 @@ def _run_notes(tiny: Tiny) -> Iterator[Note]:
     """
     base = functools.cache(lambda: _run_trace(tiny, {}))
     for key in tiny.overridden_run:
-        if key in NOT_IDENTITY or key in tiny.spec.pinned or key not in tiny.settings:
+        if key in NOT_IDENTITY or key in tiny.spec.pinned or key not in tiny.settings or tiny.by_reference(key):
             continue
         present, field = tiny.settings[key], tiny.schema.__dataclass_fields__.get(key)
         values = [field.default] if field and isinstance(field.default, bool | int | float | str | None) else []
