@@ -30,7 +30,6 @@ REASONS = {
     "eval_seed": "draws which examples a partial evaluation takes, and the tiny instance evaluates all",
     "offline": "decides what is done where data are missing, and the tiny instance has its own",
     "final_eval_max_augmentations": "cuts augmented copies, which the tiny data have none of",
-    "init_from": "names a checkpoint or weights to begin with",
     "arch.registers": "stands ahead of the cells only where no encoder of demonstrations fills that place",
     "arch.use_gradient_checkpointing": "saves memory, and computes the same",
     "arch.block_size": "bounds the length of texts, and the tiny ones are as long as it was",
