@@ -24,18 +24,13 @@ if __name__ == "__main__":
 
 from dataset.arguments import script_parser
 from engine.registry import ROOT
+from reports.overview.arguments import add_run_arguments
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUNS", help="runs, folders of runs, folders of sweeps, job files"
-    )
-    parser.add_argument("--metric", help="what cells are compared by; default: what most runs report at their end")
-    parser.add_argument(
-        "--baseline", metavar="RUN", help="run or cell that others are compared with; default: the first"
-    )
+    add_run_arguments(parser)
     parser.add_argument(
         "--csv", action="store_true", help="print the table of runs as CSV, at full precision, and no other"
     )
