@@ -20,7 +20,7 @@ from engine.distributed import world_size
 from engine.errors import UsageError
 from engine.io import print_rank0
 from engine.run.aside import moving_to, require_room
-from engine.run.files import changes, is_finished, read_json, read_yaml
+from engine.run.files import changes, is_finished, read_identity, read_json, read_yaml
 from engine.run.parent import is_sweep_job
 from engine.run.request import RunRequest, is_pointer, request_of, with_run_name
 from engine.run.stored import as_it_began, stored_config
@@ -121,9 +121,7 @@ def _resume_choice(request: RunRequest) -> str:
 
 def _resumed(request: RunRequest, path: Path, spec: str, branch: Path | None = None) -> RunDecision:
     """The run at `path` resumes from its checkpoint `spec`; one that never wrote any begins again."""
-    stored = read_json(path / "identity.json")
-    if stored and stored.get("entry") != request.entry:
-        raise UsageError(f"{path} is a run of {stored.get('entry')}.py, not of {request.entry}.py")
+    stored = read_identity(path, request.entry)
     store = CheckpointStore(path, request.entry)
     if store.latest() is None:  # killed before its first checkpoint
         branch = branch or (Path(stored["branch"]) if stored.get("branch") else None)

@@ -15,8 +15,17 @@ from typing import Any
 import yaml
 
 from engine import reading
+from engine.errors import UsageError
 from engine.fields import flatten
 from engine.io import atomic_write_text, print_rank0
+
+
+def read_identity(run: Path, entry: str) -> dict[str, Any]:
+    """identity.json of a run, {} where there is none. Raises: UsageError: the run is of another script than `entry`."""
+    stored = read_json(run / "identity.json")
+    if stored and stored.get("entry") != entry:
+        raise UsageError(f"{run} is a run of {stored.get('entry')}.py, not of {entry}.py")
+    return stored
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from engine.errors import UsageError
 from engine.io import did_you_mean, user_path
 from engine.reading import Unreadable, read_json as read_json_file
 from engine.registry import Rewrite
-from engine.run.files import read_json, read_yaml
+from engine.run.files import read_identity, read_json, read_yaml
 from tasks.feedback.args import FeedforwardConfig
 
 STAMP = r"_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
@@ -55,8 +55,7 @@ def resume_words(entry: str, given: dict[str, str], run_key: str, typed: dict[st
         if not runs:
             return []
         run = runs[-1]
-    if (other := read_json(run / "identity.json").get("entry", entry)) != entry:
-        raise UsageError(f"{run} is a run of {other}.py, not of {entry}.py")
+    read_identity(run, entry)
     words = [f"run_dir={quote(str(run))}"]
     if name := given.get("checkpoint_name"):
         key = typed["resume_from"] = typed.get("checkpoint_name", "checkpoint_name")
