@@ -67,10 +67,8 @@ class CrossBlock(nn.Module):
         size, width = config.hidden_size, config.num_heads * config.head_width
         self.num_heads, self.eps = config.num_heads, config.rms_norm_eps
         self.q_proj, self.kv_proj = CastedLinear(size, width), CastedLinear(size, 2 * width)
-        self.o_proj, self.mlp = (
-            CastedLinear(width, size),
-            SwiGLU(size, config.expansion, multiple=config.inner_multiple, gate_norm=config.gate_norm),
-        )
+        self.o_proj = CastedLinear(width, size)
+        self.mlp = SwiGLU(size, config.expansion, multiple=config.inner_multiple, gate_norm=config.gate_norm)
 
     def forward(self, queries: Tensor, vectors: Tensor, keys: Tensor) -> Tensor:
         """queries [B,T,D], vectors [B,K,D], keys [B,K] -> [B,T,D]."""

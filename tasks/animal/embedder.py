@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,23 +33,23 @@ COMPONENTS = 100
 """Of the truncated SVD, where there are so many texts: the usual number of latent semantic analysis."""
 
 
-class Embedder:
+class Embedder(ABC):
     """Deterministic: once fitted, the same text has the same vector, whatever it is embedded with."""
 
     name: str
 
-    def fit(self, texts: Sequence[str]) -> None:
-        """Learn from samples of the base, once, before the first text is embedded. Most have nothing to learn."""
+    def fit(self, texts: Sequence[str]) -> None:  # noqa: B027  most have nothing to learn
+        """Learn from samples of the base, once, before the first text is embedded."""
 
+    @abstractmethod
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [n, d], rows of length 1; a text without any known feature is zero."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """What `fit` has learned; empty before."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  and so nothing to load
         """The inverse."""
 
 
