@@ -43,8 +43,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def chosen(args: argparse.Namespace) -> list[Path]:
     """The files of the recipes asked for. Raises: UsageError for one that is not there."""
     from verification.flips import first_recipes
+    from verification.static import recipes
 
-    known = {path.stem: path for path in sorted((ROOT / "config").glob("cfg_*.yaml"))}
+    known = {path.stem: path for path in recipes(ROOT)}
     if unknown := [name for name in args.recipes if name not in known]:
         raise UsageError(f"there is no recipe {unknown[0]}: {did_you_mean(unknown[0], known)}")
     named = [known[name] for name in args.recipes]

@@ -19,12 +19,12 @@ import torch
 
 from engine.cli.keys import inert_reason, is_union
 from engine.errors import UsageError
-from engine.fields import declared, value_at
+from engine.fields import declared, flatten
 from verification.losses import tiny_recipe
-from verification.probes.instance import Tiny, fit, same, with_keys
+from verification.probes.instance import Tiny, fit, groups_of, same, schedule_of, with_keys
 from verification.probes.overrides import ALIVE, effect_of, schema_of
 from verification.recall import recall
-from verification.static import recipe_script
+from verification.static import recipe_script, recipes
 
 REASONS = {
     "eval_seed": "draws which examples a partial evaluation takes, and the tiny instance evaluates all",
@@ -132,19 +132,13 @@ def keys_of(tiny: Tiny) -> dict[str, tuple[Any, Any]]:
         for name, (kind, _) in declared(tiny.schema).items()
         if name in tiny.settings and name not in ("arch", "script")
     }
-    for key in leaves(tiny.arch):
+    for key, value in flatten(tiny.arch):
+        if isinstance(value, Mapping):
+            continue
         schema, name = schema_of(tiny, key)
         if name != "name" and schema is not None and name in declared(schema):
-            found[f"arch.{key}"] = value_at(tiny.arch, key), declared(schema)[name][0]
+            found[f"arch.{key}"] = value, declared(schema)[name][0]
     return found
-
-
-def leaves(block: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in block.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def candidates(kind: Any, value: Any) -> list[Any]:
@@ -161,15 +155,8 @@ def candidates(kind: Any, value: Any) -> list[Any]:
         elif one is int and isinstance(value, int):
             found += [value + 1, value * 2, value // 2, value - 1, value + 2, 1, 0]
         elif one is float and isinstance(value, int | float):
-            found += [
-                value / 2,
-                value * 2,
-                value + 0.05,
-                value * 16,
-                value / 1024,
-                0.5,
-                0.0,
-            ]  # * 16: widths are rounded
+            found += [value / 2, value * 2, value + 0.05]
+            found += [value * 16, value / 1024, 0.5, 0.0]  # 16: widths are rounded
     return [other for number, other in enumerate(found) if other != value and other not in found[:number]]
 
 
@@ -191,9 +178,8 @@ def aspects(tiny: Tiny, run: Mapping[str, Any], arch: Mapping[str, Any]) -> dict
 
     found: dict[str, Any] = {
         "shapes": [(name, str(each.dtype), tuple(each.shape)) for name, each in module.state_dict().items()],
-        "schedule": [plan.total_steps, sorted(plan.eval_steps), plan.final_eval, plan.checkpoint_every_eval]
-        + [plan.schedule(step) for step in (1, 2, max(1, plan.total_steps // 2), plan.total_steps)],
-        "optimizer": [repr((group.name, group.optimizer, group.lr)) for group in task.param_groups()],
+        "schedule": schedule_of(plan),
+        "optimizer": groups_of(plan),
     }
     task.micro_batches = drawn
     trainer, results = fit(plan, config, write=write)
@@ -220,7 +206,7 @@ def _plain(value: Any) -> Any:
 def first_recipes(root: Path) -> list[Path]:
     """One recipe for each script and class of models: their keys are those of the others."""
     found: dict[tuple[str, str], Path] = {}
-    for recipe in sorted((root / "config").glob("cfg_*.yaml"), key=lambda path: (len(path.stem), path.stem)):
+    for recipe in sorted(recipes(root), key=lambda path: (len(path.stem), path.stem)):
         arch = re.search(r"^ *- arch: (\S+)", recipe.read_text(encoding="utf-8"), re.MULTILINE)
         found.setdefault((recipe_script(root, recipe), arch[1] if arch else ""), recipe)
     return list(found.values())

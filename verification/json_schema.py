@@ -21,7 +21,7 @@ from engine.cli.resolve import resolve as trace_of
 from engine.fields import Range
 from engine.io import atomic_write_text
 from engine.registry import ROOT, family_of, resolve
-from verification.static import recipe_script
+from verification.static import recipe_command, recipes
 
 Schema = dict[str, Any]
 OPEN: Schema = {"type": "string", "pattern": r"^(\$\{.*\}|\?\?\?)$"}
@@ -45,16 +45,10 @@ PLAIN = {bool: "boolean", int: "integer", float: "number"}
 COMMENT = "# yaml-language-server: $schema=schemas/"
 
 
-def recipes(root: Path) -> list[Path]:
-    """All recipes of a tree."""
-    return sorted((root / "config").glob("cfg_*.yaml"))
-
-
 def describe_recipe(recipe: Path, root: Path) -> tuple[str, Schema]:
     """(name of the file, schema) of a recipe: the keys of its script, with those of its model and its loss."""
-    script = recipe_script(root, recipe)
+    script, *words = recipe_command(root, recipe)
     schema = family_of(Path(script).stem, "script").schema
-    words = [f"--config-name={recipe.stem}", *(f"++{key}={value}" for key, value in schema.REQUIRED.items())]
     trace = trace_of(root / script, words, root=root)
     assert trace.resolved is not None, trace.problems
     arch = trace.resolved["arch"]

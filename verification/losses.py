@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli.resolve import observe_script, resolve
-from engine.registry import family_of
 from verification.probes.instance import Tiny, fit
 from verification.probes.session import make_tiny
-from verification.static import recipe_script
+from verification.static import recipe_command
 
 
 def tiny_recipe(recipe: Path, *, root: Path, data: Path) -> Tiny:
@@ -24,9 +23,7 @@ def tiny_recipe(recipe: Path, *, root: Path, data: Path) -> Tiny:
         UsageError: the recipe is not usable.
         ImportError: it needs a library that is not installed.
     """
-    script = recipe_script(root, recipe)
-    required = family_of(Path(script).stem, "script").schema.REQUIRED
-    words = [f"--config-name={recipe.stem}", *(f"++{key}={value}" for key, value in required.items())]
+    script, *words = recipe_command(root, recipe)
     trace = resolve(root / script, words, root=root)
     assert trace.resolved is not None, trace.problems
     module = observe_script(root / script).module

@@ -186,17 +186,26 @@ def verify_recipes(paths: Sequence[Path], *, root: Path, **how: Any) -> list[Rep
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if line.startswith("#@") and (problem := job_files.read_directive(line, intent, {})):
                 problems.append(replace(finding("JOB034", "WARN", problem, file, number), job=path.stem))
-        script = recipe_script(root, path)
-        known = Path(script).stem in FAMILIES
-        required = family_of(Path(script).stem, "script").schema.REQUIRED if known else {}
-        given = [f"++{key}={value}" for key, value in required.items()]
-        argv = ("python", script, f"--config-name={path.stem}", *given)
+        argv = ("python", *recipe_command(root, path))
         requests.append(Request(argv=argv, intent=intent, where=file, kind="recipe", job=path.stem, **how))
         notes.append(problems)
     reports = judge(requests, root=root)
     for report, problems in zip(reports, notes, strict=True):
         report.findings += problems
     return reports
+
+
+def recipe_command(root: Path, path: Path) -> list[str]:
+    """The script of a recipe and its arguments: its name, and a value for each key that has to be given."""
+    script = recipe_script(root, path)
+    known = Path(script).stem in FAMILIES
+    required = family_of(Path(script).stem, "script").schema.REQUIRED if known else {}
+    return [script, f"--config-name={path.stem}", *(f"++{key}={value}" for key, value in required.items())]
+
+
+def recipes(root: Path) -> list[Path]:
+    """All recipes of a tree, by name."""
+    return sorted((root / "config").glob("cfg_*.yaml"))
 
 
 def recipe_script(root: Path, path: Path) -> str:
@@ -231,5 +240,5 @@ def verify_all(root: Path, *, docs: bool = True, **how: Any) -> list[Report]:
     reports: list[Report] = []
     for path in sorted((root / "jobs").glob("jobs-*.txt")):
         reports += verify_file(path, root=root, **how)
-    reports += verify_recipes(sorted((root / "config").glob("cfg_*.yaml")), root=root, **how)
+    reports += verify_recipes(recipes(root), root=root, **how)
     return reports + (verify_docs(root, **how) if docs else [])

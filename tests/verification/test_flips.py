@@ -12,6 +12,7 @@ from verification import flips as module
 from verification.flips import REASONS, as_table, candidates, first_recipes, flips, flips_of, keys_of
 from verification.losses import tiny_recipe
 from verification.probes.instance import Tiny
+from verification.static import recipes
 
 RECIPE = ROOT / "config/cfg_feedforward_train.yaml"
 
@@ -85,7 +86,7 @@ def test_the_list_of_reasons_stays_short() -> None:
 @pytest.mark.slow
 def test_no_key_of_a_recipe_is_dead(tmp_path: Path) -> None:
     used: set[str] = set()
-    for recipe in sorted((ROOT / "config").glob("cfg_*.yaml")):
+    for recipe in recipes(ROOT):
         try:
             found = flips_of(recipe, root=ROOT, data=tmp_path / recipe.stem)
         except ImportError:

@@ -12,7 +12,8 @@ import yaml
 
 from engine.cli.recipes import read_file
 from tests.conftest import ROOT
-from verification.json_schema import COMMENT, as_text, describe_recipe, errors, recipes, with_comment
+from verification.json_schema import COMMENT, as_text, describe_recipe, errors, with_comment
+from verification.static import recipes
 
 FOLDER = ROOT / "config/schemas"
 described = functools.cache(lambda recipe: describe_recipe(recipe, ROOT))

@@ -229,6 +229,18 @@ def _max_steps(tiny: Tiny) -> Any:
     return getattr(tiny.build().task.module, "halt_max_steps", None)
 
 
+def schedule_of(plan: Any) -> list[Any]:
+    """When a plan ends, evaluates and stores, and the learning rate's factor at four of its steps."""
+    steps = (1, 2, max(1, plan.total_steps // 2), plan.total_steps)
+    times = [plan.total_steps, sorted(plan.eval_steps), plan.final_eval, plan.checkpoint_every_eval]
+    return times + [plan.schedule(step) for step in steps]
+
+
+def groups_of(plan: Any) -> list[tuple[Any, ...]]:
+    """Name, optimizer and peak rate of each group of parameters."""
+    return [(group.name, group.optimizer, group.lr) for group in plan.task.param_groups()]
+
+
 def fit(
     plan: Any,
     config: Any,

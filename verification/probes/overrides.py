@@ -29,7 +29,9 @@ from verification.probes.instance import (
     Unobservable,
     batch_of,
     fit,
+    groups_of,
     same,
+    schedule_of,
     set_halting,
 )
 from verification.probes.registry import Note, observes
@@ -279,9 +281,8 @@ def _run_trace(tiny: Tiny, changes: Settings) -> Trace:
     trainer, results = fit(plan, tiny.config(run=changes))
     averages = {} if trainer.ema is None else trainer.ema.state_dict()
     return [
-        [plan.schedule(step) for step in (1, 2, plan.total_steps // 2, plan.total_steps)],
-        [(group.name, group.optimizer, group.lr) for group in plan.task.param_groups()],
-        (plan.total_steps, sorted(plan.eval_steps), plan.final_eval, plan.checkpoint_every_eval),
+        schedule_of(plan),
+        groups_of(plan),
         {name: repr(value) for name, value in results.items()},
         dict(plan.task.module.state_dict()),
         dict(averages),
