@@ -22,6 +22,14 @@ class RunFailure(Exception):
     exit_code = 1
 
 
+class OutOfMemory(RunFailure):
+    """Memory ran out at a step; names the key that sets the batch, and its value."""
+
+    def __init__(self, text: str, batch_key: str, batch_rows: int) -> None:
+        super().__init__(text)
+        self.batch_key, self.batch_rows = batch_key, batch_rows
+
+
 class RankLost(RunFailure):
     """Another rank of this run is gone; its message has the reason."""
 

@@ -20,7 +20,7 @@ from engine.checkpoint.manifest import Checkpoint
 from engine.checkpoint.state_tree import clean_name, load_weights
 from engine.config import RunConfig
 from engine.distributed import any_rank, key_global_draws, lost_rank
-from engine.errors import Interrupted, RunFailure
+from engine.errors import Interrupted, OutOfMemory, RunFailure
 from engine.io import print_rank0
 from engine.loop.ema import EMA, averages
 from engine.loop.evaluations import Evaluations
@@ -283,14 +283,17 @@ class Trainer:
     def _zero(self) -> Tensor:
         return torch.zeros((), dtype=torch.float32, device=self.runtime.device)
 
-    def _out_of_memory(self, error: BaseException) -> RunFailure | None:
+    def _out_of_memory(self, error: BaseException) -> OutOfMemory | None:
         """One line that names what to change, if `error` means that memory ran out (on the GPU or on the CPU)."""
         text = str(error).lower()
         matches = any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))
         if not matches and not isinstance(error, torch.OutOfMemoryError | MemoryError):
             return None
         accumulation = self.runtime.accumulation
-        return RunFailure(
-            f"out of memory at step {self.step}: lower {self.plan.batch_key} (now {self.plan.batch_rows}) or set "
-            f"accumulation={2 * accumulation} (now {accumulation}), same batch, half the rows held at once"
+        key, rows = self.plan.batch_key, self.plan.batch_rows
+        return OutOfMemory(
+            f"out of memory at step {self.step}: lower {key} (now {rows}) or set "
+            f"accumulation={2 * accumulation} (now {accumulation}), same batch, half the rows held at once",
+            key,
+            rows,
         )

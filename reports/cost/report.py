@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.config import source_of
-from engine.errors import UsageError
+from engine.errors import OutOfMemory, UsageError
 from engine.io import print_rank0
 from reports.cost.batch_size import Trial, best, find_batch_size, limit_memory, measure_apart, read_size, usual_limit
 from reports.cost.measure import Measurement, checkpoints_kept, measure
@@ -27,18 +27,26 @@ def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, c
     if choose_device(config.device).device.type == "cpu" and (args.memory_limit or args.find_batch_size):
         limit = read_size(args.memory_limit) if args.memory_limit else usual_limit()
         limit_memory(limit)
-    measured = measure(config, build, steps=args.probe_steps, seconds=args.probe_seconds)
-    numbers = as_numbers(measured, config, source_of(config).config_name or args.entry)
-    print_estimate(numbers, config.keep_last, config.keep_every)
+    try:
+        measured = measure(config, build, steps=args.probe_steps, seconds=args.probe_seconds)
+    except OutOfMemory as error:
+        if not args.find_batch_size:
+            raise
+        key, rows, numbers = error.batch_key, error.batch_rows, {}
+        print_rank0(f"{error}; looking for a batch that fits")
+    else:
+        key, rows = measured.batch_key, measured.batch_rows
+        numbers = as_numbers(measured, config, source_of(config).config_name or args.entry)
+        print_estimate(numbers, config.keep_last, config.keep_every)
     if args.find_batch_size:
         command = [*child, *(["--memory-limit", str(limit)] if limit else [])]
         trials = find_batch_size(
-            measured.batch_rows,
+            rows,
             config.accumulation,
-            lambda rows: measure_apart(command, measured.batch_key, rows, limit_s=60 + 10 * args.probe_seconds),
+            lambda rows: measure_apart(command, key, rows, limit_s=60 + 10 * args.probe_seconds),
         )
         numbers["trials"] = [vars(trial) for trial in trials]
-        print_trials(trials, measured.batch_key)
+        print_trials(trials, key)
     if args.json is not None:
         write_json_result(args.json, numbers)
 
