@@ -50,6 +50,9 @@ for word in what:
         end = time.time() + float(value)
         while time.time() < end:
             time.sleep(0.01)
+    if key == "file":  # for as long as it is not there
+        while not os.path.exists(value):
+            time.sleep(0.01)
     if key == "until" and tries < int(value):
         note("end"); print("error: not yet"); sys.exit(1)
     if key == "env":
@@ -133,8 +136,19 @@ def opens_the_lock(pid: int) -> bool:
         return not Path("/proc").is_dir()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+def printed(process: subprocess.Popen[str], text: str) -> str:
+    """What a runner prints up to the line with `text`; it blocks until then."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines))

@@ -20,7 +20,7 @@ from launcher.jobs import read
 from launcher.ledger import HOST, Ledger
 from scripts import run_jobs
 from tests.conftest import ROOT
-from tests.launcher.job_cases import count, events, marks, opens_the_lock, run, wait_for, write
+from tests.launcher.job_cases import count, events, marks, opens_the_lock, printed, run, wait_for, write
 
 
 def test_in_order_with_state_logs_and_exit_code(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,6 +69,7 @@ def test_two_runners_never_run_a_job_twice(place: Path, start: Callable[..., sub
 def test_kill_9_of_a_runner_and_its_job(place: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     write(place, "[ ] python job.py a sleep=60", "[ ] python job.py b")
     first = start()
+    printed(first, ": started (process")
     wait_for(lambda: count(place, "a start"))
     first.kill()
     os.kill(int(events(place)[0].split()[2]), signal.SIGKILL)
@@ -79,7 +80,7 @@ def test_kill_9_of_a_runner_and_its_job(place: Path, start: Callable[..., subpro
     second = start("--once")
     wait_for(lambda: count(place, "a start") == 2)
     second.send_signal(signal.SIGTERM)
-    output = second.communicate(timeout=30)[0]
+    output = second.communicate(timeout=120)[0]
     assert "taken over" in output
     assert second.returncode == 3
     assert path.read_text() == "[ ] python job.py a sleep=60\n[ ] python job.py b\n"
@@ -87,14 +88,16 @@ def test_kill_9_of_a_runner_and_its_job(place: Path, start: Callable[..., subpro
 
 def test_kill_9_of_a_runner_whose_job_lives_on(place: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     """The job is watched, not started a second time; its own status.json says how it ended."""
-    write(place, "[ ] python job.py a sleep=2 status=done,0,9", "[ ] python job.py b")
+    write(place, "[ ] python job.py a file=go status=done,0,9", "[ ] python job.py b")
     first = start()
+    printed(first, ": started (process")
     wait_for(lambda: count(place, "a start"))
     first.kill()
     first.wait()
     second = start("--jobs", "2")
-    output = second.communicate(timeout=60)[0]
-    assert "watching it" in output
+    printed(second, "watching it")
+    (place / "go").touch()
+    second.communicate(timeout=120)
     assert second.returncode == 0
     assert marks(place) == "xx"
     assert count(place, "a start") == 1
@@ -103,28 +106,31 @@ def test_kill_9_of_a_runner_whose_job_lives_on(place: Path, start: Callable[...,
 def test_a_signal_reaches_a_job_that_is_only_watched(place: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     write(place, "[ ] python job.py a sleep=60")
     first = start()
+    printed(first, ": started (process")
     wait_for(lambda: count(place, "a start"))
     first.kill()
     first.wait()
     second = start()
     wait_for(lambda: f"[{second.pid}@" in (place / "jobs/jobs-a.txt").read_text())
     third = start()  # the job has a living owner again: nothing for a third
-    assert third.wait(30) == 0
+    assert third.wait(120) == 0
     second.terminate()
-    assert second.wait(30) == 3
+    assert second.wait(120) == 3
     assert marks(place) == " "
     assert (count(place, "a start"), count(place, "a signalled")) == (1, 1)
 
 
 def test_a_run_that_ended_unseen_is_not_run_again(place: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
-    write(place, "[ ] python job.py a sleep=0.7 status=done,0,9")
+    write(place, "[ ] python job.py a file=go status=done,0,9")
     first = start()
+    printed(first, ": started (process")
     wait_for(lambda: count(place, "a start"))
     first.kill()
     first.wait()
+    (place / "go").touch()
     wait_for(lambda: count(place, "a end"))
     second = start()
-    assert second.wait(30) == 0
+    assert second.wait(120) == 0
     assert marks(place) == "x"
     assert count(place, "a start") == 1
 
@@ -137,7 +143,7 @@ def test_a_signal_is_passed_on_and_the_marks_go_back(
     runner = start("--jobs", "2")
     wait_for(lambda: count(place, "a start") and count(place, "b start"))
     runner.send_signal(number)
-    output = runner.communicate(timeout=30)[0]
+    output = runner.communicate(timeout=120)[0]
     assert runner.returncode == 3, output
     assert marks(place) == "   "
     assert count(place, "a signalled") == count(place, "b signalled") == 1
@@ -151,7 +157,7 @@ def test_a_signal_reaches_what_a_shell_has_started(place: Path, start: Callable[
     runner = start()
     wait_for(lambda: count(place, "a start"))
     runner.terminate()
-    output = runner.communicate(timeout=30)[0]
+    output = runner.communicate(timeout=120)[0]
     assert (runner.returncode, marks(place)) == (3, " "), output
     assert (count(place, "a signalled"), count(place, "a end")) == (1, 1)
 
@@ -164,7 +170,7 @@ def test_an_orphan_of_which_nothing_was_written_down_is_watched(
     claim = Ledger(path, pid=2**22 + 1).claim(lambda job: True)
     assert claim is not None
     assert claim.record.started is None
-    threading.Timer(0.5, os.close, [claim.handle]).start()
+    threading.Timer(2.0, os.close, [claim.handle]).start()
     code, output = run(place, capsys)
     assert "watching it" in output
     assert (code, marks(place)) == (1, "!"), "it was started again, since nobody knows how it ended"
@@ -177,7 +183,7 @@ def test_the_runner_waits_for_a_slow_checkpoint(place: Path, start: Callable[...
     runner.terminate()
     wait_for(lambda: count(place, "a signalled"))
     runner.terminate()  # a second signal does not make it leave its job alone
-    assert runner.wait(30) == 3
+    assert runner.wait(120) == 3
     assert count(place, "a end") == 1
     assert marks(place) == "x"
 
@@ -233,7 +239,7 @@ def test_a_job_file_that_vanishes_does_not_orphan_its_jobs(
     runner = start("--jobs", "1")
     wait_for(lambda: count(place, "a start"))
     path.unlink()
-    output = runner.communicate(timeout=30)[0]
+    output = runner.communicate(timeout=120)[0]
     assert runner.returncode == 2
     assert count(place, "a end") == 1
     assert "no longer in jobs-a.txt" in output
@@ -275,7 +281,7 @@ def test_sigterm_of_the_runner_stops_torchrun_with_a_checkpoint(
     logs = workplace / "logs/jobs-a"
     wait_for(lambda: any("steps " in log.read_text() for log in logs.glob("*.log")), 120)
     runner.terminate()
-    output = runner.communicate(timeout=60)[0]
+    output = runner.communicate(timeout=120)[0]
     assert runner.returncode == 3, output
     assert path.read_text() == f"[ ] {line.format(100000)}\n"
     stopped = json.loads(status.read_text())
