@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ class NodeRunner:
 
     def __call__(self) -> int:
         self._process = subprocess.Popen(self.command, cwd=self.cwd)
+        _await_end(self._process.pid)
         return self._process.wait()
 
     def checkpoint(self) -> Any:
@@ -38,8 +40,16 @@ class NodeRunner:
 
         if process := getattr(self, "_process", None):  # none yet: the signal came before the start
             process.send_signal(signal.SIGTERM)
-            process.wait()
+            _await_end(process.pid)
         return submitit.helpers.DelayedSubmission(NodeRunner(self.command, self.cwd))
+
+
+def _await_end(pid: int) -> None:
+    """Wait for a child without collecting it. submitit calls `checkpoint` in a signal handler, inside of `__call__`:
+    there a second `Popen.wait` would wait for ever for the lock that the first one holds.
+    """
+    with contextlib.suppress(ChildProcessError):  # collected already
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def runner_commands(script: Path, ledger: Ledger, options: Options) -> list[tuple[str, int, list[str]]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
-import threading
 import types
 from pathlib import Path
 
@@ -13,8 +13,8 @@ import pytest
 from launcher.gpus import gpus_needed
 from launcher.jobs import command_job, read
 from launcher.slurm import NodeRunner
-from tests.conftest import ROOT
-from tests.launcher.job_cases import count, events, marks, run, wait_for, write
+from tests.conftest import ROOT, run_forked
+from tests.launcher.job_cases import count, events, marks, run, write
 
 
 def test_gpus_are_shared_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,16 +153,24 @@ def test_slurm_gets_one_runner_for_each_line(
 
 
 def test_a_slurm_job_that_is_preempted_stops_its_runner_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As submitit does: `checkpoint` is called by a signal handler, while `__call__` waits in the same thread."""
     helpers = types.SimpleNamespace(DelayedSubmission=lambda task: ("again", task))
     monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(helpers=helpers))
-    task = NodeRunner([sys.executable, "-c", "import time; time.sleep(60)"], str(tmp_path))
-    thread = threading.Thread(target=task)
-    thread.start()
-    wait_for(lambda: hasattr(task, "_process"))
-    word, again = task.checkpoint()
-    thread.join(30)
-    assert not thread.is_alive()
-    assert (word, again.command, again.cwd) == ("again", task.command, task.cwd)
+    asks = "import os, signal, time\nwhile True: os.kill(os.getppid(), signal.SIGUSR2); time.sleep(1)"
+    task = NodeRunner([sys.executable, "-c", asks], str(tmp_path))
+
+    def node() -> None:
+        def preempted(*_: object) -> None:
+            word, again = task.checkpoint()
+            print(word, again.command == task.command, again.cwd == task.cwd)
+
+        signal.alarm(30)  # a wait that hangs ends the test
+        signal.signal(signal.SIGUSR2, preempted)
+        print(task() == -signal.SIGTERM)
+
+    result = run_forked(node)
+    assert result.code == 0
+    assert result.output.endswith("again True True\nTrue\n")
 
 
 def test_the_shipped_jobs_are_complete() -> None:
