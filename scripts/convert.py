@@ -24,6 +24,7 @@ if __name__ == "__main__":
     begin()
 
 from dataset.arguments import positive, script_parser
+from reports.model_card import add_card_arguments
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -53,6 +54,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--weights", choices=("ema", "raw"), default="ema", help="to write: averaged (if there are any) or raw"
     )
     parser.add_argument("--no-table", action="store_true", help="pretrained: leave the puzzle table out")
+    add_card_arguments(parser)
     args: argparse.Namespace = parser.parse_args(argv)
     return args
 
@@ -61,8 +63,12 @@ def convert(args: argparse.Namespace) -> None:
     """Import or write."""
     from tasks.recursive_reasoning.pretrained import write_pretrained
     from tasks.recursive_reasoning.public.convert import export_run, import_run
+    from verification.static import run_verdict
 
-    {"import": import_run, "export": export_run, "pretrained": write_pretrained}[args.action](args)
+    if args.action == "import":
+        import_run(args)
+    else:
+        {"export": export_run, "pretrained": write_pretrained}[args.action](args, run_verdict)
 
 
 def main() -> int:

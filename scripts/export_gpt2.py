@@ -3,8 +3,9 @@
     python scripts/export_gpt2.py out/shakespeare exported/shakespeare
     python -c "from transformers import GPT2LMHeadModel as M; M.from_pretrained('exported/shakespeare')"
 
-The folder gets config.json, model.safetensors, and a tokenizer where transformers can express it. Logits are the same
-to float32 rounding. Only what GPT-2 is can be exported: arch=gpt or arch=gpt2 with other sizes, biases or activation.
+The folder gets config.json, model.safetensors, a model card (README.md), and a tokenizer where transformers can express
+it. Logits are the same to float32 rounding. Only what GPT-2 is can be exported: arch=gpt or arch=gpt2 with other sizes,
+biases or activation.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if __name__ == "__main__":
     begin()
 
 from dataset.arguments import script_parser
+from reports.model_card import add_card_arguments
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,6 +33,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="to create; an existing one is refused")
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (default), latest or step_N")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (if there are any) or raw")
+    add_card_arguments(parser)
     args: argparse.Namespace = parser.parse_args(argv)
     return args
 
@@ -39,8 +42,9 @@ def export(args: argparse.Namespace) -> None:
     """Write the folder."""
     from engine.run.load_run import family_function
     from tasks.loading import pick_checkpoint
+    from verification.static import run_verdict
 
-    family_function(pick_checkpoint(args.run, args.checkpoint), "export", "export_run")(args)
+    family_function(pick_checkpoint(args.run, args.checkpoint), "export", "export_run")(args, run_verdict)
 
 
 def main() -> int:

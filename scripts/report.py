@@ -25,7 +25,6 @@ if __name__ == "__main__":
     begin()
 
 from dataset.arguments import script_parser
-from engine.errors import UsageError
 from engine.registry import ROOT
 from reports.overview.arguments import add_run_arguments
 
@@ -52,29 +51,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def verdict(run: Path) -> tuple[str, list[str]]:
-    """What verify_path says about a run by its rules, and the lines of what is wrong."""
-    from verification.preflight import line_of
-    from verification.static import verify_run
-
-    try:
-        report = verify_run(run, root=ROOT, probes=False)
-    except UsageError as error:
-        return "SKIP", [str(error)]
-    return report.verdict, [line_of(finding) for finding in (*report.of("FAIL"), *report.of("WARN"))]
-
-
 def main(args: argparse.Namespace) -> None:
     """Read, verify, draw, write."""
     from launcher.status import expand_places
     from reports.output import check_own, write_page
     from reports.overview.collect import collect
     from reports.overview.page import MARK, report_page
+    from verification.static import run_verdict
 
     check_own(args.out, MARK.encode(), "report of report.py", example="report.html")
     places = expand_places(args.runs, roots=(Path(), ROOT), cwd=Path.cwd())
     overview = collect(places, metric=args.metric, baseline=args.baseline)
-    verdicts = None if args.no_verification else {run.path: verdict(run.path) for run in overview.runs}
+    verdicts = None if args.no_verification else {run.path: run_verdict(run.path) for run in overview.runs}
     page = report_page(overview, metrics=args.curves, smoothing=args.smoothing, verdicts=verdicts)
     write_page(args.out, page)
 

@@ -36,7 +36,7 @@ ALLOWED = {
     "engine": {"engine"},
     "launcher": {"launcher", "engine"},
     "verification": {"verification", "launcher", "engine", "dataset", "models"},
-    "reports": {"reports", "engine", "dataset"},
+    "reports": {"reports", "engine", "dataset", "evaluators.intervals"},
     "viewer": {"viewer", "reports", "engine", "dataset", "evaluators.intervals"},
 }
 FREE = {"engine.errors", "engine.fields"}

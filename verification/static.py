@@ -17,7 +17,7 @@ from engine.cli.main import one_line
 from engine.cli.resolve import Trace, hydra_flags, resolve
 from engine.errors import UsageError
 from engine.io import did_you_mean, user_path
-from engine.registry import FAMILIES, family_of
+from engine.registry import FAMILIES, ROOT, family_of
 from engine.run.parent import SUFFIX
 from launcher import jobs as job_files
 from launcher.command import parse
@@ -27,6 +27,7 @@ from verification.docs import entry_commands, page_reports
 from verification.finding import Finding, Report
 from verification.jobfile import file_findings
 from verification.observed import observe_ahead, observed, observed_deeply
+from verification.preflight import line_of
 from verification.report import facts, links
 from verification.rule import finding, run_rules, settled
 from verification.rules.config import built_on
@@ -221,6 +222,15 @@ def verify_run(run: Path, *, root: Path, **how: Any) -> Report:
     run = run_folder(run)
     request = Request(argv=tuple(command_of(run)), job=str(run), run=str(run.absolute()), **how)
     return judge([request], root=root)[0]
+
+
+def run_verdict(run: Path) -> tuple[str, list[str]]:
+    """What the rules say about a run, and the lines of what is wrong. SKIP with the reason where they cannot."""
+    try:
+        report = verify_run(run, root=ROOT, probes=False)
+    except UsageError as error:
+        return "SKIP", [str(error)]
+    return report.verdict, [line_of(finding) for finding in (*report.of("FAIL"), *report.of("WARN"))]
 
 
 def verify_docs(root: Path, **how: Any) -> list[Report]:

@@ -138,21 +138,33 @@ class Pretrained(nn.Module):
             api.create_repo(repository, exist_ok=True, **options)
             return str(api.upload_folder(repo_id=repository, folder_path=path))
 
-    def model_card(self, name: str, facts: typing.Mapping[str, Any] | None = None) -> str:
-        """The text of README.md: what the model is, `facts` about its training, how to load it."""
-        module, kind = type(self).__module__.rpartition(".")[2], type(self).__name__
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a model card tells of the model itself."""
         table = self.state_dict().get(TABLE)
-        known = {
-            "class": f"`{type(self).__module__}.{kind}`",
+        return {
+            "class": f"`{type(self).__module__}.{type(self).__name__}`",
             "parameters": f"{sum(p.numel() for p in self.parameters()):,}",
             "puzzle table": "none" if table is None else f"{table.shape[0]:,} x {table.shape[1]}",
             "sequence length, vocabulary": f"{self.shape.seq_len}, {self.shape.vocab_size}",
-            **{str(key): value for key, value in (facts or {}).items()},
         }
-        rows = "\n".join(f"| {key} | {value} |" for key, value in known.items())
+
+    @property
+    def tags(self) -> list[str]:
+        """For the Hub."""
+        return ["recursive-reasoning", type(self).__module__.rpartition(".")[2]]
+
+    def loading(self, name: str) -> str:
+        """Python that loads the folder or repository `name`."""
+        kind = type(self)
+        return f'from {kind.__module__} import {kind.__name__}\n\nmodel = {kind.__name__}.from_pretrained("{name}")'
+
+    def model_card(self, name: str) -> str:
+        """The text of README.md: what the model is, how to load it. scripts/convert.py writes that of a run."""
+        rows = "\n".join(f"| {key} | {value} |" for key, value in self.facts.items())
         return f"""---
 library_name: loopforge
-tags: [recursive-reasoning, {module}]
+tags: [{", ".join(self.tags)}]
 ---
 
 # {name}
@@ -162,9 +174,7 @@ tags: [recursive-reasoning, {module}]
 {rows}
 
 ```python
-from models.recursive_reasoning.{module} import {kind}
-
-model = {kind}.from_pretrained("{name}")
+{self.loading(name)}
 ```
 """
 

@@ -10,13 +10,24 @@ from typing import Any
 
 from dataset.text.base import EOT_TEXT
 from engine.errors import UsageError
-from engine.io import atomic_directory, atomic_write_json
+from engine.io import atomic_directory, atomic_write_json, atomic_write_text
 from models.language_models.gpt2_weights import gpt2_config, to_gpt2
-from tasks.language_model.loading import load_text_run
+from reports.model_card import CARD, Verify, model_card
+from tasks.language_model.loading import TextRun, load_text_run
+
+LOADING = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+{tokenizer}
+"""
 
 
-def export_run(args: argparse.Namespace) -> None:
-    """Write the folder, whole or not at all. Raises: UsageError for a model that is no GPT-2."""
+def export_run(args: argparse.Namespace, verify: Verify | None = None) -> None:
+    """Write the folder, whole or not at all. `verify` judges the run for the model card.
+
+    Raises: UsageError for a model that is no GPT-2.
+    """
     folder = Path(os.path.abspath(args.folder))
     run = load_text_run(args.run, checkpoint=args.checkpoint, device="cpu", weights=args.weights)
     model, tokenizer = run.model, _shared_tokenizer(run.vocabularies)
@@ -29,12 +40,37 @@ def export_run(args: argparse.Namespace) -> None:
     try:
         with atomic_directory(folder) as temporary:
             how = _write(temporary, config, weights, tokenizer)
+            atomic_write_text(temporary / CARD, _card(run, args, folder.name, how, verify))
     except FileExistsError:
         raise UsageError(f"{args.folder} exists already: remove it or choose another folder") from None
     except FileNotFoundError as error:
         raise UsageError(f"{args.folder} cannot be created ({error}): choose another folder") from None
     print(f"model       {args.folder} (step {run.step}, {run.weights} weights)")
     print(f"tokenizer   {how}")
+
+
+def _card(run: TextRun, args: argparse.Namespace, name: str, tokenizer: str, verify: Verify | None) -> str:
+    sizes, written = run.model.config, not tokenizer.startswith("not written")
+    return model_card(
+        run.checkpoint,
+        name=name,
+        weights=run.weights,
+        model={
+            "class": "GPT2LMHeadModel",
+            "parameters": f"{sum(parameter.numel() for parameter in run.model.parameters()):,}",
+            "layers, heads, width": f"{sizes.n_layer}, {sizes.n_head}, {sizes.n_embd}",
+            "context": sizes.block_size,
+            "tokenizer": tokenizer,
+        },
+        loading=LOADING.format(
+            name=name,
+            tokenizer=f'tokenizer = AutoTokenizer.from_pretrained("{name}")' if written else f"# tokenizer {tokenizer}",
+        ),
+        library="transformers",
+        tags=["text-generation"],
+        license=args.license,
+        verify=verify,
+    )
 
 
 def _write(folder: Path, config: dict[str, Any], weights: dict[str, Any], tokenizer: Any) -> str:

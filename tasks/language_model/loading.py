@@ -26,10 +26,15 @@ class TextRun:
     model: Any
     config: Any
     runtime: Any
-    step: int
+    checkpoint: Any
+    """engine.checkpoint.manifest.Checkpoint"""
     weights: str
     """ema or raw: what was loaded."""
     vocabularies: list[Vocabulary]
+
+    @property
+    def step(self) -> int:
+        return int(self.checkpoint.step)
 
 
 def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> TextRun:
@@ -53,7 +58,7 @@ def load_text_run(run: Path, *, checkpoint: str, device: str, weights: str) -> T
         model.eval()
     chosen: Literal["ema", "raw"] = "ema" if averaged is not None else "raw"
     return TextRun(
-        model=model, config=config, runtime=runtime, step=stored.step, weights=chosen, vocabularies=vocabularies
+        model=model, config=config, runtime=runtime, checkpoint=stored, weights=chosen, vocabularies=vocabularies
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -206,8 +207,9 @@ def test_a_run_becomes_such_a_folder(workplace: Path) -> None:
         assert torch.equal(parameter, averaged[name])
     card = (workplace / "published/mine/README.md").read_text()
     summary = json.loads((workplace / "run/summary.json").read_text())["results"]["eval/accuracy"]
-    assert f"| eval/accuracy | {summary:.4f} |" in card
-    assert "averaged, step 2" in card
+    assert re.search(rf"\| eval/accuracy +\| {summary:.4f} ", card)
+    assert "averaged over training (EMA), step 2 " in card
+    assert "model = " + type(model).__name__ + '.from_pretrained("mine")' in card
     again = run_script("scripts/convert", "pretrained", "run", "published/mine", cwd=workplace)
     assert (again.code, again.output.splitlines()[-1]) == (
         2,

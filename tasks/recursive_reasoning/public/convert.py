@@ -33,11 +33,19 @@ from engine.schema import structure
 from engine.signals import StopSignal
 from engine.task import Runtime, TrainingPlan
 from models.recursive_reasoning.act import PuzzleShape
+from reports.model_card import Verify, model_card
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.build import groups_of
 from tasks.recursive_reasoning.family import FAMILY
 from tasks.recursive_reasoning.public.configs import arch_block, public_config, run_config, set_values
-from tasks.recursive_reasoning.public.layout import CONFIG, STANDARD, PublicCheckpoint, read_public, write_public
+from tasks.recursive_reasoning.public.layout import (
+    CONFIG,
+    LOADING,
+    STANDARD,
+    PublicCheckpoint,
+    read_public,
+    write_public,
+)
 from tasks.recursive_reasoning.public.sizes import Sizes, read_sizes, shape_report
 
 STARTS = "_init"
@@ -238,8 +246,11 @@ def _tell(
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
-def export_run(args: Namespace) -> None:
-    """Write `args.folder`, whole or not at all. Raises: UsageError for a model that the public code has not."""
+def export_run(args: Namespace, verify: Verify | None = None) -> None:
+    """Write `args.folder`, whole or not at all. `verify` judges the run for the model card.
+
+    Raises: UsageError for a model that the public code has not.
+    """
     checkpoint = find_checkpoint(args.source, checksums=True)
     family = family_of(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
     if family.entry != FAMILY.entry:
@@ -257,7 +268,17 @@ def export_run(args: Namespace) -> None:
         tensors = _as_published(weights, config["arch"]["forward_dtype"])
         name = f"step_{checkpoint.step}"
     folder = Path(os.path.abspath(args.folder))
-    write_public(folder, config=config, tensors=tensors, name=name)
+    card = model_card(
+        checkpoint,
+        name=folder.name,
+        weights="ema" if averaged else "raw",
+        model={"class": config["arch"]["name"], "parameters": f"{sum(t.numel() for t in weights.values()):,} numbers"},
+        loading=LOADING.format(file=f"{folder.name}/{name}"),
+        tags=["recursive-reasoning"],
+        license=args.license,
+        verify=verify,
+    )
+    write_public(folder, config=config, tensors=tensors, name=name, card=card)
     print_rank0(
         f"model       {config['arch']['name']}, {'averaged' if averaged else 'raw'} weights, step {checkpoint.step}"
     )

@@ -27,8 +27,14 @@ from engine.checkpoint.state_tree import read_tensors, tensor_file_fault
 from engine.errors import UsageError
 from engine.io import atomic_directory
 from engine.reading import Unreadable, check_regular, read_yaml, reason_of
+from reports.model_card import CARD
 
 CONFIG = "all_config.yaml"
+LOADING = """
+# a model of the public code, made from all_config.yaml and compiled
+model.load_state_dict(torch.load("{file}", weights_only=True))
+"""
+"""How the public code reads what we write."""
 MARKS = ("_orig_mod.", "module.", "model.")
 """Of torch.compile, of DDP, and of the loss head that holds the model."""
 STANDARD = "_orig_mod.model."
@@ -93,8 +99,11 @@ def read_public_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def write_public(folder: Path, *, config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> None:
-    """Write the two files, whole or not at all. `tensors` by the names and dtypes that the file is to have.
+def write_public(
+    folder: Path, *, config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, card: str
+) -> None:
+    """Write the two files and the text of a model card, whole or not at all. `tensors` by the names and dtypes that
+    the file is to have.
 
     The state dict is torch.save's file, the one form that the public code loads: tensors by name and nothing else, so
     it opens with weights_only=True.
@@ -105,6 +114,7 @@ def write_public(folder: Path, *, config: Mapping[str, Any], tensors: Mapping[st
         with atomic_directory(folder) as temporary:
             (temporary / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), "utf-8")
             torch.save(dict(tensors), temporary / name)
+            (temporary / CARD).write_text(card, "utf-8")
     except FileExistsError:
         raise UsageError(f"{folder} exists already: remove it or choose another folder") from None
 

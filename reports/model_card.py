@@ -1,0 +1,328 @@
+"""The model card of an exported run: README.md with the YAML header that the Hugging Face Hub reads.
+
+Everything in it is read from the run: recipe and changed keys, data cards, the evaluation of the exported step, the
+runs beside it that differ by their seed alone. What only an exporter knows (its classes, how its folder is loaded) is
+handed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from engine.errors import UsageError
+from engine.run.files import is_finished, read_json
+from evaluators.intervals import wilson
+from reports.naming import as_text
+from reports.runs import read_metrics
+from reports.statistics import summarize
+from reports.study import leaves
+from reports.tables import Column, Table
+
+if TYPE_CHECKING:
+    from engine.checkpoint.manifest import Checkpoint  # needs torch, and a command line is read before that
+
+Verify = Callable[[Path], tuple[str, Sequence[str]]]
+"""Run -> (PASS, WARN, FAIL or SKIP; the lines of what is wrong)."""
+CARD = "README.md"
+LONGEST = 2_000
+"""Characters of one entry of a data card; a longer one is a list of names that nobody reads here."""
+UNSTATED = "unknown"
+"""The Hub's word for weights whose licence nobody has stated."""
+HEADER = "composed from "
+
+
+def add_card_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a card says that no run knows."""
+    parser.add_argument(
+        "--license", default=UNSTATED, metavar="ID", help=f"of the weights, for the model card; default: {UNSTATED}"
+    )
+
+
+def model_card(
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    weights: str,
+    model: Mapping[str, Any],
+    loading: str,
+    library: str = "loopforge",
+    tags: Sequence[str] = (),
+    license: str = UNSTATED,
+    verify: Verify | None = None,
+) -> str:
+    """The text of README.md.
+
+    Args:
+        checkpoint: what was exported; the rest of its run is read from beside it.
+        name: of the exported folder.
+        weights: `ema` or `raw`.
+        model: rows about the model, `parameters` among them.
+        loading: Python that loads the folder.
+        license: identifier of the Hub (mit, apache-2.0, cc-by-4.0, ...).
+        verify: the path verification of a run (verification.static.run_verdict).
+    """
+    run = checkpoint.path.parent.parent
+    environment, summary = read_json(run / "environment.json"), read_json(run / "summary.json")
+    cards = [card for card in environment.get("data_cards") or [] if isinstance(card, dict)]
+    results = results_at(run, checkpoint.step)
+    settings = {key: as_text(value) for key, value in leaves(checkpoint.config.get("arch") or {})}
+    parts = [
+        f"---\n{_header(name, library, tags, license, results, cards)}---",
+        f"# {name}",
+        _rows(
+            {
+                **model,
+                "weights": f"{'averaged over training (EMA)' if weights == 'ema' else 'raw'}, step {checkpoint.step:,}",
+            }
+        ),
+        "## Loading",
+        f"```python\n{loading.strip()}\n```",
+        "## Training",
+        _rows(_training(checkpoint, environment, summary)),
+        _changed(run),
+        _folded("Architecture: all keys", _rows(settings)),
+        "## Data",
+        *[_data(card) for card in cards],
+        *([] if cards else ["The run keeps no data card."]),
+        "## Results",
+        _results(checkpoint, run, results, cards, summary, weights),
+        "## Seeds",
+        _seeds(checkpoint, run, summary),
+        "## Verification",
+        _verification(verify, run),
+        "## Licence",
+        _licence(license, cards),
+    ]
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    text, home = text.replace(str(run.absolute()), run.name), os.path.expanduser("~")
+    return text.replace(home, "~") if len(home) > 1 else text
+
+
+def results_at(run: Path, step: int) -> dict[str, float]:
+    """The evaluation of `step`: of summary.json where the run ended there, else of its line in metrics.jsonl."""
+    found: dict[str, Any] = {}
+    try:
+        for line in read_metrics(run):
+            if line.get("step") == step:
+                found |= line
+    except UsageError:
+        pass  # a checkpoint that was copied without its run
+    summary = read_json(run / "summary.json")
+    if summary.get("step") == step and isinstance(summary.get("results"), dict):
+        found |= summary["results"]
+    return {
+        key: float(value)
+        for key, value in found.items()
+        if key.startswith(("val/", "eval/")) and type(value) in (int, float)
+    }
+
+
+def _header(
+    name: str,
+    library: str,
+    tags: Sequence[str],
+    license: str,
+    results: Mapping[str, float],
+    cards: Sequence[Mapping[str, Any]],
+) -> str:
+    """The YAML, with the figures to report as the Hub's model-index."""
+    reported = {key: value for key, value in results.items() if key.startswith("eval/")} or results
+    header: dict[str, Any] = {"license": license, "library_name": library, "tags": ["loopforge", *tags]}
+    data = ", ".join(_title(card) for card in cards)
+    if reported and data:
+        metrics = [{"type": key.partition("/")[2], "value": round(value, 6)} for key, value in reported.items()]
+        task, dataset = {"type": tags[0] if tags else "other"}, {"name": data, "type": "local"}
+        header["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
+    return str(yaml.safe_dump(header, sort_keys=False, allow_unicode=True))
+
+
+def _training(checkpoint: Checkpoint, environment: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    config, git = checkpoint.config, environment.get("git")
+    recipe = _composed(checkpoint.path.parent.parent).get("config_name")
+    seconds = summary.get("seconds")
+    facts = {
+        "script": f"{checkpoint.entry}.py",
+        "recipe": recipe,
+        "seed": config.get("seed"),
+        "steps": f"{checkpoint.step:,}" + (f" of {summary['step']:,}" if type(summary.get("step")) is int else ""),
+        "batch": config.get("global_batch_size", config.get("batch_size")),
+        "learning rate": config.get("lr", config.get("learning_rate")),
+        "hardware": ", ".join(environment.get("accelerators") or []) or f"CPU, {environment.get('cpu_count')} cores",
+        "time": f"{seconds:,.0f} s" if type(seconds) in (int, float) else None,
+        "torch": environment.get("torch"),
+        "commit": f"{git['commit'][:12]}{' with changes' if git.get('diff') else ''}" if git else None,
+    }
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _composed(run: Path) -> dict[str, Any]:
+    """The first line of config.yaml: the recipe and the choices of groups."""
+    try:
+        with open(run / "config.yaml", encoding="utf-8", errors="replace") as stream:
+            first = stream.readline(10_000)
+        made = json.loads(first.partition(HEADER)[2])
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return made if isinstance(made, dict) else {}
+
+
+def _changed(run: Path) -> str:
+    """What the command set beside the recipe's own values."""
+    try:
+        words = (run / "overrides.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        words = []
+    shown = [word for word in words if word and not word.lstrip("+").startswith("hydra")]
+    if not shown:
+        return "All keys have the values of the recipe."
+    return "Keys that differ from the recipe:\n\n" + "\n".join(f"- `{word.replace('`', '')}`" for word in shown)
+
+
+def _title(card: Mapping[str, Any]) -> str:
+    return str(card.get("name") or Path(str(card.get("path"))).name)
+
+
+def _licence_of(card: Mapping[str, Any]) -> str:
+    return str(card.get("licence") or ("none: generated" if card.get("source") == "generated" else "not stated"))
+
+
+def _data(card: Mapping[str, Any]) -> str:
+    """One data set: where it is from, and its whole card."""
+    counts = card.get("counts")
+    sizes = (
+        {
+            f"{split} examples": f"{count['examples']:,}"
+            for split, count in counts.items()
+            if isinstance(count, dict) and type(count.get("examples")) is int
+        }
+        if isinstance(counts, dict)
+        else {}
+    )
+    facts = {
+        "source": card.get("source"),
+        "builder": card.get("builder"),
+        "licence": _licence_of(card),
+        **sizes,
+        "split": card.get("split"),
+        "content hash": str(card.get("content_hash"))[:12],
+        "stand-in": "YES: it stands in for the data of that name" if card.get("stand_in") else None,
+    }
+    own = {**card, "path": _title(card)} if Path(str(card.get("path"))).is_absolute() else dict(card)
+    short = {
+        key: value if len(json.dumps(value)) <= LONGEST else f"(left out: {len(json.dumps(value)):,} characters)"
+        for key, value in own.items()
+    }
+    text = json.dumps(short, indent=1, ensure_ascii=False)
+    rows = _rows({key: value for key, value in facts.items() if value is not None})
+    return f"### {_title(card)}\n\n{rows}\n\n" + _folded("Data card", f"```json\n{text}\n```")
+
+
+def _results(
+    checkpoint: Checkpoint,
+    run: Path,
+    results: Mapping[str, float],
+    cards: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    weights: str,
+) -> str:
+    """Each figure with its interval, then what the figures are of."""
+    if not results:
+        return f"No evaluation of step {checkpoint.step:,} is stored with the run."
+    table = Table([Column("metric"), Column("value", "number", digits=4), Column("95 % interval")])
+    for key, value in results.items():
+        if not key.endswith(("_low", "_high")):
+            table.add(key, value, _shown(_interval(key, results, checkpoint.config, cards)))
+    lines = [table.markdown()]
+    splits = summary.get("splits")
+    for split, words in splits.items() if isinstance(splits, dict) else ():
+        lines.append(f"`{split}/`: {words}.")
+    lines += [f"Protocol: {meaning}." for meaning in dict.fromkeys(_protocols(run, checkpoint.step))]
+    if checkpoint.has_ema and weights == "raw":
+        lines.append("These are figures of the averaged weights, and the exported ones are raw.")
+    return "\n\n".join(lines)
+
+
+def _interval(
+    key: str, results: Mapping[str, float], config: Mapping[str, Any], cards: Sequence[Mapping[str, Any]]
+) -> tuple[float, float] | None:
+    """That which the evaluator gave; else Wilson's, where the figure is a share of independent test examples."""
+    if f"{key}_low" in results and f"{key}_high" in results:
+        return results[f"{key}_low"], results[f"{key}_high"]
+    counts = [(card.get("counts") or {}).get("test") for card in cards]
+    limited = config.get("data_paths_test") or any(
+        value is not None for name, value in config.items() if name.startswith("final_eval_max_")
+    )
+    if key != "eval/exact_accuracy" or limited or not counts:
+        return None
+    sizes = [count.get("examples") for count in counts if count and count.get("examples") == count.get("groups")]
+    if len(sizes) < len(counts) or not all(type(size) is int for size in sizes) or not 0 <= results[key] <= 1:
+        return None
+    return wilson(results[key] * sum(sizes), sum(sizes))
+
+
+def _shown(interval: tuple[float, float] | None) -> str | None:
+    return None if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def _protocols(run: Path, step: int) -> Iterator[str]:
+    """In words, of every record that the evaluation of this step left."""
+    for file in sorted(run.glob(f"evaluations/step_{step}_*.json")):
+        if isinstance(meaning := read_json(file).get("meaning"), str):
+            yield meaning
+
+
+def _seeds(checkpoint: Checkpoint, run: Path, summary: Mapping[str, Any]) -> str:
+    """The runs beside this one that have its settings and another seed, with the mean over all."""
+    stored = read_json(run / "identity.json")
+    own: Any = stored.get("config")
+    values: dict[Any, Any] = {}
+    name = "eval/" + str(summary.get("name")).partition("/")[2]
+    if isinstance(own, dict):
+        for folder in sorted(run.absolute().parent.iterdir()):
+            other, results = read_json(folder / "identity.json"), read_json(folder / "summary.json").get("results")
+            config: Any = other.get("config")
+            if not isinstance(config, dict) or not isinstance(results, dict) or not is_finished(folder):
+                continue
+            if other.get("entry") == stored.get("entry") and {**config, "seed": 0} == {**own, "seed": 0}:
+                values[config.get("seed")] = results.get(name)
+    figures = [value for value in values.values() if type(value) in (int, float)]
+    if len(figures) < 2:
+        return f"One run, seed {checkpoint.config.get('seed')}: no figure over seeds can be given."
+    made = summarize(figures)
+    low, high = made["t"] or (made["mean"], made["mean"])
+    return (
+        f"{name} over seeds {', '.join(map(str, sorted(values)))}: mean {made['mean']:.4f}, 95 % interval {low:.4f} to "
+        f"{high:.4f} (Student's t). This is seed {checkpoint.config.get('seed')}."
+    )
+
+
+def _verification(verify: Verify | None, run: Path) -> str:
+    if verify is None:
+        return "Not asked for."
+    verdict, wrong = verify(run)
+    lines = "".join(f"\n- {' '.join(line.split())}" for line in wrong)
+    return f"Stored config against the code at export: **{verdict}**" + (f"\n{lines}" if lines else "")
+
+
+def _licence(license: str, cards: Sequence[Mapping[str, Any]]) -> str:
+    weights = "not stated (`--license` of the export states it)" if license == UNSTATED else f"`{license}`"
+    data = "; ".join(f"{_title(card)}: {_licence_of(card)}" for card in cards)
+    return f"Weights: {weights}. Code: MIT." + (f" Data: {data}." if data else "")
+
+
+def _rows(facts: Mapping[str, Any]) -> str:
+    table = Table([Column(""), Column("")])
+    for key, value in facts.items():
+        table.add(key, value)
+    return table.markdown()
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{content}\n\n</details>"
