@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -58,6 +59,13 @@ def _unread_keys(subject: Subject, schema: type, text: str) -> list[str]:
     keys = keys_of(schema)
     used = {key for key in keys if f"${{{key}}}" in text or f"${{oc.select:{key}," in text}
     return [key for key in keys if key.rpartition(".")[2] not in names | used | INTERPOLATED]
+
+
+@functools.cache
+def optimizer_keys(root: Path) -> frozenset[str]:
+    """Keys of the run that reach an optimizer through its file: what a file of config/optimizer takes as `${key}`."""
+    files = sorted((root / "config" / "optimizer").glob("*.yaml"))
+    return frozenset(re.findall(r"\$\{(\w+)\}", "".join(path.read_text(encoding="utf-8") for path in files)))
 
 
 def closure(root: Path, modules: Iterable[str], packages: tuple[str, ...]) -> dict[str, Path]:

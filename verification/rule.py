@@ -55,6 +55,10 @@ class FamilyRules:
     """The data sets that a config names."""
     steps: Callable[[Subject], int | None]
     """Optimizer steps of the whole run."""
+    rates: Callable[[Subject], Mapping[str, str]] | None = None
+    """Groups of parameters that are trained -> the key of their peak learning rate."""
+    idle: Level = "FAIL"
+    """Level of a command that trains nothing; of a job or a recipe it is always a FAIL."""
     act: bool = False
     """Whether its models think in ACT steps."""
     questions: str = QUESTIONS

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dataset.held_back import validation_count
+from tasks.recursive_reasoning.rules import training_groups
 from verification.data import puzzle_data
 from verification.finding import Finding
 from verification.rule import FamilyRules, NotApplicable, Rule, finding, need_config, need_model
@@ -19,37 +19,22 @@ DECODER = "load_pretrained_decoder"
 
 def count_steps(subject: Subject) -> int | None:
     """Optimizer steps as `tasks.etrm.task.SlotPlan` counts them."""
-    config, data = subject.resolved or {}, [entry for entry in subject.data if entry.key == "data_paths"]
-    if not data or any(entry.groups is None for entry in data):
+    config, groups = subject.resolved or {}, training_groups(subject)
+    epochs, batch, most = (config.get(key) for key in ("epochs", "global_batch_size", "max_train_groups"))
+    if groups is None or not (isinstance(epochs, int) and isinstance(batch, int) and epochs > 0 and batch > 0):
         return None
-    groups = sum(entry.groups or 0 for entry in data)
-    epochs, batch, interval, most = (
-        config.get(key) for key in ("epochs", "global_batch_size", "eval_interval", "max_train_groups")
-    )
-    if not (isinstance(epochs, int) and isinstance(batch, int) and epochs > 0 and batch > 0):
-        return None
-    if config.get("select_on") == "validation" and interval not in (None, epochs) and groups > 1:
-        groups -= validation_count(groups, config.get("validation_groups"))
     return max(1, (min(groups, most) if isinstance(most, int) else groups) * epochs // batch)
 
 
-def something_is_trained(subject: Subject) -> Iterator[Finding]:
-    """CFG251: the learning rate, and groups that stay frozen to the end."""
+def frozen_to_the_end(subject: Subject) -> Iterator[Finding]:
+    """CFG251: the part that a run never trains."""
     config = need_config(subject)
-    rate = config.get("lr")
-    if not isinstance(rate, int | float):
-        raise NotApplicable("the learning rate is no number (JOB030)")
-    if rate == 0:
-        yield finding("CFG251", "FAIL", "lr=0: nothing is trained", *subject.trace.key_line("lr"))
-        return
     last = min((n for n in (subject.steps, config.get("max_steps")) if n), default=None)
-    frozen = {name: config.get(f"freeze_{name}_steps") or 0 for name in ("encoder", "decoder")}
-    never = [name for name, steps in frozen.items() if last is not None and steps >= last]
-    for name in never:
-        text = f"freeze_{name}_steps={frozen[name]}, the run has {last} steps: the {name} is never trained"
-        yield finding("CFG251", "INFO", text, *subject.trace.key_line(f"freeze_{name}_steps"))
-    stages = ", ".join(f"{name} from step {steps + 1}" for name, steps in frozen.items() if name not in never)
-    yield finding("CFG251", "PASS", f"trained: {stages}", *subject.trace.key_line("lr"))
+    for name in ("encoder", "decoder"):
+        key = f"freeze_{name}_steps"
+        if last is not None and (config.get(key) or 0) >= last:
+            text = f"{key}={config[key]}, the run has {last} steps: the {name} is never trained"
+            yield finding("CFG251", "INFO", text, *subject.trace.key_line(key))
 
 
 def latent_has_a_prior(subject: Subject) -> Iterator[Finding]:
@@ -173,9 +158,10 @@ def _decoder(subject: Subject) -> Any:
 FAMILY_RULES = FamilyRules(
     data=lambda subject: puzzle_data(subject.resolved or {}, subject.trace.cwd, subject.local_data),
     steps=count_steps,
+    rates=lambda subject: {"encoder": "lr", "decoder": "lr"},
     act=True,
     rules=(
-        Rule(("CFG251",), something_is_trained),
+        Rule(("CFG251",), frozen_to_the_end),
         Rule(("CFG252",), latent_has_a_prior),
         Rule(("CFG253",), decoder_fits),
         Rule(("DAT522",), every_test_is_asked),

@@ -39,8 +39,6 @@ DATA = ("dataset", "dataset_list", "multicontext_datasets")
 MIXTURE = tuple(
     f"dataset_{key}" for key in ("sampling_probs", "sampling_probs_final", "interleaving", "interleaving_shuffle")
 )
-OPTIMIZER_KEYS = ("weight_decay", "beta1", "beta2")
-"""They reach the optimizer through its file, or not at all: JOB031 compares."""
 
 
 def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
@@ -166,7 +164,7 @@ VERIFICATION = Verification(
     full_shape=full_shape,
     probes=probes,
     others=others,
-    pinned=frozenset({*PINNED, *DATA, *MIXTURE, "gpt2_type", *OPTIMIZER_KEYS}),
+    pinned=frozenset({*PINNED, *DATA, *MIXTURE, "gpt2_type"}),
     decides=("training_mode", "multidataset_wte", "multidataset_criterion", "multicontext_align", "optimizer"),
     rows=lambda ranks: {"batch_size": 2 * PINNED["batch_size"] // ranks},
     sized=f"(vocabularies of {UNKNOWN_WORDS} where the data are not here)",

@@ -9,7 +9,7 @@ from dataset.held_back import validation_count
 from engine.fields import value_at
 from verification.data import puzzle_data
 from verification.finding import Finding
-from verification.rule import FamilyRules, NotApplicable, Rule, finding, need_config, need_model
+from verification.rule import FamilyRules, NotApplicable, Rule, finding, need_model
 from verification.subject import Subject
 
 Config = dict[str, Any]
@@ -18,45 +18,38 @@ Config = dict[str, Any]
 # --- length and rates -------------------------------------------------------------------------------------------------
 
 
-def count_steps(subject: Subject) -> int | None:
-    """Optimizer steps as the sampler counts them (exact for puzzles of equal size)."""
+def training_groups(subject: Subject) -> int | None:
+    """Groups that are trained on, less those held back for validation; None where the data do not say."""
     config, data = subject.resolved or {}, [entry for entry in subject.data if entry.key == "data_paths"]
-    if not data or any(entry.groups is None or not entry.mean_examples for entry in data):
+    if not data or any(entry.groups is None for entry in data):
         return None
     groups = sum(entry.groups or 0 for entry in data)
-    mean = sum((entry.groups or 0) * (entry.mean_examples or 0) for entry in data) / max(groups, 1)
+    if config.get("select_on") == "validation" and config.get("eval_interval") not in (None, config.get("epochs")):
+        groups -= validation_count(groups, config.get("validation_groups")) if groups > 1 else 0
+    return groups
+
+
+def count_steps(subject: Subject) -> int | None:
+    """Optimizer steps as the sampler counts them (exact for puzzles of equal size)."""
+    config, groups = subject.resolved or {}, training_groups(subject)
+    sizes = [(entry.groups or 0, entry.mean_examples) for entry in subject.data if entry.key == "data_paths"]
     epochs, batch = config.get("epochs"), config.get("global_batch_size")
     per_iteration = config.get("eval_interval") or epochs
-    if not all(isinstance(value, int) and value > 0 for value in (epochs, batch, per_iteration)) or not mean:
+    counts = all(isinstance(value, int) and value > 0 for value in (epochs, batch, per_iteration))
+    if groups is None or not counts or not all(mean for _, mean in sizes):
         return None
-    if config.get("select_on") == "validation" and per_iteration != epochs and groups > 1:
-        groups -= validation_count(groups, config.get("validation_groups"))
+    mean = sum(number * (mean or 0) for number, mean in sizes) / max(sum(number for number, _ in sizes), 1)
+    if not mean:
+        return None
     groups_of_batch = -(-batch // mean)  # type: ignore[operator]
     steps = (epochs // per_iteration) * int(groups * per_iteration // groups_of_batch)  # type: ignore[operator]
     return min(steps, config.get("total_steps") or steps)
 
 
-def something_is_trained(subject: Subject) -> Iterator[Finding]:
-    """CFG251: some optimizer group has something to train and a learning rate."""
-    config = need_config(subject)
-    frozen = bool(config.get("freeze_weights"))
-    rates = {
-        "puzzle_emb": config.get("puzzle_emb_lr") if subject.arch.get("puzzle_emb_ndim", 1) else None,
-        "trunk": None if frozen else config.get("lr"),
-    }
-    if any(rate is not None and not isinstance(rate, int | float) for rate in rates.values()):
-        raise NotApplicable("a learning rate is no number (JOB030)")
-    place = subject.trace.key_line("freeze_weights" if frozen else "lr")
-    active = [name for name, rate in rates.items() if rate]
-    idle = [name for name, rate in rates.items() if rate == 0]
-    if not active:
-        text = f"no optimizer group trains anything: {', '.join(f'{name} lr={rate}' for name, rate in rates.items())}"
-        yield finding("CFG251", "FAIL", text + (" (freeze_weights=true)" if frozen else ""), *place)
-        return
-    for name in idle:
-        yield finding("CFG251", "WARN", f"group {name} has learning rate 0: it stays as it was made", *place)
-    if not idle:
-        yield finding("CFG251", "PASS", f"trained: {', '.join(active)}", *place)
+def rates(subject: Subject) -> dict[str, str]:
+    """The puzzle embedding where there is one, the network where it is not frozen."""
+    table = {"puzzle_emb": "puzzle_emb_lr"} if subject.arch.get("puzzle_emb_ndim", 1) else {}
+    return table | ({} if (subject.resolved or {}).get("freeze_weights") else {"trunk": "lr"})
 
 
 # --- the manager ------------------------------------------------------------------------------------------------------
@@ -122,8 +115,9 @@ def _odd(arch: Config, head: Config | None, weight: float) -> Iterator[Problem]:
 FAMILY_RULES = FamilyRules(
     data=lambda subject: puzzle_data(subject.resolved or {}, subject.trace.cwd, subject.local_data),
     steps=count_steps,
+    rates=rates,
     act=True,
-    rules=(Rule(("CFG251",), something_is_trained), Rule(("ARC340",), manager)),
+    rules=(Rule(("ARC340",), manager),),
     intents={
         "manager": lambda subject: "subgoal_head" if subject.arch.get("subgoal_head") else "none",
         "goals": lambda subject: value_at(subject.arch, "subgoal_head.goal_source", "none"),

@@ -22,6 +22,7 @@ warmup-most-of-run | WARN CFG250 | 200 steps of warm-up in a run of some 312 | +
 frozen-without-embedding | CFG251 | freeze_weights without a puzzle embedding trains nothing | + freeze_weights=true
 frozen-embedding-lr-0 | CFG251 | freeze_weights with puzzle_emb_lr 0 trains nothing | + freeze_weights=true arch.puzzle_emb_ndim=64
 lr-0 | CFG251 | every learning rate is 0 | + lr=0
+beta2-of-sgd | WARN JOB031 | `beta2` for SGD, which has no second moment | + optimizer=sgd beta2=0.9
 arch-default-missing-file | CFG210 (JOB030) | the recipe's arch default points to a file that does not exist
   RECIPE | - arch: trm => - arch: trm_mlp
 arch-file-renamed | CFG210 (JOB030) | the architecture file was renamed, the recipes were not

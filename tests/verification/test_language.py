@@ -72,7 +72,7 @@ def test_what_people_type_passes(line: str, probes: bool) -> None:
         ("min_lr=1e-5", "JOB031", "decay_lr=false"),
         ("lr_decay_iters=100", "JOB031", "decay_lr=false"),
         ("lr_scheduler=step lr_decay_iters=100", "JOB031", "no horizon"),
-        ("--no-decay_lr lr_scheduler=cosine", "JOB031", "lr_scheduler=cosine is without effect"),
+        ("--no-decay_lr lr_scheduler=cosine", "JOB031", "lr_scheduler is overridden without effect"),
         ("--window_size 256", "JOB031", "block_size"),
         ("--max_steps 3500", "JOB031", "max_iters"),
         ("--n_layer 1 --share_attn repeat", "JOB031", "nothing to share"),

@@ -75,7 +75,7 @@ def handed_on(tiny: Tiny) -> Iterator[str]:
         except UsageError:
             continue  # not a value that this config takes
         for pattern, what, read in STATED:
-            fixed = name in tiny.spec.pinned or not re.fullmatch(pattern, name)
+            fixed = name in tiny.spec.pinned or tiny.by_reference(name) or not re.fullmatch(pattern, name)
             if not fixed and (found := read(plan)) and other not in found:
                 yield f"{name}={other} is given, the optimizer's {what} are {', '.join(map(str, found))}"
         for pattern, what, read in CHANGING:

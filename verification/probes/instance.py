@@ -23,6 +23,7 @@ from engine.schema import structure
 from engine.task import Runtime
 from verification.probes.launch import Launched, create_model, replaced
 from verification.probes.reads import track, unread
+from verification.reads import optimizer_keys
 from verification.spec import Settings, Verification
 
 Edit = Callable[[int, Any], Any]
@@ -151,11 +152,9 @@ class Tiny:
         return steps
 
     def by_reference(self, key: str) -> bool:
-        """Whether the file of the optimizer takes `key` as `${key}`. It has its value there once a config is resolved,
-        so that another one would not get there (JOB031 compares)."""
-        name = (self.settings.get("optimizer") or {}).get("name")
-        file = self.root / f"config/optimizer/{name}.yaml"
-        return file.is_file() and f"${{{key}}}" in file.read_text(encoding="utf-8")
+        """Whether `key` reaches the optimizer through its file. It has its value there once a config is resolved, so
+        that another one would not get there (JOB031 compares)."""
+        return "optimizer" in self.settings and key in optimizer_keys(self.root)
 
     def config(self, run: Mapping[str, Any] | None = None, **arch: Any) -> Any:
         """The structured config, with run keys and keys of `arch` (dotted: `loss.loss_type`) replaced.

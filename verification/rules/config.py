@@ -189,6 +189,28 @@ def length(subject: Subject) -> Iterator[Finding]:
         yield finding("CFG250", "PASS", f"{text}, warm-up {warmup}", *place)
 
 
+@rule("CFG251")
+def something_is_trained(subject: Subject) -> Iterator[Finding]:
+    config, family = need_config(subject), subject.family
+    if family is None or family.rates is None or subject.steps == 0:
+        raise NotApplicable("the run trains no step, or its family names no learning rates")
+    rates = {name: (key, config.get(key)) for name, key in family.rates(subject).items()}
+    if any(not isinstance(rate, int | float) for _, rate in rates.values()):
+        raise NotApplicable("a learning rate is no number (JOB030)")
+    active = [name for name, (_, rate) in rates.items() if rate]
+    for name, (key, rate) in rates.items():
+        if not rate and active:
+            text = f"{key}=0: group {name} stays as it was made"
+            yield finding("CFG251", "WARN", text, *subject.trace.key_line(key))
+    if active:
+        yield finding("CFG251", "PASS", f"trained: {', '.join(active)}")
+    else:
+        level = "FAIL" if subject.kind in ("job", "recipe") else family.idle
+        zero = ", ".join(dict.fromkeys(f"{key}=0" for key, _ in rates.values())) or "no group is left to train"
+        text = f"{zero}: nothing is trained" + " (freeze_weights=true)" * bool(config.get("freeze_weights"))
+        yield finding("CFG251", level, text, *subject.trace.key_line(next(iter(rates.values()), ["freeze_weights"])[0]))
+
+
 @rule("CFG254")
 def whole_test_split(subject: Subject) -> Iterator[Finding]:
     config = need_config(subject)

@@ -17,7 +17,7 @@ from engine.cli.keys import keys_of
 from engine.fields import value_at
 from engine.io import did_you_mean, user_path
 from verification.finding import Finding
-from verification.reads import module_file, unread_arch, unread_schema
+from verification.reads import module_file, optimizer_keys, unread_arch, unread_schema
 from verification.rule import NotApplicable, finding, inert, need_config, need_script, rule
 from verification.subject import Subject
 
@@ -185,7 +185,9 @@ def override_keys(subject: Subject) -> dict[str, Any]:
 @rule("JOB031")
 def overrides_are_read(subject: Subject) -> Iterator[Finding]:
     need_config(subject)
-    keys, place = override_keys(subject), subject.place
+    given = {word.lstrip("+").partition("=")[0] for word in subject.trace.overrides}
+    groups = [group for group, option in subject.choices.items() if group in given and option != "none"]
+    keys, place = [*override_keys(subject), *groups], subject.place
     if not keys:
         yield finding("JOB031", "PASS", "no value is overridden", *place)
         return
@@ -193,9 +195,18 @@ def overrides_are_read(subject: Subject) -> Iterator[Finding]:
     for key in keys:
         if key in unread:
             yield finding("JOB031", "FAIL", f"{key} is overridden and nothing reads it", *place)
-        elif reason := inert(subject, key):
+        elif reason := inert(subject, key) or not_taken(subject, key):
             yield finding("JOB031", "WARN", f"{key} is overridden without effect: {reason}", *place)
     yield finding("JOB031", "PASS", f"read: {', '.join(keys)}", *place)
+
+
+def not_taken(subject: Subject, key: str) -> str:
+    """Why a key that optimizers get from their file has no effect: the chosen one's does not take it. "": it does."""
+    choice = subject.choices.get("optimizer")
+    texts = [*(file.text for file in subject.trace.files), *subject.trace.overrides]
+    if not choice or key not in optimizer_keys(subject.root) or any(f"${{{key}}}" in text for text in texts):
+        return ""
+    return f"{subject.trace.locate(f'optimizer/{choice}')} does not take it"
 
 
 NUMBER = r"\d+(?:\.\d+)?(?:e[-+]?\d+)?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from verification.finding import Finding
 from verification.link import Link
@@ -35,10 +36,9 @@ def encoders(subject: Subject) -> Iterator[Finding]:
 @rule("SUM600")
 def summary(subject: Subject) -> Iterator[Finding]:
     model, family = need_model(subject), subject.family
-    if family and any("SUM600" in one.codes for one in family.rules):
-        raise NotApplicable("the family has a sum of its own")
     act, data, forward = subject.declares("ACT_MODE"), subject.declares("DATA_MODE"), model.train_forward
-    text = f"{model.cls_name} is trained by {subject.task or 'its family'}, {data} mode"
+    names = " + ".join(Path(entry.path).name for entry in subject.data)
+    text = f"{model.cls_name} is trained by {subject.task or 'its family'} on {names or 'its own data'}, {data} mode"
     good = data == subject.requires.get("DATA_MODE") and {one.mode for one in subject.data if one.mode} <= {data}
     if family and family.act:
         if not forward:
