@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 DEVICE ?= cpu
+EXTRAS ?= dev
 PY     := $(VENV)/bin/python
 # setup is done when this file is newer than what it installs from
-STAMP  := $(VENV)/.loopforge-installed
+STAMP  := $(VENV)/.loopforge-installed-$(EXTRAS)
 
 .PHONY: help setup demo test test-all check format clean
 
@@ -12,13 +13,13 @@ STAMP  := $(VENV)/.loopforge-installed
 help:  ## the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*##' '{printf "  make %-10s%s\n", $$1, $$2}'
 
-setup: $(STAMP)  ## .venv with everything the tests need
+setup: $(STAMP)  ## .venv with everything the tests need (EXTRAS=dev,animal adds the libraries of train_animal.py)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Loopforge needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(STAMP)  ## learn 4x4 Sudoku and draw the model thinking (make demo DEVICE=cuda on a GPU box)
