@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 _CUT = 2.0  # truncation in units of the untruncated deviation
-_MASS = math.erf(_CUT / math.sqrt(2.0))  # probability of [-2, 2]
+MASS = math.erf(_CUT / math.sqrt(2.0))  # probability of [-2, 2]
 _DENSITY = math.exp(-0.5 * _CUT**2) / math.sqrt(2.0 * math.pi)
 # Var of N(0,1) cut to [-c, c] is 1 - 2 c phi(c) / mass, so this factor (1.1368454) restores unit deviation.
-_CORRECTION = 1.0 / math.sqrt(1.0 - 2.0 * _CUT * _DENSITY / _MASS)
+_CORRECTION = 1.0 / math.sqrt(1.0 - 2.0 * _CUT * _DENSITY / MASS)
 
 
 def trunc_normal_(tensor: Tensor, std: float) -> Tensor:
@@ -21,6 +21,10 @@ def trunc_normal_(tensor: Tensor, std: float) -> Tensor:
     with torch.no_grad():
         if std == 0.0:
             return tensor.zero_()
-        scale = std * _CORRECTION
-        tensor.uniform_(-_MASS, _MASS).erfinv_().mul_(math.sqrt(2.0) * scale)
-        return tensor.clamp_(-_CUT * scale, _CUT * scale)
+        return truncate_(tensor.uniform_(-MASS, MASS), std)
+
+
+def truncate_(uniform: Tensor, std: float) -> Tensor:
+    """Numbers uniform between -MASS and MASS become, in place, N(0, std²) cut as `trunc_normal_` says."""
+    scale = std * _CORRECTION
+    return uniform.erfinv_().mul_(math.sqrt(2.0) * scale).clamp_(-_CUT * scale, _CUT * scale)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.recursive_reasoning.variation import Vary, random_start, step_noise
 
 EXPLORATION = "exploration"
+KEYS = "keys"
 Latents = dict[str, Tensor]
 Aux = dict[str, Tensor]
 """What a variant hands to its own loss beside the answer, [B, ...] each. It is not carried to the next step."""
@@ -96,7 +97,8 @@ class ACTModel(nn.Module):
         [B,2].
 
         `exploration` holds uniform numbers of [0,1): column 0 decides whether the row explores, column 1
-        picks its minimum number of steps. Absent, they come from torch's global generator. In evaluation a
+        picks its minimum number of steps. Absent, they come from torch's global generator. `keys` [B] int64 are those
+        of the numbers that a fresh row draws (`draws_numbers`); absent, they follow from its inputs. In evaluation a
         carry is not looked at.
         """
         if self.training:
@@ -123,9 +125,11 @@ class ACTModel(nn.Module):
         self, batch: dict[str, Tensor], carry: ACTCarry | None
     ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """Latents, steps and data in which halted rows (all, without a carry) begin the offered example."""
-        offered = {name: value for name, value in batch.items() if name != EXPLORATION}
+        offered = {name: value for name, value in batch.items() if name not in (EXPLORATION, KEYS)}
         rows = offered["inputs"].shape[0]
         start = self.inner.initial(rows)
+        if self.draws_numbers:
+            start = self.inner.keyed(start, offered["inputs"], batch.get(KEYS))
         if carry is None:
             return start, torch.zeros(rows, dtype=torch.int32, device=offered["inputs"].device), offered
         halted = carry.halted
@@ -244,6 +248,11 @@ class ACTModel(nn.Module):
     def noise_width(self) -> int:
         """Normal numbers [noise_width] that each fresh example of training comes with, as `noise` in the batch."""
         return 0
+
+    @property
+    def draws_numbers(self) -> bool:
+        """Whether each fresh example of training comes with a key, as `keys` in the batch."""
+        return bool(self.inner.draws)
 
     @property
     def puzzle_emb(self) -> Any:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # --help reads these keys without loading torch
     import torch
 
 PositionEncoding = Literal["rope", "rope_2d", "learned", "none"]
+LatentInit = Literal["learned", "random"]
 EvalHalting = Literal["fixed", "latched"]
 ForwardDtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 # beyond these lies a slip of the pen that would build or run for hours
@@ -41,6 +42,9 @@ class RecursiveConfig:
             "H_cycles",
             "L_cycles",
             "cycles_schedule",
+            "latent_init",
+            "damping",
+            "update_noise",
             "halt_max_steps",
             "halt_exploration_prob",
             "no_ACT_continue",
@@ -60,6 +64,13 @@ class RecursiveConfig:
     cycles_schedule: list[list[float]] | None = None
     """Depth curriculum of training: stages [share of the run at which it begins, L_cycles, H_cycles], the first at 0.
     Evaluations, and training without it, have L_cycles and H_cycles. E.g. [[0,2,1],[0.3,4,2],[0.6,6,3]]."""
+    latent_init: LatentInit = "learned"
+    """Where the latents of a fresh example begin: at the fixed vector of the checkpoint, the same at all positions; or
+    at TruncN(0, 1), drawn for each example, position and channel, in evaluation keyed by the example."""
+    damping: Annotated[float, Range(0, below=1)] = 0.0
+    """Share of a latent that every update keeps: z <- damping z + (1 - damping) f(z)."""
+    update_noise: Annotated[float, Range(0)] = 0.0
+    """Standard deviation of the normal noise on every update of a latent, in evaluation keyed by the example."""
     H_layers: Annotated[int, Range(0, _MOST)] = 0
     """Blocks of the stack that updates z_H (0: the L stack serves both)."""
     L_layers: Annotated[int, Range(1, _MOST)] = 2
@@ -156,6 +167,11 @@ class RecursiveConfig:
             f"{self.pos_encodings} cannot rotate ({multiple} channels at a time): choose "
             + (f"one of {_listed(fitting)}" if fitting else f"an arch.hidden_size that {multiple} divides"),
         )
+
+    @property
+    def random_start(self) -> bool:
+        """Whether latents begin at fresh random numbers."""
+        return self.latent_init == "random"
 
     def _fewest_positions(self) -> int:
         return -(-self.puzzle_emb_ndim // self.hidden_size)

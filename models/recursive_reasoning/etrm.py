@@ -63,8 +63,7 @@ class EncoderInner(RecursiveInner):
     def thought(self, latents: Mapping[str, Tensor], context: Tensor, cells: Tensor) -> dict[str, Tensor]:
         """TRM's step: latents [B,S,D], context [B,C,D], embedded cells [B,T,D] -> latents."""
         x = self.placed(torch.cat((self._scaled(context).to(cells.dtype), cells), dim=1))
-        values = self.updated({**latents, INPUT: x})
-        return {name: values[name] for name in self.latent_names}
+        return self.moved(self.updated({**latents, INPUT: x}))
 
     def _scaled(self, context: Tensor) -> Tensor:
         """Tokens of RMS 1 -> of the RMS that the cells have, 1/sqrt(D) ahead of the common factor sqrt(D)."""

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from engine.fields import Inert, Range
-from models.recursive_reasoning.config import TRMConfig
+from models.recursive_reasoning.config import LatentInit, TRMConfig
 
 __all__ = ["TRMWithEncoderConfig", "TRMWithEncoderOnlineConfig"]
 
 _MOST = 1000
 _NO_TABLE = Inert("", "the context of the encoder takes the place of a puzzle embedding")
+_SAME_START = Inert("", "search at test time compares contexts from the same start, without noise")
 _FIXED = Inert("", "every example has arch.num_act_steps steps")
 IN_STANDARD = Inert("arch.encoder_type=standard", "arch.encoder_type=standard has no latent")
 IN_HYBRID = Inert("arch.encoder_type=hybrid_standard", "arch.encoder_type=hybrid_standard has no latent")
@@ -36,6 +37,10 @@ class TRMWithEncoderConfig(TRMConfig):
     """Always 0: no parameter belongs to a puzzle."""
     puzzle_emb_len: Annotated[int, Range(0), _NO_TABLE] = 0
     """Not used: the prefix is the context, see context_len."""
+    latent_init: Annotated[LatentInit, _SAME_START] = "learned"
+    """Always learned: search and training at test time compare contexts from the same start."""
+    update_noise: Annotated[float, Range(0, 0, hint=_SAME_START.why), _SAME_START] = 0.0
+    """Always 0: as latent_init."""
     encoder_type: str = "standard"
     """A module of models/encoders/kinds/: standard, hybrid_standard, hybrid_variational, lpn_standard, lpn_variational,
     recurrent."""
@@ -66,6 +71,8 @@ class TRMWithEncoderConfig(TRMConfig):
     def __post_init__(self) -> None:
         if self.mlp_t:
             raise ValueError("arch.mlp_t=true: demonstrations differ in length, an encoder needs attention")
+        if self.random_start:
+            raise ValueError(f"arch.latent_init={self.latent_init}: expected learned; {_SAME_START.why}")
         super().__post_init__()
 
     @property

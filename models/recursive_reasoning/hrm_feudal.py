@@ -82,13 +82,13 @@ class SubgoalInner(RecursiveInner):
         steering = head.steer(state, x["real"])
         pushes = head.injections(steering, self.dtype) if head.config.inject_subgoal else {}
         values = self.updated({**latents, INPUT: x[INPUT], **pushes})
-        moved = {name: values[name] for name in self.latent_names}
+        moved = self.moved(values)
         worker = head.pool(moved["z_L"], x["weights"])
         slow = moved["z_H"].detach()
         manager = slow[:, 0].to(worker.dtype) if self.prefix_len else head.pool(slow, x["weights"])
         after, aux = head.advance(state, steering, worker, manager, noise=x["noise"])
         aux["push"] = _push_ratio(pushes, latents["z_H"] + x[INPUT])
-        return {**moved, **after}, aux
+        return {**after, **moved}, aux
 
     def episode_aux(self, latents: Mapping[str, Tensor]) -> Aux:
         """`episode` [B, 5], the sums of `EPISODE` over a whole episode."""

@@ -26,10 +26,13 @@ from models.layers import (
 )
 from models.recursive_reasoning.act import Aux, Latents, PuzzleShape
 from models.recursive_reasoning.config import RecursiveConfig
-from models.recursive_reasoning.recursion import Update, recur
+from models.recursive_reasoning.noise import content_keys, keyed_normal, keyed_trunc_normal
+from models.recursive_reasoning.recursion import Settle, Update, recur
 from models.sparse_embedding import SparseEmbedding
 
 INPUT = "x"
+NOISE_KEY = "noise_key"
+"""Among the latents of a model that draws numbers: the key [B] int64 of a row's numbers at its next ACT step."""
 _Q_BIAS = -5.0  # a fresh model halts nothing before the last step
 
 
@@ -54,6 +57,7 @@ class RecursiveInner(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.plan, self.window, self.readout, self.dtype = tuple(plan), window, readout, dtype
+        self.damping, self.update_noise, self.random_start = config.damping, config.update_noise, config.random_start
         self.prefix_len = config.prefix_len
         self.length = self.prefix_len + shape.seq_len
         self.scale = math.sqrt(size)
@@ -133,6 +137,21 @@ class RecursiveInner(nn.Module):
         starts = {name: self.get_buffer(_init_name(name)).to(self.dtype) for name in self.latent_names}
         return {name: start.expand(rows, self.length, -1) for name, start in starts.items()}
 
+    @property
+    def draws(self) -> bool:
+        """Whether its rows need keys: latents begin at random, or updates are noisy."""
+        return self.random_start or self.update_noise > 0.0
+
+    def keyed(self, start: dict[str, Tensor], inputs: Tensor, keys: Tensor | None) -> dict[str, Tensor]:
+        """The start of rows [B] with their keys, of fresh numbers where latents begin at random; without `keys` (in
+        evaluation) each row's follows from its `inputs` [B, T]."""
+        keys = content_keys(inputs) if keys is None else keys
+        if self.random_start:
+            shape = (self.length, self.embed_tokens.embedding_weight.shape[1])
+            for number, name in enumerate(self.latent_names):
+                start[name] = keyed_trunc_normal(keys, -1 - number, shape).to(self.dtype)
+        return {**start, NOISE_KEY: keys}
+
     def embed(self, data: Mapping[str, Tensor]) -> Tensor:
         """inputs [B, T] and puzzle_identifiers [B] -> x [B, S, D], scaled by sqrt(D)."""
         x = self.embed_tokens(data["inputs"])
@@ -154,8 +173,12 @@ class RecursiveInner(nn.Module):
     def recur(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Aux]:
         """All cycles of one ACT step: latents [B, S, D] -> latents, of which the last `window` updates have a
         graph."""
-        values = self.updated({**latents, INPUT: x})
-        return {name: values[name] for name in self.latent_names}, {}
+        return self.moved(self.updated({**latents, INPUT: x})), {}
+
+    def moved(self, values: Mapping[str, Tensor]) -> Latents:
+        """The latents of `values` after an ACT step, and the key of the next."""
+        key = {NOISE_KEY: values[NOISE_KEY] + 1} if self.draws else {}
+        return {name: values[name] for name in self.latent_names} | key
 
     def updated(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The plan run on `values`: latents and every input that it names."""
@@ -165,7 +188,21 @@ class RecursiveInner(nn.Module):
             out: Tensor = self.get_submodule(stack)(hidden, injection, rope)
             return out
 
-        return recur(self.plan, self.window, values, call)
+        return recur(self.plan, self.window, values, call, self._settle(values))
+
+    def _settle(self, values: Mapping[str, Tensor]) -> Settle | None:
+        """z <- damping z + (1 - damping) f(z) + update_noise eps, eps standard normal; None where that is f(z)."""
+        if not (self.damping or self.update_noise):
+            return None
+
+        def settle(number: int, before: Tensor, made: Tensor) -> Tensor:
+            after = torch.lerp(made, before, self.damping) if self.damping else made
+            if self.update_noise:
+                noise = keyed_normal(values[NOISE_KEY], number, made.shape[1:])
+                after = after + self.update_noise * noise.to(after.dtype)
+            return after
+
+        return settle
 
     def logits(self, latents: Mapping[str, Tensor]) -> Tensor:
         """Latents -> logits [B, T, V] in the compute dtype (the prefix is dropped before the projection)."""

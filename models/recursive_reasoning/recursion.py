@@ -16,6 +16,8 @@ from torch import Tensor
 
 Call = Callable[[str, Tensor, Tensor | None], Tensor]
 """(stack name, hidden [B,S,D], injection [B,S,D] or None) -> [B,S,D]."""
+Settle = Callable[[int, Tensor, Tensor], Tensor]
+"""(number of the update, its latent before, what the stack made of it) -> the latent after, [B,S,D] each."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +35,28 @@ def cycle_plan(H_cycles: int, L_cycles: int, low: Update, high: Update) -> tuple
     return ((low,) * L_cycles + (high,)) * H_cycles
 
 
-def recur(plan: Sequence[Update], window: int, values: Mapping[str, Tensor], call: Call) -> dict[str, Tensor]:
+def recur(
+    plan: Sequence[Update], window: int, values: Mapping[str, Tensor], call: Call, settle: Settle | None = None
+) -> dict[str, Tensor]:
     """Run the plan; only its last `window` updates build a graph. Returns all values, the updated latents
     among them."""
     state = dict(values)
+    numbered = list(enumerate(plan))
     split = len(plan) - window
     with torch.no_grad():
-        _run(plan[:split], state, call)
-    _run(plan[split:], state, call)
+        _run(numbered[:split], state, call, settle)
+    _run(numbered[split:], state, call, settle)
     return state
 
 
-def _run(plan: Sequence[Update], values: dict[str, Tensor], call: Call) -> None:
+def _run(plan: Sequence[tuple[int, Update]], values: dict[str, Tensor], call: Call, settle: Settle | None) -> None:
     sums: dict[tuple[str, ...], Tensor] = {}  # an injection is summed once until one of its summands changes
-    for update in plan:
+    for number, update in plan:
         names = update.injection
         if names and names not in sums:
             sums[names] = _sum(values, names)
-        values[update.target] = call(update.stack, _sum(values, update.hidden), sums.get(names))
+        made = call(update.stack, _sum(values, update.hidden), sums.get(names))
+        values[update.target] = made if settle is None else settle(number, values[update.target], made)
         sums = {names: total for names, total in sums.items() if update.target not in names}
 
 

@@ -137,6 +137,10 @@ class RecursiveReasoningTask:
         if width := self.model.noise_width:
             generator = keyed_generator(self.runtime.seed, "noise", step)
             rows["noise"] = torch.randn(self.global_rows, width, generator=generator)[low:high].to(self.runtime.device)
+        if self.model.draws_numbers:
+            generator = keyed_generator(self.runtime.seed, "latents", step)
+            keys = torch.randint(1 << 62, (self.global_rows,), generator=generator)
+            rows["keys"] = keys[low:high].to(self.runtime.device)
         self.module.train()
         self.model.set_progress((step - 1) / self.total_steps)
         for piece in range(self.runtime.accumulation):

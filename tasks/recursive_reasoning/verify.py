@@ -33,6 +33,9 @@ PINNED: Settings = {
 """What every tiny run of pretrain.py has: size, length and place, nothing of how it learns."""
 
 
+AS_EVALUATED = {"cycles_schedule": None, "latent_init": "learned", "update_noise": 0.0}
+
+
 def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
     """Settings of a tiny pretrain.py run: the arch shrunk, the run short."""
     tiny = smaller(resolved, SIZES, PINNED | {"data_paths": [str(data)]})
@@ -42,8 +45,8 @@ def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
 def narrower(arch: Mapping[str, Any]) -> Settings:
     """The architecture with its width cut down, and all that is measured by the width."""
     tiny = dict(arch)
-    if tiny.get("cycles_schedule"):  # probes compare training with evaluation, which is always at full depth
-        tiny["cycles_schedule"] = None
+    # probes compare training with evaluation, which is always at full depth and draws numbers of its own
+    tiny |= {key: value for key, value in AS_EVALUATED.items() if tiny.get(key)}
     hidden, heads = arch.get("hidden_size"), arch.get("num_heads")
     if not isinstance(hidden, int) or hidden <= HIDDEN:
         return tiny

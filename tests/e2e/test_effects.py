@@ -129,6 +129,8 @@ EFFECTS = {
     "arch.loss.loss_type=softmax_cross_entropy": "weights",
     "arch.loss.precision=float64": "lines",
     "arch.loss.label_smoothing=0.1 arch.loss.q_weight=0.05 arch.gate_norm=true arch.inner_multiple=64": "weights",
+    "arch.damping=0.05 arch.update_noise=0.01": "weights",
+    "arch.latent_init=random": "weights",
     "arch=hrm arch.H_layers=1 arch.puzzle_emb_len=0": "weights",
     "arch.head_dim=4": "weights",
     "arch.pos_encodings=rope_2d": "weights",

@@ -222,6 +222,21 @@ def test_a_depth_curriculum_follows_the_step_and_evaluations_are_at_full_depth(t
     assert whole.task.evaluate(final=True) == make(tiny_data, stages, *deep).task.evaluate(final=True)
 
 
+def test_fresh_rows_come_with_the_keys_of_their_place_in_the_global_batch(tiny_data: Path) -> None:
+    noisy = ("arch.latent_init=random", "arch.update_noise=0.1", "arch.puzzle_emb_ndim=0")
+    whole = [batch["keys"] for _, batch in make(tiny_data, *noisy).task.micro_batches(3)]
+    cut = [batch["keys"] for _, batch in make(tiny_data, *noisy, "accumulation=2").task.micro_batches(3)]
+    assert torch.equal(torch.cat(cut), whole[0])
+    assert len(whole[0].unique()) == 8
+    plan, rest = make(tiny_data, *noisy), make(tiny_data, *noisy)
+    step(plan.task, 1)
+    tensors, tree = split_tree(gather_tree(plan.task.state_dict(), lambda rows: rows))
+    rest.task.load_state_dict(join_tree(tree, tensors))
+    ours, stored = (made.task._carries[0].latents for made in (plan, rest))
+    assert set(ours) == {"z_H", "z_L", "noise_key"}
+    assert all(torch.equal(ours[name], stored[name]) for name in ours)
+
+
 def test_a_grid_that_does_not_fit_the_positions_names_the_key(tiny_data: Path) -> None:
     # tiny boards are square: cut the shape where the data say how long an example is
     from tasks.recursive_reasoning import build as building
