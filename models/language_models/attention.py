@@ -98,7 +98,7 @@ class CausalSelfAttention(nn.Module):
                 value,
                 attn_mask=mask,
                 dropout_p=dropout,
-                is_causal=mask is None and query.shape[2] > 1,
+                is_causal=mask is None and bool(query.shape[2] > 1),  # torch.export has lengths that are no int
                 scale=self.scale,
                 enable_gqa=self.kv_heads != self.heads,
             )

@@ -160,7 +160,7 @@ class RecursiveInner(nn.Module):
             vector = F.pad(vector, (0, self.prefix_len * x.shape[-1] - vector.shape[-1]))
             x = torch.cat((vector.view(-1, self.prefix_len, x.shape[-1]), x), dim=1)
         if self.registers is not None:
-            x = torch.cat((self.registers.to(x.dtype).expand(len(x), -1, -1), x), dim=1)
+            x = torch.cat((self.registers.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1)
         return self.placed(x)
 
     def placed(self, x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ EXTRAS = {
     "slurm": "jobs and sweeps on a Slurm cluster",
     "flash": "attention=flash on CUDA",
     "hub": "from_pretrained of a name on the Hugging Face hub",
+    "onnx": "models as ONNX files (scripts/export.py --format onnx)",
     "optim": "the optimizers of the pytorch-optimizer library",
     "dev": "tests, linter and type checker",
     "all": "everything that installs without a compiler",
