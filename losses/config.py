@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from engine.fields import Inert, Range, check_fields
-from models.recursive_reasoning.etrm_config import IN_HYBRID, IN_LPN, IN_RECURRENT, IN_STANDARD
+from models.recursive_reasoning.etrm_config import IN_HYBRID, IN_LPN, IN_PERCEIVER, IN_RECURRENT, IN_STANDARD
 
 _NO_ENCODER = Inert("arch.encoder_type=null", "there is no encoder of demonstrations")
 _NO_HEAD = Inert("arch.subgoal_head=null", "there is no arch.subgoal_head")
@@ -25,7 +25,7 @@ class ACTLossConfig:
     """Share of each label that is spread over all words."""
     q_weight: Annotated[float, Range(0)] = 0.5
     """Of the losses of the halting head, beside the token loss."""
-    kl_weight: Annotated[float, Range(0), _NO_ENCODER, IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT] = 1e-4
+    kl_weight: Annotated[float, Range(0), _NO_ENCODER, IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT, IN_PERCEIVER] = 1e-4
     """Of the KL divergence of each row's latent from its prior (arXiv 2411.08706: 1e-4); of variational encoders."""
 
     def __post_init__(self) -> None:

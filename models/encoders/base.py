@@ -51,6 +51,8 @@ class DemoEncoder(nn.Module):
     """How demonstrations become one context where `arch.aggregation` is null."""
     PRE_NORM: ClassVar[bool] = False
     """Pair encoder of LPN's kind: pre-norm blocks read out at a CLS position; else post-norm and a mean."""
+    POOLED: ClassVar[bool] = True
+    """Whether a demonstration is one vector for the aggregation; else it is all of its cells."""
     VARIATIONAL: ClassVar[bool] = False
     """Whether it has a latent with a prior, and so a KL term."""
 
@@ -60,7 +62,13 @@ class DemoEncoder(nn.Module):
         self.layers = config.encoder_num_layers or self.LAYERS
         self.aggregation = config.aggregation or self.AGGREGATION
         self.pairs = PairEncoder(
-            config, shape, layers=self.layers, pre_norm=self.PRE_NORM, dtype=dtype, attention=attention
+            config,
+            shape,
+            layers=self.layers,
+            pre_norm=self.PRE_NORM,
+            pooled=self.POOLED,
+            dtype=dtype,
+            attention=attention,
         )
         self.aggregate = AGGREGATORS[self.aggregation](config, attention)
         self.output = self._output(config.hidden_size)
@@ -85,6 +93,9 @@ class DemoEncoder(nn.Module):
 
     def aggregated(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> Tensor:
         """[B, 1, D], or [B, T, D] where the aggregation makes tokens."""
+        if not self.POOLED:
+            words: Tensor = self.aggregate(*self.pairs.words(demo_inputs, demo_labels, demo_mask))
+            return words
         out: Tensor = self.aggregate(self.pairs(demo_inputs, demo_labels, demo_mask), demo_mask)
         return out
 

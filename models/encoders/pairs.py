@@ -1,4 +1,4 @@
-"""One demonstration, an input and an output grid, as one vector: a transformer over the cells of both.
+"""One demonstration, an input and an output grid, as one vector or one for each cell: a transformer over both grids.
 
 Only pairs that exist are encoded, and of a pair only its words: padding is cut away as far as the longest pair of the
 batch allows, the rest is hidden from attention and pooling. A cell keeps the position that it has in the whole pair.
@@ -9,6 +9,8 @@ Shapes: B rows, K demonstrations, N pairs that exist, S cells, G shape tokens, L
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from models.layers import (
     Attention,
     CastedEmbedding,
     CastedLinear,
+    GridEmbedding,
     ReasoningBlock,
     RotaryTables,
     SwiGLU,
@@ -67,28 +70,43 @@ def post_norm_block(config: Any, attention: str) -> ReasoningBlock:
 class PairEncoder(nn.Module):
     """demo_inputs, demo_labels [B,K,S], demo_mask [B,K] -> [B,K,D], zero where there is no demonstration.
 
+    Not `pooled`: all words of a row's demonstrations, see `words`.
+
     Raises: ValueError where shape tokens (or 2-D positions) are asked for and the grid is not square.
     """
 
     def __init__(
-        self, config: Any, shape: Any, *, layers: int, pre_norm: bool, dtype: torch.dtype, attention: str
+        self,
+        config: Any,
+        shape: Any,
+        *,
+        layers: int,
+        pre_norm: bool,
+        pooled: bool,
+        dtype: torch.dtype,
+        attention: str,
     ) -> None:
         super().__init__()
         size, self.cells, self.pad_id = config.hidden_size, shape.seq_len, shape.pad_id
         self.eps, self.scale, self.dtype = config.rms_norm_eps, math.sqrt(size), dtype
         self.side, self.by_cell = math.isqrt(self.cells), config.pairing == "cells"
         planar = config.pos_encodings == "rope_2d"
-        if self.side**2 != self.cells and (planar or config.grid_shape_tokens):
+        if self.side**2 != self.cells and (planar or config.grid_shape_tokens or config.grid_embedding):
             raise ValueError(
-                f"arch.grid_shape_tokens and arch.pos_encodings=rope_2d need square grids, the data have {self.cells} "
-                "cells: choose arch.grid_shape_tokens=false arch.pos_encodings=rope"
+                "arch.grid_shape_tokens, arch.grid_embedding and arch.pos_encodings=rope_2d need square grids, the "
+                f"data have {self.cells} cells: choose arch.grid_shape_tokens=false arch.grid_embedding=false "
+                "arch.pos_encodings=rope"
             )
         self.embed_words = CastedEmbedding(2 * shape.vocab_size, size, init_std=1 / self.scale, cast_to=dtype)
         self.vocab = shape.vocab_size
         self.embed_shape = None
         if config.grid_shape_tokens:
             self.embed_shape = CastedEmbedding(SIZES * (self.side + 1), size, init_std=1 / self.scale, cast_to=dtype)
-        self.cls = nn.Parameter(trunc_normal_(torch.empty(size), 1 / self.scale)) if pre_norm else None
+        self.embed_places = None
+        if config.grid_embedding:
+            self.embed_places = GridEmbedding(self.side, size, init_std=1 / self.scale, cast_to=dtype)
+        cls = pre_norm and pooled
+        self.cls = nn.Parameter(trunc_normal_(torch.empty(size), 1 / self.scale)) if cls else None
         self.prefix = (self.cls is not None) + SIZES * (self.embed_shape is not None)
         self.rotary = RotaryTables(
             config.head_width,
@@ -98,38 +116,79 @@ class PairEncoder(nn.Module):
         )
         make = PreNormBlock if pre_norm else post_norm_block
         self.layers = nn.ModuleList([make(config, attention) for _ in range(layers)])
-        self.pool = None if pre_norm else CastedLinear(size, size)
+        self.pool = CastedLinear(size, size) if pooled and not pre_norm else None
+        self.packed = True
+
+    @contextmanager
+    def unpacked(self) -> Iterator[None]:
+        """Block in which places without a demonstration, and padding, are computed like all else, then dropped: the
+        same result from shapes that do not depend on the data, which torch.func.vmap needs."""
+        self.packed = False
+        try:
+            yield
+        finally:
+            self.packed = True
 
     def forward(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> Tensor:
-        rows, places = demo_mask.shape
-        words = torch.cat((demo_inputs, demo_labels), dim=-1).flatten(0, 1)  # [B·K, 2S]
-        words = torch.where(words < 0, self.pad_id, words)  # labels that count nowhere
-        present = demo_mask.flatten() & (words != self.pad_id).any(dim=1)
+        words, present = self._words_of(demo_inputs, demo_labels, demo_mask)
+        if not self.packed:
+            pooled = self._pooled(*self._encode(words))
+            return torch.where(present.unsqueeze(-1), pooled, 0).view(*demo_mask.shape, -1)
         chosen = present.nonzero().squeeze(1)
-        out = torch.zeros(rows * places, self.scale_width, dtype=self.dtype, device=words.device)
-        if len(chosen) == 0:
-            return out.view(rows, places, -1)
-        encoded = self._encode(words[chosen])
-        return out.index_copy(0, chosen, encoded).view(rows, places, -1)
+        out = torch.zeros(len(words), self.width, dtype=self.dtype, device=words.device)
+        if len(chosen):
+            out = out.index_copy(0, chosen, self._pooled(*self._encode(words[chosen])))
+        return out.view(*demo_mask.shape, -1)
+
+    def words(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """All words (cells, shape tokens) of a row's demonstrations [B, K·L, D], and which of them there are."""
+        words, present = self._words_of(demo_inputs, demo_labels, demo_mask)
+        rows = len(demo_mask)
+        if not self.packed:
+            encoded, keys = self._encode(words)
+            encoded = torch.where(present[:, None, None], encoded, 0)  # a row without any reads zeros
+            return encoded.reshape(rows, -1, self.width), (keys & present[:, None]).reshape(rows, -1)
+        chosen = present.nonzero().squeeze(1)
+        if not len(chosen):
+            none = torch.zeros(rows, 1, dtype=torch.bool, device=words.device)
+            return torch.zeros(rows, 1, self.width, dtype=self.dtype, device=words.device), none
+        encoded, keys = self._encode(words[chosen])
+        out = encoded.new_zeros(len(words), *encoded.shape[1:]).index_copy(0, chosen, encoded)
+        there = keys.new_zeros(len(words), keys.shape[1]).index_copy(0, chosen, keys)
+        return out.view(rows, -1, self.width), there.view(rows, -1)
+
+    def _words_of(self, demo_inputs: Tensor, demo_labels: Tensor, demo_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The words [B·K, 2S] of all places, and at which of them there is a demonstration [B·K]."""
+        words = torch.cat((demo_inputs, demo_labels), dim=-1).flatten(0, 1)
+        words = torch.where(words < 0, self.pad_id, words)  # labels that count nowhere
+        return words, demo_mask.flatten() & (words != self.pad_id).any(dim=1)
 
     @property
-    def scale_width(self) -> int:
+    def width(self) -> int:
         """D."""
         return self.embed_words.embedding_weight.shape[1]
 
-    def _encode(self, words: Tensor) -> Tensor:
-        """words [N, 2S] -> [N, D]."""
+    def _encode(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        """words [N, 2S] -> [N, P + L, D], and which of them there are."""
         real = words != self.pad_id
         if self.by_cell:
             real = real.view(-1, 2, self.cells).any(dim=1)
-        longest = int(real.sum(dim=1).max())
-        order = real.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]  # words first, in place
-        keys = real.gather(1, order)
+        if self.packed:
+            longest = int(real.sum(dim=1).max())
+            order = real.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]  # words first
+            keys = real.gather(1, order)
+        else:
+            order = torch.arange(real.shape[1], device=words.device).expand(len(words), -1)
+            keys = real | ~real.any(dim=1, keepdim=True)  # attention needs something to read
         h = torch.cat([*self._ahead(words), self._embedded(words, order)], dim=1) * self.scale
         keys = torch.cat((keys.new_ones(len(keys), self.prefix), keys), dim=1)
         rope = self._rope(order)
         for layer in self.layers:
             h = layer(h, rope, keys)
+        return h, keys
+
+    def _pooled(self, h: Tensor, keys: Tensor) -> Tensor:
+        """[N, P + L, D] -> [N, D]."""
         if self.pool is None:
             return rms_norm(h[:, 0], self.eps)
         weight = keys.unsqueeze(-1).to(h.dtype)
@@ -138,14 +197,14 @@ class PairEncoder(nn.Module):
 
     def _embedded(self, words: Tensor, order: Tensor) -> Tensor:
         """The words [N, 2S], or cells, in the places `order` [N, L] -> [N, L, D]."""
-        if not self.by_cell:
-            words = words.gather(1, order) + self.vocab * (order >= self.cells)
-            sequence: Tensor = self.embed_words(words)
-            return sequence
-        before = self.embed_words(words.gather(1, order))
-        after = self.embed_words(words.gather(1, order + self.cells) + self.vocab)
-        cells: Tensor = 0.707106781 * (before + after)  # keeps the variance of the sum at that of one summand
-        return cells
+        if self.by_cell:
+            outputs = words.gather(1, order + self.cells) + self.vocab
+            parts = [self.embed_words(words.gather(1, order)), self.embed_words(outputs)]
+        else:
+            parts = [self.embed_words(words.gather(1, order) + self.vocab * (order >= self.cells))]
+        if self.embed_places is not None:
+            parts.append(self.embed_places()[order % self.cells])
+        return torch.stack(parts).sum(0) / math.sqrt(len(parts))  # the variance of one summand
 
     def _ahead(self, words: Tensor) -> list[Tensor]:
         """What stands before the cells: CLS [N,1,D], rows and columns of both grids [N,4,D]."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from models.layers.attention import ATTENTION_KINDS, Attention, AttentionKind
 from models.layers.block import ReasoningBlock, ReasoningStack
+from models.layers.composed import composed
 from models.layers.init import trunc_normal_
-from models.layers.linear import CastedEmbedding, CastedLinear, cached_casts, cast_linear
+from models.layers.linear import CastedEmbedding, CastedLinear, GridEmbedding, cached_casts, cast_linear
 from models.layers.mlp import SwiGLU, swiglu_inner_size
 from models.layers.norm import rms_norm
 from models.layers.rotary import RotaryTables, apply_rotary, grid_positions, line_positions
@@ -20,6 +21,7 @@ __all__ = [
     "AttentionKind",
     "CastedEmbedding",
     "CastedLinear",
+    "GridEmbedding",
     "ReasoningBlock",
     "ReasoningStack",
     "RotaryTables",
@@ -27,6 +29,7 @@ __all__ = [
     "apply_rotary",
     "cached_casts",
     "cast_linear",
+    "composed",
     "grid_positions",
     "line_positions",
     "rms_norm",

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.composed import is_composed, is_transformed
 from models.layers.init import trunc_normal_
 from models.layers.product import linear
 
@@ -48,8 +49,10 @@ class _CastLinear(torch.autograd.Function):
 
 def cast_linear(x: Tensor, weight: Tensor, copy: Tensor | None = None) -> Tensor:
     """x [..., in] times weight [out, in] transposed, in x's dtype; `copy` is the weight in that dtype, if at hand."""
-    if weight.dtype == x.dtype and (x.device.type != "cpu" or torch.compiler.is_compiling()):
+    if weight.dtype == x.dtype and (x.device.type != "cpu" or is_composed()):
         return F.linear(x, weight)
+    if is_transformed():
+        return F.linear(x, weight.to(x.dtype))
     copy = weight.detach().to(x.dtype) if copy is None else copy
     if not torch.is_grad_enabled():
         return linear(x, copy)
@@ -72,7 +75,7 @@ class CastedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, copy = self.weight, self._copy
-        if weight.dtype == x.dtype and (x.device.type != "cpu" or torch.compiler.is_compiling()):
+        if weight.dtype == x.dtype and (x.device.type != "cpu" or is_composed()):
             return F.linear(x, weight, self.bias)
         y = cast_linear(x, weight, copy if copy is not None and copy.dtype == x.dtype else None)
         return y if self.bias is None else y + self.bias.to(x.dtype)
@@ -94,6 +97,21 @@ class CastedEmbedding(nn.Module):
     def table(self) -> Tensor:
         """The whole table [n, dim] in `cast_to`."""
         return self.embedding_weight.to(self.cast_to)
+
+
+class GridEmbedding(nn.Module):
+    """Learned places of a side x side grid, row by row: that of its row plus that of its column."""
+
+    def __init__(self, side: int, dim: int, *, init_std: float, cast_to: torch.dtype) -> None:
+        super().__init__()
+        std = init_std / math.sqrt(2)
+        self.rows = CastedEmbedding(side, dim, init_std=std, cast_to=cast_to)
+        self.columns = CastedEmbedding(side, dim, init_std=std, cast_to=cast_to)
+
+    def forward(self) -> Tensor:
+        """[side², dim]"""
+        places: Tensor = self.rows.table().unsqueeze(1) + self.columns.table()
+        return places.flatten(0, 1)
 
 
 @contextmanager

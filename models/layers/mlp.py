@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.composed import is_composed
 from models.layers.linear import CastedLinear
 from models.layers.norm import rms_norm
 
@@ -56,7 +57,7 @@ class _GatedSiLU(torch.autograd.Function):
 def gated_silu(fused: Tensor) -> Tensor:
     """silu(gate) * up of a tensor [..., 2I] whose first half is the gate. Without gradient `fused` is
     overwritten."""
-    if torch.compiler.is_compiling():
+    if is_composed():
         gate, up = fused.chunk(2, dim=-1)
         return F.silu(gate) * up
     if torch.is_grad_enabled() and fused.requires_grad:

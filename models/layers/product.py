@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.layers.composed import is_composed
+
 
 def _find_onednn() -> Any:
     if not torch.backends.mkldnn.is_available():
@@ -27,7 +29,7 @@ _ONEDNN = _find_onednn()
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., k] times weight [n, k] transposed -> [..., n]. On the oneDNN path no gradient is recorded."""
-    if _ONEDNN is None or x.dtype != torch.float32 or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if _ONEDNN is None or x.dtype != torch.float32 or x.device.type != "cpu" or is_composed():
         return F.linear(x, weight)
     product: Tensor = _ONEDNN(x, weight, None, "none", [], "")
     return product

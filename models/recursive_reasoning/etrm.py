@@ -11,6 +11,7 @@ Shapes: B rows, K demonstrations, T cells of a grid, C context tokens, S = C + T
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.encoders import EncoderOutput, encoder_class
+from models.layers import GridEmbedding
 from models.recursive_reasoning.act import ACTCarry, ACTOutput, Aux, Latents, PuzzleShape
 from models.recursive_reasoning.etrm_config import TRMWithEncoderConfig
 from models.recursive_reasoning.inner import INPUT, RecursiveInner
@@ -38,6 +40,10 @@ class EncoderInner(RecursiveInner):
         self.encoder = encoder_class(config.encoder_type)(config, shape, dtype=self.dtype, attention=attention)
         self.context_scale = config.context_scale
         self.context_gain = nn.Parameter(torch.ones(())) if config.context_scale == "learned" else None
+        self.embed_places = None
+        if config.grid_embedding:  # the encoder has refused grids that are not square
+            side, std = math.isqrt(shape.seq_len), 1 / self.scale
+            self.embed_places = GridEmbedding(side, config.hidden_size, init_std=std, cast_to=self.dtype)
 
     def initial(self, rows: int) -> dict[str, Tensor]:
         """The start of every latent, and of a recurrent encoder's state."""
@@ -49,8 +55,15 @@ class EncoderInner(RecursiveInner):
         encoded: EncoderOutput = self.encoder(demo_inputs, demo_labels, demo_mask, noise=data.get("noise"))
         if "shift" in data:
             encoded.context = self.encoder.moved(encoded, data["shift"])
-        x = {_CONTEXT: encoded.context, _CELLS: self.embed_tokens(data["inputs"])}
+        x = {_CONTEXT: encoded.context, _CELLS: self.embed_cells(data["inputs"])}
         return x if encoded.kl is None else {**x, _KL: encoded.kl, _MU: encoded.centre}
+
+    def embed_cells(self, inputs: Tensor) -> Tensor:
+        """The query's cells [B, T] -> [B, T, D]."""
+        cells: Tensor = self.embed_tokens(inputs)
+        if self.embed_places is not None:
+            cells = 0.707106781 * (cells + self.embed_places())  # keeps the variance at that of one summand
+        return cells
 
     def recur(self, latents: Mapping[str, Tensor], x: Any) -> tuple[Latents, Aux]:
         """All cycles of one ACT step; `aux` has its context and, of a variational encoder, KL and mean."""
@@ -111,7 +124,7 @@ class TRMWithEncoder(TRM):
         inner, rows = self.inner, batch["inputs"].shape[0]
         latents = {name: value for name, value in inner.initial(rows).items() if name in inner.latent_names}
         with inner.casts():
-            cells = inner.embed_tokens(batch["inputs"])
+            cells = inner.embed_cells(batch["inputs"])
             for step in range(act_steps):
                 with torch.set_grad_enabled(torch.is_grad_enabled() and step == act_steps - 1):
                     latents = inner.thought(latents, context, cells)
@@ -128,7 +141,7 @@ class TRMWithEncoder(TRM):
         """(labels [B,T], logits [B,T,V]) of the training step from `carry`, had the encoder made `context` [B,C,D]."""
         latents, _, data = self._open_rows(batch, carry)
         with self.inner.casts():
-            moved = self.inner.thought(latents, context, self.inner.embed_tokens(data["inputs"]))
+            moved = self.inner.thought(latents, context, self.inner.embed_cells(data["inputs"]))
             return data["labels"], self.inner.logits(moved)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -18,6 +18,7 @@ IN_STANDARD = Inert("arch.encoder_type=standard", "arch.encoder_type=standard ha
 IN_HYBRID = Inert("arch.encoder_type=hybrid_standard", "arch.encoder_type=hybrid_standard has no latent")
 IN_LPN = Inert("arch.encoder_type=lpn_standard", "arch.encoder_type=lpn_standard has no latent")
 IN_RECURRENT = Inert("arch.encoder_type=recurrent", "arch.encoder_type=recurrent has no latent")
+IN_PERCEIVER = Inert("arch.encoder_type=perceiver", "arch.encoder_type=perceiver has no latent")
 
 # of the encoder's own aggregation, where arch.aggregation is null
 _MEAN = Inert("arch.aggregation=mean", "the mean of the demonstrations has no layers and no queries")
@@ -43,7 +44,7 @@ class TRMWithEncoderConfig(TRMConfig):
     """Always 0: as latent_init."""
     encoder_type: str = "standard"
     """A module of models/encoders/kinds/: standard, hybrid_standard, hybrid_variational, lpn_standard, lpn_variational,
-    recurrent."""
+    recurrent, perceiver."""
     encoder_num_layers: Annotated[int | None, Range(1, _MOST)] = None
     """Blocks of the transformer over each demonstration; null: as in the encoder's table (docs/etrm.md)."""
     aggregation: Literal["mean", "set_transformer", "cross_attention"] | None = None
@@ -61,9 +62,12 @@ class TRMWithEncoderConfig(TRMConfig):
     pairing: Literal["sequence", "cells"] = "sequence"
     """A demonstration as the encoder reads it: the cells of the input, then those of the output; or each cell of the
     canvas once, its input and output colour added."""
+    grid_embedding: bool = False
+    """Add learned embeddings of its row and its column to every cell of encoder and decoder: rotary positions tell how
+    far apart cells are, not which is in the first row or in an even one."""
     grid_shape_tokens: bool = True
     """Show the encoder rows and columns of both grids as four tokens more."""
-    latent_dim: Annotated[int, Range(0), IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT] = 0
+    latent_dim: Annotated[int, Range(0), IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT, IN_PERCEIVER] = 0
     """Latent numbers Z of a variational encoder; 0: hidden_size."""
     mlp_t: Annotated[bool, Inert("", "the encoder needs attention")] = False
     """Always false: demonstrations differ in length."""

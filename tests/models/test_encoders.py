@@ -24,6 +24,7 @@ TABLE = {
     "lpn_standard": (6, "mean"),
     "lpn_variational": (6, "mean"),
     "recurrent": (2, "mean"),
+    "perceiver": (2, "cross_attention"),
 }
 TYPES = sorted(TABLE)
 AGGREGATIONS = ("mean", "set_transformer", "cross_attention")
@@ -88,6 +89,9 @@ def test_demonstrations_are_a_set_and_padding_is_nothing(kind, aggregation):
         nothing = context(encoder, {**batch, "demo_mask": torch.zeros_like(batch["demo_mask"])})
         close(nothing[1], nothing[0])
         close(mixed[0], nothing[0])
+        with encoder.pairs.unpacked():  # every place computed, whether there is a demonstration or not
+            for given, made in ((batch, plain), (fewer, two), (some, mixed)):
+                close(context(encoder, given), made)
 
 
 def test_padding_is_hidden_from_attention_and_cut_away():
@@ -99,6 +103,22 @@ def test_padding_is_hidden_from_attention_and_cut_away():
         together = encoder(*demos(batch)).context
         alone = encoder(*(value[1:] for value in demos(batch))).context
     torch.testing.assert_close(together[1:], alone, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["standard", "perceiver"])
+def test_the_row_of_a_cell_is_told_by_its_embedding_alone(kind):
+    """A grid that stands one row lower is the same to rotary positions."""
+    batch = tasks(4, 3)
+    high, low = dict(batch), dict(batch)
+    for name in ("demo_inputs", "demo_labels"):
+        grids = batch[name].unflatten(-1, (4, 4)).clone()
+        grids[..., 3, :] = 0
+        high[name], low[name] = grids.flatten(-2), grids.roll(1, dims=-2).flatten(-2)
+    for told in (False, True):
+        encoder = build(kind, grid_embedding=told, grid_shape_tokens=False)
+        with torch.no_grad():
+            made = context(encoder, high), context(encoder, low)
+        assert torch.allclose(*made, atol=2e-5) != told
 
 
 @pytest.mark.parametrize("kind", ["standard", "lpn_standard"])
@@ -198,6 +218,7 @@ SIZES = {
     "lpn_standard": WORDS + D + 6 * BLOCK + OUTPUT,
     "lpn_variational": WORDS + D + 6 * BLOCK + HEADS + OUTPUT,
     "recurrent": WORDS + D * D + 2 * BLOCK + OUTPUT + 2 * BLOCK,
+    "perceiver": WORDS + 2 * BLOCK + 16 * D + BLOCK,
 }
 
 

@@ -69,6 +69,18 @@ def test_dynamic_encodes_every_row_at_every_step_with_gradient(kind):
             assert set(carry.latents) == {"z_L", "z_H", "encoder_L", "encoder_H"}
 
 
+def test_every_cell_of_the_query_is_told_its_row_and_column():
+    model, batch = build(grid_embedding=True).train(), tasks(4, 1)
+    batch["inputs"] = torch.full_like(batch["inputs"], 3)
+    cells = model.inner.embed_cells(batch["inputs"])[0].view(4, 4, -1)
+    assert len(cells.flatten(0, 1).unique(dim=0)) == 16
+    torch.testing.assert_close(cells[1, 2] - cells[1, 0], cells[3, 2] - cells[3, 0])
+    HEAD(model(batch)).total.backward()
+    for places in (model.inner.embed_places, model.encoder.pairs.embed_places):
+        for table in (places.rows, places.columns):
+            assert bool((table.embedding_weight.grad != 0).all(-1).all())
+
+
 def test_continuing_rows_see_the_present_weights():
     model, batch = build().train(), tasks(4, 1)
     carry = model(batch).carry

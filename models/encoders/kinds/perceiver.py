@@ -1,0 +1,14 @@
+"""`perceiver`: the context reads the cells of all demonstrations (Perceiver, Jaegle et al. 2021, arXiv 2103.03206)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from models.encoders.base import DemoEncoder
+
+
+class Perceiver(DemoEncoder):
+    """Two post-norm layers over each demonstration; then every context token attends to all cells, pooled nowhere."""
+
+    AGGREGATION: ClassVar = "cross_attention"
+    POOLED: ClassVar = False
