@@ -100,13 +100,22 @@ class ARC:
         self.files: dict[str, str] = {}
         """The same and the submission: file name -> text."""
 
-    def update(self, batch: Mapping[str, Tensor], steps: Sequence[StepOutput], preds: Tensor, valid_rows: int) -> None:
+    def update(
+        self,
+        batch: Mapping[str, Tensor],
+        steps: Sequence[StepOutput],
+        preds: Tensor,
+        valid_rows: int,
+        *,
+        second: bool = False,
+    ) -> None:
         """Take the answers of the first `valid_rows` rows as votes; a collective, with equal B on all ranks.
 
         Args:
             batch: inputs [B, T], puzzle_identifiers [B].
             steps: the last one's q_halt_logits [B] are the confidences.
             preds: [at least valid_rows, T]
+            second: second choices in place of votes.
         """
         assert self.tasks is not None
         rows = len(batch["inputs"])
@@ -122,13 +131,15 @@ class ARC:
             codes[known], keys = restored(answers[known], *augmentation)
             votes[known, 1:3] = keys.view(np.int64)
             votes[known, 3] = confidence[known].view(np.int64)
-        self.unmatched += valid_rows - int((votes[:, 0] >= 0).sum())
+        if not second:
+            self.unmatched += valid_rows - int((votes[:, 0] >= 0).sum())
         every = all_gather_rows(torch.from_numpy(votes)).numpy()
         grids = all_gather_rows(torch.from_numpy(codes)).numpy()
         if is_main():
             cast = every[:, 0] >= 0
             every = every[cast]
-            self.votes.add(every[:, 0], every[:, 1:3].view(np.uint64), every[:, 3].view(np.float64), grids[cast])
+            keys, confidence = every[:, 1:3].view(np.uint64), every[:, 3].view(np.float64)
+            self.votes.add(every[:, 0], keys, confidence, grids[cast], second=second)
 
     def result(self) -> dict[str, float | None]:
         """The metrics, the same on all ranks; on rank 0 they are printed in words, and `files` is filled."""

@@ -6,19 +6,20 @@ Scores are of protocol class (ii). The model is as before afterwards.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from dataset.format import PuzzleSplit
 from engine.distributed import all_reduce_sum
 from evaluators.adaptation.ballots import Ballots, BallotsConfig
 from evaluators.adaptation.examples import Batch, Originals, rows_of
-from evaluators.adaptation.training import Examples, TrainingConfig, fit_tokens, fitted_weights
+from evaluators.adaptation.training import Examples, TrainingConfig, fit_tokens, fit_weights
 from evaluators.steps import StepOutput
 
 
@@ -57,9 +58,10 @@ class ARCTestTimeTraining(Ballots):
         if len(rows) and self.config.adapt == "token":
             answers, q_halt = self._by_token(own, groups)
         elif len(rows):
-            for group in np.unique(groups):
-                mine = torch.from_numpy(np.flatnonzero(groups == group)).to(rows.device)
-                answers[mine], q_halt[mine] = self._by_weights(rows_of(own, mine), group)
+            tasks = np.unique(groups)
+            for begin in range(0, len(tasks), self.config.tasks):
+                for mine, output in self._by_weights(own, groups, tasks[begin : begin + self.config.tasks]):
+                    answers[mine], q_halt[mine] = output.logits.argmax(-1), output.q_halt_logits
         (label,) = self.labels()
         self.vote(label, batch, rows, answers, q_halt)
         self.sums[4] += time.perf_counter() - began
@@ -76,18 +78,21 @@ class ARCTestTimeTraining(Ballots):
             output = self.model.decode_with_context(own, context, act_steps=self.model.halt_max_steps)
         return output.logits.argmax(-1), output.q_halt_logits
 
-    def _by_weights(self, own: Batch, group: int) -> tuple[Tensor, Tensor]:
-        examples = Examples(self.originals, np.array([group]), self.config, self.config.seed)
+    def _by_weights(self, own: Batch, groups: np.ndarray, tasks: np.ndarray) -> Iterator[tuple[Tensor, Any]]:
+        """The rows of each task, and the model's output for them after its training."""
+        examples = Examples(self.originals, tasks, self.config, self.config.seed)
         device = own["inputs"].device
-        with fitted_weights(self.model, examples, self.config, self.token_loss, device) as course:
-            self._note(course, examples)
+        weights, course = fit_weights(self.model, examples, self.config, self.token_loss, device)
+        self._note([] if not len(course) else [float(end) for end in course[[0, -1]].nanmean(1)], examples)
+        for place, task in enumerate(tasks):
+            mine = torch.from_numpy(np.flatnonzero(groups == task)).to(device)
             with torch.no_grad():
-                output = self.model(own)
-        return output.logits.argmax(-1), output.q_halt_logits
+                lent = {name: value[place] for name, value in weights.items()}
+                yield mine, functional_call(self.model, lent, (rows_of(own, mine),))
 
     def _note(self, course: list[float], examples: Examples) -> None:
         trained = int((examples.sizes > 1).sum()) if course else 0
-        ends = (course[0], course[-1]) if course else (0.0, 0.0)
+        ends = (course[0], course[-1]) if trained else (0.0, 0.0)
         row = [*(value * trained for value in ends), trained, len(examples.groups) - trained]
         self.sums[:4] += torch.tensor(row, dtype=torch.float64)
 

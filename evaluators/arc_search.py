@@ -1,7 +1,8 @@
 """ARC with a search among latents at test time, for models that are shown demonstrations (LPN, arXiv 2411.08706).
 
-Every augmented copy of a task is searched for by itself, with its own demonstrations; then all copies vote. Scores are
-of protocol class (ii), those of budget 0 (the encoder's own latent) of class (i).
+Every augmented copy of a task is searched for by itself, with its own demonstrations; then all copies vote. The answers
+of the second best latents come after those that got votes: the second attempt where all copies agree. Scores are of
+protocol class (ii), those of budget 0 (the encoder's own latent) of class (i).
 """
 
 from __future__ import annotations
@@ -56,16 +57,18 @@ class ARCLatentSearch(Ballots):
         own, space = rows_of(batch, rows), Space(self.model)
         found = search(space, own, self.token_loss, self.config, self.config.seed) if len(rows) else None
         for label, budget in zip(self.labels(), sorted(set(self.config.budgets)), strict=True):
-            if found is None:
-                self.vote(label, batch, rows, preds[:0], preds[:0, 0].float())
-                continue
-            self.vote(label, batch, rows, *answered(space, own, found.latents[budget]))
+            nothing = preds[:0], preds[:0, 0].float()
+            best = nothing if found is None else answered(space, own, found.latents[budget])
+            self.vote(label, batch, rows, *best)
+            if budget:
+                other = nothing if found is None else answered(space, own, found.seconds[budget])
+                self.vote(label, batch, rows, *other, second=True)
         if found is not None:
-            objective, best = Objective(space, own, self.token_loss, self.config.act_steps), found.latents[budget]
+            objective, end = Objective(space, own, self.token_loss, self.config.act_steps), found.latents[budget]
             with torch.no_grad():
                 start = space.start(own)
-                solved = objective.solved(start), objective.solved(best)
-            move = (best - start).flatten(1).norm(dim=1)
+                solved = objective.solved(start), objective.solved(end)
+            move = (end - start).flatten(1).norm(dim=1)
             self.sums += summed([found.first, found.scores[budget], *solved, found.steps, move])
         self.seconds += time.perf_counter() - began
 

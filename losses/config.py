@@ -25,7 +25,9 @@ class ACTLossConfig:
     """Share of each label that is spread over all words."""
     q_weight: Annotated[float, Range(0)] = 0.5
     """Of the losses of the halting head, beside the token loss."""
-    kl_weight: Annotated[float, Range(0), _NO_ENCODER, IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT, IN_PERCEIVER] = 1e-4
+    kl_weight: Annotated[float, Range(0), _NO_ENCODER, IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT, IN_PERCEIVER] = (
+        1e-4
+    )
     """Of the KL divergence of each row's latent from its prior (arXiv 2411.08706: 1e-4); of variational encoders."""
 
     def __post_init__(self) -> None:

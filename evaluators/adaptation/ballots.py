@@ -86,14 +86,24 @@ class Ballots(ABC):
         kept = torch.isin(batch["puzzle_identifiers"][:valid_rows].cpu().long(), self._first_copies)
         return rows[kept.to(rows.device)]
 
-    def vote(self, label: str, batch: Mapping[str, Tensor], rows: Tensor, preds: Tensor, q_halt: Tensor) -> None:
-        """Count the answers preds [n, T] with q_halt [n] to the questions of `rows` [n]; a collective."""
+    def vote(
+        self,
+        label: str,
+        batch: Mapping[str, Tensor],
+        rows: Tensor,
+        preds: Tensor,
+        q_halt: Tensor,
+        *,
+        second: bool = False,
+    ) -> None:
+        """Count answers preds [n, T] with q_halt [n] to the questions of `rows` [n], or take them as second choices;
+        a collective."""
         count = len(batch["inputs"])
         rest = torch.ones(count, dtype=torch.bool, device=rows.device)
         rest[rows] = False
         asked = {name: batch[name] for name in ("inputs", "puzzle_identifiers")}
         ordered: Batch = rows_of(asked, torch.cat((rows, rest.nonzero()[:, 0])))
-        self.votes[label].update(ordered, [_Answer(q_halt)], preds, len(rows))
+        self.votes[label].update(ordered, [_Answer(q_halt)], preds, len(rows), second=second)
 
     def result(self) -> dict[str, float | None]:
         """The metrics of every way, the same on all ranks."""

@@ -111,6 +111,8 @@ class Found:
     """The latent that answers after each budget, and what was measured on the way, [B] each."""
 
     latents: dict[int, Tensor]
+    seconds: dict[int, Tensor]
+    """The second best, of budgets above 0."""
     first: Tensor
     """S of the start."""
     scores: dict[int, Tensor]
@@ -158,11 +160,14 @@ def search(space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConf
     points, scores = torch.stack([z for z, _ in path]), torch.stack([score for _, score in path])  # [R, B, ...], [R, B]
     worth = scores if config.select == "best" else held_out_scores(space, batch, token_loss, config, seed)
     rows = torch.arange(len(start), device=start.device)
-    latents, chosen, steps = {}, {}, torch.zeros_like(rows)
+    latents, seconds, chosen, steps = {}, {}, {}, torch.zeros_like(rows)
     for budget in sorted(set(config.budgets)):
-        steps = worth[: budget + 1].argmax(dim=0)  # of equal ones the earliest
+        ranked = worth[: budget + 1].argsort(dim=0, descending=True, stable=True)  # of equal ones the earliest first
+        steps = ranked[0]
         latents[budget], chosen[budget] = points[steps, rows], scores[steps, rows]
-    return Found(latents, scores[0], chosen, steps)
+        if budget:
+            seconds[budget] = points[ranked[1], rows]
+    return Found(latents, seconds, scores[0], chosen, steps)
 
 
 def held_out_scores(space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConfig, seed: int) -> Tensor:

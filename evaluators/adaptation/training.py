@@ -1,26 +1,26 @@
 """Training at test time on a task's own demonstrations: one is asked for, the others are shown, turned and recoloured.
 
-What is trained is a task token (added to the context; many tasks at once), the encoder, or all weights (one task after
-another, put back bit for bit afterwards). The examples of a task depend on the task and the seed alone.
+What is trained is a task token (added to the context), the encoder, or all weights: every task has copies of its own,
+trained beside those of other tasks (torch.func.vmap), and the model keeps its weights. The examples of a task depend on
+the task and the seed alone.
 
 G tasks, E examples of each in a step, K demonstrations at most, T tokens, C context tokens, D width.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from dataset.arc.augment import COLOURS
 from dataset.arc.tokens import PAD
 from engine.distributed import keyed_numpy
-from engine.fields import Range, check_fields
+from engine.fields import Inert, Range, check_fields
 from evaluators.adaptation.adam import Adam
 from evaluators.adaptation.examples import (
     IGNORE,
@@ -31,6 +31,9 @@ from evaluators.adaptation.examples import (
     draw_augmentations,
     log_likelihood,
 )
+
+Weights = dict[str, Tensor]
+"""Trained parameters of some tasks by name, [G, ...] each."""
 
 
 @dataclass(kw_only=True)
@@ -45,6 +48,8 @@ class TrainingConfig:
     """Step size of Adam. Weights take a smaller one than a token, e.g. 1e-3."""
     examples: Annotated[int, Range(1)] = 8
     """Examples of each task in a step."""
+    tasks: Annotated[int, Range(1), Inert("adapt=token", "adapt=token trains all tasks of a batch at once")] = 16
+    """Tasks whose weights are trained at once, as many as memory allows: each has copies of the weights and moments."""
     recolour: bool = True
     """Permute the colours of examples, too; else they keep the task's own, and a rule about them can be learned."""
     act_steps: Annotated[int, Range(1)] = 1
@@ -127,31 +132,49 @@ def fit_tokens(
     return token.detach(), course
 
 
-@contextlib.contextmanager
-def fitted_weights(
+def fit_weights(
     model: Any, examples: Examples, config: TrainingConfig, token_loss: TokenLoss, device: torch.device
-) -> Iterator[list[float]]:
-    """In this block the model's weights are trained on the one task of `examples`; then they are put back, bit for bit.
+) -> tuple[Weights, Tensor]:
+    """Trained copies of the weights for each task of `examples`, and the loss of each task in each step [steps, G].
 
-    Yields the mean loss of each step; none for a task with a single demonstration.
+    Tasks with a single demonstration keep the model's weights; their losses are nan. The model is not changed.
     """
-    part = model.encoder if config.adapt == "encoder" else model
-    params = [param for param in part.parameters() if param.requires_grad]
-    before = [param.detach().clone() for param in params]
-    adam, course = Adam(before, lr=config.lr), []
-    try:
-        for step in range(config.steps if examples.sizes[0] > 1 else 0):
-            batch, _ = examples.batch(step, device)
-            with torch.enable_grad():
-                loss = losses(model, batch, None, token_loss, config.act_steps).mean()
-                gradients = torch.autograd.grad(loss, params, allow_unused=True)
-            known = [torch.zeros_like(p) if g is None else g for p, g in zip(params, gradients, strict=True)]
-            with torch.no_grad():
-                for param, move in zip(params, adam.step(known), strict=True):
-                    param.sub_(move)
-            course.append(float(loss.detach()))
-        yield course
-    finally:
-        with torch.no_grad():
-            for param, value in zip(params, before, strict=True):
-                param.copy_(value)
+    trained = torch.from_numpy(np.flatnonzero(examples.sizes > 1)).to(device)
+    course = torch.full((config.steps, len(examples.groups)), float("nan"), device=device)
+    if not len(trained):
+        return {}, course
+    prefix, part = ("inner.encoder.", model.encoder) if config.adapt == "encoder" else ("", model)
+    start = {prefix + name: p.detach() for name, p in part.named_parameters() if p.requires_grad}
+    weights = {name: p.expand(len(trained), *p.shape).clone() for name, p in start.items()}
+    adam = Adam(list(weights.values()), lr=config.lr)
+    lesson = _Lesson(model, token_loss, config.act_steps)
+
+    def loss_of(own: Weights, batch: Batch) -> Tensor:
+        mean: Tensor = functional_call(lesson, {f"model.{name}": value for name, value in own.items()}, (batch,))
+        return mean
+
+    for step in range(config.steps):
+        batch, _ = examples.batch(step, device)
+        each = {name: values.unflatten(0, (len(trained), -1)) for name, values in batch.items()}
+        with torch.enable_grad(), model.vmappable():
+            for value in weights.values():
+                value.requires_grad_()
+            losses_of = vmap(loss_of)(weights, each)
+            gradients = torch.autograd.grad(losses_of.sum(), list(weights.values()), allow_unused=True)
+        known = [torch.zeros_like(w) if g is None else g for w, g in zip(weights.values(), gradients, strict=True)]
+        moves = adam.step(known)
+        weights = {name: w.detach() - move for (name, w), move in zip(weights.items(), moves, strict=True)}
+        course[step, trained] = losses_of.detach().to(course.dtype)
+    whole = {name: p.expand(len(examples.groups), *p.shape).clone() for name, p in start.items()}
+    return {name: value.index_copy(0, trained, weights[name]) for name, value in whole.items()}, course
+
+
+class _Lesson(nn.Module):
+    """The mean loss of some examples, as a module whose weights can be lent to it."""
+
+    def __init__(self, model: Any, token_loss: TokenLoss, act_steps: int) -> None:
+        super().__init__()
+        self.model, self.token_loss, self.act_steps = model, token_loss, act_steps
+
+    def forward(self, batch: Batch) -> Tensor:
+        return losses(self.model, batch, None, self.token_loss, self.act_steps).mean()

@@ -1,7 +1,8 @@
 """Votes for answers, counted exactly in bounded memory.
 
 A question is one test grid of one task; every augmented copy of it that a model answers is a vote for a grid, told
-apart by key, with the halting head's confidence. Per different answer a few numbers are kept, and the grids
+apart by key, with the halting head's confidence. A second choice is no vote: it stands behind all answers that got one,
+so that it is looked at where the copies agree. Per different answer a few numbers are kept, and the grids
 themselves only of the leading answers of each question. That loses nothing: an answer brings its grid with every vote
 for it, and after its last vote others can overtake it but it overtakes none (counts only grow, and a mean confidence
 changes with votes only). So an answer among the leading ones in the end has been among them since its last vote.
@@ -40,8 +41,8 @@ class Answers:
 
     @property
     def confidence(self) -> np.ndarray:
-        """[A] mean over the votes."""
-        mean: np.ndarray = self.total / self.votes
+        """[A] mean over the votes; 0 of second choices."""
+        mean: np.ndarray = self.total / np.maximum(self.votes, 1)
         return mean
 
 
@@ -61,14 +62,17 @@ class Votes:
             empty,
             np.empty((0, length), dtype=np.uint8),
         )
-        self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._pending: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
         self._waiting = 0
 
-    def add(self, question: np.ndarray, key: np.ndarray, confidence: np.ndarray, codes: np.ndarray) -> None:
-        """One vote a row: question [n], key [n, 2], confidence [n], codes [n, T] or [n, C, C]."""
+    def add(
+        self, question: np.ndarray, key: np.ndarray, confidence: np.ndarray, codes: np.ndarray, *, second: bool = False
+    ) -> None:
+        """One vote a row, or one second choice: question [n], key [n, 2], confidence [n], codes [n, T] or [n, C, C]."""
         if not len(question):
             return
-        self._pending.append((question, key, confidence, codes.reshape(len(codes), -1)))
+        counted = np.full(len(question), not second, dtype=np.int64)
+        self._pending.append((question, key, confidence * counted, codes.reshape(len(codes), -1), counted))
         self._waiting += len(question)
         if self._waiting >= PENDING:
             self._count()
@@ -81,7 +85,7 @@ class Votes:
     def _count(self) -> None:
         if not self._pending:
             return
-        question, key, confidence, codes = (np.concatenate(parts) for parts in zip(*self._pending, strict=True))
+        question, key, confidence, codes, counted = (np.concatenate(part) for part in zip(*self._pending, strict=True))
         self._pending, self._waiting = [], 0
         old, new = self._answers, len(question)
         numbers = self.cast + np.arange(new)
@@ -89,7 +93,7 @@ class Votes:
         # Old answers stand before new votes, so sums grow in the order of the votes, to the last bit.
         question = np.concatenate([old.question, question])
         key = np.concatenate([old.key, key])
-        votes = np.concatenate([old.votes, np.ones(new, dtype=np.int64)])
+        votes = np.concatenate([old.votes, counted])
         total = np.concatenate([old.total, confidence.astype(np.float64)])
         first = np.concatenate([old.first, numbers])
         grid = np.concatenate([old.grid, len(old.grids) + np.arange(new)])

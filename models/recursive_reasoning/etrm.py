@@ -12,14 +12,16 @@ Shapes: B rows, K demonstrations, T cells of a grid, C context tokens, S = C + T
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.encoders import EncoderOutput, encoder_class
-from models.layers import GridEmbedding
+from models.layers import GridEmbedding, composed
 from models.recursive_reasoning.act import ACTCarry, ACTOutput, Aux, Latents, PuzzleShape
 from models.recursive_reasoning.etrm_config import TRMWithEncoderConfig
 from models.recursive_reasoning.inner import INPUT, RecursiveInner
@@ -133,6 +135,13 @@ class TRMWithEncoder(TRM):
         steps = torch.full((rows,), act_steps, dtype=torch.int32, device=logits.device)
         carry = ACTCarry(latents, steps, torch.ones_like(steps, dtype=torch.bool), dict(batch))
         return ACTOutput(carry, logits, q_halt, q_continue)
+
+    @contextmanager
+    def vmappable(self) -> Iterator[None]:
+        """Block in which torch.func.vmap can run the model: torch's own operations, and shapes that do not depend on
+        the data."""
+        with composed(), sdpa_kernel(SDPBackend.MATH), self.encoder.pairs.unpacked():
+            yield
 
     @torch.no_grad()
     def step_with_context(

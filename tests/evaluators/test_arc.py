@@ -286,3 +286,26 @@ def test_leading_grids_are_kept_whatever_the_order_of_votes(monkeypatch: pytest.
         assert (found.grid[mine][2:] == -1).all()
         assert [int(found.grids[place][0]) for place in found.grid[mine][:2]] == ranking[:2]
     assert len(found.grids) == 6
+
+
+def test_a_second_choice_stands_behind_every_answer_that_got_a_vote() -> None:
+    votes = Votes(length=4, keep=2)
+
+    def cast(answer: int, confidence: float, **how: bool) -> None:
+        key = np.array([[answer, answer]], dtype=np.uint64)
+        grid = np.full((1, 4), answer, dtype=np.uint8)
+        votes.add(np.array([7]), key, np.array([confidence]), grid, **how)
+
+    for _ in range(3):
+        cast(1, 0.9, second=True)
+    cast(2, 0.1)
+    cast(3, 0.2, second=True)
+    answers = votes.answers()
+    assert answers.key[:, 0].tolist() == [2, 1, 3]
+    assert answers.votes.tolist() == [1, 0, 0]
+    assert answers.confidence.tolist() == [0.1, 0.0, 0.0]
+    assert answers.grids[answers.grid[:2]][:, 0].tolist() == [2, 1]
+    cast(3, 0.4)
+    cast(3, 0.4)
+    answers = votes.answers()
+    assert (answers.key[:, 0].tolist(), answers.votes.tolist()) == ([3, 2, 1], [2, 1, 0])
