@@ -14,6 +14,7 @@ from tests.metrics.sources import circles, import_graph, size
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
+    "chaos",
     "models",
     "losses",
     "dataset",
@@ -28,6 +29,7 @@ PACKAGES = (
     "tests",
 )
 ALLOWED = {
+    "chaos": {"chaos", "engine", "reports"},
     "models": {"models"},
     "losses": {"losses", "models"},
     "dataset": {"dataset", "engine.distributed", "engine.io"},

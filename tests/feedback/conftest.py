@@ -34,8 +34,11 @@ BASES = {"gsm8k": "ff_model_2025-08-17_10-00-00", "wikitext": "ff_model_2025-08-
 
 @pytest.fixture(scope="session")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """data/: gsm8k_byte, word problems cut short, and wikitext_byte, lines of text."""
-    root = tmp_path_factory.mktemp("feedback")
+    return make_documents(tmp_path_factory.mktemp("feedback"))
+
+
+def make_documents(root: Path) -> Path:
+    """`root`/data: gsm8k_byte, word problems cut short, and wikitext_byte, lines of text."""
     random = keyed_numpy(0, "test")
     for split, count in (("train", 33), ("valid", 12)):
         problems = [word_problem(random) for _ in range(count)]

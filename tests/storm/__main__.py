@@ -1,6 +1,6 @@
-"""The storm: kills, damaged files and odd commands, seeded; prints every fault and ends with their number.
+"""The storm: damaged files and odd commands, seeded; prints every fault and ends with their number.
 
-    python -m tests.storm --kills 100 --commands 300 --files 300 --seed 0
+    python -m tests.storm --commands 300 --files 300 --seed 0
 
 A part that is left out is not run. About ten minutes on one quiet core; everything happens in a temporary folder.
 """
@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.storm import files, kills
-from tests.storm.child import execute, preload
+from chaos.child import execute
+from tests.storm import files, preload
 
 
 def prepare(base: Path) -> Path:
@@ -47,7 +47,7 @@ def odd_commands(count: int, seed: int) -> Iterator[str]:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.storm", description=(__doc__ or "").partition("\n")[0])
-    for part in ("kills", "commands", "files"):
+    for part in ("commands", "files"):
         parser.add_argument(f"--{part}", type=int, default=0, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     return parser
@@ -62,7 +62,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         prepare(base)
         parts = {
-            "kills": lambda: kills.storm(base, base / "scratch", args.kills, args.seed),
             "files": lambda: files.storm(base, base / "scratch", args.files, args.seed),
             "commands": lambda: odd_commands(args.commands, args.seed),
         }

@@ -18,8 +18,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tests.storm import child
-from tests.storm.child import Outcome
+from chaos import child
+from chaos.child import Outcome
+from tests.storm import preload
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "hunter2-of-the-storm"
@@ -220,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--whole", action="store_true", help="train, too, and not only up to the built plan")
     options = parser.parse_args(argv)
-    child.preload()
+    preload()
     faults = 0
     codes: dict[int, int] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -18,9 +18,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.storm.child import Outcome, clone, execute, judge
-from tests.storm.kills import RUNS
+from chaos.child import Outcome, clone, execute, judge
 
+RUNS: dict[str, tuple[str, ...]] = {
+    "pretrain.py": (
+        "--config-name=cfg_pretrain_sudoku_4x4",
+        "+debug=tiny",
+        "device=cpu",
+        "threads=1",
+        "max_steps=8",
+        "epochs=4",
+        "eval_interval=1",
+        "checkpoint_interval=2",
+        "log_interval=2",
+        "keep_last=1",
+        "ema=true",
+        "verify=off",
+        "enable_csv=true",
+        "run_dir=run",
+        "data_paths=[data/debug-sudoku-4x4]",
+    ),
+    "train.py": (
+        "+debug=tiny_text",
+        "device=cpu",
+        "threads=1",
+        "max_iters=8",
+        "eval_interval=2",
+        "checkpoint_interval=2",
+        "log_interval=1",
+        "keep_last=1",
+        "verify=off",
+        "run_dir=run",
+        "dataset=plain",
+    ),
+}
 LIMIT_S = 40
 LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pretrain.py": (

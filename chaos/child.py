@@ -1,0 +1,171 @@
+"""Commands in forked children of a process that has torch loaded: tenths of a second instead of seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import resource
+import runpy
+import selectors
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from engine.registry import ROOT
+
+MEMORY = 3 << 30
+"""Bytes that a child may take beyond what it was born with."""
+Call = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did; `code` is minus the signal where one ended it."""
+
+    code: int
+    output: str
+    seconds: float
+
+    @property
+    def last(self) -> str:
+        """The last line that it printed."""
+        return (self.output.strip().splitlines() or [""])[-1]
+
+
+def import_all(names: Iterable[str]) -> None:
+    """Import what the children will need, once. A name that cannot be imported is left to them."""
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
+@dataclass(frozen=True)
+class Child:
+    """A command that runs; `wait` for it once."""
+
+    pid: int
+    began: float
+    pipe: int
+    """What it prints. A pipe, since a limit on the size of files would hold for a file."""
+
+
+def wait(children: Sequence[Child]) -> list[Outcome]:
+    """What the commands did, once all of them have ended."""
+    printed: dict[int, list[bytes]] = {child.pipe: [] for child in children}
+    with selectors.DefaultSelector() as open_pipes:
+        for pipe in printed:
+            open_pipes.register(pipe, selectors.EVENT_READ)
+        while open_pipes.get_map():
+            for key, _ in open_pipes.select():
+                printed[key.fd].append(os.read(key.fd, 1 << 16))
+                if not printed[key.fd][-1]:
+                    open_pipes.unregister(key.fd)
+                    os.close(key.fd)
+    outcomes = []
+    for child in children:
+        _, status = os.waitpid(child.pid, 0)
+        output = b"".join(printed[child.pipe]).decode("utf-8", "replace")
+        outcomes.append(Outcome(os.waitstatus_to_exitcode(status), output, time.monotonic() - child.began))
+    return outcomes
+
+
+def start(
+    script: str,
+    words: Sequence[str],
+    cwd: Path,
+    *,
+    before: Call | None = None,
+    after: Call | None = None,
+    environment: Mapping[str, str] | None = None,
+    limit_s: int = 60,
+) -> Child:
+    """Begin `python SCRIPT WORDS` (a path below the project, or `-m MODULE`) in `cwd`. In the child `before` is called
+    first, and `after` at its end unless it was killed; a child that takes longer than `limit_s` is killed.
+    """
+    began = time.monotonic()
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(theirs, 1), os.dup2(theirs, 2)
+        os.environ.update(HOME=str(cwd), WANDB_MODE="offline", HF_HUB_OFFLINE="1", **(environment or {}))
+        _run(script, words, cwd, before, after, limit_s)
+    os.close(theirs)
+    return Child(pid, began, ours)
+
+
+def execute(script: str, words: Sequence[str], cwd: Path, *, before: Call | None = None, limit_s: int = 60) -> Outcome:
+    """`start`, and wait. The child's memory is bounded."""
+
+    def bounded() -> None:
+        born = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_DATA, (born + MEMORY, born + MEMORY))
+        if before is not None:
+            before()
+
+    return wait([start(script, words, cwd, before=bounded, limit_s=limit_s)])[0]
+
+
+def _run(
+    script: str, words: Sequence[str], cwd: Path, before: Call | None, after: Call | None, limit_s: int
+) -> NoReturn:
+    code = 1
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False, errors="backslashreplace")  # noqa: SIM115
+        os.chdir(cwd)
+        signal.alarm(limit_s)
+        module = script.removeprefix("-m ")
+        sys.argv = [module if module != script else str(ROOT / script), *words]
+        if before is not None:
+            before()
+        if module != script:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(Exception):
+        sys.stdout.flush(), sys.stderr.flush()
+        if after is not None:
+            after()
+    os._exit(code)
+
+
+def broke(outcome: Outcome, limit_s: float) -> str:
+    """How a command hung, crashed or left by another exit code than the four, in a few words; "" where it did not."""
+    if outcome.seconds > limit_s or outcome.code == -signal.SIGALRM:
+        return f"took {outcome.seconds:.0f} s"
+    if outcome.code < 0:
+        return f"died of signal {-outcome.code}"
+    if "Traceback" in outcome.output:
+        return "a traceback"
+    if outcome.code not in (0, 1, 2, 3):
+        return f"exit code {outcome.code}"
+    return ""
+
+
+def judge(outcome: Outcome, limit_s: float) -> str:
+    """What is wrong with how a command ended, in a few words; "" where nothing is."""
+    if fault := broke(outcome, limit_s):
+        return fault
+    if outcome.code and not outcome.last.startswith(("error:", "error [rank ", "interrupted:")):
+        return "no last line that says what is wrong"
+    return ""
+
+
+def clone(source: Path, target: Path) -> Path:
+    """A copy of a folder, links as links."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, symlinks=True)
+    return target

@@ -1,0 +1,70 @@
+"""What a storm showed: a table by kind of fault, and everything else as JSON."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from chaos.storm import Command, Report
+from engine.run.environment import describe_environment
+from reports.tables import Column, Table
+
+
+@dataclass
+class Clock:
+    """Wall-clock and CPU seconds, those of the children included."""
+
+    began: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), _cpu_s()))
+
+    def read(self) -> dict[str, float]:
+        wall, cpu = self.began
+        return {"wall_s": round(time.monotonic() - wall, 1), "cpu_s": round(_cpu_s() - cpu, 1)}
+
+
+def _cpu_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def as_json(command: Command, seed: int, reports: Sequence[Report], clock: Clock) -> dict[str, Any]:
+    """Everything that is worth keeping."""
+    about = describe_environment(argv=["python", command.script, *command.words])
+    git = about.pop("git") or {}
+    return {
+        "command": about.pop("command"),
+        "ranks": command.ranks,
+        "seed": seed,
+        "commit": git.get("commit"),
+        "changed": bool(git.get("diff")),
+        **{key: about[key] for key in ("time", "python", "torch", "platform", "cpu_count")},
+        **clock.read(),
+        "launches": sum(report.launches for report in reports),
+        "kinds": by_kind(reports),
+        "attempts": [json.loads(json.dumps(report, default=vars)) for report in reports],
+    }
+
+
+def by_kind(reports: Sequence[Report]) -> dict[str, dict[str, int]]:
+    """Of each kind: faults planned, those that came to pass, and those in an attempt that ended otherwise."""
+    found: dict[str, dict[str, int]] = {}
+    for report in reports:
+        for fault, struck in zip(report.faults, report.struck, strict=True):
+            row = found.setdefault(fault.kind, {"planned": 0, "struck": 0, "lost": 0})
+            row["planned"] += 1
+            row["struck"] += struck
+            row["lost"] += bool(struck and report.problems)
+    return dict(sorted(found.items()))
+
+
+def as_table(result: Mapping[str, Any]) -> str:
+    """The table by kind, and a line of sums."""
+    table = Table([*map(Column, ("fault", "planned", "came to pass", "ended otherwise"))])
+    rows = [(kind, *row.values()) for kind, row in result["kinds"].items()]
+    for row in [*rows, ("all", *(sum(each[n] for each in rows) for n in (1, 2, 3)))]:
+        table.add(*row)
+    attempts, spent = len(result["attempts"]), f"{result['cpu_s']:.0f} CPU seconds, {result['wall_s']:.0f} s"
+    return f"{table.markdown()}\n{attempts} attempts, {result['launches']} launches, {spent}"

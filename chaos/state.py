@@ -1,0 +1,178 @@
+"""What a folder holds once a command has ended well: two runs of it may differ in wall-clock times alone."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint.store import CheckpointStore
+from engine.io import is_leftover
+from engine.reading import Unreadable
+from engine.run.files import is_finished, read_json
+from reports.losses import compare_losses, read_losses
+
+WEIGHTS = ("model.safetensors", "ema.safetensors", "state.safetensors", "state.json")
+"""Files of a checkpoint that are the same byte for byte; its manifest has the time."""
+OF_THE_LAUNCH = {
+    "status.json",
+    "environment.json",
+    "identity.json",
+    "config.yaml",
+    "config.resolved.yaml",
+    "all_config.yaml",
+    "overrides.txt",
+    "path_signature.json",
+}
+"""Files of a run that tell of its last launch: when, on what, how it was asked to resume."""
+MEASURED = {"best_val_loss_and_iter.txt": 2}
+"""Comma-separated files, and how many fields at the end of a line are memory and time."""
+TIMES = ("time", "seconds", "created", "built", "duration")
+"""Keys of JSON files that hold wall-clock times."""
+
+
+def runs_in(place: Path) -> list[Path]:
+    """Folders of runs, in order."""
+    return sorted(file.parent for file in place.rglob("identity.json") if not file.is_symlink())
+
+
+def finished(place: Path, whole: Path) -> bool:
+    """Whether all runs that `whole` has are done in `place` too: the same command again would be another run."""
+    runs = [place / run.relative_to(whole) for run in runs_in(whole)]
+    return bool(runs) and all(is_finished(run) for run in runs)
+
+
+def state_of(place: Path) -> dict[str, Any]:
+    """Everything that an undisturbed run of the same command has in common, by the file or the part."""
+    runs = runs_in(place)
+    found: dict[str, Any] = {}
+    for run in runs:
+        found |= {f"{run.relative_to(place)}: {part}": value for part, value in _run_state(run).items()}
+    for path in sorted(place.rglob("*")):
+        name = str(path.relative_to(place))
+        if path.is_symlink() or not path.is_file() or _is_log(name) or any(run in path.parents for run in runs):
+            continue
+        if not path.name.endswith(".lock"):
+            found[name] = _content(path)
+    folders = sorted(
+        str(path.relative_to(place)) for path in [*place.iterdir(), *(p for r in runs for p in r.iterdir())]
+    )
+    found["names"] = [name for name in folders if "/step_" not in name]
+    found["leftovers"] = [str(path.relative_to(place)) for path in _all(place) if is_leftover(path.name)]
+    found["links to nothing"] = [str(p.relative_to(place)) for p in _all(place) if p.is_symlink() and not p.exists()]
+    found["locks held"] = [str(path.relative_to(place)) for path in _all(place) if _is_held(path)]
+    return found
+
+
+def _all(place: Path) -> Iterator[Path]:
+    return (path for path in sorted(place.rglob("*")) if not _is_log(str(path.relative_to(place))))
+
+
+def _is_log(name: str) -> bool:
+    return name.startswith((".cache/", "logs/")) or ".state/" in name
+
+
+def _run_state(run: Path) -> dict[str, Any]:
+    store = CheckpointStore(run, "")
+    latest, best = store.latest(), store.best()
+    found: dict[str, Any] = {
+        "state": read_json(run / "status.json").get("state"),
+        "summary.json": without_times(read_json(run / "summary.json")),
+        "latest": latest and latest.name,
+        "best": best and best.name,
+        "metrics.jsonl": [without_times(json.loads(line)) for line in _lines(run / "metrics.jsonl")],
+        "metrics.csv": _csv(run / "metrics.csv"),
+    }
+    for pointer, folder in (("latest", latest), ("best", best)):
+        for name in WEIGHTS if folder is not None else ():
+            found[f"{pointer}/{name}"] = _content(folder / name)  # type: ignore[operator]
+    for path in sorted(run.rglob("*")):
+        inside = path.relative_to(run)
+        own = inside.parts[0] in ("checkpoints", "wandb", "tensorboard") or inside.name in {*OF_THE_LAUNCH, ".lock"}
+        if path.is_file() and not path.is_symlink() and not own and str(inside) not in found:
+            found[str(inside)] = _content(path)
+    return found
+
+
+def without_times(value: Any) -> Any:
+    """A JSON value without the keys that hold wall-clock times."""
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k not in TIMES and not k.startswith("time/")}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.is_file() else []
+
+
+def _csv(file: Path) -> list[dict[str, str]]:
+    rows = csv.DictReader(io.StringIO("\n".join(_lines(file))))
+    return [{name: value for name, value in row.items() if not str(name).startswith("time/")} for row in rows]
+
+
+def _content(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    if path.suffix == ".json" and path.name != "state.json":
+        try:
+            return without_times(json.loads(path.read_bytes()))
+        except ValueError:
+            pass
+    if count := MEASURED.get(path.name):
+        return [line.split(",")[:-count] for line in _lines(path)]
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process holds the lock that `path` is."""
+    if path.is_symlink() or not path.is_file() or not path.name.endswith(".lock"):
+        return False
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def differences(
+    expected: dict[str, Any], found: dict[str, Any], whole: Path, place: Path, *, with_best: bool = True
+) -> list[str]:
+    """A line for each part in which the folder `place`, of state `found`, is not the undisturbed `whole`.
+
+    Not `with_best`: a save for which the disk had no room may have been the best one, and its weights are gone.
+    """
+    lines = []
+    for part in {**expected, **found}:
+        ours, theirs = expected.get(part), found.get(part)
+        run, _, name = part.rpartition(": ")
+        if ours == theirs or (not with_best and run and name.partition("/")[0] == "best"):
+            continue
+        if name == "metrics.jsonl" and ours and theirs:
+            lines.append(f"{part}: {_metrics(whole / run, place / run)}")
+        elif isinstance(ours, str) and len(ours) == 64:
+            lines.append(f"{part}: {'other bytes' if theirs else 'is not there'}")
+        else:
+            lines.append(f"{part}: {theirs!r:.200} instead of {ours!r:.200}")
+    return lines
+
+
+def _metrics(whole: Path, place: Path) -> str:
+    try:
+        found, _ = compare_losses(read_losses(whole), read_losses(place))
+    except (OSError, ValueError, Unreadable) as error:
+        return str(error)
+    if not found:
+        return "other lines, of the same values"
+    first = found[0]
+    return (
+        f"{len(found)} metrics differ, first {first.metric} at step {first.step}: {first.second!r}, not {first.first!r}"
+    )

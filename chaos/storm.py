@@ -1,0 +1,269 @@
+"""A storm: the undisturbed run, then one folder after another that meets its faults, each compared with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from chaos.child import Outcome, broke, clone, import_all, judge, start, wait
+from chaos.faults import GOES_ON, USUAL, Attempt, Fault
+from chaos.inject import VARIABLE, Injector, Order, Strike
+from chaos.state import differences, finished, runs_in, state_of
+from engine.checkpoint.manifest import step_folders
+from engine.errors import RunFailure, UsageError
+from engine.registry import ROOT
+from engine.run.files import is_finished
+
+OFFER = re.compile(r"add (resume_from=\S+)")
+LIMIT_S = 300
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of this project that is started again and again."""
+
+    script: str
+    """A path below the root, or `-m MODULE`."""
+    words: tuple[str, ...]
+    ranks: int = 1
+
+    @staticmethod
+    def of(words: Sequence[str], ranks: int = 1) -> Command:
+        """From the words of a shell. Raises: UsageError unless it is `python SCRIPT ...` or `python -m MODULE ...`."""
+        head = Path(words[0]).name if words else ""
+        if head == "torchrun":
+            raise UsageError("torchrun: give the command itself, python SCRIPT ..., and --ranks N")
+        if not head.startswith("python") or len(words) < 2:
+            raise UsageError(f"{' '.join(words) or 'no command'}: expected -- python SCRIPT.py ..., below {ROOT}")
+        if words[1] == "-m":
+            return Command(f"-m {words[2]}" if len(words) > 2 else "", tuple(words[3:]), ranks)
+        path = (ROOT / words[1]).resolve()
+        if not path.is_file() or not path.is_relative_to(ROOT):
+            raise UsageError(f"{words[1]}: there is no such script below {ROOT}")
+        return Command(str(path.relative_to(ROOT)), tuple(words[2:]), ranks)
+
+    def usual_kinds(self) -> tuple[str, ...]:
+        """The kinds of faults that it can meet, as far as its name tells."""
+        return ("queue",) if self.is_queue else (*USUAL, "rank") if self.ranks > 1 else USUAL
+
+    @property
+    def is_queue(self) -> bool:
+        """Whether it starts other commands, which are started again by its own means."""
+        return Path(self.script).name == "run_jobs.py"
+
+    def launch(
+        self,
+        place: Path,
+        orders: Mapping[int, Order],
+        more: Sequence[str] = (),
+        job: Path | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> list[Outcome]:
+        """Run it in `place` on all ranks, each following its order, and its jobs that in the file `job`."""
+        shared = (
+            {}
+            if not self.is_queue or job is None
+            else {VARIABLE: str(job), "PYTHONPATH": os.pathsep.join((str(SITE), str(ROOT)))}
+        )
+        started = []
+        port = _free_port()
+        for rank in range(self.ranks):
+            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.ranks, "LOCAL_WORLD_SIZE": self.ranks}
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            ranked = {**address, **{k: str(v) for k, v in numbers.items()}} if self.ranks > 1 else {}
+            before = Injector(orders[rank]).install if rank in orders else None
+            started.append(
+                start(
+                    self.script,
+                    [*self.words, *more],
+                    place,
+                    before=before,
+                    after=after,
+                    environment={**shared, **ranked},
+                    limit_s=LIMIT_S,
+                )
+            )
+        return wait(started)
+
+
+SITE = Path(__file__).parent / "site"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Report:
+    """What became of one attempt."""
+
+    number: int
+    faults: tuple[Fault, ...]
+    struck: list[bool] = field(default_factory=list)
+    """Of each fault, whether it came to pass: a run that ended before it meets no more."""
+    launches: int = 0
+    problems: list[str] = field(default_factory=list)
+    """Empty: the end is the undisturbed run's."""
+
+
+class Storm:
+    """Attempts with one command. `scratch` is a folder of ours, `begin` what each working folder begins with."""
+
+    def __init__(self, command: Command, scratch: Path, begin: Path | None = None) -> None:
+        self.command, self.scratch, self.begin = command, scratch, begin
+        self.whole, self.notes, self.steps = scratch / "whole", scratch / "notes", 0
+        self.expected: dict[str, Any] = {}
+
+    def undisturbed(self) -> None:
+        """The run that all others must equal; what it imports, later ones find imported. Raises: RunFailure."""
+        place, modules = self.scratch / "place", self.scratch / "modules"
+        self._fresh(place)
+        order, job = replace(self._order(()), counts_steps=True), self.scratch / "job.json"
+        order.write(job)
+
+        def remember() -> None:
+            modules.write_text("\n".join(name for name in list(sys.modules) if name != "__main__"))
+
+        outcomes = self.command.launch(place, {0: order}, job=job, after=remember)
+        place.rename(self.whole)  # made where the others are: a run remembers its working folder
+        if failed := [each for each in outcomes if each.code]:
+            raise RunFailure(f"without any fault the command ends with {failed[0].code}: {failed[0].last}")
+        if modules.exists():
+            import_all(modules.read_text().split("\n"))
+        steps = self.notes / "steps"
+        self.steps = int(steps.read_text()) if steps.exists() else 0
+        self.expected = state_of(self.whole)
+        if bad := [f"{part} {self.expected[part]}" for part in ("leftovers", "locks held") if self.expected[part]]:
+            raise RunFailure(f"without any fault the command leaves {bad[0]}")
+
+    def run(self, attempts: Sequence[Attempt]) -> Iterator[Report]:
+        """One report after another."""
+        if not self.expected:
+            self.undisturbed()
+        for number, attempt in enumerate(attempts, 1):
+            yield self._meet(Report(number, attempt.faults, [False] * len(attempt.faults)))
+
+    # --- one attempt
+
+    def _meet(self, report: Report) -> Report:
+        place = self.scratch / "place"
+        self._fresh(place, with_data=not any(fault.kind == "data" for fault in report.faults))
+        rest, damaged = list(enumerate(report.faults)), False
+        while True:
+            now = _until_the_end(rest)
+            outcomes = self._launch(report, place, [fault for _, fault in now], damaged)
+            for index, (number, _) in enumerate(now):
+                report.struck[number] = (self.notes / f"struck-{index}").exists()
+            report.problems += self._wrong(outcomes, [fault for number, fault in now if report.struck[number]])
+            if report.problems:
+                return report
+            rest = rest[len(now) :]
+            ended_well = all(outcome.code == 0 for outcome in outcomes)
+            if ended_well or (not self.command.is_queue and finished(place, self.whole)):
+                break
+            if not now:
+                report.problems.append(f"the same command ends with {outcomes[0].code}: {outcomes[0].last}")
+                return report
+            number, fault = now[-1]
+            if fault.kind == "damage" and report.struck[number]:
+                report.struck[number] = harmed = _damage(place, fault)
+                damaged = damaged or harmed
+        lost = any(done and fault.kind == "disk" for done, fault in zip(report.struck, report.faults, strict=True))
+        report.problems += differences(self.expected, state_of(place), self.whole, place, with_best=not lost)
+        return report
+
+    def _launch(self, report: Report, place: Path, faults: Sequence[Fault], damaged: bool) -> list[Outcome]:
+        """Once; and again with the earlier checkpoint that is offered where the newest is damaged."""
+        more: tuple[str, ...] = ()
+        while True:
+            shutil.rmtree(self.notes, ignore_errors=True)
+            order, job = self._order(faults), self.scratch / "job.json"
+            orders = {rank: replace(order, rank=rank) for rank in range(self.command.ranks)}
+            if self.command.is_queue:
+                self._order([fault for fault in faults if fault.amount]).write(job)
+                orders = {0: self._order([fault for fault in faults if not fault.amount])}
+            report.launches += 1
+            outcomes = self.command.launch(place, orders, more, job)
+            offered = OFFER.search(outcomes[0].last)
+            if more or not damaged or outcomes[0].code != 2 or offered is None:
+                return outcomes
+            more = (offered[1],)
+
+    def _wrong(self, outcomes: Sequence[Outcome], struck: Sequence[Fault]) -> list[str]:
+        """What is wrong with how the processes ended that met these faults."""
+        last = struck[-1] if struck else None
+        killed = (
+            last is not None
+            and last.kind not in ("stop", "disk", "term")
+            and not (last.kind == "queue" and last.amount)
+        )
+        problems = []
+        for rank, outcome in enumerate(outcomes):
+            if killed and last is not None and rank == last.rank:
+                if outcome.code != -signal.SIGKILL:
+                    problems.append(f"{last} did not end the process: {outcome.code}: {outcome.last}")
+                continue
+            if wrong := (broke if self.command.is_queue else judge)(outcome, LIMIT_S):
+                met = ", ".join(map(str, struck)) or "no fault"
+                problems.append(f"after {met}, rank {rank}: {wrong}: ...{outcome.output[-600:]}")
+        return problems
+
+    def _fresh(self, place: Path, *, with_data: bool = True) -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(self.notes, ignore_errors=True)
+        if self.begin is not None:
+            clone(self.begin, place)
+        place.mkdir(parents=True, exist_ok=True)
+        data = self.whole / "data"
+        if with_data and data.is_dir() and not (place / "data").exists():
+            clone(data, place / "data")
+
+    def _order(self, faults: Sequence[Fault]) -> Order:
+        self.notes.mkdir(exist_ok=True)
+        strikes = [
+            Strike(
+                each.kind,
+                min(self.steps, 1 + int(each.at * self.steps)) if each.at else 0,
+                each.count,
+                each.rank,
+                each.amount,
+            )
+            for each in faults
+        ]
+        return Order(str(self.scratch / "place"), str(self.notes), strikes)
+
+
+def _until_the_end(rest: Sequence[tuple[int, Fault]]) -> list[tuple[int, Fault]]:
+    """The faults that one process meets: up to the first that ends it."""
+    for number, (_, fault) in enumerate(rest, 1):
+        if fault.kind not in GOES_ON:
+            return list(rest[:number])
+    return list(rest)
+
+
+def _damage(place: Path, fault: Fault) -> bool:
+    """Damage a file of the newest checkpoint where there is an earlier one; whether that was done."""
+    stores = [run / "checkpoints" for run in runs_in(place) if not is_finished(run)]
+    folders = list(step_folders(stores[0]).values()) if stores else []
+    if len(folders) < 2:
+        return False
+    files = sorted(path for path in folders[-1].iterdir() if path.is_file() and path.stat().st_size)
+    path = files[int(fault.file * len(files))]
+    data = bytearray(path.read_bytes())
+    at = int(fault.amount * len(data))
+    if fault.cut:
+        path.write_bytes(data[:at])
+    else:
+        data[at] ^= 1 << (at % 8)
+        path.write_bytes(data)
+    return True

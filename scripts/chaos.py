@@ -1,0 +1,85 @@
+"""Does a command survive? It meets seeded faults, is started again each time, and must end as one left alone does.
+
+    python scripts/chaos.py --faults 20 -- python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny \\
+        device=cpu max_steps=12 epochs=4 checkpoint_interval=2 keep_last=3
+    python scripts/chaos.py --plan --seed 1 --kinds kill disk -- python pretrain.py
+    python scripts/chaos.py --ranks 2 --kinds rank term -- python train.py +debug=tiny_text device=cpu
+    python scripts/chaos.py --kinds queue --from folder -- python scripts/run_jobs.py jobs.txt --failed
+
+Every attempt has a temporary working folder of its own, so paths in the command are relative to that; what the command
+needs there lies in --from. Metrics without wall-clock times, the last and the best checkpoint, and every other file
+are compared; a leftover file or a held lock counts too. docs/chaos.md has the kinds of faults. Exit code 1 where
+anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli.console import begin, execute
+
+if __name__ == "__main__":
+    begin(output_is_all=True)
+
+from dataset.arguments import positive, script_parser, whole
+from engine.errors import RunFailure, UsageError
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a bad one exits 2. What stands behind `--` is the command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    at = words.index("--") if "--" in words else len(words)
+    parser = script_parser(__file__, __doc__)
+    add = parser.add_argument
+    add("--seed", type=whole, default=0, metavar="S", help="another seed is another plan")
+    add("--faults", type=positive, default=20, metavar="N", help="how many")
+    add("--kinds", nargs="+", default=[], metavar="KIND", help="default: those that the command can meet")
+    add("--ranks", type=positive, default=1, metavar="N", help="processes of the command, over gloo")
+    add("--from", type=Path, dest="begin", metavar="DIR", help="what each working folder begins with; it is copied")
+    add("--plan", action="store_true", help="print the plan and run nothing")
+    add("--out", type=Path, default=Path("chaos.json"), metavar="FILE", help="the result, as JSON")
+    args: argparse.Namespace = parser.parse_args(words[:at])
+    args.command = words[at + 1 :]
+    return args
+
+
+def main(args: argparse.Namespace) -> int:
+    """Plan, storm, print; the exit code."""
+    from chaos.faults import plan
+    from chaos.result import Clock, as_json, as_table
+    from chaos.storm import Command, Storm
+    from engine.io import atomic_write_json
+
+    try:
+        command = Command.of(args.command, args.ranks)
+        attempts = plan(args.seed, args.faults, args.kinds or command.usual_kinds(), args.ranks)
+        if args.begin is not None and not args.begin.is_dir():
+            raise UsageError(f"--from {args.begin}: there is no such folder")
+        if args.plan:
+            for number, attempt in enumerate(attempts, 1):
+                print(f"{number}. " + "\n   ".join(map(str, attempt.faults)))
+            return 0
+        clock, reports = Clock(), []
+        with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+            for report in Storm(command, Path(folder), args.begin).run(attempts):
+                reports.append(report)
+                for problem in report.problems:
+                    print(f"attempt {report.number}, {'; '.join(map(str, report.faults))}: {problem}", flush=True)
+    except (UsageError, RunFailure) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    result = as_json(command, args.seed, reports, clock)
+    atomic_write_json(args.out, result)
+    print(as_table(result))
+    return int(any(report.problems for report in reports))
+
+
+if __name__ == "__main__":
+    arguments = parse()
+    execute(lambda: main(arguments))

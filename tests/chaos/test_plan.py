@@ -1,0 +1,65 @@
+"""The plan of a storm: the same for the same seed, every kind in it, and nothing that cannot be."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from chaos.faults import KINDS, USUAL, plan
+from chaos.storm import Command
+from engine.errors import UsageError
+from scripts.chaos import main, parse
+
+
+def test_the_same_seed_is_the_same_plan() -> None:
+    assert plan(3, 50, USUAL) == plan(3, 50, USUAL)
+    assert plan(3, 50, USUAL) != plan(4, 50, USUAL)
+    assert Counter(fault.kind for attempt in plan(3, 60, USUAL) for fault in attempt.faults) == dict.fromkeys(USUAL, 10)
+
+
+def test_faults_come_in_the_order_of_the_steps() -> None:
+    for attempt in plan(1, 200, tuple(KINDS), ranks=2):
+        kinds, shares = [fault.kind for fault in attempt.faults], [fault.at for fault in attempt.faults]
+        assert shares == sorted(shares) or "data" in kinds
+        assert "data" not in kinds[1:] or kinds[0] == "data"
+
+
+def test_only_the_first_rank_has_file_operations() -> None:
+    faults = [fault for attempt in plan(1, 300, tuple(KINDS), ranks=3) for fault in attempt.faults]
+    assert {fault.rank for fault in faults} == {0, 1, 2}
+    assert not [fault for fault in faults if fault.rank and fault.count and fault.kind != "evaluation"]
+
+
+def test_what_cannot_be_planned_is_refused() -> None:
+    with pytest.raises(UsageError, match="did you mean 'kill'"):
+        plan(0, 3, ["kil"])
+    with pytest.raises(UsageError, match="add --ranks 2"):
+        plan(0, 3, ["rank"])
+    for words, match in (
+        ([], "no command: expected"),
+        (["ls"], "expected -- python"),
+        (["python", "nope.py"], "no such script"),
+        (["python", "/bin/sh"], "no such script"),
+        (["torchrun", "pretrain.py"], "--ranks N"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            Command.of(words)
+
+
+def test_the_kinds_that_suit_a_command() -> None:
+    assert Command.of(["python", "pretrain.py"]).usual_kinds() == USUAL
+    assert Command.of(["python", "train.py", "seed=1"], ranks=2).usual_kinds() == (*USUAL, "rank")
+    assert Command.of(["python", "scripts/run_jobs.py", "x"]).usual_kinds() == ("queue",)
+
+
+def test_the_plan_is_printed_and_nothing_is_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--plan", "--seed", "5", "--faults", "9", "--", "python", "pretrain.py", "--seed", "3", "nonsense=1"]
+    printed = []
+    for _ in range(2):
+        assert main(parse(words)) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert sum(line.lstrip("0123456789. ").partition(":")[0] in KINDS for line in printed[0].splitlines()) == 9
+    assert main(parse(["--kinds", "fire", "--", "python", "pretrain.py"])) == 2
+    assert "error: --kinds fire: choose one of" in capsys.readouterr().err
