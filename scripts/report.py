@@ -7,7 +7,7 @@
 
 Runs, folders of them, folders of sweeps (-m) and job files: curves, settings that differ, speed, samples and pictures
 of thinking, data cards, verification, and cells compared over seeds. Runs that are not finished are shown as far as
-they are. Pictures are those that visualize.py left in a run.
+they are. Pictures that lie in a run are shown; a recursive model whose run has none is drawn thinking, on the CPU.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--smoothing", type=float, default=0.6, metavar="W", help="weight of the past, from 0 to below 1; default: 0.6"
     )
     parser.add_argument("--no-verification", action="store_true", help="leave out verify_path, a second for each run")
+    parser.add_argument("--no-pictures", action="store_true", help="leave out pictures and draw none")
     parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="default: report.html")
     args: argparse.Namespace = parser.parse_args(argv)
     if not 0 <= args.smoothing < 1:
@@ -58,12 +59,23 @@ def main(args: argparse.Namespace) -> None:
     from reports.overview.collect import collect
     from reports.overview.page import MARK, report_page
     from verification.static import run_verdict
+    from viewer.run_pictures import draw_missing
 
     check_own(args.out, MARK.encode(), "report of report.py", example="report.html")
     places = expand_places(args.runs, roots=(Path(), ROOT), cwd=Path.cwd())
     overview = collect(places, metric=args.metric, baseline=args.baseline)
     verdicts = None if args.no_verification else {run.path: run_verdict(run.path) for run in overview.runs}
-    page = report_page(overview, metrics=args.curves, smoothing=args.smoothing, verdicts=verdicts)
+    drawings, notes = ({}, []) if args.no_pictures else draw_missing(overview.runs)
+    page = report_page(
+        overview,
+        metrics=args.curves,
+        smoothing=args.smoothing,
+        verdicts=verdicts,
+        pictures=not args.no_pictures,
+        drawings=drawings,
+        notes=notes,
+        place=args.out.absolute().parent,
+    )
     write_page(args.out, page)
 
 

@@ -25,8 +25,8 @@ if __name__ == "__main__":
 
 from dataset.arguments import positive, script_parser
 from engine.io import print_rank0
-from tasks.loading import add_run_arguments
-from viewer.examples import MAX_CANDIDATES, make_headline, select_examples
+from tasks.loading import add_run_arguments, run_options
+from viewer.examples import MAX_CANDIDATES, layout_of_run, make_headline, open_puzzle_run, select_examples
 from viewer.output import (
     DEFAULT_COUNTS,
     SUFFIXES,
@@ -34,11 +34,9 @@ from viewer.output import (
     check_target,
     default_file,
     draw_record,
-    loader_of,
     write,
 )
 from viewer.terminal import make_console
-from viewer.trajectory import layout_of
 
 PRINTED = 8
 """Boards of more examples than this are printed nowhere but in the file that was asked for."""
@@ -90,17 +88,16 @@ def main(args: argparse.Namespace) -> None:
     from viewer.terminal import draw
 
     named = None if args.out is None else args.out.absolute()
-    run = loader_of(args.checkpoint)(args)
-    metadata = run.splits[0].metadata
-    layout = layout_of(metadata.seq_len, metadata.vocab_size)
+    run = open_puzzle_run(args.checkpoint, **run_options(args))
+    layout = layout_of_run(run)
     target = named or (None if args.terminal else default_file(run, args))
     suffix = ".png" if target is None else target.suffix.lower()
     count = args.examples or (1 if args.example is not None else DEFAULT_COUNTS[suffix])
     if target is not None:
         check_target(target)
         check_count(count, suffix, layout, run.steps)
-    chosen = select_examples(run, layout, args, count)
-    headline = make_headline(run, args.split, chosen)
+    chosen = select_examples(run, count, example=args.example, among=args.among)
+    headline = make_headline(run, chosen)
 
     console = make_console(args.no_color)
     if args.terminal and sys.stdin.isatty() and sys.stdout.isatty():

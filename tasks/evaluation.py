@@ -62,7 +62,7 @@ def evaluate_run(
     with contextlib.chdir(home_of(checkpoint)):
         overrides = override_data(checkpoint, given) if override_data else {}
         opened = opener(checkpoint, device=args.device, weights=args.weights or "ema", overrides=overrides)
-        require_average(opened, args)
+        require_average(opened, args.weights)
         data = [{key: str(card[key]) for key in ("path", "content_hash")} for card in opened.plan.cards]
         warn_of_other_data(opened.checkpoint, data)
         began = time.perf_counter()

@@ -35,6 +35,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
 
 
+def run_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of these arguments that are keywords of a family's `load_puzzle_run`."""
+    return {name: getattr(args, name) for name in ("split", "data", "steps", "weights", "device")}
+
+
 TEXT = {"prompt": ["\n"], "max_new_tokens": 500, "num_samples": 1, "temperature": 0.8, "top_k": [200]}
 """Arguments of scripts/sample.py where none are given, for models that were trained on text."""
 
@@ -57,10 +62,10 @@ def pick_checkpoint(run: Path, name: str) -> Path:
     return store.resolve(name)
 
 
-def require_average(opened: Any, args: argparse.Namespace) -> None:
-    """Raises UsageError where `args.weights` asks for averaged weights and `opened` (OpenedCheckpoint) has none."""
-    if args.weights == "ema" and opened.weights != "ema":
-        raise UsageError(f"{args.checkpoint} keeps no averaged weights (ema=false): use --weights raw")
+def require_average(opened: Any, weights: str | None) -> None:
+    """Raises UsageError where `weights` asks for averaged ones and `opened` (OpenedCheckpoint) has none."""
+    if weights == "ema" and opened.weights != "ema":
+        raise UsageError(f"{opened.run_dir} keeps no averaged weights (ema=false): use --weights raw")
 
 
 def home_of(checkpoint: Path) -> Path:

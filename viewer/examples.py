@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +14,7 @@ from dataset.format import PuzzleSplit
 from engine.errors import UsageError
 from engine.io import progress, read_json
 from evaluators.intervals import wilson
-from viewer.trajectory import Headline, Layout, Trajectory, cropped, most_interesting
+from viewer.trajectory import Headline, Layout, Trajectory, cropped, layout_of, most_interesting
 
 BATCH = 64
 MAX_CANDIDATES = 256
@@ -28,6 +27,8 @@ class StoredRun(Protocol):
 
     opened: Any
     """engine.run.load_run.OpenedCheckpoint"""
+    split: str
+    """test or train"""
     splits: list[PuzzleSplit]
     data: list[dict[str, Any]]
     """Path and hashes of each data set."""
@@ -78,16 +79,48 @@ def _names(root: Path) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def trajectories_of(run: StoredRun, layout: Layout, numbers: np.ndarray) -> list[Trajectory]:
-    """The model's answers to these examples after every ACT step."""
+def open_puzzle_run(run: str | Path, **options: Any) -> StoredRun:
+    """A run whose steps can be drawn, with its examples. `options` are those of its family's `load_puzzle_run`: split,
+    data, steps, weights, device.
+
+    Raises: UsageError for a run without such steps, with the drawings that it made itself.
+    """
+    from engine.run.load_run import family_function
+
+    try:
+        load = family_function(run, "loading", "load_puzzle_run")
+    except UsageError as error:
+        drawn = sorted(file.name for file in Path(run).glob("*") if file.suffix in (".html", ".png"))
+        hint = f"; this one has drawn {', '.join(drawn)} itself" if drawn else ""
+        raise UsageError(f"{error}{hint}") from None
+    opened: StoredRun = load(run, **options)
+    return opened
+
+
+def layout_of_run(run: StoredRun) -> Layout:
+    """How the examples of a run lie on a grid."""
+    metadata = run.splits[0].metadata
+    return layout_of(metadata.seq_len, metadata.vocab_size)
+
+
+def batch_of(run: StoredRun, numbers: Sequence[int]) -> dict[str, Any]:
+    """These examples of the split as the model takes them: tensors on its device, `inputs` and `labels` [n, T] and
+    `puzzle_identifiers` [n]. What `model.think(batch)` answers step by step."""
     import torch
 
-    model, device = run.task.model, run.opened.runtime.device
-    trajectories = []
+    rows = rows_of(run.splits, np.asarray(numbers, dtype=np.int64))
+    return {name: torch.from_numpy(array).to(run.opened.runtime.device) for name, array in rows.items()}
+
+
+def trajectories_of(run: StoredRun, numbers: Sequence[int]) -> list[Trajectory]:
+    """The model's answers to these examples of the split after every ACT step."""
+    import torch
+
+    model, layout, trajectories = run.task.model, layout_of_run(run), []
     pieces = [numbers[begin : begin + BATCH] for begin in range(0, len(numbers), BATCH)]
     for piece in progress(pieces, total=len(pieces), label="thinking"):
-        arrays = rows_of(run.splits, piece)
-        batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        batch = batch_of(run, piece)
+        arrays = {name: tensor.cpu().numpy() for name, tensor in batch.items()}
         answers, halting, sure = [], [], []
         for output in model.think(batch, run.steps):
             answers.append(output.logits.argmax(dim=-1).cpu().numpy())
@@ -109,38 +142,39 @@ def trajectories_of(run: StoredRun, layout: Layout, numbers: np.ndarray) -> list
     return trajectories
 
 
-def select_examples(run: StoredRun, layout: Layout, args: argparse.Namespace, count: int) -> Selection:
-    """The examples to draw: that of --example, else the `count` most interesting of the candidates.
+def select_examples(run: StoredRun, count: int, *, example: int | None = None, among: int | None = None) -> Selection:
+    """The examples to draw: this one, else the `count` most interesting of `among` candidates spread over the split.
 
     Raises:
         UsageError: there is no such example.
     """
     total = sum(split.num_examples for split in run.splits)
     if total == 0:
-        raise UsageError(f"{run.data[0]['path']} has no examples in the {args.split} split")
-    if args.example is not None:
-        if not 0 <= args.example < total:
-            raise UsageError(f"--example {args.example}: the {args.split} split has examples 0 to {total - 1}")
-        pool = trajectories_of(run, layout, np.array([args.example]))
+        raise UsageError(f"{run.data[0]['path']} has no examples in the {run.split} split")
+    if example is not None:
+        if not 0 <= example < total:
+            raise UsageError(f"--example {example}: the {run.split} split has examples 0 to {total - 1}")
+        pool = trajectories_of(run, [example])
     else:
-        among = args.among
         if among is None:
             among = MAX_CANDIDATES
             if run.opened.runtime.device.type == "cpu":
                 among = int(min(MAX_CANDIDATES, max(8.0, CPU_WORK / run.task.model.flops(1)["eval"])))
         among = min(total, max(among, count))
-        pool = trajectories_of(run, layout, np.unique(np.linspace(0, total - 1, among).round().astype(np.int64)))
+        pool = trajectories_of(run, np.unique(np.linspace(0, total - 1, among).round().astype(int)).tolist())
     return Selection(most_interesting(pool, count), len(pool), sum(t.solved_from is not None for t in pool))
 
 
-def make_headline(run: StoredRun, split: str, chosen: Selection) -> Headline:
+def make_headline(run: StoredRun, chosen: Selection) -> Headline:
     """The title and facts of every drawing, the accuracy over all examined examples included."""
     opened, trajectories = run.opened, chosen.trajectories
     weights = "averaged weights" if opened.weights == "ema" else "raw weights"
     solved = sum(trajectory.solved_from is not None for trajectory in trajectories)
     data = ", ".join(entry["path"].rsplit("/", 1)[-1] for entry in run.data)
     title = f"{run.name}  ·  step {opened.checkpoint.step}"
-    subtitle = f"{data}, {split} split, {weights}, {run.steps} ACT steps; {solved} of {len(trajectories)} shown solved"
+    subtitle = (
+        f"{data}, {run.split} split, {weights}, {run.steps} ACT steps; {solved} of {len(trajectories)} shown solved"
+    )
     share, (low, high) = chosen.solved / chosen.examined, wilson(chosen.solved, chosen.examined)
     accuracy = f"{share:.1%} ({chosen.solved} of {chosen.examined} looked at; 95 % interval {low:.1%} to {high:.1%})"
     if chosen.examined > len(trajectories):
@@ -152,7 +186,7 @@ def make_headline(run: StoredRun, split: str, chosen: Selection) -> Headline:
     facts = (
         ("Run", run.name),
         ("Checkpoint", f"step {opened.checkpoint.step}, {weights}"),
-        ("Data", f"{data}, {split} split"),
+        ("Data", f"{data}, {run.split} split"),
         ("Exact accuracy", f"{accuracy} after {run.steps} ACT steps"),
     )
     return Headline(title, subtitle, facts)

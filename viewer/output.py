@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +23,12 @@ MARK = b"Loopforge visualize"
 """Stands within the first bytes of every drawing."""
 
 
-def loader_of(path: Path) -> Callable[[argparse.Namespace], StoredRun]:
-    """What reads the run `path` with its examples. Raises: UsageError for one that has no steps to be drawn, with the
-    drawings that it made itself.
-    """
-    from engine.run.load_run import family_function
-
-    try:
-        return family_function(path, "loading", "load_puzzle_run")
-    except UsageError as error:
-        drawn = sorted(file.name for file in path.glob("*") if file.suffix in (".html", ".png"))
-        hint = f"; this one has drawn {', '.join(drawn)} itself" if drawn else ""
-        raise UsageError(f"{error}{hint}") from None
-
-
 def default_file(run: StoredRun, args: argparse.Namespace) -> Path:
     """`thinking_step_N.png` in the run, with every setting in the name that is not the usual one."""
     opened = run.opened
     parts = [f"thinking_step_{opened.checkpoint.step}"]
-    if args.split != "test":
-        parts.append(args.split)
+    if run.split != "test":
+        parts.append(run.split)
     if args.example is not None:
         parts.append(f"example-{args.example}")
     if args.data:
@@ -100,7 +85,7 @@ def write(target: Path, trajectories: list[Trajectory], headline: Headline) -> s
             size = f"{trajectories[0].steps} frames, {animation.width} x {animation.height}"
     else:
         picture = draw_picture(trajectories, headline)
-        data, size = _png(picture), f"{picture.width} x {picture.height}"
+        data, size = png_of(picture), f"{picture.width} x {picture.height}"
     return _written(target, data, size)
 
 
@@ -112,7 +97,8 @@ def _written(target: Path, data: bytes, size: str) -> str:
     return f"written {target} ({size})"
 
 
-def _png(picture: Image.Image) -> bytes:
+def png_of(picture: Image.Image) -> bytes:
+    """A picture as a file that bears the mark of this command."""
     stream, notes = io.BytesIO(), PngImagePlugin.PngInfo()
     notes.add_text("Software", MARK.decode())
     picture.save(stream, format="PNG", optimize=True, pnginfo=notes)
@@ -166,7 +152,7 @@ def write_tasks(target: Path, record: Record, title: str) -> str:
         size = f"{min(MAX_TASKS, len(record.tasks))} tasks, {len(data) / 1e6:.2f} MB"
     else:
         picture = draw_tasks(record, title)
-        data, size = _png(picture), f"{picture.width} x {picture.height}"
+        data, size = png_of(picture), f"{picture.width} x {picture.height}"
     return _written(target, data, size)
 
 

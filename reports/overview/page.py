@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from engine.io import sha256_json
 from reports.overview.charts import DASHES, LINES, chosen_metrics, draw_chart, draw_strip, line_colours, lines_of
@@ -21,21 +23,40 @@ from reports.tables import Table
 MARK = "Loopforge report"
 """Stands within the first bytes of every report."""
 SAMPLE, PICTURES, LARGEST_PICTURE = 2_000, 2, 4_000_000
-"""Characters of a text sample, pictures of a run, bytes of one; what is more stays in the run."""
+"""Characters of a text sample, pictures that a run holds, bytes of one; what is more stays in the run."""
+Drawings = Mapping[Path, Sequence[tuple[str, bytes]]]
+"""Folder of a run -> (caption, PNG) of pictures that were drawn for this page."""
 Verdicts = Mapping[Path, tuple[str, Sequence[str]]]
 """Folder of a run -> (PASS, WARN or FAIL; the lines of what is wrong)."""
 
 
 def report_page(
-    overview: Overview, *, metrics: Sequence[str] = (), smoothing: float = 0.6, verdicts: Verdicts | None = None
+    overview: Overview,
+    *,
+    metrics: Sequence[str] = (),
+    smoothing: float = 0.6,
+    verdicts: Verdicts | None = None,
+    pictures: bool = True,
+    drawings: Drawings | None = None,
+    notes: Sequence[str] = (),
+    place: Path | None = None,
 ) -> str:
-    """The whole page. `metrics` are patterns of curves to draw, `smoothing` is the weight of the past, in [0, 1)."""
+    """The whole page.
+
+    Args:
+        metrics: patterns of curves to draw.
+        smoothing: weight of the past, in [0, 1).
+        pictures: whether to show those that lie in the runs, and `drawings` beside them.
+        notes: beside those of the overview.
+        place: the folder of the page; pages that lie in the runs are linked from it.
+    """
     drawn, left_out = chosen_metrics(overview, metrics)
     times = [name for name in ("time/step_ms", "time/tokens_per_s", "time/examples_per_s") if _has(overview, name)]
     charts = [(name, *draw_chart(name, lines_of(overview, name), smoothing)) for name in (*drawn, *times)]
     curves = "".join(html for name, html, _ in charts if name in drawn)
     speeds = "".join(html for name, html, _ in charts if name in times)
     more = f'<p class="note">Not drawn: {escape(", ".join(left_out))} (--curves PATTERN draws them).</p>'
+    notes = [*overview.notes, *notes]
     sections = [
         ("Runs", table_html(run_table(overview)) + _commands(overview)),
         ("Comparison", _comparison(overview)),
@@ -45,11 +66,11 @@ def report_page(
             _legend(overview) + _slider(smoothing) + f'<div class="charts">{curves}</div>{more * bool(left_out)}',
         ),
         ("Throughput", f'<div class="charts">{speeds}</div>' if speeds else ""),
-        ("Samples and thinking", "".join(_samples(overview))),
+        ("Samples and thinking", "".join(_samples(overview, pictures, drawings or {}, place))),
         ("Data", "".join(_cards(overview))),
         ("Verification", _verification(overview, verdicts)),
         ("Final figures", table_html(result_table(overview)) if overview.cells else ""),
-        ("Notes", f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in overview.notes)}</ul>" * bool(overview.notes)),
+        ("Notes", f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in notes)}</ul>" * bool(notes)),
     ]
     body = "".join(f"<section><h2>{title}</h2>{html}</section>" for title, html in sections if html)
     here = Path(__file__).parent
@@ -150,25 +171,35 @@ def _slider(smoothing: float) -> str:
     )
 
 
-def _samples(overview: Overview) -> Iterator[str]:
-    """Of each run the text that it wrote last, and pictures of its thinking."""
+def _samples(overview: Overview, pictures: bool, drawings: Drawings, place: Path | None) -> Iterator[str]:
+    """Of each run the text that it wrote last, pictures, and links to the pages that lie in it."""
     for run in overview.runs:
-        shots = "".join(_picture(path) for path in pictures_of(run))
-        text = _newest_sample(run)
+        shown = [(path.stem.replace("_", " "), path.read_bytes()) for path in pictures_of(run)] if pictures else []
+        shots = "".join(_picture(name, png) for name, png in (*shown, *drawings.get(run.path, ())))
+        text = _newest_sample(run) + ("" if place is None else _links(run, place))
         if shots or text:
             yield f'<h3>{escape(run.name)}</h3>{text}<div class="shots">{shots}</div>'
 
 
 def pictures_of(run: RunView) -> list[Path]:
-    """Pictures that visualize.py left in the run, the latest step first."""
-    found = [path for path in run.path.glob("thinking_step_*.png") if path.stat().st_size <= LARGEST_PICTURE]
+    """Pictures that lie in the run (of visualize.py, of train_animal.py), the newest first."""
+    found = [path for path in run.path.glob("*.png") if path.is_file() and path.stat().st_size <= LARGEST_PICTURE]
     return sorted(found, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)[:PICTURES]
 
 
-def _picture(path: Path) -> str:
-    encoded = base64.b64encode(path.read_bytes()).decode()
-    name = escape(path.stem.replace("_", " "))
-    return f'<figure><figcaption>{name}</figcaption><img src="data:image/png;base64,{encoded}" alt="{name}"></figure>'
+def _picture(name: str, png: bytes) -> str:
+    encoded, name = base64.b64encode(png).decode(), escape(name)
+    image = f'<img src="data:image/png;base64,{encoded}" alt="{name}">'
+    return f'<figure><figcaption>{name}</figcaption><div class="pan" tabindex="0">{image}</div></figure>'
+
+
+def _links(run: RunView, place: Path) -> str:
+    """To the pages of visualize.py and train_animal.py that lie in the run, by their path from this page."""
+    files = sorted([*run.path.glob("*.html"), *run.path.glob("evaluations/*.html")])
+    links = [
+        f'<a href="{escape(quote(os.path.relpath(file.absolute(), place)))}">{escape(file.name)}</a>' for file in files
+    ]
+    return f'<p class="note">Pages in the run: {", ".join(links)}</p>' if links else ""
 
 
 def _newest_sample(run: RunView) -> str:

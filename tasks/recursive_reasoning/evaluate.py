@@ -15,6 +15,7 @@ from engine.errors import UsageError
 from engine.io import atomic_write_text, print_rank0, progress
 from evaluators.intervals import wilson
 from reports.output import write_json_result
+from tasks.loading import run_options
 from tasks.recursive_reasoning.loading import PuzzleRun, load_puzzle_run
 from tasks.recursive_reasoning.rollouts import FLAGS, print_table, rollouts_of, write_picture
 from tasks.recursive_reasoning.task import evaluation_files
@@ -33,7 +34,7 @@ class _WithProgress:
 def evaluate_run(args: argparse.Namespace) -> None:
     """Load, evaluate, print and write, as the arguments of scripts/evaluate.py ask. Raises: UsageError."""
     target = None if args.json is None else args.json.absolute()
-    run = load_puzzle_run(args)
+    run = load_puzzle_run(args.checkpoint, **run_options(args))
     opened, model = run.opened, run.task.model
     max_examples = opened.config.final_eval_max_examples if args.max_examples is None else args.max_examples
     max_examples = None if max_examples == "all" else max_examples

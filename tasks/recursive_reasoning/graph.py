@@ -24,8 +24,7 @@ QUESTIONS, SEVERAL = 64, (3, 61)
 
 def export_graph(args: argparse.Namespace, verify: Verify | None = None) -> None:
     """Write the folder that scripts/export.py was asked for. Raises: UsageError, RunFailure."""
-    args = argparse.Namespace(**vars(args), split="test", data=None, steps=None, device="cpu")
-    run = load_puzzle_run(args)
+    run = load_puzzle_run(args.checkpoint, weights=args.weights, device="cpu")
     model, opened = run.task.model, run.opened
     require_precision(args.checkpoint, model.inner.dtype)
     if model.noise_width:

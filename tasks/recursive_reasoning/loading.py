@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from dataset.catalog import ensure
 from dataset.format import PuzzleSplit, load_splits
@@ -23,7 +23,10 @@ class PuzzleRun:
 
     opened: Any
     """engine.run.load_run.OpenedCheckpoint"""
+    split: str
+    """test or train"""
     splits: list[PuzzleSplit]
+    """That split of each data set."""
     data: list[dict[str, Any]]
     """Path and hashes of each data set."""
     steps: int
@@ -39,32 +42,45 @@ class PuzzleRun:
         return "/".join(self.opened.run_dir.parts[-2:])
 
 
-def load_puzzle_run(args: argparse.Namespace) -> PuzzleRun:
-    """Load the checkpoint and data that the arguments of `add_run_arguments` name.
+def load_puzzle_run(
+    run: str | Path,
+    *,
+    split: str = "test",
+    data: Sequence[str | Path] | None = None,
+    steps: int | None = None,
+    weights: Literal["ema", "raw"] | None = None,
+    device: str = "auto",
+) -> PuzzleRun:
+    """Load a run (its latest checkpoint) or one of its checkpoints, and examples to feed it.
+
+    Args:
+        split: test or train.
+        data: folders of data sets; None takes those that the run was evaluated on.
+        steps: ACT steps per example; None takes `arch.halt_max_steps`.
+        weights: averaged or raw; None takes the averaged ones where the run keeps them.
 
     Raises:
         UsageError: no usable checkpoint or data, averaged weights asked of a run without, a run of another family.
     """
     from engine.run.load_run import find_checkpoint, open_checkpoint
 
-    checkpoint = Path(os.path.abspath(args.checkpoint))
-    given = [os.path.abspath(user_path(path)) for path in args.data or ()]
+    checkpoint = Path(os.path.abspath(run))
+    given = [os.path.abspath(user_path(path)) for path in data or ()]
     with contextlib.chdir(home_of(checkpoint)):
-        weights = cast(Literal["ema", "raw"], args.weights or "ema")
         writer = find_checkpoint(checkpoint).entry
         if writer != FAMILY.entry:
-            raise UsageError(f"{args.checkpoint} was written by {writer}.py: expected a run of {FAMILY.entry}.py")
-        opened = open_checkpoint(checkpoint, device=args.device, weights=weights)
+            raise UsageError(f"{run} was written by {writer}.py: expected a run of {FAMILY.entry}.py")
+        opened = open_checkpoint(checkpoint, device=device, weights=weights or "ema")
         task: Any = opened.plan.task
         config = opened.config
-        require_average(opened, args)
-        usual = config.data_paths_test if args.split == "test" and config.data_paths_test else config.data_paths
+        require_average(opened, weights)
+        usual = config.data_paths_test if split == "test" and config.data_paths_test else config.data_paths
         folders = [ensure(path, build=bool(given)) for path in given or usual]
         roots = [folder.absolute() for folder in folders]  # they are read after the folder has changed back
-        splits = load_splits(roots, args.split, like=task.sampler.splits)
-        data = [data_identity(folder, opened.plan.cards) for folder in dict.fromkeys(folders)]
+        splits = load_splits(roots, split, like=task.sampler.splits)
+        identities = [data_identity(folder, opened.plan.cards) for folder in dict.fromkeys(folders)]
         if not given:
-            warn_of_other_data(opened.checkpoint, data)
-    steps = args.steps or task.model.halt_max_steps
+            warn_of_other_data(opened.checkpoint, identities)
+    steps = steps or task.model.halt_max_steps
     task.model.halt_max_steps = steps  # evaluation always takes exactly this many
-    return PuzzleRun(opened=opened, splits=splits, data=data, steps=steps)
+    return PuzzleRun(opened=opened, split=split, splits=splits, data=identities, steps=steps)

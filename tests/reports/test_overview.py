@@ -144,7 +144,8 @@ class Reader(html.parser.HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loads += [str(value) for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        if tag != "a":  # a link loads nothing
+            self.loads += [str(value) for name, value in attrs if name in ("src", "href", "srcset", "action")]
         if tag not in ("meta", "link", "img", "input", "br"):
             self.open.append(tag)
 
@@ -159,8 +160,9 @@ def test_the_page_loads_nothing_and_shows_everything(runs: Path) -> None:
     Image.new("RGB", (4, 4)).save(runs / "r0/thinking_step_3.png")
     (runs / "r1/samples").mkdir()
     (runs / "r1/samples/step_3.txt").write_text("<script>alert(1)</script>")
+    (runs / "r1/a page.html").write_text("")
     overview = collect([runs])
-    page = report_page(overview, verdicts={runs / "r0": ("WARN", ["CKP611 <commit>"])})
+    page = report_page(overview, verdicts={runs / "r0": ("WARN", ["CKP611 <commit>"])}, place=runs / "below")
     reader = Reader()
     reader.feed(page)
     assert reader.open == []
@@ -183,6 +185,11 @@ def test_the_page_loads_nothing_and_shows_everything(runs: Path) -> None:
     ]
     assert "CKP611 &lt;commit&gt;" in page
     assert 'src="data:image/png;base64,' in page
+    assert '<a href="../r1/a%20page.html">a page.html</a>' in page
+    assert "<img" not in report_page(overview, pictures=False)
+    drawn = report_page(overview, pictures=False, drawings={runs / "r2": [("mine", b"x")]}, notes=["not <drawn>"])
+    assert 'src="data:image/png;base64,eA==" alt="mine"' in drawn
+    assert "not &lt;drawn&gt;" in drawn
     charts = json.loads(page.split('id="data">')[1].split("</script>")[0])["charts"]
     assert len(charts) == page.count('<figure class="chart">')
     assert report_page(overview, verdicts={}) == report_page(overview, verdicts={})

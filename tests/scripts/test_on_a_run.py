@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from reports.overview.collect import collect
 from tests.conftest import run_script
 from viewer.output import check_target
+from viewer.run_pictures import draw_missing
 
 STEP = 12
 
@@ -226,11 +228,15 @@ def test_other_data_than_trained_on_is_said(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_run_on_a_page_and_on_the_terminal(run: Path, tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
+    page, original = tmp_path / "report.html", run
+    run = shutil.copytree(run, tmp_path / "copy/r", symlinks=True, ignore=shutil.ignore_patterns("*.png", "*.html"))
     done = run_script("scripts/report", str(run), "--out", str(page))
     assert done.code == 0, done.output
-    assert f"written     {page}" in done.output
+    assert done.output == f"written     {page} ({page.stat().st_size / 1e6:.2f} MB)\n"  # and nothing about devices
     text = page.read_text()
+    assert text.count("<img ") == 1
+    assert f"thinking step {STEP}" in text
+    assert not list(run.glob("*.png"))  # drawn for the page, the run stays as it is
     score = results(run / "summary.json")["results"]["eval/exact_accuracy"]
     assert f"{score:.4f}" in text
     assert "<li>r: PASS" in text or "<li>r: WARN" in text  # a commit since then is a warning
@@ -238,6 +244,14 @@ def test_the_run_on_a_page_and_on_the_terminal(run: Path, tmp_path: Path) -> Non
     again = run_script("scripts/report", str(run), "--out", str(page), "--no-verification", "--curves", "train/lr")
     assert again.code == 0, again.output  # a report may be replaced
     assert "Verification" not in page.read_text()
+    assert run_script("scripts/report", str(run), "--out", str(page), "--no-pictures", "--no-verification").code == 0
+    assert "<img " not in page.read_text()
+    shutil.rmtree(run / "checkpoints")
+    [view] = collect([run, original]).runs[:1]
+    drawings, notes = draw_missing([view])
+    assert drawings[run] == []
+    assert len(notes) == 1
+    assert "holds no checkpoint" in notes[0]
     page.write_text("notes")
     refused = run_script("scripts/report", str(run), "--out", str(page))
     assert refused.code == 2

@@ -16,6 +16,7 @@ from rich.console import Console
 from engine.errors import UsageError
 from tests.conftest import run_script
 from viewer.gallery import draw_gallery
+from viewer.run_pictures import draw_last_tasks
 from viewer.task_picture import MARGIN, cell_of, columns_of, draw_tasks, print_tasks
 from viewer.tasks import Record, read_record, record_from
 from viewer.trajectory import ARC
@@ -126,3 +127,17 @@ def test_the_command_prints_and_draws(tmp_path: Path) -> None:
         refused = run_script("scripts/visualize", "tasks.json", *words, cwd=tmp_path)
         assert (refused.code, refused.output.count("\n")) == (2, 1)
         assert message in refused.output
+
+
+def test_a_report_shows_the_tasks_of_the_last_evaluation(tmp_path: Path) -> None:
+    assert draw_last_tasks(tmp_path) is None
+    (tmp_path / "evaluations").mkdir()
+    for step, name in ((900, "arc_tasks"), (1000, "arc_tasks"), (2000, "arc_submission")):
+        (tmp_path / f"evaluations/step_{step}_{name}.json").write_text(json.dumps(content()))
+    drawing = draw_last_tasks(tmp_path)
+    assert drawing is not None
+    assert drawing[0] == "step 1000 arc tasks"
+    assert Image.open(io.BytesIO(drawing[1])).format == "PNG"
+    (tmp_path / "evaluations/step_3000_arc_tasks.json").write_text("{")
+    with pytest.raises(UsageError, match="step_3000_arc_tasks"):
+        draw_last_tasks(tmp_path)

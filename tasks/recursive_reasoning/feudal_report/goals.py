@@ -5,7 +5,6 @@ B rows of a batch, T sequence length, G goal_dim, N held-out examples.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -110,9 +109,7 @@ def measure(run: Run, device: str) -> dict[str, dict[str, Any]]:
 def _evaluate_sources(run: Run, device: str) -> dict[str, dict[str, Any]]:
     from tasks.recursive_reasoning.loading import load_puzzle_run
 
-    loaded = load_puzzle_run(
-        argparse.Namespace(checkpoint=run.path, split="test", data=None, steps=None, weights=None, device=device)
-    )
+    loaded = load_puzzle_run(run.path, device=device)
     task, head = loaded.task, loaded.task.model.inner.subgoal_head
     answers: dict[str, AnswerTally] = {}
     measured: dict[str, dict[str, Any]] = {}

@@ -1,0 +1,84 @@
+"""Pictures of runs for a report: a strip of a model's thinking, and tasks of the last ARC evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.errors import UsageError
+from engine.registry import families
+from reports.overview.collect import RunView
+from reports.overview.page import pictures_of
+from viewer.examples import CPU_WORK, make_headline, open_puzzle_run, select_examples
+from viewer.output import png_of
+from viewer.picture import draw_picture
+from viewer.task_picture import draw_tasks
+from viewer.tasks import read_record
+
+MOST_STRIPS = 24
+CANDIDATES = 64
+"""Examples of which a strip shows the most interesting one, where the budget allows so many."""
+TASKS = 4
+RECORD = re.compile(r"step_(\d+)_.*arc_tasks\.json")
+Drawing = tuple[str, bytes]
+"""Caption, PNG."""
+
+
+def draw_missing(runs: Sequence[RunView]) -> tuple[dict[Path, list[Drawing]], list[str]]:
+    """For each run the tasks of its last ARC evaluation and, where no picture lies in it, a strip of its thinking; and
+    a note for each that could not be drawn. All strips together may cost what one call of visualize.py does.
+    """
+    pictures: dict[Path, list[Drawing]] = {}
+    lacking = [run for run in runs if has_steps(run.entry) and not pictures_of(run)]
+    strips, notes = lacking[:MOST_STRIPS], []
+    for run in runs:
+        try:
+            tasks = draw_last_tasks(run.path)
+            pictures[run.path] = [] if tasks is None else [tasks]
+            if run in strips:
+                pictures[run.path].append(draw_strip(run.path, work=CPU_WORK / len(strips)))
+        except UsageError as error:
+            notes.append(f"not drawn: {error}")
+    if len(lacking) > MOST_STRIPS:
+        notes.append(f"not drawn: {len(lacking) - MOST_STRIPS} runs beyond the first {MOST_STRIPS}")
+    return pictures, notes
+
+
+def has_steps(entry: str) -> bool:
+    """Whether runs of this script have steps that can be drawn."""
+    return any(one.entry == entry and one.function("loading", "load_puzzle_run") is not None for one in families())
+
+
+def draw_strip(run: Path, *, work: float) -> Drawing:
+    """One example of the run's test split over its ACT steps: that which took the model longest among those that `work`
+    floating-point operations allow to try. On the CPU, so that nothing in training is disturbed.
+
+    Raises: UsageError: no checkpoint, no data, or a model that is too large for `work`.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # which device was chosen is of no interest here
+        opened = open_puzzle_run(run, device="cpu")
+    among = int(min(CANDIDATES, work / opened.task.model.flops(1)["eval"]))
+    if among < 1:
+        raise UsageError(f"{run} takes too long to be drawn in passing: scripts/visualize.py draws it")
+    chosen = select_examples(opened, 1, among=among)
+    picture = draw_picture(chosen.trajectories, make_headline(opened, chosen))
+    return f"thinking step {opened.opened.checkpoint.step}", png_of(picture)
+
+
+def draw_last_tasks(run: Path) -> Drawing | None:
+    """The first tasks of the last record that an evaluation left in the run; None where there is none.
+
+    Raises: UsageError for a damaged record.
+    """
+    found = [(int(match[1]), file) for file in run.glob("evaluations/*.json") if (match := RECORD.fullmatch(file.name))]
+    if not found:
+        return None
+    _, file = max(found)
+    record = read_record(file)
+    shown = dataclasses.replace(record, tasks=record.tasks[:TASKS])
+    picture = draw_tasks(shown, f"{len(shown.tasks)} of {len(record.tasks)} tasks")
+    return file.stem.replace("_", " "), png_of(picture)
