@@ -12,6 +12,7 @@ from launcher.children import with_our_python
 from launcher.gpus import gpus_needed
 from launcher.jobs import Job
 from launcher.ledger import HOST, Ledger
+from launcher.ranks import Ranks
 
 STATUS_HINTS = {
     "!": "failed (--failed takes it)",
@@ -37,6 +38,8 @@ class Options:
     failed: bool = False
     take_over: frozenset[str] = frozenset()
     """hosts whose runners are gone for good"""
+    ranks: Ranks | None = None
+    """None: as many processes as the command says"""
 
     @property
     def marks(self) -> str:
@@ -46,6 +49,10 @@ class Options:
     def selects(self, job: Job) -> bool:
         """Whether --only names this job (or names none)."""
         return not self.only or bool(self.only & names_of(job))
+
+    def words_of(self, job: Job) -> tuple[str, ...]:
+        """The command as it is started."""
+        return job.argv if self.ranks is None else self.ranks.words(job.argv)
 
     def gpus_for(self, job: Job) -> int:
         """How many of --gpus the job takes."""
@@ -95,7 +102,7 @@ def describe(number: int, job: Job, options: Options) -> str:
     """One line of --dry-run."""
     gpus = f" gpus={options.gpus_for(job)}" if options.gpus is not None else ""
     prefix = "".join(f"{name}={shlex.quote(value)} " for name, value in job.env.items())
-    command = f"{prefix}{shlex.join(with_our_python(job.argv))}".encode("utf-8", "replace").decode()
+    command = f"{prefix}{shlex.join(with_our_python(options.words_of(job)))}".encode("utf-8", "replace").decode()
     return f"{number}. {job.id} (line {job.line_number}){gpus}: {command}"
 
 

@@ -55,7 +55,8 @@ class Runner:
                     self._check(claim)
         finally:
             restore(previous)
-        return 3 if self.stop is not None else 1 if self.ended["failed"] else 0
+        left = self.options.once and self.ended["todo"]  # its one job was interrupted, by another hand than ours
+        return 3 if self.stop is not None or left else 1 if self.ended["failed"] else 0
 
     def _require_logs(self) -> None:
         """Before any line is marked. Raises: UsageError where no log can be written."""
@@ -147,9 +148,8 @@ class Runner:
             stream.flush()
             record.log_offset = stream.tell()
             try:
-                claim.child = Child(
-                    job.argv, cwd=options.cwd, environment=environment, output=stream, keep_open=[claim.handle]
-                )
+                words, handles = options.words_of(job), [claim.handle]
+                claim.child = Child(words, cwd=options.cwd, environment=environment, output=stream, keep_open=handles)
             except (OSError, ValueError) as error:
                 message = f"{job.argv[0]}: {getattr(error, 'strerror', None) or error}"
                 stream.write(f"error: {message}\n".encode(errors="replace"))

@@ -1,6 +1,7 @@
-"""--launcher slurm: one Slurm job per line, each a run_jobs.py of its own on its node, through submitit.
+"""Slurm through submitit: `run_jobs.py --launcher slurm` (one Slurm job per line) and `launch.py --to slurm`.
 
-The state stays in the job file: a line is marked when its Slurm job starts, so submitting twice runs nothing twice.
+Each Slurm job is a runner of ours on its node. The state stays in the job file: a line is marked when its Slurm job
+starts, so submitting twice runs nothing twice.
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
 from launcher.gpus import gpus_needed
+from launcher.jobs import Job
 from launcher.ledger import Ledger
 from launcher.queue import Options
+
+REFUSALS = (AssertionError, RuntimeError, OSError, NameError, ValueError, TypeError, subprocess.CalledProcessError)
+"""What submitit raises where a parameter, sbatch or the machine is not what it should be."""
 
 
 @dataclass
 class NodeRunner:
-    """What Slurm executes: a local runner for one line; submitted again when Slurm takes the node away."""
+    """What Slurm executes on each node: a runner of ours; submitted again when Slurm takes the node away."""
 
     command: list[str]
     cwd: str
@@ -32,7 +37,10 @@ class NodeRunner:
     def __call__(self) -> int:
         self._process = subprocess.Popen(self.command, cwd=self.cwd)
         _await_end(self._process.pid)
-        return self._process.wait()
+        code = self._process.wait()
+        if code and os.environ.get("SLURM_PROCID", "0") == "0":  # the other nodes' tasks end with 0
+            sys.exit(code)
+        return code
 
     def checkpoint(self) -> Any:
         """Called by submitit on preemption or before the time limit: the run saves itself, the line is queued again."""
@@ -68,34 +76,76 @@ def runner_commands(script: Path, ledger: Ledger, options: Options) -> list[tupl
 
 
 def submit(
-    commands: Sequence[tuple[str, int, list[str]]], *, folder: Path, cwd: Path, parameters: Mapping[str, Any]
+    commands: Sequence[tuple[str, int, list[str]]],
+    *,
+    folder: Path,
+    cwd: Path,
+    parameters: Mapping[str, Any],
+    requeues: int | None = None,
 ) -> list[str]:
     """Queue (job id, GPUs, runner command) each as a Slurm job; returns Slurm's job ids.
 
     `parameters` go to submitit's `update_parameters` (timeout_min, slurm_partition, ...); gpus_per_node is the
-    job's own unless given. Raises: UsageError without submitit, or when Slurm refuses.
+    job's own unless given. `requeues`: how often a job that reaches its time limit is queued again; None: submitit's 3.
+    Raises: UsageError without submitit, or when Slurm refuses.
     """
     if not commands:
         return []
-    try:
-        import submitit
-    except ImportError:
-        raise UsageError("--launcher slurm needs submitit: pip install -e '.[slurm]'") from None
+    submitit = _submitit()
     with contextlib.suppress(ImportError):  # comes with submitit; a node need not be able to import launcher/
         import cloudpickle
 
         cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
+    limit = {} if requeues is None else {"slurm_max_num_timeout": requeues}
+    with _one_line():
+        executor = submitit.AutoExecutor(folder=folder, cluster="slurm", **limit)
         ids = []
         for name, gpus, command in commands:
             own = {"gpus_per_node": gpus} if gpus else {}
             executor.update_parameters(**{"name": name, **own, **parameters})
             ids.append(str(executor.submit(NodeRunner(command, str(cwd))).job_id))
-    except (RuntimeError, OSError, NameError, ValueError, TypeError, subprocess.CalledProcessError) as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"--launcher slurm: {text}") from None
     return ids
+
+
+def batch_text(name: str, gpus: int, *, folder: Path, parameters: Mapping[str, Any]) -> str:
+    """The batch file of `submit`, to the letter; nothing is submitted or written, and no Slurm need be here."""
+    submitit = _submitit()
+
+    class Shown(submitit.SlurmExecutor):  # type: ignore[misc, name-defined]
+        @classmethod
+        def affinity(cls) -> int:
+            return 1  # the real one asks for srun
+
+    given = {"name": name, **({"gpus_per_node": gpus} if gpus else {}), **parameters}
+    with _one_line():
+        executor = Shown(folder=folder)
+        general = {key: value for key, value in given.items() if not key.startswith("slurm_")}
+        own = {key.removeprefix("slurm_"): value for key, value in given.items() if key.startswith("slurm_")}
+        executor.update_parameters(**{**executor._convert_parameters(general), **own})
+        return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+
+def _submitit() -> Any:
+    try:
+        import submitit
+    except ImportError:
+        raise UsageError("Slurm needs submitit: pip install -e '.[slurm]'") from None
+    return submitit
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """What submitit or sbatch refuse, as a UsageError."""
+    try:
+        yield
+    except REFUSALS as error:
+        raise UsageError(f"Slurm: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+
+
+def earlier_hosts(job: Job, environment: Mapping[str, str]) -> frozenset[str]:
+    """Whose mark the job may still carry: in a Slurm job that was queued again, that of the node it had before."""
+    again = environment.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+    return frozenset([job.owner[1]]) if again and job.owner and job.owner[1] else frozenset()
 
 
 def parameter(text: str) -> tuple[str, Any]:

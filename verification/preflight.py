@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from verification.rule import run_rules, settled
 from verification.signature import compare_signatures, make_signature
 from verification.subject import Subject
 
-__all__ = ["check_launch", "compare_signatures", "preflight", "review"]
+__all__ = ["check_launch", "compare_signatures", "heed", "preflight", "review"]
 SETTLED = ("JOB020", "JOB030")
 """Hydra has composed and the strict schema has accepted; a config of --config-dir need not lie in config/."""
 
@@ -95,19 +96,25 @@ def preflight(config: Any, entry: str, root: Path) -> dict[str, Any]:
     if level == "off":
         return {}
     _, report = review(config, entry, root)
+    heed(report, level, f"python scripts/verify_path.py -- python {entry}.py ...", print_rank0)
+    return report.signature
+
+
+def heed(report: Report, level: str, again: str, say: Callable[[str], None]) -> None:
+    """What a report means for a launch with `verify=level`: warnings are said, one line each; strict stops at a FAIL.
+
+    `again`: the command that shows all of it. Raises: UsageError with code, message and fix of the first FAIL.
+    """
+    if level == "off":
+        return
     for finding in report.of("WARN"):
-        print_rank0(f"warning: {line_of(finding)}")
+        say(f"warning: {line_of(finding)}")
     failures = report.of("FAIL")
     if failures and level == "strict":
-        more = (
-            f" (and {len(failures) - 1} more: python scripts/verify_path.py -- python {entry}.py ...)"
-            if len(failures) > 1
-            else ""
-        )
+        more = f" (and {len(failures) - 1} more: {again})" if len(failures) > 1 else ""
         raise UsageError(f"{line_of(failures[0])}{more}; verify=warn runs it all the same")
     for finding in failures:
-        print_rank0(f"warning: {line_of(finding)}")
-    return report.signature
+        say(f"warning: {line_of(finding)}")
 
 
 def line_of(finding: Finding) -> str:

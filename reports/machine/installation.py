@@ -23,6 +23,7 @@ EXTRAS = {
     "sweep": "several jobs of a sweep at once (-m hydra/launcher=joblib), and slurm",
     "optuna": "sweeps that search (-m hydra/sweeper=optuna)",
     "slurm": "jobs and sweeps on a Slurm cluster",
+    "cloud": "SkyPilot, which takes the task files of launch.py to clouds",
     "flash": "attention=flash on CUDA",
     "hub": "from_pretrained of a name on the Hugging Face hub",
     "onnx": "models as ONNX files (scripts/export.py --format onnx)",

@@ -132,6 +132,8 @@ def check(words: list[str]) -> None:
         assert (ROOT / words[0]).is_file(), f"there is no {words[0]}"
         module_name = words[0].removesuffix(".py").replace("/", ".")
         _parse(importlib.import_module(module_name).parse, words[1:])
+        if words[0] == "scripts/launch.py" and "--" in words:
+            check(words[words.index("--") + 1 :])
 
 
 def _parse(parser: Callable[..., object], argv: list[str]) -> None:

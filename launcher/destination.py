@@ -1,0 +1,237 @@
+"""Where a job is launched: the options of launch.py for each destination, and what a node there has to run."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UsageError
+from engine.io import did_you_mean, user_path
+from engine.registry import ROOT
+from launcher.command import parse
+from launcher.gpus import gpus_needed
+from launcher.jobs import Job, command_job, find
+from launcher.ledger import Ledger
+from launcher.queue import names_of
+from launcher.ranks import Ranks, ranks_of
+
+DESTINATIONS = ("local", "torchrun", "slurm", "skypilot")
+ONLY_FOR = {
+    **dict.fromkeys(("ranks", "nodes"), DESTINATIONS[1:]),
+    **dict.fromkeys(("node_rank", "head"), ("torchrun",)),
+    **dict.fromkeys(("gpus", "cpus", "mem", "name"), ("slurm", "skypilot")),
+    **dict.fromkeys(("partition", "time", "account", "qos", "grace", "requeues", "slurm"), ("slurm",)),
+    **dict.fromkeys(("accelerator", "spot", "infra", "checkpoints", "prepare", "restarts", "out"), ("skypilot",)),
+}
+"""Options that not every destination has."""
+GRACE_S = 90
+"""Slurm's warning before its limit: the time in which a run finishes its step and saves."""
+LAUNCH = ROOT / "scripts" / "launch.py"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be launched, and with how many processes."""
+
+    job: Job
+    ledger: Ledger | None
+    """the job file that the job stands in; None for a command of its own"""
+    cwd: Path
+    logs: Path
+    per_node: str
+    """processes on each node: a number, or torchrun's `gpu`, `cpu`, `auto`"""
+    nodes: int = 1
+    node: int | None = None
+    """which of the nodes this is, for torchrun"""
+    head: str = "HOST"
+    name: str = ""
+    gpus: int = 0
+    """on each node"""
+    cpus: int | None = None
+    """for each node"""
+    mem_gb: float | None = None
+    """of each node"""
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """what only this destination has, by the option's name"""
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes as seen from this node."""
+        return Ranks(self.per_node, self.nodes, self.node or 0, self.head)
+
+    @property
+    def distributed(self) -> bool:
+        """Whether there is more than one process."""
+        return self.nodes > 1 or self.per_node != "1"
+
+    def words(self, destination: str) -> tuple[str, ...]:
+        """The command with its ranks, as it will run. Raises: UsageError where they cannot be given to it."""
+        plain = destination == "local" or (destination != "torchrun" and not self.distributed)
+        return self.job.argv if plain else self.ranks.words(self.job.argv)
+
+    def script(self, words: Sequence[str]) -> dict[str, str] | None:
+        """The word that names a script of the repository, with its whole path; None where the command has none.
+
+        Raises: UsageError where the script is not there.
+        """
+        script = parse(tuple(words)).script
+        if script is None:
+            return None
+        file = self.cwd / user_path(script)
+        if not file.is_file():
+            raise UsageError(f"there is no {script} in {self.cwd}: --cwd DIR says where the command runs")
+        ours = file.parent.resolve().is_relative_to(ROOT.resolve())
+        return {word: str(file) for word in words if word.removeprefix("./") == script} if ours else None
+
+    def node_line(self, python: str, launch: str, variables: Mapping[str, str], *, by_file: bool) -> str:
+        """What each node runs, for a shell: launch.py again, which starts torchrun there and knows how the run ended.
+
+        `variables`: what the shell knows of the nodes, by option (node_rank, head, ...). `by_file`: the job is named by
+        its file, whose marks are kept, and not by its command.
+        """
+        placed = {"nodes": str(self.nodes), "ranks": self.per_node} if self.distributed else {}
+        if self.nodes > 1:
+            placed |= variables
+        elif "ranks" in variables and self.distributed:
+            placed["ranks"] = variables["ranks"]
+        flags = [f"--{key.replace('_', '-')} {value}" for key, value in placed.items()]
+        if by_file and self.ledger is not None:
+            where = {"cwd": str(self.cwd), "logs": str(self.logs)}
+            flags += [f"--{key} {shlex.quote(value)}" for key, value in where.items()]
+            job = shlex.quote(f"{self.ledger.path}:{self.job.key}")
+        else:
+            job = shlex.join(["--", *(f"{name}={value}" for name, value in self.job.env.items()), *self.job.argv])
+        to = "torchrun" if self.distributed else "local"
+        return " ".join([python, launch, f"--to {to} --no-verify", *flags, job])
+
+
+def order_of(args: argparse.Namespace) -> Order:
+    """What the arguments of launch.py ask for. Raises: UsageError."""
+    for option, places in ONLY_FOR.items():
+        if args.to not in places and getattr(args, option) not in (None, [], False):
+            raise UsageError(f"--{option.replace('_', '-')} is for --to {' or '.join(places)}, not for {args.to}")
+    cwd = args.cwd.absolute()
+    if not cwd.is_dir():
+        raise UsageError(f"--cwd={args.cwd}: there is no such folder")
+    if args.to == "skypilot" and cwd != ROOT:
+        raise UsageError(f"--to skypilot copies the folder in which the command runs: start it in {ROOT}")
+    job, ledger = job_of(args.job, args.command)
+    nodes = args.nodes or 1
+    if args.to == "torchrun" and nodes > 1 and (args.node_rank is None or args.head is None):
+        raise UsageError(f"--nodes {nodes}: give --node-rank (0 to {nodes - 1}) and --head, the HOST:PORT of node 0")
+    if args.node_rank is not None and args.node_rank >= nodes:
+        raise UsageError(f"--node-rank {args.node_rank}: expected 0 to {nodes - 1} (--nodes {nodes})")
+    asked = None if args.ranks is None else str(args.ranks)
+    per_node = asked or ranks_of(job.argv)
+    if args.to in ("slurm", "skypilot") and not per_node.isdigit():
+        raise UsageError(f"how many processes on each node? The command says {per_node}: give --ranks N")
+    order = Order(
+        job=job,
+        ledger=ledger,
+        cwd=cwd,
+        logs=args.logs.absolute() if args.logs else cwd / "logs" / (ledger.path.stem if ledger else "launch"),
+        per_node=per_node,
+        nodes=nodes,
+        node=args.node_rank,
+        head=args.head or "HOST",
+        name=args.name or (job.id if ledger or job.run_name else "launch"),
+        cpus=args.cpus,
+        mem_gb=args.mem,
+        own={option: getattr(args, option) for option in ONLY_FOR},
+    )
+    gpus = gpus_needed(order.words(args.to), 1, ROOT) if args.gpus is None else args.gpus
+    return Order(**{**vars(order), "gpus": gpus})
+
+
+def job_of(text: str | None, command: list[str]) -> tuple[Job, Ledger | None]:
+    """The job FILE:NAME and its file, or the command behind `--`. Raises: UsageError."""
+    if bool(text) == bool(command):
+        raise UsageError("name one job, as FILE:NAME, or give a command after --")
+    if not text:
+        job, ledger = command_job(command), None
+    else:
+        file, _, name = text.rpartition(":")
+        ledger = Ledger(find(file or text, (".", ROOT)))
+        jobs = ledger.read().jobs
+        known = [one.id for one in jobs]
+        if not file:
+            raise UsageError(f"which job? {text}:NAME, with one of {', '.join(known)}")
+        found = [one for one in jobs if name in names_of(one)]
+        if not found:
+            raise UsageError(f"{ledger.path.name} has no job {name}: {did_you_mean(name, known)}")
+        job = found[0]
+    if job.error:
+        raise UsageError(job.error)
+    return job, ledger
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def minutes(text: str) -> int:
+    """An argparse type: Slurm's time limit as whole minutes, rounded up. `12:30` is refused: Slurm means minutes."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d\d)(?::(\d\d))?)?", text)
+    if match is None or (match[1] is None and match[3] is not None and match[4] is None):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected minutes, HH:MM:SS or D-HH:MM:SS, e.g. 12:00:00")
+    days, first, second, third = (int(part or 0) for part in match.groups())
+    if match[1] is None and match[3] is None:
+        total = first
+    else:
+        total = (days * 24 + first) * 60 + second + (third > 0)
+    if total < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected at least one minute")
+    return total
+
+
+def gigabytes(text: str) -> float:
+    """An argparse type: memory with its unit, `64G`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([MGT])B?", text, re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected memory with its unit, e.g. 64G")
+    return float(match[1]) * {"M": 1 / 1024, "G": 1, "T": 1024}[match[2].upper()]
+
+
+# --- Slurm ------------------------------------------------------------------------------------------------------------
+
+
+def slurm_parameters(order: Order) -> dict[str, Any]:
+    """What submitit is told of the job; `--slurm key=value` wins. Raises: UsageError without a time limit."""
+    own = order.own
+    if own["time"] is None and not {"timeout_min", "slurm_time"} & set(dict(own["slurm"])):
+        raise UsageError("how long may the job run? Give --time HH:MM:SS; at its end the run saves and is queued again")
+    line = slurm_node_line(order)
+    setup = [f"# on each of {order.nodes} node(s): {line}"]
+    grace = own["grace"] or GRACE_S
+    if order.distributed:
+        setup.append(f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={grace}  # torchrun's own patience is 30 s")
+    if order.nodes > 1:  # srun hands these on to every node
+        setup += [
+            'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+            "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))",
+        ]
+    asked = {
+        "nodes": order.nodes,
+        "tasks_per_node": 1,
+        "cpus_per_task": order.cpus,
+        "mem_gb": order.mem_gb,
+        "timeout_min": own["time"],
+        "slurm_partition": own["partition"],
+        "slurm_account": own["account"],
+        "slurm_qos": own["qos"],
+        "slurm_signal_delay_s": grace,
+        "slurm_setup": setup,
+        "stderr_to_stdout": True,
+    }
+    return {key: value for key, value in asked.items() if value is not None} | dict(own["slurm"])
+
+
+def slurm_node_line(order: Order) -> str:
+    """What each node of a Slurm job runs, for a shell."""
+    known = {"node_rank": '"$SLURM_NODEID"', "head": '"$MASTER_ADDR:$MASTER_PORT"'}
+    return order.node_line(shlex.quote(sys.executable), shlex.quote(str(LAUNCH)), known, by_file=True)

@@ -1,0 +1,41 @@
+"""One command, started here and watched to its end, with the exit code of the run and not of torchrun."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from engine.errors import UsageError
+from engine.run.parent import REPORT
+from engine.signals import install, restore
+from launcher.children import Child
+from launcher.outcome import Outcome, judge, reported_run_dir
+from launcher.runner import POLL_S
+
+
+def run_once(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> Outcome:
+    """Run `argv` with the variables `env` added, and pass on the first signal that asks it to stop.
+
+    Only the first: torchrun that is asked twice no longer waits for the checkpoint of its ranks. Slurm signals every
+    process of a step, and submitit then asks once more. Raises: UsageError for what cannot be started.
+    """
+    received: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="loopforge-launch-") as folder:
+        report, started = Path(folder) / "run", time.time()
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", REPORT: str(report), **env}
+        before = install(lambda number, _: received.append(number))
+        try:
+            child, asked = Child(argv, cwd=cwd, environment=environment), False
+            while (returned := child.poll()) is None:
+                if received and not asked:
+                    child.send_signal(received[0])
+                    asked = True
+                time.sleep(POLL_S)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{argv[0]}: {getattr(error, 'strerror', None) or error}") from None
+        finally:
+            restore(before)
+        return judge(returned, reported_run_dir(report), started=started, stopping=bool(received))

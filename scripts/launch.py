@@ -1,0 +1,178 @@
+"""Launch one job anywhere: here, on several processes or machines, on a Slurm cluster, on a cloud.
+
+    python scripts/launch.py --to local trm:sudoku_4x4                  # a job of jobs/jobs-trm.txt, as run_jobs.py
+    python scripts/launch.py --to torchrun --ranks 2 -- python pretrain.py --config-name=cfg_pretrain_sudoku_4x4
+    python scripts/launch.py --to slurm --nodes 2 --ranks 8 --partition gpu --time 12:00:00 trm:sudoku_extreme_mlp
+    python scripts/launch.py --to skypilot --ranks 8 --accelerator H100 --spot trm:sudoku_extreme_mlp
+    python scripts/launch.py --to slurm --dry-run trm:sudoku_4x4        # exactly what would be submitted
+
+The command is reviewed first, by the rules of a launch (verify_path.py), and refused where one fails.
+Exit code: 0 done or submitted, 1 failed, 2 unusable, 3 stopped and saved: the same command resumes. docs/launching.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.cli.console import begin, execute
+
+if __name__ == "__main__":
+    begin(run=True)
+
+from dataset.arguments import positive, script_parser, whole
+from engine.errors import UsageError
+from engine.io import atomic_write_text, print_rank0
+from engine.registry import ROOT
+from launcher import skypilot
+from launcher.children import with_our_python
+from launcher.destination import DESTINATIONS, Order, gigabytes, minutes, order_of, slurm_node_line, slurm_parameters
+from launcher.once import run_once
+from launcher.queue import Options, nothing_to_do, waiting
+from launcher.runner import run_jobs
+from launcher.slurm import batch_text, earlier_hosts, parameter, submit
+from verification.preflight import heed
+from verification.static import verify_command
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a bad one exits 2. `command` is what stands behind `--`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    words, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    parser = script_parser(__file__, __doc__)
+    add = parser.add_argument
+    add("job", nargs="?", metavar="FILE:NAME", help="a job of a job file (jobs-trm.txt, trm), by id or L<line>")
+    add("--to", choices=DESTINATIONS, required=True, help="where")
+    add("--dry-run", action="store_true", help="print exactly what would be started or submitted, and exit")
+    add("--no-verify", action="store_true", help="do not review the command first (its run does it in any case)")
+    add("--cwd", type=Path, default=Path(), metavar="DIR", help="where the command runs (default: here)")
+    add("--logs", type=Path, metavar="DIR", help="where output goes; default: logs/<job file>")
+    add = parser.add_argument_group("processes (torchrun, slurm, skypilot)").add_argument
+    add("--ranks", metavar="N", type=positive, help="processes on each node; default: as the command says, else 1")
+    add("--nodes", metavar="N", type=positive, help="machines (default 1)")
+    add("--node-rank", metavar="N", type=whole, help="torchrun: which of the machines this is, from 0")
+    add("--head", metavar="HOST:PORT", help="torchrun: machine 0, as the others reach it (default port 29400)")
+    add = parser.add_argument_group("machines (slurm, skypilot)").add_argument
+    add("--gpus", metavar="N", type=whole, help="GPUs of each node; default: one a process, none with device=cpu")
+    add("--cpus", metavar="N", type=positive, help="CPU cores of each node")
+    add("--mem", metavar="64G", type=gigabytes, help="memory of each node")
+    add("--name", help="the name in the queue; default: the job's id")
+    add = parser.add_argument_group("slurm").add_argument
+    add("--partition", help="the partition")
+    add("--time", type=minutes, metavar="HH:MM:SS", help="the limit, also as minutes or D-HH:MM:SS")
+    add("--account", help="the account that pays")
+    add("--qos", help="the quality of service")
+    add("--grace", type=positive, metavar="S", help="seconds before the limit at which the run saves (default 90)")
+    add("--requeues", type=whole, metavar="N", help="how often it is queued again at its limit (default 100)")
+    add("--slurm", type=parameter, action="append", default=[], metavar="KEY=VALUE", help="any parameter of submitit")
+    add = parser.add_argument_group("skypilot").add_argument
+    add("--accelerator", metavar="NAME", help="the kind of GPU: H100, A100-80GB, L4")
+    add("--spot", action="store_true", help="machines that may be taken away at any time")
+    add("--infra", metavar="CLOUD", help="cloud[/region[/zone]]; default: the cheapest that has it")
+    add("--checkpoints", metavar="URI", help="a bucket (s3://..., gs://...) for checkpoints/, which outlives machines")
+    add("--prepare", action="append", default=[], metavar="COMMAND", help="a shell line before the first start: data")
+    add("--restarts", type=whole, metavar="N", help="how often a failed run is started again (default 0)")
+    add("--out", type=Path, metavar="FILE", help="the task's file (default: NAME.sky.yaml)")
+    args = parser.parse_args(words)
+    args.command = command
+    return args
+
+
+def review(order: Order, to: str) -> None:
+    """The rules of a launch, on the command with its ranks. Raises: UsageError where one fails."""
+    job, words = order.job, order.words(to)
+    script = order.script(words)
+    if script is None:
+        print(f"note: nothing to review: {shlex.join(words)[:80]} launches nothing of ours", file=sys.stderr)
+        return
+    where = str(order.ledger.path) if order.ledger else ""
+    intent = job.intent if order.ledger else None
+    request = {"job": job.id, "intent": intent, "where": where, "line": job.line_number, "kind": "job"}
+    report = verify_command([script.get(word, word) for word in words], root=ROOT, probes=False, **request)
+    level = (report.subject.resolved or {}).get("verify", "strict")
+    again = f"python scripts/verify_path.py -- {shlex.join(words)}"
+    heed(report, str(level), again, lambda line: print(line, file=sys.stderr))
+
+
+def start_here(order: Order, to: str, dry: bool) -> int:
+    """local and torchrun: run it and wait; a job of a file through its runner, which keeps the marks."""
+    words, job = order.words(to), order.job
+    if dry:
+        variables = [f"{name}={shlex.quote(value)}" for name, value in job.env.items()]
+        print_rank0(" ".join([f"cd {shlex.quote(str(order.cwd))} &&", *variables, shlex.join(with_our_python(words))]))
+        return 0
+    if order.ledger is None or order.node:  # of several nodes the first keeps the marks
+        outcome = run_once(words, cwd=order.cwd, env=job.env)
+        if outcome.state != "done" and outcome.message:
+            print_rank0(f"{outcome.state} (exit code {outcome.exit_code}): {outcome.message}")
+        return outcome.exit_code
+    ranks = order.ranks if to == "torchrun" else None
+    hosts = earlier_hosts(job, os.environ)
+    only = frozenset([job.key])
+    options = Options(order.cwd, order.logs, only=only, once=True, failed=True, take_over=hosts, ranks=ranks)
+    return run_jobs(order.ledger, options)
+
+
+def to_slurm(order: Order, dry: bool) -> int:
+    """One Slurm job, which runs this script on each of its nodes."""
+    folder, parameters = order.logs / "slurm", slurm_parameters(order)
+    if dry:
+        print_rank0(batch_text(order.name, order.gpus, folder=folder, parameters=parameters).rstrip("\n"))
+        return 0
+    options = Options(order.cwd, order.logs, only=frozenset([order.job.key]), failed=True)
+    if order.ledger and not waiting(order.ledger, options):
+        raise UsageError(nothing_to_do(order.ledger, options))
+    line = ["bash", "-c", f"exec {slurm_node_line(order)}"]
+    requeues = 100 if order.own["requeues"] is None else order.own["requeues"]
+    queued = [(order.name, order.gpus, line)]
+    (number,) = submit(queued, folder=folder, cwd=order.cwd, parameters=parameters, requeues=requeues)
+    print_rank0(f"{order.name}: queued as Slurm job {number}, output in {folder}/{number}_0_log.out")
+    return 0
+
+
+def to_skypilot(order: Order, dry: bool) -> int:
+    """The file of a SkyPilot task."""
+    description = skypilot.task(order)
+    note = skypilot.check(description)
+    text = skypilot.as_yaml(description)
+    if dry:
+        print_rank0(text.rstrip("\n"))
+        return 0
+    out = order.own["out"] or order.cwd / f"{order.name}.sky.yaml"
+    atomic_write_text(out, text)
+    print_rank0(f"wrote {out}{f' ({note})' if note else ''}")
+    if not order.own["checkpoints"]:
+        print_rank0("its checkpoints go with the machine: --checkpoints s3://BUCKET keeps them, and a restart resumes")
+    print_rank0(f"submit it: sky jobs launch {shlex.quote(str(out))}")
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked. Raises: UsageError."""
+    order = order_of(args)
+    if not args.no_verify:
+        review(order, args.to)
+    if args.to == "slurm":
+        return to_slurm(order, args.dry_run)
+    if args.to == "skypilot":
+        return to_skypilot(order, args.dry_run)
+    return start_here(order, args.to, args.dry_run)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code; errors are one line."""
+    try:
+        return run(parse(argv))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    execute(main)
