@@ -13,8 +13,6 @@ Exit code: 0 done or submitted, 1 failed, 2 unusable, 3 stopped and saved: the s
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,17 +26,10 @@ if __name__ == "__main__":
 
 from dataset.arguments import positive, script_parser, whole
 from engine.errors import UsageError
-from engine.io import atomic_write_text, print_rank0
-from engine.registry import ROOT
-from launcher import skypilot
-from launcher.children import with_our_python
-from launcher.destination import DESTINATIONS, Order, gigabytes, minutes, order_of, slurm_node_line, slurm_parameters
-from launcher.once import run_once
-from launcher.queue import Options, nothing_to_do, waiting
-from launcher.runner import run_jobs
-from launcher.slurm import batch_text, earlier_hosts, parameter, submit
-from verification.preflight import heed
-from verification.static import verify_command
+from launcher.destination import DESTINATIONS, gigabytes, minutes, order_of
+from launcher.launching import launch
+from launcher.slurm import parameter
+from verification.submission import review
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -84,85 +75,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def review(order: Order, to: str) -> None:
-    """The rules of a launch, on the command with its ranks. Raises: UsageError where one fails."""
-    job, words = order.job, order.words(to)
-    script = order.script(words)
-    if script is None:
-        print(f"note: nothing to review: {shlex.join(words)[:80]} launches nothing of ours", file=sys.stderr)
-        return
-    where = str(order.ledger.path) if order.ledger else ""
-    intent = job.intent if order.ledger else None
-    request = {"job": job.id, "intent": intent, "where": where, "line": job.line_number, "kind": "job"}
-    report = verify_command([script.get(word, word) for word in words], root=ROOT, probes=False, **request)
-    level = (report.subject.resolved or {}).get("verify", "strict")
-    again = f"python scripts/verify_path.py -- {shlex.join(words)}"
-    heed(report, str(level), again, lambda line: print(line, file=sys.stderr))
-
-
-def start_here(order: Order, to: str, dry: bool) -> int:
-    """local and torchrun: run it and wait; a job of a file through its runner, which keeps the marks."""
-    words, job = order.words(to), order.job
-    if dry:
-        variables = [f"{name}={shlex.quote(value)}" for name, value in job.env.items()]
-        print_rank0(" ".join([f"cd {shlex.quote(str(order.cwd))} &&", *variables, shlex.join(with_our_python(words))]))
-        return 0
-    if order.ledger is None or order.node:  # of several nodes the first keeps the marks
-        outcome = run_once(words, cwd=order.cwd, env=job.env)
-        if outcome.state != "done" and outcome.message:
-            print_rank0(f"{outcome.state} (exit code {outcome.exit_code}): {outcome.message}")
-        return outcome.exit_code
-    ranks = order.ranks if to == "torchrun" else None
-    hosts = earlier_hosts(job, os.environ)
-    only = frozenset([job.key])
-    options = Options(order.cwd, order.logs, only=only, once=True, failed=True, take_over=hosts, ranks=ranks)
-    return run_jobs(order.ledger, options)
-
-
-def to_slurm(order: Order, dry: bool) -> int:
-    """One Slurm job, which runs this script on each of its nodes."""
-    folder, parameters = order.logs / "slurm", slurm_parameters(order)
-    if dry:
-        print_rank0(batch_text(order.name, order.gpus, folder=folder, parameters=parameters).rstrip("\n"))
-        return 0
-    options = Options(order.cwd, order.logs, only=frozenset([order.job.key]), failed=True)
-    if order.ledger and not waiting(order.ledger, options):
-        raise UsageError(nothing_to_do(order.ledger, options))
-    line = ["bash", "-c", f"exec {slurm_node_line(order)}"]
-    requeues = 100 if order.own["requeues"] is None else order.own["requeues"]
-    queued = [(order.name, order.gpus, line)]
-    (number,) = submit(queued, folder=folder, cwd=order.cwd, parameters=parameters, requeues=requeues)
-    print_rank0(f"{order.name}: queued as Slurm job {number}, output in {folder}/{number}_0_log.out")
-    return 0
-
-
-def to_skypilot(order: Order, dry: bool) -> int:
-    """The file of a SkyPilot task."""
-    description = skypilot.task(order)
-    note = skypilot.check(description)
-    text = skypilot.as_yaml(description)
-    if dry:
-        print_rank0(text.rstrip("\n"))
-        return 0
-    out = order.own["out"] or order.cwd / f"{order.name}.sky.yaml"
-    atomic_write_text(out, text)
-    print_rank0(f"wrote {out}{f' ({note})' if note else ''}")
-    if not order.own["checkpoints"]:
-        print_rank0("its checkpoints go with the machine: --checkpoints s3://BUCKET keeps them, and a restart resumes")
-    print_rank0(f"submit it: sky jobs launch {shlex.quote(str(out))}")
-    return 0
-
-
 def run(args: argparse.Namespace) -> int:
     """Do what was asked. Raises: UsageError."""
     order = order_of(args)
     if not args.no_verify:
-        review(order, args.to)
-    if args.to == "slurm":
-        return to_slurm(order, args.dry_run)
-    if args.to == "skypilot":
-        return to_skypilot(order, args.dry_run)
-    return start_here(order, args.to, args.dry_run)
+        review(order, args.to, lambda line: print(line, file=sys.stderr))
+    return launch(order, args.to, dry=args.dry_run)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

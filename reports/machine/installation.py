@@ -26,8 +26,8 @@ EXTRAS = {
     "cloud": "SkyPilot, which takes the task files of launch.py to clouds",
     "flash": "attention=flash on CUDA",
     "hub": "from_pretrained of a name on the Hugging Face hub",
-    "onnx": "models as ONNX files (scripts/export.py --format onnx)",
     "optim": "the optimizers of the pytorch-optimizer library",
+    "onnx": "models as ONNX files (scripts/export.py --format onnx)",
     "dev": "tests, linter and type checker",
     "all": "everything that installs without a compiler",
 }

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from engine.errors import UsageError
 from launcher.destination import gigabytes, minutes
 from launcher.once import run_once
 from launcher.ranks import Ranks
@@ -83,7 +84,7 @@ def test_skypilots_own_schema_accepts_the_task(case: str) -> None:
     task = yaml.safe_load((GOLDEN / f"{case}.txt").read_text())
     assert check(task) == ""
     task["resources"]["job_recovery"]["recover_on_exit_codes"] = ["three"]
-    with pytest.raises(launch.UsageError, match="SkyPilot refuses the task"):
+    with pytest.raises(UsageError, match="SkyPilot refuses the task"):
         check(task)
 
 
@@ -202,7 +203,7 @@ def test_a_command_is_run_here_with_the_exit_code_of_its_run(place: Path) -> Non
     stopped = run_forked(command_code, command, "asks.py", "c", "torchrun", "sleep=60")
     assert stopped.code == 3
     assert count(place, "c signalled") == 1
-    with pytest.raises(launch.UsageError, match="nowhere"):
+    with pytest.raises(UsageError, match="nowhere"):
         run_once(["nowhere"], cwd=place, env={})
     assert events(place)
 
