@@ -16,7 +16,7 @@ from pathlib import Path
 from engine.errors import UsageError
 from engine.io import atomic_write_text, fsync_directory, is_leftover, remove_leftovers
 
-OWN_FOLDERS = ("checkpoints", "tensorboard", "wandb", "profile", "samples")
+OWN_FOLDERS = ("checkpoints", "tensorboard", "wandb", "profile", "samples", "evaluations")
 OWN_FILES = (
     "identity.json",
     "config.yaml",

@@ -151,12 +151,13 @@ def test_what_a_killed_start_left_locks_nobody_out(tmp_path: Path, name: str) ->
     assert (tmp_path / "other" / name).exists()
 
 
-def test_leftovers_in_the_runs_own_folders_go(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["samples", "evaluations"])  # where tasks report to
+def test_leftovers_in_the_runs_own_folders_go(tmp_path: Path, name: str) -> None:
     path = lived(tmp_path / "run", 5)
-    (path / "samples").mkdir()
-    (path / "samples/.step_5.txt.tmp-3-3").touch()
+    (path / name).mkdir()
+    (path / name / ".step_5.txt.tmp-3-3").touch()
     opened(path)
-    assert list((path / "samples").iterdir()) == []
+    assert list((path / name).iterdir()) == []
 
 
 @pytest.mark.parametrize("died_at", ["rename", "best", "latest"])
