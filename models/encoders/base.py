@@ -25,9 +25,9 @@ class EncoderOutput:
     context: Tensor
     """[B, T, D] in the compute dtype."""
     kl: Tensor | None = None
-    """[B] KL divergence of the posterior from N(0, I), summed over Z; of variational encoders."""
+    """[B] KL divergence from N(0, I), summed over Z, the mean of a row's posteriors; of variational encoders."""
     mu: Tensor | None = None
-    """[B, Z], or [B, K, Z] where each demonstration has a posterior of its own."""
+    """[B, N, Z]: a posterior for each demonstration, or for each token that the aggregation made."""
     logvar: Tensor | None = None
     """As `mu`."""
     latent: Tensor | None = None

@@ -1,8 +1,14 @@
 """Encoders with a latent z that the context is decoded from: what is sampled in training and searched in at test time.
 
-`bottleneck`: one posterior after the aggregation. `per_demonstration`: one for each demonstration, and z the mean of
-their samples, as in Latent Program Networks (arXiv 2411.08706). The mean of n samples of N(μ_i, σ_i²) is a sample of
+A latent is the mean of n samples, each of a posterior of its own: of a demonstration, as in Latent Program Networks
+(arXiv 2411.08706), or of a token that the aggregation made. The mean of samples of N(μ_i, σ_i²) is one of
 N(mean μ_i, Σσ_i²/n²), so one draw for each row serves.
+
+What tells one task from another is about 1 % of the variance of a fresh encoder's vectors, and σ begins at 1. Two things
+let that grow out of the noise; without them tasks that are much alike stay one (docs/results/etrm-encoders.md): the mean
+of n samples has less noise than one, and the mean of the demonstrations is added to what the aggregation makes of them.
+
+Shapes: B rows, K demonstrations, N posteriors of a row (K, T or 1), T context tokens, D width, Z latent numbers.
 """
 
 from __future__ import annotations
@@ -17,9 +23,12 @@ from models.encoders.base import DemoEncoder, EncoderOutput
 from models.encoders.latent import Posterior, kl_divergence, sample
 from models.layers import CastedLinear
 
+AGGREGATED = 0.1
+"""Share of what a fresh aggregation makes of the demonstrations; their mean has 1."""
+
 
 class VariationalEncoder(DemoEncoder):
-    """As DemoEncoder, with `context_of(latent)`; the KL of a row is that of its posterior, or the mean of several."""
+    """As DemoEncoder, with `context_of(latent)`; the KL of a row is the mean of those of its posteriors."""
 
     VARIATIONAL: ClassVar = True
     PER_DEMONSTRATION: ClassVar[bool] = False
@@ -28,9 +37,17 @@ class VariationalEncoder(DemoEncoder):
     def __init__(self, config: Any, shape: Any, *, dtype: torch.dtype, attention: str) -> None:
         super().__init__(config, shape, dtype=dtype, attention=attention)
         self.posterior = Posterior(config.hidden_size, self.noise_width, config.rms_norm_eps)
+        self.gain = None
+        if self.aggregation != "mean":
+            self.gain = nn.Parameter(torch.full((config.hidden_size,), AGGREGATED))
 
     def _output(self, width: int) -> nn.Module:
         return CastedLinear(self.noise_width, self.config.context_len * self.config.hidden_size)
+
+    @property
+    def by_demonstration(self) -> bool:
+        """Whether each demonstration has a posterior; else each token of the aggregation has."""
+        return self.PER_DEMONSTRATION and self.aggregation == "mean"
 
     @property
     def noise_width(self) -> int:
@@ -46,17 +63,23 @@ class VariationalEncoder(DemoEncoder):
         *,
         noise: Tensor | None = None,
     ) -> EncoderOutput:
-        vectors = self.pairs(demo_inputs, demo_labels, demo_mask)
-        if self.PER_DEMONSTRATION and self.aggregation == "mean":
-            mu, logvar = self.posterior(vectors)  # [B, K, Z]
-            count = demo_mask.sum(1, keepdim=True).clamp(min=1)
-            centre, variance = masked_mean(mu, demo_mask), masked_mean(logvar.exp(), demo_mask) / count
-            kl = masked_mean(kl_divergence(mu, logvar).unsqueeze(-1), demo_mask).squeeze(-1)
-        else:
-            mu, logvar = self.posterior(self.aggregate(vectors, demo_mask).mean(1))  # [B, Z]
-            centre, variance, kl = mu, logvar.exp(), kl_divergence(mu, logvar)
+        vectors, mask = self.pairs(demo_inputs, demo_labels, demo_mask), demo_mask
+        if not self.by_demonstration:
+            vectors = self._tokens(vectors, mask)
+            mask = mask.new_ones(vectors.shape[:2])
+        mu, logvar = self.posterior(vectors)  # [B, N, Z]
+        count = mask.sum(1, keepdim=True).clamp(min=1)
+        centre, variance = masked_mean(mu, mask), masked_mean(logvar.exp(), mask) / count
+        kl = masked_mean(kl_divergence(mu, logvar).unsqueeze(-1), mask).squeeze(-1)
         latent = sample(centre, variance, noise) if self.training else centre
         return EncoderOutput(self.context_of(latent), kl, mu, logvar, latent, centre)
+
+    def _tokens(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        """The demonstrations [B, K, D] aggregated, beside their mean: [B, 1 or T, D]."""
+        made: Tensor = self.aggregate(vectors, mask)
+        if self.gain is None:
+            return made
+        return masked_mean(vectors, mask).unsqueeze(1) + self.gain.to(made.dtype) * made
 
     @property
     def shift_shape(self) -> tuple[int, ...]:

@@ -1,13 +1,16 @@
 """Runs of several encoders side by side: what training learned by heart, whether it used the context, and sizes.
 
 Figures are those of the last steps of training in each run's metrics; sizes are those of its model with its own data.
+Runs called NAME_0, NAME_1, ... are seeds of one set-up, NAME.
 Shapes: K demonstrations, L positions of a pair, D width, T context tokens, Z latents.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -48,17 +51,43 @@ def write_encoder_report(args: argparse.Namespace) -> None:
             f"{args.run} has no runs: expected a folder of runs of pretrain_etrm.py, e.g. checkpoints/NAME"
         )
     prepare_folder(args.out)
-    learned, sizes = learned_table(folders), sizes_table(folders)
-    text = f"# {args.run}\n\n{learned.markdown()}\n\n{sizes.markdown()}\n"
+    learned, set_ups = learned_table(folders), set_ups_of(folders)
+    tables = {"learned": learned, "sizes": sizes_table(set_ups)}
+    if len(set_ups) < len(folders):
+        tables = {"set_ups": set_ups_table(learned, set_ups), **tables}
+    text = "\n\n".join([f"# {args.run}", *(table.markdown() for table in tables.values())]) + "\n"
     print_rank0(text)
-    write_report(args.out, {"encoders.md": text, "learned.csv": learned.csv(), "sizes.csv": sizes.csv()})
-    print_rank0(f"written     {args.out}: encoders.md, learned.csv, sizes.csv")
+    write_report(args.out, {"encoders.md": text, **{f"{name}.csv": table.csv() for name, table in tables.items()}})
+    print_rank0(f"written     {args.out}: encoders.md, {', '.join(f'{name}.csv' for name in tables)}")
+
+
+def set_ups_of(folders: list[Path]) -> dict[str, list[Path]]:
+    """Name without the number of its seed -> its runs."""
+    out: dict[str, list[Path]] = {}
+    for folder in folders:
+        out.setdefault(re.sub(r"_\d+$", "", folder.name), []).append(folder)
+    return out
+
+
+def set_ups_table(learned: Table, set_ups: dict[str, list[Path]]) -> Table:
+    """A row for each set-up: its seeds, the least of their exact answers, and the means of their rows in `learned`."""
+    rows = {row[0]: row[1:] for row in learned.rows}
+    table = Table([Column("set-up"), Column("seeds", "number", digits=0), _number("least exact"), *learned.columns[1:]])
+    for name, folders in set_ups.items():
+        columns = list(zip(*(rows[folder.name] for folder in folders), strict=True))
+        means = [None if None in column else fmean(column) for column in columns]
+        table.add(name, len(folders), min(columns[0]), *means)
+    return table
+
+
+def _number(heading: str, digits: int = 2) -> Column:
+    return Column(heading, "number", digits=digits)
 
 
 def learned_table(folders: list[Path]) -> Table:
     """A row for each run: its last training figures, the first step at which 0.9 of the answers were exact, time."""
-    numbers = [Column(heading, "number", digits=2) for heading in FIGURES]
-    counts = [Column(heading, "number", digits=0) for heading in (f"steps to {REACHED}", "steps", "seconds")]
+    numbers = [_number(heading) for heading in FIGURES]
+    counts = [_number(heading, digits=0) for heading in (f"steps to {REACHED}", "steps", "seconds")]
     table = Table([Column("run"), *numbers, *counts])
     for folder in folders:
         curves = {heading: curve(folder, f"train/{metric}") for heading, metric in FIGURES.items()}
@@ -76,18 +105,18 @@ def _seconds(folder: Path, steps: int) -> float:
     return steps * sum(times) / len(times) / 1000 if times else 0.0
 
 
-def sizes_table(folders: list[Path]) -> Table:
-    """A row for each run: parameters, and the shapes that a question of its training data takes on its way."""
-    counts = [Column(heading, "number", digits=0) for heading in ("encoder", "decoder")]
+def sizes_table(set_ups: dict[str, list[Path]]) -> Table:
+    """A row for each set-up: parameters, and the shapes that a question of its training data takes on its way."""
+    counts = [_number(heading, digits=0) for heading in ("encoder", "decoder")]
     words = [Column(heading) for heading in ("type", "mode", "layers", "aggregation", *SHAPES)]
-    table = Table([Column("run"), *counts, *words])
-    for folder in folders:
+    table = Table([Column("set-up"), *counts, *words])
+    for name, (folder, *_) in set_ups.items():
         task: Any = open_checkpoint(folder, device="cpu").plan.task
         model, encoder, seen = task.model, task.model.encoder, _shapes(task)
         groups = {name: sum(param.numel() for param in params) for name, params in model.param_groups().items()}
         kind = type(encoder).__module__.rpartition(".")[2]
         row = [groups["encoder"], groups["trunk"], kind, model.ACT_MODE, encoder.layers, encoder.aggregation]
-        table.add(folder.name, *row, *(seen.get(part) for part in SHAPES.values()))
+        table.add(name, *row, *(seen.get(part) for part in SHAPES.values()))
     return table
 
 

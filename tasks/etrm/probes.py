@@ -187,9 +187,9 @@ def kl_weight(tiny: Tiny) -> Found:
     assert logvar is not None
     assert kl is not None
     posterior = Normal(mu, logvar.exp().sqrt())
-    by_hand = kl_divergence(posterior, Normal(torch.zeros_like(mu), torch.ones_like(mu))).sum(-1)
-    if by_hand.dim() == 2:  # of each demonstration
-        by_hand = (by_hand * batch["demo_mask"]).sum(1) / batch["demo_mask"].sum(1)
+    by_hand = kl_divergence(posterior, Normal(torch.zeros_like(mu), torch.ones_like(mu))).sum(-1)  # [B, N]
+    exist = batch["demo_mask"] if task.model.encoder.by_demonstration else torch.ones_like(by_hand)
+    by_hand = (by_hand * exist).sum(1) / exist.sum(1)
     if not torch.allclose(kl, by_hand, rtol=1e-3, atol=1e-3):
         yield "the KL is not that of the posterior's mean and variance from N(0, I)"
     other = {**batch, "noise": batch["noise"] + 1}

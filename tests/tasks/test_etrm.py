@@ -271,14 +271,14 @@ def test_evaluation_asks_every_test_once(data, mode):
 
 
 def test_the_report_compares_encoders(data, tmp_path, monkeypatch, capsys):
-    kinds = {"a": "standard", "b": "lpn_variational"}
+    kinds = {"a_0": "standard", "a_1": "standard", "b": "lpn_variational"}
     for name in kinds:
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "status.json").write_text("{}")
         lines = [
             {"step": 10, "train/exact_accuracy": 0.5, "train/context_use": 0.25, "time/step_ms": 100},
             {"step": 20, "train/exact_accuracy": 0.92, "train/context_use": None, "time/step_ms": 300},
-            {"step": 30, "train/exact_accuracy": 0.96},
+            {"step": 30, "train/exact_accuracy": 0.9 if name == "a_1" else 0.96},
         ]
         (tmp_path / "runs" / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
@@ -289,10 +289,14 @@ def test_the_report_compares_encoders(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tasks.etrm.encoder_report.open_checkpoint", opened)
     main(parse([str(tmp_path / "runs"), "--encoders", "--out", str(tmp_path / "report")]))
     assert (tmp_path / "report/encoders.md").read_text() in capsys.readouterr().out
-    learned, sizes = (list(csv.DictReader((tmp_path / f"report/{name}.csv").open())) for name in ("learned", "sizes"))
+    tables = ("learned", "set_ups", "sizes")
+    learned, set_ups, sizes = (list(csv.DictReader((tmp_path / f"report/{name}.csv").open())) for name in tables)
     expected = {"exact": 0.96, "loss, other - own": 0.25, "steps to 0.9": 20, "steps": 30, "seconds": 6}
     assert {key: float(learned[0][key]) for key in expected} == expected
     assert learned[0]["eff_rank"] == ""
+    expected = {"seeds": 2, "least exact": 0.9, "exact": 0.93, "steps to 0.9": 20}
+    assert {key: float(set_ups[0][key]) for key in expected} == pytest.approx(expected)
+    assert [(row["set-up"], row["seeds"]) for row in set_ups] == [("a", "2"), ("b", "1")]
     assert [row["layers"] for row in sizes] == ["2", "6"]
     assert [row["pair [L, D]"] for row in sizes] == ["[20, 32]", "[21, 32]"]
     assert [row["latent [Z]"] for row in sizes] == ["", "[32]"]

@@ -141,7 +141,7 @@ etrm-empty-places-in-the-mean | DYN710 | the mean over demonstrations counts pla
   -         return masked_mean(vectors, mask).unsqueeze(1)
   +         return vectors.mean(1).unsqueeze(1)
 etrm-empty-places-in-the-kl | DYN710 | the KL of a task is divided by all places for demonstrations | + arch.encoder_type=lpn_variational
-  VARIATIONAL | kl = masked_mean(kl_divergence(mu, logvar).unsqueeze(-1), demo_mask).squeeze(-1) => kl = kl_divergence(mu, logvar).mean(1)
+  VARIATIONAL | kl = masked_mean(kl_divergence(mu, logvar).unsqueeze(-1), mask).squeeze(-1) => kl = kl_divergence(mu, logvar).mean(1)
 etrm-mask-ignored | DYN710 | demonstrations that are masked are encoded
   PAIRS | present = demo_mask.flatten() & (words => present = (words
   AGGREGATION | weight = mask.unsqueeze(-1).to(vectors.dtype) => weight = torch.ones_like(mask).unsqueeze(-1).to(vectors.dtype)
