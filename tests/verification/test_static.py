@@ -80,6 +80,7 @@ print(trace.problems, "torch" in sys.modules)
         ("python --config-name=cfg_pretrain", "JOB010"),
         ("torchrun --nproc-per-node=5 pretrain.py --config-name=cfg_pretrain_sudoku_4x4", "JOB012"),
         ("python pretrain.py accumulation=3", "JOB012"),
+        ("torchrun --nproc-per-node=3 pretrain.py +debug=tiny global_batch_size=12", "JOB012"),
         ("torchrun --nproc-per-node=2 pretrain.py -m lr=1,2", "JOB012"),
         ("python pretrain.py --config-name=cfg_pretrian", "JOB020"),
         ("python pretrain.py arch.L_cyles=3", "JOB030"),

@@ -103,6 +103,10 @@ def launcher(subject: Subject) -> Iterator[Finding]:
     else:
         rows = f"{batch // (ranks * pieces)} rows x accumulation {pieces} x {ranks} process(es)"
         yield finding("JOB012", "PASS", f"{batch} = {rows}", *place)
+    evaluated = config.get("eval_batch_size")
+    if isinstance(evaluated, int) and ranks > 0 and evaluated % ranks:
+        text = f"eval_batch_size={evaluated} does not divide over {ranks} processes"
+        yield finding("JOB012", "FAIL", text, *place, f"eval_batch_size={-(-evaluated // ranks) * ranks}")
 
 
 @rule("JOB020")
