@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.layers.composed import is_composed, is_transformed
 from models.layers.init import trunc_normal_
-from models.layers.product import linear
+from models.layers.product import by_onednn, linear
 
 
 class _CastLinear(torch.autograd.Function):
@@ -49,7 +49,7 @@ class _CastLinear(torch.autograd.Function):
 
 def cast_linear(x: Tensor, weight: Tensor, copy: Tensor | None = None) -> Tensor:
     """x [..., in] times weight [out, in] transposed, in x's dtype; `copy` is the weight in that dtype, if at hand."""
-    if weight.dtype == x.dtype and (x.device.type != "cpu" or is_composed()):
+    if weight.dtype == x.dtype and not by_onednn(x):
         return F.linear(x, weight)
     if is_transformed():
         return F.linear(x, weight.to(x.dtype))
@@ -75,7 +75,7 @@ class CastedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, copy = self.weight, self._copy
-        if weight.dtype == x.dtype and (x.device.type != "cpu" or is_composed()):
+        if weight.dtype == x.dtype and not by_onednn(x):
             return F.linear(x, weight, self.bias)
         y = cast_linear(x, weight, copy if copy is not None and copy.dtype == x.dtype else None)
         return y if self.bias is None else y + self.bias.to(x.dtype)

@@ -55,16 +55,14 @@ class _GatedSiLU(torch.autograd.Function):
 
 
 def gated_silu(fused: Tensor) -> Tensor:
-    """silu(gate) * up of a tensor [..., 2I] whose first half is the gate. Without gradient `fused` is
-    overwritten."""
+    """silu(gate) * up of a tensor [..., 2I] whose first half is the gate; contiguous."""
+    gate, up = fused.chunk(2, dim=-1)
     if is_composed():
-        gate, up = fused.chunk(2, dim=-1)
         return F.silu(gate) * up
     if torch.is_grad_enabled() and fused.requires_grad:
         gated: Tensor = _GatedSiLU.apply(fused)  # type: ignore[no-untyped-call]
         return gated
-    gate, up = fused.chunk(2, dim=-1)
-    return F.silu(gate, inplace=True) * up  # a fresh tensor: the next product wants contiguous rows
+    return F.silu(gate).mul_(up)
 
 
 class SwiGLU(nn.Module):
