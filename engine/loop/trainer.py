@@ -73,9 +73,9 @@ class Trainer:
         self.window = MetricWindow(runtime.device)
         self.evaluations = Evaluations(plan, config)
         self.stopped_early = False
-        self.seconds = self._logged_seconds = 0.0
+        self.seconds = self._logged_seconds = self._cpu_seconds = 0.0
         """Spent on training steps, those of earlier processes of the run included where max_seconds is set."""
-        self._timed_steps = 0
+        self._logged_step = 0
         self.step_ms: float | None = None
 
         groups = self.task.param_groups()
@@ -107,11 +107,11 @@ class Trainer:
         try:
             self._finish_step(resumed=True)
             while self.step < self.last_step:
-                began = time.perf_counter()
+                began, cpu = time.perf_counter(), time.process_time()
                 self.step += 1
                 self._train_step()
                 self.seconds += time.perf_counter() - began
-                self._timed_steps += 1
+                self._cpu_seconds += time.process_time() - cpu
                 self._finish_step(resumed=False)
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
             if (failure := self._out_of_memory(error) or lost_rank(error)) is not None:  # DDP reduces in backward
@@ -229,12 +229,12 @@ class Trainer:
             values["train/lr" if group.table is None else f"train/lr_{name}"] = group.lr * factor
         values["train/grad_norm"] = float(self._last_norm)
         values |= {f"train/{name}": value for name, value in self.stats.flush().items()}
-        seconds = (self.seconds - self._logged_seconds) / max(self._timed_steps, 1)
+        seconds = (self.seconds - self._logged_seconds) / max(self.step - self._logged_step, 1)
         values["time/step_ms"] = self.step_ms = 1000 * seconds
         for what, count in {"examples": self.plan.batch_rows, **self.plan.step_counts}.items():
             values[f"time/{what}_per_s"] = count / seconds if seconds else None
-        values["time/eta_s"] = seconds * (self.last_step - self.step)
-        self._logged_seconds, self._timed_steps = self.seconds, 0
+        values["time/eta_s"], values["time/cpu_s"] = seconds * (self.last_step - self.step), self._cpu_seconds
+        self._logged_seconds, self._logged_step = self.seconds, self.step
         self._write(self.step, values)
 
     # --- state --------------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ class Trainer:
         load_optimizers(self.optimizers, state["optimizers"])
         self.task.load_state_dict(state["task"])
         own, device = state["trainer"], self.runtime.device
-        self.step = own["step"]
+        self.step = self._logged_step = own["step"]
         self.seconds = self._logged_seconds = own.get("seconds", 0.0)
         self.skipped.load(own["skipped"])
         self.window.load_state_dict(own["window"])

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.composed import is_composed, is_transformed
+from models.layers.composed import is_transformed
 from models.layers.init import trunc_normal_
 from models.layers.product import by_onednn, linear
 

@@ -1,0 +1,1 @@
+"""Speedruns: a fixed track, a fixed budget, one record (scripts/speedrun.py)."""

@@ -1,0 +1,137 @@
+"""What a speedrun leaves: a record, one JSON line in docs/results/speedruns.jsonl, and its row in the page there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UsageError
+from engine.io import atomic_write_text, print_rank0
+from engine.reading import Unreadable, parse_json
+from engine.run.environment import describe_environment
+from engine.run.files import read_json
+from engine.run.load_run import open_checkpoint
+from reports.machine.installation import cpu_name
+from reports.runs import curve
+from reports.speedrun.tracks import Track
+
+LINES, PAGE = "speedruns.jsonl", "speedruns.md"
+BEGIN, END = "<!-- table: speedruns -->", "<!-- end -->"
+HEAD = "| track | date | commit | hardware | seeds | result | training steps, FLOPs |\n|---|---|---|---|---|---|---|\n"
+
+
+def seed_result(track: Track, run: Path) -> dict[str, Any]:
+    """What one finished run reached. Raises: UsageError where the run lacks what counts."""
+    summary = read_json(run / "summary.json")
+    step, final = summary.get("step"), (summary.get("results") or {}).get(track.metric)
+    if type(step) is not int or final is None:
+        raise UsageError(f"{run} has no {track.metric} in summary.json: the track needs the evaluation at the end")
+    points = dict(curve(run, "time/cpu_s"))
+    reached, flops = _reached(track, run)
+    return {
+        "value": final,
+        "steps": step,
+        "flops": None if flops is None else flops * step,
+        "training_cpu_s": points.get(step),
+        "stand_in": summary.get("stand_in") is True,
+        "reached": {
+            f"{target:g}": at and {"step": at, "training_cpu_s": points.get(at), "flops": flops and flops * at}
+            for target, at in reached.items()
+        },
+    }
+
+
+def _reached(track: Track, run: Path) -> tuple[dict[float, int | None], float | None]:
+    """(target -> the first checkpoint's step that reaches it, operations of one training step)."""
+    reached: dict[float, int | None] = dict.fromkeys(track.targets)
+    saved = sorted((run / "checkpoints").glob("step_*"), key=lambda folder: int(folder.name.removeprefix("step_")))
+    flops = None
+    for folder in saved if track.targets else saved[-1:]:
+        with contextlib.redirect_stdout(io.StringIO()):  # what device it is, each time
+            opened = open_checkpoint(folder)
+        counter: Any = getattr(opened.plan.task.module, "flops", None)
+        flops = counter(opened.plan.batch_rows)["train"] if counter else None
+        if missing := [target for target, at in reached.items() if at is None]:
+            value = opened.plan.task.evaluate(final=True)[track.metric]
+            reached |= {target: opened.checkpoint.step for target in missing if value is not None and value >= target}
+        if None not in reached.values():
+            break
+    return reached, flops
+
+
+def make_record(track: Track, commands: Mapping[int, Sequence[str]], runs: Mapping[int, Path]) -> dict[str, Any]:
+    """The record of finished runs, one for each seed. Raises: UsageError."""
+    about = read_json(next(iter(runs.values())) / "environment.json") or describe_environment()
+    git = about.get("git") or {}
+    return {
+        "track": track.name,
+        "time": about.get("time"),
+        "commit": git.get("commit"),
+        "changed": bool(git.get("diff") or git.get("untracked")),
+        "hardware": ", ".join([*about.get("accelerators", []), f"{cpu_name()}, {about.get('cpu_count')} cores"]),
+        **{key: about.get(key) for key in ("python", "torch", "platform")},
+        "metric": track.metric,
+        "command": " ".join(next(iter(commands.values()))[1:-2]),
+        "seeds": {str(seed): seed_result(track, run) for seed, run in runs.items()},
+    }
+
+
+def add_record(record: Mapping[str, Any], folder: Path) -> None:
+    """Append to the lines in `folder`, and write the table of the page there anew. Raises: UsageError."""
+    lines, page = folder / LINES, folder / PAGE
+    try:
+        before = lines.read_text() if lines.exists() else ""
+        text = page.read_text() if page.exists() else f"# Speedruns\n\n{BEGIN}\n{END}\n"
+        head, found, rest = text.partition(BEGIN)
+        _, closed, tail = rest.partition(END)
+        if not (found and closed):
+            raise UsageError(f"{page} has no table between {BEGIN} and {END}: name another folder with --results")
+        records = [*_records(before, lines), record]
+        atomic_write_text(lines, before + json.dumps(record) + "\n")
+        atomic_write_text(page, f"{head}{BEGIN}\n{HEAD}{''.join(map(row, records))}{END}{tail}")
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written ({error.strerror}): name another folder with --results") from None
+    print_rank0(f"written     {lines}, {page}")
+
+
+def _records(text: str, file: Path) -> list[dict[str, Any]]:
+    try:
+        return [parse_json(line) for line in text.encode().splitlines()]
+    except Unreadable as error:
+        raise UsageError(f"{file} is damaged ({error}): repair or remove the line, or name another folder") from None
+
+
+def row(record: Mapping[str, Any]) -> str:
+    """One line of the table."""
+    seeds = record["seeds"].values()
+    commit = (record["commit"] or "-")[:7] + (" with changes" if record["changed"] else "")
+    results = [_target(target, [seed["reached"][target] for seed in seeds]) for target in next(iter(seeds))["reached"]]
+    values = [seed["value"] for seed in seeds]
+    results.append(f"{record['metric']} {_spread(values)} at the end")
+    if any(seed["stand_in"] for seed in seeds):
+        results.append("stand-in data")
+    counts = [seed["flops"] for seed in seeds if seed["flops"] is not None]
+    work = f"{_spread([seed['steps'] for seed in seeds])}, {f'{statistics.median(counts):.3g}' if counts else '-'}"
+    cells = (record["track"], str(record["time"])[:10], commit, record["hardware"], ", ".join(record["seeds"]))
+    return f"| {' | '.join([*cells, '; '.join(results), work])} |\n"
+
+
+def _target(target: str, reached: Sequence[Mapping[str, Any] | None]) -> str:
+    found = [each for each in reached if each is not None]
+    if len(found) < len(reached):
+        return f"{target} by {len(found)} of {len(reached)} seeds"
+    seconds = [each["training_cpu_s"] for each in found if each["training_cpu_s"] is not None]
+    return f"{target} at step {_spread([each['step'] for each in found])}, {_spread(seconds)} CPU s"
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Median, and the ends where they differ."""
+    if not values:
+        return "-"
+    low, middle, high = (f"{value:.4g}" for value in (min(values), statistics.median(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"

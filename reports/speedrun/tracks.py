@@ -1,0 +1,84 @@
+"""The tracks: each is one command for each seed, a plain launch of an entry script, and the metric that counts."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import UsageError
+from engine.registry import ROOT
+
+
+@dataclass(frozen=True)
+class Track:
+    """With `targets` the first step and the CPU time count at which `metric` reaches each, looked for in all
+    checkpoints of a run; without them its value at the end counts."""
+
+    name: str
+    words: tuple[str, ...]
+    """The script, and its arguments but for seed and folder."""
+    metric: str
+    seeds: tuple[int, ...] = (0,)
+    targets: tuple[float, ...] = ()
+    needs_cuda: bool = False
+
+    def commands(self, seeds: Sequence[int], folder: Path, extra: Sequence[str] = ()) -> dict[int, list[str]]:
+        """Seed -> the words of its launch, whose run lies in `folder`/seed_N; `extra` are further overrides."""
+        script, *words = self.words
+        command = ["python", str(ROOT / script), *words, *extra]
+        return {seed: [*command, f"seed={seed}", f"run_dir={folder / f'seed_{seed}'}"] for seed in seeds}
+
+
+TRACKS = {
+    track.name: track
+    for track in (
+        Track(
+            "sudoku-4x4-cpu",
+            (
+                "pretrain.py",
+                "--config-name=cfg_pretrain_sudoku_4x4_fast",
+                *("device=cpu", "threads=1", "log_interval=10", "checkpoint_interval=10", "keep_last=1000"),
+            ),
+            "eval/exact_accuracy",
+            seeds=(0, 1, 2),
+            targets=(0.95, 0.98),
+        ),
+        Track(
+            "sudoku-hard-gpu",
+            (
+                "pretrain.py",
+                "--config-name=cfg_pretrain_sudoku_hard_mlp",
+                *("device=cuda", "max_seconds=480", "eval_interval=null"),
+            ),
+            "eval/exact_accuracy",
+            needs_cuda=True,
+        ),
+        Track(
+            "lm-5min",
+            (
+                "train.py",
+                "--config-name=cfg_train_cpu",
+                *("device=auto", "arch=gpt_fast", "dataset=shakespeare_char", "max_seconds=300"),
+                *("max_iters=6000", "lr_decay_iters=6000", "eval_interval=6000"),
+            ),
+            "eval/val_loss",
+        ),
+    )
+}
+
+
+def require_machine(track: Track) -> None:
+    """Raises: UsageError where the track needs a GPU and torch sees none."""
+    import torch
+
+    if track.needs_cuda and not torch.cuda.is_available():
+        raise UsageError(
+            f"{track.name} needs a CUDA GPU and torch sees none here (python scripts/doctor.py shows what it sees)"
+        )
+
+
+def job_file(commands: dict[int, list[str]]) -> str:
+    """The text of a job file with these commands."""
+    return "".join(f"[ ] {shlex.join(words)}\n" for words in commands.values())

@@ -1,0 +1,97 @@
+"""scripts/speedrun.py: every track is a launch that composes, and a small one ends in a record and a row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.cli.resolve import resolve
+from engine.errors import UsageError
+from engine.registry import ROOT
+from reports.speedrun.record import add_record, make_record, row
+from reports.speedrun.tracks import TRACKS, Track, require_machine
+from tests.conftest import run_script
+
+TINY = ("+debug=tiny", "max_steps=4", "checkpoint_interval=2", "total_steps=4", "log_interval=2")
+
+
+@pytest.mark.parametrize("track", TRACKS.values(), ids=TRACKS)
+def test_the_commands_compose(track: Track, tmp_path: Path) -> None:
+    for seed, words in track.commands((3, 4), tmp_path).items():
+        assert words[0] == "python"
+        trace = resolve(Path(words[1]), words[2:], root=ROOT)
+        assert trace.config is not None, trace.problems
+        assert trace.config.seed == seed
+        assert Path(trace.config.run_dir) == tmp_path / f"seed_{seed}"
+
+
+def test_a_dry_run_prints_the_commands(tmp_path: Path) -> None:
+    done = run_script("scripts/speedrun", "sudoku-hard-gpu", "--dry-run", "--seeds", "1", "2", cwd=tmp_path)
+    assert done.code == 0, done.output
+    assert [line.split()[-2] for line in done.output.splitlines()] == ["seed=1", "seed=2"]
+    assert "max_seconds=480" in done.output
+    assert not [*tmp_path.iterdir()]
+
+
+def test_without_cuda_the_gpu_track_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    require_machine(TRACKS["sudoku-4x4-cpu"])
+    with pytest.raises(UsageError, match="sudoku-hard-gpu needs a CUDA GPU and torch sees none here"):
+        require_machine(TRACKS["sudoku-hard-gpu"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> tuple[dict[int, list[str]], Path]:
+    """A tiny run of the 4x4 track, its commands, and the folder in which it lies."""
+    folder = tmp_path_factory.mktemp("speedrun")
+    (folder / "data").symlink_to(tiny_data)
+    commands = TRACKS["sudoku-4x4-cpu"].commands((5,), folder, TINY)
+    done = run_script("pretrain", *commands[5][2:], cwd=folder)
+    assert done.code == 0, done.output
+    return commands, folder
+
+
+def test_the_record(finished: tuple[dict[int, list[str]], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    commands, folder = finished
+    monkeypatch.chdir(folder)
+    words = TRACKS["sudoku-4x4-cpu"].words
+    track = Track("small", words, "eval/accuracy", targets=(0.0, 2.0))
+    record = make_record(track, commands, {5: folder / "seed_5"})
+    (seed,) = record["seeds"].values()
+    assert seed["steps"] == 4
+    assert seed["flops"] == 4 * seed["reached"]["0"]["flops"] / 2 > 0
+    assert seed["reached"]["0"]["step"] == 2
+    assert 0 < seed["reached"]["0"]["training_cpu_s"] < seed["training_cpu_s"]
+    assert seed["reached"]["2"] is None
+    assert record["hardware"].endswith("cores")
+    assert "2 by 0 of 1 seeds" in row(record)
+
+    for number in (1, 2):
+        add_record(record, folder / "results")
+        lines = (folder / "results/speedruns.jsonl").read_text().splitlines()
+        assert [json.loads(line)["track"] for line in lines] == ["small"] * number
+        page = (folder / "results/speedruns.md").read_text()
+        assert page.count("\n| small |") == number
+        assert page.rstrip().endswith("<!-- end -->")
+
+
+def test_a_page_without_the_table_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "speedruns.md").write_text("mine\n")
+    with pytest.raises(UsageError, match="has no table between"):
+        add_record({}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["speedruns.md"]
+
+
+@pytest.mark.slow
+def test_the_whole_command(workplace: Path) -> None:
+    argv = ("sudoku-4x4-cpu", "--seeds", "1", "--out", "out", "--results", "results", "--set", *TINY)
+    done = run_script("scripts/speedrun", *argv, cwd=workplace)
+    assert done.code == 0, done.output
+    assert json.loads((workplace / "out/record.json").read_text())["seeds"]["1"]["steps"] == 4
+    assert "a track of your own is not added" in done.output
+    again = run_script("scripts/speedrun", *argv, cwd=workplace)
+    assert again.code == 2
+    assert "holds a speedrun already" in again.output
