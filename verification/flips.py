@@ -13,16 +13,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
-import torch
-
-from engine.cli.keys import inert_reason, is_union
+from engine.cli.keys import inert_reason
 from engine.errors import UsageError
 from engine.fields import declared, flatten
 from verification.losses import tiny_recipe
-from verification.probes.instance import Tiny, fit, groups_of, same, schedule_of, with_keys
-from verification.probes.overrides import ALIVE, effect_of, schema_of
+from verification.probes.changes import TRIES, aspects, candidates, declaration
+from verification.probes.instance import Tiny, same, with_keys
+from verification.probes.overrides import ALIVE, effect_of
 from verification.recall import recall
 from verification.static import recipe_script, recipes
 
@@ -35,10 +34,6 @@ REASONS = {
     "arch.block_size": "bounds the length of texts, and the tiny ones are as long as it was",
 }
 """Keys that no tiny instance shows to be alive, with the reason. The list must stay short."""
-TRIES = 6
-"""Other values that are tried before a key is called dead."""
-NUMBERS = {int: (1, 2, 0), float: (0.5, 0.01, 2.0)}
-"""What is tried where the present value is null."""
 
 
 @dataclass(frozen=True)
@@ -135,72 +130,10 @@ def keys_of(tiny: Tiny) -> dict[str, tuple[Any, Any]]:
     for key, value in flatten(tiny.arch):
         if isinstance(value, Mapping):
             continue
-        schema, name = schema_of(tiny, key)
-        if name != "name" and schema is not None and name in declared(schema):
-            found[f"arch.{key}"] = value, declared(schema)[name][0]
+        kind, _ = declaration(tiny, key)
+        if kind is not None and key.rpartition(".")[2] != "name":
+            found[f"arch.{key}"] = value, kind
     return found
-
-
-def candidates(kind: Any, value: Any) -> list[Any]:
-    """Other values of a type, the most telling first; none for text and lists, whose meaning nobody can guess."""
-    kinds = [part for part in (get_args(kind) if is_union(kind) else (kind,)) if part is not type(None)]
-    found: list[Any] = []
-    for one in kinds:
-        if get_origin(one) is Literal:
-            found += get_args(one)
-        elif one is bool:
-            found += [True, False]
-        elif one in NUMBERS and value is None:
-            found += NUMBERS[one]
-        elif one is int and isinstance(value, int):
-            found += [value + 1, value * 2, value // 2, value - 1, value + 2, 1, 0]
-        elif one is float and isinstance(value, int | float):
-            found += [value / 2, value * 2, value + 0.05]
-            found += [value * 16, value / 1024, 0.5, 0.0]  # 16: widths are rounded
-    return [other for number, other in enumerate(found) if other != value and other not in found[:number]]
-
-
-def aspects(tiny: Tiny, run: Mapping[str, Any], arch: Mapping[str, Any]) -> dict[str, Any]:
-    """What a short run with some keys replaced can be told apart by, aspect by aspect. Raises what building raises."""
-    run = {"log_interval": 1, **run}
-    plan, config = tiny.build(stirred=False, run=run, **arch), tiny.config(run, **arch)
-    task, module = plan.task, plan.task.module
-    batches: list[Any] = []
-    lines: list[tuple[int, dict[str, Any]]] = []
-    draw = task.micro_batches
-
-    def drawn(step: int) -> list[Any]:
-        batches.append(list(draw(step)))
-        return batches[-1]
-
-    def write(step: int, values: Mapping[str, Any]) -> None:
-        lines.append((step, {name: repr(value) for name, value in values.items() if not name.startswith("time/")}))
-
-    found: dict[str, Any] = {
-        "shapes": [(name, str(each.dtype), tuple(each.shape)) for name, each in module.state_dict().items()],
-        "schedule": schedule_of(plan),
-        "optimizer": groups_of(plan),
-    }
-    task.micro_batches = drawn
-    trainer, results = fit(plan, config, write=write)
-    training = [values for _, values in lines if "train/grad_norm" in values]
-    return found | {
-        "data": repr([_plain(batch) for batch in batches]),
-        "outputs": {name: value for name, value in training[0].items() if "norm" not in name} if training else {},
-        "gradient": training[0]["train/grad_norm"] if training else "",
-        "weights": dict(module.state_dict()),
-        "averages": {} if trainer.ema is None else dict(trainer.ema.state_dict()),
-        "evaluation": {name: repr(value) for name, value in results.items()},
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Tensors of a nest as lists."""
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def first_recipes(root: Path) -> list[Path]:

@@ -6,7 +6,8 @@ imports it when it is called, so that reading a specification costs nothing at a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 from engine.config import NOT_IDENTITY
 
 Settings = dict[str, Any]
+EVERY: Settings = {"device": "cpu", "seed": 0, "max_steps": 3, "log_interval": 1000}
+"""What every tiny run has; a family pins further keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +49,8 @@ class Verification:
     """What the size of the unshrunk model depends on besides its config."""
     rows: Callable[[int], Settings] = lambda ranks: {}
     """Ranks -> run keys that give the same global batch on one rank and on so many."""
-    pinned: frozenset[str] = frozenset()
-    """Run keys that cannot be observed: `shrink` sets them, or another block has taken their value in."""
+    pinned: Collection[str] = ()
+    """Run keys besides EVERY that cannot be observed: `shrink` sets them, or another block has taken their value in."""
     may_be_frozen: Callable[[str], bool] = lambda name: False
     """Parameters, by name, that no optimizer group needs to hold (a frozen base model)."""
     exercised: Settings = field(default_factory=dict)
@@ -58,6 +61,9 @@ class Verification:
     """Micro-batch -> (it with other targets, it with other inputs), each of them other; of models without ACT steps."""
     probes: Callable[[], Iterable[Any]] = lambda: ()
     """Further probes (verification.probes.registry.Probe), made when the tiny instance is observed."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pinned", frozenset((*EVERY, *self.pinned)))
 
 
 def specification(script: ModuleType) -> Verification | None:
@@ -70,8 +76,8 @@ def specification(script: ModuleType) -> Verification | None:
 def smaller(
     resolved: Mapping[str, Any], sizes: Mapping[str, int], pinned: Settings, *, without: Iterable[str] = ()
 ) -> Settings:
-    """Settings of a tiny run: numbers of the arch are at most `sizes` (by name or pattern), `pinned` holds, keys of the
-    launch and those of `without` are left at their defaults.
+    """Settings of a tiny run: numbers of the arch are at most `sizes` (by name or pattern), EVERY and `pinned` hold,
+    keys of the launch and those of `without` are left at their defaults.
     """
     left_out = {*NOT_IDENTITY, "hydra", *without}
     arch = dict(resolved.get("arch") or {})
@@ -80,7 +86,29 @@ def smaller(
         if isinstance(value, int) and limits:
             arch[key] = min(value, limits[0])
     arch |= {"forward_dtype": "float32"} if "forward_dtype" in arch else {}
-    return {key: value for key, value in resolved.items() if key not in left_out} | pinned | {"arch": arch}
+    return {key: value for key, value in resolved.items() if key not in left_out} | EVERY | pinned | {"arch": arch}
+
+
+def write_tokens(
+    folder: Path,
+    lengths: Mapping[str, int],
+    words: int,
+    seeds: Iterable[int],
+    *,
+    key: tuple[int, ...] = (),
+    eot: int = 0,
+) -> None:
+    """A data set of random text; with `eot` every so many-th token is the last word, which ends a document."""
+    import numpy as np
+
+    folder.mkdir(parents=True)
+    for (split, count), seed in zip(lengths.items(), seeds, strict=True):
+        tokens = np.random.default_rng((*key, count, seed)).integers(0, words - bool(eot), count)
+        if eot:
+            tokens[eot - 1 :: eot] = words - 1
+        tokens.astype("<u2").tofile(folder / f"{split}.bin")
+    meta = {"vocab_size": words, "dtype": "uint16", "tokens": dict(lengths)} | ({"eot": words - 1} if eot else {})
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
 def depths(arch: Mapping[str, Any]) -> dict[str, int]:

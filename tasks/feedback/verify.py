@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tasks.feedback.args import NOT_IDENTITY, FeedforwardConfig
-from verification.spec import Settings, Verification, smaller
+from verification.spec import Settings, Verification, smaller, write_tokens
 
 WORDS, LENGTH, TOKENS = 11, 16, {"train": 400, "val": 90}
 """Ten words and the end of a document."""
@@ -32,16 +31,12 @@ BASE_ARCH = {
 }
 PINNED: Settings = {
     "active_dataset": "tiny",
-    "device": "cpu",
-    "seed": 0,
     "batch_size": 4,
     "epochs": {"tiny": 8},
     "eval_interval": 64,
     "eval_max_examples": 8,
     "eval_samples": 1,
     "num_samples": 0,
-    "max_steps": 3,
-    "log_interval": 1000,
     "offline": "error",
     "early_stop_patience": None,
 }
@@ -59,16 +54,7 @@ def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
 
 def write_documents(root: Path, train: int = 0, test: int = 0) -> None:
     """Short documents of random words, and an untrained base that reads them."""
-    import numpy as np
-
-    folder = root / "text"
-    folder.mkdir(parents=True)
-    for (split, count), seed in zip(TOKENS.items(), (train, test), strict=True):
-        tokens = np.random.default_rng((count, seed)).integers(0, WORDS - 1, count)
-        tokens[9::10] = WORDS - 1
-        tokens.astype("<u2").tofile(folder / f"{split}.bin")
-    meta = {"vocab_size": WORDS, "dtype": "uint16", "tokens": TOKENS, "eot": WORDS - 1}
-    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    write_tokens(folder := root / "text", TOKENS, WORDS, (train, test), eot=10)
     _write_base(root / "base", folder)
 
 
@@ -120,8 +106,8 @@ _COMMON: Any = {
     "sized": "with 257 tokens",
     "rows": lambda ranks: {"batch_size": PINNED["batch_size"]},
 }
-_KEYS = frozenset({*PINNED, "datasets"})
+_KEYS = (*PINNED, "datasets")
 BASE = Verification(data_mode="tokens", pinned=_KEYS, **_COMMON)
 ADAPTER = Verification(
-    data_mode="frozen_base", pinned=_KEYS | {"ff_checkpoint_dir", "ff_checkpoint_name", "model"}, **_COMMON
+    data_mode="frozen_base", pinned=(*_KEYS, "ff_checkpoint_dir", "ff_checkpoint_name", "model"), **_COMMON
 )

@@ -5,12 +5,11 @@ Shapes: B rows, T tokens, K streams, V words.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from verification.spec import Settings, Verification, smaller
+from verification.spec import EVERY, Settings, Verification, smaller, write_tokens
 
 HEADS, HEAD_DIM = 4, 8
 SIZES = {"n_layer": 2, "block_size": 16, "window_size": 6}
@@ -18,8 +17,6 @@ SETS, WORDS, TOKENS = 8, 11, {"train": 400, "val": 60}
 """Data sets of the tiny instances: aligned with each other, so that they also serve as streams."""
 UNKNOWN_WORDS = 256
 PINNED: Settings = {
-    "device": "cpu",
-    "seed": 0,
     "batch_size": 4,
     "max_iters": 64,
     "lr_decay_iters": 64,
@@ -27,8 +24,6 @@ PINNED: Settings = {
     "eval_interval": 64,
     "eval_iters": 2,
     "eval_only": False,
-    "max_steps": 3,
-    "log_interval": 1000,
     "offline": "error",
     "early_stop_patience": None,
     "init_from": "scratch",
@@ -46,7 +41,7 @@ def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
     lists = [*(resolved.get("dataset_list") or ()), *(resolved.get("multicontext_datasets") or ())]
     place = {n: str(data / str(i % SETS)) for i, n in enumerate(dict.fromkeys([resolved.get("dataset"), *lists]))}
     changes: Settings = {"dataset_interleaving": resolved.get("training_mode") == "multidataset"}
-    changes["max_steps"] = max(PINNED["max_steps"], len(resolved.get("dataset_list") or ()))
+    changes["max_steps"] = max(EVERY["max_steps"], len(resolved.get("dataset_list") or ()))
     for key in DATA:
         value = resolved.get(key)
         changes[key] = [place[name] for name in value] if isinstance(value, list) else place.get(value)
@@ -70,16 +65,8 @@ def narrower(arch: Mapping[str, Any]) -> Settings:
 
 def write_texts(root: Path, train: int = 0, test: int = 0) -> None:
     """SETS folders of random tokens, equally long."""
-    import numpy as np
-
     for number in range(SETS):
-        folder = root / str(number)
-        folder.mkdir(parents=True)
-        for (split, count), seed in zip(TOKENS.items(), (train, test), strict=True):
-            random = np.random.default_rng((number, count, seed))
-            random.integers(0, WORDS, count).astype("<u2").tofile(folder / f"{split}.bin")
-        meta = {"vocab_size": WORDS, "dtype": "uint16", "tokens": TOKENS}
-        (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        write_tokens(root / str(number), TOKENS, WORDS, (train, test), key=(number,))
 
 
 def others(batch: Any) -> tuple[Any, Any]:
@@ -164,7 +151,7 @@ VERIFICATION = Verification(
     full_shape=full_shape,
     probes=probes,
     others=others,
-    pinned=frozenset({*PINNED, *DATA, *MIXTURE, "gpt2_type"}),
+    pinned=(*PINNED, *DATA, *MIXTURE, "gpt2_type"),
     decides=("training_mode", "multidataset_wte", "multidataset_criterion", "multicontext_align", "optimizer"),
     rows=lambda ranks: {"batch_size": 2 * PINNED["batch_size"] // ranks},
     sized=f"(vocabularies of {UNKNOWN_WORDS} where the data are not here)",

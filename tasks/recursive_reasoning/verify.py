@@ -16,8 +16,6 @@ SEQ_LEN, VOCAB, IDENTIFIERS = 16, 6, 24
 PINNED: Settings = {
     "data_paths": [],
     "data_paths_test": [],
-    "device": "cpu",
-    "seed": 0,
     "global_batch_size": BATCH,
     "epochs": 64,
     "eval_interval": None,
@@ -27,8 +25,6 @@ PINNED: Settings = {
     "eval_max_examples": BATCH,
     "final_eval_max_examples": BATCH,
     "lr_warmup_steps": 1,
-    "max_steps": 3,
-    "log_interval": 1000,
 }
 """What every tiny run of pretrain.py has: size, length and place, nothing of how it learns."""
 
@@ -154,7 +150,7 @@ VERIFICATION = Verification(
     shrink=shrink,
     write_data=write_boards,
     full_shape=full_shape,
-    pinned=frozenset(PINNED),
+    pinned=PINNED,
     decides=("evaluators", "freeze_weights", "grad_clip"),
     probes=probes,
     exercised={"evaluators": [{"name": "steps@PerStepAccuracy"}]},

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +19,14 @@ from hydra.errors import HydraException
 from engine.cli.keys import inert_reason
 from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
-from engine.fields import value_at
-from engine.registry import resolve
+from engine.fields import declared, value_at
+from verification.probes.changes import TRIES, aspects, candidates, declaration
 from verification.probes.instance import (
     Recorder,
     Tiny,
     Unobservable,
     batch_of,
-    fit,
-    groups_of,
     same,
-    schedule_of,
     set_halting,
 )
 from verification.probes.registry import Note, observes
@@ -110,8 +105,8 @@ def _unread(key: str) -> Note:
     return Note("WARN", f"nothing reads {key}: a key of the config that does nothing")
 
 
-def _tried(values: Iterable[Any], traces: Callable[[Any], tuple[Trace, Trace]]) -> tuple[list[Any], bool]:
-    """(the values that can be built, up to the first with an effect; whether there is one).
+def _tried(values: Iterable[Any], traces: Callable[[Any], tuple[Any, Any]]) -> tuple[list[Any], bool]:
+    """(the values that can be built, up to the first with an effect, at most TRIES; whether there is one).
 
     `traces`: a value -> what is seen without and with it, bit for bit: what a dead key leaves alone is computed by the
     very same operations.
@@ -123,8 +118,8 @@ def _tried(values: Iterable[Any], traces: Callable[[Any], tuple[Trace, Trace]]) 
         except (UsageError, ValueError):
             continue  # not a value that is taken here
         tried.append(value)
-        if not same(before, after):
-            return tried, True
+        if not same(before, after) or len(tried) == TRIES:
+            return tried, not same(before, after)
     return tried, False
 
 
@@ -139,7 +134,7 @@ def _others(present: Any, *values: Any) -> list[Any]:
 
 def effect_of(tiny: Tiny, key: str) -> str | Note:
     """ALIVE, the sentence of a fault, or a note about a value that does what the default does."""
-    given, present, default = value_at(tiny.full_arch, key), value_at(tiny.arch, key), _default(tiny, key)
+    (kind, default), given, present = declaration(tiny, key), value_at(tiny.full_arch, key), value_at(tiny.arch, key)
     base = functools.cache(lambda share: _trace(tiny, share, {}))
 
     def traces(value: Any) -> tuple[Trace, Trace]:
@@ -147,7 +142,7 @@ def effect_of(tiny: Tiny, key: str) -> str | Note:
         other = _trace(tiny, share, {key: value})
         return base(share), other
 
-    tried, alive = _tried(_candidates(tiny, key, present, default), traces)
+    tried, alive = _tried(_candidates(tiny, key, kind, present, default), traces)
     if alive:
         if len(tried) > 1 and tried[0] == default and _shapes(tiny) == _shapes(tiny, **{key: default}):
             return Note("INFO", f"arch.{key}={given} computes the same as its default {default}")
@@ -163,53 +158,15 @@ def _shapes(tiny: Tiny, **arch: Any) -> list[Any]:
     return [(name, tuple(value.shape)) for name, value in tiny.full_model(**arch).state_dict().items()]
 
 
-def _default(tiny: Tiny, key: str) -> Any:
-    field = _field(tiny, key)
-    return None if field is None else field.default
-
-
-def _field(tiny: Tiny, key: str) -> Any:
-    """The dataclass field behind a dotted arch key: of the model's Config, or of the loss's."""
-    schema, rest = schema_of(tiny, key)
-    return getattr(schema, "__dataclass_fields__", {}).get(rest)
-
-
-def schema_of(tiny: Tiny, key: str) -> tuple[Any, str]:
-    """(the dataclass that declares a dotted arch key, its name there)."""
-    head, _, rest = key.rpartition(".")
-    if head == "loss":
-        return getattr(resolve(value_at(tiny.full_arch, "loss.name") or "", "losses"), "Config", None), rest
-    schema = getattr(tiny.model_class, "Config", None)
-    for part in head.split(".") if head else ():  # a block of the model's own
-        kind = typing.get_type_hints(schema).get(part) if schema else None
-        schema = next((k for k in (kind, *typing.get_args(kind)) if is_dataclass(k)), None)
-    return schema, rest
-
-
-def _candidates(tiny: Tiny, key: str, present: Any, default: Any) -> list[Any]:
-    """The default, cut down like the instance itself, and other values near the present one."""
+def _candidates(tiny: Tiny, key: str, kind: Any, present: Any, default: Any) -> list[Any]:
+    """The default, cut down like the instance itself, and other values of the key's type."""
     small = default
-    if "." not in key:  # the default, cut down like the instance itself
+    if "." not in key:
         small = tiny.spec.shrink({**tiny.resolved, "arch": {**tiny.full_arch, key: default}}, Path())["arch"].get(
             key, default
         )
-    values: list[Any] = [small] if small is not None and key != "forward_dtype" else []
-    if isinstance(present, bool):
-        values.append(not present)
-    elif isinstance(present, int):
-        values += [present // 2, present * 16, present - 1, present + 1, 0]  # * 16: widths are rounded to 256
-    elif isinstance(present, float):
-        values += [present / 2, present * 16, 1.0 - present]
-    elif isinstance(present, str):
-        values += [choice for choice in _choices(tiny, key) if choice != "auto"]
-    return _others(present, *(value for value in values if type(value) in (type(present), float, int)))
-
-
-def _choices(tiny: Tiny, key: str) -> tuple[Any, ...]:
-    schema, rest = schema_of(tiny, key)
-    hint = typing.get_type_hints(schema or object).get(rest)
-    parts = typing.get_args(hint)  # of a Literal its choices, of `Literal | None` that Literal and NoneType
-    return tuple(choice for part in parts for choice in (typing.get_args(part) or (part,)))
+    first = [small] if type(small) in (type(present), float, int) and key != "forward_dtype" else []
+    return _others(present, *first, *candidates(kind, present))
 
 
 def _between(key: str, a: Any, b: Any) -> float | None:
@@ -255,35 +212,18 @@ def _run_notes(tiny: Tiny) -> Iterator[Note]:
     No more than a warning: a few steps of a tiny instance may be too few for a key to show. Launch keys, and those that
     shrinking pins (data, batch, lengths), are not observed.
     """
-    base = functools.cache(lambda: _run_trace(tiny, {}))
+    base = functools.cache(lambda: aspects(tiny, {}, {}))
+
+    def seen(key: str, value: Any) -> tuple[Any, Any]:
+        return base(), aspects(tiny, {key: value}, {})
+
     for key in tiny.overridden_run:
         if key in NOT_IDENTITY or key in tiny.spec.pinned or key not in tiny.settings or tiny.by_reference(key):
             continue
         present, field = tiny.settings[key], tiny.schema.__dataclass_fields__.get(key)
-        values = [field.default] if field and isinstance(field.default, bool | int | float | str | None) else []
-        if isinstance(present, bool):
-            values.append(not present)
-        elif isinstance(present, int | float):
-            values += [present / 1024, present / 2, present + 0.05]
-        tried, alive = _tried(_others(present, *values), functools.partial(_run_traces, tiny, base, key))
+        first = [field.default] if field and isinstance(field.default, bool | int | float | str | None) else []
+        values = _others(present, *first, *candidates(declared(tiny.schema)[key][0], present))
+        tried, alive = _tried(values, functools.partial(seen, key))
         if tried and not alive:
             shown = ", ".join(map(str, tried))
             yield Note("WARN", f"{key}={present}: {shown} in its place changes nothing in 3 optimizer steps")
-
-
-def _run_traces(tiny: Tiny, base: Callable[[], Trace], key: str, value: Any) -> tuple[Trace, Trace]:
-    return base(), _run_trace(tiny, {key: value})
-
-
-def _run_trace(tiny: Tiny, changes: Settings) -> Trace:
-    """Everything that a short run of the real trainer leaves."""
-    plan = tiny.build(stirred=False, run=changes)
-    trainer, results = fit(plan, tiny.config(run=changes))
-    averages = {} if trainer.ema is None else trainer.ema.state_dict()
-    return [
-        schedule_of(plan),
-        groups_of(plan),
-        {name: repr(value) for name, value in results.items()},
-        dict(plan.task.module.state_dict()),
-        dict(averages),
-    ]
