@@ -16,7 +16,7 @@ import numpy as np
 
 from dataset.arc import published as arc
 from dataset.format import load_splits
-from dataset.metadata import ARRAYS, SHARED, SPLITS, PuzzleMetadata, read_card, read_metadata
+from dataset.metadata import ARRAYS, NUM_DEMOS, SHARED, SPLITS, PuzzleMetadata, read_card, read_metadata
 from dataset.published import BY_SIZE
 from engine.io import REPLACED, TEMPORARY, UsageError, atomic_directory, file_lock, sha256_json
 
@@ -35,6 +35,8 @@ class SplitArrays:
     puzzle_identifiers: np.ndarray
     puzzle_indices: np.ndarray
     group_indices: np.ndarray
+    num_demos: np.ndarray | None = None
+    """[P], how many examples of each puzzle are demonstrations; None in embedding mode."""
 
     storage: ClassVar[str] = "arrays"
 
@@ -51,7 +53,7 @@ class SplitArrays:
         for tokens in (self.inputs, self.labels):
             if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < min(vocab_size, 256):
                 raise ValueError(f"{folder.name}: tokens must lie in 0 to {min(vocab_size, 256) - 1}")
-        for array in ARRAYS[self.storage]:
+        for array in (*ARRAYS[self.storage], *(() if self.num_demos is None else (NUM_DEMOS,))):
             kind = np.uint8 if array in ("inputs", "labels") else np.int32
             np.save(folder / f"{name}__{array}.npy", np.ascontiguousarray(getattr(self, array), dtype=kind))
 

@@ -54,7 +54,7 @@ def write_patterns(root: Path, train: int = 0, test: int = 0) -> None:
         labels = 2 + np.take_along_axis(rule[:, None], inputs - 2, axis=2)
         steps, numbers = np.arange(count + 1), np.arange(first, first + count)
         inputs, labels = (grids.reshape(-1, SIDE * SIDE) for grids in (inputs, labels))
-        return _FewShot(SplitArrays(inputs, labels, numbers, steps * pairs, steps), DEMONSTRATIONS)
+        return SplitArrays(inputs, labels, numbers, steps * pairs, steps, np.full(count, DEMONSTRATIONS))
 
     write_dataset(
         root,
@@ -66,23 +66,6 @@ def write_patterns(root: Path, train: int = 0, test: int = 0) -> None:
         data_mode="encoder",
     )
     (root / "test_puzzles.json").write_text("{}", encoding="utf-8")  # what arc@ARC reads; none of the tasks is asked
-
-
-class _FewShot:
-    """SplitArrays, and how many examples of each puzzle are demonstrations."""
-
-    storage = "arrays"
-
-    def __init__(self, arrays: Any, demonstrations: int) -> None:
-        self.arrays, self.demonstrations, self.counts = arrays, demonstrations, arrays.counts
-
-    def save(self, folder: Path, name: str, vocab_size: int) -> None:
-        """As SplitArrays.save, and `num_demos`."""
-        import numpy as np
-
-        self.arrays.save(folder, name, vocab_size)
-        counts = np.full(len(self.arrays.puzzle_identifiers), self.demonstrations, dtype=np.int32)
-        np.save(folder / f"{name}__num_demos.npy", counts)
 
 
 def full_shape(config: Any) -> Any:

@@ -81,9 +81,9 @@ def measure(root: Path) -> dict[str, str]:
         f"{sum(exceptions.values())} ({', '.join(f'{k} {v}' for k, v in exceptions.items())})"
     )
     for family, (own, shared) in sources.family_costs(root).items():
-        rows[f"{family} in verification: lines of its verify.py and rules.py, lines about it in verification/"] = (
-            f"{own}, {shared}"
-        )
+        rows[
+            f"{family} in verification: lines of its verify.py, rules.py and probes, lines about it in verification/"
+        ] = f"{own}, {shared}"
     return rows
 
 

@@ -19,6 +19,8 @@ FAMILY_WORDS = {
     "language_model": ("language_model", "tokenizer", "vocab", "dataset_list", "multicontext", "multidataset"),
     "recursive_reasoning": ("recursive_reasoning", "halt", "puzzle", "carry", "manager", "feudal"),
     "feedback": ("feedback", "hypernetwork"),
+    "etrm": ("etrm", "encoder", "demonstration"),
+    "animal": ("animal", "prompt"),
 }
 
 
@@ -164,11 +166,11 @@ def formatter_exceptions(root: Path) -> dict[str, int]:
 
 
 def family_costs(root: Path) -> dict[str, tuple[int, int]]:
-    """Family -> (lines of its own verify.py and rules.py in tasks/<family>/, lines about it inside verification/)."""
+    """Family -> (lines of verify.py, rules.py and probes*.py in tasks/<family>/, lines about it inside verification/)."""
     result = {}
     for family, words in FAMILY_WORDS.items():
-        own = [root / "tasks" / family / name for name in ("verify.py", "rules.py")]
-        own_lines = size(path for path in own if path.exists()).lines
+        folder = root / "tasks" / family
+        own_lines = size([*folder.glob("verify.py"), *folder.glob("rules.py"), *folder.glob("probes*.py")]).lines
         shared = sum(lines_about(path.read_text(), words) for path in python_files(root / "verification"))
         result[family] = (own_lines, shared)
     return result
