@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from engine.loop.trainer import Trainer
 from losses import ACTLossHead
 from models.encoders import EncoderOutput
 from models.recursive_reasoning.etrm import DEMONSTRATIONS
@@ -20,7 +19,7 @@ from tasks.etrm.decoder import decoder_part, find_decoder, put
 from tasks.etrm.probes_fixed import COMMON, Found, depth, fixed, fixed_rows
 from tasks.etrm.probes_shown import keys_are_handed_on, no_answer_is_shown, own_task_is_shown, slots
 from verification.probes.episodes import force, pattern
-from verification.probes.instance import NoStop, Recorder, Tiny, Unobservable, first_batch, listed, runtime, step
+from verification.probes.instance import Recorder, Tiny, Unobservable, first_batch, fit, listed, runtime, step
 from verification.probes.launch import create_model, replaced
 from verification.probes.registry import Observation, Probe
 from verification.probes.training import training_run
@@ -144,21 +143,12 @@ def stages(tiny: Tiny) -> Found:
         run = {f"freeze_{'encoder' if still == 'encoder' else 'decoder'}_steps": FROZEN, "max_steps": FROZEN + 2}
         plan = replace(tiny.build(run=run), final_eval=False, eval_steps=(), schedule=lambda step: 1.0)
         parts = plan.task.model.param_groups()
-        seen: list[dict[str, Tensor]] = []
+        seen = [{name: _flat(params) for name, params in parts.items()}]
 
-        class Watch:
-            def start(self, trainer: Any, parts: Any = parts, seen: Any = seen) -> None:
-                seen.append({name: _flat(params) for name, params in parts.items()})
+        def watch(seen: Any = seen, parts: Any = parts) -> None:
+            seen.append({name: _flat(params) for name, params in parts.items()})
 
-            after_step = start
-
-            def after_eval(self, trainer: Any, results: Any) -> None: ...
-
-            def end(self, trainer: Any) -> None: ...
-
-        nothing: Any = lambda *_: None  # noqa: E731
-        hooks, stop = [Watch()], NoStop()
-        Trainer(plan, tiny.config(run), runtime(0), save=nothing, write=nothing, stop=stop, hooks=hooks).fit()  # type: ignore[arg-type]
+        fit(plan, tiny.config(run), watch)
         for number, (before, after) in enumerate(pairwise(seen), 1):
             moved = {name for name in parts if not torch.equal(before[name], after[name])}
             if moved != ({moving} if number <= FROZEN else {still, moving}):

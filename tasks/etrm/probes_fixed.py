@@ -17,7 +17,7 @@ from models.encoders.base import DemoEncoder
 from verification.probes import encoding  # noqa: F401  it registers its probes
 from verification.probes.episodes import evaluations
 from verification.probes.instance import Recorder, Tiny, Unobservable, first_batch, junk, set_halting, step
-from verification.probes.mode import _answer
+from verification.probes.mode import idle_cycles
 from verification.probes.registry import PROBES as COMMON, Note, Probe
 
 Found = Iterator["str | Note"]
@@ -100,14 +100,7 @@ def depth(tiny: Tiny) -> Found:
 def cycles(tiny: Tiny) -> Found:
     """MOD422 of a fixed model."""
     yield from depth(tiny)
-    for key in ("H_cycles", "L_cycles"):
-        count = tiny.full_arch.get(key)
-        if (
-            isinstance(count, int)
-            and count > 1
-            and torch.equal(_answer(tiny, key, count), _answer(tiny, key, count - 1))
-        ):
-            yield f"arch.{key}={count} answers what {count - 1} answers: not all of them are run"
+    yield from idle_cycles(tiny)
 
 
 def begins_anew(tiny: Tiny) -> Found:

@@ -172,14 +172,8 @@ def mode(tiny: Tiny) -> Iterator[str | Note]:
 )
 def depth(tiny: Tiny) -> Iterator[str]:
     """An example that never wants to halt, for all its steps; and every number of cycles beside one less."""
-    arch = tiny.full_arch
-    unused = {name for name, key in keys_of(getattr(tiny.model_class, "Config", None)).items() if key.unused}
-    counts = {key: value for key, value in arch.items() if key.endswith("_cycles") and key not in unused}
-    cycles = [key for key, value in counts.items() if isinstance(value, int) and value > 1]
-    for key in cycles:
-        if torch.equal(*(_answer(tiny, key, arch[key] - less) for less in (0, 1))):
-            yield f"arch.{key}={arch[key]} answers what {arch[key] - 1} answers: not all of them are run"
-    last = arch.get("halt_max_steps")
+    yield from idle_cycles(tiny)
+    last = tiny.full_arch.get("halt_max_steps")
     if not isinstance(last, int):
         return
     task = tiny.build(halt_max_steps=last).task
@@ -196,6 +190,15 @@ def depth(tiny: Tiny) -> Iterator[str]:
     sampled = getattr(tiny.model_class, "ENCODER_POLICY", "none") not in ("none", None)
     if not sampled and not torch.allclose(output.logits, answer, atol=CLOSE) and not any(evaluations(tiny)):  # MOD450
         yield f"{last} training steps do not answer what an evaluation of arch.halt_max_steps={last} steps answers"
+
+
+def idle_cycles(tiny: Tiny) -> Iterator[str]:
+    """Numbers of cycles that answer what one less answers."""
+    unused = {name for name, key in keys_of(getattr(tiny.model_class, "Config", None)).items() if key.unused}
+    for key, count in tiny.full_arch.items():
+        counts = key.endswith("_cycles") and key not in unused and isinstance(count, int) and count > 1
+        if counts and torch.equal(_answer(tiny, key, count), _answer(tiny, key, count - 1)):
+            yield f"arch.{key}={count} answers what {count - 1} answers: not all of them are run"
 
 
 def _answer(tiny: Tiny, key: str, value: int) -> Tensor:
