@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from tests.verification.mutations import SMALL, Fault, faults, move, put, swap
+from tests.verification.mutations import faults
 
-ARCH = "config/arch/trm.yaml"
-TRM = "models/recursive_reasoning/trm.py"
-CONFIG = "models/recursive_reasoning/config.py"
-FILES = {"RECIPE": "config/cfg_pretrain_sudoku_4x4.yaml", "ARCH": ARCH, "TRM": TRM}
+FILES = {
+    "RECIPE": "config/cfg_pretrain_sudoku_4x4.yaml",
+    "ARCH": "config/arch/trm.yaml",
+    "TRM": "models/recursive_reasoning/trm.py",
+}
 
-FAULTS = (
-    *faults(
-        r"""
+FAULTS = faults(
+    r'''
 halt-at-once | CFG230 | halt_max_steps 1 with dynamic halting: no row ever thinks twice | + arch.halt_max_steps=1
 evaluator-misspelt | CFG240 | an evaluator class that does not exist | + 'evaluators=[{name: steps@PerStepAcuracy}]'
 evaluator-module-misspelt | CFG240 | an evaluator module that does not exist | + 'evaluators=[{name: step@PerStepAccuracy}]'
@@ -119,45 +119,30 @@ yaml-key-config-lacks | ARC330 | a field of the arch file that the Config does n
 config-field-yaml-lacks | INFO ARC330 | an arch file that does not name the dataclass of its defaults
   ARCH
   -   - /defaults/models/recursive_reasoning/config/TRMConfig@_here_
-""",
-        files=FILES,
-    ),
-    Fault(
-        name="warmup-longer-than-max-steps",
-        what="a job cut to 100 steps that warms up for 2,000",
-        codes=("CFG250",),
-        jobs="[ ] python pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp max_steps=100 run_name=first\n",
-    ),
-    Fault(
-        name="class-not-exported",
-        what="the class moved to another module and is not exported here any more",
-        codes=("ARC312",),
-        edits=(
-            move(TRM, "models/recursive_reasoning/tiny.py"),
-            put(
-                TRM,
-                '"""TRM moved."""\n\nfrom models.recursive_reasoning.tiny import TRMConfig\n\n__all__ = ["TRMConfig"]\n',
-            ),
-        ),
-    ),
-    Fault(
-        name="config-field-unread",
-        what="a Config field that no line of the model reads",
-        codes=("ARC330",),
-        edits=(
-            swap(CONFIG, "    puzzle_emb_len: int = 16\n", "    dropout: float = 0.0\n    puzzle_emb_len: int = 16\n"),
-            swap(ARCH, "puzzle_emb_ndim:", "dropout: 0.0\npuzzle_emb_ndim:"),
-        ),
-    ),
-    Fault(
-        name="dead-override-unread",
-        what="an override of a Config field that no line of the model reads",
-        codes=("JOB031",),
-        follows=("ARC330",),
-        edits=(
-            swap(CONFIG, "    puzzle_emb_len: int = 16\n", "    dropout: float = 0.0\n    puzzle_emb_len: int = 16\n"),
-            swap(ARCH, "puzzle_emb_ndim:", "dropout: 0.0\npuzzle_emb_ndim:"),
-        ),
-        job=f"{SMALL} arch.dropout=0.1",
-    ),
+warmup-longer-than-max-steps | CFG250 | a job cut to 100 steps that warms up for 2,000
+  > [ ] python pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp max_steps=100 run_name=first
+class-not-exported | ARC312 | the class moved to another module and is not exported here any more
+  move TRM models/recursive_reasoning/tiny.py
+  TRM
+  + """TRM moved."""
+  +
+  + from models.recursive_reasoning.tiny import TRMConfig
+  +
+  + __all__ = ["TRMConfig"]
+config-field-unread | ARC330 | a Config field that no line of the model reads
+  models/recursive_reasoning/config.py
+  +     dropout: float = 0.0
+        puzzle_emb_len: int = 16
+  ARCH
+  + dropout: 0.0
+    puzzle_emb_ndim: ${.hidden_size}       # 0 switches the puzzle embedding and its prefix off
+dead-override-unread | JOB031 (ARC330) | an override of a Config field that no line of the model reads | + arch.dropout=0.1
+  models/recursive_reasoning/config.py
+  +     dropout: float = 0.0
+        puzzle_emb_len: int = 16
+  ARCH
+  + dropout: 0.0
+    puzzle_emb_ndim: ${.hidden_size}       # 0 switches the puzzle embedding and its prefix off
+''',
+    files=FILES,
 )

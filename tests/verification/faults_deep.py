@@ -15,9 +15,8 @@ FILES = {
     "GROUPS": "tasks/recursive_reasoning/groups.py",
 }
 
-FAULTS = (
-    *faults(
-        r"""
+FAULTS = faults(
+    r"""
 deep-window-0 | DYN703 | the gradient window holds no update: the network never learns
   TRM | low, high), config.L_cycles + 1 => low, high), 0
 deep-recursion-without-grad | DYN703 | the last updates run under no_grad too, three calls below the training step
@@ -80,6 +79,5 @@ deep-label-leak | DYN712 | the first token of the labels is part of the input em
 deep-optimizer-skips-stack | DYN703 | the optimizer group is filtered by a name that no longer fits
   GROUPS | network, matrices = dict(model.named_parameters()) => network, matrices = {n: p for n, p in model.named_parameters() if not n.startswith("inner.L_")}
 """,
-        files=FILES,
-    ),
+    files=FILES,
 )

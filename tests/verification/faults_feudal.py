@@ -6,9 +6,8 @@ from tests.verification.mutations import faults
 
 FILES = {"LOSS": "losses/feudal.py", "HEAD": "models/recursive_reasoning/subgoal.py"}
 
-FAULTS = (
-    *faults(
-        r"""
+FAULTS = faults(
+    r"""
 feudal-weight-without-head | WARN ARC340 JOB031 | a weight for the intrinsic loss of a model whose manager was removed | python pretrain.py device=cpu ~arch.subgoal_head loss.feudal_loss_weight=0.05
 feudal-weight-of-plain-hrm | WARN JOB031 | a weight for the intrinsic loss of an architecture that has none | python pretrain.py device=cpu arch=hrm loss.feudal_loss_weight=0.05
 feudal-two-weights | WARN JOB031 | both keys of the weight, with different values | python pretrain.py device=cpu loss.feudal_loss_weight=0.05 arch.loss.feudal_loss_weight=0.02
@@ -33,6 +32,5 @@ feudal-sign | OBSERVED ARC340 | the worker is moved away from its goal | python 
 feudal-goal-at-every-pass | OBSERVED ARC340 | the goal is renewed at every pass, manager_period only counts | python pretrain.py device=cpu
   HEAD | torch.where(replace[:, None], manager, state["subgoal_h"]) => manager
 """,
-        files=FILES,
-    ),
+    files=FILES,
 )

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from tests.verification.mutations import (
-    SMALL,
-    Fault,
-    faults,
-    put,
-    remove,
-)
+from tests.verification.mutations import faults
 
-ONE_PAGE = (remove("README.md"), remove("docs"), remove("jobs"))
-DEAD_PID = 4_194_303  # the largest that Linux gives out; nothing lives there in a test
 FILES = {
     "BASE": "config/base/pretrain.yaml",
     "RECIPE": "config/cfg_pretrain_sudoku_4x4.yaml",
     "OTHER_RECIPE": "config/cfg_train.yaml",
 }
 
-FAULTS = (
-    *faults(
-        r"""
+FAULTS = faults(
+    r"""
 nproc-does-not-divide | JOB012 | 768 rows on 5 GPUs | torchrun --nproc-per-node=5 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp
 accumulation-does-not-divide | JOB012 | 768 rows on 4 GPUs in 5 pieces each | torchrun --nproc-per-node=4 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp accumulation=5
 config-misspelt | JOB020 | a config name that does not exist | python pretrain.py --config-name=cfg_pretrain_suduko_4x4
@@ -77,125 +68,59 @@ config-without-script | SCR111 | the recipe says no script, so nothing ties it t
   - script: pretrain.py
 script-key-outdated | SCR111 | the recipes still name the script that was renamed
   BASE | script: pretrain.py => script: pretrain_trm.py
+job-malformed | JOB001 | a job line without its `[ ]`
+  > [ ] + run_name=first
+  > + run_name=second
+job-unclosed-quote | JOB001 | a quote that is never closed
+  > [ ] + 'run_name=first
+job-unknown-mark | JOB001 | a mark that the runner does not know
+  > [?] + run_name=first
+job-stale-running | WARN JOB002 | marked as running by a process that is gone
+  > [-] + run_name=first [4194303]
+job-twice | WARN JOB002 | the same pending job twice
+  > [ ] + run_name=first
+  > [ ] + run_name=first
+job-run-name-twice | WARN JOB032 | two different jobs write to the same run
+  > [ ] + run_name=first
+  > [ ] + lr=1e-3 run_name=first
+job-without-evaluation | WARN CFG240 | a job whose run is never evaluated
+  > [ ] + run_name=first final_eval=false
+job-name-before-command | JOB010 | the name of the job stands before its command
+  > [ ] SF1: + run_name=first
+job-intent-of-next | JOB034 | the intent above the job says HRM, the job trains TRM
+  > #@ intent: arch=hrm
+  > [ ] + run_name=first
+data-encoder-mode | DAT510 | data whose dataset.json says encoder mode, for a script with puzzle embeddings | + data_paths=[data/mine]
+  put data/mine/train/dataset.json | {"data_mode": "encoder", "seq_len": 16, "vocab_size": 6}
+  put data/mine/test/dataset.json | {"data_mode": "encoder", "seq_len": 16, "vocab_size": 6}
+data-with-demonstrations | DAT510 | data with demonstrations (all__num_demos.npy) under an undeclared mode | + data_paths=[data/mine]
+  put data/mine/train/dataset.json | {"seq_len": 16, "vocab_size": 6}
+  put data/mine/train/all__num_demos.npy
+  put data/mine/test/dataset.json | {"seq_len": 16, "vocab_size": 6}
+  put data/mine/test/all__num_demos.npy
+data-test-encoder-mode | DAT510 | the held-out data are of encoder mode | + data_paths_test=[data/mine]
+  put data/mine/train/dataset.json | {"data_mode": "encoder", "seq_len": 16, "vocab_size": 6}
+  put data/mine/test/dataset.json | {"data_mode": "encoder", "seq_len": 16, "vocab_size": 6}
+data-without-split | DAT510 | a data folder without a test split | + data_paths=[data/mine]
+  put data/mine/train/dataset.json | {"data_mode": "embedding", "seq_len": 16, "vocab_size": 6}
+page-names-gone-config | EVERYTHING DOC810 | the README tells to run a recipe that does not exist
+  remove README.md docs jobs
+  README.md
+  + ```bash
+  + python pretrain.py --config-name=cfg_pretrain_gone
+  + ```
+page-names-gone-script | EVERYTHING DOC810 | a page tells to run a script that does not exist
+  remove README.md docs jobs
+  docs/runs.md
+  + ```bash
+  + python pretrain_gone.py device=cpu
+  + ```
+page-misspells-key | EVERYTHING DOC810 | a page's command has a misspelt key
+  remove README.md docs jobs
+  docs/runs.md
+  + ```bash
+  + python pretrain.py warmup_steps=10
+  + ```
 """,
-        files=FILES,
-    ),
-    Fault(
-        name="job-malformed",
-        what="a job line without its `[ ]`",
-        codes=("JOB001",),
-        jobs=f"[ ] {SMALL} run_name=first\n{SMALL} run_name=second\n",
-    ),
-    Fault(
-        name="job-unclosed-quote",
-        what="a quote that is never closed",
-        codes=("JOB001",),
-        jobs=f"[ ] {SMALL} 'run_name=first\n",
-    ),
-    Fault(
-        name="job-unknown-mark",
-        what="a mark that the runner does not know",
-        codes=("JOB001",),
-        jobs=f"[?] {SMALL} run_name=first\n",
-    ),
-    Fault(
-        name="job-stale-running",
-        what="marked as running by a process that is gone",
-        codes=("JOB002",),
-        level="WARN",
-        jobs=f"[-] {SMALL} run_name=first [{DEAD_PID}]\n",
-    ),
-    Fault(
-        name="job-twice",
-        what="the same pending job twice",
-        codes=("JOB002",),
-        level="WARN",
-        jobs=f"[ ] {SMALL} run_name=first\n[ ] {SMALL} run_name=first\n",
-    ),
-    Fault(
-        name="job-run-name-twice",
-        what="two different jobs write to the same run",
-        codes=("JOB032",),
-        level="WARN",
-        jobs=f"[ ] {SMALL} run_name=first\n[ ] {SMALL} lr=1e-3 run_name=first\n",
-    ),
-    Fault(
-        name="job-without-evaluation",
-        what="a job whose run is never evaluated",
-        codes=("CFG240",),
-        level="WARN",
-        jobs=f"[ ] {SMALL} run_name=first final_eval=false\n",
-    ),
-    Fault(
-        name="job-name-before-command",
-        what="the name of the job stands before its command",
-        codes=("JOB010",),
-        jobs=f"[ ] SF1: {SMALL} run_name=first\n",
-    ),
-    Fault(
-        name="job-intent-of-next",
-        what="the intent above the job says HRM, the job trains TRM",
-        codes=("JOB034",),
-        jobs=f"#@ intent: arch=hrm\n[ ] {SMALL} run_name=first\n",
-    ),
-    Fault(
-        name="data-encoder-mode",
-        what="data whose dataset.json says encoder mode, for a script with puzzle embeddings",
-        codes=("DAT510",),
-        edits=(
-            put("data/mine/train/dataset.json", '{"data_mode": "encoder", "seq_len": 16, "vocab_size": 6}'),
-            put("data/mine/test/dataset.json", '{"data_mode": "encoder", "seq_len": 16, "vocab_size": 6}'),
-        ),
-        job=f"{SMALL} data_paths=[data/mine]",
-    ),
-    Fault(
-        name="data-with-demonstrations",
-        what="data with demonstrations (all__num_demos.npy) under an undeclared mode",
-        codes=("DAT510",),
-        edits=(
-            put("data/mine/train/dataset.json", '{"seq_len": 16, "vocab_size": 6}'),
-            put("data/mine/train/all__num_demos.npy", ""),
-            put("data/mine/test/dataset.json", '{"seq_len": 16, "vocab_size": 6}'),
-            put("data/mine/test/all__num_demos.npy", ""),
-        ),
-        job=f"{SMALL} data_paths=[data/mine]",
-    ),
-    Fault(
-        name="data-test-encoder-mode",
-        what="the held-out data are of encoder mode",
-        codes=("DAT510",),
-        edits=(
-            put("data/mine/train/dataset.json", '{"data_mode": "encoder", "seq_len": 16, "vocab_size": 6}'),
-            put("data/mine/test/dataset.json", '{"data_mode": "encoder", "seq_len": 16, "vocab_size": 6}'),
-        ),
-        job=f"{SMALL} data_paths_test=[data/mine]",
-    ),
-    Fault(
-        name="data-without-split",
-        what="a data folder without a test split",
-        codes=("DAT510",),
-        edits=(put("data/mine/train/dataset.json", '{"data_mode": "embedding", "seq_len": 16, "vocab_size": 6}'),),
-        job=f"{SMALL} data_paths=[data/mine]",
-    ),
-    Fault(
-        name="page-names-gone-config",
-        what="the README tells to run a recipe that does not exist",
-        codes=("DOC810",),
-        everything=True,
-        edits=(*ONE_PAGE, put("README.md", "```bash\npython pretrain.py --config-name=cfg_pretrain_gone\n```\n")),
-    ),
-    Fault(
-        name="page-names-gone-script",
-        what="a page tells to run a script that does not exist",
-        codes=("DOC810",),
-        everything=True,
-        edits=(*ONE_PAGE, put("docs/runs.md", "```bash\npython pretrain_gone.py device=cpu\n```\n")),
-    ),
-    Fault(
-        name="page-misspells-key",
-        what="a page's command has a misspelt key",
-        codes=("DOC810",),
-        everything=True,
-        edits=(*ONE_PAGE, put("docs/runs.md", "```bash\npython pretrain.py warmup_steps=10\n```\n")),
-    ),
+    files=FILES,
 )

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from tests.verification.mutations import Fault, append, faults, put, right, swap
+from tests.verification.mutations import faults, right
 
 CPU = "python train.py --config-name=cfg_train_cpu"
-BASE = "config/base/train.yaml"
-META = '{"vocab_size": 9, "dtype": "uint16", "tokenizer": "%s", "tokens": {"train": %d, "val": 10}}'
-TOKENS = "0123456789"
-
-
-def _text(name: str, kind: str, tokens: int) -> tuple:
-    return (
-        put(f"data/{name}/train.bin", TOKENS),
-        put(f"data/{name}/val.bin", TOKENS),
-        put(f"data/{name}/meta.json", META % (kind, tokens)),
-    )
-
-
 FILES = {
     "TASK": "tasks/language_model/task.py",
     "GPT": "models/language_models/gpt.py",
-    "BASE": BASE,
+    "BASE": "config/base/train.yaml",
     "RECIPE": "config/cfg_train_cpu.yaml",
 }
 
-FAULTS = (
-    *faults(
-        r"""
+FAULTS = faults(
+    r"""
 lm-gpt2-on-characters | DAT540 | GPT-2's weights on characters, whose numbers it reads as its own words | python train.py --init_from=gpt2 --dataset=shakespeare_char
 lm-mixture-of-tokenizers | WARN DAT541 | a mixture of characters and BPE over one token table | + --training_mode=multidataset --dataset_list shakespeare_char wikitext
 lm-streams-of-two-texts | WARN DAT542 | streams that annotate two different texts | + --training_mode=multicontext --multicontext_datasets shakespeare_char stdlib_class
@@ -78,70 +64,45 @@ lm-recipe-overridden-by-its-arch | WARN CFG211 | _self_ before arch: the sizes o
   RECIPE
       - base/train
   +   - _self_
+lm-gpt2-on-a-folder-of-characters | DAT540 | the same on a data set that is there | python train.py --init_from=gpt2 --dataset=mine
+  put data/mine/train.bin | 0123456789
+  put data/mine/val.bin | 0123456789
+  put data/mine/meta.json | {"vocab_size": 9, "dtype": "uint16", "tokenizer": "char", "tokens": {"train": 5, "val": 10}}
+lm-streams-of-unequal-length | DAT542 | streams of 5 and 4 tokens | + --training_mode=multicontext --multicontext_datasets mine its_classes
+  put data/mine/train.bin | 0123456789
+  put data/mine/val.bin | 0123456789
+  put data/mine/meta.json | {"vocab_size": 9, "dtype": "uint16", "tokenizer": "char", "tokens": {"train": 5, "val": 10}}
+  put data/its_classes/train.bin | 0123456789
+  put data/its_classes/val.bin | 0123456789
+  put data/its_classes/meta.json | {"vocab_size": 9, "dtype": "uint16", "tokenizer": "char_class", "tokens": {"train": 4, "val": 10}}
+lm-data-without-validation | DAT510 | a data set without val.bin | + --dataset=mine
+  put data/mine/train.bin | 0123456789
+  put data/mine/meta.json | {"vocab_size": 9, "dtype": "uint16", "tokenizer": "char", "tokens": {"train": 5, "val": 10}}
+lm-learning-rate-zero | CFG251 | a job with learning rate 0
+  > [ ] + --learning_rate=0 --no-decay_lr
+lm-out-dir-twice | WARN JOB032 | two jobs write to one folder
+  > [ ] + --out_dir=out/a
+  > [ ] + --out_dir=out/a seed=1
+lm-key-nobody-reads | CFG255 | train.py's schema declares a key that nothing reads
+  tasks/language_model/args.py
+  +     eval_often: bool = False
+        eval_only: bool = False
+  BASE
+  +
+  + eval_often: false
 """,
-        files=FILES,
-        job=CPU,
-    ),
-    Fault(
-        name="lm-gpt2-on-a-folder-of-characters",
-        what="the same on a data set that is there",
-        codes=("DAT540",),
-        edits=_text("mine", "char", 5),
-        job="python train.py --init_from=gpt2 --dataset=mine",
-    ),
-    Fault(
-        name="lm-streams-of-unequal-length",
-        what="streams of 5 and 4 tokens",
-        codes=("DAT542",),
-        edits=(*_text("mine", "char", 5), *_text("its_classes", "char_class", 4)),
-        job=f"{CPU} --training_mode=multicontext --multicontext_datasets mine its_classes",
-    ),
-    Fault(
-        name="lm-data-without-validation",
-        what="a data set without val.bin",
-        codes=("DAT510",),
-        edits=_text("mine", "char", 5)[::2],
-        job=f"{CPU} --dataset=mine",
-    ),
-    Fault(
-        name="lm-learning-rate-zero",
-        what="a job with learning rate 0",
-        codes=("CFG251",),
-        jobs=f"[ ] {CPU} --learning_rate=0 --no-decay_lr\n",
-    ),
-    Fault(
-        name="lm-out-dir-twice",
-        what="two jobs write to one folder",
-        codes=("JOB032",),
-        level="WARN",
-        jobs=f"[ ] {CPU} --out_dir=out/a\n[ ] {CPU} --out_dir=out/a seed=1\n",
-    ),
-    Fault(
-        name="lm-key-nobody-reads",
-        what="train.py's schema declares a key that nothing reads",
-        codes=("CFG255",),
-        edits=(
-            swap(
-                "tasks/language_model/args.py",
-                "    eval_only: bool = False\n",
-                "    eval_often: bool = False\n    eval_only: bool = False\n",
-            ),
-            append(BASE, "\neval_often: false\n"),
-        ),
-        job=CPU,
-    ),
+    files=FILES,
+    job=CPU,
 )
 
-GOOD = (
-    *right(
-        r"""
+GOOD = right(
+    r"""
 lm-cpu | CFG250 CFG256 DAT541 | the CPU recipe of train.py
 lm-resume |  | init_from=resume with nothing but the folder | python train.py --init_from=resume --out_dir=out/x
 lm-mixture-with-tables | DAT541 | a mixture of tokenizers with a token table for each | + --training_mode=multidataset --dataset_list shakespeare_char wikitext --multidataset_wte
 lm-schedule-not-used | CFG256 JOB031 | a schedule that is held at its peak | + --no-decay_lr
 lm-any-optimizer | JOB031 | an optimizer without a file, through the generic one | + --optimizer adan
 """,
-        files=FILES,
-        job=CPU,
-    ),
+    files=FILES,
+    job=CPU,
 )

@@ -6,9 +6,8 @@ from tests.verification.mutations import faults
 
 FILES = {"ACT": "models/recursive_reasoning/act.py", "TRM": "models/recursive_reasoning/trm.py"}
 
-FAULTS = (
-    *faults(
-        r"""
+FAULTS = faults(
+    r"""
 forward-unconditional | MOD420 | forward does not branch on self.training
   ACT
   -         if self.training:
@@ -132,6 +131,5 @@ eval-one-step | WARN MOD450 | evaluation takes one ACT step only
   -                 carry = self._eval_step(carry, x, self.halt_max_steps)
   +             carry = self._eval_step(carry, x, self.halt_max_steps)
 """,
-        files=FILES,
-    ),
+    files=FILES,
 )

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-from tests.verification.mutations import (
-    SMALL,
-    Good,
-    move,
-    put,
-    right,
-    swap,
-)
+from tests.verification.mutations import right
 
-TRM = "models/recursive_reasoning/trm.py"
-MINE = '''"""TRM with one more update of z_H at the end of each cycle."""
-
-from dataclasses import dataclass
-from typing import ClassVar
-
-from models.recursive_reasoning.inner import INPUT
-from models.recursive_reasoning.model import RecursiveModel
-from models.recursive_reasoning.recursion import Update
-from models.recursive_reasoning.trm import TRMConfig
-
-
-@dataclass(kw_only=True)
-class MineConfig(TRMConfig):
-    extra_updates: int = 1
-    """Further updates of z_H per cycle."""
-
-
-class Mine(RecursiveModel):
-    Config: ClassVar = MineConfig
-
-    @staticmethod
-    def cycles(config: MineConfig) -> tuple[tuple[Update, ...], int]:
-        low = Update("L_level", "z_L", ("z_L",), ("z_H", INPUT))
-        high = Update("L_level", "z_H", ("z_H",), ("z_L",))
-        cycle = (low,) * config.L_cycles + (high,) * (1 + config.extra_updates)
-        return cycle * config.H_cycles, len(cycle)
-'''
 FILES = {
     "RECIPE": "config/cfg_pretrain_sudoku_4x4.yaml",
     "ARCH": "config/arch/trm.yaml",
-    "TRM": TRM,
+    "TRM": "models/recursive_reasoning/trm.py",
     "ACT": "models/recursive_reasoning/act.py",
     "TASK": "tasks/recursive_reasoning/task.py",
 }
 
-GOOD = (
-    *right(
-        r"""
+GOOD = right(
+    r'''
 small |  | the demo's recipe
 large |  | the published recipe on four GPUs | torchrun --nproc-per-node=4 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp
 default |  | no --config-name: the decorator's config | python pretrain.py device=cpu
@@ -180,58 +144,67 @@ error-raised-by-a-helper | SCR141 | an except whose helper raises
   +
   + def _give_up(error: Exception) -> None:
   +     raise RuntimeError('broken') from error
-""",
-        files=FILES,
-    ),
-    Good(name="quoted-hash", what="a # inside a quoted value", jobs=f"[ ] {SMALL} 'run_name=\"first#2\"'\n"),
-    Good(
-        name="digits-in-path",
-        what="digits in brackets inside a path are no process",
-        jobs=f"[ ] {SMALL} 'run_dir=\"/tmp/runs[4711]/a\"' run_name=first\n",
-    ),
-    Good(
-        name="commented-job",
-        what="a job that is commented out",
-        jobs=f"# [ ] python pretrain_old.py --config-name=cfg_gone\n[ ] {SMALL} run_name=first\n",
-    ),
-    Good(
-        name="done-and-failed",
-        what="finished and failed jobs beside a pending one",
-        jobs=f"[x] {SMALL} run_name=a\n[!] {SMALL} run_name=b\n[ ] {SMALL} run_name=c\n",
-        quiet=("JOB002", "JOB032"),
-    ),
-    Good(name="untouched", what="the repository as it is: jobs, recipes and pages", everything=True),
-    Good(
-        name="class-re-exported",
-        what="the class moved and is re-exported from its old module",
-        edits=(
-            move(TRM, "models/recursive_reasoning/tiny.py"),
-            put(
-                TRM,
-                '"""TRM lives in tiny.py."""\n\nfrom models.recursive_reasoning.tiny import TRM, TRMConfig\n\n'
-                '__all__ = ["TRM", "TRMConfig"]\n',
-            ),
-        ),
-    ),
-    Good(
-        name="class-re-exported-renamed",
-        what="the class is re-exported under another name",
-        edits=(
-            move(TRM, "models/recursive_reasoning/tiny.py"),
-            swap("models/recursive_reasoning/tiny.py", "class TRM(RecursiveModel)", "class Tiny(RecursiveModel)"),
-            swap("models/recursive_reasoning/tiny.py", '__all__ = ["TRM", ', '__all__ = ["Tiny", '),
-            put(
-                TRM,
-                '"""TRM lives in tiny.py."""\n\nfrom models.recursive_reasoning.tiny import Tiny as TRM\n'
-                "from models.recursive_reasoning.tiny import TRMConfig\n\n"
-                '__all__ = ["TRM", "TRMConfig"]\n',
-            ),
-        ),
-    ),
-    Good(
-        name="new-model",
-        what="the model of docs/architecture.md, added as told there",
-        edits=(put("models/recursive_reasoning/mine.py", MINE),),
-        job=f"{SMALL} arch.name=recursive_reasoning.mine@Mine +arch.extra_updates=2",
-    ),
+quoted-hash |  | a # inside a quoted value
+  > [ ] + 'run_name="first#2"'
+digits-in-path |  | digits in brackets inside a path are no process
+  > [ ] + 'run_dir="/tmp/runs[4711]/a"' run_name=first
+commented-job |  | a job that is commented out
+  > # [ ] python pretrain_old.py --config-name=cfg_gone
+  > [ ] + run_name=first
+done-and-failed | JOB002 JOB032 | finished and failed jobs beside a pending one
+  > [x] + run_name=a
+  > [!] + run_name=b
+  > [ ] + run_name=c
+untouched | EVERYTHING | the repository as it is: jobs, recipes and pages
+class-re-exported |  | the class moved and is re-exported from its old module
+  move TRM models/recursive_reasoning/tiny.py
+  TRM
+  + """TRM lives in tiny.py."""
+  +
+  + from models.recursive_reasoning.tiny import TRM, TRMConfig
+  +
+  + __all__ = ["TRM", "TRMConfig"]
+class-re-exported-renamed |  | the class is re-exported under another name
+  move TRM models/recursive_reasoning/tiny.py
+  models/recursive_reasoning/tiny.py | class TRM(RecursiveModel) => class Tiny(RecursiveModel)
+  models/recursive_reasoning/tiny.py
+  - __all__ = ["TRM", "TRMConfig"]
+  + __all__ = ["Tiny", "TRMConfig"]
+  TRM
+  + """TRM lives in tiny.py."""
+  +
+  + from models.recursive_reasoning.tiny import Tiny as TRM
+  + from models.recursive_reasoning.tiny import TRMConfig
+  +
+  + __all__ = ["TRM", "TRMConfig"]
+new-model |  | the model of docs/architecture.md, added as told there | + arch.name=recursive_reasoning.mine@Mine +arch.extra_updates=2
+  models/recursive_reasoning/mine.py
+  + """TRM with one more update of z_H at the end of each cycle."""
+  +
+  + from dataclasses import dataclass
+  + from typing import ClassVar
+  +
+  + from models.recursive_reasoning.inner import INPUT
+  + from models.recursive_reasoning.model import RecursiveModel
+  + from models.recursive_reasoning.recursion import Update
+  + from models.recursive_reasoning.trm import TRMConfig
+  +
+  +
+  + @dataclass(kw_only=True)
+  + class MineConfig(TRMConfig):
+  +     extra_updates: int = 1
+  +     """Further updates of z_H per cycle."""
+  +
+  +
+  + class Mine(RecursiveModel):
+  +     Config: ClassVar = MineConfig
+  +
+  +     @staticmethod
+  +     def cycles(config: MineConfig) -> tuple[tuple[Update, ...], int]:
+  +         low = Update("L_level", "z_L", ("z_L",), ("z_H", INPUT))
+  +         high = Update("L_level", "z_H", ("z_H",), ("z_L",))
+  +         cycle = (low,) * config.L_cycles + (high,) * (1 + config.extra_updates)
+  +         return cycle * config.H_cycles, len(cycle)
+''',
+    files=FILES,
 )

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-from tests.verification.mutations import Fault, faults, put, swap
+from tests.verification.mutations import faults
 
-FAMILY = "tasks/recursive_reasoning/family.py"
-TASK = "tasks/recursive_reasoning/task.py"
-LANGUAGE_MODEL = '''"""A model of another family."""
-
-from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import nn
-
-
-@dataclass(kw_only=True)
-class GPTConfig:
-    hidden_size: int = 64
-    """Width."""
-
-
-class GPT(nn.Module):
-    FAMILY: ClassVar[str] = "language_model"
-    DATA_MODE: ClassVar[str] = "text"
-    Config: ClassVar = GPTConfig
-
-    def __init__(self, config, shape):
-        super().__init__()
-        self.head = nn.Linear(config.hidden_size, 2)
-
-    def forward(self, batch):
-        return self.head(batch)
-'''
 FILES = {
     "SCRIPT": "pretrain.py",
-    "FAMILY": FAMILY,
+    "FAMILY": "tasks/recursive_reasoning/family.py",
     "BUILD": "tasks/recursive_reasoning/build.py",
-    "TASK": TASK,
+    "TASK": "tasks/recursive_reasoning/task.py",
     "GROUPS": "tasks/recursive_reasoning/groups.py",
     "TRM": "models/recursive_reasoning/trm.py",
     "RECIPE": "config/cfg_pretrain_sudoku_4x4.yaml",
 }
 
-FAULTS = (
-    *faults(
-        r"""
+FAULTS = faults(
+    r'''
 decorator-config-missing | SCR110 | @hydra.main names a config that does not exist
   SCRIPT
   - @hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
@@ -208,48 +179,49 @@ optimizer-skips-head | MOD460 | the optimizer group leaves out the halting head
   GROUPS | network, matrices = dict(model.named_parameters()) => network, matrices = {n: p for n, p in model.named_parameters() if "q_head" not in n}
 optimizer-skips-embedding | MOD460 | the puzzle embedding is in no optimizer group | python pretrain.py --config-name=cfg_pretrain device=cpu
   GROUPS | table = model.puzzle_emb => table = None
-""",
-        files=FILES,
-    ),
-    Fault(
-        name="family-of-arch",
-        what="a job composes the arch of a language model into pretrain.py",
-        codes=("SCR112",),
-        follows=("SCR121", "JOB030", "MOD410", "MOD420", "ARC320"),
-        edits=(
-            put("models/language/__init__.py", '"""Language models."""\n'),
-            put("models/language/gpt.py", LANGUAGE_MODEL),
-            put(
-                "config/arch/gpt_mine.yaml",
-                "name: language.gpt@GPT\nloss:\n  name: losses@ACTLossHead\nhidden_size: 64\n",
-            ),
-        ),
-        job="python pretrain.py --config-name=cfg_pretrain arch=gpt_mine",
-    ),
-    Fault(
-        name="carry-cleared-per-batch",
-        what="micro_batches clears all carries at every step",
-        codes=("MOD440",),
-        edits=(
-            swap(
-                TASK,
-                "        iteration, index = self.plan.locate(step)\n",
-                "        self._carries = [None] * self.runtime.accumulation\n"
-                "        iteration, index = self.plan.locate(step)\n",
-            ),
-        ),
-    ),
-    Fault(
-        name="carry-cleared-after-step",
-        what="after_step drops the carries",
-        codes=("MOD440",),
-        edits=(
-            swap(
-                TASK,
-                "        for carry in self._carries:\n",
-                "        for piece in range(len(self._carries)):\n            self._carries[piece] = None\n"
-                "        for carry in self._carries:\n",
-            ),
-        ),
-    ),
+family-of-arch | SCR112 (SCR121 JOB030 MOD410 MOD420 ARC320) | a job composes the arch of a language model into pretrain.py | python pretrain.py --config-name=cfg_pretrain arch=gpt_mine
+  models/language/__init__.py
+  + """Language models."""
+  models/language/gpt.py
+  + """A model of another family."""
+  +
+  + from dataclasses import dataclass
+  + from typing import ClassVar
+  +
+  + from torch import nn
+  +
+  +
+  + @dataclass(kw_only=True)
+  + class GPTConfig:
+  +     hidden_size: int = 64
+  +     """Width."""
+  +
+  +
+  + class GPT(nn.Module):
+  +     FAMILY: ClassVar[str] = "language_model"
+  +     DATA_MODE: ClassVar[str] = "text"
+  +     Config: ClassVar = GPTConfig
+  +
+  +     def __init__(self, config, shape):
+  +         super().__init__()
+  +         self.head = nn.Linear(config.hidden_size, 2)
+  +
+  +     def forward(self, batch):
+  +         return self.head(batch)
+  config/arch/gpt_mine.yaml
+  + name: language.gpt@GPT
+  + loss:
+  +   name: losses@ACTLossHead
+  + hidden_size: 64
+carry-cleared-per-batch | MOD440 | micro_batches clears all carries at every step
+  TASK
+  +         self._carries = [None] * self.runtime.accumulation
+            iteration, index = self.plan.locate(step)
+carry-cleared-after-step | MOD440 | after_step drops the carries
+  TASK
+  +         for piece in range(len(self._carries)):
+  +             self._carries[piece] = None
+            for carry in self._carries:
+''',
+    files=FILES,
 )

@@ -77,23 +77,25 @@ class Good:
 def faults(table: str, *, job: str = SMALL, files: Mapping[str, str] | None = None) -> tuple[Fault, ...]:
     """A fault for each line `name | codes | what | command | intent`, with the edits that stand indented below it.
 
-    Before the codes their level where it is not FAIL, and OBSERVED where only a tiny instance shows it; behind them in
-    brackets the codes that follow. The command is `job` where it is left out, and `job` with more words after a `+`.
+    Before the codes their level where it is not FAIL, OBSERVED where only a tiny instance shows it, EVERYTHING where the
+    whole tree is verified; behind them in brackets the codes that follow. The command is `job` where it is left out, and
+    `job` with more words after a `+`; lines that begin with `>` are those of a job file in its place.
 
-    An edit is `FILE | text => other text` (`=>>` for every occurrence), `copy FILE NEW`, `move FILE NEW`, `remove FILE`, or
-    FILE with a patch below it: lines before (` `, `-`) and after (` `, `+`), at the file's end where it has only `+`.
-    FILE is a path, or the name of one in `files`.
+    An edit is `FILE | text => other text` (`=>>` for every occurrence), `copy FILE NEW`, `move FILE NEW`, `remove FILE...`,
+    `put FILE | text`, or FILE with a patch below it: lines before (` `, `-`) and after (` `, `+`), at the file's end where
+    it has only `+`. FILE is a path, or the name of one in `files`.
     """
     made = []
-    for (name, codes, what, command, intent), edits in _rows(table, files or {}):
+    for (name, codes, what, command, intent), below in _rows(table):
         codes, _, follows = codes.rstrip(")").partition("(")
         words = codes.split()
         level = next((word for word in words if word in ("WARN", "INFO")), "FAIL")
-        fault = Fault(
-            name=name, what=what, level=level, probes="OBSERVED" in words, edits=edits, intent=_intent(intent)
+        fault = Fault(name=name, what=what, level=level, probes="OBSERVED" in words, everything="EVERYTHING" in words)
+        own = tuple(word for word in words if word not in (level, "OBSERVED", "EVERYTHING"))
+        fault = replace(fault, codes=own, follows=tuple(follows.split()), intent=_intent(intent))
+        made.append(
+            replace(fault, job=_command(command, job), jobs=_jobs(below, job), edits=_edits(below, files or {}))
         )
-        own = tuple(word for word in words if word not in (level, "OBSERVED"))
-        made.append(replace(fault, codes=own, follows=tuple(follows.split()), job=_command(command, job)))
     return tuple(made)
 
 
@@ -104,44 +106,55 @@ def right(table: str, *, job: str = SMALL, files: Mapping[str, str] | None = Non
             name=name,
             what=what,
             job=_command(command, job),
+            jobs=_jobs(below, job),
             intent=_intent(intent),
-            quiet=tuple(quiet.split()),
-            edits=edits,
+            quiet=tuple(word for word in quiet.split() if word != "EVERYTHING"),
+            everything="EVERYTHING" in quiet,
+            edits=_edits(below, files or {}),
         )
-        for (name, quiet, what, command, intent), edits in _rows(table, files or {})
+        for (name, quiet, what, command, intent), below in _rows(table)
     )
 
 
-def _rows(table: str, files: Mapping[str, str]) -> Iterator[tuple[list[str], tuple[Edit, ...]]]:
+def _rows(table: str) -> Iterator[tuple[list[str], list[str]]]:
+    """Each row's cells, and the lines below it."""
     for row in re.split(r"\n(?=\S)", table.strip("\n")):
         first, *below = row.split("\n")
         cells = [cell.strip() for cell in first.split(" | ")]
-        yield [*cells, *[""] * (5 - len(cells))], tuple(_edits(below, files))
+        yield [*cells, *[""] * (5 - len(cells))], below
 
 
 def _command(cell: str, job: str) -> str:
     return f"{job} {cell.removeprefix('+ ')}" if cell.startswith("+ ") else cell or job
 
 
+def _jobs(below: list[str], job: str) -> str | None:
+    """The text of the job file, in which the first `+` of a line stands for `job`."""
+    lines = [re.sub(r"(^| )\+ ", rf"\1{job} ", line[4:], count=1) for line in below if line.startswith("  >")]
+    return "".join(f"{line}\n" for line in lines) or None
+
+
 def _intent(cell: str) -> tuple[tuple[str, str], ...]:
     return tuple((key, value) for key, _, value in (word.partition("=") for word in cell.split()))
 
 
-def _edits(lines: list[str], files: Mapping[str, str]) -> Iterator[Edit]:
-    plain = {"copy": copy, "move": move, "remove": remove}
-    for head, *patch in _hunks(lines):
-        words = head.split()
-        if words[0] in plain:
-            yield plain[words[0]](*(files.get(word, word) for word in words[1:]))
-            continue
-        path = files.get(words[0], words[0])
-        old, _, new = head.partition(" | ")[2].partition(" => ")
-        if patch:
-            yield _patch(path, patch)
-        elif " =>> " in head:
-            yield swap_all(path, *head.partition(" | ")[2].split(" =>> "))
+def _edits(below: list[str], files: Mapping[str, str]) -> tuple[Edit, ...]:
+    made: list[Edit] = []
+    for head, *lines in _hunks([line for line in below if not line.startswith("  >")]):
+        word, *paths = (files.get(word, word) for word in head.partition(" | ")[0].split())
+        text = head.partition(" | ")[2]
+        old, _, new = text.partition(" => ")
+        if word in ("copy", "move"):
+            made.append({"copy": copy, "move": move}[word](*paths))
+        elif word == "remove":
+            made += map(remove, paths)
+        elif word == "put":
+            made.append(put(*paths, text))
+        elif lines:
+            made.append(_patch(word, lines))
         else:
-            yield swap(path, old, new)
+            made.append(swap_all(word, *text.split(" =>> ")) if " =>> " in text else swap(word, old, new))
+    return tuple(made)
 
 
 def _hunks(lines: list[str]) -> Iterator[list[str]]:

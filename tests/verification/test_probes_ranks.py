@@ -11,7 +11,7 @@ import torch
 import engine.distributed
 import tasks.recursive_reasoning.build as building
 import tasks.recursive_reasoning.task as tasks
-from engine.distributed import rank, world_size
+from engine.distributed import rank
 from tests.verification.probing import HRM, around, fails, look
 
 CODE = "DYN717"
@@ -23,11 +23,6 @@ CODE = "DYN717"
 )
 def test_a_pair_equals_one_process(recipe: str, overrides: tuple[str, ...]) -> None:
     assert [found.level for found in look(CODE, *overrides, recipe=recipe)] == ["PASS"]
-
-
-def test_every_rank_takes_the_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "local_rows", lambda rows: (0, rows // world_size()))
-    assert "step 1: rank 0 of two has another gradient" in fails(CODE)
 
 
 def test_exploration_that_differs_by_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ import torch
 
 import tasks.language_model.build as building
 import tasks.language_model.task as tasks
-from dataset.text.batches import TrainBatches
 from engine.distributed import world_size
 from models.language_models.attention import CausalSelfAttention
 from models.language_models.gpt import GPT, GPTConfig, LMShape
@@ -95,15 +94,6 @@ def test_attention_that_looks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_mask_that_looks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     around(monkeypatch, CausalSelfAttention, "_mix", lambda mix, self, q, k, v, m: mix(self, q, k, v, m | True))
     assert "evaluation predictions" in fails("DYN712", "arch.softmax_variant_attn=sigmoidmax")
-
-
-def test_targets_that_are_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    def same(rows: Any, *args: Any) -> Any:
-        found = rows(*args)
-        return {**found, "targets": found["tokens"]}
-
-    around(monkeypatch, TrainBatches, "rows", same)
-    assert "targets are not the tokens that follow" in fails("DYN706")
 
 
 def test_a_parameter_without_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
