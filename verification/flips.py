@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli.keys import inert_reason
+from engine.cli.resolve import observe_script, resolve
 from engine.errors import UsageError
 from engine.fields import declared, flatten
-from verification.losses import tiny_recipe
 from verification.probes.changes import TRIES, aspects, candidates, declaration
 from verification.probes.instance import Tiny, same, with_keys
 from verification.probes.overrides import ALIVE, effect_of
+from verification.probes.session import make_tiny
 from verification.recall import recall
-from verification.static import recipe_script, recipes
+from verification.static import recipe_command, recipe_script, recipes
 
 REASONS = {
     "eval_seed": "draws which examples a partial evaluation takes, and the tiny instance evaluates all",
@@ -51,6 +52,22 @@ class Flip:
     @property
     def dead(self) -> bool:
         return not self.changed and not self.reason
+
+
+def tiny_recipe(recipe: Path, *, root: Path, data: Path) -> Tiny:
+    """The tiny instance of a recipe `config/cfg_*.yaml`, its data written to `data`, which does not exist yet.
+
+    Raises:
+        UsageError: the recipe is not usable.
+        ImportError: it needs a library that is not installed.
+    """
+    script, *words = recipe_command(root, recipe)
+    trace = resolve(root / script, words, root=root)
+    assert trace.resolved is not None, trace.problems
+    module = observe_script(root / script).module
+    assert module is not None
+    resolved = {key: value for key, value in trace.resolved.items() if key != "hydra"}
+    return make_tiny(module, resolved, data)
 
 
 def flips_of(recipe: Path, *, root: Path, data: Path) -> list[Flip]:

@@ -9,9 +9,6 @@ its own in a comment, `# yaml-language-server: $schema=schemas/SCRIPT-MODEL.json
 from __future__ import annotations
 
 import json
-import operator
-import re
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -26,21 +23,7 @@ from verification.static import recipe_command, recipes
 Schema = dict[str, Any]
 OPEN: Schema = {"type": "string", "pattern": r"^(\$\{.*\}|\?\?\?)$"}
 """What stands for a value that is not there yet: an interpolation, or ??? for one that the command line gives."""
-BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
-    "minimum": operator.ge,
-    "maximum": operator.le,
-    "exclusiveMinimum": operator.gt,
-    "exclusiveMaximum": operator.lt,
-}
-KINDS: dict[str, Callable[[Any], bool]] = {
-    "object": lambda value: isinstance(value, Mapping),
-    "array": lambda value: isinstance(value, list),
-    "string": lambda value: isinstance(value, str),
-    "boolean": lambda value: isinstance(value, bool),
-    "null": lambda value: value is None,
-    "number": lambda value: type(value) in (int, float),
-    "integer": lambda value: type(value) is int or (type(value) is float and value.is_integer()),
-}
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 PLAIN = {bool: "boolean", int: "integer", float: "number"}
 COMMENT = "# yaml-language-server: $schema=schemas/"
 
@@ -125,38 +108,6 @@ def with_comment(text: str, name: str) -> str:
     lines = [line for line in text.split("\n") if not line.startswith(COMMENT)]
     end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
     return "\n".join([*lines[:end], COMMENT + name, *lines[end:]])
-
-
-def errors(value: Any, schema: Mapping[str, Any], place: str = "") -> Iterator[str]:
-    """How a value does not fit a schema, with the dotted place. It knows of JSON Schema what this module writes."""
-    schema = OPEN if "$ref" in schema else schema
-    if "anyOf" in schema:
-        found = [list(errors(value, one, place)) for one in schema["anyOf"]]
-        if all(found):
-            yield from min(found, key=len)
-        return
-    wanted = schema.get("type", [])
-    named = [wanted] if isinstance(wanted, str) else wanted
-    if named and not any(KINDS[one](value) for one in named):
-        yield f"{place}: {value!r} is not {' or '.join(named)}"
-        return
-    if "enum" in schema and not any(value == one and type(value) is type(one) for one in schema["enum"]):
-        yield f"{place}: {value!r} is none of {schema['enum']}"
-    if "pattern" in schema and not re.match(schema["pattern"], value):
-        yield f"{place}: {value!r} does not match {schema['pattern']}"
-    for name in BOUNDS.keys() & schema.keys():
-        if not BOUNDS[name](value, schema[name]):
-            yield f"{place}: {value!r} is out of range ({name} {schema[name]})"
-    if isinstance(value, list) and "items" in schema:
-        for number, item in enumerate(value):
-            yield from errors(item, schema["items"], f"{place}[{number}]")
-    if isinstance(value, Mapping) and "properties" in schema:
-        for key, item in value.items():
-            below = f"{place}.{key}" if place else str(key)
-            if key in schema["properties"]:
-                yield from errors(item, schema["properties"][key], below)
-            elif schema.get("additionalProperties") is False:
-                yield f"{below}: no such key"
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ from verification.recall import recall, trees
 
 Place = tuple[str, int]
 """A file below the root and a line in it."""
+MODES = {"online": "fixed", "fixed": "fixed", "original": "dynamic", "dynamic": "dynamic"}
+"""Word of a `_forward_train_<mode>` method -> the ACT mode that it stands for, by the guide's names."""
 
 
 @dataclass
@@ -58,6 +60,17 @@ class Link:
     """Names of its Config and of the dataclasses that it extends."""
     misfit: str = ""
     """Why its Config does not take the keys of the block."""
+
+    @property
+    def encoder_policy(self) -> str | None:
+        """reencode, cache_first_step or none, as the class declares it: an embedding layer is no encoder."""
+        return str(self.declared.get("ENCODER_POLICY", "none")) if self.callable else None
+
+
+def mode_of_name(name: str) -> str:
+    """fixed or dynamic by the guide's names, "" for another one."""
+    words = name.removeprefix("_forward_train").strip("_").split("_")
+    return next((MODES[word] for word in words if word in MODES), "")
 
 
 def follow(key: str, block: Any, slot: str) -> Link:

@@ -8,8 +8,8 @@ from typing import Any
 
 from verification.codes import CODES
 from verification.finding import Finding, Report
+from verification.link import mode_of_name
 from verification.rules.config import warmup_key
-from verification.rules.together import encoder_policy, mode_of_name
 from verification.subject import Subject
 
 STEPS = (
@@ -270,7 +270,7 @@ def facts(subject: Subject) -> dict[str, Any]:
         "train_forward": model.train_forward,
         "act_mode": subject.declares("ACT_MODE"),
         "act_mode_found": mode_of_name(model.train_forward),
-        "encoder_policy": encoder_policy(model) or "",
+        "encoder_policy": model.encoder_policy or "",
         "encoder_type": arch.get("encoder_type", "none"),
         "data_mode": subject.declares("DATA_MODE"),
         "data": [entry.path for entry in subject.data],

@@ -12,7 +12,6 @@ from typing import Any
 
 from verification.reads import closure
 from verification.recall import recall
-from verification.rules.together import encoder_policy
 from verification.subject import Subject
 
 # A resume with another one of these is another experiment.
@@ -37,7 +36,7 @@ def make_signature(subject: Subject) -> dict[str, Any]:
         "task": subject.task,
         "train_forward": model.train_forward or None,
         "act_mode": subject.declares("ACT_MODE"),
-        "encoder_policy": encoder_policy(model),
+        "encoder_policy": model.encoder_policy,
         "data_mode": subject.declares("DATA_MODE"),
         "data": [entry.path for entry in subject.data],
         "total_steps": subject.steps,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,13 @@ from engine.io import did_you_mean, user_path
 from engine.registry import FAMILIES, ROOT, family_of
 from engine.run.parent import SUFFIX
 from launcher import jobs as job_files
+from launcher.children import process_alive
 from launcher.command import parse
+from launcher.ledger import HOST
 from verification import rules  # noqa: F401  they register on import
 from verification.codes import CODES
 from verification.docs import entry_commands, page_reports
 from verification.finding import Finding, Report
-from verification.jobfile import file_findings
 from verification.observed import observe_ahead, observed, observed_deeply
 from verification.preflight import line_of
 from verification.report import facts, links
@@ -170,6 +172,31 @@ def verify_file(
     if job is None and line is None:
         reports.insert(0, Report(name, findings=file_findings(file, name, reports)))
     return reports
+
+
+def file_findings(file: job_files.JobFile, name: str, reports: Sequence[Report]) -> list[Finding]:
+    """JOB001, JOB002 and JOB032 of a file, given the reports of its jobs."""
+    findings = [finding("JOB001", "FAIL", text, name, number) for number, text in file.problems]
+    findings.append(finding("JOB001", "PASS", f"{len(file.jobs)} jobs", name))
+    pending = [one for one in file.jobs if one.state in ("todo", "running")]
+    lines = Counter(one.command for one in pending)
+    twice = [one for one in pending if lines[one.command] > 1]
+    owners = ((one, *(one.owner or (None, None))) for one in file.jobs if one.state == "running")
+    stale = [one for one, pid, host in owners if not pid or (host in (None, HOST) and not process_alive(pid, None))]
+    findings += [finding("JOB002", "WARN", "this pending job is there twice", name, one.line_number) for one in twice]
+    for one in stale:
+        text = f"marked as running by process {one.owner[0] if one.owner else '?'}, which is gone"
+        findings.append(finding("JOB002", "WARN", text, name, one.line_number))
+    findings.append(finding("JOB002", "PASS", "no pending job is there twice, no mark is stale", name))
+    folders: dict[str, list[str]] = {}
+    for report in reports:
+        run_name, folder = report.facts.get("run_name"), report.facts.get("run_dir")
+        if run_name and folder:
+            folders.setdefault(str(folder), []).append(report.job)
+    same = {folder: ids for folder, ids in folders.items() if len(ids) > 1}
+    findings += [finding("JOB032", "WARN", f"jobs {', '.join(ids)} write to {at}", name) for at, ids in same.items()]
+    findings.append(finding("JOB032", "PASS", "run names are unique", name))
+    return [replace(one, job=name) for one in settled(findings)]
 
 
 def verify_recipe(path: Path, *, root: Path, **how: Any) -> Report:

@@ -14,13 +14,15 @@ import io
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.conftest import ROOT
-from verification.losses import loss_lines, tiny_recipe
+from verification.flips import tiny_recipe
+from verification.probes.instance import fit
 
 FOLDER = ROOT / "tests/fixtures/losses"
 DIGITS = 9
@@ -28,10 +30,24 @@ DIGITS = 9
 
 
 def lines_of(recipe: str) -> list[dict[str, Any]]:
-    """The lines as this code computes them, with one thread. Raises: ImportError where a library is missing."""
+    """What three steps and an evaluation write to metrics.jsonl, less their times, with one thread.
+
+    Raises: ImportError where a library is missing.
+    """
     torch.set_num_threads(1)
+    lines: list[dict[str, Any]] = []
+
+    def write(step: int, values: Mapping[str, Any]) -> None:
+        numbers = {name: value for name, value in values.items() if value is None or type(value) in (int, float)}
+        lines.append({"step": step, **{name: value for name, value in numbers.items() if not name.startswith("time/")}})
+
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        return loss_lines(tiny_recipe(ROOT / f"config/{recipe}.yaml", root=ROOT, data=Path(folder) / "data"))
+        tiny, run = (
+            tiny_recipe(ROOT / f"config/{recipe}.yaml", root=ROOT, data=Path(folder) / "data"),
+            {"log_interval": 1},
+        )
+        fit(tiny.build(stirred=False, run=run), tiny.config(run=run), write=write)
+    return lines
 
 
 def as_text(lines: list[dict[str, Any]]) -> str:

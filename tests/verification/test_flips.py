@@ -9,8 +9,7 @@ import pytest
 
 from tests.conftest import ROOT, run_script
 from verification import flips as module
-from verification.flips import REASONS, as_table, candidates, first_recipes, flips, flips_of, keys_of
-from verification.losses import tiny_recipe
+from verification.flips import REASONS, as_table, candidates, first_recipes, flips, flips_of, keys_of, tiny_recipe
 from verification.probes.instance import Tiny
 from verification.static import recipes
 

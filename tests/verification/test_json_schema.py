@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,55 @@ import yaml
 
 from engine.cli.recipes import read_file
 from tests.conftest import ROOT
-from verification.json_schema import COMMENT, as_text, describe_recipe, errors, with_comment
+from verification.json_schema import BOUNDS, COMMENT, OPEN, as_text, describe_recipe, with_comment
 from verification.static import recipes
 
 FOLDER = ROOT / "config/schemas"
 described = functools.cache(lambda recipe: describe_recipe(recipe, ROOT))
+
+
+COMPARE = dict(zip(BOUNDS, (operator.ge, operator.le, operator.gt, operator.lt), strict=True))
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
+    "string": lambda value: isinstance(value, str),
+    "boolean": lambda value: isinstance(value, bool),
+    "null": lambda value: value is None,
+    "number": lambda value: type(value) in (int, float),
+    "integer": lambda value: type(value) is int or (type(value) is float and value.is_integer()),
+}
+
+
+def errors(value: Any, schema: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    """How a value does not fit a schema, with the dotted place: what an editor marks, of what is in our schemas."""
+    schema = OPEN if "$ref" in schema else schema
+    if "anyOf" in schema:
+        found = [list(errors(value, one, place)) for one in schema["anyOf"]]
+        if all(found):
+            yield from min(found, key=len)
+        return
+    wanted = schema.get("type", [])
+    named = [wanted] if isinstance(wanted, str) else wanted
+    if named and not any(KINDS[one](value) for one in named):
+        yield f"{place}: {value!r} is not {' or '.join(named)}"
+        return
+    if "enum" in schema and not any(value == one and type(value) is type(one) for one in schema["enum"]):
+        yield f"{place}: {value!r} is none of {schema['enum']}"
+    if "pattern" in schema and not re.match(schema["pattern"], value):
+        yield f"{place}: {value!r} does not match {schema['pattern']}"
+    for name in COMPARE.keys() & schema.keys():
+        if not COMPARE[name](value, schema[name]):
+            yield f"{place}: {value!r} is out of range ({name} {schema[name]})"
+    if isinstance(value, list) and "items" in schema:
+        for number, item in enumerate(value):
+            yield from errors(item, schema["items"], f"{place}[{number}]")
+    if isinstance(value, Mapping) and "properties" in schema:
+        for key, item in value.items():
+            below = f"{place}.{key}" if place else str(key)
+            if key in schema["properties"]:
+                yield from errors(item, schema["properties"][key], below)
+            elif schema.get("additionalProperties") is False:
+                yield f"{below}: no such key"
 
 
 def usable(recipe: Path) -> tuple[str, dict[str, Any]]:

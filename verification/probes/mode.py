@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from engine.cli.keys import keys_of
+from verification.link import mode_of_name
 from verification.probes.episodes import CLOSE, _exploring, evaluations
 from verification.probes.instance import (
+    Recorder,
     Tiny,
     Unobservable,
     evaluate,
@@ -29,7 +31,6 @@ from verification.probes.instance import (
 )
 from verification.probes.launch import watched
 from verification.probes.registry import Note, observes
-from verification.rules.together import mode_of_name
 
 FEW = 3
 """A mode can be told from its depth where an episode has at least so many steps."""
@@ -119,13 +120,9 @@ def trains_again(tiny: Tiny) -> bool:
     task = tiny.build().task
     step(task, 1)
     evaluate(task)
-    modes: list[bool] = []
-    hook = task.module.register_forward_pre_hook(lambda module, _: modes.append(module.training))
-    try:
-        step(task, 2)
-    finally:
-        hook.remove()
-    return all(modes)
+    recorder = Recorder(task.module)
+    step(task, 2)
+    return all(call.training for call in recorder.calls)
 
 
 # --- which mode it is -------------------------------------------------------------------------------------------------

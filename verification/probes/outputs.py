@@ -37,7 +37,7 @@ def _evaluated(tiny: Tiny) -> tuple[list[str], list[str]]:
             hook.remove()
         drew |= not torch.equal(state, torch.get_rng_state())
         with torch.no_grad():
-            outputs.append(_tensors(model.eval()(batch)) if batch else {})
+            outputs.append(tensors_of(model.eval()(batch)) if batch else {})
     made = [f"{name}.evaluate runs modules in training mode: dropout stays on"] if True in modes else []
     made += [f"{name}.evaluate keeps gradients: it is not under no_grad"] if True in grads else []
     made += ["an evaluation draws random numbers: it explores, samples or drops out"] if drew else []
@@ -116,10 +116,10 @@ def _chain(model: Any, batch: dict[str, Tensor], steps: int) -> Iterator[dict[st
         torch.manual_seed(5)
         output = model(batch, state)
         state = output.carry
-        yield _tensors(output)
+        yield tensors_of(output)
 
 
-def _tensors(output: Any) -> dict[str, Tensor | None]:
+def tensors_of(output: Any) -> dict[str, Tensor | None]:
     """Everything in a model's output but the carried data."""
     own = {name: getattr(output, name) for name in output.__dataclass_fields__ if name != "carry"}
     blocks = [name for name, value in own.items() if isinstance(value, dict)]

@@ -29,6 +29,7 @@ from verification.probes.instance import (
     same,
     set_halting,
 )
+from verification.probes.outputs import tensors_of
 from verification.probes.registry import Note, observes
 from verification.rules.job import parse_overrides
 from verification.spec import Settings
@@ -195,11 +196,7 @@ def _trace(tiny: Tiny, share: float | None, arch: Settings) -> Trace:
     model.eval()
     with torch.no_grad():
         model(recorder.calls[0].batch)
-    for call in recorder.calls:
-        output = call.output
-        own = [getattr(output, name) for name in output.__dataclass_fields__ if name != "carry"]
-        found += [part for value in own for part in (value.values() if isinstance(value, dict) else [value])]
-        found += [output.carry.halted, output.carry.steps]
+    found += [tensors_of(call.output) for call in recorder.calls]
     return found
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from verification.link import mode_of_name
 from verification.probes.instance import Recorder, Tiny, Unobservable, fit, listed, tables
 from verification.probes.mode import grouped
 from verification.probes.registry import Note, observes
-from verification.rules.together import mode_of_name
 
 
 @dataclass

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from verification.rules import job, script, config, arch, data, stored, together  # isort: skip  # noqa: F401
+from verification.rules import job, script, config, arch, data, stored  # isort: skip  # noqa: F401

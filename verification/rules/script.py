@@ -1,11 +1,13 @@
-"""Step 2: the entry script's declarations. What it does with them is observed (verification/probes)."""
+"""Step 2, the entry script's declarations (what it does with them is observed), and step 6: all forms one mode."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from verification.finding import Finding
+from verification.link import mode_of_name
 from verification.rule import NotApplicable, finding, need_config, need_model, need_script, rule
 from verification.subject import Subject
 
@@ -76,3 +78,31 @@ def model_is_the_scripts(subject: Subject) -> Iterator[Finding]:
         actual = model.declared.get(key)
         text = f"{model.cls_name} declares {key}={actual!r}, {file} works with {stated!r}"
         yield finding("SCR112", "PASS" if actual == stated else "FAIL", text, *model.place)
+
+
+# --- step 6 ----------------------------------------------------------------------------------------------------------
+
+
+@rule("CFG252", "CFG253", "DAT522", "DAT530")
+def encoders(subject: Subject) -> Iterator[Finding]:
+    need_config(subject)
+    mode = subject.declares("DATA_MODE")
+    raise NotApplicable(f"families with demonstrations or pretrained parts judge this; the model's data mode is {mode}")
+    yield
+
+
+@rule("SUM600")
+def summary(subject: Subject) -> Iterator[Finding]:
+    model, family = need_model(subject), subject.family
+    act, data, forward = subject.declares("ACT_MODE"), subject.declares("DATA_MODE"), model.train_forward
+    names = " + ".join(Path(entry.path).name for entry in subject.data)
+    text = f"{model.cls_name} is trained by {subject.task or 'its family'} on {names or 'its own data'}, {data} mode"
+    good = data == subject.requires.get("DATA_MODE") and {one.mode for one in subject.data if one.mode} <= {data}
+    if family and family.act:
+        if not forward:
+            raise NotApplicable(f"{model.cls_name}.forward names no _forward_train_* method")
+        policy = model.encoder_policy
+        text = f"{model.cls_name} uses {forward}() with {act} halting, {data} mode, "
+        text += "no encoder" if policy == "none" else f"encoder: {policy}"
+        good &= mode_of_name(forward) in (act, "") and (act, policy) != ("dynamic", "cache_first_step")
+    yield finding("SUM600", "PASS" if good else "FAIL", text, *model.place)
