@@ -105,22 +105,19 @@ def later_tokens(tiny: Any) -> Iterator[str]:
     """DYN712: logits of the first half of the places, with the true second half and with other tokens there."""
     import torch
 
-    def logits(ids: Any) -> list[Any]:
-        torch.manual_seed(5)  # of dropout
-        with torch.no_grad():
-            output = task.module(ids) if stream is None else task.module(ids, stream=stream)
-            return [output.logits(number)[:, :half] for number in range(len(output.streams))]
-
     task = tiny.build().task
     tokens, _, stream = next(iter(task.micro_batches(1)))
-    half = tokens.shape[-1] // 2
-    other = tokens.clone()
-    other[..., half:] = (other[..., half:] + 1) % WORDS
+    half, more = tokens.shape[-1] // 2, {} if stream is None else {"stream": stream}
+    other = torch.cat((tokens[..., :half], (tokens[..., half:] + 1) % WORDS), dim=-1)
     for training in (True, False):
         task.module.train(training)
-        if any(
-            not torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(logits(tokens), logits(other), strict=True)
-        ):
+        seen: list[list[Any]] = []
+        for ids in (tokens, other):
+            torch.manual_seed(5)  # of dropout
+            with torch.no_grad():
+                output = task.module(ids, **more)
+                seen.append([output.logits(number)[:, :half] for number in range(len(output.streams))])
+        if not all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*seen, strict=True)):
             yield f"in {'training' if training else 'evaluation'} predictions depend on tokens that come after them"
 
 
