@@ -21,8 +21,8 @@ deep-window-0 | DYN703 | the gradient window holds no update: the network never 
   TRM | low, high), config.L_cycles + 1 => low, high), 0
 deep-recursion-without-grad | DYN703 | the last updates run under no_grad too, three calls below the training step
   RECURSION
-  -     _run(plan[split:], state, call)
-  +         _run(plan[split:], state, call)
+  -     _run(numbered[split:], state, call, settle)
+  +         _run(numbered[split:], state, call, settle)
 deep-embedding-kept | DYN701 | the embedding of the first step is kept for all later ones
   ACT
   -             x = self.inner.embed(data)

@@ -128,12 +128,9 @@ etrm-frozen-other-part | DYN713 | freeze_encoder_steps freezes the decoder, and 
 LISTENS = faults(
     r"""
 etrm-order-counts | DYN710 | each demonstration is told its place
-  PAIRS
-  -         return out.index_copy(0, chosen, encoded).view(rows, places, -1)
-  +         placed = out.index_copy(0, chosen, encoded).view(rows, places, -1)
-  +         return placed * (1 + torch.arange(places)[:, None])
+  PAIRS | return out.view(*demo_mask.shape, -1) => return out.view(*demo_mask.shape, -1) * (1 + torch.arange(demo_mask.shape[1])[:, None])
 etrm-empty-places-encoded | DYN710 | places without a demonstration are encoded like one
-  PAIRS | present = demo_mask.flatten() & (words != self.pad_id).any(dim=1) => present = torch.ones_like(demo_mask.flatten())
+  PAIRS | return words, demo_mask.flatten() & (words != self.pad_id).any(dim=1) => return words, torch.ones_like(demo_mask.flatten())
   AGGREGATION | weight = mask.unsqueeze(-1).to(vectors.dtype) => weight = torch.ones_like(mask).unsqueeze(-1).to(vectors.dtype)
 etrm-empty-places-in-the-mean | DYN710 | the mean over demonstrations counts places that hold none | + arch.encoder_type=hybrid_standard
   AGGREGATION
@@ -143,7 +140,7 @@ etrm-empty-places-in-the-mean | DYN710 | the mean over demonstrations counts pla
 etrm-empty-places-in-the-kl | DYN710 | the KL of a task is divided by all places for demonstrations | + arch.encoder_type=lpn_variational
   VARIATIONAL | kl = masked_mean(kl_divergence(mu, logvar).unsqueeze(-1), mask).squeeze(-1) => kl = kl_divergence(mu, logvar).mean(1)
 etrm-mask-ignored | DYN710 | demonstrations that are masked are encoded
-  PAIRS | present = demo_mask.flatten() & (words => present = (words
+  PAIRS | return words, demo_mask.flatten() & (words => return words, (words
   AGGREGATION | weight = mask.unsqueeze(-1).to(vectors.dtype) => weight = torch.ones_like(mask).unsqueeze(-1).to(vectors.dtype)
 etrm-padding-attended | DYN710 | attention of the encoder reads padding
   PAIRS | h = layer(h, rope, keys) => h = layer(h, rope, None)
@@ -165,7 +162,7 @@ etrm-aggregation-ignored | DYN716 | arch.aggregation is read, and the encoder's 
 etrm-gain-not-applied | DYN703 | the learned scale of the context multiplies nothing | + arch.context_scale=learned
   MODEL | return context if self.context_gain is None else context * self.context_gain.to(context.dtype) => return context
 etrm-identifier-read | DYN718 | the identifier of the puzzle is part of the input
-  MODEL | self.embed_tokens(data["inputs"])} => self.embed_tokens(data["inputs"]) + data["puzzle_identifiers"][:, None, None].sin()}
+  MODEL | self.embed_cells(data["inputs"])} => self.embed_cells(data["inputs"]) + data["puzzle_identifiers"][:, None, None].sin()}
 etrm-table-of-puzzles | DYN718 | a parameter has a row for each puzzle
   MODEL
             self.context_scale = config.context_scale
