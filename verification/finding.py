@@ -61,6 +61,8 @@ class Report:
     """The file that holds the command."""
     intent: dict[str, str] = field(default_factory=dict)
     """What is meant by it."""
+    questions: tuple[tuple[str, str, str], ...] = ()
+    """What its family asks of it (verification.rule.QUESTIONS)."""
     subject: Any = field(default=None, repr=False)
     """What was judged; dynamic probes take their config from it. Not part of any output, nor of a child's answer."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verification.codes import CODES
 from verification.finding import Finding, Report
 from verification.link import mode_of_name
+from verification.rule import QUESTIONS
 from verification.rules.config import warmup_key
 from verification.subject import Subject
 
@@ -35,19 +36,6 @@ CHECKLIST = (
     ("Data path is correct (encoder-mode vs embedding-mode)", ("DAT510", "DAT511", "SCR112")),
     ("Encoder usage matches mode (cached vs re-encoded)", ("MOD430", "MOD431", "MOD432")),
     ("No `_original`, `_old`, `_backup` suffixes in active code", ("JOB011", "JOB021", "ARC313")),
-)
-FOUR = (
-    ("Which training mode is intended (embedding vs encoder)?", "data_mode", "mode"),
-    ("Which ACT mode (fixed vs dynamic)?", "act_mode", "act"),
-    ("Which encoder type?", "encoder_type", "encoder"),
-    ("Is this a new experiment or reproducing existing work?", "", "purpose"),
-)
-
-FOUR_OF_TEXT = (
-    ("Which training mode is intended (single, multidataset, multicontext)?", "training_mode", "training_mode"),
-    ("Which data?", "data", "data"),
-    ("Which weights does it begin with?", "initial_weights", "init_from"),
-    FOUR[-1],
 )
 
 
@@ -139,7 +127,7 @@ def summary(reports: Sequence[Report]) -> str:
     """The page in the repository: one row for the commands of a file that train the same thing, then what is wrong."""
     groups: dict[tuple[str, ...], list[Report]] = {}
     for report in (report for report in reports if report.chain):
-        file = report.subject.where.split(":")[0] or "command"
+        file = report.where.split(":")[0] or "command"
         facts = [_cell(report.facts.get(key)) for key in ("config", "model", "train_forward", "data_mode")]
         groups.setdefault((file, TICKS[report.verdict], *facts), []).append(report)
     lines = [
@@ -208,7 +196,7 @@ def _section(report: Report) -> list[str]:
     lines.append("")
     lines += [f"- {TICKS[report.level(codes=codes)]} {title} ({', '.join(codes)})" for title, codes in CHECKLIST]
     lines.append("")
-    for question, fact, key in FOUR_OF_TEXT if report.facts.get("data_mode") == "tokens" else FOUR:
+    for question, fact, key in report.questions or QUESTIONS:
         found = f"; found: {_cell(report.facts.get(fact))}" if fact else ""
         lines.append(f"- {question} **{intent.get(key, 'not stated')}**{found}")
     wrong = report.of("FAIL", "WARN")
@@ -257,23 +245,12 @@ def initial_weights(config: dict[str, Any]) -> str:
     return str(source) if source else f"random, seed {config.get('seed')}"
 
 
-def facts(subject: Subject) -> dict[str, Any]:
-    """The resolved table."""
-    config, arch, model = subject.resolved or {}, subject.arch, subject.model
-    return {
-        "script": subject.script_file,
-        "config": subject.trace.config_name,
-        "arch": subject.choices.get("arch"),
-        "model": subject.model.text or None,
-        "loss": subject.loss.text or None,
-        "task": subject.task,
-        "train_forward": model.train_forward,
-        "act_mode": subject.declares("ACT_MODE"),
-        "act_mode_found": mode_of_name(model.train_forward),
-        "encoder_policy": model.encoder_policy or "",
+def facts(subject: Subject, signature: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved table: the path signature, and what a reader asks besides."""
+    config, arch = subject.resolved or {}, subject.arch
+    return dict(signature) | {
+        "act_mode_found": mode_of_name(subject.model.train_forward),
         "encoder_type": arch.get("encoder_type", "none"),
-        "data_mode": subject.declares("DATA_MODE"),
-        "data": [entry.path for entry in subject.data],
         "training_mode": config.get("training_mode"),
         "exploration": arch.get("halt_exploration_prob"),
         "halt_max_steps": arch.get("halt_max_steps"),

@@ -17,9 +17,12 @@ from verification.subject import Subject
 
 Predicate = Callable[[Subject], Iterable[Finding]]
 QUESTIONS = (
-    "Which training mode is intended (embedding or encoder)? Which ACT mode (fixed or dynamic)? Which encoder? "
-    "Is this a new experiment or a reproduction?"
+    ("Which training mode is intended (embedding vs encoder)?", "data_mode", "mode"),
+    ("Which ACT mode (fixed vs dynamic)?", "act_mode", "act"),
+    ("Which encoder type?", "encoder_type", "encoder"),
+    ("Is this a new experiment or reproducing existing work?", "", "purpose"),
 )
+"""The guide's four: what is asked, the fact that answers it, the key of an intent that states it."""
 BROKEN = (
     AttributeError,
     KeyError,
@@ -61,8 +64,8 @@ class FamilyRules:
     """Level of a command that trains nothing; of a job or a recipe it is always a FAIL."""
     act: bool = False
     """Whether its models think in ACT steps."""
-    questions: str = QUESTIONS
-    """What a command without an intent is asked."""
+    questions: tuple[tuple[str, str, str], ...] = QUESTIONS
+    """What a command without an intent is asked, as in QUESTIONS."""
     intents: Mapping[str, str | Callable[[Subject], Any]] = field(default_factory=dict)
     """Further keys of `#@ intent:` lines and the key of the config, or the value, that each is compared with."""
     rules: tuple[Rule, ...] = ()

@@ -117,9 +117,11 @@ def report_of(subject: Subject, more: Sequence[Subject] = (), seen: Sequence[Fin
         subject=subject,
         where=subject.where,
         intent=dict(subject.intent or {}),
+        questions=subject.family.questions if subject.family else (),
     )
     if subject.resolved is not None:
-        report.signature, report.facts = make_signature(subject), facts(subject)
+        report.signature = make_signature(subject)
+        report.facts = facts(subject, report.signature)
     return report
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from verification.data import text_data
 from verification.finding import Finding, Level
-from verification.rule import FamilyRules, NotApplicable, Rule, finding, inert, need_config
+from verification.rule import QUESTIONS, FamilyRules, NotApplicable, Rule, finding, inert, need_config
 from verification.subject import Subject
 
 
@@ -46,8 +46,10 @@ FAMILY_RULES = FamilyRules(
     idle="WARN",
     rules=(Rule(("CFG256",), horizon),),
     questions=(
-        "Which training mode is intended (single, multidataset or multicontext)? Which data? "
-        "Which weights does it begin with? Is this a new experiment or a reproduction?"
+        ("Which training mode is intended (single, multidataset, multicontext)?", "training_mode", "training_mode"),
+        ("Which data?", "data", "data"),
+        ("Which weights does it begin with?", "initial_weights", "init_from"),
+        QUESTIONS[-1],
     ),
     intents={
         "data": lambda subject: ",".join(Path(entry.path).name for entry in subject.data),

@@ -324,7 +324,7 @@ def intent_is_met(subject: Subject) -> Iterator[Finding]:
     if subject.kind == "launch" and not subject.intent:
         raise NotApplicable("a launch states no intent")
     if not subject.intent:
-        questions = subject.family.questions if subject.family else ""
+        questions = " ".join(question for question, *_ in (subject.family.questions if subject.family else ()))
         yield finding("JOB034", "INFO", f"no `#@ intent:` line. {questions}", *place)
         return
     known = intended(subject)
