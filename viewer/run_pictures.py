@@ -9,11 +9,21 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from engine.errors import UsageError
 from engine.registry import families
 from reports.overview.collect import RunView
 from reports.overview.page import pictures_of
-from viewer.examples import CPU_WORK, make_headline, open_puzzle_run, select_examples
+from viewer.examples import (
+    CPU_WORK,
+    Selection,
+    StoredRun,
+    make_headline,
+    open_puzzle_run,
+    select_examples,
+    trajectories_of,
+)
 from viewer.output import png_of
 from viewer.picture import draw_picture
 from viewer.task_picture import draw_tasks
@@ -67,6 +77,13 @@ def draw_strip(run: Path, *, work: float) -> Drawing:
     chosen = select_examples(opened, 1, among=among)
     picture = draw_picture(chosen.trajectories, make_headline(opened, chosen))
     return f"thinking step {opened.opened.checkpoint.step}", png_of(picture)
+
+
+def draw_examples(run: StoredRun, numbers: Sequence[int]) -> Image.Image:
+    """These examples of the split, a row for each, a column for each ACT step."""
+    shown = trajectories_of(run, numbers)
+    chosen = Selection(shown, len(shown), sum(trajectory.solved_from is not None for trajectory in shown))
+    return draw_picture(shown, make_headline(run, chosen))
 
 
 def draw_last_tasks(run: Path) -> Drawing | None:
