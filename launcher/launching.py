@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 
 from engine.errors import UsageError
 from engine.io import atomic_write_text, print_rank0
@@ -54,6 +55,8 @@ def to_slurm(order: Order, dry: bool) -> int:
     options = Options(order.cwd, order.logs, only=frozenset([order.job.key]), failed=True)
     if order.ledger and not waiting(order.ledger, options):
         raise UsageError(nothing_to_do(order.ledger, options))
+    if shutil.which("srun") is None:
+        raise UsageError("there is no srun here: submit where the cluster's commands are; --dry-run works anywhere")
     line = ["bash", "-c", f"exec {slurm_node_line(order)}"]
     requeues = REQUEUES if order.own["requeues"] is None else order.own["requeues"]
     queued = [(order.name, order.gpus, line)]

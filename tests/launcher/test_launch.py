@@ -175,6 +175,16 @@ def test_refusals_are_one_line(words: str, message: str, tmp_path: Path, capsys:
     assert error.count("\n") == 1
 
 
+def test_without_a_cluster_nothing_is_submitted(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(place))
+    path = write(place, "[ ] python job.py a run_name=a")
+    assert launch.main(["--to", "slurm", "--time", "60", "--cwd", str(place), f"{path}:a"]) == 2
+    assert "error: there is no srun here: submit where the cluster's commands are" in capsys.readouterr().err
+    assert (marks(place), (place / "logs").exists()) == (" ", False)
+
+
 def test_a_job_of_a_file_is_run_here_and_marked(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = write(place, "[ ] python job.py a run_name=a", "[ ] python job.py b run_name=b exit=1")
     for name, code in (("a", 0), ("b", 1), ("a", 0)):
