@@ -20,7 +20,7 @@ def review(order: Order, to: str, say: Callable[[str], None]) -> None:
         return
     where = str(order.ledger.path) if order.ledger else ""
     intent = job.intent if order.ledger else None
-    request = {"job": job.id, "intent": intent, "where": where, "line": job.line_number, "kind": "job"}
+    request = {"job": job.id, "intent": intent, "where": where, "line": job.line_number}
     report = verify_command([script.get(word, word) for word in words], root=ROOT, probes=False, **request)
     level = (report.subject.resolved or {}).get("verify", "strict")
     again = f"python scripts/verify_path.py -- {shlex.join(words)}"
