@@ -30,7 +30,7 @@ NOT_IDENTITY: Mapping[str, str] = {
     "attention": "device: kernels differ in rounding only",
     "threads": "device: speed only",
     **dict.fromkeys(("deterministic", "compile"), "device: rounding only"),
-    "parallel": "device: flat and ddp give the same numbers",
+    "parallel": "device: flat, ddp and fsdp give the same numbers",
     "accumulation": "device: the gradient is that of the global batch however it is split",
     **dict.fromkeys(("max_steps", "max_seconds"), "budget: where to stop, not what to do on the way"),
     "max_skipped_steps": "budget: when to give up",
@@ -103,6 +103,8 @@ _EMA_SHARE = Inert("ema_share!=null", "ema_share sets the decay")
 class RunConfig:
     """The keys of every entry script (config/base/run.yaml). Steps are optimizer steps."""
 
+    SHARDS: ClassVar[bool] = False
+    """Whether the script takes parallel=fsdp."""
     SHARED: ClassVar[bool] = True
     """Its defaults come with config/base/run.yaml, those of a script's schema with that script's base file."""
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
@@ -136,8 +138,8 @@ class RunConfig:
     """Every random number of training follows from it."""
     eval_seed: Annotated[int, Range(0, below=2**63)] = 0
     """Chooses the examples of an evaluation that does not take all: the same ones for all training seeds."""
-    parallel: Literal["flat", "ddp"] = "flat"
-    """Gradient reduction over ranks: one flat all-reduce, or torch's DDP for large models. Same numbers."""
+    parallel: Literal["flat", "ddp", "fsdp"] = "flat"
+    """Gradients over ranks: one flat all-reduce; torch's DDP; or its FSDP2, whose ranks hold pieces. Same numbers."""
     accumulation: Annotated[int, Range(1)] = 1
     """Micro-batches per step; pretrain.py cuts its batch into them (less memory), train.py's grows with them."""
     compile: Literal["off", "block", "full"] = "off"
@@ -225,6 +227,8 @@ class RunConfig:
                 what = f"a folder's name of at most {LONGEST_NAME} bytes, not '.' or '..'"
                 slash = "; a path is run_dir's" if key == "run_name" and "/" in str(name) else ""
                 raise ValueError(f"{key}={(name or '')[:40]!r}: expected {what}{slash}")
+        if self.parallel == "fsdp" and not self.SHARDS:
+            raise ValueError("parallel=fsdp: only train.py and feedforward_train.py take it, here it is flat or ddp")
         if self.resume == "false" and self.resume_from != "latest":
             raise ValueError(f"resume=false contradicts resume_from={self.resume_from}: drop one of them")
 

@@ -210,8 +210,11 @@ def test_only_tables_of_numbers_are_not_formatted() -> None:
 
 
 def test_engine_stays_small() -> None:
-    """An afternoon's reading; docs/architecture.md has the order. Not a target: prefer less (5,500 is the aim)."""
-    assert size(sources("engine")).code < 6740
+    """An afternoon's reading; docs/architecture.md has the order. Not a target: prefer less (5,500 is the aim).
+
+    It was 6,740 before engine/loop/sharding.py (parallel=fsdp): the one file that knows of pieces of parameters.
+    """
+    assert size(sources("engine")).code < 6860
     assert len((ROOT / "engine/loop/trainer.py").read_text().splitlines()) < 300
 
 

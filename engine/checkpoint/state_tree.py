@@ -254,7 +254,12 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, stri
     Raises: WeightsMisfit under `strict`, with every kind of misfit and its shapes; ValueError on a module
     without memory (device "meta").
     """
-    ours = {clean_name(name): value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    return fill(module.state_dict(), tensors, strict=strict)
+
+
+def fill(state: Mapping[str, Any], tensors: Mapping[str, Tensor], *, strict: bool) -> str:
+    """`load_weights` into the tensors of a module's `state`."""
+    ours = {clean_name(name): value for name, value in state.items() if isinstance(value, Tensor)}
     theirs = {clean_name(name): value for name, value in tensors.items()}
     if any(value.is_meta for value in ours.values()):
         raise ValueError("load_weights: the module is on the meta device, give it memory first (module.to_empty)")

@@ -6,13 +6,13 @@ Norms (`stats_interval`) of a group G of parameters:
     weight_norm_G   of the weights before the step
     update_ratio_G  norm of the step's change, over weight_norm_G
 
-All ranks hold the same gradient and weights, so all have the same numbers and none has to be reduced. A sparse table
-has a weight norm only: its gradient rows belong to its optimizer.
+All ranks hold the same gradient and weights, so all have the same numbers and none has to be reduced, unless ranks hold
+pieces (parallel=fsdp). A sparse table has a weight norm only: its gradient rows belong to its optimizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,6 +21,9 @@ from torch import Tensor
 from engine.distributed import all_reduce_sum, is_main
 from engine.io import print_rank0
 from engine.task import Metrics, ParamGroup
+
+Total = Callable[[Tensor], Tensor]
+"""A norm of what this rank has of some tensors -> that of the whole tensors."""
 
 
 class MetricWindow:
@@ -133,8 +136,10 @@ class SkippedSteps:
 class GroupStats:
     """`before` and `after` around the optimizers of a step that is due; `flush` at the next log line."""
 
-    def __init__(self, groups: Iterable[ParamGroup], interval: int | None) -> None:
-        self.interval = interval
+    def __init__(
+        self, groups: Iterable[ParamGroup], interval: int | None, over_ranks: Total = lambda norm: norm
+    ) -> None:
+        self.interval, self._over_ranks = interval, over_ranks
         self.params = {g.name: list(g.dense.values()) for g in groups if g.table is None}
         self.tables = {g.name: g.table for g in groups if g.table is not None}
         self.values: dict[str, Tensor] = {}
@@ -149,11 +154,13 @@ class GroupStats:
         """Once the gradient is complete; `norm` is the global one before it was clipped to `clip`."""
         clipped = 1.0 if clip is None else (clip / norm.clamp(min=1e-12)).clamp(max=1.0)
         for name, params in self.params.items():
-            self.values[f"grad_norm_{name}"] = _norm([p.grad for p in params if p.grad is not None], norm) / clipped
-            self.values[f"weight_norm_{name}"] = _norm([p.detach() for p in params], norm)
+            self.values[f"grad_norm_{name}"] = (
+                self._norm([p.grad for p in params if p.grad is not None], norm) / clipped
+            )
+            self.values[f"weight_norm_{name}"] = self._norm([p.detach() for p in params], norm)
             self._old[name] = [p.detach().clone() for p in params]
         for name, table in self.tables.items():
-            self.values[f"weight_norm_{name}"] = _norm([table.weights], norm)
+            self.values[f"weight_norm_{name}"] = self._norm([table.weights], norm)
 
     @torch.no_grad()
     def after(self) -> None:
@@ -161,8 +168,15 @@ class GroupStats:
         for name, old in self._old.items():
             moved = torch._foreach_sub([p.detach() for p in self.params[name]], old)
             weight = self.values[f"weight_norm_{name}"]
-            self.values[f"update_ratio_{name}"] = _norm(list(moved), weight) / weight.clamp(min=1e-12)
+            self.values[f"update_ratio_{name}"] = self._norm(list(moved), weight) / weight.clamp(min=1e-12)
         self._old.clear()
+
+    def _norm(self, tensors: list[Tensor], like: Tensor) -> Tensor:
+        """The common 2-norm, in the dtype and on the device of the scalar `like`; 0 of nothing."""
+        if not tensors:
+            return torch.zeros_like(like)
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).to(like)
+        return self._over_ranks(norm)
 
     def flush(self) -> dict[str, float]:
         """The newest norms since the last call, none if no step was due: one transfer."""
@@ -178,11 +192,3 @@ class GroupStats:
         if any(not isinstance(value, Tensor) or value.numel() != 1 for value in state.values()):
             raise ValueError("the norms that the next log line is owed are no numbers by name")
         self.values = dict(state)
-
-
-def _norm(tensors: list[Tensor], like: Tensor) -> Tensor:
-    """The common 2-norm, in the dtype and on the device of the scalar `like`; 0 of nothing."""
-    if not tensors:
-        return torch.zeros_like(like)
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).to(like)
-    return norm

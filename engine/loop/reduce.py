@@ -9,15 +9,16 @@ DDP has to see everything that a gradient flows through, so it wraps the whole o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engine.checkpoint.state_tree import clean_name, load_weights
 from engine.distributed import all_reduce_sum, world_size
-from engine.task import Metrics, Task
+from engine.task import Metrics, ParamGroup, Task
 
 
 class _LossOf(nn.Module):
@@ -50,8 +51,9 @@ class _PartOfAll(torch.autograd.Function):
 class GradientReducer:
     """Owns the dense gradients of `params`. Protocol per step: start, (loss and backward) several times, finish."""
 
-    def __init__(self, task: Task, params: dict[str, nn.Parameter], *, parallel: str) -> None:
-        self.params = list(params.values())
+    def __init__(self, task: Task, groups: Sequence[ParamGroup], *, parallel: str) -> None:
+        self.groups = list(groups)
+        self.params = [param for group in groups for param in group.dense.values()]
         self.parallel = parallel if world_size() > 1 and self.params else "flat"
         self._task = task
         self._flat: Tensor | None = None
@@ -59,7 +61,7 @@ class GradientReducer:
         self._ddp: nn.parallel.DistributedDataParallel | None = None
         if self.parallel == "ddp":
             self._ddp = nn.parallel.DistributedDataParallel(_LossOf(task), broadcast_buffers=False)
-        elif self.params:
+        elif self.params and parallel != "fsdp":
             self._flat = self._as_views()
 
     def _as_views(self) -> Tensor:
@@ -132,7 +134,7 @@ class GradientReducer:
             param.grad = torch.zeros_like(param) if param.grad is None else param.grad
         self._scale(world_size() / weight_total)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())))
-        return norm
+        return self.over_ranks(norm)
 
     def _scale(self, factor: Tensor) -> None:
         grads = self._gradients()
@@ -142,3 +144,30 @@ class GradientReducer:
         if self._flat is not None:
             return [self._flat]
         return [param.grad for param in self.params if param.grad is not None]
+
+    # Where ranks hold pieces of the parameters (sharding.py) these gather and cut; here every tensor is whole.
+
+    def whole(self) -> AbstractContextManager[object]:
+        """Inside, the module of every rank holds all weights. A collective."""
+        return nullcontext()
+
+    def over_ranks(self, norm: Tensor) -> Tensor:
+        """The 2-norm of whole tensors, from that of what this rank has of them. A collective."""
+        return norm
+
+    def averaged(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by clean name, as optimizers see them."""
+        named = self._task.module.named_parameters()
+        return {clean_name(name): param for name, param in named if param.requires_grad}
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Put whole weights into the module. Raises: WeightsMisfit."""
+        load_weights(self._task.module, weights, strict=True)
+
+    def gathered(self, state: Any) -> Any:
+        """A tree of this rank's tensors by parameter name with whole ones, on rank 0. A collective."""
+        return state
+
+    def cut(self, state: Any) -> Any:
+        """The inverse."""
+        return state

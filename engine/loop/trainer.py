@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint.manifest import Checkpoint
-from engine.checkpoint.state_tree import clean_name, load_weights
 from engine.config import RunConfig
 from engine.distributed import any_rank, key_global_draws, lost_rank
 from engine.errors import Interrupted, OutOfMemory, RunFailure
@@ -25,7 +24,7 @@ from engine.io import print_rank0
 from engine.loop.ema import EMA, averages
 from engine.loop.evaluations import Evaluations
 from engine.loop.metrics import GroupStats, MetricWindow, SkippedSteps
-from engine.loop.reduce import GradientReducer
+from engine.loop.sharding import make_reducer
 from engine.optim import build_optimizers, load_optimizers
 from engine.signals import StopSignal
 from engine.task import Runtime, TrainingPlan
@@ -79,18 +78,17 @@ class Trainer:
         self.step_ms: float | None = None
 
         groups = self.task.param_groups()
-        self.groups = {group.name: group for group in groups}
-        self.stats = GroupStats(groups, config.stats_interval)
-        self.optimizers = build_optimizers(groups)
-        dense = {f"{g.name}.{name}": param for g in groups for name, param in g.dense.items()}
-        trained = {id(param) for param in dense.values()}
+        trained = {id(param) for group in groups for param in group.dense.values()}
         for param in self.module.parameters():
             param.requires_grad_(id(param) in trained)
-        self.reducer = GradientReducer(self.task, dense, parallel=config.parallel)
-        averaged = {clean_name(name): param for name, param in self.module.named_parameters() if param.requires_grad}
+        self.reducer = make_reducer(self.task, groups, config)
+        groups = self.reducer.groups
+        self.groups = {group.name: group for group in groups}
+        self.stats = GroupStats(groups, config.stats_interval, self.reducer.over_ranks)
+        self.optimizers = build_optimizers(groups)
         share = config.ema_share
         rate = config.ema_rate if share is None else math.exp(-1.0 / (share * max(1, plan.total_steps)))
-        self.ema = EMA(averaged, rate) if config.ema else None
+        self.ema = EMA(self.reducer.averaged(), rate) if config.ema else None
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -209,7 +207,7 @@ class Trainer:
 
     def _evaluate(self, *, final: bool) -> None:
         with ExitStack() as weights:
-            for swap in averages(self.ema, self.optimizers):
+            for swap in [*averages(self.ema, self.optimizers), self.reducer.whole()]:
                 weights.enter_context(swap)
             try:
                 results = self.task.evaluate(final=final)
@@ -250,21 +248,21 @@ class Trainer:
                 **({} if self.config.max_seconds is None else {"seconds": self.seconds}),
                 **self.evaluations.state_dict(),
             },
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "optimizers": self.reducer.gathered({name: each.state_dict() for name, each in self.optimizers.items()}),
             "task": self.task.state_dict(),
         }
 
     def load(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         """Continue from `checkpoint`; `state` is its state tree, cut to this rank's rows."""
-        load_weights(self.module, checkpoint.model, strict=True)
+        self.reducer.load(checkpoint.model)
         if self.ema is not None:
             kept = checkpoint.ema if checkpoint.config.get("ema") else None  # without ema: an optimizer's own average
-            self.ema.restart(kept or {})
+            self.ema.restart(self.reducer.cut(kept or {}))
             if kept is None:
                 print_rank0(
                     f"ema=true: this run kept no average yet; it begins with the weights of step {checkpoint.step}"
                 )
-        load_optimizers(self.optimizers, state["optimizers"])
+        load_optimizers(self.optimizers, self.reducer.cut(state["optimizers"]))
         self.task.load_state_dict(state["task"])
         own, device = state["trainer"], self.runtime.device
         self.step = self._logged_step = own["step"]

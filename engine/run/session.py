@@ -175,15 +175,16 @@ class Session(Hook):
         """
         # The state is gathered by all ranks; what follows is rank 0's.
         state = gather_tree(trainer.state_dict(), all_gather_rows)
+        averaged = averaged_weights(trainer.module, trainer.ema, trainer.optimizers)
+        weights = trainer.reducer.gathered({"model": trainer.module.state_dict(), "ema": averaged})
 
         def write() -> None:
             assert self.directory is not None
             self.writer.wait()
             self.directory.require_there()
-            metrics_file, model = self.decision.path / "metrics.jsonl", trainer.module.state_dict()
+            metrics_file = self.decision.path / "metrics.jsonl"
             parts = {
-                "model": model,
-                "ema": averaged_weights(trainer.module, trainer.ema, trainer.optimizers),
+                **weights,
                 "state": state,
                 "config": source_of(self.config).resolved,
                 "metric": trainer.evaluations.metric(trainer.step),
@@ -194,7 +195,7 @@ class Session(Hook):
                     **_stand_in(trainer.plan),
                 },
             }
-            asked, size = self.config.checkpoint_background, sum(tensor.nbytes for tensor in model.values())
+            asked, size = self.config.checkpoint_background, sum(tensor.nbytes for tensor in weights["model"].values())
             if why == "step" and (size >= LARGE if asked is None else asked):
                 with suppress(MemoryError, RuntimeError):  # no room for a copy: written at once
                     return self.writer.start(partial(self._write, trainer.step, why, copied(parts)))

@@ -111,6 +111,7 @@ class DatasetConfig:
 class FeedforwardConfig(RunConfig):
     """The base: a language model that fills in masked text."""
 
+    SHARDS: ClassVar[bool] = True
     REQUIRED: ClassVar[Mapping[str, str]] = {"active_dataset": "gsm8k"}
     CONFIG_FILE: ClassVar[str] = str(ROOT / "config.json")
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
@@ -231,6 +232,7 @@ class FeedforwardConfig(RunConfig):
 class FeedbackConfig(FeedforwardConfig):
     """A hypernetwork, or another adapter, of a frozen base."""
 
+    SHARDS: ClassVar[bool] = False
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = {**NOT_IDENTITY, "model": "launch: the base's checkpoint decides"}
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": HyperConfig}
     REQUIRED: ClassVar[Mapping[str, str]] = {

@@ -77,6 +77,7 @@ _UNTRAINED = Inert("eval_only=true", "eval_only=true: nothing is trained")
 class TrainConfig(RunConfig):
     """A GPT-style language model on one data set, a mixture of several, or aligned streams."""
 
+    SHARDS: ClassVar[bool] = True
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = FOREIGN_KEYS
     OPTIONS_BEFORE: ClassVar[Mapping[str, Mapping[str, Any]]] = {"sophiah": {"p": 0.01}}

@@ -13,6 +13,7 @@ import pytest
 from dataset.text.build import TextBuild, build
 from engine.checkpoint.manifest import load_checkpoint
 from tests.conftest import ROOT, metrics, run_ranks, run_script
+from tests.e2e.test_ranks import compare_weights
 from tests.feedback.conftest import BASES, adapter, attempt, runs
 
 
@@ -120,6 +121,18 @@ def test_two_ranks_are_one(place: Path) -> None:
     assert {"eval/nll_pass1", "eval/shuffled_nll", "eval/mean_nll", "eval/delta_nll_se"} <= last.keys()
     assert last == pytest.approx(other, rel=1e-4, abs=1e-6)
     assert last["eval/zero_nll"] == pytest.approx(last["eval/base_loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_sharded_base_is_that_of_one_process(place: Path) -> None:
+    words = ("--config", "small.json", "--active_dataset", "gsm8k", "ema=true", "grad_clip=0.5")
+    for result in run_ranks("feedforward_train", *words, "run_dir=two", "parallel=fsdp", cwd=place, ranks=2):
+        assert result.code == 0, result.output
+    assert run_script("feedforward_train", *words, "run_dir=one", cwd=place).code == 0
+    compare_weights(place / "two", place / "one", 1e-5)
+    refused = adapter(place, "parallel=fsdp")
+    assert refused.code == 2
+    assert "only train.py and feedforward_train.py take it" in refused.output.splitlines()[-1]
 
 
 @pytest.mark.parametrize("script", ["feedforward_train", "feedbackward_alt_train"])
