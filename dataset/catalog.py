@@ -130,6 +130,8 @@ class BuiltCorpus:
     num_aug: int
     canvas: int
     data_mode: Literal["embedding", "encoder"] = "embedding"
+    moved: bool = True
+    """Training pairs of encoder mode anywhere on the canvas; else at the top left, where evaluation has them."""
     mean_examples: ClassVar[float | None] = None
 
     @property
@@ -144,6 +146,7 @@ class BuiltCorpus:
         size = f"--canvas {self.canvas}" + (f" --largest {plan.side}" if plan.side < self.canvas else "")
         shown = f"--demonstrations {plan.demonstrations[0]} {plan.demonstrations[1]}"
         flags = f"{size} --families {plan.families} {counts} {shown} --num-aug {self.num_aug}"
+        flags += "" if self.moved else " --translation none"
         builder = ARC_BUILDER + ("_encoder --compact" if self.data_mode == "encoder" else "")
         return f"{builder} --generated {flags}"
 
@@ -155,7 +158,12 @@ class BuiltCorpus:
     def _plan(self, root: Path) -> ArcBuild:
         compact = self.data_mode == "encoder"
         return ArcBuild(
-            output_dir=root, num_aug=self.num_aug, canvas=self.canvas, data_mode=self.data_mode, compact=compact
+            output_dir=root,
+            num_aug=self.num_aug,
+            canvas=self.canvas,
+            data_mode=self.data_mode,
+            compact=compact,
+            moved=self.moved,
         )
 
     def build(self, root: Path) -> None:
@@ -243,6 +251,7 @@ BUILT: Mapping[str, Built] = {
         num_aug=8,
         canvas=6,
         data_mode="encoder",
+        moved=False,
     ),
     "few-shot-10x10": BuiltCorpus(
         corpus=CorpusPlan(side=10, num_train=1_620, num_test=135, num_novel=60),
