@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ def make_record(track: Track, commands: Mapping[int, Sequence[str]], runs: Mappi
         "hardware": ", ".join([*about.get("accelerators", []), f"{cpu_name()}, {about.get('cpu_count')} cores"]),
         **{key: about.get(key) for key in ("python", "torch", "platform")},
         "metric": track.metric,
-        "command": " ".join(next(iter(commands.values()))[1:-2]),
+        "command": shlex.join(["python", track.words[0], *next(iter(commands.values()))[2:-2]]),
         "seeds": {str(seed): seed_result(track, run) for seed, run in runs.items()},
     }
 

@@ -66,6 +66,7 @@ def test_the_record(finished: tuple[dict[int, list[str]], Path], monkeypatch: py
     assert seed["reached"]["0"]["step"] == 2
     assert 0 < seed["reached"]["0"]["training_cpu_s"] < seed["training_cpu_s"]
     assert seed["reached"]["2"] is None
+    assert record["command"].startswith("python pretrain.py --config-name=cfg_pretrain_sudoku_4x4_fast device=cpu")
     assert record["hardware"].endswith("cores")
     assert "2 by 0 of 1 seeds" in row(record)
 
