@@ -2,6 +2,8 @@
 
     python -m tests.chaos --faults 30 --seed 0 --out DIR              # every script whose libraries are installed
     python -m tests.chaos --scripts train_animal --out DIR            # where peft and scikit-learn are
+    python -m tests.chaos --scripts pretrain --kinds data --out DIR   # nothing to begin with: it builds its data
+    python -m tests.chaos --scripts scripts/run_jobs --out DIR        # two jobs in a queue
     python -m tests.chaos --table --out DIR                           # the table over all results in DIR
 
 About four minutes of one core for all; everything else happens in a temporary folder.
@@ -22,22 +24,24 @@ from chaos.storm import Command, Storm
 from reports.tables import Column, Table
 from tests.chaos.commands import COMMANDS, begin
 
+SCRIPTS = [script for script in COMMANDS if "/" not in script]
+
 
 def storm(script: str, faults: int, seed: int, kinds: list[str], ranks: int, out: Path) -> bool:
     """One script; its result goes to `out`. Whether nothing was lost."""
     command = Command.of(["python", f"{script}.py", *COMMANDS[script].split()], ranks)
     clock, reports = Clock(), []
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        made = begin(script, Path(folder) / "begin")
+        made = begin(script, Path(folder) / "begin") if "data" not in kinds else None
         for report in Storm(command, Path(folder), made).run(plan(seed, faults, kinds or command.usual_kinds(), ranks)):
             reports.append(report)
             for problem in report.problems:
                 print(f"attempt {report.number}, {'; '.join(map(str, report.faults))}: {problem}", flush=True)
     result = as_json(command, seed, reports, clock)
     out.mkdir(parents=True, exist_ok=True)
-    suffix = f"-{ranks}-ranks" if ranks > 1 else ""
-    (out / f"{script}{suffix}.json").write_text(json.dumps(result, indent=1))
-    print(f"{script}{suffix}\n{as_table(result)}\n", flush=True)
+    name = " ".join([f"{Path(script).name}", *kinds, *([f"{ranks} ranks"] if ranks > 1 else [])])
+    (out / f"{name}.json").write_text(json.dumps(result, indent=1))
+    print(f"{name}\n{as_table(result)}\n", flush=True)
     return not any(report.problems for report in reports)
 
 
@@ -60,7 +64,7 @@ def table(out: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Storm over the scripts asked for; 1 where anything was lost."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--scripts", nargs="+", default=list(COMMANDS), choices=list(COMMANDS))
+    parser.add_argument("--scripts", nargs="+", default=SCRIPTS, choices=list(COMMANDS))
     parser.add_argument("--faults", type=int, default=30, metavar="N", help="for each script")
     parser.add_argument("--kinds", nargs="+", default=[], choices=list(KINDS))
     parser.add_argument("--ranks", type=int, default=1)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chaos.child import execute
+from engine.registry import ROOT
 
 COMMON = "device=cpu threads=1 checkpoint_interval=2 keep_last=3 verify=off run_dir=run"
 FEEDBACK = f"--config small.json --active_dataset gsm8k {COMMON}"
@@ -27,6 +28,7 @@ COMMANDS = {
     "--n_clusters 2 --min_samples_for_clustering 4 --update_clusters_every 6 --buffer_size 16 --num_epochs 2 "
     "--num_steps_per_epoch 4 --learning_rate 0.01 --final_learning_rate 0.001 --min_valid_fraction 0.05 "
     "--eval_samples 16 --embedder tfidf",
+    "scripts/run_jobs": "jobs.txt --failed",
 }
 """Without `python SCRIPT.py`."""
 
@@ -74,6 +76,14 @@ def _language_model(folder: Path) -> None:
     tiny.write(folder / "base", "gpt2")
 
 
+def _jobs(folder: Path) -> None:
+    """Two jobs of pretrain.py; what they begin with lies there too."""
+    _sudoku(folder)
+    words = COMMANDS["pretrain"].replace("run_dir=run", "").replace("max_steps=16", "max_steps=8")
+    lines = [f"[ ] python {ROOT}/pretrain.py {words} run_dir=runs/{seed} seed={seed}\n" for seed in (1, 2)]
+    (folder / "jobs.txt").write_text("".join(lines))
+
+
 BEGIN: dict[str, Callable[[Path], None]] = {
     "pretrain": _sudoku,
     "pretrain_etrm": _demonstrations,
@@ -82,11 +92,12 @@ BEGIN: dict[str, Callable[[Path], None]] = {
     "feedbackward_alt_train": _base,
     "feedbackward_rec_alt_train": _base,
     "train_animal": _language_model,
+    "scripts/run_jobs": _jobs,
 }
 
 
 def begin(script: str, folder: Path) -> Path:
     """Put into `folder` what the command of `script` needs."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     BEGIN[script](folder)
     return folder

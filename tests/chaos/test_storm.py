@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import engine.loop.trainer
-from chaos.faults import Attempt, Fault
+from chaos.faults import USUAL, Attempt, Fault, plan
 from chaos.state import differences, state_of
 from chaos.storm import Command, Report, Storm
 from tests.chaos.commands import COMMANDS, begin
-from tests.conftest import ROOT, run_script
+from tests.conftest import run_script
 
 PRETRAIN = ["python", "pretrain.py", *COMMANDS["pretrain"].split(), "max_steps=8", "epochs=2"]
 FAULTS = {  # and how often the command is started: once more after each end, twice where it is refused and offered
@@ -126,6 +126,16 @@ def test_the_script(tmp_path: Path, storm: Storm) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("script", ["pretrain", "pretrain_etrm", "train", "feedforward_train"])
+def test_a_seeded_storm_leaves_no_trace(tmp_path: Path, script: str) -> None:
+    beside = ["checkpoint_background=true"] if script == "train" else []  # saves in a thread
+    command = Command.of(["python", f"{script}.py", *COMMANDS[script].split(), *beside])
+    reports = list(Storm(command, tmp_path, begin(script, tmp_path / "begin")).run(plan(7, 8, USUAL)))
+    assert [problem for report in reports for problem in report.problems] == []
+    assert sum(sum(report.struck) for report in reports) >= 6
+
+
+@pytest.mark.slow
 def test_one_of_two_ranks_is_killed(tmp_path: Path, storm: Storm) -> None:
     both = Storm(Command.of([*PRETRAIN, "global_batch_size=8"], ranks=2), tmp_path, storm.begin)
     for rank in (0, 1):
@@ -134,21 +144,10 @@ def test_one_of_two_ranks_is_killed(tmp_path: Path, storm: Storm) -> None:
         assert report.struck == [True, True]
 
 
-@pytest.fixture
-def queue(tmp_path: Path, storm: Storm) -> Storm:
-    folder = tmp_path / "begin"
-    shutil.copytree(storm.begin or tmp_path, folder)
-    lines = [
-        f"[ ] python {ROOT}/pretrain.py {' '.join(PRETRAIN[2:])} run_dir=runs/{name} seed={name}" for name in (1, 2)
-    ]
-    (folder / "jobs.txt").write_text("\n".join(lines) + "\n")
-    words = ["python", "scripts/run_jobs.py", "jobs.txt", "--failed"]
-    return Storm(Command.of(words), tmp_path / "scratch", folder)
-
-
 @pytest.mark.slow
-def test_a_runner_and_a_job_are_killed(queue: Storm) -> None:
-    queue.scratch.mkdir()
+def test_a_runner_and_a_job_are_killed(tmp_path: Path) -> None:
+    words = ["python", "scripts/run_jobs.py", *COMMANDS["scripts/run_jobs"].split()]
+    queue = Storm(Command.of(words), tmp_path, begin("scripts/run_jobs", tmp_path / "begin"))
     report = meet(queue, Fault("queue", 0.0, 12), Fault("queue", 0.5, 3, amount=1.0))
     assert report.problems == []
     assert report.struck == [True, True]

@@ -15,21 +15,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from chaos.child import execute
+from tests.chaos.commands import begin
 from tests.storm import files, preload
 
 
 def prepare(base: Path) -> Path:
     """Two small data sets in `base`/data, one of puzzles and one of text."""
-    from dataset.catalog import ensure
-
-    ensure(base / "data" / "debug-sudoku-4x4")
-    text = base / "text.txt"
-    text.write_text("the quick brown fox jumps over the lazy dog\n" * 200)
-    words = ["plain", "--input", str(text), "--tokenizer", "char"]
-    made = execute("dataset/build_text_dataset.py", words, base)
-    if made.code:
-        raise RuntimeError(made.output)
+    for script in ("pretrain", "train"):
+        begin(script, base)
     return base
 
 

@@ -19,38 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from chaos.child import Outcome, clone, execute, judge
+from tests.chaos.commands import COMMANDS
 
-RUNS: dict[str, tuple[str, ...]] = {
-    "pretrain.py": (
-        "--config-name=cfg_pretrain_sudoku_4x4",
-        "+debug=tiny",
-        "device=cpu",
-        "threads=1",
-        "max_steps=8",
-        "epochs=4",
-        "eval_interval=1",
-        "checkpoint_interval=2",
-        "log_interval=2",
-        "keep_last=1",
-        "ema=true",
-        "verify=off",
-        "enable_csv=true",
-        "run_dir=run",
-        "data_paths=[data/debug-sudoku-4x4]",
-    ),
-    "train.py": (
-        "+debug=tiny_text",
-        "device=cpu",
-        "threads=1",
-        "max_iters=8",
-        "eval_interval=2",
-        "checkpoint_interval=2",
-        "log_interval=1",
-        "keep_last=1",
-        "verify=off",
-        "run_dir=run",
-        "dataset=plain",
-    ),
+RUNS = {
+    "pretrain.py": (*COMMANDS["pretrain"].split(), "max_steps=8"),
+    "train.py": (*COMMANDS["train"].split(), "max_iters=8"),
 }
 LIMIT_S = 40
 LOOKS: dict[str, tuple[tuple[str, ...], ...]] = {
