@@ -13,7 +13,7 @@ KINDS = {
     "kill": "SIGKILL at a training step, or at a file operation of it, of a save, of the start or of the end",
     "stop": "SIGSTOP, and SIGCONT a moment later",
     "term": "SIGTERM, as a machine that is taken away sends it: a checkpoint, and exit code 3",
-    "disk": "no file of a save may grow beyond some bytes (RLIMIT_FSIZE), until the next training step",
+    "disk": "no file of a step, or of a save, may grow beyond some bytes (RLIMIT_FSIZE), until the next training step",
     "damage": "SIGKILL, and a file of the newest checkpoint, its manifest included, is cut short or has a bit flipped",
     "evaluation": "SIGKILL in the middle of an evaluation",
     "data": "SIGKILL while the command builds its data set",
@@ -42,14 +42,15 @@ class Fault:
     file: float = 0.0
     """damage: which file of the checkpoint, as a share of their number"""
     cut: bool = False
-    """damage: the file is cut short there, in place of one flipped bit"""
+    """damage: the file is cut short there, in place of one flipped bit; disk: from the beginning of the step on, with
+    its metrics, in place of a save alone"""
 
     def __str__(self) -> str:
         where = "from the start" if not self.at else f"from {self.at:.0%} of the steps on"
         what = "call(s) of modules in an evaluation" if self.kind == "evaluation" else "file operation(s)"
         detail = {
             "stop": f", {self.amount:.2f} s",
-            "disk": f", {self.amount:.0f} bytes",
+            "disk": f", {self.amount:.0f} bytes in {'a step' if self.cut else 'a save'}",
             "queue": f", {'a job' if self.amount else 'the runner'}",
             "damage": f", then {'cut' if self.cut else 'flip'} file {self.file:.2f} at {self.amount:.2f}",
             "rank": f", rank {self.rank}",
@@ -110,4 +111,4 @@ def _fault(chance: random.Random, kind: str, ranks: int) -> Fault:
             at, rank = (at if amount else 0.0), 0
     if rank and kind != "evaluation":  # only the first rank has file operations
         count = 0
-    return Fault(kind, at, count, rank, amount, file if kind == "damage" else 0.0, cut and kind == "damage")
+    return Fault(kind, at, count, rank, amount, file if kind == "damage" else 0.0, cut and kind in ("damage", "disk"))

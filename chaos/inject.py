@@ -35,6 +35,7 @@ class Strike:
     count: int
     rank: int
     amount: float
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,9 @@ class Injector:
         if self.order.counts_steps:
             Path(self.order.notes, "steps").write_text(str(step))
         for number, strike in list(self._waiting.items()):
-            if strike.kind in ("kill", "stop", "term", "damage", "rank", "queue") and not strike.count:
-                self._strike_if_due(number, strike)
+            if strike.kind in ("evaluation", "data") or strike.count or (strike.kind == "disk" and not strike.cut):
+                continue
+            self._strike_if_due(number, strike)
 
     def _operation(self, path: str) -> None:
         if self._busy:
@@ -132,7 +134,7 @@ class Injector:
             match strike.kind:
                 case "evaluation":
                     continue
-                case "disk" if SAVE not in path:
+                case "disk" if strike.cut or SAVE not in path:
                     continue
                 case "data" if not path.startswith(os.path.join(self.order.place, "data")):
                     continue

@@ -31,6 +31,8 @@ OF_THE_LAUNCH = {
     "path_signature.json",
 }
 """Files of a run that tell of its last launch: when, on what, how it was asked to resume."""
+LOST_WITHOUT_ROOM = ("best", "links", "samples", "evaluations")
+"""Parts of a run that a full disk may cost it."""
 MEASURED = {"best_val_loss_and_iter.txt": 2}
 """Comma-separated files, and how many fields at the end of a line are memory and time."""
 TIMES = ("time", "seconds", "created", "built", "duration")
@@ -63,7 +65,7 @@ def state_of(place: Path) -> dict[str, Any]:
     folders = sorted(
         str(path.relative_to(place)) for path in [*place.iterdir(), *(p for r in runs for p in r.iterdir())]
     )
-    found["names"] = [name for name in folders if "/step_" not in name]
+    found["names"] = [name for name in folders if not (place / name).is_symlink()]
     found["leftovers"] = [str(path.relative_to(place)) for path in _all(place) if is_leftover(path.name)]
     found["links to nothing"] = [str(p.relative_to(place)) for p in _all(place) if p.is_symlink() and not p.exists()]
     found["locks held"] = [str(path.relative_to(place)) for path in _all(place) if _is_held(path)]
@@ -89,6 +91,7 @@ def _run_state(run: Path) -> dict[str, Any]:
         "metrics.jsonl": [without_times(json.loads(line)) for line in _lines(run / "metrics.jsonl")],
         "metrics.csv": _csv(run / "metrics.csv"),
     }
+    found["links"] = {p.name: os.readlink(p) for p in sorted(run.iterdir()) if p.is_symlink() and p.name[:5] != "step_"}
     for pointer, folder in (("latest", latest), ("best", best)):
         for name in WEIGHTS if folder is not None else ():
             found[f"{pointer}/{name}"] = _content(folder / name)  # type: ignore[operator]
@@ -148,18 +151,26 @@ def differences(
 ) -> list[str]:
     """A line for each part in which the folder `place`, of state `found`, is not the undisturbed `whole`.
 
-    Not `with_best`: a save for which the disk had no room may have been the best one, and its weights are gone.
+    Not `with_best`: a save for which the disk had no room may have been the best one, or one that a link names (the end
+    of an epoch), and its weights are gone; so is what an evaluation reported at that step.
     """
     lines = []
     for part in {**expected, **found}:
         ours, theirs = expected.get(part), found.get(part)
         run, _, name = part.rpartition(": ")
-        if ours == theirs or (not with_best and run and name.partition("/")[0] == "best"):
+        if ours == theirs or (not with_best and run and name.partition("/")[0] in LOST_WITHOUT_ROOM):
             continue
         if name == "metrics.jsonl" and ours and theirs:
             lines.append(f"{part}: {_metrics(whole / run, place / run)}")
         elif isinstance(ours, str) and len(ours) == 64:
             lines.append(f"{part}: {'other bytes' if theirs else 'is not there'}")
+        elif (
+            isinstance(ours, list) and isinstance(theirs, list) and all(isinstance(each, str) for each in ours + theirs)
+        ):
+            lost, new = (sorted({*a} - {*b}) for a, b in ((ours, theirs), (theirs, ours)))
+            lines.append(
+                f"{part}: {f'{lost} missing' if lost else ''}{' ' * bool(lost and new)}{f'{new} more' if new else ''}"
+            )
         else:
             lines.append(f"{part}: {theirs!r:.200} instead of {ours!r:.200}")
     return lines

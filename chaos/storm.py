@@ -237,6 +237,7 @@ class Storm:
                 each.count,
                 each.rank,
                 each.amount,
+                each.cut,
             )
             for each in faults
         ]

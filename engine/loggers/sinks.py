@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from engine.errors import FULL
 from engine.io import atomic_write_text, print_rank0
 from engine.reading import Unreadable, open_regular, parse_json
 from engine.run.files import finite
@@ -103,22 +104,23 @@ class CsvSink:
     def write(self, step: int, values: Values) -> None:
         row = finite({"step": step, **values})
         if row.keys() <= set(self._columns):
-            self._lines.write(self._text([row]).encode())
+            self._lines.write(self._text([row], self._columns).encode())
         else:
             with self._path.open(encoding="utf-8", newline="") as stream:
                 rows: list[dict[str, Any]] = list(csv.DictReader(stream))
-            self._lines.close()
+            lines = self._lines
             self._rewrite([*rows, row], list(row))
+            lines.close()
 
     def _rewrite(self, rows: list[dict[str, Any]], names: list[str]) -> None:
-        self._columns = list(dict.fromkeys([*self._columns, *names]))
-        head = dict(zip(self._columns, self._columns, strict=True))
-        atomic_write_text(self._path, self._text([head, *rows]))
-        self._lines = WholeFile(self._path)
+        columns = list(dict.fromkeys([*self._columns, *names]))
+        head = dict(zip(columns, columns, strict=True))
+        atomic_write_text(self._path, self._text([head, *rows], columns))
+        self._columns, self._lines = columns, WholeFile(self._path)
 
-    def _text(self, rows: list[dict[str, Any]]) -> str:
+    def _text(self, rows: list[dict[str, Any]], columns: list[str]) -> str:
         buffer = io.StringIO()
-        csv.DictWriter(buffer, self._columns, lineterminator="\n").writerows(rows)
+        csv.DictWriter(buffer, columns, lineterminator="\n").writerows(rows)
         return buffer.getvalue()
 
     def close(self) -> None:
@@ -187,36 +189,49 @@ class ConsoleSink:
 
 
 class Sinks:
-    """All sinks of a run. A sink that raises is reported once and left out from then on: training is untouched."""
+    """All sinks of a run. What a full disk does not take waits in memory for the next write; a sink that raises
+    anything else is left out from then on. Either is reported once: training is untouched.
+    """
 
     def __init__(self) -> None:
-        self._sinks: dict[str, Sink] = {}
+        self._sinks: dict[str, tuple[Sink, list[tuple[int, Values]]]] = {}
 
     def add(self, name: str, make: Callable[[], Sink], hint: str = "") -> None:
         """Open a sink; one that cannot be opened is skipped with a warning that ends in `hint`."""
         try:
-            self._sinks[name] = make()
+            self._sinks[name] = make(), []
         except Exception as error:
             print_rank0(f"warning: no {name} metrics ({_reason(error)}){hint}")
 
     def write(self, step: int, values: Values) -> None:
         """Hand `values` to every sink that still works."""
         numbers = {name: value for name, value in values.items() if not isinstance(value, list)}
-        for name, sink in list(self._sinks.items()):
+        for name, (sink, waiting) in list(self._sinks.items()):
+            waiting.append((step, values if name in ("jsonl", "wandb") else numbers))
             try:
-                sink.write(step, values if name in ("jsonl", "wandb") else numbers)
+                _hand_over(sink, waiting)
             except Exception as error:
-                print_rank0(f"warning: {name} metrics stop here ({_reason(error)}), training continues")
-                del self._sinks[name]
+                if getattr(error, "errno", None) not in FULL:
+                    print_rank0(f"warning: {name} metrics stop here ({_reason(error)}), training continues")
+                    del self._sinks[name]
+                elif len(waiting) == 1:
+                    print_rank0(f"warning: {name} metrics wait for room ({_reason(error)}), training continues")
 
     def close(self) -> None:
         """Close every sink; a failure to close is only reported."""
-        for name, sink in self._sinks.items():
+        for name, (sink, waiting) in self._sinks.items():
             try:
+                _hand_over(sink, waiting)
                 sink.close()
             except Exception as error:
                 print_rank0(f"warning: {name} metrics did not close ({_reason(error)})")
         self._sinks.clear()
+
+
+def _hand_over(sink: Sink, waiting: list[tuple[int, Values]]) -> None:
+    while waiting:
+        sink.write(*waiting[0])
+        del waiting[0]
 
 
 def _reason(error: BaseException) -> str:

@@ -25,8 +25,9 @@ FAULTS = {  # and how often the command is started: once more after each end, tw
     "cut": (Fault("damage", 0.8, 0, amount=0.5, file=0.5, cut=True), 3),
     "flipped": (Fault("damage", 0.8, 9, amount=0.3, file=0.3), 3),
     "disk at the end": (Fault("disk", 1.0, 0), 2),
+    "disk of a step": (Fault("disk", 0.5, 0, cut=True), 1),
 }
-SLOW = ("flipped", "disk at the end")
+SLOW = ("flipped", "disk at the end", "disk of a step")
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from engine.io import atomic_write_text
 from engine.loggers.sinks import ConsoleSink, CsvSink, JsonlSink, Sinks, WholeFile
 
 
@@ -19,7 +21,7 @@ class Broken:
     def write(self, step, values) -> None:
         self.writes += 1
         if self.at == "write":
-            raise OSError(28, "No space left on device")
+            raise OSError(104, "Connection reset by peer")
 
     def close(self) -> None:
         if self.at == "close":
@@ -202,8 +204,35 @@ def test_a_full_disk_leaves_whole_lines_and_one_warning_for_each_sink(
     assert all(line.endswith("}\n") for line in lines)
     assert (tmp_path / "m.csv").read_text().endswith("\n")
     out = capsys.readouterr().out.splitlines()
-    assert ["jsonl" in line for line in sorted(out)] == [False, True]
-    assert all("No space left" in line and "training continues" in line for line in out)
+    assert ["jsonl" in line for line in sorted(out)] == [False, False, True, True]
+    assert sum("wait for room" in line and "training continues" in line for line in out) == 2
+    assert all("No space left" in line for line in out)
+
+
+def test_what_found_no_room_is_written_once_there_is_some(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sinks, plain, full, step = Sinks(), WholeFile.write, [3, 4, 6], 0  # there is none at these steps
+    sinks.add("jsonl", lambda: JsonlSink(tmp_path / "m.jsonl"))
+    sinks.add("csv", lambda: CsvSink(tmp_path / "m.csv", tmp_path / "none"))
+
+    def with_room(real: Callable) -> Callable:
+        def write(*args: object) -> None:
+            if step in full:
+                raise OSError(27, "File too large")
+            real(*args)
+
+        return write
+
+    monkeypatch.setattr(WholeFile, "write", with_room(plain))
+    monkeypatch.setattr("engine.loggers.sinks.atomic_write_text", with_room(atomic_write_text))
+    for step in range(9):
+        sinks.write(step, {"x": 1.0, **({"late": 2.0} if step == 4 else {})})  # the table is to be written anew
+    sinks.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").open()] == list(range(9))
+    rows = [f"{step},1.0,{'2.0' if step == 4 else ''}" for step in range(9)]
+    assert (tmp_path / "m.csv").read_text().splitlines() == ["step,x,late", *rows]
+    assert capsys.readouterr().out.count("wait for room") == 4  # once for each time and sink
 
 
 def test_what_does_not_fit_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
