@@ -44,24 +44,10 @@ class Interrupted(BaseException):
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENOMEM}
-REFUSED = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENOTDIR,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.EBUSY,
-    errno.EXDEV,
-    errno.ENOLCK,
-    errno.ETIMEDOUT,
-}
+RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTSUP, errno.EOPNOTSUPP}
+PLACES = {errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EXDEV}
+BUSY = {errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ENOLCK, errno.ETIMEDOUT}
+REFUSED = RIGHTS | PLACES | BUSY
 
 
 def disk_fault(error: BaseException) -> UsageError | RunFailure | None:
