@@ -96,7 +96,9 @@ def summary(subject: Subject) -> Iterator[Finding]:
     model, family = need_model(subject), subject.family
     act, data, forward = subject.declares("ACT_MODE"), subject.declares("DATA_MODE"), model.train_forward
     names = " + ".join(Path(entry.path).name for entry in subject.data)
-    text = f"{model.cls_name} is trained by {subject.task or 'its family'} on {names or 'its own data'}, {data} mode"
+    text = (
+        f"{model.cls_name} is trained by {subject.task or 'its family'}{f' on {names}' if names else ''}, {data} mode"
+    )
     good = data == subject.requires.get("DATA_MODE") and {one.mode for one in subject.data if one.mode} <= {data}
     if family and family.act:
         if not forward:
