@@ -34,17 +34,22 @@ class ARCLatentSearchConfig(BallotsConfig, SearchConfig):
 
 
 class ARCLatentSearch(Ballots):
-    """Scores after each budget of the search: `ARC_ii_clean/search_20/pass@1`.
+    """Scores after each budget of the search: `ARC_ii_clean/search_20/pass@1`, of random search `.../random_20/...`.
 
     `search/demo_logp_init`, `_best` (sum over demonstrations of the mean log p of a cell), `demo_exact_init`, `_best`
     (share of demonstrations answered right), `steps_to_best`, `latent_move` (distance from the start) are means over
-    rows at the largest budget; `search/seconds_per_question` is of this rank's clock.
+    rows at the largest budget; `search/seconds_per_question` is of this rank's clock. Of random search: `random/...`.
     """
 
     Config: ClassVar[type] = ARCLatentSearchConfig
 
     def labels(self) -> dict[str, str]:
-        return {f"search_{budget}": "ii" if budget else "i" for budget in sorted(set(self.config.budgets))}
+        return {f"{self.way}_{budget}": "ii" if budget else "i" for budget in sorted(set(self.config.budgets))}
+
+    @property
+    def way(self) -> str:
+        """What the names of its figures begin with, so that both searches fit into one evaluation."""
+        return "random" if self.config.mode == "random_search" else "search"
 
     def begin(self, splits: Sequence[PuzzleSplit]) -> None:
         super().begin(splits)
@@ -78,4 +83,4 @@ class ARCLatentSearch(Ballots):
         values = super().result()
         rows, seconds = sums[-1], count
         means = dict(zip(MEASURED, sums[:-1], strict=True)) | {"seconds_per_question": seconds}
-        return values | {f"search/{name}": total / rows if rows else None for name, total in means.items()}
+        return values | {f"{self.way}/{name}": total / rows if rows else None for name, total in means.items()}

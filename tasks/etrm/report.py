@@ -25,7 +25,9 @@ from reports.tables import Column, Table
 _RECORD = re.compile(r"step_(\d+)_(arc_.+)\.json")
 _GENERATED = re.compile(r"(.+)_([ten])\d+")
 """Name of a generated task: its family, and the subset training, evaluation or novel."""
-_SEARCH = re.compile(r"search_(\d+)")
+SEARCHES = {"search": "Latent search by gradient ascent", "random": "Latent search at random points"}
+"""First part of a label -> title of its curve."""
+_SEARCH = re.compile(rf"({'|'.join(SEARCHES)})_(\d+)")
 OWN = "votes"
 """Label of `arc@ARC`, which has none."""
 
@@ -52,13 +54,13 @@ def write_fewshot_report(args: argparse.Namespace) -> None:
     text = "\n\n".join([f"# {title}", *(table.markdown() for table in tables.values() if table.rows)]) + "\n"
     print_rank0(text)
     files: dict[str, Any] = {"report.md": text, **{f"{name}.csv": table.csv() for name, table in tables.items()}}
-    budgets = sorted((int(found[1]), way) for way in ways if (found := _SEARCH.fullmatch(way.label)))
-    if len(budgets) > 1:
-        places = [Place(str(budget), [way.scores["pass@1"] or 0.0]) for budget, way in budgets]
-        count = len(budgets[0][1].first)
-        files["search.png"] = draw_curve(
-            "Latent search", f"pass@1 of {count} tasks, {title}", "updates of the latent", places
-        )
+    for name, heading in SEARCHES.items():
+        found = [(found, way) for way in ways if (found := _SEARCH.fullmatch(way.label)) and found[1] == name]
+        if len(found) > 1:
+            places = [Place(match[2], [way.scores["pass@1"] or 0.0]) for match, way in found]
+            count = f"pass@1 of {len(found[0][1].first)} tasks"
+            axis = "updates of the latent" if name == "search" else "points that are tried"
+            files[f"{name}.png"] = draw_curve(heading, f"{count}, {title}", axis, places)
     write_report(args.out, files)
     print_rank0(f"written     {args.out}: {', '.join(files)}")
 
@@ -84,7 +86,7 @@ def _order(label: str) -> tuple[int, int, str]:
     if label in (OWN, *LABELS):
         return 0, (OWN, *LABELS).index(label), label
     found = _SEARCH.fullmatch(label)
-    return (1, int(found[1]), label) if found else (2, 0, label)
+    return (1 + [*SEARCHES].index(found[1]), int(found[2]), label) if found else (1 + len(SEARCHES), 0, label)
 
 
 def _way(path: Path, content: dict[str, Any]) -> Way:

@@ -359,6 +359,7 @@ def test_the_report_counts_by_family_and_by_budget(splits, tmp_path, capsys):
     for evaluator in (
         ARCControls(ARCControlsConfig()),
         ARCLatentSearch(ARCLatentSearchConfig(budgets=[0, 1], max_augmentations=1)),
+        ARCLatentSearch(ARCLatentSearchConfig(mode="random_search", budgets=[0, 2, 10], max_augmentations=1)),
     ):
         evaluated(evaluator, splits)
         for name, text in evaluator.files.items():
@@ -376,7 +377,10 @@ def test_the_report_counts_by_family_and_by_budget(splits, tmp_path, capsys):
     assert float(rows[solved.rpartition("_")[0]][place]) > 0
     ways = {row[0]: row[1] for row in csv.reader((tmp_path / "report/ways.csv").open())}
     assert (ways["own"], ways["search_0"], ways["search_1"]) == ("i_clean", "i_clean", "ii_clean")
-    assert (tmp_path / "report/search.png").read_bytes()[1:4] == b"PNG"
+    labels = [label for label in ways if label.startswith(("search", "random"))]
+    assert labels == ["search_0", "search_1", "random_0", "random_2", "random_10"]
+    for name in ("search", "random"):
+        assert (tmp_path / f"report/{name}.png").read_bytes()[1:4] == b"PNG"
     with pytest.raises(UsageError, match=r"--step 3: .* has evaluations of the steps 7"):
         main(parse([str(tmp_path / "run"), "--step", "3"]))
     with pytest.raises(UsageError, match="has no records of arc@ARC"):
