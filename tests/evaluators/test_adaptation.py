@@ -241,6 +241,7 @@ def test_weights_of_many_tasks_are_trained_at_once_and_each_as_alone(splits, kin
     before, sizes = weights(model), originals.shown(np.arange(5))["demo_mask"].sum(1)
     together, course = fit_weights(model, Examples(originals, np.arange(5), config, 0), config, HEAD.token_loss, CPU)
     assert unchanged(model, before)
+    assert course[-1].nanmean() < course[0].nanmean()
     assert any("encoder." in name for name in together)
     assert any("encoder." not in name for name in together) == (adapt == "all")
     own = dict(model.named_parameters())
@@ -253,13 +254,6 @@ def test_weights_of_many_tasks_are_trained_at_once_and_each_as_alone(splits, kin
         alone = trained_alone(model, Examples(originals, np.array([group]), config, 0), config)
         for name, value in together.items():
             torch.testing.assert_close(value[group], alone[name], rtol=1e-3, atol=2e-4)
-
-
-def test_trained_weights_answer_what_they_were_trained_on(splits):
-    model, originals = model_of(), Originals(splits)
-    config = TrainingConfig(adapt="all", steps=8, lr=3e-3, examples=4)
-    _, course = fit_weights(model, Examples(originals, np.arange(5), config, 0), config, HEAD.token_loss, CPU)
-    assert course[-1].nanmean() < course[0].nanmean()
 
 
 def test_examples_of_a_task_are_turned_alike_and_depend_on_the_task_alone(splits):
