@@ -30,6 +30,8 @@ WORDS = {"on": True, "yes": True, "off": False, "no": False}
 NO_TEXT = re.compile("[\\0\\ud800-\\udfff]")
 """A null character, or half of a surrogate pair: what Python makes of bytes that are no UTF-8."""
 LONGEST_SHOWN = 80  # characters of a value in an error
+MISSING_WORDS, MOST_MISSING = "is required and has no value", 5
+"""Of a missing key, and how many of them an error lists."""
 
 
 class Mismatch(TypeError):
@@ -46,8 +48,9 @@ def structure(cls: type[T], data: Any, where: str = "") -> T:
         return converter().structure(data, cls)
     except (BaseValidationError, UsageError, TypeError, ValueError) as error:
         problems = _problems(error, [where] if where else [])
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UsageError(" ".join(problems[0].split()) + more) from error
+        few = len(problems) <= MOST_MISSING and all(MISSING_WORDS in line for line in problems)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 and not few else ""
+        raise UsageError(" ".join("; ".join(problems if few else problems[:1]).split()) + more) from error
 
 
 def with_defaults(schema: type, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def _problems(error: BaseException, path: list[str]) -> list[str]:
             lines += _problems(child, [*path, step if isinstance(step, str) else f"[{step}]"])
         return sorted(lines, key=lambda line: not line.startswith("unknown key"))
     if isinstance(error, KeyError):
-        return [f"{place} is required and has no value: set {place}=..."]
+        return [f"{place} {MISSING_WORDS}: set {place}=..."]
     # a failed cross-check of __post_init__ names its key itself
     return [f"{place}: {error}" if isinstance(error, Mismatch) and place else str(error)]
 

@@ -75,7 +75,7 @@ command_of() { # w_o, then further arguments -> the command of one job, quoted f
     shift
     w_c=$(LC_ALL=C awk -v w_o="$w_o" 'BEGIN { text = sprintf("%.4f", 1 - w_o); sub(/0+$/, "", text); sub(/\.$/, ".0", text); print text }')
     quoted "$PYTHON" train_animal.py \
-        --model_name_or_path "$MODEL_PATH" --prompt "$PROMPT" --concept_name "$CONCEPT_NAME" \
+        --model_name_or_path "$MODEL_PATH" --prompt="$PROMPT" --concept_name "$CONCEPT_NAME" \
         --n_clusters "$N_CLUSTERS" --num_samples "$NUM_SAMPLES" --w_c "$w_c" --w_o "$w_o" \
         --buffer_size "$BUFFER_SIZE" --update_clusters_every "$UPDATE_CLUSTERS_EVERY" \
         --min_samples_for_clustering "$MIN_SAMPLES_FOR_CLUSTERING" \

@@ -6,6 +6,7 @@ holds the adapters alone, under the names of peft's adapter_model.safetensors.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -64,10 +65,11 @@ class LoraLM(nn.Module):
                     fan_in_fan_out=_kind(base.model, targets) == "Conv1D",
                     bias="none",
                     task_type="CAUSAL_LM",
-                    base_model_name_or_path=base.path,
                 ),
             )
         )
+        [adapter] = self.peft.peft_config.values()
+        adapter.base_model_name_or_path = found_from_anywhere(base.path)  # which peft has set as it was typed
         for name, param in self.peft.named_parameters():
             if param.requires_grad:
                 self._register(name.replace(".default.", "."), param)
@@ -139,6 +141,12 @@ class _Unregistered:
 
     def __init__(self, module: Any) -> None:
         self.module = module
+
+
+def found_from_anywhere(path: str) -> str:
+    """The base as an adapter's config names it: a folder by its absolute path, a name of the Hub as it is."""
+    folder = os.path.abspath(os.path.expanduser(path))
+    return folder if os.path.isdir(folder) else path
 
 
 def lora_targets(model: Any, wanted: list[str] | None = None) -> list[str]:

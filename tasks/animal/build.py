@@ -21,7 +21,7 @@ from tasks.animal.buffer import ReplayBuffer
 from tasks.animal.clusters import best_kmeans, kmeans, shared
 from tasks.animal.concepts import read_concept
 from tasks.animal.embedder import make_embedder
-from tasks.animal.evaluation import Evaluation
+from tasks.animal.evaluation import READER, Evaluation
 from tasks.animal.family import FAMILY
 from tasks.animal.measure import Measurement
 from tasks.animal.offline import checker_of, ensure_model
@@ -35,6 +35,11 @@ def check(config: AnimalConfig) -> None:
     arch = FAMILY.read_arch(config)
     concept = read_concept(config.concept_name, config.concept_file, config.concept_options)
     print_rank0(f"loss        {arch.loss_config.terms}; {concept.name}: {', '.join(concept.options)}")
+    if config.eval_samples < READER:
+        print_rank0(
+            f"warning: eval_samples={config.eval_samples} is too few for utility_10 and distinct_10, which stay empty: "
+            f"set eval_samples={READER} or more"
+        )
     if config.warmup_steps >= config.total_steps and config.lr_scheduler_type != "constant":
         print_rank0(
             f"warning: warmup_steps={config.warmup_steps} is as long as the run of {config.total_steps} steps: the "
@@ -100,6 +105,7 @@ def build(
         replays=round(config.replay_fraction * config.batch_size) if loss_head.config.objective == "tb" else 0,
         least_valid=config.min_valid_fraction,
         patience=config.max_skipped_steps,
+        total_steps=steps,
         steps_per_epoch=epoch,
         rate=lambda step: config.learning_rate * factor(step),
         reference=reference,

@@ -29,7 +29,7 @@ from tasks.animal.clusters import Fit, Vectors, kmeans, nearest
 from tasks.animal.embedder import Embedder
 from tasks.animal.samples import Sample
 
-K = 10
+READER = 10
 """Samples of one reader, for utility_10 and distinct_10."""
 PLAUSIBLE = 0.99
 """Share of the base's own samples that count as plausible."""
@@ -184,14 +184,14 @@ class Evaluation:
         """Means over readers, each of whom sees the next 10 samples. One that is not plausible is worth nothing."""
         open_texts = self.embedder.encode([sample.open_text for sample in samples])
         worth, found = [], []
-        for start in range(0, len(samples) - K + 1, K):
-            rows = range(start, start + K)
-            labels = classes(open_texts[start : start + K], [samples[row].option for row in rows])
+        for start in range(0, len(samples) - READER + 1, READER):
+            rows = range(start, start + READER)
+            labels = classes(open_texts[start : start + READER], [samples[row].option for row in rows])
             worth.append(utility(labels, [float(plausible[row]) for row in rows]))
             found.append(len({label for label, row in zip(labels, rows, strict=True) if plausible[row]}))
         return {
-            f"utility_{K}": sum(worth) / len(worth) if worth else None,
-            f"distinct_{K}": sum(found) / len(found) if found else None,
+            f"utility_{READER}": sum(worth) / len(worth) if worth else None,
+            f"distinct_{READER}": sum(found) / len(found) if found else None,
         }
 
 

@@ -74,6 +74,7 @@ class AnimalTask:
         replays: int,
         least_valid: float,
         patience: int,
+        total_steps: int,
         steps_per_epoch: int,
         rate: Callable[[int], float],
         reference: Mapping[str, str],
@@ -83,7 +84,8 @@ class AnimalTask:
         self.buffer, self.measurement, self._groups = buffer, measurement, groups
         self.embedder, self.rate, self.reference = embedder, rate, dict(reference)
         self.batch_size, self.prefill, self.replays = batch_size, prefill, replays
-        self.least_valid, self.patience, self.steps_per_epoch = least_valid, patience, steps_per_epoch
+        self.least_valid, self.patience = least_valid, patience
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.micro_rows = runtime.micro_rows(batch_size, "batch_size")
         self.options = list(buffer.banks)
         self._step = self._called_off = 0
@@ -169,6 +171,8 @@ class AnimalTask:
             if not enough
             else "the loss is not finite"
         )
+        if self._called_off == self.total_steps:
+            raise RunFailure(f"step {self._step}: {why}, in every step: nothing was trained; {self._advice()}")
         if self._called_off > self.patience:
             raise RunFailure(
                 f"step {self._step}: {why}, in {self._called_off} steps in a row (max_skipped_steps={self.patience}); "

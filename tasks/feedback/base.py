@@ -5,6 +5,7 @@ It is referenced, not copied: a run of an adapter stores path and sha256, and is
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,7 +53,19 @@ class FrozenBase:
             raise UsageError(
                 f"ff_checkpoint_dir: {self.path} is another base (sha256 {self.sha256[:12]}) than the one that this "
                 f"run was trained on ({stored.get('path')}, sha256 {str(stored.get('sha256'))[:12]}): give that one"
+                + where_it_lies(self.path, str(stored.get("sha256")))
             )
+
+
+def where_it_lies(path: Path, sha256: str) -> str:
+    """`, which lies in FOLDER` for the end of an error, where weights of this hash are in another checkpoint of the run
+    of `path`, or in a run that was set aside from its place; else empty."""
+    run = path.resolve().parent.parent
+    for folder in (run, *sorted(run.parent.glob(f"{glob.escape(run.name)}.*"))):
+        for weights in sorted(folder.glob("checkpoints/step_*/model.safetensors")):
+            if sha256_file(weights) == sha256:
+                return f", which lies in {weights.parent}"
+    return ""
 
 
 def find_base(config: FeedbackConfig) -> Path:

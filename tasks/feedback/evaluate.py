@@ -13,7 +13,7 @@ from engine.registry import family_of
 from engine.run.load_run import find_checkpoint, read_config
 from tasks import evaluation
 from tasks.feedback.args import FeedbackConfig
-from tasks.feedback.base import find_base
+from tasks.feedback.base import find_base, where_it_lies
 from tasks.loading import home_of
 
 SETTINGS = (
@@ -43,4 +43,5 @@ def require_own_base(path: Path) -> None:
         raise UsageError(
             f"{base} is another base (sha256 {sha256[:12]}) than the one that {path} was trained on "
             f"({stored['path']}, sha256 {stored['sha256'][:12]}): put that one back"
+            + where_it_lies(base, stored["sha256"])
         )

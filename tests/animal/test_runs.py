@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint.manifest import load_checkpoint
+from tasks.animal.loading import open_animal_run
 from tests.animal.conftest import SHORT, attempt
 from tests.conftest import _entry, finish, metrics, run_ranks, run_script, start_forked
 
@@ -83,6 +84,8 @@ def test_the_adapter_loads_with_peft(whole: Path, base: Path) -> None:
     loaded = peft.get_peft_model_state_dict(model)
     assert all((loaded[name] == stored[name]).all() for name in stored)
     assert any(stored[name].any() for name in stored if "lora_B" in name)
+    named = json.loads((whole / "run/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str(whole / "base")  # given as `base`, found from anywhere
 
 
 @pytest.mark.parametrize("objective", ["kl", "tb", "kl_exact"])
@@ -155,6 +158,14 @@ def test_steps_without_enough_valid_samples_are_called_off(place: Path) -> None:
     assert (place / "run/adapter_model.safetensors").exists()  # of step 0
 
 
+def test_a_run_in_which_nothing_was_trained_has_failed(place: Path) -> None:
+    result = attempt(place, "min_valid_fraction=0.99", "max_skipped_steps=9", "num_epochs=1", "eval_samples=8")
+    assert result.code == 1
+    assert result.output.splitlines()[-1].startswith("error: step 3: ")
+    assert "in every step: nothing was trained; the base hardly ever does" in result.output.splitlines()[-1]
+    assert "warning: eval_samples=8 is too few for utility_10 and distinct_10" in result.output
+
+
 def test_settings_of_sampling_change_what_is_trained_on(place: Path, whole: Path) -> None:
     first = next(row for row in metrics(whole / "run") if row["step"] == 3)
     for number, word in enumerate(("temperature=0.5", "top_k=5", "top_p=0.5", "lora_dropout=0.5")):
@@ -216,6 +227,16 @@ def test_no_library_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert "pip install -e '.[animal]'" in result.output
     else:
         pytest.skip("the extra is installed")
+
+
+def test_a_stored_run_has_its_embedder(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is chosen again, and no line advises on the choice."""
+    monkeypatch.chdir(whole)
+    opened = open_animal_run("run", device="cpu", overrides={"embedder": "auto"})
+    assert opened.plan.task.embedder.name == "tfidf"
+    assert "embedder" not in capsys.readouterr().out
 
 
 # --- commands on a stored run -----------------------------------------------------------------------------------------

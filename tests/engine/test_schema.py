@@ -102,6 +102,20 @@ def test_refused_in_one_line(given: dict[str, Any], words: list[str]) -> None:
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@dataclass(kw_only=True)
+class Pair:
+    left: int
+    right: int
+
+
+def test_a_few_missing_keys_are_all_named() -> None:
+    with pytest.raises(UsageError) as caught:
+        structure(Pair, {})
+    one, other = str(caught.value).split("; ")
+    assert one == "left is required and has no value: set left=..."
+    assert other == one.replace("left", "right")
+
+
 def test_where_is_part_of_the_path() -> None:
     with pytest.raises(UsageError, match=r"unknown key 'arch.opt.lrr': did you mean 'arch.opt.lr'"):
         structure(Inner, {"lrr": 1}, "arch.opt")

@@ -12,6 +12,8 @@ import pytest
 
 from dataset.text.build import TextBuild, build
 from engine.checkpoint.manifest import load_checkpoint
+from engine.io import sha256_file
+from tasks.feedback.base import where_it_lies
 from tests.conftest import ROOT, metrics, run_ranks, run_script
 from tests.e2e.test_ranks import compare_weights
 from tests.feedback.conftest import BASES, adapter, attempt, runs
@@ -270,6 +272,18 @@ def test_a_base_that_does_not_fit_is_refused(place: Path, documents: Path) -> No
     assert tokens.code == 2
     assert "reads tokens of 'char' (2, " in errors(tokens.output)[0]
     assert "in tokens of 'byte' (257, data/gsm8k_byte)" in errors(tokens.output)[0]
+
+
+def test_a_base_that_was_set_aside_is_found(tmp_path: Path) -> None:
+    for name, content in (("b", "new"), ("b.1", "old"), ("c.1", "else")):
+        (tmp_path / name / "checkpoints/step_1").mkdir(parents=True)
+        (tmp_path / name / "checkpoints/step_1/model.safetensors").write_text(content)
+    old = tmp_path / "b.1/checkpoints/step_1"
+    (tmp_path / "b/step_1").symlink_to("checkpoints/step_1")
+    assert where_it_lies(tmp_path / "b/step_1", sha256_file(old / "model.safetensors")) == f", which lies in {old}"
+    assert (
+        where_it_lies(tmp_path / "b/step_1", sha256_file(tmp_path / "c.1/checkpoints/step_1/model.safetensors")) == ""
+    )
 
 
 def test_a_wrong_base_is_noticed_before_data_are_built(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.e2e.recipes import entry_of
 
 GUIDE = {
     "--prompt": "In 20 words, say whether you love dog or cat more, and give a reason; Answer:",
@@ -56,8 +57,17 @@ def words(batch_file: str) -> list[str]:
 
 
 def flags(batch_file: str) -> dict[str, str]:
-    argv = words(batch_file)
+    argv = [
+        part for word in words(batch_file) for part in (word.split("=", 1) if word.startswith("--prompt=") else [word])
+    ]
     return {word: argv[place + 1] for place, word in enumerate(argv[:-1]) if word.startswith("--")}
+
+
+def test_a_prompt_may_begin_like_a_flag(tmp_path: Path) -> None:
+    result = sweep("--dry-run", cwd=tmp_path, BASE_OUTPUT_DIR="out", PROMPT="--x 'y' =z", W_O_VALUES="0.5")
+    argv = words(batch_files(result.stdout)[0])
+    assert "--prompt=--x 'y' =z" in argv
+    entry_of("train_animal.py").accept(argv[2:])
 
 
 def test_eight_batch_files_with_the_documented_command(tmp_path: Path) -> None:
