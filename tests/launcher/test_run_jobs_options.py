@@ -164,7 +164,7 @@ def test_a_slurm_job_that_is_preempted_stops_its_runner_first(tmp_path: Path, mo
             word, again = task.checkpoint()
             print(word, again.command == task.command, again.cwd == task.cwd)
 
-        signal.alarm(30)  # a wait that hangs ends the test
+        signal.alarm(120)  # a wait that hangs ends the test
         signal.signal(signal.SIGUSR2, preempted)
         with pytest.raises(SystemExit, match=str(-signal.SIGTERM)):  # Slurm is to call such a job failed
             task()
