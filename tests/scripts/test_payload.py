@@ -49,6 +49,7 @@ def _command(script: str, words: list[str]) -> None:
         ("visualize.py", ["run"]),
         ("sample.py", ["run"]),
         ("export_gpt2.py", ["run", "exported"]),
+        ("export.py", ["run", "--format", "export", "--out", "exported"]),
         ("verify_path.py", ["--checkpoint", "run"]),
         ("estimate.py", ["--entry", "payload", "device=cpu"]),
     ],
