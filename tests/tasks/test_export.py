@@ -15,6 +15,8 @@ from engine.errors import UsageError
 from tests.conftest import Result, run_script
 from tests.train.conftest import place, texts, train  # noqa: F401  fixtures
 
+IN_FORKS = True  # torch.export starts threads, and no later fork of the same process could train
+
 RECURSIVE = (
     "--config-name=cfg_pretrain_sudoku_4x4",
     "+debug=tiny",
@@ -41,9 +43,14 @@ def puzzles(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     return folder
 
 
-def test_onnx_and_its_driver_repeat_the_evaluation_without_torch(puzzles: Path) -> None:
+@pytest.fixture
+def libraries() -> None:
+    """A fixture, since a test of this module cannot be skipped from inside of its child."""
     for library in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(library, reason="pip install -e '.[onnx]'")
+
+
+def test_onnx_and_its_driver_repeat_the_evaluation_without_torch(puzzles: Path, libraries: None) -> None:
     done = export(puzzles, "run", "onnx", "exported")
     assert done.code == 0, done.output
     assert "checked     16 held-out puzzles" in done.output
