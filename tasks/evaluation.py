@@ -71,8 +71,9 @@ def evaluate_run(
     if not is_main():
         return
     results = {name: value for name, value in results.items() if name.startswith("eval/")}
+    width = max(28, 2 + max(map(len, results), default=0))
     for name, value in results.items():
-        print_rank0(f"{name:<28}{value:.4f}" if value is not None else f"{name:<28}-")
+        print_rank0(f"{name:<{width}}{value:.4f}" if value is not None else f"{name:<{width}}-")
     step, config = opened.checkpoint.step, opened.config
     asked = "latest" if checkpoint.resolve() == opened.run_dir.resolve() else checkpoint.name
     shown = f", {mode}={getattr(config, mode)}" if mode else ""

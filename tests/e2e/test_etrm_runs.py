@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -108,6 +109,13 @@ def test_scripts_take_the_run_or_name_what_they_expect(whole: tuple[Path, list[s
     measured = json.loads((run / "evaluation_step_8.json").read_text())["results"]
     summary = json.loads((run / "summary.json").read_text())["results"]
     assert {name: summary[name] for name in measured if not name.startswith("time")} == measured
+    others = run.parents[2] / "others"
+    shutil.copytree(run.parents[2] / "data/demonstrations", others)
+    result = run_script("scripts/evaluate", str(run), "--data", str(others), "--json", "o.json", cwd=run.parents[2])
+    assert result.code == 0, result.output
+    again = json.loads((run.parents[2] / "o.json").read_text())["results"]
+    named = {name.replace("ARC_i_clean", "ARC_i_unchecked"): value for name, value in measured.items()}
+    assert again == named, "tests of another folder are not known to be apart from this run's training"
     for script, more in (("visualize", ["--terminal"]), ("predict", ["task.json"])):
         refused = run_script(f"scripts/{script}", str(run), *more, cwd=run.parents[2])
         assert refused.code == 2
