@@ -114,18 +114,36 @@ def other_keys(checkpoint: Checkpoint, config: TRMWithEncoderConfig) -> list[str
 
 
 def provenance(checkpoint: Checkpoint, test: Sequence[PuzzleSplit]) -> str:
-    """Whether the source was trained on any task of the test splits, by the tasks' names."""
-    family = family_of(checkpoint.entry, f"{KEY}: entry")
+    """Whether the source, or a run whose decoder it began with, was trained on any task of the test splits, by the
+    tasks' names."""
     asked: set[str] = set().union(*(task_names(split) for split in test))
     trained: set[str] = set()
-    for folder in family.data_folders(checkpoint.config):
-        if not (Path(folder) / "train" / "dataset.json").exists():
-            return f"unknown decoder: {folder}, which it was trained on, is not here; take it for contaminated"
-        for split in load_splits([folder], "train"):
-            trained |= task_names(split)
+    sources, missing = ancestry(checkpoint)
+    for source in sources:
+        for folder in family_of(source.entry, f"{KEY}: entry").data_folders(source.config):
+            if not (Path(folder) / "train" / "dataset.json").exists():
+                missing = missing or str(folder)
+                continue
+            for split in load_splits([folder], "train"):
+                trained |= task_names(split)
     if both := asked & trained:
         return f"contaminated decoder: trained on {len(both)} of {len(asked)} test tasks"
+    if missing:
+        return f"unknown decoder: {missing}, which it was trained on, is not here; take it for contaminated"
     return f"clean decoder: trained on none of the {len(asked)} test tasks"
+
+
+def ancestry(checkpoint: Checkpoint) -> tuple[list[Checkpoint], str]:
+    """The checkpoint, the one whose decoder its run began with, and so on; and the name of one that is not here."""
+    found = [checkpoint]
+    while name := found[-1].config.get(KEY):
+        if not user_path(name).exists():
+            return found, str(name)
+        before = find_checkpoint(user_path(name))
+        if any(before.path == each.path for each in found):
+            break
+        found.append(before)
+    return found, ""
 
 
 def task_names(split: PuzzleSplit) -> set[str]:

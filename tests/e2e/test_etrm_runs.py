@@ -161,6 +161,10 @@ def test_a_decoder_that_has_seen_the_tests_marks_the_result(decoder: Path) -> No
     summary = json.loads((decoder / "checkpoints/p/r/summary.json").read_text())
     assert "contaminated decoder" in summary["splits"]["eval"]
     assert "eval/ARC_iii_contaminated/pass@1" in summary["results"]
+    hop = [*words[:1], "load_pretrained_decoder=checkpoints/p/r", *DECODER]
+    second = run_script("pretrain_etrm", *hop, "verify=warn", "max_steps=1", "run_name=s", cwd=decoder)
+    assert second.code == 0, second.output
+    assert "contaminated decoder: trained on 4 of 4 test tasks" in second.output, "by way of another run"
     again = run_script("pretrain_etrm", *words, "arch.L_cycles=1", "verify=warn", "run_name=q", cwd=decoder)
     assert again.code == 2
     assert "was trained with arch.L_cycles=2: set the same, or allow_decoder_mismatch=true" in again.output
