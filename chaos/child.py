@@ -20,6 +20,8 @@ from typing import NoReturn
 
 from engine.registry import ROOT
 
+PATIENCE_S = 10.0
+"""How long a command has to end when it is told to."""
 MEMORY = 3 << 30
 """Bytes that a child may take beyond what it was born with."""
 Call = Callable[[], None]
@@ -74,6 +76,29 @@ def wait(children: Sequence[Child]) -> list[Outcome]:
         output = b"".join(printed[child.pipe]).decode("utf-8", "replace")
         outcomes.append(Outcome(os.waitstatus_to_exitcode(status), output, time.monotonic() - child.began))
     return outcomes
+
+
+def end(children: Sequence[Child]) -> None:
+    """End those that still run: SIGTERM, which a runner hands on to its jobs, and SIGKILL for what does not heed it."""
+    try:
+        for child in _running(children):
+            os.kill(child.pid, signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE_S
+        while _running(children) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        for child in _running(children):
+            os.kill(child.pid, signal.SIGKILL)
+            os.waitpid(child.pid, 0)
+
+
+def _running(children: Sequence[Child]) -> list[Child]:
+    found = []
+    for child in children:
+        with contextlib.suppress(ChildProcessError):  # collected already
+            if os.waitpid(child.pid, os.WNOHANG)[0] == 0:
+                found.append(child)
+    return found
 
 
 def start(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from chaos.child import Outcome, broke, clone, import_all, judge, start, wait
+from chaos.child import Child, Outcome, broke, clone, end, import_all, judge, start, wait
 from chaos.faults import GOES_ON, USUAL, Attempt, Fault
 from chaos.inject import VARIABLE, Injector, Order, Strike
 from chaos.state import differences, finished, runs_in, state_of
@@ -44,7 +44,9 @@ class Command:
         if not head.startswith("python") or len(words) < 2:
             raise UsageError(f"{' '.join(words) or 'no command'}: expected -- python SCRIPT.py ..., below {ROOT}")
         if words[1] == "-m":
-            return Command(f"-m {words[2]}" if len(words) > 2 else "", tuple(words[3:]), ranks)
+            if len(words) < 3:
+                raise UsageError(f"{' '.join(words)}: expected -- python -m MODULE ...")
+            return Command(f"-m {words[2]}", tuple(words[3:]), ranks)
         path = (ROOT / words[1]).resolve()
         if not path.is_file() or not path.is_relative_to(ROOT):
             raise UsageError(f"{words[1]}: there is no such script below {ROOT}")
@@ -67,31 +69,37 @@ class Command:
         job: Path | None = None,
         after: Callable[[], None] | None = None,
     ) -> list[Outcome]:
-        """Run it in `place` on all ranks, each following its order, and its jobs that in the file `job`."""
+        """Run it in `place` on all ranks, each following its order, and its jobs that in the file `job`.
+
+        None of its processes outlives this call, however it ends.
+        """
         shared = (
             {}
             if not self.is_queue or job is None
             else {VARIABLE: str(job), "PYTHONPATH": os.pathsep.join((str(SITE), str(ROOT)))}
         )
-        started = []
+        started: list[Child] = []
         port = _free_port()
-        for rank in range(self.ranks):
-            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.ranks, "LOCAL_WORLD_SIZE": self.ranks}
-            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            ranked = {**address, **{k: str(v) for k, v in numbers.items()}} if self.ranks > 1 else {}
-            before = Injector(orders[rank]).install if rank in orders else None
-            started.append(
-                start(
-                    self.script,
-                    [*self.words, *more],
-                    place,
-                    before=before,
-                    after=after,
-                    environment={**shared, **ranked},
-                    limit_s=LIMIT_S,
+        try:
+            for rank in range(self.ranks):
+                numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.ranks, "LOCAL_WORLD_SIZE": self.ranks}
+                address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                ranked = {**address, **{k: str(v) for k, v in numbers.items()}} if self.ranks > 1 else {}
+                before = Injector(orders[rank]).install if rank in orders else None
+                started.append(
+                    start(
+                        self.script,
+                        [*self.words, *more],
+                        place,
+                        before=before,
+                        after=after,
+                        environment={**shared, **ranked},
+                        limit_s=LIMIT_S,
+                    )
                 )
-            )
-        return wait(started)
+            return wait(started)
+        finally:
+            end(started)
 
 
 SITE = Path(__file__).parent / "site"
@@ -125,7 +133,10 @@ class Storm:
         self.expected: dict[str, Any] = {}
 
     def undisturbed(self) -> None:
-        """The run that all others must equal; what it imports, later ones find imported. Raises: RunFailure."""
+        """The run that all others must equal; what it imports, later ones find imported.
+
+        Raises: RunFailure; UsageError where the command itself is refused.
+        """
         place, modules = self.scratch / "place", self.scratch / "modules"
         self._fresh(place)
         order, job = replace(self._order(()), counts_steps=True), self.scratch / "job.json"
@@ -137,7 +148,8 @@ class Storm:
         outcomes = self.command.launch(place, {0: order}, job=job, after=remember)
         place.rename(self.whole)  # made where the others are: a run remembers its working folder
         if failed := [each for each in outcomes if each.code]:
-            raise RunFailure(f"without any fault the command ends with {failed[0].code}: {failed[0].last}")
+            kind = UsageError if failed[0].code == UsageError.exit_code else RunFailure
+            raise kind(f"without any fault the command ends with {failed[0].code}: {failed[0].last}")
         if modules.exists():
             import_all(modules.read_text().split("\n"))
         steps = self.notes / "steps"

@@ -44,16 +44,21 @@ def write_report(folder: Path, files: Mapping[str, str | Image.Image | Mapping[s
         raise UsageError(f"{folder} cannot be written ({error.strerror}): name another folder with --out") from None
 
 
-def check_own(target: Path, mark: bytes, kind: str, *, example: str) -> None:
-    """A file that a command writes replaces nothing but what the same command wrote, known by `mark` in its `HEAD`.
-
-    Raises: UsageError when `target` is a folder or a file of something else, or cannot be written.
-    """
+def check_place(target: Path, *, example: str) -> None:
+    """Whether a file can be written there, before the work and not after it. Raises: UsageError."""
     place = next(folder for folder in target.absolute().parents if folder.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise UsageError(f"{target} cannot be written ({place} is {'read-only' if place.is_dir() else 'no folder'})")
     if target.is_dir():
         raise UsageError(f"{target} is a folder: name a file in it, such as {target / example}")
+
+
+def check_own(target: Path, mark: bytes, kind: str, *, example: str) -> None:
+    """A file that a command writes replaces nothing but what the same command wrote, known by `mark` in its `HEAD`.
+
+    Raises: UsageError when `target` is a folder or a file of something else, or cannot be written.
+    """
+    check_place(target, example=example)
     try:
         with open(target, "rb") as stream:
             ours = mark in stream.read(HEAD)

@@ -9,7 +9,7 @@
 Every attempt has a temporary working folder of its own, so paths in the command are relative to that; what the command
 needs there lies in --from. Metrics without wall-clock times, the last and the best checkpoint, and every other file
 are compared; a leftover file or a held lock counts too. docs/chaos.md has the kinds of faults. Exit code 1 where
-anything differs.
+anything differs, or no fault came to pass.
 """
 
 from __future__ import annotations
@@ -55,9 +55,12 @@ def main(args: argparse.Namespace) -> int:
     from chaos.result import Clock, as_json, as_table
     from chaos.storm import Command, Storm
     from engine.io import atomic_write_json
+    from reports.output import check_place
 
     try:
         command = Command.of(args.command, args.ranks)
+        if "queue" in args.kinds and not command.is_queue:
+            raise UsageError(f"--kinds queue is for a runner of jobs, scripts/run_jobs.py, not for {command.script}")
         attempts = plan(args.seed, args.faults, args.kinds or command.usual_kinds(), args.ranks)
         if args.begin is not None and not args.begin.is_dir():
             raise UsageError(f"--from {args.begin}: there is no such folder")
@@ -65,8 +68,9 @@ def main(args: argparse.Namespace) -> int:
             for number, attempt in enumerate(attempts, 1):
                 print(f"{number}. " + "\n   ".join(map(str, attempt.faults)))
             return 0
+        check_place(args.out, example="chaos.json")
         clock, reports = Clock(), []
-        with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
             for report in Storm(command, Path(folder), args.begin).run(attempts):
                 reports.append(report)
                 for problem in report.problems:
@@ -75,8 +79,11 @@ def main(args: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     result = as_json(command, args.seed, reports, clock)
+    print(as_table(result), flush=True)
     atomic_write_json(args.out, result)
-    print(as_table(result))
+    if not any(any(report.struck) for report in reports):
+        print("error: no fault came to pass: nothing is shown; more --faults, or a longer run", file=sys.stderr)
+        return 1
     return int(any(report.problems for report in reports))
 
 

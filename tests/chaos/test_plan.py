@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+import chaos.child
+import chaos.storm
+from chaos.child import Child
 from chaos.faults import KINDS, USUAL, plan
 from chaos.storm import Command
 from engine.errors import UsageError
@@ -41,6 +48,7 @@ def test_what_cannot_be_planned_is_refused() -> None:
         (["ls"], "expected -- python"),
         (["python", "nope.py"], "no such script"),
         (["python", "/bin/sh"], "no such script"),
+        (["python", "-m"], "expected -- python -m MODULE"),
         (["torchrun", "pretrain.py"], "--ranks N"),
     ):
         with pytest.raises(UsageError, match=match):
@@ -63,3 +71,39 @@ def test_the_plan_is_printed_and_nothing_is_run(capsys: pytest.CaptureFixture[st
     assert sum(line.lstrip("0123456789. ").partition(":")[0] in KINDS for line in printed[0].splitlines()) == 9
     assert main(parse(["--kinds", "fire", "--", "python", "pretrain.py"])) == 2
     assert "error: --kinds fire: choose one of" in capsys.readouterr().err
+    assert main(parse(["--kinds", "queue", "--", "python", "pretrain.py"])) == 2
+    assert "error: --kinds queue is for a runner of jobs" in capsys.readouterr().err
+
+
+def test_where_the_result_goes_is_looked_at_before_the_storm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(parse(["--out", str(tmp_path), "--", "python", "pretrain.py"])) == 2
+    assert (
+        capsys.readouterr().err == f"error: {tmp_path} is a folder: name a file in it, such as {tmp_path}/chaos.json\n"
+    )
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+def test_no_process_outlives_a_storm_that_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heeds: bool
+) -> None:
+    started: list[int] = []
+
+    def stopped(children: Sequence[Child]) -> NoReturn:
+        started.extend(child.pid for child in children)
+        for child in children:
+            assert os.read(child.pipe, 5) == b"ready"
+            os.close(child.pipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chaos.storm, "wait", stopped)
+    monkeypatch.setattr(chaos.child, "PATIENCE_S", 60.0 if heeds else 0.0)
+    how = "SIG_DFL" if heeds else "SIG_IGN"
+    code = f"import os, signal, time; signal.signal(15, signal.{how}); os.write(1, b'ready'); time.sleep(100)"
+    with pytest.raises(KeyboardInterrupt):
+        Command("-m timeit", ("-n1", "-r1", code), ranks=2).launch(tmp_path, {})
+    assert len(started) == 2
+    for pid in started:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)

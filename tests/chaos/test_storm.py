@@ -122,8 +122,13 @@ def test_the_script(tmp_path: Path, storm: Storm) -> None:
     assert result["kinds"] == {"stop": {"planned": 1, "struck": 1, "lost": 0}}
     assert [path.name for path in tmp_path.iterdir()] == ["chaos.json"]
     refused = run_script("scripts/chaos", "--", "python", "pretrain.py", "lr=x", cwd=tmp_path)
-    assert refused.code == 1
+    assert refused.code == 2
     assert "error: without any fault the command ends with 2: error: " in refused.output
+    missed = run_script(
+        "scripts/chaos", "--faults", "1", "--", "python", "-m", "timeit", "-n1", "-r1", "pass", cwd=tmp_path
+    )
+    assert missed.code == 1
+    assert "error: no fault came to pass" in missed.output
 
 
 @pytest.mark.slow
