@@ -19,7 +19,7 @@ from launcher.gpus import gpus_needed
 from launcher.jobs import Job, command_job, find
 from launcher.ledger import Ledger
 from launcher.queue import names_of
-from launcher.ranks import Ranks, ranks_of
+from launcher.ranks import PORT, Ranks, ranks_of
 
 DESTINATIONS = ("local", "torchrun", "slurm", "skypilot")
 ONLY_FOR = {
@@ -140,7 +140,7 @@ def order_of(args: argparse.Namespace) -> Order:
         nodes=nodes,
         node=args.node_rank,
         head=args.head or "HOST",
-        name=args.name or (job.id if ledger or job.run_name else "launch"),
+        name=args.name or (as_name(job.id) if ledger or job.run_name else "launch"),
         cpus=args.cpus,
         mem_gb=args.mem,
         own={option: getattr(args, option) for option in ONLY_FOR},
@@ -159,9 +159,11 @@ def job_of(text: str | None, command: list[str]) -> tuple[Job, Ledger | None]:
         file, _, name = text.rpartition(":")
         ledger = Ledger(find(file or text, (".", ROOT)))
         jobs = ledger.read().jobs
+        if not jobs:
+            raise UsageError(f"{ledger.path} has no job: a job is a line that begins with '[ ] '")
         known = [one.id for one in jobs]
-        if not file:
-            raise UsageError(f"which job? {text}:NAME, with one of {', '.join(known)}")
+        if not file or not name:
+            raise UsageError(f"which job? {file or text}:NAME, with one of {', '.join(known)}")
         found = [one for one in jobs if name in names_of(one)]
         if not found:
             raise UsageError(f"{ledger.path.name} has no job {name}: {did_you_mean(name, known)}")
@@ -197,11 +199,46 @@ def gigabytes(text: str) -> float:
     return float(match[1]) * {"M": 1 / 1024, "G": 1, "T": 1024}[match[2].upper()]
 
 
+def meeting_point(text: str) -> str:
+    """An argparse type: HOST or HOST:PORT, an IPv6 address in brackets."""
+    match = re.fullmatch(r"(?:\[[\w:.%]+\]|[\w.-]+)(?::(\d+))?", text)
+    if match is None or not 1 <= int(match[1] or PORT) <= 65535:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected HOST or HOST:PORT, e.g. node-0:{PORT} or [fd00::1]:{PORT}"
+        )
+    return text
+
+
+def queue_name(text: str) -> str:
+    """An argparse type: a name that Slurm and SkyPilot take, and a file system."""
+    if as_name(text) != text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected letters, digits, '.', '_', '-', from a letter to a letter or digit"
+        )
+    return text
+
+
+def as_name(text: str) -> str:
+    """`text` as such a name: what it may not have becomes a dash."""
+    name = re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-._")
+    return name if name[:1].isalpha() else f"job-{name}".rstrip("-")
+
+
+def bucket(text: str) -> str:
+    """An argparse type: the address of a bucket."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*://\S+", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected the address of a bucket, e.g. s3://my-runs")
+    return text
+
+
 # --- Slurm ------------------------------------------------------------------------------------------------------------
 
 
 def slurm_parameters(order: Order) -> dict[str, Any]:
-    """What submitit is told of the job; `--slurm key=value` wins. Raises: UsageError without a time limit."""
+    """What submitit is told of the job; `--slurm key=value` wins.
+
+    Raises: UsageError without a time limit, or with one that leaves no time before the warning.
+    """
     own = order.own
     if own["time"] is None and not {"timeout_min", "slurm_time"} & set(dict(own["slurm"])):
         raise UsageError("how long may the job run? Give --time HH:MM:SS; at its end the run saves and is queued again")
@@ -228,7 +265,13 @@ def slurm_parameters(order: Order) -> dict[str, Any]:
         "slurm_setup": setup,
         "stderr_to_stdout": True,
     }
-    return {key: value for key, value in asked.items() if value is not None} | dict(own["slurm"])
+    given = {key: value for key, value in asked.items() if value is not None} | dict(own["slurm"])
+    limit, warning = given.get("timeout_min"), given["slurm_signal_delay_s"]
+    if isinstance(limit, int) and isinstance(warning, int) and warning >= 60 * limit:
+        raise UsageError(
+            f"a limit of {60 * limit} s with a warning {warning} s ahead (--grace) leaves no time: raise --time"
+        )
+    return given
 
 
 def slurm_node_line(order: Order) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import sys
 
 from engine.errors import UsageError
 from engine.io import atomic_write_text, print_rank0
@@ -22,6 +23,8 @@ REQUEUES = 100
 
 def launch(order: Order, to: str, *, dry: bool) -> int:
     """Do it, or (`dry`) print exactly what would be started or submitted; the exit code. Raises: UsageError."""
+    if dry and to != "skypilot" and (why := _not_to_do(order)):
+        sys.stderr.write(f"note: without --dry-run: {why}\n")
     if to == "slurm":
         return to_slurm(order, dry)
     return to_skypilot(order, dry) if to == "skypilot" else start_here(order, to, dry)
@@ -52,9 +55,8 @@ def to_slurm(order: Order, dry: bool) -> int:
     if dry:
         print_rank0(batch_text(order.name, order.gpus, folder=folder, parameters=parameters).rstrip("\n"))
         return 0
-    options = Options(order.cwd, order.logs, only=frozenset([order.job.key]), failed=True)
-    if order.ledger and not waiting(order.ledger, options):
-        raise UsageError(nothing_to_do(order.ledger, options))
+    if why := _not_to_do(order):
+        raise UsageError(why)
     if shutil.which("srun") is None:
         raise UsageError("there is no srun here: submit where the cluster's commands are; --dry-run works anywhere")
     line = ["bash", "-c", f"exec {slurm_node_line(order)}"]
@@ -63,6 +65,14 @@ def to_slurm(order: Order, dry: bool) -> int:
     (number,) = submit(queued, folder=folder, cwd=order.cwd, parameters=parameters, requeues=requeues)
     print_rank0(f"{order.name}: queued as Slurm job {number}, output in {folder}/{number}_0_log.out")
     return 0
+
+
+def _not_to_do(order: Order) -> str:
+    """Why the job of a file would not be started: its mark; "" where it would, and where no marks are kept."""
+    if order.ledger is None or order.node:  # of several nodes the first keeps the marks
+        return ""
+    options = Options(order.cwd, order.logs, only=frozenset([order.job.key]), failed=True)
+    return "" if waiting(order.ledger, options) else nothing_to_do(order.ledger, options)
 
 
 def to_skypilot(order: Order, dry: bool) -> int:

@@ -28,7 +28,7 @@ class Ranks:
     node: int = 0
     """which machine this is; that of number 0 has rank 0, which writes"""
     head: str = "HOST"
-    """HOST or HOST:PORT of machine 0, as the others reach it"""
+    """HOST or HOST:PORT of machine 0, as the others reach it; an IPv6 address in brackets"""
 
     def words(self, argv: Sequence[str]) -> tuple[str, ...]:
         """The command with these ranks. Raises: UsageError for one that neither python nor torchrun starts."""
@@ -46,8 +46,10 @@ class Ranks:
         each = f"--nproc-per-node={self.per_node}"
         if self.nodes == 1:
             return ["--standalone", each]
-        host, _, port = self.head.partition(":")
-        meet = [f"--master-addr={host}", f"--master-port={port or PORT}"]
+        host, colon, port = self.head.rpartition(":")
+        if not colon or "]" in port:
+            host, port = self.head, str(PORT)
+        meet = [f"--master-addr={host.strip('[]')}", f"--master-port={port}"]
         return [f"--nnodes={self.nodes}", f"--node-rank={self.node}", each, *meet]
 
 

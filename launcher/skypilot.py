@@ -29,12 +29,19 @@ CHECKPOINTS = "~/sky_workdir/checkpoints"
 
 
 def task(order: Order) -> dict[str, Any]:
-    """The task as SkyPilot reads it. Exit code 3 (stopped, saved) starts the same command again, which resumes."""
+    """The task as SkyPilot reads it. Exit code 3 (stopped, saved) starts the same command again, which resumes.
+
+    Raises: UsageError where the command needs GPUs whose kind is not named: SkyPilot would give it a machine without.
+    """
     own = order.own
+    if order.gpus and not own["accelerator"]:
+        raise UsageError(
+            f"{order.gpus} GPU(s) on each node, of which kind? Give --accelerator H100; none: device=cpu, or --gpus 0"
+        )
     recovery = {"max_restarts_on_errors": own["restarts"] or 0, "recover_on_exit_codes": [CODES["interrupted"]]}
     resources = {
         "infra": own["infra"],
-        "accelerators": f"{own['accelerator']}:{order.gpus}" if own["accelerator"] and order.gpus else None,
+        "accelerators": f"{own['accelerator']}:{order.gpus}" if order.gpus else None,
         "cpus": None if order.cpus is None else f"{order.cpus}+",
         "memory": None if order.mem_gb is None else f"{math.ceil(order.mem_gb)}+",
         "use_spot": own["spot"] or None,

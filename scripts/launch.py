@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 from dataset.arguments import positive, script_parser, whole
 from engine.errors import UsageError
-from launcher.destination import DESTINATIONS, gigabytes, minutes, order_of
+from launcher.destination import DESTINATIONS, bucket, gigabytes, meeting_point, minutes, order_of, queue_name
 from launcher.launching import launch
 from launcher.slurm import parameter
 from verification.submission import review
@@ -48,12 +48,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--ranks", metavar="N", type=positive, help="processes on each node; default: as the command says, else 1")
     add("--nodes", metavar="N", type=positive, help="machines (default 1)")
     add("--node-rank", metavar="N", type=whole, help="torchrun: which of the machines this is, from 0")
-    add("--head", metavar="HOST:PORT", help="torchrun: machine 0, as the others reach it (default port 29400)")
+    add(
+        "--head",
+        type=meeting_point,
+        metavar="HOST:PORT",
+        help="torchrun: machine 0, as the others reach it (default port 29400)",
+    )
     add = parser.add_argument_group("machines (slurm, skypilot)").add_argument
     add("--gpus", metavar="N", type=whole, help="GPUs of each node; default: one a process, none with device=cpu")
     add("--cpus", metavar="N", type=positive, help="CPU cores of each node")
     add("--mem", metavar="64G", type=gigabytes, help="memory of each node")
-    add("--name", help="the name in the queue; default: the job's id")
+    add("--name", type=queue_name, help="the name in the queue; default: the job's id")
     add = parser.add_argument_group("slurm").add_argument
     add("--partition", help="the partition")
     add("--time", type=minutes, metavar="HH:MM:SS", help="the limit, also as minutes or D-HH:MM:SS")
@@ -66,7 +71,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--accelerator", metavar="NAME", help="the kind of GPU: H100, A100-80GB, L4")
     add("--spot", action="store_true", help="machines that may be taken away at any time")
     add("--infra", metavar="CLOUD", help="cloud[/region[/zone]]; default: the cheapest that has it")
-    add("--checkpoints", metavar="URI", help="a bucket (s3://..., gs://...) for checkpoints/, which outlives machines")
+    add(
+        "--checkpoints",
+        type=bucket,
+        metavar="URI",
+        help="a bucket (s3://..., gs://...) for checkpoints/, which outlives machines",
+    )
     add("--prepare", action="append", default=[], metavar="COMMAND", help="a shell line before the first start: data")
     add("--restarts", type=whole, metavar="N", help="how often a failed run is started again (default 0)")
     add("--out", type=Path, metavar="FILE", help="the task's file (default: NAME.sky.yaml)")
@@ -78,6 +88,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     """Do what was asked. Raises: UsageError."""
     order = order_of(args)
+    if args.out is not None:
+        from reports.output import check_place
+
+        check_place(args.out, example="task.sky.yaml")
     if not args.no_verify:
         review(order, args.to, lambda line: print(line, file=sys.stderr))
     return launch(order, args.to, dry=args.dry_run)

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from engine.errors import UsageError
-from launcher.destination import gigabytes, minutes
+from launcher.destination import as_name, bucket, gigabytes, meeting_point, minutes, queue_name
 from launcher.once import run_once
 from launcher.ranks import Ranks
 from scripts import launch
@@ -57,6 +57,7 @@ CASES = {
 def dry_run(words: str, here: Path, *more: str) -> tuple[int, str]:
     """(exit code, what is printed, with names in place of this machine's paths)."""
     (here / "jobs.txt").write_text(JOBS)
+    (here / "none.txt").write_text("python pretrain.py\n")
     argv = shlex.split(words.replace("HERE", str(here)))
     with contextlib.redirect_stdout(io.StringIO()) as out:
         code = launch.main(["--cwd", str(ROOT), "--dry-run", *more, *argv])
@@ -143,6 +144,39 @@ def test_a_time_limit_that_could_be_misread_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("read", "good", "bad"),
+    [
+        (
+            meeting_point,
+            ["node-0", "10.0.0.4:1", "[fd00::1]", "[::1]:29400"],
+            ["", ":1", "n:", "n:x", "n:0", "n:70000"],
+        ),
+        (queue_name, ["a", "L3", "x.1_b-2"], ["", "a b", "a/b", "a\nb", "4x4", "a-", "é"]),
+        (bucket, ["s3://runs", "gs://a/b"], ["", "runs", "s3://", "s3:runs", "s3://a b"]),
+    ],
+)
+def test_hosts_names_and_buckets(read: Callable[[str], str], good: list[str], bad: list[str]) -> None:
+    assert [read(text) for text in good] == good
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match="expected"):
+            read(text)
+
+
+def test_a_job_of_any_name_has_one_that_a_queue_takes() -> None:
+    names = ("small", "lr=1e-3 é", "4x4", "é")
+    assert [as_name(name) for name in names] == ["small", "lr-1e-3", "job-4x4", "job"]
+
+
+@pytest.mark.parametrize(
+    ("head", "meets"),
+    [("a", ["a", "29400"]), ("a:1", ["a", "1"]), ("[::1]", ["::1", "29400"]), ("[::1]:2", ["::1", "2"])],
+)
+def test_where_the_machines_meet(head: str, meets: list[str]) -> None:
+    words = Ranks("2", nodes=2, head=head).words(["python", "a.py"])
+    assert [word.partition("=")[2] for word in words[4:6]] == meets
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (
@@ -163,6 +197,14 @@ def test_a_time_limit_that_could_be_misread_is_refused(text: str) -> None:
         ("--to local --cwd HERE HERE/jobs.txt:small", "there is no pretrain.py in HERE: --cwd DIR says where"),
         ("--to slurm HERE/jobs.txt:small", "Give --time HH:MM:SS"),
         ("--to slurm --time 60 --slurm nonsense=3 HERE/jobs.txt:small", "nonsense"),
+        (
+            "--to slurm --time 1 HERE/jobs.txt:small",
+            "a limit of 60 s with a warning 90 s ahead (--grace) leaves no time",
+        ),
+        ("--to local HERE/jobs.txt:", "which job? HERE/jobs.txt:NAME, with one of small, large"),
+        ("--to local HERE/none.txt:a", "HERE/none.txt has no job: a job is a line that begins with '[ ] '"),
+        ("--to skypilot --ranks 1 -- python pretrain.py", "1 GPU(s) on each node, of which kind? Give --accelerator"),
+        ("--to skypilot --out HERE HERE/jobs.txt:small", "HERE is a folder: name a file in it"),
         ("--to skypilot --cwd HERE HERE/jobs.txt:small", "--to skypilot copies the folder in which the command runs"),
     ],
 )
@@ -173,6 +215,7 @@ def test_refusals_are_one_line(words: str, message: str, tmp_path: Path, capsys:
     assert message.replace("HERE", str(tmp_path)) in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+    assert "verify=warn" not in error or "JOB012" in error  # no hint where the run itself would refuse its config
 
 
 def test_without_a_cluster_nothing_is_submitted(
@@ -196,6 +239,9 @@ def test_a_job_of_a_file_is_run_here_and_marked(place: Path, capfd: pytest.Captu
     pytest.importorskip("submitit")
     assert launch.main(["--to", "slurm", "--time", "60", "--cwd", str(place), f"{path}:a"]) == 2
     assert "a is done" in capfd.readouterr().err
+    for to in (["local"], ["slurm", "--time", "60"]):
+        assert launch.main(["--to", *to, "--dry-run", "--cwd", str(place), f"{path}:a"]) == 0
+        assert "note: without --dry-run: nothing to do in jobs-a.txt; a is done" in capfd.readouterr().err
 
 
 def test_a_command_is_run_here_with_the_exit_code_of_its_run(place: Path) -> None:
