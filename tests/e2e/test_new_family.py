@@ -73,17 +73,21 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     )
 
 
-def test_a_toy_family_trains_resumes_evaluates_and_verifies(project: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(project: Path) -> Path:
+    """A run of one process, stopped and resumed."""
     argv = ("parity.py", "device=cpu", "run_name=r")
     run(project, *argv, "max_steps=10")
-    resumed = run(project, *argv, "resume=true", "max_steps=null")
-    assert "step 100/100" in resumed
-    folder = project / "checkpoints/parity/r"
-    summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["value"], summary["step"]) == (1.0, 100)
-    assert json.loads((folder / "path_signature.json").read_text())["task"] == "tasks.parity@ParityTask"
+    assert "step 100/100" in run(project, *argv, "resume=true", "max_steps=null")
+    return project / "checkpoints/parity/r"
 
-    shown = run(project, "scripts/evaluate.py", str(folder), "--device", "cpu")
+
+def test_a_toy_family_trains_resumes_evaluates_and_verifies(project: Path, trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    assert (summary["value"], summary["step"]) == (1.0, 100)
+    assert json.loads((trained / "path_signature.json").read_text())["task"] == "tasks.parity@ParityTask"
+
+    shown = run(project, "scripts/evaluate.py", str(trained), "--device", "cpu")
     assert re.search(r"eval/accuracy +1\.0000", shown)
     verify = ("scripts/verify_path.py", "--verbose", "--", "python", "parity.py", "device=cpu")
     shown = run(project, *verify)
@@ -106,9 +110,8 @@ def test_a_fault_of_the_toy_family_is_observed_and_then_stops_a_launch(project: 
         task.write_text(text)
 
 
-def test_two_ranks_under_ddp_train_the_same_model_and_the_parameter_of_its_loss(project: Path) -> None:
+def test_two_ranks_under_ddp_train_the_same_model_and_the_parameter_of_its_loss(project: Path, trained: Path) -> None:
     """One call of the module makes model and loss, so DDP sees the loss head's parameter too."""
-    alone = project / "checkpoints/parity/r"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -126,7 +129,7 @@ def test_two_ranks_under_ddp_train_the_same_model_and_the_parameter_of_its_loss(
     ]
     printed = [process.communicate(timeout=120)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], printed
-    one, two = weights(alone), weights(project / "checkpoints/parity/two")
+    one, two = weights(trained), weights(project / "checkpoints/parity/two")
     assert (
         one.keys() == two.keys() == {"inside.weight", "inside.bias", "head.weight", "head.bias", "loss_head.log_scale"}
     )
