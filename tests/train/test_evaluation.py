@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def test_the_last_evaluation_once_more(place: Path, mode: tuple[str, ...]) -> No
     found = json.loads((place / "out/r/evaluation_step_6.json").read_text())
     own = evaluations(place / "out/r")[6]
     assert found["results"] == own
-    assert f"eval/val_loss               {own['eval/val_loss']:.4f}" in done.output
+    assert re.search(rf"eval/val_loss +{own['eval/val_loss']:.4f}", done.output)
     assert "step 6" in done.output
 
 

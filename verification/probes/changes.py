@@ -52,7 +52,7 @@ def candidates(kind: Any, value: Any) -> list[Any]:
         elif one in NUMBERS and value is None:
             found += NUMBERS[one]
         elif one is int and isinstance(value, int):
-            found += [value + 1, value * 2, value // 2, value * 16, value - 1, value + 2, 1, 0]
+            found += [value + 1, value * 2, value // 2, value * 16, 1, value - 1, value + 2, 0]
         elif one is float and isinstance(value, int | float):
             found += [value / 2, value * 2, value + 0.05, value * 16, value / 1024, 0.5, 0.0]
     return [other for number, other in enumerate(found) if other != value and other not in found[:number]]
