@@ -50,6 +50,7 @@ def write_encoder_report(args: argparse.Namespace) -> None:
         raise UsageError(
             f"{args.run} has no runs: expected a folder of runs of pretrain_etrm.py, e.g. checkpoints/NAME"
         )
+    folders = with_figures(folders)
     prepare_folder(args.out)
     learned, set_ups = learned_table(folders), set_ups_of(folders)
     tables = {"learned": learned, "sizes": sizes_table(set_ups)}
@@ -59,6 +60,17 @@ def write_encoder_report(args: argparse.Namespace) -> None:
     print_rank0(text)
     write_report(args.out, {"encoders.md": text, **{f"{name}.csv": table.csv() for name, table in tables.items()}})
     print_rank0(f"written     {args.out}: encoders.md, {', '.join(f'{name}.csv' for name in tables)}")
+
+
+def with_figures(folders: list[Path]) -> list[Path]:
+    """Those in which an example has ended; of each other one, a line. Raises: UsageError where none is left."""
+    kept = [folder for folder in folders if curve(folder, f"train/{FIGURES['exact']}")]
+    if not kept:
+        raise UsageError(f"{folders[0]} has no train/{FIGURES['exact']}: expected runs of pretrain_etrm.py")
+    for folder in folders:
+        if folder not in kept:
+            print_rank0(f"left out    {folder}: no train/{FIGURES['exact']} yet")
+    return kept
 
 
 def set_ups_of(folders: list[Path]) -> dict[str, list[Path]]:
@@ -91,8 +103,6 @@ def learned_table(folders: list[Path]) -> Table:
     table = Table([Column("run"), *numbers, *counts])
     for folder in folders:
         curves = {heading: curve(folder, f"train/{metric}") for heading, metric in FIGURES.items()}
-        if not curves["exact"]:
-            raise UsageError(f"{folder} has no train/exact_accuracy: expected runs of pretrain_etrm.py")
         last = [points[-1][1] if points else None for points in curves.values()]
         steps = curves["exact"][-1][0]
         table.add(folder.name, *last, first_step(curves["exact"], REACHED), steps, _seconds(folder, steps))

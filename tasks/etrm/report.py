@@ -67,6 +67,8 @@ def write_fewshot_report(args: argparse.Namespace) -> None:
 
 def read_ways(run: Path, step: int | None = None) -> tuple[int, list[Way]]:
     """(step, every way of answering) of an evaluation of a run; None takes the last. Raises: UsageError."""
+    if not run.is_dir():
+        raise UsageError(f"{run} is not a folder: expected a run, e.g. checkpoints/PROJECT/RUN")
     found: dict[int, list[Path]] = defaultdict(list)
     for path in sorted((run / "evaluations").glob("step_*.json")):
         if match := _RECORD.fullmatch(path.name):

@@ -379,3 +379,5 @@ def test_the_report_counts_by_family_and_by_budget(splits, tmp_path, capsys):
         main(parse([str(tmp_path / "run"), "--step", "3"]))
     with pytest.raises(UsageError, match="has no records of arc@ARC"):
         main(parse([str(tmp_path)]))
+    with pytest.raises(UsageError, match="none is not a folder: expected a run"):
+        main(parse([str(tmp_path / "none")]))

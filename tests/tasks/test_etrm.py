@@ -281,6 +281,9 @@ def test_the_report_compares_encoders(data, tmp_path, monkeypatch, capsys):
             {"step": 30, "train/exact_accuracy": 0.9 if name == "a_1" else 0.96},
         ]
         (tmp_path / "runs" / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "runs/c").mkdir()
+    (tmp_path / "runs/c/status.json").write_text("{}")
+    (tmp_path / "runs/c/metrics.jsonl").write_text('{"step": 3, "train/exact_accuracy": null}')
 
     def opened(folder: Path, device: str) -> SimpleNamespace:
         words = (f"arch.encoder_type={kinds[folder.name]}", "arch.pairing=cells")
@@ -288,7 +291,9 @@ def test_the_report_compares_encoders(data, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("tasks.etrm.encoder_report.open_checkpoint", opened)
     main(parse([str(tmp_path / "runs"), "--encoders", "--out", str(tmp_path / "report")]))
-    assert (tmp_path / "report/encoders.md").read_text() in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert (tmp_path / "report/encoders.md").read_text() in out
+    assert f"left out    {tmp_path / 'runs/c'}: no train/exact_accuracy yet" in out
     tables = ("learned", "set_ups", "sizes")
     learned, set_ups, sizes = (list(csv.DictReader((tmp_path / f"report/{name}.csv").open())) for name in tables)
     expected = {"exact": 0.96, "loss, other - own": 0.25, "steps to 0.9": 20, "steps": 30, "seconds": 6}
@@ -303,6 +308,11 @@ def test_the_report_compares_encoders(data, tmp_path, monkeypatch, capsys):
     assert {row["context [T, D]"] for row in sizes} == {"[2, 32]"}
     with pytest.raises(UsageError, match="has no runs: expected a folder of runs"):
         main(parse([str(tmp_path / "report"), "--encoders"]))
+    with pytest.raises(UsageError, match="c has no train/exact_accuracy: expected runs of pretrain_etrm"):
+        main(parse([str(tmp_path / "runs/c"), "--encoders"]))
+    with pytest.raises(SystemExit):
+        parse([str(tmp_path / "runs"), "--encoders", "--step", "3"])
+    assert "--step has no meaning with --encoders" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["standard", "lpn_variational"])
