@@ -11,6 +11,7 @@ metrics or steps that only one of them has included.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from engine.cli.console import begin, execute
 if __name__ == "__main__":
     begin(output_is_all=True)
 
-from dataset.arguments import script_parser
+from dataset.arguments import pattern, script_parser
 from engine.errors import UsageError
 
 
@@ -37,12 +38,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--metrics",
+        type=pattern,
         nargs="+",
         default=[],
         metavar="PATTERN",
-        help="regular expressions of what to compare; default: all",
+        help="what to compare; default: all",
     )
     args: argparse.Namespace = parser.parse_args(argv)
+    if not 0 <= args.tolerance < math.inf:
+        parser.error(f"--tolerance {args.tolerance}: expected a number of at least 0")
     return args
 
 

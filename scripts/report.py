@@ -24,7 +24,7 @@ from engine.cli.console import begin, execute, run_command
 if __name__ == "__main__":
     begin()
 
-from dataset.arguments import script_parser
+from dataset.arguments import pattern, script_parser
 from engine.registry import ROOT
 from reports.overview.arguments import add_run_arguments
 
@@ -35,10 +35,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_run_arguments(parser)
     parser.add_argument(
         "--curves",
+        type=pattern,
         nargs="+",
         default=[],
         metavar="PATTERN",
-        help="metrics to draw, as regular expressions; default: usual",
+        help="metrics to draw; default: usual",
     )
     parser.add_argument(
         "--smoothing", type=float, default=0.6, metavar="W", help="weight of the past, from 0 to below 1; default: 0.6"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from engine.errors import UsageError
 from reports.overview.collect import Overview
 from reports.plots import Axis
 
@@ -72,7 +73,10 @@ def thin(points: Points) -> list[tuple[float, float]]:
 
 def chosen_metrics(overview: Overview, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     """(drawn, left out): the metrics that match `patterns` (regular expressions), or the usual ones up to `CHARTS`; the
-    metric that cells are compared by stands first. Metrics of time have a place of their own."""
+    metric that cells are compared by stands first. Metrics of time have a place of their own.
+
+    Raises: UsageError where there are metrics, and no pattern matches one.
+    """
     lengths: dict[str, int] = {}
     for name, points in (pair for run in overview.runs for pair in run.curves.items()):
         if not name.startswith("time/"):
@@ -80,6 +84,8 @@ def chosen_metrics(overview: Overview, patterns: Sequence[str]) -> tuple[list[st
     known = sorted(lengths)
     if patterns:
         drawn = [name for pattern in patterns for name in known if re.search(pattern, name)]
+        if known and not drawn:
+            raise UsageError(f"--curves {' '.join(patterns)}: no run has such a metric, but {', '.join(known)}")
         return list(dict.fromkeys(drawn)), []
     ordered = [name for pattern in USUAL for name in known if re.fullmatch(pattern, name)]
     first = [name for name in (overview.metric,) if name in known]

@@ -125,6 +125,9 @@ def test_which_curves_are_drawn(runs: Path) -> None:
     assert drawn == [SCORE, "train/loss"]
     assert left_out == ["x/zero"]  # nothing but zeros
     assert chosen_metrics(overview, ["ze.o"]) == (["x/zero"], [])
+    with pytest.raises(UsageError, match=f"--curves zzz: no run has such a metric, but {SCORE}, train/loss, x/zero"):
+        chosen_metrics(overview, ["zzz"])
+    assert chosen_metrics(collect([runs / "r9"]), ["zzz"]) == ([], [])  # it has just begun
     html, data = draw_chart("train/loss", lines_of(overview, "train/loss"), 0.5)
     assert html.count("data-smooth") == len(data["lines"]) == 4
     assert "<title>r0: 0.666667 at the end</title>" in html

@@ -78,6 +78,10 @@ def test_the_command(pair: list[Path], tmp_path: Path) -> None:
         ((str(pair[0]), str(tmp_path / "none")), "none cannot be read (No such file or directory): expected a run"),
         ((str(pair[0]), str(tmp_path / "text")), "is not a file of JSON lines"),
         ((*map(str, pair), "--metrics", "lss"), "--metrics lss: neither has such a metric"),
+        ((*map(str, pair), "--metrics", "["), "error: argument --metrics: '[' is not a regular expression: "),
+        ((*map(str, pair), "--tolerance", "nan"), "error: --tolerance nan: expected a number of at least 0"),
+        ((*map(str, pair), "--tolerance", "inf"), "error: --tolerance inf: "),
+        ((*map(str, pair), "--tolerance", "-1"), "error: --tolerance -1.0: "),
     ):
         refused = run_script("scripts/compare_losses", *words)
         assert refused.code == 2, refused.output
