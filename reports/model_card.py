@@ -41,8 +41,18 @@ HEADER = "composed from "
 def add_card_arguments(parser: argparse.ArgumentParser) -> None:
     """What a card says that no run knows."""
     parser.add_argument(
-        "--license", default=UNSTATED, metavar="ID", help=f"of the weights, for the model card; default: {UNSTATED}"
+        "--license",
+        type=_identifier,
+        default=UNSTATED,
+        metavar="ID",
+        help=f"of the weights, for the model card; default: {UNSTATED}",
     )
+
+
+def _identifier(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected an identifier of the Hub, such as mit")
+    return text
 
 
 def model_card(
@@ -74,7 +84,7 @@ def model_card(
     results = results_at(run, checkpoint.step)
     settings = {key: as_text(value) for key, value in leaves(checkpoint.config.get("arch") or {})}
     parts = [
-        f"---\n{_header(name, library, tags, license, results, cards)}---",
+        f"---\n{_header(name, library, tags, license, results, cards, _part(checkpoint.config))}---",
         f"# {name}",
         _rows(
             {
@@ -131,12 +141,14 @@ def _header(
     license: str,
     results: Mapping[str, float],
     cards: Sequence[Mapping[str, Any]],
+    part: str,
 ) -> str:
-    """The YAML, with the figures to report as the Hub's model-index."""
+    """The YAML, with the figures to report as the Hub's model-index; `part` is what they are of."""
     reported = {key: value for key, value in results.items() if key.startswith("eval/")} or results
     header: dict[str, Any] = {"license": license, "library_name": library, "tags": ["loopforge", *tags]}
     data = ", ".join(_title(card) for card in cards)
     if reported and data:
+        data += f" ({part})" if part and reported is not results else ""
         metrics = [{"type": key.partition("/")[2], "value": round(value, 6)} for key, value in reported.items()]
         task, dataset = {"type": tags[0] if tags else "other"}, {"name": data, "type": "local"}
         header["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
@@ -242,7 +254,8 @@ def _results(
     lines = [table.markdown()]
     splits = summary.get("splits")
     for split, words in splits.items() if isinstance(splits, dict) else ():
-        lines.append(f"`{split}/`: {words}.")
+        part = _part(checkpoint.config) if split == "eval" else ""
+        lines.append(f"`{split}/`: {words}{part and f', {part}'}.")
     lines += [f"Protocol: {meaning}." for meaning in dict.fromkeys(_protocols(run, checkpoint.step))]
     if checkpoint.has_ema and weights == "raw":
         lines.append("These are figures of the averaged weights, and the exported ones are raw.")
@@ -256,15 +269,22 @@ def _interval(
     if f"{key}_low" in results and f"{key}_high" in results:
         return results[f"{key}_low"], results[f"{key}_high"]
     counts = [(card.get("counts") or {}).get("test") for card in cards]
-    limited = config.get("data_paths_test") or any(
-        value is not None for name, value in config.items() if name.startswith("final_eval_max_")
-    )
-    if key != "eval/exact_accuracy" or limited or not counts:
+    if key != "eval/exact_accuracy" or config.get("data_paths_test") or _part(config) or not counts:
         return None
     sizes = [count.get("examples") for count in counts if count and count.get("examples") == count.get("groups")]
     if len(sizes) < len(counts) or not all(type(size) is int for size in sizes) or not 0 <= results[key] <= 1:
         return None
     return wilson(results[key] * sum(sizes), sum(sizes))
+
+
+def _part(config: Mapping[str, Any]) -> str:
+    """How much of its split the last evaluation was limited to, in words; "" for all of it."""
+    limits = {
+        name.removeprefix("final_eval_max_"): value
+        for name, value in config.items()
+        if name.startswith("final_eval_max_") and value is not None
+    }
+    return " and ".join(f"at most {value} {name}" for name, value in limits.items())
 
 
 def _shown(interval: tuple[float, float] | None) -> str | None:

@@ -24,6 +24,7 @@ if __name__ == "__main__":
     begin()
 
 from dataset.arguments import script_parser
+from engine.errors import UsageError
 from reports.model_card import add_card_arguments
 
 
@@ -52,6 +53,8 @@ def export(args: argparse.Namespace) -> None:
     from verification.static import run_verdict
 
     require_format(args.format)
+    if args.out.exists():
+        raise UsageError(f"{args.out} exists already: remove it or choose another folder")
     family_function(args.checkpoint, "graph", "export_graph")(args, run_verdict)
 
 

@@ -34,15 +34,19 @@ LOADING = {
 import torch
 
 model = torch.export.load("{name}/model.pt2").module()
-outputs = model({inputs})
+{inputs}
+outputs = model(*inputs.values())  # {outputs}
 """,
     "onnx": """
+import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession("{name}/model.onnx")
-outputs = session.run(None, dict(zip([i.name for i in session.get_inputs()], [{inputs}])))
+{inputs}
+outputs = session.run(None, inputs)  # {outputs}
 """,
 }
+"""What a card shows: the graph called once, with zeros of the sizes of an example."""
 Run = Callable[..., tuple[Tensor, ...]]
 """The tensors of `Graph.inputs` in order -> those of `Graph.outputs`."""
 
@@ -75,6 +79,8 @@ class Graph:
     facts: Mapping[str, Any]
     """Rows of the model card."""
     tags: Sequence[str]
+    advice: Sequence[str] = ()
+    """Lines about the inputs, for the model card."""
     beside: Callable[[Path, str], list[str]] = lambda folder, format: []
     """Writes what else belongs into the folder, for a format; returns lines to print."""
 
@@ -149,11 +155,23 @@ def _card(graph: Graph, args: argparse.Namespace, name: str, verify: Verify | No
         name=name,
         weights=graph.weights,
         model={**graph.facts, "inputs": ", ".join(graph.inputs), "outputs": ", ".join(graph.outputs)},
-        loading=LOADING[args.format].format(name=name, inputs=", ".join(graph.inputs)),
+        loading=LOADING[args.format].format(
+            name=name, inputs=_zeros(graph, args.format), outputs=", ".join(graph.outputs)
+        ),
         tags=[*graph.tags, args.format],
         license=args.license,
         verify=verify,
     )
+
+
+def _zeros(graph: Graph, format: str) -> str:
+    """Code that makes an example of the inputs by name, below what `Graph.advice` says about them."""
+    library = {"export": "torch", "onnx": "np"}[format]
+    rows = [
+        f'    "{name}": {library}.zeros({tuple(tensor.shape)}, dtype={library}.{str(tensor.dtype)[6:]}),'
+        for name, tensor in graph.inputs.items()
+    ]
+    return "\n".join([*(f"# {line}" for line in graph.advice), "inputs = {", *rows, "}"])
 
 
 def _forms(graph: Graph) -> dict[str, dict[str, Any]]:

@@ -68,6 +68,12 @@ def export_graph(args: argparse.Namespace, verify: Verify | None = None) -> None
             weights=opened.weights,
             facts=model.facts,
             tags=model.tags,
+            advice=[
+                "one ACT step, of zeros here: each part of the state begins as its row of start.npz, and an episode",
+                f"takes {run.steps} steps (export.json), each from what the one before gave as next_...",
+                *['evaluate.py beside this file does that: Model(Path("FOLDER"))(inputs, identifiers)']
+                * (args.format == "onnx"),
+            ],
             beside=lambda folder, format: _write_beside(step, folder, format),
         ),
         args,

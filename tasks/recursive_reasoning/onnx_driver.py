@@ -12,11 +12,22 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
-import onnxruntime  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+def fail(message: str) -> NoReturn:
+    """Ends the program with one line."""
+    sys.stderr.write(f"error: {message}\n")
+    raise SystemExit(2)
+
+
+try:
+    import numpy as np
+    import onnxruntime  # type: ignore[import-not-found,import-untyped,unused-ignore]
+except ImportError:
+    fail("needs numpy and onnxruntime: pip install numpy onnxruntime")
 
 IGNORE = -100
 
@@ -41,7 +52,7 @@ class Model:
         names = [output.name for output in self.session.get_outputs()]
         halted = np.zeros(rows, dtype=bool)
         logits = np.zeros(0)
-        for number in range(steps or self.about["steps"]):
+        for number in range(self.about["steps"] if steps is None else steps):
             answers = dict(zip(names, self.session.run(names, given), strict=True))
             fresh = answers["logits"]
             logits = fresh if number == 0 else np.where(halted[:, None, None], logits, fresh)
@@ -60,10 +71,13 @@ def examples(folders: list[Path], split: str, rows: int) -> Iterator[tuple[np.nd
     """
     shift = 0
     for folder in folders:
-        about = json.loads((folder / split / "dataset.json").read_text(encoding="utf-8"))
+        try:
+            about = json.loads((folder / split / "dataset.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            fail(f"{folder} is no data set of puzzles: it has no {split}/dataset.json that can be read")
         for part in about.get("sets", ["all"]):
             if about.get("storage", "arrays") != "arrays":
-                raise SystemExit(f"error: {folder} is stored in the compact form, which this program does not read")
+                fail(f"{folder} is stored in the compact form, which this program does not read")
             names = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices")
             inputs, labels, identifiers, offsets = (
                 np.load(folder / split / f"{part}__{name}.npy", mmap_mode="r") for name in names
@@ -80,18 +94,27 @@ def examples(folders: list[Path], split: str, rows: int) -> Iterator[tuple[np.nd
         shift += about["num_puzzle_identifiers"] - 1
 
 
+def positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("data", type=Path, nargs="+", help="data sets, in the order of training")
     parser.add_argument("--split", choices=("test", "train"), default="test")
-    parser.add_argument("--steps", type=int, help="ACT steps; default: those of the run")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--max-examples", type=int, help="the first so many; default: all")
+    parser.add_argument("--steps", type=positive, help="ACT steps; default: those of the run")
+    parser.add_argument("--batch-size", type=positive, default=256)
+    parser.add_argument("--max-examples", type=positive, help="the first so many; default: all")
     args = parser.parse_args()
+    batches = examples(args.data, args.split, args.batch_size)
+    first = next(batches, None)  # data that cannot be read are refused before the model is loaded
     model = Model(Path(__file__).resolve().parent)
     seen = exact = right = 0.0
     left = args.max_examples or sys.maxsize
-    for inputs, labels, identifiers in examples(args.data, args.split, args.batch_size):
+    for inputs, labels, identifiers in chain([first] if first else [], batches):
         inputs, labels, identifiers = inputs[:left], labels[:left], identifiers[:left]
         answer = model(inputs, identifiers, args.steps).argmax(-1)
         scored = labels != IGNORE

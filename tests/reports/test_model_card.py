@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from engine.checkpoint.manifest import Checkpoint
-from reports.model_card import model_card
+from reports.model_card import add_card_arguments, model_card
 from tests.reports.made_up import write_run
 
 CARD = {
@@ -96,6 +97,24 @@ def test_everything_is_read_from_the_run(card: str, tmp_path: Path) -> None:
     assert str(tmp_path) not in card  # nor where it lay
     assert "/home/me" not in card
     assert "x" * 50 not in card  # lists of names stay in the run
+
+
+def test_figures_of_a_part_of_the_split_say_so(tmp_path: Path) -> None:
+    checkpoint = made(tmp_path / "a", 0, 0.9, final_eval_max_examples=8, final_eval_max_groups=None)
+    text = model_card(checkpoint, name="r", weights="ema", model={}, loading="")
+    assert "`eval/`: of the test split, at most 8 examples.\n" in text
+    assert yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"][0]["dataset"]["name"] == (
+        "maze (at most 8 examples)"
+    )
+    assert not re.search(r"\| eval/exact_accuracy +\| 0.9000 \| \d", text)  # no interval of the whole split
+
+
+def test_a_licence_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_card_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--license", " "])
+    assert "argument --license: expected an identifier of the Hub, such as mit" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_its_run(tmp_path: Path) -> None:

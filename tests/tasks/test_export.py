@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from engine.errors import UsageError
-from tests.conftest import Result, run_script
+from tests.conftest import ROOT, Result, run_script
 from tests.train.conftest import place, texts, train  # noqa: F401  fixtures
 
 IN_FORKS = True  # torch.export starts threads, and no later fork of the same process could train
@@ -43,6 +48,15 @@ def puzzles(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     return folder
 
 
+def call_as_documented(folder: Path, name: str) -> int:
+    """How many outputs the code of a model card gets."""
+    [code] = re.findall(r"```python\n(.*?)```", (folder / name / "README.md").read_text(), re.DOTALL)
+    space: dict[str, Any] = {}
+    with contextlib.chdir(folder):
+        exec(code, space)
+    return len(space["outputs"])
+
+
 @pytest.fixture
 def libraries() -> None:
     """A fixture, since a test of this module cannot be skipped from inside of its child."""
@@ -57,6 +71,9 @@ def test_onnx_and_its_driver_repeat_the_evaluation_without_torch(puzzles: Path, 
     assert "16 of 16 final answers are the model's" in done.output
     files = {path.name for path in (puzzles / "exported").iterdir()}
     assert files == {"README.md", "evaluate.py", "export.json", "model.onnx", "puzzle_table.npy", "start.npz"}
+    assert call_as_documented(puzzles, "exported") == len(
+        json.loads((puzzles / "exported/export.json").read_text())["outputs"]
+    )
     banned = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
     program = [sys.executable, "-P", "-c", banned + "runpy.run_path(sys.argv[0], run_name='__main__')"]
     data = "data/debug-sudoku-4x4"
@@ -89,7 +106,7 @@ def test_the_program_of_a_step_takes_any_number_of_rows_and_what_cannot_be_done_
         row = torch.from_numpy(np.load(puzzles / "program/puzzle_table.npy"))[:1].expand(rows, -1)
         outputs = module(torch.zeros(rows, about["seq_len"], dtype=torch.int32), row, *state)
         assert outputs[about["outputs"].index("logits")].shape == (rows, about["seq_len"], about["vocab_size"])
-    assert "torch.export.load" in (puzzles / "program/README.md").read_text()
+    assert call_as_documented(puzzles, "program") == len(about["outputs"])
     again = export(puzzles, "run", "export", "program")
     assert again.code == 2
     assert again.output.splitlines()[-1] == "error: program exists already: remove it or choose another folder"
@@ -113,3 +130,24 @@ def test_missing_libraries_and_low_precision_are_named(monkeypatch: pytest.Monke
         require_format("onnx")
     with pytest.raises(UsageError, match="computes in bfloat16"):
         require_precision("run", torch.bfloat16)
+
+
+def test_the_driver_refuses_what_it_cannot_use_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver = str(ROOT / "tasks/recursive_reasoning/onnx_driver.py")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/meta.json").write_text("{}")
+    for library, words, says in (
+        (None, [], "error: needs numpy and onnxruntime: pip install numpy onnxruntime"),
+        (ModuleType("onnxruntime"), ["nope"], "error: nope is no data set of puzzles: it has no test/dataset.json"),
+        (ModuleType("onnxruntime"), [str(tmp_path / "text")], "text is no data set of puzzles: it has no test/dataset"),
+        (ModuleType("onnxruntime"), ["x", "--steps", "0"], "argument --steps: '0': expected a whole number of at leas"),
+        (ModuleType("onnxruntime"), ["x", "--batch-size", "-1"], "argument --batch-size: '-1': expected a whole numbe"),
+    ):
+        monkeypatch.setitem(sys.modules, "onnxruntime", library)
+        monkeypatch.setattr(sys, "argv", [driver, *words])
+        with pytest.raises(SystemExit) as refused:
+            runpy.run_path(driver, run_name="__main__")
+        assert refused.value.code == 2
+        assert says in capsys.readouterr().err
