@@ -6,7 +6,8 @@
 
 Shapes, data order, schedule, optimizer, outputs, gradient, weights after three steps, averages, evaluation. A key for
 which nothing differs is DEAD and the exit code 1, unless its field declares when it does nothing or a reason is listed
-in verification/flips.py. What was found is remembered until the code changes; at first it takes 5 to 10 s a recipe.
+in verification/flips.py; so is one for which no other value could be built, or whose code fails with another value.
+What was found is remembered until the code changes; at first it takes 5 to 10 s a recipe.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = script_parser(__file__, __doc__)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="names of recipes, such as cfg_pretrain")
     parser.add_argument("--all", action="store_true", help="every recipe")
-    parser.add_argument("--verbose", action="store_true", help="a line for each key, not for dead ones only")
+    parser.add_argument("--verbose", action="store_true", help="a line for each key, not only where something is wrong")
     args: argparse.Namespace = parser.parse_args(argv)
     return args
 
@@ -54,7 +55,7 @@ def chosen(args: argparse.Namespace) -> list[Path]:
 
 def main(args: argparse.Namespace) -> int:
     """Flip, print; the exit code."""
-    from verification.flips import as_table, flips_of
+    from verification.flips import as_table, counts, flips_of
 
     failed = False
     try:
@@ -65,12 +66,11 @@ def main(args: argparse.Namespace) -> int:
                 except ImportError as error:
                     print(f"{recipe.stem}: not looked at ({error})")
                     continue
-            dead = [flip for flip in flips if flip.dead]
-            alive = sum(bool(flip.changed) for flip in flips)
-            print(f"{recipe.stem}: {len(flips)} keys, {alive} change something, {len(dead)} dead", flush=True)
-            if shown := flips if args.verbose else dead:
+            print(f"{recipe.stem}: {counts(flips)}", flush=True)
+            wrong = [flip for flip in flips if flip.wrong]
+            if shown := flips if args.verbose else wrong:
                 print(as_table(shown))
-            failed |= bool(dead)
+            failed |= bool(wrong)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

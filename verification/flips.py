@@ -3,6 +3,9 @@
 Looked at: names and shapes of the weights, data order, schedule and optimizer groups, what the first step computes, its
 gradient, the weights after three steps of the real trainer, the averages, and the last evaluation. Where none of these
 differs, a key of the architecture has one more chance: both ways of halting, with weights that hide nothing (DYN716).
+
+Only a value that is refused (UsageError) is passed over: code that fails with one is reported, and so is a key for
+which no value could be built and no reason is listed.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from verification.probes.instance import Tiny, same, with_keys
 from verification.probes.overrides import ALIVE, effect_of
 from verification.probes.session import make_tiny
 from verification.recall import recall
+from verification.spec import Settings
 from verification.static import recipe_command, recipe_script, recipes
 
 REASONS = {
@@ -33,8 +38,13 @@ REASONS = {
     "arch.registers": "stands ahead of the cells only where no encoder of demonstrations fills that place",
     "arch.use_gradient_checkpointing": "saves memory, and computes the same",
     "arch.block_size": "bounds the length of texts, and the tiny ones are as long as it was",
+    "loss": "the composed config has its weights in arch.loss, whose keys are flipped themselves",
+    "prev_run_ckpt": "names what init_from=prev_run takes weights from, and there is no earlier run",
+    "checkpoint_*": "names the run that is resumed, and there is no earlier run",
+    "load_pretrained_decoder": "names a run to take weights from, and there is no earlier run (DYN715 loads one)",
 }
-"""Keys that no tiny instance shows to be alive, with the reason. The list must stay short."""
+"""Keys, or patterns of keys, that no tiny instance shows to be alive, with the reason. The list must stay short."""
+UNKNOWN = "no other value is known: name one under `alternatives` in the family's verify.py"
 
 
 @dataclass(frozen=True)
@@ -47,11 +57,24 @@ class Flip:
     changed: list[str]
     """Aspects that the last value tried has changed; empty where none did."""
     reason: str = ""
-    """Why nothing changes, or why there is no other value."""
+    """Why nothing changes, or why it was not flipped."""
+    error: str = ""
+    """What code fails with, given another value that was not refused."""
+    refused: str = ""
+    """Why the last value that did not fit was refused."""
 
     @property
     def dead(self) -> bool:
-        return not self.changed and not self.reason
+        return bool(self.tried) and not (self.changed or self.reason or self.error)
+
+    @property
+    def untried(self) -> bool:
+        """Whether no other value could be built, without a reason."""
+        return not (self.tried or self.reason or self.error)
+
+    @property
+    def wrong(self) -> bool:
+        return self.dead or self.untried or bool(self.error)
 
 
 def tiny_recipe(recipe: Path, *, root: Path, data: Path) -> Tiny:
@@ -87,35 +110,59 @@ def flips_of(recipe: Path, *, root: Path, data: Path) -> list[Flip]:
 def flips(tiny: Tiny) -> Iterator[Flip]:
     """Each key in turn, those of the run before those of the architecture."""
     base = aspects(tiny, {}, {})
+    known = tiny.once(alternatives)
     for key, (value, kind) in keys_of(tiny).items():
         reason = reason_of(tiny, key)
-        if reason:
-            yield Flip(key, str(value), [], [], reason)
-            continue
-        tried: list[Any] = []
-        changed: list[str] = []
-        for other in candidates(kind, value):
-            if why := declared_inert(tiny, key, other):
+        ways: list[tuple[Settings, Settings]] = [({}, {key: other}) for other in candidates(kind, value)]
+        ways += [known[key]] if key in known else []
+        yield Flip(key, str(value), [], [], reason) if reason else _flip(tiny, base, key, str(value), ways)
+
+
+def alternatives(tiny: Tiny) -> Mapping[str, tuple[Settings, Settings]]:
+    """What the family names (Verification.alternatives); asked once, since it writes data."""
+    return tiny.spec.alternatives(tiny.data)
+
+
+def _flip(tiny: Tiny, base: Mapping[str, Any], key: str, value: str, ways: Sequence[tuple[Settings, Settings]]) -> Flip:
+    """One key. `ways`: (settings that are held, settings that are changed beside them), in the order of trying."""
+    tried: list[str] = []
+    changed: list[str] = []
+    reason = refused = ""
+    try:
+        for held, given in ways:
+            if why := declared_inert(tiny, key, {**held, **given}):
                 reason = f"declared to do nothing with another value: {why}"
                 continue
-            run, arch = ({}, {key.removeprefix("arch."): other}) if key.startswith("arch.") else ({key: other}, {})
             try:
-                found = aspects(tiny, run, arch)
-            except (UsageError, ValueError, RuntimeError, TypeError, AssertionError, KeyError, IndexError):
+                before = seen(tiny, held) if held else base
+                after = seen(tiny, {**held, **given})
+            except UsageError as error:
+                refused = str(error)
                 continue  # a value that does not fit the others
-            tried.append(other)
-            changed = [name for name in base if not same(base[name], found[name])]
+            beside = " and ".join(name for name in {**held, **given} if name != key)
+            tried.append(f"{given[key]}{beside and f' with another {beside}'}")
+            changed = [name for name in before if not same(before[name], after[name])]
             if changed or len(tried) == TRIES:
                 break
         if tried and not changed and key.startswith("arch.") and tiny.spec.act:
-            with contextlib.suppress(UsageError, ValueError, RuntimeError):
+            with contextlib.suppress(UsageError):
                 changed = ["halting"] * (effect_of(tiny, key.removeprefix("arch.")) == ALIVE)
-        missing = "" if tried else reason or "no other value is known that can be built"
-        if tried and not changed and (key in tiny.spec.pinned or tiny.by_reference(key)):
-            missing = "the tiny instance fixes it, or has its value in another block"
-        if tried and not changed and not missing:
-            missing = REASONS.get(key, "")
-        yield Flip(key, str(value), [str(one) for one in tried], changed, missing)
+    except Exception as error:  # whatever it is: it belongs in the report
+        return Flip(key, value, tried, [], error=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    if changed:
+        return Flip(key, value, tried, changed)
+    if tried and (key in tiny.spec.pinned or tiny.by_reference(key)):
+        reason = "the tiny instance fixes it, or has its value in another block"
+    elif tried or not reason:
+        reason = next((why for pattern, why in REASONS.items() if fnmatchcase(key, pattern)), "")
+    return Flip(key, value, tried, [], reason, refused=refused)
+
+
+def seen(tiny: Tiny, settings: Settings) -> dict[str, Any]:
+    """The aspects of an instance with run keys and keys of the architecture (`arch.`) replaced."""
+    run = {key: value for key, value in settings.items() if not key.startswith("arch.")}
+    arch = {key.removeprefix("arch."): value for key, value in settings.items() if key.startswith("arch.")}
+    return aspects(tiny, run, arch)
 
 
 def reason_of(tiny: Tiny, key: str) -> str:
@@ -123,16 +170,15 @@ def reason_of(tiny: Tiny, key: str) -> str:
     schema = tiny.schema
     if key in schema.NOT_IDENTITY:
         return f"not the experiment: {schema.NOT_IDENTITY[key]}"
-    if why := declared_inert(tiny, key):
+    if why := declared_inert(tiny, key, {}):
         return f"declared to do nothing here: {why}"
     return ""
 
 
-def declared_inert(tiny: Tiny, key: str, *other: Any) -> str:
-    """Why a key has no effect, as its field declares, in the recipe or its tiny instance; with `other` as its value."""
+def declared_inert(tiny: Tiny, key: str, changes: Settings) -> str:
+    """Why a key has no effect, as its field declares, in the recipe or its tiny instance with `changes` made."""
     for settings, arch in ((tiny.resolved, tiny.full_arch), (tiny.settings, tiny.arch)):
-        changed = with_keys({**settings, "arch": arch}, dict.fromkeys([key] * len(other), *other))
-        if why := inert_reason(tiny.schema, key, changed):
+        if why := inert_reason(tiny.schema, key, with_keys({**settings, "arch": arch}, changes)):
             return why
     return ""
 
@@ -162,12 +208,26 @@ def first_recipes(root: Path) -> list[Path]:
     return list(found.values())
 
 
+def counts(flips: Sequence[Flip]) -> str:
+    """All keys of a recipe in one line."""
+    alive, reasons = sum(bool(flip.changed) for flip in flips), sum(bool(flip.reason) for flip in flips)
+    dead, untried = sum(flip.dead for flip in flips), sum(flip.untried for flip in flips)
+    failing = sum(bool(flip.error) for flip in flips)
+    return (
+        f"{len(flips)} keys, {alive} change something, {reasons} have a reason not to, {untried} could not be tried, "
+        f"{failing} fail, {dead} dead"
+    )
+
+
 def as_table(flips: Sequence[Flip]) -> str:
     """A line for each key: what it changed, or why it did not."""
     width = max(len(f"{flip.key}={flip.value}") for flip in flips if len(flip.value) < 40)
     lines = []
     for flip in flips:
         change = f"{flip.tried[-1]} changes {', '.join(flip.changed)}" if flip.changed else flip.reason
-        dead = f"DEAD: {', '.join(map(str, flip.tried))} change nothing"
-        lines.append(f"{f'{flip.key}={flip.value:.40}':<{width}}  {change or dead}")
+        dead = (
+            f"DEAD: {', '.join(flip.tried)} change nothing" if flip.tried else f"NOT TRIED: {flip.refused or UNKNOWN}"
+        )
+        error = f"FAILS with another value: {flip.error}" if flip.error else ""
+        lines.append(f"{f'{flip.key}={flip.value:.40}':<{width}}  {error or change or dead}")
     return "\n".join(lines)

@@ -57,6 +57,9 @@ class Verification:
     """Run keys under which as much as possible of the code runs (evaluators, say)."""
     table_key: str = "puzzle_identifiers"
     """Where a row's data say which row of the sparse table is its own."""
+    alternatives: Callable[[Path], Mapping[str, tuple[Settings, Settings]]] = lambda data: {}
+    """Data folder -> key -> another value of it, where its type tells none that fits the rest: settings that are held,
+    and what is changed beside them, the key and what must change with it. May write further data."""
     others: Callable[[Any], tuple[Any, Any]] | None = None
     """Micro-batch -> (it with other targets, it with other inputs), each of them other; of models without ACT steps."""
     probes: Callable[[], Iterable[Any]] = lambda: ()

@@ -68,6 +68,15 @@ def write_patterns(root: Path, train: int = 0, test: int = 0) -> None:
     (root / "test_puzzles.json").write_text("{}", encoding="utf-8")  # what arc@ARC reads; none of the tasks is asked
 
 
+def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
+    """Other values of keys whose type tells none, or none that fits."""
+    own: dict[str, tuple[Settings, Settings]] = {
+        "arch.encoder_type": ({}, {"arch.encoder_type": "lpn_standard"}),
+        "arch.head_dim": ({}, {"arch.head_dim": 8}),
+    }
+    return recursive_reasoning.alternatives(data, write_patterns) | own
+
+
 def full_shape(config: Any) -> Any:
     """The unshrunk model stands on the probes' grids."""
     from models.recursive_reasoning.act import PuzzleShape
@@ -89,6 +98,7 @@ VERIFICATION = Verification(
     shrink=shrink,
     write_data=write_patterns,
     full_shape=full_shape,
+    alternatives=alternatives,
     pinned=PINNED,
     decides=("evaluators", "grad_clip", "query_policy", "demo_dropout"),
     exercised={"evaluators": [{"name": "steps@PerStepAccuracy"}]},

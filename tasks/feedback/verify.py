@@ -58,7 +58,25 @@ def write_documents(root: Path, train: int = 0, test: int = 0) -> None:
     _write_base(root / "base", folder)
 
 
-def _write_base(run: Path, folder: Path) -> None:
+def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
+    """Other values of keys whose type tells none, or none that fits."""
+    text, runs = data / "text", [data / f"base_{seed}" for seed in (1, 2)]
+    for seed, run in enumerate(runs, start=1):
+        _write_base(run, text, seed=seed, step=seed)
+    short = {"name": "tiny", "path": str(text), "block_size": LENGTH // 2}
+    two = {"datasets": {"tiny": {**short, "block_size": LENGTH}, "short": short}, "epochs": {"tiny": 8, "short": 8}}
+    return {
+        "active_dataset": (two, {"active_dataset": "short"}),
+        "datasets": ({}, {"datasets": {"tiny": short}}),
+        "epochs": ({}, {"epochs": {"tiny": 4}}),
+        "ff_checkpoint_dir": ({}, {"ff_checkpoint_dir": str(runs[0])}),
+        "ff_checkpoint_name": ({}, {"ff_checkpoint_dir": str(runs[1]), "ff_checkpoint_name": "step_2"}),
+        "arch.targets": ({}, {"arch.targets": ["q", "v"]}),
+        "arch.hyper_dim": ({}, {"arch.hyper_dim": SIZES["n_embd"] // 2}),
+    }
+
+
+def _write_base(run: Path, folder: Path, seed: int = 0, step: int = 1) -> None:
     import torch
 
     from dataset.text.vocabulary import FILE, to_text, vocabularies_of
@@ -68,7 +86,7 @@ def _write_base(run: Path, folder: Path) -> None:
     from models.feedback.config import BaseConfig
     from tasks.feedback.base import text_shape
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     sizes = {key: value for key, value in BASE_ARCH.items() if key not in ("name", "loss")}
     model = BaseLM(BaseConfig(**sizes), text_shape(WORDS))  # type: ignore[arg-type]
     run.mkdir()
@@ -76,7 +94,7 @@ def _write_base(run: Path, folder: Path) -> None:
     datasets = {"tiny": {"name": "tiny", "path": str(folder), "block_size": LENGTH}}
     config = {"script": "feedforward_train.py", "arch": BASE_ARCH, "active_dataset": "tiny", "datasets": datasets}
     CheckpointStore(run, "feedforward_train").save(
-        1, model=model.state_dict(), state={}, config=with_defaults(FeedforwardConfig, config)
+        step, model=model.state_dict(), state={}, config=with_defaults(FeedforwardConfig, config)
     )
 
 
@@ -101,6 +119,7 @@ _COMMON: Any = {
     "family": "feedback",
     "shrink": shrink,
     "write_data": write_documents,
+    "alternatives": alternatives,
     "full_shape": full_shape,
     "others": others,
     "sized": "with 257 tokens",

@@ -87,6 +87,29 @@ def full_shape(config: Any) -> Any:
     return LMShape(tuple(sizes) if own else (max(sizes),))
 
 
+def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
+    """Other values of keys whose type tells none."""
+    first, second = ([str(data / str(number)) for number in pair] for pair in ((0, 1), (2, 3)))
+    mixture: Settings = {"training_mode": "multidataset", "dataset_list": first}
+    streams: Settings = {"training_mode": "multicontext", "multicontext_datasets": first}
+    return {
+        "dataset": ({}, {"dataset": first[1]}),
+        "training_mode": ({}, mixture),
+        "dataset_list": (mixture, {"dataset_list": second}),
+        "dataset_interleaving": (mixture, {"dataset_interleaving": True}),
+        "multidataset_wte": (mixture, {"multidataset_wte": True}),
+        "multicontext_datasets": (streams, {"multicontext_datasets": second}),
+        "optimizer": ({}, {"optimizer": {"name": "adam", "options": {}}}),
+        "lr_scheduler": ({}, {"lr_scheduler": {"name": "linear", "options": {}}}),
+        "arch.use_qk_norm": ({"arch.use_qk_norm_scale": False, "arch.qk_norm_gain": 1.0}, {"arch.use_qk_norm": False}),
+        "arch.use_qk_norm_scale": ({"arch.use_qk_norm": True}, {"arch.use_qk_norm_scale": True}),
+        "arch.qk_norm_gain": ({"arch.use_qk_norm": True}, {"arch.qk_norm_gain": 1.5}),
+        "arch.rope_length": ({"arch.pos_encodings": "rope"}, {"arch.rope_length": 4}),
+        "arch.wte_weight_tying": ({"arch.head_init_std": None}, {"arch.wte_weight_tying": True}),
+        "arch.head_init_std": ({"arch.wte_weight_tying": False}, {"arch.head_init_std": 0.5}),
+    }
+
+
 # --- observed ---------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +171,7 @@ VERIFICATION = Verification(
     full_shape=full_shape,
     probes=probes,
     others=others,
+    alternatives=alternatives,
     pinned=(*PINNED, *DATA, *MIXTURE, "gpt2_type"),
     decides=("training_mode", "multidataset_wte", "multidataset_criterion", "multicontext_align", "optimizer"),
     rows=lambda ranks: {"batch_size": 2 * PINNED["batch_size"] // ranks},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,23 @@ def full_shape(config: Any) -> Any:
     return PuzzleShape(SEQ_LEN, VOCAB, IDENTIFIERS)
 
 
+def alternatives(data: Path, write: Callable[..., None] = write_boards) -> dict[str, tuple[Settings, Settings]]:
+    """Other values of keys whose type tells none, or none that fits; `write` makes another data set beside `data`."""
+    write(other := data.with_name(f"{data.name}_other"), train=1, test=1)
+    widths = {"arch.hidden_size": HIDDEN // 2, "arch.subgoal_head.hidden_size": HIDDEN // 2}
+    return {
+        "data_paths": ({}, {"data_paths": [str(other)]}),
+        "data_paths_test": ({}, {"data_paths_test": [str(other)]}),
+        "evaluators": ({}, {"evaluators": [{"name": "steps@PerStepAccuracy"}]}),
+        "optimizer": ({}, {"optimizer": {"name": "adamw"}}),
+        "freeze_weights": ({"arch.puzzle_emb_ndim": HIDDEN}, {"freeze_weights": True}),
+        "arch.cycles_schedule": ({}, {"arch.cycles_schedule": [[0.0, 1, 1]]}),
+        "arch.hidden_size": ({}, widths),
+        "arch.subgoal_head.hidden_size": ({}, widths),
+        "arch.subgoal_head.schedule": ({}, {"arch.subgoal_head.schedule": [1, 2]}),
+    }
+
+
 # --- observed ---------------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +167,7 @@ VERIFICATION = Verification(
     shrink=shrink,
     write_data=write_boards,
     full_shape=full_shape,
+    alternatives=alternatives,
     pinned=PINNED,
     decides=("evaluators", "freeze_weights", "grad_clip"),
     probes=probes,

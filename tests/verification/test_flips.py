@@ -7,9 +7,20 @@ from typing import Any, Literal
 
 import pytest
 
+from engine.errors import UsageError
 from tests.conftest import ROOT, run_script
 from verification import flips as module
-from verification.flips import REASONS, as_table, candidates, first_recipes, flips, flips_of, keys_of, tiny_recipe
+from verification.flips import (
+    REASONS,
+    as_table,
+    candidates,
+    counts,
+    first_recipes,
+    flips,
+    flips_of,
+    keys_of,
+    tiny_recipe,
+)
 from verification.probes.instance import Tiny
 from verification.static import recipes
 
@@ -26,15 +37,42 @@ def some(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 
 def test_what_a_key_changes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    some(monkeypatch, "seed", "learning_rate", "arch.n_layer", "device", "datasets")
+    some(monkeypatch, "seed", "learning_rate", "arch.n_layer", "device", "active_dataset", "checkpoint_dir")
     found = {flip.key: flip for flip in flips(tiny)}
     assert {"data", "weights", "evaluation"} <= set(found["seed"].changed)
     assert "weights" in found["learning_rate"].changed
     assert "gradient" not in found["learning_rate"].changed
     assert found["arch.n_layer"].changed[0] == "shapes"
     assert found["device"].reason == "not the experiment: device: the same run continues on another machine"
-    assert found["datasets"].reason == "no other value is known that can be built"
-    assert not any(flip.dead for flip in found.values())
+    assert found["active_dataset"].tried == ["short with another datasets and epochs"]
+    assert "data" in found["active_dataset"].changed
+    assert found["checkpoint_dir"].reason == REASONS["checkpoint_*"]
+    assert not any(flip.wrong for flip in found.values())
+    assert counts([*found.values()]) == (
+        "6 keys, 4 change something, 2 have a reason not to, 0 could not be tried, 0 fail, 0 dead"
+    )
+
+
+def test_only_a_value_that_is_refused_is_passed_over(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    some(monkeypatch, "weight_decay", "beta1")
+    plain = module.aspects
+
+    def broken(tiny: Tiny, run: dict[str, Any], arch: dict[str, Any]) -> dict[str, Any]:
+        if "weight_decay" in run:
+            raise RuntimeError("size mismatch")
+        if "beta1" in run:
+            raise UsageError("beta1: expected another one")
+        return plain(tiny, run, arch)
+
+    monkeypatch.setattr(module, "aspects", broken)
+    crashing, refused = flips(tiny)
+    assert crashing.wrong
+    assert "FAILS with another value: RuntimeError: size mismatch" in as_table([crashing])
+    assert refused.untried
+    assert "NOT TRIED: beta1: expected another one" in as_table([refused])
+    assert "0 change something, 0 have a reason not to, 1 could not be tried, 1 fail, 0 dead" in counts(
+        [crashing, refused]
+    )
 
 
 def test_a_planted_dead_key_is_found(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +128,6 @@ def test_no_key_of_a_recipe_is_dead(tmp_path: Path) -> None:
             found = flips_of(recipe, root=ROOT, data=tmp_path / recipe.stem)
         except ImportError:
             continue
-        assert not [flip for flip in found if flip.dead], f"{recipe.stem}: {as_table([f for f in found if f.dead])}"
-        used |= {flip.key for flip in found if flip.reason == REASONS.get(flip.key)}
-    assert used == set(REASONS), "a reason that nothing needs"
+        assert not [flip for flip in found if flip.wrong], f"{recipe.stem}: {as_table([f for f in found if f.wrong])}"
+        used |= {flip.reason for flip in found}
+    assert not set(REASONS.values()) - used, "a reason that nothing needs"
