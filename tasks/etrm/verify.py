@@ -70,10 +70,7 @@ def write_patterns(root: Path, train: int = 0, test: int = 0) -> None:
 
 def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
     """Other values of keys whose type tells none, or none that fits."""
-    own: dict[str, tuple[Settings, Settings]] = {
-        "arch.encoder_type": ({}, {"arch.encoder_type": "lpn_standard"}),
-        "arch.head_dim": ({}, {"arch.head_dim": 8}),
-    }
+    own: dict[str, tuple[Settings, Settings]] = {"arch.encoder_type": ({}, {"arch.encoder_type": "lpn_standard"})}
     return recursive_reasoning.alternatives(data, write_patterns) | own
 
 

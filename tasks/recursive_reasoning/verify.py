@@ -103,6 +103,7 @@ def alternatives(data: Path, write: Callable[..., None] = write_boards) -> dict[
         "optimizer": ({}, {"optimizer": {"name": "adamw"}}),
         "freeze_weights": ({"arch.puzzle_emb_ndim": HIDDEN}, {"freeze_weights": True}),
         "arch.cycles_schedule": ({}, {"arch.cycles_schedule": [[0.0, 1, 1]]}),
+        "arch.head_dim": ({}, {"arch.head_dim": HIDDEN // HEADS // 2}),
         "arch.hidden_size": ({}, widths),
         "arch.subgoal_head.hidden_size": ({}, widths),
         "arch.subgoal_head.schedule": ({}, {"arch.subgoal_head.schedule": [1, 2]}),
