@@ -5,6 +5,7 @@ Building even the tiny instance takes transformers and peft; without them what w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
     return tiny | {"arch": tiny["arch"] | {"lora_target_modules": None, "forward_dtype": "float32"}}
 
 
-def write_base(root: Path, **_: int) -> None:
+def write_base(root: Path, seed: int = 0, **_: int) -> None:
     """A GPT-2 of one layer with random weights, and a tokenizer of its words, in transformers' format."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -52,9 +53,29 @@ def write_base(root: Path, **_: int) -> None:
 
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token=WORDS[-1]))
     words.pre_tokenizer, words.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece(prefix="##")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     GPT2LMHeadModel(_gpt2(len(WORDS), n_layer=1, n_head=2, n_embd=16, n_positions=32)).save_pretrained(root / "base")
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token=WORDS[0]).save_pretrained(root / "base")
+
+
+def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
+    """Other values of keys whose type tells none, or none that fits."""
+    write_base(data / "second", seed=1)
+    first, second, *_ = OPTIONS
+    wider: dict[str, list[str]] = {first: ["sleep", "run", "is"], second: []}
+    concepts = data / "concepts.json"
+    concepts.write_text(json.dumps({"animal": wider, "pet": {first: [], second: ["sleep", "run", "is"]}}))
+    return {
+        "model_name_or_path": ({}, {"model_name_or_path": str(data / "second/base")}),
+        "prompt": ({}, {"prompt": "it will"}),
+        "stop_strings": ({}, {"stop_strings": ["is"]}),
+        "concept_name": ({"concept_file": str(concepts)}, {"concept_name": "pet"}),
+        "concept_file": ({}, {"concept_file": str(concepts)}),
+        "concept_options": ({}, {"concept_options": [first, "sleep"]}),
+        "cluster_selection": ({"max_n_clusters": 4}, {"cluster_selection": "silhouette"}),
+        "embedder": ({}, {"embedder": "tfidf"}),
+        "arch.lora_target_modules": ({}, {"arch.lora_target_modules": ["c_proj"]}),
+    }
 
 
 def _gpt2(words: int, **sizes: int) -> Any:
@@ -77,6 +98,7 @@ VERIFICATION = Verification(
     data_mode="prompt",
     shrink=shrink,
     write_data=write_base,
+    alternatives=alternatives,
     full_shape=full_shape,
     splits=False,
     sized="beside GPT-2",
