@@ -184,7 +184,7 @@ def test_the_tiny_model_is_made_by_train_py_once(
     folder = tmp_path / offline.NAME
     assert offline.ensure_model(str(folder)) == str(folder)
     assert {path.name for path in folder.iterdir()} == {
-        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+        *("README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     }
     assert json.loads((folder / "config.json").read_text())["model_type"] == "gpt2"
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [offline.NAME]  # nothing is left beside it
