@@ -160,10 +160,14 @@ def _run(
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()
-    with contextlib.suppress(Exception):
-        sys.stdout.flush(), sys.stderr.flush()
+    try:
         if after is not None:
             after()
+    except Exception:
+        traceback.print_exc()
+        code = code or 1
+    with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+        sys.stdout.flush(), sys.stderr.flush()
     os._exit(code)
 
 
