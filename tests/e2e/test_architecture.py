@@ -1,6 +1,6 @@
 """The tables of docs/architecture.md are what the code says: packages with sizes and imports, engine/ in reading order.
 
-After a change: `python -m tests.e2e.test_architecture` writes them anew. Sizes may drift by a tenth before that is needed.
+After a change: `python -m tests.e2e.test_architecture` writes them anew. Sizes may drift by a quarter before that is needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.test_house_rules import ALLOWED
 
 PAGE = ROOT / "docs/architecture.md"
 TABLE = re.compile(r"(<!-- table: (packages|engine files) -->\n)(.*?)(<!-- end -->)", re.S)
-DRIFT = 0.1
+DRIFT = 0.25
 
 
 def first_sentence(path: Path) -> str:
