@@ -1,4 +1,4 @@
-"""A model is built only where its weights fit: sizes that cannot be are refused before they take the memory."""
+"""A model is built only where its weights fit, and a step that finds no room for the rest is told what to lower."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from engine.errors import UsageError
+from engine.errors import OutOfMemory, UsageError
 from engine.registry import Arch
-from engine.task import Runtime
+from engine.task import Runtime, TrainingPlan
 
 M = TypeVar("M", bound=nn.Module)
 BYTES = 4  # of a number: parameters are float32
@@ -69,12 +69,31 @@ def build_module(make: Callable[[], M], device: torch.device, config: Any, where
     except ArithmeticError as error:
         raise UsageError(f"no model can be built with {_largest(config, where)} ({error})") from None
     except (_TooLarge, MemoryError, RuntimeError) as error:
-        if not isinstance(error, _TooLarge | MemoryError) and "memory" not in str(error):
+        if not isinstance(error, _TooLarge) and not _means_no_memory(error):
             raise
         raise UsageError(
             f"the weights of this model take more than the {limit / 1e9:.0f} GB of memory here: "
             f"lower {_largest(config, where)}"
         ) from None
+
+
+def out_of_memory(error: BaseException, plan: TrainingPlan, runtime: Runtime, step: int) -> OutOfMemory | None:
+    """One line that names what to change, if `error` of a step means that memory ran out (on the GPU or on the CPU)."""
+    if not _means_no_memory(error):
+        return None
+    key, rows, pieces = plan.batch_key, plan.batch_rows, runtime.accumulation
+    return OutOfMemory(
+        f"out of memory at step {step}: lower {key} (now {rows}) or set accumulation={2 * pieces} (now {pieces}), "
+        "same batch, half the rows held at once",
+        key,
+        rows,
+    )
+
+
+def _means_no_memory(error: BaseException) -> bool:
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(each in str(error).lower() for each in words)
 
 
 def memory_of(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""Hooks of the trainer that watch a run: what it trains and how far it is, and a trace of a few steps."""
+"""Hooks of the trainer, and those that watch a run: what it trains, how far it is, a trace of a few steps."""
 
 from __future__ import annotations
 
@@ -16,8 +16,24 @@ if TYPE_CHECKING:
     from engine.task import Runtime, TrainingPlan
 
 
-class ProgressBar:
-    """A hook of the trainer. Draws nothing where stdout is no terminal, and on ranks other than 0.
+class Hook:
+    """What may be attached to a run beside the loop's own duties. Every method may be left out."""
+
+    def start(self, trainer: Trainer) -> None:
+        """Before the first step of this process."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        """After each optimizer step."""
+
+    def after_eval(self, trainer: Trainer, results: dict[str, Any]) -> None:
+        """After each evaluation."""
+
+    def end(self, trainer: Trainer) -> None:
+        """When the loop ends well."""
+
+
+class ProgressBar(Hook):
+    """Draws nothing where stdout is no terminal, and on ranks other than 0.
 
     Lines printed meanwhile appear above it.
     """
@@ -88,7 +104,7 @@ WARM_UP = 2  # one step for what happens only once (compiling, caches), one with
 ROWS = 20
 
 
-class StepProfiler:
+class StepProfiler(Hook):
     """Records `steps` steps after a warm-up, from the end of one to the end of the last: logging and saving included.
 
     Writes trace_step_A-B.json (chrome://tracing, ui.perfetto.dev) and operators_step_A-B.txt into `folder`.
@@ -123,9 +139,6 @@ class StepProfiler:
             self._profiler.step()
             if trainer.step >= self._first + self.steps - 1:
                 self.end(trainer)
-
-    def after_eval(self, trainer: Trainer, results: dict[str, Any]) -> None:
-        """Evaluations are part of the trace."""
 
     def end(self, trainer: Trainer) -> None:
         """Where the run ends sooner, what there is is written."""

@@ -14,12 +14,12 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from engine.building import out_of_memory
 from engine.checkpoint.manifest import Checkpoint
 from engine.config import RunConfig
 from engine.distributed import any_rank, key_global_draws, lost_rank
-from engine.errors import Interrupted, OutOfMemory, RunFailure
+from engine.errors import Interrupted, RunFailure
 from engine.io import print_rank0
 from engine.loop.ema import EMA, averages
 from engine.loop.evaluations import Evaluations
@@ -31,22 +31,6 @@ from engine.task import Runtime, TrainingPlan
 
 Saver = Callable[["Trainer", str], None]
 Writer = Callable[[int, dict[str, Any]], None]
-
-
-class Hook:
-    """What may be attached to a run beside the loop's own duties. Every method may be left out."""
-
-    def start(self, trainer: Trainer) -> None:
-        """Before the first step of this process."""
-
-    def after_step(self, trainer: Trainer) -> None:
-        """After each optimizer step."""
-
-    def after_eval(self, trainer: Trainer, results: dict[str, Any]) -> None:
-        """After each evaluation."""
-
-    def end(self, trainer: Trainer) -> None:
-        """When the loop ends well."""
 
 
 class Trainer:
@@ -112,9 +96,10 @@ class Trainer:
                 self._cpu_seconds += time.process_time() - cpu
                 self._finish_step(resumed=False)
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            if (failure := self._out_of_memory(error) or lost_rank(error)) is not None:  # DDP reduces in backward
-                raise failure from error
-            raise
+            failure = out_of_memory(error, self.plan, self.runtime, self.step) or lost_rank(error)
+            if failure is None:
+                raise
+            raise failure from error  # a lost rank: DDP reduces in backward
         for hook in self.hooks:
             hook.end(self)
         return self.evaluations.results
@@ -124,7 +109,7 @@ class Trainer:
         micro_batches = list(task.micro_batches(self.step))
         key_global_draws(config.seed, f"forward/{self.runtime.rank}", self.step)  # dropout, other masks on each rank
         self.reducer.start()
-        loss_sum, weight_sum = self._zero(), self._zero()
+        loss_sum = weight_sum = torch.zeros((), dtype=torch.float32, device=self.runtime.device)
         for index, micro_batch in enumerate(micro_batches):
             with self.reducer.accumulating(last=index == len(micro_batches) - 1):
                 loss, weight, metrics = self.reducer.loss(micro_batch)
@@ -275,23 +260,3 @@ class Trainer:
     def evaluation_due(self) -> bool:
         """Whether an evaluation follows the present step."""
         return self.step in self.plan.eval_steps or (self.step >= self.last_step and self.plan.final_eval)
-
-    # --- help ---------------------------------------------------------------------------------------------------------
-
-    def _zero(self) -> Tensor:
-        return torch.zeros((), dtype=torch.float32, device=self.runtime.device)
-
-    def _out_of_memory(self, error: BaseException) -> OutOfMemory | None:
-        """One line that names what to change, if `error` means that memory ran out (on the GPU or on the CPU)."""
-        text = str(error).lower()
-        matches = any(words in text for words in ("out of memory", "can't allocate memory", "not enough memory"))
-        if not matches and not isinstance(error, torch.OutOfMemoryError | MemoryError):
-            return None
-        accumulation = self.runtime.accumulation
-        key, rows = self.plan.batch_key, self.plan.batch_rows
-        return OutOfMemory(
-            f"out of memory at step {self.step}: lower {key} (now {rows}) or set "
-            f"accumulation={2 * accumulation} (now {accumulation}), same batch, half the rows held at once",
-            key,
-            rows,
-        )

@@ -20,8 +20,8 @@ from engine.io import atomic_write_bytes, atomic_write_json, print_rank0
 from engine.loggers.sinks import Sinks
 from engine.loggers.trackers import open_sinks
 from engine.loop.ema import averaged_weights
-from engine.loop.hooks import ProgressBar, StepProfiler, print_plan
-from engine.loop.trainer import Hook, Trainer
+from engine.loop.hooks import Hook, ProgressBar, StepProfiler, print_plan
+from engine.loop.trainer import Trainer
 from engine.run.decision import RunDecision
 from engine.run.directory import RunDirectory
 from engine.run.environment import check_data, data_marks, describe_environment
@@ -152,7 +152,7 @@ class Session(Hook):
             self.directory.require_there()
             self.last_check = time.monotonic()
 
-    def after_eval(self, trainer: Trainer, results: Mapping[str, float | None]) -> None:
+    def after_eval(self, trainer: Trainer, results: dict[str, Any]) -> None:
         """Rank 0: what the plan reports beside the metrics. A full disk is a warning."""
         if self.directory is None or trainer.plan.report is None:
             return

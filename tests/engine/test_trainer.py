@@ -11,8 +11,9 @@ from torch import nn
 
 from engine.config import RunConfig
 from engine.errors import Interrupted, RunFailure
+from engine.loop.hooks import Hook
 from engine.loop.reduce import GradientReducer
-from engine.loop.trainer import Hook, Trainer
+from engine.loop.trainer import Trainer
 from engine.signals import StopSignal
 from engine.task import ParamGroup, Runtime, TrainingPlan
 
