@@ -86,7 +86,7 @@ def _warm_up() -> None:
         assert trace.config is not None, trace.problems
         known_keys(family.schema, trace.resolved or {})
         family.read_arch(trace.config)
-        for part in ("build", "rules", "verify"):
+        for part in ("build", "verify"):
             family.part(part)
 
 

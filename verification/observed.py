@@ -16,7 +16,7 @@ from verification.finding import Finding
 from verification.recall import recall
 from verification.rule import NotApplicable, finding, need_config
 from verification.rules.stored import tensors
-from verification.spec import Verification, depths, shrunk, specification
+from verification.spec import depths, shrunk
 from verification.subject import Subject
 
 FEW, MOST = 4, 8
@@ -44,7 +44,7 @@ def observed(subject: Subject, *, start: bool = True) -> list[Finding]:
 def _question(subject: Subject) -> tuple[list[Any], str]:
     """(what the verdict on a subject's behaviour is kept by, why there is none)."""
     try:
-        config, spec = need_config(subject), _specification(subject)
+        config, spec = need_config(subject), subject.family
     except (NotApplicable, UsageError) as error:
         return [], str(error)
     links = (subject.model.problem, subject.model.uncallable, subject.loss.problem)
@@ -78,11 +78,6 @@ def _work(subjects: list[Subject]) -> None:
         observed(subject)
 
 
-def _specification(subject: Subject) -> Verification | None:
-    script = subject.trace.script
-    return specification(script.module) if script and script.module else None
-
-
 def _observe(subject: Subject, **how: Any) -> list[dict[str, Any]]:
     from verification.probes.session import observe
 
@@ -103,7 +98,7 @@ def with_fix(one: Finding) -> Finding:
 
 def observed_deeply(subject: Subject) -> list[Finding]:
     """The further probes (DYN7xx) of a config, and the tensors of a run against the model's."""
-    config, spec = subject.resolved, _specification(subject)
+    config, spec = subject.resolved, subject.family
     if config is None:
         return []
     overrides, arch = subject.trace.overrides, config.get("arch")

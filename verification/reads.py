@@ -54,7 +54,7 @@ def unread_schema(subject: Subject) -> list[str]:
 def _unread_keys(subject: Subject, schema: type, text: str) -> list[str]:
     package = subject.package
     folder = subject.root.joinpath(*package.split("."))
-    parts = [f"{package}.{path.stem}" for path in sorted(folder.glob("*.py")) if path.stem != "rules"]
+    parts = [f"{package}.{path.stem}" for path in sorted(folder.glob("*.py")) if path.stem != "verify"]
     names = names_used(closure(subject.root, [subject.script_stem, *parts], (*CODE, "launcher")))
     keys = keys_of(schema)
     used = {key for key in keys if f"${{{key}}}" in text or f"${{oc.select:{key}," in text}

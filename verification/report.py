@@ -9,8 +9,8 @@ from typing import Any
 from verification.codes import CODES
 from verification.finding import Finding, Report
 from verification.link import mode_of_name
-from verification.rule import QUESTIONS
 from verification.rules.config import warmup_key
+from verification.spec import QUESTIONS
 from verification.subject import Subject
 
 STEPS = (

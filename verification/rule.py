@@ -5,8 +5,8 @@ What a code stands for (step, what holds, why it matters, fix) is in verificatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 from engine.cli.keys import inert_reason
@@ -16,13 +16,6 @@ from verification.link import Link
 from verification.subject import Subject
 
 Predicate = Callable[[Subject], Iterable[Finding]]
-QUESTIONS = (
-    ("Which training mode is intended (embedding vs encoder)?", "data_mode", "mode"),
-    ("Which ACT mode (fixed vs dynamic)?", "act_mode", "act"),
-    ("Which encoder type?", "encoder_type", "encoder"),
-    ("Is this a new experiment or reproducing existing work?", "", "purpose"),
-)
-"""The guide's four: what is asked, the fact that answers it, the key of an intent that states it."""
 BROKEN = (
     AttributeError,
     KeyError,
@@ -48,27 +41,6 @@ class Rule:
     judge: Predicate
     at_launch: bool = True
     """False for what reads sources or a finished run, which a launch does not wait for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FamilyRules:
-    """What a family of models adds."""
-
-    data: Callable[[Subject], Iterable[Any]]
-    """The data sets that a config names."""
-    steps: Callable[[Subject], int | None]
-    """Optimizer steps of the whole run."""
-    rates: Callable[[Subject], Mapping[str, str]] | None = None
-    """Groups of parameters that are trained -> the key of their peak learning rate."""
-    idle: Level = "FAIL"
-    """Level of a command that trains nothing; of a job or a recipe it is always a FAIL."""
-    act: bool = False
-    """Whether its models think in ACT steps."""
-    questions: tuple[tuple[str, str, str], ...] = QUESTIONS
-    """What a command without an intent is asked, as in QUESTIONS."""
-    intents: Mapping[str, str | Callable[[Subject], Any]] = field(default_factory=dict)
-    """Further keys of `#@ intent:` lines and the key of the config, or the value, that each is compared with."""
-    rules: tuple[Rule, ...] = ()
 
 
 RULES: list[Rule] = []

@@ -1,7 +1,8 @@
 """What a family of models tells the verifier about itself: one `Verification` in its tasks/<family>/verify.py.
 
 The engine of verification knows no family. Everything here is data and small functions; what needs torch or numpy
-imports it when it is called, so that reading a specification costs nothing at a launch.
+imports it when it is called, so that reading a specification costs nothing at a launch. A field that is left out leaves
+out what it is for: a rule or a probe that lacks it is a SKIP.
 """
 
 from __future__ import annotations
@@ -11,24 +12,28 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from engine.config import NOT_IDENTITY
+from engine.registry import Family
+from verification.finding import Level
 
 Settings = dict[str, Any]
 EVERY: Settings = {"device": "cpu", "seed": 0, "max_steps": 3, "log_interval": 1000}
 """What every tiny run has; a family pins further keys."""
+QUESTIONS = (
+    ("Which training mode is intended (embedding vs encoder)?", "data_mode", "mode"),
+    ("Which ACT mode (fixed vs dynamic)?", "act_mode", "act"),
+    ("Which encoder type?", "encoder_type", "encoder"),
+    ("Is this a new experiment or reproducing existing work?", "", "purpose"),
+)
+"""The guide's four: what is asked, the fact that answers it, the key of an intent that states it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """One family. Only the first block is needed; a rule or a probe that lacks its field is a SKIP."""
+    """One family."""
 
-    family: str
-    """What its models declare as FAMILY."""
-    data_mode: str
-    """What its models and data sets declare as DATA_MODE."""
     shrink: Callable[[Mapping[str, Any], Path], Settings]
     """(resolved config, data folder) -> settings of the tiny instance: small sizes, a short run, all else kept."""
     full_shape: Callable[[Any], Any]
@@ -39,10 +44,26 @@ class Verification:
 
     splits: bool = True
     """Its data have a split to train on and one to evaluate."""
-
-    # --- the tiny instance --------------------------------------------------------------------------------------------
     act: bool = False
     """Its models think in steps (adaptive computation): forward(batch, carry) with a row-wise halted state."""
+
+    # --- rules (of a `verification.subject.Subject`) ------------------------------------------------------------------
+    data: Callable[[Settings, Path, bool], Iterable[Any]] = lambda config, folder, local: ()
+    """(config, working directory, whether this machine's data are read) -> the data sets that a config names."""
+    steps: Callable[[Any], int | None] = lambda subject: None
+    """Optimizer steps of the whole run; None where the data do not say."""
+    rates: Callable[[Any], Mapping[str, str]] | None = None
+    """Groups of parameters that are trained -> the key of their peak learning rate."""
+    idle: Level = "FAIL"
+    """Level of a command that trains nothing; of a job or a recipe it is always a FAIL."""
+    questions: tuple[tuple[str, str, str], ...] = (("Which data?", "data", "data"), QUESTIONS[-1])
+    """What a command without an intent is asked, as in QUESTIONS."""
+    intents: Mapping[str, str | Callable[[Any], Any]] = field(default_factory=dict)
+    """Further keys of `#@ intent:` lines and the key of the config, or the value, that each is compared with."""
+    rules: tuple[Any, ...] = ()
+    """Its own (`verification.rule.Rule`)."""
+
+    # --- the tiny instance --------------------------------------------------------------------------------------------
     decides: tuple[str, ...] = ()
     """Run keys besides arch that decide what a step computes; the others share one observation (and its verdict)."""
     sized: str = "on this board size"
@@ -69,11 +90,10 @@ class Verification:
         object.__setattr__(self, "pinned", frozenset((*EVERY, *self.pinned)))
 
 
-def specification(script: ModuleType) -> Verification | None:
-    """What the family of an entry script tells, None where it has no verify.py."""
-    part, mode = script.FAMILY.part("verify"), script.FAMILY.requires.get("DATA_MODE")
-    known = [found for found in vars(part).values() if isinstance(found, Verification)] if part else []
-    return next((found for found in known if len(known) == 1 or found.data_mode == mode), None)
+def specification(family: Family) -> Verification | None:
+    """What a family tells, None where it has no verify.py."""
+    told: Verification | None = getattr(family.part("verify"), "VERIFICATION", None)
+    return told
 
 
 def smaller(

@@ -17,6 +17,7 @@ from launcher.command import Command
 from verification.data import DataPath
 from verification.link import Link, follow
 from verification.recall import recall
+from verification.spec import Verification, specification
 
 Kind = Literal["job", "recipe", "command", "launch"]
 
@@ -158,9 +159,10 @@ class Subject(Request):
     # --- data ---------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def family(self) -> Any:
-        """What the script's family says for its rules (tasks/<family>/rules.py), None where it has none."""
-        return getattr(self.part("rules"), "FAMILY_RULES", None)
+    def family(self) -> Verification | None:
+        """What the script's family tells (tasks/<family>/verify.py), None where it has none."""
+        script = self.trace.script
+        return specification(script.declared) if script and script.declared else None
 
     def part(self, name: str) -> ModuleType | None:
         """A module of the family's folder, None where there is none."""
@@ -188,7 +190,10 @@ class Subject(Request):
     @functools.cached_property
     def data(self) -> list[DataPath]:
         """The data sets that the config names."""
-        return list(self.family.data(self)) if self.family and self.resolved else []
+        found = (
+            self.family.data(self.resolved, self.trace.cwd, self.local_data) if self.family and self.resolved else ()
+        )
+        return list(found)
 
     @functools.cached_property
     def steps(self) -> int | None:

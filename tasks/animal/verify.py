@@ -94,8 +94,6 @@ def full_shape(config: Any) -> Any:
 
 
 VERIFICATION = Verification(
-    family="animal",
-    data_mode="prompt",
     shrink=shrink,
     write_data=write_base,
     alternatives=alternatives,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tasks.recursive_reasoning import verify as recursive_reasoning
-from tasks.recursive_reasoning.verify import BATCH
-from verification.spec import Settings, Verification
+from tasks.recursive_reasoning.verify import BATCH, training_groups
+from verification.data import puzzle_data
+from verification.finding import Finding
+from verification.rule import NotApplicable, Rule, finding, need_config, need_model
+from verification.rules.data import there
+from verification.spec import QUESTIONS, Settings, Verification
+from verification.subject import Subject
 
 SIDE, DEMONSTRATIONS, VOCAB = 4, 3, 12
 CONTEXT = 4
@@ -88,10 +94,161 @@ def probes() -> Iterable[Any]:
     return own()
 
 
+DECODER = "load_pretrained_decoder"
+
+
+def count_steps(subject: Subject) -> int | None:
+    """Optimizer steps as `tasks.etrm.task.SlotPlan` counts them."""
+    config, groups = subject.resolved or {}, training_groups(subject)
+    epochs, batch, most = (config.get(key) for key in ("epochs", "global_batch_size", "max_train_groups"))
+    if groups is None or not (isinstance(epochs, int) and isinstance(batch, int) and epochs > 0 and batch > 0):
+        return None
+    return max(1, (min(groups, most) if isinstance(most, int) else groups) * epochs // batch)
+
+
+def frozen_to_the_end(subject: Subject) -> Iterator[Finding]:
+    """CFG251: the part that a run never trains."""
+    config = need_config(subject)
+    last = min((n for n in (subject.steps, config.get("max_steps")) if n), default=None)
+    for name in ("encoder", "decoder"):
+        key = f"freeze_{name}_steps"
+        if last is not None and (config.get(key) or 0) >= last:
+            text = f"{key}={config[key]}, the run has {last} steps: the {name} is never trained"
+            yield finding("CFG251", "INFO", text, *subject.trace.key_line(key))
+
+
+def latent_has_a_prior(subject: Subject) -> Iterator[Finding]:
+    """CFG252, by what the encoder's class says of itself."""
+    need_model(subject)
+    from models.encoders import encoder_class
+
+    kind, weight = subject.arch.get("encoder_type"), (subject.arch.get("loss") or {}).get("kl_weight")
+    try:
+        variational = encoder_class(str(kind)).VARIATIONAL
+    except ValueError as error:
+        yield finding("CFG252", "FAIL", str(error), *subject.trace.key_line("arch.encoder_type"), "name one of these")
+        return
+    if variational and not weight:
+        text = f"arch.encoder_type={kind} samples its latent, and arch.loss.kl_weight={weight} gives it no prior"
+        yield finding("CFG252", "WARN", text, *subject.trace.key_line("arch.loss.kl_weight"))
+    else:
+        what = f"a latent, kl_weight={weight}" if variational else "no latent"
+        yield finding(
+            "CFG252", "PASS", f"arch.encoder_type={kind}: {what}", *subject.trace.key_line("arch.encoder_type")
+        )
+
+
+def decoder_fits(subject: Subject) -> Iterator[Finding]:
+    """CFG253: the shape and cycles of the decoder that is loaded."""
+    checkpoint = _decoder(subject)
+    from engine.registry import resolve
+    from tasks.etrm.decoder import other_keys
+
+    model: Any = resolve(need_model(subject).text, "models")
+    config = {key: value for key, value in subject.arch.items() if key not in ("name", "loss")}
+    changed = other_keys(checkpoint, model.Config(**config))
+    place = subject.trace.key_line(DECODER)
+    if changed and not (subject.resolved or {}).get("allow_decoder_mismatch"):
+        yield finding("CFG253", "FAIL", f"the decoder was trained with {', '.join(changed)}", *place)
+    else:
+        yield finding("CFG253", "PASS", "the decoder has this architecture's shape and cycles", *place)
+
+
+def decoder_is_clean(subject: Subject) -> Iterator[Finding]:
+    """DAT530: whether the decoder that is loaded was trained on tasks of the test split."""
+    meant, given = (subject.intent or {}).get("init"), need_config(subject).get(DECODER)
+    if (meant == "scratch" and given) or (meant == "contaminated" and not given):
+        text = f"intended init={meant}, resolved {DECODER}={given}"
+        yield finding("DAT530", "FAIL", text, *subject.trace.key_line(DECODER))
+    checkpoint = _decoder(subject)
+    from dataset.format import load_splits
+    from tasks.etrm.decoder import provenance
+
+    folders = [subject.trace.cwd / entry.path for entry in subject.data if entry.state == "there"]
+    if not folders:
+        raise NotApplicable("the data are not here: the run itself will say what its decoder has seen")
+    text = provenance(checkpoint, load_splits(folders, "test"))
+    level = "PASS" if text.startswith("clean") else "INFO" if meant == "contaminated" else "FAIL"
+    yield finding("DAT530", level, text, *subject.trace.key_line(DECODER))
+
+
+def every_test_is_asked(subject: Subject) -> Iterator[Finding]:
+    """DAT522: each test of test_puzzles.json is one that an evaluation asks, in the first puzzle of its task."""
+    import numpy as np
+
+    from dataset.format import load_splits
+    from engine.errors import UsageError
+    from evaluators.voting.grids import restored
+    from evaluators.voting.tasks import Tasks
+
+    for entry in there(subject):
+        folder = subject.trace.cwd / entry.path
+        if not (folder / "test_puzzles.json").exists():
+            continue
+        try:
+            splits = load_splits([folder], "test")
+            tasks = Tasks(splits)
+        except UsageError as error:
+            yield finding("DAT522", "FAIL", str(error), entry.path)
+            continue
+        asked: set[int] = set()
+        for split in splits:
+            examples = split.questions()
+            examples = examples[np.isin(split.puzzles_of(examples), split.group_indices[:-1])]
+            numbers = split.puzzle_identifiers[split.puzzles_of(examples)] + split.identifier_offset
+            grids = split.batch(examples)["inputs"]
+            asked |= set(tasks.find(numbers, restored(grids, *tasks.augmentation(numbers))[1]).tolist())
+        never = [question for question, same in zip(tasks.questions, tasks.same_as, strict=True) if same not in asked]
+        of = f"{len(tasks.questions)} tests of {len(tasks.names)} tasks"
+        if never:
+            text = (
+                f"{entry.path}: {len(never)} of {of} are never asked, first of {never[0].task}: a score leaves them out"
+            )
+            yield finding("DAT522", "FAIL", text, entry.path)
+        else:
+            yield finding("DAT522", "PASS", f"{entry.path}: {of}, all asked", entry.path)
+
+
+def name_says_encoder(subject: Subject) -> Iterator[Finding]:
+    """JOB032: no other encoder in the run's name than the one that it trains."""
+    name, own = str(need_config(subject).get("run_name") or ""), str(subject.arch.get("encoder_type"))
+    folder = Path(__file__).resolve().parents[2] / "models" / "encoders" / "kinds"
+    kinds = sorted((path.stem for path in folder.glob("[a-z]*.py")), key=len, reverse=True)
+    for kind in re.findall("|".join(kinds), name.lower()):
+        if kind != own:
+            text = f"run_name={name}: '{kind}' in the name, but arch.encoder_type={own}"
+            yield finding("JOB032", "WARN", text, subject.where, subject.line)
+
+
+def _decoder(subject: Subject) -> Any:
+    """The checkpoint that the config names. Raises: NotApplicable."""
+    name = need_config(subject).get(DECODER)
+    if not name:
+        raise NotApplicable(f"{DECODER}=null: no decoder is loaded")
+    from engine.errors import UsageError
+    from engine.io import user_path
+    from engine.run.load_run import find_checkpoint
+
+    try:
+        return find_checkpoint(subject.trace.cwd / user_path(str(name)))
+    except UsageError as error:
+        raise NotApplicable(f"{DECODER}={name} is not here ({error})") from error
+
+
 VERIFICATION = Verification(
-    family="recursive_reasoning",
-    data_mode="encoder",
     act=True,
+    data=puzzle_data,
+    questions=QUESTIONS,
+    steps=count_steps,
+    rates=lambda subject: {"encoder": "lr", "decoder": "lr"},
+    rules=(
+        Rule(("CFG251",), frozen_to_the_end),
+        Rule(("CFG252",), latent_has_a_prior),
+        Rule(("CFG253",), decoder_fits),
+        Rule(("DAT522",), every_test_is_asked),
+        Rule(("DAT530",), decoder_is_clean),
+        Rule(("JOB032",), name_says_encoder),
+    ),
     shrink=shrink,
     write_data=write_patterns,
     full_shape=full_shape,

@@ -115,18 +115,13 @@ def others(batch: Any) -> tuple[Any, Any]:
     return replace(batch, labels=labels), replace(batch, inputs=inputs)
 
 
-_COMMON: Any = {
-    "family": "feedback",
-    "shrink": shrink,
-    "write_data": write_documents,
-    "alternatives": alternatives,
-    "full_shape": full_shape,
-    "others": others,
-    "sized": "with 257 tokens",
-    "rows": lambda ranks: {"batch_size": PINNED["batch_size"]},
-}
-_KEYS = (*PINNED, "datasets")
-BASE = Verification(data_mode="tokens", pinned=_KEYS, **_COMMON)
-ADAPTER = Verification(
-    data_mode="frozen_base", pinned=(*_KEYS, "ff_checkpoint_dir", "ff_checkpoint_name", "model"), **_COMMON
+VERIFICATION = Verification(
+    shrink=shrink,
+    write_data=write_documents,
+    alternatives=alternatives,
+    full_shape=full_shape,
+    others=others,
+    sized="with 257 tokens",
+    rows=lambda ranks: {"batch_size": PINNED["batch_size"]},
+    pinned=(*PINNED, "datasets", "ff_checkpoint_dir", "ff_checkpoint_name", "model"),
 )

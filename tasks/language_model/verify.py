@@ -1,4 +1,4 @@
-"""What verification has to know about language models: their tiny instance, and next-token prediction observed.
+"""What verification has to know about language models: length and schedule, a tiny run, next-token prediction observed.
 
 Shapes: B rows, T tokens, K streams, V words.
 """
@@ -9,7 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from verification.spec import EVERY, Settings, Verification, smaller, write_tokens
+from verification.data import text_data
+from verification.finding import Finding, Level
+from verification.rule import NotApplicable, Rule, finding, inert, need_config
+from verification.spec import EVERY, QUESTIONS, Settings, Verification, smaller, write_tokens
+from verification.subject import Subject
 
 HEADS, HEAD_DIM = 4, 8
 SIZES = {"n_layer": 2, "block_size": 16, "window_size": 6}
@@ -110,6 +114,37 @@ def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
     }
 
 
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def count_steps(subject: Subject) -> int | None:
+    """Optimizer steps: max_iters, none in a run that only evaluates."""
+    config = subject.resolved or {}
+    stated = config.get("max_iters")
+    return 0 if config.get("eval_only") else stated if isinstance(stated, int) else None
+
+
+def horizon(subject: Subject) -> Iterator[Finding]:
+    """CFG256."""
+    config = need_config(subject)
+    if reason := inert(subject, "lr_decay_iters") or inert(subject, "max_iters"):
+        raise NotApplicable(reason)
+    end, last, warmup = (config.get(key) for key in ("lr_decay_iters", "max_iters", "warmup_iters"))
+    if not (isinstance(end, int) and isinstance(last, int) and isinstance(warmup, int)):
+        raise NotApplicable("a length is no number (JOB030)")
+    place = subject.trace.key_line("lr_decay_iters")
+    if end <= warmup:
+        text = f"lr_decay_iters={end} lies within the warm-up of {warmup}: the rate falls to min_lr at once"
+        yield finding("CFG256", "WARN", text, *place)
+    elif end != last:
+        how = "never reaches min_lr" if end > last else f"rests at min_lr for {last - end} iterations"
+        level: Level = "INFO" if subject.kind == "launch" else "WARN"  # at a launch the script prints it
+        text = f"lr_decay_iters={end}, the run has {last} iterations: the learning rate {how}"
+        yield finding("CFG256", level, text, *place, f"lr_decay_iters={last}")
+    else:
+        yield finding("CFG256", "PASS", f"the rate reaches min_lr with the run's end, at {end}", *place)
+
+
 # --- observed ---------------------------------------------------------------------------------------------------------
 
 
@@ -164,8 +199,22 @@ def probes() -> Iterator[Any]:
 
 
 VERIFICATION = Verification(
-    family="language_models",
-    data_mode="tokens",
+    data=text_data,
+    steps=count_steps,
+    rates=lambda subject: {"network": "learning_rate"},
+    idle="WARN",
+    rules=(Rule(("CFG256",), horizon),),
+    questions=(
+        ("Which training mode is intended (single, multidataset, multicontext)?", "training_mode", "training_mode"),
+        ("Which data?", "data", "data"),
+        ("Which weights does it begin with?", "initial_weights", "init_from"),
+        QUESTIONS[-1],
+    ),
+    intents={
+        "data": lambda subject: ",".join(Path(entry.path).name for entry in subject.data),
+        "optimizer": lambda subject: subject.choices.get("optimizer"),
+        "lr_scheduler": lambda subject: subject.choices.get("lr_scheduler"),
+    },
     shrink=shrink,
     write_data=write_texts,
     full_shape=full_shape,

@@ -258,7 +258,7 @@ def test_what_cannot_be_judged_is_skipped() -> None:
 
 def test_every_rule_judges_its_codes() -> None:
     codes = judged(GOOD, probes=True).codes()
-    own = importlib.import_module("tasks.recursive_reasoning.rules").FAMILY_RULES.rules
+    own = importlib.import_module("tasks.recursive_reasoning.verify").VERIFICATION.rules
     assert {code for one in (*RULES, *own) for code in one.codes} <= codes
     assert codes <= set(CODES)
 
@@ -286,13 +286,13 @@ def test_a_family_brings_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def depth(subject):
         yield finding("CFG253", "FAIL", f"L_cycles={subject.arch['L_cycles']}")
 
-    module = importlib.import_module("tasks.recursive_reasoning.rules")
+    module = importlib.import_module("tasks.recursive_reasoning.verify")
     own = replace(
-        module.FAMILY_RULES,
+        module.VERIFICATION,
         rules=(Rule(("CFG253",), depth),),
         intents={"manager": lambda subject: "none"},
     )
-    monkeypatch.setattr(module, "FAMILY_RULES", own)
+    monkeypatch.setattr(module, "VERIFICATION", own)
     report = judged(GOOD, intent={"manager": "big"})
     assert {(f.code, f.level): f.message for f in report.of("FAIL", "WARN")} == {
         ("CFG253", "FAIL"): "L_cycles=1",

@@ -54,7 +54,7 @@ def observe(
     root = engine.registry.ROOT
     resolved = {key: value for key, value in resolved.items() if key != "hydra"}
     deep = not set(codes) <= set(JUDGED)
-    if specification(script) is None:
+    if specification(script.FAMILY) is None:
         text = f"the family of {script.__name__}.py has no verify.py"
         return [_finding(code, "SKIP", text) for code in ([BUILT] if deep else codes)]
     with _quiet(), tempfile.TemporaryDirectory(prefix="probe-") as folder:
@@ -111,7 +111,7 @@ def make_tiny(
 
     Raises: UsageError.
     """
-    arch, spec = resolved.get("arch") or {}, specification(module)
+    arch, spec = resolved.get("arch") or {}, specification(module.FAMILY)
     if spec is None:
         raise UsageError(f"the family of {module.__name__}.py has no verify.py")
     model_class = resolve(arch.get("name", ""), "models", "arch.name")
