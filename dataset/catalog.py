@@ -6,220 +6,34 @@ Text data sets have a catalog of their own, dataset/text/named.py, with `ensure_
 from __future__ import annotations
 
 import shlex
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal
 
 from dataset.arc.augment import LARGEST
-from dataset.arc.build import ArcBuild, build_generated
 from dataset.arc.corpus.generate import CorpusPlan
-from dataset.arc.pattern import PatternPlan, build_patterns
+from dataset.arc.pattern import PatternPlan
+from dataset.entries import (
+    ARC_BUILDER,
+    MAZE_BUILDER,
+    SUDOKU_BUILDER,
+    Built,
+    BuiltCorpus,
+    BuiltMazes,
+    BuiltPatterns,
+    BuiltSudoku,
+    Published,
+)
 from dataset.format import load_splits
-from dataset.maze.build import MazeBuild, build as build_mazes
-from dataset.sudoku.build import SudokuBuild, build
+from dataset.metadata import read_card
 from dataset.text import named as text
 from dataset.text.build import describe_text
 from dataset.text.named import ensure_text
-from dataset.writing import describe as describe_puzzles, stand_in_reason
+from dataset.writing import CARD, describe as describe_puzzles, stand_in_reason
 from engine.io import UsageError, did_you_mean, print_rank0, user_path
 
 __all__ = ["BUILT", "PUBLISHED", "STAND_INS", "build_command", "describe", "ensure", "ensure_text"]
-
-SUDOKU_BUILDER, ARC_BUILDER = "python -m dataset.build_sudoku_dataset", "python -m dataset.build_arc_dataset"
-PATTERN_BUILDER = "python -m dataset.build_pattern_dataset"
-MAZE_BUILDER = "python -m dataset.build_maze_dataset"
-
-
-class Built(Protocol):
-    """A generated data set that a run may build at launch."""
-
-    @property
-    def data_mode(self) -> str:
-        """What its dataset.json says."""
-
-    @property
-    def groups(self) -> int:
-        """Training groups."""
-
-    @property
-    def mean_examples(self) -> float | None:
-        """Training examples of a puzzle; None where they are counted only when it is built."""
-
-    def command(self) -> str:
-        """The builder with its flags, without the folder."""
-
-    def words(self) -> str:
-        """What is built, for the line that announces it."""
-
-    def build(self, root: Path) -> None:
-        """Build it. Raises: UsageError."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuiltBoards(ABC):
-    """Generated boards of one kind: a group is one of them, with its augmented copies. Fields are the builder's."""
-
-    size: int
-    num_train: int
-    num_test: int
-    data_mode: ClassVar[str] = "embedding"
-    mean_examples: ClassVar[float | None] = 1.0
-    what: ClassVar[str]
-
-    @property
-    def groups(self) -> int:
-        return self.num_train
-
-    def words(self) -> str:
-        side = f"{self.size}x{self.size}"
-        return f"{self.num_train} training and {self.num_test} test {self.what} of {side}, generated"
-
-    def flags(self) -> str:
-        """What every builder of boards is told."""
-        return f"--size {self.size} --num-train {self.num_train} --num-test {self.num_test}"
-
-    @abstractmethod
-    def command(self) -> str:
-        """The builder with its flags, without the folder."""
-
-    @abstractmethod
-    def build(self, root: Path) -> None:
-        """Build it. Raises: UsageError."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuiltSudoku(BuiltBoards):
-    """Generated Sudokus."""
-
-    blanks: tuple[int, int] | None = None
-    min_difficulty: int = 0
-    num_aug: int = 0
-    what: ClassVar[str] = "puzzles"
-
-    def command(self) -> str:
-        blanks = f" --blanks {self.blanks[0]} {self.blanks[1]}" if self.blanks else ""
-        hard = f" --min-difficulty {self.min_difficulty}" if self.min_difficulty else ""
-        augmented = f" --num-aug {self.num_aug}" if self.num_aug else ""
-        return f"{SUDOKU_BUILDER} {self.flags()}{blanks}{hard}{augmented}"
-
-    def build(self, root: Path) -> None:
-        build(SudokuBuild(output_dir=root, **vars(self)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuiltMazes(BuiltBoards):
-    """Generated mazes."""
-
-    aug: bool
-    what: ClassVar[str] = "mazes"
-
-    def command(self) -> str:
-        return f"{MAZE_BUILDER} {self.flags()}" + (" --aug" if self.aug else "")
-
-    def build(self, root: Path) -> None:
-        build_mazes(MazeBuild(output_dir=root, **vars(self)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuiltCorpus:
-    """A generated corpus of grid tasks (dataset/arc/corpus/)."""
-
-    corpus: CorpusPlan
-    num_aug: int
-    canvas: int
-    data_mode: Literal["embedding", "encoder"] = "embedding"
-    moved: bool = True
-    """Training pairs of encoder mode anywhere on the canvas; else at the top left, where evaluation has them."""
-    mean_examples: ClassVar[float | None] = None
-
-    @property
-    def groups(self) -> int:
-        if self.data_mode == "encoder":
-            return self.corpus.num_train
-        return self.corpus.num_train + self.corpus.num_test + self.corpus.num_novel
-
-    def command(self) -> str:
-        plan = self.corpus
-        counts = f"--num-train {plan.num_train} --num-test {plan.num_test} --num-novel {plan.num_novel}"
-        size = f"--canvas {self.canvas}" + (f" --largest {plan.side}" if plan.side < self.canvas else "")
-        shown = f"--demonstrations {plan.demonstrations[0]} {plan.demonstrations[1]}"
-        flags = f"{size} --families {plan.families} {counts} {shown} --num-aug {self.num_aug}"
-        flags += "" if self.moved else " --translation none"
-        builder = ARC_BUILDER + ("_encoder --compact" if self.data_mode == "encoder" else "")
-        return f"{builder} --generated {flags}"
-
-    def words(self) -> str:
-        side = f"{self.corpus.side}x{self.corpus.side}"
-        count = self.corpus.num_train + self.corpus.num_test + self.corpus.num_novel
-        return f"{count} grid tasks of up to {side}, {self.num_aug} augmentations of each, generated"
-
-    def _plan(self, root: Path) -> ArcBuild:
-        compact = self.data_mode == "encoder"
-        return ArcBuild(
-            output_dir=root,
-            num_aug=self.num_aug,
-            canvas=self.canvas,
-            data_mode=self.data_mode,
-            compact=compact,
-            moved=self.moved,
-        )
-
-    def build(self, root: Path) -> None:
-        build_generated(self._plan(root), self.corpus)
-
-    def stand_in(self, root: Path) -> None:
-        """Build it under the name of published data; its card states that. Raises: UsageError."""
-        build_generated(self._plan(root), self.corpus, {"stand_in": True, "stand_in_for": root.name})
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuiltPatterns:
-    """The pattern task (dataset/arc/pattern.py)."""
-
-    patterns: PatternPlan
-    data_mode: ClassVar[str] = "encoder"
-
-    @property
-    def groups(self) -> int:
-        return self.patterns.num_train
-
-    @property
-    def mean_examples(self) -> float:
-        return float(self.patterns.demonstrations + 1)
-
-    def command(self) -> str:
-        plan = self.patterns
-        counts = f"--num-train {plan.num_train} --num-test {plan.num_test}"
-        return f"{PATTERN_BUILDER} --side {plan.side} --pattern {plan.pattern} {counts}"
-
-    def words(self) -> str:
-        plan = self.patterns
-        count = plan.num_train + plan.num_test
-        return f"{count} tasks of {plan.side}x{plan.side} with patterns of {plan.pattern}x{plan.pattern}, generated"
-
-    def build(self, root: Path) -> None:
-        build_patterns(root, self.patterns)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """A data set that a command makes of published data. A launch never builds it."""
-
-    command: str
-    """The builder with its flags, without the folder; FOLDER is where the published files are."""
-    data: str
-    """What those files are."""
-    groups: int | None = None
-    """Training groups."""
-    mean_examples: float | None = 1.0
-    """Training examples of a puzzle."""
-    data_mode: str = "embedding"
-    """What its dataset.json says."""
-    offline: str | None = None
-    """Key of STAND_INS that is built where it is missing (docs/decisions/0007-stand-in-data.md)."""
-
 
 BUILT: Mapping[str, Built] = {
     "debug-sudoku-4x4": BuiltSudoku(size=4, num_train=64, num_test=16, blanks=(6, 10)),
@@ -319,7 +133,7 @@ def ensure(path: str | Path, *, build: bool = True, offline: Literal["stand_in",
 
     A published one that is missing is an error, unless its entry declares a stand-in that `offline` does not forbid.
     Several ranks may call this at once: the first builds, the others wait for it. One line announces a build, and one
-    line at every use that the data are a stand-in.
+    at every use that the data are a stand-in, or were built under a generated one's name with other parameters.
 
     Raises: UsageError for a damaged data set, for a missing one that cannot be built here, with the command, and for
     a stand-in with `offline="error"`.
@@ -336,7 +150,30 @@ def ensure(path: str | Path, *, build: bool = True, offline: Literal["stand_in",
     for split in ("train", "test"):
         load_splits([root], split)
     _report_stand_in(root, offline)
+    _report_difference(root)
     return root
+
+
+def _report_difference(root: Path) -> None:
+    """One line where a generated data set was built with other parameters than its name stands for now."""
+    if root.name not in BUILT or not (root / CARD).exists():
+        return
+    card, differences = read_card(root / CARD), []
+    for key, wanted in BUILT[root.name].card().items():
+        found: Any = card
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found != wanted:
+            differences.append(f"{key} {'not recorded' if found is None else _short(found)}, now {_short(wanted)}")
+    if differences:
+        print_rank0(
+            f"OTHER DATA: {root} was built with other parameters than its name stands for ({'; '.join(differences)}). "
+            f"Keep it under another name, or replace it: {build_command(root)} --overwrite"
+        )
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _report_stand_in(root: Path, offline: str) -> None:

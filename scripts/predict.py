@@ -1,13 +1,16 @@
 """Predict the test grids of one ARC task with a trained run: fit an embedding on its demonstrations, then vote.
 
+A run of pretrain_etrm.py is shown the demonstrations, and nothing is fitted.
+
     python scripts/predict.py checkpoints/demo/arc task.json
     python scripts/predict.py checkpoints/demo/arc task.json --steps 400 --augmentations 100
     python scripts/predict.py checkpoints/demo/arc task.json --adapt full --lr 1e-4      # the network is trained too
     python scripts/predict.py checkpoints/demo/arc task.json --act-steps 32 --out answers/task.json
+    python scripts/predict.py checkpoints/pretrain_etrm/RUN data/few-shot-6x6/tasks/evaluation/bordered_e0002.json
 
 The task is a JSON file, {"train": [{"input": grid, "output": grid}, ...], "test": [{"input": grid}, ...]}. Grids are
-printed, and written as JSON and PNG. This is test-time training, protocol class (ii), unless the run was trained on the
-task, which is looked up in its data; the class stands with every result.
+printed, and written as JSON and PNG. Fitting is test-time training, protocol class (ii), showing is class (i), unless
+the run was trained on the task, which is looked up in its data; the class stands with every result.
 """
 
 from __future__ import annotations
@@ -32,19 +35,21 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = script_parser(__file__, __doc__)
     parser.add_argument("checkpoint", type=Path, help="a run directory (its latest checkpoint) or a step_N directory")
     parser.add_argument("task", type=Path, help="a JSON file with one task")
-    parser.add_argument("--steps", type=whole, default=200, metavar="N", help="training steps; default: 200")
+    parser.add_argument("--steps", type=whole, metavar="N", help="training steps; default: 200")
     parser.add_argument(
-        "--augmentations", type=whole, default=50, metavar="N", help="copies beside the task itself; default: 50"
+        "--augmentations",
+        type=whole,
+        metavar="N",
+        help="copies beside the task itself; default: 50, of a run with demonstrations no more than its data have",
     )
     parser.add_argument(
         "--adapt",
         choices=("embedding", "full"),
-        default="embedding",
         help="train the task's embedding only, or the network too; default: embedding",
     )
     parser.add_argument("--embedding-lr", type=float, metavar="LR", help="default: the run's puzzle_emb_lr")
     parser.add_argument("--lr", type=float, help="of the network with --adapt full; default: the run's lr")
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows of a step; default: 32")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="rows of a step; default: 32")
     parser.add_argument("--act-steps", type=positive, metavar="N", help="ACT steps; default: arch.halt_max_steps")
     parser.add_argument("--canvas", type=positive, metavar="SIDE", help="default: that of the run's data")
     parser.add_argument("--seed", type=whole, default=0, help="of augmentations and training; default: 0")

@@ -39,6 +39,7 @@ def evaluate_run(
     override_data: Callable[[Path, list[str]], Mapping[str, Any]] | None = None,
     mode: str | None = None,
     keys: Sequence[str] = (),
+    limits: Mapping[str, str] | None = None,
     opener: Callable[..., OpenedCheckpoint] = open_checkpoint,
 ) -> None:
     """Load, evaluate, print and write, as the arguments of scripts/evaluate.py ask.
@@ -47,20 +48,24 @@ def evaluate_run(
         override_data: (checkpoint, what --data names) -> keys of the config that evaluate on it.
         mode: a key of the config that decides what the numbers mean: it is printed with them.
         keys: further keys to keep with the result.
+        limits: arguments that say how much is evaluated, and the key of the config that each of them replaces; `all`
+            is null. They stand in the name of the result.
         opener: for a family whose figures need more of a checkpoint than the weights.
 
     Raises:
         UsageError: an argument without a meaning for this family, no usable checkpoint or data.
     """
-    entry = find_checkpoint(args.checkpoint).entry
+    entry, limits = find_checkpoint(args.checkpoint).entry, limits or {}
+    asked_for = {name: value for name in limits if (value := getattr(args, name)) is not None}
     for name, default in {**DEFAULTS, **({} if override_data else {"data": None})}.items():
-        if getattr(args, name) != default:
+        if getattr(args, name) != default and name not in limits:
             raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of {entry}.py")
     target = None if args.json is None else args.json.absolute()
     checkpoint = Path(os.path.abspath(args.checkpoint))
     given = [os.path.abspath(user_path(name)) if "/" in name else name for name in args.data or ()]
     with contextlib.chdir(home_of(checkpoint)):
-        overrides = override_data(checkpoint, given) if override_data else {}
+        overrides = dict(override_data(checkpoint, given)) if override_data else {}
+        overrides |= {limits[name]: None if value == "all" else value for name, value in asked_for.items()}
         opened = opener(checkpoint, device=args.device, weights=args.weights or "ema", overrides=overrides)
         require_average(opened, args.weights)
         data = [{key: str(card[key]) for key in ("path", "content_hash")} for card in opened.plan.cards]
@@ -81,13 +86,14 @@ def evaluate_run(
     for card in data:
         print_rank0(f"data        {card['path']}, content hash {card['content_hash'][:12]}")
     marks = [f"data-{data[0]['content_hash'][:8]}"] if given else []
+    marks += [f"{name.removeprefix('max_')}-{value}" for name, value in asked_for.items() if name != "batch_size"]
     marks += ["raw"] if args.weights == "raw" and opened.checkpoint.has_ema else []
     settings = {
         "run": str(opened.run_dir),
         "checkpoint": asked,
         "step": step,
         "weights": opened.weights,
-        **{key: getattr(config, key) for key in ([mode] if mode else []) + list(keys)},
+        **{key: getattr(config, key) for key in [*([mode] if mode else []), *keys, *limits.values()]},
         "data": data,
         "device": str(opened.runtime.device),
     }

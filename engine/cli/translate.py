@@ -280,9 +280,9 @@ class _Translator:
         return None
 
     def _is_open(self, name: str) -> bool:
-        """Whether `name` lies in a block whose keys are not declared (arch.hidden_size)."""
-        root, dot, _ = name.partition(".")
-        if name in self.keys or not dot:
+        """Whether `name` lies in a block whose keys are not declared (arch.hidden_size); a group's have no dashes."""
+        root, dot, inner = name.partition(".")
+        if name in self.keys or not dot or ("-" in inner and root in self.groups.options):
             return False
         return _is_block(self.keys[root].kind) if root in self.keys else root in self.groups.options
 

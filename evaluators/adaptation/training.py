@@ -50,6 +50,8 @@ class TrainingConfig:
     """Examples of each task in a step."""
     tasks: Annotated[int, Range(1), Inert("adapt=token", "adapt=token trains all tasks of a batch at once")] = 16
     """Tasks whose weights are trained at once, as many as memory allows: each has copies of the weights and moments."""
+    turn: bool = True
+    """Turn and mirror the examples; else they keep the task's orientation, and a rule about it can be learned."""
     recolour: bool = True
     """Permute the colours of examples, too; else they keep the task's own, and a rule about them can be learned."""
     act_steps: Annotated[int, Range(1)] = 1
@@ -64,7 +66,7 @@ class Examples:
 
     def __init__(self, originals: Originals, groups: np.ndarray, config: TrainingConfig, seed: int) -> None:
         self.shown, self.groups = originals.shown(groups), groups
-        self.count, self.seed, self.recolour = config.examples, seed, config.recolour
+        self.count, self.seed, self.turn, self.recolour = config.examples, seed, config.turn, config.recolour
         self.sizes = self.shown["demo_mask"].sum(1)
 
     def batch(self, step: int, device: torch.device) -> tuple[Batch, Tensor]:
@@ -75,9 +77,9 @@ class Examples:
         for place in usable:
             generator = keyed_numpy(self.seed, f"test_time_training/{step}", int(self.groups[place]))
             asked.append(generator.integers(self.sizes[place], size=self.count))
-            drawn = draw_augmentations(generator, self.count)
-            tids.append(drawn[0])
-            tables.append(drawn[1] if self.recolour else np.tile(np.arange(COLOURS), (self.count, 1)))
+            turned, recoloured = draw_augmentations(generator, self.count)
+            tids.append(turned if self.turn else np.zeros_like(turned))
+            tables.append(recoloured if self.recolour else np.tile(np.arange(COLOURS), (self.count, 1)))
         rows, wanted = np.arange(len(owner)), np.concatenate(asked)
         width = self.shown["demo_mask"].shape[1]
         turn, colours = np.repeat(np.concatenate(tids), width), np.repeat(np.concatenate(tables), width, axis=0)

@@ -7,10 +7,18 @@ from pathlib import Path
 
 from tasks import evaluation
 
+LIMITS = {
+    "max_examples": "final_eval_max_examples",
+    "max_groups": "final_eval_max_groups",
+    "max_augmentations": "final_eval_max_augmentations",
+    "batch_size": "eval_batch_size",
+}
+"""Arguments of scripts/evaluate.py, and the keys of a run that they replace."""
+
 
 def evaluate_run(args: argparse.Namespace) -> None:
     """Load, evaluate, print and write, as the arguments of scripts/evaluate.py ask. Raises: UsageError."""
-    evaluation.evaluate_run(args, override_data=override_data)
+    evaluation.evaluate_run(args, override_data=override_data, limits=LIMITS)
 
 
 def override_data(path: Path, given: list[str]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""A run of pretrain.py loaded for evaluation or drawing, with the examples that it is fed."""
+"""A run of pretrain.py loaded for evaluation or drawing, with the examples that it is fed; or of a family like it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataset.catalog import ensure
 from dataset.format import PuzzleSplit, load_splits
 from engine.errors import UsageError
 from engine.io import user_path
+from engine.registry import Family
 from tasks.loading import data_identity, home_of, require_average, warn_of_other_data
 from tasks.recursive_reasoning.family import FAMILY
 
@@ -50,6 +51,7 @@ def load_puzzle_run(
     steps: int | None = None,
     weights: Literal["ema", "raw"] | None = None,
     device: str = "auto",
+    family: Family = FAMILY,
 ) -> PuzzleRun:
     """Load a run (its latest checkpoint) or one of its checkpoints, and examples to feed it.
 
@@ -58,6 +60,7 @@ def load_puzzle_run(
         data: folders of data sets; None takes those that the run was evaluated on.
         steps: ACT steps per example; None takes `arch.halt_max_steps`.
         weights: averaged or raw; None takes the averaged ones where the run keeps them.
+        family: whose run it must be.
 
     Raises:
         UsageError: no usable checkpoint or data, averaged weights asked of a run without, a run of another family.
@@ -68,8 +71,8 @@ def load_puzzle_run(
     given = [os.path.abspath(user_path(path)) for path in data or ()]
     with contextlib.chdir(home_of(checkpoint)):
         writer = find_checkpoint(checkpoint).entry
-        if writer != FAMILY.entry:
-            raise UsageError(f"{run} was written by {writer}.py: expected a run of {FAMILY.entry}.py")
+        if writer != family.entry:
+            raise UsageError(f"{run} was written by {writer}.py: expected a run of {family.entry}.py")
         opened = open_checkpoint(checkpoint, device=device, weights=weights or "ema")
         task: Any = opened.plan.task
         config = opened.config

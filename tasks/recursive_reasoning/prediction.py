@@ -32,16 +32,20 @@ from engine.errors import UsageError
 from engine.io import print_rank0, read_json, user_path
 from engine.loggers.sinks import ConsoleSink
 from engine.loop.trainer import Trainer
+from engine.registry import Family
 from engine.run.load_run import find_checkpoint, read_config
 from engine.signals import StopSignal
 from engine.task import TrainingPlan
 from evaluators.voting.tasks import Protocol
-from tasks.loading import home_of
+from tasks.loading import home_of, with_defaults
 from tasks.recursive_reasoning.build import build
 from tasks.recursive_reasoning.family import FAMILY
 
 TABLE, WORDS = "inner.puzzle_emb.weights", "inner.embed_tokens.embedding_weight"
 SUBSET = "task"
+COPIES = 50
+"""Augmented copies beside the task itself, where none are asked for."""
+DEFAULTS = {"steps": 200, "adapt": "embedding", "augmentations": COPIES, "batch_size": 32}
 
 
 def predict_task(args: argparse.Namespace) -> dict[str, Any]:
@@ -51,6 +55,7 @@ def predict_task(args: argparse.Namespace) -> dict[str, Any]:
         UsageError: no usable checkpoint, a run without puzzle embeddings or on other data than ARC grids, a damaged
             task, or one that does not fit the model's canvas.
     """
+    args = with_defaults(args, DEFAULTS)
     checkpoint = find_checkpoint(args.checkpoint, checksums=True)
     averaged = checkpoint.ema if args.weights != "raw" else None
     weights: dict[str, Tensor] = {**checkpoint.model, **(averaged or {})}
@@ -59,10 +64,10 @@ def predict_task(args: argparse.Namespace) -> dict[str, Any]:
     if (words := len(weights[WORDS])) != VOCAB_SIZE:
         raise UsageError(f"{args.checkpoint} knows {words} tokens, ARC grids have {VOCAB_SIZE}: name a run on ARC data")
     task = read_task(args.task)
-    folders = _folders(args.checkpoint, checkpoint.config)
-    side = args.canvas or _side(args.checkpoint, folders)
-    _check_fits(task, side)
-    protocol = _protocol(task, folders)
+    folders = folders_here(args.checkpoint, checkpoint.config, FAMILY)
+    side = args.canvas or canvas_of(args.checkpoint, folders)
+    check_fits(task, side)
+    protocol = protocol_of(task, folders)
     with tempfile.TemporaryDirectory(prefix="loopforge-predict-") as folder:
         data = Path(folder) / SUBSET
         plan = ArcBuild(
@@ -149,15 +154,15 @@ def _nothing(*_: Any) -> None:
 # --- what the run knows of the task -----------------------------------------------------------------------------------
 
 
-def _folders(checkpoint: Path, config: Mapping[str, Any]) -> list[Path]:
-    """The run's data folders that are here."""
+def folders_here(checkpoint: Path, config: Mapping[str, Any], family: Family) -> list[Path]:
+    """The data folders of a run of `family` that are here."""
     place = Path(os.path.abspath(checkpoint))
     with contextlib.suppress(OSError), contextlib.chdir(home_of(place)):
-        return [user_path(name).resolve() for name in FAMILY.data_folders(config) if user_path(name).is_dir()]
+        return [user_path(name).resolve() for name in family.data_folders(config) if user_path(name).is_dir()]
     return []
 
 
-def _side(checkpoint: Path, folders: Sequence[Path]) -> int:
+def canvas_of(checkpoint: Path, folders: Sequence[Path]) -> int:
     """Side of the canvas that the run was trained on. Raises: UsageError where its data are not here."""
     if not folders:
         raise UsageError(f"the data of {checkpoint} are not here, which say how large its canvas is: give --canvas")
@@ -167,7 +172,7 @@ def _side(checkpoint: Path, folders: Sequence[Path]) -> int:
         raise UsageError(f"{folders[0]} holds no ARC grids: {error}") from None
 
 
-def _check_fits(task: Task, side: int) -> None:
+def check_fits(task: Task, side: int) -> None:
     for kind in ("train", "test"):
         for number, pair in enumerate(task.of(kind)):
             if not pair.fits(side):
@@ -177,14 +182,16 @@ def _check_fits(task: Task, side: int) -> None:
                 )
 
 
-def _protocol(task: Task, folders: Sequence[Path]) -> Protocol:
-    """Class iii where a demonstration of the task was trained on, else ii; a leak where one of its tests was.
+def protocol_of(task: Task, folders: Sequence[Path], *, fitted: bool = True) -> Protocol:
+    """Class iii where a demonstration of the task was trained on, else ii (i where nothing is `fitted` to the task); a
+    leak where one of its tests was.
 
     Turned or recoloured grids are the same, as in the leakage report of a data set.
     """
+    usual = "ii" if fitted else "i"
     if not folders:
         print_rank0("note: the run's data are not here, so whether it was trained on this task is not known")
-        return Protocol("ii", "unchecked")
+        return Protocol(usual, "unchecked")
     pairs = tuple(pair for folder in folders for split in load_splits([folder], "train") for pair in _originals(split))
     trained = Subset("trained", (Task("", task.path, pairs),), ())
     leaks = leakage_report([trained, Subset(SUBSET, (task,), ())], (SUBSET,))["tests"]
@@ -194,7 +201,7 @@ def _protocol(task: Task, folders: Sequence[Path]) -> Protocol:
     for what, found in (("demonstrations", joint), ("tests", leaks)):
         if found:
             print_rank0(f"note: {what} of {task.name} stand in the training data of the run")
-    return Protocol("iii" if joint else "ii", "leak" if leaks else "clean")
+    return Protocol("iii" if joint else usual, "leak" if leaks else "clean")
 
 
 def _originals(split: PuzzleSplit) -> Iterator[Pair]:

@@ -14,6 +14,7 @@ from dataset.arc.corpus.parts import SMALLEST_SIDE
 from dataset.arc.leakage import leakage_report
 from dataset.arc.tasks import read_task
 from dataset.build_arc_dataset import main
+from dataset.entries import BuiltCorpus
 from dataset.format import load_split
 from dataset.writing import describe
 from engine.io import UsageError
@@ -81,6 +82,9 @@ def test_presets_and_single_families():
     tasks = generate(replace(SMALL, side=6, families="shifted,keep,reduced", num_train=4, num_test=2, num_novel=1))
     assert [task.name for task in tasks[0].tasks] == ["shifted_t0000", "keep_t0001", "shifted_t0002", "keep_t0003"]
     assert [task.name for task in tasks[2].tasks] == ["reduced_n0000"]
+    tasks = generate(replace(SMALL, side=6, families="shifted,keep,keep", num_train=3, num_test=3, num_novel=0))
+    assert [task.name for task in tasks[0].tasks] == ["shifted_t0000", "keep_t0001", "keep_t0002"]
+    assert [task.name for task in tasks[1].tasks] == ["shifted_e0000", "keep_e0001", "shifted_e0002"], "equal shares"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +112,7 @@ def test_flags_of_a_corpus_that_cannot_be(tmp_path, capsys, words, text):
 @pytest.fixture
 def small_entries(monkeypatch):
     """The catalogue with tiny corpora."""
-    entry = catalog.BuiltCorpus(corpus=SMALL, num_aug=1, canvas=10)
+    entry = BuiltCorpus(corpus=SMALL, num_aug=1, canvas=10)
     monkeypatch.setattr(catalog, "BUILT", {**catalog.BUILT, "arc-corpus-10x10": entry})
     monkeypatch.setattr(catalog, "STAND_INS", {"arc-corpus": replace(entry, canvas=30)})
 
@@ -117,6 +121,8 @@ def test_a_corpus_of_the_catalogue_is_what_its_command_builds(tmp_path, capsys, 
     root = tmp_path / "arc-corpus-10x10"
     catalog.ensure(root)
     assert "60 grid tasks of up to 8x8" in capsys.readouterr().out
+    catalog.ensure(root)
+    assert capsys.readouterr().out == "", "it is what its name stands for"
     words = catalog.build_command(root).split()[3:]
     assert main([*words[:-1], str(tmp_path / "other")]) == 0
     assert describe(root)["content_hash"] == describe(tmp_path / "other")["content_hash"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from dataset.arc.tasks import read_bundles
 from dataset.arc.tokens import crop
 from dataset.build_arc_dataset_encoder import main
 from dataset.build_pattern_dataset import main as build_pattern
+from dataset.entries import BuiltCorpus
 from dataset.format import load_split, load_splits
 from dataset.writing import content_hash, describe
 from engine.io import UsageError
@@ -119,15 +121,21 @@ def test_real_tasks_are_disjoint_and_in_the_published_order(tmp_path):
     assert_published(prefix, subsets, 4, tmp_path / "set")
 
 
-def test_the_eight_families_ask_what_only_demonstrations_tell(tmp_path):
+def test_the_eight_families_ask_what_only_demonstrations_tell(tmp_path, monkeypatch, capsys):
     corpus = CorpusPlan(side=6, families="few", num_train=64, num_test=16, num_novel=0)
     assert len(PRESETS["few"]) == 8
     assert not set(PRESETS["few"]) & set(HELD_OUT)
     subsets = generate(corpus)
     report = leakage_report(subsets, SUBSETS[1:], whole_tasks=True)
     assert report["empty"]
-    entry = catalog.BuiltCorpus(corpus=corpus, num_aug=1, canvas=6, data_mode="encoder")
+    entry = BuiltCorpus(corpus=corpus, num_aug=1, canvas=6, data_mode="encoder")
     entry.build(tmp_path / "few")
+    monkeypatch.setattr(catalog, "BUILT", {"few": entry})
+    catalog.ensure(tmp_path / "few")
+    assert capsys.readouterr().out == "", "it is what its name stands for"
+    monkeypatch.setattr(catalog, "BUILT", {"few": replace(entry, moved=False)})
+    catalog.ensure(tmp_path / "few")
+    assert "(moved True, now False)" in capsys.readouterr().out
     words = entry.command().split()[3:]
     assert main([*words, "--output-dir", str(tmp_path / "other")]) == 0
     assert describe(tmp_path / "few")["content_hash"] == describe(tmp_path / "other")["content_hash"]
@@ -135,7 +143,7 @@ def test_the_eight_families_ask_what_only_demonstrations_tell(tmp_path):
 
 def test_a_stand_in_of_the_encoder_data(tmp_path, monkeypatch, capsys):
     corpus = CorpusPlan(num_train=27, num_test=27, num_novel=6, side=8)
-    entry = catalog.BuiltCorpus(corpus=corpus, num_aug=1, canvas=30, data_mode="encoder")
+    entry = BuiltCorpus(corpus=corpus, num_aug=1, canvas=30, data_mode="encoder")
     monkeypatch.setattr(catalog, "STAND_INS", {"arc-corpus-encoder": entry})
     root = catalog.ensure(tmp_path / "arc1concept-encoder-aug-1000")
     assert "STAND-IN DATA" in capsys.readouterr().out

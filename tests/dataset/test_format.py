@@ -125,6 +125,15 @@ def test_ensure_builds_a_known_set_once_and_says_so_in_one_line(tmp_path, capsys
     assert capsys.readouterr().out == ""
     assert (path / "card.json").stat().st_mtime_ns == stamp
     assert load_split(path, "test").num_examples == 16
+    card = json.loads((path / "card.json").read_text())
+    (path / "card.json").write_text(json.dumps({**card, "num_aug": 3, "counts": {**card["counts"], "test": {}}}))
+    catalog.ensure(path)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert (
+        "other parameters than its name stands for (counts.test.groups not recorded, now 16; num_aug 3, now 0)" in said
+    )
+    assert f"{catalog.build_command(path)} --overwrite" in said
 
 
 def test_the_build_command_gives_what_ensure_gives(tmp_path):

@@ -116,10 +116,31 @@ def test_scripts_take_the_run_or_name_what_they_expect(whole: tuple[Path, list[s
     again = json.loads((run.parents[2] / "o.json").read_text())["results"]
     named = {name.replace("ARC_i_clean", "ARC_i_unchecked"): value for name, value in measured.items()}
     assert again == named, "tests of another folder are not known to be apart from this run's training"
-    for script, more in (("visualize", ["--terminal"]), ("predict", ["task.json"])):
-        refused = run_script(f"scripts/{script}", str(run), *more, cwd=run.parents[2])
-        assert refused.code == 2
-        assert "was written by pretrain_etrm.py: expected a run of pretrain.py" in refused.output
+    result = run_script("scripts/evaluate", str(run), "--max-groups", "2", "--batch-size", "2", cwd=run.parents[2])
+    assert result.code == 0, result.output
+    few = json.loads((run / "evaluation_step_8_groups-2.json").read_text())
+    assert few["results"]["eval/ARC_i_clean/tasks"] == few["settings"]["final_eval_max_groups"] == 2
+    refused = run_script("scripts/evaluate", str(run), "--halting", "fixed", cwd=run.parents[2])
+    assert refused.code == 2
+    assert "--halting has no meaning for a run of pretrain_etrm.py" in refused.output
+
+
+def test_its_answers_are_drawn_and_predicted(whole: tuple[Path, list[str]]) -> None:
+    run, _ = whole
+    place = run.parents[2]
+    drawn = run_script("scripts/visualize", str(run), "--example", "1", "--out", "one.png", cwd=place)
+    assert drawn.code == 0, drawn.output
+    assert (place / "one.png").stat().st_size > 1000
+    file = sorted((place / "data/demonstrations/tasks/evaluation").iterdir())[1]
+    result = run_script("scripts/predict", str(run), str(file), "--out", "answer.json", cwd=place)
+    assert result.code == 0, result.output
+    record = json.loads((place / "answer.json").read_text())
+    assert (record["protocol"], record["leakage"], record["fit"]["copies"]) == ("i", "clean", 1)
+    last = json.loads((run / "evaluations/step_8_arc_tasks.json").read_text())
+    assert record["tasks"][file.stem] == last["tasks"][file.stem], "as the run's own evaluation has it"
+    refused = run_script("scripts/predict", str(run), str(file), "--steps", "3", cwd=place)
+    assert refused.code == 2
+    assert "--steps has no meaning for a run of pretrain_etrm.py" in refused.output
 
 
 DECODER = [*SHAPE, "arch.halt_max_steps=3", "max_steps=2"]

@@ -142,6 +142,7 @@ LINES: list[tuple[list[str], list[str]]] = [
     (["--probs=0.5,0.5"], ["probs=[0.5,0.5]"]),
     # keys below a free block: read from the text
     (["--arch.L_cycles", "4"], ["arch.L_cycles=4"]),
+    (["--arch.L-cycles", "4"], ["arch.L_cycles=4"]),
     (["--arch.mlp_t", "True"], ["arch.mlp_t=True"]),
     (["--arch.sizes", "[1,2]"], ["arch.sizes=[1,2]"]),
     (["--arch.note", "a, b"], ["arch.note='a, b'"]),

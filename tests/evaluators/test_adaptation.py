@@ -271,6 +271,9 @@ def test_examples_of_a_task_are_turned_alike_and_depend_on_the_task_alone(splits
     plain, _ = Examples(originals, np.array([group]), TrainingConfig(examples=5, recolour=False), 0).batch(2, CPU)
     own = set(originals.shown(np.array([group]))["demo_labels"].flatten().tolist())
     assert set(plain["demo_labels"].flatten().tolist()) == own
+    still, _ = Examples(originals, np.array([group]), TrainingConfig(recolour=False, turn=False), 0).batch(2, CPU)
+    pairs = torch.from_numpy(originals.shown(np.array([group]))["demo_inputs"]).expand_as(still["demo_inputs"])
+    assert torch.equal(still["demo_inputs"], pairs.to(still["demo_inputs"].dtype))
     hidden = ~batch["demo_mask"] & torch.from_numpy(originals.shown(np.array([group]))["demo_mask"])
     for row in range(5):
         assert torch.equal(batch["inputs"][row], batch["demo_inputs"][row, hidden[row]][0])

@@ -85,7 +85,7 @@ class CorpusPlan:
     side: int = 10
     """Side of the largest grid."""
     families: str = "all"
-    """A key of PRESETS, or families joined by commas."""
+    """A key of PRESETS, or families joined by commas; one that is named twice has twice the share of training."""
     num_train: int = 200
     num_test: int = 50
     """Tasks of the training families that are held out."""
@@ -96,7 +96,7 @@ class CorpusPlan:
     seed: int = 0
 
     def names(self) -> tuple[list[str], list[str]]:
-        """(families to train on, held-out ones). Raises: UsageError for a name that there is not."""
+        """(families to train on, in their shares; held-out ones). Raises: UsageError for a name that there is not."""
         chosen = PRESETS.get(self.families) or tuple(name for name in self.families.split(",") if name)
         for name in chosen:
             if name not in FAMILIES:
@@ -135,7 +135,10 @@ def generate(plan: CorpusPlan) -> list[Subset]:
     trained: set[bytes] = set()
     subsets = []
     for name, families, count in zip(
-        SUBSETS, (train, train, novel), (plan.num_train, plan.num_test, plan.num_novel), strict=True
+        SUBSETS,
+        (train, [*dict.fromkeys(train)], [*dict.fromkeys(novel)]),
+        (plan.num_train, plan.num_test, plan.num_novel),
+        strict=True,
     ):
         tasks = []
         for number in range(count):

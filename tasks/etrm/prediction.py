@@ -1,0 +1,83 @@
+"""Predict one task that a run has not seen: its demonstrations are shown, nothing is trained, and all copies vote."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dataset.arc.build import ArcBuild, build_subsets
+from dataset.arc.tasks import Subset, read_task
+from dataset.writing import describe
+from engine.errors import UsageError
+from engine.run.load_run import find_checkpoint, open_checkpoint
+from tasks.etrm.family import FAMILY
+from tasks.loading import home_of, require_average
+from tasks.recursive_reasoning.prediction import (
+    COPIES,
+    SUBSET,
+    canvas_of,
+    check_fits,
+    folders_here,
+    protocol_of,
+)
+
+_OF_TRAINING = ("steps", "adapt", "embedding_lr", "lr", "canvas")
+
+
+def predict_task(args: argparse.Namespace) -> dict[str, Any]:
+    """Show, answer and vote as the arguments of scripts/predict.py ask; the record of the one task (`arc@ARC`'s, and
+    `fit`).
+
+    Copies are those of the run's own data, at most COPIES: where training has never turned a task, a turned copy has
+    no vote.
+
+    Raises:
+        UsageError: no usable checkpoint or data, a damaged task, one that does not fit the canvas, an argument of
+            training.
+    """
+    for name in _OF_TRAINING:
+        if getattr(args, name) is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no meaning for a run of {FAMILY.entry}.py: the task is only shown, on "
+                "the canvas of the run's data"
+            )
+    stored = find_checkpoint(args.checkpoint)
+    place, task = Path(os.path.abspath(args.checkpoint)), read_task(args.task)
+    folders = folders_here(args.checkpoint, stored.config, FAMILY)
+    side = canvas_of(args.checkpoint, folders)
+    check_fits(task, side)
+    copies = args.augmentations
+    if copies is None:
+        copies = min(COPIES, int(describe(folders[0]).get("num_aug", COPIES)))
+    with tempfile.TemporaryDirectory(prefix="loopforge-predict-") as folder, contextlib.chdir(home_of(place)):
+        data = Path(folder) / SUBSET
+        plan = ArcBuild(
+            output_dir=data,
+            test_sets=(SUBSET,),
+            num_aug=copies,
+            seed=args.seed,
+            canvas=side,
+            data_mode="encoder",
+            workers=1,
+        )
+        unread = Subset("training", (task,), ())  # the builder writes no data set without training tasks
+        card = build_subsets(plan, lambda: [unread, Subset(SUBSET, (task,), (task.path,))])
+        settings = {"data_paths_test": [str(data)], "evaluators": [{"name": "arc@ARC"}]}
+        settings |= {f"final_eval_max_{what}": None for what in ("examples", "groups", "augmentations")}
+        if args.batch_size is not None:
+            settings["eval_batch_size"] = args.batch_size
+        opened = open_checkpoint(place, device=args.device, weights=args.weights or "ema", overrides=settings)
+        require_average(opened, args.weights)
+        trained: Any = opened.plan.task
+        trained.model.halt_max_steps = args.act_steps or trained.model.halt_max_steps
+        evaluator = trained.evaluators[0]
+        evaluator.protocol = protocol_of(task, folders, fitted=False)
+        trained.evaluate(final=True)
+    shown = {"adapt": None, "copies": int(card["counts"]["test"]["puzzles"]), "side": side, "seed": args.seed}
+    source = {"checkpoint": str(opened.checkpoint.path), "task": str(task.path), "weights": opened.weights}
+    record: dict[str, Any] = evaluator.record
+    return {**record, "fit": {**shown, "act_steps": trained.model.halt_max_steps, **source}}
