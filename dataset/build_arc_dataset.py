@@ -70,7 +70,8 @@ def parser(encoder: str | None = None) -> argparse.ArgumentParser:
     out.add_argument(
         "--families",
         metavar="NAMES",
-        help=f"of a generated corpus: {', '.join(PRESETS)}, or families joined by commas (default: {corpus.families})",
+        help=f"of a generated corpus: {', '.join(PRESETS)}, or families joined by commas, twice the same for "
+        f"twice its share of training (default: {corpus.families})",
     )
     low, high = corpus.demonstrations
     out.add_argument(

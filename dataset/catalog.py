@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dataset.arc.augment import LARGEST
-from dataset.arc.corpus.generate import CorpusPlan
+from dataset.arc.corpus.generate import PRESETS, CorpusPlan
 from dataset.arc.pattern import PatternPlan
 from dataset.entries import (
     ARC_BUILDER,
@@ -61,8 +61,16 @@ BUILT: Mapping[str, Built] = {
         corpus=CorpusPlan(side=6, families="first", num_train=63, num_test=14, num_novel=8), num_aug=4, canvas=6
     ),
     "few-shot-6x6": BuiltCorpus(
-        corpus=CorpusPlan(side=6, families="few", num_train=1_600, num_test=200, num_novel=0),
-        num_aug=8,
+        # No turned copies, which follow other rules (stripes of columns, a chequer from the right), but more tasks, and
+        # twice as many of the families that are learned last.
+        corpus=CorpusPlan(
+            side=6,
+            families=",".join((*PRESETS["few"], "grounded", "stamped", "targeted")),
+            num_train=14_400,
+            num_test=200,
+            num_novel=0,
+        ),
+        num_aug=0,
         canvas=6,
         data_mode="encoder",
         moved=False,
