@@ -142,8 +142,8 @@ class RunConfig:
     """Gradients over ranks: one flat all-reduce; torch's DDP; or its FSDP2, whose ranks hold pieces. Same numbers."""
     accumulation: Annotated[int, Range(1)] = 1
     """Micro-batches per step; pretrain.py cuts its batch into them (less memory), train.py's grows with them."""
-    compile: Literal["off", "block", "full"] = "off"
-    """torch.compile: each block of the model, or the whole forward pass with its loss; off without a compiler."""
+    compile: Literal["auto", "off", "block", "full"] = "auto"
+    """torch.compile of training steps: each block, or the forward pass with its loss; auto: on CUDA in a long run."""
 
     max_steps: Annotated[int | None, Range(1)] = None
     """Stop after this many steps in all (a resumed run counts the earlier ones); null runs to the end."""

@@ -138,6 +138,9 @@ class Task(Protocol):
     def param_groups(self) -> list[ParamGroup]:
         """What is trained, by which optimizer."""
 
+    # One whose micro-batches all have the same shapes may say in `compiles` how `compile=auto` compiles it on CUDA:
+    # "block" where each block runs many times in a step, else "full".
+
     # A task whose steps may leave parameters out has a method `left_out() -> Iterable[nn.Parameter]`, too: those that
     # had no part in the newest step, the same on every rank.
 
@@ -203,3 +206,7 @@ class TrainingPlan:
     """Documented names in the run directory -> best, latest or step_N, as links to that checkpoint."""
     keep_every: int | None = None
     """Keep the checkpoints of multiples of this step, where the config's keep_every does not say otherwise."""
+
+    def last_step(self, max_steps: int | None) -> int:
+        """Where a run ends that takes at most `max_steps`."""
+        return min(self.total_steps, max_steps or self.total_steps)

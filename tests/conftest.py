@@ -229,6 +229,10 @@ def dynamo() -> None:
     """torch._dynamo, which DDP and torch.compile need, loaded once for all forks: it takes seconds."""
     import torch._dynamo  # noqa: F401
 
+    from engine.optim.library import keep_dynamo_out
+
+    keep_dynamo_out()  # it has wrapped torch.manual_seed, which a fork without it calls
+
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:

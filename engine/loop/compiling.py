@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,64 +15,109 @@ from engine.task import Task
 
 BACKEND = "inductor"
 VARIANTS = 64  # a block is compiled for each of: gradients or none, kind of inputs, rows of a batch
+REPAID = {"block": 1_000, "full": 10_000}
+"""Steps from which `auto` compiles. Measured on one H100: warm-up 13 s (block) and 58 to 83 s (full); a step of 512
+wide models gains 30 to 90 ms, one of small models 3 to 4 ms."""
 
 
-class _Scope:
-    """Compiled blocks are for training steps and evaluations. Sampling, where every token has a length of its own,
-    would compile for each and use up what dynamo allows, so it calls the same blocks as they are."""
+def choose_mode(asked: str, *, device: str, suits: str | None, steps: int) -> tuple[str, str]:
+    """What `compile=asked` stands for in a run that has `steps` before it, and why it is off in words ("" where that
+    goes without saying). `suits` is what the task declares (engine/task.py), None where it declares nothing."""
+    if asked != "auto":
+        return asked, ""
+    if device != "cuda":
+        return "off", ""
+    if suits is None:
+        return "off", "auto compiles only what has the same shapes at every step"
+    if steps < REPAID[suits]:
+        return "off", f"{steps:,} steps do not repay the warm-up ({REPAID[suits]:,} would); compile={suits} compiles"
+    return suits, ""
 
-    def __init__(self) -> None:
-        self.inside = False
 
-    def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **named: Any) -> Any:
-            before, self.inside = self.inside, True
+class _Switch:
+    """Compiled functions run inside the loss of a training step, and only as long as the compiler can cope. Elsewhere
+    the same functions run as they are written: sampling, where every token has a length of its own, and evaluation,
+    whose batches have other sizes, would compile again and again and use up what dynamo allows to training."""
+
+    def __init__(self, mode: str, options: dict[str, Any]) -> None:
+        self.mode, self.options = mode, options
+        self.inside, self.working, self.warm = False, True, False
+
+    def within(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*inputs: Any) -> Any:
+            began, self.inside = time.perf_counter(), True
             try:
-                return function(*args, **named)
+                return loss(*inputs)
             finally:
-                self.inside = before
+                self.inside = False
+                if not self.warm and self.working:
+                    seconds = time.perf_counter() - began
+                    print_rank0(f"compile     {self.mode}: the first step compiled for {seconds:.0f} s")
+                self.warm = True
 
         return call
 
-    def choose(self, fast: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *inputs, **named: (fast if self.inside else plain)(*inputs, **named)
+    def choose(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        fast = torch.compile(plain, **self.options)
+
+        def call(*inputs: Any, **named: Any) -> Any:
+            if self.inside and self.working:
+                try:
+                    return fast(*inputs, **named)
+                except torch._dynamo.exc.TorchDynamoException as error:
+                    self.working = False
+                    print_rank0(
+                        f"warning: compile={self.mode} failed ({_reason(error)}), training continues uncompiled"
+                    )
+            return plain(*inputs, **named)
+
+        return call
 
 
-def compile_task(task: Task, config: RunConfig, device: torch.device) -> None:
-    """Compile by `config.compile`: off, block (each of `task.module.blocks()`), full (`task.loss`).
+def compile_task(task: Task, config: RunConfig, device: torch.device, *, steps: int) -> str:
+    """Compile by `config.compile` for a run that has `steps` before it: off, block (each of `task.module.blocks()`),
+    full (`task.loss`). Returns the mode that runs.
 
     Only rounding and speed depend on it, so without a compiler there is a warning, and training runs uncompiled.
 
     Raises:
         UsageError: the model names no blocks.
     """
-    if config.compile == "off":
-        return
     model: Any = task.module
     blocks = model.blocks() if hasattr(model, "blocks") else []
-    if config.compile == "block" and not blocks:
-        raise UsageError("compile=block: this model names no blocks to compile, use compile=full or compile=off")
+    suits = getattr(task, "compiles", None)
+    if suits is not None and config.parallel == "fsdp":
+        suits = "block"
+    mode, why = choose_mode(config.compile, device=device.type, suits=suits, steps=steps)
+    if mode == "block" and not blocks:
+        if config.compile == "block":
+            raise UsageError("compile=block: this model names no blocks to compile, use compile=full or compile=off")
+        mode, why = "off", "this model names no blocks to compile"
+    if mode == "off":
+        if why:
+            print_rank0(f"compile     off: {why}")
+        return mode
     options: dict[str, Any] = {"backend": BACKEND, "dynamic": False}
     if (reason := compiler_fault(device, options)) is not None:
         print_rank0(
             f"warning: compile={config.compile} found no working compiler ({reason}), so nothing is compiled; install "
             "g++ and the Python headers (CUDA: Triton)"
         )
-        return
+        return "off"
     limits = torch._dynamo.config
     # blocks that are not alike share one limit, that of their common code
     limits.recompile_limit = max(limits.recompile_limit, VARIANTS * max(1, len(blocks)))
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
-    if config.compile == "full":
-        task.loss = torch.compile(task.loss, **options)  # type: ignore[method-assign]
-        print_rank0("compile     the whole loss; the first steps take longer")
-        return
-    scope = _Scope()
+    switch = _Switch(mode, options)
+    if mode == "full":
+        task.loss = switch.within(switch.choose(task.loss))  # type: ignore[method-assign]
+        print_rank0("compile     the whole loss; the first step takes a minute or two")
+        return mode
     for block in blocks:
-        block.forward = scope.choose(torch.compile(block.forward, **options), block.forward)
-    task.loss = scope.within(task.loss)  # type: ignore[method-assign]
-    task.evaluate = scope.within(task.evaluate)  # type: ignore[method-assign]
-    print_rank0(f"compile     {len(blocks)} block(s); the first steps and the first evaluation take longer")
+        block.forward = switch.choose(block.forward)
+    task.loss = switch.within(task.loss)  # type: ignore[method-assign]
+    print_rank0(f"compile     {len(blocks)} block(s); the first step takes some seconds more for each")
+    return mode
 
 
 def compiler_fault(device: torch.device, options: dict[str, Any]) -> str | None:
@@ -79,6 +125,10 @@ def compiler_fault(device: torch.device, options: dict[str, Any]) -> str | None:
     try:
         torch.compile(lambda x: torch.nn.functional.silu(x) + 1, **options)(torch.ones(8, device=device))
     except Exception as error:  # what a backend raises is its own affair, and of many types
-        cause = getattr(error, "inner_exception", error)
-        return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0][:160]}"
+        return _reason(error)
     return None
+
+
+def _reason(error: BaseException) -> str:
+    cause = getattr(error, "inner_exception", error)
+    return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0][:160]}"

@@ -82,7 +82,7 @@ def print_plan(plan: TrainingPlan, config: RunConfig, runtime: Runtime, first_st
     groups = ", ".join(
         f"{group.name} {group.size:,} ({group.optimizer}, lr {group.lr:g})" for group in plan.task.param_groups()
     )
-    last = min(plan.total_steps, config.max_steps or plan.total_steps)
+    last = plan.last_step(config.max_steps)
     if 0 < last <= first_step:
         print_rank0(f"note: the run is at step {first_step} already and ends at {last}: nothing is trained")
     print_rank0(f"parameters  {groups}")

@@ -51,7 +51,7 @@ class Trainer:
         self._save, self._write, self._stop, self.hooks = save, write, stop, list(hooks)
         self.module = plan.task.module
         self.step = 0
-        self.last_step = min(plan.total_steps, config.max_steps or plan.total_steps)
+        self.last_step = plan.last_step(config.max_steps)
         self.skipped = SkippedSteps(runtime.device)
         self.window = MetricWindow(runtime.device)
         self.evaluations = Evaluations(plan, config)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.checkpoint.manifest import load_checkpoint
+from engine.checkpoint.manifest import STEP_NAME, load_checkpoint
 from engine.checkpoint.store import CheckpointStore
 from engine.config import ConfigSource, RunConfig, source_of
 from engine.distributed import world_size
@@ -51,6 +51,12 @@ class RunDecision:
     def resumes(self) -> bool:
         """Whether a run continues, steps and all."""
         return self.action == "resume"
+
+    @property
+    def step(self) -> int:
+        """The step that it resumes from, 0 for every other run."""
+        named = STEP_NAME.fullmatch(self.checkpoint.resolve().name) if self.resumes and self.checkpoint else None
+        return int(named[1]) if named else 0
 
     @property
     def branch(self) -> Path | None:

@@ -61,7 +61,8 @@ def run(
             check_early_stop(config, plan)
             if decision.starts_fresh and plan.start is not None:
                 plan.start()
-            compile_task(plan.task, config, runtime.device)
+            steps = plan.last_step(config.max_steps) - decision.step
+            compile_task(plan.task, config, runtime.device, steps=steps)
             session = Session(config, entry, plan, runtime, stop)
             if decision.branch is not None:
                 session.load(decision.branch, branches=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine.checkpoint.state_tree import RowSharded
 from engine.device import make_runtime
+from engine.loop.compiling import compile_task
 from engine.loop.trainer import Trainer
 from engine.signals import StopSignal
 from engine.task import TrainingPlan
@@ -39,6 +40,8 @@ class Measurement:
     """What building the run and a few of its steps showed."""
 
     device: str
+    compiled: str
+    """off, block or full: what `compile` has come to, and the times are of."""
     parameters: dict[str, int]
     """Trained numbers by group."""
     optimizers: dict[str, str]
@@ -119,6 +122,7 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
     """
     runtime = make_runtime(config)
     plan = build(config, runtime)
+    compiled = compile_task(plan.task, config, runtime.device, steps=plan.last_step(config.max_steps))
     clock = _Clock(runtime.device, steps, seconds)
     trainer = Trainer(
         plan, config, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal(), hooks=[clock]
@@ -140,6 +144,7 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
     flops: Any = getattr(trainer.module, "flops", None)
     return Measurement(
         device=str(runtime.device),
+        compiled=compiled,
         parameters={g.name: g.size for g in plan.task.param_groups()},
         optimizers={g.name: g.optimizer for g in plan.task.param_groups()},
         frozen=sum(p.numel() for p in trainer.module.parameters() if not p.requires_grad),

@@ -58,6 +58,7 @@ def as_numbers(measured: Measurement, config: Any, name: str) -> dict[str, Any]:
     return {
         "config": name,
         "device": measured.device,
+        "compile": measured.compiled,
         "parameters": measured.parameters,
         "optimizers": measured.optimizers,
         "frozen": measured.frozen,
@@ -130,7 +131,8 @@ def _measured_memory(memory: dict[str, int], device: str) -> str:
 def _speed(numbers: dict[str, Any]) -> str:
     step, flops = numbers["step_seconds"], numbers["flops_per_step"]
     rate = f", {_flops(flops / step)}/s" if flops else ""
-    timed = f"{_duration(step)} a step ({numbers['timed_steps']} timed)"
+    mode = "" if numbers["compile"] == "off" else f", compile={numbers['compile']}"
+    timed = f"{_duration(step)} a step ({numbers['timed_steps']} timed{mode})"
     return f"{timed}, {numbers['examples_per_s']:,.0f} examples/s{rate}"
 
 

@@ -52,8 +52,8 @@ class AnimalConfig(RunConfig):
     arch: dict[str, Any]
     """The adapters: `name: module@Class` under models/, their keys, the `loss:` block (config/arch/animal.yaml)."""
     compile: Annotated[  # type: ignore[assignment]
-        Literal["off"], Inert("", "every prompt and length would be compiled anew")
-    ] = "off"
+        Literal["auto", "off"], Inert("", "every prompt and length would be compiled anew")
+    ] = "auto"
     """Nothing is compiled."""
 
     model_name_or_path: Annotated[str, NotBlank("a model")] = "gpt2"

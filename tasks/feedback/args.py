@@ -139,8 +139,8 @@ class FeedforwardConfig(RunConfig):
     """With resume: the run to resume, by its name under <out_dir>/<active_dataset>/ or as a path; null: the newest."""
     checkpoint_name: str | None = None
     """With resume: its checkpoint, such as epoch_ckpt_gsm8k.pt; null: the newest."""
-    compile: Literal["off", "block", "full", "true", "false"] = "off"  # type: ignore[assignment]
-    """torch.compile: each block once, or the whole forward pass with its loss; true means block, false off."""
+    compile: Literal["auto", "off", "block", "full", "true", "false"] = "auto"  # type: ignore[assignment]
+    """torch.compile: each block once, or the forward pass with its loss; auto: on CUDA in a long run; true is block."""
 
     epochs: dict[str, int] = field(default_factory=dict)
     """Data set -> passes over its training documents; 100 for one that is not named."""

@@ -89,8 +89,8 @@ class TrainConfig(RunConfig):
     arch: dict[str, Any]
     """The model: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""
 
-    compile: Literal["off", "block", "full", "true", "false"] = "off"  # type: ignore[assignment]
-    """torch.compile: each block once, or the whole forward pass with its loss; true means block, false off."""
+    compile: Literal["auto", "off", "block", "full", "true", "false"] = "auto"  # type: ignore[assignment]
+    """torch.compile: each block once, or the forward pass with its loss; auto: on CUDA in a long run; true is block."""
 
     dataset: Annotated[
         str,

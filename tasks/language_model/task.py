@@ -47,6 +47,8 @@ class LanguageModelTask:
         streams: for each data set of a mixture the vocabulary it uses (None: all share one).
     """
 
+    compiles = "full"
+
     def __init__(
         self,
         model: GPT,

@@ -92,6 +92,8 @@ class RecursiveReasoningTask:
         validation_sampler: in its place, where `val/...` of training groups held back is what selects.
     """
 
+    compiles = "block"
+
     def __init__(
         self,
         model: ACTModel,

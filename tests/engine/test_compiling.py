@@ -43,6 +43,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "BACKEND", "eager")  # forked runs inherit it
 
 
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What compiling prints; capsys would keep a test out of its fork."""
+    lines: list[str] = []
+    monkeypatch.setattr(compiling, "print_rank0", lines.append)
+    return lines
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +61,7 @@ class Net(nn.Module):
 
 
 def task(module: nn.Module) -> types.SimpleNamespace:
-    """Its loss, and its evaluation, run every layer on the same rows."""
+    """Its loss, and its evaluation, run every layer."""
 
     def loss(x: torch.Tensor) -> list[torch.Tensor]:
         return [layer(x) for layer in module.layers]
@@ -66,40 +74,106 @@ def test_blocks_stay_where_they_are(quick: None) -> None:
     names, x = list(net.state_dict()), torch.randn(2, 3)
     expected = [layer(x) for layer in net.layers]
     made = task(net)
-    compiling.compile_task(made, RunConfig(compile="block"), CPU)
+    assert compiling.compile_task(made, RunConfig(compile="block"), CPU, steps=1) == "block"
     assert list(net.state_dict()) == names
     for results in (made.loss(x), made.evaluate(x), [layer(x) for layer in net.layers]):
         for result, want in zip(results, expected, strict=True):
             assert torch.allclose(result, want)
 
 
-def test_only_steps_and_evaluations_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampling has another length for each token: it must neither compile nor use up dynamo's limit."""
-    graphs = []
-    monkeypatch.setattr(compiling, "BACKEND", lambda graph, inputs: graphs.append(graph) or graph.forward)
+@pytest.mark.parametrize("mode", ["block", "full"])
+def test_only_training_steps_are_compiled(monkeypatch: pytest.MonkeyPatch, said: list[str], mode: str) -> None:
+    """Sampling has another length for each token, the last rows of an evaluation are fewer: neither compiles, nor do
+    they use up dynamo's limit, after which training would run uncompiled."""
+    graphs, runs = [], []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return lambda *values: runs.append(graph) or graph.forward(*values)
+
+    monkeypatch.setattr(compiling, "BACKEND", counting)
     monkeypatch.setattr(compiling, "compiler_fault", lambda *_: None)
     net = Net()
     made = task(net)
-    compiling.compile_task(made, RunConfig(compile="block"), CPU)
+    compiling.compile_task(made, RunConfig(compile=mode), CPU, steps=1)
     for length in range(2, 100):
         net.layers[0](torch.ones(length, 3))
+        made.evaluate(torch.ones(length, 3))
     assert not graphs
     made.loss(torch.ones(4, 3))
     compiled = len(graphs)
     assert 1 <= compiled <= 2  # layers that are alike may share one graph
-    made.loss(torch.zeros(4, 3))
+    assert f"{mode}: the first step compiled for " in said[-1]
+    before = len(runs)
+    for length in range(2, 100):
+        net.layers[0](torch.ones(length, 3))
     made.evaluate(torch.zeros(4, 3))
+    assert len(runs) == before
+    made.loss(torch.zeros(4, 3))
     assert len(graphs) == compiled
+    assert len(runs) == 2 * before  # training still is compiled
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize("mode", ["block", "full"])
+def test_a_compiler_that_fails_in_the_first_step_leaves_training_uncompiled(
+    monkeypatch: pytest.MonkeyPatch, said: list[str], mode: str
+) -> None:
+    def failing(graph, inputs):
+        raise RuntimeError("no kernel for this\nand much more")
+
+    monkeypatch.setattr(compiling, "BACKEND", failing)
+    monkeypatch.setattr(compiling, "compiler_fault", lambda *_: None)
+    net, x = Net(), torch.randn(2, 3)
+    made = task(net)
+    expected = made.evaluate(x)
+    compiling.compile_task(made, RunConfig(compile=mode), CPU, steps=1)
+    for _ in range(2):
+        for result, want in zip(made.loss(x), expected, strict=True):
+            assert torch.equal(result, want)
+    (warning,) = [line for line in said if line.startswith("warning")]
+    assert "no kernel for this)" in warning
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "suits", "steps", "mode", "why"),
+    [
+        ("auto", "cpu", "block", 10**6, "off", ""),
+        ("auto", "mps", "full", 10**6, "off", ""),
+        ("auto", "cuda", "block", 1_000, "block", ""),
+        ("auto", "cuda", "block", 999, "off", "999 steps do not repay the warm-up"),
+        ("auto", "cuda", "full", 9_999, "off", "compile=full compiles"),
+        ("auto", "cuda", "full", 10_000, "full", ""),
+        ("auto", "cuda", None, 10**6, "off", "the same shapes"),
+        ("block", "cpu", None, 1, "block", ""),
+        ("full", "cuda", "block", 1, "full", ""),
+        ("off", "cuda", "block", 10**6, "off", ""),
+    ],
+)
+def test_what_auto_stands_for(asked: str, device: str, suits: str | None, steps: int, mode: str, why: str) -> None:
+    found, reason = compiling.choose_mode(asked, device=device, suits=suits, steps=steps)
+    assert found == mode
+    assert why in reason
+    assert bool(reason) == bool(why)
+
+
+def test_a_run_that_is_too_short_says_why_it_is_not_compiled(said: list[str]) -> None:
+    made = task(Net())
+    made.compiles = "block"
+    assert compiling.compile_task(made, RunConfig(), torch.device("cuda"), steps=20) == "off"
+    assert said[0].startswith("compile     off: 20 steps do not repay the warm-up")
 
 
 def test_off_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", None)
-    compiling.compile_task(task(Net()), RunConfig(), CPU)
+    made = task(Net())
+    made.compiles = "block"
+    assert compiling.compile_task(made, RunConfig(), CPU, steps=10**6) == "off"
 
 
 def test_a_model_without_blocks_is_refused(quick: None) -> None:
     with pytest.raises(UsageError, match="compile=full"):
-        compiling.compile_task(task(nn.Linear(2, 2)), RunConfig(compile="block"), CPU)
+        compiling.compile_task(task(nn.Linear(2, 2)), RunConfig(compile="block"), CPU, steps=1)
 
 
 def test_without_a_compiler_one_line_says_so_and_training_is_as_ever(

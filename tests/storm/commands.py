@@ -210,7 +210,7 @@ def execute(script: str, words: list[str], cwd: Path, *, whole: bool = False, li
     return child.execute(f"{script}.py", words, cwd, before=before, limit_s=limit_s)
 
 
-def _stop(*_: Any) -> None:
+def _stop(*_: Any, **named: Any) -> None:
     raise SystemExit(0)
 
 
