@@ -1,12 +1,16 @@
-"""Which device, dtype and attention kernel a run uses, and the reason, in words."""
+"""Which device, dtype and attention kernel a run uses, and the reason, in words; and how data get there."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from engine.config import RunConfig
 from engine.distributed import local_rank, rank, world_size
@@ -14,6 +18,8 @@ from engine.errors import UsageError
 from engine.io import print_rank0
 from engine.signals import StopSignal
 from engine.task import Runtime
+
+ALIGNED = 16  # bytes: where each tensor of a buffer begins
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,28 @@ def check_attention(attention: str, device: torch.device) -> str:
                 f"attention=flash needs flash-attn ({error}): pip install -e '.[flash]', or attention=auto"
             ) from None
     return attention
+
+
+def staged(arrays: Mapping[str, np.ndarray | Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Arrays of the host as tensors on `device`: on CUDA in one copy, from pinned memory, which no step waits for."""
+    tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+    return packed(tensors, device, pin=True)
+
+
+def packed(tensors: Mapping[str, Tensor], device: torch.device, *, pin: bool) -> dict[str, Tensor]:
+    """Copies on `device` in one buffer. Torch keeps `pin`ned memory from being used again before it is sent."""
+    starts = [0, *accumulate(-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors.values())]
+    buffer = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pin)
+
+    def views(of: Tensor) -> Iterator[Tensor]:
+        for tensor, start in zip(tensors.values(), starts, strict=False):
+            yield of[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+
+    for view, tensor in zip(views(buffer), tensors.values(), strict=True):
+        view.copy_(tensor)
+    return dict(zip(tensors, views(buffer.to(device, non_blocking=True)), strict=True))
 
 
 def prepare_process(*, seed: int, threads: int | None, deterministic: bool) -> None:

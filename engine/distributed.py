@@ -216,6 +216,32 @@ def any_rank(flag: bool) -> bool:
     return bool(all_reduce_sum(torch.tensor(float(flag))) > 0)
 
 
+class Polls:
+    """Steps at which ranks ask each other what no step may wait for (whether to stop, e.g.): about one a second,
+    by the mean over the ranks of what a step takes, so that all of them ask at the same ones; alone, at every step."""
+
+    EVERY_S, MOST = 1.0, 50
+
+    def __init__(self) -> None:
+        self._next = self._step = 0
+        self._seconds = 0.0
+
+    def due(self, step: int, seconds: float) -> bool:
+        """Whether to ask after `step`, when this rank has trained for `seconds`. Collective: all call it at the same
+        steps."""
+        if world_size() == 1:
+            return True
+        if step < self._next:
+            return False
+        import torch
+
+        pace = (seconds - self._seconds) / max(1, step - self._step)  # of this rank, seconds a step
+        mean = float(all_reduce_sum(torch.tensor(pace, dtype=torch.float64))) / world_size()
+        self._next = step + max(1, min(self.MOST, int(self.EVERY_S / max(mean, 1e-9))))
+        self._step, self._seconds = step, seconds
+        return True
+
+
 @_collective
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum `tensor` over ranks in place and return it."""

@@ -12,7 +12,7 @@ pieces (parallel=fsdp). A sparse table has a weight norm only: its gradient rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -24,6 +24,50 @@ from engine.task import Metrics, ParamGroup
 
 Total = Callable[[Tensor], Tensor]
 """A norm of what this rank has of some tensors -> that of the whole tensors."""
+
+
+class Sent:
+    """A tensor on its way to the host. From a GPU it travels beside the steps that follow, and only `read` waits."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._held, self._event = tensor.detach().clone(), None
+        if tensor.is_cuda:
+            self._held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._held.copy_(tensor.detach(), non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> list[Any]:
+        """Its numbers."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._held.tolist()
+
+
+class LogLine:
+    """The figures of a step, those of the device on their way to the host together: a number, or a pair [2] of sum and
+    count that stands for their quotient (None where nothing was counted)."""
+
+    def __init__(self, step: int, figures: dict[str, Any]) -> None:
+        self.step, self._figures = step, figures
+        tensors = [value.detach().reshape(-1) for value in figures.values() if isinstance(value, Tensor)]
+        wide = [tensor if tensor.device.type == "mps" else tensor.double() for tensor in tensors]
+        self._sent = Sent(torch.cat(wide))
+
+    def values(self) -> dict[str, Any]:
+        """All of them as numbers, in the same order."""
+        numbers = iter(self._sent.read())
+        return {name: _number(value, numbers) for name, value in self._figures.items()}
+
+
+def _number(value: Any, numbers: Iterator[float]) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    number = next(numbers)
+    if value.dim() == 0:
+        return number if value.is_floating_point() else int(number)
+    count = next(numbers)
+    return number / count if count else None
 
 
 class MetricWindow:
@@ -68,13 +112,13 @@ class MetricWindow:
             self._sums += torch.where(ok.to(torch.bool), self._step, 0.0)
         self._step = None
 
-    def flush(self) -> dict[str, float | None]:
-        """Means over the window and over ranks (None where nothing was counted); starts a new window."""
+    def flush(self) -> dict[str, Tensor]:
+        """[sum, count] over the window and over ranks by name, on the device; starts a new window."""
         if self._sums is None:
             return {}
-        table = all_reduce_sum(self._sums.clone()).cpu()
+        table = all_reduce_sum(self._sums.clone())
         self._sums.zero_()
-        return {name: (s / c if c else None) for name, (s, c) in zip(self._names, table.tolist(), strict=True)}
+        return dict(zip(self._names, table.unbind(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """The open window, summed over ranks (so that any number of ranks can resume it). A collective."""
@@ -101,32 +145,24 @@ class SkippedSteps:
 
     def __init__(self, device: torch.device) -> None:
         self.counts = torch.zeros(2, dtype=torch.float32, device=device)
-        self._sent: list[tuple[Tensor, torch.cuda.Event]] = []
+        self._sent: list[Sent] = []
 
     def add(self, ok: Tensor) -> None:
         """Count a step: `ok` is 0 where it was called off, else 1."""
         bad = 1 - ok.to(self.counts.dtype)
         self.counts = torch.stack([self.counts[0] + bad, (self.counts[1] + bad) * bad])
         if self.counts.device.type == "cuda":
-            held = torch.empty(2, pin_memory=True)
-            held.copy_(self.counts, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._sent = [*self._sent[-1:], (held, event)]
+            self._sent = [*self._sent[-1:], Sent(self.counts)]
 
     def in_a_row(self, *, exact: bool) -> int:
         """Steps called off in a row, up to this step; on a GPU up to the one before, unless it is to be `exact`."""
         if exact or self.counts.device.type != "cuda":
             return int(self.counts[1])
-        if len(self._sent) < 2:
-            return 0
-        held, event = self._sent[0]
-        event.synchronize()
-        return int(held[1])
+        return int(self._sent[0].read()[1]) if len(self._sent) > 1 else 0
 
-    def total(self) -> int:
-        """Steps called off so far."""
-        return int(self.counts[0])
+    def total(self) -> Tensor:
+        """Steps called off so far, a whole number on the device."""
+        return self.counts[0].long()
 
     def load(self, counts: Tensor) -> None:
         """Resume stored counts (an earlier version stored a third one)."""
@@ -178,10 +214,10 @@ class GroupStats:
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).to(like)
         return self._over_ranks(norm)
 
-    def flush(self) -> dict[str, float]:
-        """The newest norms since the last call, none if no step was due: one transfer."""
+    def flush(self) -> dict[str, Tensor]:
+        """The newest norms since the last call, on the device; none if no step was due."""
         values, self.values = self.values, {}
-        return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True)) if values else {}
+        return values
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next log line is owed."""

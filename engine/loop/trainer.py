@@ -18,12 +18,12 @@ import torch
 from engine.building import out_of_memory
 from engine.checkpoint.manifest import Checkpoint
 from engine.config import RunConfig
-from engine.distributed import any_rank, key_global_draws, lost_rank
+from engine.distributed import Polls, any_rank, key_global_draws, lost_rank
 from engine.errors import Interrupted, RunFailure
 from engine.io import print_rank0
 from engine.loop.ema import EMA, averages
 from engine.loop.evaluations import Evaluations
-from engine.loop.metrics import GroupStats, MetricWindow, SkippedSteps
+from engine.loop.metrics import GroupStats, LogLine, MetricWindow, SkippedSteps
 from engine.loop.sharding import make_reducer
 from engine.optim import build_optimizers, load_optimizers
 from engine.signals import StopSignal
@@ -60,6 +60,9 @@ class Trainer:
         """Spent on training steps, those of earlier processes of the run included where max_seconds is set."""
         self._logged_step = 0
         self.step_ms: float | None = None
+        self._line: LogLine | None = None
+        self._lines_wait = runtime.device.type == "cuda"
+        self._polls = Polls()
 
         groups = self.task.param_groups()
         trained = {id(param) for group in groups for param in group.dense.values()}
@@ -115,7 +118,7 @@ class Trainer:
                 loss, weight, metrics = self.reducer.loss(micro_batch)
                 loss.backward()
             loss_sum = loss_sum + loss.detach()
-            weight_sum = weight_sum + torch.as_tensor(weight, device=loss_sum.device)
+            weight_sum = weight_sum + weight
             self.window.add(metrics)
         norm, ok = self.reducer.finish(loss_sum, weight_sum, clip=config.grad_clip)
         self.reducer.leave_out(getattr(task, "left_out", tuple)())
@@ -140,11 +143,12 @@ class Trainer:
     def _finish_step(self, *, resumed: bool) -> None:
         """The duties that follow a step. After a resume only what the interrupted process had not yet done is done."""
         step, plan, last = self.step, self.plan, self.step >= self.last_step
+        self._write_line()
         if step == 0 and not self.evaluation_due():
             return
 
-        budget = self.config.max_seconds
-        if budget is not None and not last and any_rank(self.seconds >= budget):
+        budget, asks = self.config.max_seconds, self._polls.due(step, self.seconds)
+        if budget is not None and not last and asks and any_rank(self.seconds >= budget):
             print_rank0(f"step {step}: {self.seconds:.0f} s of training, max_seconds={budget:g} is up")
             last, self.last_step = True, step
 
@@ -153,6 +157,7 @@ class Trainer:
         if not resumed and (step % self.config.log_interval == 0 or last or hopeless):
             self._log()
         if hopeless:
+            self._write_line()
             raise RunFailure(
                 f"step {step}: {self.skipped.in_a_row(exact=True)} steps in a row had a loss or gradient that was not "
                 f"finite, more than max_skipped_steps={self.config.max_skipped_steps}; lower the learning rate, or set "
@@ -179,18 +184,21 @@ class Trainer:
         saves = (interval and step % interval == 0) or (fresh and plan.checkpoint_every_eval) or last
         saves = saves and (step > 0 or last)  # nothing is lost before the first step
         if saves and (fresh or not resumed):
+            self._write_line()
             self._save(self, "last" if last else "step")
 
         # Stop: all ranks agree at the same step.
-        if not last and self._stop.agreed():
+        if not last and asks and self._stop.agreed():
             raise self._interrupted(saved=bool(saves and not resumed))
 
     def _interrupted(self, *, saved: bool) -> Interrupted:
         if not saved:
+            self._write_line()
             self._save(self, "signal")
         return Interrupted(f"stopped by a signal after step {self.step}: the same command resumes from there")
 
     def _evaluate(self, *, final: bool) -> None:
+        self._write_line()
         with ExitStack() as weights:
             for swap in [*averages(self.ema, self.optimizers), self.reducer.whole()]:
                 weights.enter_context(swap)
@@ -210,7 +218,7 @@ class Trainer:
         factor = self.plan.schedule(self.step)
         for name, group in self.groups.items():
             values["train/lr" if group.table is None else f"train/lr_{name}"] = group.lr * factor
-        values["train/grad_norm"] = float(self._last_norm)
+        values["train/grad_norm"] = self._last_norm
         values |= {f"train/{name}": value for name, value in self.stats.flush().items()}
         seconds = (self.seconds - self._logged_seconds) / max(self.step - self._logged_step, 1)
         values["time/step_ms"] = self.step_ms = 1000 * seconds
@@ -218,7 +226,15 @@ class Trainer:
             values[f"time/{what}_per_s"] = count / seconds if seconds else None
         values["time/eta_s"], values["time/cpu_s"] = seconds * (self.last_step - self.step), self._cpu_seconds
         self._logged_seconds, self._logged_step = self.seconds, self.step
-        self._write(self.step, values)
+        self._line = LogLine(self.step, values)
+        if not self._lines_wait:
+            self._write_line()
+
+    def _write_line(self) -> None:
+        """The newest line, unless it is written: from a GPU its figures arrive while the next step runs."""
+        line, self._line = self._line, None
+        if line is not None:
+            self._write(line.step, line.values())
 
     # --- state --------------------------------------------------------------------------------------------------------
 

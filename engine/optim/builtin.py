@@ -6,6 +6,7 @@ were, even when gradients hold NaN or inf, and no value travels to the host. Mom
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -175,6 +176,53 @@ class Lookahead:
         for name, slow in zip(self.names, self.slow, strict=True):
             slow.copy_(state["slow"][name])
         self.count = int(state["count"])
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon (Jordan et al. 2024), and its numbers, with a step that can be called off on the device.
+
+    Options, groups and state are torch's. `found_inf` is the switch of torch's fused kernels: 1 leaves parameters and
+    momentum as they are. Torch's own step has none, and so had to be asked for on the host.
+    """
+
+    found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._move(param, param.grad, group)
+
+    def _move(self, param: Tensor, grad: Tensor, group: Mapping[str, Any]) -> None:
+        state, lr, momentum = self.state[param], group["lr"], group["momentum"]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(grad)
+        mean, off = state["momentum_buffer"], None if self.found_inf is None else self.found_inf > 0
+        if off is not None:
+            grad = torch.where(off, mean, grad)  # moves nothing
+        mean.lerp_(grad, 1 - momentum)
+        update = grad.lerp(mean, momentum) if group["nesterov"] else mean
+        update = orthogonalised(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        rows, columns = param.shape
+        kinds = {"match_rms_adamw": 0.2 * math.sqrt(max(rows, columns)), "original": math.sqrt(max(1, rows / columns))}
+        moved = param.mul(1 - lr * group["weight_decay"])
+        moved.add_(update, alpha=-lr * kinds[group["adjust_lr_fn"] or "original"])
+        param.copy_(moved if off is None else torch.where(off, param, moved))
+
+
+def orthogonalised(matrix: Tensor, coefficients: Sequence[float], steps: int, eps: float) -> Tensor:
+    """[m, n] -> about U V^T of its singular value decomposition in bfloat16, by Newton and Schulz's iteration."""
+    a, b, c = coefficients
+    x = matrix.bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 # --- SignSGD for a large table of which a step touches a few rows -----------------------------------------------------

@@ -1,7 +1,7 @@
 """Any optimizer of `torch.optim` or of the pytorch-optimizer library behind this project's `step(lr_scale, ok)`.
 
-torch's fused kernels take "this step is called off" as a device scalar, so nothing waits for the host. The others are
-asked on the host, which on a GPU costs one synchronisation a step.
+torch's fused kernels, and our Muon, take "this step is called off" as a device scalar, so nothing waits for the host.
+The others are asked on the host, which on a GPU costs one synchronisation a step.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from engine.checkpoint.state_tree import split_tree
 from engine.errors import UsageError
+from engine.optim.builtin import Muon
 
 TORCH: Mapping[str, type[torch.optim.Optimizer]] = {
-    name.lower(): getattr(torch.optim, name)
+    name.lower(): Muon if name == "Muon" else getattr(torch.optim, name)
     for name in (
         "Adadelta",
         "Adafactor",
@@ -86,7 +87,7 @@ class LibraryOptimizer:
     @torch.no_grad()
     def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None:
         """One update at learning rate lr·lr_scale; `ok` 0 leaves everything as it is."""
-        if self._fused:
+        if self._fused or hasattr(self.optimizer, "found_inf"):
             # the kernels' own switch, made for loss scaling: 1 leaves parameters, moments and step count alone
             self.optimizer.found_inf = None if ok is None else (1.0 - ok.float()).reshape(())  # type: ignore[attr-defined]
         elif ok is not None and not bool(ok):
@@ -327,7 +328,7 @@ def keep_dynamo_out() -> None:
 
 def bare_step(optimizer: torch.optim.Optimizer) -> Callable[..., Any]:
     """`optimizer.step`, of torch's own classes the function under the wrappers: call it without gradients."""
-    own = type(optimizer).__module__.startswith("torch.optim.")
+    own = type(optimizer).__module__.startswith(("torch.optim.", "engine.optim."))
     return inspect.unwrap(type(optimizer).step).__get__(optimizer) if own else optimizer.step
 
 

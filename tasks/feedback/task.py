@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset.text.documents import DocumentBatches, EvalDocuments
+from engine.device import staged
 from engine.distributed import all_reduce_sum, local_rows
 from engine.task import Interrupted, Metrics, ModelWithLoss, ParamGroup, Runtime
 from losses.masked_diffusion import MaskedDiffusionLoss
@@ -86,7 +87,8 @@ class FeedbackTask:
             batch = hide(tokens, self.shape, noise.rows(low, high))
         self.module.train()
         for piece in range(self.runtime.accumulation):
-            yield batch.rows(slice(piece * self.micro_rows, (piece + 1) * self.micro_rows)).to(self.runtime.device)
+            rows = batch.rows(slice(piece * self.micro_rows, (piece + 1) * self.micro_rows))
+            yield Batch(**staged(vars(rows), self.runtime.device))
 
     def loss(self, micro_batch: Batch) -> tuple[Tensor, Tensor, Metrics]:
         """Σ CE / p over the hidden tokens, the number of real ones, metrics."""

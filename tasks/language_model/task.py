@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dataset.text.batches import TrainBatches
 from dataset.text.loading import HeldOut
+from engine.device import staged
 from engine.distributed import all_reduce_sum, local_rows
 from engine.task import Interrupted, Metrics, ParamGroup, Runtime
 from losses.language_model import LMLossHead
@@ -200,8 +201,7 @@ class LanguageModelTask:
             self.batches.go_on(self._step, state["rows"])
 
     def _to_device(self, arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
-        device = self.runtime.device
-        pair = [torch.from_numpy(arrays[name]).to(device, non_blocking=True) for name in ("tokens", "targets")]
+        pair = staged({name: arrays[name] for name in ("tokens", "targets")}, self.runtime.device).values()
         # aligned streams come as [b, T, K]; the model wants a stream's tokens side by side
         tokens, targets = (t.movedim(-1, 1) if t.dim() == 3 else t for t in pair)
         return tokens, targets

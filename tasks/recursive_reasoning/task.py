@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dataset.format import PuzzleSplit
 from dataset.sampler import EvalSampler, TrainSampler
+from engine.device import staged
 from engine.distributed import all_reduce_sum, keyed_generator, local_rows
 from engine.task import Evaluation, Interrupted, Metrics, ParamGroup, RowSharded, Runtime, UsageError
 from losses import ACTLossHead
@@ -132,17 +133,17 @@ class RecursiveReasoningTask:
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         """This rank's rows of batch `step`, cut into `accumulation` pieces; piece k always feeds carry k."""
         low, high = local_rows(self.global_rows)
-        rows = self._to_device(self._offered(step, low, high))
+        host: dict[str, Any] = {**self._offered(step, low, high)}
         # All ranks draw the numbers of the global batch and keep their rows: exploration does not depend on the ranks.
         generator = keyed_generator(self.runtime.seed, "exploration", step)
-        rows["exploration"] = torch.rand(self.global_rows, 2, generator=generator)[low:high].to(self.runtime.device)
+        host["exploration"] = torch.rand(self.global_rows, 2, generator=generator)[low:high]
         if width := self.model.noise_width:
             generator = keyed_generator(self.runtime.seed, "noise", step)
-            rows["noise"] = torch.randn(self.global_rows, width, generator=generator)[low:high].to(self.runtime.device)
+            host["noise"] = torch.randn(self.global_rows, width, generator=generator)[low:high]
         if self.model.draws_numbers:
             generator = keyed_generator(self.runtime.seed, "latents", step)
-            keys = torch.randint(1 << 62, (self.global_rows,), generator=generator)
-            rows["keys"] = keys[low:high].to(self.runtime.device)
+            host["keys"] = torch.randint(1 << 62, (self.global_rows,), generator=generator)[low:high]
+        rows = staged(host, self.runtime.device)
         self.module.train()
         self.model.set_progress((step - 1) / self.total_steps)
         for piece in range(self.runtime.accumulation):
@@ -226,7 +227,7 @@ class RecursiveReasoningTask:
         for set_name, arrays, valid in sampler:
             if self.runtime.stop_requested():
                 raise Interrupted("stopped during evaluation")
-            batch = self._to_device(arrays)
+            batch = staged(arrays, self.runtime.device)
             steps = self._episode(batch)
             result = self.loss_head(_first_rows(steps[-1], valid))
             table = sums.setdefault(set_name, {})
@@ -335,10 +336,6 @@ class RecursiveReasoningTask:
         for name, size in zip(("inputs", "puzzle_identifiers"), sizes, strict=True):
             if name in own.data and not bool(((saved["data"][name] >= 0) & (saved["data"][name] < size)).all()):
                 raise ValueError(f"carry.data.{name} holds numbers beyond 0 to {size - 1}")
-
-    def _to_device(self, arrays: Mapping[str, np.ndarray]) -> Batch:
-        device = self.runtime.device
-        return {name: torch.from_numpy(a).to(device, non_blocking=True) for name, a in arrays.items()}
 
 
 def evaluation_files(evaluators: Iterable[Any]) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from engine import device
+from engine.device import packed, staged
 from engine.errors import UsageError
 
 
@@ -122,3 +124,19 @@ def test_seed_fixes_the_weights() -> None:
     first = torch.rand(4)
     device.prepare_process(seed=3, threads=None, deterministic=False)
     assert torch.equal(first, torch.rand(4))
+
+
+def test_a_buffer_of_many_tensors_gives_back_each() -> None:
+    arrays = {
+        "inputs": np.arange(15, dtype=np.int32).reshape(5, 3),
+        "flags": np.array([True, False, True]),
+        "keys": torch.arange(4) << 60,
+        "none": np.zeros((0, 3), dtype=np.float32),
+        "exploration": torch.rand(5, 2)[1:4],
+    }
+    tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
+    for given in (staged(arrays, torch.device("cpu")), packed(tensors, torch.device("cpu"), pin=False)):
+        assert list(given) == list(arrays)
+        for name, tensor in tensors.items():
+            assert given[name].dtype == tensor.dtype
+            assert torch.equal(given[name], tensor)

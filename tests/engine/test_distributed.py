@@ -13,7 +13,8 @@ import torch
 
 from engine import distributed
 from engine.errors import Interrupted, RankLost, RunFailure, UsageError
-from tests.conftest import run_forked
+from engine.signals import StopSignal
+from tests.conftest import fork_ranks, run_forked
 
 
 def test_keyed_numbers_depend_on_every_key_and_on_nothing_else() -> None:
@@ -99,3 +100,41 @@ def test_the_summary_of_torchrun_shows_the_line(tmp_path: Path, monkeypatch: pyt
     failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / "error.json"))
     summary = str(ChildFailedError("pretrain.py", {0: failure}))
     assert summary.splitlines()[-2].endswith("traceback : error: unknown key 'lrr': did you mean 'lr'?")
+
+
+def _stops(paces: tuple[float, float], at: int) -> None:
+    """Train until a signal that only the last rank receives, after step `at`; `paces` are the ranks' seconds a step."""
+    polls, asked, rank = distributed.Polls(), [], distributed.rank()
+    with StopSignal() as stop:
+        stop.training = True
+        for step in range(1, 1000):
+            if step == at and rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if polls.due(step, step * paces[rank]):
+                asked.append(step)
+                if stop.agreed():
+                    break
+    distributed.shutdown()
+    print(*asked, end="")
+    sys.exit(0)
+
+
+@pytest.mark.parametrize(
+    ("paces", "at", "asked"),
+    [
+        ((0.001, 0.004), 120, [1, 51, 101, 151]),  # short steps: every 50th
+        ((0.1, 0.1), 23, [1, 11, 21, 31]),  # ten a second
+        ((0.02, 0.18), 1, [1]),
+        ((3.0, 1.0), 4, [1, 2, 3, 4]),  # each takes longer than a second
+    ],
+)
+def test_ranks_ask_about_once_a_second_and_at_the_same_steps(
+    paces: tuple[float, float], at: int, asked: list[int]
+) -> None:
+    results = fork_ranks(_stops, paces, at)
+    assert [(result.code, result.output) for result in results] == [(0, " ".join(map(str, asked)))] * 2
+
+
+def test_alone_every_step_asks() -> None:
+    polls = distributed.Polls()
+    assert all(polls.due(step, 1e-6 * step) for step in range(5))

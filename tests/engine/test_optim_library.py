@@ -252,6 +252,30 @@ def test_called_off_step_changes_nothing(name: str) -> None:
         assert torch.equal(param, twins[key]), key
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"nesterov": False, "momentum": 0.6}, {"adjust_lr_fn": "match_rms_adamw", "ns_steps": 3, "weight_decay": 0.3}],
+)
+def test_muon_has_torchs_numbers(options: dict) -> None:
+    """Bit for bit, though ours asks nothing of the host."""
+    torch.manual_seed(0)
+    params = {f"p{i}": nn.Parameter(torch.randn(shape)) for i, shape in enumerate([(6, 4), (4, 6), (4, 4)])}
+    others = {key: nn.Parameter(param.detach().clone()) for key, param in params.items()}
+    optimizer, theirs = (
+        build_optimizer("muon", params, 0.02, options),
+        torch.optim.Muon(others.values(), 0.02, **options),
+    )
+    for step in range(6):
+        slope(params, step)
+        slope(others, step)
+        optimizer.step(1.0, torch.tensor(1.0))
+        theirs.step()
+    for key, param in params.items():
+        assert torch.equal(param, others[key]), key
+        stored = optimizer.state_dict()["state"][key]["momentum_buffer"]
+        assert torch.equal(stored, theirs.state[others[key]]["momentum_buffer"])
+
+
 def test_adamw_is_torchs_formula() -> None:
     params, optimizer = problem("adamw", {"betas": [0.8, 0.97], "eps": 1e-6, "weight_decay": 0.3})
     reference = {key: param.detach().double().clone() for key, param in params.items()}

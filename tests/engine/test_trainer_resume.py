@@ -155,6 +155,31 @@ def test_counts_of_an_earlier_version_are_read() -> None:
     assert (skipped.total(), skipped.in_a_row(exact=True)) == (5, 2)
 
 
+def test_lines_of_a_gpu_come_a_step_later_and_before_all_that_follows() -> None:
+    """There a line is written while the next step runs; what a checkpoint or an evaluation finds is the same."""
+    seen = []
+    for wait in (False, True):
+        options = {"eval_steps": (3, 7), "checkpoint_interval": 4, "log_interval": 2, "stats_interval": 3}
+        trainer, _, _ = make(9, bad=(5,), **options)
+        trainer._lines_wait = wait
+        events: list[Any] = []
+        trainer._write = lambda step, values, events=events: events.append((step, dict(values)))
+        trainer._save = lambda t, why, events=events: events.append((t.step, why))
+        trainer.fit()
+        for _, what in events:
+            if isinstance(what, dict):
+                for name in [name for name in what if name.startswith("time/")]:
+                    del what[name]
+        seen.append(events)
+    assert seen[0] == seen[1]
+    assert [step for step, what in seen[1] if "train/loss" in what] == [2, 4, 6, 8, 9]
+    trainer, lines, _ = make(5, bad=(3, 4), max_skipped_steps=1)
+    trainer._lines_wait = True
+    with pytest.raises(RunFailure):
+        trainer.fit()
+    assert [step for step, _ in lines] == [1, 2, 3, 4]  # none is lost
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_counts_on_a_gpu_lag_one_step_and_are_exact_on_request() -> None:
