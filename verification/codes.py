@@ -68,7 +68,7 @@ CFG251 | 3 | some optimizer group is active and has something to train | the los
 CFG252 | 3 | a variational encoder has a KL weight, another one none | sampling noise without a prior | latent spaces collapse or drift | set arch.loss.kl_weight
 CFG253 | 3 | a loaded decoder has the shape and cycles it was trained with | decoder weights used at another depth | the pretrained part computes something else | copy the cycles of the source's config
 CFG254 | 3 | final metrics are those of the whole test split | accuracy of a subset is reported | not comparable with published figures | set final_eval_max_examples=null
-CFG255 | 3 | every key of the script's schema is read somewhere | changing the key changes nothing | it looks configurable and is not | read the key, or drop it from the schema
+CFG255 | 3 | every key of the script's schema is read somewhere | changing the key changes nothing | it looks configurable and is not | read the key and hand its value on where the run is built, or drop it from the schema
 CFG256 | 3 | the schedule of the learning rate ends where the run does | the rate never reaches min_lr, or rests there | a curve cut off in the middle is another schedule | set lr_decay_iters to max_iters
 ARC310 | 4 | arch.name has the form package.module@Class | `is not of the form module@Class` | nothing can be resolved | e.g. recursive_reasoning.trm@TRM
 ARC311 | 4 | the module that arch.name names exists | ModuleNotFoundError | the guide's third pitfall | move the file, or correct the name
@@ -108,24 +108,24 @@ CKP613 | data | the checkpoint's step lies within the run | a schedule beyond it
 DOC810 | doc | every documented command names what exists, and verifies | a reader's first command fails | documentation is the first thing that people run | mend the page
 VER900 | 6 | every check could be carried out | the verifier itself failed | a check that did not run says nothing | report it with the message
 DYN700 | dyn | the config's model and loss can be built | exit 2 or a traceback at launch | nothing else can be observed | mend the arch block
-DYN701 | dyn | the input of every row is encoded at each step | stale encodings | encoders get gradients at the first step only | encode in every training step
-DYN702 | dyn | gradients reach the encoding of every row | rows that teach nothing | deep supervision is lost | no detach on the way
-DYN703 | dyn | every parameter gets a gradient and has exactly one optimizer group | parameters that never change | part of the network is noise | list every parameter once
+DYN701 | dyn | the input of every row is encoded at each step | stale encodings | encoders get gradients at the first step only | embed (encode) carry.data unconditionally in the training method
+DYN702 | dyn | gradients reach the encoding of every row | rows that teach nothing | deep supervision is lost | no detach, no_grad or torch.where between the embedding (encoding) of a row and its use
+DYN703 | dyn | every parameter gets a gradient and has exactly one optimizer group | parameters that never change | part of the network is noise | list every parameter in exactly one ParamGroup, and let the loss depend on it inside the gradient window
 DYN704 | dyn | continuing rows see the present weights' encoding | outdated encodings | gradients are of a network that is no more | encode anew at each step
-DYN705 | dyn | the carry persists for rows that go on and is reset for rows that halted | every step starts afresh, or examples leak | depth is lost, or two examples mix | choose by `halted` row by row
-DYN706 | dyn | the loss uses the labels of the row's own example | a loss against another example | training converges to noise | labels from carry.data
-DYN707 | dyn | halting follows q values, exploration and halt_max_steps | rows halt too early, or never | steps per example differ from what is meant | mend the halting rule
+DYN705 | dyn | the carry persists for rows that go on and is reset for rows that halted | every step starts afresh, or examples leak | depth is lost, or two examples mix | store output.carry in the task, give it to the next forward, and choose row by row with carry.halted
+DYN706 | dyn | the loss uses the labels of the row's own example | a loss against another example | training converges to noise | take labels from output.carry.data, not from the incoming batch
+DYN707 | dyn | halting follows q values, exploration and halt_max_steps | rows halt too early, or never | steps per example differ from what is meant | halt where (q says so or steps >= halt_max_steps) and steps >= the explored minimum; in an evaluation always at halt_max_steps
 DYN708 | dyn | a fixed model makes its number of steps for each batch | other depth | another experiment | loop num_act_steps times
-DYN709 | dyn | evaluation is deterministic | metrics change from run to run | results cannot be compared | no random numbers in evaluation
+DYN709 | dyn | evaluation is deterministic | metrics change from run to run | results cannot be compared | no sampling, dropout or exploration in an evaluation; a variational encoder uses its mean
 DYN710 | dyn | the encoder treats demonstrations as a set and ignores padding | order or padding changes the answer | artefacts are learned | mask and aggregate symmetrically
 DYN711 | dyn | the context changes the answer | a context that is not used | the model cannot know its task | feed the context to the trunk
-DYN712 | dyn | logits do not depend on labels | perfect training accuracy | the answer is in the input | keep labels out of the model
+DYN712 | dyn | logits do not depend on labels | perfect training accuracy | the answer is in the input | keep labels out of everything that the model computes from; only the loss may read carry.data['labels']
 DYN713 | dyn | staged training trains what it says | frozen parts move, or nothing does | stages are not what the paper describes | one optimizer per stage
 DYN714 | dyn | the KL term has its documented weight | another objective | comparisons are of other losses | mend the factor
 DYN715 | dyn | decoder weights are loaded exactly | random decoder | pretraining has no effect | map every key, refuse unknown ones
-DYN716 | dyn | each overridden key changes the model or its outputs | a dead override | two runs are the same run | drop it, or switch on what reads it
-DYN717 | dyn | two ranks compute what one process does | results depend on the number of ranks | runs on other machines cannot be compared | sum gradients, divide by the global weight
-DYN718 | dyn | exactly the embedding rows of the batch change | rows drift without being seen | puzzles forget | sparse updates only
+DYN716 | dyn | each overridden key changes the model or its outputs | a dead override | two runs are the same run | drop the override, or switch on what reads it
+DYN717 | dyn | two ranks compute what one process does | results depend on the number of ranks | runs on other machines cannot be compared | cut the global batch by rank (engine.distributed.local_rows), draw random numbers of the global batch, and return (summed loss, rows) from the task
+DYN718 | dyn | exactly the embedding rows of the batch change | rows drift without being seen | puzzles forget | look rows up by puzzle_identifiers of the row's own example, and update the touched rows only
 """)
 
 OBSERVED = tuple(code for code in CODES if code.startswith(("MOD4", "SCR12", "SCR13", "SCR14")) and code != "MOD410")

@@ -23,9 +23,9 @@ from engine.cli.keys import inert_reason
 from engine.cli.resolve import observe_script, resolve
 from engine.errors import UsageError
 from engine.fields import declared, flatten
-from verification.probes.changes import TRIES, aspects, candidates, declaration
-from verification.probes.instance import Tiny, same, with_keys
-from verification.probes.overrides import ALIVE, effect_of
+from verification.probes.changes import Way, aspects, candidates, declaration, try_out
+from verification.probes.instance import Tiny, with_keys
+from verification.probes.overrides import effect_of
 from verification.probes.session import make_tiny
 from verification.recall import recall
 from verification.spec import Settings
@@ -109,44 +109,31 @@ def flips_of(recipe: Path, *, root: Path, data: Path) -> list[Flip]:
 
 def flips(tiny: Tiny) -> Iterator[Flip]:
     """Each key in turn, those of the run before those of the architecture."""
-    base = aspects(tiny, {}, {})
-    known = tiny.once(alternatives)
+    base, known = aspects(tiny, {}), tiny.spec.alternatives(tiny.data)
     for key, (value, kind) in keys_of(tiny).items():
-        reason = reason_of(tiny, key)
-        ways: list[tuple[Settings, Settings]] = [({}, {key: other}) for other in candidates(kind, value)]
+        inert, meta = declared_inert(tiny, key, {}), tiny.schema.NOT_IDENTITY.get(key)
+        reason = f"not the experiment: {meta}" if meta else inert and f"declared to do nothing here: {inert}"
+        ways: list[Way] = [({}, {key: other}) for other in candidates(kind, value)]
         ways += [known[key]] if key in known else []
         yield Flip(key, str(value), [], [], reason) if reason else _flip(tiny, base, key, str(value), ways)
 
 
-def alternatives(tiny: Tiny) -> Mapping[str, tuple[Settings, Settings]]:
-    """What the family names (Verification.alternatives); asked once, since it writes data."""
-    return tiny.spec.alternatives(tiny.data)
-
-
-def _flip(tiny: Tiny, base: Mapping[str, Any], key: str, value: str, ways: Sequence[tuple[Settings, Settings]]) -> Flip:
-    """One key. `ways`: (settings that are held, settings that are changed beside them), in the order of trying."""
+def _flip(tiny: Tiny, base: Mapping[str, Any], key: str, value: str, ways: Sequence[Way]) -> Flip:
+    """One key. `ways`: other values, in the order of trying."""
+    reason, open_ways = "", list[Way]()
+    for held, given in ways:
+        why = declared_inert(tiny, key, {**held, **given})
+        reason = f"declared to do nothing with another value: {why}" if why else reason
+        open_ways += [] if why else [(held, given)]
     tried: list[str] = []
-    changed: list[str] = []
-    reason = refused = ""
     try:
-        for held, given in ways:
-            if why := declared_inert(tiny, key, {**held, **given}):
-                reason = f"declared to do nothing with another value: {why}"
-                continue
-            try:
-                before = seen(tiny, held) if held else base
-                after = seen(tiny, {**held, **given})
-            except UsageError as error:
-                refused = str(error)
-                continue  # a value that does not fit the others
-            beside = " and ".join(name for name in {**held, **given} if name != key)
-            tried.append(f"{given[key]}{beside and f' with another {beside}'}")
-            changed = [name for name in before if not same(before[name], after[name])]
-            if changed or len(tried) == TRIES:
-                break
+        taken, changed, refused = try_out(open_ways, lambda some: aspects(tiny, some) if some else base)
+        for settings in taken:
+            beside = " and ".join(name for name in settings if name != key)
+            tried.append(f"{settings[key]}{beside and f' with another {beside}'}")
         if tried and not changed and key.startswith("arch.") and tiny.spec.act:
             with contextlib.suppress(UsageError):
-                changed = ["halting"] * (effect_of(tiny, key.removeprefix("arch.")) == ALIVE)
+                changed = ["halting"] * (not effect_of(tiny, key.removeprefix("arch.")))
     except Exception as error:  # whatever it is: it belongs in the report
         return Flip(key, value, tried, [], error=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     if changed:
@@ -156,23 +143,6 @@ def _flip(tiny: Tiny, base: Mapping[str, Any], key: str, value: str, ways: Seque
     elif tried or not reason:
         reason = next((why for pattern, why in REASONS.items() if fnmatchcase(key, pattern)), "")
     return Flip(key, value, tried, [], reason, refused=refused)
-
-
-def seen(tiny: Tiny, settings: Settings) -> dict[str, Any]:
-    """The aspects of an instance with run keys and keys of the architecture (`arch.`) replaced."""
-    run = {key: value for key, value in settings.items() if not key.startswith("arch.")}
-    arch = {key.removeprefix("arch."): value for key, value in settings.items() if key.startswith("arch.")}
-    return aspects(tiny, run, arch)
-
-
-def reason_of(tiny: Tiny, key: str) -> str:
-    """Why a key is not flipped: launch keys, and keys that their own field declares to do nothing in this config."""
-    schema = tiny.schema
-    if key in schema.NOT_IDENTITY:
-        return f"not the experiment: {schema.NOT_IDENTITY[key]}"
-    if why := declared_inert(tiny, key, {}):
-        return f"declared to do nothing here: {why}"
-    return ""
 
 
 def declared_inert(tiny: Tiny, key: str, changes: Settings) -> str:

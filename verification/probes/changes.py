@@ -3,41 +3,68 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
 import torch
 
 from engine.cli.keys import is_union
+from engine.errors import UsageError
 from engine.fields import declared, value_at
 from engine.registry import resolve
-from verification.probes.instance import Tiny, fit, groups_of, schedule_of
+from verification.probes.instance import Tiny, fit, groups_of, same, schedule_of
 from verification.spec import Settings
 
 TRIES = 6
 """Other values that are tried before a key is called dead."""
 NUMBERS = {int: (1, 2, 0), float: (0.5, 0.01, 2.0)}
 """What is tried where the present value is null; of a number its 16th multiple, too: widths are rounded."""
+Way = tuple[Settings, Settings]
+"""Settings that are held, and what is changed beside them; keys of the architecture begin with `arch.`."""
+
+
+def try_out(
+    ways: Iterable[Way],
+    see: Callable[[Settings], Mapping[str, Any]],
+    refusals: tuple[type[Exception], ...] = (UsageError,),
+) -> tuple[list[Settings], list[str], str]:
+    """(the ways that can be built, up to the first with an effect, at most TRIES; what it has changed; why the last
+    one was refused). `see`: settings -> what is seen with them, by name; errors of `refusals` are no answer.
+
+    Compared bit for bit: what a dead key leaves alone is computed by the very same operations.
+    """
+    tried: list[Settings] = []
+    before: dict[str, Mapping[str, Any]] = {}
+    refused = ""
+    for held, given in ways:
+        try:
+            if repr(held) not in before:
+                before[repr(held)] = see(held)
+            plain, after = before[repr(held)], see({**held, **given})
+        except refusals as error:
+            refused = str(error)
+            continue  # a value that does not fit the others
+        tried.append({**held, **given})
+        changed = [name for name in plain if not same(plain[name], after[name])]
+        if changed or len(tried) == TRIES:
+            return tried, changed, refused
+    return tried, [], refused
 
 
 def declaration(tiny: Tiny, key: str) -> tuple[Any, Any]:
     """(type, default) of a dotted arch key, None for what no dataclass declares."""
-    schema, name = schema_of(tiny, key)
+    head, _, name = key.rpartition(".")
+    schema: Any
+    if head == "loss":
+        schema = getattr(resolve(value_at(tiny.full_arch, "loss.name") or "", "losses"), "Config", None)
+    else:
+        schema = getattr(tiny.model_class, "Config", None)
+        for part in head.split(".") if head else ():  # a block of the model's own
+            kind = typing.get_type_hints(schema).get(part) if schema else None
+            schema = next((k for k in (kind, *get_args(kind)) if is_dataclass(k)), None)
     known = declared(schema) if schema else {}
     return (known[name][0], schema.__dataclass_fields__[name].default) if name in known else (None, None)
-
-
-def schema_of(tiny: Tiny, key: str) -> tuple[Any, str]:
-    """(the dataclass that declares a dotted arch key, its name there)."""
-    head, _, rest = key.rpartition(".")
-    if head == "loss":
-        return getattr(resolve(value_at(tiny.full_arch, "loss.name") or "", "losses"), "Config", None), rest
-    schema = getattr(tiny.model_class, "Config", None)
-    for part in head.split(".") if head else ():  # a block of the model's own
-        kind = typing.get_type_hints(schema).get(part) if schema else None
-        schema = next((k for k in (kind, *typing.get_args(kind)) if is_dataclass(k)), None)
-    return schema, rest
 
 
 def candidates(kind: Any, value: Any) -> list[Any]:
@@ -55,24 +82,33 @@ def candidates(kind: Any, value: Any) -> list[Any]:
             found += [value + 1, value * 2, value // 2, value * 16, 1, value - 1, value + 2, 0]
         elif one is float and isinstance(value, int | float):
             found += [value / 2, value * 2, value + 0.05, value * 16, value / 1024, 0.5, 0.0]
-    return [other for number, other in enumerate(found) if other != value and other not in found[:number]]
+    return others(value, found)
 
 
-def aspects(tiny: Tiny, run: Settings, arch: Settings) -> dict[str, Any]:
+def others(present: Any, values: Iterable[Any]) -> list[Any]:
+    """The values that are not the present one, each once."""
+    found: list[Any] = []
+    for value in values:
+        found += [value] if value != present and value not in found else []
+    return found
+
+
+def aspects(tiny: Tiny, settings: Settings) -> dict[str, Any]:
     """What a short run with some keys replaced can be told apart by, aspect by aspect. Raises what building raises."""
-    run = {"log_interval": 1, **run}
+    arch = {key.removeprefix("arch."): value for key, value in settings.items() if key.startswith("arch.")}
+    run = {"log_interval": 1} | {key: value for key, value in settings.items() if not key.startswith("arch.")}
     plan, config = tiny.build(stirred=False, run=run, **arch), tiny.config(run, **arch)
     task, module = plan.task, plan.task.module
     batches: list[Any] = []
-    lines: list[tuple[int, dict[str, Any]]] = []
+    lines: list[dict[str, Any]] = []
     draw = task.micro_batches
 
     def drawn(step: int) -> list[Any]:
         batches.append(list(draw(step)))
         return batches[-1]
 
-    def write(step: int, values: Mapping[str, Any]) -> None:
-        lines.append((step, {name: repr(value) for name, value in values.items() if not name.startswith("time/")}))
+    def write(_: int, values: Mapping[str, Any]) -> None:
+        lines.append({name: repr(value) for name, value in values.items() if not name.startswith("time/")})
 
     found: dict[str, Any] = {
         "shapes": [(name, str(each.dtype), tuple(each.shape)) for name, each in module.state_dict().items()],
@@ -81,11 +117,11 @@ def aspects(tiny: Tiny, run: Settings, arch: Settings) -> dict[str, Any]:
     }
     task.micro_batches = drawn
     trainer, results = fit(plan, config, write=write)
-    training = [values for _, values in lines if "train/grad_norm" in values]
+    first: dict[str, Any] = next((values for values in lines if "train/grad_norm" in values), {})
     return found | {
         "data": repr([_plain(batch) for batch in batches]),
-        "outputs": {name: value for name, value in training[0].items() if "norm" not in name} if training else {},
-        "gradient": training[0]["train/grad_norm"] if training else "",
+        "outputs": {name: value for name, value in first.items() if "norm" not in name},
+        "gradient": first.get("train/grad_norm", ""),
         "weights": dict(module.state_dict()),
         "averages": {} if trainer.ema is None else dict(trainer.ema.state_dict()),
         "evaluation": {name: repr(value) for name, value in results.items()},

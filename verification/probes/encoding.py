@@ -135,7 +135,7 @@ def _touched(table: Any) -> bool:
     return any(rows.grad is not None and bool((rows.grad != 0).any()) for _, rows in getattr(table, "pending", ()))
 
 
-@observes("MOD432", after=("SCR120", "MOD420"), passed="what the loss depends on gets a gradient: nothing is detached")
+@observes("MOD432", "MOD420")
 def reaches(tiny: Tiny) -> Iterator[str | Note]:
     """Parameters that change the losses of an episode and get no gradient from them."""
     seen, model = gradients(tiny), tiny.build().task.module
@@ -148,8 +148,7 @@ def reaches(tiny: Tiny) -> Iterator[str | Note]:
     dry = [name for name in names if name not in seen.first | seen.later]
     plain = _episode_sum(tiny, "") if dry else 0.0
     if detached := [name for name in dry if _episode_sum(tiny, name) != plain]:
-        about = getattr(tiny.model_class, tiny.kept.get("train_forward") or "forward", None)
-        yield Note("FAIL", f"{listed(detached)} got no gradient in a whole episode: detached or under no_grad", about)
+        yield f"{listed(detached)} got no gradient in a whole episode: detached or under no_grad"
 
 
 def _episode_sum(tiny: Tiny, name: str) -> float:
@@ -165,22 +164,22 @@ def _episode_sum(tiny: Tiny, name: str) -> float:
         return sum(float(loss) for _, loss in _episode_losses(tiny, task))
 
 
-@observes("MOD431", act=True, after=("SCR120", "MOD420", "MOD421", "MOD432", "MOD440"), passed="")
+@observes("MOD431", "MOD432", "MOD440", act=True)
 def encodes_each_step(tiny: Tiny) -> Iterator[str | Note]:
     """Whether steps of continuing rows train what the first step trained."""
-    seen, declared = gradients(tiny), getattr(tiny.model_class, "ACT_MODE", None)
+    seen, dynamic = gradients(tiny), getattr(tiny.model_class, "ACT_MODE", None) == "dynamic"
     missing = sorted((seen.first - seen.later) & seen.encoding)
+    if not seen.stale and not missing:
+        text = "encoded at every step; the model is " + ("dynamic" if dynamic else "not dynamic")
+        yield Note("PASS" if dynamic else "WARN", text)
+        return
+    text = f"steps of continuing rows give no gradient to {listed(missing)}: what an earlier step encoded is kept"
     if seen.stale:
         text = f"a step of continuing rows works with what an earlier step has computed ({seen.stale})"
-        yield Note("FAIL" if declared == "dynamic" else "PASS", text)
-    elif missing:
-        text = f"steps of continuing rows give no gradient to {listed(missing)}: what an earlier step encoded is kept"
-        yield Note("FAIL" if declared == "dynamic" else "PASS", text)
-    else:
-        yield Note("PASS" if declared == "dynamic" else "WARN", f"encoded at every step; the model is {declared}")
+    yield Note("FAIL" if dynamic else "PASS", text)
 
 
-@observes("MOD430", act=True, after=("SCR120", "MOD420", "MOD421", "MOD432"), passed="")
+@observes("MOD430", "MOD421", "MOD432", act=True)
 def encoding(tiny: Tiny) -> Iterator[str | Note]:
     """Whether answers depend on the input, and whether the encoder's policy is the declared one."""
     task = tiny.build().task
@@ -203,13 +202,8 @@ def encoding(tiny: Tiny) -> Iterator[str | Note]:
 # --- row by row -------------------------------------------------------------------------------------------------------
 
 
-@observes(
-    "DYN701",
-    act=True,
-    passed="each training step embeds or encodes every row of its batch anew",
-    fix="embed (encode) carry.data unconditionally in the training method",
-)
-def encoded_rows(tiny: Tiny) -> Iterator[str | Note]:
+@observes("DYN701", act=True)
+def encoded_rows(tiny: Tiny) -> Iterator[str]:
     """Rows that each later step embeds, all of which go on, against those of the first."""
     if getattr(tiny.model_class, "ACT_MODE", None) != "dynamic":
         raise Unobservable("what a step must encode is known of dynamic halting only")
@@ -221,13 +215,8 @@ def encoded_rows(tiny: Tiny) -> Iterator[str | Note]:
             yield f"{name} embedded {rows} rows in step 1 and {again} in a later one: the others keep an old one"
 
 
-@observes(
-    "DYN702",
-    act=True,
-    passed="a gradient reaches the embedding of every row, also of rows that go on",
-    fix="no detach, no_grad or torch.where between the embedding (encoding) of a row and its use",
-)
-def gradient_of_rows(tiny: Tiny) -> Iterator[str | Note]:
+@observes("DYN702", act=True)
+def gradient_of_rows(tiny: Tiny) -> Iterator[str]:
     """The gradient of the loss of each step with respect to what the step embedded."""
     seen = gradients(tiny)
     if problem := seen.error or seen.stale or seen.dry:

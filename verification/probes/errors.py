@@ -30,7 +30,7 @@ Point = tuple[CodeType, int]
 """A function, and where in its code the handler is that guards a call."""
 
 
-@observes("SCR141", level="WARN", after=("SCR120",), passed="no error is swallowed")
+@observes("SCR141", "SCR120", level="WARN")
 def swallowed(tiny: Tiny) -> Iterator[str | Note]:
     """The launch, the check, the building, one training step and an evaluation, with one call failing each time."""
     files = Files(tiny.root)

@@ -16,6 +16,7 @@ from engine.cli.keys import inert_reason
 from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
 from engine.schema import with_defaults
+from verification.probes.changes import candidates
 from verification.probes.instance import Tiny, Unobservable, evaluate, same
 from verification.probes.registry import Note, observes
 
@@ -54,13 +55,7 @@ CHANGING: tuple[tuple[str, str, Read], ...] = (
 """Keys another value of which must change something."""
 
 
-@observes(
-    "CFG255",
-    about="param_groups",
-    after=("SCR120", "MOD460"),
-    fix="hand the config's value on where the run is built",
-    passed="learning rates, decays, seed and length are the config's",
-)
+@observes("CFG255", "MOD460", about="param_groups")
 def handed_on(tiny: Tiny) -> Iterator[str]:
     """Numbers of the schema that are neither fixed by the probes, nor without effect under this config."""
     plain = tiny.build(stirred=False)
@@ -69,7 +64,7 @@ def handed_on(tiny: Tiny) -> Iterator[str]:
         value = tiny.settings.get(name, field.default)
         if name in NOT_IDENTITY or type(value) not in (int, float) or inert_reason(tiny.launch.schema, name, settings):
             continue
-        other = value + 1 if type(value) is int else value / 2 or 0.25
+        other = candidates(type(value), value)[0]
         try:
             plan = tiny.build(stirred=False, run={name: other})
         except UsageError:
@@ -86,7 +81,7 @@ def handed_on(tiny: Tiny) -> Iterator[str]:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-@observes("SCR122", about="micro_batches", passed="training reads the training split alone, the evaluation another one")
+@observes("SCR122", about="micro_batches")
 def splits(tiny: Tiny) -> Iterator[str | Note]:
     """The first batch and an evaluation: as they are, with another training split, with another one to evaluate."""
     if tiny.spec.write_data is None or not tiny.spec.splits:

@@ -288,6 +288,17 @@ def step(task: Any, number: int, change: Callable[[dict[str, Tensor]], None] | N
     return total
 
 
+def thinking(model: nn.Module, batch: dict[str, Tensor], steps: int) -> Iterator[Any]:
+    """The outputs of so many forward passes over one batch without gradients, each with the carry of the one before."""
+    state = None
+    for _ in range(steps):
+        torch.manual_seed(5)  # the same in every chain
+        with torch.no_grad():
+            output = model(batch, state)
+        state = output.carry
+        yield output
+
+
 def evaluate(task: Any) -> dict[str, Any]:
     """What the last evaluation of a run measures; nothing of a task that has none."""
     return dict(task.evaluate(final=True)) if callable(getattr(task, "evaluate", None)) else {}

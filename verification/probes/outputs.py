@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from verification.probes.episodes import episode, evaluations
-from verification.probes.instance import Tiny, Unobservable, evaluate, first_batch, junk, same, step
-from verification.probes.registry import Note, observes
+from verification.probes.instance import Tiny, Unobservable, evaluate, first_batch, junk, same, step, thinking
+from verification.probes.registry import observes
 
 
 def _evaluated(tiny: Tiny) -> tuple[list[str], list[str]]:
@@ -50,33 +50,22 @@ def _evaluated(tiny: Tiny) -> tuple[list[str], list[str]]:
     return made, differ
 
 
-@observes(
-    "MOD450",
-    level="WARN",
-    about="evaluate",
-    after=("SCR120", "MOD420"),
-    passed="the full depth for every row, nothing random, no gradient",
-)
-def evaluation(tiny: Tiny) -> Iterator[str | Note]:
+@observes("MOD450", "MOD420", level="WARN", about="evaluate")
+def evaluation(tiny: Tiny) -> Iterator[str]:
     """The depth of an evaluation, what it draws, in which mode it runs."""
     yield from tiny.once(_evaluated)[0]
     if tiny.spec.act and not episode(tiny).carry:
         yield from evaluations(tiny)
 
 
-@observes(
-    "DYN709",
-    passed="two evaluations give the same numbers and leave the model as it was",
-    about="evaluate",
-    fix="no sampling, dropout or exploration in an evaluation; a variational encoder uses its mean",
-)
-def repeated(tiny: Tiny) -> Iterator[str | Note]:
+@observes("DYN709", about="evaluate")
+def repeated(tiny: Tiny) -> Iterator[str]:
     """What two evaluations return, what the model answers to one batch after each, and its weights."""
     yield from tiny.once(_evaluated)[1]
 
 
 @observes("MOD441", act=False, about="loss", passed="the loss compares the answers to the inputs with the targets")
-def scored(tiny: Tiny) -> Iterator[str | Note]:
+def scored(tiny: Tiny) -> Iterator[str]:
     """The loss of one micro-batch as it is, with other targets, with other inputs."""
     if tiny.spec.others is None:
         raise Unobservable("the family tells of no other targets")
@@ -88,35 +77,19 @@ def scored(tiny: Tiny) -> Iterator[str | Note]:
             yield f"{type(task).__name__}.loss is the same with other {what}: it does not read them"
 
 
-@observes(
-    "DYN712",
-    act=True,
-    after=("SCR120", "MOD420"),
-    passed="no output depends on the labels, in training and in evaluation",
-    fix="keep labels out of everything that the model computes from; only the loss may read carry.data['labels']",
-)
-def leakage(tiny: Tiny) -> Iterator[str | Note]:
+@observes("DYN712", "MOD420", act=True)
+def leakage(tiny: Tiny) -> Iterator[str]:
     """Two training steps and an evaluation with the true labels and with junk."""
     task = tiny.build().task
     model, true = task.module, first_batch(task)
     false = {**true, "labels": junk(true["labels"])}
-    with torch.no_grad():
-        for mode in (True, False):
-            model.train(mode)
-            told, other = (list(_chain(model, batch, 2 if mode else 1)) for batch in (true, false))
-            for number, (a, b) in enumerate(zip(told, other, strict=True), 1):
-                if leaking := [name for name in a if not same(a[name], b[name])]:
-                    where = f"training step {number}" if mode else "evaluation"
-                    yield f"{', '.join(leaking)} of {where} depend on the labels"
-
-
-def _chain(model: Any, batch: dict[str, Tensor], steps: int) -> Iterator[dict[str, Tensor | None]]:
-    state = None
-    for _ in range(steps):
-        torch.manual_seed(5)
-        output = model(batch, state)
-        state = output.carry
-        yield tensors_of(output)
+    for training in (True, False):
+        model.train(training)
+        told, other = (list(map(tensors_of, thinking(model, batch, 1 + training))) for batch in (true, false))
+        for number, (a, b) in enumerate(zip(told, other, strict=True), 1):
+            if leaking := [name for name in a if not same(a[name], b[name])]:
+                where = f"training step {number}" if training else "evaluation"
+                yield f"{', '.join(leaking)} of {where} depend on the labels"
 
 
 def tensors_of(output: Any) -> dict[str, Tensor | None]:

@@ -40,12 +40,7 @@ class Seen:
     """Parameters and buffers after STEPS optimizer steps."""
 
 
-@observes(
-    "DYN717",
-    passed="two gloo ranks give the optimizers the gradients of one process, and hold the same weights afterwards",
-    fix="cut the global batch by rank (engine.distributed.local_rows), draw random numbers of the global batch, and "
-    "return (summed loss, rows) from the task: the trainer divides by the rows of all ranks",
-)
+@observes("DYN717")
 def ranks(tiny: Tiny) -> Iterator[str]:
     """Three steps without updates for the gradients, three with updates for the weights."""
     if sys.platform != "linux":

@@ -1,4 +1,4 @@
-"""The table of probes: a code, what holds when nothing is found, and a generator of what was found.
+"""The table of probes: a code, and a generator of what is amiss.
 
 A probe yields one sentence per fault, or a `Note` of another level. One that does not concern a model, or cannot see
 what it needs, raises `Unobservable`, which becomes a SKIP. A family of models brings its own in its specification.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from verification.codes import CODES
 from verification.finding import Finding, Level
 from verification.link import place_of
 from verification.probes.instance import Tiny, Unobservable
+from verification.rule import finding
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Probe:
     """One row of the table."""
 
     code: str
-    passed: str
-    """What has been observed when no fault was."""
     run: Observation
+    passed: str = ""
+    """What has been observed when no fault was; empty: the table of codes has it."""
     fix: str = ""
     """What to do; empty: the table of codes has it."""
     level: Level = "FAIL"
@@ -49,18 +50,18 @@ class Probe:
     about: str = ""
     """The method of the task that a finding without a place is about; empty: the model's training method."""
     after: tuple[str, ...] = ()
-    """Codes whose failure leaves nothing to observe here: the probe is then skipped."""
+    """Codes whose failure, or skipping for such a reason, leaves nothing to observe here: the probe is then skipped."""
 
 
 PROBES: dict[tuple[str, bool | None], Probe] = {}
 """(code, whether it is for models that think in steps) -> its probe; a family's own takes its place."""
 
 
-def observes(code: str, *, passed: str, **options: Any) -> Callable[[Observation], Observation]:
-    """Register the decorated generator under `code`. `options`: fix, level, act, about, after (see `Probe`)."""
+def observes(code: str, *after: str, **options: Any) -> Callable[[Observation], Observation]:
+    """Register the decorated generator under `code`. `options`: passed, fix, level, act, about (see `Probe`)."""
 
     def register(run: Observation) -> Observation:
-        probe = Probe(code=code, passed=passed, run=run, **options)
+        probe = Probe(code=code, run=run, after=after, **options)
         PROBES[code, probe.act] = probe
         return run
 
@@ -69,23 +70,28 @@ def observes(code: str, *, passed: str, **options: Any) -> Callable[[Observation
 
 def run_probe(probe: Probe, tiny: Tiny) -> list[Finding]:
     """Findings of one probe: its faults and notes, or a PASS. An error inside is a fault: the run would meet it too."""
-    notes: list[Finding] = []
-    faults: list[Finding] = []
+    made: list[Finding] = []
+
+    def add(level: Level, message: str, about: Any) -> None:
+        fix = probe.fix if level in ("FAIL", "WARN") else ""
+        made.append(finding(probe.code, level, message, *place_of(about), fix=fix))
+
     try:
         for item in probe.run(tiny):
             note = item if isinstance(item, Note) else Note(probe.level, item)
-            if note.about is None and note.level in ("FAIL", "WARN"):
-                note = replace(note, about=subject_of(probe, tiny))
-            (faults if note.level == probe.level else notes).append(_finding(probe, note))
+            about = note.about
+            if about is None and note.level in ("FAIL", "WARN"):
+                about = subject_of(probe, tiny)
+            add(note.level, note.message, about)
     except Unobservable as reason:
-        return [*faults, *notes, _finding(probe, Note("SKIP", f"not observed: {reason}"))]
+        add("SKIP", f"not observed: {reason}", None)
     except Exception as error:
-        file, line = place_of_error(error, tiny.root)
         text = f"stopped with {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        faults.append(Finding(probe.code, "FAIL", CODES[probe.code].step, text, _fix(probe), file, line))
-    if faults:
-        return [*faults, *(note for note in notes if note.level != "PASS")]
-    return notes or [_finding(probe, Note("PASS", probe.passed))]
+        add("FAIL", text, place_of_error(error, tiny.root))
+    if not made:
+        add("PASS", probe.passed or CODES[probe.code].title, None)
+    amiss = any(one.level in (probe.level, "FAIL") for one in made)
+    return [one for one in made if not (amiss and one.level == "PASS")]
 
 
 def subject_of(probe: Probe, tiny: Tiny) -> Any:
@@ -94,16 +100,6 @@ def subject_of(probe: Probe, tiny: Tiny) -> Any:
     if probe.about:
         owner, name = tiny.task_class, probe.about
     return getattr(owner, name, owner)
-
-
-def _fix(probe: Probe) -> str:
-    return probe.fix or CODES[probe.code].fix
-
-
-def _finding(probe: Probe, note: Note) -> Finding:
-    file, line = place_of(note.about)
-    fix = _fix(probe) if note.level == probe.level and note.level != "PASS" else ""  # type: ignore[comparison-overlap]
-    return Finding(probe.code, note.level, CODES[probe.code].step, note.message, fix, file, line)
 
 
 def place_of_error(error: BaseException, root: Path) -> tuple[str, int]:

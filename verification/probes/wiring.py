@@ -25,6 +25,7 @@ from engine.errors import UsageError
 from engine.schema import structure
 from verification.finding import Level
 from verification.link import place_of
+from verification.probes.changes import candidates
 from verification.probes.instance import Tiny, Unobservable, reachable
 from verification.probes.launch import MAKERS, launched, watched
 from verification.probes.registry import Note, observes
@@ -61,7 +62,7 @@ def stand_in(tiny: Tiny, **declared: Any) -> Iterator[tuple[type, str]]:
         del sys.modules[module.__name__], sys.modules["models"].__dict__[STAND_IN]
 
 
-@observes("SCR120", passed="config, then model by name, then run")
+@observes("SCR120")
 def wiring(tiny: Tiny) -> Iterator[str | Note]:
     """The launch's calls, and whether what it builds is the class that the config names."""
     seen = tiny.launch
@@ -104,7 +105,7 @@ def other_values(tiny: Tiny) -> Settings:
         value = settings.get(name, one.default)
         if name in NOT_IDENTITY or name in tiny.spec.pinned or not isinstance(value, bool | int | float):
             continue
-        other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2
+        other = candidates(type(value), value)[0]
         with contextlib.suppress(UsageError):
             structure(tiny.schema, {**settings, name: other})
             settings[name] = other
@@ -123,7 +124,7 @@ def differing(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str
     return lines
 
 
-@observes("SCR112", after=("SCR120",), passed="the script refuses architectures of another family and data mode")
+@observes("SCR112", "SCR120")
 def refuses_others(tiny: Tiny) -> Iterator[str | Note]:
     """The same model, declaring that it is of another family, or another data mode."""
     for key in ("FAMILY", "DATA_MODE"):
@@ -136,7 +137,7 @@ def refuses_others(tiny: Tiny) -> Iterator[str | Note]:
         yield Note("FAIL", f"{tiny.launch.name}.py takes a model that declares {key}='of_nobody'", where)
 
 
-@observes("SCR121", passed="")
+@observes("SCR121")
 def data_classes(tiny: Tiny) -> Iterator[str | Note]:
     """The data mode of the data sets that the task holds."""
     mode = getattr(tiny.model_class, "DATA_MODE", None)
@@ -173,7 +174,7 @@ def reviewed_files(tiny: Tiny) -> list[str]:
     return [file for file in dict.fromkeys(files) if file]
 
 
-@observes("SCR131", act=True, level="WARN", passed="no training function is named after another mode")
+@observes("SCR131", act=True, level="WARN")
 def function_names(tiny: Tiny) -> Iterator[str | Note]:
     """Functions of the script, of what builds the run, and of the task."""
     mode = getattr(tiny.model_class, "ACT_MODE", None)
@@ -187,7 +188,7 @@ def function_names(tiny: Tiny) -> Iterator[str | Note]:
             yield Note("WARN", f"{name} is named after another mode than {mode}", value)
 
 
-@observes("SCR140", act=True, level="WARN", passed="")
+@observes("SCR140", act=True, level="WARN")
 def comments(tiny: Tiny) -> Iterator[str | Note]:
     """Comments and docstrings that describe the other mode."""
     mode = getattr(tiny.model_class, "ACT_MODE", None)
