@@ -41,18 +41,20 @@ class Rule:
     judge: Predicate
     at_launch: bool = True
     """False for what reads sources or a finished run, which a launch does not wait for."""
+    implied: bool = False
+    """Whether a code holds of which the rule says nothing; else it was not judged."""
 
 
 RULES: list[Rule] = []
 
 
 def rule(*codes: str, at_launch: bool = True) -> Callable[[Predicate], Predicate]:
-    """Put a predicate into the table. It yields findings, PASS included, or raises NotApplicable."""
+    """Put a predicate into the table. It yields what is amiss, or raises NotApplicable; else its codes hold."""
     if unknown := [code for code in codes if code not in CODES]:
         raise ValueError(f"codes without a row in verification/codes.py: {', '.join(unknown)}")
 
     def register(judge: Predicate) -> Predicate:
-        RULES.append(Rule(codes, judge, at_launch))
+        RULES.append(Rule(codes, judge, at_launch, implied=True))
         return judge
 
     return register
@@ -73,7 +75,7 @@ def run_rules(subject: Subject, *, launch: bool = False) -> list[Finding]:
         if launch and not one.at_launch:
             continue
         made: list[Finding] = []
-        reason = "there was nothing to judge"
+        reason = "" if one.implied else "there was nothing to judge"
         try:
             made.extend(one.judge(subject))
         except NotApplicable as error:
@@ -82,7 +84,9 @@ def run_rules(subject: Subject, *, launch: bool = False) -> list[Finding]:
             reason = f"{one.judge.__name__} could not be carried out: {type(error).__name__}: {error}"
             made.append(finding("VER900", "WARN", reason))
         judged = {item.code for item in made}
-        findings += [*made, *(finding(code, "SKIP", reason) for code in one.codes if code not in judged)]
+        level = "SKIP" if reason else "PASS"
+        findings += made
+        findings += [finding(code, level, reason or CODES[code].title) for code in one.codes if code not in judged]
     return settled(findings)
 
 

@@ -29,8 +29,6 @@ def name_form(subject: Subject) -> Iterator[Finding]:
     elif family and family not in model.module.split("."):
         text = f"arch.name={model.text} lies outside the package {family}, the script's family"
         yield finding("ARC310", "WARN", text, *place)
-    else:
-        yield finding("ARC310", "PASS", f"arch.name={model.text}", *place)
 
 
 @rule("ARC311", "ARC312")
@@ -42,24 +40,19 @@ def module_and_class(subject: Subject) -> Iterator[Finding]:
     file = model.module_file
     if model.problem and not file:
         yield finding("ARC311", "FAIL", model.problem, *subject.arch_place())
-        return
-    yield finding("ARC311", "PASS", f"{file or model.module} exists", file)
+        raise NotApplicable(model.problem)
     if model.problem:
         yield finding("ARC312", "FAIL", model.problem, file)
     elif not model.exported:
         text = f"{file} has {model.cls_name}, but does not export it in __all__"
         yield finding("ARC312", "FAIL", text, file)
-    else:
-        origin, line = model.place
-        how = "defines" if origin == file else f"re-exports (from {origin})"
-        yield finding("ARC312", "PASS", f"{file} {how} {model.cls_name}", origin, line)
 
 
 @rule("MOD410")
 def is_a_model(subject: Subject) -> Iterator[Finding]:
     model = need_model(subject)
-    text = model.uncallable or f"class {model.cls_name} is a module with forward"
-    yield finding("MOD410", "FAIL" if model.uncallable else "PASS", text, *model.place)
+    if model.uncallable:
+        yield finding("MOD410", "FAIL", model.uncallable, *model.place)
 
 
 @rule("ARC313")
@@ -70,7 +63,6 @@ def no_backup(subject: Subject) -> Iterator[Finding]:
         for name in [name for name in names if backup_suffix(name) or CLASS_SUFFIX.search(name)]:
             text = f"{link.key}={link.text}: {name} is named as a backup copy"
             yield finding("ARC313", "FAIL", text, *subject.arch_place(link.key))
-    yield finding("ARC313", "PASS", "neither modules nor classes are backup copies", subject.arch_file)
 
 
 @rule("ARC314")
@@ -78,20 +70,14 @@ def loss(subject: Subject) -> Iterator[Finding]:
     need_config(subject)
     if not subject.arch:
         raise NotApplicable("the config has no arch block")
-    block, link = subject.arch.get("loss"), subject.loss
+    block, link, key = subject.arch.get("loss"), subject.loss, "arch.loss"
+    text = link.misfit
     if not isinstance(block, dict) or not block.get("name"):
-        yield finding("ARC314", "FAIL", "arch.loss.name is missing", *subject.arch_place("arch.loss"))
-        return
-    if link.problem:
-        text = f"arch.loss.name={link.text}: {link.problem}"
-        yield finding("ARC314", "FAIL", text, *subject.arch_place("arch.loss.name"))
-        return
-    kind = block.get("loss_type")
-    if link.misfit:
-        yield finding("ARC314", "FAIL", link.misfit, *subject.arch_place("arch.loss"))
-    else:
-        text = f"loss {link.text} ({kind or 'no loss_type'})"
-        yield finding("ARC314", "PASS", text, *link.place)
+        text = "arch.loss.name is missing"
+    elif link.problem:
+        key, text = "arch.loss.name", f"arch.loss.name={link.text}: {link.problem}"
+    if text:
+        yield finding("ARC314", "FAIL", text, *subject.arch_place(key))
 
 
 @rule("ARC320", "ARC321")
@@ -103,7 +89,9 @@ def halting_keys(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable(f"the model declares ACT_MODE={mode}")
     if text is None:
         raise NotApplicable("the arch file is not known")
-    lines = arch_lines(subject)
+    lines: dict[str, tuple[str, int]] = {}
+    for name, content in arch_files(subject):
+        lines |= {key.removeprefix("arch."): (name, line) for key, line in key_lines(content).items()}
     other, own = (
         ("num_act_steps", "halt_max_steps") if mode == "dynamic" else ("halt_exploration_prob", "num_act_steps")
     )
@@ -111,35 +99,16 @@ def halting_keys(subject: Subject) -> Iterator[Finding]:
     problems += [f"{own} is missing, the model is {mode}"] if own not in lines else []
     for words in problems:
         yield finding("ARC320", "FAIL", f"{file}: {words}", file)
-    yield finding("ARC320", "PASS", f"the halting keys are those of a {mode} model", *lines.get(own, (file, 0)))
-    if mode == "dynamic":
-        key = "halt_exploration_prob"
-        good = key in lines and key in subject.arch
-        how = "sets" if good else "does not set" if key not in lines else "sets, and the command deletes"
-        yield finding("ARC321", "PASS" if good else "FAIL", f"{file} {how} {key}", *lines.get(key, (file, 0)))
+    key = "halt_exploration_prob"
+    if mode == "dynamic" and not (key in lines and key in subject.arch):
+        how = "does not set" if key not in lines else "sets, and the command deletes"
+        yield finding("ARC321", "FAIL", f"{file} {how} {key}", *lines.get(key, (file, 0)))
 
 
-def arch_lines(subject: Subject) -> dict[str, tuple[str, int]]:
-    """Key of the arch block -> (file, line) in the chosen arch file or in one that it is built on."""
-    lines: dict[str, tuple[str, int]] = {}
-    for one in subject.trace.files:
-        if one.package == "arch" or one.path.parent.name == "arch":
-            name = subject.trace.relative(one.path)
-            lines |= {key.removeprefix("arch."): (name, line) for key, line in key_lines(one.text).items()}
-    return lines
-
-
-def schemas(subject: Subject) -> list[tuple[str, str, int]]:
-    """(dataclass, file, line) where the arch file, or one that it is built on, begins with a dataclass's defaults."""
-    entries = []
-    for one in subject.trace.files:
-        if one.package == "arch" or one.path.parent.name == "arch":
-            for _, option, line in defaults_lines(one.text):
-                if option.startswith("/defaults/") and option.endswith("@_here_"):
-                    entries.append(
-                        (option.partition("@")[0].rpartition("/")[2], subject.trace.relative(one.path), line)
-                    )
-    return entries
+def arch_files(subject: Subject) -> list[tuple[str, str]]:
+    """(name, text) of the chosen arch file and of those that it is built on."""
+    files = [one for one in subject.trace.files if one.package == "arch" or one.path.parent.name == "arch"]
+    return [(subject.trace.relative(one.path), one.text) for one in files]
 
 
 @rule("ARC330")
@@ -154,10 +123,14 @@ def keys(subject: Subject) -> Iterator[Finding]:
             yield finding("ARC330", "FAIL", problem, *subject.arch_place())
     if not model.config:
         raise NotApplicable(f"{model.cls_name} has no Config")
-    for name, file, line in schemas(subject):
-        if name not in model.config_bases and "arch.name" not in mine:
-            text = f"{file} has the defaults of {name}, but {model.cls_name} is configured by {model.config}"
-            yield finding("ARC330", "FAIL", text, file, line, "correct the name, or the first entry of its defaults")
+    for file, content in arch_files(subject):
+        for _, option, line in defaults_lines(content):
+            name = option.partition("@")[0].rpartition("/")[2]  # of a dataclass whose defaults the file begins with
+            schema = option.startswith("/defaults/") and option.endswith("@_here_")
+            if schema and name not in model.config_bases and "arch.name" not in mine:
+                text = f"{file} has the defaults of {name}, but {model.cls_name} is configured by {model.config}"
+                fix = "correct the name, or the first entry of its defaults"
+                yield finding("ARC330", "FAIL", text, file, line, fix)
     place = model.config_place
     for name in unread_arch(subject):
         text = f"arch.{name} is a field of {model.cls_name}'s config that nothing reads"
@@ -167,4 +140,3 @@ def keys(subject: Subject) -> Iterator[Finding]:
         fix = f"set it in {subject.arch_file} so that the file tells the whole architecture"
         text = f"defaults of {model.config} in force: {', '.join(unset)}"
         yield finding("ARC330", "INFO", text, *place, fix)
-    yield finding("ARC330", "PASS", f"{len(block)} arch keys are fields of {model.config}, and read", *place)

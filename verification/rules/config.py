@@ -57,8 +57,6 @@ def arch_default(subject: Subject) -> Iterator[Finding]:
     elif choice not in known:
         text = f"there is no config/arch/{choice}.yaml (there are {', '.join(known)})"
         yield finding("CFG210", "FAIL", text, *place)
-    else:
-        yield finding("CFG210", "PASS", f"arch: {choice}", *place)
 
 
 @rule("CFG211", at_launch=False)
@@ -73,9 +71,7 @@ def self_is_last(subject: Subject) -> Iterator[Finding]:
     ]
     if "arch" not in names:
         raise NotApplicable(f"{file} itself lists no arch")
-    if "_self_" not in names or names.index("_self_") > names.index("arch"):
-        yield finding("CFG211", "PASS", "the recipe's values come after the arch file's", file)
-    else:
+    if "_self_" in names[: names.index("arch")]:
         text = "_self_ stands before arch: the arch file wins over the recipe"
         yield finding("CFG211", "WARN", text, file, entries[names.index("_self_")][2])
 
@@ -92,8 +88,6 @@ def value_chain(subject: Subject) -> Iterator[Finding]:
         if len(places) > 1:
             text = f"arch.{key}={subject.arch[key]}: {' -> '.join(places)}"
             yield finding("CFG220", "INFO", text, subject.config_file)
-    text = f"{len(subject.arch)} arch values traced through {len(subject.files)} files"
-    yield finding("CFG220", "PASS", text, subject.config_file)
 
 
 @rule("CFG230", "CFG231")
@@ -120,10 +114,10 @@ def halting(subject: Subject) -> Iterator[Finding]:
             problems.append(("WARN", "arch.halt_exploration_prob is a key of dynamic halting, the model is fixed"))
     for level, text in problems:
         yield finding("CFG230", level, text, *place)
-    yield finding("CFG230", "PASS", f"exploration {prob}, at most {most} steps", *place)
-    if mode == "dynamic" and isinstance(prob, int | float):
-        text = f"exploration {prob}" + (" is the reference's" if prob == 0.1 else ", the reference's is 0.1")
-        yield finding("CFG231", "PASS" if prob == 0.1 else "INFO", text, *place)
+    if mode != "dynamic" or not isinstance(prob, int | float):
+        yield finding("CFG231", "SKIP", f"the model is {mode}, exploration {prob}")
+    elif prob != 0.1:
+        yield finding("CFG231", "INFO", f"exploration {prob}, the reference's is 0.1", *place)
 
 
 @rule("CFG240")
@@ -134,14 +128,11 @@ def evaluators(subject: Subject) -> Iterator[Finding]:
         text = "nothing is evaluated: no evaluator, no eval_interval, final_eval=false"
         level: Level = "WARN" if subject.kind in ("job", "recipe") else "INFO"  # who types it means it
         yield finding("CFG240", level, text, *subject.trace.key_line("final_eval"), "final_eval=true")
-    elif not entries:
-        yield finding("CFG240", "PASS", "no evaluator is named: what the task itself measures", subject.config_file)
     for link in subject.evaluators:
         if link.problem:
             yield finding("CFG240", "FAIL", f"{link.key}: {link.problem}", *subject.trace.key_line("evaluators"))
-            continue
-        text = link.misfit or f"{link.text} is {link.place[0]}:{link.place[1]}"
-        yield finding("CFG240", "FAIL" if link.misfit else "PASS", text, *link.place)
+        elif link.misfit:
+            yield finding("CFG240", "FAIL", link.misfit, *link.place)
 
 
 def warmup_key(config: dict[str, Any]) -> str:
@@ -185,8 +176,6 @@ def length(subject: Subject) -> Iterator[Finding]:
     elif warmup * 2 > run:
         fix = f"lower {key}, or train longer"
         yield finding("CFG250", "WARN", f"{key}={warmup} is more than half of {text}", *place, fix)
-    else:
-        yield finding("CFG250", "PASS", f"{text}, warm-up {warmup}", *place)
 
 
 @rule("CFG251")
@@ -202,9 +191,7 @@ def something_is_trained(subject: Subject) -> Iterator[Finding]:
         if not rate and active:
             text = f"{key}=0: group {name} stays as it was made"
             yield finding("CFG251", "WARN", text, *subject.trace.key_line(key))
-    if active:
-        yield finding("CFG251", "PASS", f"trained: {', '.join(active)}")
-    else:
+    if not active:
         level = "FAIL" if subject.kind in ("job", "recipe") else family.idle
         zero = ", ".join(dict.fromkeys(f"{key}=0" for key, _ in rates.values())) or "no group is left to train"
         text = f"{zero}: nothing is trained" + " (freeze_weights=true)" * bool(config.get("freeze_weights"))
@@ -217,9 +204,6 @@ def whole_test_split(subject: Subject) -> Iterator[Finding]:
     if "final_eval_max_examples" not in config:
         raise NotApplicable("the config has no final_eval_max_examples")
     limits = {key: size for key, size in config.items() if key.startswith("final_eval_max_") and size is not None}
-    if not limits:
-        place = subject.trace.key_line("final_eval_max_examples")
-        yield finding("CFG254", "PASS", "the last evaluation takes the whole test split", *place)
     for key, size in limits.items():
         text = f"the last evaluation takes {size} {key.rpartition('_')[2]}: metrics of a subset"
         yield finding("CFG254", "INFO", text, *subject.trace.key_line(key))
@@ -233,4 +217,3 @@ def schema_is_read(subject: Subject) -> Iterator[Finding]:
     for key in unread_schema(subject):
         text = f"the schema declares {key}, and nothing reads it"
         yield finding("CFG255", "FAIL", text, *place_of(subject.schema))
-    yield finding("CFG255", "PASS", "every key of the schema is read", subject.script_file)

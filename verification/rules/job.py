@@ -38,32 +38,28 @@ def backup_suffix(name: str) -> str:
 
 @rule("JOB010")
 def script_exists(subject: Subject) -> Iterator[Finding]:
-    command, place = subject.command, subject.place
+    command, place, fix, text = subject.command, subject.place, "", ""
     if command.module is not None:
-        if command.module.split(".")[0] in OURS:
-            there = module_file(subject.root, command.module) is not None
-            text = f"module {command.module}" + ("" if there else " does not exist")
-            yield finding("JOB010", "PASS" if there else "FAIL", text, *place)
-        return
-    if command.script is None:
-        if command.launcher.endswith(":"):
-            text = f"{command.launcher} is no command; a job's name stands on the line above it"
-            yield finding("JOB010", "FAIL", text, *place, f"#@ id: {command.launcher.rstrip(':')}")
-            return
+        if command.module.split(".")[0] not in OURS:
+            raise NotApplicable(f"module {command.module} is none of ours")
+        text = f"module {command.module} does not exist" * (module_file(subject.root, command.module) is None)
+    elif command.script is None and command.launcher.endswith(":"):
+        text = f"{command.launcher} is no command; a job's name stands on the line above it"
+        fix = f"#@ id: {command.launcher.rstrip(':')}"
+    elif command.script is None:
         if command.launcher not in ("python", "torchrun"):
             raise NotApplicable(f"{command.launcher or 'an empty command'} is no launcher of ours")
-        yield finding("JOB010", "FAIL", "the command names no script (*.py)", *place)
+        text = "the command names no script (*.py)"
     elif not (subject.root / command.script).is_file():
         known = [path.name for path in subject.root.glob("*.py") if not path.name.endswith("_args.py")]
         known += [f"scripts/{path.name}" for path in subject.root.glob("scripts/*.py")]
         text = f"there is no script {command.script}: {did_you_mean(command.script, known)}"
-        yield finding("JOB010", "FAIL", text, *place)
     elif "script" in subject.problems:
-        yield finding("JOB010", "FAIL", subject.problems["script"], command.script)
+        text, place = subject.problems["script"], (command.script, 0)
     elif command.launcher not in LAUNCHERS and (near := difflib.get_close_matches(command.launcher, LAUNCHERS, 1, 0.6)):
-        yield finding("JOB010", "FAIL", f"{command.launcher} starts nothing: did you mean {near[0]}?", *place)
-    else:
-        yield finding("JOB010", "PASS", f"{command.script} exists", command.script)
+        text = f"{command.launcher} starts nothing: did you mean {near[0]}?"
+    if text:
+        yield finding("JOB010", "FAIL", text, *place, fix)
 
 
 @rule("JOB011")
@@ -73,8 +69,6 @@ def script_suffix(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable("no script is named")
     if suffix := backup_suffix(script):
         yield finding("JOB011", "FAIL", f"{script} ends in {suffix}: a backup copy", *subject.place)
-    else:
-        yield finding("JOB011", "PASS", f"{script} is no backup copy", script)
 
 
 @rule("JOB012")
@@ -115,32 +109,23 @@ def config_exists(subject: Subject) -> Iterator[Finding]:
     if "config" in subject.problems:
         hint = did_you_mean(subject.trace.config_name, subject.trace.options("cfg_*"))
         yield finding("JOB020", "FAIL", f"{subject.problems['config']}: {hint}", *subject.place)
-    else:
-        yield finding("JOB020", "PASS", f"{subject.config_file} exists", subject.config_file)
 
 
 @rule("JOB021")
 def config_current(subject: Subject) -> Iterator[Finding]:
     need_script(subject)
-    retired, place = removed(subject), subject.place
+    retired: dict[str, str] = {}  # a line of the file is `NAME  reason`
+    for line in (subject.text("config/REMOVED.txt") or "").splitlines():
+        name, *reason = re.split(r"[\s:|]+", line.strip(), maxsplit=1)
+        if name and not name.startswith("#"):
+            retired[name.removesuffix(".yaml").removeprefix("config/")] = "".join(reason)
     arch = subject.choices.get("arch")
     for name in [subject.trace.config_name, *([f"arch/{arch}"] if arch else [])]:
         if name in retired:
-            yield finding("JOB021", "FAIL", f"{name} was retired: {retired[name] or 'config/REMOVED.txt'}", *place)
+            text = f"{name} was retired: {retired[name] or 'config/REMOVED.txt'}"
+            yield finding("JOB021", "FAIL", text, *subject.place)
         elif suffix := backup_suffix(name):
-            yield finding("JOB021", "FAIL", f"config {name} ends in {suffix}: a backup copy", *place)
-    text = f"{subject.trace.config_name} is neither retired nor a backup copy"
-    yield finding("JOB021", "PASS", text, subject.config_file)
-
-
-def removed(subject: Subject) -> dict[str, str]:
-    """config/REMOVED.txt: name -> reason; a line is `NAME  reason`."""
-    names = {}
-    for line in (subject.text("config/REMOVED.txt") or "").splitlines():
-        words = re.split(r"[\s:|]+", line.strip(), maxsplit=1)
-        if words[0] and not words[0].startswith("#"):
-            names[words[0].removesuffix(".yaml").removeprefix("config/")] = words[1] if len(words) > 1 else ""
-    return names
+            yield finding("JOB021", "FAIL", f"config {name} ends in {suffix}: a backup copy", *subject.place)
 
 
 @rule("JOB030")
@@ -153,10 +138,6 @@ def overrides_compose(subject: Subject) -> Iterator[Finding]:
         yield finding("JOB030", "FAIL", text, *subject.place)
     if subject.schema is None:
         yield finding("JOB030", "WARN", f"{subject.script_file} states no schema", subject.script_file)
-    elif not problems:
-        jobs = f" in {len(subject.trace.jobs)} jobs" if len(subject.trace.jobs) > 1 else ""
-        text = f"{len(subject.trace.overrides)} override(s){jobs} compose and fit the schema"
-        yield finding("JOB030", "PASS", text, *subject.place)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -191,17 +172,12 @@ def overrides_are_read(subject: Subject) -> Iterator[Finding]:
     need_config(subject)
     given = {word.lstrip("+").partition("=")[0] for word in subject.trace.overrides}
     groups = [group for group, option in subject.choices.items() if group in given and option != "none"]
-    keys, place = [*override_keys(subject), *groups], subject.place
-    if not keys:
-        yield finding("JOB031", "PASS", "no value is overridden", *place)
-        return
-    unread = {f"arch.{key}" for key in unread_arch(subject)} | set(unread_schema(subject))
-    for key in keys:
+    place, unread = subject.place, {f"arch.{key}" for key in unread_arch(subject)} | set(unread_schema(subject))
+    for key in [*override_keys(subject), *groups]:
         if key in unread:
             yield finding("JOB031", "FAIL", f"{key} is overridden and nothing reads it", *place)
         elif reason := inert(subject, key) or not_taken(subject, key):
             yield finding("JOB031", "WARN", f"{key} is overridden without effect: {reason}", *place)
-    yield finding("JOB031", "PASS", f"read: {', '.join(keys)}", *place)
 
 
 def not_taken(subject: Subject, key: str) -> str:
@@ -248,11 +224,8 @@ def run_name_is_true(subject: Subject) -> Iterator[Finding]:
     archs, chosen = subject.trace.options("arch/*"), str(subject.choices.get("arch"))
     script = Path(subject.command.script or "").stem or chosen  # a name that nobody gave begins with the script's
     plain = name.lower().replace(script, "").replace(chosen, "")
-    contradictions = [
-        f"'{token}' in the name, but arch={chosen}"
-        for token in re.split(r"[_\-/,]+", plain)
-        if token in archs and token != chosen
-    ]
+    others = [token for token in re.split(r"[_\-/,]+", plain) if token in archs and token != chosen]
+    contradictions = [f"'{token}' in the name, but arch={chosen}" for token in others]
     for word, keys in NAMED_VALUES.items():
         present = [(one, value) for one in keys.split() if isinstance(value := value_at(config, one), int | float)]
         for match in re.finditer(rf"(?<![a-z]){word}[=_-]?({NUMBER})(?![a-z0-9.])", plain):
@@ -260,7 +233,6 @@ def run_name_is_true(subject: Subject) -> Iterator[Finding]:
                 contradictions.append(f"'{match[0]}' in the name, but {present[0][0]}={present[0][1]}")
     for text in contradictions:
         yield finding("JOB032", "WARN", f"{key}={name}: {text}", *subject.place)
-    yield finding("JOB032", "PASS", f"{key}={name} contradicts no value", *subject.place)
 
 
 @rule("JOB033")
@@ -279,7 +251,6 @@ def paths_exist(subject: Subject) -> Iterator[Finding]:
         elif entry.state == "published" and subject.with_data:
             text = f"{entry.key}: {entry.path} is to be built from public data first"
             yield finding("JOB033", "FAIL", text, *place)
-    yield finding("JOB033", "PASS", "every path exists, or has a known way to be built", *place)
 
 
 # --- intent -----------------------------------------------------------------------------------------------------------

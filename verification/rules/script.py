@@ -23,17 +23,15 @@ def decorator(subject: Subject) -> Iterator[Finding]:
             raise NotApplicable(f"{file} takes no Hydra config")
         yield finding("SCR110", "FAIL", f"{file} has no @hydra.main", file, 1)
         return
-    first = script.mains[0]
+    first, line, text = script.mains[0], script.mains[0].line, ""
     if len(script.mains) > 1:
-        text = f"{file} has {len(script.mains)} @hydra.main"
-        yield finding("SCR110", "FAIL", text, file, script.mains[1].line)
+        line, text = script.mains[1].line, f"{file} has {len(script.mains)} @hydra.main"
     elif not script.config_dir.is_dir():
-        yield finding("SCR110", "FAIL", f"config_path={first.config_path!r} is no folder", file, first.line)
+        text = f"config_path={first.config_path!r} is no folder"
     elif not (script.config_dir / f"{first.config_name}.yaml").is_file():
         text = f"the decorator's config_name={first.config_name!r} does not exist in {first.config_path}/"
-        yield finding("SCR110", "FAIL", text, file, first.line)
-    else:
-        yield finding("SCR110", "PASS", f"@hydra.main names {first.config_name}", file, first.line)
+    if text:
+        yield finding("SCR110", "FAIL", text, file, line)
 
 
 @rule("SCR111")
@@ -52,14 +50,9 @@ def config_is_the_scripts(subject: Subject) -> Iterator[Finding]:
     if belongs and str(belongs).removesuffix(".py") != subject.script_stem:
         message = f"config {name} is for {belongs}, the command runs {file}"
         yield finding("SCR111", "FAIL", message, place or subject.config_file, line)
-    elif name == script.config_name:
-        yield finding("SCR111", "PASS", f"config {name} is the decorator's", file, script.mains[0].line)
-    elif belongs:
-        message = f"config {name} declares script: {belongs} (the decorator's is {script.config_name})"
-        yield finding("SCR111", "PASS", message, place, line)
-    elif script.config_name in base:
+    elif not belongs and name != script.config_name and script.config_name in base:
         yield finding("SCR111", "INFO", f"config {name} is derived from {script.config_name}", subject.config_file)
-    else:
+    elif not belongs and name != script.config_name:
         message = f"config {name} neither declares `script: {file}` nor derives from {script.config_name}"
         fix = f"put base/{subject.script_stem} into its defaults list"
         yield finding("SCR111", "FAIL", message, subject.config_file, 0, fix)
@@ -76,8 +69,9 @@ def model_is_the_scripts(subject: Subject) -> Iterator[Finding]:
     model = need_model(subject)
     for key, stated in subject.requires.items():
         actual = model.declared.get(key)
-        text = f"{model.cls_name} declares {key}={actual!r}, {file} works with {stated!r}"
-        yield finding("SCR112", "PASS" if actual == stated else "FAIL", text, *model.place)
+        if actual != stated:
+            text = f"{model.cls_name} declares {key}={actual!r}, {file} works with {stated!r}"
+            yield finding("SCR112", "FAIL", text, *model.place)
 
 
 # --- step 6 ----------------------------------------------------------------------------------------------------------
