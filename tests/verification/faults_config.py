@@ -13,6 +13,10 @@ FILES = {
 FAULTS = faults(
     r'''
 halt-at-once | CFG230 | halt_max_steps 1 with dynamic halting: no row ever thinks twice | + arch.halt_max_steps=1
+evaluator-key | CFG240 | a key that the evaluator does not have | + 'evaluators=[{name: steps@PerStepAccuracy, typo: 1}]'
+arch-of-a-layer | SCR112 (ARC330 JOB030 MOD410 ARC310) | a layer in place of a model | + arch.name=layers.block@ReasoningBlock
+warmup-of-the-recipe | CFG250 | one epoch of the 6x6 recipe, all warm-up | python pretrain.py --config-name=cfg_pretrain_sudoku_6x6 epochs=1 eval_interval=1 global_batch_size=2000
+warmup-of-the-default | WARN CFG250 | a short run with the default warm-up | python pretrain.py epochs=10 eval_interval=10 global_batch_size=800
 evaluator-misspelt | CFG240 | an evaluator class that does not exist | + 'evaluators=[{name: steps@PerStepAcuracy}]'
 evaluator-module-misspelt | CFG240 | an evaluator module that does not exist | + 'evaluators=[{name: step@PerStepAccuracy}]'
 evaluator-unnamed | CFG240 | an evaluator without its name | + 'evaluators=[{confidence: 0.9}]'

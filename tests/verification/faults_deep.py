@@ -76,6 +76,30 @@ deep-label-leak | DYN712 | the first token of the labels is part of the input em
   INNER
             x = self.embed_tokens(data["inputs"])
   +         x = x + self.embed_tokens(data["labels"][:, :1].clamp(min=0))
+deep-crash | DYN700 | the answer head is called by a name that it does not have
+  INNER | self.lm_head(latents => self.lm_heads(latents
+deep-two-groups | DYN703 | every parameter stands in two optimizer groups
+  GROUPS | for group, params in model.param_groups().items(): => for group, params in (model.param_groups() | {"again": list(model.parameters())}).items():
+deep-labels-never-renewed | DYN706 | a fresh example keeps the labels of the one before
+  ACT
+            data = {name: _where_rows(halted, value, carry.data[name]) for name, value in offered.items()}
+  +         data["labels"] = carry.data["labels"]
+deep-exploration-squared | DYN707 | rows explore with the square of halt_exploration_prob
+  ACT | exploration[:, 0] < self.halt_exploration_prob => exploration[:, 0] < self.halt_exploration_prob**2
+deep-halting-a-step-off | DYN707 | rows halt a step before halt_max_steps
+  ACT | last = steps >= self.halt_max_steps =>> last = steps >= self.halt_max_steps - 1
+deep-halting-head-not-asked | DYN707 | rows halt at the last step only, whatever q says
+  ACT
+  -         return (last | willing) & (steps >= least)
+  +         return last
+deep-eval-trains | DYN709 | an evaluation moves the weights
+  ACT
+  +         with torch.no_grad():
+  +             self.inner.lm_head.weight.add_(1e-3)
+            return ACTOutput(
+                carry, self.inner.logits(carry.latents), q_halt, q_continue, aux=self.inner.episode_aux(carry.latents)
+deep-table-without-group | DYN718 | no optimizer group holds the puzzle embedding
+  GROUPS | table = model.puzzle_emb => table = None
 deep-optimizer-skips-stack | DYN703 | the optimizer group is filtered by a name that no longer fits
   GROUPS | network, matrices = dict(model.named_parameters()) => network, matrices = {n: p for n, p in model.named_parameters() if not n.startswith("inner.L_")}
 """,

@@ -12,6 +12,20 @@ FILES = {
 
 FAULTS = faults(
     r"""
+launcher-misspelt | JOB010 | a launcher that does not exist | pyhton pretrain.py device=cpu
+script-misspelt | JOB010 | a script that does not exist | python pretrian.py
+script-unnamed | JOB010 | a command without a script | python --config-name=cfg_pretrain
+ranks-of-a-sweep | JOB012 | a sweep under torchrun | torchrun --nproc-per-node=2 pretrain.py -m lr=1,2
+heads-do-not-divide | JOB030 | 4 heads of a width of 30 | python pretrain.py arch.hidden_size=30
+dead-heads | WARN JOB031 | heads of a model that mixes without attention | + arch.num_heads=2
+run-name-contradicts-rate | WARN JOB032 | run name says lr0.1, the rate is 0.2 | + run_name=hrm_lr0.1 lr=0.2 arch=hrm
+run-name-of-a-sweep-contradicts-rate | WARN JOB032 | run name says lr-1e-4, the rate is 1e-3 | + run_name=trm_lr-1e-4_seed0 lr=1e-3
+run-name-contradicts-weight | WARN JOB032 | run name says weight_0.05 | python pretrain.py arch=hrm_feudal arch.loss.feudal_loss_weight=0.1 run_name=feudal_weight_0.05
+intent-misspelt | WARN JOB034 | an intent that nobody understands |  | exploraton=0.1
+script-cannot-be-imported | JOB010 | the script imports what is not installed
+  pretrain.py
+    import hydra
+  + import hydroplane
 nproc-does-not-divide | JOB012 | 768 rows on 5 GPUs | torchrun --nproc-per-node=5 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp
 accumulation-does-not-divide | JOB012 | 768 rows on 4 GPUs in 5 pieces each | torchrun --nproc-per-node=4 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp accumulation=5
 config-misspelt | JOB020 | a config name that does not exist | python pretrain.py --config-name=cfg_pretrain_suduko_4x4

@@ -75,6 +75,13 @@ lm-streams-of-unequal-length | DAT542 | streams of 5 and 4 tokens | + --training
   put data/its_classes/train.bin | 0123456789
   put data/its_classes/val.bin | 0123456789
   put data/its_classes/meta.json | {"vocab_size": 9, "dtype": "uint16", "tokenizer": "char_class", "tokens": {"train": 4, "val": 10}}
+lm-streams-cut-to-one-length | WARN DAT542 | the same, cut to the shorter one | + --training_mode=multicontext --multicontext_datasets mine its_classes multicontext_align=truncate
+  put data/mine/train.bin | 0123456789
+  put data/mine/val.bin | 0123456789
+  put data/mine/meta.json | {"vocab_size": 9, "dtype": "uint16", "tokenizer": "char", "tokens": {"train": 5, "val": 10}}
+  put data/its_classes/train.bin | 0123456789
+  put data/its_classes/val.bin | 0123456789
+  put data/its_classes/meta.json | {"vocab_size": 9, "dtype": "uint16", "tokenizer": "char_class", "tokens": {"train": 4, "val": 10}}
 lm-data-without-validation | DAT510 | a data set without val.bin | + --dataset=mine
   put data/mine/train.bin | 0123456789
   put data/mine/meta.json | {"vocab_size": 9, "dtype": "uint16", "tokenizer": "char", "tokens": {"train": 5, "val": 10}}
@@ -101,6 +108,9 @@ lm-cpu | CFG250 CFG256 DAT541 | the CPU recipe of train.py
 lm-resume |  | init_from=resume with nothing but the folder | python train.py --init_from=resume --out_dir=out/x
 lm-mixture-with-tables | DAT541 | a mixture of tokenizers with a token table for each | + --training_mode=multidataset --dataset_list shakespeare_char wikitext --multidataset_wte
 lm-schedule-not-used | CFG256 JOB031 | a schedule that is held at its peak | + --no-decay_lr
+lm-gpt2-on-a-folder-of-its-tokens | DAT540 | data without meta.json are of GPT-2's tokens, as nanoGPT has it | python train.py --init_from=gpt2 --dataset=mine
+  put data/mine/train.bin | 0123456789
+  put data/mine/val.bin | 0123456789
 lm-any-optimizer | JOB031 | an optimizer without a file, through the generic one | + --optimizer adan
 """,
     files=FILES,

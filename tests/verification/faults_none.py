@@ -16,25 +16,14 @@ GOOD = right(
     r'''
 small |  | the demo's recipe
 large |  | the published recipe on four GPUs | torchrun --nproc-per-node=4 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp
-default |  | no --config-name: the decorator's config | python pretrain.py device=cpu
-config-name-space |  | --config-name NAME | python pretrain.py --config-name cfg_pretrain_sudoku_4x4
-config-name-cn |  | -cn NAME | python pretrain.py -cn cfg_pretrain_sudoku_4x4
-config-name-cn-equals |  | -cn=NAME | python pretrain.py -cn=cfg_pretrain_sudoku_4x4
 config-name-last |  | --config-name after the overrides | python pretrain.py lr=1e-3 --config-name=cfg_pretrain_sudoku_4x4
 flag-style |  | flags in place of overrides | + --lr 1e-3 --no-ema --arch.L_cycles 2
-environment |  | variables before the launcher | CUDA_VISIBLE_DEVICES=0,1 OMP_NUM_THREADS=1 torchrun --nproc-per-node=4 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp
 rendezvous | JOB012 | the guide's torchrun line with rendezvous flags | torchrun --nproc-per-node 4 --rdzv_backend=c10d --rdzv_endpoint=localhost:0 --nnodes=1 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp
-standalone | JOB012 | torchrun --standalone | torchrun --standalone --nproc-per-node=4 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp
-quoted-spaces |  | a quoted value with spaces | + 'evaluators=[{name: steps@PerStepAccuracy, confidence: 0.9}]'
 multirun |  | a sweep | python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny -m lr=1e-3,1e-2
 debug |  | +debug=tiny | + +debug=tiny
-group-choice |  | another architecture of the same family | + arch=hrm
 plus-plus |  | ++ on an existing key | + ++lr=1e-3
 plus-on-existing |  | `+` on an existing key, which a launch takes too | + +lr=1e-3
-smoke |  | max_steps cuts the run short, the warm-up with it | python pretrain.py device=cpu max_steps=30
-frozen-with-embedding | CFG251 | only the embedding is trained | python pretrain.py freeze_weights=true
 lr-0-embedding |  | lr 0 with an embedding that learns | python pretrain.py lr=0
-halt-always-explore |  | halt_exploration_prob 1 | + arch.halt_exploration_prob=1.0
 no-exploration |  | halt_exploration_prob 0 is a decision too | + arch.halt_exploration_prob=0
 intent-right | JOB034 | an intent that holds |  | mode=embedding act=dynamic arch=trm arch.L_cycles=1
 run-name-right | JOB032 | a run name that says what is so | + arch.L_cycles=4 run_name=trm_Lcycles4

@@ -66,7 +66,10 @@ def examine(case: Fault | Good, pristine: Path, probes: bool) -> list[Finding]:
     """What the rules, and where asked for the probes, say about `case`.
 
     All trees stand at one path, one after the other: compositions are kept by path and content, so most are made once.
+    A command alone is judged by the code of this process.
     """
+    if not (case.edits or case.everything or case.jobs is not None):
+        return _findings(case, ROOT, probes, local_data=False)
     place = pristine.parent / "planted"
     try:
         return _findings(case, overlay(pristine, place, case.edits), probes)
@@ -74,7 +77,7 @@ def examine(case: Fault | Good, pristine: Path, probes: bool) -> list[Finding]:
         shutil.rmtree(place)
 
 
-def _findings(case: Fault | Good, root: Path, probes: bool) -> list[Finding]:
+def _findings(case: Fault | Good, root: Path, probes: bool, **how: bool) -> list[Finding]:
     if case.everything:
         reports = verify_all(root, probes=False)
     elif case.jobs is not None:
@@ -84,7 +87,7 @@ def _findings(case: Fault | Good, root: Path, probes: bool) -> list[Finding]:
         reports = verify_file(file, root=root, probes=probes)
     else:
         intent = dict(case.intent) or None
-        reports = [verify_command(shlex.split(case.job), root=root, intent=intent, probes=probes)]
+        reports = [verify_command(shlex.split(case.job), root=root, intent=intent, probes=probes, **how)]
     return [finding for report in reports for finding in report.findings]
 
 

@@ -32,6 +32,7 @@ python pretrain.py enable_wandb=true project_name=scout run_name=feudal_exp_1
 python -u pretrain.py -cn cfg_pretrain_sudoku_extreme_att
 env OMP_NUM_THREADS=1 nohup python3.11 pretrain.py max_steps=30
 ./pretrain.py device=cpu
+srun python pretrain.py lr=1e-3 --config-name cfg_pretrain_sudoku_4x4 arch.halt_exploration_prob=1.0
 uv run python pretrain.py device=cpu
 CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc-per-node=2 pretrain.py
 torchrun --standalone --nproc_per_node 2 pretrain.py +debug=tiny device=cpu

@@ -25,11 +25,6 @@ def test_a_pair_equals_one_process(recipe: str, overrides: tuple[str, ...]) -> N
     assert [found.level for found in look(CODE, *overrides, recipe=recipe)] == ["PASS"]
 
 
-def test_exploration_that_differs_by_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    around(monkeypatch, tasks, "keyed_generator", lambda make, seed, *keys: make(seed + rank(), *keys))
-    assert "another gradient than one process" in fails(CODE, "arch.halt_exploration_prob=0.9")
-
-
 def test_a_loss_divided_by_the_rows_of_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     def divided(loss: Any, *args: Any) -> Any:
         total, weight, metrics = loss(*args)

@@ -13,8 +13,6 @@ import pytest
 import torch
 
 import tasks.language_model.build as building
-import tasks.language_model.task as tasks
-from engine.distributed import world_size
 from models.language_models.attention import CausalSelfAttention
 from models.language_models.gpt import GPT, GPTConfig, LMShape
 from tests.conftest import ROOT
@@ -94,31 +92,6 @@ def test_attention_that_looks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_mask_that_looks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     around(monkeypatch, CausalSelfAttention, "_mix", lambda mix, self, q, k, v, m: mix(self, q, k, v, m | True))
     assert "evaluation predictions" in fails("DYN712", "arch.softmax_variant_attn=sigmoidmax")
-
-
-def test_a_parameter_without_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without(groups: Any, self: Any) -> Any:
-        found = groups(self)
-        del found["embedding"]["wpe.embedding_weight"]
-        return found
-
-    around(monkeypatch, GPT, "param_groups", without)
-    assert "wpe.embedding_weight in no optimizer group" in fails("DYN703")
-
-
-def test_dropout_in_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    around(monkeypatch, GPT, "eval", lambda _, self: self.train())
-    assert "two evaluations of the same weights give different" in fails("DYN709", "arch.dropout=0.4")
-
-
-def test_ranks_that_take_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "local_rows", lambda rows: (0, rows // world_size()))
-    assert "another gradient than one process" in fails("DYN717")
-
-
-def test_a_key_that_nothing_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GPT, "_head", lambda self, number, hidden: hidden @ self.wte.tables[number].embedding_weight.T)
-    assert "arch.final_logit_softcapping is dead" in fails("DYN716", "arch.final_logit_softcapping=30")
 
 
 def test_a_run_key_that_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
