@@ -45,15 +45,13 @@ def read_puzzles(path: str, key: str, folder: Path, local: bool, stand_ins: bool
 
     root, name = folder / user_path(path), Path(path).name
     if not (local and root.exists()):
-        if name in BUILT:
-            mode = BUILT[name].data_mode
-            size = BUILT[name].groups, BUILT[name].mean_examples
-            return DataPath(path, key, "built on first use", mode, *size, origin=CATALOGUE)
-        if name in PUBLISHED:
-            entry = PUBLISHED[name]
-            state = f"published, else {entry.offline} in its place" if entry.offline and stand_ins else "published"
-            return DataPath(path, key, state, entry.data_mode, entry.groups, entry.mean_examples, origin=CATALOGUE)
-        return DataPath(path, key, "unknown")
+        entry: Any = BUILT.get(name) or PUBLISHED.get(name)
+        if entry is None:
+            return DataPath(path, key, "unknown")
+        state = "built on first use" if name in BUILT else "published"
+        if name not in BUILT and entry.offline and stand_ins:
+            state = f"published, else {entry.offline} in its place"
+        return DataPath(path, key, state, entry.data_mode, entry.groups, entry.mean_examples, origin=CATALOGUE)
     file = root / "train" / "dataset.json"
     try:
         content = read_object(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -71,29 +72,20 @@ def unrolled(body: str) -> Iterator[tuple[int, str]]:
 
 
 def _commands(file: str, body: str, start: int, console: bool, overlay: dict[str, str]) -> Iterator[Documented]:
-    lines = body.splitlines()
-    number = 0
-    while number < len(lines):
-        at = number
-        line = lines[number]
-        while line.endswith("\\") and number + 1 < len(lines):
-            number += 1
-            line = line[:-1] + lines[number]
-        number += 1
+    whole = re.sub(r"((?:.*\\\n)+)(.*)", lambda m: m[0].replace("\\\n", "") + "\n" * m[1].count("\n"), body)
+    lines = [*whole.splitlines(), "$ "]
+    for number, line in enumerate(lines[:-1]):
         if console and not line.startswith("$ "):
             continue
-        output = []
-        for later in lines[number:] if console else []:
-            if later.startswith("$ "):
-                break
-            output.append(later)
+        output = itertools.takewhile(lambda later: not later.startswith("$ "), lines[number + 1 :])
+        refused = console and any(later.startswith("error") for later in output)
         try:
             words = shlex.split(line.removeprefix("$ "), comments=True)
         except ValueError:
             continue
         bare = [word for word in words if not re.fullmatch(r"[A-Z_]+=\S*", word)]
         if bare[:1] and bare[0] in ("python", "torchrun", "make"):
-            yield Documented(file, start + at, tuple(words), any(o.startswith("error") for o in output), overlay)
+            yield Documented(file, start + number, tuple(words), refused, overlay)
 
 
 def entry_commands(root: Path) -> list[tuple[Documented, str | None]]:

@@ -31,10 +31,6 @@ class Finding:
         """`file:line`, `file`, or nothing."""
         return f"{self.file}:{self.line}" if self.file and self.line else self.file
 
-    def as_dict(self) -> dict[str, Any]:
-        """The record of the JSON output."""
-        return asdict(self)
-
 
 def worst(findings: Iterable[Finding]) -> str:
     """FAIL, WARN or PASS; SKIP where nothing could be judged, or not all for lack of a config."""
@@ -89,16 +85,10 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The record of the JSON output."""
-        return {
-            "job": self.job,
-            "verdict": self.verdict,
-            "chain": self.chain,
-            "facts": self.facts,
-            "signature": self.signature,
-            "findings": [found.as_dict() for found in self.findings],
-        }
+        names = ("chain", "facts", "signature", "findings")
+        return {"job": self.job, "verdict": self.verdict} | {name: self.record()[name] for name in names}
 
     def record(self) -> dict[str, Any]:
         """All but the subject, for another process."""
         rows = {name: value for name, value in vars(self).items() if name != "subject"}
-        return rows | {"findings": [found.as_dict() for found in self.findings]}
+        return rows | {"findings": [asdict(one) for one in self.findings]}

@@ -6,12 +6,12 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
-from verification.codes import ALSO_OBSERVED, CODES, DEEP, OBSERVED
+from verification.codes import ALSO_OBSERVED, DEEP, OBSERVED
 from verification.finding import Finding
 from verification.recall import recall
 from verification.rule import NotApplicable, finding, need_config
@@ -34,7 +34,7 @@ def observed(subject: Subject, *, start: bool = True) -> list[Finding]:
     if not question:
         return [finding(code, "SKIP", reason) for code in OBSERVED]
     found = recall(question, (lambda: _observe(subject)) if start else None, lasts=_was_built)
-    findings = [with_fix(Finding(**row)) for row in found or ()]
+    findings = [Finding(**row) for row in found or ()]
     findings = [one for one in findings if one.code not in ALSO_OBSERVED or one.level == "FAIL"]
     if failed := ", ".join(dict.fromkeys(one.code for one in findings if one.level == "FAIL")):
         findings.append(finding("SUM600", "FAIL", f"what is observed is not what is declared ({failed})"))
@@ -89,11 +89,6 @@ def _observe(subject: Subject, **how: Any) -> list[dict[str, Any]]:
 def _was_built(rows: Sequence[dict[str, Any]]) -> bool:
     """Whether there was an instance: why there was none may lie outside of our code."""
     return any(row["code"] in ("SCR120", "DYN703") and row["level"] != "SKIP" for row in rows)
-
-
-def with_fix(one: Finding) -> Finding:
-    """A finding with the table's fix, where something is amiss and it has none of its own."""
-    return replace(one, fix=CODES[one.code].fix) if one.level in ("FAIL", "WARN") and not one.fix else one
 
 
 def observed_deeply(subject: Subject) -> list[Finding]:

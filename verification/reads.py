@@ -76,8 +76,8 @@ def closure(root: Path, modules: Iterable[str], packages: tuple[str, ...]) -> di
     while pending:
         name = pending.pop()
         if name not in files:
-            path = files[name] = known[name]
-            pending += [one for one in imports(path, _stamp(path), packages) if one in known]
+            files[name] = known[name]
+            pending += [one for one in imports(known[name], packages) if one in known]
     return files
 
 
@@ -95,13 +95,8 @@ def module_file(root: Path, name: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    state = path.stat()
-    return state.st_mtime_ns, state.st_size
-
-
-@functools.lru_cache(maxsize=2048)
-def code_of(path: Path, stamp: tuple[int, int]) -> CodeType:
+@functools.cache  # a process has the code that it has loaded
+def code_of(path: Path) -> CodeType:
     """The compiled module, from Python's own cache where it has it. Raises: SyntaxError."""
     code = SourceFileLoader(path.stem, str(path)).get_code(path.stem)
     assert isinstance(code, CodeType)
@@ -113,11 +108,11 @@ def nested(code: CodeType) -> list[CodeType]:
     return [one for one in code.co_consts if isinstance(one, CodeType)]
 
 
-@functools.lru_cache(maxsize=2048)
-def imports(path: Path, stamp: tuple[int, int], packages: tuple[str, ...]) -> tuple[str, ...]:
+@functools.cache
+def imports(path: Path, packages: tuple[str, ...]) -> tuple[str, ...]:
     """Dotted names below `packages` that a module imports anywhere: `a.b`, and `a.b.c` of `from a.b import c`."""
     names: dict[str, None] = {}
-    pending = [code_of(path, stamp)]
+    pending = [code_of(path)]
     while pending:
         code = pending.pop()
         pending += nested(code)
@@ -128,12 +123,12 @@ def imports(path: Path, stamp: tuple[int, int], packages: tuple[str, ...]) -> tu
 
 def names_used(files: dict[str, Path]) -> set[str]:
     """Names that functions of some modules use; a check in __post_init__ is no use."""
-    return set().union(*(_names(path, _stamp(path)) for path in files.values()))
+    return set().union(*map(_names, files.values()))
 
 
-@functools.lru_cache(maxsize=2048)
-def _names(path: Path, stamp: tuple[int, int]) -> frozenset[str]:
-    return frozenset(_used(code_of(path, stamp)))
+@functools.cache
+def _names(path: Path) -> frozenset[str]:
+    return frozenset(_used(code_of(path)))
 
 
 def _used(code: CodeType) -> Iterator[str]:
@@ -141,15 +136,11 @@ def _used(code: CodeType) -> Iterator[str]:
         yield from code.co_names
         if "getattr" in code.co_names:
             yield from (value for value in code.co_consts if isinstance(value, str))
-    checks = _checks(nested(code))
-    for inner in nested(code):
-        if inner not in checks:
-            yield from _used(inner)
-
-
-def _checks(methods: list[CodeType]) -> list[CodeType]:
-    """__post_init__ among the methods of a class, and the private ones that only it calls."""
-    start = [code for code in methods if code.co_name == "__post_init__"]
-    called = {name for code in start for name in _used(code) if name.startswith("_")}
-    others = {name for code in methods if code not in start for name in _used(code) if name != code.co_name}
-    return start + [code for code in methods if code.co_name in called - others]
+    methods = nested(code)
+    checks = [one for one in methods if one.co_name == "__post_init__"]  # and the private ones that only it calls
+    called = {name for one in checks for name in _used(one) if name.startswith("_")} if checks else set()
+    if called:
+        called -= {name for one in methods if one not in checks for name in _used(one) if name != one.co_name}
+    for one in methods:
+        if one not in checks and one.co_name not in called:
+            yield from _used(one)

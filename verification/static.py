@@ -201,13 +201,8 @@ def file_findings(file: job_files.JobFile, name: str, reports: Sequence[Report])
     return [replace(one, job=name) for one in settled(findings)]
 
 
-def verify_recipe(path: Path, *, root: Path, **how: Any) -> Report:
-    """A cfg_*.yaml as its own `script:` would run it; its header states what is meant in an `#@ intent:` line."""
-    return verify_recipes([path], root=root, **how)[0]
-
-
 def verify_recipes(paths: Sequence[Path], *, root: Path, **how: Any) -> list[Report]:
-    """`verify_recipe` for several."""
+    """Each cfg_*.yaml as its own `script:` would run it; its header states what is meant in an `#@ intent:` line."""
     requests, notes = [], []
     for path in paths:
         file = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

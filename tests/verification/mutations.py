@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 FOLDERS = (
@@ -39,8 +40,7 @@ Edit = Callable[[Path], None]
 class Fault:
     """One slip. `codes` must be found at `level`; no other code may be a FAIL, except those of `follows`.
 
-    `jobs` is the text of a job file; without it `job` is verified as a command with `intent`. `everything` verifies the
-    whole tree, pages included.
+    Without codes it is something unusual but right: no FAIL, and `quiet` codes must not even be a WARN.
     """
 
     name: str
@@ -48,27 +48,17 @@ class Fault:
     codes: tuple[str, ...] = ()
     edits: tuple[Edit, ...] = ()
     job: str = SMALL
+    """The command that is verified, with `intent`."""
     jobs: str | None = None
+    """The text of a job file in its place."""
     intent: tuple[tuple[str, str], ...] = ()
     level: str = "FAIL"
     follows: tuple[str, ...] = ()
     everything: bool = False
+    """The whole tree is verified, pages included."""
     probes: bool = False
     """Only a tiny instance shows it, though rules judge its code too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Good:
-    """An unusual but right thing: no FAIL; `quiet` codes must not even be a WARN."""
-
-    name: str
-    what: str
-    edits: tuple[Edit, ...] = ()
-    job: str = SMALL
-    jobs: str | None = None
-    intent: tuple[tuple[str, str], ...] = ()
     quiet: tuple[str, ...] = ()
-    everything: bool = False
 
 
 # --- tables -------------------------------------------------------------------------------------------------------------
@@ -90,30 +80,27 @@ def faults(table: str, *, job: str = SMALL, files: Mapping[str, str] | None = No
         codes, _, follows = codes.rstrip(")").partition("(")
         words = codes.split()
         level = next((word for word in words if word in ("WARN", "INFO")), "FAIL")
-        fault = Fault(name=name, what=what, level=level, probes="OBSERVED" in words, everything="EVERYTHING" in words)
-        own = tuple(word for word in words if word not in (level, "OBSERVED", "EVERYTHING"))
-        fault = replace(fault, codes=own, follows=tuple(follows.split()), intent=_intent(intent))
         made.append(
-            replace(fault, job=_command(command, job), jobs=_jobs(below, job), edits=_edits(below, files or {}))
+            Fault(
+                name=name,
+                what=what,
+                codes=tuple(word for word in words if word not in (level, "OBSERVED", "EVERYTHING")),
+                edits=_edits(below, files or {}),
+                job=f"{job} {command.removeprefix('+ ')}" if command.startswith("+ ") else command or job,
+                jobs=_jobs(below, job),
+                intent=tuple((key, value) for key, _, value in (word.partition("=") for word in intent.split())),
+                level=level,
+                follows=tuple(follows.split()),
+                everything="EVERYTHING" in words,
+                probes="OBSERVED" in words,
+            )
         )
     return tuple(made)
 
 
-def right(table: str, *, job: str = SMALL, files: Mapping[str, str] | None = None) -> tuple[Good, ...]:
+def right(table: str, *, job: str = SMALL, files: Mapping[str, str] | None = None) -> tuple[Fault, ...]:
     """What is right, for each line `name | codes that must be quiet | what | command | intent`; edits as in `faults`."""
-    return tuple(
-        Good(
-            name=name,
-            what=what,
-            job=_command(command, job),
-            jobs=_jobs(below, job),
-            intent=_intent(intent),
-            quiet=tuple(word for word in quiet.split() if word != "EVERYTHING"),
-            everything="EVERYTHING" in quiet,
-            edits=_edits(below, files or {}),
-        )
-        for (name, quiet, what, command, intent), below in _rows(table)
-    )
+    return tuple(replace(case, codes=(), quiet=case.codes) for case in faults(table, job=job, files=files))
 
 
 def _rows(table: str) -> Iterator[tuple[list[str], list[str]]]:
@@ -124,18 +111,10 @@ def _rows(table: str) -> Iterator[tuple[list[str], list[str]]]:
         yield [*cells, *[""] * (5 - len(cells))], below
 
 
-def _command(cell: str, job: str) -> str:
-    return f"{job} {cell.removeprefix('+ ')}" if cell.startswith("+ ") else cell or job
-
-
 def _jobs(below: list[str], job: str) -> str | None:
     """The text of the job file, in which the first `+` of a line stands for `job`."""
     lines = [re.sub(r"(^| )\+ ", rf"\1{job} ", line[4:], count=1) for line in below if line.startswith("  >")]
     return "".join(f"{line}\n" for line in lines) or None
-
-
-def _intent(cell: str) -> tuple[tuple[str, str], ...]:
-    return tuple((key, value) for key, _, value in (word.partition("=") for word in cell.split()))
 
 
 def _edits(below: list[str], files: Mapping[str, str]) -> tuple[Edit, ...]:
@@ -143,17 +122,17 @@ def _edits(below: list[str], files: Mapping[str, str]) -> tuple[Edit, ...]:
     for head, *lines in _hunks([line for line in below if not line.startswith("  >")]):
         word, *paths = (files.get(word, word) for word in head.partition(" | ")[0].split())
         text = head.partition(" | ")[2]
-        old, _, new = text.partition(" => ")
+        old, new = text.split(" =>> ") if (every := " =>> " in text) else text.partition(" => ")[::2]
         if word in ("copy", "move"):
-            made.append({"copy": copy, "move": move}[word](*paths))
+            made.append(partial({"copy": copy, "move": move}[word], *paths))
         elif word == "remove":
-            made += map(remove, paths)
+            made += [partial(remove, path) for path in paths]
         elif word == "put":
-            made.append(put(*paths, text))
+            made.append(partial(put, paths[0], text))
         elif lines:
             made.append(_patch(word, lines))
         else:
-            made.append(swap_all(word, *text.split(" =>> ")) if " =>> " in text else swap(word, old, new))
+            made.append(partial(swap, word, old, new, every))
     return tuple(made)
 
 
@@ -171,87 +150,50 @@ def _hunks(lines: list[str]) -> Iterator[list[str]]:
 
 def _patch(path: str, lines: list[str]) -> Edit:
     before, after = ("".join(f"{line[4:]}\n" for line in lines if line[2:3] not in (mark,)) for mark in "+-")
-    return swap(path, before, after) if before else append(path, after)
+    return partial(swap, path, before, after, False) if before else partial(append, path, after)
 
 
 # --- edits ------------------------------------------------------------------------------------------------------------
 
 
-def swap(path: str, old: str, new: str) -> Edit:
-    """Replace the only occurrence of `old`."""
-
-    def edit(root: Path) -> None:
-        text = (root / path).read_text(encoding="utf-8")
-        found = text.count(old)
-        if found != 1:
-            raise LookupError(f"{path} holds {found} times {old!r}: bring the fault up to date")
-        _write(root / path, text.replace(old, new))
-
-    return edit
+def swap(path: str, old: str, new: str, every: bool, root: Path) -> None:
+    """Replace the only occurrence of `old`, or every one."""
+    text = (root / path).read_text(encoding="utf-8")
+    found = text.count(old)
+    if found != 1 and not (every and found):
+        raise LookupError(f"{path} holds {found} times {old!r}: bring the fault up to date")
+    _write(root / path, text.replace(old, new))
 
 
-def swap_all(path: str, old: str, new: str) -> Edit:
-    """Replace every occurrence of `old`, of which there is at least one."""
-
-    def edit(root: Path) -> None:
-        text = (root / path).read_text(encoding="utf-8")
-        if old not in text:
-            raise LookupError(f"{path} does not hold {old!r}: bring the fault up to date")
-        _write(root / path, text.replace(old, new))
-
-    return edit
-
-
-def put(path: str, text: str) -> Edit:
+def put(path: str, text: str, root: Path) -> None:
     """Write a new file."""
-
-    def edit(root: Path) -> None:
-        if (root / path).exists():
-            raise LookupError(f"{path} exists already: bring the fault up to date")
-        _write(root / path, text)
-
-    return edit
+    if (root / path).exists():
+        raise LookupError(f"{path} exists already: bring the fault up to date")
+    _write(root / path, text)
 
 
-def append(path: str, text: str) -> Edit:
+def append(path: str, text: str, root: Path) -> None:
     """Add to the end of a file, made where it is missing."""
-
-    def edit(root: Path) -> None:
-        before = (root / path).read_text(encoding="utf-8") if (root / path).exists() else ""
-        _write(root / path, before + text)
-
-    return edit
+    _write(root / path, ((root / path).read_text(encoding="utf-8") if (root / path).exists() else "") + text)
 
 
-def move(path: str, new: str) -> Edit:
+def move(path: str, new: str, root: Path) -> None:
     """Rename a file."""
-
-    def edit(root: Path) -> None:
-        (root / new).parent.mkdir(parents=True, exist_ok=True)
-        os.rename(root / path, root / new)
-
-    return edit
+    (root / new).parent.mkdir(parents=True, exist_ok=True)
+    os.rename(root / path, root / new)
 
 
-def copy(path: str, new: str) -> Edit:
+def copy(path: str, new: str, root: Path) -> None:
     """Copy a file."""
-
-    def edit(root: Path) -> None:
-        _write(root / new, (root / path).read_text(encoding="utf-8"))
-
-    return edit
+    _write(root / new, (root / path).read_text(encoding="utf-8"))
 
 
-def remove(path: str) -> Edit:
+def remove(path: str, root: Path) -> None:
     """Delete a file or a folder."""
-
-    def edit(root: Path) -> None:
-        if (root / path).is_dir():
-            shutil.rmtree(root / path)
-        else:
-            (root / path).unlink()
-
-    return edit
+    if (root / path).is_dir():
+        shutil.rmtree(root / path)
+    else:
+        (root / path).unlink()
 
 
 def _write(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def _child(root: str, config: dict, codes: list[str], entry: str, words: Sequenc
     importlib.invalidate_caches()
     found = probe(config, entry=entry, root=Path(root).resolve(), only=codes, overrides=words)
     assert Path(sys.modules["models"].__file__ or "").is_relative_to(Path(root).resolve())
-    print(json.dumps([finding.as_dict() for finding in found]))
+    print(json.dumps([asdict(finding) for finding in found]))
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,12 @@ commit says why. The rest is rounding: other versions of torch (2.11 to 2.13) an
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from reports.losses import compare_losses, read_losses
-from tests.conftest import ROOT, run_script
+from tests.conftest import ROOT
 from tests.verification.expected_losses import FOLDER, as_text, lines_of
 
 RECIPES = sorted(path.stem for path in (ROOT / "config").glob("cfg_*.yaml"))
@@ -42,47 +41,3 @@ def test_losses_are_those_that_were(recipe: str, tmp_path: Path) -> None:
 
 def test_every_file_is_of_a_recipe() -> None:
     assert sorted(path.stem for path in FOLDER.glob("*")) == RECIPES
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> list[Path]:
-    lines = [{"step": s, "train/loss": 1.0 / s, "time/step_ms": s, "eval/acc": None} for s in (1, 2, 3)]
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        lines[2] = {"step": 3, "train/loss": 0.25, "time/step_ms": 99, "eval/acc": 0.5, "more": 1}
-    return [tmp_path / "a", tmp_path / "b"]
-
-
-def test_what_differs_is_named_with_its_first_step(pair: list[Path]) -> None:
-    differences, compared = compare_losses(*map(read_losses, pair))
-    assert compared == 7
-    assert [(one.metric, one.step, one.first, one.second) for one in differences] == [
-        ("eval/acc", 3, None, 0.5),
-        ("more", 3, None, 1),
-        ("train/loss", 3, 1 / 3, 0.25),
-    ]
-    assert differences[2].greatest == pytest.approx(0.25)
-    assert not compare_losses(*map(read_losses, pair), tolerance=0.26, patterns=["loss"])[0]
-
-
-def test_the_command(pair: list[Path], tmp_path: Path) -> None:
-    same = run_script("scripts/compare_losses", str(pair[0]), str(pair[0] / "metrics.jsonl"), "--assert-equal")
-    assert (same.code, same.output) == (0, "equal: 6 values\n")
-    other = run_script("scripts/compare_losses", *map(str, pair), "--assert-equal")
-    assert other.code == 1
-    assert "3 of 7 values differ, first at step 3" in other.output
-    assert run_script("scripts/compare_losses", *map(str, pair)).code == 0
-    (tmp_path / "text").write_text("notes")
-    for words, message in (
-        ((str(pair[0]), str(tmp_path / "none")), "none cannot be read (No such file or directory): expected a run"),
-        ((str(pair[0]), str(tmp_path / "text")), "is not a file of JSON lines"),
-        ((*map(str, pair), "--metrics", "lss"), "--metrics lss: neither has such a metric"),
-        ((*map(str, pair), "--metrics", "["), "error: argument --metrics: '[' is not a regular expression: "),
-        ((*map(str, pair), "--tolerance", "nan"), "error: --tolerance nan: expected a number of at least 0"),
-        ((*map(str, pair), "--tolerance", "inf"), "error: --tolerance inf: "),
-        ((*map(str, pair), "--tolerance", "-1"), "error: --tolerance -1.0: "),
-    ):
-        refused = run_script("scripts/compare_losses", *words)
-        assert refused.code == 2, refused.output
-        assert message in refused.output

@@ -66,13 +66,9 @@ def errors(value: Any, schema: Mapping[str, Any], place: str = "") -> Iterator[s
                 yield f"{below}: no such key"
 
 
-def usable(recipe: Path) -> tuple[str, dict[str, Any]]:
-    return described(recipe)
-
-
 @pytest.mark.parametrize("recipe", recipes(ROOT), ids=lambda path: path.stem)
 def test_a_recipe_names_its_schema_and_fits_it(recipe: Path) -> None:
-    name, schema = usable(recipe)
+    name, schema = described(recipe)
     text = recipe.read_text()
     assert text == with_comment(text, name), "stale: python -m verification.json_schema"
     assert (FOLDER / name).read_text() == as_text(schema), "stale: python -m verification.json_schema"
@@ -102,30 +98,18 @@ def test_no_schema_is_left_over() -> None:
         ("select_on: tests", "select_on: 'tests' is none of"),
         ("data_paths: data/x", "data_paths: 'data/x' is not array"),
         ("arch: {pos_encodings: rop}", "arch.pos_encodings: 'rop' is none of"),
+        ("lr: ${oc.env:LR}", ""),
+        ("run_name: 7", ""),
+        ("grad_clip: null", ""),
+        ("resume: true", ""),
+        ("epochs: ???", ""),
     ],
 )
 def test_what_an_editor_marks(text: str, message: str) -> None:
-    _, schema = usable(ROOT / "config/cfg_pretrain_sudoku_4x4.yaml")
-    (found,) = errors(yaml.safe_load(text), schema)
-    assert message in found
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "lr: 0.5",
-        "lr: ${oc.env:LR}",
-        "run_name: null",
-        "run_name: 7",
-        "grad_clip: null",
-        "resume: true",
-        "epochs: ???",
-        "data_paths: [a, b]",
-    ],
-)
-def test_what_an_editor_leaves_alone(text: str) -> None:
-    _, schema = usable(ROOT / "config/cfg_pretrain_sudoku_4x4.yaml")
-    assert list(errors(yaml.safe_load(text), schema)) == []
+    _, schema = described(ROOT / "config/cfg_pretrain_sudoku_4x4.yaml")
+    found = list(errors(yaml.safe_load(text), schema))
+    assert len(found) == bool(message)
+    assert message in "".join(found)
 
 
 def test_meaning_default_and_range_are_in_it() -> None:

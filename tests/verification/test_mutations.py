@@ -26,7 +26,7 @@ from tests.verification import (
     faults_none,
     faults_script,
 )
-from tests.verification.mutations import Fault, Good, copy_repository, overlay
+from tests.verification.mutations import Fault, copy_repository, overlay
 from verification.codes import ALSO_OBSERVED, CODES, OBSERVED
 from verification.finding import Finding
 from verification.static import verify_all, verify_command, verify_file
@@ -62,7 +62,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_repository(ROOT, tmp_path_factory.mktemp("pristine") / "repo")
 
 
-def examine(case: Fault | Good, pristine: Path, probes: bool) -> list[Finding]:
+def examine(case: Fault, pristine: Path, probes: bool) -> list[Finding]:
     """What the rules, and where asked for the probes, say about `case`.
 
     All trees stand at one path, one after the other: compositions are kept by path and content, so most are made once.
@@ -77,7 +77,7 @@ def examine(case: Fault | Good, pristine: Path, probes: bool) -> list[Finding]:
         shutil.rmtree(place)
 
 
-def _findings(case: Fault | Good, root: Path, probes: bool, **how: bool) -> list[Finding]:
+def _findings(case: Fault, root: Path, probes: bool, **how: bool) -> list[Finding]:
     if case.everything:
         reports = verify_all(root, probes=False)
     elif case.jobs is not None:
@@ -98,7 +98,7 @@ def told(findings: list[Finding]) -> str:
 # --- the faults -------------------------------------------------------------------------------------------------------
 
 
-def some_slow(cases: Sequence[Fault | Good], kinds: Sequence[object]) -> list[Any]:
+def some_slow(cases: Sequence[Fault], kinds: Sequence[object]) -> list[Any]:
     """(case, probes): each case by the rules alone, where they decide it (kind None), and in the slow tests with the
     probes; the first case of every other kind with the probes, the others of its kind in the slow tests.
     """
@@ -148,7 +148,7 @@ def test_the_table_is_large_and_its_codes_are_known() -> None:
 
 
 @pytest.mark.parametrize(("good", "probes"), some_slow(GOOD, THIRDS))
-def test_what_is_right_raises_no_alarm(good: Good, probes: bool, pristine: Path) -> None:
+def test_what_is_right_raises_no_alarm(good: Fault, probes: bool, pristine: Path) -> None:
     findings = examine(good, pristine, probes)
     assert findings, "nothing was verified"
     wrong = [f for f in findings if f.level == "FAIL" or (f.level == "WARN" and f.code in good.quiet)]

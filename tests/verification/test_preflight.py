@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -22,7 +21,7 @@ from tests.conftest import ROOT, run_script
 from tests.e2e.recipes import PRETRAIN
 from verification import observed, preflight as launching, recall
 from verification.finding import Finding
-from verification.preflight import compare_signatures, line_of, preflight, review
+from verification.preflight import compare_signatures, preflight, review
 from verification.static import verify_command
 
 FOLDERS = [ROOT / "config"]
@@ -148,8 +147,3 @@ def test_signatures_compare() -> None:
     assert {text.partition(":")[0] for text in warns} >= {"world_size", "commit"}
     assert compare_signatures(old, dict(old)) == ([], [])
     assert compare_signatures({}, old) == ([], [])
-
-
-def test_a_line_says_where_and_what_to_do() -> None:
-    finding = SimpleNamespace(code="X1", place="a.py:3", message="wrong", fix="mend")
-    assert line_of(finding) == "X1 a.py:3: wrong: mend"  # type: ignore[arg-type]

@@ -58,11 +58,8 @@ def test_a_damaged_file_is_ignored_and_replaced(text: str) -> None:
     assert load("a") is None
     save("a", SEEN)
     assert load("a") == SEEN
-
-
-def test_a_cache_that_cannot_be_written_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    shutil.rmtree(recall.folder())
+    recall.folder().write_text("", encoding="utf-8")  # a cache that cannot be written
     save("a", SEEN)
     assert load("a") is None
 

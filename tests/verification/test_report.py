@@ -14,7 +14,7 @@ from engine.errors import UsageError
 from scripts.verify_path import run
 from tests.conftest import ROOT
 from verification.codes import CODES, with_table
-from verification.finding import Finding, Report
+from verification.finding import Report
 from verification.report import CHECKLIST, as_json, markdown, summary, text
 from verification.static import verify_command, verify_file
 
@@ -26,31 +26,12 @@ def report_of(line: str) -> Report:
     return verify_command(shlex.split(line), root=ROOT, job="J")
 
 
-def test_the_guides_steps_are_printed_with_places() -> None:
-    shown = text([report_of(GOOD)])
-    for number in range(1, 7):
-        assert f"✅ Step {number}" in shown
-    assert "models/recursive_reasoning/trm.py:" in shown
-    assert "Result: TRM uses _forward_train_original() with dynamic halting" in shown
-    assert "❌" not in shown
-
-
 def test_a_fault_comes_with_reason_and_fix() -> None:
     shown = text([report_of(f"{GOOD} lr_warmup_steps=999")])
     assert "❌ Step 3" in shown
     assert "CFG250" in shown
     assert f"why: {CODES['CFG250'].why}" in shown
     assert "fix: lr_warmup_steps=" in shown
-
-
-def test_levels() -> None:
-    report = Report(
-        "J", findings=[Finding("A", "PASS", "1", ""), Finding("B", "WARN", "1", ""), Finding("C", "SKIP", "2", "")]
-    )
-    assert (report.verdict, report.failed(), report.failed(strict=True)) == ("WARN", False, True)
-    assert (report.level("1"), report.level("2"), report.level(["data"])) == ("WARN", "SKIP", "SKIP")
-    assert report.level(codes=("A",)) == "PASS"
-    assert report.level(codes=("C", "X")) == "SKIP"
 
 
 def test_json_holds_everything() -> None:

@@ -13,7 +13,7 @@ from engine.cli.keys import is_union
 from engine.errors import UsageError
 from engine.fields import declared, value_at
 from engine.registry import resolve
-from verification.probes.instance import Tiny, fit, groups_of, same, schedule_of
+from verification.probes.instance import Tiny, fit, same
 from verification.spec import Settings
 
 TRIES = 6
@@ -110,10 +110,11 @@ def aspects(tiny: Tiny, settings: Settings) -> dict[str, Any]:
     def write(_: int, values: Mapping[str, Any]) -> None:
         lines.append({name: repr(value) for name, value in values.items() if not name.startswith("time/")})
 
+    times = (plan.total_steps, sorted(plan.eval_steps), plan.final_eval, plan.checkpoint_every_eval)
     found: dict[str, Any] = {
         "shapes": [(name, str(each.dtype), tuple(each.shape)) for name, each in module.state_dict().items()],
-        "schedule": schedule_of(plan),
-        "optimizer": groups_of(plan),
+        "schedule": [*times, *map(plan.schedule, (1, 2, max(1, plan.total_steps // 2), plan.total_steps))],
+        "optimizer": [(group.name, group.optimizer, group.lr) for group in task.param_groups()],
     }
     task.micro_batches = drawn
     trainer, results = fit(plan, config, write=write)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dis
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
 from verification.probes.instance import Tiny, Unobservable, evaluate, step
-from verification.probes.launch import launched
+from verification.probes.launch import launched, profiled
 from verification.probes.registry import Note, observes
 
 MOST = 60
@@ -40,13 +39,13 @@ def swallowed(tiny: Tiny) -> Iterator[str | Note]:
         if (error := launched(tiny.launch.module, tiny.settings).error) is not None:
             raise error
 
-    def check() -> None:
-        tiny.launch.module.FAMILY.check(tiny.config(run=tiny.spec.exercised))
-
-    def build() -> Any:
-        return tiny.build(run=tiny.spec.exercised)
-
-    acts: tuple[Callable[[], Any], ...] = (start, check, build, lambda: step(task, 1), lambda: evaluate(task))
+    acts: tuple[Callable[[], Any], ...] = (
+        start,
+        lambda: tiny.launch.module.FAMILY.check(tiny.config(run=tiny.spec.exercised)),
+        lambda: tiny.build(run=tiny.spec.exercised),
+        lambda: step(task, 1),
+        lambda: evaluate(task),
+    )
     places: dict[tuple[str, int], None] = {}
     for act in acts:
         points: dict[Point, int] = {}
@@ -110,9 +109,5 @@ def _run(act: Callable[[], Any], seen: Callable[[Point, int], Any], files: Files
         if (handler := _handler(caller.f_code, caller.f_lasti)) is not None:
             seen((caller.f_code, handler), caller.f_lineno)
 
-    before = sys.getprofile()
-    sys.setprofile(profile)
-    try:
+    with profiled(profile):
         act()
-    finally:
-        sys.setprofile(before)

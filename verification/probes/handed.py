@@ -23,10 +23,6 @@ from verification.probes.registry import Note, observes
 Read = Callable[[Any], Any]
 
 
-def _options(name: str) -> Read:
-    return lambda plan: [group.options[name] for group in plan.task.param_groups() if name in group.options]
-
-
 def _examples(item: Any) -> list[Tensor]:
     """The whole numbers in a nest of batches: tokens, identifiers; noise is none."""
     if isinstance(item, Tensor):
@@ -40,13 +36,13 @@ def _schedule(plan: Any) -> list[float]:
     return [plan.schedule(step) for step in (1, 2, 3, plan.total_steps // 2, plan.total_steps)]
 
 
-STATED: tuple[tuple[str, str, Read], ...] = (
-    ("lr|learning_rate|(?!min_).*_lr", "learning rates", lambda plan: [group.lr for group in plan.task.param_groups()]),
-    (".*weight_decay", "weight decays", _options("weight_decay")),
-    ("beta1", "beta1", _options("beta1")),
-    ("beta2", "beta2", _options("beta2")),
-)
-"""Keys whose very value an optimizer group must have: their names, what they are, where they are found in a plan."""
+STATED = {
+    "lr|learning_rate|(?!min_).*_lr": "learning rate",
+    ".*weight_decay": "weight_decay",
+    "beta1": "beta1",
+    "beta2": "beta2",
+}
+"""Keys whose very value an optimizer group must have, and what it is there."""
 CHANGING: tuple[tuple[str, str, Read], ...] = (
     ("seed", "which examples come first", lambda plan: _examples(list(plan.task.micro_batches(1)))),
     ("max_iters|epochs", "the length of the run", lambda plan: plan.total_steps),
@@ -69,10 +65,12 @@ def handed_on(tiny: Tiny) -> Iterator[str]:
             plan = tiny.build(stirred=False, run={name: other})
         except UsageError:
             continue  # not a value that this config takes
-        for pattern, what, read in STATED:
-            fixed = name in tiny.spec.pinned or tiny.by_reference(name) or not re.fullmatch(pattern, name)
-            if not fixed and (found := read(plan)) and other not in found:
-                yield f"{name}={other} is given, the optimizer's {what} are {', '.join(map(str, found))}"
+        fixed = name in tiny.spec.pinned or tiny.by_reference(name)
+        for what in (what for pattern, what in STATED.items() if not fixed and re.fullmatch(pattern, name)):
+            settings_of = [{"learning rate": group.lr, **group.options} for group in plan.task.param_groups()]
+            found = [some[what] for some in settings_of if what in some]
+            if found and other not in found:
+                yield f"{name}={other} is given, the optimizer's {what} is {', '.join(map(str, found))}"
         for pattern, what, read in CHANGING:
             if re.fullmatch(pattern, name) and (before := read(plain)) and same(before, read(plan)):
                 yield f"{name}={other} in place of {value} does not change {what}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -100,36 +100,36 @@ def _copy(value: Any) -> Any:
     return value
 
 
+@dataclass
 class Tiny:
     """Builds the tiny instance as often as the probes want a fresh one; the same seed gives the same weights."""
 
-    def __init__(
-        self,
-        launch: Launched,
-        spec: Verification,
-        settings: Settings,
-        model_class: type,
-        *,
-        root: Path,
-        data: Path,
-        full_arch: Settings,
-        overridden: Sequence[str] = (),
-        overridden_run: Sequence[str] = (),
-        resolved: Settings | None = None,
-    ) -> None:
-        self.data = data
-        """The folder with the tiny data set."""
-        self.launch, self.spec, self.settings, self.model_class, self.root = launch, spec, settings, model_class, root
-        self.full_arch, self.overridden, self.overridden_run = full_arch, tuple(overridden), tuple(overridden_run)
-        self.schema: Any = launch.schema
-        self.resolved = resolved or settings
-        """The whole config, unshrunk."""
-        self.kept: dict[str, Any] = {}
-        """What several probes observe together, by name."""
+    launch: Launched
+    spec: Verification
+    settings: Settings
+    model_class: type
+    data: Path
+    """The folder with the tiny data set."""
+    resolved: Settings
+    """The whole config, unshrunk."""
+    overridden: Sequence[str] = ()
+    """Keys of the architecture and, below, of the run that the command gives."""
+    overridden_run: Sequence[str] = ()
+    root: Path = field(default_factory=lambda: engine.registry.ROOT)
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What several probes observe together, by name."""
+
+    @property
+    def schema(self) -> Any:
+        return self.launch.schema
 
     @property
     def arch(self) -> Mapping[str, Any]:
         return self.settings["arch"]
+
+    @property
+    def full_arch(self) -> Settings:
+        return self.resolved["arch"]
 
     def once(self, observe: Callable[[Tiny], T]) -> T:
         """What several probes observe together; the first that asks has it made."""
@@ -144,10 +144,10 @@ class Tiny:
         """The class of the task."""
         return type(self.build().task)
 
-    @property
+    @functools.cached_property
     def max_steps(self) -> int:
         """Steps of a whole episode, as the model itself has them."""
-        if not isinstance(steps := self.once(_max_steps), int):
+        if not isinstance(steps := getattr(self.build().task.module, "halt_max_steps", None), int):
             raise Unobservable("the model has no halt_max_steps")
         return steps
 
@@ -168,8 +168,7 @@ class Tiny:
         """A fresh plan. `stirred` adds the same small noise to all weights, so that zeros hide nothing."""
         config = self.config(run, **arch)
         torch.manual_seed(config.seed)
-        if self.launch.build is None:
-            raise Unobservable("the script's launch hands nothing to the engine")
+        assert self.launch.build is not None
         plan = self.launch.build(config, runtime(config.seed))
         if stirred:
             stir(plan.task.module)
@@ -222,22 +221,6 @@ class NoStop:
 
     def agreed(self) -> bool:
         return False
-
-
-def _max_steps(tiny: Tiny) -> Any:
-    return getattr(tiny.build().task.module, "halt_max_steps", None)
-
-
-def schedule_of(plan: Any) -> list[Any]:
-    """When a plan ends, evaluates and stores, and the learning rate's factor at four of its steps."""
-    steps = (1, 2, max(1, plan.total_steps // 2), plan.total_steps)
-    times = [plan.total_steps, sorted(plan.eval_steps), plan.final_eval, plan.checkpoint_every_eval]
-    return times + [plan.schedule(step) for step in steps]
-
-
-def groups_of(plan: Any) -> list[tuple[Any, ...]]:
-    """Name, optimizer and peak rate of each group of parameters."""
-    return [(group.name, group.optimizer, group.lr) for group in plan.task.param_groups()]
 
 
 def fit(

@@ -43,10 +43,6 @@ class Launched:
     """load_synced_config, create_model and run in the order of their calls."""
     error: Exception | None = None
 
-    @property
-    def file(self) -> Path:
-        return Path(self.module.__file__ or "").resolve()
-
 
 def launched(module: ModuleType, settings: Mapping[str, Any]) -> Launched:
     """Call the launch of `module` with `settings`. An error of its own is kept in the result."""
@@ -89,11 +85,13 @@ def create_model(module: ModuleType) -> Callable[..., Any]:
 @contextlib.contextmanager
 def watched(watch: Callable[[FrameType, CodeType], None]) -> Iterator[None]:
     """Call `watch` for every Python function that is entered meanwhile."""
+    with profiled(lambda frame, event, _: watch(frame, frame.f_code) if event == "call" else None):
+        yield
 
-    def profile(frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call":
-            watch(frame, frame.f_code)
 
+@contextlib.contextmanager
+def profiled(profile: Callable[[FrameType, str, Any], Any]) -> Iterator[None]:
+    """A profiler of its own meanwhile (sys.setprofile)."""
     before = sys.getprofile()
     sys.setprofile(profile)
     try:

@@ -19,7 +19,7 @@ import engine.registry
 from engine.errors import UsageError
 from engine.registry import resolve
 from engine.schema import structure
-from verification.codes import ALSO_OBSERVED, CODES, OBSERVED
+from verification.codes import ALSO_OBSERVED, OBSERVED
 from verification.finding import Finding
 from verification.probes import (  # noqa: F401  they register on import
     encoding,
@@ -36,6 +36,7 @@ from verification.probes import (  # noqa: F401  they register on import
 from verification.probes.instance import Tiny, step
 from verification.probes.launch import launched
 from verification.probes.registry import chosen, place_of_error, run_probe
+from verification.rule import finding
 from verification.spec import Settings, shrunk, specification
 
 BUILT = "DYN700"
@@ -51,24 +52,17 @@ def observe(
     Of the codes that the guide asks for (JUDGED) each is there at least once, SKIP where nothing could be built. Where
     a deeper one (DYN7xx) is asked for, what cannot be built is DYN700, and nothing else is observed.
     """
-    root = engine.registry.ROOT
     resolved = {key: value for key, value in resolved.items() if key != "hydra"}
     deep = not set(codes) <= set(JUDGED)
     if specification(script.FAMILY) is None:
         text = f"the family of {script.__name__}.py has no verify.py"
-        return [_finding(code, "SKIP", text) for code in ([BUILT] if deep else codes)]
+        return [finding(code, "SKIP", text) for code in ([BUILT] if deep else codes)]
     with _quiet(), tempfile.TemporaryDirectory(prefix="probe-") as folder:
         try:
             tiny = make_tiny(script, resolved, Path(folder) / "data", overrides, narrow=not deep)
             built = _built(tiny) if deep else tiny.build()
         except Exception as error:
-            if deep:
-                return [_unbuilt(error, root)]
-            text = " ".join(str(error).split())[:300]
-            reason = text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
-            refused = [_finding("SCR112", "FAIL", reason)] if "SCR112" in codes and _refused(error) else []
-            others = [code for code in codes if not (refused and code == "SCR112")]
-            return [*refused, *(_finding(code, "SKIP", f"not observed: {reason}") for code in others)]
+            return [_unbuilt(error)] if deep else _unobserved(error, codes)
         return [*([built] if BUILT in codes else []), *_run_all(tiny, codes)]
 
 
@@ -77,24 +71,39 @@ def _run_all(tiny: Tiny, codes: Sequence[str]) -> list[Finding]:
     rows = chosen([code for code in codes if code != BUILT], tiny)
     for row in rows:
         if first := [code for code in row.after if code in amiss | blocked]:
-            findings.append(_finding(row.code, "SKIP", f"not observed: {first[0]} comes first"))
+            findings.append(finding(row.code, "SKIP", f"not observed: {first[0]} comes first"))
             blocked.add(row.code)
         else:
             findings += run_probe(row, tiny)
-            amiss |= {finding.code for finding in findings if finding.level in ("FAIL", "WARN")}
+            amiss |= {one.code for one in findings if one.level in ("FAIL", "WARN")}
     asked = {code for code in set(codes) & set(JUDGED) if not code.startswith("DYN")}  # not all have the deeper ones
     unknown = asked - {row.code for row in rows}
-    return [*findings, *(_finding(code, "SKIP", "a check of models with ACT steps") for code in sorted(unknown))]
+    return [*findings, *(finding(code, "SKIP", "a check of models with ACT steps") for code in sorted(unknown))]
 
 
-def _refused(error: BaseException) -> bool:
-    """Whether `engine.registry.require` found another family or data mode than the script's."""
-    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return "require" in frames
+def _unobserved(error: Exception, codes: Sequence[str]) -> list[Finding]:
+    """Nothing could be built; where `engine.registry.require` found another family or data mode, that is SCR112."""
+    refused = "require" in [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    rows = {code: ("SKIP", f"not observed: {told(error)}") for code in codes}
+    if refused and "SCR112" in codes:
+        rows["SCR112"] = ("FAIL", told(error))
+    return [finding(code, level, text) for code, (level, text) in rows.items()]
 
 
-def _finding(code: str, level: Any, text: str) -> Finding:
-    return Finding(code, level, CODES[code].step, text)
+def _unbuilt(error: Exception) -> Finding:
+    root = engine.registry.ROOT
+    top = (getattr(error, "name", None) or "").partition(".")[0]
+    ours = (root / top).is_dir() or (root / f"{top}.py").is_file()
+    if isinstance(error, ModuleNotFoundError) and not ours:
+        return finding(BUILT, "SKIP", f"not observed: {error.name} is not installed here")
+    place = ("", 0) if isinstance(error, UsageError) else place_of_error(error, root)
+    return finding(BUILT, "FAIL", f"the config cannot be built: {told(error)}", *place)
+
+
+def told(error: Exception) -> str:
+    """An error in one line, with its class where it is none of a user."""
+    text = " ".join(str(error).split())[:400]
+    return text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
 
 
 # --- the tiny instance ------------------------------------------------------------------------------------------------
@@ -124,18 +133,7 @@ def make_tiny(
     structure(launch.schema, dict(resolved))
     if spec.write_data is not None:
         spec.write_data(data)
-    return Tiny(
-        launch,
-        spec,
-        settings,
-        model_class,
-        root=engine.registry.ROOT,
-        data=data,
-        full_arch=resolved["arch"],
-        overridden=keys,
-        overridden_run=run,
-        resolved=dict(resolved),
-    )
+    return Tiny(launch, spec, settings, model_class, data, dict(resolved), keys, run)
 
 
 def arch_with_defaults(arch: Mapping[str, Any], model_class: type) -> Settings:
@@ -152,7 +150,7 @@ def _built(tiny: Tiny) -> Finding:
     step(plan.task, 1)
     small = sum(param.numel() for param in plan.task.module.parameters())
     text = f"{tiny.model_class.__name__} builds and takes a step: {size:,} parameters {tiny.spec.sized}"
-    return _finding(BUILT, "PASS", f"{text} ({small:,} in the tiny instance)")
+    return finding(BUILT, "PASS", f"{text} ({small:,} in the tiny instance)")
 
 
 def tensor_names(resolved: Settings, script: ModuleType) -> set[str]:
@@ -160,20 +158,6 @@ def tensor_names(resolved: Settings, script: ModuleType) -> set[str]:
     with _quiet(), tempfile.TemporaryDirectory(prefix="probe-") as folder:
         tiny = make_tiny(script, resolved, Path(folder) / "data")
         return set(tiny.full_model(tiny.resolved).state_dict())
-
-
-def _unbuilt(error: BaseException, root: Path) -> Finding:
-    if isinstance(error, ModuleNotFoundError) and not _ours(error.name or "", root):
-        return _finding(BUILT, "SKIP", f"not observed: {error.name} is not installed here")
-    text = " ".join(str(error).split())[:400]
-    text = text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
-    file, line = ("", 0) if isinstance(error, UsageError) else place_of_error(error, root)
-    return Finding(BUILT, "FAIL", "dyn", f"the config cannot be built: {text}", CODES[BUILT].fix, file, line)
-
-
-def _ours(module: str, root: Path) -> bool:
-    top = module.partition(".")[0]
-    return (root / top).is_dir() or (root / f"{top}.py").is_file()
 
 
 @contextlib.contextmanager
