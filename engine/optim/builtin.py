@@ -188,7 +188,7 @@ class Muon(torch.optim.Muon):
     found_inf: Tensor | None = None
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             for param in group["params"]:
