@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.layers.attention import Attention
 from models.layers.mlp import MULTIPLE, SwiGLU
-from models.layers.norm import rms_norm
+from models.layers.norm import add_rms_norm
 
 Rope = tuple[Tensor, Tensor] | None
 
@@ -44,13 +44,19 @@ class ReasoningBlock(nn.Module):
     def forward(self, x: Tensor, rope: Rope = None, keys: Tensor | None = None) -> Tensor:
         """`keys` [B, S] bool, where given: the positions that attention may read."""
         if self.mlp_t is not None:
-            # One copy [B, D, S] puts the sequence last, so both products and the norm run over contiguous
-            # rows.
-            turned = x.transpose(1, 2).contiguous()
-            x = rms_norm(turned + self.mlp_t(turned), self.eps).transpose(1, 2).contiguous()
+            x = self._mix_positions(self.mlp_t, x)
         elif self.self_attn is not None:
-            x = rms_norm(x + self.self_attn(x, rope, keys), self.eps)
-        return rms_norm(x + self.mlp(x), self.eps)
+            x = add_rms_norm(x, self.self_attn(x, rope, keys), self.eps)
+        return add_rms_norm(x, self.mlp(x), self.eps)
+
+    def _mix_positions(self, mlp_t: SwiGLU, x: Tensor) -> Tensor:
+        """rms(x + mlp_t(x)), both along the positions."""
+        mixed = mlp_t.along_positions(x)
+        if mixed is not None:
+            return add_rms_norm(x, mixed, self.eps, axis=1)
+        # One copy [B, D, S] puts the sequence last, so both products and the norm run over contiguous rows.
+        turned = x.transpose(1, 2).contiguous()
+        return add_rms_norm(turned, mlp_t(turned), self.eps).transpose(1, 2).contiguous()
 
     def fused_rows(self) -> dict[str, tuple[int, ...]]:
         """Rows of each matrix in a parameter that stacks several: the halves of a SwiGLU; q, k and v of every head."""

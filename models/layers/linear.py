@@ -73,6 +73,11 @@ class CastedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self._copy: Tensor | None = None  # set for the length of a `cached_casts` block only
 
+    def weight_in(self, dtype: torch.dtype) -> Tensor:
+        """The weight without its gradient in `dtype`: the copy of `cached_casts`, where there is one."""
+        copy = self._copy
+        return copy if copy is not None and copy.dtype == dtype else self.weight.detach().to(dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         weight, copy = self.weight, self._copy
         if weight.dtype == x.dtype and not by_onednn(x):

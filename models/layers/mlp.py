@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.layers.composed import is_composed
 from models.layers.linear import CastedLinear
 from models.layers.norm import rms_norm
+from models.layers.swiglu_cpu import Axis, LastAxis, Positions, fits_positions, swiglu
 
 MULTIPLE = 256  # of the published code: inner widths that GPUs like
 GATE_EPS = 1e-5
@@ -23,34 +24,28 @@ def swiglu_inner_size(size: int, expansion: float, multiple: int = MULTIPLE) -> 
 
 class _GatedSiLU(torch.autograd.Function):
     """[..., 2I] (gate first) -> silu(gate) * up [..., I]; the backward pass writes both halves into one
-    buffer.
-
-    silu' = s + silu (1 - s) with s = sigmoid(gate). On a CPU s is kept (the exponential costs more than
-    memory traffic), elsewhere it is computed again.
-    """
+    buffer. On a CPU silu(gate) is kept, elsewhere it is computed again."""
 
     @staticmethod
     def forward(ctx: Any, fused: Tensor) -> Tensor:
         gate, up = fused.chunk(2, dim=-1)
+        silu = F.silu(gate)
         if fused.device.type != "cpu":
             ctx.save_for_backward(fused)
-            return F.silu(gate).mul_(up)
-        sigmoid = torch.sigmoid(gate)
-        ctx.save_for_backward(fused, sigmoid)
-        return (gate * sigmoid).mul_(up)
+            return silu.mul_(up)
+        ctx.save_for_backward(fused, silu)
+        return silu * up
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (grad,) = grads
         fused, *kept = ctx.saved_tensors
         gate, up = fused.chunk(2, dim=-1)
-        sigmoid = kept[0] if kept else torch.sigmoid(gate)
-        silu = gate * sigmoid
+        silu = kept[0] if kept else F.silu(gate)
         grad_fused = torch.empty_like(fused)
         grad_gate, grad_up = grad_fused.chunk(2, dim=-1)
         torch.mul(grad, silu, out=grad_up)
-        torch.lerp(sigmoid, sigmoid.new_ones(()), silu, out=grad_gate)  # s + silu (1 - s)
-        grad_gate.mul_(up).mul_(grad)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
         return grad_fused
 
 
@@ -82,6 +77,18 @@ class SwiGLU(nn.Module):
         if self.gate_norm:
             gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
             out: Tensor = self.down_proj(torch.sigmoid(gate) * rms_norm(gate * up, GATE_EPS))
+        elif x.device.type == "cpu" and not is_composed():
+            out = self._on_cpu(x.flatten(0, -2), LastAxis).view(x.shape)
         else:
             out = self.down_proj(gated_silu(self.gate_up_proj(x)))
         return out
+
+    def along_positions(self, x: Tensor) -> Tensor | None:
+        """[B, size, D] -> [B, size, D], where that is faster than two transposed copies, else None."""
+        if self.gate_norm or x.device.type != "cpu" or is_composed() or not fits_positions(x):
+            return None
+        return self._on_cpu(x, Positions)
+
+    def _on_cpu(self, x: Tensor, axis: Axis) -> Tensor:
+        fused, down = self.gate_up_proj, self.down_proj
+        return swiglu(x, fused.weight, down.weight, (fused.weight_in(x.dtype), down.weight_in(x.dtype)), axis)

@@ -22,19 +22,46 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        scale = _scale(wide, eps, -1)
         y: Tensor = wide * scale
         ctx.save_for_backward(y, scale)
         return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (grad,) = grads
         y, scale = ctx.saved_tensors
-        wide = grad.to(y.dtype)
-        along = (wide * y).mean(-1, keepdim=True)
-        return torch.addcmul(wide, y, along, value=-1.0).mul_(scale).to(grad.dtype), None
+        return _gradient(grads[0], y, scale, -1), None
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    """The same of x + y along any axis: the sum is normalised where it lies."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, eps: float, axis: int) -> Tensor:
+        total = (x + y).to(torch.promote_types(x.dtype, torch.float32))
+        scale = _scale(total, eps, axis)
+        total.mul_(scale)
+        ctx.save_for_backward(total, scale)
+        ctx.axis = axis
+        return total.to(x.dtype) if total.dtype != x.dtype else total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        y, scale = ctx.saved_tensors
+        grad = _gradient(grads[0], y, scale, ctx.axis)
+        return grad, grad, None, None
+
+
+def _scale(wide: Tensor, eps: float, axis: int) -> Tensor:
+    """(mean(x²) + eps)^-1/2 over `axis`, which is kept."""
+    scale: Tensor = torch.linalg.vector_norm(wide, dim=axis, keepdim=True)
+    return scale.square_().div_(wide.shape[axis]).add_(eps).rsqrt_()
+
+
+def _gradient(grad: Tensor, y: Tensor, scale: Tensor, axis: int) -> Tensor:
+    wide = grad.to(y.dtype)
+    along = (wide * y).mean(axis, keepdim=True)
+    return torch.addcmul(wide, y, along, value=-1.0).mul_(scale).to(grad.dtype)
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
@@ -46,3 +73,16 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
         normed: Tensor = _RMSNorm.apply(x, eps)  # type: ignore[no-untyped-call]
         return normed
     return F.rms_norm(x, (x.shape[-1],), eps=eps)
+
+
+def add_rms_norm(x: Tensor, y: Tensor, eps: float, axis: int = -1) -> Tensor:
+    """rms_norm(x + y) over `axis`. Without a gradient y may be overwritten: nothing else may read it."""
+    if x.device.type != "cpu" or is_composed():
+        if axis == -1:
+            return rms_norm(x + y, eps)
+        return rms_norm((x + y).transpose(axis, -1), eps).transpose(axis, -1)
+    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
+        normed: Tensor = _AddRMSNorm.apply(x, y, eps, axis)  # type: ignore[no-untyped-call]
+        return normed
+    wide = y.add_(x).to(torch.promote_types(x.dtype, torch.float32))
+    return wide.mul_(_scale(wide, eps, axis)).to(x.dtype)

@@ -44,9 +44,17 @@ def by_onednn(x: Tensor) -> bool:
     return _ONEDNN is not None and x.dtype == torch.float32 and x.device.type == "cpu" and not is_composed()
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., k] times weight [n, k] transposed -> [..., n]. `by_onednn(x)`: no gradient is recorded."""
-    if not by_onednn(x):
-        return F.linear(x, weight)
-    product: Tensor = _ONEDNN(x, weight, None, "none", [], "")
-    return product
+def linear(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """x [..., k] times weight [n, k] transposed -> [..., n], into `out` where given (x of two axes).
+
+    No gradient is recorded where `by_onednn(x)`, or with `out`.
+    """
+    if by_onednn(x):
+        product: Tensor = _ONEDNN(x, weight, None, "none", [], "")
+        return product if out is None else out.copy_(product)
+    return F.linear(x, weight) if out is None else torch.mm(x, weight.t(), out=out)
+
+
+def add_linear(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """total [m, n] + linear(x, weight), in place, x of two axes; no gradient is recorded."""
+    return total.add_(linear(x, weight)) if by_onednn(x) else total.addmm_(x, weight.t())

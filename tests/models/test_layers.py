@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from models.layers import CastedLinear, RotaryTables, SwiGLU, apply_rotary, cached_casts, line_positions, rms_norm
+from models.layers import (
+    CastedLinear,
+    ReasoningBlock,
+    RotaryTables,
+    SwiGLU,
+    apply_rotary,
+    cached_casts,
+    line_positions,
+    rms_norm,
+)
 from models.layers.mlp import gated_silu
+from models.layers.norm import add_rms_norm
+from models.layers.swiglu_cpu import LastAxis, Positions, swiglu
 
 
 def draw(*shape):
@@ -16,12 +27,36 @@ def draw(*shape):
 def test_gradients_by_finite_differences():
     assert torch.autograd.gradcheck(lambda x: rms_norm(x, 0.3), draw(3, 5))
     assert torch.autograd.gradcheck(gated_silu, draw(2, 3, 8))
+    for axis in (1, -1):
+        assert torch.autograd.gradcheck(
+            lambda x, y, axis=axis: add_rms_norm(x, y, 0.3, axis), (draw(2, 3, 4), draw(2, 3, 4))
+        )
+    weights = draw(8, 3), draw(3, 4)
+    for x, axis in ((draw(5, 3), LastAxis), (draw(2, 3, 5), Positions)):
+        assert torch.autograd.gradcheck(lambda x, a, b, axis=axis: swiglu(x, a, b, (a, b), axis), (x, *weights))
     for ins, outs in ((3, 6), (6, 3)):
         layer = CastedLinear(ins, outs, bias=True).double()
         assert torch.autograd.gradcheck(
             lambda x, w, b, layer=layer: torch.func.functional_call(layer, {"weight": w, "bias": b}, (x,)),
             (draw(2, 4, ins), layer.weight, layer.bias),
         )
+
+
+def test_mixing_positions_as_they_lie_computes_what_transposed_copies_do():
+    torch.manual_seed(0)
+    sizes = {"size": 8, "num_heads": 2, "head_dim": 4, "expansion": 4.0, "eps": 1e-5, "length": 64, "multiple": 16}
+    block = ReasoningBlock(mlp_t=True, attention="auto", **sizes)
+    x = torch.randn(3, 64, 8, requires_grad=True)
+    turned = x.transpose(1, 2)
+    expected = rms_norm(turned + block.mlp_t(turned), 1e-5).transpose(1, 2)
+    leaves = [x, *block.mlp_t.parameters()]
+    gradients = torch.autograd.grad(expected.square().sum(), leaves)
+    mixed = block._mix_positions(block.mlp_t, x)
+    torch.testing.assert_close(mixed, expected)
+    for got, wanted in zip(torch.autograd.grad(mixed.square().sum(), leaves), gradients, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(block._mix_positions(block.mlp_t, x), expected)
 
 
 def test_written_out_values():

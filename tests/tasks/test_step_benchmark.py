@@ -33,7 +33,8 @@ def test_the_published_form_computes_the_same(tmp_path, name):
         values = pair.ours(1)
         for key in ("lm_loss", "q_halt_loss", "accuracy", "steps"):
             if values[key] is not None:
-                assert values[key] == pytest.approx(expected[key], rel=0.05 if loose else 1e-4), (step, key)
+                close = {"rel": 0.05, "abs": 0.05} if loose else {"rel": 1e-4}  # a cell of 54 may round to another word
+                assert values[key] == pytest.approx(expected[key], **close), (step, key)
     close = {"rtol": 0.1, "atol": 0.02} if loose else {"rtol": 1e-3, "atol": 1e-5}
     own = pair.trainer.optimizers["trunk"]
     assert len(own.exp_avg) == len(pair.literal.optimizer.moments)
