@@ -7,7 +7,7 @@ were, even when gradients hold NaN or inf, and no value travels to the host. Mom
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from engine.fields import Range
 from engine.task import SparseTable
 
 RATE, MOMENT = Range(0), Range(0, below=1)
+PIECE = 65_536
+"""Numbers of a piece: six float32 tensors of it are 1.6 MB."""
 
 
 def _require(bounds: Range, **options: float) -> None:
@@ -51,51 +53,48 @@ class AdamATan2:
         self.lr, self.beta1, self.beta2, self.weight_decay = lr, beta1, beta2, weight_decay
         self.exp_avg = [torch.zeros_like(p, dtype=_upcast(p)).detach() for p in self.params]
         self.exp_avg_sq = [torch.zeros_like(p, dtype=_upcast(p)).detach() for p in self.params]
-        device = self.params[0].device if self.params else torch.device("cpu")
-        self.count = torch.zeros((), dtype=torch.float32, device=device)
-
-    @staticmethod
-    def _directions(m: list[Tensor], v: list[Tensor], correction2: Tensor) -> list[Tensor]:
-        """Fresh tensors: the update before learning rate and first-moment correction."""
-        scale = torch._foreach_sqrt(v)
-        torch._foreach_div_(scale, correction2.sqrt())
-        return [torch.atan2(mean, root, out=root) for mean, root in zip(m, scale, strict=True)]
+        self.count = torch.zeros((), dtype=torch.float32, device=self.params[0].device if self.params else "cpu")
 
     @torch.no_grad()
     def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None:
         """One update at learning rate lr·lr_scale. A parameter without gradient is not touched at all."""
-        live = [i for i, param in enumerate(self.params) if param.grad is not None]
+        moments = zip(self.params, self.exp_avg, self.exp_avg_sq, strict=True)
+        live = [(p.detach(), p.grad, m, v) for p, m, v in moments if p.grad is not None]
         self.count.add_(1.0 if ok is None else ok.to(self.count.dtype))
-        if not live:
-            return
-        params = [self.params[i].detach() for i in live]
-        m, v = [self.exp_avg[i] for i in live], [self.exp_avg_sq[i] for i in live]
-        first, second = self._targets([self.params[i].grad for i in live], m, v, ok)
-        torch._foreach_lerp_(m, first, 1.0 - self.beta1)
-        torch._foreach_lerp_(v, second, 1.0 - self.beta2)
 
         # Device scalars in float64 (where the device has it): 1 - beta^t of small t loses digits in float32.
         count = self.count.to(torch.float32 if self.count.device.type == "mps" else torch.float64).clamp(min=1.0)
         lr = self.lr * lr_scale
         move, decay = lr / (1.0 - self.beta1**count), torch.ones_like(count) - lr * self.weight_decay
         if ok is not None:
-            good = ok.to(torch.bool)
-            move, decay = torch.where(good, move, 0.0), torch.where(good, decay, 1.0)
-        updates = self._directions(m, v, 1.0 - self.beta2**count)
-        self._apply(params, updates, move, decay)
+            move, decay = torch.where(ok > 0, move, 0.0), torch.where(ok > 0, decay, 1.0)
+        correction2 = (1.0 - self.beta2**count).sqrt()
+        towards = self._move_on_cpu if ok is not None and ok.device.type == "cpu" else self._move
+        for param, grad, mean, square in _pieces(live):
+            towards(grad, mean, square, ok)
+            roots = torch._foreach_sqrt(square)
+            torch._foreach_div_(roots, correction2)
+            updates = [torch.atan2(m, root, out=root) for m, root in zip(mean, roots, strict=True)]
+            self._apply(param, updates, move, decay)
 
-    def _targets(
-        self, grads: Sequence[Tensor | None], m: list[Tensor], v: list[Tensor], ok: Tensor | None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """What the moments move towards: g and g², or the moments themselves (no move at all) where `ok` is
-        0."""
-        first = [g.to(mean.dtype) for g, mean in zip(grads, m, strict=True) if g is not None]
+    def _move(self, grads: list[Tensor], m: list[Tensor], v: list[Tensor], ok: Tensor | None) -> None:
+        """The moments move towards g and g², or towards themselves (no move at all) where `ok` is 0."""
+        first = [g.to(mean.dtype) for g, mean in zip(grads, m, strict=True)]
         second = list(torch._foreach_mul(first, first))
         if ok is not None:
             good = ok.to(torch.bool)
             first = [torch.where(good, g, mean) for g, mean in zip(first, m, strict=True)]
             second = [torch.where(good, g, square) for g, square in zip(second, v, strict=True)]
-        return first, second
+        torch._foreach_lerp_(m, first, 1.0 - self.beta1)
+        torch._foreach_lerp_(v, second, 1.0 - self.beta2)
+
+    def _move_on_cpu(self, grads: list[Tensor], m: list[Tensor], v: list[Tensor], ok: Any) -> None:
+        """The same by rates that are 0 where `ok` is 0: on a CPU `where` takes longer than all the rest."""
+        for grad, mean, square in zip(grads, m, v, strict=True):
+            good = ok.to(mean.dtype)
+            g = torch.nan_to_num(grad.to(mean.dtype), 0.0, 0.0, 0.0).mul_(good)
+            mean.lerp_(g, good * (1.0 - self.beta1))
+            square.lerp_(g.mul_(g), good * (1.0 - self.beta2))
 
     @staticmethod
     def _apply(params: list[Tensor], updates: list[Tensor], move: Tensor, decay: Tensor) -> None:
@@ -136,6 +135,16 @@ class AdamATan2:
         self.count.copy_(torch.as_tensor(state["step"]))
 
 
+def _pieces(tensors: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], ...]]:
+    """Transposed; on a CPU one tensor at a time, in pieces that stay in its cache through a dozen passes."""
+    if any(t.device.type != "cpu" or not t.is_contiguous() for each in tensors for t in each):
+        yield tuple(map(list, zip(*tensors, strict=True)))
+        return
+    for each in tensors:
+        for pieces in zip(*(t.view(-1).split(PIECE) for t in each), strict=True):
+            yield tuple([piece] for piece in pieces)
+
+
 def _upcast(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
 
@@ -173,8 +182,7 @@ class Lookahead:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.inner.load_state_dict(state["inner"])
-        for name, slow in zip(self.names, self.slow, strict=True):
-            slow.copy_(state["slow"][name])
+        torch._foreach_copy_(self.slow, [state["slow"][name] for name in self.names])
         self.count = int(state["count"])
 
 
@@ -284,7 +292,6 @@ class SparseSignSGD:
             raise ValueError(f"optimizer state does not fit: sparse_sign_sgd has none, got {sorted(state)}")
 
 
-def build_sparse(table: Any, names: Sequence[str], **options: Any) -> SparseSignSGD:
-    """Registry door; `names` are of no use to a table."""
-    del names
+def build_sparse(table: Any, _: Sequence[str], **options: Any) -> SparseSignSGD:
+    """Registry door; names are of no use to a table."""
     return SparseSignSGD(table, **options)
