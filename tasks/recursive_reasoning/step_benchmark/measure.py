@@ -20,6 +20,7 @@ import torch
 from dataset.format import load_split
 from dataset.sampler import TrainSampler
 from dataset.writing import SplitArrays, write_dataset
+from engine.loop.metrics import LogLine
 from engine.loop.trainer import Trainer
 from engine.schema import structure, with_defaults
 from engine.signals import StopSignal
@@ -190,7 +191,7 @@ class Pair:
         for _ in range(steps):
             self.trainer.step += 1
             self.trainer._train_step()
-        return self.trainer.window.flush()
+        return LogLine(self.trainer.step, dict(self.trainer.window.flush())).values()
 
     def rows(self, case: Case, pairs: int, only: str) -> Iterator[Row]:
         """The lines of this case whose name contains `only`."""
