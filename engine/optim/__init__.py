@@ -1,7 +1,7 @@
 """Optimizers by name. All have `step(lr_scale, ok)`, `state_dict()` and `load_state_dict(state)`.
 
-Ours are in `OPTIMIZERS`: callables of (params, names, *, lr, **options). Any other name is looked up in torch.optim,
-then in the pytorch-optimizer library (`engine/optim/library.py`).
+Ours are in `OPTIMIZERS`: callables of (params, names, *, lr, **options), or of (table, *, lr, **options) for a sparse
+table. Any other name is looked up in torch.optim, then in the pytorch-optimizer library (`engine/optim/library.py`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from engine.errors import UsageError
 from engine.io import did_you_mean, print_rank0
-from engine.optim.builtin import AdamATan2, Lookahead, SparseSignSGD, build_sparse
-from engine.optim.library import EXTRA, TORCH, Block, LibraryOptimizer, build_library, find_class, library_names
+from engine.optim.builtin import AdamATan2, Lookahead, SparseSignSGD
+from engine.optim.library import DECAY, EXTRA, TORCH, LibraryOptimizer, build_library, find_class, library_names
 from engine.task import ParamGroup, SparseTable
 
 __all__ = [
@@ -48,49 +49,41 @@ class Optimizer(Protocol):
 
 
 def build_lookahead(
-    params: Sequence[nn.Parameter],
-    names: Sequence[str],
-    blocks: Sequence[Block] = (),
+    groups: Sequence[ParamGroup],
     *,
-    lr: float,
     inner: str = "adamw",
     inner_options: Mapping[str, Any] | None = None,
     k: int = 6,
     alpha: float = 0.5,
 ) -> Lookahead:
-    """Lookahead around the optimizer `inner`, which takes `inner_options`."""
-    inside = _build(inner, blocks or [Block(params=params, names=names)], lr, inner_options or {})
-    return Lookahead(inside, params, names, k=k, alpha=alpha)
+    """Lookahead around the optimizer `inner`, which takes `inner_options`: those of each group."""
+    del inner_options
+    inside = [replace(each, optimizer=inner, options=each.options.get("inner_options") or {}) for each in groups]
+    params = _dense(groups)
+    return Lookahead(_build(inside), [*params.values()], [*params], k=k, alpha=alpha)
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam_atan2": AdamATan2,
     "lookahead": build_lookahead,
-    "sparse_sign_sgd": build_sparse,
+    "sparse_sign_sgd": SparseSignSGD,
 }
-_OPTION_SOURCE: dict[str, Callable[..., Any]] = {"sparse_sign_sgd": SparseSignSGD}
-DECAY = "weight_decay"
 
 
 def build_optimizer(
     name: str,
-    params: Mapping[str, nn.Parameter] | Sequence[nn.Parameter] | SparseTable,
+    params: dict[str, nn.Parameter] | SparseTable,
     lr: float,
     options: Mapping[str, Any] | None = None,
-    names: Sequence[str] = (),
-    fused_rows: Mapping[str, Sequence[int]] | None = None,
+    fused_rows: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Optimizer:
-    """The optimizer `name` over `params` (dense: parameters by name, or a list with `names`; sparse: a
-    table). `fused_rows` cuts parameters into rows that a library's optimizer takes as matrices of their own.
+    """The optimizer `name` over parameters by name, or a sparse table. `fused_rows` cuts parameters into rows that a
+    library's optimizer takes as matrices of their own.
 
     Raises UsageError for an unknown name or option (with the nearest choice) and for a value out of range.
     """
-    if isinstance(params, Mapping):
-        names, params = list(params.keys()), list(params.values())
-    if not isinstance(params, Sequence):
-        _check_options(name, options or {})
-        return _or_usage_error(name, lambda: OPTIMIZERS[name](params, names, lr=lr, **(options or {})))
-    return _build(name, [Block(params=params, names=names, fused_rows=fused_rows or {})], lr, options or {})
+    more = {"options": dict(options or {}), "fused_rows": dict(fused_rows or {})}
+    return _build([ParamGroup(name=name, optimizer=name, lr=lr, params=params, **more)])
 
 
 def build_optimizers(groups: Sequence[ParamGroup]) -> dict[str, Optimizer]:
@@ -106,25 +99,7 @@ def build_optimizers(groups: Sequence[ParamGroup]) -> dict[str, Optimizer]:
         alike = json.dumps([group.optimizer, group.lr, _with_decay(group.options, None)], sort_keys=True, default=str)
         alone = group.table is not None or group.optimizer in OPTIMIZERS.keys() - {"lookahead"}
         together.setdefault(group.name if alone else alike, []).append(group)
-    built: dict[str, Optimizer] = {}
-    for members in together.values():
-        first, name = members[0], "+".join(member.name for member in members)
-        if len(members) == 1:
-            built[name] = build_optimizer(
-                first.optimizer, first.params, first.lr, first.options, fused_rows=first.fused_rows
-            )
-            continue
-        blocks = [
-            Block(
-                params=list(member.dense.values()),
-                names=list(member.dense),
-                fused_rows=member.fused_rows,
-                options={} if (decay := _decay(member.options)) is None else {DECAY: decay},
-            )
-            for member in members
-        ]
-        built[name] = _build(first.optimizer, blocks, first.lr, first.options)
-    return built
+    return {"+".join(each.name for each in members): _build(members) for members in together.values()}
 
 
 def load_optimizers(optimizers: Mapping[str, Optimizer], stored: Mapping[str, Any]) -> None:
@@ -152,62 +127,52 @@ def _joined(states: Sequence[Any]) -> dict[str, Any]:
     return {"steps": states[0]["steps"], "state": state, "groups": [g for each in states for g in each["groups"]]}
 
 
-def _build(name: str, blocks: Sequence[Block], lr: float, options: Mapping[str, Any]) -> Optimizer:
-    _check_options(name, options)
-    params = [param for block in blocks for param in block.params]
-    names = [each for block in blocks for each in block.names]
-    if name == "lookahead":
-        return _or_usage_error(name, lambda: build_lookahead(params, names, blocks, lr=lr, **options))
-    if name in OPTIMIZERS:
-        return _or_usage_error(name, lambda: OPTIMIZERS[name](params, names, lr=lr, **options))
-    cls = find_class(name)
-    assert cls is not None
-    return _or_usage_error(name, lambda: build_library(name, cls, blocks, lr=lr, options=options))
-
-
-def _or_usage_error(name: str, build: Callable[[], Optimizer]) -> Optimizer:
+def _build(groups: Sequence[ParamGroup]) -> Optimizer:
+    """One optimizer over groups that differ in weight decay alone."""
+    name, lr, options = groups[0].optimizer, groups[0].lr, groups[0].options
+    source = _checked_source(name, options)
+    params = _dense(groups)
     try:
-        return build()
+        if name == "lookahead":
+            return build_lookahead(groups, **options)
+        if groups[0].table is not None:
+            return source(groups[0].table, lr=lr, **options)  # type: ignore[no-any-return]
+        if name in OPTIMIZERS:
+            return source([*params.values()], [*params], lr=lr, **options)  # type: ignore[no-any-return]
+        return build_library(source, groups)
     except (ValueError, TypeError) as error:
         raise UsageError(f"optimizer {name}: {error}") from error
 
 
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    source = _OPTION_SOURCE.get(name, OPTIMIZERS.get(name)) or find_class(name)
+def _dense(groups: Sequence[ParamGroup]) -> dict[str, nn.Parameter]:
+    return {name: param for group in groups for name, param in group.dense.items()}
+
+
+def _checked_source(name: str, options: Mapping[str, Any]) -> Any:
+    """What makes the optimizer `name`. Raises UsageError for an unknown name or option."""
+    source = OPTIMIZERS.get(name) or find_class(name)
     if source is None:
         there = library_names()
         elsewhere = "" if there else f"; the pytorch-optimizer library, which is not installed, may have it: {EXTRA}"
         raise UsageError(
             f"optimizer {name!r} is not known: {did_you_mean(name, [*OPTIMIZERS, *TORCH, *there])}{elsewhere}"
         )
-    known = _option_names(source)
+    # Keyword options of ours; of a library's class everything but what this project sets itself.
+    kinds = {inspect.Parameter.KEYWORD_ONLY}
+    kinds |= set() if name in OPTIMIZERS else {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    parameters = inspect.signature(source).parameters.values()
+    taken = {"self", "params", "lr", "maximize", "differentiable", "capturable"}
+    known = [p.name for p in parameters if p.kind in kinds and p.name not in taken]
     for key in options:
         if key not in known:
             raise UsageError(f"optimizer {name} has no option {key!r}: {did_you_mean(key, known)}")
-
-
-def _decay(options: Mapping[str, Any]) -> Any:
-    """The weight decay among `options`, or among those of the inner optimizer; None where neither has one."""
-    return options.get(DECAY, (options.get("inner_options") or {}).get(DECAY))
+    return source
 
 
 def _with_decay(options: Mapping[str, Any], decay: Any) -> dict[str, Any]:
     """`options` with `decay` wherever they have a weight decay."""
     inner = {"inner_options": _with_decay(options["inner_options"], decay)} if options.get("inner_options") else {}
     return {**options, **({DECAY: decay} if DECAY in options else {}), **inner}
-
-
-def _option_names(source: Callable[..., Any]) -> list[str]:
-    """Keyword options of ours; of a library's class everything but what this project sets itself."""
-    parameters = inspect.signature(source).parameters.values()
-    ours = any(p.kind is p.KEYWORD_ONLY and p.name == "lr" for p in parameters)
-    kinds = (
-        {inspect.Parameter.KEYWORD_ONLY}
-        if ours
-        else {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
-    )
-    taken = {"self", "params", "lr", "maximize", "differentiable", "capturable"}
-    return [p.name for p in parameters if p.kind in kinds and p.name not in taken]
 
 
 RATE_FINDERS = ("prodigy", "dadapt")

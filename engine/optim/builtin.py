@@ -290,8 +290,3 @@ class SparseSignSGD:
         """Nothing to restore; raises ValueError for a state of another optimizer."""
         if state:
             raise ValueError(f"optimizer state does not fit: sparse_sign_sgd has none, got {sorted(state)}")
-
-
-def build_sparse(table: Any, _: Sequence[str], **options: Any) -> SparseSignSGD:
-    """Registry door; names are of no use to a table."""
-    return SparseSignSGD(table, **options)

@@ -10,7 +10,6 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -20,45 +19,25 @@ from torch import Tensor, nn
 from engine.checkpoint.state_tree import split_tree
 from engine.errors import UsageError
 from engine.optim.builtin import Muon
+from engine.task import ParamGroup
 
+_NAMES = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD"
 TORCH: Mapping[str, type[torch.optim.Optimizer]] = {
-    name.lower(): Muon if name == "Muon" else getattr(torch.optim, name)
-    for name in (
-        "Adadelta",
-        "Adafactor",
-        "Adagrad",
-        "Adam",
-        "Adamax",
-        "AdamW",
-        "ASGD",
-        "Muon",
-        "NAdam",
-        "RAdam",
-        "RMSprop",
-        "Rprop",
-        "SGD",
-    )
+    **{name.lower(): getattr(torch.optim, name) for name in _NAMES.split()},
+    "muon": Muon,
 }
 """Those whose step needs gradients only: LBFGS wants a closure, SparseAdam sparse gradients."""
 _FUSED = ("adam", "adamw")  # SGD's fused kernel takes a first step that is called off for its momentum's start
+DECAY = "weight_decay"
+"""The one option that groups of one optimizer may have different values of."""
 EXTRA = "pip install -e '.[optim]'"
 
 
-@dataclass(kw_only=True)
-class Block:
-    """Parameters that a library's optimizer takes as one of its groups, with the options that are theirs alone."""
-
-    params: Sequence[nn.Parameter]
-    names: Sequence[str]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    fused_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-
 class LibraryOptimizer:
-    """One optimizer object of a library over named parameters, in one or several blocks.
+    """One optimizer object of a library over one or several groups of named parameters.
 
     `make(groups)` builds it at learning rate `lr`; a step runs at lr·lr_scale. Where the optimizer keeps the weights to
-    evaluate apart from those it trains (schedule-free ones), `evaluating()` exchanges them. A block's `fused_rows`
+    evaluate apart from those it trains (schedule-free ones), `evaluating()` exchanges them. A group's `fused_rows`
     gives the rows of each matrix in a parameter that stacks several; the optimizer sees those, over the same memory.
     `settings` names the options: a config's value of them holds, whatever the checkpoint's.
     """
@@ -66,19 +45,20 @@ class LibraryOptimizer:
     def __init__(
         self,
         make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
-        blocks: Sequence[Block],
+        groups: Sequence[ParamGroup],
         *,
         lr: float,
         settings: frozenset[str] = frozenset(),
         fused: bool = False,
         hessian_every: int | None = None,
     ) -> None:
-        cut = [cut_rows(block.params, block.names, block.fused_rows) for block in blocks]
-        self.params = [param for params, _, _ in cut for param in params]
-        self.names = [name for _, names, _ in cut for name in names]
-        self._cuts = [each for _, _, cuts in cut for each in cuts]
+        cut = [cut_rows(group) for group in groups]
+        params = {name: param for kept, _ in cut for name, param in kept.items()}
+        self.params, self.names = [*params.values()], [*params]
+        self._cuts = [each for _, cuts in cut for each in cuts]
         self.lr, self._make, self._settings = lr, make, settings
-        self.optimizer = make([{"params": c[0], **block.options} for c, block in zip(cut, blocks, strict=True)])
+        own = [{DECAY: group.options[DECAY]} if DECAY in group.options else {} for group in groups]
+        self.optimizer = make([{"params": [*kept.values()], **more} for (kept, _), more in zip(cut, own, strict=True)])
         self._fused, self._hessian_every, self._steps = fused, hessian_every, 0
         if self.evaluates_others:
             self.optimizer.train()  # type: ignore[attr-defined]
@@ -180,49 +160,44 @@ class LibraryOptimizer:
                     smallest[kind] = (name, param)
         if not smallest:
             return
-        names = [name for name, _ in smallest.values()]
-        toys = [nn.Parameter(param.detach().clone()) for _, param in smallest.values()]
-        draws = torch.random.get_rng_state()
+        toys = {name: nn.Parameter(param.detach().clone()) for name, param in smallest.values()}
+        fields = {"settings": self._settings, "fused": self._fused, "hessian_every": self._hessian_every}
         try:
-            trial = LibraryOptimizer(
-                self._make,
-                [Block(params=toys, names=names)],
-                lr=self.lr,
-                settings=self._settings,
-                fused=self._fused,
-                hessian_every=self._hessian_every,
-            )
-            entries = copy.deepcopy({name: state["state"][name] for name in names})
-            trial._put({**state, "state": entries, "groups": copy.deepcopy(state["groups"][:1])})
-            for toy in toys:
-                toy.grad = torch.full_like(toy, 1e-3)
-            trial.step()
+            with torch.random.fork_rng(devices=[]):
+                trial = LibraryOptimizer(self._make, [_toys(toys)], lr=self.lr, **fields)
+                entries = copy.deepcopy({name: state["state"][name] for name in toys})
+                trial._put({**state, "state": entries, "groups": copy.deepcopy(state["groups"][:1])})
+                for toy in toys.values():
+                    toy.grad = torch.full_like(toy, 1e-3)
+                trial.step()
         except Exception as error:  # a library's class fails in its own ways
             raise ValueError(
                 f"it lacks what these options need ({type(error).__name__}: {_first_line(error)}): keep the optimizer "
                 "and the options that the run began with, or start a new run (resume=false)"
             ) from error
-        finally:
-            torch.random.set_rng_state(draws)
 
 
 def cut_rows(
-    params: Sequence[nn.Parameter], names: Sequence[str], fused_rows: Mapping[str, Sequence[int]]
-) -> tuple[list[nn.Parameter], list[str], list[tuple[nn.Parameter, nn.Parameter, slice]]]:
-    """Parameters and names with those of `fused_rows` cut into rows; and the cuts: (part, whole, rows)."""
-    if not fused_rows:
-        return list(params), list(names), []
+    group: ParamGroup,
+) -> tuple[dict[str, nn.Parameter], list[tuple[nn.Parameter, nn.Parameter, slice]]]:
+    """The parameters of a group with those of its `fused_rows` cut into rows; and the cuts: (part, whole, rows)."""
     kept: dict[str, nn.Parameter] = {}
     cuts = []
-    for name, param in zip(names, params, strict=True):
-        if name not in fused_rows:
+    for name, param in group.dense.items():
+        if name not in group.fused_rows:
             kept[name] = param
             continue
-        for part, end in zip(param.detach().split([*fused_rows[name]]), accumulate(fused_rows[name]), strict=True):
+        sizes = group.fused_rows[name]
+        for part, end in zip(param.detach().split([*sizes]), accumulate(sizes), strict=True):
             rows = slice(end - len(part), end)
             kept[f"{name}.rows_{rows.start}"] = own = nn.Parameter(part)
             cuts.append((own, param, rows))
-    return list(kept.values()), list(kept), cuts
+    return kept, cuts
+
+
+def _toys(params: dict[str, nn.Parameter]) -> ParamGroup:
+    """A group to try an optimizer out on."""
+    return ParamGroup(name="toys", optimizer="", lr=0.0, params=params)
 
 
 def library_names() -> list[str]:
@@ -246,17 +221,17 @@ def find_class(name: str) -> type[torch.optim.Optimizer] | None:
     return optimizer
 
 
-def build_library(
-    name: str, cls: type[torch.optim.Optimizer], blocks: Sequence[Block], *, lr: float, options: Mapping[str, Any]
-) -> LibraryOptimizer:
-    """`cls` over `blocks`, tried on two small tensors first, so that what cannot train or be saved is refused at once.
+def build_library(cls: type[torch.optim.Optimizer], groups: Sequence[ParamGroup]) -> LibraryOptimizer:
+    """`cls` over `groups`, which differ in weight decay alone; tried on two small tensors first, so that what cannot
+    train or be saved is refused at once.
 
     Raises UsageError, naming why, for an optimizer whose step needs more than gradients (a closure, the model itself)
     or whose state no checkpoint can hold; ValueError or TypeError of the class for an option it refuses.
     """
+    name, lr, options = groups[0].optimizer, groups[0].lr, groups[0].options
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     signature = inspect.signature(cls.__init__).parameters
-    first = next((param for block in blocks for param in block.params), None)
+    first = next((param for group in groups for param in group.dense.values()), None)
     device = first.device.type if first is not None else "cpu"
     fused = name in _FUSED and device in ("cpu", "cuda", "mps") and "fused" not in settings
     matrices_only = "adamw_lr" in signature  # one object for matrices and the rest: here each group is its own object
@@ -269,21 +244,19 @@ def build_library(
 
     common: dict[str, Any] = {"settings": frozenset(signature), "hessian_every": period}
     _try_out(name, make, common, sizes=[(4, 3), (3, 3)] if matrices_only or name == "muon" else [(4, 3), (3,)])
-    return LibraryOptimizer(make, blocks, lr=lr, fused=fused, **common)
+    return LibraryOptimizer(make, groups, lr=lr, fused=fused, **common)
 
 
 def _try_out(name: str, make: Any, common: dict[str, Any], *, sizes: list[tuple[int, ...]]) -> None:
-    state = torch.random.get_rng_state()  # some draw random numbers: the run's own must not move
-    toys = [nn.Parameter(torch.ones(size)) for size in sizes]
+    toys = {f"p{number}": nn.Parameter(torch.ones(size)) for number, size in enumerate(sizes)}
     try:
-        trial = LibraryOptimizer(
-            make, [Block(params=toys, names=[f"p{i}" for i in range(len(toys))])], lr=1e-3, **common
-        )
-        before = _attributes(trial.optimizer)
-        for _ in range(2):
-            for toy in toys:
-                toy.grad = torch.ones_like(toy)
-            trial.step()
+        with torch.random.fork_rng(devices=[]):  # some draw random numbers: the run's own must not move
+            trial = LibraryOptimizer(make, [_toys(toys)], lr=1e-3, **common)
+            before = _attributes(trial.optimizer)
+            for _ in range(2):
+                for toy in toys.values():
+                    toy.grad = torch.ones_like(toy)
+                trial.step()
         if hidden := sorted(key for key, value in _attributes(trial.optimizer).items() if before.get(key) != value):
             raise UsageError(
                 f"optimizer {name!r} cannot be used here: it keeps {hidden[0]!r} where no checkpoint looks"
@@ -291,17 +264,15 @@ def _try_out(name: str, make: Any, common: dict[str, Any], *, sizes: list[tuple[
         split_tree(trial.state_dict())
     except UsageError:
         raise
-    except (ValueError, TypeError) as error:
-        if "closure" not in str(error) and "leaf" not in str(error) and "argument" not in str(error):
-            raise
-        raise UsageError(f"optimizer {name!r} cannot be used here: {_first_line(error)}") from error
     except Exception as error:  # third-party code: whatever it raises, the user needs one line and another choice
+        known = isinstance(error, ValueError | TypeError)
+        if known and not any(word in str(error) for word in ("closure", "leaf", "argument")):
+            raise
+        why = _first_line(error) if known else f"{type(error).__name__}: {_first_line(error)}"
         raise UsageError(
-            f"optimizer {name!r} cannot be used here ({type(error).__name__}: {_first_line(error)}): "
-            "its step needs more than gradients; choose another, e.g. adamw"
+            f"optimizer {name!r} cannot be used here ({why}): its step needs more than gradients; choose another, "
+            "e.g. adamw"
         ) from error
-    finally:
-        torch.random.set_rng_state(state)
 
 
 def _attributes(optimizer: torch.optim.Optimizer) -> dict[str, int | float]:

@@ -168,11 +168,11 @@ def test_sparse_sign_called_off():
 
 
 def test_door_names_the_nearest_choice():
-    params = [nn.Parameter(torch.ones(2))]
+    params = {"p": nn.Parameter(torch.ones(2))}
     with pytest.raises(UsageError, match="adam_atan2"):
-        build_optimizer("adam_atan", params, 1e-3, {}, ["p"])
+        build_optimizer("adam_atan", params, 1e-3)
     with pytest.raises(UsageError, match="weight_decay"):
-        build_optimizer("adamw", params, 1e-3, {"weight_decy": 0.1}, ["p"])
+        build_optimizer("adamw", params, 1e-3, {"weight_decy": 0.1})
     with pytest.raises(UsageError, match=r"beta1=1\.5"):
-        build_optimizer("adam_atan2", params, 1e-3, {"beta1": 1.5}, ["p"])
-    assert build_optimizer("adamw", params, 1e-3, {"eps": 1e-6}, ["p"]).lr == 1e-3
+        build_optimizer("adam_atan2", params, 1e-3, {"beta1": 1.5})
+    assert build_optimizer("adamw", params, 1e-3, {"eps": 1e-6}).lr == 1e-3
