@@ -20,9 +20,10 @@ from engine.distributed import world_size
 from engine.errors import UsageError
 from engine.io import print_rank0
 from engine.run.aside import moving_to, require_room
-from engine.run.files import changes, is_finished, read_identity, read_json, read_yaml
+from engine.run.files import is_finished, read_identity, read_json, read_yaml
+from engine.run.identity import changes
 from engine.run.parent import is_sweep_job
-from engine.run.request import RunRequest, is_pointer, request_of, with_run_name
+from engine.run.request import RunRequest, request_of, with_run_name
 from engine.run.stored import as_it_began, stored_config
 
 
@@ -100,7 +101,7 @@ def decide(request: RunRequest) -> RunDecision:
 
 
 def _decide(request: RunRequest) -> RunDecision:
-    choice, resume_from = _resume_choice(request), request.resume_from
+    choice, resume_from = request.resume, request.resume_from
     if request.path.exists() and not request.path.is_dir():
         raise UsageError(f"run_dir={request.path} is a file: choose another run_dir")
     own, branch = request.locate()
@@ -114,15 +115,6 @@ def _decide(request: RunRequest) -> RunDecision:
     if choice == "auto" and (unfinished := request.unfinished(branch)) is not None:
         return _resumed(request, unfinished, "latest", branch)
     return _started(request, branch)
-
-
-def _resume_choice(request: RunRequest) -> str:
-    choice = str(request.resume).lower()
-    if choice not in ("auto", "true", "false"):
-        raise UsageError(f"resume={request.resume}: choose one of auto, true, false")
-    if choice == "false" and request.resume_from and is_pointer(request.resume_from):
-        raise UsageError(f"resume=false contradicts resume_from={request.resume_from}: leave one of them out")
-    return choice
 
 
 def _resumed(request: RunRequest, path: Path, spec: str, branch: Path | None = None) -> RunDecision:

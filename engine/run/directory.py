@@ -128,11 +128,6 @@ class RunDirectory:
                 "same command resumes from its last checkpoint"
             )
 
-    def cut_back(self, sizes: Mapping[str, int]) -> None:
-        """Cut each file of the run (name -> bytes, from the checkpoint's extra) back to what it was then."""
-        for name, size in sizes.items():
-            truncate_to(self.path / name, size)
-
     def close(self) -> None:
         """Give the lock back (the end of the process does it as well)."""
         self._lock.close()

@@ -1,22 +1,19 @@
-"""Small readers and writers of a run directory's files: JSON, YAML, line files, path patterns."""
+"""Small readers and writers of a run directory's files: JSON, YAML, line files."""
 
 from __future__ import annotations
 
 import datetime
-import glob
-import json
 import math
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
 from engine import reading
 from engine.errors import UsageError
-from engine.fields import flatten
 from engine.io import atomic_write_text, print_rank0
 
 
@@ -118,76 +115,9 @@ def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 
 
 _Dumper.add_representer(str, _text_node)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+_Dumper.add_multi_representer(PurePath, lambda dumper, path: _text_node(dumper, str(path)))
 
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
     """YAML that `yaml.safe_load` reads back with the same types (1e-5 stays a float), keys in order."""
-    atomic_write_text(path, yaml.dump(_plain(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
-
-
-def expand_pattern(unresolved: str, key: str = "run_dir") -> str:
-    """The value of `key` in the YAML text `unresolved`, references to other keys replaced by their own text.
-
-    `run_dir: out/${run_name}` with `run_name: x_${now:%H}` -> `out/x_${now:%H}`; resolver calls stay.
-    """
-    config = yaml.safe_load(unresolved) or {}
-
-    def text_of(match: re.Match[str]) -> str:
-        node: Any = config
-        for part in match[1].split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        return match[0] if node is None or isinstance(node, Mapping | list) else str(node)
-
-    pattern = str(config.get(key) or "")
-    for _ in range(10):  # references nest a few levels deep; a circle ends here
-        expanded = re.sub(r"\$\{([A-Za-z_][\w.]*)\}", text_of, pattern)
-        if expanded == pattern:
-            break
-        pattern = expanded
-    return pattern
-
-
-def to_glob(pattern: str) -> str:
-    """`runs/${name}_${now:%Y/%H}` -> `runs/*_*/*`: interpolations (nested ones too) become wildcards.
-
-    Every candidate is compared by identity afterwards, so a wildcard too many finds no wrong run.
-    """
-    out, depth, inside = "", 0, ""
-    position = 0
-    while position < len(pattern):
-        if pattern.startswith("${", position):
-            depth += 1
-            position += 2
-            continue
-        letter = pattern[position]
-        position += 1
-        if depth == 0:
-            out += glob.escape(letter)
-        elif letter == "}":
-            depth -= 1
-            if depth == 0:
-                out += "/".join("*" * (inside.count("/") + 1)) if inside.startswith("now") else "*"
-                inside = ""
-        else:
-            inside += letter
-    return out
-
-
-def changes(old: Any, new: Mapping[str, Any], limit: int = 4) -> str:
-    """`lr 0.1 -> 0.2, arch.depth 2 -> 3`: the leaves that differ between two identities."""
-
-    def leaves(node: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in flatten(node) if not isinstance(value, Mapping)}
-
-    before, after = leaves(old if isinstance(old, Mapping) else {}), leaves(json.loads(json.dumps(new, default=str)))
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    parts = [f"{name} {before.get(name)} -> {after.get(name)}" for name in names[:limit]]
-    return ", ".join(parts) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    atomic_write_text(path, yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True))

@@ -12,7 +12,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from engine.cli.keys import keys_of
 from engine.config import RETIRED
 from engine.errors import UsageError
 from engine.fields import value_at
@@ -62,6 +61,12 @@ def what_changed(stored: Mapping[str, Any], config: Any) -> str | None:
         return None
     words = ["{}: {} in the checkpoint, {} now".format(key, *map(_in_words, changed[key])) for key in shown[:3]]
     return "; ".join(words) + (f"; and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def changes(stored: Mapping[str, Any], identity: Mapping[str, Any], limit: int = 4) -> str:
+    """`lr 0.1 -> 0.2, arch.depth 2 -> 3`: where two identities differ."""
+    words = ["{} {} -> {}".format(key, *map(_in_words, pair)) for key, pair in _differences(stored, identity)]
+    return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")
 
 
 def _differences(then: Any, now: Any, place: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
@@ -119,39 +124,6 @@ def _with_own_defaults(block: Mapping[str, Any], root: str) -> dict[str, Any]:
         return with_defaults(chosen.Config, block)
     except (UsageError, ImportError, AttributeError, TypeError):  # the class is gone: compared as it stands
         return dict(block)
-
-
-def with_deleted(resolved: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """`resolved` with what `~arch.x` on the command line leaves a key to: the default of the class.
-
-    So `~arch.x` is the same run as `arch.x=null` where null is that default. Raises: UsageError for an unknown class.
-    """
-    full = dict(resolved)
-    for override in overrides:
-        name = override.removeprefix("~").partition("=")[0]
-        root = next((block for block in CLASSES if name.startswith(f"{block}.")), None)
-        if override.startswith("~") and root is not None:
-            full["arch"] = _refilled(full.get("arch"), root, name.removeprefix("arch.").split("."))
-    return full
-
-
-def _refilled(arch: Any, root: str, path: list[str]) -> Any:
-    block = arch.get("loss") if root == "arch.loss" and isinstance(arch, Mapping) else arch
-    if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
-        return arch
-    inner = ".".join(path[1:] if root == "arch.loss" else path)
-    chosen: Any = resolve(block["name"], CLASSES[root], f"{root}.name")
-    declared = keys_of(chosen.Config).get(inner)
-    if declared is None or declared.default is MISSING:
-        return arch
-
-    def put(node: Any, parts: list[str]) -> Any:
-        if not isinstance(node, Mapping):
-            return node
-        inside = put(node.get(parts[0]), parts[1:]) if len(parts) > 1 else plain(declared.default)
-        return {**node, parts[0]: inside} if len(parts) == 1 or parts[0] in node else node
-
-    return put(arch, path)
 
 
 # --- configs that are older than a key --------------------------------------------------------------------------------

@@ -15,19 +15,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import yaml
+
 from engine.checkpoint.store import CheckpointStore
 from engine.config import RunConfig, source_of
 from engine.errors import UsageError
 from engine.fields import value_at
 from engine.io import sha256_json, user_path
 from engine.run.aside import is_set_aside, moving_to
-from engine.run.files import expand_pattern, is_finished, read_json, to_glob
-from engine.run.identity import Complete, completed, identity_of, same_run, value_before, with_deleted, without_later
+from engine.run.files import is_finished, read_json
+from engine.run.identity import Complete, completed, identity_of, same_run, value_before, without_later
 from engine.run.parent import REPORT, SUFFIX
 from engine.run.stored import edited, from_source
 
 C = TypeVar("C", bound=RunConfig)
-Resume = bool | Literal["auto", "true", "false"]
 NAME_LENGTH = 8  # hex digits of the identity in a default run name: enough to tell the runs of one project apart
 
 
@@ -45,7 +46,7 @@ class RunRequest:
     """Dotted keys that came later: a run stored before them is compared without them."""
     complete: Complete = dict
     """Adds what an identity leaves to defaults."""
-    resume: Resume = "auto"
+    resume: Literal["auto", "true", "false"] = "auto"
     """auto: an unfinished run of this identity resumes from its latest checkpoint; true: the latest checkpoint must
     exist, the run finished or not; false: always a new run."""
     resume_from: str | None = None
@@ -119,6 +120,41 @@ def is_pointer(spec: str) -> bool:
     return spec in ("latest", "best") or re.fullmatch(r"step_\d+", spec) is not None
 
 
+# --- runs under other times -------------------------------------------------------------------------------------------
+
+
+def expand_pattern(unresolved: str, key: str = "run_dir") -> str:
+    """The value of `key` in the YAML text `unresolved`, references to other keys replaced by their own text.
+
+    `run_dir: out/${run_name}` with `run_name: x_${now:%H}` -> `out/x_${now:%H}`; resolver calls stay.
+    """
+    config = yaml.safe_load(unresolved) or {}
+
+    def text_of(match: re.Match[str]) -> str:
+        node = value_at(config, match[1])
+        return match[0] if node is None or isinstance(node, Mapping | list) else str(node)
+
+    pattern = str(config.get(key) or "")
+    for _ in range(10):  # references nest a few levels deep; a circle ends here
+        pattern = re.sub(r"\$\{([A-Za-z_][\w.]*)\}", text_of, pattern)
+    return pattern
+
+
+def to_glob(pattern: str) -> str:
+    """`runs/${name}_${now:%Y/%H}` -> `runs/*_*/*`: interpolations (nested ones too) become wildcards.
+
+    Every candidate is compared by identity afterwards, so a wildcard too many finds no wrong run.
+    """
+
+    def wildcards(match: re.Match[str]) -> str:
+        return "/".join("\0" * (match[1].count("/") + 1)) if match[1].startswith("now") else "\0"
+
+    count = 1
+    while count:  # from the inside out
+        pattern, count = re.subn(r"\$\{([^${}]*)\}", wildcards, pattern)
+    return glob.escape(pattern).replace("\0", "*")
+
+
 # --- from a config to its request -------------------------------------------------------------------------------------
 
 
@@ -146,8 +182,7 @@ def request_of(config: RunConfig, entry: str) -> RunRequest:
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """The resolved config without device, logging, budget and launch keys."""
-    source = source_of(config)
-    return identity_of(with_deleted(source.resolved, source.overrides), without=config.NOT_IDENTITY)
+    return identity_of(source_of(config).resolved, without=config.NOT_IDENTITY)
 
 
 def run_dir(config: RunConfig) -> Path:

@@ -25,7 +25,7 @@ from engine.loop.trainer import Trainer
 from engine.run.decision import RunDecision
 from engine.run.directory import RunDirectory
 from engine.run.environment import check_data, data_marks, describe_environment
-from engine.run.files import read_json
+from engine.run.files import read_json, truncate_to
 from engine.run.load_run import load_state
 from engine.signals import StopSignal
 from engine.task import Evaluation, Runtime, TrainingPlan
@@ -124,7 +124,7 @@ class Session(Hook):
         assert self.directory is not None
         resumes, trainer, source = self.decision.resumes, self.trainer, source_of(self.config)
         sizes = self.checkpoint.extra.get("sizes", {}) if self.checkpoint and resumes else {}
-        self.directory.cut_back({"metrics.jsonl": sizes.get("metrics.jsonl", 0)})
+        truncate_to(self.directory.path / "metrics.jsonl", sizes.get("metrics.jsonl", 0))
         if resumes:
             self._update_links(prune=self.store.latest() == self.decision.checkpoint)
         if resumes and trainer.step >= trainer.last_step:

@@ -6,7 +6,6 @@ that `resume=true run_name=x` needs nothing else and a changed value reaches eve
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -46,7 +45,7 @@ def stored_text(folder: Path) -> str:
     path = folder / "config.yaml"
     try:
         text = read_yaml(path)
-        _check_origin(text.partition("\n")[0])
+        stored_origin(text)
         config = OmegaConf.create(text)
         if not isinstance(config, DictConfig):
             raise Unreadable("is not a block of keys")
@@ -64,20 +63,23 @@ def stored_text(folder: Path) -> str:
     return text
 
 
-def _check_origin(first: str) -> None:
-    """The first line names the recipe and its choices. Raises: Unreadable."""
+def stored_origin(text: str) -> dict[str, Any]:
+    """`config_name` and the group `choices` in the first line of a stored `ConfigSource.yaml`; empty without it.
+
+    Raises: Unreadable.
+    """
+    first = text.partition("\n")[0]
     if not first.startswith(HEADER):
-        return
+        return {}
     try:
         origin = parse_json(first.removeprefix(HEADER).encode())
     except Unreadable as error:
         raise Unreadable(f"has a damaged first line ({error})") from None
-    choices = origin.get("choices", {}) if isinstance(origin, dict) else None
-    name = origin.get("config_name") if isinstance(origin, dict) else None
-    if not isinstance(name, str | None) or not isinstance(choices, dict):
-        raise Unreadable("has a damaged first line (expected config_name and choices)")
-    if not all(isinstance(choice, str | None) for choice in choices.values()):
-        raise Unreadable("has a damaged first line (choices are names)")
+    name, choices = (origin.get("config_name"), origin.get("choices", {})) if isinstance(origin, dict) else (0, 0)
+    names = [name, *choices.values()] if isinstance(choices, dict) else [choices]
+    if not all(isinstance(each, str | None) for each in names):
+        raise Unreadable("has a damaged first line (expected config_name, and choices by group)")
+    return origin  # type: ignore[no-any-return]
 
 
 def interpolation_fault(config: Any) -> str | None:
@@ -131,12 +133,6 @@ def interpolation_fault(config: Any) -> str | None:
 
 
 # --- what a resume makes of it ----------------------------------------------------------------------------------------
-
-
-def stored_origin(stored_yaml: str) -> dict[str, Any]:
-    """`config_name` and the group `choices` in the first line of a stored `ConfigSource.yaml`; empty without it."""
-    first = stored_yaml.partition("\n")[0]
-    return json.loads(first.removeprefix(HEADER)) if first.startswith(HEADER) else {}
 
 
 def merge_for_resume(

@@ -50,7 +50,7 @@ def test_runs_inside_stay_where_they_are(tmp_path: Path, inside: str, identity: 
     assert (tmp_path / "out.1/step_5/manifest.json").is_file()
     assert not (out / "checkpoints").exists()
     assert not (out / "step_5").is_symlink()
-    assert opened(tmp_path / "out.1", resume=True).decision.action == "resume"
+    assert opened(tmp_path / "out.1", resume="true").decision.action == "resume"
 
 
 def test_a_linked_run_inside_stays(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_a_kill_while_a_run_is_set_aside_is_made_good(tmp_path: Path, monkeypatc
         with monkeypatch.context() as patch:
             patch.setattr(os, "rename", dying)
             with pytest.raises(Killed):
-                opened(out, resume=False)
-        run = opened(out, resume=False)
+                opened(out, resume="false")
+        run = opened(out, resume="false")
         assert (run.decision.action, (out / "a/checkpoints/step_1").is_dir()) == ("set_aside", True)
         aside = tmp_path / f"at{stop}/out.1"
         assert sorted(p.name for p in aside.parent.iterdir()) == ["out", "out.1"]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from engine.config import is_folder_name
+from engine.registry import family_of
 from engine.run.files import read_json
-from engine.run.identity import with_deleted
+from engine.run.identity import completed
 from tests.conftest import run_script
 
 FEUDAL = (
@@ -22,14 +23,12 @@ FEUDAL = (
     "arch.mlp_t=false",
     "arch.pos_encodings=rope",
 )
-ARCH = {"arch": {"name": "recursive_reasoning.hrm_feudal@HRMFeudal", "hidden_size": 32}}
 
 
 def test_a_deleted_key_is_its_default() -> None:
-    assert with_deleted(ARCH, ["~arch.subgoal_head"]) == {"arch": {**ARCH["arch"], "subgoal_head": None}}
-    assert with_deleted(ARCH, ["arch.hidden_size=32", "~lr", "~arch.nonsense", "~arch.loss.x"]) == ARCH
-    gpt = {"arch": {"name": "language_models.gpt@GPT"}}
-    assert with_deleted(gpt, ["~arch.init_std"])["arch"]["init_std"] == 0.02
+    schema, name = family_of("train", "").schema, "language_models.gpt@GPT"
+    deleted, usual, other = ({"arch": {"name": name, **more}} for more in ({}, {"init_std": 0.02}, {"init_std": 0.03}))
+    assert completed(deleted, schema) == completed(usual, schema) != completed(other, schema)
 
 
 def test_no_manager_however_it_is_said(workplace: Path) -> None:
