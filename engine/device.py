@@ -42,13 +42,8 @@ def choose_device(asked: str) -> DeviceChoice:
     kind, _, index = asked.partition(":")
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "auto":
-        kind, why = (
-            ("cuda", "auto: CUDA found")
-            if has_cuda
-            else ("mps", "auto: Apple GPU found")
-            if has_mps
-            else ("cpu", "auto: no GPU found")
-        )
+        kind = "cuda" if has_cuda else "mps" if has_mps else "cpu"
+        why = {"cuda": "auto: CUDA found", "mps": "auto: Apple GPU found", "cpu": "auto: no GPU found"}[kind]
     elif (kind == "cuda" and not has_cuda) or (kind == "mps" and not has_mps):
         # nobody who asks for a GPU wants a week of training on the CPU instead
         raise UsageError(f"device={asked}: {_why_absent(kind)}: device=auto takes what there is, device=cpu the CPU")

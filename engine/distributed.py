@@ -267,15 +267,6 @@ def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts).to(tensor.dtype)
 
 
-@_collective
-def barrier() -> None:
-    """Wait until every rank is here."""
-    if not _alone():
-        import torch.distributed as dist
-
-        dist.barrier()
-
-
 def local_rows(rows: int) -> tuple[int, int]:
     """The half-open range of the global batch's `rows` that this rank holds."""
     share = rows // world_size()

@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engine.config import RunConfig
+from engine.config import RunConfig, source_of
 from engine.io import print_rank0
 from engine.loggers.sinks import ConsoleSink, CsvSink, JsonlSink, Sinks, Values, WholeFile
 
@@ -57,17 +56,8 @@ class WandbSink:
     Whether it talks to a server is wandb's own affair: WANDB_MODE=online (default), offline or disabled, WANDB_DIR.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        *,
-        project: str,
-        name: str,
-        config: Mapping[str, Any],
-        entity: str | None = None,
-        group: str | None = None,
-        tags: list[str] | None = None,
-    ) -> None:
+    def __init__(self, run_dir: Path, **settings: Any) -> None:
+        """`settings` are those of wandb.init: project, name, config, entity, group, tags."""
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(FINISH_S))
         import wandb  # an extra, and slow to import
 
@@ -78,17 +68,7 @@ class WandbSink:
         self._table: Any = lambda rows: wandb.Table([*(rows or [{}])[0]], [[*row.values()] for row in rows])
         run_id = id_file.read_text().strip() if id_file.exists() else uuid.uuid4().hex[:8]
         folder = os.environ.get("WANDB_DIR", str(run_dir))
-        self._run = wandb.init(
-            project=project,
-            name=name,
-            id=run_id,
-            resume="allow",
-            dir=folder,
-            config=dict(config),
-            entity=entity,
-            group=group,
-            tags=tags or None,
-        )
+        self._run = wandb.init(id=run_id, resume="allow", dir=folder, **settings)
         id_file.write_text(run_id + "\n")
         # A server keeps what came after the checkpoint; the same steps again would go backwards, so they are left out.
         self._first = self._run.step if self._run.resumed else 0
@@ -104,9 +84,7 @@ class WandbSink:
         self._run.finish()
 
 
-def open_sinks(
-    sinks: Sinks, config: RunConfig, folder: Path, *, entry: str, step: int, last_step: int, resolved: Mapping[str, Any]
-) -> None:
+def open_sinks(sinks: Sinks, config: RunConfig, folder: Path, *, entry: str, step: int, last_step: int) -> None:
     """Open what `config` asks for in the run directory `folder`, for a run that stands at `step`."""
     sinks.add("jsonl", lambda: JsonlSink(folder / "metrics.jsonl"))
     sinks.add("console", lambda: ConsoleSink(last_step))
@@ -115,17 +93,10 @@ def open_sinks(
     if config.enable_tensorboard:
         make_tensorboard = partial(TensorBoardSink, folder / "tensorboard", step=step)
         sinks.add("tensorboard", make_tensorboard, hint=": pip install -e '.[tensorboard]'; training continues")
-    make_wandb = partial(
-        WandbSink,
-        folder,
-        project=config.project_name or entry,
-        name=config.run_name or folder.name,
-        config=resolved,
-        entity=config.wandb_entity,
-        group=config.wandb_group,
-        tags=list(config.wandb_tags),
-    )
     if config.enable_wandb and os.environ.get("WANDB_DISABLED", "").lower() in ("", "0", "false", "no"):
+        labels = {"project": config.project_name or entry, "name": config.run_name or folder.name}
+        own = {"entity": config.wandb_entity, "group": config.wandb_group, "tags": config.wandb_tags or None}
+        make_wandb = partial(WandbSink, folder, config=source_of(config).resolved, **labels, **own)
         hint = ": pip install -e '.[wandb]', and wandb login or WANDB_MODE=offline; training continues"
         sinks.add("wandb", make_wandb, hint=hint)
     elif config.enable_wandb:

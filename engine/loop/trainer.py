@@ -21,8 +21,7 @@ from engine.config import RunConfig
 from engine.distributed import Polls, any_rank, key_global_draws, lost_rank
 from engine.errors import Interrupted, RunFailure
 from engine.io import print_rank0
-from engine.loop.ema import EMA, averages
-from engine.loop.evaluations import Evaluations
+from engine.loop.evaluations import EMA, Evaluations, averages
 from engine.loop.metrics import GroupStats, LogLine, MetricWindow, SkippedSteps
 from engine.loop.sharding import make_reducer
 from engine.optim import build_optimizers, load_optimizers

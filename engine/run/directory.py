@@ -75,39 +75,24 @@ class RunDirectory:
     def set_status(self, state: str, **fields: Any) -> None:
         """status.json: state, pid, step, exit_code, message, time, more `fields`; the step is remembered.
 
+        What this process found stays where it is refused on a finished run.
         Raises: ValueError on a state that is none of STATES.
         """
         if state not in STATES:
             raise ValueError(f"status '{state}': choose one of {', '.join(STATES)}")
-        self._status = {
-            "state": state,
-            "pid": os.getpid(),
-            "step": self._status.get("step"),
-            "exit_code": None,
-            "message": None,
-            "time": now(),
-            **fields,
-        }
-        self._write_status(self._status)
-
-    @property
-    def was_done(self) -> bool:
-        """Whether the run was finished when this process opened it."""
-        return self._before.get("state") == "done"
-
-    def put_back_status(self) -> None:
-        """status.json as it was before this process: a finished run stays one when a command on it is refused."""
-        self._write_status(self._before)
-
-    def _write_status(self, status: Mapping[str, Any]) -> None:
+        if state == "refused" and self._before.get("state") == "done":
+            self._status = self._before
+        else:
+            head = {"state": state, "pid": os.getpid(), "step": self._status.get("step")}
+            self._status = {**head, "exit_code": None, "message": None, "time": now(), **fields}
+        status = finite(self._status)
         if self._folder is None or self.is_there():
-            return atomic_write_json(self.path / "status.json", finite(status))
-        text = json.dumps(finite(status), indent=2) + "\n"
+            return atomic_write_json(self.path / "status.json", status)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         with contextlib.suppress(FileNotFoundError):  # removed: there is no file to write
             handle = os.open("status.json", flags, 0o644, dir_fd=self._folder)
             with open(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
+                stream.write(json.dumps(status, indent=2) + "\n")
 
     def is_there(self) -> bool:
         """Whether `path` still is the directory that was opened, and the run's files are in it."""

@@ -19,7 +19,7 @@ from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.io import atomic_write_bytes, atomic_write_json, print_rank0
 from engine.loggers.sinks import Sinks
 from engine.loggers.trackers import open_sinks
-from engine.loop.ema import averaged_weights
+from engine.loop.evaluations import averaged_weights
 from engine.loop.hooks import Hook, ProgressBar, StepProfiler, print_plan
 from engine.loop.trainer import Trainer
 from engine.run.decision import RunDecision
@@ -91,15 +91,8 @@ class Session(Hook):
         on_main(self._prepare_files)
         print_plan(self.plan, config, runtime, self.first_step)
         if self.directory is not None:
-            open_sinks(
-                self.sinks,
-                config,
-                self.directory.path,
-                entry=self.entry,
-                step=trainer.step,
-                last_step=trainer.last_step,
-                resolved=source_of(config).resolved,
-            )
+            steps = {"step": trainer.step, "last_step": trainer.last_step}
+            open_sinks(self.sinks, config, self.directory.path, entry=self.entry, **steps)
             if config.profile_steps is not None:
                 trainer.hooks.append(StepProfiler(self.directory.path / "profile", config.profile_steps))
         return trainer.fit()
@@ -259,19 +252,14 @@ class Session(Hook):
             with suppress(Exception):  # `error` is the reason that counts
                 self.writer.wait()
         state, fields = how_it_ended(error)
-        if self.directory is not None and state == "refused" and self.directory.was_done:
-            self._status_file(self.directory.put_back_status)
-        elif not self.over:
+        if not self.over:
             self._status(state, **fields, step=self.trainer.step)
         self.sinks.close()
 
     def _status(self, state: str, **fields: Any) -> None:
-        if self.directory is not None:
-            self._status_file(partial(self.directory.set_status, state, **fields))
-
-    def _status_file(self, write: Callable[[], None]) -> None:
         try:
-            write()
+            if self.directory is not None:
+                self.directory.set_status(state, **fields)
         except OSError as error:  # a full disk must not hide the reason why the run ended
             print_rank0(f"warning: status.json could not be written ({error.strerror})")
 

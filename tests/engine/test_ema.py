@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.loop.ema import EMA
+from engine.loop.evaluations import EMA
 
 
 def test_golden(golden):
@@ -24,7 +24,7 @@ def test_golden(golden):
 
 def test_closed_form_and_frozen_parameters():
     param, frozen = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(2), requires_grad=False)
-    ema = EMA([("p", param), ("frozen", frozen)], 0.9)
+    ema = EMA({"p": param, "frozen": frozen}, 0.9)
     param.data.fill_(1.0)
     for _ in range(5):
         ema.update()
