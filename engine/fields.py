@@ -38,8 +38,7 @@ class Range:
 
     def describe(self, name: str, value: Any) -> str:
         """What was expected of the field `name` in place of `value`."""
-        low = self.low if self.above is None else self.above
-        high = self.high if self.below is None else self.below
+        low, high = self._ends
         if low is not None and high is not None and not isinstance(value, int):
             whole = self.above is None and self.below is None
             left, right = "<=" if self.above is None else "<", "<=" if self.below is None else "<"
@@ -53,7 +52,7 @@ class Range:
     @property
     def interval(self) -> str:
         """The text in --help and in tables: `>= 1`, `> 0`, `in [0, 1)`."""
-        low, high = self.low if self.above is None else self.above, self.high if self.below is None else self.below
+        low, high = self._ends
         if low is not None and high is not None:
             left, right = "[" if self.above is None else "(", "]" if self.below is None else ")"
             return f"in {left}{_number(low)}, {_number(high)}{right}"
@@ -61,13 +60,14 @@ class Range:
             return f"{'>=' if self.above is None else '>'} {_number(low)}"
         return f"{'<=' if self.below is None else '<'} {_number(high or 0)}"
 
+    @property
+    def _ends(self) -> tuple[float | None, float | None]:
+        return self.low if self.above is None else self.above, self.high if self.below is None else self.below
+
     def _holds(self, number: float) -> bool:
-        return (
-            (self.low is None or number >= self.low)
-            and (self.high is None or number <= self.high)
-            and (self.above is None or number > self.above)
-            and (self.below is None or number < self.below)
-        )
+        low, high = self._ends
+        above = low is None or (number >= low if self.above is None else number > low)
+        return above and (high is None or (number <= high if self.below is None else number < high))
 
 
 def _number(value: float) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.errors import UsageError
-from engine.run.parent import REPORT
+from engine.run.environment import REPORT
 from engine.signals import install, restore
 from launcher.children import Child
 from launcher.outcome import Outcome, judge, reported_run_dir

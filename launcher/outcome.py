@@ -82,7 +82,7 @@ def _written_since(status: Mapping[str, Any], started: float) -> bool:
 
 
 def reported_run_dir(report: Path) -> Path | None:
-    """The run directory that a child wrote to `report` (`engine.run.parent.report_run_dir`)."""
+    """The run directory that a child wrote to `report` (`engine.run.environment.report_run_dir`)."""
     try:
         return Path(os.fsdecode(report.read_bytes()))
     except OSError:

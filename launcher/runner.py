@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.errors import UsageError
 from engine.io import print_rank0
-from engine.run.parent import REPORT
+from engine.run.environment import REPORT
 from engine.signals import install, restore
 from launcher.children import Child, process_alive
 from launcher.ledger import HOST, Claim, Ledger

@@ -32,7 +32,7 @@ from omegaconf import DictConfig
 from engine.config import task_overrides
 from engine.errors import UsageError
 from engine.io import print_rank0
-from engine.run.parent import FULL_ERROR, REPORT, SET_FULL_ERROR, SUFFIX, SWEEP
+from engine.run.environment import FULL_ERROR, REPORT, SET_FULL_ERROR, SUFFIX, SWEEP
 from engine.signals import install, restore
 from launcher.children import Child
 from launcher.gpus import hold_gpus, visible_gpus

@@ -19,7 +19,7 @@ from engine.cli.resolve import Trace, hydra_flags, resolve
 from engine.errors import UsageError
 from engine.io import did_you_mean, user_path
 from engine.registry import FAMILIES, ROOT, family_of
-from engine.run.parent import SUFFIX
+from engine.run.environment import SUFFIX
 from launcher import jobs as job_files
 from launcher.children import process_alive
 from launcher.command import parse

@@ -112,9 +112,7 @@ class CheckpointStore:
             return True
         if past.get("name") != metric["name"] or not isinstance(past.get("value"), int | float):
             return True
-        if "covers" in past and past["covers"] != metric.get(
-            "covers", past["covers"]
-        ):  # a resume changed what it is of
+        if {"covers"} <= past.keys() & metric.keys() and past["covers"] != metric["covers"]:  # changed by a resume
             return True
         if past.get("final", False) != metric.get("final", False):  # a final figure that covers something else
             return bool(past.get("final", False))

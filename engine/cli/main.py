@@ -46,7 +46,7 @@ from engine.distributed import report_to_launcher, should_report, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.io import did_you_mean
 from engine.registry import Family
-from engine.run.parent import FULL_ERROR, SET_FULL_ERROR, SWEEP, is_sweep_job
+from engine.run.environment import FULL_ERROR, SET_FULL_ERROR, SWEEP, is_sweep_job
 from engine.schema import NO_TEXT
 
 # Ranks other than 0 compose for themselves; without these each would make its own output folder.

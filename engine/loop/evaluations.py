@@ -171,7 +171,7 @@ def check_early_stop(config: RunConfig, plan: TrainingPlan) -> None:
         )
 
 
-# --- the weights of an evaluation: averages, ours or those that optimizers keep, in exchange for the trained ones --------
+# --- the weights of an evaluation: averages, ours or those that optimizers keep, in exchange for the trained ones -----
 
 
 class EMA:

@@ -158,8 +158,8 @@ def _checked_source(name: str, options: Mapping[str, Any]) -> Any:
             f"optimizer {name!r} is not known: {did_you_mean(name, [*OPTIMIZERS, *TORCH, *there])}{elsewhere}"
         )
     # Keyword options of ours; of a library's class everything but what this project sets itself.
-    kinds = {inspect.Parameter.KEYWORD_ONLY}
-    kinds |= set() if name in OPTIMIZERS else {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    ours, either = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    kinds = (ours,) if name in OPTIMIZERS else (ours, either)
     parameters = inspect.signature(source).parameters.values()
     taken = {"self", "params", "lr", "maximize", "differentiable", "capturable"}
     known = [p.name for p in parameters if p.kind in kinds and p.name not in taken]

@@ -161,7 +161,11 @@ class LibraryOptimizer:
         if not smallest:
             return
         toys = {name: nn.Parameter(param.detach().clone()) for name, param in smallest.values()}
-        fields = {"settings": self._settings, "fused": self._fused, "hessian_every": self._hessian_every}
+        fields: dict[str, Any] = {
+            "settings": self._settings,
+            "fused": self._fused,
+            "hessian_every": self._hessian_every,
+        }
         try:
             with torch.random.fork_rng(devices=[]):
                 trial = LibraryOptimizer(self._make, [_toys(toys)], lr=self.lr, **fields)

@@ -20,9 +20,9 @@ from engine.distributed import world_size
 from engine.errors import UsageError
 from engine.io import print_rank0
 from engine.run.aside import moving_to, require_room
+from engine.run.environment import is_sweep_job
 from engine.run.files import is_finished, read_identity, read_json, read_yaml
 from engine.run.identity import changes
-from engine.run.parent import is_sweep_job
 from engine.run.request import RunRequest, request_of, with_run_name
 from engine.run.stored import as_it_began, stored_config
 

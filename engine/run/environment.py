@@ -1,4 +1,8 @@
-"""What a run ran on: versions, machine, source revision, command line. Written beside the results."""
+"""What surrounds a run: versions, machine, source revision and data, written beside the results; the process above it.
+
+A run and the process that started it (`launcher/`) talk through the environment. A parent names a file for the run's
+directory; a sweep also names the job, which makes a process a job of a sweep.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
+from engine.io import atomic_write_text
 from engine.run.files import read_json
 
 SOURCE = Path(__file__).resolve().parents[2]
@@ -122,3 +127,28 @@ def _git(source: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+
+
+# --- what a run and its parent tell each other ------------------------------------------------------------------------
+
+
+REPORT = "LOOPFORGE_JOB_REPORT"
+"""The file into which a run writes its run directory, for its parent."""
+SUFFIX = "LOOPFORGE_JOB_SUFFIX"
+"""Set for each job of a sweep: appended to a run name that is made of the identity, to tell what was swept."""
+SWEEP = "LOOPFORGE_SWEEP"
+"""Set in the process of a sweep and in its workers: the folder to which its jobs report."""
+FULL_ERROR = "HYDRA_FULL_ERROR"
+SET_FULL_ERROR = "LOOPFORGE_SET_FULL_ERROR"
+"""Set when FULL_ERROR was set by us and not by the user: a child does not inherit it."""
+
+
+def is_sweep_job() -> bool:
+    """Whether this process is a job that a sweep started."""
+    return SUFFIX in os.environ
+
+
+def report_run_dir(run_dir: Path) -> None:
+    """Tell the parent which run directory this process uses. Nothing where no parent asked for it."""
+    if REPORT in os.environ:
+        atomic_write_text(os.environ[REPORT], str(run_dir.resolve()))

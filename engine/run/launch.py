@@ -18,7 +18,7 @@ from engine.loop.compiling import compile_task
 from engine.loop.evaluations import check_early_stop
 from engine.run.decision import RunDecision, accumulation, decide_run
 from engine.run.directory import RunDirectory, open_run, record_refusal
-from engine.run.parent import report_run_dir
+from engine.run.environment import report_run_dir
 from engine.run.request import request_of
 from engine.run.session import Compare, Session, how_it_ended
 from engine.run.stored import from_source

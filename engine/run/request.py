@@ -23,9 +23,9 @@ from engine.errors import UsageError
 from engine.fields import value_at
 from engine.io import sha256_json, user_path
 from engine.run.aside import is_set_aside, moving_to
+from engine.run.environment import REPORT, SUFFIX
 from engine.run.files import is_finished, read_json
 from engine.run.identity import Complete, completed, identity_of, same_run, value_before, without_later
-from engine.run.parent import REPORT, SUFFIX
 from engine.run.stored import edited, from_source
 
 C = TypeVar("C", bound=RunConfig)

@@ -19,7 +19,7 @@ from pathlib import Path
 from dataset.text.pets import in_grammar
 from engine.errors import RunFailure, UsageError
 from engine.io import file_lock, print_rank0
-from engine.run.parent import REPORT, SUFFIX, SWEEP
+from engine.run.environment import REPORT, SUFFIX, SWEEP
 
 NAME = "animal_lm"
 """A missing folder of this name is made."""

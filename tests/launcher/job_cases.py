@@ -41,7 +41,7 @@ signal.signal(signal.SIGTERM, stopped)
 note("start")
 os.makedirs(f"checkpoints/p/{name}", exist_ok=True)
 print(f"checkpoints/p/{name}: new run", flush=True)
-with open(os.environ["LOOPFORGE_JOB_REPORT"], "w") as stream:  # as engine.run.parent.report_run_dir does
+with open(os.environ["LOOPFORGE_JOB_REPORT"], "w") as stream:  # as engine.run.environment.report_run_dir does
     stream.write(os.path.abspath(f"checkpoints/p/{name}"))
 tries = sum(line.startswith(f"{name} start ") for line in open("events"))
 for word in what:
