@@ -68,10 +68,12 @@ def read_recipe(folders: Sequence[Path], config_name: str) -> Recipe:
 
     Raises: UsageError that names file and line, for a file that is no mapping, and for an entry that does not exist.
     """
-    recipe = Recipe()
-    if (path := locate(folders, config_name)) is not None:
-        _read(folders, path, recipe, ())
-    return recipe
+    if (path := locate(folders, config_name)) is None:
+        return Recipe()
+    entries: list[Any] = []
+    keys = _merged(folders, path, entries)
+    script = keys.get("script")
+    return Recipe(entries, set(dict(flatten(keys))), script if isinstance(script, str) else None)
 
 
 def locate(folders: Sequence[Path], name: str) -> Path | None:
@@ -98,23 +100,45 @@ def read_file(path: Path) -> dict[Any, Any]:
 
 def read_option(path: Path) -> dict[Any, Any]:
     """The keys that a group's file sets, with what it inherits, from the root of the config. Raises: UsageError."""
-    content = _with_inherited(path, ())
+    content = _merged([path.parent], path)
     return content if read_text(path).startswith(WHOLE) else {path.parent.name: content}
 
 
-def _with_inherited(path: Path, above: tuple[Path, ...]) -> dict[Any, Any]:
-    """The keys of a file over those of the dataclasses and of the files beside it that its defaults list names."""
-    _check_circle(path, above)
+def _merged(
+    folders: Sequence[Path], path: Path, entries: list[Any] | None = None, above: tuple[Path, ...] = ()
+) -> dict[Any, Any]:
+    """The keys of a file over those of the files in `folders`, groups and dataclasses that its defaults list names.
+
+    `entries` collects what the lists of a recipe hold; then each name has to lead somewhere. In a group's file what
+    cannot be found is left to Hydra.
+    """
+    if path in above:
+        raise UsageError(f"{path}: its defaults lead back to itself: {' -> '.join(one.stem for one in (*above, path))}")
     content = read_file(path)
-    merged: dict[Any, Any] = {}
-    for entry in content.pop("defaults", None) or []:
+    defaults = content.pop("defaults", None) or []
+    if not isinstance(defaults, list):
+        raise UsageError(f"{path}: defaults: expected a list, found {defaults!r}")
+    keys: dict[Any, Any] = {}
+    for entry in defaults:
+        if entries is not None:
+            entries.append(entry)
+        for group, option in entry.items() if isinstance(entry, Mapping) else ():
+            name = str(group).removeprefix("optional ").removeprefix("override ").lstrip("/")
+            _merge(keys, read_option(file) if (file := locate(folders, f"{name}/{option}")) else {})
+        if isinstance(entry, Mapping) or entry == "_self_":
+            continue
         name, _, package = str(entry).partition("@")
-        beside = path.parent / f"{name}.yaml"
-        inner = defaults_of(schema) if (schema := schema_of(name)) else {}
-        inner = _with_inherited(beside, (*above, path)) if not inner and beside.is_file() else inner
-        _merge(merged, inner if package.startswith("_") or not package else {package: inner})
-    _merge(merged, content)
-    return merged
+        inner: dict[Any, Any] = {}
+        if file := locate(folders, name.lstrip("/")):
+            inner = _merged(folders, file, entries, (*above, path))
+        elif schema := schema_of(name):
+            inner = defaults_of(schema)
+        elif entries is not None and not any(mark in str(entry) for mark in "@$ :"):
+            names = [one.stem for folder in folders for one in folder.glob("*.yaml")]
+            raise UsageError(f"{path}: defaults: there is no config {entry}: {did_you_mean(str(entry), names)}")
+        _merge(keys, inner if package.startswith("_") or not package else {package: inner})
+    _merge(keys, content)
+    return keys
 
 
 def _merge(into: dict[Any, Any], other: Mapping[Any, Any]) -> None:
@@ -123,47 +147,6 @@ def _merge(into: dict[Any, Any], other: Mapping[Any, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _check_circle(path: Path, above: tuple[Path, ...]) -> None:
-    if path in above:
-        raise UsageError(f"{path}: its defaults lead back to itself: {' -> '.join(one.stem for one in (*above, path))}")
-
-
-def _read(folders: Sequence[Path], path: Path, recipe: Recipe, above: tuple[Path, ...]) -> None:
-    _check_circle(path, above)
-    content = read_file(path)
-    entries = content.pop("defaults", None) or []
-    if not isinstance(entries, list):
-        raise UsageError(f"{path}: defaults: expected a list, found {entries!r}")
-    recipe.given |= set(dict(flatten(content)))
-    if isinstance(content.get("script"), str):
-        recipe.script = recipe.script or content["script"]  # the recipe's own files come first
-    for entry in entries:
-        recipe.defaults.append(entry)
-        if isinstance(entry, str) and entry != "_self_":
-            _follow(folders, path, entry, recipe, (*above, path))
-        elif isinstance(entry, Mapping):
-            for group, option in entry.items():
-                _follow_group(folders, str(group), option, recipe)
-
-
-def _follow(folders: Sequence[Path], path: Path, entry: str, recipe: Recipe, above: tuple[Path, ...]) -> None:
-    file = locate(folders, entry.lstrip("/"))
-    if file is not None:
-        _read(folders, file, recipe, above)
-    elif schema := schema_of(entry):
-        recipe.given |= set(dict(flatten(defaults_of(schema))))
-    elif not any(mark in entry for mark in ("@", "$", " ", ":")):
-        names = [one.stem for folder in folders for one in folder.glob("*.yaml")]
-        raise UsageError(f"{path}: defaults: there is no config {entry}: {did_you_mean(entry, names)}")
-
-
-def _follow_group(folders: Sequence[Path], group: str, option: Any, recipe: Recipe) -> None:
-    """The keys that the chosen file of a group sets; what cannot be found is left to Hydra."""
-    name = group.removeprefix("optional ").removeprefix("override ").lstrip("/")
-    if isinstance(option, str) and (file := locate(folders, f"{name}/{option}")):
-        recipe.given |= set(dict(flatten(read_option(file))))
 
 
 def find_groups(config_dir: Path, config_name: str, *more: Path) -> Groups:
