@@ -1,18 +1,22 @@
 """What a grid data set must not hold: tokens beyond its vocabulary, and counts or a card that its arrays contradict.
 
+And what must not happen to a file in use: that it is cut short.
+
 N examples, T sequence length.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.io import UsageError
+from engine.io import RunFailure, UsageError
 
 if TYPE_CHECKING:
     from dataset.format import PuzzleSplit
@@ -94,4 +98,23 @@ def check_card(path: Path, card: dict[str, Any], metadata: PuzzleMetadata) -> No
         if key in card and card[key] != declared:
             raise UsageError(
                 f"{path}: {key} is {declared}, and was {card[key]} when the data set was built (card.json): put it back"
+            )
+
+
+class WatchedFile:
+    """A file that is mapped into memory: where it is cut short meanwhile, reading beyond its end kills the process."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._size = os.fstat(self._handle).st_size
+        weakref.finalize(self, os.close, self._handle)
+
+    def require_whole(self) -> None:
+        """Ask before each reading. A file that is replaced is no harm, the mapped one lives on. Raises: RunFailure."""
+        now = os.fstat(self._handle).st_size
+        if now < self._size:
+            raise RunFailure(
+                f"{self.path} was cut short while it was in use ({now} bytes, {self._size} when it was opened): put "
+                "it back, and the same command resumes"
             )

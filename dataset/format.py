@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.arc.compact import ExpandedRows, open_compact
-from dataset.checks import check_card, check_counts, check_rows, check_tokens
+from dataset.checks import WatchedFile, check_card, check_counts, check_rows, check_tokens
 from dataset.metadata import (
     IGNORE,
     INDICES,
@@ -41,7 +41,7 @@ from dataset.metadata import (
     read_json_file,
     read_metadata,
 )
-from engine.io import UsageError, WatchedFile
+from engine.io import UsageError
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import sys
-import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -182,25 +181,6 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[str]:
 def user_path(text: str | os.PathLike[str]) -> Path:
     """A path as a person writes it: a leading `~` or `~name` is the home folder. Shells leave `--flag=~/x` alone."""
     return Path(os.path.expanduser(text))
-
-
-class WatchedFile:
-    """A file that is mapped into memory: where it is cut short meanwhile, reading beyond its end kills the process."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        self._size = os.fstat(self._handle).st_size
-        weakref.finalize(self, os.close, self._handle)
-
-    def require_whole(self) -> None:
-        """Ask before each reading. A file that is replaced is no harm, the mapped one lives on. Raises: RunFailure."""
-        now = os.fstat(self._handle).st_size
-        if now < self._size:
-            raise RunFailure(
-                f"{self.path} was cut short while it was in use ({now} bytes, {self._size} when it was opened): put "
-                "it back, and the same command resumes"
-            )
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

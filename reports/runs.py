@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from engine import reading
 from engine.errors import UsageError
-from engine.run.files import data_hashes, is_finished, read_json, read_yaml
+from engine.run.files import is_finished, read_json, read_yaml
 
 LARGEST = 1e100
 """Beyond it a figure is that of a diverged run, and means and deviations of it overflow."""
@@ -126,8 +126,16 @@ def read_run(path: Path, metric: str, study: RunFilter) -> Run:
         raise UsageError(
             f"{path} ended with {metric}={json.dumps(stored[metric])[:40]}: expected a number below {LARGEST:g}"
         )
-    data = tuple(sorted(data_hashes(path).values()))
+    data = tuple(sorted(_data_hashes(path).values()))
     return Run(path, seed, step, results, data, config, stand_in=summary.get("stand_in") is True)
+
+
+def _data_hashes(run_dir: Path) -> dict[str, str]:
+    """Path -> content hash of the data sets that the run began with (environment.json); empty where there are none."""
+    cards = read_json(run_dir / "environment.json").get("data_cards")
+    known = [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
+    pairs = [(card.get("path"), card.get("content_hash")) for card in known]
+    return {path: made for path, made in pairs if isinstance(path, str) and isinstance(made, str)}
 
 
 def _is_usable(value: Any) -> bool:

@@ -6,10 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
+
 from engine.errors import UsageError
-from engine.optim import check_optimizer
+from engine.io import print_rank0
+from engine.optim import build_optimizer
 
 MATRICES_ONLY = ("muon", "normuon")
+RATE_FINDERS = ("prodigy", "dadapt")
+"""How the names of optimizers begin that estimate the learning rate."""
+USUAL_RATES = {"sgd": 5e-2, "adagrad": 1e-2, "adafactor": 1e-2, "shampoo": 1e-2}
+"""Of optimizers that hardly move at AdamW's."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,24 @@ def check_optimizers(optimizer: Mapping[str, Any], lr: float) -> None:
     """Try each one of the block. Raises: UsageError."""
     for choice in optimizer_settings(optimizer):
         check_optimizer(choice.name, choice.options, lr if choice.lr is None else choice.lr)
+
+
+def check_optimizer(name: str, options: Mapping[str, Any], learning_rate: float) -> None:
+    """Build it over a toy; a note where the learning rate is far below what it needs.
+
+    Raises:
+        UsageError: an unknown optimizer or option; one that learns nothing at this rate.
+    """
+    build_optimizer(name, {"toy": nn.Parameter(torch.zeros(4, 3))}, learning_rate, options)
+    inner = str(options.get("inner", "adamw")) if name == "lookahead" else name
+    if inner.startswith(RATE_FINDERS) and learning_rate < 0.1:
+        raise UsageError(
+            f"optimizer {inner} finds the learning rate itself and takes learning_rate as a factor on it: set "
+            f"learning_rate=1 (it is {learning_rate:g})"
+        )
+    usual = USUAL_RATES.get(inner, 0.0)
+    if learning_rate < usual / 3:
+        print_rank0(f"note: {inner} usually wants a learning_rate near {usual:g}; it is {learning_rate:g}")
 
 
 def _check_keys(where: str, block: Mapping[str, Any], known: set[str]) -> None:

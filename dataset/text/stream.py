@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.checks import WatchedFile
 from dataset.text.meta import META, load_tokenizer, read_meta
-from engine.io import Unreadable, UsageError, WatchedFile, check_regular, reason_of
+from engine.io import Unreadable, UsageError, check_regular, reason_of
 
 IGNORE = -100
 """Target that is not scored."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -31,23 +31,11 @@ from engine.reading import Unreadable, check_regular, read_json, reason_of
 FORMAT_VERSION = 1
 REQUIRED = ("model.safetensors", "state.safetensors", "state.json")
 OPTIONAL = ("ema.safetensors",)
-FIELDS = ("step", "entry", "config", "metric", "extra")
-"""Of the manifest, as attributes of a `Checkpoint`."""
 STEP_NAME = re.compile(r"step_([0-9]+)")
 
 
-class Manifest(TypedDict):
-    """The fields of manifest.json, see `write_checkpoint`."""
-
-    format_version: int
-    entry: str
-    step: int
-    time: str
-    metric: dict[str, Any] | None
-    extra: dict[str, Any]
-    config: dict[str, Any]
-    files: dict[str, Any]
-    sha256: NotRequired[str]
+Manifest = dict[str, Any]
+"""manifest.json, see `write_checkpoint`; `read_manifest` checks its form."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +153,7 @@ def read_manifest(folder: Path) -> Manifest:
     unusable += ["extra"] if not unusable and not _are_sizes(manifest["extra"].get("sizes", {})) else []
     if unusable:
         raise ValueError(f"manifest.json lacks a usable '{unusable[0]}'")
-    return cast(Manifest, manifest)
+    return manifest  # type: ignore[no-any-return]
 
 
 def _is_metric(value: Any) -> bool:
@@ -261,7 +249,8 @@ def load_checkpoint(path: str | Path, *, checksums: bool = True, resuming: bool 
     fault = find_fault(folder, checksums=checksums)
     if fault is None:
         manifest = read_manifest(folder)
-        return Checkpoint(folder, manifest, **{name: dict(manifest)[name] for name in FIELDS})  # type: ignore[arg-type]
+        fields = ("step", "entry", "config", "metric", "extra")
+        return Checkpoint(folder, manifest, **{name: manifest[name] for name in fields})
     named = STEP_NAME.fullmatch(folder.name)
     good = previous_good(folder.parent, int(named[1])) if named else None
     if good is None:

@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from engine.errors import UsageError
-from engine.io import did_you_mean, print_rank0
+from engine.io import did_you_mean
 from engine.optim.builtin import AdamATan2, Lookahead, SparseSignSGD
 from engine.optim.library import DECAY, EXTRA, TORCH, LibraryOptimizer, build_library, find_class, library_names
 from engine.task import ParamGroup, SparseTable
@@ -31,7 +30,6 @@ __all__ = [
     "SparseTable",
     "build_optimizer",
     "build_optimizers",
-    "check_optimizer",
     "load_optimizers",
 ]
 
@@ -173,27 +171,3 @@ def _with_decay(options: Mapping[str, Any], decay: Any) -> dict[str, Any]:
     """`options` with `decay` wherever they have a weight decay."""
     inner = {"inner_options": _with_decay(options["inner_options"], decay)} if options.get("inner_options") else {}
     return {**options, **({DECAY: decay} if DECAY in options else {}), **inner}
-
-
-RATE_FINDERS = ("prodigy", "dadapt")
-"""How the names of optimizers begin that estimate the learning rate."""
-USUAL_RATES = {"sgd": 5e-2, "adagrad": 1e-2, "adafactor": 1e-2, "shampoo": 1e-2}
-"""Of optimizers that hardly move at AdamW's."""
-
-
-def check_optimizer(name: str, options: Mapping[str, Any], learning_rate: float) -> None:
-    """Build it over a toy; a note where the learning rate is far below what it needs.
-
-    Raises:
-        UsageError: an unknown optimizer or option; one that learns nothing at this rate.
-    """
-    build_optimizer(name, {"toy": nn.Parameter(torch.zeros(4, 3))}, learning_rate, options)
-    inner = str(options.get("inner", "adamw")) if name == "lookahead" else name
-    if inner.startswith(RATE_FINDERS) and learning_rate < 0.1:
-        raise UsageError(
-            f"optimizer {inner} finds the learning rate itself and takes learning_rate as a factor on it: set "
-            f"learning_rate=1 (it is {learning_rate:g})"
-        )
-    usual = USUAL_RATES.get(inner, 0.0)
-    if learning_rate < usual / 3:
-        print_rank0(f"note: {inner} usually wants a learning_rate near {usual:g}; it is {learning_rate:g}")

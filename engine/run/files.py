@@ -43,14 +43,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def data_hashes(run_dir: Path) -> dict[str, str]:
-    """Path -> content hash of the data sets that the run began with (environment.json); empty where there are none."""
-    cards = read_json(run_dir / "environment.json").get("data_cards")
-    known = [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
-    pairs = [(card.get("path"), card.get("content_hash")) for card in known]
-    return {path: made for path, made in pairs if isinstance(path, str) and isinstance(made, str)}
-
-
 def is_finished(path: Path) -> bool:
     """Whether the run ended well. A "running" whose process is gone (kill -9) is not finished."""
     return read_json(path / "status.json").get("state") == "done"

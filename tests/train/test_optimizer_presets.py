@@ -12,12 +12,11 @@ from hydra.core.global_hydra import GlobalHydra
 from engine.config import load_synced_config
 from engine.errors import UsageError
 from engine.loop.trainer import Trainer
-from engine.optim import USUAL_RATES, check_optimizer
 from engine.signals import StopSignal
 from engine.task import Runtime
 from tasks.language_model.args import TrainConfig
 from tasks.language_model.build import build
-from tasks.optimizers import check_optimizers
+from tasks.optimizers import USUAL_RATES, check_optimizer, check_optimizers
 from tests.conftest import ROOT
 from tests.train.conftest import TINY
 
