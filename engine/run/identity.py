@@ -6,7 +6,7 @@ it: a value, or the value of another key, written `${key}`. Such a run keeps doi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING
 from typing import Any
 
@@ -19,7 +19,6 @@ from engine.registry import resolve
 from engine.schema import plain, with_defaults
 
 UNSET = "not set"
-Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 CLASSES = {"arch.loss": "losses", "arch": "models"}
 """Blocks whose `name` chooses the class that declares their keys -> its slot."""
 
@@ -82,16 +81,6 @@ def _in_words(value: Any) -> str:
     if isinstance(value, Mapping):
         return "a block of keys"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value!s:.80}"
-
-
-def same_run(
-    known: Mapping[str, Any], ours: Mapping[str, Any], *, later: Iterable[str], complete: Complete = dict
-) -> bool:
-    """Whether the stored identity `known` is that of `ours`: the one place where identities are compared.
-
-    The `later` keys that `known` is too old for do not count; `complete` adds what is left to defaults.
-    """
-    return complete(known) == complete(without_later(ours, known, later))
 
 
 def without_later(ours: Mapping[str, Any], known: Mapping[str, Any], later: Iterable[str]) -> dict[str, Any]:

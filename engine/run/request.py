@@ -9,7 +9,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from engine.io import sha256_json, user_path
 from engine.run.aside import is_set_aside, moving_to
 from engine.run.environment import REPORT, SUFFIX
 from engine.run.files import is_finished, read_json
-from engine.run.identity import Complete, completed, identity_of, same_run, value_before, without_later
+from engine.run.identity import completed, identity_of, value_before, without_later
 from engine.run.stored import edited, from_source
 
 C = TypeVar("C", bound=RunConfig)
@@ -44,7 +44,7 @@ class RunRequest:
     """The unresolved run_dir: where it holds `${now:...}`, runs of the same identity are found under other times."""
     later: Collection[str] = ()
     """Dotted keys that came later: a run stored before them is compared without them."""
-    complete: Complete = dict
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     """Adds what an identity leaves to defaults."""
     resume: Literal["auto", "true", "false"] = "auto"
     """auto: an unfinished run of this identity resumes from its latest checkpoint; true: the latest checkpoint must
@@ -68,10 +68,14 @@ class RunRequest:
             return False
         if stored.get("entry") != self.entry:
             return False
-        if stored.get("identity") == sha256_json(self.identity):
-            return True
-        known = stored.get("config")
-        return isinstance(known, dict) and same_run(known, self.identity, later=self.later, complete=self.complete)
+        return stored.get("identity") == sha256_json(self.identity) or self.fits(stored.get("config"))
+
+    def fits(self, known: Any) -> bool:
+        """Whether the stored identity `known` is this one: the one place where identities are compared.
+
+        The `later` keys that it is too old for do not count; `complete` adds what is left to defaults.
+        """
+        return isinstance(known, dict) and self.complete(known) == self.complete(self.identity_for(known))
 
     def identity_for(self, known: Mapping[str, Any]) -> Mapping[str, Any]:
         """The identity, in the keys of a run whose stored identity is `known`."""
@@ -225,6 +229,6 @@ def _named_otherwise(config: RunConfig, stem: str, suffix: str) -> dict[str, str
             if not isinstance(known, dict) or (ending != suffix and known.keys() & config.BEFORE.keys()):
                 continue
             match = re.search(f"{re.escape(stem)}-[0-9a-f]{{{NAME_LENGTH}}}{re.escape(ending)}", folder)
-            if match and same_run(known, request.identity, later=request.later, complete=request.complete):
+            if match and request.fits(known):
                 return {"run_name": match[0], **({} if place == usual else {"run_dir": folder})}
     return {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from omegaconf import OmegaConf
 
 from engine.config import RunConfig
 from engine.io import sha256_json
-from engine.run.identity import complete, same_run
+from engine.run.identity import complete
+from engine.run.request import RunRequest
 from tasks.language_model.args import TrainConfig
 from tests.conftest import ROOT, metrics, run_forked, run_script
 
@@ -180,9 +182,10 @@ def test_an_option_that_a_recipe_came_to_set_later() -> None:
     ours = {"optimizer": config.optimizer, "seed": 1}
     known = {"optimizer": {"name": "sophiah", "options": {"betas": [0.9, 0.99]}}, "seed": 1}
     assert config.before["optimizer.options.p"] == 0.01
-    assert same_run(known, ours, later=config.before)
-    assert not same_run({**known, "seed": 2}, ours, later=config.before)
-    assert not same_run(known, ours, later=RunConfig.BEFORE)
+    request = RunRequest(Path("run"), ours, "pretrain", later=config.before)
+    assert request.fits(known)
+    assert not request.fits({**known, "seed": 2})
+    assert not replace(request, later=RunConfig.BEFORE).fits(known)
     stored = OmegaConf.create(known)
     complete(stored, config.before)
     assert stored.optimizer.options.p == 0.01
