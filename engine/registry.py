@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,16 +227,9 @@ def require(cls: type, name: str, where: str, **declared: str) -> None:
 
 def modules_of(package: str) -> list[str]:
     """Dotted names of the modules under a root package, without importing them (packages included)."""
-    spec = importlib.util.find_spec(package)
-    names: list[str] = []
-    pending = [(path, "") for path in (spec.submodule_search_locations or [] if spec else [])]
-    while pending:
-        folder, prefix = pending.pop()
-        for entry in pkgutil.iter_modules([folder]):
-            names.append(prefix + entry.name)
-            if entry.ispkg:
-                pending.append((f"{folder}/{entry.name}", f"{prefix}{entry.name}."))
-    return sorted(names)
+    folder = ROOT / package
+    names = [path.relative_to(folder).with_suffix("").parts for path in folder.rglob("*.py")]
+    return sorted(".".join(parts).removesuffix(".__init__") for parts in names if parts != ("__init__",))
 
 
 def classes_of(module: Any) -> list[str]:
