@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from models.recursive_reasoning.late_states import rolled_on
+from models.recursive_reasoning.recursion import where_rows
 from models.recursive_reasoning.variation import Vary, random_start, step_noise
 
 EXPLORATION = "exploration"
@@ -91,6 +93,8 @@ class ACTModel(nn.Module):
         self.halt_exploration_prob = halt_exploration_prob
         self.no_ACT_continue = no_ACT_continue
         self.eval_halting = eval_halting
+        self.late_steps = 0
+        """ACT steps that the rows which begin an example at this training step take before it, without gradient."""
 
     def forward(self, batch: dict[str, Tensor], carry: ACTCarry | None = None) -> ACTOutput:
         """batch: inputs, labels [B,T] int32, puzzle_identifiers [B] int32; in training optionally exploration
@@ -111,7 +115,9 @@ class ACTModel(nn.Module):
         latents, steps, data = self._open_rows(batch, carry)
         with self.inner.casts():
             x = self.inner.embed(data)
-            latents, aux = self.inner.recur(latents, x)
+            if self.late_steps:
+                latents = rolled_on(self.inner, latents, x, steps == 0, self.late_steps)
+            latents, aux = self._recur(latents, x, data)
             logits = self.inner.logits(latents)
             q_halt, q_continue = self.inner.q_values(latents)
             latents = {name: latent.detach() for name, latent in latents.items()}
@@ -120,6 +126,14 @@ class ACTModel(nn.Module):
                 halted = self._halting(steps, q_halt, q_continue, batch.get(EXPLORATION))
                 target = self._continue_target(latents, x, steps)
         return ACTOutput(ACTCarry(latents, steps, halted, data), logits, q_halt, q_continue, target, aux)
+
+    def _recur(self, latents: Latents, x: Tensor, data: dict[str, Tensor]) -> tuple[Latents, Aux]:
+        moved: tuple[Latents, Aux] = (
+            self.inner.recur(latents, x)
+            if self.inner.chains == 1
+            else self.inner.recur_winner(latents, x, data["labels"])
+        )
+        return moved
 
     def _open_rows(
         self, batch: dict[str, Tensor], carry: ACTCarry | None
@@ -133,8 +147,8 @@ class ACTModel(nn.Module):
         if carry is None:
             return start, torch.zeros(rows, dtype=torch.int32, device=offered["inputs"].device), offered
         halted = carry.halted
-        latents = {name: _where_rows(halted, start[name], carry.latents[name]) for name in start}
-        data = {name: _where_rows(halted, value, carry.data[name]) for name, value in offered.items()}
+        latents = {name: where_rows(halted, start[name], carry.latents[name]) for name in start}
+        data = {name: where_rows(halted, value, carry.data[name]) for name, value in offered.items()}
         return latents, carry.steps.masked_fill(halted, 0), data
 
     def _halting(self, steps: Tensor, q_halt: Tensor, q_continue: Tensor, exploration: Tensor | None) -> Tensor:
@@ -201,7 +215,7 @@ class ACTModel(nn.Module):
     def _varied(self, carry: ACTCarry, vary: Vary, number: int) -> ACTCarry:
         """The carry with the latents, not what else a variant keeps, changed in the rows that have not halted."""
         names = self.inner.latent_names
-        moved = {n: _where_rows(carry.halted, carry.latents[n], vary(number, carry.latents[n])) for n in names}
+        moved = {n: where_rows(carry.halted, carry.latents[n], vary(number, carry.latents[n])) for n in names}
         return replace(carry, latents={**carry.latents, **moved})
 
     @torch.no_grad()
@@ -221,7 +235,7 @@ class ACTModel(nn.Module):
             return carry
         (latents, _), steps = self.inner.recur(carry.latents, x), carry.steps + ~halted
         if latched:
-            latents = {name: _where_rows(halted, carry.latents[name], moved) for name, moved in latents.items()}
+            latents = {name: where_rows(halted, carry.latents[name], moved) for name, moved in latents.items()}
             halted = halted | self._willing(*self.inner.q_values(latents))
         return ACTCarry(latents, steps, halted | (steps >= most), carry.data)
 
@@ -250,6 +264,11 @@ class ACTModel(nn.Module):
         return 0
 
     @property
+    def late_states(self) -> tuple[float, list[int]]:
+        """Probability that a training step has `late_steps`, and the numbers that are drawn from."""
+        return 0.0, []
+
+    @property
     def draws_numbers(self) -> bool:
         """Whether each fresh example of training comes with a key, as `keys` in the batch."""
         return bool(self.inner.draws)
@@ -270,25 +289,23 @@ class ACTModel(nn.Module):
 
     @property
     def block_calls(self) -> int:
-        """Calls of a block in one ACT step of one row."""
-        return sum(len(self.inner.get_submodule(update.stack).layers) for update in self.inner.plan)
+        """Calls of a block in one ACT step of one row, in evaluation."""
+        once = sum(len(self.inner.get_submodule(update.stack).layers) for update in self.inner.plan)
+        return int(self.inner.chains) * once
 
     def flops(self, batch_rows: int) -> dict[str, float]:
         """Operations for `batch_rows` rows: `train` one step with its backward pass, `eval` one whole
         episode.
 
         Blocks only (embedding and heads are below 1 %): forward of all updates, twice the window's for its
-        backward, and the second pass of the continue target. TRM-attention on Sudoku, 768 rows: 36.6e12. An
-        episode counts halt_max_steps, which latched halting may cut short.
+        backward, and the second pass of the continue target. TRM-attention on Sudoku, 768 rows: 36.6e12. Of several
+        chains all go forward, and the winner's window once more. An episode counts halt_max_steps, which latched
+        halting may cut short; steps before a late state are not counted.
         """
         step, window = self.inner.flops()
-        passes = 1 if self.no_ACT_continue or self.halt_max_steps == 1 else 2
+        chains = self.inner.chains
+        passes = chains if self.no_ACT_continue or self.halt_max_steps == 1 else 2
         return {
-            "train": float(batch_rows * (passes * step + 2 * window)),
-            "eval": float(batch_rows * self.halt_max_steps * step),
+            "train": float(batch_rows * (passes * step + (2 if chains == 1 else 3) * window)),
+            "eval": float(batch_rows * self.halt_max_steps * chains * step),
         }
-
-
-def _where_rows(halted: Tensor, fresh: Tensor, kept: Tensor) -> Tensor:
-    """Row-wise choice: [B] bool, [B, ...] twice -> [B, ...]."""
-    return torch.where(halted.view(-1, *[1] * (fresh.dim() - 1)), fresh, kept)

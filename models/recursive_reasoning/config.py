@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from engine.fields import Inert, Range, check_fields
@@ -28,6 +28,7 @@ _NO_EMBEDDING = Inert(
 )
 _EMBEDDED = Inert("arch.puzzle_emb_ndim!=0", "the positions of the puzzle embedding take their place")
 _NO_RECURSION = Inert("", "the transformer baseline has one stack, sized by arch.H_layers, and calls it once")
+_NO_LATE_STATES = Inert("arch.late_states=0", "arch.late_states=0: no step is one of these")
 _FIXED_PASSES = Inert(
     "arch.fixed_refinement_steps!=null", "arch.fixed_refinement_steps sets the length of every episode"
 )
@@ -45,6 +46,9 @@ class RecursiveConfig:
             "latent_init",
             "damping",
             "update_noise",
+            "late_states",
+            "late_steps",
+            "chains",
             "halt_max_steps",
             "halt_exploration_prob",
             "no_ACT_continue",
@@ -71,6 +75,17 @@ class RecursiveConfig:
     """Share of a latent that every update keeps: z <- damping z + (1 - damping) f(z)."""
     update_noise: Annotated[float, Range(0)] = 0.0
     """Standard deviation of the normal noise on every update of a latent, in evaluation keyed by the example."""
+    late_states: Annotated[float, Range(0, 1)] = 0.0
+    """Probability of a training step at which the rows that begin an example first take some ACT steps without
+    gradient, which count as none: training then meets states of more depth than episodes have."""
+    late_steps: Annotated[list[int], Range(1, _MOST_PASSES), _NO_LATE_STATES] = field(
+        default_factory=lambda: [8, 16, 32]
+    )
+    """How many, one of these, drawn for each such step."""
+    chains: Annotated[int, Range(1, _MOST)] = 1
+    """Winner-take-all over so many chains: each begins every ACT step at low latents of its own, TruncN(0, 1), and at
+    the row's z_H. The row continues as the chain of least cross entropy, which alone is trained; in evaluation as that
+    with the largest q_halt."""
     H_layers: Annotated[int, Range(0, _MOST)] = 0
     """Blocks of the stack that updates z_H (0: the L stack serves both)."""
     L_layers: Annotated[int, Range(1, _MOST)] = 2
@@ -122,6 +137,12 @@ class RecursiveConfig:
         check_fields(self, "arch")
         self._check_heads()
         self._check_stages()
+        _check(
+            self.chains == 1 or self.no_ACT_continue,
+            f"arch.chains={self.chains}: what a further step is worth is not computed for several chains, expected "
+            "arch.no_ACT_continue=true",
+        )
+        _check(bool(self.late_steps), "arch.late_steps is empty: expected one number of ACT steps or more")
         room = self.prefix_len * self.hidden_size
         _check(
             room >= self.puzzle_emb_ndim,
@@ -245,6 +266,8 @@ class TransformerBaselineConfig(RecursiveConfig):
     """Not used: there is one stack, called once."""
     cycles_schedule: Annotated[list[list[float]] | None, _NO_RECURSION] = None
     """Not used: there is one stack, called once."""
+    chains: Annotated[int, Range(1, 1, hint=_NO_RECURSION.why), _NO_RECURSION] = 1
+    """Always 1: there is no low latent."""
     L_layers: Annotated[int, Range(1, _MOST), _NO_RECURSION] = 2
     """Not used: the stack is sized by H_layers."""
     H_layers: int = 8

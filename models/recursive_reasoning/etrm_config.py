@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from engine.fields import Inert, Range
@@ -13,6 +13,7 @@ __all__ = ["TRMWithEncoderConfig", "TRMWithEncoderOnlineConfig"]
 _MOST = 1000
 _NO_TABLE = Inert("", "the context of the encoder takes the place of a puzzle embedding")
 _SAME_START = Inert("", "search at test time compares contexts from the same start, without noise")
+_ONE_CHAIN = Inert("", "episodes with an encoder begin at the start of its context and have one chain")
 _FIXED = Inert("", "every example has arch.num_act_steps steps")
 IN_STANDARD = Inert("arch.encoder_type=standard", "arch.encoder_type=standard has no latent")
 IN_HYBRID = Inert("arch.encoder_type=hybrid_standard", "arch.encoder_type=hybrid_standard has no latent")
@@ -42,6 +43,12 @@ class TRMWithEncoderConfig(TRMConfig):
     """Always learned: search and training at test time compare contexts from the same start."""
     update_noise: Annotated[float, Range(0, 0, hint=_SAME_START.why), _SAME_START] = 0.0
     """Always 0: as latent_init."""
+    late_states: Annotated[float, Range(0, 0, hint=_ONE_CHAIN.why), _ONE_CHAIN] = 0.0
+    """Always 0: episodes begin at their start."""
+    late_steps: Annotated[list[int], Range(1), _ONE_CHAIN] = field(default_factory=lambda: [8, 16, 32])
+    """Not used: see late_states."""
+    chains: Annotated[int, Range(1, 1, hint=_ONE_CHAIN.why), _ONE_CHAIN] = 1
+    """Always 1: there is one chain."""
     encoder_type: str = "standard"
     """A module of models/encoders/kinds/: standard, hybrid_standard, hybrid_variational, lpn_standard, lpn_variational,
     recurrent, perceiver."""

@@ -25,14 +25,13 @@ from models.layers import (
     trunc_normal_,
 )
 from models.recursive_reasoning.act import Aux, Latents, PuzzleShape
+from models.recursive_reasoning.chains import recur_chains
 from models.recursive_reasoning.config import RecursiveConfig
-from models.recursive_reasoning.noise import content_keys, keyed_normal, keyed_trunc_normal
+from models.recursive_reasoning.noise import NOISE_KEY, content_keys, keyed_normal, keyed_trunc_normal
 from models.recursive_reasoning.recursion import Settle, Update, recur
 from models.sparse_embedding import SparseEmbedding
 
 INPUT = "x"
-NOISE_KEY = "noise_key"
-"""Among the latents of a model that draws numbers: the key [B] int64 of a row's numbers at its next ACT step."""
 _Q_BIAS = -5.0  # a fresh model halts nothing before the last step
 
 
@@ -40,7 +39,8 @@ class RecursiveInner(nn.Module):
     """The stacks and latents that `plan` names; the heads read latent `readout`.
 
     Each latent `z_N` of the plan has a fixed random start, buffer `N_init` [D]: never trained, the same at
-    all positions. Raises ValueError when the positions do not fit the data's sequence length.
+    all positions. Raises ValueError when the positions do not fit the data's sequence length, and for chains of a plan
+    without a latent beside the readout.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class RecursiveInner(nn.Module):
         size = config.hidden_size
         self.plan, self.window, self.readout, self.dtype = tuple(plan), window, readout, dtype
         self.damping, self.update_noise, self.random_start = config.damping, config.update_noise, config.random_start
+        self.chains = config.chains
         self.prefix_len = config.prefix_len
         self.length = self.prefix_len + shape.seq_len
         self.scale = math.sqrt(size)
@@ -82,6 +83,8 @@ class RecursiveInner(nn.Module):
             self.add_module(name, self._stack(config, depths[name], attention))
         named = (name for update in self.plan for name in (update.target, *update.hidden, *update.injection))
         self.latent_names = tuple(dict.fromkeys(name for name in named if name.startswith("z_")))
+        if self.chains > 1 and self.latent_names == (readout,):
+            raise ValueError(f"arch.chains={self.chains}: this model has no latent beside {readout}: leave it at 1")
         for name in self.latent_names:
             self.register_buffer(_init_name(name), trunc_normal_(torch.empty(size), 1.0))
 
@@ -139,18 +142,20 @@ class RecursiveInner(nn.Module):
 
     @property
     def draws(self) -> bool:
-        """Whether its rows need keys: latents begin at random, or updates are noisy."""
-        return self.random_start or self.update_noise > 0.0
+        """Whether its rows need keys: latents begin at random, updates are noisy, or there are several chains."""
+        return self.random_start or self.update_noise > 0.0 or self.chains > 1
 
     def keyed(self, start: dict[str, Tensor], inputs: Tensor, keys: Tensor | None) -> dict[str, Tensor]:
         """The start of rows [B] with their keys, of fresh numbers where latents begin at random; without `keys` (in
         evaluation) each row's follows from its `inputs` [B, T]."""
         keys = content_keys(inputs) if keys is None else keys
-        if self.random_start:
-            shape = (self.length, self.embed_tokens.embedding_weight.shape[1])
-            for number, name in enumerate(self.latent_names):
-                start[name] = keyed_trunc_normal(keys, -1 - number, shape).to(self.dtype)
-        return {**start, NOISE_KEY: keys}
+        drawn = self.drawn(keys, self.latent_names) if self.random_start else {}
+        return {**start, **drawn, NOISE_KEY: keys}
+
+    def drawn(self, keys: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """TruncN(0, 1) for latents `names` of rows with `keys` [B], [B, S, D] each, in the compute dtype."""
+        shape, order = (self.length, self.embed_tokens.embedding_weight.shape[1]), self.latent_names
+        return {name: keyed_trunc_normal(keys, -1 - order.index(name), shape).to(self.dtype) for name in names}
 
     def embed(self, data: Mapping[str, Tensor]) -> Tensor:
         """inputs [B, T] and puzzle_identifiers [B] -> x [B, S, D], scaled by sqrt(D)."""
@@ -171,24 +176,30 @@ class RecursiveInner(nn.Module):
         return out
 
     def recur(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Aux]:
-        """All cycles of one ACT step: latents [B, S, D] -> latents, of which the last `window` updates have a
-        graph."""
-        return self.moved(self.updated({**latents, INPUT: x})), {}
+        """All cycles of one ACT step: latents [B, S, D] -> latents, of which the last `window` updates have a graph; of
+        several chains those of the one that is surest of its answer."""
+        values = {**latents, INPUT: x}
+        return self.moved(self.updated(values) if self.chains == 1 else recur_chains(self, values)), {}
+
+    def recur_winner(self, latents: Mapping[str, Tensor], x: Tensor, labels: Tensor) -> tuple[Latents, Aux]:
+        """As `recur`, of several chains the one whose answer is nearest to `labels` [B, T]: training."""
+        return self.moved(recur_chains(self, {**latents, INPUT: x}, labels)), {}
 
     def moved(self, values: Mapping[str, Tensor]) -> Latents:
         """The latents of `values` after an ACT step, and the key of the next."""
         key = {NOISE_KEY: values[NOISE_KEY] + 1} if self.draws else {}
         return {name: values[name] for name in self.latent_names} | key
 
-    def updated(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The plan run on `values`: latents and every input that it names."""
+    def updated(self, values: Mapping[str, Tensor], first: int = 0, end: int | None = None) -> dict[str, Tensor]:
+        """The plan, or its updates from `first` to before `end`, run on `values`: latents and every input that it
+        names."""
         rope = None if self.rotary is None else self.rotary()
 
         def call(stack: str, hidden: Tensor, injection: Tensor | None) -> Tensor:
             out: Tensor = self.get_submodule(stack)(hidden, injection, rope)
             return out
 
-        return recur(self.plan, self.window, values, call, self._settle(values))
+        return recur(self.plan[first:end], self.window, values, call, self._settle(values), first)
 
     def _settle(self, values: Mapping[str, Tensor]) -> Settle | None:
         """z <- damping z + (1 - damping) f(z) + update_noise eps, eps standard normal; None where that is f(z)."""

@@ -73,6 +73,11 @@ class RecursiveModel(ACTModel, Pretrained):
         begun = [stage for stage in self._stages if self.training and stage[0] <= self._progress]
         self.inner.plan, self.inner.window = begun[-1][1:] if begun else self._full
 
+    @property
+    def late_states(self) -> tuple[float, list[int]]:
+        """Probability that a training step has `late_steps`, and the numbers that are drawn from."""
+        return self.config.late_states, self.config.late_steps
+
     @staticmethod
     def cycles(config: Any) -> tuple[Sequence[Update], int]:
         """(the updates of one ACT step in order, how many of the last ones carry a gradient)."""

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from models.layers.init import MASS, truncate_
 
+NOISE_KEY = "noise_key"
+"""Among the latents of a model that draws numbers: the key [B] int64 of a row's numbers at its next ACT step."""
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, odd; as signed 64 bits
 _FIRST, _SECOND = -4658895280553007687, -7723592293110705685  # the factors of splitmix64
 
@@ -22,6 +24,12 @@ def content_keys(tokens: Tensor) -> Tensor:
     """Keys [B] of examples [B, T] by their content: the same puzzle has the same key in every batch."""
     places = torch.arange(tokens.shape[1], device=tokens.device) * _GOLDEN
     return _mix(tokens.long() + places).sum(dim=1)
+
+
+def spread_keys(keys: Tensor, count: int) -> Tensor:
+    """Keys [B * count] of the parts of rows with `keys` [B], those of a row one after another."""
+    places = torch.arange(1, count + 1, device=keys.device) * _GOLDEN
+    return _mix(keys[:, None] ^ places).flatten()
 
 
 def keyed_normal(keys: Tensor, stream: int, shape: Sequence[int]) -> Tensor:

@@ -36,13 +36,18 @@ def cycle_plan(H_cycles: int, L_cycles: int, low: Update, high: Update) -> tuple
 
 
 def recur(
-    plan: Sequence[Update], window: int, values: Mapping[str, Tensor], call: Call, settle: Settle | None = None
+    plan: Sequence[Update],
+    window: int,
+    values: Mapping[str, Tensor],
+    call: Call,
+    settle: Settle | None = None,
+    first: int = 0,
 ) -> dict[str, Tensor]:
-    """Run the plan; only its last `window` updates build a graph. Returns all values, the updated latents
-    among them."""
+    """Run the plan, whose updates are numbered from `first`; only its last `window` build a graph. Returns all values,
+    the updated latents among them."""
     state = dict(values)
-    numbered = list(enumerate(plan))
-    split = len(plan) - window
+    numbered = list(enumerate(plan, first))
+    split = max(0, len(plan) - window)
     with torch.no_grad():
         _run(numbered[:split], state, call, settle)
     _run(numbered[split:], state, call, settle)
@@ -65,3 +70,8 @@ def _sum(values: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
     for name in names[1:]:
         total = total + values[name]
     return total
+
+
+def where_rows(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Row by row of `one` where `chosen` [B] bool, else of `other`: [B, ...]."""
+    return torch.where(chosen.view(-1, *[1] * (one.dim() - 1)), one, other)

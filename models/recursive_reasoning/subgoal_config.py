@@ -11,6 +11,7 @@ from models.recursive_reasoning.config import HRMConfig
 __all__ = ["HRMFeudalConfig", "SubgoalConfig"]
 
 _NOT_GATED = Inert("arch.subgoal_head.gating=false", "arch.subgoal_head.gating=false: there is no gate")
+_STEERED = Inert("arch.subgoal_head!=null", "a manager steers one chain, from the start of each episode")
 _NOT_INJECTED = Inert(
     "arch.subgoal_head.inject_subgoal=false", "arch.subgoal_head.inject_subgoal=false: goals are not injected"
 )
@@ -79,12 +80,19 @@ class HRMFeudalConfig(HRMConfig):
 
     subgoal_head: SubgoalConfig | None = None
     """The manager; null (or `~arch.subgoal_head`) leaves plain HRM."""
+    late_states: Annotated[float, Range(0, 1), _STEERED] = 0.0
+    """0 with a manager, who steers from the start of each episode; else as in HRM."""
+    chains: Annotated[int, Range(1), _STEERED] = 1
+    """1 with a manager, who steers one chain; else as in HRM."""
     fixed_refinement_steps: Annotated[int | None, Range(1)] = None
     """Every episode has exactly this many passes, whatever the q values say; null: halting as in HRM."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         head = self.subgoal_head
+        for key, given, expected in (("late_states", self.late_states, 0), ("chains", self.chains, 1)):
+            if head is not None and given != expected:
+                raise ValueError(f"arch.{key}={given}: expected {expected}; {_STEERED.why}")
         if head is not None and head.hidden_size != self.hidden_size:
             raise ValueError(
                 f"arch.subgoal_head.hidden_size={head.hidden_size}: expected arch.hidden_size={self.hidden_size}; "

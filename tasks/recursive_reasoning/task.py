@@ -146,9 +146,18 @@ class RecursiveReasoningTask:
         rows = staged(host, self.runtime.device)
         self.module.train()
         self.model.set_progress((step - 1) / self.total_steps)
+        self.model.late_steps = self._late_steps(step)
         for piece in range(self.runtime.accumulation):
             cut = slice(piece * self.micro_rows, (piece + 1) * self.micro_rows)
             yield piece, {name: tensor[cut] for name, tensor in rows.items()}
+
+    def _late_steps(self, step: int) -> int:
+        """`late_steps` of step `step`: one draw for the rows of all ranks and pieces."""
+        probability, choices = self.model.late_states
+        if not probability:
+            return 0
+        drawn, which = torch.rand(2, generator=keyed_generator(self.runtime.seed, "late_states", step)).tolist()
+        return choices[int(which * len(choices))] if drawn < probability else 0
 
     def _offered(self, step: int, low: int, high: int) -> dict[str, np.ndarray]:
         """What step `step` offers slots low to high: their rows of the global batch, taken or dropped."""

@@ -35,7 +35,13 @@ PINNED: Settings = {
 """What every tiny run of pretrain.py has: size, length and place, nothing of how it learns."""
 
 
-AS_EVALUATED = {"cycles_schedule": None, "latent_init": "learned", "update_noise": 0.0}
+AS_EVALUATED = {
+    "cycles_schedule": None,
+    "latent_init": "learned",
+    "update_noise": 0.0,
+    "late_states": 0.0,
+    "chains": 1,
+}
 
 
 def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
@@ -109,6 +115,9 @@ def alternatives(data: Path, write: Callable[..., None] = write_boards) -> dict[
         "optimizer": ({}, {"optimizer": {"name": "adamw"}}),
         "freeze_weights": ({"arch.puzzle_emb_ndim": HIDDEN}, {"freeze_weights": True}),
         "arch.cycles_schedule": ({}, {"arch.cycles_schedule": [[0.0, 1, 1]]}),
+        "arch.late_states": ({}, {"arch.late_states": 1.0}),
+        "arch.late_steps": ({"arch.late_states": 1.0}, {"arch.late_steps": [2]}),
+        "arch.chains": ({"arch.no_ACT_continue": True}, {"arch.chains": 2}),
         "arch.head_dim": ({}, {"arch.head_dim": HIDDEN // HEADS // 2}),
         "arch.hidden_size": ({}, widths),
         "arch.subgoal_head.hidden_size": ({}, widths),

@@ -18,6 +18,7 @@ BASE = """
     run_name=r
 """.split()
 ATTENTION = ("arch.mlp_t=false", "arch.pos_encodings=rope")
+DRAWN = ("arch.late_states=0.5", "arch.late_steps=[1,2]", "arch.chains=2")
 HRM = (
     "arch=hrm",
     "arch.hidden_size=32",
@@ -57,7 +58,7 @@ def compare(ours: Path, theirs: Path, tolerance: float) -> None:
     ("extra", "tolerance"),
     [
         pytest.param(("arch.forward_dtype=float64",), 1e-6, id="mlp_t-float64"),
-        pytest.param((*ATTENTION, "arch.forward_dtype=float64"), 1e-6, id="attention-float64"),
+        pytest.param((*ATTENTION, *DRAWN, "arch.forward_dtype=float64"), 1e-6, id="attention-float64-chains"),
         pytest.param((*HRM, "arch.forward_dtype=float64"), 1e-6, id="hrm-float64"),
         pytest.param(ATTENTION, 1e-6, id="attention-float32"),
         pytest.param((*ATTENTION, "parallel=ddp"), 1e-6, id="attention-float32-ddp"),
@@ -87,7 +88,7 @@ def test_one_run_directory_though_ranks_start_seconds_apart(workplace: Path) -> 
 
 @pytest.mark.parametrize("first", [1, 2])
 def test_resume_on_another_number_of_ranks(workplace: Path, first: int) -> None:
-    argv = [*BASE, *ATTENTION, "arch.forward_dtype=float64"]
+    argv = [*BASE, *ATTENTION, *DRAWN, "arch.forward_dtype=float64"]
     whole = run_script("pretrain", *argv, "run_name=whole", cwd=workplace)
     assert whole.code == 0, whole.output
 

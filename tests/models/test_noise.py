@@ -9,8 +9,7 @@ import torch
 
 from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.hrm import HRM, HRMConfig
-from models.recursive_reasoning.inner import NOISE_KEY
-from models.recursive_reasoning.noise import content_keys, keyed_normal, keyed_trunc_normal
+from models.recursive_reasoning.noise import NOISE_KEY, content_keys, keyed_normal, keyed_trunc_normal
 from models.recursive_reasoning.trm import TRM, TRMConfig
 
 SHAPE = PuzzleShape(seq_len=9, vocab_size=6, num_puzzle_identifiers=1)

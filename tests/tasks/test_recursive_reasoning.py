@@ -237,6 +237,22 @@ def test_fresh_rows_come_with_the_keys_of_their_place_in_the_global_batch(tiny_d
     assert all(torch.equal(ours[name], stored[name]) for name in ours)
 
 
+def test_late_states_and_chains_are_drawn_by_the_step_alone(tiny_data: Path) -> None:
+    drawn = ("arch.late_states=0.5", "arch.late_steps=[1,3]", "arch.chains=2", "arch.halt_max_steps=3")
+    whole, rest = make(tiny_data, *drawn).task, make(tiny_data, *drawn).task
+    taken = [whole._late_steps(number) for number in range(1, 41)]
+    assert {0, 1, 3} == set(taken)
+    assert 10 < taken.count(0) < 30
+    late = 1 + next(number for number in range(2, 40) if taken[number])
+    step(whole, late - 1)
+    tensors, tree = split_tree(gather_tree(whole.state_dict(), lambda rows: rows))
+    rest.load_state_dict(join_tree(tree, tensors))
+    for number in (late, late + 1):
+        ours, theirs = step(whole, number)[0], step(rest, number)[0]
+        assert all(torch.equal(ours.latents[name], theirs.latents[name]) for name in ours.latents)
+        assert torch.equal(ours.data["inputs"], theirs.data["inputs"])
+
+
 def test_a_grid_that_does_not_fit_the_positions_names_the_key(tiny_data: Path) -> None:
     # tiny boards are square: cut the shape where the data say how long an example is
     from tasks.recursive_reasoning import build as building

@@ -50,13 +50,13 @@ deep-halted-inverted | DYN705 | running rows take the fresh example, halted ones
   +         halted = ~carry.halted
 deep-latents-not-reset | DYN705 | a fresh example starts from the latents of the one before
   ACT
-  -         latents = {name: _where_rows(halted, start[name], carry.latents[name]) for name in start}
+  -         latents = {name: where_rows(halted, start[name], carry.latents[name]) for name in start}
   +         latents = carry.latents
 deep-steps-not-reset | DYN705 | the step counter of a fresh example goes on counting
   ACT | return latents, carry.steps.masked_fill(halted, 0), data => return latents, carry.steps, data
 deep-labels-not-carried | DYN706 | every row takes the labels of the incoming batch when it is opened
   ACT
-            data = {name: _where_rows(halted, value, carry.data[name]) for name, value in offered.items()}
+            data = {name: where_rows(halted, value, carry.data[name]) for name, value in offered.items()}
   +         data["labels"] = offered["labels"]
 deep-no-last-step | DYN707 | a row that never wants to halt never halts
   ACT

@@ -100,12 +100,12 @@ embedding-without-grad | MOD432 | the input embedding under no_grad
   +                 x = self.inner.embed(data)
 recursion-without-grad | MOD432 | the recursion under no_grad: only the output heads learn
   ACT
-  -             latents, aux = self.inner.recur(latents, x)
+  -             latents, aux = self._recur(latents, x, data)
   +             with torch.no_grad():
-  +                 latents, aux = self.inner.recur(latents, x)
+  +                 latents, aux = self._recur(latents, x, data)
 latents-detached-early | MOD432 | the latents are detached before the heads read them
   ACT
-                latents, aux = self.inner.recur(latents, x)
+                latents, aux = self._recur(latents, x, data)
   +             latents = {name: latent.detach() for name, latent in latents.items()}
 training-step-without-grad | MOD432 | @torch.no_grad() over the training step
   ACT
