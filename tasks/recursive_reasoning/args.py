@@ -158,6 +158,9 @@ class PretrainConfig(EpisodeConfig):
     """Weights that the `loss:` block of the architecture takes over."""
     data_order: Literal["hashed", "published"] = "hashed"
     """Key of the order of training groups: a hash of seed and iteration, or their sum, as the public code has it."""
+    online_augmentation: bool = False
+    """Offer each training example as a random symmetric copy of itself, beside the copies that the data set holds;
+    never one with the answer of a test example. For sets with symmetries: Sudoku, mazes."""
     epochs: Annotated[int, Range(1)] = 50000
     """Passes over the groups of the training data. A slot that has not halted drops its fresh example, so nominal."""
     lr: Annotated[

@@ -10,6 +10,7 @@ from typing import Any
 from dataset.catalog import ensure
 from dataset.format import PuzzleSplit, load_splits
 from dataset.held_back import HeldBack, hold_back
+from dataset.online import OnlineCopies
 from dataset.sampler import EvalBudget, EvalSampler, TrainSampler
 from dataset.writing import describe
 from engine import building
@@ -58,6 +59,7 @@ def build(
     meta = train[0].metadata
     shape = PuzzleShape(meta.seq_len, meta.vocab_size, sampler.num_puzzle_identifiers, meta.pad_id)
     model, loss_head = create_model(config, shape, runtime)
+    test = load_splits(tests, "test", like=train)
     task = RecursiveReasoningTask(
         model,
         loss_head,
@@ -66,7 +68,8 @@ def build(
         plan=epochs,
         validation_sampler=held_back.sampler,
         groups=groups_of(model, config),
-        **evaluation_of(config, EvalSampler, load_splits(tests, "test", like=train)),
+        copies=OnlineCopies(train, test) if config.online_augmentation else None,
+        **evaluation_of(config, EvalSampler, test),
     )
     return training_plan(config, task, epochs.total_steps, evaluated, held_back, [*folders, *tests])
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from dataset.format import PuzzleSplit
+from dataset.online import OnlineCopies
 from dataset.sampler import EvalSampler, TrainSampler
 from engine.device import staged
-from engine.distributed import all_reduce_sum, keyed_generator, local_rows
+from engine.distributed import all_reduce_sum, keyed_generator, keyed_numpy, local_rows
 from engine.task import Evaluation, Interrupted, Metrics, ParamGroup, RowSharded, Runtime, UsageError
 from losses import ACTLossHead
 from models.recursive_reasoning.act import ACTCarry, ACTModel, ACTOutput
@@ -89,6 +90,7 @@ class RecursiveReasoningTask:
 
     Args:
         eval_sampler: what evaluations while training take, `final_sampler` what the last one takes (`eval/...`).
+        copies: of the examples that are offered, drawn anew for each; None offers the stored ones.
         saves_carry: whether the open episodes are part of the state.
         validation_sampler: in its place, where `val/...` of training groups held back is what selects.
     """
@@ -110,12 +112,14 @@ class RecursiveReasoningTask:
         evaluators: list[Evaluator],
         groups: list[ParamGroup],
         validation_sampler: EvalSampler | None = None,
+        copies: OnlineCopies | None = None,
         saves_carry: bool = True,
     ) -> None:
         self.module: nn.Module = model
         self.model = model  # the bare model, for evaluation
         self.loss_head, self.runtime = loss_head, runtime
         self.sampler, self.plan, self.global_rows = sampler, plan, global_rows
+        self._copies = copies
         self.batch_key, self.micro_rows = batch_key, runtime.micro_rows(global_rows, batch_key)
         self.eval_sampler, self.final_sampler, self.evaluators = eval_sampler, final_sampler, evaluators
         for evaluator in evaluators:
@@ -162,7 +166,10 @@ class RecursiveReasoningTask:
     def _offered(self, step: int, low: int, high: int) -> dict[str, np.ndarray]:
         """What step `step` offers slots low to high: their rows of the global batch, taken or dropped."""
         iteration, index = self.plan.locate(step)
-        return self.sampler.rows(iteration, index, low, high)
+        rows = self.sampler.rows(iteration, index, low, high)
+        if self._copies is None:
+            return rows
+        return self._copies.apply(rows, self.global_rows, low, keyed_numpy(self.runtime.seed, "copies", step))
 
     def loss(self, micro_batch: MicroBatch) -> tuple[Tensor, float, Metrics]:
         """One ACT step of one micro-batch: (loss summed over its rows, rows, metrics)."""

@@ -91,7 +91,7 @@ def write_boards(root: Path, train: int = 0, test: int = 0) -> None:
         {"train": split(2 * BATCH, 1, train), "test": split(BATCH, 2 * BATCH, test)},
         vocab_size=VOCAB,
         seq_len=SEQ_LEN,
-        card={"source": "generated", "name": "probe"},
+        card={"source": "generated", "name": "probe", "builder": "dataset.build_sudoku_dataset"},
         identifiers=["<blank>", *(f"board-{n}" for n in range(1, IDENTIFIERS))],
     )
     (root / "test_puzzles.json").write_text("{}", encoding="utf-8")  # what arc@ARC reads; none of the boards is asked

@@ -109,6 +109,7 @@ EFFECTS = {
     "beta1=0.5": "weights",
     "beta2=0.5": "weights",
     "puzzle_emb_lr=0.02": "weights",
+    "online_augmentation=true": "weights",
     "puzzle_emb_weight_decay=0.9": "weights",
     "freeze_weights=true": "weights",
     "arch.halt_max_steps=2": "weights",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -251,6 +252,24 @@ def test_late_states_and_chains_are_drawn_by_the_step_alone(tiny_data: Path) -> 
         ours, theirs = step(whole, number)[0], step(rest, number)[0]
         assert all(torch.equal(ours.latents[name], theirs.latents[name]) for name in ours.latents)
         assert torch.equal(ours.data["inputs"], theirs.data["inputs"])
+
+
+def test_online_augmentation_offers_copies_that_are_right_and_no_test_board(tiny_data: Path) -> None:
+    task = make(tiny_data, "online_augmentation=true", "accumulation=2").task
+    stored, tests = task.sampler.batch(1, 0), task.final_sampler.splits[0].labels
+    offered = task._offered(1, 0, 8)
+    halves = [task._offered(1, low, low + 4) for low in (0, 4)]
+    assert all((np.concatenate([half[name] for half in halves]) == offered[name]).all() for name in offered)
+    assert (offered["labels"] != stored["labels"]).any(axis=1).sum() >= 6
+    assert ((offered["inputs"] == offered["labels"]) | (offered["inputs"] == 1)).all()
+    assert (np.sort(offered["labels"].reshape(-1, 4, 4), axis=2) == np.arange(2, 6)).all()
+    assert (task._offered(2, 0, 8)["labels"] != offered["labels"]).any()
+    answers = {row.tobytes() for row in np.asarray(tests).astype(np.int32)}
+    assert task._copies.forbidden == answers
+    many = np.concatenate([task._offered(number, 0, 8)["labels"] for number in range(1, 9)])
+    assert not answers & {row.tobytes() for row in many}
+    task._copies.forbidden = {row.tobytes() for row in offered["labels"]}
+    assert (task._offered(1, 0, 8)["labels"] == stored["labels"]).all()
 
 
 def test_a_grid_that_does_not_fit_the_positions_names_the_key(tiny_data: Path) -> None:

@@ -1,0 +1,53 @@
+"""Augmentation while training: every example that is offered is a symmetric copy of itself, another one each time.
+
+B rows of the global batch, T cells, V words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dataset.format import PuzzleSplit
+from dataset.metadata import IGNORE
+from dataset.symmetries import Draw, symmetries_of
+from engine.io import UsageError
+
+
+class OnlineCopies:
+    """Draws from the symmetries that the `train` splits declare; never a copy with the answer of a `test` example.
+
+    Raises: UsageError where a training set declares no symmetries.
+    """
+
+    def __init__(self, train: Sequence[PuzzleSplit], test: Sequence[PuzzleSplit]) -> None:
+        draws = [(split, symmetries_of(split.root, split.metadata)) for split in train]
+        if bare := next((split for split, draw in draws if draw is None), None):
+            raise UsageError(
+                f"online_augmentation=true: {bare.root} declares no symmetries (Sudoku and maze sets do): set it to "
+                "false"
+            )
+        found: list[Draw] = [draw for _, draw in draws if draw is not None]
+        self.draw = found[0]  # the sets agree in size and words, and with these in their symmetries
+        self.forbidden = {
+            answer.tobytes() for split in test for answer in split.batch(np.arange(split.num_examples))["labels"]
+        }
+
+    def apply(
+        self, rows: dict[str, np.ndarray], total: int, low: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Copies of rows `low`, `low` + 1, … of a global batch of `total` rows; which, depends on `rng` alone."""
+        drawn = self.draw(total, rng)
+        cells, words = (part[low : low + len(rows["inputs"])] for part in (drawn.cells, drawn.words))
+        inputs, labels = (np.take_along_axis(rows[name], cells, axis=1) for name in ("inputs", "labels"))
+        scored = labels != IGNORE
+        inputs = np.take_along_axis(words, inputs, axis=1).astype(np.int32)
+        labels = np.where(scored, np.take_along_axis(words, np.where(scored, labels, 0), axis=1), labels)
+        labels = labels.astype(np.int32)
+        fine = np.array([answer.tobytes() not in self.forbidden for answer in labels])[:, None]
+        return {
+            **rows,
+            "inputs": np.where(fine, inputs, rows["inputs"]),
+            "labels": np.where(fine, labels, rows["labels"]),
+        }
