@@ -174,12 +174,17 @@ def _block(cls: Any, made: cattrs.Converter) -> Any:
     return hook
 
 
+def _is_choice(kind: Any) -> bool:
+    origin: Any = get_origin(kind)
+    return origin is Literal
+
+
 @functools.cache
 def converter() -> cattrs.Converter:
     made = cattrs.Converter()
     for kind in (bool, int, float, str):
         made.register_structure_hook(kind, _scalar)
-    made.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _literal)
+    made.register_structure_hook_func(_is_choice, _literal)
     made.register_structure_hook_func(is_union, _union)
     # one for lists, one for blocks of free keys
     made.register_structure_hook_factory(lambda kind: is_list(kind) or dict in (kind, get_origin(kind)), _container)
