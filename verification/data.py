@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,19 @@ def read_puzzles(path: str, key: str, folder: Path, local: bool, stand_ins: bool
     if encoder and mode == "embedding":
         problem = f"{path}/train holds {ENCODER_FILE} though dataset.json has data_mode={mode}"
     return DataPath(path, key, "there", mode, groups, mean, problem, f"{path}/train/dataset.json")
+
+
+def training_groups(config: dict[str, Any], data: Iterable[DataPath]) -> int | None:
+    """Groups of puzzles that are trained on, less those held back for validation; None where the data do not say."""
+    from dataset.held_back import validation_count
+
+    sizes = [entry.groups for entry in data if entry.key == "data_paths"]
+    if not sizes or None in sizes:
+        return None
+    groups = sum(size or 0 for size in sizes)
+    if config.get("select_on") == "validation" and config.get("eval_interval") not in (None, config.get("epochs")):
+        groups -= validation_count(groups, config.get("validation_groups")) if groups > 1 else 0
+    return groups
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ out what it is for: a rule or a probe that lacks it is a SKIP.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -50,6 +51,8 @@ class Verification:
     # --- rules (of a `verification.subject.Subject`) ------------------------------------------------------------------
     data: Callable[[Settings, Path, bool], Iterable[Any]] = lambda config, folder, local: ()
     """(config, working directory, whether this machine's data are read) -> the data sets that a config names."""
+    reads: str = ""
+    """DATA_MODE of its data sets, where it is another one than that of all its models."""
     steps: Callable[[Any], int | None] = lambda subject: None
     """Optimizer steps of the whole run; None where the data do not say."""
     rates: Callable[[Any], Mapping[str, str]] | None = None
@@ -84,7 +87,7 @@ class Verification:
     others: Callable[[Any], tuple[Any, Any]] | None = None
     """Micro-batch -> (it with other targets, it with other inputs), each of them other; of models without ACT steps."""
     probes: Callable[[], Iterable[Any]] = lambda: ()
-    """Further probes (verification.probes.registry.Probe), made when the tiny instance is observed."""
+    """Its own probes (verification.probes.registry.Probe), beside what is common under their codes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pinned", frozenset((*EVERY, *self.pinned)))
@@ -94,6 +97,19 @@ def specification(family: Family) -> Verification | None:
     """What a family tells, None where it has no verify.py."""
     told: Verification | None = getattr(family.part("verify"), "VERIFICATION", None)
     return told
+
+
+def stated_steps(*keys: str) -> Callable[[Any], int | None]:
+    """The length of runs whose config states it: the product of these keys, none of a run that only evaluates."""
+
+    def steps(subject: Any) -> int | None:
+        config = subject.resolved or {}
+        numbers = [config.get(key) for key in keys]
+        if config.get("eval_only"):
+            return 0
+        return math.prod(numbers) if all(isinstance(number, int) for number in numbers) else None
+
+    return steps
 
 
 def smaller(
@@ -110,6 +126,17 @@ def smaller(
             arch[key] = min(value, limits[0])
     arch |= {"forward_dtype": "float32"} if "forward_dtype" in arch else {}
     return {key: value for key, value in resolved.items() if key not in left_out} | EVERY | pinned | {"arch": arch}
+
+
+def in_proportion(block: Mapping[str, Any], share: float, names: Collection[str]) -> Settings:
+    """A block of the architecture, and those within it, with these numbers scaled."""
+    scaled = dict(block)
+    for key, value in block.items():
+        if isinstance(value, Mapping):  # a part with a width of its own
+            scaled[key] = in_proportion(value, share, names)
+        elif key in names and isinstance(value, int) and value > 0:
+            scaled[key] = max(1, int(value * share))
+    return scaled
 
 
 def write_tokens(
@@ -132,6 +159,41 @@ def write_tokens(
         tokens.astype("<u2").tofile(folder / f"{split}.bin")
     meta = {"vocab_size": words, "dtype": "uint16", "tokens": dict(lengths)} | ({"eot": words - 1} if eot else {})
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def write_puzzles(
+    root: Path,
+    draw: Callable[[Any, int], tuple[Any, Any]],
+    splits: Mapping[str, tuple[int, int, int]],
+    words: int,
+    demonstrations: int = 0,
+    builder: str = "",
+) -> None:
+    """A data set of puzzles, each with an identifier of its own, of one example beside its demonstrations.
+
+    `splits`: name -> (puzzles, identifier of the first, seed); `draw`: (random numbers, puzzles) -> inputs and labels.
+    """
+    import numpy as np
+
+    from dataset.writing import SplitArrays, write_dataset
+
+    made = {}
+    for split, (count, first, seed) in splits.items():
+        inputs, labels = draw(np.random.default_rng((first, seed)), count)
+        numbers, steps = np.arange(first, first + count), np.arange(count + 1)
+        shown = np.full(count, demonstrations) if demonstrations else None
+        made[split] = SplitArrays(inputs, labels, numbers, steps * (demonstrations + 1), steps, shown)
+    last = max(first + count for count, first, _ in splits.values())
+    write_dataset(
+        root,
+        made,
+        vocab_size=words,
+        seq_len=inputs.shape[1],
+        card={"source": "generated", "name": "probe"} | ({"builder": builder} if builder else {}),
+        identifiers=["<blank>", *(f"puzzle-{number}" for number in range(1, last))],
+        data_mode="encoder" if demonstrations else "embedding",
+    )
+    (root / "test_puzzles.json").write_text("{}", encoding="utf-8")  # what arc@ARC reads; none of them is asked
 
 
 def depths(arch: Mapping[str, Any]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from dataset.format import PuzzleSplit, load_splits
 from dataset.metadata import read_card
 from engine.errors import UsageError
 from engine.io import Unreadable, read_json, reason_of
-from evaluators.voting.grids import keys_of, owned
+from evaluators.voting.grids import keys_of, owned, restored
 
 CLASSES = {
     "i": "zero-shot: no example of the evaluated tasks was trained on",
@@ -178,6 +178,21 @@ class Tasks:
         self._keys, self._questions = keys[first][order], first[order]
         self.solutions = keys_of([question.solution or [] for question in self.questions], self.side)
         """Keys of the solutions [questions, 2]; of those that are not known it says nothing."""
+
+
+def never_asked(splits: Sequence[PuzzleSplit]) -> tuple[Tasks, list[Question]]:
+    """(what the splits ask, the questions that no first puzzle of a task asks: a score leaves them out).
+
+    Raises: UsageError as `Tasks`.
+    """
+    tasks, asked = Tasks(splits), set[int]()
+    for split in splits:
+        examples = split.questions()
+        examples = examples[np.isin(split.puzzles_of(examples), split.group_indices[:-1])]
+        numbers = split.puzzle_identifiers[split.puzzles_of(examples)] + split.identifier_offset
+        grids = split.batch(examples)["inputs"]
+        asked |= set(tasks.find(numbers, restored(grids, *tasks.augmentation(numbers))[1]).tolist())
+    return tasks, [question for question, same in zip(tasks.questions, tasks.same_as, strict=True) if same not in asked]
 
 
 def protocol_class(splits: Sequence[PuzzleSplit]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from engine.fields import Inert, Range, check_fields
 from models.recursive_reasoning.config import HRMConfig
 
 __all__ = ["HRMFeudalConfig", "SubgoalConfig"]
 
+BLOCK, WEIGHT = "arch.subgoal_head", "arch.loss.feudal_loss_weight"
+MEANT = "meant so? Then nothing; else "
 _NOT_GATED = Inert("arch.subgoal_head.gating=false", "arch.subgoal_head.gating=false: there is no gate")
 _STEERED = Inert("arch.subgoal_head!=null", "a manager steers one chain, from the start of each episode")
 _NOT_INJECTED = Inert(
@@ -98,3 +101,45 @@ class HRMFeudalConfig(HRMConfig):
                 f"arch.subgoal_head.hidden_size={head.hidden_size}: expected arch.hidden_size={self.hidden_size}; "
                 "goals of another size are arch.subgoal_head.goal_dim"
             )
+
+
+def unusual(arch: Mapping[str, Any], weight: float) -> Iterator[tuple[str, str, str, str]]:
+    """What is rarely meant about a manager in a resolved `arch`, and the weight of its loss.
+
+    (key, intent that marks it as meant ("": none can), what is odd, what to do) each.
+    """
+    head = arch.get("subgoal_head")
+    if not head:
+        if weight > 0:
+            text = f"feudal_loss_weight={weight} without arch.subgoal_head: the feudal loss will not be computed"
+            yield (
+                WEIGHT,
+                "manager",
+                text,
+                "meant as plain HRM? Then nothing; else leave arch.subgoal_head in the config",
+            )
+        return
+    if weight >= 0.2:
+        text = f"feudal_loss_weight={weight}: every published sweep found harm from 0.2 on"
+        yield WEIGHT, "feudal_weight", text, "meant as a cell of a sweep? Then nothing; else 0.02 to 0.05"
+    if weight > 0 and head.get("inject_subgoal") is False:
+        fix = "meant as the ablation of the loss alone? Then nothing; else set the weight to 0"
+        text = f"inject_subgoal=false with feudal_loss_weight={weight}: the worker is scored by goals it is never given"
+        yield f"{BLOCK}.inject_subgoal", "injection", text, fix
+    dim, size = head.get("goal_dim"), arch.get("hidden_size")
+    if isinstance(dim, int) and isinstance(size, int) and dim > size:
+        text = f"goal_dim={dim} > hidden_size={size}: works, adds parameters, but worker states span {size} directions"
+        yield f"{BLOCK}.goal_dim", f"{BLOCK}.goal_dim", text, f"{MEANT}a goal_dim of at most {size}"
+    name = "fixed_refinement_steps" if arch.get("fixed_refinement_steps") else "halt_max_steps"
+    most, period, schedule = arch.get(name), head.get("manager_period"), head.get("schedule")
+    if not isinstance(most, int) or not isinstance(period, int):
+        return
+    if most == 1:
+        text = f"{name}=1: a goal comes after the first pass and is never used, the feudal loss is always 0"
+        yield f"{BLOCK}.manager_period", "", text, f"at least {name}=2"
+    elif schedule and min(schedule) >= most:
+        text = f"schedule={schedule} with {name}={most}: no goal is ever used, the feudal loss is always 0"
+        yield f"{BLOCK}.schedule", "", text, f"a first pass below {most}"
+    elif not schedule and period >= most - 1:
+        text = f"manager_period={period} with {name}={most}: one goal for the whole episode"
+        yield f"{BLOCK}.manager_period", "period", text, f"{MEANT}a shorter period or more passes"

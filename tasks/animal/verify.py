@@ -12,7 +12,7 @@ from typing import Any
 
 from dataset.text.pets import ANIMAL, OPTIONS
 from tasks.animal.args import NOT_IDENTITY
-from verification.spec import Settings, Verification, smaller
+from verification.spec import Settings, Verification, smaller, stated_steps
 
 WORDS = ["<end>", *f"{ANIMAL} is a the because it will run sleep .".split(), *OPTIONS]
 SIZES = {"lora_r": 2}
@@ -99,6 +99,9 @@ VERIFICATION = Verification(
     alternatives=alternatives,
     full_shape=full_shape,
     splits=False,
+    idle="WARN",
+    steps=stated_steps("num_epochs", "num_steps_per_epoch"),
+    rates=lambda subject: {"adapter": "learning_rate"},
     sized="beside GPT-2",
     rows=lambda ranks: {"batch_size": PINNED["batch_size"]},
     pinned=(*PINNED, "model_name_or_path"),

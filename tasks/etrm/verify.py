@@ -1,4 +1,4 @@
-"""What verification has to know about recursive reasoning over demonstrations: a small run of it, and its probes."""
+"""What verification has to know about recursive reasoning over demonstrations; its probes are in probes.py."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from pathlib import Path
 from typing import Any
 
 from tasks.recursive_reasoning import verify as recursive_reasoning
-from tasks.recursive_reasoning.verify import BATCH, training_groups
-from verification.data import puzzle_data
+from tasks.recursive_reasoning.verify import BATCH, SEQ_LEN
+from verification.data import puzzle_data, training_groups
 from verification.finding import Finding
 from verification.rule import NotApplicable, Rule, finding, need_config, need_model
 from verification.rules.data import there
-from verification.spec import QUESTIONS, Settings, Verification
+from verification.spec import QUESTIONS, Settings, Verification, write_puzzles
 from verification.subject import Subject
 
-SIDE, DEMONSTRATIONS, VOCAB = 4, 3, 12
-CONTEXT = 4
+DECODER = "load_pretrained_decoder"
+DEMONSTRATIONS, VOCAB = 3, 12
+SIZES = recursive_reasoning.SIZES | {"context_len": 4, "latent_dim": 8, "num_act_steps": 4}
 PINNED: Settings = recursive_reasoning.PINNED | {
     "max_train_groups": None,
-    "load_pretrained_decoder": None,
+    DECODER: None,
     "allow_decoder_mismatch": False,
     "freeze_encoder_steps": 0,
     "freeze_decoder_steps": 0,
     "diagnostics_interval": 1000,  # a look at the context embeds rows again
 }
 """What every tiny run of pretrain_etrm.py has: size, length, place. Loading and freezing have probes of their own."""
-
 ADAPTING = ("arc_search@", "arc_adapt@")
 """Evaluators that search or train at test time: they need gradients, which an evaluation otherwise must not keep."""
 
 
+# --- the tiny instance ------------------------------------------------------------------------------------------------
+
+
 def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
     """Settings of a tiny run: the arch shrunk, the run short, launch keys left at their defaults."""
-    tiny = recursive_reasoning.shrink(resolved, data)
+    tiny = recursive_reasoning.shrink(resolved, data, SIZES)
     arch = tiny["arch"]
-    for key, most in (("context_len", CONTEXT), ("latent_dim", 8), ("num_act_steps", 4)):
-        if isinstance(arch.get(key), int):
-            arch[key] = min(arch[key], most)
     if "num_act_steps" in arch:
         arch["num_act_steps"] = max(2, arch["num_act_steps"])  # a single step is as much that of a dynamic model
     if "encoder_num_layers" in arch:
@@ -51,27 +51,21 @@ def write_patterns(root: Path, train: int = 0, test: int = 0) -> None:
     """16 training and 8 test tasks on 4x4 grids, each with its own pattern and three demonstrations."""
     import numpy as np
 
-    from dataset.writing import SplitArrays, write_dataset
-
-    def split(count: int, first: int, seed: int) -> Any:
-        random, pairs = np.random.default_rng((first, seed)), DEMONSTRATIONS + 1
-        inputs = random.integers(2, VOCAB, (count, pairs, SIDE * SIDE))
+    def draw(random: Any, count: int) -> tuple[Any, Any]:
+        inputs = random.integers(2, VOCAB, (count, DEMONSTRATIONS + 1, SEQ_LEN))
         rule = random.permuted(np.tile(np.arange(VOCAB - 2), (count, 1)), axis=1)
         labels = 2 + np.take_along_axis(rule[:, None], inputs - 2, axis=2)
-        steps, numbers = np.arange(count + 1), np.arange(first, first + count)
-        inputs, labels = (grids.reshape(-1, SIDE * SIDE) for grids in (inputs, labels))
-        return SplitArrays(inputs, labels, numbers, steps * pairs, steps, np.full(count, DEMONSTRATIONS))
+        return inputs.reshape(-1, SEQ_LEN), labels.reshape(-1, SEQ_LEN)
 
-    write_dataset(
-        root,
-        {"train": split(2 * BATCH, 1, train), "test": split(BATCH, 2 * BATCH + 1, test)},
-        vocab_size=VOCAB,
-        seq_len=SIDE * SIDE,
-        card={"source": "generated", "name": "probe"},
-        identifiers=["<blank>", *(f"task-{n}" for n in range(1, 3 * BATCH + 1))],
-        data_mode="encoder",
-    )
-    (root / "test_puzzles.json").write_text("{}", encoding="utf-8")  # what arc@ARC reads; none of the tasks is asked
+    splits = {"train": (2 * BATCH, 1, train), "test": (BATCH, 2 * BATCH + 1, test)}
+    write_puzzles(root, draw, splits, words=VOCAB, demonstrations=DEMONSTRATIONS)
+
+
+def full_shape(config: Any) -> Any:
+    """The unshrunk model stands on the probes' grids."""
+    from models.recursive_reasoning.act import PuzzleShape
+
+    return PuzzleShape(SEQ_LEN, VOCAB, 3 * BATCH + 1)
 
 
 def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
@@ -80,41 +74,24 @@ def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
     return recursive_reasoning.alternatives(data, write_patterns) | own
 
 
-def full_shape(config: Any) -> Any:
-    """The unshrunk model stands on the probes' grids."""
-    from models.recursive_reasoning.act import PuzzleShape
-
-    return PuzzleShape(SIDE * SIDE, VOCAB, 3 * BATCH + 1)
-
-
 def probes() -> Iterable[Any]:
-    """Those of encoders, and of a fixed number of steps."""
-    from tasks.etrm.probes import probes as own
+    """Those of encoders."""
+    from tasks.etrm.probes import PROBES
 
-    return own()
+    return PROBES
 
 
-DECODER = "load_pretrained_decoder"
+# --- rules ------------------------------------------------------------------------------------------------------------
 
 
 def count_steps(subject: Subject) -> int | None:
     """Optimizer steps as `tasks.etrm.task.SlotPlan` counts them."""
-    config, groups = subject.resolved or {}, training_groups(subject)
+    config = subject.resolved or {}
+    groups = training_groups(config, subject.data)
     epochs, batch, most = (config.get(key) for key in ("epochs", "global_batch_size", "max_train_groups"))
     if groups is None or not (isinstance(epochs, int) and isinstance(batch, int) and epochs > 0 and batch > 0):
         return None
     return max(1, (min(groups, most) if isinstance(most, int) else groups) * epochs // batch)
-
-
-def frozen_to_the_end(subject: Subject) -> Iterator[Finding]:
-    """CFG251: the part that a run never trains."""
-    config = need_config(subject)
-    last = min((n for n in (subject.steps, config.get("max_steps")) if n), default=None)
-    for name in ("encoder", "decoder"):
-        key = f"freeze_{name}_steps"
-        if last is not None and (config.get(key) or 0) >= last:
-            text = f"{key}={config[key]}, the run has {last} steps: the {name} is never trained"
-            yield finding("CFG251", "INFO", text, *subject.trace.key_line(key))
 
 
 def latent_has_a_prior(subject: Subject) -> Iterator[Finding]:
@@ -123,32 +100,29 @@ def latent_has_a_prior(subject: Subject) -> Iterator[Finding]:
     from models.encoders import encoder_class
 
     kind, weight = subject.arch.get("encoder_type"), (subject.arch.get("loss") or {}).get("kl_weight")
+    place = subject.trace.key_line("arch.encoder_type")
     try:
         variational = encoder_class(str(kind)).VARIATIONAL
     except ValueError as error:
-        yield finding("CFG252", "FAIL", str(error), *subject.trace.key_line("arch.encoder_type"), "name one of these")
+        yield finding("CFG252", "FAIL", str(error), *place, "name one of these")
         return
     if variational and not weight:
         text = f"arch.encoder_type={kind} samples its latent, and arch.loss.kl_weight={weight} gives it no prior"
         yield finding("CFG252", "WARN", text, *subject.trace.key_line("arch.loss.kl_weight"))
-    else:
-        what = f"a latent, kl_weight={weight}" if variational else "no latent"
-        yield finding(
-            "CFG252", "PASS", f"arch.encoder_type={kind}: {what}", *subject.trace.key_line("arch.encoder_type")
-        )
+    what = f"a latent, kl_weight={weight}" if variational else "no latent"
+    yield finding("CFG252", "PASS", f"arch.encoder_type={kind}: {what}", *place)
 
 
 def decoder_fits(subject: Subject) -> Iterator[Finding]:
     """CFG253: the shape and cycles of the decoder that is loaded."""
-    checkpoint = _decoder(subject)
+    checkpoint, place = _decoder(subject), subject.trace.key_line(DECODER)
     from engine.registry import resolve
     from tasks.etrm.decoder import other_keys
 
     model: Any = resolve(need_model(subject).text, "models")
     config = {key: value for key, value in subject.arch.items() if key not in ("name", "loss")}
     changed = other_keys(checkpoint, model.Config(**config))
-    place = subject.trace.key_line(DECODER)
-    if changed and not (subject.resolved or {}).get("allow_decoder_mismatch"):
+    if changed and not need_config(subject).get("allow_decoder_mismatch"):
         yield finding("CFG253", "FAIL", f"the decoder was trained with {', '.join(changed)}", *place)
     else:
         yield finding("CFG253", "PASS", "the decoder has this architecture's shape and cycles", *place)
@@ -157,9 +131,9 @@ def decoder_fits(subject: Subject) -> Iterator[Finding]:
 def decoder_is_clean(subject: Subject) -> Iterator[Finding]:
     """DAT530: whether the decoder that is loaded was trained on tasks of the test split."""
     meant, given = (subject.intent or {}).get("init"), need_config(subject).get(DECODER)
+    place = subject.trace.key_line(DECODER)
     if (meant == "scratch" and given) or (meant == "contaminated" and not given):
-        text = f"intended init={meant}, resolved {DECODER}={given}"
-        yield finding("DAT530", "FAIL", text, *subject.trace.key_line(DECODER))
+        yield finding("DAT530", "FAIL", f"intended init={meant}, resolved {DECODER}={given}", *place)
     checkpoint = _decoder(subject)
     from dataset.format import load_splits
     from tasks.etrm.decoder import provenance
@@ -169,55 +143,7 @@ def decoder_is_clean(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable("the data are not here: the run itself will say what its decoder has seen")
     text = provenance(checkpoint, load_splits(folders, "test"))
     level = "PASS" if text.startswith("clean") else "INFO" if meant == "contaminated" else "FAIL"
-    yield finding("DAT530", level, text, *subject.trace.key_line(DECODER))
-
-
-def every_test_is_asked(subject: Subject) -> Iterator[Finding]:
-    """DAT522: each test of test_puzzles.json is one that an evaluation asks, in the first puzzle of its task."""
-    import numpy as np
-
-    from dataset.format import load_splits
-    from engine.errors import UsageError
-    from evaluators.voting.grids import restored
-    from evaluators.voting.tasks import Tasks
-
-    for entry in there(subject):
-        folder = subject.trace.cwd / entry.path
-        if not (folder / "test_puzzles.json").exists():
-            continue
-        try:
-            splits = load_splits([folder], "test")
-            tasks = Tasks(splits)
-        except UsageError as error:
-            yield finding("DAT522", "FAIL", str(error), entry.path)
-            continue
-        asked: set[int] = set()
-        for split in splits:
-            examples = split.questions()
-            examples = examples[np.isin(split.puzzles_of(examples), split.group_indices[:-1])]
-            numbers = split.puzzle_identifiers[split.puzzles_of(examples)] + split.identifier_offset
-            grids = split.batch(examples)["inputs"]
-            asked |= set(tasks.find(numbers, restored(grids, *tasks.augmentation(numbers))[1]).tolist())
-        never = [question for question, same in zip(tasks.questions, tasks.same_as, strict=True) if same not in asked]
-        of = f"{len(tasks.questions)} tests of {len(tasks.names)} tasks"
-        if never:
-            text = (
-                f"{entry.path}: {len(never)} of {of} are never asked, first of {never[0].task}: a score leaves them out"
-            )
-            yield finding("DAT522", "FAIL", text, entry.path)
-        else:
-            yield finding("DAT522", "PASS", f"{entry.path}: {of}, all asked", entry.path)
-
-
-def name_says_encoder(subject: Subject) -> Iterator[Finding]:
-    """JOB032: no other encoder in the run's name than the one that it trains."""
-    name, own = str(need_config(subject).get("run_name") or ""), str(subject.arch.get("encoder_type"))
-    folder = Path(__file__).resolve().parents[2] / "models" / "encoders" / "kinds"
-    kinds = sorted((path.stem for path in folder.glob("[a-z]*.py")), key=len, reverse=True)
-    for kind in re.findall("|".join(kinds), name.lower()):
-        if kind != own:
-            text = f"run_name={name}: '{kind}' in the name, but arch.encoder_type={own}"
-            yield finding("JOB032", "WARN", text, subject.where, subject.line)
+    yield finding("DAT530", level, text, *place)
 
 
 def _decoder(subject: Subject) -> Any:
@@ -235,20 +161,41 @@ def _decoder(subject: Subject) -> Any:
         raise NotApplicable(f"{DECODER}={name} is not here ({error})") from error
 
 
+def every_test_is_asked(subject: Subject) -> Iterator[Finding]:
+    """DAT522: each test of test_puzzles.json is one that an evaluation asks, in the first puzzle of its task."""
+    from dataset.format import load_splits
+    from engine.errors import UsageError
+    from evaluators.voting.tasks import never_asked
+
+    for entry in there(subject):
+        folder = subject.trace.cwd / entry.path
+        if not (folder / "test_puzzles.json").exists():
+            continue
+        try:
+            tasks, never = never_asked(load_splits([folder], "test"))
+        except UsageError as error:
+            yield finding("DAT522", "FAIL", str(error), entry.path)
+            continue
+        of = f"{len(tasks.questions)} tests of {len(tasks.names)} tasks"
+        text = (
+            f"{len(never)} of {of} are never asked, first of {never[0].task}: a score leaves them out" if never else ""
+        )
+        yield finding("DAT522", "FAIL" if never else "PASS", f"{entry.path}: {text or f'{of}, all asked'}", entry.path)
+
+
+def name_says_encoder(subject: Subject) -> Iterator[Finding]:
+    """JOB032: no other encoder in the run's name than the one that it trains."""
+    name, own = str(need_config(subject).get("run_name") or ""), str(subject.arch.get("encoder_type"))
+    folder = Path(__file__).resolve().parents[2] / "models" / "encoders" / "kinds"
+    kinds = sorted((path.stem for path in folder.glob("[a-z]*.py")), key=len, reverse=True)
+    for kind in re.findall("|".join(kinds), name.lower()):
+        if kind != own:
+            text = f"run_name={name}: '{kind}' in the name, but arch.encoder_type={own}"
+            yield finding("JOB032", "WARN", text, subject.where, subject.line)
+
+
 VERIFICATION = Verification(
     act=True,
-    data=puzzle_data,
-    questions=QUESTIONS,
-    steps=count_steps,
-    rates=lambda subject: {"encoder": "lr", "decoder": "lr"},
-    rules=(
-        Rule(("CFG251",), frozen_to_the_end),
-        Rule(("CFG252",), latent_has_a_prior),
-        Rule(("CFG253",), decoder_fits),
-        Rule(("DAT522",), every_test_is_asked),
-        Rule(("DAT530",), decoder_is_clean),
-        Rule(("JOB032",), name_says_encoder),
-    ),
     shrink=shrink,
     write_data=write_patterns,
     full_shape=full_shape,
@@ -257,4 +204,15 @@ VERIFICATION = Verification(
     decides=("evaluators", "grad_clip", "query_policy", "demo_dropout"),
     exercised={"evaluators": [{"name": "steps@PerStepAccuracy"}]},
     probes=probes,
+    data=puzzle_data,
+    questions=QUESTIONS,
+    steps=count_steps,
+    rates=lambda subject: {"encoder": "lr", "decoder": "lr"},
+    rules=(
+        Rule(("CFG252",), latent_has_a_prior),
+        Rule(("CFG253",), decoder_fits),
+        Rule(("DAT522",), every_test_is_asked),
+        Rule(("DAT530",), decoder_is_clean),
+        Rule(("JOB032",), name_says_encoder),
+    ),
 )

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tasks.feedback.args import NOT_IDENTITY, FeedforwardConfig
-from verification.spec import Settings, Verification, smaller, write_tokens
+from tasks.feedback.family import data_folders
+from verification.data import DataPath, read_text_data
+from verification.spec import Settings, Verification, smaller, stated_steps, write_tokens
 
 WORDS, LENGTH, TOKENS = 11, 16, {"train": 400, "val": 90}
 """Ten words and the end of a document."""
@@ -107,6 +109,12 @@ def full_shape(config: Any) -> Any:
     return AdapterShape(BaseConfig(), text_shape(257)) if hasattr(config, "ff_checkpoint_dir") else text_shape(257)
 
 
+def data(config: Mapping[str, Any], folder: Path, local: bool) -> list[DataPath]:
+    """The data set that a config chooses."""
+    stand_ins = config.get("offline") != "error"
+    return [read_text_data(path, "active_dataset", folder, local, stand_ins) for path in data_folders(config)]
+
+
 def others(batch: Any) -> tuple[Any, Any]:
     """A micro-batch with other hidden tokens, and with other visible ones."""
     hidden = batch.labels >= 0
@@ -121,6 +129,11 @@ VERIFICATION = Verification(
     alternatives=alternatives,
     full_shape=full_shape,
     others=others,
+    data=data,
+    reads="tokens",
+    idle="WARN",
+    steps=stated_steps("total_steps"),
+    rates=lambda subject: {"adapter" if "ff_checkpoint_dir" in subject.resolved else "network": "learning_rate"},
     sized="with 257 tokens",
     rows=lambda ranks: {"batch_size": PINNED["batch_size"]},
     pinned=(*PINNED, "datasets", "ff_checkpoint_dir", "ff_checkpoint_name", "model"),

@@ -12,7 +12,7 @@ from typing import Any
 from verification.data import text_data
 from verification.finding import Finding, Level
 from verification.rule import NotApplicable, Rule, finding, inert, need_config
-from verification.spec import EVERY, QUESTIONS, Settings, Verification, smaller, write_tokens
+from verification.spec import EVERY, QUESTIONS, Settings, Verification, smaller, stated_steps, write_tokens
 from verification.subject import Subject
 
 HEADS, HEAD_DIM = 4, 8
@@ -61,7 +61,7 @@ def narrower(arch: Mapping[str, Any]) -> Settings:
     few = min(heads, HEADS)
     tiny = {**arch, "n_head": few, "n_embd": few * HEAD_DIM}
     if isinstance(groups, int):
-        tiny["n_kv_group"] = max(n for n in range(1, max(1, few * groups // heads) + 1) if few % n == 0)
+        tiny["n_kv_group"] = max(1, few * groups // heads)
     if isinstance(arch.get("rope_length"), int):
         tiny["rope_length"] = min(arch["rope_length"], HEAD_DIM)
     return tiny
@@ -94,45 +94,40 @@ def full_shape(config: Any) -> Any:
 def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
     """Other values of keys whose type tells none."""
     first, second = ([str(data / str(number)) for number in pair] for pair in ((0, 1), (2, 3)))
+    alone: Settings = {
+        "dataset": first[1],
+        "optimizer": {"name": "adam", "options": {}},
+        "lr_scheduler": {"name": "linear", "options": {}},
+    }
     mixture: Settings = {"training_mode": "multidataset", "dataset_list": first}
     streams: Settings = {"training_mode": "multicontext", "multicontext_datasets": first}
-    return {
-        "dataset": ({}, {"dataset": first[1]}),
-        "training_mode": ({}, mixture),
-        "dataset_list": (mixture, {"dataset_list": second}),
-        "dataset_interleaving": (mixture, {"dataset_interleaving": True}),
-        "multidataset_wte": (mixture, {"multidataset_wte": True}),
-        "multicontext_datasets": (streams, {"multicontext_datasets": second}),
-        "optimizer": ({}, {"optimizer": {"name": "adam", "options": {}}}),
-        "lr_scheduler": ({}, {"lr_scheduler": {"name": "linear", "options": {}}}),
-        "arch.use_qk_norm": ({"arch.use_qk_norm_scale": False, "arch.qk_norm_gain": 1.0}, {"arch.use_qk_norm": False}),
-        "arch.use_qk_norm_scale": ({"arch.use_qk_norm": True}, {"arch.use_qk_norm_scale": True}),
-        "arch.qk_norm_gain": ({"arch.use_qk_norm": True}, {"arch.qk_norm_gain": 1.5}),
-        "arch.rope_length": ({"arch.pos_encodings": "rope"}, {"arch.rope_length": 4}),
-        "arch.wte_weight_tying": ({"arch.head_init_std": None}, {"arch.wte_weight_tying": True}),
-        "arch.head_init_std": ({"arch.wte_weight_tying": False}, {"arch.head_init_std": 0.5}),
-    }
+    beside: list[tuple[Settings, str, Any]] = [
+        (mixture, "dataset_list", second),
+        (mixture, "dataset_interleaving", True),
+        (mixture, "multidataset_wte", True),
+        (streams, "multicontext_datasets", second),
+        ({"arch.use_qk_norm_scale": False, "arch.qk_norm_gain": 1.0}, "arch.use_qk_norm", False),
+        ({"arch.use_qk_norm": True}, "arch.use_qk_norm_scale", True),
+        ({"arch.use_qk_norm": True}, "arch.qk_norm_gain", 1.5),
+        ({"arch.pos_encodings": "rope"}, "arch.rope_length", 4),
+        ({"arch.head_init_std": None}, "arch.wte_weight_tying", True),
+        ({"arch.wte_weight_tying": False}, "arch.head_init_std", 0.5),
+    ]
+    found: dict[str, tuple[Settings, Settings]] = {key: (held, {key: value}) for held, key, value in beside}
+    return found | {key: ({}, {key: value}) for key, value in alone.items()} | {"training_mode": ({}, mixture)}
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-def count_steps(subject: Subject) -> int | None:
-    """Optimizer steps: max_iters, none in a run that only evaluates."""
-    config = subject.resolved or {}
-    stated = config.get("max_iters")
-    return 0 if config.get("eval_only") else stated if isinstance(stated, int) else None
-
-
 def horizon(subject: Subject) -> Iterator[Finding]:
     """CFG256."""
-    config = need_config(subject)
+    config, place = need_config(subject), subject.trace.key_line("lr_decay_iters")
     if reason := inert(subject, "lr_decay_iters") or inert(subject, "max_iters"):
         raise NotApplicable(reason)
     end, last, warmup = (config.get(key) for key in ("lr_decay_iters", "max_iters", "warmup_iters"))
     if not (isinstance(end, int) and isinstance(last, int) and isinstance(warmup, int)):
         raise NotApplicable("a length is no number (JOB030)")
-    place = subject.trace.key_line("lr_decay_iters")
     if end <= warmup:
         text = f"lr_decay_iters={end} lies within the warm-up of {warmup}: the rate falls to min_lr at once"
         yield finding("CFG256", "WARN", text, *place)
@@ -200,7 +195,7 @@ def probes() -> Iterator[Any]:
 
 VERIFICATION = Verification(
     data=text_data,
-    steps=count_steps,
+    steps=stated_steps("max_iters"),
     rates=lambda subject: {"network": "learning_rate"},
     idle="WARN",
     rules=(Rule(("CFG256",), horizon),),
@@ -210,11 +205,6 @@ VERIFICATION = Verification(
         ("Which weights does it begin with?", "initial_weights", "init_from"),
         QUESTIONS[-1],
     ),
-    intents={
-        "data": lambda subject: ",".join(Path(entry.path).name for entry in subject.data),
-        "optimizer": lambda subject: subject.choices.get("optimizer"),
-        "lr_scheduler": lambda subject: subject.choices.get("lr_scheduler"),
-    },
     shrink=shrink,
     write_data=write_texts,
     full_shape=full_shape,

@@ -144,6 +144,11 @@ class Tiny:
         """The class of the task."""
         return type(self.build().task)
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the model declares a fixed number of ACT steps: all of them in one training step."""
+        return getattr(self.model_class, "ACT_MODE", None) == "fixed"
+
     @functools.cached_property
     def max_steps(self) -> int:
         """Steps of a whole episode, as the model itself has them."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from verification.codes import CODES
 from verification.finding import Finding, Level
@@ -53,8 +53,9 @@ class Probe:
     """Codes whose failure, or skipping for such a reason, leaves nothing to observe here: the probe is then skipped."""
 
 
-PROBES: dict[tuple[str, bool | None], Probe] = {}
-"""(code, whether it is for models that think in steps) -> its probe; a family's own takes its place."""
+FIXED: Literal["fixed"] = "fixed"
+PROBES: dict[tuple[str, bool | str | None], Probe] = {}
+"""(code, whether it is for models that think in steps, FIXED of those with a fixed number) -> its probe."""
 
 
 def observes(code: str, *after: str, **options: Any) -> Callable[[Observation], Observation]:
@@ -113,9 +114,24 @@ def place_of_error(error: BaseException, root: Path) -> tuple[str, int]:
 
 
 def chosen(codes: Iterable[str], tiny: Tiny) -> list[Probe]:
-    """The probes of these codes that are about the model of `tiny`, each after those that it depends on."""
+    """The probes of these codes that are about the model of `tiny`, each after those that it depends on; what a family
+    observes under a code is added to what is common."""
+    kinds = (getattr(tiny.model_class, "ACT_MODE", None), tiny.spec.act, None)
     own = {probe.code: probe for probe in tiny.spec.probes()}
-    rows = [own.get(code) or PROBES.get((code, tiny.spec.act)) or PROBES.get((code, None)) for code in codes]
-    wanted = {row.code: row for row in rows if row}
+    common = {code: next((PROBES[code, kind] for kind in kinds if (code, kind) in PROBES), None) for code in codes}
+    wanted = {code: _both(row, own.get(code)) for code, row in common.items() if row or code in own}
     order = TopologicalSorter({code: [one for one in row.after if one in wanted] for code, row in wanted.items()})
     return [wanted[code] for code in order.static_order()]
+
+
+def _both(common: Probe | None, own: Probe | None) -> Probe:
+    if common is None or own is None:
+        row = common or own
+        assert row is not None
+        return row
+
+    def run(tiny: Tiny) -> Iterator[str | Note]:
+        yield from common.run(tiny)
+        yield from own.run(tiny)
+
+    return replace(common, run=run, passed=own.passed or common.passed)

@@ -25,6 +25,7 @@ from verification.probes import (  # noqa: F401  they register on import
     encoding,
     episodes,
     errors,
+    fixed,
     handed,
     mode,
     outputs,

@@ -10,7 +10,7 @@ from engine.cli.compose import defaults_lines, key_lines
 from verification.finding import Finding, Level
 from verification.link import place_of
 from verification.reads import unread_schema
-from verification.rule import NotApplicable, finding, need_config, need_script, rule
+from verification.rule import NotApplicable, finding, inert, need_config, need_script, rule
 from verification.rules.job import override_keys
 from verification.subject import Subject
 
@@ -153,8 +153,14 @@ def is_default(subject: Subject, key: str, file: str) -> bool:
 def length(subject: Subject) -> Iterator[Finding]:
     config = need_config(subject)
     key = warmup_key(config)
-    warmup, limit = config.get(key), config.get("max_steps")
-    if not isinstance(warmup, int):
+    warmup, limit, share = config.get(key), config.get("max_steps"), config.get("warmup_ratio")
+    if isinstance(share, float) and not inert(subject, "warmup_ratio"):
+        place = subject.trace.key_line("warmup_ratio")
+        long = share > 0.5
+        text, fix = f"the warm-up is {share:g} of the run", "lower warmup_ratio" * long
+        yield finding("CFG250", "WARN" if long else "PASS", text, *place, fix)
+        return
+    if not isinstance(warmup, int) or inert(subject, key):
         raise NotApplicable("the config has no warm-up")
     place, total = subject.trace.key_line(key), subject.steps
     if total == 0:
@@ -187,6 +193,12 @@ def something_is_trained(subject: Subject) -> Iterator[Finding]:
     if any(not isinstance(rate, int | float) for _, rate in rates.values()):
         raise NotApplicable("a learning rate is no number (JOB030)")
     active = [name for name, (_, rate) in rates.items() if rate]
+    last = min((n for n in (subject.steps, config.get("max_steps")) if n), default=None)
+    for name in rates:
+        still = config.get(f"freeze_{name}_steps")
+        if last is not None and isinstance(still, int) and still >= last:
+            text = f"freeze_{name}_steps={still}, the run has {last} steps: the {name} is never trained"
+            yield finding("CFG251", "INFO", text, *subject.trace.key_line(f"freeze_{name}_steps"))
     for name, (key, rate) in rates.items():
         if not rate and active:
             text = f"{key}=0: group {name} stays as it was made"

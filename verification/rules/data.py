@@ -14,9 +14,10 @@ from verification.subject import Subject
 
 
 def stated_mode(subject: Subject) -> str | None:
-    """The data mode that the script works with, else the model's."""
+    """The data mode of the data sets that the script works with, else the model's."""
     need_config(subject)
-    return subject.requires.get("DATA_MODE") or subject.declares("DATA_MODE")
+    reads = subject.family.reads if subject.family else ""
+    return reads or subject.requires.get("DATA_MODE") or subject.declares("DATA_MODE")
 
 
 @rule("DAT510")

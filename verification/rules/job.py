@@ -270,7 +270,7 @@ def same(meant: str, actual: Any) -> bool:
 
 def intended(subject: Subject) -> dict[str, Any]:
     """The keys that an intent may state, with what is resolved."""
-    stated = {
+    stated = {group: choice for group, choice in subject.choices.items() if "/" not in group} | {
         "mode": subject.declares("DATA_MODE"),
         "act": subject.declares("ACT_MODE"),
         "encoder": subject.arch.get("encoder_type", "none"),
@@ -279,7 +279,7 @@ def intended(subject: Subject) -> dict[str, Any]:
         "model": subject.model.cls_name or None,
         "script": subject.script_stem,
         "config": subject.trace.config_name,
-        "data": ",".join(Path(entry.path).name for entry in subject.data if entry.key == "data_paths"),
+        "data": ",".join(Path(entry.path).name for entry in subject.data if entry.key != "data_paths_test"),
         "steps": subject.steps,
         "ranks": subject.command.processes,
         "family": subject.declares("FAMILY"),

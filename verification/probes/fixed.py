@@ -1,0 +1,161 @@
+"""What the common probes mean where ACT_MODE is fixed: all steps of an example in one training step.
+
+Nothing is carried. Such a model answers for every step, step by step along the rows: logits [A·B, ...] of B rows and
+A = num_act_steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
+
+from verification.probes.encoding import encodes
+from verification.probes.episodes import evaluations
+from verification.probes.instance import Recorder, Tiny, Unobservable, first_batch, junk, listed, set_halting, step
+from verification.probes.mode import idle_cycles, ran
+from verification.probes.registry import FIXED, PROBES, Note, Observation, Probe
+
+Found = Iterator["str | Note"]
+
+
+def fixed(code: str, passed: str) -> Callable[[Observation], Observation]:
+    """Register the decorated generator as what `code` means for models with fixed steps."""
+
+    def register(run: Observation) -> Observation:
+        common = PROBES.get((code, True)) or Probe(code=code, run=run, after=("MOD421",))
+        PROBES[code, FIXED] = replace(common, run=run, passed=passed)
+        return run
+
+    return register
+
+
+@contextmanager
+def encoded(model: Any) -> Iterator[list[tuple[str, Any]]]:
+    """(module, what it made) of each call that embeds or encodes rows, in order."""
+    names, made = {id(module): name for name, module in model.named_modules()}, list[tuple[str, Any]]()
+
+    def watch(module: Any, given: Any, output: Any) -> None:
+        if encodes(name := names.get(id(module), ""), given):
+            made.append((name, output))
+
+    hook = register_module_forward_hook(watch)
+    try:
+        yield made
+    finally:
+        hook.remove()
+
+
+def training_step(tiny: Tiny, count: int) -> tuple[int, int, Any]:
+    """One of `count` ACT steps: (calls that embed or encode, calls of the busiest module, output)."""
+    task = tiny.build(num_act_steps=count).task
+    with encoded(task.module) as made:
+        _, depth, output = ran(task.module.train(), first_batch(task))
+    return len(made), depth, output
+
+
+@fixed("DYN701", "each training step encodes every row of its batch")
+@fixed("MOD431", "the demonstrations of each row are encoded once for all its steps")
+def encoded_once(tiny: Tiny) -> Found:
+    """As many calls that encode for three ACT steps as for one."""
+    (once, *_), (calls, *_) = training_step(tiny, 1), training_step(tiny, 3)
+    if calls != once or not once:
+        yield f"3 ACT steps embed and encode {calls} times, a single one {once} times: expected once for all steps"
+
+
+@fixed("MOD430", "")
+def policy(tiny: Tiny) -> Found:
+    """The declared policy against what is done."""
+    done = "reencode" if any(encoded_once(tiny)) else "cache_first_step"
+    if (claim := getattr(tiny.model_class, "ENCODER_POLICY", None)) != done:
+        yield f"ENCODER_POLICY={claim!r}, the model does {done}"
+    yield Note("PASS", f"the input is encoded: {done}")
+
+
+@fixed("DYN708", "num_act_steps steps for each batch, and no carry between batches")
+def depth(tiny: Tiny) -> Found:
+    """Steps of the answer, and calls of the busiest module, for 1 to 3 ACT steps."""
+    first = training_step(tiny, 1)[1]
+    for count in (1, 2, 3):
+        _, calls, output = training_step(tiny, count)
+        if calls != count * first or sorted(set(output.carry.steps.tolist())) != list(range(1, count + 1)):
+            yield f"arch.num_act_steps={count}: {calls / first:g} ACT steps for each batch"
+    yield from _no_carry(tiny)
+
+
+@fixed("MOD422", "as many steps and cycles as the arch block says")
+def cycles(tiny: Tiny) -> Found:
+    """Steps as above, and no cycle without an effect."""
+    yield from depth(tiny)
+    yield from idle_cycles(tiny)
+
+
+@fixed("DYN705", "every batch begins anew, with other examples than the one before")
+def begins_anew(tiny: Tiny) -> Found:
+    """What the second batch is given."""
+    yield from _no_carry(tiny)
+
+
+def _no_carry(tiny: Tiny) -> Found:
+    task = tiny.build().task
+    recorder = Recorder(task.module)
+    step(task, 1)
+    step(task, 2)
+    first, second = recorder.calls
+    if second.carry is not None:
+        yield "the second batch got the carry of the first one"
+    if torch.equal(first.batch["inputs"], second.batch["inputs"]):
+        yield "two batches hold the same examples"
+
+
+@fixed("DYN702", "every step gives what encodes its rows a gradient")
+def every_step_trains(tiny: Tiny) -> Found:
+    """The gradient of each step's answers with respect to what the rows' encodings are made of."""
+    task = tiny.build().task
+    batch = first_batch(task)
+    with encoded(task.module) as made:
+        output = task.module.train()(batch, None)
+    rows = {name: one for name, one in made if isinstance(one, Tensor) and len(one) == len(batch["inputs"])}
+    rows = {name: one for name, one in rows.items() if one.requires_grad}
+    if len(output.logits) != tiny.max_steps * len(batch["inputs"]) or not rows:
+        raise Unobservable("the model does not answer for every step, or encodes nothing")
+    for number, logits in enumerate(output.logits.chunk(tiny.max_steps), 1):
+        grads = torch.autograd.grad(logits.square().sum(), list(rows.values()), retain_graph=True, allow_unused=True)
+        touched = {
+            name: grad is not None and (grad != 0).flatten(1).any(1) for name, grad in zip(rows, grads, strict=True)
+        }
+        if dry := [name for name, each in touched.items() if each is False or not bool(each.all())]:
+            yield f"step {number} of {tiny.max_steps} gives {listed(dry)} no gradient"
+
+
+@fixed("DYN706", "the loss reads the labels of the batch")
+def reads_labels(tiny: Tiny) -> Found:
+    """The loss of a step with other labels."""
+    plain, other = (
+        step(tiny.build().task, 1, change)
+        for change in (None, lambda batch: batch.update(labels=junk(batch["labels"])))
+    )
+    if plain == other:
+        yield "other labels changed nothing: the loss does not read them"
+
+
+@fixed("DYN707", "every row takes num_act_steps steps, whatever q says")
+def never_halts(tiny: Tiny) -> Found:
+    """The same steps under a halting head fixed to +10 and -10, in training and in evaluation."""
+    last = tiny.max_steps
+    for willing in (True, False):
+        task = tiny.build().task
+        set_halting(task.module, willing)
+        recorder = Recorder(task.module)
+        step(task, 1)
+        carry = recorder.calls[-1].output.carry
+        if carry.steps.tolist() != sorted([*range(1, last + 1)] * (len(carry.steps) // last)):
+            yield f"q {'+' if willing else '-'}10: not every row takes {last} steps"
+        if not torch.equal(carry.halted, carry.steps == last):
+            yield "rows are called halted before their last step"
+    yield from evaluations(tiny)
