@@ -32,6 +32,24 @@ QUESTIONS = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Term:
+    """A term that is added to the loss of an ACT step by a weight, with keys of the architecture (dotted)."""
+
+    needs: str
+    """Block or key without which there is none."""
+    weight: str
+    metric: str
+    """Its sum over the rows, among the metrics."""
+    formula: str
+    by_hand: Callable[[Mapping[str, float]], float]
+    """Sums of the metrics -> what its sum must be, in words `formula`."""
+    held: str
+    """A part of the output's `aux` that rows keep from their second pass to their third."""
+    under: Settings
+    """Keys under which all this is so."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verification:
     """One family."""
 
@@ -86,6 +104,10 @@ class Verification:
     and what is changed beside them, the key and what must change with it. May write further data."""
     others: Callable[[Any], tuple[Any, Any]] | None = None
     """Micro-batch -> (it with other targets, it with other inputs), each of them other; of models without ACT steps."""
+    text: Callable[[Any], tuple[Any, Any, Settings]] | None = None
+    """Micro-batch -> tokens [..., T], the target at each place, what forward takes besides; of next-token models."""
+    terms: tuple[Term, ...] = ()
+    """What its losses add to the plain one."""
     probes: Callable[[], Iterable[Any]] = lambda: ()
     """Its own probes (verification.probes.registry.Probe), beside what is common under their codes."""
 

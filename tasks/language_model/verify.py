@@ -140,59 +140,6 @@ def horizon(subject: Subject) -> Iterator[Finding]:
         yield finding("CFG256", "PASS", f"the rate reaches min_lr with the run's end, at {end}", *place)
 
 
-# --- observed ---------------------------------------------------------------------------------------------------------
-
-
-def targets(tiny: Any) -> Iterator[str]:
-    """DYN706: the micro-batches of three steps."""
-    import torch
-
-    task = tiny.build().task
-    for number in (1, 2, 3):
-        for tokens, following, _ in task.micro_batches(number):
-            if not torch.equal(following[..., :-1], tokens[..., 1:]):
-                yield f"step {number}: targets are not the tokens that follow"
-
-
-def later_tokens(tiny: Any) -> Iterator[str]:
-    """DYN712: logits of the first half of the places, with the true second half and with other tokens there."""
-    import torch
-
-    task = tiny.build().task
-    tokens, _, stream = next(iter(task.micro_batches(1)))
-    half, more = tokens.shape[-1] // 2, {} if stream is None else {"stream": stream}
-    other = torch.cat((tokens[..., :half], (tokens[..., half:] + 1) % WORDS), dim=-1)
-    for training in (True, False):
-        task.module.train(training)
-        seen: list[list[Any]] = []
-        for ids in (tokens, other):
-            torch.manual_seed(5)  # of dropout
-            with torch.no_grad():
-                output = task.module(ids, **more)
-                seen.append([output.logits(number)[:, :half] for number in range(len(output.streams))])
-        if not all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*seen, strict=True)):
-            yield f"in {'training' if training else 'evaluation'} predictions depend on tokens that come after them"
-
-
-def probes() -> Iterator[Any]:
-    """What is observed of next-token prediction."""
-    from verification.probes.registry import Probe
-
-    yield Probe(
-        code="DYN706",
-        run=targets,
-        about="micro_batches",
-        passed="the target of each place is the next token of its own text",
-        fix="targets are the tokens from the second of the window on: x = w[:-1], y = w[1:]",
-    )
-    yield Probe(
-        code="DYN712",
-        run=later_tokens,
-        passed="no prediction depends on a later token, in training and in evaluation",
-        fix="a causal mask in every layer that mixes places",
-    )
-
-
 VERIFICATION = Verification(
     data=text_data,
     steps=stated_steps("max_iters"),
@@ -208,7 +155,7 @@ VERIFICATION = Verification(
     shrink=shrink,
     write_data=write_texts,
     full_shape=full_shape,
-    probes=probes,
+    text=lambda batch: (*batch[:2], {} if batch[2] is None else {"stream": batch[2]}),
     others=others,
     alternatives=alternatives,
     pinned=(*PINNED, *DATA, *MIXTURE, "gpt2_type"),

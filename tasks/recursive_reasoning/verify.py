@@ -11,7 +11,7 @@ from models.recursive_reasoning.subgoal_config import BLOCK, WEIGHT, unusual
 from verification.data import puzzle_data, training_groups
 from verification.finding import Finding
 from verification.rule import NotApplicable, Rule, finding, need_model
-from verification.spec import QUESTIONS, Settings, Verification, in_proportion, smaller, write_puzzles
+from verification.spec import QUESTIONS, Settings, Term, Verification, in_proportion, smaller, write_puzzles
 from verification.subject import Subject
 
 BATCH = 8
@@ -141,46 +141,23 @@ def manager(subject: Subject) -> Iterator[Finding]:
         yield finding("ARC340", "PASS", text, *subject.trace.key_line("arch.subgoal_head"))
 
 
-def goals(tiny: Any) -> Iterator[str]:
-    """ARC340: what a step adds to the loss with a weight and without; the goals of passes 2 and 3 of a period of 2."""
-    import torch
-
-    from verification.probes.instance import Recorder, Unobservable, finish_step, set_halting
-
-    if not tiny.arch.get("subgoal_head") or tiny.arch["loss"].get("feudal_loss_weight") is None:
-        raise Unobservable("there is no manager, or its goals are not scored")
-    period = {"halt_max_steps": 4, "fixed_refinement_steps": None, "subgoal_head.schedule": None}
-    plain = {**period, "subgoal_head.manager_period": 2, "subgoal_head.gating": False, "loss.feudal_gate": "none"}
-    seen: list[tuple[float, Any]] = []
-    for weight in (0.0, 0.5):
-        task = tiny.build(**plain, **{"loss.feudal_loss_weight": weight}).task
-        set_halting(task.module, willing=False)
-        recorder = Recorder(task.module)
-        for number in range(1, 5):
-            with torch.no_grad():
-                total, _, metrics = next(task.loss(batch) for batch in task.micro_batches(number))
-            finish_step(task)
-            if number == 2:
-                seen.append((float(total), metrics))
-    (base, metrics), (total, _) = seen
-    loss, cos, used = (float(metrics[name][0]) for name in ("feudal_loss", "feudal_cos", "feudal_active_frac"))
-    if abs(total - base - weight * loss) > 1e-3 * max(1.0, abs(base)):
-        yield f"feudal_loss_weight={weight} adds {total - base:.4g} to the loss, the intrinsic loss is {loss:.4g}"
-    if abs(loss - (used - cos)) > 1e-3 * max(1.0, used):
-        yield f"the intrinsic loss of {used:.0f} rows is {loss:.4g}, their 1 - cosine {used - cos:.4g}"
-    _, second, third, _ = (call.output.aux["goal"] for call in recorder.calls)
-    if not torch.allclose(second, third, atol=1e-5):
-        yield "with manager_period=2 rows have other goals in their third pass than in their second"
-
-
-def probes() -> Iterator[Any]:
-    """What is observed of a manager."""
-    from verification.probes.registry import Probe
-
-    fix = "total + weight * sum of (1 - cosine); a goal is kept until the next one is due"
-    passed = "the intrinsic loss is added by its weight, and a goal is held for its period"
-    after = ("SCR120", "MOD420", "MOD421", "MOD440")
-    yield Probe(code="ARC340", run=goals, about="loss", after=after, fix=fix, passed=passed)
+GOALS = Term(
+    needs="subgoal_head",
+    weight="loss.feudal_loss_weight",
+    metric="feudal_loss",
+    formula="1 - cosine of the rows with a goal",
+    by_hand=lambda sums: sums["feudal_active_frac"] - sums["feudal_cos"],
+    held="goal",
+    under={
+        "halt_max_steps": 4,
+        "fixed_refinement_steps": None,
+        "subgoal_head.schedule": None,
+        "subgoal_head.manager_period": 2,
+        "subgoal_head.gating": False,
+        "loss.feudal_gate": "none",
+    },
+)
+"""A goal is followed, and held for its period."""
 
 
 VERIFICATION = Verification(
@@ -192,7 +169,7 @@ VERIFICATION = Verification(
     pinned=PINNED,
     decides=("evaluators", "freeze_weights", "grad_clip"),
     exercised={"evaluators": [{"name": "steps@PerStepAccuracy"}]},
-    probes=probes,
+    terms=(GOALS,),
     data=puzzle_data,
     questions=QUESTIONS,
     steps=count_steps,

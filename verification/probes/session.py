@@ -31,6 +31,7 @@ from verification.probes import (  # noqa: F401  they register on import
     outputs,
     overrides as override_probe,
     ranks,
+    terms,
     training,
     wiring,
 )
