@@ -21,9 +21,9 @@ WEIGHT = 0.5
 
 @observes(
     "ARC340",
+    "MOD440",
     act=True,
     about="loss",
-    after=("SCR120", "MOD420", "MOD421", "MOD440"),
     passed="each further term of the loss is added by its weight, and what it holds is held",
 )
 def added(tiny: Tiny) -> Iterator[str | Note]:

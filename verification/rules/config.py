@@ -155,10 +155,9 @@ def length(subject: Subject) -> Iterator[Finding]:
     key = warmup_key(config)
     warmup, limit, share = config.get(key), config.get("max_steps"), config.get("warmup_ratio")
     if isinstance(share, float) and not inert(subject, "warmup_ratio"):
-        place = subject.trace.key_line("warmup_ratio")
-        long = share > 0.5
-        text, fix = f"the warm-up is {share:g} of the run", "lower warmup_ratio" * long
-        yield finding("CFG250", "WARN" if long else "PASS", text, *place, fix)
+        if share > 0.5:
+            text, place = f"the warm-up is {share:g} of the run", subject.trace.key_line("warmup_ratio")
+            yield finding("CFG250", "WARN", text, *place, "lower warmup_ratio")
         return
     if not isinstance(warmup, int) or inert(subject, key):
         raise NotApplicable("the config has no warm-up")

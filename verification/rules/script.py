@@ -93,10 +93,8 @@ def summary(subject: Subject) -> Iterator[Finding]:
     text = (
         f"{model.cls_name} is trained by {subject.task or 'its family'}{f' on {names}' if names else ''}, {data} mode"
     )
-    good = data == subject.requires.get("DATA_MODE") and {one.mode for one in subject.data if one.mode} <= {
-        data,
-        family.reads if family else "",
-    }
+    modes = {one.mode for one in subject.data if one.mode}
+    good = data == subject.requires.get("DATA_MODE") and modes <= {data, family.reads if family else ""}
     if family and family.act:
         if not forward:
             raise NotApplicable(f"{model.cls_name}.forward names no _forward_train_* method")
