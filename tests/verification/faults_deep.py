@@ -103,5 +103,6 @@ deep-table-without-group | DYN718 | no optimizer group holds the puzzle embeddin
 deep-optimizer-skips-stack | DYN703 | the optimizer group is filtered by a name that no longer fits
   GROUPS | network, matrices = dict(model.named_parameters()) => network, matrices = {n: p for n, p in model.named_parameters() if not n.startswith("inner.L_")}
 """,
+    job="python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 arch.puzzle_emb_ndim=64 puzzle_emb_lr=0.01 arch.L_cycles=2",
     files=FILES,
 )

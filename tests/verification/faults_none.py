@@ -17,14 +17,8 @@ GOOD = right(
 small |  | the demo's recipe
 large |  | the published recipe on four GPUs | torchrun --nproc-per-node=4 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp
 config-name-last |  | --config-name after the overrides | python pretrain.py lr=1e-3 --config-name=cfg_pretrain_sudoku_4x4
-flag-style |  | flags in place of overrides | + --lr 1e-3 --no-ema --arch.L_cycles 2
 rendezvous | JOB012 | the guide's torchrun line with rendezvous flags | torchrun --nproc-per-node 4 --rdzv_backend=c10d --rdzv_endpoint=localhost:0 --nnodes=1 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp
-multirun |  | a sweep | python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 +debug=tiny -m lr=1e-3,1e-2
-debug |  | +debug=tiny | + +debug=tiny
-plus-plus |  | ++ on an existing key | + ++lr=1e-3
-plus-on-existing |  | `+` on an existing key, which a launch takes too | + +lr=1e-3
 lr-0-embedding |  | lr 0 with an embedding that learns | python pretrain.py lr=0
-no-exploration |  | halt_exploration_prob 0 is a decision too | + arch.halt_exploration_prob=0
 intent-right | JOB034 | an intent that holds |  | mode=embedding act=dynamic arch=trm arch.L_cycles=1
 run-name-right | JOB032 | a run name that says what is so | + arch.L_cycles=4 run_name=trm_Lcycles4
 run-name-of-a-sweep | JOB032 | a run name as a sweep gives it | + lr=1e-4 run_name=trm_lr-1e-04_seed-0_try2

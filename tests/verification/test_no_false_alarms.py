@@ -10,8 +10,6 @@ import pytest
 from tests.conftest import ROOT, run_ranks, run_script
 from tests.e2e.recipes import PRETRAIN
 from tests.verification.probing import RULES_THEN_PROBES
-from tests.verification.test_preflight import running
-from verification.preflight import preflight
 from verification.static import verify_command
 
 RECIPES = PRETRAIN.recipes
@@ -118,15 +116,6 @@ def test_every_option_of_every_group_passes_with_every_recipe(recipe: str, probe
     if "halt_max_steps:" in text:  # too few steps for the manager's period
         wrong = [said for said in wrong if said[1] != "ARC340"]
     assert not wrong
-
-
-def test_every_option_of_every_group_may_start(capsys: pytest.CaptureFixture[str]) -> None:
-    for arch in OPTIONS["arch"]:
-        assert preflight(running("cfg_pretrain_sudoku_extreme_att", f"arch={arch}"), "pretrain", ROOT)["arch"] == arch
-    for debug in OPTIONS["debug"]:
-        assert preflight(running(RECIPES[0], f"+debug={debug}"), "pretrain", ROOT)["act_mode"] == "dynamic"
-    printed = capsys.readouterr().out
-    assert {word for word in printed.split() if word[:3].isupper() and word[3:].isdigit()} <= CUT_SHORT
 
 
 @pytest.mark.parametrize(
