@@ -179,7 +179,6 @@ def verify_file(
 def file_findings(file: job_files.JobFile, name: str, reports: Sequence[Report]) -> list[Finding]:
     """JOB001, JOB002 and JOB032 of a file, given the reports of its jobs."""
     findings = [finding("JOB001", "FAIL", text, name, number) for number, text in file.problems]
-    findings.append(finding("JOB001", "PASS", f"{len(file.jobs)} jobs", name))
     pending = [one for one in file.jobs if one.state in ("todo", "running")]
     lines = Counter(one.command for one in pending)
     twice = [one for one in pending if lines[one.command] > 1]
@@ -189,7 +188,6 @@ def file_findings(file: job_files.JobFile, name: str, reports: Sequence[Report])
     for one in stale:
         text = f"marked as running by process {one.owner[0] if one.owner else '?'}, which is gone"
         findings.append(finding("JOB002", "WARN", text, name, one.line_number))
-    findings.append(finding("JOB002", "PASS", "no pending job is there twice, no mark is stale", name))
     folders: dict[str, list[str]] = {}
     for report in reports:
         run_name, folder = report.facts.get("run_name"), report.facts.get("run_dir")
@@ -197,7 +195,7 @@ def file_findings(file: job_files.JobFile, name: str, reports: Sequence[Report])
             folders.setdefault(str(folder), []).append(report.job)
     same = {folder: ids for folder, ids in folders.items() if len(ids) > 1}
     findings += [finding("JOB032", "WARN", f"jobs {', '.join(ids)} write to {at}", name) for at, ids in same.items()]
-    findings.append(finding("JOB032", "PASS", "run names are unique", name))
+    findings += [finding(code, "PASS", CODES[code].title, name) for code in ("JOB001", "JOB002", "JOB032")]
     return [replace(one, job=name) for one in settled(findings)]
 
 

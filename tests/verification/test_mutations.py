@@ -102,15 +102,15 @@ def some_slow(cases: Sequence[Fault], kinds: Sequence[object]) -> list[Any]:
     """(case, probes): each case by the rules alone, where they decide it (kind None), and in the slow tests with the
     probes; the first case of every other kind with the probes, the others of its kind in the slow tests.
     """
-    first = {kind: number for number, kind in reversed(list(enumerate(kinds)))}
-    rows = []
-    for number, (case, kind) in enumerate(zip(cases, kinds, strict=True)):
-        fast = kind is not None and first[kind] == number
+    rows: list[Any] = []
+    known: set[object] = {None}
+    for case, kind in zip(cases, kinds, strict=True):
         if kind is None:
             shipped = case.everything and not case.edits  # test_static judges all that ships
             rows.append(pytest.param(case, False, id=f"{case.name}-rules", marks=pytest.mark.slow if shipped else ()))
         if not case.everything:
-            rows.append(pytest.param(case, True, id=case.name, marks=() if fast else pytest.mark.slow))
+            rows.append(pytest.param(case, True, id=case.name, marks=pytest.mark.slow if kind in known else ()))
+        known.add(kind)
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import subprocess
@@ -17,6 +18,7 @@ from models.language_models.attention import CausalSelfAttention
 from models.language_models.gpt import GPT, GPTConfig, LMShape
 from tests.conftest import ROOT
 from tests.e2e.recipes import TRAIN
+from tests.verification import probing
 from tests.verification.probing import SLOW, around, composed, probe
 from verification.codes import DEEP
 from verification.finding import Finding
@@ -30,10 +32,7 @@ def look(*overrides: str, recipe: str = CPU, only: Iterable[str] = DEEP) -> list
     return probe(composed(recipe, *overrides), entry="train.py", root=ROOT, only=only, overrides=overrides)
 
 
-def fails(code: str, *overrides: str) -> str:
-    found = [finding for finding in look(*overrides, only={code}) if finding.level == "FAIL"]
-    assert {finding.code for finding in found} == {code}, found
-    return "; ".join(finding.message for finding in found)
+fails = functools.partial(probing.fails, recipe=CPU, entry="train.py")
 
 
 @pytest.mark.parametrize("recipe", TRAIN.recipes)

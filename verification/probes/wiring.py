@@ -156,22 +156,18 @@ def data_classes(tiny: Tiny) -> Iterator[str | Note]:
 # --- names and comments -----------------------------------------------------------------------------------------------
 
 
-def reviewed(tiny: Tiny) -> list[Any]:
-    """What a reviewer reads: the script, what builds the run, task and model with their bases."""
+def reviewed(tiny: Tiny) -> tuple[list[Any], list[str]]:
+    """What a reviewer reads: the script, what builds the run, task and model with their bases; and their files."""
     build: Any = tiny.launch.build
     while isinstance(build, functools.partial):
         build = build.func
     modules = [tiny.launch.module, inspect.getmodule(build), inspect.getmodule(tiny.task_class)]
-    items = [*modules, *tiny.task_class.__mro__, *tiny.model_class.__mro__]
-    return [item for item in dict.fromkeys(items) if item is not None]
-
-
-def reviewed_files(tiny: Tiny) -> list[str]:
-    """Their files, relative to the root."""
-    files = [place_of(item)[0] for item in reviewed(tiny) if not isinstance(item, ModuleType)]
-    modules = [Path(item.__file__ or "") for item in reviewed(tiny) if isinstance(item, ModuleType)]
-    files += [path.resolve().relative_to(tiny.root).as_posix() for path in modules if path.is_relative_to(tiny.root)]
-    return [file for file in dict.fromkeys(files) if file]
+    classes = [*tiny.task_class.__mro__, *tiny.model_class.__mro__]
+    files = [place_of(one)[0] for one in classes]
+    paths = [Path(module.__file__ or "") for module in modules if module is not None]
+    files += [path.resolve().relative_to(tiny.root).as_posix() for path in paths if path.is_relative_to(tiny.root)]
+    items = [item for item in dict.fromkeys([*modules, *classes]) if item is not None]
+    return items, [file for file in dict.fromkeys(files) if file]
 
 
 @observes("SCR131", act=True, level="WARN")
@@ -181,8 +177,8 @@ def function_names(tiny: Tiny) -> Iterator[str | Note]:
     pattern = WRONG_NAMES.get(str(mode))
     if pattern is None:
         raise Unobservable("the model declares no ACT_MODE")
-    files = reviewed_files(tiny)
-    for name, value in (pair for item in reviewed(tiny) for pair in vars(item).items()):
+    items, files = reviewed(tiny)
+    for name, value in (pair for item in items for pair in vars(item).items()):
         named = "train" in name and not name.startswith("_forward_train") and pattern.search(name)
         if named and inspect.isfunction(value) and place_of(value)[0] in files:
             yield Note("WARN", f"{name} is named after another mode than {mode}", value)
@@ -195,7 +191,7 @@ def comments(tiny: Tiny) -> Iterator[str | Note]:
     pattern = OTHER_MODE.get(str(mode))
     if pattern is None:
         raise Unobservable("the model declares no ACT_MODE")
-    files = reviewed_files(tiny)
+    _, files = reviewed(tiny)
     for file in files:
         for text, line in prose((tiny.root / file).read_text(encoding="utf-8")):
             if match := pattern.search(text):
