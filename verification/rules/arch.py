@@ -100,7 +100,9 @@ def halting_keys(subject: Subject) -> Iterator[Finding]:
     for words in problems:
         yield finding("ARC320", "FAIL", f"{file}: {words}", file)
     key = "halt_exploration_prob"
-    if mode == "dynamic" and not (key in lines and key in subject.arch):
+    if mode != "dynamic":
+        yield finding("ARC321", "SKIP", f"the model is {mode}")
+    elif not (key in lines and key in subject.arch):
         how = "does not set" if key not in lines else "sets, and the command deletes"
         yield finding("ARC321", "FAIL", f"{file} {how} {key}", *lines.get(key, (file, 0)))
 
