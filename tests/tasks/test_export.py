@@ -8,8 +8,9 @@ import re
 import runpy
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,16 @@ def test_a_language_model_takes_any_number_of_rows_and_tokens(place: Path) -> No
     module = torch.export.load(place / "exported/model.pt2").module()
     for rows, length in ((1, 3), (4, 7)):
         assert module(torch.zeros(rows, length, dtype=torch.int64))[0].shape[:2] == (rows, length)
+
+
+def test_a_model_that_draws_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.recursive_reasoning import graph
+    from tests.models.test_noise import model
+
+    run = SimpleNamespace(task=SimpleNamespace(model=model(chains=2)), opened=None)
+    monkeypatch.setattr(graph, "load_puzzle_run", lambda *args, **options: run)
+    with pytest.raises(UsageError, match="runs/r draws random numbers in every step"):
+        graph.export_graph(Namespace(checkpoint="runs/r", weights=None))
 
 
 def test_missing_libraries_and_low_precision_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
