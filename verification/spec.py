@@ -126,10 +126,10 @@ def stated_steps(*keys: str) -> Callable[[Any], int | None]:
 
     def steps(subject: Any) -> int | None:
         config = subject.resolved or {}
-        numbers = [config.get(key) for key in keys]
+        numbers = [value for key in keys if isinstance(value := config.get(key), int)]
         if config.get("eval_only"):
             return 0
-        return math.prod(numbers) if all(isinstance(number, int) for number in numbers) else None
+        return math.prod(numbers) if len(numbers) == len(keys) else None
 
     return steps
 

@@ -247,7 +247,11 @@ def stages(tiny: Tiny) -> Found:
             return {name: [param.detach().clone() for param in params] for name, params in parts.items()}
 
         seen = [copied()]
-        fit(plan, tiny.config(run), lambda seen=seen, copied=copied: seen.append(copied()))
+
+        def after_step(seen: Any = seen, copied: Any = copied) -> None:
+            seen.append(copied())
+
+        fit(plan, tiny.config(run), after_step)
         for number, (before, after) in enumerate(pairwise(seen), 1):
             moved = {name for name in parts if not same(before[name], after[name])}
             if moved != ({moving} if number <= FROZEN else {still, moving}):

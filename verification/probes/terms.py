@@ -47,7 +47,8 @@ def added(tiny: Tiny) -> Iterator[str | Note]:
 
 def _step(tiny: Tiny, term: Term, weight: float) -> tuple[float, dict[str, float], list[Any]]:
     """(loss of the second step, sums of its metrics, all four calls of the model)."""
-    task = tiny.build(**term.under, **{term.weight: weight}).task
+    changed: dict[str, Any] = {**term.under, term.weight: weight}
+    task = tiny.build(**changed).task
     set_halting(task.module, willing=False)
     recorder, seen = Recorder(task.module), list[tuple[float, dict[str, float]]]()
     for number in range(1, 5):
