@@ -93,9 +93,9 @@ def open_sinks(sinks: Sinks, config: RunConfig, folder: Path, *, entry: str, ste
     if config.enable_tensorboard:
         make_tensorboard = partial(TensorBoardSink, folder / "tensorboard", step=step)
         sinks.add("tensorboard", make_tensorboard, hint=": pip install -e '.[tensorboard]'; training continues")
+    labels = {"project": config.project_name or entry, "name": config.run_name or folder.name}
+    own = {"entity": config.wandb_entity, "group": config.wandb_group, "tags": config.wandb_tags or None}
     if config.enable_wandb and os.environ.get("WANDB_DISABLED", "").lower() in ("", "0", "false", "no"):
-        labels = {"project": config.project_name or entry, "name": config.run_name or folder.name}
-        own = {"entity": config.wandb_entity, "group": config.wandb_group, "tags": config.wandb_tags or None}
         make_wandb = partial(WandbSink, folder, config=source_of(config).resolved, **labels, **own)
         hint = ": pip install -e '.[wandb]', and wandb login or WANDB_MODE=offline; training continues"
         sinks.add("wandb", make_wandb, hint=hint)

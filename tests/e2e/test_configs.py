@@ -22,6 +22,7 @@ PAIRS = [
     for recipe in entry.recipes
     for arch in entry.archs
     if not (recipe == "cfg_pretrain_sudoku_6x6_feudal" and arch.startswith("trm"))  # one stack has no H_layers
+    if not (recipe == "cfg_pretrain_sudoku_hard_fast" and arch == "trm_hier6")  # nine updates, six latents
     if not (recipe in ("cfg_pretrain_etrm_fewshot", "cfg_pretrain_etrm_pattern") and arch == "etrm")  # num_act_steps
 ]
 IDS = [f"{recipe}-{arch}" for _, recipe, arch in PAIRS]
