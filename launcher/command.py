@@ -11,7 +11,7 @@ DISTRIBUTED = ("torch.distributed.run", "torch.distributed.launch")
 # flags of torchrun that stand alone; every other one takes a value
 SWITCHES = frozenset(("standalone", "no-python", "module", "m", "run-path", "help", "h"))
 NAMES = {"nproc": "nproc-per-node", "n": "nproc-per-node"}
-BEFORE = frozenset(("env", "exec", "nice", "nohup", "time"))  # run the words that follow, as they are
+BEFORE = frozenset(("env", "exec", "nice", "nohup", "srun", "time"))  # run the words that follow, as they are
 
 
 @dataclass(frozen=True)

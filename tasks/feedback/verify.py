@@ -64,7 +64,8 @@ def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
     """Other values of keys whose type tells none, or none that fits."""
     text, runs = data / "text", [data / f"base_{seed}" for seed in (1, 2)]
     for seed, run in enumerate(runs, start=1):
-        _write_base(run, text, seed=seed, step=seed)
+        if not run.exists():
+            _write_base(run, text, seed=seed, step=seed)
     short = {"name": "tiny", "path": str(text), "block_size": LENGTH // 2}
     two = {"datasets": {"tiny": {**short, "block_size": LENGTH}, "short": short}, "epochs": {"tiny": 8, "short": 8}}
     return {

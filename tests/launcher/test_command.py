@@ -20,6 +20,7 @@ from launcher.command import parse
         ("torchrun --nproc-per-node=gpu pretrain.py a", "torchrun", "pretrain.py", None, "a"),
         ("python -m torch.distributed.run --nproc-per-node 2 pretrain.py a", "torchrun", "pretrain.py", 2, "a"),
         ("uv run python pretrain.py a", "python", "pretrain.py", 1, "a"),
+        ("srun python pretrain.py a", "python", "pretrain.py", 1, "a"),
         ("python -m dataset.build_sudoku_dataset a", "python", None, 1, "a"),
         ("bash -c x", "bash", None, 1, "-c"),
     ],

@@ -82,7 +82,7 @@ deep-two-groups | DYN703 | every parameter stands in two optimizer groups
   GROUPS | for group, params in model.param_groups().items(): => for group, params in (model.param_groups() | {"again": list(model.parameters())}).items():
 deep-labels-never-renewed | DYN706 | a fresh example keeps the labels of the one before
   ACT
-            data = {name: _where_rows(halted, value, carry.data[name]) for name, value in offered.items()}
+            data = {name: where_rows(halted, value, carry.data[name]) for name, value in offered.items()}
   +         data["labels"] = carry.data["labels"]
 deep-exploration-squared | DYN707 | rows explore with the square of halt_exploration_prob
   ACT | exploration[:, 0] < self.halt_exploration_prob => exploration[:, 0] < self.halt_exploration_prob**2
