@@ -42,7 +42,7 @@ JOB011 | 1 | the script's name has no suffix such as _old or _backup | an outdat
 JOB012 | 1 | the launcher's processes divide the batch | exit 2 after the ranks have started, or ranks that never meet | hours of queueing for a refused launch | change --nproc-per-node, global_batch_size or accumulation
 JOB020 | 1 | the config that the job names exists | `there is no config` | the job ends before it begins | name an existing config/cfg_*.yaml
 JOB021 | 1 | the config is neither retired nor a backup copy | an abandoned approach is trained | its results are compared with those of the current one | use the successor that config/REMOVED.txt names
-JOB030 | 1 | the overrides compose and fit the strict schema | exit 2 with one line | a misspelt key would leave its default in force | use the key that the message suggests
+JOB030 | 1 | the overrides compose and fit the strict schema | exit 2 with one line | the launch refuses it, since a key or value that is not one would leave another in force | do what the message suggests
 JOB031 | 1 | every override is read by what it configures | two runs give the same numbers | the sweep over that key compares a run with itself | drop the override, or switch on what reads it
 JOB032 | 1 | run names are unique and say what the values are | one run resumes or replaces another; tables are mislabelled | results are attributed to the wrong setting | rename the run
 JOB033 | 1 | files and folders that overrides name exist | a failure after the start, or data of another kind | the run cannot begin | build or name the right path

@@ -109,7 +109,7 @@ def heed(report: Report, level: str, again: str, say: Callable[[str], None]) -> 
         return
     for finding in report.of("WARN"):
         say(f"warning: {line_of(finding)}")
-    failures = report.of("FAIL")
+    failures = sorted(report.of("FAIL"), key=lambda finding: finding.code.startswith("SUM"))  # causes first
     if failures and level == "strict":
         more = f" (and {len(failures) - 1} more: {again})" if len(failures) > 1 else ""
         readable = report.subject is not None and report.subject.resolved  # else the run itself refuses it

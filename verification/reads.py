@@ -21,6 +21,8 @@ from verification.rule import inert
 from verification.subject import Subject
 from verification.tree import CODE, sources
 
+BY_NAME = frozenset(("getattr", "attrgetter", "asdict", "astuple", "vars", "__dict__"))
+"""What reads a field whose name is a text: every text in such a function counts as read."""
 INTERPOLATED = frozenset(("script",))
 """Read by Hydra, the command line or other keys only."""
 
@@ -131,11 +133,26 @@ def _names(path: Path) -> frozenset[str]:
     return frozenset(_used(code_of(path)))
 
 
+def _with_nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for one in nested(code):
+        yield from _with_nested(one)
+
+
+def _texts(constants: Iterable[object]) -> Iterator[str]:
+    for value in constants:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, tuple | frozenset):
+            yield from _texts(value)
+
+
 def _used(code: CodeType) -> Iterator[str]:
     if code.co_flags & inspect.CO_OPTIMIZED:  # a function: the names of a class body are those that it defines
         yield from code.co_names
-        if "getattr" in code.co_names:
-            yield from (value for value in code.co_consts if isinstance(value, str))
+        parts = list(_with_nested(code))
+        if any(BY_NAME.intersection(part.co_names) for part in parts):
+            yield from (text for part in parts for text in _texts(part.co_consts))
     methods = nested(code)
     checks = [one for one in methods if one.co_name == "__post_init__"]  # and the private ones that only it calls
     called = {name for one in checks for name in _used(one) if name.startswith("_")} if checks else set()

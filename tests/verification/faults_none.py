@@ -188,6 +188,35 @@ new-model |  | the model of docs/architecture.md, added as told there | + arch.n
   +         high = Update("L_level", "z_H", ("z_H",), ("z_L",))
   +         cycle = (low,) * config.L_cycles + (high,) * (1 + config.extra_updates)
   +         return cycle * config.H_cycles, len(cycle)
+key-read-by-name |  | a model that reads its key by its name | + arch.name=recursive_reasoning.mine@Mine +arch.extra_updates=2 +arch.extra_lows=1
+  models/recursive_reasoning/mine.py
+  + from dataclasses import asdict, dataclass
+  + from typing import ClassVar
+  +
+  + from models.recursive_reasoning.inner import INPUT
+  + from models.recursive_reasoning.model import RecursiveModel
+  + from models.recursive_reasoning.recursion import Update
+  + from models.recursive_reasoning.trm import TRMConfig
+  +
+  +
+  + @dataclass(kw_only=True)
+  + class MineConfig(TRMConfig):
+  +     extra_updates: int = 1
+  +     """Further updates of z_H per cycle."""
+  +     extra_lows: int = 0
+  +     """Further updates of z_L per cycle."""
+  +
+  +
+  + class Mine(RecursiveModel):
+  +     Config: ClassVar = MineConfig
+  +
+  +     @staticmethod
+  +     def cycles(config: MineConfig) -> tuple[tuple[Update, ...], int]:
+  +         low = Update("L_level", "z_L", ("z_L",), ("z_H", INPUT))
+  +         high = Update("L_level", "z_H", ("z_H",), ("z_L",))
+  +         lows = sum(getattr(config, key) for key in ("L_cycles", "extra_lows"))
+  +         cycle = (low,) * lows + (high,) * (1 + asdict(config)["extra_updates"])
+  +         return cycle * config.H_cycles, len(cycle)
 ''',
     files=FILES,
 )
