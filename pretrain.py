@@ -1,4 +1,4 @@
-"""Recursive reasoning with puzzle embeddings: TRM and HRM on Sudoku (mazes and ARC-AGI to come).
+"""Recursive reasoning with puzzle embeddings: TRM and HRM on Sudoku, mazes and ARC-AGI.
 
     python pretrain.py device=cpu max_steps=10                                      # smoke test, under a minute
     python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 device=cpu             # learns 4x4 Sudoku on a laptop
