@@ -66,6 +66,8 @@ def evaluate_run(
     with contextlib.chdir(home_of(checkpoint)):
         overrides = dict(override_data(checkpoint, given)) if override_data else {}
         overrides |= {limits[name]: None if value == "all" else value for name, value in asked_for.items()}
+        if "max_groups" in asked_for and "max_examples" not in asked_for:
+            overrides[limits["max_examples"]] = None  # groups are whole
         opened = opener(checkpoint, device=args.device, weights=args.weights or "ema", overrides=overrides)
         require_average(opened, args.weights)
         data = [{key: str(card[key]) for key in ("path", "content_hash")} for card in opened.plan.cards]

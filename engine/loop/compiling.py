@@ -52,7 +52,9 @@ class _Switch:
                 self.inside = False
                 if not self.warm and self.working:
                     seconds = time.perf_counter() - began
-                    print_rank0(f"compile     {self.mode}: the first step compiled for {seconds:.0f} s")
+                    print_rank0(
+                        f"compile     {self.mode}: the first loss took {seconds:.0f} s; gradients are compiled besides"
+                    )
                 self.warm = True
 
         return call

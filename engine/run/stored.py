@@ -183,7 +183,8 @@ def _apply(
         OmegaConf.update(config, key, override.value(), merge=True, force_add=added)
     except OmegaConfBaseException as error:
         hint = did_you_mean(key, dict(flatten(plain)))
-        raise UsageError(f"{line}: the stored run has no key '{key}': {hint}") from error
+        older = "a key that is younger than the run needs a new one (resume=false)"
+        raise UsageError(f"{line}: the stored run has no key '{key}': {hint}; {older}") from error
 
 
 def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_dir: Path | None = None) -> C:

@@ -91,11 +91,11 @@ class HRMFeudalConfig(HRMConfig):
     """Every episode has exactly this many passes, whatever the q values say; null: halting as in HRM."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         head = self.subgoal_head
         for key, given, expected in (("late_states", self.late_states, 0), ("chains", self.chains, 1)):
             if head is not None and given != expected:
                 raise ValueError(f"arch.{key}={given}: expected {expected}; {_STEERED.why}")
+        super().__post_init__()
         if head is not None and head.hidden_size != self.hidden_size:
             raise ValueError(
                 f"arch.subgoal_head.hidden_size={head.hidden_size}: expected arch.hidden_size={self.hidden_size}; "

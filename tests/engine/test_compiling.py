@@ -103,7 +103,7 @@ def test_only_training_steps_are_compiled(monkeypatch: pytest.MonkeyPatch, said:
     made.loss(torch.ones(4, 3))
     compiled = len(graphs)
     assert 1 <= compiled <= 2  # layers that are alike may share one graph
-    assert f"{mode}: the first step compiled for " in said[-1]
+    assert f"{mode}: the first loss took " in said[-1]
     before = len(runs)
     for length in range(2, 100):
         net.layers[0](torch.ones(length, 3))
