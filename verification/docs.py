@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.io import did_you_mean
 from verification.finding import Finding, Report
-from verification.reads import module_file
+from verification.modules import module_file
 from verification.rule import finding
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

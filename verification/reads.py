@@ -1,25 +1,26 @@
-"""Config keys that no compiled code of ours names: what nothing reads cannot be configured.
+"""Config keys that nothing reads: no compiled function of ours names them, and no tiny instance reads them either.
 
-Python keeps with each function the names of attributes and modules that it uses; only these are compared. A key that is
-named but never reached is for the probes (DYN716) to observe.
+Python keeps with each function the names of attributes and modules that it uses, which costs little to compare. Only
+where a key is not among them (it may be read by another way) a tiny instance is run. A key that is named but never
+reached is for the probes (DYN716) to observe.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Iterable, Iterator
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType
 
 from engine.cli.keys import keys_of
 from engine.registry import resolve
+from verification.modules import closure, code_of, nested
 from verification.recall import recall
 from verification.rule import inert
+from verification.spec import shrunk
 from verification.subject import Subject
-from verification.tree import CODE, sources
+from verification.tree import CODE
 
 BY_NAME = frozenset(("getattr", "attrgetter", "asdict", "astuple", "vars", "__dict__"))
 """What reads a field whose name is a text: every text in such a function counts as read."""
@@ -28,14 +29,15 @@ INTERPOLATED = frozenset(("script",))
 
 
 def unread_arch(subject: Subject) -> list[str]:
-    """Fields of the model's config that no module of the model names, those that its family calls dead left out."""
+    """Fields of the model's config that nothing reads, those that it declares to have no effect left out."""
     if not (subject.model.config and subject.model.callable) or subject.kind == "launch":
         return []
-    unread = recall(["unread", subject.model.text], lambda: _unread(subject), lasts=lambda answer: True)
-    return [key for key in unread if not inert(subject, f"arch.{key}")]
+    unnamed = recall(["unnamed", subject.model.text], lambda: _unnamed(subject), lasts=lambda answer: True)
+    keys = [f"arch.{key}" for key in unnamed]
+    return [key.removeprefix("arch.") for key in never_read(subject, [key for key in keys if not inert(subject, key)])]
 
 
-def _unread(subject: Subject) -> list[str]:
+def _unnamed(subject: Subject) -> list[str]:
     model = resolve(subject.model.text, "models")
     schema = model.Config  # type: ignore[attr-defined]
     names = names_used(closure(subject.root, [model.__module__, schema.__module__], ("models",)))
@@ -43,17 +45,19 @@ def _unread(subject: Subject) -> list[str]:
 
 
 def unread_schema(subject: Subject) -> list[str]:
-    """Keys of the script's schema that neither script, engine, family nor data code name."""
+    """Keys of the script's schema that neither script, engine, family nor data code reads."""
     schema = subject.schema
     if schema is None or subject.kind == "launch":
         return []
     files = [path for name in ("base", "arch") for path in sorted((subject.root / "config" / name).glob("*.yaml"))]
     text = "".join(path.read_text(encoding="utf-8") for path in files)
-    question = ["unread keys", subject.script_stem, subject.package, text]
-    return list(recall(question, lambda: _unread_keys(subject, schema, text), lasts=lambda answer: True))
+    question = ["unnamed keys", subject.script_stem, subject.package, text]
+    return never_read(
+        subject, recall(question, lambda: _unnamed_keys(subject, schema, text), lasts=lambda answer: True)
+    )
 
 
-def _unread_keys(subject: Subject, schema: type, text: str) -> list[str]:
+def _unnamed_keys(subject: Subject, schema: type, text: str) -> list[str]:
     package = subject.package
     folder = subject.root.joinpath(*package.split("."))
     parts = [f"{package}.{path.stem}" for path in sorted(folder.glob("*.py")) if path.stem != "verify"]
@@ -63,64 +67,17 @@ def _unread_keys(subject: Subject, schema: type, text: str) -> list[str]:
     return [key for key in keys if key.rpartition(".")[2] not in names | used | INTERPOLATED]
 
 
-@functools.cache
-def optimizer_keys(root: Path) -> frozenset[str]:
-    """Keys of the run that reach an optimizer through its file: what a file of config/optimizer takes as `${key}`."""
-    files = sorted((root / "config" / "optimizer").glob("*.yaml"))
-    return frozenset(re.findall(r"\$\{(\w+)\}", "".join(path.read_text(encoding="utf-8") for path in files)))
+def never_read(subject: Subject, unnamed: list[str]) -> list[str]:
+    """Those of some keys that a tiny instance of the command does not read either; none where it cannot be run."""
+    config, spec, script = subject.resolved, subject.family, subject.trace.script
+    module = script.module if script else None
+    if not unnamed or config is None or spec is None or module is None:
+        return []
+    from verification.probes.session import keys_unread  # loads torch
 
-
-def closure(root: Path, modules: Iterable[str], packages: tuple[str, ...]) -> dict[str, Path]:
-    """Dotted name -> file of some modules and of everything in `packages` that they import, directly or not."""
-    known = modules_below(root)
-    files: dict[str, Path] = {}
-    pending = [name for name in modules if name in known]
-    while pending:
-        name = pending.pop()
-        if name not in files:
-            files[name] = known[name]
-            pending += [one for one in imports(known[name], packages) if one in known]
-    return files
-
-
-@functools.cache
-def modules_below(root: Path) -> dict[str, Path]:
-    """Dotted name -> file of every module of our packages, and of the scripts at the root."""
-    files = sources(root, (*CODE, "launcher"))
-    return {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): path for name, path in files.items()}
-
-
-def module_file(root: Path, name: str) -> Path | None:
-    """The file of a module of the tree, None where there is none."""
-    path = root.joinpath(*name.split("."))
-    places = (path.with_suffix(".py"), path / "__init__.py")
-    return next((place for place in places if place.is_file()), None)
-
-
-@functools.cache  # a process has the code that it has loaded
-def code_of(path: Path) -> CodeType:
-    """The compiled module, from Python's own cache where it has it. Raises: SyntaxError."""
-    code = SourceFileLoader(path.stem, str(path)).get_code(path.stem)
-    assert isinstance(code, CodeType)
-    return code
-
-
-def nested(code: CodeType) -> list[CodeType]:
-    """The code of functions and classes right inside some code."""
-    return [one for one in code.co_consts if isinstance(one, CodeType)]
-
-
-@functools.cache
-def imports(path: Path, packages: tuple[str, ...]) -> tuple[str, ...]:
-    """Dotted names below `packages` that a module imports anywhere: `a.b`, and `a.b.c` of `from a.b import c`."""
-    names: dict[str, None] = {}
-    pending = [code_of(path)]
-    while pending:
-        code = pending.pop()
-        pending += nested(code)
-        ours = [name for name in code.co_names if name.partition(".")[0] in packages]
-        names |= dict.fromkeys([*ours, *(f"{name}.{other}" for name in ours for other in code.co_names)])
-    return tuple(names)
+    question = ["unread", subject.script_stem, shrunk(spec, config, Path("data"), narrow=False)]
+    unread = recall(question, lambda: keys_unread(config, module), lasts=lambda answer: answer is not None)
+    return [key for key in unnamed if key in (unread or ())]
 
 
 def names_used(files: dict[str, Path]) -> set[str]:

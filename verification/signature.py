@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from verification.reads import closure
+from verification.modules import closure
 from verification.recall import recall
 from verification.subject import Subject
 

@@ -6,14 +6,18 @@ Of classes a subject has what `verification.link` keeps of them; where it has to
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from hydra.core.override_parser.types import QuotedString
+
 from engine.cli.resolve import Trace
 from launcher.command import Command
+from launcher.naming import parse_overrides
 from verification.data import DataPath
 from verification.link import Link, follow
 from verification.recall import recall
@@ -25,6 +29,22 @@ Kind = Literal["job", "recipe", "command", "launch"]
 def text_of(path: Path) -> str | None:
     """The content of a file, None where there is none."""
     return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+@functools.cache
+def optimizer_keys(root: Path) -> frozenset[str]:
+    """Keys of the run that reach an optimizer through its file: what a file of config/optimizer takes as `${key}`."""
+    files = sorted((root / "config" / "optimizer").glob("*.yaml"))
+    return frozenset(re.findall(r"\$\{(\w+)\}", "".join(path.read_text(encoding="utf-8") for path in files)))
+
+
+def plain(value: Any) -> Any:
+    """An override's value without Hydra's quotes."""
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return {plain(key): plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 @dataclass(kw_only=True)
@@ -136,6 +156,18 @@ class Subject(Request):
     def text(self, file: str) -> str | None:
         """The content of a file below the root, None where there is none."""
         return text_of(self.root / file) if file else None
+
+    @functools.cached_property
+    def given(self) -> dict[str, Any]:
+        """Dotted keys that the command sets, with their values; group choices and deletions are left out."""
+        words = [word for word in self.trace.overrides if not word.startswith("~")]
+        if len(self.trace.jobs) > 1 or not self.trace.composed:
+            words = [word for word in words if "," not in word]
+        return {
+            str(one.key_or_group): plain(one.value())
+            for one in parse_overrides(words)
+            if one.key_or_group not in self.choices and not str(one.key_or_group).startswith("hydra")
+        }
 
     # --- classes ------------------------------------------------------------------------------------------------------
 

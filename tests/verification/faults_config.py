@@ -140,6 +140,18 @@ config-field-unread | ARC330 | a Config field that no line of the model reads
   ARCH
   + dropout: 0.0
     puzzle_emb_ndim: ${.hidden_size}       # 0 switches the puzzle embedding and its prefix off
+config-field-only-checked | ARC330 | a Config field that __post_init__ checks, and makes into what nothing reads
+  models/recursive_reasoning/config.py
+  +     dropout: float = 0.0
+        puzzle_emb_len: int = 16
+  models/recursive_reasoning/config.py
+            self._check_heads()
+  +         if self.dropout > 1:
+  +             raise ValueError("dropout: expected at most 1")
+  +         self.kept = 1 - self.dropout
+  ARCH
+  + dropout: 0.0
+    puzzle_emb_ndim: ${.hidden_size}       # 0 switches the puzzle embedding and its prefix off
 dead-override-unread | JOB031 (ARC330) | an override of a Config field that no line of the model reads | + arch.dropout=0.1
   models/recursive_reasoning/config.py
   +     dropout: float = 0.0

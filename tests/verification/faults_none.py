@@ -9,6 +9,7 @@ FILES = {
     "ARCH": "config/arch/trm.yaml",
     "TRM": "models/recursive_reasoning/trm.py",
     "ACT": "models/recursive_reasoning/act.py",
+    "BUILD": "tasks/recursive_reasoning/build.py",
     "TASK": "tasks/recursive_reasoning/task.py",
 }
 
@@ -188,6 +189,89 @@ new-model |  | the model of docs/architecture.md, added as told there | + arch.n
   +         high = Update("L_level", "z_H", ("z_H",), ("z_L",))
   +         cycle = (low,) * config.L_cycles + (high,) * (1 + config.extra_updates)
   +         return cycle * config.H_cycles, len(cycle)
+keys-read-in-other-ways | ARC330 JOB031 | keys read by an f-string, a match, a constant tuple of names, and made into others | + arch.name=recursive_reasoning.mine@Mine +arch.low_extra=2 +arch.more_lows=1 +arch.more_highs=1 +arch.pairs=2 +arch.spare=null +arch.doubled=1
+  models/recursive_reasoning/mine.py
+  + from dataclasses import dataclass
+  + from typing import ClassVar
+  +
+  + from models.recursive_reasoning.inner import INPUT
+  + from models.recursive_reasoning.model import RecursiveModel
+  + from models.recursive_reasoning.recursion import Update
+  + from models.recursive_reasoning.trm import TRMConfig
+  +
+  + MORE = ("more_lows", "L_cycles")
+  +
+  +
+  + @dataclass(kw_only=True)
+  + class MineConfig(TRMConfig):
+  +     low_extra: int = 0
+  +     """Updates of z_L, read by an f-string."""
+  +     more_lows: int = 0
+  +     """Updates of z_L, read in a loop over names."""
+  +     more_highs: int = 0
+  +     """Updates of z_H, read by a match."""
+  +     pairs: int = 1
+  +     """What `updates` is made of."""
+  +     spare: int | None = None
+  +     """Null takes `doubled`, which nothing else reads."""
+  +     doubled: int = 1
+  +     """Updates at the end."""
+  +
+  +     def __post_init__(self) -> None:
+  +         super().__post_init__()
+  +         self.updates = 2 * self.pairs
+  +         if self.spare is None:
+  +             self.spare = self.doubled
+  +
+  +
+  + class Mine(RecursiveModel):
+  +     Config: ClassVar = MineConfig
+  +
+  +     @staticmethod
+  +     def cycles(config: MineConfig) -> tuple[tuple[Update, ...], int]:
+  +         low = Update("L_level", "z_L", ("z_L",), ("z_H", INPUT))
+  +         high = Update("L_level", "z_H", ("z_H",), ("z_L",))
+  +         lows = sum(getattr(config, name) for name in MORE)
+  +         for level in ("low", "lower"):
+  +             lows += getattr(config, f"{level}_extra", 0)
+  +         match config:
+  +             case MineConfig(more_highs=highs):
+  +                 highs += config.updates + config.spare
+  +         cycle = (low,) * lows + (high,) * highs
+  +         return cycle * config.H_cycles, len(cycle)
+keys-unpacked | ARC330 JOB031 | a model that gives its whole config to a function, which names what it takes | + arch.name=recursive_reasoning.mine@Mine +arch.extra_lows=1
+  models/recursive_reasoning/mine.py
+  + from dataclasses import dataclass
+  + from typing import ClassVar
+  +
+  + from models.recursive_reasoning.inner import INPUT
+  + from models.recursive_reasoning.model import RecursiveModel
+  + from models.recursive_reasoning.recursion import Update
+  + from models.recursive_reasoning.trm import TRMConfig
+  +
+  +
+  + @dataclass(kw_only=True)
+  + class MineConfig(TRMConfig):
+  +     extra_lows: int = 0
+  +     """Further updates of z_L per cycle."""
+  +
+  +
+  + def updates(L_cycles, extra_lows, **rest):
+  +     low = Update("L_level", "z_L", ("z_L",), ("z_H", INPUT))
+  +     return (low,) * (L_cycles + extra_lows)
+  +
+  +
+  + class Mine(RecursiveModel):
+  +     Config: ClassVar = MineConfig
+  +
+  +     @staticmethod
+  +     def cycles(config: MineConfig) -> tuple[tuple[Update, ...], int]:
+  +         cycle = (*updates(**vars(config)), Update("L_level", "z_H", ("z_H",), ("z_L",)))
+  +         return cycle * config.H_cycles, len(cycle)
+schema-key-by-name | CFG255 | a key of the run that the family reads by a name put together
+  BUILD
+  - evaluated = epochs.evaluation_steps(config.min_eval_interval)
+  + evaluated = epochs.evaluation_steps(getattr(config, "_".join(["min", "eval", "interval"])))
 key-read-by-name |  | a model that reads its key by its name | + arch.name=recursive_reasoning.mine@Mine +arch.extra_updates=2 +arch.extra_lows=1
   models/recursive_reasoning/mine.py
   + from dataclasses import asdict, dataclass

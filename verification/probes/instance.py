@@ -21,10 +21,9 @@ from engine.distributed import rank, world_size
 from engine.loop.trainer import Trainer
 from engine.schema import structure
 from engine.task import Runtime
-from verification.probes.launch import Launched, create_model, replaced
-from verification.probes.reads import track, unread
-from verification.reads import optimizer_keys
+from verification.probes.launch import Launched, create_model
 from verification.spec import Settings, Verification
+from verification.subject import optimizer_keys
 
 Edit = Callable[[int, Any], Any]
 T = TypeVar("T")
@@ -169,9 +168,11 @@ class Tiny:
         settings = {**self.settings, **(run or {}), "arch": with_keys(self.arch, arch)}
         return structure(self.schema, settings)
 
-    def build(self, *, stirred: bool = True, run: Mapping[str, Any] | None = None, **arch: Any) -> Any:
+    def build(
+        self, *, stirred: bool = True, run: Mapping[str, Any] | None = None, config: Any = None, **arch: Any
+    ) -> Any:
         """A fresh plan. `stirred` adds the same small noise to all weights, so that zeros hide nothing."""
-        config = self.config(run, **arch)
+        config = config or self.config(run, **arch)
         torch.manual_seed(config.seed)
         assert self.launch.build is not None
         plan = self.launch.build(config, runtime(config.seed))
@@ -188,24 +189,6 @@ class Tiny:
         with torch.device("meta"):
             model: nn.Module = create_model(self.launch.module)(config, self.spec.full_shape(config), meta)[0]
         return model
-
-    def unread_keys(self) -> list[str]:
-        """Arch keys that neither construction nor two steps and an evaluation read."""
-        blocks: dict[str, Any] = {}
-        plain = engine.registry.build_config
-
-        def tracked(cls: type, data: Any, where: str, *rest: Any, **options: Any) -> Any:
-            block = plain(cls, data, where, *rest, **options)
-            if where in ("arch", "arch.loss") and is_dataclass(block):
-                blocks[where] = track(block)
-            return block
-
-        with replaced(plain, tracked):
-            plan = self.build()
-        for number in (1, 2):
-            step(plan.task, number)
-        evaluate(plan.task)
-        return [key for where, block in blocks.items() for key in unread(block, where)]
 
 
 def runtime(seed: int) -> Runtime:

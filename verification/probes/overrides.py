@@ -20,11 +20,12 @@ from engine.cli.keys import inert_reason
 from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
 from engine.fields import declared, flatten, value_at
+from launcher.naming import parse_overrides
 from verification.probes.changes import Way, aspects, candidates, declaration, others, try_out
 from verification.probes.instance import Recorder, Tiny, Unobservable, batch_of, set_halting
 from verification.probes.outputs import tensors_of
+from verification.probes.reads import unread_keys
 from verification.probes.registry import Note, observes
-from verification.rules.job import parse_overrides
 from verification.spec import Settings
 
 DRAW = "exploration draw"
@@ -36,7 +37,7 @@ def override_keys(overrides: Sequence[str], arch: Settings) -> tuple[list[str], 
     An override of a block counts as one of each of its keys. Raises UsageError for one that Hydra cannot read.
     """
     try:
-        parsed = parse_overrides(tuple(overrides))
+        parsed = parse_overrides(overrides)
     except HydraException as error:
         raise UsageError(f"cannot read an override: {' '.join(str(error).split())}") from error
     given = [str(one.key_or_group) for one in parsed if not one.is_delete()]
@@ -57,8 +58,8 @@ def overrides(tiny: Tiny) -> Iterator[str | Note]:
     changes; nothing does: it is dead. Of models without ACT steps only whether a key of the architecture is read.
     """
     settings = {**tiny.settings, "arch": tiny.full_arch}
-    for key in tiny.unread_keys():
-        if not inert_reason(tiny.launch.schema, key, settings):
+    for key in unread_keys(tiny):
+        if key.startswith("arch.") and not inert_reason(tiny.launch.schema, key, settings):
             given = key.removeprefix("arch.") in tiny.overridden and not tiny.spec.act
             text = f"nothing reads {key}: a key of the config that does nothing"
             yield Note("WARN", text) if not given else f"{key} is dead: nothing reads it"

@@ -5,44 +5,147 @@ For probes and tests; the config of a run is plain dataclasses, which torch.comp
 
 from __future__ import annotations
 
-import functools
-from dataclasses import fields, is_dataclass
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
 from typing import Any
+
+import engine.registry
+from engine.cli.keys import keys_of
+from engine.schema import structure
+from verification.probes.changes import candidates
+from verification.probes.instance import Tiny, evaluate, fit, with_keys
+from verification.probes.launch import replaced
+
+COPIES = ("dataclasses", "replace")
+"""Module and function that look at all fields for a copy, whose class records on."""
+
+
+@dataclass
+class Block:
+    """One block of a config as it was made, and how to make it with another value of a key."""
+
+    where: str
+    instance: Any
+    build: Callable[[str, Any], Any]
+
+
+def unread_keys(tiny: Tiny) -> list[str]:
+    """Keys of the run, of arch and of arch.loss that neither building, nor some steps, nor an evaluation read.
+
+    What is read in __post_init__ only is read where something is made of it that is read.
+    """
+    made: list[Block] = []
+    plain = engine.registry.build_config
+
+    def tracked(cls: type, data: Mapping[str, Any], where: str, *rest: Any, **options: Any) -> Any:
+        block = plain(cls, data, where, *rest, **options)
+        if where in ("arch", "arch.loss") and is_dataclass(block):
+            made.append(Block(where, track(block), lambda k, v: plain(cls, with_keys(data, {k: v}), where, *rest)))
+        return block
+
+    config = track(tiny.config())
+    made.append(Block("", config, lambda k, v: structure(tiny.schema, with_keys(tiny.settings, {k: v}))))
+    with replaced(plain, tracked):
+        plan = tiny.build(config=config)
+    fit(plan, config)
+    evaluate(plan.task)
+    unused: dict[str, bool] = {}
+    for block in made:
+        for key, (_, read) in leaves(block.instance).items():
+            name = f"{block.where}.{key}" if block.where else key
+            unused[name] = unused.get(name, True) and not read and not _derived(block, key)
+    return [name for name, alone in unused.items() if alone]
+
+
+def _derived(block: Block, key: str) -> bool:
+    """Whether another value of a key changes something else of its block that was read."""
+    before, known = leaves(block.instance), keys_of(type(block.instance)._records).get(key)
+    value = before[key][0]
+    others = candidates(known.kind if known else type(value), value)
+    for other in [*others, f"{value}_"] if isinstance(value, str) else others:
+        with contextlib.suppress(Exception):  # a value that does not fit
+            after = leaves(block.build(key, other))
+            if any(read and after.get(name, (None,))[0] != one for name, (one, read) in before.items()):
+                return True
+    return False
+
+
+def leaves(instance: Any, where: str = "") -> dict[str, tuple[Any, bool]]:
+    """Dotted name -> (value, whether it was read since) of all that a structured instance holds, blocks taken apart."""
+    found: dict[str, tuple[Any, bool]] = {}
+    for name, value in attributes(instance).items():
+        key = f"{where}.{name}" if where else name
+        items = value if isinstance(value, list) else []
+        blocks = {key: value} | {f"{key}[{i}]": item for i, item in enumerate(items)}
+        blocks = {place: block for place, block in blocks.items() if is_dataclass(block)}
+        if not blocks:
+            found[key] = value, name in getattr(type(instance), "_reads", ())
+        for place, block in blocks.items():
+            found |= leaves(block, place)
+    return found
 
 
 def unread(instance: Any, where: str = "") -> list[str]:
     """Dotted keys of a structured instance that nothing has read since, nested blocks included."""
-    missing: list[str] = []
-    for field in fields(instance):
-        value, key = vars(instance)[field.name], f"{where}.{field.name}" if where else field.name
-        items = value if isinstance(value, list) else []
-        blocks = {key: value} | {f"{key}[{i}]": item for i, item in enumerate(items)}
-        blocks = {place: block for place, block in blocks.items() if is_dataclass(block)}
-        if not blocks and field.name not in vars(instance).get("_reads", ()):
-            missing.append(key)
-        missing += [line for place, block in blocks.items() for line in unread(block, place)]
-    return missing
+    return [key for key, (_, read) in leaves(instance, where).items() if not read]
 
 
 def track(instance: Any) -> Any:
-    """Let a dynamic subclass record reads from now on, nested blocks included; returns the instance."""
-    for value in vars(instance).values():
+    """Let a dynamic subclass record reads from now on, nested blocks included; returns the instance.
+
+    Its __dict__ records what is taken out of it: `vars(config)[name]`, `**vars(config)`.
+    """
+    for value in attributes(instance).values():
         for block in value if isinstance(value, list) else [value]:
             if is_dataclass(block):
                 track(block)
     cls: Any = type(instance)
     if not hasattr(cls, "_records"):
-        object.__setattr__(instance, "__class__", _recording(cls))
+        object.__setattr__(instance, "__class__", recorder := _recorder(cls))
+        object.__setattr__(instance, "__dict__", Attributes(attributes(instance), recorder._reads))
     return instance
 
 
-@functools.cache
-def _recording(cls: Any) -> Any:
-    names, plain = frozenset(field.name for field in fields(cls)), cls.__getattribute__
+def attributes(instance: Any) -> dict[str, Any]:
+    """A copy of an instance's own attributes, which records nothing."""
+    return dict(dict.items(object.__getattribute__(instance, "__dict__")))
+
+
+def _recorder(cls: Any) -> Any:
+    reads, plain = set[str](), cls.__getattribute__
 
     def read(self: Any, name: str) -> Any:
-        if name in names:
-            plain(self, "__dict__").setdefault("_reads", set()).add(name)
+        caller = sys._getframe(1)
+        if (caller.f_globals.get("__name__"), caller.f_code.co_name.strip("_")) != COPIES:
+            reads.add(name)
         return plain(self, name)
 
-    return type(cls.__name__, (cls,), {"__getattribute__": read, "__module__": cls.__module__, "_records": cls})
+    own = {"__getattribute__": read, "__module__": cls.__module__, "_records": cls, "_reads": reads}
+    return type(cls.__name__, (cls,), own)
+
+
+class Attributes(dict[str, Any]):
+    """The __dict__ of a tracked instance; what overrides `__iter__` is unpacked (`**`) item by item."""
+
+    def __init__(self, values: Mapping[str, Any], reads: set[str]) -> None:
+        super().__init__(values)
+        self.reads = reads
+
+    def __getitem__(self, name: str) -> Any:
+        self.reads.add(name)
+        return super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return super().__iter__()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.reads.add(name)
+        return super().get(name, default)
+
+    def items(self) -> Any:
+        return {name: self[name] for name in self}.items()
+
+    def values(self) -> Any:
+        return {name: self[name] for name in self}.values()

@@ -37,6 +37,7 @@ from verification.probes import (  # noqa: F401  they register on import
 )
 from verification.probes.instance import Tiny, step
 from verification.probes.launch import launched
+from verification.probes.reads import unread_keys
 from verification.probes.registry import chosen, place_of_error, run_probe
 from verification.rule import finding
 from verification.spec import Settings, shrunk, specification
@@ -160,6 +161,15 @@ def tensor_names(resolved: Settings, script: ModuleType) -> set[str]:
     with _quiet(), tempfile.TemporaryDirectory(prefix="probe-") as folder:
         tiny = make_tiny(script, resolved, Path(folder) / "data")
         return set(tiny.full_model(tiny.resolved).state_dict())
+
+
+def keys_unread(resolved: Settings, script: ModuleType) -> list[str] | None:
+    """The keys of a config that its tiny instance leaves unread; None where it cannot be built or run here."""
+    with _quiet(), tempfile.TemporaryDirectory(prefix="probe-") as folder:
+        try:
+            return unread_keys(make_tiny(script, resolved, Path(folder) / "data"))
+        except Exception:
+            return None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from engine.cli.compose import defaults_lines, key_lines
 from verification.finding import Finding
 from verification.reads import unread_arch
 from verification.rule import NotApplicable, finding, need_config, need_model, rule
-from verification.rules.job import backup_suffix, override_keys
+from verification.rules.job import backup_suffix
 from verification.subject import Subject
 
 FORM = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*@[A-Z]\w*")
@@ -117,7 +117,7 @@ def arch_files(subject: Subject) -> list[tuple[str, str]]:
 def keys(subject: Subject) -> Iterator[Finding]:
     model = need_model(subject)
     block = {key: value for key, value in subject.arch.items() if key not in ("name", "loss")}
-    mine = override_keys(subject)
+    mine = subject.given
     if problem := model.misfit:
         if any(f"'{key}'" in problem or f"{key}=" in problem or problem.startswith(f"{key}:") for key in mine):
             yield finding("JOB030", "FAIL", problem, *subject.place)

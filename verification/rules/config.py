@@ -11,7 +11,6 @@ from verification.finding import Finding, Level
 from verification.link import place_of
 from verification.reads import unread_schema
 from verification.rule import NotApplicable, finding, inert, need_config, need_script, rule
-from verification.rules.job import override_keys
 from verification.subject import Subject
 
 
@@ -79,7 +78,7 @@ def self_is_last(subject: Subject) -> Iterator[Finding]:
 @rule("CFG220")
 def value_chain(subject: Subject) -> Iterator[Finding]:
     need_config(subject)
-    mine = override_keys(subject)
+    mine = subject.given
     files = {file: key_lines(subject.text(file) or "") for file in (subject.arch_file, subject.config_file)}
     for key in sorted(key for key, value in subject.arch.items() if not isinstance(value, dict)):
         lines = (files[subject.arch_file].get(key), files[subject.config_file].get(f"arch.{key}"))
@@ -146,7 +145,7 @@ def is_default(subject: Subject, key: str, file: str) -> bool:
     own = subject.trace.script.config_name if subject.trace.script else ""
     place = Path(file)
     default = place.suffix != ".yaml" or place.parent.name == "base" or place.stem == own
-    return key not in override_keys(subject) and default
+    return key not in subject.given and default
 
 
 @rule("CFG250")

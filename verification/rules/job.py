@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
-
 from engine.cli.keys import keys_of
 from engine.fields import value_at
 from engine.io import did_you_mean, user_path
 from verification.finding import Finding
-from verification.reads import module_file, optimizer_keys, unread_arch, unread_schema
+from verification.modules import module_file
+from verification.reads import unread_arch, unread_schema
 from verification.rule import NotApplicable, finding, inert, need_config, need_script, rule
-from verification.subject import Subject
+from verification.subject import Subject, optimizer_keys
 
 SUFFIX = re.compile(
     r"[_-](original|orig|old|backup|bak|copy|deprecated|legacy)\d*$|[_-]v\d+[_-]old$|\.(bak|old)$", re.IGNORECASE
@@ -140,40 +137,13 @@ def overrides_compose(subject: Subject) -> Iterator[Finding]:
         yield finding("JOB030", "WARN", f"{subject.script_file} states no schema", subject.script_file)
 
 
-@functools.lru_cache(maxsize=1024)
-def parse_overrides(words: tuple[str, ...]) -> list[Override]:
-    """Overrides as Hydra reads them. Raises: HydraException."""
-    return OverridesParser.create().parse_overrides(list(words))
-
-
-def plain(value: Any) -> Any:
-    """An override's value without Hydra's quotes."""
-    if isinstance(value, QuotedString):
-        return value.text
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return {plain(key): plain(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def override_keys(subject: Subject) -> dict[str, Any]:
-    """Dotted keys that the command sets, with their values; group choices and deletions are left out."""
-    words = [word for word in subject.trace.overrides if not word.startswith("~")]
-    if len(subject.trace.jobs) > 1 or not subject.trace.composed:
-        words = [word for word in words if "," not in word]
-    return {
-        str(one.key_or_group): plain(one.value())
-        for one in parse_overrides(tuple(words))
-        if one.key_or_group not in subject.choices and not str(one.key_or_group).startswith("hydra")
-    }
-
-
 @rule("JOB031")
 def overrides_are_read(subject: Subject) -> Iterator[Finding]:
     need_config(subject)
     given = {word.lstrip("+").partition("=")[0] for word in subject.trace.overrides}
     groups = [group for group, option in subject.choices.items() if group in given and option != "none"]
     place, unread = subject.place, {f"arch.{key}" for key in unread_arch(subject)} | set(unread_schema(subject))
-    for key in [*override_keys(subject), *groups]:
+    for key in [*subject.given, *groups]:
         if key in unread:
             yield finding("JOB031", "FAIL", f"{key} is overridden and nothing reads it", *place)
         elif reason := inert(subject, key) or not_taken(subject, key):
