@@ -31,7 +31,7 @@ class OnlineCopies:
         found: list[Draw] = [draw for _, draw in draws if draw is not None]
         self.draw = found[0]  # the sets agree in size and words, and with these in their symmetries
         self.forbidden = {
-            answer.tobytes() for split in test for answer in split.batch(np.arange(split.num_examples))["labels"]
+            answer.tobytes() for split in test for answer in split.rows(np.arange(split.num_examples))["labels"]
         }
 
     def apply(
@@ -42,9 +42,10 @@ class OnlineCopies:
         cells, words = (part[low : low + len(rows["inputs"])] for part in (drawn.cells, drawn.words))
         inputs, labels = (np.take_along_axis(rows[name], cells, axis=1) for name in ("inputs", "labels"))
         scored = labels != IGNORE
-        inputs = np.take_along_axis(words, inputs, axis=1).astype(np.int32)
-        labels = np.where(scored, np.take_along_axis(words, np.where(scored, labels, 0), axis=1), labels)
-        labels = labels.astype(np.int32)
+        inputs = np.take_along_axis(words, inputs, axis=1).astype(inputs.dtype)
+        labels = np.where(
+            scored, np.take_along_axis(words, np.where(scored, labels, 0), axis=1).astype(labels.dtype), labels
+        )
         fine = np.array([answer.tobytes() not in self.forbidden for answer in labels])[:, None]
         return {
             **rows,

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dataset.format import PuzzleSplit, check_agreement, combined_identifiers, empty_batch
+from dataset.format import PuzzleSplit, check_agreement, combined_identifiers, widened
 from engine.distributed import keyed_numpy, rank, world_size
 from engine.io import UsageError
 
@@ -133,19 +133,19 @@ class TrainSampler:
 
     def batch(self, iteration: int, index: int) -> dict[str, np.ndarray]:
         """The global batch in int32: inputs [B, T], labels [B, T] (-100 ignored), puzzle_identifiers [B]."""
-        return self.rows(iteration, index, 0, self.global_batch_size)
+        return widened(self.rows(iteration, index, 0, self.global_batch_size))
 
     def rows(self, iteration: int, index: int, low: int, high: int) -> dict[str, np.ndarray]:
-        """Rows [low, high) of the global batch; only these are read from disk."""
+        """Rows [low, high) of the global batch, as narrow as `PuzzleSplit.rows`; only these are read from disk."""
         examples = self.example_ids(iteration, index)[low:high]
         if len(self.splits) == 1:
-            return self.splits[0].batch(examples)
+            return self.splits[0].rows(examples)
         source = np.searchsorted(self._example_base, examples, side="right") - 1
-        out = empty_batch(len(examples), self.splits[0].metadata)
+        out: dict[str, np.ndarray] = {}
         for number in np.unique(source):
             mine = source == number
-            for key, value in self.splits[number].batch(examples[mine] - self._example_base[number]).items():
-                out[key][mine] = value
+            for key, value in self.splits[number].rows(examples[mine] - self._example_base[number]).items():
+                out.setdefault(key, np.empty((len(examples), *value.shape[1:]), value.dtype))[mine] = value
         return out
 
     def puzzle_ids(self, iteration: int, index: int) -> np.ndarray:

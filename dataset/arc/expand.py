@@ -92,7 +92,7 @@ class Expander:
             table = _HEAD + colours[place : place + 9] + _REST
             place += 9
             parts.append((bytes(shift) + template[: length - shift].translate(table)).ljust(length, b"\0"))
-        return np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(-1, length)
+        return np.frombuffer(bytearray().join(parts), dtype=np.uint8).reshape(-1, length)
 
     def _template(self, key: int) -> bytes:
         """The bytes of a grid under a transform to the end of its border; `key` as in `rows`."""

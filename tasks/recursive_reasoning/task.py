@@ -29,6 +29,8 @@ from models.recursive_reasoning.act import ACTCarry, ACTModel, ACTOutput
 
 Batch = dict[str, Tensor]
 MicroBatch = tuple[int, Batch]
+NARROW = (torch.int8, torch.int16)
+"""Of tokens, as samplers give them."""
 
 
 class Evaluator(Protocol):
@@ -147,7 +149,9 @@ class RecursiveReasoningTask:
         if self.model.draws_numbers:
             generator = keyed_generator(self.runtime.seed, "latents", step)
             host["keys"] = torch.randint(1 << 62, (self.global_rows,), generator=generator)[low:high]
-        rows = staged(host, self.runtime.device)
+        # Tokens are sent in their narrow type, a quarter of the bytes, and become int32 where they are.
+        sent = staged(host, self.runtime.device)
+        rows = {name: tensor.int() if tensor.dtype in NARROW else tensor for name, tensor in sent.items()}
         self.module.train()
         self.model.set_progress((step - 1) / self.total_steps)
         self.model.late_steps = self._late_steps(step)

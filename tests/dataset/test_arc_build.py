@@ -109,6 +109,7 @@ def test_both_forms_give_the_same_batches(built):
         for key, value in arrays.items():
             assert value.dtype == compact[key].dtype
             assert (value == compact[key]).all()
+        assert samplers[0].rows(1, index, 0, 16)["inputs"].flags.writeable  # torch warns of arrays that are not
     compact, arrays = (load_split(root, "test") for root in built.values())
     for name in ("inputs", "labels"):
         rows, made = getattr(arrays, name), getattr(compact, name)

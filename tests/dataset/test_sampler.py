@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,6 +176,39 @@ def test_labels_that_are_ignored_become_minus_100(tmp_path):
     batch = TrainSampler(load_splits([root], "train"), seed=0, global_batch_size=8, epochs_per_iter=1).batch(1, 0)
     assert (batch["labels"][:, 0] == -100).all()
     assert (batch["labels"][:, 1:] == batch["inputs"][:, 1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"), [(128, np.int8), (129, np.int16), (1 << 15, np.int16), ((1 << 15) + 1, np.int32)]
+)
+@pytest.mark.parametrize("stored", [np.uint8, np.int32])
+def test_rows_are_batches_in_the_narrowest_type(tmp_path, words, kind, stored):
+    root = write(tmp_path / "set", arrays([1] * 8, [1] * 8), vocab_size=words)
+    largest = min(words - 1, np.iinfo(stored).max)
+    for file in (root / "train/all__inputs.npy", root / "train/all__labels.npy"):
+        values = np.load(file).astype(stored)
+        values[0] = largest
+        np.save(file, values)
+    split = load_split(root, "train")
+    rows, batch = (read(np.array([3, 0, 5])) for read in (split.rows, split.batch))
+    assert {rows[name].dtype for name in ("inputs", "labels")} == {np.dtype(kind)}
+    assert {values.dtype for values in batch.values()} == {np.dtype(np.int32)}
+    assert all((rows[name] == values).all() for name, values in batch.items())
+    assert (batch["labels"][1] == largest).all()
+    assert batch["labels"][0].tolist() == [-100, *batch["inputs"][0, 1:]]
+
+
+@pytest.mark.parametrize("ignored", [0, 3, 127, -100])
+def test_every_stored_ignored_label_becomes_minus_100(tmp_path, ignored):
+    root = write(tmp_path / "set", arrays([1] * 8, [1] * 8), vocab_size=128)
+    described = root / "train/dataset.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"ignore_label_id": ignored}))
+    file = root / "train/all__labels.npy"
+    values = np.load(file).astype(np.int16)
+    values[:, 2] = ignored
+    np.save(file, values)
+    labels = load_split(root, "train").batch(np.arange(8))["labels"]
+    assert (labels == np.where(values == ignored, -100, values)).all()
 
 
 def test_several_data_paths(tmp_path):

@@ -52,6 +52,7 @@ def step(task, number: int) -> list:
 def test_a_slot_keeps_its_puzzle_until_it_halts(tiny_data: Path) -> None:
     task = make(tiny_data, "arch.halt_max_steps=3").task
     boards = [step(task, number)[0].data["inputs"].clone() for number in range(1, 6)]
+    assert boards[0].dtype == torch.int32  # sent as int8
     fresh = [torch.from_numpy(task.sampler.batch(1, index)["inputs"]) for index in range(5)]
     assert torch.equal(boards[0], fresh[0])
     assert torch.equal(boards[1], fresh[0])
@@ -264,7 +265,7 @@ def test_online_augmentation_offers_copies_that_are_right_and_no_test_board(tiny
     assert ((offered["inputs"] == offered["labels"]) | (offered["inputs"] == 1)).all()
     assert (np.sort(offered["labels"].reshape(-1, 4, 4), axis=2) == np.arange(2, 6)).all()
     assert (task._offered(2, 0, 8)["labels"] != offered["labels"]).any()
-    answers = {row.tobytes() for row in np.asarray(tests).astype(np.int32)}
+    answers = {row.tobytes() for row in np.asarray(tests).astype(np.int8)}
     assert task._copies.forbidden == answers
     many = np.concatenate([task._offered(number, 0, 8)["labels"] for number in range(1, 9)])
     assert not answers & {row.tobytes() for row in many}

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from dataset.format import load_split
+from dataset.format import load_split, widened
 from dataset.sampler import TrainSampler
 from dataset.writing import SplitArrays, write_dataset
 from engine.loop.metrics import LogLine
@@ -89,11 +89,14 @@ class SamplerCase:
     tokens: int
     rows: int
     epochs: int
+    wide: bool = False
+    """Whether ours are made int32 on the host too, as the published ones are, not after they were sent."""
 
 
 SAMPLERS = (
     SamplerCase("batches, 1,000 Sudoku x 100", 1000, 100, 1, 81, 768, 10),
     SamplerCase("batches, 400 ARC tasks x 20", 400, 20, 3, 900, 768, 10),
+    SamplerCase("batches, 400 ARC tasks x 20, int32", 400, 20, 3, 900, 768, 10, wide=True),
 )
 
 
@@ -184,7 +187,7 @@ class Pair:
 
     def offered(self, step: int) -> Batch:
         """The batch of our training step `step`."""
-        return _tensors(self.task._offered(step, 0, self.task.global_rows))
+        return _tensors(widened(self.task._offered(step, 0, self.task.global_rows)))
 
     def ours(self, steps: int) -> dict[str, Any]:
         """Training steps as the trainer takes them, batches included, and the means that a log line has."""
@@ -237,7 +240,10 @@ def sampling(case: SamplerCase, folder: Path, pairs: int) -> Row:
     def ours(_: int) -> None:
         one = sampler()
         for index in range(number):
-            one.batch(1, index)
+            if case.wide:
+                one.batch(1, index)
+            else:
+                one.rows(1, index, 0, case.rows)
 
     def literal(_: int) -> None:
         deque(batches(split, 0, 1, case.epochs, case.rows), maxlen=0)
