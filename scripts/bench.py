@@ -1,12 +1,16 @@
-"""Time our training step, evaluation and batches beside the published form of each, on one CPU core.
+"""Time our training step, evaluation and batches beside the published form of each.
 
-    python scripts/bench.py                                     # the whole table: 15 CPU minutes
+    python scripts/bench.py                                     # on one CPU core, the whole table: 15 CPU minutes
     python scripts/bench.py --only 'training: mlp_t' --pairs 5
-    python scripts/bench.py --json bench.json
+    python scripts/bench.py --device cuda --json bench.json     # on a GPU: steps, in two to three minutes
 
-The published form is TRM's and HRM's public code in eager mode, written out literally: weights are cast at each call,
-metrics are read at each step, optimizers go from parameter to parameter. Both sides take turns in one process, and CPU
-time is what is read, since a machine may have other work. A ratio above 1 means that ours is faster.
+The published form is TRM's and HRM's public code, written out literally: weights are cast at each call, metrics read at
+each step. Both sides take turns in one process; a ratio above 1 means that ours is faster.
+
+On a CPU the published form is eager, its optimizers go from parameter to parameter, and CPU time is what is read, since
+a machine may have other work. With --device cuda it is eager and under torch.compile, as it ships; ours is eager,
+compiled, and as one CUDA graph of the whole step. CUDA events are read, and a matrix product and a copy are timed in
+the same call: what the figures are percentages of.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +29,83 @@ from engine.cli.console import begin, execute, run_command
 if __name__ == "__main__":
     begin()
 
-from dataset.arguments import positive, script_parser
+from dataset.arguments import pattern, positive, script_parser
 from engine.errors import UsageError
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one exits 2."""
     parser = script_parser(__file__, __doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="which table; default: cpu")
     parser.add_argument("--only", default="", metavar="TEXT", help="lines whose name contains it; default: all")
     parser.add_argument("--pairs", type=positive, default=7, help="measurements of each side; default: 7")
-    parser.add_argument("--threads", type=positive, default=1, help="of torch, for both sides; default: 1")
+    parser.add_argument("--threads", type=positive, help="of torch, for both sides; default: 1, with a GPU torch's own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    gpu = parser.add_argument_group("with --device cuda")
+    gpu.add_argument("--modes", type=pattern, default="", metavar="REGEX", help="modes whose name has it; default: all")
+    gpu.add_argument("--seconds", type=positive, default=8, help="of timing for each row, about; default: 8")
+    gpu.add_argument("--warm-up", type=positive, default=240, help="seconds; what is not warm then is left out")
     args: argparse.Namespace = parser.parse_args(argv)
     return args
 
 
 def report(args: argparse.Namespace) -> None:
     """Measure and print. Raises: UsageError."""
-    import torch
-
     from engine.run.environment import describe_environment
     from reports.output import write_json_result
+
+    figures: dict[str, Any] = {"pairs": args.pairs, "threads": args.threads, "environment": describe_environment()}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        measured = on_gpu if args.device == "cuda" else on_cpu
+        figures["rows"] = list(measured(args, Path(folder), figures))
+    if args.json is not None:
+        write_json_result(args.json, figures)
+
+
+def on_cpu(args: argparse.Namespace, folder: Path, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The table of a CPU, row by row."""
+    import torch
+
     from tasks.recursive_reasoning.step_benchmark.measure import all_rows, names
 
-    if not any(args.only in name for name in names()):
-        raise UsageError(f"--only {args.only!r}: no line is named so; there are\n  " + "\n  ".join(names()))
-    torch.set_num_threads(args.threads)
-    rows: list[dict[str, Any]] = []
+    chosen(args.only, names())
+    figures["threads"] = args.threads or 1
+    torch.set_num_threads(args.threads or 1)
     print("| | ours, ms | published form, ms | ratio | quartiles |\n|---|---|---|---|---|", flush=True)
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        for row in all_rows(args.only, args.pairs, Path(folder)):
-            rows.append(figures := row.figures())
-            low, high = figures["quartiles"]
-            times = f"{figures['ours_ms']:.4g} | {figures['literal_ms']:.4g}"
-            print(f"| {row.name} | {times} | {figures['ratio']:.2f} | {low:.2f} .. {high:.2f} |", flush=True)
-    if args.json is not None:
-        about = describe_environment()
-        settings = {"threads": args.threads, "pairs": args.pairs, "environment": about}
-        write_json_result(args.json, {**settings, "rows": rows})
+    for measured in all_rows(args.only, args.pairs, folder):
+        row = measured.figures()
+        low, high = row["quartiles"]
+        times = f"{row['ours_ms']:.4g} | {row['literal_ms']:.4g}"
+        print(f"| {measured.name} | {times} | {row['ratio']:.2f} | {low:.2f} .. {high:.2f} |", flush=True)
+        yield row
+
+
+def on_gpu(args: argparse.Namespace, folder: Path, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The table of a GPU, row by row; `figures` takes what the device can do."""
+    from engine.device import choose_device
+    from tasks.gpu_benchmark.processes import Settings, measured_rows
+    from tasks.gpu_benchmark.rows import CASES
+    from tasks.gpu_benchmark.table import HEAD, lines_of
+    from tasks.gpu_benchmark.timing import ceilings
+
+    names = chosen(args.only, [case.name for case in CASES])
+    choice = choose_device("cuda")
+    figures["ceilings"] = rates = ceilings(choice.device)
+    print(f"{choice.reason}; {rates['matmul_tflops']:.0f} TFLOP/s in a product, {rates['copy_tbs']:.2f} TB/s in a copy")
+    print(HEAD, flush=True)
+    own = {name: vars(args)[name] for name in ("pairs", "seconds", "warm_up", "modes", "threads")}
+    settings = Settings(device=str(choice.device), **own)
+    for row in measured_rows([case for case in CASES if case.name in names], settings, folder):
+        for line in lines_of(row, rates["matmul_tflops"]):
+            print(line, flush=True)
+        yield row
+
+
+def chosen(only: str, names: Sequence[str]) -> list[str]:
+    """Those of `names` that contain `only`. Raises: UsageError where none does."""
+    if found := [name for name in names if only in name]:
+        return found
+    raise UsageError(f"--only {only!r}: no line is named so; there are\n  " + "\n  ".join(names))
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Sizes:
-    """The CPU recipe."""
+    """The CPU recipe, unless told otherwise."""
 
     vocab: int = 65
     layers: int = 4
@@ -28,6 +28,7 @@ class Sizes:
     width: int = 128
     length: int = 64
     rows: int = 12
+    dropout: float = 0.0
 
 
 class _Norm(nn.Module):
@@ -47,13 +48,15 @@ class _Block(nn.Module):
         self.c_attn, self.c_proj = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d, bias=False)
         self.c_fc, self.mlp_proj = nn.Linear(d, 4 * d, bias=False), nn.Linear(4 * d, d, bias=False)
         self.gelu = nn.GELU()
-        self.attn_dropout, self.mlp_dropout = nn.Dropout(0.0), nn.Dropout(0.0)
+        self.dropout = sizes.dropout
+        self.attn_dropout, self.mlp_dropout = nn.Dropout(sizes.dropout), nn.Dropout(sizes.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, length, width = x.shape
         q, k, v = self.c_attn(self.ln_1(x)).split(width, dim=2)
         q, k, v = (t.view(rows, length, self.heads, width // self.heads).transpose(1, 2) for t in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=True)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=None, dropout_p=dropout, is_causal=True)
         y = y.transpose(1, 2).contiguous().view(rows, length, width)
         x = x + self.attn_dropout(self.c_proj(y))
         out: Tensor = x + self.mlp_dropout(self.mlp_proj(self.gelu(self.c_fc(self.ln_2(x)))))
@@ -67,7 +70,7 @@ class NanoGPT(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(sizes.vocab, sizes.width)
         self.wpe = nn.Embedding(sizes.length, sizes.width)
-        self.drop = nn.Dropout(0.0)
+        self.drop = nn.Dropout(sizes.dropout)
         self.h = nn.ModuleList(_Block(sizes) for _ in range(sizes.layers))
         self.ln_f = _Norm(sizes.width)
         self.lm_head = nn.Linear(sizes.width, sizes.vocab, bias=False)
@@ -78,7 +81,7 @@ class NanoGPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * sizes.layers) if narrow else 0.02)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        positions = torch.arange(0, tokens.shape[1], dtype=torch.long)
+        positions = torch.arange(0, tokens.shape[1], dtype=torch.long, device=tokens.device)
         x = self.drop(self.wte(tokens) + self.wpe(positions))
         for block in self.h:
             x = block(x)
@@ -100,7 +103,8 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     rest = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
+    fused = next(model.parameters()).is_cuda  # as nanoGPT has it
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=fused)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:

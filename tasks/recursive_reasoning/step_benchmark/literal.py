@@ -1,5 +1,4 @@
-"""TRM and HRM with their loss in the published form (arXiv 2510.04871, 2506.21734), eager: what bench.py measures
-against.
+"""TRM and HRM with their loss in the published form (arXiv 2510.04871, 2506.21734): what bench.py measures against.
 
 Every call of a layer casts its weights to the compute dtype, the normalisation is four plain operations, the token loss
 is stablemax in float64, the head reads the prefix too, and all metrics are made at every ACT step. Parameters have our
@@ -211,7 +210,10 @@ class Inner(nn.Module):
 
 
 class Literal(nn.Module):
-    """ACT around `Inner`, with the loss. `config` is that of our model, without options of our own."""
+    """ACT around `Inner`, with the loss. `config` is that of our model, without options of our own.
+
+    To be made `with torch.device(...)`: the leaf of the puzzle embedding would be none after `.to(device)`.
+    """
 
     def __init__(self, config: Any, shape: Any, rows: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -222,12 +224,12 @@ class Literal(nn.Module):
         )
 
     def initial_carry(self, batch: Batch) -> Carry:
-        rows = len(batch["inputs"])
-        empty = torch.empty(rows, self.positions, self.config.hidden_size, dtype=self.inner.dtype)
+        rows, device = len(batch["inputs"]), batch["inputs"].device
+        empty = torch.empty(rows, self.positions, self.config.hidden_size, dtype=self.inner.dtype, device=device)
         return Carry(
             {"z_H": empty, "z_L": torch.empty_like(empty)},
-            torch.zeros(rows, dtype=torch.int32),
-            torch.ones(rows, dtype=torch.bool),
+            torch.zeros(rows, dtype=torch.int32, device=device),
+            torch.ones(rows, dtype=torch.bool, device=device),
             {name: torch.empty_like(value) for name, value in batch.items()},
         )
 
@@ -277,10 +279,9 @@ class Literal(nn.Module):
             correct = mask & (torch.argmax(logits, dim=-1) == labels)
             solved = correct.sum(-1) == counts
             valid = halted & (counts > 0)
-            zero = torch.zeros(())
             metrics = {
                 "count": valid.sum(),
-                "accuracy": torch.where(valid, (correct.to(torch.float32) / divisor).sum(-1), zero).sum(),
+                "accuracy": torch.where(valid, (correct.to(torch.float32) / divisor).sum(-1), 0.0).sum(),
                 "exact_accuracy": (valid & solved).sum(),
                 "q_halt_accuracy": (valid & ((q_halt >= 0) == solved)).sum(),
                 "steps": torch.where(valid, steps, 0).sum(),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.loop import compiling
 from tasks.recursive_reasoning.step_benchmark.literal import Batch, Carry, Literal
 
 
@@ -21,8 +22,12 @@ class AdamATan2:
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in params]
         self.count = 0
 
-    @torch.no_grad()
     def step(self) -> None:
+        """On CUDA the package updates all parameters in one kernel: the nearest of plain torch is a few for all."""
+        (self.step_together if self.params[0].is_cuda else self.step_apart)()
+
+    @torch.no_grad()
+    def step_apart(self) -> None:
         self.count += 1
         (beta1, beta2), lr = self.betas, self.lr
         for param, (mean, square) in zip(self.params, self.moments, strict=True):
@@ -35,6 +40,22 @@ class AdamATan2:
             param.add_(torch.atan2(mean, root), alpha=-lr / (1 - beta1**self.count))
             param.grad = None
 
+    @torch.no_grad()
+    def step_together(self) -> None:
+        self.count += 1
+        (beta1, beta2), lr = self.betas, self.lr
+        used = [(p, p.grad, *pair) for p, pair in zip(self.params, self.moments, strict=True) if p.grad is not None]
+        params, grads, means, squares = map(list, zip(*used, strict=True))
+        torch._foreach_mul_(params, 1 - lr * self.weight_decay)
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), 1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, (1 - beta2**self.count) ** 0.5)
+        updates = [torch.atan2(mean, root) for mean, root in zip(means, roots, strict=True)]
+        torch._foreach_add_(params, updates, alpha=-lr / (1 - beta1**self.count))
+        for param in params:
+            param.grad = None
+
 
 @torch.no_grad()
 def sign_sgd(table: Any, lr: float, weight_decay: float) -> None:
@@ -42,7 +63,8 @@ def sign_sgd(table: Any, lr: float, weight_decay: float) -> None:
     if (grad := table.local.grad) is None:
         return
     ids, inverse = table.ids.long().unique(return_inverse=True)
-    total = torch.zeros(len(ids), grad.shape[1]).scatter_add_(0, inverse.unsqueeze(-1).expand(-1, grad.shape[1]), grad)
+    total = grad.new_zeros(len(ids), grad.shape[1])
+    total.scatter_add_(0, inverse.unsqueeze(-1).expand(-1, grad.shape[1]), grad)
     table.weights[ids] = table.weights[ids].mul_(1 - lr * weight_decay).add_(total.sign_(), alpha=-lr)
     table.local.grad = None
 
@@ -50,9 +72,11 @@ def sign_sgd(table: Any, lr: float, weight_decay: float) -> None:
 class Training:
     """The published loop around a `Literal`: `step(batch)` and `evaluate(batch)`, metrics as numbers."""
 
-    def __init__(self, model: Literal, rows: int, config: Any) -> None:
-        """`config`: learning rates, decays and the rate of the average, by the names of pretrain.py's keys."""
+    def __init__(self, model: Literal, rows: int, config: Any, *, compiled: bool = False) -> None:
+        """`config`: learning rates, decays and the rate of the average, by the names of pretrain.py's keys. `compiled`:
+        under torch.compile as a whole, loss included, as the published script has it."""
         self.model, self.rows, self.config = model, rows, config
+        self.forward: Any = torch.compile(model, backend=compiling.BACKEND) if compiled else model
         params = [*model.parameters()]
         self.optimizer = AdamATan2(params, config.lr, (config.beta1, config.beta2), config.weight_decay)
         self.shadow = {name: param.detach().clone() for name, param in model.named_parameters()}
@@ -62,7 +86,7 @@ class Training:
         """One ACT step of every row, an update of everything, and the metrics on the host."""
         model, config = self.model.train(), self.config
         carry = model.initial_carry(batch) if self.carry is None else self.carry
-        self.carry, loss, metrics = model(carry, batch)
+        self.carry, loss, metrics = self.forward(carry, batch)
         (loss / self.rows).backward()
         if model.inner.puzzle_emb is not None:
             sign_sgd(model.inner.puzzle_emb, config.puzzle_emb_lr, config.puzzle_emb_weight_decay)

@@ -153,7 +153,7 @@ class Pair:
 
     def __init__(self, case: Case, folder: Path) -> None:
         rows = case.rows
-        splits = {"train": _puzzles(4 * rows, 1, 1, case.tokens), "test": _puzzles(rows, 1, 1, case.tokens)}
+        splits = {"train": random_puzzles(4 * rows, 1, 1, case.tokens), "test": random_puzzles(rows, 1, 1, case.tokens)}
         write_dataset(
             folder / "puzzles",
             splits,
@@ -224,7 +224,7 @@ def sampling(case: SamplerCase, folder: Path, pairs: int) -> Row:
     count = case.groups * case.puzzles
     write_dataset(
         folder,
-        dict.fromkeys(("train", "test"), _puzzles(case.groups, case.puzzles, case.examples, case.tokens)),
+        dict.fromkeys(("train", "test"), random_puzzles(case.groups, case.puzzles, case.examples, case.tokens)),
         vocab_size=WORDS,
         seq_len=case.tokens,
         card={"name": "puzzles"},
@@ -255,10 +255,10 @@ def _tensors(arrays: dict[str, np.ndarray]) -> Batch:
     return {name: torch.from_numpy(values) for name, values in arrays.items()}
 
 
-def _puzzles(groups: int, puzzles: int, examples: int, tokens: int) -> SplitArrays:
+def random_puzzles(groups: int, puzzles: int, examples: int, tokens: int, words: int = WORDS) -> SplitArrays:
     """Random tokens; each puzzle has an identifier of its own."""
     count = groups * puzzles
-    inputs, labels = np.random.default_rng(0).integers(1, WORDS, (2, count * examples, tokens)).astype(np.uint8)
+    inputs, labels = np.random.default_rng(0).integers(1, words, (2, count * examples, tokens)).astype(np.uint8)
     return SplitArrays(
         inputs,
         labels,

@@ -1,0 +1,120 @@
+"""A row of the table: a recipe as a command gives it, in each of its modes, and the trainer that a launch builds."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from engine.cli.resolve import resolve
+from engine.config import RunConfig
+from engine.device import make_runtime
+from engine.errors import UsageError
+from engine.loop.compiling import compile_task
+from engine.loop.trainer import Trainer
+from engine.signals import StopSignal
+from tasks.gpu_benchmark.timing import Work
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLIC = {"public code, compiled": True, "public code, eager": False}
+"""Mode of the published form -> whether it is compiled."""
+PLAIN = ("compile=off", "step_graph=off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(ABC):
+    """`rows` examples a step, of `tokens` out of `words` different ones, by `recipe` (words of a command line)."""
+
+    script: ClassVar[str]
+    compile: ClassVar[str]
+    """How the script's step is compiled (engine/loop/compiling.py)."""
+
+    name: str
+    recipe: tuple[str, ...]
+    rows: int
+    tokens: int
+    words: int
+    small: bool = False
+    """Whether the step is captured uncompiled, too: of a large one such a graph keeps 20 GB to itself."""
+
+    @property
+    def ours(self) -> dict[str, tuple[str, ...]]:
+        """Our modes -> their overrides."""
+        compiled = f"compile={self.compile}"
+        return {
+            f"ours, {compiled}, step_graph": (compiled, "step_graph=on"),
+            f"ours, {compiled}": (compiled, "step_graph=off"),
+            **({"ours, step_graph": ("compile=off", "step_graph=on")} if self.small else {}),
+            "ours, eager": PLAIN,
+        }
+
+    @property
+    def modes(self) -> list[str]:
+        """All of the row, those first whose warm-up is the longest."""
+        compiled, eager = PUBLIC
+        return [compiled, *self.ours, eager]
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Put made-up data of the row's shape there."""
+
+    @abstractmethod
+    def overrides(self, folder: Path) -> tuple[str, ...]:
+        """Those data, the size of a batch, and a run that is longer than what is timed."""
+
+    @abstractmethod
+    def public(self, bench: Bench, *, compiled: bool) -> Work:
+        """What takes steps in the form of public code."""
+
+
+class Bench:
+    """The modes of one case over the same data, which it writes into `folder`. Each has weights of its own."""
+
+    def __init__(self, case: Case, device: torch.device, folder: Path) -> None:
+        self.case, self.device, self.folder = case, device, folder
+        self.flops: float | None = None
+        """Operations of one training step, as the model counts them; known once one of our modes was built."""
+        folder.mkdir(parents=True, exist_ok=True)
+        case.write(folder)
+
+    def work(self, mode: str) -> Work:
+        """What takes steps in `mode`. Raises: UsageError for a recipe that the launch would refuse."""
+        if mode in PUBLIC:
+            return self.case.public(self, compiled=PUBLIC[mode])
+        trainer = self.trainer(*self.case.ours[mode])
+        flops: Any = trainer.module.flops
+        self.flops = flops(trainer.plan.batch_rows)["train"]
+        return partial(_steps, trainer)
+
+    def trainer(self, *overrides: str) -> Trainer:
+        """As a launch builds it (engine/run/launch.py); it saves, writes and evaluates nothing."""
+        case = self.case
+        if not hasattr(RunConfig, "step_graph"):
+            overrides = tuple(words for words in overrides if words != "step_graph=off")
+        words = (*case.recipe, *case.overrides(self.folder), f"device={self.device}", *overrides)
+        trace = resolve(ROOT / case.script, words, root=ROOT)
+        if (config := trace.config) is None or trace.script is None or trace.script.declared is None:
+            raise UsageError(next(iter(trace.problems.values())))
+        runtime = make_runtime(config)
+        plan = trace.script.declared.build(config, runtime)
+        if plan.start is not None:
+            plan.start()
+        plan.eval_steps = ()
+        compile_task(plan.task, config, runtime.device, steps=plan.last_step(config.max_steps))
+        trainer = Trainer(plan, config, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal())
+        if importlib.util.find_spec("engine.loop.step_graph") is not None:
+            trainer.graph = importlib.import_module("engine.loop.step_graph").make_step_graph(trainer)  # type: ignore
+        return trainer
+
+
+def _steps(trainer: Trainer, steps: int) -> None:
+    """As `Trainer.fit` takes them, with their batches and log lines."""
+    for _ in range(steps):
+        trainer.step += 1
+        trainer._train_step()
+        trainer._finish_step(resumed=False)

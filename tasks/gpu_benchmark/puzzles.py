@@ -1,0 +1,66 @@
+"""Rows of pretrain.py, beside TRM's loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from dataset.writing import write_dataset
+from tasks.gpu_benchmark.case import PLAIN, Bench, Case
+from tasks.gpu_benchmark.timing import Work
+from tasks.recursive_reasoning.step_benchmark.literal import Literal
+from tasks.recursive_reasoning.step_benchmark.literal_training import Training
+from tasks.recursive_reasoning.step_benchmark.measure import random_puzzles
+
+
+class PuzzleCase(Case):
+    """A recursive model."""
+
+    script: ClassVar[str] = "pretrain.py"
+    compile: ClassVar[str] = "block"
+
+    def write(self, folder: Path) -> None:
+        """Puzzles of random tokens, each with an identifier of its own."""
+        count = 4 * self.rows
+        splits = {
+            "train": random_puzzles(count, 1, 1, self.tokens, self.words),
+            "test": random_puzzles(self.rows, 1, 1, self.tokens, self.words),
+        }
+        write_dataset(
+            folder / "puzzles",
+            splits,
+            vocab_size=self.words,
+            seq_len=self.tokens,
+            card={"name": "puzzles"},
+            identifiers=[f"p{number}" for number in range(count + 1)],
+        )
+
+    def overrides(self, folder: Path) -> tuple[str, ...]:
+        """16,000 steps."""
+        return (
+            f"data_paths=[{folder}/puzzles]",
+            f"global_batch_size={self.rows}",
+            "epochs=4000",
+            "eval_interval=null",
+        )
+
+    def public(self, bench: Bench, *, compiled: bool) -> Work:
+        """TRM's loop: a batch from pinned memory, where a process of its own puts them; metrics are read every step."""
+        trainer, device = bench.trainer(*PLAIN), bench.device
+        task: Any = trainer.task
+        model = task.model
+        with torch.device(device):
+            literal = Literal(model.config, model.shape, self.rows, model.inner.dtype)
+        literal.load_state_dict(model.state_dict())
+        training = Training(literal, self.rows, trainer.config, compiled=compiled)
+        host = {name: torch.from_numpy(values) for name, values in task._offered(1, 0, self.rows).items()}
+        if device.type == "cuda":
+            host = {name: tensor.pin_memory() for name, tensor in host.items()}
+
+        def steps(count: int) -> None:
+            for _ in range(count):
+                training.step({name: tensor.to(device) for name, tensor in host.items()})
+
+        return steps
