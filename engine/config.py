@@ -29,7 +29,7 @@ NOT_IDENTITY: Mapping[str, str] = {
     "device": "device: the same run continues on another machine",
     "attention": "device: kernels differ in rounding only",
     "threads": "device: speed only",
-    **dict.fromkeys(("deterministic", "compile"), "device: rounding only"),
+    **dict.fromkeys(("deterministic", "compile", "step_graph"), "device: rounding only"),
     "parallel": "device: flat, ddp and fsdp give the same numbers",
     "accumulation": "device: the gradient is that of the global batch however it is split",
     **dict.fromkeys(("max_steps", "max_seconds"), "budget: where to stop, not what to do on the way"),
@@ -144,6 +144,8 @@ class RunConfig:
     """Micro-batches per step; pretrain.py cuts its batch into them (less memory), train.py's grows with them."""
     compile: Literal["auto", "off", "block", "full"] = "auto"
     """torch.compile of training steps: each block, or the forward pass with its loss; auto: on CUDA in a long run."""
+    step_graph: Literal["auto", "off", "on"] = "auto"
+    """Run steps as one CUDA graph each (one process); auto: wherever the script's steps allow it."""
 
     max_steps: Annotated[int | None, Range(1)] = None
     """Stop after this many steps in all (a resumed run counts the earlier ones); null runs to the end."""

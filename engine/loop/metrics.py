@@ -110,6 +110,10 @@ class MetricWindow:
         """End the open step: it counts where `ok` is 1. One that is called off (0) leaves no NaN in the window."""
         if self._sums is not None and self._step is not None:
             self._sums += torch.where(ok.to(torch.bool), self._step, 0.0)
+        self.drop_step()
+
+    def drop_step(self) -> None:
+        """Forget the open step."""
         self._step = None
 
     def flush(self) -> dict[str, Tensor]:
@@ -150,7 +154,10 @@ class SkippedSteps:
     def add(self, ok: Tensor) -> None:
         """Count a step: `ok` is 0 where it was called off, else 1."""
         bad = 1 - ok.to(self.counts.dtype)
-        self.counts = torch.stack([self.counts[0] + bad, (self.counts[1] + bad) * bad])
+        self.counts.copy_(torch.stack([self.counts[0] + bad, (self.counts[1] + bad) * bad]))
+
+    def send(self) -> None:
+        """Let the newest count travel to the host, for a later step to read."""
         if self.counts.device.type == "cuda":
             self._sent = [*self._sent[-1:], Sent(self.counts)]
 

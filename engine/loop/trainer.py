@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.building import out_of_memory
 from engine.checkpoint.manifest import Checkpoint
@@ -24,6 +25,7 @@ from engine.io import print_rank0
 from engine.loop.evaluations import EMA, Evaluations, averages
 from engine.loop.metrics import GroupStats, LogLine, MetricWindow, SkippedSteps
 from engine.loop.sharding import make_reducer
+from engine.loop.step_graph import StepGraph, make_step_graph
 from engine.optim import build_optimizers, load_optimizers
 from engine.signals import StopSignal
 from engine.task import Runtime, TrainingPlan
@@ -62,6 +64,7 @@ class Trainer:
         self._line: LogLine | None = None
         self._lines_wait = runtime.device.type == "cuda"
         self._polls = Polls()
+        self.graph: StepGraph | None = None
 
         groups = self.task.param_groups()
         trained = {id(param) for group in groups for param in group.dense.values()}
@@ -85,6 +88,7 @@ class Trainer:
             Interrupted: a signal came; the checkpoint is written.
             RunFailure: out of memory, too many non-finite steps, or (RankLost) another rank has died.
         """
+        self.graph = self.graph or make_step_graph(self)
         for hook in self.hooks:
             hook.start(self)
         self._stop.training = True
@@ -107,9 +111,19 @@ class Trainer:
         return self.evaluations.results
 
     def _train_step(self) -> None:
+        micro_batches = list(self.task.micro_batches(self.step))
+        key_global_draws(self.config.seed, f"forward/{self.runtime.rank}", self.step)  # dropout, masks on each rank
+        factor, measured = self.plan.schedule(self.step), self.stats.due(self.step)
+        if measured or self.graph is None or not self.graph.step(self.step, micro_batches, factor):
+            self.update(micro_batches, factor, measured=measured)
+        self.skipped.send()
+        for hook in self.hooks:
+            hook.after_step(self)
+
+    def update(self, micro_batches: Sequence[Any], factor: float | Tensor, *, measured: bool) -> None:
+        """Everything that a step does on the device, at `factor` times the learning rates: a tensor where it is being
+        captured (step_graph.py), and then nothing here may depend on what the host knows of this one step."""
         task, config = self.task, self.config
-        micro_batches = list(task.micro_batches(self.step))
-        key_global_draws(config.seed, f"forward/{self.runtime.rank}", self.step)  # dropout, other masks on each rank
         self.reducer.start()
         loss_sum = weight_sum = torch.zeros((), dtype=torch.float32, device=self.runtime.device)
         for index, micro_batch in enumerate(micro_batches):
@@ -122,8 +136,8 @@ class Trainer:
         norm, ok = self.reducer.finish(loss_sum, weight_sum, clip=config.grad_clip)
         self.reducer.leave_out(getattr(task, "left_out", tuple)())
 
-        key_global_draws(config.seed, "update", self.step)  # optimizers that draw do the same on all ranks
-        factor, measured = self.plan.schedule(self.step), self.stats.due(self.step)
+        if not isinstance(factor, Tensor):
+            key_global_draws(config.seed, "update", self.step)  # optimizers that draw do the same on all ranks
         if measured:
             self.stats.before(norm, config.grad_clip)
         for optimizer in self.optimizers.values():
@@ -136,8 +150,6 @@ class Trainer:
             self.ema.update()
         self._last_norm = norm
         task.after_step()
-        for hook in self.hooks:
-            hook.after_step(self)
 
     def _finish_step(self, *, resumed: bool) -> None:
         """The duties that follow a step. After a resume only what the interrupted process had not yet done is done."""

@@ -39,7 +39,15 @@ class Optimizer(Protocol):
 
     lr: float
 
-    def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None: ...
+    @property
+    def capturable(self) -> bool:
+        """Whether all steps are the same operations on the device, with `lr_scale` as a tensor [] float64."""
+        ...
+
+    def step(self, lr_scale: float | Tensor = 1.0, ok: Tensor | None = None) -> None: ...
+
+    def count_step(self) -> None:
+        """A recorded step was run again in place of `step`."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

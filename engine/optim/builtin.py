@@ -35,6 +35,8 @@ class AdamATan2:
     The first-moment correction stands outside the atan2. A zero gradient only decays. lr 0 is allowed.
     """
 
+    capturable = True
+
     def __init__(
         self,
         params: Sequence[nn.Parameter],
@@ -56,7 +58,7 @@ class AdamATan2:
         self.count = torch.zeros((), dtype=torch.float32, device=self.params[0].device if self.params else "cpu")
 
     @torch.no_grad()
-    def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None:
+    def step(self, lr_scale: float | Tensor = 1.0, ok: Tensor | None = None) -> None:
         """One update at learning rate lr·lr_scale. A parameter without gradient is not touched at all."""
         moments = zip(self.params, self.exp_avg, self.exp_avg_sq, strict=True)
         live = [(p.detach(), p.grad, m, v) for p, m, v in moments if p.grad is not None]
@@ -107,6 +109,9 @@ class AdamATan2:
         for param, update in zip(params, updates, strict=True):
             param.copy_(param.to(update.dtype).mul_(decay).sub_(update))
 
+    def count_step(self) -> None:
+        """All that is counted is on the device."""
+
     def state_dict(self) -> dict[str, Any]:
         """{"step": scalar, "exp_avg": {name: tensor}, "exp_avg_sq": {name: tensor}} (no copies)."""
         return {
@@ -152,6 +157,8 @@ def _upcast(param: Tensor) -> torch.dtype:
 class Lookahead:
     """k steps of an inner optimizer, then a share `alpha` of the way from the slow weights (Zhang et al. 2019)."""
 
+    capturable = False
+
     def __init__(
         self, inner: Any, params: Sequence[nn.Parameter], names: Sequence[str], *, k: int, alpha: float
     ) -> None:
@@ -163,7 +170,7 @@ class Lookahead:
         self.count = 0
 
     @torch.no_grad()
-    def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None:
+    def step(self, lr_scale: float | Tensor = 1.0, ok: Tensor | None = None) -> None:
         """One inner step; every k-th one moves the slow weights and restarts the fast ones there."""
         if ok is not None and not bool(ok):
             return
@@ -172,6 +179,9 @@ class Lookahead:
         if self.count % self.k == 0:
             torch._foreach_lerp_(self.slow, [param.detach() for param in self.params], self.alpha)
             torch._foreach_copy_([param.detach() for param in self.params], self.slow)
+
+    def count_step(self) -> None:
+        """Not reached: no step of this optimizer is recorded."""
 
     def state_dict(self) -> dict[str, Any]:
         """Inner state, slow weights by name, steps so far."""
@@ -216,7 +226,11 @@ class Muon(torch.optim.Muon):
         rows, columns = param.shape
         kinds = {"match_rms_adamw": 0.2 * math.sqrt(max(rows, columns)), "original": math.sqrt(max(1, rows / columns))}
         moved = param.mul(1 - lr * group["weight_decay"])
-        moved.add_(update, alpha=-lr * kinds[group["adjust_lr_fn"] or "original"])
+        size = -lr * kinds[group["adjust_lr_fn"] or "original"]
+        if isinstance(size, Tensor):  # `alpha` has to be known on the host
+            moved.add_(update.to(moved.dtype).mul_(size))
+        else:
+            moved.add_(update, alpha=size)
         param.copy_(moved if off is None else torch.where(off, param, moved))
 
 
@@ -240,7 +254,7 @@ def orthogonalised(matrix: Tensor, coefficients: Sequence[float], steps: int, ep
 
 
 def sign_update(
-    weights: Tensor, ids: Tensor, grads: Tensor, *, lr: float, weight_decay: float
+    weights: Tensor, ids: Tensor, grads: Tensor, *, lr: float | Tensor, weight_decay: float
 ) -> tuple[Tensor, Tensor]:
     """(sorted ids [n], their new rows [n, E]); equal ids come with equal rows, so they may be written in any
     order.
@@ -260,12 +274,14 @@ def sign_update(
 class SparseSignSGD:
     """The interface of the dense optimizers; there is no state besides the table itself."""
 
+    capturable = True
+
     def __init__(self, table: SparseTable, *, lr: float = 1e-2, weight_decay: float = 0.1) -> None:
         _require(RATE, lr=lr, weight_decay=weight_decay)
         self.table, self.lr, self.weight_decay = table, lr, weight_decay
 
     @torch.no_grad()
-    def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None:
+    def step(self, lr_scale: float | Tensor = 1.0, ok: Tensor | None = None) -> None:
         """One update of the rows touched since the last step. `ok` 0 leaves them as they are and drops the
         gradients.
 
@@ -282,6 +298,9 @@ class SparseSignSGD:
         if ok is not None:
             rows = torch.where(ok.to(torch.bool), rows, weights[ids])
         weights[ids] = rows
+
+    def count_step(self) -> None:
+        """All that is counted is on the device."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -64,25 +64,40 @@ class LibraryOptimizer:
             self.optimizer.train()  # type: ignore[attr-defined]
         self._fresh = [dict(group) for group in self.optimizer.param_groups]
 
+    @property
+    def capturable(self) -> bool:
+        """Whether nothing of a step is asked on the host."""
+        return self._fused or isinstance(self.optimizer, Muon)
+
     @torch.no_grad()
-    def step(self, lr_scale: float = 1.0, ok: Tensor | None = None) -> None:
+    def step(self, lr_scale: float | Tensor = 1.0, ok: Tensor | None = None) -> None:
         """One update at learning rate lr·lr_scale; `ok` 0 leaves everything as it is."""
         if self._fused or hasattr(self.optimizer, "found_inf"):
             # the kernels' own switch, made for loss scaling: 1 leaves parameters, moments and step count alone
             self.optimizer.found_inf = None if ok is None else (1.0 - ok.float()).reshape(())  # type: ignore[attr-defined]
         elif ok is not None and not bool(ok):
             return
+        captured, lr = isinstance(lr_scale, Tensor), self.lr * lr_scale
+        if self._fused and isinstance(lr, Tensor):
+            lr = lr.float()  # as its kernels read it
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * lr_scale
+            group["lr"] = lr
+            if self._fused:
+                group["capturable"] = captured
         for part, whole, rows in self._cuts:
             part.grad = None if whole.grad is None else whole.grad[rows]
-        self._steps += 1
+        if not captured:
+            self.count_step()
         if self._hessian_every is None:
             bare_step(self.optimizer)()
         else:
             due = (self._steps - 1) % self._hessian_every == 0
             squares = [torch.zeros_like(p) if p.grad is None else p.grad * p.grad for p in self.params] if due else None
             self.optimizer.step(hessian=squares)  # type: ignore[call-overload]
+
+    def count_step(self) -> None:
+        """One more step has been taken."""
+        self._steps += 1
 
     @property
     def evaluates_others(self) -> bool:

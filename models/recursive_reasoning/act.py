@@ -269,6 +269,11 @@ class ACTModel(nn.Module):
         return 0.0, []
 
     @property
+    def device_only(self) -> bool:
+        """Whether the host decides nothing within a training step."""
+        return bool(self.inner.chains == 1)
+
+    @property
     def draws_numbers(self) -> bool:
         """Whether each fresh example of training comes with a key, as `keys` in the batch."""
         return bool(self.inner.draws)

@@ -138,6 +138,11 @@ class HRMFeudal(HRM):
         return [name for name, _ in self.named_parameters() if name.startswith("inner.subgoal_head.")]
 
     @property
+    def device_only(self) -> bool:
+        """Whether the host decides nothing within a training step: without a manager, which it gives its schedule."""
+        return super().device_only and self.inner.subgoal_head is None
+
+    @property
     def noise_width(self) -> int:
         """Normal numbers that each fresh example of training needs, for random goals."""
         head = self.inner.subgoal_head

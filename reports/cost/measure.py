@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine.checkpoint.state_tree import RowSharded
 from engine.device import make_runtime
+from engine.loop import step_graph
 from engine.loop.compiling import compile_task
 from engine.loop.trainer import Trainer
 from engine.signals import StopSignal
@@ -42,6 +43,8 @@ class Measurement:
     device: str
     compiled: str
     """off, block or full: what `compile` has come to, and the times are of."""
+    captured: bool
+    """Whether they are of steps that run as one CUDA graph."""
     parameters: dict[str, int]
     """Trained numbers by group."""
     optimizers: dict[str, str]
@@ -88,8 +91,11 @@ class _Clock:
         self.device, self.steps, self.seconds = device, steps, seconds
         self.times: list[float] = []
         self.began = self.last = 0.0
+        self.warm_up = WARM_UP
 
     def start(self, trainer: Trainer) -> None:
+        if trainer.graph is not None:
+            self.warm_up += step_graph.WARM_UP  # the step after these is captured
         self.began = self.last = time.perf_counter()
 
     def after_step(self, trainer: Trainer) -> None:
@@ -98,7 +104,7 @@ class _Clock:
         now = time.perf_counter()
         self.times.append(now - self.last)
         self.last = now
-        timed = len(self.times) - WARM_UP
+        timed = len(self.times) - self.warm_up
         late = now - self.began > self.seconds and timed >= FEWEST
         if timed >= self.steps or late or trainer.step >= trainer.last_step:
             raise _EnoughSteps
@@ -112,7 +118,7 @@ class _Clock:
     @property
     def timed(self) -> list[float]:
         """The steps after the warm-up; the warm-up itself where there was nothing else."""
-        return self.times[WARM_UP:] or self.times
+        return self.times[self.warm_up :] or self.times
 
 
 def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seconds: float) -> Measurement:
@@ -145,6 +151,7 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
     return Measurement(
         device=str(runtime.device),
         compiled=compiled,
+        captured=trainer.graph is not None and trainer.graph.works,
         parameters={g.name: g.size for g in plan.task.param_groups()},
         optimizers={g.name: g.optimizer for g in plan.task.param_groups()},
         frozen=sum(p.numel() for p in trainer.module.parameters() if not p.requires_grad),

@@ -59,6 +59,7 @@ def as_numbers(measured: Measurement, config: Any, name: str) -> dict[str, Any]:
         "config": name,
         "device": measured.device,
         "compile": measured.compiled,
+        "step_graph": "on" if measured.captured else "off",
         "parameters": measured.parameters,
         "optimizers": measured.optimizers,
         "frozen": measured.frozen,
@@ -131,7 +132,7 @@ def _measured_memory(memory: dict[str, int], device: str) -> str:
 def _speed(numbers: dict[str, Any]) -> str:
     step, flops = numbers["step_seconds"], numbers["flops_per_step"]
     rate = f", {_flops(flops / step)}/s" if flops else ""
-    mode = "" if numbers["compile"] == "off" else f", compile={numbers['compile']}"
+    mode = "".join(f", {key}={numbers[key]}" for key in ("compile", "step_graph") if numbers[key] != "off")
     timed = f"{_duration(step)} a step ({numbers['timed_steps']} timed{mode})"
     return f"{timed}, {numbers['examples_per_s']:,.0f} examples/s{rate}"
 

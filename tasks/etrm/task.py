@@ -84,6 +84,11 @@ class ETRMTask(RecursiveReasoningTask):
 
     # --- training -----------------------------------------------------------------------------------------------------
 
+    @property
+    def captures(self) -> bool:
+        """The host chooses the slots that are encoded anew."""
+        return False
+
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         """As for puzzles with embeddings; `shift` is what the search has found for the rows that begin an example."""
         for piece, batch in super().micro_batches(step):

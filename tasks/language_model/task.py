@@ -6,7 +6,7 @@ B rows of the global batch, b rows of a micro-batch, T tokens, K streams.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -49,6 +49,7 @@ class LanguageModelTask:
     """
 
     compiles = "full"
+    captures = True
 
     def __init__(
         self,
@@ -93,6 +94,17 @@ class LanguageModelTask:
 
     def after_step(self) -> None:
         """Nothing is carried from one iteration to the next."""
+
+    def captured_as(self, step: int) -> Hashable:
+        """Steps of one vocabulary are alike."""
+        return (self._stream,)
+
+    def carried(self) -> list[Tensor]:
+        """Nothing."""
+        return []
+
+    def carry(self, tensors: list[Tensor]) -> None:
+        """Nothing is carried."""
 
     def left_out(self) -> list[nn.Parameter]:
         """Tables and heads of the vocabularies that the newest batch is not of."""

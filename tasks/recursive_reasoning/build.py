@@ -21,9 +21,10 @@ from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.model import RecursiveModel
 from tasks.optimizers import check_optimizers
 from tasks.recursive_reasoning.args import EpisodeConfig, PretrainConfig
+from tasks.recursive_reasoning.epochs import EpochPlan
 from tasks.recursive_reasoning.family import FAMILY
 from tasks.recursive_reasoning.groups import param_groups
-from tasks.recursive_reasoning.task import EpochPlan, RecursiveReasoningTask
+from tasks.recursive_reasoning.task import RecursiveReasoningTask
 
 
 def check(config: PretrainConfig) -> None:

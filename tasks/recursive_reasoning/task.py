@@ -8,9 +8,7 @@ Shapes: B global rows, b rows of one micro-batch on one rank, T sequence length.
 
 from __future__ import annotations
 
-import bisect
-import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -26,6 +24,7 @@ from engine.distributed import all_reduce_sum, keyed_generator, keyed_numpy, loc
 from engine.task import Evaluation, Interrupted, Metrics, ParamGroup, RowSharded, Runtime, UsageError
 from losses import ACTLossHead
 from models.recursive_reasoning.act import ACTCarry, ACTModel, ACTOutput
+from tasks.recursive_reasoning.epochs import EpochPlan
 
 Batch = dict[str, Tensor]
 MicroBatch = tuple[int, Batch]
@@ -47,44 +46,6 @@ class Evaluator(Protocol):
     def update(self, batch: Batch, steps: list[ACTOutput], preds: Tensor, valid_rows: int) -> None: ...
 
     def result(self) -> dict[str, float | None]: ...
-
-
-class EpochPlan:
-    """Where step s of a run is in the data: iterations of `epochs_per_iter` epochs, counted in real batches.
-
-    Raises UsageError for more iterations than can be planned one by one, where they differ in length.
-    """
-
-    MOST = 100_000
-
-    def __init__(self, sampler: TrainSampler, iterations: int) -> None:
-        self.ends: Sequence[int]
-        if sampler.equal_iterations:
-            batches = sampler.batches_in(1)
-            self.ends = range(batches, batches * iterations + 1, batches)
-            return
-        if iterations > self.MOST:
-            raise UsageError(
-                f"eval_interval={sampler.epochs_per_iter} cuts the run into {iterations} parts of unequal length, too "
-                f"many to plan: choose eval_interval and epochs for at most {self.MOST} of them"
-            )
-        self.ends = list(itertools.accumulate(sampler.batches_in(i) for i in range(1, iterations + 1)))
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.ends[-1]
-
-    def locate(self, step: int) -> tuple[int, int]:
-        """Step (1-based) -> (iteration, 1-based; batch index in it, 0-based)."""
-        number = bisect.bisect_left(self.ends, step)
-        before = self.ends[number - 1] if number else 0
-        return number + 1, step - before - 1
-
-    def evaluation_steps(self, skip: int) -> Collection[int]:
-        """The steps that complete an iteration, without the first `skip` iterations."""
-        steps = self.ends[skip:]
-        return steps if isinstance(steps, range) else frozenset(steps)
 
 
 class RecursiveReasoningTask:
@@ -204,6 +165,34 @@ class RecursiveReasoningTask:
             if carry is not None:
                 for latent in carry.latents.values():
                     carry.halted |= ~torch.isfinite(latent).reshape(len(latent), -1).all(dim=1)
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps may be captured (engine/loop/step_graph.py)."""
+        return self.model.device_only
+
+    def captured_as(self, step: int) -> Hashable | None:
+        """Steps at one depth are alike, but not those with a late state."""
+        return None if self.model.late_steps else tuple(self.model.inner.plan)
+
+    def carried(self) -> list[Tensor]:
+        """The open episodes of all pieces."""
+        carries = [carry for carry in self._carries if carry is not None]
+        return [t for c in carries for t in (c.steps, c.halted, *c.latents.values(), *c.data.values())]
+
+    def carry(self, tensors: list[Tensor]) -> None:
+        """Put `tensors` in place of those that `carried` gives."""
+        new = iter(tensors)
+        self._carries = [
+            carry
+            and ACTCarry(
+                steps=next(new),
+                halted=next(new),
+                latents={name: next(new) for name in carry.latents},
+                data={name: next(new) for name in carry.data},
+            )
+            for carry in self._carries
+        ]
 
     def param_groups(self) -> list[ParamGroup]:
         """The network and the puzzle embedding, as the entry script configured them."""

@@ -16,7 +16,7 @@ from engine.config import load_synced_config
 from engine.task import Interrupted, Runtime, UsageError
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.build import build
-from tasks.recursive_reasoning.task import EpochPlan
+from tasks.recursive_reasoning.epochs import EpochPlan
 from tests.conftest import ROOT
 
 
