@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +11,10 @@ from typing import Any, ClassVar
 import torch
 
 from engine.cli.resolve import resolve
-from engine.config import RunConfig
 from engine.device import make_runtime
 from engine.errors import UsageError
 from engine.loop.compiling import compile_task
+from engine.loop.step_graph import StepGraph, make_step_graph
 from engine.loop.trainer import Trainer
 from engine.signals import StopSignal
 from tasks.gpu_benchmark.timing import Work
@@ -79,6 +78,8 @@ class Bench:
         self.case, self.device, self.folder = case, device, folder
         self.flops: float | None = None
         """Operations of one training step, as the model counts them; known once one of our modes was built."""
+        self.graphs: dict[str, StepGraph] = {}
+        """Of the modes that have one."""
         folder.mkdir(parents=True, exist_ok=True)
         case.write(folder)
 
@@ -89,13 +90,13 @@ class Bench:
         trainer = self.trainer(*self.case.ours[mode])
         flops: Any = trainer.module.flops
         self.flops = flops(trainer.plan.batch_rows)["train"]
+        if trainer.graph is not None:
+            self.graphs[mode] = trainer.graph
         return partial(_steps, trainer)
 
     def trainer(self, *overrides: str) -> Trainer:
         """As a launch builds it (engine/run/launch.py); it saves, writes and evaluates nothing."""
         case = self.case
-        if not hasattr(RunConfig, "step_graph"):
-            overrides = tuple(words for words in overrides if words != "step_graph=off")
         words = (*case.recipe, *case.overrides(self.folder), f"device={self.device}", *overrides)
         trace = resolve(ROOT / case.script, words, root=ROOT)
         if (config := trace.config) is None or trace.script is None or trace.script.declared is None:
@@ -107,8 +108,7 @@ class Bench:
         plan.eval_steps = ()
         compile_task(plan.task, config, runtime.device, steps=plan.last_step(config.max_steps))
         trainer = Trainer(plan, config, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal())
-        if importlib.util.find_spec("engine.loop.step_graph") is not None:
-            trainer.graph = importlib.import_module("engine.loop.step_graph").make_step_graph(trainer)  # type: ignore
+        trainer.graph = make_step_graph(trainer)  # as `fit` does
         return trainer
 
 

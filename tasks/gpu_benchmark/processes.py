@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
-from engine.errors import UsageError
+from engine.errors import RunFailure, UsageError
+from engine.loop.step_graph import WARM_UP
 from tasks.gpu_benchmark.case import PUBLIC, Bench, Case
 from tasks.gpu_benchmark.timing import Work, in_rounds, quartiles, reason
 
-WARM_UP_STEPS = 6  # a step graph is captured in one of them
+WARM_UP_STEPS = WARM_UP + 3  # a step graph is captured, and used
 REFERENCE = "public code, compiled"
 TIMING_LIMIT = 120.0  # seconds after which a row that is being timed is given up
 
@@ -138,9 +139,11 @@ class Row:
                 work = self.bench.work(mode)
                 work(WARM_UP_STEPS)
                 self._free()
+            if mode in self.bench.graphs and not self.bench.graphs[mode].works:
+                raise RunFailure("the step could not be captured")  # the launch goes on without, with a warning
             self.works[mode] = work
         except (Exception, SystemExit) as error:
-            self.errors[mode] = str(error) if isinstance(error, UsageError) else reason(error)
+            self.errors[mode] = str(error) if isinstance(error, UsageError | RunFailure) else reason(error)
         self.warm_up_seconds[mode] = round(time.perf_counter() - began, 1)
         lines = printed.getvalue().splitlines()
         self.notes[mode] = [line for line in lines if line.strip() and not line.startswith("device ")]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from dataset.format import widened
 from dataset.writing import write_dataset
 from tasks.gpu_benchmark.case import PLAIN, Bench, Case
 from tasks.gpu_benchmark.timing import Work
@@ -55,7 +56,8 @@ class PuzzleCase(Case):
             literal = Literal(model.config, model.shape, self.rows, model.inner.dtype)
         literal.load_state_dict(model.state_dict())
         training = Training(literal, self.rows, trainer.config, compiled=compiled)
-        host = {name: torch.from_numpy(values) for name, values in task._offered(1, 0, self.rows).items()}
+        arrays = widened(task._offered(1, 0, self.rows))
+        host = {name: torch.from_numpy(values) for name, values in arrays.items()}
         if device.type == "cuda":
             host = {name: tensor.pin_memory() for name, tensor in host.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import engine.device
 from engine.device import DeviceChoice
 from engine.loop import compiling
 from scripts.bench import main
-from tasks.gpu_benchmark import processes, timing
+from tasks.gpu_benchmark import case as case_module, processes, timing
 from tasks.gpu_benchmark.case import PLAIN, Bench
 from tasks.gpu_benchmark.processes import Row, Settings, measured_rows
 from tasks.gpu_benchmark.puzzles import PuzzleCase
@@ -131,6 +132,24 @@ def test_a_mode_that_fails_leaves_the_others(tmp_path, monkeypatch):
     assert list(figures["modes"]) == ["ours, eager"]
     assert "compile" in figures["errors"]["ours, compile=whole"]
     assert "ratio" not in figures["modes"]["ours, eager"]
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (None, "step_graph=on: it needs device=cuda"),
+        (lambda trainer: SimpleNamespace(works=False, step=lambda *_: False), "the step could not be captured"),
+    ],
+    ids=["refused", "falls back"],
+)
+def test_a_step_that_is_not_captured_is_not_timed(tmp_path, monkeypatch, make, expected):
+    if make is not None:
+        monkeypatch.setattr(case_module, "make_step_graph", make)
+    row = Row(replace(PUZZLES, small=True), replace(SETTINGS, modes="^ours, step_graph"), tmp_path)
+    row.warm_up()
+    figures = row.measure()
+    assert not figures["modes"]
+    assert expected in figures["errors"]["ours, step_graph"]
 
 
 def test_what_is_printed():
