@@ -77,7 +77,8 @@ def _problems(error: BaseException, path: list[str]) -> list[str]:
     if isinstance(error, ForbiddenExtraKeysError):
         dot = place + "." if place else ""
         known = [dot + field.name for field in fields(error.cl)]
-        hints = {key: hint_for(error.cl, key) or did_you_mean(dot + key, known) for key in error.extra_fields}
+        unknown = sorted(error.extra_fields, key=str)
+        hints = {key: hint_for(error.cl, key) or did_you_mean(dot + key, known) for key in unknown}
         return [f"unknown key '{dot}{key}': {hint}" for key, hint in hints.items()]
     if isinstance(error, BaseValidationError):
         placed, general = error.group_exceptions()  # type: ignore[attr-defined]

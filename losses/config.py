@@ -13,8 +13,11 @@ _NO_HEAD = Inert("arch.subgoal_head=null", "there is no arch.subgoal_head")
 
 
 @dataclass(kw_only=True)
-class ACTLossConfig:
-    """Raises ValueError for an unknown choice; the text names the override."""
+class HaltingLossConfig:
+    """What every ACT loss has, with an encoder of demonstrations or without.
+
+    Raises ValueError for an unknown choice; the text names the override.
+    """
 
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"] = "stablemax_cross_entropy"
     """Token loss."""
@@ -25,18 +28,27 @@ class ACTLossConfig:
     """Share of each label that is spread over all words."""
     q_weight: Annotated[float, Range(0)] = 0.5
     """Of the losses of the halting head, beside the token loss."""
-    kl_weight: Annotated[float, Range(0), _NO_ENCODER, IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT, IN_PERCEIVER] = (
-        1e-4
-    )
-    """Of the KL divergence of each row's latent from its prior (arXiv 2411.08706: 1e-4); of variational encoders."""
 
     def __post_init__(self) -> None:
         check_fields(self, "arch.loss")
 
 
 @dataclass(kw_only=True)
+class ACTLossConfig(HaltingLossConfig):
+    """The same, and the key of variational encoders."""
+
+    kl_weight: Annotated[float, Range(0), _NO_ENCODER, IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT, IN_PERCEIVER] = (
+        1e-4
+    )
+    """Of the KL divergence of each row's latent from its prior (arXiv 2411.08706: 1e-4); of variational encoders."""
+
+
+@dataclass(kw_only=True)
 class FeudalLossConfig(ACTLossConfig):
     """The keys of the ACT loss, and those of the intrinsic one."""
+
+    kl_weight: Annotated[float, Range(0), Inert("", _NO_ENCODER.why)] = 1e-4
+    """Not used: there is no encoder of demonstrations."""
 
     feudal_loss_weight: Annotated[float, Range(0), _NO_HEAD] = 0.1
     """Of the intrinsic loss in the total; 0 only reports it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
-from engine.cli.defaults import defaults_of, schema_of
 from engine.cli.keys import keys_of
+from engine.cli.recipes import read_file, read_option
 from engine.config import NOT_IDENTITY, RunConfig, load_synced_config, source_of
 from engine.errors import UsageError
+from engine.fields import flatten
 from engine.io import sha256_json
 from engine.run.identity import identity_of
 from engine.run.stored import merge_for_resume
+from tests.conftest import archs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,22 +37,79 @@ def composed(**changes: Any) -> DictConfig:
     return OmegaConf.create({"lr": 1, "run_name": "r", "run_dir": "out/${run_name}", "arch": {"width": 2}} | changes)
 
 
-READ_BY_REVIEWERS = {"halt_max_steps", "halt_exploration_prob", "no_ACT_continue", "num_act_steps", "encoder_type"}
-"""The review guide reads from an arch file how its model halts, and which encoder it has."""
+REPEATED = {
+    # The review guide reads from an arch file how its model halts, and which encoder it has.
+    "config/arch": {"arch.halt_max_steps", "arch.halt_exploration_prob", "arch.no_ACT_continue"}
+    | {"arch.num_act_steps", "arch.encoder_type"},
+    # Batch and epochs are one decision, the length of a run, which people edit together.
+    "config": {"global_batch_size", "epochs"},
+}
+"""Folder -> the keys that may stand in a file of it with the value that they have without it."""
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("[ab]*/*.yaml")), ids=lambda path: path.stem)
-def test_each_default_stands_in_its_dataclass_only(path: Path) -> None:
-    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    assert isinstance(content, dict)
-    entries = [str(entry) for entry in content.pop("defaults", [])]
-    defaults: dict[str, Any] = {}
-    for entry in entries:
-        if (schema := schema_of(entry)) is not None and not entry.endswith("@subgoal_head"):
-            defaults |= defaults_of(schema)
-    copies = {key for key, value in content.items() if key in defaults and defaults[key] == value}
-    assert copies <= READ_BY_REVIEWERS
-    assert defaults or any((path.parent / f"{entry}.yaml").is_file() for entry in entries)
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of config/, into which `without_its_own_keys` may write."""
+    return Path(shutil.copytree(ROOT / "config", tmp_path_factory.mktemp("copy") / "config"))
+
+
+def without_its_own_keys(defaults: list[Any], folder: Path) -> dict[str, Any]:
+    """Dotted key -> its value by a defaults list in a file of `folder`, were there no other line in the file."""
+    alone = folder / "alone.yaml"
+    alone.write_text(OmegaConf.to_yaml({"defaults": defaults}))
+    content = read_option(alone)[folder.name]
+    return dict(flatten({"arch": content} if folder.name == "arch" else content))
+
+
+def repeated(content: dict[str, Any], folder: Path) -> set[str]:
+    """Keys of a file of `folder` that have the same value without it.
+
+    A recipe's keys of `arch` hold for whichever architecture is chosen: one repeats a default only if it is that of all.
+    """
+    defaults = content.pop("defaults")
+    lists = [defaults]
+    if arch := next((entry["arch"] for entry in defaults if isinstance(entry, dict) and "arch" in entry), None):
+        family = read_option(folder / f"arch/{arch}.yaml")["arch"]["name"].partition(".")[0]
+        lists = [
+            [{"arch": name} if entry == {"arch": arch} else entry for entry in defaults] for name in archs_of(family)
+        ]
+    without = [without_its_own_keys(each, folder) for each in lists]
+    given = flatten({"arch": content} if folder.name == "arch" else content)
+    return {
+        key
+        for key, value in given
+        if not isinstance(value, dict) and all(key in each and each[key] == value for each in without)
+    }
+
+
+SHIPPED = [*sorted((ROOT / "config").glob("[ab]*/*.yaml")), *sorted((ROOT / "config").glob("cfg_*.yaml"))]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_each_default_stands_in_its_dataclass_only(path: Path, configs: Path) -> None:
+    allowed = REPEATED.get(path.parent.relative_to(ROOT).as_posix(), set())
+    assert repeated(read_file(path), configs / path.parent.relative_to(ROOT / "config")) <= allowed
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "key"),
+    [
+        ("arch/trm.yaml", "rope_theta: 10000.0", "arch.rope_theta"),
+        ("arch/trm.yaml", "loss: {q_weight: 0.5}", "arch.loss.q_weight"),
+        ("arch/trm_singlez.yaml", "puzzle_emb_ndim: ${.hidden_size}", "arch.puzzle_emb_ndim"),
+        ("arch/hrm_feudal.yaml", "subgoal_head: {gating: true}", "arch.subgoal_head.gating"),
+        ("base/pretrain.yaml", "lr: 1.0e-4", "lr"),
+        ("base/run.yaml", "seed: 0", "seed"),
+        ("cfg_pretrain_maze_hard.yaml", "seed: 0", "seed"),
+        ("cfg_pretrain_maze_hard.yaml", "arch: {loss: {q_weight: 0.5}}", "arch.loss.q_weight"),
+        ("cfg_train.yaml", "lr_scheduler: {name: none}", "lr_scheduler.name"),
+    ],
+)
+def test_a_repeated_default_is_noticed(configs: Path, file: str, line: str, key: str) -> None:
+    path = configs / file
+    content = OmegaConf.merge(OmegaConf.create(read_file(path)), OmegaConf.create(line))
+    found: Any = OmegaConf.to_container(content, resolve=False)
+    assert key in repeated(found, path.parent)
 
 
 def test_a_key_that_only_the_dataclass_gives_is_one_of_the_config(tmp_path: Path) -> None:

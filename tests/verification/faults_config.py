@@ -102,8 +102,8 @@ loss-module-missing | ARC314 | a loss module that does not exist
   ARCH | losses@ACTLossHead => losses.acts@ACTLossHead
 loss-type-misspelt | ARC314 (JOB030) | a token loss that does not exist
   ARCH
-  -   loss_type: stablemax_cross_entropy   # or softmax_cross_entropy
-  +   loss_type: stablemaxcross_entropy   # or softmax_cross_entropy
+    name: losses@ACTLossHead
+  +   loss_type: stablemaxcross_entropy
 loss-block-missing | ARC314 | the arch names no loss
   ARCH
   -   name: losses@ACTLossHead
