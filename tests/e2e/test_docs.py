@@ -15,26 +15,20 @@ from __future__ import annotations
 
 import ast
 import importlib
-import json
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from hydra.errors import HydraException
 
-from engine.cli.keys import keys_of
-from engine.config import NOT_IDENTITY, RunConfig
 from engine.errors import UsageError
-from tasks.animal.args import AnimalConfig
-from tasks.etrm.args import ETRMConfig
-from tasks.language_model.args import TrainConfig
-from tasks.recursive_reasoning.args import PretrainConfig
 from tests.conftest import ROOT, SHARED, Result, _entry, run_forked, run_script
+from tests.e2e.key_tables import TABLES
 from tests.e2e.recipes import ENTRIES, entry_of
 from verification.docs import unrolled
 
@@ -313,96 +307,6 @@ def test_the_readme_names_every_script_package_and_page() -> None:
     assert not [name for name in (*packages, *scripts, *pages) if name not in text]
 
 
-def _row(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _value(value: object) -> str:
-    words = {True: "true", False: "false", None: "null"}
-    if value is MISSING:
-        return "required"
-    if isinstance(value, str) and not value.isprintable():  # a line break ends a row
-        return f"`{json.dumps(value)}`"
-    return f"`{words[value] if value is None or isinstance(value, bool) else value}`"
-
-
-def _keys(schema: type, skip: set[str], prefix: str = "") -> str:
-    lines = [_row("key", "type", "default", "meaning"), "|---|---|---|---|"]
-    for name, key in keys_of(schema).items():
-        if name not in skip:
-            lines.append(_row(f"`{prefix}{name}`", key.type_text, _value(key.default), key.meaning))
-    return "\n".join(lines)
-
-
-def _arch_keys() -> str:
-    from models.recursive_reasoning.config import RecursiveConfig
-    from models.recursive_reasoning.hrm import HRMConfig
-    from models.recursive_reasoning.transformers_baseline import TransformerBaselineConfig
-    from models.recursive_reasoning.trm_hier6 import TRMHier6Config  # all of TRM's keys and one more
-
-    schemas = {"TRM": TRMHier6Config, "HRM": HRMConfig, "baseline": TransformerBaselineConfig}
-    keys = {title: keys_of(schema) for title, schema in schemas.items()}
-    shared, unused = keys_of(RecursiveConfig), ("H_cycles", "L_cycles", "L_layers")
-    lines = [_row("key", "type", *schemas, "meaning"), "|---|---|---|---|---|---|"]
-    for name, key in keys["TRM"].items():
-        cells = [_value(found[name].default) if name in found else "" for found in keys.values()]
-        cells[2] = "" if name in unused else cells[2]
-        lines.append(_row(f"`arch.{name}`", key.type_text, *cells, shared.get(name, key).meaning))
-    return "\n".join(lines)
-
-
-def _manager_keys() -> str:
-    from losses import ACTLossConfig, FeudalLossConfig
-    from models.recursive_reasoning.hrm import HRMConfig
-    from models.recursive_reasoning.hrm_feudal import HRMFeudalConfig
-
-    head = _keys(HRMFeudalConfig, set(keys_of(HRMConfig)), "arch.")
-    return "\n".join([head, *_keys(FeudalLossConfig, set(keys_of(ACTLossConfig)), "arch.loss.").splitlines()[2:]])
-
-
-def _identity(keys: Mapping[str, str]) -> str:
-    return "\n".join(["| key | why it may differ |", "|---|---|", *(_row(f"`{k}`", v) for k, v in keys.items())])
-
-
-def _train_identity() -> str:
-    """What train.py's table has beside the other, or lacks."""
-    more = {key: why for key, why in TrainConfig.NOT_IDENTITY.items() if key not in NOT_IDENTITY}
-    lacks = [key for key in NOT_IDENTITY if key not in TrainConfig.NOT_IDENTITY]
-    return "\n".join([_identity(more), *(_row(f"`{key}`", "must *not* differ here") for key in lacks)])
-
-
-def _lm_keys() -> str:
-    from models.language_models.config import GPTConfig
-
-    lines = [_row("key", "type", "default", "meaning"), "|---|---|---|---|"]
-    for name, key in keys_of(GPTConfig).items():
-        lines.append(_row(f"`arch.{name}`", key.type_text, _value(key.default), key.meaning))
-    return "\n".join(lines)
-
-
-def _animal_keys() -> str:
-    from losses.diversity import DiversityLossConfig
-    from models.animal.config import LoraConfig
-
-    own = _keys(AnimalConfig, set(keys_of(RunConfig)) - {"seed", "grad_clip", "log_interval"})
-    blocks = (_keys(LoraConfig, set(), "arch."), _keys(DiversityLossConfig, set(), "arch.loss."))
-    return "\n".join([own, *(line for block in blocks for line in block.splitlines()[2:])])
-
-
-TABLES: dict[str, Callable[[], str]] = {
-    "animal keys": _animal_keys,
-    "run keys": lambda: _keys(RunConfig, set()),
-    "train keys": lambda: _keys(
-        TrainConfig, set(keys_of(RunConfig)) - {"compile", "seed", "grad_clip", "log_interval", "accumulation"}
-    ),
-    "gpt keys": _lm_keys,
-    "pretrain keys": lambda: _keys(PretrainConfig, set(keys_of(RunConfig))),
-    "etrm keys": lambda: _keys(ETRMConfig, set(keys_of(PretrainConfig))),
-    "arch keys": _arch_keys,
-    "manager keys": _manager_keys,
-    "not identity": lambda: _identity(NOT_IDENTITY),
-    "identity of train": _train_identity,
-}
 TABLE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.S)
 
 
