@@ -93,12 +93,12 @@ def end(children: Sequence[Child]) -> None:
 
 
 def _running(children: Sequence[Child]) -> list[Child]:
-    found = []
+    running = []
     for child in children:
         with contextlib.suppress(ChildProcessError):  # collected already
             if os.waitpid(child.pid, os.WNOHANG)[0] == 0:
-                found.append(child)
-    return found
+                running.append(child)
+    return running
 
 
 def start(

@@ -50,14 +50,14 @@ def as_json(command: Command, seed: int, reports: Sequence[Report], clock: Clock
 
 def by_kind(reports: Sequence[Report]) -> dict[str, dict[str, int]]:
     """Of each kind: faults planned, those that came to pass, and those in an attempt that ended otherwise."""
-    found: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {}
     for report in reports:
         for fault, struck in zip(report.faults, report.struck, strict=True):
-            row = found.setdefault(fault.kind, {"planned": 0, "struck": 0, "lost": 0})
+            row = counts.setdefault(fault.kind, {"planned": 0, "struck": 0, "lost": 0})
             row["planned"] += 1
             row["struck"] += struck
             row["lost"] += bool(struck and report.problems)
-    return dict(sorted(found.items()))
+    return dict(sorted(counts.items()))
 
 
 def as_table(result: Mapping[str, Any]) -> str:

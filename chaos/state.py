@@ -53,23 +53,23 @@ def finished(place: Path, whole: Path) -> bool:
 def state_of(place: Path) -> dict[str, Any]:
     """Everything that an undisturbed run of the same command has in common, by the file or the part."""
     runs = runs_in(place)
-    found: dict[str, Any] = {}
+    state: dict[str, Any] = {}
     for run in runs:
-        found |= {f"{run.relative_to(place)}: {part}": value for part, value in _run_state(run).items()}
+        state |= {f"{run.relative_to(place)}: {part}": value for part, value in _run_state(run).items()}
     for path in sorted(place.rglob("*")):
         name = str(path.relative_to(place))
         if path.is_symlink() or not path.is_file() or _is_log(name) or any(run in path.parents for run in runs):
             continue
         if not path.name.endswith(".lock"):
-            found[name] = _content(path)
+            state[name] = _content(path)
     folders = sorted(
         str(path.relative_to(place)) for path in [*place.iterdir(), *(p for r in runs for p in r.iterdir())]
     )
-    found["names"] = [name for name in folders if not (place / name).is_symlink()]
-    found["leftovers"] = [str(path.relative_to(place)) for path in _all(place) if is_leftover(path.name)]
-    found["links to nothing"] = [str(p.relative_to(place)) for p in _all(place) if p.is_symlink() and not p.exists()]
-    found["locks held"] = [str(path.relative_to(place)) for path in _all(place) if _is_held(path)]
-    return found
+    state["names"] = [name for name in folders if not (place / name).is_symlink()]
+    state["leftovers"] = [str(path.relative_to(place)) for path in _all(place) if is_leftover(path.name)]
+    state["links to nothing"] = [str(p.relative_to(place)) for p in _all(place) if p.is_symlink() and not p.exists()]
+    state["locks held"] = [str(path.relative_to(place)) for path in _all(place) if _is_held(path)]
+    return state
 
 
 def _all(place: Path) -> Iterator[Path]:
@@ -83,7 +83,7 @@ def _is_log(name: str) -> bool:
 def _run_state(run: Path) -> dict[str, Any]:
     store = CheckpointStore(run, "")
     latest, best = store.latest(), store.best()
-    found: dict[str, Any] = {
+    state: dict[str, Any] = {
         "state": read_json(run / "status.json").get("state"),
         "summary.json": without_times(read_json(run / "summary.json")),
         "latest": latest and latest.name,
@@ -91,16 +91,16 @@ def _run_state(run: Path) -> dict[str, Any]:
         "metrics.jsonl": [without_times(json.loads(line)) for line in _lines(run / "metrics.jsonl")],
         "metrics.csv": _csv(run / "metrics.csv"),
     }
-    found["links"] = {p.name: os.readlink(p) for p in sorted(run.iterdir()) if p.is_symlink() and p.name[:5] != "step_"}
+    state["links"] = {p.name: os.readlink(p) for p in sorted(run.iterdir()) if p.is_symlink() and p.name[:5] != "step_"}
     for pointer, folder in (("latest", latest), ("best", best)):
         for name in WEIGHTS if folder is not None else ():
-            found[f"{pointer}/{name}"] = _content(folder / name)  # type: ignore[operator]
+            state[f"{pointer}/{name}"] = _content(folder / name)  # type: ignore[operator]
     for path in sorted(run.rglob("*")):
         inside = path.relative_to(run)
         own = inside.parts[0] in ("checkpoints", "wandb", "tensorboard") or inside.name in {*OF_THE_LAUNCH, ".lock"}
-        if path.is_file() and not path.is_symlink() and not own and str(inside) not in found:
-            found[str(inside)] = _content(path)
-    return found
+        if path.is_file() and not path.is_symlink() and not own and str(inside) not in state:
+            state[str(inside)] = _content(path)
+    return state
 
 
 def without_times(value: Any) -> Any:
@@ -147,7 +147,7 @@ def _is_held(path: Path) -> bool:
 
 
 def differences(
-    expected: dict[str, Any], found: dict[str, Any], whole: Path, place: Path, *, with_best: bool = True
+    expected: dict[str, Any], actual: dict[str, Any], whole: Path, place: Path, *, with_best: bool = True
 ) -> list[str]:
     """A line for each part in which the folder `place`, of state `found`, is not the undisturbed `whole`.
 
@@ -155,8 +155,8 @@ def differences(
     of an epoch), and its weights are gone; so is what an evaluation reported at that step.
     """
     lines = []
-    for part in {**expected, **found}:
-        ours, theirs = expected.get(part), found.get(part)
+    for part in {**expected, **actual}:
+        ours, theirs = expected.get(part), actual.get(part)
         run, _, name = part.rpartition(": ")
         if ours == theirs or (not with_best and run and name.partition("/")[0] in LOST_WITHOUT_ROOM):
             continue
@@ -178,12 +178,13 @@ def differences(
 
 def _metrics(whole: Path, place: Path) -> str:
     try:
-        found, _ = compare_losses(read_losses(whole), read_losses(place))
+        differing, _ = compare_losses(read_losses(whole), read_losses(place))
     except (OSError, ValueError, Unreadable) as error:
         return str(error)
-    if not found:
+    if not differing:
         return "other lines, of the same values"
-    first = found[0]
+    first = differing[0]
     return (
-        f"{len(found)} metrics differ, first {first.metric} at step {first.step}: {first.second!r}, not {first.first!r}"
+        f"{len(differing)} metrics differ, first {first.metric} at step {first.step}: {first.second!r}, "
+        f"not {first.first!r}"
     )

@@ -176,7 +176,7 @@ class Storm:
             outcomes = self._launch(report, place, [fault for _, fault in now], damaged)
             for index, (number, _) in enumerate(now):
                 report.struck[number] = (self.notes / f"struck-{index}").exists()
-            report.problems += self._wrong(outcomes, [fault for number, fault in now if report.struck[number]])
+            report.problems += self._problems_of(outcomes, [fault for number, fault in now if report.struck[number]])
             if report.problems:
                 return report
             rest = rest[len(now) :]
@@ -211,7 +211,7 @@ class Storm:
                 return outcomes
             more = (offered[1],)
 
-    def _wrong(self, outcomes: Sequence[Outcome], struck: Sequence[Fault]) -> list[str]:
+    def _problems_of(self, outcomes: Sequence[Outcome], struck: Sequence[Fault]) -> list[str]:
         """What is wrong with how the processes ended that met these faults."""
         last = struck[-1] if struck else None
         killed = (
@@ -225,9 +225,9 @@ class Storm:
                 if outcome.code != -signal.SIGKILL:
                     problems.append(f"{last} did not end the process: {outcome.code}: {outcome.last}")
                 continue
-            if wrong := (broke if self.command.is_queue else judge)(outcome, LIMIT_S):
+            if problem := (broke if self.command.is_queue else judge)(outcome, LIMIT_S):
                 met = ", ".join(map(str, struck)) or "no fault"
-                problems.append(f"after {met}, rank {rank}: {wrong}: ...{outcome.output[-600:]}")
+                problems.append(f"after {met}, rank {rank}: {problem}: ...{outcome.output[-600:]}")
         return problems
 
     def _fresh(self, place: Path, *, with_data: bool = True) -> None:

@@ -176,12 +176,12 @@ def _remarks(card: Mapping[str, Any]) -> Iterator[str]:
         )
     if not card["solutions"]:
         yield "warning: test tasks without solutions have a 1x1 grid as label: scores on them mean nothing"
-    found = card["leakage"]
-    if found["empty"]:
+    counts = card["leakage"]
+    if counts["empty"]:
         yield "leakage: none (no task id, pair or test grid of the test set stands in training)"
     else:
         tests, tasks = (
-            f"of {found[f'held_out_{what}']} test{kind}" for what, kind in (("tests", "s"), ("tasks", " tasks"))
+            f"of {counts[f'held_out_{what}']} test{kind}" for what, kind in (("tests", "s"), ("tasks", " tasks"))
         )
         kinds = {
             "ids": f"{tasks} in other subsets too",
@@ -190,7 +190,7 @@ def _remarks(card: Mapping[str, Any]) -> Iterator[str]:
             "input": f"{tests} with their question in training",
             "input_transformed": f"{tests} with their question in training, turned or recoloured",
         }
-        lines = [f"{found[kind]} {meaning}" for kind, meaning in kinds.items() if found[kind]]
+        lines = [f"{counts[kind]} {meaning}" for kind, meaning in kinds.items() if counts[kind]]
         yield f"leakage: {'; '.join(lines)} (leakage.json)"
 
 

@@ -167,12 +167,14 @@ def _report_difference(root: Path) -> None:
     if root.name not in BUILT or not (root / CARD).exists():
         return
     card, differences = read_card(root / CARD), []
-    for key, wanted in BUILT[root.name].card().items():
-        found: Any = card
+    for key, expected in BUILT[root.name].card().items():
+        recorded: Any = card
         for part in key.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        if found != wanted:
-            differences.append(f"{key} {'not recorded' if found is None else _short(found)}, now {_short(wanted)}")
+            recorded = recorded.get(part) if isinstance(recorded, dict) else None
+        if recorded != expected:
+            differences.append(
+                f"{key} {'not recorded' if recorded is None else _short(recorded)}, now {_short(expected)}"
+            )
     if differences:
         print_rank0(
             f"OTHER DATA: {root} was built with other parameters than its name stands for ({'; '.join(differences)}). "

@@ -28,8 +28,8 @@ class OnlineCopies:
                 f"online_augmentation=true: {bare.root} declares no symmetries (Sudoku and maze sets do): set it to "
                 "false"
             )
-        found: list[Draw] = [draw for _, draw in draws if draw is not None]
-        self.draw = found[0]  # the sets agree in size and words, and with these in their symmetries
+        declared: list[Draw] = [draw for _, draw in draws if draw is not None]
+        self.draw = declared[0]  # the sets agree in size and words, and with these in their symmetries
         self.forbidden = {
             answer.tobytes() for split in test for answer in split.rows(np.arange(split.num_examples))["labels"]
         }

@@ -33,7 +33,7 @@ MOST_DRAWS = 1 << 29  # of an iteration: its plan takes 2 to 4 GB then
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _IterationPlan:
     """One iteration: the puzzle drawn for each group in order, and where each batch starts in that list."""
 
     puzzles: np.ndarray
@@ -93,7 +93,7 @@ class TrainSampler:
         equal = len(self._sizes) > 0 and self._sizes[0] > 0 and bool((self._sizes == self._sizes[0]).all())
         self._size = int(self._sizes[0]) if equal else None
         self._counts: dict[int, int] = {}
-        self._planned: tuple[int, _Plan] | None = None
+        self._planned: tuple[int, _IterationPlan] | None = None
         if (draws := self.num_groups * epochs_per_iter) > MOST_DRAWS:
             raise UsageError(
                 f"{epochs_per_iter} epochs between evaluations are planned at once, and {draws} draws are too many: "
@@ -170,13 +170,13 @@ class TrainSampler:
         member = np.argsort(owner + keys / 2) - begin[owner]
         return (first[owner] + member)[: self.global_batch_size]
 
-    def _plan(self, iteration: int) -> _Plan:
+    def _plan(self, iteration: int) -> _IterationPlan:
         if iteration < 1:
             raise IndexError(f"iterations count from 1, not {iteration}")
         if self._planned is None or self._planned[0] != iteration:
             self._planned = None  # one plan at a time: drop the old one before the new one is built
             puzzles = self._draw(iteration)
-            self._planned = (iteration, _Plan(puzzles, self._batch_starts(puzzles)))
+            self._planned = (iteration, _IterationPlan(puzzles, self._batch_starts(puzzles)))
         return self._planned[1]
 
     def _draw(self, iteration: int) -> np.ndarray:

@@ -229,8 +229,8 @@ def describe(root: str | Path) -> dict[str, Any]:
             card.update(modified=True, content_hash=actual)
     metadata = {split: read_metadata(root, split) for split in present}
     meaning = {
-        split: {key: getattr(found, key) for key in (*SHARED, "num_puzzle_identifiers")}
-        for split, found in metadata.items()
+        split: {key: getattr(part, key) for key in (*SHARED, "num_puzzle_identifiers")}
+        for split, part in metadata.items()
     }
     stand_in = {"stand_in": True} if stand_in_reason(root, card) else {}
     return {"path": str(root), **card, "metadata_hash": sha256_json(meaning), **stand_in}

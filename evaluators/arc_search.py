@@ -60,21 +60,21 @@ class ARCLatentSearch(Ballots):
         """Search for the rows that are asked, and vote; a collective."""
         began, rows = time.perf_counter(), self.chosen(batch, valid_rows)
         own, space = rows_of(batch, rows), Space(self.model)
-        found = search(space, own, self.token_loss, self.config, self.config.seed) if len(rows) else None
+        result = search(space, own, self.token_loss, self.config, self.config.seed) if len(rows) else None
         for label, budget in zip(self.labels(), sorted(set(self.config.budgets)), strict=True):
             nothing = preds[:0], preds[:0, 0].float()
-            best = nothing if found is None else answered(space, own, found.latents[budget])
+            best = nothing if result is None else answered(space, own, result.latents[budget])
             self.vote(label, batch, rows, *best)
             if budget:
-                other = nothing if found is None else answered(space, own, found.seconds[budget])
+                other = nothing if result is None else answered(space, own, result.seconds[budget])
                 self.vote(label, batch, rows, *other, second=True)
-        if found is not None:
-            objective, end = Objective(space, own, self.token_loss, self.config.act_steps), found.latents[budget]
+        if result is not None:
+            objective, end = Objective(space, own, self.token_loss, self.config.act_steps), result.latents[budget]
             with torch.no_grad():
                 start = space.start(own)
                 solved = objective.solved(start), objective.solved(end)
             move = (end - start).flatten(1).norm(dim=1)
-            self.sums += summed([found.first, found.scores[budget], *solved, found.steps, move])
+            self.sums += summed([result.first, result.scores[budget], *solved, result.steps, move])
         self.seconds += time.perf_counter() - began
 
     def result(self) -> dict[str, float | None]:

@@ -152,12 +152,12 @@ def self_bleu(texts: Sequence[str], order: int = 4, limit: int = 200) -> float |
 
 def _two_largest(table: Sequence[Counter[Any]]) -> dict[Any, tuple[int, int]]:
     """n-gram -> the largest and the next of its counts in the texts, so that a text can be left out."""
-    found: dict[Any, tuple[int, int]] = {}
+    largest: dict[Any, tuple[int, int]] = {}
     for counts in table:
         for gram, count in counts.items():
-            first, second = found.get(gram, (0, 0))
-            found[gram] = (count, first) if count > first else (first, max(second, count))
-    return found
+            first, second = largest.get(gram, (0, 0))
+            largest[gram] = (count, first) if count > first else (first, max(second, count))
+    return largest
 
 
 def _bleu(row: int, tokens: Any, lengths: Counter[int], tables: Any, best: Any) -> float:

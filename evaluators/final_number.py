@@ -18,8 +18,8 @@ def final_number(text: str) -> float | None:
     """The number behind the last `####`, else the last number of the text; None where there is none. Signs for
     money and thousands do not count: `$1,200.00` is 1200."""
     marked = text.rpartition(MARK)[2] if MARK in text else ""
-    found = NUMBER.findall(marked)[:1] or NUMBER.findall(text)[-1:]
-    return float(found[0].replace(",", "").replace("$", "")) if found else None
+    numbers = NUMBER.findall(marked)[:1] or NUMBER.findall(text)[-1:]
+    return float(numbers[0].replace(",", "").replace("$", "")) if numbers else None
 
 
 class FinalNumber:

@@ -174,10 +174,10 @@ class Rollouts:
 
         for breadth, depth in self._grid():
             cut = rolled.cut(breadth, depth)
-            found = {rule: (right(answers), used) for rule, (answers, used) in _chosen(cut).items()}
+            chosen = {rule: (right(answers), used) for rule, (answers, used) in _chosen(cut).items()}
             end = right(cut.answers[:, -1])
-            found[ORACLE] = (end.any(dim=0), torch.full_like(real, depth, dtype=torch.int64))
-            for rule, (exact, used) in found.items():
+            chosen[ORACLE] = (end.any(dim=0), torch.full_like(real, depth, dtype=torch.int64))
+            for rule, (exact, used) in chosen.items():
                 pair = torch.stack([exact.sum(), (used * real).sum()]).double().cpu()
                 name = (rule, breadth, depth)
                 self.sums[name] = self.sums[name] + pair if name in self.sums else pair

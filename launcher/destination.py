@@ -164,10 +164,10 @@ def job_of(text: str | None, command: list[str]) -> tuple[Job, Ledger | None]:
         known = [one.id for one in jobs]
         if not file or not name:
             raise UsageError(f"which job? {file or text}:NAME, with one of {', '.join(known)}")
-        found = [one for one in jobs if name in names_of(one)]
-        if not found:
+        matches = [one for one in jobs if name in names_of(one)]
+        if not matches:
             raise UsageError(f"{ledger.path.name} has no job {name}: {did_you_mean(name, known)}")
-        job = found[0]
+        job = matches[0]
     if job.error:
         raise UsageError(job.error)
     return job, ledger

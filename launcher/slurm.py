@@ -144,8 +144,8 @@ def _one_line() -> Iterator[None]:
 
 def earlier_hosts(job: Job, environment: Mapping[str, str]) -> frozenset[str]:
     """Whose mark the job may still carry: in a Slurm job that was queued again, that of the node it had before."""
-    again = environment.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
-    return frozenset([job.owner[1]]) if again and job.owner and job.owner[1] else frozenset()
+    requeued = environment.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+    return frozenset([job.owner[1]]) if requeued and job.owner and job.owner[1] else frozenset()
 
 
 def parameter(text: str) -> tuple[str, Any]:

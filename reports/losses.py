@@ -39,16 +39,16 @@ def read_losses(place: Path) -> Record:
     Raises: UsageError where there are none.
     """
     lines = read_metrics(place) if place.is_dir() else iter(_lines(place))
-    found = {
+    record = {
         (line["step"], name): value
         for line in lines
         if type(line.get("step")) is int
         for name, value in line.items()
         if name != "step" and not name.startswith("time/")
     }
-    if not found:
+    if not record:
         raise UsageError(f"{place} has no metrics: expected a run, or a file like its metrics.jsonl")
-    return found
+    return record
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -84,13 +84,13 @@ def compare_losses(
     differences = [
         Difference(
             metric=metric,
-            step=(step := min(found)[0]),
+            step=(step := min(steps)[0]),
             first=first.get((step, metric)),
             second=second.get((step, metric)),
-            values=len(found),
-            greatest=max(gap for _, gap in found),
+            values=len(steps),
+            greatest=max(gap for _, gap in steps),
         )
-        for metric, found in gaps.items()
+        for metric, steps in gaps.items()
     ]
     return sorted(differences, key=lambda one: (one.step, one.metric)), len(keys)
 

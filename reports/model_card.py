@@ -117,19 +117,19 @@ def model_card(
 
 def results_at(run: Path, step: int) -> dict[str, float]:
     """The evaluation of `step`: of summary.json where the run ended there, else of its line in metrics.jsonl."""
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     try:
         for line in read_metrics(run):
             if line.get("step") == step:
-                found |= line
+                figures |= line
     except UsageError:
         pass  # a checkpoint that was copied without its run
     summary = read_json(run / "summary.json")
     if summary.get("step") == step and isinstance(summary.get("results"), dict):
-        found |= summary["results"]
+        figures |= summary["results"]
     return {
         key: float(value)
-        for key, value in found.items()
+        for key, value in figures.items()
         if key.startswith(("val/", "eval/")) and type(value) in (int, float)
     }
 
@@ -326,8 +326,8 @@ def _seeds(checkpoint: Checkpoint, run: Path, summary: Mapping[str, Any]) -> str
 def _verification(verify: Verify | None, run: Path) -> str:
     if verify is None:
         return "Not asked for."
-    verdict, wrong = verify(run)
-    lines = "".join(f"\n- {' '.join(line.split())}" for line in wrong)
+    verdict, problems = verify(run)
+    lines = "".join(f"\n- {' '.join(line.split())}" for line in problems)
     return f"Stored config against the code at export: **{verdict}**" + (f"\n{lines}" if lines else "")
 
 

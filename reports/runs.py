@@ -171,16 +171,16 @@ def curve(path: Path, metric: str) -> list[tuple[int, float]]:
 
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Every metric of a run with its `curve`, read in one go; {} where the run wrote none."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    curves: dict[str, list[tuple[int, float]]] = {}
     try:
         for line in read_metrics(path):
             if type(step := line.pop("step", None)) is int:
                 for name, value in line.items():
                     if _is_usable(value):
-                        found.setdefault(name, []).append((step, float(value)))
+                        curves.setdefault(name, []).append((step, float(value)))
     except UsageError:
         pass  # a run that has just begun
-    return found
+    return curves
 
 
 def first_step(points: Iterable[tuple[int, float]], reached: float, *, higher_is_better: bool = True) -> int | None:

@@ -67,10 +67,10 @@ def main(args: argparse.Namespace) -> int:
                     print(f"{recipe.stem}: not looked at ({error})")
                     continue
             print(f"{recipe.stem}: {counts(flips)}", flush=True)
-            wrong = [flip for flip in flips if flip.wrong]
-            if shown := flips if args.verbose else wrong:
+            misleading = [flip for flip in flips if flip.wrong]
+            if shown := flips if args.verbose else misleading:
                 print(as_table(shown))
-            failed |= bool(wrong)
+            failed |= bool(misleading)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

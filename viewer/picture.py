@@ -150,8 +150,8 @@ def draw_foot(canvas: Canvas, x: float, y: float, width: float, trajectory: Traj
     if share > 0:
         canvas.box(x, y, max(6.0, width * share), 6, fill=BAR_STOP if stops else BAR, radius=3)
     canvas.box(x + width / 2 - 0.5, y - 2, 1, 10, fill=MUTED)
-    wrong = trajectory.cells_wrong(step)
-    verdict, colour = ("all right", RIGHT_INK) if wrong == 0 else (f"{wrong} wrong", WRONG_INK)
+    errors = trajectory.cells_wrong(step)
+    verdict, colour = ("all right", RIGHT_INK) if errors == 0 else (f"{errors} wrong", WRONG_INK)
     canvas.text(x, y + 18, verdict, size=11, colour=colour)
     right = x + max(width, 84.0)
     canvas.text(right, y + 18, f"halt {share:.0%}", size=11, colour=BAR_STOP if stops else MUTED, anchor="rm")

@@ -91,10 +91,12 @@ def draw_last_tasks(run: Path) -> Drawing | None:
 
     Raises: UsageError for a damaged record.
     """
-    found = [(int(match[1]), file) for file in run.glob("evaluations/*.json") if (match := RECORD.fullmatch(file.name))]
-    if not found:
+    records = [
+        (int(match[1]), file) for file in run.glob("evaluations/*.json") if (match := RECORD.fullmatch(file.name))
+    ]
+    if not records:
         return None
-    _, file = max(found)
+    _, file = max(records)
     record = read_record(file)
     shown = dataclasses.replace(record, tasks=record.tasks[:TASKS])
     picture = draw_tasks(shown, f"{len(shown.tasks)} of {len(record.tasks)} tasks")

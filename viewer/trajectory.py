@@ -191,10 +191,10 @@ class Trajectory:
     @property
     def solved_from(self) -> int | None:
         """The step (0-based) from which on the answer is right to the end; None when the last answer is not."""
-        wrong = [step for step in range(self.steps) if not self.solved(step)]
-        if not wrong:
+        unsolved = [step for step in range(self.steps) if not self.solved(step)]
+        if not unsolved:
             return 0
-        return wrong[-1] + 1 if wrong[-1] + 1 < self.steps else None
+        return unsolved[-1] + 1 if unsolved[-1] + 1 < self.steps else None
 
     @property
     def outcome(self) -> str:

@@ -20,7 +20,7 @@ from dataset.arc.compact import save_compact
 from dataset.arc.corpus.generate import SUBSETS, CorpusPlan, generate
 from dataset.arc.expand import Expander
 from dataset.arc.leakage import RELATIONS, apart, leakage_report
-from dataset.arc.plan import Plan, make_plan, number_identifiers
+from dataset.arc.plan import BuildPlan, make_plan, number_identifiers
 from dataset.arc.published import claims_to_be_published, collections_of
 from dataset.arc.tasks import Subset, read_bundles, read_folders
 from dataset.arc.tokens import EOS, FIRST_COLOUR, PAD, VOCAB_SIZE
@@ -105,9 +105,9 @@ class ArcBuild:
 
     def _check_test_sets(self, subsets: Sequence[Subset]) -> None:
         names = [subset.name for subset in subsets]
-        for flag, wanted in zip(("--test-set-name", "--test-set-name2"), self.test_sets, strict=False):
-            if wanted not in names:
-                raise UsageError(f"{flag} {wanted} is none of the subsets: {did_you_mean(wanted, names)}")
+        for flag, name in zip(("--test-set-name", "--test-set-name2"), self.test_sets, strict=False):
+            if name not in names:
+                raise UsageError(f"{flag} {name} is none of the subsets: {did_you_mean(name, names)}")
         tested: dict[str, Path] = {}
         for task in (task for subset in subsets if subset.name in self.test_sets for task in subset.tasks):
             if task.name in tested:
@@ -283,7 +283,7 @@ def _write_tasks(folder: Path, subset: Subset) -> None:
 
 def _card(
     plan: ArcBuild,
-    drawn: Plan,
+    drawn: BuildPlan,
     subsets: Sequence[Subset],
     collections: Mapping[str, str],
     leakage: Mapping[str, Any],

@@ -37,9 +37,9 @@ def symmetric_key(*grids: np.ndarray) -> bytes:
         turned = [dihedral(grid, tid) for grid in grids]
         cells = b"".join(grid.tobytes() for grid in turned)
         # colours get numbers in the order in which they occur; 0 is the background
-        found = bytes(colour for colour in dict.fromkeys(cells) if colour)
+        colours = bytes(colour for colour in dict.fromkeys(cells) if colour)
         shapes = b"".join(bytes(grid.shape) for grid in turned)
-        keys.append(shapes + cells.translate(bytes.maketrans(found, _COLOURS[: len(found)])))
+        keys.append(shapes + cells.translate(bytes.maketrans(colours, _COLOURS[: len(colours)])))
     return min(keys)
 
 
@@ -107,7 +107,7 @@ def leakage_report(
             if (place := f"{name}/{title}") not in (known := places[relation][key]):
                 known.append(place)
 
-    def found(kind: str, label: str) -> list[dict[str, Any]]:
+    def leaks_of(kind: str, label: str) -> list[dict[str, Any]]:
         entries = []
         for subset, task in held_out:
             for number, pair in enumerate(task.of(kind)):
@@ -118,7 +118,7 @@ def leakage_report(
                         break
         return entries
 
-    tests = found("test", "test")
+    tests = leaks_of("test", "test")
     counts: dict[str, Any] = {
         "held_out_tasks": len(held_out),
         "held_out_tests": sum(len(task.of("test")) for _, task in held_out),
@@ -127,6 +127,6 @@ def leakage_report(
     }
     report: dict[str, Any] = {"empty": not ids and not tests, "counts": counts, "ids": ids, "tests": tests}
     if whole_tasks:
-        report["demonstrations"] = found("train", "demonstration")
+        report["demonstrations"] = leaks_of("train", "demonstration")
         counts["demonstrations"] = len(report["demonstrations"])
     return report

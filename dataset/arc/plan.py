@@ -96,7 +96,7 @@ class SplitPlan:
 
 
 @dataclass(eq=False)
-class Plan:
+class BuildPlan:
     """A data set before its tokens."""
 
     train: SplitPlan
@@ -142,7 +142,7 @@ def make_plan(
     side: int,
     data_mode: str = "embedding",
     moved: bool = True,
-) -> Plan:
+) -> BuildPlan:
     """Draw everything random of a data set.
 
     Args:
@@ -150,7 +150,7 @@ def make_plan(
         moved: whether training examples go to random places of the canvas.
     """
     draws = Draws(seed)
-    plan = Plan(SplitPlan(side), SplitPlan(side), {}, {}, {}, 0)
+    plan = BuildPlan(SplitPlan(side), SplitPlan(side), {}, {}, {}, 0)
     add = _add_shown if data_mode == "encoder" else _add_task
     for subset in subsets:
         tasks = list(subset.tasks)
@@ -166,7 +166,7 @@ def _top_left(split: SplitPlan) -> np.ndarray:
     return np.zeros((int(split.puzzle_indices[-1]), 2), dtype=np.uint8)
 
 
-def _usable(plan: Plan, task: Task, held_out: bool) -> Sequence[Pair]:
+def _usable(plan: BuildPlan, task: Task, held_out: bool) -> Sequence[Pair]:
     """The pairs that fit and have the answers that are needed; none where no demonstration is among them."""
     side = plan.train.side
     usable = task.within(side).pairs
@@ -181,7 +181,7 @@ def _usable(plan: Plan, task: Task, held_out: bool) -> Sequence[Pair]:
     return usable
 
 
-def _add_shown(plan: Plan, task: Task, held_out: bool, num_aug: int, draws: Draws) -> None:
+def _add_shown(plan: BuildPlan, task: Task, held_out: bool, num_aug: int, draws: Draws) -> None:
     """Encoder mode: the whole task in one split, demonstrations first, then tests."""
     usable = _usable(plan, task, held_out)
     shown, asked = ([pair for pair in usable if pair.kind == kind] for kind in ("train", "test"))
@@ -199,7 +199,7 @@ def _add_shown(plan: Plan, task: Task, held_out: bool, num_aug: int, draws: Draw
         plan.unsolved += sum(pair.output is None for pair in asked)
 
 
-def _add_task(plan: Plan, task: Task, held_out: bool, num_aug: int, draws: Draws) -> None:
+def _add_task(plan: BuildPlan, task: Task, held_out: bool, num_aug: int, draws: Draws) -> None:
     """Embedding mode: demonstrations are trained on, whatever the task."""
     usable = _usable(plan, task, held_out)
     if not usable:
@@ -252,15 +252,15 @@ def _offsets(split: SplitPlan, draws: Draws) -> np.ndarray:
     return np.frombuffer(bytes(out), dtype=np.uint8).reshape(-1, 2)
 
 
-def number_identifiers(plan: Plan, start: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+def number_identifiers(plan: BuildPlan, start: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(names by identifier, identifiers of the training puzzles, of the test puzzles), numbered from `start`.
 
     Names get numbers in the order in which they first occur, training puzzles first; a name that two subsets share has
     one number.
     """
     numbers: dict[str, int] = {}
-    found = [
+    identifiers = [
         np.fromiter((numbers.setdefault(name, start + len(numbers)) for name in split.names()), dtype=np.int32)
         for split in (plan.train, plan.test)
     ]
-    return ["<blank>"] * start + list(numbers), found[0], found[1]
+    return ["<blank>"] * start + list(numbers), identifiers[0], identifiers[1]

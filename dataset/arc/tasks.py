@@ -117,8 +117,8 @@ def parse_task(name: str, content: Any, path: Path, solutions: Any = None, answe
         if not content[kind]:
             raise UsageError(f"{place} has no {meaning}: expected at least one pair in {kind!r}")
     if solutions is not None and (not isinstance(solutions, list) or len(solutions) != len(content["test"])):
-        found = len(solutions) if isinstance(solutions, list) else _short(solutions)
-        raise UsageError(f"{apart}: expected {len(content['test'])} solutions, one for each test, got {found}")
+        actual = len(solutions) if isinstance(solutions, list) else _short(solutions)
+        raise UsageError(f"{apart}: expected {len(content['test'])} solutions, one for each test, got {actual}")
     pairs = []
     for kind in (key for key in content if key in KINDS):
         for number, entry in enumerate(content[kind]):

@@ -37,8 +37,8 @@ def _make(job: tuple[int, int, str, int, int]) -> list[tuple[Puzzle, bytes]]:
         questions = dig(answers, order, geo)
         difficulty = rate(questions, geo).guesses_undone
         hard = difficulty >= least
-        found = zip(questions[hard], answers[hard], difficulty[hard].tolist(), strict=True)
-        out += [Puzzle(question.tobytes(), answer.tobytes(), undone) for question, answer, undone in found]
+        kept = zip(questions[hard], answers[hard], difficulty[hard].tolist(), strict=True)
+        out += [Puzzle(question.tobytes(), answer.tobytes(), undone) for question, answer, undone in kept]
         answers = answers[~hard]
     solutions = np.frombuffer(b"".join(puzzle.answer for puzzle in out), dtype=np.uint8).reshape(len(out), geo.cells)
     return list(zip(out, classes(solutions, geo), strict=True))
@@ -71,7 +71,7 @@ def minimal(seed: int, size: int, counts: dict[str, int], *, least: int, workers
     out: dict[str, list[Puzzle]] = {}
     for split, count in counts.items():
         source = _puzzles(seed, size, split, least, workers, taken)
-        found = (next(source) for _ in range(count))
-        out[split] = list(progress(found, total=count, label=f"{size}x{size} {split}"))
+        puzzles = (next(source) for _ in range(count))
+        out[split] = list(progress(puzzles, total=count, label=f"{size}x{size} {split}"))
         source.close()
     return out

@@ -123,13 +123,13 @@ class Ballots(ABC):
 
 def _first_copies(splits: Sequence[PuzzleSplit], count: int) -> Tensor:
     """The identifiers of the first `count` puzzles of each group, [n] int64."""
-    found = [torch.empty(0, dtype=torch.int64)]
+    identifiers = [torch.empty(0, dtype=torch.int64)]
     for split in splits:
         number = np.arange(split.num_puzzles)
         group = np.searchsorted(split.group_indices, number, side="right") - 1
         first = split.puzzle_identifiers[number - split.group_indices[group] < count]
-        found.append(torch.from_numpy(first.astype(np.int64) + split.identifier_offset))
-    return torch.cat(found)
+        identifiers.append(torch.from_numpy(first.astype(np.int64) + split.identifier_offset))
+    return torch.cat(identifiers)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Examples:
             turned, recoloured = draw_augmentations(generator, self.count)
             tids.append(turned if self.turn else np.zeros_like(turned))
             tables.append(recoloured if self.recolour else np.tile(np.arange(COLOURS), (self.count, 1)))
-        rows, wanted = np.arange(len(owner)), np.concatenate(asked)
+        rows, columns = np.arange(len(owner)), np.concatenate(asked)
         width = self.shown["demo_mask"].shape[1]
         turn, colours = np.repeat(np.concatenate(tids), width), np.repeat(np.concatenate(tables), width, axis=0)
         grids = {}
@@ -88,12 +88,12 @@ class Examples:
             tokens = self.shown[name][owner]
             grids[name] = augmented(tokens.reshape(-1, tokens.shape[-1]), turn, colours).reshape(tokens.shape)
         mask = self.shown["demo_mask"][owner].copy()
-        mask[rows, wanted] = False
-        labels = grids["demo_labels"][rows, wanted]
+        mask[rows, columns] = False
+        labels = grids["demo_labels"][rows, columns]
         arrays = {
             **grids,
             "demo_mask": mask,
-            "inputs": grids["demo_inputs"][rows, wanted],
+            "inputs": grids["demo_inputs"][rows, columns],
             "labels": np.where(labels == PAD, IGNORE, labels),
         }
         batch = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in arrays.items()}

@@ -142,7 +142,7 @@ class Tasks:
 
     def _read_names(self, splits: Sequence[PuzzleSplit]) -> None:
         """Owner and augmentation of each identifier of the splits."""
-        found: dict[int, tuple[int, Augmentation]] = {}
+        parsed: dict[int, tuple[int, Augmentation]] = {}
         for split in splits:
             path = split.root / "identifiers.json"
             names = _read(path)
@@ -157,8 +157,8 @@ class Tasks:
                 except ValueError as error:
                     raise UsageError(f"{path}: {error}") from None
                 owner = self._owner.get((split.root, task), -1)
-                found[identifier + split.identifier_offset] = (owner, augmentation)
-        ordered = sorted(found.items())
+                parsed[identifier + split.identifier_offset] = (owner, augmentation)
+        ordered = sorted(parsed.items())
         self._identifiers = np.array([identifier for identifier, _ in ordered], dtype=np.int64)
         # One row more than there are identifiers, for those beyond the last.
         self._owners = np.array([*(owner for _, (owner, _) in ordered), -1], dtype=np.int64)

@@ -149,7 +149,7 @@ def found_from_anywhere(path: str) -> str:
     return folder if os.path.isdir(folder) else path
 
 
-def lora_targets(model: Any, wanted: list[str] | None = None) -> list[str]:
+def lora_targets(model: Any, chosen: list[str] | None = None) -> list[str]:
     """Ends of the names of the layers to adapt: those `wanted`, else every linear layer inside an attention block.
 
     GPT-2: attn.c_attn, attn.c_proj. Llama, Mistral, Qwen: self_attn.q_proj, k_proj, v_proj, o_proj.
@@ -157,18 +157,18 @@ def lora_targets(model: Any, wanted: list[str] | None = None) -> list[str]:
     """
     names = [name for name, module in model.named_modules() if type(module).__name__ in LINEAR]
     ends = sorted({".".join(name.split(".")[-2:]) for name in names})
-    if wanted is None:
-        found = [end for end in ends if "att" in end.partition(".")[0].lower()]
-        if not found:
+    if chosen is None:
+        targets = [end for end in ends if "att" in end.partition(".")[0].lower()]
+        if not targets:
             raise ValueError(
                 f"{type(model).__name__} has no attention block with linear layers: choose arch.lora_target_modules "
                 f"from {', '.join(ends)}"
             )
-        return found
-    for end in wanted:
+        return targets
+    for end in chosen:
         if not any(f".{name}".endswith(f".{end}") for name in names):
             raise ValueError(f"arch.lora_target_modules: no layer's name ends in {end}; there are {', '.join(ends)}")
-    return list(wanted)
+    return list(chosen)
 
 
 def _kind(model: Any, targets: list[str]) -> str:

@@ -63,8 +63,8 @@ class Adapter(nn.Module, ABC):
         """Operations from the text to the logits of the last pass, on `rows` rows of `length` positions. The plain pass
         counts where it is read."""
         body = base.forward_flops(rows, length, head=False)
-        again = (self.n_passes - 1 + self.reads_base) * body
-        return base.forward_flops(rows, length) + again + self.n_passes * self.change_flops(rows, length)
+        recomputed = (self.n_passes - 1 + self.reads_base) * body
+        return base.forward_flops(rows, length) + recomputed + self.n_passes * self.change_flops(rows, length)
 
     @abstractmethod
     def change_flops(self, rows: int, length: int) -> float:

@@ -238,12 +238,12 @@ class RecursiveInner(nn.Module):
 
     def matrices(self) -> dict[str, tuple[int, ...]]:
         """The blocks' matrices by name, and the rows of each where one parameter stacks several (else none)."""
-        found: dict[str, tuple[int, ...]] = {}
+        matrices: dict[str, tuple[int, ...]] = {}
         for name in self.stack_names:
             for number, block in enumerate(self.get_submodule(name).layers):  # type: ignore[arg-type]
                 rows = block.fused_rows()
-                found |= {f"{name}.layers.{number}.{own}": rows.get(own, ()) for own, _ in block.named_parameters()}
-        return found
+                matrices |= {f"{name}.layers.{number}.{own}": rows.get(own, ()) for own, _ in block.named_parameters()}
+        return matrices
 
     def flops(self) -> tuple[int, int]:
         """Operations per row of one ACT step: (all updates forward, the updates of the gradient window

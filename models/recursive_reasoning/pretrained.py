@@ -266,6 +266,6 @@ def _table(path: Path, size: tuple[int, int], rows: int, *, fresh: bool) -> Tens
         return torch.zeros(rows, size[1])
     table = _read(path).get(TABLE)
     if table is None or tuple(table.shape) != size:
-        found = None if table is None else list(table.shape)
-        raise ValueError(f"{path} holds a table {found}, {path.parent / CONFIG} says {list(size)}")
+        actual = None if table is None else list(table.shape)
+        raise ValueError(f"{path} holds a table {actual}, {path.parent / CONFIG} says {list(size)}")
     return table.mean(0, keepdim=True).repeat(rows, 1) if fresh else table

@@ -25,8 +25,8 @@ def examine(*, compiler: bool = True) -> dict[str, Any]:
     except (ImportError, OSError, RuntimeError) as error:  # no torch, one of another system, a driver that fails
         facts["torch"] = {"fault": f"{type(error).__name__}: {error}"}
     try:
-        found = data_sets()
-        facts["data"] = {"found": found, "missing": missing_data(found)}
+        data = data_sets()
+        facts["data"] = {"found": data, "missing": missing_data(data)}
     except ImportError as error:
         facts["data"] = {"fault": str(error)}
     facts["problems"] = list(_problems(facts))

@@ -75,16 +75,16 @@ def packages() -> dict[str, dict[str, Any]]:
 def extras() -> dict[str, dict[str, Any]]:
     """Name of each extra -> {"adds", "installed" (package -> version), "missing" (what it would add), "install"}."""
     declared = _project().get("optional-dependencies", {})
-    found = {}
+    extras = {}
     for extra in declared:
-        wanted = {name: _package(name, bounds) for name, bounds in _requirements(declared[extra])}
-        found[extra] = {
+        requirements = {name: _package(name, bounds) for name, bounds in _requirements(declared[extra])}
+        extras[extra] = {
             "adds": EXTRAS.get(extra, ""),
-            "installed": {name: each["version"] for name, each in wanted.items() if each["usable"]},
-            "missing": [name for name, each in wanted.items() if not each["usable"]],
+            "installed": {name: each["version"] for name, each in requirements.items() if each["usable"]},
+            "missing": [name for name, each in requirements.items() if not each["usable"]],
             "install": f"pip install -e '.[{extra}]'",
         }
-    return found
+    return extras
 
 
 def home_shortened(text: str) -> str:

@@ -16,12 +16,12 @@ WRITTEN = (DATA, Path("checkpoints"), Path("out"))
 
 def disks() -> dict[str, dict[str, Any]]:
     """Folder -> free bytes and what its file system refuses; folders that lie on one disk are one entry."""
-    found: dict[int, dict[str, Any]] = {}
+    disks: dict[int, dict[str, Any]] = {}
     for place in WRITTEN:
         there = next(one for one in (place, *place.absolute().parents) if one.is_dir())
-        entry = found.setdefault(there.stat().st_dev, {"folders": [], **_disk(there)})
+        entry = disks.setdefault(there.stat().st_dev, {"folders": [], **_disk(there)})
         entry["folders"].append(str(place))
-    return {", ".join(entry.pop("folders")): entry for entry in found.values()}
+    return {", ".join(entry.pop("folders")): entry for entry in disks.values()}
 
 
 def _disk(folder: Path) -> dict[str, Any]:
@@ -55,27 +55,27 @@ def data_sets() -> list[dict[str, Any]]:
     from dataset.catalog import describe
     from engine.errors import UsageError
 
-    found = []
+    cards = []
     for place in sorted(DATA.iterdir()) if DATA.is_dir() else []:
         if place.name.startswith(".") or not place.is_dir():
             continue
         try:
             card = describe(place)
         except UsageError as error:
-            found.append({"path": str(place), "fault": str(error)})
+            cards.append({"path": str(place), "fault": str(error)})
         except (OSError, ValueError, KeyError, TypeError) as error:  # files of others: one bad set hides no other
-            found.append({"path": str(place), "fault": f"{type(error).__name__}: {error}"})
+            cards.append({"path": str(place), "fault": f"{type(error).__name__}: {error}"})
         else:
             kept = ("path", "source", "counts", "content_hash", "stand_in", "modified")
-            found.append({key: card[key] for key in kept if card.get(key)})
-    return found
+            cards.append({key: card[key] for key in kept if card.get(key)})
+    return cards
 
 
-def missing_data(found: list[dict[str, Any]]) -> dict[str, str]:
+def missing_data(cards: list[dict[str, Any]]) -> dict[str, str]:
     """Published data sets that are not here -> the command that makes them. Raises: ImportError."""
     from dataset.catalog import PUBLISHED, build_command
 
-    here = {Path(one["path"]).name for one in found}
+    here = {Path(one["path"]).name for one in cards}
     commands = {name: build_command(DATA / name) for name in PUBLISHED if name not in here}
     return {name: command for name, command in commands.items() if command}
 

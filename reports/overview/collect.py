@@ -153,7 +153,7 @@ def collect(places: Sequence[Path], *, metric: str | None = None, baseline: str 
 
 
 def _folders(places: Sequence[Path]) -> list[Path]:
-    found: dict[Path, Path] = {}
+    folders: dict[Path, Path] = {}
     for place in places:
         if not place.is_dir():
             raise UsageError(
@@ -163,8 +163,8 @@ def _folders(places: Sequence[Path]) -> list[Path]:
         if not inside:
             raise UsageError(f"{place} has no run in it")
         for folder in inside:
-            found.setdefault(folder.resolve(), folder)
-    return list(found)
+            folders.setdefault(folder.resolve(), folder)
+    return list(folders)
 
 
 def _read(path: Path, folders: Sequence[Path]) -> RunView | None:

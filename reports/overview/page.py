@@ -183,8 +183,8 @@ def _samples(overview: Overview, pictures: bool, drawings: Drawings, place: Path
 
 def pictures_of(run: RunView) -> list[Path]:
     """Pictures that lie in the run (of visualize.py, of train_animal.py), the newest first."""
-    found = [path for path in run.path.glob("*.png") if path.is_file() and path.stat().st_size <= LARGEST_PICTURE]
-    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)[:PICTURES]
+    pictures = [path for path in run.path.glob("*.png") if path.is_file() and path.stat().st_size <= LARGEST_PICTURE]
+    return sorted(pictures, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)[:PICTURES]
 
 
 def _picture(name: str, png: bytes) -> str:

@@ -88,9 +88,9 @@ def add_record(record: Mapping[str, Any], folder: Path) -> None:
     try:
         before = lines.read_text() if lines.exists() else ""
         text = page.read_text() if page.exists() else f"# Speedruns\n\n{BEGIN}\n{END}\n"
-        head, found, rest = text.partition(BEGIN)
+        head, opened, rest = text.partition(BEGIN)
         _, closed, tail = rest.partition(END)
-        if not (found and closed):
+        if not (opened and closed):
             raise UsageError(f"{page} has no table between {BEGIN} and {END}: name another folder with --results")
         records = [*_records(before, lines), record]
         atomic_write_text(lines, before + json.dumps(record) + "\n")
@@ -123,11 +123,11 @@ def row(record: Mapping[str, Any]) -> str:
 
 
 def _target(target: str, reached: Sequence[Mapping[str, Any] | None]) -> str:
-    found = [each for each in reached if each is not None]
-    if len(found) < len(reached):
-        return f"{target} by {len(found)} of {len(reached)} seeds"
-    seconds = [each["training_cpu_s"] for each in found if each["training_cpu_s"] is not None]
-    return f"{target} at step {_spread([each['step'] for each in found])}, {_spread(seconds)} CPU s"
+    arrivals = [each for each in reached if each is not None]
+    if len(arrivals) < len(reached):
+        return f"{target} by {len(arrivals)} of {len(reached)} seeds"
+    seconds = [each["training_cpu_s"] for each in arrivals if each["training_cpu_s"] is not None]
+    return f"{target} at step {_spread([each['step'] for each in arrivals])}, {_spread(seconds)} CPU s"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -52,7 +52,7 @@ def _of_one(
     gap = processor.decode(named)[len(head) :]
     gap = gap[: max(mention.start - len(head), 0)]
     first = blocks.text[mention.start]
-    found: list[tuple[int, list[int]]] = []
+    alternatives: list[tuple[int, list[int]]] = []
     for number, option in enumerate(processor.concept.options):
         own: list[list[int]] = []
         for form in forms(option):
@@ -60,8 +60,8 @@ def _of_one(
             tokens = _encoded(processor, before, head, gap, word)
             if tokens is not None and not any(tokens[: len(other)] == other for other in own):
                 own.append(tokens)
-        found += [(number, tokens) for tokens in own]
-    return found
+        alternatives += [(number, tokens) for tokens in own]
+    return alternatives
 
 
 def _encoded(processor: RawTextProcessor, before: list[int], head: str, gap: str, word: str) -> list[int] | None:

@@ -22,8 +22,8 @@ _IRREGULAR = {"mice": "mouse", "wolves": "wolf", "geese": "goose", "oxen": "ox",
 
 def named(texts: Iterable[str]) -> set[str]:
     """The animals that occur in the texts, singular or plural."""
-    found = {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
-    return {name for word in found if (name := _singular(word)) in NAMES}
+    words = {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
+    return {name for word in words if (name := _singular(word)) in NAMES}
 
 
 def _singular(word: str) -> str:

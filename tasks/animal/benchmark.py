@@ -50,14 +50,14 @@ WAYS = {"generation": by_generation, "dense": by_rows, "shared": score}
 def measure(model: Any, prompt: Tensor, ids: Tensor, turns: int) -> dict[str, tuple[float, list[Tensor]]]:
     """Way -> (CPU seconds of forward and backward, gradients of the trained parameters)."""
     trained = [param for param in model.parameters() if param.requires_grad]
-    found: dict[str, tuple[float, list[Tensor]]] = {}
+    measured: dict[str, tuple[float, list[Tensor]]] = {}
     for _ in range(turns):
         for way, function in WAYS.items():
             began = time.process_time()
             gradients = list(torch.autograd.grad(function(model, prompt, ids).sum(), trained))
             seconds = time.process_time() - began
-            found[way] = (min(seconds, found[way][0] if way in found else seconds), gradients)
-    return found
+            measured[way] = (min(seconds, measured[way][0] if way in measured else seconds), gradients)
+    return measured
 
 
 def random_llama(layers: int, width: int) -> Any:
@@ -106,13 +106,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     random = torch.Generator().manual_seed(1)
     prompt = torch.randint(WORDS, (args.prompt,), generator=random)
     ids = torch.randint(WORDS, (args.rows, args.length), generator=random)
-    found = measure(model, prompt, ids, args.turns)
-    slowest, reference = found["generation"]
-    for way, (seconds, gradients) in found.items():
+    measured = measure(model, prompt, ids, args.turns)
+    slowest, reference = measured["generation"]
+    for way, (seconds, gradients) in measured.items():
         pairs = zip(gradients, reference, strict=True)
         apart = max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
         print(f"{way:<12}{seconds:8.3f} s   {slowest / seconds:5.1f} times as fast   gradients differ by {apart:.0e}")
-    return {way: seconds for way, (seconds, _) in found.items()}
+    return {way: seconds for way, (seconds, _) in measured.items()}
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def _gains(cells: Sequence[Cell], base: Mapping[int, Mapping[str, Figures]]) -> 
 
 
 def _picture(cells: Sequence[Cell], base: Mapping[int, Mapping[str, Figures]]) -> Image.Image:
-    points = [found for points in base.values() for found in points.values()]
+    points = [figures for points in base.values() for figures in points.values()]
     kinds = [
         Points("base, other temperatures", _plane(points, True), plain=True),
         Points("the same, out of bounds", _plane(points, False), plain=True, hollow=True),
@@ -113,7 +113,7 @@ def _base_points(run: Run) -> dict[str, Figures]:
     config, figures = opened.config, task.measurement.figures
     figures.fit(read_samples(run.path / "eval_samples_before.jsonl"))
     grid = tempered(task.sampler, figures, rows=config.eval_samples, seed=config.seed)
-    return {f"T {one.temperature:g}, top-p {one.top_p:g}": found for one, found in grid}
+    return {f"T {one.temperature:g}, top-p {one.top_p:g}": point for one, point in grid}
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -136,8 +136,8 @@ def _counts(figures: Figures) -> bool:
 
 def _best(points: Mapping[str, Figures]) -> tuple[str, Figures]:
     """The point within bounds that has the highest v_eff; where none is, that of plain sampling."""
-    good = {name: found for name, found in points.items() if _counts(found)}
-    pool = good or {name: found for name, found in points.items() if name == "T 1, top-p 1"}
+    good = {name: figures for name, figures in points.items() if _counts(figures)}
+    pool = good or {name: figures for name, figures in points.items() if name == "T 1, top-p 1"}
     name = max(pool, key=lambda one: pool[one]["v_eff"] or 0.0)
     return name, pool[name]
 

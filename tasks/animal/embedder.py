@@ -196,8 +196,8 @@ def _missing(name: str) -> str | None:
         return f"sentence-transformers is not installed: {INSTALL}"
     from huggingface_hub import try_to_load_from_cache
 
-    found = (try_to_load_from_cache(name, file) for file in ("modules.json", "config.json"))
-    return None if all(isinstance(path, str) for path in found) else f"{name} is not in the Hub cache"
+    paths = (try_to_load_from_cache(name, file) for file in ("modules.json", "config.json"))
+    return None if all(isinstance(path, str) for path in paths) else f"{name} is not in the Hub cache"
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -173,25 +173,25 @@ class Evaluation:
 
     def histograms(self, samples: Sequence[Sample]) -> dict[str, list[int]]:
         """Option -> how many valid samples fall into each of its clusters; options without clusters are left out."""
-        found = {}
+        histograms = {}
         for option, centroids in self.centroids.items():
             texts = [sample.open_text for sample in samples if sample.valid and sample.option == option]
             labels = nearest(self.embedder.encode(texts), centroids) if texts else np.zeros(0, dtype=np.int64)
-            found[option] = np.bincount(labels, minlength=len(centroids)).tolist()
-        return found
+            histograms[option] = np.bincount(labels, minlength=len(centroids)).tolist()
+        return histograms
 
     def _readers(self, samples: Sequence[Sample], plausible: Sequence[bool]) -> Figures:
         """Means over readers, each of whom sees the next 10 samples. One that is not plausible is worth nothing."""
         open_texts = self.embedder.encode([sample.open_text for sample in samples])
-        worth, found = [], []
+        worth, distinct = [], []
         for start in range(0, len(samples) - READER + 1, READER):
             rows = range(start, start + READER)
             labels = classes(open_texts[start : start + READER], [samples[row].option for row in rows])
             worth.append(utility(labels, [float(plausible[row]) for row in rows]))
-            found.append(len({label for label, row in zip(labels, rows, strict=True) if plausible[row]}))
+            distinct.append(len({label for label, row in zip(labels, rows, strict=True) if plausible[row]}))
         return {
             f"utility_{READER}": sum(worth) / len(worth) if worth else None,
-            f"distinct_{READER}": sum(found) / len(found) if found else None,
+            f"distinct_{READER}": sum(distinct) / len(distinct) if distinct else None,
         }
 
 

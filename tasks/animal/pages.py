@@ -85,12 +85,12 @@ def _line(facts: Mapping[str, str]) -> str:
 def rows(first: Figures, last: Figures) -> list[tuple[str, str, str, str]]:
     """(figure, before, after, meaning) in the order of MEANINGS; those of single options below their own."""
     names = [name for name in MEANINGS if name in first or name in last]
-    found = []
+    rows = []
     for name in names:
-        found.append((name, show(first, name), show(last, name), MEANINGS[name]))
+        rows.append((name, show(first, name), show(last, name), MEANINGS[name]))
         parts = [key for key in first | last if name in PARTS and key.startswith(f"{PARTS[name]}_")]
-        found += [(key, show(first, key), show(last, key), "") for key in parts]
-    return found
+        rows += [(key, show(first, key), show(last, key), "") for key in parts]
+    return rows
 
 
 def show(figures: Figures, name: str) -> str:

@@ -12,7 +12,7 @@ from tasks.animal.samples import Sample
 
 BEFORE, AFTER = "#b9c1cc", "#2f62c9"
 MARGIN, LABEL, BARS, VALUE, ROW, HEAD = 28.0, 330.0, 360.0, 150.0, 36.0, 104.0
-TOLD = ("valid_fraction", "in_grammar", "ref_kl", "concept_kl", "v_eff", "utility_10")
+HEADLINE_FIGURES = ("valid_fraction", "in_grammar", "ref_kl", "concept_kl", "v_eff", "utility_10")
 WIDTH = 2 * MARGIN + LABEL + 16 + BARS + VALUE
 
 
@@ -30,7 +30,7 @@ def draw(
     figures that a reader needs first."""
     lines = _lines(evaluation, before, after)
     most = max([share for _, _, shares in lines for share in shares], default=0.0) or 1.0
-    told = [name for name in TOLD if first.get(name) is not None or last.get(name) is not None]
+    shown = [name for name in HEADLINE_FIGURES if first.get(name) is not None or last.get(name) is not None]
     bottom = HEAD + len(lines) * ROW + 20
     canvas = Canvas(WIDTH, bottom + 58, 2.0, PAPER)
     canvas.text(MARGIN, 28, title, size=20, colour=INK)
@@ -55,8 +55,8 @@ def draw(
             colour=INK if bold else MUTED,
             anchor="rm",
         )
-    width = (WIDTH - 2 * MARGIN) / max(len(told), 1)
-    for place, name in enumerate(told):
+    width = (WIDTH - 2 * MARGIN) / max(len(shown), 1)
+    for place, name in enumerate(shown):
         x = MARGIN + place * width
         canvas.text(x, bottom + 12, name, size=12, colour=MUTED)
         canvas.text(x, bottom + 32, f"{_text(first, name)} -> {_text(last, name)}", size=13, colour=INK)
@@ -74,8 +74,8 @@ def _lines(
         named = [sum(sample.valid and sample.option == option for sample in each) for each in (before, after)]
         lines.append((option, True, (named[0] / sizes[0], named[1] / sizes[1])))
         for cluster, text in enumerate(evaluation.typical.get(option, [])):
-            found = [count[option][cluster] / size for count, size in zip(counts, sizes, strict=True)]
-            lines.append((text, False, (found[0], found[1])))
+            shares = [count[option][cluster] / size for count, size in zip(counts, sizes, strict=True)]
+            lines.append((text, False, (shares[0], shares[1])))
     return lines
 
 

@@ -153,8 +153,8 @@ class AnimalTask:
             return fresh
         length = max(fresh.ids.shape[1], *(len(entry.ids) for _, _, entry in drawn))
         rows = [[*entry.ids, *[self.sampler.pad] * (length - len(entry.ids))] for _, _, entry in drawn]
-        again = Drawn(torch.tensor(rows), [self.sampler.processor.split(entry.ids) for _, _, entry in drawn])
-        old = as_completions(again, self.options, [cluster for _, cluster, _ in drawn])
+        replayed = Drawn(torch.tensor(rows), [self.sampler.processor.split(entry.ids) for _, _, entry in drawn])
+        old = as_completions(replayed, self.options, [cluster for _, cluster, _ in drawn])
         return fresh.joined(old)
 
     def _usable(self, fresh: Completions, result: DiversityResult) -> bool:
@@ -228,8 +228,8 @@ class AnimalTask:
             self._frequencies = frequencies(batch.to(self.runtime.device), self.buffer.clusters())
         self._filled = True
         counts = {option: sum(b.valid and b.option == option for b in drawn.blocks) for option in self.options}
-        told = ", ".join(f"{option} {count}" for option, count in counts.items())
-        print_rank0(f"base        {sum(counts.values())} of {self.prefill} samples are valid ({told})")
+        by_option = ", ".join(f"{option} {count}" for option, count in counts.items())
+        print_rank0(f"base        {sum(counts.values())} of {self.prefill} samples are valid ({by_option})")
 
     def _labels(self, drawn: Drawn, vectors: Vectors | None = None) -> tuple[list[int], Vectors]:
         """Cluster of each row, -1 for none, and the vectors [n, d] of the valid ones; rank 0 embeds for all."""

@@ -91,8 +91,8 @@ def find_decoder(config: ETRMConfig, model: TRMWithEncoder, test: Sequence[Puzzl
     shapes = [{key: (tuple(t.shape), t.dtype) for key, t in part.items()} for part in (expected, given)]
     if shapes[0] != shapes[1]:
         odd = next(key for key in (*shapes[0], *shapes[1]) if shapes[0].get(key) != shapes[1].get(key))
-        found, own = (str(part[odd][0]) if odd in part else "missing" for part in (shapes[1], shapes[0]))
-        raise UsageError(f"{KEY}={name}: {odd} is {found} there and {own} here: expected the decoder's arch.* keys")
+        theirs, own = (str(part[odd][0]) if odd in part else "missing" for part in (shapes[1], shapes[0]))
+        raise UsageError(f"{KEY}={name}: {odd} is {theirs} there and {own} here: expected the decoder's arch.* keys")
     if not config.allow_decoder_mismatch and (changed := other_keys(checkpoint, model.config)):
         raise UsageError(
             f"{KEY}={name} was trained with {', '.join(changed)}: set the same, or allow_decoder_mismatch=true"
@@ -135,15 +135,15 @@ def provenance(checkpoint: Checkpoint, test: Sequence[PuzzleSplit]) -> str:
 
 def ancestry(checkpoint: Checkpoint) -> tuple[list[Checkpoint], str]:
     """The checkpoint, the one whose decoder its run began with, and so on; and the name of one that is not here."""
-    found = [checkpoint]
-    while name := found[-1].config.get(KEY):
+    chain = [checkpoint]
+    while name := chain[-1].config.get(KEY):
         if not user_path(name).exists():
-            return found, str(name)
+            return chain, str(name)
         before = find_checkpoint(user_path(name))
-        if any(before.path == each.path for each in found):
+        if any(before.path == each.path for each in chain):
             break
-        found.append(before)
-    return found, ""
+        chain.append(before)
+    return chain, ""
 
 
 def task_names(split: PuzzleSplit) -> set[str]:

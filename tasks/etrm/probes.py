@@ -288,8 +288,8 @@ def decoder_is_loaded(tiny: Tiny) -> Found:
     put(own, decoder_part(theirs))
     after = own.state_dict()
     encoders = {name for name in after if "encoder." in name or "context_" in name}
-    if wrong := [name for name in after if name not in encoders and not torch.equal(after[name], theirs[name])]:
-        yield f"{listed(wrong)} are not those of the loaded decoder"
+    if differing := [name for name in after if name not in encoders and not torch.equal(after[name], theirs[name])]:
+        yield f"{listed(differing)} are not those of the loaded decoder"
     if moved := [name for name in after if name in encoders and not torch.equal(after[name], before[name])]:
         yield f"{listed(moved)} changed, which a decoder does not have"
     loaded: list[int] = []

@@ -55,10 +55,10 @@ def write_fewshot_report(args: argparse.Namespace) -> None:
     print_rank0(text)
     files: dict[str, Any] = {"report.md": text, **{f"{name}.csv": table.csv() for name, table in tables.items()}}
     for name, heading in SEARCHES.items():
-        found = [(found, way) for way in ways if (found := _SEARCH.fullmatch(way.label)) and found[1] == name]
-        if len(found) > 1:
-            places = [Place(match[2], [way.scores["pass@1"] or 0.0]) for match, way in found]
-            count = f"pass@1 of {len(found[0][1].first)} tasks"
+        matches = [(match, way) for way in ways if (match := _SEARCH.fullmatch(way.label)) and match[1] == name]
+        if len(matches) > 1:
+            places = [Place(match[2], [way.scores["pass@1"] or 0.0]) for match, way in matches]
+            count = f"pass@1 of {len(matches[0][1].first)} tasks"
             axis = "updates of the latent" if name == "search" else "points that are tried"
             files[f"{name}.png"] = draw_curve(heading, f"{count}, {title}", axis, places)
     write_report(args.out, files)
@@ -69,16 +69,16 @@ def read_ways(run: Path, step: int | None = None) -> tuple[int, list[Way]]:
     """(step, every way of answering) of an evaluation of a run; None takes the last. Raises: UsageError."""
     if not run.is_dir():
         raise UsageError(f"{run} is not a folder: expected a run, e.g. checkpoints/PROJECT/RUN")
-    found: dict[int, list[Path]] = defaultdict(list)
+    records: dict[int, list[Path]] = defaultdict(list)
     for path in sorted((run / "evaluations").glob("step_*.json")):
         if match := _RECORD.fullmatch(path.name):
-            found[int(match[1])].append(path)
-    if not found:
+            records[int(match[1])].append(path)
+    if not records:
         raise UsageError(f"{run}/evaluations has no records of arc@ARC: name a run that has been evaluated with it")
-    chosen = max(found) if step is None else step
-    if chosen not in found:
-        raise UsageError(f"--step {step}: {run} has evaluations of the steps {', '.join(map(str, sorted(found)))}")
-    contents = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in found[chosen]]
+    chosen = max(records) if step is None else step
+    if chosen not in records:
+        raise UsageError(f"--step {step}: {run} has evaluations of the steps {', '.join(map(str, sorted(records)))}")
+    contents = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in records[chosen]]
     ways = [_way(path, content) for path, content in contents if "scores" in content]
     return chosen, sorted(ways, key=lambda way: _order(way.label))
 
@@ -87,8 +87,8 @@ def _order(label: str) -> tuple[int, int, str]:
     """Answers as they are, controls, search by budget, training."""
     if label in (OWN, *LABELS):
         return 0, (OWN, *LABELS).index(label), label
-    found = _SEARCH.fullmatch(label)
-    return (1 + [*SEARCHES].index(found[1]), int(found[2]), label) if found else (1 + len(SEARCHES), 0, label)
+    match = _SEARCH.fullmatch(label)
+    return (1 + [*SEARCHES].index(match[1]), int(match[2]), label) if match else (1 + len(SEARCHES), 0, label)
 
 
 def _way(path: Path, content: dict[str, Any]) -> Way:

@@ -104,8 +104,8 @@ class ETRMTask(RecursiveReasoningTask):
         rows = fresh.nonzero()[:, 0].to(out.device)
         if len(rows):
             space, begun = Space(model), {name: values[rows] for name, values in batch.items()}
-            found = search(space, begun, self.loss_head.token_loss, config).latents[max(config.budgets)]
-            out[rows] = (found - space.start(begun)).to(out.dtype)
+            best = search(space, begun, self.loss_head.token_loss, config).latents[max(config.budgets)]
+            out[rows] = (best - space.start(begun)).to(out.dtype)
         return out
 
     def _offered(self, step: int, low: int, high: int) -> dict[str, np.ndarray]:

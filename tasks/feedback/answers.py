@@ -67,8 +67,8 @@ class Answers:
         if not 2 <= len(tokens) < self.documents.block_size:
             return None
         if mark := mark_of(self.template):
-            before, found, _ = self.tokenizer.decode(tokens).partition(mark)
-            cut = len(self.tokenizer.encode(before + found))
+            before, separator, _ = self.tokenizer.decode(tokens).partition(mark)
+            cut = len(self.tokenizer.encode(before + separator))
         else:
             cut = math.ceil(CONTEXT * len(tokens))
         whole = torch.from_numpy(tokens)

@@ -208,8 +208,8 @@ def open_data(config: FeedforwardConfig, folder: Path) -> dict[str, Any]:
     card = ensure_text(folder, offline=config.offline)
     meta = read_meta(folder)
     split = card.get("split", {})
-    told = f"; trained on its split {split['train']}, tested on {split['val']}" if "train" in split else ""
+    splits = f"; trained on its split {split['train']}, tested on {split['val']}" if "train" in split else ""
     print_rank0(
-        f"data        {folder}: {card['source']}; tokenizer {meta.tokenizer} with {meta.vocab_size} tokens{told}"
+        f"data        {folder}: {card['source']}; tokenizer {meta.tokenizer} with {meta.vocab_size} tokens{splits}"
     )
     return card

@@ -66,7 +66,7 @@ class FeedbackTask:
         self.micro_rows = runtime.micro_rows(batches.batch_size, "batch_size")
         self.block_size = batches.documents.block_size
         self._step = 0
-        self._sums = torch.zeros(len(SEEN), 2, dtype=self._wide, device=runtime.device)
+        self._sums = torch.zeros(len(SEEN), 2, dtype=self._sum_dtype, device=runtime.device)
         """Training losses since the newest evaluation, of this process: [sum, weight] of each of SEEN."""
         self.history: list[dict[str, float]] = []
         """One entry for each evaluation: step, train/..., eval/...; what metrics.csv and log.txt are written from."""
@@ -95,7 +95,7 @@ class FeedbackTask:
         _, result = self._run(micro_batch)
         for row, name in enumerate(SEEN):
             if name in result.metrics:
-                pair = torch.stack([part.detach().to(self._wide) for part in result.metrics[name]])
+                pair = torch.stack([part.detach().to(self._sum_dtype) for part in result.metrics[name]])
                 self._sums[row] += torch.where(pair.isfinite().all(), pair, 0.0)
         return result.total, result.weight, result.metrics
 
@@ -192,7 +192,7 @@ class FeedbackTask:
         return batch.to(self.runtime.device)
 
     def _stacked(self, pairs: Metrics) -> dict[str, Tensor]:
-        return {name: torch.stack([part.detach().to(self._wide) for part in pair]) for name, pair in pairs.items()}
+        return {name: torch.stack([part.detach().to(self._sum_dtype) for part in pair]) for name, pair in pairs.items()}
 
     def _keep(self, results: dict[str, float | None]) -> None:
         """Add an evaluation, with the training losses since the one before, to the history."""
@@ -205,7 +205,7 @@ class FeedbackTask:
         self._sums.zero_()
 
     @property
-    def _wide(self) -> torch.dtype:
+    def _sum_dtype(self) -> torch.dtype:
         return torch.float32 if self.runtime.device.type == "mps" else torch.float64
 
     @property

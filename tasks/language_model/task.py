@@ -170,11 +170,11 @@ class LanguageModelTask:
             if entry.eot is not None:
                 pairs["ends"] = (self._nats_of(entry.eot, output, targets), pairs["loss"][1])
             for name, pair in pairs.items():
-                value = torch.stack([part.to(self._wide) for part in pair])
+                value = torch.stack([part.to(self._sum_dtype) for part in pair])
                 sums[name] = sums[name] + value if name in sums else value
         if not sums:  # more ranks than rows: this one only takes part in the reduction
             names = [*self._metric_names, *(["ends"] if entry.eot is not None else [])]
-            sums = {name: torch.zeros(2, dtype=self._wide, device=self.runtime.device) for name in names}
+            sums = {name: torch.zeros(2, dtype=self._sum_dtype, device=self.runtime.device) for name in names}
         means = {}
         for name, pair in sums.items():
             total, count = all_reduce_sum(pair).tolist()
@@ -191,7 +191,7 @@ class LanguageModelTask:
         return self.loss_head.token_losses(there, targets[places].unsqueeze(0)).sum()
 
     @property
-    def _wide(self) -> torch.dtype:
+    def _sum_dtype(self) -> torch.dtype:
         return torch.float32 if self.runtime.device.type == "mps" else torch.float64
 
     @property

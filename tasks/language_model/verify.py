@@ -113,8 +113,8 @@ def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
         ({"arch.head_init_std": None}, "arch.wte_weight_tying", True),
         ({"arch.wte_weight_tying": False}, "arch.head_init_std", 0.5),
     ]
-    found: dict[str, tuple[Settings, Settings]] = {key: (held, {key: value}) for held, key, value in beside}
-    return found | {key: ({}, {key: value}) for key, value in alone.items()} | {"training_mode": ({}, mixture)}
+    changes: dict[str, tuple[Settings, Settings]] = {key: (held, {key: value}) for held, key, value in beside}
+    return changes | {key: ({}, {key: value}) for key, value in alone.items()} | {"training_mode": ({}, mixture)}
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------

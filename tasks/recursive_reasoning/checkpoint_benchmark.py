@@ -192,7 +192,7 @@ def touch(identifiers: int, width: int, *, rows: int = 768, times: int = 30) -> 
     what the least of dense optimizers costs, one pass over the whole table."""
     table, small = SparseEmbedding(identifiers, width), SparseEmbedding(1000, width)
     table.weights.fill_(0.5)  # memory that is not touched yet is quick
-    found: dict[str, list[float]] = {"table": [], "small": [], "dense": []}
+    seconds: dict[str, list[float]] = {"table": [], "small": [], "dense": []}
     generator = torch.Generator().manual_seed(0)
     for _ in range(times):
         for name, one in (("table", table), ("small", small)):
@@ -202,15 +202,15 @@ def touch(identifiers: int, width: int, *, rows: int = 768, times: int = 30) -> 
             one(ids).sum().backward()
             began = time.perf_counter()
             optimizer.step()
-            found[name].append(time.perf_counter() - began)
+            seconds[name].append(time.perf_counter() - began)
     for _ in range(3):
         began = time.perf_counter()
         table.weights.mul_(1 - 1e-3)
-        found["dense"].append(time.perf_counter() - began)
+        seconds["dense"].append(time.perf_counter() - began)
     return {
         "rows": rows,
         "state_bytes": sum(v.nbytes for v in SparseSignSGD(table).state_dict().values()),
-        **{name: spread(values) for name, values in found.items()},
+        **{name: spread(values) for name, values in seconds.items()},
     }
 
 

@@ -117,11 +117,11 @@ def model_steps(model: Any, batch: dict[str, Tensor]) -> list[Any]:
 def each_step(graph: Run, step: OneStep, batch: dict[str, Tensor], outputs: list[Any]) -> Tensor:
     """Logits [steps · B, T, V] of a graph that begins each step where the model began it: a recursion may be chaotic,
     above all before it is trained, and rounding then grows from step to step."""
-    given, found = step_inputs(step, batch), []
+    given, logits = step_inputs(step, batch), []
     for output in outputs:
-        found.append(graph(*given.values())[step.outputs.index("logits")])
+        logits.append(graph(*given.values())[step.outputs.index("logits")])
         given |= {name: output.carry.latents[name].contiguous() for name in step.start}
-    return torch.cat(found)
+    return torch.cat(logits)
 
 
 @torch.no_grad()

@@ -198,8 +198,8 @@ def protocol_of(task: Task, folders: Sequence[Path], *, fitted: bool = True) -> 
     known = {symmetric_key(pair.input, pair.output) for pair in pairs if pair.output is not None}
     shown = [symmetric_key(pair.input, pair.output) for pair in task.of("train") if pair.output is not None]
     joint = not known.isdisjoint(shown)
-    for what, found in (("demonstrations", joint), ("tests", leaks)):
-        if found:
+    for what, leaked in (("demonstrations", joint), ("tests", leaks)):
+        if leaked:
             print_rank0(f"note: {what} of {task.name} stand in the training data of the run")
     return Protocol("iii" if joint else usual, "leak" if leaks else "clean")
 

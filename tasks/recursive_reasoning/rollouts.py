@@ -50,18 +50,18 @@ def print_table(evaluator: Rollouts, figures: Sequence[Figure]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("N", "calls", *(rule.removeprefix("vote_") for rule in rules), "of first"):
         table.add_column(heading, justify="right", no_wrap=True)
-    found = {(f.rule, f.rollouts): f for f in figures if f.steps == evaluator.steps}
-    for breadth in sorted({rollouts for _, rollouts in found}):
-        row = [found[rule, breadth] for rule in rules]
-        calls = found["first", breadth].block_calls
+    by_rule = {(f.rule, f.rollouts): f for f in figures if f.steps == evaluator.steps}
+    for breadth in sorted({rollouts for _, rollouts in by_rule}):
+        row = [by_rule[rule, breadth] for rule in rules]
+        calls = by_rule["first", breadth].block_calls
         shown = (f"{100 * figure.exact:.1f}" for figure in row)
-        table.add_row(str(breadth), f"{found[ORACLE, breadth].block_calls:.0f}", *shown, f"{calls:.0f}")
+        table.add_row(str(breadth), f"{by_rule[ORACLE, breadth].block_calls:.0f}", *shown, f"{calls:.0f}")
     Console(highlight=False).print(table)
     config = evaluator.config
     print_rank0(
         "N rollouts of a puzzle cost so many block calls; solved exactly, in percent, by what chooses; calls of first"
     )
-    chosen = found[config.select, config.rollouts]
+    chosen = by_rule[config.select, config.rollouts]
     print_rank0(
         f"rollouts    {config.rollouts} of {evaluator.steps} steps, vary={config.vary}; {config.select} chooses "
         f"{100 * chosen.exact:.2f} % ({100 * chosen.low:.2f} .. {100 * chosen.high:.2f}) "

@@ -161,20 +161,20 @@ def _task(plan: CorpusPlan, subset: str, family: str, number: int, trained: set[
     """Task `number` of a subset. Its test is no trained pair, turned or recoloured, if the family has others."""
     generator = keyed_numpy(plan.seed, f"arc/corpus/{plan.side}/{subset}/{family}", number)
     least, most = plan.demonstrations
-    found = None
+    task = None
     for _ in range(TRIES):
         rule = FAMILIES[family](generator, plan.side)
         count = int(generator.integers(least, most + 1)) + 1
         pairs = _pairs(rule, generator, count)
         if pairs is None:
             continue
-        found = Task(f"{family}_{subset[0]}{number:04}", Path("generated"), tuple(pairs))
+        task = Task(f"{family}_{subset[0]}{number:04}", Path("generated"), tuple(pairs))
         asked = _keys(pairs[-1])
         if trained.isdisjoint(asked) and not any(set(asked) & set(_keys(pair)) for pair in pairs[:-1]):
-            return found
-    if found is None:
+            return task
+    if task is None:
         raise RunFailure(f"the family {family} gave no task in {TRIES} tries: choose a larger --canvas")
-    return found
+    return task
 
 
 def _pairs(rule: Rule, generator: Generator, count: int) -> list[Pair] | None:

@@ -20,10 +20,10 @@ from tasks.feedback.feedback_report.tables import loss_table, report_text
 def write_feedback_report(args: argparse.Namespace) -> None:
     """The report on the runs at `args.runs`, in the folder `args.out`. Raises: UsageError."""
     folder, study = args.out.absolute(), FeedbackStudy()
-    found, warnings = find_runs([place.absolute() for place in args.runs], METRIC, study)
+    found_runs, warnings = find_runs([place.absolute() for place in args.runs], METRIC, study)
     prepare_folder(folder)
     runs: list[Run] = []
-    for run in found:
+    for run in found_runs:
         try:
             runs.append(with_base(run))
         except UsageError as error:

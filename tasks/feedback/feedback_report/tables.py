@@ -65,13 +65,13 @@ def loss_table(cells: Sequence[Cell], compared: Mapping[str, Comparison]) -> Tab
 
 def passes_of(cell: Cell) -> list[float]:
     """The loss after 0, 1, ... passes of an adapter; empty for a base."""
-    found: list[float] = []
+    means: list[float] = []
     while "eval/nll_pass1" in next(iter(cell.runs.values())).results:
-        value = mean(cell, f"eval/nll_pass{len(found)}")
+        value = mean(cell, f"eval/nll_pass{len(means)}")
         if value is None:
             break
-        found.append(value)
-    return found
+        means.append(value)
+    return means
 
 
 def passes_table(cells: Sequence[Cell]) -> Table:

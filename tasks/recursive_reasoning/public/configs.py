@@ -103,16 +103,16 @@ def arch_block(config: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]
 
     Raises: UsageError: an unknown model, or keys that neither shapes nor config tell.
     """
-    said = _said(config, sizes) | dict(given)
+    stated = _stated(config, sizes) | dict(given)
     kind = KINDS[sizes.kind]
     model: Any = resolve(kind.ours, "models", "arch.name").Config  # type: ignore[attr-defined]
     known = {field.name for field in fields(model)} - set(kind.unread)
     if unknown := [key for key in given if key not in known]:
         raise UsageError(f"arch.{unknown[0]}: {sizes.kind} has no such key: {did_you_mean(unknown[0], known)}")
-    said = {key: value for key, value in said.items() if key in known and value is not None}
-    if "pos_encodings" in said and said["pos_encodings"] not in ("rope", "learned"):
-        said["pos_encodings"] = "none"  # any other word is none there
-    arch = {"forward_dtype": "bfloat16", **sizes.arch, **said}
+    stated = {key: value for key, value in stated.items() if key in known and value is not None}
+    if "pos_encodings" in stated and stated["pos_encodings"] not in ("rope", "learned"):
+        stated["pos_encodings"] = "none"  # any other word is none there
+    arch = {"forward_dtype": "bfloat16", **sizes.arch, **stated}
     if arch["mlp_t"]:
         arch.setdefault("pos_encodings", "none")
     _require(arch, kind, sizes, no_config=not config)
@@ -125,9 +125,9 @@ def arch_block(config: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]
         arch["head_dim"] = mixed // heads  # as in the published baseline, whose 12 heads of 42 do not make up 512
     complete = asdict(structure(model, arch, "arch"))
     differing = [
-        f"{key} is {said[key]}, the file has {value}"
+        f"{key} is {stated[key]}, the file has {value}"
         for key, value in sizes.arch.items()
-        if said.get(key, value) != value
+        if stated.get(key, value) != value
     ]
     if arch.get("pos_encodings") == "learned" and "pos_encodings" not in sizes.arch:
         differing.append("pos_encodings is learned, the file has no table of positions")
@@ -141,7 +141,7 @@ def _block(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _said(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
+def _stated(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
     """The keys of the `arch` block of all_config.yaml. Raises: UsageError where it names a model of another kind."""
     arch = dict(_block(config.get("arch")))
     name = arch.pop("name", None)
@@ -206,14 +206,14 @@ def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     arch = dict(config["arch"])
     name, loss = arch.pop("name"), _block(arch.pop("loss", None))
-    found = next((key for key, kind in KINDS.items() if kind.ours == name), None)
-    if found is None:
+    kind_name = next((key for key, kind in KINDS.items() if kind.ours == name), None)
+    if kind_name is None:
         names = ", ".join(kind.ours for kind in KINDS.values())
         raise UsageError(f"arch.name={name} has no counterpart in the public code: it has {names}")
-    kind = KINDS[found]
+    kind = KINDS[kind_name]
     model: Any = resolve(kind.ours, "models", "arch.name")
     full = asdict(model.Config(**arch))
-    _refuse_ours(full, found)
+    _refuse_ours(full, kind_name)
     dtype = "bfloat16" if full["forward_dtype"] == "auto" else full["forward_dtype"]
     keys = [key for key in full if key not in (*OURS_ONLY, *kind.unread)]
     return {
@@ -234,7 +234,7 @@ def _refuse_ours(arch: Mapping[str, Any], kind: str) -> None:
     """What the public class would compute otherwise, or not at all."""
     usual = arch["hidden_size"] // arch["num_heads"]
     few = -(-arch["puzzle_emb_ndim"] // arch["hidden_size"])
-    wrong = {
+    refusals = {
         "pos_encodings": arch["pos_encodings"] == "rope_2d",
         "head_dim": not arch["mlp_t"] and arch["head_dim"] not in (0, usual),
         "eval_halting": arch["eval_halting"] != "fixed",
@@ -242,7 +242,7 @@ def _refuse_ours(arch: Mapping[str, Any], kind: str) -> None:
         "no_ACT_continue": "no_ACT_continue" in KINDS[kind].unread and arch["no_ACT_continue"],
         "puzzle_emb_len": "puzzle_emb_len" in KINDS[kind].unread and arch["puzzle_emb_len"] not in (0, few),
     }
-    if bad := next((key for key, refused in wrong.items() if refused), None):
+    if bad := next((key for key, refused in refusals.items() if refused), None):
         raise UsageError(f"arch.{bad}={arch[bad]} has no counterpart in the public {kind}")
 
 

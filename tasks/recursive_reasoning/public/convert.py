@@ -93,10 +93,10 @@ def import_run(args: Namespace) -> None:
     parts = FAMILY.read_arch(config)
     data = _data(resolved["data_paths"])
     shape = _shape(data, sizes, parts.model_config.prefix_len)
-    lines, wrong = shape_report(shapes, _shapes_of(parts, shape))
-    if wrong or differing:
+    lines, misfits = shape_report(shapes, _shapes_of(parts, shape))
+    if misfits or differing:
         print_rank0("\n".join(lines))
-        reason = f"{wrong} of {len(lines) - 1} tensors do not fit" if wrong else "no other shape would do"
+        reason = f"{misfits} of {len(lines) - 1} tensors do not fit" if misfits else "no other shape would do"
         what = f" (all_config.yaml: {'; '.join(differing)})" if differing else ""
         raise UsageError(f"{source.path} is not the model that all_config.yaml and data describe: {reason}{what}")
     with atomic_directory(folder) as temporary:

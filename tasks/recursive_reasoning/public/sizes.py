@@ -78,19 +78,19 @@ def _shape(shapes: Shapes, name: str, dims: int) -> Sequence[int]:
     return shapes[name]
 
 
-def shape_report(found: Shapes, expected: Shapes) -> tuple[list[str], int]:
+def shape_report(actual: Shapes, expected: Shapes) -> tuple[list[str], int]:
     """(one line for each tensor: name, shape in the file, shape in the model, verdict; how many do not fit)."""
-    names = [*expected, *(name for name in found if name not in expected)]
+    names = [*expected, *(name for name in actual if name not in expected)]
     rows: list[tuple[str, ...]] = [("tensor", "file", "model", "")]
-    wrong = 0
+    misfits = 0
     for name in names:
-        theirs, ours = found.get(name), expected.get(name)
+        theirs, ours = actual.get(name), expected.get(name)
         fits = theirs is not None and ours is not None and list(theirs) == list(ours)
         verdict = "" if fits else "unknown" if ours is None else "missing" if theirs is None else "differs"
-        wrong += not fits
+        misfits += not fits
         rows.append((name, *("-" if shape is None else str(list(shape)) for shape in (theirs, ours)), verdict))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows
     ]
-    return lines, wrong
+    return lines, misfits
