@@ -67,10 +67,10 @@ def main(args: argparse.Namespace) -> int:
                     print(f"{recipe.stem}: not looked at ({error})")
                     continue
             print(f"{recipe.stem}: {counts(flips)}", flush=True)
-            misleading = [flip for flip in flips if flip.wrong]
-            if shown := flips if args.verbose else misleading:
+            faulty = [flip for flip in flips if flip.faulty]
+            if shown := flips if args.verbose else faulty:
                 print(as_table(shown))
-            failed |= bool(misleading)
+            failed |= bool(faulty)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

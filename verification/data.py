@@ -132,19 +132,19 @@ def read_text_data(name: str, key: str, folder: Path, local: bool, stand_ins: bo
     return TextPath(path, key, state, "tokens", origin=origin, tokenizer=kind, vocabulary=vocabulary, text=text)
 
 
-def _there(found: TextPath, root: Path) -> TextPath:
+def _there(path: TextPath, root: Path) -> TextPath:
     missing = [f"{split}.bin" for split in ("train", "val") if not (root / f"{split}.bin").is_file()]
     if missing:
-        return replace(found, problem=f"{found.path} has no {' and no '.join(missing)}")
+        return replace(path, problem=f"{path.path} has no {' and no '.join(missing)}")
     meta = root / "meta.json"
     if not meta.exists() and not (root / "meta.pkl").exists():  # nanoGPT's rule
-        return replace(found, tokenizer="gpt2", vocabulary="gpt2", origin=f"{found.path}/train.bin")
+        return replace(path, tokenizer="gpt2", vocabulary="gpt2", origin=f"{path.path}/train.bin")
     try:
         content: Any = read_json(meta) if meta.exists() else {}
         kind, lengths = str(content.get("tokenizer", "")), dict(content.get("tokens") or {})
         state = read_bytes(root / "tokenizer.json") if (root / "tokenizer.json").exists() else b""
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        return replace(found, problem=f"{found.path}/meta.json cannot be used: {error!r}")
+        return replace(path, problem=f"{path.path}/meta.json cannot be used: {error!r}")
     # an old pickle is opened by the run, which refuses what is no plain value
     vocabulary = kind if kind in FIXED or not kind else f"{kind} {hashlib.sha256(state).hexdigest()[:8]}"
-    return replace(found, tokenizer=kind, vocabulary=vocabulary, lengths=lengths, origin=f"{found.path}/{meta.name}")
+    return replace(path, tokenizer=kind, vocabulary=vocabulary, lengths=lengths, origin=f"{path.path}/{meta.name}")

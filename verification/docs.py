@@ -51,10 +51,10 @@ def documented(root: Path) -> Iterator[Documented]:
         for line in page.read_text(encoding="utf-8").splitlines():
             if not line.startswith("#"):
                 break
-            found = re.search(r"\b(?:python|torchrun) .*", line)
+            command = re.search(r"\b(?:python|torchrun) .*", line)
             lines.append(
-                re.split(r"\s{2,}\(", found[0])[0]
-                if found
+                re.split(r"\s{2,}\(", command[0])[0]
+                if command
                 else line[1:].strip()
                 if lines and lines[-1].endswith("\\")
                 else ""

@@ -34,8 +34,8 @@ class Finding:
 
 def worst(findings: Iterable[Finding]) -> str:
     """FAIL, WARN or PASS; SKIP where nothing could be judged, or not all for lack of a config."""
-    levels = {found.level for found in findings}
-    blind = any(found.level == "SKIP" and found.message.startswith(BLIND) for found in findings)
+    levels = {finding.level for finding in findings}
+    blind = any(finding.level == "SKIP" and finding.message.startswith(BLIND) for finding in findings)
     if levels & {"FAIL", "WARN"}:
         return "FAIL" if "FAIL" in levels else "WARN"
     return "PASS" if levels & {"PASS", "INFO"} and not blind else "SKIP"
@@ -64,11 +64,11 @@ class Report:
 
     def of(self, *levels: str) -> list[Finding]:
         """Findings of these levels (all without one), in the order in which they were made."""
-        return [found for found in self.findings if not levels or found.level in levels]
+        return [finding for finding in self.findings if not levels or finding.level in levels]
 
     def codes(self, *levels: str) -> set[str]:
         """The codes of `of(*levels)`."""
-        return {found.code for found in self.of(*levels)}
+        return {finding.code for finding in self.of(*levels)}
 
     def failed(self, strict: bool = False) -> bool:
         """Whether something is wrong; `strict` counts warnings too."""
@@ -81,7 +81,7 @@ class Report:
 
     def level(self, steps: Iterable[str] = (), codes: Iterable[str] = ()) -> str:
         """The worst level of some steps, or of some codes."""
-        return worst([found for found in self.findings if found.step in steps or found.code in codes])
+        return worst([finding for finding in self.findings if finding.step in steps or finding.code in codes])
 
     def as_dict(self) -> dict[str, Any]:
         """The record of the JSON output."""

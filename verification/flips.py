@@ -73,7 +73,7 @@ class Flip:
         return not (self.tried or self.reason or self.error)
 
     @property
-    def wrong(self) -> bool:
+    def faulty(self) -> bool:
         return self.dead or self.untried or bool(self.error)
 
 
@@ -155,7 +155,7 @@ def declared_inert(tiny: Tiny, key: str, changes: Settings) -> str:
 
 def keys_of(tiny: Tiny) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (present value, type): fields of the schema, of the model's Config and of the loss's."""
-    found = {
+    keys = {
         name: (tiny.settings[name], kind)
         for name, (kind, _) in declared(tiny.schema).items()
         if name in tiny.settings and name not in ("arch", "script")
@@ -165,17 +165,17 @@ def keys_of(tiny: Tiny) -> dict[str, tuple[Any, Any]]:
             continue
         kind, _ = declaration(tiny, key)
         if kind is not None and key.rpartition(".")[2] != "name":
-            found[f"arch.{key}"] = value, kind
-    return found
+            keys[f"arch.{key}"] = value, kind
+    return keys
 
 
 def first_recipes(root: Path) -> list[Path]:
     """One recipe for each script and class of models: their keys are those of the others."""
-    found: dict[tuple[str, str], Path] = {}
+    first: dict[tuple[str, str], Path] = {}
     for recipe in sorted(recipes(root), key=lambda path: (len(path.stem), path.stem)):
         arch = re.search(r"^ *- arch: (\S+)", recipe.read_text(encoding="utf-8"), re.MULTILINE)
-        found.setdefault((recipe_script(root, recipe), arch[1] if arch else ""), recipe)
-    return list(found.values())
+        first.setdefault((recipe_script(root, recipe), arch[1] if arch else ""), recipe)
+    return list(first.values())
 
 
 def counts(flips: Sequence[Flip]) -> str:

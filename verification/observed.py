@@ -33,8 +33,8 @@ def observed(subject: Subject, *, start: bool = True) -> list[Finding]:
     question, reason = _question(subject)
     if not question:
         return [finding(code, "SKIP", reason) for code in OBSERVED]
-    found = recall(question, (lambda: _observe(subject)) if start else None, lasts=_was_built)
-    findings = [Finding(**row) for row in found or ()]
+    rows = recall(question, (lambda: _observe(subject)) if start else None, lasts=_was_built)
+    findings = [Finding(**row) for row in rows or ()]
     findings = [one for one in findings if one.code not in ALSO_OBSERVED or one.level == "FAIL"]
     if failed := ", ".join(dict.fromkeys(one.code for one in findings if one.level == "FAIL")):
         findings.append(finding("SUM600", "FAIL", f"what is observed is not what is declared ({failed})"))

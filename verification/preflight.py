@@ -26,7 +26,7 @@ from verification.rule import run_rules, settled
 from verification.signature import compare_signatures, make_signature
 from verification.subject import Subject
 
-__all__ = ["check_launch", "compare_signatures", "heed", "preflight", "review"]
+__all__ = ["check_launch", "compare_signatures", "enforce", "preflight", "review"]
 SETTLED = ("JOB020", "JOB030")
 """Hydra has composed and the strict schema has accepted; a config of --config-dir need not lie in config/."""
 
@@ -96,27 +96,27 @@ def preflight(config: Any, entry: str, root: Path) -> dict[str, Any]:
     if level == "off":
         return {}
     _, report = review(config, entry, root)
-    heed(report, level, f"python scripts/verify_path.py -- python {entry}.py ...", print_rank0)
+    enforce(report, level, f"python scripts/verify_path.py -- python {entry}.py ...", print_rank0)
     return report.signature
 
 
-def heed(report: Report, level: str, again: str, say: Callable[[str], None]) -> None:
-    """What a report means for a launch with `verify=level`: warnings are said, one line each; strict stops at a FAIL.
+def enforce(report: Report, level: str, command: str, emit: Callable[[str], None]) -> None:
+    """Apply `verify=level` to a launch: warnings are emitted, one line each; strict stops at a FAIL.
 
-    `again`: the command that shows all of it. Raises: UsageError with code, message and fix of the first FAIL.
+    `command`: the one that shows all findings. Raises: UsageError with code, message and fix of the first FAIL.
     """
     if level == "off":
         return
     for finding in report.of("WARN"):
-        say(f"warning: {line_of(finding)}")
+        emit(f"warning: {line_of(finding)}")
     failures = sorted(report.of("FAIL"), key=lambda finding: finding.code.startswith("SUM"))  # causes first
     if failures and level == "strict":
-        more = f" (and {len(failures) - 1} more: {again})" if len(failures) > 1 else ""
+        more = f" (and {len(failures) - 1} more: {command})" if len(failures) > 1 else ""
         readable = report.subject is not None and report.subject.resolved  # else the run itself refuses it
         hint = "; verify=warn runs it all the same" if readable else ""
         raise UsageError(f"{line_of(failures[0])}{more}{hint}")
     for finding in failures:
-        say(f"warning: {line_of(finding)}")
+        emit(f"warning: {line_of(finding)}")
 
 
 def line_of(finding: Finding) -> str:

@@ -65,11 +65,11 @@ def _block(report: Report, verbose: bool) -> str:
         for finding in findings:
             what = f"{TICKS[finding.level]} {finding.code} {finding.message}"
             what += f"  ({finding.place})" if finding.place else ""
-            told = finding.code == "JOB034" and finding.level != "SKIP"
+            is_intent = finding.code == "JOB034" and finding.level != "SKIP"
             if finding.level in ("FAIL", "WARN"):
                 row = CODES[finding.code]
                 lines += [f"     {what}", f"          why: {row.why}", f"          fix: {finding.fix or row.fix}"]
-            elif verbose or told or (finding.level == "INFO" and finding.code != "CFG220"):
+            elif verbose or is_intent or (finding.level == "INFO" and finding.code != "CFG220"):
                 lines.append(f"     {what}")
     result = [one.message for one in report.findings if (one.code, one.level) == ("SUM600", "PASS")]
     return "\n".join([*lines, *(f"  Result: {message}" for message in result[:1])])
@@ -181,11 +181,11 @@ def _section(report: Report) -> list[str]:
     lines += [f"- {TICKS[report.level(codes=codes)]} {title} ({', '.join(codes)})" for title, codes in CHECKLIST]
     lines.append("")
     for question, fact, key in report.questions or QUESTIONS:
-        found = f"; found: {_cell(report.facts.get(fact))}" if fact else ""
-        lines.append(f"- {question} **{intent.get(key, 'not stated')}**{found}")
-    wrong = report.of("FAIL", "WARN")
-    if wrong:
-        lines += ["", *(f"- {TICKS[f.level]} {f.code}: {f.message}. {f.fix}" for f in wrong)]
+        actual = f"; found: {_cell(report.facts.get(fact))}" if fact else ""
+        lines.append(f"- {question} **{intent.get(key, 'not stated')}**{actual}")
+    problems = report.of("FAIL", "WARN")
+    if problems:
+        lines += ["", *(f"- {TICKS[f.level]} {f.code}: {f.message}. {f.fix}" for f in problems)]
     return lines
 
 

@@ -15,9 +15,19 @@ from verification.recall import recall
 from verification.subject import Subject
 
 # A resume with another one of these is another experiment.
-SAME = ("script", "arch", "model", "loss", "train_forward", "act_mode", "data_mode", "encoder_policy", "task")
+MUST_MATCH = ("script", "arch", "model", "loss", "train_forward", "act_mode", "data_mode", "encoder_policy", "task")
 # These may change; the reader should know.
-TOLD = ("config", "decorator_config", "defaults", "evaluators", "source", "commit", "world_size", "total_steps", "data")
+MAY_DIFFER = (
+    "config",
+    "decorator_config",
+    "defaults",
+    "evaluators",
+    "source",
+    "commit",
+    "world_size",
+    "total_steps",
+    "data",
+)
 
 
 def make_signature(subject: Subject) -> dict[str, Any]:
@@ -86,4 +96,4 @@ def compare_signatures(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[s
         both = [key for key in both if old[key] != new[key] and old[key] not in unknown and new[key] not in unknown]
         return [f"{key}: {old[key]} -> {new[key]}" for key in both]
 
-    return changes(SAME, ()), changes(TOLD, (None,))
+    return changes(MUST_MATCH, ()), changes(MAY_DIFFER, (None,))

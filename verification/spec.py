@@ -117,8 +117,8 @@ class Verification:
 
 def specification(family: Family) -> Verification | None:
     """What a family tells, None where it has no verify.py."""
-    told: Verification | None = getattr(family.part("verify"), "VERIFICATION", None)
-    return told
+    spec: Verification | None = getattr(family.part("verify"), "VERIFICATION", None)
+    return spec
 
 
 def stated_steps(*keys: str) -> Callable[[Any], int | None]:

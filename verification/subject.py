@@ -222,10 +222,10 @@ class Subject(Request):
     @functools.cached_property
     def data(self) -> list[DataPath]:
         """The data sets that the config names."""
-        found = (
+        paths = (
             self.family.data(self.resolved, self.trace.cwd, self.local_data) if self.family and self.resolved else ()
         )
-        return list(found)
+        return list(paths)
 
     @functools.cached_property
     def steps(self) -> int | None:

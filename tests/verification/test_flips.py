@@ -46,7 +46,7 @@ def test_what_a_key_changes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None
     assert found["active_dataset"].tried == ["short with another datasets and epochs"]
     assert "data" in found["active_dataset"].changed
     assert found["checkpoint_dir"].reason == REASONS["checkpoint_*"]
-    assert not any(flip.wrong for flip in found.values())
+    assert not any(flip.faulty for flip in found.values())
     assert counts([*found.values()]) == (
         "6 keys, 4 change something, 2 have a reason not to, 0 could not be tried, 0 fail, 0 dead"
     )
@@ -65,7 +65,7 @@ def test_only_a_value_that_is_refused_is_passed_over(tiny: Tiny, monkeypatch: py
 
     monkeypatch.setattr(module, "aspects", broken)
     crashing, refused = flips(tiny)
-    assert crashing.wrong
+    assert crashing.faulty
     assert "FAILS with another value: RuntimeError: size mismatch" in as_table([crashing])
     assert refused.untried
     assert "NOT TRIED: beta1: expected another one" in as_table([refused])
@@ -103,6 +103,6 @@ def test_no_key_of_a_recipe_is_dead(tmp_path: Path) -> None:
             found = flips_of(recipe, root=ROOT, data=tmp_path / recipe.stem)
         except ImportError:
             continue
-        assert not [flip for flip in found if flip.wrong], f"{recipe.stem}: {as_table([f for f in found if f.wrong])}"
+        assert not [flip for flip in found if flip.faulty], f"{recipe.stem}: {as_table([f for f in found if f.faulty])}"
         used |= {flip.reason for flip in found}
     assert not set(REASONS.values()) - used, "a reason that nothing needs"

@@ -70,27 +70,27 @@ def declaration(tiny: Tiny, key: str) -> tuple[Any, Any]:
 def candidates(kind: Any, value: Any) -> list[Any]:
     """Other values of a type, the most telling first; none for text and lists, whose meaning nobody can guess."""
     kinds = [part for part in (get_args(kind) if is_union(kind) else (kind,)) if part is not type(None)]
-    found: list[Any] = []
+    values: list[Any] = []
     for one in kinds:
         if get_origin(one) is Literal:
-            found += [choice for choice in get_args(one) if choice != "auto"]
+            values += [choice for choice in get_args(one) if choice != "auto"]
         elif one is bool:
-            found += [True, False]
+            values += [True, False]
         elif one in NUMBERS and value is None:
-            found += NUMBERS[one]
+            values += NUMBERS[one]
         elif one is int and isinstance(value, int):
-            found += [value + 1, value * 2, value // 2, value * 16, 1, value - 1, value + 2, 0]
+            values += [value + 1, value * 2, value // 2, value * 16, 1, value - 1, value + 2, 0]
         elif one is float and isinstance(value, int | float):
-            found += [value / 2, value * 2, value + 0.05, value * 16, value / 1024, 0.5, 0.0]
-    return others(value, found)
+            values += [value / 2, value * 2, value + 0.05, value * 16, value / 1024, 0.5, 0.0]
+    return others(value, values)
 
 
 def others(present: Any, values: Iterable[Any]) -> list[Any]:
     """The values that are not the present one, each once."""
-    found: list[Any] = []
+    different: list[Any] = []
     for value in values:
-        found += [value] if value != present and value not in found else []
-    return found
+        different += [value] if value != present and value not in different else []
+    return different
 
 
 def aspects(tiny: Tiny, settings: Settings) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def aspects(tiny: Tiny, settings: Settings) -> dict[str, Any]:
         lines.append({name: repr(value) for name, value in values.items() if not name.startswith("time/")})
 
     times = (plan.total_steps, sorted(plan.eval_steps), plan.final_eval, plan.checkpoint_every_eval)
-    found: dict[str, Any] = {
+    aspects: dict[str, Any] = {
         "shapes": [(name, str(each.dtype), tuple(each.shape)) for name, each in module.state_dict().items()],
         "schedule": [*times, *map(plan.schedule, (1, 2, max(1, plan.total_steps // 2), plan.total_steps))],
         "optimizer": [(group.name, group.optimizer, group.lr) for group in task.param_groups()],
@@ -119,7 +119,7 @@ def aspects(tiny: Tiny, settings: Settings) -> dict[str, Any]:
     task.micro_batches = drawn
     trainer, results = fit(plan, config, write=write)
     first: dict[str, Any] = next((values for values in lines if "train/grad_norm" in values), {})
-    return found | {
+    return aspects | {
         "data": repr([_plain(batch) for batch in batches]),
         "outputs": {name: value for name, value in first.items() if "norm" not in name},
         "gradient": first.get("train/grad_norm", ""),

@@ -24,7 +24,7 @@ from verification.probes.instance import (
     listed,
     tables,
 )
-from verification.probes.registry import Note, observes
+from verification.probes.registry import Note, probe
 
 
 def encodes(name: str, given: Any) -> bool:
@@ -135,7 +135,7 @@ def _touched(table: Any) -> bool:
     return any(rows.grad is not None and bool((rows.grad != 0).any()) for _, rows in getattr(table, "pending", ()))
 
 
-@observes("MOD432", "MOD420")
+@probe("MOD432", "MOD420")
 def reaches(tiny: Tiny) -> Iterator[str | Note]:
     """Parameters that change the losses of an episode and get no gradient from them."""
     seen, model = gradients(tiny), tiny.build().task.module
@@ -164,7 +164,7 @@ def _episode_sum(tiny: Tiny, name: str) -> float:
         return sum(float(loss) for _, loss in _episode_losses(tiny, task))
 
 
-@observes("MOD431", "MOD432", "MOD440", act=True)
+@probe("MOD431", "MOD432", "MOD440", act=True)
 def encodes_each_step(tiny: Tiny) -> Iterator[str | Note]:
     """Whether steps of continuing rows train what the first step trained."""
     seen, dynamic = gradients(tiny), getattr(tiny.model_class, "ACT_MODE", None) == "dynamic"
@@ -179,7 +179,7 @@ def encodes_each_step(tiny: Tiny) -> Iterator[str | Note]:
     yield Note("FAIL" if dynamic else "PASS", text)
 
 
-@observes("MOD430", "MOD421", "MOD432", act=True)
+@probe("MOD430", "MOD421", "MOD432", act=True)
 def encoding(tiny: Tiny) -> Iterator[str | Note]:
     """Whether answers depend on the input, and whether the encoder's policy is the declared one."""
     task = tiny.build().task
@@ -202,7 +202,7 @@ def encoding(tiny: Tiny) -> Iterator[str | Note]:
 # --- row by row -------------------------------------------------------------------------------------------------------
 
 
-@observes("DYN701", act=True)
+@probe("DYN701", act=True)
 def encoded_rows(tiny: Tiny) -> Iterator[str]:
     """Rows that each later step embeds, all of which go on, against those of the first."""
     if getattr(tiny.model_class, "ACT_MODE", None) != "dynamic":
@@ -211,11 +211,11 @@ def encoded_rows(tiny: Tiny) -> Iterator[str]:
     if not first or not later:
         raise Unobservable(gradients(tiny).error or "no module of the model embeds or encodes")
     for name, rows in first.items():
-        if (again := min(step[name] for step in later)) < rows:
-            yield f"{name} embedded {rows} rows in step 1 and {again} in a later one: the others keep an old one"
+        if (fewest := min(step[name] for step in later)) < rows:
+            yield f"{name} embedded {rows} rows in step 1 and {fewest} in a later one: the others keep an old one"
 
 
-@observes("DYN702", act=True)
+@probe("DYN702", act=True)
 def gradient_of_rows(tiny: Tiny) -> Iterator[str]:
     """The gradient of the loss of each step with respect to what the step embedded."""
     seen = gradients(tiny)

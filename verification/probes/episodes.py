@@ -29,7 +29,7 @@ from verification.probes.instance import (
     step,
     thinking,
 )
-from verification.probes.registry import Note, observes
+from verification.probes.registry import Note, probe
 
 CLOSE = 1e-4
 
@@ -168,7 +168,7 @@ def _like(rows: Tensor, value: Tensor) -> Tensor:
     return rows.view(-1, *[1] * (value.dim() - 1))
 
 
-@observes("DYN705", act=True)
+@probe("DYN705", act=True)
 def carry(tiny: Tiny) -> Iterator[str]:
     """Everything that is wrong with two steps."""
     seen = episode(tiny)
@@ -181,14 +181,14 @@ def _carried(tiny: Tiny) -> Episode:
     return episode(tiny)
 
 
-@observes("SCR130", "MOD421", act=True, about="loss")
+@probe("SCR130", "MOD421", act=True, about="loss")
 def loop_form(tiny: Tiny) -> Iterator[str]:
     """One call of the model for each step, with a stored carry."""
     for text in _carried(tiny).loop:
         yield f"{tiny.task_class.__name__}.loss: {text}; the model is {getattr(tiny.model_class, 'ACT_MODE', None)}"
 
 
-@observes("MOD440", "SCR130", act=True)
+@probe("MOD440", "SCR130", act=True)
 def persistence(tiny: Tiny) -> Iterator[str | Note]:
     """The carry is complete, new, stored and given back."""
     seen = _carried(tiny)
@@ -196,13 +196,13 @@ def persistence(tiny: Tiny) -> Iterator[str | Note]:
     yield from seen.model
 
 
-@observes("MOD441", "MOD440", act=True)
+@probe("MOD441", "MOD440", act=True)
 def own_example(tiny: Tiny) -> Iterator[str | Note]:
     """What a row is computed from and compared with."""
     yield from _carried(tiny).example or labels(tiny)
 
 
-@observes("DYN706", "MOD441", act=True, about="loss")
+@probe("DYN706", "MOD441", act=True, about="loss")
 def labels(tiny: Tiny) -> Iterator[str]:
     """The loss of step 2 with junk labels in the rows that go on, then in the rows that start."""
 
@@ -231,7 +231,7 @@ def labels(tiny: Tiny) -> Iterator[str]:
 # --- halting ----------------------------------------------------------------------------------------------------------
 
 
-@observes("DYN707", "MOD422", "MOD450", act=True)
+@probe("DYN707", "MOD422", "MOD450", act=True)
 def halting(tiny: Tiny) -> Iterator[str]:
     """The step of the first halt of every row under a halting head fixed to +10 or -10."""
     last = tiny.max_steps
@@ -241,8 +241,8 @@ def halting(tiny: Tiny) -> Iterator[str]:
         (False, 0, {last}),
         (False, 1, {last}),
     ):
-        if wrong := _unlike(_first_halts(tiny, willing, explore, last + 2), expected):
-            what = f"q {'+' if willing else '-'}10 with exploration {explore}: rows halted first at step {wrong}"
+        if others := _unlike(_first_halts(tiny, willing, explore, last + 2), expected):
+            what = f"q {'+' if willing else '-'}10 with exploration {explore}: rows halted first at step {others}"
             most = f" to {last}" if len(expected) > 1 else ""
             yield f"{what}, expected {min(expected)}{most}{'' if willing else ', halt_max_steps'}"
     if last > 1:
@@ -303,8 +303,8 @@ def evaluations(tiny: Tiny) -> Iterator[str]:
         answers.append(output.logits)
         if output.logits.requires_grad:
             yield "an evaluation keeps gradients: it is not under no_grad"
-        if wrong := _unlike(output.carry.steps.tolist(), {last}):
-            yield f"evaluation with q {'+' if willing else '-'}10 reports {wrong} steps, expected {last} for every row"
+        if others := _unlike(output.carry.steps.tolist(), {last}):
+            yield f"evaluation with q {'+' if willing else '-'}10 reports {others} steps, expected {last} for every row"
     if not torch.equal(answers[0], answers[-1]):
         yield "the halting head changes the answer of an evaluation: it must always take halt_max_steps"
     if not samples(tiny):
@@ -315,5 +315,5 @@ def evaluations(tiny: Tiny) -> Iterator[str]:
 
 def _unlike(values: list[int], expected: set[int]) -> str:
     """The values outside `expected` as text; empty when there is none."""
-    wrong = sorted({value for value in values if value not in expected})
-    return ", ".join("never" if value == 0 else str(value) for value in wrong)
+    unexpected = sorted({value for value in values if value not in expected})
+    return ", ".join("never" if value == 0 else str(value) for value in unexpected)

@@ -15,7 +15,7 @@ from typing import Any
 
 from verification.probes.instance import Tiny, Unobservable, evaluate, step
 from verification.probes.launch import launched, profiled
-from verification.probes.registry import Note, observes
+from verification.probes.registry import Note, probe
 
 MOST = 60
 """Calls that are made to fail."""
@@ -29,7 +29,7 @@ Point = tuple[CodeType, int]
 """A function, and where in its code the handler is that guards a call."""
 
 
-@observes("SCR141", "SCR120", level="WARN")
+@probe("SCR141", "SCR120", level="WARN")
 def swallowed(tiny: Tiny) -> Iterator[str | Note]:
     """The launch, the check, the building, one training step and an evaluation, with one call failing each time."""
     files = Files(tiny.root)
@@ -75,13 +75,13 @@ class Files(dict[str, str]):
         return self[name]
 
 
-def _comes_out(act: Callable[[], Any], wanted: Point, files: Files) -> bool:
+def _comes_out(act: Callable[[], Any], target: Point, files: Files) -> bool:
     """Whether a failure of the first call at `wanted` ends the act."""
     raised = False
 
     def fail(point: Point, line: int) -> None:
         nonlocal raised
-        if point == wanted and not raised:
+        if point == target and not raised:
             raised = True
             raise Injected("a probe of the verifier")
 

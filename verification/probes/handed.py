@@ -18,7 +18,7 @@ from engine.errors import UsageError
 from engine.schema import with_defaults
 from verification.probes.changes import candidates
 from verification.probes.instance import Tiny, Unobservable, evaluate, same
-from verification.probes.registry import Note, observes
+from verification.probes.registry import Note, probe
 
 Read = Callable[[Any], Any]
 
@@ -51,7 +51,7 @@ CHANGING: tuple[tuple[str, str, Read], ...] = (
 """Keys another value of which must change something."""
 
 
-@observes("CFG255", "MOD460", about="param_groups")
+@probe("CFG255", "MOD460", about="param_groups")
 def handed_on(tiny: Tiny) -> Iterator[str]:
     """Numbers of the schema that are neither fixed by the probes, nor without effect under this config."""
     plain = tiny.build(stirred=False)
@@ -68,9 +68,9 @@ def handed_on(tiny: Tiny) -> Iterator[str]:
         fixed = name in tiny.spec.pinned or tiny.by_reference(name)
         for what in (what for pattern, what in STATED.items() if not fixed and re.fullmatch(pattern, name)):
             settings_of = [{"learning rate": group.lr, **group.options} for group in plan.task.param_groups()]
-            found = [some[what] for some in settings_of if what in some]
-            if found and other not in found:
-                yield f"{name}={other} is given, the optimizer's {what} is {', '.join(map(str, found))}"
+            actual = [some[what] for some in settings_of if what in some]
+            if actual and other not in actual:
+                yield f"{name}={other} is given, the optimizer's {what} is {', '.join(map(str, actual))}"
         for pattern, what, read in CHANGING:
             if re.fullmatch(pattern, name) and (before := read(plain)) and same(before, read(plan)):
                 yield f"{name}={other} in place of {value} does not change {what}"
@@ -79,7 +79,7 @@ def handed_on(tiny: Tiny) -> Iterator[str]:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-@observes("SCR122", about="micro_batches")
+@probe("SCR122", about="micro_batches")
 def splits(tiny: Tiny) -> Iterator[str | Note]:
     """The first batch and an evaluation: as they are, with another training split, with another one to evaluate."""
     if tiny.spec.write_data is None or not tiny.spec.splits:

@@ -75,7 +75,7 @@ def launched(module: ModuleType, settings: Mapping[str, Any]) -> Launched:
 
 def create_model(module: ModuleType) -> Callable[..., Any]:
     """The script's (or its family's) function that makes model and loss. Raises: UsageError where there is none."""
-    maker = next((found for name in MAKERS if callable(found := getattr(module.FAMILY, name, None))), None)
+    maker = next((function for name in MAKERS if callable(function := getattr(module.FAMILY, name, None))), None)
     if maker is None:
         raise UsageError(f"the family of {module.__name__}.py has no {' or '.join(MAKERS)}")
     made: Callable[..., Any] = maker

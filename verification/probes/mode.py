@@ -30,7 +30,7 @@ from verification.probes.instance import (
     thinking,
 )
 from verification.probes.launch import watched
-from verification.probes.registry import Note, observes
+from verification.probes.registry import Note, probe
 
 FEW = 3
 """A mode can be told from its depth where an episode has at least so many steps."""
@@ -59,7 +59,7 @@ def ran(model: nn.Module, batch: Any, *carry: Any) -> tuple[list[str], int, Any]
     return methods, max(calls.values(), default=0), output
 
 
-@observes("MOD420", "SCR120", act=True)
+@probe("MOD420", "SCR120", act=True)
 def branches(tiny: Tiny) -> Iterator[str | Note]:
     """Training and evaluation, without and with a carry; then a training step after an evaluation."""
     task = tiny.build().task
@@ -88,7 +88,7 @@ def _begin(names: list[str], prefix: str) -> bool:
     return bool(names) and all(name.startswith(prefix) for name in names)
 
 
-@observes("MOD420", "SCR120", act=False, passed="the model is in training mode in every step, also after an evaluation")
+@probe("MOD420", "SCR120", act=False, passed="the model is in training mode in every step, also after an evaluation")
 def trains(tiny: Tiny) -> Iterator[Note]:
     """Whether the model is in training mode in a step that follows an evaluation."""
     task = tiny.build().task
@@ -116,7 +116,7 @@ def mode_of_body(tiny: Tiny) -> str:
     return "fixed" if last >= FEW and bool((answer.carry.steps == last).all()) and depth >= whole else "dynamic"
 
 
-@observes("MOD421", "MOD420", act=True)
+@probe("MOD421", "MOD420", act=True)
 def mode(tiny: Tiny) -> Iterator[Note]:
     """What the class declares, what the method is called, what it does."""
     train = tiny.kept["train_forward"]
@@ -136,7 +136,7 @@ def mode(tiny: Tiny) -> Iterator[Note]:
 # --- how deep it thinks -----------------------------------------------------------------------------------------------
 
 
-@observes("MOD422", "MOD440", act=True)
+@probe("MOD422", "MOD440", act=True)
 def depth(tiny: Tiny) -> Iterator[str]:
     """An example that never wants to halt, for all its steps; and every number of cycles beside one less."""
     yield from idle_cycles(tiny)
@@ -176,14 +176,14 @@ def idle_cycles(tiny: Tiny) -> Iterator[str]:
 # --- evaluation and groups --------------------------------------------------------------------------------------------
 
 
-@observes("CFG240", "SCR120", about="evaluate")
+@probe("CFG240", "SCR120", about="evaluate")
 def measured(tiny: Tiny) -> Iterator[str]:
     """What the evaluators of the config and the task's own evaluation return."""
     if not evaluate(tiny.build().task):
         yield f"no evaluator is named, and {tiny.task_class.__name__} measures nothing itself: the run has no result"
 
 
-@observes("MOD460", "SCR120", about="param_groups")
+@probe("MOD460", "SCR120", about="param_groups")
 def groups(tiny: Tiny) -> Iterator[str]:
     """Parameters of the model against the groups of the task."""
     task = tiny.build().task

@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from verification.probes.episodes import episode, evaluations
 from verification.probes.instance import Tiny, Unobservable, evaluate, first_batch, junk, same, step, thinking
-from verification.probes.registry import observes
+from verification.probes.registry import probe
 
 
 def _evaluated(tiny: Tiny) -> tuple[list[str], list[str]]:
@@ -50,7 +50,7 @@ def _evaluated(tiny: Tiny) -> tuple[list[str], list[str]]:
     return made, differ
 
 
-@observes("MOD450", "MOD420", level="WARN", about="evaluate")
+@probe("MOD450", "MOD420", level="WARN", about="evaluate")
 def evaluation(tiny: Tiny) -> Iterator[str]:
     """The depth of an evaluation, what it draws, in which mode it runs."""
     yield from tiny.once(_evaluated)[0]
@@ -58,13 +58,13 @@ def evaluation(tiny: Tiny) -> Iterator[str]:
         yield from evaluations(tiny)
 
 
-@observes("DYN709", about="evaluate")
+@probe("DYN709", about="evaluate")
 def repeated(tiny: Tiny) -> Iterator[str]:
     """What two evaluations return, what the model answers to one batch after each, and its weights."""
     yield from tiny.once(_evaluated)[1]
 
 
-@observes("MOD441", act=False, about="loss", passed="the loss compares the answers to the inputs with the targets")
+@probe("MOD441", act=False, about="loss", passed="the loss compares the answers to the inputs with the targets")
 def scored(tiny: Tiny) -> Iterator[str]:
     """The loss of one micro-batch as it is, with other targets, with other inputs."""
     if tiny.spec.others is None:
@@ -77,7 +77,7 @@ def scored(tiny: Tiny) -> Iterator[str]:
             yield f"{type(task).__name__}.loss is the same with other {what}: it does not read them"
 
 
-@observes("DYN712", "MOD420", act=True)
+@probe("DYN712", "MOD420", act=True)
 def leakage(tiny: Tiny) -> Iterator[str]:
     """Two training steps and an evaluation with the true labels and with junk."""
     task = tiny.build().task
@@ -85,8 +85,8 @@ def leakage(tiny: Tiny) -> Iterator[str]:
     false = {**true, "labels": junk(true["labels"])}
     for training in (True, False):
         model.train(training)
-        told, other = (list(map(tensors_of, thinking(model, batch, 1 + training))) for batch in (true, false))
-        for number, (a, b) in enumerate(zip(told, other, strict=True), 1):
+        of_true, of_junk = (list(map(tensors_of, thinking(model, batch, 1 + training))) for batch in (true, false))
+        for number, (a, b) in enumerate(zip(of_true, of_junk, strict=True), 1):
             if leaking := [name for name in a if not same(a[name], b[name])]:
                 where = f"training step {number}" if training else "evaluation"
                 yield f"{', '.join(leaking)} of {where} depend on the labels"

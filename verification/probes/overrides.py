@@ -25,7 +25,7 @@ from verification.probes.changes import Way, aspects, candidates, declaration, o
 from verification.probes.instance import Recorder, Tiny, Unobservable, batch_of, set_halting
 from verification.probes.outputs import tensors_of
 from verification.probes.reads import unread_keys
-from verification.probes.registry import Note, observes
+from verification.probes.registry import Note, probe
 from verification.spec import Settings
 
 DRAW = "exploration draw"
@@ -41,18 +41,18 @@ def override_keys(overrides: Sequence[str], arch: Settings) -> tuple[list[str], 
     except HydraException as error:
         raise UsageError(f"cannot read an override: {' '.join(str(error).split())}") from error
     given = [str(one.key_or_group) for one in parsed if not one.is_delete()]
-    found: dict[str, None] = {}
+    keys: dict[str, None] = {}
     for key in (key.removeprefix("arch.") for key in given if key.startswith("arch.")):
         value = value_at(arch, key)
         leaves = [key]
         if isinstance(value, dict):
             leaves = [f"{key}.{name}" for name, item in flatten(value) if not isinstance(item, dict)]
-        found |= dict.fromkeys(leaves)
+        keys |= dict.fromkeys(leaves)
     run = [key for key in given if "." not in key and key != "arch"]
-    return [key for key in found if key.rpartition(".")[2] != "name"], list(dict.fromkeys(run))
+    return [key for key in keys if key.rpartition(".")[2] != "name"], list(dict.fromkeys(run))
 
 
-@observes("DYN716")
+@probe("DYN716")
 def overrides(tiny: Tiny) -> Iterator[str | Note]:
     """Keys that nothing reads, and each given key set back to its default, then to other values, until something
     changes; nothing does: it is dead. Of models without ACT steps only whether a key of the architecture is read.
@@ -110,7 +110,7 @@ def _trace(tiny: Tiny, settings: Settings) -> list[Any]:
     share = settings.get(DRAW)
     task = tiny.build(**{key.removeprefix("arch."): value for key, value in settings.items() if key != DRAW}).task
     model, recorder = task.module, Recorder(task.module)
-    found: list[Any] = [(name, value.dtype, tuple(value.shape)) for name, value in model.state_dict().items()]
+    trace: list[Any] = [(name, value.dtype, tuple(value.shape)) for name, value in model.state_dict().items()]
     each = tiny.max_steps + 1  # steps with each halting head
     for willing, begin in ((True, 1), (False, 1 + each)):
         with contextlib.suppress(Unobservable):  # a model without a halting head
@@ -121,11 +121,11 @@ def _trace(tiny: Tiny, settings: Settings) -> list[Any]:
                     batch = batch_of(micro_batch)
                     if share is not None and "exploration" in batch:
                         batch["exploration"][::2, 0] = share
-                    found.append(task.loss(micro_batch)[0])
+                    trace.append(task.loss(micro_batch)[0])
     model.eval()
     with torch.no_grad():
         model(recorder.calls[0].batch)
-    return found + [tensors_of(call.output) for call in recorder.calls]
+    return trace + [tensors_of(call.output) for call in recorder.calls]
 
 
 def _run_notes(tiny: Tiny) -> Iterator[Note]:

@@ -21,7 +21,7 @@ import torch
 from engine.distributed import shutdown, world_size
 from engine.signals import leave_to_parent
 from verification.probes.instance import Tiny, Unobservable, fit, set_halting
-from verification.probes.registry import observes
+from verification.probes.registry import probe
 
 RANKS = 2
 STEPS = 3
@@ -40,14 +40,14 @@ class Seen:
     """Parameters and buffers after STEPS optimizer steps."""
 
 
-@observes("DYN717")
+@probe("DYN717")
 def ranks(tiny: Tiny) -> Iterator[str]:
     """Three steps without updates for the gradients, three with updates for the weights."""
     if sys.platform != "linux":
         raise Unobservable("ranks are forked, which torch allows on Linux only")
     alone, pair = watch(tiny), _fork(tiny)
-    if wrong := [f"rank {number} stopped with {seen}" for number, seen in pair.items() if isinstance(seen, str)]:
-        yield "; ".join(wrong)
+    if stopped := [f"rank {number} stopped with {seen}" for number, seen in pair.items() if isinstance(seen, str)]:
+        yield "; ".join(stopped)
         return
     for number, seen in pair.items():
         for step, (mine, theirs) in enumerate(zip(alone.gradients, seen.gradients, strict=True), 1):
@@ -89,8 +89,8 @@ def _fit(tiny: Tiny, gradients: list[dict[str, np.ndarray]], *, still: bool) -> 
             set_halting(module, willing=True)  # so that exploration decides who gets a fresh example
 
     def watch() -> None:
-        found = {name: param.grad for name, param in module.named_parameters()}
-        gradients.append({name: grad.numpy().copy() for name, grad in found.items() if grad is not None})
+        grads = {name: param.grad for name, param in module.named_parameters()}
+        gradients.append({name: grad.numpy().copy() for name, grad in grads.items() if grad is not None})
 
     fit(plan, tiny.config(run), watch)
     return module
@@ -107,7 +107,7 @@ def _fork(tiny: Tiny) -> dict[int, Any]:
     context = multiprocessing.get_context("fork")
     processes: list[Any] = []
     pending: dict[Any, int] = {}
-    found: dict[int, Any] = {}
+    answers: dict[int, Any] = {}
     for number in range(RANKS):
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_rank, args=(tiny, number, port, theirs), daemon=True)
@@ -120,18 +120,18 @@ def _fork(tiny: Tiny) -> dict[int, Any]:
         for answer in ready:
             number = pending.pop(answer)
             try:
-                found[number] = answer.recv()  # type: ignore[union-attr,call-arg]
+                answers[number] = answer.recv()  # type: ignore[union-attr,call-arg]
             except EOFError:
-                found[number] = "no answer"
+                answers[number] = "no answer"
         if not ready:
-            found |= {number: f"no answer within {TIME_LIMIT_S} s" for number in pending.values()}
-        if any(isinstance(seen, str) for seen in found.values()):
+            answers |= {number: f"no answer within {TIME_LIMIT_S} s" for number in pending.values()}
+        if any(isinstance(seen, str) for seen in answers.values()):
             break
     for process in processes:
         process.join(0 if pending else 5)
         process.kill()
         process.join()
-    return dict(sorted(found.items()))
+    return dict(sorted(answers.items()))
 
 
 def _rank(tiny: Tiny, number: int, port: int, answer: Connection) -> None:
@@ -146,10 +146,10 @@ def _rank(tiny: Tiny, number: int, port: int, answer: Connection) -> None:
         "MASTER_PORT": str(port),
     }
     try:
-        found: Any = watch(tiny)
+        seen: Any = watch(tiny)
     except Exception as error:
-        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    answer.send(found)
+        seen = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    answer.send(seen)
     answer.close()
     with contextlib.suppress(RuntimeError):  # the other rank may have gone first
         shutdown()

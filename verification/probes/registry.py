@@ -58,7 +58,7 @@ PROBES: dict[tuple[str, bool | str | None], Probe] = {}
 """(code, whether it is for models that think in steps, FIXED of those with a fixed number) -> its probe."""
 
 
-def observes(code: str, *after: str, **options: Any) -> Callable[[Observation], Observation]:
+def probe(code: str, *after: str, **options: Any) -> Callable[[Observation], Observation]:
     """Register the decorated generator under `code`. `options`: passed, fix, level, act, about (see `Probe`)."""
 
     def register(run: Observation) -> Observation:
@@ -119,9 +119,9 @@ def chosen(codes: Iterable[str], tiny: Tiny) -> list[Probe]:
     kinds = (getattr(tiny.model_class, "ACT_MODE", None), tiny.spec.act, None)
     own = {probe.code: probe for probe in tiny.spec.probes()}
     common = {code: next((PROBES[code, kind] for kind in kinds if (code, kind) in PROBES), None) for code in codes}
-    wanted = {code: _both(row, own.get(code)) for code, row in common.items() if row or code in own}
-    order = TopologicalSorter({code: [one for one in row.after if one in wanted] for code, row in wanted.items()})
-    return [wanted[code] for code in order.static_order()]
+    rows = {code: _both(row, own.get(code)) for code, row in common.items() if row or code in own}
+    order = TopologicalSorter({code: [one for one in row.after if one in rows] for code, row in rows.items()})
+    return [rows[code] for code in order.static_order()]
 
 
 def _both(common: Probe | None, own: Probe | None) -> Probe:

@@ -87,9 +87,9 @@ def _run_all(tiny: Tiny, codes: Sequence[str]) -> list[Finding]:
 def _unobserved(error: Exception, codes: Sequence[str]) -> list[Finding]:
     """Nothing could be built; where `engine.registry.require` found another family or data mode, that is SCR112."""
     refused = "require" in [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
-    rows = {code: ("SKIP", f"not observed: {told(error)}") for code in codes}
+    rows = {code: ("SKIP", f"not observed: {in_one_line(error)}") for code in codes}
     if refused and "SCR112" in codes:
-        rows["SCR112"] = ("FAIL", told(error))
+        rows["SCR112"] = ("FAIL", in_one_line(error))
     return [finding(code, level, text) for code, (level, text) in rows.items()]
 
 
@@ -100,10 +100,10 @@ def _unbuilt(error: Exception) -> Finding:
     if isinstance(error, ModuleNotFoundError) and not ours:
         return finding(BUILT, "SKIP", f"not observed: {error.name} is not installed here")
     place = ("", 0) if isinstance(error, UsageError) else place_of_error(error, root)
-    return finding(BUILT, "FAIL", f"the config cannot be built: {told(error)}", *place)
+    return finding(BUILT, "FAIL", f"the config cannot be built: {in_one_line(error)}", *place)
 
 
-def told(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     """An error in one line, with its class where it is none of a user."""
     text = " ".join(str(error).split())[:400]
     return text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"

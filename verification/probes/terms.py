@@ -13,13 +13,13 @@ from torch import Tensor
 
 from engine.fields import value_at
 from verification.probes.instance import Recorder, Tiny, Unobservable, finish_step, set_halting
-from verification.probes.registry import Note, observes
+from verification.probes.registry import Note, probe
 from verification.spec import Term
 
 WEIGHT = 0.5
 
 
-@observes(
+@probe(
     "ARC340",
     "MOD440",
     act=True,
@@ -62,7 +62,7 @@ def _step(tiny: Tiny, term: Term, weight: float) -> tuple[float, dict[str, float
 # --- next tokens ------------------------------------------------------------------------------------------------------
 
 
-@observes(
+@probe(
     "DYN706",
     act=False,
     about="micro_batches",
@@ -79,7 +79,7 @@ def targets(tiny: Tiny) -> Iterator[str | Note]:
                 yield f"step {number}: targets are not the tokens that follow"
 
 
-@observes(
+@probe(
     "DYN712",
     act=False,
     passed="no prediction depends on a later token, in training and in evaluation",

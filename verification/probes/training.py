@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from verification.probes.instance import Recorder, Tiny, fit, listed, tables
 from verification.probes.mode import grouped
-from verification.probes.registry import Note, observes
+from verification.probes.registry import Note, probe
 
 
 @dataclass
@@ -65,7 +65,7 @@ def _train(tiny: Tiny) -> TrainingRun:
     return run
 
 
-@observes("DYN703", about="param_groups")
+@probe("DYN703", about="param_groups")
 def gradients(tiny: Tiny) -> Iterator[str | Note]:
     """Some steps of the real trainer: who is in which group, who got a gradient, who moved."""
     run, steps = training_run(tiny), tiny.config().max_steps
@@ -92,7 +92,7 @@ def gradients(tiny: Tiny) -> Iterator[str | Note]:
         yield Note("PASS", "freeze_weights=true: the network stays as it is, only the puzzle embedding is trained")
 
 
-@observes("DYN718", act=True)
+@probe("DYN718", act=True)
 def embedding_rows(tiny: Tiny) -> Iterator[str | Note]:
     """Whether an encoder is there, which rows of the table moved; which forward ran is MOD420's to say."""
     run = training_run(tiny)

@@ -28,7 +28,7 @@ from verification.link import place_of
 from verification.probes.changes import candidates
 from verification.probes.instance import Tiny, Unobservable, reachable
 from verification.probes.launch import MAKERS, launched, watched
-from verification.probes.registry import Note, observes
+from verification.probes.registry import Note, probe
 from verification.spec import Settings
 
 STAND_IN = "_stand_in"
@@ -62,7 +62,7 @@ def stand_in(tiny: Tiny, **declared: Any) -> Iterator[tuple[type, str]]:
         del sys.modules[module.__name__], sys.modules["models"].__dict__[STAND_IN]
 
 
-@observes("SCR120")
+@probe("SCR120")
 def wiring(tiny: Tiny) -> Iterator[str | Note]:
     """The launch's calls, and whether what it builds is the class that the config names."""
     seen = tiny.launch
@@ -124,7 +124,7 @@ def differing(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str
     return lines
 
 
-@observes("SCR112", "SCR120")
+@probe("SCR112", "SCR120")
 def refuses_others(tiny: Tiny) -> Iterator[str | Note]:
     """The same model, declaring that it is of another family, or another data mode."""
     for key in ("FAMILY", "DATA_MODE"):
@@ -137,7 +137,7 @@ def refuses_others(tiny: Tiny) -> Iterator[str | Note]:
         yield Note("FAIL", f"{tiny.launch.name}.py takes a model that declares {key}='of_nobody'", where)
 
 
-@observes("SCR121")
+@probe("SCR121")
 def data_classes(tiny: Tiny) -> Iterator[str | Note]:
     """The data mode of the data sets that the task holds."""
     mode = getattr(tiny.model_class, "DATA_MODE", None)
@@ -170,7 +170,7 @@ def reviewed(tiny: Tiny) -> tuple[list[Any], list[str]]:
     return items, [file for file in dict.fromkeys(files) if file]
 
 
-@observes("SCR131", act=True, level="WARN")
+@probe("SCR131", act=True, level="WARN")
 def function_names(tiny: Tiny) -> Iterator[str | Note]:
     """Functions of the script, of what builds the run, and of the task."""
     mode = getattr(tiny.model_class, "ACT_MODE", None)
@@ -184,7 +184,7 @@ def function_names(tiny: Tiny) -> Iterator[str | Note]:
             yield Note("WARN", f"{name} is named after another mode than {mode}", value)
 
 
-@observes("SCR140", act=True, level="WARN")
+@probe("SCR140", act=True, level="WARN")
 def comments(tiny: Tiny) -> Iterator[str | Note]:
     """Comments and docstrings that describe the other mode."""
     mode = getattr(tiny.model_class, "ACT_MODE", None)
