@@ -100,7 +100,7 @@ class PuzzleSplit:
         return np.searchsorted(self.puzzle_indices, examples, side="right") - 1
 
     def questions(self) -> np.ndarray:
-        """The examples that an evaluation asks: all, in encoder mode those that are no demonstrations; ascending."""
+        """The examples that an evaluation asks: all, in encoder mode those that are not demonstrations; ascending."""
         examples = np.arange(self.num_examples)
         if self.num_demos is None:
             return examples

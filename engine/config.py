@@ -66,7 +66,7 @@ def _environment_value(name: str = "", *default: Any) -> Any:
     if name not in ENVIRONMENT and not name.startswith(OURS):
         raise UsageError(
             f"${{oc.env:{name}}}: its value would be stored with the run, so a config reads only "
-            f"{', '.join(sorted(ENVIRONMENT))}; if it is no secret, the shell can write it: key=${name}"
+            f"{', '.join(sorted(ENVIRONMENT))}; if it is not a secret, the shell can write it: key=${name}"
         )
     if name in os.environ:
         return os.environ[name]
@@ -81,7 +81,7 @@ OmegaConf.register_new_resolver("oc.env", _environment_value, replace=True)
 
 
 def is_folder_name(text: str) -> bool:
-    """Whether a file system holds a folder of that name; spaces, quotes and all alphabets are no hindrance."""
+    """Whether a file system holds a folder of that name; spaces, quotes and all alphabets are fine."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:  # half a character, from a terminal of another encoding

@@ -35,7 +35,7 @@ def choose_device(asked: str) -> DeviceChoice:
     """Resolve `device=auto|cpu|cuda|cuda:N|mps`: `auto` takes what there is, a device by name must be there.
 
     Raises:
-        UsageError: the word is no device, or this machine has none such.
+        UsageError: the word is not a device, or this machine has none such.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", asked):
         raise UsageError(f"device={asked}: expected auto, cpu, cuda, cuda:N or mps")

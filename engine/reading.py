@@ -42,7 +42,7 @@ def kind_fault(mode: int) -> str | None:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse what is no regular file, for libraries that open a path themselves. Raises: OSError, Unreadable."""
+    """Refuse what is not a regular file, for libraries that open a path themselves. Raises: OSError, Unreadable."""
     fault = kind_fault(os.stat(path).st_mode)
     if fault:
         raise Unreadable(fault)
@@ -68,7 +68,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int = JSON_LIMIT) -> bytes:
 
 
 def read_text(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> str:
-    """A UTF-8 file; a byte order mark is no part of it. Raises: OSError, Unreadable."""
+    """A UTF-8 file; a byte order mark is not part of it. Raises: OSError, Unreadable."""
     return _text(read_bytes(path, limit))
 
 

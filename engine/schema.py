@@ -28,7 +28,7 @@ T = TypeVar("T")
 WORDS = {"on": True, "yes": True, "off": False, "no": False}
 """Text that means a truth value, as in YAML: Hydra's command line reads a bare `on` as text."""
 NO_TEXT = re.compile("[\\0\\ud800-\\udfff]")
-"""A null character, or half of a surrogate pair: what Python makes of bytes that are no UTF-8."""
+"""A null character, or half of a surrogate pair: what Python makes of bytes that are not UTF-8."""
 LONGEST_SHOWN = 80  # characters of a value in an error
 MISSING_WORDS, MOST_MISSING = "is required and has no value", 5
 """Of a missing key, and how many of them an error lists."""

@@ -122,7 +122,7 @@ class ARC:
         identifiers = batch["puzzle_identifiers"][:valid_rows].cpu().numpy()
         confidence = torch.sigmoid(steps[-1].q_halt_logits[:valid_rows].cpu().double()).numpy()
         inputs, answers = (part[:valid_rows].cpu().numpy() for part in (batch["inputs"], preds))
-        votes = np.full((rows, 4), -1, dtype=np.int64)  # question, key, key, confidence; -1 is no vote
+        votes = np.full((rows, 4), -1, dtype=np.int64)  # question, key, key, confidence; -1 is not a vote
         codes = np.zeros((rows, self.tasks.side**2), dtype=np.uint8)
         known = np.flatnonzero(self.tasks.known(identifiers))
         if len(known):

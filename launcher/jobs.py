@@ -158,7 +158,7 @@ def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
             jobs.append(_read_command(Job(number, match[1], match[2]), **about))
             comments, intent, directives, pending = [], {}, {}, 0
         else:
-            problems.append((number, f"{line.strip()[:60]!r} is no job, comment or blank: a job begins with '[ ] '"))
+            problems.append((number, f"{line.strip()[:60]!r} is not a job, comment or blank: a job begins with '[ ] '"))
     if pending:
         problems.append((pending, "a '#@' line without a job below it"))
     return jobs, sorted(problems)

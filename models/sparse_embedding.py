@@ -1,7 +1,7 @@
 """One learned vector per puzzle, stored as a buffer: the table may have a million rows of which a step
 touches a few.
 
-The table is no parameter: no dense gradient, no Adam moments, no EMA. A training pass gathers its rows into a
+The table is not a parameter: no dense gradient, no Adam moments, no EMA. A training pass gathers its rows into a
 fresh leaf tensor; after the backward pass the optimizer asks `take_pending()` for the identifiers and their
 gradient rows.
 """

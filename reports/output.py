@@ -67,7 +67,7 @@ def check_own(target: Path, mark: bytes, kind: str, *, example: str) -> None:
     except OSError as error:
         raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --out") from None
     if not ours:
-        raise UsageError(f"{target} exists and is no {kind}: remove it or name another with --out")
+        raise UsageError(f"{target} exists and is not a {kind}: remove it or name another with --out")
 
 
 def write_page(target: Path, page: str) -> None:

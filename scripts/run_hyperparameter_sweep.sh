@@ -49,7 +49,7 @@ esac
 for word in "$@"; do # anything else goes to train_animal.py, and a misplaced --dry-run must not submit jobs
     case $word in
         --dry* | --local | --help)
-            echo "error: $word is no argument of train_animal.py: the script's own, --dry-run or --local, comes first" >&2
+            echo "error: $word is not an argument of train_animal.py: the script's own, --dry-run or --local, comes first" >&2
             exit 2
             ;;
     esac

@@ -59,7 +59,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
     args: argparse.Namespace = parser.parse_args(argv)
     if args.temperature is not None and not 0 <= args.temperature < math.inf:
-        parser.error(f"argument --temperature: {args.temperature} is no finite number of at least 0")
+        parser.error(f"argument --temperature: {args.temperature} is not a finite number of at least 0")
     if args.min_p is not None and not 0 <= args.min_p <= 1:
         parser.error(f"argument --min-p: {args.min_p} is not between 0 and 1")
     return args

@@ -70,7 +70,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--terminal",
         action="store_true",
-        help="step through the answers with the arrow keys; prints them all where the input is no terminal",
+        help="step through the answers with the arrow keys; prints them all where the input is not a terminal",
     )
     parser.add_argument("--no-color", action="store_true", help="plain text with marks in place of colours")
     args: argparse.Namespace = parser.parse_args(argv)

@@ -145,6 +145,6 @@ def _there(path: TextPath, root: Path) -> TextPath:
         state = read_bytes(root / "tokenizer.json") if (root / "tokenizer.json").exists() else b""
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return replace(path, problem=f"{path.path}/meta.json cannot be used: {error!r}")
-    # an old pickle is opened by the run, which refuses what is no plain value
+    # an old pickle is opened by the run, which refuses anything but a plain value
     vocabulary = kind if kind in FIXED or not kind else f"{kind} {hashlib.sha256(state).hexdigest()[:8]}"
     return replace(path, tokenizer=kind, vocabulary=vocabulary, lengths=lengths, origin=f"{path.path}/{meta.name}")

@@ -119,7 +119,7 @@ def _finding(one: Documented, level: str, text: str) -> Finding:
 
 
 def what_is_missing(root: Path, one: Documented) -> str | None:
-    """ "" or what is missing, for commands that are no entry script's; None for those."""
+    """ "" or what is missing, for commands that are not those of an entry script; None for those."""
     words = [word for word in one.words if not re.fullmatch(r"[A-Z_]+=\S*", word)]
     if words[0] == "make":
         makefile = root / "Makefile"

@@ -50,7 +50,7 @@ class Link:
     callable: bool = False
     """Whether it has a forward."""
     uncallable: str = ""
-    """Why the trainer cannot call it as a model; empty for what is no name of a model, too."""
+    """Why the trainer cannot call it as a model; empty for what is not the name of a model, too."""
     fields: list[str] = field(default_factory=list)
     """Of its Config."""
     config: str = ""
@@ -63,7 +63,7 @@ class Link:
 
     @property
     def encoder_policy(self) -> str | None:
-        """reencode, cache_first_step or none, as the class declares it: an embedding layer is no encoder."""
+        """reencode, cache_first_step or none, as the class declares it: an embedding layer is not an encoder."""
         return str(self.declared.get("ENCODER_POLICY", "none")) if self.callable else None
 
 
@@ -142,7 +142,7 @@ def _uncallable(cls: type) -> str:
     from torch import nn
 
     if not issubclass(cls, nn.Module):
-        return f"{cls.__name__} is no nn.Module"
+        return f"{cls.__name__} is not an nn.Module"
     if cls.forward is nn.Module.forward:
         return f"{cls.__name__} has no forward"
     signature = inspect.signature(cls.forward)

@@ -81,7 +81,7 @@ def never_read(subject: Subject, unnamed: list[str]) -> list[str]:
 
 
 def names_used(files: dict[str, Path]) -> set[str]:
-    """Names that functions of some modules use; a check in __post_init__ is no use."""
+    """Names that functions of some modules use; a check in __post_init__ is not a use."""
     return set().union(*map(_names, files.values()))
 
 

@@ -1,7 +1,7 @@
 """What importing or running code has shown, kept on disk: the same code, question and versions show the same again.
 
 Below `$XDG_CACHE_HOME/loopforge/verdicts` (~/.cache without the variable), one small JSON file for each answer. A cache
-that cannot be read or written is no error: the question is answered again.
+that cannot be read or written is not an error: the question is answered again.
 """
 
 from __future__ import annotations

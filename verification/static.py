@@ -150,7 +150,7 @@ def verify_file(
 ) -> list[Report]:
     """Every job of a job file, or the one of id `job` or at `line`; `pending` leaves out done and failed ones.
 
-    Lines that are no jobs, duplicates and names that are used twice are findings of a report of the file's own.
+    Lines that are not jobs, duplicates and names that are used twice are findings of a report of the file's own.
     Raises: UsageError for a file that cannot be read and a job that is not in it.
     """
     file = job_files.read(job_files.find(path, [root]))

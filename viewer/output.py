@@ -166,7 +166,7 @@ def check_record(target: Path) -> None:
             read_record(target)
         except UsageError:
             raise UsageError(
-                f"{target} exists and is no record of predict.py: remove it or name another with --out"
+                f"{target} exists and is not a record of predict.py: remove it or name another with --out"
             ) from None
 
 

@@ -15,7 +15,7 @@ from engine.errors import UsageError
 from engine.io import Unreadable, read_json, reason_of
 
 Grid = tuple[tuple[int, ...], ...]
-"""Rows of colours 0 to 9; () for an answer that is no grid."""
+"""Rows of colours 0 to 9; () for an answer that is not a grid."""
 RECORD_LIMIT = 1 << 28
 
 
@@ -82,7 +82,7 @@ def read_record(path: Path) -> Record:
     except (OSError, Unreadable) as error:
         raise UsageError(f"{path} {reason_of(error)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("tasks"), dict):
-        raise UsageError(f"{path} is no record of tasks: expected arc_tasks.json of an evaluation, or of predict.py")
+        raise UsageError(f"{path} is not a record of tasks: expected arc_tasks.json of an evaluation, or of predict.py")
     return record_from(content, str(path))
 
 

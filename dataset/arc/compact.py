@@ -135,7 +135,7 @@ def open_compact(
     augmentations = unpack(packed)
     need((augmentations[:, 0] < len(SWAPS)).all(), "augmentations", f"a transform is beyond {len(SWAPS) - 1}")
     permuted = np.sort(augmentations[:, 1:], axis=1) == np.arange(1, COLOURS)
-    need(permuted.all(), "augmentations", "a row is no permutation of the colours 1 to 9")
+    need(permuted.all(), "augmentations", "a row is not a permutation of the colours 1 to 9")
     need(offsets.shape == (puzzle_indices[-1], 2), "offsets", f"expected shape [{puzzle_indices[-1]}, 2]")
     source = Expander(side, cells, shapes, augmentations, offsets, puzzle_indices, group_indices)
     need((source.ends() <= side).all(), "offsets", f"an example lies beyond the canvas of {side}x{side}")

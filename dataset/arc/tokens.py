@@ -33,7 +33,7 @@ def to_tokens(grid: np.ndarray, side: int = LARGEST, row: int = 0, column: int =
 
 
 def side_of(seq_len: int) -> int:
-    """The side of a canvas with so many cells. Raises: ValueError where it is no square."""
+    """The side of a canvas with so many cells. Raises: ValueError where it is not a square."""
     side = math.isqrt(seq_len)
     if side * side != seq_len:
         raise ValueError(f"{seq_len} tokens are not a square canvas")
@@ -43,7 +43,7 @@ def side_of(seq_len: int) -> int:
 def crop_sizes(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(heights [n], widths [n]) of the grids that stand at the top left of n canvases, tokens [n, T].
 
-    The rectangle of the largest area without a token that is no colour; of several the one with fewest rows; 0 x 0
+    The rectangle of the largest area without a token that is not a colour; of several the one with fewest rows; 0 x 0
     where there is none.
     """
     side = side_of(tokens.shape[-1])

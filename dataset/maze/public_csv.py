@@ -44,7 +44,7 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
     for token, sign in ((START, "S"), (GOAL, "G")):
         counts = (mazes == token).reshape(len(mazes), -1).sum(axis=1)
         _first(path, rows, counts != 1, f"question needs exactly one {sign}")
-    _first(path, rows, ~judge(mazes, answers).path, "answer is no path from S to G in the maze of the question")
+    _first(path, rows, ~judge(mazes, answers).path, "answer is not a path from S to G in the maze of the question")
     return mazes, answers
 
 

@@ -101,7 +101,7 @@ def _check(path: Path, piece: _Piece, geo: Geometry) -> tuple[np.ndarray, np.nda
     answers = _digits(piece.answers, geo.cells)
     first_bad(((answers > geo.size) | (answers == 0)).any(axis=1), f"answer has a character other than {digits}")
     first_bad(((questions > 0) & (questions != answers)).any(axis=1), "answer contradicts a given of the question")
-    first_bad(~valid_solutions(answers, geo), "answer is no Sudoku solution: a row, column or box repeats a digit")
+    first_bad(~valid_solutions(answers, geo), "answer is not a Sudoku solution: a row, column or box repeats a digit")
     return questions, answers
 
 

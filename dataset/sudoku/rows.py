@@ -29,7 +29,7 @@ NAMES = {
 """What the columns are called, lower case; the first name that a header has counts."""
 SEPARATORS = ",;\t|"
 BOARD = frozenset(BLANKS + "123456789")
-# What a file begins with that is no text of ours.
+# What a file begins with that is not text of ours.
 FOREIGN = {
     b"\xff\xfe": "UTF-16 text (byte order mark FF FE): save it as UTF-8",
     b"\xfe\xff": "UTF-16 text (byte order mark FE FF): save it as UTF-8",

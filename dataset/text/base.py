@@ -50,7 +50,7 @@ class Tokenizer(ABC):
         """Token ids [N], in the type of the token files. Raises: UsageError on text it has no token for."""
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of token ids; bytes that are no complete UTF-8 (a cut character) become U+FFFD.
+        """Text of token ids; bytes that are not complete UTF-8 (a cut character) become U+FFFD.
 
         Raises: ValueError on an id outside the vocabulary.
         """

@@ -275,7 +275,7 @@ def describe_text(root: str | Path) -> dict[str, Any]:
 
     A data set without a card (made by nanoGPT's prepare.py) gets one: source `unknown`, counts and content hash.
 
-    Raises: UsageError for a folder that is no text data set.
+    Raises: UsageError for a folder that is not a text data set.
     """
     root = Path(root)
     meta = read_meta(root)

@@ -72,7 +72,7 @@ WHOLE = 1 << 26
 def form_of(path: Path) -> tuple[Form, int]:
     """How to read a file, and the byte at which its content begins (after a mark of UTF-8).
 
-    Raises: UsageError for an empty file, another encoding than UTF-8, a format that is no text, or JSON under the name
+    Raises: UsageError for an empty file, another encoding than UTF-8, a format that is not text, or JSON under the name
     of a plain text.
     """
     with open(path, "rb") as stream:

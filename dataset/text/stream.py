@@ -28,7 +28,7 @@ LLM_C = (20240520, 20240801)
 class TokenStream:
     """The tokens of `<root>/<split>.bin`, read as they are needed.
 
-    Raises: UsageError when the folder is no text data set or the file is not whole.
+    Raises: UsageError when the folder is not a text data set or the file is not whole.
     """
 
     def __init__(self, root: str | Path, split: str, *, name: str | None = None) -> None:

@@ -170,7 +170,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Tensors that are the same memory (tied weights) are stored once; the file's metadata has `{other name:
     stored name}`, as the safetensors library itself does.
 
-    Raises: OSError when the file cannot be written, TypeError on a value that is no tensor.
+    Raises: OSError when the file cannot be written, TypeError on a value that is not a tensor.
     """
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}

@@ -152,7 +152,7 @@ def config_files(folders: list[Path], name: str, choices: Mapping[str, str | Non
 
 @functools.lru_cache(maxsize=256)
 def key_lines(text: str) -> dict[str, int]:
-    """Dotted key -> line (1-based) for every key of nested mappings; empty for text that is no YAML mapping."""
+    """Dotted key -> line (1-based) for every key of nested mappings; empty for text that is not a YAML mapping."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:

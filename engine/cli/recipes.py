@@ -66,7 +66,7 @@ class Recipe:
 def read_recipe(folders: Sequence[Path], config_name: str) -> Recipe:
     """Follow the defaults list of a recipe through the files in `folders`.
 
-    Raises: UsageError that names file and line, for a file that is no mapping, and for an entry that does not exist.
+    Raises: UsageError that names file and line, for a file that is not a mapping, and for an entry that does not exist.
     """
     if (path := locate(folders, config_name)) is None:
         return Recipe()

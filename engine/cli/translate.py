@@ -293,7 +293,7 @@ class _Translator:
         return any(describe(kind) == "block of keys" for kind in kinds) and not (key and key.optional)
 
     def _note(self, name: str, spelt: str) -> None:
-        """The last spelling counts. One with dashes is no key, so messages name the flag that it was."""
+        """The last spelling counts. One with dashes is not a key, so messages name the flag that it was."""
         self.typed.pop(name, None)
         if spelt != name:
             self.typed[name] = spelt if "-" not in spelt else f"--{spelt}"

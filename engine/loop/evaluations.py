@@ -127,7 +127,7 @@ class EarlyStop:
         self.waited = 0
 
     def update(self, value: float | None, step: int, *, counts: bool, apart: bool = False) -> None:
-        """Take the primary metric of one evaluation; none, or NaN, is no progress.
+        """Take the primary metric of one evaluation; none, or NaN, is not progress.
 
         `counts` is false for one that only belongs to an end (of max_steps, e.g.), so that a run that resumes from
         there stops where it would have stopped without that end. `apart` is one that covers something else than the

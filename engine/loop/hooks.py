@@ -33,7 +33,7 @@ class Hook:
 
 
 class ProgressBar(Hook):
-    """Draws nothing where stdout is no terminal, and on ranks other than 0.
+    """Draws nothing where stdout is not a terminal, and on ranks other than 0.
 
     Lines printed meanwhile appear above it.
     """

@@ -233,5 +233,5 @@ class GroupStats:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse; names that this version does not have are dropped with the groups they belonged to."""
         if any(not isinstance(value, Tensor) or value.numel() != 1 for value in state.values()):
-            raise ValueError("the norms that the next log line is owed are no numbers by name")
+            raise ValueError("the norms kept for the next log line are not numbers by name")
         self.values = dict(state)

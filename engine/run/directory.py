@@ -101,7 +101,7 @@ class RunDirectory:
             os.stat(self.path / "identity.json")
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except OSError:  # a file server that does not answer is no proof
+        except OSError:  # a file server that does not answer is not proof
             return True
         return same
 

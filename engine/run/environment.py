@@ -29,7 +29,7 @@ def describe_environment(
     """JSON-ready facts: time, python, torch, numpy, platform, cpu_count, accelerators, command, git, data
     cards.
 
-    "git" is None when `source` is no git checkout (or git is not installed), else {"commit", "diff",
+    "git" is None when `source` is not a git checkout (or git is not installed), else {"commit", "diff",
     "untracked"}, the diff being against the commit. Environment variables are left out: they hold keys.
     """
     import numpy

@@ -126,7 +126,7 @@ BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeEr
 """What a state of another form raises where it is used."""
 
 LARGEST = 1 << 53
-"""Steps and counts beyond it are no counts."""
+"""Steps and counts beyond it are not counts."""
 
 LOOSE = ("state.trainer.skipped",)
 """Tensors of which older versions kept more numbers: their owner decides which it takes."""
@@ -202,7 +202,7 @@ def _wrong_step(state: Mapping[str, Any], step: int) -> str | None:
     if not isinstance(results, Mapping) or not all(
         isinstance(name, str) and (value is None or type(value) in (int, float)) for name, value in results.items()
     ):
-        return "state.trainer.results are no numbers by name"
+        return "state.trainer.results is not a block of numbers"
     return None
 
 

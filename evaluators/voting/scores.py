@@ -14,7 +14,7 @@ from evaluators.voting.tasks import Question, Tasks
 from evaluators.voting.votes import Answers
 
 NO_ANSWER = [[0]]
-"""Stands in the submission for a question that got no vote, or whose answer is no grid."""
+"""Stands in the submission for a question that got no vote, or whose answer is not a grid."""
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class Tasks:
                 for number, pair in enumerate(content["test"]):
                     self.questions.append(Question(name, number, pair["input"], pair.get("output")))
             except (TypeError, KeyError, AttributeError):
-                raise UsageError(f"{path}: task {task!r} is no object with train and test pairs") from None
+                raise UsageError(f"{path}: task {task!r} is not an object with train and test pairs") from None
 
     def _read_names(self, splits: Sequence[PuzzleSplit]) -> None:
         """Owner and augmentation of each identifier of the splits."""

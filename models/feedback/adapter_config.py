@@ -88,7 +88,7 @@ class HyperConfig(StaticLoraConfig):
     """The first block of the hypernetwork writes the change of the last block of the base, and so on."""
     conditioning: Conditioning = "hidden"
     """What is read: a learned mix of the base's hidden states; its predictions; the gradient of its loss on visible
-    tokens, half of them hidden once more; or the tokens alone, which is no feedback."""
+    tokens, half of them hidden once more; or the tokens alone, which is not feedback."""
     n_passes: Annotated[int, Range(1, 64)] = 1
     """Passes k with deltas, each made from what the base did in the pass before."""
     loss_weights: Annotated[Literal["last", "uniform", "linear"], _ONE] = "last"

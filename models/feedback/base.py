@@ -126,7 +126,7 @@ class BaseLM(nn.Module):
         norms = self._norms.get(target)
         if norms is None:
             weights = torch.stack([self.linear(number, target).detach() for number in range(self.config.n_layer)])
-            tiny = torch.finfo(weights.dtype).tiny ** 0.5  # its square is no zero
+            tiny = torch.finfo(weights.dtype).tiny ** 0.5  # its square is not zero
             norms = torch.linalg.matrix_norm(weights.cpu(), 2).clamp(min=tiny).to(weights.device)
             if not self.linear(0, target).requires_grad:
                 self._norms[target] = norms

@@ -98,7 +98,8 @@ class CausalSelfAttention(nn.Module):
                 value,
                 attn_mask=mask,
                 dropout_p=dropout,
-                is_causal=mask is None and bool(query.shape[2] > 1),  # torch.export has lengths that are no int
+                is_causal=mask is None
+                and bool(query.shape[2] > 1),  # torch.export has lengths that are not of type int
                 scale=self.scale,
                 enable_gqa=self.kv_heads != self.heads,
             )

@@ -25,7 +25,7 @@ def read_nanogpt(path: str | Path) -> dict[str, Any]:
     """The checkpoint as a dict with `model_args` and `model`, on the CPU.
 
     Raises ValueError, in one line, for a file that cannot be read, that holds more than tensors and plain values (such
-    a file may run code, so it is not opened), or that is no checkpoint of nanoGPT.
+    a file may run code, so it is not opened), or that is not a checkpoint of nanoGPT.
     """
     if not Path(path).is_file():  # a pipe would hold us up
         raise ValueError("it is not there" if not Path(path).exists() else "it is not a regular file")

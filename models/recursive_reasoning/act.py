@@ -248,7 +248,7 @@ class ACTModel(nn.Module):
     # Facts about the model
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by group name; the sparse puzzle table is no parameter: see `puzzle_emb`."""
+        """Parameters by group name; the sparse puzzle table is not a parameter: see `puzzle_emb`."""
         return {"trunk": list(self.parameters())}
 
     def matrices(self) -> dict[str, tuple[int, ...]]:

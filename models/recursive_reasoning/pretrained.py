@@ -184,7 +184,7 @@ def _folder(source: str | Path, revision: str | None) -> Path:
     if path.is_dir():
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or path.exists():
-        raise ValueError(f"{source} is no folder of a model, and no repository of the form user/name")
+        raise ValueError(f"{source} is neither a model's folder nor a repository of the form user/name")
     hub = _hub(str(source))
     return Path(hub.snapshot_download(str(source), revision=revision, allow_patterns=[CONFIG, TRUNK, TABLE_FILE, CARD]))
 
@@ -220,7 +220,7 @@ def _class_of(name: str, path: Path) -> Any:
     if match and importlib.util.find_spec(f"{__package__}.{match[1]}") is not None:
         kind = getattr(importlib.import_module(f"{__package__}.{match[1]}"), match[2], None)
     if not (isinstance(kind, type) and issubclass(kind, Pretrained) and hasattr(kind, "Config")):
-        raise ValueError(f"{path} names {name!r:.80}, which is no model of {__package__}")
+        raise ValueError(f"{path} names {name!r:.80}, which is not a model of {__package__}")
     return kind
 
 

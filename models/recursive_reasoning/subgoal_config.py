@@ -59,7 +59,7 @@ class SubgoalConfig:
     inject_init: Annotated[Literal["zero", "normal"], _NOT_INJECTED] = "zero"
     """Start of the injection; with zero the fresh model is plain HRM."""
     worker_pool: Literal["mean_nonpad", "mean", "first"] = "mean_nonpad"
-    """Worker state: mean of z_L where the input is no padding, mean over all positions, or position 0."""
+    """Worker state: mean of z_L where the input is not padding, mean over all positions, or position 0."""
     displacement: Literal["anchor", "step", "fun", "absolute"] = "anchor"
     """What follows a goal: the way since it was given, the last pass, the mean of all spans within it (FeUdal
     Networks), or the state itself."""

@@ -95,7 +95,7 @@ def chosen_metrics(overview: Overview, patterns: Sequence[str]) -> tuple[list[st
 
 
 def _is_flat_zero(overview: Overview, name: str) -> bool:
-    """A count that stayed at zero, such as skipped steps, is no curve to look at."""
+    """A count that stayed at zero, such as skipped steps, is not a curve to look at."""
     return not any(value for run in overview.runs for _, value in run.curves.get(name, ()))
 
 
@@ -153,7 +153,7 @@ def _shown_values(lines: Sequence[Line], smoothing: float) -> list[float]:
     cut = len(logged) // 100
     smoothed = [y for line in lines for y in smooth([y for _, y in line.points], smoothing)]
     shown = [*logged[cut : len(logged) - cut], *smoothed]
-    return [float(f"{value:.7g}") for value in shown]  # rounding is no range: a constant has one tick
+    return [float(f"{value:.7g}") for value in shown]  # rounding is not a range: a constant has one tick
 
 
 def _tick(value: float, axis: Axis) -> str:

@@ -159,7 +159,7 @@ class SentenceEmbedder(Embedder):
             self._model: Any = SentenceTransformer(place, device=device, local_files_only=True)
         except Exception as error:  # whatever its files lack
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"embedder={place} is no sentence transformer: {first}; {others}") from None
+            raise UsageError(f"embedder={place} is not a sentence transformer: {first}; {others}") from None
         self._model.eval()
         self.name = place
 

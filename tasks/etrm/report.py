@@ -102,7 +102,7 @@ def _way(path: Path, content: dict[str, Any]) -> Way:
         label = names[0][1] if len(names[0]) == 3 else OWN
         return Way(label, f"{content['protocol']}_{content['leakage']}", first, scores)
     except (KeyError, TypeError, IndexError, ZeroDivisionError) as error:
-        raise UsageError(f"{path} is no record of arc@ARC: {error!r}") from None
+        raise UsageError(f"{path} is not a record of arc@ARC: {error!r}") from None
 
 
 def ways_table(ways: Sequence[Way]) -> Table:

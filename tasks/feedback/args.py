@@ -206,7 +206,7 @@ class FeedforwardConfig(RunConfig):
             if not self.active_dataset:
                 raise ValueError(f"active_dataset is required and has no value: choose a key of datasets, {known}")
             raise ValueError(
-                f"active_dataset={self.active_dataset} is no key of datasets, which has {known}: "
+                f"active_dataset={self.active_dataset} is not a key of datasets, which has {known}: "
                 + did_you_mean(self.active_dataset, self.datasets)
             )
         for name, count in self.epochs.items():

@@ -26,7 +26,7 @@ model = AutoModelForCausalLM.from_pretrained("{name}")
 def export_run(args: argparse.Namespace, verify: Verify | None = None) -> None:
     """Write the folder, whole or not at all. `verify` judges the run for the model card.
 
-    Raises: UsageError for a model that is no GPT-2.
+    Raises: UsageError for a model that is not a GPT-2.
     """
     folder = Path(os.path.abspath(args.folder))
     run = load_text_run(args.run, checkpoint=args.checkpoint, device="cpu", weights=args.weights)

@@ -127,7 +127,7 @@ def horizon(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable(reason)
     end, last, warmup = (config.get(key) for key in ("lr_decay_iters", "max_iters", "warmup_iters"))
     if not (isinstance(end, int) and isinstance(last, int) and isinstance(warmup, int)):
-        raise NotApplicable("a length is no number (JOB030)")
+        raise NotApplicable("a length is not a number (JOB030)")
     if end <= warmup:
         text = f"lr_decay_iters={end} lies within the warm-up of {warmup}: the rate falls to min_lr at once"
         yield finding("CFG256", "WARN", text, *place)

@@ -60,7 +60,7 @@ OTHER = {
     "wandb_name": "n",
     "use_wandb": True,
 }
-"""Another value of each that is no number."""
+"""Another value of each that is not a number."""
 
 
 def composed(*argv: str, config: str = "cfg_train_animal") -> dict[str, Any]:

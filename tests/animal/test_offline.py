@@ -179,7 +179,7 @@ def test_the_tiny_model_is_made_by_train_py_once(
     build = offline.build_model
     short = ("max_iters=2", "lr_decay_iters=2", "warmup_iters=0", "eval_iters=1")
     monkeypatch.setattr(offline, "build_model", lambda folder: build(folder, *short))
-    monkeypatch.setenv("RANK", "1")  # as under torchrun: the child is no rank
+    monkeypatch.setenv("RANK", "1")  # as under torchrun: the child is not a rank
     monkeypatch.setenv("WORLD_SIZE", "2")
     folder = tmp_path / offline.NAME
     assert offline.ensure_model(str(folder)) == str(folder)

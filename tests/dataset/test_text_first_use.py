@@ -1,4 +1,4 @@
-"""The builder's words to a newcomer: flags in vain, fields that are no text, long words, what uses the network."""
+"""The builder's words to a newcomer: flags in vain, fields that are not text, long words, what uses the network."""
 
 from __future__ import annotations
 

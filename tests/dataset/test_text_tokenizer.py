@@ -116,7 +116,7 @@ def test_tiktoken_encodes_like_its_table(monkeypatch: pytest.MonkeyPatch) -> Non
     assert tokenizer.encode("hello").tolist() == [256, 257, ord("o")]
     assert tokenizer.decode([256, 257, 0xE6]) == "hell\ufffd"
     assert tokenizer.decode([256, 50256]) == "he<|endoftext|>"
-    assert tokenizer.decode([256, 300, 257]) == "he\ufffdll"  # a model may sample a number that is no token
+    assert tokenizer.decode([256, 300, 257]) == "he\ufffdll"  # a model may sample a number that is not a token
 
 
 def test_sentencepiece_learns_from_long_lines() -> None:

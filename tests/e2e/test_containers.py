@@ -100,7 +100,7 @@ def test_what_an_image_runs_exists() -> None:
 def test_everything_tracked_is_in_the_image_and_nothing_else() -> None:
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=False)
     if listed.returncode:
-        pytest.skip("this is no git checkout")
+        pytest.skip("this is not a git checkout")
     assert not [path for path in listed.stdout.splitlines() if ignored(path)]
     for path in (
         ".git/HEAD",

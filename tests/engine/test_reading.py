@@ -19,7 +19,7 @@ BOMB = "\n".join(
 
 
 def things(folder: Path) -> dict[str, Path]:
-    """Things that are no file, by what the error has to call them."""
+    """Things that are not files, by what the error has to call them."""
     (folder / "folder").mkdir()
     os.mkfifo(folder / "pipe")
     return {"a folder": folder / "folder", "a pipe": folder / "pipe", "a device": Path("/dev/zero")}

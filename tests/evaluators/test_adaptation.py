@@ -329,7 +329,9 @@ def test_controls_show_other_demonstrations(splits, batch):
 def test_a_search_has_a_score_for_every_budget_with_its_class(splits):
     settings = {"budgets": [0, 3], "max_augmentations": 1}
     values = evaluated(ARCLatentSearch(ARCLatentSearchConfig(**settings)), splits)
-    assert values["ARC_i_clean/search_0/votes"] == values["ARC_ii_clean/search_3/votes"] == 5  # the second is no vote
+    assert (
+        values["ARC_i_clean/search_0/votes"] == values["ARC_ii_clean/search_3/votes"] == 5
+    )  # the second is not a vote
     assert values["ARC_ii_clean/search_3/unmatched_examples"] == 0
     assert values["search/demo_logp_best"] > values["search/demo_logp_init"]
     assert values["search/latent_move"] > 0

@@ -176,7 +176,7 @@ def test_tasks_that_were_not_trained_on_are_of_another_class(tmp_path: Path) -> 
     [
         ("test_puzzles.json", None, "test_puzzles.json does not exist"),
         ("test_puzzles.json", "[]", "test_puzzles.json: expected an object"),
-        ("test_puzzles.json", '{"task1": {"train": []}}', "task 'task1' is no object with train and test pairs"),
+        ("test_puzzles.json", '{"task1": {"train": []}}', "task 'task1' is not an object with train and test pairs"),
         ("identifiers.json", "rename", "identifiers.json: t9.*expected t0 to t7"),
     ],
 )

@@ -1,4 +1,4 @@
-"""maze@ShortestPath: three kinds of right answers, padding, ranks, and data that are no mazes."""
+"""maze@ShortestPath: three kinds of right answers, padding, ranks, and data that are not mazes."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_import_has_the_logits_of_transformers(changes: dict) -> None:
 
 
 def test_shorter_context_and_old_files() -> None:
-    """block_size below GPT-2's cuts the positions; the masks of old files and other prefixes are no weights."""
+    """block_size below GPT-2's cuts the positions; the masks of old files and other prefixes are not weights."""
     hf, ids = theirs(), draw(2, 16, words=WORDS)
     old = {name.removeprefix("transformer."): tensor for name, tensor in hf.state_dict().items()}
     old["h.0.attn.bias"] = torch.ones(1, 1, 24, 24)

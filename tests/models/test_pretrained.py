@@ -116,8 +116,8 @@ def broken(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("class", "'os@system', which is no model of models.recursive_reasoning"),
-        ("other class", "which is no model"),
+        ("class", "'os@system', which is not a model of models.recursive_reasoning"),
+        ("other class", "which is not a model"),
         ("format", "reads up to 1: update the program"),
         ("key", "is of no model: .*nope"),
         ("huge", "is of no model"),

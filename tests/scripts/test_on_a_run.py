@@ -155,7 +155,7 @@ def test_a_file_that_is_no_drawing_is_kept(run: Path, tmp_path: Path) -> None:
     letter.write_text("<p>dear all</p>")
     refused = run_script("scripts/visualize", str(run), "--out", "letter.html", cwd=tmp_path)
     assert refused.code == 2, refused.output
-    assert "letter.html exists and is no drawing" in refused.output
+    assert "letter.html exists and is not a drawing" in refused.output
     assert letter.read_text() == "<p>dear all</p>"
 
 

@@ -152,7 +152,7 @@ def test_other_runs_and_words_are_refused(workplace: Path, tmp_path: Path) -> No
         (("--out", "x.txt"), "a name that ends in .json"),
         (("--embedding-lr", "-1"), "expected a number from 0"),
         (("--canvas", "31"), "--canvas must be 1 to 30"),
-        (("--out", "unseen.json/x.json"), "unseen.json is no folder"),
+        (("--out", "unseen.json/x.json"), "unseen.json is not a folder"),
     ):
         result = predict(workplace, "unseen.json", *words)
         assert result.code == 2

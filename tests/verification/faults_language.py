@@ -48,7 +48,7 @@ lm-never-trains-again | MOD420 | the task calls eval() and never train()
 lm-evaluates-with-dropout | WARN MOD450 | the evaluation does not call eval()
   TASK
   -         self.model.eval()
-lm-parameters-left-out | MOD460 | the model leaves what is no matrix out of its parameter groups
+lm-parameters-left-out | MOD460 | the model leaves what is not a matrix out of its parameter groups
   GPT
                 for name, parameter in module.named_parameters(recurse=False):
   +                 if parameter.dim() < 2:

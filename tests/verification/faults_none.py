@@ -24,7 +24,7 @@ intent-right | JOB034 | an intent that holds |  | mode=embedding act=dynamic arc
 run-name-right | JOB032 | a run name that says what is so | + arch.L_cycles=4 run_name=trm_Lcycles4
 run-name-of-a-sweep | JOB032 | a run name as a sweep gives it | + lr=1e-4 run_name=trm_lr-1e-04_seed-0_try2
 run-name-of-the-script | JOB032 | a run name that the recipe makes, which holds the script's | python pretrain_etrm.py arch=etrm_online run_name=pretrain_etrm_fewshot-1234abcd
-run-name-original |  | `original` in a run name is no suffix | + run_name=trm_original
+run-name-original |  | `original` in a run name is not a suffix | + run_name=trm_original
 live-ema | JOB031 | ema_rate with ema | + ema_rate=0.99
 hydra-by-another-name |  | the decorator imported by name, its arguments by place
   pretrain.py
@@ -57,7 +57,7 @@ derived-recipe |  | a recipe on top of another one | python pretrain.py --config
   +
   + epochs: 4
   + lr: 1.0e-3
-old-in-a-word |  | `old` inside a name is no suffix | python pretrain.py --config-name=cfg_pretrain_threshold
+old-in-a-word |  | `old` inside a name is not a suffix | python pretrain.py --config-name=cfg_pretrain_threshold
   copy RECIPE config/cfg_pretrain_threshold.yaml
 unused-backup |  | a backup copy that nothing uses fails no job
   copy ARCH config/arch/trm_old.yaml
@@ -130,7 +130,7 @@ error-raised-by-a-helper | SCR141 | an except whose helper raises
   +     raise RuntimeError('broken') from error
 quoted-hash |  | a # inside a quoted value
   > [ ] + 'run_name="first#2"'
-digits-in-path |  | digits in brackets inside a path are no process
+digits-in-path |  | digits in brackets inside a path are not processes
   > [ ] + 'run_dir="/tmp/runs[4711]/a"' run_name=first
 commented-job |  | a job that is commented out
   > # [ ] python pretrain_old.py --config-name=cfg_gone

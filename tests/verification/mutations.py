@@ -230,6 +230,6 @@ def overlay(pristine: Path, target: Path, edits: Iterable[Edit]) -> Path:
     for edit in edits:
         edit(target)
     for path in target.rglob("*.py"):
-        if path.stat().st_nlink == 1:  # changed: a slip is no syntax error
+        if path.stat().st_nlink == 1:  # changed: a slip is not a syntax error
             ast.parse(path.read_text(encoding="utf-8"), str(path))
     return target

@@ -1,4 +1,4 @@
-"""Answers on disk: kept by code, question and versions; a cache that cannot be used is no error."""
+"""Answers on disk: kept by code, question and versions; a cache that cannot be used is not an error."""
 
 from __future__ import annotations
 

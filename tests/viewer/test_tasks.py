@@ -1,4 +1,4 @@
-"""Tasks with attempts as text, picture and page, and records that are no records."""
+"""Tasks with attempts as text, picture and page, and records that are not records."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def try_out(
     refusals: tuple[type[Exception], ...] = (UsageError,),
 ) -> tuple[list[Settings], list[str], str]:
     """(the ways that can be built, up to the first with an effect, at most TRIES; what it has changed; why the last
-    one was refused). `see`: settings -> what is seen with them, by name; errors of `refusals` are no answer.
+    one was refused). `see`: settings -> what is seen with them, by name; errors of `refusals` are not answers.
 
     Compared bit for bit: what a dead key leaves alone is computed by the very same operations.
     """

@@ -32,7 +32,7 @@ DRAW = "exploration draw"
 
 
 def override_keys(overrides: Sequence[str], arch: Settings) -> tuple[list[str], list[str]]:
-    """(keys under `arch`, dotted, e.g. `loss.loss_type`; run keys) that a command line sets; names are no values.
+    """(keys under `arch`, dotted, e.g. `loss.loss_type`; run keys) that a command line sets; names are not values.
 
     An override of a block counts as one of each of its keys. Raises UsageError for one that Hydra cannot read.
     """

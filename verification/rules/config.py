@@ -189,7 +189,7 @@ def something_is_trained(subject: Subject) -> Iterator[Finding]:
         raise NotApplicable("the run trains no step, or its family names no learning rates")
     rates = {name: (key, config.get(key)) for name, key in family.rates(subject).items()}
     if any(not isinstance(rate, int | float) for _, rate in rates.values()):
-        raise NotApplicable("a learning rate is no number (JOB030)")
+        raise NotApplicable("a learning rate is not a number (JOB030)")
     active = [name for name, (_, rate) in rates.items() if rate]
     last = min((n for n in (subject.steps, config.get("max_steps")) if n), default=None)
     for name in rates:

@@ -41,11 +41,11 @@ def script_exists(subject: Subject) -> Iterator[Finding]:
             raise NotApplicable(f"module {command.module} is none of ours")
         text = f"module {command.module} does not exist" * (module_file(subject.root, command.module) is None)
     elif command.script is None and command.launcher.endswith(":"):
-        text = f"{command.launcher} is no command; a job's name stands on the line above it"
+        text = f"{command.launcher} is not a command; a job's name stands on the line above it"
         fix = f"#@ id: {command.launcher.rstrip(':')}"
     elif command.script is None:
         if command.launcher not in ("python", "torchrun"):
-            raise NotApplicable(f"{command.launcher or 'an empty command'} is no launcher of ours")
+            raise NotApplicable(f"{command.launcher or 'an empty command'} is not a launcher of ours")
         text = "the command names no script (*.py)"
     elif not (subject.root / command.script).is_file():
         known = [path.name for path in subject.root.glob("*.py") if not path.name.endswith("_args.py")]

@@ -27,7 +27,7 @@ def decorator(subject: Subject) -> Iterator[Finding]:
     if len(script.mains) > 1:
         line, text = script.mains[1].line, f"{file} has {len(script.mains)} @hydra.main"
     elif not script.config_dir.is_dir():
-        text = f"config_path={first.config_path!r} is no folder"
+        text = f"config_path={first.config_path!r} is not a folder"
     elif not (script.config_dir / f"{first.config_name}.yaml").is_file():
         text = f"the decorator's config_name={first.config_name!r} does not exist in {first.config_path}/"
     if text:

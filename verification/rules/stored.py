@@ -194,7 +194,7 @@ def command_of(run: Path) -> list[str]:
     if not os.path.lexists(run / "config.yaml"):
         if runs := runs_below(run):
             raise UsageError(f"{run} is a folder of runs: name one of them, {', '.join(runs)}")
-        raise UsageError(f"{run} is no run directory: expected e.g. checkpoints/PROJECT/RUN with a config.yaml")
+        raise UsageError(f"{run} is not a run directory: expected e.g. checkpoints/PROJECT/RUN with a config.yaml")
     stored = stored_text(run)
     origin, script = stored_origin(stored), OmegaConf.to_container(OmegaConf.create(stored), resolve=False)
     script = script.get("script") if isinstance(script, dict) else None
@@ -222,5 +222,5 @@ def _overrides(file: Path) -> list[str]:
         raise UsageError(f"{file} {reason_of(error)}") from None
     for line in lines:
         if line.startswith("-") or line.lstrip("+~").startswith(("hydra.", "hydra/", "hydra@", "hydra=")):
-            raise UsageError(f"{file}: {line[:80]!r} is no value of a key: this file is not of a run")
+            raise UsageError(f"{file}: {line[:80]!r} is not the value of a key: this file does not belong to a run")
     return lines

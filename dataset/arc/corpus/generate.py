@@ -158,7 +158,7 @@ def _keys(pair: Pair) -> tuple[bytes, bytes]:
 
 
 def _task(plan: CorpusPlan, subset: str, family: str, number: int, trained: set[bytes]) -> Task:
-    """Task `number` of a subset. Its test is no trained pair, turned or recoloured, if the family has others."""
+    """Task `number` of a subset. Its test is not a trained pair, turned or recoloured, if the family has others."""
     generator = keyed_numpy(plan.seed, f"arc/corpus/{plan.side}/{subset}/{family}", number)
     least, most = plan.demonstrations
     task = None

@@ -105,7 +105,7 @@ def import_run(args: Namespace) -> None:
 
 
 def _data(paths: list[str]) -> Data | None:
-    """Raises: UsageError for a folder that is no data set, or sets that do not fit together."""
+    """Raises: UsageError for a folder that is not a data set, or sets that do not fit together."""
     folders = [user_path(path) for path in paths]
     if not all(folder.is_dir() for folder in folders):
         return None

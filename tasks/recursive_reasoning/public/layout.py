@@ -91,7 +91,7 @@ def read_public_config(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, OmegaConfBaseException, AssertionError, RecursionError) as error:
         words = " ".join(str(error).split())[:160]
         raise UsageError(
-            f"{path} is not plain YAML ({words}): replace what is no number, text, list or block"
+            f"{path} is not plain YAML ({words}): replace whatever is not a number, text, list or block"
         ) from None
     values = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else None
     if not isinstance(values, dict):

@@ -72,9 +72,9 @@ def _kind(shapes: Shapes, depth: Mapping[str, int]) -> str:
 def _shape(shapes: Shapes, name: str, dims: int) -> Sequence[int]:
     if name not in shapes:
         near = ", ".join(list(shapes)[:3])
-        raise UsageError(f"this is no TRM or HRM: its state dict has no {name}, but {near}, ...")
+        raise UsageError(f"this is not a TRM or HRM: its state dict has no {name}, but {near}, ...")
     if len(shapes[name]) != dims:
-        raise UsageError(f"this is no TRM or HRM: {name} has shape {list(shapes[name])}, expected {dims} dimensions")
+        raise UsageError(f"this is not a TRM or HRM: {name} has shape {list(shapes[name])}, expected {dims} dimensions")
     return shapes[name]
 
 
