@@ -189,7 +189,7 @@ def judge(outcome: Outcome, limit_s: float) -> str:
     if fault := broke(outcome, limit_s):
         return fault
     if outcome.code and not outcome.last.startswith(("error:", "error [rank ", "interrupted:")):
-        return "no last line that says what is wrong"
+        return "no last line that names the problem"
     return ""
 
 

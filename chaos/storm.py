@@ -156,7 +156,7 @@ class Storm:
         self.steps = int(steps.read_text()) if steps.exists() else 0
         self.expected = state_of(self.whole)
         if bad := [f"{part} {self.expected[part]}" for part in ("leftovers", "locks held") if self.expected[part]]:
-            raise RunFailure(f"without any fault the command leaves {bad[0]}")
+            raise RunFailure(f"without any fault the command leaves behind {bad[0]}")
 
     def run(self, attempts: Sequence[Attempt]) -> Iterator[Report]:
         """One report after another."""

@@ -178,7 +178,7 @@ def _remarks(card: Mapping[str, Any]) -> Iterator[str]:
         yield "warning: test tasks without solutions have a 1x1 grid as label: scores on them mean nothing"
     counts = card["leakage"]
     if counts["empty"]:
-        yield "leakage: none (no task id, pair or test grid of the test set stands in training)"
+        yield "leakage: none (no task id, pair or test grid of the test set occurs in training)"
     else:
         tests, tasks = (
             f"of {counts[f'held_out_{what}']} test{kind}" for what, kind in (("tests", "s"), ("tasks", " tasks"))

@@ -158,7 +158,7 @@ def _warnings(card: Mapping[str, Any]) -> Iterator[str]:
         if count:
             yield f"{count} {split} puzzles repeat an earlier one of the same split"
     if count := card["test_puzzles_in_training"]:
-        yield f"{count} test puzzles are training puzzles too: figures on them test nothing"
+        yield f"{count} test puzzles are training puzzles too: figures on them prove nothing"
 
 
 def _build(argv: Sequence[str] | None) -> None:

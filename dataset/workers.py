@@ -68,7 +68,7 @@ def ordered_map(function: Callable[[J], R], jobs: Sequence[J], *, workers: int) 
             try:
                 error, result = readers[number % workers].recv()
             except EOFError:
-                raise RunFailure("a build worker died without a word: out of memory? try --workers 1") from None
+                raise RunFailure("a build worker died without a message: out of memory? try --workers 1") from None
             if error is not None:
                 raise error
             yield result

@@ -67,7 +67,7 @@ def build_module(make: Callable[[], M], device: torch.device, config: Any, where
     except ValueError as error:
         raise UsageError(str(error)) from None
     except ArithmeticError as error:
-        raise UsageError(f"no model can be built with {_largest(config, where)} ({error})") from None
+        raise UsageError(f"cannot build the model with {_largest(config, where)} ({error})") from None
     except (_TooLarge, MemoryError, RuntimeError) as error:
         if not isinstance(error, _TooLarge) and not _means_no_memory(error):
             raise

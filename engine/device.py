@@ -46,7 +46,9 @@ def choose_device(asked: str) -> DeviceChoice:
         why = {"cuda": "auto: CUDA found", "mps": "auto: Apple GPU found", "cpu": "auto: no GPU found"}[kind]
     elif (kind == "cuda" and not has_cuda) or (kind == "mps" and not has_mps):
         # nobody who asks for a GPU wants a week of training on the CPU instead
-        raise UsageError(f"device={asked}: {_why_absent(kind)}: device=auto takes what there is, device=cpu the CPU")
+        raise UsageError(
+            f"device={asked}: {_why_absent(kind)}: device=auto takes what is available, device=cpu the CPU"
+        )
     else:
         why = f"device={asked} was asked for"
     if kind == "cuda":

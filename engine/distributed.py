@@ -112,7 +112,7 @@ def _agree_on_life(store: Any, number: int, ranks: int) -> str:
 def lost_rank(error: BaseException) -> RankLost | None:
     """The error as `RankLost` if it means that another rank is gone."""
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST):
-        return RankLost("another rank has ended, and this one with it: the other one's message has the reason")
+        return RankLost("another rank stopped, so this one stops too: the other rank's message gives the reason")
     return None
 
 

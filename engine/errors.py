@@ -53,7 +53,7 @@ REFUSED = RIGHTS | PLACES | BUSY
 def disk_fault(error: BaseException) -> UsageError | RunFailure | None:
     """One line for what a disk or its rights refuse; None for any other error, a missing file included (a bug)."""
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from"):  # pathlib before Python 3.13
-        return UsageError(f"{str(error).partition(' from ')[2]} is a symbolic link that leads to itself: remove it")
+        return UsageError(f"{str(error).partition(' from ')[2]} is a symbolic link that points to itself: remove it")
     if not isinstance(error, OSError):
         return None
     # numpy counts what it could not write, and reports no more than that
@@ -63,5 +63,5 @@ def disk_fault(error: BaseException) -> UsageError | RunFailure | None:
     place = error.filename if isinstance(error.filename, str | os.PathLike) else "a file"
     line = f"{place} cannot be used: {os.strerror(code)}"
     if code not in FULL:
-        return UsageError(f"{line}; check its rights and what disk it lies on, or choose another place")
-    return RunFailure(f"{line}; make room (df -h, df -i), and the same command resumes")
+        return UsageError(f"{line}; check its permissions and the disk it is on, or choose another place")
+    return RunFailure(f"{line}; free some space (df -h, df -i); the same command then resumes")

@@ -249,7 +249,7 @@ def _locked_handle(path: Path, wait: bool) -> int:
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            raise UsageError(f"{path} is a symbolic link, not a lock of ours: remove it") from None
+            raise UsageError(f"{path} is a symbolic link, not one of our locks: remove it") from None
         try:
             _flock(handle, path, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The folder may have been renamed while we waited: then this lock guards another place.
@@ -274,7 +274,7 @@ def _flock(handle: int, path: Path, how: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL):
             raise
-        print_rank0(f"warning: no lock on {path.parent} ({error.strerror}): see to it that no second process uses it")
+        print_rank0(f"warning: no lock on {path.parent} ({error.strerror}): make sure that no other process uses it")
 
 
 def print_rank0(line: str) -> None:

@@ -63,7 +63,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int = JSON_LIMIT) -> bytes:
     with open_regular(path) as stream:
         data = stream.read(limit + 1)
     if len(data) > limit:
-        raise Unreadable(f"has more than {limit:,} bytes, far too many for what it is")
+        raise Unreadable(f"has more than {limit:,} bytes, far too many for such a file")
     return data
 
 
@@ -164,4 +164,4 @@ def _text(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Unreadable(f"is not text in UTF-8 ({error.reason} at byte {error.start})") from None
+        raise Unreadable(f"is not valid UTF-8 ({error.reason} at byte {error.start})") from None

@@ -175,7 +175,7 @@ def resolve(name: str | None, slot: str, where: str | None = None) -> type:
     if lacking:
         fitting = [name for name in classes_of(target) if callable(getattr(getattr(target, name), lacking[0], None))]
         raise UsageError(
-            f"{place}: {name!r} has no {lacking[0]}(), so it cannot serve here: {did_you_mean('', fitting)}"
+            f"{place}: {name!r} has no {lacking[0]}(), so it cannot be used here: {did_you_mean('', fitting)}"
         )
     return cls
 
@@ -248,7 +248,7 @@ def import_ours(name: str, where: str) -> ModuleType:
     spec = importlib.util.find_spec(top)
     origin = Path(spec.origin).resolve() if spec and spec.origin else None
     if origin not in [(ROOT / form).resolve() for form in (f"{top}.py", f"{top}/__init__.py")]:
-        raise UsageError(f"{where}: {top} is {origin or 'nothing'}, not the one in {ROOT}: rename what hides it")
+        raise UsageError(f"{where}: {top} is {origin or 'nothing'}, not the one in {ROOT}: rename what shadows it")
     return importlib.import_module(name)
 
 

@@ -93,7 +93,7 @@ class StopSignal:
         self.received = signal.Signals(number).name
         if not self.training:
             raise Interrupted(
-                f"stopped by {self.received} before the first step: nothing is lost, the same command starts"
+                f"stopped by {self.received} before the first step: nothing is lost, the same command starts again"
             )
 
     def agreed(self) -> bool:

@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
                 try:
                     flips = flips_of(recipe, root=ROOT, data=Path(folder) / "data")
                 except ImportError as error:
-                    print(f"{recipe.stem}: not looked at ({error})")
+                    print(f"{recipe.stem}: skipped ({error})")
                     continue
             print(f"{recipe.stem}: {counts(flips)}", flush=True)
             faulty = [flip for flip in flips if flip.faulty]

@@ -39,7 +39,7 @@ def optimizer_settings(optimizer: Mapping[str, Any]) -> list[OptimizerChoice]:
     name, rest = str(optimizer.get("name")), optimizer.get("rest") or {}
     if name in MATRICES_ONLY and not rest:
         raise UsageError(
-            f"optimizer.name={name} takes hidden matrices only: say optimizer={name}, whose file has a rest"
+            f"optimizer.name={name} takes hidden matrices only: set optimizer={name}, whose file has a rest"
         )
     if rest and name not in MATRICES_ONLY:
         raise UsageError(f"optimizer.rest has no meaning with optimizer.name={name}, which takes all parameters")

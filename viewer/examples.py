@@ -176,12 +176,12 @@ def make_headline(run: StoredRun, chosen: Selection) -> Headline:
         f"{data}, {run.split} split, {weights}, {run.steps} ACT steps; {solved} of {len(trajectories)} shown solved"
     )
     share, (low, high) = chosen.solved / chosen.examined, wilson(chosen.solved, chosen.examined)
-    accuracy = f"{share:.1%} ({chosen.solved} of {chosen.examined} looked at; 95 % interval {low:.1%} to {high:.1%})"
+    accuracy = f"{share:.1%} ({chosen.solved} of {chosen.examined} examined; 95 % interval {low:.1%} to {high:.1%})"
     if chosen.examined > len(trajectories):
         kinds = (["the last to be solved"] if solved else []) + (
             ["unsolved ones"] if solved < len(trajectories) else []
         )
-        subtitle += f"; of {chosen.examined} looked at {chosen.solved} are solved ({share:.1%})"
+        subtitle += f"; of {chosen.examined} examined, {chosen.solved} are solved ({share:.1%})"
         subtitle += f", drawn: {' and '.join(kinds)}"
     facts = (
         ("Run", run.name),

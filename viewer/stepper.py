@@ -115,7 +115,7 @@ class Stepper:
             above, below = [Text(caption)], [Text(state, strong)]
         if (room := height - len(above) - len(below)) < len(board):
             hidden = len(board) - room + 1
-            board = [*board[: max(0, room - 1)], Text(f"... {hidden} more lines: make the window higher", note)]
+            board = [*board[: max(0, room - 1)], Text(f"... {hidden} more lines: make the window taller", note)]
         shown = [*above, *board, *below]
         for line in shown:
             line.truncate(width, overflow="ellipsis")

@@ -89,7 +89,7 @@ class ArcBuild:
         if (self.prefix is None) == (not self.folders):
             raise UsageError("give --input-file-prefix (bundles), --dataset-dirs (a file for each task) or --generated")
         if repeated := [name for name in self.subsets if self.subsets.count(name) > 1]:
-            raise UsageError(f"--subsets {repeated[0]}: it is given twice")
+            raise UsageError(f"--subsets {repeated[0]} is given twice")
         if self.prefix is not None and not self.subsets:
             raise UsageError("--input-file-prefix needs --subsets, e.g. --subsets training evaluation concept")
 
@@ -107,7 +107,7 @@ class ArcBuild:
         names = [subset.name for subset in subsets]
         for flag, name in zip(("--test-set-name", "--test-set-name2"), self.test_sets, strict=False):
             if name not in names:
-                raise UsageError(f"{flag} {name} is none of the subsets: {did_you_mean(name, names)}")
+                raise UsageError(f"{flag} {name} is not one of the subsets: {did_you_mean(name, names)}")
         tested: dict[str, Path] = {}
         for task in (task for subset in subsets if subset.name in self.test_sets for task in subset.tasks):
             if task.name in tested:
@@ -237,7 +237,8 @@ def build_subsets(
         lines = dict(card or {})
         if claims_to_be_published(root) and not collections and not lines.get("stand_in"):
             raise UsageError(
-                f"--output-dir {root.name}: the tasks are of no published collection and do not get the name of one"
+                f"--output-dir {root.name}: the tasks come from no published collection, so the folder must not bear "
+                "the name of one"
             )
         names, *identifiers = number_identifiers(drawn, plan.identifiers_start)
         storage = "compact" if plan.compact else "arrays"

@@ -99,7 +99,7 @@ class SudokuBuild:
         if self.input is not None and self.num_train is not None:
             raise UsageError("--num-train is for generated puzzles: with --input use --subsample-size")
         if self.input is None and None not in (self.num_train, self.subsample_size):
-            raise UsageError("--num-train and --subsample-size say the same when puzzles are generated: give one")
+            raise UsageError("--num-train and --subsample-size mean the same when puzzles are generated: give one")
         most = geo.cells - FEWEST_CLUES[geo.size]
         if self.blanks is not None and not 1 <= self.blanks[0] <= self.blanks[1] <= most:
             raise UsageError(

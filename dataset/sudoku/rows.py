@@ -73,9 +73,9 @@ def read_rows(path: Path) -> tuple[Layout, Iterator[Row]]:
     Raises: UsageError, at once or while the rows are walked, naming file and line.
     """
     if not path.exists():
-        raise UsageError(f"{path} does not exist: --input wants a CSV file, or a folder with train.csv and test.csv")
+        raise UsageError(f"{path} does not exist: --input takes a CSV file, or a folder with train.csv and test.csv")
     if not path.is_file():
-        raise UsageError(f"{path} is not a file: --input wants a CSV file, or a folder with train.csv and test.csv")
+        raise UsageError(f"{path} is not a file: --input takes a CSV file, or a folder with train.csv and test.csv")
     with open(path, "rb") as stream:
         head = stream.read(4096)
     kind = next((kind for mark, kind in FOREIGN.items() if head.startswith(mark)), None)

@@ -84,7 +84,9 @@ class Piece:
             value = record.get(key) if isinstance(record, dict) else None
             if not isinstance(value, str):
                 if isinstance(record, dict):
-                    have = f"it is {json.dumps(value)[:40]}, no string" if key in record else did_you_mean(key, record)
+                    have = (
+                        f"it is {json.dumps(value)[:40]}, not a string" if key in record else did_you_mean(key, record)
+                    )
                 else:
                     have = "a document must be an object or a string"
                 raise UsageError(f"{self.path} has a document without text under {key!r} (--json-key): {have}")

@@ -79,7 +79,7 @@ def form_of(path: Path) -> tuple[Form, int]:
         head = stream.read(HEAD)
         for magic, words in MAGIC.items():
             if head.startswith(magic):
-                raise UsageError(f"{path} is {words}, no text: unpack or convert it to .txt or .jsonl first")
+                raise UsageError(f"{path} is {words}, not text: unpack or convert it to .txt or .jsonl first")
         begin = mark_of(path, head)
         stream.seek(begin)
         first = stream.readline(WHOLE)
@@ -89,7 +89,7 @@ def form_of(path: Path) -> tuple[Form, int]:
     if not first:
         raise UsageError(f"{path} is empty")
     if suffix in COLUMNS:
-        raise UsageError(f"{path}: {suffix} holds columns, no text: write it as .jsonl, one document a line")
+        raise UsageError(f"{path}: {suffix} holds columns, not text: write it as .jsonl, one document a line")
     if suffix in DOCUMENTS:
         if first.lstrip().startswith(b"["):
             return "array", begin

@@ -152,7 +152,7 @@ class _Corpus:
             return Files(self.files, [], [self.name(file) for file in self.unread])
         if both or not train or (rest and not val):
             unclear = both or (val or test if not train else rest)
-            why = "may be either split" if both else "no file to train on" if not train else "of no split"
+            why = "could be either split" if both else "no file to train on" if not train else "of no split"
             raise UsageError(
                 f"{self.title} has files named after splits, but not clearly ({why}: {self.holds(unclear)}): {CHOOSE} "
                 f"(--train-split '{EVERYTHING}' takes all files as one text)"

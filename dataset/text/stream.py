@@ -46,7 +46,7 @@ class TokenStream:
             raise UsageError(f"{self.path} {reason_of(error)}: build the data set again") from None
         size, item = self.path.stat().st_size, self.meta.dtype.itemsize
         if size % item or size == 0:
-            what = "is empty" if size == 0 else f"has {size} bytes, no multiple of {item} ({self.meta.dtype.name})"
+            what = "is empty" if size == 0 else f"has {size} bytes, not a multiple of {item} ({self.meta.dtype.name})"
             raise UsageError(f"{self.path} {what}: build the data set again")
         self._file = WatchedFile(self.path)
         self._tokens: np.ndarray = np.memmap(self.path, dtype=self.meta.dtype, mode="r")

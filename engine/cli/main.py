@@ -87,7 +87,7 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
     try:
         if unreadable := [word for word in argv if NO_TEXT.search(word)]:
             raise UsageError(
-                f"{unreadable[0]!r} is not text in UTF-8: check the terminal's encoding, or quote it otherwise"
+                f"{unreadable[0]!r} is not valid UTF-8: check the terminal's encoding, or quote it differently"
             )
         based = check_recipe(folders, name, entry)
         groups = find_groups(config_dir, name, *folders[1:])
@@ -110,7 +110,7 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
         if multirun and "hydra/launcher=submitit_slurm" in words and shutil.which("srun") is None:
             raise UsageError("hydra/launcher=submitit_slurm: there is no srun here; start it on a cluster")
         if multirun and sweep is None:
-            raise UsageError(f"{Path(entry).stem}.py does not take -m: its main() is given no sweep")
+            raise UsageError(f"{Path(entry).stem}.py does not take -m: its main() does not handle sweeps")
         if int(os.environ.get("RANK", "0")) > 0 or not based:
             words += QUIET
         if not {"-sc", "--shell-completion"} & set(words) and not any("hydra.job.name=" in word for word in words):

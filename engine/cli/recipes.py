@@ -113,7 +113,7 @@ def _merged(
     cannot be found is left to Hydra.
     """
     if path in above:
-        raise UsageError(f"{path}: its defaults lead back to itself: {' -> '.join(one.stem for one in (*above, path))}")
+        raise UsageError(f"{path}: its defaults form a cycle: {' -> '.join(one.stem for one in (*above, path))}")
     content = read_file(path)
     defaults = content.pop("defaults", None) or []
     if not isinstance(defaults, list):
@@ -166,12 +166,12 @@ def find_groups(config_dir: Path, config_name: str, *more: Path) -> Groups:
 def check_recipe(folders: Sequence[Path], config_name: str, entry: str) -> bool:
     """Whether the recipe builds on base/run; without it Hydra would make an outputs/ folder.
 
-    Raises: UsageError for a file of ours without it: that is a piece of recipes; for a recipe of another script than
+    Raises: UsageError for a file of ours without it: that is a fragment of recipes; for a recipe of another script than
     `entry`, whose keys would be called unknown one by one.
     """
     recipe, path = read_recipe(folders, config_name), locate(folders, config_name)
     if path is not None and not recipe.defaults and not recipe.given:
-        raise UsageError(f"{path} is empty: begin with `defaults: [{BASE}, ...]`, or with the name of another recipe")
+        raise UsageError(f"{path} is empty: start with `defaults: [{BASE}, ...]`, or with the name of another recipe")
     if recipe.script and Path(recipe.script).stem != Path(entry).stem:
         raise UsageError(
             f"config {config_name} is for {recipe.script}, not for {Path(entry).stem}.py: "
@@ -181,7 +181,7 @@ def check_recipe(folders: Sequence[Path], config_name: str, entry: str) -> bool:
     if path is not None and not based and path.is_relative_to(folders[0]):
         names = sorted(one.stem for one in folders[0].glob("cfg_*.yaml"))
         raise UsageError(
-            f"--config-name={config_name} is a piece of recipes, not a recipe: {did_you_mean(config_name, names)}"
+            f"--config-name={config_name} is a fragment of recipes, not a recipe: {did_you_mean(config_name, names)}"
         )
     return based or path is None
 

@@ -73,7 +73,7 @@ class WandbSink:
         # A server keeps what came after the checkpoint; the same steps again would go backwards, so they are left out.
         self._first = self._run.step if self._run.resumed else 0
         if self._run.offline:
-            print_rank0(f"wandb       offline: wandb sync {folder}/wandb/offline-run-*-{run_id} sends it later")
+            print_rank0(f"wandb       offline: wandb sync {folder}/wandb/offline-run-*-{run_id} uploads it later")
 
     def write(self, step: int, values: Values) -> None:
         if step >= self._first:

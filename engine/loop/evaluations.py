@@ -98,7 +98,9 @@ class Evaluations:
             self._plan.plateau.load_state_dict(plateau)
         covered = state.get("covers", self._plan.covers)  # an earlier version did not store it
         if covered != self._plan.covers:
-            print_rank0(f"note: evaluations cover {self._plan.covers} now, not {covered}: what is best is judged anew")
+            print_rank0(
+                f"note: evaluations cover {self._plan.covers} now, not {covered}: the best result is chosen anew"
+            )
             self.early_stop.restart()
             if self._plan.plateau is not None:
                 self._plan.plateau.best, self._plan.plateau.waited = None, 0

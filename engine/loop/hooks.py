@@ -84,7 +84,7 @@ def print_plan(plan: TrainingPlan, config: RunConfig, runtime: Runtime, first_st
     )
     last = plan.last_step(config.max_steps)
     if 0 < last <= first_step:
-        print_rank0(f"note: the run is at step {first_step} already and ends at {last}: nothing is trained")
+        print_rank0(f"note: the run is already at step {first_step} and ends at {last}: nothing is trained")
     print_rank0(f"parameters  {groups}")
     for prefix, text in plan.splits.items():
         print_rank0(f"{prefix:<12}{text}")

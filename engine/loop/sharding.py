@@ -32,7 +32,7 @@ def make_reducer(task: Task, groups: Sequence[ParamGroup], config: RunConfig) ->
         return GradientReducer(task, groups, parallel=config.parallel)
     if unfit := [group.optimizer for group in groups if group.optimizer not in ELEMENTWISE]:
         instead = f"use parallel=ddp, or an optimizer of {', '.join(ELEMENTWISE)}"
-        raise UsageError(f"parallel=fsdp: {unfit[0]} looks at whole tensors, a rank has pieces: {instead}")
+        raise UsageError(f"parallel=fsdp: {unfit[0]} needs whole tensors, but each rank holds a shard: {instead}")
     if config.compile == "full":
         raise UsageError("parallel=fsdp gathers block by block: use compile=block, or compile=off")
     return ShardedReducer(task, groups) if world_size() > 1 else GradientReducer(task, groups, parallel="flat")

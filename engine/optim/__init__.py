@@ -120,7 +120,11 @@ def load_optimizers(optimizers: Mapping[str, Optimizer], stored: Mapping[str, An
         try:
             optimizer.load_state_dict(stored[name] if name in stored else _joined(parts))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error) if isinstance(error, ValueError) else f"it is the state of another kind ({error!r})"
+            reason = (
+                str(error)
+                if isinstance(error, ValueError)
+                else f"it is the state of another kind of optimizer ({error!r})"
+            )
             raise UsageError(f"the checkpoint's optimizer state for '{name}': {reason}") from error
 
 

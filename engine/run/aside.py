@@ -153,10 +153,10 @@ def require_own(path: Path) -> None:
             places += [entry for entry in folder.iterdir() if not is_leftover(entry.name)]
     for place in places:
         if place.is_symlink() and _is_loop(place):
-            raise UsageError(f"{place} is a symbolic link that leads to itself: remove it")
+            raise UsageError(f"{place} is a symbolic link that points to itself: remove it")
         if place.is_symlink() and not place.resolve().is_relative_to(home):
             raise UsageError(
-                f"{place} is a symbolic link that leads out of the run directory, and a run writes only into its own "
+                f"{place} is a symbolic link that points out of the run directory, and a run writes only into its own "
                 "folder: remove the link, or name the place itself as run_dir"
             )
 

@@ -137,7 +137,7 @@ def _started(request: RunRequest, branch: Path | None) -> RunDecision:
     require_room(path)
     reason = "new run" + (f", branching off from {branch}" if branch else "")
     if moving_to(path) is not None:
-        return RunDecision("set_aside", path, reason, branch, displaced="another run, half moved already")
+        return RunDecision("set_aside", path, reason, branch, displaced="another run, already half moved")
     if not (path / "identity.json").exists():
         return RunDecision("new", path, reason, branch)
     if request.same(path):
@@ -194,7 +194,7 @@ def accumulation(config: RunConfig, decision: RunDecision) -> int:
     pieces, left = divmod(rows, each * ranks)
     if left:
         raise UsageError(
-            f"this run's batch is {rows} rows, and {ranks} processes of {keys[0]}={each} cannot make it up: choose a "
+            f"this run's batch is {rows} rows, and {ranks} processes of {keys[0]}={each} cannot add up to it: choose a "
             f"number of processes that divides {rows // each}, or resume=true and another {keys[0]} (another batch)"
         )
     if pieces != config.accumulation:
@@ -209,8 +209,6 @@ def _rows_before(folder: Path, manifest: Mapping[str, Any], keys: Sequence[str])
         return rows
     factors: list[Any] = [environment.get("world_size"), *(config.get(key) for key in keys)]
     if not all(type(factor) is int and factor > 0 for factor in factors):
-        print_rank0(
-            f"warning: {folder} does not record how many processes it ran with: its batch may be another one now"
-        )
+        print_rank0(f"warning: {folder} does not record how many processes it ran with: its batch may differ now")
         return None
     return int(math.prod(factors))

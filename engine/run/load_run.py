@@ -55,12 +55,12 @@ def find_checkpoint(path: str | Path, *, checksums: bool = False) -> Checkpoint:
     if (folder / "checkpoints").is_dir() and not runs_below(folder / "checkpoints"):
         latest = CheckpointStore(folder, "").latest()
         if latest is None:
-            raise UsageError(f"{folder} holds no checkpoint yet: train it further, or name another run")
+            raise UsageError(f"{folder} holds no checkpoint yet: train it longer, or name another run")
         folder = latest
     if not (folder / "manifest.json").exists() and (runs := runs_below(folder) or runs_below(folder / "checkpoints")):
         raise UsageError(f"{path} is a folder of runs: name one of them, {', '.join(runs)}")
     if (folder / "identity.json").exists():
-        raise UsageError(f"{folder} holds no checkpoint yet: train it further, or name another run")
+        raise UsageError(f"{folder} holds no checkpoint yet: train it longer, or name another run")
     parts = any((folder / name).exists() for name in ("manifest.json", *REQUIRED))
     if not folder.is_dir() or not (parts or re.fullmatch(r"step_\d+", folder.resolve().name)):
         raise UsageError(f"{path} is neither a run directory nor a checkpoint: expected e.g. checkpoints/PROJECT/RUN")
@@ -148,12 +148,12 @@ def load_state(trainer: Trainer, checkpoint: Checkpoint, *, rank: int, world_siz
     except (WeightsMisfit, *BROKEN) as error:
         if (changed := what_changed(checkpoint.config, trainer.config)) is not None:
             raise UsageError(
-                f"checkpoint {checkpoint.path} is of another model or training ({changed}): go back to its value, "
-                "or start again with resume=false"
+                f"checkpoint {checkpoint.path} belongs to another model or training setup ({changed}): go back to its "
+                "value, or start again with resume=false"
             ) from error
         what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise UsageError(
-            f"checkpoint {checkpoint.path}: its state is not one of this run ({what}): "
+            f"checkpoint {checkpoint.path}: its state does not belong to this run ({what}): "
             "name another one with resume_from=step_N, or start again with resume=false"
         ) from error
 

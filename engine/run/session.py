@@ -106,11 +106,11 @@ class Session(Hook):
                 print_rank0(f"warning: since this run began, {line}")
             if different and self.config.verify == "strict":
                 raise UsageError(
-                    f"{self.decision.path} was another path, {different[0]}: start a new run (resume=false), "
+                    f"{self.decision.path} took another path, {different[0]}: start a new run (resume=false), "
                     "or resume it anyway with verify=warn"
                 )
             for line in different:
-                print_rank0(f"warning: this run was another path, {line}")
+                print_rank0(f"warning: this run took another path, {line}")
 
     def _prepare_files(self) -> None:
         """Only now: a resume that was refused above, or that trains nothing, leaves the stored config alone."""

@@ -183,7 +183,7 @@ def _apply(
         OmegaConf.update(config, key, override.value(), merge=True, force_add=added)
     except OmegaConfBaseException as error:
         hint = did_you_mean(key, dict(flatten(plain)))
-        older = "a key that is younger than the run needs a new one (resume=false)"
+        older = "a key newer than the run needs a new run (resume=false)"
         raise UsageError(f"{line}: the stored run has no key '{key}': {hint}; {older}") from error
 
 

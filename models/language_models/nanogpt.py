@@ -56,7 +56,7 @@ def from_nanogpt(checkpoint: dict[str, Any], config: GPTConfig, shape: LMShape) 
     if config.block_size > args.get("block_size", 0):  # a longer table is cut
         others.append(f"arch.block_size={args.get('block_size')}")
     if others:
-        raise ValueError(f"it was trained with {' '.join(others)}: say the same")
+        raise ValueError(f"it was trained with {' '.join(others)}: set the same")
     rows = [len(tensor) for name, tensor in weights.items() if name.endswith("wte.weight")]
     padded = -(-shape.vocab_sizes[0] // _PADDING) * _PADDING
     if rows and rows[0] not in (shape.vocab_sizes[0], padded):

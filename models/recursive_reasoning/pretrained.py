@@ -116,7 +116,9 @@ class Pretrained(nn.Module):
             model.load_state_dict(trunk, strict=False)
         except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             words = " ".join(str(error).split())[:300]
-            raise ValueError(words if str(folder) in words else f"{folder / CONFIG} is of no model: {words}") from None
+            raise ValueError(
+                words if str(folder) in words else f"{folder / CONFIG} belongs to no model: {words}"
+            ) from None
         rows = puzzle_identifiers or shape.num_puzzle_identifiers
         model.shape = dataclasses.replace(shape, num_puzzle_identifiers=rows)
         if model.puzzle_emb is not None:

@@ -235,7 +235,7 @@ def _verification(overview: Overview, verdicts: Verdicts | None) -> str:
         return ""
     items = ""
     for run in overview.runs:
-        verdict, lines = verdicts.get(run.path, ("SKIP", ("not looked at",)))
+        verdict, lines = verdicts.get(run.path, ("SKIP", ("not checked",)))
         below = f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
         items += f"<li>{escape(run.name)}: {escape(verdict)}{below}</li>"
     return f'<p class="note">The stored config of each run against the code of today.</p><ul>{items}</ul>'

@@ -58,7 +58,7 @@ FOREIGN_KEYS = {
 _SAMPLING = ("max_sample_tokens", "sample_start_tokens", "num_samples", "temperature", "top_k")
 NOT_IDENTITY = {key: why for key, why in RUN_NOT_IDENTITY.items() if key != "accumulation"} | {
     "out_dir": "launch: where the run lies",
-    **dict.fromkeys(_SAMPLING, "logging: samples are looked at, not learnt from"),
+    **dict.fromkeys(_SAMPLING, "logging: samples are read, not trained on"),
 }
 """Here accumulation makes the batch larger."""
 

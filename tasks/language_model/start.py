@@ -96,7 +96,7 @@ def find_gpt2(kind: str) -> Path:
     except Exception as error:  # every way in which a network can fail has its own class there
         raise UsageError(
             f"GPT-2's weights are not in the Hub cache and cannot be fetched ({type(error).__name__}): on a machine "
-            f"with network `hf download {HUB}{kind}`, then copy the folder and say gpt2_type=FOLDER{there}"
+            f"with network `hf download {HUB}{kind}`, then copy the folder and set gpt2_type=FOLDER{there}"
         ) from None
 
 

@@ -74,7 +74,7 @@ def examples(folders: list[Path], split: str, rows: int) -> Iterator[tuple[np.nd
         try:
             about = json.loads((folder / split / "dataset.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            fail(f"{folder}is not a data set of puzzles: it has no {split}/dataset.json that can be read")
+            fail(f"{folder} is not a data set of puzzles: it has no {split}/dataset.json that can be read")
         for part in about.get("sets", ["all"]):
             if about.get("storage", "arrays") != "arrays":
                 fail(f"{folder} is stored in the compact form, which this program does not read")

@@ -165,7 +165,7 @@ def folders_here(checkpoint: Path, config: Mapping[str, Any], family: Family) ->
 def canvas_of(checkpoint: Path, folders: Sequence[Path]) -> int:
     """Side of the canvas that the run was trained on. Raises: UsageError where its data are not here."""
     if not folders:
-        raise UsageError(f"the data of {checkpoint} are not here, which say how large its canvas is: give --canvas")
+        raise UsageError(f"the data of {checkpoint} are not here, which give the size of its canvas: pass --canvas")
     try:
         return side_of(read_metadata(folders[0], "train").seq_len)
     except ValueError as error:
@@ -200,7 +200,7 @@ def protocol_of(task: Task, folders: Sequence[Path], *, fitted: bool = True) -> 
     joint = not known.isdisjoint(shown)
     for what, leaked in (("demonstrations", joint), ("tests", leaks)):
         if leaked:
-            print_rank0(f"note: {what} of {task.name} stand in the training data of the run")
+            print_rank0(f"note: {what} of {task.name} occur in the training data of the run")
     return Protocol("iii" if joint else usual, "leak" if leaks else "clean")
 
 

@@ -23,7 +23,7 @@ def rollouts_of(args: argparse.Namespace, seed: int, steps: int) -> Rollouts | N
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     if args.rollouts is None:
         if given:
-            raise UsageError(f"--{next(iter(given))} says something of rollouts: add --rollouts N")
+            raise UsageError(f"--{next(iter(given))} is about rollouts: add --rollouts N")
         return None
     if args.rollouts < 2:
         raise UsageError("--rollouts 1 is the plain evaluation: give 2 or more, or leave it out")

@@ -232,10 +232,10 @@ def test_malformed_files_and_flags_are_one_line(bundles, tmp_path, capsys):
 
     source = ["--input-file-prefix", bundles, "--subsets"]
     assert "did you mean 'evaluation'" in refusal(*source, "evaluatoin")
-    assert "--test-set-name evaluation is none of the subsets" in refusal(*source, "training")
+    assert "--test-set-name evaluation is not one of the subsets" in refusal(*source, "training")
     assert "--test-set-name none" in refusal(*source, *SUBSETS, "--test-set-name", "none")
     assert "--test-set-name2 none" in refusal(*source, *SUBSETS, "--test-set-name2", "none")
-    assert "--subsets training: it is given twice" in refusal(*source, "training", *SUBSETS)
+    assert "--subsets training is given twice" in refusal(*source, "training", *SUBSETS)
     assert "--puzzle-identifiers-start must be 1 to" in refusal(
         *source, *SUBSETS, "--puzzle-identifiers-start", "9" * 9
     )
@@ -287,7 +287,7 @@ def test_a_test_set_has_one_task_of_a_name(bundles, tmp_path):
 
 
 def test_generated_tasks_do_not_get_the_name_of_published_ones(bundles, tmp_path):
-    with pytest.raises(UsageError, match="of no published collection"):
+    with pytest.raises(UsageError, match="from no published collection"):
         build(plan(bundles, tmp_path / "arc1concept-aug-1000"))
 
 

@@ -210,5 +210,5 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"val.bin does not exist: .* holds train.bin"):
         TokenStream(tmp_path / "b", "val")
     (tmp_path / "b" / "val.bin").write_bytes(b"abc")
-    with pytest.raises(UsageError, match="3 bytes, no multiple of 2"):
+    with pytest.raises(UsageError, match="3 bytes, not a multiple of 2"):
         TokenStream(tmp_path / "b", "val")

@@ -63,7 +63,7 @@ def test_a_field_that_is_no_string(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "in.jsonl").write_text('{"text": 5}\n' * 3)
     assert build(tmp_path, tmp_path / "in.jsonl", "--tokenizer", "byte") == 2
     error = capsys.readouterr().err
-    assert "it is 5, no string" in error
+    assert "it is 5, not a string" in error
     assert "did you mean" not in error
 
 

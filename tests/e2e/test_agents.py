@@ -92,7 +92,7 @@ def test_a_rank_that_fails_ends_all_within_a_minute_and_shows_its_traceback(work
     assert "ValueError: the cause" in summary  # and in torchrun's summary
     assert "after_step" in summary
     assert own.count("Traceback") - own.count("torch/distributed/run.py") <= 2  # no transport errors of the survivor
-    assert "another rank has ended" in own
+    assert "another rank stopped" in own
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_survivors_say_one_line(workplace: Path, monkeypatch: pytest.MonkeyPatch
     first, second = run_ranks("pretrain", *SMALL, "run_name=r", f"parallel={parallel}", cwd=workplace)
     assert (first.code, second.code) == (1, 1)
     assert "ValueError: the cause" in second.output
-    assert "another rank has ended" in first.output
+    assert "another rank stopped" in first.output
     assert "Traceback" not in first.output
     status = json.loads((workplace / "checkpoints/p/r/status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 1)

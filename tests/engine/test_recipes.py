@@ -72,9 +72,9 @@ def test_a_group_can_be_chosen(workplace: Path, word: str) -> None:
         ("just text\n", "cfg_mine.yaml: expected keys with values"),
         ("", "cfg_mine.yaml is empty"),
         ("# nothing but this\n", "cfg_mine.yaml is empty"),
-        (b"\xff\xfe\x00", "cfg_mine.yaml is not text in UTF-8"),
+        (b"\xff\xfe\x00", "cfg_mine.yaml is not valid UTF-8"),
         ("defaults: 5\nlr: 3\n", "cfg_mine.yaml: defaults: expected a list, found 5"),
-        ("defaults:\n  - cfg_mine\n  - _self_\n", "its defaults lead back to itself: cfg_mine -> cfg_mine"),
+        ("defaults:\n  - cfg_mine\n  - _self_\n", "its defaults form a cycle: cfg_mine -> cfg_mine"),
         (
             "defaults:\n  - cfg_pretrain_sudoku_4x5\n",
             "there is no config cfg_pretrain_sudoku_4x5: did you mean 'cfg_pre",

@@ -124,7 +124,7 @@ def test_build_config() -> None:
 def test_a_package_of_the_same_name_elsewhere_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The working directory may be on sys.path, and beside a downloaded checkpoint may lie a folder losses/."""
     monkeypatch.setattr(registry, "ROOT", tmp_path / "project")
-    with pytest.raises(UsageError, match="rename what hides it"):
+    with pytest.raises(UsageError, match="rename what shadows it"):
         resolve("heads@Head", "fakes")
     assert "fakes" not in sys.modules
 

@@ -221,7 +221,7 @@ def test_padded_vocabulary_is_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_head": 2}, r"it was trained with arch\.n_head=2: say the same"),
+        ({"n_head": 2}, r"it was trained with arch\.n_head=2: set the same"),
         ({"bias": True, "n_layer": 6}, r"arch\.n_layer=6 arch\.bias=True"),
         ({"block_size": 16}, r"arch\.block_size=16"),
     ],

@@ -119,8 +119,8 @@ def broken(folder: Path, how: str) -> None:
         ("class", "'os@system', which is not a model of models.recursive_reasoning"),
         ("other class", "which is not a model"),
         ("format", "reads up to 1: update the program"),
-        ("key", "is of no model: .*nope"),
-        ("huge", "is of no model"),
+        ("key", "belongs to no model: .*nope"),
+        ("huge", "belongs to no model"),
         ("long", "seq_len is 1099511627776, expected a whole number up to 1048576"),
         ("value", "num_heads=5 does not divide"),
         ("size", "4 tensors differ, the first is inner.L_level.layers.2"),
@@ -142,7 +142,7 @@ def test_another_class_a_file_and_an_existing_folder(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "m")
     with pytest.raises(ValueError, match="holds a TRM, not a HRM"):
         HRM.from_pretrained(tmp_path / "m")
-    with pytest.raises(ValueError, match="is no folder of a model"):
+    with pytest.raises(ValueError, match="is neither a model's folder"):
         TRM.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(FileExistsError, match="exists already"):
         model.save_pretrained(tmp_path / "m")

@@ -113,7 +113,7 @@ def test_picture_and_text(run: Path, tmp_path: Path) -> None:
     shown = run_script("scripts/visualize", str(run), "--examples", "3", "--steps", "4", cwd=tmp_path)
     assert shown.code == 0, shown.output
     assert shown.output.count("cells to find") == 3
-    assert "of 16 looked at" in shown.output
+    assert "of 16 examined" in shown.output
     with Image.open(run / f"thinking_step_{STEP}_steps-4.png") as picture:
         assert min(picture.size) > 400
     one = run_script("scripts/visualize", str(run), "--example", "15", "--out", "one.png", "--no-color", cwd=tmp_path)

@@ -189,7 +189,7 @@ def judge(outcome: Outcome, limit_s: float = 60.0) -> str:
     if SECRET in outcome.output:
         return "prints a secret of the environment"
     if outcome.code and not any(line.startswith(("error:", "interrupted:", "package ")) for line in said):
-        return "no line that says what is wrong"
+        return "no line that names the problem"
     if outcome.code and sum(line.startswith("error:") for line in said) > 1:
         return "several lines of errors"
     if said and outcome.code and len(said[-1]) > 900:

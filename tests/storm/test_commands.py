@@ -30,7 +30,7 @@ def test_the_storm_reaches_every_key_and_is_the_same_each_time() -> None:
         (Outcome(0, "done", 1.0), ""),
         (Outcome(2, "warning: x\nerror: lr: no\n", 1.0), ""),
         (Outcome(1, "Traceback (most recent call last):\n", 1.0), "a traceback"),
-        (Outcome(2, "", 1.0), "no line that says what is wrong"),
+        (Outcome(2, "", 1.0), "no line that names the problem"),
         (Outcome(-11, "", 1.0), "died of signal 11"),
         (Outcome(-14, "", 60.0), "took 60 s"),
         (Outcome(2, "error: got 'hunter2-of-the-storm'", 1.0), "prints a secret of the environment"),

@@ -151,11 +151,11 @@ def test_the_driver_refuses_what_it_cannot_use_in_a_line(
     (tmp_path / "text/meta.json").write_text("{}")
     for library, words, says in (
         (None, [], "error: needs numpy and onnxruntime: pip install numpy onnxruntime"),
-        (ModuleType("onnxruntime"), ["nope"], "error: nopeis not a data set of puzzles: it has no test/dataset.json"),
+        (ModuleType("onnxruntime"), ["nope"], "error: nope is not a data set of puzzles: it has no test/dataset.json"),
         (
             ModuleType("onnxruntime"),
             [str(tmp_path / "text")],
-            "textis not a data set of puzzles: it has no test/dataset",
+            "text is not a data set of puzzles: it has no test/dataset",
         ),
         (ModuleType("onnxruntime"), ["x", "--steps", "0"], "argument --steps: '0': expected a whole number of at leas"),
         (ModuleType("onnxruntime"), ["x", "--batch-size", "-1"], "argument --batch-size: '-1': expected a whole numbe"),

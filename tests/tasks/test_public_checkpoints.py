@@ -224,7 +224,7 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             read_public(file)
     assert not (tmp_path / "crater").exists()
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "nested")
-    with pytest.raises(UsageError, match="'model' is none"):
+    with pytest.raises(UsageError, match="'model' is not one"):
         read_public(tmp_path / "nested")
     with pytest.raises(UsageError, match="several state dicts: name one"):
         read_public(tmp_path)
@@ -299,6 +299,6 @@ def test_a_manifest_that_somebody_edited_is_refused_at_export(data: Path, tmp_pa
     ):
         store = CheckpointStore(run, "pretrain")
         store.save(70, model=model, state={}, config=manifest["config"], extra={"public": changed})
-        with pytest.raises(UsageError, match="does not say how it was imported"):
+        with pytest.raises(UsageError, match="does not record how it was imported"):
             export_run(arguments("export", run, tmp_path / "out"))
     assert not (tmp_path / "out").exists()

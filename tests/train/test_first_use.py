@@ -110,7 +110,7 @@ def test_a_run_that_is_over_says_so_and_keeps_its_seconds(place: Path) -> None:
     for argv, end in (((), 6), (("--max_iters=3", "--lr_decay_iters=3"), 3)):
         result = run_script("train", "--init_from=resume", "--out_dir=out/r", *argv, cwd=place)
         assert result.code == 0, result.output
-        assert f"note: the run is at step 6 already and ends at {end}: nothing is trained" in result.output
+        assert f"note: the run is already at step 6 and ends at {end}: nothing is trained" in result.output
         assert json.loads(file.read_text()) == {**before, "seconds": 1234.5}
     more = run_script("train", "--init_from=resume", "--out_dir=out/r", "--max_iters=7", cwd=place)
     assert more.code == 0, more.output

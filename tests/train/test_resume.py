@@ -172,7 +172,7 @@ def test_another_number_of_processes_keeps_the_batch(place: Path) -> None:
     before = (place / "out/one/metrics.jsonl").read_bytes()
     refused = run_ranks("train", *both, "out_dir=out/one", "resume=true", cwd=place)
     assert [result.code for result in refused] == [2, 2]
-    assert "this run's batch is 4 rows, and 2 processes of batch_size=4 cannot make it up" in refused[0].output
+    assert "this run's batch is 4 rows, and 2 processes of batch_size=4 cannot add up to it" in refused[0].output
     assert "Traceback" not in refused[0].output
     assert (place / "out/one/metrics.jsonl").read_bytes() == before
 
@@ -198,7 +198,7 @@ def test_figures_that_cover_something_else_are_not_compared(place: Path) -> None
     same = run_script(*resume, "max_iters=6", cwd=place)
     assert same.code == 0, same.output
     assert (same.code, (place / "out/r/ckpt.pt").resolve().name) == (0, "step_3")
-    assert "judged anew" not in same.output
+    assert "chosen anew" not in same.output
     more = run_script(*resume, "max_iters=9", "eval_iters=3", cwd=place)
     assert (more.code, (place / "out/r/ckpt.pt").resolve().name) == (0, "step_9"), more.output
     assert "windows of 8 tokens now, not" in more.output.replace("\n", " ")

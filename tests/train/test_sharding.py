@@ -63,7 +63,7 @@ def test_who_takes_it_and_what_is_refused(place: Path) -> None:
     with pytest.raises(ValueError, match=f"only {takes} take it"):
         RunConfig(parallel="fsdp")
     for words, reason in (
-        ("optimizer=muon", "muon looks at whole tensors"),
+        ("optimizer=muon", "muon needs whole tensors"),
         ("compile=full", "gathers block by block"),
     ):
         refused = attempt(place, "parallel=fsdp", "verify=off", words)

@@ -78,7 +78,7 @@ deep-label-leak | DYN712 | the first token of the labels is part of the input em
   +         x = x + self.embed_tokens(data["labels"][:, :1].clamp(min=0))
 deep-crash | DYN700 | the answer head is called by a name that it does not have
   INNER | self.lm_head(latents => self.lm_heads(latents
-deep-two-groups | DYN703 | every parameter stands in two optimizer groups
+deep-two-groups | DYN703 | every parameter is in two optimizer groups
   GROUPS | for group, params in model.param_groups().items(): => for group, params in (model.param_groups() | {"again": list(model.parameters())}).items():
 deep-labels-never-renewed | DYN706 | a fresh example keeps the labels of the one before
   ACT

@@ -48,7 +48,7 @@ def errors(value: Any, schema: Mapping[str, Any], place: str = "") -> Iterator[s
         yield f"{place}: {value!r} is not {' or '.join(named)}"
         return
     if "enum" in schema and not any(value == one and type(value) is type(one) for one in schema["enum"]):
-        yield f"{place}: {value!r} is none of {schema['enum']}"
+        yield f"{place}: {value!r} is not one of {schema['enum']}"
     if "pattern" in schema and not re.match(schema["pattern"], value):
         yield f"{place}: {value!r} does not match {schema['pattern']}"
     for name in COMPARE.keys() & schema.keys():
@@ -95,9 +95,9 @@ def test_no_schema_is_left_over() -> None:
         ("lr: -1", "lr: -1 is out of range"),
         ("epochs: 1.5", "epochs: 1.5 is not integer"),
         ("ema: 1", "ema: 1 is not boolean"),
-        ("select_on: tests", "select_on: 'tests' is none of"),
+        ("select_on: tests", "select_on: 'tests' is not one of"),
         ("data_paths: data/x", "data_paths: 'data/x' is not array"),
-        ("arch: {pos_encodings: rop}", "arch.pos_encodings: 'rop' is none of"),
+        ("arch: {pos_encodings: rop}", "arch.pos_encodings: 'rop' is not one of"),
         ("lr: ${oc.env:LR}", ""),
         ("run_name: 7", ""),
         ("grad_clip: null", ""),

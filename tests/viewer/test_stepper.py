@@ -85,7 +85,7 @@ def test_low_and_narrow_windows_still_say_where_one_is() -> None:
         assert len(lines) <= height
         assert max(map(len, lines)) <= 30
         assert "step 2 of 3" in "".join(lines)
-    assert "make the window higher" in "".join(screen(after(RIGHT), width=80, height=6))
+    assert "make the window taller" in "".join(screen(after(RIGHT), width=80, height=6))
 
 
 def test_puzzle_stands_beside_the_answer_of_arc() -> None:

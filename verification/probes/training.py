@@ -103,7 +103,7 @@ def embedding_rows(tiny: Tiny) -> Iterator[str | Note]:
     if not tables(run.model):
         yield Note("PASS", "no puzzle embedding (puzzle_emb_ndim=0)")
     elif group is None:
-        yield "the puzzle embedding stands in no optimizer group: its rows keep their first values"
+        yield "the puzzle embedding is in no optimizer group: its rows keep their first values"
     elif group.lr == 0:
         yield Note("WARN", "the puzzle embedding has learning rate 0: its rows never change")
     else:

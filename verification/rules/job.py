@@ -38,7 +38,7 @@ def script_exists(subject: Subject) -> Iterator[Finding]:
     command, place, fix, text = subject.command, subject.place, "", ""
     if command.module is not None:
         if command.module.split(".")[0] not in OURS:
-            raise NotApplicable(f"module {command.module} is none of ours")
+            raise NotApplicable(f"module {command.module} is not one of ours")
         text = f"module {command.module} does not exist" * (module_file(subject.root, command.module) is None)
     elif command.script is None and command.launcher.endswith(":"):
         text = f"{command.launcher} is not a command; a job's name stands on the line above it"

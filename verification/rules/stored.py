@@ -57,7 +57,7 @@ def stored_config(subject: Subject) -> Iterator[Finding]:
         return
     before, today = leaves(stored), leaves(subject.today)
     if younger := [f"{key}={value}" for key, value in today.items() if key not in before]:
-        yield finding("CKP610", "WARN", f"keys that are younger than the run: {', '.join(younger)}", str(file))
+        yield finding("CKP610", "WARN", f"keys newer than the run: {', '.join(younger)}", str(file))
     for key in [key for key in before if before[key] != today.get(key)]:
         text = f"{key}: {before[key]} in the run, {today.get(key)} composed today"
         yield finding("CKP610", "FAIL", text, str(file))

@@ -111,5 +111,5 @@ def warnings_of(cells: Sequence[Cell], metric: str, study: Study) -> list[str]:
     if metric == "eval/exact_accuracy" and not any(scores):
         lines.append("exact accuracy is 0 everywhere: --metric accuracy shows more")
     elif "accuracy" in metric and min(scores) > 0.98:
-        lines.append("every run is above 0.98: nothing is left to gain, take harder data or fewer steps")
+        lines.append("every run is above 0.98: nothing is left to gain, use harder data or fewer steps")
     return lines

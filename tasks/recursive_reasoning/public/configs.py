@@ -149,7 +149,7 @@ def _stated(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
     if name is not None:
         module = str(name).partition("@")[0].rpartition(".")[2]
         if MODULES.get(module) is None:
-            raise UsageError(f"all_config.yaml: arch.name {name!r} is none of {', '.join(MODULES)}")
+            raise UsageError(f"all_config.yaml: arch.name {name!r} is not one of {', '.join(MODULES)}")
         if MODULES[module] != sizes.kind:
             raise UsageError(f"all_config.yaml names {name}, but the tensors are those of a {sizes.kind}")
     return arch
@@ -162,9 +162,9 @@ def _require(arch: Mapping[str, Any], kind: Kind, sizes: Sizes, *, no_config: bo
         needed.append("puzzle_emb_len")
     missing = [key for key in needed if key not in arch]
     if missing:
-        where = "all_config.yaml is not there" if no_config else "all_config.yaml does not say it"
+        where = "all_config.yaml is not there" if no_config else "all_config.yaml does not give it"
         raise UsageError(
-            f"shapes cannot tell {', '.join(missing)}, and {where}: put the file beside the state dict, or add "
+            f"shapes do not reveal {', '.join(missing)}, and {where}: put the file beside the state dict, or add "
             + " ".join(f"arch.{key}=..." for key in missing)
         )
 

@@ -134,7 +134,7 @@ def _shapes_of(arch: Arch, shape: PuzzleShape) -> dict[str, list[int]]:
     except ValueError as error:
         raise UsageError(str(error)) from None
     except (RuntimeError, ArithmeticError) as error:  # sizes beyond all numbers
-        raise UsageError(f"no model can be built with these sizes ({str(error).splitlines()[0]:.80})") from None
+        raise UsageError(f"cannot build a model of these sizes ({str(error).splitlines()[0]:.80})") from None
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -263,7 +263,9 @@ def export_run(args: Namespace, verify: Verify | None = None) -> None:
         try:
             config, tensors, name = _as_imported(weights, origin)
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise UsageError(f"checkpoint {checkpoint.path}: its manifest does not say how it was imported") from None
+            raise UsageError(
+                f"checkpoint {checkpoint.path}: its manifest does not record how it was imported"
+            ) from None
     else:
         tensors = _as_published(weights, config["arch"]["forward_dtype"])
         name = f"step_{checkpoint.step}"

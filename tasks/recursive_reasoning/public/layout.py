@@ -123,7 +123,7 @@ def _state_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UsageError(f"{path}: no such checkpoint: expected a state dict, or a folder with one and {CONFIG}")
+        raise UsageError(f"{path}does not exist: expected a state dict, or a folder with one and {CONFIG}")
     if (path / "manifest.json").exists() or (path / "checkpoints").is_dir():
         raise UsageError(f"{path} is a run of this project, not a public checkpoint: `convert.py export` writes one")
     files = [file for file in sorted(path.iterdir()) if file.is_file() and file.suffix in _SUFFIXES]
@@ -151,13 +151,13 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, or holds more than tensors and plain values, which may run code: it was not opened"
         ) from None
     except Exception:  # what torch says of a damaged file is a matter of where the damage is
-        raise UsageError(f"{path} is damaged, cut short, or no file of torch.save") from None
+        raise UsageError(f"{path} is damaged, cut short, or not a file of torch.save") from None
     if not isinstance(state, dict) or not state:
         raise UsageError(f"{path} is not a state dict: expected tensors by name")
     other = [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     other += [key for key, value in state.items() if key not in other and not value.is_floating_point()]
     if other:
-        raise UsageError(f"{path} is not a state dict: expected tensors by name, {str(other[0])[:80]!r} is none")
+        raise UsageError(f"{path} is not a state dict: expected tensors by name, {str(other[0])[:80]!r} is not one")
     return dict(state)
 
 
