@@ -278,7 +278,7 @@ def _try_out(name: str, make: Any, common: dict[str, Any], *, sizes: list[tuple[
                 trial.step()
         if hidden := sorted(key for key, value in _attributes(trial.optimizer).items() if before.get(key) != value):
             raise UsageError(
-                f"optimizer {name!r} cannot be used here: it keeps {hidden[0]!r} outside the state that checkpoints hold"
+                f"optimizer {name!r} cannot be used here: it keeps {hidden[0]!r} outside what a checkpoint saves"
             )
         split_tree(trial.state_dict())
     except UsageError:
