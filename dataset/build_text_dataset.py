@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--input", type=Path, nargs="+", metavar="PATH", help="text or JSONL files, or a folder of them")
     out.add_argument("--download", action="store_true", help="fetch the text of a named data set (needs a network)")
     out.add_argument("--hub", metavar="REPOSITORY[:CONFIG]", help="fetch any text data set of the Hugging Face Hub")
-    out.add_argument("--stand-in", action="store_true", help="build what stands in for NAME offline; the card says so")
+    out.add_argument("--stand-in", action="store_true", help="build the offline stand-in for NAME; its card is marked")
     out.add_argument("--output-dir", type=Path, help="folder to create (default: data/NAME)")
     out.add_argument("--tokenizer", metavar="T", help=f"{', '.join(TOKENIZERS)} (default: by NAME, else bpe)")
     out.add_argument("--vocab-size", type=int, metavar="N", help="size for bpe and sentencepiece (default: 4096)")

@@ -45,7 +45,7 @@ NOT_IDENTITY: Mapping[str, str] = {
     **dict.fromkeys(("checkpoint_interval", "checkpoint_background"), "launch: how often and how to save"),
     **dict.fromkeys(("keep_last", "keep_every"), "launch: what to keep"),
     **dict.fromkeys(("resume", "resume_from", "skip_finished"), "launch"),
-    "run_dir": "launch: where the run lies",
+    "run_dir": "launch: where the run is stored",
 }
 """Keys that leave a run the same run, with reasons. A script's schema may have a table of its own."""
 

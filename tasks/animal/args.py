@@ -28,7 +28,7 @@ ALIASES = {
 }
 NOT_IDENTITY = {
     **RUN_NOT_IDENTITY,
-    "output_dir": "launch: where the run lies",
+    "output_dir": "launch: where the run is stored",
     "eval_every_epochs": "logging: how often it is measured",
 }
 _TB = Inert("arch.loss.objective!=tb", "only tb replays")

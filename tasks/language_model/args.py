@@ -57,7 +57,7 @@ FOREIGN_KEYS = {
 """Flags of nanoGPT and ReaLLM-Forge that are spelt otherwise here, or that nothing here does."""
 _SAMPLING = ("max_sample_tokens", "sample_start_tokens", "num_samples", "temperature", "top_k")
 NOT_IDENTITY = {key: why for key, why in RUN_NOT_IDENTITY.items() if key != "accumulation"} | {
-    "out_dir": "launch: where the run lies",
+    "out_dir": "launch: where the run is stored",
     **dict.fromkeys(_SAMPLING, "logging: samples are read, not trained on"),
 }
 """Here accumulation makes the batch larger."""
