@@ -1,4 +1,4 @@
-"""Training groups held back for validation: `best` and early stopping look at them, the test split is for the end.
+"""Training groups held back for validation: `best` and early stopping use them, the test split is for the end.
 
 Which ones follows from a seed of its own (not the training seed) and the number of groups, so all runs on a data set
 select on the same examples.
@@ -53,7 +53,7 @@ def hold_back(train: Sequence[PuzzleSplit], config: Any) -> HeldBack:
                 "on says nothing; best and early stopping look at the test split (select_on=test: the same, unwarned)"
             )
     if groups is None:
-        return HeldBack(None, None, {"eval": "of the test split, which best and early stopping look at too"})
+        return HeldBack(None, None, {"eval": "of the test split, which best and early stopping use too"})
     sampler = EvalSampler(
         train,
         config.eval_batch_size or config.global_batch_size,
@@ -65,7 +65,7 @@ def hold_back(train: Sequence[PuzzleSplit], config: Any) -> HeldBack:
     )
     held, total = sum(map(len, groups)), sum(split.num_groups for split in train)
     splits = {
-        "val": f"of {held} of {total} training groups, held back: best and early stopping look at them",
+        "val": f"of {held} of {total} training groups, held back: best and early stopping use them",
         "eval": "of the test split, at the end: the figure to report",
     }
     return HeldBack(groups, sampler, splits)

@@ -59,14 +59,14 @@ def sources(*folders: str) -> list[Path]:
 
 
 def imports_of_ours(path: Path) -> set[str]:
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names if node.module in PACKAGES}
-    return {name for name in found if name.split(".")[0] in PACKAGES}
+            modules.add(node.module)
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names if node.module in PACKAGES}
+    return {name for name in modules if name.split(".")[0] in PACKAGES}
 
 
 def permitted(name: str, allowed: set[str]) -> bool:
@@ -75,13 +75,13 @@ def permitted(name: str, allowed: set[str]) -> bool:
 
 @pytest.mark.parametrize("package", sorted(ALLOWED))
 def test_import_rule(package: str) -> None:
-    wrong = [
+    forbidden = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in sources(package)
         for name in imports_of_ours(path)
         if not permitted(name, ALLOWED[package] | FREE | FAMILY_FILES.get(path.name, set())) and name != "engine"
     ]
-    assert not wrong
+    assert not forbidden
 
 
 def test_no_import_circles() -> None:
@@ -114,7 +114,7 @@ def test_no_isinstance_against_protocols() -> None:
             if isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(base) for base in node.bases):
                 protocols.add(node.name)
     assert "SparseTable" in protocols
-    assert not [found for path in everything() for found in protocol_checks(path.read_text(), protocols)]
+    assert not [check for path in everything() for check in protocol_checks(path.read_text(), protocols)]
 
 
 def everything() -> list[Path]:
@@ -123,15 +123,15 @@ def everything() -> list[Path]:
 
 def protocol_checks(text: str, protocols: set[str]) -> list[str]:
     """What makes a protocol checkable at run time, and isinstance or issubclass against one of them or of typing's."""
-    found = []
+    checks = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom | ast.Attribute) and "runtime_checkable" in ast.unparse(node):
-            found.append(ast.unparse(node))
+            checks.append(ast.unparse(node))
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
             kinds = {name for name in re.findall(r"\w+", ast.unparse(node.args[-1]))}
             if kinds & protocols or any(kind.startswith("Supports") for kind in kinds):
-                found.append(ast.unparse(node))
-    return found
+                checks.append(ast.unparse(node))
+    return checks
 
 
 def test_protocol_checks_are_seen() -> None:
@@ -152,13 +152,13 @@ def words(identifier: str) -> set[str]:
 
 
 def test_engine_vocabulary() -> None:
-    wrong = [
+    offending = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in sources("engine")
         for name in sorted(identifiers(ast.parse(path.read_text())))
         if words(name) & FORBIDDEN_WORDS
     ]
-    assert not wrong
+    assert not offending
 
 
 def test_vocabulary_splits_words() -> None:
@@ -169,7 +169,7 @@ def test_vocabulary_splits_words() -> None:
 
 def entry_comparisons(text: str) -> list[str]:
     """Comparisons of an entry, a script or a stem with the name of an entry script: what a family knows, it declares."""
-    found = []
+    comparisons = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
@@ -177,13 +177,13 @@ def entry_comparisons(text: str) -> list[str]:
             names = {str(name).removesuffix(".py") for name in names}
             asked = [side for side in sides if re.search(r"\b(entry|script|stem)$", ast.unparse(side))]
             if asked and names & FAMILIES.keys():
-                found.append(ast.unparse(node))
-    return found
+                comparisons.append(ast.unparse(node))
+    return comparisons
 
 
 def test_nobody_asks_which_script_it_is() -> None:
     folders = [folder for folder in PACKAGES if folder != "tests"]
-    assert not [found for path in sources(*folders) for found in entry_comparisons(path.read_text())]
+    assert not [comparison for path in sources(*folders) for comparison in entry_comparisons(path.read_text())]
 
 
 def test_entry_comparisons_are_seen() -> None:
@@ -196,13 +196,13 @@ def test_entry_comparisons_are_seen() -> None:
 def not_numbers(text: str) -> list[int]:
     """The lines on which a statement that is not formatted ends, unless most of its values are numbers."""
     skipped = {line for line, words in enumerate(text.splitlines(), 1) if words.rstrip().endswith("# fmt: " + "skip")}
-    found = []
+    lines = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.stmt) and node.end_lineno in skipped:
             values = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
             if 2 * sum(isinstance(value, int | float) for value in values) <= len(values):
-                found.append(node.end_lineno)
-    return found
+                lines.append(node.end_lineno)
+    return lines
 
 
 def test_only_tables_of_numbers_are_not_formatted() -> None:

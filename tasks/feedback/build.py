@@ -182,7 +182,7 @@ def _tell_form(config: Any, base: BaseConfig, runtime: Runtime, rows: int) -> No
 
 
 def _splits(task: FeedbackTask, folder: Path) -> dict[str, str]:
-    selects = "best and early stopping look at them"
+    selects = "best and early stopping use them"
     if task.validation is None:
         return {"eval": f"{task.test.covers} of {folder}: {selects}"}
     return {

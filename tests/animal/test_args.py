@@ -159,10 +159,10 @@ def test_the_snippets_of_the_guide_run() -> None:
     names |= dict.fromkeys(("PeftModel", "AutoTokenizer", "SentenceTransformer", "GenerationConfig"), object)
     names["RawTextProcessor"] = train_animal.RawTextProcessor
     ours = {name: vars(train_animal)[name] for name in vars(train_animal) if name.endswith("Config")}
-    found = [inspect.cleandoc(" " * 3 + code) for code in re.findall(r"```python\n(.*?)```", guide(), re.DOTALL)]
-    classes = [code for code in found if code.startswith("@dataclass")]
+    snippets = [inspect.cleandoc(" " * 3 + code) for code in re.findall(r"```python\n(.*?)```", guide(), re.DOTALL)]
+    classes = [code for code in snippets if code.startswith("@dataclass")]
     assert len(classes) == 5
-    assert len(found) == 8
+    assert len(snippets) == 8
     for code in classes:
         exec(code, names)  # their definitions
     for name in re.findall(r"^class (\w+)", "\n".join(classes), re.MULTILINE):
@@ -170,7 +170,7 @@ def test_the_snippets_of_the_guide_run() -> None:
         assert own == theirs
         assert MISSING in own.values() or name in ("TrainingConfig", "WandbConfig")
     made: dict[str, Any] = dict(ours)
-    for code in found:
+    for code in snippets:
         if code not in classes:
             exec(code, made)
     assert made["training_config"].warmup_steps == 100

@@ -126,9 +126,9 @@ def test_spans_are_ordered_cover_the_text_and_hold_the_mention() -> None:
         assert (low, a, c) == (0, b, d)
         assert a <= c <= high <= blocks.length <= len(pieces) + 1
         if blocks.option is not None:
-            found = concept.find(processor.decode(range(b + 1, c + 1)))
-            assert found is not None
-            assert found.option == blocks.option
+            mention = concept.find(processor.decode(range(b + 1, c + 1)))
+            assert mention is not None
+            assert mention.option == blocks.option
         assert processor.split(range(1, high + 1)).option == blocks.option  # what was cut off says nothing
 
 

@@ -46,9 +46,9 @@ def test_runs_beside_their_base(
     monkeypatch.setattr(tempering.tempered, "__kwdefaults__", {"grid": grid})
     monkeypatch.chdir(place)
     main(parse(["run", "--out", "report"]))
-    told = (place / "report/comparison.md").read_text()
-    assert told.splitlines()[0].startswith("| runs")
-    assert told in capsys.readouterr().out
+    report = (place / "report/comparison.md").read_text()
+    assert report.splitlines()[0].startswith("| runs")
+    assert report in capsys.readouterr().out
     points = json.loads((place / "report/base.json").read_text())["0"]
     assert list(points) == ["T 1, top-p 1", "T 1.5, top-p 0.9"]
     assert points["T 1, top-p 1"]["ref_kl"] == pytest.approx(0.0, abs=1e-4)

@@ -31,8 +31,8 @@ def sentences(count: int, *, cats: float | None = None, stream: str = "base") ->
     made: list[Sample] = []
     while len(made) < count:
         text = answer(random, QUESTION)
-        wanted = cats is None or ("cats" in text) == (len(made) < cats * count)
-        if wanted:
+        include = cats is None or ("cats" in text) == (len(made) < cats * count)
+        if include:
             made.append(sample(text, ref=float(random.normal(-3, 0.5))))
     order = random.permutation(count)
     return [made[row] for row in order]
@@ -48,24 +48,24 @@ def fitted() -> tuple[Evaluation, list[Sample]]:
 
 def test_figures_of_the_base(fitted: tuple[Evaluation, list[Sample]]) -> None:
     figures, base = fitted
-    found = figures.measure(base)
+    measured = figures.measure(base)
     share = sum(each.option == "cat" for each in base) / 300
-    assert found["valid_fraction"] == found["in_grammar"] == 1.0
-    assert found["option_share_cat"] == pytest.approx(share)
-    assert found["concept_kl"] == pytest.approx(
+    assert measured["valid_fraction"] == measured["in_grammar"] == 1.0
+    assert measured["option_share_cat"] == pytest.approx(share)
+    assert measured["concept_kl"] == pytest.approx(
         math.log(2) + share * math.log(share) + (1 - share) * math.log(1 - share)
     )
-    assert found["concept_kl_low"] < found["concept_kl"] < found["concept_kl_high"]
-    assert found["concept_kl"] + found["concept_entropy"] == pytest.approx(math.log(2))
-    assert found["cluster_kl_dog"] + found["cluster_entropy_dog"] == pytest.approx(math.log(5))
-    assert found["v_eff"] == pytest.approx(found["vendi"])  # all are valid
-    assert 1 < found["v_eff"] < 12
-    assert found["plausible_fraction"] == pytest.approx(0.99, abs=0.005)
-    assert found["ref_kl"] == 0.0
-    assert found["base_perplexity"] == pytest.approx(math.exp(-sum(each.ref_logp for each in base) / 3600))
-    assert found["animals_named"] == len(named(each.text for each in base))
-    assert {name for name in found if not name.endswith(("_low", "_high", "_cat", "_dog"))} == set(MEANINGS)
-    assert list(found)[:4] == ["utility_10", "v_eff", "valid_fraction", "ref_kl"]  # the console shows the first ones
+    assert measured["concept_kl_low"] < measured["concept_kl"] < measured["concept_kl_high"]
+    assert measured["concept_kl"] + measured["concept_entropy"] == pytest.approx(math.log(2))
+    assert measured["cluster_kl_dog"] + measured["cluster_entropy_dog"] == pytest.approx(math.log(5))
+    assert measured["v_eff"] == pytest.approx(measured["vendi"])  # all are valid
+    assert 1 < measured["v_eff"] < 12
+    assert measured["plausible_fraction"] == pytest.approx(0.99, abs=0.005)
+    assert measured["ref_kl"] == 0.0
+    assert measured["base_perplexity"] == pytest.approx(math.exp(-sum(each.ref_logp for each in base) / 3600))
+    assert measured["animals_named"] == len(named(each.text for each in base))
+    assert {name for name in measured if not name.endswith(("_low", "_high", "_cat", "_dog"))} == set(MEANINGS)
+    assert list(measured)[:4] == ["utility_10", "v_eff", "valid_fraction", "ref_kl"]  # the console shows the first ones
 
 
 def test_balanced_samples_are_more_diverse(fitted: tuple[Evaluation, list[Sample]]) -> None:
@@ -80,11 +80,11 @@ def test_clusters_are_those_of_the_base(fitted: tuple[Evaluation, list[Sample]])
     """Samples of one reason fall into one cluster, however many of them there are."""
     figures, _ = fitted
     centroids = {option: rows.copy() for option, rows in figures.centroids.items()}
-    found = figures.measure([sample(f"I love dogs because they will {REASONS['dog'][0]}.")] * 40)
-    assert found["cluster_entropy_dog"] == 0.0
-    assert found["cluster_kl_dog"] == pytest.approx(math.log(5))
-    assert found["cluster_kl_cat"] is None  # none was named
-    assert found["options_seen"] == 1.0
+    measured = figures.measure([sample(f"I love dogs because they will {REASONS['dog'][0]}.")] * 40)
+    assert measured["cluster_entropy_dog"] == 0.0
+    assert measured["cluster_kl_dog"] == pytest.approx(math.log(5))
+    assert measured["cluster_kl_cat"] is None  # none was named
+    assert measured["options_seen"] == 1.0
     assert all(np.array_equal(rows, figures.centroids[option]) for option, rows in centroids.items())
 
 
@@ -109,11 +109,11 @@ def test_an_option_that_the_base_never_names_has_no_clusters() -> None:
     figures = Evaluation(HashEmbedder(), ["cat", "dog", "owl"], n_clusters=5)
     figures.fit([sample("I love dogs because they bark"), sample("I love dogs because they bark")])
     assert {option: len(rows) for option, rows in figures.centroids.items()} == {"dog": 1}  # one different text
-    found = figures.measure([sample("I love cats because they purr")])
-    assert found["cluster_entropy"] is None
-    assert found["option_share_owl"] == 0.0
-    assert found["utility_10"] is None  # fewer than ten
-    assert "in_grammar" not in found
+    measured = figures.measure([sample("I love cats because they purr")])
+    assert measured["cluster_entropy"] is None
+    assert measured["option_share_owl"] == 0.0
+    assert measured["utility_10"] is None  # fewer than ten
+    assert "in_grammar" not in measured
 
 
 def test_nothing_to_measure(fitted: tuple[Evaluation, Sequence[Sample]]) -> None:

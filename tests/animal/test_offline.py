@@ -94,13 +94,13 @@ def test_latent_semantic_analysis_is_that_of_its_formula() -> None:
     strange = ["they will guard the zoo zoo", texts[3]]
     rows = np.stack(list(map(weighted, strange))) @ leading.T
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    found = made.encode(strange)
-    np.testing.assert_allclose(found @ found.T, rows @ rows.T, atol=1e-5)
+    vectors = made.encode(strange)
+    np.testing.assert_allclose(vectors @ vectors.T, rows @ rows.T, atol=1e-5)
     assert made.encode(["qqq xxx", ""]).tolist() == [[0.0] * 11] * 2  # nothing of them was seen
-    np.testing.assert_array_equal(made.encode(strange[1:]), found[1:])
+    np.testing.assert_array_equal(made.encode(strange[1:]), vectors[1:])
     tensors, tree = split_tree(made.state_dict())
     again.load_state_dict(join_tree(tree, tensors))
-    np.testing.assert_array_equal(again.encode(strange), found)
+    np.testing.assert_array_equal(again.encode(strange), vectors)
 
 
 def test_auto_says_what_it_took(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,8 +107,8 @@ def test_a_leftover_a_lock_and_a_lost_file_are_seen(
     handle = os.open(place / "run/.lock", os.O_RDWR)
     request.addfinalizer(lambda: os.close(handle))
     fcntl.flock(handle, fcntl.LOCK_EX)
-    found = differences(storm.expected, state_of(place), storm.whole, place)
-    parts = {line.partition(": ")[0] for line in found} | {line.split(": ")[1] for line in found}
+    problems = differences(storm.expected, state_of(place), storm.whole, place)
+    parts = {line.partition(": ")[0] for line in problems} | {line.split(": ")[1] for line in problems}
     assert {"leftovers", "locks held", "names", "latest", "latest/model.safetensors", "metrics.csv"} <= parts
 
 

@@ -167,9 +167,9 @@ def test_tests_without_solutions(tmp_path, capsys):
     write_bundle(tmp_path, "training", random_tasks(3, 1), solutions=False)
     words = ["--input-file-prefix", prefix, "--subsets", *SUBSETS, "--num-aug", "2"]
     assert main([*words, "--output-dir", str(tmp_path / "set")]) == 0
-    said = capsys.readouterr().out
-    assert "test tasks without solutions have a 1x1 grid as label" in said
-    assert "left out:" in said
+    output = capsys.readouterr().out
+    assert "test tasks without solutions have a 1x1 grid as label" in output
+    assert "left out:" in output
     puzzles = json.loads((tmp_path / "set/test_puzzles.json").read_text())
     assert all("output" not in test for task in puzzles.values() for test in task["test"])
     labels = load_split(tmp_path / "set", "test").labels
@@ -179,9 +179,9 @@ def test_tests_without_solutions(tmp_path, capsys):
 def test_pairs_beyond_a_small_canvas_are_left_out_and_counted(bundles, tmp_path, capsys):
     words = ["--input-file-prefix", bundles, "--subsets", *SUBSETS, "--num-aug", "2", "--canvas", "6"]
     assert main([*words, "--output-dir", str(tmp_path / "set")]) == 0
-    said = capsys.readouterr().out
-    assert "left out: 3 pairs that do not fit 6x6" in said
-    assert "left out: 1 tasks without a demonstration that fits 6x6" in said
+    output = capsys.readouterr().out
+    assert "left out: 3 pairs that do not fit 6x6" in output
+    assert "left out: 1 tasks without a demonstration that fits 6x6" in output
     assert load_split(tmp_path / "set", "train").inputs.shape[1] == 36
     assert main([*words[:-1], "1", "--output-dir", str(tmp_path / "none")]) == 2
     assert "--canvas 1: no" in capsys.readouterr().err
@@ -263,9 +263,12 @@ def test_malformed_files_and_flags_are_one_line(bundles, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda found: {**found, "2000": [[[11]]] * len(found["2000"])}, "task 2000, solution 0: row 0 holds 11"),
-        (lambda found: {**found, "2000": [[[1]]] * 9}, "solutions, one for each test, got 9"),
-        (lambda found: {**found, "zzz": [[[1]]]}, "task zzz is not in"),
+        (
+            lambda solutions: {**solutions, "2000": [[[11]]] * len(solutions["2000"])},
+            "task 2000, solution 0: row 0 holds 11",
+        ),
+        (lambda solutions: {**solutions, "2000": [[[1]]] * 9}, "solutions, one for each test, got 9"),
+        (lambda solutions: {**solutions, "zzz": [[[1]]]}, "task zzz is not in"),
     ],
 )
 def test_bad_solutions_are_blamed_on_their_file(tmp_path, capsys, change, words):
@@ -332,10 +335,10 @@ def test_the_leakage_report(tmp_path):
     report = json.loads((tmp_path / "set/leakage.json").read_text())
     assert not report["empty"]
     assert report["ids"] == {"2001": ["training"]}
-    found = {(test["task"], test["test"]): (test["relation"], test["in"]) for test in report["tests"]}
-    assert found[("2000", 0)] == ("pair_transformed", ["training/1000"])
-    assert found[("2001", 0)] == ("pair", ["training/2001"])
-    assert found[("2003", 0)] == ("input", ["training/1002"])
+    leaks = {(test["task"], test["test"]): (test["relation"], test["in"]) for test in report["tests"]}
+    assert leaks[("2000", 0)] == ("pair_transformed", ["training/1000"])
+    assert leaks[("2001", 0)] == ("pair", ["training/2001"])
+    assert leaks[("2003", 0)] == ("input", ["training/1002"])
     assert card["leakage"]["empty"] is False
     assert card["leakage"]["ids"] == 1
     write_bundle(tmp_path, "large", random_tasks(3, 6, least=5))

@@ -112,8 +112,8 @@ def test_real_tasks_are_disjoint_and_in_the_published_order(tmp_path):
         pytest.skip(f"the public tasks are not here: {source.parent}")
     whole = list(read_bundles(str(source), ("training", "evaluation", "concept")))
     report = leakage_report(whole, ["evaluation"], whole_tasks=True)
-    found = {entry["task"]: entry["in"] for entry in report["demonstrations"] if entry["relation"] == "pair"}
-    assert found["070dd51e"] == ["training/40853293"]
+    leaks = {entry["task"]: entry["in"] for entry in report["demonstrations"] if entry["relation"] == "pair"}
+    assert leaks["070dd51e"] == ["training/40853293"]
     for subset in whole:
         write_bundle(tmp_path / "cut", subset.name, {task.name: task.to_json() for task in subset.tasks[:3]})
     prefix, subsets = str(tmp_path / "cut/t"), ("training", "evaluation", "concept")

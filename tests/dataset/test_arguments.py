@@ -25,10 +25,10 @@ class Captured(Exception):
 
 def parser_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> OneLineParser:
     module = importlib.import_module(f"{path.parent.name}.{path.stem}")
-    found: list[OneLineParser] = []
+    parsers: list[OneLineParser] = []
 
     def stop(self: OneLineParser, *args: object) -> Iterator[object]:
-        found.append(self)
+        parsers.append(self)
         raise Captured
 
     monkeypatch.setattr(OneLineParser, "parse_known_args", stop)
@@ -36,7 +36,7 @@ def parser_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> OneLineParser:
     try:
         return make([]) if make.__name__ == "parse" else make()
     except Captured:
-        return found[0]
+        return parsers[0]
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
@@ -66,7 +66,7 @@ def test_values_keep_their_underscores(parser: OneLineParser) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["--num_sample", "2"], "there is no flag --num_sample: did you mean '--num-samples'?"),
         (["--num-sam=2"], "there is no flag --num-sam: did you mean '--num-samples'?"),
@@ -74,11 +74,11 @@ def test_values_keep_their_underscores(parser: OneLineParser) -> None:
         (["--num_samples", "many"], "argument --num-samples: invalid int value: 'many'"),
     ],
 )
-def test_mistakes_are_one_line(parser: OneLineParser, argv: list[str], said: str, capsys) -> None:
+def test_mistakes_are_one_line(parser: OneLineParser, argv: list[str], message: str, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         parser.parse_args(argv)
     assert stop.value.code == 2
-    assert capsys.readouterr().err == f"error: {said} (--help shows the arguments)\n"
+    assert capsys.readouterr().err == f"error: {message} (--help shows the arguments)\n"
 
 
 def test_a_builder_raises_instead() -> None:

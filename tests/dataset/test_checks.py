@@ -56,8 +56,8 @@ def refusal(root: Path) -> str:
 )
 def test_a_token_beyond_the_vocabulary_is_named(root: Path, split: str, name: str, value: int, dtype: str) -> None:
     put(root, name, value, dtype=dtype, split=split, row=2)
-    said = refusal(root)
-    assert f"{split}/all__{name}.npy: row 2 has the token {value} at position 3, but vocab_size is 6" in said
+    message = refusal(root)
+    assert f"{split}/all__{name}.npy: row 2 has the token {value} at position 3, but vocab_size is 6" in message
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_the_hash_covers_what_gives_the_arrays_their_meaning(root: Path) -> None
 def test_generated_data_under_the_published_name_say_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = root.rename(root.parent / "sudoku-extreme-1k-aug-1000")
     catalog.ensure(named)
-    said = capsys.readouterr().out
-    assert said.startswith(f"STAND-IN DATA: {named} is made of generated puzzles, not of Sudoku-Extreme")
-    assert "--input FOLDER" in said
+    output = capsys.readouterr().out
+    assert output.startswith(f"STAND-IN DATA: {named} is made of generated puzzles, not of Sudoku-Extreme")
+    assert "--input FOLDER" in output
     assert describe(named)["stand_in"] is True
     foreign(named)
     catalog.ensure(named)

@@ -47,9 +47,9 @@ def grid(positions: int) -> tuple[np.ndarray, np.ndarray]:
 def numbers_of(split: PuzzleSplit, inputs: np.ndarray, labels: np.ndarray, puzzle: int) -> int:
     """Which pair of a puzzle this is, from 0."""
     first, end = split.puzzle_indices[puzzle : puzzle + 2]
-    wanted = np.where(labels < 0, 0, labels)
+    targets = np.where(labels < 0, 0, labels)
     rows = np.arange(first, end)
-    same = (split.inputs[rows] == inputs).all(1) & (split.labels[rows] == wanted).all(1)
+    same = (split.inputs[rows] == inputs).all(1) & (split.labels[rows] == targets).all(1)
     return int(np.flatnonzero(same)[0])
 
 

@@ -117,9 +117,9 @@ def test_describe_tells_the_card_and_whether_it_still_holds(root):
 def test_ensure_builds_a_known_set_once_and_says_so_in_one_line(tmp_path, capsys):
     path = tmp_path / "data/debug-sudoku-4x4"
     assert catalog.ensure(path) == path
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
-    assert "64 training" in said
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1
+    assert "64 training" in output
     stamp = (path / "card.json").stat().st_mtime_ns
     catalog.ensure(str(path))
     assert capsys.readouterr().out == ""
@@ -128,12 +128,13 @@ def test_ensure_builds_a_known_set_once_and_says_so_in_one_line(tmp_path, capsys
     card = json.loads((path / "card.json").read_text())
     (path / "card.json").write_text(json.dumps({**card, "num_aug": 3, "counts": {**card["counts"], "test": {}}}))
     catalog.ensure(path)
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1
     assert (
-        "other parameters than its name stands for (counts.test.groups not recorded, now 16; num_aug 3, now 0)" in said
+        "other parameters than its name stands for (counts.test.groups not recorded, now 16; num_aug 3, now 0)"
+        in output
     )
-    assert f"{catalog.build_command(path)} --overwrite" in said
+    assert f"{catalog.build_command(path)} --overwrite" in output
 
 
 def test_the_build_command_gives_what_ensure_gives(tmp_path):

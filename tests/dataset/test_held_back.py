@@ -84,7 +84,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
 def test_best_is_chosen_by_validation_and_test_is_the_final_figure(place: Path) -> None:
     done = run_script("pretrain", *RUN, cwd=place)
     assert done.code == 0, done.output
-    assert "val         of 3 of 64 training groups, held back: best and early stopping look at them" in done.output
+    assert "val         of 3 of 64 training groups, held back: best and early stopping use them" in done.output
     run = place / "checkpoints/p/r"
     lines = metrics(run)
     assert [line["step"] for line in lines if "val/exact_accuracy" in line] == [15, 30, 40]  # 61 groups, batches of 4
@@ -100,14 +100,14 @@ def test_best_is_chosen_by_validation_and_test_is_the_final_figure(place: Path) 
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "reason"),
     [
-        (("select_on=test", "run_name=t"), "which best and early stopping look at too"),
+        (("select_on=test", "run_name=t"), "which best and early stopping use too"),
         (("eval_interval=null", "run_name=n"), "at the end"),
     ],
 )
-def test_a_run_that_selects_on_test_or_on_nothing_says_so(place: Path, argv: tuple[str, ...], told: str) -> None:
+def test_a_run_that_selects_on_test_or_on_nothing_says_so(place: Path, argv: tuple[str, ...], reason: str) -> None:
     done = run_script("pretrain", *RUN, *argv, cwd=place)
     assert done.code == 0, done.output
-    assert f"eval        of the test split, {told}" in done.output
+    assert f"eval        of the test split, {reason}" in done.output
     assert '"val/' not in (place / "checkpoints/p" / argv[1].partition("=")[2] / "metrics.jsonl").read_text()

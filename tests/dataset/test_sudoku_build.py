@@ -246,19 +246,19 @@ def test_existing_folder_is_refused_unless_overwrite(tmp_path):
 )
 def test_bad_commands_exit_2_with_one_line(tmp_path, capsys, flags, words):
     assert main([*flags, "--output-dir", str(tmp_path / "set")]) == 2
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1
-    assert words in said.err
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1
+    assert words in output.err
     assert not (tmp_path / "set").exists()
 
 
 def test_the_public_command_generates_without_input(tmp_path, capsys):
     flags = ["--subsample_size", "6", "--num-aug", "4", "--num_test", "2", "--size", "4"]
     assert main([*flags, "--output-dir", str(tmp_path / "set")]) == 0
-    said = capsys.readouterr().out
-    assert "not Sudoku-Extreme" in said
-    assert "6 groups, 30 examples" in said
-    assert content_hash(tmp_path / "set")[:16] in said
+    output = capsys.readouterr().out
+    assert "not Sudoku-Extreme" in output
+    assert "6 groups, 30 examples" in output
+    assert content_hash(tmp_path / "set")[:16] in output
 
 
 def test_download_without_the_library_is_a_clear_error(tmp_path, capsys, monkeypatch):

@@ -110,12 +110,12 @@ def test_puzzles_with_several_solutions_are_counted_and_said(tmp_path: Path, cap
     question = answer[0] + "." * 15
     code, card = built(tmp_path, table(*PLAIN) + f"x,{question},{answer},0\n", "--num-test", "2")
     assert code == 0
-    found = card["several_solutions"]
-    assert sorted(found[split]["found"] for split in ("train", "test")) == [0, 1]
-    assert sum(found[split]["searched"] for split in ("train", "test")) == 13
-    said = capsys.readouterr().out
-    assert "have more than one solution" in said
-    assert f"first: {tmp_path / 'in.csv'}:14" in said
+    counts = card["several_solutions"]
+    assert sorted(counts[split]["found"] for split in ("train", "test")) == [0, 1]
+    assert sum(counts[split]["searched"] for split in ("train", "test")) == 13
+    output = capsys.readouterr().out
+    assert "have more than one solution" in output
+    assert f"first: {tmp_path / 'in.csv'}:14" in output
 
 
 def test_a_large_file_is_searched_in_a_sample(tmp_path: Path, monkeypatch) -> None:
@@ -148,9 +148,9 @@ def test_puzzles_in_both_files_are_said(tmp_path: Path, capsys) -> None:
     (tmp_path / "in/train.csv").write_text("".join([*rows, rows[1]]))
     (tmp_path / "in/test.csv").write_text("".join([rows[0], *rows[1:4]]))
     assert main(["--input", str(tmp_path / "in"), "--output-dir", str(tmp_path / "set")]) == 0
-    said = capsys.readouterr().out
-    assert "3 test puzzles are training puzzles too" in said
-    assert "1 train puzzles repeat" in said
+    output = capsys.readouterr().out
+    assert "3 test puzzles are training puzzles too" in output
+    assert "1 train puzzles repeat" in output
     card = json.loads((tmp_path / "set/card.json").read_text())
     assert card["test_puzzles_in_training"] == card["test_puzzles_with_a_training_solution"] == 3
 

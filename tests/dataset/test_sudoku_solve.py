@@ -66,15 +66,15 @@ class Naive:
             self.solutions.append(tuple(min(c) for c in cand))
             return True
         _, cell = min((len(c), i) for i, c in enumerate(cand) if len(c) > 1)
-        found = False
+        solved = False
         for digit in sorted(cand[cell]):
             trial = [set(c) for c in cand]
             trial[cell] = {digit}
             if self.settle(trial) and self.search(trial):
-                found = True
+                solved = True
             else:
                 self.undone += 1
-        return found
+        return solved
 
     def run(self, puzzle: list[int]) -> Naive:
         cand = [{d} if d else set(range(1, self.size + 1)) for d in puzzle]
@@ -97,9 +97,9 @@ def test_the_288_boards_of_size_4():
     assert grids.shape == (288, 16)
     assert len({g.tobytes() for g in grids}) == 288
     assert valid_solutions(grids, geometry(4)).all()
-    wrong = grids.copy()
-    wrong[:, 0] = wrong[:, 0] % 4 + 1
-    assert not valid_solutions(wrong, geometry(4)).any()
+    invalid = grids.copy()
+    invalid[:, 0] = invalid[:, 0] % 4 + 1
+    assert not valid_solutions(invalid, geometry(4)).any()
     assert not valid_solutions(np.zeros((1, 16), dtype=np.uint8), geometry(4)).any()
 
 
@@ -110,8 +110,8 @@ def test_solutions_of_4x4_equal_enumeration(blanks):
         puzzle = grids[rng.integers(288)].copy()
         puzzle[rng.permutation(16)[:blanks]] = 0
         fits = ((grids == puzzle) | (puzzle == 0)).all(axis=1)
-        found = solve(puzzle.tolist(), geo, limit=1000).solutions
-        assert sorted(found) == sorted(tuple(g) for g in grids[fits].tolist())
+        solutions = solve(puzzle.tolist(), geo, limit=1000).solutions
+        assert sorted(solutions) == sorted(tuple(g) for g in grids[fits].tolist())
         assert solve(puzzle.tolist(), geo).unique == (fits.sum() == 1)
 
 

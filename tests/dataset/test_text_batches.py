@@ -204,9 +204,9 @@ def test_refusals(tmp_path: Path) -> None:
         EvalBatches([stream], block_size=8, mode="swep", **options)
     with pytest.raises(UsageError, match="needs eval_iters"):
         EvalBatches([stream], block_size=8, mode="random", **options)
-    wrong = written(tmp_path / "b", np.array([1, 2, 3, 70, 4]), vocab_size=65)
+    bad = written(tmp_path / "b", np.array([1, 2, 3, 70, 4]), vocab_size=65)
     with pytest.raises(UsageError, match=r"b/train.bin holds token 70 at position 3, but the vocabulary has 65"):
-        TrainBatches([wrong], block_size=2, **options)
+        TrainBatches([bad], block_size=2, **options)
     with pytest.raises(UsageError, match=r"val.bin does not exist: .* holds train.bin"):
         TokenStream(tmp_path / "b", "val")
     (tmp_path / "b" / "val.bin").write_bytes(b"abc")

@@ -262,7 +262,7 @@ def test_the_command(tmp_path: Path, documents: Path, capsys: pytest.CaptureFixt
     train, val = (len(tokens(tmp_path / "out", split)) for split in ("train", "val"))
     assert train + val == total
     assert f"train {train:,} tokens, val {val:,}; byte with 257 (uint16)" in capsys.readouterr().out
-    for wrong, words in (
+    for mistake, words in (
         (["shakespeare_char"], "needs its text: --input FILE|FOLDER, or --download"),
         (["shakespeare_cha"], "did you mean 'shakespeare_char'?"),
         (["mine", "--input", "x", "--download"], "exclude each other"),
@@ -272,7 +272,7 @@ def test_the_command(tmp_path: Path, documents: Path, capsys: pytest.CaptureFixt
         (["../mine", "--input", out], "NAME is the name of a data set, not a path"),
         (["mine", "--input", str(documents), "--train-split", "train"], "give that folder as --input"),
     ):
-        assert main([*wrong, "--output-dir", str(tmp_path / "no")]) == 2
+        assert main([*mistake, "--output-dir", str(tmp_path / "no")]) == 2
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1

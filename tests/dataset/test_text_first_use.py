@@ -54,9 +54,9 @@ def test_splits_of_files_leave_nothing_to_draw(tmp_path: Path, lines: Path, caps
     for split in ("train", "valid"):
         (folder / f"{split}.jsonl").write_text(lines.read_text())
     assert build(tmp_path, folder, "--tokenizer", "byte", "--seed", "5", "--val-fraction", "0.2") == 0
-    said = capsys.readouterr().out
-    assert "--seed had no effect: validation files are given" in said
-    assert "--val-fraction had no effect: validation files are given" in said
+    output = capsys.readouterr().out
+    assert "--seed had no effect: validation files are given" in output
+    assert "--val-fraction had no effect: validation files are given" in output
 
 
 def test_a_field_that_is_no_string(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,9 +71,9 @@ def test_hub_without_its_library_names_hub(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    for argv, said in ((["x", "--hub", "a/b"], "--hub needs"), (["wikitext", "--download"], "--download needs")):
+    for argv, message in ((["x", "--hub", "a/b"], "--hub needs"), (["wikitext", "--download"], "--download needs")):
         assert main([*argv, "--output-dir", str(tmp_path / "out")]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

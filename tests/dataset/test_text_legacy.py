@@ -146,8 +146,8 @@ def test_headers_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(header.tobytes() + ids.tobytes())
     np.save(tmp_path / "val.npy", ids)
     (tmp_path / "val.npy").rename(tmp_path / "val.bin")
-    for split, said in (("train", "a header of llm.c"), ("val", "a header of numpy")):
-        with pytest.raises(UsageError, match=said):
+    for split, message in (("train", "a header of llm.c"), ("val", "a header of numpy")):
+        with pytest.raises(UsageError, match=message):
             TokenStream(tmp_path, split)
 
 

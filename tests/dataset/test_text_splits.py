@@ -26,8 +26,8 @@ def corpus(root: Path, *names: str) -> Path:
 
 
 def chosen(*inputs: Path, train: str | None = None, val: str | None = None) -> tuple[list[str], list[str], list[str]]:
-    found = files_of(inputs, train_split=train, val_split=val)
-    return [path.name for path in found.train], [path.name for path in found.val], found.left_out
+    files = files_of(inputs, train_split=train, val_split=val)
+    return [path.name for path in files.train], [path.name for path in files.val], files.left_out
 
 
 @pytest.mark.parametrize(
@@ -171,12 +171,12 @@ def test_json_is_read_as_documents(tmp_path: Path, layout: str, mark: bytes) -> 
     folder.mkdir()
     path = folder / (f"docs.{layout}" if "json" in layout else "docs.json")
     path.write_bytes(mark + text.encode())
-    found = built(tmp_path, folder if layout == "pretty" else path)
-    assert sorted(found.split("<|endoftext|>")) == sorted(["", *(str(document["text"]) for document in DOCUMENTS)])
+    decoded = built(tmp_path, folder if layout == "pretty" else path)
+    assert sorted(decoded.split("<|endoftext|>")) == sorted(["", *(str(document["text"]) for document in DOCUMENTS)])
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("docs.txt", json.dumps(DOCUMENTS), "holds JSON, not plain text: name it .jsonl"),
         ("docs.txt", json.dumps(DOCUMENTS, indent=1), "holds JSON, not plain text"),
@@ -194,14 +194,14 @@ def test_json_is_read_as_documents(tmp_path: Path, layout: str, mark: bytes) -> 
     ],
 )
 def test_other_files_are_refused(
-    tmp_path: Path, name: str, content: str | bytes, said: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, name: str, content: str | bytes, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     argv = ["x", "--input", str(tmp_path / name), "--tokenizer", "char", "--output-dir", str(tmp_path / "out")]
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert said in error
+    assert message in error
     assert not (tmp_path / "out").exists()
 
 

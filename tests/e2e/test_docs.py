@@ -67,7 +67,7 @@ def read(path: Path) -> Page:
 def commands(text: str) -> list[list[str]]:
     """The words of each line that starts a program of ours; environment variables before it are dropped, loops are
     unrolled."""
-    found = []
+    parsed = []
     for line in "\n".join(part for _, part in unrolled(text)).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         while words and VARIABLE.fullmatch(words[0]):
@@ -75,8 +75,8 @@ def commands(text: str) -> list[list[str]]:
         if words and words[0].endswith(".sh"):
             words = _inside(words)
         if words and words[0] in ("python", "torchrun", "make"):
-            found.append(words)
-    return found
+            parsed.append(words)
+    return parsed
 
 
 def _inside(words: list[str]) -> list[str]:
@@ -94,7 +94,9 @@ def header_commands(recipe: Path) -> list[list[str]]:
             break
         lines.append(line[1:].rstrip())
     text = "\n".join(lines).replace("\\\n", " ")
-    return [shlex.split(re.split(r"\s{2,}\(", found)[0]) for found in re.findall(r"\b((?:python|torchrun) .*)", text)]
+    return [
+        shlex.split(re.split(r"\s{2,}\(", command)[0]) for command in re.findall(r"\b((?:python|torchrun) .*)", text)
+    ]
 
 
 # --- checking one command ---------------------------------------------------------------------------------------------
@@ -152,10 +154,10 @@ def test_every_command_is_accepted(page: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_described_and_their_headers_hold(recipe: Path) -> None:
     assert recipe.stem in (ROOT / "docs/recipes.md").read_text(), f"docs/recipes.md does not mention {recipe.stem}"
-    found = header_commands(recipe)
+    header = header_commands(recipe)
     script = max((f"{entry}.py" for entry in ENTRIES if recipe.stem.startswith(f"cfg_{entry}")), key=len)
-    assert any(script in words for words in found), "the header has no command"
-    for words in found:
+    assert any(script in words for words in header), "the header has no command"
+    for words in header:
         check(words)
 
 
@@ -188,9 +190,9 @@ def test_the_guide_of_language_models_is_accepted_word_for_word() -> None:
         pytest.skip(f"the guide is not here: {guide}")
     names = {"your_dataset": "shakespeare", "dataset1": "shakespeare_char", "dataset2": "stdlib_char"}
     text = re.sub(r"<(\w+)>", lambda match: names.get(match[1], "mine"), guide.read_text())
-    found = commands("\n".join(line.strip() for line in text.splitlines()))
-    assert len(found) == 5
-    for words in found:
+    listed = commands("\n".join(line.strip() for line in text.splitlines()))
+    assert len(listed) == 5
+    for words in listed:
         check(words)
 
 
@@ -239,11 +241,11 @@ def _console(block: Block, files: dict[str, str], cwd: Path) -> None:
         assert entry_of(words[1]), f"a console block runs an entry script, not {line}"
         result = _run_entry(files, words[1], words[2:], cwd)
         printed = {" ".join(shown.split()) for shown in result.output.splitlines()}
-        wanted = [" ".join(want.split()) for want in expected.splitlines() if want.strip() not in ("", "...")]
-        missing = [want for want in wanted if not any(_fits(want, shown) for shown in printed)]
+        required = [" ".join(want.split()) for want in expected.splitlines() if want.strip() not in ("", "...")]
+        missing = [want for want in required if not any(_fits(want, shown) for shown in printed)]
         assert not missing, f"$ {line}\nthe page says:\n" + "\n".join(missing) + f"\nprinted was:\n{result.output}"
         assert "Traceback" not in result.output
-        assert (result.code == 0) != any(want.startswith("error") for want in wanted), result.output
+        assert (result.code == 0) != any(want.startswith("error") for want in required), result.output
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -101,8 +101,8 @@ GATE, GRAD = "arch.loss.feudal_gate", "arch.loss.feudal_grad"
 )
 def test_a_key_that_would_do_nothing_is_said(override: str, idle: str | None) -> None:
     report = verify_command(["python", "pretrain.py", "device=cpu", *override.split()], root=ROOT, probes=False)
-    said = [found.message.split()[0] for found in report.of("WARN") if found.code == "JOB031"]
-    assert said == ([] if idle is None else [idle])
+    warned = [finding.message.split()[0] for finding in report.of("WARN") if finding.code == "JOB031"]
+    assert warned == ([] if idle is None else [idle])
 
 
 def test_the_defaults_of_the_guide() -> None:

@@ -140,5 +140,5 @@ def recipe_of(job) -> str:
 def test_every_job_of_the_file_may_start() -> None:
     """verify=strict stops at a FAIL; what is odd on purpose (no head, goals that nobody is told) is only said."""
     for made in verify_file(JOBS, root=ROOT, local_data=False, probes=False):
-        assert not made.of("FAIL"), [(made.job, found.message) for found in made.of("FAIL")]
-        assert {found.code for found in made.of("WARN")} <= {"ARC340"}, made.job
+        assert not made.of("FAIL"), [(made.job, finding.message) for finding in made.of("FAIL")]
+        assert {finding.code for finding in made.of("WARN")} <= {"ARC340"}, made.job

@@ -20,8 +20,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 def cells(notebook: Path, kind: str) -> list[tuple[str, str]]:
     """(id, text) of the cells of this kind."""
-    found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return [(cell["id"], "".join(cell["source"])) for cell in found if cell["cell_type"] == kind]
+    content = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [(cell["id"], "".join(cell["source"])) for cell in content if cell["cell_type"] == kind]
 
 
 def execute(notebook: Path) -> None:

@@ -207,8 +207,8 @@ def test_a_resumed_run_keeps_its_batch_and_a_refusal_leaves_the_config_alone(wor
     assert run_script("pretrain", *RUN, "max_steps=2", cwd=workplace).code == 0
     stored = (workplace / "checkpoints/p/r/config.yaml").read_text()
     more = ["resume=true", "project_name=p", "run_name=r", "max_steps=4", "device=cpu"]
-    for wrong in (["global_batch_size=8"], ["global_batch_size=8", "accumulation=4"], ["global_batch_size=2"]):
-        result = run_script("pretrain", *more, *wrong, cwd=workplace)
+    for overrides in (["global_batch_size=8"], ["global_batch_size=8", "accumulation=4"], ["global_batch_size=2"]):
+        result = run_script("pretrain", *more, *overrides, cwd=workplace)
         assert result.code == 2, result.output
         assert "(global_batch_size=4)" in result.output
     assert (workplace / "checkpoints/p/r/config.yaml").read_text() == stored
@@ -217,8 +217,8 @@ def test_a_resumed_run_keeps_its_batch_and_a_refusal_leaves_the_config_alone(wor
 
 def test_a_refused_command_moves_nothing(workplace: Path) -> None:
     assert run_script("pretrain", *RUN, "max_steps=2", cwd=workplace).code == 0
-    for wrong in ("data_paths=[data/nowhere]", "accumulation=3", "global_batch_size=100000"):
-        assert run_script("pretrain", *RUN, wrong, cwd=workplace).code == 2
+    for override in ("data_paths=[data/nowhere]", "accumulation=3", "global_batch_size=100000"):
+        assert run_script("pretrain", *RUN, override, cwd=workplace).code == 2
     assert [path.name for path in (workplace / "checkpoints/p").iterdir()] == ["r"]
     assert json.loads((workplace / "checkpoints/p/r/status.json").read_text())["state"] == "done"
 

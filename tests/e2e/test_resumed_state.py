@@ -60,7 +60,7 @@ def recorded(script: str, argv: list[str], file: str) -> None:
             return plain(self)
         key_global_draws(self.config.seed, f"forward/{self.runtime.rank}", AT)
         state = self.state_dict()
-        found = {
+        taken = {
             "keyed numbers": torch.rand(8),
             "learning rates": {n: group.lr * self.plan.schedule(AT) for n, group in self.groups.items()},
             "weights": dict(self.module.state_dict()),
@@ -71,9 +71,9 @@ def recorded(script: str, argv: list[str], file: str) -> None:
         draw = self.task.micro_batches
 
         def drawn(step: int) -> list[Any]:
-            found["batch"] = list(draw(step))
-            Path(file).write_text(json.dumps({name: digest(value) for name, value in found.items()}))
-            return found["batch"]
+            taken["batch"] = list(draw(step))
+            Path(file).write_text(json.dumps({name: digest(value) for name, value in taken.items()}))
+            return taken["batch"]
 
         self.task.micro_batches = drawn
         plain(self)

@@ -71,7 +71,7 @@ def test_another_data_set_is_refused_at_a_resume(place: Path) -> None:  # noqa: 
 
 
 @pytest.mark.parametrize(
-    ("cards", "said"),
+    ("cards", "message"),
     [
         ({"data/a": "1", "data/b": "2"}, None),
         ({"moved/a": "1", "data/b": "2"}, None),
@@ -80,11 +80,11 @@ def test_another_data_set_is_refused_at_a_resume(place: Path) -> None:  # noqa: 
         ({"data/a": "1"}, "this run began with data/b too"),
     ],
 )
-def test_data_are_told_by_their_content(tmp_path: Path, cards: dict[str, str], said: str | None) -> None:
+def test_data_are_told_by_their_content(tmp_path: Path, cards: dict[str, str], message: str | None) -> None:
     began = [{"path": "data/a", "content_hash": "1"}, {"path": "data/b", "content_hash": "2"}]
     (tmp_path / "environment.json").write_text(json.dumps({"data_cards": began}))
     now = [{"path": path, "content_hash": content} for path, content in cards.items()]
-    with contextlib.nullcontext() if said is None else pytest.raises(UsageError, match=re.escape(said)):
+    with contextlib.nullcontext() if message is None else pytest.raises(UsageError, match=re.escape(message)):
         check_data(tmp_path, {}, now)
 
 

@@ -327,5 +327,5 @@ def test_a_disk_that_refuses_is_one_line_and_loses_nothing(
             with fault if function in ("listdir", "rename") else pytest.raises(UsageError, match=os.strerror(code)):
                 opened(place, TWO).close()
         assert opened(place, TWO).decision.action != "finished"
-    found = [path.read_bytes() for path in tmp_path.glob("old*/checkpoints/step_5/manifest.json")]
-    assert found == [before]
+    manifests = [path.read_bytes() for path in tmp_path.glob("old*/checkpoints/step_5/manifest.json")]
+    assert manifests == [before]

@@ -61,12 +61,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
 
 def sums(run: Path) -> dict[int, dict]:
     """The checksums of each checkpoint's tensors and state."""
-    found = {}
+    hashes = {}
     for step, folder in step_folders(run / "checkpoints").items():
         assert find_fault(folder) is None
         files = json.loads((folder / "manifest.json").read_text())["files"]
-        found[step] = {name: entry["sha256"] for name, entry in files.items()}
-    return found
+        hashes[step] = {name: entry["sha256"] for name, entry in files.items()}
+    return hashes
 
 
 def test_a_piece_of_work_waits_for_the_one_before_it_and_its_error_comes_once() -> None:

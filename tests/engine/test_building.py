@@ -68,7 +68,7 @@ def test_other_errors_of_a_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "said"),
+    ("script", "words", "message"),
     [
         ("pretrain", ("arch.hidden_size=1000000",), "lower arch.hidden_size=1000000"),
         ("pretrain", ("arch.subgoal_head.goal_dim=1000000000",), "lower arch.subgoal_head.goal_dim=1000000000"),
@@ -81,11 +81,11 @@ def test_other_errors_of_a_model() -> None:
         ("train", ("arch.mlp_expansion_factor=1e300",), "lower arch.mlp_expansion_factor=1e+300"),
     ],
 )
-def test_sizes_of_the_scripts(workplace: Path, script: str, words: tuple[str, ...], said: str) -> None:
+def test_sizes_of_the_scripts(workplace: Path, script: str, words: tuple[str, ...], message: str) -> None:
     debug = {"pretrain": "+debug=tiny", "train": "+debug=tiny_text"}[script]
     done = run_script(script, debug, "device=cpu", *words, cwd=workplace)
     assert done.code == 2, done.output
-    assert said in done.output
+    assert message in done.output
     assert "Traceback" not in done.output
     assert not (workplace / "checkpoints").exists()
     assert not (workplace / "out").exists()

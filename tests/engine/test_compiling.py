@@ -44,7 +44,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def printed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What compiling prints; capsys would keep a test out of its fork."""
     lines: list[str] = []
     monkeypatch.setattr(compiling, "print_rank0", lines.append)
@@ -82,7 +82,7 @@ def test_blocks_stay_where_they_are(quick: None) -> None:
 
 
 @pytest.mark.parametrize("mode", ["block", "full"])
-def test_only_training_steps_are_compiled(monkeypatch: pytest.MonkeyPatch, said: list[str], mode: str) -> None:
+def test_only_training_steps_are_compiled(monkeypatch: pytest.MonkeyPatch, printed: list[str], mode: str) -> None:
     """Sampling has another length for each token, the last rows of an evaluation are fewer: neither compiles, nor do
     they use up dynamo's limit, after which training would run uncompiled."""
     graphs, runs = [], []
@@ -103,7 +103,7 @@ def test_only_training_steps_are_compiled(monkeypatch: pytest.MonkeyPatch, said:
     made.loss(torch.ones(4, 3))
     compiled = len(graphs)
     assert 1 <= compiled <= 2  # layers that are alike may share one graph
-    assert f"{mode}: the first loss took " in said[-1]
+    assert f"{mode}: the first loss took " in printed[-1]
     before = len(runs)
     for length in range(2, 100):
         net.layers[0](torch.ones(length, 3))
@@ -112,12 +112,12 @@ def test_only_training_steps_are_compiled(monkeypatch: pytest.MonkeyPatch, said:
     made.loss(torch.zeros(4, 3))
     assert len(graphs) == compiled
     assert len(runs) == 2 * before  # training still is compiled
-    assert len(said) == 2
+    assert len(printed) == 2
 
 
 @pytest.mark.parametrize("mode", ["block", "full"])
 def test_a_compiler_that_fails_in_the_first_step_leaves_training_uncompiled(
-    monkeypatch: pytest.MonkeyPatch, said: list[str], mode: str
+    monkeypatch: pytest.MonkeyPatch, printed: list[str], mode: str
 ) -> None:
     def failing(graph, inputs):
         raise RuntimeError("no kernel for this\nand much more")
@@ -131,7 +131,7 @@ def test_a_compiler_that_fails_in_the_first_step_leaves_training_uncompiled(
     for _ in range(2):
         for result, want in zip(made.loss(x), expected, strict=True):
             assert torch.equal(result, want)
-    (warning,) = [line for line in said if line.startswith("warning")]
+    (warning,) = [line for line in printed if line.startswith("warning")]
     assert "no kernel for this)" in warning
 
 
@@ -151,17 +151,17 @@ def test_a_compiler_that_fails_in_the_first_step_leaves_training_uncompiled(
     ],
 )
 def test_what_auto_stands_for(asked: str, device: str, suits: str | None, steps: int, mode: str, why: str) -> None:
-    found, reason = compiling.choose_mode(asked, device=device, suits=suits, steps=steps)
-    assert found == mode
+    chosen, reason = compiling.choose_mode(asked, device=device, suits=suits, steps=steps)
+    assert chosen == mode
     assert why in reason
     assert bool(reason) == bool(why)
 
 
-def test_a_run_that_is_too_short_says_why_it_is_not_compiled(said: list[str]) -> None:
+def test_a_run_that_is_too_short_says_why_it_is_not_compiled(printed: list[str]) -> None:
     made = task(Net())
     made.compiles = "block"
     assert compiling.compile_task(made, RunConfig(), torch.device("cuda"), steps=20) == "off"
-    assert said[0].startswith("compile     off: 20 steps do not repay the warm-up")
+    assert printed[0].startswith("compile     off: 20 steps do not repay the warm-up")
 
 
 def test_off_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

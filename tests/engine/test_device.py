@@ -25,7 +25,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "hardware", "expected", "dtype", "reason"),
+    ("asked", "hardware", "expected", "dtype", "reason"),
     [
         ("auto", {}, "cpu", torch.float32, "no GPU found"),
         ("auto", {"cuda": 1}, "cuda:0", torch.bfloat16, "CUDA found"),
@@ -35,16 +35,16 @@ def machine(monkeypatch: pytest.MonkeyPatch):
         ("cuda:1", {"cuda": 2}, "cuda:1", torch.bfloat16, "GPU X"),
     ],
 )
-def test_choice(machine, wanted: str, hardware: dict, expected: str, dtype: torch.dtype, reason: str) -> None:
+def test_choice(machine, asked: str, hardware: dict, expected: str, dtype: torch.dtype, reason: str) -> None:
     machine(**hardware)
-    choice = device.choose_device(wanted)
+    choice = device.choose_device(asked)
     assert str(choice.device) == expected
     assert choice.dtype is dtype
     assert reason in choice.reason
 
 
 @pytest.mark.parametrize(
-    ("wanted", "hardware"),
+    ("asked", "hardware"),
     [
         ("gpu", {}),
         ("cpu:1", {}),
@@ -57,14 +57,14 @@ def test_choice(machine, wanted: str, hardware: dict, expected: str, dtype: torc
         ("mps:0", {"mps": True}),
     ],
 )
-def test_nonsense_is_refused(machine, wanted: str, hardware: dict) -> None:
+def test_nonsense_is_refused(machine, asked: str, hardware: dict) -> None:
     machine(**hardware)
     with pytest.raises(UsageError, match=r"device=|cuda:3"):
-        device.choose_device(wanted)
+        device.choose_device(asked)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "hardware", "reason"),
+    ("asked", "hardware", "reason"),
     [
         ("cuda", {}, "device=cuda: "),
         ("cuda:7", {}, "device=cuda:7: "),
@@ -72,10 +72,10 @@ def test_nonsense_is_refused(machine, wanted: str, hardware: dict) -> None:
         ("cuda", {"mps": True}, "device=auto"),
     ],
 )
-def test_a_device_that_is_not_here_is_refused(machine, wanted: str, hardware: dict, reason: str) -> None:
+def test_a_device_that_is_not_here_is_refused(machine, asked: str, hardware: dict, reason: str) -> None:
     machine(**hardware)
     with pytest.raises(UsageError) as caught:
-        device.choose_device(wanted)
+        device.choose_device(asked)
     assert reason in str(caught.value)
     assert "device=cpu the CPU" in str(caught.value)
 
@@ -97,9 +97,9 @@ def test_more_ranks_than_gpus_are_refused_by_all_of_them(machine, monkeypatch: p
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     for rank in range(4):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        for wanted in ("auto", "cuda"):
+        for asked in ("auto", "cuda"):
             with pytest.raises(UsageError, match=r"4 processes .* 2 GPU"):
-                device.choose_device(wanted)
+                device.choose_device(asked)
 
 
 def test_ranks_take_their_own_gpu(machine, monkeypatch: pytest.MonkeyPatch) -> None:

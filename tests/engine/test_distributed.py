@@ -69,7 +69,7 @@ def _speak(error: BaseException, *, ended: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "error", "ended", "said"),
+    ("rank", "error", "ended", "message"),
     [
         ("0", UsageError("no"), False, "True False"),
         ("1", UsageError("no"), True, None),
@@ -81,10 +81,10 @@ def _speak(error: BaseException, *, ended: bool) -> None:
         ("0", Interrupted("stopped"), False, "True False"),
     ],
 )
-def test_what_all_ranks_meet_rank_0_says(rank: str, error: BaseException, ended: bool, said: str | None) -> None:
+def test_what_all_ranks_meet_rank_0_says(rank: str, error: BaseException, ended: bool, message: str | None) -> None:
     env = {"TORCHELASTIC_RUN_ID": "x", "RANK": rank, "WORLD_SIZE": "2"}
     result = run_forked(_speak, error, ended=ended, env=env)
-    assert (result.code, result.output) == ((2, "") if said is None else (0, said))
+    assert (result.code, result.output) == ((2, "") if message is None else (0, message))
 
 
 def test_without_torchrun_every_rank_says_its_error_at_once() -> None:

@@ -61,9 +61,9 @@ def test_the_source_says_what_the_class_declares(arch: tuple[str, str]) -> None:
         made = getattr(importlib.import_module(module if module.startswith(slot) else f"{slot}.{module}"), cls)
         if not hasattr(made, "Config"):  # a loss without keys
             continue
-        found = source_keys(name, slot, "x.")
-        assert found == keys_of(made.Config, "x.")
-        assert all(key.doc for key in found.values())
+        keys = source_keys(name, slot, "x.")
+        assert keys == keys_of(made.Config, "x.")
+        assert all(key.doc for key in keys.values())
 
 
 def test_a_name_that_leads_nowhere_has_no_keys() -> None:

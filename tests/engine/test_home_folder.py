@@ -65,14 +65,14 @@ def run(home: Path, script: str, *words: str) -> str:
 
 
 def test_every_key_that_says_folder_or_path_is_in_the_table() -> None:
-    said = re.compile(r"folder|path|\bfile\b|checkpoint|\brun,|data sets", re.IGNORECASE)
+    pattern = re.compile(r"folder|path|\bfile\b|checkpoint|\brun,|data sets", re.IGNORECASE)
     for schema in (PretrainConfig, TrainConfig):
-        found = {
+        keys = {
             name
             for name, key in keys_of(schema).items()
-            if key.kind in (str, list[str]) and (said.search(key.doc) or name.endswith(("_dir", "_path", "_paths")))
+            if key.kind in (str, list[str]) and (pattern.search(key.doc) or name.endswith(("_dir", "_path", "_paths")))
         }
-        assert found - NO_PATHS <= PATHS
+        assert keys - NO_PATHS <= PATHS
 
 
 def test_puzzle_runs(home: Path) -> None:
@@ -104,7 +104,7 @@ def test_text_runs(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "translated"),
     [
         ("hydra.sweep.dir=~/sw", "hydra.sweep.dir=HOME/sw"),
         ("--hydra.sweep.dir=~/sw", "hydra.sweep.dir=HOME/sw"),
@@ -120,9 +120,9 @@ def test_text_runs(home: Path) -> None:
         ("run_dir=a~/b", "run_dir=a~/b"),
     ],
 )
-def test_words_for_hydra(words: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_for_hydra(words: str, translated: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "HOME")
-    assert translate(words.split(), PretrainConfig) == said.split()
+    assert translate(words.split(), PretrainConfig) == translated.split()
 
 
 def test_a_list_with_blanks_and_a_home_of_nobody(workplace: Path) -> None:

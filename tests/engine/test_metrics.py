@@ -46,8 +46,8 @@ def test_other_metrics_begin_the_window_anew(values: dict[str, float], capsys: p
     step(window, **values)
     step(window, **values)
     assert means(window) == values
-    told = "".join(capsys.readouterr())
-    assert told.count("warning: the checkpoint's log window has other metrics") == 1
+    output = "".join(capsys.readouterr())
+    assert output.count("warning: the checkpoint's log window has other metrics") == 1
 
 
 def test_within_a_run_names_never_change() -> None:

@@ -148,19 +148,19 @@ def test_options_in_an_older_checkpoint_do_not_come_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("adamw", {"amsgrad": True}, "max_exp_avg_sq"),
         ("rmsprop", {"centered": True}, "grad_avg"),
         ("rmsprop", {"momentum": 0.9}, "momentum_buffer"),
     ],
 )
-def test_an_option_that_needs_more_state_than_there_is_is_refused(name: str, options: dict, said: str) -> None:
+def test_an_option_that_needs_more_state_than_there_is_is_refused(name: str, options: dict, message: str) -> None:
     params, optimizer = problem(name, {})
     slope(params, 0)
     optimizer.step()
     _, second = problem(name, options)
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         load_optimizers({"all": second}, {"all": optimizer.state_dict()})
     assert "\n" not in str(caught.value)
 
@@ -351,7 +351,7 @@ def test_schedule_free_evaluates_other_weights_and_comes_back_exactly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("adamww", {}, "did you mean 'adamw'"),
         ("adamw", {"weight_decy": 0.1}, "weight_decay"),
@@ -362,9 +362,9 @@ def test_schedule_free_evaluates_other_weights_and_comes_back_exactly() -> None:
         ("lookahead", {"inner": "adamww"}, "did you mean 'adamw'"),
     ],
 )
-def test_what_cannot_train_is_refused_in_one_line(name: str, options: dict, said: str) -> None:
+def test_what_cannot_train_is_refused_in_one_line(name: str, options: dict, message: str) -> None:
     pytest.importorskip("pytorch_optimizer", reason="pip install -e '.[optim]'")
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         build_optimizer(name, {"p": nn.Parameter(torch.ones(2, 2))}, 1e-3, options)
     assert "\n" not in str(caught.value)
 

@@ -61,7 +61,7 @@ def test_a_group_can_be_chosen(workplace: Path, word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "said"),
+    ("recipe", "message"),
     [
         (MINE + "max_steps:\t3\n\tlr: 3\n", "cfg_mine.yaml line 5 column 1: found a tab character"),
         (MINE + "lr: 1\nlr: 2\n", "cfg_mine.yaml line 5 column 1: found duplicate key lr"),
@@ -86,10 +86,10 @@ def test_a_group_can_be_chosen(workplace: Path, word: str) -> None:
         (MINE.replace("pretrain_sudoku_4x4", "train_cpu"), "config cfg_mine is for train.py, not for pretrain.py"),
     ],
 )
-def test_what_is_wrong_names_file_and_line(workplace: Path, recipe: str | bytes, said: str) -> None:
+def test_what_is_wrong_names_file_and_line(workplace: Path, recipe: str | bytes, message: str) -> None:
     done = launch(workplace, recipe, "device=cpu")
     assert done.code == 2, done.output
-    assert said in done.output
+    assert message in done.output
     assert "Traceback" not in done.output
     assert len(done.output.splitlines()) == 1
 
@@ -101,19 +101,19 @@ def test_a_recipe_of_the_other_script_is_named_as_that(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--config-name", "rec/cfg_mine.yaml"), "write --config-dir rec --config-name cfg_mine"),
         (("--config-dir", "rec", "--config-name", "cfg_mime"), "did you mean 'cfg_mine'?"),
         (("--config-dir", "wreck", "--config-name", "cfg_mine"), "wreck"),
     ],
 )
-def test_a_recipe_that_is_not_there(workplace: Path, words: tuple[str, ...], said: str) -> None:
+def test_a_recipe_that_is_not_there(workplace: Path, words: tuple[str, ...], message: str) -> None:
     (workplace / "rec").mkdir()
     (workplace / "rec/cfg_mine.yaml").write_text(MINE)
     done = run_script("pretrain", *words, cwd=workplace)
     assert done.code == 2
-    assert said in done.output
+    assert message in done.output
     assert len(done.output.splitlines()) == 1
 
 

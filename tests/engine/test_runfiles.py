@@ -156,6 +156,6 @@ def test_truncate_to(tmp_path, capsys, content, size, left, warns):
 
 def test_cut_back_a_missing_file(tmp_path, capsys):
     assert truncate_to(tmp_path / "metrics.csv", 10) == truncate_to(tmp_path / "none.csv", 0) == 0
-    said = capsys.readouterr().out
-    assert "metrics.csv is missing" in said
-    assert "none.csv" not in said
+    output = capsys.readouterr().out
+    assert "metrics.csv is missing" in output
+    assert "none.csv" not in output

@@ -74,7 +74,7 @@ def test_plateau_counts_evaluations_and_resumes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("cosine", {"gamma": 0.9}, "no options"),
         ("step", {"gama": 0.1}, "size, gamma"),
@@ -83,6 +83,6 @@ def test_plateau_counts_evaluations_and_resumes() -> None:
         ("plateau", {"patience": 0}, "patience"),
     ],
 )
-def test_an_option_of_another_curve_is_refused(name: str, options: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_option_of_another_curve_is_refused(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Decay(name=name, options=options)

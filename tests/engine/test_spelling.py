@@ -25,7 +25,7 @@ PUZZLE = ("--config-name=cfg_pretrain_sudoku_4x4", "device=cpu", "+debug=tiny", 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "typed"),
     [
         ("arch.n_layer=0: expected", "n_layer=0: expected"),
         ("choose another run_dir", "choose another out_dir"),
@@ -37,17 +37,17 @@ PUZZLE = ("--config-name=cfg_pretrain_sudoku_4x4", "device=cpu", "+debug=tiny", 
         ("the end: run_dir.", "the end: out_dir."),
     ],
 )
-def test_words_are_put_back_where_the_key_is_meant(text: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_are_put_back_where_the_key_is_meant(text: str, typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "{}")
     remember({"arch.n_layer": "n_layer", "run_dir": "out_dir", "accumulation": "gradient_accumulation_steps"})
     remember({"max_iters": "--max-iters", "resume=true": "init_from=resume"})
-    assert as_typed(text) == said
+    assert as_typed(text) == typed
     forget()
     assert as_typed(text) == text
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "said"),
+    ("script", "words", "message"),
     [
         ("train", "--n_layer=0", "error: n_layer=0:"),
         ("train", "--n_layer=0 arch.n_layer=0", "error: arch.n_layer=0:"),
@@ -61,11 +61,11 @@ def test_words_are_put_back_where_the_key_is_meant(text: str, said: str, monkeyp
         ("pretrain", "--checkpoint_path=/dev/null/x", "error: checkpoint_path=/dev/null/x cannot be used"),
     ],
 )
-def test_a_refusal_names_the_key_as_it_was_typed(workplace: Path, script: str, words: str, said: str) -> None:
+def test_a_refusal_names_the_key_as_it_was_typed(workplace: Path, script: str, words: str, message: str) -> None:
     base = SMALL if script == "train" else PUZZLE
     done = run_script(script, *base, *words.split(), cwd=workplace)
     assert done.code == 2, done.output
-    assert said in done.output
+    assert message in done.output
     assert "Traceback" not in done.output
 
 
@@ -86,9 +86,9 @@ def test_a_resumed_run_of_another_shape_names_the_key(workplace: Path) -> None:
         ("--n_layer=2", "dropout=0.1"): "(n_layer: 1 in the checkpoint, 2 now)",
         ("arch.n_embd=64",): "(arch.n_embd: 32 in the checkpoint, 64 now)",
     }
-    for words, said in cases.items():
+    for words, message in cases.items():
         done = run_script("train", *again, *words, cwd=workplace)
-        assert said in done.output, done.output
+        assert message in done.output, done.output
         assert "weight" not in done.output.splitlines()[-1]
     done = run_script("train", *SMALL, "n_layer=2", "init_from=prev_run", "prev_run_ckpt=run", cwd=workplace)
     assert "n_layer: 1 in the checkpoint, 2 now" in done.output, done.output

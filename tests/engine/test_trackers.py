@@ -39,7 +39,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def wandb_records(path: Path) -> list:
     """The records of a .wandb file: 32 KiB blocks of (crc, size, whole | first | middle | last) pieces, as LevelDB's."""
     proto = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-    data, place, piece, found = path.read_bytes(), 7, b"", []
+    data, place, piece, records = path.read_bytes(), 7, b"", []
     assert data[:4] == b":W&B"
     while place + 7 <= len(data):
         if (left := 32768 - place % 32768) < 7:
@@ -50,8 +50,8 @@ def wandb_records(path: Path) -> list:
         place += 7 + size
         piece = body if kind in (1, 2) else piece + body
         if kind in (1, 4):
-            found.append(proto.Record.FromString(piece))
-    return found
+            records.append(proto.Record.FromString(piece))
+    return records
 
 
 def test_tensorboard_goes_back_to_the_checkpoint(tmp_path: Path) -> None:
@@ -184,10 +184,10 @@ def test_kill_and_resume_with_all_sinks(workplace: Path) -> None:
     assert metrics(run) == metrics(workplace / "checkpoints/p/whole")
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found = scalars(run / "tensorboard")
+    curves = scalars(run / "tensorboard")
     for name in {name for line in lines for name in line} - {"step"}:
         values = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-        assert found.get(name, []) == [(step, pytest.approx(value, rel=1e-6)) for step, value in values], name
+        assert curves.get(name, []) == [(step, pytest.approx(value, rel=1e-6)) for step, value in values], name
     files = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
     for number, file in enumerate(files):

@@ -34,7 +34,7 @@ class Kinds:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         ({"count": 2**64}, "count: expected an integer between -2**63 and 2**63 - 1, got one of 65 bits"),
         ({"number": -(10**400)}, "number: expected an integer between"),
@@ -49,10 +49,10 @@ class Kinds:
         ({"count": "x" * 500}, "count: expected integer or null, got"),
     ],
 )
-def test_what_no_key_takes(data: dict[str, Any], said: str) -> None:
+def test_what_no_key_takes(data: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         structure(Kinds, data)
-    assert str(caught.value).startswith(said.partition(" or null")[0])
+    assert str(caught.value).startswith(message.partition(" or null")[0])
     assert len(str(caught.value)) < 200
 
 
@@ -131,7 +131,7 @@ def test_a_stored_config_reads_no_secret_either(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("attention=${.seed}",), "attention: 0 is not one of auto|sdpa|flash|math"),
         (("arch.loss=5",), "arch.loss: expected a block of keys, got 5"),
@@ -154,17 +154,17 @@ def test_a_stored_config_reads_no_secret_either(tmp_path: Path, monkeypatch: pyt
         (("evaluators=[{name: 18446744073709551616}]",), "evaluators[0].name: expected an integer between"),
     ],
 )
-def test_one_line_and_exit_code_2(workplace: Path, words: tuple[str, ...], said: str) -> None:
+def test_one_line_and_exit_code_2(workplace: Path, words: tuple[str, ...], message: str) -> None:
     done = run_script("pretrain", *(() if words[0].startswith("--c") else DEVICE), *words, cwd=workplace)
     assert done.code == 2, done.output
-    assert said in done.output
+    assert message in done.output
     assert "Traceback" not in done.output
     assert len(done.output.splitlines()) == 1
     assert not (workplace / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("optimizer.options=5",), "optimizer.options: expected a block of keys, got 5"),
         (("optimizer={options: 5}",), "optimizer.options: expected a block"),
@@ -172,10 +172,10 @@ def test_one_line_and_exit_code_2(workplace: Path, words: tuple[str, ...], said:
         (("optimizer.options.eps=18446744073709551616",), "optimizer.options.eps: expected an integer between"),
     ],
 )
-def test_the_same_of_train(workplace: Path, words: tuple[str, ...], said: str) -> None:
+def test_the_same_of_train(workplace: Path, words: tuple[str, ...], message: str) -> None:
     done = run_script("train", "+debug=tiny_text", "device=cpu", *words, cwd=workplace)
     assert done.code == 2, done.output
-    assert said in done.output
+    assert message in done.output
     assert "Traceback" not in done.output
 
 

@@ -131,27 +131,27 @@ def test_search_finds_better_latents_and_changes_no_weight(batch, kind, mode):
     model = model_of(kind)
     before, space = weights(model), Space(model)
     config = SearchConfig(mode=mode, budgets=[0, 2, 6], scale=0.3)
-    found, again = (search(space, batch, HEAD.token_loss, config, seed=1) for _ in range(2))
+    result, again = (search(space, batch, HEAD.token_loss, config, seed=1) for _ in range(2))
     assert unchanged(model, before)
     for budget in (0, 2, 6):
-        assert torch.equal(found.latents[budget], again.latents[budget])
-    assert torch.equal(found.scores[0], found.first)
-    assert sorted(found.seconds) == [2, 6]  # of one point there is no second
-    assert (found.scores[2] >= found.scores[0]).all()
-    assert (found.scores[6] >= found.scores[2]).all()
-    assert found.scores[6].mean() > found.first.mean()
+        assert torch.equal(result.latents[budget], again.latents[budget])
+    assert torch.equal(result.scores[0], result.first)
+    assert sorted(result.seconds) == [2, 6]  # of one point there is no second
+    assert (result.scores[2] >= result.scores[0]).all()
+    assert (result.scores[6] >= result.scores[2]).all()
+    assert result.scores[6].mean() > result.first.mean()
     objective = Objective(space, batch, HEAD.token_loss, 1)
-    torch.testing.assert_close(objective(found.latents[6]), found.scores[6])
+    torch.testing.assert_close(objective(result.latents[6]), result.scores[6])
     path = torch.stack([score for _, score in iterates(objective, space.start(batch), config, 1)])
-    torch.testing.assert_close(objective(found.seconds[6]), path.sort(dim=0, descending=True)[0][1])
+    torch.testing.assert_close(objective(result.seconds[6]), path.sort(dim=0, descending=True)[0][1])
     with torch.no_grad():
         own = model(batch)
-    answers, q_halt = answered(space, batch, found.latents[0])  # budget 0 is the model's own answer
+    answers, q_halt = answered(space, batch, result.latents[0])  # budget 0 is the model's own answer
     assert torch.equal(answers, own.logits.argmax(-1))
     torch.testing.assert_close(q_halt, own.q_halt_logits)
     rows = torch.tensor([7, 2])
     alone = search(space, part(batch, rows), HEAD.token_loss, config, seed=1)
-    torch.testing.assert_close(alone.latents[6], found.latents[6][rows], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(alone.latents[6], result.latents[6][rows], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["standard", "hybrid_variational"])
@@ -174,9 +174,9 @@ def test_a_demonstration_that_is_left_out_chooses_the_number_of_updates(batch):
     assert worth.shape == (6, 10)
     single = batch["demo_mask"].sum(1) == 1
     assert (worth[:, single] == 0).all()
-    found = search(space, batch, HEAD.token_loss, config)
-    assert torch.equal(found.steps, worth.argmax(0))
-    assert (found.steps[single] == 0).all()
+    result = search(space, batch, HEAD.token_loss, config)
+    assert torch.equal(result.steps, worth.argmax(0))
+    assert (result.steps[single] == 0).all()
     # by hand for one row and one of its demonstrations
     row = int((~single).nonzero()[0])
     folds, owner = leave_one_out(part(batch, torch.tensor([row])))
@@ -194,8 +194,8 @@ def test_the_pull_to_the_start_shortens_the_way(batch):
     space = Space(model_of())
     moves = []
     for pull in (0.0, 10.0):
-        found = search(space, batch, HEAD.token_loss, SearchConfig(budgets=[8], prior_weight=pull))
-        moves.append((found.latents[8] - space.start(batch)).flatten(1).norm(dim=1).mean())
+        result = search(space, batch, HEAD.token_loss, SearchConfig(budgets=[8], prior_weight=pull))
+        moves.append((result.latents[8] - space.start(batch)).flatten(1).norm(dim=1).mean())
     assert moves[1] < 0.7 * moves[0]
 
 

@@ -272,20 +272,20 @@ def test_leading_grids_are_kept_whatever_the_order_of_votes(monkeypatch: pytest.
         cast.append((question, answer, float(rng.integers(4)) / 4))
         key = np.array([[answer, 7]], dtype=np.uint64)
         votes.add(np.array([question]), key, np.array([cast[-1][2]]), np.full((1, 4), answer, dtype=np.uint8))
-    found = votes.answers()
+    answers = votes.answers()
     for question in range(3):
         table: dict[int, list[float]] = {}
         for asked, answer, confidence in cast:
             if asked == question:
                 table.setdefault(answer, []).append(confidence)
         ranking = sorted(table, key=lambda a: (len(table[a]), sum(table[a]) / len(table[a])), reverse=True)
-        mine = np.flatnonzero(found.question == question)
-        assert found.key[mine, 0].tolist() == ranking
-        assert found.votes[mine].tolist() == [len(table[a]) for a in ranking]
-        assert (found.grid[mine][:2] >= 0).all()
-        assert (found.grid[mine][2:] == -1).all()
-        assert [int(found.grids[place][0]) for place in found.grid[mine][:2]] == ranking[:2]
-    assert len(found.grids) == 6
+        mine = np.flatnonzero(answers.question == question)
+        assert answers.key[mine, 0].tolist() == ranking
+        assert answers.votes[mine].tolist() == [len(table[a]) for a in ranking]
+        assert (answers.grid[mine][:2] >= 0).all()
+        assert (answers.grid[mine][2:] == -1).all()
+        assert [int(answers.grids[place][0]) for place in answers.grid[mine][:2]] == ranking[:2]
+    assert len(answers.grids) == 6
 
 
 def test_a_second_choice_stands_behind_every_answer_that_got_a_vote() -> None:

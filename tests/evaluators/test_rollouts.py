@@ -57,8 +57,8 @@ def test_rules_on_a_case_by_hand():
     q = torch.tensor([[-1.0, -1.0, 1.0], [-2.0, 0.5, -3.0], [-1.0, 0.4, 0.9]])[:, :, None]
     moved = torch.tensor([[torch.inf, 3.0, 2.0], [torch.inf, 2.0, 4.0], [torch.inf, 1.0, 1.0]])[:, :, None]
     rolled = Rolled(answers, q, moved)
-    said = {name: (int(rule(rolled)[0]), int(rule(rolled)[1])) for name, rule in RULES.items()}
-    assert said == {"residual": (7, 3), "q": (7, 3), "first": (8, 2), "vote": (7, 3), "vote_cells": (7, 3)}
+    chosen = {name: (int(rule(rolled)[0]), int(rule(rolled)[1])) for name, rule in RULES.items()}
+    assert chosen == {"residual": (7, 3), "q": (7, 3), "first": (8, 2), "vote": (7, 3), "vote_cells": (7, 3)}
     alone = {name: int(rule(rolled.cut(1, 1))[0]) for name, rule in RULES.items()}
     assert set(alone.values()) == {1}
 
@@ -155,8 +155,8 @@ def test_accuracy_and_cost_are_counted():
 
     def roll(puzzles):
         low = [int((answers == row).all(dim=1).nonzero()[0]) for row in puzzles["inputs"]]
-        said = answers[low].expand(2, STEPS, -1, -1)
-        return Rolled(said, torch.ones(said.shape[:3]), torch.zeros(said.shape[:3]))
+        shown = answers[low].expand(2, STEPS, -1, -1)
+        return Rolled(shown, torch.ones(shown.shape[:3]), torch.zeros(shown.shape[:3]))
 
     evaluator.roll = roll
     batch["labels"][0, 0] += 1

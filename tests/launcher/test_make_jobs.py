@@ -126,7 +126,7 @@ def test_words_stay_words_and_two_kinds_of_equal_values_differ(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("grid", "said"),
+    ("grid", "message"),
     [
         ("base: python a.py\nfactors: {seed: [1, 2]}\nseeds: 3\n", "factors.seed and seeds both name the seeds"),
         ("base: python a.py --lr=3\nfactors: {lr: [1, 2]}\n", "lr is set twice"),
@@ -134,9 +134,9 @@ def test_words_stay_words_and_two_kinds_of_equal_values_differ(tmp_path: Path) -
         ("base: python a.py\nfactors: {lr: [1], lr: [2]}\n", "duplicate key"),
     ],
 )
-def test_no_factor_is_dropped(tmp_path: Path, grid: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_factor_is_dropped(tmp_path: Path, grid: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert make(tmp_path, grid) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "jobs-g.txt").exists()
 
 

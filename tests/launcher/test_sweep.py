@@ -34,13 +34,13 @@ def test_each_job_is_a_process_of_its_own_with_its_own_name(project: Path) -> No
         (2, "x_lr-2", "a, b", 6),
     ]
     assert not list((project / "multirun").glob(".sweep-*"))
-    found = results(project)  # the best first: the larger, as the run says
-    assert [(row["job"], row["lr"], row["state"], row["eval/score"], row["steps"]) for row in found] == [
+    rows = results(project)  # the best first: the larger, as the run says
+    assert [(row["job"], row["lr"], row["state"], row["eval/score"], row["steps"]) for row in rows] == [
         ("1", "2", "done", "2.0000", "7"),
         ("0", "1", "done", "1.0000", "7"),
     ]
-    assert all((project / row["run directory"]).is_dir() for row in found)
-    assert "prompt" not in found[0]
+    assert all((project / row["run directory"]).is_dir() for row in rows)
+    assert "prompt" not in rows[0]
 
 
 def test_the_worst_code_wins_and_every_job_runs(project: Path) -> None:

@@ -99,8 +99,8 @@ def test_profile_leaves_a_trace(workplace: Path) -> None:
 def test_the_preset_of_weights_is_that_of_the_shell_script() -> None:
     weights = OmegaConf.load(ROOT / "config/sweep/w_o.yaml").hydra.sweeper.params["arch.loss"]
     points = OverridesParser.create().parse_override(f"arch.loss={weights}").sweep_iterator()
-    found = [(point["w_c"], point["w_o"]) for point in points]
-    assert found == [(round(1 - tenths / 10, 1), tenths / 10) for tenths in range(2, 10)]
+    pairs = [(point["w_c"], point["w_o"]) for point in points]
+    assert pairs == [(round(1 - tenths / 10, 1), tenths / 10) for tenths in range(2, 10)]
 
 
 @pytest.mark.parametrize("preset", [preset for preset in SWEEP if preset != "w_o"])  # that one is train_animal.py's
@@ -117,11 +117,11 @@ def test_sweep_presets_make_clean_runs_and_one_table(preset: str, workplace: Pat
     output, error = process.communicate()
     assert process.returncode == 0, output + error
     swept = OmegaConf.load(ROOT / f"config/sweep/{preset}.yaml").hydra.sweeper.params
-    found = results(workplace)
-    assert len(found) == {"depth": 9, "lr_seed": 6, "seeds": 5}[preset]
-    assert {row["state"] for row in found} == {"done"}
-    assert len({row["run directory"] for row in found}) == len(found)
-    assert set(swept) <= set(found[0])
+    rows = results(workplace)
+    assert len(rows) == {"depth": 9, "lr_seed": 6, "seeds": 5}[preset]
+    assert {row["state"] for row in rows} == {"done"}
+    assert len({row["run directory"] for row in rows}) == len(rows)
+    assert set(swept) <= set(rows[0])
 
 
 def page_commands() -> list[list[str]]:
@@ -149,7 +149,7 @@ def test_the_page_names_every_preset_and_its_estimates_compose() -> None:
 )
 def test_commands_of_the_page_that_need_a_plugin_compose(plugin: str, uses: str) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{plugin}")
-    found = [words for words in page_commands() if words[1] == "pretrain.py" and any(uses in word for word in words)]
-    assert found
-    for words in found:
+    commands = [words for words in page_commands() if words[1] == "pretrain.py" and any(uses in word for word in words)]
+    assert commands
+    for words in commands:
         PRETRAIN.accept([word for word in words[2:] if "interval(" not in word])

@@ -41,9 +41,9 @@ def test_the_best_run_comes_first_and_what_has_no_metric_last() -> None:
 
 
 def seeded(number: int, lr: str, seed: int, value: float | None, direction: str = "max") -> JobResult:
-    found = job(number, value, direction=direction, lr=lr, code=int(value is None))
-    found.overrides.append(f"seed={seed}")
-    return found
+    made = job(number, value, direction=direction, lr=lr, code=int(value is None))
+    made.overrides.append(f"seed={seed}")
+    return made
 
 
 def test_runs_that_differ_in_their_seed_are_also_shown_together() -> None:
@@ -241,8 +241,8 @@ def test_four_runs_one_killed_and_the_same_command_goes_on(workplace: Path) -> N
     assert again.returncode == 0
     assert output.count("done already (step 60)") == 3
     assert "checkpoints/p/s_lr-0.0001_seed-1: resuming from step_" in output
-    found = results(workplace)
-    assert {(row["lr"], row["seed"], row["state"]) for row in found} == {
+    rows = results(workplace)
+    assert {(row["lr"], row["seed"], row["state"]) for row in rows} == {
         (lr, seed, "done") for lr in ("0.0001", "0.0003") for seed in "01"
     }
     names = sorted(path.name for path in (workplace / "checkpoints/p").iterdir())

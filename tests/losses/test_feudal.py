@@ -38,7 +38,7 @@ def test_spans_are_averaged_and_invalid_ones_left_out():
     assert float(zero) == 0
 
 
-def told(**changes):
+def with_goals(**changes):
     """A pass of four rows: three have goals, of which the first follows it, the second goes across, the third against."""
     labels = torch.tensor([[1, 2]] * 4, dtype=torch.int32)
     halted, steps = torch.tensor([True, False, False, True]), torch.tensor([3, 2, 2, 1])
@@ -66,19 +66,19 @@ def means(result):
 
 
 def test_total_and_loss_by_hand():
-    result = FeudalLossHead(FeudalLossConfig(feudal_loss_weight=0.2))(told())
-    found = means(result)
-    assert found["feudal_loss"] == pytest.approx((0.5 * 0 + 0.9 * 1 + 0.01 * 2) / 4)
-    parts = found["lm_loss"] + 0.5 * found["q_halt_loss"] + 0.2 * found["feudal_loss"]
-    assert found["loss"] == pytest.approx(parts, abs=1e-6)
-    assert float(result.total) == pytest.approx(4 * found["loss"], abs=1e-5)
-    assert list(found)[:5] == ["loss", "lm_loss", "feudal_loss", "accuracy", "steps"]
-    found = means(FeudalLossHead(FeudalLossConfig(feudal_gate="none"))(told()))
-    assert found["feudal_loss"] == pytest.approx(3 / 4)
+    result = FeudalLossHead(FeudalLossConfig(feudal_loss_weight=0.2))(with_goals())
+    metrics = means(result)
+    assert metrics["feudal_loss"] == pytest.approx((0.5 * 0 + 0.9 * 1 + 0.01 * 2) / 4)
+    parts = metrics["lm_loss"] + 0.5 * metrics["q_halt_loss"] + 0.2 * metrics["feudal_loss"]
+    assert metrics["loss"] == pytest.approx(parts, abs=1e-6)
+    assert float(result.total) == pytest.approx(4 * metrics["loss"], abs=1e-5)
+    assert list(metrics)[:5] == ["loss", "lm_loss", "feudal_loss", "accuracy", "steps"]
+    metrics = means(FeudalLossHead(FeudalLossConfig(feudal_gate="none"))(with_goals()))
+    assert metrics["feudal_loss"] == pytest.approx(3 / 4)
 
 
 def test_metrics_by_hand():
-    found = means(FeudalLossHead(FeudalLossConfig())(told()))
+    metrics = means(FeudalLossHead(FeudalLossConfig())(with_goals()))
     gates = [0.5, 0.9, 0.01]
     mean = sum(gates) / 3
     want = {
@@ -96,23 +96,23 @@ def test_metrics_by_hand():
         "subgoal_inject_ratio": 0.2,
         "subgoal_worker_pairwise_cos": 1.0,
     }
-    assert {name: found[name] for name in want} == pytest.approx(want, abs=1e-6)
+    assert {name: metrics[name] for name in want} == pytest.approx(want, abs=1e-6)
 
 
 def test_names_stay_the_same_when_no_row_has_a_goal():
-    nobody = told(active=torch.zeros(4, dtype=torch.bool))
+    nobody = with_goals(active=torch.zeros(4, dtype=torch.bool))
     loss = FeudalLossHead(FeudalLossConfig())
-    assert list(loss(nobody).metrics) == list(loss(told()).metrics)
-    found = means(loss(nobody))
-    assert found["feudal_loss"] == 0
-    assert found["subgoal_gate_mean"] is None
+    assert list(loss(nobody).metrics) == list(loss(with_goals()).metrics)
+    metrics = means(loss(nobody))
+    assert metrics["feudal_loss"] == 0
+    assert metrics["subgoal_gate_mean"] is None
     ways = torch.zeros(4, 1, 2, requires_grad=True)
-    loss(told(active=torch.zeros(4, dtype=torch.bool), ways=ways)).total.backward()
+    loss(with_goals(active=torch.zeros(4, dtype=torch.bool), ways=ways)).total.backward()
     assert torch.equal(ways.grad, torch.zeros(4, 1, 2))
 
 
 def test_without_a_manager_it_is_the_act_loss():
-    bare = ACTOutput(told().carry, torch.zeros(4, 2, 3), torch.zeros(4), torch.zeros(4))
+    bare = ACTOutput(with_goals().carry, torch.zeros(4, 2, 3), torch.zeros(4), torch.zeros(4))
     ours, theirs = (head(bare) for head in (FeudalLossHead(FeudalLossConfig()), ACTLossHead(ACTLossConfig())))
     assert torch.equal(ours.total, theirs.total)
     assert list(ours.metrics) == list(theirs.metrics)

@@ -31,10 +31,10 @@ def make_labels(*words: int) -> Tensor:
 def formula(logits: Tensor, labels: Tensor) -> tuple[float, int, int]:
     """-log(exp(right) / sum(exp)) summed over the scored positions; how many there are; how many are right."""
     total, count, right = 0.0, 0, 0
-    for row, wanted in zip(logits.flatten(0, 1).tolist(), labels.flatten().tolist(), strict=True):
-        if wanted != -100:
-            total -= row[wanted] - math.log(sum(math.exp(value) for value in row))
-            count, right = count + 1, right + (max(row) == row[wanted])
+    for row, target in zip(logits.flatten(0, 1).tolist(), labels.flatten().tolist(), strict=True):
+        if target != -100:
+            total -= row[target] - math.log(sum(math.exp(value) for value in row))
+            count, right = count + 1, right + (max(row) == row[target])
     return total, count, right
 
 

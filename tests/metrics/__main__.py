@@ -73,9 +73,9 @@ def measure(root: Path) -> dict[str, str]:
     rows["argv to optimizer step: files called with the config"] = str(len(way["config_files"]))
     rows["argv to optimizer step: returns with the config to a file already left"] = str(way["config_returns"])
     for label, lazy in (("imports at the top of modules", False), ("all imports", True)):
-        found = sources.circles(sources.import_graph(root, lazy=lazy))
-        sizes = f" (of {', '.join(str(len(circle)) for circle in found)} modules)" if found else ""
-        rows[f"import circles, {label}"] = f"{len(found)}{sizes}"
+        circles = sources.circles(sources.import_graph(root, lazy=lazy))
+        sizes = f" (of {', '.join(str(len(circle)) for circle in circles)} modules)" if circles else ""
+        rows[f"import circles, {label}"] = f"{len(circles)}{sizes}"
     exceptions = sources.formatter_exceptions(root)
     rows["`fmt: skip` and `fmt: off`"] = (
         f"{sum(exceptions.values())} ({', '.join(f'{k} {v}' for k, v in exceptions.items())})"

@@ -46,14 +46,14 @@ class Manager:
         D, G = self.config.hidden_size, self.head.goal_dim
         out = {"L": [], "H": []}
         for row, state in enumerate(self.rows):
-            for level, found in out.items():
+            for level, values in out.items():
                 value = torch.zeros(D, dtype=torch.float64)
                 if state is not None and self.head.inject_subgoal and level in self.head.inject_at:
                     g, a = self.goal_and_gate(row)
                     size = math.sqrt(G) if self.head.normalize_goal else 1
                     value = a * self.head.goal_scale * size * self.linear(f"inject_{level}", g)
-                found.append(value)
-        return tuple(torch.stack(found)[:, None] for found in out.values())
+                values.append(value)
+        return tuple(torch.stack(values)[:, None] for values in out.values())
 
     def pooled(self, z, inputs, row):
         """The mean of one row's latent over the positions that count."""

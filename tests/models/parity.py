@@ -108,13 +108,13 @@ def compare_training(model, kind, config, count=4):
         model.zero_grad(set_to_none=True)
         result.total.backward()
         leaves = [w[name] for name, _ in model.named_parameters()] + ([] if rows is None else [rows])
-        wanted = list(torch.autograd.grad(want, leaves, allow_unused=True))
-        found = [(name, p.grad) for name, p in model.named_parameters()]
+        expected = list(torch.autograd.grad(want, leaves, allow_unused=True))
+        gradients = [(name, p.grad) for name, p in model.named_parameters()]
         if rows is not None:
             ids, grad = model.puzzle_emb.take_pending()
             assert torch.equal(ids, data["puzzle_identifiers"])
-            found.append(("rows of the puzzle table", grad))
-        for (key, got), g in zip(found, wanted, strict=True):
+            gradients.append(("rows of the puzzle table", grad))
+        for (key, got), g in zip(gradients, expected, strict=True):
             g = torch.zeros_like(got) if g is None else g
             torch.testing.assert_close(got, g, rtol=1e-9, atol=1e-10, msg=lambda text, key=key: f"{key}: {text}")
     assert resets

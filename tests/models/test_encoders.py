@@ -114,11 +114,11 @@ def test_the_row_of_a_cell_is_told_by_its_embedding_alone(kind):
         grids = batch[name].unflatten(-1, (4, 4)).clone()
         grids[..., 3, :] = 0
         high[name], low[name] = grids.flatten(-2), grids.roll(1, dims=-2).flatten(-2)
-    for told in (False, True):
-        encoder = build(kind, grid_embedding=told, grid_shape_tokens=False)
+    for embedded in (False, True):
+        encoder = build(kind, grid_embedding=embedded, grid_shape_tokens=False)
         with torch.no_grad():
             made = context(encoder, high), context(encoder, low)
-        assert torch.allclose(*made, atol=2e-5) != told
+        assert torch.allclose(*made, atol=2e-5) != embedded
 
 
 @pytest.mark.parametrize("kind", ["standard", "lpn_standard"])

@@ -261,10 +261,10 @@ def test_baselines(kind):
 
 
 def test_equal_parameters():
-    for wanted in (5_000, 20_000):
-        rank = rank_for(wanted, CONFIG, ["q", "k", "v", "o"])
+    for budget in (5_000, 20_000):
+        rank = rank_for(budget, CONFIG, ["q", "k", "v", "o"])
         lora = StaticLora(StaticLoraConfig(lora_rank=rank), AdapterShape(CONFIG, SHAPE))
-        assert lora.num_parameters() == pytest.approx(wanted, rel=0.05)
+        assert lora.num_parameters() == pytest.approx(budget, rel=0.05)
 
 
 def test_what_does_not_fit_is_refused_by_name():
@@ -276,9 +276,9 @@ def test_what_does_not_fit_is_refused_by_name():
     other = BaseLM(CONFIG, TextShape(words=19, mask_id=20, pad_id=21)).freeze()
     with pytest.raises(ValueError, match=r"words=20.*words=19"):
         hyper(other, batch)
-    wrong = make_hyper(lora_rank=3)
+    smaller = make_hyper(lora_rank=3)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        wrong.load_state_dict(hyper.state_dict())
+        smaller.load_state_dict(hyper.state_dict())
 
 
 @pytest.mark.parametrize(

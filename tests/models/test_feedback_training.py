@@ -146,12 +146,12 @@ def gaps_closed(adapter, base):
     The oracle is the base itself on the same rows without a permutation.
     """
     noise = evaluation_noise(0, range(512), block_size=64, eps=1e-3)
-    told, batch = (hide(copies(512, 10**6, permuted=p), LETTERS, noise) for p in (False, True))
+    revealed, batch = (hide(copies(512, 10**6, permuted=p), LETTERS, noise) for p in (False, True))
 
     def share(pair):
         return (pair[0] / pair[1]).item()
 
-    oracle = share(HEAD.hits(base(told.inputs, told.real), told))
+    oracle = share(HEAD.hits(base(revealed.inputs, revealed.real), revealed))
     output = adapter.eval()(base, batch)
     plain = share(HEAD.hits(output.passes[0], batch))
     others = controls(output, batch, HEAD, base=base, adapter=adapter)

@@ -42,8 +42,8 @@ class Case:
 
     def gradients(self):
         ids, rows = self.model.puzzle_emb.take_pending()
-        found = {name: p.grad for name, p in self.model.named_parameters()}
-        return ids, {**found, "inner.puzzle_emb.local_weights": rows}
+        gradients = {name: p.grad for name, p in self.model.named_parameters()}
+        return ids, {**gradients, "inner.puzzle_emb.local_weights": rows}
 
 
 @pytest.fixture(params=sorted(CASES))

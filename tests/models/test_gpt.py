@@ -176,14 +176,14 @@ def test_squared_relu_gradient() -> None:
 
 @pytest.mark.parametrize("arch", [FAST | {"bias": False}, {"share_attn": "cycle", "dropout": 0.2}])
 def test_gradient_checkpointing_changes_nothing(arch: dict) -> None:
-    ids, found = draw(2, LENGTH), []
+    ids, results = draw(2, LENGTH), []
     for again in (False, True):
         model = make({**arch, "use_gradient_checkpointing": again}).train()
         torch.manual_seed(0)
         loss = model(ids).logits().square().mean()
         loss.backward()
-        found.append((loss.detach(), {name: p.grad for name, p in model.named_parameters()}))
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+        results.append((loss.detach(), {name: p.grad for name, p in model.named_parameters()}))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
 def test_dropout() -> None:

@@ -46,13 +46,13 @@ def put(folder: Path, weights: dict[str, torch.Tensor], *, shards: int = 1, pick
 def test_whole_and_sharded_folders(tmp_path: Path, theirs: dict, shards: int, pickled: bool) -> None:
     folder = put(tmp_path / "x", theirs, shards=shards, pickled=pickled)
     assert gpt2_folder(str(folder)) == folder
-    found = read_gpt2(folder)
-    assert found.keys() == theirs.keys()
-    assert all(torch.equal(found[name], theirs[name]) for name in theirs)
+    tensors = read_gpt2(folder)
+    assert tensors.keys() == theirs.keys()
+    assert all(torch.equal(tensors[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ('{"weight_map": {"a": "../x.safetensors"}}', "names '../x.safetensors': expected files beside it"),
         ('{"weight_map": {"a": "/etc/passwd"}}', "expected files beside it"),
@@ -62,9 +62,9 @@ def test_whole_and_sharded_folders(tmp_path: Path, theirs: dict, shards: int, pi
         ('{"weight_map": {"a": {}}}', "is not an index of shards"),
     ],
 )
-def test_a_damaged_index_is_named(tmp_path: Path, content: str, said: str) -> None:
+def test_a_damaged_index_is_named(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         read_gpt2(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -80,8 +80,8 @@ def test_shards_without_their_index_are_named(tmp_path: Path) -> None:
 def test_rows_beyond_the_vocabulary_are_cut(theirs: dict, more: int, head: bool) -> None:
     table = torch.cat((theirs["transformer.wte.weight"], torch.ones(more, 8)))
     padded = {**theirs, "transformer.wte.weight": table} | ({"lm_head.weight": table.clone()} if head else {})
-    found = from_gpt2(padded, CONFIG, SHAPE)
-    assert torch.equal(found["wte.tables.0.embedding_weight"], table[:33])
+    weights = from_gpt2(padded, CONFIG, SHAPE)
+    assert torch.equal(weights["wte.tables.0.embedding_weight"], table[:33])
 
 
 def test_the_table_of_another_vocabulary_is_refused(theirs: dict) -> None:

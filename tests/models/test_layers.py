@@ -53,8 +53,8 @@ def test_mixing_positions_as_they_lie_computes_what_transposed_copies_do():
     gradients = torch.autograd.grad(expected.square().sum(), leaves)
     mixed = block._mix_positions(block.mlp_t, x)
     torch.testing.assert_close(mixed, expected)
-    for got, wanted in zip(torch.autograd.grad(mixed.square().sum(), leaves), gradients, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    for got, reference in zip(torch.autograd.grad(mixed.square().sum(), leaves), gradients, strict=True):
+        torch.testing.assert_close(got, reference, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(block._mix_positions(block.mlp_t, x), expected)
 

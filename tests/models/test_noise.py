@@ -99,6 +99,6 @@ def test_an_evaluation_depends_on_the_puzzle_alone() -> None:
 def test_a_demonstration_encoder_refuses_noise() -> None:
     from models.recursive_reasoning.etrm_config import TRMWithEncoderConfig
 
-    for wrong in ({"update_noise": 0.1}, {"latent_init": "random"}):
-        with pytest.raises(ValueError, match=f"arch.{next(iter(wrong))}"):
-            TRMWithEncoderConfig(**wrong)
+    for setting in ({"update_noise": 0.1}, {"latent_init": "random"}):
+        with pytest.raises(ValueError, match=f"arch.{next(iter(setting))}"):
+            TRMWithEncoderConfig(**setting)

@@ -40,12 +40,12 @@ def lively(head=None, **config):
 
 def passes(model, count, loss=None, seed=1):
     """`count` passes over one batch: outputs (and results of the loss)."""
-    carry, found = None, []
+    carry, outputs = None, []
     for _ in range(count):
         output = model(batch(seed, ROWS), carry)
         carry = output.carry
-        found.append(output if loss is None else (output, loss(output)))
-    return found
+        outputs.append(output if loss is None else (output, loss(output)))
+    return outputs
 
 
 def trace(model, loss, count=4):
@@ -197,12 +197,12 @@ def test_a_row_depends_neither_on_its_past_nor_on_its_neighbours():
     streams = [(carry, many), (None, many), (None, mixed)]
     answers = []
     for state, offered in streams:
-        found = []
+        logits = []
         for _ in range(4):
             output = model(offered, state)
             state = replace(output.carry, halted=torch.zeros(ROWS, dtype=torch.bool))
-            found.append(output.logits[0])
-        answers.append(torch.stack(found))
+            logits.append(output.logits[0])
+        answers.append(torch.stack(logits))
     torch.testing.assert_close(answers[0], answers[1])
     torch.testing.assert_close(answers[1], answers[2])
 
@@ -223,8 +223,8 @@ def test_the_task_reaches_the_manager_on_every_consuming_pass(number):
     model, task = lively({"manager_period": 3}), ACTLossHead(ACTLossConfig())
     output = passes(model, number)[-1]
     task(output).total.backward()
-    found = grads(model.inner.subgoal_head)
-    assert all(found[f"{name}.weight"] > 0 for name in ("goal_proj", "gate_proj", "inject_L"))
+    norms = grads(model.inner.subgoal_head)
+    assert all(norms[f"{name}.weight"] > 0 for name in ("goal_proj", "gate_proj", "inject_L"))
     assert grads(model.inner.L_level)["layers.0.mlp.down_proj.weight"] > 0
 
 
@@ -233,9 +233,9 @@ def intrinsic(model, **loss):
     output = passes(model, 3)[-1]
     with_weight = FeudalLossHead(FeudalLossConfig(feudal_loss_weight=1.0, **loss))(output).total
     (with_weight - ACTLossHead(ACTLossConfig())(output).total).backward()
-    found = grads(model)
-    level = sum(value for name, value in found.items() if "L_level" in name)
-    return level, {n.split(".")[2]: v for n, v in found.items() if "subgoal_head" in n and "weight" in n}
+    norms = grads(model)
+    level = sum(value for name, value in norms.items() if "L_level" in name)
+    return level, {n.split(".")[2]: v for n, v in norms.items() if "subgoal_head" in n and "weight" in n}
 
 
 def test_whom_the_intrinsic_loss_moves():
@@ -257,19 +257,19 @@ def test_whom_the_intrinsic_loss_moves():
 def test_without_credit_the_task_does_not_reach_the_manager():
     model = lively({"goal_credit": "none"})
     ACTLossHead(ACTLossConfig())(passes(model, 3)[-1]).total.backward()
-    found = grads(model.inner.subgoal_head)
-    assert found["goal_proj.weight"] == found["gate_proj.weight"] == 0
-    assert found["inject_L.weight"] > 0
+    norms = grads(model.inner.subgoal_head)
+    assert norms["goal_proj.weight"] == norms["gate_proj.weight"] == 0
+    assert norms["inject_L.weight"] > 0
 
 
 def test_weight_0_gives_the_gradients_of_the_task_and_still_reports():
-    found = []
+    gradients = []
     for loss in (ACTLossHead(ACTLossConfig()), FeudalLossHead(FeudalLossConfig(feudal_loss_weight=0.0))):
         model = lively()
         result = loss(passes(model, 3)[-1])
         result.total.backward()
-        found.append([p.grad for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert result.metrics["feudal_loss"][0] > 0
 
 
@@ -340,8 +340,10 @@ def test_controls_of_random_training_change_the_random_goals():
         steering = head.steer(state, torch.ones(6, dtype=torch.bool))
         torch.testing.assert_close(steering["goal"], goals)
         assert torch.equal(steering["own"], head.goals(state["subgoal_h"]) if head.source == "learned" else drawn)
-        told = head.advance(dict(state), steering, torch.randn(6, 16), torch.randn(6, 16), noise=torch.randn(6, 16))[0]
-        assert not torch.equal(told["subgoal_goal"], drawn) or head.source == "stale"
+        advanced = head.advance(
+            dict(state), steering, torch.randn(6, 16), torch.randn(6, 16), noise=torch.randn(6, 16)
+        )[0]
+        assert not torch.equal(advanced["subgoal_goal"], drawn) or head.source == "stale"
 
 
 def test_an_idle_injection_makes_all_controls_one():

@@ -105,8 +105,8 @@ def compare(model, config, loss_config, count=6):
         result.total.backward()
         model.puzzle_emb and model.puzzle_emb.take_pending()
         leaves = [w[name] for name, _ in model.named_parameters()]
-        wanted = torch.autograd.grad(want, leaves, allow_unused=True)
-        for (name, param), grad in zip(model.named_parameters(), wanted, strict=True):
+        expected = torch.autograd.grad(want, leaves, allow_unused=True)
+        for (name, param), grad in zip(model.named_parameters(), expected, strict=True):
             grad = torch.zeros_like(param) if grad is None else grad
             got = torch.zeros_like(param) if param.grad is None else param.grad
             torch.testing.assert_close(got, grad, rtol=1e-9, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")

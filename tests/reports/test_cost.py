@@ -38,30 +38,30 @@ def test_it_foretells_the_run_and_writes_nothing_of_it(workplace: Path) -> None:
     done = estimate(workplace, *argv, "--json", "e.json")
     assert done.code == 0, done.output
     assert sorted(path.name for path in workplace.iterdir()) == ["data", "e.json"]
-    told = json.loads((workplace / "e.json").read_text())
+    forecast = json.loads((workplace / "e.json").read_text())
     ran = run_script("pretrain", *argv, "run_name=r", cwd=workplace)
     assert ran.code == 0, ran.output
-    assert all(f"{name} {count:,} (" in ran.output for name, count in told["parameters"].items()), ran.output
+    assert all(f"{name} {count:,} (" in ran.output for name, count in forecast["parameters"].items()), ran.output
     assert "6 of 32 (max_steps)" in done.output
-    assert (told["steps"], told["total_steps"], told["evaluations"]) == (6, 32, 1)
+    assert (forecast["steps"], forecast["total_steps"], forecast["evaluations"]) == (6, 32, 1)
     stored = sorted((workplace / "checkpoints/pretrain/r/checkpoints").glob("step_*"))
-    assert told["checkpoints_kept"] >= len(stored) == 3
+    assert forecast["checkpoints_kept"] >= len(stored) == 3
     real = sum(path.stat().st_size for path in stored[-1].glob("*.safetensors"))
-    assert real == pytest.approx(told["checkpoint_bytes"], rel=0.05)  # headers
-    assert told["memory"]["gradients"] == 4 * told["parameters"]["trunk"]
-    assert told["memory"]["process"] > told["memory"]["activations"] > 0
+    assert real == pytest.approx(forecast["checkpoint_bytes"], rel=0.05)  # headers
+    assert forecast["memory"]["gradients"] == 4 * forecast["parameters"]["trunk"]
+    assert forecast["memory"]["process"] > forecast["memory"]["activations"] > 0
 
 
 @pytest.mark.slow
 def test_sums_of_the_estimate(workplace: Path) -> None:
     done = estimate(workplace, *TINY, "--probe-steps", "3", "--json", "e.json")
     assert done.code == 0, done.output
-    told = json.loads((workplace / "e.json").read_text())
-    assert told["training_seconds"] == pytest.approx(told["step_seconds"] * told["steps"])
-    assert told["seconds"] == pytest.approx(told["training_seconds"] + told["evaluation_seconds"])
-    assert told["evaluation_examples"] == 8
-    assert told["flops"] > told["flops_per_step"] * told["steps"]
-    assert told["examples_per_s"] == pytest.approx(4 / told["step_seconds"])
+    forecast = json.loads((workplace / "e.json").read_text())
+    assert forecast["training_seconds"] == pytest.approx(forecast["step_seconds"] * forecast["steps"])
+    assert forecast["seconds"] == pytest.approx(forecast["training_seconds"] + forecast["evaluation_seconds"])
+    assert forecast["evaluation_examples"] == 8
+    assert forecast["flops"] > forecast["flops_per_step"] * forecast["steps"]
+    assert forecast["examples_per_s"] == pytest.approx(4 / forecast["step_seconds"])
 
 
 def test_kept_checkpoints_against_a_replay() -> None:
@@ -153,9 +153,9 @@ def test_sizes() -> None:
         2 * 10**9,
         2**26,
     ]
-    for wrong in ("inf", "1e400GB", "8 parsec", "", "1KiB", "-8GiB"):
+    for unreadable in ("inf", "1e400GB", "8 parsec", "", "1KiB", "-8GiB"):
         with pytest.raises(UsageError, match="--memory-limit"):
-            read_size(wrong)
+            read_size(unreadable)
 
 
 @pytest.mark.slow

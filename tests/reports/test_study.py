@@ -32,8 +32,8 @@ def runs(tmp_path: Path) -> Path:
 
 
 def study_of(folder: Path, study: Study) -> list[Cell]:
-    found, left_out = find_runs([folder], LOSS, study)
-    cells, twice = group(found, study)
+    runs, left_out = find_runs([folder], LOSS, study)
+    cells, twice = group(runs, study)
     assert not left_out + twice
     return cells
 

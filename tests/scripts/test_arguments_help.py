@@ -27,15 +27,15 @@ def check(command: str) -> None:
         for action in self._actions:
             if action.help == argparse.SUPPRESS:
                 continue
-            said = " ".join(self._get_formatter()._format_action(action).split())
+            line = " ".join(self._get_formatter()._format_action(action).split())
             assert (action.help or "").strip(), f"{action.dest} says nothing"
-            assert said in text
+            assert line in text
             if not action.option_strings or isinstance(action, argparse._HelpAction):
                 continue
-            assert said.endswith("]"), said
-            assert "default" in said or "[switch]" in said or "required]" in said, said
+            assert line.endswith("]"), line
+            assert "default" in line or "[switch]" in line or "required]" in line, line
             for flag in action.option_strings:
-                assert flag.replace("-", "_").replace("__", "--", 1) in said, said
+                assert flag.replace("-", "_").replace("__", "--", 1) in line, line
                 assert not flag.startswith("---")
         print(f"looked at {len(self._actions)}")
 

@@ -26,9 +26,9 @@ def test_facts_of_this_machine(workplace: Path, monkeypatch: pytest.MonkeyPatch)
     assert "math" in facts["torch"]["attention"]["sdpa"]
     assert facts["torch"]["compiler"] == {"fault": "no g++"}
     assert facts["problems"] == []
-    found = next(one for one in facts["data"]["found"] if one["path"].endswith("debug-sudoku-4x4"))
+    facts_of_set = next(one for one in facts["data"]["found"] if one["path"].endswith("debug-sudoku-4x4"))
     card = json.loads((workplace / "data/debug-sudoku-4x4/card.json").read_text())
-    assert found["content_hash"] == card["content_hash"]
+    assert facts_of_set["content_hash"] == card["content_hash"]
     assert "--output-dir data/maze-30x30-hard-1k" in facts["data"]["missing"]["maze-30x30-hard-1k"]
     assert sorted(workplace.rglob("*")) == before  # nothing is left behind
 

@@ -75,13 +75,13 @@ def test_eight_batch_files_with_the_documented_command(tmp_path: Path) -> None:
     files = batch_files(result.stdout)
     assert len(files) == 8
     for number, file in enumerate(files, start=2):
-        found = flags(file)
-        assert found["--w_o"] == f"0.{number}"
-        assert found["--w_c"] == f"0.{10 - number}"
-        assert {key: found[key] for key in GUIDE} == GUIDE
-        assert found["--output_dir"] == f"{tmp_path}/out/w_o_0.{number}"
-        assert found["--wandb_name"] == f"train_animal_w_o_0.{number}"
-        assert "--use_wandb" in found
+        given = flags(file)
+        assert given["--w_o"] == f"0.{number}"
+        assert given["--w_c"] == f"0.{10 - number}"
+        assert {key: given[key] for key in GUIDE} == GUIDE
+        assert given["--output_dir"] == f"{tmp_path}/out/w_o_0.{number}"
+        assert given["--wandb_name"] == f"train_animal_w_o_0.{number}"
+        assert "--use_wandb" in given
         asked = dict(re.findall(r"^#SBATCH --(\S+?)=(.*)", file, re.M))
         assert (asked["cpus-per-task"], asked["mem"], asked["gres"], asked["ntasks"]) == (
             "32",

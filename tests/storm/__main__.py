@@ -59,14 +59,14 @@ def main(argv: list[str] | None = None) -> int:
             "commands": lambda: odd_commands(args.commands, args.seed),
         }
         for part, storm in parts.items():
-            count, began, found = getattr(args, part), time.monotonic(), 0
+            count, began, faults_seen = getattr(args, part), time.monotonic(), 0
             if not count:
                 continue
             for line in storm():
-                found += 1
+                faults_seen += 1
                 print(line, flush=True)
-            print(f"{part}: {count} done, {found} fault(s), {time.monotonic() - began:.0f} s", flush=True)
-            faults += found
+            print(f"{part}: {count} done, {faults_seen} fault(s), {time.monotonic() - began:.0f} s", flush=True)
+            faults += faults_seen
     finally:
         shutil.rmtree(base, ignore_errors=True)
     return min(faults, 1)

@@ -149,17 +149,17 @@ def keys(script: str) -> list[str]:
     from engine.registry import family_of
 
     schema: Any = family_of(script, "script").schema
-    found = [*keys_of(schema)]
+    names = [*keys_of(schema)]
     for block, kind in schema.NESTED_SCHEMAS.items():
-        found += [f"{block}.{name}" for name in keys_of(kind)]
-    found += OPEN if script == "train" else [key for key in OPEN if key.startswith("arch")]
+        names += [f"{block}.{name}" for name in keys_of(kind)]
+    names += OPEN if script == "train" else [key for key in OPEN if key.startswith("arch")]
     if script == "pretrain":
         from losses import FeudalLossConfig
         from models.recursive_reasoning.subgoal import SubgoalConfig
 
-        found += [f"arch.loss.{field.name}" for field in fields(FeudalLossConfig)]
-        found += [f"arch.subgoal_head.{field.name}" for field in fields(SubgoalConfig)]
-    return [key for key in dict.fromkeys(found) if key != "hydra"]
+        names += [f"arch.loss.{field.name}" for field in fields(FeudalLossConfig)]
+        names += [f"arch.subgoal_head.{field.name}" for field in fields(SubgoalConfig)]
+    return [key for key in dict.fromkeys(names) if key != "hydra"]
 
 
 def commands(seed: int = 0, count: int = 300) -> Iterator[tuple[str, list[str]]]:
@@ -183,17 +183,17 @@ def commands(seed: int = 0, count: int = 300) -> Iterator[tuple[str, list[str]]]
 
 def judge(outcome: Outcome, limit_s: float = 60.0) -> str:
     """What is wrong with an outcome, in a few words; "" where nothing is."""
-    said = outcome.output.strip().splitlines()
+    lines = outcome.output.strip().splitlines()
     if fault := child.broke(outcome, limit_s):
         return fault
     if SECRET in outcome.output:
         return "prints a secret of the environment"
-    if outcome.code and not any(line.startswith(("error:", "interrupted:", "package ")) for line in said):
+    if outcome.code and not any(line.startswith(("error:", "interrupted:", "package ")) for line in lines):
         return "no line that names the problem"
-    if outcome.code and sum(line.startswith("error:") for line in said) > 1:
+    if outcome.code and sum(line.startswith("error:") for line in lines) > 1:
         return "several lines of errors"
-    if said and outcome.code and len(said[-1]) > 900:
-        return f"a line of {len(said[-1])} characters"
+    if lines and outcome.code and len(lines[-1]) > 900:
+        return f"a line of {len(lines[-1])} characters"
     return ""
 
 

@@ -262,17 +262,19 @@ def seal(folder: Path) -> None:
 
 def snapshot(*folders: Path) -> dict[str, str]:
     """What lies in the folders: kind and content of every entry, by path. Links are not followed."""
-    found = {}
+    contents = {}
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             if path.is_symlink():
-                found[str(path)] = f"-> {os.readlink(path)}"
+                contents[str(path)] = f"-> {os.readlink(path)}"
             elif path.is_file():
                 size = path.stat().st_size
-                found[str(path)] = f"{size} bytes" if size > 1 << 30 else hashlib.sha256(path.read_bytes()).hexdigest()
+                contents[str(path)] = (
+                    f"{size} bytes" if size > 1 << 30 else hashlib.sha256(path.read_bytes()).hexdigest()
+                )
             else:
-                found[str(path)] = "folder" if path.is_dir() else "special"
-    return found
+                contents[str(path)] = "folder" if path.is_dir() else "special"
+    return contents
 
 
 def cases(base: Path, count: int, seed: int) -> Iterator[Case]:

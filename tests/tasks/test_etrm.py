@@ -68,10 +68,10 @@ def step(task, number: int, *, backward: bool = False) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     task.module.zero_grad(set_to_none=True)
     for micro_batch in task.micro_batches(number):
-        loss, _, found = task.loss(micro_batch)
+        loss, _, reported = task.loss(micro_batch)
         if backward:
             loss.backward()
-        for name, (total, count) in found.items():
+        for name, (total, count) in reported.items():
             old = metrics.get(name, (0.0, 0.0))
             metrics[name] = (old[0] + float(total), old[1] + float(count))
     task.after_step()
@@ -142,23 +142,23 @@ def test_diagnostics_by_hand():
     g = torch.Generator().manual_seed(0)
     context = torch.randn(6, 2, 4, generator=g)
     groups = torch.tensor([0, 0, 1, 1, 2, 2])
-    found = {
+    expected = {
         name: float(total / count) for name, (total, count) in context_metrics(context, groups, None, due=True).items()
     }
     flat = context.flatten(1)
     centred = flat - flat.mean(0)
-    assert found["var_ratio"] == pytest.approx(float(flat.var(0, correction=0).mean() / flat.square().mean()))
+    assert expected["var_ratio"] == pytest.approx(float(flat.var(0, correction=0).mean() / flat.square().mean()))
     cosines = torch.nn.functional.cosine_similarity(flat[:, None], flat[None], dim=-1)
-    assert found["mean_cos"] == pytest.approx(float(cosines[~torch.eye(6, dtype=bool)].mean()), abs=1e-5)
+    assert expected["mean_cos"] == pytest.approx(float(cosines[~torch.eye(6, dtype=bool)].mean()), abs=1e-5)
     tokens = torch.nn.functional.cosine_similarity(context[:, 0], context[:, 1], dim=-1)
-    assert found["token_cos"] == pytest.approx(float(tokens.mean()), abs=1e-5)
+    assert expected["token_cos"] == pytest.approx(float(tokens.mean()), abs=1e-5)
     share = torch.linalg.svdvals(centred)
     share = share / share.sum()
-    assert found["eff_rank"] == pytest.approx(float(torch.exp(-(share * share.log()).sum())), rel=1e-3)
+    assert expected["eff_rank"] == pytest.approx(float(torch.exp(-(share * share.log()).sum())), rel=1e-3)
     centres = flat.view(3, 2, -1).mean(1)
     within = ((flat.view(3, 2, -1) - centres[:, None]) ** 2).sum() / 3
     between = ((centres - flat.mean(0)) ** 2).mean(0).sum()
-    assert found["fisher"] == pytest.approx(float(between / within), rel=1e-4)
+    assert expected["fisher"] == pytest.approx(float(between / within), rel=1e-4)
     same = context_metrics(context[:1].expand(6, -1, -1), groups, None, due=True)
     assert float(same["mean_cos"][0]) == pytest.approx(1.0, abs=1e-5)
     assert float(same["var_ratio"][0]) == pytest.approx(0.0, abs=1e-6)
@@ -327,10 +327,10 @@ def test_training_may_search_at_the_beginning_of_each_example(data, kind):
     shown = (batch[name] for name in ("demo_inputs", "demo_labels", "demo_mask"))
     encoded = model.encoder(*shown, noise=batch.get("noise"))
     if kind == "standard":
-        wanted = encoded.context + batch["shift"]
+        expected = encoded.context + batch["shift"]
     else:
-        wanted = model.encoder.context_of(encoded.latent + batch["shift"])
-    torch.testing.assert_close(model.inner.embed(batch)["context"], wanted)
+        expected = model.encoder.context_of(encoded.latent + batch["shift"])
+    torch.testing.assert_close(model.inner.embed(batch)["context"], expected)
     carry = model(batch).carry
     assert torch.equal(carry.data["shift"], batch["shift"])
     # an example keeps what was found for it, and the state of a run holds it

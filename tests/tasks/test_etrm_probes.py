@@ -21,10 +21,10 @@ RECIPE = "cfg_pretrain_etrm_arc_agi_1"
 
 @pytest.mark.parametrize("kind", [kind if kind == "recurrent" else SLOW(kind) for kind in encoder_types()])
 def test_an_encoder_works_with_the_present_weights_and_is_listened_to(kind: str) -> None:
-    found = probe(
+    findings = probe(
         composed(RECIPE, f"arch.encoder_type={kind}"), entry="pretrain_etrm", root=ROOT, only={"DYN704", "DYN711"}
     )
-    assert [(one.code, one.level) for one in found] == [("DYN704", "PASS"), ("DYN711", "PASS")], found
+    assert [(one.code, one.level) for one in findings] == [("DYN704", "PASS"), ("DYN711", "PASS")], findings
 
 
 @pytest.mark.slow
@@ -32,8 +32,8 @@ def test_an_encoder_works_with_the_present_weights_and_is_listened_to(kind: str)
 def test_every_encoder_passes_all_probes(words: str) -> None:
     command = shlex.split(f"python pretrain_etrm.py {words}")
     report = verify_command(command, root=ROOT, dynamic=True)
-    wrong = [finding for finding in report.findings if finding.level in ("FAIL", "WARN")]
-    assert not wrong, wrong
+    problems = [finding for finding in report.findings if finding.level in ("FAIL", "WARN")]
+    assert not problems, problems
     passed = {finding.code for finding in report.findings if finding.level == "PASS"}
     expected = {"DYN701", "DYN703", "DYN705", "DYN706", "DYN707", "DYN709", "DYN710", "DYN711", "DYN712", "DYN713"}
     expected |= {"DYN715", "DYN717", "DYN718", "DYN708" if "online" in words else "DYN704"}

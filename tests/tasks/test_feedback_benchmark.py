@@ -35,9 +35,9 @@ def test_auto_takes_the_form_that_is_faster_by_far():
 
 
 def test_timings_of_a_small_grid():
-    found = [*timings(CPU, repeats=1, grid={"rows": (2,), "length": (8,), "width": (16,), "rank": (1, 2)})]
-    assert [(t.rank, t.training) for t in found] == [(1, True), (1, False), (2, True), (2, False)]
-    for timing in found:
+    measured = [*timings(CPU, repeats=1, grid={"rows": (2,), "length": (8,), "width": (16,), "rank": (1, 2)})]
+    assert [(t.rank, t.training) for t in measured] == [(1, True), (1, False), (2, True), (2, False)]
+    for timing in measured:
         best = min(timing.lowrank_ms, timing.dense_ms)
         own = timing.lowrank_ms if timing.auto == "lowrank" else timing.dense_ms
         assert timing.excess == own / best - 1

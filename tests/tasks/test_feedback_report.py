@@ -78,8 +78,8 @@ def test_cells_lie_in_sections_and_have_the_nearest_lora(runs: Path) -> None:
     assert study.baseline_of(distinct, cells) is named["wikitext -> gsm8k: static LoRA, rank 27"]
     assert study.baseline_of(named["gsm8k -> gsm8k: distinct, rank 4"], cells) is None
     assert section(named["gsm8k: base"]) == section(named["gsm8k -> gsm8k: distinct, rank 4"]) == "gsm8k, base of gsm8k"
-    found = {(other.name.partition(": ")[2], one.name.partition(": ")[2]) for other, one in pairs(cells)}
-    assert found == {
+    paired = {(other.name.partition(": ")[2], one.name.partition(": ")[2]) for other, one in pairs(cells)}
+    assert paired == {
         ("distinct, rank 4, reversed", "distinct, rank 4"),
         ("recurrent, rank 4", "distinct, rank 4"),
         ("distinct, rank 4, 2 passes", "distinct, rank 4"),

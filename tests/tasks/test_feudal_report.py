@@ -137,13 +137,13 @@ def score_of(run: Path) -> float:
 
 def test_differences_are_paired_by_seed(ablation: Path) -> None:
     cells, _ = group(find_runs([ablation], METRIC, STUDY)[0], STUDY)
-    found = compare(cells, METRIC, STUDY)
+    compared = compare(cells, METRIC, STUDY)
     scores = {name: [score_of(ablation / f"{name}_{seed}") for seed in range(3)] for name in ABLATION}
-    assert found["baseline"]["difference"] is None
+    assert compared["baseline"]["difference"] is None
     for name in ABLATION.keys() - {"baseline"}:
         gaps = np.array(scores[name]) - np.array(scores["baseline"])
         half = 4.302652729911275 * np.sqrt(np.sum((gaps - gaps.mean()) ** 2) / 2) / np.sqrt(3)  # t table, 2 degrees
-        ours = found[name]["difference"]
+        ours = compared[name]["difference"]
         assert ours["mean"] == pytest.approx(gaps.mean(), abs=1e-12)
         assert ours["t"] == pytest.approx((gaps.mean() - half, gaps.mean() + half), abs=1e-9)
         low, high = ours["bootstrap"]
@@ -186,7 +186,7 @@ def test_what_makes_cells_hard_to_compare_is_said(ablation: Path, composed: dict
     write_run(ablation / "alone", composed, {"lr": 0.5})
     runs, left_out = find_runs([ablation], METRIC, STUDY)
     cells, doubles = group(runs, STUDY)
-    said = "\n".join([*left_out, *doubles, *warnings_of(cells, METRIC, STUDY)])
+    warnings = "\n".join([*left_out, *doubles, *warnings_of(cells, METRIC, STUDY)])
     for words in (
         "unfinished is not finished (interrupted, step 100)",
         "feudal has seed 0 twice",
@@ -196,7 +196,7 @@ def test_what_makes_cells_hard_to_compare_is_said(ablation: Path, composed: dict
         "period 8 has runs on other data",
         "feudal, lr=0.5 has no baseline of its other settings",
     ):
-        assert words in said
+        assert words in warnings
     feudal = next(cell for cell in cells if cell.name == "feudal")
     assert feudal.runs[0].path.name == "again"  # the newer one
     assert compare(cells, METRIC, STUDY)["feudal, lr=0.5"]["difference"] is None
@@ -231,11 +231,11 @@ def test_the_report_is_printed_and_written(ablation: Path, tmp_path: Path, capsy
     text = (tmp_path / "out/report.md").read_text()
     assert text in printed
     assert "Are goals followed" not in text
-    told = json.loads((tmp_path / "out/report.json").read_text())["cells"]
+    reported = json.loads((tmp_path / "out/report.json").read_text())["cells"]
     row = next(line for line in text.splitlines() if line.startswith("| no injection "))
-    assert f"{told['no injection']['score']['mean']:.3f}" in row
-    assert f"{told['no injection']['difference']['mean']:+.3f}" in row
-    assert told["feudal"]["runs"]["2"] == str(ablation / "feudal_2")
+    assert f"{reported['no injection']['score']['mean']:.3f}" in row
+    assert f"{reported['no injection']['difference']['mean']:+.3f}" in row
+    assert reported["feudal"]["runs"]["2"] == str(ablation / "feudal_2")
     with Image.open(tmp_path / "out/cells.png") as picture:
         assert min(picture.size) > 400
 

@@ -198,9 +198,9 @@ def test_prefixes(prefix: str, tmp_path: Path) -> None:
     _, state = public_files.make("trm", **SHAPE)
     if prefix == "":
         state = {name.removeprefix("inner."): tensor for name, tensor in state.items()}
-    found = read_public(public_files.write(tmp_path / "public", None, state, prefix=prefix))
-    assert all(name.startswith("inner.") for name in found.tensors)
-    assert list(found.keys.values()) == [prefix + name for name in state]
+    checkpoint = read_public(public_files.write(tmp_path / "public", None, state, prefix=prefix))
+    assert all(name.startswith("inner.") for name in checkpoint.tensors)
+    assert list(checkpoint.keys.values()) == [prefix + name for name in state]
 
 
 class Bomb:

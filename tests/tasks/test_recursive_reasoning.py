@@ -135,23 +135,23 @@ PER_STEP = "evaluators=[{name: steps@PerStepAccuracy}]"
 
 @pytest.mark.parametrize("evaluators", ["evaluators=[]", PER_STEP])
 def test_latched_evaluation_reports_its_steps_and_keeps_answers(tiny_data: Path, evaluators: str) -> None:
-    found = {}
+    results = {}
     for bias in (5.0, -5.0):
         overrides = ("arch.eval_halting=latched", "arch.halt_max_steps=4", "eval_batch_size=11", evaluators)
         task = make(tiny_data, *overrides).task
         with torch.no_grad():
             task.model.inner.q_head.bias.fill_(bias)
-        found[bias] = task.evaluate(final=True)
+        results[bias] = task.evaluate(final=True)
         fixed = make(tiny_data, "arch.halt_max_steps=4", "eval_batch_size=11", evaluators).task
         fixed.model.load_state_dict(task.model.state_dict())
         usual = fixed.evaluate(final=True)
         assert "eval/steps" not in usual
         if bias < 0:  # no row ever wants to halt: the two are one
-            assert {**usual, "eval/steps": 4.0} == found[bias]
-    assert found[5.0]["eval/steps"] == 1.0
+            assert {**usual, "eval/steps": 4.0} == results[bias]
+    assert results[5.0]["eval/steps"] == 1.0
     if evaluators == PER_STEP:
-        accuracy = [found[5.0][f"eval/accuracy/step_{n:02d}"] for n in range(1, 5)]
-        assert accuracy == [found[5.0]["eval/accuracy"]] * 4
+        accuracy = [results[5.0][f"eval/accuracy/step_{n:02d}"] for n in range(1, 5)]
+        assert accuracy == [results[5.0]["eval/accuracy"]] * 4
 
 
 def test_statistics_of_the_embedding_rows_of_a_batch(tiny_data: Path) -> None:

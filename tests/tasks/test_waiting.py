@@ -28,8 +28,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_step_between_two_log_lines_waits(workplace: Path, kind: str) -> None:
     config = composed(RECIPE, FAMILY, *TINY, "device=cpu", "log_interval=4", *KINDS[kind])
-    found = waits(workplace, config, FAMILY)
-    assert sorted(found) == [4, 8, 12], found
+    waiting = waits(workplace, config, FAMILY)
+    assert sorted(waiting) == [4, 8, 12], waiting
 
 
 class NoWaiting(Hook):

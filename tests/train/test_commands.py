@@ -225,18 +225,18 @@ def test_the_guide_table_is_the_schema() -> None:
     with initialize_config_dir(str(ROOT / "config"), version_base=None):
         config = OmegaConf.to_container(compose("cfg_train"), resolve=True)
     for name, kind, default in rows:
-        found = config[name]
+        declared = config[name]
         if name in ("optimizer", "lr_scheduler"):
-            found = found["name"]
-        wanted = {"str": str, "int": int, "float": float, "bool": lambda text: text == "True"}[kind](
+            declared = declared["name"]
+        documented = {"str": str, "int": int, "float": float, "bool": lambda text: text == "True"}[kind](
             default.strip().strip("'\"`")
         )
-        assert found == wanted, name
-        assert isinstance(found, type(wanted)), name
+        assert declared == documented, name
+        assert isinstance(declared, type(documented)), name
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["--optimiser=sgd"], "optimizer"),
         (["--lr_scheduler=cosin"], "cosine"),
@@ -259,12 +259,12 @@ def test_the_guide_table_is_the_schema() -> None:
         (["gns_type=sogns"], "the batch does not follow the gradient noise scale"),
     ],
 )
-def test_a_mistake_is_one_line(place: Path, argv: list[str], said: str) -> None:
+def test_a_mistake_is_one_line(place: Path, argv: list[str], message: str) -> None:
     result = attempt(place, *argv)
     assert result.code == 2, result.output
     error = [line for line in result.output.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
-    assert said in error[0]
+    assert message in error[0]
     assert not (place / "out").exists()
 
 

@@ -108,9 +108,9 @@ def test_the_last_evaluation_once_more(place: Path, mode: tuple[str, ...]) -> No
     train(place, *mode)
     done = evaluate(place, "out/r")
     assert done.code == 0, done.output
-    found = json.loads((place / "out/r/evaluation_step_6.json").read_text())
+    stored = json.loads((place / "out/r/evaluation_step_6.json").read_text())
     own = evaluations(place / "out/r")[6]
-    assert found["results"] == own
+    assert stored["results"] == own
     assert re.search(rf"eval/val_loss +{own['eval/val_loss']:.4f}", done.output)
     assert "step 6" in done.output
 
@@ -155,7 +155,7 @@ REFUSED = (
 def test_what_cannot_be_evaluated_is_one_line(finished: Path) -> None:
     done = evaluate(finished, "out/r", *REFUSED[0][0])
     assert (done.code, done.output.count("error: ")) == (2, 1), done.output
-    for argv, said in REFUSED:
-        with contextlib.chdir(finished), pytest.raises(UsageError, match=said):
+    for argv, message in REFUSED:
+        with contextlib.chdir(finished), pytest.raises(UsageError, match=message):
             script.main(script.parse(["out/r", "--device", "cpu", *argv]))
     assert not list((finished / "out/r").glob("evaluation_*"))

@@ -62,7 +62,7 @@ def test_help_offers_what_the_script_composes_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "argv", "said"),
+    ("script", "argv", "message"),
     [
         ("train", ("lr=1e-3",), "did you mean 'learning_rate'?"),
         ("train", ("--lr", "1e-3"), "did you mean 'learning_rate'?"),
@@ -86,10 +86,10 @@ def test_help_offers_what_the_script_composes_and_nothing_else() -> None:
         ("train", ("--warmup_iters=500", "--max_iters=50"), "warmup_iters=5;"),
     ],
 )
-def test_a_refusal_names_the_way_out(place: Path, script: str, argv: tuple[str, ...], said: str) -> None:
+def test_a_refusal_names_the_way_out(place: Path, script: str, argv: tuple[str, ...], message: str) -> None:
     result = run_script(script, *argv, cwd=place)
     assert result.code == 2, result.output
-    assert said in result.output, result.output
+    assert message in result.output, result.output
     assert result.output.count("\n") == 1, result.output
     assert [path.name for path in place.iterdir()] == ["data"]
 
@@ -132,22 +132,22 @@ def test_what_may_change_at_a_resume(place: Path) -> None:
     assert (stored.learning_rate, stored.batch_size, stored.optimizer.options.eps) == (0.5, 2, 1e-10)
 
 
-def _with_fake_wandb(argv: list[str], told: Path) -> None:
+def _with_fake_wandb(argv: list[str], record: Path) -> None:
     wandb, calls, _ = fake_wandb(mode="offline")
     sys.modules["wandb"] = wandb
     try:
         _entry("train", argv)
     finally:
-        told.write_text(json.dumps(calls[0], default=str))
+        record.write_text(json.dumps(calls[0], default=str))
 
 
 def test_wandb_project_reaches_wandb_and_is_not_warned_of(place: Path) -> None:
     argv = [*TINY, "--wandb_log", "--wandb_project", "foo", "--wandb_run_name", "mine", "--wandb_tags", "a", "b"]
-    result = run_forked(_with_fake_wandb, argv, place / "told.json", cwd=place)
+    result = run_forked(_with_fake_wandb, argv, place / "wandb.json", cwd=place)
     assert result.code == 0, result.output
     assert "without effect" not in result.output
-    told = json.loads((place / "told.json").read_text())
-    assert (told["project"], told["name"], told["tags"]) == ("foo", "mine", ["a", "b"])
+    recorded = json.loads((place / "wandb.json").read_text())
+    assert (recorded["project"], recorded["name"], recorded["tags"]) == ("foo", "mine", ["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -200,11 +200,11 @@ def test_damaged_gpt2_weights_are_named_in_one_line(tmp_path: Path, name: str) -
 
 
 def test_evaluate_says_which_checkpoint_was_asked_for(finished: Path, tmp_path: Path) -> None:
-    for asked, said in (
+    for asked, message in (
         ("out/r", "out/r, latest: step 6"),
         ("out/r/ckpt.pt", "out/r, ckpt.pt: step"),
         ("out/r/checkpoints/step_3", "out/r, step_3: step 3"),
     ):
         result = run_script("scripts/evaluate", asked, f"--json={tmp_path}/x.json", cwd=finished)
         assert result.code == 0, result.output
-        assert said in result.output, result.output
+        assert message in result.output, result.output

@@ -56,9 +56,9 @@ def test_a_run_begins_with_the_weights_of_nanogpt(place: Path) -> None:
     begun = load_file(place / "out/r/ckpt_last.pt/model.safetensors")
     torch.testing.assert_close(begun["h.1.attn.qkv.weight"], nano.h[1].c_attn.weight.detach())
     torch.testing.assert_close(begun["wte.tables.0.embedding_weight"], nano.wte.weight.detach())
-    wrong = attempt(place, *NANO, f"--prev_run_ckpt={path.name}", "arch.n_head=2", "out_dir=out/b")
-    assert wrong.code == 2
-    assert f"prev_run_ckpt={path.name}: it was trained with arch.n_head=4: set the same" in wrong.output
+    refused = attempt(place, *NANO, f"--prev_run_ckpt={path.name}", "arch.n_head=2", "out_dir=out/b")
+    assert refused.code == 2
+    assert f"prev_run_ckpt={path.name}: it was trained with arch.n_head=4: set the same" in refused.output
     other = attempt(place, *NANO, f"--prev_run_ckpt={path.name}", "dataset=classes", "out_dir=out/b")
     assert other.code == 2
     assert "it has 17 tokens, the data have 9: another vocabulary" in other.output

@@ -120,7 +120,7 @@ def composed(recipe: str, family: Family, *argv: str) -> Any:
 
 def waits(place: Path, config: Any, family: Family) -> dict[int, set[str]]:
     """Step -> calls that would have waited for the device, of a run without evaluations."""
-    found: dict[int, set[str]] = defaultdict(set)
+    names: dict[int, set[str]] = defaultdict(set)
     with contextlib.chdir(place):
         plan = family.build(config, runtime(config.seed))
         trainer = Trainer(
@@ -135,12 +135,12 @@ def waits(place: Path, config: Any, family: Family) -> dict[int, set[str]]:
         plan.final_eval = False
 
         def note(name: str) -> None:
-            found[trainer.step].add(name)
+            names[trainer.step].add(name)
 
         trainer.skipped = SentAhead(torch.device("cpu"))
         with Called(note), Dispatched(note):
             trainer.fit()
-    return dict(found)
+    return dict(names)
 
 
 def train_waits(place: Path, *argv: str) -> dict[int, set[str]]:
@@ -160,9 +160,9 @@ def train_waits(place: Path, *argv: str) -> dict[int, set[str]]:
     ids=["gpt", "gpt_fast", "mixture", "contexts", "saving_memory"],
 )
 def test_no_step_between_two_log_lines_waits(place: Path, argv: tuple[str, ...]) -> None:
-    found = train_waits(place, *argv)
-    assert sorted(found) == [4, 8, 12], found
-    assert "tolist" in found[4]  # the counter sees what a log line reads
+    waiting = train_waits(place, *argv)
+    assert sorted(waiting) == [4, 8, 12], waiting
+    assert "tolist" in waiting[4]  # the counter sees what a log line reads
 
 
 def test_the_counter_sees_a_step_that_waits(place: Path) -> None:

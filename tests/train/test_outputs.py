@@ -65,8 +65,8 @@ def test_frequencies_follow_temperature_top_k_and_min_p() -> None:
         chances[order[kept:]] = 0.0
         chances /= chances.sum()
         made = generate(model, prompt.expand(count, -1), 1, temperature=1.7, seed=4, **options)[:, 0]
-        found = torch.bincount(made, minlength=WORDS) / count
-        assert torch.all((found - chances).abs() <= 4 * (chances * (1 - chances) / count).sqrt() + 1e-12)
+        frequencies = torch.bincount(made, minlength=WORDS) / count
+        assert torch.all((frequencies - chances).abs() <= 4 * (chances * (1 - chances) / count).sqrt() + 1e-12)
 
 
 def test_filters() -> None:
@@ -108,14 +108,14 @@ def test_sample(place: Path, finished: Path) -> None:
     assert one.output.count("so on") >= 4
     assert sample(place, run, "--checkpoint", "step_6", "--prompt", "so on", *each).output == one.output
     assert sample(place, run, "--prompt", "so on", *each, "--seed", "2").output != one.output
-    for argv, said in (
+    for argv, message in (
         (("--prompt", "§"), "§"),
         (("--prompt", "a", "b"), "2 were given, expected 1"),
         (("--dataset", "plain"), "one vocabulary"),
     ):
         done = sample(place, run, *argv)
         assert done.code == 2, done.output
-        assert said in done.output.splitlines()[-1]
+        assert message in done.output.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -145,11 +145,11 @@ def test_tables_and_tensorboard(finished: Path) -> None:
     assert [int(row["step"]) for row in rows] == [line["step"] for line in lines]
     for row, line in zip(rows, lines, strict=True):
         assert {name: float(row[name]) for name in line} == pytest.approx(line)
-    found = scalars(finished / "out/r/tensorboard")
-    wanted = [(line["step"], line["eval/val_loss"]) for line in lines if "eval/val_loss" in line]
-    assert [step for step, _ in found["eval/val_loss"]] == [step for step, _ in wanted]
-    assert [value for _, value in found["eval/val_loss"]] == pytest.approx([value for _, value in wanted])
-    assert {"train/loss", "train/lr", "eval/bits_per_byte", "data/tokens"} <= found.keys()
+    curves = scalars(finished / "out/r/tensorboard")
+    expected = [(line["step"], line["eval/val_loss"]) for line in lines if "eval/val_loss" in line]
+    assert [step for step, _ in curves["eval/val_loss"]] == [step for step, _ in expected]
+    assert [value for _, value in curves["eval/val_loss"]] == pytest.approx([value for _, value in expected])
+    assert {"train/loss", "train/lr", "eval/bits_per_byte", "data/tokens"} <= curves.keys()
 
 
 def without_extras(argv: list[str]) -> None:

@@ -159,9 +159,9 @@ def _patch(path: str, lines: list[str]) -> Edit:
 def swap(path: str, old: str, new: str, every: bool, root: Path) -> None:
     """Replace the only occurrence of `old`, or every one."""
     text = (root / path).read_text(encoding="utf-8")
-    found = text.count(old)
-    if found != 1 and not (every and found):
-        raise LookupError(f"{path} holds {found} times {old!r}: bring the fault up to date")
+    count = text.count(old)
+    if count != 1 and not (every and count):
+        raise LookupError(f"{path} holds {count} times {old!r}: bring the fault up to date")
     _write(root / path, text.replace(old, new))
 
 

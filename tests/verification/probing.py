@@ -45,16 +45,16 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
     return resolved
 
 
-def look(code: str, *overrides: str, recipe: str = ATTENTION, entry: str = "pretrain.py") -> list[Finding]:
+def findings_of(code: str, *overrides: str, recipe: str = ATTENTION, entry: str = "pretrain.py") -> list[Finding]:
     return probe(composed(recipe, *overrides), entry=entry, root=ROOT, only={code}, overrides=overrides)
 
 
 def fails(code: str, *overrides: str, **how: str) -> str:
     """The messages of the FAILs, which must all be of `code`."""
-    found = [finding for finding in look(code, *overrides, **how) if finding.level == "FAIL"]
-    assert {finding.code for finding in found} == {code}
-    assert all(finding.fix and finding.step == "dyn" for finding in found)
-    return "; ".join(finding.message for finding in found)
+    failures = [finding for finding in findings_of(code, *overrides, **how) if finding.level == "FAIL"]
+    assert {finding.code for finding in failures} == {code}
+    assert all(finding.fix and finding.step == "dyn" for finding in failures)
+    return "; ".join(finding.message for finding in failures)
 
 
 def around(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:

@@ -51,9 +51,9 @@ def _child(root: str, codes: list[str], config: dict, entry: str, words: Sequenc
         del sys.modules[name]
     sys.path.insert(0, root)
     importlib.invalidate_caches()
-    found = probe(config, entry=entry, root=Path(root).resolve(), only=codes, overrides=words)
+    findings = probe(config, entry=entry, root=Path(root).resolve(), only=codes, overrides=words)
     assert Path(sys.modules["models"].__file__ or "").is_relative_to(Path(root).resolve())
-    print(json.dumps([asdict(finding) for finding in found]))
+    print(json.dumps([asdict(finding) for finding in findings]))
 
 
 @pytest.fixture(scope="module")

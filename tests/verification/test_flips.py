@@ -37,17 +37,17 @@ def some(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 def test_what_a_key_changes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     some(monkeypatch, "seed", "learning_rate", "arch.n_layer", "device", "active_dataset", "checkpoint_dir")
-    found = {flip.key: flip for flip in flips(tiny)}
-    assert {"data", "weights", "evaluation"} <= set(found["seed"].changed)
-    assert "weights" in found["learning_rate"].changed
-    assert "gradient" not in found["learning_rate"].changed
-    assert found["arch.n_layer"].changed[0] == "shapes"
-    assert found["device"].reason == "not the experiment: device: the same run continues on another machine"
-    assert found["active_dataset"].tried == ["short with another datasets and epochs"]
-    assert "data" in found["active_dataset"].changed
-    assert found["checkpoint_dir"].reason == REASONS["checkpoint_*"]
-    assert not any(flip.faulty for flip in found.values())
-    assert counts([*found.values()]) == (
+    by_key = {flip.key: flip for flip in flips(tiny)}
+    assert {"data", "weights", "evaluation"} <= set(by_key["seed"].changed)
+    assert "weights" in by_key["learning_rate"].changed
+    assert "gradient" not in by_key["learning_rate"].changed
+    assert by_key["arch.n_layer"].changed[0] == "shapes"
+    assert by_key["device"].reason == "not the experiment: device: the same run continues on another machine"
+    assert by_key["active_dataset"].tried == ["short with another datasets and epochs"]
+    assert "data" in by_key["active_dataset"].changed
+    assert by_key["checkpoint_dir"].reason == REASONS["checkpoint_*"]
+    assert not any(flip.faulty for flip in by_key.values())
+    assert counts([*by_key.values()]) == (
         "6 keys, 4 change something, 2 have a reason not to, 0 could not be tried, 0 fail, 0 dead"
     )
 
@@ -100,9 +100,11 @@ def test_no_key_of_a_recipe_is_dead(tmp_path: Path) -> None:
     used: set[str] = set()
     for recipe in recipes(ROOT):
         try:
-            found = flips_of(recipe, root=ROOT, data=tmp_path / recipe.stem)
+            all_flips = flips_of(recipe, root=ROOT, data=tmp_path / recipe.stem)
         except ImportError:
             continue
-        assert not [flip for flip in found if flip.faulty], f"{recipe.stem}: {as_table([f for f in found if f.faulty])}"
-        used |= {flip.reason for flip in found}
+        assert not [flip for flip in all_flips if flip.faulty], (
+            f"{recipe.stem}: {as_table([f for f in all_flips if f.faulty])}"
+        )
+        used |= {flip.reason for flip in all_flips}
     assert not set(REASONS.values()) - used, "a reason that nothing needs"

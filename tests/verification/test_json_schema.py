@@ -38,12 +38,12 @@ def errors(value: Any, schema: Mapping[str, Any], place: str = "") -> Iterator[s
     """How a value does not fit a schema, with the dotted place: what an editor marks, of what is in our schemas."""
     schema = OPEN if "$ref" in schema else schema
     if "anyOf" in schema:
-        found = [list(errors(value, one, place)) for one in schema["anyOf"]]
-        if all(found):
-            yield from min(found, key=len)
+        branches = [list(errors(value, one, place)) for one in schema["anyOf"]]
+        if all(branches):
+            yield from min(branches, key=len)
         return
-    wanted = schema.get("type", [])
-    named = [wanted] if isinstance(wanted, str) else wanted
+    declared = schema.get("type", [])
+    named = [declared] if isinstance(declared, str) else declared
     if named and not any(KINDS[one](value) for one in named):
         yield f"{place}: {value!r} is not {' or '.join(named)}"
         return
@@ -107,9 +107,9 @@ def test_no_schema_is_left_over() -> None:
 )
 def test_what_an_editor_marks(text: str, message: str) -> None:
     _, schema = described(ROOT / "config/cfg_pretrain_sudoku_4x4.yaml")
-    found = list(errors(yaml.safe_load(text), schema))
-    assert len(found) == bool(message)
-    assert message in "".join(found)
+    marked = list(errors(yaml.safe_load(text), schema))
+    assert len(marked) == bool(message)
+    assert message in "".join(marked)
 
 
 def test_meaning_default_and_range_are_in_it() -> None:

@@ -37,8 +37,8 @@ def test_every_option_of_every_group_passes(recipe: str, probes: bool) -> None:
     lines += [f"{start} optimizer={name}" for name in OPTIONS["optimizer"] if name != "pytorch_optimizer"]
     lines += [f"{start} --optimizer adan", f"{start} optimizer=pytorch_optimizer optimizer.name=adan"]
     lines += [f"{start} lr_scheduler={name}" for name in OPTIONS["lr_scheduler"]]
-    wrong = [(line, f.code, f.message) for line in lines for f in judged(line, probes).of("FAIL", "WARN")]
-    assert not wrong
+    problems = [(line, f.code, f.message) for line in lines for f in judged(line, probes).of("FAIL", "WARN")]
+    assert not problems
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,11 @@ def test_every_option_of_every_group_passes(recipe: str, probes: bool) -> None:
 )
 @RULES_THEN_PROBES
 def test_what_people_type_passes(line: str, probes: bool) -> None:
-    assert not (wrong := judged(line, probes).of("FAIL", "WARN")), wrong
+    assert not (problems := judged(line, probes).of("FAIL", "WARN")), problems
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "said"),
+    ("line", "code", "message"),
     [
         ("lr_decay_iters=100", "JOB031", "decay_lr=false"),
         ("lr_scheduler=step lr_decay_iters=100", "JOB031", "no horizon"),
@@ -85,10 +85,10 @@ def test_what_people_type_passes(line: str, probes: bool) -> None:
         ("out_dir=out/gpt_fast_iters500", "JOB032", "max_iters=3500"),
     ],
 )
-def test_what_is_doubtful_is_warned_of(line: str, code: str, said: str) -> None:
+def test_what_is_doubtful_is_warned_of(line: str, code: str, message: str) -> None:
     report = judged(f"python train.py {line}")
     assert not report.of("FAIL"), report.of("FAIL")
-    assert any(f.code == code and said in f.message for f in report.of("WARN")), report.of("WARN")
+    assert any(f.code == code and message in f.message for f in report.of("WARN")), report.of("WARN")
 
 
 def test_a_relative_root(monkeypatch: pytest.MonkeyPatch) -> None:

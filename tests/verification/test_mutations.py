@@ -91,7 +91,7 @@ def _findings(case: Fault, root: Path, probes: bool, **how: bool) -> list[Findin
     return [finding for report in reports for finding in report.findings]
 
 
-def told(findings: list[Finding]) -> str:
+def report_lines(findings: list[Finding]) -> str:
     return "\n".join(f"{f.level} {f.code} {f.place} {f.message}" for f in findings if f.level in ("FAIL", "WARN"))
 
 
@@ -125,10 +125,10 @@ THIRDS = [number // 3 if good.edits and not good.everything else None for number
 def test_a_planted_fault_is_caught_with_its_code_and_no_other(fault: Fault, probes: bool, pristine: Path) -> None:
     findings = examine(fault, pristine, probes)
     right = {f.code for f in findings if f.level == fault.level}
-    assert right >= set(fault.codes), f"{fault.what}: no {fault.level} {fault.codes}\n{told(findings)}"
+    assert right >= set(fault.codes), f"{fault.what}: no {fault.level} {fault.codes}\n{report_lines(findings)}"
     failed = {f.code for f in findings if f.level == "FAIL"}
     allowed = {VERDICT, *fault.follows, *(fault.codes if fault.level == "FAIL" else ())}
-    assert failed <= allowed, f"{fault.what}: also failed\n{told(findings)}"
+    assert failed <= allowed, f"{fault.what}: also failed\n{report_lines(findings)}"
     for finding in findings:
         if finding.code in fault.codes and finding.level == fault.level:
             assert len(finding.message) > 15, finding
@@ -151,8 +151,8 @@ def test_the_table_is_large_and_its_codes_are_known() -> None:
 def test_what_is_right_raises_no_alarm(good: Fault, probes: bool, pristine: Path) -> None:
     findings = examine(good, pristine, probes)
     assert findings, "nothing was verified"
-    wrong = [f for f in findings if f.level == "FAIL" or (f.level == "WARN" and f.code in good.quiet)]
-    assert not wrong, f"{good.what}\n{told(wrong)}"
+    alarms = [f for f in findings if f.level == "FAIL" or (f.level == "WARN" and f.code in good.quiet)]
+    assert not alarms, f"{good.what}\n{report_lines(alarms)}"
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

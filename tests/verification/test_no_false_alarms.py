@@ -105,19 +105,19 @@ def test_what_is_right_passes(line: str, probes: bool) -> None:
 @RULES_THEN_PROBES
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_option_of_every_group_passes_with_every_recipe(recipe: str, probes: bool) -> None:
-    wrong = []
+    alarms = []
     for more in [*(f"arch={name}" for name in OPTIONS["arch"]), *(f"+debug={name}" for name in OPTIONS["debug"])]:
         report = judged(f"python pretrain.py --config-name={recipe} {more}", probes)
         allowed = CUT_SHORT if "debug" in more else set()
-        wrong += [(more, f.code, f.message) for f in report.of("FAIL", "WARN") if f.code not in allowed]
+        alarms += [(more, f.code, f.message) for f in report.of("FAIL", "WARN") if f.code not in allowed]
     text = (ROOT / f"config/{recipe}.yaml").read_text(encoding="utf-8")
     if "H_layers:" in text:  # a model with one stack refuses it
-        wrong = [said for said in wrong if "TRM has one stack" not in said[2]]
+        alarms = [alarm for alarm in alarms if "TRM has one stack" not in alarm[2]]
     if "L_cycles: 9" in text:  # a model of six latents has no nine updates
-        wrong = [said for said in wrong if said[0] != "arch=trm_hier6"]
+        alarms = [alarm for alarm in alarms if alarm[0] != "arch=trm_hier6"]
     if "halt_max_steps:" in text:  # too few steps for the manager's period
-        wrong = [said for said in wrong if said[1] != "ARC340"]
-    assert not wrong
+        alarms = [alarm for alarm in alarms if alarm[1] != "ARC340"]
+    assert not alarms
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,9 @@ def test_every_option_of_every_group_passes_with_every_recipe(recipe: str, probe
     ],
 )
 def test_what_is_wrong_there_is_found(line: str, code: str, what: str) -> None:
-    found = judged(line).of("FAIL")
-    assert {finding.code for finding in found} & {code, "CFG210"}, found
-    assert any(what in finding.message for finding in found), found
+    failures = judged(line).of("FAIL")
+    assert {finding.code for finding in failures} & {code, "CFG210"}, failures
+    assert any(what in finding.message for finding in failures), failures
 
 
 def test_nothing_is_said_of_what_is_not_ours() -> None:
@@ -169,5 +169,5 @@ def test_two_ranks_start_and_one_goes_on_with_a_warning(workplace: Path) -> None
         assert (done.code, "warning" in done.output) == (0, False), done.output
     done = run_script("pretrain", *words, "max_steps=3", "resume=true", cwd=workplace)
     assert done.code == 0, done.output
-    told = [line for line in done.output.splitlines() if line.startswith("warning")]
-    assert told == ["warning: since this run began, world_size: 2 -> 1"]
+    warnings = [line for line in done.output.splitlines() if line.startswith("warning")]
+    assert warnings == ["warning: since this run began, world_size: 2 -> 1"]

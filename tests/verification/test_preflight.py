@@ -83,11 +83,13 @@ def test_a_launch_finds_the_verdict_of_verify_path(monkeypatch: pytest.MonkeyPat
     words = ["--config-name=cfg_pretrain_sudoku_4x4", "arch.H_cycles=1"]
     verify_command(["python", "pretrain.py", *words], root=ROOT)
     recall.MEMORY.clear()
-    found = []
-    monkeypatch.setattr(observed, "recall", lambda *how, **more: found.append(recall.recall(*how, **more)) or found[0])
+    recalled = []
+    monkeypatch.setattr(
+        observed, "recall", lambda *how, **more: recalled.append(recall.recall(*how, **more)) or recalled[0]
+    )
     # what leaves a run the same run leaves its verdict the same
     preflight(running("cfg_pretrain_sudoku_4x4", "arch.H_cycles=1", "device=cpu", "max_steps=9"), "pretrain", ROOT)
-    assert {row["code"] for row in found[0]} >= {"MOD420", "MOD440", "SCR141"}
+    assert {row["code"] for row in recalled[0]} >= {"MOD420", "MOD440", "SCR141"}
 
 
 def test_the_rules_need_no_torch_and_little_time() -> None:
@@ -134,7 +136,7 @@ def test_a_family_that_is_not_listed_does_not_train(monkeypatch: pytest.MonkeyPa
 
 def test_places_are_found_without_composing() -> None:
     _, report = review(running("cfg_pretrain_sudoku_4x4", "arch.halt_exploration_prob=0.5"), "pretrain", ROOT)
-    (halting,) = [found for found in report.findings if found.code == "CFG231"]
+    (halting,) = [finding for finding in report.findings if finding.code == "CFG231"]
     lines = (ROOT / "config/arch/trm.yaml").read_text().splitlines()
     line = next(number for number, text in enumerate(lines, 1) if text.startswith("halt_exploration_prob:"))
     assert halting.place == f"config/arch/trm.yaml:{line}"

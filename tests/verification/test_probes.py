@@ -11,7 +11,7 @@ import torch
 import engine.optim.builtin
 from models.recursive_reasoning.act import ACTModel
 from tests.conftest import ROOT
-from tests.verification.probing import ATTENTION, HRM, MLP, OBSERVED, SLOW, around, composed, fails, look, probe
+from tests.verification.probing import ATTENTION, HRM, MLP, OBSERVED, SLOW, around, composed, fails, findings_of, probe
 
 RECIPES = sorted(p.stem for p in (ROOT / "config").glob("cfg_*.yaml") if "base/pretrain\n" in p.read_text("utf-8"))
 
@@ -25,8 +25,8 @@ def test_recipes_pass(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
     with torch.no_grad():
-        found = probe(composed(recipe), entry="pretrain", root=ROOT)
-    assert [(f.code, f.level) for f in found] == [(code, "PASS") for code in OBSERVED], found
+        findings = probe(composed(recipe), entry="pretrain", root=ROOT)
+    assert [(f.code, f.level) for f in findings] == [(code, "PASS") for code in OBSERVED], findings
     assert torch.equal(torch.get_rng_state(), before)
     assert capsys.readouterr().out == ""
 
@@ -45,15 +45,15 @@ def test_recipes_pass(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     ids=" ".join,
 )
 def test_good_settings_pass(overrides: tuple[str, ...]) -> None:
-    found = probe(composed(ATTENTION, *overrides), entry="pretrain", root=ROOT)
-    assert [(f.code, f.level) for f in found] == [(code, "PASS") for code in OBSERVED], found
+    findings = probe(composed(ATTENTION, *overrides), entry="pretrain", root=ROOT)
+    assert [(f.code, f.level) for f in findings] == [(code, "PASS") for code in OBSERVED], findings
 
 
 # --- DYN700 -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("arch.num_heads=7", "does not divide arch.hidden_size=512"),  # would divide in no tiny instance either
         ("+arch.latent_dim=7", "unknown key"),
@@ -61,10 +61,10 @@ def test_good_settings_pass(overrides: tuple[str, ...]) -> None:
         ("+learning_rate=1", "unknown key"),
     ],
 )
-def test_what_cannot_be_built_is_told_first(override: str, said: str) -> None:
-    found = probe(composed(ATTENTION, override), entry="pretrain", root=ROOT, overrides=[override])
-    assert [(f.code, f.level) for f in found] == [("DYN700", "FAIL")]
-    assert said in found[0].message
+def test_what_cannot_be_built_is_told_first(override: str, message: str) -> None:
+    findings = probe(composed(ATTENTION, override), entry="pretrain", root=ROOT, overrides=[override])
+    assert [(f.code, f.level) for f in findings] == [("DYN700", "FAIL")]
+    assert message in findings[0].message
 
 
 def test_a_library_that_is_missing_is_no_fault_of_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,12 +72,12 @@ def test_a_library_that_is_missing_is_no_fault_of_the_config(monkeypatch: pytest
         import no_such_library  # noqa: F401
 
     monkeypatch.setattr("verification.probes.session._built", missing)
-    assert [(f.code, f.level) for f in look("DYN700")] == [("DYN700", "SKIP")]
+    assert [(f.code, f.level) for f in findings_of("DYN700")] == [("DYN700", "SKIP")]
 
 
 def test_a_crash_in_evaluation_only_is_seen_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ACTModel, "_eval_output", lambda self, *args: 1 / 0)
-    (finding,) = look("DYN709")
+    (finding,) = findings_of("DYN709")
     assert (finding.level, finding.line > 0) == ("FAIL", True)
     assert "ZeroDivisionError" in finding.message
 
@@ -101,19 +101,19 @@ def test_embedding_rows_of_other_puzzles(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("code", ["DYN703", "DYN718"])
 def test_a_learning_rate_of_zero_is_a_warning(code: str) -> None:
-    assert [f.level for f in look(code, "lr=0", "puzzle_emb_lr=0")] == ["WARN"]
+    assert [f.level for f in findings_of(code, "lr=0", "puzzle_emb_lr=0")] == ["WARN"]
 
 
 def test_a_rank_of_a_launcher_probes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert [f.level for f in look("DYN703")] == ["PASS"]
+    assert [f.level for f in findings_of("DYN703")] == ["PASS"]
 
 
 def test_a_class_outside_of_our_packages_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = tmp_path / "ran"
     (tmp_path / "models_of_mine.py").write_text(f"open({str(ran)!r}, 'w')\nclass Payload: ...\n")
     monkeypatch.syspath_prepend(tmp_path)
-    found = look("MOD420", "arch.name=models_of_mine@Payload")
-    assert [f.level for f in found] == ["SKIP"]
+    findings = findings_of("MOD420", "arch.name=models_of_mine@Payload")
+    assert [f.level for f in findings] == ["SKIP"]
     assert not ran.exists()

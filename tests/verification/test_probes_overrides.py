@@ -9,7 +9,7 @@ import pytest
 import models.recursive_reasoning.model as model_file
 from models.recursive_reasoning.trm import TRM, TRMConfig
 from tests.conftest import ROOT
-from tests.verification.probing import ATTENTION, MLP, around, composed, fails, look, probe
+from tests.verification.probing import ATTENTION, MLP, around, composed, fails, findings_of, probe
 
 ALIVE = """
     arch.H_cycles=2 arch.L_cycles=3 arch.L_layers=3 arch.hidden_size=256 arch.num_heads=4 arch.expansion=2
@@ -21,10 +21,10 @@ ALIVE = """
 
 @pytest.mark.slow
 def test_every_key_of_the_architecture_is_alive() -> None:
-    found = look("DYN716", *ALIVE)
-    assert {f.level for f in found} <= {"PASS", "INFO"}
-    told = " ".join(f.message for f in found)
-    assert all(override.partition("=")[0] in told for override in ALIVE)
+    findings = findings_of("DYN716", *ALIVE)
+    assert {f.level for f in findings} <= {"PASS", "INFO"}
+    text = " ".join(f.message for f in findings)
+    assert all(override.partition("=")[0] in text for override in ALIVE)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_a_field_that_nothing_reads(monkeypatch: pytest.MonkeyPatch) -> None:
         """What no code looks at."""
 
     monkeypatch.setattr(TRM, "Config", Wider)
-    found = look("DYN716", "+arch.latent_dim=16")
-    assert {(f.level, f.message.split(":")[0].split(" is ")[0]) for f in found} == {
+    findings = findings_of("DYN716", "+arch.latent_dim=16")
+    assert {(f.level, f.message.split(":")[0].split(" is ")[0]) for f in findings} == {
         ("FAIL", "arch.latent_dim=16"),
         ("WARN", "nothing reads arch.latent_dim"),
     }
@@ -65,12 +65,12 @@ def test_a_field_that_nothing_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_width_that_rounds_to_the_same_only_when_small() -> None:
     """64 * 2 and 64 * 4 hidden numbers both round up to 256; of 512 they do not."""
-    assert [f.level for f in look("DYN716", "arch.expansion=2")] == ["PASS"]
+    assert [f.level for f in findings_of("DYN716", "arch.expansion=2")] == ["PASS"]
 
 
 def test_a_value_that_does_what_the_default_does() -> None:
     """With mlp_t there are no rotations to switch off; a learned table would do something."""
-    (info,) = [f for f in look("DYN716", "arch.pos_encodings=none", recipe=MLP) if f.level == "INFO"]
+    (info,) = [f for f in findings_of("DYN716", "arch.pos_encodings=none", recipe=MLP) if f.level == "INFO"]
     assert "computes the same as its default rope" in info.message
 
 

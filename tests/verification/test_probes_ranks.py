@@ -12,7 +12,7 @@ import engine.distributed
 import tasks.recursive_reasoning.build as building
 import tasks.recursive_reasoning.task as tasks
 from engine.distributed import rank
-from tests.verification.probing import HRM, around, fails, look
+from tests.verification.probing import HRM, around, fails, findings_of
 
 CODE = "DYN717"
 
@@ -22,7 +22,7 @@ CODE = "DYN717"
     [(HRM, ()), ("cfg_pretrain_sudoku_4x4", ("ema=true", "grad_clip=0.1", "accumulation=4"))],
 )
 def test_a_pair_equals_one_process(recipe: str, overrides: tuple[str, ...]) -> None:
-    assert [found.level for found in look(CODE, *overrides, recipe=recipe)] == ["PASS"]
+    assert [finding.level for finding in findings_of(CODE, *overrides, recipe=recipe)] == ["PASS"]
 
 
 def test_a_loss_divided_by_the_rows_of_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +31,7 @@ def test_a_loss_divided_by_the_rows_of_one_rank(monkeypatch: pytest.MonkeyPatch)
         return total / weight, 1.0, metrics
 
     around(monkeypatch, tasks.RecursiveReasoningTask, "loss", divided)
-    assert look(CODE)[0].level == "PASS"  # equal parts: the mean of means is the mean
+    assert findings_of(CODE)[0].level == "PASS"  # equal parts: the mean of means is the mean
 
     def uneven(loss: Any, *args: Any) -> Any:
         total, weight, metrics = loss(*args)

@@ -28,7 +28,7 @@ CODES = ["DYN700", "DYN703", "DYN706", "DYN709", "DYN712", "DYN716", "DYN717"]
 MIXTURE = ("training_mode=multidataset", "dataset_list=[a,b,c,a]")
 
 
-def look(*overrides: str, recipe: str = CPU, only: Iterable[str] = DEEP) -> list[Finding]:
+def findings_of(*overrides: str, recipe: str = CPU, only: Iterable[str] = DEEP) -> list[Finding]:
     return probe(composed(recipe, *overrides), entry="train.py", root=ROOT, only=only, overrides=overrides)
 
 
@@ -37,7 +37,7 @@ fails = functools.partial(probing.fails, recipe=CPU, entry="train.py")
 
 @pytest.mark.parametrize("recipe", TRAIN.recipes)
 def test_recipes_pass(recipe: str) -> None:
-    assert [(f.code, f.level) for f in look(recipe=recipe)] == [(code, "PASS") for code in CODES]
+    assert [(f.code, f.level) for f in findings_of(recipe=recipe)] == [(code, "PASS") for code in CODES]
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_recipes_pass(recipe: str) -> None:
     ],
 )
 def test_good_settings_pass(overrides: tuple[str, ...]) -> None:
-    found = look(*overrides)
-    assert {f.level for f in found} == {"PASS"}, [f for f in found if f.level != "PASS"]
-    assert [f.code for f in found] == CODES
+    findings = findings_of(*overrides)
+    assert {f.level for f in findings} == {"PASS"}, [f for f in findings if f.level != "PASS"]
+    assert [f.code for f in findings] == CODES
 
 
 def test_the_size_is_that_of_the_real_model() -> None:
-    (finding,) = look("training_mode=multicontext", "multicontext_datasets=[a,b]", only={"DYN700"})
+    (finding,) = findings_of("training_mode=multicontext", "multicontext_datasets=[a,b]", only={"DYN700"})
     with torch.device("meta"):
         full = GPT(GPTConfig(n_layer=4, n_head=4, n_embd=128, block_size=64), LMShape((256, 256)))
     size = f"{full.num_parameters():,} parameters (vocabularies of 256 where the data are not here)"
@@ -69,10 +69,10 @@ def test_the_size_is_that_of_the_real_model() -> None:
 
 
 def test_what_cannot_be_built_is_told_first() -> None:
-    for override, said in (("arch.n_head=7", "n_head"), ("+arch.n_heads=2", "unknown key")):
-        found = look(override)
-        assert [(f.code, f.level) for f in found] == [("DYN700", "FAIL")]
-        assert said in found[0].message
+    for override, message in (("arch.n_head=7", "n_head"), ("+arch.n_heads=2", "unknown key")):
+        findings = findings_of(override)
+        assert [(f.code, f.level) for f in findings] == [("DYN700", "FAIL")]
+        assert message in findings[0].message
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -95,11 +95,11 @@ def test_a_mask_that_looks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_key_that_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     override = ("lr_scheduler=none", "learning_rate=0.02")
-    assert [f.level for f in look(*override, only={"DYN716"})] == ["PASS"]
+    assert [f.level for f in findings_of(*override, only={"DYN716"})] == ["PASS"]
     around(monkeypatch, building, "param_groups", lambda make, *a, **k: make(*a, **{**k, "lr": 1e-3}))
-    found = look(*override, only={"DYN716"})
-    assert [f.level for f in found] == ["WARN"], found
-    assert "learning_rate=0.02" in found[0].message
+    findings = findings_of(*override, only={"DYN716"})
+    assert [f.level for f in findings] == ["WARN"], findings
+    assert "learning_rate=0.02" in findings[0].message
 
 
 @pytest.mark.slow

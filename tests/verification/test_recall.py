@@ -46,9 +46,9 @@ def test_a_question_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_kept_composition_resolves_in_a_process_that_composes_nothing() -> None:
     words = [sys.executable, "scripts/verify_path.py", "--static", "--script", "feedforward_train.py"]
-    said = [subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout for _ in range(2)]
-    assert said[0] == said[1]
-    assert "interpolation" not in said[0]
+    outputs = [subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout for _ in range(2)]
+    assert outputs[0] == outputs[1]
+    assert "interpolation" not in outputs[0]
 
 
 @pytest.mark.parametrize("text", ["", "{", "\0" * 9])
@@ -95,6 +95,6 @@ def test_many_instances_are_observed_by_several_processes(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.setattr(observed, "_observe", seen)
     requests = [Request(argv=("python", "pretrain.py", f"arch.L_cycles={count}")) for count in (2, 3, 4, 5)]
-    found = [one.message for report in judge(requests, root=ROOT) for one in report.findings if one.code == "SCR120"]
-    assert len(found) == 4
-    assert len(set(found)) == 2
+    messages = [one.message for report in judge(requests, root=ROOT) for one in report.findings if one.code == "SCR120"]
+    assert len(messages) == 4
+    assert len(set(messages)) == 2

@@ -98,10 +98,10 @@ def test_the_page_says_nothing_of_this_machine(tmp_path: Path) -> None:
     """The page of a copy without data sets elsewhere is the same, byte for byte."""
     (tmp_path / "r").symlink_to(ROOT)
     how = {"local_data": False, "probes": False}
-    found = [markdown(verify_file("jobs-trm.txt", root=root, **how)) for root in (ROOT, tmp_path / "r")]
-    assert found[0] == found[1]
-    assert str(ROOT) not in found[0]
-    assert "built on first use" in found[0]
+    pages = [markdown(verify_file("jobs-trm.txt", root=root, **how)) for root in (ROOT, tmp_path / "r")]
+    assert pages[0] == pages[1]
+    assert str(ROOT) not in pages[0]
+    assert "built on first use" in pages[0]
 
 
 def test_the_page_of_codes_is_fresh() -> None:

@@ -31,8 +31,8 @@ def judged(line: str, **more):
 @pytest.mark.parametrize("probes", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_everything_that_ships_verifies(probes: bool) -> None:
     reports = verify_all(ROOT, local_data=False, probes=probes)
-    wrong = [f"{r.job}: {f.code} {f.message}" for r in reports for f in r.of("FAIL", "WARN")]
-    assert not wrong
+    problems = [f"{r.job}: {f.code} {f.message}" for r in reports for f in r.of("FAIL", "WARN")]
+    assert not problems
     assert len(reports) > 15
     if probes:
         assert (ROOT / PAGE).read_text(encoding="utf-8") == summary(reports), (
@@ -109,10 +109,10 @@ def test_data_modes_and_contents(copy: Path) -> None:
     good = judged(line.format("good"), root=copy, with_data=True)
     assert not good.of("FAIL", "WARN")
     assert good.codes("PASS") >= {"DAT510", "DAT520", "DAT521", "DAT523"}
-    wrong = judged(line.format("demos-encoder"), root=copy)
-    assert "DAT510" in wrong.codes("FAIL")
-    assert "DAT511" in wrong.codes("WARN")
-    assert "SUM600" in wrong.codes("FAIL")
+    report = judged(line.format("demos-encoder"), root=copy)
+    assert "DAT510" in report.codes("FAIL")
+    assert "DAT511" in report.codes("WARN")
+    assert "SUM600" in report.codes("FAIL")
     assert "DAT523" in judged(line.format("small"), root=copy, with_data=True).codes("FAIL")
     shutil.copy(copy / "data/good/train/all__inputs.npy", copy / "data/good/test/all__inputs.npy")
     assert "DAT520" in judged(line.format("good"), root=copy, with_data=True).codes("FAIL")

@@ -50,15 +50,15 @@ def examine(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict
 
 
 def test_a_run_is_what_its_command_is_today(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, found = examine(kept, capsys)
+    code, findings = examine(kept, capsys)
     assert code == 0
-    assert {("CKP610", "PASS"), ("CKP611", "PASS"), ("CKP613", "PASS")} <= found.keys()
-    assert found["CKP613", "PASS"] == "step 2 of 16"
-    assert examine(kept / "checkpoints" / "step_2", capsys) == (code, found)
+    assert {("CKP610", "PASS"), ("CKP611", "PASS"), ("CKP613", "PASS")} <= findings.keys()
+    assert findings["CKP613", "PASS"] == "step 2 of 16"
+    assert examine(kept / "checkpoints" / "step_2", capsys) == (code, findings)
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "code", "said"),
+    ("file", "old", "new", "code", "message"),
     [
         ("overrides.txt", "arch.H_cycles=1", "arch.H_cycles=2", "CKP610", "arch.H_cycles: 1 in the run, 2 composed"),
         ("path_signature.json", '"dynamic"', '"fixed"', "CKP611", "act_mode: fixed -> dynamic"),
@@ -67,14 +67,14 @@ def test_a_run_is_what_its_command_is_today(kept: Path, capsys: pytest.CaptureFi
     ],
 )
 def test_a_run_that_is_another(
-    kept: Path, capsys: pytest.CaptureFixture[str], file: str, old: str, new: str, code: str, said: str
+    kept: Path, capsys: pytest.CaptureFixture[str], file: str, old: str, new: str, code: str, message: str
 ) -> None:
     text = (kept / file).read_text()
     assert old in text
     (kept / file).write_text(text.replace(old, new))
-    status, found = examine(kept, capsys)
+    status, findings = examine(kept, capsys)
     assert status == 1
-    assert said in found[code, "FAIL"]
+    assert message in findings[code, "FAIL"]
 
 
 def test_tensors_are_compared_with_those_of_the_model(trained: Path, kept: Path) -> None:
@@ -83,25 +83,25 @@ def test_tensors_are_compared_with_those_of_the_model(trained: Path, kept: Path)
     config = OmegaConf.to_container(OmegaConf.load(kept / "config.resolved.yaml"))
     assert tensors(kept, config, pretrain).level == "PASS"
     config["arch"]["pos_encodings"] = "learned"
-    found = tensors(kept, config, pretrain)
-    assert (found.level, found.message) == ("FAIL", "the checkpoint lacks inner.embed_pos.embedding_weight")
+    comparison = tensors(kept, config, pretrain)
+    assert (comparison.level, comparison.message) == ("FAIL", "the checkpoint lacks inner.embed_pos.embedding_weight")
     assert tensors(kept.parent, config, pretrain).level == "SKIP"
 
 
 def test_a_run_that_was_resumed_by_name(trained: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (kept / "overrides.txt").write_text("resume=true\nrun_name=a\n")  # what a resume by name leaves there
-    code, found = examine(kept, capsys)
+    code, findings = examine(kept, capsys)
     assert code == 0
-    assert "command that began it is not stored" in found["CKP610", "SKIP"]
-    assert found["steps"] == 16
+    assert "command that began it is not stored" in findings["CKP610", "SKIP"]
+    assert findings["steps"] == 16
 
 
 def test_a_run_of_a_recipe_that_lies_elsewhere(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (kept / "config.yaml").read_text()
     (kept / "config.yaml").write_text(text.replace('"cfg_pretrain_sudoku_4x4"', '"cfg_of_mine"', 1))
-    code, found = examine(kept, capsys)
-    assert "composes no more" in found["CKP610", "SKIP"]
-    assert code == 0, found
+    code, findings = examine(kept, capsys)
+    assert "composes no more" in findings["CKP610", "SKIP"]
+    assert code == 0, findings
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,9 @@ def read(page: str) -> Reader:
 
 
 def data_of(page: str) -> dict:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    assert found
-    return json.loads(found[1])
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert match
+    return json.loads(match[1])
 
 
 def test_page_holds_every_step_of_every_example() -> None:
@@ -163,13 +163,13 @@ def test_a_full_page_is_as_large_as_said() -> None:
 
 def frames(film: bytes) -> list[Image.Image]:
     with Image.open(io.BytesIO(film)) as image:
-        found = []
+        images = []
         for number in range(image.n_frames):
             image.seek(number)
-            found.append(image.convert("RGB"))
+            images.append(image.convert("RGB"))
             assert image.info["duration"] == (HOLD_MS if number == image.n_frames - 1 else STEP_MS)
         assert image.info["loop"] == 0
-    return found
+    return images
 
 
 def test_film_has_a_frame_for_each_step() -> None:
@@ -179,10 +179,10 @@ def test_film_has_a_frame_for_each_step() -> None:
     assert len(shots) == 3
     assert len({shot.size for shot in shots}) == 1
     assert len({shot.tobytes() for shot in shots}) == 3
-    wrong = ImageColor.getrgb(still.WRONG)
+    colour = ImageColor.getrgb(still.WRONG)
 
     def boards(shot: Image.Image) -> np.ndarray:
-        return (np.asarray(shot)[150:-100] == wrong).all(axis=-1).sum()
+        return (np.asarray(shot)[150:-100] == colour).all(axis=-1).sum()
 
     assert boards(shots[0]) > boards(shots[1]) > boards(shots[2]) > 0
     assert len(frames(draw_animation([trajectory(0, 16)], WORDS))) == 1
@@ -235,4 +235,4 @@ def test_keys_in_a_browser(tmp_path: Path, keys: list[str], says: str, classes: 
         check=True,
     )
     assert f">{says}</output>" in done.stdout
-    assert [found for found, _ in read(done.stdout).boards[-2]] == classes
+    assert [classes_of for classes_of, _ in read(done.stdout).boards[-2]] == classes

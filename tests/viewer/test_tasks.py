@@ -83,10 +83,10 @@ def test_the_page_has_every_task_and_filters(record: Record) -> None:
     assert re.findall(r'data-show="(\w+)" aria-pressed="\w+">', page) == ["all", "yes", "no", "unknown"]
     assert "class &lt;iii&gt;" in page
     assert "a &amp; b" in page
-    found = re.search(r'width="(\d+)" height="(\d+)" src="data:image/png;base64,([^"]+)" alt="12\n30"', page)
-    assert found is not None
-    image = Image.open(io.BytesIO(b64decode(found[3]))).convert("RGB")
-    assert image.size == (int(found[1]), int(found[2])) == (29, 29)
+    match = re.search(r'width="(\d+)" height="(\d+)" src="data:image/png;base64,([^"]+)" alt="12\n30"', page)
+    assert match is not None
+    image = Image.open(io.BytesIO(b64decode(match[3]))).convert("RGB")
+    assert image.size == (int(match[1]), int(match[2])) == (29, 29)
     assert [image.getpixel((x, y)) for y in (7, 21) for x in (7, 21)] == [
         ImageColor.getrgb(ARC[colour][0]) for colour in (1, 2, 3, 0)
     ]
