@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_effect(arguments: argparse.Namespace, card: dict[str, Any]) -> list[str]:
-    """What was said in vain, flag by flag."""
+    """Flags that had no effect, one by one."""
     documents, whole = "documents" in card["counts"]["train"], card["split"]["rule"] == "that of the files"
     reasons = {
         "seed": "validation files are given" if whole else "" if documents else "the end of a plain text is held out",

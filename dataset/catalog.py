@@ -1,6 +1,6 @@
 """Named data sets: `ensure(path)` makes a data path usable and builds small generated ones on first use.
 
-Text data sets have a catalog of their own, dataset/text/named.py, with `ensure_text`.
+Text data sets have their own catalog, dataset/text/named.py, with `ensure_text`.
 """
 
 from __future__ import annotations

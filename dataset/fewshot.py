@@ -1,7 +1,7 @@
 """Questions with demonstrations: what a model that learns a rule from examples is fed (`data_mode: encoder`).
 
-Every slot of a run walks a stream of its own: example n of slot s is drawn from (seed, s, n) alone, so a loader has no
-hidden state, a slot takes its next example when it is ready for it, and nothing is loaded in vain. The streams are
+Every slot of a run walks its own stream: example n of slot s is drawn from (seed, s, n) alone, so a loader has no
+hidden state, a slot takes its next example when it is ready for it, and nothing is loaded needlessly. The streams are
 interleaved: were all slots equally fast, each pass over the groups would meet every group once.
 
 N examples, P puzzles, G groups, B rows, K demonstrations at most, T tokens.

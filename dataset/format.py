@@ -64,7 +64,7 @@ class PuzzleSplit:
     group_indices: np.ndarray
     """[G + 1] int64"""
     whole: bool = True
-    """Whether every token was looked at when the set was opened; else each batch is."""
+    """Whether every token was examined when the set was opened; else each batch is."""
     identifier_offset: int = 0
     """Added to every identifier but the blank one, so that data sets trained together do not share rows."""
     files: tuple[WatchedFile, ...] = ()

@@ -1,6 +1,6 @@
 """Training groups held back for validation: `best` and early stopping use them, the test split is for the end.
 
-Which ones follows from a seed of its own (not the training seed) and the number of groups, so all runs on a data set
+Which ones follows from its own seed (not the training seed) and the number of groups, so all runs on a data set
 select on the same examples.
 """
 

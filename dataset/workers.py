@@ -42,7 +42,7 @@ def ordered_map(function: Callable[[J], R], jobs: Sequence[J], *, workers: int) 
     send fails) where a shared pool's workers would wait for ever. An exception of the function is raised
     here.
 
-    Raises: RunFailure when a worker dies without a word (killed, out of memory).
+    Raises: RunFailure when a worker dies without a message (killed, out of memory).
     """
     workers = min(workers, len(jobs))
     if workers <= 1:

@@ -52,7 +52,7 @@ class SplitArrays:
         """Write the arrays of the set `name`. Raises: ValueError for tokens beyond uint8 or the vocabulary."""
         for tokens in (self.inputs, self.labels):
             if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < min(vocab_size, 256):
-                raise ValueError(f"{folder.name}: tokens must lie in 0 to {min(vocab_size, 256) - 1}")
+                raise ValueError(f"{folder.name}: tokens must be in 0 to {min(vocab_size, 256) - 1}")
         for array in (*ARRAYS[self.storage], *(() if self.num_demos is None else (NUM_DEMOS,))):
             kind = np.uint8 if array in ("inputs", "labels") else np.int32
             np.save(folder / f"{name}__{array}.npy", np.ascontiguousarray(getattr(self, array), dtype=kind))

@@ -47,7 +47,7 @@ NOT_IDENTITY: Mapping[str, str] = {
     **dict.fromkeys(("resume", "resume_from", "skip_finished"), "launch"),
     "run_dir": "launch: where the run is stored",
 }
-"""Keys that leave a run the same run, with reasons. A script's schema may have a table of its own."""
+"""Keys that leave a run the same run, with reasons. A script's schema may have its own table."""
 
 RETIRED = frozenset({"compile_cuda_graphs"})
 """Keys that stored configs of older runs have, and nothing reads any more."""

@@ -160,7 +160,7 @@ def declared(schema: type) -> dict[str, tuple[Any, tuple[Any, ...]]]:
 
 
 def check_fields(config: Any, place: str = "") -> None:
-    """Compare each field of a dataclass with its range and its choices; `place` is where it stands in the config.
+    """Compare each field of a dataclass with its range and its choices; `place` is where it is in the config.
 
     Raises: ValueError of one line that names the key, what was expected and what was given.
     """

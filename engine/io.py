@@ -77,7 +77,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(final, TEMPORARY)
     try:
-        with open(temporary, "xb") as stream:  # x: never through a link that lies there
+        with open(temporary, "xb") as stream:  # x: never through a link there
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())

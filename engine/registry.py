@@ -243,7 +243,7 @@ def classes_of(module: Any) -> list[str]:
 
 
 def import_ours(name: str, where: str) -> ModuleType:
-    """Import a module that lies in this project's folder. Raises: UsageError for one that lies elsewhere."""
+    """Import a module in this project's folder. Raises: UsageError for one that is elsewhere."""
     top = name.partition(".")[0]
     spec = importlib.util.find_spec(top)
     origin = Path(spec.origin).resolve() if spec and spec.origin else None

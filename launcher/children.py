@@ -1,4 +1,4 @@
-"""Child processes: each in a session of its own, so that a signal reaches it once, through us."""
+"""Child processes: each in its own session, so that a signal reaches it once, through us."""
 
 from __future__ import annotations
 

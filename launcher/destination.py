@@ -41,7 +41,7 @@ class Order:
 
     job: Job
     ledger: Ledger | None
-    """the job file that the job stands in; None for a command of its own"""
+    """the job file that the job is in; None for a bare command"""
     cwd: Path
     logs: Path
     per_node: str

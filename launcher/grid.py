@@ -1,4 +1,4 @@
-"""A grid of jobs: every combination of factors and seeds becomes a line of a job file, with a run name of its own."""
+"""A grid of jobs: every combination of factors and seeds becomes a line of a job file, with its own run name."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _ENV = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Job:
-    """One job line. `command` is exactly what stands in the file, without mark and owner."""
+    """One job line. `command` is exactly what is in the file, without mark and owner."""
 
     line_number: int
     """1-based"""
@@ -165,7 +165,7 @@ def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
 
 
 def command_job(command: str | Sequence[str], *, line_number: int = 0) -> Job:
-    """A job for a command that stands in no file (words are quoted as a shell would need them)."""
+    """A job for a command that is in no file (words are quoted as a shell would need them)."""
     text = command if isinstance(command, str) else shlex.join(command)
     return _read_command(Job(line_number, " ", text))
 

@@ -23,7 +23,7 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
 
 
 def value_text(override: Override) -> str:
-    """What stands behind the `=`."""
+    """What is behind the `=`."""
     return str(override.input_line).partition("=")[2]
 
 

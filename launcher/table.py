@@ -50,7 +50,7 @@ def print_table(head: Sequence[str], rows: Rows) -> None:
 
 
 def short_path(path: str | Path | None, base: Path | None = None) -> str:
-    """`path` relative to `base` (the current folder) where it lies below it; empty for None."""
+    """`path` relative to `base` (the current folder) where it is below it; empty for None."""
     if path is None:
         return ""
     base = base or Path.cwd()

@@ -111,7 +111,7 @@ class DiversityLossConfig:
     alpha_o: Annotated[float, Range(0), Inert("arch.loss.objective!=tb", "only tb has a reward")] = 1.0
     """The same for the clusters of each option."""
     invalid_penalty: Annotated[float, Range(0), Inert("arch.loss.objective!=tb", "only tb has a reward")] = 4.0
-    """Nats by which the reward of a text that names no option lies below the base."""
+    """Nats by which the reward of a text that names no option is below the base."""
 
     def __post_init__(self) -> None:
         check_fields(self, "arch.loss")

@@ -33,7 +33,7 @@ def row_of(summary: Summary | None) -> Row:
 
 @dataclass(frozen=True)
 class Panel:
-    """A column of rows with an axis of its own; `lines` are values to mark, e.g. zero."""
+    """A column of rows with its own axis; `lines` are values to mark, e.g. zero."""
 
     title: str
     rows: Sequence[Row]

@@ -7,7 +7,7 @@
     python scripts/chaos.py --kinds queue --from folder -- python scripts/run_jobs.py jobs.txt --failed
 
 Every attempt has a temporary working folder of its own, so paths in the command are relative to that; what the command
-needs there lies in --from. Metrics without wall-clock times, the last and the best checkpoint, and every other file
+needs there comes from --from. Metrics without wall-clock times, the last and the best checkpoint, and every other file
 are compared; a leftover file or a held lock counts too. docs/chaos.md has the kinds of faults. Exit code 1 where
 anything differs, or no fault came to pass.
 """
@@ -32,7 +32,7 @@ from engine.errors import RunFailure, UsageError
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2. What stands behind `--` is the command."""
+    """Read the command line; a bad one exits 2. What follows `--` is the command."""
     words = list(sys.argv[1:] if argv is None else argv)
     at = words.index("--") if "--" in words else len(words)
     parser = script_parser(__file__, __doc__)

@@ -1,4 +1,4 @@
-"""Any runs beside each other on the terminal: how they stand, cells over seeds, settings that differ, final figures.
+"""Any runs side by side on the terminal: how they stand, cells over seeds, settings that differ, final figures.
 
     python scripts/compare_runs.py checkpoints/demo
     python scripts/compare_runs.py checkpoints/demo/trm_0 checkpoints/demo/hrm_0 --metric accuracy

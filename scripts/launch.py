@@ -33,7 +33,7 @@ from verification.submission import review
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; a bad one exits 2. `command` is what stands behind `--`."""
+    """Read the command line; a bad one exits 2. `command` is what follows `--`."""
     words = list(sys.argv[1:] if argv is None else argv)
     words, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     parser = script_parser(__file__, __doc__)

@@ -1,4 +1,4 @@
-"""Write a job file from a grid: one job for each combination of factors and seeds, each with a run name of its own.
+"""Write a job file from a grid: one job for each combination of factors and seeds, each with its own run name.
 
     python scripts/make_jobs.py sweep.yaml                       # prints the jobs
     python scripts/make_jobs.py sweep.yaml --out jobs/jobs-sweep.txt

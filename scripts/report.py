@@ -1,4 +1,4 @@
-"""Any runs beside each other on one HTML page, which loads nothing and opens from disk.
+"""Any runs side by side on one HTML page, which loads nothing and opens from disk.
 
     python scripts/report.py checkpoints/demo
     python scripts/report.py checkpoints/demo/trm_0 checkpoints/demo/hrm_0 --metric accuracy --out trm_hrm.html
@@ -7,7 +7,7 @@
 
 Runs, folders of them, folders of sweeps (-m) and job files: curves, settings that differ, speed, samples and pictures
 of thinking, data cards, verification, and cells compared over seeds. Runs that are not finished are shown as far as
-they are. Pictures that lie in a run are shown; a recursive model whose run has none is drawn thinking, on the CPU.
+they are. Pictures in a run are shown; a recursive model whose run has none is drawn thinking, on the CPU.
 """
 
 from __future__ import annotations

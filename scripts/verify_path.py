@@ -35,7 +35,7 @@ from verification.static import verify_all, verify_command, verify_file, verify_
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The arguments; `command` is what stands behind `--`, `overrides` what follows --script."""
+    """The arguments; `command` is what follows `--`, `overrides` what follows --script."""
     argv, command = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     parser = OneLineParser(
         prog="verify_path.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

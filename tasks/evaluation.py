@@ -49,7 +49,7 @@ def evaluate_run(
         mode: a key of the config that decides what the numbers mean: it is printed with them.
         keys: further keys to keep with the result.
         limits: arguments that say how much is evaluated, and the key of the config that each of them replaces; `all`
-            is null. They stand in the name of the result.
+            is null. They are in the name of the result.
         opener: for a family whose figures need more of a checkpoint than the weights.
 
     Raises:

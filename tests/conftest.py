@@ -252,7 +252,7 @@ def workplace(tmp_path: Path, tiny_data: Path) -> Path:
 
 
 def archs_of(family: str, **declared: str) -> list[str]:
-    """The files of config/arch whose class lies in models/`family`/ and declares what is `declared` (DATA_MODE, ...)."""
+    """The files of config/arch whose class is in models/`family`/ and declares what is `declared` (DATA_MODE, ...)."""
     from engine.cli.recipes import read_option
     from engine.registry import resolve
 

@@ -250,7 +250,7 @@ LONG_SCRIPTS = {"verify_path.py": 156}
 
 
 def test_scripts_are_thin_commands() -> None:
-    """A command is its arguments and one call: what it does stands in a package, where others can use it."""
+    """A command is its arguments and one call: what it does is in a package, where others can use it."""
     scripts = sources("scripts")
     assert not [path.name for path in scripts if path.name.startswith("_") and path.name != "__init__.py"]
     too_long = {

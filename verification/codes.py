@@ -55,7 +55,7 @@ SCR121 | 2 | the data set classes that the script loads have its data mode | the
 SCR122 | 2 | training reads the training split, the evaluation its own | an accuracy that is too good, or of the wrong examples | memory is measured, not reasoning | load each split where the task needs it
 SCR130 | 2 | the training loop has the form of the declared ACT mode | steps per example differ from what is meant | dynamic halting needs one call per step and a stored carry, fixed steps a loop | store output.carry and call the model once per step, or declare the other mode
 SCR131 | 2 | the names of training functions agree with the mode | a reader reviews the wrong function | the guide's red flag | rename the function
-SCR140 | 2 | comments do not describe the other mode | a reader believes the comment | a comment of the other mode is often what is left of an incomplete change | mend comment or code
+SCR140 | 2 | comments do not describe the other mode | a reader believes the comment | a comment of the other mode is often what is left of an incomplete change | fix comment or code
 SCR141 | 2 | no error is swallowed around data, model and evaluators | a run without evaluators or with a fall-back model | the failure shows as a missing number weeks later | catch the one error that is meant
 CFG210 | 3 | the config chooses an architecture that exists | `arch config not found` | the guide's second pitfall | set `- arch: NAME` in the defaults list
 CFG211 | 3 | the recipe's own values win over those of the arch file | the recipe's arch block has no effect | the run has the arch file's size and cycles | put _self_ after arch in the defaults list
@@ -105,14 +105,14 @@ CKP610 | data | the run's stored config is what its command composes to today | 
 CKP611 | data | the run's path signature is that of the code today | the checkpoint is read by other code | evaluation is of another model | check out the run's commit
 CKP612 | data | the checkpoint's tensors are those of the model | missing or unexpected keys | a part keeps its random start | load with the code that wrote it
 CKP613 | data | the checkpoint's step lies within the run | a schedule beyond its end | learning rates of another run | resume with the run's own config
-DOC810 | doc | every documented command names what exists, and verifies | a reader's first command fails | documentation is the first thing that people run | mend the page
+DOC810 | doc | every documented command names what exists, and verifies | a reader's first command fails | documentation is the first thing that people run | fix the page
 VER900 | 6 | every check could be carried out | the verifier itself failed | a check that did not run says nothing | report it with the message
-DYN700 | dyn | the config's model and loss can be built | exit 2 or a traceback at launch | nothing else can be observed | mend the arch block
+DYN700 | dyn | the config's model and loss can be built | exit 2 or a traceback at launch | nothing else can be observed | fix the arch block
 DYN701 | dyn | the input of every row is encoded at each step | stale encodings | encoders get gradients at the first step only | embed (encode) carry.data unconditionally in the training method
 DYN702 | dyn | gradients reach the encoding of every row | rows that teach nothing | deep supervision is lost | no detach, no_grad or torch.where between the embedding (encoding) of a row and its use
 DYN703 | dyn | every parameter gets a gradient and has exactly one optimizer group | parameters that never change | part of the network is noise | list every parameter in exactly one ParamGroup, and let the loss depend on it inside the gradient window
 DYN704 | dyn | continuing rows see the present weights' encoding | outdated encodings | gradients are of a network that is no more | encode anew at each step
-DYN705 | dyn | the carry persists for rows that go on and is reset for rows that halted | every step starts afresh, or examples leak | depth is lost, or two examples mix | store output.carry in the task, give it to the next forward, and choose row by row with carry.halted
+DYN705 | dyn | the carry persists for rows that continue and is reset for rows that halted | every step starts afresh, or examples leak | depth is lost, or two examples mix | store output.carry in the task, give it to the next forward, and choose row by row with carry.halted
 DYN706 | dyn | the loss uses the labels of the row's own example | a loss against another example | training converges to noise | take labels from output.carry.data, not from the incoming batch
 DYN707 | dyn | halting follows q values, exploration and halt_max_steps | rows halt too early, or never | steps per example differ from what is meant | halt where (q says so or steps >= halt_max_steps) and steps >= the explored minimum; in an evaluation always at halt_max_steps
 DYN708 | dyn | a fixed model makes its number of steps for each batch | other depth | another experiment | loop num_act_steps times
@@ -121,7 +121,7 @@ DYN710 | dyn | the encoder treats demonstrations as a set and ignores padding | 
 DYN711 | dyn | the context changes the answer | a context that is not used | the model cannot know its task | feed the context to the trunk
 DYN712 | dyn | logits do not depend on labels | perfect training accuracy | the answer is in the input | keep labels out of everything that the model computes from; only the loss may read carry.data['labels']
 DYN713 | dyn | staged training trains what it says | frozen parts move, or nothing does | stages are not what the paper describes | one optimizer per stage
-DYN714 | dyn | the KL term has its documented weight | another objective | comparisons are of other losses | mend the factor
+DYN714 | dyn | the KL term has its documented weight | another objective | comparisons are of other losses | fix the factor
 DYN715 | dyn | decoder weights are loaded exactly | random decoder | pretraining has no effect | map every key, refuse unknown ones
 DYN716 | dyn | each overridden key changes the model or its outputs | a dead override | two runs are the same run | drop the override, or switch on what reads it
 DYN717 | dyn | two ranks compute what one process does | results depend on the number of ranks | runs on other machines cannot be compared | cut the global batch by rank (engine.distributed.local_rows), draw random numbers of the global batch, and return (summed loss, rows) from the task

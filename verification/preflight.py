@@ -28,7 +28,7 @@ from verification.subject import Subject
 
 __all__ = ["check_launch", "compare_signatures", "enforce", "preflight", "review"]
 SETTLED = ("JOB020", "JOB030")
-"""Hydra has composed and the strict schema has accepted; a config of --config-dir need not lie in config/."""
+"""Hydra has composed and the strict schema has accepted; a config of --config-dir need not be in config/."""
 
 
 def review(config: Any, entry: str, root: Path) -> tuple[Subject, Report]:

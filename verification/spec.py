@@ -154,7 +154,7 @@ def in_proportion(block: Mapping[str, Any], share: float, names: Collection[str]
     """A block of the architecture, and those within it, with these numbers scaled."""
     scaled = dict(block)
     for key, value in block.items():
-        if isinstance(value, Mapping):  # a part with a width of its own
+        if isinstance(value, Mapping):  # a part with its own width
             scaled[key] = in_proportion(value, share, names)
         elif key in names and isinstance(value, int) and value > 0:
             scaled[key] = max(1, int(value * share))
@@ -191,7 +191,7 @@ def write_puzzles(
     demonstrations: int = 0,
     builder: str = "",
 ) -> None:
-    """A data set of puzzles, each with an identifier of its own, of one example beside its demonstrations.
+    """A data set of puzzles, each with its own identifier, of one example beside its demonstrations.
 
     `splits`: name -> (puzzles, identifier of the first, seed); `draw`: (random numbers, puzzles) -> inputs and labels.
     """

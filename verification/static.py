@@ -93,7 +93,7 @@ def trace_request(request: Request, root: Path) -> tuple[Subject, list[Subject]]
 
 
 def script_file(script: str, root: Path) -> str:
-    """A script of the command relative to the root, where it lies below it by its path from there or from here."""
+    """A script of the command relative to the root, where it is below it by its path from there or from here."""
     top = root.resolve()
     for base in (top, Path.cwd()):
         place = base / user_path(script)

@@ -69,7 +69,7 @@ class Request:
     dynamic: bool = False
     """Whether the deeper probes (DYN7xx) run, and a run's tensors are compared."""
     overlay: Mapping[str, str] = field(default_factory=dict)
-    """Text of modules, by file, that stand in the tree for this command only."""
+    """Text of modules, by file, that are in the tree for this command only."""
 
 
 @dataclass(kw_only=True)

@@ -52,7 +52,7 @@ def draw_frame(trajectories: Sequence[Trajectory], headline: Headline, step: int
     layout = still.largest_board(trajectories)
     cell = (ENLARGED if len(trajectories) <= FEW else 1.0) * still.cell_side(layout)
     board_width, board_height = cell * layout.columns, cell * layout.rows
-    # What the puzzle was stands beside the answer where the answer does not show it.
+    # What the puzzle was is beside the answer where the answer does not show it.
     shown: list[View] = [step] if layout.in_place else ["puzzle", step]
     across = max(len(shown) * (board_width + PAIR) - PAIR, 168.0) + GAP
     columns = max(1, min(math.ceil(math.sqrt(len(trajectories))), int((MAX_WIDTH - 2 * MARGIN + GAP) // across)))

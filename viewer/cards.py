@@ -1,7 +1,7 @@
 """One example on the page: its name and outcome, its board after the last step, and its curves over all steps.
 
 The classes of a cell (`board.css`; `page.js` sets the same): g given, r right, w wrong, c changed at this step,
-u outside of the grid, tN a token with a colour of its own; `--p` is how sure the model is.
+u outside of the grid, tN a token with its own colour; `--p` is how sure the model is.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def _legend(layout: Layout) -> str:
         ('<td class="w" style="--p:.2">3', "wrong, unsure"),
         ('<td class="r c" style="--p:.6">3', "changed at this step"),
     ]
-    if layout.paints:  # a cell with a colour of its own has no shade for certainty
+    if layout.paints:  # a cell with its own colour has no shade for certainty
         cells = cells[::2]
     if layout.in_place:
         cells.insert(0, ('<td class="g">3', "given"))

@@ -93,7 +93,7 @@ def _row_label(canvas: Canvas, x: float, y: float, trajectory: Trajectory) -> No
     verdict = trajectory.outcome.removesuffix(" on")
     canvas.text(x, y + 9, f"example {trajectory.number}", size=14, colour=INK)
     canvas.text(x, y + 29, f"{trajectory.to_find.sum()} cells to find", size=12, colour=MUTED)
-    # The task; which copy of it this is has no room here, and stands in text and page.
+    # The task; which copy of it this is has no room here, and is in text and page.
     canvas.text(x, y + 65, trajectory.puzzle.partition("|||")[0][:18], size=12, colour=MUTED)
     canvas.text(x, y + 47, verdict, size=12, colour=WRONG_INK if trajectory.solved_from is None else RIGHT_INK)
 

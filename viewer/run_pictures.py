@@ -39,7 +39,7 @@ Drawing = tuple[str, bytes]
 
 
 def draw_missing(runs: Sequence[RunView]) -> tuple[dict[Path, list[Drawing]], list[str]]:
-    """For each run the tasks of its last ARC evaluation and, where no picture lies in it, a strip of its thinking; and
+    """For each run the tasks of its last ARC evaluation and, where no picture is in it, a strip of its thinking; and
     a note for each that could not be drawn. All strips together may cost what one call of visualize.py does.
     """
     pictures: dict[Path, list[Drawing]] = {}

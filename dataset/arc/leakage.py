@@ -1,4 +1,4 @@
-"""What of the held-out tests also stands in training: the same task, the same pair, the same test grid.
+"""What of the held-out tests also occurs in training: the same task, the same pair, the same test grid.
 
 In encoder mode whole tasks are held out: their demonstrations are looked for, too, and `apart` leaves out the training
 tasks that share anything with them.
@@ -84,7 +84,7 @@ def leakage_report(
     whole_tasks: bool = False,
     relations: Sequence[str] = RELATIONS,
 ) -> dict[str, Any]:
-    """Which held-out tasks and tests stand in training, for leakage.json.
+    """Which held-out tasks and tests are in training, for leakage.json.
 
     `empty`: nothing was found. `counts`: tasks, tests, tasks whose id another subset has, tests by the strongest of
     RELATIONS that holds. `ids`: {task: subsets}. `tests`: one entry for each test found, with where it stands.

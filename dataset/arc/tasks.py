@@ -55,7 +55,7 @@ class Task:
         return replace(self, pairs=tuple(pair for pair in self.pairs if pair.fits(side)))
 
     def to_json(self) -> dict[str, list[dict[str, Any]]]:
-        """The task as it stands in a file, its two keys in their order; a test without an answer has no output."""
+        """The task as it is in a file, its two keys in their order; a test without an answer has no output."""
         out: dict[str, list[dict[str, Any]]] = {}
         for pair in self.pairs:
             entry = {"input": pair.input.tolist()}
@@ -104,7 +104,7 @@ def _short(value: Any) -> str:
 
 
 def parse_task(name: str, content: Any, path: Path, solutions: Any = None, answers: Path | None = None) -> Task:
-    """The task in parsed JSON; `solutions` are the answers of its tests where a file of their own, `answers`, has them.
+    """The task in parsed JSON; `solutions` are the answers of its tests where their own file, `answers`, has them.
 
     Raises: UsageError naming file, task and place.
     """
@@ -136,7 +136,7 @@ def parse_task(name: str, content: Any, path: Path, solutions: Any = None, answe
 
 
 def read_task(path: str | Path) -> Task:
-    """The task in a file of its own; its name is the file's. Raises: UsageError."""
+    """The task in its own file; its name is the file's. Raises: UsageError."""
     path = Path(path)
     return parse_task(path.stem, _read_object(path), path)
 

@@ -67,7 +67,7 @@ class MazeBuild:
             if value is not None and value < least:
                 raise UsageError(f"{flag} must be at least {least}, got {value}")
         if self.loops is not None and not 0 <= self.loops <= 1:
-            raise UsageError(f"--loops must lie in 0 to 1, got {self.loops:g}")
+            raise UsageError(f"--loops must be in 0 to 1, got {self.loops:g}")
         if self.input is None:
             if self.subsample_size is not None:
                 raise UsageError("--subsample-size is for the mazes of a CSV: without --input use --num-train")

@@ -2,7 +2,7 @@
 
 Corridor cells lie on every second row and column. A randomised depth-first search joins them all to a tree (one way
 between any two); then a share of the remaining walls between two corridors is opened, so that a maze has loops, dead
-ends and now and then several shortest paths. Each maze has a generator of its own, keyed by seed, split and number.
+ends and now and then several shortest paths. Each maze has its own generator, keyed by seed, split and number.
 """
 
 from __future__ import annotations

@@ -331,7 +331,7 @@ def _split_arrays(questions: np.ndarray, answers: np.ndarray, per_group: int) ->
 
 
 def overlap(root: Path, array: str) -> int:
-    """Test examples whose `inputs` (the puzzle) or `labels` (its solution) also stand in training, from the files."""
+    """Test examples whose `inputs` (the puzzle) or `labels` (its solution) also occur in training, from the files."""
     train, test = (getattr(load_split(root, split), array) for split in ("train", "test"))
     rows = [row.tobytes() for row in test]
     needed = set(rows)

@@ -36,7 +36,7 @@ def _column_orders(geo: Geometry) -> np.ndarray:
 def _second_rows(moves: np.ndarray, geo: Geometry) -> np.ndarray:
     """The second row as one number, for every column order, with the first relabelled 0, 1, …; [M, n] -> int64 [M, K].
 
-    `moves[m, c]` is the column at which the digit of the second row's column c stands in the first.
+    `moves[m, c]` is the column at which the digit of the second row's column c is in the first.
     """
     orders = _column_orders(geo)
     places = np.argsort(orders, axis=1)  # new column of each old one

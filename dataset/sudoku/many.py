@@ -1,7 +1,7 @@
 """The search of dataset/sudoku/solve.py over many boards at once: numpy in place of a loop over boards.
 
 Candidates are bit masks as there (bit d - 1 stands for digit d), in arrays [C, M] of M boards: the boards come last, so
-that every rule is arithmetic over contiguous memory. All open branches of all puzzles lie in one pool; a round gives
+that every rule is arithmetic over contiguous memory. All open branches of all puzzles are in one pool; a round gives
 the newest of them one pass of singles, so that no puzzle waits for another. Guesses undone are counted in the trees of
 `solve`, whose branches do not depend on each other: of a puzzle with one solution, all but those that lead to it.
 
@@ -89,7 +89,7 @@ def _units(geo: Geometry) -> tuple[_Units, tuple[_Units, ...]]:
 
 
 def _seen(boards: np.ndarray, units: _Units) -> tuple[np.ndarray, np.ndarray]:
-    """(bits that stand in a cell of each unit, bits that stand in two or more), [U, M] each."""
+    """(bits set in a cell of each unit, bits set in two or more), [U, M] each."""
     cells = boards[units.cells]
     once, twice = cells[0], cells[0] & cells[1]
     once |= cells[1]

@@ -1,6 +1,6 @@
 """Hard puzzles: minimal ones, none of whose givens can go, of at least a given difficulty (docs/data.md).
 
-Every puzzle has a solution of its own, drawn at random. Givens are taken away in random order; a solution whose puzzle
+Every puzzle has its own solution, drawn at random. Givens are taken away in random order; a solution whose puzzle
 is too easy gets a few further orders, then it is dropped. About one minimal 9x9 puzzle in six takes five guesses back.
 """
 

@@ -69,7 +69,7 @@ class Boards:
         return {str(rating): count for rating, count in sorted(Counter(self.ratings.tolist()).items())}
 
     def repeated(self) -> int:
-        """Puzzles that stand in the file a second time, or more often."""
+        """Puzzles that are in the file a second time, or more often."""
         return len(self.questions) - len({row.tobytes() for row in self.questions})
 
 

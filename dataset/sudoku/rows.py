@@ -43,7 +43,7 @@ FOREIGN = {
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things stand in a row; None where the file does not have them."""
+    """Where things are in a row; None where the file does not have them."""
 
     columns: int | None
     """Cells of every row; None in a list, whose rows may differ."""
@@ -120,7 +120,7 @@ def _table(path: Path, stream: IO[str], separator: str) -> Iterator[tuple[int, l
 
 
 def _separator(stream: IO[str]) -> tuple[str | None, int]:
-    """(separator, or None for white space; lines before the first row). Excel may name it in a line of its own."""
+    """(separator, or None for white space; lines before the first row). Excel may name it in its own line."""
     for number in itertools.count(1):
         line = stream.readline(1 << 16)
         text = line.strip().strip("\ufeff")
@@ -130,7 +130,7 @@ def _separator(stream: IO[str]) -> tuple[str | None, int]:
             return text[4], number
         counts = {separator: line.count(separator) for separator in SEPARATORS}
         most = max(counts, key=lambda separator: counts[separator])
-        # A header of one column has no separator at all; boards and white space stand in lists only.
+        # A header of one column has no separator at all; boards and white space are in lists only.
         return (most if counts[most] or not line.strip() else None), 0
     raise AssertionError("unreachable")
 

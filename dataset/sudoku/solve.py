@@ -5,7 +5,7 @@ the lowest index among equals, and tries its digits in ascending order, always t
 uniqueness.
 
 Difficulty = guesses undone: tried digits below which no solution was found, nested ones counted each. The
-guesses that stand in the solution are not counted, so a puzzle that singles alone solve has difficulty 0.
+guesses that are in the solution are not counted, so a puzzle that singles alone solve has difficulty 0.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def read_corpus(
         forms = {path: ("lines", begin) for path, (_, begin) in forms.items()}
         keys = ()
     if not val and not 0 < val_fraction < 1:
-        raise UsageError(f"--val-fraction {val_fraction:g} must lie between 0 and 1")
+        raise UsageError(f"--val-fraction {val_fraction:g} must be between 0 and 1")
     share = f"{100 * val_fraction:g} %"
     if documents:
         first = [piece for path in train for piece in _json_pieces(path, forms[path], keys, template)]

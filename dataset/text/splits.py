@@ -65,7 +65,7 @@ NO_TEXT = (
     ".bak",
     ".tmp",
 )
-"""Files that stand beside texts and are none, whatever they are called: train.bin, train.py."""
+"""Files beside texts that are not text, whatever they are called: train.bin, train.py."""
 EVERYTHING = "*"
 CHOOSE = "choose with --train-split and --val-split, each the name of a file or a word in it"
 
@@ -77,7 +77,7 @@ class Files:
     train: list[Path]
     val: list[Path]
     left_out: list[str]
-    """Names of what lies beside them and is not read."""
+    """Names of what is beside them and is not read."""
 
 
 def files_of(inputs: Sequence[Path], *, train_split: str | None, val_split: str | None) -> Files:

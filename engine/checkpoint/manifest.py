@@ -128,7 +128,7 @@ def write_checkpoint(folder: Path, entry: str, contents: Contents) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of `folder`, its form checked, the other files not looked at.
+    """The manifest of `folder`, its form checked, the other files not examined.
 
     Raises: ValueError whose text begins with the file's name and states the fault.
     """

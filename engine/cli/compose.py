@@ -1,6 +1,6 @@
 """Hydra's composition of a recipe outside of a launch, and the files that took part, with the lines of their keys.
 
-Compositions are kept by the content of the config folders: most commands that are looked at differ in values only.
+Compositions are kept by the content of the config folders: most commands that are examined differ in values only.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def sweep_jobs(words: list[str], limit: int = 16) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """One file of a composition. `package` is the block that its keys lie in, "" for the root."""
+    """One file of a composition. `package` is the block that its keys are in, "" for the root."""
 
     path: Path
     package: str

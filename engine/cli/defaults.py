@@ -6,7 +6,7 @@ A YAML file names the dataclass first in its defaults list, as a path through ou
       - /defaults/models/recursive_reasoning/config/TRMConfig@_here_
       - _self_
 
-So Hydra knows every key (`key=value` without `+`, `--cfg job`, interpolations), and each default stands in one place.
+So Hydra knows every key (`key=value` without `+`, `--cfg job`, interpolations), and each default is in one place.
 Importing this module installs the source of these entries.
 """
 

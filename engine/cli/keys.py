@@ -162,7 +162,7 @@ def known_keys(schema: Any, config: Mapping[str, Any]) -> dict[str, Key]:
 def inert_reason(schema: Any, key: str, config: Mapping[str, Any]) -> str:
     """Why the dotted `key` has no effect in the resolved `config`; "" where it has one. torch is not imported.
 
-    What holds of a block holds of all keys in it. The reasons stand beside the fields (`engine.fields.Inert`).
+    What holds of a block holds of all keys in it. The reasons are beside the fields (`engine.fields.Inert`).
     """
     known, place = known_keys(schema, config), key
     while place:

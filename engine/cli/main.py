@@ -56,7 +56,7 @@ Sweep = Callable[[Sequence[str]], AbstractContextManager[list[int]]]
 
 
 class _TaskStopped(BaseException):
-    """Carries an exception of the task past Hydra, which would print a line of its own for an Exception."""
+    """Carries an exception of the task past Hydra, which would print its own line for an Exception."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))

@@ -280,14 +280,14 @@ class _Translator:
         return None
 
     def _is_open(self, name: str) -> bool:
-        """Whether `name` lies in a block whose keys are not declared (arch.hidden_size); a group's have no dashes."""
+        """Whether `name` is in a block whose keys are not declared (arch.hidden_size); a group's have no dashes."""
         root, dot, inner = name.partition(".")
         if name in self.keys or not dot or ("-" in inner and root in self.groups.options):
             return False
         return _is_block(self.keys[root].kind) if root in self.keys else root in self.groups.options
 
     def _is_declared_block(self, name: str | None) -> bool:
-        """Whether a key is declared to be a block, or lies in a block of blocks (datasets.gsm8k)."""
+        """Whether a key is declared to be a block, or is in a block of blocks (datasets.gsm8k)."""
         key, outer = self.keys.get(name or ""), self.keys.get((name or "").rpartition(".")[0])
         kinds = (key.kind,) if key else get_args(outer.kind)[1:] if outer else ()
         return any(describe(kind) == "block of keys" for kind in kinds) and not (key and key.optional)

@@ -39,7 +39,7 @@ def make_reducer(task: Task, groups: Sequence[ParamGroup], config: RunConfig) ->
 
 
 class _Root(nn.Module):
-    """Runs any work on the task with the parameters that belong to no block at hand."""
+    """Runs any work on the task with the parameters that belong to no block."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class ShardedReducer(GradientReducer):
         return self._mapped(state, lambda tensor, like: self._cut(tensor) if tensor.shape == like.shape else tensor)
 
     def _mapped(self, node: Any, change: Callable[[Tensor, Any], Tensor], name: str = "") -> Any:
-        """The tree with every tensor changed that stands below the name of a parameter."""
+        """The tree with every tensor changed that is below the name of a parameter."""
         if isinstance(node, Mapping):
             named = {key: clean_name(str(key)) for key in node}
             return {k: self._mapped(v, change, named[k] if named[k] in self._whole else name) for k, v in node.items()}

@@ -74,7 +74,7 @@ def require_room(path: Path) -> dict[str, Path]:
     for parent in path.absolute().parents:
         inside = path.absolute().relative_to(parent).parts[0]
         if inside in OWN_FOLDERS and (parent / "identity.json").exists():
-            raise UsageError(f"run_dir={path} lies inside {inside}/ of the run {parent}: choose another run_dir")
+            raise UsageError(f"run_dir={path} is inside {inside}/ of the run {parent}: choose another run_dir")
     names = contents(path)
     is_run = "identity.json" in names or moving_to(path) is not None
     refusal = f"run_dir={path} is not empty and not a run: choose another run_dir, or empty it"
@@ -86,7 +86,7 @@ def require_room(path: Path) -> dict[str, Path]:
     for name in OWN_FOLDERS:
         if name in others:
             raise UsageError(
-                f"run_dir={path}: another run, {others[name]}, lies in the folder {name}/ that this one needs for "
+                f"run_dir={path}: another run, {others[name]}, is in the folder {name}/ that this one needs for "
                 "itself: choose another run_dir"
             )
     return others

@@ -107,7 +107,7 @@ def _decide(request: RunRequest) -> RunDecision:
     own, branch = request.locate()
     if branch and choice == "true":
         raise UsageError(
-            f"resume=true resumes the run in run_dir, but resume_from={resume_from} lies in another run: "
+            f"resume=true resumes the run in run_dir, but resume_from={resume_from} is in another run: "
             "leave resume=true out to branch off from it"
         )
     if choice == "true" or (resume_from and not branch and choice == "auto"):

@@ -127,7 +127,7 @@ class RunDirectory:
 def open_run(request: RunRequest, decision: RunDecision | None = None) -> RunDirectory:
     """Lock the directory of `decision` (None: decide now), carry the decision out, and print what was done.
 
-    Another launch may have come between the decision and the lock, so what lies there is judged again under the lock,
+    Another launch may have come between the decision and the lock, so what is there is judged again under the lock,
     and that judgement is followed. A run in the way is renamed `<path>.1` (the next free number).
 
     Raises: UsageError: a live process in the directory (names its pid), or whatever `decide` refuses.

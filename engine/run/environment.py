@@ -64,7 +64,7 @@ def data_marks(cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def data_change(extra: Mapping[str, Any], environment: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """How the data set of the card `now` is not the one that a run trained on, in words; None where it is.
 
-    What it trained on stands in its checkpoint's manifest (`extra`; not of older runs) and in environment.json.
+    What it trained on is in its checkpoint's manifest (`extra`; not of older runs) and in environment.json.
     """
     for cards in (extra.get("data"), environment.get("data_cards")):
         for then in cards if isinstance(cards, list) else []:

@@ -47,7 +47,7 @@ class OpenedCheckpoint:
 def find_checkpoint(path: str | Path, *, checksums: bool = False) -> Checkpoint:
     """What `path` names: a run directory's latest checkpoint, a checkpoint, or a link to one.
 
-    Raises: UsageError where there is none, or a damaged one (`checksums`: every byte is looked at).
+    Raises: UsageError where there is none, or a damaged one (`checksums`: every byte is examined).
     """
     folder = Path(path)
     if folder.name == "checkpoints" and not (folder / "manifest.json").exists() and not runs_below(folder):

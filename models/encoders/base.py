@@ -41,7 +41,7 @@ class EncoderOutput:
 class DemoEncoder(nn.Module):
     """`encoder(demo_inputs [B,K,S], demo_labels [B,K,S], demo_mask [B,K])` -> EncoderOutput.
 
-    The order of the demonstrations, and what stands in masked places, changes nothing but rounding. A row without any
+    The order of the demonstrations, and what is in masked places, changes nothing but rounding. A row without any
     has a finite context. `config` is the architecture's (hidden_size, num_heads, ...), `shape` the data's.
     """
 

@@ -1,6 +1,6 @@
 """Encoders with a latent z that the context is decoded from: what is sampled in training and searched in at test time.
 
-A latent is the mean of n samples, each of a posterior of its own: of a demonstration, as in Latent Program Networks
+A latent is the mean of n samples, each of its own posterior: of a demonstration, as in Latent Program Networks
 (arXiv 2411.08706), or of a token that the aggregation made. The mean of samples of N(μ_i, σ_i²) is one of
 N(mean μ_i, Σσ_i²/n²), so one draw for each row serves.
 

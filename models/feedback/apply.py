@@ -26,7 +26,7 @@ class Cost:
     call: tuple[float, float]
     """Of a call of the low-rank and of the dense form, whatever the sizes."""
     product: tuple[float, float]
-    """Of a multiply-add of the product with W: shared by all rows, and with a weight of its own in each row."""
+    """Of a multiply-add of the product with W: shared by all rows, and with its own weight in each row."""
     thin: float
     """Of a multiply-add of x Aᵀ and (x Aᵀ) B."""
     position: float

@@ -1,6 +1,6 @@
 """From the rows of the weight tokens to the factors of a delta.
 
-Rows [B, L, R, D] lie in the order of targets, within each first r of A and then r of B (R = 2·targets·r).
+Rows [B, L, R, D] are in the order of targets, within each first r of A and then r of B (R = 2·targets·r).
 Shapes: B rows of the batch, L blocks, r rank, D width of the hypernetwork, n and m input and output width of a target.
 """
 

@@ -30,5 +30,5 @@ def is_composed() -> bool:
 
 
 def is_transformed() -> bool:
-    """Inside such a block: not even functions with a backward of their own, which a compiler can trace."""
+    """Inside such a block: not even functions with their own backward, which a compiler can trace."""
     return _asked

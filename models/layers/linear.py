@@ -48,7 +48,7 @@ class _CastLinear(torch.autograd.Function):
 
 
 def cast_linear(x: Tensor, weight: Tensor, copy: Tensor | None = None) -> Tensor:
-    """x [..., in] times weight [out, in] transposed, in x's dtype; `copy` is the weight in that dtype, if at hand."""
+    """x [..., in] times weight [out, in] transposed, in x's dtype; `copy` is the weight in that dtype, if available."""
     if weight.dtype == x.dtype and not by_onednn(x):
         return F.linear(x, weight)
     if is_transformed():

@@ -103,7 +103,7 @@ class ACTModel(nn.Module):
         `exploration` holds uniform numbers of [0,1): column 0 decides whether the row explores, column 1
         picks its minimum number of steps. Absent, they come from torch's global generator. `keys` [B] int64 are those
         of the numbers that a fresh row draws (`draws_numbers`); absent, they follow from its inputs. In evaluation a
-        carry is not looked at.
+        carry is not examined.
         """
         if self.training:
             return self._forward_train_original(batch, carry)

@@ -252,7 +252,7 @@ class HRMConfig(RecursiveConfig):
 
     def __post_init__(self) -> None:
         if self.H_layers < 1:
-            raise ValueError(f"arch.H_layers={self.H_layers}: HRM has a stack of its own for z_H, expected at least 1")
+            raise ValueError(f"arch.H_layers={self.H_layers}: HRM has its own stack for z_H, expected at least 1")
         super().__post_init__()
 
 

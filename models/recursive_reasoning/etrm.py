@@ -90,7 +90,7 @@ class EncoderInner(RecursiveInner):
 
 class TRMWithEncoder(TRM):
     """The batch has besides a query `demo_inputs`, `demo_labels` [B,K,T] and `demo_mask` [B,K] (true:
-    there is one). No parameter belongs to a puzzle, and `puzzle_identifiers` are not looked at."""
+    there is one). No parameter belongs to a puzzle, and `puzzle_identifiers` are not examined."""
 
     Config: ClassVar = TRMWithEncoderConfig
     Inner: ClassVar = EncoderInner
@@ -154,7 +154,7 @@ class TRMWithEncoder(TRM):
             return data["labels"], self.inner.logits(moved)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Encoder and decoder (`trunk`), so that each can have a rate of its own, or none."""
+        """Encoder and decoder (`trunk`), so that each can have its own rate, or none."""
         encoder = list(self.encoder.parameters())
         own = {id(param) for param in encoder}
         return {"encoder": encoder, "trunk": [param for param in self.parameters() if id(param) not in own]}

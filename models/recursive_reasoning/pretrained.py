@@ -263,7 +263,7 @@ def _check_trunk(model: nn.Module, state: dict[str, Tensor], path: Path) -> None
 
 
 def _table(path: Path, size: tuple[int, int], rows: int, *, fresh: bool) -> Tensor:
-    """The stored table [N, E] as it lies in the file, or `rows` new rows. Raises: ValueError."""
+    """The stored table [N, E] as it is in the file, or `rows` new rows. Raises: ValueError."""
     if not path.exists():
         return torch.zeros(rows, size[1])
     table = _read(path).get(TABLE)

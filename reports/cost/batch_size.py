@@ -1,4 +1,4 @@
-"""How many rows a step should have: double, then bisect, each size measured in a process of its own."""
+"""How many rows a step should have: double, then bisect, each size measured in its own process."""
 
 from __future__ import annotations
 

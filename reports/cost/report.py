@@ -19,7 +19,7 @@ def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, c
 
     Args:
         build: (config, runtime) -> TrainingPlan, of the run's family.
-        child: the command that estimates the same run in a process of its own, for one batch size after the other.
+        child: the command that estimates the same run in its own process, for one batch size after the other.
     """
     from engine.device import choose_device
 

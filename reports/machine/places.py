@@ -15,7 +15,7 @@ WRITTEN = (DATA, Path("checkpoints"), Path("out"))
 
 
 def disks() -> dict[str, dict[str, Any]]:
-    """Folder -> free bytes and what its file system refuses; folders that lie on one disk are one entry."""
+    """Folder -> free bytes and what its file system refuses; folders on one disk are one entry."""
     disks: dict[int, dict[str, Any]] = {}
     for place in WRITTEN:
         there = next(one for one in (place, *place.absolute().parents) if one.is_dir())

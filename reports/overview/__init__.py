@@ -1,1 +1,1 @@
-"""Any runs beside each other: a page (`scripts/report.py`), or tables on the terminal (`scripts/compare_runs.py`)."""
+"""Any runs side by side: a page (`scripts/report.py`), or tables on the terminal (`scripts/compare_runs.py`)."""

@@ -1,4 +1,4 @@
-"""What the commands that put runs beside each other are asked for."""
+"""What the commands that put runs side by side are asked for."""
 
 from __future__ import annotations
 

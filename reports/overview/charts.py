@@ -73,7 +73,7 @@ def thin(points: Points) -> list[tuple[float, float]]:
 
 def chosen_metrics(overview: Overview, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     """(drawn, left out): the metrics that match `patterns` (regular expressions), or the usual ones up to `CHARTS`; the
-    metric that cells are compared by stands first. Metrics of time have a place of their own.
+    metric that cells are compared by stands first. Metrics of time have their own place.
 
     Raises: UsageError where there are metrics, and no pattern matches one.
     """

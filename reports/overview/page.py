@@ -46,9 +46,9 @@ def report_page(
     Args:
         metrics: patterns of curves to draw.
         smoothing: weight of the past, in [0, 1).
-        pictures: whether to show those that lie in the runs, and `drawings` beside them.
+        pictures: whether to show those in the runs, and `drawings` beside them.
         notes: beside those of the overview.
-        place: the folder of the page; pages that lie in the runs are linked from it.
+        place: the folder of the page; pages in the runs are linked from it.
     """
     drawn, left_out = chosen_metrics(overview, metrics)
     times = [name for name in ("time/step_ms", "time/tokens_per_s", "time/examples_per_s") if _has(overview, name)]
@@ -172,7 +172,7 @@ def _slider(smoothing: float) -> str:
 
 
 def _samples(overview: Overview, pictures: bool, drawings: Drawings, place: Path | None) -> Iterator[str]:
-    """Of each run the text that it wrote last, pictures, and links to the pages that lie in it."""
+    """Of each run the text that it wrote last, pictures, and links to the pages in it."""
     for run in overview.runs:
         shown = [(path.stem.replace("_", " "), path.read_bytes()) for path in pictures_of(run)] if pictures else []
         shots = "".join(_picture(name, png) for name, png in (*shown, *drawings.get(run.path, ())))
@@ -182,7 +182,7 @@ def _samples(overview: Overview, pictures: bool, drawings: Drawings, place: Path
 
 
 def pictures_of(run: RunView) -> list[Path]:
-    """Pictures that lie in the run (of visualize.py, of train_animal.py), the newest first."""
+    """Pictures in the run (of visualize.py, of train_animal.py), the newest first."""
     pictures = [path for path in run.path.glob("*.png") if path.is_file() and path.stat().st_size <= LARGEST_PICTURE]
     return sorted(pictures, key=lambda path: (path.stat().st_mtime, path.name), reverse=True)[:PICTURES]
 
@@ -194,7 +194,7 @@ def _picture(name: str, png: bytes) -> str:
 
 
 def _links(run: RunView, place: Path) -> str:
-    """To the pages of visualize.py and train_animal.py that lie in the run, by their path from this page."""
+    """To the pages of visualize.py and train_animal.py in the run, by their path from this page."""
     files = sorted([*run.path.glob("*.html"), *run.path.glob("evaluations/*.html")])
     links = [
         f'<a href="{escape(quote(os.path.relpath(file.absolute(), place)))}">{escape(file.name)}</a>' for file in files

@@ -25,7 +25,7 @@ class Track:
     needs_cuda: bool = False
 
     def commands(self, seeds: Sequence[int], folder: Path, extra: Sequence[str] = ()) -> dict[int, list[str]]:
-        """Seed -> the words of its launch, whose run lies in `folder`/seed_N; `extra` are further overrides."""
+        """Seed -> the words of its launch, whose run is in `folder`/seed_N; `extra` are further overrides."""
         script, *words = self.words
         command = ["python", str(ROOT / script), *words, *extra]
         return {seed: [*command, f"seed={seed}", f"run_dir={folder / f'seed_{seed}'}"] for seed in seeds}

@@ -1,6 +1,6 @@
 """Every key of train_animal.py, with type, default and meaning: the schema of `config/cfg_train_animal.yaml`.
 
-The documented flags that say what the adapters and the loss are stand under `arch`, see ALIASES. A step is an optimizer
+The documented flags of the adapters and the loss are under `arch`, see ALIASES. A step is an optimizer
 step on one batch of fresh samples; an epoch is num_steps_per_epoch of them.
 """
 

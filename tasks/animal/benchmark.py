@@ -39,7 +39,7 @@ def by_generation(model: Any, prompt: Tensor, ids: Tensor) -> Tensor:
 
 
 def by_rows(model: Any, prompt: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities [B, T], every row with a prompt of its own."""
+    """Log-probabilities [B, T], every row with its own prompt."""
     whole = torch.cat((prompt.expand(len(ids), -1), ids), 1)
     return log_probabilities(model(whole, use_cache=False).logits[:, len(prompt) - 1 : -1], ids)
 

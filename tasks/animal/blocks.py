@@ -54,7 +54,7 @@ class RawTextProcessor:
         return text
 
     def split(self, ids: Sequence[int]) -> Blocks:
-        """The blocks of the sampled tokens `ids`, whatever stands behind their end."""
+        """The blocks of the sampled tokens `ids`, whatever is behind their end."""
         ids = list(ids)
         end = self.tokenizer.eos_token_id
         ended = end is not None and end in ids

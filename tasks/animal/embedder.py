@@ -173,7 +173,7 @@ SMALL: dict[str, type[Embedder]] = {"tfidf": TfidfEmbedder, "hash": HashEmbedder
 
 def make_embedder(name: str = "auto", device: str = "cpu") -> Embedder:
     """`tfidf` or `hash`; the folder of a sentence transformer, or its name in the Hub's cache; or auto:
-    all-MiniLM-L6-v2 where that is at hand, else `tfidf`, with a line that names the choice.
+    all-MiniLM-L6-v2 where that is available, else `tfidf`, with a line that names the choice.
 
     Raises: UsageError for a model that cannot be loaded.
     """

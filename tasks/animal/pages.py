@@ -18,7 +18,7 @@ from tasks.animal.samples import Sample
 SHOWN = 20
 """Samples of each side on the page; the JSON files have all."""
 PARTS = {"options_seen": "option_share", "cluster_entropy": "cluster_entropy", "cluster_kl": "cluster_kl"}
-"""Figure -> what those of single options, which stand below it, begin with."""
+"""Figure -> what those of single options, which are below it, begin with."""
 WARNING = (
     "Vendi scores, v_eff and distinct-n also grow when texts turn into nonsense: read them beside valid_fraction, "
     "plausible_fraction, ref_kl and base_perplexity."

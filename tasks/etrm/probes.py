@@ -125,7 +125,7 @@ def keys_are_handed_on(tiny: Tiny) -> Found:
 
 
 def fresh_encoding(tiny: Tiny) -> Found:
-    """DYN704: rows that go on are computed with the encoding that the present weights make of their demonstrations."""
+    """DYN704: rows that continue are computed with the encoding that the present weights make of their demonstrations."""
     if tiny.fixed:
         raise Unobservable("a fixed model takes its steps between two updates")
     task = tiny.build().task
@@ -139,7 +139,7 @@ def fresh_encoding(tiny: Tiny) -> Found:
     state = {name: value for name, value in call.carry.latents.items() if name.startswith("encoder_")}
 
     def context() -> Tensor:
-        """What the encoder makes of the rows that go on."""
+        """What the encoder makes of the rows that continue."""
         with torch.no_grad():
             made = encoder(*(data[name] for name in DEMONSTRATIONS), noise=data.get("noise")).context
             return encoder.refined(made, state).context[rows]  # type: ignore[no-any-return]
@@ -193,7 +193,7 @@ def a_set(tiny: Tiny) -> Found:
             made(inputs.flip(1), labels.flip(1), mask.flip(1)),
         ),
         (
-            "what stands in a masked place changes the context",
+            "what is in a masked place changes the context",
             one,
             made(inputs.where(first[..., None], noise), labels, first),
         ),

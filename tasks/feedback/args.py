@@ -128,7 +128,7 @@ class FeedforwardConfig(RunConfig):
     offline: Literal["stand_in", "error"] = "stand_in"
     """A data set that is not there: build its declared stand-in and say so, or refuse."""
     out_dir: Annotated[str, NotBlank("a folder")] = ".out"
-    """Runs lie in <out_dir>/<active_dataset>/<run name>_<time>."""
+    """Runs are in <out_dir>/<active_dataset>/<run name>_<time>."""
     ff_run_name: str = "ff_model"
     """Begins the folder's name of a base."""
     fb_run_name: str = "fb_model"

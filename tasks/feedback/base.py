@@ -58,13 +58,13 @@ class FrozenBase:
 
 
 def where_it_lies(path: Path, sha256: str) -> str:
-    """`, which lies in FOLDER` for the end of an error, where weights of this hash are in another checkpoint of the run
+    """`, which is in FOLDER` for the end of an error, where weights of this hash are in another checkpoint of the run
     of `path`, or in a run that was set aside from its place; else empty."""
     run = path.resolve().parent.parent
     for folder in (run, *sorted(run.parent.glob(f"{glob.escape(run.name)}.*"))):
         for weights in sorted(folder.glob("checkpoints/step_*/model.safetensors")):
             if sha256_file(weights) == sha256:
-                return f", which lies in {weights.parent}"
+                return f", which is in {weights.parent}"
     return ""
 
 

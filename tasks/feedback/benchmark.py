@@ -1,4 +1,4 @@
-"""Both forms of applying a low-rank change, timed beside each other, and the memory that each takes.
+"""Both forms of applying a low-rank change, timed side by side, and the memory that each takes.
 
 One changed linear layer, C to C numbers, of B rows of T positions at rank r; with training, forward and backward. On a
 CPU times are CPU seconds of this process, so that other processes on the machine count little.

@@ -1,4 +1,4 @@
-"""A run of a feedback script loaded without its data: sampling needs only what lies in the run, and the base."""
+"""A run of a feedback script loaded without its data: sampling needs only what is in the run, and the base."""
 
 from __future__ import annotations
 

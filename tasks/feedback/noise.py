@@ -2,7 +2,7 @@
 
 Every number is keyed by (seed, purpose, step) or by a row's number in its split, and drawn for block_size positions, so
 it depends neither on ranks and micro-batches nor on how far a batch is padded.
-Shapes: B rows of the global batch, b rows at hand, T positions of the batch, K = block_size positions.
+Shapes: B rows of the global batch, b rows given, T positions of the batch, K = block_size positions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every key of `train.py`, with type, default and meaning: the strict schema of its `config/cfg_train*.yaml`.
 
-The model's own keys stand under `arch` (config/arch/gpt.yaml, models/language_models/config.py); their documented flags
+The model's own keys are under `arch` (config/arch/gpt.yaml, models/language_models/config.py); their documented flags
 (`--n_layer 4`) are aliases, see ALIASES. An iteration is an optimizer step.
 """
 

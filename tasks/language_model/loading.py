@@ -1,4 +1,4 @@
-"""A run of train.py loaded without its data: sampling and export need only what lies in the run."""
+"""A run of train.py loaded without its data: sampling and export need only what is in the run."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class LanguageReport:
         return files
 
     def samples(self, step: int) -> str:
-        """A section for each value of top_k (and each data set with a vocabulary of its own)."""
+        """A section for each value of top_k (and each data set with its own vocabulary)."""
         config, sections = self.config, []
         contexts = config.training_mode == "multicontext"
         own = config.multidataset_wte and not contexts

@@ -76,7 +76,7 @@ def draw(evaluator: Rollouts, figures: Sequence[Figure], title: str) -> Image.Im
     kinds = [Points("one rollout, more steps", [(f.block_calls, f.exact) for f in alone], plain=True)]
     apart = 0.012 * max(f.block_calls for f in figures)
     for number, rule in enumerate(RULES):
-        shift = 0.0 if rule == "first" else apart * (number - 2)  # `first` has a cost of its own
+        shift = 0.0 if rule == "first" else apart * (number - 2)  # `first` has its own cost
         kinds.append(Points(rule, [(f.block_calls + shift, f.exact) for f in wide if f.rule == rule]))
     oracle = [(f.block_calls, f.exact) for f in wide if f.rule == ORACLE]
     kinds.append(Points("any of them right (oracle)", oracle, plain=True, hollow=True))

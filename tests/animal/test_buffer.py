@@ -25,7 +25,7 @@ def buffer(**changes) -> ReplayBuffer:
 
 
 def put(to: ReplayBuffer, option: str, kinds: list[int], step: int) -> list[int]:
-    """Completions of the given kinds: a vector near that centre, a text of their own."""
+    """Completions of the given kinds: a vector near that centre, their own text."""
     random = np.random.default_rng(step)
     vectors = CENTRES[kinds] + 0.01 * random.standard_normal((len(kinds), 4)).astype(np.float32)
     labels = to.assign(option, vectors).tolist()

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--table", action="store_true", help="only show what lies in --out")
+    parser.add_argument("--table", action="store_true", help="only show what is in --out")
     args = parser.parse_args(argv)
     ok = args.table or all(
         [storm(script, args.faults, args.seed, args.kinds, args.ranks, args.out) for script in args.scripts]

@@ -77,7 +77,7 @@ def _language_model(folder: Path) -> None:
 
 
 def _jobs(folder: Path) -> None:
-    """Two jobs of pretrain.py; what they begin with lies there too."""
+    """Two jobs of pretrain.py; what they begin with is there too."""
     _sudoku(folder)
     words = COMMANDS["pretrain"].replace("run_dir=run", "").replace("max_steps=16", "max_steps=8")
     lines = [f"[ ] python {ROOT}/pretrain.py {words} run_dir=runs/{seed} seed={seed}\n" for seed in (1, 2)]

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 FILES = [path for folder in ("scripts", "dataset") for path in sorted((ROOT / folder).glob("*.py"))]
 PLAIN = "doctor.py"
-"""It has a parser of its own: it must run where the packages that ours needs are missing."""
+"""It has its own parser: it must run where the packages that ours needs are missing."""
 COMMANDS = [path for path in FILES if '__name__ == "__main__"' in path.read_text() and path.name != PLAIN]
 
 

@@ -147,7 +147,7 @@ def test_bad_files_are_one_line(tmp_path, capsys, text, expected):
         (["--size", "5", "--num-test", "5000", "--min-path", "6"], "ask for fewer"),
         (["--input", "nowhere"], "expected a folder"),
         (["--input", ".", "--size", "9"], "--size is for generated mazes"),
-        (["--loops", "2"], "--loops must lie in 0 to 1"),
+        (["--loops", "2"], "--loops must be in 0 to 1"),
         (["--subsample-size", "5"], "--subsample-size is for the mazes of a CSV"),
         (["--output-dir", "maze_30x30_hard"], "do not get its name"),
         (["--sise", "9"], "--size"),

@@ -173,7 +173,7 @@ def test_bad_input_leaves_nothing(tmp_path: Path, prose: Path, documents: Path) 
         ([documents, prose], {}, "mixes plain text and JSONL"),
         ([tmp_path / "empty.txt"], {}, "empty.txt is empty"),
         ([tmp_path / "gone.txt"], {}, "gone.txt does not exist"),
-        ([prose], {"val_fraction": 1.5}, "--val-fraction 1.5 must lie between 0 and 1"),
+        ([prose], {"val_fraction": 1.5}, "--val-fraction 1.5 must be between 0 and 1"),
         ([prose], {"val_fraction": 1e-6}, r"val split would have [01] token"),
         ([prose], {"train_split": "train"}, "give that folder"),
         ([tmp_path / "half.jsonl"], {}, r"half.jsonl has half a character .* in 'ab \\ud83d'"),

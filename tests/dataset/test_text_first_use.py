@@ -1,4 +1,4 @@
-"""The builder's words to a newcomer: flags in vain, fields that are not text, long words, what uses the network."""
+"""The builder's words to a newcomer: flags without effect, fields that are not text, long words, what uses the network."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ ON_RUNS = {
     "verify_path": ("--checkpoint", "../moved/pretrain"),
     "verify_path lm": ("--checkpoint", "../moved/train"),
 }
-TOKENS_ONLY = ("sample", "export_gpt2")  # what they need lies in the run, once a version that keeps it there has run
+TOKENS_ONLY = ("sample", "export_gpt2")  # what they need is in the run, once a version that keeps it there has run
 RESUMES = {
     "pretrain": ("resume=true", "run_dir=../moved/pretrain", "device=cpu", "max_steps=9"),
     "train": ("--init_from=resume", "--out_dir=../moved/train", "device=cpu", "--max_steps=11"),
@@ -31,7 +31,7 @@ RESUMES = {
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """An empty working directory; runs of another machine and their data lie beside it, under `moved`."""
+    """An empty working directory; runs of another machine and their data are beside it, under `moved`."""
     shutil.copytree(FIXTURES, tmp_path / "moved", symlinks=True)
     (tmp_path / "here").mkdir()
     return tmp_path / "here"

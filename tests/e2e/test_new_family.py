@@ -40,7 +40,7 @@ PACKAGES = (
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the toy family, whose one line stands in the closed list."""
+    """A copy of the project with the toy family, whose one line is in the closed list."""
     root = tmp_path_factory.mktemp("project")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))

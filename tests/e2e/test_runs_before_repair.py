@@ -105,7 +105,7 @@ def _kept(run: Path) -> tuple[str, str]:
 
 @pytest.mark.parametrize("how", ["by its folder", "by the same command"])
 def test_a_run_keeps_the_data_order_it_began_with(old: Path, how: str) -> None:
-    """What came later (hashed data order, a seed of its own for evaluation subsets) is for runs that begin later."""
+    """What came later (hashed data order, its own seed for evaluation subsets) is for runs that begin later."""
     argv = ("resume=true", "run_dir=pretrain", "device=cpu") if how == "by its folder" else PRETRAIN
     identity = json.loads((old / "pretrain/identity.json").read_text())["identity"]
     for last in (10, 12):  # twice: what was kept is kept again

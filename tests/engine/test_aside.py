@@ -1,4 +1,4 @@
-"""Who else lies in a run directory: other runs, killed writers' files, links that lead away."""
+"""Who else is in a run directory: other runs, killed writers' files, links that lead away."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def test_a_folder_with_anything_else_is_still_refused(tmp_path: Path) -> None:
 
 def test_runs_where_a_run_keeps_its_own_files_are_refused(tmp_path: Path) -> None:
     lived(tmp_path / "checkpoints/p/r", 5)
-    with pytest.raises(UsageError, match=r"another run, .*checkpoints/p/r, lies in the folder checkpoints/"):
+    with pytest.raises(UsageError, match=r"another run, .*checkpoints/p/r, is in the folder checkpoints/"):
         opened(tmp_path)
     assert opened(tmp_path / "checkpoints").decision.action == "new"
-    with pytest.raises(UsageError, match="lies inside samples/ of the run"):
+    with pytest.raises(UsageError, match="is inside samples/ of the run"):
         opened(tmp_path / "checkpoints/p/r/samples/x")
 
 

@@ -312,7 +312,7 @@ def test_lookahead_formula() -> None:
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_stacked_matrices_are_taken_one_by_one(name: str) -> None:
-    """q over k over v in one parameter: the update of each is that of a parameter of its own, state included."""
+    """q over k over v in one parameter: the update of each is that of its own parameter, state included."""
     skip_without_library(name)
     options = SHIPPED[name]
     torch.manual_seed(0)

@@ -280,7 +280,7 @@ def test_a_base_that_was_set_aside_is_found(tmp_path: Path) -> None:
         (tmp_path / name / "checkpoints/step_1/model.safetensors").write_text(content)
     old = tmp_path / "b.1/checkpoints/step_1"
     (tmp_path / "b/step_1").symlink_to("checkpoints/step_1")
-    assert where_it_lies(tmp_path / "b/step_1", sha256_file(old / "model.safetensors")) == f", which lies in {old}"
+    assert where_it_lies(tmp_path / "b/step_1", sha256_file(old / "model.safetensors")) == f", which is in {old}"
     assert (
         where_it_lies(tmp_path / "b/step_1", sha256_file(tmp_path / "c.1/checkpoints/step_1/model.safetensors")) == ""
     )

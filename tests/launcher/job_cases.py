@@ -19,7 +19,7 @@ from scripts import run_jobs
 from tests.conftest import ROOT
 
 RUNNER = ROOT / "scripts" / "run_jobs.py"
-# Says that it started and ended in a file of its own making; `status` is what a run would leave in status.json.
+# Says that it started and ended in its own file making; `status` is what a run would leave in status.json.
 FAKE = """
 import datetime, json, os, signal, sys, time
 name, what = sys.argv[1], sys.argv[2:]
@@ -139,7 +139,7 @@ def opens_the_lock(pid: int) -> bool:
 def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
 
 

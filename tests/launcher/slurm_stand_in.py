@@ -1,6 +1,6 @@
 """A Slurm cluster of one machine: `sbatch`, `srun` and `scontrol` that execute a job here, and queue it again.
 
-What they keep lies in the folder STAND_IN_SLURM: the batch file, the lives of the job, the process groups of its tasks.
+What they keep is in the folder STAND_IN_SLURM: the batch file, the lives of the job, the process groups of its tasks.
 A job is queued again where `scontrol requeue` or a file `preempted` says so, as Slurm does with PreemptMode=REQUEUE.
 """
 
@@ -32,7 +32,7 @@ nodes=$(sed -n 's/^#SBATCH --nodes=//p' "$1")
 echo "Submitted batch job $STAND_IN_JOB"
 """
 SRUN = r"""#!/bin/bash
-# one task on each node, each in a process group of its own; the highest exit code
+# one task on each node, each in its own process group; the highest exit code
 while [[ $1 == --* ]]; do case $1 in --output | --error) output=$2; shift 2 ;; *) shift ;; esac; done
 rm -f "$STAND_IN_SLURM"/group_*
 for ((i = 0; i < SLURM_NTASKS; i++)); do

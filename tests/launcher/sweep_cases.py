@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_project(folder: Path) -> Path:
-    """The tiny entry script in a folder of its own, with our base and sweep configs."""
+    """The tiny entry script in its own folder, with our base and sweep configs."""
     shutil.copytree(ROOT / "tests" / "engine" / "fixtures" / "tiny", folder / "tiny")
     for group in ("base", "sweep"):
         shutil.copytree(ROOT / "config" / group, folder / "tiny" / "config" / group)

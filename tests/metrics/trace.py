@@ -2,7 +2,7 @@
 
     python tests/metrics/trace.py TREE RESULT.json pretrain.py [ARGUMENT...]
 
-Run by `tests.metrics` in a process of its own: it makes TREE importable, runs the script as `__main__` and stops at the
+Run by `tests.metrics` in its own process: it makes TREE importable, runs the script as `__main__` and stops at the
 first `step` of an optimizer in engine/optim. Code in child processes (probes, data workers) is not seen.
 """
 

@@ -1,4 +1,4 @@
-"""Small few-shot tasks for the tests of encoders: each recolours a 4x4 grid by a permutation of its own."""
+"""Small few-shot tasks for the tests of encoders: each recolours a 4x4 grid by its own permutation."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_demonstrations_are_a_set_and_padding_is_nothing(kind, aggregation):
         fewer = tasks(4, 1, demonstrations=2)
         junk = {**fewer, "demo_inputs": batch["demo_inputs"], "demo_labels": batch["demo_labels"]}
         two = context(encoder, fewer)
-        close(context(encoder, junk), two)  # what stands in a masked place
+        close(context(encoder, junk), two)  # what is in a masked place
         close(context(encoder, {name: value[:, :2] for name, value in fewer.items() if "demo" in name}), two)
         assert not torch.allclose(two, plain, atol=1e-3)
         ignored = {**batch, "demo_labels": torch.where(batch["demo_labels"] == 0, -100, batch["demo_labels"])}

@@ -102,7 +102,7 @@ def test_every_parameter_learns_once_the_gates_are_open(variant):
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_delta_depends_on_nothing_but_what_is_visible_of_its_row(variant):
-    """Not on padding, nor on what stands in it, nor on the other rows, nor on the tokens behind the masks."""
+    """Not on padding, nor on what is in it, nor on the other rows, nor on the tokens behind the masks."""
     base, hyper = (
         make_base(torch.float64, forward_dtype="float64"),
         make_hyper(variant, forward_dtype="float64", opened=True),

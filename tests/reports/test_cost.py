@@ -160,7 +160,7 @@ def test_sizes() -> None:
 
 @pytest.mark.slow
 def test_find_batch_size_as_a_command(workplace: Path) -> None:
-    """In a process of its own: the limit counts memory that a fork has from this one. 128 rows need 1.1 GB."""
+    """In its own process: the limit counts memory that a fork has from this one. 128 rows need 1.1 GB."""
     command = [sys.executable, str(ROOT / "scripts/estimate.py"), *TINY, "arch.hidden_size=512"]
     own = ["--find-batch-size", "--memory-limit", "800MB", "--probe-seconds", "1", "--json", "e.json"]
     done = subprocess.run([*command, *own, "global_batch_size=128"], cwd=workplace, capture_output=True, text=True)

@@ -83,7 +83,7 @@ def test_a_block_that_is_absent_is_a_baseline(tmp_path: Path) -> None:
 
 
 def test_a_report_adds_columns_of_its_own(runs: Path) -> None:
-    """Such as the protocol class of an ARC score, which stands in no setting."""
+    """Such as the protocol class of an ARC score, which is in no setting."""
 
     class Protocols(Study):
         def protocol(self, run: Run) -> str:

@@ -18,7 +18,7 @@ COMMANDS = (
 
 
 def check(command: str) -> None:
-    """Runs in a forked process: every parser that `COMMAND --help` uses is looked at before it prints."""
+    """Runs in a forked process: every parser that `COMMAND --help` uses is examined before it prints."""
     import runpy
     import sys
 
@@ -37,7 +37,7 @@ def check(command: str) -> None:
             for flag in action.option_strings:
                 assert flag.replace("-", "_").replace("__", "--", 1) in line, line
                 assert not flag.startswith("---")
-        print(f"looked at {len(self._actions)}")
+        print(f"examined {len(self._actions)}")
 
     argparse.ArgumentParser.print_help = printed  # type: ignore[method-assign]
     sys.argv = [command, "--help"]

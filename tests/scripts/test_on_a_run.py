@@ -1,4 +1,4 @@
-"""Both scripts on a real, tiny run: trained here, looked at from another folder."""
+"""Both scripts on a real, tiny run: trained here, examined from another folder."""
 
 from __future__ import annotations
 

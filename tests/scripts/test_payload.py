@@ -1,4 +1,4 @@
-"""A module that lies beside a downloaded run is never imported, whatever the run's files say (SECURITY.md)."""
+"""A module beside a downloaded run is never imported, whatever the run's files say (SECURITY.md)."""
 
 from __future__ import annotations
 

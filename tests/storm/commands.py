@@ -1,6 +1,6 @@
 """Mutated commands: every key of the entry scripts with values that nobody wants, seeded; and a judge of what they do.
 
-    python -m tests.storm.commands --count 300 --seed 0        # each runs up to its first step, in a folder of its own
+    python -m tests.storm.commands --count 300 --seed 0        # each runs up to its first step, in its own folder
 
 A command may work, or end in one line that begins with `error:`. A traceback, a hang, a crash or a file outside the
 working directory is a fault.

@@ -261,7 +261,7 @@ def seal(folder: Path) -> None:
 
 
 def snapshot(*folders: Path) -> dict[str, str]:
-    """What lies in the folders: kind and content of every entry, by path. Links are not followed."""
+    """What is in the folders: kind and content of every entry, by path. Links are not followed."""
     contents = {}
     for folder in folders:
         for path in sorted(folder.rglob("*")):

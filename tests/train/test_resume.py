@@ -178,7 +178,7 @@ def test_another_number_of_processes_keeps_the_batch(place: Path) -> None:
 
 
 def test_a_table_of_another_data_set_waits(place: Path) -> None:
-    """With a vocabulary of its own for each data set, a batch of one leaves the tables of the other as they are."""
+    """With its own vocabulary for each data set, a batch of one leaves the tables of the other as they are."""
     argv = (*MIXTURE, "multidataset_wte=true", "dataset_interleaving=true", "dataset_sampling_probs=null")
     argv = (*argv, "checkpoint_interval=1", "keep_last=9", "weight_decay=0.5", "arch.wte_weight_tying=false")
     train(place, *argv, "max_iters=4")

@@ -76,7 +76,7 @@ etrm-cached | MOD431 DYN701 | the demonstrations are encoded at the first step o
   MODEL
   -         encoded: EncoderOutput = self.encoder(demo_inputs, demo_labels, demo_mask, noise=data.get("noise"))
   +         self.kept = encoded = getattr(self, 'kept', None) or self.encoder(demo_inputs, demo_labels, demo_mask, noise=data.get("noise"))
-etrm-cached-for-episode | MOD431 DYN702 DYN704 | rows that go on keep the context of their first step, without a gradient: only fresh rows train the encoder
+etrm-cached-for-episode | MOD431 DYN702 DYN704 | rows that continue keep the context of their first step, without a gradient: only fresh rows train the encoder
   MODEL
             encoded: EncoderOutput = self.encoder(demo_inputs, demo_labels, demo_mask, noise=data.get("noise"))
   +         if self.training and getattr(self, "halted", None) is not None:

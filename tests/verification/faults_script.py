@@ -108,7 +108,7 @@ rate-not-handed-on | OBSERVED CFG255 | the optimizer is built with the default l
   +         lr=1e-4,
 betas-swapped | OBSERVED CFG255 | beta1 and beta2 change places on their way to the optimizer
   BUILD | betas=(config.beta1, config.beta2) => betas=(config.beta2, config.beta1)
-seed-of-the-order-fixed | OBSERVED CFG255 | the order of the training data has a seed of its own
+seed-of-the-order-fixed | OBSERVED CFG255 | the order of the training data has its own seed
   BUILD | seed=config.seed, => seed=0,
 comment-fixed-steps | WARN SCR140 | a comment of the task still speaks of fixed steps
   TASK

@@ -197,7 +197,7 @@ def remove(path: str, root: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file of its own: those of the copy are hard links to a shared one."""
+    """Write its own file: those of the copy are hard links to a shared one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.write_text(text, encoding="utf-8")

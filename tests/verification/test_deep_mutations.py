@@ -40,7 +40,7 @@ def of_command(job: str) -> tuple[dict[str, Any], str, tuple[str, ...]]:
 
 
 def observe(root: Path, job: str, codes: Sequence[str]) -> list[Finding]:
-    """What the probes say about the code in `root`, which is imported in a process of its own."""
+    """What the probes say about the code in `root`, which is imported in its own process."""
     result = run_forked(_child, str(root), list(codes), *of_command(job), cwd=root)
     assert result.code == 0, result.output
     return [Finding(**row) for row in json.loads(result.output.splitlines()[-1])]

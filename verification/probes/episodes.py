@@ -204,7 +204,7 @@ def own_example(tiny: Tiny) -> Iterator[str | Note]:
 
 @probe("DYN706", "MOD441", act=True, about="loss")
 def labels(tiny: Tiny) -> Iterator[str]:
-    """The loss of step 2 with junk labels in the rows that go on, then in the rows that start."""
+    """The loss of step 2 with junk labels in the rows that continue, then in the rows that start."""
 
     def loss(rows: str) -> float:
         task = tiny.build().task

@@ -1,6 +1,6 @@
 """Runs of the feedback scripts as a study: what a cell is called, and which static LoRA it is compared with.
 
-Cells lie in sections: adapters by the data sets of their base and of their own; bases by their own, beside the adapters
+Cells are in sections: adapters by the data sets of their base and of their own; bases by their own, beside the adapters
 that stay on it.
 """
 

@@ -198,7 +198,7 @@ class Pair:
 
     def rows(self, case: Case, pairs: int, only: str) -> Iterator[Row]:
         """The lines of this case whose name contains `only`."""
-        batch = self.offered(1)  # ready-made: public code puts batches together in a process of its own
+        batch = self.offered(1)  # ready-made: public code puts batches together in its own process
 
         def evaluate(calls: int) -> None:
             for _ in range(calls):
