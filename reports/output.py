@@ -48,7 +48,7 @@ def check_place(target: Path, *, example: str) -> None:
     """Whether a file can be written there, before the work and not after it. Raises: UsageError."""
     place = next(folder for folder in target.absolute().parents if folder.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UsageError(f"{target} cannot be written ({place} is {'read-only' if place.is_dir() else 'no folder'})")
+        raise UsageError(f"{target} cannot be written ({place} is {'read-only' if place.is_dir() else 'not a folder'})")
     if target.is_dir():
         raise UsageError(f"{target} is a folder: name a file in it, such as {target / example}")
 

@@ -125,7 +125,7 @@ def keys_are_handed_on(tiny: Tiny) -> Found:
 
 
 def fresh_encoding(tiny: Tiny) -> Found:
-    """DYN704: rows that continue are computed with the encoding that the present weights make of their demonstrations."""
+    """DYN704: rows that continue are computed with the encoding that the present weights make of their demos."""
     if tiny.fixed:
         raise Unobservable("a fixed model takes its steps between two updates")
     task = tiny.build().task

@@ -366,7 +366,7 @@ def test_the_leakage_report_is_of_what_fits_the_canvas(tmp_path):
         ("shapes", lambda a: a[:-1], "expected two grids a pair"),
         ("augmentations", lambda a: a[:-1], "expected shape"),
         ("augmentations", lambda a: a | 0x80, "a transform is beyond 7"),
-        ("augmentations", lambda a: a & 0xF0, "no permutation of the colours"),
+        ("augmentations", lambda a: a & 0xF0, "not a permutation of the colours"),
         ("offsets", lambda a: a + 29, "an example lies beyond the canvas of 30x30"),
         ("offsets", lambda a: a[1:], "offsets.npy: expected shape"),
         ("offsets", lambda a: a.astype(np.int64), "expected bytes in all four arrays"),

@@ -175,7 +175,7 @@ def bad_csv(tmp_path: Path, change) -> Path:
         (lambda f: f.__setitem__(1, "5" + f[1][1:]), "question has a character other"),
         (lambda f: f.__setitem__(2, "." + f[2][1:]), "answer has a character other"),
         (lambda f: f.__setitem__(2, f[2][4:] + f[2][:4]), "answer contradicts a given"),
-        (lambda f: (f.__setitem__(1, "." * 16), f.__setitem__(2, "1" * 16)), "no Sudoku solution"),
+        (lambda f: (f.__setitem__(1, "." * 16), f.__setitem__(2, "1" * 16)), "not a Sudoku solution"),
         (lambda f: f.__setitem__(3, "easy"), "rating must be a number"),
         (lambda f: f.append("more"), "expected 4 columns, found 5"),
     ],

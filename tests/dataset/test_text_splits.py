@@ -185,7 +185,7 @@ def test_json_is_read_as_documents(tmp_path: Path, layout: str, mark: bytes) -> 
         ("docs.json", "[" * 100_000, "nested too deep"),
         ("docs.json", '[{"text": "a"}, {"text"', "is not a JSON array of documents"),
         ("docs.json", "once upon a time", "holds no JSON array"),
-        ("docs.csv", "text,label\nabc,1\n" * 9, "holds columns, no text"),
+        ("docs.csv", "text,label\nabc,1\n" * 9, "holds columns, not text"),
         ("docs.txt.gz", b"\x1f\x8b\x08\x00abc", "is compressed by gzip"),
         ("docs.txt", "ab\n".encode("utf-16") * 9, "is UTF-16, expected UTF-8: iconv -f UTF-16"),
         ("docs.txt", "ab\n".encode("utf-16-le") * 9, "is UTF-16 (or no text at all)"),

@@ -49,7 +49,7 @@ def test_a_file_that_never_ends_is_refused_by_its_size(tmp_path: Path) -> None:
         ("{", "not JSON"),
         ("9" * 5000, "not JSON"),
         ('"\\ud800"', "half a character"),
-        ("\xff", "not text in UTF-8"),
+        ("\xff", "not valid UTF-8"),
     ],
 )
 def test_json_that_is_refused(text: str, words: str) -> None:

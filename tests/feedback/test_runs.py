@@ -179,7 +179,7 @@ JUDGED = "evaluators=[{name: final_number@FinalNumber}]"
     ("argv", "expected"),
     [
         ([], "active_dataset is required and has no value: choose a key of datasets, gsm8k, wikitext"),
-        (["--active_dataset", "gsm8"], "no key of datasets, which has gsm8k, wikitext: did you mean 'gsm8k'"),
+        (["--active_dataset", "gsm8"], "not a key of datasets, which has gsm8k, wikitext: did you mean 'gsm8k'"),
         (["--active_dataset", "gsm8k", "--config", "gone.json"], "--config gone.json cannot be read"),
         (["--active_dataset", "gsm8k", "--checkpoint_dir", "x"], "add --resume True"),
         (["--active_dataset", "gsm8k", "--resume", "True", "--checkpoint_dir", "x"], "no checkpoint in .out/gsm8k/x"),

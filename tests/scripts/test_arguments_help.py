@@ -48,7 +48,7 @@ def check(command: str) -> None:
 def test_every_option_says_type_default_and_meaning(command: str) -> None:
     done = run_forked(check, command)
     assert done.code == 0, done.output
-    assert "looked at" in done.output
+    assert "examined" in done.output
 
 
 def test_the_words() -> None:

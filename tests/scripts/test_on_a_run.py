@@ -255,7 +255,7 @@ def test_the_run_on_a_page_and_on_the_terminal(run: Path, tmp_path: Path) -> Non
     page.write_text("notes")
     refused = run_script("scripts/report", str(run), "--out", str(page))
     assert refused.code == 2
-    assert "is no report of report.py" in refused.output
+    assert "is not a report of report.py" in refused.output
     shown = run_script("scripts/compare_runs", str(run))
     assert shown.code == 0, shown.output
     assert f"| {score:.4f}" in shown.output

@@ -70,7 +70,7 @@ def test_a_stored_command_holds_values_only(tmp_path: Path, line: str) -> None:
     (tmp_path / "config.yaml").write_text(header + "script: pretrain.py\n")
     assert command_of(tmp_path)[1] == "pretrain.py"
     (tmp_path / "overrides.txt").write_text(f"seed=1\n{line}\n")
-    with pytest.raises(UsageError, match="is no value of a key"):
+    with pytest.raises(UsageError, match="is not the value of a key"):
         command_of(tmp_path)
 
 

@@ -106,7 +106,7 @@ def test_a_run_of_a_recipe_that_lies_elsewhere(kept: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "is no run directory"), ("a: [", "is not YAML"), ("seed: 1\n", "it is not of a run")],
+    [(None, "is not a run directory"), ("a: [", "is not YAML"), ("seed: 1\n", "it is not of a run")],
 )
 def test_what_is_no_run(tmp_path: Path, text: str | None, words: str) -> None:
     from engine.errors import UsageError

@@ -96,7 +96,7 @@ def test_the_page_has_every_task_and_filters(record: Record) -> None:
     ("stored", "message"),
     [
         ("{", "not valid JSON|JSON"),
-        ("[]", "is no record of tasks"),
+        ("[]", "is not a record of tasks"),
         (json.dumps({"tasks": {}, "attempts": 2}), "holds no tasks"),
         (json.dumps(content(attempts=0)), "attempts must be a whole number from 1, got 0"),
         (json.dumps(content(tasks={"odd": {"train": []}})), "task odd is damaged"),
