@@ -153,7 +153,7 @@ def ensure(path: str | Path, *, build: bool = True, offline: Literal["stand_in",
         if root.name not in BUILT and stand_in is None:
             raise UsageError(_missing(root))
         if not build:
-            raise UsageError(f"{root} does not exist, and the config of a run builds no data: {build_command(root)}")
+            raise UsageError(f"{root} does not exist, and a run's config does not build data: {build_command(root)}")
         _build_once(root, stand_in)
     for split in ("train", "test"):
         load_splits([root], split)

@@ -28,7 +28,7 @@ def _rows(text: str) -> dict[str, Code]:
     for line in text.strip().splitlines():
         row = Code(*[cell.strip() for cell in line.split("|")])
         if row.code in table:
-            raise ValueError(f"code {row.code} is there twice")
+            raise ValueError(f"code {row.code} appears twice")
         table[row.code] = row
     return table
 
@@ -36,36 +36,36 @@ def _rows(text: str) -> dict[str, Code]:
 # code | step | what holds | symptom | why it matters | fix
 CODES = _rows("""
 JOB001 | 1 | every line of a job file is a comment, blank or a job | a runner skips the line | the run that it asks for never happens and nobody notices | write `[ ] COMMAND`, or begin the line with #
-JOB002 | 1 | no job is there twice, no running mark is stale | a job runs twice, or never | two runs of the same thing cost twice and one overwrites the other's meaning | give each job its own run_name; set a stale [-] back to [ ]
+JOB002 | 1 | no job appears twice, no running mark is stale | a job runs twice, or never | two runs of the same thing cost twice and one overwrites the other's meaning | give each job its own run_name; set a stale [-] back to [ ]
 JOB010 | 1 | the script exists at the root of the repository | `can't open file` | the job ends before it begins | name an existing script
 JOB011 | 1 | the script's name has no suffix such as _old or _backup | an outdated script runs | it trains with code that nobody maintains | use the current script
 JOB012 | 1 | the launcher's processes divide the batch | exit 2 after the ranks have started, or ranks that never meet | hours of queueing for a refused launch | change --nproc-per-node, global_batch_size or accumulation
 JOB020 | 1 | the config that the job names exists | `there is no config` | the job ends before it begins | name an existing config/cfg_*.yaml
 JOB021 | 1 | the config is neither retired nor a backup copy | an abandoned approach is trained | its results are compared with those of the current one | use the successor that config/REMOVED.txt names
-JOB030 | 1 | the overrides compose and fit the strict schema | exit 2 with one line | the launch refuses it, since a key or value that is not one would leave another in force | do what the message suggests
+JOB030 | 1 | the overrides compose and fit the strict schema | exit 2 with one line | the launch refuses it, since an invalid key or value would leave another one in force | do what the message suggests
 JOB031 | 1 | every override is read by what it configures | two runs give the same numbers | the sweep over that key compares a run with itself | drop the override, or switch on what reads it
-JOB032 | 1 | run names are unique and say what the values are | one run resumes or replaces another; tables are mislabelled | results are attributed to the wrong setting | rename the run
+JOB032 | 1 | run names are unique and match the values | one run resumes or replaces another; tables are mislabelled | results are attributed to the wrong setting | rename the run
 JOB033 | 1 | files and folders that overrides name exist | a failure after the start, or data of another kind | the run cannot begin | build or name the right path
-JOB034 | 1 | the stated intent equals what is resolved | the run does what was not meant | this is the fault that all others end in | change the command, or the `#@ intent:` line
+JOB034 | 1 | the stated intent equals what is resolved | the run does something unintended | this is the fault that all others end in | change the command, or the `#@ intent:` line
 SCR110 | 2 | the script has one @hydra.main whose config exists | Hydra finds no config | the script cannot start by itself | set config_path and config_name
 SCR111 | 2 | the job's config is one of this script's | training runs with the wrong behaviour | the guide's first pitfall: script and config belong to different approaches | run the script that the config names, or choose another --config-name
-SCR112 | 2 | the architecture's declared family and data mode are those of the script | a model is fed what it was not made for | it trains, and learns from the wrong input | choose an arch of the script's family
+SCR112 | 2 | the architecture's declared family and data mode are those of the script | a model is fed input that it was not made for | it trains, and learns from the wrong input | choose an arch of the script's family
 SCR120 | 2 | the script wires config, model and run in the contract's order | a hard-coded model, or defaults in place of the config | the config describes one run, the code does another | load_synced_config, then create_model over engine.registry.resolve, then run
 SCR121 | 2 | the data set classes that the script loads have its data mode | the encoder is not used, or gets no demonstrations | the wrong approach is trained | load the data set class of the script's mode
 SCR122 | 2 | training reads the training split, the evaluation its own | an accuracy that is too good, or of the wrong examples | memory is measured, not reasoning | load each split where the task needs it
 SCR130 | 2 | the training loop has the form of the declared ACT mode | steps per example differ from what is meant | dynamic halting needs one call per step and a stored carry, fixed steps a loop | store output.carry and call the model once per step, or declare the other mode
 SCR131 | 2 | the names of training functions agree with the mode | a reader reviews the wrong function | the guide's red flag | rename the function
 SCR140 | 2 | comments do not describe the other mode | a reader believes the comment | a comment of the other mode is often what is left of an incomplete change | fix comment or code
-SCR141 | 2 | no error is swallowed around data, model and evaluators | a run without evaluators or with a fall-back model | the failure shows as a missing number weeks later | catch the one error that is meant
+SCR141 | 2 | no error is swallowed around data, model and evaluators | a run without evaluators or with a fall-back model | the failure shows as a missing number weeks later | catch only the intended error
 CFG210 | 3 | the config chooses an architecture that exists | `arch config not found` | the guide's second pitfall | set `- arch: NAME` in the defaults list
 CFG211 | 3 | the recipe's own values win over those of the arch file | the recipe's arch block has no effect | the run has the arch file's size and cycles | put _self_ after arch in the defaults list
-CFG220 | 3 | each arch value can be traced along the chain | a value comes from an unexpected file | the last file wins, silently | set it where it is meant
+CFG220 | 3 | each arch value can be traced along the chain | a value comes from an unexpected file | the last file wins, silently | set it where it belongs
 CFG230 | 3 | the halting parameters of the mode are set and sensible | rows never or always halt | a model that never explores learns a halting head that is never tested | set arch.halt_exploration_prob in [0, 1] and arch.halt_max_steps > 1
-CFG231 | 3 | the exploration is the reference's | other numbers than the published ones | exploration changes the number of steps per example | say so in the intent, or set it to 0.1
+CFG231 | 3 | the exploration is the reference's | other numbers than the published ones | exploration changes the number of steps per example | state it in the intent, or set it to 0.1
 CFG240 | 3 | every evaluator resolves and reads its keys | exit 2, or metrics that never appear | a run without its evaluation is a run to repeat | correct module@Class under evaluators/
 CFG250 | 3 | the warm-up ends well before the run does | the learning rate never reaches its peak | the run is trained at a fraction of its learning rate | shorten the warm-up, or train longer
 CFG251 | 3 | some optimizer group is active and has something to train | the loss stays where it was | the run trains nothing | unfreeze, or give the group a learning rate above 0
-CFG252 | 3 | a variational encoder has a KL weight, another one none | sampling noise without a prior | latent spaces collapse or drift | set arch.loss.kl_weight
+CFG252 | 3 | a variational encoder has a KL weight, any other none | sampling noise without a prior | latent spaces collapse or drift | set arch.loss.kl_weight
 CFG253 | 3 | a loaded decoder has the shape and cycles it was trained with | decoder weights used at another depth | the pretrained part computes something else | copy the cycles of the source's config
 CFG254 | 3 | final metrics are those of the whole test split | accuracy of a subset is reported | not comparable with published figures | set final_eval_max_examples=null
 CFG255 | 3 | every key of the script's schema is read somewhere | changing the key changes nothing | it looks configurable and is not | read the key and hand its value on where the run is built, or drop it from the schema
@@ -78,18 +78,18 @@ ARC314 | 4 | the loss resolves and has the loss_type | exit 2, or another loss |
 ARC320 | 4 | the arch file's halting keys are those of the class's ACT mode | keys of the other mode are ignored | the file promises fixed steps, the model halts | use the keys of the class's mode
 ARC321 | 4 | the arch file of a dynamic model sets halt_exploration_prob | the default is used silently | the guide's red flag: nobody decided about exploration | add halt_exploration_prob to the arch file
 ARC330 | 4 | arch keys and the fields of the model's config agree and are read | a key without effect | sweeps over it compare a run with itself | correct or drop the key
-ARC340 | 4 | the manager's goals are used, weighed and scored as they are meant to be | feudal loss missing, always 0, or followed for one window only | an ablation compares other cells than its table says | change the key that the message names, or say in the intent that it is meant (`manager=none`, `injection=false`, `period=8`, `feudal_weight=0.2`)
+ARC340 | 4 | the manager's goals are used, weighted and scored as intended | feudal loss missing, always 0, or followed for one window only | an ablation compares other cells than its table says | change the key that the message names, or declare it in the intent (`manager=none`, `injection=false`, `period=8`, `feudal_weight=0.2`)
 MOD410 | 5 | the class is a module with forward(batch, carry) | the trainer cannot call it | a class of the right name that is something else | name the model class
 MOD420 | 5 | forward branches on self.training into _forward_train_* and _forward_eval* | evaluation trains, or training evaluates | one method for both hides exploration in evaluation | branch on self.training
 MOD421 | 5 | the training method's name, its body and ACT_MODE agree on the mode | fixed steps where halting was meant, or the reverse | the guide's central failure: the run works and is another experiment | use the method of the mode
 MOD422 | 5 | the model runs as many steps and cycles as the arch block says | a deeper model computes what a shallow one does | sweeps over depth compare a run with itself | loop over the numbers of the config
 MOD430 | 5 | the input of each row is encoded in a known way | stale or missing context | whether the encoder runs each step decides what gets gradients | encode in the training method
-MOD431 | 5 | a dynamic model encodes at every step | rows go on with an outdated encoding | the encoder gets gradients at the first step only | encode unconditionally
+MOD431 | 5 | a dynamic model encodes at every step | rows continue with an outdated encoding | the encoder gets gradients at the first step only | encode unconditionally
 MOD432 | 5 | the encoding keeps its gradient | the embedding or encoder never changes | what should learn the task is frozen | no detach or no_grad between encoding and use
 MOD440 | 5 | the carry is complete, new, stored and given back | every step starts afresh | halting, deep supervision and depth are lost without an error | return the new state and pass it to the next step
 MOD441 | 5 | labels are those of the example that the row works on | the loss compares with another example's answer | training converges to noise | take labels from the carry
 MOD450 | 5 | evaluation explores nothing and takes the same depth for all | metrics that change from run to run | results cannot be compared | no exploration or sampling in evaluation
-MOD460 | 5 | the task gives the model's loss what it says and trains every parameter group | a part without optimizer | it stays at its random start | list every parameter in a ParamGroup
+MOD460 | 5 | the task passes the model's loss what it declares and trains every parameter group | a part without optimizer | it stays at its random start | list every parameter in a ParamGroup
 SUM600 | 6 | script, task, loop and model form one mode | links of different modes | the whole is what is trained, not its parts | see the failed steps
 DAT510 | data | each data path has the data mode of the script | embedding data for an encoder, or the reverse | the guide's fourth pitfall | point data_paths (dataset, dataset_list) to data of the mode
 DAT511 | data | the data path's name agrees with the mode | a misleading name | the next reader takes it for the other kind | rename the folder
@@ -97,7 +97,7 @@ DAT520 | data | train and test share no example | an accuracy that is too good |
 DAT521 | data | train and test share no solution | an accuracy that is too good | a model may recall the answer | rebuild with disjoint solutions
 DAT522 | data | every test puzzle has its query in the test split | missing puzzles count as nothing | the score is of a subset | rebuild the data
 DAT523 | data | counts, tokens and lengths agree with dataset.json | index errors on a device, or silent truncation | the model reads other symbols than were written | rebuild the data
-DAT530 | data | a pretrained part never saw the test puzzles | an accuracy that is too good | its training included the answers | take a clean decoder, or say init=contaminated
+DAT530 | data | a pretrained part never saw the test puzzles | an accuracy that is too good | its training included the answers | use a clean decoder, or state init=contaminated
 DAT540 | data | pretrained weights are trained on their own tokens | the loss begins far above that of random weights | the numbers of one vocabulary are read as words of another | build the data with --tokenizer gpt2
 DAT541 | data | the data sets of a mixture have one vocabulary, or each its own table | a token means two things | what one data set teaches of a number the other unteaches | add multidataset_wte=true, or build both with one tokenizer
 DAT542 | data | aligned streams annotate one text, position by position | exit 2, or labels of other positions | the streams explain each other only where they are of one text | build them from one file
@@ -106,21 +106,21 @@ CKP611 | data | the run's path signature is that of the code today | the checkpo
 CKP612 | data | the checkpoint's tensors are those of the model | missing or unexpected keys | a part keeps its random start | load with the code that wrote it
 CKP613 | data | the checkpoint's step lies within the run | a schedule beyond its end | learning rates of another run | resume with the run's own config
 DOC810 | doc | every documented command names what exists, and verifies | a reader's first command fails | documentation is the first thing that people run | fix the page
-VER900 | 6 | every check could be carried out | the verifier itself failed | a check that did not run says nothing | report it with the message
+VER900 | 6 | every check could be carried out | the verifier itself failed | a check that did not run proves nothing | report it with the message
 DYN700 | dyn | the config's model and loss can be built | exit 2 or a traceback at launch | nothing else can be observed | fix the arch block
 DYN701 | dyn | the input of every row is encoded at each step | stale encodings | encoders get gradients at the first step only | embed (encode) carry.data unconditionally in the training method
 DYN702 | dyn | gradients reach the encoding of every row | rows that teach nothing | deep supervision is lost | no detach, no_grad or torch.where between the embedding (encoding) of a row and its use
 DYN703 | dyn | every parameter gets a gradient and has exactly one optimizer group | parameters that never change | part of the network is noise | list every parameter in exactly one ParamGroup, and let the loss depend on it inside the gradient window
-DYN704 | dyn | continuing rows see the present weights' encoding | outdated encodings | gradients are of a network that is no more | encode anew at each step
+DYN704 | dyn | continuing rows see the present weights' encoding | outdated encodings | gradients belong to a network that no longer exists | encode again at each step
 DYN705 | dyn | the carry persists for rows that continue and is reset for rows that halted | every step starts afresh, or examples leak | depth is lost, or two examples mix | store output.carry in the task, give it to the next forward, and choose row by row with carry.halted
 DYN706 | dyn | the loss uses the labels of the row's own example | a loss against another example | training converges to noise | take labels from output.carry.data, not from the incoming batch
-DYN707 | dyn | halting follows q values, exploration and halt_max_steps | rows halt too early, or never | steps per example differ from what is meant | halt where (q says so or steps >= halt_max_steps) and steps >= the explored minimum; in an evaluation always at halt_max_steps
+DYN707 | dyn | halting follows q values, exploration and halt_max_steps | rows halt too early, or never | steps per example differ from what is meant | halt where (q decides it or steps >= halt_max_steps) and steps >= the explored minimum; in an evaluation always at halt_max_steps
 DYN708 | dyn | a fixed model makes its number of steps for each batch | other depth | another experiment | loop num_act_steps times
 DYN709 | dyn | evaluation is deterministic | metrics change from run to run | results cannot be compared | no sampling, dropout or exploration in an evaluation; a variational encoder uses its mean
 DYN710 | dyn | the encoder treats demonstrations as a set and ignores padding | order or padding changes the answer | artefacts are learned | mask and aggregate symmetrically
 DYN711 | dyn | the context changes the answer | a context that is not used | the model cannot know its task | feed the context to the trunk
 DYN712 | dyn | logits do not depend on labels | perfect training accuracy | the answer is in the input | keep labels out of everything that the model computes from; only the loss may read carry.data['labels']
-DYN713 | dyn | staged training trains what it says | frozen parts move, or nothing does | stages are not what the paper describes | one optimizer per stage
+DYN713 | dyn | staged training trains what it declares | frozen parts move, or nothing does | stages are not what the paper describes | one optimizer per stage
 DYN714 | dyn | the KL term has its documented weight | another objective | comparisons are of other losses | fix the factor
 DYN715 | dyn | decoder weights are loaded exactly | random decoder | pretraining has no effect | map every key, refuse unknown ones
 DYN716 | dyn | each overridden key changes the model or its outputs | a dead override | two runs are the same run | drop the override, or switch on what reads it

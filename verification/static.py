@@ -184,7 +184,7 @@ def file_findings(file: job_files.JobFile, name: str, reports: Sequence[Report])
     twice = [one for one in pending if lines[one.command] > 1]
     owners = ((one, *(one.owner or (None, None))) for one in file.jobs if one.state == "running")
     stale = [one for one, pid, host in owners if not pid or (host in (None, HOST) and not process_alive(pid, None))]
-    findings += [finding("JOB002", "WARN", "this pending job is there twice", name, one.line_number) for one in twice]
+    findings += [finding("JOB002", "WARN", "this pending job appears twice", name, one.line_number) for one in twice]
     for one in stale:
         text = f"marked as running by process {one.owner[0] if one.owner else '?'}, which is gone"
         findings.append(finding("JOB002", "WARN", text, name, one.line_number))

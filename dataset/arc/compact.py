@@ -124,13 +124,17 @@ def open_compact(
     need(
         not len(shapes) or (shapes.min() >= 1 and shapes.max() <= side), "shapes", f"grids must be 1x1 to {side}x{side}"
     )
-    need(len(cells) == shapes.astype(np.int64).prod(axis=1).sum(), "cells", "the shapes count another number of cells")
+    need(
+        len(cells) == shapes.astype(np.int64).prod(axis=1).sum(), "cells", "the shapes give a different number of cells"
+    )
     need(not len(cells) or cells.max() < COLOURS, "cells", f"a colour is beyond {COLOURS - 1}")
     sizes = np.diff(puzzle_indices)
     owners = np.repeat(np.arange(len(group_indices) - 1), np.diff(group_indices))
     equal = (sizes == sizes[group_indices[:-1]][owners]).all() if len(sizes) else True
     need(equal, "shapes", "the puzzles of a group differ in their number of examples")
-    need(sizes[group_indices[:-1]].sum() * 2 == len(shapes), "shapes", "another number of pairs than the groups have")
+    need(
+        sizes[group_indices[:-1]].sum() * 2 == len(shapes), "shapes", "a different number of pairs than the groups have"
+    )
     need(packed.shape == (len(sizes), 5), "augmentations", f"expected shape [{len(sizes)}, 5], found {packed.shape}")
     augmentations = unpack(packed)
     need((augmentations[:, 0] < len(SWAPS)).all(), "augmentations", f"a transform is beyond {len(SWAPS) - 1}")

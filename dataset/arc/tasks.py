@@ -83,7 +83,7 @@ class Subset:
 def read_grid(value: Any, place: str) -> np.ndarray:
     """A checked grid, uint8 [h, w]. Raises: UsageError that begins with `place`."""
     if not isinstance(value, list) or not value or not all(isinstance(row, list) and row for row in value):
-        raise UsageError(f"{place}: expected a grid, a list of rows of whole numbers, got {_short(value)}")
+        raise UsageError(f"{place}: expected a grid (a list of rows of whole numbers), got {_short(value)}")
     width = len(value[0])
     for number, row in enumerate(value):
         if len(row) != width:
@@ -149,7 +149,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         if len(content) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise UsageError(f"{path}: {twice!r} stands twice in one object")
+            raise UsageError(f"{path}: {twice!r} appears twice in one object")
         return content
 
     content = read_object(path)

@@ -28,7 +28,7 @@ class Char(Tokenizer):
         self.eot = len(self.chars) if eot else None
         self.vocab_size = len(self.chars) + eot
         if len(set(self.chars)) != len(self.chars):
-            raise UsageError("a vocabulary of characters has one of them twice")
+            raise UsageError("a vocabulary of characters contains one of them twice")
         codes = np.array([ord(char) for char in self.chars], dtype=np.int64)
         self._table = np.full(int(codes.max(initial=0)) + 2, -1, dtype=np.int32)  # the last row: beyond all known
         self._table[codes] = np.arange(len(codes))

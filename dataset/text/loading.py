@@ -68,7 +68,7 @@ def ensure_data(config: Any) -> list[dict[str, Any]]:
     for folder in folders if config.from_file else ():
         if not folder.exists():
             command = build_command(folder)
-            raise UsageError(f"{folder} does not exist, and the config of a run builds no data: {command}")
+            raise UsageError(f"{folder} does not exist, and a run's config does not build data: {command}")
     return [ensure_text(folder, offline=config.offline) for folder in folders]
 
 

@@ -109,7 +109,7 @@ class TokenStream:
         if not declared / SLACK <= measured <= declared * SLACK:
             raise UsageError(
                 f"{self.root / META}: bytes and tokens of {self.split} say {declared:.3g} bytes of text per token, the "
-                f"tokens decode to {measured:.3g}: bits per byte would be wrong, so build the data set again"
+                f"tokens decode to {measured:.3g}: bits per byte would be wrong: build the data set again"
             )
 
     def require(self, block_size: int) -> None:

@@ -1,6 +1,6 @@
 """Any optimizer of `torch.optim` or of the pytorch-optimizer library behind this project's `step(lr_scale, ok)`.
 
-torch's fused kernels, and our Muon, take "this step is called off" as a device scalar, so nothing waits for the host.
+torch's fused kernels, and our Muon, take "this step is skipped" as a device scalar, so nothing waits for the host.
 The others are asked on the host, which on a GPU costs one synchronisation a step.
 """
 
@@ -27,7 +27,7 @@ TORCH: Mapping[str, type[torch.optim.Optimizer]] = {
     "muon": Muon,
 }
 """Those whose step needs gradients only: LBFGS wants a closure, SparseAdam sparse gradients."""
-_FUSED = ("adam", "adamw")  # SGD's fused kernel takes a first step that is called off for its momentum's start
+_FUSED = ("adam", "adamw")  # SGD's fused kernel takes a first step that is skipped for its momentum's start
 DECAY = "weight_decay"
 """The one option that groups of one optimizer may have different values of."""
 EXTRA = "pip install -e '.[optim]'"

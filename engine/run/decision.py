@@ -73,7 +73,7 @@ class RunDecision:
 def decide_run(config: RunConfig, entry: str) -> RunDecision:
     """Rank 0: what this launch is, and the config it trains with (under resume=true the stored one is the base).
 
-    Raises: UsageError where the launch is refused: see `decide`; and a stored config that cannot be used.
+    Raises: UsageError where the launch is refused: see `resolve_run`; and a stored config that cannot be used.
     """
     config = with_run_name(config)
     request = request_of(config, entry)
@@ -83,24 +83,24 @@ def decide_run(config: RunConfig, entry: str) -> RunDecision:
         path = request.resumable()
         config = stored_config(path, config, run_dir=path)
         request = request_of(config, entry)
-    decision = decide(request)
+    decision = resolve_run(request)
     if config.resume == "auto" and config.resume_from == "latest" and decision.resumes:
         config = as_it_began(config, decision.path)
     return replace(decision, source=source_of(config))
 
 
-def decide(request: RunRequest) -> RunDecision:
+def resolve_run(request: RunRequest) -> RunDecision:
     """What a launch with this request is, by what lies on the disk now; nothing is locked or changed.
 
     Raises: UsageError: nothing to resume (names the folder searched), a contradiction, a path that cannot be used.
     """
     try:
-        return _decide(request)
+        return _resolve_run(request)
     except OSError as error:
         raise request.unusable(error) from None
 
 
-def _decide(request: RunRequest) -> RunDecision:
+def _resolve_run(request: RunRequest) -> RunDecision:
     choice, resume_from = request.resume, request.resume_from
     if request.path.exists() and not request.path.is_dir():
         raise UsageError(f"run_dir={request.path} is a file: choose another run_dir")

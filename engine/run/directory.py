@@ -25,7 +25,7 @@ from engine.run.aside import (
     require_room,
     set_aside,
 )
-from engine.run.decision import RunDecision, decide
+from engine.run.decision import RunDecision, resolve_run
 from engine.run.files import finite, is_finished, now, read_json, truncate_to, write_yaml
 from engine.run.request import RunRequest
 
@@ -125,15 +125,15 @@ class RunDirectory:
 
 
 def open_run(request: RunRequest, decision: RunDecision | None = None) -> RunDirectory:
-    """Lock the directory of `decision` (None: decide now), carry the decision out, and print what was done.
+    """Lock the directory of `decision` (None: resolve it now), carry the decision out, and print what was done.
 
     Another launch may have come between the decision and the lock, so what is there is judged again under the lock,
     and that judgement is followed. A run in the way is renamed `<path>.1` (the next free number).
 
-    Raises: UsageError: a live process in the directory (names its pid), or whatever `decide` refuses.
+    Raises: UsageError: a live process in the directory (names its pid), or whatever `resolve_run` refuses.
     """
     try:
-        decision, moved = decision or decide(request), ""
+        decision, moved = decision or resolve_run(request), ""
         while True:
             with _lock(decision.path) as held:
                 run, decision, moved = _carry_out(request, decision, moved, held)
@@ -157,7 +157,7 @@ def _carry_out(
         CheckpointStore(path, request.entry).recover()
         if not is_set_aside(path):  # killed on the way to being set aside, and resumed all the same
             (path / SET_ASIDE).unlink(missing_ok=True)
-    current = decide(request)
+    current = resolve_run(request)
     if (current.action, current.path) != (decision.action, path):
         return None, current, moved
     if current.action == "set_aside":
@@ -165,7 +165,7 @@ def _carry_out(
         aside = set_aside(path, others)
         stays = f" ({', '.join(str(path / name) for name in others)} stays)" if others else ""
         moved += f"{path} was in the way ({current.displaced}) and is now {aside.name}{stays}; "
-        return None, decide(request), moved
+        return None, resolve_run(request), moved
     stored, identity = read_json(path / "identity.json"), {}
     if current.action == "new":
         clear_leftovers(path)

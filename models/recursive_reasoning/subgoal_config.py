@@ -12,7 +12,7 @@ from models.recursive_reasoning.config import HRMConfig
 __all__ = ["HRMFeudalConfig", "SubgoalConfig"]
 
 BLOCK, WEIGHT = "arch.subgoal_head", "arch.loss.feudal_loss_weight"
-MEANT = "meant so? Then nothing; else "
+MEANT = "if intended, nothing; otherwise "
 _NOT_GATED = Inert("arch.subgoal_head.gating=false", "arch.subgoal_head.gating=false: there is no gate")
 _STEERED = Inert("arch.subgoal_head!=null", "a manager steers one chain, from the start of each episode")
 _NOT_INJECTED = Inert(

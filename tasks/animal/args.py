@@ -98,7 +98,7 @@ class AnimalConfig(RunConfig):
     replay_fraction: Annotated[float, Range(0), _TB] = 0.25
     """Replayed samples of a step, as a share of batch_size."""
     min_valid_fraction: Annotated[float, Range(0, high=1)] = 0.25
-    """A step with fewer valid samples is called off; max_skipped_steps in a row end the run."""
+    """A step with fewer valid samples is skipped; max_skipped_steps in a row end the run."""
     max_skipped_steps: Annotated[int, Range(0)] = 5
     """End the run after more steps in a row than this that were called off."""
 
@@ -135,7 +135,7 @@ class AnimalConfig(RunConfig):
         if self.min_samples_for_clustering < self.n_clusters:
             raise ValueError(
                 f"min_samples_for_clustering={self.min_samples_for_clustering} is below n_clusters={self.n_clusters}: "
-                "so few samples do not make so many clusters, raise it"
+                "too few samples for that many clusters, raise it"
             )
         if self.final_learning_rate > self.learning_rate and self.lr_scheduler_type != "constant":
             raise ValueError(

@@ -27,7 +27,7 @@ def load_base(name: str, folder: str, dtype: torch.dtype) -> Base:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
     except (OSError, ValueError, KeyError, ImportError) as error:  # whatever is missing or wrong in the folder
         first = str(error).strip().partition("\n")[0]
-        raise UsageError(f"model_name_or_path={name} is nothing that transformers can load: {first}") from None
+        raise UsageError(f"model_name_or_path={name} cannot be loaded by transformers: {first}") from None
     words = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > words:
         raise UsageError(f"model_name_or_path={name}: its tokenizer has {len(tokenizer)} tokens, its model {words}")

@@ -54,7 +54,7 @@ MEANINGS = {
     "distinct_10": "classes of plausible samples among 10 samples",
     "vendi": "Vendi score of all samples, whether they make sense or not",
     "cosine_distance": "mean cosine distance of two samples",
-    "distinct_1": "different words over all words",
+    "distinct_1": "distinct words over all words",
     "distinct_2": "different pairs of words over all pairs",
     "self_bleu": "mean BLEU of a sample against the others; lower is more diverse",
     "compression_ratio": "how far zlib shrinks the samples; lower is more diverse",

@@ -178,7 +178,7 @@ class AnimalTask:
                 f"step {self._step}: {why}, in {self._called_off} steps in a row (max_skipped_steps={self.patience}); "
                 + self._advice()
             )
-        print_rank0(f"warning: step {self._step} is called off: {why}")
+        print_rank0(f"warning: step {self._step} is skipped: {why}")
         return False
 
     def _advice(self) -> str:

@@ -150,7 +150,7 @@ def test_ranks_and_parts_change_nothing(place: Path) -> None:
 def test_steps_without_enough_valid_samples_are_called_off(place: Path) -> None:
     result = attempt(place, "min_valid_fraction=0.99", "max_skipped_steps=2")
     assert result.code == 1
-    assert "warning: step 1 is called off" in result.output
+    assert "warning: step 1 is skipped" in result.output
     assert "in 3 steps in a row (max_skipped_steps=2)" in result.output
     assert "choose another prompt" in result.output
     rows = [row for row in metrics(place / "run") if "train/skipped_steps" in row]

@@ -255,7 +255,7 @@ def test_malformed_files_and_flags_are_one_line(bundles, tmp_path, capsys):
     )
     assert f"use --input-file-prefix {tmp_path}/b/t" in refusal("--dataset-dirs", str(tmp_path / "b"))
     (tmp_path / "bad/x.json").write_text('{"train": [1], "train": [], "test": []}')
-    assert "bad/x.json: 'train' stands twice" in refusal("--dataset-dirs", str(tmp_path / "bad"))
+    assert "bad/x.json: 'train' appears twice" in refusal("--dataset-dirs", str(tmp_path / "bad"))
     assert main([*source, *SUBSETS, "--output-dir", str(tmp_path / "bad/x.json/set")]) == 2
     assert "x.json/set cannot be built there" in capsys.readouterr().err
 
@@ -361,7 +361,7 @@ def test_the_leakage_report_is_of_what_fits_the_canvas(tmp_path):
     ("array", "change", "words"),
     [
         ("cells", lambda a: a + 10, "cells.npy: a colour is beyond 9"),
-        ("cells", lambda a: a[:-1], "the shapes count another number of cells"),
+        ("cells", lambda a: a[:-1], "the shapes give a different number of cells"),
         ("shapes", lambda a: a * 0, "grids must be 1x1 to 30x30"),
         ("shapes", lambda a: a[:-1], "expected two grids a pair"),
         ("augmentations", lambda a: a[:-1], "expected shape"),

@@ -76,7 +76,7 @@ def test_a_resume_takes_the_data_of_the_working_directory(here: Path, script: st
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     refused = run_script(script, *RESUMES[script], cwd=here)
     assert refused.code == 2, refused.output
-    assert "does not exist, and the config of a run builds no data" in refused.output.splitlines()[-1]
+    assert "does not exist, and a run's config does not build data" in refused.output.splitlines()[-1]
     assert list(here.iterdir()) == []
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before

@@ -17,7 +17,7 @@ import torch
 from engine.checkpoint.store import CheckpointStore
 from engine.errors import UsageError
 from engine.run import directory
-from engine.run.decision import decide
+from engine.run.decision import resolve_run
 from engine.run.directory import RunDirectory, open_run
 from engine.run.request import RunRequest, run_dir
 
@@ -340,12 +340,12 @@ def test_a_decision_locks_and_changes_nothing(tmp_path):
     before = sorted(p.stat().st_mtime_ns for p in path.rglob("*"))
     asked = RunRequest(tmp_path / "x_02", ONE, "pretrain", pattern=f"{tmp_path}/x_${{now:%H}}", resume="true")
     run = opened(path, resume="true")
-    decision = decide(asked)
+    decision = resolve_run(asked)
     assert (decision.action, decision.path, decision.checkpoint.name) == ("resume", path, "step_1")
     run.close()
     assert len(before) == len(list(path.rglob("*")))
     with pytest.raises(UsageError, match="nothing to resume"):
-        decide(RunRequest(tmp_path / "x_02", ONE, "pretrain", resume="true"))
+        resolve_run(RunRequest(tmp_path / "x_02", ONE, "pretrain", resume="true"))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_a_decision_locks_and_changes_nothing(tmp_path):
 def test_another_launch_that_came_first_is_seen_under_the_lock(tmp_path, state, identity, action):
     """Between the decision and the lock data and model are built: minutes, in which the place may be taken."""
     request = RunRequest(tmp_path / "run", ONE, "pretrain")
-    decision = decide(request)
+    decision = resolve_run(request)
     assert decision.action == "new"
     lived(tmp_path / "run", 5, state=state, identity=identity)
     run = open_run(request, decision)

@@ -100,13 +100,13 @@ def test_a_run_of_a_recipe_that_lies_elsewhere(kept: Path, capsys: pytest.Captur
     text = (kept / "config.yaml").read_text()
     (kept / "config.yaml").write_text(text.replace('"cfg_pretrain_sudoku_4x4"', '"cfg_of_mine"', 1))
     code, findings = examine(kept, capsys)
-    assert "composes no more" in findings["CKP610", "SKIP"]
+    assert "no longer composes" in findings["CKP610", "SKIP"]
     assert code == 0, findings
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "is not a run directory"), ("a: [", "is not YAML"), ("seed: 1\n", "it is not of a run")],
+    [(None, "is not a run directory"), ("a: [", "is not YAML"), ("seed: 1\n", "it does not belong to a run")],
 )
 def test_what_is_no_run(tmp_path: Path, text: str | None, words: str) -> None:
     from engine.errors import UsageError

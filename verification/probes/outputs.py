@@ -68,7 +68,7 @@ def repeated(tiny: Tiny) -> Iterator[str]:
 def scored(tiny: Tiny) -> Iterator[str]:
     """The loss of one micro-batch as it is, with other targets, with other inputs."""
     if tiny.spec.others is None:
-        raise Unobservable("the family tells of no other targets")
+        raise Unobservable("the family defines no other targets")
     task = tiny.build().task
     batch = next(iter(task.micro_batches(1)))
     plain, *others = (float(task.loss(one)[0].detach()) for one in (batch, *tiny.spec.others(batch)))

@@ -42,7 +42,7 @@ def added(tiny: Tiny) -> Iterator[str | Note]:
             yield f"{term.metric} is {own:.4g}: {term.formula} is {by_hand:.4g}"
         _, second, third, _ = (call.output.aux[term.held] for call in calls)
         if not torch.allclose(second, third, atol=1e-5):
-            yield f"rows have another {term.held} in their third pass than in their second, it is to be held for two"
+            yield f"rows have another {term.held} in their third pass than in their second, it should be held for two"
 
 
 def _step(tiny: Tiny, term: Term, weight: float) -> tuple[float, dict[str, float], list[Any]]:

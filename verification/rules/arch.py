@@ -36,7 +36,7 @@ def module_and_class(subject: Subject) -> Iterator[Finding]:
     need_config(subject)
     model = subject.model
     if not model.module:
-        raise NotApplicable("arch.name has not the form module@Class")
+        raise NotApplicable("arch.name is not of the form module@Class")
     file = model.module_file
     if model.problem and not file:
         yield finding("ARC311", "FAIL", model.problem, *subject.arch_place())
@@ -139,6 +139,6 @@ def keys(subject: Subject) -> Iterator[Finding]:
         yield finding("ARC330", "FAIL", text, *place)
     unset = [name for name in model.fields if name not in block]
     if unset:
-        fix = f"set it in {subject.arch_file} so that the file tells the whole architecture"
+        fix = f"set it in {subject.arch_file} so that the file gives the whole architecture"
         text = f"defaults of {model.config} in force: {', '.join(unset)}"
         yield finding("ARC330", "INFO", text, *place, fix)

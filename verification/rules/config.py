@@ -71,7 +71,7 @@ def self_is_last(subject: Subject) -> Iterator[Finding]:
     if "arch" not in names:
         raise NotApplicable(f"{file} itself lists no arch")
     if "_self_" in names[: names.index("arch")]:
-        text = "_self_ stands before arch: the arch file wins over the recipe"
+        text = "_self_ comes before arch: the arch file overrides the recipe"
         yield finding("CFG211", "WARN", text, file, entries[names.index("_self_")][2])
 
 
@@ -175,7 +175,9 @@ def length(subject: Subject) -> Iterator[Finding]:
         cut = isinstance(limit, int) and not planned
         meant = planned or not is_default(subject, key, place[0])
         text = f"{key}={warmup}, the run has {text}: the learning rate never reaches its peak"
-        fix = f"{key}={max(0, run // 10)}" if not cut else "meant for a smoke test? Then nothing; else raise max_steps"
+        fix = (
+            f"{key}={max(0, run // 10)}" if not cut else "if meant as a smoke test, nothing; otherwise  raise max_steps"
+        )
         yield finding("CFG250", "FAIL" if meant and not cut else "WARN", text, *place, fix)
     elif warmup * 2 > run:
         fix = f"lower {key}, or train longer"

@@ -168,7 +168,7 @@ def aligned(subject: Subject) -> Iterator[Finding]:
     streams, place = texts(subject, "multicontext_datasets"), subject.place
     paths = [entry.path for entry in streams]
     for path in sorted({path for path in paths if paths.count(path) > 1}):
-        yield finding("DAT542", "WARN", f"{path} is there twice: one stream is a copy of the other", *place)
+        yield finding("DAT542", "WARN", f"{path} appears twice: one stream is a copy of the other", *place)
     for split in ("train", "val"):
         sizes = {entry.path: entry.lengths[split] for entry in streams if split in entry.lengths}
         if len(set(sizes.values())) > 1:

@@ -219,7 +219,7 @@ def paths_exist(subject: Subject) -> Iterator[Finding]:
             text = f"{entry.key}: {entry.path} does not exist and is not built on first use"
             yield finding("JOB033", missing, text, *place)
         elif entry.state == "published" and subject.with_data:
-            text = f"{entry.key}: {entry.path} is to be built from public data first"
+            text = f"{entry.key}: {entry.path} has to be built from public data first"
             yield finding("JOB033", "FAIL", text, *place)
 
 

@@ -158,7 +158,7 @@ def examine(subject: Subject, run: Path) -> None:
     if any(word.partition("=")[0] == "resume" and word.endswith("=true") for word in words):
         subject.today, subject.no_today = None, "it was resumed by name: the command that began it is not stored"
     elif problems:
-        subject.no_today = f"its command composes no more: {problems[0]}"
+        subject.no_today = f"its command no longer composes: {problems[0]}"
     trace.overrides, trace.jobs = [], [[]]
     try:
         adopt(trace, run, [])
@@ -200,7 +200,7 @@ def command_of(run: Path) -> list[str]:
     script = script.get("script") if isinstance(script, dict) else None
     name = origin.get("config_name")
     if not script or not name:
-        raise UsageError(f"{run}/config.yaml names no {'config' if script else 'script'}: it is not of a run")
+        raise UsageError(f"{run}/config.yaml names no {'config' if script else 'script'}: it does not belong to a run")
     # The script is followed by executing its schema: what a file names must be one of ours, in our folder.
     if not isinstance(script, str) or script.removesuffix(".py") not in FAMILIES:
         hint = did_you_mean(str(script), FAMILIES)
