@@ -140,7 +140,7 @@ def test_a_stand_in_says_that_it_is_one(tmp_path, capsys, small_entries):
         UsageError, match=r"offline=error forbids its stand-in arc-corpus\. .* --subsets training evaluation"
     ):
         catalog.ensure(root, offline="error")
-    with pytest.raises(UsageError, match="a run.s config does not build data"):
+    with pytest.raises(UsageError, match=r"a run's config does not build data"):
         catalog.ensure(root, build=False)
     catalog.ensure(root)
     lines = capsys.readouterr().out.splitlines()
