@@ -57,6 +57,7 @@ class Trainer:
         self.window = MetricWindow(runtime.device)
         self.evaluations = Evaluations(plan, config)
         self.stopped_early = False
+        self._in_a_row = 0
         self.seconds = self._logged_seconds = self._cpu_seconds = 0.0
         """Spent on training steps, those of earlier processes of the run included where max_seconds is set."""
         self._logged_step = 0
@@ -98,6 +99,7 @@ class Trainer:
                 began, cpu = time.perf_counter(), time.process_time()
                 self.step += 1
                 self._train_step()
+                self._in_a_row = self.skipped.in_a_row(exact=False)  # waits until a GPU has taken the step before
                 self.seconds += time.perf_counter() - began
                 self._cpu_seconds += time.process_time() - cpu
                 self._finish_step(resumed=False)
@@ -164,7 +166,8 @@ class Trainer:
             last, self.last_step = True, step
 
         # Log: means over the window, so that log_interval changes how often, not what.
-        hopeless = not resumed and self.skipped.in_a_row(exact=last) > self.config.max_skipped_steps
+        in_a_row = self.skipped.in_a_row(exact=True) if last else self._in_a_row
+        hopeless = not resumed and in_a_row > self.config.max_skipped_steps
         if not resumed and (step % self.config.log_interval == 0 or last or hopeless):
             self._log()
         if hopeless:

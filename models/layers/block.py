@@ -8,6 +8,7 @@ that axis too.
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.attention import Attention
@@ -38,7 +39,7 @@ class ReasoningBlock(nn.Module):
         self.size, self.length, self.eps = size, length, eps
         self.mixed = num_heads * head_dim  # width of all heads together, D unless head_dim says otherwise
         self.self_attn = None if mlp_t else Attention(size, num_heads, head_dim=head_dim, kind=attention)
-        self.mlp_t = SwiGLU(length, expansion, multiple=multiple, gate_norm=gate_norm) if mlp_t else None
+        self.mlp_t = SwiGLU(length, expansion, multiple=multiple, gate_norm=gate_norm, aligned=True) if mlp_t else None
         self.mlp = SwiGLU(size, expansion, multiple=multiple, gate_norm=gate_norm)
 
     def forward(self, x: Tensor, rope: Rope = None, keys: Tensor | None = None) -> Tensor:
@@ -55,8 +56,11 @@ class ReasoningBlock(nn.Module):
         if mixed is not None:
             return add_rms_norm(x, mixed, self.eps, axis=1)
         # One copy [B, D, S] puts the sequence last, so both products and the norm run over contiguous rows.
-        turned = x.transpose(1, 2).contiguous()
-        return add_rms_norm(turned, mlp_t(turned), self.eps).transpose(1, 2).contiguous()
+        # On a GPU it has zeros behind it, which the products take and give, and the norm does not see.
+        length, turned, pad = x.shape[1], x.transpose(1, 2), mlp_t.padding(x)
+        turned = F.pad(turned, (0, pad)) if pad else turned.contiguous()
+        mixed = mlp_t(turned)
+        return add_rms_norm(turned[..., :length], mixed[..., :length], self.eps).transpose(1, 2).contiguous()
 
     def fused_rows(self) -> dict[str, tuple[int, ...]]:
         """Rows of each matrix in a parameter that stacks several: the halves of a SwiGLU; q, k and v of every head."""

@@ -21,15 +21,19 @@ from models.layers.composed import is_transformed
 from models.layers.init import trunc_normal_
 from models.layers.product import by_onednn, linear
 
+ALIGNED = 8
+"""Matrix products of 16-bit numbers on a GPU read this many at once; rows of other lengths take slower kernels."""
+PADDED_ON = frozenset({"cuda"})
+
 
 class _CastLinear(torch.autograd.Function):
-    """y = x @ copyᵀ with `copy` = weight in x's dtype; the weight gradient comes back in the weight's own
-    dtype."""
+    """y = x @ copyᵀ with `copy` = weight in x's dtype, zeros behind its rows or columns or not; the weight gradient
+    comes back in the weight's own dtype and shape."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, copy: Tensor) -> Tensor:
         ctx.save_for_backward(x, copy)
-        ctx.weight_dtype = weight.dtype
+        ctx.weight_dtype, ctx.weight_shape = weight.dtype, weight.shape
         return linear(x, copy)
 
     @staticmethod
@@ -43,7 +47,8 @@ class _CastLinear(torch.autograd.Function):
             # The same sum either way; the BLAS is up to 1.5 times faster with the short side first.
             wide = copy.shape[0] > copy.shape[1]
             grad_weight = linear(rows.t(), outs.t()).t() if wide else linear(outs.t(), rows.t())
-            grad_weight = grad_weight.to(ctx.weight_dtype)
+            rows_out, rows_in = ctx.weight_shape
+            grad_weight = grad_weight[:rows_out, :rows_in].to(ctx.weight_dtype)
         return grad_x, grad_weight, None
 
 
@@ -62,12 +67,23 @@ def cast_linear(x: Tensor, weight: Tensor, copy: Tensor | None = None) -> Tensor
 
 class CastedLinear(nn.Module):
     """[..., in] -> [..., out] in the input's dtype; weight [out, in] float32, std `init_std` (None: 1/sqrt(in));
-    bias zeros when present."""
+    bias zeros when present.
+
+    `pad` = (out, in) zeros that a copy of the weight in another dtype has behind its rows and columns on a GPU (without
+    a bias): where the input has as many more, an odd size costs nothing there.
+    """
 
     def __init__(
-        self, in_features: int, out_features: int, *, bias: bool = False, init_std: float | None = None
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = False,
+        init_std: float | None = None,
+        pad: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
+        self.pad = pad
         std = 1.0 / math.sqrt(in_features) if init_std is None else init_std
         self.weight = nn.Parameter(trunc_normal_(torch.empty(out_features, in_features), std))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
@@ -76,13 +92,18 @@ class CastedLinear(nn.Module):
     def weight_in(self, dtype: torch.dtype) -> Tensor:
         """The weight without its gradient in `dtype`: the copy of `cached_casts`, where there is one."""
         copy = self._copy
-        return copy if copy is not None and copy.dtype == dtype else self.weight.detach().to(dtype)
+        return copy if copy is not None and copy.dtype == dtype else self.cast(dtype)
+
+    def cast(self, dtype: torch.dtype) -> Tensor:
+        """A copy of the weight without its gradient in another `dtype`, padded where it is to be."""
+        copy = self.weight.detach().to(dtype)
+        out, within = self.pad if copy.device.type in PADDED_ON else (0, 0)
+        return F.pad(copy, (0, within, 0, out)) if out or within else copy
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, copy = self.weight, self._copy
-        if weight.dtype == x.dtype and not by_onednn(x):
-            return F.linear(x, weight, self.bias)
-        y = cast_linear(x, weight, copy if copy is not None and copy.dtype == x.dtype else None)
+        if self.weight.dtype == x.dtype and not by_onednn(x):
+            return F.linear(x, self.weight, self.bias)
+        y = cast_linear(x, self.weight, None if is_transformed() else self.weight_in(x.dtype))
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
@@ -128,7 +149,7 @@ def cached_casts(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """
     fresh = [m for m in module.modules() if isinstance(m, CastedLinear) and m.weight.dtype != dtype and m._copy is None]
     for layer in fresh:
-        layer._copy = layer.weight.detach().to(dtype)
+        layer._copy = layer.cast(dtype)
     try:
         yield
     finally:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.composed import is_composed
-from models.layers.linear import CastedLinear
+from models.layers.composed import is_composed, is_transformed
+from models.layers.linear import ALIGNED, PADDED_ON, CastedLinear
 from models.layers.norm import rms_norm
 from models.layers.swiglu_cpu import Axis, LastAxis, Positions, fits_positions, swiglu
 
@@ -63,15 +63,30 @@ def gated_silu(fused: Tensor) -> Tensor:
 class SwiGLU(nn.Module):
     """[..., size] -> [..., size]; `gate_up_proj` [2I, size], `down_proj` [size, I], no biases.
 
-    `gate_norm`: down(sigmoid(gate) * rms_norm(gate * up)) in place of down(silu(gate) * up).
+    `gate_norm`: down(sigmoid(gate) * rms_norm(gate * up)) in place of down(silu(gate) * up). `aligned`: takes and gives
+    `padding(x)` zeros more a row.
     """
 
-    def __init__(self, size: int, expansion: float, *, multiple: int = MULTIPLE, gate_norm: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        expansion: float,
+        *,
+        multiple: int = MULTIPLE,
+        gate_norm: bool = False,
+        aligned: bool = False,
+    ) -> None:
         super().__init__()
         inner = swiglu_inner_size(size, expansion, multiple)
         self.gate_norm, self.inner = gate_norm, inner
-        self.gate_up_proj = CastedLinear(size, 2 * inner)
-        self.down_proj = CastedLinear(inner, size)
+        self.pad = -size % ALIGNED if aligned else 0
+        self.gate_up_proj = CastedLinear(size, 2 * inner, pad=(0, self.pad))
+        self.down_proj = CastedLinear(inner, size, pad=(self.pad, 0))
+
+    def padding(self, x: Tensor) -> int:
+        """Zeros that the rows of x, [..., size], need behind them: products on a GPU are slow where `size` is odd."""
+        padded = x.device.type in PADDED_ON and x.dtype != self.down_proj.weight.dtype and not is_transformed()
+        return self.pad if padded else 0
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate_norm:

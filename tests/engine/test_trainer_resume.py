@@ -187,6 +187,7 @@ def test_counts_on_a_gpu_lag_one_step_and_are_exact_on_request() -> None:
     seen = []
     for ok in (0.0, 0.0, 0.0, 1.0):
         skipped.add(torch.tensor(ok, device="cuda"))
+        skipped.send()
         seen.append((skipped.in_a_row(exact=False), skipped.in_a_row(exact=True)))
     assert seen == [(0, 1), (1, 2), (2, 3), (3, 0)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from models.layers import (
@@ -107,3 +108,38 @@ def test_gate_norm_is_the_written_formula_and_inner_widths_follow_the_multiple()
     expected = (normed / (1 + (-gate).exp())) @ layer.down_proj.weight.T
     torch.testing.assert_close(layer(x), expected)
     assert torch.autograd.gradcheck(layer, x.requires_grad_())
+
+
+def test_zeros_behind_an_odd_number_of_positions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU is given: products over 24 positions in place of 17, in bfloat16; the norm still counts 17."""
+    shape = {"size": 16, "num_heads": 2, "head_dim": 8, "expansion": 4.0, "eps": 1e-5, "length": 17}
+    options = {
+        "mlp_t": True,
+        "attention": "auto",
+        "multiple": 8,
+        "gate_norm": True,
+    }  # else a CPU has kernels of its own
+    torch.manual_seed(0)
+    block = ReasoningBlock(**shape, **options)
+    given = torch.randn(3, 17, 16).to(torch.bfloat16)
+
+    def passes(block: ReasoningBlock) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        x = given.clone().requires_grad_()
+        with cached_casts(block, torch.bfloat16):
+            y = block(x)
+            y.float().square().sum().mul(0.5).backward()
+        grads = [x.grad, *(parameter.grad for parameter in block.parameters())]
+        block.zero_grad()
+        return y.detach(), grads
+
+    plain, plain_grads = passes(block)
+    monkeypatch.setattr("models.layers.linear.PADDED_ON", {"cpu"})
+    monkeypatch.setattr("models.layers.mlp.PADDED_ON", {"cpu"})
+    assert block.mlp_t.padding(given) == 7
+    assert block.mlp_t.padding(given.float()) == 0  # a weight that is used as it is
+    assert block.mlp_t.gate_up_proj.cast(torch.bfloat16).shape[1] == 24
+    padded, grads = passes(block)
+    assert padded.is_contiguous()
+    for one, other in zip([plain, *plain_grads], [padded, *grads], strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one.float(), other.float(), rtol=2e-2, atol=2e-2)
