@@ -29,18 +29,9 @@ from yaml import YAMLError
 from engine.cli.console import as_typed, finish, forget, open_streams, remember
 from engine.cli.help import help_text
 from engine.cli.keys import hint_for, keys_of
-from engine.cli.recipes import (
-    check_recipe,
-    config_name_of,
-    find_groups,
-    foreign_key,
-    locate,
-    no_config,
-    options_for,
-    search_folders,
-)
+from engine.cli.recipes import check_presets, check_recipe, config_name_of, find_groups, no_config, search_folders
 from engine.cli.resolve import PLUGINS, PRESET, is_sweep, read_command
-from engine.cli.translate import Groups, spelled
+from engine.cli.translate import spelled
 from engine.config import refusal_within
 from engine.distributed import report_to_launcher, should_report, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
@@ -102,7 +93,7 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
         )
         remember(typed)
         multirun = is_sweep(words)
-        _check_presets(words, schema, groups, folders, Path(entry).stem)
+        check_presets(words, schema, groups, folders, Path(entry).stem)
         if multirun and under_torchrun():
             raise UsageError("-m does not run under torchrun: drop torchrun, each job is its own process")
         if not multirun and not is_sweep_job() and any(re.match(r"\+*sweep=(?!null)", word) for word in words):
@@ -222,18 +213,6 @@ def _of_others(schema: type, words: list[str], typed: Mapping[str, str]) -> dict
     follows: Mapping[str, str] = getattr(schema, "FOLLOWS", {})
     given = {word.lstrip("+").partition("=")[0] for word in words}
     return {key: typed.get(other, other) for key, other in follows.items() if key not in given}
-
-
-def _check_presets(words: list[str], schema: type, groups: Groups, folders: list[Path], script: str) -> None:
-    """A preset (+debug=tiny, +sweep=depth) of keys that the script lacks is one for another script."""
-    for word in words:
-        group, _, option = word.lstrip("+").partition("=")
-        preset = group not in keys_of(schema) and option in groups.options.get(group, [])
-        path = locate(folders, f"{group}/{option}") if preset else None
-        if path is not None and (key := foreign_key(schema, path)):
-            fitting = " or ".join(options_for(schema, groups, *folders).get(group, []))
-            hint = f"choose {fitting}" if fitting else f"drop {word}"
-            raise UsageError(f"{group}={option} is not for {script}.py, which has no {key}: {hint}")
 
 
 @contextmanager

@@ -228,3 +228,15 @@ def foreign_key(schema: Any, path: Path) -> str:
             if unknown:
                 return f"{root}.{unknown[0]}"
     return ""
+
+
+def check_presets(words: Sequence[str], schema: Any, groups: Groups, folders: Sequence[Path], script: str) -> None:
+    """Raises: UsageError for a preset (+debug=tiny, +sweep=depth) of keys that the script lacks, of another script."""
+    for word in words:
+        group, _, option = word.lstrip("+").partition("=")
+        preset = group not in keys_of(schema) and option in groups.options.get(group, [])
+        path = locate(folders, f"{group}/{option}") if preset else None
+        if path is not None and (key := foreign_key(schema, path)):
+            fitting = " or ".join(options_for(schema, groups, *folders).get(group, []))
+            hint = f"choose {fitting}" if fitting else f"drop {word}"
+            raise UsageError(f"{group}={option} is not for {script}.py, which has no {key}: {hint}")

@@ -25,7 +25,7 @@ from yaml import YAMLError
 
 from engine.cli.compose import ConfigFile, compose_config, config_files, digest, key_lines, sweep_jobs
 from engine.cli.keys import known_keys
-from engine.cli.recipes import config_name_of, find_groups, flag_value, locate, search_folders
+from engine.cli.recipes import check_presets, config_name_of, find_groups, flag_value, locate, search_folders
 from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, spelled, translate
 from engine.errors import UsageError
 from engine.registry import Family
@@ -260,6 +260,8 @@ def _compose(trace: Trace, sweep_job: bool) -> None:
     nothing: Any = type("Nothing", (), {"__dataclass_fields__": {}})
     unknown = Family(entry="", package="", config_name="", schema=nothing, requires={})
     words = read_command(words, script.declared or unknown, trace.groups, {})
+    if script.schema:
+        check_presets(words, script.schema, trace.groups, trace.folders, script.path.stem)
     trace.overrides = without_flags(words)
     trace.jobs = sweep_of(trace) if is_sweep(words) else [trace.overrides]
     composed = compose_config(trace.folders, trace.config_name, trace.jobs[0], stamp)

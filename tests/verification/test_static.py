@@ -57,6 +57,11 @@ def test_a_plan_is_judged_more_strictly_than_a_smoke_run() -> None:
     }
 
 
+def test_a_preset_of_another_script_is_told_as_at_a_launch() -> None:
+    (found,) = judged("python pretrain.py +debug=tiny_text").of("FAIL")
+    assert (found.code, found.message[:53]) == ("JOB030", "debug=tiny_text is not for pretrain.py, which has no ")
+
+
 def test_a_command_without_an_intent_is_asked_the_guides_questions() -> None:
     (question,) = [f for f in judged(GOOD).findings if f.code == "JOB034"]
     assert (question.level, question.message.count("?")) == ("INFO", 4)
