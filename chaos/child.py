@@ -21,7 +21,7 @@ from typing import NoReturn
 from engine.registry import ROOT
 
 PATIENCE_S = 10.0
-"""How long a command has to end when it is told to."""
+"""How long a command has to end after it is asked to."""
 MEMORY = 3 << 30
 """Bytes that a child may take beyond what it was born with."""
 Call = Callable[[], None]

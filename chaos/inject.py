@@ -49,7 +49,7 @@ class Order:
     strikes: Sequence[Strike] = field(default=())
     rank: int = 0
     counts_steps: bool = False
-    """Whether the last training step is to be left in the file `steps` of the notes."""
+    """Whether the last training step is left in the file `steps` of the notes."""
 
     def write(self, file: Path) -> None:
         file.write_text(json.dumps(asdict(self)))

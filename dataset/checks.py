@@ -92,7 +92,7 @@ def check_counts(root: Path, split: str, metadata: PuzzleMetadata, sets: Sequenc
 
 
 def check_card(path: Path, card: dict[str, Any], metadata: PuzzleMetadata) -> None:
-    """Raise UsageError where dataset.json says something else than the card that was written beside it."""
+    """Raise UsageError where dataset.json contradicts the card that was written beside it."""
     for key in ("vocab_size", "seq_len", "data_mode", "pad_id", "ignore_label_id", "blank_identifier_id"):
         declared = getattr(metadata, key)
         if key in card and card[key] != declared:

@@ -66,7 +66,7 @@ class BuiltBoards(ABC):
         return f"{self.num_train} training and {self.num_test} test {self.what} of {side}, generated"
 
     def flags(self) -> str:
-        """What every builder of boards is told."""
+        """The options of every builder of boards."""
         return f"--size {self.size} --num-train {self.num_train} --num-test {self.num_test}"
 
     def card(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def hold_back(train: Sequence[PuzzleSplit], config: Any) -> HeldBack:
         if groups is None:
             print_rank0(
                 "warning: no validation groups: the puzzles have identifiers of their own, and one that is not trained "
-                "on says nothing; best and early stopping look at the test split (select_on=test: the same, unwarned)"
+                "on says nothing; best and early stopping use the test split (select_on=test: the same, unwarned)"
             )
     if groups is None:
         return HeldBack(None, None, {"eval": "of the test split, which best and early stopping use too"})

@@ -46,7 +46,7 @@ class PuzzleMetadata:
     """Derived from the arrays where the file lacks it (HRM's builders)."""
     sets: tuple[str, ...] = ("all",)
     data_mode: str = "embedding"
-    """How a model is told the task: `embedding` = one learned vector per puzzle identifier, `encoder` = it is shown
+    """How a model knows its task: `embedding` = one learned vector per puzzle identifier, `encoder` = it is shown
     demonstrations."""
     storage: str = "arrays"
     """Which files hold the examples: a key of ARRAYS."""

@@ -1,4 +1,4 @@
-"""Published data sets that are told by their size: which folders bear their names, and whether they may."""
+"""Published data sets that are recognised by their size: which folders bear their names, and whether they may."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def building(root: str | Path) -> Iterator[Path]:
 
 
 def refuse_existing(root: str | Path, *, overwrite: bool) -> None:
-    """Raise UsageError when something is at `root` that the build was not told to replace."""
+    """Raise UsageError when something is at `root` that the build may not replace."""
     root = Path(root)
     if root.is_dir() and overwrite and any(root.iterdir()) and not any((root / s).is_dir() for s in SPLITS):
         raise UsageError(f"{root} is not a data set, so --overwrite leaves it alone: choose another --output-dir")

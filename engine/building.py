@@ -1,4 +1,4 @@
-"""A model is built only where its weights fit, and a step that finds no room for the rest is told what to lower."""
+"""A model is built only where its weights fit, and a step that runs out of memory for the rest names what to lower."""
 
 from __future__ import annotations
 

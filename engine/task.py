@@ -127,7 +127,7 @@ class Task(Protocol):
         """Draw the micro-batches of step `step` (1-based): feed slots, roll out. No gradient; collectives allowed."""
 
     def loss(self, micro_batch: Any) -> tuple[Tensor, Tensor | float, Metrics]:
-        """(sum of the loss, the weight it is to be divided by, metrics) of one micro-batch of this rank."""
+        """(sum of the loss, the weight to divide it by, metrics) of one micro-batch of this rank."""
 
     def after_step(self) -> None:
         """Called once after the optimizers have stepped (and the averaged weights have moved)."""
@@ -187,7 +187,7 @@ class TrainingPlan:
     """Whether that final one covers what the others do. If not, its figures are never compared with theirs."""
     covers: str = ""
     """What the primary metric of an ordinary evaluation is taken over; where a resume changes it, what is best, early
-    stopping and a plateau begin anew."""
+    stopping and a plateau start over."""
     plateau: Plateau | None = None
     """What the schedule counts evaluations with, where it waits for them; part of the checkpoint."""
     checkpoint_every_eval: bool = True

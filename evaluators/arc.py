@@ -1,6 +1,6 @@
 """ARC: every augmented copy of a test grid votes for an answer, and the leading answers are scored.
 
-The rules are those of the public evaluator of TRM (arXiv 2510.04871); they are told in `evaluators/voting/`. Votes are
+The rules are those of the public evaluator of TRM (arXiv 2510.04871); they are in `evaluators/voting/`. Votes are
 for one evaluation unless `pooled` is set. Every rank decodes its rows and all ranks exchange them batch by batch, so
 that the votes come in the order of the file: the result is the same for any number of ranks, to the last bit, and only
 rank 0 keeps votes.
@@ -37,7 +37,7 @@ class ARCConfig:
     submission_K: Annotated[int, Range(1)] = 2
     """Attempts for each test grid, in the submission and in the score that has an interval."""
     pass_Ks: list[int] = field(default_factory=lambda: [1, 2, 5, 10, 100, 1000])
-    """How many of the leading answers a score looks at."""
+    """How many of the leading answers a score counts."""
     pooled: bool = False
     """Votes of earlier evaluations of this process count too, as in the public code: late scores look better."""
     confidence: Annotated[float, Range(above=0, below=1, hint="e.g. 0.95")] = 0.95

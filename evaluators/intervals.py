@@ -10,7 +10,7 @@ def wilson(successes: float, trials: float, confidence: float = 0.95) -> tuple[f
     """The Wilson score interval (low, high) of a share of `successes` among `trials` independent ones.
 
     The two shares p whose score |s - p| / sqrt(p (1 - p) / n) equals the normal quantile z, where s is the measured
-    share (E. B. Wilson, JASA 22, 1927). Unlike s +- z * sigma it stays within [0, 1] and says something at s = 0 and
+    share (E. B. Wilson, JASA 22, 1927). Unlike s +- z * sigma it stays within [0, 1] and is informative at s = 0 and
     s = 1. No trials say nothing: (0, 1).
 
     Raises:

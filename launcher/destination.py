@@ -37,7 +37,7 @@ LAUNCH = ROOT / "scripts" / "launch.py"
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be launched, and with how many processes."""
+    """What to launch, and with how many processes."""
 
     job: Job
     ledger: Ledger | None
@@ -235,7 +235,7 @@ def bucket(text: str) -> str:
 
 
 def slurm_parameters(order: Order) -> dict[str, Any]:
-    """What submitit is told of the job; `--slurm key=value` wins.
+    """What submitit gets to know about the job; `--slurm key=value` wins.
 
     Raises: UsageError without a time limit, or with one that leaves no time before the warning.
     """

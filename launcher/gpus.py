@@ -33,7 +33,7 @@ def gpus_needed(words: tuple[str, ...], pool: int, cwd: Path) -> int:
 
 def _on_cpu(command: Command, cwd: Path) -> bool:
     """Whether an entry script of ours is launched with device=cpu, given here or in its recipe; of another program,
-    whether its words say so.
+    whether its words request it.
     """
     script = (cwd / (command.script or "")).resolve()
     if script in (ROOT / f"{entry}.py" for entry in FAMILIES):

@@ -1,4 +1,4 @@
-"""What is to be run of a job file: the options of a runner, the checks before it starts, the list of --dry-run."""
+"""What to run of a job file: the options of a runner, the checks before it starts, the list of --dry-run."""
 
 from __future__ import annotations
 

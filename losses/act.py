@@ -77,7 +77,7 @@ class ACTLossHead(nn.Module):
             terms["kl"] = kl.sum()
             total = total + self.kl_weight * terms["kl"]
 
-        # What a person looks at first comes first: a console line has room for some of them only.
+        # What a person reads first comes first: a console line has room for some of them only.
         rows = torch.full((), labels.shape[0], device=labels.device)
         metrics = {"loss": (total.detach(), rows), "lm_loss": (lm.detach(), rows)}
         metrics |= self._row_metrics(output, words, right / divisor, solved)

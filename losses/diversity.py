@@ -1,4 +1,4 @@
-"""Diversity of sampled text: the options of a concept, and the clusters of what follows, are to be equally frequent.
+"""Diversity of sampled text: the options of a concept, and the clusters of what follows, should be equally frequent.
 
 A completion has tokens C that name option o of K, and open tokens O in cluster k of the K_o that the option has.
 With l_t = log pi(token t) at temperature 1 over all words:

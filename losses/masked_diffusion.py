@@ -20,7 +20,7 @@ __all__ = ["MaskedDiffusionLoss"]
 
 
 class MaskedDiffusionLoss(nn.Module):
-    """`head(output, batch)` -> LMLossResult: `total` summed over rows, `weight` what it is to be divided by."""
+    """`head(output, batch)` -> LMLossResult: `total` summed over rows, `weight` what to divide it by."""
 
     def __init__(self, config: None = None) -> None:
         super().__init__()

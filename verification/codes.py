@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""The one table of codes: what each check looks at, how the fault shows, why it matters, what to do.
+"""The one table of codes: what each check examines, how the fault shows, why it matters, what to do.
 
 docs/verification.md is generated from it (`python -m verification.codes`).
 """

@@ -1,7 +1,7 @@
 """Tasks of grids with their demonstrations, test grids and a model's attempts, read from a record of an evaluation.
 
 A record is what `arc@ARC` leaves (`arc_tasks.json`) and scripts/predict.py writes: every task as it is, the leading
-answers by votes, what is right where that is known, and how the score is to be understood.
+answers by votes, what is right where that is known, and how to read the score.
 """
 
 from __future__ import annotations

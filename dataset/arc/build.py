@@ -213,13 +213,13 @@ def build_subsets(
     with building(plan.output_dir) as root:
         refuse_existing(root, overwrite=plan.overwrite)
         subsets, encoder = read(), plan.data_mode == "encoder"
-        look = partial(leakage_report, test_sets=plan.test_sets, whole_tasks=encoder, relations=relations)
-        leakage = look([subset.within(plan.canvas) for subset in subsets])
+        report = partial(leakage_report, test_sets=plan.test_sets, whole_tasks=encoder, relations=relations)
+        leakage = report([subset.within(plan.canvas) for subset in subsets])
         collections = collections_of(subsets)
         removed: list[str] = []
         if encoder and plan.overlap == "drop":
             subsets, removed = apart(subsets, plan.test_sets, leakage)
-            leakage = {**look([subset.within(plan.canvas) for subset in subsets]), "left_out": removed}
+            leakage = {**report([subset.within(plan.canvas) for subset in subsets]), "left_out": removed}
         drawn = make_plan(
             subsets,
             test_sets=plan.test_sets,

@@ -185,7 +185,7 @@ def _generated(plan: SudokuBuild) -> _Source:
 
 
 def _hold_out(boards: Boards, count: int, seed: int, others: Boards | None) -> tuple[Boards, Boards, str]:
-    """(train, test, how they are told apart) of one file: `count` test puzzles, none with the solution of one of train.
+    """(train, test, how they are separated) of one file: `count` test puzzles, none with the solution of one of train.
 
     Solutions that a symmetry joins count as one, also those of `others`, the test puzzles of another file, where there
     are no more than SYMMETRIC: of each 5 ms.

@@ -67,7 +67,7 @@ def _opened(questions: np.ndarray, owners: np.ndarray, geo: Geometry) -> _Pool:
 
 @dataclass(frozen=True)
 class _Units:
-    """Units that a rule looks at together."""
+    """Units that a rule considers together."""
 
     cells: np.ndarray
     """[n, U], the i-th cell of every unit."""

@@ -52,7 +52,7 @@ class TextBuild:
     source: str
     """Where the text comes from, in words for the card."""
     published: tuple[str, ...] = ()
-    """sha256 of the files that `source` names; where others are read, the card says so."""
+    """sha256 of the files that `source` names; where others are read, the card records it."""
     tokenizer: str = "bpe"
     vocab_size: int | None = None
     tokenizer_from: Path | None = None
@@ -137,7 +137,7 @@ def _json(value: Any, *, indent: int | None = 2) -> str:
 
 
 def refuse_existing(root: Path, *, overwrite: bool) -> None:
-    """Raise UsageError when something is at `root` that the build was not told to replace."""
+    """Raise UsageError when something is at `root` that the build may not replace."""
     if not root.exists():
         return
     if not root.is_dir():

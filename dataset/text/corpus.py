@@ -104,7 +104,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The pieces of both splits and how they were told apart."""
+    """The pieces of both splits and how they were separated."""
 
     train: list[Piece]
     val: list[Piece]

@@ -154,7 +154,7 @@ def pairings(count: int) -> list[list[int]]:
 
 
 def copies(folder: Path, *, permuted: bool = False) -> dict[str, Any]:
-    """Lines of 32 random letters and their copy; permuted: each copy under one of seven permutations that is not told.
+    """Lines of 32 random letters and their copy; permuted: each copy under one of seven permutations that is not given.
 
     The permutations have no letter's image in common, so who does not know a line's own is right once in seven times.
     Line i has the same first half in both corpora.

@@ -24,7 +24,7 @@ class Mixture:
     Without `interleaving` a draw by `probs` (uniform when None; they need not sum to 1), which move to `probs_final` as
     r = step / max_steps goes from 0 to 1: linear p + r (p' - p), cosine p + (1 - cos πr)/2 (p' - p), exponential
     p (p'/p)^r, each scaled to sum 1. With `interleaving` the list itself is the order, each item repeated `probs`
-    times where they are given (whole numbers), and shuffled anew in every cycle where `shuffle` says so.
+    times where they are given (whole numbers), and shuffled anew in every cycle where `shuffle` is set.
 
     Raises: UsageError naming the key.
     """

@@ -139,7 +139,7 @@ def build_generated(plan: TextBuild, key: str) -> dict[str, Any]:
 
 
 def build_stand_in(plan: TextBuild, name: str) -> dict[str, Any]:
-    """Build the stand-in of the named data set `name`; its card says so. Raises: UsageError where there is none."""
+    """Build the stand-in of the named data set `name`; its card is marked. Raises: UsageError where there is none."""
     key = NAMED[name].offline if name in NAMED else None
     if key is None:
         raise UsageError(f"{name} has no stand-in: " + did_you_mean(name, [n for n, e in NAMED.items() if e.offline]))
@@ -199,8 +199,8 @@ def ensure_text(path: str | Path, *, offline: Literal["stand_in", "error"] = "st
     """The card (with `path`) of the text data set at `path`, checked; a missing one is built where that is possible.
 
     Generated ones are built. A missing public one is an error, unless its entry declares a stand-in and `offline`
-    does not forbid it: then the stand-in is built in its place, one line says so here and at every later use, and its
-    card has `stand_in: true`. Several ranks may call this at once: the first builds, the others wait for it.
+    does not forbid it: then the stand-in is built in its place, one line reports it here and at every later use, and
+    its card has `stand_in: true`. Several ranks may call this at once: the first builds, the others wait for it.
 
     Raises: UsageError for a damaged data set, a missing one that cannot be built here (with the command), and for a
     stand-in with `offline="error"`.

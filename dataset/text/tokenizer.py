@@ -29,7 +29,7 @@ def _named(kind: str) -> type[Tokenizer]:
 
 
 def fit(kind: str, texts: Iterable[str], *, vocab_size: int | None = None, eot: bool = False) -> Tokenizer:
-    """The tokenizer `kind` for these texts; `eot`: documents are to be told apart. Raises: UsageError."""
+    """The tokenizer `kind` for these texts; `eot`: documents are separated by it. Raises: UsageError."""
     cls = _named(kind)
     if vocab_size is not None and not cls.sized:
         sized = ", ".join(sorted(name for name, other in TOKENIZERS.items() if other.sized))

@@ -60,7 +60,7 @@ class CheckpointStore:
     def recover(self) -> None:
         """Do what a killed save had still to do after its rename: best, latest, links. For the holder of the lock.
 
-        Damaged checkpoints are left alone, and where the latest is one, so is `latest`: whoever resumes is to hear of
+        Damaged checkpoints are left alone, and where the latest is one, so is `latest`: whoever resumes must hear of
         it. Pruning follows the next save.
         """
         remove_leftovers(self.folder)

@@ -143,7 +143,7 @@ def execute(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         _warn("stopped")
         code = 130 if _stopped is None else _stopped
-    except OSError as error:  # a report, a log, a lock: what the disk refuses is the user's to mend
+    except OSError as error:  # a report, a log, a lock: what the disk refuses is for the user to fix
         failure = disk_fault(error)
         if failure is None:
             raise
@@ -153,7 +153,7 @@ def execute(main: Callable[[], int]) -> NoReturn:
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run `command` and turn the ways it may end into exit codes; one line for what the user can mend."""
+    """Run `command` and turn the ways it may end into exit codes; one line for what the user can fix."""
     from engine.distributed import shutdown
 
     try:

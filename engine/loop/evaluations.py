@@ -37,7 +37,7 @@ class Evaluations:
         self.early_stop = EarlyStop(self._config, direction=self._plan.metric_mode)
 
     def due(self, step: int, *, last: bool) -> bool:
-        """Whether an ordinary one is to be made now. The final one takes its place where it covers the same."""
+        """Whether an ordinary one is due now. The final one takes its place where it covers the same."""
         replaced = last and self._plan.final_eval and self._plan.final_like_others
         already_stopped = self.early_stop.due and not last  # so only after a resume
         return step in self._plan.eval_steps and self.step != step and not already_stopped and not replaced

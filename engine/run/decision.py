@@ -1,6 +1,6 @@
 """What a launch is: a new run, one that resumes, one that displaces another, or one that is finished already.
 
-`decide_run` looks at the disk once, on rank 0, before data or model are built, and changes nothing there. What follows
+`decide_run` inspects the disk once, on rank 0, before data or model are built, and changes nothing there. What follows
 (`engine.run.launch`) asks its `RunDecision`. `engine.run.directory.open_run` locks the directory, decides again under
 the lock, since another launch may have come first, and carries the decision out.
 """
@@ -132,7 +132,7 @@ def _resumed(request: RunRequest, path: Path, spec: str, branch: Path | None = N
 
 
 def _started(request: RunRequest, branch: Path | None) -> RunDecision:
-    """A new run; what lies at its path is to be set aside."""
+    """A new run; what is at its path is set aside."""
     path = request.path
     require_room(path)
     reason = "new run" + (f", branching off from {branch}" if branch else "")
@@ -154,7 +154,7 @@ def _changes(request: RunRequest, stored: Mapping[str, Any]) -> str:
 
 
 def _finished_before(config: RunConfig, request: RunRequest) -> RunDecision | None:
-    """The finished run that this launch would repeat, if it is to be skipped.
+    """The finished run that this launch would repeat, if it should be skipped.
 
     In a sweep that is the default: the same command resumes a sweep that was stopped. `max_steps` and `max_seconds` are
     no part of the identity, but another value asks for another length.

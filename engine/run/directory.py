@@ -146,7 +146,7 @@ def open_run(request: RunRequest, decision: RunDecision | None = None) -> RunDir
 def _carry_out(
     request: RunRequest, decision: RunDecision, moved: str, held: contextlib.ExitStack
 ) -> tuple[RunDirectory | None, RunDecision, str]:
-    """The open run; or None, and what is to be done now: a run has been set aside, or the disk has changed.
+    """The open run; or None, and what to do now: a run has been set aside, or the disk has changed.
 
     `held` is the lock on the directory; `moved` names the run that has been set aside for this one, and its new place.
     """

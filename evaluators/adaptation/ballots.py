@@ -26,7 +26,7 @@ class BallotsConfig:
     submission_K: Annotated[int, Range(1)] = 2
     """Attempts for each test grid in the score that has an interval; the first has one, too."""
     pass_Ks: list[int] = field(default_factory=lambda: [1, 2])
-    """How many of the leading answers a score looks at."""
+    """How many of the leading answers a score counts."""
     confidence: Annotated[float, Range(above=0, below=1, hint="e.g. 0.95")] = 0.95
     """Of the Wilson intervals."""
     max_augmentations: Annotated[int | None, Range(1)] = None

@@ -1,5 +1,5 @@
 """The tasks that an evaluation is about, read once from the data sets: what each identifier stands for, which grids
-are asked, what the answers are, and how the score is to be understood.
+are asked, what the answers are, and how to read the score.
 
 The layout is that of `dataset/arc/`: identifiers.json has `TASK` or `TASK|||t3|||0918273645` (symmetry, new colour of
 each colour), test_puzzles.json has the tasks as they are, card.json the leakage report.

@@ -1,8 +1,8 @@
 """Votes for answers, counted exactly in bounded memory.
 
-A question is one test grid of one task; every augmented copy of it that a model answers is a vote for a grid, told
-apart by key, with the halting head's confidence. A second choice is not a vote: it ranks behind all answers that
-got one, so it counts where the copies agree. Per different answer a few numbers are kept, and the grids
+A question is one test grid of one task; every augmented copy of it that a model answers is a vote for a grid,
+distinguished by key, with the halting head's confidence. A second choice is not a vote: it ranks behind all answers
+that got one, so it counts where the copies agree. Per different answer a few numbers are kept, and the grids
 themselves only of the leading answers of each question. That loses nothing: an answer brings its grid with every vote
 for it, and after its last vote others can overtake it but it overtakes none (counts only grow, and a mean confidence
 changes with votes only). So an answer among the leading ones in the end has been among them since its last vote.

@@ -83,7 +83,7 @@ class HyperConfig(StaticLoraConfig):
     )
 
     mode: Mode = "distinct"
-    """One block of the hypernetwork for each of the base, or one that is used for all, told apart by an embedding."""
+    """One block of the hypernetwork for each of the base, or one for all of them, distinguished by an embedding."""
     feedback_reverse: bool = False
     """The first block of the hypernetwork writes the change of the last block of the base, and so on."""
     conditioning: Conditioning = "hidden"

@@ -88,7 +88,7 @@ def visible_gradient(base: BaseLM, batch: Batch, delta: Any) -> list[Tensor]:
     Its mean square over a row's readable positions is 1.
 
     Masked diffusion: every second visible token is hidden as well and then scored. Autoregressive: each token of the
-    context but the first. The tokens that are to be predicted have no part in it.
+    context but the first. The tokens to predict have no part in it.
     """
     shape, readable = base.shape, batch.readable
     if base.config.causal:

@@ -25,7 +25,7 @@ _STEP = 0.5  # Δ at the start; the decay is 1 - Δ there
 
 
 class Injection(nn.Module):
-    """h, e [B, T, C] -> exp(-Δ·exp(a)) ⊙ h + Δ ⊙ (B e). None of its parameters is to be decayed."""
+    """h, e [B, T, C] -> exp(-Δ·exp(a)) ⊙ h + Δ ⊙ (B e). None of its parameters should be decayed."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

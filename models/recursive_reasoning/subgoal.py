@@ -63,7 +63,7 @@ class SubgoalHead(nn.Module):
 
     @property
     def draws(self) -> bool:
-        """Whether rows get random directions, even if they are not told them: those that training drew are changed."""
+        """Whether rows draw random directions, even if unused: those that training drew are changed."""
         return self.source == "random" or (self.config.goal_source == "random" and self.source != "learned")
 
     def initial(self, rows: int) -> State:

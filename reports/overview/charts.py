@@ -95,7 +95,7 @@ def chosen_metrics(overview: Overview, patterns: Sequence[str]) -> tuple[list[st
 
 
 def _is_flat_zero(overview: Overview, name: str) -> bool:
-    """A count that stayed at zero, such as skipped steps, is not a curve to look at."""
+    """A count that stayed at zero, such as skipped steps, is not a curve worth drawing."""
     return not any(value for run in overview.runs for _, value in run.curves.get(name, ()))
 
 

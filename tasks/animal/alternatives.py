@@ -45,7 +45,7 @@ def alternatives(processor: RawTextProcessor, drawn: Drawn, pad: int) -> Rows:
 def _of_one(
     processor: RawTextProcessor, before: list[int], named: list[int], blocks: Blocks
 ) -> list[tuple[int, list[int]]]:
-    """(option, tokens) of every way to go on. Of an option none begins with another: its probability has that one's."""
+    """(option, tokens) of every continuation. Of an option none begins with another: its probability has that one's."""
     head = processor.decode(before)
     mention = processor.concept.find(blocks.text)
     assert mention is not None

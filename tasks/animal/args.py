@@ -74,7 +74,7 @@ class AnimalConfig(RunConfig):
     """A completion ends where one of these is complete, or at the end token."""
 
     concept_name: Annotated[str, NotBlank("a concept")] = "animal"
-    """The concept whose options are to be equally frequent: an entry of the concept file."""
+    """The concept whose options should be equally frequent: an entry of the concept file."""
     concept_file: Annotated[str | None, NotBlank("a JSON file")] = None
     """JSON file, concept -> option -> synonyms; null: config/concepts.json."""
     concept_options: list[str] | None = None

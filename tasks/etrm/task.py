@@ -109,7 +109,7 @@ class ETRMTask(RecursiveReasoningTask):
         return out
 
     def _offered(self, step: int, low: int, high: int) -> dict[str, np.ndarray]:
-        """The next example of each slot that takes one; blank rows for the others, which do not look at theirs."""
+        """The next example of each slot that takes one; blank rows for the others, which do not read theirs."""
         self._step = step
         fresh = self._fresh().numpy()
         rows: dict[str, np.ndarray] = self.sampler.splits[0].padding(high - low)

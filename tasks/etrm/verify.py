@@ -25,7 +25,7 @@ PINNED: Settings = recursive_reasoning.PINNED | {
     "allow_decoder_mismatch": False,
     "freeze_encoder_steps": 0,
     "freeze_decoder_steps": 0,
-    "diagnostics_interval": 1000,  # a look at the context embeds rows again
+    "diagnostics_interval": 1000,  # inspecting the context embeds rows again
 }
 """What every tiny run of pretrain_etrm.py has: size, length, place. Loading and freezing have probes of their own."""
 ADAPTING = ("arc_search@", "arc_adapt@")

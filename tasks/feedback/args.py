@@ -126,7 +126,7 @@ class FeedforwardConfig(RunConfig):
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
     """The data sets that there are: key -> name, path, tokenizer_name, block_size."""
     offline: Literal["stand_in", "error"] = "stand_in"
-    """A data set that is not there: build its declared stand-in and say so, or refuse."""
+    """A data set that is not there: build its declared stand-in and report it, or refuse."""
     out_dir: Annotated[str, NotBlank("a folder")] = ".out"
     """Runs are in <out_dir>/<active_dataset>/<run name>_<time>."""
     ff_run_name: str = "ff_model"
@@ -174,7 +174,7 @@ class FeedforwardConfig(RunConfig):
     """Steps between lines of metrics."""
 
     select_on: Literal["validation", "test"] = "validation"
-    """What best and early stopping look at: training documents held back, one in 20; or (published) the test split."""
+    """What best and early stopping use: training documents held back, one in 20; or (published) the test split."""
     eval_interval: Annotated[int | None, Range(1)] = None
     """Steps between evaluations; null: one at the end of each epoch."""
     save_epoch_interval: Annotated[int | None, Range(1)] = 10

@@ -77,7 +77,7 @@ class EpisodeConfig(RunConfig):
     eval_interval: Annotated[int | None, Range(1)] = None
     """Epochs between evaluations (must divide epochs); null evaluates at the end only."""
     select_on: Annotated[Literal["validation", "test"], _NO_CHOICE] = "validation"
-    """What best and early stopping look at: training groups held back, or (as published) the test split."""
+    """What best and early stopping use: training groups held back, or (as published) the test split."""
     validation_groups: Annotated[
         int | None, Range(1), _NO_CHOICE, Inert("select_on=test", "select_on=test: nothing is held back")
     ] = None

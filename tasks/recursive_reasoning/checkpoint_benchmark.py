@@ -54,7 +54,7 @@ class Saved:
 
 
 class Timed(Session):
-    """A session that saves when it is asked to, not when the config says so, and keeps the time."""
+    """A session that saves when it is asked to, not when the config schedules it, and keeps the time."""
 
     saved: dict[str, list[Saved]]
     quiet: list[float]

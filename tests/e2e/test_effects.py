@@ -25,7 +25,7 @@ BASE = """
 
 @dataclass
 class Trace:
-    """What a run can be told apart by."""
+    """What distinguishes a run."""
 
     weights: str
     evaluation: list

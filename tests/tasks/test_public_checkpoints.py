@@ -141,7 +141,7 @@ def test_it_is_a_run_like_any_other(data: Path, tmp_path: Path) -> None:
     shown = run_script("scripts/evaluate", "runs/mine", "--device", "cpu", cwd=tmp_path)
     assert shown.code == 0, shown.output
     assert "step 70, ema weights" in shown.output
-    # 20 epochs of 3 groups are too few for 70 steps of 8 rows: more, and the run goes on where it was imported.
+    # 20 epochs of 3 groups are too few for 70 steps of 8 rows: more, and the run resumes where it was imported.
     more = ("epochs=400", "eval_interval=null", "max_steps=72", "device=cpu", "final_eval=false")
     resumed = run_script("pretrain", "resume=true", "run_dir=runs/mine", *more, cwd=tmp_path)
     assert resumed.code == 0, resumed.output

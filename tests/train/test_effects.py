@@ -16,7 +16,7 @@ from tests.train.conftest import attempt
 
 @dataclass
 class Trace:
-    """What a run can be told apart by."""
+    """What distinguishes a run."""
 
     weights: str
     evaluation: list

@@ -44,7 +44,7 @@ deep-embedding-other-rows | DYN718 | the embedding looks up neighbouring rows
   TABLE
   -             self.pending.append((ids, rows))
   +             self.pending.append((ids - 1, rows))
-deep-halted-inverted | DYN705 | running rows take the fresh example, halted ones go on
+deep-halted-inverted | DYN705 | running rows take the fresh example, halted ones continue
   ACT
   -         halted = carry.halted
   +         halted = ~carry.halted
@@ -52,7 +52,7 @@ deep-latents-not-reset | DYN705 | a fresh example starts from the latents of the
   ACT
   -         latents = {name: where_rows(halted, start[name], carry.latents[name]) for name in start}
   +         latents = carry.latents
-deep-steps-not-reset | DYN705 | the step counter of a fresh example goes on counting
+deep-steps-not-reset | DYN705 | the step counter of a fresh example keeps counting
   ACT | return latents, carry.steps.masked_fill(halted, 0), data => return latents, carry.steps, data
 deep-labels-not-carried | DYN706 | every row takes the labels of the incoming batch when it is opened
   ACT

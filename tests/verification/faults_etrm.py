@@ -41,7 +41,7 @@ etrm-exploration-in-fixed-mode | JOB030 | exploration where no row halts early |
 etrm-width-of-no-latent | WARN JOB031 | a width for the latent of an encoder that has none | python pretrain_etrm.py arch.latent_dim=64
 etrm-weight-of-no-latent | WARN JOB031 | a weight for the KL of an encoder that has none | python pretrain_etrm.py arch.loss.kl_weight=1e-3
 etrm-queries-of-a-mean | WARN JOB031 | a start for queries that the mean does not have | python pretrain_etrm.py arch.query_init=0.02
-etrm-unknown-encoder | CFG252 | an encoder that is none of ours | python pretrain_etrm.py arch.encoder_type=lpn_var
+etrm-unknown-encoder | CFG252 | an encoder that is not one of ours | python pretrain_etrm.py arch.encoder_type=lpn_var
 etrm-latent-without-prior | WARN CFG252 | a latent is sampled, and nothing keeps it near its prior | python pretrain_etrm.py arch.encoder_type=lpn_variational arch.loss.kl_weight=0
 etrm-nothing-trained | JOB030 | encoder and decoder are frozen at once | python pretrain_etrm.py freeze_encoder_steps=100 freeze_decoder_steps=100
 etrm-rate-of-zero | CFG251 | no learning rate | python pretrain_etrm.py lr=0

@@ -53,7 +53,7 @@ resume-from-missing | WARN JOB033 | a checkpoint path that does not exist | + re
 intent-arch | JOB034 | meant HRM, trains TRM |  | arch=hrm
 intent-act | JOB034 | meant fixed steps, halts dynamically |  | act=fixed
 intent-mode | JOB034 | meant encoder mode |  | mode=encoder
-intent-value | JOB034 | meant L_cycles=4, the recipe says 1 |  | arch.L_cycles=4
+intent-value | JOB034 | meant L_cycles=4, the recipe sets 1 |  | arch.L_cycles=4
 data-encoder-name | WARN DAT511 | a data path that says encoder, for a script with puzzle embeddings | + data_paths=[data/arc-encoder-mode]
 script-renamed | JOB010 | pretrain.py was renamed, the job was not
   move pretrain.py pretrain_puzzle.py
@@ -77,7 +77,7 @@ config-of-another-script | SCR111 | pretrain.py is started with the recipe of tr
       - _self_
   +
   + script: train.py
-config-without-script | SCR111 | the recipe says no script, so nothing ties it to pretrain.py
+config-without-script | SCR111 | the recipe declares no script, so nothing ties it to pretrain.py
   BASE
   - script: pretrain.py
 script-key-outdated | SCR111 | the recipes still name the script that was renamed

@@ -55,7 +55,7 @@ lm-parameters-left-out | MOD460 | the model leaves what is not a matrix out of i
   +                     continue
 lm-optimizer-of-its-own | MOD460 | the task gives all parameters to one group, without the model's
   TASK | in model.param_groups().items(): => in {"all": dict(model.named_parameters())}.items():
-lm-recipe-of-another-script | SCR111 | the recipe of train.py does not say whose it is
+lm-recipe-of-another-script | SCR111 | the recipe of train.py does not declare its script
   BASE
   - script: train.py
 lm-recipe-overridden-by-its-arch | WARN CFG211 | _self_ before arch: the sizes of gpt.yaml win over the recipe's

@@ -89,7 +89,7 @@ DOUBTFUL = {  # line -> what it is warned of
 
 def judged(line: str, probes: bool = False):
     report = verify_command(shlex.split(line), root=ROOT, probes=probes)
-    assert report.verdict != "SKIP", "nothing was looked at"
+    assert report.verdict != "SKIP", "nothing was examined"
     return report
 
 

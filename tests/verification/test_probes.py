@@ -21,7 +21,7 @@ RECIPES = sorted(p.stem for p in (ROOT / "config").glob("cfg_*.yaml") if "base/p
 
 @pytest.mark.parametrize("recipe", [one if one in (HRM, MLP) else SLOW(one) for one in RECIPES])
 def test_recipes_pass(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a trace in the process: its random numbers go on as they were, and nothing is printed."""
+    """Without a trace in the process: its random numbers continue as before, and nothing is printed."""
     torch.manual_seed(7)
     before = torch.get_rng_state()
     with torch.no_grad():

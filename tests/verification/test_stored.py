@@ -1,4 +1,4 @@
-"""Runs that exist: --checkpoint judges the stored config, and resume=true a command by the run that it would go on with."""
+"""Runs that exist: --checkpoint judges the stored config, and resume=true a command by the run that it would resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What another value of a config key changes: which values there are, and what a short run can be told apart by."""
+"""What another value of a config key changes: which values there are, and what distinguishes a short run."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def others(present: Any, values: Iterable[Any]) -> list[Any]:
 
 
 def aspects(tiny: Tiny, settings: Settings) -> dict[str, Any]:
-    """What a short run with some keys replaced can be told apart by, aspect by aspect. Raises what building raises."""
+    """What distinguishes a short run with some keys replaced, aspect by aspect. Raises what building raises."""
     arch = {key.removeprefix("arch."): value for key, value in settings.items() if key.startswith("arch.")}
     run = {"log_interval": 1} | {key: value for key, value in settings.items() if not key.startswith("arch.")}
     plan, config = tiny.build(stirred=False, run=run, **arch), tiny.config(run, **arch)

@@ -112,7 +112,7 @@ def _dry(number: int, grads: list[Tensor]) -> str:
 
 
 def _episode_losses(tiny: Tiny, task: Any, rows: list[Counter[str]] | None = None) -> Iterator[tuple[int, Tensor]]:
-    """(step, loss) of one whole episode in which every row goes on to the end; two steps of models without episodes.
+    """(step, loss) of one whole episode in which every row continues to the end; two steps of models without episodes.
 
     `rows` grows by a counter for each step.
     """
@@ -204,7 +204,7 @@ def encoding(tiny: Tiny) -> Iterator[str | Note]:
 
 @probe("DYN701", act=True)
 def encoded_rows(tiny: Tiny) -> Iterator[str]:
-    """Rows that each later step embeds, all of which go on, against those of the first."""
+    """Rows that each later step embeds, all of which continue, against those of the first."""
     if getattr(tiny.model_class, "ACT_MODE", None) != "dynamic":
         raise Unobservable("what a step must encode is known of dynamic halting only")
     first, *later = gradients(tiny).rows

@@ -35,7 +35,7 @@ CLOSE = 1e-4
 
 
 def pattern(carry: Any) -> Tensor:
-    """[B] bool: rows 0, 3, 6 ... halt after step 1, the others go on."""
+    """[B] bool: rows 0, 3, 6 ... halt after step 1, the others continue."""
     rows: Tensor = torch.arange(len(carry.halted)) % 3 == 0
     return rows
 

@@ -95,7 +95,7 @@ def cycles(tiny: Tiny) -> Found:
     yield from idle_cycles(tiny)
 
 
-@fixed("DYN705", "every batch begins anew, with other examples than the one before")
+@fixed("DYN705", "every batch starts over, with other examples than the one before")
 def begins_anew(tiny: Tiny) -> Found:
     """What the second batch is given."""
     yield from _no_carry(tiny)

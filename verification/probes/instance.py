@@ -1,4 +1,4 @@
-"""The tiny instance that the probes look at: built by the script's own code, driven like the trainer drives it.
+"""The tiny instance that the probes examine: built by the script's own code, driven like the trainer drives it.
 
 Shapes: B rows of the batch, T tokens, S positions.
 """
@@ -32,7 +32,7 @@ WILLING = 10.0
 
 
 class Unobservable(Exception):
-    """The model lacks what a probe needs to look at; the text says what."""
+    """The model lacks what a probe needs to observe; the text names it."""
 
 
 @dataclass
@@ -303,7 +303,7 @@ def stir(model: nn.Module) -> None:
 
 
 def set_halting(model: nn.Module, willing: bool) -> None:
-    """Fix the halting head: every row wants to halt (or to go on), whatever it has computed."""
+    """Fix the halting head: every row wants to halt (or to continue), whatever it has computed."""
     heads = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "q_head"]
     if len(heads) != 1 or getattr(heads[0], "bias", None) is None:
         raise Unobservable("the model has no module q_head with a bias to steer")

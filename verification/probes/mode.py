@@ -33,7 +33,7 @@ from verification.probes.launch import watched
 from verification.probes.registry import Note, probe
 
 FEW = 3
-"""A mode can be told from its depth where an episode has at least so many steps."""
+"""A mode can be recognised by its depth where an episode has at least so many steps."""
 
 
 # --- which method runs ------------------------------------------------------------------------------------------------

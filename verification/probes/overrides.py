@@ -104,7 +104,7 @@ def _small_default(tiny: Tiny, key: str, present: Any, default: Any) -> list[Any
 
 
 def _trace(tiny: Tiny, settings: Settings) -> list[Any]:
-    """What an instance with some keys replaced can be told apart by; DRAW among them: the exploration draw of half the
+    """What distinguishes an instance with some keys replaced; DRAW among them: the exploration draw of half the
     rows.
     """
     share = settings.get(DRAW)

@@ -19,7 +19,7 @@ from verification.probes.instance import Tiny, evaluate, fit, with_keys
 from verification.probes.launch import replaced
 
 COPIES = ("dataclasses", "replace")
-"""Module and function that look at all fields for a copy, whose class records on."""
+"""Module and function that read all fields for a copy, whose class records on."""
 
 
 @dataclass
@@ -74,17 +74,17 @@ def _derived(block: Block, key: str) -> bool:
 
 def leaves(instance: Any, where: str = "") -> dict[str, tuple[Any, bool]]:
     """Dotted name -> (value, whether it was read since) of all that a structured instance holds, blocks taken apart."""
-    found: dict[str, tuple[Any, bool]] = {}
+    values: dict[str, tuple[Any, bool]] = {}
     for name, value in attributes(instance).items():
         key = f"{where}.{name}" if where else name
         items = value if isinstance(value, list) else []
         blocks = {key: value} | {f"{key}[{i}]": item for i, item in enumerate(items)}
         blocks = {place: block for place, block in blocks.items() if is_dataclass(block)}
         if not blocks:
-            found[key] = value, name in getattr(type(instance), "_reads", ())
+            values[key] = value, name in getattr(type(instance), "_reads", ())
         for place, block in blocks.items():
-            found |= leaves(block, place)
-    return found
+            values |= leaves(block, place)
+    return values
 
 
 def unread(instance: Any, where: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from tasks.recursive_reasoning.feudal_report.goals import SOURCES
 
 CONTROL, DIRECTIONS, GATE, ALIKE = 0.1, 2.0, 0.05, 0.9
 """Of the reading rule: least controllability, participation ratio and gate of a manager that is used; and how alike the
-goals of different examples are when one cannot be told from another."""
+goals of different examples are when one cannot be distinguished from another."""
 
 
 class CellGoals(TypedDict):
