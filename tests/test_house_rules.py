@@ -49,8 +49,10 @@ FAMILY_FILES = {
         *(f"verification.probes.{name}" for name in ("instance", "registry")),
     },
     "probes.py": {"verification.probes"},
+    "puzzle_data.py": {"verification.data"},
+    "text_data.py": {"verification.data"},
 }
-"""What single files of a family may import besides: its specification is read by the verifier only."""
+"""What single files of a family, or what families share of them, may import besides: only the verifier reads these."""
 FORBIDDEN_WORDS = {"arc", "puzzle", "act", "lora", "token", "goal"}
 
 

@@ -7,7 +7,6 @@ out what it is for: a rule or a probe that lacks it is a SKIP.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -81,13 +80,15 @@ class Verification:
     """What a command without an intent is asked, as in QUESTIONS."""
     intents: Mapping[str, str | Callable[[Any], Any]] = field(default_factory=dict)
     """Further keys of `#@ intent:` lines and the key of the config, or the value, that each is compared with."""
+    named_values: Mapping[str, str] = field(default_factory=dict)
+    """Word of a run name in front of a number -> the key whose value it states."""
     rules: tuple[Any, ...] = ()
     """Its own (`verification.rule.Rule`)."""
 
     # --- the tiny instance --------------------------------------------------------------------------------------------
     decides: tuple[str, ...] = ()
     """Run keys besides arch that decide what a step computes; the others share one observation (and its verdict)."""
-    sized: str = "on this board size"
+    sized: str = ""
     """What the size of the unshrunk model depends on besides its config."""
     rows: Callable[[int], Settings] = lambda ranks: {}
     """Ranks -> run keys that give the same global batch on one rank and on so many."""
@@ -97,7 +98,9 @@ class Verification:
     """Parameters, by name, that no optimizer group needs to hold (a frozen base model)."""
     exercised: Settings = field(default_factory=dict)
     """Run keys under which as much as possible of the code runs (evaluators, say)."""
-    table_key: str = "puzzle_identifiers"
+    encoder: str = ""
+    """What the names of modules contain that encode rows, besides those that are given whole numbers."""
+    table_key: str = ""
     """Where a row's data say which row of the sparse table is its own."""
     alternatives: Callable[[Path], Mapping[str, tuple[Settings, Settings]]] = lambda data: {}
     """Data folder -> key -> another value of it, where its type tells none that fits the rest: settings that are held,
@@ -110,6 +113,10 @@ class Verification:
     """What its losses add to the plain one."""
     probes: Callable[[], Iterable[Any]] = lambda: ()
     """Its own probes (verification.probes.registry.Probe), beside what is common under their codes."""
+
+    def is_encoder(self, module: str) -> bool:
+        """Whether a module of this name, or within one of this name, encodes rows."""
+        return bool(self.encoder) and self.encoder in module.lower()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pinned", frozenset((*EVERY, *self.pinned)))
@@ -159,63 +166,6 @@ def in_proportion(block: Mapping[str, Any], share: float, names: Collection[str]
         elif key in names and isinstance(value, int) and value > 0:
             scaled[key] = max(1, int(value * share))
     return scaled
-
-
-def write_tokens(
-    folder: Path,
-    lengths: Mapping[str, int],
-    words: int,
-    seeds: Iterable[int],
-    *,
-    key: tuple[int, ...] = (),
-    eot: int = 0,
-) -> None:
-    """A data set of random text; with `eot` every so many-th token is the last word, which ends a document."""
-    import numpy as np
-
-    folder.mkdir(parents=True)
-    for (split, count), seed in zip(lengths.items(), seeds, strict=True):
-        tokens = np.random.default_rng((*key, count, seed)).integers(0, words - bool(eot), count)
-        if eot:
-            tokens[eot - 1 :: eot] = words - 1
-        tokens.astype("<u2").tofile(folder / f"{split}.bin")
-    meta = {"vocab_size": words, "dtype": "uint16", "tokens": dict(lengths)} | ({"eot": words - 1} if eot else {})
-    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-
-
-def write_puzzles(
-    root: Path,
-    draw: Callable[[Any, int], tuple[Any, Any]],
-    splits: Mapping[str, tuple[int, int, int]],
-    words: int,
-    demonstrations: int = 0,
-    builder: str = "",
-) -> None:
-    """A data set of puzzles, each with its own identifier, of one example beside its demonstrations.
-
-    `splits`: name -> (puzzles, identifier of the first, seed); `draw`: (random numbers, puzzles) -> inputs and labels.
-    """
-    import numpy as np
-
-    from dataset.writing import SplitArrays, write_dataset
-
-    made = {}
-    for split, (count, first, seed) in splits.items():
-        inputs, labels = draw(np.random.default_rng((first, seed)), count)
-        numbers, steps = np.arange(first, first + count), np.arange(count + 1)
-        shown = np.full(count, demonstrations) if demonstrations else None
-        made[split] = SplitArrays(inputs, labels, numbers, steps * (demonstrations + 1), steps, shown)
-    last = max(first + count for count, first, _ in splits.values())
-    write_dataset(
-        root,
-        made,
-        vocab_size=words,
-        seq_len=inputs.shape[1],
-        card={"source": "generated", "name": "probe"} | ({"builder": builder} if builder else {}),
-        identifiers=["<blank>", *(f"puzzle-{number}" for number in range(1, last))],
-        data_mode="encoder" if demonstrations else "embedding",
-    )
-    (root / "test_puzzles.json").write_text("{}", encoding="utf-8")  # what arc@ARC reads; none of them is asked
 
 
 def depths(arch: Mapping[str, Any]) -> dict[str, int]:

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tasks.puzzle_data import puzzle_data, training_groups, write_puzzles
 from tasks.recursive_reasoning import verify as recursive_reasoning
 from tasks.recursive_reasoning.verify import BATCH, SEQ_LEN
-from verification.data import puzzle_data, training_groups
 from verification.finding import Finding
 from verification.rule import NotApplicable, Rule, finding, need_config, need_model
 from verification.rules.data import there
-from verification.spec import QUESTIONS, Settings, Verification, write_puzzles
+from verification.spec import QUESTIONS, Settings, Verification
 from verification.subject import Subject
 
 DECODER = "load_pretrained_decoder"
@@ -203,10 +203,14 @@ VERIFICATION = Verification(
     pinned=PINNED,
     decides=("evaluators", "grad_clip", "query_policy", "demo_dropout"),
     exercised={"evaluators": [{"name": "steps@PerStepAccuracy"}]},
+    encoder="encoder",
+    table_key="puzzle_identifiers",
+    sized="on this board size",
     probes=probes,
     data=puzzle_data,
     questions=QUESTIONS,
     steps=count_steps,
+    named_values=recursive_reasoning.NAMED_VALUES,
     rates=lambda subject: {"encoder": "lr", "decoder": "lr"},
     rules=(
         Rule(("CFG252",), latent_has_a_prior),

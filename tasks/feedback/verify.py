@@ -9,8 +9,9 @@ from typing import Any
 
 from tasks.feedback.args import NOT_IDENTITY, FeedforwardConfig
 from tasks.feedback.family import data_folders
-from verification.data import DataPath, read_text_data
-from verification.spec import Settings, Verification, smaller, stated_steps, write_tokens
+from tasks.text_data import read_text_data, write_tokens
+from verification.data import DataPath
+from verification.spec import Settings, Verification, smaller, stated_steps
 
 WORDS, LENGTH, TOKENS = 11, 16, {"train": 400, "val": 90}
 """Ten words and the end of a document."""
@@ -133,6 +134,7 @@ VERIFICATION = Verification(
     data=data,
     reads="tokens",
     idle="WARN",
+    named_values={"hidden": "arch.n_embd", "heads": "arch.n_head", "layers": "arch.n_layer"},
     steps=stated_steps("total_steps"),
     rates=lambda subject: {"adapter" if "ff_checkpoint_dir" in subject.resolved else "network": "learning_rate"},
     sized="with 257 tokens",

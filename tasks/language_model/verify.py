@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from verification.data import text_data
+from tasks.text_data import text_data, write_tokens
 from verification.finding import Finding, Level
 from verification.rule import NotApplicable, Rule, finding, inert, need_config
-from verification.spec import EVERY, QUESTIONS, Settings, Verification, smaller, stated_steps, write_tokens
+from verification.spec import EVERY, QUESTIONS, Settings, Verification, smaller, stated_steps
 from verification.subject import Subject
 
 HEADS, HEAD_DIM = 4, 8
@@ -142,6 +142,7 @@ def horizon(subject: Subject) -> Iterator[Finding]:
 
 VERIFICATION = Verification(
     data=text_data,
+    named_values={"hidden": "arch.n_embd", "heads": "arch.n_head", "layers": "arch.n_layer"},
     steps=stated_steps("max_iters"),
     rates=lambda subject: {"network": "learning_rate"},
     idle="WARN",

@@ -8,10 +8,10 @@ from typing import Any
 
 from engine.fields import value_at
 from models.recursive_reasoning.subgoal_config import BLOCK, WEIGHT, unusual
-from verification.data import puzzle_data, training_groups
+from tasks.puzzle_data import puzzle_data, training_groups, write_puzzles
 from verification.finding import Finding
 from verification.rule import NotApplicable, Rule, finding, need_model
-from verification.spec import QUESTIONS, Settings, Term, Verification, in_proportion, smaller, write_puzzles
+from verification.spec import QUESTIONS, Settings, Term, Verification, in_proportion, smaller
 from verification.subject import Subject
 
 BATCH = 8
@@ -33,6 +33,15 @@ PINNED: Settings = {
     "lr_warmup_steps": 1,
 }
 """What every tiny run of pretrain.py has: size, length and place, nothing of how it learns."""
+NAMED_VALUES = {
+    "explore": "arch.halt_exploration_prob",
+    "halt": "arch.halt_max_steps",
+    "hidden": "arch.hidden_size",
+    "heads": "arch.num_heads",
+    "layers": "arch.L_layers",
+    "hcycles": "arch.H_cycles",
+    "lcycles": "arch.L_cycles",
+}
 AS_EVALUATED = {"cycles_schedule": None, "latent_init": "learned", "update_noise": 0.0, "late_states": 0.0, "chains": 1}
 """Probes compare training with evaluation, which is always at full depth and draws numbers of its own."""
 
@@ -169,11 +178,20 @@ VERIFICATION = Verification(
     pinned=PINNED,
     decides=("evaluators", "freeze_weights", "grad_clip"),
     exercised={"evaluators": [{"name": "steps@PerStepAccuracy"}]},
+    encoder="encoder",
+    table_key="puzzle_identifiers",
+    sized="on this board size",
     terms=(GOALS,),
     data=puzzle_data,
     questions=QUESTIONS,
     steps=count_steps,
     rates=rates,
+    named_values=NAMED_VALUES
+    | {
+        "weight": WEIGHT,
+        "period": f"{BLOCK}.manager_period",
+        "goaldim": f"{BLOCK}.goal_dim",
+    },
     rules=(Rule(("ARC340",), manager),),
     intents={
         "manager": lambda subject: "subgoal_head" if subject.arch.get("subgoal_head") else "none",

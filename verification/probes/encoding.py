@@ -1,7 +1,8 @@
 """What a row is conditioned on, its embedded or encoded input: made anew at each step (MOD431, DYN701), with a gradient
 (MOD432, DYN702), in the way that the class declares (MOD430).
 
-Looked at are the modules that are given whole numbers (tokens, identifiers), and those that are called an encoder.
+Looked at are the modules that are given whole numbers (tokens, identifiers), and those that
+the family calls an encoder.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from verification.probes.instance import (
 from verification.probes.registry import Note, probe
 
 
-def encodes(name: str, given: Any) -> bool:
+def encodes(tiny: Tiny, name: str, given: Any) -> bool:
     """Whether a call of the module `name` with these arguments embeds or encodes rows."""
     numbers = (one for one in given if isinstance(one, Tensor) and not one.is_floating_point())
-    return "encoder" in name.lower() or any(one.dtype is not torch.bool for one in numbers)
+    return tiny.spec.is_encoder(name) or any(one.dtype is not torch.bool for one in numbers)
 
 
 @dataclass
@@ -62,12 +63,12 @@ def _gradients(tiny: Tiny) -> Gradients:
     names: dict[int, tuple[str, list[str]]] = {}
     made: list[Tensor] = []
     for name, module in task.module.named_modules():
-        own = [f"{name}.{own}" for own, _ in module.named_parameters(recurse="encoder" in name.lower())]
+        own = [f"{name}.{own}" for own, _ in module.named_parameters(recurse=tiny.spec.is_encoder(name))]
         names[id(module)] = name, [*own, *([name] if hasattr(type(module), "take_pending") else [])]
 
     def watch(module: nn.Module, given: Any, output: Any) -> None:
         name, own = names.get(id(module), ("", []))
-        if not encodes(" ".join([name, *own]), given):
+        if not encodes(tiny, " ".join([name, *own]), given):
             return
         seen.encoding.update(own)
         if name and isinstance(output, Tensor):
@@ -190,7 +191,7 @@ def encoding(tiny: Tiny) -> Iterator[str | Note]:
     if torch.equal(plain, moved):
         yield "the answer does not depend on the input: nothing of it is encoded"
         return
-    encoders = [name for name, _ in model.named_modules() if "encoder" in name.lower()]
+    encoders = [name for name, _ in model.named_modules() if tiny.spec.is_encoder(name)]
     seen, claim = gradients(tiny), getattr(tiny.model_class, "ENCODER_POLICY", None)
     stale = bool(seen.stale or (seen.first - seen.later) & seen.encoding)
     policy = "none" if not encoders else "cache_first_step" if stale else "reencode"

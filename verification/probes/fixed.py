@@ -36,12 +36,12 @@ def fixed(code: str, passed: str) -> Callable[[Observation], Observation]:
 
 
 @contextmanager
-def encoded(model: Any) -> Iterator[list[tuple[str, Any]]]:
+def encoded(tiny: Tiny, model: Any) -> Iterator[list[tuple[str, Any]]]:
     """(module, what it made) of each call that embeds or encodes rows, in order."""
     names, made = {id(module): name for name, module in model.named_modules()}, list[tuple[str, Any]]()
 
     def watch(module: Any, given: Any, output: Any) -> None:
-        if encodes(name := names.get(id(module), ""), given):
+        if encodes(tiny, name := names.get(id(module), ""), given):
             made.append((name, output))
 
     hook = register_module_forward_hook(watch)
@@ -54,7 +54,7 @@ def encoded(model: Any) -> Iterator[list[tuple[str, Any]]]:
 def training_step(tiny: Tiny, count: int) -> tuple[int, int, Any]:
     """One of `count` ACT steps: (calls that embed or encode, calls of the busiest module, output)."""
     task = tiny.build(num_act_steps=count).task
-    with encoded(task.module) as made:
+    with encoded(tiny, task.module) as made:
         _, depth, output = ran(task.module.train(), first_batch(task))
     return len(made), depth, output
 
@@ -118,7 +118,7 @@ def every_step_trains(tiny: Tiny) -> Found:
     """The gradient of each step's answers with respect to what the rows' encodings are made of."""
     task = tiny.build().task
     batch = first_batch(task)
-    with encoded(task.module) as made:
+    with encoded(tiny, task.module) as made:
         output = task.module.train()(batch, None)
     rows = {name: one for name, one in made if isinstance(one, Tensor) and len(one) == len(batch["inputs"])}
     rows = {name: one for name, one in rows.items() if one.requires_grad}

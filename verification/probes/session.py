@@ -152,7 +152,7 @@ def _built(tiny: Tiny) -> Finding:
     plan = tiny.build()
     step(plan.task, 1)
     small = sum(param.numel() for param in plan.task.module.parameters())
-    text = f"{tiny.model_class.__name__} builds and takes a step: {size:,} parameters {tiny.spec.sized}"
+    text = f"{tiny.model_class.__name__} builds and takes a step: {size:,} parameters {tiny.spec.sized}".rstrip()
     return finding(BUILT, "PASS", f"{text} ({small:,} in the tiny instance)")
 
 

@@ -96,7 +96,7 @@ def gradients(tiny: Tiny) -> Iterator[str | Note]:
 def embedding_rows(tiny: Tiny) -> Iterator[str | Note]:
     """Whether an encoder is there, which rows of the table moved; which forward ran is MOD420's to say."""
     run = training_run(tiny)
-    encoders = [name for name, _ in run.model.named_modules() if "encoder" in name.lower()]
+    encoders = [name for name, _ in run.model.named_modules() if tiny.spec.is_encoder(name)]
     if encoders and getattr(tiny.model_class, "DATA_MODE", "") == "embedding":
         yield f"embedding mode has no encoder, found {listed(encoders)}"
     group = next((one for one in run.groups if one.table is not None), None)

@@ -161,26 +161,17 @@ def not_taken(subject: Subject, key: str) -> str:
 
 NUMBER = r"\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 NAMED_VALUES = {
-    "explore": "arch.halt_exploration_prob",
     "lr": "lr learning_rate",
     "seed": "seed",
     "bs": "global_batch_size batch_size",
     "batch": "global_batch_size batch_size",
     "epochs": "epochs",
-    "hidden": "arch.hidden_size arch.n_embd",
-    "heads": "arch.num_heads arch.n_head",
     "iters": "max_iters",
-    "lcycles": "arch.L_cycles",
-    "hcycles": "arch.H_cycles",
-    "layers": "arch.L_layers arch.n_layer",
     "ema": "ema_rate",
-    "halt": "arch.halt_max_steps",
     "wd": "weight_decay",
-    "weight": "arch.loss.feudal_loss_weight",
-    "period": "arch.subgoal_head.manager_period",
-    "goaldim": "arch.subgoal_head.goal_dim",
 }
-"""Word of a run name in front of a number -> the keys that it may stand for; the first that the config has counts."""
+"""Word of a run name in front of a number -> the keys that it may stand for; the first that the config has counts. A
+family has more (`Verification.named_values`)."""
 
 
 @rule("JOB032")
@@ -196,7 +187,8 @@ def run_name_is_true(subject: Subject) -> Iterator[Finding]:
     plain = name.lower().replace(script, "").replace(chosen, "")
     others = [token for token in re.split(r"[_\-/,]+", plain) if token in archs and token != chosen]
     contradictions = [f"'{token}' in the name, but arch={chosen}" for token in others]
-    for word, keys in NAMED_VALUES.items():
+    own = subject.family.named_values if subject.family else {}
+    for word, keys in {**NAMED_VALUES, **own}.items():
         present = [(one, value) for one in keys.split() if isinstance(value := value_at(config, one), int | float)]
         for match in re.finditer(rf"(?<![a-z]){word}[=_-]?({NUMBER})(?![a-z0-9.])", plain):
             if present and not same(match[1], present[0][1]):

@@ -1,0 +1,100 @@
+"""What verification has to know about data sets of puzzles, for each family that trains on them: by dataset.json or the
+catalogue; and tiny ones of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UsageError
+from engine.io import read_object, user_path
+from verification.data import DataPath
+
+ENCODER_FILE = "all__num_demos.npy"
+CATALOGUE = "dataset/catalog.py"
+
+
+def puzzle_data(config: dict[str, Any], folder: Path, local: bool) -> Iterator[DataPath]:
+    """The entries of data_paths and data_paths_test in `folder`; `local`: whether this machine's data are read."""
+    for key in ("data_paths", "data_paths_test"):
+        for path in config.get(key) or []:
+            yield read_puzzles(str(path), key, folder, local, config.get("offline") != "error")
+
+
+def read_puzzles(path: str, key: str, folder: Path, local: bool, stand_ins: bool = True) -> DataPath:
+    """One puzzle data set."""
+    from dataset.catalog import BUILT, PUBLISHED
+
+    root, name = folder / user_path(path), Path(path).name
+    if not (local and root.exists()):
+        entry: Any = BUILT.get(name) or PUBLISHED.get(name)
+        if entry is None:
+            return DataPath(path, key, "unknown")
+        state = "built on first use" if name in BUILT else "published"
+        if name not in BUILT and entry.offline and stand_ins:
+            state = f"published, else {entry.offline} in its place"
+        return DataPath(path, key, state, entry.data_mode, entry.groups, entry.mean_examples, origin=CATALOGUE)
+    file = root / "train" / "dataset.json"
+    try:
+        content = read_object(file)
+        groups, mean = content["total_groups"], float(content["mean_puzzle_examples"])
+        if type(groups) is not int:
+            raise TypeError(f"total_groups is {groups!r}")
+    except (UsageError, ValueError, KeyError, TypeError) as error:
+        return DataPath(path, key, "there", problem=f"{path}/train/dataset.json cannot be used: {error!r}")
+    encoder = (root / "train" / ENCODER_FILE).exists()
+    mode = content.get("data_mode") or ("encoder" if encoder else "embedding")
+    problem = "" if (root / "test" / "dataset.json").exists() else f"{path} has no test/dataset.json"
+    if encoder and mode == "embedding":
+        problem = f"{path}/train holds {ENCODER_FILE} though dataset.json has data_mode={mode}"
+    return DataPath(path, key, "there", mode, groups, mean, problem, f"{path}/train/dataset.json")
+
+
+def training_groups(config: dict[str, Any], data: Iterable[DataPath]) -> int | None:
+    """Groups of puzzles that are trained on, less those held back for validation; None where the data do not say."""
+    from dataset.held_back import validation_count
+
+    sizes = [entry.groups for entry in data if entry.key == "data_paths"]
+    if not sizes or None in sizes:
+        return None
+    groups = sum(size or 0 for size in sizes)
+    if config.get("select_on") == "validation" and config.get("eval_interval") not in (None, config.get("epochs")):
+        groups -= validation_count(groups, config.get("validation_groups")) if groups > 1 else 0
+    return groups
+
+
+def write_puzzles(
+    root: Path,
+    draw: Callable[[Any, int], tuple[Any, Any]],
+    splits: Mapping[str, tuple[int, int, int]],
+    words: int,
+    demonstrations: int = 0,
+    builder: str = "",
+) -> None:
+    """A data set of puzzles, each with its own identifier, of one example beside its demonstrations.
+
+    `splits`: name -> (puzzles, identifier of the first, seed); `draw`: (random numbers, puzzles) -> inputs and labels.
+    """
+    import numpy as np
+
+    from dataset.writing import SplitArrays, write_dataset
+
+    made = {}
+    for split, (count, first, seed) in splits.items():
+        inputs, labels = draw(np.random.default_rng((first, seed)), count)
+        numbers, steps = np.arange(first, first + count), np.arange(count + 1)
+        shown = np.full(count, demonstrations) if demonstrations else None
+        made[split] = SplitArrays(inputs, labels, numbers, steps * (demonstrations + 1), steps, shown)
+    last = max(first + count for count, first, _ in splits.values())
+    write_dataset(
+        root,
+        made,
+        vocab_size=words,
+        seq_len=inputs.shape[1],
+        card={"source": "generated", "name": "probe"} | ({"builder": builder} if builder else {}),
+        identifiers=["<blank>", *(f"puzzle-{number}" for number in range(1, last))],
+        data_mode="encoder" if demonstrations else "embedding",
+    )
+    (root / "test_puzzles.json").write_text("{}", encoding="utf-8")  # what arc@ARC reads; none of them is asked
