@@ -163,7 +163,7 @@ def ensure(path: str | Path, *, build: bool = True, offline: Literal["stand_in",
 
 
 def _report_difference(root: Path) -> None:
-    """One line where a generated data set was built with other parameters than its name stands for now."""
+    """One line where a generated data set was built with other parameters than its name means now."""
     if root.name not in BUILT or not (root / CARD).exists():
         return
     card, differences = read_card(root / CARD), []
@@ -177,7 +177,7 @@ def _report_difference(root: Path) -> None:
             )
     if differences:
         print_rank0(
-            f"OTHER DATA: {root} was built with other parameters than its name stands for ({'; '.join(differences)}). "
+            f"OTHER DATA: {root} was built with other parameters than its name means now ({'; '.join(differences)}). "
             f"Keep it under another name, or replace it: {build_command(root)} --overwrite"
         )
 

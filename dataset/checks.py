@@ -97,7 +97,7 @@ def check_card(path: Path, card: dict[str, Any], metadata: PuzzleMetadata) -> No
         declared = getattr(metadata, key)
         if key in card and card[key] != declared:
             raise UsageError(
-                f"{path}: {key} is {declared}, and was {card[key]} when the data set was built (card.json): put it back"
+                f"{path}: {key} is {declared}, but was {card[key]} when the data set was built (card.json): put it back"
             )
 
 

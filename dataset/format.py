@@ -335,7 +335,7 @@ def check_agreement(others: Sequence[PuzzleSplit], metadata: PuzzleMetadata, pat
             mine, theirs = getattr(metadata, key), getattr(other.metadata, key)
             if mine != theirs:
                 first = other.root / other.split / "dataset.json"
-                raise UsageError(f"data sets do not fit together: {key} is {theirs} in {first} and {mine} in {path}")
+                raise UsageError(f"data sets are incompatible: {key} is {theirs} in {first} and {mine} in {path}")
 
 
 def _trained_offset(root: Path, metadata: PuzzleMetadata, trained: Sequence[PuzzleSplit]) -> int:
@@ -349,9 +349,7 @@ def _trained_offset(root: Path, metadata: PuzzleMetadata, trained: Sequence[Puzz
         if read_json_file(split.root / "identifiers.json") == names:
             return split.identifier_offset
     known = ", ".join(str(split.root) for split in trained)
-    raise UsageError(
-        f"{root}/identifiers.json names puzzles that were not trained on: it equals that of none of {known}"
-    )
+    raise UsageError(f"{root}/identifiers.json names puzzles that were not trained on: it matches none of {known}")
 
 
 def combined_identifiers(splits: Sequence[PuzzleSplit]) -> int:

@@ -38,7 +38,7 @@ def read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 raise UsageError(f"{path}:{line}: {name} has {len(text)} cells, expected {side * side}")
             unknown = next((sign for sign in text if sign not in TOKENS), None)
             if unknown is not None:
-                raise UsageError(f"{path}:{line}: {name} has the sign {unknown!r}, expected one of {CHARSET!r}")
+                raise UsageError(f"{path}:{line}: {name} has the character {unknown!r}, expected one of {CHARSET!r}")
             into.append([TOKENS[sign] for sign in text])
     mazes, answers = (np.array(part, dtype=np.uint8).reshape(-1, side, side) for part in grids)
     for token, sign in ((START, "S"), (GOAL, "G")):

@@ -225,7 +225,7 @@ def _from_csv(plan: SudokuBuild, source: Path) -> _Source:
     least, workers = plan.min_difficulty, plan.workers or available_cores()
     if source.is_dir():
         if plan.num_test is not None:
-            raise UsageError("--num-test is for generated puzzles or a single CSV: test.csv is taken whole")
+            raise UsageError("--num-test is for generated puzzles or a single CSV: test.csv is used as a whole")
         train = read_csv(source / "train.csv", size=plan.size, min_difficulty=least, workers=workers)
         test = read_csv(source / "test.csv", size=train.size, min_difficulty=least, workers=workers)
         split, forbidden, held_out = "that of the files", frozenset[bytes](), False

@@ -80,7 +80,7 @@ def read_rows(path: Path) -> tuple[Layout, Iterator[Row]]:
         head = stream.read(4096)
     kind = next((kind for mark, kind in FOREIGN.items() if head.startswith(mark)), None)
     if kind is None and b"\0" in head:
-        kind = "no UTF-8 text (it has NUL bytes, as UTF-16 has): save it as UTF-8"
+        kind = "not UTF-8 text (it has NUL bytes, as UTF-16 has): save it as UTF-8"
     if kind is not None:
         raise UsageError(f"{path} is {kind}")
     cells = _cells(path)

@@ -190,9 +190,7 @@ def _fetch(entry: NamedText, folder: Path) -> None:
         reason = getattr(error, "reason", error)
         raise UsageError(f"--download of {entry.url} failed: {reason}; give the file as --input") from None
     if sha256_file(target) != entry.sha256[0]:
-        raise UsageError(
-            f"{entry.url} is not the {entry.source} that is known (sha256 differs): give --input to use it"
-        )
+        raise UsageError(f"{entry.url} is not the known {entry.source} (sha256 differs): give --input to use it")
 
 
 def ensure_text(path: str | Path, *, offline: Literal["stand_in", "error"] = "stand_in") -> dict[str, Any]:

@@ -82,7 +82,7 @@ def find_decoder(config: ETRMConfig, model: TRMWithEncoder, test: Sequence[Puzzl
     """The decoder that the config names. Raises: UsageError: of another shape, or with other cycles."""
     name = str(config.load_pretrained_decoder)
     if not user_path(name).exists():
-        return Decoder(model, name, None, {}, f"unknown decoder: {name} is not here; take it for contaminated")
+        return Decoder(model, name, None, {}, f"unknown decoder: {name} is not here; assume it is contaminated")
     checkpoint = find_checkpoint(user_path(name))
     if checkpoint.entry not in WRITERS:
         raise UsageError(f"{KEY}={name}: written by {checkpoint.entry}.py, expected a run of pretrain.py")
@@ -129,7 +129,7 @@ def provenance(checkpoint: Checkpoint, test: Sequence[PuzzleSplit]) -> str:
     if both := asked & trained:
         return f"contaminated decoder: trained on {len(both)} of {len(asked)} test tasks"
     if missing:
-        return f"unknown decoder: {missing}, which it was trained on, is not here; take it for contaminated"
+        return f"unknown decoder: {missing}, which it was trained on, is not here; assume it is contaminated"
     return f"clean decoder: trained on none of the {len(asked)} test tasks"
 
 

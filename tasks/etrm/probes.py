@@ -83,7 +83,7 @@ def no_answer_is_shown(tiny: Tiny) -> Found:
         inputs, labels, mask = (batch[name] for name in DEMONSTRATIONS)
         pair = (inputs == batch["inputs"][:, None]).all(-1) & (labels == batch["labels"][:, None]).all(-1)
         if rows := int((pair & mask).any(1).sum()):
-            yield f"{what} shows {rows} of {len(mask)} rows the very answer that they are asked for"
+            yield f"{what} shows {rows} of {len(mask)} rows the very answer that they should give"
 
 
 def own_task_is_shown(tiny: Tiny) -> Found:
@@ -115,7 +115,7 @@ def keys_are_handed_on(tiny: Tiny) -> Found:
     first = first_batch(built())
     for key, value in KEYS.items():
         if same(first, first_batch(built(**{key: value}))):
-            yield f"{key}={value} is given in place of {PLAIN[key]}, and the same examples are asked and shown"
+            yield f"{key}={value} in place of {PLAIN[key]} changes neither the questions nor the demonstrations"
     rates = {group.name: group.lr for group in built(encoder_lr_scale=0.5).param_groups()}
     if rates.get("encoder") != rates.get("trunk", 0.0) / 2:
         yield "encoder_lr_scale=0.5 is given, and the encoder's learning rate is not half of the trunk's"
@@ -311,7 +311,7 @@ PROBES = tuple(
         ("DYN710", a_set, "demonstrations are a set; padding and masked places change nothing"),
         ("DYN711", context_is_used, "answers depend on the context, and gradients reach it"),
         ("DYN712", no_answer_is_shown, ""),
-        ("DYN713", stages, "frozen groups stand still for their steps, and move afterwards"),
+        ("DYN713", stages, "frozen groups do not change during their steps, and change afterwards"),
         ("DYN714", kl_weight, "the KL of each row has the weight arch.loss.kl_weight"),
         ("DYN715", decoder_is_loaded, "a loaded decoder replaces every tensor but the encoder's"),
         ("DYN718", no_table, "no table of puzzles; answers do not depend on identifiers"),

@@ -140,7 +140,7 @@ def decoder_is_clean(subject: Subject) -> Iterator[Finding]:
 
     folders = [subject.trace.cwd / entry.path for entry in subject.data if entry.state == "there"]
     if not folders:
-        raise NotApplicable("the data are not here: the run itself will say what its decoder has seen")
+        raise NotApplicable("the data are not here: the run itself will report what its decoder has seen")
     text = provenance(checkpoint, load_splits(folders, "test"))
     level = "PASS" if text.startswith("clean") else "INFO" if meant == "contaminated" else "FAIL"
     yield finding("DAT530", level, text, *place)

@@ -75,7 +75,7 @@ NOT_IDENTITY = {
     **dict.fromkeys(("ff_run_name", "fb_run_name", "fb_rec_run_name"), "logging: a label"),
     **dict.fromkeys(
         ("evaluators", "answer_examples", "num_samples", "generation_steps", "temperature", "block_length"),
-        "logging: text is shown and judged, not learnt from",
+        "logging: text is shown and judged, not trained on",
     ),
 }
 
@@ -159,7 +159,7 @@ class FeedforwardConfig(RunConfig):
     weight_decay: Annotated[
         float,
         Range(0),
-        Inert("arch.name=feedback.static_lora@StaticLora", "a static LoRA has no matrix that is decayed"),
+        Inert("arch.name=feedback.static_lora@StaticLora", "a static LoRA has no decayed matrix"),
     ] = 0.1
     """Decoupled weight decay of matrices; tables, gates and other vectors have none."""
     beta1: Annotated[float, Range(0, below=1)] = 0.9

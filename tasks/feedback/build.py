@@ -67,7 +67,7 @@ def build(
     validation = None
     if config.select_on == "validation":
         if train.count < 2:
-            raise UsageError(f"{folder} trains on a single document, none can be held back: add select_on=test")
+            raise UsageError(f"{folder} trains on a single document, so none can be held back: add select_on=test")
         train, validation = train.hold_back(config.eval_seed)
     batches = DocumentBatches(train, seed=config.seed, batch_size=config.batch_size, pad=shape.pad_id)
     evaluated = partial(

@@ -32,7 +32,7 @@ ALIASES = {
 }
 _OPTION = "an option of the optimizer: optimizer.options.NAME=VALUE (config/optimizer)"
 _CURVE = "the curve ends at lr_decay_iters and min_lr; the rest are lr_scheduler.options (config/lr_scheduler)"
-_KEEP = "checkpoint_interval, keep_last and keep_every say what is kept; the best and the newest always are"
+_KEEP = "checkpoint_interval, keep_last and keep_every decide what is kept; the best and the newest always are"
 _PLACES = "pos_encodings=learned|rope|none"
 FOREIGN_KEYS = {
     "gns_": "the batch does not follow the gradient noise scale: give batch_size; stats_interval=N measures gradients",

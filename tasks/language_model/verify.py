@@ -132,7 +132,7 @@ def horizon(subject: Subject) -> Iterator[Finding]:
         text = f"lr_decay_iters={end} lies within the warm-up of {warmup}: the rate falls to min_lr at once"
         yield finding("CFG256", "WARN", text, *place)
     elif end != last:
-        how = "never reaches min_lr" if end > last else f"rests at min_lr for {last - end} iterations"
+        how = "never reaches min_lr" if end > last else f"stays at min_lr for {last - end} iterations"
         level: Level = "INFO" if subject.kind == "launch" else "WARN"  # at a launch the script prints it
         text = f"lr_decay_iters={end}, the run has {last} iterations: the learning rate {how}"
         yield finding("CFG256", level, text, *place, f"lr_decay_iters={last}")

@@ -131,8 +131,7 @@ def test_ensure_builds_a_known_set_once_and_says_so_in_one_line(tmp_path, capsys
     output = capsys.readouterr().out
     assert output.count("\n") == 1
     assert (
-        "other parameters than its name stands for (counts.test.groups not recorded, now 16; num_aug 3, now 0)"
-        in output
+        "other parameters than its name means now (counts.test.groups not recorded, now 16; num_aug 3, now 0)" in output
     )
     assert f"{catalog.build_command(path)} --overwrite" in output
 

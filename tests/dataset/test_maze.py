@@ -122,7 +122,7 @@ GOOD = "S  " + "## " + "G  "
         ("question,solution\n", "has no column answer"),
         ("source,question,answer,rating\n", "holds no maze"),
         (f"question,answer\n{GOOD},Soo##oGo\n", ":2: answer has 8 cells, expected 9"),
-        (f"question,answer\n{GOOD},Soo##oGox\n", ":2: answer has the sign 'x'"),
+        (f"question,answer\n{GOOD},Soo##oGox\n", ":2: answer has the character 'x'"),
         (f"question,answer\n{GOOD},Soo##oGo \n", ":2: answer is not a path from S to G"),
         ("question,answer\nS  ## S  ,Soo##oGo \n", ":2: question needs exactly one S"),
         ("question,answer\nS  ## G,S  ## G\n", "7 cells, expected a square number"),

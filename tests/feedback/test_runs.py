@@ -214,7 +214,7 @@ def test_a_single_document_cannot_be_held_back(place: Path) -> None:
     build(plan)
     result = attempt(place, "feedforward_train", "--active_dataset", "gsm8k", "datasets.gsm8k.path=one")
     assert result.code == 2
-    assert "one trains on a single document, none can be held back: add select_on=test" in errors(result.output)[0]
+    assert "one trains on a single document, so none can be held back: add select_on=test" in errors(result.output)[0]
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
