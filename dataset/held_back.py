@@ -49,8 +49,8 @@ def hold_back(train: Sequence[PuzzleSplit], config: Any) -> HeldBack:
         groups = choose_groups(train, seed=config.eval_seed, validation_groups=config.validation_groups)
         if groups is None:
             print_rank0(
-                "warning: no validation groups: the puzzles have their own identifiers, and one that is not trained on "
-                "carries no information; best and early stopping use the test split (select_on=test: the same, unwarned)"
+                "warning: no validation groups: the puzzles have their own identifiers, and an untrained one "
+                "carries no information; best and early stopping use the test split (select_on=test does so unwarned)"
             )
     if groups is None:
         return HeldBack(None, None, {"eval": "of the test split, which best and early stopping use too"})
