@@ -1,1 +1,1 @@
-"""Follows a command to the code that it will run and says which link of that chain is wrong (docs/verification.md)."""
+"""Follows a command to the code that it will run and reports where the chain is wrong (docs/verification.md)."""

@@ -1,4 +1,4 @@
-"""The recipe that a command names, before Hydra reads it: where it lies, what is wrong with it, what it selects.
+"""The recipe that a command names, before Hydra reads it: where it is, what is wrong with it, what it selects.
 
 Hydra looks in the script's config/ (or --config-path) first, then in --config-dir.
 """

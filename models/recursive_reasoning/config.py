@@ -83,7 +83,7 @@ class RecursiveConfig:
     )
     """How many, one of these, drawn for each such step."""
     chains: Annotated[int, Range(1, _MOST)] = 1
-    """Winner-take-all over so many chains: each begins every ACT step at low latents of its own, TruncN(0, 1), and at
+    """Winner-take-all over so many chains: each begins every ACT step at its own low latents, TruncN(0, 1), and at
     the row's z_H. The row continues as the chain of least cross entropy, which alone is trained; in evaluation as that
     with the largest q_halt."""
     H_layers: Annotated[int, Range(0, _MOST)] = 0

@@ -88,7 +88,7 @@ class HRMFeudalConfig(HRMConfig):
     chains: Annotated[int, Range(1), _STEERED] = 1
     """1 with a manager, who steers one chain; else as in HRM."""
     fixed_refinement_steps: Annotated[int | None, Range(1)] = None
-    """Every episode has exactly this many passes, whatever the q values say; null: halting as in HRM."""
+    """Every episode has exactly this many passes, whatever the q values are; null: halting as in HRM."""
 
     def __post_init__(self) -> None:
         head = self.subgoal_head

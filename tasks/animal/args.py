@@ -90,7 +90,7 @@ class AnimalConfig(RunConfig):
     buffer_size: Annotated[int, Range(1)] = 500
     """Most samples of each option in the buffer."""
     update_clusters_every: Annotated[int, Range(1), _FIXED] = 100
-    """New samples of an option after which its clusters are fitted anew."""
+    """New samples of an option after which its clusters are refitted."""
     min_samples_for_clustering: Annotated[int, Range(2)] = 20
     """Samples of an option before it has clusters at all."""
     embedder: Annotated[str, NotBlank("auto, tfidf, hash, or a sentence-transformers folder")] = "auto"

@@ -53,7 +53,7 @@ class DiversityConfig:
     buffer_size: int = 500
     """Most samples of one option in the buffer."""
     update_clusters_every: int = 20
-    """New samples of an option after which its clusters are fitted anew."""
+    """New samples of an option after which its clusters are refitted."""
     min_samples_for_clustering: int = 10
     """Samples of an option before its clusters are fitted at all."""
 

@@ -145,7 +145,7 @@ class FeedforwardConfig(RunConfig):
     epochs: dict[str, int] = field(default_factory=dict)
     """Data set -> passes over its training documents; 100 for one that is not named."""
     total_steps: Annotated[int | None, Range(1)] = None
-    """Length of the run in steps, whatever `epochs` says; null: as many as the epochs have."""
+    """Length of the run in steps, whatever `epochs` is; null: as many as the epochs have."""
     batch_size: Annotated[int, Range(1)] = 64
     """Pieces of documents in the batch of a step, over all processes."""
     learning_rate: Annotated[float, Range(0)] = 3e-4
@@ -248,7 +248,7 @@ class FeedbackConfig(FeedforwardConfig):
     ff_checkpoint_name: Annotated[str, NotBlank("a checkpoint of that run, such as epoch_ckpt_gsm8k.pt")]
     """Its checkpoint: a name in that folder."""
     model: dict[str, Any] = field(default_factory=dict)
-    """What a config file says of the base; the base's own checkpoint decides, and differences are noted."""
+    """What a config file sets for the base; the base's own checkpoint decides, and differences are noted."""
     learning_rate: Annotated[float, Range(0)] = 3e-4
     """Peak learning rate of the hypernetwork."""
 

@@ -126,7 +126,7 @@ class TrainConfig(RunConfig):
     dataset_interleaving: bool = False
     """Take the data sets in the order of the list instead of by chance."""
     dataset_interleaving_shuffle: bool = False
-    """Shuffle that order anew in every cycle."""
+    """Reshuffle that order in every cycle."""
     multidataset_wte: bool = False
     """Give each data set its own token table and head over a shared trunk; else all share one vocabulary."""
     multidataset_criterion: Annotated[
