@@ -51,9 +51,6 @@ TRACKS = {
                 "pretrain.py",
                 "--config-name=cfg_pretrain_sudoku_hard_fast",
                 *("device=cuda", "max_seconds=480", "eval_interval=null", "final_eval_max_examples=4096"),
-                # TRM's own depth in place of the recipe's, and as many steps as an H100 makes: 45 ms each on average
-                *("arch.H_cycles=3", "arch.L_cycles=6", "arch.cycles_schedule=[[0,2,1],[0.3,4,2],[0.6,6,3]]"),
-                "total_steps=9000",
             ),
             "eval/exact_accuracy",
             needs_cuda=True,
