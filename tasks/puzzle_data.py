@@ -11,6 +11,10 @@ from typing import Any
 from engine.errors import UsageError
 from engine.io import read_object, user_path
 from verification.data import DataPath
+from verification.finding import Finding
+from verification.rule import NotApplicable, Rule, finding
+from verification.rules.data import there
+from verification.subject import Subject
 
 ENCODER_FILE = "all__num_demos.npy"
 CATALOGUE = "dataset/catalog.py"
@@ -98,3 +102,62 @@ def write_puzzles(
         data_mode="encoder" if demonstrations else "embedding",
     )
     (root / "test_puzzles.json").write_text("{}", encoding="utf-8")  # what arc@ARC reads; none of them is asked
+
+
+# --- rules: contents --------------------------------------------------------------------------------------------------
+
+
+def rows_of(root: Path, split: str, kind: str) -> Iterator[Any]:
+    """The rows of all sets of a split. Raises NotApplicable for damaged data, which DAT523 reports."""
+    from dataset.format import load_splits
+
+    try:
+        parts = load_splits([root], split)
+    except UsageError as error:
+        raise NotApplicable(str(error)) from None
+    for part in parts:
+        yield from getattr(part, kind)
+
+
+def shared(subject: Subject, kind: str) -> int:
+    """Rows of the test splits that are also rows of the training splits."""
+    sets, root = there(subject), subject.trace.cwd
+    train = [entry for entry in sets if entry.key == "data_paths"]
+    test = [entry for entry in sets if entry.key == "data_paths_test"] or train
+    known = {row.tobytes() for entry in train for row in rows_of(root / entry.path, "train", kind)}
+    return sum(row.tobytes() in known for entry in test for row in rows_of(root / entry.path, "test", kind))
+
+
+def disjoint(subject: Subject) -> Iterator[Finding]:
+    for code, level, kind, text in (
+        ("DAT520", "FAIL", "inputs", "are also training examples"),
+        ("DAT521", "WARN", "labels", "have the answer of a training example"),
+    ):
+        if count := shared(subject, kind):
+            yield finding(code, level, f"{count} test example(s) {text}", there(subject)[0].path)
+
+
+def contents(subject: Subject) -> Iterator[Finding]:
+    """DAT523."""
+    import numpy as np
+
+    from dataset.format import load_splits
+
+    for entry in there(subject):
+        for split in ("train", "test"):
+            place = f"{entry.path}/{split}"
+            try:
+                parts = load_splits([subject.trace.cwd / entry.path], split)
+            except UsageError as error:
+                yield finding("DAT523", "FAIL", str(error), place)
+                continue
+            top = max(int(np.max(rows, initial=0)) for part in parts for rows in (part.inputs, part.labels))
+            count, size = sum(part.num_examples for part in parts), parts[0].metadata.vocab_size
+            text = f"{place}: {count} rows, numbers up to {top}, vocab_size={size}"
+            yield finding("DAT523", "PASS" if top < size else "FAIL", text, place)
+
+
+RULES = (
+    Rule(("DAT520", "DAT521"), disjoint, implied=True),
+    Rule(("DAT523",), contents, implied=True),
+)

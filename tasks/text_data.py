@@ -6,17 +6,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from engine.errors import UsageError
 from engine.io import read_bytes, read_json, user_path
-from verification.data import TextPath
+from verification.data import DataPath
+from verification.finding import Finding
+from verification.rule import NotApplicable, Rule, finding, need_config
+from verification.rules.data import there
+from verification.subject import Subject
 
 FIXED = ("byte", "gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
 """Tokenizers with one vocabulary for all texts; the others make theirs from the text."""
 MODES = {"single": "dataset", "multidataset": "dataset_list", "multicontext": "multicontext_datasets"}
+
+
+@dataclass(frozen=True)
+class TextPath(DataPath):
+    """One text data set. What is not known is empty or None."""
+
+    tokenizer: str = ""
+    vocabulary: str = ""
+    """Two data sets whose vocabularies are called the same read a number as the same piece of text."""
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Tokens of each split."""
+    text: str = ""
+    """What the text is, where the table of names says it: equal for two tokenizations of one text."""
 
 
 def text_data(config: dict[str, Any], folder: Path, local: bool) -> list[TextPath]:
@@ -88,3 +106,73 @@ def write_tokens(
         tokens.astype("<u2").tofile(folder / f"{split}.bin")
     meta = {"vocab_size": words, "dtype": "uint16", "tokens": dict(lengths)} | ({"eot": words - 1} if eot else {})
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def contents(subject: Subject) -> Iterator[Finding]:
+    """DAT523."""
+    from dataset.text.stream import TokenStream
+
+    for entry in there(subject):
+        for split in ("train", "val"):
+            place = f"{entry.path}/{split}"
+            try:
+                stream = TokenStream(subject.trace.cwd / entry.path, split)
+            except UsageError as error:
+                yield finding("DAT523", "FAIL", str(error), place)
+                continue
+            top, size = int(stream.tokens.max()), stream.meta.vocab_size
+            text = f"{place}: {len(stream.tokens)} tokens, numbers up to {top}, vocab_size={size}"
+            yield finding("DAT523", "PASS" if top < size else "FAIL", text, place)
+
+
+def texts(subject: Subject, *keys: str) -> list[TextPath]:
+    """The text data sets, or those that one of `keys` names. Raises NotApplicable where there are none."""
+    need_config(subject)
+    sets = [one for one in subject.data if isinstance(one, TextPath) and (one.key in keys or not keys)]
+    if not sets:
+        raise NotApplicable(f"the config names no text{' in ' if keys else ''}{' or '.join(keys)}")
+    return sets
+
+
+def pretrained_tokens(subject: Subject) -> Iterator[Finding]:
+    known = [entry for entry in texts(subject) if entry.tokenizer]
+    if not known or (subject.resolved or {}).get("init_from") != "gpt2":
+        raise NotApplicable("no pretrained vocabulary, or the tokenizer of the data is not known")
+    for entry in (entry for entry in known if entry.tokenizer != "gpt2"):
+        text = f"{entry.path} has tokens of '{entry.tokenizer}', init_from=gpt2 reads GPT-2's own tokens"
+        yield finding("DAT540", "FAIL", text, entry.origin)
+
+
+def one_vocabulary(subject: Subject) -> Iterator[Finding]:
+    kinds = {entry.vocabulary: entry for entry in texts(subject, "dataset_list") if entry.vocabulary}
+    if len(kinds) > 1 and not (subject.resolved or {}).get("multidataset_wte"):
+        names = ", ".join(f"{entry.path} ({entry.tokenizer})" for entry in kinds.values())
+        text = f"{names} share one token table, their vocabularies differ"
+        yield finding("DAT541", "WARN", text, *subject.place)
+
+
+def aligned(subject: Subject) -> Iterator[Finding]:
+    streams, place = texts(subject, "multicontext_datasets"), subject.place
+    paths = [entry.path for entry in streams]
+    for path in sorted({path for path in paths if paths.count(path) > 1}):
+        yield finding("DAT542", "WARN", f"{path} appears twice: one stream is a copy of the other", *place)
+    for split in ("train", "val"):
+        sizes = {entry.path: entry.lengths[split] for entry in streams if split in entry.lengths}
+        if len(set(sizes.values())) > 1:
+            cut = (subject.resolved or {}).get("multicontext_align") == "truncate"
+            text = f"{split} has {', '.join(f'{n} tokens in {path}' for path, n in sizes.items())}"
+            fix = "multicontext_align=truncate, if they begin together" if not cut else ""
+            yield finding("DAT542", "WARN" if cut else "FAIL", text, *place, fix)
+    if len({entry.text for entry in streams if entry.text}) > 1:
+        yield finding("DAT542", "WARN", f"{', '.join(paths)} are not annotations of one text", *place)
+
+
+RULES = (
+    Rule(("DAT523",), contents, implied=True),
+    Rule(("DAT540",), pretrained_tokens, implied=True),
+    Rule(("DAT541",), one_vocabulary, implied=True),
+    Rule(("DAT542",), aligned, implied=True),
+)

@@ -43,14 +43,12 @@ ALLOWED = {
 }
 FREE = {"engine.errors", "engine.fields"}
 """Plain marks and errors, of the standard library alone: every package may import them."""
+RULES = {f"verification.{name}" for name in ("data", "finding", "rule", "rules.data", "spec", "subject")}
 FAMILY_FILES = {
-    "verify.py": {
-        *(f"verification.{name}" for name in ("data", "finding", "rule", "rules.data", "spec", "subject")),
-        *(f"verification.probes.{name}" for name in ("instance", "registry")),
-    },
+    "verify.py": RULES | {f"verification.probes.{name}" for name in ("instance", "registry")},
     "probes.py": {"verification.probes"},
-    "puzzle_data.py": {"verification.data"},
-    "text_data.py": {"verification.data"},
+    "puzzle_data.py": RULES,
+    "text_data.py": RULES,
 }
 """What single files of a family, or what families share of them, may import besides: only the verifier reads these."""
 FORBIDDEN_WORDS = {"arc", "puzzle", "act", "lora", "token", "goal"}

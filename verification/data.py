@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,3 @@ class DataPath:
     """What is amiss with a data set that is there."""
     origin: str = ""
     """The file that gives mode and size."""
-
-
-@dataclass(frozen=True)
-class TextPath(DataPath):
-    """One text data set. What is not known is empty or None."""
-
-    tokenizer: str = ""
-    vocabulary: str = ""
-    """Two data sets whose vocabularies are called the same read a number as the same piece of text."""
-    lengths: dict[str, int] = field(default_factory=dict)
-    """Tokens of each split."""
-    text: str = ""
-    """What the text is, where the table of names says it: equal for two tokenizations of one text."""

@@ -91,11 +91,13 @@ def run_rules(subject: Subject, *, launch: bool = False) -> list[Finding]:
 
 
 def settled(findings: list[Finding]) -> list[Finding]:
-    """Without PASS and SKIP of codes of which something is amiss, and without SKIP of codes that were judged."""
+    """Without PASS and SKIP of codes of which something is amiss, without SKIP of codes that were judged, and with the
+    last SKIP alone of the others: that of a family after the common one."""
     amiss = {item.code for item in findings if item.level in ("FAIL", "WARN")}
     judged = {item.code for item in findings if item.level != "SKIP"}
     keep = [item for item in findings if item.level not in ("PASS", "SKIP") or item.code not in amiss]
-    return [item for item in keep if item.level != "SKIP" or item.code not in judged]
+    last = {item.code: item for item in keep}
+    return [item for item in keep if item.level != "SKIP" or (item.code not in judged and last[item.code] is item)]
 
 
 # --- what rules ask first ---------------------------------------------------------------------------------------------

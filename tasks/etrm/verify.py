@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.puzzle_data import puzzle_data, training_groups, write_puzzles
+from tasks.puzzle_data import RULES, puzzle_data, training_groups, write_puzzles
 from tasks.recursive_reasoning import verify as recursive_reasoning
 from tasks.recursive_reasoning.verify import BATCH, SEQ_LEN
 from verification.finding import Finding
@@ -213,6 +213,7 @@ VERIFICATION = Verification(
     named_values=recursive_reasoning.NAMED_VALUES,
     rates=lambda subject: {"encoder": "lr", "decoder": "lr"},
     rules=(
+        *RULES,
         Rule(("CFG252",), latent_has_a_prior),
         Rule(("CFG253",), decoder_fits),
         Rule(("DAT522",), every_test_is_asked),

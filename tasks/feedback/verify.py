@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks.feedback.args import NOT_IDENTITY, FeedforwardConfig
 from tasks.feedback.family import data_folders
-from tasks.text_data import read_text_data, write_tokens
+from tasks.text_data import RULES, read_text_data, write_tokens
 from verification.data import DataPath
 from verification.spec import Settings, Verification, smaller, stated_steps
 
@@ -126,6 +126,7 @@ def others(batch: Any) -> tuple[Any, Any]:
 
 
 VERIFICATION = Verification(
+    rules=RULES,
     shrink=shrink,
     write_data=write_documents,
     alternatives=alternatives,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.text_data import text_data, write_tokens
+from tasks.text_data import RULES, text_data, write_tokens
 from verification.finding import Finding, Level
 from verification.rule import NotApplicable, Rule, finding, inert, need_config
 from verification.spec import EVERY, QUESTIONS, Settings, Verification, smaller, stated_steps
@@ -146,7 +146,7 @@ VERIFICATION = Verification(
     steps=stated_steps("max_iters"),
     rates=lambda subject: {"network": "learning_rate"},
     idle="WARN",
-    rules=(Rule(("CFG256",), horizon),),
+    rules=(Rule(("CFG256",), horizon), *RULES),
     questions=(
         ("Which training mode is intended (single, multidataset, multicontext)?", "training_mode", "training_mode"),
         ("Which data?", "data", "data"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.fields import value_at
 from models.recursive_reasoning.subgoal_config import BLOCK, WEIGHT, unusual
-from tasks.puzzle_data import puzzle_data, training_groups, write_puzzles
+from tasks.puzzle_data import RULES, puzzle_data, training_groups, write_puzzles
 from verification.finding import Finding
 from verification.rule import NotApplicable, Rule, finding, need_model
 from verification.spec import QUESTIONS, Settings, Term, Verification, in_proportion, smaller
@@ -192,7 +192,7 @@ VERIFICATION = Verification(
         "period": f"{BLOCK}.manager_period",
         "goaldim": f"{BLOCK}.goal_dim",
     },
-    rules=(Rule(("ARC340",), manager),),
+    rules=(Rule(("ARC340",), manager), *RULES),
     intents={
         "manager": lambda subject: "subgoal_head" if subject.arch.get("subgoal_head") else "none",
         "goals": lambda subject: value_at(subject.arch, "subgoal_head.goal_source", "none"),

@@ -77,14 +77,6 @@ def model_is_the_scripts(subject: Subject) -> Iterator[Finding]:
 # --- step 6 ----------------------------------------------------------------------------------------------------------
 
 
-@rule("CFG252", "CFG253", "DAT522", "DAT530")
-def encoders(subject: Subject) -> Iterator[Finding]:
-    need_config(subject)
-    mode = subject.declares("DATA_MODE")
-    raise NotApplicable(f"families with demonstrations or pretrained parts judge this; the model's data mode is {mode}")
-    yield
-
-
 @rule("SUM600")
 def summary(subject: Subject) -> Iterator[Finding]:
     model, family = need_model(subject), subject.family
