@@ -49,7 +49,6 @@ class LanguageModelTask:
     """
 
     compiles = "full"
-    captures = True
 
     def __init__(
         self,
@@ -95,9 +94,14 @@ class LanguageModelTask:
     def after_step(self) -> None:
         """Nothing is carried from one iteration to the next."""
 
+    @property
+    def captures(self) -> bool:
+        """Whether steps may be captured (engine/loop/step_graph.py): not where the vocabulary changes between them."""
+        return not self.per_dataset_vocabulary
+
     def captured_as(self, step: int) -> Hashable:
-        """Steps of one vocabulary are alike."""
-        return (self._stream,)
+        """All are alike."""
+        return True
 
     def carried(self) -> list[Tensor]:
         """Nothing."""
