@@ -122,8 +122,11 @@ def _recorder(cls: Any) -> Any:
             reads.add(name)
         return plain(self, name)
 
-    own = {"__getattribute__": read, "__module__": cls.__module__, "_records": cls, "_reads": reads}
-    return type(cls.__name__, (cls,), own)
+    def equal(self: Any, other: object) -> bool:
+        return isinstance(other, cls) and attributes(self) == attributes(other)
+
+    own = {"__getattribute__": read, "__eq__": equal, "__hash__": cls.__hash__, "__module__": cls.__module__}
+    return type(cls.__name__, (cls,), {**own, "_records": cls, "_reads": reads})
 
 
 class Attributes(dict[str, Any]):
