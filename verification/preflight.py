@@ -78,7 +78,7 @@ def check_launch(family: Family, config: Any) -> dict[str, Any]:
     Raises: UsageError.
     """
     if family.entry not in FAMILIES:
-        text = "a run could not be read again: add the script to FAMILIES of engine/registry.py"
+        text = "so its runs could not be read again: add the script to FAMILIES of engine/registry.py"
         raise UsageError(f"{family.entry}.py is not a known entry script, {text}")
     family.check(config)
     return preflight(config, family.entry, ROOT)

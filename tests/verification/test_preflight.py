@@ -129,7 +129,7 @@ def test_a_launch_does_not_execute_its_script_again(monkeypatch: pytest.MonkeyPa
 def test_a_family_that_is_not_listed_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "FAMILIES", {"train": "language_model"})
     with pytest.raises(
-        UsageError, match=r"pretrain\.py is not a known entry script .* FAMILIES of engine/registry\.py"
+        UsageError, match=r"pretrain\.py is not a known entry script, .* FAMILIES of engine/registry\.py"
     ):
         launching.check_launch(FAMILY, running("cfg_pretrain_sudoku_4x4"))
 
