@@ -14,23 +14,21 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.cli.console import begin, execute
+from engine.cli.console import as_typed, begin, execute, remember, run_command
 
 if __name__ == "__main__":
     begin()
 
-import hydra
-from omegaconf import DictConfig
-
 from dataset.arguments import OneLineParser, positive
-from engine.cli.main import run
-from engine.cli.recipes import config_name_of, read_recipe, search_folders
-from engine.config import load_synced_config
+from engine.cli.main import one_line
+from engine.cli.recipes import check_recipe, config_name_of, locate, no_config, read_recipe, search_folders
+from engine.cli.resolve import ANSWERS, resolve
 from engine.errors import UsageError
-from engine.registry import family_of
+from engine.registry import Family, family_of
 from launcher.command import parse as parse_command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +69,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
         args.entry, rest = command.script, [*rest, *command.arguments]
     if {"-m", "--multirun"} & set(rest):
         made.error("-m starts several jobs: estimate one of them")
+    if answer := next((word for word in rest if word.partition("=")[0] in ANSWERS), None):
+        made.error(f"{answer} only prints: give it to the entry script")
     return args, rest
 
 
@@ -80,27 +80,35 @@ def entry_of(rest: list[str]) -> str:
     return Path(read_recipe(search_folders(rest, CONFIG), name).script or "pretrain").stem
 
 
+def composed(family: Family, rest: list[str]) -> tuple[str, Any]:
+    """(name of the recipe, checked config) of the entry script's command line. Raises: UsageError as a launch does."""
+    name = config_name_of(rest) or family.config_name
+    folders = search_folders(rest, CONFIG)
+    if locate(folders, name) is None:
+        raise UsageError(no_config(name, folders))
+    check_recipe(folders, name, family.entry)
+    trace = resolve(ROOT / f"{family.entry}.py", rest, root=ROOT, cwd=Path.cwd(), explain=one_line)
+    remember(trace.typed)
+    for problem in trace.problems.values():
+        raise UsageError(as_typed(problem))
+    return trace.config_name, trace.config
+
+
 def main(argv: list[str] | None = None) -> int:
     """Compose as the entry script would, then estimate; the exit codes are those of every command."""
     args, rest = parse(argv)
-    try:
-        args.entry = Path(args.entry).stem if args.entry else entry_of(rest)
-        family = family_of(args.entry, f"--entry {args.entry}")
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    child = [sys.executable, str(Path(__file__).resolve()), *rest, "--entry", args.entry]
-    child += ["--probe-steps", str(args.probe_steps), "--probe-seconds", str(args.probe_seconds)]
 
-    @hydra.main(config_path=str(CONFIG), config_name=family.config_name, version_base=None)
-    def launch(hydra_config: DictConfig) -> None:
+    def command() -> None:
         from reports.cost.report import estimate
 
-        config = load_synced_config(hydra_config, schema=family.schema, entry=family.entry)
-        estimate(config, family.build, args, child)
+        entry = Path(args.entry).stem if args.entry else entry_of(rest)
+        family = family_of(entry, f"--entry {entry}")
+        child = [sys.executable, str(Path(__file__).resolve()), *rest, "--entry", entry]
+        child += ["--probe-steps", str(args.probe_steps), "--probe-seconds", str(args.probe_seconds)]
+        name, config = composed(family, rest)
+        estimate(config, family.build, args, child, name)
 
-    sys.argv = [sys.argv[0], *rest]
-    return run(launch, family, config_dir=CONFIG)
+    return run_command(command)
 
 
 if __name__ == "__main__":

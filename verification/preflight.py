@@ -4,16 +4,11 @@ executed again, well below a second.
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-
-from engine.cli.compose import config_files
-from engine.cli.resolve import HydraMain, Script, Trace, observe_script
+from engine.cli.resolve import resolve
 from engine.config import source_of
 from engine.errors import UsageError
 from engine.io import print_rank0
@@ -33,43 +28,12 @@ SETTLED = ("JOB020", "JOB030")
 
 def review(config: Any, entry: str, root: Path) -> tuple[Subject, Report]:
     """Judge a checked config as `engine.config.load_synced_config` returns it; `entry` is the script without .py."""
-    source = source_of(config)
-    command = parse(["python", f"{entry}.py", *source.overrides])
-    script = running_script(root / f"{entry}.py")
-    folders = _search_path() or [script.config_dir]
-    name = source.config_name or script.config_name
-    choices = {key: value for key, value in source.choices.items() if not key.startswith("hydra/")}
-    trace = Trace(
-        root,
-        Path.cwd(),
-        tuple(source.overrides),
-        script=script,
-        config_name=name,
-        folders=folders,
-        overrides=list(source.overrides),
-        jobs=[list(source.overrides)],
-        choices=choices,
-        files=config_files(folders, name, choices),
-        composed=True,
-        resolved=source.resolved,
-        config=config,
-    )
-    subject = Subject(trace=trace, command=command, kind="launch", job=entry)
+    words = source_of(config).overrides
+    trace = resolve(root / f"{entry}.py", words, root=root, cwd=Path.cwd(), launched=config)
+    subject = Subject(trace=trace, command=parse(["python", f"{entry}.py", *words]), kind="launch", job=entry)
     findings = settled([*run_rules(subject, launch=True), *observed(subject, start=False)])
     findings = [one for one in findings if one.code not in SETTLED]
     return subject, Report(entry, findings=findings, signature=make_signature(subject), subject=subject)
-
-
-def running_script(path: Path) -> Script:
-    """The script as this process runs it; imported where another program asks."""
-    module = sys.modules["__main__"]
-    launch = getattr(module, "launch", None)
-    if launch is None or Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
-        return observe_script(path)
-    given, function = inspect.getclosurevars(launch).nonlocals, inspect.unwrap(launch)
-    line = function.__code__.co_firstlineno
-    main = HydraMain(function, str(given["config_path"]), str(given["config_name"]).removesuffix(".yaml"), line)
-    return Script(path, module, [main])
 
 
 def check_launch(family: Family, config: Any) -> dict[str, Any]:
@@ -123,11 +87,3 @@ def line_of(finding: Finding) -> str:
     """A finding in one line: code, place, message, fix."""
     place = f" {finding.place}:" if finding.place else ""
     return f"{finding.code}{place} {finding.message}" + (f": {finding.fix}" if finding.fix else "")
-
-
-def _search_path() -> list[Path]:
-    """The folders that Hydra composed this process's config from; empty where it composed none."""
-    if not HydraConfig.initialized():
-        return []
-    sources = HydraConfig.get().runtime.config_sources
-    return [Path(source.path) for source in sources if source.schema == "file"]

@@ -43,7 +43,9 @@ def compose_config(folders: list[Path], name: str, overrides: list[str], stamp: 
     """
     parsed = OverridesParser.create().parse_overrides(overrides)
     groups = {path.relative_to(folder).as_posix() for folder in folders for path in folder.rglob("*") if path.is_dir()}
-    values = [one for one in parsed if _is_value(one, groups)]
+    plain = [_is_value(one, groups) for one in parsed]
+    others = [one.key_or_group for one, is_value in zip(parsed, plain, strict=True) if not is_value]
+    values = [one for one, is_value in zip(parsed, plain, strict=True) if is_value and not _meets(one, others)]
     base = [one.input_line or "" for one in parsed if one not in values]
     stamp = stamp or digest(folders)
     whole, start = (stamp, name, *overrides), (stamp, name, *base)
@@ -67,6 +69,12 @@ def _is_value(one: Override, groups: set[str]) -> bool:
     plain = not (one.is_delete() or one.is_add() or one.is_force_add() or one.is_sweep_override())
     own = one.key_or_group not in groups and not one.key_or_group.startswith(("hydra.", "hydra/"))
     return plain and one.package is None and own
+
+
+def _meets(one: Override, others: list[str]) -> bool:
+    """Whether another override is of the same key, of its block, or of a key in it: then their order counts."""
+    key = f"{one.key_or_group}."
+    return any(key.startswith(f"{other}.") or other.startswith(key) for other in others)
 
 
 def _compose(folders: list[Path], name: str, overrides: list[str]) -> Composed:

@@ -1,13 +1,15 @@
 """What a command means: what its script declares, its words as overrides, the composed config, where each key stands.
 
-`read_command` is the part that a launch itself goes through before Hydra composes; `resolve` composes as well and keeps
-what a reader wants to know: files in merge order, choices, problems in the words of a launch. Nothing is started.
+`read_command` is the part that a launch itself goes through before Hydra composes; `resolve` composes as well, or takes
+what a launch has composed, and keeps what a reader wants to know: files in merge order, choices, problems in the words
+of a launch. Nothing is started.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +30,7 @@ from engine.cli.compose import ConfigFile, compose_config, config_files, digest,
 from engine.cli.keys import known_keys
 from engine.cli.recipes import check_presets, config_name_of, find_groups, flag_value, locate, search_folders
 from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, spelled, translate
+from engine.config import RunConfig, source_of
 from engine.errors import UsageError
 from engine.registry import Family
 from engine.schema import structure, with_defaults
@@ -87,6 +91,8 @@ class Trace:
     folders: list[Path] = field(default_factory=list)
     """Where Hydra looks for configs, in its order."""
     groups: Groups = field(default_factory=Groups)
+    typed: dict[str, str] = field(default_factory=dict)
+    """Key -> the word that the user wrote for it."""
     overrides: list[str] = field(default_factory=list)
     """In Hydra's form, without Hydra's own flags."""
     jobs: list[list[str]] = field(default_factory=list)
@@ -188,6 +194,18 @@ def observe_script(path: Path) -> Script:
     return Script(path, module, mains)
 
 
+def _running(path: Path) -> Script | None:
+    """The script that this process runs, if it is the one at `path`: it need not be executed again."""
+    module = sys.modules["__main__"]
+    launch = getattr(module, "launch", None)
+    if launch is None or Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
+        return None
+    given, function = inspect.getclosurevars(launch).nonlocals, inspect.unwrap(launch)
+    line = function.__code__.co_firstlineno
+    main = HydraMain(function, str(given["config_path"]), str(given["config_name"]).removesuffix(".yaml"), line)
+    return Script(path, module, [main])
+
+
 @contextmanager
 def _recorded(mains: list[HydraMain]) -> Iterator[None]:
     original = hydra.main
@@ -221,22 +239,24 @@ def resolve(
     cwd: Path | None = None,
     sweep_job: bool = False,
     explain: Callable[..., str | None] | None = None,
+    launched: RunConfig | None = None,
 ) -> Trace:
     """Follow `python SCRIPT ARGV...` from the folder `cwd` (the root where None) to its checked config.
 
     `sweep_job`: the command is one job of a sweep, whose preset another process reads. `explain(error, schema, folder)`
-    gives Hydra's errors in one line. Raises nothing for a wrong command: `problems` of the trace has it.
+    gives Hydra's errors in one line. `launched`: what `load_synced_config` made of these words in this process, so that
+    nothing is composed or checked again. Raises nothing for a wrong command: `problems` of the trace has it.
     """
     trace = Trace(root, cwd or root, tuple(spelled(argv)))
     try:
-        trace.script = observe_script(script)
+        trace.script = _running(script) or observe_script(script)
     except (OSError, SyntaxError, ImportError, AttributeError, TypeError, ValueError, NameError) as error:
         trace.problems["script"] = f"{trace.relative(script)} cannot be imported: {type(error).__name__}: {error}"
         return trace
     if not trace.script.mains:
         return trace
     try:
-        _compose(trace, sweep_job)
+        _compose(trace, sweep_job) if launched is None else _take(trace, launched)
     except UsageError as error:
         trace.problems["schema" if trace.composed else "compose"] = str(error)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
@@ -259,7 +279,7 @@ def _compose(trace: Trace, sweep_job: bool) -> None:
     trace.groups = _groups(tuple(trace.folders), trace.config_name, stamp := digest(trace.folders))
     nothing: Any = type("Nothing", (), {"__dataclass_fields__": {}})
     unknown = Family(entry="", package="", config_name="", schema=nothing, requires={})
-    words = read_command(words, script.declared or unknown, trace.groups, {})
+    words = read_command(words, script.declared or unknown, trace.groups, trace.typed)
     if script.schema:
         check_presets(words, script.schema, trace.groups, trace.folders, script.path.stem)
     trace.overrides = without_flags(words)
@@ -272,6 +292,19 @@ def _compose(trace: Trace, sweep_job: bool) -> None:
     trace.config = structure(script.schema, trace.resolved) if script.schema else None
     if composed.params and not is_sweep(words) and not sweep_job:
         raise UsageError(PRESET)
+
+
+def _take(trace: Trace, config: RunConfig) -> None:
+    """What Hydra has composed in this process."""
+    script, source = trace.script, source_of(config)
+    assert script is not None
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    trace.folders = [Path(one.path) for one in sources if one.schema == "file"] or [script.config_dir]
+    trace.config_name = source.config_name or script.config_name
+    trace.overrides, trace.jobs = list(source.overrides), [list(source.overrides)]
+    trace.choices = {key: value for key, value in source.choices.items() if not key.startswith("hydra/")}
+    trace.files = config_files(trace.folders, trace.config_name, trace.choices)
+    trace.composed, trace.resolved, trace.config = True, source.resolved, config
 
 
 PRESET = "a preset of config/sweep describes several jobs: add -m to run them"

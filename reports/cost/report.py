@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine.config import source_of
 from engine.errors import OutOfMemory, UsageError
 from engine.io import print_rank0
 from reports.cost.batch_size import Trial, best, find_batch_size, limit_memory, measure_apart, read_size, usual_limit
@@ -14,12 +13,13 @@ from reports.cost.measure import Measurement, checkpoints_kept, measure
 from reports.output import write_json_result
 
 
-def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, child: Sequence[str]) -> None:
+def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, child: Sequence[str], name: str) -> None:
     """Measure, print and write, as the arguments of scripts/estimate.py ask; with --find-batch-size also the trials.
 
     Args:
         build: (config, runtime) -> TrainingPlan, of the run's family.
         child: the command that estimates the same run in its own process, for one batch size after the other.
+        name: of the recipe.
     """
     from engine.device import choose_device
 
@@ -36,7 +36,7 @@ def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, c
         print_rank0(f"{error}; looking for a batch that fits")
     else:
         key, rows = measured.batch_key, measured.batch_rows
-        numbers = as_numbers(measured, config, source_of(config).config_name or args.entry)
+        numbers = as_numbers(measured, config, name)
         print_estimate(numbers, config.keep_last, config.keep_every)
     if args.find_batch_size:
         command = [*child, *(["--memory-limit", str(limit)] if limit else [])]

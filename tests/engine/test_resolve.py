@@ -18,6 +18,10 @@ CONFIGS = [
     ("cfg_pretrain", []),
     ("cfg_pretrain_sudoku_4x4", ["arch=hrm", "arch.H_layers=1", "lr=0.5", "+debug=tiny"]),
     ("cfg_pretrain_sudoku_extreme_mlp", ["++new.key=[1,2]", "~evaluators"]),
+    # where two words are of one key, the last one holds
+    ("cfg_pretrain", ["lr=1", "++lr=2"]),
+    ("cfg_pretrain", ["++lr=2", "lr=1"]),
+    ("cfg_pretrain", ["arch.loss.q_weight=0.1", "++arch.loss={q_weight:0.2}", "arch.H_cycles=1"]),
 ]
 
 

@@ -17,7 +17,7 @@ from engine.errors import UsageError
 from engine.schema import structure
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.family import FAMILY
-from tests.conftest import ROOT, run_script
+from tests.conftest import ROOT, _warm_up, run_script
 from tests.e2e.recipes import PRETRAIN
 from verification import observed, preflight as launching, recall
 from verification.finding import Finding
@@ -119,7 +119,8 @@ print(took)
 
 
 def test_a_launch_does_not_execute_its_script_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(launching, "observe_script", None)
+    _warm_up()  # which observes all scripts, in this process
+    monkeypatch.setattr("engine.cli.resolve.observe_script", None)
     done = run_script("pretrain", "+debug=tiny", "max_steps=1", "device=cpu", f"run_dir={tmp_path}/run", cwd=tmp_path)
     assert done.code == 0, done.output
     signature = json.loads((tmp_path / "run/path_signature.json").read_text())
