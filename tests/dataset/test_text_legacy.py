@@ -88,7 +88,7 @@ def test_mismatched_files_are_named(tmp_path: Path, prose: Path) -> None:
         raw = json.loads(path.read_text())
         changed = raw | {key: value * len(raw[key]) if isinstance(value, list) else value}
         path.write_text(json.dumps(changed))
-        with pytest.raises(UsageError, match=r"files of two sets|has one of them twice"):
+        with pytest.raises(UsageError, match=r"files of two sets|contains one of them twice"):
             load_tokenizer(tmp_path / "c")
         path.write_text(json.dumps(raw))
     assert load_tokenizer(tmp_path / "c").kind == "char"
