@@ -192,10 +192,26 @@ def _lookup(module: str, name: str) -> tuple[str, Any] | None:
     return None
 
 
+def _referent(module: str, node: ast.AST | None) -> tuple[str, Any] | None:
+    """What `Name` or `module.Name` means in a module."""
+    if isinstance(node, ast.Name):
+        return _lookup(module, node.id)
+    if not isinstance(node, ast.Attribute):
+        return None
+    owner = getattr(node.value, "id", None)
+    for one in _statements(module):
+        for alias in getattr(one, "names", ()):
+            if (getattr(alias, "asname", None) or getattr(alias, "name", None)) == owner:
+                package = f"{one.module}." if isinstance(one, ast.ImportFrom) else ""
+                return _lookup(package + alias.name, node.attr)
+    return None
+
+
 def _config_of(module: str, cls: Any) -> tuple[str, Any] | None:
-    """The class that `Config: ClassVar = ...` of a class or of one of its bases names."""
+    """The class that `Config = ...` of a class or of one of its bases names."""
     for node in getattr(cls, "body", ()):
-        if getattr(getattr(node, "target", None), "id", None) == "Config" and isinstance(node.value, ast.Name):
-            return _lookup(module, node.value.id)
-    above = (_lookup(module, base.id) for base in getattr(cls, "bases", ()) if isinstance(base, ast.Name))
+        targets = [getattr(node, "target", None), *getattr(node, "targets", ())]
+        if any(getattr(target, "id", None) == "Config" for target in targets):
+            return _referent(module, node.value)
+    above = (_referent(module, base) for base in getattr(cls, "bases", ()))
     return next((place for base in above if base and (place := _config_of(*base))), None)

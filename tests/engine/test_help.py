@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +71,24 @@ def test_a_name_that_leads_nowhere_has_no_keys() -> None:
     assert source_keys("nope@Nope", "models", "arch.") == {}
     assert source_keys("recursive_reasoning.trm@Nope", "models", "arch.") == {}
     assert source_keys("", "models", "arch.") == {}
+
+
+def test_keys_of_a_class_whose_config_or_base_is_written_in_another_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A `Config` without an annotation, and a base that is named by its module."""
+    monkeypatch.setattr("engine.cli.keys.ROOT", tmp_path)
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    forms = {
+        "plain": "from models.recursive_reasoning.trm import TRM, TRMConfig\nclass Own(TRM):\n    Config = TRMConfig\n",
+        "inherited": "from models.recursive_reasoning import trm\nclass Own(trm.TRM):\n    pass\n",
+        "imported": "import models.recursive_reasoning.trm as base\nclass Own(base.TRM):\n    Config = base.TRMConfig\n",
+    }
+    (tmp_path / "own").mkdir()
+    for name, text in forms.items():
+        (tmp_path / f"own/{name}.py").write_text(text)
+        expected = {key.removeprefix("x.") for key in source_keys("recursive_reasoning.trm@TRM", "models", "x.")}
+        assert {key.removeprefix("x.") for key in source_keys(f"own.{name}@Own", "own", "x.")} == expected, name
 
 
 def test_torch_is_not_loaded() -> None:
