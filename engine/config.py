@@ -231,6 +231,8 @@ class RunConfig:
                 raise ValueError(f"{key}={(name or '')[:40]!r}: expected {what}{slash}")
         if self.parallel == "fsdp" and not self.SHARDS:
             raise ValueError("parallel=fsdp: only train.py and feedforward_train.py take it, here it is flat or ddp")
+        if self.step_graph == "on" and self.device.partition(":")[0] in ("cpu", "mps"):
+            raise ValueError(f"step_graph=on is for device=cuda, this is device={self.device}: leave it at auto")
         if self.resume == "false" and self.resume_from != "latest":
             raise ValueError(f"resume=false contradicts resume_from={self.resume_from}: drop one of them")
 

@@ -141,10 +141,11 @@ class Task(Protocol):
     # One whose micro-batches all have the same shapes may say in `compiles` how `compile=auto` compiles it on CUDA:
     # "block" where each block runs many times in a step, else "full".
 
-    # One whose steps `step_graph` may capture has `captures` true. `captured_as(step) -> Hashable | None` is then asked
-    # once the micro-batches of that step are drawn: steps of one value and with micro-batches of one form do the same
-    # operations on the device; None is a step in which the host takes part. `carried() -> list[Tensor]` are the tensors
-    # that a step leaves to the next (its carry), and `carry(tensors)` puts as many others in their place.
+    # One whose steps `step_graph` may capture has `not_captured`, the reason why they cannot be here, or "". Then
+    # `captured_as(step) -> Hashable | None` is asked once the micro-batches of that step are drawn: steps of one value
+    # and with micro-batches of one form do the same operations on the device; None is a step in which the host takes
+    # part. `carried() -> list[Tensor]` are the tensors that a step leaves to the next (its carry), and `carry(tensors)`
+    # puts as many others in their place.
 
     # A task whose steps may leave parameters out has a method `left_out() -> Iterable[nn.Parameter]`, too: those that
     # had no part in the newest step, the same on every rank.

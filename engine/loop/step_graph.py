@@ -115,6 +115,12 @@ class StepGraph:
             return None
 
 
+def check_step_graph(asked: str, device: torch.device) -> None:
+    """Raises: UsageError for step_graph=on on another device than CUDA."""
+    if asked == "on" and device.type != "cuda":
+        raise UsageError(f"step_graph=on needs CUDA, this run is on {device}: use step_graph=auto, or step_graph=off")
+
+
 def make_step_graph(trainer: Trainer) -> StepGraph | None:
     """The graph by `config.step_graph` for the steps before `trainer`, printed; None where steps run without.
 
@@ -122,33 +128,28 @@ def make_step_graph(trainer: Trainer) -> StepGraph | None:
         UsageError: step_graph=on where it cannot be.
     """
     config: RunConfig = trainer.config
-    asked, on_cuda = config.step_graph, _on_cuda(trainer)
-    why = _obstacle(trainer, on_cuda)
-    steps = trainer.last_step - trainer.step
-    if asked == "on" and why:
-        raise UsageError(f"step_graph=on: {why}; use step_graph=auto, or step_graph=off")
-    if asked == "auto" and not why and steps < REPAID:
-        why = f"{steps:,} steps do not repay the capture ({REPAID} would); step_graph=on captures"
-    if asked == "off" or why:
-        if on_cuda and asked == "auto" and steps > 0:
-            print_rank0(f"step_graph  off: {why}")
+    asked, steps = config.step_graph, trainer.last_step - trainer.step
+    check_step_graph(asked, trainer.runtime.device)
+    if asked == "off" or trainer.runtime.device.type != "cuda" or steps <= 0:
+        return None
+    obstacle = _obstacle(trainer)
+    if asked == "on" and obstacle:
+        raise UsageError(f"step_graph=on: {obstacle}; use step_graph=auto, or step_graph=off")
+    if asked == "auto" and not obstacle and steps < REPAID:
+        obstacle = f"{steps:,} steps do not repay the capture ({REPAID} would); step_graph=on captures"
+    if obstacle:
+        print_rank0(f"step_graph  off: {obstacle}")
         return None
     print_rank0(f"step_graph  on: one graph of each form of step, after {WARM_UP} steps of it")
     return StepGraph(trainer)
 
 
-def _on_cuda(trainer: Trainer) -> bool:
-    return trainer.runtime.device.type == "cuda"
-
-
-def _obstacle(trainer: Trainer, on_cuda: bool) -> str:
+def _obstacle(trainer: Trainer) -> str:
     """Why the steps of this run cannot be captured; "" if they can."""
-    if not on_cuda:
-        return f"it needs device=cuda, this run is on {trainer.runtime.device}"
     if world_size() > 1:
         return "it is for one process"
-    if not getattr(trainer.task, "captures", False):
-        return "the host takes part in this script's steps"
+    if (reason := getattr(trainer.task, "not_captured", "the host takes part in this script's steps")) != "":
+        return str(reason)
     waiting = [name for name, optimizer in trainer.optimizers.items() if not optimizer.capturable]
     return f"the optimizer of {waiting[0]} asks the host at each step" if waiting else ""
 

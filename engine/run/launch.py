@@ -16,6 +16,7 @@ from engine.distributed import is_main, on_main, shutdown, under_torchrun
 from engine.io import print_rank0
 from engine.loop.compiling import compile_task
 from engine.loop.evaluations import check_early_stop
+from engine.loop.step_graph import check_step_graph
 from engine.run.decision import RunDecision, accumulation, decide_run
 from engine.run.directory import RunDirectory, open_run, record_refusal
 from engine.run.environment import report_run_dir
@@ -43,7 +44,9 @@ def run(
     """
     with StopSignal() as stop, ExitStack() as cleanup:
         cleanup.callback(shutdown)
-        check_attention(config.attention, choose_device(config.device).device)
+        device = choose_device(config.device).device
+        check_attention(config.attention, device)
+        check_step_graph(config.step_graph, device)
         # Nothing on disk is touched (a finished run set aside, e.g.) before data and model are known to be usable.
         decision = on_main(lambda: decide_run(config, entry))
         if decision.source is not None:

@@ -269,9 +269,9 @@ class ACTModel(nn.Module):
         return 0.0, []
 
     @property
-    def device_only(self) -> bool:
-        """Whether the host decides nothing within a training step."""
-        return bool(self.inner.chains == 1)
+    def asks_host(self) -> str:
+        """What the host has a part in within a training step; "" where it has none."""
+        return "" if self.inner.chains == 1 else "the host takes part in the choice among arch.chains"
 
     @property
     def draws_numbers(self) -> bool:

@@ -138,9 +138,11 @@ class HRMFeudal(HRM):
         return [name for name, _ in self.named_parameters() if name.startswith("inner.subgoal_head.")]
 
     @property
-    def device_only(self) -> bool:
-        """Whether the host decides nothing within a training step: without a manager, which it gives its schedule."""
-        return super().device_only and self.inner.subgoal_head is None
+    def asks_host(self) -> str:
+        """What the host has a part in within a training step; "" where it has none."""
+        return (
+            super().asks_host if self.inner.subgoal_head is None else "the host sets the schedule of arch.subgoal_head"
+        )
 
     @property
     def noise_width(self) -> int:

@@ -55,6 +55,8 @@ class AnimalConfig(RunConfig):
         Literal["auto", "off"], Inert("", "every prompt and length would be compiled anew")
     ] = "auto"
     """Nothing is compiled."""
+    step_graph: Annotated[Literal["auto", "off"], Inert("", "texts are generated in its steps")] = "auto"  # type: ignore[assignment]
+    """No step is captured."""
 
     model_name_or_path: Annotated[str, NotBlank("a model")] = "gpt2"
     """The base: a folder in transformers' format, or a name in the Hub cache; data/animal_lm is built on first use."""

@@ -21,6 +21,10 @@ class ETRMConfig(EpisodeConfig):
 
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": TRMWithEncoderConfig}
 
+    step_graph: Annotated[  # type: ignore[assignment]
+        Literal["auto", "off"], Inert("", "the host chooses the slots whose demonstrations are encoded")
+    ] = "auto"
+    """No step is captured."""
     max_train_groups: Annotated[int | None, Range(1)] = None
     """Train on the first groups (tasks) only; null takes all."""
 

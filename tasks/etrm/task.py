@@ -85,9 +85,9 @@ class ETRMTask(RecursiveReasoningTask):
     # --- training -----------------------------------------------------------------------------------------------------
 
     @property
-    def captures(self) -> bool:
-        """The host chooses the slots that are encoded anew."""
-        return False
+    def not_captured(self) -> str:
+        """Why steps cannot be captured."""
+        return "the host chooses the slots whose demonstrations are encoded"
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         """As for puzzles with embeddings; `shift` is what the search has found for the rows that begin an example."""

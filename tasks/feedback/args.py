@@ -141,6 +141,8 @@ class FeedforwardConfig(RunConfig):
     """With resume: its checkpoint, such as epoch_ckpt_gsm8k.pt; null: the newest."""
     compile: Literal["auto", "off", "block", "full", "true", "false"] = "auto"  # type: ignore[assignment]
     """torch.compile: each block once, or the forward pass with its loss; auto: on CUDA in a long run; true is block."""
+    step_graph: Annotated[Literal["auto", "off"], Inert("", "its batches differ in shape")] = "auto"  # type: ignore[assignment]
+    """No step is captured."""
 
     epochs: dict[str, int] = field(default_factory=dict)
     """Data set -> passes over its training documents; 100 for one that is not named."""

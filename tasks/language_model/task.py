@@ -95,9 +95,9 @@ class LanguageModelTask:
         """Nothing is carried from one iteration to the next."""
 
     @property
-    def captures(self) -> bool:
-        """Whether steps may be captured (engine/loop/step_graph.py): not where the vocabulary changes between them."""
-        return not self.per_dataset_vocabulary
+    def not_captured(self) -> str:
+        """Why steps cannot be captured (engine/loop/step_graph.py), or ""."""
+        return "the vocabulary changes from step to step" if self.per_dataset_vocabulary else ""
 
     def captured_as(self, step: int) -> Hashable:
         """All are alike."""

@@ -167,9 +167,9 @@ class RecursiveReasoningTask:
                     carry.halted |= ~torch.isfinite(latent).reshape(len(latent), -1).all(dim=1)
 
     @property
-    def captures(self) -> bool:
-        """Whether steps may be captured (engine/loop/step_graph.py)."""
-        return self.model.device_only
+    def not_captured(self) -> str:
+        """Why steps cannot be captured (engine/loop/step_graph.py), or ""."""
+        return self.model.asks_host
 
     def captured_as(self, step: int) -> Hashable | None:
         """Steps at one depth are alike, but not those with a late state."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.checkpoint.state_tree import RowSharded
-from engine.device import make_runtime
+from engine.device import choose_device, make_runtime
 from engine.errors import UsageError
 from engine.loop import step_graph
-from engine.loop.step_graph import StepGraph
+from engine.loop.step_graph import StepGraph, check_step_graph, make_step_graph
 from engine.loop.trainer import Trainer
 from engine.registry import Family
 from tasks.language_model.family import FAMILY as LANGUAGE
@@ -233,26 +234,31 @@ def test_what_cannot_be_captured_runs_without(workplace: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("recipe", "argv", "why"),
     [
-        (PUZZLES, ("device=cpu",), "it needs device=cuda, this run is on cpu"),
-        (PUZZLES, ("arch.chains=2",), "the host takes part in this script's steps"),
-        ("cfg_pretrain_sudoku_6x6_feudal", (), "the host takes part in this script's steps"),
+        (PUZZLES, ("arch.chains=2",), "the host takes part in the choice among arch.chains"),
+        ("cfg_pretrain_sudoku_6x6_feudal", (), "the host sets the schedule of arch.subgoal_head"),
         (PUZZLES, ("+optimizer=muon", "optimizer.rest.name=radam"), "asks the host at each step"),
     ],
-    ids=["cpu", "chains", "manager", "optimizer"],
+    ids=["chains", "manager", "optimizer"],
 )
 def test_on_is_refused_with_the_reason(
-    workplace: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    recipe: str,
-    argv: tuple[str, ...],
-    why: str,
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, argv: tuple[str, ...], why: str
 ) -> None:
-    if argv != ("device=cpu",):
-        monkeypatch.setattr(step_graph, "_on_cuda", lambda trainer: True)
     with contextlib.chdir(workplace):
-        config = composed(recipe, RECURSIVE, *TINY, *{*argv, "device=cpu"}, "step_graph=on")
-        with pytest.raises(UsageError, match=f"step_graph=on: .*{why}; use step_graph=auto, or step_graph=off"):
-            fitted(RECURSIVE, config, graph=None)
+        trainer, _ = fitted(
+            RECURSIVE, composed(recipe, RECURSIVE, *TINY, *argv, "device=cpu", "max_steps=1"), graph=None
+        )
+    trainer.config.step_graph, trainer.last_step = "on", 50
+    trainer.runtime = replace(trainer.runtime, device=torch.device("cuda"))
+    with pytest.raises(UsageError, match=f"step_graph=on: .*{why}; use step_graph=auto, or step_graph=off"):
+        make_step_graph(trainer)
+
+
+def test_on_is_refused_before_anything_is_touched(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="step_graph=on is for device=cuda, this is device=cpu: leave it at auto"):
+        composed(PUZZLES, RECURSIVE, "device=cpu", "step_graph=on")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="step_graph=on needs CUDA, this run is on cpu"):
+            check_step_graph("on", choose_device("auto").device)
 
 
 @pytest.mark.gpu

@@ -114,6 +114,7 @@ FOREIGN_KEYS = {
         "deterministic",
         "parallel",
         "compile",
+        "step_graph",
         "max_skipped_steps",
         "verify",
     ],
