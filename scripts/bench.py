@@ -46,6 +46,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     gpu.add_argument("--seconds", type=positive, default=8, help="of timing for each row, about; default: 8")
     gpu.add_argument("--warm-up", type=positive, default=240, help="seconds; what is not warm then is left out")
     args: argparse.Namespace = parser.parse_args(argv)
+    given = [f for f in ("modes", "seconds", "warm_up") if getattr(args, f) != parser.get_default(f)]
+    if args.device == "cpu" and given:
+        parser.error(f"--{given[0].replace('_', '-')} is for --device cuda")
     return args
 
 

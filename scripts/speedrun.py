@@ -1,7 +1,7 @@
 """Run a track with its fixed budget and add its record to docs/results/speedruns.md.
 
     python scripts/speedrun.py sudoku-4x4-cpu          # steps and CPU seconds to 0.95 and 0.98 exact: half a minute
-    python scripts/speedrun.py sudoku-hard-gpu         # exact accuracy after 8 minutes of training on one CUDA GPU
+    python scripts/speedrun.py sudoku-hard-gpu         # exact accuracy after 9,000 steps, at most 8 minutes, on one GPU
     python scripts/speedrun.py lm-5min                 # validation loss after 5 minutes of training
     python scripts/speedrun.py lm-5min --dry-run       # the commands, nothing is run
     python scripts/speedrun.py sudoku-4x4-cpu --seeds 0 1 2 3 4 --set lr=0.04
