@@ -188,8 +188,14 @@ def _lookup(module: str, name: str) -> tuple[str, Any] | None:
         if getattr(node, "name", None) == name or any(getattr(target, "id", None) == name for target in targets):
             return module, node
         if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
-            return _lookup(str(node.module), name)
+            return _lookup(_source(module, node), name)
     return None
+
+
+def _source(module: str, node: ast.ImportFrom) -> str:
+    """The module that a `from ... import` in `module` takes from."""
+    package = module.split(".")[: -node.level] if node.level else []
+    return ".".join([*package, *([node.module] if node.module else [])])
 
 
 def _referent(module: str, node: ast.AST | None) -> tuple[str, Any] | None:
@@ -202,7 +208,7 @@ def _referent(module: str, node: ast.AST | None) -> tuple[str, Any] | None:
     for one in _statements(module):
         for alias in getattr(one, "names", ()):
             if (getattr(alias, "asname", None) or getattr(alias, "name", None)) == owner:
-                package = f"{one.module}." if isinstance(one, ast.ImportFrom) else ""
+                package = f"{_source(module, one)}." if isinstance(one, ast.ImportFrom) else ""
                 return _lookup(package + alias.name, node.attr)
     return None
 

@@ -83,6 +83,7 @@ def test_keys_of_a_class_whose_config_or_base_is_written_in_another_way(
         "plain": "from models.recursive_reasoning.trm import TRM, TRMConfig\nclass Own(TRM):\n    Config = TRMConfig\n",
         "inherited": "from models.recursive_reasoning import trm\nclass Own(trm.TRM):\n    pass\n",
         "imported": "import models.recursive_reasoning.trm as base\nclass Own(base.TRM):\n    Config = base.TRMConfig\n",
+        "relative": "from . import inherited\nfrom .plain import TRMConfig\nclass Own(inherited.Own):\n    Config = TRMConfig\n",
     }
     (tmp_path / "own").mkdir()
     for name, text in forms.items():
