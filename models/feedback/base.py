@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.feedback.batch import BaseOutput
 from models.feedback.config import BaseConfig, TextShape, compute_dtype
 from models.feedback.layers import Block, Changes, Rope, key_mask, norm
-from models.layers import CastedEmbedding, RotaryTables, cast_linear, line_positions
+from models.layers import CastedEmbedding, RotaryTables, line_positions, word_logits
 
 
 class Delta(Protocol):
@@ -105,7 +105,7 @@ class BaseLM(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """hidden [..., C] -> logits [..., V]; -inf for MASK, PAD and rows that stand for no token (MDLM's zero masking
         probability, arXiv 2406.07524)."""
-        logits = cast_linear(hidden, self.wte.embedding_weight)
+        logits = word_logits(hidden, self.wte.embedding_weight)
         return logits.masked_fill(~self.allowed, -math.inf)  # type: ignore[operator]
 
     def freeze(self) -> Self:

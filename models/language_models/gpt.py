@@ -22,7 +22,7 @@ from models.language_models.block import Block, Streams, TokenTables
 from models.language_models.cache import KVCache
 from models.language_models.config import GPTConfig, LMShape
 from models.language_models.norm import NORMS, make_norm
-from models.layers import CastedEmbedding, CastedLinear, RotaryTables, cast_linear, line_positions, rms_norm
+from models.layers import CastedEmbedding, CastedLinear, RotaryTables, WordHead, line_positions, rms_norm, word_logits
 
 __all__ = ["GPT", "GPTConfig", "LMOutput", "LMShape"]
 
@@ -74,7 +74,7 @@ class GPT(nn.Module):
         self.ln_f = make_norm(config)
         self.lm_head = None
         if not config.wte_weight_tying:
-            self.lm_head = nn.ModuleList(CastedLinear(config.n_embd, v, init_std=0.0) for v in shape.vocab_sizes)
+            self.lm_head = nn.ModuleList(WordHead(config.n_embd, v, init_std=0.0) for v in shape.vocab_sizes)
         self.reset_parameters()
         if self.dtype == torch.float64:
             self.double()
@@ -179,7 +179,7 @@ class GPT(nn.Module):
         if self.lm_head is not None:
             logits: Tensor = self.lm_head[number](hidden)
         else:
-            logits = cast_linear(hidden, self.wte.tables[number].embedding_weight)  # type: ignore[arg-type]
+            logits = word_logits(hidden, self.wte.tables[number].embedding_weight)  # type: ignore[arg-type]
         cap = self.config.final_logit_softcapping
         if cap is None:
             return logits

@@ -10,7 +10,15 @@ from models.layers.attention import ATTENTION_KINDS, Attention, AttentionKind
 from models.layers.block import ReasoningBlock, ReasoningStack
 from models.layers.composed import composed
 from models.layers.init import trunc_normal_
-from models.layers.linear import CastedEmbedding, CastedLinear, GridEmbedding, cached_casts, cast_linear
+from models.layers.linear import (
+    CastedEmbedding,
+    CastedLinear,
+    GridEmbedding,
+    WordHead,
+    cached_casts,
+    cast_linear,
+    word_logits,
+)
 from models.layers.mlp import SwiGLU, swiglu_inner_size
 from models.layers.norm import rms_norm
 from models.layers.rotary import RotaryTables, apply_rotary, grid_positions, line_positions
@@ -26,6 +34,7 @@ __all__ = [
     "ReasoningStack",
     "RotaryTables",
     "SwiGLU",
+    "WordHead",
     "apply_rotary",
     "cached_casts",
     "cast_linear",
@@ -35,4 +44,5 @@ __all__ = [
     "rms_norm",
     "swiglu_inner_size",
     "trunc_normal_",
+    "word_logits",
 ]

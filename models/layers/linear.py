@@ -65,6 +65,21 @@ def cast_linear(x: Tensor, weight: Tensor, copy: Tensor | None = None) -> Tensor
     return out
 
 
+def word_logits(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., C] times the rows of a table [V, C] -> logits [..., V], as `cast_linear`; on a GPU over V rounded up."""
+    if weight.dtype == x.dtype or is_transformed():
+        return cast_linear(x, weight)
+    words = weight.shape[0]
+    return cast_linear(x, weight, _copy_in(x.dtype, weight, (-words % ALIGNED, 0)))[..., :words]
+
+
+def _copy_in(dtype: torch.dtype, weight: Tensor, pad: tuple[int, int]) -> Tensor:
+    """A copy of `weight` without its gradient in another `dtype`; on a GPU with `pad` zeros behind rows and columns."""
+    copy = weight.detach().to(dtype)
+    out, within = pad if copy.device.type in PADDED_ON else (0, 0)
+    return F.pad(copy, (0, within, 0, out)) if out or within else copy
+
+
 class CastedLinear(nn.Module):
     """[..., in] -> [..., out] in the input's dtype; weight [out, in] float32, std `init_std` (None: 1/sqrt(in));
     bias zeros when present.
@@ -96,15 +111,23 @@ class CastedLinear(nn.Module):
 
     def cast(self, dtype: torch.dtype) -> Tensor:
         """A copy of the weight without its gradient in another `dtype`, padded where it is to be."""
-        copy = self.weight.detach().to(dtype)
-        out, within = self.pad if copy.device.type in PADDED_ON else (0, 0)
-        return F.pad(copy, (0, within, 0, out)) if out or within else copy
+        return _copy_in(dtype, self.weight, self.pad)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.dtype == x.dtype and not by_onednn(x):
             return F.linear(x, self.weight, self.bias)
         y = cast_linear(x, self.weight, None if is_transformed() else self.weight_in(x.dtype))
         return y if self.bias is None else y + self.bias.to(x.dtype)
+
+
+class WordHead(CastedLinear):
+    """[..., C] -> logits [..., V] in the input's dtype; on a GPU over V rounded up to a multiple of 8."""
+
+    def __init__(self, size: int, words: int, *, init_std: float | None = None) -> None:
+        super().__init__(size, words, init_std=init_std, pad=(-words % ALIGNED, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[..., : self.weight.shape[0]]
 
 
 class CastedEmbedding(nn.Module):

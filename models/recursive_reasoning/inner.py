@@ -19,6 +19,7 @@ from models.layers import (
     ReasoningBlock,
     ReasoningStack,
     RotaryTables,
+    WordHead,
     cached_casts,
     grid_positions,
     line_positions,
@@ -88,7 +89,7 @@ class RecursiveInner(nn.Module):
         for name in self.latent_names:
             self.register_buffer(_init_name(name), trunc_normal_(torch.empty(size), 1.0))
 
-        self.lm_head = CastedLinear(size, shape.vocab_size)
+        self.lm_head = WordHead(size, shape.vocab_size)
         self.q_head = CastedLinear(size, 2, bias=True)
         nn.init.zeros_(self.q_head.weight)
         nn.init.constant_(self.q_head.bias, _Q_BIAS)  # type: ignore[arg-type]
