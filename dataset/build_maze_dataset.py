@@ -43,14 +43,14 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="folder to create (default: data/maze-NxN, data/maze-30x30-hard-1k of the Hub's)",
     )
-    add("--size", type=int, metavar="N", help="side of generated mazes, from 5 (default: 30)")
+    add("--size", type=int, metavar="N", help="side of generated mazes, 5 to 200 (default: 30)")
     add("--num-train", type=int, metavar="N", help="training mazes to generate (default: 1000)")
     add("--num-test", type=int, metavar="N", help="test mazes to generate (default: 1000)")
     add(
         "--min-path",
         type=int,
         metavar="N",
-        help="least steps from start to goal (default: 110 on 30x30, by cells else)",
+        help="least steps from start to goal (default: 110 on 30x30, by size else)",
     )
     add("--loops", type=float, metavar="SHARE", help="share of the walls between corridors to open (default: 0.05)")
     add("--aug", action="store_true", help="all eight turned and mirrored forms of each training maze")

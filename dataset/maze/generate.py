@@ -73,21 +73,24 @@ def make_maze(recipe: MazeRecipe, index: int, attempt: int = 0) -> tuple[np.ndar
     Raises: UsageError when no grid of this side has so long a shortest path.
     """
     rng = keyed_numpy(recipe.seed, f"maze/{recipe.side}/{recipe.split}/{attempt}", index)
+    longest = 0
     for _ in range(TRIES):
         grid = carve(recipe.side, recipe.loops, rng)
         cells = np.argwhere(grid == FREE)
         start = cells[int(rng.integers(len(cells)))]
         source = np.zeros((1, recipe.side, recipe.side), dtype=bool)
         source[0, start[0], start[1]] = True
-        far = np.argwhere(distances((grid == FREE)[None], source)[0] >= recipe.min_path)
+        steps = distances((grid == FREE)[None], source)[0]
+        longest = max(longest, int(steps.max()))
+        far = np.argwhere(steps >= recipe.min_path)
         if not len(far):
             continue
         goal = far[int(rng.integers(len(far)))]
         grid[tuple(start)], grid[tuple(goal)] = START, GOAL
         return grid, draw_shortest(grid)
     raise UsageError(
-        f"no maze of {recipe.side}x{recipe.side} with a shortest path of {recipe.min_path} steps in {TRIES} grids: "
-        "lower --min-path or --loops"
+        f"no maze of {recipe.side}x{recipe.side} with a shortest path of {recipe.min_path} steps in {TRIES} grids "
+        f"(the longest has {longest}): lower --min-path or --loops"
     )
 
 

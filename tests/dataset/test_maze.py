@@ -11,6 +11,7 @@ import pytest
 from dataset.build_maze_dataset import main
 from dataset.format import load_split
 from dataset.maze import generate
+from dataset.maze.build import usual_min_path
 from dataset.maze.generate import canonical, symmetric_copies
 from dataset.maze.paths import CHARSET, FREE, GOAL, PATH, START, WALL, draw_shortest, judge, path_lengths
 from dataset.maze.public_csv import read_csv
@@ -113,6 +114,22 @@ def test_the_same_flags_give_the_same_bytes_and_the_csv_reads_back(built, tmp_pa
     assert int(first.rpartition(",")[2]) == shortest(read_csv(built / "test.csv")[0][0])
 
 
+def test_the_default_length_of_paths_is_reached_at_every_size():
+    assert {side: usual_min_path(side) for side in (5, 8, 30, 31, 50, 200)} == {
+        5: 3,
+        8: 8,
+        30: 110,
+        31: 112,
+        50: 160,
+        200: 535,
+    }
+    for side in (5, 12, 20, 30, 40, 60, 80):
+        recipe = generate.MazeRecipe(seed=0, side=side, min_path=usual_min_path(side), loops=0.05, split="test")
+        maze, answer = generate.make_maze(recipe, 0)
+        assert path_lengths(maze[None])[0] >= recipe.min_path
+        assert judge(maze[None], answer[None]).shortest.all()
+
+
 GOOD = "S  " + "## " + "G  "
 
 
@@ -143,7 +160,8 @@ def test_bad_files_are_one_line(tmp_path, capsys, text, expected):
     ("flags", "expected"),
     [
         (["--size", "4"], "--size must be at least 5"),
-        (["--size", "5", "--min-path", "24"], "lower --min-path"),
+        (["--size", "100000"], "--size must be at most 200 (40,000 tokens a maze), got 100000"),
+        (["--size", "5", "--min-path", "24"], "): lower --min-path"),
         (["--size", "5", "--num-test", "5000", "--min-path", "6"], "ask for fewer"),
         (["--input", "nowhere"], "expected a folder"),
         (["--input", ".", "--size", "9"], "--size is for generated mazes"),
