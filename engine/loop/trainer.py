@@ -58,8 +58,8 @@ class Trainer:
         self.evaluations = Evaluations(plan, config)
         self.stopped_early = False
         self._in_a_row = 0
-        self.seconds = self._logged_seconds = self._cpu_seconds = 0.0
-        """Spent on training steps, those of earlier processes of the run included where max_seconds is set."""
+        self.seconds = self._logged_seconds = self.cpu_seconds = 0.0
+        """Spent on training steps, those of earlier processes of the run included."""
         self._logged_step = 0
         self.step_ms: float | None = None
         self._line: LogLine | None = None
@@ -101,7 +101,7 @@ class Trainer:
                 self._train_step()
                 self._in_a_row = self.skipped.in_a_row(exact=False)  # waits until a GPU has taken the step before
                 self.seconds += time.perf_counter() - began
-                self._cpu_seconds += time.process_time() - cpu
+                self.cpu_seconds += time.process_time() - cpu
                 self._finish_step(resumed=False)
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
             failure = out_of_memory(error, self.plan, self.runtime, self.step) or lost_rank(error)
@@ -162,7 +162,10 @@ class Trainer:
 
         budget, asks = self.config.max_seconds, self._polls.due(step, self.seconds)
         if budget is not None and not last and asks and any_rank(self.seconds >= budget):
-            print_rank0(f"step {step}: {self.seconds:.0f} s of training, max_seconds={budget:g} is up")
+            print_rank0(
+                f"step {step}: max_seconds={budget:g} is up ({self.seconds:.2f} s of training): "
+                "resume=true and a larger max_seconds, or null, continue"
+            )
             last, self.last_step = True, step
 
         # Log: means over the window, so that log_interval changes how often, not what.
@@ -238,7 +241,7 @@ class Trainer:
         values["time/step_ms"] = self.step_ms = 1000 * seconds
         for what, count in {"examples": self.plan.batch_rows, **self.plan.step_counts}.items():
             values[f"time/{what}_per_s"] = count / seconds if seconds else None
-        values["time/eta_s"], values["time/cpu_s"] = seconds * (self.last_step - self.step), self._cpu_seconds
+        values["time/eta_s"], values["time/cpu_s"] = seconds * (self.last_step - self.step), self.cpu_seconds
         self._logged_seconds, self._logged_step = self.seconds, self.step
         self._line = LogLine(self.step, values)
         if not self._lines_wait:
@@ -260,7 +263,6 @@ class Trainer:
                 "skipped": self.skipped.counts,
                 "window": self.window.state_dict(),
                 "stats": self.stats.state_dict(),
-                **({} if self.config.max_seconds is None else {"seconds": self.seconds}),
                 **self.evaluations.state_dict(),
             },
             "optimizers": self.reducer.gathered({name: each.state_dict() for name, each in self.optimizers.items()}),
@@ -281,7 +283,9 @@ class Trainer:
         self.task.load_state_dict(state["task"])
         own, device = state["trainer"], self.runtime.device
         self.step = self._logged_step = own["step"]
-        self.seconds = self._logged_seconds = own.get("seconds", 0.0)
+        spent = {**own, **checkpoint.extra.get("spent", {})}  # an earlier version: at most seconds, with the state
+        self.seconds = self._logged_seconds = spent.get("seconds", 0.0)
+        self.cpu_seconds = spent.get("cpu_seconds", 0.0)
         self.skipped.load(own["skipped"])
         self.window.load_state_dict(own["window"])
         self.evaluations.load_state_dict(own, task=state["task"])

@@ -185,6 +185,7 @@ class Session(Hook):
                     "sizes": {"metrics.jsonl": metrics_file.stat().st_size if metrics_file.exists() else 0},
                     "data": data_marks(trainer.plan.cards),
                     "batch_rows": trainer.plan.batch_rows,
+                    "spent": {"seconds": trainer.seconds, "cpu_seconds": trainer.cpu_seconds},
                     **_stand_in(trainer.plan),
                 },
             }

@@ -117,11 +117,16 @@ def test_a_finished_run_in_the_way_is_set_aside(whole: Path, workplace: Path) ->
     assert metrics(workplace / "checkpoints/p/r") == metrics(workplace / "checkpoints/p/r.1")
 
 
-def test_resume_true_goes_on_with_a_finished_run(whole: Path, workplace: Path) -> None:
-    assert run_script("pretrain", *RUN, "max_steps=12", cwd=workplace).code == 0
-    result = run_script(
-        "pretrain", "resume=true", "project_name=p", "run_name=r", "max_steps=24", "device=cpu", cwd=workplace
-    )
+@pytest.mark.parametrize(
+    ("budget", "larger"), [("max_steps=12", "max_steps=24"), ("max_seconds=1e-9", "max_seconds=null")]
+)
+def test_resume_true_goes_on_with_a_finished_run(whole: Path, workplace: Path, budget: str, larger: str) -> None:
+    first = run_script("pretrain", *RUN, budget, cwd=workplace)
+    assert first.code == 0, first.output
+    again = run_script("pretrain", "resume=true", "project_name=p", "run_name=r", "device=cpu", cwd=workplace)
+    assert again.code == 0, again.output  # the budget is the run's: nothing is trained
+    assert ("max_seconds=1e-09 is up" in again.output) == (budget == "max_seconds=1e-9")
+    result = run_script("pretrain", "resume=true", "project_name=p", "run_name=r", larger, "device=cpu", cwd=workplace)
     assert result.code == 0, result.output
     # Nothing but the run's name was given: architecture, data and batch came from the stored config.
     assert weights(workplace / "checkpoints/p/r") == weights(whole)

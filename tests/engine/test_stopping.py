@@ -78,7 +78,7 @@ def test_a_time_budget_ends_the_run_and_counts_on_after_a_resume(monkeypatch, ca
     assert trainer.step == 3
     assert saves == [(3, "last")]
     assert [step for step, values in lines if "train/loss" in values] == [2, 3]
-    assert "step 3: 3 s of training, max_seconds=3 is up" in capsys.readouterr().out
+    assert "step 3: max_seconds=3 is up (3.00 s of training): resume=true and a larger" in capsys.readouterr().out
     for budget, end in ((3, 3), (5, 5), (None, 8)):
         resumed, _, _ = make(8, max_seconds=budget)
         resumed.load(*stored(trainer))
@@ -87,6 +87,24 @@ def test_a_time_budget_ends_the_run_and_counts_on_after_a_resume(monkeypatch, ca
     whole, _, _ = make(8)
     whole.fit()
     assert torch.equal(resumed.module.w, whole.module.w)
+
+
+def test_seconds_count_on_whether_or_not_there_was_a_budget(monkeypatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(trainer_module.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(trainer_module.time, "process_time", lambda: 0.5 * next(clock))  # counts as well
+    first, _, _ = make(8, max_steps=3)
+    first.fit()
+    checkpoint, state = stored(first)
+    resumed, lines, _ = make(8, max_seconds=first.seconds + 1)
+    resumed.load(checkpoint, state)
+    resumed.fit()
+    assert resumed.step == 4  # of a new clock it would be more
+    assert [v["time/cpu_s"] for _, v in lines if "time/cpu_s" in v][-1] > first.cpu_seconds > 0
+    checkpoint.extra = {}
+    earlier, _, _ = make(8, max_seconds=1e9)
+    earlier.load(checkpoint, {**state, "trainer": {**state["trainer"], "seconds": 7.0}})  # by an earlier version
+    assert (earlier.seconds, earlier.cpu_seconds) == (7.0, 0.0)
 
 
 def test_patience_that_ends_with_the_run_is_no_early_stop() -> None:

@@ -85,14 +85,17 @@ def test_hypernetworks_leave_their_base_alone(place: Path, script: str) -> None:
     assert float(table[1]["loss"]) == pytest.approx(float(base["loss"]), rel=1e-6)  # the same masks
 
 
-def test_resume_is_exact(place: Path) -> None:
-    """8 steps at once, and 3 (inside an epoch) and 5: weights, metrics, table and log."""
+@pytest.mark.parametrize(
+    ("budget", "at", "larger"), [("max_steps=3", 3, "max_steps=null"), ("max_seconds=1e-9", 1, "max_seconds=null")]
+)
+def test_resume_is_exact(place: Path, budget: str, at: int, larger: str) -> None:
+    """8 steps at once, and some (inside an epoch) and the rest: weights, metrics, table and log."""
     whole = adapter(place, "fb_run_name=whole")
     assert whole.code == 0, whole.output
-    assert adapter(place, "fb_run_name=parts", "max_steps=3", "eval_interval=4").code == 0
-    resumed = adapter(place, "fb_run_name=parts", "--resume", "True", "max_steps=null")
+    assert adapter(place, "fb_run_name=parts", budget, "eval_interval=4").code == 0
+    resumed = adapter(place, "fb_run_name=parts", "--resume", "True", larger)
     assert resumed.code == 0, resumed.output
-    assert "resuming from step_3" in resumed.output
+    assert f"resuming from step_{at}" in resumed.output
     words = ("--active_dataset", "gsm8k", "--resume", "True", "--checkpoint_dir", runs(place, "gsm8k", "parts")[0].name)
     other = attempt(place, "feedforward_train", *words)
     assert other.code == 2

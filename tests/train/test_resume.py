@@ -67,6 +67,15 @@ def test_twelve_is_five_and_seven(place: Path, mode: str) -> None:
     assert weights(place / "out/r") == weights(place / "out/whole")
 
 
+def test_a_time_budget_and_the_rest(place: Path) -> None:
+    train(place, *LONGER, "out_dir=out/whole")
+    stopped = attempt(place, *LONGER, "max_seconds=1e-9")
+    assert "step 1: max_seconds=1e-09 is up" in stopped.output, stopped.output
+    result = run_script("train", "--resume=true", "--out_dir=out/r", "max_seconds=null", cwd=place)
+    assert "resuming from step_1" in result.output, result.output
+    assert weights(place / "out/r") == weights(place / "out/whole")
+
+
 def test_another_batch_size_counts_on(place: Path) -> None:
     train(place, *LONGER, "max_steps=4")
     result = run_script("train", "--init_from=resume", "--out_dir=out/r", "accumulation=3", "max_steps=8", cwd=place)
