@@ -61,6 +61,8 @@ class Trainer:
         self.seconds = self._logged_seconds = self.cpu_seconds = 0.0
         """Spent on training steps, those of earlier processes of the run included."""
         self._logged_step = 0
+        wide = torch.float32 if runtime.device.type == "mps" else torch.float64
+        self._last_norm = torch.zeros((), dtype=wide, device=runtime.device)  # in its place: a recorded step fills it
         self.step_ms: float | None = None
         self._line: LogLine | None = None
         self._lines_wait = runtime.device.type == "cuda"
@@ -150,7 +152,7 @@ class Trainer:
         self.window.close(ok)
         if self.ema is not None:
             self.ema.update()
-        self._last_norm = norm
+        self._last_norm.copy_(norm)
         task.after_step()
 
     def _finish_step(self, *, resumed: bool) -> None:
