@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.recursive_reasoning.late_states import rolled_on
-from models.recursive_reasoning.recursion import where_rows
+from models.recursive_reasoning.recursion import Depth, where_rows
 from models.recursive_reasoning.variation import Vary, random_start, step_noise
 
 EXPLORATION = "exploration"
@@ -298,19 +298,37 @@ class ACTModel(nn.Module):
         once = sum(len(self.inner.get_submodule(update.stack).layers) for update in self.inner.plan)
         return int(self.inner.chains) * once
 
+    @property
+    def depth(self) -> Depth:
+        """That of evaluations, and of training where no stage says otherwise."""
+        return self.inner.plan, self.inner.window
+
+    @property
+    def stages(self) -> list[tuple[float, Depth]]:
+        """(share of the run at which it begins, depth of its steps) of each stage of training."""
+        return [(0.0, self.depth)]
+
     def flops(self, batch_rows: int) -> dict[str, float]:
         """Operations for `batch_rows` rows: `train` one step with its backward pass, `eval` one whole
-        episode.
+        episode, both at full depth (`stage_flops` has those of a schedule).
 
         Blocks only (embedding and heads are below 1 %): forward of all updates, twice the window's for its
         backward, and the second pass of the continue target. TRM-attention on Sudoku, 768 rows: 36.6e12. Of several
         chains all go forward, and the winner's window once more. An episode counts halt_max_steps, which latched
         halting may cut short; steps before a late state are not counted.
         """
-        step, window = self.inner.flops()
+        step, _ = self.inner.flops(*self.depth)
+        return {
+            "train": self._train_flops(batch_rows, self.depth),
+            "eval": float(batch_rows * self.halt_max_steps * self.inner.chains * step),
+        }
+
+    def stage_flops(self, batch_rows: int) -> list[tuple[float, float]]:
+        """(share of the run at which it begins, operations of one training step) of each stage of training."""
+        return [(begins, self._train_flops(batch_rows, depth)) for begins, depth in self.stages]
+
+    def _train_flops(self, batch_rows: int, depth: Depth) -> float:
+        step, window = self.inner.flops(*depth)
         chains = self.inner.chains
         passes = chains if self.no_ACT_continue or self.halt_max_steps == 1 else 2
-        return {
-            "train": float(batch_rows * (passes * step + (2 if chains == 1 else 3) * window)),
-            "eval": float(batch_rows * self.halt_max_steps * chains * step),
-        }
+        return float(batch_rows * (passes * step + (2 if chains == 1 else 3) * window))

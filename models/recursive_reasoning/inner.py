@@ -246,12 +246,12 @@ class RecursiveInner(nn.Module):
                 matrices |= {f"{name}.layers.{number}.{own}": rows.get(own, ()) for own, _ in block.named_parameters()}
         return matrices
 
-    def flops(self) -> tuple[int, int]:
-        """Operations per row of one ACT step: (all updates forward, the updates of the gradient window
+    def flops(self, plan: Sequence[Update], window: int) -> tuple[int, int]:
+        """Operations per row of one ACT step of these updates: (all of them forward, those of the gradient window
         forward)."""
         cost = {name: sum(b.flops() for b in self.get_submodule(name).layers) for name in self.stack_names}  # type: ignore[union-attr]
-        costs = [cost[update.stack] for update in self.plan]
-        return sum(costs), sum(costs[len(costs) - self.window :])
+        costs = [cost[update.stack] for update in plan]
+        return sum(costs), sum(costs[len(costs) - window :])
 
 
 def _init_name(latent: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
@@ -12,7 +11,7 @@ from models.recursive_reasoning.act import ACTModel, PuzzleShape
 from models.recursive_reasoning.config import RecursiveConfig
 from models.recursive_reasoning.inner import RecursiveInner
 from models.recursive_reasoning.pretrained import Pretrained
-from models.recursive_reasoning.recursion import Update
+from models.recursive_reasoning.recursion import Depth
 
 
 class RecursiveModel(ACTModel, Pretrained):
@@ -51,7 +50,7 @@ class RecursiveModel(ACTModel, Pretrained):
         self.config, self.shape = config, shape
         stages = [(float(s[0]), int(s[1]), int(s[2])) for s in config.cycles_schedule or ()]
         self._stages = [
-            (begins, *self.cycles(replace(config, L_cycles=low, H_cycles=high, cycles_schedule=None)))
+            (begins, self.cycles(replace(config, L_cycles=low, H_cycles=high, cycles_schedule=None)))
             for begins, low, high in stages
         ]
         self._full, self._progress = (inner.plan, inner.window), 0.0
@@ -71,7 +70,17 @@ class RecursiveModel(ACTModel, Pretrained):
 
     def _choose_depth(self) -> None:
         begun = [stage for stage in self._stages if self.training and stage[0] <= self._progress]
-        self.inner.plan, self.inner.window = begun[-1][1:] if begun else self._full
+        self.inner.plan, self.inner.window = begun[-1][1] if begun else self._full
+
+    @property
+    def depth(self) -> Depth:
+        """As ACTModel; whatever the depth of training is at present."""
+        return self._full
+
+    @property
+    def stages(self) -> list[tuple[float, Depth]]:
+        """As ACTModel: those of `cycles_schedule`, or the whole run at full depth."""
+        return self._stages or super().stages
 
     @property
     def late_states(self) -> tuple[float, list[int]]:
@@ -79,6 +88,6 @@ class RecursiveModel(ACTModel, Pretrained):
         return self.config.late_states, self.config.late_steps
 
     @staticmethod
-    def cycles(config: Any) -> tuple[Sequence[Update], int]:
+    def cycles(config: Any) -> Depth:
         """(the updates of one ACT step in order, how many of the last ones carry a gradient)."""
         raise TypeError("a model of this family defines cycles(config)")

@@ -30,6 +30,10 @@ class Update:
     injection: tuple[str, ...] = ()
 
 
+Depth = tuple[Sequence[Update], int]
+"""The updates of one ACT step in order, and how many of the last ones carry a gradient."""
+
+
 def cycle_plan(H_cycles: int, L_cycles: int, low: Update, high: Update) -> tuple[Update, ...]:
     """H_cycles times (L_cycles times `low`, then `high`)."""
     return ((low,) * L_cycles + (high,)) * H_cycles

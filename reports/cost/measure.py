@@ -27,6 +27,7 @@ from engine.loop.compiling import compile_task
 from engine.loop.trainer import Trainer
 from engine.signals import StopSignal
 from engine.task import TrainingPlan
+from reports.cost.operations import Stage, stages
 
 WARM_UP = 1  # steps before the clock runs: lazy state, kernels chosen, pages touched
 FEWEST = 2
@@ -64,24 +65,38 @@ class Measurement:
     eval_examples: int | None
     """Examples of all evaluations together; None where the task does not say."""
     step_seconds: float
+    """Of a step of the first stage."""
     timed_steps: int
-    flops_step: float | None
+    stages: list[Stage]
+    """What the steps consist of."""
     flops_evaluations: float | None
 
     @property
     def examples_per_second(self) -> float:
         return self.batch_rows / self.step_seconds
 
+    def seconds_of(self, flops: float | None) -> float:
+        """Seconds of so many operations, at the speed of the timed steps; of one of those where none are counted."""
+        first = self.stages[0].flops
+        return self.step_seconds * (flops / first if flops and first else 1.0)
+
     @property
     def training_seconds(self) -> float:
-        return self.step_seconds * self.last_step
+        return sum(stage.steps * self.seconds_of(stage.flops) for stage in self.stages)
+
+    @property
+    def training_flops(self) -> float | None:
+        """None where the model does not count them."""
+        if self.stages[0].flops is None:
+            return None
+        return sum(stage.steps * (stage.flops or 0.0) for stage in self.stages)
 
     @property
     def evaluation_seconds(self) -> float | None:
         """By operations, at the speed of the training steps; None where the model does not count them."""
-        if self.flops_evaluations is None or not self.flops_step:
+        if self.flops_evaluations is None or not self.stages[0].flops:
             return None
-        return self.step_seconds * self.flops_evaluations / self.flops_step
+        return self.seconds_of(self.flops_evaluations) if self.flops_evaluations else 0.0
 
 
 class _Clock:
@@ -148,6 +163,7 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
     task_state = trainer.state_dict()["task"]
     examples = _eval_examples(plan.task, len(evaluations), final)
     flops: Any = getattr(trainer.module, "flops", None)
+    parts = stages(trainer.module, plan.batch_rows, steps=trainer.last_step, horizon=plan.total_steps)
     return Measurement(
         device=str(runtime.device),
         compiled=compiled,
@@ -164,11 +180,19 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
         batch_key=plan.batch_key,
         batch_rows=plan.batch_rows,
         eval_examples=examples,
-        step_seconds=statistics.median(clock.timed),
+        step_seconds=_first_stage_seconds(clock, parts),
         timed_steps=len(clock.timed),
-        flops_step=flops(plan.batch_rows)["train"] if flops else None,
+        stages=parts,
         flops_evaluations=flops(examples)["eval"] if flops and examples is not None else None,
     )
+
+
+def _first_stage_seconds(clock: _Clock, parts: Sequence[Stage]) -> float:
+    """The median of the timed steps; in a short run the last of them may be of a later stage, and count by that."""
+    costs = itertools.chain.from_iterable(itertools.repeat(part.flops or 1.0, part.steps) for part in parts)
+    first = parts[0].flops or 1.0
+    each = list(itertools.islice(costs, len(clock.times) - len(clock.timed), len(clock.times)))
+    return statistics.median(took * first / cost for took, cost in zip(clock.timed, each, strict=True))
 
 
 def _ends_with_one(plan: TrainingPlan, trainer: Trainer) -> bool:

@@ -53,7 +53,7 @@ def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, c
 
 def as_numbers(measured: Measurement, config: Any, name: str) -> dict[str, Any]:
     """The estimate as numbers: bytes, seconds, operations."""
-    evaluation, flops = measured.evaluation_seconds, measured.flops_step
+    evaluation, flops = measured.evaluation_seconds, measured.training_flops
     stored = checkpoints_kept(measured.saves, config.keep_last, config.keep_every)
     return {
         "config": name,
@@ -77,8 +77,12 @@ def as_numbers(measured: Measurement, config: Any, name: str) -> dict[str, Any]:
         "evaluation_examples": measured.eval_examples,
         "evaluation_seconds": evaluation,
         "seconds": measured.training_seconds + (evaluation or 0.0),
-        "flops_per_step": flops,
-        "flops": None if flops is None else flops * measured.last_step + (measured.flops_evaluations or 0.0),
+        "stages": [
+            {"steps": stage.steps, "flops_per_step": stage.flops, "step_seconds": measured.seconds_of(stage.flops)}
+            for stage in measured.stages
+        ],
+        "flops_per_step": None if flops is None else flops / max(1, measured.last_step),
+        "flops": None if flops is None else flops + (measured.flops_evaluations or 0.0),
         "checkpoint_bytes": measured.checkpoint,
         "checkpoints_kept": stored,
         "disk_bytes": measured.checkpoint * stored,
@@ -98,8 +102,12 @@ def print_estimate(numbers: dict[str, Any], keep_last: int, keep_every: int | No
     }
     if numbers["steps"] < numbers["total_steps"]:
         lines["steps"] += f" of {numbers['total_steps']:,} (max_steps)"
+    several = len(numbers["stages"]) > 1
     if numbers["flops"]:
-        lines["operations"] = f"{_flops(numbers['flops_per_step'])} a step, {_flops(numbers['flops'])} in all"
+        mean = " on average" if several else ""
+        lines["operations"] = f"{_flops(numbers['flops_per_step'])} a step{mean}, {_flops(numbers['flops'])} in all"
+    if several:
+        lines["stages"] = _stages(numbers["stages"])
     rule = f"keep_last={keep_last}" + (f", keep_every={keep_every}" if keep_every else "")
     lines["disk"] = (
         f"{_size(numbers['disk_bytes'])} = {numbers['checkpoints_kept']} checkpoints ({rule}, best) of "
@@ -130,11 +138,16 @@ def _measured_memory(memory: dict[str, int], device: str) -> str:
 
 
 def _speed(numbers: dict[str, Any]) -> str:
-    step, flops = numbers["step_seconds"], numbers["flops_per_step"]
+    step, flops = numbers["step_seconds"], numbers["stages"][0]["flops_per_step"]
     rate = f", {_flops(flops / step)}/s" if flops else ""
     mode = "".join(f", {key}={numbers[key]}" for key in ("compile", "step_graph") if numbers[key] != "off")
     timed = f"{_duration(step)} a step ({numbers['timed_steps']} timed{mode})"
     return f"{timed}, {numbers['examples_per_s']:,.0f} examples/s{rate}"
+
+
+def _stages(stages: Sequence[dict[str, Any]]) -> str:
+    each = [f"{s['steps']:,} x {_flops(s['flops_per_step'])} ({_duration(s['step_seconds'])})" for s in stages]
+    return f"{', then '.join(each)}; the first is timed, the others by operations"
 
 
 def _time(numbers: dict[str, Any]) -> str:

@@ -17,6 +17,8 @@ from engine.reading import Unreadable, parse_json
 from engine.run.environment import describe_environment
 from engine.run.files import read_json
 from engine.run.load_run import open_checkpoint
+from engine.task import TrainingPlan
+from reports.cost.operations import training_flops
 from reports.machine.installation import cpu_name
 from reports.runs import curve
 from reports.speedrun.tracks import Track
@@ -33,36 +35,39 @@ def seed_result(track: Track, run: Path) -> dict[str, Any]:
     if type(step) is not int or final is None:
         raise UsageError(f"{run} has no {track.metric} in summary.json: the track needs the evaluation at the end")
     points = dict(curve(run, "time/cpu_s"))
-    reached, flops = _reached(track, run)
+    reached, opened = _reached(track, run)
+
+    def flops(at: int) -> float | None:
+        return training_flops(opened.task.module, opened.batch_rows, steps=at, horizon=opened.total_steps)
+
     return {
         "value": final,
         "steps": step,
-        "flops": None if flops is None else flops * step,
+        "flops": flops(step),
         "training_cpu_s": points.get(step),
         "stand_in": summary.get("stand_in") is True,
         "reached": {
-            f"{target:g}": at and {"step": at, "training_cpu_s": points.get(at), "flops": flops and flops * at}
+            f"{target:g}": at and {"step": at, "training_cpu_s": points.get(at), "flops": flops(at)}
             for target, at in reached.items()
         },
     }
 
 
-def _reached(track: Track, run: Path) -> tuple[dict[float, int | None], float | None]:
-    """(target -> the first checkpoint's step that reaches it, operations of one training step)."""
+def _reached(track: Track, run: Path) -> tuple[dict[float, int | None], TrainingPlan]:
+    """(target -> the first checkpoint's step that reaches it, the run's plan)."""
     reached: dict[float, int | None] = dict.fromkeys(track.targets)
     saved = sorted((run / "checkpoints").glob("step_*"), key=lambda folder: int(folder.name.removeprefix("step_")))
-    flops = None
+    if not saved:
+        raise UsageError(f"{run} has no checkpoint")
     for folder in saved if track.targets else saved[-1:]:
         with contextlib.redirect_stdout(io.StringIO()):  # what device it is, each time
             opened = open_checkpoint(folder)
-        counter: Any = getattr(opened.plan.task.module, "flops", None)
-        flops = counter(opened.plan.batch_rows)["train"] if counter else None
         if missing := [target for target, at in reached.items() if at is None]:
             value = opened.plan.task.evaluate(final=True)[track.metric]
             reached |= {target: opened.checkpoint.step for target in missing if value is not None and value >= target}
         if None not in reached.values():
             break
-    return reached, flops
+    return reached, opened.plan
 
 
 def make_record(track: Track, commands: Mapping[int, Sequence[str]], runs: Mapping[int, Path]) -> dict[str, Any]:

@@ -94,6 +94,24 @@ def test_flops_of_the_published_recipes():
     assert att["eval"] / 768 / 16 * 16 == pytest.approx(16 * att["train"] / 768 * 21 / 35)
 
 
+def test_flops_follow_the_depth_of_training_and_evaluation_is_deep_throughout():
+    """Counted from the recipe's shapes: 82 positions, width 512, two SwiGLU in each of two blocks, 2N a product."""
+    sizes = {"mlp_t": True, "pos_encodings": "none", "puzzle_emb_ndim": 0, "puzzle_emb_len": 0, "registers": 1}
+    schedule = [[0, 2, 1], [0.3, 4, 2], [0.6, 6, 3]]
+    with torch.device("meta"):
+        model = TRM(TRMConfig(**sizes, H_cycles=3, L_cycles=6, cycles_schedule=schedule), PuzzleShape(81, 11, 1))
+    stack = 2 * (2 * 3 * 82 * 512 * 1536 + 2 * 3 * 512 * 82 * 256)
+    # all cycles forward, and twice the last one, which is the window, for its backward
+    train = [384 * stack * ((high + 2) * (low + 1)) for _, low, high in schedule]
+    for share in (0.0, 0.5, 1.0):  # whatever the present depth
+        model.train().set_progress(share)
+        assert model.stage_flops(384) == list(zip((0, 0.3, 0.6), train, strict=True))
+        assert model.flops(384) == {"train": train[-1], "eval": 384 * 16 * stack * 3 * 7}
+    with torch.device("meta"):
+        plain = TRM(TRMConfig(**sizes, H_cycles=3, L_cycles=6), PuzzleShape(81, 11, 1))
+    assert plain.stage_flops(384) == [(0.0, train[-1])]
+
+
 def test_meta_model_becomes_real():
     with torch.device("meta"):
         model = TRM(TINY, SHAPE)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
+import types
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from engine.errors import UsageError
 from reports.cost.batch_size import Trial, best, find_batch_size, read_size
 from reports.cost.measure import _before, checkpoints_kept
+from reports.cost.operations import Stage, stages, training_flops
 from scripts.estimate import parse
 from tests.conftest import ROOT, Result, run_forked, run_script
 
@@ -62,6 +64,57 @@ def test_sums_of_the_estimate(workplace: Path) -> None:
     assert forecast["evaluation_examples"] == 8
     assert forecast["flops"] > forecast["flops_per_step"] * forecast["steps"]
     assert forecast["examples_per_s"] == pytest.approx(4 / forecast["step_seconds"])
+
+
+SCHEDULE = "arch.cycles_schedule=[[0,1,1],[0.25,2,1],[0.5,2,2]]"
+
+
+@pytest.mark.parametrize(("steps", "horizon"), [(32, 32), (7, 32), (17, 32), (10, 10), (1, 1), (9_000, 9_000), (3, 7)])
+def test_stages_are_those_that_the_task_trains(steps: int, horizon: int) -> None:
+    """Held against a walk through all steps, as the task takes them."""
+    shares = (0.0, 0.3, 0.6, 0.7)
+    model = types.SimpleNamespace(flops=None, stage_flops=lambda rows: [(at, rows + at) for at in shares])
+    walked: dict[float, int] = {}
+    for step in range(1, steps + 1):
+        cost = 5 + max(at for at in shares if at <= (step - 1) / horizon)
+        walked[cost] = walked.get(cost, 0) + 1
+    made = stages(model, 5, steps=steps, horizon=horizon)
+    assert {stage.flops: stage.steps for stage in made} == walked
+    assert training_flops(model, 5, steps=steps, horizon=horizon) == pytest.approx(
+        sum(cost * count for cost, count in walked.items())
+    )
+
+
+def test_models_without_stages_or_operations() -> None:
+    counted = types.SimpleNamespace(flops=lambda rows: {"train": 2.0 * rows, "eval": 1.0})
+    assert stages(counted, 4, steps=3, horizon=10**15) == [Stage(3, 8.0)]
+    assert training_flops(counted, 4, steps=3, horizon=9) == 24
+    assert stages(types.SimpleNamespace(), 4, steps=3, horizon=9) == [Stage(3, None)]
+    assert training_flops(types.SimpleNamespace(), 4, steps=3, horizon=9) is None
+
+
+def test_a_run_that_deepens_costs_what_its_stages_cost(workplace: Path) -> None:
+    """32 steps: 8, 8 and 16 of them. In block calls a step: forward H (L + 1), backward 2 (L + 1)."""
+    argv = (*TINY, "max_steps=32", "arch.H_cycles=2", "arch.L_cycles=2", "--probe-steps", "1", "--json", "e.json")
+    forecasts = []
+    for more in ((SCHEDULE,), ()):
+        done = estimate(workplace, *argv, *more)
+        assert done.code == 0, done.output
+        forecasts.append(json.loads((workplace / "e.json").read_text()))
+        assert ("8 x " in done.output) == bool(more)
+    deepens, deep = forecasts
+    calls = {1: (1 + 2) * 2, 2: (1 + 2) * 3, 3: (2 + 2) * 3}
+    unit = deep["flops_per_step"] / calls[3]
+    costs = [number * unit for number in calls.values()]
+    assert [stage["steps"] for stage in deepens["stages"]] == [8, 8, 16]
+    assert [stage["flops_per_step"] for stage in deepens["stages"]] == pytest.approx(costs)
+    training = 8 * costs[0] + 8 * costs[1] + 16 * costs[2]
+    assert deepens["flops_per_step"] == pytest.approx(training / 32)
+    evaluation = deep["flops"] - 32 * deep["flops_per_step"]
+    assert deepens["flops"] == pytest.approx(training + evaluation)
+    speed = costs[0] / deepens["step_seconds"]
+    assert deepens["training_seconds"] == pytest.approx(training / speed)
+    assert deepens["evaluation_seconds"] == pytest.approx(evaluation / speed)
 
 
 def test_kept_checkpoints_against_a_replay() -> None:

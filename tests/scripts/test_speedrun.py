@@ -11,7 +11,7 @@ import torch
 from engine.cli.resolve import resolve
 from engine.errors import UsageError
 from engine.registry import ROOT
-from reports.speedrun.record import add_record, make_record, row
+from reports.speedrun.record import add_record, make_record, row, seed_result
 from reports.speedrun.tracks import TRACKS, Track, require_machine
 from tests.conftest import run_script
 
@@ -77,6 +77,23 @@ def test_the_record(finished: tuple[dict[int, list[str]], Path], monkeypatch: py
         page = (folder / "results/speedruns.md").read_text()
         assert page.count("\n| small |") == number
         assert page.rstrip().endswith("<!-- end -->")
+
+
+def test_operations_are_those_of_the_stages(tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of four steps have one cycle, whose costs are 3 x 2 block calls, and two have two: 4 x 3."""
+    (tmp_path / "data").symlink_to(tiny_data)
+    monkeypatch.chdir(tmp_path)
+    schedule = ("arch.H_cycles=2", "arch.L_cycles=2", "arch.cycles_schedule=[[0,1,1],[0.5,2,2]]")
+    records = []
+    for seed, depth in ((1, schedule), (2, schedule[:2])):
+        commands = TRACKS["sudoku-4x4-cpu"].commands((seed,), tmp_path, (*TINY, *depth))
+        assert run_script("pretrain", *commands[seed][2:], cwd=tmp_path).code == 0
+        track = Track("small", TRACKS["sudoku-4x4-cpu"].words, "eval/accuracy", targets=(0.0,))
+        records.append(seed_result(track, tmp_path / f"seed_{seed}"))
+    deepens, deep = records
+    call = deep["flops"] / 4 / (4 * 3)
+    assert deepens["reached"]["0"]["flops"] == pytest.approx(2 * 6 * call)
+    assert deepens["flops"] == pytest.approx(2 * 6 * call + 2 * 12 * call)
 
 
 def test_a_page_without_the_table_is_left_alone(tmp_path: Path) -> None:

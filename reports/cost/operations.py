@@ -1,0 +1,42 @@
+"""Operations of a run's training steps, which may go deeper on the way (arch.cycles_schedule)."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Training steps that follow each other and cost the same."""
+
+    steps: int
+    flops: float | None
+    """Operations of one step; None where the model does not count them."""
+
+
+def stages(model: Any, rows: int, *, steps: int, horizon: int) -> list[Stage]:
+    """What steps 1 to `steps` consist of, in a run that is planned for `horizon` steps with batches of `rows`.
+
+    Step s is taken where the run has come to the share (s - 1) / horizon, as in the task. A model without `stage_flops`
+    has one stage.
+    """
+    counted: Callable[[int], dict[str, float]] | None = getattr(model, "flops", None)
+    by_stage: Callable[[int], list[tuple[float, float]]] | None = getattr(model, "stage_flops", None)
+    if by_stage is None or len(costs := by_stage(rows)) == 1:
+        return [Stage(steps, counted(rows)["train"] if counted else None)]
+    numbers = range(1, horizon + 1)
+    before = [bisect_left(numbers, begins, key=lambda step: (step - 1) / horizon) for begins, _ in costs]
+    ends = [min(steps, end) for end in (*before[1:], horizon)]
+    made = [
+        Stage(end - begin, flops) for begin, end, (_, flops) in zip(before, ends, costs, strict=True) if end > begin
+    ]
+    return made or [Stage(steps, costs[0][1])]
+
+
+def training_flops(model: Any, rows: int, *, steps: int, horizon: int) -> float | None:
+    """Operations of steps 1 to `steps` together; None where the model does not count them."""
+    parts = [None if s.flops is None else s.steps * s.flops for s in stages(model, rows, steps=steps, horizon=horizon)]
+    return None if None in parts else sum(part for part in parts if part is not None)
