@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +40,7 @@ T = TypeVar("T")
 TEMPORARY = ".tmp-"
 # `.<name>.old-<pid>-<n>`: a directory on its way out while its successor is renamed into place
 REPLACED = ".old-"
+QUIET_SECONDS = 20.0
 _counter = itertools.count()
 _without_links: set[Path] = set()
 
@@ -285,14 +287,27 @@ def print_rank0(line: str) -> None:
 
 
 def progress(iterable: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
-    """Iterate with a bar on a terminal and rank 0; plainly elsewhere (logs stay free of control codes)."""
-    if not (on_main_rank() and sys.stderr.isatty()):
+    """Iterate with a bar on a terminal, elsewhere with a plain line on stderr for each tenth of `total`; on rank 0.
+
+    There is no line within `QUIET_SECONDS` of the start or of the last one, so none of short work.
+    """
+    if not on_main_rank():
         yield from iterable
         return
-    from rich.console import Console
-    from rich.progress import track
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
 
-    yield from track(iterable, description=label, total=total, console=Console(stderr=True), transient=True)
+        yield from track(iterable, description=label, total=total, console=Console(stderr=True), transient=True)
+        return
+    began = said_at = time.monotonic()
+    said = 0
+    for done, item in enumerate(iterable, start=1):
+        yield item
+        tenths, now = 10 * done // total if total else 0, time.monotonic()
+        if said < tenths < 10 and now - said_at >= QUIET_SECONDS:
+            said, said_at, left = tenths, now, (now - began) / done * ((total or done) - done)
+            sys.stderr.write(f"{label}: {done} of {total} after {now - began:.0f} s, about {left:.0f} s left\n")
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +134,30 @@ def test_say_and_progress_only_on_rank_0(monkeypatch, capsys):
     io.print_rank0("two")
     assert list(io.progress(iter("ab"), total=2, label="x")) == ["a", "b"]
     assert capsys.readouterr() == ("one\n", "")
+
+
+def test_progress_off_a_terminal_is_a_line_for_each_tenth_of_long_work(monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+    clock = [0.0]
+    monkeypatch.setattr(io, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def work(count: int, seconds: float) -> Iterator[int]:
+        for number in range(count):
+            clock[0] += seconds
+            yield number
+
+    def lines(count: int, seconds: float, total: int | None) -> list[str]:
+        assert list(io.progress(work(count, seconds), total=total, label="digging")) == list(range(count))
+        out, error = capsys.readouterr()
+        assert out == ""
+        return error.splitlines()
+
+    slow = lines(40, 10.0, 40)
+    assert [line.split()[1] for line in slow] == ["4", "8", "12", "16", "20", "24", "28", "32", "36"]
+    assert slow[0] == "digging: 4 of 40 after 40 s, about 360 s left"
+    # 4 s for a tenth: a line when 20 s are over.
+    assert lines(40, 1.0, 40) == ["digging: 20 of 40 after 20 s, about 20 s left"]
+    assert lines(40, 0.4, 40) == lines(40, 10.0, None) == lines(0, 1.0, 0) == []
 
 
 def test_closest():

@@ -18,7 +18,7 @@ from dataset.arc.corpus.parts import SMALLEST_SIDE, Family, Rule
 from dataset.arc.leakage import plain_key, symmetric_key
 from dataset.arc.tasks import Pair, Subset, Task
 from engine.distributed import keyed_numpy
-from engine.io import RunFailure, UsageError, did_you_mean
+from engine.io import RunFailure, UsageError, did_you_mean, progress
 
 FAMILIES: Mapping[str, Family] = {
     family.__name__: family
@@ -141,7 +141,7 @@ def generate(plan: CorpusPlan) -> list[Subset]:
         strict=True,
     ):
         tasks = []
-        for number in range(count):
+        for number in progress(range(count), total=count, label=f"{name} tasks"):
             task = _task(plan, name, families[number % len(families)], number, trained)
             for pair in task.pairs if name == SUBSETS[0] else task.of("train"):
                 trained.update(_keys(pair))
