@@ -85,6 +85,8 @@ BUILT: Mapping[str, Built] = {
     "pattern-10x10": BuiltPatterns(patterns=PatternPlan(side=10, pattern=4)),
 }
 _STAND_IN = BuiltCorpus(corpus=CorpusPlan(side=10), num_aug=8, canvas=LARGEST)
+CPU_SECONDS = {"sudoku-9x9-easy": 30, "sudoku-9x9-hard": 400, "few-shot-6x6": 40}
+"""What building takes, as measured on one machine; those that are not here take less than 20. More cores share it."""
 STAND_INS = {"arc-corpus": _STAND_IN, "arc-corpus-encoder": replace(_STAND_IN, data_mode="encoder")}
 _CSV = "the public Sudoku-Extreme CSV (train.csv, test.csv; --download in place of --input FOLDER fetches them)"
 
@@ -200,7 +202,8 @@ def _report_stand_in(root: Path, offline: str) -> None:
 def _build_once(root: Path, stand_in: str | None) -> None:
     entry = STAND_INS[stand_in] if stand_in else BUILT[root.name]
     what = f"its stand-in {stand_in}" if stand_in else "it"
-    print_rank0(f"{root} is missing: building {what} now ({entry.words()})")
+    long = f", about {CPU_SECONDS[root.name]} CPU seconds" if root.name in CPU_SECONDS else ""
+    print_rank0(f"{root} is missing: building {what} now ({entry.words()}{long})")
     try:
         if stand_in:
             STAND_INS[stand_in].stand_in(root)

@@ -136,6 +136,13 @@ def test_ensure_builds_a_known_set_once_and_says_so_in_one_line(tmp_path, capsys
     assert f"{catalog.build_command(path)} --overwrite" in output
 
 
+def test_a_long_build_is_announced_with_its_cpu_time(tmp_path, capsys, monkeypatch):
+    assert set(catalog.CPU_SECONDS) <= set(catalog.BUILT)
+    monkeypatch.setattr(catalog, "CPU_SECONDS", {"debug-sudoku-4x4": 70})
+    catalog.ensure(tmp_path / "debug-sudoku-4x4")
+    assert "test puzzles of 4x4, generated, about 70 CPU seconds)" in capsys.readouterr().out
+
+
 def test_the_build_command_gives_what_ensure_gives(tmp_path):
     catalog.ensure(tmp_path / "a/debug-sudoku-4x4")
     command = catalog.build_command(tmp_path / "b/debug-sudoku-4x4").split()
