@@ -269,11 +269,6 @@ class ACTModel(nn.Module):
         return 0.0, []
 
     @property
-    def asks_host(self) -> str:
-        """What the host has a part in within a training step; "" where it has none."""
-        return "" if self.inner.chains == 1 else "the host takes part in the choice among arch.chains"
-
-    @property
     def draws_numbers(self) -> bool:
         """Whether each fresh example of training comes with a key, as `keys` in the batch."""
         return bool(self.inner.draws)

@@ -138,13 +138,6 @@ class HRMFeudal(HRM):
         return [name for name, _ in self.named_parameters() if name.startswith("inner.subgoal_head.")]
 
     @property
-    def asks_host(self) -> str:
-        """What the host has a part in within a training step; "" where it has none."""
-        return (
-            super().asks_host if self.inner.subgoal_head is None else "the host sets the schedule of arch.subgoal_head"
-        )
-
-    @property
     def noise_width(self) -> int:
         """Normal numbers that each fresh example of training needs, for random goals."""
         head = self.inner.subgoal_head
@@ -153,9 +146,7 @@ class HRMFeudal(HRM):
 
 def _first(kept: Tensor) -> Tensor:
     """[B, S] -> a mask of position 0 alone."""
-    mask = torch.zeros_like(kept)
-    mask[:, 0] = True
-    return mask
+    return (torch.arange(kept.shape[1], device=kept.device) == 0).expand_as(kept)
 
 
 @torch.no_grad()

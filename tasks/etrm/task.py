@@ -58,6 +58,7 @@ class ETRMTask(RecursiveReasoningTask):
     """
 
     sampler: Any  # dataset.fewshot.FewShotSampler
+    not_captured = "the host asks which demonstrations there are, and how long they are"
 
     def __init__(
         self,
@@ -83,11 +84,6 @@ class ETRMTask(RecursiveReasoningTask):
                 param.register_hook(lambda gradient, name=name: gradient * (self._step > self._frozen[name]))
 
     # --- training -----------------------------------------------------------------------------------------------------
-
-    @property
-    def not_captured(self) -> str:
-        """Why steps cannot be captured."""
-        return "the host chooses the slots whose demonstrations are encoded"
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         """As for puzzles with embeddings; `shift` is what the search has found for the rows that begin an example."""

@@ -59,6 +59,7 @@ class RecursiveReasoningTask:
     """
 
     compiles = "block"
+    not_captured = ""
 
     def __init__(
         self,
@@ -165,11 +166,6 @@ class RecursiveReasoningTask:
             if carry is not None:
                 for latent in carry.latents.values():
                     carry.halted |= ~torch.isfinite(latent).reshape(len(latent), -1).all(dim=1)
-
-    @property
-    def not_captured(self) -> str:
-        """Why steps cannot be captured (engine/loop/step_graph.py), or ""."""
-        return self.model.asks_host
 
     def captured_as(self, step: int) -> Hashable | None:
         """Steps at one depth are alike, but not those with a late state."""

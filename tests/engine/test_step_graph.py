@@ -30,7 +30,9 @@ from tests.train.test_learning import TO_HOST_INSIDE, composed
 from verification.probes.instance import NoStop
 
 TINY = ("+debug=tiny", "epochs=2", "max_steps=20", "grad_clip=1.0", "log_interval=1", "arch.halt_exploration_prob=0.5")
-PUZZLES = "cfg_pretrain_sudoku_4x4"
+PUZZLES, FEUDAL = "cfg_pretrain_sudoku_4x4", "cfg_pretrain_sudoku_6x6_feudal"
+FROM_HOST = "aten::lift_fresh"
+"""What torch.tensor does with numbers of the host: to a GPU it would send them, which waits."""
 
 
 class Tape(TorchDispatchMode):
@@ -44,7 +46,7 @@ class Tape(TorchDispatchMode):
         self.generator = torch.get_rng_state()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function._schema.name in TO_HOST_INSIDE:
+        if function._schema.name in (*TO_HOST_INSIDE, FROM_HOST):
             raise RuntimeError(f"{function._schema.name} is not allowed while a stream is being captured")
         for storage in _storages((args, kwargs)):
             if storage.data_ptr() not in self.made | self.before.keys():
@@ -139,18 +141,22 @@ def assert_equal(one: Trainer, other: Trainer, rtol: float = 0.0, atol: float = 
     torch.testing.assert_close(state(one), state(other), rtol=rtol, atol=atol, equal_nan=True)
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ("arch.puzzle_emb_ndim=32", "arch.puzzle_emb_len=2", "ema=true", "lr_warmup_steps=10"),
-        ("arch=hrm", "accumulation=2"),
-        ("arch.latent_init=random", "arch.update_noise=0.01"),
-    ],
-    ids=["table", "hrm", "noise"],
-)
-def test_puzzles_to_the_bit(workplace: Path, argv: tuple[str, ...]) -> None:
+HEAD = "arch.subgoal_head"
+EXACT = {
+    "table": (PUZZLES, "arch.puzzle_emb_ndim=32", "arch.puzzle_emb_len=2", "ema=true", "lr_warmup_steps=10"),
+    "hrm": (PUZZLES, "arch=hrm", "accumulation=2"),
+    "noise": (PUZZLES, "arch.latent_init=random", "arch.update_noise=0.01"),
+    "chains": (PUZZLES, "arch.chains=3", "arch.no_ACT_continue=true"),
+    "manager": (FEUDAL, f"{HEAD}.manager_period=2", "arch.halt_max_steps=6"),
+    "manager by schedule": (FEUDAL, f"{HEAD}.schedule=[1,3]", f"{HEAD}.goal_source=random", f"{HEAD}.displacement=fun"),
+}
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_puzzles_to_the_bit(workplace: Path, case: str) -> None:
+    recipe, *argv = EXACT[case]
     with contextlib.chdir(workplace):
-        plain, captured = both(RECURSIVE, PUZZLES, *TINY, "stats_interval=5", *argv)
+        plain, captured = both(RECURSIVE, recipe, *TINY, "stats_interval=5", *argv)
     assert captured.graph.taken == [step for step in range(4, 21) if step % 5]
     assert_equal(plain, captured)
 
@@ -238,25 +244,16 @@ def test_what_cannot_be_captured_runs_without(workplace: Path, monkeypatch: pyte
     assert_equal(plain, captured)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "argv", "why"),
-    [
-        (PUZZLES, ("arch.chains=2",), "the host takes part in the choice among arch.chains"),
-        ("cfg_pretrain_sudoku_6x6_feudal", (), "the host sets the schedule of arch.subgoal_head"),
-        (PUZZLES, ("+optimizer=muon", "optimizer.rest.name=radam"), "asks the host at each step"),
-    ],
-    ids=["chains", "manager", "optimizer"],
-)
-def test_on_is_refused_with_the_reason(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, argv: tuple[str, ...], why: str
-) -> None:
+def test_on_is_refused_with_the_reason(workplace: Path) -> None:
+    given = ("+optimizer=muon", "optimizer.rest.name=radam", "device=cpu", "max_steps=1")
     with contextlib.chdir(workplace):
-        trainer, _ = fitted(
-            RECURSIVE, composed(recipe, RECURSIVE, *TINY, *argv, "device=cpu", "max_steps=1"), graph=None
-        )
+        trainer, _ = fitted(RECURSIVE, composed(PUZZLES, RECURSIVE, *TINY, *given), graph=None)
     trainer.config.step_graph, trainer.last_step = "on", 50
     trainer.runtime = replace(trainer.runtime, device=torch.device("cuda"))
-    with pytest.raises(UsageError, match=f"step_graph=on: .*{why}; use step_graph=auto, or step_graph=off"):
+    with pytest.raises(
+        UsageError,
+        match=r"step_graph=on: .* asks the host at each step; use step_graph=auto, or step_graph=off",
+    ):
         make_step_graph(trainer)
 
 
@@ -271,20 +268,22 @@ def test_on_is_refused_before_anything_is_touched(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize(
-    "argv",
+    "given",
     [
-        ("arch.puzzle_emb_ndim=32", "arch.puzzle_emb_len=2", "ema=true"),
-        ("+optimizer=muon", "arch.cycles_schedule=[[0,1,1],[0.5,1,2]]"),
-        ("compile=block",),
+        EXACT["table"],
+        EXACT["chains"],
+        EXACT["manager by schedule"],
+        (PUZZLES, "+optimizer=muon", "arch.cycles_schedule=[[0,1,1],[0.5,1,2]]"),
+        (PUZZLES, "compile=block"),
     ],
-    ids=["table", "muon", "compiled"],
+    ids=["table", "chains", "manager", "muon", "compiled"],
 )
-def test_on_a_gpu_fifty_steps_have_the_same_losses(workplace: Path, argv: tuple[str, ...]) -> None:
-    losses = []
+def test_on_a_gpu_fifty_steps_have_the_same_losses(workplace: Path, given: tuple[str, ...]) -> None:
+    losses, (recipe, *argv) = [], given
     with contextlib.chdir(workplace):
         for kind in ("off", "on"):
-            given = (*TINY, "epochs=4", "max_steps=50", "log_interval=1", "device=cuda", f"step_graph={kind}", *argv)
-            trainer, lines = fitted(RECURSIVE, composed(PUZZLES, RECURSIVE, *given), graph=None)
+            full = (*TINY, "epochs=4", "max_steps=50", "device=cuda", f"step_graph={kind}", *argv)
+            trainer, lines = fitted(RECURSIVE, composed(recipe, RECURSIVE, *full), graph=None)
             losses.append([values["train/loss"] for _, values in lines])
             assert (trainer.graph is not None and trainer.graph.works) is (kind == "on")
     assert len(losses[0]) == 50
