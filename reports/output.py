@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,36 @@ HEAD = 8192
 """Bytes at the beginning of a file within which its mark stands."""
 
 
-def write_json_result(target: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON and print its path. Raises: UsageError when it cannot be written."""
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
     try:
-        atomic_write_json(target, content)
+        yield
     except OSError as error:
         raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --json") from None
     print_rank0(f"written     {target}")
+
+
+def write_json_result(target: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON and print its path. Raises: UsageError when it cannot be written."""
+    with _writing(target):
+        atomic_write_json(target, content)
+
+
+def write_beside(target: Path, content: str | bytes) -> None:
+    """Write text or a picture that goes with a JSON result. Raises: UsageError when it cannot be written."""
+    with _writing(target):
+        atomic_write_bytes(target, content.encode() if isinstance(content, str) else content)
+
+
+def check_json_target(target: Path | None) -> None:
+    """Whether a result can be written there, before the work and not after it. Raises: UsageError."""
+    if target is None:
+        return
+    if target.suffix.lower() == ".png":
+        raise UsageError(
+            f"--json {target}: figures are written as JSON: name a file such as {target.with_suffix('.json')}"
+        )
+    check_place(target, example="evaluation.json")
 
 
 def write_report(folder: Path, files: Mapping[str, str | Image.Image | Mapping[str, Any]]) -> None:
@@ -49,6 +74,10 @@ def check_place(target: Path, *, example: str) -> None:
     place = next(folder for folder in target.absolute().parents if folder.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise UsageError(f"{target} cannot be written ({place} is {'read-only' if place.is_dir() else 'not a folder'})")
+    try:
+        tempfile.TemporaryFile(dir=place).close()  # permissions do not tell of /proc, e.g.
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written ({place}: {error.strerror})") from None
     if target.is_dir():
         raise UsageError(f"{target} is a folder: name a file in it, such as {target / example}")
 

@@ -3,7 +3,7 @@
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4/checkpoints/step_500 --steps 64      # think longer
     python scripts/evaluate.py checkpoints/demo/sudoku_4x4 --halting latched                    # stop when it halts
-    python scripts/evaluate.py checkpoints/demo/sudoku_4x4 --rollouts 8 --vary noise --select q
+    python scripts/evaluate.py checkpoints/demo/sudoku_4x4 --rollouts 8                 # several answers, one chosen
     torchrun --nproc-per-node=4 scripts/evaluate.py checkpoints/demo/sudoku_4x4 --batch-size 3072
     python scripts/evaluate.py out/shakespeare/ckpt.pt                               # the best, not the latest
     python scripts/evaluate.py out/shakespeare --data more                           # a data set of the same tokenizer
@@ -62,13 +62,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--vary",
         choices=("init", "noise", "symmetry"),
-        help="how rollouts differ: random latents, noise at every step, symmetries of the data set; default: init",
+        help="how rollouts differ: random latents, noise at every step, symmetries of the data set; default: symmetry "
+        "where the data set has symmetries, else init",
     )
     parser.add_argument(
         "--select",
         choices=("residual", "q", "first", "vote", "vote_cells"),
         help="what chooses: the answer that moved least, the surest, the first to halt, that of most, in each cell "
-        "that of most; default: q",
+        "that of most; default: vote of symmetries, else q",
     )
     parser.add_argument("--sigma", type=float, metavar="S", help="size of the noise of --vary noise; default: 0.3")
     parser.add_argument(
@@ -87,8 +88,10 @@ def main(args: argparse.Namespace) -> None:
     """Evaluate as the family that wrote the checkpoint does, or as any family."""
     from engine.registry import family_of
     from engine.run.load_run import find_checkpoint
+    from reports.output import check_json_target
     from tasks import evaluation
 
+    check_json_target(args.json)
     checkpoint = find_checkpoint(args.checkpoint)
     family = family_of(checkpoint.entry, f"checkpoint {checkpoint.path}: entry")
     (family.function("evaluate", "evaluate_run") or evaluation.evaluate_run)(args)

@@ -12,9 +12,9 @@ from typing import Any
 from dataset.sampler import EvalBudget, EvalSampler
 from engine.distributed import is_main
 from engine.errors import UsageError
-from engine.io import atomic_write_text, print_rank0, progress
+from engine.io import print_rank0, progress
 from evaluators.intervals import wilson
-from reports.output import write_json_result
+from reports.output import write_beside, write_json_result
 from tasks.loading import run_options
 from tasks.recursive_reasoning.loading import PuzzleRun, load_puzzle_run
 from tasks.recursive_reasoning.rollouts import FLAGS, print_table, rollouts_of, write_picture
@@ -43,7 +43,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
         args.max_augmentations or opened.config.final_eval_max_augmentations,
     )
     model.eval_halting = args.halting or model.eval_halting
-    rollouts = rollouts_of(args, opened.config.eval_seed, run.steps)
+    rollouts = rollouts_of(args, opened.config.eval_seed, run.steps, run.splits)
     if rollouts is not None:
         rollouts.attach(model, None)
         run.task.evaluators = [*run.task.evaluators, rollouts]
@@ -74,12 +74,11 @@ def evaluate_run(args: argparse.Namespace) -> None:
         settings["rollouts"] = asdict(rollouts.config)
         content["rollouts"] = [asdict(figure) for figure in figures]
         print_table(rollouts, figures)
-        write_picture(target.with_suffix(".png"), rollouts, figures, run.name)
     write_json_result(target, content)
+    if rollouts is not None:
+        write_picture(target.with_suffix(".png"), rollouts, figures, run.name)
     for name, text in evaluation_files(run.task.evaluators).items():
-        beside = target.with_name(f"{target.stem}_{name}")
-        atomic_write_text(beside, text)
-        print_rank0(f"written     {beside}")
+        write_beside(target.with_name(f"{target.stem}_{name}"), text)
 
 
 def evaluate(

@@ -11,7 +11,7 @@ from dataset.maze.build import MazeBuild, build as build_mazes
 from dataset.sudoku.build import SudokuBuild, build
 from dataset.symmetries import symmetries_of
 from engine.io import UsageError
-from evaluators.rollouts import ORACLE, Rollouts, RolloutsConfig
+from evaluators.rollouts import ORACLE, Figure, Rollouts, RolloutsConfig
 from evaluators.selection import RULES, Rolled
 from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.hrm import HRM
@@ -19,6 +19,7 @@ from models.recursive_reasoning.hrm_feudal import HRMFeudal
 from models.recursive_reasoning.trm import TRM
 from models.recursive_reasoning.trm_hier6 import TRMHier6
 from models.recursive_reasoning.trm_singlez import TRMSingleZ
+from tasks.recursive_reasoning.rollouts import print_table
 
 STEPS, TOKENS, WORDS = 4, 16, 6
 SMALL = {"hidden_size": 16, "num_heads": 2, "puzzle_emb_ndim": 0, "puzzle_emb_len": 0, "halt_max_steps": STEPS}
@@ -198,3 +199,16 @@ def test_what_cannot_be_rolled_out_is_refused(sudoku, tmp_path):
         evaluator_of(model_of(), [split], vary="symmetry")
     with pytest.raises(ValueError, match="rollouts=1"):
         RolloutsConfig(rollouts=1)
+
+
+@pytest.mark.parametrize(("right", "harm"), [(0.72, True), (0.98, False), (1.0, False)])
+def test_a_choice_below_the_models_own_answer_is_called_that(right: float, harm: bool, capsys) -> None:
+    evaluator = evaluator_of(model_of(), rollouts=2)
+    exact = {1: 0.98, 2: right}
+    figures = [
+        Figure(rule, breadth, STEPS, 48.0 * breadth, exact[breadth], 0.0, 1.0)
+        for rule in (*RULES, ORACLE)
+        for breadth in exact
+    ]
+    print_table(evaluator, figures)
+    assert ("below the model's own answer (98.00 %): with vary=init, select=q" in capsys.readouterr().out) == harm

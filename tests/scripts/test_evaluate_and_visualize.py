@@ -111,9 +111,10 @@ def test_results_of_other_settings_get_other_files(argv, steps: int, max_example
     [
         (["--vary", "noise"], 8, "add --rollouts"),
         (["--rollouts", "1"], 8, "--rollouts 1"),
-        (["--rollouts", "2"], 1, "steps=1"),
+        (["--rollouts", "2"], 1, "--rollouts 2 needs 2 ACT steps or more"),
         (["--rollouts", "2", "--sigma", "0.1"], 8, "no meaning with --vary init"),
-        (["--rollouts", "2", "--vary", "noise", "--sigma", "-1"], 8, "sigma"),
+        (["--rollouts", "2", "--vary", "noise", "--sigma", "-1"], 8, "--sigma -1: expected a number above 0"),
+        (["--rollouts", "2", "--vary", "noise", "--sigma", "nan"], 8, "--sigma nan"),
         (["--rollouts", "2", "--halting", "latched"], 8, "--halting latched"),
     ],
 )

@@ -109,6 +109,29 @@ def test_rollouts(run: Path, tmp_path: Path) -> None:
         assert picture.format == "PNG"
 
 
+def test_rollouts_left_to_the_defaults_vote_over_symmetries(run: Path) -> None:
+    shown = run_script("scripts/evaluate", str(run), "--device", "cpu", "--max-examples", "7", "--rollouts", "3")
+    assert shown.code == 0, shown.output
+    written = results(run / f"evaluation_step_{STEP}_examples-7_rollouts-3.json")
+    chosen = written["settings"]["rollouts"]
+    assert (chosen["vary"], chosen["select"]) == ("symmetry", "vote")
+    worse = written["results"]["rollouts/exact_accuracy"] < written["results"]["rollouts/plain"]
+    assert ("below the model's own answer" in shown.output) == worse
+
+
+@pytest.mark.parametrize("target", ["shown.png", "folder", "file/x.json", "/proc/x.json"])
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(run: Path, tmp_path: Path, target: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for more in ((), ("--rollouts", "2")):
+        shown = run_script("scripts/evaluate", str(run), "--device", "cpu", "--json", target, *more, cwd=tmp_path)
+        assert shown.code == 2
+        (line,) = shown.output.splitlines()
+        assert line.startswith("error: ")
+        assert target in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_picture_and_text(run: Path, tmp_path: Path) -> None:
     shown = run_script("scripts/visualize", str(run), "--examples", "3", "--steps", "4", cwd=tmp_path)
     assert shown.code == 0, shown.output
