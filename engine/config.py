@@ -150,7 +150,8 @@ class RunConfig:
     max_steps: Annotated[int | None, Range(1)] = None
     """Stop after this many steps in all (a resumed run counts the earlier ones); null runs to the end."""
     max_seconds: Annotated[float | None, Range(above=0)] = None
-    """Stop after this many seconds of training steps in all (evaluating and saving do not count); null has no limit."""
+    """Stop after this many seconds of training steps in all (compiling counts, evaluating and saving do not); null has
+    no limit."""
     grad_clip: Annotated[float | None, Range(above=0)] = None
     """Largest norm of the global gradient; null does not clip."""
     ema: bool = False

@@ -18,11 +18,15 @@ VARIANTS = 64  # a block is compiled for each of: gradients or none, kind of inp
 REPAID = {"block": 1_000, "full": 10_000}
 """Steps from which `auto` compiles. Measured on one H100: warm-up 13 s (block) and 58 to 83 s (full); a step of 512
 wide models gains 30 to 90 ms, one of small models 3 to 4 ms."""
+REPAID_SECONDS = {"block": 60, "full": 350}
+"""Seconds of `max_seconds`, to which the warm-up counts, from which `auto` compiles: warm-up x r / (r - 1) where steps
+become r times as fast. By the same measurements 22 to 100 s (r from 2.4 down to 1.15), and 350 s (r 1.31)."""
 
 
-def choose_mode(asked: str, *, device: str, suits: str | None, steps: int) -> tuple[str, str]:
-    """What `compile=asked` stands for in a run that has `steps` before it, and why it is off in words ("" where that
-    goes without saying). `suits` is what the task declares (engine/task.py), None where it declares nothing."""
+def choose_mode(asked: str, *, device: str, suits: str | None, steps: int, seconds: float | None) -> tuple[str, str]:
+    """What `compile=asked` stands for in a run that has `steps` before it and may take `seconds`, and why it is off in
+    words ("" where that goes without saying). `suits` is what the task declares (engine/task.py), None where it
+    declares nothing."""
     if asked != "auto":
         return asked, ""
     if device != "cuda":
@@ -31,6 +35,8 @@ def choose_mode(asked: str, *, device: str, suits: str | None, steps: int) -> tu
         return "off", "auto compiles only what has the same shapes at every step"
     if steps < REPAID[suits]:
         return "off", f"{steps:,} steps do not repay the warm-up ({REPAID[suits]:,} would); compile={suits} compiles"
+    if seconds is not None and seconds < (least := REPAID_SECONDS[suits]):
+        return "off", f"max_seconds={seconds:g} does not repay the warm-up ({least} would); compile={suits} compiles"
     return suits, ""
 
 
@@ -90,7 +96,7 @@ def compile_task(task: Task, config: RunConfig, device: torch.device, *, steps: 
     suits = getattr(task, "compiles", None)
     if suits is not None and config.parallel == "fsdp":
         suits = "block"
-    mode, why = choose_mode(config.compile, device=device.type, suits=suits, steps=steps)
+    mode, why = choose_mode(config.compile, device=device.type, suits=suits, steps=steps, seconds=config.max_seconds)
     if mode == "block" and not blocks:
         if config.compile == "block":
             raise UsageError("compile=block: this model names no blocks to compile, use compile=full or compile=off")

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from engine.loop.compiling import compile_task
 from engine.loop.trainer import Trainer
 from engine.signals import StopSignal
 from engine.task import TrainingPlan
-from reports.cost.operations import Stage, stages
+from reports.cost.operations import Stage, stages, steps_within
 
 WARM_UP = 1  # steps before the clock runs: lazy state, kernels chosen, pages touched
 FEWEST = 2
@@ -58,7 +58,12 @@ class Measurement:
     saves: list[Sequence[int]]
     """The steps at which the run will save, for each reason to do so."""
     total_steps: int
+    planned_steps: int
+    """total_steps, or max_steps where that is less."""
+    budget_steps: int | None
+    """What max_seconds has room for; None without it."""
     last_step: int
+    """Where the run ends, whichever comes first."""
     evaluations: int
     batch_key: str
     batch_rows: int
@@ -67,6 +72,8 @@ class Measurement:
     step_seconds: float
     """Of a step of the first stage."""
     timed_steps: int
+    warm_up_seconds: float
+    """What compiling and capturing add to the first steps; 0 where there is neither."""
     stages: list[Stage]
     """What the steps consist of."""
     flops_evaluations: float | None
@@ -75,14 +82,9 @@ class Measurement:
     def examples_per_second(self) -> float:
         return self.batch_rows / self.step_seconds
 
-    def seconds_of(self, flops: float | None) -> float:
-        """Seconds of so many operations, at the speed of the timed steps; of one of those where none are counted."""
-        first = self.stages[0].flops
-        return self.step_seconds * (flops / first if flops and first else 1.0)
-
     @property
     def training_seconds(self) -> float:
-        return sum(stage.steps * self.seconds_of(stage.flops) for stage in self.stages)
+        return self.warm_up_seconds + sum(steps * each for steps, each in timed_stages(self.stages, self.step_seconds))
 
     @property
     def training_flops(self) -> float | None:
@@ -94,9 +96,10 @@ class Measurement:
     @property
     def evaluation_seconds(self) -> float | None:
         """By operations, at the speed of the training steps; None where the model does not count them."""
-        if self.flops_evaluations is None or not self.stages[0].flops:
+        first = self.stages[0].flops
+        if self.flops_evaluations is None or not first:
             return None
-        return self.seconds_of(self.flops_evaluations) if self.flops_evaluations else 0.0
+        return self.step_seconds * self.flops_evaluations / first
 
 
 class _Clock:
@@ -145,13 +148,12 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
     plan = build(config, runtime)
     compiled = compile_task(plan.task, config, runtime.device, steps=plan.last_step(config.max_steps))
     clock = _Clock(runtime.device, steps, seconds)
+    unlimited = replace(config, max_seconds=None)  # or the steps that are timed might use it up
     trainer = Trainer(
-        plan, config, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal(), hooks=[clock]
+        plan, unlimited, runtime, save=lambda *_: None, write=lambda *_: None, stop=StopSignal(), hooks=[clock]
     )
     # An evaluation within the first steps would be timed as one of them, and take long.
-    evaluations, final = _before(plan.eval_steps, trainer.last_step), int(_ends_with_one(plan, trainer))
-    saves = _saves(plan, config, trainer, evaluations)
-    plan.eval_steps = frozenset()
+    eval_steps, plan.eval_steps = plan.eval_steps, frozenset()
     before = _reset_peak(runtime.device)
     with contextlib.suppress(_EnoughSteps):
         trainer.fit()
@@ -161,28 +163,42 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
     late = memory["gradients"] + memory["moments"]  # untouched pages when `before` was taken, on a CPU
     known = sum(memory.values()) if runtime.device.type == "cuda" else before + late
     task_state = trainer.state_dict()["task"]
+    captured, planned = trainer.graph is not None and trainer.graph.works, trainer.last_step
+
+    def parts(last: int) -> list[Stage]:
+        return stages(trainer.module, plan.batch_rows, steps=last, horizon=plan.total_steps)
+
+    step_seconds = _first_stage_seconds(clock, parts(planned))
+    warm_up = max(0.0, sum(clock.times) - len(clock.times) * step_seconds) if captured or compiled != "off" else 0.0
+    within = None
+    if config.max_seconds is not None:
+        within = steps_within(config.max_seconds - warm_up, timed_stages(parts(planned), step_seconds))
+    last = min(planned, within or planned)
+    evaluations, final = _before(eval_steps, last), int(plan.final_eval or last in eval_steps)
     examples = _eval_examples(plan.task, len(evaluations), final)
     flops: Any = getattr(trainer.module, "flops", None)
-    parts = stages(trainer.module, plan.batch_rows, steps=trainer.last_step, horizon=plan.total_steps)
     return Measurement(
         device=str(runtime.device),
         compiled=compiled,
-        captured=trainer.graph is not None and trainer.graph.works,
+        captured=captured,
         parameters={g.name: g.size for g in plan.task.param_groups()},
         optimizers={g.name: g.optimizer for g in plan.task.param_groups()},
         frozen=sum(p.numel() for p in trainer.module.parameters() if not p.requires_grad),
         memory={**memory, "activations": max(0, peak - known), "process": peak},
         checkpoint=memory["weights"] + memory["moments"] + memory["average"] + _bytes(task_state),
-        saves=saves,
+        saves=_saves(plan, config, last, evaluations),
         total_steps=plan.total_steps,
-        last_step=trainer.last_step,
+        planned_steps=planned,
+        budget_steps=within,
+        last_step=last,
         evaluations=len(evaluations) + final,
         batch_key=plan.batch_key,
         batch_rows=plan.batch_rows,
         eval_examples=examples,
-        step_seconds=_first_stage_seconds(clock, parts),
+        step_seconds=step_seconds,
         timed_steps=len(clock.timed),
-        stages=parts,
+        warm_up_seconds=warm_up,
+        stages=parts(last),
         flops_evaluations=flops(examples)["eval"] if flops and examples is not None else None,
     )
 
@@ -195,8 +211,10 @@ def _first_stage_seconds(clock: _Clock, parts: Sequence[Stage]) -> float:
     return statistics.median(took * first / cost for took, cost in zip(clock.timed, each, strict=True))
 
 
-def _ends_with_one(plan: TrainingPlan, trainer: Trainer) -> bool:
-    return plan.final_eval or trainer.last_step in plan.eval_steps
+def timed_stages(parts: Sequence[Stage], step_seconds: float) -> list[tuple[int, float]]:
+    """(steps, seconds of each) by operations, where a step of the first stage takes `step_seconds`."""
+    first = parts[0].flops or 1.0
+    return [(part.steps, step_seconds * (part.flops or first) / first) for part in parts]
 
 
 def _before(steps: Collection[int], last: int) -> Sequence[int]:
@@ -206,8 +224,8 @@ def _before(steps: Collection[int], last: int) -> Sequence[int]:
     return sorted(step for step in steps if step < last)
 
 
-def _saves(plan: TrainingPlan, config: Any, trainer: Trainer, evaluations: Sequence[int]) -> list[Sequence[int]]:
-    interval, last = config.checkpoint_interval, trainer.last_step
+def _saves(plan: TrainingPlan, config: Any, last: int, evaluations: Sequence[int]) -> list[Sequence[int]]:
+    interval = config.checkpoint_interval
     periodic = range(interval, last, interval) if interval else ()
     return [periodic, evaluations if plan.checkpoint_every_eval else (), (last,)]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,18 @@ def stages(model: Any, rows: int, *, steps: int, horizon: int) -> list[Stage]:
         Stage(end - begin, flops) for begin, end, (_, flops) in zip(before, ends, costs, strict=True) if end > begin
     ]
     return made or [Stage(steps, costs[0][1])]
+
+
+def steps_within(seconds: float, parts: Sequence[tuple[int, float]]) -> int:
+    """The step that ends a budget of `seconds`, of parts of (steps, seconds of each); the last part goes on."""
+    taken = 0
+    for steps, each in parts[:-1]:
+        if seconds <= steps * each:
+            break
+        taken, seconds = taken + steps, seconds - steps * each
+    else:
+        each = parts[-1][1]
+    return taken + max(1, math.ceil(seconds / each))
 
 
 def training_flops(model: Any, rows: int, *, steps: int, horizon: int) -> float | None:

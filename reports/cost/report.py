@@ -9,7 +9,7 @@ from typing import Any
 from engine.errors import OutOfMemory, UsageError
 from engine.io import print_rank0
 from reports.cost.batch_size import Trial, best, find_batch_size, limit_memory, measure_apart, read_size, usual_limit
-from reports.cost.measure import Measurement, checkpoints_kept, measure
+from reports.cost.measure import Measurement, checkpoints_kept, measure, timed_stages
 from reports.output import write_json_result
 
 
@@ -54,6 +54,7 @@ def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, c
 def as_numbers(measured: Measurement, config: Any, name: str) -> dict[str, Any]:
     """The estimate as numbers: bytes, seconds, operations."""
     evaluation, flops = measured.evaluation_seconds, measured.training_flops
+    parts = measured.stages
     stored = checkpoints_kept(measured.saves, config.keep_last, config.keep_every)
     return {
         "config": name,
@@ -69,7 +70,11 @@ def as_numbers(measured: Measurement, config: Any, name: str) -> dict[str, Any]:
         "batch_rows": measured.batch_rows,
         "steps": measured.last_step,
         "total_steps": measured.total_steps,
+        "planned_steps": measured.planned_steps,
+        "max_seconds": config.max_seconds,
+        "budget_steps": measured.budget_steps,
         "step_seconds": measured.step_seconds,
+        "warm_up_seconds": measured.warm_up_seconds,
         "timed_steps": measured.timed_steps,
         "examples_per_s": measured.examples_per_second,
         "training_seconds": measured.training_seconds,
@@ -78,8 +83,8 @@ def as_numbers(measured: Measurement, config: Any, name: str) -> dict[str, Any]:
         "evaluation_seconds": evaluation,
         "seconds": measured.training_seconds + (evaluation or 0.0),
         "stages": [
-            {"steps": stage.steps, "flops_per_step": stage.flops, "step_seconds": measured.seconds_of(stage.flops)}
-            for stage in measured.stages
+            {"steps": stage.steps, "flops_per_step": stage.flops, "step_seconds": seconds}
+            for stage, (_, seconds) in zip(parts, timed_stages(parts, measured.step_seconds), strict=True)
         ],
         "flops_per_step": None if flops is None else flops / max(1, measured.last_step),
         "flops": None if flops is None else flops + (measured.flops_evaluations or 0.0),
@@ -96,12 +101,10 @@ def print_estimate(numbers: dict[str, Any], keep_last: int, keep_every: int | No
         "parameters": _parameters(numbers),
         "memory": _exact_memory(numbers["memory"]),
         "": _measured_memory(numbers["memory"], numbers["device"]),
-        "steps": f"{numbers['steps']:,}",
+        "steps": _steps(numbers),
         "speed": _speed(numbers),
         "time": _time(numbers),
     }
-    if numbers["steps"] < numbers["total_steps"]:
-        lines["steps"] += f" of {numbers['total_steps']:,} (max_steps)"
     several = len(numbers["stages"]) > 1
     if numbers["flops"]:
         mean = " on average" if several else ""
@@ -137,6 +140,18 @@ def _measured_memory(memory: dict[str, int], device: str) -> str:
     return f"activations about {_size(memory['activations'])}; peak {_size(memory['process'])} {scope}"
 
 
+def _steps(numbers: dict[str, Any]) -> str:
+    """How many, and of max_seconds and the number of steps that which ends the run."""
+    total, planned, within = (numbers[key] for key in ("total_steps", "planned_steps", "budget_steps"))
+    shortened = f"{planned:,} of {total:,} (max_steps)" if planned < total else f"{planned:,}"
+    if within is None:
+        return shortened
+    budget = f"max_seconds={numbers['max_seconds']:g}"
+    if within < planned:
+        return f"about {within:,}, then {budget} is up; {shortened} without it"
+    return f"{shortened}, before {budget} is up (about {within:,})"
+
+
 def _speed(numbers: dict[str, Any]) -> str:
     step, flops = numbers["step_seconds"], numbers["stages"][0]["flops_per_step"]
     rate = f", {_flops(flops / step)}/s" if flops else ""
@@ -154,6 +169,8 @@ def _time(numbers: dict[str, Any]) -> str:
     evaluation = numbers["evaluation_seconds"]
     source = "not known" if evaluation is None else f"about {_duration(evaluation)}, by operations"
     training = f"{_duration(numbers['seconds'])} = training {_duration(numbers['training_seconds'])}"
+    if numbers["warm_up_seconds"]:
+        training += f" ({_duration(numbers['warm_up_seconds'])} of it to compile and capture)"
     return f"{training} + {numbers['evaluations']} evaluation(s) ({source})"
 
 

@@ -136,22 +136,35 @@ def test_a_compiler_that_fails_in_the_first_step_leaves_training_uncompiled(
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "suits", "steps", "mode", "why"),
+    ("asked", "device", "suits", "steps", "seconds", "mode", "why"),
     [
-        ("auto", "cpu", "block", 10**6, "off", ""),
-        ("auto", "mps", "full", 10**6, "off", ""),
-        ("auto", "cuda", "block", 1_000, "block", ""),
-        ("auto", "cuda", "block", 999, "off", "999 steps do not repay the warm-up"),
-        ("auto", "cuda", "full", 9_999, "off", "compile=full compiles"),
-        ("auto", "cuda", "full", 10_000, "full", ""),
-        ("auto", "cuda", None, 10**6, "off", "the same shapes"),
-        ("block", "cpu", None, 1, "block", ""),
-        ("full", "cuda", "block", 1, "full", ""),
-        ("off", "cuda", "block", 10**6, "off", ""),
+        ("auto", "cpu", "block", 10**6, None, "off", ""),
+        ("auto", "mps", "full", 10**6, 1e9, "off", ""),
+        ("auto", "cuda", "block", 1_000, None, "block", ""),
+        (
+            "auto",
+            "cuda",
+            "block",
+            10**6,
+            59,
+            "off",
+            "max_seconds=59 does not repay the warm-up (60 would); compile=block",
+        ),
+        ("auto", "cuda", "block", 1_000, 60, "block", ""),
+        ("auto", "cuda", "block", 999, 1e9, "off", "999 steps do not repay the warm-up"),
+        ("auto", "cuda", "full", 9_999, None, "off", "compile=full compiles"),
+        ("auto", "cuda", "full", 10_000, 480, "full", ""),
+        ("auto", "cuda", "full", 10**6, 300, "off", "max_seconds=300 does not repay"),
+        ("auto", "cuda", None, 10**6, None, "off", "the same shapes"),
+        ("block", "cpu", None, 1, 0.1, "block", ""),
+        ("full", "cuda", "block", 1, 0.1, "full", ""),
+        ("off", "cuda", "block", 10**6, None, "off", ""),
     ],
 )
-def test_what_auto_stands_for(asked: str, device: str, suits: str | None, steps: int, mode: str, why: str) -> None:
-    chosen, reason = compiling.choose_mode(asked, device=device, suits=suits, steps=steps)
+def test_what_auto_stands_for(
+    asked: str, device: str, suits: str | None, steps: int, seconds: float | None, mode: str, why: str
+) -> None:
+    chosen, reason = compiling.choose_mode(asked, device=device, suits=suits, steps=steps, seconds=seconds)
     assert chosen == mode
     assert why in reason
     assert bool(reason) == bool(why)
@@ -162,6 +175,13 @@ def test_a_run_that_is_too_short_says_why_it_is_not_compiled(printed: list[str])
     made.compiles = "block"
     assert compiling.compile_task(made, RunConfig(), torch.device("cuda"), steps=20) == "off"
     assert printed[0].startswith("compile     off: 20 steps do not repay the warm-up")
+
+
+def test_a_budget_that_is_too_short_is_not_spent_on_compiling(printed: list[str]) -> None:
+    made = task(Net())
+    made.compiles = "block"
+    assert compiling.compile_task(made, RunConfig(max_seconds=30), torch.device("cuda"), steps=10**6) == "off"
+    assert printed[0].startswith("compile     off: max_seconds=30 does not repay the warm-up")
 
 
 def test_off_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

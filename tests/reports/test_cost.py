@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from engine.errors import UsageError
 from reports.cost.batch_size import Trial, best, find_batch_size, read_size
 from reports.cost.measure import _before, checkpoints_kept
-from reports.cost.operations import Stage, stages, training_flops
+from reports.cost.operations import Stage, stages, steps_within, training_flops
 from scripts.estimate import parse
 from tests.conftest import ROOT, Result, run_forked, run_script
 
@@ -115,6 +116,33 @@ def test_a_run_that_deepens_costs_what_its_stages_cost(workplace: Path) -> None:
     speed = costs[0] / deepens["step_seconds"]
     assert deepens["training_seconds"] == pytest.approx(training / speed)
     assert deepens["evaluation_seconds"] == pytest.approx(evaluation / speed)
+
+
+def test_steps_within_a_budget_are_where_a_clock_ends_them() -> None:
+    for parts in ([(4, 1.0), (3, 2.5), (2, 4.0)], [(10, 0.5)]):
+        each = [seconds for steps, seconds in parts for _ in range(steps)] + [parts[-1][1]] * 100
+        for tenths in range(-5, 400, 3):
+            spent = itertools.accumulate(each)
+            expected = next(step for step, seconds in enumerate(spent, 1) if seconds >= tenths / 10)
+            assert steps_within(tenths / 10, parts) == expected, (parts, tenths)
+
+
+def test_a_budget_of_seconds_ends_the_run_that_is_foretold(workplace: Path) -> None:
+    argv = (*TINY, "max_steps=9", "eval_interval=1", "--probe-steps", "2", "--json", "e.json")
+    done = estimate(workplace, *argv, "max_seconds=1e-6")  # less than the timed steps themselves take
+    assert done.code == 0, done.output
+    assert "steps       about 1, then max_seconds=1e-06 is up; 9 of 30 (max_steps) without it" in done.output
+    assert "continue" not in done.output, "the budget ended what was measured"
+    short = json.loads((workplace / "e.json").read_text())
+    assert (short["steps"], short["budget_steps"], short["planned_steps"], short["timed_steps"]) == (1, 1, 9, 2)
+    assert short["training_seconds"] == pytest.approx(short["step_seconds"])
+    assert short["evaluations"] == 1
+
+    done = estimate(workplace, *argv, "max_seconds=1e6")
+    assert "steps       9 of 30 (max_steps), before max_seconds=1e+06 is up (about " in done.output
+    long = json.loads((workplace / "e.json").read_text())
+    assert long["steps"] == 9
+    assert long["budget_steps"] == pytest.approx(1e6 / long["step_seconds"], abs=1)
 
 
 def test_kept_checkpoints_against_a_replay() -> None:
