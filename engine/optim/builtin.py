@@ -22,9 +22,9 @@ PIECE = 65_536
 
 
 def _require(bounds: Range, **options: float) -> None:
-    """Raises: ValueError for an option out of `bounds`."""
+    """Raises: ValueError for an option out of `bounds`, or that is not a number."""
     for key, value in options.items():
-        if not bounds.fits(value):
+        if not isinstance(value, int | float) or not bounds.fits(value):
             raise ValueError(f"{key}={value}: expected {bounds.describe(key, value)}")
 
 
@@ -232,6 +232,17 @@ class Muon(torch.optim.Muon):
         else:
             moved.add_(update, alpha=size)
         param.copy_(moved if off is None else torch.where(off, param, moved))
+
+
+def check_muon(options: Mapping[str, Any]) -> None:
+    """Raises: ValueError for options that torch's Muon takes, and that train nothing."""
+    bounds = {"momentum": MOMENT, "ns_steps": Range(1, 99), "eps": Range(above=0), "weight_decay": RATE}
+    for key in (key for key in bounds if key in options):
+        _require(bounds[key], **{key: options[key]})
+    if not isinstance(steps := options.get("ns_steps", 1), int):
+        raise ValueError(f"ns_steps={steps}: expected a whole number")
+    if len(three := options.get("ns_coefficients", (0.0,) * 3)) != 3:
+        raise ValueError(f"ns_coefficients={three}: expected three numbers")
 
 
 def orthogonalised(matrix: Tensor, coefficients: Sequence[float], steps: int, eps: float) -> Tensor:

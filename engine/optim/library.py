@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint.state_tree import split_tree
 from engine.errors import UsageError
-from engine.optim.builtin import Muon
+from engine.optim.builtin import Muon, check_muon
 from engine.task import ParamGroup
 
 _NAMES = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD"
@@ -249,6 +249,8 @@ def build_library(cls: type[torch.optim.Optimizer], groups: Sequence[ParamGroup]
     """
     name, lr, options = groups[0].optimizer, groups[0].lr, groups[0].options
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    if cls is Muon:
+        check_muon(settings)
     signature = inspect.signature(cls.__init__).parameters
     first = next((param for group in groups for param in group.dense.values()), None)
     device = first.device.type if first is not None else "cpu"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 
 import pytest
 import torch
@@ -274,6 +275,25 @@ def test_muon_has_torchs_numbers(options: dict) -> None:
         assert torch.equal(param, others[key]), key
         stored = optimizer.state_dict()["state"][key]["momentum_buffer"]
         assert torch.equal(stored, theirs.state[others[key]]["momentum_buffer"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ns_steps": 0}, "ns_steps=0: expected at least 1"),
+        ({"ns_steps": 100}, "ns_steps=100: expected at most 99"),
+        ({"ns_steps": 2.5}, "ns_steps=2.5: expected a whole number"),
+        ({"ns_steps": "five"}, "ns_steps=five: expected a number from 1 to 99"),
+        ({"momentum": 2}, "momentum=2: expected less than 1"),
+        ({"momentum": -0.5}, "momentum=-0.5: expected 0 <= momentum < 1"),
+        ({"eps": 0}, "eps=0: expected a positive number"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0: expected 0 or more"),
+        ({"ns_coefficients": [3.4, -4.8]}, "ns_coefficients=(3.4, -4.8): expected three numbers"),
+    ],
+)
+def test_muon_refuses_what_trains_nothing(options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"optimizer muon: {message}")):
+        build_optimizer("muon", {"w": nn.Parameter(torch.zeros(4, 3))}, 0.02, options)
 
 
 def test_adamw_is_torchs_formula() -> None:
