@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.loop.metrics import SkippedSteps
+from engine.loop.step_graph import Record, StepGraph
 from engine.loop.trainer import Trainer
 from engine.registry import Family
 from engine.schema import structure
@@ -118,8 +119,8 @@ def composed(recipe: str, family: Family, *argv: str) -> Any:
     return structure(family.schema, {key: value for key, value in settings.items() if key != "hydra"})
 
 
-def waits(place: Path, config: Any, family: Family) -> dict[int, set[str]]:
-    """Step -> calls that would have waited for the device, of a run without evaluations."""
+def waits(place: Path, config: Any, family: Family, record: Record | None = None) -> dict[int, set[str]]:
+    """Step -> calls that would have waited for the device, of a run without evaluations; `record` captures its steps."""
     names: dict[int, set[str]] = defaultdict(set)
     with contextlib.chdir(place):
         plan = family.build(config, runtime(config.seed))
@@ -131,6 +132,7 @@ def waits(place: Path, config: Any, family: Family) -> dict[int, set[str]]:
             write=lambda *_: None,
             stop=NoStop(),  # type: ignore[arg-type]
         )
+        trainer.graph = StepGraph(trainer, record) if record is not None else None
         trainer.evaluations.step = 0  # evaluations may wait: this run has none
         plan.final_eval = False
 
