@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -140,3 +142,44 @@ def test_a_buffer_of_many_tensors_gives_back_each() -> None:
         for name, tensor in tensors.items():
             assert given[name].dtype == tensor.dtype
             assert torch.equal(given[name], tensor)
+
+
+def test_pinned_memory_is_sent_on_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of what CUDA is told, on a CPU: copied beside, waited for, then kept for the stream that reads it."""
+    calls: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            calls.append(f"waits for {other}")
+
+    @contextmanager
+    def inside(stream: object):
+        calls.append(f"on {stream}")
+        yield
+        calls.append("back")
+
+    present = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: present)
+    monkeypatch.setattr(torch.cuda, "stream", inside)
+    monkeypatch.setattr(device, "_sending", lambda device: "side")
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: calls.append(f"kept {stream is present}"))
+    buffer = torch.arange(8, dtype=torch.uint8)
+    assert torch.equal(device._sent(buffer, torch.device("cpu")), buffer)
+    assert calls == ["on side", "back", "waits for side", "kept True"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_each_of_many_batches_arrives_whole() -> None:
+    """The device is far behind the host, so that a copy which is read too early, or memory of a batch which is used
+    again too early, gives another sum."""
+    gpu, size, rounds = torch.device("cuda", 0), 1 << 18, 300
+    work = torch.randn(2048, 2048, device=gpu)
+    sums = []
+    for number in range(rounds):
+        for _ in range(4):
+            work = work @ work / work.norm()
+        sent = staged({"tokens": torch.full((size,), number), "flag": torch.tensor([number])}, gpu)
+        sums.append(sent["tokens"].sum() + sent["flag"].sum())
+        del sent
+    assert torch.stack(sums).tolist() == [number * (size + 1) for number in range(rounds)]

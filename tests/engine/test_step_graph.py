@@ -17,13 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.checkpoint.state_tree import RowSharded
-from engine.device import choose_device, make_runtime
+from engine.device import choose_device, make_runtime, staged
 from engine.errors import UsageError
 from engine.loop import step_graph
 from engine.loop.step_graph import StepGraph, check_step_graph, make_step_graph
 from engine.loop.trainer import Trainer
 from engine.registry import Family
 from tasks.language_model.family import FAMILY as LANGUAGE
+from tasks.recursive_reasoning import task as puzzle_task
 from tasks.recursive_reasoning.family import FAMILY as RECURSIVE
 from tests.train.conftest import TINY as TINY_TEXT, place as place, texts as texts
 from tests.train.test_learning import TO_HOST_INSIDE, composed
@@ -288,3 +289,23 @@ def test_on_a_gpu_fifty_steps_have_the_same_losses(workplace: Path, given: tuple
             assert (trainer.graph is not None and trainer.graph.works) is (kind == "on")
     assert len(losses[0]) == 50
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("kind", ["off", "on"])
+def test_on_a_gpu_batches_sent_beside_the_steps_are_those_that_are_waited_for(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def waited_for(arrays: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+        return {name: torch.as_tensor(value).to(device) for name, value in arrays.items()}
+
+    losses = []
+    with contextlib.chdir(workplace):
+        for sent in (staged, waited_for):
+            monkeypatch.setattr(puzzle_task, "staged", sent)
+            given = (*TINY, "epochs=4", "max_steps=50", "device=cuda", f"step_graph={kind}")
+            _, lines = fitted(RECURSIVE, composed(PUZZLES, RECURSIVE, *given), graph=None)
+            losses.append([values["train/loss"] for _, values in lines])
+    assert len(losses[0]) == 50
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=0.02, atol=0.02)
