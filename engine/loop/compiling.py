@@ -45,7 +45,9 @@ class _Switch:
     the same functions run as they are written: sampling, where every token has a length of its own, and evaluation,
     whose batches have other sizes, would compile again and again and use up what dynamo allows to training."""
 
-    def __init__(self, mode: str, options: dict[str, Any]) -> None:
+    def __init__(self, task: Any, mode: str, options: dict[str, Any]) -> None:
+        self.task = task
+        self.task.compiled = mode  # what runs, for those who report it
         self.mode, self.options = mode, options
         self.inside, self.working, self.warm = False, True, False
 
@@ -73,7 +75,7 @@ class _Switch:
                 try:
                     return fast(*inputs, **named)
                 except torch._dynamo.exc.TorchDynamoException as error:
-                    self.working = False
+                    self.working, self.task.compiled = False, "off"
                     print_rank0(
                         f"warning: compile={self.mode} failed ({_reason(error)}), training continues uncompiled"
                     )
@@ -116,7 +118,7 @@ def compile_task(task: Task, config: RunConfig, device: torch.device, *, steps: 
     # blocks that are not alike share one limit, that of their common code
     limits.recompile_limit = max(limits.recompile_limit, VARIANTS * max(1, len(blocks)))
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
-    switch = _Switch(mode, options)
+    switch = _Switch(task, mode, options)
     if mode == "full":
         task.loss = switch.within(switch.choose(task.loss))  # type: ignore[method-assign]
         print_rank0("compile     the whole loss; the first step takes a minute or two")

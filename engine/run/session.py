@@ -21,6 +21,7 @@ from engine.loggers.sinks import Sinks
 from engine.loggers.trackers import open_sinks
 from engine.loop.evaluations import averaged_weights
 from engine.loop.hooks import Hook, ProgressBar, StepProfiler, print_plan
+from engine.loop.speed import StepSpeed
 from engine.loop.trainer import Trainer
 from engine.run.decision import RunDecision
 from engine.run.directory import RunDirectory
@@ -53,7 +54,13 @@ class Session(Hook):
         self.sinks, self.writer = Sinks(), Background()
         self.bar = ProgressBar()
         self.trainer = Trainer(
-            plan, config, runtime, save=self.save, write=self.sinks.write, stop=stop, hooks=[self.bar, self]
+            plan,
+            config,
+            runtime,
+            save=self.save,
+            write=self.sinks.write,
+            stop=stop,
+            hooks=[self.bar, self, StepSpeed()],
         )
         self.checkpoint: Checkpoint | None = None
         self.directory: RunDirectory | None = None

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,15 +20,12 @@ from torch import Tensor
 
 from engine.checkpoint.state_tree import RowSharded
 from engine.device import make_runtime
-from engine.loop import step_graph
 from engine.loop.compiling import compile_task
+from engine.loop.speed import captured, compiled, enough, peak_memory, warm_up
 from engine.loop.trainer import Trainer
 from engine.signals import StopSignal
 from engine.task import TrainingPlan
 from reports.cost.operations import Stage, stages, steps_within
-
-WARM_UP = 1  # steps before the clock runs: lazy state, kernels chosen, pages touched
-FEWEST = 2
 
 
 class _EnoughSteps(Exception):
@@ -103,17 +98,16 @@ class Measurement:
 
 
 class _Clock:
-    """A hook of the trainer: times steps and stops after `steps` of them, or after `seconds` and FEWEST of them."""
+    """A hook of the trainer: times steps and stops after `steps` of them, or after `seconds` and a few of them."""
 
     def __init__(self, device: torch.device, steps: int, seconds: float) -> None:
         self.device, self.steps, self.seconds = device, steps, seconds
         self.times: list[float] = []
         self.began = self.last = 0.0
-        self.warm_up = WARM_UP
+        self.warm_up = 0
 
     def start(self, trainer: Trainer) -> None:
-        if trainer.graph is not None:
-            self.warm_up += step_graph.WARM_UP  # the step after these is captured
+        self.warm_up = warm_up(trainer)
         self.began = self.last = time.perf_counter()
 
     def after_step(self, trainer: Trainer) -> None:
@@ -123,8 +117,8 @@ class _Clock:
         self.times.append(now - self.last)
         self.last = now
         timed = len(self.times) - self.warm_up
-        late = now - self.began > self.seconds and timed >= FEWEST
-        if timed >= self.steps or late or trainer.step >= trainer.last_step:
+        done = enough(timed, now - self.began, steps=self.steps, limit=self.seconds)
+        if done or trainer.step >= trainer.last_step:
             raise _EnoughSteps
 
     def after_eval(self, trainer: Trainer, results: dict[str, Any]) -> None:
@@ -146,7 +140,7 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
     """
     runtime = make_runtime(config)
     plan = build(config, runtime)
-    compiled = compile_task(plan.task, config, runtime.device, steps=plan.last_step(config.max_steps))
+    compile_task(plan.task, config, runtime.device, steps=plan.last_step(config.max_steps))
     clock = _Clock(runtime.device, steps, seconds)
     unlimited = replace(config, max_seconds=None)  # or the steps that are timed might use it up
     trainer = Trainer(
@@ -157,30 +151,31 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
     before = _reset_peak(runtime.device)
     with contextlib.suppress(_EnoughSteps):
         trainer.fit()
-    peak = _peak(runtime.device)
+    peak = peak_memory(runtime.device)
     state = {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()}
     memory = _memory(trainer, state)
     late = memory["gradients"] + memory["moments"]  # untouched pages when `before` was taken, on a CPU
     known = sum(memory.values()) if runtime.device.type == "cuda" else before + late
     task_state = trainer.state_dict()["task"]
-    captured, planned = trainer.graph is not None and trainer.graph.works, trainer.last_step
+    mode, graph, planned = compiled(trainer), captured(trainer), trainer.last_step
 
     def parts(last: int) -> list[Stage]:
         return stages(trainer.module, plan.batch_rows, steps=last, horizon=plan.total_steps)
 
     step_seconds = _first_stage_seconds(clock, parts(planned))
-    warm_up = max(0.0, sum(clock.times) - len(clock.times) * step_seconds) if captured or compiled != "off" else 0.0
+    prepares = graph or mode != "off"
+    extra = max(0.0, sum(clock.times) - len(clock.times) * step_seconds) if prepares else 0.0
     within = None
     if config.max_seconds is not None:
-        within = steps_within(config.max_seconds - warm_up, timed_stages(parts(planned), step_seconds))
+        within = steps_within(config.max_seconds - extra, timed_stages(parts(planned), step_seconds))
     last = min(planned, within or planned)
     evaluations, final = _before(eval_steps, last), int(plan.final_eval or last in eval_steps)
     examples = _eval_examples(plan.task, len(evaluations), final)
     flops: Any = getattr(trainer.module, "flops", None)
     return Measurement(
         device=str(runtime.device),
-        compiled=compiled,
-        captured=captured,
+        compiled=mode,
+        captured=graph,
         parameters={g.name: g.size for g in plan.task.param_groups()},
         optimizers={g.name: g.optimizer for g in plan.task.param_groups()},
         frozen=sum(p.numel() for p in trainer.module.parameters() if not p.requires_grad),
@@ -197,7 +192,7 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
         eval_examples=examples,
         step_seconds=step_seconds,
         timed_steps=len(clock.timed),
-        warm_up_seconds=warm_up,
+        warm_up_seconds=extra,
         stages=parts(last),
         flops_evaluations=flops(examples)["eval"] if flops and examples is not None else None,
     )
@@ -288,16 +283,5 @@ def _reset_peak(device: torch.device) -> int:
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:  # not Linux, or not allowed: the peak then includes building the data
-        return _peak(device)
-    return _peak(device)
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
+        return peak_memory(device)
+    return peak_memory(device)

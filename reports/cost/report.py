@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.errors import OutOfMemory, UsageError
 from engine.io import print_rank0
+from engine.loop.speed import duration, peak_text, size, step_text
 from reports.cost.batch_size import Trial, best, find_batch_size, limit_memory, measure_apart, read_size, usual_limit
 from reports.cost.measure import Measurement, checkpoints_kept, measure, timed_stages
 from reports.output import write_json_result
@@ -113,8 +114,8 @@ def print_estimate(numbers: dict[str, Any], keep_last: int, keep_every: int | No
         lines["stages"] = _stages(numbers["stages"])
     rule = f"keep_last={keep_last}" + (f", keep_every={keep_every}" if keep_every else "")
     lines["disk"] = (
-        f"{_size(numbers['disk_bytes'])} = {numbers['checkpoints_kept']} checkpoints ({rule}, best) of "
-        f"{_size(numbers['checkpoint_bytes'])}; one more while it is written"
+        f"{size(numbers['disk_bytes'])} = {numbers['checkpoints_kept']} checkpoints ({rule}, best) of "
+        f"{size(numbers['checkpoint_bytes'])}; one more while it is written"
     )
     for name, text in lines.items():
         print_rank0(f"{name:<12}{text}")
@@ -130,14 +131,13 @@ def _parameters(numbers: dict[str, Any]) -> str:
 def _exact_memory(memory: dict[str, int]) -> str:
     exact = sum(memory[part] for part in ("weights", "gradients", "moments", "average"))
     return (
-        f"{_size(exact)} = weights {_size(memory['weights'])} + gradients {_size(memory['gradients'])} "
-        f"+ optimizer {_size(memory['moments'])} + average {_size(memory['average'])}"
+        f"{size(exact)} = weights {size(memory['weights'])} + gradients {size(memory['gradients'])} "
+        f"+ optimizer {size(memory['moments'])} + average {size(memory['average'])}"
     )
 
 
 def _measured_memory(memory: dict[str, int], device: str) -> str:
-    scope = "allocated on the GPU" if device.startswith("cuda") else "of the process, Python and torch included"
-    return f"activations about {_size(memory['activations'])}; peak {_size(memory['process'])} {scope}"
+    return f"activations about {size(memory['activations'])}; {peak_text(memory['process'], device.partition(':')[0])}"
 
 
 def _steps(numbers: dict[str, Any]) -> str:
@@ -155,38 +155,22 @@ def _steps(numbers: dict[str, Any]) -> str:
 def _speed(numbers: dict[str, Any]) -> str:
     step, flops = numbers["step_seconds"], numbers["stages"][0]["flops_per_step"]
     rate = f", {_flops(flops / step)}/s" if flops else ""
-    mode = "".join(f", {key}={numbers[key]}" for key in ("compile", "step_graph") if numbers[key] != "off")
-    timed = f"{_duration(step)} a step ({numbers['timed_steps']} timed{mode})"
+    timed = step_text(step, numbers["timed_steps"], numbers["compile"], captured=numbers["step_graph"] == "on")
     return f"{timed}, {numbers['examples_per_s']:,.0f} examples/s{rate}"
 
 
 def _stages(stages: Sequence[dict[str, Any]]) -> str:
-    each = [f"{s['steps']:,} x {_flops(s['flops_per_step'])} ({_duration(s['step_seconds'])})" for s in stages]
+    each = [f"{s['steps']:,} x {_flops(s['flops_per_step'])} ({duration(s['step_seconds'])})" for s in stages]
     return f"{', then '.join(each)}; the first is timed, the others by operations"
 
 
 def _time(numbers: dict[str, Any]) -> str:
     evaluation = numbers["evaluation_seconds"]
-    source = "not known" if evaluation is None else f"about {_duration(evaluation)}, by operations"
-    training = f"{_duration(numbers['seconds'])} = training {_duration(numbers['training_seconds'])}"
+    source = "not known" if evaluation is None else f"about {duration(evaluation)}, by operations"
+    training = f"{duration(numbers['seconds'])} = training {duration(numbers['training_seconds'])}"
     if numbers["warm_up_seconds"]:
-        training += f" ({_duration(numbers['warm_up_seconds'])} of it to compile and capture)"
+        training += f" ({duration(numbers['warm_up_seconds'])} of it to compile and capture)"
     return f"{training} + {numbers['evaluations']} evaluation(s) ({source})"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
-
-
-def _duration(seconds: float) -> str:
-    for limit, unit, scale in ((1, "ms", 1e-3), (120, "s", 1), (7200, "min", 60)):
-        if seconds < limit:
-            return f"{seconds / scale:.1f} {unit}"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _flops(count: float) -> str:
@@ -203,7 +187,7 @@ def print_trials(trials: list[Trial], key: str) -> None:
         if trial.reason:
             print_rank0(f"{trial.rows:<20}{trial.reason:>26}")
         else:
-            print_rank0(f"{trial.rows:<20}{trial.examples_per_s or 0:>12,.0f}{_size(trial.memory or 0):>14}")
+            print_rank0(f"{trial.rows:<20}{trial.examples_per_s or 0:>12,.0f}{size(trial.memory or 0):>14}")
     chosen = best(trials)
     if chosen is None:
         raise UsageError(f"no {key} works: {trials[0].reason} even with {trials[0].rows} rows")

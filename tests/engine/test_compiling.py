@@ -131,6 +131,7 @@ def test_a_compiler_that_fails_in_the_first_step_leaves_training_uncompiled(
     for _ in range(2):
         for result, want in zip(made.loss(x), expected, strict=True):
             assert torch.equal(result, want)
+    assert made.compiled == "off"
     (warning,) = [line for line in printed if line.startswith("warning")]
     assert "no kernel for this)" in warning
 
