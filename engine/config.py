@@ -49,8 +49,8 @@ NOT_IDENTITY: Mapping[str, str] = {
 }
 """Keys that leave a run the same run, with reasons. A script's schema may have its own table."""
 
-RETIRED = frozenset({"compile_cuda_graphs"})
-"""Keys that stored configs of older runs have, and nothing reads any more."""
+RETIRED = {"compile_cuda_graphs": "it is gone; step_graph=auto is the graph of a whole step"}
+"""Keys that stored configs of older runs have and nothing reads any more -> what serves instead."""
 
 OURS = "LOOPFORGE_"  # what our own processes tell each other
 SLURM = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SLURM_TMPDIR")
@@ -108,7 +108,7 @@ class RunConfig:
     SHARED: ClassVar[bool] = True
     """Its defaults come with config/base/run.yaml, those of a script's schema with that script's base file."""
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
-    FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {}
+    FOREIGN_KEYS: ClassVar[Mapping[str, str]] = RETIRED
     """Unknown keys of programs that do the same (with `_` at the end: how they begin) -> what serves instead."""
     BEFORE: ClassVar[Mapping[str, Any]] = {"eval_seed": "${seed}"}
     """Keys that came later -> what a run that was stored without them does: a value, or another key's as `${key}`."""

@@ -32,7 +32,7 @@ from engine.io import atomic_write_text, print_rank0
 from launcher.ledger import Ledger
 from launcher.queue import Options
 from launcher.runner import run_jobs
-from reports.speedrun.tracks import TRACKS, job_file, require_machine
+from reports.speedrun.tracks import TRACKS, check_commands, job_file, require_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
     folder = (args.out or Path(".out/speedruns") / f"{track.name}-{now}").absolute()
     commands = track.commands(args.seeds or track.seeds, folder, args.set)
+    check_commands(commands)
     if args.dry_run:
         for words in commands.values():
             print_rank0(shlex.join(words))

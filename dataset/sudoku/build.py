@@ -96,6 +96,10 @@ class SudokuBuild:
             raise UsageError("--blanks is for generated puzzles: leave it out with --input")
         if self.test_input is not None and (self.input is None or self.input.is_dir()):
             raise UsageError("--test-input is for a single CSV in --input, and tests on a second one")
+        if self.test_input is not None and self.input is not None and self.test_input.resolve() == self.input.resolve():
+            raise UsageError(
+                "--test-input is the file of --input: leave it out, and test puzzles are held out of that file"
+            )
         if self.input is not None and self.num_train is not None:
             raise UsageError("--num-train is for generated puzzles: with --input use --subsample-size")
         if self.input is None and None not in (self.num_train, self.subsample_size):
@@ -204,7 +208,10 @@ def _hold_out(boards: Boards, count: int, seed: int, others: Boards | None) -> t
     tested = [] if others is None else [owners.pop(key) for key in set(keys(others.answers)) if key in owners]
     groups = list(owners.values())
     if len(groups) < 2:
-        raise UsageError(f"{boards.path} holds fewer than two different solutions: nothing can be held out for a test")
+        beside = "" if others is None else f" that {others.path} has not"
+        raise UsageError(
+            f"{boards.path} holds fewer than two different solutions{beside}: nothing can be held out for a test"
+        )
     test = [number for group in tested for number in group]
     order = keyed_numpy(seed, "sudoku/hold_out").permutation(len(groups)).tolist()
     taken = 0
@@ -228,15 +235,16 @@ def _from_csv(plan: SudokuBuild, source: Path) -> _Source:
             raise UsageError("--num-test is for generated puzzles or a single CSV: test.csv is used as a whole")
         train = read_csv(source / "train.csv", size=plan.size, min_difficulty=least, workers=workers)
         test = read_csv(source / "test.csv", size=train.size, min_difficulty=least, workers=workers)
-        split, forbidden, held_out = "that of the files", frozenset[bytes](), False
+        split, forbidden = "that of the files", frozenset[bytes]()
     else:
         boards = read_csv(source, size=plan.size, min_difficulty=least, workers=workers)
         count = plan.num_test or max(1, min(1000, len(boards.ratings) // 10))
         others = None
         if plan.test_input is not None:
-            others = read_csv(plan.test_input, size=boards.size, min_difficulty=least, workers=workers)
+            others = read_csv(
+                plan.test_input, size=boards.size, min_difficulty=least, workers=workers, flag="--test-input"
+            )
         train, test, split = _hold_out(boards, count, plan.seed, others)
-        held_out = True
         if others is not None:
             test, split = test.followed_by(others), f"{split}; and all of {others.path.name}"
         forbidden = frozenset(answer.tobytes() for answer in test.answers)
@@ -253,7 +261,8 @@ def _from_csv(plan: SudokuBuild, source: Path) -> _Source:
     card = {
         "source": "csv",
         "input": str(source),
-        "rows_read": {"train": train.rows_read, "test": test.rows_read if not held_out else train.rows_read},
+        **({} if plan.test_input is None else {"test_input": str(plan.test_input)}),
+        "rows_read": {"train": train.rows_read, "test": test.rows_read},
         "difficulty": {
             "rule": "the rating column of the CSV" if train.rated else "none: the file has no ratings",
             **{name: boards.rating_histogram() for name, boards in both.items()},

@@ -143,13 +143,16 @@ def _pieces(path: Path, rows: Iterator[Row], size: int | None) -> Iterator[tuple
         yield size, piece
 
 
-def read_csv(path: str | Path, *, size: int | None = None, min_difficulty: int = 0, workers: int = 1) -> Boards:
-    """The puzzles of a file whose rating is at least `min_difficulty`. Missing answers are the solver's.
+def read_csv(
+    path: str | Path, *, size: int | None = None, min_difficulty: int = 0, workers: int = 1, flag: str = "--input"
+) -> Boards:
+    """The puzzles of a file, given with `flag`, whose rating is at least `min_difficulty`. Missing answers are the
+    solver's.
 
     Raises: UsageError naming file and line of the first row that is not a puzzle with its solution.
     """
     path = Path(path)
-    layout, rows = read_rows(path)
+    layout, rows = read_rows(path, flag)
     if min_difficulty and layout.rating is None:
         raise UsageError(f"{path} has no ratings: leave --min-difficulty out")
     parts: list[tuple[np.ndarray, ...]] = []

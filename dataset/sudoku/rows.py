@@ -67,15 +67,15 @@ def is_board(cell: str) -> bool:
     return size_of(len(cell)) is not None and BOARD.issuperset(cell)
 
 
-def read_rows(path: Path) -> tuple[Layout, Iterator[Row]]:
-    """The layout of a file and its rows, in order.
+def read_rows(path: Path, flag: str = "--input") -> tuple[Layout, Iterator[Row]]:
+    """The layout of a file, given with `flag`, and its rows, in order.
 
     Raises: UsageError, at once or while the rows are walked, naming file and line.
     """
-    if not path.exists():
-        raise UsageError(f"{path} does not exist: --input takes a CSV file, or a folder with train.csv and test.csv")
     if not path.is_file():
-        raise UsageError(f"{path} is not a file: --input takes a CSV file, or a folder with train.csv and test.csv")
+        what = "is not a file" if path.exists() else "does not exist"
+        folder = ", or a folder with train.csv and test.csv" if flag == "--input" else ""
+        raise UsageError(f"{path} {what}: {flag} takes a CSV file{folder}")
     with open(path, "rb") as stream:
         head = stream.read(4096)
     kind = next((kind for mark, kind in FOREIGN.items() if head.startswith(mark)), None)

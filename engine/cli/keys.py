@@ -74,8 +74,8 @@ def describe(kind: Any) -> str:
 
 
 def hint_for(schema: type, name: str) -> str | None:
-    """What serves instead of a key that another program has, by the schema's FOREIGN_KEYS."""
-    known: dict[str, str] = getattr(schema, "FOREIGN_KEYS", {})
+    """What serves instead of a key that another program has, by the FOREIGN_KEYS of the schema and its bases."""
+    known = {k: v for base in reversed(schema.__mro__) for k, v in vars(base).get("FOREIGN_KEYS", {}).items()}
     fitting = (hint for key, hint in known.items() if name == key or (key[-1] == "_" and name.startswith(key)))
     return next(fitting, None)
 

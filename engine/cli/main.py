@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from engine.cli import recipes
 from engine.cli.console import as_typed, finish, forget, open_streams, remember
 from engine.cli.help import help_text
 from engine.cli.keys import hint_for, keys_of
@@ -150,7 +151,7 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
     if not composing or not isinstance(error, HydraException | OmegaConfBaseException | YAMLError | ValueError):
         return None
     if isinstance(error, MissingConfigException):
-        return _missing_config(error, config_dir, *more)
+        return _missing_config(error, schema, config_dir, *more)
     if refused := refusal_within(error):  # by a resolver of ours
         return _flat(str(refused))
     cause: Any = error
@@ -192,13 +193,15 @@ def _with_leaf(block: Mapping[Any, Any], leaf: str, prefix: str = "") -> str | N
     return None
 
 
-def _missing_config(error: MissingConfigException, *folders: Path) -> str:
+def _missing_config(error: MissingConfigException, schema: type, *folders: Path) -> str:
     missing = str(error.missing_cfg_file or "")
     if error.options is not None:
         group, _, option = missing.rpartition("/")
         if group.startswith("hydra/") and option in PLUGINS:
             return f"{group}={option} needs a plugin: pip install -e '.[{PLUGINS[option]}]'"
-        return f"there is no {group}={option}: {did_you_mean(option, error.options)}"
+        files = {name: recipes.locate(folders, f"{group}/{name}") for name in error.options}
+        fitting = [name for name, path in files.items() if path is None or not recipes.foreign_key(schema, path)]
+        return f"there is no {group}={option}: {did_you_mean(option, fitting)}"
     if "primary config" in str(error) and missing:
         return no_config(missing, folders)
     return _flat(str(error).partition("Config search path")[0])

@@ -82,3 +82,13 @@ def require_machine(track: Track) -> None:
 def job_file(commands: dict[int, list[str]]) -> str:
     """The text of a job file with these commands."""
     return "".join(f"[ ] {shlex.join(words)}\n" for words in commands.values())
+
+
+def check_commands(commands: dict[int, list[str]]) -> None:
+    """Whether they compose; all differ in seed and folder alone. Raises: UsageError as a launch does."""
+    from engine.cli.main import one_line
+    from engine.cli.resolve import resolve
+
+    for _, script, *words in list(commands.values())[:1]:
+        for problem in resolve(Path(script), words, root=ROOT, cwd=Path.cwd(), explain=one_line).problems.values():
+            raise UsageError(problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -121,6 +122,15 @@ def test_a_second_file_is_tested_on_and_leaves_nothing_symmetric_to_train_on(tmp
     assert len(train) == 9
     assert main(["--test-input", str(tmp_path / "b.csv"), "--output-dir", str(tmp_path / "other")]) == 2
     assert "--test-input is for a single CSV" in capsys.readouterr().err
+    card = json.loads((tmp_path / "set/card.json").read_text())
+    assert card["rows_read"] == {"train": 12, "test": 14}
+    assert card["test_input"] == str(tmp_path / "b.csv")
+    for second, words in (
+        (tmp_path, "is not a file: --test-input takes a CSV file\n"),
+        (tmp_path / "a.csv", "is the file of --input"),
+    ):
+        assert main([*command[:-1], str(tmp_path / "no"), "--test-input", str(second)]) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not LISTS.exists(), reason="the public lists are not beside the repository")

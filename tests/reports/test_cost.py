@@ -189,6 +189,8 @@ def test_unusable_commands_are_one_line(tmp_path: Path, argv: list[str], words: 
 def test_own_arguments_and_the_entry_scripts() -> None:
     args, rest = parse(["--find-batch-size", "--lr", "1e-3", "+debug=tiny", "--probe-steps", "2"])
     assert (args.find_batch_size, args.probe_steps, rest) == (True, 2, ["--lr", "1e-3", "+debug=tiny"])
+    with pytest.raises(SystemExit):
+        parse(["cfg_pretrain_sudoku_4x4", "--probe-steps", "2"])
     args, rest = parse(["--probe-steps", "2", "--", "python", "train.py", "--lr", "1e-3"])
     assert (args.entry, args.probe_steps, rest) == ("train.py", 2, ["--lr", "1e-3"])
 

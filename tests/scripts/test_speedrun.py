@@ -36,6 +36,17 @@ def test_a_dry_run_prints_the_commands(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize(
+    ("word", "line"), [("max_secs=5", "did you mean 'max_seconds'?"), ("foo", "unexpected word 'foo'")]
+)
+def test_overrides_that_cannot_be_are_refused_before_anything_runs(word: str, line: str, tmp_path: Path) -> None:
+    for more in (["--dry-run"], []):
+        done = run_script("scripts/speedrun", "lm-5min", *more, "--set", word, cwd=tmp_path)
+        assert done.code == 2
+        assert line in done.output
+    assert not [*tmp_path.iterdir()]
+
+
 def test_without_cuda_the_gpu_track_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     require_machine(TRACKS["sudoku-4x4-cpu"])

@@ -57,6 +57,11 @@ def test_a_plan_is_judged_more_strictly_than_a_smoke_run() -> None:
     }
 
 
+def test_a_model_of_another_family_is_one_line() -> None:
+    (found,) = (one for one in judged("python pretrain.py arch=gpt", probes=True).findings if one.code == "SCR112")
+    assert "FAMILY='language_models' and DATA_MODE='tokens', pretrain.py works with" in found.message
+
+
 def test_a_preset_of_another_script_is_told_as_at_a_launch() -> None:
     (found,) = judged("python pretrain.py +debug=tiny_text").of("FAIL")
     assert (found.code, found.message[:53]) == ("JOB030", "debug=tiny_text is not for pretrain.py, which has no ")

@@ -176,7 +176,7 @@ def length(subject: Subject) -> Iterator[Finding]:
         meant = planned or not is_default(subject, key, place[0])
         text = f"{key}={warmup}, the run has {text}: the learning rate never reaches its peak"
         fix = (
-            f"{key}={max(0, run // 10)}" if not cut else "if meant as a smoke test, nothing; otherwise  raise max_steps"
+            f"{key}={max(0, run // 10)}" if not cut else "if meant as a smoke test, nothing; otherwise raise max_steps"
         )
         yield finding("CFG250", "FAIL" if meant and not cut else "WARN", text, *place, fix)
     elif warmup * 2 > run:

@@ -67,11 +67,13 @@ def model_is_the_scripts(subject: Subject) -> Iterator[Finding]:
         yield finding("SCR112", "FAIL", f"{file} states no FAMILY and DATA_MODE", file, 0, fix)
         return
     model = need_model(subject)
-    for key, stated in subject.requires.items():
-        actual = model.declared.get(key)
-        if actual != stated:
-            text = f"{model.cls_name} declares {key}={actual!r}, {file} works with {stated!r}"
-            yield finding("SCR112", "FAIL", text, *model.place)
+    other = {key: stated for key, stated in subject.requires.items() if model.declared.get(key) != stated}
+    if other:
+        declared = " and ".join(f"{key}={model.declared.get(key)!r}" for key in other)
+        wanted = " and ".join(map(repr, other.values()))
+        yield finding(
+            "SCR112", "FAIL", f"{model.cls_name} declares {declared}, {file} works with {wanted}", *model.place
+        )
 
 
 # --- step 6 ----------------------------------------------------------------------------------------------------------
