@@ -48,7 +48,10 @@ def check_json_target(target: Path | None) -> None:
         raise UsageError(
             f"--json {target}: figures are written as JSON: name a file such as {target.with_suffix('.json')}"
         )
-    check_place(target, example="evaluation.json")
+    try:
+        check_place(target, example="evaluation.json")
+    except UsageError as error:
+        raise UsageError(f"--json {error}") from None
 
 
 def write_report(folder: Path, files: Mapping[str, str | Image.Image | Mapping[str, Any]]) -> None:
