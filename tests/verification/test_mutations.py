@@ -98,17 +98,17 @@ def report_lines(findings: list[Finding]) -> str:
 # --- the faults -------------------------------------------------------------------------------------------------------
 
 
-def some_slow(cases: Sequence[Fault], kinds: Sequence[object]) -> list[Any]:
-    """(case, probes): each case by the rules alone, where they decide it (kind None), and in the slow tests with the
-    probes; the first case of every other kind with the probes, the others of its kind in the slow tests.
+def some_slow(cases: Sequence[Fault], kinds: Sequence[object], one_of: int = 1) -> list[Any]:
+    """(case, probes): each case by the rules alone, where they decide it (kind None), and one of `one_of` such cases with the
+    probes in the slow tests; the first case of every other kind with the probes, the others of its kind in the slow tests.
     """
     rows: list[Any] = []
     known: set[object] = {None}
-    for case, kind in zip(cases, kinds, strict=True):
+    for number, (case, kind) in enumerate(zip(cases, kinds, strict=True)):
         if kind is None:
             shipped = case.everything and not case.edits  # test_static judges all that ships
             rows.append(pytest.param(case, False, id=f"{case.name}-rules", marks=pytest.mark.slow if shipped else ()))
-        if not case.everything:
+        if not case.everything and (kind is not None or number % one_of == 0):
             rows.append(pytest.param(case, True, id=case.name, marks=pytest.mark.slow if kind in known else ()))
         known.add(kind)
     return rows
@@ -121,7 +121,7 @@ THIRDS = [number // 3 if good.edits and not good.everything else None for number
 """Of changed code that is right, two of three are slow."""
 
 
-@pytest.mark.parametrize(("fault", "probes"), some_slow(FAULTS, CODES_OF))
+@pytest.mark.parametrize(("fault", "probes"), some_slow(FAULTS, CODES_OF, one_of=4))
 def test_a_planted_fault_is_caught_with_its_code_and_no_other(fault: Fault, probes: bool, pristine: Path) -> None:
     findings = examine(fault, pristine, probes)
     right = {f.code for f in findings if f.level == fault.level}
