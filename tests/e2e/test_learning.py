@@ -24,17 +24,9 @@ def test_4x4_sudoku_is_learned_on_unseen_solution_grids(tmp_path: Path, arch: st
     assert card["counts"]["test"]["examples"] == 256
 
 
-@pytest.mark.parametrize(
-    ("board", "options", "exact"),
-    [
-        ("6x6", [], 0.95),
-        # 468 of 1,248 steps: the whole recipe takes 10 CPU minutes and reaches 0.948.
-        ("9x9_easy", ["max_steps=468", "eval_interval=null"], 0.6),
-    ],
-)
-def test_larger_boards_are_learned(tmp_path: Path, board: str, options: list[str], exact: float) -> None:
-    argv = [f"--config-name=cfg_pretrain_sudoku_{board}", "device=cpu", "threads=1", "project_name=p", "run_name=r"]
-    result = run_script("pretrain", *argv, *options, cwd=tmp_path)
+def test_a_6x6_board_is_learned(tmp_path: Path) -> None:
+    argv = ["--config-name=cfg_pretrain_sudoku_6x6", "device=cpu", "threads=1", "project_name=p", "run_name=r"]
+    result = run_script("pretrain", *argv, cwd=tmp_path)
     assert result.code == 0, result.output
     summary = json.loads((tmp_path / "checkpoints/p/r/summary.json").read_text())
-    assert summary["results"]["eval/exact_accuracy"] >= exact
+    assert summary["results"]["eval/exact_accuracy"] >= 0.95

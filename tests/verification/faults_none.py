@@ -139,7 +139,6 @@ done-and-failed | JOB002 JOB032 | finished and failed jobs beside a pending one
   > [x] + run_name=a
   > [!] + run_name=b
   > [ ] + run_name=c
-untouched | EVERYTHING | the repository as it is: jobs, recipes and pages
 class-re-exported |  | the class moved and is re-exported from its old module
   move TRM models/recursive_reasoning/tiny.py
   TRM

@@ -18,12 +18,20 @@ from verification.codes import DEEP
 from verification.finding import Finding
 
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
-RULES_THEN_PROBES = pytest.mark.parametrize("probes", [False, SLOW(True)], ids=["rules", "probes"])
-"""The rules take milliseconds; what a tiny instance adds takes seconds, and is in the slow tests."""
 ENCODER = {"DYN704", "DYN708", "DYN710", "DYN711", "DYN713", "DYN714", "DYN715"}
 OBSERVED = tuple(code for code in DEEP if code not in ENCODER)
 """The deeper codes that are observed of models in embedding mode; ENCODER: those of models with an encoder only."""
 ATTENTION, MLP, HRM = "cfg_pretrain_sudoku_extreme_att", "cfg_pretrain_sudoku_extreme_mlp", "cfg_pretrain"
+
+
+def rules_and_probes(name: str, values: Sequence[str], probed: Iterable[str] = ()) -> pytest.MarkDecorator:
+    """The rules, which take milliseconds, for each of `values`; those `probed` (none named: all) with the probes, too:
+    what a tiny instance adds takes seconds, and is in the slow tests."""
+    some = set(probed) or set(values)
+    assert some <= set(values)
+    cases = [pytest.param(value, False, id=f"{value}-rules") for value in values]
+    cases += [SLOW(value, True, id=f"{value}-probes") for value in values if value in some]
+    return pytest.mark.parametrize((name, "probes"), cases)
 
 
 def probe(

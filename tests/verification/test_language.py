@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT, archs_of
 from tests.e2e.recipes import TRAIN
-from tests.verification.probing import RULES_THEN_PROBES
+from tests.verification.probing import rules_and_probes
 from verification.finding import Report
 from verification.static import verify_command
 
@@ -28,8 +28,7 @@ def judged(line: str, probes: bool = False) -> Report:
     return verify_command(shlex.split(line), root=ROOT, local_data=False, probes=probes)
 
 
-@RULES_THEN_PROBES
-@pytest.mark.parametrize("recipe", RECIPES)
+@rules_and_probes("recipe", RECIPES, probed=("cfg_train", "cfg_train_fast"))
 def test_every_option_of_every_group_passes(recipe: str, probes: bool) -> None:
     start = f"python train.py --config-name={recipe}"
     modes = MODES.values() if probes or recipe == RECIPES[0] else [""]
@@ -41,7 +40,7 @@ def test_every_option_of_every_group_passes(recipe: str, probes: bool) -> None:
     assert not problems
 
 
-@pytest.mark.parametrize(
+@rules_and_probes(
     "line",
     [
         "python train.py --dataset=shakespeare_char --out_dir=out/mine",
@@ -60,7 +59,6 @@ def test_every_option_of_every_group_passes(recipe: str, probes: bool) -> None:
         "torchrun --standalone --nproc-per-node=3 train.py --batch_size=12",
     ],
 )
-@RULES_THEN_PROBES
 def test_what_people_type_passes(line: str, probes: bool) -> None:
     assert not (problems := judged(line, probes).of("FAIL", "WARN")), problems
 

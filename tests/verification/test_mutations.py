@@ -106,8 +106,7 @@ def some_slow(cases: Sequence[Fault], kinds: Sequence[object], one_of: int = 1) 
     known: set[object] = {None}
     for number, (case, kind) in enumerate(zip(cases, kinds, strict=True)):
         if kind is None:
-            shipped = case.everything and not case.edits  # test_static judges all that ships
-            rows.append(pytest.param(case, False, id=f"{case.name}-rules", marks=pytest.mark.slow if shipped else ()))
+            rows.append(pytest.param(case, False, id=f"{case.name}-rules"))
         if not case.everything and (kind is not None or number % one_of == 0):
             rows.append(pytest.param(case, True, id=case.name, marks=pytest.mark.slow if kind in known else ()))
         known.add(kind)
