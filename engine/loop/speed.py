@@ -30,17 +30,17 @@ class StepSpeed(Hook):
 
     def start(self, trainer: Trainer) -> None:
         """Nothing is counted yet."""
-        self._warm_up, self._said = warm_up(trainer), False
+        self._warm_up, self._printed = warm_up(trainer), False
         self._counted: list[float] = []
 
     def after_step(self, trainer: Trainer) -> None:
         """The loop counts the time of a step after this: what is known here is that of the steps before."""
-        if self._said:
+        if self._printed:
             return
         self._counted.append(trainer.seconds)
         timed = [after - before for before, after in pairwise(self._counted)][self._warm_up :]
         if enough(len(timed), sum(timed)):
-            self._said = True
+            self._printed = True
             device = trainer.runtime.device
             peak = peak_text(peak_memory(device), device.type)
             step = step_text(statistics.median(timed), len(timed), compiled(trainer), captured=captured(trainer))
