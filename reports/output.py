@@ -79,8 +79,8 @@ def check_place(target: Path, *, example: str) -> None:
         raise UsageError(f"{target} cannot be written ({place} is {'read-only' if place.is_dir() else 'not a folder'})")
     try:
         tempfile.TemporaryFile(dir=place).close()  # permissions do not tell of /proc, e.g.
-    except OSError as error:
-        raise UsageError(f"{target} cannot be written ({place}: {error.strerror})") from None
+    except OSError:
+        raise UsageError(f"{target} cannot be written (no file can be made in {place})") from None
     if target.is_dir():
         raise UsageError(f"{target} is a folder: name a file in it, such as {target / example}")
 

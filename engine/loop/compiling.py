@@ -24,9 +24,9 @@ become r times as fast. By the same measurements 22 to 100 s (r from 2.4 down to
 
 
 def choose_mode(asked: str, *, device: str, suits: str | None, steps: int, seconds: float | None) -> tuple[str, str]:
-    """What `compile=asked` stands for in a run that has `steps` before it and may take `seconds`, and why it is off in
-    words ("" where that goes without saying). `suits` is what the task declares (engine/task.py), None where it
-    declares nothing."""
+    """What `compile=asked` stands for in a run that has `steps` before it and a budget of `seconds` in all, and why it
+    is off in words ("" where that goes without saying). `suits` is what the task declares (engine/task.py), None where
+    it declares nothing."""
     if asked != "auto":
         return asked, ""
     if device != "cuda":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engine.loop.trainer import Trainer
 
 WARM_UP = 1
-"""Steps before any are timed: lazy state, kernels chosen, pages touched. A step graph has its own besides."""
+"""Steps before any are timed: lazy state, kernels chosen, pages touched. A compiler and a step graph have their own."""
 STEPS, SECONDS, FEWEST = 8, 20.0, 2
 """So many are timed, or as many as that time allows, but not fewer."""
 
@@ -48,8 +48,9 @@ class StepSpeed(Hook):
 
 
 def warm_up(trainer: Trainer) -> int:
-    """Steps that are not timed: a graph is captured in the last of them."""
-    return WARM_UP + (step_graph.WARM_UP if trainer.graph is not None else 0)
+    """Steps that are not timed: a compiler takes two (recursive models have another graph in the second), and a step
+    graph is captured in the last of its own."""
+    return WARM_UP + (compiled(trainer) != "off") + (step_graph.WARM_UP if trainer.graph is not None else 0)
 
 
 def enough(timed: int, seconds: float, *, steps: int = STEPS, limit: float = SECONDS) -> bool:

@@ -58,7 +58,7 @@ class Trainer:
         self.evaluations = Evaluations(plan, config)
         self.stopped_early = False
         self._in_a_row = 0
-        self.seconds = self._logged_seconds = self.cpu_seconds = 0.0
+        self.seconds = self.logged_seconds = self.cpu_seconds = 0.0
         """Spent on training steps, those of earlier processes of the run included."""
         self._logged_step = 0
         wide = torch.float32 if runtime.device.type == "mps" else torch.float64
@@ -239,12 +239,12 @@ class Trainer:
             values["train/lr" if group.table is None else f"train/lr_{name}"] = group.lr * factor
         values["train/grad_norm"] = self._last_norm
         values |= {f"train/{name}": value for name, value in self.stats.flush().items()}
-        seconds = (self.seconds - self._logged_seconds) / max(self.step - self._logged_step, 1)
+        seconds = (self.seconds - self.logged_seconds) / max(self.step - self._logged_step, 1)
         values["time/step_ms"] = self.step_ms = 1000 * seconds
         for what, count in {"examples": self.plan.batch_rows, **self.plan.step_counts}.items():
             values[f"time/{what}_per_s"] = count / seconds if seconds else None
         values["time/eta_s"], values["time/cpu_s"] = seconds * (self.last_step - self.step), self.cpu_seconds
-        self._logged_seconds, self._logged_step = self.seconds, self.step
+        self.logged_seconds, self._logged_step = self.seconds, self.step
         self._line = LogLine(self.step, values)
         if not self._lines_wait:
             self._write_line()
@@ -286,7 +286,7 @@ class Trainer:
         own, device = state["trainer"], self.runtime.device
         self.step = self._logged_step = own["step"]
         spent = {**own, **checkpoint.extra.get("spent", {})}  # an earlier version: at most seconds, with the state
-        self.seconds = self._logged_seconds = spent.get("seconds", 0.0)
+        self.seconds = self.logged_seconds = spent.get("seconds", 0.0)
         self.cpu_seconds = spent.get("cpu_seconds", 0.0)
         self.skipped.load(own["skipped"])
         self.window.load_state_dict(own["window"])

@@ -241,7 +241,8 @@ def check_muon(options: Mapping[str, Any]) -> None:
         _require(bounds[key], **{key: options[key]})
     if not isinstance(steps := options.get("ns_steps", 1), int):
         raise ValueError(f"ns_steps={steps}: expected a whole number")
-    if len(three := options.get("ns_coefficients", (0.0,) * 3)) != 3:
+    three = options.get("ns_coefficients", (0.0,) * 3)
+    if not isinstance(three, list | tuple) or [isinstance(each, int | float) for each in three] != [True] * 3:
         raise ValueError(f"ns_coefficients={three}: expected three numbers")
 
 

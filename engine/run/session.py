@@ -83,6 +83,7 @@ class Session(Hook):
         load_state(trainer, checkpoint, rank=rank(), world_size=world_size())
         if branches:
             trainer.evaluations.forget()
+            trainer.seconds = trainer.logged_seconds = trainer.cpu_seconds = 0.0
 
     def enter(self, decision: RunDecision, directory: RunDirectory | None) -> None:
         """From here on there is a run directory (on rank 0 in hand)."""

@@ -8,13 +8,12 @@ Halting compares q_halt with q_continue, whose target needs a second pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from models.recursive_reasoning.config import HRMConfig
 from models.recursive_reasoning.inner import INPUT
 from models.recursive_reasoning.model import RecursiveModel
-from models.recursive_reasoning.recursion import Update, cycle_plan
+from models.recursive_reasoning.recursion import Depth, Update, cycle_plan
 
 __all__ = ["HRM", "HRMConfig"]
 
@@ -25,7 +24,7 @@ class HRM(RecursiveModel):
     Config: ClassVar = HRMConfig
 
     @staticmethod
-    def cycles(config: HRMConfig) -> tuple[Sequence[Update], int]:
+    def cycles(config: HRMConfig) -> Depth:
         low = Update("L_level", "z_L", ("z_L",), ("z_H", INPUT))
         high = Update("H_level", "z_H", ("z_H",), ("z_L",))
         return cycle_plan(config.H_cycles, config.L_cycles, low, high), 2

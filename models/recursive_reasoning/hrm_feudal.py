@@ -9,7 +9,7 @@ b [B,1,D] is the injected goal, the same in all updates of a pass and zero befor
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models.recursive_reasoning.act import Aux, Latents, PuzzleShape
 from models.recursive_reasoning.hrm import HRM
 from models.recursive_reasoning.inner import INPUT, RecursiveInner
-from models.recursive_reasoning.recursion import Update
+from models.recursive_reasoning.recursion import Depth
 from models.recursive_reasoning.subgoal import SubgoalHead
 from models.recursive_reasoning.subgoal_config import HRMFeudalConfig
 
@@ -107,7 +107,7 @@ class HRMFeudal(HRM):
         self.halt_max_steps = config.fixed_refinement_steps or config.halt_max_steps
 
     @staticmethod
-    def cycles(config: Any) -> tuple[Sequence[Update], int]:
+    def cycles(config: Any) -> Depth:
         plan, window = HRM.cycles(config)
         head = config.subgoal_head
         if head is None or not head.inject_subgoal:

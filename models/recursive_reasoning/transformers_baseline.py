@@ -11,13 +11,12 @@ halted rows, there is `eval_halting=latched`; act_enabled is left out, episodes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from models.recursive_reasoning.config import TransformerBaselineConfig
 from models.recursive_reasoning.inner import INPUT
 from models.recursive_reasoning.model import RecursiveModel
-from models.recursive_reasoning.recursion import Update
+from models.recursive_reasoning.recursion import Depth, Update
 
 __all__ = ["TransformerBaseline", "TransformerBaselineConfig"]
 
@@ -28,6 +27,6 @@ class TransformerBaseline(RecursiveModel):
     Config: ClassVar = TransformerBaselineConfig
 
     @staticmethod
-    def cycles(config: TransformerBaselineConfig) -> tuple[Sequence[Update], int]:
+    def cycles(config: TransformerBaselineConfig) -> Depth:
         del config  # nothing to choose
         return (Update("H_level", "z_H", ("z_H",), (INPUT,)),), 1

@@ -7,13 +7,12 @@ Only the last cycle carries a gradient. `mlp_t=true` is the paper's attention-fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from models.recursive_reasoning.config import TRMConfig
 from models.recursive_reasoning.inner import INPUT
 from models.recursive_reasoning.model import RecursiveModel
-from models.recursive_reasoning.recursion import Update, cycle_plan
+from models.recursive_reasoning.recursion import Depth, Update, cycle_plan
 
 __all__ = ["TRM", "TRMConfig"]
 
@@ -24,7 +23,7 @@ class TRM(RecursiveModel):
     Config: ClassVar = TRMConfig
 
     @staticmethod
-    def cycles(config: TRMConfig) -> tuple[Sequence[Update], int]:
+    def cycles(config: TRMConfig) -> Depth:
         low = Update("L_level", "z_L", ("z_L",), ("z_H", INPUT))
         high = Update("L_level", "z_H", ("z_H",), ("z_L",))
         return cycle_plan(config.H_cycles, config.L_cycles, low, high), config.L_cycles + 1

@@ -8,13 +8,12 @@ beyond L_cycles is never updated and adds its start to every sum, as in the publ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from models.recursive_reasoning.config import TRMHier6Config
 from models.recursive_reasoning.inner import INPUT
 from models.recursive_reasoning.model import RecursiveModel
-from models.recursive_reasoning.recursion import Update
+from models.recursive_reasoning.recursion import Depth, Update
 
 __all__ = ["TRMHier6", "TRMHier6Config"]
 
@@ -25,7 +24,7 @@ class TRMHier6(RecursiveModel):
     Config: ClassVar = TRMHier6Config
 
     @staticmethod
-    def cycles(config: TRMHier6Config) -> tuple[Sequence[Update], int]:
+    def cycles(config: TRMHier6Config) -> Depth:
         lows = tuple(f"z_L{i}" for i in range(1, config.L_latents + 1))
         cycle = tuple(Update("L_level", low, lows, ("z_H", INPUT)) for low in lows[: config.L_cycles])
         cycle += (Update("L_level", "z_H", ("z_H",), lows),)

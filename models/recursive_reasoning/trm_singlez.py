@@ -7,12 +7,11 @@ Only the last cycle carries a gradient. The published code adds x outside the st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from models.recursive_reasoning.inner import INPUT
 from models.recursive_reasoning.model import RecursiveModel
-from models.recursive_reasoning.recursion import Update, cycle_plan
+from models.recursive_reasoning.recursion import Depth, Update, cycle_plan
 from models.recursive_reasoning.trm import TRMConfig
 
 __all__ = ["TRMSingleZ"]
@@ -25,7 +24,7 @@ class TRMSingleZ(RecursiveModel):
     readout: ClassVar[str] = "z_L"
 
     @staticmethod
-    def cycles(config: TRMConfig) -> tuple[Sequence[Update], int]:
+    def cycles(config: TRMConfig) -> Depth:
         low = Update("L_level", "z_L", ("z_L",), (INPUT,))
         high = Update("L_level", "z_L", ("z_L",))
         return cycle_plan(config.H_cycles, config.L_cycles, low, high), config.L_cycles + 1

@@ -103,12 +103,12 @@ class _Clock:
     def __init__(self, device: torch.device, steps: int, seconds: float) -> None:
         self.device, self.steps, self.seconds = device, steps, seconds
         self.times: list[float] = []
-        self.began = self.last = 0.0
+        self.last = 0.0
         self.warm_up = 0
 
     def start(self, trainer: Trainer) -> None:
         self.warm_up = warm_up(trainer)
-        self.began = self.last = time.perf_counter()
+        self.last = time.perf_counter()
 
     def after_step(self, trainer: Trainer) -> None:
         if self.device.type == "cuda":
@@ -116,8 +116,8 @@ class _Clock:
         now = time.perf_counter()
         self.times.append(now - self.last)
         self.last = now
-        timed = len(self.times) - self.warm_up
-        done = enough(timed, now - self.began, steps=self.steps, limit=self.seconds)
+        timed = self.times[self.warm_up :]
+        done = enough(len(timed), sum(timed), steps=self.steps, limit=self.seconds)
         if done or trainer.step >= trainer.last_step:
             raise _EnoughSteps
 

@@ -87,7 +87,8 @@ def as_numbers(measured: Measurement, config: Any, name: str) -> dict[str, Any]:
             {"steps": stage.steps, "flops_per_step": stage.flops, "step_seconds": seconds}
             for stage, (_, seconds) in zip(parts, timed_stages(parts, measured.step_seconds), strict=True)
         ],
-        "flops_per_step": None if flops is None else flops / max(1, measured.last_step),
+        "flops_per_step": measured.stages[0].flops,
+        "flops_per_step_mean": None if flops is None else flops / max(1, measured.last_step),
         "flops": None if flops is None else flops + (measured.flops_evaluations or 0.0),
         "checkpoint_bytes": measured.checkpoint,
         "checkpoints_kept": stored,
@@ -109,7 +110,8 @@ def print_estimate(numbers: dict[str, Any], keep_last: int, keep_every: int | No
     several = len(numbers["stages"]) > 1
     if numbers["flops"]:
         mean = " on average" if several else ""
-        lines["operations"] = f"{_flops(numbers['flops_per_step'])} a step{mean}, {_flops(numbers['flops'])} in all"
+        step, whole = _flops(numbers["flops_per_step_mean"]), _flops(numbers["flops"])
+        lines["operations"] = f"{step} a step{mean}, {whole} in all"
     if several:
         lines["stages"] = _stages(numbers["stages"])
     rule = f"keep_last={keep_last}" + (f", keep_every={keep_every}" if keep_every else "")
@@ -153,7 +155,7 @@ def _steps(numbers: dict[str, Any]) -> str:
 
 
 def _speed(numbers: dict[str, Any]) -> str:
-    step, flops = numbers["step_seconds"], numbers["stages"][0]["flops_per_step"]
+    step, flops = numbers["step_seconds"], numbers["flops_per_step"]
     rate = f", {_flops(flops / step)}/s" if flops else ""
     timed = step_text(step, numbers["timed_steps"], numbers["compile"], captured=numbers["step_graph"] == "on")
     return f"{timed}, {numbers['examples_per_s']:,.0f} examples/s{rate}"

@@ -79,10 +79,9 @@ def print_table(evaluator: Rollouts, figures: Sequence[Figure]) -> None:
     )
     plain = by_rule[ORACLE, 1].exact
     if chosen.exact < plain:
-        print_rank0(
-            f"note: that is below the model's own answer ({100 * plain:.2f} %): with vary={config.vary}, "
-            f"select={config.select} rollouts do harm here"
-        )
+        harm = f"with vary={config.vary}, select={config.select} rollouts do harm here"
+        verdict = harm if chosen.high < plain else "the interval holds both"
+        print_rank0(f"note: that is below the model's own answer ({100 * plain:.2f} %): {verdict}")
 
 
 def draw(evaluator: Rollouts, figures: Sequence[Figure], title: str) -> Image.Image:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from engine.io import sha256_json
 from tests.conftest import _entry, finish, metrics, run_script, start_forked
 
 RUN = """
@@ -130,6 +131,20 @@ def test_resume_true_goes_on_with_a_finished_run(whole: Path, workplace: Path, b
     assert result.code == 0, result.output
     # Nothing but the run's name was given: architecture, data and batch came from the stored config.
     assert weights(workplace / "checkpoints/p/r") == weights(whole)
+
+
+def test_a_branch_counts_its_own_seconds(whole: Path, workplace: Path) -> None:
+    assert run_script("pretrain", *RUN, "max_steps=2", cwd=workplace).code == 0
+    checkpoint = workplace / "checkpoints/p/r/checkpoints/step_2"
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["extra"]["spent"]["seconds"] = 1e9
+    del manifest["sha256"]
+    (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "sha256": sha256_json(manifest)}))
+    branch = ["run_name=b", "max_steps=4", "max_seconds=1e8", f"resume_from={checkpoint}"]
+    result = run_script("pretrain", *RUN[:-1], *branch, cwd=workplace)
+    assert result.code == 0, result.output
+    assert "is up" not in result.output
+    assert (workplace / "checkpoints/p/b/checkpoints/latest").read_text().strip() == "step_4"
 
 
 def test_resume_true_refuses_another_group(whole: Path, workplace: Path) -> None:

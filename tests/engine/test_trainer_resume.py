@@ -19,7 +19,7 @@ def stored(trainer: Any, **config: Any) -> tuple[Any, dict[str, Any]]:
     """What a checkpoint of `trainer` holds."""
     model = {name: value.clone() for name, value in trainer.module.state_dict().items()}
     average = None if trainer.ema is None else {n: value.clone() for n, value in trainer.ema.state_dict().items()}
-    extra = {"spent": {"seconds": trainer.seconds, "cpu_seconds": trainer.cpu_seconds}}  # as RunSession.save does
+    extra = {"spent": {"seconds": trainer.seconds, "cpu_seconds": trainer.cpu_seconds}}  # as Session.save does
     checkpoint = SimpleNamespace(model=model, ema=average, config=config, step=trainer.step, extra=extra)
     return checkpoint, trainer.state_dict()
 

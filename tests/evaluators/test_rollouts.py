@@ -201,14 +201,25 @@ def test_what_cannot_be_rolled_out_is_refused(sudoku, tmp_path):
         RolloutsConfig(rollouts=1)
 
 
-@pytest.mark.parametrize(("right", "harm"), [(0.72, True), (0.98, False), (1.0, False)])
-def test_a_choice_below_the_models_own_answer_is_called_that(right: float, harm: bool, capsys) -> None:
+@pytest.mark.parametrize(
+    ("right", "high", "verdict"),
+    [
+        (0.72, 0.9, "with vary=init, select=q rollouts do harm here"),
+        (0.97, 0.99, "the interval holds both"),
+        (0.98, 0.99, None),
+    ],
+)
+def test_a_choice_below_the_models_own_answer_is_called_that(
+    right: float, high: float, verdict: str | None, capsys
+) -> None:
     evaluator = evaluator_of(model_of(), rollouts=2)
     exact = {1: 0.98, 2: right}
     figures = [
-        Figure(rule, breadth, STEPS, 48.0 * breadth, exact[breadth], 0.0, 1.0)
+        Figure(rule, breadth, STEPS, 48.0 * breadth, exact[breadth], 0.0, high)
         for rule in (*RULES, ORACLE)
         for breadth in exact
     ]
     print_table(evaluator, figures)
-    assert ("below the model's own answer (98.00 %): with vary=init, select=q" in capsys.readouterr().out) == harm
+    note = f"below the model's own answer (98.00 %): {verdict}\n"
+    printed = capsys.readouterr().out
+    assert note in printed if verdict else "own answer" not in printed

@@ -110,7 +110,7 @@ def test_a_run_that_deepens_costs_what_its_stages_cost(workplace: Path) -> None:
     assert [stage["steps"] for stage in deepens["stages"]] == [8, 8, 16]
     assert [stage["flops_per_step"] for stage in deepens["stages"]] == pytest.approx(costs)
     training = 8 * costs[0] + 8 * costs[1] + 16 * costs[2]
-    assert deepens["flops_per_step"] == pytest.approx(training / 32)
+    assert deepens["flops_per_step_mean"] == pytest.approx(training / 32)
     evaluation = deep["flops"] - 32 * deep["flops_per_step"]
     assert deepens["flops"] == pytest.approx(training + evaluation)
     speed = costs[0] / deepens["step_seconds"]

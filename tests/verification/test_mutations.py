@@ -99,15 +99,17 @@ def report_lines(findings: list[Finding]) -> str:
 
 
 def some_slow(cases: Sequence[Fault], kinds: Sequence[object], one_of: int = 1) -> list[Any]:
-    """(case, probes): each case by the rules alone, where they decide it (kind None), and one of `one_of` such cases with the
-    probes in the slow tests; the first case of every other kind with the probes, the others of its kind in the slow tests.
+    """(case, probes): each case by the rules alone, where they decide it (kind None), and one of `one_of` such cases
+    with the probes in the slow tests; the first case of every other kind with the probes, the others in the slow tests.
     """
     rows: list[Any] = []
     known: set[object] = {None}
-    for number, (case, kind) in enumerate(zip(cases, kinds, strict=True)):
+    decided = 0
+    for case, kind in zip(cases, kinds, strict=True):
         if kind is None:
+            decided += 1
             rows.append(pytest.param(case, False, id=f"{case.name}-rules"))
-        if not case.everything and (kind is not None or number % one_of == 0):
+        if not case.everything and (kind is not None or decided % one_of == 0):
             rows.append(pytest.param(case, True, id=case.name, marks=pytest.mark.slow if kind in known else ()))
         known.add(kind)
     return rows
