@@ -68,7 +68,7 @@ def test_twelve_is_five_and_seven(place: Path, mode: str) -> None:
 
 
 def test_a_time_budget_and_the_rest(place: Path) -> None:
-    train(place, *LONGER, "out_dir=out/whole")
+    train(place, *LONGER, "out_dir=out/whole", run="out/whole")
     stopped = attempt(place, *LONGER, "max_seconds=1e-9")
     assert "step 1: max_seconds=1e-09 is up" in stopped.output, stopped.output
     result = run_script("train", "--resume=true", "--out_dir=out/r", "max_seconds=null", cwd=place)
