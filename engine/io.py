@@ -300,13 +300,13 @@ def progress(iterable: Iterable[T], *, total: int | None = None, label: str = ""
 
         yield from track(iterable, description=label, total=total, console=Console(stderr=True), transient=True)
         return
-    began = said_at = time.monotonic()
-    said = 0
+    began = printed_at = time.monotonic()
+    printed = 0
     for done, item in enumerate(iterable, start=1):
         yield item
         tenths, now = 10 * done // total if total else 0, time.monotonic()
-        if said < tenths < 10 and now - said_at >= QUIET_SECONDS:
-            said, said_at, left = tenths, now, (now - began) / done * ((total or done) - done)
+        if printed < tenths < 10 and now - printed_at >= QUIET_SECONDS:
+            printed, printed_at, left = tenths, now, (now - began) / done * ((total or done) - done)
             sys.stderr.write(f"{label}: {done} of {total} after {now - began:.0f} s, about {left:.0f} s left\n")
 
 

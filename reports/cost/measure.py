@@ -25,7 +25,7 @@ from engine.loop.speed import captured, compiled, enough, peak_memory, warm_up
 from engine.loop.trainer import Trainer
 from engine.signals import StopSignal
 from engine.task import TrainingPlan
-from reports.cost.operations import Stage, stages, steps_within
+from reports.cost.operations import Stage, stages, steps_within, training_flops
 
 
 class _EnoughSteps(Exception):
@@ -84,9 +84,7 @@ class Measurement:
     @property
     def training_flops(self) -> float | None:
         """None where the model does not count them."""
-        if self.stages[0].flops is None:
-            return None
-        return sum(stage.steps * (stage.flops or 0.0) for stage in self.stages)
+        return training_flops(self.stages)
 
     @property
     def evaluation_seconds(self) -> float | None:

@@ -49,7 +49,8 @@ def steps_within(seconds: float, parts: Sequence[tuple[int, float]]) -> int:
     return taken + max(1, math.ceil(seconds / each))
 
 
-def training_flops(model: Any, rows: int, *, steps: int, horizon: int) -> float | None:
-    """Operations of steps 1 to `steps` together; None where the model does not count them."""
-    parts = [None if s.flops is None else s.steps * s.flops for s in stages(model, rows, steps=steps, horizon=horizon)]
-    return None if None in parts else sum(part for part in parts if part is not None)
+def training_flops(parts: Sequence[Stage]) -> float | None:
+    """Operations of all steps of `parts` together; None where the model does not count them."""
+    if parts[0].flops is None:
+        return None
+    return sum(part.steps * (part.flops or 0.0) for part in parts)

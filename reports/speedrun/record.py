@@ -18,7 +18,7 @@ from engine.run.environment import describe_environment
 from engine.run.files import read_json
 from engine.run.load_run import open_checkpoint
 from engine.task import TrainingPlan
-from reports.cost.operations import training_flops
+from reports.cost.operations import stages, training_flops
 from reports.machine.installation import cpu_name
 from reports.runs import curve
 from reports.speedrun.tracks import Track
@@ -38,7 +38,7 @@ def seed_result(track: Track, run: Path) -> dict[str, Any]:
     reached, opened = _reached(track, run)
 
     def flops(at: int) -> float | None:
-        return training_flops(opened.task.module, opened.batch_rows, steps=at, horizon=opened.total_steps)
+        return training_flops(stages(opened.task.module, opened.batch_rows, steps=at, horizon=opened.total_steps))
 
     return {
         "value": final,

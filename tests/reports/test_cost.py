@@ -81,7 +81,7 @@ def test_stages_are_those_that_the_task_trains(steps: int, horizon: int) -> None
         walked[cost] = walked.get(cost, 0) + 1
     made = stages(model, 5, steps=steps, horizon=horizon)
     assert {stage.flops: stage.steps for stage in made} == walked
-    assert training_flops(model, 5, steps=steps, horizon=horizon) == pytest.approx(
+    assert training_flops(stages(model, 5, steps=steps, horizon=horizon)) == pytest.approx(
         sum(cost * count for cost, count in walked.items())
     )
 
@@ -89,9 +89,9 @@ def test_stages_are_those_that_the_task_trains(steps: int, horizon: int) -> None
 def test_models_without_stages_or_operations() -> None:
     counted = types.SimpleNamespace(flops=lambda rows: {"train": 2.0 * rows, "eval": 1.0})
     assert stages(counted, 4, steps=3, horizon=10**15) == [Stage(3, 8.0)]
-    assert training_flops(counted, 4, steps=3, horizon=9) == 24
+    assert training_flops(stages(counted, 4, steps=3, horizon=9)) == 24
     assert stages(types.SimpleNamespace(), 4, steps=3, horizon=9) == [Stage(3, None)]
-    assert training_flops(types.SimpleNamespace(), 4, steps=3, horizon=9) is None
+    assert training_flops(stages(types.SimpleNamespace(), 4, steps=3, horizon=9)) is None
 
 
 def test_a_run_that_deepens_costs_what_its_stages_cost(workplace: Path) -> None:
