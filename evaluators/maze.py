@@ -9,15 +9,32 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.format import PuzzleSplit
 from dataset.maze.paths import GOAL, START, VOCAB_SIZE, judge
 from engine.distributed import all_reduce_sum
 from engine.io import UsageError
 from evaluators.intervals import wilson
 
 COLUMNS = ("reference_path", "valid_path", "shortest_path")
+
+
+def holds_mazes(split: PuzzleSplit) -> bool:
+    """Whether a data set has the words and square grids of mazes, with one start and one goal in each of its first
+    examples: a 4x4 Sudoku has as many words."""
+    square = math.isqrt(split.metadata.seq_len) ** 2 == split.metadata.seq_len
+    first = np.asarray(split.inputs[:64])
+    ends = all(((first == end).sum(axis=1) == 1).all() for end in (START, GOAL))
+    return split.metadata.vocab_size == VOCAB_SIZE and square and ends
+
+
+def grids(tokens: Tensor) -> np.ndarray:
+    """[N, S * S] -> [N, S, S] on the host."""
+    side = math.isqrt(tokens.shape[1])
+    return tokens.cpu().numpy().reshape(-1, side, side)
 
 
 class ShortestPath:
@@ -36,10 +53,7 @@ class ShortestPath:
     def begin(self, splits: Sequence[Any] = ()) -> None:
         """Forget what was counted. Raises: UsageError where a split does not hold mazes."""
         for split in splits:
-            if (
-                split.metadata.vocab_size != VOCAB_SIZE
-                or math.isqrt(split.metadata.seq_len) ** 2 != split.metadata.seq_len
-            ):
+            if not holds_mazes(split):
                 raise UsageError(
                     f"maze@ShortestPath: {split.root} holds no mazes (python -m dataset.build_maze_dataset)"
                 )
@@ -52,10 +66,7 @@ class ShortestPath:
             batch: inputs [B, T], labels [B, T].
             preds: [at least valid_rows, T]
         """
-        inputs, labels, answers = (
-            part[:valid_rows].cpu().numpy().reshape(valid_rows, math.isqrt(part.shape[1]), -1)
-            for part in (batch["inputs"], batch["labels"], preds)
-        )
+        inputs, labels, answers = (grids(part[:valid_rows]) for part in (batch["inputs"], batch["labels"], preds))
         real = ((inputs == START) | (inputs == GOAL)).reshape(valid_rows, -1).any(axis=1)  # padding rows have neither
         verdict = judge(inputs, answers)
         same = (answers == labels).reshape(valid_rows, -1).all(axis=1)

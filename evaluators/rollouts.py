@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.maze.paths import judge
 from dataset.symmetries import Draw, Drawn, symmetries_of
 from engine.distributed import all_reduce_sum, keyed_generator, keyed_numpy, rank
 from engine.fields import Range, check_fields
 from engine.io import UsageError
 from evaluators.intervals import wilson
+from evaluators.maze import grids, holds_mazes
 from evaluators.selection import RULES, Rolled
 from evaluators.steps import IGNORE
 
@@ -62,14 +64,17 @@ class Figure:
     exact: float
     low: float
     high: float
+    shortest_path: float | None = None
+    """Of mazes: the share answered with any path of the least length, the reference one or another."""
 
 
 class Rollouts:
     """Exact accuracy of every rule for 1, 2, 4, … rollouts and a quarter, half and all of the steps.
 
     Metrics are those of all rollouts and steps: `rollouts/exact_accuracy` (of the rule `select`) with its 95 %
-    interval, `rollouts/plain` (the model's own answer), `rollouts/oracle`, `rollouts/block_calls` per puzzle. `figures`
-    has the rest. Rules see answers and q values only; labels are taken out of the batch before the model is given it.
+    interval, `rollouts/plain` (the model's own answer), `rollouts/oracle`, `rollouts/block_calls` per puzzle, and for
+    mazes `rollouts/shortest_path` (any path of the least length). `figures` has the rest. Rules see answers and q
+    values only; labels are taken out of the batch before the model is given it.
     """
 
     Config: ClassVar[type] = RolloutsConfig
@@ -101,10 +106,11 @@ class Rollouts:
                         f"vary=symmetry: {split.root} declares no symmetries (Sudoku and maze sets do): "
                         "choose init or noise"
                     )
+        self.mazes = bool(splits) and all(holds_mazes(split) for split in splits)
         self.batches = 0
         self.examples = torch.zeros((), dtype=torch.float64)
         self.sums: dict[tuple[str, int, int], Tensor] = {}
-        """(rule, rollouts, steps) -> [right, steps needed]"""
+        """(rule, rollouts, steps) -> [steps needed, exact, any shortest path]"""
 
     def update(self, batch: Mapping[str, Tensor], steps: Sequence[Any], preds: Tensor, valid_rows: int) -> None:
         """Roll out the first `valid_rows` rows, as many rollouts at once as the batch has rows, and count."""
@@ -112,8 +118,7 @@ class Rollouts:
         for low in range(0, valid_rows, together):
             part = {name: value[low : min(low + together, valid_rows)] for name, value in batch.items()}
             labels = part.pop("labels")
-            rolled = self.roll(part)
-            self._count(rolled, labels)
+            self._count(self.roll(part), part["inputs"], labels)
 
     @torch.no_grad()
     def roll(self, puzzles: Mapping[str, Tensor]) -> Rolled:
@@ -164,37 +169,46 @@ class Rollouts:
         for depth in sorted({max(1, steps // 4), max(1, steps // 2), steps}):
             yield from ((breadth, depth) for breadth in breadths)
 
-    def _count(self, rolled: Rolled, labels: Tensor) -> None:
+    def _count(self, rolled: Rolled, inputs: Tensor, labels: Tensor) -> None:
         scored = labels != IGNORE
         real = scored.any(dim=-1)
         self.examples += real.sum().cpu()
 
         def right(answers: Tensor) -> Tensor:
-            return ((answers == labels) | ~scored).all(dim=-1) & real
+            """Which of the answers [N, T] are exact, and which any shortest path; [2, N]."""
+            exact = ((answers == labels) | ~scored).all(dim=-1)
+            return torch.stack([exact, self._is_shortest(inputs, answers)]) & real
 
         for breadth, depth in self._grid():
             cut = rolled.cut(breadth, depth)
-            chosen = {rule: (right(answers), used) for rule, (answers, used) in _chosen(cut).items()}
-            end = right(cut.answers[:, -1])
-            chosen[ORACLE] = (end.any(dim=0), torch.full_like(real, depth, dtype=torch.int64))
-            for rule, (exact, used) in chosen.items():
-                pair = torch.stack([exact.sum(), (used * real).sum()]).double().cpu()
+            counted = {rule: (right(answers), used) for rule, (answers, used) in _chosen(cut).items()}
+            any_right = torch.stack([right(answers) for answers in cut.answers[:, -1]]).any(dim=0)
+            counted[ORACLE] = (any_right, torch.full_like(real, depth, dtype=torch.int64))
+            for rule, (rights, used) in counted.items():
+                sums = torch.stack([(used * real).sum(), *rights.sum(dim=1)]).double().cpu()
                 name = (rule, breadth, depth)
-                self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+                self.sums[name] = self.sums[name] + sums if name in self.sums else sums
+
+    def _is_shortest(self, inputs: Tensor, answers: Tensor) -> Tensor:
+        """Whether an answer [N, T] is a shortest path of its maze; bool [N], False of other puzzles."""
+        if not self.mazes:
+            return torch.zeros(len(answers), dtype=torch.bool, device=answers.device)
+        return torch.from_numpy(judge(grids(inputs), grids(answers)).shortest).to(answers.device)
 
     def figures(self) -> list[Figure]:
         """All rules at all breadths and depths, over all ranks; the same list on each."""
         examples = float(all_reduce_sum(self.examples.clone()))
         if not examples:
             return []
-        empty = torch.zeros(2, dtype=torch.float64)
+        empty = torch.zeros(3, dtype=torch.float64)
         out = []
         for breadth, depth in self._grid():
             for rule in (*RULES, ORACLE):
-                right, used = all_reduce_sum(self.sums.get((rule, breadth, depth), empty).clone()).tolist()
+                used, right, shortest = all_reduce_sum(self.sums.get((rule, breadth, depth), empty).clone()).tolist()
                 calls = breadth * used / examples * self.model.block_calls
                 low, high = wilson(right, examples)
-                out.append(Figure(rule, breadth, depth, calls, right / examples, low, high))
+                found = shortest / examples if self.mazes else None
+                out.append(Figure(rule, breadth, depth, calls, right / examples, low, high, found))
         return out
 
     def result(self) -> dict[str, float | None]:
@@ -203,7 +217,8 @@ class Rollouts:
         if not end:
             return {"rollouts/exact_accuracy": None}
         chosen, oracle = end[self.config.select, self.config.rollouts], end[ORACLE, self.config.rollouts]
-        return {
+        mazes = {"rollouts/shortest_path": chosen.shortest_path} if self.mazes else {}
+        return mazes | {
             "rollouts/exact_accuracy": chosen.exact,
             "rollouts/exact_accuracy_low": chosen.low,
             "rollouts/exact_accuracy_high": chosen.high,

@@ -44,7 +44,7 @@ def path_lengths(mazes: np.ndarray) -> np.ndarray:
     """Length of the shortest path from start to goal of each maze [N, S, S]; -1 where there is none. int32 [N]."""
     at_goal = mazes == GOAL
     steps = distances(mazes != WALL, mazes == START)
-    return np.where(at_goal, steps, UNREACHED).reshape(len(mazes), -1).max(axis=1)
+    return np.where(at_goal, steps, UNREACHED).max(axis=(1, 2))
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def judge(mazes: np.ndarray, answers: np.ndarray) -> Verdict:
     reached = distances(over, answers == START)
     length = np.where(answers == GOAL, reached, UNREACHED).reshape(len(mazes), -1).max(axis=1)
     path = kept & (length == drawn.reshape(len(mazes), -1).sum(axis=1) + 1)
-    return Verdict(path=path, shortest=path & (length == path_lengths(mazes)))
+    shortest = path.copy()
+    shortest[path] = length[path] == path_lengths(mazes[path])
+    return Verdict(path=path, shortest=shortest)
 
 
 def draw_shortest(maze: np.ndarray) -> np.ndarray:

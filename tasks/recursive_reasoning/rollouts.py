@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -51,26 +51,35 @@ def rollouts_of(args: argparse.Namespace, seed: int, steps: int, splits: Sequenc
 
 
 def print_table(evaluator: Rollouts, figures: Sequence[Figure]) -> None:
-    """A row for each number of rollouts at full depth, a column for each rule; accuracies in percent."""
+    """A row for each number of rollouts at full depth, a column for each rule; accuracies in percent.
+
+    Mazes have a second table, of answers that are any shortest path.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     rules = (*RULES, ORACLE)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("N", "calls", *(rule.removeprefix("vote_") for rule in rules), "of first"):
-        table.add_column(heading, justify="right", no_wrap=True)
     by_rule = {(f.rule, f.rollouts): f for f in figures if f.steps == evaluator.steps}
-    for breadth in sorted({rollouts for _, rollouts in by_rule}):
-        row = [by_rule[rule, breadth] for rule in rules]
-        calls = by_rule["first", breadth].block_calls
-        shown = (f"{100 * figure.exact:.1f}" for figure in row)
-        table.add_row(str(breadth), f"{by_rule[ORACLE, breadth].block_calls:.0f}", *shown, f"{calls:.0f}")
-    Console(highlight=False).print(table)
-    config = evaluator.config
-    print_rank0(
-        "N rollouts of a puzzle cost so many block calls; solved exactly, in percent, by what chooses; calls of first"
+
+    def show(share: Callable[[Figure], float | None], caption: str) -> None:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("N", "calls", *(rule.removeprefix("vote_") for rule in rules), "of first"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for breadth in sorted({rollouts for _, rollouts in by_rule}):
+            shown = (f"{100 * (share(by_rule[rule, breadth]) or 0.0):.1f}" for rule in rules)
+            calls = (f"{by_rule[rule, breadth].block_calls:.0f}" for rule in (ORACLE, "first"))
+            table.add_row(str(breadth), next(calls), *shown, next(calls))
+        Console(highlight=False).print(table)
+        print_rank0(caption)
+
+    show(
+        lambda figure: figure.exact,
+        "N rollouts of a puzzle cost so many block calls; solved exactly, in percent, by what chooses; calls of first",
     )
+    if any(figure.shortest_path is not None for figure in figures):
+        show(lambda figure: figure.shortest_path, "the same, any shortest path in place of the reference path")
+    config = evaluator.config
     chosen = by_rule[config.select, config.rollouts]
     print_rank0(
         f"rollouts    {config.rollouts} of {evaluator.steps} steps, vary={config.vary}; {config.select} chooses "

@@ -8,6 +8,7 @@ import torch
 
 from dataset.format import load_splits
 from dataset.maze.build import MazeBuild, build as build_mazes
+from dataset.maze.paths import FREE, GOAL, PATH, START, WALL
 from dataset.sudoku.build import SudokuBuild, build
 from dataset.symmetries import symmetries_of
 from engine.io import UsageError
@@ -169,6 +170,31 @@ def test_accuracy_and_cost_are_counted():
     figures = {(f.rule, f.rollouts, f.steps): f.block_calls for f in evaluator.figures()}
     assert figures["q", 2, STEPS] == 2 * STEPS * model.block_calls
     assert figures["first", 2, STEPS] == 2 * model.block_calls, "all are willing to halt after one step"
+
+
+def test_of_mazes_any_shortest_path_is_counted_apart(tmp_path, sudoku, capsys) -> None:
+    """Three mazes: the reference path, the other way round an open square, and a wall drawn over."""
+    build_mazes(MazeBuild(output_dir=tmp_path / "maze", size=6, num_train=2, num_test=4))
+    splits = load_splits([tmp_path / "maze"], "test")
+    evaluator = evaluator_of(model_of(), splits, rollouts=2)
+    inputs = torch.full((3, 16), FREE)
+    inputs[:, 5], inputs[:, 10] = START, GOAL
+    labels = inputs.clone()
+    labels[:, 6] = PATH
+    answers = labels.clone()
+    answers[1, 6], answers[1, 9] = FREE, PATH
+    answers[2, 0] = WALL
+    shown = answers.expand(2, STEPS, -1, -1)
+    evaluator.roll = lambda puzzles: Rolled(shown, torch.ones(shown.shape[:3]), torch.zeros(shown.shape[:3]))
+    batch = {"inputs": inputs.repeat(2, 1), "labels": labels.repeat(2, 1)}  # so many rows, so many at once
+    evaluator.update(batch, [], answers, 3)
+    assert {(f.exact, f.shortest_path) for f in evaluator.figures()} == {(1 / 3, 2 / 3)}
+    result = evaluator.result()
+    assert (result["rollouts/exact_accuracy"], result["rollouts/shortest_path"]) == (1 / 3, 2 / 3)
+    print_table(evaluator, evaluator.figures())
+    assert "any shortest path in place of the reference path" in capsys.readouterr().out
+    plain = evaluator_of(model_of(), sudoku, rollouts=2)  # a 4x4 Sudoku has as many words and cells
+    assert not plain.mazes
 
 
 def test_symmetries_are_those_of_the_data(tmp_path, sudoku):
