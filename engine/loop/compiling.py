@@ -24,9 +24,9 @@ become r times as fast. By the same measurements 22 to 100 s (r from 2.4 down to
 
 
 def choose_mode(asked: str, *, device: str, suits: str | None, steps: int, seconds: float | None) -> tuple[str, str]:
-    """What `compile=asked` stands for in a run that has `steps` before it and a budget of `seconds` in all, and why it
-    is off in words ("" where that goes without saying). `suits` is what the task declares (engine/task.py), None where
-    it declares nothing."""
+    """What `compile=asked` stands for in a run with `steps` and a budget of `seconds` left, and why it is off in words
+    ("" where that goes without saying). `suits` is what the task declares (engine/task.py), None where it declares
+    nothing."""
     if asked != "auto":
         return asked, ""
     if device != "cuda":
@@ -36,7 +36,8 @@ def choose_mode(asked: str, *, device: str, suits: str | None, steps: int, secon
     if steps < REPAID[suits]:
         return "off", f"{steps:,} steps do not repay the warm-up ({REPAID[suits]:,} would); compile={suits} compiles"
     if seconds is not None and seconds < (least := REPAID_SECONDS[suits]):
-        return "off", f"max_seconds={seconds:g} does not repay the warm-up ({least} would); compile={suits} compiles"
+        left = f"{seconds:.4g} s left of max_seconds"
+        return "off", f"{left} do not repay the warm-up ({least} would); compile={suits} compiles"
     return suits, ""
 
 
@@ -84,9 +85,10 @@ class _Switch:
         return call
 
 
-def compile_task(task: Task, config: RunConfig, device: torch.device, *, steps: int) -> str:
-    """Compile by `config.compile` for a run that has `steps` before it: off, block (each of `task.module.blocks()`),
-    full (`task.loss`). Returns the mode that runs.
+def compile_task(task: Task, config: RunConfig, device: torch.device, *, steps: int, spent: float = 0.0) -> str:
+    """Compile by `config.compile` for a run with `steps` left: off, block (each of `task.module.blocks()`), full
+    (`task.loss`). `spent` are the seconds of `max_seconds` that earlier processes of the run took. Returns the mode
+    that runs.
 
     Only rounding and speed depend on it, so without a compiler there is a warning, and training runs uncompiled.
 
@@ -98,7 +100,8 @@ def compile_task(task: Task, config: RunConfig, device: torch.device, *, steps: 
     suits = getattr(task, "compiles", None)
     if suits is not None and config.parallel == "fsdp":
         suits = "block"
-    mode, why = choose_mode(config.compile, device=device.type, suits=suits, steps=steps, seconds=config.max_seconds)
+    left = None if config.max_seconds is None else max(0.0, config.max_seconds - spent)
+    mode, why = choose_mode(config.compile, device=device.type, suits=suits, steps=steps, seconds=left)
     if mode == "block" and not blocks:
         if config.compile == "block":
             raise UsageError("compile=block: this model names no blocks to compile, use compile=full or compile=off")

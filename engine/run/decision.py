@@ -60,6 +60,17 @@ class RunDecision:
         return int(named[1]) if named else 0
 
     @property
+    def spent(self) -> float:
+        """Seconds of training steps that it resumes after, 0 where the checkpoint is of a version that kept none.
+
+        Raises: UsageError: the checkpoint is damaged.
+        """
+        if not self.step or self.checkpoint is None:
+            return 0.0
+        kept = load_checkpoint(self.checkpoint, checksums=False).extra.get("spent")
+        return float(kept.get("seconds", 0.0)) if isinstance(kept, Mapping) else 0.0
+
+    @property
     def branch(self) -> Path | None:
         """The checkpoint of another run that this one begins with."""
         return None if self.resumes else self.checkpoint

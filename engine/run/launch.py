@@ -65,7 +65,8 @@ def run(
             if decision.starts_fresh and plan.start is not None:
                 plan.start()
             steps = plan.last_step(config.max_steps) - decision.step
-            compile_task(plan.task, config, runtime.device, steps=steps)
+            spent = 0.0 if config.max_seconds is None else on_main(lambda: decision.spent)
+            compile_task(plan.task, config, runtime.device, steps=steps, spent=spent)
             session = Session(config, entry, plan, runtime, stop)
             if decision.branch is not None:
                 session.load(decision.branch, branches=True)

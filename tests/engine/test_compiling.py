@@ -149,13 +149,13 @@ def test_a_compiler_that_fails_in_the_first_step_leaves_training_uncompiled(
             10**6,
             59,
             "off",
-            "max_seconds=59 does not repay the warm-up (60 would); compile=block",
+            "59 s left of max_seconds do not repay the warm-up (60 would); compile=block",
         ),
         ("auto", "cuda", "block", 1_000, 60, "block", ""),
         ("auto", "cuda", "block", 999, 1e9, "off", "999 steps do not repay the warm-up"),
         ("auto", "cuda", "full", 9_999, None, "off", "compile=full compiles"),
         ("auto", "cuda", "full", 10_000, 480, "full", ""),
-        ("auto", "cuda", "full", 10**6, 300, "off", "max_seconds=300 does not repay"),
+        ("auto", "cuda", "full", 10**6, 300, "off", "300 s left of max_seconds do not repay"),
         ("auto", "cuda", None, 10**6, None, "off", "the same shapes"),
         ("block", "cpu", None, 1, 0.1, "block", ""),
         ("full", "cuda", "block", 1, 0.1, "full", ""),
@@ -182,7 +182,14 @@ def test_a_budget_that_is_too_short_is_not_spent_on_compiling(printed: list[str]
     made = task(Net())
     made.compiles = "block"
     assert compiling.compile_task(made, RunConfig(max_seconds=30), torch.device("cuda"), steps=10**6) == "off"
-    assert printed[0].startswith("compile     off: max_seconds=30 does not repay the warm-up")
+    assert printed[0].startswith("compile     off: 30 s left of max_seconds do not repay the warm-up")
+
+
+def test_what_earlier_processes_spent_of_a_budget_does_not_repay_compiling(printed: list[str]) -> None:
+    made, config = task(Net()), RunConfig(max_seconds=100)
+    made.compiles = "block"
+    assert compiling.compile_task(made, config, torch.device("cuda"), steps=10**6, spent=70.0) == "off"
+    assert printed[0].startswith("compile     off: 30 s left of max_seconds do not repay the warm-up")
 
 
 def test_off_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

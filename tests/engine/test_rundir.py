@@ -165,6 +165,21 @@ def test_true_goes_on_finished_or_not(tmp_path, state):
     assert status(path)["state"] == "running"
 
 
+def test_a_resume_counts_the_seconds_of_its_checkpoint_and_no_other_launch_does(tmp_path):
+    run = opened(tmp_path / "run")
+    assert run.decision.spent == 0
+    parts = {"model": {"w": torch.zeros(2)}, "state": {}, "config": {}, "metric": None}
+    store = CheckpointStore(run.path, "pretrain")
+    store.save(5, **parts)  # of a version that kept no seconds
+    store.save(8, **parts, extra={"spent": {"seconds": 90.5, "cpu_seconds": 80.0}})
+    run.close()
+    for spec, seconds in (("step_5", 0), ("latest", 90.5)):
+        run = opened(run.path, resume="true", resume_from=spec)
+        assert run.decision.spent == seconds
+        run.close()
+    assert opened(tmp_path / "branch", resume_from=str(run.path / "checkpoints/step_8")).decision.spent == 0
+
+
 def test_true_needs_a_checkpoint_and_names_the_folder(tmp_path):
     with pytest.raises(UsageError, match=f"nothing to resume: no checkpoint in {tmp_path / 'run' / 'checkpoints'}"):
         opened(tmp_path / "run", resume="true")
