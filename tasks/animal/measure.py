@@ -52,10 +52,11 @@ class Measurement:
         return results
 
     def _samples(self, *, base: bool) -> list[Sample]:
-        drawn = self.sampler.draw(self.seed, "animal/evaluation", 0, self.rows, base=base, sampling=Sampling())
+        how: dict[str, Any] = {"base": base, "sampling": Sampling(), "stoppable": True}
+        drawn = self.sampler.draw(self.seed, "animal/evaluation", 0, self.rows, **how)
         mask = mask_of(drawn)
-        ref = self.sampler.scores(drawn.ids, mask, base=True)
-        logp = ref if base else self.sampler.scores(drawn.ids, mask)
+        ref = self.sampler.scores(drawn.ids, mask, base=True, stoppable=True)
+        logp = ref if base else self.sampler.scores(drawn.ids, mask, stoppable=True)
         return self.sampler.samples(drawn, logp, ref)
 
     def state_dict(self) -> dict[str, Any]:

@@ -70,8 +70,12 @@ class Sampler:
         *,
         base: bool = False,
         sampling: Sampling | None = None,
+        stoppable: bool = False,
     ) -> Drawn:
-        """`rows` completions by the model, or by its base. Raises: Interrupted: the run was asked to stop."""
+        """`rows` completions by the model, or by its base.
+
+        Raises: Interrupted: the run was asked to stop, and may be (`stoppable`): a training step is finished first.
+        """
         padded, chosen = self._padded(rows), sampling or self.sampling
         draws = torch.rand(
             padded, self.max_new_tokens, generator=keyed_generator(seed, purpose, step), dtype=torch.double
@@ -81,16 +85,24 @@ class Sampler:
             ids, _ = rollout(self.model.language_model, self.prompt, some, chosen, ends=self.ends, pad=self.pad)
             return ids
 
-        ids = self._shared(sample, draws, base=base).cpu()[:rows]
+        ids = self._shared(sample, draws, base=base, stoppable=stoppable).cpu()[:rows]
         blocks = [self.processor.split(row) for row in ids.tolist()]
         return Drawn(ids[:, : max(block.length for block in blocks)], blocks)
 
-    def scores(self, ids: Tensor, mask: Tensor, *, base: bool = False) -> Tensor:
-        """Log-probabilities float32 [B, T] of ids, 0 outside of mask bool [B, T], by the model or by its base."""
+    def scores(self, ids: Tensor, mask: Tensor, *, base: bool = False, stoppable: bool = False) -> Tensor:
+        """Log-probabilities float32 [B, T] of ids, 0 outside of mask bool [B, T], by the model or by its base.
+
+        Raises: Interrupted: as `draw`.
+        """
         rows = len(ids)
         padded = torch.cat((ids, ids[:1].expand(self._padded(rows) - rows, -1)))
         with torch.no_grad():
-            made = self._shared(lambda some: score(self.model.language_model, self.prompt, some), padded, base=base)
+            made = self._shared(
+                lambda some: score(self.model.language_model, self.prompt, some),
+                padded,
+                base=base,
+                stoppable=stoppable,
+            )
         return made[:rows].where(mask.to(made.device), 0.0)
 
     def samples(self, drawn: Drawn, logp: Tensor, ref: Tensor) -> list[Sample]:
@@ -112,7 +124,7 @@ class Sampler:
     def _padded(self, rows: int) -> int:
         return -(-rows // self.runtime.world_size) * self.runtime.world_size
 
-    def _shared(self, work: Callable[[Tensor], Tensor], rows: Tensor, *, base: bool) -> Tensor:
+    def _shared(self, work: Callable[[Tensor], Tensor], rows: Tensor, *, base: bool, stoppable: bool) -> Tensor:
         """`work` done on this rank's part of `rows`, in evaluation mode; the parts of all ranks, in order."""
         self.model.eval()
         own = len(rows) // self.runtime.world_size
@@ -120,7 +132,7 @@ class Sampler:
         parts = []
         with self.model.without_adapters() if base else nullcontext():
             for some in mine.split(self.rows_at_once):
-                if self.runtime.stop_requested():
+                if stoppable and self.runtime.stop_requested():
                     raise Interrupted("stopped while sampling")
                 parts.append(work(some))
         return all_gather_rows(torch.cat(parts))

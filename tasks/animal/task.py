@@ -214,7 +214,7 @@ class AnimalTask:
         """Once, before the first step: samples of the base for the buffer, their clusters, their frequencies."""
         if self._filled:
             return
-        drawn = self.sampler.draw(self.runtime.seed, "animal/prefill", 0, self.prefill, base=True)
+        drawn = self.sampler.draw(self.runtime.seed, "animal/prefill", 0, self.prefill, base=True, stoppable=True)
         if is_main():
             self.embedder.fit([block.text for block in drawn.blocks])
         self.embedder.load_state_dict(broadcast_object(self.embedder.state_dict()))  # machines round differently

@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine.checkpoint.manifest import load_checkpoint
+from engine.errors import Interrupted
 from tasks.animal.loading import open_animal_run
 from tests.animal.conftest import SHORT, attempt
 from tests.conftest import _entry, finish, metrics, run_ranks, run_script, start_forked
@@ -130,6 +132,16 @@ def test_killed_and_resumed_it_is_the_same_run(place: Path, whole: Path) -> None
     assert result.code == 0, result.output
     assert "resum" in result.output
     same(whole / "run", place / "run")
+
+
+def test_a_signal_lets_a_step_finish_and_leaves_an_evaluation(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step has begun is not saved: stopped in the middle of it, all steps since the last checkpoint are lost."""
+    monkeypatch.chdir(whole)
+    task = open_animal_run(whole / "run", device="cpu").plan.task
+    task.sampler.runtime = replace(task.sampler.runtime, stop_requested=lambda: True)
+    assert task.micro_batches(7)
+    with pytest.raises(Interrupted, match="stopped while sampling"):
+        task.evaluate(final=True)
 
 
 def test_ranks_and_parts_change_nothing(place: Path) -> None:
