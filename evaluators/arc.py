@@ -36,7 +36,7 @@ class ARCConfig:
 
     submission_K: Annotated[int, Range(1)] = 2
     """Attempts for each test grid, in the submission and in the score that has an interval."""
-    pass_Ks: list[int] = field(default_factory=lambda: [1, 2, 5, 10, 100, 1000])
+    pass_Ks: Annotated[list[int], Range(1)] = field(default_factory=lambda: [1, 2, 5, 10, 100, 1000])
     """How many of the leading answers a score counts."""
     pooled: bool = False
     """Votes of earlier evaluations of this process count too, as in the public code: late scores look better."""
@@ -45,8 +45,8 @@ class ARCConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.pass_Ks or min(self.pass_Ks) < 1:
-            raise ValueError(f"pass_Ks={self.pass_Ks}: expected numbers from 1, e.g. [1, 2]")
+        if not self.pass_Ks:
+            raise ValueError("pass_Ks is empty: expected numbers from 1, e.g. [1, 2]")
 
 
 class ARC:

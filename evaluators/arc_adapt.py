@@ -28,6 +28,7 @@ class ARCTestTimeTrainingConfig(BallotsConfig, TrainingConfig):
     """Settings of `arc_adapt@ARCTestTimeTraining`."""
 
     def __post_init__(self) -> None:
+        BallotsConfig.__post_init__(self)
         TrainingConfig.__post_init__(self)
 
 

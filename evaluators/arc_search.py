@@ -30,6 +30,7 @@ class ARCLatentSearchConfig(BallotsConfig, SearchConfig):
     """Settings of `arc_search@ARCLatentSearch`."""
 
     def __post_init__(self) -> None:
+        BallotsConfig.__post_init__(self)
         SearchConfig.__post_init__(self)
 
 

@@ -25,7 +25,7 @@ class BallotsConfig:
 
     submission_K: Annotated[int, Range(1)] = 2
     """Attempts for each test grid in the score that has an interval; the first has one, too."""
-    pass_Ks: list[int] = field(default_factory=lambda: [1, 2])
+    pass_Ks: Annotated[list[int], Range(1)] = field(default_factory=lambda: [1, 2])
     """How many of the leading answers a score counts."""
     confidence: Annotated[float, Range(above=0, below=1, hint="e.g. 0.95")] = 0.95
     """Of the Wilson intervals."""
@@ -36,6 +36,8 @@ class BallotsConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not self.pass_Ks:
+            raise ValueError("pass_Ks is empty: expected numbers from 1, e.g. [1, 2]")
 
 
 class Ballots(ABC):

@@ -29,6 +29,7 @@ from evaluators.adaptation.search import (
     search,
 )
 from evaluators.adaptation.training import Examples, TrainingConfig, fit_tokens, fit_weights, losses
+from evaluators.arc import ARCConfig
 from evaluators.arc_adapt import ARCTestTimeTraining, ARCTestTimeTrainingConfig
 from evaluators.arc_controls import LABELS, ARCControls, ARCControlsConfig
 from evaluators.arc_search import ARCLatentSearch, ARCLatentSearchConfig
@@ -386,3 +387,10 @@ def test_the_report_counts_by_family_and_by_budget(splits, tmp_path, capsys):
         main(parse([str(tmp_path)]))
     with pytest.raises(UsageError, match="none is not a folder: expected a run"):
         main(parse([str(tmp_path / "none")]))
+
+
+@pytest.mark.parametrize("config", [ARCConfig, ARCControlsConfig, ARCLatentSearchConfig, ARCTestTimeTrainingConfig])
+@pytest.mark.parametrize(("given", "message"), [([0, 2], "pass_Ks=.*at least 1"), ([], "pass_Ks is empty")])
+def test_numbers_of_answers_are_refused_with_the_config(config, given, message):
+    with pytest.raises(ValueError, match=message):
+        config(pass_Ks=given)
