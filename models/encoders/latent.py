@@ -30,8 +30,11 @@ class Posterior(nn.Module):
 
 
 def sample(mu: Tensor, variance: Tensor, noise: Tensor | None) -> Tensor:
-    """μ + σ ε; `noise` [B, Z], from torch's global generator where it is None."""
-    return mu + variance.sqrt() * (torch.randn_like(mu) if noise is None else noise.to(mu.dtype))
+    """μ + σ ε for `variance` [B, Z], 0 in a row without demonstrations; `noise` [B, Z], from torch's global generator
+    where it is None."""
+    some = variance > 0
+    sigma = torch.where(some, variance, 1.0).sqrt() * some  # the root of 0 has an infinite slope
+    return mu + sigma * (torch.randn_like(mu) if noise is None else noise.to(mu.dtype))
 
 
 def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from models.encoders import encoder_class, encoder_types, kinds
-from models.encoders.latent import kl_divergence
+from models.encoders.aggregation import masked_mean
+from models.encoders.latent import kl_divergence, sample
 from models.encoders.pairs import grid_sizes
 from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.etrm_config import TRMWithEncoderConfig
@@ -262,3 +263,14 @@ def test_a_further_encoder_is_one_file(tmp_path, monkeypatch):
     assert encoder.describe() == "first_only, 2 layers, aggregation mean (as in the table)"
     assert context(encoder, batch).shape == (3, CONFIG.context_len, CONFIG.hidden_size)
     del sys.modules["models.encoders.kinds.first_only"]
+
+
+def test_a_row_without_demonstrations_has_finite_gradients_and_no_noise():
+    mask = torch.tensor([[True, True], [False, False]])
+    mu, logvar = (torch.randn(2, 2, 3).requires_grad_() for _ in range(2))
+    variance = masked_mean(logvar.exp(), mask) / mask.sum(1, keepdim=True).clamp(min=1)
+    latent = sample(masked_mean(mu, mask), variance, torch.randn(2, 3))
+    latent.sum().backward()
+    assert not latent[1].any()
+    assert torch.isfinite(logvar.grad).all()
+    assert logvar.grad[0].all()
