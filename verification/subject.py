@@ -123,6 +123,12 @@ class Subject(Request):
         return script.declared.requires if script and script.declared else {}
 
     @property
+    def misdeclared(self) -> dict[str, str]:
+        """What the script requires of a model class and the model declares otherwise, or not at all: key -> value
+        required."""
+        return {key: value for key, value in self.requires.items() if self.model.declared.get(key) != value}
+
+    @property
     def arch(self) -> dict[str, Any]:
         """The resolved arch block, empty where there is none."""
         block = (self.resolved or {}).get("arch")

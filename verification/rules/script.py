@@ -66,8 +66,7 @@ def model_is_the_scripts(subject: Subject) -> Iterator[Finding]:
         fix = "state both in the family's `requires`, which the registry compares with the class"
         yield finding("SCR112", "FAIL", f"{file} states no FAMILY and DATA_MODE", file, 0, fix)
         return
-    model = need_model(subject)
-    other = {key: stated for key, stated in subject.requires.items() if model.declared.get(key) != stated}
+    model, other = need_model(subject), subject.misdeclared
     if other:
         declared = " and ".join(f"{key}={model.declared.get(key)!r}" for key in other)
         wanted = " and ".join(map(repr, other.values()))
