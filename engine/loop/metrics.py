@@ -12,7 +12,7 @@ pieces (parallel=fsdp). A sparse table has a weight norm only: its gradient rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -174,6 +174,14 @@ class SkippedSteps:
     def load(self, counts: Tensor) -> None:
         """Resume stored counts (an earlier version stored a third one)."""
         self.counts = counts[:2].to(self.counts)
+
+
+def learning_rates(groups: Mapping[str, ParamGroup], factor: float) -> dict[str, float]:
+    """`train/lr`, the highest rate of the dense groups at `factor` times their peaks; `train/lr_G` of a sparse table,
+    and of the first dense group G of each other rate (the rest beside Muon, a scaled encoder)."""
+    dense = {group.lr: name for name, group in reversed([*groups.items()]) if group.table is None}
+    rates = {f"train/lr_{name}" if lr < max(dense) else "train/lr": lr * factor for lr, name in dense.items()}
+    return rates | {f"train/lr_{name}": g.lr * factor for name, g in groups.items() if g.table is not None}
 
 
 class GroupStats:

@@ -23,7 +23,7 @@ from engine.distributed import Polls, any_rank, key_global_draws, lost_rank
 from engine.errors import Interrupted, RunFailure
 from engine.io import print_rank0
 from engine.loop.evaluations import EMA, Evaluations, averages
-from engine.loop.metrics import GroupStats, LogLine, MetricWindow, SkippedSteps
+from engine.loop.metrics import GroupStats, LogLine, MetricWindow, SkippedSteps, learning_rates
 from engine.loop.sharding import make_reducer
 from engine.loop.step_graph import StepGraph, make_step_graph
 from engine.optim import build_optimizers, load_optimizers
@@ -234,9 +234,7 @@ class Trainer:
     def _log(self) -> None:
         values: dict[str, Any] = {"train/skipped_steps": self.skipped.total()}
         values |= {f"train/{name}": value for name, value in self.window.flush().items()}
-        factor = self.plan.schedule(self.step)
-        for name, group in self.groups.items():
-            values["train/lr" if group.table is None else f"train/lr_{name}"] = group.lr * factor
+        values |= learning_rates(self.groups, self.plan.schedule(self.step))
         values["train/grad_norm"] = self._last_norm
         values |= {f"train/{name}": value for name, value in self.stats.flush().items()}
         seconds = (self.seconds - self.logged_seconds) / max(self.step - self._logged_step, 1)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.loop.metrics import LogLine, MetricWindow
+from engine.loop.metrics import LogLine, MetricWindow, learning_rates
+from engine.task import ParamGroup
 
 CPU = torch.device("cpu")
 
@@ -55,3 +56,23 @@ def test_within_a_run_names_never_change() -> None:
     step(window, a=1.0, b=2.0)
     with pytest.raises(KeyError, match="names must not change"):
         window.add(pairs(a=1.0))
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ({"matrix": 0.02, "embedding": 3e-4, "head": 3e-4}, {"train/lr": 0.01, "train/lr_embedding": 1.5e-4}),
+        ({"encoder": 1e-5, "trunk": 1e-4}, {"train/lr": 5e-5, "train/lr_encoder": 5e-6}),
+        ({"puzzle_emb": 0.2, "trunk": 0.1}, {"train/lr": 0.05, "train/lr_puzzle_emb": 0.1}),
+        ({"puzzle_emb": 0.2}, {"train/lr_puzzle_emb": 0.1}),
+        ({"matrix": 0.0}, {"train/lr": 0.0}),
+    ],
+)
+def test_groups_with_other_rates_have_their_own_column(rates: dict[str, float], expected: dict[str, float]) -> None:
+    """train/lr was that of the last group: of the rest, beside Muon."""
+
+    def group(name: str, lr: float) -> ParamGroup:
+        params: Any = object() if name == "puzzle_emb" else {}  # a sparse table is no dict
+        return ParamGroup(name=name, optimizer="adamw", lr=lr, params=params)
+
+    assert learning_rates({name: group(name, lr) for name, lr in rates.items()}, 0.5) == pytest.approx(expected)
