@@ -58,27 +58,38 @@ class Piece:
         if self.keys is None:
             return [text]
         if self.array:
-            return [self._document(record) for record in self._chosen(read_array(self.path, text))]
+            return [
+                self._document(record, at) for at, record in self._chosen([*enumerate(read_array(self.path, text))])
+            ]
         # as bytes.strip counts them
-        lines = self._chosen([line for line in text.split("\n") if line.strip(" \t\r\f\v")])
+        lines = self._chosen([(at, line) for at, line in enumerate(text.split("\n")) if line.strip(" \t\r\f\v")])
         if not self.keys:
-            return [line.strip() for line in lines]
-        return [self._document(self._record(line)) for line in lines]
+            return [line.strip() for _, line in lines]
+        return [self._document(self._record(line, at), at) for at, line in lines]
 
-    def _chosen(self, documents: list[Any]) -> list[Any]:
+    def _chosen(self, documents: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
         if self.taken is None:
             return documents
         return [document for document, taken in zip(documents, self.taken, strict=True) if taken]
 
-    def _record(self, line: str) -> Any:
+    def _place(self, at: int) -> str:
+        """The file with the line, or the document of an array, that is number `at` of this piece."""
+        if self.array:
+            return f"{self.path}: document {at + 1}"
+        with open(self.path, "rb") as stream:
+            before = sum(stream.read(min(PIECE, self.low - low)).count(b"\n") for low in range(0, self.low, PIECE))
+        return f"{self.path}:{before + at + 1}"
+
+    def _record(self, line: str, at: int) -> Any:
         try:
             return parse(line)
         except ValueError as error:
-            raise UsageError(f"{self.path} is not JSONL: {error} in {line[:60]!r}") from None
+            why = getattr(error, "msg", error)  # its own "line 1" is not the file's
+            raise UsageError(f"{self._place(at)} is not JSONL: {why} in {line[:60]!r}") from None
 
-    def _document(self, record: Any) -> str:
+    def _document(self, record: Any, at: int) -> str:
         if isinstance(record, str):
-            return self._whole(record)
+            return self._whole(record, at)
         values = []
         for key in self.keys or ():
             value = record.get(key) if isinstance(record, dict) else None
@@ -89,16 +100,18 @@ class Piece:
                     )
                 else:
                     have = "a document must be an object or a string"
-                raise UsageError(f"{self.path} has a document without text under {key!r} (--json-key): {have}")
+                raise UsageError(f"{self._place(at)} is a document without text under {key!r} (--json-key): {have}")
             values.append(value)
         if self.template:
-            return self._whole(fill(self.template, dict(zip(self.keys or (), values, strict=True))))
-        return self._whole("\n".join(values))
+            return self._whole(fill(self.template, dict(zip(self.keys or (), values, strict=True))), at)
+        return self._whole("\n".join(values), at)
 
-    def _whole(self, text: str) -> str:
+    def _whole(self, text: str, at: int) -> str:
         if not text.isascii() and (half := HALF.search(text)):
             around = ascii(text[max(0, half.start() - 20) : half.end()])
-            raise UsageError(f"{self.path} has half a character (a lone surrogate, no UTF-8 can hold it) in {around}")
+            raise UsageError(
+                f"{self._place(at)} has half a character (a lone surrogate, no UTF-8 can hold it) in {around}"
+            )
         return text
 
 

@@ -168,7 +168,7 @@ def test_bad_input_leaves_nothing(tmp_path: Path, prose: Path, documents: Path) 
     (tmp_path / "half.jsonl").write_text('{"text": "a"}\n{"text": "ab \\ud83d"}\n' * 9)
     for inputs, options, words in (
         ([tmp_path / "latin.txt"], {}, r"latin.txt is not UTF-8: byte 4"),
-        ([tmp_path / "broken.jsonl"], {}, "broken.jsonl is not JSONL"),
+        ([tmp_path / "broken.jsonl"], {}, r"broken.jsonl:2 is not JSONL: Expecting value in"),
         ([documents], {}, r"without text under 'text' \(--json-key\)"),
         ([documents, prose], {}, "mixes plain text and JSONL"),
         ([tmp_path / "empty.txt"], {}, "empty.txt is empty"),
@@ -176,11 +176,34 @@ def test_bad_input_leaves_nothing(tmp_path: Path, prose: Path, documents: Path) 
         ([prose], {"val_fraction": 1.5}, "--val-fraction 1.5 must be between 0 and 1"),
         ([prose], {"val_fraction": 1e-6}, r"val split would have [01] token"),
         ([prose], {"train_split": "train"}, "give that folder"),
-        ([tmp_path / "half.jsonl"], {}, r"half.jsonl has half a character .* in 'ab \\ud83d'"),
+        ([tmp_path / "half.jsonl"], {}, r"half.jsonl:\d+ has half a character .* in 'ab \\ud83d'"),
     ):
         with pytest.raises(UsageError, match=words):
             made(tmp_path / "out" / "x", *inputs, tokenizer="byte", **options)
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".x.lock"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ('{"txet": "c"}', r"{}:42 is a document without text under 'text' \(--json-key\): did you mean 'txet'\?"),
+        ('{"text": null}', r"{}:42 is a document without text .* it is null, not a string"),
+        ('{"text": "c', r"{}:42 is not JSONL: Unterminated string starting at in"),
+        ('{"text": "a"} {"text": "b"}', r"{}:42 is not JSONL: Extra data in"),
+    ],
+)
+def test_a_fault_in_a_document_names_its_line(
+    tmp_path: Path, fault: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dataset.text.corpus.PIECE", 100)  # the fault is in a later piece of the file
+    lines = ['{"text": "abc"}'] * 40 + ["", fault] + ['{"text": "abc"}'] * 9
+    (tmp_path / "docs.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UsageError, match=words.format("docs.jsonl")):
+        made(tmp_path / "out", tmp_path / "docs.jsonl", tokenizer="byte")
+    if fault.startswith('{"t') and fault.endswith("}") and "} {" not in fault:
+        (tmp_path / "docs.json").write_text(json.dumps([*({"text": "abc"},) * 40, json.loads(fault)]))
+        with pytest.raises(UsageError, match=words.format("docs.json").replace(":42", ": document 41")):
+            made(tmp_path / "out", tmp_path / "docs.json", tokenizer="byte")
 
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path, prose: Path) -> None:
