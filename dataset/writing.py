@@ -22,6 +22,8 @@ from engine.io import REPLACED, TEMPORARY, UsageError, atomic_directory, file_lo
 
 SET = "all"
 CARD = "card.json"
+OURS = frozenset((CARD, "identifiers.json", "test_puzzles.json", "leakage.json", "tasks", *SPLITS))
+"""What builders of puzzles, the public ones too, leave in a data set's folder."""
 # Data sets up to this size are hashed anew when they are described; of larger ones the card is believed.
 REHASH_BYTES = 512 << 20
 
@@ -116,10 +118,27 @@ def building(root: str | Path) -> Iterator[Path]:
 def refuse_existing(root: str | Path, *, overwrite: bool) -> None:
     """Raise UsageError when something is at `root` that the build may not replace."""
     root = Path(root)
-    if root.is_dir() and overwrite and any(root.iterdir()) and not any((root / s).is_dir() for s in SPLITS):
-        raise UsageError(f"{root} is not a data set, so --overwrite leaves it alone: choose another --output-dir")
+    if root.is_dir() and overwrite:
+        if any(root.iterdir()) and not any((root / s).is_dir() for s in SPLITS):
+            raise UsageError(f"{root} is not a data set, so --overwrite leaves it alone: choose another --output-dir")
+        if foreign := _foreign(root):
+            raise UsageError(
+                f"{root} holds {foreign}, which is not part of a data set, so --overwrite leaves it alone: "
+                "choose another --output-dir"
+            )
     if root.exists() and not overwrite:
         raise UsageError(f"{root} exists already: pass --overwrite to replace it, or choose another --output-dir")
+
+
+def _foreign(root: Path) -> str:
+    """The first file below `root`, relative to it, that no builder of puzzles writes; empty without one."""
+    for path in sorted(root.iterdir()):
+        if path.name not in OURS:
+            return path.name
+        for inner in sorted(path.iterdir()) if path.name in SPLITS and path.is_dir() else ():
+            if inner.name != "dataset.json" and not (inner.suffix == ".npy" and "__" in inner.name):
+                return f"{path.name}/{inner.name}"
+    return ""
 
 
 def write_dataset(

@@ -230,6 +230,18 @@ def test_existing_folder_is_refused_unless_overwrite(tmp_path):
         build(small(tmp_path / "precious", overwrite=True))
 
 
+@pytest.mark.parametrize("own", ["notes.txt", "train/cat.jpg", "test/answers/mine.csv"])
+def test_overwrite_deletes_no_file_that_is_not_of_a_data_set(tmp_path, own):
+    build(small(tmp_path / "set"))
+    (tmp_path / "set" / own).parent.mkdir(exist_ok=True)
+    (tmp_path / "set" / own).write_text("mine")
+    with pytest.raises(
+        UsageError, match=rf"holds {own[:12]}\S*, which is not part of a data set.*another --output-dir"
+    ):
+        build(small(tmp_path / "set", overwrite=True))
+    assert (tmp_path / "set" / own).read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
