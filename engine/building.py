@@ -25,7 +25,7 @@ CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 class _TooLarge(Exception):
-    """Carries the bytes that are needed."""
+    """More bytes were asked for than the budget has."""
 
 
 class _Budget(TorchFunctionMode):
@@ -107,7 +107,7 @@ def memory_of(device: torch.device) -> int:
 
 
 def _largest(config: Any, where: str) -> str:
-    """`key=value` of the number that is the largest multiple of its default: what a slip of the pen looks like."""
+    """`key=value` of the number that is the largest multiple of its default: likely a typing error."""
     sizes = {value: (multiple, key) for multiple, value, key in reversed([*_sizes(config, where)])}
     return max(sizes.values(), default=(0, where))[1]  # of equal numbers the outermost: inner ones may follow it
 

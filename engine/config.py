@@ -52,7 +52,7 @@ NOT_IDENTITY: Mapping[str, str] = {
 RETIRED = {"compile_cuda_graphs": "it is gone; step_graph=auto is the graph of a whole step"}
 """Keys that stored configs of older runs have and nothing reads any more -> what serves instead."""
 
-OURS = "LOOPFORGE_"  # what our own processes tell each other
+OURS = "LOOPFORGE_"  # prefix of the variables between our own processes
 SLURM = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID", "SLURM_TMPDIR")
 ENVIRONMENT = {"HOME", "HOSTNAME", "LOGNAME", "PWD", "SCRATCH", "TMPDIR", "USER", "WORK", *SLURM}
 """Variables that `${oc.env:NAME}` may read: names of places, people and jobs."""

@@ -33,10 +33,10 @@ class DeviceChoice:
 
 
 def choose_device(asked: str) -> DeviceChoice:
-    """Resolve `device=auto|cpu|cuda|cuda:N|mps`: `auto` takes what there is, a device by name must be there.
+    """Resolve `device=auto|cpu|cuda|cuda:N|mps`: `auto` takes the best one available, a named one must exist.
 
     Raises:
-        UsageError: the word is not a device, or this machine has none such.
+        UsageError: not the name of a device, or of one that this machine lacks.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", asked):
         raise UsageError(f"device={asked}: expected auto, cpu, cuda, cuda:N or mps")
@@ -101,7 +101,7 @@ def check_attention(attention: str, device: torch.device) -> str:
 
 
 def staged(arrays: Mapping[str, np.ndarray | Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Arrays of the host as tensors on `device`: on CUDA in one copy, from pinned memory, which no step waits for."""
+    """Arrays of the host, by name, on `device`: on CUDA by one copy from pinned memory, which no step waits for."""
     tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
     if device.type != "cuda":
         return {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -109,7 +109,7 @@ def staged(arrays: Mapping[str, np.ndarray | Tensor], device: torch.device) -> d
 
 
 def packed(tensors: Mapping[str, Tensor], device: torch.device, *, pin: bool) -> dict[str, Tensor]:
-    """Copies on `device` in one buffer; a `pin`ned one is sent beside what the device is doing."""
+    """Copies on `device` by name, views of one buffer; with `pin` (CUDA) it is sent while the device is computing."""
     starts = [0, *accumulate(-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors.values())]
     buffer = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pin)
 
@@ -128,8 +128,11 @@ def _sending(device: torch.device) -> torch.cuda.Stream:
 
 
 def _sent(buffer: Tensor, device: torch.device) -> Tensor:
-    """A copy of pinned memory on a stream of its own, for which the present stream waits. The allocators know both:
-    neither memory is used again before the copy is made, nor the copy's before the present stream has done with it."""
+    """A copy of pinned memory [bytes] on `device`, made on a stream of its own, for which the present stream waits.
+
+    The allocators know both streams: the pinned memory is reused only after the copy, and the memory of the copy only
+    after the present stream has finished with it.
+    """
     present, side = torch.cuda.current_stream(device), _sending(device)
     with torch.cuda.stream(side):
         sent = buffer.to(device, non_blocking=True)

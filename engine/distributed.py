@@ -135,7 +135,7 @@ def should_report(error: BaseException, code: int) -> bool:
 
 
 def report_to_launcher(error: BaseException, line: str | None) -> None:
-    """Leave `line`, else the traceback, where torchrun looks for it: its summary, which is printed last, shows it."""
+    """Write `line`, else the traceback, to torchrun's error file: its summary, which is printed last, shows it."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file is None or not isinstance(error, Exception) or isinstance(error, RankLost):
         return

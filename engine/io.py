@@ -93,7 +93,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def _name(error: BaseException, path: Path) -> None:
-    """The system names the file only where it opens one, not where it writes."""
+    """Name the file in an OSError of a write, which the system leaves without a name."""
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(path)
 
@@ -104,7 +104,7 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know: paths, and the scalars and arrays of numpy and torch."""
+    """JSON values of what json refuses: paths, and the scalars and arrays of numpy and torch."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):

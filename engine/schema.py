@@ -26,7 +26,7 @@ from engine.io import did_you_mean
 
 T = TypeVar("T")
 WORDS = {"on": True, "yes": True, "off": False, "no": False}
-"""Text that means a truth value, as in YAML: Hydra's command line reads a bare `on` as text."""
+"""Text that means true or false, as in YAML: Hydra's command line reads a bare `on` as text."""
 NO_TEXT = re.compile("[\\0\\ud800-\\udfff]")
 """A null character, or half of a surrogate pair: what Python makes of bytes that are not UTF-8."""
 LONGEST_SHOWN = 80  # characters of a value in an error

@@ -17,7 +17,7 @@ from typing import Any
 from engine.errors import Interrupted
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-# torchrun hands on SIGTERM, SIGINT, SIGHUP and SIGQUIT; any other signal ends it and leaves its ranks alone.
+# torchrun passes SIGTERM, SIGINT, SIGHUP and SIGQUIT on; any other signal ends it and leaves its ranks running.
 _LAUNCHER = os.getppid()
 POLL_S, GRACE_S = 1.0, 5.0
 
@@ -35,19 +35,19 @@ def restore(handlers: dict[int, Any]) -> None:
 
 
 def leave_to_parent() -> None:
-    """In a forked worker: a signal to the whole group is the parent's to answer, who then ends the worker."""
+    """In a forked worker: the parent handles a signal to the whole group, and then ends the worker."""
     install(signal.SIG_IGN)
 
 
 def on_main_rank() -> bool:
-    """Whether this process is the rank that speaks; `engine.distributed.is_main` without its imports."""
+    """Whether this process is the rank that prints; `engine.distributed.is_main` without its imports."""
     return os.environ.get("RANK", "0") in ("", "0")
 
 
 def watch_launcher() -> None:
     """Send this rank SIGTERM when its torchrun is gone (any other parent may go: a run may be disowned).
 
-    Before training torchrun's store is waited for in C++, which hears no signal for half an hour: then the rank ends.
+    Before training a rank waits for torchrun's store in C++, where no signal is handled for half an hour: it exits.
     """
 
     def watch() -> None:

@@ -68,7 +68,7 @@ class ParamGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What a task may know of the machine and the run."""
+    """What a task may know about the machine and the run."""
 
     device: torch.device
     dtype: torch.dtype
@@ -138,10 +138,10 @@ class Task(Protocol):
     def param_groups(self) -> list[ParamGroup]:
         """What is trained, by which optimizer."""
 
-    # One whose micro-batches all have the same shapes may say in `compiles` how `compile=auto` compiles it on CUDA:
+    # A task whose micro-batches all have the same shapes may set `compiles`, the mode of `compile=auto` on CUDA:
     # "block" where each block runs many times in a step, else "full".
 
-    # One whose steps `step_graph` may capture has `not_captured`, the reason why they cannot be here, or "". Then
+    # A task whose steps `step_graph` may capture has `not_captured`: why they cannot be captured here, or "". Then
     # `captured_as(step) -> Hashable | None` is asked once the micro-batches of that step are drawn: steps of one value
     # and with micro-batches of one form do the same operations on the device; None is a step in which the host takes
     # part. `carried() -> list[Tensor]` are the tensors that a step leaves to the next (its carry), and `carry(tensors)`
@@ -153,7 +153,7 @@ class Task(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """Everything but weights and optimizers: nested dicts and lists of tensors, scalars, `RowSharded` tensors."""
 
-    # One with rows to show beside the figures of an evaluation has `tables() -> dict[str, list[dict[str, Any]]]`.
+    # A task with rows to show beside the metrics of an evaluation has `tables() -> dict[str, list[dict[str, Any]]]`.
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse: `RowSharded` leaves arrive already sliced to this rank's rows."""
@@ -173,7 +173,10 @@ class Evaluation:
 
 @dataclass(kw_only=True)
 class TrainingPlan:
-    """A task, and what the trainer needs to know of the run's length and habits: what a script's `build` returns."""
+    """A task, and what the trainer needs to know about the run: length, schedule, evaluations, files.
+
+    A script's `build` returns it.
+    """
 
     task: Task
     total_steps: int
@@ -181,7 +184,7 @@ class TrainingPlan:
     schedule: Callable[[int], float]
     """Step (1-based) -> factor on every group's peak learning rate."""
     eval_steps: Collection[int] = ()
-    """The steps that an evaluation follows: a range, or what else knows them without a list of them all."""
+    """The steps that an evaluation follows: a range, or another collection that need not list them all."""
     final_eval: bool = True
     """Whether one follows the last step in any case."""
     final_like_others: bool = True
@@ -201,7 +204,7 @@ class TrainingPlan:
     batch_rows: int = 1
     """Rows of the global batch, for throughput."""
     step_counts: Mapping[str, int] = field(default_factory=dict)
-    """What else a step gets through, by name: also reported per second."""
+    """Further counts of a step by name (tokens, e.g.), also reported per second."""
     cards: list[dict[str, Any]] = field(default_factory=list)
     """Data cards, kept in the run directory."""
     start: Callable[[], None] | None = None
@@ -211,7 +214,7 @@ class TrainingPlan:
     links: Mapping[str, str] = field(default_factory=dict)
     """Documented names in the run directory -> best, latest or step_N, as links to that checkpoint."""
     keep_every: int | None = None
-    """Keep the checkpoints of multiples of this step, where the config's keep_every does not say otherwise."""
+    """Keep the checkpoints of multiples of this step, unless the config sets keep_every."""
 
     def last_step(self, max_steps: int | None) -> int:
         """Where a run ends that takes at most `max_steps`."""

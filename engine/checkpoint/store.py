@@ -181,7 +181,7 @@ class CheckpointStore:
         """The directory meant by `latest`, `best`, `step_N`, a checkpoint's path or a run's path (its
         latest).
 
-        Raises: UsageError that lists what is there.
+        Raises: UsageError that lists the checkpoints.
         """
         spec = os.fspath(spec)
         if spec in ("latest", "best"):

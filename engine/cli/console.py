@@ -220,7 +220,7 @@ def _table() -> dict[str, str]:
 def _pattern(keys: tuple[str, ...]) -> re.Pattern[str]:
     """Where one of `keys` is meant: a word of its own, no part of a path or of a longer key.
 
-    A key that is a plain word (accumulation) may be prose: only `=` or `:` behind it tells.
+    A key that is a plain word (accumulation) may be prose: it counts as a key only before `=` or `:`.
     """
     ordered = sorted(keys, key=len, reverse=True)
     names = [re.escape(key) + ("" if re.search(r"[._=]", key) else "(?=[=:])") for key in ordered]

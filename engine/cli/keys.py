@@ -137,7 +137,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def source_keys(name: str, slot: str, prefix: str) -> dict[str, Key]:
     """Keys of the `Config` of `module@Class` in a slot, nested ones too, by dotted name behind `prefix`.
 
-    Only the module of the Config is imported. Empty where the name leads nowhere: a launch says why.
+    Only the module of the Config is imported. Empty for a name that does not resolve: the launch reports why.
     """
     module, _, cls = str(name).partition("@")
     place = _lookup(module if module.split(".")[0] == slot else f"{slot}.{module}", cls)

@@ -38,12 +38,12 @@ def flag_value(argv: Sequence[str], *names: str) -> str | None:
 
 
 def config_name_of(argv: Sequence[str]) -> str | None:
-    """What --config-name says."""
+    """The value of --config-name, None without one."""
     return flag_value(argv, "--config-name", "-cn")
 
 
 def search_folders(argv: Sequence[str], config_dir: Path, *bases: Path) -> list[Path]:
-    """Where Hydra will look for configs, in its order. A relative --config-dir is one of this folder, or of `bases`."""
+    """Hydra's search path for configs, in order. A relative --config-dir is resolved here, or in one of `bases`."""
     more = flag_value(argv, "--config-dir", "-cd")
     if not more:
         return [config_dir]
@@ -53,14 +53,14 @@ def search_folders(argv: Sequence[str], config_dir: Path, *bases: Path) -> list[
 
 @dataclass
 class Recipe:
-    """What the files of a recipe say, as far as it can be known without composing them."""
+    """The contents of a recipe's files, as far as they are known without composing them."""
 
     defaults: list[Any] = field(default_factory=list)
     """Entries of the defaults lists, those of the files that they name included."""
     given: set[str] = field(default_factory=set)
     """Dotted keys that some file sets."""
     script: str | None = None
-    """The entry script that it says it is for."""
+    """The entry script that it declares."""
 
 
 def read_recipe(folders: Sequence[Path], config_name: str) -> Recipe:

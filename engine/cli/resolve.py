@@ -89,7 +89,7 @@ class Trace:
     script: Script | None = None
     config_name: str = ""
     folders: list[Path] = field(default_factory=list)
-    """Where Hydra looks for configs, in its order."""
+    """Hydra's search path for configs, in order."""
     groups: Groups = field(default_factory=Groups)
     typed: dict[str, str] = field(default_factory=dict)
     """Key -> the word that the user wrote for it."""

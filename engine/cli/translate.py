@@ -198,7 +198,7 @@ class _Translator:
         self._note(name, spelt)
         key = self.keys.get(name)
         if value is None and key is None and self._bare_ok(name) and (not self.words or self._ends_list(self.words[0])):
-            value = "true"  # of a block whose keys have no declared types: only a missing value tells
+            value = "true"  # in a block without declared types a flag is a key without a value
         elif value is None and key is not None and self._bare_ok(name):
             self._refuse_stray(key, spelt)
             value = self.words.pop(0) if self.words and self._is_choice(key, self.words[0]) else "true"

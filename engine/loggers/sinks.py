@@ -62,7 +62,7 @@ class JsonlSink:
         self._lines = WholeFile(path)
 
     def write(self, step: int, values: Values) -> None:
-        # train/skipped_steps tells where a NaN came from
+        # a null in place of a NaN is explained by train/skipped_steps
         self._lines.write((json.dumps(finite({"step": step, **values})) + "\n").encode())
 
     def close(self) -> None:

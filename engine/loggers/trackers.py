@@ -20,7 +20,7 @@ FINISH_S = 60  # how long a run that is done waits for wandb's server; what is n
 
 
 class TensorBoardSink:
-    """Event files in RUN/tensorboard; a resumed run tells readers to drop what lies after its checkpoint.
+    """Event files in RUN/tensorboard; a resumed run makes readers drop what lies after its checkpoint.
 
     Records are written here and now: TensorBoard's own writer does it in a thread, whose failure (no disk) is a
     traceback on the terminal, and whose buffer a killed process loses.

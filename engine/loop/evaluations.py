@@ -23,7 +23,7 @@ from engine.task import TrainingPlan
 
 
 class Evaluations:
-    """Of one run; part of its checkpoints. `step` is that of the newest evaluation, -1 before the first."""
+    """The evaluations of one run; part of its checkpoints. `step` is that of the newest one, -1 before the first."""
 
     def __init__(self, plan: TrainingPlan, config: RunConfig) -> None:
         self._plan, self._config = plan, config
@@ -31,7 +31,7 @@ class Evaluations:
         self.forget()
 
     def forget(self) -> None:
-        """None was made: for a branch off another run."""
+        """Start without any: for a run that branches off another."""
         self.step = self.final_step = -1
         self.judged: dict[str, Any] = {}  # the newest value of the primary metric: step, value, final
         self.early_stop = EarlyStop(self._config, direction=self._plan.metric_mode)

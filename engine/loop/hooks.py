@@ -58,7 +58,7 @@ class ProgressBar(Hook):
         self._bar.start()
 
     def after_step(self, trainer: Trainer) -> None:
-        """Advance by one step; the bar tells when an evaluation follows, which takes a while."""
+        """Advance by one step; the bar shows when an evaluation follows, which takes a while."""
         if self._bar is not None:
             waiting = "evaluating" if trainer.evaluation_due() else ""
             self._bar.update(self._task, completed=trainer.step, description=waiting)
@@ -141,7 +141,7 @@ class StepProfiler(Hook):
                 self.end(trainer)
 
     def end(self, trainer: Trainer) -> None:
-        """Where the run ends sooner, what there is is written."""
+        """Write what has been recorded, where the run ends sooner."""
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None

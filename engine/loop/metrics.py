@@ -197,7 +197,7 @@ class GroupStats:
         self._old: dict[str, list[Tensor]] = {}
 
     def due(self, step: int) -> bool:
-        """Whether the norms of this step are wanted."""
+        """Whether the norms of this step are taken."""
         return self.interval is not None and step % self.interval == 0
 
     @torch.no_grad()
@@ -235,7 +235,7 @@ class GroupStats:
         return values
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next log line is owed."""
+        """The norms that the next log line will report."""
         return dict(self.values)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -86,7 +86,7 @@ class StepGraph:
         self._factor.fill_(factor)
 
     def _capture(self, micro_batches: list[Any]) -> Callable[[], None] | None:
-        """The graph of a step like this one, or None with a line that tells why there is none."""
+        """The graph of a step like this one, or None, with the reason printed."""
         trainer = self._trainer
         task: Any = trainer.task
         inputs = _mapped(micro_batches, lambda tensor: tensor.detach().clone())

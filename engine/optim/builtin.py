@@ -227,7 +227,7 @@ class Muon(torch.optim.Muon):
         kinds = {"match_rms_adamw": 0.2 * math.sqrt(max(rows, columns)), "original": math.sqrt(max(1, rows / columns))}
         moved = param.mul(1 - lr * group["weight_decay"])
         size = -lr * kinds[group["adjust_lr_fn"] or "original"]
-        if isinstance(size, Tensor):  # `alpha` has to be known on the host
+        if isinstance(size, Tensor):  # add_ takes `alpha` as a number of the host only
             moved.add_(update.to(moved.dtype).mul_(size))
         else:
             moved.add_(update, alpha=size)

@@ -127,8 +127,8 @@ class RunDirectory:
 def open_run(request: RunRequest, decision: RunDecision | None = None) -> RunDirectory:
     """Lock the directory of `decision` (None: resolve it now), carry the decision out, and print what was done.
 
-    Another launch may have come between the decision and the lock, so what is there is judged again under the lock,
-    and that judgement is followed. A run in the way is renamed `<path>.1` (the next free number).
+    Another launch may have come between the decision and the lock, so the directory is judged again under the lock,
+    and that judgement counts. A run in the way is renamed `<path>.1` (the next free number).
 
     Raises: UsageError: a live process in the directory (names its pid), or whatever `resolve_run` refuses.
     """

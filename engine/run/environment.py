@@ -20,7 +20,7 @@ from engine.io import atomic_write_text
 from engine.run.files import read_json
 
 SOURCE = Path(__file__).resolve().parents[2]
-LONGEST_DIFF = 1_000_000  # characters; data files in a diff are not what a reader looks for
+LONGEST_DIFF = 1_000_000  # characters; longer diffs are of data files, which no reader needs here
 
 
 def describe_environment(
@@ -129,13 +129,13 @@ def _git(source: Path, *arguments: str) -> str | None:
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
 
 
-# --- what a run and its parent tell each other ------------------------------------------------------------------------
+# --- between a run and its parent -------------------------------------------------------------------------------------
 
 
 REPORT = "LOOPFORGE_JOB_REPORT"
 """The file into which a run writes its run directory, for its parent."""
 SUFFIX = "LOOPFORGE_JOB_SUFFIX"
-"""Set for each job of a sweep: appended to a run name that is made of the identity, to tell what was swept."""
+"""Set for each job of a sweep: appended to a run name that is made of the identity, to show what was swept."""
 SWEEP = "LOOPFORGE_SWEEP"
 """Set in the process of a sweep and in its workers: the folder to which its jobs report."""
 FULL_ERROR = "HYDRA_FULL_ERROR"

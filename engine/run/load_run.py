@@ -1,8 +1,8 @@
 """A run read back from a checkpoint: its model, for evaluation, sampling and drawing, or its whole state, for a resume.
 
 A model is rebuilt by its family's own `build`. A training state is compared with what this run expects before any of it
-is used: checksums say that a file is what was written, not that it was written by us, and a state may have the right
-sums and keys that are missing, lists for numbers, a step below zero.
+is used: checksums prove that a file is what was written, not that we wrote it. A state with the right sums may still
+lack keys, or hold lists for numbers or a step below zero.
 """
 
 from __future__ import annotations

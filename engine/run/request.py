@@ -214,7 +214,7 @@ def _named_otherwise(config: RunConfig, stem: str, suffix: str) -> dict[str, str
     """run_name (and run_dir, where that is not enough) of a run of this identity from before its keys, defaults or
     names changed; empty without one.
 
-    A job's number of then is looked for beside its suffix of today.
+    The job number of earlier versions is tried beside the suffix of today.
     """
     report = os.environ.get(REPORT)
     endings = dict.fromkeys([suffix, *([f"_{Path(report).stem}", ""] if report and suffix else [])])

@@ -33,7 +33,7 @@ from engine.task import Evaluation, Runtime, TrainingPlan
 
 SIGNATURE = "path_signature.json"
 LARGE = 256 << 20
-"""Bytes of a model whose checkpoints are written beside the training, where the config does not say."""
+"""Bytes of a model whose checkpoints are written beside the training, where the config leaves it open."""
 Compare = Callable[[dict[str, Any], dict[str, Any]], tuple[list[str], list[str]]]
 
 
