@@ -46,7 +46,7 @@ class Alternatives:
 
 @dataclass(frozen=True, kw_only=True)
 class Frequencies:
-    """How often the base says what: add-one smoothed shares, fixed before training."""
+    """How often the base names each option and cluster: add-one smoothed shares, fixed before training."""
 
     option: Tensor
     """[K]"""

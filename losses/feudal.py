@@ -2,8 +2,8 @@
 
     L = Σ over rows that have a goal of  c · (1 − r),     r = cos(way, goal),  c the gate
 
-After FeUdal Networks (Vezhnevets et al. 2017, arXiv 1703.01161, eq. 8). A small loss says that goals are followed, not
-that they are of use: random goals are followed just as well. Shapes: B rows, G goal_dim.
+After FeUdal Networks (Vezhnevets et al. 2017, arXiv 1703.01161, eq. 8). A small loss shows that goals are followed, not
+that they help: random goals are followed just as well. Shapes: B rows, G goal_dim.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class LoraLM(nn.Module):
 
     @property
     def positions(self) -> int | None:
-        """The longest text that the base reads, in tokens; None where its config does not say."""
+        """The longest text that the base reads, in tokens; None where its config gives no limit."""
         config = self.base.model.config
         return getattr(config, "max_position_embeddings", None)
 

@@ -2,7 +2,7 @@
 
     e_i = pairs(x_i, y_i)        a = aggregate({e_i})        context = rms(output(a))
 
-Each context token has RMS 1, whatever the encoder: how large it enters the decoder is `arch.context_scale`'s to say.
+Each context token has RMS 1, whatever the encoder: `arch.context_scale` sets how large it enters the decoder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from models.layers import CastedLinear, rms_norm
 
 @dataclass
 class EncoderOutput:
-    """What an encoder made of the demonstrations of B rows."""
+    """The demonstrations of B rows, encoded."""
 
     context: Tensor
     """[B, T, D] in the compute dtype."""

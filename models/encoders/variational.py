@@ -4,8 +4,8 @@ A latent is the mean of n samples, each of its own posterior: of a demonstration
 (arXiv 2411.08706), or of a token that the aggregation made. The mean of samples of N(μ_i, σ_i²) is one of
 N(mean μ_i, Σσ_i²/n²), so one draw for each row serves.
 
-What tells one task from another is about 1 % of the variance of a fresh encoder's vectors, and σ begins at 1. Two
-things let that grow out of the noise; without them tasks that are much alike stay one (docs/results/etrm-encoders.md):
+The differences between tasks are about 1 % of the variance of a fresh encoder's vectors, and σ begins at 1. Two things
+let them grow out of the noise; without them similar tasks stay indistinguishable (docs/results/etrm-encoders.md):
 the mean of n samples has less noise than one, and the mean demonstration is added to what the aggregation makes.
 
 Shapes: B rows, K demonstrations, N posteriors of a row (K, T or 1), T context tokens, D width, Z latent numbers.

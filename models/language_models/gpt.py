@@ -32,7 +32,7 @@ _KEEP, _SKIP = (1.15, 1.05), (0.20, 0.05)  # nanochat's residual scalars, first 
 
 @dataclass
 class LMOutput:
-    """What the trunk says of each position. Logits are made on demand, so that a loss can take them in pieces."""
+    """The trunk's output at each position. Logits are computed on demand, so that a loss can take them in pieces."""
 
     hidden: Tensor  # [B, T, D] after the last norm
     streams: tuple[int, ...]  # the vocabularies that were read

@@ -19,7 +19,7 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Files that hold the weights, or say in which files they are."""
+"""Files that hold the weights, or list the files that do."""
 
 
 def gpt2_folder(kind: str) -> Path | None:
@@ -69,7 +69,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch says of a damaged file is a matter of where the damage is
+    except Exception as error:  # torch's error for a damaged file depends on where the damage is
         raise ValueError(f"{path} is damaged or cut short ({type(error).__name__}): fetch it again") from None
     if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
         raise ValueError(f"{path} is not a state dict: expected tensors by name")

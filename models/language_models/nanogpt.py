@@ -35,7 +35,7 @@ def read_nanogpt(path: str | Path) -> dict[str, Any]:
         raise ValueError("it is damaged, or holds more than tensors and plain values, which may run code") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise ValueError(f"it cannot be read ({error.strerror})") from None
-    except Exception:  # what torch says of a damaged file is a matter of where the damage is
+    except Exception:  # torch's error for a damaged file depends on where the damage is
         raise ValueError("it is damaged or cut short") from None
     parts = [loaded.get(key) if isinstance(loaded, dict) else None for key in ("model_args", "model")]
     if not all(isinstance(part, dict) for part in parts):

@@ -37,7 +37,7 @@ class ReasoningBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.size, self.length, self.eps = size, length, eps
-        self.mixed = num_heads * head_dim  # width of all heads together, D unless head_dim says otherwise
+        self.mixed = num_heads * head_dim  # width of all heads together, D unless head_dim is given
         self.self_attn = None if mlp_t else Attention(size, num_heads, head_dim=head_dim, kind=attention)
         self.mlp_t = SwiGLU(length, expansion, multiple=multiple, gate_norm=gate_norm, aligned=True) if mlp_t else None
         self.mlp = SwiGLU(size, expansion, multiple=multiple, gate_norm=gate_norm)

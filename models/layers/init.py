@@ -25,6 +25,6 @@ def trunc_normal_(tensor: Tensor, std: float) -> Tensor:
 
 
 def truncate_(uniform: Tensor, std: float) -> Tensor:
-    """Numbers uniform between -MASS and MASS become, in place, N(0, std²) cut as `trunc_normal_` says."""
+    """Numbers uniform between -MASS and MASS become, in place, N(0, std²) cut as in `trunc_normal_`."""
     scale = std * _CORRECTION
     return uniform.erfinv_().mul_(math.sqrt(2.0) * scale).clamp_(-_CUT * scale, _CUT * scale)

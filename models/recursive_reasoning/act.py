@@ -295,7 +295,7 @@ class ACTModel(nn.Module):
 
     @property
     def depth(self) -> Depth:
-        """That of evaluations, and of training where no stage says otherwise."""
+        """That of evaluations, and of training unless a stage sets another."""
         return self.inner.plan, self.inner.window
 
     @property

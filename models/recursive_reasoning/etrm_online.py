@@ -37,7 +37,7 @@ class TRMWithEncoderOnline(TRMWithEncoder):
         self.num_act_steps = self.halt_max_steps = config.num_act_steps
 
     def forward(self, batch: dict[str, Tensor], carry: ACTCarry | None = None) -> ACTOutput:
-        """A carry is not looked at: every batch is begun and finished."""
+        """As TRMWithEncoder; `carry` is ignored, every batch is begun and finished."""
         if self.training:
             return self._forward_train_online(batch)
         return self._forward_eval(batch)

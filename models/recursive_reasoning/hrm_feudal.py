@@ -1,4 +1,4 @@
-"""HRM with a manager (models/recursive_reasoning/subgoal.py): z_H gives goals, z_L is asked to follow them.
+"""HRM with a manager (models/recursive_reasoning/subgoal.py): z_H sets goals, z_L is trained to follow them.
 
     repeat H_cycles times:  repeat L_cycles times: z_L <- L(z_L, z_H + x + b);   z_H <- H(z_H, z_L)
 

@@ -142,7 +142,7 @@ class Pretrained(nn.Module):
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a model card tells of the model itself."""
+        """Name -> value of the facts about the model in its card."""
         table = self.state_dict().get(TABLE)
         return {
             "class": f"`{type(self).__module__}.{type(self).__name__}`",

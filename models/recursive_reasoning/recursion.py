@@ -2,7 +2,7 @@
 a gradient.
 
 A variant is only a plan. TRM: one stack, the whole last cycle with gradient. HRM: two stacks, the last two
-updates. An update reads latents and inputs from one name space, so a further input (a goal, say) is one more
+updates. An update reads latents and inputs from one name space, so a further input (e.g. a goal) is one more
 name in a plan.
 """
 
