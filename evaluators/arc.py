@@ -68,7 +68,7 @@ class ARC:
         """Whose votes are counted together."""
         self.label = ""
         self.protocol: Protocol | None = None
-        """In place of what the data sets say, where somebody knows more (scripts/predict.py)."""
+        """Overrides the protocol of the data sets, where the caller knows more (scripts/predict.py)."""
 
     def begin(
         self, splits: Sequence[PuzzleSplit], *, like: ARC | None = None, label: str = "", fitted: bool = False

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Floats = NDArray[Any]
 RESAMPLES = 2_000
 PATIENCE = 0.8
-"""p of `utility`: how likely a reader is to look at one more sample (NoveltyBench, arXiv 2504.05228)."""
+"""p of `utility`: how likely a reader is to read one more sample (NoveltyBench, arXiv 2504.05228)."""
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------

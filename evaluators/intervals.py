@@ -11,7 +11,7 @@ def wilson(successes: float, trials: float, confidence: float = 0.95) -> tuple[f
 
     The two shares p whose score |s - p| / sqrt(p (1 - p) / n) equals the normal quantile z, where s is the measured
     share (E. B. Wilson, JASA 22, 1927). Unlike s +- z * sigma it stays within [0, 1] and is informative at s = 0 and
-    s = 1. No trials say nothing: (0, 1).
+    s = 1. Without trials it is (0, 1).
 
     Raises:
         ValueError: successes outside [0, trials], or confidence outside (0, 1).

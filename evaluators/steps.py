@@ -64,7 +64,7 @@ class PerStepAccuracy:
         self.begin()
 
     def begin(self, splits: Sequence[Any] = ()) -> None:
-        """Forget what was counted; what the examples are of plays no part."""
+        """Forget what was counted; `splits` is not used."""
         self.examples = torch.zeros((), dtype=torch.float64)
         self.sums: Tensor | None = None  # [steps, columns] float64 on the CPU: mps has no float64
 

@@ -48,7 +48,7 @@ def evaluate_run(
         override_data: (checkpoint, what --data names) -> keys of the config that evaluate on it.
         mode: a key of the config that decides what the numbers mean: it is printed with them.
         keys: further keys to keep with the result.
-        limits: arguments that say how much is evaluated, and the key of the config that each of them replaces; `all`
+        limits: arguments that limit what is evaluated, and the key of the config that each of them replaces; `all`
             is null. They are in the name of the result.
         opener: for a family whose figures need more of a checkpoint than the weights.
 

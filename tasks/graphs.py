@@ -1,6 +1,6 @@
 """Models as graphs that run without this project: torch.export programs and ONNX files, for scripts/export.py.
 
-A family says what the graph of its model is. Here it is written, read back, and asked what the model was asked.
+A family defines the graph of its model. Here it is written, read back, and given the inputs that the model was given.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Run = Callable[..., tuple[Tensor, ...]]
 
 @dataclass(kw_only=True)
 class Graph:
-    """A model as a function of tensors alone, and how to tell whether what was written is that model."""
+    """A model as a function of tensors alone, and how to check that what was written is that model."""
 
     module: nn.Module
     """In evaluation mode, on the CPU: a `Run`."""
@@ -165,7 +165,7 @@ def _card(graph: Graph, args: argparse.Namespace, name: str, verify: Verify | No
 
 
 def _zeros(graph: Graph, format: str) -> str:
-    """Code that makes an example of the inputs by name, below what `Graph.advice` says about them."""
+    """Code that makes an example of the inputs by name, below the comment of `Graph.advice`."""
     library = {"export": "torch", "onnx": "np"}[format]
     rows = [
         f'    "{name}": {library}.zeros({tuple(tensor.shape)}, dtype={library}.{str(tensor.dtype)[6:]}),'
@@ -230,7 +230,7 @@ def _write_onnx(graph: Graph, file: Path) -> Run:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporters say of libraries that play no part here."""
+    """Without the exporters' messages about libraries that are not used here."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

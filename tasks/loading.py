@@ -51,7 +51,7 @@ def with_defaults(args: argparse.Namespace, defaults: Mapping[str, Any]) -> argp
 
 
 def pick_checkpoint(run: Path, name: str) -> Path:
-    """The checkpoint `name` of a run; a path that is one already stays. Raises: UsageError that lists what is there."""
+    """The checkpoint `name` of a run; the path of one stays as it is. Raises: UsageError that lists the checkpoints."""
     from engine.checkpoint.store import CheckpointStore
 
     if not (run / "checkpoints").is_dir() or runs_below(run / "checkpoints"):

@@ -57,7 +57,7 @@ def read_puzzles(path: str, key: str, folder: Path, local: bool, stand_ins: bool
 
 
 def training_groups(config: dict[str, Any], data: Iterable[DataPath]) -> int | None:
-    """Groups of puzzles that are trained on, less those held back for validation; None where the data do not say."""
+    """Groups of puzzles that are trained on, less those held back for validation; None where that is unknown."""
     from dataset.held_back import validation_count
 
     sizes = [entry.groups for entry in data if entry.key == "data_paths"]

@@ -34,7 +34,7 @@ class TextPath(DataPath):
     lengths: dict[str, int] = field(default_factory=dict)
     """Tokens of each split."""
     text: str = ""
-    """What the text is, where the table of names says it: equal for two tokenizations of one text."""
+    """The source of the text by the table of names: equal for two tokenizations of one text."""
 
 
 def text_data(config: dict[str, Any], folder: Path, local: bool) -> list[TextPath]:

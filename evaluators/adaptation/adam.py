@@ -1,4 +1,4 @@
-"""Adam's step (arXiv 1412.6980) on tensors that are nobody's parameters, or are put back afterwards.
+"""Adam's step (arXiv 1412.6980) on tensors that are no parameters, or are restored afterwards.
 
 torch.optim would want `.grad` of the parameters, which belong to training.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, zeros_like
 
 
 class Adam:
-    """Moments for some tensors; `step` says how far to go along the gradient."""
+    """Moments of some tensors; `step` returns how far to move each along its gradient."""
 
     def __init__(self, like: Sequence[Tensor], *, lr: float, b1: float = 0.9, b2: float = 0.95) -> None:
         self.lr, self.b1, self.b2, self.number = lr, b1, b2, 0

@@ -1,6 +1,6 @@
 """ARC grids for many rows at once: from the tokens of a canvas back through an augmentation, to a key.
 
-A code is 0 outside of a grid and colour + 1 inside, so the codes of a canvas say where its grid ends.
+A code is 0 outside of a grid and colour + 1 inside, so the codes of a canvas show where its grid ends.
 n rows, C side of the canvas, T = C * C.
 """
 

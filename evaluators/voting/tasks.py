@@ -177,7 +177,7 @@ class Tasks:
         order = np.argsort(keys[first, 0], kind="stable")
         self._keys, self._questions = keys[first][order], first[order]
         self.solutions = keys_of([question.solution or [] for question in self.questions], self.side)
-        """Keys of the solutions [questions, 2]; of those that are not known it says nothing."""
+        """Keys of the solutions [questions, 2]; meaningless where the solution is not known."""
 
 
 def never_asked(splits: Sequence[PuzzleSplit]) -> tuple[Tasks, list[Question]]:

@@ -12,7 +12,7 @@ from engine.errors import UsageError
 from models.animal.adapter import INSTALL, Base
 
 FIRST = 4096
-"""Numbers of each weight that the fingerprint is of: enough to tell two models apart, and read in a moment."""
+"""Numbers of each weight that the fingerprint is of: enough to distinguish two models, and read in a moment."""
 
 
 def load_base(name: str, folder: str, dtype: torch.dtype) -> Base:

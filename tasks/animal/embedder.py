@@ -1,4 +1,4 @@
-"""Texts as vectors of length 1 whose product says how alike they are: for clusters of open text and for evaluation.
+"""Texts as vectors of length 1 whose product is their similarity: for clusters of open text and for evaluation.
 
 Shapes: n texts, d features, v terms.
 """

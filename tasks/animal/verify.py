@@ -59,7 +59,7 @@ def write_base(root: Path, seed: int = 0, **_: int) -> None:
 
 
 def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
-    """Other values of keys whose type tells none, or none that fits."""
+    """Other values of keys whose type gives none, or none that fits."""
     write_base(data / "second", seed=1)
     first, second, *_ = OPTIONS
     wider: dict[str, list[str]] = {first: ["sleep", "run", "is"], second: []}

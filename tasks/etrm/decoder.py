@@ -1,7 +1,7 @@
 """The decoder of another run as a beginning, and what that run was trained on: `load_pretrained_decoder`.
 
 A TRM with puzzle embeddings has been trained on the demonstrations of the tasks that it is tested on. A decoder taken
-from it makes the result "contaminated", which every evaluation of the run then says (docs/etrm.md).
+from it makes the result "contaminated", and every evaluation of the run is marked so (docs/etrm.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does the encoder tell tasks apart, and does the decoder listen? Measured on training batches, as (sum, count) pairs.
+"""Does the encoder distinguish tasks, does the decoder use it? Measured on training batches, as (sum, count) pairs.
 
     var_ratio     variance of the contexts over the batch / their mean square: near 0, all tasks look alike
     mean_cos      mean cosine between the contexts of two rows; 1: collapse
@@ -7,7 +7,7 @@
     eff_rank      exp of the entropy of the singular values of the centred contexts, 1 to b - 1
     fisher        variance between groups / variance within them, of batches with two rows of a group
     active_units  share of latent numbers whose mean varies (variance above 0.01) over the batch
-    context_use   token loss under the context of another row minus that under the own one; 0: it is not listened to
+    context_use   token loss under the context of another row minus that under its own; 0: the context is not used
     context_use_exact   the same of exact answers, own minus other
     grad_coverage       share of rows whose context gets a gradient, of the step before
 

@@ -1,6 +1,6 @@
 """What is observed of models with an encoder, beside what is common: CFG255, DYN704, DYN705, DYN710 to DYN715, DYN718.
 
-In the tiny data (tasks/etrm/verify.py) a task is a permutation of words, so demonstrations tell whose they are.
+In the tiny data (tasks/etrm/verify.py) a task is a permutation of words, so demonstrations identify their task.
 
 Shapes: B rows, K demonstrations, T cells.
 """

@@ -69,7 +69,7 @@ def full_shape(config: Any) -> Any:
 
 
 def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
-    """Other values of keys whose type tells none, or none that fits."""
+    """Other values of keys whose type gives none, or none that fits."""
     own: dict[str, tuple[Settings, Settings]] = {"arch.encoder_type": ({}, {"arch.encoder_type": "lpn_standard"})}
     return recursive_reasoning.alternatives(data, write_patterns) | own
 
@@ -95,7 +95,7 @@ def count_steps(subject: Subject) -> int | None:
 
 
 def latent_has_a_prior(subject: Subject) -> Iterator[Finding]:
-    """CFG252, by what the encoder's class says of itself."""
+    """CFG252, by what the encoder's class declares."""
     need_model(subject)
     from models.encoders import encoder_class
 

@@ -73,7 +73,7 @@ def place_of(name: str, place: Path) -> Path:
 def checkpoint_in(run: Path, name: str, key: str) -> Path:
     """The checkpoint `name` of a run, as `key` gives it: a link in it, a step_N below checkpoints/, or a path.
 
-    Raises: UsageError that lists what there is.
+    Raises: UsageError that lists the choices.
     """
     path = user_path(name)
     for choice in (run / name, run / "checkpoints" / name, path):
@@ -97,7 +97,7 @@ def runs_of(place: Path, name: str) -> list[Path]:
 
 
 def setting(given: dict[str, str], key: str) -> str:
-    """The value of a key that says where runs lie: the command's, the config file's (training.KEY), the default."""
+    """The value of a key for the place of runs: the command's, the config file's (training.KEY), else the default."""
     if key in given:
         return given[key]
     try:
@@ -114,10 +114,10 @@ def plain(value: str) -> str:
 
 
 def base_checkpoint(directory: str, name: str, out_dir: str, dataset: str) -> Path:
-    """The base that `ff_checkpoint_dir` and `ff_checkpoint_name` mean. A bare name is looked for under the active data
+    """The base that `ff_checkpoint_dir` and `ff_checkpoint_name` name. A bare name is searched under the active data
     set first, then under all: a base of another data set is the usual one.
 
-    Raises: UsageError that names the folders searched and what there is.
+    Raises: UsageError that names the folders searched and the choices.
     """
     run = place_of(directory, Path(out_dir) / dataset)
     if not run.is_dir() and "/" not in directory:

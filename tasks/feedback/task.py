@@ -210,7 +210,7 @@ class FeedbackTask:
 
     @property
     def _arch(self) -> dict[str, Any]:
-        """What the weights are weights of: shapes do not tell (feedback_reverse, loops, alpha)."""
+        """Keys that change what the weights mean, which shapes do not show (feedback_reverse, loops, alpha)."""
         config = self.model.config
         return {name: value for name, value in asdict(config).items() if name not in config.NOT_SHAPE}
 

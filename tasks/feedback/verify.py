@@ -62,7 +62,7 @@ def write_documents(root: Path, train: int = 0, test: int = 0) -> None:
 
 
 def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
-    """Other values of keys whose type tells none, or none that fits."""
+    """Other values of keys whose type gives none, or none that fits."""
     text, runs = data / "text", [data / f"base_{seed}" for seed in (1, 2)]
     for seed, run in enumerate(runs, start=1):
         if not run.exists():

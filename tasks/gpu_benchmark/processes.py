@@ -140,7 +140,7 @@ class Row:
                 work(WARM_UP_STEPS)
                 self._free()
             if mode in self.bench.graphs and not self.bench.graphs[mode].works:
-                raise RunFailure("the step could not be captured")  # the launch goes on without, with a warning
+                raise RunFailure("the step could not be captured")  # a launch continues without it, with a warning
             self.works[mode] = work
         except (Exception, SystemExit) as error:
             self.errors[mode] = str(error) if isinstance(error, UsageError | RunFailure) else reason(error)

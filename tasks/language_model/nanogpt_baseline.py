@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Sizes:
-    """The CPU recipe, unless told otherwise."""
+    """The CPU recipe by default."""
 
     vocab: int = 65
     layers: int = 4

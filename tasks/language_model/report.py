@@ -28,7 +28,7 @@ class LanguageReport:
     """`report(evaluation)` -> file name -> text, to be kept in the run directory.
 
     Args:
-        config: of `train.py`; its sampling keys say how to write.
+        config: of `train.py`; its sampling keys set how samples are drawn.
         folders: of the data sets, in the order of the model's vocabularies.
 
     Raises: UsageError for a prompt that cannot be read, or that a vocabulary has no tokens for.

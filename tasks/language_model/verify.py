@@ -92,7 +92,7 @@ def full_shape(config: Any) -> Any:
 
 
 def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
-    """Other values of keys whose type tells none."""
+    """Other values of keys whose type gives none."""
     first, second = ([str(data / str(number)) for number in pair] for pair in ((0, 1), (2, 3)))
     alone: Settings = {
         "dataset": first[1],

@@ -85,7 +85,7 @@ def full_shape(config: Any) -> Any:
 
 
 def alternatives(data: Path, write: Callable[..., None] = write_boards) -> dict[str, tuple[Settings, Settings]]:
-    """Other values of keys whose type tells none, or none that fits; `write` makes another data set beside `data`."""
+    """Other values of keys whose type gives none, or none that fits; `write` makes another data set beside `data`."""
     write(other := data.with_name(f"{data.name}_other"), train=1, test=1)
     widths = dict.fromkeys(("arch.hidden_size", "arch.subgoal_head.hidden_size"), HIDDEN // 2)
     others: Settings = {

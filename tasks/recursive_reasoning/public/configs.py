@@ -1,7 +1,7 @@
 """all_config.yaml of the public TRM and HRM code in our keys, and back.
 
-Shapes tell widths, depths and sizes of the data; how often the stacks are called and how the width is cut into heads
-they do not tell, and a wrong guess loads and answers wrongly (40 % becomes 4 % with L_cycles 6 for 4). Those keys come
+Shapes give widths, depths and sizes of the data. They do not give how often the stacks are called and how the width is
+cut into heads, and a wrong guess loads and answers wrongly (40 % becomes 4 % with L_cycles 6 for 4). Those keys come
 from all_config.yaml or from the user.
 """
 
@@ -101,7 +101,7 @@ def arch_block(config: Mapping[str, Any], sizes: Sizes, given: Mapping[str, Any]
     """(a complete `arch` block of ours, what contradicts the shapes). all_config.yaml wins over shapes, `given` (keys
     that the user set) over both.
 
-    Raises: UsageError: an unknown model, or keys that neither shapes nor config tell.
+    Raises: UsageError: an unknown model, or keys that neither shapes nor config give.
     """
     stated = _stated(config, sizes) | dict(given)
     kind = KINDS[sizes.kind]

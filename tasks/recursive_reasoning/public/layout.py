@@ -38,7 +38,7 @@ model.load_state_dict(torch.load("{file}", weights_only=True))
 MARKS = ("_orig_mod.", "module.", "model.")
 """Of torch.compile, of DDP, and of the loss head that holds the model."""
 STANDARD = "_orig_mod.model."
-"""What the public code looks for before `inner.` when it loads a checkpoint."""
+"""Prefixes before `inner.` that the public code accepts when it loads a checkpoint."""
 NOT_STORED = re.compile(r"inner\.(puzzle_emb\.local_(weights|ids)|rotary_emb\.(cos|sin)_cached)")
 """Scratch buffers, which some forks store: they follow from the rest."""
 _SUFFIXES = ("", ".pt", ".pth", ".bin", ".ckpt", ".safetensors")
@@ -150,7 +150,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise UsageError(
             f"{path} is damaged, or holds more than tensors and plain values, which may run code: it was not opened"
         ) from None
-    except Exception:  # what torch says of a damaged file is a matter of where the damage is
+    except Exception:  # torch's error for a damaged file depends on where the damage is
         raise UsageError(f"{path} is damaged, cut short, or not a file of torch.save") from None
     if not isinstance(state, dict) or not state:
         raise UsageError(f"{path} is not a state dict: expected tensors by name")

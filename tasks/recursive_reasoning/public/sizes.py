@@ -1,4 +1,4 @@
-"""What the shapes in a public state dict tell about its model, and the report of how they fit an architecture.
+"""What the shapes in a public state dict reveal about its model, and the report of how they fit an architecture.
 
 Shapes: V words, D width, N puzzle identifiers, E width of the puzzle vector, S positions with the prefix, h heads of
 width d, I inner width of a SwiGLU.
@@ -19,7 +19,7 @@ _BLOCK = re.compile(r"inner\.(H|L)_level\.layers\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Sizes:
-    """What shapes tell. `None` where they tell nothing."""
+    """Sizes by shapes, `None` where shapes do not show one."""
 
     kind: str
     """Module under models/recursive_reasoning/ whose tensors these are."""
