@@ -24,7 +24,7 @@ KINDS = {
 
 
 class _Help(argparse.HelpFormatter):
-    """Both spellings of each flag, and after its meaning its type, and its default where the text does not say it."""
+    """Both spellings of each flag, and after its meaning its type, and its default where the text does not have it."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         shown = copy.copy(action)

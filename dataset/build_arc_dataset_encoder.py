@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build, say what was built, return the exit code (0 done, 1 failure, 2 unusable command or input)."""
+    """Build, print what was built, return the exit code (0 done, 1 failure, 2 unusable command or input)."""
     return build_arc_dataset.main(argv, encoder=__doc__)
 
 

@@ -4,7 +4,7 @@
     python -m dataset.build_maze_dataset --input maze-hard/ --output-dir data/maze-30x30-hard-1k
 
 Without --input mazes are generated; nothing is downloaded. Scores on generated mazes are not comparable with published
-Maze-Hard figures; card.json in the output folder tells which of the two a data set is.
+Maze-Hard figures; card.json in the output folder records which of the two a data set is.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m dataset.build_pattern_dataset --output-dir data/my-pattern
     python -m dataset.build_pattern_dataset --side 5 --pattern 2 --test-density 1 --output-dir data/my-dense-pattern
 
-A marked cell of the input says where a pattern goes, the demonstrations of the task say which pattern. The evaluation
+A marked cell of the input shows where a pattern goes, the demonstrations of the task show which pattern. The evaluation
 has patterns that are not trained on.
 """
 

@@ -7,7 +7,7 @@
         --output-dir data/sudoku-extreme-1k-aug-1000
 
 Without --input puzzles are generated; nothing is downloaded. Scores on generated puzzles are not comparable
-with published Sudoku-Extreme figures; card.json in the output folder says which of the two a data set is.
+with published Sudoku-Extreme figures; card.json in the output folder records which of the two a data set is.
 """
 
 from __future__ import annotations

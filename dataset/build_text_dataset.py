@@ -6,9 +6,9 @@
     python -m dataset.build_text_dataset mine --input docs.jsonl --json-key title body --tokenizer bpe --vocab-size 8192
     python -m dataset.build_text_dataset stdlib_char
 
-Named data sets (NAMES) know their files, tokenizer and splits; every flag overrides what they say. Texts are fetched by
---download and --hub only; tiktoken fetches a table that it lacks. card.json in the output folder says where the text is
-from.
+Named data sets (NAMES) know their files, tokenizer and splits; every flag overrides them. Texts are fetched by
+--download and --hub only; tiktoken fetches a table that it lacks. card.json in the output folder records the source of the
+text.
 """
 
 from __future__ import annotations

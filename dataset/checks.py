@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dataset.format import PuzzleSplit
     from dataset.metadata import PuzzleMetadata
 
-# An array up to this size is looked through when it is opened; of a larger one blocks spread over it are, as much in
+# An array up to this size is read through when it is opened; of a larger one blocks spread over it are, as much in
 # all, and every batch is examined when it is drawn.
 SCANNED_BYTES, BLOCK_BYTES = 256 << 20, 4 << 20
 # (file, its time and size, vocabulary, label that is not scored): what is known to be right is not read again.

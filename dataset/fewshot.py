@@ -76,7 +76,7 @@ class FewShotSplit(PuzzleSplit):
     def shown(self, examples: np.ndarray, demonstrations: np.ndarray) -> dict[str, np.ndarray]:
         """Examples [n], each with these demonstrations [n, K] (example numbers, -1 for none)."""
         mask = demonstrations >= 0
-        pairs = super().batch(np.concatenate([examples, demonstrations[mask]]))  # only what is there is read
+        pairs = super().batch(np.concatenate([examples, demonstrations[mask]]))  # only what exists is read
         out = self.padding(len(examples))
         for key in ("inputs", "labels", "puzzle_identifiers"):
             out[key][:] = pairs[key][: len(examples)]

@@ -38,7 +38,7 @@ class HeldBack:
 
 
 def hold_back(train: Sequence[PuzzleSplit], config: Any) -> HeldBack:
-    """What the `PretrainConfig` says of selection, for these training splits.
+    """What a run selects on by its config, for these training splits.
 
     Only evaluations while training select anything, so without them every group is trained on.
     """
@@ -85,8 +85,8 @@ def choose_groups(
 ) -> list[np.ndarray] | None:
     """The groups of each split to hold back, ascending.
 
-    None where the groups have puzzle identifiers of their own: what is not trained on has no embedding then, and says
-    nothing of what is. A model that is shown demonstrations has no embeddings, and any group can be held back from it.
+    None where the groups have puzzle identifiers of their own: what is not trained on has no embedding then, and does
+    not predict what is. A model that is shown demonstrations has no embeddings, and any group can be held back from it.
     """
     sizes = [split.num_groups for split in splits]
     total = sum(sizes)

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PublishedSet:
-    """A data set whose test file is always taken whole, so that its size tells it from anything else."""
+    """A data set whose test file is always taken whole, so that its size distinguishes it from anything else."""
 
     name: str
     mark: str

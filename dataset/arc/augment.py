@@ -146,7 +146,7 @@ def _multipliers() -> np.ndarray:
 
 
 def grid_keys(canvases: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """128 bits that tell n grids apart, shapes included; uint64 [n, 2], the same on every machine and canvas.
+    """128 bits that identify each of n grids, shapes included; uint64 [n, 2], the same on every machine and canvas.
 
     Two multilinear hashes: sums mod 2^64 over the cells of colour + 1 times a random word of the cell. Codes differ by
     at most 10 < 2^4, so a word's equation has a chance below 2^-60 (Thorup, "High speed hashing", arXiv 1504.06804).

@@ -206,7 +206,7 @@ def build_subsets(
 
     Args:
         card: further lines of the card.
-        relations: what the leakage report looks for.
+        relations: what the leakage report compares.
     """
     began = time.perf_counter()
     plan.check_numbers()

@@ -1,6 +1,6 @@
 """What of the held-out tests also occurs in training: the same task, the same pair, the same test grid.
 
-In encoder mode whole tasks are held out: their demonstrations are looked for, too, and `apart` leaves out the training
+In encoder mode whole tasks are held out: their demonstrations are searched, too, and `apart` leaves out the training
 tasks that share anything with them.
 
 Augmentation makes a pair and its turned or recoloured copies one for a model, so grids are compared exactly and up to
@@ -89,7 +89,7 @@ def leakage_report(
     `empty`: nothing was found. `counts`: tasks, tests, tasks whose id another subset has, tests by the strongest of
     RELATIONS that holds. `ids`: {task: subsets}. `tests`: one entry for each test found, with where it stands.
     With `whole_tasks` the demonstrations of held-out tasks are not trained on, and `demonstrations` has those that were
-    found nevertheless; they do not count in `empty`, which is about answers. `relations`: what is looked for.
+    found nevertheless; they do not count in `empty`, which is about answers. `relations`: what is searched.
     """
     held_out = [(subset, task) for subset in subsets if subset.name in test_sets for task in subset.tasks]
     owners = defaultdict(list)

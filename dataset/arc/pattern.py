@@ -1,4 +1,4 @@
-"""The pattern task: a marked cell says where a pattern goes, and the demonstrations say which pattern.
+"""The pattern task: a marked cell shows where a pattern goes, and the demonstrations show which pattern.
 
 The input is black with one cell of colour 1; the output is black with the task's pattern, whose top left corner lies at
 that cell. LPN (arXiv 2411.08706) uses it to see whether a search among latent programs helps: 4x4 patterns on 10x10
@@ -104,7 +104,7 @@ def _pairs(plan: PatternPlan, pattern: np.ndarray, generator: Generator) -> list
 def build_patterns(root: Path, plan: PatternPlan, *, overwrite: bool = False) -> dict[str, Any]:
     """Write the data set and return its card. Raises: UsageError."""
     plan.check()
-    # Few grids are possible as questions, so training has those of the tests: only whole pairs are looked for.
+    # Few grids are possible as questions, so training has those of the tests: only whole pairs are compared.
     build = ArcBuild(
         output_dir=root,
         test_sets=SUBSETS[1:],

@@ -30,7 +30,7 @@ from engine.io import RunFailure, UsageError, progress
 BUILDER_VERSION = 1
 BLANKS = {4: (6, 10), 6: (12, 22), 9: (30, 45)}
 NUM_TRAIN, NUM_TEST = 1000, 256
-# Solutions of one file whose symmetric copies are looked for when puzzles are held out.
+# Solutions of one file whose symmetric copies are searched when puzzles are held out.
 SYMMETRIC = 50_000
 # Below this many puzzles starting processes costs more than it saves.
 PUZZLES_PER_WORKER = 512
@@ -122,7 +122,7 @@ class SudokuBuild:
 
 @dataclass
 class _Source:
-    """Puzzles of both splits before augmentation, and what the card says of them."""
+    """Puzzles of both splits before augmentation, and their facts for the card."""
 
     geo: Geometry
     train: tuple[np.ndarray, np.ndarray]

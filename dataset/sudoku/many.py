@@ -25,7 +25,7 @@ WIDTH = 512
 
 @dataclass(frozen=True)
 class Rated:
-    """What the search says of N puzzles."""
+    """The search results of N puzzles."""
 
     solutions: np.ndarray
     """int64 [N], how many there are."""

@@ -1,4 +1,4 @@
-"""Puzzles read from a file (dataset/sudoku/rows.py says in which forms), each checked against its solution."""
+"""Puzzles read from a file (forms: dataset/sudoku/rows.py), each checked against its solution."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def read_csv(
     return boards
 
 
-# --- what the solver says ---------------------------------------------------------------------------------------------
+# --- checks by the solver ---------------------------------------------------------------------------------------------
 
 
 def _search_job(job: tuple[np.ndarray, int]) -> list[list[tuple[int, ...]]]:

@@ -63,7 +63,7 @@ class Row:
 
 
 def is_board(cell: str) -> bool:
-    """Whether a cell looks like a board: the right length, digits and blanks only."""
+    """Whether a cell may be a board: the right length, digits and blanks only."""
     return size_of(len(cell)) is not None and BOARD.issuperset(cell)
 
 

@@ -14,7 +14,7 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".jl")
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".raw", ".tokens")
 DOCUMENTS = (*JSON_SUFFIXES, ".json")
 AS_IT_IS = ".raw"
-"""Text in which nothing is looked for."""
+"""Text that is taken as it is."""
 FOREIGN_SUFFIXES = (
     ".gz",
     ".bz2",

@@ -1,7 +1,7 @@
 """Corpora that are always there: the standard library's sources and docstrings, and arithmetic word problems.
 
-They stand in for public corpora where those cannot be had (dataset/text/named.py says for which). Every function writes
-files into an empty folder and returns what the card should say; the same Python writes the same bytes.
+They stand in for public corpora where those cannot be had (dataset/text/named.py lists them). Every function writes
+files into an empty folder and returns the text for the card; the same Python writes the same bytes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def stdlib_docstrings(folder: Path) -> dict[str, Any]:
                 warnings.simplefilter("ignore")  # about escapes in other people's strings
                 tree = ast.parse(data)
         except SyntaxError:
-            continue  # templates that only look like sources
+            continue  # templates that are not sources, though named so
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node)

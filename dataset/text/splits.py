@@ -1,6 +1,6 @@
 """Which files of --input are trained on and which validate, by their names: `corpus-train.txt`, `Valid.txt`, `dev/`.
 
-A published validation or test file is never trained on unasked: names that say neither clearly are refused.
+A published validation or test file is never trained on unasked: names that give neither clearly are refused.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 ABOUT = {"readme", "license", "licence", "copying", "changelog", "notice", "authors", "citation", "datasheet"}
 """Files that are about a corpus and no part of it, once other files are named as its splits."""
 ABBREVIATIONS = {"tr", "te", "ts", "va", "vl", "cv"}
-"""`tr` beside another one may be a split, or a language: the user says which."""
+"""`tr` beside another one may be a split, or a language: the user chooses."""
 NO_TEXT = (
     ".bin",
     ".idx",
@@ -81,7 +81,7 @@ class Files:
 
 
 def files_of(inputs: Sequence[Path], *, train_split: str | None, val_split: str | None) -> Files:
-    """The files of --input by split; splits that are None are looked for, and taken where both are there.
+    """The files of --input by split; splits that are None are searched, and taken where both exist.
 
     One file is the whole text, whatever it is called. `train_split="*"` takes all files but those of `val_split`.
 
@@ -101,7 +101,7 @@ def files_of(inputs: Sequence[Path], *, train_split: str | None, val_split: str 
 
 
 class _Corpus:
-    """Several files, with what their names say."""
+    """Several files, with the splits that their names give."""
 
     def __init__(self, inputs: Sequence[Path]) -> None:
         self.title = str(inputs[0]) if len(inputs) == 1 else "--input"
@@ -126,7 +126,7 @@ class _Corpus:
         return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
     def _label(self, file: Path) -> set[Label]:
-        """What the names say: a folder called after a split decides, then the file's own name, then its folders'."""
+        """The split by names: a folder called after a split decides, then the file's own name, then its folders'."""
         *folders, name = Path(self.name(file)).parts
         for folder in folders:
             if (exact := re.sub(r"[^a-z]", "", folder.lower())) in WORDS:
@@ -137,7 +137,7 @@ class _Corpus:
         return [file for file in self.files if self.labels[file] == {label}]
 
     def by_name(self) -> Files:
-        """The splits that the names say; files that say nothing are one text. Raises: UsageError for unclear names."""
+        """The splits by the files' names; files without one are one text. Raises: UsageError for unclear names."""
         train, val, test = self._of("train"), self._of("val"), self._of("test")
         both = [file for file in self.files if len(self.labels[file]) > 1]
         rest = [file for file in self.files if not self.labels[file] and not _is_about(file)]
@@ -195,7 +195,7 @@ class _Corpus:
 
 
 def members(folder: Path) -> tuple[list[Path], list[Path]]:
-    """(files to read, files that look like data and are not read) of a folder and those in it, by name.
+    """(files to read, files that seem to be data and are not read) of a folder and those in it, by name.
 
     A .json file is often about a corpus (dataset_info.json): it is read where it is named after a split, or where there
     is nothing else.

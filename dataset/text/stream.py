@@ -17,7 +17,7 @@ from engine.io import Unreadable, UsageError, check_regular, reason_of
 
 IGNORE = -100
 """Target that is not scored."""
-# Files up to this many tokens are looked through for ids beyond the vocabulary; of larger ones as many blocks are.
+# Files up to this many tokens are searched for ids beyond the vocabulary; of larger ones as many, in spread blocks.
 CHECKED, BLOCK = 1 << 26, 1 << 20
 # Tokens decoded at each of three places, and how far their mean may be from that of the whole text.
 SAMPLE, SLACK = 10_000, 1.6
@@ -71,7 +71,7 @@ class TokenStream:
         return self._tokens
 
     def _check_width(self) -> None:
-        """Refuse a header, and numbers of more bytes than `meta` says: read so, every other token would be 0."""
+        """Refuse a header, and numbers of more bytes than `meta` has: read so, every other token would be 0."""
         head = np.fromfile(self.path, dtype=np.uint8, count=BLOCK)
         data, item_size = head.tobytes(), self.meta.dtype.itemsize
         header = "of numpy (.npy)" if data.startswith(b"\x93NUMPY") else None

@@ -89,7 +89,7 @@ def model_sizes(config: Any, vocabularies: Sequence[Vocabulary]) -> tuple[int, .
 
 def require_same_words(run_dir: Path, folders: Sequence[Path], *, apart: bool, key: str) -> None:
     """Refuse data whose numbers stand for other words than those that the weights of a run learned. `apart`: each data
-    set has its own table, in the run's order. A run that keeps no vocabularies says nothing.
+    set has its own table, in the run's order. A run that keeps no vocabularies is not checked.
 
     Raises: UsageError that begins with `key`.
     """

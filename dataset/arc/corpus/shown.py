@@ -1,4 +1,4 @@
-"""Families whose answers nobody can guess: the question says where, only the demonstrations say which colours.
+"""Families whose answers nobody can guess: the question shows where, only the demonstrations show which colours.
 
 They measure whether a model reads its demonstrations at all. Each docstring is the rule that the demonstrations show.
 """
