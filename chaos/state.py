@@ -30,7 +30,7 @@ OF_THE_LAUNCH = {
     "overrides.txt",
     "path_signature.json",
 }
-"""Files of a run that tell of its last launch: when, on what, how it was asked to resume."""
+"""Files of a run that record its last launch: when, on what, how it was asked to resume."""
 LOST_WITHOUT_ROOM = ("best", "links", "samples", "evaluations")
 """Parts of a run that a full disk may cost it."""
 MEASURED = {"best_val_loss_and_iter.txt": 2}

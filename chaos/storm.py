@@ -53,7 +53,7 @@ class Command:
         return Command(str(path.relative_to(ROOT)), tuple(words[2:]), ranks)
 
     def usual_kinds(self) -> tuple[str, ...]:
-        """The kinds of faults that it can meet, as far as its name tells."""
+        """The kinds of faults that it can meet, as far as its name shows."""
         return ("queue",) if self.is_queue else (*USUAL, "rank") if self.ranks > 1 else USUAL
 
     @property

@@ -38,7 +38,7 @@ class Command:
 
 
 def parse(argv: list[str] | tuple[str, ...]) -> Command:
-    """Split a command into its parts; nothing is looked up."""
+    """Split a command into its parts, without reading any file."""
     words = list(argv)
     env: dict[str, str] = {}
     while words and (VARIABLE.fullmatch(words[0]) or words[0] in BEFORE):

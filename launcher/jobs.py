@@ -189,7 +189,7 @@ def read_directive(line: str, intent: dict[str, str], directives: dict[str, str]
 
 
 def _read_command(job: Job, **about: Any) -> Job:
-    """The job with what its command says (owner, environment, words) and what stands `about` it."""
+    """The job with the parts of its command (owner, environment, words) and the comments `about` it."""
     owner, error, words, env = None, None, [], {}
     command = job.command  # trailing blanks included: an escaped one is part of the last word
     if job.mark == "-" and (match := _OWNER.fullmatch(command)):

@@ -57,7 +57,7 @@ def suffixed(overrides: list[str], label: str, names: Mapping[str, str] = Mappin
 def label_of(overrides: list[str], swept: Collection[str], number: int, *, repeats: bool = False) -> str:
     """What a job's name ends in: the swept values, as in `lr-0.001_seed-0`.
 
-    The job's number is added where that would not tell it from every other job: values that a folder's name cannot
+    The job's number is added where another job could have that name, too: values that a folder's name cannot
     hold, very long ones, none at all, or a sweeper that `repeats` itself.
     """
     parts, exact = [], not repeats

@@ -90,7 +90,7 @@ def reported_run_dir(report: Path) -> Path | None:
 
 
 def last_error(log: Path, offset: int) -> str:
-    """The last line of `log`, from byte `offset` on, that looks like an error's; at most 200 characters of it."""
+    """The last line of `log`, from byte `offset` on, that may be an error's; at most 200 characters of it."""
     try:
         with open(log, "rb") as stream:
             stream.seek(max(offset, stream.seek(0, os.SEEK_END) - TAIL))

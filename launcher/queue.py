@@ -39,7 +39,7 @@ class Options:
     take_over: frozenset[str] = frozenset()
     """hosts whose runners are gone for good"""
     ranks: Ranks | None = None
-    """None: as many processes as the command says"""
+    """None: as many processes as the command asks for"""
 
     @property
     def marks(self) -> str:

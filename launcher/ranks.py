@@ -15,7 +15,7 @@ PLACEMENT = frozenset(("nproc-per-node", "nnodes", "node-rank", "standalone", "m
     "rdzv-endpoint",
     "rdzv-id",
 }
-"""torchrun's flags that say how many processes there are and where; its other ones stay."""
+"""torchrun's flags for the number and place of processes; its other ones stay."""
 
 
 @dataclass(frozen=True)

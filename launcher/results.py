@@ -137,7 +137,7 @@ def publish(jobs: Sequence[JobResult], *, complete: bool = True) -> None:
 
 
 def _write(tables: list[tuple[list[str], list[list[str]]]], jobs: Sequence[JobResult], folder: Path) -> str:
-    """Write the files; returns the end of a line that tells where they are."""
+    """Write the files; returns the end of a line that names them."""
     place = short_path(folder.resolve())
     try:
         for name, (head, rows) in zip(("results.csv", "results_over_seeds.csv"), tables, strict=False):

@@ -17,7 +17,7 @@ VARIABLES = {
     "node_rank": '"$SKYPILOT_NODE_RANK"',
     "head": '"$(echo "$SKYPILOT_NODE_IPS" | head -n 1)"',
 }
-"""What SkyPilot tells each node, by the option of launch.py."""
+"""Variables that SkyPilot sets on each node, by the option of launch.py."""
 ENVIRONMENT = "conda activate loopforge"
 SETUP = (
     "conda env list | grep -q loopforge || conda create -y -n loopforge python=3.12",

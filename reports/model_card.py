@@ -39,7 +39,7 @@ HEADER = "composed from "
 
 
 def add_card_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a card says that no run knows."""
+    """Facts for a card that no run records."""
     parser.add_argument(
         "--license",
         type=_identifier,

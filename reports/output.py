@@ -78,7 +78,7 @@ def check_place(target: Path, *, example: str) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise UsageError(f"{target} cannot be written ({place} is {'read-only' if place.is_dir() else 'not a folder'})")
     try:
-        tempfile.TemporaryFile(dir=place).close()  # permissions do not tell of /proc, e.g.
+        tempfile.TemporaryFile(dir=place).close()  # permissions are no proof: /proc, e.g.
     except OSError:
         raise UsageError(f"{target} cannot be written (no file can be made in {place})") from None
     if target.is_dir():

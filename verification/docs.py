@@ -30,7 +30,7 @@ class Documented:
     refused: bool = False
     """The page shows that it is refused: an `error:` line follows."""
     overlay: dict[str, str] = field(default_factory=dict)
-    """Modules that the page tells the reader to write."""
+    """Modules that the page asks the reader to write."""
 
 
 def documented(root: Path) -> Iterator[Documented]:

@@ -1,4 +1,4 @@
-"""What a check says: one finding per statement, one report per command."""
+"""The results of checks: one finding per statement, one report per command."""
 
 from __future__ import annotations
 

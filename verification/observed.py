@@ -1,4 +1,4 @@
-"""What a tiny instance of each config shows (verification/probes), once for all commands that share it."""
+"""The behaviour of a tiny instance of each config (verification/probes), once for all commands that share it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from verification.spec import depths, shrunk
 from verification.subject import Subject
 
 FEW, MOST = 4, 8
-"""Fewer instances are observed by this process; the most others that are started."""
+"""Below so many instances this process observes them itself; so many others are started at most."""
 NO_TINY = Path("data")
 """Stands for the folder of the tiny data in what a verdict is kept by."""
 
@@ -28,7 +28,7 @@ NO_TINY = Path("data")
 def observed(subject: Subject, *, start: bool = True) -> list[Finding]:
     """What the guide asks of behaviour (MOD, SCR12x to SCR14x); SKIP where the command leads to no model.
 
-    `start` False only looks up what has been observed before, and imports no torch: nothing where that is nothing.
+    `start` False only returns what has been observed before, which may be nothing, and imports no torch.
     """
     question, reason = _question(subject)
     if not question:
@@ -44,7 +44,7 @@ def observed(subject: Subject, *, start: bool = True) -> list[Finding]:
 
 
 def _question(subject: Subject) -> tuple[list[Any], str]:
-    """(what the verdict on a subject's behaviour is kept by, why there is none)."""
+    """(the key under which the verdict on a subject's behaviour is stored, why there is none)."""
     try:
         config, spec = need_config(subject), subject.family
     except (NotApplicable, UsageError) as error:

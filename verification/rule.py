@@ -42,7 +42,7 @@ class Rule:
     at_launch: bool = True
     """False for what reads sources or a finished run, which a launch does not wait for."""
     implied: bool = False
-    """Whether a code holds of which the rule says nothing; else it was not judged."""
+    """Whether a code holds that the rule does not report; else it was not judged."""
 
 
 RULES: list[Rule] = []

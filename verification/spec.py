@@ -1,4 +1,4 @@
-"""What a family of models tells the verifier about itself: one `Verification` in its tasks/<family>/verify.py.
+"""What a family of models declares to the verifier: one `Verification` in its tasks/<family>/verify.py.
 
 The engine of verification knows no family. Everything here is data and small functions; what needs torch or numpy
 imports it when it is called, so that reading a specification costs nothing at a launch. A field that is left out leaves
@@ -71,7 +71,7 @@ class Verification:
     reads: str = ""
     """DATA_MODE of its data sets, where it is another one than that of all its models."""
     steps: Callable[[Any], int | None] = lambda subject: None
-    """Optimizer steps of the whole run; None where the data do not say."""
+    """Optimizer steps of the whole run; None where that is unknown."""
     rates: Callable[[Any], Mapping[str, str]] | None = None
     """Groups of parameters that are trained -> the key of their peak learning rate."""
     idle: Level = "FAIL"
@@ -97,13 +97,13 @@ class Verification:
     may_be_frozen: Callable[[str], bool] = lambda name: False
     """Parameters, by name, that no optimizer group needs to hold (a frozen base model)."""
     exercised: Settings = field(default_factory=dict)
-    """Run keys under which as much as possible of the code runs (evaluators, say)."""
+    """Run keys under which as much of the code as possible runs (evaluators, e.g.)."""
     encoder: str = ""
     """What the names of modules contain that encode rows, besides those that are given whole numbers."""
     table_key: str = ""
-    """Where a row's data say which row of the sparse table is its own."""
+    """The key of a row's data that names its row of the sparse table."""
     alternatives: Callable[[Path], Mapping[str, tuple[Settings, Settings]]] = lambda data: {}
-    """Data folder -> key -> another value of it, where its type tells none that fits the rest: settings that are held,
+    """Data folder -> key -> another value of it, where its type gives none that fits the rest: settings that are held,
     and what is changed beside them, the key and what must change with it. May write further data."""
     others: Callable[[Any], tuple[Any, Any]] | None = None
     """Micro-batch -> (it with other targets, it with other inputs), each of them other; of models without ACT steps."""
@@ -123,7 +123,7 @@ class Verification:
 
 
 def specification(family: Family) -> Verification | None:
-    """What a family tells, None where it has no verify.py."""
+    """The `Verification` of a family, None where it has no verify.py."""
     spec: Verification | None = getattr(family.part("verify"), "VERIFICATION", None)
     return spec
 

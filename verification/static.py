@@ -247,7 +247,7 @@ def verify_run(run: Path, *, root: Path, **how: Any) -> Report:
 
 
 def run_verdict(run: Path) -> tuple[str, list[str]]:
-    """What the rules say about a run, and the lines of what is wrong. SKIP with the reason where they cannot."""
+    """The verdict of the rules on a run, and a line for each fault; SKIP with the reason where they cannot judge it."""
     try:
         report = verify_run(run, root=ROOT, probes=False)
     except UsageError as error:

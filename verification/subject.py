@@ -63,7 +63,7 @@ class Request:
     with_data: bool = False
     """Whether the contents of data sets are read."""
     local_data: bool = True
-    """Whether data sets on this machine are read at all; else each is what the catalogue says of it."""
+    """Whether data sets on this machine are read at all; else each is known by its entry in the catalogue."""
     probes: bool = True
     """Whether a tiny instance is observed; else only rules judge."""
     dynamic: bool = False
@@ -198,7 +198,7 @@ class Subject(Request):
 
     @functools.cached_property
     def family(self) -> Verification | None:
-        """What the script's family tells (tasks/<family>/verify.py), None where it has none."""
+        """The `Verification` of the script's family (tasks/<family>/verify.py), None where it has none."""
         script = self.trace.script
         return specification(script.declared) if script and script.declared else None
 
@@ -235,5 +235,5 @@ class Subject(Request):
 
     @functools.cached_property
     def steps(self) -> int | None:
-        """Optimizer steps of the whole run, as the family counts them; None where the data do not say."""
+        """Optimizer steps of the whole run, as the family counts them; None where that is unknown."""
         return self.family.steps(self) if self.family and self.resolved else None

@@ -18,7 +18,7 @@ from viewer.trajectory import Headline, Layout, Trajectory
 
 SUFFIXES = (".png", ".gif", ".html")
 DEFAULT_COUNTS = {".png": 4, ".gif": 4, ".html": 32}
-"""How many examples are drawn where --examples does not say."""
+"""How many examples are drawn without --examples."""
 MARK = b"Loopforge visualize"
 """Stands within the first bytes of every drawing."""
 

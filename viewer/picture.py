@@ -117,7 +117,7 @@ def draw_board(canvas: Canvas, left: float, top: float, cell: float, trajectory:
         if new:
             canvas.box(x, y, cell, cell, outline=CHANGED, line=max(1.0, cell * 0.1), radius=cell * 0.12)
         if kind == "wrong":
-            # A mark beside the colour, for eyes and printers that do not tell orange from green; its edge parts it
+            # A mark beside the colour, for eyes and printers that do not separate orange from green; its edge parts it
             # from a coloured cell.
             canvas.corner(x + cell - 0.8, y + 0.8, max(5.0, cell * 0.36), PAPER)
             canvas.corner(x + cell - 0.8, y + 0.8, max(4.0, cell * 0.28), WRONG_INK)

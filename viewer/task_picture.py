@@ -56,7 +56,7 @@ def cell_of(task: TaskView) -> float:
 
 
 def draw_tasks(record: Record, title: str) -> Image.Image:
-    """One row for each task. Too many for one picture are left out, and the heading says how many are shown."""
+    """One row for each task. Too many for one picture are left out, and the heading states how many are shown."""
     probe = Canvas(1, 1, 2.0, PAPER)
     shown: list[TaskView] = []
     height = MARGIN + HEAD + MARGIN

@@ -37,7 +37,7 @@ View = int | Literal["puzzle", "solution"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the T positions lie on a grid and what each token looks like."""
+    """How the T positions lie on a grid and how each token is drawn."""
 
     rows: int
     columns: int
@@ -247,7 +247,7 @@ def cropped(
 def most_interesting(trajectories: Sequence[Trajectory], count: int) -> list[Trajectory]:
     """Those solved latest, then those that change most, then the least certain; with room for three, one unsolved.
 
-    A model that is right from the first step on leaves only its certainty to tell examples apart.
+    A model that is right from the first step on leaves only its certainty to distinguish examples.
     """
     solved = [t for t in trajectories if t.solved_from is not None]
     failed = [t for t in trajectories if t.solved_from is None]

@@ -63,7 +63,7 @@ class Measurement:
     batch_key: str
     batch_rows: int
     eval_examples: int | None
-    """Examples of all evaluations together; None where the task does not say."""
+    """Examples of all evaluations together; None where the task does not give it."""
     step_seconds: float
     """Of a step of the first stage."""
     timed_steps: int

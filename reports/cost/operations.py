@@ -38,7 +38,7 @@ def stages(model: Any, rows: int, *, steps: int, horizon: int) -> list[Stage]:
 
 
 def steps_within(seconds: float, parts: Sequence[tuple[int, float]]) -> int:
-    """The step that ends a budget of `seconds`, of parts of (steps, seconds of each); the last part goes on."""
+    """The step that ends a budget of `seconds`, of parts of (steps, seconds of each); the last part continues."""
     taken = 0
     for steps, each in parts[:-1]:
         if seconds <= steps * each:

@@ -1,4 +1,4 @@
-"""What torch can do here: device and dtype of a run, attention kernels, torch.compile. Each is tried, not looked up."""
+"""What torch can do here: device and dtype of a run, attention kernels, torch.compile. Each is tried."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _attention(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     run = []
     for name, backend in KERNELS.items():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch says at length why a kernel was not chosen
+            warnings.simplefilter("ignore")  # torch explains at length why a kernel was not chosen
             try:
                 with sdpa_kernel(backend):
                     scaled_dot_product_attention(query, query, query)

@@ -154,7 +154,7 @@ def cpu_name() -> str:
 
 
 def _memory() -> int | None:
-    """Bytes of main memory; None where the system does not tell."""
+    """Bytes of main memory; None where the system does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

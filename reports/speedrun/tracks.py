@@ -13,7 +13,7 @@ from engine.registry import ROOT
 
 @dataclass(frozen=True)
 class Track:
-    """With `targets` the first step and the CPU time count at which `metric` reaches each, looked for in all
+    """With `targets` the first step and the CPU time count at which `metric` reaches each, searched in all
     checkpoints of a run; without them its value at the end counts."""
 
     name: str

@@ -293,7 +293,7 @@ def samples(tiny: Tiny) -> bool:
 
 
 def evaluations(tiny: Tiny) -> Iterator[str]:
-    """Evaluation takes `last` steps whatever q says, and computes what `last` training steps compute."""
+    """Evaluation takes `last` steps whatever the q values are, and computes what `last` training steps compute."""
     answers, last = [], tiny.max_steps
     for willing in (True, False) if tiny.config().arch.get("eval_halting", "fixed") == "fixed" else (False,):
         task = exploring(tiny, 1)

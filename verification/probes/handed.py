@@ -1,5 +1,5 @@
-"""What the config says reaches what is built: optimizer, seed and length (CFG255), one key at a time with another
-value, looked for where it belongs; and the data, training its own split and an evaluation the other one (SCR122).
+"""The config's values reach what is built: optimizer, seed and length (CFG255), one key at a time with another
+value, searched where it belongs; and the data, training its own split and an evaluation the other one (SCR122).
 """
 
 from __future__ import annotations

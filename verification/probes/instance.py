@@ -81,7 +81,7 @@ class Recorder:
 
 
 def _signature(cls: type) -> inspect.Signature:
-    """How a model's forward is called; one that passes on whatever it gets says it no better than its base class."""
+    """How a model's forward is called; one that passes on whatever it gets shows no more than its base class."""
     own = [inspect.signature(vars(base)["forward"]) for base in cls.__mro__ if "forward" in vars(base)]
     collects = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     named = [one for one in own if not any(parameter.kind in collects for parameter in one.parameters.values())]
@@ -192,7 +192,7 @@ class Tiny:
 
 
 def runtime(seed: int) -> Runtime:
-    """This process on the CPU in float32; alone, except where the probe of two ranks says otherwise."""
+    """This process on the CPU in float32; alone, except in the probe of two ranks."""
     return Runtime(
         device=torch.device("cpu"),
         dtype=torch.float32,

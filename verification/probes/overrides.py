@@ -75,7 +75,7 @@ def effect_of(tiny: Tiny, key: str) -> str | Note:
     (kind, default), given, present = declaration(tiny, key), value_at(tiny.full_arch, key), value_at(tiny.arch, key)
     ways = list[Way]()
     for value in others(present, [*_small_default(tiny, key, present, default), *candidates(kind, present)]):
-        # of two probabilities the draw that tells them apart
+        # of two probabilities the draw that distinguishes them
         held = {DRAW: (present + value) / 2} if key.rpartition(".")[2] == "halt_exploration_prob" else {}
         ways.append((held, {f"arch.{key}": value}))
     tried, changed, _ = try_out(ways, lambda settings: {"all": _trace(tiny, settings)}, (UsageError, ValueError))

@@ -94,7 +94,7 @@ def gradients(tiny: Tiny) -> Iterator[str | Note]:
 
 @probe("DYN718", act=True)
 def embedding_rows(tiny: Tiny) -> Iterator[str | Note]:
-    """Whether an encoder is there, which rows of the table moved; which forward ran is MOD420's to say."""
+    """Whether an encoder is there, which rows of the table moved; which forward ran is judged by MOD420."""
     run = training_run(tiny)
     encoders = [name for name, _ in run.model.named_modules() if tiny.spec.is_encoder(name)]
     if encoders and getattr(tiny.model_class, "DATA_MODE", "") == "embedding":

@@ -108,7 +108,7 @@ def resume(trace: Trace) -> None:
     """Under resume=true put the stored config under the command's values, as the launch does.
 
     A run that is not here, or whose folder only the launch can name (by run_name=null), leaves the trace as composed.
-    What the launch refuses, another arch say, is a problem of the link `schema`.
+    What the launch refuses, e.g. another arch, is a problem of the link `schema`.
     """
     config = trace.resolved or {}
     folder = trace.cwd / user_path(str(config.get("run_dir")))
