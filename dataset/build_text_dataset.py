@@ -7,7 +7,7 @@
     python -m dataset.build_text_dataset stdlib_char
 
 Named data sets (NAMES) know their files, tokenizer and splits; every flag overrides them. Texts are fetched by
---download and --hub only; tiktoken fetches a table that it lacks. card.json in the output folder records the text's source.
+--download and --hub only; tiktoken fetches a table that it lacks. card.json in the output folder names its source.
 """
 
 from __future__ import annotations
