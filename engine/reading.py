@@ -28,6 +28,10 @@ NODES = 200_000
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
+RECKONED = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+"""Bare numbers that YAML 1.1 takes for octal or for hours and minutes; on a command line none of them is a number."""
+
+
 class Unreadable(ValueError):
     """A file is not what it has to be. The text states the fault, without the file's name."""
 
@@ -72,9 +76,9 @@ def read_text(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> str:
     return _text(read_bytes(path, limit))
 
 
-def read_json(path: str | os.PathLike[str], limit: int = JSON_LIMIT) -> Any:
-    """The value in a JSON file. Raises: OSError, Unreadable."""
-    return parse_json(read_bytes(path, limit))
+def read_json(path: str | os.PathLike[str], limit: int = JSON_LIMIT, *, unique: bool = False) -> Any:
+    """The value in a JSON file; `unique` refuses an object that has a key twice. Raises: OSError, Unreadable."""
+    return parse_json(read_bytes(path, limit), unique=unique)
 
 
 def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, *, unique: bool = False) -> Any:
     """The value of a JSON text. Raises: Unreadable."""
     depth = deepest = 0
     if data.count(b"[") + data.count(b"{") > DEPTH:
@@ -99,13 +103,22 @@ def parse_json(data: bytes) -> Any:
     if deepest > DEPTH:
         raise Unreadable(f"is nested {deepest:,} deep")
     try:
-        value = json.loads(_text(data))
+        value = json.loads(_text(data), object_pairs_hook=_unique if unique else None)
         if b"\\u" in data:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be printed or stored
     except UnicodeEncodeError:
         raise Unreadable("is not JSON (it holds half a character)") from None
+    except Unreadable:
+        raise
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"is not JSON ({error})") from None
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(value := dict(pairs)) < len(keys):
+        raise Unreadable(f"has the key '{max(keys, key=keys.count)}' twice")
     return value
 
 
@@ -115,8 +128,8 @@ def read_yaml(path: str | os.PathLike[str]) -> str:
 
 
 def check_yaml(text: str) -> str:
-    """`text` itself if it is YAML that a loader gets through: no syntax error, not too deep, and its aliases, each
-    replaced by what it stands for, not too many. Raises: Unreadable.
+    """`text` itself if it is YAML that a loader gets through: no syntax error, not too deep, its aliases, each replaced
+    by what it stands for, not too many, and no number that would become another (010, 1:30). Raises: Unreadable.
     """
     if len(text) > YAML_LIMIT:
         raise Unreadable(f"has more than {YAML_LIMIT:,} characters, far too many for a config")
@@ -138,6 +151,9 @@ def check_yaml(text: str) -> str:
                     raise Unreadable(f"holds an alias within itself (*{event.anchor})")
                 add(sizes.get(str(event.anchor), 1))
             elif isinstance(event, yaml.ScalarEvent):
+                if event.implicit[0] and not event.tag and RECKONED.fullmatch(event.value):
+                    meant, line = yaml.safe_load(event.value), event.start_mark.line + 1
+                    raise Unreadable(f"line {line}: YAML reads {event.value} as {meant}: quote text, or write {meant}")
                 add(1, event.anchor)
             elif isinstance(event, yaml.CollectionStartEvent):
                 if len(open_nodes) > DEPTH:

@@ -36,7 +36,8 @@ from engine.cli.translate import spelled
 from engine.config import refusal_within
 from engine.distributed import report_to_launcher, should_report, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
-from engine.io import did_you_mean
+from engine.fields import flatten
+from engine.io import did_you_mean, user_path
 from engine.registry import Family
 from engine.run.environment import FULL_ERROR, SET_FULL_ERROR, SWEEP, is_sweep_job
 from engine.schema import NO_TEXT
@@ -74,6 +75,12 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
     schema, entry = family.schema, family.entry
     full_error = os.environ.get(FULL_ERROR) == "1"
     given, argv = inspect.getclosurevars(launch).nonlocals, spelled(sys.argv[1:])
+    if replaced := recipes.flag_value(
+        argv, "--config-path", "-cp"
+    ):  # below the script, while Hydra would look below this file
+        config_dir = config_dir.parent / user_path(replaced)
+        given_as = (replaced, f"--config-path={replaced}", f"-cp={replaced}")
+        argv = [f"{word.removesuffix(replaced)}{config_dir}" if word in given_as else word for word in argv]
     name = config_name_of(argv) or str(given.get("config_name") or "")
     folders = search_folders(argv, config_dir)
     try:
@@ -177,6 +184,11 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
     if several := re.match(r"Ambiguous value for argument '\+*([\w.]+)=(.*)'\n", str(error)):
         key, value = several.groups()
         return f"{key}={value} is several values: -m for a sweep, {key}=[{value}] for a list, --{key} {value} for text"
+    if gone := re.match(r"Could not delete from config\. '(.+)' does not exist", str(error)):
+        key, folder = gone[1], config_dir / gone[1].partition(".")[0]
+        options = (flatten(recipes.read_option(path)) for path in folder.glob("*.yaml"))
+        known = {*keys_of(schema), *(name for option in options for name, _ in option)}
+        return f"~{key}: unknown key '{key}': {did_you_mean(key, known)}"
     text = re.sub(r"\n?See https?://\S+ for details", "", str(error))
     if isinstance(error, ConfigCompositionException) and cause is not None:
         text += f" ({str(cause).splitlines()[0]})"

@@ -240,7 +240,7 @@ class _Translator:
     def _json(self, path: str) -> None:
         """Flatten a nested JSON file. Unknown keys are refused here, where the file can be named."""
         try:
-            data = read_json(user_path(path))
+            data = read_json(user_path(path), unique=True)
         except (OSError, Unreadable) as error:
             raise UsageError(f"--config {path} {reason_of(error)}") from error
         if not isinstance(data, dict):

@@ -104,6 +104,8 @@ def test_yaml_then_json_then_argv(tiny: Any, project: Path) -> None:
         (["+lrr=1"], ["lrr", "did you mean 'lr'"]),
         (["optimizer.lrr=1"], ["did you mean 'optimizer.lr'"]),
         (["++optimizer.lrr=1"], ["did you mean 'optimizer.lr'"]),
+        (["~lrr"], ["~lrr", "did you mean 'lr'"]),
+        (["~arch.L_cyles"], ["~arch.L_cyles", "did you mean 'arch.L_cycles'"]),
         (["--config-name", "cfg_misspelt"], ["lrr", "did you mean 'lr'"]),
         (["--config-name=cfg_tin"], ["did you mean 'cfg_tiny'"]),
         (["--config-name=cfg_other"], ["other.py", "tiny.py"]),

@@ -75,6 +75,9 @@ def test_json_that_is_read(value: object) -> None:
         ("[" * 5000 + "]" * 5000, "nest"),
         ("a: [1", "not YAML"),
         ("a: \x00", "not YAML"),
+        ("a: 1\nseed: 010\n", "line 2: YAML reads 010 as 8: quote text, or write 8"),
+        ("run_name: 007", "line 1: YAML reads 007 as 7"),
+        ("a: {b: [x, 1:30]}", "line 1: YAML reads 1:30 as 90"),
     ],
 )
 def test_yaml_that_is_refused(text: str, words: str) -> None:
@@ -84,6 +87,7 @@ def test_yaml_that_is_refused(text: str, words: str) -> None:
 
 def test_yaml_that_is_read() -> None:
     text = "base: &base {lr: 1e-4, list: [1, 2]}\none: *base\ntwo: {<<: *base, lr: 2}\n"
+    text += "names: ['007', \"1:30\", 0, -0, 08, 0.01, 2026-11-28, 10, 12:30:xx]\n"
     assert check_yaml(text) == text
 
 

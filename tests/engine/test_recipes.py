@@ -65,6 +65,7 @@ def test_a_group_can_be_chosen(workplace: Path, word: str) -> None:
     [
         (MINE + "max_steps:\t3\n\tlr: 3\n", "cfg_mine.yaml line 5 column 1: found a tab character"),
         (MINE + "lr: 1\nlr: 2\n", "cfg_mine.yaml line 5 column 1: found duplicate key lr"),
+        (MINE + "seed: 010\n", "cfg_mine.yaml line 4: YAML reads 010 as 8: quote text, or write 8"),
         (MINE + "lr: [1, 2\n", "cfg_mine.yaml line 5 column 1: "),
         (MINE + "lr: *base\n", "cfg_mine.yaml line 4 column 5: found undefined alias 'base'"),
         (MINE + 'lr: !!python/object/apply:os.system ["true"]\n', "cfg_mine.yaml line 4 column 5: could not determine"),
@@ -106,6 +107,7 @@ def test_a_recipe_of_the_other_script_is_named_as_that(workplace: Path) -> None:
         (("--config-name", "rec/cfg_mine.yaml"), "write --config-dir rec --config-name cfg_mine"),
         (("--config-dir", "rec", "--config-name", "cfg_mime"), "did you mean 'cfg_mine'?"),
         (("--config-dir", "wreck", "--config-name", "cfg_mine"), "wreck"),
+        (("--config-path", "rec", "--config-name", "cfg_mine"), f"'{ROOT}/rec'"),
     ],
 )
 def test_a_recipe_that_is_not_there(workplace: Path, words: tuple[str, ...], message: str) -> None:
@@ -115,6 +117,13 @@ def test_a_recipe_that_is_not_there(workplace: Path, words: tuple[str, ...], mes
     assert done.code == 2
     assert message in done.output
     assert len(done.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [("--config-path", "config"), ("--config-path=config",), ("-cp", f"{ROOT}/config")])
+def test_a_config_path_is_relative_to_the_script(workplace: Path, words: tuple[str, ...]) -> None:
+    done = run_script("pretrain", *words, "--config-name=cfg_pretrain_sudoku_4x4", "--cfg", "job", cwd=workplace)
+    assert done.code == 0, done.output
+    assert done.output.startswith("script: pretrain.py")
 
 
 def test_the_path_verification_finds_it_too(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

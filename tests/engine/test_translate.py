@@ -272,6 +272,8 @@ def test_json_comes_before_argv_and_is_flattened_by_key(tmp_path: Path) -> None:
         ('{"optim": [1]}', ["optim: expected a block {...} of keys, got [1]"]),
         ('{"sets": {"a": "b"}}', ['sets.a: expected a block {...} of keys, got "b"']),
         ('{"training": null}', ["training: expected a block {...} of keys, got null"]),
+        ('{"lr": 1, "optim": {"lr": 2}, "lr": 1}', ["has the key 'lr' twice"]),
+        ('{"optim": {"lr": 2, "lr": 3}}', ["has the key 'lr' twice"]),
         ('{"traning": {}}', ["unknown key 'traning': did you mean 'training'?"]),
     ],
 )
