@@ -30,7 +30,7 @@ class Sent:
     """A tensor on its way to the host. From a GPU it travels beside the steps that follow, and only `read` waits."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._held, self._event = tensor.detach().clone(), None
+        self._held, self._event = tensor.detach() if tensor.is_cuda else tensor.detach().clone(), None
         if tensor.is_cuda:
             self._held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._held.copy_(tensor.detach(), non_blocking=True)
