@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -182,6 +183,15 @@ class Lookahead:
 
     def count_step(self) -> None:
         """Not reached: no step of this optimizer is recorded."""
+
+    @property
+    def evaluates_others(self) -> bool:
+        """Whether the inner optimizer keeps the weights to evaluate apart from those it trains."""
+        return bool(getattr(self.inner, "evaluates_others", False))
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Inside, the parameters hold the inner optimizer's weights to evaluate."""
+        return self.inner.evaluating()  # type: ignore[no-any-return]
 
     def state_dict(self) -> dict[str, Any]:
         """Inner state, slow weights by name, steps so far."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from torch import nn
 
 from engine.checkpoint.state_tree import join_tree, split_tree
 from engine.errors import UsageError
-from engine.optim import build_optimizer, build_optimizers, load_optimizers
+from engine.loop.evaluations import averages
+from engine.optim import AdamATan2, Lookahead, build_optimizer, build_optimizers, load_optimizers
 from engine.optim.library import TORCH, find_class
 from engine.task import ParamGroup
 
@@ -312,6 +315,22 @@ def test_adamw_is_torchs_formula() -> None:
         optimizer.step()
     for key, param in params.items():
         torch.testing.assert_close(param.double(), reference[key], rtol=1e-5, atol=1e-6)
+
+
+def test_lookahead_evaluates_what_its_inner_optimizer_evaluates() -> None:
+    """Schedule-free optimizers keep the weights to evaluate apart: the trained ones were evaluated."""
+
+    class Apart:
+        lr, evaluates_others = 0.1, True
+
+        def evaluating(self) -> Any:
+            return swap
+
+    swap, params = nullcontext(), [nn.Parameter(torch.ones(2))]
+    ahead = Lookahead(Apart(), params, ["w"], k=2, alpha=0.5)
+    assert averages(None, {"all": ahead}) == [swap]
+    plain = Lookahead(AdamATan2(params, ["w"]), params, ["w"], k=2, alpha=0.5)
+    assert averages(None, {"all": plain}) == []
 
 
 def test_lookahead_formula() -> None:
