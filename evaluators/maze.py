@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.format import PuzzleSplit
+from dataset.format import PuzzleMetadata, PuzzleSplit
 from dataset.maze.paths import GOAL, START, VOCAB_SIZE, judge
 from engine.distributed import all_reduce_sum
 from engine.io import UsageError
@@ -22,13 +22,16 @@ from evaluators.intervals import wilson
 COLUMNS = ("reference_path", "valid_path", "shortest_path")
 
 
+def shaped_as_mazes(metadata: PuzzleMetadata) -> bool:
+    """Whether a data set has the words and the square grids of mazes."""
+    return metadata.vocab_size == VOCAB_SIZE and math.isqrt(metadata.seq_len) ** 2 == metadata.seq_len
+
+
 def holds_mazes(split: PuzzleSplit) -> bool:
-    """Whether a data set has the words and square grids of mazes, with one start and one goal in each of its first
-    examples: a 4x4 Sudoku has as many words."""
-    square = math.isqrt(split.metadata.seq_len) ** 2 == split.metadata.seq_len
+    """Whether it also has one start and one goal in each of its first examples: 4x4 Sudokus are shaped as mazes."""
     first = np.asarray(split.inputs[:64])
     ends = all(((first == end).sum(axis=1) == 1).all() for end in (START, GOAL))
-    return split.metadata.vocab_size == VOCAB_SIZE and square and ends
+    return shaped_as_mazes(split.metadata) and ends
 
 
 def grids(tokens: Tensor) -> np.ndarray:
@@ -53,7 +56,7 @@ class ShortestPath:
     def begin(self, splits: Sequence[Any] = ()) -> None:
         """Forget what was counted. Raises: UsageError where a split does not hold mazes."""
         for split in splits:
-            if not holds_mazes(split):
+            if not shaped_as_mazes(split.metadata):
                 raise UsageError(
                     f"maze@ShortestPath: {split.root} holds no mazes (python -m dataset.build_maze_dataset)"
                 )
