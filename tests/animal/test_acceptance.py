@@ -57,7 +57,7 @@ def test_the_documented_loss_alone_leaves_the_base(place: Path) -> None:
     """Its concept loss falls; where too little is valid, a run ends in one line instead of training on."""
     argv = ("--model_name_or_path", offline.TINY, *SETTINGS, "--w_c", "0.5", "--w_o", "0.5", "--preset", "documented")
     result = run_script("train_animal", *argv, "--output_dir", "documented", cwd=place)
-    losses = [row["train/concept_loss"] for row in metrics(place / "documented") if "train/concept_loss" in row]
+    losses = [loss for row in metrics(place / "documented") if (loss := row.get("train/concept_loss")) is not None]
     assert min(losses[3:]) < 0.5 * losses[0]
     assert result.code in (0, 1), result.output
     if result.code:
