@@ -179,11 +179,12 @@ class Rollouts:
             exact = ((answers == labels) | ~scored).all(dim=-1)
             return torch.stack([exact, self._is_shortest(inputs, answers)]) & real
 
+        depths = {depth for _, depth in self._grid()}
+        ends = {depth: torch.stack([right(answers) for answers in rolled.answers[:, depth - 1]]) for depth in depths}
         for breadth, depth in self._grid():
             cut = rolled.cut(breadth, depth)
             counted = {rule: (right(answers), used) for rule, (answers, used) in _chosen(cut).items()}
-            any_right = torch.stack([right(answers) for answers in cut.answers[:, -1]]).any(dim=0)
-            counted[ORACLE] = (any_right, torch.full_like(real, depth, dtype=torch.int64))
+            counted[ORACLE] = (ends[depth][:breadth].any(dim=0), torch.full_like(real, depth, dtype=torch.int64))
             for rule, (rights, used) in counted.items():
                 sums = torch.stack([(used * real).sum(), *rights.sum(dim=1)]).double().cpu()
                 name = (rule, breadth, depth)
