@@ -81,11 +81,18 @@ def read_card(path: Path) -> dict[str, Any]:
     return card
 
 
+def refuse_split(root: Path) -> None:
+    """Raises: UsageError where `root` is a split of a data set, so that its parent is meant."""
+    if (root / "dataset.json").exists() and not (root / "train").exists():
+        raise UsageError(f"{root} is one split of a data set: name the set, {root.parent}")
+
+
 def read_metadata(root: str | Path, split: str) -> PuzzleMetadata:
     """The checked dataset.json of a split. Unknown keys are ignored, `total_puzzles` may be missing.
 
     Raises: UsageError naming the file and the key.
     """
+    refuse_split(Path(root))
     path = Path(root) / split / "dataset.json"
     raw = read_json_file(path)
     need(isinstance(raw, dict), path, "expected a JSON object")

@@ -37,17 +37,17 @@ _LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exite
 
 def rank() -> int:
     """This process's number among all ranks (torchrun's RANK; 0 without torchrun)."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK") or 0)
 
 
 def world_size() -> int:
     """How many processes train together (torchrun's WORLD_SIZE; 1 without torchrun)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def local_rank() -> int:
     """This process's number on its own machine, which is the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ.get("LOCAL_RANK") or 0)
 
 
 def is_main() -> bool:

@@ -158,7 +158,8 @@ def _container(kind: Any, made: cattrs.Converter) -> Any:
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, expected):
-            raise Mismatch(f"expected a {describe(kind)}, got {_shown(value)}")
+            single = f"; write [{value}]" if expected is list and isinstance(value, str) else ""
+            raise Mismatch(f"expected a {describe(kind)}, got {_shown(value)}{single}")
         return build(value, kind)
 
     return hook

@@ -30,6 +30,7 @@ def puzzle_data(config: dict[str, Any], folder: Path, local: bool) -> Iterator[D
 def read_puzzles(path: str, key: str, folder: Path, local: bool, stand_ins: bool = True) -> DataPath:
     """One puzzle data set."""
     from dataset.catalog import BUILT, PUBLISHED
+    from dataset.metadata import refuse_split
 
     root, name = folder / user_path(path), Path(path).name
     if not (local and root.exists()):
@@ -42,12 +43,16 @@ def read_puzzles(path: str, key: str, folder: Path, local: bool, stand_ins: bool
         return DataPath(path, key, state, entry.data_mode, entry.groups, entry.mean_examples, origin=CATALOGUE)
     file = root / "train" / "dataset.json"
     try:
+        refuse_split(root)
         content = read_object(file)
         groups, mean = content["total_groups"], float(content["mean_puzzle_examples"])
         if type(groups) is not int:
             raise TypeError(f"total_groups is {groups!r}")
     except (UsageError, ValueError, KeyError, TypeError) as error:
-        return DataPath(path, key, "there", problem=f"{path}/train/dataset.json cannot be used: {error!r}")
+        why = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
+        if not isinstance(error, UsageError):  # which names the file
+            why = f"{path}/train/dataset.json: {why}"
+        return DataPath(path, key, "there", problem=why)
     encoder = (root / "train" / ENCODER_FILE).exists()
     mode = content.get("data_mode") or ("encoder" if encoder else "embedding")
     problem = "" if (root / "test" / "dataset.json").exists() else f"{path} has no test/dataset.json"

@@ -220,9 +220,10 @@ def test_engine_stays_small() -> None:
     what is left of it (+9), ranges for Muon's options (+10), batches sent on a stream of their own (+11) and the line
     on time and memory of a step, partly from reports/cost (+73); presets that fit the script (+3); learning
     rates by group (+2); numbers that YAML reads as others, JSON keys given twice, ~key, --config-path (+23);
-    the weights that Lookahead evaluates (+6).
+    the weights that Lookahead evaluates (+6);
+    ranks left in the environment (+17).
     """
-    assert size(sources("engine")).code < 7117
+    assert size(sources("engine")).code < 7134
     assert len((ROOT / "engine/loop/trainer.py").read_text().splitlines()) < 300
 
 

@@ -112,6 +112,24 @@ def begin(*, output_is_all: bool = False, run: bool = False) -> None:
     if run:
         watch_launcher()
     open_streams(output_is_all=output_is_all, run=run)
+    if problem := _fault_in_ranks(os.environ):
+        _warn(f"error: {problem}: unset it, or start the ranks with torchrun")
+        sys.exit(UsageError.exit_code)
+
+
+def _fault_in_ranks(environment: Mapping[str, str]) -> str | None:
+    """What is wrong with the ranks that a launcher or an earlier command has left in the environment, or None."""
+    numbers = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
+    for name in numbers:
+        if text := environment.get(name):
+            if not text.isdecimal():
+                return f"{name}={text} in the environment is not a number"
+            numbers[name] = int(text)
+    if numbers["RANK"] >= numbers["WORLD_SIZE"]:
+        return f"RANK={numbers['RANK']} in the environment is not below WORLD_SIZE={numbers['WORLD_SIZE']}"
+    if numbers["WORLD_SIZE"] > 1 and not environment.get("MASTER_ADDR"):
+        return f"WORLD_SIZE={numbers['WORLD_SIZE']} in the environment without the MASTER_ADDR of a launcher"
+    return None
 
 
 def print_data(text: str) -> None:

@@ -34,7 +34,7 @@ from engine.cli.recipes import check_presets, check_recipe, config_name_of, find
 from engine.cli.resolve import PLUGINS, PRESET, is_sweep, read_command
 from engine.cli.translate import spelled
 from engine.config import refusal_within
-from engine.distributed import report_to_launcher, should_report, under_torchrun
+from engine.distributed import is_main, rank, report_to_launcher, should_report, under_torchrun
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.fields import flatten
 from engine.io import did_you_mean, user_path
@@ -110,7 +110,7 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
             raise UsageError("hydra/launcher=submitit_slurm: there is no srun here; start it on a cluster")
         if multirun and sweep is None:
             raise UsageError(f"{Path(entry).stem}.py does not take -m: its main() does not handle sweeps")
-        if int(os.environ.get("RANK", "0")) > 0 or not based:
+        if not is_main() or not based:
             words += QUIET
         if not {"-sc", "--shell-completion"} & set(words) and not any("hydra.job.name=" in word for word in words):
             words.append(f"++hydra.job.name={Path(entry).stem}")
@@ -129,9 +129,8 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
             traceback.print_exception(error)
         # What Hydra and OmegaConf refuse they refuse on every rank, as we do.
         if line is not None and should_report(UsageError(line) if code == UsageError.exit_code else error, code):
-            rank = os.environ.get("RANK", "0")
             kind = "interrupted" if code == Interrupted.exit_code else "error"
-            sys.stderr.write(f"{kind}{'' if rank == '0' else f' [rank {rank}]'}: {line}\n")
+            sys.stderr.write(f"{kind}{'' if is_main() else f' [rank {rank()}]'}: {line}\n")
         report_to_launcher(error, line)
         return code
     finally:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from engine.config import NOT_IDENTITY, RunConfig
 from engine.fields import Inert, Range, check_fields, value_at
+from engine.io import user_path
 from models.recursive_reasoning.config import RecursiveConfig
 
 
@@ -131,6 +132,10 @@ class EpisodeConfig(RunConfig):
         super().__post_init__()
         if not self.data_paths:
             raise ValueError("data_paths is empty: name at least one folder, e.g. data_paths=[data/sudoku-4x4]")
+        for key in ("data_paths", "data_paths_test"):
+            folders = [user_path(path).resolve() for path in getattr(self, key)]
+            if twice := {folder for folder in folders if folders.count(folder) > 1}:
+                raise ValueError(f"{key} names {min(twice)} twice: each set belongs there once")
         if self.eval_interval is not None and self.epochs % self.eval_interval:
             raise ValueError(
                 f"eval_interval={self.eval_interval} does not divide epochs={self.epochs}: "

@@ -76,6 +76,25 @@ def test_a_file_that_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
     assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("env", "line"),
+    [
+        ({"RANK": "x"}, "RANK=x in the environment is not a number"),
+        ({"RANK": "1"}, "RANK=1 in the environment is not below WORLD_SIZE=1"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 in the environment without the MASTER_ADDR of a launcher"),
+        ({"RANK": "", "WORLD_SIZE": ""}, None),
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, None),
+    ],
+)
+def test_ranks_left_in_the_environment_are_refused_in_one_line(
+    tmp_path: Path, env: dict[str, str], line: str | None
+) -> None:
+    ended = shell(WORK, "", tmp_path, **env)
+    assert ended.returncode == (2 if line else 0)
+    assert ended.stderr == (f"error: {line}: unset it, or start the ranks with torchrun\n" if line else "")
+    assert (tmp_path / "done").exists() == (line is None)
+
+
 def test_a_terminal_that_goes_away_does_not_end_the_work(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     code = WORK.replace("begin(run=True)", "begin(); sys.stdin.readline()")

@@ -84,7 +84,7 @@ def test_accepted(given: dict[str, Any], key: str, value: Any) -> None:
         ({"size": 1, "inner": {"lr": True}}, ["inner.lr: expected number"]),
         ({"size": 1, "inner": 3}, ["inner: expected a block of keys, got 3"]),
         ({"size": 1, "inner": {"kind": "adm"}}, ["inner.kind", "adam|sgd", "did you mean 'adam'"]),
-        ({"size": 1, "paths": "data"}, ["paths: expected a list of text, got 'data'"]),
+        ({"size": 1, "paths": "data"}, ["paths: expected a list of text, got 'data'; write [data]"]),
         ({"size": 1, "paths": ["a", 1.5]}, ["paths[1]: expected text, got 1.5"]),
         ({"size": 1, "rates": {"a": "b"}}, ["rates.a: expected number"]),
         ({"size": 1, "arch": 3}, ["arch: expected a block of keys"]),

@@ -102,7 +102,7 @@ def test_a_folder_without_tokens_names_the_scripts_own_key(place: Path) -> None:
     (place / "empty").mkdir()
     result = attempt(place, "dataset=./empty/")
     assert result.code == 2
-    assert "point dataset to tokens data" in result.output
+    assert "name a usable data set in dataset" in result.output
     assert "data_paths" not in result.output
 
 

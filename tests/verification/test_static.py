@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -119,6 +120,18 @@ def test_data_modes_and_contents(copy: Path) -> None:
     assert "DAT511" in report.codes("WARN")
     assert "SUM600" in report.codes("FAIL")
     assert "DAT523" in judged(line.format("small"), root=copy, with_data=True).codes("FAIL")
+    problems = {
+        "good/train": "train is one split of a data set: name the set, ",
+        "good,data/good/": "names .*data/good twice: each set belongs there once",
+        "bare": "data/bare/train/dataset.json: the key 'total_groups' is missing",
+        "none": "data/none/train/dataset.json cannot be read",
+    }
+    (copy / "data/bare/train").mkdir(parents=True)
+    (copy / "data/bare/train/dataset.json").write_text("{}")
+    (copy / "data/none").mkdir()
+    for name, text in problems.items():
+        (found,) = judged(line.format(name), root=copy).of("FAIL")[:1]
+        assert re.search(text, found.message), found
     shutil.copy(copy / "data/good/train/all__inputs.npy", copy / "data/good/test/all__inputs.npy")
     assert "DAT520" in judged(line.format("good"), root=copy, with_data=True).codes("FAIL")
 

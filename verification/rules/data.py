@@ -27,7 +27,8 @@ def data_mode(subject: Subject) -> Iterator[Finding]:
     for entry in subject.data:
         fix = f"point {entry.key} to {stated} data"
         if entry.problem:
-            yield finding("DAT510", "FAIL", entry.problem, entry.path, fix=fix)
+            usable = f"name a usable data set in {entry.key}"
+            yield finding("DAT510", "FAIL", entry.problem, *subject.trace.key_line(entry.key), usable)
         elif entry.mode is None:
             unknown.append(entry.path)
         elif entry.mode != stated:
