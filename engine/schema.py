@@ -79,6 +79,8 @@ def _problems(error: BaseException, path: list[str]) -> list[str]:
         known = [dot + field.name for field in fields(error.cl)]
         unknown = sorted(error.extra_fields, key=str)
         hints = {key: hint_for(error.cl, key) or did_you_mean(dot + key, known) for key in unknown}
+        for root, _, inner in (key.partition(".") for key in unknown if dot + key.partition(".")[0] in known):
+            hints[f"{root}.{inner}"] = f"a file has a block for it, {root}: {{{inner}: ...}}"
         return [f"unknown key '{dot}{key}': {hint}" for key, hint in hints.items()]
     if isinstance(error, BaseValidationError):
         placed, general = error.group_exceptions()  # type: ignore[attr-defined]

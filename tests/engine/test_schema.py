@@ -74,6 +74,7 @@ def test_accepted(given: dict[str, Any], key: str, value: Any) -> None:
         ({"size": 1, "zzz": 1}, ["unknown key 'zzz'", "choose one of"]),
         ({"size": 1, "inner": {"lrr": 1}}, ["unknown key 'inner.lrr'", "did you mean 'inner.lr'"]),
         ({"size": 1, "several": [{}, {"lrr": 1}]}, ["unknown key 'several[1].lrr'", "'several[1].lr'"]),
+        ({"size": 1, "inner.lr": 1}, ["unknown key 'inner.lr': a file has a block for it, inner: {lr: ...}"]),
         ({}, ["size is required"]),
         ({"size": 1.0}, ["size: expected integer, got 1.0"]),
         ({"size": True}, ["size: expected integer, got true"]),
