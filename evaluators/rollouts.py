@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dataset.maze.paths import judge
 from dataset.symmetries import Draw, Drawn, symmetries_of
-from engine.distributed import all_reduce_sum, keyed_generator, keyed_numpy, rank
+from engine.distributed import all_reduce_sum, keyed_numpy
 from engine.fields import Range, check_fields
 from engine.io import UsageError
 from evaluators.intervals import wilson
@@ -107,7 +107,6 @@ class Rollouts:
                         "choose init or noise"
                     )
         self.mazes = bool(splits) and all(holds_mazes(split) for split in splits)
-        self.batches = 0
         self.examples = torch.zeros((), dtype=torch.float64)
         self.sums: dict[tuple[str, int, int], Tensor] = {}
         """(rule, rollouts, steps) -> [steps needed, exact, any shortest path]"""
@@ -125,16 +124,15 @@ class Rollouts:
         """All rollouts of puzzles without labels (inputs [N, T], what else a row of the batch has)."""
         count, width = self.config.rollouts, len(puzzles["inputs"])
         rows = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in puzzles.items()}
-        key = f"rollouts/{self.config.vary}/{rank()}"
-        symmetry = self._symmetry(count * width, width, key)
+        seed = int(keyed_numpy(self.config.seed, f"rollouts/{self.config.vary}", 0).integers(1 << 62))
+        keys = self.model.rollout_keys(puzzles["inputs"], count, seed)
+        symmetry = self._symmetry(keys.tolist(), width)
         if symmetry is not None:
             turned = symmetry.apply(rows["inputs"].cpu().numpy())
             rows["inputs"] = torch.from_numpy(turned).to(rows["inputs"])
         rows["labels"] = torch.full_like(rows["inputs"], IGNORE)
-        plain = torch.arange(count * width, device=rows["inputs"].device) < width
-        generator = keyed_generator(self.config.seed, key, self.batches)
-        vary = self.model.variation(self.config.vary, generator, plain, self.config.sigma)
-        self.batches += 1
+        plain = torch.arange(count * width, device=keys.device) < width
+        vary = self.model.variation(self.config.vary, keys, plain, self.config.sigma)
         halting, self.model.eval_halting = self.model.eval_halting, "fixed"
         answers, q, moved, before = [], [], [], None
         try:
@@ -154,13 +152,14 @@ class Rollouts:
             self.model.eval_halting = halting
         return Rolled(torch.stack(answers, dim=1), torch.stack(q, dim=1), torch.stack(moved, dim=1))
 
-    def _symmetry(self, rows: int, plain: int, key: str) -> Drawn | None:
+    def _symmetry(self, keys: Sequence[int], plain: int) -> Drawn | None:
         """Symmetries of all rows, of which the first `plain` leave everything where it is."""
         if self.draw is None:
             return None
-        drawn = self.draw(rows, keyed_numpy(self.config.seed, key, self.batches))
-        drawn.cells[:plain], drawn.words[:plain] = (np.arange(part.shape[1]) for part in (drawn.cells, drawn.words))
-        return drawn
+        drawn = [self.draw(1, np.random.default_rng(key % (1 << 64))) for key in keys]
+        cells, words = (np.concatenate(parts) for parts in zip(*((one.cells, one.words) for one in drawn), strict=True))
+        cells[:plain], words[:plain] = np.arange(cells.shape[1]), np.arange(words.shape[1])
+        return Drawn(cells, words)
 
     def _grid(self) -> Iterator[tuple[int, int]]:
         """(rollouts, steps) that figures are made of."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.recursive_reasoning.late_states import rolled_on
 from models.recursive_reasoning.recursion import Depth, where_rows
-from models.recursive_reasoning.variation import Vary, random_start, step_noise
+from models.recursive_reasoning.variation import Vary, random_start, rollout_keys, step_noise
 
 EXPLORATION = "exploration"
 KEYS = "keys"
@@ -206,16 +206,23 @@ class ACTModel(nn.Module):
                 output = self._eval_output(carry)
             yield output
 
-    def variation(self, kind: str, generator: torch.Generator, plain: Tensor, sigma: float) -> Vary | None:
-        """What `think` takes to let rollouts differ by `init` or `noise`; None for `symmetry`, which is the data's."""
+    rollout_keys = staticmethod(rollout_keys)
+
+    def variation(self, kind: str, keys: Tensor, plain: Tensor, sigma: float) -> Vary | None:
+        """What `think` takes to let rollouts differ by `init` or `noise`; None for `symmetry`, which is the data's.
+
+        `keys` [B] int64 (`rollout_keys`) decide the random numbers of a row; rows that are `plain` [B] have none.
+        """
         if kind == "init":
-            return random_start(generator, plain)
-        return step_noise(generator, plain, sigma) if kind == "noise" else None
+            return random_start(keys, plain)
+        return step_noise(keys, plain, sigma) if kind == "noise" else None
 
     def _varied(self, carry: ACTCarry, vary: Vary, number: int) -> ACTCarry:
         """The carry with the latents, not what else a variant keeps, changed in the rows that have not halted."""
-        names = self.inner.latent_names
-        moved = {n: where_rows(carry.halted, carry.latents[n], vary(number, carry.latents[n])) for n in names}
+        moved = {}
+        for place, name in enumerate(self.inner.latent_names):
+            latent = carry.latents[name]
+            moved[name] = where_rows(carry.halted, latent, vary(number, place, latent))
         return replace(carry, latents={**carry.latents, **moved})
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """What makes rollouts of one puzzle differ: another start of the latents, or noise on them at every ACT step.
 
-R rows of a batch (rollouts of puzzles), S positions, D width.
+N puzzles of T tokens, R rows of a batch (rollouts of puzzles), S positions, D width.
 """
 
 from __future__ import annotations
@@ -10,32 +10,37 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.layers.init import trunc_normal_
+from models.recursive_reasoning.noise import content_keys, keyed_normal, keyed_trunc_normal, spread_keys
 
-Vary = Callable[[int, Tensor], Tensor]
-"""(ACT step, from 0; latent [R, S, D]) -> the latent that the step begins with."""
+Vary = Callable[[int, int, Tensor], Tensor]
+"""(ACT step, number of the latent among the model's, latent [R, S, D]) -> the latent that the step begins with."""
 
 
-def random_start(generator: torch.Generator, plain: Tensor) -> Vary:
-    """Latents begin as TruncN(0, 1), drawn anew for each row, token and channel; `plain` [R] rows keep their start."""
+def rollout_keys(inputs: Tensor, rollouts: int, seed: int) -> Tensor:
+    """Keys [rollouts * N] of rollouts of puzzles [N, T], rollout by rollout.
 
-    def vary(step: int, latent: Tensor) -> Tensor:
+    The seed, the puzzle's content and the rollout's number decide: not the batch, the rank or how many rollouts.
+    """
+    return spread_keys(content_keys(inputs) ^ seed, rollouts).view(len(inputs), rollouts).T.flatten()
+
+
+def random_start(keys: Tensor, plain: Tensor) -> Vary:
+    """Latents begin as TruncN(0, 1), drawn by the `keys` [R] of the rows; `plain` [R] rows keep their start."""
+
+    def vary(step: int, place: int, latent: Tensor) -> Tensor:
         if step:
             return latent
-        seed = int(torch.randint(1 << 62, (), generator=generator))
-        with torch.random.fork_rng(devices=[]):  # trunc_normal_ draws from the global generator
-            torch.manual_seed(seed)
-            drawn = trunc_normal_(torch.empty(latent.shape), 1.0).to(latent)
+        drawn = keyed_trunc_normal(keys, place, latent.shape[1:]).to(latent)
         return torch.where(plain[:, None, None], latent, drawn)
 
     return vary
 
 
-def step_noise(generator: torch.Generator, plain: Tensor, sigma: float) -> Vary:
-    """z <- z + sigma * eps before every step, eps standard normal; `plain` [R] rows stay without."""
+def step_noise(keys: Tensor, plain: Tensor, sigma: float) -> Vary:
+    """z <- z + sigma * eps before every step, eps standard normal by `keys` [R]; `plain` [R] rows stay without."""
 
-    def vary(step: int, latent: Tensor) -> Tensor:
-        noise = torch.randn(latent.shape, generator=generator).to(latent)
+    def vary(step: int, place: int, latent: Tensor) -> Tensor:
+        noise = keyed_normal(keys + step, place, latent.shape[1:]).to(latent)
         return torch.where(plain[:, None, None], latent, latent + sigma * noise)
 
     return vary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -88,7 +89,7 @@ EFFECTS = {
     "checkpoint_interval=2 keep_last=9": "files",
     "checkpoint_interval=2 keep_last=1 keep_every=2": "files",
     "script=pretrain": SAME,
-    "data_paths=[data/debug-sudoku-4x4,data/debug-sudoku-4x4]": "weights",
+    "data_paths=[data/debug-sudoku-4x4,copy]": "weights",
     "data_paths_test=[data/sudoku-default]": "evaluation",
     "evaluators=[{name: steps@PerStepAccuracy}]": "evaluation",
     "global_batch_size=4": "weights",
@@ -182,6 +183,8 @@ FEUDAL_EFFECTS = {
 
 @pytest.mark.parametrize(("overrides", "aspect"), EFFECTS.items(), ids=EFFECTS)
 def test_key_has_an_effect(base: Trace, workplace: Path, overrides: str, aspect: str) -> None:
+    if ",copy]" in overrides:
+        shutil.copytree(workplace / "data/debug-sudoku-4x4", workplace / "copy")
     changed = trace(workplace, *_split(overrides))
     if aspect == SAME:
         assert changed.weights == base.weights

@@ -136,6 +136,20 @@ def test_the_first_rollout_is_the_plain_one_and_the_others_differ(vary, sudoku):
     assert not torch.equal(rolled.q, other.q)
 
 
+@pytest.mark.parametrize("vary", ["init", "noise", "symmetry"])
+def test_a_rollout_depends_on_its_puzzle_and_number_alone(vary, sudoku, monkeypatch):
+    """Not on the rest of the batch, on what came before, on the rank or on how many rollouts there are."""
+    model, batch = model_of(), batch_of()
+    batch.pop("labels")
+    whole = evaluator_of(model, sudoku, vary=vary).roll(batch)
+    monkeypatch.setenv("RANK", "1")
+    fewer = evaluator_of(model, sudoku, vary=vary, rollouts=3)
+    fewer.roll({name: value[:3] for name, value in batch.items()})
+    part = fewer.roll({name: value[6:] for name, value in batch.items()})
+    assert torch.allclose(part.q, whole.q[:3, :, 6:], atol=1e-5)
+    assert torch.equal(part.answers, whole.answers[:3, :, 6:])
+
+
 @pytest.mark.parametrize("cls", [TRM, TRMSingleZ, TRMHier6, HRM, HRMFeudal])
 def test_every_recursive_model_rolls_out(cls):
     model, batch = model_of(cls), batch_of(4)
