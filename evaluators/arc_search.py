@@ -70,18 +70,19 @@ class ARCLatentSearch(Ballots):
                 other = nothing if result is None else answered(space, own, result.seconds[budget])
                 self.vote(label, batch, rows, *other, second=True)
         if result is not None:
-            objective, end = Objective(space, own, self.token_loss, self.config.act_steps), result.latents[budget]
+            objective = Objective(space, own, self.token_loss, self.config.act_steps)
+            most = max(self.config.budgets)
+            end = result.latents[most]
             with torch.no_grad():
                 start = space.start(own)
                 solved = objective.solved(start), objective.solved(end)
             move = (end - start).flatten(1).norm(dim=1)
-            self.sums += summed([result.first, result.scores[budget], *solved, result.steps, move])
+            self.sums += summed([result.first, result.scores[most], *solved, result.steps, move])
         self.seconds += time.perf_counter() - began
 
     def result(self) -> dict[str, float | None]:
         """Scores of every budget, and the means of `search/...`."""
-        *sums, count = all_reduce_sum(torch.cat((self.sums, torch.tensor([self.seconds])))).tolist()
+        *sums, rows, seconds = all_reduce_sum(torch.cat((self.sums, torch.tensor([self.seconds])))).tolist()
         values = super().result()
-        rows, seconds = sums[-1], count
-        means = dict(zip(MEASURED, sums[:-1], strict=True)) | {"seconds_per_question": seconds}
+        means = dict(zip(MEASURED, sums, strict=True)) | {"seconds_per_question": seconds}
         return values | {f"{self.way}/{name}": total / rows if rows else None for name, total in means.items()}

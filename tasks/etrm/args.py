@@ -74,6 +74,11 @@ class ETRMConfig(EpisodeConfig):
                 f"freeze_encoder_steps={self.freeze_encoder_steps} and freeze_decoder_steps="
                 f"{self.freeze_decoder_steps}: nothing is trained for {both} steps; set one of them to 0"
             )
+        if self.train_search_steps and self.arch["encoder_type"] == "recurrent":
+            raise ValueError(
+                f"train_search_steps={self.train_search_steps} searches a context that stays, and "
+                "arch.encoder_type=recurrent changes it at every step: choose another encoder, or train_search_steps=0"
+            )
 
     def showing(self) -> Showing:
         """What training examples ask and show. Raises: ValueError."""

@@ -211,6 +211,11 @@ def test_freezing_everything_is_refused(data):
         config_of(data, "freeze_encoder_steps=2", "freeze_decoder_steps=5")
 
 
+def test_training_does_not_search_a_context_that_changes_at_every_step(data):
+    with pytest.raises(UsageError, match="train_search_steps=2 searches a context that stays"):
+        config_of(data, "train_search_steps=2", "arch.encoder_type=recurrent")
+
+
 def test_the_encoder_has_a_rate_of_its_own(data):
     groups = {group.name: group for group in make(data, "encoder_lr_scale=0.25", "lr=0.004").task.param_groups()}
     assert (groups["encoder"].lr, groups["trunk"].lr) == (0.001, 0.004)
