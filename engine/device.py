@@ -105,11 +105,12 @@ def staged(arrays: Mapping[str, np.ndarray | Tensor], device: torch.device) -> d
     tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
     if device.type != "cuda":
         return {name: tensor.to(device) for name, tensor in tensors.items()}
-    return packed(tensors, device, pin=True)
+    return _packed(tensors, device)
 
 
-def packed(tensors: Mapping[str, Tensor], device: torch.device, *, pin: bool) -> dict[str, Tensor]:
-    """Copies on `device` by name, views of one buffer; with `pin` (CUDA) it is sent while the device is computing."""
+def _packed(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copies on `device` by name, views of one buffer; to CUDA it is sent while the device is computing."""
+    pin = device.type == "cuda"
     starts = [0, *accumulate(-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors.values())]
     buffer = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pin)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine import device
-from engine.device import packed, staged
+from engine.device import _packed, staged
 from engine.errors import UsageError
 
 
@@ -137,7 +137,7 @@ def test_a_buffer_of_many_tensors_gives_back_each() -> None:
         "exploration": torch.rand(5, 2)[1:4],
     }
     tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
-    for given in (staged(arrays, torch.device("cpu")), packed(tensors, torch.device("cpu"), pin=False)):
+    for given in (staged(arrays, torch.device("cpu")), _packed(tensors, torch.device("cpu"))):
         assert list(given) == list(arrays)
         for name, tensor in tensors.items():
             assert given[name].dtype == tensor.dtype
