@@ -129,13 +129,13 @@ class EarlyStop:
         self.waited = 0
 
     def update(self, value: float | None, step: int, *, counts: bool, apart: bool = False) -> None:
-        """Take the primary metric of one evaluation; none, or NaN, is not progress.
+        """Take the primary metric of one evaluation; none, or one that is not finite, is not progress.
 
         `counts` is false for one that only belongs to an end (of max_steps, e.g.), so that a run that resumes from
         there stops where it would have stopped without that end. `apart` is one that covers something else than the
         others (a whole split, not a subset of it): it is compared with its like only, and gives way to the others.
         """
-        usable = value if value is not None and not math.isnan(value) else None
+        usable = value if value is not None and math.isfinite(value) else None
         if usable is not None and (
             self.best is None
             or (self.best_apart and not apart)

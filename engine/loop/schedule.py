@@ -128,8 +128,8 @@ class Plateau:
 
     def observe(self, value: float | None) -> bool:
         """Take one evaluation; True when the rate drops. An improvement is a fall by more than `threshold`; no value,
-        or NaN, is none."""
-        usable = value is not None and not math.isnan(value)
+        or one that is not finite, is none."""
+        usable = value is not None and math.isfinite(value)
         if usable and value is not None and (self.best is None or value < self.best - self.threshold):
             self.best, self.waited = value, 0
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from engine.config import RunConfig
 from engine.errors import Interrupted, UsageError
 from engine.loop import trainer as trainer_module
 from engine.loop.evaluations import EarlyStop, check_early_stop
+from engine.loop.schedule import Plateau
+from engine.run.load_run import misfit
 from tests.conftest import metrics, run_script
 from tests.e2e.test_ranks import final
 from tests.engine.test_trainer import make
@@ -46,10 +49,24 @@ def stops_at(values: list, *, direction: str = "max", patience: int = 2, min_del
         ([1.0, 1.04, 1.08, 1.09], {"min_delta": 0.1, "patience": 3}, 4),
         ([None, float("nan"), 1], {}, 2),
         ([0.5, None, 0.6, float("nan"), 0.6], {}, 5),
+        ([float("inf"), 0.5, 0.6, 0.5, 0.5], {}, 5),  # as little progress as NaN
+        ([float("-inf"), 4, 3, 2], {"direction": "min"}, None),
     ],
 )
 def test_patience(values: list, options: dict, expected: int | None) -> None:
     assert stops_at(values, **options) == expected
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_metric_that_is_not_finite_is_never_the_best(value: float) -> None:
+    """A checkpoint that called it the best would be refused by every resume."""
+    trainer, _, _ = make(4, eval_steps=(2,), plateau=Plateau(patience=1, threshold=0.0))
+    fresh = trainer.state_dict()
+    trainer.task.evaluate = lambda *, final: {"eval/w": value}
+    trainer.fit()
+    state = trainer.state_dict()["trainer"]
+    assert state["results"]["eval/w"] == pytest.approx(value, nan_ok=True)
+    assert misfit(state, fresh["trainer"], "state") is None
 
 
 def falling(steps: int = 12, **changes):
