@@ -102,7 +102,7 @@ class GradientReducer:
 
     @torch.no_grad()
     def finish(self, loss_sum: Tensor, weight: Tensor, *, clip: float | None) -> tuple[Tensor, Tensor]:
-        """Reduce, divide by the global weight, clip to the global norm `clip`.
+        """Reduce, divide by the global weight (by 1 where nothing had any), clip to the global norm `clip`.
 
         Returns:
             (norm before clipping, ok): scalars on the device. `ok` is 1 when the loss and every gradient of every rank
@@ -114,7 +114,7 @@ class GradientReducer:
             else (torch.stack([loss_sum.detach().float(), weight.float()]))
         )
         all_reduce_sum(totals)
-        loss_total, weight_total = totals[0], totals[1].clamp(min=torch.finfo(totals.dtype).tiny)
+        loss_total, weight_total = totals[0], totals[1].masked_fill(totals[1] == 0, 1.0)
         ok = torch.isfinite(loss_total)
         norm = torch.zeros_like(loss_total)
         if self.params:

@@ -258,3 +258,15 @@ def test_reducer_reports_not_finite_gradients_even_when_the_loss_is() -> None:
     trainer.module.w.grad.fill_(float("inf"))
     _, ok = reducer.finish(torch.tensor(1.0), torch.tensor(1.0), clip=None)
     assert float(ok) == 0.0
+
+
+@pytest.mark.parametrize("parallel", ["flat", "fsdp"])
+def test_a_step_without_any_weight_has_a_gradient_of_zero(parallel: str) -> None:
+    """Whether the gradients are views of one buffer or not: nothing was scored, so nothing is divided by zero."""
+    trainer, _, _ = make(1)
+    reducer = GradientReducer(trainer.task, trainer.task.param_groups(), parallel=parallel)
+    reducer.start()
+    loss = 0.0 * trainer.module(torch.ones(3)).sum()
+    loss.backward()
+    norm, ok = reducer.finish(loss, torch.tensor(0.0), clip=1.0)
+    assert (float(norm), float(ok), float(trainer.module.w.grad)) == (0.0, 1.0, 0.0)
