@@ -190,21 +190,25 @@ def broadcast_object(value: Any) -> Any:
 
 
 def on_main(work: Callable[[], R]) -> R:
-    """Do `work` on rank 0 and give its result, or its error, to every rank: no rank waits for one that has failed."""
-    outcome: tuple[str, Any] = ("", None)
+    """Do `work` on rank 0 and give its result, or its error, to every rank: no rank waits for one that has failed.
+
+    Elsewhere than on rank 0 the error is a plain `UsageError` or `RunFailure` of the same text.
+    """
+    if world_size() == 1:
+        return work()
+    failure: BaseException | None = None
+    outcome: tuple[type[UsageError | RunFailure] | None, Any] = (None, None)
     if is_main():
         try:
-            outcome = ("done", work())
+            outcome = (None, work())
         except (UsageError, RunFailure, OSError) as error:
-            failure = disk_fault(error) if isinstance(error, OSError) else error
-            if failure is None:
+            failure = disk_fault(error) or error
+            if isinstance(failure, OSError):
                 raise
-            outcome = (type(failure).__name__, str(failure))
-    kind, value = broadcast_object(outcome if world_size() > 1 else None) if world_size() > 1 else outcome
-    if kind == "UsageError":
-        raise UsageError(value)
-    if kind == "RunFailure":
-        raise RunFailure(value)
+            outcome = (UsageError if isinstance(failure, UsageError) else RunFailure, str(failure))
+    kind, value = broadcast_object(outcome)
+    if kind is not None:
+        raise failure or kind(value)
     result: R = value
     return result
 

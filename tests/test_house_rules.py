@@ -221,9 +221,10 @@ def test_engine_stays_small() -> None:
     on time and memory of a step, partly from reports/cost (+73); presets that fit the script (+3); learning
     rates by group (+2); numbers that YAML reads as others, JSON keys given twice, ~key, --config-path (+23);
     the weights that Lookahead evaluates (+6);
-    ranks left in the environment, dotted keys in files (+19).
+    ranks left in the environment, dotted keys in files (+19); errors of rank 0
+    that reach every rank (+2).
     """
-    assert size(sources("engine")).code < 7136
+    assert size(sources("engine")).code < 7138
     assert len((ROOT / "engine/loop/trainer.py").read_text().splitlines()) < 300
 
 

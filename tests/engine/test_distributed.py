@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine import distributed
-from engine.errors import Interrupted, RankLost, RunFailure, UsageError
+from engine.errors import Interrupted, OutOfMemory, RankLost, RunFailure, UsageError
 from engine.signals import StopSignal
 from tests.conftest import fork_ranks, run_forked
 
@@ -138,3 +138,37 @@ def test_ranks_ask_about_once_a_second_and_at_the_same_steps(
 def test_alone_every_step_asks() -> None:
     polls = distributed.Polls()
     assert all(polls.due(step, 1e-6 * step) for step in range(5))
+
+
+class _Refused(UsageError):
+    pass
+
+
+def _fails_on_main(error: BaseException) -> None:
+    def work() -> None:
+        raise error from KeyError("why")
+
+    try:
+        print("returned", distributed.on_main(work), end="")
+    except (UsageError, RunFailure) as caught:
+        print(type(caught).__name__, caught, repr(caught.__cause__), end="")
+    distributed.shutdown()
+    sys.exit(0)
+
+
+@pytest.mark.parametrize(
+    ("error", "here", "elsewhere"),
+    [
+        (_Refused("no such key"), "_Refused", "UsageError"),
+        (OutOfMemory("no such key", "batch_size", 8), "OutOfMemory", "RunFailure"),
+        (RunFailure("no such key"), "RunFailure", "RunFailure"),
+    ],
+)
+def test_an_error_of_rank_0_stops_every_rank(error: BaseException, here: str, elsewhere: str) -> None:
+    outputs = [result.output for result in fork_ranks(_fails_on_main, error)]
+    assert outputs == [f"{here} no such key KeyError('why')", f"{elsewhere} no such key None"]
+
+
+def test_alone_an_error_keeps_its_cause() -> None:
+    result = run_forked(_fails_on_main, _Refused("no such key"))
+    assert result.output == "_Refused no such key KeyError('why')"
