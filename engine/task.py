@@ -9,7 +9,7 @@ a hypernetwork over a frozen base (the base is simply not among the parameter gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -93,35 +93,12 @@ class Runtime:
         return global_rows // parts
 
 
-class ModelWithLoss(nn.Module):
-    """A model and its loss head as one module. A call makes everything that a gradient flows through, so what wraps the
-    module (DDP, FSDP) sees every parameter in one forward, those of the loss head included.
-
-    In checkpoints the model's parameters keep their names; those of the loss head are `loss_head.*`.
-    """
-
-    def __init__(self, model: nn.Module, loss_head: nn.Module) -> None:
-        super().__init__()
-        self.module, self.loss_head = model, loss_head
-
-    def forward(self, *inputs: Any, targets: Sequence[Any] = ()) -> tuple[Any, Any]:
-        """(output of the model, `loss_head(output, *targets)`)."""
-        output = self.module(*inputs)
-        return output, self.loss_head(output, *targets)
-
-    def blocks(self) -> list[nn.Module]:
-        """The model's own, for compile=block."""
-        model: Any = self.module
-        return model.blocks() if hasattr(model, "blocks") else []
-
-
 class Task(Protocol):
     """One family's training step. All methods are called on every rank, in the same order."""
 
     module: nn.Module
     """What is trained, and saved under its names. Everything that a gradient flows through is made inside `loss`, heads
-    included; under `parallel=ddp` the wrapped module's forward is `loss` as a whole. A `ModelWithLoss` makes it in one
-    call, which a loss head with parameters needs."""
+    included; under `parallel=ddp` the wrapped module's forward is `loss` as a whole."""
 
     def micro_batches(self, step: int) -> Iterable[Any]:
         """Draw the micro-batches of step `step` (1-based): feed slots, roll out. No gradient; collectives allowed."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dataset.text.documents import DocumentBatches, EvalDocuments
 from engine.device import staged
 from engine.distributed import all_reduce_sum, local_rows
-from engine.task import Interrupted, Metrics, ModelWithLoss, ParamGroup, Runtime
+from engine.task import Interrupted, Metrics, ParamGroup, Runtime
 from losses.masked_diffusion import MaskedDiffusionLoss
 from models.feedback.batch import Batch
 from models.feedback.config import TextShape
@@ -58,7 +58,7 @@ class FeedbackTask:
         judge: Callable[[], dict[str, float | None]] | None = None,
     ) -> None:
         self.module: nn.Module = model
-        self.with_loss, self.loss_head, self.judge = ModelWithLoss(model, loss_head), loss_head, judge
+        self.loss_head, self.judge = loss_head, judge
         self.model, self.base, self.runtime, self.shape = model, base, runtime, shape
         self.batches, self.test, self.validation, self._groups = batches, test, validation, groups
         self.held_out, self.selects = (test, "eval") if validation is None else (validation, "val")
@@ -100,9 +100,9 @@ class FeedbackTask:
         return result.total, result.weight, result.metrics
 
     def _run(self, batch: Batch) -> tuple[Any, Any]:
-        if self.base is None:
-            return self.with_loss(batch.inputs, batch.real, targets=(batch,))  # type: ignore[no-any-return]
-        return self.with_loss(self.base.model, batch, targets=(batch,))  # type: ignore[no-any-return]
+        inputs = (batch.inputs, batch.real) if self.base is None else (self.base.model, batch)
+        output = self.model(*inputs)
+        return output, self.loss_head(output, batch)
 
     def after_step(self) -> None:
         """Nothing is carried from one step to the next."""
