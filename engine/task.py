@@ -162,10 +162,14 @@ class TrainingPlan:
     """Step (1-based) -> factor on every group's peak learning rate."""
     eval_steps: Collection[int] = ()
     """The steps that an evaluation follows: a range, or another collection that need not list them all."""
+    metric_steps: Collection[int] | None = None
+    """Those of them that measure the primary metric, where not all do: only these count for early stopping."""
     final_eval: bool = True
     """Whether one follows the last step in any case."""
     final_like_others: bool = True
     """Whether that final one covers what the others do. If not, its figures are never compared with theirs."""
+    final_adds: bool = False
+    """Whether it has further figures (of a test split, e.g.), so that an ordinary one does not take its place."""
     covers: str = ""
     """What the primary metric of an ordinary evaluation is taken over; where a resume changes it, what is best, early
     stopping and a plateau start over."""

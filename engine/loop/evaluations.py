@@ -44,8 +44,9 @@ class Evaluations:
 
     def final_due(self, step: int) -> bool:
         """Whether the final evaluation is still to be made, at the last step."""
-        made = self.step if self._plan.final_like_others else self.final_step
-        return self._plan.final_eval and made != step
+        plan = self._plan
+        made = self.step if plan.final_like_others and not plan.final_adds else self.final_step
+        return plan.final_eval and made != step
 
     def record(self, step: int, results: dict[str, float | None], *, final: bool) -> None:
         """Take the results of an evaluation. A collective: the primary metric of rank 0 decides for all."""
@@ -53,7 +54,8 @@ class Evaluations:
         value = broadcast_object(results.get(plan.primary_metric))
         apart = final and not plan.final_like_others
         # What only belongs to an end (of max_steps, e.g.) does not count: a run that resumes must not know of it.
-        counts = step in plan.eval_steps and not self.early_stop.due and not apart
+        measured = step in (plan.eval_steps if plan.metric_steps is None else plan.metric_steps)
+        counts = measured and self.step != step and not self.early_stop.due and not apart
         self.early_stop.update(value, step, counts=counts, apart=apart)
         if counts and plan.plateau is not None:
             plan.plateau.observe(value)

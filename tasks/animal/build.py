@@ -29,12 +29,19 @@ from tasks.animal.report import AnimalReport
 from tasks.animal.sampler import Sampler
 from tasks.animal.task import AnimalTask
 
+PRIMARY = "eval/utility_10"
+
 
 def check(config: AnimalConfig) -> None:
     """Names and keys of adapters, loss and concept; prints the active terms. Raises: UsageError."""
     arch = FAMILY.read_arch(config)
     concept = read_concept(config.concept_name, config.concept_file, config.concept_options)
     print_rank0(f"loss        {arch.loss_config.terms}; {concept.name}: {', '.join(concept.options)}")
+    if config.early_stop_patience is not None and (config.eval_every_epochs is None or config.eval_samples < READER):
+        raise UsageError(
+            f"early_stop_patience={config.early_stop_patience} counts evaluations of {PRIMARY}, and this run makes "
+            f"none before its end: set eval_every_epochs and eval_samples={READER} or more, or early_stop_patience=null"
+        )
     if config.eval_samples < READER:
         print_rank0(
             f"warning: eval_samples={config.eval_samples} is too few for utility_10 and distinct_10, which stay empty: "
@@ -115,7 +122,9 @@ def build(
         total_steps=steps,
         schedule=factor,
         eval_steps=range(0, steps + 1, epoch),
-        primary_metric="eval/utility_10",
+        metric_steps=[step for step in range(0, steps + 1, epoch) if task.measurement.due(step)],
+        primary_metric=PRIMARY,
+        final_adds=True,
         metric_mode="max",
         covers=f"{config.eval_samples} samples",
         splits={"eval": f"{config.eval_samples} samples of {config.prompt!r}"},

@@ -29,14 +29,18 @@ class Measurement:
         """Samples of the model at the newest evaluation; before training: of the base."""
         self.step = -1
         """When that was."""
+        self._results: dict[str, float | None] = {}
         self._fitted = False
 
     def due(self, step: int) -> bool:
-        """Whether one is asked for after `step`."""
-        return self.every is not None and step % self.every == 0
+        """Whether one is asked for after `step`: before training, and every n steps."""
+        return step == 0 or (self.every is not None and step % self.every == 0)
 
     def take(self, step: int) -> dict[str, float | None]:
-        """Sample and measure; the same on every rank. Raises: Interrupted: the run was asked to stop."""
+        """Sample and measure, once for each step; the same on every rank. Raises: Interrupted: the run was asked to
+        stop."""
+        if step == self.step:
+            return self._results
         if not self.before:
             self.before = self._samples(base=True)
         self.newest = self.before if step == 0 else self._samples(base=False)
@@ -47,9 +51,9 @@ class Measurement:
                 self._fitted = True
             return self.figures.measure(self.newest)
 
+        self._results = broadcast_object(measured() if is_main() else None)
         self.step = step
-        results: dict[str, float | None] = broadcast_object(measured() if is_main() else None)
-        return results
+        return self._results
 
     def _samples(self, *, base: bool) -> list[Sample]:
         how: dict[str, Any] = {"base": base, "sampling": Sampling(), "stoppable": True}

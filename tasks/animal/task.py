@@ -292,7 +292,7 @@ class AnimalTask:
         """The epoch's mean loss; before training, at the end, and where it is asked for, the whole measurement."""
         self.fill()
         results: dict[str, float | None] = {}
-        if self._step == 0 or final or self.measurement.due(self._step):
+        if final or self.measurement.due(self._step):
             results |= {f"eval/{name}": value for name, value in self.measurement.take(self._step).items()}
             self._rows = self._rows or [_row(sample, NONE) for sample in self.measurement.newest[:SHOWN]]
         if self._epoch:

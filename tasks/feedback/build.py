@@ -149,6 +149,7 @@ def build(
         total_steps=steps,
         schedule=schedule,
         eval_steps=range(interval, steps + 1, interval),
+        final_adds=True,
         primary_metric=f"{task.selects}/loss",
         metric_mode="min",
         covers=f"{task.held_out.covers} x {config.eval_samples}",

@@ -195,8 +195,11 @@ class FeedbackTask:
         return {name: torch.stack([part.detach().to(self._sum_dtype) for part in pair]) for name, pair in pairs.items()}
 
     def _keep(self, results: dict[str, float | None]) -> None:
-        """Add an evaluation, with the training losses since the one before, to the history."""
+        """Add an evaluation, with the training losses since the one before, to the history; a second one of a step adds
+        to the first."""
         entry = {"step": float(self._step)}
+        for known in self.history:
+            entry |= known if known["step"] == self._step else {}
         for name, (total, count) in zip(SEEN, all_reduce_sum(self._sums.clone()).tolist(), strict=True):
             if count:
                 entry[f"train/{name}"] = total / count

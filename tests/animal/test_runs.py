@@ -186,9 +186,24 @@ def test_settings_of_sampling_change_what_is_trained_on(place: Path, whole: Path
         assert other["train/grad_norm"] != first["train/grad_norm"], word
 
 
+def test_only_epochs_that_measure_count_for_early_stopping(place: Path) -> None:
+    """Of epochs of one step every second one measures; nothing is better by 9 than the base, at step 0."""
+    words = ("--num_steps_per_epoch", "1", "--num_epochs", "6", "eval_every_epochs=2", "early_stop_min_delta=9")
+    result = attempt(place, *words, "early_stop_patience=2")
+    assert result.code == 0, result.output
+    assert json.loads((place / "run/summary.json").read_text())["step"] == 4
+    measured = [row for row in metrics(place / "run") if "eval/utility_10" in row]
+    assert [row["step"] for row in measured] == [0, 2, 4, 4]
+    assert measured[-1]["eval/utility_10"] == measured[-2]["eval/utility_10"]
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
+        (
+            ["early_stop_patience=2"],
+            "early_stop_patience=2 counts evaluations of eval/utility_10, and this run makes none",
+        ),
         (["--model_name_or_path", "gpt2"], "python train_animal.py --model_name_or_path data/animal_lm"),
         (["--model_name_or_path", "/nowhere/x"], "there is no such folder"),
         (["--max_new_tokens", "60"], "max_new_tokens=60 behind a prompt of 2 tokens is more than the 48"),

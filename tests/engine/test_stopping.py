@@ -139,6 +139,51 @@ def test_a_final_evaluation_that_covers_more_is_made_after_an_early_stop() -> No
     assert saves[-1] == (6, "last")
 
 
+def test_a_final_evaluation_that_adds_figures_is_made_after_an_early_stop() -> None:
+    """And where an ordinary one was made before an end at its step was known; it counts once."""
+    trainer, lines, saves = falling(early_stop_patience=2, final_adds=True)
+    trainer.fit()
+    assert [final for _, final in trainer.task.evaluations] == [False, False, False, True]
+    assert [step for step, values in lines if "eval/w" in values] == [2, 4, 6, 6]
+    assert saves[-1] == (6, "last")
+    counted = trainer.evaluations.early_stop.state_dict()
+
+    again, more, _ = falling(early_stop_patience=2, final_adds=True)
+    again.load(*stored(trainer))
+    again.fit()
+    assert (again.step, more) == (6, [])
+
+    first, _, _ = falling(final_adds=True)
+    first.fit()
+    assert [final for _, final in first.task.evaluations] == [False] * 5 + [True]  # at the end it takes their place
+
+    stopped, _, _ = falling(early_stop_patience=9, max_steps=6, final_adds=True)
+    stopped.load(*stored(trainer))
+    stopped.evaluations.final_step = -1  # as after a signal at step 6, before that was the end
+    stopped.fit()
+    assert stopped.task.evaluations == trainer.task.evaluations[-1:]
+    assert stopped.evaluations.early_stop.state_dict() == counted
+
+
+def test_evaluations_without_the_metric_do_not_count() -> None:
+    trainer, _, _ = falling(metric_steps=(2, 6, 10), early_stop_patience=2)
+    evaluate = trainer.task.evaluate
+    trainer.task.evaluate = lambda *, final: evaluate(final=final) if trainer.step in (2, 6, 10) else {"eval/loss": 1.0}
+    trainer.fit()
+    assert trainer.step == 10
+    assert trainer.evaluations.early_stop.best_step == 2
+
+    whole, _, _ = falling(metric_steps=(2, 6), early_stop_patience=2)
+    whole.fit()
+    parts, _, _ = falling(metric_steps=(2, 6), early_stop_patience=2, max_steps=4)
+    parts.fit()
+    assert parts.evaluations.early_stop.waited == 0  # the end of max_steps measured it where the whole run did not
+    rest, _, _ = falling(metric_steps=(2, 6), early_stop_patience=2)
+    rest.load(*stored(parts))
+    rest.fit()
+    assert rest.evaluations.early_stop.state_dict() == whole.evaluations.early_stop.state_dict()
+
+
 def test_a_signal_in_the_final_evaluation_leaves_just_that() -> None:
     trainer, _, saves = falling(early_stop_patience=1, final_like_others=False)
     evaluate = trainer.task.evaluate

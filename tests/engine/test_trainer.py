@@ -72,7 +72,10 @@ class LineTask:
     def load_state_dict(self, state) -> None: ...
 
 
-PLAN_KEYS = ("eval_steps", "final_eval", "final_like_others", "checkpoint_every_eval", "plateau", "metric_mode")
+PLAN_KEYS = (
+    *("eval_steps", "metric_steps", "final_eval", "final_like_others", "final_adds", "checkpoint_every_eval"),
+    *("plateau", "metric_mode"),
+)
 
 
 def make(steps: int = 4, *, accumulation: int = 1, bad: tuple[int, ...] = (), **changes: Any):

@@ -64,6 +64,18 @@ def test_checkpoints_of_epochs_are_kept_by_number(place: Path) -> None:
     assert [row["type"] for row in rows(run)] == ["train", "val"] * 5
 
 
+def test_a_run_that_stops_early_has_the_figures_of_the_test_split(place: Path) -> None:
+    words = ("early_stop_patience=1", "early_stop_min_delta=9", "eval_interval=2", "run_dir=early")
+    result = attempt(place, "feedforward_train", "active_dataset=gsm8k", *words)
+    assert result.code == 0, result.output
+    summary = json.loads((place / "early/summary.json").read_text())
+    assert (summary["step"], summary["stopped_early"]) == (4, True)
+    assert {"val/loss", "eval/loss", "eval/parameters"} <= summary["results"].keys()
+    table = rows(place / "early")
+    assert [(row["type"], row["step"]) for row in table[2:]] == [("train", "4"), ("val", "4"), ("test", "4")]
+    assert float(table[-1]["loss"]) == summary["results"]["eval/loss"]
+
+
 def test_a_new_run_is_named_after_its_time(place: Path) -> None:
     assert attempt(place, "feedforward_train", "active_dataset=gsm8k", "max_steps=1").code == 0
     assert re.fullmatch(r"ff_model_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", runs(place, "gsm8k", "ff_model")[-1].name)
