@@ -31,6 +31,7 @@ from engine.signals import StopSignal
 from engine.task import Runtime, TrainingPlan
 
 Saver = Callable[["Trainer", str], None]
+"""Its second argument is why: "step", "last" or "signal", which also comes where "step" has just been asked for."""
 Writer = Callable[[int, dict[str, Any]], None]
 
 
@@ -178,7 +179,7 @@ class Trainer:
         if hopeless:
             self._write_line()
             raise RunFailure(
-                f"step {step}: {self.skipped.in_a_row(exact=True)} steps in a row had a loss or gradient that was not "
+                f"step {step}: {in_a_row} steps in a row had a loss or gradient that was not "
                 f"finite, more than max_skipped_steps={self.config.max_skipped_steps}; lower the learning rate, or set "
                 "grad_clip"
             )
@@ -208,12 +209,11 @@ class Trainer:
 
         # Stop: all ranks agree at the same step.
         if not last and asks and self._stop.agreed():
-            raise self._interrupted(saved=bool(saves and not resumed))
+            raise self._interrupted()
 
-    def _interrupted(self, *, saved: bool) -> Interrupted:
-        if not saved:
-            self._write_line()
-            self._save(self, "signal")
+    def _interrupted(self) -> Interrupted:
+        self._write_line()
+        self._save(self, "signal")
         return Interrupted(f"stopped by a signal after step {self.step}: the same command resumes from there")
 
     def _evaluate(self, *, final: bool) -> None:
@@ -225,7 +225,7 @@ class Trainer:
                 results = self.task.evaluate(final=final)
             except Interrupted:
                 weights.close()
-                raise self._interrupted(saved=False) from None
+                raise self._interrupted() from None
             self.evaluations.record(self.step, results, final=final)
             self._write(self.step, {**results, **getattr(self.task, "tables", dict)()})
             for hook in self.hooks:

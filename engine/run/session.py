@@ -67,6 +67,8 @@ class Session(Hook):
         self.signature: Mapping[str, Any] = {}
         self.began, self.last_check = time.time(), time.monotonic()
         self.first_step = 0
+        self.saved_step = -1
+        """That of the newest checkpoint that this process has written."""
         self.over = False
 
     # Setting up. What can be refused is refused before the directory is entered, or leaves it as it was.
@@ -172,7 +174,8 @@ class Session(Hook):
     def save(self, trainer: Trainer, why: str) -> None:
         """Write a checkpoint (a collective). A failed periodic save is a warning; one at the end fails the run.
 
-        A large one of a run that continues is copied, and written beside the next steps.
+        A large one of a run that continues is copied, and written beside the next steps. At a signal the step may have
+        its checkpoint already.
         """
         # The state is gathered by all ranks; what follows is rank 0's.
         state = gather_tree(trainer.state_dict(), all_gather_rows)
@@ -183,6 +186,8 @@ class Session(Hook):
             assert self.directory is not None
             self.writer.wait()
             self.directory.require_there()
+            if why == "signal" and self.saved_step == trainer.step:
+                return
             metrics_file = self.decision.path / "metrics.jsonl"
             parts = {
                 **weights,
@@ -213,6 +218,7 @@ class Session(Hook):
                 raise RunFailure(str(error)) from error
             print_rank0(f"warning: {error}; training continues")
             return
+        self.saved_step = step
         self._update_links(prune=True)
         self._status("running", step=step)
 

@@ -159,6 +159,36 @@ def test_a_full_disk_is_a_warning_and_another_error_ends_the_run(
     assert not [path for path in (workplace / "run/checkpoints").iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("background", ["true", "false"])
+@pytest.mark.parametrize("fails", [1, 9])
+def test_a_signal_after_a_save_that_failed_saves_again(
+    background: str, fails: int, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk refuses the checkpoint of step 4, `fails` times; a signal comes in that step."""
+    failed = []
+
+    def failing(folder: Path, entry: str, contents) -> None:
+        if contents.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            if len(failed) < fails:
+                failed.append(4)
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, entry, contents)
+
+    monkeypatch.setattr(store_module, "write_checkpoint", failing)
+    start = Background.start
+
+    def start_and_finish(self: Background, work) -> None:
+        start(self, work)
+        assert self._thread is not None
+        self._thread.join()  # so that the signal is here when the trainer asks for it
+
+    monkeypatch.setattr(Background, "start", start_and_finish)
+    done = run_script("pretrain", *RUN, f"checkpoint_background={background}", cwd=workplace)
+    stopped, kept = "the same command resumes from there", list(sums(workplace / "run"))
+    assert (done.code, kept, stopped in done.output) == ((3, [2, 4], True) if fails == 1 else (1, [2], False))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_while_one_is_written(number: int, whole: Path, workplace: Path, slow: None) -> None:
     process, connection = start_forked(_entry, "pretrain", [*RUN, "checkpoint_background=true"], cwd=workplace)

@@ -156,6 +156,20 @@ def test_counts_of_an_earlier_version_are_read() -> None:
     assert (skipped.total(), skipped.in_a_row(exact=True)) == (5, 2)
 
 
+def test_a_count_that_lags_is_the_one_that_is_named() -> None:
+    """On a GPU the run ends a step late; that step may have been a good one."""
+
+    class Lagging(SkippedSteps):
+        def in_a_row(self, *, exact: bool) -> int:
+            before, self.before = getattr(self, "before", 0), super().in_a_row(exact=True)
+            return self.before if exact else before
+
+    trainer, _, _ = make(9, bad=(3, 4), max_skipped_steps=1)
+    trainer.skipped = Lagging(torch.device("cpu"))
+    with pytest.raises(RunFailure, match=r"step 5: 2 steps in a row .* more than max_skipped_steps=1"):
+        trainer.fit()
+
+
 def test_lines_of_a_gpu_come_a_step_later_and_before_all_that_follows() -> None:
     """There a line is written while the next step runs; what a checkpoint or an evaluation finds is the same."""
     seen = []
