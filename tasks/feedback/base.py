@@ -25,6 +25,8 @@ from tasks.feedback.args import FeedbackConfig, FeedforwardConfig
 from tasks.feedback.family import FEEDFORWARD
 from tasks.feedback.runs import base_checkpoint
 
+RAW, AVERAGED = "model.safetensors", "ema.safetensors"
+
 
 def text_shape(words: int) -> TextShape:
     """MASK and PAD are the two numbers behind the tokenizer's."""
@@ -37,24 +39,43 @@ class FrozenBase:
 
     model: BaseLM
     path: Path
-    sha256: str
-    """Of its weights."""
+    hashes: Mapping[str, str]
+    """Those of its weights, by `weight_hashes`."""
     step: int
     dataset: str
     """What it was trained on."""
 
+    @property
+    def sha256(self) -> str:
+        """Of the weights in use."""
+        return self.hashes[in_use(self.hashes)]
+
     def reference(self) -> dict[str, str]:
         """What a checkpoint of its adapter keeps of it."""
-        return {"path": str(self.path), "sha256": self.sha256}
+        return {"path": str(self.path), "file": in_use(self.hashes), "sha256": self.sha256}
 
-    def require(self, stored: Mapping[str, Any]) -> None:
-        """Raises: UsageError where an adapter of the base `stored` would be used on this one."""
-        if stored.get("sha256") != self.sha256:
-            raise UsageError(
-                f"ff_checkpoint_dir: {self.path} is another base (sha256 {self.sha256[:12]}) than the one that this "
-                f"run was trained on ({stored.get('path')}, sha256 {str(stored.get('sha256'))[:12]}): give that one"
-                + where_it_lies(self.path, str(stored.get("sha256")))
-            )
+
+def weight_hashes(checkpoint: Path) -> dict[str, str]:
+    """File name -> sha256 of the trained weights in the folder of a base, and of the averaged ones where it has any."""
+    return {name: sha256_file(checkpoint / name) for name in (RAW, AVERAGED) if (checkpoint / name).exists()}
+
+
+def in_use(hashes: Mapping[str, str]) -> str:
+    """The file that a base's weights are of: the averaged ones, where there are any."""
+    return AVERAGED if AVERAGED in hashes else RAW
+
+
+def require_same(path: Path, hashes: Mapping[str, str], stored: Mapping[str, Any], run: str = "this run") -> None:
+    """Raises: UsageError where an adapter of the base `stored` would be used on the one of these `hashes` in `path`."""
+    used = in_use(hashes)
+    file, sha256 = stored.get("file"), str(stored.get("sha256"))
+    # An earlier version stored no file, and the hash of the trained weights, whatever it had loaded.
+    if file not in (None, used) or hashes.get(file or RAW) != sha256:
+        raise UsageError(
+            f"ff_checkpoint_dir: {path} is another base (sha256 {hashes.get(used, '')[:12]}) than the one that "
+            f"{run} was trained on ({stored.get('path')}, sha256 {sha256[:12]}): that one is needed"
+            + where_it_lies(path, sha256)
+        )
 
 
 def where_it_lies(path: Path, sha256: str) -> str:
@@ -62,9 +83,9 @@ def where_it_lies(path: Path, sha256: str) -> str:
     of `path`, or in a run that was set aside from its place; else empty."""
     run = path.resolve().parent.parent
     for folder in (run, *sorted(run.parent.glob(f"{glob.escape(run.name)}.*"))):
-        for weights in sorted(folder.glob("checkpoints/step_*/model.safetensors")):
-            if sha256_file(weights) == sha256:
-                return f", which is in {weights.parent}"
+        for weights in sorted(folder.glob("checkpoints/step_*")):
+            if sha256 in weight_hashes(weights).values():
+                return f", which is in {weights}"
     return ""
 
 
@@ -102,7 +123,7 @@ def load_base(config: FeedbackConfig, runtime: Runtime, data: Vocabulary) -> Fro
     base = FrozenBase(
         model=model.freeze(),
         path=Path(os.path.relpath(checkpoint.path)),
-        sha256=sha256_file(checkpoint.path / "model.safetensors"),
+        hashes=weight_hashes(checkpoint.path),
         step=checkpoint.step,
         dataset=stored.active_dataset,
     )

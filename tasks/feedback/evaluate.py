@@ -7,13 +7,11 @@ import contextlib
 import os
 from pathlib import Path
 
-from engine.errors import UsageError
-from engine.io import sha256_file
 from engine.registry import family_of
 from engine.run.load_run import find_checkpoint, read_config
 from tasks import evaluation
 from tasks.feedback.args import FeedbackConfig
-from tasks.feedback.base import find_base, where_it_lies
+from tasks.feedback.base import find_base, require_same, weight_hashes
 from tasks.loading import home_of
 
 SETTINGS = (
@@ -37,11 +35,5 @@ def require_own_base(path: Path) -> None:
         return
     with contextlib.chdir(home_of(path)):
         base = find_base(config)
-        sha256 = sha256_file(base / "model.safetensors")
-    stored = checkpoint.state(rank=0, world_size=1)["task"]["base"]
-    if stored["sha256"] != sha256:
-        raise UsageError(
-            f"{base} is another base (sha256 {sha256[:12]}) than the one that {path} was trained on "
-            f"({stored['path']}, sha256 {stored['sha256'][:12]}): put that one back"
-            + where_it_lies(base, stored["sha256"])
-        )
+        stored = checkpoint.state(rank=0, world_size=1)["task"]["base"]
+        require_same(base, weight_hashes(base), stored, str(path))

@@ -12,8 +12,9 @@ import pytest
 
 from dataset.text.build import TextBuild, build
 from engine.checkpoint.manifest import load_checkpoint
+from engine.errors import UsageError
 from engine.io import sha256_file
-from tasks.feedback.base import where_it_lies
+from tasks.feedback.base import require_same, weight_hashes, where_it_lies
 from tests.conftest import ROOT, metrics, run_ranks, run_script
 from tests.e2e.test_ranks import compare_weights
 from tests.feedback.conftest import BASES, adapter, attempt, runs
@@ -299,6 +300,29 @@ def test_a_base_that_was_set_aside_is_found(tmp_path: Path) -> None:
     assert (
         where_it_lies(tmp_path / "b/step_1", sha256_file(tmp_path / "c.1/checkpoints/step_1/model.safetensors")) == ""
     )
+
+
+def test_a_base_of_other_averages_is_another_base(place: Path) -> None:
+    """Two bases that differ in ema_rate alone, so in their averaged weights, which an adapter reads."""
+    words = ("active_dataset=gsm8k", "max_steps=2", "ema=true")
+    for rate in ("0.5", "0.9"):
+        assert attempt(place, "feedforward_train", *words, f"ema_rate={rate}", f"run_dir=base{rate}").code == 0
+    folders = [place / f"base{rate}/checkpoints/step_2" for rate in ("0.5", "0.9")]
+    first, second = map(weight_hashes, folders)
+    assert first["model.safetensors"] == second["model.safetensors"]
+    named = ("max_steps=2", "run_dir=adapter", "--ff_checkpoint_dir")
+    assert adapter(place, *named, "./base0.5", "max_steps=1").code == 0
+    resumed = adapter(place, *named, "./base0.9", "--resume", "True")
+    assert resumed.code == 2
+    assert "base0.9/checkpoints/step_2 is another base (sha256" in errors(resumed.output)[0]
+    shutil.rmtree(place / "base0.5/checkpoints/step_2")
+    shutil.copytree(folders[1], place / "base0.5/checkpoints/step_2")
+    assert "base0.5/epoch_ckpt_gsm8k.pt is another base" in run_script("scripts/evaluate", "adapter", cwd=place).output
+    old = {"path": "x", "sha256": first["model.safetensors"]}  # by an earlier version
+    require_same(folders[1], second, old)
+    with pytest.raises(UsageError):
+        require_same(folders[1], second, {**old, "file": "model.safetensors"})  # of a base without averages
+    assert where_it_lies(place / "base0.9/x/y", second["ema.safetensors"]) == f", which is in {folders[1]}"
 
 
 def test_a_wrong_base_is_noticed_before_data_are_built(tmp_path: Path) -> None:
