@@ -143,6 +143,8 @@ class FeedforwardConfig(RunConfig):
     """torch.compile: each block once, or the forward pass with its loss; auto: on CUDA in a long run; true is block."""
     step_graph: Annotated[Literal["auto", "off"], Inert("", "its batches differ in shape")] = "auto"  # type: ignore[assignment]
     """No step is captured."""
+    enable_csv: Annotated[bool, Inert("", "metrics.csv is the published table of evaluations")] = False
+    """metrics.csv is written in any case, and metrics.jsonl has all figures."""
 
     epochs: dict[str, int] = field(default_factory=dict)
     """Data set -> passes over its training documents; 100 for one that is not named."""
@@ -201,6 +203,7 @@ class FeedforwardConfig(RunConfig):
     def __post_init__(self) -> None:
         if self.grad_clip == 0:
             self.grad_clip = None
+        self.enable_csv = False  # its file would be replaced by the report's of the same name
         self.compile = {"true": "block", "false": "off"}.get(self.compile, self.compile)  # type: ignore[assignment]
         super().__post_init__()
         if self.active_dataset not in self.datasets:

@@ -14,6 +14,8 @@ from dataset.text.build import TextBuild, build
 from engine.checkpoint.manifest import load_checkpoint
 from engine.errors import UsageError
 from engine.io import sha256_file
+from engine.run.load_run import find_checkpoint, read_config
+from tasks.feedback.args import FeedforwardConfig
 from tasks.feedback.base import require_same, weight_hashes, where_it_lies
 from tests.conftest import ROOT, metrics, run_ranks, run_script
 from tests.e2e.test_ranks import compare_weights
@@ -75,6 +77,17 @@ def test_a_run_that_stops_early_has_the_figures_of_the_test_split(place: Path) -
     table = rows(place / "early")
     assert [(row["type"], row["step"]) for row in table[2:]] == [("train", "4"), ("val", "4"), ("test", "4")]
     assert float(table[-1]["loss"]) == summary["results"]["eval/loss"]
+
+
+def test_the_published_table_is_not_that_of_enable_csv(place: Path) -> None:
+    """It says that it does nothing, and no other table stands in its place before the first evaluation."""
+    words = ("active_dataset=gsm8k", "enable_csv=true", "max_steps=1", "run_dir=table")
+    result = attempt(place, "feedforward_train", *words)
+    assert result.code == 0, result.output
+    assert "enable_csv is overridden without effect: metrics.csv is the published table" in result.output
+    assert [row["type"] for row in rows(place / "table")] == ["train", "val", "test"]
+    config = read_config(find_checkpoint(place / "table"), FeedforwardConfig, device="cpu")
+    assert config.enable_csv is False
 
 
 def test_a_new_run_is_named_after_its_time(place: Path) -> None:
