@@ -313,7 +313,9 @@ def progress(iterable: Iterable[T], *, total: int | None = None, label: str = ""
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """End of an error line: `did you mean 'x'?` when one choice is near, else the choices (at most 20)."""
     known = sorted({str(choice) for choice in choices})
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    words = sorted(name.split("_"))
+    near = [choice for choice in known if sorted(choice.split("_")) == words]  # the same words in another order
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
         return f"did you mean '{near[0]}'?"
     if not known:

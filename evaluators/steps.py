@@ -114,5 +114,5 @@ def _count(answer: Tensor, labels: Tensor, q_halt: Tensor) -> Tensor:
     real = positions > 0
     exact = real & (right == positions)
     share = right / positions.clamp(min=1)
-    columns: list[Any] = [share, exact, real & ((q_halt >= 0) == exact), real & (q_halt > 0)]
+    columns: list[Any] = [share, exact, real & ((q_halt >= 0) == exact) & ~q_halt.isnan(), real & (q_halt > 0)]
     return torch.stack([column.sum().to(torch.float32) for column in columns])

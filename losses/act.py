@@ -89,7 +89,8 @@ class ACTLossHead(nn.Module):
         """Sums over rows that have labels: those that halted at this step, and (`_live`) all of them."""
         live = words > 0
         done = live & output.carry.halted
-        judged = (output.q_halt_logits >= 0) == solved
+        q_halt = output.q_halt_logits
+        judged = ((q_halt >= 0) == solved) & ~q_halt.isnan()
         values = {
             "accuracy": accuracy,
             "exact_accuracy": solved,

@@ -169,8 +169,8 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
         known = {f"{parent}{key}" for key in siblings if key != "hydra"}
         known |= set() if parent else {key for key in keys_of(schema) if "." not in key}
         foreign = hint_for(schema, str(cause.full_key))
-        tree: Any = {} if parent or not siblings else OmegaConf.to_container(siblings)
-        inside = _with_leaf(tree, str(cause.key))
+        tree: Any = OmegaConf.to_container(siblings) if siblings else {}
+        inside = _with_leaf(tree, str(cause.key), parent)
         hint = f"did you mean '{inside}'?" if inside else did_you_mean(str(cause.full_key), known)
         return f"unknown key '{cause.full_key}': {foreign or hint}"
     if cause is None and isinstance(error, OverrideParseException):

@@ -52,6 +52,8 @@ class Evaluations:
         """Take the results of an evaluation. A collective: the primary metric of rank 0 decides for all."""
         plan = self._plan
         value = broadcast_object(results.get(plan.primary_metric))
+        if odd := [f"{name} is {x}" for name, x in results.items() if x is not None and not math.isfinite(x)]:
+            print_rank0(f"warning: step {step}: {odd[0]}: the model may have diverged")
         apart = final and not plan.final_like_others
         # What only belongs to an end (of max_steps, e.g.) does not count: a run that resumes must not know of it.
         measured = step in (plan.eval_steps if plan.metric_steps is None else plan.metric_steps)

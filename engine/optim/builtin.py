@@ -63,6 +63,8 @@ class AdamATan2:
         """One update at learning rate lr·lr_scale. A parameter without gradient is not touched at all."""
         moments = zip(self.params, self.exp_avg, self.exp_avg_sq, strict=True)
         live = [(p.detach(), p.grad, m, v) for p, m, v in moments if p.grad is not None]
+        if not live:
+            return  # all are frozen: the corrections of the first real step are those of step 1
         self.count.add_(1.0 if ok is None else ok.to(self.count.dtype))
 
         # Device scalars in float64 (where the device has it): 1 - beta^t of small t loses digits in float32.

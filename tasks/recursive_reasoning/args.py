@@ -54,7 +54,10 @@ class LossWeights:
 class EpisodeConfig(RunConfig):
     """What all scripts of recursive models share. Steps below are optimizer steps, one ACT step for each slot."""
 
-    FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {"learning_rate": "did you mean 'lr'?"}
+    FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {
+        "learning_rate": "did you mean 'lr'?",
+        "load_checkpoint": "resume_from=CHECKPOINT trains on from a checkpoint, scripts/convert.py takes a public one",
+    }
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = {**NOT_IDENTITY, "checkpoint_carry": "launch: what to save"}
 
     arch: dict[str, Any]

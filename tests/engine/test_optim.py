@@ -123,6 +123,14 @@ def test_learning_rate_zero_and_missing_gradients():
     optimizer.step()
     assert torch.equal(params[1], torch.ones(2))  # no gradient: not even decay
     assert (params[0] < 1).all()
+    frozen, (param,) = adam(AdamATan2, [torch.zeros(2)], lr=0.1)
+    frozen.step()
+    assert float(frozen.state_dict()["step"]) == 0
+    param.grad = torch.ones(2)
+    frozen.step()
+    torch.testing.assert_close(
+        param.detach(), torch.full((2,), -math.atan(0.1))
+    )  # lr / (1 - beta1) of atan2(1 - beta1, 1)
 
 
 def touched(table, ids, grads):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ def episode(seed: int, rows: int = ROWS) -> tuple[dict[str, Tensor], list[Simple
         known = torch.nn.functional.one_hot(labels.clamp(min=0).long(), WORDS)
         logits += known * 2.5 * number  # later steps are better
         steps.append(SimpleNamespace(logits=logits, q_halt_logits=torch.randn(rows, generator=generator)))
+        steps[-1].q_halt_logits[0] = torch.nan  # which is no judgement, right or wrong
     return {"labels": labels}, steps, steps[-1].logits.argmax(-1)
 
 
@@ -48,7 +50,7 @@ def by_hand(parts: list[tuple[dict[str, Tensor], list[SimpleNamespace], int]]) -
                 examples += 1
                 token += sum(hits) / len(hits)
                 exact += all(hits)
-                judged += (q >= 0) == all(hits)
+                judged += not math.isnan(q) and (q >= 0) == all(hits)
                 stops += q > 0
         name = f"step_{number + 1:02d}"
         values |= {

@@ -105,6 +105,8 @@ def test_ignored_positions_and_live_metrics():
     assert numbers["q_halt_accuracy"] == (1.0, 1.0)
     assert numbers["loss"][1] == 3.0
     assert "q_continue_loss" not in numbers
+    diverged = ACTOutput(carry, logits, torch.full((3,), torch.nan), torch.zeros(3))
+    assert float(ACTLossHead(ACTLossConfig())(diverged).metrics["q_halt_accuracy"][0]) == 0.0
 
 
 def test_config_refuses_unknown_choices():
