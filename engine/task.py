@@ -122,7 +122,8 @@ class Task(Protocol):
     # `captured_as(step) -> Hashable | None` is asked once the micro-batches of that step are drawn: steps of one value
     # and with micro-batches of one form do the same operations on the device; None is a step in which the host takes
     # part. `carried() -> list[Tensor]` are the tensors that a step leaves to the next (its carry), and `carry(tensors)`
-    # puts as many others in their place.
+    # puts as many others in their place. Its micro-batches are tensors, numbers, text or None in plain dicts, lists
+    # and tuples; with others, steps run kernel by kernel.
 
     # A task whose steps may leave parameters out has a method `left_out() -> Iterable[nn.Parameter]`, too: those that
     # had no part in the newest step, the same on every rank.

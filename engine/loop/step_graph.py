@@ -59,7 +59,11 @@ class StepGraph:
         kind: Hashable | None = task.captured_as(number) if self.works else None
         if kind is None:
             return False
-        form = (kind, _mapped(micro_batches, lambda tensor: (tensor.dtype, tuple(tensor.shape))))
+        try:
+            form = (kind, _mapped(micro_batches, lambda tensor: (tensor.dtype, tuple(tensor.shape))))
+        except TypeError as error:
+            self._give_up(error)
+            return False
         if form != self._form:
             self._form, self._warm, self._replay = form, 0, None
         if self._replay is None:
@@ -102,17 +106,18 @@ class StepGraph:
         try:
             return self._record(body)
         except RuntimeError as error:  # whatever capture does not allow; nothing has run on the device
-            self.works = False
+            self._give_up(error)
             task.carry(before)
             trainer.window.drop_step()
             for group in trainer.groups.values():
                 if group.table is not None:
                     group.table.take_pending()
-            reason = (str(error).strip().splitlines() or [""])[0][:160]
-            print_rank0(
-                f"warning: step_graph={trainer.config.step_graph} failed ({reason}), training continues without"
-            )
             return None
+
+    def _give_up(self, error: Exception) -> None:
+        self.works = False
+        reason, asked = (str(error).strip().splitlines() or [""])[0][:160], self._trainer.config.step_graph
+        print_rank0(f"warning: step_graph={asked} failed ({reason}), training continues without")
 
 
 def check_step_graph(asked: str, device: torch.device) -> None:
@@ -155,21 +160,27 @@ def _obstacle(trainer: Trainer) -> str:
 
 
 def _mapped(tree: Any, of: Callable[[Tensor], Any]) -> Any:
-    """A tree of dicts, lists and tuples with `of(tensor)` in place of each tensor."""
+    """A tree of dicts, lists and tuples with `of(tensor)` in place of each tensor.
+
+    Raises: TypeError for what may hold tensors that are not seen here.
+    """
     if isinstance(tree, Tensor):
         return of(tree)
-    if isinstance(tree, dict):
+    if type(tree) is dict:
         return {name: _mapped(value, of) for name, value in tree.items()}
-    if isinstance(tree, list | tuple):
+    if type(tree) in (list, tuple):
         return type(tree)(_mapped(value, of) for value in tree)
-    return tree
+    if tree is None or isinstance(tree, int | float | str):
+        return tree
+    expected = "expected tensors, numbers, text or None in dicts, lists, tuples"
+    raise TypeError(f"a micro-batch holds an object of type {type(tree).__name__}: {expected}")
 
 
 def _tensors(tree: Any) -> list[Tensor]:
     """Those of a tree, in order."""
-    there: list[Tensor] = []
-    _mapped(tree, there.append)
-    return there
+    tensors: list[Tensor] = []
+    _mapped(tree, tensors.append)
+    return tensors
 
 
 def _copy(into: list[Tensor], tensors: list[Tensor]) -> None:

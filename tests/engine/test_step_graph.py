@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.checkpoint.state_tree import RowSharded
+from engine.checkpoint.state_tree import RowSharded, copied
 from engine.device import choose_device, make_runtime, staged
 from engine.errors import UsageError
 from engine.loop import step_graph
@@ -209,11 +209,11 @@ def test_text_within_rounding(place: Path, argv: tuple[str, ...]) -> None:
 
 
 def test_a_step_that_is_called_off_leaves_everything_as_it_was(workplace: Path) -> None:
-    """A loss that is not finite within the graph: the weights of the step before, and the count."""
+    """A loss that is not finite within the graph: the weights of the step before, their average, and the count."""
     with contextlib.chdir(workplace):
-        config = composed(PUZZLES, RECURSIVE, "device=cpu", *TINY, "max_steps=6")
+        config = composed(PUZZLES, RECURSIVE, "device=cpu", *TINY, "max_steps=6", "ema=true")
         trainer, _ = fitted(RECURSIVE, config, graph=record)
-        weights = {name: value.clone() for name, value in trainer.module.state_dict().items()}
+        kept = copied({**trainer.module.state_dict(), "average": trainer.ema.state_dict()})
         for carry in trainer.task._carries:
             for latent in carry.latents.values():
                 latent.fill_(float("nan"))
@@ -222,7 +222,8 @@ def test_a_step_that_is_called_off_leaves_everything_as_it_was(workplace: Path) 
         trainer._train_step()
     assert trainer.graph.taken[-1] == 7
     assert int(trainer.skipped.total()) == 1
-    torch.testing.assert_close(trainer.module.state_dict(), weights, rtol=0, atol=0)
+    now = {**trainer.module.state_dict(), "average": trainer.ema.state_dict()}
+    torch.testing.assert_close(now, kept, rtol=0, atol=0)
 
 
 def test_what_cannot_be_captured_runs_without(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +247,29 @@ def test_what_cannot_be_captured_runs_without(workplace: Path, monkeypatch: pyte
         "warning: step_graph=auto failed (operation not permitted when stream is capturing), training continues without"
     ]
     assert_equal(plain, captured)
+
+
+@dataclass
+class Held:
+    piece: int
+    rows: dict[str, Tensor] = field(compare=False)
+
+
+def test_a_batch_whose_tensors_cannot_be_found_runs_without(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that knows none of them would see the first batch again and again."""
+    task = puzzle_task.RecursiveReasoningTask
+    draw, loss = task.micro_batches, task.loss
+    monkeypatch.setattr(task, "micro_batches", lambda self, step: [Held(*batch) for batch in draw(self, step)])
+    monkeypatch.setattr(task, "loss", lambda self, batch: loss(self, (batch.piece, batch.rows)))
+    lines: list[str] = []
+    monkeypatch.setattr(step_graph, "print_rank0", lines.append)
+    with contextlib.chdir(workplace):
+        _, captured = both(RECURSIVE, PUZZLES, *TINY, "max_steps=6")
+    assert not captured.graph.taken
+    assert lines == [
+        "warning: step_graph=auto failed (a micro-batch holds an object of type Held: expected tensors, numbers, text "
+        "or None in dicts, lists, tuples), training continues without"
+    ]
 
 
 def test_on_is_refused_with_the_reason(workplace: Path) -> None:
