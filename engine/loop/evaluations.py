@@ -195,10 +195,13 @@ class EMA:
         self.shadow = {name: param.detach().clone() for name, param in self.params.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the shadows towards the parameters, in place."""
+    def update(self, ok: Tensor) -> None:
+        """Move the shadows towards the parameters, in place; where a step is called off (`ok` is 0) both stay."""
         if self.shadow:
-            torch._foreach_lerp_(list(self.shadow.values()), self._values(), 1.0 - self.rate)
+            shadows = list(self.shadow.values())
+            way = torch._foreach_sub(self._values(), shadows)
+            torch._foreach_mul_(way, ok.to(way[0].dtype))
+            torch._foreach_add_(shadows, way, alpha=1.0 - self.rate)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

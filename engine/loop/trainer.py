@@ -152,7 +152,7 @@ class Trainer:
         self.skipped.add(ok)
         self.window.close(ok)
         if self.ema is not None:
-            self.ema.update()
+            self.ema.update(ok)
         self._last_norm.copy_(norm)
         task.after_step()
 

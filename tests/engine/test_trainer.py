@@ -171,6 +171,15 @@ def test_a_step_that_is_not_finite_is_skipped_whole() -> None:
     assert float(clean.module.w.detach()) == float(trainer.module.w.detach())
 
 
+def test_a_step_that_is_not_finite_leaves_the_average_where_it_is() -> None:
+    averages = []
+    for steps in (1, 3):
+        trainer, _, _ = make(steps, bad=(2, 3), ema=True, ema_rate=0.9, final_eval=False)
+        trainer.fit()
+        averages.append(float(trainer.ema.shadow["w"]))
+    assert averages[0] == averages[1] != float(trainer.module.w.detach())
+
+
 def test_too_many_bad_steps_end_the_run() -> None:
     trainer, _, _ = make(9, bad=tuple(range(1, 10)), max_skipped_steps=3)
     with pytest.raises(RunFailure, match="max_skipped_steps=3"):
