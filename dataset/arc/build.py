@@ -218,8 +218,11 @@ def build_subsets(
         collections = collections_of(subsets)
         removed: list[str] = []
         if encoder and plan.overlap == "drop":
-            subsets, removed = apart(subsets, plan.test_sets, leakage)
-            leakage = {**report([subset.within(plan.canvas) for subset in subsets]), "left_out": removed}
+            # A report names the strongest relation of each grid alone: what shares it by a weaker one shows next.
+            while (parted := apart(subsets, plan.test_sets, leakage))[1]:
+                subsets, gone = parted
+                leakage, removed = report([subset.within(plan.canvas) for subset in subsets]), sorted([*removed, *gone])
+            leakage["left_out"] = removed
         drawn = make_plan(
             subsets,
             test_sets=plan.test_sets,

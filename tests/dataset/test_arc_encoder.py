@@ -106,6 +106,24 @@ def test_training_tasks_that_share_something_are_left_out(bundles, tmp_path, cap
     assert Tasks([splits["test"]]).protocol.mark == "i_clean"
 
 
+def test_what_is_shared_by_a_weaker_relation_is_left_out_too(tmp_path):
+    held, train = random_tasks(2, 7, least=3), random_tasks(3, 5, least=3)
+    test, shown = (next(iter(held.values()))[kind][0] for kind in ("test", "train"))
+    mirrored = {key: (np.array(test[key]).T * 7 % 10).tolist() for key in test}  # 7 x mod 10 renames the colours
+    shared = {
+        "exact": {"train": [test], "test": [shown]},
+        "mirrored": {"train": [mirrored], "test": [mirrored]},
+        "question": {"train": [{"input": shown["input"], "output": [[1]]}], "test": [mirrored]},
+    }
+    write_bundle(tmp_path, "evaluation", held)
+    prefix = write_bundle(tmp_path, "training", {**train, **shared})
+    build(plan(prefix, tmp_path / "set", num_aug=0, overlap="drop"))
+    report = json.loads((tmp_path / "set/leakage.json").read_text())
+    assert report["left_out"] == sorted(shared)
+    assert (report["empty"], report["demonstrations"], report["tests"]) == (True, [], [])
+    assert load_split(tmp_path / "set", "train").num_groups == len(train)
+
+
 def test_real_tasks_are_disjoint_and_in_the_published_order(tmp_path):
     source = SHARED / "data/arc-bundles/arc-agi"
     if not source.parent.exists():
