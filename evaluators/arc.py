@@ -59,6 +59,8 @@ class ARC:
 
     Config: ClassVar[type] = ARCConfig
     needs_steps = False
+    test_only = True
+    """What is asked, and the answers, are read from test_puzzles.json."""
 
     def __init__(self, config: ARCConfig) -> None:
         self.config = config

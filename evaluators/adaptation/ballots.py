@@ -47,6 +47,7 @@ class Ballots(ABC):
     """
 
     needs_steps = False
+    test_only = True
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -21,6 +21,7 @@ from dataset.online import OnlineCopies
 from dataset.sampler import EvalSampler, TrainSampler
 from engine.device import staged
 from engine.distributed import all_reduce_sum, keyed_generator, keyed_numpy, local_rows
+from engine.io import print_rank0
 from engine.task import Evaluation, Interrupted, Metrics, ParamGroup, RowSharded, Runtime, UsageError
 from losses import ACTLossHead
 from models.recursive_reasoning.act import ACTCarry, ACTModel, ACTOutput
@@ -36,7 +37,8 @@ class Evaluator(Protocol):
     """What `evaluators/` offers: fed with every evaluation batch, asked for its metrics at the end.
 
     One that leaves files has `files`, file name -> text, after `result`. One that asks the model questions of its own
-    has `attach(model, loss_head)`, which is called once before all.
+    has `attach(model, loss_head)`, which is called once before all. One with `test_only`, true, knows
+    the tests alone: it is not asked about training groups that are held back.
     """
 
     needs_steps: bool
@@ -90,6 +92,7 @@ class RecursiveReasoningTask:
             if (attach := getattr(evaluator, "attach", None)) is not None:
                 attach(model, loss_head)
         self.validation_sampler = validation_sampler
+        self._printed = False
         self._groups = groups
         self.saves_carry = saves_carry
         self.total_steps = plan.total_steps
@@ -220,20 +223,29 @@ class RecursiveReasoningTask:
         self.model.eval()
         values: dict[str, float | None] = {}
         if self.validation_sampler is not None:
-            values = self._evaluate(self.validation_sampler, "val")
+            general = [evaluator for evaluator in self.evaluators if not getattr(evaluator, "test_only", False)]
+            values = self._evaluate(self.validation_sampler, "val", general)
             if not final:
+                self._print_test_only(general)
                 return values
-        return values | self._evaluate(self.final_sampler if final else self.eval_sampler, "eval")
+        return values | self._evaluate(self.final_sampler if final else self.eval_sampler, "eval", self.evaluators)
 
-    def _evaluate(self, sampler: EvalSampler, prefix: str) -> dict[str, float | None]:
+    def _print_test_only(self, general: Sequence[Evaluator]) -> None:
+        """Once: which evaluators are not among the `general` ones."""
+        others = dict.fromkeys(type(evaluator).__name__ for evaluator in self.evaluators if evaluator not in general)
+        if others and not self._printed:
+            print_rank0(f"note: {', '.join(others)}: of the test split alone, at the end (select_on=test: each time)")
+        self._printed = True
+
+    def _evaluate(self, sampler: EvalSampler, prefix: str, evaluators: Sequence[Evaluator]) -> dict[str, float | None]:
         sums: dict[str, dict[str, Tensor]] = {}
-        for evaluator in self.evaluators:
+        for evaluator in evaluators:
             evaluator.begin(sampler.splits)
         for set_name, arrays, valid in sampler:
             if self.runtime.stop_requested():
                 raise Interrupted("stopped during evaluation")
             batch = staged(arrays, self.runtime.device)
-            steps = self._episode(batch)
+            steps = self._episode(batch, all_steps=any(evaluator.needs_steps for evaluator in evaluators))
             result = self.loss_head(_first_rows(steps[-1], valid))
             table = sums.setdefault(set_name, {})
             for name, (total, count) in result.metrics.items():
@@ -245,10 +257,10 @@ class RecursiveReasoningTask:
                     else (torch.stack([total.float(), count.float()]))
                 )
                 table[name] = table[name] + pair if name in table else pair
-            for evaluator in self.evaluators:
+            for evaluator in evaluators:
                 evaluator.update(batch, steps, result.preds, valid)
         values = self._means(sums, prefix)
-        for evaluator in self.evaluators:
+        for evaluator in evaluators:
             values.update({f"{prefix}/{name}": value for name, value in evaluator.result().items()})
         return values
 
@@ -257,9 +269,9 @@ class RecursiveReasoningTask:
         files = evaluation_files(self.evaluators)
         return {f"evaluations/step_{evaluation.step}_{name}": text for name, text in files.items()}
 
-    def _episode(self, batch: Batch) -> list[ACTOutput]:
+    def _episode(self, batch: Batch, *, all_steps: bool) -> list[ACTOutput]:
         """Every ACT step where an evaluator reads them, else the last one; latents are dropped, they are large."""
-        if any(evaluator.needs_steps for evaluator in self.evaluators):
+        if all_steps:
             return [replace(step, carry=replace(step.carry, latents={})) for step in self.model.think(batch)]
         return [self.model(batch)]
 

@@ -232,6 +232,23 @@ def test_training_on_the_first_groups_alone(data):
     assert not held & set(drawn["group_ids"].tolist())
 
 
+def test_groups_held_back_are_not_asked_for_arc_scores(data, capsys):
+    """test_puzzles.json has the test tasks alone: their evaluators would do all their work for no vote."""
+    names = ("arc@ARC", "arc_controls@ARCControls", "arc_search@ARCLatentSearch", "steps@PerStepAccuracy")
+    listed = ",".join(f"{{name: {name}}}" for name in names)
+    task = make(data, f"evaluators=[{listed}]", "eval_interval=20", "validation_groups=2").task
+    capsys.readouterr()
+    for _ in range(2):
+        values = task.evaluate(final=False)
+        assert "val/exact_accuracy/step_01" in values
+        assert not [name for name in values if "ARC" in name]
+    note = "note: ARC, ARCControls, ARCLatentSearch: of the test split alone, at the end (select_on=test: each time)\n"
+    assert capsys.readouterr().out == note
+    values = task.evaluate(final=True)
+    assert values["eval/ARC_i_clean/tasks"] == 8
+    assert {name.split("/")[0] for name in values if "ARC" in name} == {"eval"}
+
+
 def test_the_length_of_a_run():
     config = ETRMConfig(arch={}, data_paths=["x"], global_batch_size=8, epochs=10, eval_interval=5)
     plan = SlotPlan(20, config)
