@@ -122,7 +122,7 @@ class TrainBatches:
         self._drawn: tuple[int, np.ndarray] | None = None
         self._parts: dict[int, tuple[int, np.ndarray]] = {}
         self._shift = np.zeros(len(self.datasets), dtype=np.int64)
-        """[K] rows given in all, less those that these settings would have given: see `go_on`."""
+        """[K] rows given in all, less those that these settings would have given: see `resume_from`."""
 
     def dataset(self, step: int) -> int:
         """The data set of a step: an index into the mixture's names, 0 without a mixture."""
@@ -172,11 +172,11 @@ class TrainBatches:
         return [(tokens, tokens / (data.length - 1)) for tokens, data in zip(given, self.datasets, strict=True)]
 
     def given(self, step: int) -> list[tuple[str, int]]:
-        """(name, rows given before `step`) of each data set: what `go_on` takes."""
+        """(name, rows given before `step`) of each data set: what `resume_from` takes."""
         rows = (self._taken(step) + self._shift).tolist()
         return [(data.streams[0].name, count) for data, count in zip(self.datasets, rows, strict=True)]
 
-    def go_on(self, step: int, given: Sequence[tuple[str, int]]) -> None:
+    def resume_from(self, step: int, given: Sequence[tuple[str, int]]) -> None:
         """Count, and take windows in order, from the rows `given` at `step`: batches of another size, or another
         mixture, gave those before it."""
         known = dict(given)

@@ -107,7 +107,7 @@ class Objective:
 
 
 @dataclass
-class Found:
+class SearchResult:
     """The latent that answers after each budget, and what was measured on the way, [B] each."""
 
     latents: dict[int, Tensor]
@@ -149,7 +149,7 @@ def iterates(objective: Objective, start: Tensor, config: SearchConfig, seed: in
     return out
 
 
-def search(space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConfig, seed: int = 0) -> Found:
+def search(space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConfig, seed: int = 0) -> SearchResult:
     """The best latent of each row after each budget. No parameter of the model changes.
 
     With `select=leave_one_out` the number of updates is the one after which a demonstration that is left out of start
@@ -167,7 +167,7 @@ def search(space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConf
         latents[budget], chosen[budget] = points[steps, rows], scores[steps, rows]
         if budget:
             seconds[budget] = points[ranked[1], rows]
-    return Found(latents, seconds, scores[0], chosen, steps)
+    return SearchResult(latents, seconds, scores[0], chosen, steps)
 
 
 def held_out_scores(space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConfig, seed: int) -> Tensor:

@@ -75,17 +75,6 @@ def next_logits(model: Any, prompt: Tensor, ids: Tensor) -> Tensor:
     return logits
 
 
-def score_padded(model: Any, tokens: Tensor, real: Tensor, new: int) -> Tensor:
-    """The same of the last `new` tokens of tokens int64 [B, P + T], whose prompts differ and are padded on the left.
-
-    `real` bool [B, P + T] is false at padding. Positions count real tokens only, which models with learned positions
-    need. For what has no prompt in common; `score` is faster.
-    """
-    places = (real.cumsum(-1) - 1).clamp(min=0)
-    output = model(tokens, attention_mask=real.long(), position_ids=places, use_cache=False)
-    return log_probabilities(output.logits[:, -new - 1 : -1], tokens[:, -new:])
-
-
 def read_prompt(model: Any, prompt: Tensor, rows: int) -> tuple[Tensor, Any]:
     """(logits [rows, V] of the token behind the prompt, its keys and values for so many rows)."""
     output = model(prompt.unsqueeze(0), use_cache=True, logits_to_keep=1)

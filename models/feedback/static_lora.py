@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +12,6 @@ from models.feedback.adapter import Adapter
 from models.feedback.adapter_config import AdapterShape, StaticLoraConfig
 from models.feedback.base import BaseLM
 from models.feedback.batch import BaseOutput, Batch
-from models.feedback.config import BaseConfig
 from models.feedback.delta import LoraDelta
 
 
@@ -47,8 +45,3 @@ class StaticLora(Adapter):
         }
         scale = self.config.alpha / math.sqrt(self.config.lora_rank)
         return LoraDelta(factors, scale=scale, form=self.config.lora_apply)
-
-
-def rank_for(parameters: int, base: BaseConfig, targets: Sequence[str]) -> int:
-    """The rank of a static LoRA that has about as many parameters; at least 1."""
-    return max(1, round(parameters / (base.n_layer * sum(sum(base.sides(target)) for target in targets))))

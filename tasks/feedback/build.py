@@ -80,7 +80,7 @@ def build(
     if isinstance(config, FeedbackConfig):
         base = load_base(config, runtime, vocabularies_of([folder])[0])
         model, loss_head = create_model(config, AdapterShape(base=base.model.config, text=shape), runtime)
-        _tell_form(model.config, base.model.config, runtime, runtime.micro_rows(config.batch_size, "batch_size"))
+        _print_form(model.config, base.model.config, runtime, runtime.micro_rows(config.batch_size, "batch_size"))
         objective = base.model.config.objective
     else:
         base = None
@@ -170,7 +170,7 @@ def build(
     )
 
 
-def _tell_form(config: Any, base: BaseConfig, runtime: Runtime, rows: int) -> None:
+def _print_form(config: Any, base: BaseConfig, runtime: Runtime, rows: int) -> None:
     """Print how low-rank changes are applied to the matrices of the attention."""
     if isinstance(config, StaticLoraConfig):
         dtype = compute_dtype(base.forward_dtype, runtime.dtype)

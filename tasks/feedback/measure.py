@@ -22,7 +22,7 @@ from models.feedback.delta import LoraDelta
 
 BUCKETS = 5
 """Equal parts of (0, 1] by the share of hidden tokens."""
-LOOKED_AT = 4
+SPECTRAL_ROWS = 4
 """Rows of which singular values are taken."""
 
 _ALL = slice(None)
@@ -120,7 +120,7 @@ def delta_health(delta: Any, base: BaseLM) -> dict[str, float]:
     health = {f"ratio_{target}": float(ratios[..., i].mean()) for i, target in enumerate(delta.factors)}
     health["ratio_max"] = float(ratios.max())
     spectral, ranks = [0.0], []
-    some = delta.each(lambda part: part[:LOOKED_AT])
+    some = delta.each(lambda part: part[:SPECTRAL_ROWS])
     for target in delta.factors:
         for number in range(delta.shape[1]):
             change = some.dense(number, target)

@@ -214,7 +214,7 @@ class LanguageModelTask:
         """The inverse of `state_dict`."""
         self._step = int(state.get("step", 0))
         if "rows" in state:
-            self.batches.go_on(self._step, state["rows"])
+            self.batches.resume_from(self._step, state["rows"])
 
     def _to_device(self, arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
         pair = staged({name: arrays[name] for name in ("tokens", "targets")}, self.runtime.device).values()

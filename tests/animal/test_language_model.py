@@ -15,7 +15,6 @@ from models.animal.language_model import (
     read_prompt,
     rollout,
     score,
-    score_padded,
 )
 
 LENGTH = 9
@@ -100,7 +99,9 @@ def test_batch_mates_and_padding_change_nothing(model) -> None:
         tokens = torch.stack([torch.cat((torch.tensor([5, 5]), PROMPT, ids[0])), torch.cat((longer, ids[1]))])
         real = torch.ones_like(tokens).bool()
         real[0, :2] = False
-        padded = score_padded(model.language_model, tokens, real, LENGTH)
+        places = (real.cumsum(-1) - 1).clamp(min=0)  # those of real tokens: GPT-2 has learned positions
+        output = model(tokens, attention_mask=real.long(), position_ids=places)
+        padded = log_probabilities(output.logits[:, -LENGTH - 1 : -1], tokens[:, -LENGTH:])
         apart = [score(model.language_model, PROMPT, ids[:1]), score(model.language_model, longer, ids[1:2])]
         assert (padded - torch.cat(apart)).abs().max() < 1e-5
 

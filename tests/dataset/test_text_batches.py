@@ -89,7 +89,7 @@ def test_a_batch_of_another_size_goes_on_where_the_rows_ended(tmp_path: Path, me
         return TrainBatches([counting(tmp_path / "a", 1001)], seed=0, batch_size=size, block_size=10, method=method)
 
     large, small, alone = batches(8), batches(2), batches(1)
-    small.go_on(5, large.given(5))
+    small.resume_from(5, large.given(5))
     assert small.given(7) == [("a", 5 * 8 + 2 * 2)]
     assert small.progress(7) == [(440, 0.44)]
     rows = np.concatenate([small.offsets(step) for step in (5, 6, 7 * AHEAD)])
@@ -97,7 +97,7 @@ def test_a_batch_of_another_size_goes_on_where_the_rows_ended(tmp_path: Path, me
         alone.offsets(row)[0] for row in (40, 41, 42, 43, *(40 + 2 * (7 * AHEAD - 5) + k for k in (0, 1)))
     ]
     again = batches(8)
-    again.go_on(9, small.given(9))
+    again.resume_from(9, small.given(9))
     assert again.given(9) == small.given(9)
     assert again.offsets(9)[0] == alone.offsets(48)[0]
 
@@ -109,7 +109,7 @@ def test_a_changed_mixture_counts_on_by_name(tmp_path: Path) -> None:
         return TrainBatches(streams, seed=0, batch_size=2, block_size=10, mixture=mixture)
 
     before, after = batches("a", "b"), batches("b", "c")
-    after.go_on(20, before.given(20))
+    after.resume_from(20, before.given(20))
     assert dict(after.given(20)) == {"b": dict(before.given(20))["b"], "c": 0}
     assert sum(dict(after.given(30)).values()) == sum(dict(after.given(20)).values()) + 10 * 2
 

@@ -14,7 +14,7 @@ from engine.errors import UsageError
 from models.feedback.adapter_config import AdapterShape, HyperConfig, StaticLoraConfig
 from models.feedback.config import BaseConfig, TextShape
 from models.feedback.hypernetwork import HyperNetwork
-from models.feedback.static_lora import StaticLora, rank_for
+from models.feedback.static_lora import StaticLora
 from reports.runs import find_runs
 from reports.study import group
 from scripts.feedback_report import main, parse
@@ -125,7 +125,7 @@ def test_the_plan_of_the_comparison(tmp_path: Path) -> None:
     ]
     sizes.append(StaticLora(StaticLoraConfig(lora_rank=EQUAL_RANK), shape).num_parameters())
     assert sizes == [31_504, 29_656, 31_104]
-    assert rank_for(sizes[0], shape.base, "qkvo") == EQUAL_RANK
+    assert abs(sizes[0] - sizes[2]) < sizes[2] / EQUAL_RANK / 2  # no other rank is nearer
     files[0].write_text(files[0].read_text().replace("[ ]", "[x]", 1))
     write_plan(tmp_path, 3, Sizes())
     assert files[0].read_text().startswith("[x]")

@@ -101,7 +101,7 @@ def import_run(args: Namespace) -> None:
         raise UsageError(f"{source.path} is not the model that all_config.yaml and data describe: {reason}{what}")
     with atomic_directory(folder) as temporary:
         _write_run(temporary, config, resolved, source, args.step if args.step is not None else source.step, shape)
-    _tell(args.folder, source, sizes, resolved, left, data)
+    _print_import(args.folder, source, sizes, resolved, left, data)
 
 
 def _data(paths: list[str]) -> Data | None:
@@ -221,7 +221,7 @@ def _nothing(*_: Any) -> None:
     return None
 
 
-def _tell(
+def _print_import(
     folder: Path, source: PublicCheckpoint, sizes: Sizes, config: Mapping[str, Any], left: list[str], data: Data | None
 ) -> None:
     parameters = sum(
