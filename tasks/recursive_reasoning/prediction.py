@@ -101,7 +101,7 @@ def _settings(args: argparse.Namespace, data: str, demonstrations: int) -> dict[
         "eval_batch_size": args.batch_size,
         "epochs": puzzles * max(args.steps, 1),
         "eval_interval": None,
-        "max_steps": None,
+        **dict.fromkeys(("max_steps", "max_seconds", "total_steps", "stats_interval")),
         "lr_warmup_steps": 0,
         "lr_min_ratio": 1.0,
         "freeze_weights": args.adapt == "embedding",

@@ -96,6 +96,18 @@ def test_only_what_is_asked_for_is_trained(workplace: Path, tmp_path: Path) -> N
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_the_budget_of_the_training_is_not_that_of_the_fit(workplace: Path, tmp_path: Path) -> None:
+    short = ("max_seconds=1e-9", "total_steps=2", "stats_interval=1", "run_name=short")
+    words = [word for word in RUN if word != "run_name=tiny"]
+    trained = run_script("pretrain", *words, *short, cwd=workplace)
+    assert "max_seconds=1e-09 is up" in trained.output, trained.output
+    out = str(tmp_path / "answer.json")
+    result = predict(workplace, "unseen.json", "--steps", "3", "--out", out, run="checkpoints/arc/short")
+    assert result.code == 0, result.output
+    assert "step 3/3" in result.output
+    assert "max_seconds" not in result.output
+
+
 @pytest.mark.parametrize(("task", "leakage"), [("training/task1", "leak"), ("evaluation/task0", "clean")])
 def test_a_task_that_was_trained_on_says_so(workplace: Path, tmp_path: Path, task: str, leakage: str) -> None:
     """Of an evaluated task only the demonstrations were trained on, of a training task the tests too. Turned around
