@@ -37,6 +37,8 @@ class EncoderInner(RecursiveInner):
     """RecursiveInner with an encoder; a recurrent one's state lies among the latents, and is carried, reset and stored
     like them. Keys besides `encoder.*` (and `context_gain`) are those of TRM."""
 
+    fills_prefix = False  # the context does
+
     def __init__(self, config: TRMWithEncoderConfig, shape: PuzzleShape, *, attention: str, **kwargs: Any) -> None:
         super().__init__(config, shape, attention=attention, **kwargs)
         self.encoder = encoder_class(config.encoder_type)(config, shape, dtype=self.dtype, attention=attention)

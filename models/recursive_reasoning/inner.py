@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,9 @@ class RecursiveInner(nn.Module):
     without a latent beside the readout.
     """
 
+    fills_prefix: ClassVar[bool] = True
+    """Whether the prefix is the puzzle vector, or registers; false: a subclass puts something else there."""
+
     def __init__(
         self,
         config: RecursiveConfig,
@@ -70,7 +74,7 @@ class RecursiveInner(nn.Module):
         if config.puzzle_emb_ndim:
             self.puzzle_emb = SparseEmbedding(shape.num_puzzle_identifiers, config.puzzle_emb_ndim)
         self.registers = None
-        if config.registers and self.prefix_len == config.registers and self.puzzle_emb is None:
+        if config.registers and self.fills_prefix and self.puzzle_emb is None:
             self.registers = nn.Parameter(trunc_normal_(torch.empty(config.registers, size), std))
         self.embed_pos = None
         if config.pos_encodings == "learned":

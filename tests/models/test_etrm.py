@@ -40,6 +40,14 @@ def test_the_decoder_is_trms():
         TRMWithEncoderConfig(puzzle_emb_ndim=8)
 
 
+def test_registers_are_ignored_whatever_their_number():
+    plain, length = build(), CONFIG.context_len
+    for registers in (length, length + 1):
+        other = build(registers=registers).state_dict()
+        assert other.keys() == plain.state_dict().keys()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in plain.state_dict().items()), registers
+
+
 def test_nothing_belongs_to_a_puzzle():
     batch, answers = tasks(4, 1), []
     for puzzles, identifiers in ((3, [0, 1, 2, 0]), (3, [2, 0, 1, 1]), (10**6, [999_999, 5, 10**7, 0])):
