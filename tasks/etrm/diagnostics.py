@@ -11,7 +11,8 @@
     context_use_exact   the same of exact answers, own minus other
     grad_coverage       share of rows whose context gets a gradient, of the step before
 
-Metrics that are not due have the count 0: names never change in a run. Shapes: b rows, C tokens, D width, Z latents.
+Metrics that are not due have the count 0: names never change in a run. Each is of the b rows of one micro-batch on one
+rank; what is logged is the mean over those. Shapes: b rows, C tokens, D width, Z latents.
 """
 
 from __future__ import annotations
