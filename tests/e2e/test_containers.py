@@ -120,6 +120,21 @@ def test_everything_tracked_is_in_the_image_and_nothing_else() -> None:
     assert not [name for name in names if not ignored(name)]
 
 
+def test_what_documented_commands_write_leaves_the_checkout_clean() -> None:
+    """Folders and files that commands of the pages write to, the defaults, and what -m and a run set aside append."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "jobs").glob("*.txt"))]
+    option = re.compile(r"""(?:--out |--output_dir |\b(?:out|output|run)_dir=)"?([a-z][\w./-]*\w)""")
+    written = {path for page in pages for path in option.findall(page.read_text()) if not path.startswith("jobs/")}
+    assert "output/train_animal_w_o_0.3" in written
+    written |= {"out", "out_lr-0.001", "out.1", "diversity_model", "diversity_model_loss--w_c-0.8--_0", "output/sweep"}
+    places = [f"{path}/file" for path in sorted(written)]
+    command = ["git", "-C", str(ROOT), "check-ignore", "--no-index", *places]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if listed.returncode == 128:
+        pytest.skip("this is not a git checkout")
+    assert sorted(set(places) - set(listed.stdout.splitlines())) == []
+
+
 def test_the_devcontainer_is_that_image() -> None:
     folder = ROOT / ".devcontainer"
     assert (folder / DEVCONTAINER["build"]["dockerfile"]).resolve() == ROOT / "Dockerfile"
