@@ -77,7 +77,7 @@ def enforce(report: Report, level: str, command: str, emit: Callable[[str], None
     if failures and level == "strict":
         more = f" (and {len(failures) - 1} more: {command})" if len(failures) > 1 else ""
         readable = report.subject is not None and report.subject.resolved  # else the run itself refuses it
-        hint = "; verify=warn runs it all the same" if readable else ""
+        hint = "; verify=warn only warns" if readable else ""
         raise UsageError(f"{line_of(failures[0])}{more}{hint}")
     for finding in failures:
         emit(f"warning: {line_of(finding)}")

@@ -66,12 +66,14 @@ def generate(
     purpose: str = "sample",
     stream: int | None = None,
     stop: int | None = None,
+    words: int | None = None,
 ) -> Tensor:
     """`count` tokens after `prompt` (int [B, T], or [B, K, T] for K streams): int64 [B, n], or [B, K, n].
 
     Numbers are keyed by (seed, purpose), one generator for the whole call, so the same call gives the same text on
     every device. temperature 0 takes the likeliest token. It ends early when every sample has met the token `stop` (of
-    the first stream, where there are several): `until` gives where each of them ends.
+    the first stream, where there are several): `until` gives where each of them ends. Only the first `words` tokens are
+    drawn, those of a vocabulary smaller than the model's table.
 
     Raises: UsageError for longer texts, or more of them at once, than can be made.
     """
@@ -83,7 +85,7 @@ def generate(
     ended = torch.zeros(prompt.shape[0], dtype=torch.bool)
     piece = prompt
     for _ in range(count):
-        logits = [values.float().cpu() for values in model.step(piece, cache, stream=stream)]
+        logits = [values[:, :words].float().cpu() for values in model.step(piece, cache, stream=stream)]
         chosen = [_choose(values, temperature, top_k, min_p, generator) for values in logits]
         token = torch.stack(chosen, dim=1) if prompt.dim() == 3 else chosen[0]
         made.append(token)

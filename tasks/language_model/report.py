@@ -41,6 +41,7 @@ class LanguageReport:
         if config.max_sample_tokens is not None:
             check_room(model, config.num_samples, config.max_sample_tokens)
             self.tokenizers = [load_tokenizer(folder) for folder in self.folders]
+            self.sizes = [each.size for each in vocabularies_of(self.folders)]
             self.start = start_text(config.sample_start_tokens)
             own = config.multidataset_wte and config.training_mode != "multicontext"
             for tokenizer in self.tokenizers if own else self.tokenizers[:1]:
@@ -74,6 +75,7 @@ class LanguageReport:
                     purpose=f"sample/{step}/{top_k}/{stream}",
                     stream=stream,
                     stop=tokenizer.eot,
+                    words=None if contexts else self.sizes[stream or 0],
                 )
                 for number, row in enumerate(made):
                     name = f" {self.names[stream]}" if stream is not None else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,9 @@ def print_samples(run: Any, prompts: list[str], args: argparse.Namespace) -> Non
     tokenizers = [each.tokenizer() for each in (known if contexts else [known[stream or 0]])]
     encoded = [encode_prompt(tokenizer, text) for tokenizer, text in zip(tokenizers, prompts, strict=False)]
     # streams without a prompt begin with their first token, for want of an annotation
+    if missing := [each.name for each in known[len(encoded) :] if contexts]:
+        names = ", ".join(missing)
+        sys.stderr.write(f"note: no --prompt for {names}: its first token stands at each place of the prompt\n")
     encoded += [torch.zeros_like(encoded[0]) for _ in tokenizers[len(encoded) :]]
     if len({row.shape[1] for row in encoded}) > 1:
         sizes = ", ".join(str(row.shape[1]) for row in encoded)
@@ -52,6 +56,7 @@ def print_samples(run: Any, prompts: list[str], args: argparse.Namespace) -> Non
             purpose=f"sample/{top_k}",
             stream=stream,
             stop=tokenizers[0].eot,
+            words=None if contexts else known[stream or 0].size,
         )
         for number, row in enumerate(made):
             print(f"--- step {run.step} top_k {top_k} sample {number}")

@@ -121,6 +121,7 @@ def test_sample(place: Path, finished: Path) -> None:
 @pytest.mark.slow
 def test_sample_of_streams_and_mixtures(place: Path) -> None:
     train(place, *CONTEXTS)
+    assert "note: no --prompt for classes" in sample(place, "out/r", "--prompt", "to").output
     done = sample(place, "out/r", "--prompt", "to", "Aa")
     assert done.code == 0, done.output
     assert [line.partition("]")[0] for line in done.output.splitlines() if line.startswith("[")] == [
@@ -136,6 +137,19 @@ def test_sample_of_streams_and_mixtures(place: Path) -> None:
     done = sample(place, "out/m", "--dataset", "other", "--prompt", "1+")
     assert done.code == 0, done.output
     assert set(done.output.partition("sample 0\n")[2]) <= set("0123456789+= \n")
+
+
+def test_a_mixture_on_one_table_samples_what_the_vocabulary_that_decodes_has(place: Path) -> None:
+    """The first set has 14 characters, the table as many rows as the second set has."""
+    mixture = ("training_mode=multidataset", "dataset_list=[other,plain]", "dataset_sampling_probs=[0.5,0.5]")
+    train(place, *mixture, "max_sample_tokens=50", "sample_start_tokens=1")
+    done = sample(place, "out/r", "--prompt", "1")
+    assert done.code == 0, done.output
+    for text in (done.output, (place / "out/r/samples/step_6.txt").read_text()):
+        samples = text[text.index("---") :].splitlines()
+        written = "".join(line for line in samples if not line.startswith("---"))
+        assert len(written) > 8
+        assert set(written) <= set("0123456789+= ")
 
 
 def test_tables_and_tensorboard(finished: Path) -> None:
