@@ -74,20 +74,17 @@ def nearest(points: Vectors, centroids: Vectors) -> Labels:
 
 
 def aligned(new: Vectors, old: Vectors | None) -> Vectors:
-    """`new` centroids in the order of the `old` ones that they are nearest to, so that a number keeps its meaning."""
+    """`new` centroids in the order of the `old` ones, so that a number keeps its meaning: of all orders the one with
+    the least sum of squared distances. Those without an old one come last.
+    """
     if old is None:
         return new
-    left = list(range(len(new)))
-    places: dict[int, int] = {}
-    distances = np.square(new[:, None] - old[None]).sum(-1)
-    for flat in np.argsort(distances, axis=None, kind="stable").tolist():  # the closest pairs first
-        row, place = divmod(flat, len(old))
-        if row in left and place not in places and place < len(new):
-            places[place] = row
-            left.remove(row)
-    free = [place for place in range(len(new)) if place not in places]
-    places |= dict(zip(free, left, strict=True))
-    return new[[places[place] for place in range(len(new))]]
+    from scipy.optimize import linear_sum_assignment  # scikit-learn needs it as well
+
+    distances = np.square(new[:, None] - old[None, : len(new)]).sum(-1)
+    rows, places = linear_sum_assignment(distances)
+    order = [*rows[np.argsort(places)], *sorted(set(range(len(new))) - set(rows.tolist()))]
+    return new[order]
 
 
 def entropy(counts: Any) -> float:

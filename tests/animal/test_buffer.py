@@ -1,4 +1,4 @@
-"""The replay buffer without scikit-learn: capacity, eviction, when clusters are fitted, labels that keep their meaning."""
+"""The replay buffer, with a stand-in for KMeans: capacity, eviction, when clusters are fitted, labels that keep their meaning."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from engine.distributed import keyed_numpy
 from tasks.animal.buffer import Entry, ReplayBuffer
 from tasks.animal.clusters import aligned, best_kmeans, entropy, kmeans, nearest
 
+REFITS = "pip install -e '.[animal]'"
+"""Clusters that are fitted again are matched by scipy, which scikit-learn brings."""
 CENTRES = np.eye(3, 4, dtype=np.float32)
 
 
@@ -34,6 +36,7 @@ def put(to: ReplayBuffer, option: str, kinds: list[int], step: int) -> list[int]
 
 
 def test_clusters_are_fitted_when_they_are_due() -> None:
+    pytest.importorskip("scipy", reason=REFITS)
     made = buffer()
     assert put(made, "cat", [0, 1], 0) == [-1, -1]
     assert not made.update("cat")  # fewer than min_samples
@@ -72,6 +75,7 @@ def test_the_oldest_of_the_largest_cluster_goes_first() -> None:
 
 
 def test_numbers_of_clusters_keep_their_meaning() -> None:
+    pytest.importorskip("scipy", reason=REFITS)
     made = buffer(update_every=1)
     put(made, "cat", [0, 1, 2], 0)
     made.update("cat")
@@ -85,7 +89,15 @@ def test_numbers_of_clusters_keep_their_meaning() -> None:
     assert aligned(CENTRES, CENTRES[:2]).shape == (3, 4)
 
 
+def test_numbers_follow_the_nearest_pairs_taken_together() -> None:
+    """The closest pair first (0 and -0.4) would leave 1 to -0.6: 2.72 in squares, where the other order has 2.32."""
+    pytest.importorskip("scipy", reason=REFITS)
+    old, new = np.float32([[0], [1]]), np.float32([[-0.4], [-0.6]])
+    assert aligned(new, old).tolist() == new[::-1].tolist()
+
+
 def test_state_goes_through_a_checkpoint() -> None:
+    pytest.importorskip("scipy", reason=REFITS)
     made, again = buffer(), buffer()
     for step, kinds in enumerate(([0, 1, 2], [1, 1, 0], [2, 0])):
         put(made, "cat", kinds, step)
