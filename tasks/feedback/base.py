@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class FrozenBase:
     """A base without gradients or dropout."""
 
     model: BaseLM
+    named: Path
+    """What the config names: `path`, or a link to it."""
     path: Path
     hashes: Mapping[str, str]
     """Those of its weights, by `weight_hashes`."""
@@ -54,6 +57,22 @@ class FrozenBase:
         """What a checkpoint of its adapter keeps of it."""
         return {"path": str(self.path), "file": in_use(self.hashes), "sha256": self.sha256}
 
+    def trained_on(self, stored: Mapping[str, Any]) -> FrozenBase:
+        """The base that `stored` refers to: this one, or what its link stood for, whose weights then replace those of
+        `model`. Raises: UsageError as `require_same`."""
+        path = base_of(self.named, self.hashes, stored)
+        if path == self.named:
+            return self
+        checkpoint = find_checkpoint(path, checksums=True)
+        load_weights(self.model, {**checkpoint.model, **(checkpoint.ema or {})}, strict=True)
+        self.model.freeze()
+        path = Path(os.path.relpath(checkpoint.path))
+        print_rank0(
+            f"base        {path} (step {checkpoint.step}), on which this run was trained: "
+            f"{self.named.name} has moved on"
+        )
+        return replace(self, path=path, hashes=weight_hashes(path), step=checkpoint.step)
+
 
 def weight_hashes(checkpoint: Path) -> dict[str, str]:
     """File name -> sha256 of the trained weights in the folder of a base, and of the averaged ones where it has any."""
@@ -65,17 +84,57 @@ def in_use(hashes: Mapping[str, str]) -> str:
     return AVERAGED if AVERAGED in hashes else RAW
 
 
+def fits(hashes: Mapping[str, str], stored: Mapping[str, Any]) -> bool:
+    """Whether weights of these `hashes` are those of the reference `stored`."""
+    file = stored.get("file")
+    # An earlier version stored no file, and the hash of the trained weights, whatever it had loaded.
+    return file in (None, in_use(hashes)) and hashes.get(file or RAW) == str(stored.get("sha256"))
+
+
 def require_same(path: Path, hashes: Mapping[str, str], stored: Mapping[str, Any], run: str = "this run") -> None:
     """Raises: UsageError where an adapter of the base `stored` would be used on the one of these `hashes` in `path`."""
-    used = in_use(hashes)
-    file, sha256 = stored.get("file"), str(stored.get("sha256"))
-    # An earlier version stored no file, and the hash of the trained weights, whatever it had loaded.
-    if file not in (None, used) or hashes.get(file or RAW) != sha256:
-        raise UsageError(
-            f"ff_checkpoint_dir: {path} is another base (sha256 {hashes.get(used, '')[:12]}) than the one that "
-            f"{run} was trained on ({stored.get('path')}, sha256 {sha256[:12]}): that one is needed"
-            + where_it_lies(path, sha256)
+    if fits(hashes, stored):
+        return
+    sha256 = str(stored.get("sha256"))
+    where = where_it_lies(path, sha256)
+    if not where and not os.path.exists(str(stored.get("path"))):
+        where = (
+            ", which is gone: restore it from a copy, or train anew on a checkpoint that stays (keep_every and "
+            "save_epoch_interval of the base keep some)"
         )
+    raise UsageError(
+        f"ff_checkpoint_dir: {path} is another base (sha256 {hashes.get(in_use(hashes), '')[:12]}) than the one that "
+        f"{run} was trained on ({stored.get('path')}, sha256 {sha256[:12]}): that one is needed{where}"
+    )
+
+
+def base_of(named: Path, hashes: Mapping[str, str], stored: Mapping[str, Any], run: str = "this run") -> Path:
+    """The base that `stored` refers to, of a config that names `named`, whose weights have these `hashes`: `named`, or
+    where that is a link that has moved on, the checkpoint of the same base that it stood for.
+
+    Raises: UsageError as `require_same`.
+    """
+    kept = named.resolve().parent / Path(str(stored.get("path"))).name
+    if not fits(hashes, stored) and is_moving(named) and kept.is_dir() and fits(weight_hashes(kept), stored):
+        return kept
+    require_same(named, hashes, stored, run)
+    return named
+
+
+def is_moving(link: Path) -> bool:
+    """Whether a run moves this link as it trains on: epoch_ckpt_<dataset>.pt to its newest checkpoint,
+    best_ckpt_<dataset>.pt to its best. Those of an epoch, with its number, stay."""
+    unnumbered = link.with_name(re.sub(r"_\d+\.pt$", ".pt", link.name))
+    return link.is_symlink() and link.suffix == ".pt" and (unnumbered == link or not unnumbered.is_symlink())
+
+
+def own_base(checkpoint: Checkpoint, config: FeedbackConfig) -> dict[str, str]:
+    """The keys of the base that the adapter of `checkpoint`, with this `config`, was trained on; none where they are
+    those of the config. Raises: UsageError as `require_same`."""
+    named = find_base(config)
+    stored = checkpoint.state(rank=0, world_size=1)["task"]["base"]
+    path = base_of(named, weight_hashes(named), stored, str(checkpoint.path))
+    return {} if path == named else {"ff_checkpoint_dir": str(path.parent), "ff_checkpoint_name": path.name}
 
 
 def where_it_lies(path: Path, sha256: str) -> str:
@@ -122,6 +181,7 @@ def load_base(config: FeedbackConfig, runtime: Runtime, data: Vocabulary) -> Fro
             print_rank0(f"note: model.{key}={value} is not the base's, which has {own}: its checkpoint decides")
     base = FrozenBase(
         model=model.freeze(),
+        named=path,
         path=Path(os.path.relpath(checkpoint.path)),
         hashes=weight_hashes(checkpoint.path),
         step=checkpoint.step,
@@ -131,6 +191,11 @@ def load_base(config: FeedbackConfig, runtime: Runtime, data: Vocabulary) -> Fro
     print_rank0(
         f"base        {base.path} (step {base.step}, trained on {base.dataset}{averaged}), sha256 {base.sha256[:12]}"
     )
+    if is_moving(path):
+        print_rank0(
+            f"note: ff_checkpoint_name={path.name} is a link that moves as the base trains on; now it is "
+            f"{base.path.name}. A run keeps to the checkpoint that it began with"
+        )
     return base
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from engine.registry import family_of
-from engine.run.load_run import find_checkpoint, read_config
+from engine.run.load_run import OpenedCheckpoint, find_checkpoint, open_checkpoint, read_config
 from tasks import evaluation
 from tasks.feedback.args import FeedbackConfig
-from tasks.feedback.base import find_base, require_same, weight_hashes
-from tasks.loading import home_of
+from tasks.feedback.base import own_base
 
 SETTINGS = (
     *("eval_seed", "eval_samples", "eval_max_examples", "eps", "evaluators", "answer_examples"),
@@ -23,17 +22,15 @@ SETTINGS = (
 
 def evaluate_run(args: argparse.Namespace) -> None:
     """Load, evaluate, print and write, as the arguments of scripts/evaluate.py ask. Raises: UsageError."""
-    require_own_base(Path(os.path.abspath(args.checkpoint)))
-    evaluation.evaluate_run(args, mode="active_dataset", keys=SETTINGS)
+    evaluation.evaluate_run(args, mode="active_dataset", keys=SETTINGS, opener=open_on_own_base)
 
 
-def require_own_base(path: Path) -> None:
-    """Raises: UsageError where the base that an adapter's config names is not the one of its training any more."""
+def open_on_own_base(path: Path, *, overrides: Mapping[str, Any], **how: Any) -> OpenedCheckpoint:
+    """`open_checkpoint`; an adapter is put on the base of its training.
+
+    Raises: UsageError as `open_checkpoint`, and where the base that its config names is another one now.
+    """
     checkpoint = find_checkpoint(path)
     config = read_config(checkpoint, family_of(checkpoint.entry, f"checkpoint {path}: entry").schema)
-    if not isinstance(config, FeedbackConfig):
-        return
-    with contextlib.chdir(home_of(path)):
-        base = find_base(config)
-        stored = checkpoint.state(rank=0, world_size=1)["task"]["base"]
-        require_same(base, weight_hashes(base), stored, str(path))
+    own = own_base(checkpoint, config) if isinstance(config, FeedbackConfig) else {}
+    return open_checkpoint(path, overrides={**overrides, **own}, **how)

@@ -18,7 +18,7 @@ from engine.run.load_run import find_checkpoint, read_config
 from models.feedback.adapter_config import AdapterShape
 from models.feedback.config import TextShape
 from tasks.feedback.args import FeedbackConfig
-from tasks.feedback.base import FrozenBase, load_base, require_same, text_shape
+from tasks.feedback.base import FrozenBase, load_base, own_base, text_shape
 from tasks.loading import home_of, pick_checkpoint
 
 
@@ -55,8 +55,8 @@ def load_feedback_run(run: Path, *, checkpoint: str, device: str, weights: str) 
             raise UsageError(f"{stored.path}: its run keeps no vocabularies.json, so its tokens are unknown")
         runtime, shape, base = make_runtime(config), text_shape(kept[0].size), None
         if isinstance(config, FeedbackConfig):
-            base = load_base(config, runtime, kept[0])
-            require_same(base.path, base.hashes, stored.state(rank=0, world_size=1)["task"]["base"])
+            own = read_config(stored, family.schema, device=device, overrides=own_base(stored, config))
+            base = load_base(own, runtime, kept[0])
         made = AdapterShape(base=base.model.config, text=shape) if base is not None else shape
         model, _ = family.create_model(config, made, runtime)
         averaged = stored.ema if weights == "ema" else None

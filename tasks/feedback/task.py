@@ -20,7 +20,7 @@ from engine.task import Interrupted, Metrics, ParamGroup, Runtime
 from losses.masked_diffusion import MaskedDiffusionLoss
 from models.feedback.batch import Batch
 from models.feedback.config import TextShape
-from tasks.feedback.base import FrozenBase, require_same
+from tasks.feedback.base import FrozenBase
 from tasks.feedback.measure import controls, delta_health, finish, measure
 from tasks.feedback.noise import evaluation_noise, hide, next_tokens, training_noise
 
@@ -235,7 +235,7 @@ class FeedbackTask:
         if state["arch"] != self._arch:
             raise ValueError("weights of another architecture")
         if self.base is not None:
-            require_same(self.base.path, self.base.hashes, state["base"])
+            self.base = self.base.trained_on(state["base"])
         self._step = int(state["step"])
         self.history = [dict(entry) for entry in state["history"]]
         self._sums.copy_(state["sums"] if self.runtime.rank == 0 else torch.zeros_like(self._sums))

@@ -327,7 +327,7 @@ def test_a_base_of_other_averages_is_another_base(place: Path) -> None:
     assert adapter(place, *named, "./base0.5", "max_steps=1").code == 0
     resumed = adapter(place, *named, "./base0.9", "--resume", "True")
     assert resumed.code == 2
-    assert "base0.9/checkpoints/step_2 is another base (sha256" in errors(resumed.output)[0]
+    assert "base0.9/epoch_ckpt_gsm8k.pt is another base (sha256" in errors(resumed.output)[0]
     shutil.rmtree(place / "base0.5/checkpoints/step_2")
     shutil.copytree(folders[1], place / "base0.5/checkpoints/step_2")
     assert "base0.5/epoch_ckpt_gsm8k.pt is another base" in run_script("scripts/evaluate", "adapter", cwd=place).output
