@@ -51,6 +51,8 @@ class Documents:
         """int64 [P]: where each piece begins."""
         self.lengths = np.minimum(np.repeat(last, counts) - self.starts, block_size)
         """int64 [P]"""
+        self.owners = np.repeat(np.arange(len(first)), counts)
+        """int64 [P]: the document that each piece is of."""
 
     def __len__(self) -> int:
         """Pieces."""
@@ -149,3 +151,33 @@ class EvalDocuments:
         pieces = self.taken[index * self.batch_size : (index + 1) * self.batch_size]
         own = pieces[part::parts]
         return own, self.documents.rows(own, pad=self.pad, length=self.documents.length_of(pieces))
+
+    def batch_with_others(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(piece numbers [n], tokens [n, T], others [n]) of batch `index`, where row `others[i]` is of another document
+        than row i. A batch of one document alone, so one of a single row, gets a row more: the next piece of another.
+
+        Where the evaluation has one document only, `others` are other pieces of it; of its only piece, itself.
+        """
+        pieces, owners = self.batch(index)[0], self.documents.owners
+        if len(set(owners[pieces].tolist())) == 1:
+            order = np.roll(self.taken, -(index + 1) * self.batch_size)
+            different = order[owners[order] != owners[pieces[0]]]
+            pieces = np.append(pieces, (different if len(different) else order[~np.isin(order, pieces)])[:1])
+        rows = self.documents.rows(pieces, pad=self.pad, length=self.documents.length_of(pieces))
+        return pieces, rows, rows_of_others(owners[pieces])
+
+
+def rows_of_others(owners: np.ndarray) -> np.ndarray:
+    """int64 [n]: for each row of a batch of documents `owners` [n] one of another document, where there is one.
+
+    A permutation by half of the batch in the order of documents; what that leaves within the one document that has more
+    than half of the rows takes those of others in turn.
+    """
+    order = np.argsort(owners, kind="stable")
+    others = np.empty_like(order)
+    others[order] = np.roll(order, len(order) // 2)
+    same = np.flatnonzero(owners[others] == owners)
+    different = np.flatnonzero(owners != owners[same[0]]) if len(same) else same
+    if len(different):
+        others[same] = np.resize(different, len(same))
+    return others

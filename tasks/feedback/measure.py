@@ -61,26 +61,28 @@ def controls(
     *,
     base: BaseLM,
     adapter: Adapter,
+    others: Tensor | None = None,
     rows: slice = _ALL,
 ) -> Pairs:
     """NLL of some `rows` of the batch under other deltas than a row's own.
 
-    `shuffled_nll`: that of the row before it in the batch; `mean_nll`: the batch's mean factors; `static_nll`: the
-    input-independent part; `zero_nll`: none, which is the base itself. `..._accuracy` likewise.
+    `shuffled_nll`: that of row `others[i]` (int64 [B]; None: of the row before it); `mean_nll`: the batch's mean
+    factors; `static_nll`: the input-independent part; `zero_nll`: none, which is the base itself. `..._accuracy`
+    likewise.
 
     Shuffled and mean depend on which rows share a batch. Empty where all rows share one delta.
     """
     delta = output.deltas[-1] if output.deltas else None
     if not isinstance(delta, LoraDelta) or delta.shape[0] < 2:
         return {}
-    others = {
-        "shuffled": delta.roll(1),
+    deltas = {
+        "shuffled": delta.roll(1) if others is None else delta.each(lambda part: part[others]),
         "mean": delta.mean(),
         "static": adapter.static_delta(base),
         "zero": delta.zeros_like(),
     }
     pairs: Pairs = {}
-    for name, other in others.items():
+    for name, other in deltas.items():
         made = base(batch.inputs, batch.real, other)
         made, asked = replace(made, hidden=made.hidden[rows]), batch.rows(rows)
         pairs[f"{name}_nll"] = (head.rows(made, asked).sum(), asked.count.sum())

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -151,6 +152,7 @@ class FeedbackTask:
             total, counts[name] = all_reduce_sum(pair).tolist()
             means[name] = total / counts[name] if counts[name] else None
         means |= finish(means, counts)
+        means.pop("delta_nll_sq", None)  # of use to `finish` alone
         loss, base_loss = means.get("loss"), means.get("base_loss")
         if loss is not None and base_loss is not None:
             means |= {"delta_loss": loss - base_loss, "rel_change": (loss - base_loss) / abs(base_loss)}
@@ -164,23 +166,33 @@ class FeedbackTask:
         return self._stacked({**result.metrics, **measure(output, batch, self.loss_head)})
 
     def controlled(self, held_out: EvalDocuments, index: int, repeat: int) -> dict[str, Tensor]:
-        """[sum, count] over this rank's rows of evaluation batch `index`, adapted by other deltas than their own: those
-        of the whole batch, so that any number of ranks gives a row the same one."""
+        """[sum, count] over this rank's rows of evaluation batch `index`, adapted by other deltas than their own, as
+        that of another document: of the whole batch, so that any number of ranks gives a row the same one."""
         assert self.base is not None
-        batch = self._batch(held_out, index, repeat)
+        scored = len(held_out.batch(index)[0])
+        numbers, tokens, others = held_out.batch_with_others(index)
+        batch = self._hidden(numbers, tokens, repeat)
         output = self.model(self.base.model, batch)
-        rows = slice(self.runtime.rank, None, self.runtime.world_size)
-        head, base = self.loss_head, self.base.model
-        pairs = controls(output, batch, head, base=base, adapter=self.model, rows=rows)
-        if index == repeat == 0:  # singular values: of one batch
+        pairs = controls(
+            output,
+            batch,
+            self.loss_head,
+            base=self.base.model,
+            adapter=self.model,
+            others=torch.from_numpy(others).to(batch.rate.device),
+            rows=slice(self.runtime.rank, scored, self.runtime.world_size),
+        )
+        if index == len(held_out) // 2 and repeat == 0:  # singular values: of one batch, that of middling lengths
             one = torch.ones((), device=batch.rate.device)
-            health = delta_health(output.deltas[-1], base)
+            health = delta_health(output.deltas[-1], self.base.model)
             pairs |= {f"delta_{name}": (one * value, one) for name, value in health.items()}
         return self._stacked(pairs)
 
     def _batch(self, held_out: EvalDocuments, index: int, repeat: int, part: int = 0, parts: int = 1) -> Batch:
         """Every `parts`-th row of evaluation batch `index`, from row `part` on, with what is hidden."""
-        numbers, rows = held_out.batch(index, part, parts)
+        return self._hidden(*held_out.batch(index, part, parts), repeat)
+
+    def _hidden(self, numbers: np.ndarray, rows: np.ndarray, repeat: int) -> Batch:
         tokens = torch.from_numpy(rows)
         if self.context is not None:
             batch = next_tokens(tokens, self.shape, self.context)

@@ -10,7 +10,7 @@ import pytest
 
 from dataset.build_text_dataset import main
 from dataset.text.build import TextBuild, build
-from dataset.text.documents import DocumentBatches, Documents, EvalDocuments
+from dataset.text.documents import DocumentBatches, Documents, EvalDocuments, rows_of_others
 from dataset.text.meta import load_tokenizer
 from engine.io import UsageError
 
@@ -96,3 +96,30 @@ def test_evaluation_batches(folder: Path) -> None:
     some = EvalDocuments(documents, seed=0, batch_size=4, pad=257, limit=3)
     assert len(some.taken) == 3
     assert set(some.taken.tolist()) < set(range(6))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 5, 6])
+def test_every_row_has_one_of_another_document(folder: Path, batch_size: int) -> None:
+    """A last batch of one row, and one of a single document, too."""
+    documents = Documents(folder, "train", block_size=8)  # four documents; the third and the fourth have three pieces
+    every = EvalDocuments(documents, seed=0, batch_size=batch_size, pad=257)
+    for index in range(len(every)):
+        own = every.batch(index)[0]
+        pieces, rows, others = every.batch_with_others(index)
+        assert pieces[: len(own)].tolist() == own.tolist()
+        assert len(rows) == len(pieces) <= len(own) + 1
+        owners = documents.owners[pieces]
+        assert (owners[others] != owners).all()
+
+
+def test_rows_of_others_are_a_permutation_where_they_can_be() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        owners = random.integers(0, 5, random.integers(2, 12))
+        others = rows_of_others(owners)
+        if len(set(owners.tolist())) > 1:
+            assert (owners[others] != owners).all()
+        if 2 * np.bincount(owners).max() <= len(owners):
+            assert sorted(others.tolist()) == list(range(len(owners)))
+    assert rows_of_others(np.array([7, 7, 7])).tolist() == [2, 0, 1]  # of a single document: other pieces of it
+    assert rows_of_others(np.array([7])).tolist() == [0]
