@@ -1,7 +1,8 @@
 """The options of the concept in each other's places, for objective=kl_exact.
 
-Where a completion says "I love dogs", the model could have said "I love cats": every option, in the singular and in the
-plural, is put behind the same beginning. Their probabilities are the model's own distribution over options there.
+Where a completion says "I love dogs", the model could have said "I love cats" or "I love kittens": every word for every
+option, in the singular and in the plural, is put behind the same beginning. Their probabilities, summed by option, are
+the model's own distribution over options there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Rows:
 
 
 def alternatives(processor: RawTextProcessor, drawn: Drawn, pad: int) -> Rows:
-    """Those of all valid completions; synonyms are left out."""
+    """Those of all valid completions."""
     made: list[tuple[list[int], int, int]] = []  # tokens, where the option begins, its number
     for row, blocks in enumerate(drawn.blocks):
         if blocks.valid:
@@ -53,13 +54,13 @@ def _of_one(
     gap = gap[: max(mention.start - len(head), 0)]
     first = blocks.text[mention.start]
     alternatives: list[tuple[int, list[int]]] = []
-    for number, option in enumerate(processor.concept.options):
+    for number, (option, synonyms) in enumerate(processor.concept.options.items()):
         own: list[list[int]] = []
-        for form in forms(option):
+        for form in (form for word in (option, *synonyms) for form in forms(word)):
             word = form[:1].upper() + form[1:] if first.isupper() else form
             tokens = _encoded(processor, before, head, gap, word)
             if tokens is not None and not any(tokens[: len(other)] == other for other in own):
-                own.append(tokens)
+                own = [other for other in own if other[: len(tokens)] != tokens] + [tokens]
         alternatives += [(number, tokens) for tokens in own]
     return alternatives
 
