@@ -230,6 +230,13 @@ class AnimalTask:
         counts = {option: sum(b.valid and b.option == option for b in drawn.blocks) for option in self.options}
         by_option = ", ".join(f"{option} {count}" for option, count in counts.items())
         print_rank0(f"base        {sum(counts.values())} of {self.prefill} samples are valid ({by_option})")
+        bare = [option for option, clusters in zip(self.options, self.buffer.clusters(), strict=True) if not clusters]
+        if bare and self.loss_head.config.objective == "tb":  # its clusters are fixed from here on
+            print_rank0(
+                f"warning: {', '.join(bare)}: too few different samples for clusters, so tb does not even out what "
+                f"follows, all through this run: raise num_samples={self.prefill}, or lower "
+                f"min_samples_for_clustering={self.buffer.min_samples}"
+            )
 
     def _labels(self, drawn: Drawn, vectors: Vectors | None = None) -> tuple[list[int], Vectors]:
         """Cluster of each row, -1 for none, and the vectors [n, d] of the valid ones; rank 0 embeds for all."""

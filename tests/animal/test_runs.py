@@ -220,6 +220,15 @@ def test_unusable_commands(place: Path, argv: list[str], expected: str) -> None:
     assert not (place / "run").exists()
 
 
+def test_tb_says_which_option_has_no_clusters(place: Path) -> None:
+    """They are fixed before the first step, so it stays without."""
+    result = attempt(place, "objective=tb", "--num_samples", "3", "max_steps=1")
+    assert "warning: cat, dog: too few different samples for clusters" in result.output, result.output
+    assert "raise num_samples=3, or lower min_samples_for_clustering=4" in result.output
+    assert all(row["train/open_block_loss"] is None for row in metrics(place / "run") if "train/total_loss" in row)
+    assert "too few different samples" not in attempt(place, "objective=kl", "max_steps=1", "output_dir=kl").output
+
+
 def test_another_base_is_refused(place: Path, base: Path) -> None:
     from tests.animal import tiny
 
