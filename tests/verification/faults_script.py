@@ -132,7 +132,7 @@ evaluators-swallowed-by-the-engine | WARN SCR141 | the registry leaves out an ev
   +             pass
 nothing-measured | CFG240 | no evaluator is named, and the task returns no metric of its own
   TASK
-  -         return values | self._evaluate(self.final_sampler if final else self.eval_sampler, "eval")
+  -         return values | self._evaluate(self.final_sampler if final else self.eval_sampler, "eval", self.evaluators)
   +         return values
 evaluation-swallowed | WARN SCR141 | a bare except around an evaluator's update in the task
   TASK
