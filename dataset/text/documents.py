@@ -148,9 +148,13 @@ class EvalDocuments:
 
     def batch(self, index: int, part: int = 0, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """(piece numbers [b], tokens [b, T]) of every `parts`-th row of batch `index`, from row `part` on."""
-        pieces = self.taken[index * self.batch_size : (index + 1) * self.batch_size]
+        pieces = self.pieces(index)
         own = pieces[part::parts]
         return own, self.documents.rows(own, pad=self.pad, length=self.documents.length_of(pieces))
+
+    def pieces(self, index: int) -> np.ndarray:
+        """int64 [n]: the numbers of the pieces of batch `index`, on all ranks."""
+        return self.taken[index * self.batch_size : (index + 1) * self.batch_size]
 
     def batch_with_others(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(piece numbers [n], tokens [n, T], others [n]) of batch `index`, where row `others[i]` is of another document
@@ -158,7 +162,7 @@ class EvalDocuments:
 
         Where the evaluation has one document only, `others` are other pieces of it; of its only piece, itself.
         """
-        pieces, owners = self.batch(index)[0], self.documents.owners
+        pieces, owners = self.pieces(index), self.documents.owners
         if len(set(owners[pieces].tolist())) == 1:
             order = np.roll(self.taken, -(index + 1) * self.batch_size)
             different = order[owners[order] != owners[pieces[0]]]

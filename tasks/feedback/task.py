@@ -169,7 +169,7 @@ class FeedbackTask:
         """[sum, count] over this rank's rows of evaluation batch `index`, adapted by other deltas than their own, as
         that of another document: of the whole batch, so that any number of ranks gives a row the same one."""
         assert self.base is not None
-        scored = len(held_out.batch(index)[0])
+        scored = len(held_out.pieces(index))
         numbers, tokens, others = held_out.batch_with_others(index)
         batch = self._hidden(numbers, tokens, repeat)
         output = self.model(self.base.model, batch)
