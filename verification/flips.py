@@ -41,6 +41,7 @@ REASONS = {
     "loss": "the composed config has its weights in arch.loss, whose keys are flipped themselves",
     "prev_run_ckpt": "names what init_from=prev_run takes weights from, and there is no earlier run",
     "checkpoint_*": "names the run that is resumed, and there is no earlier run",
+    "load_checkpoint": "names a run to take weights from, and there is no earlier run",
     "load_pretrained_decoder": "names a run to take weights from, and there is no earlier run (DYN715 loads one)",
 }
 """Keys, or patterns of keys, that no tiny instance shows to be alive, with the reason. The list must stay short."""

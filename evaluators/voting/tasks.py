@@ -31,7 +31,7 @@ CLASSES = {
 LEAKAGE = {
     "clean": "leakage report empty",
     "leak": "leakage report NOT empty",
-    "unchecked": "no leakage report, a decoder of unknown origin, or tasks of another data set than was trained on",
+    "unchecked": "no leakage report, weights of unknown origin, or tasks of another data set than was trained on",
     "contaminated": "a loaded decoder was trained on evaluated tasks",
 }
 

@@ -56,7 +56,10 @@ class EpisodeConfig(RunConfig):
 
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {
         "learning_rate": "did you mean 'lr'?",
-        "load_checkpoint": "resume_from=CHECKPOINT trains on from a checkpoint, scripts/convert.py takes a public one",
+        "load_checkpoint": "load_pretrained_decoder=RUN begins with the decoder of a run of pretrain.py",
+        "eval_save_outputs": "scripts/visualize.py and scripts/predict.py show and write a run's answers",
+        "max_eval_groups": "did you mean 'eval_max_groups'?",
+        "log_predictions_": "scripts/visualize.py shows and writes a run's answers",
     }
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = {**NOT_IDENTITY, "checkpoint_carry": "launch: what to save"}
 
@@ -158,6 +161,7 @@ class PretrainConfig(EpisodeConfig):
         "validation_groups": None,
         **dict.fromkeys(("eval_max_groups", "final_eval_max_groups"), None),
         **dict.fromkeys(("eval_max_augmentations", "final_eval_max_augmentations"), None),
+        "load_checkpoint": None,
     }
 
     optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adam_atan2"})
@@ -183,6 +187,9 @@ class PretrainConfig(EpisodeConfig):
     """Decoupled weight decay of the embedding rows that a batch touches."""
     freeze_weights: bool = False
     """Train the puzzle embeddings only."""
+    load_checkpoint: str | None = None
+    """A run of this script, or a checkpoint of one, whose weights a new run begins with. Puzzle embeddings go by the
+    puzzles' names; a new puzzle begins with their mean."""
 
 
 def _nearest_divisor(number: int, near: int) -> int:

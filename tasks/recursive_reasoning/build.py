@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from engine import building
 from engine.loop.schedule import warmup_cosine
 from engine.registry import create_evaluators
 from engine.task import ParamGroup, Runtime, TrainingPlan
+from evaluators.voting.tasks import leakage_of
 from models.recursive_reasoning.act import PuzzleShape
 from models.recursive_reasoning.model import RecursiveModel
 from tasks.optimizers import check_optimizers
@@ -24,6 +26,7 @@ from tasks.recursive_reasoning.args import EpisodeConfig, PretrainConfig
 from tasks.recursive_reasoning.epochs import EpochPlan
 from tasks.recursive_reasoning.family import FAMILY
 from tasks.recursive_reasoning.groups import param_groups
+from tasks.recursive_reasoning.start import check_branch, starting_weights
 from tasks.recursive_reasoning.task import RecursiveReasoningTask
 
 
@@ -46,6 +49,7 @@ def build(
     """Data, model, loss and task of one run, with the plan that the trainer follows."""
     folders, tests = usable_folders(config)
     train = load_splits(folders, "train")
+    check_branch(config, train)
     epochs_per_iter, held_back = config.eval_interval or config.epochs, hold_back(train, config)
     sampler = TrainSampler(
         train,
@@ -61,6 +65,8 @@ def build(
     shape = PuzzleShape(meta.seq_len, meta.vocab_size, sampler.num_puzzle_identifiers, meta.pad_id)
     model, loss_head = create_model(config, shape, runtime)
     test = load_splits(tests, "test", like=train)
+    if config.load_checkpoint:  # what that run was trained on, nobody compares with these tests
+        test = [replace(s, leakage="unchecked") if leakage_of([s]) == "clean" else s for s in test]
     task = RecursiveReasoningTask(
         model,
         loss_head,
@@ -72,7 +78,8 @@ def build(
         copies=OnlineCopies(train, test) if config.online_augmentation else None,
         **evaluation_of(config, EvalSampler, test),
     )
-    return training_plan(config, task, epochs.total_steps, evaluated, held_back, [*folders, *tests])
+    start = starting_weights(config, model, train)
+    return training_plan(config, task, epochs.total_steps, evaluated, held_back, [*folders, *tests], start=start)
 
 
 def usable_folders(config: EpisodeConfig) -> tuple[list[Path], list[Path]]:

@@ -247,12 +247,12 @@ def test_flag_style_is_the_same_run(base: Trace, workplace: Path) -> None:
 def test_every_key_is_in_the_table() -> None:
     """Keys whose effect is tested elsewhere: resume (test_resume), parallel (test_ranks), wandb (test_trackers),
     early stopping (test_stopping), step_graph (test_step_graph), skip_finished (test_sweep_results), how checkpoints
-    are written (test_background), stand-ins (test_arc_corpus), evaluated augmentations (test_predict, test_sampler)."""
+    are written (test_background), load_checkpoint (test_start), stand-ins (test_arc_corpus), evaluated augmentations (test_predict, test_sampler)."""
     elsewhere = set(
         """
         device parallel max_skipped_steps resume resume_from project_name run_name run_dir enable_wandb wandb_entity
         wandb_group wandb_tags early_stop_patience early_stop_min_delta skip_finished verify arch offline
-        checkpoint_background checkpoint_carry step_graph eval_max_augmentations final_eval_max_augmentations
+        checkpoint_background checkpoint_carry load_checkpoint step_graph eval_max_augmentations final_eval_max_augmentations
     """.split()
     )
     named = {

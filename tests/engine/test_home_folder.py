@@ -35,6 +35,7 @@ PATHS = {
     "run_dir",
     "resume_from",
     "prev_run_ckpt",
+    "load_checkpoint",
     "gpt2_type",
     "dataset",
     "dataset_list",
@@ -86,11 +87,12 @@ def test_puzzle_runs(home: Path) -> None:
     run(home, "pretrain", *mine, *words, "max_steps=2")
     # a run that branched off continues in its own folder: where it once began is not the new launch's resume_from
     assert "(step 3," in run(home, "pretrain", "run_dir=~/runs/b", "resume=true", "max_steps=3")
+    run(home, "pretrain", *mine, *words[:2], "--run_dir=~/runs/c", "load_checkpoint=~/runs/a", "max_steps=1")
     timed = ("--data_path=~/data/debug-sudoku-4x4", "run_dir=~/timed/t_${now:%H%M%S%f}")
     run(home, "pretrain", *PUZZLE, *timed, "max_steps=1")
     run(home, "pretrain", *PUZZLE, *timed, "max_steps=2", "resume=true")
     assert len(list((home / "timed").iterdir())) == 1
-    assert sorted(os.listdir(home / "runs")) == ["a", "b"]
+    assert sorted(os.listdir(home / "runs")) == ["a", "b", "c"]
 
 
 def test_text_runs(home: Path) -> None:

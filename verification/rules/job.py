@@ -201,7 +201,7 @@ def run_name_is_true(subject: Subject) -> Iterator[Finding]:
 def paths_exist(subject: Subject) -> Iterator[Finding]:
     config, place = need_config(subject), subject.place
     missing = "FAIL" if subject.with_data else "WARN"
-    for key in ("resume_from", "prev_run_ckpt", "load_pretrained_decoder"):
+    for key in ("resume_from", "prev_run_ckpt", "load_pretrained_decoder", "load_checkpoint"):
         source = str(config.get(key) or "")
         named = "/" in source if key == "resume_from" else bool(source)
         if named and not (subject.trace.cwd / user_path(source)).exists():

@@ -1,0 +1,141 @@
+"""The weights of another run of pretrain.py as a beginning: `load_checkpoint`.
+
+Everything but the puzzle table has to fit. A row of the table belongs to a puzzle, so rows are matched by the puzzles'
+names, not by their numbers; a puzzle that is new begins with the mean of all rows, as every puzzle of other data does
+in the public code. N puzzles there, M here, blank included; E width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataset.format import PuzzleSplit, combined_identifiers
+from dataset.metadata import read_json_file
+from engine.checkpoint.manifest import Checkpoint
+from engine.checkpoint.state_tree import load_weights
+from engine.errors import UsageError
+from engine.io import print_rank0, user_path
+from engine.run.load_run import find_checkpoint
+from models.recursive_reasoning.model import RecursiveModel
+from tasks.loading import home_of
+from tasks.recursive_reasoning.args import PretrainConfig
+from tasks.recursive_reasoning.family import FAMILY
+
+KEY = "load_checkpoint"
+TABLE = "inner.puzzle_emb.weights"
+PUBLIC_CONFIG = "all_config.yaml"
+
+
+def starting_weights(
+    config: PretrainConfig, model: RecursiveModel, train: Sequence[PuzzleSplit]
+) -> Callable[[], None] | None:
+    """What puts the weights in place, once it is known that the run starts afresh; None for random ones."""
+    return partial(load_other, config, model, train) if config.load_checkpoint else None
+
+
+def load_other(config: PretrainConfig, model: RecursiveModel, train: Sequence[PuzzleSplit]) -> None:
+    """The weights of the run or checkpoint that the config names, averaged ones where it keeps them, into `model`;
+    optimizers, step and open episodes stay behind. `train`: the splits that are trained on.
+
+    Raises: UsageError for nothing there, or weights of another architecture or vocabulary.
+    """
+    name = f"{KEY}={config.load_checkpoint}"
+    checkpoint = _find(name, user_path(str(config.load_checkpoint)))
+    given, own = {**checkpoint.model, **(checkpoint.ema or {})}, model.state_dict()
+    report, table = "no puzzle table", given.get(TABLE)
+    if table is not None and TABLE in own and table.shape[1:] == own[TABLE].shape[1:]:
+        theirs, ours = _names(_folders(checkpoint), len(table)), _names(_roots(train), len(own[TABLE]))
+        given[TABLE], report = matched(table, theirs, ours, len(own[TABLE]))
+    shapes = [{key: list(tensor.shape) for key, tensor in state.items()} for state in (own, given)]
+    if shapes[0] != shapes[1]:
+        odd = next(key for key in (*own, *given) if shapes[0].get(key) != shapes[1].get(key))
+        here, there = (part.get(odd, "missing") for part in shapes)
+        raise UsageError(
+            f"{name}: {odd} is {there} there and {here} here: expected the arch.* keys of that run, and data of the "
+            "same vocabulary (with arch.mlp_t=true or learned positions of the same length, too)"
+        )
+    load_weights(model, given, strict=True)
+    averaged = ", averaged" if checkpoint.ema else ""
+    print_rank0(f"weights     {checkpoint.path} (step {checkpoint.step}{averaged}), {len(given)} tensors; {report}")
+    if changed := _used_otherwise(checkpoint.config.get("arch"), config.arch):
+        print_rank0(f"note: the weights were trained with {', '.join(changed)}")
+
+
+def check_branch(config: PretrainConfig, train: Sequence[PuzzleSplit]) -> None:
+    """Refuse `resume_from` of a run whose puzzle table is of other puzzles: a branch takes it row by row.
+
+    Raises: UsageError.
+    """
+    path = user_path(config.resume_from)
+    if config.from_file or "/" not in config.resume_from or not path.exists():
+        return  # a run's own checkpoint; what is missing is refused where the run is decided
+    checkpoint = find_checkpoint(path)
+    if checkpoint.entry != FAMILY.entry or (table := checkpoint.model.get(TABLE)) is None:
+        return
+    theirs, ours = _names(_folders(checkpoint), len(table)), _names(_roots(train), combined_identifiers(train))
+    if theirs is not None and ours is not None and theirs != ours:
+        raise UsageError(
+            f"resume_from={config.resume_from} has embeddings of other puzzles than data_paths: {KEY}="
+            f"{config.resume_from} takes its weights and matches them by name, from step 0"
+        )
+
+
+def matched(table: Tensor, theirs: list[str] | None, ours: list[str] | None, rows: int) -> tuple[Tensor, str]:
+    """(a table [rows, E], where its rows come from, in words) of a table [N, E] and the names of both, None where they
+    are not known. Row 0, blank, stays row 0."""
+    places = {name: row for row, name in reversed(list(enumerate(theirs or ())))}
+    found = [places.get(name, -1) for name in ours or [""] * rows]
+    chosen = torch.tensor([0, *found[1:]])
+    new = chosen < 0
+    made = table[chosen.clamp(min=0)]
+    made[new] = table.mean(0)
+    known = rows - int(new.sum())
+    unknown = "" if theirs and ours else " (the names of the puzzles, identifiers.json of the data, are not here)"
+    others = f", the others are the mean of its {len(table):,}{unknown}" if known < rows else ""
+    return made, f"puzzle table: {known:,} of {rows:,} rows by name{others}"
+
+
+def _find(name: str, path: Path) -> Checkpoint:
+    if not path.exists():
+        raise UsageError(f"{name}: no such run or checkpoint")
+    if path.is_file() or ((path / PUBLIC_CONFIG).exists() and not (path / "checkpoints").exists()):
+        raise UsageError(f"{name} is no run of ours: python scripts/convert.py import makes one of a public checkpoint")
+    checkpoint = find_checkpoint(path, checksums=True)
+    if checkpoint.entry != FAMILY.entry:
+        raise UsageError(f"{name}: written by {checkpoint.entry}.py, expected a run of {FAMILY.entry}.py")
+    return checkpoint
+
+
+def _folders(checkpoint: Checkpoint) -> list[Path]:
+    """The data sets that the run of a checkpoint was trained on, as absolute paths."""
+    with contextlib.chdir(home_of(checkpoint.path)):
+        return [Path(folder).absolute() for folder in FAMILY.data_folders(checkpoint.config)]
+
+
+def _roots(train: Sequence[PuzzleSplit]) -> list[Path]:
+    return list(dict.fromkeys(split.root for split in train))
+
+
+def _names(folders: Sequence[Path], rows: int) -> list[str] | None:
+    """The names of the puzzles behind the rows of a table, numbered through all folders; None where not all are
+    known."""
+    names = [""]
+    for file in (folder / "identifiers.json" for folder in folders):
+        listed = read_json_file(file) if file.exists() else None
+        if not isinstance(listed, list):
+            return None
+        names += map(str, listed[1:])
+    return names if len(names) == rows else None
+
+
+def _used_otherwise(then: Any, now: Mapping[str, Any]) -> list[str]:
+    """`arch.key=value` of another run, where the present one has another value."""
+    stored = then if isinstance(then, Mapping) else {}
+    return [f"arch.{key}={stored[key]}" for key in now if key != "loss" and stored.get(key, now[key]) != now[key]]
