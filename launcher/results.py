@@ -122,9 +122,12 @@ def publish(jobs: Sequence[JobResult], *, complete: bool = True) -> None:
     `complete`: no job is missing because the sweep was stopped.
     """
     tables = [table(jobs), *filter(None, [over_seeds(jobs)])]
-    where = _write(tables, jobs, Path(jobs[0].sweep_dir))
+    note = _stand_ins(jobs)
+    where = _write(tables, jobs, Path(jobs[0].sweep_dir), note)
     for head, rows in tables:
         print_table(head, rows)
+    if note:
+        print_rank0(note)
     states = Counter(job.state for job in jobs)
     print_rank0(f"{len(jobs)} jobs: " + ", ".join(f"{count} {state}" for state, count in states.items()) + where)
     for job in jobs:
@@ -136,13 +139,21 @@ def publish(jobs: Sequence[JobResult], *, complete: bool = True) -> None:
         print_rank0("the same command again keeps what is done and resumes the rest")
 
 
-def _write(tables: list[tuple[list[str], list[list[str]]]], jobs: Sequence[JobResult], folder: Path) -> str:
-    """Write the files; returns the end of a line that names them."""
+def _stand_ins(jobs: Sequence[JobResult]) -> str:
+    """The line on jobs whose figures are not of the data that they name; empty without such."""
+    numbers = [str(job.number) for job in jobs if job.summary.get("stand_in") is True]
+    which = "all jobs" if len(numbers) == len(jobs) else f"job{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
+    return f"STAND-IN DATA (stand_in: true): {which}; figures are not comparable" if numbers else ""
+
+
+def _write(tables: list[tuple[list[str], list[list[str]]]], jobs: Sequence[JobResult], folder: Path, note: str) -> str:
+    """Write the files, `note` below the tables; returns the end of a line that names them."""
     place = short_path(folder.resolve())
     try:
         for name, (head, rows) in zip(("results.csv", "results_over_seeds.csv"), tables, strict=False):
             atomic_write_text(folder / name, csv_text(head, rows))
-        atomic_write_text(folder / "results.md", "\n".join(markdown(*one) for one in tables))
+        below = f"\n{note}\n" if note else ""
+        atomic_write_text(folder / "results.md", "\n".join(markdown(*one) for one in tables) + below)
         atomic_write_json(folder / "results.json", [asdict(job) | {"state": job.state} for job in jobs])
         where = f"; table in {place}/results.csv, .md and .json"
     except OSError as error:  # the sweep itself is done: its runs are on disk

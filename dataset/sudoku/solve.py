@@ -69,6 +69,8 @@ def propagate(candidates: list[int], fresh: list[int], geo: Geometry) -> bool:
             for cell in unit:
                 left = candidates[cell]
                 hidden = left & ~twice
+                # Two digits left for this cell alone, and nothing else in it: the search finds that out. The ratings
+                # of published lists and of all sets so far are counted so.
                 if hidden and hidden != left:
                     if hidden & (hidden - 1):
                         return False

@@ -64,6 +64,11 @@ class RunView:
         cards = self.environment.get("data_cards")
         return [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
 
+    @property
+    def stand_in(self) -> bool:
+        """Whether data of another origin stood in for some that its config names."""
+        return any(card.get("stand_in") for card in self.data)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OverviewStudy(Study):
@@ -149,6 +154,9 @@ def collect(places: Sequence[Path], *, metric: str | None = None, baseline: str 
     compared = compare(cells, metric, study) if metric else {}
     if cells:
         notes += [*unfinished, *twice, *comparison_warnings(cells, study)] if len(views) > 1 else unfinished
+    alone = len(views) == 1  # of finished runs that are compared comparison_warnings says it
+    if stand_in := [view.name for view in views if view.stand_in and (alone or not view.finished)]:
+        notes.append(f"on stand-in data (stand_in: true): {', '.join(stand_in)}")
     return Overview(views, cell_names, metric, goal, reference, cells, compared, notes)
 
 

@@ -42,6 +42,15 @@ def test_many_boards_are_rated_as_one_at_a_time(size, blanks):
         assert ours == one.guesses_undone or not one.unique
 
 
+def test_a_cell_that_alone_is_left_for_two_digits_is_left_to_the_search():
+    """In the second row three cells are left for 4 and 9 and one for 7 and 8. Docs/decisions/0009 has this case."""
+    text = "72854.361.3.2.1.5.51........4.....2637.98.145...1...93.9.6....4.6..7.5........6.."
+    puzzle = [0 if character == "." else int(character) for character in text]
+    alone, rated = solve(puzzle, geometry(9)), rate(np.array([puzzle]), geometry(9))
+    assert (alone.solutions, alone.guesses_undone) == ([], 2)
+    assert (rated.solutions.tolist(), rated.guesses_undone.tolist()) == ([0], [2])
+
+
 def test_no_given_of_a_minimal_puzzle_can_go():
     geo, answers = geometry(9), solutions(9, 3)
     rng = np.random.default_rng(1)

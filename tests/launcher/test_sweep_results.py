@@ -40,6 +40,20 @@ def test_the_best_run_comes_first_and_what_has_no_metric_last() -> None:
     assert [row[0] for row in rows] == ["1", "0"]
 
 
+def test_stand_in_data_are_named_below_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = [job(0, 0.5), job(1, 0.25, lr="2")]
+    jobs[1].summary["stand_in"] = True
+    for which in ("job 1", "all jobs"):
+        publish(jobs)
+        line = f"STAND-IN DATA (stand_in: true): {which}; figures are not comparable"
+        assert line in capsys.readouterr().out.splitlines()
+        assert (tmp_path / "s/results.md").read_text().splitlines()[-1] == line
+        jobs[0].summary["stand_in"] = True
+
+
 def seeded(number: int, lr: str, seed: int, value: float | None, direction: str = "max") -> JobResult:
     made = job(number, value, direction=direction, lr=lr, code=int(value is None))
     made.overrides.append(f"seed={seed}")

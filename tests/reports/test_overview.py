@@ -71,6 +71,18 @@ def test_tables_for_the_terminal(runs: Path) -> None:
     assert run_table(overview).csv().splitlines()[0].startswith(f"run,cell,seed,state,step,{SCORE},best")
 
 
+def test_stand_in_data_are_named_where_nothing_is_compared(runs: Path) -> None:
+    def mark(run: Path) -> None:
+        card = {"path": "x", "content_hash": "d", "stand_in": True}
+        (run / "environment.json").write_text(json.dumps({"data_cards": [card]}))
+
+    assert "stand-in" not in as_text(collect([runs / "r0"]))
+    for name in ("r0", "r9"):  # finished, and still training
+        mark(runs / name)
+        assert f"\non stand-in data (stand_in: true): {name}\n" in as_text(collect([runs / name]))
+    assert collect([runs]).notes[-1] == "on stand-in data (stand_in: true): r9"
+
+
 def test_where_runs_ran_stands_beside_them_only_where_it_differs(runs: Path) -> None:
     environment = {**describe_environment(), "torch": "9.9", "accelerators": ["H100"], "world_size": 4}
     (runs / "r0/environment.json").write_text(json.dumps(environment))
