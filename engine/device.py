@@ -156,14 +156,20 @@ def prepare_process(*, seed: int, threads: int | None, deterministic: bool) -> N
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
 
 
-def make_runtime(config: RunConfig, *, stop: StopSignal | None = None) -> Runtime:
-    """Device, dtype and attention kernel of `config`, printed with the reason; the process is seeded."""
+def print_device(config: RunConfig) -> None:
+    """The line on device, attention kernel and threads of this process."""
+    choice, threads = choose_device(config.device), torch.get_num_threads()
+    attention = check_attention(config.attention, choice.device)
+    print_rank0(f"device      {choice.device} ({choice.reason}); attention {attention}; {threads} CPU thread(s)")
+
+
+def make_runtime(config: RunConfig, *, stop: StopSignal | None = None, silent: bool = False) -> Runtime:
+    """Device, dtype and attention kernel of `config`, printed with the reason if not `silent`; seeds the process."""
     choice = choose_device(config.device)
     attention = check_attention(config.attention, choice.device)
     prepare_process(seed=config.seed, threads=config.threads, deterministic=config.deterministic)
-    print_rank0(
-        f"device      {choice.device} ({choice.reason}); attention {attention}; {torch.get_num_threads()} CPU thread(s)"
-    )
+    if not silent:
+        print_device(config)
     return Runtime(
         device=choice.device,
         dtype=choice.dtype,

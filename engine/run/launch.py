@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.config import RunConfig
-from engine.device import check_attention, choose_device, make_runtime
+from engine.device import check_attention, choose_device, make_runtime, print_device
 from engine.distributed import is_main, on_main, shutdown, under_torchrun
 from engine.io import print_rank0
 from engine.loop.compiling import compile_task
@@ -59,8 +59,11 @@ def run(
         try:
             signature = check(config) if check is not None else None
             pieces = on_main(lambda: accumulation(config, decision))
-            runtime = replace(make_runtime(config, stop=stop), accumulation=pieces)
-            plan = build(config, runtime)
+            runtime = replace(make_runtime(config, stop=stop, silent=True), accumulation=pieces)
+            try:
+                plan = build(config, runtime)
+            finally:  # that data stand in for others is the first line of all
+                print_device(config)
             check_early_stop(config, plan)
             if decision.starts_fresh and plan.start is not None:
                 plan.start()

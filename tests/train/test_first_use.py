@@ -42,6 +42,19 @@ def test_help_lists_the_architecture_with_the_recipes_defaults_and_all_aliases()
     assert not [old for old in ALIASES if f"--{old}," not in text and f"--{old}." not in text]
 
 
+def test_the_first_line_says_that_data_are_a_stand_in(tmp_path: Path) -> None:
+    def lines() -> list[str]:
+        result = run_script("train", "+debug=tiny_text", "device=cpu", "dataset=wikitext_byte", cwd=tmp_path)
+        assert result.code == 0, result.output
+        return result.output.splitlines()
+
+    built, said, device = lines()[:3]
+    assert built.startswith("data/wikitext_byte is missing: building its stand-in stdlib_docstrings now")
+    assert said.startswith("STAND-IN DATA: data/wikitext_byte is stdlib_docstrings")
+    assert device.startswith("device      cpu ")
+    assert lines()[0] == said
+
+
 def test_help_quotes_blank_defaults() -> None:
     assert '  sample_start_tokens  [text]  "\\n"\n' in shown("cfg_train")
 
