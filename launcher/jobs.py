@@ -54,7 +54,7 @@ class Job:
     directives: dict[str, str] = field(default_factory=dict)
     """`#@ key: value` lines other than intent and id"""
     label: str | None = None
-    """of `#@ id:`"""
+    """of `#@ id:`, or of `id=` in the intent"""
     owner: tuple[int, str | None] | None = None
     """(pid, host) of a running job; host None where the mark names only a pid"""
     error: str | None = None
@@ -153,7 +153,7 @@ def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
         elif line.lstrip().startswith("#"):
             comments.append(line.lstrip()[1:].strip())
         elif match := _JOB.fullmatch(line):
-            label = directives.pop("id", None)
+            label = directives.pop("id", intent.pop("id", None))
             about = {"comments": tuple(comments), "intent": intent, "directives": directives, "label": label}
             jobs.append(_read_command(Job(number, match[1], match[2]), **about))
             comments, intent, directives, pending = [], {}, {}, 0

@@ -33,7 +33,6 @@ from verification.static import recipe_command, recipe_script, recipes
 
 REASONS = {
     "eval_seed": "draws which examples a partial evaluation takes, and the tiny instance evaluates all",
-    "offline": "decides what is done where data are missing, and the tiny instance has its own",
     "final_eval_max_augmentations": "cuts augmented copies, which the tiny data have none of",
     "arch.registers": "stands ahead of the cells only where no encoder of demonstrations fills that place",
     "arch.use_gradient_checkpointing": "saves memory, and computes the same",

@@ -5,6 +5,7 @@ Hydra looks in the script's config/ (or --config-path) first, then in --config-d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,9 +192,22 @@ def no_config(name: str, folders: Sequence[Path]) -> str:
     path = Path(name if name.endswith(".yaml") else f"{name}.yaml")
     if path.is_file():
         return f"--config-name takes no path: write --config-dir {path.parent} --config-name {path.stem}"
+    list_of_retired = folders[0] / "REMOVED.txt"
+    if list_of_retired.is_file() and path.stem in (reasons := retired(list_of_retired.read_text(encoding="utf-8"))):
+        return f"config {path.stem} was retired: {reasons[path.stem]}"
     files = [*folders[0].glob("cfg_*.yaml"), *(one for folder in folders[1:] for one in folder.glob("*.yaml"))]
     hint = did_you_mean(name.removesuffix(".yaml"), {one.stem for one in files if one.is_file()})
     return f"there is no config {name} in {' or '.join(map(str, folders))}: {hint}"
+
+
+def retired(text: str) -> dict[str, str]:
+    """Name -> reason, of the lines `NAME: reason` of config/REMOVED.txt."""
+    reasons: dict[str, str] = {}
+    for line in text.splitlines():
+        name, *reason = re.split(r"[\s:|]+", line.strip(), maxsplit=1)
+        if name and not name.startswith("#"):
+            reasons[name.removesuffix(".yaml").removeprefix("config/")] = "".join(reason) or "see config/REMOVED.txt"
+    return reasons
 
 
 # --- the options of config groups that a script can take: those whose keys its schema has -----------------------------

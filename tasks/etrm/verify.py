@@ -184,13 +184,14 @@ def every_test_is_asked(subject: Subject) -> Iterator[Finding]:
 
 
 def name_says_encoder(subject: Subject) -> Iterator[Finding]:
-    """JOB032: no other encoder in the run's name than the one that it trains."""
+    """JOB032: no other encoder in the run's name, whole or shortened, than the one that it trains."""
     name, own = str(need_config(subject).get("run_name") or ""), str(subject.arch.get("encoder_type"))
     folder = Path(__file__).resolve().parents[2] / "models" / "encoders" / "kinds"
     kinds = sorted((path.stem for path in folder.glob("[a-z]*.py")), key=len, reverse=True)
-    for kind in re.findall("|".join(kinds), name.lower()):
-        if kind != own:
-            text = f"run_name={name}: '{kind}' in the name, but arch.encoder_type={own}"
+    short = [kind.replace("_variational", "_var(?:iational)?").replace("_standard", "_st(?:andar)?d") for kind in kinds]
+    for word in re.findall(rf"(?<![a-z])(?:{'|'.join(short)})(?![a-z])", name.lower()):
+        if not own.startswith(word.replace("_std", "_standard")) or (word in kinds and word != own):
+            text = f"run_name={name}: '{word}' in the name, but arch.encoder_type={own}"
             yield finding("JOB032", "WARN", text, subject.where, subject.line)
 
 

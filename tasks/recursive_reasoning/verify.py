@@ -22,6 +22,7 @@ SEQ_LEN, VOCAB, IDENTIFIERS = 16, 6, 24
 PINNED: Settings = {
     "data_paths": [],
     "data_paths_test": [],
+    "offline": "error",
     "global_batch_size": BATCH,
     "epochs": 64,
     "eval_interval": None,

@@ -95,6 +95,12 @@ def test_what_is_wrong_names_file_and_line(workplace: Path, recipe: str | bytes,
     assert len(done.output.splitlines()) == 1
 
 
+def test_a_retired_recipe_names_what_to_use_instead(workplace: Path) -> None:
+    done = run_script("pretrain_etrm", "--config-name=cfg_pretrain_etrmtrm_arc_agi_1", cwd=workplace)
+    assert done.code == 2
+    assert "was retired: use cfg_pretrain_etrm_arc_agi_1 with arch.encoder_type=recurrent" in done.output
+
+
 def test_a_recipe_of_the_other_script_is_named_as_that(workplace: Path) -> None:
     done = launch(workplace, MINE, script="train")
     assert done.code == 2

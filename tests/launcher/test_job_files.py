@@ -28,18 +28,18 @@ def test_the_parts_of_a_file() -> None:
     jobs, problems = parse_text(
         "# a section\n\n# why\n#@ id: SF1\n#@ intent: mode=embedding act=dynamic\n#@ intent: purpose='a new one'\n"
         "[ ] X=1 torchrun a.py run_name=r\n\n[-] python b.py [4711@node-1.cluster]\n[-] python c.py [12]\n[x] python d.py\n"
-        "#[ ] python commented.py\n[!] python e.py --run-name e\n"
+        "#[ ] python commented.py\n[!] python e.py --run-name e\n#@ intent: id=SF2 mode=encoder\n[ ] python f.py\n"
     )
     assert problems == []
-    assert [job.state for job in jobs] == ["todo", "running", "running", "done", "failed"]
-    assert [job.id for job in jobs] == ["SF1", "L9", "L10", "L11", "e"]
+    assert [job.state for job in jobs] == ["todo", "running", "running", "done", "failed", "todo"]
+    assert [job.id for job in jobs] == ["SF1", "L9", "L10", "L11", "e", "SF2"]
     first = jobs[0]
     assert first.intent == {"mode": "embedding", "act": "dynamic", "purpose": "a new one"}
     assert (first.comments, first.env, first.argv) == (("why",), {"X": "1"}, ("torchrun", "a.py", "run_name=r"))
     assert (first.run_name, first.line_number) == ("r", 7)
     assert jobs[1].owner == (4711, "node-1.cluster")
     assert jobs[2].owner == (12, None)
-    assert jobs[1].intent == {}
+    assert (jobs[1].intent, jobs[5].intent) == ({}, {"mode": "encoder"})
     assert jobs[4].comments == ("[ ] python commented.py",)
 
 

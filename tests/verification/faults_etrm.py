@@ -30,10 +30,11 @@ etrm-recipe-of-trm | SCR111 SCR112 DAT510 (JOB030 CFG252) | an encoder was meant
 etrm-script-of-trm | SCR111 SCR112 DAT510 (JOB030) | the recipe with an encoder is started by the script of puzzle embeddings | python pretrain.py --config-name=cfg_pretrain_etrm_arc_agi_1
 etrm-arch-of-trm | SCR112 (CFG252) | the recipe's architecture is replaced by one without an encoder | python pretrain_etrm.py arch=trm
 etrm-arch-in-trm-script | SCR112 | an architecture with an encoder in the script of puzzle embeddings | python pretrain.py arch=etrm
+etrm-recipe-retired | JOB021 (JOB020) | the recipe of the public code's recurrent encoder | python pretrain_etrm.py --config-name=cfg_pretrain_etrmtrm_arc_agi_1
 etrm-data-of-trm | DAT510 | data without demonstrations for an encoder | python pretrain_etrm.py data_paths=[data/arc1concept-aug-1000]
 etrm-data-in-trm-script | DAT510 | data with demonstrations for puzzle embeddings | python pretrain.py --config-name=cfg_pretrain_arc_agi_1 data_paths=[data/arc1concept-encoder-aug-1000]
 etrm-script-renamed | JOB010 | the script of the recurrent encoder, which is a value of arch.encoder_type now | python pretrain_etrmtrm.py
-etrm-arch-renamed | JOB030 CFG210 | the architecture of the recurrent encoder, the same | python pretrain_etrm.py arch=etrmtrm
+etrm-arch-renamed | JOB021 JOB030 CFG210 | the architecture of the recurrent encoder, the same | python pretrain_etrm.py arch=etrmtrm
 etrm-key-of-the-loss | JOB030 | the weight of the KL where it is not looked for | python pretrain_etrm.py arch.kl_weight=1e-3
 etrm-key-that-was-dropped | JOB030 | the key of the latent's width under its published name | python pretrain_etrm.py arch.lpn_latent_dim=512
 etrm-steps-of-the-other-mode | JOB030 | a fixed number of steps for the dynamic architecture | python pretrain_etrm.py arch.num_act_steps=4
@@ -49,8 +50,11 @@ etrm-one-step | CFG230 | dynamic halting with a single step | python pretrain_et
 etrm-warm-up-only | WARN CFG250 | the semi-final's length with the warm-up of the long run | python pretrain_etrm.py epochs=1000 eval_interval=200
 etrm-decoder-missing | WARN JOB033 | the decoder to begin with is not there | python pretrain_etrm.py load_pretrained_decoder=checkpoints/nothing
 etrm-name-of-another-encoder | WARN JOB032 | the run is named after another encoder | python pretrain_etrm.py run_name=F2_hybrid_variational arch.encoder_type=hybrid_standard
+etrm-name-of-another-encoder-in-short | WARN JOB032 | the same, shortened | python pretrain_etrm.py run_name=hybrid_var_1
 etrm-intent-act | JOB034 | dynamic halting was meant, the architecture has fixed steps | python pretrain_etrm.py arch=etrm_online | mode=encoder act=dynamic
 etrm-intent-encoder | JOB034 | another encoder was meant | python pretrain_etrm.py | encoder=hybrid_standard
+etrm-intent-cache | JOB034 | an encoding for all steps was meant, the model encodes at each one | python pretrain_etrm.py | cache=cache_first_step
+etrm-intent-data | JOB034 | data without demonstrations were meant | python pretrain_etrm.py | data=embedding
 etrm-intent-mode | JOB034 | puzzle embeddings were meant | python pretrain_etrm.py | mode=embedding
 etrm-intent-clean | DAT530 | from scratch was meant, a decoder is loaded | python pretrain_etrm.py load_pretrained_decoder=checkpoints/nothing | init=scratch
 etrm-intent-contaminated | DAT530 | a contaminated decoder was meant, none is loaded | python pretrain_etrm.py | init=contaminated

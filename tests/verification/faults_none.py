@@ -21,6 +21,8 @@ config-name-last |  | --config-name after the overrides | python pretrain.py lr=
 rendezvous | JOB012 | the guide's torchrun line with rendezvous flags | torchrun --nproc-per-node 4 --rdzv_backend=c10d --rdzv_endpoint=localhost:0 --nnodes=1 pretrain.py --config-name=cfg_pretrain_sudoku_extreme_mlp
 lr-0-embedding |  | lr 0 with an embedding that learns | python pretrain.py lr=0
 intent-right | JOB034 | an intent that holds |  | mode=embedding act=dynamic arch=trm arch.L_cycles=1
+intent-of-the-guide | JOB034 | every key of an intent for an encoder | python pretrain_etrm.py arch.encoder_type=hybrid_standard | mode=encoder act=dynamic encoder=hybrid_standard cache=reencode data=encoder init=scratch
+run-name-in-short | JOB032 | a run name that shortens its encoder | python pretrain_etrm.py arch.encoder_type=hybrid_standard run_name=SF1_hybrid_std
 run-name-right | JOB032 | a run name that states the actual value | + arch.L_cycles=4 run_name=trm_Lcycles4
 run-name-of-a-sweep | JOB032 | a run name as a sweep gives it | + lr=1e-4 run_name=trm_lr-1e-04_seed-0_try2
 run-name-of-the-script | JOB032 | a run name that the recipe makes, which holds the script's | python pretrain_etrm.py arch=etrm_online run_name=pretrain_etrm_fewshot-1234abcd

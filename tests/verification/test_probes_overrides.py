@@ -86,6 +86,7 @@ def test_a_value_that_does_what_the_default_does() -> None:
         ("grad_clip=0.5", False),
         ("run_name=x", False),
         ("epochs=2", False),
+        ("offline=error", False),
     ],
 )
 def test_a_run_key_without_effect_is_a_warning(override: str, dead: bool) -> None:

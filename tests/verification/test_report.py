@@ -71,6 +71,13 @@ def test_the_review_of_a_shipped_job_prints_the_guides_steps(capsys: pytest.Capt
         assert link in shown
 
 
+def test_the_page_names_the_decoder_that_a_run_begins_with() -> None:
+    line = "python pretrain_etrm.py --config-name=cfg_pretrain_etrm_overfit"
+    assert "| Initial weights | random, seed 0 |" in markdown([report_of(line)])
+    page = markdown([report_of(f"{line} load_pretrained_decoder=checkpoints/trm")])
+    assert "| Initial weights | decoder of checkpoints/trm, else random, seed 0 |" in page
+
+
 def test_a_stale_page_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = str(tmp_path / "page.md")
     assert run(["jobs-trm.txt", "--static", "--markdown", page, "--check"]) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli.keys import keys_of
+from engine.cli.recipes import retired
 from engine.fields import value_at
 from engine.io import did_you_mean, user_path
 from verification.finding import Finding
@@ -111,15 +112,12 @@ def config_exists(subject: Subject) -> Iterator[Finding]:
 @rule("JOB021")
 def config_current(subject: Subject) -> Iterator[Finding]:
     need_script(subject)
-    retired: dict[str, str] = {}  # a line of the file is `NAME  reason`
-    for line in (subject.text("config/REMOVED.txt") or "").splitlines():
-        name, *reason = re.split(r"[\s:|]+", line.strip(), maxsplit=1)
-        if name and not name.startswith("#"):
-            retired[name.removesuffix(".yaml").removeprefix("config/")] = "".join(reason)
-    arch = subject.choices.get("arch")
+    reasons = retired(subject.text("config/REMOVED.txt") or "")
+    asked = [word.partition("=")[2] for word in subject.trace.overrides if word.lstrip("+").startswith("arch=")]
+    arch = subject.choices.get("arch") or (asked[-1] if asked else None)
     for name in [subject.trace.config_name, *([f"arch/{arch}"] if arch else [])]:
-        if name in retired:
-            text = f"{name} was retired: {retired[name] or 'config/REMOVED.txt'}"
+        if name in reasons:
+            text = f"{name} was retired: {reasons[name]}"
             yield finding("JOB021", "FAIL", text, *subject.place)
         elif suffix := backup_suffix(name):
             yield finding("JOB021", "FAIL", f"config {name} ends in {suffix}: a backup copy", *subject.place)
@@ -236,6 +234,7 @@ def intended(subject: Subject) -> dict[str, Any]:
         "mode": subject.declares("DATA_MODE"),
         "act": subject.declares("ACT_MODE"),
         "encoder": subject.arch.get("encoder_type", "none"),
+        "cache": subject.model.encoder_policy,
         "exploration": subject.arch.get("halt_exploration_prob"),
         "arch": subject.choices.get("arch"),
         "model": subject.model.cls_name or None,
@@ -270,6 +269,8 @@ def intent_is_met(subject: Subject) -> Iterator[Finding]:
             yield finding("JOB034", "WARN", f"intent {key}={meant} is not understood: {hint}", *place)
             continue
         actual = known[key] if key in known else value_at(config, key)
+        if key == "data" and {entry.mode for entry in subject.data} == {meant}:
+            continue  # a mode of data in place of their names
         if not same(meant.removesuffix(".py") if key == "script" else meant, actual):
             yield finding("JOB034", "FAIL", f"intended {key}={meant}, resolved {key}={actual}", *place)
     text = "as intended: " + " ".join(f"{key}={meant}" for key, meant in subject.intent.items())
