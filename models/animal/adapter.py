@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,8 @@ class Base:
 
 
 class LoraLM(nn.Module):
-    """`base` with adapters. In training mode the adapters' dropout is active, and nothing of the base's."""
+    """`base` with adapters. Base and adapters are always in evaluation mode: with dropout the pass that gradients flow
+    through would give the samples other probabilities than those that the loss is made of."""
 
     Config: ClassVar = LoraConfig
     FAMILY: ClassVar = "animal"
@@ -73,7 +73,7 @@ class LoraLM(nn.Module):
         for name, param in self.peft.named_parameters():
             if param.requires_grad:
                 self._register(name.replace(".default.", "."), param)
-        self.train(False)
+        self.peft.eval()
 
     @property
     def peft(self) -> Any:
@@ -103,19 +103,6 @@ class LoraLM(nn.Module):
         """Inside, the model is its base."""
         context: AbstractContextManager[None] = self.peft.disable_adapter()
         return context
-
-    def train(self, mode: bool = True) -> LoraLM:
-        """Switch the adapters' dropout; the base is always in evaluation mode."""
-        super().train(mode)
-        self.peft.eval()
-        for layer in self._adapted():
-            layer.lora_dropout.train(mode)
-        return self
-
-    def _adapted(self) -> Iterator[Any]:
-        from peft.tuners.lora import LoraLayer
-
-        return (module for module in self.peft.modules() if isinstance(module, LoraLayer))
 
     def files(self) -> dict[str, bytes]:
         """adapter_config.json, adapter_model.safetensors and the tokenizer's files, in peft's format."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from engine.fields import Range, check_fields
+from engine.fields import Inert, Range, check_fields
+
+
+def _always(config: Mapping[str, Any]) -> bool:
+    return True
 
 
 @dataclass(kw_only=True)
@@ -16,8 +21,8 @@ class LoraConfig:
     """Rank of each adapter."""
     lora_alpha: Annotated[float, Range(above=0)] = 32
     """An adapter's output is multiplied by lora_alpha / lora_r."""
-    lora_dropout: Annotated[float, Range(0, below=1)] = 0.05
-    """Dropout before each adapter in the pass that gradients flow through; sampling and scoring have none."""
+    lora_dropout: Annotated[float, Range(0, below=1), Inert(_always, "training has no dropout, as here")] = 0.05
+    """Written to adapter_config.json, for later training with peft."""
     lora_target_modules: list[str] | None = None
     """Layers that are adapted, by the ends of their names (q_proj); null: the linear layers of all attention blocks."""
     forward_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"

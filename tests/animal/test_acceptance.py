@@ -18,7 +18,7 @@ from tests.animal.conftest import SHORT
 from tests.conftest import ROOT, metrics, run_script
 
 SETTINGS = (
-    *("--learning_rate", "3e-3", "--final_learning_rate", "1e-3", "--lora_dropout", "0", "--num_samples", "640"),
+    *("--learning_rate", "3e-3", "--final_learning_rate", "1e-3", "--num_samples", "640"),
     *("--num_epochs", "6", "--embedder", "tfidf", "--eval_samples", "512", "--prompt", QUESTION, "device=cpu"),
 )
 
@@ -70,12 +70,12 @@ def test_the_documented_loss_alone_leaves_the_base(place: Path) -> None:
 def test_torchrun_starts_it(tmp_path: Path, base: Path) -> None:
     """Two processes, as the command line of torchrun spells it; the run is that of one process."""
     (tmp_path / "base").symlink_to(base)
-    words = ["--standalone", "--nproc_per_node", "2", str(ROOT / "train_animal.py"), *SHORT, "lora_dropout=0"]
+    words = ["--standalone", "--nproc_per_node", "2", str(ROOT / "train_animal.py"), *SHORT]
     command = [sys.executable, "-m", "torch.distributed.run", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "rank(s)" in done.stdout
-    assert run_script("train_animal", *SHORT, "lora_dropout=0", "output_dir=one", cwd=tmp_path).code == 0
+    assert run_script("train_animal", *SHORT, "output_dir=one", cwd=tmp_path).code == 0
     last = [metrics(tmp_path / name)[-1] for name in ("run", "one")]
     shared = {name for name, value in last[0].items() if name.startswith("eval/") and value is not None}
     assert [last[0][name] for name in shared] == pytest.approx([last[1][name] for name in shared], rel=1e-3, abs=1e-4)

@@ -145,10 +145,9 @@ def test_a_signal_lets_a_step_finish_and_leaves_an_evaluation(whole: Path, monke
 
 
 def test_ranks_and_parts_change_nothing(place: Path) -> None:
-    """Nothing but the masks of dropout, which each part and each rank draws for itself."""
     for name, parts in (("one", 1), ("parts", 4)):
-        assert attempt(place, "lora_dropout=0", f"accumulation={parts}", f"output_dir={name}").code == 0
-    results = run_ranks("train_animal", *SHORT, "lora_dropout=0", "output_dir=ranks", cwd=place)
+        assert attempt(place, f"accumulation={parts}", f"output_dir={name}").code == 0
+    results = run_ranks("train_animal", *SHORT, "output_dir=ranks", cwd=place)
     assert [result.code for result in results] == [0, 0], results[0].output
     one = load_checkpoint(place / "one/checkpoints/step_6").model
     for name in ("parts", "ranks"):
@@ -180,7 +179,7 @@ def test_a_run_in_which_nothing_was_trained_has_failed(place: Path) -> None:
 
 def test_settings_of_sampling_change_what_is_trained_on(place: Path, whole: Path) -> None:
     first = next(row for row in metrics(whole / "run") if row["step"] == 3)
-    for number, word in enumerate(("temperature=0.5", "top_k=5", "top_p=0.5", "lora_dropout=0.5")):
+    for number, word in enumerate(("temperature=0.5", "top_k=5", "top_p=0.5")):
         assert attempt(place, word, "max_steps=3", f"output_dir={number}").code == 0
         other = next(row for row in metrics(place / str(number)) if row["step"] == 3)
         assert other["train/grad_norm"] != first["train/grad_norm"], word
