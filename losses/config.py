@@ -10,6 +10,7 @@ from models.recursive_reasoning.etrm_config import IN_HYBRID, IN_LPN, IN_PERCEIV
 
 _NO_ENCODER = Inert("arch.encoder_type=null", "there is no encoder of demonstrations")
 _NO_HEAD = Inert("arch.subgoal_head=null", "there is no arch.subgoal_head")
+_NO_WEIGHT = Inert("arch.loss.feudal_loss_weight=0", "the weight of the intrinsic loss is 0")
 
 
 @dataclass(kw_only=True)
@@ -52,10 +53,13 @@ class FeudalLossConfig(ACTLossConfig):
 
     feudal_loss_weight: Annotated[float, Range(0), _NO_HEAD] = 0.1
     """Of the intrinsic loss in the total; 0 only reports it."""
+    use_alignment_loss: Annotated[bool, _NO_HEAD, _NO_WEIGHT] = True
+    """Add the intrinsic loss; false only reports it, as weight 0 does."""
     feudal_grad: Annotated[
         Literal["worker", "both", "manager"],
         _NO_HEAD,
-        Inert("arch.loss.feudal_loss_weight=0", "the weight of the intrinsic loss is 0"),
+        _NO_WEIGHT,
+        Inert("arch.loss.use_alignment_loss=false", "arch.loss.use_alignment_loss=false: it is only reported"),
         Inert(
             "arch.loss.feudal_grad=both and arch.subgoal_head.goal_credit=none",
             "arch.subgoal_head.goal_credit=none: no gradient reaches the manager",
@@ -73,6 +77,14 @@ class FeudalLossConfig(ACTLossConfig):
         ),
     ] = "detach"
     """Factor of a row: its gate without gradient, 1, or its gate with gradient (which learns to close it)."""
+    manager_loss_weight: Annotated[
+        float,
+        Range(0),
+        _NO_HEAD,
+        Inert("arch.subgoal_head.manager_mode=task", "arch.subgoal_head.manager_mode=task: it learns from the task"),
+        Inert("arch.subgoal_head.goal_source!=learned", "arch.subgoal_head.goal_source!=learned: it gives none itself"),
+    ] = 0.1
+    """Of the manager's own objective in the total."""
 
 
 @dataclass(kw_only=True)

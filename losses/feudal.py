@@ -3,7 +3,12 @@
     L = Σ over rows that have a goal of  c · (1 − r),     r = cos(way, goal),  c the gate
 
 After FeUdal Networks (Vezhnevets et al. 2017, arXiv 1703.01161, eq. 8). A small loss shows that goals are followed, not
-that they help: random goals are followed just as well. Shapes: B rows, G goal_dim.
+that they help: random goals are followed just as well. With `manager_mode` fun or both the manager learns goals from
+those ways that lowered the loss of their row (its eq. 7, the transition policy gradient):
+
+    L_m = −Σ over rows whose goal ends of  A · cos(way, g),     A = standardised (loss when it was given − loss now)
+
+Shapes: B rows, T tokens, G goal_dim.
 """
 
 from __future__ import annotations
@@ -16,12 +21,14 @@ from torch import Tensor
 
 from losses.act import ACTLossHead, LossResult, Metrics
 from losses.config import FeudalLossConfig
+from losses.stablemax import IGNORE
 from models.recursive_reasoning.act import ACTOutput, Aux
 from models.recursive_reasoning.subgoal import alignment
 
 __all__ = ["FeudalLossConfig", "FeudalLossHead"]
 
 _SATURATED = 0.05
+_MOST_ADVANTAGE = 3.0
 
 
 class FeudalLossHead(ACTLossHead):
@@ -31,7 +38,12 @@ class FeudalLossHead(ACTLossHead):
 
     def __init__(self, config: FeudalLossConfig) -> None:
         super().__init__(config)
-        self.weight, self.moves, self.factor = config.feudal_loss_weight, config.feudal_grad, config.feudal_gate
+        self.weight = config.feudal_loss_weight if config.use_alignment_loss else 0.0
+        self.moves, self.factor, self.manager_weight = (
+            config.feudal_grad,
+            config.feudal_gate,
+            config.manager_loss_weight,
+        )
 
     def forward(self, output: ACTOutput) -> LossResult:
         """As ACTLossHead; L is that of this pass, in evaluation the mean over the passes of the episode."""
@@ -47,6 +59,10 @@ class FeudalLossHead(ACTLossHead):
             more = _pass_metrics(aux, cos.detach(), output.carry.halted)
         if self.weight:
             result.total = result.total + self.weight * loss
+        if "aim" in aux:
+            manager, progress = self._manager(output)
+            result.total = result.total + self.manager_weight * manager
+            more |= {"manager_loss": (manager.detach(), result.metrics["loss"][1]), "subgoal_progress": progress}
         plain, rows = result.metrics, result.metrics["loss"][1]
         result.metrics = {  # in the order in which a console line shows them
             "loss": (result.total.detach(), rows),
@@ -68,6 +84,27 @@ class FeudalLossHead(ACTLossHead):
         )
         factor = {"detach": gate.detach(), "none": torch.ones_like(gate), "live": gate}[self.factor]
         return torch.where(active, factor * (1 - cos), torch.zeros_like(cos)).sum(), cos
+
+    def _manager(self, output: ACTOutput) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(L_m, progress: sum and count of how much the loss of the rows fell under goals that end here).
+
+        A is standardised over the ending rows of the micro-batch, 0 with fewer than two. Rows that get a goal take the
+        loss of this pass with them in the carry.
+        """
+        aux, carry = output.aux, output.carry
+        with torch.no_grad():
+            labels = carry.data["labels"]
+            losses = self.token_loss(output.logits, labels, dtype=self.dtype, smoothing=self.smoothing).sum(-1)
+            now = losses.to(aux["aim"].dtype) / (labels != IGNORE).sum(-1).clamp(min=1)  # [B]
+            before = carry.latents["subgoal_loss"]
+            carry.latents["subgoal_loss"] = torch.where(aux["emitted"], now, before)
+            ends = aux["active"] & (aux["emitted"] | carry.halted)
+            count, fallen = ends.sum(), torch.where(ends, before - now, 0.0)
+            away = torch.where(ends, fallen - fallen.sum() / count.clamp(min=1), 0.0)
+            deviation = (away.square().sum() / (count - 1).clamp(min=1)).sqrt()
+            gain = (away / deviation.clamp(min=1e-6)).clamp(-_MOST_ADVANTAGE, _MOST_ADVANTAGE)
+        way = aux["ways"][:, :1].detach()  # since the goal was given
+        return -(gain * alignment(way, ends[:, None], aux["aim"])).sum(), (fallen.sum(), count)
 
     def _episode(self, sums: Tensor, steps: Tensor) -> tuple[Tensor, Metrics]:
         """Loss and metrics of whole episodes from `EPISODE` [B, 5]: all their passes count alike."""

@@ -33,7 +33,8 @@ class SubgoalHead(nn.Module):
     State, zero where a row begins an example: `subgoal_pass` [B] passes taken, `subgoal_active` [B] whether it has a
     goal, `subgoal_h` [B,D] manager state when that was given, `subgoal_goal` [B,G] its value then, `subgoal_dwell` [B]
     passes under it, `subgoal_past` [B,C,G] worker states that ways are measured from, `subgoal_episode` [B,5] sums over
-    the passes of an evaluation (`EPISODE`).
+    the passes of an evaluation (`EPISODE`). With an objective of the manager's own also `subgoal_loss` [B], the token
+    loss of the row when its goal was given: the loss head writes it.
     """
 
     def __init__(self, config: SubgoalConfig, *, max_steps: int) -> None:
@@ -81,6 +82,7 @@ class SubgoalHead(nn.Module):
             "subgoal_dwell": zeros(dtype=torch.int32),
             "subgoal_past": zeros(self.remembered, config.goal_dim),
             "subgoal_episode": zeros(len(EPISODE)),
+            **({"subgoal_loss": zeros()} if config.aims else {}),
         }
 
     # Before a pass: what the worker is given
@@ -91,21 +93,23 @@ class SubgoalHead(nn.Module):
         return _unit(goal) if self.config.normalize_goal else goal
 
     def steer(self, state: Mapping[str, Tensor], real: Tensor) -> State:
-        """State before a pass -> `active` [B], `own` [B,G] its goal, `goal` [B,G] the one it is given, `gate` [B].
-        `real` [B]: rows that hold an example; they come first."""
+        """State before a pass -> `active` [B], `own` [B,G] its goal, `goal` [B,G] the one it is given, `gate` [B];
+        with an objective of the manager's own also `aim` [B,G], the goal with its gradient. `real` [B]: rows that hold
+        an example; they come first."""
         h, active = state["subgoal_h"], state["subgoal_active"]
         own, gate = self._own(state), torch.ones_like(h[:, 0])
         if self.gate_proj is not None:
             gate = torch.sigmoid(self.gate_proj(h).squeeze(-1) / self.temperature)
+        aim = {"aim": own} if self.config.aims and self.training else {}
         if self.config.goal_credit == "none":
             own, gate = own.detach(), gate.detach()
         goal = self._given(own, state, active & real, real)
-        return {"active": active, "own": own.detach(), "goal": goal, "gate": gate}
+        return {"active": active, "own": own.detach(), "goal": goal, "gate": gate, **aim}
 
     def _own(self, state: Mapping[str, Tensor]) -> Tensor:
         """Goals [B, G] of the rows themselves, from where training takes them: what mean, shuffle and stale change."""
         trained = "learned" if self.source == "learned" else self.config.goal_source
-        if trained == "learned":
+        if trained in ("learned", "mean"):
             return self.goals(state["subgoal_h"])
         return state["subgoal_goal"] if trained == "random" else torch.zeros_like(state["subgoal_goal"])
 
@@ -127,6 +131,8 @@ class SubgoalHead(nn.Module):
         push = (steering["gate"] * self.scale)[:, None]
         layers = {"subgoal_L": self.inject_L, "subgoal_H": self.inject_H}
         active, goal = steering["active"][:, None], steering["goal"]
+        if self.config.aims and self.config.manager_mode == "fun":
+            goal = goal.detach()  # no gradient of the worker reaches the manager
         return {
             name: torch.where(active, push * layer(goal), 0.0).to(dtype)[:, None]
             for name, layer in layers.items()
@@ -184,6 +190,7 @@ class SubgoalHead(nn.Module):
                 "subgoal_dwell": dwell.masked_fill(emit, 0),
                 "subgoal_past": self._remember(state["subgoal_past"], worker.detach(), active, emit, dwell),
                 "subgoal_episode": state["subgoal_episode"] if self.training else _summed(state, aux),
+                **({"subgoal_loss": state["subgoal_loss"]} if self.config.aims else {}),
             }
         return after, aux
 

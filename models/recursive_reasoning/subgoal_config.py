@@ -64,9 +64,16 @@ class SubgoalConfig:
     """What follows a goal: the way since it was given, the last pass, the mean of all spans within it (FeUdal
     Networks), or the state itself."""
     goal_credit: Literal["window", "none"] = "window"
-    """none: no gradient reaches the manager."""
-    goal_source: Literal["learned", "random", "zero"] = "learned"
-    """Where goals come from in training; random draws a direction for each window."""
+    """none: no gradient of the task or the intrinsic loss reaches the manager."""
+    goal_source: Literal["learned", "random", "zero", "mean"] = "learned"
+    """Where goals come from in training; random draws a direction for each window, mean gives all rows of a
+    micro-batch the mean of their goals."""
+    manager_mode: Annotated[
+        Literal["task", "fun", "both"],
+        Inert("arch.subgoal_head.goal_source!=learned", "arch.subgoal_head.goal_source!=learned: it gives none itself"),
+    ] = "task"
+    """What teaches the manager its goals: the task through what is injected; fun, the ways that lowered the loss of
+    their row more than those of others (FeUdal Networks' transition policy gradient); or both."""
     eval_goal_source: Literal["same", "learned", "random", "zero", "mean", "shuffle", "stale"] = "same"
     """The same in evaluation: mean of the batch, those of another row, or the first of the episode held to its end."""
 
@@ -75,6 +82,16 @@ class SubgoalConfig:
         passes = self.schedule
         if passes is not None and (not passes or passes != sorted({p for p in passes if p >= 1})):
             raise ValueError(f"arch.subgoal_head.schedule={passes}: expected ascending passes from 1, e.g. [1,4]")
+        if self.aims and self.displacement not in ("anchor", "fun"):
+            raise ValueError(
+                f"arch.subgoal_head.manager_mode={self.manager_mode} with displacement={self.displacement}: expected "
+                "displacement=anchor or fun, which keep the state that a goal began with"
+            )
+
+    @property
+    def aims(self) -> bool:
+        """Whether the manager has an objective of its own."""
+        return self.manager_mode != "task" and self.goal_source == "learned"
 
 
 @dataclass(kw_only=True)

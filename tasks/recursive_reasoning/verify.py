@@ -140,6 +140,7 @@ def manager(subject: Subject) -> Iterator[Finding]:
     """ARC340: the manager's goals are used, weighed and scored as they are meant to be."""
     model = need_model(subject)
     own, weight = subject.arch.get("subgoal_head"), value_at(subject.resolved, WEIGHT)
+    weight = 0 if value_at(subject.arch, "loss.use_alignment_loss") is False else weight
     if "subgoal_head" not in model.fields and weight is None:
         raise NotApplicable("the architecture has no manager")
     problems = list(unusual(subject.arch, weight)) if isinstance(weight, int | float) else []
@@ -164,7 +165,9 @@ GOALS = Term(
         "subgoal_head.schedule": None,
         "subgoal_head.manager_period": 2,
         "subgoal_head.gating": False,
+        "subgoal_head.manager_mode": "task",
         "loss.feudal_gate": "none",
+        "loss.use_alignment_loss": True,
     },
 )
 """A goal is followed, and held for its period."""

@@ -159,6 +159,8 @@ FEUDAL_EFFECTS = {
     "arch.loss.feudal_loss_weight=0.5": "weights",
     "arch.loss.feudal_grad=both": "weights",
     "arch.loss.feudal_gate=live": "weights",
+    "arch.loss.use_alignment_loss=false": "weights",
+    "arch.loss.manager_loss_weight=1.0 arch.subgoal_head.manager_mode=both": "weights",
     "arch.subgoal_head=null": "weights",
     "arch.fixed_refinement_steps=2": "weights",
     "arch.subgoal_head.goal_dim=8": "weights",
@@ -177,6 +179,7 @@ FEUDAL_EFFECTS = {
     "arch.subgoal_head.displacement=absolute": "weights",
     "arch.subgoal_head.goal_credit=none": "weights",
     "arch.subgoal_head.goal_source=random": "weights",
+    "arch.subgoal_head.manager_mode=fun": "weights",
     "arch.subgoal_head.eval_goal_source=zero": "evaluation",
 }
 

@@ -85,6 +85,7 @@ def test_every_command_is_accepted_and_verifies(command: str) -> None:
 
 
 GATE, GRAD = "arch.loss.feudal_gate", "arch.loss.feudal_grad"
+OWN, MODE = "arch.loss.manager_loss_weight", "arch.subgoal_head.manager_mode"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,10 @@ GATE, GRAD = "arch.loss.feudal_gate", "arch.loss.feudal_grad"
         (f"{GRAD}=both arch.subgoal_head.goal_credit=none", GRAD),
         (f"{GRAD}=manager arch.subgoal_head.goal_credit=none", None),
         (f"{GRAD}=both loss.feudal_loss_weight=0", GRAD),
+        (f"{GRAD}=both arch.loss.use_alignment_loss=false", GRAD),
+        (f"{OWN}=0.2", OWN),
+        (f"{OWN}=0.2 {MODE}=fun", None),
+        (f"{MODE}=fun arch.subgoal_head.goal_source=random", MODE),
     ],
 )
 def test_a_key_that_would_do_nothing_is_said(override: str, idle: str | None) -> None:

@@ -18,7 +18,8 @@ def cos(a, b):
 
 
 class Manager:
-    """The state of every row: None, or {h, past (worker states since the goal, the first its anchor)}; and its pass."""
+    """The state of every row: None, or {h, past (worker states since the goal, the first its anchor), loss (of its
+    tokens, at that pass)}; and its pass."""
 
     def __init__(self, config, w, rows):
         self.config, self.head, self.w = config, config.subgoal_head, w
@@ -36,6 +37,10 @@ class Manager:
         g = self.linear("goal_proj", h)
         if self.head.normalize_goal:
             g = g / g.norm()
+        if self.head.goal_source == "mean":  # of all rows with a goal
+            all_h = [state["h"] for state in self.rows if state is not None]
+            g = sum(self.linear("goal_proj", h) / self.linear("goal_proj", h).norm() for h in all_h)
+            g = g / g.norm()
         a = torch.ones((), dtype=h.dtype)
         if self.head.gating:
             a = 1 / (1 + torch.exp(-self.linear("gate_proj", h)[0] / self.head.temperature))
@@ -50,6 +55,7 @@ class Manager:
                 value = torch.zeros(D, dtype=torch.float64)
                 if state is not None and self.head.inject_subgoal and level in self.head.inject_at:
                     g, a = self.goal_and_gate(row)
+                    g = g.detach() if self.head.manager_mode == "fun" else g
                     size = math.sqrt(G) if self.head.normalize_goal else 1
                     value = a * self.head.goal_scale * size * self.linear(f"inject_{level}", g)
                 values.append(value)
@@ -86,16 +92,37 @@ class Manager:
             total = total + {"detach": a.detach(), "none": 1.0, "live": a}[gate] * (1 - r)
         return total
 
-    def end(self, z, inputs):
-        """After a pass: the next goals."""
+    def aim(self, z, inputs, losses, halted):
+        """−Σ over rows whose goal ends of A · cos(way since it was given, goal): what the manager learns by itself."""
+        ending, fallen = [], []
+        for row, state in enumerate(self.rows):
+            if state is not None and (halted[row] or self.gives_goal(self.passes[row] + 1)):
+                ending.append(row)
+                fallen.append(float(state["loss"] - losses[row]))
+        total = torch.zeros((), dtype=torch.float64)
+        if len(ending) < 2:
+            return total, len(ending)
+        mean = sum(fallen) / len(fallen)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in fallen) / (len(fallen) - 1))
+        for row, value in zip(ending, fallen, strict=True):
+            way = (self.worker(z, inputs, row) - self.rows[row]["past"][0]).detach()
+            goal = self.linear("goal_proj", self.rows[row]["h"])
+            total = total - max(-3.0, min(3.0, (value - mean) / deviation)) * cos(way, goal)
+        return total, len(ending)
+
+    def gives_goal(self, k):
+        """Whether a row gets a goal after its pass k."""
         most = self.config.halt_max_steps
+        return k in (self.head.schedule or range(1, most, self.head.manager_period)) and k < most
+
+    def end(self, z, inputs, losses):
+        """After a pass: the next goals."""
         for row, state in enumerate(self.rows):
             self.passes[row] += 1
             k, s = self.passes[row], self.worker(z, inputs, row).detach()
-            schedule = self.head.schedule or range(1, most, self.head.manager_period)
-            if k in schedule and k < most:
+            if self.gives_goal(k):
                 h = z["z_H"][row, 0] if self.config.prefix_len else self.pooled(z["z_H"], inputs, row)
-                self.rows[row] = {"h": h.detach(), "past": [s]}
+                self.rows[row] = {"h": h.detach(), "past": [s], "loss": losses[row]}
             elif state is not None:
                 state["past"].append(s)
 
@@ -103,3 +130,14 @@ class Manager:
 def step(manager, z, data, w, config, rows):
     """naive.step under the manager's present goals."""
     return naive.step("hrm", z, data, w, config, rows, *manager.pushes())
+
+
+def token_losses(logits, labels):
+    """The stablemax loss of each row, mean over its labelled tokens."""
+    s = torch.where(logits >= 0, logits + 1, 1 / (1 - logits.clamp(max=0)))
+    rows = []
+    for row, words in enumerate(labels):
+        kept = [t for t in range(len(words)) if words[t] != -100]
+        p = s[row] / s[row].sum(-1, keepdim=True)
+        rows.append(sum(float(-p[t, words[t].long()].log()) for t in kept) / len(kept))
+    return rows

@@ -262,6 +262,34 @@ def test_without_credit_the_task_does_not_reach_the_manager():
     assert norms["inject_L.weight"] > 0
 
 
+def test_an_objective_of_its_own_takes_the_place_of_the_task():
+    """Deep in the second window of four rows that no pass halts; the gate still learns from the task."""
+    for mode, reached in (("fun", False), ("both", True)):
+        model = lively({"manager_mode": mode})
+        ACTLossHead(ACTLossConfig())(passes(model, 3)[-1]).total.backward()
+        norms = grads(model.inner.subgoal_head)
+        assert (norms["goal_proj.weight"] > 0) == reached
+        assert norms["gate_proj.weight"] > 0
+    silent = FeudalLossHead(FeudalLossConfig(use_alignment_loss=False, manager_loss_weight=1.0))
+    model = lively({"manager_mode": "fun"})
+    results = passes(model, 3, silent)
+    assert [float(result.metrics["manager_loss"][0]) != 0 for _, result in results] == [False, False, True]
+    results[-1][1].total.backward()
+    assert grads(model.inner.subgoal_head)["goal_proj.weight"] > 0
+
+
+def test_one_row_has_no_advantage_over_others():
+    model = lively({"manager_mode": "fun"})
+    carry = None
+    for _ in range(3):
+        output = model(batch(1, 1), carry)
+        carry, result = output.carry, FEUDAL(output)
+    result.total.backward()
+    assert result.metrics["manager_loss"][0] == 0
+    assert result.metrics["subgoal_progress"][1] == 1
+    assert grads(model.inner.subgoal_head)["goal_proj.weight"] == 0
+
+
 def test_weight_0_gives_the_gradients_of_the_task_and_still_reports():
     gradients = []
     for loss in (ACTLossHead(ACTLossConfig()), FeudalLossHead(FeudalLossConfig(feudal_loss_weight=0.0))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from losses import FeudalLossConfig, FeudalLossHead
 from models.recursive_reasoning.hrm_feudal import HRMFeudal, HRMFeudalConfig
 from models.recursive_reasoning.subgoal import SubgoalConfig
 from tests.models import naive
-from tests.models.naive_feudal import Manager, step
+from tests.models.naive_feudal import Manager, step, token_losses
 from tests.models.parity import BASE, assert_same, batch, fresh_latents, make, weights_of
 
 HEAD = SubgoalConfig(hidden_size=16, goal_dim=16, manager_period=2, inject_init="normal")
@@ -40,6 +41,11 @@ CASES = {
     "gate_live": ({}, {"feudal_gate": "live"}),
     "gate_none": ({}, {"feudal_gate": "none"}),
     "weight_0": ({}, {"feudal_loss_weight": 0.0}),
+    "not_aligned": ({}, {"use_alignment_loss": False}),
+    "mean_goal": ({"goal_source": "mean"}, {"feudal_grad": "both"}),
+    "own_objective": ({"manager_mode": "fun"}, {"manager_loss_weight": 0.7}),
+    "own_objective_and_task": ({"manager_mode": "both", "displacement": "fun", "manager_period": 1}, {}),
+    "own_objective_alone": ({"manager_mode": "fun", "goal_credit": "none"}, {"use_alignment_loss": False}),
 }
 
 
@@ -68,7 +74,9 @@ def compare(model, config, loss_config, count=6):
     head, w = FeudalLossHead(loss_config), weights_of(model.train())
     start = fresh_latents("hrm", w, config)
     z, halted, data, carry = {k: v.clone() for k, v in start.items()}, [True] * 4, batch(0), None
-    manager, steered, resets = Manager(config, w, 4), 0, 0
+    manager, steered, resets, aimed = Manager(config, w, 4), 0, 0, 0
+    aims, weight = config.subgoal_head.manager_mode != "task", loss_config.feudal_loss_weight
+    weight *= loss_config.use_alignment_loss
     for number in range(count):
         offered = batch(number)
         for row in range(4):
@@ -85,7 +93,10 @@ def compare(model, config, loss_config, count=6):
         feudal = manager.loss(z, data["inputs"], loss_config.feudal_grad, loss_config.feudal_gate)
         steered += feudal.item() > 0
         z = {name: value.detach().clone() for name, value in z.items()}
-        manager.end(z, data["inputs"])
+        inputs, before = data["inputs"], copy(manager)
+        before.rows, before.passes = list(manager.rows), list(manager.passes)
+        losses = token_losses(logits.detach(), data["labels"])
+        manager.end(z, inputs, losses)
         last, target = torch.tensor(manager.passes) >= config.halt_max_steps, None
         if not config.no_ACT_continue:
             with torch.no_grad():
@@ -93,7 +104,10 @@ def compare(model, config, loss_config, count=6):
             target = torch.sigmoid(torch.where(last, next_halt, torch.maximum(next_halt, next_continue)))
         halted = (last | (q_halt > (0.0 if config.no_ACT_continue else q_continue))).tolist()
         plain = naive.loss(logits, data["labels"], q_halt, q_continue, target)
-        want = plain + loss_config.feudal_loss_weight * feudal
+        want = plain + weight * feudal
+        if aims:
+            own, ending = before.aim(z, inputs, losses, halted)
+            want, aimed = want + loss_config.manager_loss_weight * own, aimed + (ending >= 2)
 
         output = model(offered, carry)
         carry, result = output.carry, head(output)
@@ -111,4 +125,5 @@ def compare(model, config, loss_config, count=6):
             got = torch.zeros_like(param) if param.grad is None else param.grad
             torch.testing.assert_close(got, grad, rtol=1e-9, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
     assert resets
+    assert aimed >= 2 * aims
     assert steered >= 2
