@@ -5,7 +5,7 @@
     --prompt "a, b"          prompt='a, b'               +key=value            ++key=value (not groups)
 
 A script whose schema names a CONFIG_FILE reads that one where the command has neither --config nor --config-name and
-resumes no run.
+resumes no run. Its DONE_ANYWAY are keys that such a file may have, with these values: they change nothing.
 
 No prefixes are matched. Hydra's own flags pass through, first: argparse wants the overrides in one piece. A leading `~`
 in what Hydra reads itself is the home folder here; a key of ours keeps it, and whoever opens the path reads it so.
@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args, get_origin
 
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -109,8 +110,10 @@ class _Translator:
         self.words, self.schema, self.groups, self.aliases, self.typed = argv, schema, groups, aliases, typed
         self.keys = keys_of(schema)
         blocks: Mapping[str, type] = getattr(schema, "NESTED_SCHEMAS", {})
-        self.blocks = {f"{root}.{inner}" for root, kind in blocks.items() for inner in keys_of(kind)}
+        self.blocks = {f"{root}.{inner}": key for root, kind in blocks.items() for inner, key in keys_of(kind).items()}
+        self.lists = {name: key for name, key in self.blocks.items() if is_list(key.kind)}
         self.sections = {old[: dot.start()] for old in aliases for dot in re.finditer(r"\.", old)}
+        self.done_anyway: Mapping[str, Sequence[Any]] = getattr(schema, "DONE_ANYWAY", {})
         self.multirun = bool({"-m", "--multirun"} & set(argv))
         self.hydra: list[str] = []
         self.from_json: list[str] = []
@@ -196,15 +199,15 @@ class _Translator:
         if name is None:
             raise UsageError(f"unknown flag --{spelt}: {self._suggest(spelt)}")
         self._note(name, spelt)
-        key = self.keys.get(name)
+        key = self.keys.get(name, self.lists.get(name))
         if value is None and key is None and self._bare_ok(name) and (not self.words or self._ends_list(self.words[0])):
             value = "true"  # in a block without declared types a flag is a key without a value
-        elif value is None and key is not None and self._bare_ok(name):
-            self._refuse_stray(key, spelt)
-            value = self.words.pop(0) if self.words and self._is_choice(key, self.words[0]) else "true"
         elif value is None and key is not None and is_list(key.kind):
             self.overrides.append(self._plain(name, self._list(key, self._swallow(f"--{spelt}"))))
             return
+        elif value is None and key is not None and self._bare_ok(name):
+            self._refuse_stray(key, spelt)
+            value = self.words.pop(0) if self.words and self._is_choice(key, self.words[0]) else "true"
         elif value is None:
             value = self._value(f"--{spelt}")
         if name in self.groups.options and not value.startswith("{"):
@@ -253,6 +256,8 @@ class _Translator:
     def _flatten(self, block: Mapping[str, Any], prefix: str) -> None:
         for key, value in block.items():
             spelt = f"{prefix}{key}"
+            if any(fnmatchcase(spelt, known) and value in values for known, values in self.done_anyway.items()):
+                continue
             name = self._resolved(spelt)
             section = name is None and spelt in self.sections  # it only groups keys
             option = name in self.groups.options and isinstance(value, str)

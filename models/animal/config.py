@@ -24,11 +24,14 @@ class LoraConfig:
     lora_dropout: Annotated[float, Range(0, below=1), Inert(_always, "training has no dropout, as here")] = 0.05
     """Written to adapter_config.json, for later training with peft."""
     lora_target_modules: list[str] | None = None
-    """Layers that are adapted, by the ends of their names (q_proj); null: the linear layers of all attention blocks."""
+    """Layers that are adapted, by the ends of their names (q_proj); null or auto: the linear layers of all
+    attention blocks."""
     forward_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Dtype of the base's weights and activations; auto is the run's choice for the device. Adapters are float32."""
 
     def __post_init__(self) -> None:
         check_fields(self, "arch")
+        if self.lora_target_modules == ["auto"]:
+            self.lora_target_modules = None
         if self.lora_target_modules == []:
             raise ValueError("arch.lora_target_modules=[]: name layers, e.g. [q_proj,v_proj], or null")

@@ -45,6 +45,7 @@ class AnimalConfig(RunConfig):
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {
         "micro_batch_size": "accumulation=N takes the batch in N parts",
         "fixed_n_clusters": "cluster_selection=fixed, the default, always takes n_clusters",
+        "concept_aliases": "concept_file has the synonyms of each option",
         "batch_size_step": "accumulation=N takes the batch in N parts",
         "save_every_epochs": "checkpoint_interval=N saves every N steps; each epoch's end is saved in any case",
     }

@@ -1,7 +1,8 @@
 """Every key of the feedback scripts, with type, default and meaning: the schema of `config/cfg_feed*.yaml`.
 
-Defaults are the published setting's. The sections of a config file (`datasets`, `model`, `diffusion`, `training`) stand
-for the same keys, see ALIASES. An epoch is one pass over the training documents.
+Sizes, lengths and rates are the published setting's by default; what else differs is said. The sections of a config
+file (`datasets`, `model`, `diffusion`, `training`) stand for the same keys, see ALIASES. An epoch is one pass over the
+training documents.
 """
 
 from __future__ import annotations
@@ -68,6 +69,18 @@ _PUBLISHED = {
 }
 FOREIGN_KEYS = {**_PUBLISHED, **{f"training.{key}": hint for key, hint in _PUBLISHED.items()}}
 """Keys of the published config.json that nothing here does."""
+DONE_ANYWAY: Mapping[str, tuple[Any, ...]] = {
+    "datasets.*.config_name": ("main", "wikitext-2-raw-v1"),
+    "datasets.*.max_seq_length": (4096,),
+    **dict.fromkeys(("model.lora_rank", "model.feedback_reverse"), (None,)),
+    **dict.fromkeys(("training.save_best_ckpt", "training.save_epoch"), (True,)),
+    "training.log_file_name": ("log.txt",),
+    "training.csv_file_name": ("metrics.csv",),
+    "training.ft_run_name": ("ft_model",),
+    "training.eval_save_multiple": (5,),  # no published script reads these two
+    "training.save_multiple_eval_interval": (True, False),
+}
+"""The same with their published values, which a config file may have: they ask for what is done in any case."""
 NOT_IDENTITY = {
     **RUN_NOT_IDENTITY,
     "save_epoch_interval": "launch: what to keep",
@@ -116,6 +129,7 @@ class FeedforwardConfig(RunConfig):
     CONFIG_FILE: ClassVar[str] = str(ROOT / "config.json")
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = NOT_IDENTITY
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = FOREIGN_KEYS
+    DONE_ANYWAY: ClassVar[Mapping[str, tuple[Any, ...]]] = DONE_ANYWAY
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": BaseConfig}
 
     arch: dict[str, Any]
@@ -157,7 +171,7 @@ class FeedforwardConfig(RunConfig):
     decay_lr: bool = True
     """Warm up, then follow a cosine to min_lr; false: constant."""
     warmup_ratio: Annotated[float, Range(0, below=1), Inert("decay_lr=false")] = 0.1
-    """Share of the run in which the learning rate rises."""
+    """Share of the run in which the learning rate rises: step s of w has s / (w + 1) of it."""
     min_lr: Annotated[float, Range(0), Inert("decay_lr=false")] = 3e-5
     """Learning rate at the end."""
     weight_decay: Annotated[
@@ -165,11 +179,11 @@ class FeedforwardConfig(RunConfig):
         Range(0),
         Inert("arch.name=feedback.static_lora@StaticLora", "a static LoRA has no decayed matrix"),
     ] = 0.1
-    """Decoupled weight decay of matrices; tables, gates and other vectors have none."""
+    """Decoupled weight decay of matrices; tables, gates and other vectors have none (published: 0.01 of everything)."""
     beta1: Annotated[float, Range(0, below=1)] = 0.9
     """First-moment decay of AdamW."""
     beta2: Annotated[float, Range(0, below=1)] = 0.99
-    """Second-moment decay of AdamW."""
+    """Second-moment decay of AdamW (published: 0.999)."""
     grad_clip: float | None = 1.0
     """Largest norm of the gradient; 0 does not clip."""
     eps: Annotated[float, Range(0, below=1)] = 1e-3
@@ -239,6 +253,9 @@ class FeedbackConfig(FeedforwardConfig):
 
     SHARDS: ClassVar[bool] = False
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = {**NOT_IDENTITY, "model": "launch: the base's checkpoint decides"}
+    FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {
+        "arch.lora_rank": "this architecture trains whole matrices: leave it out"
+    }
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": HyperConfig}
     REQUIRED: ClassVar[Mapping[str, str]] = {
         **FeedforwardConfig.REQUIRED,

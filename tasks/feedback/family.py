@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.registry import Family
 from tasks.feedback.args import ADAPTER_ALIASES, BASE_ALIASES, FeedbackConfig, FeedforwardConfig
-from tasks.feedback.runs import rewriter
+from tasks.feedback.runs import BASE_KEYS, rewriter
 
 
 def data_folders(config: Mapping[str, Any]) -> list[str]:
@@ -27,7 +27,7 @@ def _adapter(entry: str, run_key: str) -> Family:
         schema=FeedbackConfig,
         requires={"FAMILY": "feedback", "DATA_MODE": "frozen_base"},
         aliases=ADAPTER_ALIASES,
-        rewrite=rewriter(entry, run_key),
+        rewrite=rewriter(entry, run_key, BASE_KEYS),
         data_folders=data_folders,
     )
 

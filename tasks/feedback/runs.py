@@ -22,30 +22,41 @@ STAMP = r"_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
 ASKED = ("checkpoint_dir", "checkpoint_name")
 OPEN = ("datasets.", "epochs.")
 BASE_KEYS = ("ff_checkpoint_dir", "ff_checkpoint_name")
-"""Required keys that a run to be resumed has already."""
+"""Required keys of a hypernetwork, which a run to be resumed has already."""
 
 
-def rewriter(entry: str, run_key: str) -> Rewrite:
+def rewriter(entry: str, run_key: str, needs: tuple[str, ...] = ()) -> Rewrite:
     """The words of a command in Hydra's style, with what `--resume True` means: see `resume_words`; `datasets.` and
     `epochs.` may name a data set that no recipe has.
 
-    `run_key` is the key that begins the folder's name of the runs of the script `entry`.
+    `run_key` is the key that begins the folder's name of the runs of the script `entry`; `needs` are required keys that
+    a stored run has already.
     """
-    return partial(_rewrite, entry, run_key)
+    return partial(_rewrite, entry, run_key, needs)
 
 
-def _rewrite(entry: str, run_key: str, words: list[str], groups: Groups, typed: dict[str, str]) -> list[str]:
+def _rewrite(
+    entry: str, run_key: str, needs: tuple[str, ...], words: list[str], groups: Groups, typed: dict[str, str]
+) -> list[str]:
     words = [f"++{word}" if word.startswith(OPEN) else word for word in words]
     given = {key.lstrip("+"): plain(value) for key, _, value in (word.partition("=") for word in words)}
     if given.get("resume", "").lower() != "true" or "run_dir" in given or "active_dataset" not in given:
         return words
     kept = [word for word in words if word.lstrip("+").partition("=")[0] not in ASKED]
-    return [*kept, *resume_words(entry, given, run_key, typed)]
+    found = resume_words(entry, given, run_key, typed)
+    stored = {word.lstrip("+").partition("=")[0] for word in found}
+    if missing := [key for key in needs if key not in stored and key not in given]:
+        asked = given.get("checkpoint_dir")
+        place = Path(setting(given, "out_dir")) / given["active_dataset"]
+        where = place_of(asked, place) if asked else f"any {place / setting(given, run_key)}_*"
+        raise UsageError(f"nothing to resume: no run in {where}; a new one, without resume, needs {', '.join(missing)}")
+    return [*kept, *found]
 
 
 def resume_words(entry: str, given: dict[str, str], run_key: str, typed: dict[str, str]) -> list[str]:
-    """`run_dir=` and `resume_from=` for the run and the checkpoint that a command resumes; none where there is no run,
-    which the launch will report with the folder that it searched. Raises: UsageError for a run of another script."""
+    """`run_dir=` and `resume_from=` for the run and the checkpoint that a command resumes, and its base; none where
+    there is no run, which the launch will report with the folder that it searched. Raises: UsageError for a run of
+    another script."""
     place = Path(setting(given, "out_dir")) / given["active_dataset"]
     if asked := given.get("checkpoint_dir"):
         run = place_of(asked, place)

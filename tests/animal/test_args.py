@@ -15,6 +15,7 @@ import train_animal
 from engine.config import source_of
 from engine.errors import UsageError
 from engine.fields import value_at
+from models.animal.config import LoraConfig
 from tasks.animal.args import ALIASES, AnimalConfig
 from tasks.animal.build import learning_rate_factor
 from tasks.animal.settings import flags
@@ -100,6 +101,12 @@ def test_every_flag_in_every_style(flag: str) -> None:
         styles.append(["--use_wandb"])
     for words in styles:
         assert value(composed(*words), flag) == other, words
+
+
+def test_layers_to_adapt_as_flags() -> None:
+    for words, layers in {("auto",): None, ("q_proj",): ["q_proj"], ("q_proj", "v_proj"): ["q_proj", "v_proj"]}.items():
+        given = composed("--lora_target_modules", *words, "--w_o", "0.3")["arch"]["lora_target_modules"]
+        assert LoraConfig(lora_target_modules=given).lora_target_modules == layers
 
 
 def test_settings_as_flags() -> None:
@@ -194,6 +201,7 @@ def test_the_snippets_of_the_guide_run() -> None:
         (["cluster_selection=silhouette"], "n_clusters=5 and max_n_clusters=null: give max_n_clusters=10"),
         (["cluster_selection=silhouette", "max_n_clusters=4"], "max_n_clusters=4: give"),
         (["lora_target_modules=[]"], "arch.lora_target_modules=[]"),
+        (["--concept_aliases", "x"], "concept_file has the synonyms of each option"),
     ],
 )
 def test_unusable_commands(argv: list[str], expected: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,8 +25,19 @@ class Optim:
 
 
 @dataclass(kw_only=True)
+class Arch:
+    """What a block without declared types may have."""
+
+    parts: list[str] = field(default_factory=list)
+    weights: list[float] | None = None
+    depth: int = 1
+
+
+@dataclass(kw_only=True)
 class Schema(RunConfig):
     """Keys of every declared type."""
+
+    NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": Arch}
 
     arch: dict[str, Any] = field(default_factory=dict)
     lr: float = 1e-3
@@ -42,7 +54,7 @@ class Schema(RunConfig):
 
 
 GROUPS = Groups({"arch": ["hrm", "trm"], "debug": ["tiny"]}, frozenset({"arch"}))
-ALIASES = {"checkpoint_path": "run_dir", "loss": "arch.loss"}
+ALIASES = {"checkpoint_path": "run_dir", "loss": "arch.loss", "parts": "arch.parts"}
 
 # argv (one word per item) -> Hydra's argv
 LINES: list[tuple[list[str], list[str]]] = [
@@ -140,6 +152,12 @@ LINES: list[tuple[list[str], list[str]]] = [
     (["--data_paths=a,b"], ["data_paths=['a,b']"]),
     (["--probs", "0.5", "0.5"], ["probs=[0.5,0.5]"]),
     (["--probs=0.5,0.5"], ["probs=[0.5,0.5]"]),
+    (["--arch.parts", "a", "b", "--lr", "1"], ["arch.parts=[a,b]", "lr=1"]),
+    (["--parts", "a"], ["arch.parts=[a]"]),
+    (["--arch.parts=[a,b]"], ["arch.parts=[a,b]"]),
+    (["--arch.parts", "[a,b]", "lr=1"], ["arch.parts=[a,b]", "lr=1"]),
+    (["--arch.weights", "1", "2"], ["arch.weights=[1,2]"]),
+    (["--arch.weights=null"], ["arch.weights=null"]),
     # keys below a free block: read from the text
     (["--arch.L_cycles", "4"], ["arch.L_cycles=4"]),
     (["--arch.L-cycles", "4"], ["arch.L_cycles=4"]),

@@ -254,6 +254,86 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("named", "searched"),
+    [
+        ((), "any .out/wikitext/fb_model_*"),
+        (("--fb_checkpoint_dir", "gone"), ".out/wikitext/gone"),
+        (("--fb_checkpoint_dir", "a/gone"), "a/gone"),
+    ],
+)
+def test_no_hypernetwork_to_resume(tmp_path: Path, named: tuple[str, ...], searched: str) -> None:
+    words = ("--active_dataset", "wikitext", "--resume", "True", *named)
+    result = run_script("feedbackward_alt_train", *words, cwd=tmp_path)
+    assert result.code == 2
+    (line,) = errors(result.output)
+    assert f"nothing to resume: no run in {searched}; a new one, without resume, needs ff_checkpoint_dir, " in line
+
+
+PUBLISHED = {
+    "datasets": {
+        "gsm8k": {"name": "gsm8k", "config_name": "main", "block_size": 48, "max_seq_length": 4096},
+        "wikitext": {"name": "wikitext", "config_name": "wikitext-2-raw-v1", "block_size": 48, "max_seq_length": 4096},
+    },
+    "model": {"n_layer": 8, "n_head": 8, "n_embd": 256, "dropout": 0.1, "lora_rank": None, "feedback_reverse": None},
+    "diffusion": {"generation_steps": 10, "eps": 0.001},
+    "training": {
+        "epochs": {"gsm8k": 100, "wikitext": 100},
+        "batch_size": 64,
+        "learning_rate": 3e-4,
+        "decay_lr": True,
+        "warmup_ratio": 0.1,
+        "min_lr": 3e-5,
+        "grad_clip": 1.0,
+        "device": "cuda:0",
+        "dtype": "bfloat16",
+        "compile": True,
+        "eval_interval": 250,
+        "eval_save_multiple": 5,
+        "log_interval": 100,
+        "save_best_ckpt": True,
+        "save_multiple_eval_interval": True,
+        "save_epoch": True,
+        "save_epoch_interval": 10,
+        "out_dir": ".out",
+        "ff_run_name": "ff_model",
+        "fb_run_name": "fb_model",
+        "ft_run_name": "ft_model",
+        "fb_rec_run_name": "fb_rec_model",
+        "log_file_name": "log.txt",
+        "csv_file_name": "metrics.csv",
+    },
+}
+"""The published config.json, but for the tokenizer."""
+
+
+@pytest.mark.parametrize("script", ["feedforward_train", "feedbackward_alt_train", "feedbackward_rec_alt_train"])
+def test_the_published_config_is_a_config(tmp_path: Path, script: str) -> None:
+    (tmp_path / "published.json").write_text(json.dumps(PUBLISHED))
+    words = ["--config", "published.json", "--active_dataset", "gsm8k", "device=cpu", "--cfg", "job"]
+    needed = ["--ff_checkpoint_dir", "a", "--ff_checkpoint_name", "b", "--lora_rank", "4"]
+    result = run_script(script, *words, *(needed if "back" in script else []), cwd=tmp_path)
+    assert result.code == 0, result.output
+    assert "eval_interval: 250" in result.output
+    assert "forward_dtype: bfloat16" in result.output
+
+
+def test_a_published_key_with_another_value_is_refused(tmp_path: Path) -> None:
+    other = {**PUBLISHED, "training": {**PUBLISHED["training"], "save_best_ckpt": False}}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    result = run_script("feedforward_train", "--config", "other.json", "--active_dataset", "gsm8k", cwd=tmp_path)
+    assert result.code == 2
+    assert "'training.save_best_ckpt': the best and the newest checkpoint are always kept" in errors(result.output)[0]
+
+
+def test_fine_tuning_has_no_rank(place: Path) -> None:
+    needed = ("--ff_checkpoint_dir", BASES["gsm8k"], "--ff_checkpoint_name", "epoch_ckpt_gsm8k.pt")
+    words = ("--active_dataset", "gsm8k", *needed, "arch=attn_finetune")
+    result = attempt(place, "feedbackward_alt_train", *words, "--lora_rank", "4")
+    assert result.code == 2
+    assert "unknown key 'lora_rank': this architecture trains whole matrices: leave it out" in errors(result.output)[0]
+
+
+@pytest.mark.parametrize(
     ("missing", "expected"),
     [
         ("--lora_rank", "lora_rank is required"),
