@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -15,7 +15,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from engine.errors import UsageError
 from engine.fields import Inert, NotBlank, Range, check_fields
-from engine.schema import structure, with_defaults
+from engine.schema import is_contradiction, structure, with_defaults
 
 C = TypeVar("C", bound="RunConfig")
 # first line of a stored config: a resume has to know the chosen groups, which the YAML alone does not hold
@@ -247,6 +247,8 @@ class ConfigSource:
     overrides: list[str] = field(default_factory=list)
     config_name: str | None = None
     choices: dict[str, str | None] = field(default_factory=dict)
+    overlay: bool = False
+    """Its overrides are for a stored run's config (resume=true): they need not fit the recipe's values."""
 
 
 def load_synced_config(
@@ -265,15 +267,31 @@ def load_synced_config(
     """
     source = _source(hydra_config)
     _check_script(source, entry)
-    source = replace(source, resolved=with_defaults(schema, source.resolved))
-    config = structure(schema, source.resolved)  # first each rank its own, so that a bad config hangs nobody
+    config = read_source(schema, source)  # first each rank its own, so that a bad config hangs nobody
     if world_size > 1:
         if broadcast is None:
             from engine.distributed import broadcast_object  # lazily: it imports torch
 
             broadcast = broadcast_object
-        source = ConfigSource(**broadcast(vars(source) if rank == 0 else None))
+        config = read_source(schema, ConfigSource(**broadcast(vars(source) if rank == 0 else None)))
+    return config
+
+
+def read_source(schema: type[C], source: ConfigSource) -> C:
+    """The checked config of `source`. Of one to be put on top of a stored run's, whose values contradict the recipe's,
+    only what finds the run: they are checked beside the run's.
+
+    Raises: UsageError.
+    """
+    source = replace(source, resolved=with_defaults(schema, source.resolved))
+    try:
         config = structure(schema, source.resolved)
+    except UsageError as error:
+        if not source.overlay or not is_contradiction(error):
+            raise
+        needed = [each.name for each in fields(schema) if each.default is each.default_factory]  # both missing
+        found = {key: value for key, value in source.resolved.items() if key in {*schema.NOT_IDENTITY, *needed}}
+        config = structure(schema, with_defaults(schema, found))
     vars(config)["_source"] = source
     return config
 
@@ -307,7 +325,8 @@ def _source(hydra_config: DictConfig) -> ConfigSource:
         choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
     header = HEADER + json.dumps({"config_name": name, "choices": choices}) + "\n"
     text = header + OmegaConf.to_yaml(hydra_config, resolve=False)
-    return ConfigSource(text, resolved, overrides, name, choices)
+    overlay = str(resolved.get("resume")).lower() == "true"
+    return ConfigSource(text, resolved, overrides, name, choices, overlay)
 
 
 def resolved_container(config: DictConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import copy
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -51,6 +51,19 @@ def structure(cls: type[T], data: Any, where: str = "") -> T:
         few = len(problems) <= MOST_MISSING and all(MISSING_WORDS in line for line in problems)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 and not few else ""
         raise UsageError(" ".join("; ".join(problems if few else problems[:1]).split()) + more) from error
+
+
+def is_contradiction(error: UsageError) -> bool:
+    """Whether `structure` refused values of the right types, for what they are or beside others."""
+
+    def leaves(error: BaseException | None) -> Iterator[BaseException | None]:
+        if not isinstance(error, BaseValidationError):
+            yield error
+        else:
+            for inner in error.exceptions:
+                yield from leaves(inner)
+
+    return all(isinstance(leaf, ValueError) for leaf in leaves(error.__cause__))
 
 
 def with_defaults(schema: type, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -165,7 +165,18 @@ def read_command(
     """
     words = translate(list(argv), family.schema, groups=groups, aliases=family.aliases, typed=typed)
     translated(words)
-    return family.rewrite(words, groups, typed) if family.rewrite is not None else words
+    words = family.rewrite(words, groups, typed) if family.rewrite is not None else words
+    if any(word.lstrip("+").lower() == "resume=true" for word in words):
+        words = [_for_the_run(word, groups) for word in words]
+    return words
+
+
+def _for_the_run(word: str, groups: Groups) -> str:
+    """A value in a group's block which the recipe's choice lacks: the run that resumes may have another one."""
+    key, equals, _ = word.partition("=")
+    root, dot, _ = key.partition(".")
+    foreign = equals and dot and root in groups.options and groups.given is not None and key not in groups.given
+    return f"++{word}" if foreign else word
 
 
 def is_sweep(words: Sequence[str]) -> bool:

@@ -20,14 +20,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from engine.cli.keys import keys_of
-from engine.config import HEADER, ConfigSource, RunConfig, resolved_container, source_of
+from engine.config import HEADER, ConfigSource, RunConfig, read_source, resolved_container, source_of
 from engine.errors import UsageError
 from engine.fields import flatten, value_at
 from engine.io import did_you_mean
 from engine.reading import Unreadable, parse_json, read_yaml, reason_of
 from engine.run.files import read_json
 from engine.run.identity import as_written, complete, has_key
-from engine.schema import structure, with_defaults
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -205,7 +204,11 @@ def stored_config(folder: Path, config: C, groups: Iterable[str] = (), *, run_di
     if run_dir is not None:  # a time-stamped name would resolve to a new time
         resolved["run_dir"] = str(run_dir)
     source = replace(
-        asked, yaml=header + OmegaConf.to_yaml(merged, resolve=False), resolved=resolved, **stored_origin(text)
+        asked,
+        yaml=header + OmegaConf.to_yaml(merged, resolve=False),
+        resolved=resolved,
+        overlay=False,
+        **stored_origin(text),
     )
     return from_source(config, source)
 
@@ -225,12 +228,7 @@ def as_it_began(config: C, folder: Path) -> C:
 
 def from_source(config: C, source: ConfigSource) -> C:
     """`config` read again from `source` (itself, if that is where it came from)."""
-    if source is source_of(config):
-        return config
-    source = replace(source, resolved=with_defaults(type(config), source.resolved))
-    fresh = structure(type(config), source.resolved)
-    vars(fresh)["_source"] = source
-    return fresh
+    return config if source is source_of(config) else read_source(type(config), source)
 
 
 def edited(source: ConfigSource, values: Mapping[str, Any]) -> ConfigSource:

@@ -149,6 +149,50 @@ def test_what_may_change_at_a_resume(place: Path) -> None:
     assert (stored.learning_rate, stored.batch_size, stored.optimizer.options.eps) == (0.5, 2, 1e-10)
 
 
+@pytest.mark.parametrize(
+    ("begun", "changes", "expected"),
+    [
+        (
+            ("--training_mode=multidataset", "--dataset_list", "plain", "other"),
+            ("--dataset_sampling_probs", "3", "1"),
+            {"dataset_sampling_probs": [3.0, 1.0]},
+        ),
+        (
+            ("lr_scheduler=wsd", "optimizer=muon"),
+            ("optimizer.options.momentum=0.9",),
+            {"optimizer.options.momentum": 0.9},
+        ),
+        (("lr_scheduler=wsd",), ("lr_scheduler.options.share=0.25",), {"lr_scheduler.options.share": 0.25}),
+        (("learning_rate=0.1",), ("--decay_lr", "--min_lr=0.01"), {"min_lr": 0.01}),
+    ],
+)
+def test_changes_at_a_resume_need_not_fit_the_recipe(
+    place: Path, begun: tuple[str, ...], changes: tuple[str, ...], expected: dict
+) -> None:
+    """They are values for the run's config, whose mode and choices the command does not repeat."""
+    train(place, *begun, "max_steps=3", "verify=off")
+    result = run_script("train", "--init_from=resume", "--out_dir=out/r", "max_steps=4", *changes, cwd=place)
+    assert result.code == 0, result.output
+    stored = OmegaConf.load(place / "out/r/config.resolved.yaml")
+    assert {key: OmegaConf.select(stored, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--dataset_sampling_probs", "3", "1"), "with training_mode=single"),  # the run's own mode refuses it
+        (("optimizer.options.momentum=0.9",), "optimizer adamw has no option 'momentum'"),
+        (("lr_scheduler.options.gamma=0.5",), "lr_scheduler=cosine has no options"),
+        (("--batch_size=0",), "batch_size=0"),
+    ],
+)
+def test_changes_at_a_resume_must_fit_the_run(place: Path, changes: tuple[str, ...], message: str) -> None:
+    train(place, "max_steps=3", "verify=off")
+    result = run_script("train", "--init_from=resume", "--out_dir=out/r", "max_steps=4", *changes, cwd=place)
+    assert result.code == 2, result.output
+    assert message in result.output
+
+
 def _with_fake_wandb(argv: list[str], record: Path) -> None:
     wandb, calls, _ = fake_wandb(mode="offline")
     sys.modules["wandb"] = wandb
