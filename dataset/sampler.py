@@ -269,7 +269,8 @@ class EvalSampler:
         chosen = np.concatenate(
             [np.empty(0, dtype=np.int64), *(part + low for part, low in zip(asked, base.tolist(), strict=False))]
         )
-        total = len(chosen)
+        self.total = total = len(chosen)
+        """Examples of all splits."""
         if budget is not None:
             chosen = chosen[np.concatenate(budget.within(splits))[chosen]]
         total_in_budget = len(chosen)

@@ -55,6 +55,7 @@ class ARC:
     All metrics are named `ARC_CLASS_LEAKAGE/...`: the protocol class (i, ii, iii) and whether the leakage report of the
     data is empty (clean, leak, unchecked), so that no score is without them and scores of different protocols are not
     taken for the same metric. `pass@K`, `all_pairs@K`: see `metrics_of`. None where no task was asked.
+    `tasks` is how many a score is of, `tasks_total` how many with known solutions there are.
     """
 
     Config: ClassVar[type] = ARCConfig
@@ -153,6 +154,8 @@ class ARC:
         attempts, protocol = self.config.submission_K, self.protocol or self.tasks.protocol
         table = outcomes_of(self.tasks, self.votes.answers())
         metrics = metrics_of(table, self.config.pass_Ks, attempts, self.config.confidence)
+        unknown = {question.task for question in self.tasks.questions if question.solution is None}
+        metrics["tasks_total"] = float(len(self.tasks.names) - len(unknown))
         metrics["unmatched_examples"] = unmatched
         metrics["pooled_evaluations"] = float(self.evaluations)
         print_rank0(self._in_words(metrics))
@@ -180,7 +183,9 @@ class ARC:
             parts.append(f"{first}{name}@{k} {_percent(metrics[f'{name}@{k}'])} ({low} .. {high})")
         pooled = f", POOLED over {self.evaluations} evaluations" if self.evaluations > 1 else ""
         title = f"ARC         {self.label + ': ' if self.label else ''}"
-        return f"{title}{'; '.join(parts)}; {tasks:,} task{'s' * (tasks != 1)}, {votes:,} votes{pooled}"
+        total = int(metrics["tasks_total"] or 0)
+        counted = f"{tasks:,} of {total:,} tasks" if tasks < total else f"{tasks:,} task{'s' * (tasks != 1)}"
+        return f"{title}{'; '.join(parts)}; {counted}, {votes:,} votes{pooled}"
 
 
 def _percent(share: float | None) -> str:

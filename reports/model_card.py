@@ -254,7 +254,7 @@ def _results(
     lines = [table.markdown()]
     splits = summary.get("splits")
     for split, words in splits.items() if isinstance(splits, dict) else ():
-        part = _part(checkpoint.config) if split == "eval" else ""
+        part = _part(checkpoint.config) if split == "eval" and words.startswith("of the test split") else ""
         lines.append(f"`{split}/`: {words}{part and f', {part}'}.")
     lines += [f"Protocol: {meaning}." for meaning in dict.fromkeys(_protocols(run, checkpoint.step))]
     if checkpoint.has_ema and weights == "raw":

@@ -122,6 +122,9 @@ def training_plan(
     """The plan of a run of so many steps, or the config's, on data in `folders`; `evaluated` are the steps that
     complete an eval interval, `more` other fields."""
     steps = task.total_steps = min(total_steps, config.total_steps or total_steps)
+    splits, final = dict(more.pop("splits", held_back.splits)), task.final_sampler
+    if final.num_examples < final.total:
+        splits["eval"] = splits["eval"].replace("of the test split", f"of {final.covers} of the test split", 1)
     return TrainingPlan(
         task=task,
         total_steps=steps,
@@ -143,7 +146,8 @@ def training_plan(
         batch_rows=config.global_batch_size,
         report=task.report,
         cards=[describe(folder) for folder in dict.fromkeys(folders)],
-        **{"splits": held_back.splits, **more},
+        splits=splits,
+        **more,
     )
 
 

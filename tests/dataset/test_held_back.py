@@ -74,6 +74,9 @@ def test_puzzles_with_identifiers_of_their_own_are_not_held_back(tmp_path: Path)
     assert choose_groups(load_splits([root], "train"), seed=0) is None
 
 
+PART = "of 8 of 16 examples (seed 0) of the test split"  # as many as RUN evaluates
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     folder = tmp_path_factory.mktemp("place")
@@ -91,7 +94,7 @@ def test_best_is_chosen_by_validation_and_test_is_the_final_figure(place: Path) 
     assert [line["step"] for line in lines if "eval/exact_accuracy" in line] == [40]
     summary = json.loads((run / "summary.json").read_text())
     assert summary["name"] == "val/exact_accuracy"
-    assert summary["splits"]["eval"] == "of the test split, at the end: the figure to report"
+    assert summary["splits"]["eval"] == f"{PART}, at the end: the figure to report"
     assert {"val/exact_accuracy", "eval/exact_accuracy"} <= summary["results"].keys()
     best = json.loads(
         (run / "checkpoints" / (run / "checkpoints/best").read_text().strip() / "manifest.json").read_text()
@@ -109,5 +112,5 @@ def test_best_is_chosen_by_validation_and_test_is_the_final_figure(place: Path) 
 def test_a_run_that_selects_on_test_or_on_nothing_says_so(place: Path, argv: tuple[str, ...], reason: str) -> None:
     done = run_script("pretrain", *RUN, *argv, cwd=place)
     assert done.code == 0, done.output
-    assert f"eval        of the test split, {reason}" in done.output
+    assert f"eval        {PART}, {reason}" in done.output
     assert '"val/' not in (place / "checkpoints/p" / argv[1].partition("=")[2] / "metrics.jsonl").read_text()

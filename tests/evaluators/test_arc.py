@@ -74,7 +74,7 @@ def test_scores_and_submission_are_those_of_the_public_rules(built) -> None:
     assert json.loads(evaluator.files["arc_submission.json"]) == expected["submission"]
     low, high = metrics["ARC_iii_clean/pass@2_low"], metrics["ARC_iii_clean/pass@2_high"]
     assert low < metrics["ARC_iii_clean/pass@2"] <= high
-    assert metrics["ARC_iii_clean/tasks"] == 5
+    assert (metrics["ARC_iii_clean/tasks"], metrics["ARC_iii_clean/tasks_total"]) == (5, 5)
     assert metrics["ARC_iii_clean/votes"] == len(rows)
     assert metrics["ARC_iii_clean/unmatched_examples"] == 0
 
@@ -128,18 +128,22 @@ def test_many_processes_count_as_one_does(built, tmp_path: Path) -> None:
     ("budget", "tasks", "votes"),
     [(EvalBudget(groups=2), 2, 12), (EvalBudget(puzzles=1), 5, 9), (EvalBudget(2, 2), 2, 6)],
 )
-def test_a_budget_takes_the_first_tasks_and_augmentations(built, budget: EvalBudget, tasks: int, votes: int) -> None:
+def test_a_budget_takes_the_first_tasks_and_augmentations(
+    built, budget: EvalBudget, tasks: int, votes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     root, *_ = built
     metrics, rows = run(ARC(ARCConfig()), root, budget=budget)
     assert (metrics["ARC_iii_clean/tasks"], len(rows)) == (tasks, votes)
     assert {identifier for identifier, *_ in rows} <= set(range(1, 4 * tasks + 1))
+    assert metrics["ARC_iii_clean/tasks_total"] == 5
+    assert f"; {'2 of 5' if tasks == 2 else '5'} tasks, {votes} votes" in capsys.readouterr().out
 
 
 def test_a_task_whose_solution_is_hidden_is_submitted_and_not_scored(tmp_path: Path) -> None:
     write_arc(tmp_path / "hidden", hidden=True)
     evaluator = ARC(ARCConfig())
     metrics, _ = run(evaluator, tmp_path / "hidden")
-    assert metrics["ARC_iii_clean/tasks"] == 4
+    assert (metrics["ARC_iii_clean/tasks"], metrics["ARC_iii_clean/tasks_total"]) == (4, 4)
     assert len(json.loads(evaluator.files["arc_submission.json"])["task0"]) == 1
     assert json.loads(evaluator.files["arc_tasks.json"])["tasks"]["task0"]["solved"] is None
 

@@ -195,7 +195,7 @@ def test_keys_and_flags_bound_an_evaluation(workplace: Path) -> None:
     flags = ("--max-groups", "1", "--max-augmentations", "3", "--device", "cpu")
     bounded = run_script("scripts/evaluate", RUN_DIR, *flags, cwd=workplace)
     assert bounded.code == 0, bounded.output
-    assert "; 1 task, 3 votes" in bounded.output or "; 1 task, 9 votes" in bounded.output
+    assert "; 1 of 2 tasks, 3 votes" in bounded.output or "; 1 of 2 tasks, 9 votes" in bounded.output
     left = {path.name for path in (workplace / RUN_DIR).glob("evaluation_step_3_tasks-1_aug-3*")}
     assert left == {
         f"evaluation_step_3_tasks-1_aug-3{end}" for end in (".json", "_arc_tasks.json", "_arc_submission.json")
