@@ -70,6 +70,10 @@ class Adapter(nn.Module, ABC):
     def change_flops(self, rows: int, length: int) -> float:
         """Operations of making and applying (in low-rank form, once) the change of one pass."""
 
+    def gates(self) -> Tensor | None:
+        """The gates γ before its input-dependent changes, where there are any."""
+        return None
+
     def param_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """Parameters by name: matrix (the only ones to be decayed), embedding, scalar."""
         return group_parameters(self)

@@ -130,6 +130,10 @@ class HyperNetwork(Adapter):
         """The delta less its input-dependent part: one row."""
         return self.readout.static_delta(base)
 
+    def gates(self) -> Tensor | None:
+        """[targets, L]; None of a raw readout."""
+        return getattr(self.readout, "gates", None)
+
     def blocks(self) -> list[nn.Module]:
         """Compile units."""
         return list(self.h)

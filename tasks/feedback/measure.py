@@ -140,6 +140,23 @@ def delta_health(delta: Any, base: BaseLM) -> dict[str, float]:
     return health
 
 
+@torch.no_grad()
+def delta_sources(delta: Any, adapter: Adapter, base: BaseLM) -> dict[str, float]:
+    """Where the changes of a batch come from; nothing where all rows share one.
+
+    `dynamic`: ‖ΔW - ΔW₀‖² / (‖ΔW - ΔW₀‖² + ‖ΔW₀‖²), mean over rows, with ΔW₀ of the input-independent part: 0 for a
+    static LoRA, 1 where there is no such part. `gate`: mean |γ| of a gated readout.
+    """
+    if not isinstance(delta, LoraDelta) or delta.shape[0] < 2:
+        return {}
+    static = adapter.static_delta(base)
+    whole, kept = delta.squares().sum((1, 2)), static.squares().sum((1, 2))
+    moved = (whole - 2 * _inner(delta, static) + kept).clamp(min=0)
+    sources = {"dynamic": float((moved / (moved + kept).clamp(min=torch.finfo(moved.dtype).tiny)).mean())}
+    gates = adapter.gates()
+    return sources if gates is None else {**sources, "gate": float(gates.abs().mean())}
+
+
 def _inner(one: LoraDelta, other: LoraDelta) -> Tensor:
     """Σ_{blocks, targets} <ΔW, ΔW'> of each row, [B], from the factors."""
     total: Tensor | None = None

@@ -22,7 +22,7 @@ from losses.masked_diffusion import MaskedDiffusionLoss
 from models.feedback.batch import Batch
 from models.feedback.config import TextShape
 from tasks.feedback.base import FrozenBase
-from tasks.feedback.measure import controls, delta_health, finish, measure
+from tasks.feedback.measure import controls, delta_health, delta_sources, finish, measure
 from tasks.feedback.noise import evaluation_noise, hide, next_tokens, training_noise
 
 SEEN = ("loss", "base_loss")
@@ -184,7 +184,8 @@ class FeedbackTask:
         )
         if index == len(held_out) // 2 and repeat == 0:  # singular values: of one batch, that of middling lengths
             one = torch.ones((), device=batch.rate.device)
-            health = delta_health(output.deltas[-1], self.base.model)
+            delta = output.deltas[-1]
+            health = delta_health(delta, self.base.model) | delta_sources(delta, self.model, self.base.model)
             pairs |= {f"delta_{name}": (one * value, one) for name, value in health.items()}
         return self._stacked(pairs)
 

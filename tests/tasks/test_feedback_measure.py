@@ -10,7 +10,7 @@ import torch
 from losses.masked_diffusion import MaskedDiffusionLoss
 from models.feedback.adapter_config import AdapterShape, StaticLoraConfig
 from models.feedback.static_lora import StaticLora
-from tasks.feedback.measure import controls, delta_health, finish, measure
+from tasks.feedback.measure import controls, delta_health, delta_sources, finish, measure
 from tests.models.test_feedback_base import SHAPE
 from tests.models.test_feedback_hyper import CONFIG, batch_of, make_base, make_hyper, tokens
 
@@ -94,3 +94,18 @@ def test_health_by_dense_matrices(parts):
     assert 1 <= health["stable_rank"] <= 2 + 1e-4
     zero = delta_health(delta.zeros_like(), base)
     assert zero["ratio_max"] == zero["spectral"] == zero["stable_rank"] == zero["cosine"] == 0
+
+
+def test_sources_by_dense_matrices(parts):
+    base, hyper, _, output = parts
+    delta, static = output.deltas[-1], hyper.static_delta(base)
+    with torch.no_grad():
+        pairs = [(delta.dense(n, t), static.dense(n, t)) for t in delta.factors for n in range(3)]
+        moved = sum((own - kept).square().sum((1, 2)) for own, kept in pairs)
+        still = sum(kept.square().sum() for _, kept in pairs)
+    sources = delta_sources(delta, hyper, base)
+    assert sources["dynamic"] == pytest.approx((moved / (moved + still)).mean().item(), rel=1e-3)
+    assert 0 < sources["dynamic"] < 1
+    assert sources["gate"] == pytest.approx(hyper.readout.gates.abs().mean().item())
+    assert delta_sources(delta, make_hyper(readout="raw"), base) == {"dynamic": pytest.approx(1.0)}
+    assert delta_sources(static, hyper, base) == {}

@@ -92,6 +92,7 @@ def delta_table(cells: Sequence[Cell]) -> Table:
         "spectral": "delta_spectral",
         "stable rank": "delta_stable_rank",
         "cosine": "delta_cosine",
+        "dynamic": "delta_dynamic",
     }
     signed = [Column(name, "number", signed=True) for name in controls]
     table = Table([Column("cell"), *signed, *(Column(name, "number", digits=2) for name in sizes)])
