@@ -35,6 +35,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best (default), latest or step_N")
     parser.add_argument(
         "--prompt",
+        "--start",
         nargs="+",
         help="text, or FILE:path; one for each stream of a multicontext model; default: a newline",
     )

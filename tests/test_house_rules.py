@@ -225,9 +225,9 @@ def test_engine_stays_small() -> None:
     that reach every rank, a signal after a save that failed, the average in a step that is called off, batches of
     other classes in step_graph (+15); the line on the device behind that on stand-in data (+6); reasons of retired recipes (+11);
     lists of arch as flags, keys of a published file that change nothing (+6);
-    changes at a resume that fit the run and not the recipe (+25).
+    changes at a resume that fit the run and not the recipe (+25); versions of all packages and DISABLE_COMPILE (+12).
     """
-    assert size(sources("engine")).code < 7197
+    assert size(sources("engine")).code < 7208
     assert len((ROOT / "engine/loop/trainer.py").read_text().splitlines()) < 300
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,8 @@ def choose_mode(asked: str, *, device: str, suits: str | None, steps: int, secon
         return asked, ""
     if device != "cuda":
         return "off", ""
+    if os.environ.get("DISABLE_COMPILE"):
+        return "off", "DISABLE_COMPILE is set"
     if suits is None:
         return "off", "auto compiles only what has the same shapes at every step"
     if steps < REPAID[suits]:

@@ -12,6 +12,8 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ LONGEST_DIFF = 1_000_000  # characters; longer diffs are of data files, which no
 def describe_environment(
     *, argv: Sequence[str] | None = None, data_cards: Sequence[Mapping[str, Any]] = (), source: Path = SOURCE
 ) -> dict[str, Any]:
-    """JSON-ready facts: time, python, torch, numpy, platform, cpu_count, accelerators, command, git, data
-    cards.
+    """JSON-ready facts: time, python, torch, numpy, all installed packages with their versions, platform, cpu_count,
+    accelerators, command, git, data cards.
 
     "git" is None when `source` is not a git checkout (or git is not installed), else {"commit", "diff",
     "untracked"}, the diff being against the commit. Environment variables are left out: they hold keys.
@@ -42,6 +44,7 @@ def describe_environment(
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
+        "packages": _packages(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "cuda": torch.version.cuda,
@@ -50,6 +53,15 @@ def describe_environment(
         "git": _git_state(source),
         "data_cards": [dict(card) for card in data_cards],
     }
+
+
+def _packages() -> dict[str, str]:
+    """Name -> version of what is installed, as pip freeze lists it."""
+    found: dict[str, str] = {}
+    for each in distributions():
+        with suppress(Exception):  # an interrupted installation leaves folders without metadata
+            found.setdefault(each.name, each.version)  # the first on the path is what is imported
+    return dict(sorted(found.items()))
 
 
 DATA_MARKS = ("path", "content_hash", "metadata_hash")

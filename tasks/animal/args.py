@@ -48,6 +48,13 @@ class AnimalConfig(RunConfig):
         "concept_aliases": "concept_file has the synonyms of each option",
         "batch_size_step": "accumulation=N takes the batch in N parts",
         "save_every_epochs": "checkpoint_interval=N saves every N steps; each epoch's end is saved in any case",
+        "save_total_limit": "keep_last=N keeps the N newest checkpoints, and the best",
+        "resume_from_checkpoint": "the same command resumes; resume=true resume_from=best or step_N takes another one",
+        "report_to": "enable_wandb=true, enable_tensorboard=true, enable_csv=true",
+        "use_cpu": "device=cpu",
+        "bf16": "dtype=bfloat16, which is the default where a GPU has it",
+        "fp16": "dtype=float16",
+        "per_device_train_batch_size": "batch_size is over all processes; accumulation=N takes it in N parts",
     }
 
     arch: dict[str, Any]

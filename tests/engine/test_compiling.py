@@ -171,6 +171,15 @@ def test_what_auto_stands_for(
     assert bool(reason) == bool(why)
 
 
+def test_disable_compile_in_the_environment_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = {"device": "cuda", "suits": "block", "steps": 10**6, "seconds": None}
+    monkeypatch.setenv("DISABLE_COMPILE", "1")
+    assert compiling.choose_mode("auto", **long) == ("off", "DISABLE_COMPILE is set")
+    assert compiling.choose_mode("block", **long) == ("block", "")
+    monkeypatch.setenv("DISABLE_COMPILE", "")
+    assert compiling.choose_mode("auto", **long) == ("block", "")
+
+
 def test_a_run_that_is_too_short_says_why_it_is_not_compiled(printed: list[str]) -> None:
     made = task(Net())
     made.compiles = "block"

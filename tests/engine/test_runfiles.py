@@ -112,6 +112,7 @@ def test_environment(tmp_path):
     assert facts["git"] is None
     assert facts["command"] == ["pretrain.py", "lr=1"]
     assert facts["torch"] == torch.__version__
+    assert facts["packages"]["hydra-core"].startswith("1.3.")
     assert facts["data_cards"] == [{"hash": "x"}]
     assert {"python", "numpy", "platform", "cpu_count"} <= facts.keys()
     git("init", "-q")
