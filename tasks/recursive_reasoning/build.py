@@ -121,6 +121,8 @@ def training_plan(
 ) -> TrainingPlan:
     """The plan of a run of so many steps, or the config's, on data in `folders`; `evaluated` are the steps that
     complete an eval interval, `more` other fields."""
+    if not config.from_file and (config.final_eval or config.eval_interval):
+        _try_evaluators(config, task)
     steps = task.total_steps = min(total_steps, config.total_steps or total_steps)
     splits, final = dict(more.pop("splits", held_back.splits)), task.final_sampler
     if final.num_examples < final.total:
@@ -149,6 +151,17 @@ def training_plan(
         splits=splits,
         **more,
     )
+
+
+def _try_evaluators(config: EpisodeConfig, task: RecursiveReasoningTask) -> None:
+    """Let others like those of the task begin: what they cannot read is refused now, not after hours of training.
+
+    Raises: UsageError.
+    """
+    for evaluator in create_evaluators(config.evaluators):
+        if (attach := getattr(evaluator, "attach", None)) is not None:
+            attach(task.model, task.loss_head)
+        evaluator.begin(task.final_sampler.splits)
 
 
 def groups_of(model: RecursiveModel, config: PretrainConfig) -> list[ParamGroup]:

@@ -249,9 +249,17 @@ def test_models_that_the_public_code_has_not(data: Path, tmp_path: Path) -> None
 
     stored = manifest["config"]
     assert public_config(stored)["arch"]["name"] == config["arch"]["name"]
-    for key, value in (("pos_encodings", "rope_2d"), ("eval_halting", "latched")):
+    assert public_config(stored)["arch"].keys() == {*config["arch"], "H_layers", "rms_norm_eps", "rope_theta"}, (
+        "no key that the public class lacks"
+    )
+    ours = {"pos_encodings": "rope_2d", "eval_halting": "latched", "gate_norm": True, "inner_multiple": 64, "chains": 2}
+    for key, value in {**ours, "latent_init": "random", "damping": 0.1, "update_noise": 0.1}.items():
         with pytest.raises(UsageError, match=rf"arch\.{key}={value} has no counterpart"):
             public_config({**stored, "arch": {**stored["arch"], key: value}})
+    without = {**stored["arch"], "puzzle_emb_ndim": 0}
+    assert public_config({**stored, "arch": without})["arch"]["puzzle_emb_len"] == 0, "no prefix, and no room for one"
+    with pytest.raises(UsageError, match=r"arch\.registers=2 has no counterpart"):
+        public_config({**stored, "arch": {**without, "registers": 2}})
     with pytest.raises(UsageError, match="has no counterpart"):
         public_config({**stored, "arch": {"name": "recursive_reasoning.hrm_feudal@HRMFeudal"}})
 

@@ -115,3 +115,12 @@ def test_a_table_of_one_row_stays() -> None:
     assert report == "puzzle table: 1 of 1 rows by name"
     first = matched(torch.arange(3.0).view(3, 1), ["", "x", "x"], ["", "x"], 2)[0]
     assert json.dumps(first.tolist()) == "[[0.0], [1.0]]", "of a name that stands twice the first"
+
+
+def test_an_evaluator_that_cannot_read_the_data_is_refused_before_training(place: Path) -> None:
+    words = (*SMALL, "data_paths=[data/old]", "run_name=r", "evaluators=[{name: arc@ARC}]")
+    refused = run_script("pretrain", *words, cwd=place)
+    assert refused.code == 2
+    assert "data/old/test_puzzles.json does not exist: arc@ARC reads" in refused.output
+    assert not (place / "checkpoints/p/r").exists()
+    assert run_script("pretrain", *words, "final_eval=false", cwd=place).code == 0, "nobody is asked"

@@ -15,7 +15,7 @@ from engine.errors import UsageError
 from engine.io import did_you_mean
 from engine.registry import create_evaluators, resolve
 from engine.schema import structure, with_defaults
-from models.layers.mlp import swiglu_inner_size
+from models.layers.mlp import MULTIPLE, swiglu_inner_size
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.public.sizes import Sizes
 
@@ -68,7 +68,10 @@ KINDS = {
 }
 MODULES = {**{kind: kind for kind in KINDS}, "hrm_act_v1": "hrm"}
 """Last part of a module's name in all_config.yaml -> the kind."""
-OURS_ONLY = ("eval_halting", "head_dim")
+OURS_ONLY = (
+    *("eval_halting", "head_dim", "inner_multiple", "gate_norm", "registers", "latent_init", "damping", "update_noise"),
+    *("chains", "late_states", "late_steps", "cycles_schedule"),
+)
 """Keys of ours that the public code has not; the export refuses values that change what is computed."""
 SAME = (
     "data_paths_test",
@@ -222,6 +225,7 @@ def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
             "loss": {"name": LOSS, "loss_type": loss.get("loss_type", LOSS_TYPES[0])},
             **({"H_layers": 0} if "H_layers" in kind.unread else {}),
             **{key: full[key] for key in keys},
+            **({} if full["puzzle_emb_ndim"] or "puzzle_emb_len" in kind.unread else {"puzzle_emb_len": 0}),
             "forward_dtype": dtype,
         },
         "data_paths": config.get("data_paths"),
@@ -238,6 +242,13 @@ def _refuse_ours(arch: Mapping[str, Any], kind: str) -> None:
         "pos_encodings": arch["pos_encodings"] == "rope_2d",
         "head_dim": not arch["mlp_t"] and arch["head_dim"] not in (0, usual),
         "eval_halting": arch["eval_halting"] != "fixed",
+        "inner_multiple": arch["inner_multiple"] != MULTIPLE,
+        "gate_norm": arch["gate_norm"],
+        "registers": arch["registers"] and not arch["puzzle_emb_ndim"],
+        "latent_init": arch["latent_init"] != "learned",
+        "damping": arch["damping"],
+        "update_noise": arch["update_noise"],
+        "chains": arch["chains"] != 1,
         "L_latents": arch.get("L_latents", 6) != 6,
         "no_ACT_continue": "no_ACT_continue" in KINDS[kind].unread and arch["no_ACT_continue"],
         "puzzle_emb_len": "puzzle_emb_len" in KINDS[kind].unread and arch["puzzle_emb_len"] not in (0, few),
