@@ -33,20 +33,30 @@ ALIASES = {
 _OPTION = "an option of the optimizer: optimizer.options.NAME=VALUE (config/optimizer)"
 _CURVE = "the curve ends at lr_decay_iters and min_lr; the rest are lr_scheduler.options (config/lr_scheduler)"
 _KEEP = "checkpoint_interval, keep_last and keep_every decide what is kept; the best and the newest always are"
+_SAMPLES = "samples are text alone, drawn by temperature and top_k"
+_CONFIG = "--config file.json reads one; out_dir keeps config.yaml and config.resolved.yaml"
 _PLACES = "pos_encodings=learned|rope|none"
 FOREIGN_KEYS = {
     "gns_": "the batch does not follow the gradient noise scale: give batch_size; stats_interval=N measures gradients",
     **dict.fromkeys(("adamw_", "sgd_", "opt_", "lookahead_", "ademamix_", "sophiag_", "shampoo_"), _OPTION),
-    **dict.fromkeys(("cosine_", "exponential_gamma", "step_lr_", "plateau_", "lr_decay_match_"), _CURVE),
+    **dict.fromkeys(
+        ("cosine_t_max", "cosine_eta_min", "exponential_gamma", "step_lr_", "plateau_", "lr_decay_match_"), _CURVE
+    ),
     **dict.fromkeys(("always_save_", "never_save_", "only_save_", "save_major_"), _KEEP),
     **dict.fromkeys(("use_rotary_", "use_abs_pos_"), _PLACES),
+    **dict.fromkeys(("load_config_json", "save_config_json"), _CONFIG),
     "lr": "did you mean 'learning_rate'?",
     "dataset_sampling_learning_rate": "all data sets share one learning rate",
     "allow_arch_change": "a resumed run keeps its architecture; --init_from=prev_run begins another with its weights",
     "init_from_ckpt": "--init_from=resume takes the newest checkpoint, resume_from=best another",
     "sample_each_eval": "max_sample_tokens=N samples after each evaluation",
     "sample_only": "scripts/sample.py samples from a run",
+    "sample_file": "out_dir/samples has a file for each evaluation",
+    "interactive": "scripts/sample.py --prompt writes what continues a text",
+    "multicontext_start": "scripts/sample.py takes a --prompt for each stream",
     "softmax_threshold": "scripts/sample.py has --min-p",
+    **dict.fromkeys(("sample_metrics", "dataset_benchmarks", "cosine_penalty"), _SAMPLES),
+    "init_variant": "init_std, embd_init_std, head_init_std and zero_init_proj are how weights begin",
     "vocab_sizes": "each data set says its own",
     "csv_": "enable_csv=true writes metrics.csv into out_dir",
     "tensorboard_": "enable_tensorboard=true logs into out_dir/tensorboard",
@@ -174,7 +184,7 @@ class TrainConfig(RunConfig):
     """First-moment decay of Adam-style optimizers."""
     beta2: Annotated[float, Range(0, below=1), _UNTRAINED] = 0.99
     """Second-moment decay of Adam-style optimizers."""
-    grad_clip: float | None = 1.0
+    grad_clip: Annotated[float | None, Range(0)] = 1.0
     """Largest norm of the gradient; 0 does not clip."""
     log_interval: int = 10
     """Iterations between lines of metrics."""
@@ -229,7 +239,8 @@ class TrainConfig(RunConfig):
         needed = {"multidataset": "dataset_list", "multicontext": "multicontext_datasets"}
         for mode, key in needed.items():
             if self.training_mode == mode and not getattr(self, key):
-                raise ValueError(f"training_mode={mode} needs {key}, e.g. --{key} shakespeare_char stdlib_char")
+                second = "stdlib_char" if mode == "multidataset" else "shakespeare_class"  # streams annotate one text
+                raise ValueError(f"training_mode={mode} needs {key}, e.g. --{key} shakespeare_char {second}")
             if self.training_mode != mode and getattr(self, key):
                 raise ValueError(
                     f"{key} has no meaning with training_mode={self.training_mode}: add training_mode={mode}"
