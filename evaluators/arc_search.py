@@ -60,7 +60,7 @@ class ARCLatentSearch(Ballots):
     def update(self, batch: Mapping[str, Tensor], steps: Sequence[StepOutput], preds: Tensor, valid_rows: int) -> None:
         """Search for the rows that are asked, and vote; a collective."""
         began, rows = time.perf_counter(), self.chosen(batch, valid_rows)
-        own, space = rows_of(batch, rows), Space(self.model)
+        own, space = rows_of(batch, rows), Space(self.model, self.config.space)
         result = search(space, own, self.token_loss, self.config, self.config.seed) if len(rows) else None
         for label, budget in zip(self.labels(), sorted(set(self.config.budgets)), strict=True):
             nothing = preds[:0], preds[:0, 0].float()

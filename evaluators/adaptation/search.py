@@ -5,11 +5,12 @@
 z is the latent of a variational encoder, or the context itself. Rows are independent of one another: the score, the
 clipped gradient and Adam's moments are those of a row, so the batch that a row comes in changes nothing but rounding.
 
-B rows, K demonstrations at most, N demonstrations that exist, R iterates.
+B rows, K demonstrations at most, N demonstrations that exist, R iterates of all starts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.distributed import keyed_generator
-from engine.fields import Range, check_fields
+from engine.fields import Inert, Range, check_fields
 from evaluators.adaptation.adam import Adam
 from evaluators.adaptation.examples import (
     Batch,
@@ -29,6 +30,8 @@ from evaluators.adaptation.examples import (
     right,
 )
 
+_NO_GRADIENT = Inert("mode=random_search", "mode=random_search follows no gradient")
+
 
 @dataclass(kw_only=True)
 class SearchConfig:
@@ -36,16 +39,26 @@ class SearchConfig:
 
     mode: Literal["gradient_ascent", "random_search"] = "gradient_ascent"
     """Follow the gradient of the score, or try points around the start."""
+    space: Literal["latent", "context"] = "latent"
+    """Search for the latent, or for the whole context, as encoders without a latent always do."""
     budgets: list[int] = field(default_factory=lambda: [0, 1, 5, 20])
     """Updates (of random search: points) after which the best so far answers; 0 is the encoder's own."""
     lr: Annotated[float, Range(above=0)] = 0.1
-    """Step size of Adam."""
+    """Step size."""
+    optimizer: Annotated[Literal["adam", "sgd"], _NO_GRADIENT] = "adam"
+    """Rule of a step."""
+    lr_schedule: Annotated[Literal["constant", "cosine"], _NO_GRADIENT] = "constant"
+    """The step size stays, or falls to 0 over the largest budget as the root of a cosine (LPN's)."""
     b2: Annotated[float, Range(0, below=1)] = 0.9
-    """Its second-moment decay; the first-moment decay is 0.9."""
+    """Adam's second-moment decay; the first-moment decay is 0.9."""
     clip: Annotated[float, Range(above=0)] = 1.0
     """Largest norm of a row's gradient."""
     scale: Annotated[float, Range(above=0)] = 0.5
-    """Standard deviation of the points of random search around the start."""
+    """Standard deviation of random points around the start."""
+    num_perturbations: Annotated[int, Range(0), _NO_GRADIENT] = 0
+    """Further ascents, from so many random points around the start; the best iterate of all answers."""
+    include_all_latents: Annotated[bool, _NO_GRADIENT] = False
+    """Further ascents, from each posterior's mean (lpn_variational: each demonstration's), where there are several."""
     prior_weight: Annotated[float, Range(0)] = 0.0
     """λ, the pull back to the start."""
     select: Literal["best", "leave_one_out"] = "best"
@@ -62,9 +75,9 @@ class SearchConfig:
 class Space:
     """What is searched in: `start(batch) -> z₀` and `context(z)`; z has at least float32."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, kind: str = "latent") -> None:
         self.model = model
-        self.latent = bool(getattr(model.encoder, "VARIATIONAL", False))
+        self.latent = kind == "latent" and bool(getattr(model.encoder, "VARIATIONAL", False))
 
     @torch.no_grad()
     def start(self, batch: Batch) -> Tensor:
@@ -72,6 +85,17 @@ class Space:
         encoded = self.model.encode(batch)
         out: Tensor = encoded.latent if self.latent else encoded.context
         return out.to(torch.promote_types(out.dtype, torch.float32))
+
+    @torch.no_grad()
+    def single(self, batch: Batch) -> list[Tensor]:
+        """The means of a row's posteriors, [B, Z] each, if they are several; where there is none, the start."""
+        encoded = self.model.encode(batch) if self.latent else None
+        if encoded is None or encoded.mu.shape[1] == 1:
+            return []
+        start, means = self.start(batch), encoded.mu
+        if self.model.encoder.by_demonstration:
+            means = torch.where(batch["demo_mask"].unsqueeze(-1), means, start.unsqueeze(1).to(means.dtype))
+        return [mean.to(start.dtype) for mean in means.unbind(1)]
 
     def context(self, z: Tensor) -> Tensor:
         """[B, C, D]"""
@@ -132,7 +156,7 @@ def iterates(objective: Objective, start: Tensor, config: SearchConfig, seed: in
         with torch.no_grad():
             return [(z, objective(z)) for z in points]
     out: list[tuple[Tensor, Tensor]] = []
-    z, adam = start, Adam([start], lr=config.lr, b2=config.b2)
+    z, adam = start, Adam([start], lr=config.lr, b2=config.b2) if config.optimizer == "adam" else None
     for number in range(1, most + 2):
         with torch.enable_grad():
             z = z.detach().requires_grad_()
@@ -145,8 +169,23 @@ def iterates(objective: Objective, start: Tensor, config: SearchConfig, seed: in
         out.append((z.detach(), score.detach()))
         norm = gradient.flatten(1).norm(dim=1).view(-1, *[1] * (gradient.dim() - 1))
         gradient = gradient * (config.clip / norm.clamp(min=config.clip))
-        z = z.detach() + adam.step([gradient])[0]
+        left = math.sqrt(0.5 * (1 + math.cos(math.pi * (number - 1) / most))) if config.lr_schedule == "cosine" else 1.0
+        z = z.detach() + left * (config.lr * gradient if adam is None else adam.step([gradient])[0])
     return out
+
+
+def all_iterates(objective: Objective, batch: Batch, config: SearchConfig, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """z [R, B, ...], S(z) [R, B] and the number of updates [R] of every iterate, those of the encoder's start first."""
+    start = objective.space.start(batch)
+    starts = [start]
+    if config.mode == "gradient_ascent":
+        generator = keyed_generator(seed, "latent_search_starts")
+        offsets = torch.randn(config.num_perturbations, *start.shape[1:], generator=generator).to(start)
+        starts += [start + config.scale * offset for offset in offsets]
+        starts += objective.space.single(batch) if config.include_all_latents else []
+    found = [iterates(objective, each, config, seed) for each in starts]
+    points, scores = (torch.stack([pair[part] for path in found for pair in path]) for part in (0, 1))
+    return points, scores, torch.arange(len(found[0]), device=scores.device).repeat(len(found))
 
 
 def search(space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConfig, seed: int = 0) -> SearchResult:
@@ -155,32 +194,36 @@ def search(space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConf
     With `select=leave_one_out` the number of updates is the one after which a demonstration that is left out of start
     and score is answered best, on the average over all of a row's; rows with a single demonstration keep the start.
     """
-    objective, start = Objective(space, batch, token_loss, config.act_steps), space.start(batch)
-    path = iterates(objective, start, config, seed)
-    points, scores = torch.stack([z for z, _ in path]), torch.stack([score for _, score in path])  # [R, B, ...], [R, B]
-    worth = scores if config.select == "best" else held_out_scores(space, batch, token_loss, config, seed)
-    rows = torch.arange(len(start), device=start.device)
+    points, scores, updates = all_iterates(Objective(space, batch, token_loss, config.act_steps), batch, config, seed)
+    worth = scores
+    if config.select == "leave_one_out":
+        held_out = held_out_scores(space, batch, token_loss, config, seed)
+        worth = torch.zeros_like(scores) if held_out is None else held_out
+    rows = torch.arange(scores.shape[1], device=scores.device)
     latents, seconds, chosen, steps = {}, {}, {}, torch.zeros_like(rows)
     for budget in sorted(set(config.budgets)):
-        ranked = worth[: budget + 1].argsort(dim=0, descending=True, stable=True)  # of equal ones the earliest first
-        steps = ranked[0]
-        latents[budget], chosen[budget] = points[steps, rows], scores[steps, rows]
+        reached = (updates <= budget).nonzero()[:, 0] if budget else rows.new_zeros(1)  # 0: the encoder's own alone
+        order = worth[reached].argsort(dim=0, descending=True, stable=True)  # of equal ones the earliest first
+        best = reached[order[0]]
+        latents[budget], chosen[budget], steps = points[best, rows], scores[best, rows], updates[best]
         if budget:
-            seconds[budget] = points[ranked[1], rows]
+            seconds[budget] = points[reached[order[1]], rows]
     return SearchResult(latents, seconds, scores[0], chosen, steps)
 
 
-def held_out_scores(space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConfig, seed: int) -> Tensor:
-    """How well the iterates answer a demonstration that is left out, mean over a row's: [R, B]."""
+def held_out_scores(
+    space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConfig, seed: int
+) -> Tensor | None:
+    """How well the iterates answer a demonstration that is left out, mean over a row's: [R, B]; None where no row has
+    two."""
     folds, owner = leave_one_out(batch)
-    rows, most = len(batch["inputs"]), max(config.budgets)
-    device = batch["inputs"].device
-    out = torch.zeros(most + 1, rows, device=device)
+    rows, device = len(batch["inputs"]), batch["inputs"].device
     if not len(owner):
-        return out
-    path = iterates(Objective(space, folds, token_loss, config.act_steps), space.start(folds), config, seed)
+        return None
+    points, _, _ = all_iterates(Objective(space, folds, token_loss, config.act_steps), folds, config, seed)
+    out = torch.zeros(len(points), rows, device=device)
     count = torch.zeros(rows, device=device).index_add(0, owner, torch.ones(len(owner), device=device))
-    for number, (z, _) in enumerate(path):
+    for number, z in enumerate(points):
         with torch.no_grad():
             logits = space.model.decode_with_context(folds, space.context(z), act_steps=config.act_steps).logits
         score = log_likelihood(logits, folds["labels"], token_loss).to(out.dtype)

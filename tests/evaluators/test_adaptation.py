@@ -23,6 +23,7 @@ from evaluators.adaptation.search import (
     Objective,
     SearchConfig,
     Space,
+    all_iterates,
     answered,
     held_out_scores,
     iterates,
@@ -189,6 +190,53 @@ def test_a_demonstration_that_is_left_out_chooses_the_number_of_updates(batch):
         loss = HEAD.token_loss(logits, one["labels"])
         total -= float(loss.detach().sum() / (one["labels"] != -100).sum())
     assert worth[3, row].item() == pytest.approx(total / len(owner), rel=1e-5)
+
+
+@pytest.mark.parametrize("more", [{"num_perturbations": 2}, {"include_all_latents": True}])
+@pytest.mark.parametrize("select", ["best", "leave_one_out"])
+def test_further_starts_add_iterates_and_leave_those_of_the_first(batch, more, select):
+    space = Space(model_of("lpn_variational"))
+    one, several = (
+        search(space, batch, HEAD.token_loss, SearchConfig(budgets=[0, 1, 4], select=select, **keys))
+        for keys in ({}, more)
+    )
+    assert torch.equal(one.latents[0], several.latents[0])  # budget 0 is the encoder's own
+    objective = Objective(space, batch, HEAD.token_loss, 1)
+    torch.testing.assert_close(objective(several.latents[4]), several.scores[4])
+    points, scores, updates = all_iterates(objective, batch, SearchConfig(budgets=[4], **more), 0)
+    starts = points[updates == 0]
+    assert len(starts) == (3 if "num_perturbations" in more else 1 + batch["demo_mask"].shape[1])
+    assert torch.equal(points[:5], all_iterates(objective, batch, SearchConfig(budgets=[4]), 0)[0])
+    if select == "best":
+        assert (several.scores[4] >= one.scores[4]).all()
+        assert torch.equal(several.scores[4], scores.max(0).values)
+    if "include_all_latents" in more:
+        mean = (starts[1:] * batch["demo_mask"].t().unsqueeze(-1)).sum(0) / batch["demo_mask"].sum(1, keepdim=True)
+        torch.testing.assert_close(mean, starts[0])  # z is the mean of the demonstrations' latents
+        assert torch.equal(
+            starts[1:][~batch["demo_mask"].t()], starts[0].expand_as(starts[1:])[~batch["demo_mask"].t()]
+        )
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_steps_of_gradient_ascent_by_hand(batch, schedule):
+    space, config = Space(model_of()), SearchConfig(budgets=[3], optimizer="sgd", lr=0.2, lr_schedule=schedule)
+    objective = Objective(space, batch, HEAD.token_loss, 1)
+    points, *_ = all_iterates(objective, batch, config, 0)
+    for number in range(3):
+        z = points[number].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(z).sum(), z)
+        norm = gradient.flatten(1).norm(dim=1)[:, None, None]
+        size = 0.2 * (0.5 * (1 + np.cos(np.pi * number / 3))) ** 0.5 if schedule == "cosine" else 0.2
+        torch.testing.assert_close(points[number + 1] - points[number], size * gradient / norm.clamp(min=1))
+
+
+def test_the_context_is_searched_where_there_is_a_latent(batch):
+    model = model_of("lpn_variational")
+    space = Space(model, "context")
+    assert space.start(batch).shape == (10, 2, 32)
+    assert torch.equal(space.context(space.start(batch)), model.encode(batch).context)
+    assert space.single(batch) == []
 
 
 def test_the_pull_to_the_start_shortens_the_way(batch):
