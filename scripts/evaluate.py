@@ -10,7 +10,7 @@
     python scripts/evaluate.py diversity_model                                       # of train_animal.py
 
 Without further arguments it repeats the evaluation at the end of the run: same examples and weights, same numbers.
-Options on ACT steps, rollouts, examples and splits are for runs of pretrain.py.
+Options on ACT steps, rollouts, examples and splits are for runs of pretrain.py; `--steps` of a hypernetwork are passes.
 """
 
 from __future__ import annotations

@@ -48,24 +48,27 @@ def evaluate_run(
         override_data: (checkpoint, what --data names) -> keys of the config that evaluate on it.
         mode: a key of the config that decides what the numbers mean: it is printed with them.
         keys: further keys to keep with the result.
-        limits: arguments that limit what is evaluated, and the key of the config that each of them replaces; `all`
-            is null. They are in the name of the result.
+        limits: arguments that limit what is evaluated, and the key of the config (or of a block in it) that each of
+            them replaces; `all` is null. They are in the name of the result.
         opener: for a family whose figures need more of a checkpoint than the weights.
 
     Raises:
         UsageError: an argument without a meaning for this family, no usable checkpoint or data.
     """
-    entry, limits = find_checkpoint(args.checkpoint).entry, limits or {}
+    stored, limits = find_checkpoint(args.checkpoint), limits or {}
     asked_for = {name: value for name in limits if (value := getattr(args, name)) is not None}
     for name, default in {**DEFAULTS, **({} if override_data else {"data": None})}.items():
         if getattr(args, name) != default and name not in limits:
-            raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of {entry}.py")
+            raise UsageError(f"--{name.replace('_', '-')} has no meaning for a run of {stored.entry}.py")
     target = None if args.json is None else args.json.absolute()
     checkpoint = Path(os.path.abspath(args.checkpoint))
     given = [os.path.abspath(user_path(name)) if "/" in name else name for name in args.data or ()]
     with contextlib.chdir(home_of(checkpoint)):
         overrides = dict(override_data(checkpoint, given)) if override_data else {}
-        overrides |= {limits[name]: None if value == "all" else value for name, value in asked_for.items()}
+        for name, value in asked_for.items():
+            block, dot, key = limits[name].partition(".")
+            chosen = None if value == "all" else value
+            overrides[block] = {**stored.config[block], key: chosen} if dot else chosen
         if "max_groups" in asked_for and "max_examples" not in asked_for:
             overrides[limits["max_examples"]] = None  # groups are whole
         opened = opener(checkpoint, device=args.device, weights=args.weights or "ema", overrides=overrides)
@@ -95,9 +98,15 @@ def evaluate_run(
         "checkpoint": asked,
         "step": step,
         "weights": opened.weights,
-        **{key: getattr(config, key) for key in [*([mode] if mode else []), *keys, *limits.values()]},
+        **{key: _setting(config, key) for key in [*([mode] if mode else []), *keys, *limits.values()]},
         "data": data,
         "device": str(opened.runtime.device),
     }
     target = target or opened.run_dir / ("_".join([f"evaluation_step_{step}", *marks]) + ".json")
     write_json_result(target, {"settings": settings, "seconds": round(seconds, 3), "results": results})
+
+
+def _setting(config: Any, key: str) -> Any:
+    """The value of a key, or of one of a block (arch.n_passes)."""
+    block, dot, inner = key.partition(".")
+    return getattr(config, block)[inner] if dot else getattr(config, block)

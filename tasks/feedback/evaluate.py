@@ -21,8 +21,10 @@ SETTINGS = (
 
 
 def evaluate_run(args: argparse.Namespace) -> None:
-    """Load, evaluate, print and write, as the arguments of scripts/evaluate.py ask. Raises: UsageError."""
-    evaluation.evaluate_run(args, mode="active_dataset", keys=SETTINGS, opener=open_on_own_base)
+    """Load, evaluate, print and write, as the arguments of scripts/evaluate.py ask; `--steps` are the passes of a
+    hypernetwork. Raises: UsageError."""
+    limits = {"steps": "arch.n_passes"} if "n_passes" in find_checkpoint(args.checkpoint).config["arch"] else {}
+    evaluation.evaluate_run(args, mode="active_dataset", keys=SETTINGS, limits=limits, opener=open_on_own_base)
 
 
 def open_on_own_base(path: Path, *, overrides: Mapping[str, Any], **how: Any) -> OpenedCheckpoint:

@@ -325,6 +325,25 @@ def test_a_published_key_with_another_value_is_refused(tmp_path: Path) -> None:
     assert "'training.save_best_ckpt': the best and the newest checkpoint are always kept" in errors(result.output)[0]
 
 
+def test_more_passes_than_were_trained(place: Path) -> None:
+    trained = adapter(place, "max_steps=2", "run_dir=hyper")
+    assert trained.code == 0, trained.output
+    figures = {}
+    for steps in ((), ("--steps", "3")):
+        result = run_script("scripts/evaluate", "hyper", "--device", "cpu", *steps, cwd=place)
+        assert result.code == 0, result.output
+        file = "evaluation_step_2_steps-3.json" if steps else "evaluation_step_2.json"
+        written = json.loads((place / "hyper" / file).read_text())
+        assert written["settings"]["arch.n_passes"] == (3 if steps else 1)
+        figures[steps] = {name: value for name, value in written["results"].items() if "nll_pass" in name}
+    one, more = figures.values()
+    assert list(more) == [f"eval/nll_pass{number}" for number in range(4)]
+    assert {name: more[name] for name in one} == one
+    base = run_script("scripts/evaluate", f".out/gsm8k/{BASES['gsm8k']}", "--steps", "3", cwd=place)
+    assert base.code == 2
+    assert "--steps has no meaning for a run of feedforward_train.py" in base.output
+
+
 def test_fine_tuning_has_no_rank(place: Path) -> None:
     needed = ("--ff_checkpoint_dir", BASES["gsm8k"], "--ff_checkpoint_name", "epoch_ckpt_gsm8k.pt")
     words = ("--active_dataset", "gsm8k", *needed, "arch=attn_finetune")
