@@ -146,15 +146,16 @@ def load_state(trainer: Trainer, checkpoint: Checkpoint, *, rank: int, world_siz
     except torch.OutOfMemoryError:
         raise
     except (WeightsMisfit, *BROKEN) as error:
+        afresh = "resume=false" + (" and no resume_from" if trainer.config.resume_from != "latest" else "")
         if (changed := what_changed(checkpoint.config, trainer.config)) is not None:
             raise UsageError(
                 f"checkpoint {checkpoint.path} belongs to another model or training setup ({changed}): go back to its "
-                "value, or start again with resume=false"
+                f"value, or start again with {afresh}"
             ) from error
         what = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise UsageError(
             f"checkpoint {checkpoint.path}: its state does not belong to this run ({what}): "
-            "name another one with resume_from=step_N, or start again with resume=false"
+            f"name another one with resume_from=step_N, or start again with {afresh}"
         ) from error
 
 

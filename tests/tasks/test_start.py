@@ -96,6 +96,10 @@ def test_a_branch_onto_other_puzzles_is_refused(place: Path) -> None:
     refused = run_script("pretrain", *words, "data_paths=[data/renamed]", "run_name=r", cwd=place)
     assert refused.code == 2
     assert "load_checkpoint=checkpoints/p/first/step_3 takes its weights and matches them by name" in refused.output
+    wide = run_script("pretrain", *words, "data_paths=[data/old]", "run_name=w", "arch.hidden_size=64", cwd=place)
+    assert wide.code == 2
+    assert "arch.hidden_size: 32 in the checkpoint, 64 now" in wide.output
+    assert "start again with resume=false and no resume_from" in wide.output, "the two contradict each other"
     same = run_script("pretrain", *words, "data_paths=[data/old]", "run_name=s", cwd=place)
     assert same.code == 0, same.output
 
