@@ -146,6 +146,13 @@ def test_a_resume_that_would_go_wrong(trained: Path, line: str, code: str) -> No
     assert code in judged(trained, f"resume=true run_name=a {line}").codes("FAIL")
 
 
+def test_values_for_the_run_need_not_fit_the_recipe(trained: Path, kept: Path) -> None:
+    stored = kept / "config.yaml"
+    stored.write_text(stored.read_text().replace("\nepochs: 1\n", "\nepochs: 2\n"))
+    report = judged(trained, "resume=true run_name=a max_steps=4 eval_interval=2")  # the recipe's epochs are 1
+    assert report.verdict == "PASS", report.of("FAIL", "WARN")
+
+
 def test_a_resume_of_a_run_that_is_elsewhere_is_judged_as_composed(trained: Path) -> None:
     report = judged(trained, "resume=true run_name=on_another_machine")
     assert report.verdict == "PASS"

@@ -115,6 +115,7 @@ def resume(trace: Trace) -> None:
     if not (folder / "config.yaml").is_file():
         return
     try:
+        trace.problems.pop("schema", None)  # of the command beside its recipe
         adopt(trace, folder, trace.overrides)
         assert trace.resolved is not None
         trace.resolved["run_dir"] = config["run_dir"]
