@@ -49,6 +49,7 @@ ALIASES = {
     "training.dtype": "arch.forward_dtype",
     "diffusion.generation_steps": "generation_steps",
     "diffusion.eps": "eps",
+    "diffusion.stratified": "stratified",
 }
 BASE_ALIASES = {**ALIASES, "model": "arch"}
 ADAPTER_ALIASES = {
@@ -87,7 +88,10 @@ NOT_IDENTITY = {
     "out_dir": "launch: where runs lie",
     **dict.fromkeys(("ff_run_name", "fb_run_name", "fb_rec_run_name"), "logging: a label"),
     **dict.fromkeys(
-        ("evaluators", "answer_examples", "num_samples", "generation_steps", "temperature", "block_length"),
+        (
+            *("evaluators", "answer_examples", "num_samples"),
+            *("generation_steps", "generation_schedule", "temperature", "block_length"),
+        ),
         "logging: text is shown and judged, not trained on",
     ),
 }
@@ -188,6 +192,8 @@ class FeedforwardConfig(RunConfig):
     """Largest norm of the gradient; 0 does not clip."""
     eps: Annotated[float, Range(0, below=1)] = 1e-3
     """Least share of masked tokens: p = (1 - eps) t + eps."""
+    stratified: bool = True
+    """Spread the times t of a batch evenly over 0 to 1, which steadies the loss; false (published): draw each alone."""
     log_interval: Annotated[int, Range(1)] = 10
     """Steps between lines of metrics."""
 
@@ -209,6 +215,8 @@ class FeedforwardConfig(RunConfig):
     """Documents of the test split of which each evaluation shows a continuation; 0: none."""
     generation_steps: Annotated[int, Range(1)] = 10
     """Steps in which an answer or a sample is filled in."""
+    generation_schedule: Literal["cosine", "linear"] = "cosine"
+    """How many tokens each step fixes: few at first, then more; or as many in each."""
     temperature: Annotated[float, Range(0)] = 0.0
     """Their sampling temperature; 0 takes the likeliest token."""
     block_length: Annotated[int | None, Range(1)] = None

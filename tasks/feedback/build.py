@@ -125,6 +125,7 @@ def build(
             model, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2)
         ),
         eps=config.eps,
+        stratified=config.stratified,
         eval_seed=config.eval_seed,
         repeats=config.eval_samples,
         judge=judge,
@@ -198,6 +199,7 @@ def sampling_of(config: FeedforwardConfig) -> Sampling:
         steps=config.generation_steps,
         temperature=config.temperature,
         block_length=config.block_length,
+        schedule=config.generation_schedule,
         seed=config.eval_seed,
     )
 

@@ -15,7 +15,7 @@ from tasks.feedback.base import own_base
 
 SETTINGS = (
     *("eval_seed", "eval_samples", "eval_max_examples", "eps", "evaluators", "answer_examples"),
-    *("generation_steps", "temperature", "block_length"),
+    *("generation_steps", "generation_schedule", "temperature", "block_length"),
 )
 """What reproduces the figures: kept with them."""
 

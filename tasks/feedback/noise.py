@@ -38,15 +38,18 @@ class Noise:
         return Noise(self.rate[low:high], self.places[low:high], self.exact)
 
 
-def training_noise(seed: int, step: int, *, rows: int, block_size: int, eps: float) -> Noise:
+def training_noise(seed: int, step: int, *, rows: int, block_size: int, eps: float, stratified: bool = True) -> Noise:
     """Noise of the whole global batch of `rows` rows at `step`.
 
-    Times are stratified, t_i = ((u + i) / B) mod 1 in random order (MDLM, arXiv 2406.07524): each B-th of [0, 1) has
-    one, which lowers the variance of the loss. p = (1 - eps) · t + eps.
+    Stratified times are t_i = ((u + i) / B) mod 1 in random order (MDLM, arXiv 2406.07524): each B-th of [0, 1) has
+    one, which lowers the variance of the loss; else each is drawn by itself. p = (1 - eps) · t + eps.
     """
     generator = keyed_generator(seed, "feedback/noise", step)
-    times = (torch.rand(1, generator=generator) + torch.arange(rows)) / rows % 1.0
-    times = times[torch.randperm(rows, generator=generator)]
+    if stratified:
+        times = (torch.rand(1, generator=generator) + torch.arange(rows)) / rows % 1.0
+        times = times[torch.randperm(rows, generator=generator)]
+    else:
+        times = torch.rand(rows, generator=generator)
     return Noise((1 - eps) * times + eps, torch.rand(rows, block_size, generator=generator))
 
 

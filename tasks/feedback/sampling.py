@@ -32,6 +32,7 @@ def sample_run(args: argparse.Namespace) -> None:
         steps=args.steps or run.config.generation_steps,
         temperature=args.temperature,
         block_length=args.block_length,
+        schedule=run.config.generation_schedule,
         seed=args.seed,
     )
     start = encode_prompt(run.tokenizer, prompt)[0]

@@ -36,6 +36,7 @@ class FeedbackTask:
         validation: what every evaluation is of, named `val/...`.
         context: of an autoregressive base: the share of a text that an adapter reads, and that is not scored.
         eps: least share of hidden tokens.
+        stratified: as in `training_noise`.
         repeats: how often each piece is evaluated, under masks of other shares.
         judge: further figures of the last evaluation, those of generated answers.
     """
@@ -54,6 +55,7 @@ class FeedbackTask:
         base: FrozenBase | None = None,
         context: float | None = None,
         eps: float,
+        stratified: bool = True,
         eval_seed: int,
         repeats: int = 1,
         judge: Callable[[], dict[str, float | None]] | None = None,
@@ -64,6 +66,7 @@ class FeedbackTask:
         self.batches, self.test, self.validation, self._groups = batches, test, validation, groups
         self.held_out, self.selects = (test, "eval") if validation is None else (validation, "val")
         self.context, self.eps, self.eval_seed, self.repeats = context, eps, eval_seed, repeats
+        self.stratified = stratified
         self.micro_rows = runtime.micro_rows(batches.batch_size, "batch_size")
         self.block_size = batches.documents.block_size
         self._step = 0
@@ -83,7 +86,12 @@ class FeedbackTask:
             batch = next_tokens(tokens, self.shape, self.context)
         else:
             noise = training_noise(
-                self.runtime.seed, step, rows=self.batches.batch_size, block_size=self.block_size, eps=self.eps
+                self.runtime.seed,
+                step,
+                rows=self.batches.batch_size,
+                block_size=self.block_size,
+                eps=self.eps,
+                stratified=self.stratified,
             )
             batch = hide(tokens, self.shape, noise.rows(low, high))
         self.module.train()

@@ -150,7 +150,7 @@ def test_mark_of_a_template() -> None:
 def test_answers_are_judged_and_shown_and_text_is_written(place: Path) -> None:
     """One run of a hypernetwork: exact match at its end, again by evaluate.py, samples, and scripts/sample.py."""
     judged = ("evaluators=[{name: final_number@FinalNumber}]", "answer_examples=3", "max_steps=1")
-    result = adapter(place, *judged, script="feedbackward_rec_alt_train")
+    result = adapter(place, *judged, "generation_schedule=linear", script="feedbackward_rec_alt_train")
     assert result.code == 0, result.output
     (run,) = runs(place, "gsm8k", "fb_rec_model")
     figures = json.loads((run / "summary.json").read_text())["results"]
@@ -161,6 +161,7 @@ def test_answers_are_judged_and_shown_and_text_is_written(place: Path) -> None:
     assert {"eval/shuffled_nll", "eval/mean_nll", "eval/static_nll", "eval/delta_ratio_max"} <= figures.keys()
     shown = (run / "samples/step_1.txt").read_text()
     assert shown.startswith("Sampling(steps=4, temperature=0.0, ")
+    assert "schedule='linear'" in shown
     assert "Answer: \n--- true" in shown
     assert "--- adapted" in shown
     again = run_script("scripts/evaluate", str(run), "--device", "cpu", "--json", str(place / "e.json"), cwd=place)

@@ -31,6 +31,10 @@ def test_stratified_times_halve_the_spread():
     stratified = torch.stack([training_noise(0, s, rows=64, block_size=1, eps=1e-3).rate.mean() for s in range(300)])
     independent = torch.rand(300, 64, generator=generator).mean(-1)
     assert stratified.std() * 2 < independent.std()
+    noises = [training_noise(0, s, rows=64, block_size=1, eps=1e-3, stratified=False) for s in range(300)]
+    alone = torch.stack([noise.rate for noise in noises])
+    assert alone.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert alone.mean(-1).std() == pytest.approx(independent.std().item(), rel=0.15)
 
 
 def test_the_share_of_hidden_tokens_is_the_rate():
