@@ -30,6 +30,8 @@ class EncoderOutput:
     """[B, N, Z]: a posterior for each demonstration, or for each token that the aggregation made."""
     logvar: Tensor | None = None
     """As `mu`."""
+    sigma: Tensor | None = None
+    """[B] standard deviation of a row's posteriors, the mean over them and Z."""
     latent: Tensor | None = None
     """[B, Z], what the context was decoded from: a sample in training, else `centre`."""
     centre: Tensor | None = None

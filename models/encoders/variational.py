@@ -72,7 +72,8 @@ class VariationalEncoder(DemoEncoder):
         centre, variance = masked_mean(mu, mask), masked_mean(logvar.exp(), mask) / count
         kl = masked_mean(kl_divergence(mu, logvar).unsqueeze(-1), mask).squeeze(-1)
         latent = sample(centre, variance, noise) if self.training else centre
-        return EncoderOutput(self.context_of(latent), kl, mu, logvar, latent, centre)
+        sigma = masked_mean((0.5 * logvar.detach()).exp(), mask).mean(1)
+        return EncoderOutput(self.context_of(latent), kl, mu, logvar, sigma, latent, centre)
 
     def _tokens(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """The demonstrations [B, K, D] aggregated, beside their mean: [B, 1 or T, D]."""

@@ -30,7 +30,7 @@ from models.recursive_reasoning.trm import TRM
 __all__ = ["TRMWithEncoder", "TRMWithEncoderConfig"]
 
 DEMONSTRATIONS = ("demo_inputs", "demo_labels", "demo_mask")
-_CONTEXT, _CELLS, _KL, _MU = "context", "cells", "kl", "mu"
+_CONTEXT, _CELLS, _KL, _MU, _SIGMA = "context", "cells", "kl", "mu", "sigma"
 
 
 class EncoderInner(RecursiveInner):
@@ -60,7 +60,7 @@ class EncoderInner(RecursiveInner):
         if "shift" in data:
             encoded.context = self.encoder.moved(encoded, data["shift"])
         x = {_CONTEXT: encoded.context, _CELLS: self.embed_cells(data["inputs"])}
-        return x if encoded.kl is None else {**x, _KL: encoded.kl, _MU: encoded.centre}
+        return x if encoded.kl is None else {**x, _KL: encoded.kl, _MU: encoded.centre, _SIGMA: encoded.sigma}
 
     def embed_cells(self, inputs: Tensor) -> Tensor:
         """The query's cells [B, T] -> [B, T, D]."""
@@ -70,11 +70,11 @@ class EncoderInner(RecursiveInner):
         return cells
 
     def recur(self, latents: Mapping[str, Tensor], x: Any) -> tuple[Latents, Aux]:
-        """All cycles of one ACT step; `aux` has its context and, of a variational encoder, KL and mean."""
+        """All cycles of one ACT step; `aux` has its context and, of a variational encoder, KL, mean and sigma."""
         state = {name: value for name, value in latents.items() if name not in self.latent_names}
         encoded: EncoderOutput = self.encoder.refined(x[_CONTEXT], state)
         moved = self.thought(latents, encoded.context, x[_CELLS])
-        aux = {_CONTEXT: encoded.context} | {name: x[name] for name in (_KL, _MU) if name in x}
+        aux = {_CONTEXT: encoded.context} | {name: x[name] for name in (_KL, _MU, _SIGMA) if name in x}
         return {**moved, **encoded.state}, aux
 
     def thought(self, latents: Mapping[str, Tensor], context: Tensor, cells: Tensor) -> dict[str, Tensor]:

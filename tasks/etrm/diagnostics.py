@@ -6,6 +6,7 @@
     context_rms   RMS of the context as the encoder gives it
     eff_rank      exp of the entropy of the singular values of the centred contexts, 1 to b - 1
     fisher        variance between groups / variance within them, of batches with two rows of a group
+    sigma         standard deviation of the posteriors: 1, the prior's, drowns what tells tasks apart
     active_units  share of latent numbers whose mean varies (variance above 0.01) over the batch
     context_use   token loss under the context of another row minus that under its own; 0: the context is not used
     context_use_exact   the same of exact answers, own minus other
@@ -31,8 +32,10 @@ _ACTIVE = 0.01
 
 
 @torch.no_grad()
-def context_metrics(context: Tensor, groups: Tensor, mu: Tensor | None, *, due: bool) -> Metrics:
-    """context [b,C,D], group of each row [b], means of a latent [b,Z]."""
+def context_metrics(
+    context: Tensor, groups: Tensor, mu: Tensor | None, sigma: Tensor | None = None, *, due: bool
+) -> Metrics:
+    """context [b,C,D], group of each row [b], means of a latent [b,Z] and standard deviation [b]."""
     wide = context.float()
     rows, flat = len(wide), wide.flatten(1)
     centred = flat - flat.mean(0)
@@ -45,6 +48,8 @@ def context_metrics(context: Tensor, groups: Tensor, mu: Tensor | None, *, due: 
     }
     if mu is not None:
         values["active_units"] = (mu.float().var(0, correction=0) > _ACTIVE).float().mean()
+    if sigma is not None:
+        values["sigma"] = sigma.float().mean()
     metrics = {name: (value, torch.ones_like(value)) for name, value in values.items()}
     nothing = torch.zeros_like(energy)
     metrics["eff_rank"] = (_effective_rank(centred), torch.ones_like(energy)) if due and rows > 2 else (nothing,) * 2

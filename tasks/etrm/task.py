@@ -143,7 +143,7 @@ class ETRMTask(RecursiveReasoningTask):
         groups = batch["group_ids"] if self._fixed else output.carry.data["group_ids"]
         context = output.aux["context"]
         return {
-            **context_metrics(context, groups, output.aux.get("mu"), due=due),
+            **context_metrics(context, groups, output.aux.get("mu"), output.aux.get("sigma"), due=due),
             **self._context_use.metrics(batch, self._before, context, groups, due=due),
             **self._context_use.coverage(context, self._rows_of(micro_batch)),
         }

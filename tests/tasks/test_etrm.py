@@ -128,13 +128,14 @@ def test_a_fixed_model_takes_an_example_in_every_slot_at_every_step(data):
 def test_diagnostics_are_always_on(data, mode):
     task = make(data, *mode, "diagnostics_interval=2", "arch.encoder_type=hybrid_variational").task
     first, second, third = (step(task, number, backward=True) for number in range(1, 4))
-    always = ("var_ratio", "mean_cos", "token_cos", "context_rms", "active_units", "fresh", "kl")
+    always = ("var_ratio", "mean_cos", "token_cos", "context_rms", "active_units", "fresh", "kl", "sigma")
     assert all(line[name] is not None for line in (first, second, third) for name in always)
     due = ("eff_rank", "context_use", "context_use_exact")
     assert all(second[name] is not None for name in due)
     assert all(line[name] is None for line in (first, third) for name in due)
     assert (first["grad_coverage"], second["grad_coverage"]) == (None, 1.0)
     assert first["context_rms"] == pytest.approx(1.0, abs=1e-3)
+    assert first["sigma"] == 1.0  # a fresh posterior has the prior's
     assert second["context_use"] != 0
 
 
