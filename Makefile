@@ -7,7 +7,7 @@ PY     := $(VENV)/bin/python
 # setup is done when this file is newer than what it installs from
 STAMP  := $(VENV)/.loopforge-installed-$(EXTRAS)
 
-.PHONY: help setup demo test test-all check format clean
+.PHONY: help setup demo test test-all check check-style check-types check-rules check-paths check-keys format clean
 
 .DEFAULT_GOAL := help
 help:  ## the commands
@@ -28,17 +28,28 @@ demo: $(STAMP)  ## learn 4x4 Sudoku and draw the model thinking (make demo DEVIC
 	$(PY) scripts/visualize.py checkpoints/demo/sudoku_4x4 --device $(DEVICE) --out demo/thinking.png
 
 test: $(STAMP)  ## the fast tests, on all cores
-	$(PY) -m pytest -n auto -m "not slow and not gpu"
+	$(PY) -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
 test-all: $(STAMP)  ## with the slow ones (what .ci/run does)
 	$(PY) -m pytest -m "not gpu"
 
-check: $(STAMP)  ## format, lint, types, import rule, engine vocabulary, path verification, dead keys
+# `make -j2 check` runs its parts on two cores
+check: check-style check-types check-rules check-paths check-keys  ## format, lint, types, import rule, engine vocabulary, path verification, dead keys
+
+check-style: $(STAMP)
 	$(VENV)/bin/ruff format --check --diff .
 	$(VENV)/bin/ruff check .
+
+check-types: $(STAMP)
 	$(VENV)/bin/mypy
+
+check-rules: $(STAMP)
 	$(PY) -m pytest tests/test_house_rules.py
+
+check-paths: $(STAMP)
 	$(PY) scripts/verify_path.py --all --summary --markdown docs/training-path-verification.md --check
+
+check-keys: $(STAMP)
 	$(PY) scripts/dead_keys.py
 
 format: $(STAMP)
