@@ -288,12 +288,23 @@ def read_source(schema: type[C], source: ConfigSource) -> C:
         config = structure(schema, source.resolved)
     except UsageError as error:
         if not source.overlay or not is_contradiction(error):
-            raise
+            raise with_place(error, source) from error
         needed = [each.name for each in fields(schema) if each.default is each.default_factory]  # both missing
         found = {key: value for key, value in source.resolved.items() if key in {*schema.NOT_IDENTITY, *needed}}
         config = structure(schema, with_defaults(schema, found))
     vars(config)["_source"] = source
     return config
+
+
+def with_place(error: UsageError, source: ConfigSource) -> UsageError:
+    """`error`, after `config/x.yaml line 3: ` where the key that it begins with is set in a file."""
+    if not HydraConfig.initialized():
+        return error
+    from engine.cli.files import place_of
+
+    folders = [Path(one.path) for one in HydraConfig.get().runtime.config_sources if one.schema == "file"]
+    place = place_of(str(error), folders, source)
+    return UsageError(f"{place}{error}") if place else error
 
 
 def _check_script(source: ConfigSource, entry: str | None) -> None:

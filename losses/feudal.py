@@ -92,6 +92,7 @@ class FeudalLossHead(ACTLossHead):
         loss of this pass with them in the carry.
         """
         aux, carry = output.aux, output.carry
+        assert output.logits is not None  # the ACT loss refuses it
         with torch.no_grad():
             labels = carry.data["labels"]
             losses = self.token_loss(output.logits, labels, dtype=self.dtype, smoothing=self.smoothing).sum(-1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli.resolve import resolve
-from engine.config import source_of
+from engine.config import source_of, with_place
 from engine.errors import UsageError
 from engine.io import print_rank0
 from engine.registry import FAMILIES, ROOT, Family
@@ -44,7 +44,10 @@ def check_launch(family: Family, config: Any) -> dict[str, Any]:
     if family.entry not in FAMILIES:
         text = "so its runs could not be read again: add the script to FAMILIES of engine/registry.py"
         raise UsageError(f"{family.entry}.py is not a known entry script, {text}")
-    family.check(config)
+    try:
+        family.check(config)
+    except UsageError as error:
+        raise with_place(error, source_of(config)) from error
     return preflight(config, family.entry, ROOT)
 
 

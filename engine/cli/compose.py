@@ -1,4 +1,4 @@
-"""Hydra's composition of a recipe outside of a launch, and the files that took part, with the lines of their keys.
+"""Hydra's composition of a recipe outside of a launch.
 
 Compositions are kept by the content of the config folders: most commands that are examined differ in values only.
 """
@@ -6,14 +6,12 @@ Compositions are kept by the content of the config folders: most commands that a
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -21,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from engine.cli.defaults import DefaultsSearchPath
-from engine.cli.recipes import WHOLE, locate
 
 KEPT: dict[tuple[Any, ...], Composed] = {}
 
@@ -114,85 +111,3 @@ def sweep_jobs(words: list[str], limit: int = 16) -> list[list[str]]:
             values = [f"{key}={value}" for value in ends]
         jobs = [[*job, value] for job in jobs for value in values][:limit]
     return jobs
-
-
-# --- where a value comes from -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ConfigFile:
-    """One file of a composition. `package` is the block that its keys are in, "" for the root."""
-
-    path: Path
-    package: str
-    text: str = field(repr=False)
-
-
-def config_files(folders: list[Path], name: str, choices: Mapping[str, str | None]) -> list[ConfigFile]:
-    """The files that a recipe and its choices lead to, in the order in which Hydra merges them."""
-    files: list[ConfigFile] = []
-
-    def visit(name: str, package: str) -> None:
-        path = locate(folders, name)
-        if path is None or any(path == file.path for file in files) or len(files) > 50:
-            return
-        text, own_at = path.read_text(encoding="utf-8"), None
-        for group, option, _ in defaults_lines(text):
-            if option == "_self_":
-                own_at = len(files)
-            elif not group:
-                here, entry = name.rpartition("/")[0], option.partition("@")[0]
-                visit(entry.lstrip("/") if entry.startswith("/") or not here else f"{here}/{entry}", package)
-            elif not group.startswith("override"):
-                _visit_group(group.removeprefix("optional ").lstrip("/"), option)
-        files.insert(len(files) if own_at is None else own_at, ConfigFile(path, package, text))
-
-    def _visit_group(group: str, option: str | None) -> None:
-        name = f"{group}/{choices.get(group, option)}"
-        path = locate(folders, name)
-        visit(name, "" if path and path.read_text(encoding="utf-8").startswith(WHOLE) else group)
-
-    visit(name, "")
-    for group, option in choices.items():
-        _visit_group(group, option)
-    return files
-
-
-@functools.lru_cache(maxsize=256)
-def key_lines(text: str) -> dict[str, int]:
-    """Dotted key -> line (1-based) for every key of nested mappings; empty for text that is not a YAML mapping."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
-        return {}
-    lines: dict[str, int] = {}
-
-    def walk(current: yaml.Node | None, prefix: str) -> None:
-        if isinstance(current, yaml.MappingNode):
-            for key, value in current.value:
-                name = f"{prefix}{key.value}"
-                lines[name] = key.start_mark.line + 1
-                walk(value, f"{name}.")
-
-    walk(node, "")
-    return lines
-
-
-@functools.lru_cache(maxsize=256)
-def defaults_lines(text: str) -> list[tuple[str, str, int]]:
-    """The entries of the defaults list in order: (group or "", option, line)."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
-        return []
-    entries: list[tuple[str, str, int]] = []
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
-        if key.value != "defaults" or not isinstance(value, yaml.SequenceNode):
-            continue
-        for item in value.value:
-            line = item.start_mark.line + 1
-            if isinstance(item, yaml.ScalarNode):
-                entries.append(("", item.value, line))
-            elif isinstance(item, yaml.MappingNode):
-                entries += [(k.value, str(getattr(v, "value", "")), line) for k, v in item.value]
-    return entries

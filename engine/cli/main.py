@@ -28,6 +28,7 @@ from yaml import YAMLError
 
 from engine.cli import recipes
 from engine.cli.console import as_typed, finish, forget, open_streams, remember
+from engine.cli.files import locate
 from engine.cli.help import help_text
 from engine.cli.keys import hint_for, keys_of
 from engine.cli.recipes import check_presets, check_recipe, config_name_of, find_groups, no_config, search_folders
@@ -210,7 +211,7 @@ def _missing_config(error: MissingConfigException, schema: type, *folders: Path)
         group, _, option = missing.rpartition("/")
         if group.startswith("hydra/") and option in PLUGINS:
             return f"{group}={option} needs a plugin: pip install -e '.[{PLUGINS[option]}]'"
-        files = {name: recipes.locate(folders, f"{group}/{name}") for name in error.options}
+        files = {name: locate(folders, f"{group}/{name}") for name in error.options}
         fitting = [name for name, path in files.items() if path is None or not recipes.foreign_key(schema, path)]
         return f"there is no {group}={option}: {did_you_mean(option, fitting)}"
     if "primary config" in str(error) and missing:

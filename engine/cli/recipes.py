@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from engine.cli.defaults import defaults_of, schema_of
+from engine.cli.files import WHOLE, locate
 from engine.cli.keys import keys_of
 from engine.cli.translate import Groups
 from engine.errors import UsageError
@@ -24,8 +25,6 @@ from engine.io import did_you_mean, user_path
 from engine.reading import Unreadable, read_text, read_yaml, reason_of
 
 BASE = "base/run"  # what every recipe of ours begins with
-WHOLE = "# @package _global_"
-"""First line of a group's file that sets keys anywhere in the config, not in a block of the group's name."""
 PIECES = ("base", "arch", "optimizer", "lr_scheduler", "debug", "sweep")
 
 
@@ -75,12 +74,6 @@ def read_recipe(folders: Sequence[Path], config_name: str) -> Recipe:
     keys = _merged(folders, path, entries)
     script = keys.get("script")
     return Recipe(entries, set(dict(flatten(keys))), script if isinstance(script, str) else None)
-
-
-def locate(folders: Sequence[Path], name: str) -> Path | None:
-    """The file of a config by its name below the folders."""
-    file = f"{name.removesuffix('.yaml')}.yaml"
-    return next((folder / file for folder in folders if (folder / file).is_file()), None)
 
 
 def read_file(path: Path) -> dict[Any, Any]:

@@ -26,9 +26,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from engine.cli.compose import ConfigFile, compose_config, config_files, digest, key_lines, sweep_jobs
+from engine.cli.compose import compose_config, digest, sweep_jobs
+from engine.cli.files import ConfigFile, config_files, locate, set_in
 from engine.cli.keys import known_keys
-from engine.cli.recipes import check_presets, config_name_of, find_groups, flag_value, locate, search_folders
+from engine.cli.recipes import check_presets, config_name_of, find_groups, flag_value, search_folders
 from engine.cli.translate import HYDRA_SWITCHES, HYDRA_VALUED, Groups, spelled, translate
 from engine.config import RunConfig, source_of
 from engine.errors import UsageError
@@ -133,11 +134,8 @@ class Trace:
     def key_line(self, key: str) -> tuple[str, int]:
         """(file, line) of the last file that sets a dotted key, else of the field that holds its default; ("", 0) where
         neither is known."""
-        for file in reversed(self.files):
-            block = f"{file.package}." if file.package else ""
-            line = key_lines(file.text).get(key.removeprefix(block), 0) if key.startswith(block) else 0
-            if line:
-                return self.relative(file.path), line
+        if found := set_in(self.files, key):
+            return self.relative(found[0]), found[1]
         known = known_keys(self.script.schema, self.resolved or {}) if self.script and self.script.schema else {}
         file_of, line = known[key].place if key in known else ("", 0)
         return (self.relative(Path(file_of)), line) if line else ("", 0)

@@ -81,8 +81,10 @@ def test_a_group_can_be_chosen(workplace: Path, word: str) -> None:
             "there is no config cfg_pretrain_sudoku_4x5: did you mean 'cfg_pre",
         ),
         (MINE.replace("- _self_", "- arch: trn\n  - _self_"), "there is no arch=trn: did you mean 'trm'?"),
-        (MINE + "lrr: 3\n", "unknown key 'lrr': did you mean 'lr'?"),
-        (MINE + "arch: 5\n", "arch: expected a block of keys, got 5"),
+        (MINE + "lrr: 3\n", "error: rec/cfg_mine.yaml line 4: unknown key 'lrr': did you mean 'lr'?"),
+        (MINE + "arch: 5\n", "error: rec/cfg_mine.yaml line 4: arch: expected a block of keys, got 5"),
+        (MINE + "arch:\n  hiden_size: 5\n", "rec/cfg_mine.yaml line 5: unknown key 'arch.hiden_size': did you mean"),
+        (MINE + "seed: 1\nlr: -1\n", "error: rec/cfg_mine.yaml line 5: lr=-1.0: expected 0 or more"),
         (MINE + "hydra: {mode: MULTIRUN}\n", "write -m"),
         (MINE.replace("pretrain_sudoku_4x4", "train_cpu"), "config cfg_mine is for train.py, not for pretrain.py"),
     ],
@@ -93,6 +95,11 @@ def test_what_is_wrong_names_file_and_line(workplace: Path, recipe: str | bytes,
     assert message in done.output
     assert "Traceback" not in done.output
     assert len(done.output.splitlines()) == 1
+
+
+def test_what_the_command_sets_itself_is_not_of_the_file(workplace: Path) -> None:
+    done = launch(workplace, MINE + "lr: 1\n", "device=cpu", "lr=-1")
+    assert done.output == "error: lr=-1.0: expected 0 or more\n"
 
 
 def test_a_retired_recipe_names_what_to_use_instead(workplace: Path) -> None:

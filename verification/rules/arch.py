@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from engine.cli.compose import defaults_lines, key_lines
+from engine.cli.files import defaults_lines, key_lines
 from verification.finding import Finding
 from verification.reads import unread_arch
 from verification.rule import NotApplicable, finding, need_config, need_model, rule

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.cli.compose import defaults_lines, key_lines
+from engine.cli.files import defaults_lines, key_lines
 from verification.finding import Finding, Level
 from verification.link import place_of
 from verification.reads import unread_schema

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from engine.cli.compose import config_files
+from engine.cli.files import config_files
 from engine.cli.resolve import Trace
 from engine.config import NOT_IDENTITY
 from engine.errors import UsageError
