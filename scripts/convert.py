@@ -2,7 +2,7 @@
 
     python scripts/convert.py import downloads/trm-maze checkpoints/imported/maze --data data/maze-30x30-hard-1k
     python scripts/evaluate.py checkpoints/imported/maze
-    python scripts/convert.py export checkpoints/demo/sudoku_4x4 exported/sudoku_4x4
+    python scripts/convert.py export checkpoints/imported/maze exported/maze
     python scripts/convert.py pretrained checkpoints/demo/sudoku_4x4 published/sudoku_4x4
 
 An import takes sizes from the shapes of the tensors and the rest from all_config.yaml beside them. Where they
