@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from dataset.format import PuzzleSplit, combined_identifiers
-from dataset.metadata import read_json_file
+from dataset.metadata import read_card, read_json_file
+from dataset.writing import CARD
 from engine.checkpoint.manifest import Checkpoint
 from engine.checkpoint.state_tree import load_weights
 from engine.errors import UsageError
@@ -125,13 +126,16 @@ def _roots(train: Sequence[PuzzleSplit]) -> list[Path]:
 
 def _names(folders: Sequence[Path], rows: int) -> list[str] | None:
     """The names of the puzzles behind the rows of a table, numbered through all folders; None where not all are
-    known."""
+    known. Two generated sets may give one name to different puzzles, so theirs are told apart by the content."""
     names = [""]
-    for file in (folder / "identifiers.json" for folder in folders):
+    for folder in folders:
+        file, card = folder / "identifiers.json", folder / CARD
         listed = read_json_file(file) if file.exists() else None
         if not isinstance(listed, list):
             return None
-        names += map(str, listed[1:])
+        about = read_card(card) if card.exists() else {}
+        mark = about.get("content_hash", "") if about.get("source") == "generated" else ""
+        names += [f"{name}{mark}" for name in listed[1:]]
     return names if len(names) == rows else None
 
 

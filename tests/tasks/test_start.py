@@ -19,7 +19,7 @@ SMALL = """--config-name=cfg_pretrain_sudoku_4x4 device=cpu +debug=tiny project_
     lr_warmup_steps=0 verify=off""".split()
 
 
-def write_puzzles(root: Path, names: list[str]) -> None:
+def write_puzzles(root: Path, names: list[str], source: str = "files") -> None:
     """One example for each puzzle; the tests are the first two again."""
     made = {}
     for split, count in (("train", len(names)), ("test", 2)):
@@ -27,7 +27,7 @@ def write_puzzles(root: Path, names: list[str]) -> None:
         steps = np.arange(count + 1)
         made[split] = SplitArrays(np.ones_like(labels), labels, np.arange(1, count + 1), steps, steps)
     identifiers = ["<blank>", *names]
-    card = {"source": "generated", "name": "named"}
+    card = {"source": source, "name": "named"}
     write_dataset(root, made, vocab_size=6, seq_len=16, card=card, identifiers=identifiers)
 
 
@@ -110,6 +110,12 @@ def test_names_that_are_not_here(place: Path) -> None:
     assert "1 of 6 rows by name, the others are the mean of its 5 (the names of the puzzles" in output
     table = find_checkpoint(run).model[TABLE]
     assert torch.equal(table[1:], find_checkpoint(place / "checkpoints/p/first").model[TABLE].mean(0).expand(5, -1))
+
+
+def test_a_name_of_another_generated_set_is_another_puzzle(place: Path) -> None:
+    write_puzzles(place / "data/made", ["c", "a"], source="generated")
+    output, _ = start_of(place, "data_paths=[data/made]", "load_checkpoint=checkpoints/p/first")
+    assert "1 of 3 rows by name, the others are the mean of its 5\n" in output
 
 
 def test_a_table_of_one_row_stays() -> None:
