@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from models.feedback.base import BaseLM, group_parameters
+from models.feedback.adapter_config import AdapterShape
+from models.feedback.base import BaseLM, base_flops, group_parameters
 from models.feedback.batch import BaseOutput, Batch, FeedbackOutput
 
 
@@ -24,6 +25,7 @@ class Adapter(nn.Module, ABC):
     FAMILY: ClassVar[str] = "feedback"
     DATA_MODE: ClassVar[str] = "frozen_base"
 
+    shape: AdapterShape
     n_passes = 1
     loss_shares: str = "last"
     detach_between = True
@@ -65,6 +67,18 @@ class Adapter(nn.Module, ABC):
         body = base.forward_flops(rows, length, head=False)
         recomputed = (self.n_passes - 1 + self.reads_base) * body
         return base.forward_flops(rows, length) + recomputed + self.n_passes * self.change_flops(rows, length)
+
+    def flops(self, rows: int) -> dict[str, float]:
+        """Operations for `rows` rows of block_size positions: `eval`, all passes; `train`, the gradients of those that
+        the loss reaches besides, through a base whose own weights need none."""
+        base, passes = self.shape.base, self.n_passes
+        words, length = self.shape.text.rows(base.vocab_multiple), base.block_size
+        body, change = base_flops(base, words, rows, length, head=False), self.change_flops(rows, length)
+        head = base_flops(base, words, rows, length) - body
+        scored = sum(share > 0 for share in pass_shares(self.loss_shares, passes))
+        reached = scored if self.detach_between else passes
+        forward = body + passes * (body + change)
+        return {"train": forward + reached * (body + 2 * change) + 2 * scored * head, "eval": forward + head}
 
     @abstractmethod
     def change_flops(self, rows: int, length: int) -> float:

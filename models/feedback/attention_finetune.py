@@ -88,6 +88,12 @@ class AttentionFineTune(Adapter):
         """W + D is one matrix once it is trained."""
         return 0.0
 
+    def flops(self, rows: int) -> dict[str, float]:
+        """As of every adapter, and in `train` the gradients of the differences."""
+        base, counted = self.shape.base, super().flops(rows)
+        own = 2.0 * rows * base.block_size * self.num_parameters()
+        return {**counted, "train": counted["train"] + own}
+
     def static_delta(self, base: BaseLM) -> DenseDelta:
         """The differences, which depend on no input."""
         return DenseDelta(dict(self.differences))

@@ -148,10 +148,20 @@ class BaseLM(nn.Module):
 
     def forward_flops(self, rows: int, length: int | None = None, *, head: bool = True) -> float:
         """Operations of one forward pass of `rows` rows of `length` (block_size) positions."""
-        config, length = self.config, length or self.config.block_size
-        size, applied = config.n_embd, getattr(config, "applied", config.n_layer)
-        block = 24 * size**2 + 4 * length * size
-        return float(rows * length * (applied * block + head * 2 * size * self.wte.embedding_weight.shape[0]))
+        words = self.wte.embedding_weight.shape[0]
+        return base_flops(self.config, words, rows, length or self.config.block_size, head=head)
+
+    def flops(self, rows: int) -> dict[str, float]:
+        """Operations for `rows` rows of block_size positions: `train`, three forward passes; `eval`, one."""
+        forward = self.forward_flops(rows)
+        return {"train": 3 * forward, "eval": forward}
+
+
+def base_flops(config: BaseConfig, words: int, rows: int, length: int, *, head: bool = True) -> float:
+    """Operations of one forward pass of a base of `words` rows of the token table."""
+    size, applied = config.n_embd, getattr(config, "applied", config.n_layer)
+    block = 24 * size**2 + 4 * length * size
+    return float(rows * length * (applied * block + head * 2 * size * words))
 
 
 def group_parameters(module: nn.Module) -> dict[str, dict[str, nn.Parameter]]:

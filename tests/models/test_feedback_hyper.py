@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from losses.masked_diffusion import MaskedDiffusionLoss
 from models.feedback.adapter_config import AdapterShape, FineTuneConfig, HyperConfig
@@ -76,6 +77,32 @@ def test_step_0_is_the_base_bit_for_bit(variant, objective):
     opened = [name for name, p in hyper.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
     assert {"readout.gates", *(f"readout.static_b.{target}" for target in hyper.config.targets)} <= set(opened)
     assert all(p.grad is None for p in base.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "error"),
+    [
+        (None, {}, 0.0),
+        (AttentionFineTune, {}, 0.03),
+        (StaticLora, {}, 0.03),
+        (HyperNetwork, {"n_passes": 2}, 0.15),
+        (HyperNetwork, {"n_passes": 2, "detach_between": False}, 0.15),
+        (HyperNetwork, {"mode": "recurrent", "lora_rank": 2}, 0.15),
+    ],
+)
+def test_operations_of_a_training_step_are_those_that_torch_counts(kind, options, error):
+    config = BaseConfig(n_layer=3, n_head=2, n_embd=64, block_size=12)
+    base, ids = BaseLM(config, SHAPE, attention="math"), tokens(length=12).clamp(max=SHAPE.words - 1)
+    model = base
+    if kind is not None:
+        model = kind(kind.Config(**options), AdapterShape(config, SHAPE), attention="math")
+        base.freeze()
+    with FlopCounterMode(display=False) as counter:
+        output = base(ids) if kind is None else model(base, batch_of(ids)).final
+        output.head(output.hidden).masked_fill(~base.allowed, 0.0).sum().backward()
+    counted = model.flops(len(ids))
+    assert counter.get_total_flops() == pytest.approx(counted["train"], rel=max(error, 1e-9))
+    assert 1.0 < counted["train"] / counted["eval"] < 3.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
