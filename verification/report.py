@@ -222,21 +222,11 @@ def links(subject: Subject) -> list[dict[str, Any]]:
     return rows
 
 
-def initial_weights(config: dict[str, Any]) -> str:
-    """Where the weights of a new run come from."""
-    sources = {"gpt2": config.get("gpt2_type"), "prev_run": config.get("prev_run_ckpt")}
-    source = sources.get(str(config.get("init_from")))
-    fresh = str(source) if source else f"random, seed {config.get('seed')}"
-    decoder = config.get("load_pretrained_decoder")
-    return f"decoder of {decoder}, else {fresh}" if decoder else fresh
-
-
 def facts(subject: Subject, signature: Mapping[str, Any]) -> dict[str, Any]:
     """The resolved table: the path signature, and what a reader asks besides."""
     config, arch = subject.resolved or {}, subject.arch
     return dict(signature) | {
         "act_mode_found": mode_of_name(subject.model.train_forward),
-        "encoder_type": arch.get("encoder_type", "none"),
         "training_mode": config.get("training_mode"),
         "exploration": arch.get("halt_exploration_prob"),
         "halt_max_steps": arch.get("halt_max_steps"),
@@ -245,7 +235,7 @@ def facts(subject: Subject, signature: Mapping[str, Any]) -> dict[str, Any]:
         "steps": subject.steps,
         "max_steps": config.get("max_steps"),
         "warmup": config.get(warmup_key(config)),
-        "initial_weights": "resumed" if subject.trace.resumes else initial_weights(config),
+        "initial_weights": "resumed" if subject.trace.resumes else signature["initial_weights"],
         "run_name": config.get("run_name") or config.get("out_dir"),
         "run_dir": config.get("run_dir"),
     }

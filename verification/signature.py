@@ -47,6 +47,8 @@ def make_signature(subject: Subject) -> dict[str, Any]:
         "train_forward": model.train_forward or None,
         "act_mode": subject.declares("ACT_MODE"),
         "encoder_policy": model.encoder_policy,
+        "encoder_type": subject.arch.get("encoder_type", "none"),
+        "initial_weights": initial_weights(subject.resolved or {}),
         "data_mode": subject.declares("DATA_MODE"),
         "data": [entry.path for entry in subject.data],
         "total_steps": subject.steps,
@@ -54,6 +56,15 @@ def make_signature(subject: Subject) -> dict[str, Any]:
         "commit": commit(subject.root),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }
+
+
+def initial_weights(config: dict[str, Any]) -> str:
+    """Where the weights of a new run come from."""
+    sources = {"gpt2": config.get("gpt2_type"), "prev_run": config.get("prev_run_ckpt")}
+    source = sources.get(str(config.get("init_from")))
+    fresh = str(source) if source else f"random, seed {config.get('seed')}"
+    decoder = config.get("load_pretrained_decoder")
+    return f"decoder of {decoder}, else {fresh}" if decoder else fresh
 
 
 def source_of(root: Path, module: str) -> str | None:

@@ -74,7 +74,10 @@ def test_the_review_of_a_shipped_job_prints_the_guides_steps(capsys: pytest.Capt
 def test_the_page_names_the_decoder_that_a_run_begins_with() -> None:
     line = "python pretrain_etrm.py --config-name=cfg_pretrain_etrm_overfit"
     assert "| Initial weights | random, seed 0 |" in markdown([report_of(line)])
-    page = markdown([report_of(f"{line} load_pretrained_decoder=checkpoints/trm")])
+    begun = report_of(f"{line} load_pretrained_decoder=checkpoints/trm")
+    assert begun.signature["encoder_type"] == "standard"
+    assert begun.signature["initial_weights"] == "decoder of checkpoints/trm, else random, seed 0"
+    page = markdown([begun])
     assert "| Initial weights | decoder of checkpoints/trm, else random, seed 0 |" in page
 
 
