@@ -262,7 +262,8 @@ class FeedbackConfig(FeedforwardConfig):
     SHARDS: ClassVar[bool] = False
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = {**NOT_IDENTITY, "model": "launch: the base's checkpoint decides"}
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {
-        "arch.lora_rank": "this architecture trains whole matrices: leave it out"
+        "arch.lora_rank": "this architecture trains whole matrices: leave it out",
+        "arch.forward_dtype": "this architecture computes in its base's dtype: leave it out",
     }
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": HyperConfig}
     REQUIRED: ClassVar[Mapping[str, str]] = {

@@ -344,12 +344,22 @@ def test_more_passes_than_were_trained(place: Path) -> None:
     assert "--steps has no meaning for a run of feedforward_train.py" in base.output
 
 
-def test_fine_tuning_has_no_rank(place: Path) -> None:
-    needed = ("--ff_checkpoint_dir", BASES["gsm8k"], "--ff_checkpoint_name", "epoch_ckpt_gsm8k.pt")
-    words = ("--active_dataset", "gsm8k", *needed, "arch=attn_finetune")
-    result = attempt(place, "feedbackward_alt_train", *words, "--lora_rank", "4")
+@pytest.mark.parametrize(
+    ("arch", "flag", "why"),
+    [
+        (
+            "attn_finetune",
+            "--lora_rank=4",
+            "unknown key 'lora_rank': this architecture trains whole matrices: leave it",
+        ),
+        ("static_lora", "training.dtype=float32", "'training.dtype': this architecture computes in its base's dtype"),
+    ],
+)
+def test_what_a_baseline_does_not_have(place: Path, arch: str, flag: str, why: str) -> None:
+    needed = ("--ff_checkpoint_dir", BASES["gsm8k"], "--ff_checkpoint_name", "epoch_ckpt_gsm8k.pt", "--lora_rank=2")
+    result = attempt(place, "feedbackward_alt_train", "--active_dataset", "gsm8k", *needed, f"arch={arch}", flag)
     assert result.code == 2
-    assert "unknown key 'lora_rank': this architecture trains whole matrices: leave it out" in errors(result.output)[0]
+    assert why in errors(result.output)[0]
 
 
 @pytest.mark.parametrize(
