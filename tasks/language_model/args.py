@@ -285,7 +285,8 @@ def rewrite(words: Sequence[str], groups: Groups, typed: dict[str, str] | None =
     """Documented values that mean another key here, in Hydra's style.
 
     init_from=resume -> resume=true; init_from=gpt2-medium -> init_from=gpt2 gpt2_type=gpt2-medium; gpt2 and prev_run
-    with the architecture of their weights unless one is named; an optimizer without a file -> the generic one;
+    with the architecture of their weights unless one is named; an optimizer without a file -> the generic one, with
+    weight_decay where it is given;
     compile=true/false -> block/off; a list item with blanks is several. `typed` takes what became of which word.
     """
     changed: list[str] = []
@@ -314,7 +315,16 @@ def rewrite(words: Sequence[str], groups: Groups, typed: dict[str, str] | None =
             changed.append(f"{key}={_split_items(value)}")
         else:
             changed.append(word)
-    return [*changed, *start_arch(changed)]
+    return [*changed, *_decay_of_any(changed), *start_arch(changed)]
+
+
+def _decay_of_any(words: Sequence[str]) -> list[str]:
+    """weight_decay, where the command gives it, as an option of an optimizer that has no file to take it."""
+    given = {word.lstrip("+").partition("=")[0] for word in words}
+    option = "optimizer.options.weight_decay"
+    any_optimizer = "optimizer=pytorch_optimizer" in (word.lstrip("+") for word in words)
+    passed_on = any_optimizer and "weight_decay" in given and option not in given
+    return [f"+{option}=${{weight_decay}}"] if passed_on else []
 
 
 def _split_items(value: str) -> str:

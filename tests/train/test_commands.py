@@ -135,6 +135,14 @@ def test_optimizer_and_schedule_flags(place: Path) -> None:
     assert rates[-1] < rates[3]
 
 
+def test_weight_decay_reaches_an_optimizer_without_a_file(place: Path) -> None:
+    result = attempt(place, "--optimizer", "adamax", "--weight_decay", "0.3")
+    assert result.code == 0, result.output
+    assert "JOB031" not in result.output
+    assert OmegaConf.load(place / "out/r/config.resolved.yaml").optimizer.options.weight_decay == 0.3
+    assert "no option 'weight_decay'" in attempt(place, "--optimizer", "rprop", "--weight_decay", "0.3").output
+
+
 def test_what_decay_means(place: Path) -> None:
     """Without a schedule the rate is held after the warm-up; decay_lr then means cosine, --no-decay_lr holds any."""
     rates = []
@@ -191,6 +199,15 @@ def test_the_horizon_is_said_aloud(place: Path) -> None:
         (["--compile=False"], ["compile=off"]),
         (["--compile"], ["compile=block"]),
         (["--optimizer", "adan"], ["optimizer=pytorch_optimizer", "optimizer.name=adan"]),
+        (
+            ["--weight_decay=0.2", "--optimizer", "adamax"],
+            [
+                "weight_decay=0.2",
+                "optimizer=pytorch_optimizer",
+                "optimizer.name=adamax",
+                "+optimizer.options.weight_decay=${weight_decay}",
+            ],
+        ),
         (["--optimizer=muon", "lr_scheduler=wsd"], ["optimizer=muon", "lr_scheduler=wsd"]),
         (["--block_size", "1024", "--n_kv_group=2"], ["arch.block_size=1024", "arch.n_kv_group=2"]),
         (["--top_k", "1", "2", "5"], ["top_k=[1,2,5]"]),
