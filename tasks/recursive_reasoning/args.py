@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from engine.config import NOT_IDENTITY, RunConfig
-from engine.fields import Inert, Range, check_fields, value_at
+from engine.fields import Inert, NotBlank, Range, check_fields, value_at
 from engine.io import user_path
 from models.recursive_reasoning.config import RecursiveConfig
 
@@ -187,9 +187,17 @@ class PretrainConfig(EpisodeConfig):
     """Decoupled weight decay of the embedding rows that a batch touches."""
     freeze_weights: bool = False
     """Train the puzzle embeddings only."""
-    load_checkpoint: str | None = None
+    load_checkpoint: Annotated[str | None, NotBlank("a run or a checkpoint")] = None
     """A run of this script, or a checkpoint of one, whose weights a new run begins with. Puzzle embeddings go by the
     puzzles' names; a new puzzle begins with their mean."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.load_checkpoint is not None and "/" in self.resume_from:
+            raise ValueError(
+                f"load_checkpoint={self.load_checkpoint} begins at step 0 with the weights alone, resume_from="
+                f"{self.resume_from} at a later one with everything: drop one of them"
+            )
 
 
 def _nearest_divisor(number: int, near: int) -> int:

@@ -81,6 +81,13 @@ def test_another_model_or_file_is_refused(place: Path) -> None:
     wide = run_script("pretrain", *words, "load_checkpoint=checkpoints/p/first", "arch.hidden_size=64", cwd=place)
     assert wide.code == 2
     assert "is [32] there and [64] here: expected the arch.* keys of that run" in wide.output
+    for value, more, reason in (
+        ("", (), "load_checkpoint is empty: name a run or a checkpoint"),
+        ("checkpoints/p/first", ("resume_from=checkpoints/p/first",), "begins at step 0 with the weights alone"),
+    ):
+        said = run_script("pretrain", *words, f"load_checkpoint={value}", *more, cwd=place)
+        assert said.code == 2
+        assert reason in said.output
     (place / "step_5").write_bytes(b"PK")
     public = run_script("pretrain", *words, "load_checkpoint=step_5", cwd=place)
     assert public.code == 2
