@@ -130,6 +130,7 @@ def build(
         splits={"eval": f"{config.eval_samples} samples of {config.prompt!r}"},
         batch_key="batch_size",
         batch_rows=config.batch_size,
+        step_counts=task.sampled,
         report=AnimalReport(config, task),
     )
 

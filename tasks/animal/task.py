@@ -88,6 +88,8 @@ class AnimalTask:
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.micro_rows = runtime.micro_rows(batch_size, "batch_size")
         self.options = list(buffer.banks)
+        self.sampled = {"tokens": 0}
+        """By the newest step."""
         self._step = self._called_off = 0
         self._filled = False
         self._frequencies: Frequencies | None = None
@@ -102,6 +104,7 @@ class AnimalTask:
         self._epoch = self._epoch if (step - 1) % self.steps_per_epoch else []
         self.fill()
         drawn = self.sampler.draw(self.runtime.seed, "animal/train", step, self.batch_size)
+        self.sampled["tokens"] = sum(block.length for block in drawn.blocks)
         labels, vectors = self._labels(drawn)
         fresh = as_completions(drawn, self.options, labels)
         batch = self._with_replays(fresh, step)

@@ -68,6 +68,9 @@ def test_what_a_run_leaves(whole: Path) -> None:
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     assert {f"train/{name}" for name in STEP} <= steps[0].keys()
     assert next(row["train/learning_rate"] for row in steps) == pytest.approx(0.01)
+    timed = [row for line in (run / "metrics.jsonl").open() if "time/step_ms" in (row := json.loads(line))]
+    for row in timed:
+        assert row["time/tokens_per_s"] == pytest.approx(row["time/examples_per_s"] * row["train/mean_length"])
     evaluated = [row for row in rows if "samples" in row]
     assert [row["step"] for row in evaluated] == [0, 3, 6]
     assert "eval/avg_epoch_loss" in evaluated[1]
