@@ -61,7 +61,7 @@ def make_signature(subject: Subject) -> dict[str, Any]:
 def initial_weights(config: dict[str, Any]) -> str:
     """Where the weights of a new run come from."""
     sources = {"gpt2": config.get("gpt2_type"), "prev_run": config.get("prev_run_ckpt")}
-    source = sources.get(str(config.get("init_from")))
+    source = sources.get(str(config.get("init_from"))) or config.get("load_checkpoint")
     fresh = str(source) if source else f"random, seed {config.get('seed')}"
     decoder = config.get("load_pretrained_decoder")
     return f"decoder of {decoder}, else {fresh}" if decoder else fresh

@@ -71,7 +71,7 @@ def test_the_review_of_a_shipped_job_prints_the_guides_steps(capsys: pytest.Capt
         assert link in shown
 
 
-def test_the_page_names_the_decoder_that_a_run_begins_with() -> None:
+def test_the_page_names_the_weights_that_a_run_begins_with() -> None:
     line = "python pretrain_etrm.py --config-name=cfg_pretrain_etrm_overfit"
     assert "| Initial weights | random, seed 0 |" in markdown([report_of(line)])
     begun = report_of(f"{line} load_pretrained_decoder=checkpoints/trm")
@@ -79,6 +79,8 @@ def test_the_page_names_the_decoder_that_a_run_begins_with() -> None:
     assert begun.signature["initial_weights"] == "decoder of checkpoints/trm, else random, seed 0"
     page = markdown([begun])
     assert "| Initial weights | decoder of checkpoints/trm, else random, seed 0 |" in page
+    other = report_of("python pretrain.py device=cpu load_checkpoint=checkpoints/hrm")
+    assert other.signature["initial_weights"] == "checkpoints/hrm"
 
 
 def test_a_stale_page_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
