@@ -6,14 +6,15 @@ The model's own keys are under `arch` (config/arch/gpt.yaml, models/language_mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from engine.cli.translate import Groups, quote
 from engine.config import NOT_IDENTITY as RUN_NOT_IDENTITY, RunConfig
+from engine.errors import UsageError
 from engine.fields import Inert, NotBlank, Range, value_at
-from engine.io import user_path
+from engine.io import did_you_mean, user_path
 from engine.loop.schedule import Decay
 from models.language_models.config import GPTConfig
 from models.language_models.gpt2_config import GPT2_SIZES
@@ -305,7 +306,7 @@ def rewrite(words: Sequence[str], groups: Groups, typed: dict[str, str] | None =
                 f"init_from=gpt2 gpt2_type={plain}": f"init_from={plain}",
                 f"gpt2_type={plain}": f"init_from={plain}",
             }
-        elif name == "optimizer" and plain not in groups.options["optimizer"] and plain.isidentifier():
+        elif name == "optimizer" and _without_file(plain, groups.options["optimizer"]):
             changed += ["optimizer=pytorch_optimizer", f"optimizer.name={plain}"]
             origins["optimizer.name"] = "optimizer"
         elif name == "compile" and plain in ("true", "false"):
@@ -316,6 +317,23 @@ def rewrite(words: Sequence[str], groups: Groups, typed: dict[str, str] | None =
         else:
             changed.append(word)
     return [*changed, *_decay_of_any(changed), *start_arch(changed)]
+
+
+def _without_file(value: str, files: Collection[str]) -> bool:
+    """Whether an optimizer, or those of a sweep (a,b), have no file, so that the generic one looks them up.
+
+    Raises: UsageError for a sweep over both kinds.
+    """
+    names = [name.strip() for name in value.split(",")]
+    foreign = [name for name in names if name not in files]
+    if not all(name.isidentifier() for name in names) or not foreign:
+        return False
+    if len(foreign) < len(names):
+        raise UsageError(
+            f"optimizer={value}: there is no optimizer={foreign[0]}: {did_you_mean(foreign[0], files)} One of the "
+            "pytorch-optimizer library cannot be in a sweep with those that have a file"
+        )
+    return True
 
 
 def _decay_of_any(words: Sequence[str]) -> list[str]:

@@ -199,6 +199,8 @@ def test_the_horizon_is_said_aloud(place: Path) -> None:
         (["--compile=False"], ["compile=off"]),
         (["--compile"], ["compile=block"]),
         (["--optimizer", "adan"], ["optimizer=pytorch_optimizer", "optimizer.name=adan"]),
+        (["-m", "optimizer=adamax,adan"], ["-m", "optimizer=pytorch_optimizer", "optimizer.name=adamax,adan"]),
+        (["-m", "optimizer=adam,lion"], ["-m", "optimizer=adam,lion"]),
         (
             ["--weight_decay=0.2", "--optimizer", "adamax"],
             [
@@ -217,6 +219,11 @@ def test_the_horizon_is_said_aloud(place: Path) -> None:
 )
 def test_flags_become_hydra_words(argv: list[str], expected: list[str]) -> None:
     assert words(*argv) == expected
+
+
+def test_a_sweep_over_optimizers_of_both_kinds_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"there is no optimizer=adma: did you mean 'adam'\? One of the pytorch-opt"):
+        words("-m", "optimizer=adma,adamw")
 
 
 @pytest.mark.parametrize("start", FOREIGN_KEYS)
