@@ -21,7 +21,8 @@ def test_facts_of_this_machine(workplace: Path, monkeypatch: pytest.MonkeyPatch)
     done = run_script("scripts/doctor", "--json", cwd=workplace)
     assert done.code == 0, done.output
     facts = json.loads(done.output)
-    assert facts["packages"]["torch"]["version"] == torch.__version__
+    version = facts["packages"]["torch"]["version"]  # of some wheels without the build (+cu130)
+    assert version in (torch.__version__, torch.__version__.partition("+")[0])
     assert facts["torch"]["device"] == ("cuda:0" if torch.cuda.is_available() else "cpu")
     assert "math" in facts["torch"]["attention"]["sdpa"]
     assert facts["torch"]["compiler"] == {"fault": "no g++"}

@@ -17,7 +17,10 @@ BASELINE, FULL = "baseline", "feudal"
 MODELS = ("HRM", "HRMFeudal")
 HEAD, WEIGHT = "arch.subgoal_head", "arch.loss.feudal_loss_weight"
 PERIOD = f"{HEAD}.manager_period"
-HEAD_PREFIXES = (f"{HEAD}.", "arch.loss.feudal_")
+HEAD_PREFIXES = (
+    f"{HEAD}.",
+    *(f"arch.loss.{name}" for name in ("feudal_", "use_alignment_loss", "manager_loss_weight")),
+)
 FULL_VALUES = {f"{HEAD}.inject_subgoal": True, f"{HEAD}.goal_source": "learned", f"{HEAD}.gating": True}
 TIE_BREAKS = {WEIGHT: 0.1, PERIOD: 4}
 """A cell is called feudal if it has the full values and of other keys the commonest one; among equals, this one."""
