@@ -73,11 +73,12 @@ def test_loops_are_unrolled_as_a_shell_does_it(tmp_path: Path) -> None:
     assert len(commands(GUIDE)) == 14
 
 
+@pytest.mark.parametrize("probes", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["rules", "probes"])
 @pytest.mark.parametrize("command", SPOKEN)
-def test_every_command_is_accepted_and_verifies(command: str) -> None:
+def test_every_command_is_accepted_and_verifies(command: str, probes: bool) -> None:
     words = command.split()
     check(words)
-    report = verify_command(words, root=ROOT)
+    report = verify_command(words, root=ROOT, probes=probes)
     assert report.verdict != "SKIP"
     assert not report.of("FAIL"), report.of("FAIL")
     allowed = {code for part, code in SAID.items() if part in command}

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import ROOT
 from verification.codes import CODES
 from verification.rule import RULES, NotApplicable, Rule, finding, rule, run_rules
-from verification.static import verify_all, verify_command
+from verification.static import verify_all, verify_command, verify_docs
 
 GOOD = "python pretrain.py --config-name=cfg_pretrain_sudoku_4x4 device=cpu"
 KEPT = ("config", "models", "losses", "tasks", "dataset", "evaluators", "engine", "jobs")
@@ -198,7 +198,7 @@ def test_documentation_is_checked(copy: Path) -> None:
         ("python -m dataset.nope", lambda text: "no module" in text),
     ]
     (copy / "README.md").write_text("```bash\n" + "\n".join(line for line, _ in faults) + f"\n{GOOD}\n```\n")
-    page = next(r for r in verify_all(copy, probes=False) if r.job == "README.md")
+    page = next(r for r in verify_docs(copy) if r.job == "README.md")
     assert [f.line for f in page.of("FAIL")] == [2, 3, 4, 5]
     assert all(good(f.message) for f, (_, good) in zip(page.of("FAIL"), faults, strict=True))
     assert len(page.of("PASS")) == 1
