@@ -59,8 +59,10 @@ def _packages() -> dict[str, str]:
     """Name -> version of what is installed, as pip freeze lists it."""
     found: dict[str, str] = {}
     for each in distributions():
-        with suppress(Exception):  # an interrupted installation leaves folders without metadata
-            found.setdefault(each.name, each.version)  # the first on the path is what is imported
+        # An interrupted installation leaves folders without metadata: they have no name, or reading it fails.
+        with suppress(KeyError, OSError, UnicodeDecodeError):
+            if each.name:
+                found.setdefault(each.name, each.version)  # the first on the path is what is imported
     return dict(sorted(found.items()))
 
 

@@ -103,6 +103,22 @@ def test_status_and_summary(tmp_path):
     assert summary == {"name": "eval/x", "value": 0.5, "goal": "max", "steps": 10, "worst": None}
 
 
+def test_an_interrupted_installation_does_not_stop_a_launch(tmp_path, monkeypatch):
+    for name, metadata in (
+        ("empty", b""),
+        ("unreadable", b"Name: \xff\nVersion: 1\n"),
+        ("good", b"Name: x\nVersion: 7\n"),
+    ):
+        (tmp_path / f"{name}-1.0.dist-info").mkdir()
+        (tmp_path / f"{name}-1.0.dist-info/METADATA").write_bytes(metadata)
+    (tmp_path / "bare-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    packages = describe_environment(source=tmp_path)["packages"]
+    assert packages["x"] == "7"
+    assert list(packages) == sorted(packages)
+    assert {"empty", "unreadable", "bare", None}.isdisjoint(packages)
+
+
 def test_environment(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=x", "-c", "user.email=x@y", "-c", "commit.gpgsign=false"]
