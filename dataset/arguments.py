@@ -59,6 +59,12 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, "formatter_class": shown, **options})
         self.register("type", Path, user_path)
 
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """argparse's; a flag of several values that is given twice has the values of both, none is dropped."""
+        if names[0].startswith("-") and options.get("nargs") == "+":
+            options.setdefault("action", "extend")
+        return super().add_argument(*names, **options)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = [self._own_spelling(word) for word in (sys.argv[1:] if args is None else args)]
         return super().parse_known_args(words, namespace)

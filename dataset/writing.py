@@ -183,7 +183,7 @@ def write_dataset(
                 **({} if arrays.storage == "arrays" else {"storage": arrays.storage}),
             }
             (folder / name).mkdir()
-            _write_json(folder / name / "dataset.json", metadata)
+            write_json(folder / name / "dataset.json", metadata)
             arrays.save(folder / name, SET, vocab_size)
         # a name a line; `indent` would take the slow encoder, seconds for a million names
         names = json.dumps(list(identifiers), ensure_ascii=False, separators=(",\n", ": "))
@@ -202,12 +202,14 @@ def write_dataset(
             **(check(folder) if check else {}),
             "content_hash": content_hash(folder),
         }
-        _write_json(folder / CARD, full)
+        write_json(folder / CARD, full)
     return full
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
+    """A file of JSON in UTF-8; of a path that is not, the bytes that are no character become U+FFFD."""
+    data = (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+    path.write_text(data.decode("utf-8", "replace"), encoding="utf-8")
 
 
 def stand_in_reason(root: str | Path, card: Mapping[str, Any] | None = None) -> str | None:

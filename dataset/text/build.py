@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import json
 import platform
 import shutil
 import time
@@ -22,7 +21,7 @@ from dataset.text.meta import META, SPLITS, TOKENIZER, load_tokenizer, read_meta
 from dataset.text.splits import files_of
 from dataset.text.tokenizer import TOKENIZERS, Tokenizer, fit, width
 from dataset.workers import available_cores, ordered_map
-from dataset.writing import CARD, REHASH_BYTES, building
+from dataset.writing import CARD, REHASH_BYTES, building, write_json
 from engine.io import (
     Unreadable,
     UsageError,
@@ -83,7 +82,10 @@ class _Encoder:
         texts = piece.texts()
         encoded = []
         for text in texts:
-            encoded.append(self.tokenizer.encode(text))
+            try:
+                encoded.append(self.tokenizer.encode(text))
+            except UsageError as error:  # a tokenizer of other data
+                raise UsageError(f"{piece.path}: {error}") from None
             if self.documents and self.tokenizer.eot is not None:
                 encoded.append(np.array([self.tokenizer.eot], dtype=encoded[-1].dtype))
         tokens = np.concatenate(encoded) if encoded else np.zeros(0, dtype=width(self.tokenizer.vocab_size))
@@ -130,10 +132,6 @@ def content_hash(root: str | Path) -> str:
         except (OSError, Unreadable) as error:
             raise UsageError(f"{root / TOKENIZER} {reason_of(error)}") from None
     return digest.hexdigest()
-
-
-def _json(value: Any, *, indent: int | None = 2) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
 
 
 def refuse_existing(root: Path, *, overwrite: bool) -> None:
@@ -197,7 +195,8 @@ def build(plan: TextBuild) -> dict[str, Any]:
         needed = 2 * sum(path.stat().st_size for path in corpus.files)
         free = shutil.disk_usage(root.parent).free
         if needed > free:
-            raise UsageError(f"{root.parent} has {free >> 20} MiB free; the token files may need {needed >> 20} MiB")
+            have, want = f"{free / (1 << 20):,.1f}", f"{needed / (1 << 20):,.1f}"
+            raise UsageError(f"{root.parent} has {have} MiB free; the token files may need {want} MiB")
         with atomic_directory(root, replace=plan.overwrite) as folder:
             counts = {split: _encode(plan, tokenizer, corpus, split, folder) for split in SPLITS}
             card = _finish(plan, tokenizer, corpus, counts, folder)
@@ -232,8 +231,8 @@ def _finish(
     }
     if tokenizer.lossless:
         meta["bytes"] = {split: counts[split]["bytes"] for split in SPLITS}
-    (folder / META).write_text(_json(meta), encoding="utf-8")
-    (folder / TOKENIZER).write_text(_json(tokenizer.state(), indent=None), encoding="utf-8")
+    write_json(folder / META, meta)
+    write_json(folder / TOKENIZER, tokenizer.state(), indent=None)
     load_tokenizer(folder)  # what is renamed into place can be loaded
     ratio = {split: round(counts[split]["bytes"] / counts[split]["tokens"], 4) for split in SPLITS}
     split = {"rule": corpus.rule}
@@ -261,7 +260,7 @@ def _finish(
         **plan.card,
         "content_hash": content_hash(folder),
     }
-    (folder / CARD).write_text(_json(card), encoding="utf-8")
+    write_json(folder / CARD, card)
     return card
 
 

@@ -272,7 +272,10 @@ def _bare(pieces: list[tuple[Piece, int]]) -> list[Piece]:
 def _split_pieces(pieces: list[tuple[Piece, int]], val_fraction: float, seed: int) -> tuple[list[Piece], list[Piece]]:
     total = sum(count for _, count in pieces)
     if total < 2:
-        raise UsageError(f"--input holds {total} document(s): nothing can be held out for validation")
+        for piece, _ in pieces:
+            piece.texts()  # what is wrong with the only document comes first: it may be an object that holds them all
+        where = f"{pieces[0][0].path} holds" if len(pieces) == 1 else "--input holds"
+        raise UsageError(f"{where} {total} document(s): nothing can be held out for validation")
     held = np.zeros(total, dtype=bool)
     held[keyed_numpy(seed, "text/split").permutation(total)[: min(total - 1, max(1, round(total * val_fraction)))]] = (
         True

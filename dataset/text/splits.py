@@ -90,6 +90,8 @@ def files_of(inputs: Sequence[Path], *, train_split: str | None, val_split: str 
     for path in inputs:
         if not path.exists():
             raise UsageError(f"--input {path} does not exist")
+        if not path.is_file() and not path.is_dir():
+            raise UsageError(f"--input {path} is neither a file nor a folder (a pipe or a device): write it to a file")
     if len(inputs) == 1 and inputs[0].is_file():
         if train_split is not None or val_split is not None:
             raise UsageError("--train-split and --val-split choose among files: give that folder as --input")

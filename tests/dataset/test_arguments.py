@@ -57,7 +57,13 @@ def parser() -> OneLineParser:
     made.add_argument("place", type=Path, nargs="?")
     made.add_argument("--num-samples", type=int)
     made.add_argument("--out", type=Path)
+    made.add_argument("--input", type=Path, nargs="+")
     return made
+
+
+def test_a_flag_of_several_values_given_twice_has_all_of_them(parser: OneLineParser) -> None:
+    parsed = parser.parse_args(["--input", "a", "b", "--num-samples=1", "--input", "c", "--num-samples=2"])
+    assert (parsed.input, parsed.num_samples) == ([Path("a"), Path("b"), Path("c")], 2)
 
 
 def test_values_keep_their_underscores(parser: OneLineParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -165,6 +166,11 @@ def test_bad_input_leaves_nothing(tmp_path: Path, prose: Path, documents: Path) 
     (tmp_path / "latin.txt").write_bytes(b"abc \xe9 def" * 10)
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "one.json").write_text('{"data": [{"text": "a"}, {"text": "b"}]}\n')
+    (tmp_path / "one.jsonl").write_text('{"text": "a"}\n')
+    os.mkfifo(tmp_path / "pipe")
+    made(tmp_path / "narrow", prose, tokenizer="char")
+    (tmp_path / "greek.txt").write_text("αβγ" * 99, encoding="utf-8")
     (tmp_path / "half.jsonl").write_text('{"text": "a"}\n{"text": "ab \\ud83d"}\n' * 9)
     for inputs, options, words in (
         ([tmp_path / "latin.txt"], {}, r"latin.txt is not UTF-8: byte 4"),
@@ -173,13 +179,17 @@ def test_bad_input_leaves_nothing(tmp_path: Path, prose: Path, documents: Path) 
         ([documents, prose], {}, "mixes plain text and JSONL"),
         ([tmp_path / "empty.txt"], {}, "empty.txt is empty"),
         ([tmp_path / "gone.txt"], {}, "gone.txt does not exist"),
+        ([tmp_path / "one.json"], {}, r"one.json:1 is a document without text under 'text' .*: choose one of data"),
+        ([tmp_path / "one.jsonl"], {}, r"one.jsonl holds 1 document\(s\): nothing can be held out"),
+        ([tmp_path / "pipe"], {}, "pipe is neither a file nor a folder"),
+        ([tmp_path / "greek.txt"], {"tokenizer_from": tmp_path / "narrow"}, "greek.txt: the character 'α'"),
         ([prose], {"val_fraction": 1.5}, "--val-fraction 1.5 must be between 0 and 1"),
         ([prose], {"val_fraction": 1e-6}, r"val split would have [01] token"),
         ([prose], {"train_split": "train"}, "give that folder"),
         ([tmp_path / "half.jsonl"], {}, r"half.jsonl:\d+ has half a character .* in 'ab \\ud83d'"),
     ):
         with pytest.raises(UsageError, match=words):
-            made(tmp_path / "out" / "x", *inputs, tokenizer="byte", **options)
+            made(tmp_path / "out" / "x", *inputs, **{"tokenizer": "byte", **options})
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".x.lock"]
 
 
@@ -204,6 +214,14 @@ def test_a_fault_in_a_document_names_its_line(
         (tmp_path / "docs.json").write_text(json.dumps([*({"text": "abc"},) * 40, json.loads(fault)]))
         with pytest.raises(UsageError, match=words.format("docs.json").replace(":42", ": document 41")):
             made(tmp_path / "out", tmp_path / "docs.json", tokenizer="byte")
+
+
+def test_a_path_that_is_not_utf8_is_no_obstacle(tmp_path: Path) -> None:
+    source = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))  # as an old archive unpacks it
+    source.write_text("hello world " * 20)
+    card = made(tmp_path / "out", source, tokenizer="char", card={"input": [str(source)]})
+    assert describe(tmp_path / "out")["content_hash"] == card["content_hash"]
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["files"][0]["name"] == "caf\ufffd.txt"
 
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path, prose: Path) -> None:
