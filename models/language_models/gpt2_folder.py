@@ -71,6 +71,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's error for a damaged file depends on where the damage is
         raise ValueError(f"{path} is damaged or cut short ({type(error).__name__}): fetch it again") from None
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in loaded.items()
+    ):
         raise ValueError(f"{path} is not a state dict: expected tensors by name")
     return loaded

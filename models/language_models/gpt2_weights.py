@@ -27,6 +27,7 @@ _BLOCK = {  # theirs -> ours, within a block
     "mlp.c_fc": "mlp.fc",
     "mlp.c_proj": "mlp.proj",
 }
+_WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _SPARE_WORDS = 1024  # Megatron pads 50,257 to 51,200; a table with more rows is that of another vocabulary
 _MATRICES = {ours for theirs, ours in _BLOCK.items() if ".c_" in theirs}
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)$")  # the causal mask that old files carry: no weight
@@ -43,15 +44,27 @@ def from_gpt2(
     that lists what is missing, left over, or of another shape.
     """
     _check_mappable(config, shape)
-    given = {_bare(name): tensor for name, tensor in theirs.items() if not _MASKS.search(name)}
-    head, words = given.pop("lm_head.weight", None), given.get("wte.weight")
+    given: dict[str, Tensor] = {}
     mapped, problems = {}, []
+    for name, numbers in theirs.items():
+        if _MASKS.search(name):
+            continue
+        if fault := "is there twice" if _bare(name) in given else _unusable(numbers):
+            problems.append(f"{name} {fault}")
+        given[_bare(name)] = numbers
+    if problems:
+        raise ValueError(f"not the weights of a GPT-2: {_first(problems)}")
+    words = given.get("wte.weight")
+    head = given.pop("lm_head.weight") if "lm_head.weight" in given else None
     if head is not None and words is not None and not head.equal(words):
         problems.append("lm_head.weight differs from wte.weight, but GPT-2's head is tied")
     for name, (source, expected) in _expected(config, shape, biases=config.bias).items():
         tensor = given.pop(source, None)
         if tensor is None:
             problems.append(f"{source} is missing")
+            continue
+        if tensor.dim() != len(expected):
+            problems.append(f"{source} is {list(tensor.shape)}, expected {list(expected)}")
             continue
         if conv1d and _is_matrix(name):
             tensor = tensor.t()
@@ -62,10 +75,28 @@ def from_gpt2(
         mapped[name] = tensor.contiguous()
     problems += [f"{name} is not known" for name in given]
     if problems:
-        if len(problems) > 3:
-            problems[2:-1] = [f"{len(problems) - 3} more"]
-        raise ValueError(f"not the weights of this GPT-2: {'; '.join(problems)}")
+        raise ValueError(f"not the weights of this GPT-2: {_first(problems)}")
     return mapped
+
+
+def _unusable(tensor: Tensor) -> str:
+    """Why these numbers cannot be weights, or "". A copy would take them silently: quantised ones without their scale,
+    complex ones without their imaginary part.
+    """
+    if tensor.dtype not in _WEIGHT_TYPES or tensor.layout != torch.strided or tensor.is_meta:
+        kind = "empty" if tensor.is_meta else str(tensor.dtype if tensor.layout == torch.strided else tensor.layout)
+        return f"is {kind.removeprefix('torch.')}, expected a dense {' or '.join(map(_type_name, _WEIGHT_TYPES))}"
+    return "" if bool(torch.isfinite(tensor).all()) else "holds numbers that are not finite"
+
+
+def _type_name(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
+def _first(problems: list[str]) -> str:
+    if len(problems) > 3:
+        problems = [*problems[:2], f"{len(problems) - 3} more", problems[-1]]
+    return "; ".join(problems)
 
 
 def gpt2_config(config: GPTConfig, shape: LMShape, *, eot: int | None = None) -> dict[str, Any]:

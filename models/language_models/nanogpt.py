@@ -18,6 +18,7 @@ from models.language_models.gpt2_weights import from_gpt2
 
 __all__ = ["from_nanogpt", "read_nanogpt"]
 
+_SIZES = ("n_layer", "n_head", "n_embd", "block_size")
 _PADDING = 64  # nanoGPT rounds a vocabulary up to a multiple of it (50257 -> 50304)
 
 
@@ -42,6 +43,10 @@ def read_nanogpt(path: str | Path) -> dict[str, Any]:
         raise ValueError("it is not a nanoGPT checkpoint, which has model_args and model")
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded["model"].items()):
         raise ValueError("it is not a nanoGPT checkpoint, whose model is tensors by name")
+    wrong = next((name for name in _SIZES if type(loaded["model_args"].get(name)) is not int), None)
+    if wrong is not None:
+        value = loaded["model_args"].get(wrong)
+        raise ValueError(f"its model_args have {wrong}={value!r:.60}, expected a whole number")
     return loaded
 
 
@@ -53,11 +58,11 @@ def from_nanogpt(checkpoint: dict[str, Any], config: GPTConfig, shape: LMShape) 
     args, weights = checkpoint["model_args"], dict(checkpoint["model"])
     trained = {name: args.get(name) for name in ("n_layer", "n_head", "n_embd")} | {"bias": args.get("bias", True)}
     others = [f"arch.{name}={value}" for name, value in trained.items() if getattr(config, name) != value]
-    if config.block_size > args.get("block_size", 0):  # a longer table is cut
-        others.append(f"arch.block_size={args.get('block_size')}")
+    if config.block_size > args["block_size"]:  # a longer table is cut
+        others.append(f"arch.block_size={args['block_size']}")
     if others:
         raise ValueError(f"it was trained with {' '.join(others)}: set the same")
-    rows = [len(tensor) for name, tensor in weights.items() if name.endswith("wte.weight")]
+    rows = [len(tensor) for name, tensor in weights.items() if name.endswith("wte.weight") and tensor.dim()]
     padded = -(-shape.vocab_sizes[0] // _PADDING) * _PADDING
     if rows and rows[0] not in (shape.vocab_sizes[0], padded):
         raise ValueError(f"it has {rows[0]} tokens, the data have {shape.vocab_sizes[0]}: another vocabulary")

@@ -89,6 +89,4 @@ def _nanogpt(path: Path) -> dict[str, Any]:
     from models.language_models.nanogpt import read_nanogpt
 
     sizes = read_nanogpt(path)["model_args"]
-    return {key: sizes[key] for key in ("n_layer", "n_head", "n_embd", "block_size") if key in sizes} | {
-        "bias": sizes.get("bias", True)
-    }
+    return {key: sizes[key] for key in RECIPES_SET} | {"bias": sizes.get("bias", True)}

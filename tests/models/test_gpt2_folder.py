@@ -90,6 +90,46 @@ def test_the_table_of_another_vocabulary_is_refused(theirs: dict) -> None:
             from_gpt2({**theirs, "transformer.wte.weight": torch.ones(rows, 8)}, CONFIG, SHAPE)
 
 
+WTE, QKV = "transformer.wte.weight", "transformer.h.0.attn.c_attn.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (WTE, lambda w: w.to(torch.int8), "wte.weight is int8, expected a dense float32"),
+        (
+            QKV,
+            lambda w: w.to(torch.float8_e4m3fn),
+            "c_attn.weight is float8_e4m3fn, expected",
+        ),  # its scale is elsewhere
+        (QKV, lambda w: w * 1j, "is complex64"),
+        (QKV, lambda w: w.to_sparse(), "is sparse_coo"),
+        (WTE, lambda w: w.to("meta"), "is empty"),
+        (QKV, lambda w: w / 0, "c_attn.weight holds numbers that are not finite"),
+        (WTE, lambda w: w.sum(), r"wte.weight is \[\], expected \[33, 8\]"),
+        (QKV, lambda w: w[None], r"c_attn.weight is \[1, 8, 24\], expected \[24, 8\]"),
+        ("wte.weight", lambda w: torch.ones(33, 8), "wte.weight is there twice"),
+    ],
+)
+def test_numbers_that_are_no_weights_are_refused(theirs: dict, name: str, change, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_gpt2({**theirs, name: change(theirs.get(name, torch.ones(1)))}, CONFIG, SHAPE)
+
+
+def test_half_precision_weights_are_read(theirs: dict) -> None:
+    for kind in (torch.float16, torch.bfloat16):
+        weights = from_gpt2({name: tensor.to(kind) for name, tensor in theirs.items()}, CONFIG, SHAPE)
+        model = GPT(CONFIG, SHAPE)
+        model.load_state_dict(weights)
+        assert torch.equal(model.ln_f.weight, theirs["transformer.ln_f.weight"].to(kind).float())
+
+
+def test_a_state_dict_without_names_is_refused(tmp_path: Path) -> None:
+    torch.save({0: torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="is not a state dict"):
+        read_gpt2(tmp_path)
+
+
 def test_a_folder_that_has_only_the_name(tmp_path: Path, theirs: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt2").mkdir()

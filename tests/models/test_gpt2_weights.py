@@ -251,7 +251,16 @@ def test_files_that_run_code_are_not_opened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [({"model": {}}, "not a nanoGPT checkpoint"), ([1, 2], "not a nanoGPT checkpoint"), (b"", "damaged or cut short")],
+    [
+        ({"model": {}}, "not a nanoGPT checkpoint"),
+        ([1, 2], "not a nanoGPT checkpoint"),
+        (b"", "damaged or cut short"),
+        ({"model": {}, "model_args": {"n_layer": 1}}, "its model_args have n_head=None, expected a whole number"),
+        (
+            {"model": {}, "model_args": {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": "16"}},
+            "block_size='16', expected a whole number",
+        ),
+    ],
 )
 def test_other_files_are_refused(content: object, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
