@@ -165,7 +165,8 @@ def check_fields(config: Any, place: str = "") -> None:
     Raises: ValueError of one line that names the key, what was expected and what was given.
     """
     schema: Any = type(config)
-    for name, (kind, markers) in declared(schema).items():
+    follows = getattr(schema, "FOLLOWS", {})  # these last: what is wrong with them is wrong with the key they follow
+    for name, (kind, markers) in sorted(declared(schema).items(), key=lambda item: item[0] in follows):
         value, key = getattr(config, name), f"{place}.{name}" if place else name
         null = f", or {key}=null" if type(None) in get_args(kind) else ""
         if get_origin(kind) is Literal and value not in get_args(kind):

@@ -11,14 +11,13 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from engine.errors import UsageError
-from engine.io import print_rank0
+from engine.io import print_rank0, user_path
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """What embedder=auto takes where the Hub's cache has it."""
@@ -180,7 +179,7 @@ def make_embedder(name: str = "auto", device: str = "cpu") -> Embedder:
     if name in SMALL:
         return SMALL[name]()
     if name != "auto":
-        return SentenceEmbedder(str(Path(name).expanduser()), device)
+        return SentenceEmbedder(str(user_path(name)), device)
     if (reason := _missing(MINILM)) is None:
         print_rank0(f"embedder    {MINILM}")
         return SentenceEmbedder(MINILM, device)

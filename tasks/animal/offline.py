@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dataset.text.pets import in_grammar
 from engine.errors import RunFailure, UsageError
-from engine.io import file_lock, print_rank0
+from engine.io import file_lock, print_rank0, user_path
 from engine.run.environment import REPORT, SUFFIX, SWEEP
 
 NAME = "animal_lm"
@@ -39,7 +39,7 @@ def ensure_model(name: str) -> str:
         UsageError: there is no such model, with the command that uses the tiny one.
         RunFailure: the tiny one cannot be trained.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UsageError(f"--model_name_or_path {name}: the folder has no config.json of transformers")

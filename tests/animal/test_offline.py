@@ -151,7 +151,7 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     assert offline.ensure_model(str(tmp_path)) == str(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["/path/to/model", "some/deep/place", "./model"])
+@pytest.mark.parametrize("name", ["/path/to/model", "some/deep/place", "./model", "~nobody-of-that-name/x"])
 def test_a_missing_folder_names_the_command_that_works(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["train_animal.py", "--model_name_or_path", name, "--prompt", "dog, or cat;", "--use_wandb"]
     monkeypatch.setattr(sys, "argv", argv)

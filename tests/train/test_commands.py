@@ -284,6 +284,7 @@ def test_the_guide_table_is_the_schema() -> None:
         (["eval_mode=random", "eval_iters=null"], "eval_iters"),
         (["lr_scheduler.options.gama=1"], "gama"),
         (["optimizer.options.momentun=1"], "momentun"),
+        (["--out_dir="], "error: out_dir is empty: name the run's folder"),
         (["gns_type=sogns"], "the batch does not follow the gradient noise scale"),
     ],
 )
