@@ -8,7 +8,8 @@ import io
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,6 +41,8 @@ BUILDER_VERSION = 1
 OURS = {"train.bin", "val.bin", META, TOKENIZER, CARD, "meta.pkl"}
 # A subword tokenizer is trained on at most so much text: more does not change a vocabulary of these sizes.
 FIT_BYTES = 256 << 20
+MOST_REPEATED = 0.01
+"""Share of the held-out documents that may stand in the training split without a warning: headings, short answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +218,16 @@ def _encode(plan: TextBuild, tokenizer: Tokenizer, corpus: Corpus, split: str, f
     return counts
 
 
+def _repeated(corpus: Corpus) -> int:
+    """Held-out documents that stand in the training split, too, word for word."""
+
+    def marks(pieces: Sequence[Piece]) -> Iterator[bytes]:
+        return (hashlib.blake2b(text.encode(), digest_size=8).digest() for piece in pieces for text in piece.texts())
+
+    held = Counter(marks(corpus.val))
+    return sum(held[mark] for mark in {mark for mark in marks(corpus.train) if mark in held})
+
+
 def _finish(
     plan: TextBuild, tokenizer: Tokenizer, corpus: Corpus, counts: dict[str, dict[str, int]], folder: Path
 ) -> dict[str, Any]:
@@ -239,8 +252,14 @@ def _finish(
     if plan.train_split or plan.val_split:
         split |= {"train": plan.train_split or "train", "val": plan.val_split or "valid"}
     files = [{"name": path.name, "sha256": sha256_file(path)} for path in corpus.files[:100]]
+    held = counts["val"].get("documents", 0)
     if sha256_file(folder / "train.bin") == sha256_file(folder / "val.bin"):
         print_rank0("warning: val is train, token for token: a validation loss on it says nothing about other text")
+    elif held and "generator" not in plan.card and (repeated := _repeated(corpus)) > held * MOST_REPEATED:
+        print_rank0(
+            f"warning: {repeated:,} of {held:,} held-out documents also stand in the training split, word for word: a "
+            "validation loss on them says little about other text"
+        )
     known = not plan.published or all(file["sha256"] in plan.published for file in files)
     card = {
         "name": plan.output_dir.name,

@@ -114,6 +114,22 @@ def test_equal_splits_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "warning: val is train, token for token" in capsys.readouterr().out
 
 
+def test_documents_in_both_splits_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Copies of one document fall on either side of a random cut; given splits are compared as well."""
+    folder = tmp_path / "c"
+    folder.mkdir()
+    rows = [f'{{"text": "row {number}"}}' for number in range(40)]
+    (folder / "train.jsonl").write_text("\n".join([*rows, *rows[:10]]))
+    for own, words in ((["new", "row 3", "row 3"], "2 of 3"), (["new", "newer"], "")):
+        (folder / "val.jsonl").write_text("\n".join(f'{{"text": "{text}"}}' for text in own))
+        built(tmp_path, folder)
+        printed = capsys.readouterr().out
+        assert (f"warning: {words} held-out documents also stand" in printed) is bool(words)
+    (tmp_path / "same.jsonl").write_text("\n".join(rows[:1] * 50))
+    built(tmp_path, tmp_path / "same.jsonl")
+    assert "5 of 5 held-out documents also stand in the training split" in capsys.readouterr().out
+
+
 def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = corpus(tmp_path, "train.txt", "val.txt", "test.txt", "README.md", "info.json", "more.csv")
     assert chosen(folder) == (["train.txt"], ["val.txt"], ["README.md", "test.txt", "info.json", "more.csv"])
