@@ -116,6 +116,10 @@ def run_builder(build: Callable[[], None]) -> int:
     except (UsageError, RunFailure) as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except MemoryError as error:
+        what = f" ({error})" if str(error) else ""
+        sys.stderr.write(f"error: this machine has too little memory for the data{what}: ask for fewer of them\n")
+        return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"error: {where}{error.strerror or error}\n")

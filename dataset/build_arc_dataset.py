@@ -44,6 +44,7 @@ def parser(encoder: str | None = None) -> argparse.ArgumentParser:
     out.add_argument("--output-dir", type=Path, required=True, help="folder to create")
     out.add_argument(
         "--input-file-prefix",
+        type=Path,
         metavar="PREFIX",
         help="of the bundles PREFIX_SUBSET_challenges.json and PREFIX_SUBSET_solutions.json",
     )
@@ -127,7 +128,7 @@ def plan_of(arguments: argparse.Namespace) -> ArcBuild:
     second = [arguments.test_set_name2] if arguments.test_set_name2 else []
     return ArcBuild(
         output_dir=arguments.output_dir,
-        prefix=arguments.input_file_prefix,
+        prefix=None if arguments.input_file_prefix is None else str(arguments.input_file_prefix),
         folders=tuple(arguments.dataset_dirs),
         subsets=tuple(arguments.subsets),
         test_sets=(arguments.test_set_name or "evaluation", *second),
@@ -173,6 +174,11 @@ def _remarks(card: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"fewer than {card['num_aug']} different augmentations: {len(short)} of the tasks "
             f"(fewest: {least}, {short[least] - 1})"
+        )
+    if shared := card["names_of_different_tasks"]:
+        yield (
+            f"warning: {len(shared)} names stand for different tasks, which share their puzzle embeddings "
+            f"(first: {shared[0]})"
         )
     if not card["solutions"]:
         yield "warning: test tasks without solutions have a 1x1 grid as label: scores on them mean nothing"

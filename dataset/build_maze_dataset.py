@@ -75,7 +75,7 @@ def plan_of(arguments: argparse.Namespace) -> MazeBuild:
     name = (
         "maze-30x30-hard-1k"
         if download
-        else f"maze-{arguments.input.name}"
+        else f"maze-{arguments.input.resolve().name}"
         if arguments.input
         else f"maze-{side}x{side}"
     )
@@ -85,12 +85,16 @@ def plan_of(arguments: argparse.Namespace) -> MazeBuild:
 def _build(argv: Sequence[str] | None) -> None:
     plan = plan_of(parser().parse_args(argv))
     card = build(plan)
-    counts, paths = card["counts"], card["paths"]["test"]
-    if short := counts["test"]["examples"] - paths["answers_that_are_shortest"]:
-        print_rank0(f"warning: {short} test answers are paths, but not shortest ones")
+    counts = card["counts"]
+    for split, paths in card["paths"].items():
+        mazes = counts[split]["groups"]
+        if short := mazes - paths["answers_that_are_shortest"]:
+            print_rank0(f"warning: {short} of {mazes} {split} answers are paths, but not shortest ones")
+        if count := card["repeated_mazes"][split]:
+            print_rank0(f"warning: {count} {split} mazes repeat an earlier one of the same split")
     if repeated := card["test_mazes_in_training"]:
         print_rank0(f"warning: {repeated} test mazes are training mazes too (turned and mirrored ones included)")
-    lengths = paths["shortest_path"]
+    lengths = card["paths"]["test"]["shortest_path"]
     print_rank0(
         f"built {plan.output_dir} ({card['source']}, {card['board']}) in {card['seconds']:.1f} s: "
         f"train {counts['train']['groups']} mazes, {counts['train']['examples']} examples; "

@@ -28,6 +28,7 @@ if not __package__:  # `python dataset/build_sudoku_dataset.py`: import from the
 
 from dataset.arguments import BuilderParser, run_builder
 from dataset.hub import download_csv
+from dataset.published import SUDOKU_EXTREME
 from dataset.sudoku.build import SudokuBuild, build
 from engine.io import UsageError, print_rank0
 
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--output-dir",
         type=Path,
-        help="folder to create (default: data/sudoku-NxN, data/sudoku-extreme-full, data/sudoku-FILE)",
+        help="folder to create (default: data/sudoku-NxN, data/sudoku-INPUT, of the Hub's data/sudoku-extreme-full)",
     )
     out.add_argument("--size", type=int, choices=(4, 6, 9), help="board size (default: 9, or what the CSV holds)")
     out.add_argument("--num-train", type=int, metavar="N", help="training puzzles to generate (default: 1000)")
@@ -115,10 +116,14 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
-def _default_name(source: Path | None, size: int) -> str:
+def _default_name(source: Path | None, size: int, downloaded: bool) -> str:
     if source is None:
         return f"sudoku-{size}x{size}"
-    return "sudoku-extreme-full" if source.is_dir() else f"sudoku-{source.stem}"
+    if not source.is_dir():
+        return f"sudoku-{source.stem}"
+    # Other puzzles do not get the published name because they come as a folder.
+    published = downloaded or SUDOKU_EXTREME.claims_to_be(source)
+    return "sudoku-extreme-full" if published else f"sudoku-{source.resolve().name}"
 
 
 def plan_of(arguments: argparse.Namespace) -> SudokuBuild:
@@ -130,7 +135,8 @@ def plan_of(arguments: argparse.Namespace) -> SudokuBuild:
     repository = arguments.source_repo or HUB_REPOSITORY
     source = download_csv(repository) if arguments.download else arguments.input
     return SudokuBuild(
-        output_dir=arguments.output_dir or Path("data") / _default_name(source, arguments.size or 9),
+        output_dir=arguments.output_dir
+        or Path("data") / _default_name(source, arguments.size or 9, arguments.download),
         size=arguments.size,
         num_train=arguments.num_train,
         num_test=arguments.num_test,
@@ -154,6 +160,9 @@ def _warnings(card: Mapping[str, Any]) -> Iterator[str]:
                 f"{seen['found']} of {seen['searched']} {split} puzzles searched have more than one solution "
                 f"(first: {seen['first']}): which one counts cannot be known from the puzzle"
             )
+    for split, count in card.get("solved_puzzles", {}).items():
+        if count:
+            yield f"{count} {split} puzzles have no blank: the answer is the question"
     for split, count in card.get("repeated_puzzles", {}).items():
         if count:
             yield f"{count} {split} puzzles repeat an earlier one of the same split"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -145,6 +145,19 @@ def read_metadata(root: str | Path, split: str) -> PuzzleMetadata:
 def _count_puzzles(folder: Path, sets: Any) -> int:
     names = sets if isinstance(sets, list) else ["all"]
     return sum(len(load_array(folder / f"{name}__puzzle_identifiers.npy", 1, mapped=False)) for name in names)
+
+
+class _Plain:
+    """A file that numpy does not take for one: it then writes by `write`, whose errors have a reason."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.write = stream.write
+
+
+def save_array(path: Path, values: np.ndarray) -> None:
+    """Write an .npy file. Raises: OSError with its reason, such as a full disk, which `numpy.save(path)` leaves out."""
+    with open(path, "wb") as stream:
+        np.save(_Plain(stream), values)  # type: ignore[call-overload]
 
 
 def load_array(path: Path, ndim: int, *, mapped: bool) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dataset.arc import published as arc
 from dataset.format import load_splits
-from dataset.metadata import ARRAYS, NUM_DEMOS, SHARED, SPLITS, PuzzleMetadata, read_card, read_metadata
+from dataset.metadata import ARRAYS, NUM_DEMOS, SHARED, SPLITS, PuzzleMetadata, read_card, read_metadata, save_array
 from dataset.published import BY_SIZE
 from engine.io import REPLACED, TEMPORARY, UsageError, atomic_directory, file_lock, sha256_json
 
@@ -26,6 +26,7 @@ OURS = frozenset((CARD, "identifiers.json", "test_puzzles.json", "leakage.json",
 """What builders of puzzles, the public ones too, leave in a data set's folder."""
 # Data sets up to this size are hashed anew when they are described; of larger ones the card is believed.
 REHASH_BYTES = 512 << 20
+TABLES = frozenset(f"{split}.csv" for split in SPLITS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class SplitArrays:
                 raise ValueError(f"{folder.name}: tokens must be in 0 to {min(vocab_size, 256) - 1}")
         for array in (*ARRAYS[self.storage], *(() if self.num_demos is None else (NUM_DEMOS,))):
             kind = np.uint8 if array in ("inputs", "labels") else np.int32
-            np.save(folder / f"{name}__{array}.npy", np.ascontiguousarray(getattr(self, array), dtype=kind))
+            save_array(folder / f"{name}__{array}.npy", np.ascontiguousarray(getattr(self, array), dtype=kind))
 
 
 class WrittenSplit(Protocol):
@@ -100,6 +101,9 @@ def building(root: str | Path) -> Iterator[Path]:
     Builds of other data sets in the same folder are not held up; a second build of this one waits, then finds it done.
     """
     root = Path(os.path.abspath(root))
+    if root.is_symlink():
+        # The data go where the link points, to a larger disk as a rule, and the link stays.
+        root = Path(os.path.realpath(root))
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(file_lock(root.parent / f".{root.name}.lock", wait=True))
@@ -118,6 +122,8 @@ def building(root: str | Path) -> Iterator[Path]:
 def refuse_existing(root: str | Path, *, overwrite: bool) -> None:
     """Raise UsageError when something is at `root` that the build may not replace."""
     root = Path(root)
+    if os.path.lexists(root) and not root.is_dir():
+        raise UsageError(f"{root} is not a folder: choose another --output-dir")
     if root.is_dir() and overwrite:
         if any(root.iterdir()) and not any((root / s).is_dir() for s in SPLITS):
             raise UsageError(f"{root} is not a data set, so --overwrite leaves it alone: choose another --output-dir")
@@ -133,12 +139,20 @@ def refuse_existing(root: str | Path, *, overwrite: bool) -> None:
 def _foreign(root: Path) -> str:
     """The first file below `root`, relative to it, that no builder of puzzles writes; empty without one."""
     for path in sorted(root.iterdir()):
-        if path.name not in OURS:
+        if path.name not in OURS and not (path.name in TABLES and _has_tables(root)):
             return path.name
         for inner in sorted(path.iterdir()) if path.name in SPLITS and path.is_dir() else ():
             if inner.name != "dataset.json" and not (inner.suffix == ".npy" and "__" in inner.name):
                 return f"{path.name}/{inner.name}"
     return ""
+
+
+def _has_tables(root: Path) -> bool:
+    """Whether the card counts the CSV files of its build (--csv) among the data set's own."""
+    try:
+        return bool(read_card(root / CARD).get("csv"))
+    except UsageError:
+        return False
 
 
 def write_dataset(

@@ -6,6 +6,7 @@ Memory does not grow with the arrays: they are written into files of their final
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +23,9 @@ from dataset.arc.expand import Expander
 from dataset.arc.leakage import RELATIONS, apart, leakage_report
 from dataset.arc.plan import BuildPlan, make_plan, number_identifiers
 from dataset.arc.published import claims_to_be_published, collections_of
-from dataset.arc.tasks import Subset, read_bundles, read_folders
+from dataset.arc.tasks import Subset, read_bundles, read_folders, shared_names
 from dataset.arc.tokens import EOS, FIRST_COLOUR, PAD, VOCAB_SIZE
-from dataset.metadata import NUM_DEMOS
+from dataset.metadata import NUM_DEMOS, save_array
 from dataset.workers import available_cores, ordered_map
 from dataset.writing import building, refuse_existing, write_dataset
 from engine.io import UsageError, did_you_mean, progress, sha256_file
@@ -143,7 +144,7 @@ class ArcSplit:
             **({} if self.num_demos is None else {NUM_DEMOS: self.num_demos}),
         }
         for array, values in indices.items():
-            np.save(folder / f"{name}__{array}.npy", values.astype(np.int32))
+            save_array(folder / f"{name}__{array}.npy", values.astype(np.int32))
         if self.storage == "compact":
             save_compact(self.source, folder, name)
         else:
@@ -154,11 +155,19 @@ class ArcSplit:
         files = [folder / f"{name}__{array}.npy" for array in ("inputs", "labels")]
         for file in files:
             np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(count, self.source.length))
+            _reserve(file)
         firsts = range(0, count, BLOCK)
         workers = self.workers or max(1, min(available_cores(), count // EXAMPLES_PER_WORKER))
         done = ordered_map(partial(_fill, self.source, files), firsts, workers=workers)
         for _ in progress(done, total=len(firsts), label=f"writing {folder.name}"):
             pass
+
+
+def _reserve(file: Path) -> None:
+    """Take the space of a file whose size is set. Raises: OSError; a page without space would kill the writer."""
+    if hasattr(os, "posix_fallocate"):
+        with open(file, "rb+") as stream:
+            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
 
 
 def _fill(source: Expander, files: Sequence[Path], first: int) -> None:
@@ -236,6 +245,13 @@ def build_subsets(
             drawn.skipped["training tasks that share an id or a grid with a held-out task"] = len(removed)
         if not drawn.train.tasks or not drawn.test.tasks:
             empty = "test" if drawn.train.tasks else "training"
+            if encoder and all(subset.name in plan.test_sets for subset in subsets):
+                raise UsageError(f"every subset is a test set ({', '.join(plan.test_sets)}): add one to train on")
+            if removed and not any(subset.tasks for subset in subsets if subset.name not in plan.test_sets):
+                raise UsageError(
+                    f"all {len(removed)} training tasks share an id or a grid with a held-out task and are left out: "
+                    "--overlap keep keeps them"
+                )
             raise UsageError(f"--canvas {plan.canvas}: no {empty} task fits it ({_listed(drawn.skipped)})")
         lines = dict(card or {})
         if claims_to_be_published(root) and not collections and not lines.get("stand_in"):
@@ -307,6 +323,7 @@ def _card(
         "seed": plan.seed,
         **({"overlap": plan.overlap, "moved": plan.moved} if encoder else {}),
         "skipped": drawn.skipped,
+        "names_of_different_tasks": [] if encoder else shared_names(subsets),
         "tasks_with_fewer_augmentations": drawn.not_full,
         "solutions": drawn.unsolved == 0,
         "leakage": {"empty": leakage["empty"], **leakage["counts"]},

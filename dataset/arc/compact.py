@@ -22,6 +22,7 @@ import numpy as np
 from dataset.arc.augment import COLOURS, SWAPS
 from dataset.arc.expand import Expander
 from dataset.arc.tokens import VOCAB_SIZE, side_of
+from dataset.metadata import save_array
 from engine.io import UsageError
 
 BLOCK = 1024
@@ -87,7 +88,7 @@ def save_compact(source: Expander, folder: Path, name: str) -> None:
         "offsets": source.offsets,
     }
     for array, values in arrays.items():
-        np.save(folder / f"{name}__{array}.npy", values)
+        save_array(folder / f"{name}__{array}.npy", values)
 
 
 def open_compact(

@@ -180,6 +180,22 @@ def read_bundles(prefix: str, subsets: Sequence[str]) -> Iterator[Subset]:
         yield Subset(name, tuple(tasks), (path, answers) if answers.is_file() else (path,))
 
 
+def _visible(path: Path) -> bool:
+    """Whether people put it there: not what macOS and Jupyter leave beside files, copies of tasks among them."""
+    return not path.name.startswith(".") and path.name != "__MACOSX"
+
+
+def shared_names(subsets: Sequence[Subset]) -> list[str]:
+    """Names that different tasks have."""
+    known: dict[str, Task] = {}
+    shared: dict[str, None] = {}
+    for task in (task for subset in subsets for task in subset.tasks):
+        first = known.setdefault(task.name, task)
+        if first is not task and first.to_json() != task.to_json():
+            shared[task.name] = None
+    return list(shared)
+
+
 def read_folders(folders: Sequence[Path], subsets: Sequence[str] | None = None) -> list[Subset]:
     """Every sub-folder with task files is a subset of its name; a folder that holds task files itself is one, too.
 
@@ -191,8 +207,8 @@ def read_folders(folders: Sequence[Path], subsets: Sequence[str] | None = None) 
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"--dataset-dirs {folder}: there is no such folder")
-        for place in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
-            files = sorted(place.glob("*.json"))
+        for place in [folder, *sorted(path for path in folder.iterdir() if path.is_dir() and _visible(path))]:
+            files = sorted(filter(_visible, place.glob("*.json")))
             if bundle := next((file for file in files if file.stem.endswith("_" + CHALLENGES)), None):
                 prefix = bundle.stem.removesuffix("_" + CHALLENGES).rpartition("_")[0]
                 raise UsageError(
@@ -204,6 +220,9 @@ def read_folders(folders: Sequence[Path], subsets: Sequence[str] | None = None) 
         if name not in places:
             raise UsageError(f"--subsets {name}: no folder of that name holds tasks; " + did_you_mean(name, places))
     if not places:
-        raise UsageError(f"--dataset-dirs {' '.join(map(str, folders))}: no JSON files in it, nor in its folders")
+        deeper = (file for folder in folders for depth in ("*/*/*.json", "*/*/*/*.json") for file in folder.glob(depth))
+        nearest = next(filter(_visible, deeper), None)
+        hint = f", but in {nearest.parent}: give {nearest.parent.parent}" if nearest else ""
+        raise UsageError(f"--dataset-dirs {' '.join(map(str, folders))}: no JSON files in it, nor in its folders{hint}")
     chosen = subsets or list(places)
     return [Subset(name, tuple(map(read_task, places[name])), tuple(places[name])) for name in chosen]

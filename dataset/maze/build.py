@@ -186,6 +186,10 @@ def build(plan: MazeBuild) -> dict[str, Any]:
                 "tokens": {"pad": 0, "wall": 1, "free": 2, "start": 3, "goal": 4, "path": 5},
                 "seed": plan.seed,
                 "aug": plan.aug,
+                "csv": plan.csv,
+                "repeated_mazes": {
+                    name: len(mazes) - len({m.tobytes() for m in mazes}) for name, (mazes, _) in splits.items()
+                },
                 "paths": {name: _summary(*grids) for name, grids in splits.items()},
                 **card,
             },

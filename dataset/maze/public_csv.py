@@ -7,6 +7,7 @@ the length of the path.
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from dataset.maze.paths import CHARSET, GOAL, START, judge, path_lengths
+from dataset.tables import refuse_foreign, refuse_twice
 from engine.io import UsageError, atomic_write_text
 
+SEPARATORS = ",;\t|"
 COLUMNS = ("source", "question", "answer", "rating")
 TOKENS = {sign: token for token, sign in enumerate(CHARSET, start=1)}
 
@@ -54,15 +57,22 @@ def _first(path: Path, rows: list[tuple[int, str, str]], bad: np.ndarray, text: 
 
 
 def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(line, question, answer) of each row."""
+    """(line, question, answer) of each row. Names may have spaces and capitals; in cells a space is a sign of mazes."""
     try:
+        refuse_foreign(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in ("question", "answer") if name not in (reader.fieldnames or ())]
-            if missing:
+            header = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(SEPARATORS, key=header.count))
+            names = [name.strip().lower() for name in next(reader, [])]
+            if missing := [name for name in ("question", "answer") if name not in names]:
                 raise UsageError(f"{path} has no column {missing[0]}: expected {', '.join(COLUMNS)}")
+            refuse_twice(str(path), names, ("question", "answer"))
+            question, answer = names.index("question"), names.index("answer")
             for row in reader:
-                yield reader.line_num, row["question"] or "", row["answer"] or ""
+                if row:
+                    cells = [*row, *[""] * len(names)]
+                    yield reader.line_num, cells[question], cells[answer]
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist: expected a folder with train.csv and test.csv") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -73,8 +83,10 @@ def write_csv(path: Path, mazes: np.ndarray, answers: np.ndarray, source: str) -
     """Write mazes [N, S, S] in the published form."""
     signs = np.array(["?", *CHARSET])
     lengths = path_lengths(mazes)
-    lines = [",".join(COLUMNS)]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
     for maze, answer, length in zip(mazes, answers, lengths.tolist(), strict=True):
         question, solved = ("".join(signs[grid.reshape(-1)]) for grid in (maze, answer))
-        lines.append(f"{source},{question},{solved},{length}")
-    atomic_write_text(path, "\n".join(lines) + "\n")
+        table.writerow((source, question, solved, length))
+    atomic_write_text(path, text.getvalue())

@@ -273,6 +273,7 @@ def _from_csv(plan: SudokuBuild, source: Path) -> _Source:
         "several_solutions": {
             name: several_solutions(boards, seed=plan.seed, workers=workers) for name, boards in both.items()
         },
+        "solved_puzzles": {name: boards.solved() for name, boards in both.items()},
         "repeated_puzzles": {name: boards.repeated() for name, boards in both.items()},
     }
     geo = geometry(train.size)

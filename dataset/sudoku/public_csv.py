@@ -68,6 +68,10 @@ class Boards:
         """Puzzles per rating."""
         return {str(rating): count for rating, count in sorted(Counter(self.ratings.tolist()).items())}
 
+    def solved(self) -> int:
+        """Puzzles without a blank, which ask for nothing."""
+        return int((self.questions > 0).all(axis=1).sum())
+
     def repeated(self) -> int:
         """Puzzles that are in the file a second time, or more often."""
         return len(self.questions) - len({row.tobytes() for row in self.questions})

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from dataset.sudoku.grid import BOXES, size_of
+from dataset.tables import refuse_foreign, refuse_twice
 from engine.io import UsageError
 
 BLANKS = ".0-*_"
@@ -29,16 +30,6 @@ NAMES = {
 """What the columns are called, lower case; the first name that a header has counts."""
 SEPARATORS = ",;\t|"
 BOARD = frozenset(BLANKS + "123456789")
-# What a file begins with that is not text of ours.
-FOREIGN = {
-    b"\xff\xfe": "UTF-16 text (byte order mark FF FE): save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text (byte order mark FE FF): save it as UTF-8",
-    b"\x1f\x8b": "a gzip file: unpack it first",
-    b"BZh": "a bzip2 file: unpack it first",
-    b"\xfd7zXZ": "an xz file: unpack it first",
-    b"PK\x03\x04": "a zip or Excel file: unpack it, or save the table as CSV",
-    b"PAR1": "a Parquet file: save the table as CSV",
-}
 
 
 @dataclass(frozen=True)
@@ -76,13 +67,7 @@ def read_rows(path: Path, flag: str = "--input") -> tuple[Layout, Iterator[Row]]
         what = "is not a file" if path.exists() else "does not exist"
         folder = ", or a folder with train.csv and test.csv" if flag == "--input" else ""
         raise UsageError(f"{path} {what}: {flag} takes a CSV file{folder}")
-    with open(path, "rb") as stream:
-        head = stream.read(4096)
-    kind = next((kind for mark, kind in FOREIGN.items() if head.startswith(mark)), None)
-    if kind is None and b"\0" in head:
-        kind = "not UTF-8 text (it has NUL bytes, as UTF-16 has): save it as UTF-8"
-    if kind is not None:
-        raise UsageError(f"{path} is {kind}")
+    refuse_foreign(path)
     cells = _cells(path)
     try:
         line, first = next(cells)
@@ -151,6 +136,7 @@ def _table_layout(path: Path, line: int, header: list[str]) -> Layout:
             f"{path}:{line}: expected a header with the columns question,answer,rating (or puzzle,solution, or "
             f"quizzes,solutions), or boards of {sizes} cells; found {columns[:60]!r}"
         )
+    refuse_twice(f"{path}:{line}", names, [names[number] for number in place.values() if number is not None])
     return Layout(len(header), question, place["answer"], place["rating"])
 
 

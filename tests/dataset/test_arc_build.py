@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from dataset.arc.draws import Draws
 from dataset.arc.tasks import Subset, read_bundles, read_task
 from dataset.build_arc_dataset import main
 from dataset.format import load_split, load_splits
-from dataset.metadata import ARRAYS
+from dataset.metadata import ARRAYS, save_array
 from dataset.sampler import TrainSampler
 from dataset.writing import content_hash, describe
 from engine.io import RunFailure, UsageError
@@ -154,6 +157,44 @@ def test_folders_of_tasks(tmp_path):
     assert read_task(tmp_path / "arc/training/1000.json").to_json() == tasks["1000"]
 
 
+def test_copies_beside_tasks_are_passed_over_and_shared_names_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tasks = {"1000": random_tasks(1, 1)["1000"], "2000": random_tasks(1, 2)["2000"]}
+    write_folder(tmp_path / "arc/training", tasks)
+    write_folder(tmp_path / "arc/more", {"1000": tasks["1000"], "2000": tasks["1000"]})  # one as it is, one another
+    write_folder(tmp_path / "arc/evaluation", random_tasks(2, 3))
+    write_folder(tmp_path / "arc/.ipynb_checkpoints", tasks)
+    write_folder(tmp_path / "arc/__MACOSX", tasks)
+    (tmp_path / "arc/training/._1000.json").write_bytes(b"\0\5\x16\7")
+    words = ["--dataset-dirs=~/arc", "--num-aug", "1", "--output-dir=~/set"]
+    assert main(words) == 0
+    assert (
+        "1 names stand for different tasks, which share their puzzle embeddings (first: 2000)"
+        in capsys.readouterr().out
+    )
+    assert list(json.loads((tmp_path / "set/card.json").read_text())["subsets"]) == ["evaluation", "more", "training"]
+
+    def full(handle: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)  # a page without space kills the process that writes it
+    assert main([*words, "--overwrite"]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/set: No space left on device\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".set.lock", "arc", "set"]
+
+
+def test_the_reason_of_a_failed_write_is_kept(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            save_array(tmp_path / "a.npy", np.zeros(9000, dtype=np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    save_array(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
+    assert np.load(tmp_path / "a.npy").tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_a_task_in_memory(tmp_path):
     task = read_task(write_folder(tmp_path, {"one": random_tasks(1, 4)["4000"]}) / "one.json")
     few = ArcBuild(output_dir=tmp_path / "set", test_sets=("asked",), num_aug=3, canvas=8, workers=1)
@@ -246,6 +287,10 @@ def test_malformed_files_and_flags_are_one_line(bundles, tmp_path, capsys):
     assert "there is no such folder" in refusal("--dataset-dirs", str(tmp_path / "absent"))
     (tmp_path / "bad").mkdir()
     assert "no JSON files" in refusal("--dataset-dirs", str(tmp_path / "bad"))
+    write_folder(tmp_path / "bad/deep/data/evaluation", random_tasks(1, 2))
+    assert f"but in {tmp_path}/bad/deep/data/evaluation: give {tmp_path}/bad/deep/data" in refusal(
+        "--dataset-dirs", str(tmp_path / "bad")
+    )
     (tmp_path / "bad/x.json").write_text('{"train": [')
     assert f"error: {tmp_path}/bad/x.json is not JSON" in refusal("--dataset-dirs", str(tmp_path / "bad"))
     prefix = write_bundle(tmp_path / "b", "evaluation", random_tasks(2, 2))

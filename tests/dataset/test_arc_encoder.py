@@ -122,6 +122,11 @@ def test_what_is_shared_by_a_weaker_relation_is_left_out_too(tmp_path):
     assert report["left_out"] == sorted(shared)
     assert (report["empty"], report["demonstrations"], report["tests"]) == (True, [], [])
     assert load_split(tmp_path / "set", "train").num_groups == len(train)
+    with pytest.raises(UsageError, match=r"every subset is a test set .evaluation.: add one to train on"):
+        build(plan(prefix, tmp_path / "none", subsets=("evaluation",)))
+    write_bundle(tmp_path, "same", held)
+    with pytest.raises(UsageError, match=r"all 2 training tasks share an id or a grid.*--overlap keep"):
+        build(plan(prefix, tmp_path / "none", subsets=("same", "evaluation"), overlap="drop"))
 
 
 def test_real_tasks_are_disjoint_and_in_the_published_order(tmp_path):

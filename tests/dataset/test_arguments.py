@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.arguments import BuilderParser, OneLineParser
+from dataset.arguments import BuilderParser, OneLineParser, run_builder
 from engine.io import UsageError
 from tests.conftest import ROOT
 
@@ -90,6 +90,16 @@ def test_mistakes_are_one_line(parser: OneLineParser, argv: list[str], message: 
 def test_a_builder_raises_instead() -> None:
     with pytest.raises(UsageError, match="there is no flag --outputdir"):
         BuilderParser().parse_args(["--outputdir=x"])
+
+
+def test_a_builder_without_memory_ends_in_one_line(capsys) -> None:
+    def build() -> None:
+        raise MemoryError("Unable to allocate 1.99 TiB")
+
+    assert run_builder(build) == 1
+    assert capsys.readouterr().err == (
+        "error: this machine has too little memory for the data (Unable to allocate 1.99 TiB): ask for fewer of them\n"
+    )
 
 
 def test_tilde_is_the_home_folder(parser: OneLineParser, monkeypatch: pytest.MonkeyPatch) -> None:

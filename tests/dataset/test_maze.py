@@ -143,6 +143,8 @@ GOOD = "S  " + "## " + "G  "
         (f"question,answer\n{GOOD},Soo##oGo \n", ":2: answer is not a path from S to G"),
         ("question,answer\nS  ## S  ,Soo##oGo \n", ":2: question needs exactly one S"),
         ("question,answer\nS  ## G,S  ## G\n", "7 cells, expected a square number"),
+        ("question,answer,answer\n", "train.csv: 2 columns are called answer"),
+        ("question,answer\n\0\n", "NUL bytes"),
     ],
 )
 def test_bad_files_are_one_line(tmp_path, capsys, text, expected):
@@ -154,6 +156,30 @@ def test_bad_files_are_one_line(tmp_path, capsys, text, expected):
     assert "train.csv" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_other_separators_are_read_and_doubtful_answers_printed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    rows = "S  " + "   " + "  G", "Soo" + "  o" + "  G", "So " + " oo" + "  G"
+    assert len({rows[0], *rows}) == 3
+    detour = "S G" + "   " + "   ", "S G" + "ooo" + "   "
+    table = [" Question ; ANSWER", *(f"{question};{answer}" for question, answer in (rows[:2], rows[::2], detour))]
+    for name in ("train", "test"):
+        (tmp_path / f"in/{name}.csv").write_text("\n\n".join(table))
+    monkeypatch.chdir(tmp_path / "in")
+    assert main(["--input", ".", "--csv"]) == 0
+    output = capsys.readouterr().out
+    assert "built data/maze-in " in output
+    for split in ("train", "test"):
+        assert f"1 of 3 {split} answers are paths, but not shortest ones" in output
+        assert f"1 {split} mazes repeat" in output
+    (tmp_path / "in/data/maze-in").rename(tmp_path / "a,b")  # the tables of --csv are the data set's own
+    assert (
+        main(["--size", "5", "--num-train", "2", "--num-test", "2", "--csv", "--overwrite", "--output-dir", "../a,b"])
+        == 0
+    )
+    assert main(["--input", "../a,b", "--output-dir", "../again"]) == 0
+    assert describe(tmp_path / "again")["content_hash"] == describe(tmp_path / "a,b")["content_hash"]
 
 
 @pytest.mark.parametrize(

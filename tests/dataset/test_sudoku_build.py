@@ -228,6 +228,9 @@ def test_existing_folder_is_refused_unless_overwrite(tmp_path):
     (tmp_path / "precious/thesis.tex").write_text("x")
     with pytest.raises(UsageError, match="not a data set"):
         build(small(tmp_path / "precious", overwrite=True))
+    with pytest.raises(UsageError, match=r"thesis\.tex is not a folder"):
+        build(small(tmp_path / "precious/thesis.tex", overwrite=True))
+    assert (tmp_path / "precious/thesis.tex").read_text() == "x"
 
 
 @pytest.mark.parametrize("own", ["notes.txt", "train/cat.jpg", "test/answers/mine.csv"])

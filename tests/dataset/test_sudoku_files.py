@@ -79,6 +79,7 @@ def test_the_same_puzzles_in_every_dialect(tmp_path: Path, dialect: str) -> None
         (b"", "holds no puzzle"),
         (b"\n\n# nothing\n", "holds no puzzle"),
         (b"frage,antwort\n1,2\n", "expected a header with the columns question,answer,rating"),
+        (b"question,answer,question\n", "in.csv:1: 2 columns are called question: which one counts"),
         (b"12345\n", "or boards of 16, 36, 81 cells; found '12345'"),
         (f"puzzle\n{MANY}\n".encode(), r"in.csv:2: the puzzle has more than one solution"),
         (b"11..............\n", "in.csv:1: the puzzle has no solution"),
@@ -142,16 +143,23 @@ def test_more_than_there_is_is_refused(tmp_path: Path, capsys, flags: list[str],
     assert error.count("\n") == 1
 
 
-def test_puzzles_in_both_files_are_said(tmp_path: Path, capsys) -> None:
+def test_puzzles_in_both_files_are_said(tmp_path: Path, monkeypatch, capsys) -> None:
     rows = table(*PLAIN).splitlines(keepends=True)
     (tmp_path / "in").mkdir()
-    (tmp_path / "in/train.csv").write_text("".join([*rows, rows[1]]))
+    solved = text_of(PUZZLES[0])[1]
+    (tmp_path / "in/train.csv").write_text("".join([*rows, rows[1], f"x,{solved},{solved},0\n"]))
     (tmp_path / "in/test.csv").write_text("".join([rows[0], *rows[1:4]]))
-    assert main(["--input", str(tmp_path / "in"), "--output-dir", str(tmp_path / "set")]) == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/sudoku-in").symlink_to(tmp_path / "store/set")
+    assert main(["--input", "in"]) == 0  # called after the folder, and written to where the link points
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["sudoku-in"]
     output = capsys.readouterr().out
     assert "3 test puzzles are training puzzles too" in output
     assert "1 train puzzles repeat" in output
-    card = json.loads((tmp_path / "set/card.json").read_text())
+    assert "1 train puzzles have no blank" in output
+    card = json.loads((tmp_path / "store/set/card.json").read_text())
     assert card["test_puzzles_in_training"] == card["test_puzzles_with_a_training_solution"] == 3
 
 
