@@ -49,7 +49,7 @@ def check_json_target(target: Path | None) -> None:
             f"--json {target}: figures are written as JSON: name a file such as {target.with_suffix('.json')}"
         )
     try:
-        check_place(target, example="evaluation.json")
+        check_own(target, b'{\n  "settings": {', "result of an evaluation", example="evaluation.json", flag="--json")
     except UsageError as error:
         raise UsageError(f"--json {error}") from None
 
@@ -85,7 +85,7 @@ def check_place(target: Path, *, example: str) -> None:
         raise UsageError(f"{target} is a folder: name a file in it, such as {target / example}")
 
 
-def check_own(target: Path, mark: bytes, kind: str, *, example: str) -> None:
+def check_own(target: Path, mark: bytes, kind: str, *, example: str, flag: str = "--out") -> None:
     """A file that a command writes replaces nothing but what the same command wrote, known by `mark` in its `HEAD`.
 
     Raises: UsageError when `target` is a folder or a file of something else, or cannot be written.
@@ -97,9 +97,9 @@ def check_own(target: Path, mark: bytes, kind: str, *, example: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with --out") from None
+        raise UsageError(f"{target} cannot be written ({error.strerror}): name another file with {flag}") from None
     if not ours:
-        raise UsageError(f"{target} exists and is not a {kind}: remove it or name another with --out")
+        raise UsageError(f"{target} exists and is not a {kind}: remove it or name another with {flag}")
 
 
 def write_page(target: Path, page: str) -> None:
