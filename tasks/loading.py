@@ -7,7 +7,7 @@ import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataset.arguments import positive
 from dataset.catalog import describe
@@ -16,6 +16,9 @@ from engine.io import print_rank0
 from engine.registry import family_of
 from engine.run.environment import DATA_MARKS, data_change
 from engine.run.files import read_json, runs_below
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +63,16 @@ def pick_checkpoint(run: Path, name: str) -> Path:
     if name == "best" and store.best() is None:
         name = "latest"
     return store.resolve(name)
+
+
+def misfit(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """The first tensor of a checkpoint (`given`) and of the model (`own`) whose shapes differ, in words; "" where all
+    agree."""
+    theirs, ours = ({name: list(tensor.shape) for name, tensor in state.items()} for state in (given, own))
+    for name in (*ours, *theirs):
+        if (there := theirs.get(name, "missing")) != (here := ours.get(name, "missing")):
+            return f"{name} is {there} in the checkpoint, {here} in this model"
+    return ""
 
 
 def require_average(opened: Any, weights: str | None) -> None:

@@ -24,6 +24,7 @@ from engine.registry import family_of
 from engine.run.load_run import find_checkpoint
 from models.recursive_reasoning.etrm import TRMWithEncoder, TRMWithEncoderConfig
 from tasks.etrm.args import ETRMConfig
+from tasks.loading import misfit
 
 KEY = "load_pretrained_decoder"
 WRITERS = ("pretrain", "pretrain_etrm")
@@ -87,12 +88,8 @@ def find_decoder(config: ETRMConfig, model: TRMWithEncoder, test: Sequence[Puzzl
     if checkpoint.entry not in WRITERS:
         raise UsageError(f"{KEY}={name}: written by {checkpoint.entry}.py, expected a run of pretrain.py")
     given = decoder_part({**checkpoint.model, **(checkpoint.ema or {})})
-    expected = decoder_part(model.state_dict())
-    shapes = [{key: (tuple(t.shape), t.dtype) for key, t in part.items()} for part in (expected, given)]
-    if shapes[0] != shapes[1]:
-        odd = next(key for key in (*shapes[0], *shapes[1]) if shapes[0].get(key) != shapes[1].get(key))
-        theirs, own = (str(part[odd][0]) if odd in part else "missing" for part in (shapes[1], shapes[0]))
-        raise UsageError(f"{KEY}={name}: {odd} is {theirs} there and {own} here: expected the decoder's arch.* keys")
+    if odd := misfit(given, decoder_part(model.state_dict())):
+        raise UsageError(f"{KEY}={name}: {odd}: expected the decoder's arch.* keys")
     if not config.allow_decoder_mismatch and (changed := other_keys(checkpoint, model.config)):
         raise UsageError(
             f"{KEY}={name} was trained with {', '.join(changed)}: set the same, or allow_decoder_mismatch=true"

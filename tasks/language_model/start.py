@@ -26,6 +26,7 @@ from models.language_models.gpt2_folder import WEIGHTS, gpt2_folder, read_gpt2
 from models.language_models.gpt2_weights import from_gpt2
 from models.language_models.nanogpt import from_nanogpt, read_nanogpt
 from tasks.language_model.args import TrainConfig
+from tasks.loading import misfit
 
 HUB = "openai-community/"
 GPT2_WORDS = 50257
@@ -119,13 +120,9 @@ def load_previous(config: TrainConfig, model: nn.Module, folders: Sequence[Path]
     checkpoint = load_checkpoint(source, resuming=False)
     apart = config.training_mode == "multicontext" or config.multidataset_wte
     require_same_words(source.resolve().parent.parent, folders, apart=apart, key=f"prev_run_ckpt={source}")
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
-    if expected != given:
-        name = next(n for n in (*expected, *given) if expected.get(n) != given.get(n))
-        tensor = f"{name} is {given.get(name, 'missing')} there and {expected.get(name, 'not used')} here"
+    if odd := misfit(checkpoint.model, model.state_dict()):
         raise UsageError(
-            f"prev_run_ckpt={source}: {what_changed(checkpoint.config, config) or tensor}: "
+            f"prev_run_ckpt={source}: {what_changed(checkpoint.config, config) or odd}: "
             "the same arch.* and a data set of the same vocabulary are needed"
         )
     averaged = checkpoint.ema or {}  # where a run keeps averages, they are what was evaluated

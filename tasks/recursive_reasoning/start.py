@@ -25,7 +25,7 @@ from engine.errors import UsageError
 from engine.io import print_rank0, user_path
 from engine.run.load_run import find_checkpoint
 from models.recursive_reasoning.model import RecursiveModel
-from tasks.loading import home_of
+from tasks.loading import home_of, misfit
 from tasks.recursive_reasoning.args import PretrainConfig
 from tasks.recursive_reasoning.family import FAMILY
 
@@ -54,18 +54,17 @@ def load_other(config: PretrainConfig, model: RecursiveModel, train: Sequence[Pu
     if table is not None and TABLE in own and table.shape[1:] == own[TABLE].shape[1:]:
         theirs, ours = _names(_folders(checkpoint), len(table)), _names(_roots(train), len(own[TABLE]))
         given[TABLE], report = matched(table, theirs, ours, len(own[TABLE]))
-    shapes = [{key: list(tensor.shape) for key, tensor in state.items()} for state in (own, given)]
-    if shapes[0] != shapes[1]:
-        odd = next(key for key in (*own, *given) if shapes[0].get(key) != shapes[1].get(key))
-        here, there = (part.get(odd, "missing") for part in shapes)
+    changed = _used_otherwise(checkpoint.config.get("arch"), config.arch)
+    if odd := misfit(given, own):
+        trained = f", which was trained with {', '.join(changed)}" if changed else ""
         raise UsageError(
-            f"{name}: {odd} is {there} there and {here} here: expected the arch.* keys of that run, and data of the "
-            "same vocabulary (with arch.mlp_t=true or learned positions of the same length, too)"
+            f"{name}: {odd}: expected the arch.* keys of that run{trained}, and data of the same vocabulary (with "
+            "arch.mlp_t=true or learned positions of the same length, too)"
         )
     load_weights(model, given, strict=True)
     averaged = ", averaged" if checkpoint.ema else ""
     print_rank0(f"weights     {checkpoint.path} (step {checkpoint.step}{averaged}), {len(given)} tensors; {report}")
-    if changed := _used_otherwise(checkpoint.config.get("arch"), config.arch):
+    if changed:
         print_rank0(f"note: the weights were trained with {', '.join(changed)}")
 
 

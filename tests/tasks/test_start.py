@@ -80,7 +80,8 @@ def test_another_model_or_file_is_refused(place: Path) -> None:
     words = (*SMALL, "data_paths=[data/new]", "run_name=r")
     wide = run_script("pretrain", *words, "load_checkpoint=checkpoints/p/first", "arch.hidden_size=64", cwd=place)
     assert wide.code == 2
-    assert "is [32] there and [64] here: expected the arch.* keys of that run" in wide.output
+    assert "is [32] in the checkpoint, [64] in this model: expected the arch.* keys of that run" in wide.output
+    assert "which was trained with arch.hidden_size=32" in wide.output
     for value, more, reason in (
         ("", (), "load_checkpoint is empty: name a run or a checkpoint"),
         ("checkpoints/p/first", ("resume_from=checkpoints/p/first",), "begins at step 0 with the weights alone"),
