@@ -1,22 +1,19 @@
-"""What verification has to know about recursive reasoning over demonstrations; its probes are in probes.py."""
+"""What verification has to know about recursive reasoning over demonstrations; its rules are in rules.py, its probes in
+probes.py."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tasks.etrm.rules import DECODER, ENCODER_RULES
 from tasks.puzzle_data import RULES, puzzle_data, training_groups, write_puzzles
 from tasks.recursive_reasoning import verify as recursive_reasoning
 from tasks.recursive_reasoning.verify import BATCH, SEQ_LEN
-from verification.finding import Finding
-from verification.rule import NotApplicable, Rule, finding, need_config, need_model
-from verification.rules.data import there
 from verification.spec import QUESTIONS, Settings, Verification
 from verification.subject import Subject
 
-DECODER = "load_pretrained_decoder"
 DEMONSTRATIONS, VOCAB = 3, 12
 SIZES = recursive_reasoning.SIZES | {"context_len": 4, "latent_dim": 8, "num_act_steps": 4}
 PINNED: Settings = recursive_reasoning.PINNED | {
@@ -81,9 +78,6 @@ def probes() -> Iterable[Any]:
     return PROBES
 
 
-# --- rules ------------------------------------------------------------------------------------------------------------
-
-
 def count_steps(subject: Subject) -> int | None:
     """Optimizer steps as `tasks.etrm.task.SlotPlan` counts them."""
     config = subject.resolved or {}
@@ -92,107 +86,6 @@ def count_steps(subject: Subject) -> int | None:
     if groups is None or not (isinstance(epochs, int) and isinstance(batch, int) and epochs > 0 and batch > 0):
         return None
     return max(1, (min(groups, most) if isinstance(most, int) else groups) * epochs // batch)
-
-
-def latent_has_a_prior(subject: Subject) -> Iterator[Finding]:
-    """CFG252, by what the encoder's class declares."""
-    need_model(subject)
-    from models.encoders import encoder_class
-
-    kind, weight = subject.arch.get("encoder_type"), (subject.arch.get("loss") or {}).get("kl_weight")
-    place = subject.trace.key_line("arch.encoder_type")
-    try:
-        variational = encoder_class(str(kind)).VARIATIONAL
-    except ValueError as error:
-        yield finding("CFG252", "FAIL", str(error), *place, "name one of these")
-        return
-    if variational and not weight:
-        text = f"arch.encoder_type={kind} samples its latent, and arch.loss.kl_weight={weight} gives it no prior"
-        yield finding("CFG252", "WARN", text, *subject.trace.key_line("arch.loss.kl_weight"))
-    what = f"a latent, kl_weight={weight}" if variational else "no latent"
-    yield finding("CFG252", "PASS", f"arch.encoder_type={kind}: {what}", *place)
-
-
-def decoder_fits(subject: Subject) -> Iterator[Finding]:
-    """CFG253: the shape and cycles of the decoder that is loaded."""
-    checkpoint, place = _decoder(subject), subject.trace.key_line(DECODER)
-    from engine.registry import resolve
-    from tasks.etrm.decoder import other_keys
-
-    model: Any = resolve(need_model(subject).text, "models")
-    config = {key: value for key, value in subject.arch.items() if key not in ("name", "loss")}
-    changed = other_keys(checkpoint, model.Config(**config))
-    if changed and not need_config(subject).get("allow_decoder_mismatch"):
-        yield finding("CFG253", "FAIL", f"the decoder was trained with {', '.join(changed)}", *place)
-    else:
-        yield finding("CFG253", "PASS", "the decoder has this architecture's shape and cycles", *place)
-
-
-def decoder_is_clean(subject: Subject) -> Iterator[Finding]:
-    """DAT530: whether the decoder that is loaded was trained on tasks of the test split."""
-    meant, given = (subject.intent or {}).get("init"), need_config(subject).get(DECODER)
-    place = subject.trace.key_line(DECODER)
-    if (meant == "scratch" and given) or (meant == "contaminated" and not given):
-        yield finding("DAT530", "FAIL", f"intended init={meant}, resolved {DECODER}={given}", *place)
-    checkpoint = _decoder(subject)
-    from dataset.format import load_splits
-    from tasks.etrm.decoder import provenance
-
-    folders = [subject.trace.cwd / entry.path for entry in subject.data if entry.state == "there"]
-    if not folders:
-        raise NotApplicable("the data are not here: the run itself will report what its decoder has seen")
-    text = provenance(checkpoint, load_splits(folders, "test"))
-    level = "PASS" if text.startswith("clean") else "INFO" if meant == "contaminated" else "FAIL"
-    yield finding("DAT530", level, text, *place)
-
-
-def _decoder(subject: Subject) -> Any:
-    """The checkpoint that the config names. Raises: NotApplicable."""
-    name = need_config(subject).get(DECODER)
-    if not name:
-        raise NotApplicable(f"{DECODER}=null: no decoder is loaded")
-    from engine.errors import UsageError
-    from engine.io import user_path
-    from engine.run.load_run import find_checkpoint
-
-    try:
-        return find_checkpoint(subject.trace.cwd / user_path(str(name)))
-    except UsageError as error:
-        raise NotApplicable(f"{DECODER}={name} is not here ({error})") from error
-
-
-def every_test_is_asked(subject: Subject) -> Iterator[Finding]:
-    """DAT522: each test of test_puzzles.json is one that an evaluation asks, in the first puzzle of its task."""
-    from dataset.format import load_splits
-    from engine.errors import UsageError
-    from evaluators.voting.tasks import never_asked
-
-    for entry in there(subject):
-        folder = subject.trace.cwd / entry.path
-        if not (folder / "test_puzzles.json").exists():
-            continue
-        try:
-            tasks, never = never_asked(load_splits([folder], "test"))
-        except UsageError as error:
-            yield finding("DAT522", "FAIL", str(error), entry.path)
-            continue
-        of = f"{len(tasks.questions)} tests of {len(tasks.names)} tasks"
-        text = (
-            f"{len(never)} of {of} are never asked, first of {never[0].task}: a score leaves them out" if never else ""
-        )
-        yield finding("DAT522", "FAIL" if never else "PASS", f"{entry.path}: {text or f'{of}, all asked'}", entry.path)
-
-
-def name_says_encoder(subject: Subject) -> Iterator[Finding]:
-    """JOB032: no other encoder in the run's name, whole or shortened, than the one that it trains."""
-    name, own = str(need_config(subject).get("run_name") or ""), str(subject.arch.get("encoder_type"))
-    folder = Path(__file__).resolve().parents[2] / "models" / "encoders" / "kinds"
-    kinds = sorted((path.stem for path in folder.glob("[a-z]*.py")), key=len, reverse=True)
-    short = [kind.replace("_variational", "_var(?:iational)?").replace("_standard", "_st(?:andar)?d") for kind in kinds]
-    for word in re.findall(rf"(?<![a-z])(?:{'|'.join(short)})(?![a-z])", name.lower()):
-        if not own.startswith(word.replace("_std", "_standard")) or (word in kinds and word != own):
-            text = f"run_name={name}: '{word}' in the name, but arch.encoder_type={own}"
-            yield finding("JOB032", "WARN", text, subject.where, subject.line)
 
 
 VERIFICATION = Verification(
@@ -213,12 +106,5 @@ VERIFICATION = Verification(
     steps=count_steps,
     named_values=recursive_reasoning.NAMED_VALUES,
     rates=lambda subject: {"encoder": "lr", "decoder": "lr"},
-    rules=(
-        *RULES,
-        Rule(("CFG252",), latent_has_a_prior),
-        Rule(("CFG253",), decoder_fits),
-        Rule(("DAT522",), every_test_is_asked),
-        Rule(("DAT530",), decoder_is_clean),
-        Rule(("JOB032",), name_says_encoder),
-    ),
+    rules=(*RULES, *ENCODER_RULES),
 )
