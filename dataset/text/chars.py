@@ -49,8 +49,10 @@ class Char(Tokenizer):
         ids = self._table[np.minimum(codes, len(self._table) - 1)]
         if ids.size and ids.min() < 0:
             char = text[int(np.argmin(ids))]
+            shown = repr("".join(self.chars[:40])) + ", ..." * (len(self.chars) > 40)
             raise UsageError(
-                f"the character {char!r} (U+{ord(char):04X}) is not among the {len(self.chars)} of this vocabulary"
+                f"the character {char!r} (U+{ord(char):04X}) is not among the {len(self.chars)} of this vocabulary: "
+                f"{shown}"
             )
         return ids.astype(width(self.vocab_size))
 

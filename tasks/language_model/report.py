@@ -22,6 +22,7 @@ from models.language_models.gpt import GPT
 from tasks.language_model.generation import check_room, generate, until
 
 BEST = "best_val_loss_and_iter.txt"
+PROMPT = "sample_start_tokens"
 
 
 class LanguageReport:
@@ -45,7 +46,7 @@ class LanguageReport:
             self.start = start_text(config.sample_start_tokens)
             own = config.multidataset_wte and config.training_mode != "multicontext"
             for tokenizer in self.tokenizers if own else self.tokenizers[:1]:
-                encode_prompt(tokenizer, self.start)  # refused now, not at the first evaluation
+                encode_prompt(tokenizer, self.start, PROMPT)  # refused now, not at the first evaluation
 
     def __call__(self, evaluation: Evaluation) -> dict[str, str]:
         files = {} if self._kept else {FILE: to_text(vocabularies_of(self.folders))}
@@ -86,7 +87,7 @@ class LanguageReport:
     def _prompt(self, tokenizer: Tokenizer, contexts: bool) -> Tensor:
         """[1, T], or [1, K, T]: the other streams begin with their first token, for want of an annotation."""
         device = next(self.model.parameters()).device
-        first = encode_prompt(tokenizer, self.start)
+        first = encode_prompt(tokenizer, self.start, PROMPT)
         if not contexts:
             return first.to(device)
         others = torch.zeros(len(self.tokenizers) - 1, first.shape[1], dtype=torch.long)
@@ -114,9 +115,15 @@ def start_text(value: str) -> str:
         raise UsageError(f"{value}: {path} cannot be read ({error.strerror})") from None
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str) -> Tensor:
-    """int64 [1, T], at least one token. Raises: UsageError for text that the tokenizer has no tokens for."""
-    numbers = tokenizer.encode(text).tolist()
+def encode_prompt(tokenizer: Tokenizer, text: str, key: str = "--prompt") -> Tensor:
+    """int64 [1, T], at least one token.
+
+    Raises: UsageError naming `key` for text that the tokenizer has no tokens for.
+    """
+    try:
+        numbers = tokenizer.encode(text).tolist()
+    except UsageError as error:
+        raise UsageError(f"{key}={text[:40]!r}: {error}") from None
     return torch.tensor([numbers or [tokenizer.eot or 0]], dtype=torch.long)
 
 

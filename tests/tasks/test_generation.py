@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from dataset.build_text_dataset import main
+from dataset.text.chars import Char
 from engine.errors import UsageError
 from models.language_models.gpt import GPT, GPTConfig, LMShape
 from tasks.language_model.generation import generate, until
-from tasks.language_model.report import LanguageReport, start_text
+from tasks.language_model.report import LanguageReport, encode_prompt, start_text
 
 CONFIG = GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=16)
 
@@ -57,6 +58,14 @@ def test_more_than_can_be_made_is_refused() -> None:
 def test_half_a_character_is_no_prompt(text: str) -> None:
     with pytest.raises(UsageError, match="it holds half a character"):
         start_text(text)
+
+
+def test_a_prompt_that_the_vocabulary_lacks_is_named_with_its_key() -> None:
+    message = r"^--prompt='xy': the character 'y' \(U\+0079\) is not among the 3 of this vocabulary: 'abx'$"
+    with pytest.raises(UsageError, match=message):
+        encode_prompt(Char("abx", eot=True), "xy")
+    with pytest.raises(UsageError, match=r"the 140 of this vocabulary: .*, \.\.\.$"):
+        encode_prompt(Char([chr(97 + n) for n in range(140)], eot=False), "\n")
 
 
 def test_prompts_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
