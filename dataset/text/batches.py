@@ -178,9 +178,10 @@ class TrainBatches:
 
     def resume_from(self, step: int, given: Sequence[tuple[str, int]]) -> None:
         """Count, and take windows in order, from the rows `given` at `step`: batches of another size, or another
-        mixture, gave those before it."""
-        known = dict(given)
-        before = np.array([known.get(data.streams[0].name, 0) for data in self.datasets], dtype=np.int64)
+        mixture, gave those before it. A data set of another name is one that was moved: a resume takes no other."""
+        known, names = dict(given), [data.streams[0].name for data in self.datasets]
+        moved = iter([rows for name, rows in given if name not in names])
+        before = np.array([known[name] if name in known else next(moved, 0) for name in names], dtype=np.int64)
         self._shift = before - self._taken(step)
         self._parts.clear()
 

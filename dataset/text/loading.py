@@ -67,8 +67,12 @@ def ensure_data(config: Any) -> list[dict[str, Any]]:
     folders = [folder_of(name) for name in dict.fromkeys(_names(config))]
     for folder in folders if config.from_file else ():
         if not folder.exists():
-            command = build_command(folder)
-            raise UsageError(f"{folder} does not exist, and a run's config does not build data: {command}")
+            lists = {"multidataset": "dataset_list", "multicontext": "multicontext_datasets"}
+            key = lists.get(config.training_mode, "dataset")
+            raise UsageError(
+                f"{folder} does not exist, and a run's config does not build data: {key} (of evaluate.py: --data) says "
+                f"where it was moved to, else {build_command(folder)}"
+            )
     return [ensure_text(folder, offline=config.offline) for folder in folders]
 
 

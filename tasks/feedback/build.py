@@ -207,7 +207,10 @@ def sampling_of(config: FeedforwardConfig) -> Sampling:
 def open_data(config: FeedforwardConfig, folder: Path) -> dict[str, Any]:
     """The card of the active data set; what is used is printed. Raises: UsageError for data that cannot be had."""
     if config.from_file and not folder.exists():
-        raise UsageError(f"{folder} does not exist, and a run's config does not build data: {build_command(folder)}")
+        raise UsageError(
+            f"{folder} does not exist, and a run's config does not build data: "
+            f"datasets.{config.active_dataset}.path says where it was moved to, else {build_command(folder)}"
+        )
     card = ensure_text(folder, offline=config.offline)
     meta = read_meta(folder)
     split = card.get("split", {})

@@ -77,6 +77,8 @@ def test_a_resume_takes_the_data_of_the_working_directory(here: Path, script: st
     refused = run_script(script, *RESUMES[script], cwd=here)
     assert refused.code == 2, refused.output
     assert "does not exist, and a run's config does not build data" in refused.output.splitlines()[-1]
+    if script == "train":
+        assert "dataset (of evaluate.py: --data) says where it was moved to" in refused.output.splitlines()[-1]
     assert list(here.iterdir()) == []
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     assert after == before
