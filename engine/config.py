@@ -124,7 +124,7 @@ class RunConfig:
     """Blocks of free keys -> the dataclass that declares their keys: for --help."""
 
     script: str | None = None
-    """The entry script this file is for, e.g. pretrain.py; another script refuses it."""
+    """Entry script of this file, e.g. pretrain.py; other scripts refuse it."""
 
     device: str = "auto"
     """auto (cuda, else mps, else cpu), cpu, mps, cuda or cuda:N."""
@@ -137,25 +137,26 @@ class RunConfig:
     seed: Annotated[int, Range(0, below=2**63)] = 0
     """Every random number of training follows from it."""
     eval_seed: Annotated[int, Range(0, below=2**63)] = 0
-    """Chooses the examples of an evaluation that does not take all: the same ones for all training seeds."""
+    """Seed of the subset that an evaluation uses if it does not use all examples; independent of the training seed."""
     parallel: Literal["flat", "ddp", "fsdp"] = "flat"
-    """Gradients over ranks: one flat all-reduce; torch's DDP; or its FSDP2, whose ranks hold pieces. Same numbers."""
+    """How ranks share gradients: one flat all-reduce, torch's DDP, or FSDP2 (sharded parameters). Same numbers."""
     accumulation: Annotated[int, Range(1)] = 1
-    """Micro-batches per step; pretrain.py cuts its batch into them (less memory), train.py's grows with them."""
+    """Micro-batches per step: pretrain.py splits its batch (less memory); in train.py they make the batch larger."""
     compile: Literal["auto", "off", "block", "full"] = "auto"
-    """torch.compile of training steps: each block, or the forward pass with its loss; auto: on CUDA in a long run."""
+    """torch.compile for training steps: each block, or the whole forward pass with its loss; auto: on CUDA in long
+    runs."""
     step_graph: Literal["auto", "off", "on"] = "auto"
-    """Run steps as one CUDA graph each (one process); auto: wherever the script's steps allow it."""
+    """Run each step as one CUDA graph (one process only); auto: if the script's steps support it."""
 
     max_steps: Annotated[int | None, Range(1)] = None
-    """Stop after this many steps in all (a resumed run counts the earlier ones); null runs to the end."""
+    """Stop after this many steps in total (including those before a resume); null: run to the end."""
     max_seconds: Annotated[float | None, Range(above=0)] = None
-    """Stop after this many seconds of training steps in all (compiling counts, evaluating and saving do not); null has
+    """Stop after this many seconds of training steps in total (compiling counts, evaluating and saving do not); null:
     no limit."""
     grad_clip: Annotated[float | None, Range(above=0)] = None
-    """Largest norm of the global gradient; null does not clip."""
+    """Maximum norm of the global gradient; null: no clipping."""
     ema: bool = False
-    """Keep an exponential moving average of the weights and evaluate it."""
+    """Keep an exponential moving average of the weights and evaluate with it."""
     ema_rate: Annotated[float, Range(0, below=1, hint="e.g. ema_rate=0.999"), Inert("ema=false"), _EMA_SHARE] = 0.999
     """Decay of that average per step."""
     ema_share: Annotated[float | None, Range(above=0, high=1), Inert("ema=false")] = None
@@ -163,39 +164,40 @@ class RunConfig:
     max_skipped_steps: Annotated[int, Range(0)] = 10
     """Steps in a row with non-finite gradients, each skipped, before the run fails."""
     early_stop_patience: Annotated[int | None, Range(1)] = None
-    """End the run after this many evaluations in a row without a better primary metric; null never does."""
+    """Stop after this many evaluations in a row without a better primary metric; null: never."""
     early_stop_min_delta: Annotated[float, Range(0), Inert("early_stop_patience=null")] = 0.0
-    """A metric counts as better only if it is better by more than this."""
+    """A metric counts as better only if it improves by more than this."""
 
     log_interval: Annotated[int, Range(1)] = 1
     """Steps between lines of metrics."""
     stats_interval: Annotated[int | None, Range(1)] = None
-    """Steps between norms of gradients, weights and updates for each group of parameters; null takes none."""
+    """Steps between logged norms of gradients, weights and updates for each parameter group; null: none."""
     profile_steps: Annotated[int | None, Range(1)] = None
-    """Profile this many steps of this process, after two to warm up: a trace under RUN/profile; null does not."""
+    """Profile this many steps of this process after two warm-up steps, into RUN/profile; null: none."""
     checkpoint_interval: Annotated[int | None, Range(1)] = None
-    """Steps between checkpoints; null saves at evaluations, signals and the end only."""
+    """Steps between checkpoints; null: only at evaluations, signals and the end."""
     checkpoint_background: bool | None = None
-    """Write periodic checkpoints beside the next steps, from a copy in memory; null: of models of 256 MB and more."""
+    """Write periodic checkpoints in the background, from a copy in memory; null: for models of 256 MB and more."""
     keep_last: Annotated[int, Range(1)] = 2
-    """Newest checkpoints to keep (best and latest are always kept)."""
+    """Number of newest checkpoints to keep (best and latest are always kept)."""
     keep_every: Annotated[int | None, Range(1)] = None
-    """Keep each checkpoint whose step is a multiple of this."""
+    """Also keep every checkpoint whose step is a multiple of this."""
     resume: Literal["auto", "true", "false"] = "auto"
     """auto resumes an unfinished run of the same identity, true requires one, false starts a new run."""
     resume_from: str = "latest"
     """latest, best, step_N, or the path of a checkpoint."""
     skip_finished: bool | None = None
-    """Keep a finished run of this identity and length and do nothing; null does so in a sweep only."""
+    """Do nothing if a run of this identity and length is finished; null: in sweeps only."""
 
     verify: Literal["off", "warn", "strict"] = "strict"
-    """Check the path from command to model before launch: strict stops at a FAIL, warn only reports it, off skips."""
+    """Verify the path from command to model before a launch: strict stops at a FAIL, warn only prints it, off skips
+    it."""
     project_name: Annotated[str | None, Inert(_unused_label, "run_dir does not contain it, wandb is off")] = None
-    """Groups runs: a folder under checkpoints/ and the wandb project."""
+    """Project of the run: a folder under checkpoints/ and the wandb project."""
     run_name: str | None = None
-    """Name of the run; null makes one."""
+    """Name of the run; null: generated from recipe and identity."""
     run_dir: Annotated[str | None, NotBlank("a folder")] = None
-    """Where the run writes everything."""
+    """Folder for everything that the run writes."""
     enable_csv: bool = False
     """Also write metrics.csv, one table with a column for each metric (metrics.jsonl is always written)."""
     enable_tensorboard: bool = False

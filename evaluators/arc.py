@@ -37,11 +37,11 @@ class ARCConfig:
     submission_K: Annotated[int, Range(1)] = 2
     """Attempts for each test grid, in the submission and in the score that has an interval."""
     pass_Ks: Annotated[list[int], Range(1)] = field(default_factory=lambda: [1, 2, 5, 10, 100, 1000])
-    """How many of the leading answers a score counts."""
+    """Values of K for the scores: how many leading answers count."""
     pooled: bool = False
     """Votes of earlier evaluations of this process count too, as in the public code: late scores look better."""
     confidence: Annotated[float, Range(above=0, below=1, hint="e.g. 0.95")] = 0.95
-    """Of the Wilson intervals."""
+    """Confidence level of the Wilson intervals."""
 
     def __post_init__(self) -> None:
         check_fields(self)

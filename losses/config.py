@@ -41,7 +41,8 @@ class ACTLossConfig(HaltingLossConfig):
     kl_weight: Annotated[float, Range(0), _NO_ENCODER, IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT, IN_PERCEIVER] = (
         1e-4
     )
-    """Of the KL divergence of each row's latent from its prior (arXiv 2411.08706: 1e-4); of variational encoders."""
+    """Weight of the KL divergence of each row's latent from its prior, for variational encoders (arXiv 2411.08706:
+    1e-4)."""
 
 
 @dataclass(kw_only=True)
@@ -52,9 +53,9 @@ class FeudalLossConfig(ACTLossConfig):
     """Not used: there is no encoder of demonstrations."""
 
     feudal_loss_weight: Annotated[float, Range(0), _NO_HEAD] = 0.1
-    """Of the intrinsic loss in the total; 0 only reports it."""
+    """Weight of the intrinsic loss in the total; 0: only report it."""
     use_alignment_loss: Annotated[bool, _NO_HEAD, _NO_WEIGHT] = True
-    """Add the intrinsic loss; false only reports it, as weight 0 does."""
+    """Add the intrinsic loss; false: only report it, as with weight 0."""
     feudal_grad: Annotated[
         Literal["worker", "both", "manager"],
         _NO_HEAD,
@@ -65,8 +66,8 @@ class FeudalLossConfig(ACTLossConfig):
             "arch.subgoal_head.goal_credit=none: no gradient reaches the manager",
         ),
     ] = "worker"
-    """Who is moved by the cosine: the worker towards the goal, both, or the goal towards the worker (goals that the
-    loss can move collapse)."""
+    """What the intrinsic loss trains: the worker to follow the goal, both, or the goal to match the worker (goals that
+    the loss can change collapse)."""
     feudal_gate: Annotated[
         Literal["detach", "none", "live"],
         _NO_HEAD,
@@ -76,7 +77,8 @@ class FeudalLossConfig(ACTLossConfig):
             "arch.subgoal_head.goal_credit=none: no gradient reaches the manager",
         ),
     ] = "detach"
-    """Factor of a row: its gate without gradient, 1, or its gate with gradient (which learns to close it)."""
+    """Factor on a row's intrinsic loss: its gate without gradient, 1, or its gate with gradient (which learns to
+    close)."""
     manager_loss_weight: Annotated[
         float,
         Range(0),
@@ -84,7 +86,7 @@ class FeudalLossConfig(ACTLossConfig):
         Inert("arch.subgoal_head.manager_mode=task", "arch.subgoal_head.manager_mode=task: it learns from the task"),
         Inert("arch.subgoal_head.goal_source!=learned", "arch.subgoal_head.goal_source!=learned: it gives none itself"),
     ] = 0.1
-    """Of the manager's own objective in the total."""
+    """Weight of the manager's own objective in the total."""
 
 
 @dataclass(kw_only=True)
@@ -111,19 +113,19 @@ class DiversityLossConfig:
     """Keys of `arch.loss`."""
 
     objective: Literal["kl", "kl_exact", "tb"] = "kl"
-    """Documented histogram loss; the same with the exact probability of every option; or trajectory balance."""
+    """The documented histogram loss; the same with the exact probability of every option; or trajectory balance."""
     w_c: Annotated[float, Range(0), Inert("arch.loss.objective=tb", "tb has alpha_c")] = 0.8
     """Weight of the concept loss."""
     w_o: Annotated[float, Range(0), Inert("arch.loss.objective=tb", "tb has alpha_o")] = 0.2
     """Weight of the open block loss."""
     w_kl: Annotated[float, Range(0), Inert("arch.loss.objective=tb", "tb's reward contains the base")] = 0.0
-    """Weight of the distance to the base."""
+    """Weight of the KL divergence from the base."""
     alpha_c: Annotated[float, Range(0), Inert("arch.loss.objective!=tb", "only tb has a reward")] = 1.0
-    """How far the reward evens out the options: 0 keeps the base's shares, 1 makes them equal."""
+    """How strongly the reward equalises the options: 0 keeps the base's shares, 1 makes them equal."""
     alpha_o: Annotated[float, Range(0), Inert("arch.loss.objective!=tb", "only tb has a reward")] = 1.0
     """The same for the clusters of each option."""
     invalid_penalty: Annotated[float, Range(0), Inert("arch.loss.objective!=tb", "only tb has a reward")] = 4.0
-    """Nats by which the reward of a text that names no option is below the base."""
+    """Nats by which the reward of a text without an option is below the base."""
 
     def __post_init__(self) -> None:
         check_fields(self, "arch.loss")

@@ -48,9 +48,9 @@ class Decay:
     """
 
     name: Literal["none", "cosine", "linear", "exponential", "step", "wsd", "inverse_sqrt", "plateau"] = "none"
-    """The curve."""
+    """Name of the schedule."""
     options: dict[str, float | None] = field(default_factory=dict)
-    """Its own numbers: gamma, size, share, factor, patience, threshold (config/lr_scheduler/)."""
+    """Options of the schedule: gamma, size, share, factor, patience, threshold (config/lr_scheduler/)."""
 
     OPTIONS: ClassVar[dict[str, dict[str, tuple[float | None, Range]]]] = {
         "none": {},

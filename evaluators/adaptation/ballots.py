@@ -24,15 +24,15 @@ class BallotsConfig:
     """What evaluators have in common that ask a few-shot model in several ways."""
 
     submission_K: Annotated[int, Range(1)] = 2
-    """Attempts for each test grid in the score that has an interval; the first has one, too."""
+    """Attempts per test grid in the score with an interval (that of the first attempt has one too)."""
     pass_Ks: Annotated[list[int], Range(1)] = field(default_factory=lambda: [1, 2])
-    """How many of the leading answers a score counts."""
+    """Values of K for the scores: how many leading answers count."""
     confidence: Annotated[float, Range(above=0, below=1, hint="e.g. 0.95")] = 0.95
-    """Of the Wilson intervals."""
+    """Confidence level of the Wilson intervals."""
     max_augmentations: Annotated[int | None, Range(1)] = None
-    """Ask only the first augmented copies of each task; null asks all that the evaluation has."""
+    """Evaluate only this many first augmented copies of each task; null: all that the evaluation has."""
     seed: int = 0
-    """Of all random numbers. They depend on the task, not on the batch."""
+    """Seed of all random numbers, which depend on the task, not on the batch."""
 
     def __post_init__(self) -> None:
         check_fields(self)

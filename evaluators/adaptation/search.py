@@ -38,33 +38,35 @@ class SearchConfig:
     """How to search; the defaults are LPN's."""
 
     mode: Literal["gradient_ascent", "random_search"] = "gradient_ascent"
-    """Follow the gradient of the score, or try points around the start."""
+    """Follow the gradient of the score, or try random points around the start."""
     space: Literal["latent", "context"] = "latent"
-    """Search for the latent, or for the whole context, as encoders without a latent always do."""
+    """Search for the latent, or for the whole context (always for encoders without a latent)."""
     budgets: list[int] = field(default_factory=lambda: [0, 1, 5, 20])
-    """Updates (of random search: points) after which the best so far answers; 0 is the encoder's own."""
+    """Numbers of updates (random search: points) after which the best so far answers; 0: the encoder's own answer."""
     lr: Annotated[float, Range(above=0)] = 0.1
     """Step size."""
     optimizer: Annotated[Literal["adam", "sgd"], _NO_GRADIENT] = "adam"
-    """Rule of a step."""
+    """Optimizer of the search."""
     lr_schedule: Annotated[Literal["constant", "cosine"], _NO_GRADIENT] = "constant"
-    """The step size stays, or falls to 0 over the largest budget as the root of a cosine (LPN's)."""
+    """Constant step size, or decay to 0 over the largest budget as the root of a cosine (LPN's)."""
     b2: Annotated[float, Range(0, below=1)] = 0.9
     """Adam's second-moment decay; the first-moment decay is 0.9."""
     clip: Annotated[float, Range(above=0)] = 1.0
-    """Largest norm of a row's gradient."""
+    """Maximum norm of a row's gradient."""
     scale: Annotated[float, Range(above=0)] = 0.5
     """Standard deviation of random points around the start."""
     num_perturbations: Annotated[int, Range(0), _NO_GRADIENT] = 0
-    """Further ascents, from so many random points around the start; the best iterate of all answers."""
+    """Additional ascents from this many random points around the start; the best iterate of all answers."""
     include_all_latents: Annotated[bool, _NO_GRADIENT] = False
-    """Further ascents, from each posterior's mean (lpn_variational: each demonstration's), where there are several."""
+    """Additional ascents from the mean of each posterior (lpn_variational: of each demonstration), if there are
+    several."""
     prior_weight: Annotated[float, Range(0)] = 0.0
-    """λ, the pull back to the start."""
+    """Weight λ of the pull back to the start."""
     select: Literal["best", "leave_one_out"] = "best"
-    """The iterate with the best score, or as many updates as answer demonstrations best that are left out."""
+    """Answer with the iterate of best score, or after the number of updates that best answers left-out
+    demonstrations."""
     act_steps: Annotated[int, Range(1)] = 1
-    """ACT steps of the model for a score; the question is answered with all."""
+    """ACT steps for computing a score; the question is answered with all."""
 
     def __post_init__(self) -> None:
         check_fields(self)

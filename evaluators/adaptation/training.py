@@ -41,21 +41,24 @@ class TrainingConfig:
     """What to train, and how long."""
 
     adapt: Literal["token", "encoder", "all"] = "token"
-    """A token of the task that is added to every context, the weights of the encoder, or all weights."""
+    """What is trained: a token that is added to every context of the task, the weights of the encoder, or all
+    weights."""
     steps: Annotated[int, Range(0)] = 20
-    """Updates for each task."""
+    """Updates per task."""
     lr: Annotated[float, Range(above=0)] = 1e-2
-    """Step size of Adam. Weights take a smaller one than a token, e.g. 1e-3."""
+    """Learning rate of Adam. Weights need a smaller one than a token, e.g. 1e-3."""
     examples: Annotated[int, Range(1)] = 8
-    """Examples of each task in a step."""
+    """Examples of each task per step."""
     tasks: Annotated[int, Range(1), Inert("adapt=token", "adapt=token trains all tasks of a batch at once")] = 16
-    """Tasks whose weights are trained at once, as many as memory allows: each has copies of the weights and moments."""
+    """Tasks that are trained at once; each needs copies of the weights and moments in memory."""
     turn: bool = True
-    """Turn and mirror the examples; else they keep the task's orientation, and a rule about it can be learned."""
+    """Rotate and reflect the examples; false: they keep the task's orientation, so that rules about it can be
+    learned."""
     recolour: bool = True
-    """Permute the colours of examples, too; else they keep the task's own, and a rule about them can be learned."""
+    """Permute the colours of the examples; false: they keep the task's colours, so that rules about them can be
+    learned."""
     act_steps: Annotated[int, Range(1)] = 1
-    """ACT steps of an example, of which the last one has a gradient; the question is answered with all."""
+    """ACT steps of an example, only the last with gradient; the question is answered with all."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -22,12 +22,12 @@ class LoraConfig:
     lora_alpha: Annotated[float, Range(above=0)] = 32
     """An adapter's output is multiplied by lora_alpha / lora_r."""
     lora_dropout: Annotated[float, Range(0, below=1), Inert(_always, "training has no dropout, as here")] = 0.05
-    """Written to adapter_config.json, for later training with peft."""
+    """Written to adapter_config.json for later training with peft."""
     lora_target_modules: list[str] | None = None
-    """Layers that are adapted, by the ends of their names (q_proj); null or auto: the linear layers of all
-    attention blocks."""
+    """Adapted layers, given by the ends of their names (q_proj); null or auto: the linear layers of all attention
+    blocks."""
     forward_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Dtype of the base's weights and activations; auto is the run's choice for the device. Adapters are float32."""
+    """Dtype of the base's weights and activations; auto: the run's choice for the device. Adapters are float32."""
 
     def __post_init__(self) -> None:
         check_fields(self, "arch")

@@ -31,7 +31,7 @@ class TargetsConfig:
     """Which linear layers of each block are changed."""
 
     targets: list[Target] = field(default_factory=lambda: ["q", "k", "v", "o"])
-    """Linear layers of each block that are changed: q, k, v, o of the attention; fc, proj of the feed-forward."""
+    """Linear layers of each block that get deltas: q, k, v, o of the attention; fc, proj of the feed-forward."""
 
     def __post_init__(self) -> None:
         check_fields(self, "arch")
@@ -49,11 +49,11 @@ class StaticLoraConfig(TargetsConfig):
     NOT_SHAPE: ClassVar[frozenset[str]] = frozenset(("lora_apply",))
 
     lora_rank: Annotated[int, Range(1)] = 8
-    """Rank r of each change."""
+    """Rank r of each delta."""
     alpha: Annotated[float, Range(above=0)] = 1.0
-    """The change is scaled by alpha / sqrt(r), so that its size does not depend on the rank."""
+    """Deltas are scaled by alpha / sqrt(r), so that their size does not depend on the rank."""
     lora_apply: LoraApply = "auto"
-    """y = Wx + s·Bᵀ(Ax), or y = (W + s·BᵀA)x; auto takes what is faster for the batch, and lowrank below float32."""
+    """y = Wx + s·Bᵀ(Ax), or y = (W + s·BᵀA)x; auto: the faster one for the batch, and lowrank below float32."""
 
     def flops(self, base: BaseConfig, rows: int, length: int) -> float:
         """Operations of x Aᵀ and (x Aᵀ) B in all blocks."""
@@ -83,43 +83,46 @@ class HyperConfig(StaticLoraConfig):
     )
 
     mode: Mode = "distinct"
-    """One block of the hypernetwork for each of the base, or one for all of them, distinguished by an embedding."""
+    """One block of the hypernetwork for each block of the base, or one recurrent block for all, with an embedding of
+    the base's block."""
     feedback_reverse: bool = False
-    """The first block of the hypernetwork writes the change of the last block of the base, and so on."""
+    """The first block of the hypernetwork computes the deltas of the last block of the base, and so on."""
     conditioning: Conditioning = "hidden"
-    """What is read: a learned mix of the base's hidden states; its predictions; the gradient of its loss on visible
-    tokens, half of them hidden once more; or the tokens alone, which is not feedback."""
+    """Input of the hypernetwork: a learned mix of the base's hidden states; its predictions; the gradient of its loss
+    on visible tokens, half of which are masked again; or only the tokens, which is not feedback."""
     n_passes: Annotated[int, Range(1, 64)] = 1
-    """Passes k with deltas, each made from what the base did in the pass before."""
+    """Passes k with deltas, each computed from the base's previous pass."""
     loss_weights: Annotated[Literal["last", "uniform", "linear"], _ONE] = "last"
-    """Shares of the passes 1 to k in the loss: the last alone, equal ones, or proportional to the pass."""
+    """Weights of the passes 1 to k in the loss: only the last, equal, or proportional to the pass number."""
     detach_between: Annotated[bool, _ONE] = True
-    """No gradient flows from a pass into the one before."""
+    """Stop gradients between passes."""
 
     readout: Readout = "gated"
-    """gated: normed factors, behind gates that start at 0, plus a static part; raw: the bare rows, which diverges."""
+    """gated: normalised factors with gates that start at 0, plus a static part; raw: the plain rows, which may
+    diverge."""
     alpha: Annotated[float, Range(above=0), _RAW] = 1.0
-    """The change is scaled by alpha / sqrt(r), so that its size does not depend on the rank."""
+    """Deltas are scaled by alpha / sqrt(r), so that their size does not depend on the rank."""
     delta_l2: Annotated[float, Range(0)] = 1e-3
-    """Penalty on the mean squares of the input-dependent factors."""
+    """Penalty on the mean square of the input-dependent factors."""
     delta_norm_cap: Annotated[float | None, Range(above=0), _RAW] = None
-    """Largest Frobenius norm of a change, which bounds its spectral norm, as a multiple of the spectral norm of the
-    matrix that it changes; null: no limit."""
+    """Maximum Frobenius norm of a delta, which bounds its spectral norm, as a multiple of the spectral norm of the
+    matrix it changes; null: no limit."""
 
     share_base_embedding: Annotated[
         bool, Inert("arch.conditioning=hidden", "arch.conditioning=hidden: no token table is read")
     ] = True
-    """Read tokens through the base's own frozen table; false: through one that is trained."""
+    """Embed tokens with the base's own frozen embedding; false: with a trained one."""
     hyper_dim: Annotated[int | None, Range(1)] = None
-    """Width of the hypernetwork; null: that of the base."""
+    """Width of the hypernetwork; null: as the base."""
     hyper_heads: Annotated[int | None, Range(1)] = None
-    """Its attention heads; null: as many as the base has."""
+    """Attention heads of the hypernetwork; null: as the base."""
     dropout: Annotated[float, Range(0, below=1)] = 0.0
-    """Dropout within the hypernetwork. The base, which is frozen, has none."""
+    """Dropout in the hypernetwork. The frozen base has none."""
     init_std: Annotated[float, Range(above=0)] = 0.02
-    """Deviation of the hypernetwork's matrices; those that end a branch start at init_std / sqrt(2·blocks)."""
+    """Initial standard deviation of the hypernetwork's matrices; the last one of a branch has init_std /
+    sqrt(2·blocks)."""
     forward_dtype: ForwardDtype = "auto"
-    """Compute dtype; auto is the run's choice for the device. Weights and factors are float32."""
+    """Compute dtype; auto: the run's choice for the device. Weights and factors are float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -56,23 +56,24 @@ class BaseConfig:
     n_layer: Annotated[int, Range(1, 1000)] = 8
     """Blocks L."""
     n_head: Annotated[int, Range(1, 65536)] = 8
-    """Attention heads h; must divide n_embd into even parts."""
+    """Attention heads h; n_embd / h must be an even integer."""
     n_embd: Annotated[int, Range(1)] = 256
     """Width C."""
     block_size: Annotated[int, Range(1)] = 512
-    """Longest text, in tokens."""
+    """Maximum length of a text, in tokens."""
     dropout: Annotated[float, Range(0, below=1)] = 0.1
     """Dropout of embeddings, attention weights and both branches."""
     objective: Objective = "masked_diffusion"
-    """What the model predicts: the tokens under masks, reading both ways; or the next token, reading backwards only."""
+    """Training objective: predict masked tokens with bidirectional attention, or the next token with causal
+    attention."""
     rope_theta: Annotated[float, Range(above=0)] = 10000.0
     """Base of the rotary frequencies."""
     vocab_multiple: Annotated[int, Range(1)] = 128
-    """The token table's rows are rounded up to a multiple of this."""
+    """Rows of the token embedding are rounded up to a multiple of this."""
     init_std: Annotated[float, Range(above=0)] = 0.02
-    """Deviation of all matrices; those that end a branch start at init_std / sqrt(2·n_layer)."""
+    """Initial standard deviation of all matrices; the last one of a branch has init_std / sqrt(2·n_layer)."""
     forward_dtype: ForwardDtype = "auto"
-    """Compute dtype; auto is the run's choice for the device. Weights are float32 (float64 for float64)."""
+    """Compute dtype; auto: the run's choice for the device. Weights are float32 (float64 for float64)."""
 
     def __post_init__(self) -> None:
         check_fields(self, "arch")
@@ -99,11 +100,11 @@ class LoopedConfig(BaseConfig):
     """A base that applies some of its blocks several times: prelude, loop, coda."""
 
     loops: Annotated[int, Range(1, 1000)] = 2
-    """How often the looped blocks are applied."""
+    """Number of times that the looped blocks are applied."""
     loop_start: Annotated[int, Range(0)] = 1
-    """First looped block; those before it are the prelude."""
+    """Index of the first looped block; the blocks before it are the prelude."""
     loop_layers: Annotated[int, Range(1), Inert("arch.loops=1", "arch.loops=1: nothing is repeated")] = 2
-    """Looped blocks; those after them are the coda."""
+    """Number of looped blocks; the blocks after them are the coda."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -71,20 +71,20 @@ class GPTConfig:
     """Biases in the linear layers and the norms."""
 
     pos_encodings: PositionEncoding = "learned"
-    """Positions: a learned table added to the input, rotary, or none."""
+    """Position encodings: a learned embedding added to the input, rotary, or none."""
     rope_theta: Annotated[float, Range(above=0), Inert("arch.pos_encodings!=rope", "there are no rotary positions")] = (
         10000.0
     )
     """Base of the rotary frequencies."""
     rope_length: int | None = None
-    """Numbers of each head that are rotated (partial rotary); null: all."""
+    """Channels of each head that are rotated (partial rotary); null: all."""
 
     softmax_variant_attn: SoftmaxVariant = "softmax"
-    """What turns attention scores into weights."""
+    """Function that turns attention scores into weights."""
     use_qk_norm: bool = False
     """RMS-normalise queries and keys over the head width, after the rotation."""
     use_qk_norm_scale: bool = False
-    """Learn one factor per head on the scores of normalised queries and keys (starts at 1)."""
+    """Learn one factor per head for the scores of normalised queries and keys (starts at 1)."""
     qk_norm_gain: Annotated[float, Range(above=0)] = 1.0
     """Fixed factor on both normalised queries and keys (1.2 in nanochat: sharper attention)."""
     use_v_norm: bool = False
@@ -111,7 +111,7 @@ class GPTConfig:
     norm_embedding: bool = False
     """RMS-normalise the summed embeddings before the first block."""
     use_parallel_mlp: bool = False
-    """Attention and MLP read the same input and are added at once."""
+    """Attention and MLP read the same input, and their outputs are added together."""
 
     mlp_variant: MLPVariant = "mlp"
     """Two layers with an activation, or SwiGLU."""
@@ -139,25 +139,25 @@ class GPTConfig:
     """Size of the groups that share."""
 
     wte_weight_tying: bool = True
-    """Use the token table as output head."""
+    """Use the token embedding as output head."""
     value_embeddings: bool = False
-    """Add a gated token embedding to the values of every second block, the last one included (nanochat)."""
+    """Add a gated token embedding to the values of every second block, including the last (nanochat)."""
     residual_scalars: bool = False
     """Before block l: x <- a_l·x + b_l·x0 with learned a_l, b_l and x0 the embedded input (nanochat)."""
 
     init_std: Annotated[float | None, Range(above=0)] = 0.02
-    """Deviation of the matrices; null: uniform with deviation 1/sqrt(fan in)."""
+    """Initial standard deviation of the matrices; null: uniform, with standard deviation 1/sqrt(fan in)."""
     embd_init_std: Annotated[float | None, Range(above=0)] = None
-    """Deviation of the token and position tables; null: init_std, or 0.02."""
+    """Initial standard deviation of the token and position embeddings; null: init_std, or 0.02."""
     head_init_std: Annotated[float | None, Range(above=0)] = None
-    """Deviation of an untied head; null: init_std, or 0.02."""
+    """Initial standard deviation of an untied head; null: init_std, or 0.02."""
     zero_init_proj: bool = False
-    """Both branches' last matrices start at 0; else at init_std / sqrt(2·n_layer)."""
+    """Initialise the last matrix of both branches to 0; false: with init_std / sqrt(2·n_layer)."""
 
     use_gradient_checkpointing: bool = False
-    """Keep only the blocks' inputs and repeat their forward pass in the backward pass."""
+    """Store only the inputs of the blocks and repeat their forward pass in the backward pass."""
     forward_dtype: ForwardDtype = "auto"
-    """Compute dtype; auto is the run's choice for the device. float64 stores parameters in float64 too."""
+    """Compute dtype; auto: the run's choice for the device. float64 also stores parameters in float64."""
 
     def __post_init__(self) -> None:
         check_fields(self, "arch")

@@ -66,26 +66,27 @@ class RecursiveConfig:
     L_cycles: Annotated[int, Range(1, _MOST)] = 6
     """Updates of z_L within an outer cycle."""
     cycles_schedule: list[list[float]] | None = None
-    """Depth curriculum of training: stages [share of the run at which it begins, L_cycles, H_cycles], the first at 0.
-    Evaluations, and training without it, have L_cycles and H_cycles. E.g. [[0,2,1],[0.3,4,2],[0.6,6,3]]."""
+    """Depth curriculum of training: stages [share of the run at which it starts, L_cycles, H_cycles], the first at 0.
+    Evaluations, and training without a curriculum, use L_cycles and H_cycles. E.g. [[0,2,1],[0.3,4,2],[0.6,6,3]]."""
     latent_init: LatentInit = "learned"
-    """Where the latents of a fresh example begin: at the fixed vector of the checkpoint, the same at all positions; or
-    at TruncN(0, 1), drawn for each example, position and channel, in evaluation keyed by the example."""
+    """Initial latents of a new example: a fixed vector that is stored in the checkpoint, the same at all positions; or
+    TruncN(0, 1), drawn for each example, position and channel (in evaluation from a seed of the example)."""
     damping: Annotated[float, Range(0, below=1)] = 0.0
-    """Share of a latent that every update keeps: z <- damping z + (1 - damping) f(z)."""
+    """Share of a latent that each update keeps: z <- damping z + (1 - damping) f(z)."""
     update_noise: Annotated[float, Range(0)] = 0.0
-    """Standard deviation of the normal noise on every update of a latent, in evaluation keyed by the example."""
+    """Standard deviation of the normal noise added to each update of a latent (in evaluation from a seed of the
+    example)."""
     late_states: Annotated[float, Range(0, 1)] = 0.0
-    """Probability of a training step at which the rows that begin an example first take some ACT steps without
-    gradient, which count as none: training then meets states of more depth than episodes have."""
+    """Probability of a training step in which rows with a new example first take some extra ACT steps without gradient,
+    which are not counted: the model is then also trained on states deeper than halt_max_steps."""
     late_steps: Annotated[list[int], Range(1, _MOST_PASSES), _NO_LATE_STATES] = field(
         default_factory=lambda: [8, 16, 32]
     )
-    """How many, one of these, drawn for each such step."""
+    """Numbers of extra ACT steps to draw from for each such step."""
     chains: Annotated[int, Range(1, _MOST)] = 1
-    """Winner-take-all over so many chains: each begins every ACT step at its own low latents, TruncN(0, 1), and at
-    the row's z_H. The row continues as the chain of least cross entropy, which alone is trained; in evaluation as that
-    with the largest q_halt."""
+    """Winner-take-all over this many chains: in every ACT step each starts from its own low latents, TruncN(0, 1), and
+    the row's z_H. The row continues with the chain of lowest cross-entropy, and only that is trained; in evaluation it
+    continues with the one of largest q_halt."""
     H_layers: Annotated[int, Range(0, _MOST)] = 0
     """Blocks of the stack that updates z_H (0: the L stack serves both)."""
     L_layers: Annotated[int, Range(1, _MOST)] = 2
@@ -97,41 +98,40 @@ class RecursiveConfig:
     head_dim: Annotated[int, Range(0), _NO_ATTENTION] = 0
     """Channels of a head; 0: hidden_size / num_heads."""
     expansion: Annotated[float, Range(0.01, 1000)] = 4.0
-    """Feed-forward expansion; the SwiGLU inner width is 2/3 of it, rounded up to a multiple of inner_multiple."""
+    """Feed-forward expansion; the inner width of SwiGLU is 2/3 of it, rounded up to a multiple of inner_multiple."""
     inner_multiple: Annotated[int, Range(1, _MOST_HEADS)] = 256
     """Inner widths are multiples of this: at 256 a SwiGLU over 16 positions is 256 wide, at 64 it is 64."""
     gate_norm: bool = False
-    """Feed-forward layers compute down(sigmoid(gate) * rms(gate * up)) in place of down(silu(gate) * up)."""
+    """Feed-forward layers compute down(sigmoid(gate) * rms(gate * up)) instead of down(silu(gate) * up)."""
     mlp_t: bool = False
-    """Replace attention by a SwiGLU along the sequence (its weights then depend on the data set's sequence
-    length)."""
+    """Replace attention by a SwiGLU over positions (its weights then depend on the data set's sequence length)."""
     pos_encodings: PositionEncoding = "rope"
-    """Positions: rotary over the flattened sequence, rotary by row and column of a square grid, a learned table
-    added to the input, or none."""
+    """Position encodings: rotary over the flattened sequence, rotary by row and column of a square grid, a learned
+    embedding added to the input, or none."""
     rope_theta: Annotated[float, Range(above=0), _NO_ATTENTION, _NO_ROTATION] = 10000.0
     """Base of the rotary frequencies."""
     rms_norm_eps: Annotated[float, Range(above=0)] = 1e-5
     """Added to the mean square before the root."""
     puzzle_emb_ndim: Annotated[int, Range(0)] = 512
-    """Width of the learned vector per puzzle; 0: no puzzle embedding and no prefix."""
+    """Width of the learned puzzle embedding; 0: no puzzle embedding and no prefix."""
     puzzle_emb_len: Annotated[int, Range(0), _NO_EMBEDDING] = 0
-    """Prefix positions P that the puzzle vector is laid out over; 0: as few as hold it."""
+    """Prefix positions P that hold the puzzle embedding; 0: as few as possible."""
     registers: Annotated[int, Range(0, _MOST), _EMBEDDED] = 0
-    """Learned positions ahead of the cells where there is no puzzle embedding; the halting head reads the first."""
+    """Learned prefix positions if there is no puzzle embedding; the halting head reads the first."""
     halt_max_steps: Annotated[int, Range(1, _MOST_PASSES), _FIXED_PASSES] = 16
     """ACT steps after which a row always halts; evaluation takes this many (see eval_halting)."""
     halt_exploration_prob: Annotated[
         float, Range(0, 1), Inert("arch.halt_max_steps=1", "arch.halt_max_steps=1: every row halts"), _FIXED_PASSES
     ] = 0.1
-    """Probability per row and step of demanding a random minimum number of steps (2..halt_max_steps)."""
+    """Probability per row and step of requiring a random minimum number of steps (2..halt_max_steps)."""
     no_ACT_continue: bool = True
-    """Halt on q_halt > 0 alone (one pass). False: halt on q_halt > q_continue, with a second pass for its
+    """Halt if q_halt > 0 (one forward pass); false: halt if q_halt > q_continue, with a second forward pass for its
     target."""
     eval_halting: Annotated[EvalHalting, _FIXED_PASSES] = "fixed"
-    """Evaluation: fixed takes halt_max_steps steps for every row; latched keeps a row's answer of the step at which it
-    halts by the rule of training."""
+    """Halting in evaluation: fixed takes halt_max_steps steps for every row; latched keeps the answer of the step at
+    which a row halts as in training."""
     forward_dtype: ForwardDtype = "auto"
-    """Compute dtype; auto is the run's choice for the device. float64 stores parameters in float64 too."""
+    """Compute dtype; auto: the run's choice for the device. float64 also stores parameters in float64."""
 
     def __post_init__(self) -> None:
         check_fields(self, "arch")
@@ -223,7 +223,7 @@ class TRMConfig(RecursiveConfig):
     H_layers: Annotated[int, Inert("", "TRM has one stack, sized by arch.L_layers")] = 0
     """Always 0: TRM has one stack, sized by L_layers."""
     puzzle_emb_len: int = 16
-    """Prefix positions P that the puzzle vector is laid out over; 0: as few as hold it."""
+    """Prefix positions P that hold the puzzle embedding; 0: as few as possible."""
 
     def __post_init__(self) -> None:
         if self.H_layers:
@@ -287,7 +287,7 @@ class TRMHier6Config(TRMConfig):
     """TRM's keys and the number of low latents."""
 
     L_latents: Annotated[int, Range(1, _MOST)] = 6
-    """trm_hier6 only: low latents z_L1, z_L2, ...; within a cycle update i is that of z_Li."""
+    """Number of low latents z_L1, z_L2, ... (trm_hier6 only); update i of a cycle is that of z_Li."""
 
     def __post_init__(self) -> None:
         if self.L_latents < self.L_cycles:

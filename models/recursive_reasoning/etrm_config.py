@@ -50,32 +50,33 @@ class TRMWithEncoderConfig(TRMConfig):
     chains: Annotated[int, Range(1, 1, hint=_ONE_CHAIN.why), _ONE_CHAIN] = 1
     """Always 1: there is one chain."""
     encoder_type: str = "standard"
-    """A module of models/encoders/kinds/: standard, hybrid_standard, hybrid_variational, lpn_standard, lpn_variational,
+    """Module in models/encoders/kinds/: standard, hybrid_standard, hybrid_variational, lpn_standard, lpn_variational,
     recurrent, perceiver."""
     encoder_num_layers: Annotated[int | None, Range(1, _MOST)] = None
-    """Blocks of the transformer over each demonstration; null: as in the encoder's table (docs/etrm.md)."""
+    """Blocks of the transformer over each demonstration; null: the encoder's own number (table in docs/etrm.md)."""
     aggregation: Literal["mean", "set_transformer", "cross_attention"] | None = None
-    """How demonstrations become one context; null: as the encoder does it in the table."""
+    """How demonstrations are combined into one context; null: the encoder's own way (table in docs/etrm.md)."""
     encoder_set_layers: Annotated[int, Range(1, _MOST), _MEAN, _OF_STANDARD, _OF_LPN, _OF_LATENT_LPN, _OF_RECURRENT] = 1
     """Blocks of the set transformer or of cross-attention."""
     query_init: Annotated[
         float, Range(above=0), _MEAN, _OF_STANDARD, _OF_LPN, _OF_LATENT_LPN, _OF_RECURRENT, _SET, _OF_HYBRID
     ] = 1.0
-    """Standard deviation of fresh queries of cross-attention; at 0.02 the tokens of a fresh context are all alike."""
+    """Standard deviation of the initial queries of cross-attention; at 0.02 all tokens of the first context are
+    alike."""
     context_len: Annotated[int, Range(1, _MOST)] = 16
-    """Context tokens T ahead of the cells; a TRM decoder has 16."""
+    """Context tokens T before the cells; a TRM decoder has 16."""
     context_scale: Literal["match_tokens", "learned", "none"] = "match_tokens"
     """RMS of a context token in the decoder: a cell's, that times a learned gain, or (none) sqrt(hidden_size)."""
     pairing: Literal["sequence", "cells"] = "sequence"
-    """A demonstration as the encoder reads it: the cells of the input, then those of the output; or each cell of the
-    canvas once, its input and output colour added."""
+    """How the encoder reads a demonstration: the cells of the input, then those of the output; or each cell of the
+    canvas once, with its input and output colours added."""
     grid_embedding: bool = False
-    """Add learned embeddings of its row and its column to every cell of encoder and decoder: rotary positions tell how
-    far apart cells are, not which is in the first row or in an even one."""
+    """Add learned embeddings of row and column to every cell of encoder and decoder: rotary positions only tell how far
+    apart cells are, not which is in the first row or in an even one."""
     grid_shape_tokens: bool = True
-    """Show the encoder rows and columns of both grids as four tokens more."""
+    """Give the encoder the numbers of rows and columns of both grids as four more tokens."""
     latent_dim: Annotated[int, Range(0), IN_STANDARD, IN_HYBRID, IN_LPN, IN_RECURRENT, IN_PERCEIVER] = 0
-    """Latent numbers Z of a variational encoder; 0: hidden_size."""
+    """Latent dimensions Z of a variational encoder; 0: hidden_size."""
     mlp_t: Annotated[bool, Inert("", "the encoder needs attention")] = False
     """Always false: demonstrations differ in length."""
 
@@ -97,7 +98,7 @@ class TRMWithEncoderOnlineConfig(TRMWithEncoderConfig):
     """The same with a fixed number of steps for every example."""
 
     num_act_steps: Annotated[int, Range(1, _MOST)] = 4
-    """ACT steps of every example, in training and in evaluation; the encoder runs at the first alone."""
+    """ACT steps of every example, in training and evaluation; the encoder runs only at the first."""
     halt_max_steps: Annotated[int, Range(1), _FIXED] = 16
     """Not used: see num_act_steps."""
     halt_exploration_prob: Annotated[float, Range(0, 1), _FIXED] = 0.0

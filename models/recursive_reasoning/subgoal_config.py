@@ -27,15 +27,16 @@ class SubgoalConfig:
     hidden_size: Annotated[int, Range(1)] = 512
     """Width D of the model; must equal arch.hidden_size."""
     goal_dim: Annotated[int, Range(1)] = 512
-    """Numbers of a goal; where it differs from hidden_size, a fixed projection maps worker states to it."""
+    """Dimensions of a goal; if it differs from hidden_size, a fixed projection maps worker states to it."""
     manager_period: Annotated[
         int, Range(1), Inert("arch.subgoal_head.schedule!=null", "arch.subgoal_head.schedule takes its place")
     ] = 4
-    """Passes for which a goal is held. A row gets its first goal after its first pass, the next ones this far apart."""
+    """Passes for which a goal is held. A row gets its first goal after its first pass, then a new one after every
+    period."""
     schedule: list[int] | None = None
-    """Passes after which goals are given, in place of the period; [1] gives one goal for the whole episode."""
+    """Passes after which goals are set, instead of a period; [1]: one goal for the whole episode."""
     gating: bool = True
-    """Learn how strongly a goal is followed; false: always fully."""
+    """Learn a gate for the strength of each goal; false: full strength."""
     temperature: Annotated[float, Range(above=0), _NOT_GATED] = 1.0
     """Divides the logit of the gate."""
     gate_bias_init: Annotated[
@@ -45,37 +46,38 @@ class SubgoalConfig:
             "arch.subgoal_head.projection_bias=false", "arch.subgoal_head.projection_bias=false: the gate has no bias"
         ),
     ] = 2.0
-    """Logit of every gate at the start (2: a gate of 0.88)."""
+    """Initial logit of every gate (2: a gate of 0.88)."""
     normalize_goal: bool = True
-    """Goals are directions, scaled by the root of goal_dim where they are injected; false: as projected."""
+    """Normalise goals to directions, scaled by sqrt(goal_dim) when injected; false: use them as projected."""
     goal_scale: Annotated[float, _NOT_INJECTED] = 1.0
-    """Factor on what is injected."""
+    """Factor on the injected goal."""
     projection_bias: bool = True
-    """Whether the projections to goal and gate have a bias (without one gate_bias_init does nothing)."""
+    """Use a bias in the projections to goal and gate (without it gate_bias_init has no effect)."""
     inject_subgoal: bool = True
-    """Add the goal to the input of the fast level; false leaves the loss alone."""
+    """Add the goal to the input of the fast level; false: only the intrinsic loss."""
     inject_at: Annotated[Literal["L", "LH"], _NOT_INJECTED] = "L"
-    """Levels that the goal is added to; LH lets the manager write past the worker."""
+    """Levels to which the goal is added; LH lets the manager bypass the worker."""
     inject_init: Annotated[Literal["zero", "normal"], _NOT_INJECTED] = "zero"
-    """Start of the injection; with zero the fresh model is plain HRM."""
+    """Initialisation of the injection; with zero a fresh model is plain HRM."""
     worker_pool: Literal["mean_nonpad", "mean", "first"] = "mean_nonpad"
     """Worker state: mean of z_L where the input is not padding, mean over all positions, or position 0."""
     displacement: Literal["anchor", "step", "fun", "absolute"] = "anchor"
-    """What follows a goal: the way since it was given, the last pass, the mean of all spans within it (FeUdal
-    Networks), or the state itself."""
+    """What is compared with the goal: the change of the worker state since the goal was set, that of the last pass, the
+    mean over all spans within it (FeUdal Networks), or the state itself."""
     goal_credit: Literal["window", "none"] = "window"
-    """none: no gradient of the task or the intrinsic loss reaches the manager."""
+    """Whether gradients of task and intrinsic loss reach the manager (none: they do not)."""
     goal_source: Literal["learned", "random", "zero", "mean"] = "learned"
-    """Where goals come from in training; random draws a direction for each window, mean gives all rows of a
-    micro-batch the mean of their goals."""
+    """Source of the goals in training; random draws a direction for each window, mean gives all rows of a micro-batch
+    the mean of their goals."""
     manager_mode: Annotated[
         Literal["task", "fun", "both"],
         Inert("arch.subgoal_head.goal_source!=learned", "arch.subgoal_head.goal_source!=learned: it gives none itself"),
     ] = "task"
-    """What teaches the manager its goals: the task through what is injected; fun, the ways that lowered the loss of
-    their row more than those of others (FeUdal Networks' transition policy gradient); or both."""
+    """What trains the manager: the task, through the injected goal; fun: progress that lowered the loss of its row more
+    than that of others (FeUdal Networks' transition policy gradient); or both."""
     eval_goal_source: Literal["same", "learned", "random", "zero", "mean", "shuffle", "stale"] = "same"
-    """The same in evaluation: mean of the batch, those of another row, or the first of the episode held to its end."""
+    """Source of the goals in evaluation (same: as in training; mean: of the batch; shuffle: goals of another row;
+    stale: the first goal of the episode, held to its end)."""
 
     def __post_init__(self) -> None:
         check_fields(self, "arch.subgoal_head")
@@ -99,13 +101,13 @@ class HRMFeudalConfig(HRMConfig):
     """HRM's keys, and a block for the manager."""
 
     subgoal_head: SubgoalConfig | None = None
-    """The manager; null (or `~arch.subgoal_head`) leaves plain HRM."""
+    """The manager; null (or `~arch.subgoal_head`): plain HRM."""
     late_states: Annotated[float, Range(0, 1), _STEERED] = 0.0
     """0 with a manager, who steers from the start of each episode; else as in HRM."""
     chains: Annotated[int, Range(1), _STEERED] = 1
     """1 with a manager, who steers one chain; else as in HRM."""
     fixed_refinement_steps: Annotated[int | None, Range(1)] = None
-    """Every episode has exactly this many passes, whatever the q values are; null: halting as in HRM."""
+    """Every episode has exactly this many passes, whatever the q values; null: halting as in HRM."""
 
     def __post_init__(self) -> None:
         head = self.subgoal_head

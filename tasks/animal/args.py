@@ -58,85 +58,86 @@ class AnimalConfig(RunConfig):
     }
 
     arch: dict[str, Any]
-    """The adapters: `name: module@Class` under models/, their keys, the `loss:` block (config/arch/animal.yaml)."""
+    """The adapters: `name: module@Class` under models/, their keys, and the `loss:` block (config/arch/animal.yaml)."""
     compile: Annotated[  # type: ignore[assignment]
         Literal["auto", "off"], Inert("", "every prompt and length would be compiled anew")
     ] = "auto"
     """Nothing is compiled."""
     step_graph: Annotated[Literal["auto", "off"], Inert("", "texts are generated in its steps")] = "auto"  # type: ignore[assignment]
-    """No step is captured."""
+    """Not available here: no step is captured."""
 
     model_name_or_path: Annotated[str, NotBlank("a model")] = "gpt2"
-    """The base: a folder in transformers' format, or a name in the Hub cache; data/animal_lm is built on first use."""
+    """The base model: a folder in transformers' format, or a name in the Hub cache; data/animal_lm is built on first
+    use."""
     prompt: Annotated[str, NotBlank("the text to be completed")] = "The animal"
     """The text that every sample completes."""
     max_new_tokens: Annotated[int, Range(1)] = 30
-    """Longest completion, in tokens."""
+    """Maximum length of a completion, in tokens."""
     batch_size: Annotated[int, Range(2)] = 32
-    """Samples of a step, over all processes."""
+    """Samples per step, over all processes."""
     temperature: Annotated[float, Range(above=0)] = 1.0
-    """Sampling temperature of training; losses are always of temperature 1."""
+    """Sampling temperature in training; losses always use temperature 1."""
     top_p: Annotated[float, Range(above=0, high=1)] = 1.0
-    """Sample from the fewest likeliest words that hold this much probability."""
+    """Nucleus sampling: sample from the smallest set of most likely tokens with this total probability."""
     top_k: Annotated[int, Range(0)] = 0
-    """Sample from so many likeliest words; 0: all."""
+    """Sample from the K most likely tokens; 0: all."""
     stop_strings: list[str] = field(default_factory=lambda: ["\n"])
-    """A completion ends where one of these is complete, or at the end token."""
+    """A completion ends after one of these strings, or at the end token."""
 
     concept_name: Annotated[str, NotBlank("a concept")] = "animal"
     """The concept whose options should be equally frequent: an entry of the concept file."""
     concept_file: Annotated[str | None, NotBlank("a JSON file")] = None
     """JSON file, concept -> option -> synonyms; null: config/concepts.json."""
     concept_options: list[str] | None = None
-    """Its options, if not all of the file's, or others."""
+    """Options of the concept, if not all of those in the file, or other ones."""
     n_clusters: Annotated[int, Range(2)] = 5
-    """Clusters of what follows each option."""
+    """Clusters of the texts that follow each option."""
     cluster_selection: Literal["fixed", "silhouette"] = "fixed"
-    """n_clusters, or the number between it and max_n_clusters with the highest silhouette at each fit."""
+    """Number of clusters: n_clusters, or the one up to max_n_clusters with the highest silhouette at each fit."""
     max_n_clusters: Annotated[int | None, Range(2), Inert("cluster_selection=fixed")] = None
-    """Most clusters of an option; cluster_selection=silhouette needs it."""
+    """Maximum clusters per option; required by cluster_selection=silhouette."""
     num_samples: Annotated[int, Range(1)] = 320
     """Samples of the base that fill the buffer before the first step."""
     buffer_size: Annotated[int, Range(1)] = 500
-    """Most samples of each option in the buffer."""
+    """Maximum samples of each option in the buffer."""
     update_clusters_every: Annotated[int, Range(1), _FIXED] = 100
     """New samples of an option after which its clusters are refitted."""
     min_samples_for_clustering: Annotated[int, Range(2)] = 20
-    """Samples of an option before it has clusters at all."""
+    """Minimum samples of an option before it is clustered."""
     embedder: Annotated[str, NotBlank("auto, tfidf, hash, or a sentence-transformers folder")] = "auto"
-    """What turns texts into vectors: a sentence-transformers model by folder or name, tfidf, hash, or auto."""
+    """Text embedding: a sentence-transformers model by folder or name, tfidf, hash, or auto."""
     replay_fraction: Annotated[float, Range(0), _TB] = 0.25
-    """Replayed samples of a step, as a share of batch_size."""
+    """Replayed samples per step, as a share of batch_size."""
     min_valid_fraction: Annotated[float, Range(0, high=1)] = 0.25
-    """A step with fewer valid samples is skipped; max_skipped_steps in a row end the run."""
+    """Minimum share of valid samples; a step with fewer is skipped, and max_skipped_steps in a row end the run."""
     max_skipped_steps: Annotated[int, Range(0)] = 5
     """End the run after more steps in a row than this that were called off."""
 
     num_epochs: Annotated[int, Range(1)] = 10
-    """Epochs of the run."""
+    """Number of epochs."""
     num_steps_per_epoch: Annotated[int, Range(1)] = 10
-    """Steps of an epoch."""
+    """Steps per epoch."""
     learning_rate: Annotated[float, Range(0)] = 1e-4
     """Peak learning rate."""
     final_learning_rate: Annotated[float, Range(0), Inert("lr_scheduler_type=constant")] = 3e-5
     """Learning rate at the end."""
     warmup_steps: Annotated[int, Range(0), Inert("lr_scheduler_type=constant")] = 0
-    """Steps in which the learning rate rises from 0."""
+    """Steps of linear warm-up."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    """How it falls to final_learning_rate."""
+    """How the learning rate falls to final_learning_rate."""
     weight_decay: Annotated[float, Range(0)] = 0.0
     """Decoupled weight decay of AdamW."""
     grad_clip: float | None = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Maximum norm of the gradient; 0: no clipping."""
     output_dir: Annotated[str, NotBlank("a folder")] = "diversity_model"
-    """Where the adapter, its run and its reports go."""
+    """Folder for the adapter, its run and its reports."""
     log_interval: int = 1
     """Steps between lines of metrics."""
 
     eval_samples: Annotated[int, Range(2)] = 256
-    """Samples of the evaluations before and after, drawn with the same random numbers."""
+    """Samples in each of the evaluations before and after training, drawn with the same random numbers."""
     eval_every_epochs: Annotated[int | None, Range(1)] = None
-    """Evaluate after every so many epochs, too; null: before and after only."""
+    """Epochs between additional evaluations; null: only before and after training."""
 
     def __post_init__(self) -> None:
         if self.grad_clip == 0:

@@ -24,45 +24,47 @@ class ETRMConfig(EpisodeConfig):
     step_graph: Annotated[  # type: ignore[assignment]
         Literal["auto", "off"], Inert("", "the host asks which demonstrations there are, and how long they are")
     ] = "auto"
-    """No step is captured."""
+    """Not available here: no step is captured."""
     max_train_groups: Annotated[int | None, Range(1)] = None
-    """Train on the first groups (tasks) only; null takes all."""
+    """Train only on this many first groups (tasks); null: all."""
 
     query_policy: Literal["test_only", "leave_one_out", "mixed"] = _RANDOM.query_policy
-    """What training asks: a test, shown all demonstrations; any pair, shown the others; or by chance one of the two."""
+    """Training question: a test pair, showing all demonstrations; any pair, showing the others; or one of the two at
+    random."""
     demo_order: Literal["random", "file"] = _RANDOM.demo_order
     """Order of the demonstrations of a training example."""
     demo_dropout: Annotated[float, Range(0, below=1)] = _RANDOM.demo_dropout
-    """Chance of each demonstration to be left out of a training example."""
+    """Probability of dropping each demonstration of a training example."""
     min_demos: Annotated[int, Range(1), Inert("demo_dropout=0", "demo_dropout=0: nothing is left out")] = (
         _RANDOM.min_demos
     )
-    """Demonstrations that dropout leaves, where a task has so many."""
+    """Minimum number of demonstrations that dropout leaves, if the task has so many."""
     max_demos: Annotated[int, Range(1)] = _RANDOM.max_demos
-    """Most demonstrations of a training example; an evaluation shows all that there are."""
+    """Maximum number of demonstrations of a training example; evaluations show all."""
 
     train_search_steps: Annotated[int, Range(0)] = 0
-    """Updates of a latent search at the beginning of each training example, on the demonstrations that it is shown."""
+    """Updates of a latent search at the start of each training example, on the demonstrations that it shows."""
     train_search_step_size: Annotated[
         float, Range(above=0), Inert("train_search_steps=0", "train_search_steps=0: training does not search")
     ] = 0.1
     """Step size of that search."""
 
     encoder_lr_scale: Annotated[float, Range(above=0)] = 1.0
-    """Learning rate of the encoder, as a multiple of lr."""
+    """Learning rate of the encoder as a multiple of lr."""
     freeze_encoder_steps: Annotated[int, Range(0)] = 0
-    """Steps at the start in which the encoder does not change."""
+    """Steps at the start during which the encoder is frozen."""
     freeze_decoder_steps: Annotated[int, Range(0)] = 0
-    """Steps at the start in which all but the encoder does not change."""
+    """Steps at the start during which everything but the encoder is frozen."""
     load_pretrained_decoder: str | None = None
-    """A run of pretrain.py, or a checkpoint of one, that a new run takes its decoder from (not its encoder)."""
+    """Run or checkpoint of pretrain.py from which a new run takes its decoder (not its encoder)."""
     allow_decoder_mismatch: Annotated[
         bool, Inert("load_pretrained_decoder=null", "load_pretrained_decoder=null: no decoder is loaded")
     ] = False
-    """Take a decoder that was trained with other cycles."""
+    """Accept a decoder that was trained with a different number of cycles."""
 
     diagnostics_interval: Annotated[int, Range(1)] = 50
-    """Steps between the diagnostics that need a forward pass or an eigenvalue problem: context_use, eff_rank."""
+    """Steps between the costly diagnostics, which need a forward pass or an eigenvalue problem: context_use,
+    eff_rank."""
     stats_interval: Annotated[int | None, Range(1)] = 50
     """Steps between norms of gradient, weights and update of encoder and trunk; null: none."""
 

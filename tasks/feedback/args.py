@@ -137,45 +137,45 @@ class FeedforwardConfig(RunConfig):
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": BaseConfig}
 
     arch: dict[str, Any]
-    """The model: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""
+    """The model: `name: module@Class` under models/, its hyperparameters, its `loss:` block (config/arch/)."""
 
     active_dataset: str = ""
-    """The data set to train on, a key of `datasets`. Required."""
+    """The data set to train on: a key of `datasets`. Required."""
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
-    """The data sets that there are: key -> name, path, tokenizer_name, block_size."""
+    """The available data sets: key -> name, path, tokenizer_name, block_size."""
     offline: Literal["stand_in", "error"] = "stand_in"
-    """A data set that is not there: build its declared stand-in and report it, or refuse."""
+    """If a data set is missing: build its generated stand-in and say so, or end with an error."""
     out_dir: Annotated[str, NotBlank("a folder")] = ".out"
-    """Runs are in <out_dir>/<active_dataset>/<run name>_<time>."""
+    """Folder of all runs: <out_dir>/<active_dataset>/<run name>_<time>."""
     ff_run_name: str = "ff_model"
-    """Begins the folder's name of a base."""
+    """Prefix of the folder name of a base."""
     fb_run_name: str = "fb_model"
-    """Begins that of a hypernetwork with a block for each block of the base."""
+    """Prefix of the folder name of a hypernetwork with a block for each block of the base."""
     fb_rec_run_name: str = "fb_rec_model"
-    """Begins that of a recurrent hypernetwork."""
+    """Prefix of the folder name of a recurrent hypernetwork."""
     checkpoint_dir: str | None = None
-    """With resume: the run to resume, by its name under <out_dir>/<active_dataset>/ or as a path; null: the newest."""
+    """With resume: the run to resume, a name under <out_dir>/<active_dataset>/ or a path; null: the newest."""
     checkpoint_name: str | None = None
     """With resume: its checkpoint, such as epoch_ckpt_gsm8k.pt; null: the newest."""
     compile: Literal["auto", "off", "block", "full", "true", "false"] = "auto"  # type: ignore[assignment]
     """torch.compile: each block once, or the forward pass with its loss; auto: on CUDA in a long run; true is block."""
     step_graph: Annotated[Literal["auto", "off"], Inert("", "its batches differ in shape")] = "auto"  # type: ignore[assignment]
-    """No step is captured."""
+    """Not available here: no step is captured."""
     enable_csv: Annotated[bool, Inert("", "metrics.csv is the published table of evaluations")] = False
-    """metrics.csv is written in any case, and metrics.jsonl has all figures."""
+    """No effect here: metrics.csv is always written, and metrics.jsonl has all figures."""
 
     epochs: dict[str, int] = field(default_factory=dict)
-    """Data set -> passes over its training documents; 100 for one that is not named."""
+    """Data set -> passes over its training documents; 100 if a data set is not listed."""
     total_steps: Annotated[int | None, Range(1)] = None
-    """Length of the run in steps, whatever `epochs` is; null: as many as the epochs have."""
+    """Length of the run in steps, regardless of `epochs`; null: as given by the epochs."""
     batch_size: Annotated[int, Range(1)] = 64
-    """Pieces of documents in the batch of a step, over all processes."""
+    """Pieces of documents per step, over all processes."""
     learning_rate: Annotated[float, Range(0)] = 3e-4
     """Peak learning rate."""
     decay_lr: bool = True
-    """Warm up, then follow a cosine to min_lr; false: constant."""
+    """Warm-up, then cosine decay to min_lr; false: constant."""
     warmup_ratio: Annotated[float, Range(0, below=1), Inert("decay_lr=false")] = 0.1
-    """Share of the run in which the learning rate rises: step s of w has s / (w + 1) of it."""
+    """Warm-up as a share of the run: step s of w has s / (w + 1) of the peak."""
     min_lr: Annotated[float, Range(0), Inert("decay_lr=false")] = 3e-5
     """Learning rate at the end."""
     weight_decay: Annotated[
@@ -183,44 +183,47 @@ class FeedforwardConfig(RunConfig):
         Range(0),
         Inert("arch.name=feedback.static_lora@StaticLora", "a static LoRA has no decayed matrix"),
     ] = 0.1
-    """Decoupled weight decay of matrices; tables, gates and other vectors have none (published: 0.01 of everything)."""
+    """Decoupled weight decay of matrices; embeddings, gates and other vectors have none (published: 0.01 for
+    everything)."""
     beta1: Annotated[float, Range(0, below=1)] = 0.9
     """First-moment decay of AdamW."""
     beta2: Annotated[float, Range(0, below=1)] = 0.99
     """Second-moment decay of AdamW (published: 0.999)."""
     grad_clip: float | None = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Maximum norm of the gradient; 0: no clipping."""
     eps: Annotated[float, Range(0, below=1)] = 1e-3
-    """Least share of masked tokens: p = (1 - eps) t + eps."""
+    """Minimum masking rate: p = (1 - eps) t + eps."""
     stratified: bool = True
-    """Spread the times t of a batch evenly over 0 to 1, which steadies the loss; false (published): draw each alone."""
+    """Spread the times t of a batch evenly over 0 to 1, which reduces noise in the loss; false (published): draw each
+    independently."""
     log_interval: Annotated[int, Range(1)] = 10
     """Steps between lines of metrics."""
 
     select_on: Literal["validation", "test"] = "validation"
-    """What best and early stopping use: training documents held back, one in 20; or (published) the test split."""
+    """Split that selects the best checkpoint and stops early: held-out training documents, one in 20, or (published)
+    the test split."""
     eval_interval: Annotated[int | None, Range(1)] = None
-    """Steps between evaluations; null: one at the end of each epoch."""
+    """Steps between evaluations; null: at the end of each epoch."""
     save_epoch_interval: Annotated[int | None, Range(1)] = 10
-    """Keep the checkpoint of every so many epochs: epoch_ckpt_<dataset>_<epoch>.pt is a link to it; null: no more."""
+    """Also keep the checkpoint of every Nth epoch: epoch_ckpt_<dataset>_<epoch>.pt links to it; null: none."""
     eval_max_examples: Annotated[int | None, Range(1)] = None
-    """Evaluate at most this many pieces of documents, always the same ones; null: all."""
+    """Maximum number of pieces of documents to evaluate, always the same ones; null: all."""
     eval_samples: Annotated[int, Range(1)] = 1
-    """How often each piece is evaluated, under masks of other shares."""
+    """Evaluations of each piece, with masks of different rates."""
     evaluators: list[dict[str, Any]] = field(default_factory=list)
-    """Evaluators of the answers that the last evaluation has written, e.g. `{name: final_number@FinalNumber}`."""
+    """Evaluators of the answers written by the last evaluation, e.g. `{name: final_number@FinalNumber}`."""
     answer_examples: Annotated[int | None, Range(1), Inert("evaluators=[]")] = 64
-    """Documents that are answered for them, always the same ones; null: all that fit into a block."""
+    """Documents to answer for the evaluators, always the same ones; null: all that fit into a block."""
     num_samples: Annotated[int, Range(0)] = 1
-    """Documents of the test split of which each evaluation shows a continuation; 0: none."""
+    """Test documents for which each evaluation writes a continuation; 0: none."""
     generation_steps: Annotated[int, Range(1)] = 10
-    """Steps in which an answer or a sample is filled in."""
+    """Steps in which an answer or sample is filled in."""
     generation_schedule: Literal["cosine", "linear"] = "cosine"
-    """How many tokens each step fixes: few at first, then more; or as many in each."""
+    """Tokens fixed per step: few at first, then more; or the same number in each."""
     temperature: Annotated[float, Range(0)] = 0.0
-    """Their sampling temperature; 0 takes the likeliest token."""
+    """Sampling temperature of answers and samples; 0: the most likely token."""
     block_length: Annotated[int | None, Range(1)] = None
-    """Fill in blocks of so many tokens from left to right, each in generation_steps; null: all at once."""
+    """Fill in blocks of this many tokens from left to right, each in generation_steps; null: all at once."""
 
     def __post_init__(self) -> None:
         if self.grad_clip == 0:
@@ -275,11 +278,12 @@ class FeedbackConfig(FeedforwardConfig):
     FOLLOWS: ClassVar[Mapping[str, str]] = {"arch.lora_rank": "lora_rank"}
 
     ff_checkpoint_dir: Annotated[str, NotBlank("the run of a base")]
-    """The base: a run of feedforward_train.py, by its name under <out_dir>/<active_dataset>/ or as a path."""
+    """The base: a run of feedforward_train.py, a name under <out_dir>/<active_dataset>/ or a path."""
     ff_checkpoint_name: Annotated[str, NotBlank("a checkpoint of that run, such as epoch_ckpt_gsm8k.pt")]
-    """Its checkpoint: a name in that folder."""
+    """Checkpoint of the base: a name in that folder."""
     model: dict[str, Any] = field(default_factory=dict)
-    """What a config file sets for the base; the base's own checkpoint decides, and differences are noted."""
+    """Settings of the base in a config file; the base's own checkpoint takes precedence, and differences are
+    printed."""
     learning_rate: Annotated[float, Range(0)] = 3e-4
     """Peak learning rate of the hypernetwork."""
 

@@ -98,7 +98,7 @@ class TrainConfig(RunConfig):
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": GPTConfig}
 
     arch: dict[str, Any]
-    """The model: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""
+    """The model: `name: module@Class` under models/, its hyperparameters, its `loss:` block (config/arch/)."""
 
     compile: Literal["auto", "off", "block", "full", "true", "false"] = "auto"  # type: ignore[assignment]
     """torch.compile: each block once, or the forward pass with its loss; auto: on CUDA in a long run; true is block."""
@@ -108,42 +108,44 @@ class TrainConfig(RunConfig):
         NotBlank("a data set, by its folder under data/"),
         Inert("training_mode!=single", "training_mode takes its data from a list"),
     ] = "shakespeare_char"
-    """Name of the data set's folder under data/, or a path."""
+    """Folder of the data set: a name under data/, or a path."""
     out_dir: Annotated[str, NotBlank("the run's folder")] = "out"
-    """Where checkpoints and logs go."""
+    """Folder for checkpoints and logs."""
     offline: Literal["stand_in", "error"] = "stand_in"
-    """A named data set that is not there: build its declared stand-in and print that, or refuse."""
+    """If a named data set is missing: build its generated stand-in and say so, or end with an error."""
 
     init_from: Literal["scratch", "resume", "prev_run", "gpt2"] = "scratch"
-    """Fresh weights; resume the run in out_dir; weights of prev_run_ckpt; OpenAI's GPT-2 (gpt2_type)."""
+    """Random weights; resume the run in out_dir; weights of prev_run_ckpt; OpenAI's GPT-2 (gpt2_type)."""
     gpt2_type: Annotated[str, Inert("init_from!=gpt2", "init_from is not gpt2")] = "gpt2"
     """gpt2, gpt2-medium, gpt2-large, gpt2-xl (Hub cache), or a folder in transformers' format."""
     prev_run_ckpt: Annotated[str | None, NotBlank("a run, a checkpoint or a nanoGPT ckpt.pt")] = None
-    """Run, checkpoint or nanoGPT ckpt.pt whose weights init_from=prev_run takes; all else starts afresh."""
+    """Run, checkpoint or nanoGPT ckpt.pt with the weights for init_from=prev_run; everything else starts afresh."""
 
     training_mode: Literal["single", "multidataset", "multicontext"] = "single"
-    """One data set; several, one for each batch; or several aligned streams at once."""
+    """One data set; several, each batch from one of them; or several aligned streams at once."""
     dataset_list: list[str] | None = None
     """Data sets of training_mode=multidataset; a name may occur twice."""
     dataset_sampling_probs: list[float] | None = None
-    """Their weights (need not sum to 1; null: uniform), or whole numbers of repeats with dataset_interleaving."""
+    """Sampling weights of the data sets (any sum; null: uniform), or integer repeat counts with
+    dataset_interleaving."""
     dataset_sampling_probs_final: list[float] | None = None
     """Weights at the end of the run."""
     dataset_sampling_probs_transition_method: Annotated[
         Literal["linear", "cosine", "exponential"],
         Inert("dataset_sampling_probs_final=null", "dataset_sampling_probs_final=null: the weights do not move"),
     ] = "linear"
-    """How the weights move to dataset_sampling_probs_final."""
+    """How the weights change to dataset_sampling_probs_final."""
     dataset_interleaving: bool = False
-    """Take the data sets in the order of the list instead of by chance."""
+    """Take the data sets in turn, in the order of the list, instead of at random."""
     dataset_interleaving_shuffle: bool = False
     """Reshuffle that order in every cycle."""
     multidataset_wte: bool = False
-    """Give each data set its own token table and head over a shared trunk; else all share one vocabulary."""
+    """Give each data set its own token embedding and head over a shared trunk; false: all share one vocabulary."""
     multidataset_criterion: Annotated[
         Literal["first", "mean", "weighted"], Inert("training_mode!=multidataset", "training_mode is not multidataset")
     ] = "first"
-    """Validation loss that decides which checkpoint is best: the first data set's, the mean, or weighted as sampled."""
+    """Validation loss that selects the best checkpoint: that of the first data set, the mean, or weighted as
+    sampled."""
     multicontext_datasets: list[str] | None = None
     """Aligned streams of training_mode=multicontext."""
     multicontext_align: Annotated[
@@ -154,9 +156,9 @@ class TrainConfig(RunConfig):
     accumulation: int = 1
     """Micro-batches per step: each adds batch_size sequences per process to the optimizer's batch."""
     batch_size: Annotated[int, Range(1)] = 64
-    """Sequences of one micro-batch of one process; the optimizer's batch is ranks x accumulation times as large."""
+    """Sequences per micro-batch and process; the batch of a step is ranks x accumulation times as large."""
     sampling_method: Literal["random", "without_replacement", "sequential"] = "random"
-    """Windows at random offsets; each window once per epoch, shuffled; or in the order of the file."""
+    """Windows at random offsets; each window once per epoch, shuffled; or in file order."""
     max_steps: Annotated[int | None, Range(1), Inert("max_steps>=max_iters", "the run ends before, at max_iters")] = (
         None
     )
@@ -165,54 +167,56 @@ class TrainConfig(RunConfig):
     """Iterations of the whole run."""
 
     eval_interval: Annotated[int, Range(1)] = 250
-    """Iterations between evaluations; one comes before the first iteration, one after the last."""
+    """Iterations between evaluations; there is also one before the first iteration and one after the last."""
     eval_iters: Annotated[int | None, Range(1)] = 200
-    """At most this many batches of each split in an evaluation; null takes the whole split."""
+    """Maximum batches of each split in an evaluation; null: the whole split."""
     eval_mode: Literal["sweep", "random"] = "sweep"
-    """Windows side by side in fixed order (exact, cheap), or eval_iters random batches as in nanoGPT."""
+    """Non-overlapping windows in fixed order (exact, cheap), or eval_iters random batches as in nanoGPT."""
     eval_train: bool = True
-    """Evaluate on as much of the training split, too."""
+    """Also evaluate on an equal amount of the training split."""
     eval_only: bool = False
-    """Evaluate once and end."""
+    """Evaluate once and exit."""
 
     learning_rate: Annotated[float, Range(0), _UNTRAINED] = 1e-3
     """Peak learning rate."""
     optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adamw"})
-    """Group config/optimizer: name, options, and `rest` for what the optimizer does not take (Muon's vectors)."""
+    """Optimizer (group config/optimizer): name, options, and `rest` for parameters that it does not update (Muon:
+    vectors)."""
     weight_decay: Annotated[float, Range(0), _UNTRAINED] = 1e-1
-    """Weight decay of matrices and tables, not of vectors; decoupled but for adam, sgd, rmsprop and adagrad."""
+    """Weight decay of matrices and embeddings, not of vectors; decoupled except in adam, sgd, rmsprop and adagrad."""
     beta1: Annotated[float, Range(0, below=1), _UNTRAINED] = 0.9
     """First-moment decay of Adam-style optimizers."""
     beta2: Annotated[float, Range(0, below=1), _UNTRAINED] = 0.99
     """Second-moment decay of Adam-style optimizers."""
     grad_clip: Annotated[float | None, Range(0)] = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Maximum norm of the gradient; 0: no clipping."""
     log_interval: int = 10
     """Iterations between lines of metrics."""
     seed: int = 1337
     """Every random number follows from it."""
 
     lr_scheduler: Annotated[Decay, _CONSTANT] = field(default_factory=Decay)
-    """Group config/lr_scheduler: none, cosine, linear, exponential, step, wsd, inverse_sqrt, plateau."""
+    """Learning-rate schedule (group config/lr_scheduler): none, cosine, linear, exponential, step, wsd, inverse_sqrt,
+    plateau."""
     decay_lr: bool = False
-    """Lower the learning rate; every lr_scheduler but none implies it, lr_scheduler=none then means cosine."""
+    """Decay the learning rate; implied by every lr_scheduler but none, which then means cosine."""
     warmup_iters: Annotated[int, Range(0), _UNTRAINED] = 100
     """Iterations of linear warm-up."""
     lr_decay_iters: Annotated[int, Range(1), _CONSTANT, Inert(_no_horizon, "this lr_scheduler has no horizon")] = 3500
     """Iteration at which the learning rate reaches min_lr."""
     min_lr: Annotated[float, Range(0), _CONSTANT] = 1e-4
-    """Floor of the learning rate."""
+    """Minimum learning rate."""
 
     max_sample_tokens: Annotated[int | None, Range(1)] = None
-    """Write samples of this many tokens after each evaluation; null writes none."""
+    """Write samples of this many tokens after each evaluation; null: none."""
     sample_start_tokens: Annotated[str, _SILENT] = "\n"
-    """The prompt that the samples continue; FILE:path reads it from a file."""
+    """Prompt of the samples; FILE:path reads it from a file."""
     num_samples: Annotated[int, Range(1), _SILENT] = 1
     """Samples for each value of top_k."""
     temperature: Annotated[float, Range(above=0, hint="top_k=[1] takes the likeliest token"), _SILENT] = 0.8
     """Sampling temperature."""
     top_k: Annotated[list[int], Range(1), _SILENT] = field(default_factory=lambda: [200])
-    """Sample from this many likeliest tokens; several values give a sample each."""
+    """Sample from the K most likely tokens; several values give one sample each."""
 
     def __post_init__(self) -> None:
         if self.grad_clip == 0:

@@ -44,7 +44,7 @@ class LossWeights:
         Inert("arch.subgoal_head=null", "there is no arch.subgoal_head"),
         Inert(_outweighed, "arch.loss.feudal_loss_weight is given too, and wins"),
     ] = 0.1
-    """Of the intrinsic loss of arch=hrm_feudal. `arch.loss.feudal_loss_weight` wins where both are given."""
+    """Weight of the intrinsic loss of arch=hrm_feudal. `arch.loss.feudal_loss_weight` wins if both are given."""
 
     def __post_init__(self) -> None:
         check_fields(self, "loss")
@@ -64,41 +64,44 @@ class EpisodeConfig(RunConfig):
     NOT_IDENTITY: ClassVar[Mapping[str, str]] = {**NOT_IDENTITY, "checkpoint_carry": "launch: what to save"}
 
     arch: dict[str, Any]
-    """The architecture: `name: module@Class` under models/, its hyper-parameters, its `loss:` block (config/arch/)."""
+    """The architecture: `name: module@Class` under models/, its hyperparameters, its `loss:` block (config/arch/)."""
 
     data_paths: list[str]
-    """Folders of built data; several are trained on together. A missing default set is built on first use."""
+    """Data folders; several are trained on together. A missing default data set is built on first use."""
     data_paths_test: list[str] = field(default_factory=list)
     """Folders to evaluate on; empty means the test splits of `data_paths`."""
     offline: Literal["stand_in", "error"] = "stand_in"
-    """A published data set that is not there: build its declared stand-in and print that, or refuse."""
+    """If a published data set is missing: build its generated stand-in and say so, or end with an error."""
     evaluators: list[dict[str, Any]] = field(default_factory=list)
     """Extra evaluators, each `{name: module@Class, ...}` under evaluators/."""
 
     global_batch_size: Annotated[int, Range(1)] = 768
-    """Slots over all ranks and micro-batches. Row i of the batch always feeds slot i."""
+    """Slots over all ranks and micro-batches. Row i of the batch always belongs to slot i."""
     epochs: Annotated[int, Range(1)] = 50000
     """Passes over the groups of the training data, counted as if every slot took an example at every step."""
     total_steps: Annotated[int | None, Range(1)] = None
-    """The run and its schedules end at this step, at most with the epochs; null: with those (max_steps is a stop)"""
+    """Step at which the run and its schedules end, if the epochs do not end first; null: with the epochs."""
     eval_interval: Annotated[int | None, Range(1)] = None
-    """Epochs between evaluations (must divide epochs); null evaluates at the end only."""
+    """Epochs between evaluations (must divide epochs); null: only at the end."""
     select_on: Annotated[Literal["validation", "test"], _NO_CHOICE] = "validation"
-    """What best and early stopping use: training groups held back, or (as published) the test split."""
+    """Split that selects the best checkpoint and stops early: held-out training groups, or (as published) the test
+    split."""
     validation_groups: Annotated[
         int | None, Range(1), _NO_CHOICE, Inert("select_on=test", "select_on=test: nothing is held back")
     ] = None
-    """Training groups held back where there are evaluations while training; null: one in 20, at most 256."""
+    """Training groups held out for validation if there are evaluations during training; null: one in 20, at most
+    256."""
     min_eval_interval: Annotated[
         int, Range(0), Inert("eval_interval=null", "eval_interval=null: no evaluation before the end")
     ] = 0
-    """Evaluations skipped at the start of training, in numbers of eval intervals."""
+    """Number of evaluations to skip at the start of training."""
     final_eval: bool = True
-    """Evaluate after the last step, also where max_steps or a null eval_interval put none there."""
+    """Evaluate after the last step, even if max_steps or eval_interval does not."""
     checkpoint_every_eval: bool = True
     """Save a checkpoint with every evaluation (one is always saved at the end)."""
     checkpoint_carry: bool = True
-    """Save the open episodes (1.4 GB on ARC, 768 slots); false: a resume begins them all afresh, not bit for bit."""
+    """Save the carry (1.4 GB on ARC with 768 slots); false: after a resume all slots start afresh, so not bit for
+    bit."""
     eval_max_examples: Annotated[
         int | None,
         Range(1),
@@ -107,28 +110,29 @@ class EpisodeConfig(RunConfig):
             "eval_interval=null: only the last evaluation is made, final_eval_max_examples is its size",
         ),
     ] = None
-    """Evaluate a fixed seeded subset of this size while training; null takes the whole split."""
+    """Size of the fixed random subset for evaluations during training; null: the whole split."""
     final_eval_max_examples: Annotated[int | None, Range(1), _NO_FINAL] = None
     """The same for the last evaluation."""
     eval_max_groups: Annotated[int | None, Range(1), _NO_EVALUATION] = None
-    """Evaluate the first groups (ARC: tasks) of the split only, while training."""
+    """Evaluate only this many first groups (ARC: tasks) of the split during training; null: all."""
     final_eval_max_groups: Annotated[int | None, Range(1), _NO_FINAL] = None
     """The same for the last evaluation."""
     eval_max_augmentations: Annotated[int | None, Range(1), _NO_EVALUATION] = None
-    """Evaluate the first puzzles of each group only (ARC: a task and its first augmented copies), while training."""
+    """Evaluate only this many first puzzles of each group (ARC: a task and its augmented copies) in training; null:
+    all."""
     final_eval_max_augmentations: Annotated[int | None, Range(1), _NO_FINAL] = None
     """The same for the last evaluation."""
     eval_batch_size: Annotated[int | None, Range(1)] = None
-    """Rows of one evaluation batch over all ranks; null takes global_batch_size."""
+    """Rows of one evaluation batch over all ranks; null: global_batch_size."""
 
     lr: Annotated[float, Range(0)] = 1e-4
     """Peak learning rate of the network."""
     lr_min_ratio: Annotated[float, Range(0, 1)] = 1.0
-    """Where the cosine ends, as a share of the peak; 1 keeps the rate constant after the warm-up."""
+    """Final learning rate of the cosine decay as a share of the peak; 1: constant after the warm-up."""
     lr_warmup_steps: Annotated[int, Range(0)] = 2000
     """Steps of linear warm-up."""
     weight_decay: Annotated[float, Range(0)] = 0.1
-    """Decoupled weight decay of the network, on every parameter."""
+    """Decoupled weight decay of the network, for every parameter."""
     beta1: Annotated[float, Range(0, below=1)] = 0.9
     """First-moment decay of Adam-style optimizers."""
     beta2: Annotated[float, Range(0, below=1)] = 0.95
@@ -165,31 +169,32 @@ class PretrainConfig(EpisodeConfig):
     }
 
     optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "adam_atan2"})
-    """Group config/optimizer: of the network; `rest` for what an optimizer of hidden matrices (Muon) does not take."""
+    """Optimizer of the network (group config/optimizer); `rest`: the one for parameters that Muon does not update."""
     loss: LossWeights = field(default_factory=LossWeights)
-    """Weights that the `loss:` block of the architecture takes over."""
+    """Weights that are passed on to the `loss:` block of the architecture."""
     data_order: Literal["hashed", "published"] = "hashed"
-    """Key of the order of training groups: a hash of seed and iteration, or their sum, as the public code has it."""
+    """Seed of the order of training groups: a hash of seed and iteration, or their sum, as in the public code."""
     online_augmentation: bool = False
-    """Offer each training example as a random symmetric copy of itself, beside the copies that the data set holds;
-    never one with the answer of a test example. For sets with symmetries: Sudoku, mazes."""
+    """Augment each training example at random whenever it is offered, in addition to the stored copies; never into one
+    with the answer of a test example. For data sets with symmetries: Sudoku, mazes."""
     epochs: Annotated[int, Range(1)] = 50000
-    """Passes over the groups of the training data. A slot that has not halted drops its fresh example, so nominal."""
+    """Nominal passes over the groups of the training data: a slot that has not halted drops the example it is
+    offered."""
     lr: Annotated[
         float, Range(0), Inert("freeze_weights=true", "freeze_weights=true: only the puzzle embedding is trained")
     ] = 1e-4
     """Peak learning rate of the network."""
     weight_decay: Annotated[float, Range(0), Inert("freeze_weights=true")] = 0.1
-    """Decoupled weight decay of the network, on every parameter."""
+    """Decoupled weight decay of the network, for every parameter."""
     puzzle_emb_lr: Annotated[float, Range(0), _NO_EMBEDDING] = 1e-2
     """Peak learning rate of the puzzle embeddings (SignSGD)."""
     puzzle_emb_weight_decay: Annotated[float, Range(0), _NO_EMBEDDING] = 0.1
-    """Decoupled weight decay of the embedding rows that a batch touches."""
+    """Decoupled weight decay of the embedding rows that a batch uses."""
     freeze_weights: bool = False
-    """Train the puzzle embeddings only."""
+    """Train only the puzzle embeddings."""
     load_checkpoint: Annotated[str | None, NotBlank("a run or a checkpoint")] = None
-    """A run of this script, or a checkpoint of one, whose weights a new run begins with. Puzzle embeddings go by the
-    puzzles' names; a new puzzle begins with their mean."""
+    """Run or checkpoint of this script whose weights a new run starts from. Puzzle embeddings are matched by puzzle
+    name; a new puzzle starts from their mean."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,7 +8,7 @@ from models.encoders.base import DemoEncoder
 
 
 class Perceiver(DemoEncoder):
-    """Two post-norm layers over each demonstration; then every context token attends to all cells, pooled nowhere."""
+    """Two post-norm layers over each demonstration; then every context token attends to all cells, without pooling."""
 
     AGGREGATION: ClassVar = "cross_attention"
     POOLED: ClassVar = False

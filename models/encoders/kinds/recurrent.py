@@ -1,4 +1,4 @@
-"""`recurrent`: TRM's recursion over the context itself; a step thinks on from where the one before left off.
+"""`recurrent`: TRM's recursion over the context itself; each step continues from the context of the previous one.
 
     repeat H times:  repeat L times: c_L <- f(c_L, c_H + a);   c_H <- f(c_H, c_L);       context = rms(a + c_H)
 
