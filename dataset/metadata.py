@@ -20,6 +20,7 @@ ARRAYS = {
 NUM_DEMOS = "num_demos"
 """One file more with `data_mode: encoder`: how many of a puzzle's examples, the first ones, are demonstrations; [P]."""
 SPLITS = ("train", "test")
+NPY = np.lib.format.MAGIC_PREFIX
 IGNORE = -100
 """Label of a position that is not scored."""
 # What several data sets must agree on to be trained on together.
@@ -130,6 +131,8 @@ def read_metadata(root: str | Path, split: str) -> PuzzleMetadata:
     need(isinstance(mean, int | float) and mean >= 0, path, f"mean_puzzle_examples must be >= 0, got {mean!r}")
     named = isinstance(sets, list) and len(sets) > 0 and all(isinstance(name, str) and name for name in sets)
     need(named, path, f"sets must be a list of names, got {sets!r}")
+    need(len(set(sets)) == len(sets), path, f"sets names one twice: {sets!r}")
+    need(not any("/" in name for name in sets), path, f"sets must be names of files here, no paths, got {sets!r}")
     storage = values.get("storage", "arrays")
     need(storage in ARRAYS, path, f"storage must be {' or '.join(ARRAYS)}, got {storage!r}")
     need(
@@ -163,6 +166,10 @@ def save_array(path: Path, values: np.ndarray) -> None:
 def load_array(path: Path, ndim: int, *, mapped: bool) -> np.ndarray:
     try:
         check_regular(path)
+        with open(path, "rb") as stream:
+            mark = stream.read(len(NPY))
+        if mark and not mark.startswith((NPY, b"PK")):  # numpy would advise to unpickle it
+            raise ValueError("it does not begin as one")
         array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that promises more is refused
         array = array if mapped or not isinstance(array, np.ndarray) else np.array(array)
     except FileNotFoundError:

@@ -281,6 +281,9 @@ class EvalSampler:
         self.covers = f"{len(chosen):,} of {total:,} examples{drawn}"
         """What is evaluated, in words: figures of other words are not compared."""
         self._chosen = [chosen[(chosen >= low) & (chosen < high)] - low for low, high in pairwise(base.tolist())]
+        most = max(map(len, self._chosen), default=0)
+        if 4 * most < global_batch_size:  # padding would take most of the time
+            self.global_batch_size = max(1, -(-most // world_size())) * world_size()
 
     @property
     def num_examples(self) -> int:

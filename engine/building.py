@@ -107,9 +107,11 @@ def memory_of(device: torch.device) -> int:
 
 
 def _largest(config: Any, where: str) -> str:
-    """`key=value` of the number that is the largest multiple of its default: likely a typing error."""
+    """`key=value` of the number that is the largest multiple of its default: likely a typing error; where none is
+    much larger, what the data ask for."""
     sizes = {value: (multiple, key) for multiple, value, key in reversed([*_sizes(config, where)])}
-    return max(sizes.values(), default=(0, where))[1]  # of equal numbers the outermost: inner ones may follow it
+    multiple, key = max(sizes.values(), default=(0, where))  # of equal numbers the outermost: inner ones may follow it
+    return key if multiple > 2 else f"{where}'s sizes, or the vocabulary and length of the data (dataset.json)"
 
 
 def _sizes(config: Any, where: str) -> Iterator[tuple[float, float, str]]:

@@ -157,7 +157,8 @@ def resolve(name: str | None, slot: str, where: str | None = None) -> type:
         raise ValueError(f"slot {slot!r} is not one of {SLOTS}")
     place = where or f"name under {slot}/"
     if (split := split_name(str(name), slot)) is None:
-        raise UsageError(f"{place}: {name!r} is not of the form module@Class, e.g. {_example(slot)}")
+        given = "it is missing, expected" if name is None else f"{name!r} is not of the form"
+        raise UsageError(f"{place}: {given} module@Class, e.g. {_example(slot)}")
     parts, cls_name = split
     if parts[0] != slot:
         raise UsageError(f"{place}: {name!r} is a class of {parts[0]}/, expected one of {slot}/, e.g. {_example(slot)}")

@@ -29,9 +29,10 @@ def shaped_as_mazes(metadata: PuzzleMetadata) -> bool:
 
 def holds_mazes(split: PuzzleSplit) -> bool:
     """Whether it also has one start and one goal in each of its first examples: 4x4 Sudokus are shaped as mazes."""
+    if not shaped_as_mazes(split.metadata):
+        return False
     first = np.asarray(split.inputs[:64])
-    ends = all(((first == end).sum(axis=1) == 1).all() for end in (START, GOAL))
-    return shaped_as_mazes(split.metadata) and ends
+    return all(((first == end).sum(axis=1) == 1).all() for end in (START, GOAL))
 
 
 def grids(tokens: Tensor) -> np.ndarray:
@@ -56,7 +57,7 @@ class ShortestPath:
     def begin(self, splits: Sequence[Any] = ()) -> None:
         """Forget what was counted. Raises: UsageError where a split does not hold mazes."""
         for split in splits:
-            if not shaped_as_mazes(split.metadata):
+            if not holds_mazes(split):
                 raise UsageError(
                     f"maze@ShortestPath: {split.root} holds no mazes (python -m dataset.build_maze_dataset)"
                 )

@@ -35,6 +35,7 @@ from launcher.runner import run_jobs
 from reports.speedrun.tracks import TRACKS, check_commands, job_file, require_machine
 
 ROOT = Path(__file__).resolve().parents[1]
+OWN = {"seed": "--seeds", "run_dir": "--out"}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -55,7 +56,13 @@ def run(args: argparse.Namespace) -> int:
     track = TRACKS[args.track]
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
     folder = (args.out or Path(".out/speedruns") / f"{track.name}-{now}").absolute()
-    commands = track.commands(args.seeds or track.seeds, folder, args.set)
+    seeds = args.seeds or track.seeds
+    if twice := [seed for seed in seeds if list(seeds).count(seed) > 1]:
+        raise UsageError(f"--seeds names {twice[0]} twice: every seed is one run")
+    for word in args.set:
+        if (key := word.lstrip("+-").partition("=")[0]) in OWN:
+            raise UsageError(f"--set {word}: the track gives {key} itself: use {OWN[key]}")
+    commands = track.commands(seeds, folder, args.set)
     check_commands(commands)
     if args.dry_run:
         for words in commands.values():

@@ -4,6 +4,7 @@ catalogue; and tiny ones of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,10 @@ def read_puzzles(path: str, key: str, folder: Path, local: bool, stand_ins: bool
         refuse_split(root)
         content = read_object(file)
         groups, mean = content["total_groups"], float(content["mean_puzzle_examples"])
-        if type(groups) is not int:
+        if type(groups) is not int or groups < 0:
             raise TypeError(f"total_groups is {groups!r}")
+        if not 0 <= mean < math.inf:
+            raise ValueError(f"mean_puzzle_examples is {mean}")
     except (UsageError, ValueError, KeyError, TypeError) as error:
         why = f"the key {error} is missing" if isinstance(error, KeyError) else str(error)
         if not isinstance(error, UsageError):  # which names the file

@@ -170,6 +170,9 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
         known = {f"{parent}{key}" for key in siblings if key != "hydra"}
         known |= set() if parent else {key for key in keys_of(schema) if "." not in key}
         foreign = hint_for(schema, str(cause.full_key))
+        if str(cause.full_key) in known and (config_dir / str(cause.full_key)).is_dir():
+            group = cause.full_key
+            return f"{group} is a group of keys that nothing has chosen yet: {group}=NAME, of config/{group}/"
         tree: Any = OmegaConf.to_container(siblings) if siblings else {}
         inside = _with_leaf(tree, str(cause.key), parent)
         hint = f"did you mean '{inside}'?" if inside else did_you_mean(str(cause.full_key), known)

@@ -15,6 +15,7 @@ from dataset.online import OnlineCopies
 from dataset.sampler import EvalBudget, EvalSampler, TrainSampler
 from dataset.writing import describe
 from engine import building
+from engine.errors import UsageError
 from engine.loop.schedule import warmup_cosine
 from engine.registry import create_evaluators
 from engine.task import ParamGroup, Runtime, TrainingPlan
@@ -122,6 +123,13 @@ def training_plan(
     """The plan of a run of so many steps, or the config's, on data in `folders`; `evaluated` are the steps that
     complete an eval interval, `more` other fields."""
     if not config.from_file and (config.final_eval or config.eval_interval):
+        tested = config.final_eval or task.validation_sampler is None
+        if tested and not task.final_sampler.num_examples:
+            folders_of = ", ".join(dict.fromkeys(str(split.root) for split in task.final_sampler.splits))
+            raise UsageError(
+                f"{folders_of}: no examples in the test split: name others in data_paths_test, or final_eval=false and "
+                "eval_interval=null"
+            )
         _try_evaluators(config, task)
     steps = task.total_steps = min(total_steps, config.total_steps or total_steps)
     splits, final = dict(more.pop("splits", held_back.splits)), task.final_sampler

@@ -69,6 +69,8 @@ def load_puzzle_run(
 
     checkpoint = Path(os.path.abspath(run))
     given = [os.path.abspath(user_path(path)) for path in data or ()]
+    if twice := next((path for path in given if given.count(path) > 1), None):
+        raise UsageError(f"--data names {twice} twice: its examples would count twice")
     with contextlib.chdir(home_of(checkpoint)):
         writer = find_checkpoint(checkpoint).entry
         if writer != family.entry:

@@ -261,7 +261,10 @@ class RecursiveReasoningTask:
                 evaluator.update(batch, steps, result.preds, valid)
         values = self._means(sums, prefix)
         for evaluator in evaluators:
-            values.update({f"{prefix}/{name}": value for name, value in evaluator.result().items()})
+            figures = {f"{prefix}/{name}": value for name, value in evaluator.result().items()}
+            if twice := [name for name in figures if values.get(name, figures[name]) != figures[name]]:
+                print_rank0(f"warning: two evaluators have a figure {twice[0]}: that of the later one is kept")
+            values.update(figures)
         return values
 
     def report(self, evaluation: Evaluation) -> dict[str, str]:

@@ -53,6 +53,8 @@ def test_a_published_set_without_total_puzzles_and_with_int64_arrays_loads(root)
         ({"seq_len": 81}, "rows have 16 tokens, dataset.json says 81"),
         ({"pad_id": 99}, "pad_id lies outside"),
         ({"sets": []}, "sets must be"),
+        ({"sets": ["all", "all"]}, "sets names one twice"),
+        ({"sets": ["../test/all"]}, "names of files here, no paths"),
         ({"ignore_label_id": "none"}, "ignore_label_id must be"),
         ({"sets": ["other"]}, "other__puzzle_identifiers.npy does not exist"),
     ],
@@ -89,6 +91,9 @@ def test_truncated_and_missing_files_are_named(root):
     path = root / "train/all__inputs.npy"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(UsageError, match=r"all__inputs\.npy"):
+        load_split(root, "train")
+    path.write_text("1,2,3\n")
+    with pytest.raises(UsageError, match=r"is not a readable \.npy file: it does not begin as one"):
         load_split(root, "train")
     path.unlink()
     with pytest.raises(UsageError, match="does not exist"):

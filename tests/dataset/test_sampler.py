@@ -297,6 +297,8 @@ def test_evaluation_batches_cover_everything_once_and_pad(tmp_path, ranks):
     assert seen == {"all": list(range(13)), "all1": list(range(6))}
     if ranks == 3:
         assert [valid for _, _, valid in walks[2]] == [2, 2, 0, 2]
+    assert EvalSampler(splits, 52).global_batch_size == 52
+    assert EvalSampler(splits, 10**9).global_batch_size == 13  # no batch is nearly all padding
 
 
 def test_evaluation_subset_is_fixed_and_the_same_for_all_ranks(tmp_path):

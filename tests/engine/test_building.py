@@ -63,6 +63,8 @@ def test_other_errors_of_a_model() -> None:
         build_module(lambda: broken(ValueError("no way")), CPU, Sizes())
     with pytest.raises(UsageError, match=r"cannot build the model with arch\.width=900"):
         build_module(lambda: broken(ZeroDivisionError("division by zero")), CPU, Sizes(width=900))
+    with pytest.raises(UsageError, match=r"lower arch's sizes, or the vocabulary and length of the data"):
+        build_module(lambda: broken(MemoryError()), CPU, Sizes())
     with pytest.raises(RuntimeError, match="a bug"):
         build_module(lambda: broken(RuntimeError("a bug")), CPU, Sizes())
 

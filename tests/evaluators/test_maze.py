@@ -70,8 +70,9 @@ def test_two_ranks_count_as_one(tmp_path):
         assert {name: result[name] for name in EXPECTED} == pytest.approx(EXPECTED)
 
 
-@pytest.mark.parametrize(("vocab_size", "seq_len"), [(6, 8), (12, 9)])
+@pytest.mark.parametrize(("vocab_size", "seq_len"), [(6, 8), (12, 9), (6, 16)])
 def test_other_data_are_refused(vocab_size, seq_len):
     split = SimpleNamespace(root="data/other", metadata=SimpleNamespace(vocab_size=vocab_size, seq_len=seq_len))
+    split.inputs = np.arange(2 * seq_len).reshape(2, seq_len) % 6  # 4x4 Sudokus have the shape of mazes
     with pytest.raises(UsageError, match="holds no mazes"):
         ShortestPath().begin([split])

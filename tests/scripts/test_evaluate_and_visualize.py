@@ -9,9 +9,11 @@ import pytest
 from dataset.arguments import positive
 from engine.cli.console import run_command
 from engine.errors import Interrupted, RunFailure, UsageError
+from reports.output import check_json_target, write_json_result
 from scripts import evaluate, visualize
 from tasks.loading import pick_checkpoint
 from tasks.recursive_reasoning.evaluate import result_file
+from tasks.recursive_reasoning.loading import load_puzzle_run
 from tasks.recursive_reasoning.rollouts import rollouts_of
 from tests.conftest import run_script
 
@@ -121,6 +123,16 @@ def test_results_of_other_settings_get_other_files(argv, steps: int, max_example
 def test_rollouts_that_cannot_be_are_refused(argv, steps: int, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         rollouts_of(evaluate.parse(["run", *argv]), 0, steps)
+
+
+def test_data_and_results_of_others_are_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--data names .*x twice: its examples would count twice"):
+        load_puzzle_run(tmp_path, data=["x", tmp_path / "y", "./x"])
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(UsageError, match=r"config\.yaml exists and is not a result of an evaluation"):
+        check_json_target(tmp_path / "config.yaml")
+    write_json_result(tmp_path / "mine.json", {"settings": {"run": "r"}})
+    check_json_target(tmp_path / "mine.json")
 
 
 def test_a_folder_of_runs_lists_them(tmp_path: Path) -> None:

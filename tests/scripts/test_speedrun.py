@@ -13,6 +13,7 @@ from engine.errors import UsageError
 from engine.registry import ROOT
 from reports.speedrun.record import add_record, make_record, row, seed_result
 from reports.speedrun.tracks import TRACKS, Track, require_machine
+from scripts import speedrun
 from tests.conftest import run_script
 
 TINY = ("+debug=tiny", "max_steps=4", "checkpoint_interval=2", "total_steps=4", "log_interval=2")
@@ -45,6 +46,19 @@ def test_overrides_that_cannot_be_are_refused_before_anything_runs(word: str, li
         assert done.code == 2
         assert line in done.output
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--set", "lr=1", "++seed=3"], r"--set \+\+seed=3: the track gives seed itself: use --seeds"),
+        (["--set", "run_dir=x"], "use --out"),
+        (["--seeds", "0", "1", "0"], "--seeds names 0 twice"),
+    ],
+)
+def test_what_the_track_gives_is_not_given_again(argv: list[str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        speedrun.run(speedrun.parse(["sudoku-4x4-cpu", "--dry-run", *argv]))
 
 
 def test_without_cuda_the_gpu_track_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

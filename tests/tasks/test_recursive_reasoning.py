@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,28 @@ def test_padding_rows_count_in_no_mean(tiny_data: Path) -> None:
     whole = make(tiny_data, "final_eval_max_examples=null", "eval_batch_size=16").task.evaluate(final=True)
     padded = make(tiny_data, "final_eval_max_examples=null", "eval_batch_size=11").task.evaluate(final=True)
     assert padded == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_test_split_without_examples_is_refused_before_training(tiny_data: Path) -> None:
+    from tasks.recursive_reasoning import build as building
+
+    def none(folders, split, **kwargs):
+        splits = load(folders, split, **kwargs)
+        arrays = {name: getattr(splits[0], name)[:0] for name in ("inputs", "labels", "puzzle_identifiers")}
+        offsets = {name: getattr(splits[0], name)[:1] for name in ("puzzle_indices", "group_indices")}
+        return [replace(splits[0], **arrays, **offsets)] if split == "test" else splits
+
+    load = building.load_splits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "load_splits", none)
+        with pytest.raises(UsageError, match=r"debug-sudoku-4x4: no examples in the test split.*data_paths_test"):
+            make(tiny_data)
+        assert make(tiny_data, "final_eval=false").task.final_sampler.num_examples == 0
+
+
+def test_figures_of_one_name_are_reported(tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tiny_data, f"{PER_STEP[:-1]}, {{name: steps@PerStepAccuracy, confidence: 0.5}}]").task.evaluate(final=True)
+    assert "two evaluators have a figure eval/exact_accuracy_" in capsys.readouterr().out
 
 
 PER_STEP = "evaluators=[{name: steps@PerStepAccuracy}]"

@@ -125,7 +125,11 @@ def test_data_modes_and_contents(copy: Path) -> None:
         "good,data/good/": "names .*data/good twice: each set belongs there once",
         "bare": "data/bare/train/dataset.json: the key 'total_groups' is missing",
         "none": "data/none/train/dataset.json cannot be read",
+        "nan": "data/nan/train/dataset.json: mean_puzzle_examples is nan",
+        "negative": "data/negative/train/dataset.json: total_groups is -1",
     }
+    data_set(copy / "data/nan", mean_puzzle_examples=float("nan"))
+    data_set(copy / "data/negative", total_groups=-1)
     (copy / "data/bare/train").mkdir(parents=True)
     (copy / "data/bare/train/dataset.json").write_text("{}")
     (copy / "data/none").mkdir()
