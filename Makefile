@@ -27,8 +27,9 @@ demo: $(STAMP)  ## learn 4x4 Sudoku and draw the model thinking (make demo DEVIC
 	$(PY) scripts/evaluate.py checkpoints/demo/sudoku_4x4 --device $(DEVICE)
 	$(PY) scripts/visualize.py checkpoints/demo/sudoku_4x4 --device $(DEVICE) --out demo/thinking.png
 
+# tests start hundreds of processes, which would compile every file anew where the machine switches bytecode off
 test: $(STAMP)  ## the fast tests, on all cores
-	$(PY) -m pytest -n auto --dist worksteal -m "not slow and not gpu"
+	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
 test-all: $(STAMP)  ## with the slow ones (what .ci/run does)
 	$(PY) -m pytest -m "not gpu"

@@ -253,19 +253,23 @@ def workplace(tmp_path: Path, tiny_data: Path) -> Path:
 
 def archs_of(family: str, **declared: str) -> list[str]:
     """The files of config/arch whose class is in models/`family`/ and declares what is `declared` (DATA_MODE, ...)."""
-    from engine.cli.recipes import read_option
     from engine.registry import resolve
 
-    names = {}
-    for path in sorted((ROOT / "config/arch").glob("*.yaml")):
-        name = read_option(path)["arch"]["name"]
-        if name.startswith(f"{family}."):
-            names[path.stem] = name
     return [
         arch
-        for arch, name in names.items()
-        if all(getattr(resolve(name, "models"), key) == value for key, value in declared.items())
+        for arch, name in _classes().items()
+        if name.startswith(f"{family}.")
+        and all(getattr(resolve(name, "models"), key) == value for key, value in declared.items())
     ]
+
+
+@functools.cache
+def _classes() -> dict[str, str]:
+    """The class that each file of config/arch names."""
+    from engine.cli.recipes import read_option
+
+    paths = sorted((ROOT / "config/arch").glob("*.yaml"))
+    return {path.stem: read_option(path)["arch"]["name"] for path in paths}
 
 
 def metrics(run_dir: Path) -> list[dict]:
