@@ -18,8 +18,8 @@ from torch import Tensor
 from dataset.format import PuzzleSplit
 from engine.distributed import all_reduce_sum
 from evaluators.adaptation.ballots import Ballots, BallotsConfig
-from evaluators.adaptation.examples import rows_of
-from evaluators.adaptation.search import Objective, SearchConfig, Space, answered, search, summed
+from evaluators.adaptation.examples import Batch, rows_of
+from evaluators.adaptation.search import Objective, SearchConfig, Space, answered, pieces_of, search, summed
 from evaluators.steps import StepOutput
 
 MEASURED = ("demo_logp_init", "demo_logp_best", "demo_exact_init", "demo_exact_best", "steps_to_best", "latent_move")
@@ -37,15 +37,16 @@ class ARCLatentSearchConfig(BallotsConfig, SearchConfig):
 class ARCLatentSearch(Ballots):
     """Scores after each budget of the search: `ARC_ii_clean/search_20/pass@1`, of random search `.../random_20/...`.
 
-    `search/demo_logp_init`, `_best` (sum over demonstrations of the mean log p of a cell), `demo_exact_init`, `_best`
-    (share of demonstrations answered right), `steps_to_best`, `latent_move` (distance from the start) are means over
-    rows at the largest budget; `search/seconds_per_question` is of this rank's clock. Of random search: `random/...`.
+    `search/demo_logp_init`, `_best` (sum over demonstrations of the mean log p of a cell; with `demo_augs` of its mean
+    over a demonstration and its copies), `demo_exact_init`, `_best` (share of demonstrations answered right),
+    `steps_to_best`, `latent_move` (distance from the start) are means over rows at the largest budget;
+    `search/seconds_per_question` is of this rank's clock. Of random search: `random/...`.
     """
 
     Config: ClassVar[type] = ARCLatentSearchConfig
 
     def labels(self) -> dict[str, str]:
-        return {f"{self.way}_{budget}": "ii" if budget else "i" for budget in sorted(set(self.config.budgets))}
+        return {f"{self.way}_{budget}": "ii" if budget else "i" for budget in self.budgets}
 
     @property
     def way(self) -> str:
@@ -60,25 +61,35 @@ class ARCLatentSearch(Ballots):
     def update(self, batch: Mapping[str, Tensor], steps: Sequence[StepOutput], preds: Tensor, valid_rows: int) -> None:
         """Search for the rows that are asked, and vote; a collective."""
         began, rows = time.perf_counter(), self.chosen(batch, valid_rows)
-        own, space = rows_of(batch, rows), Space(self.model, self.config.space)
-        result = search(space, own, self.token_loss, self.config, self.config.seed) if len(rows) else None
-        for label, budget in zip(self.labels(), sorted(set(self.config.budgets)), strict=True):
-            nothing = preds[:0], preds[:0, 0].float()
-            best = nothing if result is None else answered(space, own, result.latents[budget])
-            self.vote(label, batch, rows, *best)
-            if budget:
-                other = nothing if result is None else answered(space, own, result.seconds[budget])
-                self.vote(label, batch, rows, *other, second=True)
-        if result is not None:
-            objective = Objective(space, own, self.token_loss, self.config.act_steps)
-            most = max(self.config.budgets)
-            end = result.latents[most]
-            with torch.no_grad():
-                start = space.start(own)
-                solved = objective.solved(start), objective.solved(end)
-            move = (end - start).flatten(1).norm(dim=1)
-            self.sums += summed([result.first, result.scores[most], *solved, result.steps, move])
+        space = Space(self.model, self.config.space)
+        pieces = [self._answers(space, piece) for piece in pieces_of(rows_of(batch, rows), self.config.microbatch)]
+        nothing = preds[:0], preds[:0, 0].float()
+        for place, (label, budget) in enumerate(zip(self.labels(), self.budgets, strict=True)):
+            for second in (False, True) if budget else (False,):
+                parts = [answers[place][second] for answers in pieces] or [nothing]
+                tokens, q_halt = (torch.cat(each) for each in zip(*parts, strict=True))
+                self.vote(label, batch, rows, tokens, q_halt, second=second)
         self.seconds += time.perf_counter() - began
+
+    @property
+    def budgets(self) -> list[int]:
+        """As they are searched: ascending, each once."""
+        return sorted(set(self.config.budgets))
+
+    def _answers(self, space: Space, own: Batch) -> list[list[tuple[Tensor, Tensor]]]:
+        """Of every budget (answers, q_halt) of the best latents, and of the second best where the budget has one; what
+        is measured is added to the sums."""
+        config = self.config
+        result = search(space, own, self.token_loss, config, config.seed)
+        objective, most = Objective(space, own, self.token_loss, config, config.seed), max(config.budgets)
+        end = result.latents[most]
+        with torch.no_grad():
+            start = space.start(own)
+            solved = objective.solved(start), objective.solved(end)
+        move = (end - start).flatten(1).norm(dim=1)
+        self.sums += summed([result.first, result.scores[most], *solved, result.steps, move])
+        found = [[result.latents[budget], *([result.seconds[budget]] if budget else [])] for budget in self.budgets]
+        return [[answered(space, own, z) for z in each] for each in found]
 
     def result(self) -> dict[str, float | None]:
         """Scores of every budget, and the means of `search/...`."""

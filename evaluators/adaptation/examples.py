@@ -6,7 +6,7 @@ B rows, K demonstrations at most, N demonstrations that exist, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,11 @@ class Pairs:
     """[N, T], -100 outside of the answer and its border."""
     owner: Tensor
     """[N] int64: the row of the batch."""
+
+    def joined(self, others: Sequence[Pairs]) -> Pairs:
+        """These, and the others behind them."""
+        every = [self, *others]
+        return Pairs(*(torch.cat([getattr(one, field.name) for one in every]) for field in fields(Pairs)))
 
 
 def pairs_of(batch: Mapping[str, Tensor]) -> Pairs:
@@ -90,6 +95,17 @@ def augmented(tokens: np.ndarray, tids: np.ndarray, tables: np.ndarray) -> np.nd
     edge = ((rows == height) & (columns < width)) | ((columns == width) & (rows < height))
     out = np.where(inside, cells.reshape(canvases.shape) + FIRST_COLOUR, np.where(edge, EOS, PAD))
     return out.reshape(len(tokens), -1).astype(tokens.dtype)
+
+
+def changed(pairs: Pairs, tid: int, table: np.ndarray) -> Pairs:
+    """The same demonstrations under one transform and one new colour of each colour [10]."""
+    count, device = len(pairs.owner), pairs.inputs.device
+    grids = [pairs.inputs, pairs.labels.masked_fill(pairs.labels == IGNORE, PAD)]
+    out = [
+        torch.from_numpy(augmented(grid.cpu().numpy(), np.full(count, tid), np.tile(table, (count, 1)))).to(device)
+        for grid in grids
+    ]
+    return Pairs(out[0], out[1].masked_fill(out[1] == PAD, IGNORE), pairs.owner)
 
 
 def draw_augmentations(generator: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,10 +2,13 @@
 
     S(z) = Σ_i mean_cells log p(y_i | x_i, z)  −  λ/2 ‖z − z₀‖²,      i over the demonstrations of a row
 
+With `demo_augs` a term of the sum is the mean over the demonstration and its turned and recoloured copies: a z that
+spells out the answers of the demonstrations, and not their rule, scores less.
+
 z is the latent of a variational encoder, or the context itself. Rows are independent of one another: the score, the
 clipped gradient and Adam's moments are those of a row, so the batch that a row comes in changes nothing but rounding.
 
-B rows, K demonstrations at most, N demonstrations that exist, R iterates of all starts.
+B rows, K demonstrations at most, N demonstrations that exist, M copies of each, R iterates of all starts.
 """
 
 from __future__ import annotations
@@ -15,22 +18,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from engine.distributed import keyed_generator
+from dataset.arc.augment import COLOURS, SWAPS
+from engine.distributed import keyed_generator, keyed_numpy
 from engine.fields import Inert, Range, check_fields
 from evaluators.adaptation.adam import Adam
 from evaluators.adaptation.examples import (
     Batch,
+    Pairs,
     TokenLoss,
+    changed,
+    draw_augmentations,
     leave_one_out,
     log_likelihood,
     pairs_of,
     right,
+    rows_of,
 )
 
 _NO_GRADIENT = Inert("mode=random_search", "mode=random_search follows no gradient")
+_NO_COPIES = Inert("demo_augs=0", "demo_augs=0 scores no copies")
+TURNS = len(SWAPS) - 1
+"""Ways to turn or mirror a grid, beside leaving it."""
 
 
 @dataclass(kw_only=True)
@@ -67,9 +79,21 @@ class SearchConfig:
     demonstrations."""
     act_steps: Annotated[int, Range(1)] = 1
     """ACT steps for computing a score; the question is answered with all."""
+    demo_augs: Annotated[int, Range(0)] = 0
+    """Rotated, reflected and recoloured copies of each demonstration that are scored with it; 0: none."""
+    turn: Annotated[bool, _NO_COPIES] = True
+    """Rotate and reflect these copies; false: for rules about directions."""
+    recolour: Annotated[bool, _NO_COPIES] = True
+    """Permute the colours of these copies; false: for rules about particular colours."""
+    microbatch: Annotated[int | None, Range(1)] = None
+    """Rows that are searched at a time, which limits memory and changes no result; null: the whole batch."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.demo_augs and not (self.turn or self.recolour):
+            raise ValueError(f"demo_augs={self.demo_augs}: nothing changes in the copies, set turn or recolour to true")
+        if self.demo_augs > TURNS and not self.recolour:
+            raise ValueError(f"demo_augs={self.demo_augs}: expected at most {TURNS} with recolour=false")
         if not self.budgets or min(self.budgets) < 0:
             raise ValueError(f"budgets={self.budgets}: expected numbers from 0, e.g. [0, 1, 5, 20]")
 
@@ -108,28 +132,52 @@ class Space:
 class Objective:
     """S(z) of each row of a batch."""
 
-    def __init__(self, space: Space, batch: Batch, token_loss: TokenLoss, act_steps: int) -> None:
-        self.space, self.token_loss, self.act_steps = space, token_loss, act_steps
+    def __init__(self, space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConfig, seed: int = 0) -> None:
+        self.space, self.token_loss, self.act_steps = space, token_loss, config.act_steps
         self.pairs, self.rows = pairs_of(batch), len(batch["inputs"])
+        self.scored = with_copies(self.pairs, config, seed)
+        self.share = 1 / (1 + config.demo_augs)
 
-    def logits(self, z: Tensor) -> Tensor:
-        """Of every demonstration, [N, T, V]."""
-        context = self.space.context(z)[self.pairs.owner]
+    def logits(self, z: Tensor, pairs: Pairs) -> Tensor:
+        """Of every pair, [N, T, V]."""
+        context = self.space.context(z)[pairs.owner]
         out: Tensor = self.space.model.decode_with_context(
-            {"inputs": self.pairs.inputs}, context, act_steps=self.act_steps
+            {"inputs": pairs.inputs}, context, act_steps=self.act_steps
         ).logits
         return out
 
     def __call__(self, z: Tensor) -> Tensor:
         """[B]"""
-        scores = log_likelihood(self.logits(z), self.pairs.labels, self.token_loss)
-        return scores.new_zeros(self.rows).index_add(0, self.pairs.owner, scores)
+        scores = log_likelihood(self.logits(z, self.scored), self.scored.labels, self.token_loss) * self.share
+        return scores.new_zeros(self.rows).index_add(0, self.scored.owner, scores)
 
     def solved(self, z: Tensor) -> Tensor:
-        """The share of a row's demonstrations that are answered right, [B]."""
-        hits = right(self.logits(z), self.pairs.labels).to(torch.float32)
+        """The share of a row's own demonstrations that are answered right, [B]."""
+        hits = right(self.logits(z, self.pairs), self.pairs.labels).to(torch.float32)
         count = torch.zeros(self.rows, device=hits.device).index_add(0, self.pairs.owner, torch.ones_like(hits))
         return torch.zeros_like(count).index_add(0, self.pairs.owner, hits) / count.clamp(min=1)
+
+
+def with_copies(pairs: Pairs, config: SearchConfig, seed: int) -> Pairs:
+    """The demonstrations [N], and behind them M changed copies of each [N + M N]: the same M changes for all.
+
+    What a row finds does not depend on the rows beside it, then.
+    """
+    if not config.demo_augs:
+        return pairs
+    generator = keyed_numpy(seed, "latent_search_copies")
+    tids, tables = draw_augmentations(generator, config.demo_augs)
+    if not config.recolour:  # of turns alone none is the demonstration itself, and no two are alike
+        tids, tables = 1 + generator.permutation(TURNS)[: config.demo_augs], np.tile(np.arange(COLOURS), (len(tids), 1))
+    elif not config.turn:
+        tids = np.zeros_like(tids)
+    return pairs.joined([changed(pairs, tid, table) for tid, table in zip(tids, tables, strict=True)])
+
+
+def pieces_of(batch: Batch, rows: int | None) -> list[Batch]:
+    """A batch cut into pieces of so many rows; None leaves it whole. No pieces of an empty one."""
+    places = torch.arange(len(batch["inputs"]), device=batch["inputs"].device)
+    return [rows_of(batch, piece) for piece in places.split(rows or max(1, len(places))) if len(piece)]
 
 
 @dataclass
@@ -196,7 +244,7 @@ def search(space: Space, batch: Batch, token_loss: TokenLoss, config: SearchConf
     With `select=leave_one_out` the number of updates is the one after which a demonstration that is left out of start
     and score is answered best, on the average over all of a row's; rows with a single demonstration keep the start.
     """
-    points, scores, updates = all_iterates(Objective(space, batch, token_loss, config.act_steps), batch, config, seed)
+    points, scores, updates = all_iterates(Objective(space, batch, token_loss, config, seed), batch, config, seed)
     worth = scores
     if config.select == "leave_one_out":
         held_out = held_out_scores(space, batch, token_loss, config, seed)
@@ -222,15 +270,20 @@ def held_out_scores(
     rows, device = len(batch["inputs"]), batch["inputs"].device
     if not len(owner):
         return None
-    points, _, _ = all_iterates(Objective(space, folds, token_loss, config.act_steps), folds, config, seed)
-    out = torch.zeros(len(points), rows, device=device)
     count = torch.zeros(rows, device=device).index_add(0, owner, torch.ones(len(owner), device=device))
-    for number, z in enumerate(points):
-        with torch.no_grad():
-            logits = space.model.decode_with_context(folds, space.context(z), act_steps=config.act_steps).logits
-        score = log_likelihood(logits, folds["labels"], token_loss).to(out.dtype)
-        out[number].index_add_(0, owner, score)
-    return out / count.clamp(min=1)
+    parts = []
+    for fold in pieces_of(folds, config.microbatch):
+        points, _, _ = all_iterates(Objective(space, fold, token_loss, config, seed), fold, config, seed)
+        parts.append(torch.stack([_answer_of_fold(space, fold, z, token_loss, config) for z in points]))
+    scores = torch.cat(parts, 1)  # [R, folds]
+    return scores.new_zeros(len(scores), rows).index_add(1, owner, scores) / count.clamp(min=1)
+
+
+@torch.no_grad()
+def _answer_of_fold(space: Space, fold: Batch, z: Tensor, token_loss: TokenLoss, config: SearchConfig) -> Tensor:
+    """Mean log p of the answers that are left out, one for each row of `fold`: [folds] float32."""
+    logits = space.model.decode_with_context(fold, space.context(z), act_steps=config.act_steps).logits
+    return log_likelihood(logits, fold["labels"], token_loss).float()
 
 
 def answered(space: Space, batch: Batch, z: Tensor) -> tuple[Tensor, Tensor]:

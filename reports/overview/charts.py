@@ -1,6 +1,7 @@
 """Curves over training as SVG: faint as they were logged, strong smoothed. The page can smooth them anew.
 
-Points of a line that is longer than `MOST` are means over pieces of equal length.
+Points of a line that is longer than `MOST` are means over pieces of equal length. Histograms of halting steps are drawn
+as they are.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ USUAL = (
     r"(train|val|eval)/\w+",
 )
 """Which metrics are drawn first, as patterns in order of interest."""
+HALTED = re.compile(r"((?:train|val|eval)(?:/[^/]+)?/halted)_step_(\d+)")
+"""Metrics that are the bars of one histogram, by the ACT step."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def chosen_metrics(overview: Overview, patterns: Sequence[str]) -> tuple[list[st
         if known and not drawn:
             raise UsageError(f"--curves {' '.join(patterns)}: no run has such a metric, but {', '.join(known)}")
         return list(dict.fromkeys(drawn)), []
+    known = [name for name in known if not HALTED.fullmatch(name)]  # bars, not curves
     ordered = [name for pattern in USUAL for name in known if re.fullmatch(pattern, name)]
     first = [name for name in (overview.metric,) if name in known]
     ordered = [name for name in dict.fromkeys([*first, *ordered]) if not _is_flat_zero(overview, name)]
@@ -110,6 +114,37 @@ def lines_of(overview: Overview, metric: str) -> list[Line]:
     return sorted(lines, key=lambda line: line.cell)
 
 
+def histograms(overview: Overview) -> dict[str, list[Line]]:
+    """Name -> the newest histogram of each run that has one: points (ACT step, share of the rows that halted at it)."""
+    made: dict[str, list[Line]] = {}
+    numbers = {name: number for number, name in enumerate(overview.names)}
+    for run, cell in zip(overview.runs, overview.cell_names, strict=True):
+        bars: dict[str, list[tuple[float, float]]] = {}
+        for name, points in run.curves.items():
+            if points and (match := HALTED.fullmatch(name)):
+                bars.setdefault(match[1], []).append((float(match[2]), points[-1][1]))
+        for name, shares in bars.items():
+            made.setdefault(name, []).append(Line(run.name, numbers[cell], sorted(shares)))
+    return {name: sorted(lines, key=lambda line: line.cell) for name, lines in sorted(made.items())}
+
+
+def draw_histogram(title: str, lines: Sequence[Line]) -> str:
+    """HTML of one chart: a line with a point at each ACT step for every run."""
+    across = Axis([x for line in lines for x, _ in line.points], LEFT, WIDTH - LEFT - RIGHT)
+    up = Axis([0.0, *(y for line in lines for _, y in line.points)], HEIGHT - BOTTOM, TOP + BOTTOM - HEIGHT)
+    drawn = _grid(across, up)
+    for line in lines:
+        xs, ys = [across(x) for x, _ in line.points], [up(y) for _, y in line.points]
+        style = _style(line)
+        name = ", ".join(f"{x:.0f}: {y:.3g}" for x, y in line.points)
+        dots = "".join(f'<circle {style} cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in zip(xs, ys, strict=True))
+        drawn += f'<g><title>{escape(line.name)}: {name}</title><path {style} d="{_path(xs, ys)}"/>{dots}</g>'
+    caption = f"{title}: share of rows by the ACT step at which they halted, as last logged"
+    about = f'role="img" aria-label="{escape(caption)}, {len(lines)} run(s)"'
+    svg = f'<svg {about} viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}">{drawn}</svg>'
+    return f'<figure class="chart"><figcaption>{escape(caption)}</figcaption>{svg}</figure>'
+
+
 def draw_chart(title: str, lines: Sequence[Line], smoothing: float) -> tuple[str, dict[str, Any]]:
     """(HTML of the chart, what the page's script needs to smooth it anew).
 
@@ -117,21 +152,12 @@ def draw_chart(title: str, lines: Sequence[Line], smoothing: float) -> tuple[str
     """
     across = Axis([x for line in lines for x, _ in line.points], LEFT, WIDTH - LEFT - RIGHT)
     up = Axis(_shown_values(lines, smoothing), HEIGHT - BOTTOM, TOP + BOTTOM - HEIGHT)
-    grid = "".join(
-        f'<path class="hair" d="M{LEFT} {up(tick):.1f}H{WIDTH - RIGHT}"/>'
-        f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{_tick(tick, up)}</text>'
-        for tick in up.ticks
-    )
-    grid += "".join(
-        f'<text x="{across(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick:,.0f}</text>'
-        for tick in across.ticks
-        if tick == int(tick) and tick >= 0
-    )
+    grid = _grid(across, up)
     paths, data = "", []
     for line in lines:
         xs = [across(x) for x, _ in line.points]
         raw = [y for _, y in line.points]
-        style = f'class="c{line.cell % len(LINES)}" stroke-dasharray="{DASHES[line.cell // len(LINES) % len(DASHES)]}"'
+        style = _style(line)
         name = f"<title>{escape(line.name)}: {raw[-1]:.6g} at the end</title>"
         if len(raw) == 1:
             paths += f'<circle {style} cx="{xs[0]:.1f}" cy="{up(raw[0]):.1f}" r="3">{name}</circle>'
@@ -145,6 +171,24 @@ def draw_chart(title: str, lines: Sequence[Line], smoothing: float) -> tuple[str
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption><svg role="img" aria-label="{escape(about)}" '
     )
     return f'{html}viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}">{grid}{frame}</svg></figure>', {"lines": data}
+
+
+def _grid(across: Axis, up: Axis) -> str:
+    """The lines of round values, and the numbers of both axes."""
+    grid = "".join(
+        f'<path class="hair" d="M{LEFT} {up(tick):.1f}H{WIDTH - RIGHT}"/>'
+        f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{_tick(tick, up)}</text>'
+        for tick in up.ticks
+    )
+    return grid + "".join(
+        f'<text x="{across(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{tick:,.0f}</text>'
+        for tick in across.ticks
+        if tick == int(tick) and tick >= 0
+    )
+
+
+def _style(line: Line) -> str:
+    return f'class="c{line.cell % len(LINES)}" stroke-dasharray="{DASHES[line.cell // len(LINES) % len(DASHES)]}"'
 
 
 def _shown_values(lines: Sequence[Line], smoothing: float) -> list[float]:

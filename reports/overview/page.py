@@ -13,7 +13,17 @@ from typing import Any
 from urllib.parse import quote
 
 from engine.io import sha256_json
-from reports.overview.charts import DASHES, LINES, chosen_metrics, draw_chart, draw_strip, line_colours, lines_of
+from reports.overview.charts import (
+    DASHES,
+    LINES,
+    chosen_metrics,
+    draw_chart,
+    draw_histogram,
+    draw_strip,
+    histograms,
+    line_colours,
+    lines_of,
+)
 from reports.overview.collect import Overview, RunView
 from reports.overview.tables import comparison_table, difference_table, places_in_common, result_table, run_table
 from reports.page import html_page
@@ -55,6 +65,7 @@ def report_page(
     charts = [(name, *draw_chart(name, lines_of(overview, name), smoothing)) for name in (*drawn, *times)]
     curves = "".join(html for name, html, _ in charts if name in drawn)
     speeds = "".join(html for name, html, _ in charts if name in times)
+    halting = "".join(draw_histogram(name, lines) for name, lines in histograms(overview).items())
     more = f'<p class="note">Not drawn: {escape(", ".join(left_out))} (--curves PATTERN draws them).</p>'
     notes = [*overview.notes, *notes]
     sections = [
@@ -66,6 +77,8 @@ def report_page(
             _legend(overview) + _slider(smoothing) + f'<div class="charts">{curves}</div>{more * bool(left_out)}',
         ),
         ("Throughput", f'<div class="charts">{speeds}</div>' if speeds else ""),
+        # behind the charts that the script smooths: it counts them from the top of the page
+        ("Halting", f'<div class="charts">{halting}</div>' if halting else ""),
         ("Samples and thinking", "".join(_samples(overview, pictures, drawings or {}, place))),
         ("Data", "".join(_cards(overview))),
         ("Verification", _verification(overview, verdicts)),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from engine.distributed import local_rows
 from engine.task import Metrics, ParamGroup, RowSharded
 from evaluators.adaptation.search import SearchConfig, Space, search
-from models.recursive_reasoning.act import ACTOutput
+from models.recursive_reasoning.act import ACTCarry, ACTOutput
 from models.recursive_reasoning.etrm import DEMONSTRATIONS
 from tasks.etrm.args import ETRMConfig
 from tasks.etrm.diagnostics import ContextUse, context_metrics
@@ -147,6 +147,10 @@ class ETRMTask(RecursiveReasoningTask):
             **self._context_use.metrics(batch, self._before, context, groups, due=due),
             **self._context_use.coverage(context, self._rows_of(micro_batch)),
         }
+
+    def _offers(self, before: ACTCarry | None, now: ACTCarry) -> Metrics:
+        """Nothing: a slot is offered an example when it takes one, none is dropped, and `fresh` is there always."""
+        return {}
 
     def left_out(self) -> list[nn.Parameter]:
         """Parameters of the groups that are frozen in this step: not even their decay moves them."""

@@ -21,6 +21,10 @@ def _outweighed(config: Mapping[str, Any]) -> bool:
     return value_at(config, "arch.loss.feudal_loss_weight") != value_at(config, "loss.feudal_loss_weight")
 
 
+def _no_halting(config: Mapping[str, Any]) -> bool:
+    return value_at(config, "arch.num_act_steps") is not None
+
+
 def _nothing_selected(config: Mapping[str, Any]) -> bool:
     return config.get("eval_interval") in (None, config.get("epochs"))
 
@@ -61,7 +65,11 @@ class EpisodeConfig(RunConfig):
         "max_eval_groups": "did you mean 'eval_max_groups'?",
         "log_predictions_": "scripts/visualize.py shows and writes a run's answers",
     }
-    NOT_IDENTITY: ClassVar[Mapping[str, str]] = {**NOT_IDENTITY, "checkpoint_carry": "launch: what to save"}
+    NOT_IDENTITY: ClassVar[Mapping[str, str]] = {
+        **NOT_IDENTITY,
+        "checkpoint_carry": "launch: what to save",
+        "halting_metrics": "logging: steps are counted, nothing is changed",
+    }
 
     arch: dict[str, Any]
     """The architecture: `name: module@Class` under models/, its hyperparameters, its `loss:` block (config/arch/)."""
@@ -102,6 +110,8 @@ class EpisodeConfig(RunConfig):
     checkpoint_carry: bool = True
     """Save the carry (1.4 GB on ARC with 768 slots); false: after a resume all slots start afresh, so not bit for
     bit."""
+    halting_metrics: Annotated[bool, Inert(_no_halting, "arch.num_act_steps sets the steps of every row")] = False
+    """Also log the share of rows that halt at each ACT step, and the shares of offered examples taken and dropped."""
     eval_max_examples: Annotated[
         int | None,
         Range(1),

@@ -108,6 +108,7 @@ def evaluation_of(
         ),
         "evaluators": create_evaluators(config.evaluators),
         "saves_carry": config.checkpoint_carry,
+        "halting_metrics": config.halting_metrics,
     }
 
 

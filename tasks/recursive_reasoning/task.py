@@ -26,6 +26,7 @@ from engine.task import Evaluation, Interrupted, Metrics, ParamGroup, RowSharded
 from losses import ACTLossHead
 from models.recursive_reasoning.act import ACTCarry, ACTModel, ACTOutput
 from tasks.recursive_reasoning.epochs import EpochPlan
+from tasks.recursive_reasoning.halting import halting_shares, offer_shares
 
 Batch = dict[str, Tensor]
 MicroBatch = tuple[int, Batch]
@@ -57,6 +58,7 @@ class RecursiveReasoningTask:
         eval_sampler: what evaluations while training take, `final_sampler` what the last one takes (`eval/...`).
         copies: of the examples that are offered, drawn anew for each; None offers the stored ones.
         saves_carry: whether the open episodes are part of the state.
+        halting_metrics: whether the metrics of `halting.py` are among those of a step.
         validation_sampler: in its place, where `val/...` of training groups held back is what selects.
     """
 
@@ -80,6 +82,7 @@ class RecursiveReasoningTask:
         validation_sampler: EvalSampler | None = None,
         copies: OnlineCopies | None = None,
         saves_carry: bool = True,
+        halting_metrics: bool = False,
     ) -> None:
         self.module: nn.Module = model
         self.model = model  # the bare model, for evaluation
@@ -94,7 +97,7 @@ class RecursiveReasoningTask:
         self.validation_sampler = validation_sampler
         self._printed = False
         self._groups = groups
-        self.saves_carry = saves_carry
+        self.saves_carry, self.halting_metrics = saves_carry, halting_metrics
         self.total_steps = plan.total_steps
         """Of the whole run, schedules included; the config may ask for fewer than its epochs have."""
         self._carries: list[ACTCarry | None] = [None] * runtime.accumulation
@@ -143,10 +146,18 @@ class RecursiveReasoningTask:
     def loss(self, micro_batch: MicroBatch) -> tuple[Tensor, float, Metrics]:
         """One ACT step of one micro-batch: (loss summed over its rows, rows, metrics)."""
         piece, batch = micro_batch
+        before = self._carries[piece]
         output: ACTOutput = self.module(batch, self._carries[piece])
         self._carries[piece] = output.carry
         result = self.loss_head(output)
-        return result.total, result.weight, {**result.metrics, **self._task_metrics(output, micro_batch)}
+        metrics = {**result.metrics, **self._task_metrics(output, micro_batch)}
+        if self.halting_metrics:
+            shares = halting_shares(output.carry, self.model.halt_max_steps)
+            metrics |= {**shares, **self._offers(before, output.carry)}
+        return result.total, result.weight, metrics
+
+    _offers = staticmethod(offer_shares)
+    """(carry before a step, carry after it) -> what became of the examples that it offered."""
 
     def _task_metrics(self, output: ACTOutput, micro_batch: MicroBatch) -> Metrics:
         """What the loss head does not know of."""
@@ -246,10 +257,13 @@ class RecursiveReasoningTask:
                 raise Interrupted("stopped during evaluation")
             batch = staged(arrays, self.runtime.device)
             steps = self._episode(batch, all_steps=any(evaluator.needs_steps for evaluator in evaluators))
-            result = self.loss_head(_first_rows(steps[-1], valid))
+            real, latched = _first_rows(steps[-1], valid), self.model.eval_halting != "fixed"
+            result = self.loss_head(real)
+            counted = self.halting_metrics and latched
+            halting = halting_shares(real.carry, self.model.halt_max_steps) if counted else {}
             table = sums.setdefault(set_name, {})
-            for name, (total, count) in result.metrics.items():
-                if name.endswith("_live") or (name == "steps" and self.model.eval_halting == "fixed"):
+            for name, (total, count) in (result.metrics | halting).items():
+                if name.endswith("_live") or (name == "steps" and not latched):
                     continue  # at the last step every row has halted
                 pair = (
                     torch.stack([total.double(), count.double()])

@@ -86,6 +86,7 @@ EFFECTS = {
     "+optimizer=muon +optimizer.rest.lr=0.1": "weights",
     "total_steps=5": "lines",
     "log_interval=3": "lines",
+    "halting_metrics=true": "lines",
     "checkpoint_interval=2 keep_last=9": "files",
     "checkpoint_interval=2 keep_last=1 keep_every=2": "files",
     "script=pretrain": SAME,

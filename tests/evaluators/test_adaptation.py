@@ -17,8 +17,9 @@ from dataset.arc.corpus.generate import CorpusPlan, generate
 from dataset.arc.tokens import to_tokens
 from dataset.fewshot import FewShotEvalSampler, few_shot
 from dataset.format import load_splits
+from engine.distributed import keyed_numpy
 from engine.errors import UsageError
-from evaluators.adaptation.examples import Originals, augmented, leave_one_out, pairs_of
+from evaluators.adaptation.examples import Originals, augmented, draw_augmentations, leave_one_out, pairs_of
 from evaluators.adaptation.search import (
     Objective,
     SearchConfig,
@@ -27,6 +28,7 @@ from evaluators.adaptation.search import (
     answered,
     held_out_scores,
     iterates,
+    pieces_of,
     search,
 )
 from evaluators.adaptation.training import Examples, TrainingConfig, fit_tokens, fit_weights, losses
@@ -142,7 +144,7 @@ def test_search_finds_better_latents_and_changes_no_weight(batch, kind, mode):
     assert (result.scores[2] >= result.scores[0]).all()
     assert (result.scores[6] >= result.scores[2]).all()
     assert result.scores[6].mean() > result.first.mean()
-    objective = Objective(space, batch, HEAD.token_loss, 1)
+    objective = Objective(space, batch, HEAD.token_loss, config, 1)
     torch.testing.assert_close(objective(result.latents[6]), result.scores[6])
     path = torch.stack([score for _, score in iterates(objective, space.start(batch), config, 1)])
     torch.testing.assert_close(objective(result.seconds[6]), path.sort(dim=0, descending=True)[0][1])
@@ -159,7 +161,7 @@ def test_search_finds_better_latents_and_changes_no_weight(batch, kind, mode):
 @pytest.mark.parametrize("kind", ["standard", "hybrid_variational"])
 def test_the_gradient_is_that_of_finite_differences(batch, kind):
     space = Space(model_of(kind, torch.float64))
-    objective, z = Objective(space, batch, HEAD.token_loss, 1), space.start(batch)
+    objective, z = Objective(space, batch, HEAD.token_loss, SearchConfig(demo_augs=2)), space.start(batch)
     assert z.dtype == torch.float64
     z.requires_grad_()
     (gradient,) = torch.autograd.grad(objective(z).sum(), z)
@@ -182,7 +184,7 @@ def test_a_demonstration_that_is_left_out_chooses_the_number_of_updates(batch):
     # by hand for one row and one of its demonstrations
     row = int((~single).nonzero()[0])
     folds, owner = leave_one_out(part(batch, torch.tensor([row])))
-    path = iterates(Objective(space, folds, HEAD.token_loss, 1), space.start(folds), config, 0)
+    path = iterates(Objective(space, folds, HEAD.token_loss, config), space.start(folds), config, 0)
     total = 0.0
     for fold in range(len(owner)):
         one = part(folds, torch.tensor([fold]))
@@ -201,7 +203,7 @@ def test_further_starts_add_iterates_and_leave_those_of_the_first(batch, more, s
         for keys in ({}, more)
     )
     assert torch.equal(one.latents[0], several.latents[0])  # budget 0 is the encoder's own
-    objective = Objective(space, batch, HEAD.token_loss, 1)
+    objective = Objective(space, batch, HEAD.token_loss, SearchConfig())
     torch.testing.assert_close(objective(several.latents[4]), several.scores[4])
     points, scores, updates = all_iterates(objective, batch, SearchConfig(budgets=[4], **more), 0)
     starts = points[updates == 0]
@@ -221,7 +223,7 @@ def test_further_starts_add_iterates_and_leave_those_of_the_first(batch, more, s
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_steps_of_gradient_ascent_by_hand(batch, schedule):
     space, config = Space(model_of()), SearchConfig(budgets=[3], optimizer="sgd", lr=0.2, lr_schedule=schedule)
-    objective = Objective(space, batch, HEAD.token_loss, 1)
+    objective = Objective(space, batch, HEAD.token_loss, config)
     points, *_ = all_iterates(objective, batch, config, 0)
     for number in range(3):
         z = points[number].clone().requires_grad_()
@@ -229,6 +231,71 @@ def test_steps_of_gradient_ascent_by_hand(batch, schedule):
         norm = gradient.flatten(1).norm(dim=1)[:, None, None]
         size = 0.2 * (0.5 * (1 + np.cos(np.pi * number / 3))) ** 0.5 if schedule == "cosine" else 0.2
         torch.testing.assert_close(points[number + 1] - points[number], size * gradient / norm.clamp(min=1))
+
+
+@pytest.mark.parametrize("keys", [{}, {"turn": False}, {"recolour": False}])
+def test_copies_of_the_demonstrations_are_scored_beside_them(batch, keys):
+    space, config = Space(model_of()), SearchConfig(demo_augs=4, **keys)
+    z, seed = space.start(batch), 5
+    objective = Objective(space, batch, HEAD.token_loss, config, seed)
+    tids, tables = draw_augmentations(keyed_numpy(seed, "latent_search_copies"), 4)
+    changes = [
+        Augmentation(0 if "turn" in keys else int(tid), "".join(map(str, table)))
+        for tid, table in zip(tids, tables, strict=True)
+    ]
+    own, copies = objective.scored.inputs.split([n := len(objective.pairs.owner), 4 * n])
+    assert torch.equal(own, objective.pairs.inputs)
+    if "recolour" in keys:  # every copy is another turn of the same colours
+        assert (own[0] != 0).any()
+        assert copies.sort(1).values[:, -36:].equal(own.sort(1).values.repeat(4, 1))
+        turns = {tuple(copy.tolist()) for copy in [own[0], *copies[::n]]}
+        assert len(turns) > 2
+        assert all((copies[k * n : (k + 1) * n] != own).any() for k in range(4))
+        return
+    expected = torch.zeros(len(z))
+    context = space.context(z)
+    for row, place in batch["demo_mask"].nonzero().tolist():
+        pair = [grid_of(batch[name][row, place]) for name in ("demo_inputs", "demo_labels")]
+        terms = []
+        for change in [Augmentation(), *changes]:
+            question, answer = (torch.from_numpy(to_tokens(change.apply(grid), 6)).int()[None] for grid in pair)
+            logits = space.model.decode_with_context({"inputs": question}, context[row : row + 1], act_steps=1).logits
+            loss = HEAD.token_loss(logits, torch.where(answer == 0, -100, answer.long()))
+            terms.append(-float(loss.detach().sum() / (answer != 0).sum()))
+        expected[row] += sum(terms) / 5
+    torch.testing.assert_close(objective(z).detach(), expected)
+    alone = Objective(space, batch, HEAD.token_loss, SearchConfig())
+    assert torch.equal(objective.solved(z), alone.solved(z))  # of the demonstrations alone
+    assert not torch.allclose(objective(z), alone(z))
+
+
+def grid_of(tokens: torch.Tensor) -> np.ndarray:
+    """The grid at the top left of a 6x6 canvas, by its tokens 2 to 11."""
+    canvas = tokens.view(6, 6).numpy()
+    cells = canvas >= 2
+    return (canvas[: cells.any(1).sum(), : cells.any(0).sum()] - 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("select", ["best", "leave_one_out"])
+def test_a_search_in_pieces_is_the_same_and_takes_less_at_once(batch, monkeypatch, select):
+    model, most = model_of("lpn_variational", torch.float64), []
+    decode = type(model).decode_with_context
+    monkeypatch.setattr(
+        type(model), "decode_with_context", lambda *args, **kw: most.append(len(args[2])) or decode(*args, **kw)
+    )
+    space, found, at_once = Space(model), [], []
+    counts = batch["demo_mask"].sum(1)
+    some = part(batch, counts.argsort()[[0, -1, -2, -3]])  # of one demonstration, and of the most
+    for rows in (None, 1):
+        config = SearchConfig(budgets=[0, 2], select=select, demo_augs=1, microbatch=rows)
+        most.clear()
+        results = [search(space, piece, HEAD.token_loss, config, 2) for piece in pieces_of(some, rows)]
+        found.append(
+            [torch.cat([each.latents[2] for each in results]), torch.cat([each.scores[2] for each in results])]
+        )
+        at_once.append(max(most))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+    assert at_once[1] <= 2 * int(counts.max()) < at_once[0]
 
 
 def test_the_context_is_searched_where_there_is_a_latent(batch):
@@ -387,8 +454,22 @@ def test_a_search_has_a_score_for_every_budget_with_its_class(splits):
     assert 0 < values["search/steps_to_best"] <= 3
     other = evaluated(ARCLatentSearch(ARCLatentSearchConfig(**settings)), splits, rows=10)
     assert other["search/demo_logp_best"] == pytest.approx(values["search/demo_logp_best"], rel=1e-3)
-    with pytest.raises(ValueError, match=r"budgets=.*expected numbers from 0"):
-        ARCLatentSearchConfig(budgets=[-1])
+    # in pieces, and each demonstration with copies
+    pieces = evaluated(ARCLatentSearch(ARCLatentSearchConfig(microbatch=1, **settings)), splits)
+    clock = "search/seconds_per_question"
+    assert {**pieces, clock: 0} == pytest.approx({**values, clock: 0}, rel=1e-3)
+    copies = evaluated(ARCLatentSearch(ARCLatentSearchConfig(demo_augs=2, **settings)), splits)
+    assert copies["search/demo_exact_init"] == values["search/demo_exact_init"]
+    assert copies["search/demo_logp_init"] != values["search/demo_logp_init"]
+    assert copies["search/demo_logp_best"] > copies["search/demo_logp_init"]
+    for wrong, message in (
+        ({"budgets": [-1]}, r"budgets=.*expected numbers from 0"),
+        ({"microbatch": 0}, "microbatch=0"),
+        ({"demo_augs": 2, "turn": False, "recolour": False}, "demo_augs=2: nothing changes.* turn or recolour"),
+        ({"demo_augs": 8, "recolour": False}, "demo_augs=8: expected at most 7 with recolour=false"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ARCLatentSearchConfig(**wrong)
 
 
 @pytest.mark.parametrize("adapt", ["token", "all"])

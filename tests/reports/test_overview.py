@@ -16,7 +16,7 @@ from engine.run.environment import describe_environment
 from launcher.jobs import parse_text
 from launcher.ledger import Ledger, Record
 from launcher.status import expand_places
-from reports.overview.charts import MOST, Line, chosen_metrics, draw_chart, lines_of, smooth, thin
+from reports.overview.charts import MOST, Line, chosen_metrics, draw_chart, histograms, lines_of, smooth, thin
 from reports.overview.collect import Overview, collect, differing
 from reports.overview.page import report_page
 from reports.overview.tables import as_text, comparison_table, run_table
@@ -205,6 +205,15 @@ def test_the_page_loads_nothing_and_shows_everything(runs: Path) -> None:
     drawn = report_page(overview, pictures=False, drawings={runs / "r2": [("mine", b"x")]}, notes=["not <drawn>"])
     assert 'src="data:image/png;base64,eA==" alt="mine"' in drawn
     assert "not &lt;drawn&gt;" in drawn
+    lines = [{"step": 4, "train/halted_step_01": 0.25, "train/halted_step_02": 0.75, "train/halted_step_03": 0.0}]
+    with (runs / "r2/metrics.jsonl").open("w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in [{**lines[0], "step": 3, "train/loss": 1.0}, *lines])
+    [(name, [line])] = histograms(halting := collect([runs])).items()
+    assert (name, line.name, line.points) == ("train/halted", "r2", [(1.0, 0.25), (2.0, 0.75), (3.0, 0.0)])
+    with_bars = report_page(halting)
+    assert "<h2>Halting</h2>" in with_bars
+    assert "<title>r2: 1: 0.25, 2: 0.75, 3: 0</title>" in with_bars
+    assert not [name for names in chosen_metrics(halting, []) for name in names if "halted" in name]
     charts = json.loads(page.split('id="data">')[1].split("</script>")[0])["charts"]
     assert len(charts) == page.count('<figure class="chart">')
     assert report_page(overview, verdicts={}) == report_page(overview, verdicts={})

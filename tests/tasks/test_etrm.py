@@ -124,6 +124,14 @@ def test_a_fixed_model_takes_an_example_in_every_slot_at_every_step(data):
     assert metrics[0]["steps"] == 2
 
 
+def test_the_histogram_of_halting_steps_is_that_of_the_slots(data):
+    task = make(data, "arch.halt_exploration_prob=0", "arch.halt_max_steps=2", "halting_metrics=true").task
+    line = [step(task, number) for number in (1, 2)][1]
+    assert (line["halted_step_01"], line["halted_step_02"], line["steps"]) == (0.0, 1.0, 2.0)
+    assert line["fresh"] == 0.0
+    assert "discarded" not in line  # a slot that goes on is offered nothing
+
+
 @pytest.mark.parametrize("mode", [(), ONLINE], ids=["dynamic", "online"])
 def test_diagnostics_are_always_on(data, mode):
     task = make(data, *mode, "diagnostics_interval=2", "arch.encoder_type=hybrid_variational").task

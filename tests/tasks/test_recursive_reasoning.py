@@ -61,6 +61,40 @@ def test_a_slot_keeps_its_puzzle_until_it_halts(tiny_data: Path) -> None:
     assert torch.equal(boards[3], fresh[3])  # fresh examples 2 and 3 were offered and dropped
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_histogram_of_halting_steps_and_what_becomes_of_offers(tiny_data: Path, accumulation: int) -> None:
+    options = ("arch.halt_max_steps=3", "arch.eval_halting=latched", f"accumulation={accumulation}")
+    plain, task = (make(tiny_data, *options, *more).task for more in ((), ("halting_metrics=true",)))
+    for one in (plain, task):
+        # slot k of a piece wants to halt at once where k is even; the others go on to the third step
+        one.model._willing = lambda q_halt, q_continue: torch.arange(len(q_halt)) % 2 == 0
+    before = torch.ones(8, dtype=torch.bool)
+    for number in range(1, 7):
+        made = [[one.loss(batch)[2] for batch in one.micro_batches(number)] for one in (plain, task)]
+        assert [set(metrics) - set(known) for known, metrics in zip(*made, strict=True)] == accumulation * [
+            {"halted_step_01", "halted_step_02", "halted_step_03", "fresh", "discarded"}
+        ]
+        for known, metrics in zip(*made, strict=True):
+            assert all(torch.equal(value[0], metrics[name][0]) for name, value in known.items())
+        sums = {
+            name: [sum(float(metrics[name][k]) for metrics in made[1]) for k in (0, 1)]
+            for name in ("halted_step_01", "halted_step_02", "halted_step_03", "steps", "fresh", "discarded")
+        }
+        taken = torch.cat([carry.steps[carry.halted] for carry in task._carries])
+        for k in (1, 2, 3):
+            assert sums[f"halted_step_{k:02d}"] == [int((taken == k).sum()), len(taken)]
+        assert sum(k * sums[f"halted_step_{k:02d}"][0] for k in (1, 2, 3)) == sums["steps"][0]  # their mean is `steps`
+        assert sums["fresh"] == [int(before.sum()), 8]
+        assert sums["discarded"] == [8 - int(before.sum()), 8]
+        before = torch.cat([carry.halted for carry in task._carries])
+    own, with_bars = plain.evaluate(final=True), task.evaluate(final=True)
+    assert own.items() <= with_bars.items()
+    shares = {name: with_bars[name] for name in with_bars.keys() - own.keys()}
+    assert set(shares) == {f"eval/halted_step_0{k}" for k in (1, 2, 3)}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert sum(int(name[-1]) * share for name, share in shares.items()) == pytest.approx(with_bars["eval/steps"])
+
+
 def test_exploration_keeps_willing_slots_thinking(tiny_data: Path) -> None:
     halted = {}
     for probability in (0, 1):
