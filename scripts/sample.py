@@ -53,6 +53,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=positive, metavar="N", help="steps in which masked text is filled in, per block"
     )
+    parser.add_argument(
+        "--feedback-every",
+        type=positive,
+        metavar="N",
+        help="keep the deltas of a hypernetwork for N steps; default: the run's feedback_every",
+    )
     parser.add_argument("--block-length", type=positive, metavar="N", help="fill blocks of N tokens from left to right")
     parser.add_argument("--dataset", metavar="NAME", help="which vocabulary, for a multidataset_wte model")
     parser.add_argument("--seed", type=int, default=1337, metavar="N", help="of the random draws; default: 1337")

@@ -2,7 +2,8 @@
 
     h⁰ = base(x);  δⁱ = adapter(x, hⁱ⁻¹);  hⁱ = base(x; δⁱ)  for i = 1 .. k
 
-The base is an argument, so it is in no adapter's weights, gradients or checkpoints.
+with `accumulate` δⁱ = δⁱ⁻¹ + adapter(x, hⁱ⁻¹). The base is an argument, so it is in no adapter's weights, gradients or
+checkpoints.
 """
 
 from __future__ import annotations
@@ -33,10 +34,15 @@ class Adapter(nn.Module, ABC):
     """Whether `make_delta` reads anything of a pass."""
     reads_states = False
     """Whether `make_delta` reads the hidden states of a pass."""
+    reads_gradient = False
+    """Whether `make_delta` makes a pass of its own, with other tokens hidden."""
 
     @abstractmethod
-    def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput, before: Any) -> tuple[Any, Tensor | None]:
-        """(delta for the next pass, penalty or None), from the pass `seen`, which was made with the delta `before`."""
+    def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput | None, before: Any) -> tuple[Any, Tensor | None]:
+        """(delta for the next pass, penalty or None), from the pass `seen`, which was made with the delta `before`.
+
+        `seen` may be None where `reads_base` is false.
+        """
 
     @abstractmethod
     def static_delta(self, base: BaseLM) -> Any:
@@ -61,12 +67,28 @@ class Adapter(nn.Module, ABC):
         penalty = torch.stack(penalties).mean() if penalties else None
         return FeedbackOutput(tuple(outputs), tuple(deltas), pass_shares(self.loss_shares, count), penalty)
 
+    def adapted(self, base: BaseLM, batch: Batch) -> tuple[BaseOutput, Any]:
+        """(the last pass, its delta), for text alone: without the plain pass where nothing of it is read."""
+        if self.reads_base:
+            output = self(base, batch)
+            return output.final, output.deltas[-1]
+        delta, _ = self.make_delta(base, batch, None, None)
+        return base(batch.inputs, batch.real, delta), delta
+
+    @property
+    def base_passes(self) -> int:
+        """Forward passes of the base in `adapted`: the plain one where it is read, one with each delta, those that read
+        a gradient."""
+        return self.reads_base + self.n_passes * (1 + self.reads_gradient)
+
     def forward_flops(self, base: BaseLM, rows: int, length: int) -> float:
         """Operations from the text to the logits of the last pass, on `rows` rows of `length` positions. The plain pass
         counts where it is read."""
         body = base.forward_flops(rows, length, head=False)
         recomputed = (self.n_passes - 1 + self.reads_base) * body
-        return base.forward_flops(rows, length) + recomputed + self.n_passes * self.change_flops(rows, length)
+        made = self.n_passes * (self.change_flops(rows, length) + self.reading_flops(rows, length))
+        kept = sum(range(self.n_passes)) * self.kept_flops(rows, length)
+        return base.forward_flops(rows, length) + recomputed + made + kept
 
     def flops(self, rows: int) -> dict[str, float]:
         """Operations for `rows` rows of block_size positions: `eval`, all passes; `train`, the gradients of those that
@@ -75,14 +97,24 @@ class Adapter(nn.Module, ABC):
         words, length = self.shape.text.rows(base.vocab_multiple), base.block_size
         body, change = base_flops(base, words, rows, length, head=False), self.change_flops(rows, length)
         head = base_flops(base, words, rows, length) - body
-        scored = sum(share > 0 for share in pass_shares(self.loss_shares, passes))
-        reached = scored if self.detach_between else passes
-        forward = body + passes * (body + change)
-        return {"train": forward + reached * (body + 2 * change) + 2 * scored * head, "eval": forward + head}
+        kept = self.kept_flops(rows, length)
+        scored = [number for number, share in enumerate(pass_shares(self.loss_shares, passes)) if share > 0]
+        reached = scored if self.detach_between else list(range(passes))  # pass `number` keeps as many earlier changes
+        forward = body + passes * (body + change + self.reading_flops(rows, length)) + sum(range(passes)) * kept
+        back = len(reached) * (body + 2 * change) + 2 * sum(reached) * kept
+        return {"train": forward + back + 2 * len(scored) * head, "eval": forward + head}
 
     @abstractmethod
     def change_flops(self, rows: int, length: int) -> float:
         """Operations of making and applying (in low-rank form, once) the change of one pass."""
+
+    def kept_flops(self, rows: int, length: int) -> float:
+        """Operations of applying the change of an earlier pass in a later one, where changes add up."""
+        return 0.0
+
+    def reading_flops(self, rows: int, length: int) -> float:
+        """Operations of what is read of a pass, beside the pass itself: done for each change, without a gradient."""
+        return 0.0
 
     def gates(self) -> Tensor | None:
         """The gates γ before its input-dependent changes, where there are any."""

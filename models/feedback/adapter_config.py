@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -13,6 +14,7 @@ Mode = Literal["distinct", "recurrent"]
 Conditioning = Literal["hidden", "logits", "loss_gradient", "tokens"]
 Readout = Literal["gated", "raw"]
 LoraApply = Literal["auto", "lowrank", "dense"]
+ScaleRule = Literal["sqrt", "rank", "none"]
 _TARGETS = ("q", "k", "v", "o", "fc", "proj")
 _RAW = Inert("arch.readout=raw", "arch.readout=raw has no scale, norm, gate or static part")
 _ONE = Inert("arch.n_passes=1", "arch.n_passes=1: there is one pass with deltas")
@@ -41,7 +43,10 @@ class TargetsConfig:
 
 @dataclass(kw_only=True)
 class StaticLoraConfig(TargetsConfig):
-    """Low-rank changes that are the same for every sample (LoRA, arXiv 2106.09685, with the scale of arXiv 2312.03732).
+    """Low-rank deltas s·BᵀA that are the same for every sample, of rank r, with s by `scale_rule`:
+
+    sqrt: s = alpha / √r (rsLoRA, arXiv 2312.03732); rank: alpha / r (LoRA, arXiv 2106.09685); none: alpha (with alpha 1
+    the published feedback code).
 
     Raises ValueError for values that cannot be built; the text names the override to change.
     """
@@ -51,9 +56,17 @@ class StaticLoraConfig(TargetsConfig):
     lora_rank: Annotated[int, Range(1)] = 8
     """Rank r of each delta."""
     alpha: Annotated[float, Range(above=0)] = 1.0
-    """Deltas are scaled by alpha / sqrt(r), so that their size does not depend on the rank."""
+    """Numerator of the scale of the deltas."""
+    scale_rule: ScaleRule = "sqrt"
+    """Scale of the deltas: alpha / sqrt(r), which keeps their size at any rank (rsLoRA); rank: alpha / r (LoRA); none:
+    alpha."""
     lora_apply: LoraApply = "auto"
     """y = Wx + s·Bᵀ(Ax), or y = (W + s·BᵀA)x; auto: the faster one for the batch, and lowrank below float32."""
+
+    @property
+    def scale(self) -> float:
+        """s of a delta s·BᵀA."""
+        return self.alpha / {"sqrt": math.sqrt(self.lora_rank), "rank": self.lora_rank, "none": 1}[self.scale_rule]
 
     def flops(self, base: BaseConfig, rows: int, length: int) -> float:
         """Operations of x Aᵀ and (x Aᵀ) B in all blocks."""
@@ -96,12 +109,17 @@ class HyperConfig(StaticLoraConfig):
     """Weights of the passes 1 to k in the loss: only the last, equal, or proportional to the pass number."""
     detach_between: Annotated[bool, _ONE] = True
     """Stop gradients between passes."""
+    accumulate: Annotated[bool, _ONE] = False
+    """Add the delta of a pass to the previous one; false: replace it."""
 
     readout: Readout = "gated"
     """gated: normalised factors with gates that start at 0, plus a static part; raw: the plain rows, which may
     diverge."""
     alpha: Annotated[float, Range(above=0), _RAW] = 1.0
-    """Deltas are scaled by alpha / sqrt(r), so that their size does not depend on the rank."""
+    """Numerator of the scale of the deltas."""
+    scale_rule: Annotated[ScaleRule, _RAW] = "sqrt"
+    """Scale of the deltas: alpha / sqrt(r), which keeps their size at any rank (rsLoRA); rank: alpha / r (LoRA); none:
+    alpha."""
     delta_l2: Annotated[float, Range(0)] = 1e-3
     """Penalty on the mean square of the input-dependent factors."""
     delta_norm_cap: Annotated[float | None, Range(above=0), _RAW] = None

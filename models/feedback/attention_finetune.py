@@ -80,7 +80,9 @@ class AttentionFineTune(Adapter):
             }
         )
 
-    def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput, before: Any) -> tuple[DenseDelta, Tensor | None]:
+    def make_delta(
+        self, base: BaseLM, batch: Batch, seen: BaseOutput | None, before: Any
+    ) -> tuple[DenseDelta, Tensor | None]:
         """(the differences; no penalty)."""
         return self.static_delta(base), None
 

@@ -47,14 +47,15 @@ class Reader(nn.Module):
                 rows = shape.text.rows(shape.base.vocab_multiple)
                 self.words = CastedEmbedding(rows, size, init_std=config.init_std, cast_to=dtype)
 
-    def forward(self, base: BaseLM, batch: Batch, seen: BaseOutput, delta: Any) -> Tensor:
-        """`seen` is the pass that is read, and `delta` what it was made with (None: the plain base)."""
+    def forward(self, base: BaseLM, batch: Batch, seen: BaseOutput | None, delta: Any) -> Tensor:
+        """`seen` is the pass that is read (None where nothing is), and `delta` what it was made with (None: the plain
+        base)."""
         x: Tensor | None = None
         if self.words is not None:
             x = self.words(batch.inputs)
         elif self.tokens is not None:
             x = self.tokens(rms_norm(base.wte(batch.inputs).to(self.dtype), _EPS))
-        if self.features is not None:
+        if self.features is not None and seen is not None:
             read = self.features(self._features(base, batch, seen, delta).to(self.dtype))
             x = read if x is None else x + read
         assert x is not None

@@ -90,6 +90,22 @@ class LoraDelta:
         """The same with `change` applied to every factor."""
         return replace(self, factors={name: (change(a), change(b)) for name, (a, b) in self.factors.items()})
 
+    def plus(self, other: LoraDelta) -> LoraDelta:
+        """The sum of two changes of the same rows: their factors side by side, so its rank is the sum of the ranks.
+
+        Raises: ValueError where scale or targets are not the same.
+        """
+        if self.scale != other.scale or self.factors.keys() != other.factors.keys():
+            raise ValueError(
+                f"deltas of {', '.join(self.factors)} (scale {self.scale:g}) and of {', '.join(other.factors)} (scale "
+                f"{other.scale:g}) do not add up"
+            )
+        factors = {
+            name: (torch.cat((a, other.factors[name][0]), -2), torch.cat((b, other.factors[name][1]), -2))
+            for name, (a, b) in self.factors.items()
+        }
+        return replace(self, factors=factors)
+
     def roll(self, by: int) -> LoraDelta:
         """Row i gets the delta of row i - by: the shuffled-condition control."""
         return self.each(lambda part: part.roll(by, dims=0))

@@ -3,9 +3,9 @@
 Each of L blocks carries a trunk x over the positions onward, and lets learned *weight tokens* read it; their rows are
 the factors of the change of one block of the base. Only those are computed: the trunk never reads the weight tokens.
 
-gated readout:  n = rms(row);  A = A₀ + W_A n_A / √C;  B = B₀ + γ · W_B n_B;  ΔW = α/√r · Bᵀ A  with B₀ = 0 and γ = 0 at
+gated readout:  n = rms(row);  A = A₀ + W_A n_A / √C;  B = B₀ + γ · W_B n_B;  ΔW = s · Bᵀ A  with B₀ = 0 and γ = 0 at
 the start, so that the first pass is the base itself, and A₀ random, so that B₀ and γ have gradients (Doc-to-LoRA).
-With a delta_norm_cap, B is scaled down where ‖ΔW‖_F is above delta_norm_cap · ‖W‖₂.
+s is by scale_rule, α/√r for one. With a delta_norm_cap, B is scaled down where ‖ΔW‖_F is above delta_norm_cap · ‖W‖₂.
 Shapes: B rows, T positions, D width, L blocks of the base, R = 2·targets·r weight tokens, C width of the base.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.feedback.adapter import Adapter
 from models.feedback.adapter_config import AdapterShape, HyperConfig
-from models.feedback.base import BaseLM
+from models.feedback.base import BaseLM, base_flops
 from models.feedback.batch import BaseOutput, Batch
 from models.feedback.conditioning import STATES, Reader
 from models.feedback.config import compute_dtype
@@ -68,7 +68,7 @@ class HyperNetwork(Adapter):
         self.dtype = compute_dtype(config.forward_dtype, auto_dtype)
         self.n_passes, self.loss_shares = config.n_passes, config.loss_weights
         self.detach_between, self.reads_states = config.detach_between, config.conditioning in STATES
-        self.reads_base = config.conditioning != "tokens"
+        self.reads_base, self.reads_gradient = config.conditioning != "tokens", config.conditioning == "loss_gradient"
         size, heads = config.width(shape.base)
         blocks, targets = shape.base.n_layer, len(config.targets)
         self.reader = Reader(config, shape, size, self.dtype)
@@ -90,11 +90,15 @@ class HyperNetwork(Adapter):
         """The block of the base that the `number`-th applied block of the hypernetwork writes for."""
         return self.shape.base.n_layer - 1 - number if self.config.feedback_reverse else number
 
-    def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput, before: Any) -> tuple[LoraDelta, Tensor | None]:
+    def make_delta(
+        self, base: BaseLM, batch: Batch, seen: BaseOutput | None, before: Any
+    ) -> tuple[LoraDelta, Tensor | None]:
         """(delta of B rows, penalty on its input-dependent part). Raises: ValueError for a base of another shape."""
         self._check(base)
         x = self.reader(base, batch, seen, before)
         delta, size = self.readout(self.rows(x, batch.readable), base)
+        if self.config.accumulate and before is not None:
+            delta = self.readout.capped(before.plus(delta), base)
         return delta, self.config.delta_l2 * size if self.config.delta_l2 else None
 
     def rows(self, x: Tensor, readable: Tensor) -> Tensor:
@@ -126,9 +130,25 @@ class HyperNetwork(Adapter):
         made = base.n_layer * (x + rows_of_tokens + heads) + 2 * length * base.n_embd * size
         return float(rows * made) + config.flops(base, rows, length)
 
+    def kept_flops(self, rows: int, length: int) -> float:
+        """With `accumulate`, of applying the change of an earlier pass once more."""
+        return self.config.flops(self.shape.base, rows, length) if self.config.accumulate else 0.0
+
+    def reading_flops(self, rows: int, length: int) -> float:
+        """Of the gradient on visible tokens: there and back through the blocks. Of the expected embedding: the head and
+        the way back through the token table."""
+        base = self.shape.base
+        words = self.shape.text.rows(base.vocab_multiple)
+        body = base_flops(base, words, rows, length, head=False)
+        head = base_flops(base, words, rows, length) - body
+        return {"loss_gradient": 2 * body, "logits": 2 * head}.get(self.config.conditioning, 0.0)
+
     def static_delta(self, base: BaseLM) -> LoraDelta:
-        """The delta less its input-dependent part: one row."""
-        return self.readout.static_delta(base)
+        """The delta less its input-dependent part: one row. With `accumulate`, of all passes."""
+        one = whole = self.readout.static_delta(base)
+        for _ in range(self.n_passes - 1 if self.config.accumulate else 0):
+            whole = self.readout.capped(whole.plus(one), base)
+        return whole
 
     def gates(self) -> Tensor | None:
         """[targets, L]; None of a raw readout."""

@@ -37,6 +37,10 @@ class RawReadout(nn.Module):
         }
         return LoraDelta(factors, form=self.config.lora_apply), rows.square().mean()
 
+    def capped(self, delta: LoraDelta, base: BaseLM) -> LoraDelta:
+        """The delta as it is: a bare readout has no cap."""
+        return delta
+
     def static_delta(self, base: BaseLM) -> LoraDelta:
         """Nothing is static here."""
         device = next(iter(self.buffers()), torch.empty(0)).device
@@ -53,7 +57,6 @@ class GatedReadout(nn.Module):
     def __init__(self, config: HyperConfig, shape: AdapterShape, size: int) -> None:
         super().__init__()
         self.config = config
-        self.scale = config.alpha / math.sqrt(config.lora_rank)
         blocks, rank = shape.base.n_layer, config.lora_rank
         self.gates = nn.Parameter(torch.zeros(len(config.targets), blocks))
         self.static_a, self.static_b = nn.ParameterDict(), nn.ParameterDict()
@@ -79,25 +82,27 @@ class GatedReadout(nn.Module):
             b = self.gates[number][:, None, None] * self._head(target, "b", part[:, :, 1])
             size = size + (a.square().mean() + b.square().mean()) / len(targets)
             factors[target] = self.static_a[target] + a, self.static_b[target] + b
-        return self._capped(factors, base), size
+        return self.capped(self._delta(factors), base), size
 
     def static_delta(self, base: BaseLM) -> LoraDelta:
         """A₀ and B₀ alone: one row."""
         factors = {str(t): (self.static_a[t].unsqueeze(0), self.static_b[t].unsqueeze(0)) for t in self.config.targets}
-        return self._capped(factors, base)
+        return self.capped(self._delta(factors), base)
+
+    def _delta(self, factors: dict[str, Pair]) -> LoraDelta:
+        return LoraDelta(factors, scale=self.config.scale, form=self.config.lora_apply)
 
     def _head(self, target: str, side: str, x: Tensor) -> Tensor:
         name = f"{target}_{side}"
         return self.heads[name](x) if name in self.heads else x
 
-    def _capped(self, factors: dict[str, Pair], base: BaseLM) -> LoraDelta:
+    def capped(self, delta: LoraDelta, base: BaseLM) -> LoraDelta:
         """The delta with ‖ΔW‖_F at most delta_norm_cap · ‖W‖₂ in every row, block and target. Where it is no more than
         that anyway, nothing changes, bit for bit."""
-        delta = LoraDelta(factors, scale=self.scale, form=self.config.lora_apply)
         if self.config.delta_norm_cap is None:
             return delta
         squares, capped = delta.squares(), {}  # [B, L, targets]
-        for number, (target, (a, b)) in enumerate(factors.items()):
+        for number, (target, (a, b)) in enumerate(delta.factors.items()):
             limit = (self.config.delta_norm_cap * base.spectral_norms(target)).square().to(squares.dtype)
             # By the squares: the root of a norm has no derivative at 0, where every delta begins.
             shrunk = limit / torch.maximum(squares[..., number], limit)

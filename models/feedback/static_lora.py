@@ -30,7 +30,9 @@ class StaticLora(Adapter):
             self.a[target] = nn.Parameter(torch.empty(blocks, rank, n).normal_(std=1 / math.sqrt(n)))
             self.b[target] = nn.Parameter(torch.zeros(blocks, rank, m))
 
-    def make_delta(self, base: BaseLM, batch: Batch, seen: BaseOutput, before: Any) -> tuple[LoraDelta, Tensor | None]:
+    def make_delta(
+        self, base: BaseLM, batch: Batch, seen: BaseOutput | None, before: Any
+    ) -> tuple[LoraDelta, Tensor | None]:
         """(the delta, one row; no penalty)."""
         return self.static_delta(base), None
 
@@ -43,5 +45,4 @@ class StaticLora(Adapter):
         factors = {
             str(target): (self.a[target].unsqueeze(0), self.b[target].unsqueeze(0)) for target in self.config.targets
         }
-        scale = self.config.alpha / math.sqrt(self.config.lora_rank)
-        return LoraDelta(factors, scale=scale, form=self.config.lora_apply)
+        return LoraDelta(factors, scale=self.config.scale, form=self.config.lora_apply)

@@ -7,7 +7,7 @@ quarter of its tokens. The rest is filled in; its length is given, as in infilli
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,10 @@ from torch import Tensor
 from dataset.text.corpus import FIELD
 from dataset.text.documents import Documents
 from dataset.text.tokenizer import Tokenizer
-from engine.distributed import keyed_numpy
+from engine.distributed import all_reduce_sum, keyed_numpy
 from engine.task import Runtime
 from models.feedback.config import TextShape
-from tasks.feedback.generation import Predict, Sampling, fill
+from tasks.feedback.generation import Filled, Predict, Sampling, fill
 from tasks.language_model.generation import until
 
 CONTEXT = 0.25
@@ -75,21 +75,21 @@ class Answers:
         end = torch.tensor([self.documents.stream.meta.eot])
         return Gap(number, whole[:cut], torch.cat((whole[cut:], end)))
 
-    def fill(self, predict: Predict, gaps: Sequence[Gap], device: torch.device) -> list[str]:
-        """What the model writes behind each context."""
+    def fill(self, predict: Predict, gaps: Sequence[Gap], device: torch.device) -> tuple[list[str], list[Filled]]:
+        """What the model writes behind each context; and how each row was filled."""
         texts: list[str] = []
+        rows_made: list[Filled] = []
         for first in range(0, len(gaps), ROWS):
             some = gaps[first : first + ROWS]
             rows = [torch.cat((gap.context, torch.full_like(gap.rest, self.shape.mask_id))) for gap in some]
             tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.shape.pad_id)
             numbers = [gap.number for gap in some]
-            made = fill(
-                predict, tokens.to(device), self.shape, self.sampling, numbers=numbers, causal=self.causal
-            ).tokens.cpu()
-            for row, gap in zip(made, some, strict=True):
+            made = fill(predict, tokens.to(device), self.shape, self.sampling, numbers=numbers, causal=self.causal)
+            rows_made += map(made.row, range(len(some)))
+            for row, gap in zip(made.tokens.cpu(), some, strict=True):
                 low = len(gap.context)
                 texts.append(self.text(until(row[low : low + len(gap.rest)], self.documents.stream.meta.eot)))
-        return texts
+        return texts, rows_made
 
     def text(self, tokens: Tensor) -> str:
         """Tokens as text, without the end of the document."""
@@ -97,17 +97,27 @@ class Answers:
         return self.tokenizer.decode([token for token in tokens.tolist() if token != end])
 
     def judge(
-        self, evaluators: Sequence[Any], predict: Predict, runtime: Runtime, *, count: int | None, seed: int
+        self,
+        evaluators: Sequence[Any],
+        predict: Predict,
+        runtime: Runtime,
+        *,
+        count: int | None,
+        seed: int,
+        passes: Callable[[Filled], int],
     ) -> dict[str, float | None]:
-        """What `evaluators` make of the answers; the documents are shared among the ranks."""
+        """What `evaluators` make of the answers, and `answer_nfe`, the mean number of `passes` for an answer; the
+        documents are shared among the ranks."""
         gaps = self.gaps(count, seed)[runtime.rank :: runtime.world_size]
-        made = self.fill(predict, gaps, runtime.device)
+        made, rows = self.fill(predict, gaps, runtime.device)
         results: dict[str, float | None] = {}
         for evaluator in evaluators:
             evaluator.begin()
             evaluator.update({"texts": [self.text(gap.rest) for gap in gaps]}, None, made, len(gaps))
             results |= evaluator.result()
-        return results
+        spent = torch.tensor([sum(map(passes, rows)), len(rows)], dtype=torch.float32)
+        total, count = all_reduce_sum(spent).tolist()
+        return {**results, "answer_nfe": total / count if count else None}
 
 
 def mark_of(template: str) -> str:

@@ -1,8 +1,8 @@
 """Every key of the feedback scripts, with type, default and meaning: the schema of `config/cfg_feed*.yaml`.
 
 Sizes, lengths and rates are the published setting's by default; what else differs is said. The sections of a config
-file (`datasets`, `model`, `diffusion`, `training`) stand for the same keys, see ALIASES. An epoch is one pass over the
-training documents.
+file (`datasets`, `model`, `diffusion`, `training`) stand for the same keys, see aliases.py. An epoch is one pass over
+the training documents.
 """
 
 from __future__ import annotations
@@ -18,70 +18,13 @@ from engine.loop.schedule import Decay
 from engine.registry import ROOT
 from models.feedback.adapter_config import HyperConfig
 from models.feedback.config import BaseConfig
+from tasks.feedback.aliases import DONE_ANYWAY, FOREIGN_KEYS
 
+INDOMAIN_KEYS = ("indomain_checkpoint_dir", "indomain_checkpoint_name")
+MOST_LEVELS = 4096
+"""Of eval_t_grid: more than most texts have tokens."""
 EPOCHS = 100
 """Passes over a data set that `epochs` does not name."""
-IN_TRAINING = (
-    *("epochs", "batch_size", "learning_rate", "decay_lr", "warmup_ratio", "min_lr", "grad_clip", "device", "compile"),
-    *(
-        "eval_interval",
-        "eval_max_examples",
-        "select_on",
-        "save_epoch_interval",
-        "log_interval",
-        "max_steps",
-        "max_seconds",
-    ),
-    *(
-        "total_steps",
-        "resume",
-        "out_dir",
-        "checkpoint_dir",
-        "checkpoint_name",
-        "ff_run_name",
-        "fb_run_name",
-        "fb_rec_run_name",
-    ),
-)
-"""Keys that a config file has in its section `training`."""
-ALIASES = {
-    **{f"training.{key}": key for key in IN_TRAINING},
-    "training.dtype": "arch.forward_dtype",
-    "diffusion.generation_steps": "generation_steps",
-    "diffusion.eps": "eps",
-    "diffusion.stratified": "stratified",
-}
-BASE_ALIASES = {**ALIASES, "model": "arch"}
-ADAPTER_ALIASES = {
-    **ALIASES,
-    **dict.fromkeys(("lora_rank", "model.lora_rank"), "arch.lora_rank"),
-    **dict.fromkeys(("feedback_reverse", "model.feedback_reverse"), "arch.feedback_reverse"),
-    "feedforward.checkpoint_dir": "ff_checkpoint_dir",
-    "feedforward.checkpoint_name": "ff_checkpoint_name",
-    "fb_checkpoint_dir": "checkpoint_dir",
-    "fb_checkpoint_name": "checkpoint_name",
-}
-_KEPT = "the best and the newest checkpoint are always kept; save_epoch_interval, keep_last and keep_every keep more"
-_FILES = "the files are called log.txt and metrics.csv"
-_PUBLISHED = {
-    **dict.fromkeys(("save_best_ckpt", "save_epoch", "save_multiple_eval_interval", "eval_save_multiple"), _KEPT),
-    **dict.fromkeys(("log_file_name", "csv_file_name"), _FILES),
-    "ft_run_name": "arch=attn_finetune of feedbackward_alt_train.py fine-tunes, and its runs are called fb_run_name",
-}
-FOREIGN_KEYS = {**_PUBLISHED, **{f"training.{key}": hint for key, hint in _PUBLISHED.items()}}
-"""Keys of the published config.json that nothing here does."""
-DONE_ANYWAY: Mapping[str, tuple[Any, ...]] = {
-    "datasets.*.config_name": ("main", "wikitext-2-raw-v1"),
-    "datasets.*.max_seq_length": (4096,),
-    **dict.fromkeys(("model.lora_rank", "model.feedback_reverse"), (None,)),
-    **dict.fromkeys(("training.save_best_ckpt", "training.save_epoch"), (True,)),
-    "training.log_file_name": ("log.txt",),
-    "training.csv_file_name": ("metrics.csv",),
-    "training.ft_run_name": ("ft_model",),
-    "training.eval_save_multiple": (5,),  # no published script reads these two
-    "training.save_multiple_eval_interval": (True, False),
-}
-"""The same with their published values, which a config file may have: they ask for what is done in any case."""
 NOT_IDENTITY = {
     **RUN_NOT_IDENTITY,
     "save_epoch_interval": "launch: what to keep",
@@ -210,6 +153,10 @@ class FeedforwardConfig(RunConfig):
     """Maximum number of pieces of documents to evaluate, always the same ones; null: all."""
     eval_samples: Annotated[int, Range(1)] = 1
     """Evaluations of each piece, with masks of different rates."""
+    eval_t_grid: Annotated[
+        int | list[float], Inert("arch.objective=autoregressive", "an autoregressive base has no masks")
+    ] = 16
+    """Masking times t of evaluations, of which each piece has one in turn: n for 1/n, 2/n, ..., 1; or a list."""
     evaluators: list[dict[str, Any]] = field(default_factory=list)
     """Evaluators of the answers written by the last evaluation, e.g. `{name: final_number@FinalNumber}`."""
     answer_examples: Annotated[int | None, Range(1), Inert("evaluators=[]")] = 64
@@ -239,6 +186,13 @@ class FeedforwardConfig(RunConfig):
                 f"active_dataset={self.active_dataset} is not a key of datasets, which has {known}: "
                 + did_you_mean(self.active_dataset, self.datasets)
             )
+        grid = self.eval_t_grid
+        whole = isinstance(grid, int) and 1 <= grid <= MOST_LEVELS
+        if not whole and not (isinstance(grid, list) and grid and all(0 < t <= 1 for t in grid)):
+            raise ValueError(
+                f"eval_t_grid={grid}: expected a number of levels from 1 to {MOST_LEVELS}, or a list of times t, each "
+                "more than 0 and at most 1: eval_t_grid=16, or eval_t_grid=[0.25,0.5,1.0]"
+            )
         for name, count in self.epochs.items():
             if count < 1:
                 raise ValueError(f"epochs.{name}={count}: expected at least 1")
@@ -253,6 +207,12 @@ class FeedforwardConfig(RunConfig):
         return self.datasets[self.active_dataset]
 
     @property
+    def eval_levels(self) -> tuple[float, ...]:
+        """The times t of the evaluation's masks."""
+        grid = self.eval_t_grid
+        return tuple(grid) if isinstance(grid, list) else tuple(level / grid for level in range(1, grid + 1))
+
+    @property
     def decay(self) -> Decay:
         """The curve of the learning rate after the warm-up."""
         return Decay(name="cosine" if self.decay_lr else "none")
@@ -263,7 +223,12 @@ class FeedbackConfig(FeedforwardConfig):
     """A hypernetwork, or another adapter, of a frozen base."""
 
     SHARDS: ClassVar[bool] = False
-    NOT_IDENTITY: ClassVar[Mapping[str, str]] = {**NOT_IDENTITY, "model": "launch: the base's checkpoint decides"}
+    NOT_IDENTITY: ClassVar[Mapping[str, str]] = {
+        **NOT_IDENTITY,
+        "model": "launch: the base's checkpoint decides",
+        **dict.fromkeys(INDOMAIN_KEYS, "logging: a figure more, nothing is trained on it"),
+        "feedback_every": "logging: text is shown and judged, not trained on",
+    }
     FOREIGN_KEYS: ClassVar[Mapping[str, str]] = {
         "arch.lora_rank": "this architecture trains whole matrices: leave it out",
         "arch.forward_dtype": "this architecture computes in its base's dtype: leave it out",
@@ -286,6 +251,15 @@ class FeedbackConfig(FeedforwardConfig):
     printed."""
     learning_rate: Annotated[float, Range(0)] = 3e-4
     """Peak learning rate of the hypernetwork."""
+    indomain_checkpoint_dir: Annotated[str | None, NotBlank("a run of feedforward_train.py")] = None
+    """Base trained on the active data set, given as ff_checkpoint_dir is: evaluations report the fraction of the gap
+    to it that the deltas close; null: not reported."""
+    indomain_checkpoint_name: Annotated[
+        str | None, NotBlank("a checkpoint of that run"), Inert("indomain_checkpoint_dir=null")
+    ] = None
+    """Checkpoint of the in-domain base; null: best_ckpt_<active_dataset>.pt."""
+    feedback_every: Annotated[int, Range(1)] = 1
+    """Recompute the deltas in every Nth step of filling in text; the steps between reuse them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dataset.text.vocabulary import Vocabulary, read_vocabularies
 from engine.checkpoint.manifest import Checkpoint
 from engine.checkpoint.store import load_weights
@@ -22,9 +24,9 @@ from engine.run.load_run import find_checkpoint, read_config
 from engine.task import Runtime
 from models.feedback.base import BaseLM
 from models.feedback.config import TextShape
-from tasks.feedback.args import FeedbackConfig, FeedforwardConfig
+from tasks.feedback.args import INDOMAIN_KEYS, FeedbackConfig, FeedforwardConfig
 from tasks.feedback.family import FEEDFORWARD
-from tasks.feedback.runs import base_checkpoint
+from tasks.feedback.runs import BASE_KEYS, base_checkpoint
 
 RAW, AVERAGED = "model.safetensors", "ema.safetensors"
 
@@ -153,6 +155,16 @@ def find_base(config: FeedbackConfig) -> Path:
     return base_checkpoint(config.ff_checkpoint_dir, config.ff_checkpoint_name, config.out_dir, config.active_dataset)
 
 
+def find_indomain(config: FeedbackConfig) -> Path | None:
+    """The checkpoint of the base to compare with; None where the config names none. Raises: UsageError where it is not
+    there."""
+    if config.indomain_checkpoint_dir is None:
+        return None
+    name = config.indomain_checkpoint_name or f"best_ckpt_{config.active_dataset}.pt"
+    where = config.out_dir, config.active_dataset
+    return base_checkpoint(config.indomain_checkpoint_dir, name, *where, keys=INDOMAIN_KEYS)
+
+
 def load_base(config: FeedbackConfig, runtime: Runtime, data: Vocabulary) -> FrozenBase:
     """The base that `config` names, on the device, with its averaged weights where it keeps any; `data` is the
     vocabulary of the text that its adapter reads.
@@ -161,24 +173,67 @@ def load_base(config: FeedbackConfig, runtime: Runtime, data: Vocabulary) -> Fro
     or shorter texts than the data have.
     """
     path = find_base(config)
+    base, _ = _loaded(path, BASE_KEYS[0], config, runtime, data)
+    for key, value in config.model.items():
+        own = getattr(base.model.config, key, value)
+        if own != value:
+            print_rank0(f"note: model.{key}={value} is not the base's, which has {own}: its checkpoint decides")
+    print_rank0(f"base        {_facts(base)}")
+    if is_moving(path):
+        print_rank0(
+            f"note: ff_checkpoint_name={path.name} is a link that moves as the base trains on; now it is "
+            f"{base.path.name}. A run keeps to the checkpoint that it began with"
+        )
+    return base
+
+
+def load_indomain(config: FeedbackConfig, runtime: Runtime, data: Vocabulary, objective: str) -> BaseLM | None:
+    """The base to compare with, trained on the active data set; None where the config names none. `objective` is that
+    of the adapted base: the losses of another one are not comparable.
+
+    Raises: UsageError as `load_base`, and for a base of other data or of another objective.
+    """
+    path = find_indomain(config)
+    if path is None:
+        return None
+    key = INDOMAIN_KEYS[0]
+    # A model draws its weights before they are replaced; what is trained must not depend on what it is compared with.
+    with torch.random.fork_rng([runtime.device] if runtime.device.type == "cuda" else []):
+        base, stored = _loaded(path, key, config, runtime, data)
+    if base.dataset != config.active_dataset and stored.dataset.folder != config.dataset.folder:
+        raise UsageError(
+            f"{key}: {path} was trained on {base.dataset}, expected a base of active_dataset={config.active_dataset}"
+        )
+    if base.model.config.objective != objective:
+        raise UsageError(
+            f"{key}: {path} has arch.objective={base.model.config.objective}, expected {objective}, as of the base "
+            "that is adapted"
+        )
+    print_rank0(f"in-domain   {_facts(base)}: val/gap_closed is the share of the way from the base to it")
+    return base.model
+
+
+def _facts(base: FrozenBase) -> str:
+    averaged = ", averaged weights" if in_use(base.hashes) == AVERAGED else ""
+    return f"{base.path} (step {base.step}, trained on {base.dataset}{averaged}), sha256 {base.sha256[:12]}"
+
+
+def _loaded(
+    path: Path, key: str, config: FeedbackConfig, runtime: Runtime, data: Vocabulary
+) -> tuple[FrozenBase, FeedforwardConfig]:
+    """The base in `path`, which `key` of the config named, with its own config."""
     checkpoint = find_checkpoint(path, checksums=True)
     if checkpoint.entry != FEEDFORWARD.entry:
-        raise UsageError(
-            f"ff_checkpoint_dir: {path} was written by {checkpoint.entry}.py, not by {FEEDFORWARD.entry}.py"
-        )
+        raise UsageError(f"{key}: {path} was written by {checkpoint.entry}.py, not by {FEEDFORWARD.entry}.py")
     stored: FeedforwardConfig = read_config(checkpoint, FeedforwardConfig, device=config.device)
     shape = text_shape(require_tokens(checkpoint, data))
     model, _ = FEEDFORWARD.create_model(stored, shape, runtime)
     load_weights(model, {**checkpoint.model, **(checkpoint.ema or {})}, strict=True)
     if config.dataset.block_size > model.config.block_size:
         raise UsageError(
-            f"datasets.{config.active_dataset}.block_size={config.dataset.block_size} is longer than the base's "
-            f"arch.block_size={model.config.block_size}: lower it"
+            f"datasets.{config.active_dataset}.block_size={config.dataset.block_size} is longer than "
+            f"arch.block_size={model.config.block_size} of {path} ({key}): lower it"
         )
-    for key, value in config.model.items():
-        own = getattr(model.config, key, value)
-        if own != value:
-            print_rank0(f"note: model.{key}={value} is not the base's, which has {own}: its checkpoint decides")
     base = FrozenBase(
         model=model.freeze(),
         named=path,
@@ -187,16 +242,7 @@ def load_base(config: FeedbackConfig, runtime: Runtime, data: Vocabulary) -> Fro
         step=checkpoint.step,
         dataset=stored.active_dataset,
     )
-    averaged = ", averaged weights" if checkpoint.ema else ""
-    print_rank0(
-        f"base        {base.path} (step {base.step}, trained on {base.dataset}{averaged}), sha256 {base.sha256[:12]}"
-    )
-    if is_moving(path):
-        print_rank0(
-            f"note: ff_checkpoint_name={path.name} is a link that moves as the base trains on; now it is "
-            f"{base.path.name}. A run keeps to the checkpoint that it began with"
-        )
-    return base
+    return base, stored
 
 
 def require_tokens(checkpoint: Checkpoint, data: Vocabulary) -> int:

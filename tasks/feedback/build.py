@@ -17,14 +17,14 @@ from engine.io import print_rank0
 from engine.loop.schedule import lr_factor
 from engine.registry import create_evaluators
 from engine.task import Runtime, TrainingPlan
-from models.feedback.adapter_config import AdapterShape, StaticLoraConfig
+from models.feedback.adapter_config import AdapterShape, HyperConfig, StaticLoraConfig
 from models.feedback.apply import choose
 from models.feedback.config import BaseConfig, TextShape, compute_dtype
 from tasks.feedback.answers import Answers
 from tasks.feedback.args import EPOCHS, FeedbackConfig, FeedforwardConfig
-from tasks.feedback.base import find_base, load_base, text_shape
+from tasks.feedback.base import find_base, find_indomain, load_base, load_indomain, text_shape
 from tasks.feedback.family import FEEDBACKWARD, FEEDFORWARD
-from tasks.feedback.generation import Sampling, predictor
+from tasks.feedback.generation import Sampling, base_passes, predictor
 from tasks.feedback.report import FeedbackReport
 from tasks.feedback.task import FeedbackTask, param_groups
 
@@ -40,6 +40,7 @@ def check(config: FeedforwardConfig) -> None:
     require_text(config.dataset.folder, offline=config.offline)
     if isinstance(config, FeedbackConfig):
         find_base(config)
+        find_indomain(config)
     named = {"checkpoint_dir": config.checkpoint_dir, "checkpoint_name": config.checkpoint_name}
     for key, value in named.items():
         if value is not None and config.resume != "true":
@@ -78,12 +79,15 @@ def build(
         limit=config.eval_max_examples,
     )
     if isinstance(config, FeedbackConfig):
-        base = load_base(config, runtime, vocabularies_of([folder])[0])
+        vocabulary = vocabularies_of([folder])[0]
+        base = load_base(config, runtime, vocabulary)
+        indomain = load_indomain(config, runtime, vocabulary, base.model.config.objective)
         model, loss_head = create_model(config, AdapterShape(base=base.model.config, text=shape), runtime)
         _print_form(model.config, base.model.config, runtime, runtime.micro_rows(config.batch_size, "batch_size"))
         objective = base.model.config.objective
     else:
         base = None
+        indomain = None
         model, loss_head = create_model(config, shape, runtime)
         objective = model.config.objective
         if entry.block_size > model.config.block_size:
@@ -101,7 +105,8 @@ def build(
             sampling=sampling_of(config),
             causal=objective == "autoregressive",
         )
-    predict = predictor(model, base.model if base is not None else None)
+    frozen = base.model if base is not None else None
+    predict, passes = predictor(model, frozen), partial(base_passes, model=model, base=frozen)
     judge = None
     if config.evaluators and answers is not None:
         count, seed = config.answer_examples, config.eval_seed
@@ -110,7 +115,8 @@ def build(
                 f"evaluators: none of the {test.count:,} held-out documents of {folder} fits in "
                 f"datasets.{config.active_dataset}.block_size={test.block_size}: raise it, or leave the evaluators out"
             )
-        judge = partial(answers.judge, create_evaluators(config.evaluators), predict, runtime, count=count, seed=seed)
+        judges = create_evaluators(config.evaluators)
+        judge = partial(answers.judge, judges, predict, runtime, count=count, seed=seed, passes=passes)
     task = FeedbackTask(
         model,
         loss_head,
@@ -120,6 +126,7 @@ def build(
         test=evaluated(test),
         validation=evaluated(validation) if validation is not None else None,
         base=base,
+        indomain=indomain,
         context=None if objective == "masked_diffusion" else CONTEXT if base is not None else 0.0,
         groups=param_groups(
             model, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2)
@@ -127,6 +134,7 @@ def build(
         eps=config.eps,
         stratified=config.stratified,
         eval_seed=config.eval_seed,
+        levels=config.eval_levels,
         repeats=config.eval_samples,
         judge=judge,
     )
@@ -177,8 +185,11 @@ def _print_form(config: Any, base: BaseConfig, runtime: Runtime, rows: int) -> N
         dtype = compute_dtype(base.forward_dtype, runtime.dtype)
         sides = base.sides(config.targets[0])
         form = choose(config.lora_apply, rows, base.block_size, config.lora_rank, sides, dtype, runtime.device.type)
+        sum_of = ""
+        if isinstance(config, HyperConfig) and config.accumulate and config.n_passes > 1:
+            sum_of = f" ({config.lora_rank * config.n_passes} in pass {config.n_passes}, where they add up)"
         print_rank0(
-            f"changes     rank {config.lora_rank} of {', '.join(config.targets)} in {base.n_layer} blocks, "
+            f"changes     rank {config.lora_rank}{sum_of} of {', '.join(config.targets)} in {base.n_layer} blocks, "
             f"in {form} form (lora_apply={config.lora_apply})"
         )
 
@@ -200,6 +211,7 @@ def sampling_of(config: FeedforwardConfig) -> Sampling:
         temperature=config.temperature,
         block_length=config.block_length,
         schedule=config.generation_schedule,
+        feedback_every=config.feedback_every if isinstance(config, FeedbackConfig) else 1,
         seed=config.eval_seed,
     )
 

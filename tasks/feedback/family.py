@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.registry import Family
-from tasks.feedback.args import ADAPTER_ALIASES, BASE_ALIASES, FeedbackConfig, FeedforwardConfig
+from tasks.feedback.aliases import ADAPTER_ALIASES, BASE_ALIASES
+from tasks.feedback.args import FeedbackConfig, FeedforwardConfig
 from tasks.feedback.runs import BASE_KEYS, rewriter
 
 

@@ -5,14 +5,15 @@
 
 In the manner of LLaDA's low-confidence remasking (arXiv 2502.09992). Each row follows its own schedule and draws its
 own random numbers, so a row's text does not depend on the rows beside it. An autoregressive model fills one token a
-step, from left to right. Shapes: B rows, T positions, V rows of the token table.
+step, from left to right. The deltas of an adapter may be kept for several steps.
+Shapes: B rows, T positions, V rows of the token table.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,8 +25,9 @@ from models.feedback.config import TextShape
 
 LEAST_TEMPERATURE = 1e-6
 """Below it the likeliest token is taken."""
-Predict = Callable[[Tensor, Tensor], Tensor]
-"""(inputs [B, T] with MASK and PAD, real bool [B, T]) -> logits [B, T, V], -inf where no token may be emitted."""
+Predict = Callable[[Tensor, Tensor, bool], Tensor]
+"""(inputs [B, T] with MASK and PAD, real bool [B, T], whether deltas are made anew) -> logits [B, T, V], -inf where no
+token may be emitted. The first evaluation of a text makes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class Sampling:
     """Blocks of so many unknown tokens are filled one after the other, from the left; None: all at once."""
     schedule: Literal["cosine", "linear"] = "cosine"
     """How many tokens are left after each step."""
+    feedback_every: int = 1
+    """Steps for which the deltas of an adapter are kept; 1: each makes its own."""
     seed: int = 0
     """Of the random draws."""
 
@@ -56,10 +60,26 @@ class Filled:
 
     tokens: Tensor
     """[B, T]"""
-    evaluations: int
-    """Forward passes of the model."""
-    counts: list[list[int]] = field(default_factory=list)
-    """Tokens that each step fixed, row by row."""
+    counts: list[list[int]]
+    """Tokens that each evaluation of the model fixed, row by row."""
+    periods: list[int]
+    """With which deltas, by number: evaluations of one number share them."""
+
+    @property
+    def evaluations(self) -> int:
+        """Of the model: each is a forward pass of a base, and several of an adapted one, see `base_passes`."""
+        return len(self.counts)
+
+    @property
+    def renewals(self) -> int:
+        """Evaluations for which an adapter made its deltas."""
+        return len(set(self.periods))
+
+    def row(self, number: int) -> Filled:
+        """One row with the evaluations that it took part in, which are those that it would have had alone."""
+        own = [place for place, counts in enumerate(self.counts) if counts[number]]
+        counts = [[self.counts[place][number]] for place in own]
+        return Filled(self.tokens[number : number + 1], counts, [self.periods[place] for place in own])
 
 
 @torch.no_grad()
@@ -79,17 +99,21 @@ def fill(
     tokens = tokens.clone()
     real = tokens != shape.pad_id
     keys = list(numbers) if numbers is not None else list(range(len(tokens)))
-    evaluations, fixed = 0, []
+    steps = 1 if causal else sampling.steps
+    counts: list[list[int]] = []
+    periods: list[int] = []
     blocks = _blocks(tokens == shape.mask_id, 1 if causal else sampling.block_length)
     for number, block in enumerate(blocks):
         unknown = block.sum(-1).tolist()
-        for step in range(1, (1 if causal else sampling.steps) + 1):
+        for step in range(1, steps + 1):
             masked = block & (tokens == shape.mask_id)
             left = [0 if causal else sampling.left(count, step) for count in unknown]
             fixing = [max(0, count - keep) for count, keep in zip(masked.sum(-1).tolist(), left, strict=True)]
             if not any(fixing):
                 continue
-            logits = predict(tokens, real).float()
+            # By the step, not by the evaluations so far: those that fix nothing of any row are left out.
+            period = (number * steps + step - 1) // sampling.feedback_every
+            logits = predict(tokens, real, period not in periods[-1:]).float()
             if causal:  # what stands at a place is what the place before it predicts
                 logits = torch.cat((logits[:, :1], logits[:, :-1]), 1)
             chosen, confidence = _candidates(logits, sampling, keys, f"{number}/{step}")
@@ -97,9 +121,9 @@ def fill(
             for row, count in enumerate(fixing):
                 places = order[row, :count]
                 tokens[row, places] = chosen[row, places]
-            evaluations += 1
-            fixed.append(fixing)
-    return Filled(tokens, evaluations, fixed)
+            counts.append(fixing)
+            periods.append(period)
+    return Filled(tokens, counts, periods)
 
 
 def _blocks(unknown: Tensor, length: int | None) -> list[Tensor]:
@@ -129,16 +153,30 @@ def _uniform(size: Sequence[int], seed: int, key: str) -> Tensor:
 
 
 def predictor(model: Any, base: Any | None = None) -> Predict:
-    """The logits of a base, or of the last pass of an adapter of `base`, both in evaluation mode."""
+    """The logits of a base, or of the last pass of an adapter of `base`, both in evaluation mode.
 
-    def predict(inputs: Tensor, real: Tensor) -> Tensor:
+    An evaluation that makes no deltas is one pass of the base with those of the evaluation before.
+    """
+    kept: list[Any] = []
+
+    def predict(inputs: Tensor, real: Tensor, anew: bool = True) -> Tensor:
         if base is None:
             return model(inputs, real).logits()  # type: ignore[no-any-return]
+        if not anew:
+            return base(inputs, real, kept[-1]).logits()  # type: ignore[no-any-return]
         # A causal base has never seen MASK; its adapter reads what is known, as in training.
         readable = real & (inputs != base.shape.mask_id) if base.config.causal else real
-        return model(base, unscored(inputs, real, readable)).final.logits()  # type: ignore[no-any-return]
+        output, delta = model.adapted(base, unscored(inputs, real, readable))
+        kept[:] = [delta]
+        return output.logits()  # type: ignore[no-any-return]
 
     return predict
+
+
+def base_passes(made: Filled, model: Any, base: Any | None = None) -> int:
+    """Forward passes of the base for a filled text: one for an evaluation with kept deltas, all of the adapter's for
+    one that makes them."""
+    return made.evaluations + (0 if base is None else made.renewals * (model.base_passes - 1))
 
 
 def unscored(inputs: Tensor, real: Tensor, readable: Tensor) -> Batch:

@@ -1,7 +1,7 @@
-"""What an evaluation measures beside the loss: every pass, controls, paired differences, and how large the deltas are.
+"""What an evaluation measures beside the loss: every pass, controls, paired differences.
 
 Figures are (sum, count) pairs to be added over batches and ranks; `finish` makes the derived ones. NLL is the loss in
-nats per token. B rows, L blocks.
+nats per token. B rows.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +21,6 @@ from models.feedback.delta import LoraDelta
 
 BUCKETS = 5
 """Equal parts of (0, 1] by the share of hidden tokens."""
-SPECTRAL_ROWS = 4
-"""Rows of which singular values are taken."""
 
 _ALL = slice(None)
 Pairs = dict[str, tuple[Tensor, Tensor]]
@@ -90,14 +87,15 @@ def controls(
     return pairs
 
 
-def finish(means: Mapping[str, float | None], counts: Mapping[str, float]) -> dict[str, float]:
+def finish(means: Mapping[str, float | None], counts: Mapping[str, float]) -> dict[str, float | None]:
     """The figures that follow from means and counts of all batches.
 
     `delta_nll_se`: standard error of the paired difference. `input_dependence`: how much worse a row fares with another
-    row's delta; 0 means a costly static LoRA.
+    row's delta; 0 means a costly static LoRA. `gap_closed`: (base - adapted) / (base - in-domain base), in losses under
+    the same masks; None where the in-domain base is no better than the base, so that there is no gap.
     """
     known = {name: value for name, value in means.items() if value is not None}
-    derived: dict[str, float] = {}
+    derived: dict[str, float | None] = {}
     rows = counts.get("delta_nll", 0.0)
     if "delta_nll" in known and "delta_nll_sq" in known and rows > 1:
         variance = max(known["delta_nll_sq"] - known["delta_nll"] ** 2, 0.0) * rows / (rows - 1)
@@ -105,64 +103,7 @@ def finish(means: Mapping[str, float | None], counts: Mapping[str, float]) -> di
     last = max((name for name in known if name.startswith("nll_pass")), key=lambda name: int(name[8:]), default=None)
     if last is not None and "shuffled_nll" in known:
         derived["input_dependence"] = known["shuffled_nll"] - known[last]
+    if "indomain_loss" in known:
+        gap = known["base_loss"] - known["indomain_loss"]
+        derived["gap_closed"] = (known["base_loss"] - known["loss"]) / gap if gap > 0 else None
     return derived
-
-
-@torch.no_grad()
-def delta_health(delta: Any, base: BaseLM) -> dict[str, float]:
-    """How large the changes of a batch are, and how different from row to row.
-
-    `ratio_{target}` and `ratio_max`: ‖ΔW‖_F / ‖W‖_F, mean over rows and blocks, and the largest. `spectral`: the
-    largest ‖ΔW‖₂ / ‖W‖₂ and `stable_rank`: the mean ‖ΔW‖²_F / ‖ΔW‖²₂, both over the first rows. `cosine`: mean cosine
-    of a row's changes with those of the row before it.
-    """
-    ratios = delta.norms(base)  # [B, L, targets]
-    if not isinstance(delta, LoraDelta):
-        return {"ratio_max": float(ratios.max())}
-    health = {f"ratio_{target}": float(ratios[..., i].mean()) for i, target in enumerate(delta.factors)}
-    health["ratio_max"] = float(ratios.max())
-    spectral, ranks = [0.0], []
-    some = delta.each(lambda part: part[:SPECTRAL_ROWS])
-    for target in delta.factors:
-        for number in range(delta.shape[1]):
-            change = some.dense(number, target)
-            size = torch.linalg.matrix_norm(change, 2)
-            spectral.append(float((size / torch.linalg.matrix_norm(base.linear(number, target), 2)).max()))
-            squares = change.square().sum((1, 2))
-            ranks += (squares / size.square())[size > 0].tolist()
-    health["spectral"] = max(spectral)
-    health["stable_rank"] = sum(ranks) / len(ranks) if ranks else 0.0
-    if delta.shape[0] > 1:
-        inner = _inner(delta, delta.roll(1))
-        size = delta.squares().sum((1, 2)).sqrt()
-        cosines = inner / (size * size.roll(1)).clamp(min=torch.finfo(inner.dtype).tiny)
-        health["cosine"] = float(cosines.mean())
-    return health
-
-
-@torch.no_grad()
-def delta_sources(delta: Any, adapter: Adapter, base: BaseLM) -> dict[str, float]:
-    """Where the changes of a batch come from; nothing where all rows share one.
-
-    `dynamic`: ‖ΔW - ΔW₀‖² / (‖ΔW - ΔW₀‖² + ‖ΔW₀‖²), mean over rows, with ΔW₀ of the input-independent part: 0 for a
-    static LoRA, 1 where there is no such part. `gate`: mean |γ| of a gated readout.
-    """
-    if not isinstance(delta, LoraDelta) or delta.shape[0] < 2:
-        return {}
-    static = adapter.static_delta(base)
-    whole, kept = delta.squares().sum((1, 2)), static.squares().sum((1, 2))
-    moved = (whole - 2 * _inner(delta, static) + kept).clamp(min=0)
-    sources = {"dynamic": float((moved / (moved + kept).clamp(min=torch.finfo(moved.dtype).tiny)).mean())}
-    gates = adapter.gates()
-    return sources if gates is None else {**sources, "gate": float(gates.abs().mean())}
-
-
-def _inner(one: LoraDelta, other: LoraDelta) -> Tensor:
-    """Σ_{blocks, targets} <ΔW, ΔW'> of each row, [B], from the factors."""
-    total: Tensor | None = None
-    for target, (a, b) in one.factors.items():
-        c, d = other.factors[target]
-        part = ((a @ c.transpose(-1, -2)) * (b @ d.transpose(-1, -2))).sum((1, 2, 3)) * one.scale * other.scale
-        total = part if total is None else total + part
-    assert total is not None
-    return total

@@ -19,7 +19,7 @@ from models.feedback.batch import Batch
 from models.feedback.config import TextShape
 
 IGNORE = -100
-LEVELS = 16
+LEVELS = tuple(level / 16 for level in range(1, 17))
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,14 @@ def training_noise(seed: int, step: int, *, rows: int, block_size: int, eps: flo
 
 
 def evaluation_noise(
-    seed: int, numbers: Sequence[int], *, block_size: int, eps: float, levels: int = LEVELS, repeat: int = 0
+    seed: int, numbers: Sequence[int], *, block_size: int, eps: float, levels: Sequence[float] = LEVELS, repeat: int = 0
 ) -> Noise:
     """Noise of the rows of a split that have these `numbers`: the same in every evaluation of every model.
 
-    Row i has the time ((i + repeat) mod levels + 1) / levels, and the exact number of hidden tokens that belongs to it.
+    Row i has the time levels[(i + repeat) mod n] of n, each in (0, 1], and the exact number of hidden tokens that
+    belongs to it.
     """
-    times = [((int(number) + repeat) % levels + 1) / levels for number in numbers]
+    times = [levels[(int(number) + repeat) % len(levels)] for number in numbers]
     places = [
         keyed_numpy(seed, f"feedback/evaluation/{repeat}", int(number)).random(block_size, np.float32)
         for number in numbers

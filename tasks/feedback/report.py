@@ -19,7 +19,7 @@ from tasks.feedback.generation import predictor
 from tasks.feedback.task import FeedbackTask
 
 CSV, LOG = "metrics.csv", "log.txt"
-LOGGED = ("loss", "base_loss", "rel_change", "masked_accuracy", "exact_match")
+LOGGED = ("loss", "base_loss", "rel_change", "gap_closed", "masked_accuracy", "exact_match")
 """The figures of each split that log.txt shows; metrics.jsonl has all."""
 BASE_COLUMNS = ("type", "epoch", "loss", "lr", "step")
 ADAPTER_COLUMNS = ("type", "epoch", "loss", "loss_lora", "rel_change", "lr", "step")
@@ -49,6 +49,8 @@ class FeedbackReport:
 
     def __call__(self, evaluation: Evaluation) -> dict[str, str]:
         files = {FILE: to_text(vocabularies_of([self.folder])), CSV: self.table(), LOG: self.log()}
+        if self.task.layer_table:
+            files[f"evaluations/step_{evaluation.step}_deltas.csv"] = self.task.layer_table
         if self.answers is not None and self.config.num_samples:
             files[f"samples/step_{evaluation.step}.txt"] = self.samples(self.answers)
         return files
@@ -58,8 +60,8 @@ class FeedbackReport:
         were filled in is in the first line."""
         model, base, device = self.task.model, self.task.base, self.task.runtime.device
         gaps = answers.gaps(self.config.num_samples, self.config.eval_seed)
-        plain = answers.fill(predictor(model if base is None else base.model), gaps, device)
-        adapted = answers.fill(predictor(model, base.model), gaps, device) if base is not None else plain
+        plain, _ = answers.fill(predictor(model if base is None else base.model), gaps, device)
+        adapted = answers.fill(predictor(model, base.model), gaps, device)[0] if base is not None else plain
         lines = [f"{answers.sampling}, length given"]
         for gap, first, second in zip(gaps, plain, adapted, strict=True):
             lines += [f"--- document {gap.number}", answers.text(gap.context)]

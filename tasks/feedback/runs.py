@@ -124,9 +124,11 @@ def plain(value: str) -> str:
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
-def base_checkpoint(directory: str, name: str, out_dir: str, dataset: str) -> Path:
-    """The base that `ff_checkpoint_dir` and `ff_checkpoint_name` name. A bare name is searched under the active data
-    set first, then under all: a base of another data set is the usual one.
+def base_checkpoint(
+    directory: str, name: str, out_dir: str, dataset: str, *, keys: tuple[str, ...] = BASE_KEYS
+) -> Path:
+    """The base that `ff_checkpoint_dir` and `ff_checkpoint_name` name, or other `keys`. A bare name is searched under
+    the active data set first, then under all: a base of another data set is the usual one.
 
     Raises: UsageError that names the folders searched and the choices.
     """
@@ -139,7 +141,7 @@ def base_checkpoint(directory: str, name: str, out_dir: str, dataset: str) -> Pa
         bases = [each.name for each in folders if read_json(each / "identity.json").get("entry") == "feedforward_train"]
         where = str(run) if "/" in directory else f"{Path(out_dir) / dataset} (nor in any {Path(out_dir) / '*'})"
         raise UsageError(
-            f"ff_checkpoint_dir={directory}: there is no such run in {where}: {did_you_mean(directory, bases)}; "
+            f"{keys[0]}={directory}: there is no such run in {where}: {did_you_mean(directory, bases)}; "
             "python feedforward_train.py makes one"
         )
-    return checkpoint_in(run, name, "ff_checkpoint_name")
+    return checkpoint_in(run, name, keys[1])

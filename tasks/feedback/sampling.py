@@ -8,7 +8,7 @@ import torch
 
 from engine.errors import UsageError
 from engine.io import print_rank0
-from tasks.feedback.generation import Sampling, fill, predictor
+from tasks.feedback.generation import Sampling, base_passes, fill, predictor
 from tasks.feedback.loading import FeedbackRun, load_feedback_run
 from tasks.language_model.generation import until
 from tasks.language_model.report import encode_prompt, start_text
@@ -28,26 +28,33 @@ def sample_run(args: argparse.Namespace) -> None:
         raise UsageError(f"--prompt: {len(args.prompt)} were given, expected one")
     prompt = start_text(args.prompt[0])
     run = load_feedback_run(args.run, checkpoint=args.checkpoint, device=args.device, weights=args.weights)
+    if args.feedback_every is not None and run.base is None:
+        raise UsageError(f"--feedback-every: {args.run} is a run of a base, which has no deltas to keep: leave it out")
     sampling = Sampling(
         steps=args.steps or run.config.generation_steps,
         temperature=args.temperature,
         block_length=args.block_length,
         schedule=run.config.generation_schedule,
+        feedback_every=args.feedback_every or getattr(run.config, "feedback_every", 1),
         seed=args.seed,
     )
     start = encode_prompt(run.tokenizer, prompt)[0]
     count = new_tokens(run, len(start), args.max_new_tokens)
     row = torch.cat((start, torch.full((count,), run.shape.mask_id)))
+    base = run.base.model if run.base is not None else None
     made = fill(
-        predictor(run.model, run.base.model if run.base is not None else None),
+        predictor(run.model, base),
         row.repeat(args.num_samples, 1).to(run.runtime.device),
         run.shape,
         sampling,
         causal=run.causal,
     )
+    cost = f"{made.evaluations} evaluations"
+    if base is not None:
+        cost += f" ({made.renewals} with new deltas, {base_passes(made, run.model, base)} passes of the base)"
     for number, tokens in enumerate(made.tokens.cpu()):
         text = torch.cat((tokens[: len(start)], until(tokens[len(start) :], run.tokenizer.eot)))
-        print(f"--- step {run.step} {made.evaluations} evaluations sample {number}")
+        print(f"--- step {run.step} {cost} sample {number}")
         print(run.tokenizer.decode(text.tolist()))
 
 

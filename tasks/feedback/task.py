@@ -6,7 +6,7 @@ B rows of the global batch, b rows of a micro-batch, T positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,13 +17,16 @@ from torch import Tensor, nn
 from dataset.text.documents import DocumentBatches, EvalDocuments
 from engine.device import staged
 from engine.distributed import all_reduce_sum, local_rows
+from engine.schema import with_defaults
 from engine.task import Interrupted, Metrics, ParamGroup, Runtime
 from losses.masked_diffusion import MaskedDiffusionLoss
+from models.feedback.base import BaseLM
 from models.feedback.batch import Batch
 from models.feedback.config import TextShape
 from tasks.feedback.base import FrozenBase
-from tasks.feedback.measure import controls, delta_health, delta_sources, finish, measure
-from tasks.feedback.noise import evaluation_noise, hide, next_tokens, training_noise
+from tasks.feedback.health import health_of
+from tasks.feedback.measure import controls, finish, measure
+from tasks.feedback.noise import LEVELS, evaluation_noise, hide, next_tokens, training_noise
 
 SEEN = ("loss", "base_loss")
 
@@ -34,9 +37,11 @@ class FeedbackTask:
     Args:
         test: what the last evaluation is of, named `eval/...`; every evaluation where there is no validation.
         validation: what every evaluation is of, named `val/...`.
+        indomain: a base that was trained on these data, of which `base` is to be adapted to: `gap_closed`.
         context: of an autoregressive base: the share of a text that an adapter reads, and that is not scored.
         eps: least share of hidden tokens.
         stratified: as in `training_noise`.
+        levels: times t of the evaluation's masks, in turn; not of an autoregressive base, which has none.
         repeats: how often each piece is evaluated, under masks of other shares.
         judge: further figures of the last evaluation, those of generated answers.
     """
@@ -53,10 +58,12 @@ class FeedbackTask:
         validation: EvalDocuments | None = None,
         groups: list[ParamGroup],
         base: FrozenBase | None = None,
+        indomain: BaseLM | None = None,
         context: float | None = None,
         eps: float,
         stratified: bool = True,
         eval_seed: int,
+        levels: Sequence[float] = LEVELS,
         repeats: int = 1,
         judge: Callable[[], dict[str, float | None]] | None = None,
     ) -> None:
@@ -65,8 +72,9 @@ class FeedbackTask:
         self.model, self.base, self.runtime, self.shape = model, base, runtime, shape
         self.batches, self.test, self.validation, self._groups = batches, test, validation, groups
         self.held_out, self.selects = (test, "eval") if validation is None else (validation, "val")
+        self.indomain = indomain
         self.context, self.eps, self.eval_seed, self.repeats = context, eps, eval_seed, repeats
-        self.stratified = stratified
+        self.stratified, self.levels = stratified, levels
         self.micro_rows = runtime.micro_rows(batches.batch_size, "batch_size")
         self.block_size = batches.documents.block_size
         self._step = 0
@@ -74,6 +82,8 @@ class FeedbackTask:
         """Training losses since the newest evaluation, of this process: [sum, weight] of each of SEEN."""
         self.history: list[dict[str, float]] = []
         """One entry for each evaluation: step, train/..., eval/...; what metrics.csv and log.txt are written from."""
+        self.layer_table = ""
+        """Of the changes in the newest evaluation that has the controls, block by block."""
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -138,6 +148,9 @@ class FeedbackTask:
             base = () if self.base is None else (self.base.model,)
             flops = self.model.forward_flops(*base, 1, self.block_size)
             results |= {"eval/flops": flops / self.block_size, "eval/parameters": float(self.model.num_parameters())}
+            if self.base is not None:
+                plain = self.base.model.forward_flops(1, self.block_size)
+                results |= {"eval/flops_ratio": flops / plain, "eval/nfe": float(self.model.base_passes)}
         if final and self.judge is not None:
             results |= {f"eval/{name}": value for name, value in self.judge().items()}
         self._keep(results)
@@ -171,7 +184,11 @@ class FeedbackTask:
         ranks: zeros."""
         batch = self._batch(held_out, index, repeat, self.runtime.rank, self.runtime.world_size)
         output, result = self._run(batch)
-        return self._stacked({**result.metrics, **measure(output, batch, self.loss_head)})
+        pairs = {**result.metrics, **measure(output, batch, self.loss_head)}
+        if self.indomain is not None:
+            rows = self.loss_head.rows(self.indomain(batch.inputs, batch.real), batch)
+            pairs["indomain_loss"] = rows.sum(), batch.count.sum()
+        return self._stacked(pairs)
 
     def controlled(self, held_out: EvalDocuments, index: int, repeat: int) -> dict[str, Tensor]:
         """[sum, count] over this rank's rows of evaluation batch `index`, adapted by other deltas than their own, as
@@ -192,8 +209,7 @@ class FeedbackTask:
         )
         if index == len(held_out) // 2 and repeat == 0:  # singular values: of one batch, that of middling lengths
             one = torch.ones((), device=batch.rate.device)
-            delta = output.deltas[-1]
-            health = delta_health(delta, self.base.model) | delta_sources(delta, self.model, self.base.model)
+            health, self.layer_table = health_of(output.deltas[-1], self.model, self.base.model)
             pairs |= {f"delta_{name}": (one * value, one) for name, value in health.items()}
         return self._stacked(pairs)
 
@@ -207,7 +223,12 @@ class FeedbackTask:
             batch = next_tokens(tokens, self.shape, self.context)
         else:
             noise = evaluation_noise(
-                self.eval_seed, numbers.tolist(), block_size=self.block_size, eps=self.eps, repeat=repeat
+                self.eval_seed,
+                numbers.tolist(),
+                block_size=self.block_size,
+                eps=self.eps,
+                levels=self.levels,
+                repeat=repeat,
             )
             batch = hide(tokens, self.shape, noise)
         return batch.to(self.runtime.device)
@@ -235,8 +256,10 @@ class FeedbackTask:
     @property
     def _arch(self) -> dict[str, Any]:
         """Keys that change what the weights mean, which shapes do not show (feedback_reverse, loops, alpha)."""
-        config = self.model.config
-        return {name: value for name, value in asdict(config).items() if name not in config.NOT_SHAPE}
+        return self._keys_of(asdict(self.model.config))
+
+    def _keys_of(self, config: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in config.items() if name not in self.model.config.NOT_SHAPE}
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -253,7 +276,8 @@ class FeedbackTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse. Raises: UsageError where the run was trained on another base; ValueError where its weights meant
         something else, although they fit."""
-        if state["arch"] != self._arch:
+        stored = with_defaults(type(self.model.config), state["arch"])  # it may be older than a key
+        if self._keys_of(stored) != self._arch:
             raise ValueError("weights of another architecture")
         if self.base is not None:
             self.base = self.base.trained_on(state["base"])

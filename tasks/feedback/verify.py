@@ -75,6 +75,7 @@ def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
         "epochs": ({}, {"epochs": {"tiny": 4}}),
         "ff_checkpoint_dir": ({}, {"ff_checkpoint_dir": str(runs[0])}),
         "ff_checkpoint_name": ({}, {"ff_checkpoint_dir": str(runs[1]), "ff_checkpoint_name": "step_2"}),
+        "eval_t_grid": ({}, {"eval_t_grid": [0.3, 0.8]}),
         "arch.targets": ({}, {"arch.targets": ["q", "v"]}),
         "arch.hyper_dim": ({}, {"arch.hyper_dim": SIZES["n_embd"] // 2}),
     }

@@ -7,16 +7,20 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dataset.text.build import TextBuild, build
 from engine.checkpoint.manifest import load_checkpoint
 from engine.errors import UsageError
 from engine.io import sha256_file
 from engine.run.load_run import find_checkpoint, read_config
+from models.feedback.adapter_config import HyperConfig
 from tasks.feedback.args import FeedforwardConfig
 from tasks.feedback.base import require_same, weight_hashes, where_it_lies
+from tasks.feedback.task import FeedbackTask
 from tests.conftest import ROOT, metrics, run_ranks, run_script
 from tests.e2e.test_ranks import compare_weights
 from tests.feedback.conftest import BASES, adapter, attempt, runs
@@ -135,6 +139,20 @@ def test_resume_is_exact(place: Path, budget: str, at: int, larger: str) -> None
     assert rows(left)[-1] == rows(right)[-1]
 
 
+def test_a_state_may_be_older_than_a_key() -> None:
+    """What it does not set had the default of today; what it sets has to be the same."""
+    task = FeedbackTask.__new__(FeedbackTask)
+    task.model, task.runtime = SimpleNamespace(config=HyperConfig(alpha=2.0)), SimpleNamespace(rank=0)
+    task.base, task._sums = None, torch.zeros(2, 2)
+    arch = {name: value for name, value in task._arch.items() if name not in ("scale_rule", "accumulate")}
+    assert len(arch) == len(task._arch) - 2
+    task.load_state_dict({"step": 3, "history": [], "sums": torch.ones(2, 2), "arch": arch})
+    assert task._step == 3
+    for other in ({"alpha": 1.0}, {"scale_rule": "rank"}):
+        with pytest.raises(ValueError, match="another architecture"):
+            task.load_state_dict({"step": 3, "history": [], "sums": torch.ones(2, 2), "arch": {**arch, **other}})
+
+
 def test_two_ranks_are_one(place: Path) -> None:
     words = ("--config", "small.json", "--active_dataset", "gsm8k", "--lora_rank", "2", "--ff_checkpoint_dir")
     words += (BASES["gsm8k"], "--ff_checkpoint_name", "epoch_ckpt_gsm8k.pt", "max_steps=4")
@@ -216,6 +234,15 @@ JUDGED = "evaluators=[{name: final_number@FinalNumber}]"
         (["--active_dataset", "gsm8k", "datasets.gsm8k.block_size=1024"], "arch.block_size=512"),
         (["--active_dataset", "gsm8k", "arch=feedbackward"], "DATA_MODE"),
         (["--active_dataset", "gsm8k", "epochs.gsm8k=0"], "epochs.gsm8k=0"),
+        (
+            ["--active_dataset", "gsm8k", "eval_t_grid=0"],
+            "eval_t_grid=0: expected a number of levels from 1 to 4096, or",
+        ),
+        (["--active_dataset", "gsm8k", "eval.t_grid=[0.5,1.5]"], "eval.t_grid=[0.5, 1.5]: expected a number of levels"),
+        (
+            ["--active_dataset", "gsm8k", "eval_t_grid=few"],
+            "eval_t_grid: expected integer or list of number, got 'few'",
+        ),
         (["--active_dataset", "gsm8k", "datasets.gsm8k.path=gone"], "error: data set gone does not exist"),
         (["--active_dataset", "gsm8k", "datasets.gsm8k.block_size=4", JUDGED], "none of the"),
     ],
@@ -392,6 +419,13 @@ def test_a_base_that_does_not_fit_is_refused(place: Path, documents: Path) -> No
     turned = adapter(place, "--resume", "True", "max_steps=2", "--feedback_reverse", "True")
     assert turned.code == 2
     assert "feedback_reverse: false in the checkpoint, true now" in errors(turned.output)[0]
+    foreign = adapter(place, "indomain_checkpoint_dir=ff_model_2025-08-17_12-00-00", "--resume", "False")
+    assert foreign.code == 2
+    assert "error: indomain_checkpoint_name=best_ckpt_gsm8k.pt: there is no such checkpoint in " in foreign.output
+    named = ("indomain_checkpoint_dir=ff_model_2025-08-17_12-00-00", "indomain_checkpoint_name=step_10")
+    foreign = adapter(place, *named, "--resume", "False")
+    assert foreign.code == 2
+    assert "was trained on wikitext, expected a base of active_dataset=gsm8k" in errors(foreign.output)[0]
     gone = adapter(place, "--ff_checkpoint_dir", "ff_model_gone")
     assert gone.code == 2
     assert "ff_model_2025-08-17_1" in errors(gone.output)[0]

@@ -118,6 +118,19 @@ def test_norms_need_no_matrix(base):
     torch.testing.assert_close(product, delta.dense(1, "fc")[2])
 
 
+@torch.no_grad()
+def test_a_sum_is_that_of_the_matrices(base):
+    one, other = draw(rank=2), draw(rank=3)
+    both = one.plus(other)
+    assert both.shape == (3, 3, 5)
+    for target in ALL:
+        torch.testing.assert_close(both.dense(1, target), one.dense(1, target) + other.dense(1, target))
+    with pytest.raises(ValueError, match=r"scale 0\.7.* and of q \(scale 0\.7\) do not add up"):
+        one.plus(draw(targets=("q",)))
+    with pytest.raises(ValueError, match=r"scale 0\.5\) do not add up"):
+        one.plus(draw(scale=0.5))
+
+
 @pytest.mark.parametrize(
     ("delta", "message"),
     [

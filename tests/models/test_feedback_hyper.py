@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from losses.masked_diffusion import MaskedDiffusionLoss
-from models.feedback.adapter_config import AdapterShape, FineTuneConfig, HyperConfig
+from models.feedback.adapter_config import AdapterShape, FineTuneConfig, HyperConfig, StaticLoraConfig
 from models.feedback.attention_finetune import AttentionFineTune
 from models.feedback.base import BaseLM
 from models.feedback.config import BaseConfig, TextShape
 from models.feedback.hypernetwork import HyperNetwork
 from models.feedback.static_lora import StaticLora
-from tasks.feedback.measure import delta_health
+from tasks.feedback.health import delta_health, delta_sources
 from tasks.feedback.noise import hide, next_tokens, training_noise
+from tests.models.naive_feedback import naive_row
 from tests.models.test_feedback_base import SHAPE, SMALL
 
 CONFIG = BaseConfig(**SMALL)
@@ -29,6 +33,7 @@ VARIANTS = {
     "loss_gradient": {"conditioning": "loss_gradient", "n_passes": 2, "loss_weights": "uniform"},
     "tokens": {"conditioning": "tokens", "share_base_embedding": False},
     "narrow": {"hyper_dim": 8, "targets": ["v", "fc", "proj"], "delta_norm_cap": 0.1},
+    "added": {"n_passes": 2, "accumulate": True, "scale_rule": "rank", "alpha": 4.0},
     "passes": {"n_passes": 3, "loss_weights": "linear", "detach_between": False},
 }
 
@@ -87,6 +92,8 @@ def test_step_0_is_the_base_bit_for_bit(variant, objective):
         (StaticLora, {}, 0.03),
         (HyperNetwork, {"n_passes": 2}, 0.15),
         (HyperNetwork, {"n_passes": 2, "detach_between": False}, 0.15),
+        (HyperNetwork, {"n_passes": 3, "accumulate": True, "lora_rank": 32, "targets": ["q"]}, 0.15),
+        (HyperNetwork, {"conditioning": "logits"}, 0.15),
         (HyperNetwork, {"mode": "recurrent", "lora_rank": 2}, 0.15),
     ],
 )
@@ -262,6 +269,83 @@ def test_passes():
     assert torch.equal(hyper(base, batch, passes=0).final.hidden, three.passes[0].hidden)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("conditioning", ["hidden", "logits", "loss_gradient"])
+def test_accumulated_changes_add_up_pass_by_pass(conditioning):
+    """Against the plain hypernetwork of the same weights, asked for each summand, and a base in numpy with their sums."""
+    base = make_base(torch.float64, forward_dtype="float64")
+    changes = {"conditioning": conditioning, "forward_dtype": "float64", "n_passes": 3, "opened": True}
+    adding, plain = make_hyper(accumulate=True, **changes), make_hyper(**changes)
+    batch = batch_of(tokens(rows=2, length=7))
+    output = adding(base, batch)
+    assert [delta.shape[2] for delta in output.deltas] == [2, 4, 6]
+    seen, before, total = base(batch.inputs, batch.real, keep_states=True), None, {}
+    for number, delta in enumerate(output.deltas):
+        made, _ = plain.make_delta(base, batch, seen, before)
+        for block, target in itertools.product(range(3), made.factors):
+            total[block, target] = total.get((block, target), 0.0) + made.dense(block, target)
+            torch.testing.assert_close(delta.dense(block, target), total[block, target], rtol=0, atol=1e-12)
+        before, seen = delta, base(batch.inputs, batch.real, delta, keep_states=True)
+        for row in range(2):
+            own = [{t: total[block, t][row].numpy() for t in made.factors} for block in range(3)]
+            expected = naive_row(base, batch.inputs[row][batch.real[row]].numpy(), own)
+            hidden = output.passes[number + 1].hidden[row][batch.real[row]].numpy()
+            np.testing.assert_allclose(hidden, expected, rtol=0, atol=1e-9)
+    still, one = adding.static_delta(base), plain.static_delta(base)
+    torch.testing.assert_close(still.dense(1, "q"), 3 * one.dense(1, "q"))
+    figures = delta_sources(output.deltas[-1], adding, base)
+    moved = sum((total[key] - 3 * one.dense(*key)).square().sum((1, 2)) for key in total)
+    kept = sum((3 * one.dense(*key)).square().sum() for key in total)
+    assert figures["dynamic"] == pytest.approx((moved / (moved + kept)).mean().item())
+
+
+@torch.no_grad()
+def test_the_cap_is_of_the_sum():
+    base, batch = make_base(), batch_of(tokens())
+    hyper = make_hyper("added", opened=True, n_passes=3, delta_norm_cap=0.05)
+    for delta in (*hyper(base, batch).deltas, hyper.static_delta(base)):
+        spectral = torch.stack([base.spectral_norms(name) for name in delta.factors], -1)
+        assert (delta.squares().sqrt() / spectral).max() <= 0.05 * (1 + 1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("rule", "scale"), [("sqrt", 3 / 2), ("rank", 3 / 4), ("none", 3.0)])
+def test_scale_rules(rule, scale):
+    """ΔW = s·BᵀA with s = alpha/√r, alpha/r or alpha, here of alpha 3 and rank 4: the matrices, from the factors."""
+    base, hyper = make_base(), make_hyper(lora_rank=4, alpha=3.0, scale_rule=rule, opened=True)
+    delta = hyper(base, batch_of(tokens())).deltas[0]
+    a, b = (part[:, 1].numpy() for part in delta.factors["v"])
+    np.testing.assert_allclose(
+        delta.dense(1, "v").numpy(), scale * np.einsum("zrm,zrn->zmn", b, a), rtol=1e-5, atol=1e-7
+    )
+    lora = StaticLora(StaticLoraConfig(lora_rank=4, alpha=3.0, scale_rule=rule), AdapterShape(CONFIG, SHAPE))
+    assert lora.static_delta(base).scale == pytest.approx(scale)
+    assert HyperConfig().scale == StaticLoraConfig().scale == 1 / math.sqrt(8)  # as ever, bit for bit
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", [*VARIANTS])
+def test_passes_of_the_base_are_counted(variant, monkeypatch):
+    base, hyper = make_base(), make_hyper(variant, opened=True)
+    made, run = [], base.run
+    monkeypatch.setattr(base, "run", lambda *args, **options: made.append(1) or run(*args, **options))
+    output, delta = hyper.adapted(base, batch_of(tokens()))
+    assert hyper.base_passes == len(made)
+    whole = hyper(base, batch_of(tokens()))
+    assert torch.equal(output.hidden, whole.final.hidden)
+    assert torch.equal(delta.factors["v"][1], whole.deltas[-1].factors["v"][1])
+
+
+def test_operations_of_what_is_kept_and_read():
+    """Changes of three passes, added up, are applied 1 + 2 + 3 times; a gradient is read by a pass there and back."""
+    shape = AdapterShape(CONFIG, SHAPE)
+    plain, added = (HyperNetwork(HyperConfig(n_passes=3, accumulate=kind), shape) for kind in (False, True))
+    more = added.forward_flops(make_base(), 2, 12) - plain.forward_flops(make_base(), 2, 12)
+    assert more == 3 * added.config.flops(CONFIG, 2, 12) == added.flops(2)["eval"] - plain.flops(2)["eval"]
+    gradient = HyperNetwork(HyperConfig(conditioning="loss_gradient"), shape)
+    assert gradient.reading_flops(2, 12) == 2 * make_base().forward_flops(2, 12, head=False)
+
+
 @pytest.mark.parametrize("kind", [StaticLora, AttentionFineTune])
 def test_baselines(kind):
     base = make_base()
@@ -308,6 +392,7 @@ def test_what_does_not_fit_is_refused_by_name():
         ({"readout": "raw", "targets": ["fc"]}, "leave fc and proj out"),
         ({"targets": ["q", "q"]}, "each once"),
         ({"lora_rank": 0}, "arch.lora_rank=0"),
+        ({"scale_rule": "root"}, "arch.scale_rule=root: choose one of sqrt, rank, none"),
         ({"mode": "both"}, "arch.mode=both: choose one of distinct, recurrent"),
     ],
 )

@@ -14,7 +14,8 @@ from models.feedback.base import BaseLM
 from models.feedback.config import BaseConfig, TextShape
 from models.feedback.hypernetwork import HyperNetwork
 from models.feedback.static_lora import StaticLora
-from tasks.feedback.measure import controls, delta_health, measure
+from tasks.feedback.health import delta_health
+from tasks.feedback.measure import controls, measure
 from tasks.feedback.noise import evaluation_noise, hide, training_noise
 
 HEAD = MaskedDiffusionLoss()

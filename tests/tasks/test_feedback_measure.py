@@ -10,7 +10,8 @@ import torch
 from losses.masked_diffusion import MaskedDiffusionLoss
 from models.feedback.adapter_config import AdapterShape, StaticLoraConfig
 from models.feedback.static_lora import StaticLora
-from tasks.feedback.measure import controls, delta_health, delta_sources, finish, measure
+from tasks.feedback.health import delta_health, delta_sources, layer_health, layer_table
+from tasks.feedback.measure import controls, finish, measure
 from tests.models.test_feedback_base import SHAPE
 from tests.models.test_feedback_hyper import CONFIG, batch_of, make_base, make_hyper, tokens
 
@@ -73,10 +74,13 @@ def test_paired_error_by_hand():
     assert derived["delta_nll_se"] == pytest.approx(spread / 2)
     assert derived["input_dependence"] == pytest.approx(0.5)
     assert finish({"nll_pass0": 1.0, "delta_nll": None}, {}) == {}
+    losses = {"nll_pass1": 2.5, "loss": 2.5, "base_loss": 4.0}
+    assert finish({**losses, "indomain_loss": 1.0}, {}) == {"gap_closed": pytest.approx(0.5)}
+    assert finish({**losses, "indomain_loss": 4.0}, {}) == {"gap_closed": None}
 
 
 def test_health_by_dense_matrices(parts):
-    base, _, _, output = parts
+    base, hyper, _, output = parts
     delta = output.deltas[-1]
     health = delta_health(delta, base)
     targets = list(delta.factors)
@@ -92,6 +96,19 @@ def test_health_by_dense_matrices(parts):
     )
     assert health["spectral"] == pytest.approx(spectral.item(), rel=1e-4)
     assert 1 <= health["stable_rank"] <= 2 + 1e-4
+    table = layer_table(layer_health(delta, base), hyper.gates()).splitlines()
+    assert table[0] == "block,target,ratio,spectral,stable_rank,gate"
+    block, target, *values = table[1 + len(targets) * 2 + 1].split(",")  # the second target of block 2
+    assert (block, target) == ("2", targets[1])
+    size = torch.linalg.matrix_norm(dense[target, 2][:4], 2)
+    expected = (
+        dense[target, 2].flatten(1).norm(dim=1).mean() / base.linear(2, target).norm(),
+        size.max() / torch.linalg.matrix_norm(base.linear(2, target), 2),
+        (dense[target, 2][:4].flatten(1).norm(dim=1) / size).square().mean(),
+        hyper.readout.gates[1, 2],
+    )
+    assert [float(value) for value in values] == pytest.approx([each.item() for each in expected], rel=1e-3)
+    assert len(table) == 1 + 3 * len(targets)
     zero = delta_health(delta.zeros_like(), base)
     assert zero["ratio_max"] == zero["spectral"] == zero["stable_rank"] == zero["cosine"] == 0
 

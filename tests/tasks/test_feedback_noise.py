@@ -75,6 +75,9 @@ def test_evaluation_counts_are_exact():
     levels = torch.arange(32) % 16 + 1
     assert torch.equal(hidden, -(-(levels * lengths) // 16))
     torch.testing.assert_close(batch.rate, hidden / lengths)
+    few = hide(ids, SHAPE, evaluation_noise(0, range(32), block_size=16, eps=0.0, levels=[0.25, 1.0], repeat=1))
+    expected = torch.where(torch.arange(32) % 2 == 0, lengths, -(-lengths // 4))  # row 0 has the second time of two
+    assert torch.equal((few.labels != -100).sum(-1), expected)
     moved = evaluation_noise(0, range(32), block_size=16, eps=0.0, repeat=1)
     assert not torch.equal(moved.places, noise.places)
     assert moved.rate[0] == noise.rate[1]
