@@ -100,10 +100,18 @@ def collect(options: argparse.Namespace, root: Path) -> list[Report]:
     raise UsageError("name a job file, --all, --script, --checkpoint, or a command after --")
 
 
+def write_file(path: Path, text: str) -> None:
+    """Raises: UsageError where it cannot be written."""
+    try:
+        atomic_write_text(path, text)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}): name another file") from None
+
+
 def page(reports: list[Report], out: Path, check: bool, summary: bool) -> bool:
     """Write the Markdown page; with `check` only report whether it is what would be written, whole or as a summary."""
     if not check:
-        atomic_write_text(out, form.summary(reports) if summary else form.markdown(reports))
+        write_file(out, form.summary(reports) if summary else form.markdown(reports))
         return True
     if out.is_file() and out.read_text(encoding="utf-8") in (form.summary(reports), form.markdown(reports)):
         return True
@@ -127,7 +135,7 @@ def run(argv: list[str]) -> int:
         if options.json == Path("-"):
             print_data(content)
         else:
-            atomic_write_text(options.json, content)
+            write_file(options.json, content)
     fresh = page(reports, options.markdown, options.check, options.summary) if options.markdown else True
     if options.json != Path("-"):
         sys.stdout.write(form.text(reports, verbose=options.verbose, brief=options.check))

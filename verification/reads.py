@@ -14,7 +14,7 @@ from pathlib import Path
 from types import CodeType
 
 from engine.cli.keys import keys_of
-from engine.registry import resolve
+from engine.registry import resolve, split_name
 from verification.modules import closure, code_of, nested
 from verification.recall import recall
 from verification.rule import inert
@@ -32,6 +32,8 @@ def unread_arch(subject: Subject) -> list[str]:
     """Fields of the model's config that nothing reads, those that it declares to have no effect left out."""
     if not (subject.model.config and subject.model.callable) or subject.kind == "launch":
         return []
+    if (split := split_name(subject.model.text, "models")) is None or split[0][0] != "models":
+        return []  # a class of another package: ARC310 and SCR112
     unnamed = recall(["unnamed", subject.model.text], lambda: _unnamed(subject), lasts=lambda answer: True)
     keys = [f"arch.{key}" for key in unnamed]
     return [key.removeprefix("arch.") for key in never_read(subject, [key for key in keys if not inert(subject, key)])]

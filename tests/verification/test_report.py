@@ -145,6 +145,9 @@ def test_outputs_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads((tmp_path / "r.json").read_text())["reports"]
     assert (tmp_path / "r.md").read_text().startswith("# Training path")
     capsys.readouterr()
+    for flag in ("--json", "--markdown"):
+        with pytest.raises(UsageError, match=r"/r\.json/x cannot be written \(.*\): name another file"):
+            run(["jobs-trm.txt", "--static", flag, str(tmp_path / "r.json/x")])
     assert run(["jobs-trm.txt", "--static", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["reports"]
 

@@ -28,6 +28,15 @@ def judged(line: str, **more):
     return verify_command(shlex.split(line), root=more.pop("root", ROOT), **{"probes": False, **more})
 
 
+def test_a_class_of_another_package_and_a_wrong_number_of_processes_fail() -> None:
+    """The first ended the review of a whole job file; torchrun refuses the second when the job has waited its turn."""
+    assert "ARC310" in judged(f"{GOOD} arch.name=losses@ACTLossHead").codes("WARN")
+    for count in ("x", "0", ""):
+        report = judged(f"torchrun --nproc-per-node={count} train.py --config-name=cfg_train_cpu")
+        assert f"--nproc-per-node={count}: expected a number of at least 1, or gpu" in report.of("FAIL")[0].message
+    assert not judged("torchrun --nproc-per-node=gpu pretrain.py").of("FAIL")
+
+
 def test_everything_that_ships_verifies() -> None:
     """By the rules; `make check` has the probes, too, and compares the page."""
     reports = verify_all(ROOT, local_data=False, probes=False)

@@ -22,6 +22,8 @@ from verification.subject import Subject, optimizer_keys
 SUFFIX = re.compile(
     r"[_-](original|orig|old|backup|bak|copy|deprecated|legacy)\d*$|[_-]v\d+[_-]old$|\.(bak|old)$", re.IGNORECASE
 )
+BY_MACHINE = ("gpu", "cpu", "auto")
+"""What torchrun counts by itself."""
 LAUNCHERS = ("python", "torchrun", "accelerate", "deepspeed", "srun", "mpirun")
 OURS = ("dataset", "engine", "launcher", "scripts", "tests", "verification")
 
@@ -76,6 +78,11 @@ def launcher(subject: Subject) -> Iterator[Finding]:
     if {"-m", "--multirun"} & set(command.arguments) and command.launcher == "torchrun":
         text = "-m does not run under torchrun: each job is its own process"
         yield finding("JOB012", "FAIL", text, *place, "drop torchrun")
+        return
+    each = command.flags.get("nproc-per-node", "1") if command.launcher == "torchrun" else "1"
+    if each not in BY_MACHINE and not (each.isdecimal() and int(each)):
+        text = f"--nproc-per-node={each}: expected a number of at least 1, or {', '.join(BY_MACHINE)}"
+        yield finding("JOB012", "FAIL", text, *place)
         return
     nodes = command.flags.get("nnodes", "1").rpartition(":")[2]
     if nodes not in ("", "1") and not {"rdzv-endpoint", "master-addr"} & set(command.flags):
