@@ -33,6 +33,8 @@ _JOB = re.compile(r"\[([ x!-])\][ \t]+(\S.*)", re.DOTALL)
 # The runner adds one of these to a line that it marks [-] and takes exactly one away again.
 _OWNER = re.compile(r"(?P<command>.+) \[(?P<pid>\d+)(?:@(?P<host>[^\s\[\]@]+))?\]\s*", re.DOTALL)
 _DIRECTIVE = re.compile(r"#@[ \t]*([A-Za-z][\w-]*)[ \t]*:[ \t]*(.*)")
+SHELL_SIGNS = frozenset(("&&", "||", "|", "&", ";", ">", ">>", "<", "2>", "2>&1"))
+_VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
 _ENV = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 
 
@@ -157,6 +159,10 @@ def parse_text(text: str) -> tuple[list[Job], list[tuple[int, str]]]:
             about = {"comments": tuple(comments), "intent": intent, "directives": directives, "label": label}
             jobs.append(_read_command(Job(number, match[1], match[2]), **about))
             comments, intent, directives, pending = [], {}, {}, 0
+        elif jobs and jobs[-1].line_number == number - 1 and jobs[-1].command.endswith("\\"):
+            problems.append(
+                (number - 1, "a job is one line: write it without \\ at the end, and the next line behind it")
+            )
         else:
             problems.append((number, f"{line.strip()[:60]!r} is not a job, comment or blank: a job begins with '[ ] '"))
     if pending:
@@ -177,8 +183,9 @@ def read_directive(line: str, intent: dict[str, str], directives: dict[str, str]
         return f"{line.strip()[:60]!r}: expected '#@ intent: key=value ...' or '#@ id: NAME'"
     name, value = match[1].lower(), match[2].strip()
     if name != "intent":
+        twice = name in directives
         directives[name] = value
-        return None
+        return f"'#@ {name}:' stands twice above one job" if twice else None
     try:
         words = shlex.split(value)
     except ValueError as error:
@@ -204,6 +211,16 @@ def _read_command(job: Job, **about: Any) -> Job:
     if not words and error is None:
         error = "there is no command"
     return replace(job, command=command, argv=tuple(words), env=env, owner=owner, error=error, **about)
+
+
+def for_a_shell(job: Job) -> str | None:
+    """What is wrong with a job whose words mean more than text to a shell, which does not read them."""
+    for word in (*job.env.values(), *job.argv):
+        if word in SHELL_SIGNS:
+            return f"{word!r} is for a shell, which does not read this line: write bash -c '...' around the command"
+        if variable := _VARIABLE.search(word) if job.argv[0] not in ("bash", "sh") else None:
+            return f"{variable[0]} is for a shell, which does not read this line: write its value, or ${{oc.env:NAME}}"
+    return None
 
 
 def _flag(word: str) -> str:

@@ -10,10 +10,12 @@ from engine.errors import UsageError
 from engine.io import did_you_mean
 from launcher.children import with_our_python
 from launcher.gpus import gpus_needed
-from launcher.jobs import Job
+from launcher.jobs import Job, for_a_shell
 from launcher.ledger import HOST, Ledger
 from launcher.ranks import Ranks
 
+RESUMES = frozenset(("resume=true", "--resume=true", "--init_from=resume", "init_from=resume"))
+"""A word of a command that goes on with the run of an earlier line."""
 STATUS_HINTS = {
     "!": "failed (--failed takes it)",
     "x": "done (put [ ] to run it again)",
@@ -79,15 +81,23 @@ def check(ledger: Ledger, options: Options) -> None:
     for number, text in file.problems:
         raise UsageError(f"{name} line {number}: {text}")
     seen: dict[tuple[str, str | None], int] = {}
+    folders: dict[str, int] = {}
     for job in file.jobs:
         if not options.selects(job) or job.mark not in " -" + options.marks:
             continue
-        if job.error:
-            raise UsageError(f"{name} line {job.line_number}: {job.error}")
+        if why := job.error or for_a_shell(job):
+            raise UsageError(f"{name} line {job.line_number}: {why}")
         run = (job.id, None if job.label else job.value("project_name"))
         if run in seen:
             raise UsageError(f"{name} lines {seen[run]} and {job.line_number} are both {job.id}: run names must differ")
         seen[run] = job.line_number
+        folder = job.value("run_dir") or job.value("out_dir")
+        if folder and "$" not in folder and not RESUMES & set(job.argv):
+            if folder in folders:
+                raise UsageError(
+                    f"{name} lines {folders[folder]} and {job.line_number} both write to {folder}: one each"
+                )
+            folders[folder] = job.line_number
         if options.gpus is not None and (need := options.gpus_for(job)) > len(options.gpus):
             raise UsageError(f"{job.id} (line {job.line_number}) needs {need} GPUs, --gpus names {len(options.gpus)}")
 

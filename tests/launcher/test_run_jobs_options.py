@@ -86,6 +86,15 @@ def test_only_once_dry_run_and_status(place: Path, capsys: pytest.CaptureFixture
     [
         (["[ ] python job.py a", "python job.py b"], [], "line 2: 'python job.py b'"),
         (["[ ] python 'job.py"], [], "line 1: the command cannot be split"),
+        (["[ ] python job.py \\", "  x=1"], [], "line 1: a job is one line: write it without \\ at the end"),
+        (["[ ] python job.py > log"], [], "line 1: '>' is for a shell, which does not read this line: write bash -c"),
+        (["[ ] python job.py run_dir=$HOME/a"], [], "line 1: $HOME is for a shell"),
+        (["#@ id: a", "#@ id: b", "[ ] python job.py"], [], "line 2: '#@ id:' stands twice above one job"),
+        (
+            ["[ ] python job.py run_dir=a run_name=x", "[ ] python job.py --run_dir a run_name=y"],
+            [],
+            "lines 1 and 2 both write to a: one each",
+        ),
         (["[ ] python job.py run_name=a", "[ ] python job.py run_name=a x"], [], "lines 1 and 2 are both a"),
         (
             ["[ ] python job.py project_name=p run_name=a", "[ ] python b.py ++run_name=a project_name=p"],
