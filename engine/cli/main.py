@@ -89,6 +89,10 @@ def run(launch: Callable[..., Any], family: Family, *, config_dir: Path, sweep: 
             raise UsageError(
                 f"{unreadable[0]!r} is not valid UTF-8: check the terminal's encoding, or quote it differently"
             )
+        if lost := [one for one in folders[1:] if not one.is_dir()]:
+            raise UsageError(f"--config-dir: there is no folder {lost[0]}")
+        if config_name_of(argv) == "" or name.startswith("."):  # Hydra would compose ./NAME into a package without name
+            raise UsageError(no_config(name if config_name_of(argv) else "''", folders))
         based = check_recipe(folders, name, entry)
         groups = find_groups(config_dir, name, *folders[1:])
         if {"-h", "--help"} & set(argv):
@@ -184,6 +188,8 @@ def one_line(error: BaseException, schema: type, config_dir: Path, *more: Path, 
         plain = re.fullmatch(r"[A-Za-z_][\w.]*", key) and value and value[0] not in "[{"
         how = f"write --{key} {shlex.quote(value)}" if plain else "quote a value with special characters"
         return _flat(f"cannot read '{error.override}': {f'{why}; ' if why else ''}{how}")
+    if twice := re.match(r"(?:Multiple values for )?(\S+?)(?:\. To override| appears more than once)", str(error)):
+        return f"{twice[1]} is chosen twice: keep one {twice[1]}=NAME"
     if several := re.match(r"Ambiguous value for argument '\+*([\w.]+)=(.*)'\n", str(error)):
         key, value = several.groups()
         return f"{key}={value} is several values: -m for a sweep, {key}=[{value}] for a list, --{key} {value} for text"
