@@ -62,7 +62,7 @@ def pick_checkpoint(run: Path, name: str) -> Path:
     store = CheckpointStore(run, "")
     if name == "best" and store.best() is None:
         name = "latest"
-    return store.resolve(name)
+    return store.resolve(name, "--checkpoint")
 
 
 def misfit(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:

@@ -177,11 +177,11 @@ class CheckpointStore:
         path = self.folder / name
         return path if STEP_NAME.fullmatch(name) and path.is_dir() and not path.is_symlink() else None
 
-    def resolve(self, spec: str | os.PathLike[str]) -> Path:
+    def resolve(self, spec: str | os.PathLike[str], key: str = "resume_from") -> Path:
         """The directory meant by `latest`, `best`, `step_N`, a checkpoint's path or a run's path (its
         latest).
 
-        Raises: UsageError that lists the checkpoints.
+        Raises: UsageError that names `key`, which gave `spec`, and lists the checkpoints.
         """
         spec = os.fspath(spec)
         if spec in ("latest", "best"):
@@ -195,7 +195,7 @@ class CheckpointStore:
             there = (
                 did_you_mean(spec, ["latest", *(["best"] if self.best() else []), *names]) if names else "it is empty"
             )
-            raise UsageError(f"resume_from={spec}: no such checkpoint in {self.folder}: {there}")
+            raise UsageError(f"{key}={spec}: no such checkpoint in {self.folder}: {there}")
         return path
 
     def _resolve_path(self, path: Path) -> Path | None:

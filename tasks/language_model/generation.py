@@ -5,17 +5,18 @@ Shapes: B samples, K streams, V words, n tokens made.
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 
 from engine.distributed import keyed_generator
 from engine.task import UsageError
 from models.language_models.gpt import GPT
+from reports.cost.batch_size import usual_limit
 
 LEAST_TEMPERATURE = 1e-6
 """Below it logits over the temperature overflow, and the likeliest token is certain."""
+SCORES = 4
+"""Copies of the next token's scores that are made at once: filtered, as probabilities, drawn from."""
 MOST_TOKENS = 1_000_000
 """Of one sample: a longer one is a slip."""
 
@@ -38,18 +39,20 @@ def until(row: Tensor, stop: int | None) -> Tensor:
 
 
 def check_room(model: GPT, samples: int, count: int) -> None:
-    """Raises UsageError for more than MOST_TOKENS, or where the keys and values of the samples exceed the memory."""
+    """Raises UsageError for more than MOST_TOKENS, or where keys, values and scores exceed the memory that is free."""
     if count > MOST_TOKENS:
         raise UsageError(f"samples of {count} tokens: expected at most {MOST_TOKENS:,}")
     config, parameter = model.config, next(model.parameters())
-    size = 2 * config.n_layer * samples * config.block_size * config.kv_heads * (config.n_embd // config.n_head)
-    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    width = config.kv_heads * (config.n_embd // config.n_head)
+    size = 2 * config.n_layer * samples * config.block_size * width * parameter.element_size()
+    scores = SCORES * 4 * samples * max(model.shape.vocab_sizes)  # float32, on the CPU
+    room = usual_limit()
     if parameter.device.type == "cuda":
-        room = torch.cuda.get_device_properties(parameter.device).total_memory
-    if size * parameter.element_size() > room:
+        free = torch.cuda.mem_get_info(parameter.device)[0]
+        room, size, scores = (free, size, 0) if size > free else (room, scores, 0)
+    if size + scores > room:
         raise UsageError(
-            f"{samples:,} samples at once need {size * parameter.element_size() >> 20:,} MiB for keys and values, "
-            f"there are {room >> 20:,}: lower num_samples"
+            f"{samples:,} samples at once need {size + scores >> 20:,} MiB, {room >> 20:,} are free: lower num_samples"
         )
 
 

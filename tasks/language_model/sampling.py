@@ -15,9 +15,15 @@ from tasks.language_model.loading import load_text_run
 from tasks.language_model.report import encode_prompt, start_text
 from tasks.loading import TEXT, with_defaults
 
+WITHOUT = ("steps", "block_length")
+"""Arguments that mean nothing here."""
+
 
 def sample_run(args: argparse.Namespace) -> None:
     """Load the run that `args` names and print its samples. Raises: UsageError."""
+    for name in WITHOUT:
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} has no meaning for a model that writes from left to right")
     args = with_defaults(args, TEXT)
     prompts = [start_text(text) for text in args.prompt]
     run = load_text_run(args.run, checkpoint=args.checkpoint, device=args.device, weights=args.weights)

@@ -13,7 +13,7 @@ from dataset.build_text_dataset import main
 from dataset.text.chars import Char
 from engine.errors import UsageError
 from models.language_models.gpt import GPT, GPTConfig, LMShape
-from tasks.language_model.generation import generate, until
+from tasks.language_model.generation import check_room, generate, until
 from tasks.language_model.report import LanguageReport, encode_prompt, start_text
 
 CONFIG = GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=16)
@@ -50,8 +50,17 @@ def test_more_than_can_be_made_is_refused() -> None:
     prompt = torch.zeros(1, 1, dtype=torch.long)
     with pytest.raises(UsageError, match=r"samples of 1000000000000 tokens: expected at most 1,000,000"):
         generate(model(9), prompt, 10**12)
-    with pytest.raises(UsageError, match=r"samples at once need .* lower num_samples"):
+    with pytest.raises(UsageError, match=r"samples at once need .* MiB, .* are free: lower num_samples"):
         generate(model(9), prompt.expand(10**12, 1), 5)
+
+
+def test_memory_that_others_use_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.language_model.generation.usual_limit", lambda: 10_000)
+    check_room(model(9), 5, 10)
+    with pytest.raises(UsageError, match="10 samples at once"):
+        check_room(model(9), 10, 10)
+    with pytest.raises(UsageError, match="5 samples at once"):
+        check_room(model(900), 5, 10)  # the scores
 
 
 @pytest.mark.parametrize("text", ["\udcff", "abc \ud83d"])

@@ -112,6 +112,8 @@ def test_sample(place: Path, finished: Path) -> None:
         (("--prompt", "§"), "§"),
         (("--prompt", "a", "b"), "2 were given, expected 1"),
         (("--dataset", "plain"), "one vocabulary"),
+        (("--steps", "3"), "--steps has no meaning for a model that writes from left to right"),
+        (("--checkpoint", "step_99"), "error: --checkpoint=step_99: no such checkpoint"),
     ):
         done = sample(place, run, *argv)
         assert done.code == 2, done.output
