@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from engine.config import NOT_IDENTITY as RUN_NOT_IDENTITY, RunConfig
+from engine.config import NOT_IDENTITY as RUN_NOT_IDENTITY, RunConfig, is_folder_name
 from engine.fields import Inert, NotBlank, Range, check_fields
 from engine.io import did_you_mean
 from engine.loop.schedule import Decay
@@ -178,7 +178,11 @@ class FeedforwardConfig(RunConfig):
         self.enable_csv = False  # its file would be replaced by the report's of the same name
         self.compile = {"true": "block", "false": "off"}.get(self.compile, self.compile)  # type: ignore[assignment]
         super().__post_init__()
-        if self.active_dataset not in self.datasets:
+        for key in ("ff_run_name", "fb_run_name", "fb_rec_run_name"):
+            if not (name := getattr(self, key)).strip() or not is_folder_name(name):
+                raise ValueError(f"{key}={name[:40]!r}: expected what begins a folder's name; a path is out_dir's")
+        finds_a_run = self.resume == "true" and not self.datasets  # its own data sets are read with it
+        if self.active_dataset not in self.datasets and not finds_a_run:
             known = ", ".join(self.datasets) or "none"
             if not self.active_dataset:
                 raise ValueError(f"active_dataset is required and has no value: choose a key of datasets, {known}")

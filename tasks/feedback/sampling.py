@@ -8,9 +8,10 @@ import torch
 
 from engine.errors import UsageError
 from engine.io import print_rank0
+from reports.cost.batch_size import usual_limit
 from tasks.feedback.generation import Sampling, base_passes, fill, predictor
 from tasks.feedback.loading import FeedbackRun, load_feedback_run
-from tasks.language_model.generation import until
+from tasks.language_model.generation import SCORES, until
 from tasks.language_model.report import encode_prompt, start_text
 from tasks.loading import TEXT, with_defaults
 
@@ -40,6 +41,7 @@ def sample_run(args: argparse.Namespace) -> None:
     )
     start = encode_prompt(run.tokenizer, prompt)[0]
     count = new_tokens(run, len(start), args.max_new_tokens)
+    check_room(args.num_samples, (len(start) + count) * run.shape.words)
     row = torch.cat((start, torch.full((count,), run.shape.mask_id)))
     base = run.base.model if run.base is not None else None
     made = fill(
@@ -56,6 +58,15 @@ def sample_run(args: argparse.Namespace) -> None:
         text = torch.cat((tokens[: len(start)], until(tokens[len(start) :], run.tokenizer.eot)))
         print(f"--- step {run.step} {cost} sample {number}")
         print(run.tokenizer.decode(text.tolist()))
+
+
+def check_room(samples: int, scores: int) -> None:
+    """Raises UsageError where the scores of all places of the samples exceed the memory that is free."""
+    size, room = SCORES * 4 * samples * scores, usual_limit()
+    if size > room:
+        raise UsageError(
+            f"--num-samples {samples:,} at once need {size >> 20:,} MiB, {room >> 20:,} are free: lower it"
+        )
 
 
 def new_tokens(run: FeedbackRun, before: int, asked: int) -> int:

@@ -236,6 +236,9 @@ def test_answers_are_judged_and_shown_and_text_is_written(place: Path) -> None:
     refused = run_script("scripts/sample", *words, "--top-k", "5", cwd=place)
     assert refused.code == 2
     assert "--top-k has no meaning" in refused.output
+    refused = run_script("scripts/sample", *words, "--num-samples", "1000000000", cwd=place)
+    assert refused.code == 2
+    assert "--num-samples 1,000,000,000 at once need" in refused.output
 
 
 def test_a_base_writes_text(place: Path) -> None:

@@ -243,6 +243,7 @@ JUDGED = "evaluators=[{name: final_number@FinalNumber}]"
             ["--active_dataset", "gsm8k", "eval_t_grid=few"],
             "eval_t_grid: expected integer or list of number, got 'few'",
         ),
+        (["--active_dataset", "gsm8k", "ff_run_name=a/b"], "ff_run_name='a/b': expected what begins a folder's name"),
         (["--active_dataset", "gsm8k", "datasets.gsm8k.path=gone"], "error: data set gone does not exist"),
         (["--active_dataset", "gsm8k", "datasets.gsm8k.block_size=4", JUDGED], "none of the"),
     ],
@@ -271,6 +272,19 @@ def test_a_single_document_cannot_be_held_back(place: Path) -> None:
     result = attempt(place, "feedforward_train", "--active_dataset", "gsm8k", "datasets.gsm8k.path=one")
     assert result.code == 2
     assert "one trains on a single document, so none can be held back: add select_on=test" in errors(result.output)[0]
+
+
+def test_a_data_set_of_ones_own_is_resumed_by_its_name(place: Path) -> None:
+    """No recipe has it: the run to be resumed does."""
+    own = (f"datasets.mine.{word}" for word in ("name=gsm8k", "path=data/gsm8k_byte", "block_size=48"))
+    begun = attempt(place, "feedforward_train", "--active_dataset", "mine", *own, "max_steps=1")
+    assert begun.code == 0, begun.output
+    words = ("--active_dataset", "mine", "--resume", "True", "max_steps=2")
+    result = run_script("feedforward_train", *words, cwd=place)
+    assert result.code == 0, result.output
+    assert "resuming from step_1" in result.output
+    refused = run_script("feedforward_train", *words, "--checkpoint_dir", "gone", cwd=place)
+    assert "nothing to resume: no checkpoint in .out/mine/gone" in errors(refused.output)[0]
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
