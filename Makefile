@@ -27,7 +27,7 @@ demo: $(STAMP)  ## learn 4x4 Sudoku and draw the model thinking (make demo DEVIC
 	$(PY) scripts/evaluate.py checkpoints/demo/sudoku_4x4 --device $(DEVICE)
 	$(PY) scripts/visualize.py checkpoints/demo/sudoku_4x4 --device $(DEVICE) --out demo/thinking.png
 
-# tests start hundreds of processes, which would compile every file anew where the machine switches bytecode off
+# every worker rewrites the assertions of all test files, unless it may keep what one has written
 test: $(STAMP)  ## the fast tests, on all cores
 	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 

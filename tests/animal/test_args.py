@@ -88,19 +88,19 @@ def test_defaults_of_the_command_line() -> None:
         assert composed(*words)["arch"]["loss"]["w_kl"] == 0.1
 
 
-@pytest.mark.parametrize("flag", FLAGS)
-def test_every_flag_in_every_style(flag: str) -> None:
-    before = FLAGS[flag]
-    other = OTHER.get(
-        flag, before + 1 if isinstance(before, int) else before / 2 if isinstance(before, float) else None
-    )
-    styles = [[f"--{flag}", str(other)], [f"--{flag}={other}"]]
-    if " " not in str(other):
-        styles.append([f"{flag}={other}"])
-    if flag == "use_wandb":
-        styles.append(["--use_wandb"])
-    for words in styles:
-        assert value(composed(*words), flag) == other, words
+def test_every_flag_in_every_style() -> None:
+    others = {
+        flag: OTHER[flag] if flag in OTHER else before + 1 if isinstance(before, int) else before / 2
+        for flag, before in FLAGS.items()
+    }
+    apart = [word for flag, other in others.items() for word in (f"--{flag}", str(other))]
+    joined = [f"--{flag}={other}" for flag, other in others.items()]
+    hydra = [f"{flag}={other}" for flag, other in others.items() if " " not in str(other)]
+    for words in (apart, joined, hydra, [*joined[:-1], "--use_wandb", joined[-1]]):
+        resolved = composed(*words)
+        given = {flag for flag in others if any(flag in word for word in words)}
+        assert {flag: value(resolved, flag) for flag in given} == {flag: others[flag] for flag in given}
+    assert value(composed("--use_wandb"), "use_wandb") is True
 
 
 def test_layers_to_adapt_as_flags() -> None:
