@@ -51,6 +51,7 @@ def adapter(folder: Path, on: Path, arch: dict[str, Any], loss: float, *, seed: 
     results = {METRIC: loss, "eval/base_loss": 3.5, "eval/nll_pass0": 3.5, "eval/nll_pass1": loss}
     results |= {"eval/nll_pass2": loss} if arch.get("n_passes") == 2 else {}
     results |= {"eval/shuffled_nll": loss + 0.1, "eval/mean_nll": loss} if "mode" in arch else {}
+    results |= {"eval/gap_closed": 0.25} if arch.get("accumulate") else {}
     made_up.write_run(folder, config, {**results, "eval/parameters": size, "eval/flops": 20.0})
 
 
@@ -89,6 +90,10 @@ def test_cells_lie_in_sections_and_have_the_nearest_lora(runs: Path) -> None:
 
 def test_the_report_is_written(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter(runs / "orphan", tmp_path / "gone", HYPER, 1.0, seed=3)
+    newer = {"accumulate": False, "scale_rule": "sqrt"}
+    adapter(runs / "newer", runs / "wikitext_1", HYPER | newer, 2.9, seed=3)
+    adapter(runs / "added", runs / "wikitext_1", HYPER | {"n_passes": 2, "accumulate": True}, 2.6)
+    adapter(runs / "scaled", runs / "wikitext_1", {**LORA, "lora_rank": 4, "scale_rule": "rank"}, 3.2, size=900.0)
     main(parse([str(runs), "--out", str(tmp_path / "report")]))
     text = (tmp_path / "report/report.md").read_text()
     assert text.strip() in capsys.readouterr().out
@@ -96,6 +101,11 @@ def test_the_report_is_written(runs: Path, tmp_path: Path, capsys: pytest.Captur
     row = next(line for line in text.splitlines() if "2 passes" in line and line.count("|") > 9)
     assert [cell.strip() for cell in row.split("|")][2:8] == ["2", "30", "20", "2.715", "0.007", "3.500"]
     assert "-0.300" in row
+    losses = (line.split("|") for line in text.partition("## Passes")[0].splitlines() if line.startswith("| wikitext"))
+    rows = {line[1].strip(): line for line in losses}
+    assert rows["wikitext -> gsm8k: distinct, rank 4"][2].strip() == "3"  # older runs lack the keys of the newer one
+    assert rows["wikitext -> gsm8k: distinct, rank 4, 2 passes that add up"][-2].strip() == "0.25"
+    assert "wikitext -> gsm8k: static LoRA, rank 4, scale rank" in rows
     assert "orphan cannot be placed: ff_checkpoint_dir=" in text
     listed = json.loads((tmp_path / "report/report.json").read_text())["cells"]
     assert listed["gsm8k: base"]["score"]["mean"] == 2.0

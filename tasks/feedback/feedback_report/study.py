@@ -25,8 +25,9 @@ from tasks.loading import home_of
 METRIC, PARAMETERS, FLOPS = "eval/loss", "eval/parameters", "eval/flops"
 LORA, TUNED, HYPER = "static_lora@StaticLora", "attention_finetune@AttentionFineTune", "hypernetwork@HyperNetwork"
 BASE, LOOPED = "base@BaseLM", "looped@LoopedLM"
-RANK, MODE, REVERSE, READS, PASSES = (
-    f"arch.{key}" for key in ("lora_rank", "mode", "feedback_reverse", "conditioning", "n_passes")
+RANK, MODE, REVERSE, READS, PASSES, ADDED, SCALE = (
+    f"arch.{key}"
+    for key in ("lora_rank", "mode", "feedback_reverse", "conditioning", "n_passes", "accumulate", "scale_rule")
 )
 _LEFT_OUT = {*FeedbackConfig.NOT_IDENTITY, "ff_checkpoint_dir", "ff_checkpoint_name", "script", "epochs"}
 
@@ -70,7 +71,8 @@ class FeedbackStudy(Study):
         """Of the data sets, the active one alone."""
         datasets = config.get("datasets") or {}
         kept = {**config, "datasets": datasets.get(config.get("active_dataset"))}
-        return dict(leaves({name: value for name, value in kept.items() if name not in {*self.ignored, "seed"}}))
+        settings = leaves({name: value for name, value in kept.items() if name not in {*self.ignored, "seed"}})
+        return with_later_keys(dict(settings))
 
     def is_baseline(self, settings: Mapping[str, Any]) -> bool:
         return kind(settings) == LORA
@@ -99,6 +101,14 @@ class FeedbackStudy(Study):
     def rank(self, cell: Cell) -> int:
         order = [BASE, LOOPED, LORA, TUNED, HYPER]
         return order.index(kind(cell.settings)) if kind(cell.settings) in order else len(order)
+
+
+def with_later_keys(settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with the values of keys that older runs lack, so that these share a cell with newer ones."""
+    later: dict[str, Any] = {"eval_t_grid": 16}
+    later |= {SCALE: "sqrt"} if kind(settings) in (LORA, HYPER) else {}
+    adds = settings.get(ADDED, False) and settings.get(PASSES, 1) > 1  # one pass has nothing to add
+    return {**later, **settings, **({ADDED: adds} if kind(settings) == HYPER else {})}
 
 
 def kind(settings: Mapping[str, Any]) -> str:
@@ -130,11 +140,12 @@ def _name(settings: Mapping[str, Any]) -> str:
     if what in (BASE, LOOPED):
         return f"{of}: base" + (f", looped {get('arch.loops')} times" if what == LOOPED else "")
     if what == LORA:
-        return f"{of}: static LoRA, rank {get(RANK)}"
+        return f"{of}: static LoRA, rank {get(RANK)}" + (f", scale {get(SCALE)}" if get(SCALE) != "sqrt" else "")
     if what == TUNED:
         return f"{of}: fine-tuning of {', '.join(get('arch.targets', ()))}"
     words = [f"{of}: {get(MODE)}", f"rank {get(RANK)}"]
     words += ["reversed"] if get(REVERSE) else []
     words += [f"reads {get(READS)}"] if get(READS) != "hidden" else []
-    words += [f"{get(PASSES)} passes"] if get(PASSES, 1) > 1 else []
+    words += [f"scale {get(SCALE)}"] if get(SCALE, "sqrt") != "sqrt" else []
+    words += [f"{get(PASSES)} passes" + (" that add up" if get(ADDED) else "")] if get(PASSES, 1) > 1 else []
     return ", ".join(words)

@@ -41,7 +41,10 @@ def report_text(cells: Sequence[Cell], compared: Mapping[str, Comparison], warni
 
 
 def loss_table(cells: Sequence[Cell], compared: Mapping[str, Comparison]) -> Table:
-    """Loss, parameters and operations of each cell, and the difference from its static LoRA."""
+    """Loss, parameters and operations of each cell, and the difference from its static LoRA; the share of the gap to an
+    in-domain base where one was measured."""
+    closed = [mean(cell, "eval/gap_closed") for cell in cells]
+    more = [] if closed == [None] * len(cells) else [Column("gap closed", "number", digits=2)]
     table = Table(
         [
             Column("cell"),
@@ -53,13 +56,15 @@ def loss_table(cells: Sequence[Cell], compared: Mapping[str, Comparison]) -> Tab
             Column("of the plain base", "number"),
             Column("difference", "number", signed=True),
             INTERVAL,
+            *more,
         ]
     )
-    for cell in cells:
+    for cell, share in zip(cells, closed, strict=True):
         score, gap = compared[cell.name]["score"], compared[cell.name]["difference"]
         difference = (None, None) if gap is None else (gap["mean"], gap["t"])
         sizes = mean(cell, PARAMETERS), mean(cell, FLOPS)
-        table.add(cell.name, score["n"], *sizes, score["mean"], score["sd"], mean(cell, "eval/base_loss"), *difference)
+        row = cell.name, score["n"], *sizes, score["mean"], score["sd"], mean(cell, "eval/base_loss"), *difference
+        table.add(*row, *([share] if more else []))
     return table
 
 
