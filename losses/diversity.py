@@ -12,8 +12,10 @@ With l_t = log pi(token t) at temperature 1 over all words:
     tb        mean_i (D_i - mean D)²,  D_i = Σ_t l_t - log R_i          (VarGrad form of trajectory balance, no log Z)
               log R = log p_base - alpha_c log(f_o K) - alpha_o log(f_k|o K_o), invalid: log p_base - invalid_penalty
 
-f are the base's own frequencies. With alpha 1, R is the distribution nearest to the base, in KL(. | base), whose
-options and clusters are uniform. Every objective depends on l through sums over the whole batch, so its gradient with
+Of several concepts L_c is the sum over them, and so is alpha_c log(f_o K); clusters are those of the first one's
+options. f are the base's own frequencies. With alpha 1 and one concept, R is the distribution nearest to the base, in
+KL(. | base), whose options and clusters are uniform (of several: where the base names them independently of one
+another). Every objective depends on l through sums over the whole batch, so its gradient with
 respect to each l_t is calculated here in closed form; the trainer back-propagates Σ coefficient · l_t in as many parts
 as it likes. B rows, T tokens.
 """
@@ -21,6 +23,7 @@ as it likes. B rows, T tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,6 +45,8 @@ class Alternatives:
     """[A] log-probability of the alternative's tokens, given the text before it."""
     option: Tensor
     """int64 [A]"""
+    concept: Tensor
+    """int64 [A]: 0 for the first concept, from 1 for the further ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,8 @@ class Frequencies:
     """[K]"""
     cluster: Tensor
     """[K, most clusters]: share among the completions of the option; 0 where there is no such cluster."""
+    further: Sequence[Tensor] = ()
+    """[K] of each further concept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +98,12 @@ class DiversityLoss(nn.Module):
         *,
         alternatives: Alternatives | None = None,
         frequencies: Frequencies | None = None,
+        further: Sequence[int] = (),
     ) -> DiversityResult:
-        """logp and ref [B, T] under the model and the base; clusters int64 [K]: K_o, 0 where there are none yet."""
-        config = self.config
-        concept, of_concept = concept_loss(logp, batch, len(clusters))
+        """logp and ref [B, T] under the model and the base; clusters int64 [K]: K_o, 0 where there are none yet;
+        `further` has K of each further concept."""
+        config, sizes = self.config, (len(clusters), *further)
+        concept, of_concept = concept_loss(logp, batch, sizes)
         opened, of_open = open_loss(logp, batch, clusters)
         ref_kl, of_kl = reference_kl(logp, ref, batch.mask)
         of_alternatives = None
@@ -107,7 +116,7 @@ class DiversityLoss(nn.Module):
             if config.objective == "kl_exact":
                 if alternatives is None:
                     raise ValueError("objective=kl_exact needs alternatives")
-                concept, of_rows = to_uniform(alternatives.logp, alternatives.option, len(clusters))
+                concept, of_rows = exact_concept_loss(alternatives, sizes)
                 of_alternatives, of_concept = config.w_c * of_rows, torch.zeros_like(logp)
             terms = ((config.w_c, concept), (config.w_o, opened), (config.w_kl, ref_kl))
             total = torch.stack([weight * value.nan_to_num(0.0) for weight, value in terms]).sum()
@@ -127,6 +136,9 @@ class DiversityLoss(nn.Module):
         base = (ref * batch.mask).sum(-1)
         option, cluster = batch.option.clamp(min=0), batch.cluster.clamp(min=0)
         even = config.alpha_c * (frequencies.option[option] * len(clusters)).log()
+        for number, shares in enumerate(frequencies.further):
+            named = batch.further_option[:, number].clamp(min=0)
+            even = even + config.alpha_c * (shares[named] * len(shares)).log()
         inside = frequencies.cluster[option, cluster] * clusters[option]
         even = even + config.alpha_o * inside.log().where(batch.cluster >= 0, 0.0)
         return base - even.where(valid, config.invalid_penalty)
@@ -151,10 +163,25 @@ def to_uniform(log_weights: Tensor, bucket: Tensor, buckets: int) -> tuple[Tenso
     return value, slope.where(taken, 0.0)
 
 
-def concept_loss(logp: Tensor, batch: Completions, options: int) -> tuple[Tensor, Tensor]:
-    """(L_c, its gradient [B, T] with respect to logp [B, T])."""
-    value, slope = to_uniform((logp * batch.concept).sum(-1), batch.option, options)
-    return value, slope.unsqueeze(-1) * batch.concept
+def concept_loss(logp: Tensor, batch: Completions, options: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(L_c, its gradient [B, T] with respect to logp [B, T]); `options` has K of each concept."""
+    value, slope = to_uniform((logp * batch.concept).sum(-1), batch.option, options[0])
+    gradient = slope.unsqueeze(-1) * batch.concept
+    for number, count in enumerate(options[1:]):
+        named = batch.further[:, number]
+        more, slope = to_uniform((logp * named).sum(-1), batch.further_option[:, number], count)
+        value, gradient = value + more, gradient + slope.unsqueeze(-1) * named
+    return value, gradient
+
+
+def exact_concept_loss(alternatives: Alternatives, options: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(L_c by the probabilities of all options, its gradient [A] with respect to those of the alternatives)."""
+    parts = [
+        to_uniform(alternatives.logp, alternatives.option.where(alternatives.concept == number, NONE), count)
+        for number, count in enumerate(options)
+    ]
+    values, slopes = zip(*parts, strict=True)
+    return torch.stack(values).sum(), torch.stack(slopes).sum(0)
 
 
 def open_loss(logp: Tensor, batch: Completions, clusters: Tensor) -> tuple[Tensor, Tensor]:

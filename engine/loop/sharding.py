@@ -148,6 +148,7 @@ class ShardedReducer(GradientReducer):
 def _separate_blocks(module: nn.Module) -> list[nn.Module]:
     """The blocks of a model, to be gathered one by one; none where one uses modules of another, which it then keeps
     past nn.Module's registration."""
-    blocks: list[nn.Module] = getattr(module, "blocks", list)()
+    # those of a frozen base that the model only holds are no part of it
+    blocks: list[nn.Module] = [one for one in getattr(module, "blocks", list)() if one in set(module.modules())]
     borrowed = [value for block in blocks for value in vars(block).values() if isinstance(value, nn.Module)]
     return [] if borrowed else blocks

@@ -19,6 +19,7 @@ from torch import nn
 
 from engine.errors import UsageError
 from models.animal.config import LoraConfig
+from models.animal.operations import sizes_of
 
 INSTALL = "pip install -e '.[animal]'"
 LINEAR = ("Linear", "Conv1D")
@@ -51,6 +52,8 @@ class LoraLM(nn.Module):
         except ImportError:
             raise UsageError(f"adapters need the peft library: {INSTALL}") from None
         self.config, self.base = config, base
+        self.lengths = (1, 1)
+        """Tokens of the prompt, and of a completion at most: what `flops` counts. The run sets them."""
         dtype = auto_dtype if config.forward_dtype == "auto" else getattr(torch, config.forward_dtype)
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # peft's use
         targets = lora_targets(base.model, config.lora_target_modules)
@@ -115,6 +118,20 @@ class LoraLM(nn.Module):
     def param_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """One group: all adapters."""
         return {"adapter": dict(self.named_parameters())}
+
+    def blocks(self) -> list[nn.Module]:
+        """Compile units: the transformer blocks of the base, with the adapters in them."""
+        lists = [module for module in self.language_model.modules() if isinstance(module, nn.ModuleList)]
+        return list(max(lists, key=lambda each: sum(p.numel() for p in each.parameters()), default=[]))
+
+    def flops(self, rows: int) -> dict[str, float]:
+        """Operations for `rows` completions, all as long as they may be (`lengths`): `train` one step (sampling, scores
+        under model and base, the pass that gradients flow through, its backward pass), `eval` one evaluation (sampling,
+        scores under both). Rows that tb replays and the alternatives of kl_exact are not counted."""
+        sizes, (before, tokens) = sizes_of(self.language_model, self.blocks()), self.lengths
+        scores = [sizes.scoring(rows, tokens, before, adapted=adapted) for adapted in (True, False)]
+        measured = sizes.sampling(rows, tokens, before) + sum(scores)
+        return {"train": measured + sizes.training(rows, tokens, before), "eval": measured}
 
     @property
     def positions(self) -> int | None:

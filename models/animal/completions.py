@@ -1,4 +1,4 @@
-"""Completions of one prompt as tensors. B rows, T tokens, P tokens of the prompt, V words."""
+"""Completions of one prompt as tensors. B rows, T tokens, P tokens of the prompt, V words, F further concepts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import Tensor
 
 NONE = -1
 """No option, or no cluster."""
+BY_TOKEN = ("ids", "mask", "concept", "open", "further")
+"""Fields whose last axis is T."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,10 @@ class Completions:
     """int64 [B]: number of the option that a valid row names; -1 in others."""
     cluster: Tensor
     """int64 [B]: cluster of the open block among those of its option; -1 where there is none."""
+    further: Tensor
+    """bool [B, F, T]: tokens that name each further concept, in valid rows."""
+    further_option: Tensor
+    """int64 [B, F]: number of its option; -1 in rows that are not valid."""
 
     @property
     def valid(self) -> Tensor:
@@ -41,11 +47,13 @@ class Completions:
         """The rows of both, padded to the longer of them."""
         length = max(self.ids.shape[1], other.ids.shape[1])
 
-        def pad(tensor: Tensor) -> Tensor:
-            return tensor if tensor.ndim == 1 else torch.nn.functional.pad(tensor, (0, length - tensor.shape[1]))
+        def padded(of: Completions, name: str) -> Tensor:
+            tensor: Tensor = getattr(of, name)
+            missing = length - of.ids.shape[1] if name in BY_TOKEN else 0
+            return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
 
-        pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-        return Completions(**{name: torch.cat((pad(one), pad(two))) for name, one, two in pairs})
+        names = (field.name for field in fields(self))
+        return Completions(**{name: torch.cat((padded(self, name), padded(other, name))) for name in names})
 
     def to(self, device: torch.device) -> Completions:
         """On another device."""

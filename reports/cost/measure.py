@@ -168,7 +168,7 @@ def measure(config: Any, build: Callable[..., TrainingPlan], *, steps: int, seco
         within = steps_within(config.max_seconds - extra, timed_stages(parts(planned), step_seconds))
     last = min(planned, within or planned)
     evaluations, final = _before(eval_steps, last), int(plan.final_eval or last in eval_steps)
-    examples = _eval_examples(plan.task, len(evaluations), final)
+    examples = _eval_examples(plan.task, evaluations, final)
     flops: Any = getattr(trainer.module, "flops", None)
     return Measurement(
         device=str(runtime.device),
@@ -236,7 +236,10 @@ def checkpoints_kept(saves: Sequence[Sequence[int]], keep_last: int, keep_every:
     return len(newest) + stay + best_is_another
 
 
-def _eval_examples(task: Any, during: int, final: int) -> int | None:
+def _eval_examples(task: Any, evaluations: Sequence[int], final: int) -> int | None:
+    if (counted := getattr(task, "evaluated_rows", None)) is not None:
+        return int(counted(evaluations, final=bool(final)))
+    during = len(evaluations)
     usual, last, held_back = (getattr(task, f"{name}_sampler", None) for name in ("eval", "final", "validation"))
     if usual is None or last is None:
         return None

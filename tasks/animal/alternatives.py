@@ -13,48 +13,57 @@ import torch
 from torch import Tensor
 
 from tasks.animal.blocks import Blocks, RawTextProcessor
-from tasks.animal.concepts import forms
+from tasks.animal.concepts import Concept, Mention, forms
 from tasks.animal.sampler import Drawn
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A alternatives: ids int64 [A, T], mask bool [A, T] of the tokens that name the option, option int64 [A]."""
+    """A alternatives: ids int64 [A, T], mask bool [A, T] of the tokens that name the option, option int64 [A], and the
+    concept that it is of, int64 [A]: 0 for the first."""
 
     ids: Tensor
     mask: Tensor
     option: Tensor
+    concept: Tensor
 
 
 def alternatives(processor: RawTextProcessor, drawn: Drawn, pad: int) -> Rows:
     """Those of all valid completions."""
-    made: list[tuple[list[int], int, int]] = []  # tokens, where the option begins, its number
+    made: list[tuple[list[int], int, int, int]] = []  # tokens, where the option begins, its number, its concept
     for row, blocks in enumerate(drawn.blocks):
-        if blocks.valid:
-            before = drawn.ids[row, : blocks.concept[0]].tolist()
-            named = drawn.ids[row, : blocks.concept[1]].tolist()
-            for number, tokens in _of_one(processor, before, named, blocks):
-                made.append((before + tokens, len(before), number))
-    length = max((len(tokens) for tokens, _, _ in made), default=1)
+        for place, (concept, mention, span) in enumerate(_places(processor, blocks)):
+            before, named = (drawn.ids[row, :end].tolist() for end in span)
+            for number, tokens in _of_one(processor, before, named, concept, mention, blocks.text):
+                made.append((before + tokens, len(before), number, place))
+    length = max((len(tokens) for tokens, *_ in made), default=1)
     places = torch.arange(length)
-    ends = torch.tensor([len(tokens) for tokens, _, _ in made]).reshape(-1, 1)
-    starts = torch.tensor([start for _, start, _ in made]).reshape(-1, 1)
-    ids = torch.tensor([tokens + [pad] * (length - len(tokens)) for tokens, _, _ in made]).reshape(-1, length)
-    return Rows(ids.long(), (places >= starts) & (places < ends), torch.tensor([n for _, _, n in made]).long())
+    ends = torch.tensor([len(tokens) for tokens, *_ in made]).reshape(-1, 1)
+    starts = torch.tensor([start for _, start, *_ in made]).reshape(-1, 1)
+    ids = torch.tensor([tokens + [pad] * (length - len(tokens)) for tokens, *_ in made]).reshape(-1, length)
+    options, concepts = (torch.tensor([each[k] for each in made]).long() for k in (2, 3))
+    return Rows(ids.long(), (places >= starts) & (places < ends), options, concepts)
+
+
+def _places(processor: RawTextProcessor, blocks: Blocks) -> list[tuple[Concept, Mention, tuple[int, int]]]:
+    """Each concept with its mention and its tokens; none of a completion that is not valid."""
+    if not blocks.valid:
+        return []
+    spans = [blocks.concept, *(span for _, span in blocks.further)]
+    concepts = (processor.concept, *processor.further)
+    return list(zip(concepts, processor.mentions(blocks.text), spans, strict=True))
 
 
 def _of_one(
-    processor: RawTextProcessor, before: list[int], named: list[int], blocks: Blocks
+    processor: RawTextProcessor, before: list[int], named: list[int], concept: Concept, mention: Mention, text: str
 ) -> list[tuple[int, list[int]]]:
     """(option, tokens) of every continuation. Of an option none begins with another: its probability has that one's."""
     head = processor.decode(before)
-    mention = processor.concept.find(blocks.text)
-    assert mention is not None
     gap = processor.decode(named)[len(head) :]
     gap = gap[: max(mention.start - len(head), 0)]
-    first = blocks.text[mention.start]
+    first = text[mention.start]
     alternatives: list[tuple[int, list[int]]] = []
-    for number, (option, synonyms) in enumerate(processor.concept.options.items()):
+    for number, (option, synonyms) in enumerate(concept.options.items()):
         own: list[list[int]] = []
         for form in (form for word in (option, *synonyms) for form in forms(word)):
             word = form[:1].upper() + form[1:] if first.isupper() else form

@@ -59,10 +59,9 @@ class AnimalConfig(RunConfig):
 
     arch: dict[str, Any]
     """The adapters: `name: module@Class` under models/, their keys, and the `loss:` block (config/arch/animal.yaml)."""
-    compile: Annotated[  # type: ignore[assignment]
-        Literal["auto", "off"], Inert("", "every prompt and length would be compiled anew")
-    ] = "auto"
-    """Nothing is compiled."""
+    compile: Literal["auto", "off", "block"] = "auto"  # type: ignore[assignment]
+    """block: compile the blocks of the base for the pass with gradients, whose rows are padded to max_new_tokens; auto:
+    off, since sampling, most of a step, has another length at every token."""
     step_graph: Annotated[Literal["auto", "off"], Inert("", "texts are generated in its steps")] = "auto"  # type: ignore[assignment]
     """Not available here: no step is captured."""
 
@@ -90,6 +89,8 @@ class AnimalConfig(RunConfig):
     """JSON file, concept -> option -> synonyms; null: config/concepts.json."""
     concept_options: list[str] | None = None
     """Options of the concept, if not all of those in the file, or other ones."""
+    further_concepts: list[str] = field(default_factory=list)
+    """Further concepts of the file that every sample must name, with equally frequent options each."""
     n_clusters: Annotated[int, Range(2)] = 5
     """Clusters of the texts that follow each option."""
     cluster_selection: Literal["fixed", "silhouette"] = "fixed"
@@ -104,6 +105,8 @@ class AnimalConfig(RunConfig):
     """New samples of an option after which its clusters are refitted."""
     min_samples_for_clustering: Annotated[int, Range(2)] = 20
     """Minimum samples of an option before it is clustered."""
+    pool_clusters: bool = False
+    """Options with fewer samples than that use clusters of the samples of all options."""
     embedder: Annotated[str, NotBlank("auto, tfidf, hash, or a sentence-transformers folder")] = "auto"
     """Text embedding: a sentence-transformers model by folder or name, tfidf, hash, or auto."""
     replay_fraction: Annotated[float, Range(0), _TB] = 0.25

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.animal.concepts import Concept
+from tasks.animal.concepts import Concept, Mention
 
 LETTERS = 3
 """An open block has this many letters at least: a comma is none."""
@@ -18,10 +18,15 @@ LETTERS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Where the blocks of a completion lie: half-open ranges of its tokens, in this order, that cover 0 .. n."""
+    """Where the blocks of a completion lie: half-open ranges of its tokens, in this order, that cover 0 .. n.
+
+    Of several concepts the prefix ends before the first mention, the open block begins behind the last one, and what
+    stands between them is in no block.
+    """
 
     text: str
     option: str | None
+    """Of the first concept; None where one of the concepts is not named."""
     prefix: tuple[int, int]
     concept: tuple[int, int]
     """Empty where no option is named."""
@@ -31,6 +36,8 @@ class Blocks:
     """"" for a valid completion; else as `Sample.reason`."""
     length: int
     """Tokens up to and including the one that ended it: those that were sampled."""
+    further: tuple[tuple[str, tuple[int, int]], ...] = ()
+    """Option and tokens of each further concept; () where one of the concepts is not named."""
 
     @property
     def valid(self) -> bool:
@@ -39,19 +46,35 @@ class Blocks:
 
 
 class RawTextProcessor:
-    """Splits completions of `tokenizer` at the first mention of an option of `concept`.
+    """Splits completions of `tokenizer` at the first mention of an option of `concept`, and of each `further` one.
 
     A completion ends at the end token, or where one of `stop_strings` is complete.
     """
 
-    def __init__(self, tokenizer: Any, concept: Concept, stop_strings: Sequence[str] = ("\n",)) -> None:
-        self.tokenizer, self.concept = tokenizer, concept
+    def __init__(
+        self,
+        tokenizer: Any,
+        concept: Concept,
+        stop_strings: Sequence[str] = ("\n",),
+        further: Sequence[Concept] = (),
+    ) -> None:
+        self.tokenizer, self.concept, self.further = tokenizer, concept, tuple(further)
         self.stop_strings = tuple(stop_strings)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, end tokens left out and blanks as they are."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+    def mentions(self, text: str) -> list[Mention]:
+        """That of each concept, in their order, none within another; [] where one is missing."""
+        found: list[Mention] = []
+        for concept in (self.concept, *self.further):
+            mention = concept.find(text, found)
+            if mention is None:
+                return []
+            found.append(mention)
+        return found
 
     def split(self, ids: Sequence[int]) -> Blocks:
         """The blocks of the sampled tokens `ids`, whatever is behind their end."""
@@ -69,8 +92,8 @@ class RawTextProcessor:
         return self._blocks(text, offsets[: n + 1], length, ended)
 
     def _blocks(self, text: str, offsets: list[int], length: int, ended: bool) -> Blocks:
-        n, mention = len(offsets) - 1, self.concept.find(text)
-        if mention is None:
+        n, mentions = len(offsets) - 1, self.mentions(text)
+        if not mentions:
             return Blocks(
                 text=text,
                 option=None,
@@ -81,19 +104,20 @@ class RawTextProcessor:
                 reason="no_concept",
                 length=length,
             )
-        first = last_at(offsets, mention.start)
-        behind = first_at(offsets, mention.end)
-        open_text = text[mention.end :].strip()
+        spans = [(last_at(offsets, one.start), first_at(offsets, one.end)) for one in mentions]
+        behind = max(end for _, end in spans)
+        open_text = text[max(one.end for one in mentions) :].strip()
         empty = behind >= n or sum(map(str.isalpha, open_text)) < LETTERS
         return Blocks(
             text=text,
-            option=mention.option,
-            prefix=(0, first),
-            concept=(first, behind),
+            option=mentions[0].option,
+            prefix=(0, min(start for start, _ in spans)),
+            concept=spans[0],
             open=(behind, n),
             open_text=open_text,
             reason="" if not empty else "empty_open" if ended else "truncated",
             length=length,
+            further=tuple((one.option, span) for one, span in zip(mentions[1:], spans[1:], strict=True)),
         )
 
     def offsets(self, ids: Sequence[int]) -> list[int]:

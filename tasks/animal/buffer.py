@@ -3,6 +3,8 @@
 Each option has at most `capacity` completions. Where there are too many, the oldest of the largest cluster goes first,
 so that rare clusters are kept; without clusters the oldest. Order in a step: the new completions are labelled by the
 clusters so far, then added, then the clusters may be fitted anew: labels of a batch do not depend on the batch.
+
+With a pool, an option that has too few completions for clusters of its own borrows those of all options together.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class Bank:
 
 
 class ReplayBuffer:
-    """`fit` finds the clusters: KMeans, unless a test has another."""
+    """`fit` finds the clusters: KMeans, unless a test has another. `pooled`: whether there is a pool."""
 
     def __init__(
         self,
@@ -75,8 +77,11 @@ class ReplayBuffer:
         min_samples: int,
         seed: int,
         fit: Fit = kmeans,
+        pooled: bool = False,
     ) -> None:
         self.banks = {option: Bank() for option in options}
+        self.pool = Bank() if pooled else None
+        """Clusters of all completions; it holds none itself."""
         self.capacity, self.n_clusters, self.seed, self.fit = capacity, n_clusters, seed, fit
         self.update_every, self.min_samples = update_every, min_samples
 
@@ -86,6 +91,8 @@ class ReplayBuffer:
     def assign(self, option: str, vectors: Vectors) -> Labels:
         """Clusters [n] of vectors [n, d]; -1 where the option has none yet."""
         centroids = self.banks[option].centroids
+        if centroids is None and self.pool is not None:
+            centroids = self.pool.centroids
         return np.full(len(vectors), NONE) if centroids is None else nearest(vectors, centroids)
 
     def add(self, option: str, entries: Sequence[Entry], vectors: Vectors) -> None:
@@ -96,6 +103,8 @@ class ReplayBuffer:
         bank.vectors += list(np.asarray(vectors, np.float32))
         bank.since_fit += len(entries)
         bank.evict(self.capacity)
+        if self.pool is not None:
+            self.pool.since_fit += len(entries)
 
     def update(self, option: str, *, force: bool = False) -> bool:
         """Fit the clusters of `option` where that is due, or where it is forced and possible; whether it was done."""
@@ -112,9 +121,28 @@ class ReplayBuffer:
         bank.fits, bank.since_fit = bank.fits + 1, 0
         return True
 
+    def update_pool(self) -> bool:
+        """Fit the clusters that options borrow, where there is a pool, one does, and it is due; whether it was done."""
+        pool, banks = self.pool, list(self.banks.values())
+        if pool is None or all(bank.k for bank in banks):
+            return False
+        texts = [entry.text for bank in banks for entry in bank.entries]
+        k, due = min(self.n_clusters, len(set(texts))), pool.centroids is None or pool.since_fit >= self.update_every
+        if not due or k < 2 or len(texts) < self.min_samples:
+            return False
+        points = np.stack([vector for bank in banks for vector in bank.vectors])
+        seed = self.seed + 1000 * len(banks) + pool.fits
+        pool.centroids = aligned(self.fit(points, k, seed), pool.centroids)
+        for bank in banks:
+            if not bank.k and bank.vectors:
+                bank.labels = nearest(np.stack(bank.vectors), pool.centroids).tolist()
+        pool.fits, pool.since_fit = pool.fits + 1, 0
+        return True
+
     def clusters(self) -> list[int]:
-        """How many each option has."""
-        return [bank.k for bank in self.banks.values()]
+        """How many each option has, of its own or borrowed."""
+        borrowed = 0 if self.pool is None else self.pool.k
+        return [bank.k or borrowed for bank in self.banks.values()]
 
     def draw(self, random: np.random.Generator, count: int) -> list[tuple[str, int, Entry]]:
         """(option, cluster, completion) of `count` draws with replacement: each option alike, then each of its own."""
@@ -133,24 +161,38 @@ class ReplayBuffer:
         for option, bank in self.banks.items():
             figures[f"buffer_size/{option}"] = float(len(bank.entries))
             figures[f"cluster_entropy/{option}"] = entropy(bank.counts())
+        if self.pool is not None:
+            figures["options_pooled"] = float(sum(not bank.k for bank in self.banks.values()) if self.pool.k else 0)
         return figures
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the settings."""
+        """Everything but the settings and the pool."""
         return {option: _state(bank) for option, bank in self.banks.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         for option in self.banks:
-            own = state[option]
-            self.banks[option] = Bank(
-                entries=[Entry(text, tuple(ids), step) for text, ids, step in own["entries"]],
-                vectors=list(own["vectors"].cpu().numpy()) if "vectors" in own else [],
-                labels=list(own["labels"]),
-                centroids=own["centroids"].cpu().numpy() if "centroids" in own else None,
-                fits=own["fits"],
-                since_fit=own["since_fit"],
-            )
+            self.banks[option] = _bank(state[option])
+
+    def pool_state(self) -> dict[str, Any]:
+        """That of the pool; {} without one."""
+        return {} if self.pool is None else _state(self.pool)
+
+    def load_pool_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `pool_state`."""
+        if self.pool is not None:
+            self.pool = _bank(state)
+
+
+def _bank(own: Mapping[str, Any]) -> Bank:
+    return Bank(
+        entries=[Entry(text, tuple(ids), step) for text, ids, step in own["entries"]],
+        vectors=list(own["vectors"].cpu().numpy()) if "vectors" in own else [],
+        labels=list(own["labels"]),
+        centroids=own["centroids"].cpu().numpy() if "centroids" in own else None,
+        fits=own["fits"],
+        since_fit=own["since_fit"],
+    )
 
 
 def _state(bank: Bank) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tasks.animal.base import fingerprint, load_base
 from tasks.animal.blocks import RawTextProcessor
 from tasks.animal.buffer import ReplayBuffer
 from tasks.animal.clusters import best_kmeans, kmeans, shared
-from tasks.animal.concepts import read_concept
+from tasks.animal.concepts import Concept, read_concepts
 from tasks.animal.embedder import make_embedder
 from tasks.animal.evaluation import READER, Evaluation
 from tasks.animal.family import FAMILY
@@ -35,8 +35,8 @@ PRIMARY = "eval/utility_10"
 def check(config: AnimalConfig) -> None:
     """Names and keys of adapters, loss and concept; prints the active terms. Raises: UsageError."""
     arch = FAMILY.read_arch(config)
-    concept = read_concept(config.concept_name, config.concept_file, config.concept_options)
-    print_rank0(f"loss        {arch.loss_config.terms}; {concept.name}: {', '.join(concept.options)}")
+    named = "; ".join(f"{concept.name}: {', '.join(concept.options)}" for concept in concepts_of(config))
+    print_rank0(f"loss        {arch.loss_config.terms}; {named}")
     if config.early_stop_patience is not None and (config.eval_every_epochs is None or config.eval_samples < READER):
         raise UsageError(
             f"early_stop_patience={config.early_stop_patience} counts evaluations of {PRIMARY}, and this run makes "
@@ -82,6 +82,7 @@ def build(
         seed=config.eval_seed,
         fit=fit,
         checker=checker_of(config.model_name_or_path),
+        further={concept.name: list(concept.options) for concept in sampler.processor.further},
     )
     factor = partial(learning_rate_factor, config)
     task = AnimalTask(
@@ -97,6 +98,7 @@ def build(
             min_samples=config.min_samples_for_clustering,
             seed=config.seed,
             fit=shared(fit),
+            pooled=config.pool_clusters,
         ),
         embedder=embedder,
         measurement=Measurement(
@@ -135,12 +137,17 @@ def build(
     )
 
 
+def concepts_of(config: AnimalConfig) -> tuple[Concept, ...]:
+    """What a sample must name. Raises: UsageError."""
+    return read_concepts(config.concept_name, config.concept_file, config.concept_options, config.further_concepts)
+
+
 def make_sampler(config: AnimalConfig, model: LoraLM, runtime: Runtime) -> Sampler:
     """Raises: UsageError: prompt and completion are longer than the base can read."""
-    concept = read_concept(config.concept_name, config.concept_file, config.concept_options)
+    concept, *further = concepts_of(config)
     sampler = Sampler(
         model,
-        RawTextProcessor(model.base.tokenizer, concept, config.stop_strings),
+        RawTextProcessor(model.base.tokenizer, concept, config.stop_strings, further),
         prompt=config.prompt,
         max_new_tokens=config.max_new_tokens,
         sampling=Sampling(temperature=config.temperature, top_p=config.top_p, top_k=config.top_k),
@@ -153,6 +160,7 @@ def make_sampler(config: AnimalConfig, model: LoraLM, runtime: Runtime) -> Sampl
             f"max_new_tokens={config.max_new_tokens} behind a prompt of {length} tokens is more than the "
             f"{model.positions} that {config.model_name_or_path} reads: at most {max(model.positions - length, 0)}"
         )
+    model.lengths = (length, config.max_new_tokens)
     return sampler
 
 

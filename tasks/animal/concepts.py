@@ -3,12 +3,14 @@
 A file of concepts (config/concepts.json is the one that comes with the project) says which words mean an option:
 
     {"animal": {"cat": ["kitten", "kitty"], "dog": ["puppy"]}}         concept -> option -> its synonyms
+
+A completion may have to name several concepts: each counts once, at its first mention.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,15 +50,22 @@ class Concept:
         if len(self.options) < 2:
             raise ValueError(f"concept {self.name} needs two options or more, got {', '.join(self.options) or 'none'}")
 
-    def find(self, text: str) -> Mention | None:
-        """The first mention of an option; None where there is none. At one place the longest word counts."""
-        match = self._pattern.search(text)
-        if match is None:
+    def find(self, text: str, taken: Sequence[Mention] = ()) -> Mention | None:
+        """The first mention of an option outside of those that are `taken`; None where there is none. At one place the
+        longest word counts."""
+        places = self._pattern.finditer(text)
+        free = (m for m in places if all(m.end() <= other.start or other.end <= m.start() for other in taken))
+        if (match := next(free, None)) is None:
             return None
         word = match[0].lower()
         if word not in self._meaning:  # case-blind matching takes a long s (U+017F) for an s, too
             word = next(form for form in self._meaning if re.fullmatch(re.escape(form), match[0], re.IGNORECASE))
         return Mention(self._meaning[word], match.start(), match.end())
+
+    @property
+    def words(self) -> Iterable[str]:
+        """Every form of every word, in lower case."""
+        return self._meaning.keys()
 
     @cached_property
     def _meaning(self) -> dict[str, str]:
@@ -79,7 +88,9 @@ def forms(word: str) -> Iterator[str]:
         yield word + ("es" if re.search(r"(s|x|z|ch|sh)$", word) else "s")
 
 
-def read_concept(name: str, file: str | None = None, options: Sequence[str] | None = None) -> Concept:
+def read_concept(
+    name: str, file: str | None = None, options: Sequence[str] | None = None, *, key: str = "concept_name"
+) -> Concept:
     """The concept `name` of `file` (None: the shipped one), with all its options or those given, which may be new.
 
     Raises: UsageError: no such file or concept, or one that cannot be used.
@@ -93,14 +104,32 @@ def read_concept(name: str, file: str | None = None, options: Sequence[str] | No
     if not _is_table(known):
         raise UsageError(f"{shown}: expected concept -> option -> list of synonyms")
     if name not in known:
-        raise UsageError(
-            f"concept_name={name} is not in {shown}: {did_you_mean(name, known)}; concept_file adds others"
-        )
+        raise UsageError(f"{key}={name} is not in {shown}: {did_you_mean(name, known)}; concept_file adds others")
     entry: dict[str, list[str]] = known[name]
     try:
         return Concept(name, entry if options is None else {option: entry.get(option, []) for option in options})
     except ValueError as error:
         raise UsageError(f"{shown}: {error}" if options is None else f"concept_options: {error}") from None
+
+
+def read_concepts(
+    name: str, file: str | None = None, options: Sequence[str] | None = None, further: Sequence[str] = ()
+) -> tuple[Concept, ...]:
+    """The concept `name`, as `read_concept` has it, and the `further` ones of the file. Raises: UsageError."""
+    concepts = [read_concept(name, file, options)]
+    for other in further:
+        if other in (concept.name for concept in concepts):
+            raise UsageError(f"further_concepts names {other} twice, or it is concept_name: each concept counts once")
+        concepts.append(read_concept(other, file, key="further_concepts"))
+    owners: dict[str, str] = {}
+    for concept in concepts:
+        for form in concept.words:
+            if (owner := owners.setdefault(form, concept.name)) != concept.name:
+                raise UsageError(
+                    f"further_concepts: the word '{form}' names an option of {owner} and of {concept.name}: "
+                    "choose concepts without words in common"
+                )
+    return tuple(concepts)
 
 
 def _is_table(known: object) -> bool:

@@ -8,7 +8,7 @@ that are compared have the same size: Vendi, distinct-n and others depend on it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class Evaluation:
 
     Args:
         options: of the concept.
+        further: name -> options of each further concept.
         n_clusters: most clusters of one option's open texts.
         fit: finds them.
         checker: whether a text makes sense, where that can be decided; None: `in_grammar` is not measured.
@@ -82,7 +83,9 @@ class Evaluation:
         seed: int = 0,
         fit: Fit = kmeans,
         checker: Callable[[str], bool] | None = None,
+        further: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        self.further = {name: list(names) for name, names in (further or {}).items()}
         self.embedder, self.options, self.n_clusters = embedder, list(options), n_clusters
         self.seed, self.find, self.checker = seed, fit, checker
         self.centroids: dict[str, Vectors] = {}
@@ -140,16 +143,26 @@ class Evaluation:
         counts = [sum(sample.valid and sample.option == option for sample in samples) for option in self.options]
         low, high = kl_interval(counts) or (None, None)
         total = sum(counts)
+        more = self.further_counts(samples)
+        shares = dict(zip(self.options, counts, strict=True)) | {
+            o: n for each in more.values() for o, n in each.items()
+        }
         return {
             "concept_kl": kl_to_uniform(counts),
             "concept_kl_low": low,
             "concept_kl_high": high,
             "concept_entropy": entropy(counts) if total else None,
             "options_seen": float(sum(count > 0 for count in counts)),
-            **{
-                f"option_share_{option}": count / total if total else None
-                for option, count in zip(self.options, counts, strict=True)
-            },
+            **{f"concept_kl_of_{name}": kl_to_uniform(list(each.values())) for name, each in more.items()},
+            **{f"option_share_{option}": count / total if total else None for option, count in shares.items()},
+        }
+
+    def further_counts(self, samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
+        """Further concept -> option -> how many valid samples name it."""
+        named = [sample.further for sample in samples if sample.valid]
+        return {
+            name: {option: sum(each[place] == option for each in named) for option in options}
+            for place, (name, options) in enumerate(self.further.items())
         }
 
     def _clusters(self, samples: Sequence[Sample]) -> Figures:

@@ -6,7 +6,6 @@ What is calculated from them is `tasks/animal/evaluation.py`; clusters are fitte
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from engine.distributed import broadcast_object, is_main
@@ -65,7 +64,7 @@ class Measurement:
 
     def state_dict(self) -> dict[str, Any]:
         """The samples of the base: clusters follow from them."""
-        return {"before": [asdict(sample) for sample in self.before]}
+        return {"before": [sample.as_dict() for sample in self.before]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from html import escape
 
 from reports.canvas import as_png
@@ -17,7 +16,12 @@ from tasks.animal.samples import Sample
 
 SHOWN = 20
 """Samples of each side on the page; the JSON files have all."""
-PARTS = {"options_seen": "option_share", "cluster_entropy": "cluster_entropy", "cluster_kl": "cluster_kl"}
+PARTS = {
+    "concept_kl": "concept_kl_of",
+    "options_seen": "option_share",
+    "cluster_entropy": "cluster_entropy",
+    "cluster_kl": "cluster_kl",
+}
 """Figure -> what those of single options, which are below it, begin with."""
 WARNING = (
     "Vendi scores, v_eff and distinct-n also grow when texts turn into nonsense: read them beside valid_fraction, "
@@ -75,7 +79,7 @@ def _as_json(figures: Figures, samples: Sequence[Sample]) -> str:
 
 
 def _as_lines(samples: Sequence[Sample]) -> str:
-    return "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
+    return "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples)
 
 
 def _line(facts: Mapping[str, str]) -> str:

@@ -66,7 +66,8 @@ def draw(
 def _lines(
     evaluation: Evaluation, before: Sequence[Sample], after: Sequence[Sample]
 ) -> list[tuple[str, bool, tuple[float, float]]]:
-    """(label, whether it is an option, (share of all samples before, after)): each option, then its clusters."""
+    """(label, whether it is an option, (share of all samples before, after)): each option, then its clusters; then the
+    options of further concepts."""
     counts = [evaluation.histograms(samples) for samples in (before, after)]
     sizes = (max(len(before), 1), max(len(after), 1))
     lines: list[tuple[str, bool, tuple[float, float]]] = []
@@ -76,6 +77,11 @@ def _lines(
         for cluster, text in enumerate(evaluation.typical.get(option, [])):
             shares = [count[option][cluster] / size for count, size in zip(counts, sizes, strict=True)]
             lines.append((text, False, (shares[0], shares[1])))
+    further = [evaluation.further_counts(samples) for samples in (before, after)]
+    for name, options in evaluation.further.items():
+        for option in options:
+            first, last = (counts[name][option] / size for counts, size in zip(further, sizes, strict=True))
+            lines.append((option, True, (first, last)))
     return lines
 
 

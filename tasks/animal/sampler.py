@@ -114,6 +114,7 @@ class Sampler:
                 option=block.option,
                 open_text=block.open_text,
                 reason=block.reason,
+                further=tuple(option for option, _ in block.further),
                 tokens=block.length,
                 logp=own,
                 ref_logp=base,
@@ -158,10 +159,19 @@ def mask_of(drawn: Drawn) -> Tensor:
     return _spans([(0, block.length) for block in drawn.blocks], drawn.ids.shape[1])
 
 
-def as_completions(drawn: Drawn, options: Sequence[str], clusters: Sequence[int]) -> Completions:
-    """Tensors on the CPU; `clusters` has a number for each row, -1 for none."""
+def as_completions(
+    drawn: Drawn, options: Sequence[str], clusters: Sequence[int], further: Sequence[Sequence[str]] = ()
+) -> Completions:
+    """Tensors on the CPU; `clusters` has a number for each row, -1 for none, `further` the options of each further
+    concept."""
     length, valid = drawn.ids.shape[1], [block.valid for block in drawn.blocks]
     numbers = {option: number for number, option in enumerate(options)}
+    spans, named = [torch.zeros(len(valid), 0, length, dtype=torch.bool)], [torch.zeros(len(valid), 0).long()]
+    for place, names in enumerate(further):
+        own = [block.further[place] if block.valid else ("", (0, 0)) for block in drawn.blocks]
+        spans.append(_spans([span for _, span in own], length).unsqueeze(1))
+        known = {option: number for number, option in enumerate(names)}
+        named.append(torch.tensor([known.get(option, NONE) for option, _ in own]).unsqueeze(1))
     return Completions(
         ids=drawn.ids,
         mask=mask_of(drawn),
@@ -171,6 +181,8 @@ def as_completions(drawn: Drawn, options: Sequence[str], clusters: Sequence[int]
             [numbers[str(b.option)] if ok else NONE for b, ok in zip(drawn.blocks, valid, strict=True)]
         ),
         cluster=torch.tensor(list(clusters), dtype=torch.long),
+        further=torch.cat(spans, 1),
+        further_option=torch.cat(named, 1),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +18,10 @@ class Sample:
     open_text: str = ""
     """What follows that; "" where nothing does."""
     reason: str = "no_concept"
-    """Why it is not valid: no_concept, empty_open (nothing follows), truncated (cut off before); "" for a valid one."""
+    """Why it is not valid: no_concept (of several: one is missing), empty_open (nothing follows), truncated (cut off
+    before); "" for a valid one."""
+    further: Sequence[str] = ()
+    """The option of each further concept, where all are named."""
     tokens: int = 0
     """Its length, end token included."""
     logp: float = 0.0
@@ -28,3 +33,8 @@ class Sample:
     def valid(self) -> bool:
         """Whether it names an option and continues."""
         return not self.reason
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its fields, as files and checkpoints have them: `further` only where there is a further concept."""
+        values = {**asdict(self), "further": list(self.further)}
+        return {name: value for name, value in values.items() if name != "further" or value}

@@ -8,7 +8,7 @@ memory asks for, is Σ coefficient · log-probability. B rows of the global batc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,15 +26,15 @@ from models.animal.language_model import score
 from tasks.animal.alternatives import alternatives
 from tasks.animal.base import require_base
 from tasks.animal.buffer import Entry, ReplayBuffer
-from tasks.animal.clusters import Vectors, entropy
+from tasks.animal.clusters import Vectors
 from tasks.animal.embedder import Embedder, make_embedder
 from tasks.animal.measure import Measurement
 from tasks.animal.sampler import Drawn, Sampler, as_completions
 from tasks.animal.samples import Sample
+from tasks.animal.shares import NOT_MEASURED, counted, frequencies, option_figures
 
 SHOWN = 8
 """Rows of the table of samples."""
-NOT_MEASURED = math.nan
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,12 @@ class AnimalTask:
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.micro_rows = runtime.micro_rows(batch_size, "batch_size")
         self.options = list(buffer.banks)
+        self.further = {concept.name: list(concept.options) for concept in sampler.processor.further}
+        """Further concept -> its options."""
         self.sampled = {"tokens": 0}
         """By the newest step."""
+        self.compiled = "off"
+        """What the engine compiles: a compiled pass takes rows of one shape alone."""
         self._step = self._called_off = 0
         self._filled = False
         self._frequencies: Frequencies | None = None
@@ -106,7 +110,7 @@ class AnimalTask:
         drawn = self.sampler.draw(self.runtime.seed, "animal/train", step, self.batch_size)
         self.sampled["tokens"] = sum(block.length for block in drawn.blocks)
         labels, vectors = self._labels(drawn)
-        fresh = as_completions(drawn, self.options, labels)
+        fresh = as_completions(drawn, self.options, labels, self._names)
         batch = self._with_replays(fresh, step)
         logp = self.sampler.scores(batch.ids, batch.mask)
         ref = self.sampler.scores(batch.ids, batch.mask, base=True)
@@ -144,9 +148,18 @@ class AnimalTask:
         if self.loss_head.config.objective == "kl_exact":
             others = alternatives(self.sampler.processor, drawn, self.sampler.pad)
             values = self.sampler.scores(others.ids, others.mask) if len(others.ids) else logp.new_zeros(0, 1)
-            options = Alternatives(logp=values.sum(-1), option=others.option.to(logp.device))
-        result = self.loss_head(logp, ref, batch, clusters, alternatives=options, frequencies=self._frequencies)
+            numbers = others.option.to(logp.device), others.concept.to(logp.device)
+            options = Alternatives(logp=values.sum(-1), option=numbers[0], concept=numbers[1])
+        sizes = [len(names) for names in self._names]
+        result = self.loss_head(
+            logp, ref, batch, clusters, alternatives=options, frequencies=self._frequencies, further=sizes
+        )
         return result, others
+
+    @property
+    def _names(self) -> list[list[str]]:
+        """The options of each further concept."""
+        return list(self.further.values())
 
     def _with_replays(self, fresh: Completions, step: int) -> Completions:
         """`fresh` and the replayed completions, as rows of one batch."""
@@ -157,7 +170,7 @@ class AnimalTask:
         length = max(fresh.ids.shape[1], *(len(entry.ids) for _, _, entry in drawn))
         rows = [[*entry.ids, *[self.sampler.pad] * (length - len(entry.ids))] for _, _, entry in drawn]
         replayed = Drawn(torch.tensor(rows), [self.sampler.processor.split(entry.ids) for _, _, entry in drawn])
-        old = as_completions(replayed, self.options, [cluster for _, cluster, _ in drawn])
+        old = as_completions(replayed, self.options, [cluster for _, cluster, _ in drawn], self._names)
         return fresh.joined(old)
 
     def _usable(self, fresh: Completions, result: DiversityResult) -> bool:
@@ -169,7 +182,7 @@ class AnimalTask:
             return True
         self._called_off += 1
         why = (
-            f"{valid} of {len(fresh.ids)} samples name {' or '.join(self.options)} and continue, fewer than "
+            f"{valid} of {len(fresh.ids)} samples name {self._named()} and continue, fewer than "
             f"min_valid_fraction={self.least_valid:g}"
             if not enough
             else "the loss is not finite"
@@ -184,6 +197,9 @@ class AnimalTask:
         print_rank0(f"warning: step {self._step} is skipped: {why}")
         return False
 
+    def _named(self) -> str:
+        return " and ".join(" or ".join(names) for names in (self.options, *self._names))
+
     def _advice(self) -> str:
         if self._step <= self.patience + 1:
             return "the base hardly ever does: choose another prompt, or name other options (concept_options)"
@@ -195,7 +211,12 @@ class AnimalTask:
         ids, coefficients = ids[pulled], coefficients[pulled.to(coefficients.device)]
         ranks, device = self.runtime.world_size, self.runtime.device
         count = max(1, -(-len(ids) // (ranks * self.micro_rows)))
-        missing = count * ranks * self.micro_rows - len(ids) if len(ids) == 0 else -len(ids) % (count * ranks)
+        one_shape = self.compiled != "off"
+        if one_shape and (short := self.sampler.max_new_tokens - ids.shape[1]) > 0:
+            ids = nn.functional.pad(ids, (0, short), value=self.sampler.pad)
+            coefficients = nn.functional.pad(coefficients, (0, short))
+        whole = one_shape or len(ids) == 0
+        missing = count * ranks * self.micro_rows - len(ids) if whole else -len(ids) % (count * ranks)
         filler = torch.full((missing, ids.shape[1]), self.sampler.pad)
         ids = torch.cat((ids, filler)).to(device)
         coefficients = torch.cat((coefficients, coefficients.new_zeros(missing, ids.shape[1]))).to(device)
@@ -225,14 +246,16 @@ class AnimalTask:
         for option in self.options:
             self._add(drawn, vectors, option, 0)
             self.buffer.update(option)
+        self.buffer.update_pool()
         labels, _ = self._labels(drawn, vectors)
         if self.loss_head.config.objective == "tb":
-            batch = as_completions(drawn, self.options, labels)
-            self._frequencies = frequencies(batch.to(self.runtime.device), self.buffer.clusters())
+            batch = as_completions(drawn, self.options, labels, self._names).to(self.runtime.device)
+            self._frequencies = frequencies(batch, self.buffer.clusters(), [len(names) for names in self._names])
         self._filled = True
-        counts = {option: sum(b.valid and b.option == option for b in drawn.blocks) for option in self.options}
-        by_option = ", ".join(f"{option} {count}" for option, count in counts.items())
-        print_rank0(f"base        {sum(counts.values())} of {self.prefill} samples are valid ({by_option})")
+        valid = sum(block.valid for block in drawn.blocks)
+        print_rank0(
+            f"base        {valid} of {self.prefill} samples are valid ({counted(drawn, [self.options, *self._names])})"
+        )
         bare = [option for option, clusters in zip(self.options, self.buffer.clusters(), strict=True) if not clusters]
         if bare and self.loss_head.config.objective == "tb":  # its clusters are fixed from here on
             print_rank0(
@@ -267,29 +290,25 @@ class AnimalTask:
             self._add(drawn, vectors, option, step)
             if self.loss_head.config.objective != "tb":
                 self.buffer.update(option)
+        if self.loss_head.config.objective != "tb":
+            self.buffer.update_pool()
 
     # --- what is seen -------------------------------------------------------------------------------------------------
 
     def _figures(self, drawn: Drawn, fresh: Completions, result: DiversityResult) -> dict[str, float]:
         """Metrics of the step; NaN: not measured."""
-        valid = int(fresh.valid.sum())
-        counts = [int((fresh.option == number).sum()) for number in range(len(self.options))]
-        shares = {
-            f"option_share/{option}": count / valid if valid else NOT_MEASURED
-            for option, count in zip(self.options, counts, strict=True)
-        }
+        named = option_figures(fresh, self.options, self.further)
+        first = ("valid_fraction", "options_seen", "concept_entropy")
         return {
             "total_loss": float(result.total),
             "concept_loss": float(result.concept),
             "open_block_loss": float(result.open),
             "ref_kl": float(result.ref_kl),
-            "valid_fraction": valid / len(fresh.ids),
-            "options_seen": float(sum(count > 0 for count in counts)),
-            "concept_entropy": entropy(counts),
+            **{name: named.pop(name) for name in first},
             "learning_rate": self.rate(self._step),
             "epoch": float((self._step - 1) // self.steps_per_epoch + 1),
             "mean_length": sum(block.length for block in drawn.blocks) / len(drawn.blocks),
-            **shares,
+            **named,
             **self.buffer.figures(),
         }
 
@@ -313,6 +332,10 @@ class AnimalTask:
         """Samples of the newest batch."""
         return {"samples": self._rows}
 
+    def evaluated_rows(self, steps: Collection[int], *, final: bool) -> int:
+        """Samples of the evaluations after `steps`, those that measure, and of the last one."""
+        return self.measurement.rows * (sum(map(self.measurement.due, steps)) + final)
+
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -326,7 +349,8 @@ class AnimalTask:
             "rows": [dict(row) for row in self._rows],
             "embedder": {"name": self.embedder.name, **self.embedder.state_dict()},
             "buffer": self.buffer.state_dict(),
-            **({} if known is None else {"frequencies": [known.option, known.cluster]}),
+            **({} if self.buffer.pool is None else {"pool": self.buffer.pool_state()}),
+            **({} if known is None else {"frequencies": [known.option, known.cluster, *known.further]}),
             "measurement": self.measurement.state_dict(),
             "base": self.reference,
         }
@@ -338,9 +362,10 @@ class AnimalTask:
         self._epoch, self._rows = list(state["epoch"]), [dict(row) for row in state["rows"]]
         self._embed_as(state["embedder"])
         self.buffer.load_state_dict(state["buffer"])
+        self.buffer.load_pool_state(state.get("pool", {}))
         if "frequencies" in state:
-            option, cluster = (value.to(self.runtime.device) for value in state["frequencies"])
-            self._frequencies = Frequencies(option=option, cluster=cluster)
+            option, cluster, *further = (value.to(self.runtime.device) for value in state["frequencies"])
+            self._frequencies = Frequencies(option=option, cluster=cluster, further=further)
         self.measurement.load_state_dict(state["measurement"])
 
     def _embed_as(self, stored: Mapping[str, Any]) -> None:
@@ -349,17 +374,6 @@ class AnimalTask:
             self.embedder = make_embedder(stored["name"])
             self.measurement.figures.embedder = self.embedder
         self.embedder.load_state_dict(stored)
-
-
-def frequencies(batch: Completions, clusters: list[int]) -> Frequencies:
-    """Of the options, and of the clusters of each, among the base's valid samples; one is added to each count."""
-    options = range(len(clusters))
-    counts = torch.tensor([(batch.option == option).sum() + 1 for option in options], device=batch.ids.device)
-    inside = torch.zeros(len(clusters), max(*clusters, 1), device=batch.ids.device)
-    for option in options:
-        for cluster in range(clusters[option]):
-            inside[option, cluster] = ((batch.option == option) & (batch.cluster == cluster)).sum() + 1
-    return Frequencies(option=counts / counts.sum(), cluster=inside / inside.sum(-1, keepdim=True).clamp(min=1))
 
 
 def _row(sample: Sample, cluster: int) -> dict[str, Any]:

@@ -64,13 +64,15 @@ def alternatives(data: Path) -> dict[str, tuple[Settings, Settings]]:
     first, second, *_ = OPTIONS
     wider: dict[str, list[str]] = {first: ["sleep", "run", "is"], second: []}
     concepts = data / "concepts.json"
-    concepts.write_text(json.dumps({"animal": wider, "pet": {first: [], second: ["sleep", "run", "is"]}}))
+    others = {"pet": {first: [], second: ["sleep", "run", "is"]}, "aside": {"because": ["will"], "the": ["a", "it"]}}
+    concepts.write_text(json.dumps({"animal": wider, **others}))
     return {
         "model_name_or_path": ({}, {"model_name_or_path": str(data / "second/base")}),
         "prompt": ({}, {"prompt": "it will"}),
         "stop_strings": ({}, {"stop_strings": ["is"]}),
         "concept_name": ({"concept_file": str(concepts)}, {"concept_name": "pet"}),
         "concept_file": ({}, {"concept_file": str(concepts)}),
+        "further_concepts": ({"concept_file": str(concepts)}, {"further_concepts": ["aside"]}),
         "concept_options": ({}, {"concept_options": [first, "sleep"]}),
         "cluster_selection": ({"max_n_clusters": 4}, {"cluster_selection": "silhouette"}),
         "embedder": ({}, {"embedder": "tfidf"}),

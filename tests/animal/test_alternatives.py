@@ -38,6 +38,7 @@ def named(*pieces: str) -> list[list[str]]:
     processor = RawTextProcessor(Tokenizer(), ANIMAL)
     ids = [PIECES.index(piece) for piece in pieces]
     rows = alternatives(processor, Drawn(torch.tensor([ids]), [processor.split(ids)]), pad=0)
+    assert not rows.concept.any()
     words: list[list[str]] = [[], []]
     for row, mask, option in zip(rows.ids, rows.mask, rows.option, strict=True):
         words[int(option)].append(processor.decode(row[mask].tolist()))
@@ -52,6 +53,19 @@ def test_every_word_for_an_option_has_its_probability_in_that_option() -> None:
     for said in (" dogs", " kitten", " puppy"):
         assert named("I", " love", said, " run", " run") == [cats, dogs]
     assert named("I", " love", " Dog", " run", " run") == [[" Cat", " Kitten"], [" Dog"]]
+
+
+def test_each_of_several_concepts_has_its_alternatives_at_its_own_place() -> None:
+    article = Concept("article", {"the": [], "a": []})
+    processor = RawTextProcessor(Tokenizer(), ANIMAL, further=[article])
+    ids = [PIECES.index(piece) for piece in ("I", " love", " the", " cat", " run")]
+    rows = alternatives(processor, Drawn(torch.tensor([ids]), [processor.split(ids)]), pad=0)
+    made = {
+        (int(concept), processor.decode(row[: int(mask.nonzero().max()) + 1].tolist()), int(mask.long().argmax()))
+        for concept, row, mask in zip(rows.concept, rows.ids, rows.mask, strict=True)
+    }
+    cats = {f"I love the {word}" for word in ("cat", "kitten", "kittens", "dog", "dogs", "pup", "puppy")}
+    assert made == {(0, text, 3) for text in cats} | {(1, "I love the", 2)}  # there is no token for " a"
 
 
 def test_a_text_without_an_option_has_no_alternatives() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from engine.errors import UsageError
 from tasks.animal.blocks import RawTextProcessor
-from tasks.animal.concepts import Concept, forms, read_concept
+from tasks.animal.concepts import Concept, forms, read_concept, read_concepts
 
 ANIMAL = Concept("animal", {"cat": [], "dog": []})
 
@@ -89,6 +89,53 @@ def test_synonyms_plurals_and_case() -> None:
         assert (mention.option if mention else None) == option, text
     fox = read_concept("animal", options=["cat", "fox"])
     assert fox.find("dogs and foxes").option == "fox"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "options", "spans", "open_text"),
+    [
+        (["I", " love", " dogs", " in", " spring", " a", " lot"], ["dog", "spring"], [(2, 3), (4, 5)], "a lot"),
+        ([" spring", " dogs", " and", " cats", " nap"], ["dog", "spring"], [(1, 2), (0, 1)], "and cats nap"),
+        (["I", " love", " dogs", " a", " lot"], None, [], ""),  # no season
+        ([" autumn", " is", " here"], None, [], ""),  # no animal
+        ([" a", " sp", "ring", " cat", " spring", " nap"], ["cat", "spring"], [(3, 4), (1, 3)], "spring nap"),
+    ],
+)
+def test_several_concepts_count_once_each(pieces, options, spans, open_text) -> None:
+    season = Concept("season", {"spring": [], "autumn": []})
+    ids = range(1, len(pieces) + 1)
+    blocks = RawTextProcessor(Pieces(pieces), ANIMAL, further=[season]).split([*ids, 0])
+    if options is None:
+        assert (blocks.option, blocks.further, blocks.reason) == (None, (), "no_concept")
+        return
+    assert [blocks.option, *(option for option, _ in blocks.further)] == options
+    assert [blocks.concept, *(span for _, span in blocks.further)] == spans
+    assert (blocks.open_text, blocks.reason) == (open_text, "")
+    assert blocks.prefix == (0, min(spans)[0])
+    assert blocks.open == (max(spans)[1], len(pieces))
+
+
+def test_a_word_within_another_ones_mention_is_not_another() -> None:
+    food = Concept("food", {"hot dog": [], "cake": []})
+    processor = RawTextProcessor(Pieces([]), food, further=[ANIMAL])
+    assert processor.mentions("a hot dog") == []
+    assert [one.start for one in processor.mentions("a hot dog, a dog")] == [2, 13]
+
+
+def test_concepts_that_do_not_go_together(tmp_path) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(
+        '{"animal": {"cat": [], "dog": []}, "pet": {"dogs": [], "fox": []}, "size": {"big": [], "tiny": []}}'
+    )
+    assert [one.name for one in read_concepts("animal", str(file), None, ["size"])] == ["animal", "size"]
+    for further, expected in (
+        (["sizes"], "further_concepts=sizes is not in .*did you mean 'size'"),
+        (["size", "size"], "further_concepts names size twice"),
+        (["animal"], "further_concepts names animal twice, or it is concept_name"),
+        (["pet"], "the word 'dogs' names an option of animal and of pet"),
+    ):
+        with pytest.raises(UsageError, match=expected):
+            read_concepts("animal", str(file), None, further)
 
 
 @pytest.mark.parametrize(

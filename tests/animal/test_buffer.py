@@ -113,6 +113,44 @@ def test_state_goes_through_a_checkpoint() -> None:
     assert left == right
 
 
+def test_an_option_with_too_few_samples_borrows_clusters_of_all() -> None:
+    pytest.importorskip("scipy", reason=REFITS)
+    made, alone = buffer(pooled=True, min_samples=4), buffer(min_samples=4)
+    for one in (made, alone):
+        put(one, "cat", [0, 1, 2], 0)
+        put(one, "dog", [2], 0)
+        assert not one.update("cat")
+        assert one.update_pool() == (one is made)
+    assert (made.clusters(), alone.clusters()) == ([3, 3], [0, 0])
+    vectors = np.stack([vector for bank in made.banks.values() for vector in bank.vectors])
+    centroids = spread(vectors, 3, 7 + 2000)  # of both options together
+    for option, bank in made.banks.items():
+        assert bank.labels == nearest(np.stack(bank.vectors), centroids).tolist()
+        assert made.assign(option, CENTRES).tolist() == nearest(CENTRES, centroids).tolist()
+    assert made.figures()["options_pooled"] == 2
+    assert "options_pooled" not in alone.figures()
+    again = buffer(pooled=True, min_samples=4)
+    tensors, tree = split_tree({"banks": made.state_dict(), "pool": made.pool_state()})
+    stored = join_tree(tree, tensors)
+    again.load_state_dict(stored["banks"])
+    again.load_pool_state(stored["pool"])
+    for one in (made, again):
+        assert not one.update_pool()  # not due: nothing has been added
+        put(one, "cat", [1], 1)
+        assert one.update("cat")  # has clusters of its own now, dog does not
+        assert one.clusters() == [3, 3]
+        put(one, "dog", [0, 2], 2)
+        assert not one.update_pool()  # three new ones, every four
+        put(one, "cat", [0], 3)
+        assert one.update_pool()
+        assert one.figures()["options_pooled"] == 1
+    assert made.pool_state()["centroids"].equal(again.pool_state()["centroids"])
+    assert [bank.labels for bank in made.banks.values()] == [bank.labels for bank in again.banks.values()]
+    own = made.banks["cat"].centroids
+    assert (made.assign("cat", CENTRES) == nearest(CENTRES, own)).all()
+    assert made.banks["dog"].labels == made.assign("dog", np.stack(made.banks["dog"].vectors)).tolist()
+
+
 def test_draws_take_each_option_alike() -> None:
     made = buffer()
     put(made, "cat", [0, 0, 0, 1], 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from engine.distributed import keyed_numpy
 from tasks.animal.animals import named
 from tasks.animal.embedder import HashEmbedder
 from tasks.animal.evaluation import MEANINGS, Evaluation
+from tasks.animal.pages import rows
 from tasks.animal.samples import Sample
 
 pytest.importorskip("sklearn", reason="pip install -e '.[animal]'")
@@ -66,6 +68,29 @@ def test_figures_of_the_base(fitted: tuple[Evaluation, list[Sample]]) -> None:
     assert measured["animals_named"] == len(named(each.text for each in base))
     assert {name for name in measured if not name.endswith(("_low", "_high", "_cat", "_dog"))} == set(MEANINGS)
     assert list(measured)[:4] == ["utility_10", "v_eff", "valid_fraction", "ref_kl"]  # the console shows the first ones
+
+
+def test_options_of_further_concepts_are_counted(fitted: tuple[Evaluation, list[Sample]]) -> None:
+    plain, base = fitted
+    figures = Evaluation(
+        HashEmbedder(), ["cat", "dog"], n_clusters=5, checker=in_grammar, further={"when": ["now", "then"]}
+    )
+    figures.fit(base)
+    samples = [replace(each, further=("now" if row % 4 else "then",)) for row, each in enumerate(base)]
+    measured, without = figures.measure(samples), plain.measure(base)
+    assert {name: value for name, value in measured.items() if name in without} == without
+    assert {name: measured[name] for name in measured.keys() - without.keys()} == {
+        "concept_kl_of_when": pytest.approx(math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)),
+        "option_share_now": 0.75,
+        "option_share_then": 0.25,
+    }
+    assert [name for name, *_ in rows(measured, measured) if name.endswith(("_when", "_now", "_then"))] == [
+        "concept_kl_of_when",
+        "option_share_now",
+        "option_share_then",
+    ]
+    assert Sample(**samples[0].as_dict()).as_dict() == samples[0].as_dict()
+    assert "further" not in base[0].as_dict()
 
 
 def test_balanced_samples_are_more_diverse(fitted: tuple[Evaluation, list[Sample]]) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from engine.loop.sharding import _separate_blocks
 from models.animal.language_model import (
     Sampling,
     cache_name,
@@ -16,6 +18,7 @@ from models.animal.language_model import (
     rollout,
     score,
 )
+from models.animal.operations import sizes_of
 
 LENGTH = 9
 
@@ -157,6 +160,45 @@ def test_the_saved_adapter_is_the_model(model, tmp_path: Path) -> None:
     with torch.no_grad():
         assert (again(PROMPT[None]).logits - model(PROMPT[None]).logits).abs().max() < 1e-6
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).eos_token == "<end>"
+
+
+def test_operations_are_those_that_torch_counts(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every multiplication of the real passes; attention as plain products, which the counter knows."""
+    monkeypatch.setattr(model.language_model.config, "_attn_implementation", "eager")
+    assert [type(block).__name__ for block in model.blocks()] in (["GPT2Block"] * 2, ["LlamaDecoderLayer"] * 2)
+    assert _separate_blocks(model) == []  # parallel=fsdp cuts the adapters alone
+    sizes, rows, prompt = sizes_of(model.language_model, model.blocks()), 6, torch.tensor([7, 22, 9, 4, 12])
+    ids, ends = torch.randint(2, 20, (rows, LENGTH)), torch.zeros(25, dtype=torch.bool)
+
+    def counted(work) -> int:
+        with FlopCounterMode(display=False) as counter:
+            work()
+        return counter.get_total_flops()
+
+    def by_base() -> None:
+        with model.without_adapters(), torch.no_grad():
+            score(model.language_model, prompt, ids)
+
+    length = (rows, LENGTH, len(prompt))
+    draws = torch.rand(rows, LENGTH)
+    sampled = counted(lambda: rollout(model.language_model, prompt, draws, Sampling(), ends=ends, pad=0))
+    assert sampled == sizes.sampling(*length)
+    assert counted(by_base) == sizes.scoring(*length, adapted=False)
+    with torch.no_grad():
+        own = counted(lambda: score(model.language_model, prompt, ids))
+    assert own == sizes.scoring(*length)
+    trained = counted(lambda: score(model.language_model, prompt, ids).sum().backward())
+    # the input of the first block needs no gradient: that of the layers which read it is counted and never made
+    first = {"GPT2Block": (32 * 96, 4 * 32), "LlamaDecoderLayer": (32 * 32 + 2 * 32 * 16, 3 * 4 * 32)}
+    unread = 2 * (rows * (LENGTH - 1) + len(prompt)) * sum(first[type(model.blocks()[0]).__name__])
+    assert trained == sizes.training(*length) - unread
+    monkeypatch.setattr(model, "lengths", (len(prompt), LENGTH))
+    assert model.flops(rows) == {
+        "train": sampled + own + counted(by_base) + trained + unread,
+        "eval": sampled + own + counted(by_base),
+    }
+    for param in model.parameters():
+        param.grad = None
 
 
 def test_layers_to_adapt_are_found_in_every_architecture(model) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 
 from engine.checkpoint.manifest import load_checkpoint
 from engine.errors import Interrupted
+from engine.loop import compiling
 from tasks.animal.loading import open_animal_run
 from tests.animal.conftest import SHORT, attempt
 from tests.conftest import _entry, finish, metrics, run_ranks, run_script, start_forked
@@ -99,6 +101,8 @@ def test_resume_is_exact(place: Path, whole: Path, objective: str) -> None:
     words = ("--objective", objective)
     if objective == "kl_exact":
         words += ("embedder=hash", "cluster_selection=silhouette", "max_n_clusters=4")
+    else:
+        words += several(place) * (objective == "tb")
     if objective == "kl":
         left = whole / "run"
     else:
@@ -109,6 +113,19 @@ def test_resume_is_exact(place: Path, whole: Path, objective: str) -> None:
     assert result.code == 0, result.output
     assert "step_2" in result.output
     same_after(left, place / "run")
+
+
+def several(place: Path) -> tuple[str, ...]:
+    """A second concept, and clusters that all options have in common: none has enough samples for its own."""
+    link = {"the": ["they", "because", "i"], "and": ["are", "run", "nap", "love"]}
+    concepts = {"animal": {"cat": ["kitten"], "dog": ["animal", "wild"]}, "link": link}
+    (place / "concepts.json").write_text(json.dumps(concepts))
+    return (
+        "concept_file=concepts.json",
+        "further_concepts=[link]",
+        "pool_clusters=true",
+        "min_samples_for_clustering=17",
+    )
 
 
 def same_after(left: Path, right: Path) -> None:
@@ -186,6 +203,44 @@ def test_settings_of_sampling_change_what_is_trained_on(place: Path, whole: Path
         assert attempt(place, word, "max_steps=3", f"output_dir={number}").code == 0
         other = next(row for row in metrics(place / str(number)) if row["step"] == 3)
         assert other["train/grad_norm"] != first["train/grad_norm"], word
+
+
+def test_several_concepts_and_borrowed_clusters(place: Path) -> None:
+    words = several(place)
+    result = attempt(place, *words, "max_steps=3")
+    assert result.code == 0, result.output
+    assert "animal: cat, dog; link: the, and" in result.output.splitlines()[0]
+    line = next(words for words in result.output.splitlines() if words.startswith("base  "))
+    cat, dog, the, and_ = (int(count) for count in re.findall(r"(?:cat|dog|the|and) (\d+)", line))
+    assert cat + dog == the + and_ == int(line.split()[1])  # a valid sample names one of each
+    rows = [row for row in metrics(place / "run") if "train/total_loss" in row]
+    assert all(row["train/option_share/the"] + row["train/option_share/and"] == pytest.approx(1) for row in rows)
+    assert all(row["train/options_pooled"] == 2 and row["train/open_block_loss"] is not None for row in rows)
+    figures = json.loads((place / "run/eval_before.json").read_text())
+    assert figures["option_share_the"] + figures["option_share_and"] == pytest.approx(1)
+    assert figures["concept_kl_of_link"] >= 0
+    losses = [rows[0]["train/concept_loss"]]
+    for number, without in enumerate(("further_concepts=[]", "pool_clusters=false")):
+        assert attempt(place, *words, without, "max_steps=1", f"output_dir={number}").code == 0
+        row = next(row for row in metrics(place / str(number)) if "train/total_loss" in row)
+        losses.append(row["train/concept_loss"])
+        assert (row["train/open_block_loss"] is None) == (without == "pool_clusters=false")
+        assert "train/options_pooled" in row or without == "pool_clusters=false"
+    assert losses[1] != losses[0] == losses[2]
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_the_same(place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", "eager")  # without code generation, which takes a minute
+    result = attempt(place, "compile=block")
+    assert result.code == 0, result.output
+    assert "compile     2 block(s)" in result.output
+    assert "training continues uncompiled" not in result.output
+    ours, theirs = (load_checkpoint(run / "checkpoints/step_6").model for run in (place / "run", whole / "run"))
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-5 for name in ours)
+    result = attempt(place, "compile=full", "output_dir=other")
+    assert result.code == 2
+    assert "compile" in result.output
 
 
 def test_only_epochs_that_measure_count_for_early_stopping(place: Path) -> None:

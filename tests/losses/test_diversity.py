@@ -22,10 +22,15 @@ from losses.diversity import (
 from models.animal.completions import Completions
 
 K, CLUSTERS = 3, (3, 0, 2)
+SEVERAL = (2, 4)
+"""Options of further concepts."""
 
 
-def made(rows: int = 12, length: int = 7, seed: int = 0) -> tuple[Tensor, Tensor, Completions]:
-    """Random completions: row 0 invalid, row 1 not clustered, ends of different lengths."""
+def made(
+    rows: int = 12, length: int = 7, seed: int = 0, further: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor, Completions]:
+    """Random completions: row 0 invalid, row 1 not clustered, ends of different lengths; `further` concepts have token 0
+    or 3."""
     random = torch.Generator().manual_seed(seed)
     logp = -3 * torch.rand(rows, length, generator=random).double()
     ref = logp + torch.randn(rows, length, generator=random).double()
@@ -40,21 +45,38 @@ def made(rows: int = 12, length: int = 7, seed: int = 0) -> tuple[Tensor, Tensor
     mask = place < ends
     concept, opened = (place >= 1) & (place < 3) & mask & valid, (place >= 3) & mask & valid
     ids = torch.zeros_like(mask, dtype=torch.long)
+    others = [torch.randint(0, size, (rows,), generator=random).where(valid[:, 0], -1) for size in further]
+    spans = [(place == 3 * number) & mask & valid for number in range(len(further))]
     return (
         logp,
         ref,
-        Completions(ids=ids, mask=mask, concept=concept, open=opened, option=option, cluster=cluster),
+        Completions(
+            ids=ids,
+            mask=mask,
+            concept=concept,
+            open=opened,
+            option=option,
+            cluster=cluster,
+            further=torch.stack(spans, 1) if spans else torch.zeros(rows, 0, length).bool(),
+            further_option=torch.stack(others, 1) if others else torch.zeros(rows, 0).long(),
+        ),
     )
 
 
-def by_hand(logp: Tensor, ref: Tensor, batch: Completions, alternatives: Alternatives | None = None) -> list[Tensor]:
+def by_hand(
+    logp: Tensor,
+    ref: Tensor,
+    batch: Completions,
+    alternatives: Alternatives | None = None,
+    further: tuple[int, ...] = (),
+) -> list[Tensor]:
     """L_c, L_open and L_kl in plain loops, with raw probabilities, for autograd."""
 
     def histogram(weights: dict[int, Tensor], count: int) -> Tensor:
         whole = sum(weights.values())
         return sum(w / whole * torch.log(w / whole * count) for w in weights.values())
 
-    sums: dict[int, Tensor] = {}
+    sums: list[dict[int, Tensor]] = [{} for _ in range(1 + len(further))]
     inner: dict[int, dict[int, Tensor]] = {}
     k3, count = torch.zeros((), dtype=logp.dtype), 0
     for i in range(len(logp)):
@@ -63,18 +85,20 @@ def by_hand(logp: Tensor, ref: Tensor, batch: Completions, alternatives: Alterna
             if batch.mask[i, t]:
                 apart = ref[i, t] - logp[i, t]
                 k3, count = k3 + torch.exp(apart) - apart - 1, count + 1
-        if option >= 0 and alternatives is None:
-            p = math.prod(logp[i, t].exp() for t in range(logp.shape[1]) if batch.concept[i, t])
-            sums[option] = sums.get(option, 0) + p
+        named = [(option, batch.concept[i])]
+        named += [(int(batch.further_option[i, k]), batch.further[i, k]) for k in range(len(further))]
+        for own, (one, tokens) in zip(sums, named, strict=True) if option >= 0 and alternatives is None else ():
+            p = math.prod(logp[i, t].exp() for t in range(logp.shape[1]) if tokens[t])
+            own[one] = own.get(one, 0) + p
         if cluster >= 0:
             tokens = [logp[i, t] for t in range(logp.shape[1]) if batch.open[i, t]]
             g = torch.exp(sum(tokens) / len(tokens))
             inner.setdefault(option, {})[cluster] = inner.setdefault(option, {}).get(cluster, 0) + g
     for row in range(len(alternatives.logp)) if alternatives else ():
-        option = int(alternatives.option[row])
-        sums[option] = sums.get(option, 0) + alternatives.logp[row].exp()
+        option, own = int(alternatives.option[row]), sums[int(alternatives.concept[row])]
+        own[option] = own.get(option, 0) + alternatives.logp[row].exp()
     return [
-        histogram(sums, K),
+        sum(histogram(own, size) for own, size in zip(sums, (K, *further), strict=True)),
         sum(histogram(weights, CLUSTERS[option]) for option, weights in inner.items()),
         k3 / count,
     ]
@@ -107,6 +131,8 @@ def test_golden_open_loss() -> None:
         open=opened,
         option=zero,
         cluster=torch.tensor([0, 0, 1]),
+        further=torch.zeros(3, 0, 3).bool(),
+        further_option=torch.zeros(3, 0).long(),
     )
     for count, expected in ((5, 1.128505), (2, 0.212215)):
         value, slope = open_loss(logp, batch, torch.tensor([count]))
@@ -115,19 +141,22 @@ def test_golden_open_loss() -> None:
     assert slope[0, 2] == 0
 
 
+@pytest.mark.parametrize("further", [(), SEVERAL])
 @pytest.mark.parametrize("objective", ["kl", "kl_exact"])
-def test_the_coefficients_are_the_gradient(objective: str) -> None:
-    logp, ref, batch = made()
+def test_the_coefficients_are_the_gradient(objective: str, further: tuple[int, ...]) -> None:
+    logp, ref, batch = made(further=further)
     head = DiversityLoss(DiversityLossConfig(objective=objective, w_c=0.7, w_o=0.4, w_kl=0.3))
     alternatives = None
     if objective == "kl_exact":
         alternatives = Alternatives(
-            logp=-2 * torch.rand(9, generator=torch.Generator().manual_seed(1)).double(), option=torch.arange(9) % K
+            logp=-2 * torch.rand(9, generator=torch.Generator().manual_seed(1)).double(),
+            option=torch.arange(9) % 2,
+            concept=torch.arange(9) // 2 % (1 + len(further)),
         )
-    result = head(logp, ref, batch, torch.tensor(CLUSTERS), alternatives=alternatives)
+    result = head(logp, ref, batch, torch.tensor(CLUSTERS), alternatives=alternatives, further=further)
     leaf = logp.clone().requires_grad_()
     other = replace(alternatives, logp=alternatives.logp.clone().requires_grad_()) if alternatives else None
-    parts = by_hand(leaf, ref, batch, other)
+    parts = by_hand(leaf, ref, batch, other, further)
     total = 0.7 * parts[0] + 0.4 * parts[1] + 0.3 * parts[2]
     total.backward()
     assert result.total == pytest.approx(float(total.detach()))
@@ -137,14 +166,17 @@ def test_the_coefficients_are_the_gradient(objective: str) -> None:
         assert torch.allclose(result.alternatives, other.logp.grad, atol=1e-12)
 
 
-def test_trajectory_balance_by_hand() -> None:
-    logp, ref, batch = made()
+@pytest.mark.parametrize("further", [(), SEVERAL])
+def test_trajectory_balance_by_hand(further: tuple[int, ...]) -> None:
+    logp, ref, batch = made(further=further)
+    shares = [torch.tensor([0.6, 0.4]).double(), torch.tensor([0.1, 0.2, 0.3, 0.4]).double()]
     frequencies = Frequencies(
         option=torch.tensor([0.7, 0.2, 0.1]).double(),
         cluster=torch.tensor([[0.5, 0.3, 0.2], [0, 0, 0], [0.9, 0.1, 0]]).double(),
+        further=shares[: len(further)],
     )
     head = DiversityLoss(DiversityLossConfig(objective="tb", alpha_c=0.9, alpha_o=0.8, invalid_penalty=5))
-    result = head(logp, ref, batch, torch.tensor(CLUSTERS), frequencies=frequencies)
+    result = head(logp, ref, batch, torch.tensor(CLUSTERS), frequencies=frequencies, further=further)
     leaf, excess = logp.clone().requires_grad_(), []
     for i in range(len(logp)):
         reward = sum(ref[i, t] for t in range(logp.shape[1]) if batch.mask[i, t])
@@ -153,6 +185,8 @@ def test_trajectory_balance_by_hand() -> None:
             reward = reward - 5
         else:
             reward = reward - 0.9 * math.log(frequencies.option[option] * K)
+            for k, size in enumerate(further):
+                reward = reward - 0.9 * math.log(shares[k][batch.further_option[i, k]] * size)
         if cluster >= 0:
             reward = reward - 0.8 * math.log(frequencies.cluster[option, cluster] * CLUSTERS[option])
         excess.append(sum(leaf[i, t] for t in range(logp.shape[1]) if batch.mask[i, t]) - reward)
@@ -177,7 +211,8 @@ def test_rows_may_come_in_any_order() -> None:
 def test_every_coefficient_changes_the_gradient_where_it_is_documented_to(name: str, objective: str) -> None:
     logp, ref, batch = made()
     frequencies = Frequencies(option=torch.tensor([0.7, 0.2, 0.1]), cluster=torch.tensor([[0.5, 0.3, 0.2]] * 3))
-    alternatives = Alternatives(logp=logp[:, 0], option=torch.arange(len(logp)) % K)
+    numbers = torch.arange(len(logp))
+    alternatives = Alternatives(logp=logp[:, 0], option=numbers % K, concept=torch.zeros_like(numbers))
     config = DiversityLossConfig(objective=objective, w_kl=0.1)
 
     def gradient(config: DiversityLossConfig) -> list[Tensor]:
@@ -210,7 +245,7 @@ def test_far_from_the_base_and_without_a_valid_row_everything_is_finite() -> Non
     assert result.open.isnan()
     assert result.total == 0
     assert not result.coefficients.any()
-    assert concept_loss(logp - 500, batch, K)[0].isfinite()
+    assert concept_loss(logp - 500, batch, [K])[0].isfinite()
     with pytest.raises(ValueError, match="w_c=0 and w_o=0"):
         DiversityLossConfig(w_c=0, w_o=0, w_kl=1)
 
