@@ -5,6 +5,8 @@ Shapes: B samples, K streams, V words, n tokens made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -70,13 +72,14 @@ def generate(
     stream: int | None = None,
     stop: int | None = None,
     words: int | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """`count` tokens after `prompt` (int [B, T], or [B, K, T] for K streams): int64 [B, n], or [B, K, n].
 
     Numbers are keyed by (seed, purpose), one generator for the whole call, so the same call gives the same text on
     every device. temperature 0 takes the likeliest token. It ends early when every sample has met the token `stop` (of
     the first stream, where there are several): `until` gives where each of them ends. Only the first `words` tokens are
-    drawn, those of a vocabulary smaller than the model's table.
+    drawn, those of a vocabulary smaller than the model's table. `stopping` is asked after each token, and ends it too.
 
     Raises: UsageError for longer texts, or more of them at once, than can be made.
     """
@@ -92,6 +95,8 @@ def generate(
         chosen = [_choose(values, temperature, top_k, min_p, generator) for values in logits]
         token = torch.stack(chosen, dim=1) if prompt.dim() == 3 else chosen[0]
         made.append(token)
+        if stopping():
+            break
         if stop is not None:
             ended |= (token if prompt.dim() == 2 else token[:, 0]) == stop
             if bool(ended.all()):

@@ -17,6 +17,8 @@ from dataset.text.loading import short_names
 from dataset.text.meta import load_tokenizer
 from dataset.text.tokenizer import Tokenizer
 from dataset.text.vocabulary import FILE, to_text, vocabularies_of
+from engine.io import print_rank0
+from engine.signals import StopSignal
 from engine.task import Evaluation, UsageError
 from models.language_models.gpt import GPT
 from tasks.language_model.generation import check_room, generate, until
@@ -54,7 +56,11 @@ class LanguageReport:
         if evaluation.best is not None:
             files[BEST] = best_line(evaluation.best, self.model, evaluation.step_ms)
         if self.config.max_sample_tokens is not None:
-            files[f"samples/step_{evaluation.step}.txt"] = self.samples(evaluation.step)
+            text = self.samples(evaluation.step)
+            if _stopping():
+                print_rank0(f"note: no samples of step {evaluation.step}: a signal stops the run")
+            else:
+                files[f"samples/step_{evaluation.step}.txt"] = text
         return files
 
     def samples(self, step: int) -> str:
@@ -77,6 +83,7 @@ class LanguageReport:
                     stream=stream,
                     stop=tokenizer.eot,
                     words=None if contexts else self.sizes[stream or 0],
+                    stopping=_stopping,
                 )
                 for number, row in enumerate(made):
                     name = f" {self.names[stream]}" if stream is not None else ""
@@ -98,6 +105,11 @@ class LanguageReport:
             return self.start + tokenizer.decode(row.tolist())
         lines = [each.decode(stream.tolist()) for each, stream in zip(self.tokenizers, row, strict=True)]
         return "\n".join(f"[{name}] {line}" for name, line in zip(self.names, lines, strict=True))
+
+
+def _stopping() -> bool:
+    """Whether this process has been told to stop: long samples must not outlast what a cluster waits for."""
+    return StopSignal.current is not None and StopSignal.current.received is not None
 
 
 def start_text(value: str) -> str:

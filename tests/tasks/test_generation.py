@@ -12,6 +12,8 @@ import torch
 from dataset.build_text_dataset import main
 from dataset.text.chars import Char
 from engine.errors import UsageError
+from engine.signals import StopSignal
+from engine.task import Evaluation
 from models.language_models.gpt import GPT, GPTConfig, LMShape
 from tasks.language_model.generation import check_room, generate, until
 from tasks.language_model.report import LanguageReport, encode_prompt, start_text
@@ -89,7 +91,9 @@ def test_prompts_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             start_text(f"FILE:{path}")
 
 
-def test_training_samples_end_with_their_document(tmp_path: Path) -> None:
+def test_training_samples_end_with_their_document_or_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in ("ab", "ba", "a", "b") * 10))
     argv = ["d", "--input", str(tmp_path / "d.jsonl"), "--tokenizer", "char", "--output-dir", str(tmp_path / "d")]
     assert main(argv) == 0
@@ -108,3 +112,11 @@ def test_training_samples_end_with_their_document(tmp_path: Path) -> None:
     assert len(parts) == 4
     assert all(part.rstrip("\n").count("<|endoftext|>") == 1 for part in parts)
     assert all(part.rstrip("\n").endswith("<|endoftext|>") for part in parts)
+
+    evaluation = Evaluation(step=7, results={}, best=None, step_ms=None)
+    assert "samples/step_7.txt" in report(evaluation)
+    config.max_sample_tokens, told = 1_000_000, StopSignal()  # a signal in the middle, which the first token sees
+    told.received = "SIGTERM"
+    monkeypatch.setattr(StopSignal, "current", told)
+    assert "samples/step_7.txt" not in report(evaluation)
+    assert "note: no samples of step 7: a signal stops the run" in capsys.readouterr().out
