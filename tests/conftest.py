@@ -13,6 +13,7 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -249,6 +250,17 @@ def workplace(tmp_path: Path, tiny_data: Path) -> Path:
     """An empty working directory in which the small data set is already built."""
     (tmp_path / "data").symlink_to(tiny_data)
     return tmp_path
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Files that cannot grow beyond so many bytes, in place of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def archs_of(family: str, **declared: str) -> list[str]:

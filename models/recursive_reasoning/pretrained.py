@@ -12,6 +12,7 @@ the table maps it into memory, where only the rows that are used are read. Both 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import json
 import os
@@ -69,7 +70,12 @@ class Pretrained(nn.Module):
         if table is not None and puzzle_table:
             parts[TABLE_FILE] = {TABLE: table}
         for name, tensors in parts.items():
-            save_file(tensors, folder / name, metadata={"format": "pt"})
+            try:
+                save_file(tensors, folder / name, metadata={"format": "pt"})
+            except SafetensorError as error:  # a full disk, of which the library's text alone holds the number
+                number = re.search(r"\(os error (\d+)\)", str(error))
+                code = int(number[1]) if number else errno.EIO
+                raise OSError(code, os.strerror(code), str(folder / name)) from error
             (folder / name).chmod(0o644)  # the library makes it private
         module = type(self).__module__.removeprefix("models.")
         about = {

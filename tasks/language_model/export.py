@@ -74,9 +74,9 @@ def _card(run: TextRun, args: argparse.Namespace, name: str, tokenizer: str, ver
 
 
 def _write(folder: Path, config: dict[str, Any], weights: dict[str, Any], tokenizer: Any) -> str:
-    from safetensors.torch import save_file
+    from engine.checkpoint.state_tree import write_tensors
 
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "model.safetensors", weights)
     (folder / "model.safetensors").chmod(0o644)  # the library makes it private
     atomic_write_json(folder / "config.json", config)
     as_json = _tokenizer_json(tokenizer)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import shutil
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from dataset.metadata import ARRAYS, save_array
 from dataset.sampler import TrainSampler
 from dataset.writing import content_hash, describe
 from engine.io import RunFailure, UsageError
-from tests.conftest import SHARED
+from tests.conftest import SHARED, files_of_at_most
 from tests.dataset import naive_arc
 from tests.dataset.arc_tasks import random_tasks, symmetric_task, write_bundle, write_folder
 
@@ -184,13 +183,8 @@ def test_copies_beside_tasks_are_passed_over_and_shared_names_printed(tmp_path, 
 
 
 def test_the_reason_of_a_failed_write_is_kept(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-            save_array(tmp_path / "a.npy", np.zeros(9000, dtype=np.uint8))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(4096), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        save_array(tmp_path / "a.npy", np.zeros(9000, dtype=np.uint8))
     save_array(tmp_path / "a.npy", np.arange(6).reshape(2, 3))
     assert np.load(tmp_path / "a.npy").tolist() == [[0, 1, 2], [3, 4, 5]]
 

@@ -18,7 +18,7 @@ from models.recursive_reasoning.hrm_feudal import HRMFeudal, HRMFeudalConfig
 from models.recursive_reasoning.model import RecursiveModel
 from models.recursive_reasoning.subgoal_config import SubgoalConfig
 from models.recursive_reasoning.trm import TRM, TRMConfig
-from tests.conftest import run_script
+from tests.conftest import files_of_at_most, run_script
 from tests.models.parity import BASE, batch, make
 
 FILES = {"config.json", "model.safetensors", "puzzle_table.safetensors", "README.md"}
@@ -154,6 +154,9 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("models.recursive_reasoning.pretrained.save_file", full)
     with pytest.raises(OSError, match="No space"):
+        trm().save_pretrained(tmp_path / "m")
+    monkeypatch.undo()
+    with files_of_at_most(4096), pytest.raises(OSError, match=r"File too large.*safetensors"):
         trm().save_pretrained(tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
 

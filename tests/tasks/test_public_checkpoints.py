@@ -12,12 +12,12 @@ import pytest
 import torch
 import yaml
 
-from engine.errors import UsageError
+from engine.errors import RunFailure, UsageError
 from engine.run.load_run import open_checkpoint
 from scripts.convert import parse
 from tasks.recursive_reasoning.public.convert import export_run, import_run
-from tasks.recursive_reasoning.public.layout import read_public
-from tests.conftest import run_script
+from tasks.recursive_reasoning.public.layout import read_public, write_public
+from tests.conftest import files_of_at_most, run_script
 from tests.tasks import public_files
 
 SHAPE = {"words": 11, "length": 16, "identifiers": 4}
@@ -206,6 +206,12 @@ def test_prefixes(prefix: str, tmp_path: Path) -> None:
 class Bomb:
     def __reduce__(self):
         return (Path.touch, (Path("crater"),))
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    with files_of_at_most(4096), pytest.raises(RunFailure, match="x cannot be written: is its disk full"):
+        write_public(tmp_path / "x", config={}, tensors={"a": torch.zeros(9999)}, name="step_1", card="")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from engine.checkpoint.state_tree import read_tensors, tensor_file_fault
-from engine.errors import UsageError
+from engine.errors import RunFailure, UsageError
 from engine.io import atomic_directory
 from engine.reading import Unreadable, check_regular, read_yaml, reason_of
 from reports.model_card import CARD
@@ -117,13 +117,15 @@ def write_public(
             (temporary / CARD).write_text(card, "utf-8")
     except FileExistsError:
         raise UsageError(f"{folder} exists already: remove it or choose another folder") from None
+    except RuntimeError as error:  # of torch's writer, which knows no reason
+        raise RunFailure(f"{folder} cannot be written: is its disk full? ({str(error).splitlines()[0]:.80})") from None
 
 
 def _state_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UsageError(f"{path}does not exist: expected a state dict, or a folder with one and {CONFIG}")
+        raise UsageError(f"{path} does not exist: expected a state dict, or a folder with one and {CONFIG}")
     if (path / "manifest.json").exists() or (path / "checkpoints").is_dir():
         raise UsageError(f"{path} is a run of this project, not a public checkpoint: `convert.py export` writes one")
     files = [file for file in sorted(path.iterdir()) if file.is_file() and file.suffix in _SUFFIXES]
