@@ -205,6 +205,7 @@ def test_settings_of_sampling_change_what_is_trained_on(place: Path, whole: Path
         assert other["train/grad_norm"] != first["train/grad_norm"], word
 
 
+@pytest.mark.slow
 def test_several_concepts_and_borrowed_clusters(place: Path) -> None:
     words = several(place)
     result = attempt(place, *words, "max_steps=3")

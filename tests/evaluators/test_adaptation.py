@@ -235,6 +235,7 @@ def test_steps_of_gradient_ascent_by_hand(batch, schedule):
 
 @pytest.mark.parametrize("keys", [{}, {"turn": False}, {"recolour": False}])
 def test_copies_of_the_demonstrations_are_scored_beside_them(batch, keys):
+    batch = part(batch, torch.arange(4))
     space, config = Space(model_of()), SearchConfig(demo_augs=4, **keys)
     z, seed = space.start(batch), 5
     objective = Objective(space, batch, HEAD.token_loss, config, seed)
