@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def predict_task(args: argparse.Namespace) -> dict[str, Any]:
             data_mode="encoder",
             workers=1,
         )
-        unread = Subset("training", (task,), ())  # the builder writes no data set without training tasks
+        # The builder writes no data set without training tasks, whose tests need an answer: any will do, none is read.
+        pairs = (replace(pair, output=pair.input) if pair.output is None else pair for pair in task.pairs)
+        unread = Subset("training", (replace(task, pairs=tuple(pairs)),), ())
         card = build_subsets(plan, lambda: [unread, Subset(SUBSET, (task,), (task.path,))])
         settings = {"data_paths_test": [str(data)], "evaluators": [{"name": "arc@ARC"}]}
         settings |= {f"final_eval_max_{what}": None for what in ("examples", "groups", "augmentations")}

@@ -138,6 +138,20 @@ def test_its_answers_are_drawn_and_predicted(whole: tuple[Path, list[str]]) -> N
     assert (record["protocol"], record["leakage"], record["fit"]["copies"]) == ("i", "clean", 1)
     last = json.loads((run / "evaluations/step_8_arc_tasks.json").read_text())
     assert record["tasks"][file.stem] == last["tasks"][file.stem], "as the run's own evaluation has it"
+    asked = json.loads(file.read_text())
+    for test in asked["test"]:
+        del test["output"]
+    (place / file.name).write_text(json.dumps(asked))  # as a task is that nobody has solved
+    result = run_script("scripts/predict", str(run), file.name, "--out", "unsolved.json", cwd=place)
+    assert result.code == 0, result.output
+    answers = [
+        [
+            [answer["grid"] for answer in test["answers"]]
+            for test in json.loads((place / name).read_text())["tasks"][file.stem]["test"]
+        ]
+        for name in ("answer.json", "unsolved.json")
+    ]
+    assert answers[0] == answers[1]
     refused = run_script("scripts/predict", str(run), str(file), "--steps", "3", cwd=place)
     assert refused.code == 2
     assert "--steps has no meaning for a run of pretrain_etrm.py" in refused.output
