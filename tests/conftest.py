@@ -9,6 +9,7 @@ from __future__ import annotations
 import compileall
 import contextlib
 import functools
+import gc
 import io
 import json
 import multiprocessing
@@ -23,6 +24,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +83,7 @@ def _warm_up() -> None:
     from engine.run import launch, session  # noqa: F401
     from verification import preflight  # noqa: F401
 
+    _compose_once()
     for family in families():
         required = (f"++{key}={value}" for key, value in family.schema.REQUIRED.items())
         trace = resolve(ROOT / f"{family.entry}.py", ["device=cpu", *required], root=ROOT)
@@ -91,10 +94,25 @@ def _warm_up() -> None:
             family.part(part)
 
 
+def _compose_once() -> None:
+    """Hydra composes a config once more, for half of the time of a refused launch, to read hydra.mode, which no file
+    in config/ sets. Launches in processes of their own still do."""
+    from hydra._internal.hydra import Hydra
+
+    whole = Hydra.get_mode
+
+    def get_mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        ours = (ROOT / "config" / f"{config_name}.yaml").exists() and "hydra.mode" not in " ".join(overrides)
+        return None if ours else whole(hydra, config_name, overrides)
+
+    Hydra.get_mode = get_mode
+
+
 _FSYNC = os.fsync
 
 
 def _child(connection, function, args, kwargs, cwd, env) -> None:
+    gc.freeze()  # what is inherited would be searched for garbage again and again
     os.chdir(cwd)
     os.environ.update(env)
     if os.fsync is _FSYNC:  # no test cuts the power, and a run waits a tenth of a second for the disk
