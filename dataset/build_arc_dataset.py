@@ -119,7 +119,7 @@ def parser(encoder: str | None = None) -> argparse.ArgumentParser:
     out.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: by cores and work); never changes the data"
     )
-    out.add_argument("--overwrite", action="store_true", help="replace the output folder if it is there")
+    out.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     return out
 
 

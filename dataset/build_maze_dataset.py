@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--output-dir",
         type=Path,
-        help="folder to create (default: data/maze-NxN, data/maze-30x30-hard-1k of the Hub's)",
+        help="folder to create (default: data/maze-NxN, or named after the input)",
     )
     add("--size", type=int, metavar="N", help="side of generated mazes, 5 to 200 (default: 30)")
     add("--num-train", type=int, metavar="N", help="training mazes to generate (default: 1000)")
@@ -55,11 +55,11 @@ def parser() -> argparse.ArgumentParser:
     add("--loops", type=float, metavar="SHARE", help="share of the walls between corridors to open (default: 0.05)")
     add("--aug", action="store_true", help="all eight turned and mirrored forms of each training maze")
     add("--input", type=Path, help="folder with train.csv and test.csv (source,question,answer,rating)")
-    add("--subsample-size", type=int, metavar="N", help="random training mazes to keep of the CSV")
+    add("--subsample-size", type=int, metavar="N", help="number of training mazes drawn at random from the CSV")
     add("--download", action="store_true", help=f"fetch the CSV files from the Hugging Face Hub ({HUB_REPOSITORY})")
     add("--csv", action="store_true", help="also write train.csv and test.csv in the published form")
     add("--seed", type=int, default=0, help="the same seed and flags give the same data, byte for byte (default: 0)")
-    add("--overwrite", action="store_true", help="replace the output folder if it is there")
+    add("--overwrite", action="store_true", help="replace an existing output folder")
     return out
 
 

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--density", type=float, default=plan.density, help="share of the pattern's cells with a colour")
     out.add_argument("--test-density", type=float, help="the same for the evaluation (default: that of training)")
     out.add_argument("--seed", type=int, default=plan.seed, help="the same seed gives the same data, byte for byte")
-    out.add_argument("--overwrite", action="store_true", help="replace the output folder if it is there")
+    out.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     return out
 
 

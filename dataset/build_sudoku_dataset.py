@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--output-dir",
         type=Path,
-        help="folder to create (default: data/sudoku-NxN, data/sudoku-INPUT, of the Hub's data/sudoku-extreme-full)",
+        help="folder to create (default: data/sudoku-NxN, or named after the input)",
     )
     out.add_argument("--size", type=int, choices=(4, 6, 9), help="board size (default: 9, or what the CSV holds)")
     out.add_argument("--num-train", type=int, metavar="N", help="training puzzles to generate (default: 1000)")
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         "--subsample-size",
         type=int,
         metavar="N",
-        help="random training puzzles to keep of the CSV; without --input the number to generate",
+        help="number of training puzzles drawn at random from the CSV; without --input the number to generate",
     )
     out.add_argument(
         "--min-difficulty",
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         "--test-input",
         type=Path,
         metavar="FILE",
-        help="a second CSV, all of which is tested on, beside what is held out of the one in --input",
+        help="a second CSV, used only for testing, in addition to what is held out of the one in --input",
     )
     out.add_argument("--download", action="store_true", help="fetch the CSV files from the Hugging Face Hub first")
     out.add_argument(
@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes (default: by cores and work); never changes the data",
     )
-    out.add_argument("--overwrite", action="store_true", help="replace the output folder if it is there")
+    out.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     return out
 
 

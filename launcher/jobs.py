@@ -185,7 +185,7 @@ def read_directive(line: str, intent: dict[str, str], directives: dict[str, str]
     if name != "intent":
         twice = name in directives
         directives[name] = value
-        return f"'#@ {name}:' stands twice above one job" if twice else None
+        return f"'#@ {name}:' appears twice above one job" if twice else None
     try:
         words = shlex.split(value)
     except ValueError as error:

@@ -40,11 +40,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="TEXT", help="lines whose name contains it; default: all")
     parser.add_argument("--pairs", type=positive, default=7, help="measurements of each side; default: 7")
     parser.add_argument("--threads", type=positive, help="of torch, for both sides; default: 1, with a GPU torch's own")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     gpu = parser.add_argument_group("with --device cuda")
-    gpu.add_argument("--modes", type=pattern, default="", metavar="REGEX", help="modes whose name has it; default: all")
+    gpu.add_argument("--modes", type=pattern, default="", metavar="REGEX", help="modes that match; default: all")
     gpu.add_argument("--seconds", type=positive, default=8, help="of timing for each row, about; default: 8")
-    gpu.add_argument("--warm-up", type=positive, default=240, help="seconds; what is not warm then is left out")
+    gpu.add_argument("--warm-up", type=positive, default=240, help="seconds; modes that take longer are omitted")
     args: argparse.Namespace = parser.parse_args(argv)
     given = [f for f in ("modes", "seconds", "warm_up") if getattr(args, f) != parser.get_default(f)]
     if args.device == "cpu" and given:

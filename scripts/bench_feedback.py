@@ -30,11 +30,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = script_parser(__file__, __doc__)
     parser.add_argument("--threads", type=positive, default=1, help="of torch; default: 1, for which auto is fitted")
     parser.add_argument("--repeats", type=positive, default=5, help="turns of each form; default: 5")
-    parser.add_argument("--rows", type=positive, nargs="+", metavar="B", help="batch sizes in place of 1 16")
-    parser.add_argument("--length", type=positive, nargs="+", metavar="T", help="lengths in place of 32 128 512")
-    parser.add_argument("--width", type=positive, nargs="+", metavar="C", help="widths in place of 64 256 512")
-    parser.add_argument("--rank", type=positive, nargs="+", metavar="r", help="ranks in place of 1 8 64 256")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--rows", type=positive, nargs="+", metavar="B", help="batch sizes instead of 1 16")
+    parser.add_argument("--length", type=positive, nargs="+", metavar="T", help="lengths instead of 32 128 512")
+    parser.add_argument("--width", type=positive, nargs="+", metavar="C", help="widths instead of 64 256 512")
+    parser.add_argument("--rank", type=positive, nargs="+", metavar="r", help="ranks instead of 1 8 64 256")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     args: argparse.Namespace = parser.parse_args(argv)
     return args
 

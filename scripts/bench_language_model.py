@@ -33,7 +33,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=positive, default=2, help="of torch, for both; default: 2")
     parser.add_argument("--pairs", type=positive, default=7, help="measurements of each; default: 7")
     parser.add_argument("--whole", type=positive, metavar="N", help="also whole runs of N iterations, three of each")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--baseline-run", type=positive, metavar="N", help=argparse.SUPPRESS)
     args: argparse.Namespace = parser.parse_args(argv)
     return args

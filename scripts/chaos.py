@@ -41,7 +41,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--faults", type=positive, default=20, metavar="N", help="how many")
     add("--kinds", nargs="+", default=[], metavar="KIND", help="default: those that the command can meet")
     add("--ranks", type=positive, default=1, metavar="N", help="processes of the command, over gloo")
-    add("--from", type=Path, dest="begin", metavar="DIR", help="what each working folder begins with; it is copied")
+    add("--from", type=Path, dest="begin", metavar="DIR", help="initial content of each working folder (copied)")
     add("--plan", action="store_true", help="print the plan and run nothing")
     add("--out", type=Path, default=Path("chaos.json"), metavar="FILE", help="the result, as JSON")
     args: argparse.Namespace = parser.parse_args(words[:at])
@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
     print(as_table(result), flush=True)
     atomic_write_json(args.out, result)
     if not any(any(report.struck) for report in reports):
-        print("error: no fault came to pass: nothing is shown; more --faults, or a longer run", file=sys.stderr)
+        print("error: no fault occurred, so nothing was tested: use more --faults, or a longer run", file=sys.stderr)
         return 1
     return int(any(report.problems for report in reports))
 

@@ -32,7 +32,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = script_parser(__file__, __doc__)
     parser.add_argument("first", type=Path, metavar="A", help="a run, or a file of lines")
     parser.add_argument("second", type=Path, metavar="B", help="another one")
-    parser.add_argument("--assert-equal", action="store_true", help="exit code 1 where they differ")
+    parser.add_argument("--assert-equal", action="store_true", help="exit code 1 if they differ")
     parser.add_argument(
         "--tolerance", type=float, default=0.0, metavar="R", help="relative difference that counts as none; default: 0"
     )

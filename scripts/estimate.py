@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--probe-steps", type=positive, default=8, metavar="N", help="steps to time; default: 8")
     made.add_argument("--probe-seconds", type=positive, default=20, metavar="N", help="about how long; default: 20")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to this file")
     return made
 
 
@@ -64,9 +64,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     if end < len(words):
         command = parse_command(words[end + 1 :])
         if command.script is None or args.entry:
-            made.error(
-                f"behind -- stands the whole command, python SCRIPT.py ...{' and no --entry' * bool(args.entry)}"
-            )
+            made.error(f"after -- give the whole command, python SCRIPT.py ...{' and no --entry' * bool(args.entry)}")
         args.entry, rest = command.script, [*rest, *command.arguments]
     if rest and rest[0] == words[0] and not rest[0].startswith(("-", "+", "~")) and "=" not in rest[0]:
         made.error(f"unexpected word {rest[0]!r}: a config is --config-name=..., and behind -- stands a whole command")

@@ -38,26 +38,26 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max-examples",
         metavar="N|all",
-        help="a fixed random subset of N; default: what the run's last evaluation took",
+        help="a fixed random subset of N; default: as in the run's last evaluation",
     )
-    parser.add_argument("--max-groups", type=positive, metavar="N", help="the first N groups only (ARC: tasks)")
+    parser.add_argument("--max-groups", type=positive, metavar="N", help="only the first N groups (ARC: tasks)")
     parser.add_argument(
         "--max-augmentations",
         type=positive,
         metavar="N",
-        help="the first N puzzles of each group only (ARC: a task and its first augmented copies)",
+        help="only the first N puzzles of each group (ARC: a task and its first augmented copies)",
     )
     parser.add_argument(
         "--halting",
         choices=("fixed", "latched"),
         help="latched: a row keeps the answer of the step at which it halts; default: arch.eval_halting",
     )
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="examples at once; default: what the run took")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="examples per batch; default: as in the run")
     parser.add_argument(
         "--rollouts",
         type=positive,
         metavar="N",
-        help="answer each puzzle N times and choose one of the answers without its label; the first is the plain one",
+        help="answer each puzzle N times and choose one of the answers without the label; the first is the plain one",
     )
     parser.add_argument(
         "--vary",
@@ -68,12 +68,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--select",
         choices=("residual", "q", "first", "vote", "vote_cells"),
-        help="what chooses: the answer that moved least, the surest, the first to halt, that of most, in each cell "
-        "that of most; default: vote of symmetries, else q",
+        help="chosen answer: the one that changed least, the most confident, the first to halt, the most frequent, in "
+        "each cell the most frequent; default: vote for symmetries, else q",
     )
     parser.add_argument("--sigma", type=float, metavar="S", help="size of the noise of --vary noise; default: 0.3")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="where the figures go; default: evaluation_step_N.json in the run"
+        "--json", type=Path, metavar="FILE", help="file of the figures; default: evaluation_step_N.json in the run"
     )
     args: argparse.Namespace = parser.parse_args(argv)
     if args.max_examples not in (None, "all"):

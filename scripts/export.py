@@ -39,7 +39,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to create; an existing one is refused")
     parser.add_argument(
-        "--weights", choices=("ema", "raw"), help="averaged or raw; default: the averaged ones where the run keeps them"
+        "--weights", choices=("ema", "raw"), help="averaged or raw; default: averaged, if the run keeps them"
     )
     add_card_arguments(parser)
     args: argparse.Namespace = parser.parse_args(argv)

@@ -40,7 +40,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--augmentations",
         type=whole,
         metavar="N",
-        help="copies beside the task itself; default: 50, of a run with demonstrations no more than its data have",
+        help="augmented copies in addition to the task itself; default: 50, for a run with demonstrations at most as "
+        "many as its data have",
     )
     parser.add_argument(
         "--adapt",
@@ -53,10 +54,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--act-steps", type=positive, metavar="N", help="ACT steps; default: arch.halt_max_steps")
     parser.add_argument("--canvas", type=positive, metavar="SIDE", help="default: that of the run's data")
     parser.add_argument("--seed", type=whole, default=0, help="of augmentations and training; default: 0")
-    parser.add_argument("--weights", choices=("ema", "raw"), help="default: averaged, where the run keeps them")
+    parser.add_argument("--weights", choices=("ema", "raw"), help="default: averaged, if the run keeps them")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.json", help="default: TASK_prediction.json here; a picture beside it"
+        "--out", type=Path, metavar="FILE.json", help="default: TASK_prediction.json here, with a picture next to it"
     )
     parser.add_argument("--no-color", action="store_true", help="digits without colours")
     args: argparse.Namespace = parser.parse_args(argv)

@@ -48,7 +48,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("jobfile", help="a path, or the bare name of a file in jobs/")
     add("--only", action="append", default=[], metavar="ID", help="an id or L<line>; repeatable")
     add("--once", action="store_true", help="at most one job")
-    add("--failed", action="store_true", help="take [!] lines too")
+    add("--failed", action="store_true", help="also run [!] lines")
     add("--retries", type=whole, default=0, metavar="N", help="try a failed job N times more")
     add("--jobs", type=positive, default=1, metavar="N", help="how many at once (default 1)")
     add("--gpus", type=gpu_names, metavar="0,1,..", help="share these out through CUDA_VISIBLE_DEVICES")

@@ -41,7 +41,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="length of a sample; default: 500")
     parser.add_argument("--num-samples", type=positive, metavar="N", help="samples for each --top-k; default: 1")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 takes the likeliest token; default: 0.8")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0: the most likely token; default: 0.8")
     parser.add_argument(
         "--top-k",
         type=positive,

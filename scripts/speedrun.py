@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("track", choices=sorted(TRACKS), help="what is run")
     add("--seeds", type=whole, nargs="+", metavar="N", help="default: the track's (0 1 2, or 0)")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further overrides: then it is a track of your own")
-    add("--out", type=Path, metavar="DIR", help="where the runs lie; default: .out/speedruns/TRACK-TIME")
+    add("--out", type=Path, metavar="DIR", help="folder of the runs; default: .out/speedruns/TRACK-TIME")
     add("--results", type=Path, default=ROOT / "docs/results", metavar="DIR", help="default: docs/results")
     add("--dry-run", action="store_true", help="print the commands and exit")
     return parser.parse_args(argv)

@@ -59,10 +59,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write the Markdown page (data sets as the catalogue has them)"
     )
-    parser.add_argument("--summary", action="store_true", help="with --markdown: one table in place of the whole page")
-    parser.add_argument(
-        "--check", action="store_true", help="with --markdown: fail if the page is not what would be written"
-    )
+    parser.add_argument("--summary", action="store_true", help="with --markdown: one table instead of the whole page")
+    parser.add_argument("--check", action="store_true", help="with --markdown: fail if the page is stale")
     parser.add_argument("--strict", action="store_true", help="a warning counts as a failure")
     parser.add_argument("--verbose", action="store_true", help="also print what passed and what was skipped")
     parser.add_argument(

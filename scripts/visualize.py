@@ -70,9 +70,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--terminal",
         action="store_true",
-        help="step through the answers with the arrow keys; prints them all where the input is not a terminal",
+        help="step through the answers with the arrow keys; prints them all if the input is not a terminal",
     )
-    parser.add_argument("--no-color", action="store_true", help="plain text with marks in place of colours")
+    parser.add_argument("--no-color", action="store_true", help="plain text with marks instead of colours")
     args: argparse.Namespace = parser.parse_args(argv)
     if args.out is not None and args.out.suffix.lower() not in SUFFIXES:
         parser.error(f"--out {args.out}: expected a name that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")

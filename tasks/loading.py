@@ -33,7 +33,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="ACT steps per example, more than it was trained with if you like; default: arch.halt_max_steps",
     )
     parser.add_argument(
-        "--weights", choices=("ema", "raw"), help="averaged or raw; default: the averaged ones where the run keeps them"
+        "--weights", choices=("ema", "raw"), help="averaged or raw; default: averaged, if the run keeps them"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps; default: auto")
 

@@ -77,7 +77,7 @@ def check_optimizer(name: str, options: Mapping[str, Any], learning_rate: float)
         )
     usual = USUAL_RATES.get(inner, 0.0)
     if learning_rate < usual / 3:
-        print_rank0(f"note: {inner} usually wants a learning_rate near {usual:g}; it is {learning_rate:g}")
+        print_rank0(f"note: {inner} usually needs a learning_rate near {usual:g}; it is {learning_rate:g}")
 
 
 def _check_keys(where: str, block: Mapping[str, Any], known: set[str]) -> None:

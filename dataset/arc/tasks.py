@@ -110,7 +110,7 @@ def parse_task(name: str, content: Any, path: Path, solutions: Any = None, answe
     """
     place, apart = f"{path}: task {name}", f"{answers}: task {name}"
     if SEPARATOR in name:
-        raise UsageError(f"{place}: its name holds {SEPARATOR}, which stands between a task and its augmentation")
+        raise UsageError(f"{place}: its name holds {SEPARATOR}, which separates a task from its augmentation")
     if not isinstance(content, dict) or not all(isinstance(content.get(kind), list) for kind in KINDS):
         raise UsageError(f'{place}: expected {{"train": [pairs], "test": [pairs]}}, got {_short(content)}')
     for kind, meaning in (("train", "demonstrations"), ("test", "tests")):

@@ -257,7 +257,7 @@ def _finish(
         print_rank0("warning: val is train, token for token: a validation loss on it says nothing about other text")
     elif held and "generator" not in plan.card and (repeated := _repeated(corpus)) > held * MOST_REPEATED:
         print_rank0(
-            f"warning: {repeated:,} of {held:,} held-out documents also stand in the training split, word for word: a "
+            f"warning: {repeated:,} of {held:,} held-out documents also occur in the training split, word for word: a "
             "validation loss on them says little about other text"
         )
     known = not plan.published or all(file["sha256"] in plan.published for file in files)

@@ -65,7 +65,7 @@ class _Switch:
                 if not self.warm and self.working:
                     seconds = time.perf_counter() - began
                     print_rank0(
-                        f"compile     {self.mode}: the first loss took {seconds:.0f} s; gradients are compiled besides"
+                        f"compile     {self.mode}: the first loss took {seconds:.0f} s; gradients compile after that"
                     )
                 self.warm = True
 

@@ -103,7 +103,7 @@ class Evaluations:
         covered = state.get("covers", self._plan.covers)  # an earlier version did not store it
         if covered != self._plan.covers:
             print_rank0(
-                f"note: evaluations cover {self._plan.covers} now, not {covered}: the best result is chosen anew"
+                f"note: evaluations cover {self._plan.covers} now, not {covered}: the best result is selected afresh"
             )
             self.early_stop.restart()
             if self._plan.plateau is not None:

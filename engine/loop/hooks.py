@@ -122,7 +122,7 @@ class StepProfiler(Hook):
         self._first = trainer.step + WARM_UP + 1
         if trainer.last_step < self._first:
             print_rank0(
-                f"warning: no profile: it begins at step {self._first}, and the run ends at {trainer.last_step}"
+                f"warning: no profile: it would start at step {self._first}, and the run ends at {trainer.last_step}"
             )
             return
         kinds = [profiler.ProfilerActivity.CPU]
@@ -160,4 +160,4 @@ class StepProfiler(Hook):
         except OSError as error:
             print_rank0(f"warning: no profile ({error}), training continues")
         else:
-            print_rank0(f"profile     {trace} and the {ROWS} costliest operators beside it")
+            print_rank0(f"profile     {trace} and the {ROWS} costliest operators")

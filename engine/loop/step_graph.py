@@ -145,7 +145,7 @@ def make_step_graph(trainer: Trainer) -> StepGraph | None:
     if obstacle:
         print_rank0(f"step_graph  off: {obstacle}")
         return None
-    print_rank0(f"step_graph  on: one graph of each form of step, after {WARM_UP} steps of it")
+    print_rank0(f"step_graph  on: one graph for each form of step, after {WARM_UP} steps of it")
     return StepGraph(trainer)
 
 
@@ -156,7 +156,7 @@ def _obstacle(trainer: Trainer) -> str:
     if (reason := getattr(trainer.task, "not_captured", "the host takes part in this script's steps")) != "":
         return str(reason)
     waiting = [name for name, optimizer in trainer.optimizers.items() if not optimizer.capturable]
-    return f"the optimizer of {waiting[0]} asks the host at each step" if waiting else ""
+    return f"the optimizer of {waiting[0]} synchronises with the host at each step" if waiting else ""
 
 
 def _mapped(tree: Any, of: Callable[[Tensor], Any]) -> Any:

@@ -277,7 +277,7 @@ class Trainer:
             self.ema.restart(self.reducer.cut(kept or {}))
             if kept is None:
                 print_rank0(
-                    f"ema=true: this run kept no average yet; it begins with the weights of step {checkpoint.step}"
+                    f"ema=true: this run kept no average yet; it starts from the weights of step {checkpoint.step}"
                 )
         load_optimizers(self.optimizers, self.reducer.cut(state["optimizers"]))
         self.task.load_state_dict(state["task"])

@@ -24,8 +24,8 @@ PARTS = {
 }
 """Figure -> what those of single options, which are below it, begin with."""
 WARNING = (
-    "Vendi scores, v_eff and distinct-n also grow when texts turn into nonsense: read them beside valid_fraction, "
-    "plausible_fraction, ref_kl and base_perplexity."
+    "Vendi scores, v_eff and distinct-n also grow when texts turn into nonsense: read them together with "
+    "valid_fraction, plausible_fraction, ref_kl and base_perplexity."
 )
 STYLE = """
 table{border-collapse:collapse;width:100%;margin:0 0 8px;font-variant-numeric:tabular-nums}

@@ -22,7 +22,7 @@ class ETRMConfig(EpisodeConfig):
     NESTED_SCHEMAS: ClassVar[Mapping[str, type]] = {"arch": TRMWithEncoderConfig}
 
     step_graph: Annotated[  # type: ignore[assignment]
-        Literal["auto", "off"], Inert("", "the host asks which demonstrations there are, and how long they are")
+        Literal["auto", "off"], Inert("", "the host reads the number and lengths of the demonstrations")
     ] = "auto"
     """Not available here: no step is captured."""
     max_train_groups: Annotated[int | None, Range(1)] = None

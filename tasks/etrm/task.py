@@ -58,7 +58,7 @@ class ETRMTask(RecursiveReasoningTask):
     """
 
     sampler: Any  # dataset.fewshot.FewShotSampler
-    not_captured = "the host asks which demonstrations there are, and how long they are"
+    not_captured = "the host reads the number and lengths of the demonstrations"
 
     def __init__(
         self,

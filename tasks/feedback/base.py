@@ -101,8 +101,8 @@ def require_same(path: Path, hashes: Mapping[str, str], stored: Mapping[str, Any
     where = where_it_lies(path, sha256)
     if not where and not os.path.exists(str(stored.get("path"))):
         where = (
-            ", which is gone: restore it from a copy, or train anew on a checkpoint that stays (keep_every and "
-            "save_epoch_interval of the base keep some)"
+            ", which no longer exists: restore it from a copy, or train again on a checkpoint that is kept (keep_every "
+            "and save_epoch_interval of the base keep some)"
         )
     raise UsageError(
         f"ff_checkpoint_dir: {path} is another base (sha256 {hashes.get(in_use(hashes), '')[:12]}) than the one that "
@@ -181,8 +181,8 @@ def load_base(config: FeedbackConfig, runtime: Runtime, data: Vocabulary) -> Fro
     print_rank0(f"base        {_facts(base)}")
     if is_moving(path):
         print_rank0(
-            f"note: ff_checkpoint_name={path.name} is a link that moves as the base trains on; now it is "
-            f"{base.path.name}. A run keeps to the checkpoint that it began with"
+            f"note: ff_checkpoint_name={path.name} is a link that moves when the base trains further; it now points to "
+            f"{base.path.name}. A run keeps the checkpoint that it started with"
         )
     return base
 

@@ -37,7 +37,7 @@ class Sampling:
     steps: int = 10
     """Steps of each block, and so evaluations of the model."""
     temperature: float = 0.0
-    """0 takes the likeliest token."""
+    """0: the most likely token."""
     block_length: int | None = None
     """Blocks of so many unknown tokens are filled one after the other, from the left; None: all at once."""
     schedule: Literal["cosine", "linear"] = "cosine"

@@ -29,8 +29,8 @@ def override_data(path: Path, given: list[str]) -> dict[str, str]:
         for each in kept or ():
             if not each.of_data():
                 raise UsageError(
-                    f"{each.path} has another vocabulary than when this run began, so its token ids mean other words "
-                    "to the model: put the old data back, or name another data set with --data"
+                    f"{each.path} has a different vocabulary than when this run started, so its ids stand for other "
+                    "tokens: put the old data back, or name another data set with --data"
                 )
         return {}
     if config.training_mode != "single" or len(given) != 1:

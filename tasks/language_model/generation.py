@@ -77,7 +77,7 @@ def generate(
     """`count` tokens after `prompt` (int [B, T], or [B, K, T] for K streams): int64 [B, n], or [B, K, n].
 
     Numbers are keyed by (seed, purpose), one generator for the whole call, so the same call gives the same text on
-    every device. temperature 0 takes the likeliest token. It ends early when every sample has met the token `stop` (of
+    every device. temperature 0: the most likely token. It ends early when every sample has met the token `stop` (of
     the first stream, where there are several): `until` gives where each of them ends. Only the first `words` tokens are
     drawn, those of a vocabulary smaller than the model's table. `stopping` is asked after each token, and ends it too.
 

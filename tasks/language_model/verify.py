@@ -150,7 +150,7 @@ VERIFICATION = Verification(
     questions=(
         ("Which training mode is intended (single, multidataset, multicontext)?", "training_mode", "training_mode"),
         ("Which data?", "data", "data"),
-        ("Which weights does it begin with?", "initial_weights", "init_from"),
+        ("Which weights does it start from?", "initial_weights", "init_from"),
         QUESTIONS[-1],
     ),
     shrink=shrink,

@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("test", "train"), default="test")
     parser.add_argument("--steps", type=positive, help="ACT steps; default: those of the run")
     parser.add_argument("--batch-size", type=positive, default=256)
-    parser.add_argument("--max-examples", type=positive, help="the first so many; default: all")
+    parser.add_argument("--max-examples", type=positive, help="evaluate only the first N examples; default: all")
     args = parser.parse_args()
     batches = examples(args.data, args.split, args.batch_size)
     first = next(batches, None)  # data that cannot be read are refused before the model is loaded

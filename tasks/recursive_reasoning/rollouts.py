@@ -75,10 +75,10 @@ def print_table(evaluator: Rollouts, figures: Sequence[Figure]) -> None:
 
     show(
         lambda figure: figure.exact,
-        "N rollouts of a puzzle cost so many block calls; solved exactly, in percent, by what chooses; calls of first",
+        "block calls of N rollouts of a puzzle; exact accuracy in percent by selection rule; block calls of first",
     )
     if any(figure.shortest_path is not None for figure in figures):
-        show(lambda figure: figure.shortest_path, "the same, any shortest path in place of the reference path")
+        show(lambda figure: figure.shortest_path, "the same, any shortest path instead of the reference path")
     config = evaluator.config
     chosen = by_rule[config.select, config.rollouts]
     print_rank0(

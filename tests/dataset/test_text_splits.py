@@ -124,10 +124,10 @@ def test_documents_in_both_splits_are_counted(tmp_path: Path, capsys: pytest.Cap
         (folder / "val.jsonl").write_text("\n".join(f'{{"text": "{text}"}}' for text in own))
         built(tmp_path, folder)
         printed = capsys.readouterr().out
-        assert (f"warning: {words} held-out documents also stand" in printed) is bool(words)
+        assert (f"warning: {words} held-out documents also occur" in printed) is bool(words)
     (tmp_path / "same.jsonl").write_text("\n".join(rows[:1] * 50))
     built(tmp_path, tmp_path / "same.jsonl")
-    assert "5 of 5 held-out documents also stand in the training split" in capsys.readouterr().out
+    assert "5 of 5 held-out documents also occur in the training split" in capsys.readouterr().out
 
 
 def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

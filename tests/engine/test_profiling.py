@@ -42,5 +42,5 @@ def test_a_run_that_ends_sooner_says_so(workplace: Path) -> None:
     assert (workplace / "checkpoints/p/a/profile/trace_step_3-4.json").exists()
     result = run_script("pretrain", *RUN, "run_name=b", "profile_steps=1", "max_steps=2", cwd=workplace)
     assert result.code == 0, result.output
-    assert "no profile: it begins at step 3" in result.output
+    assert "no profile: it would start at step 3" in result.output
     assert not (workplace / "checkpoints/p/b/profile").exists()

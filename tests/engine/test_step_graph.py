@@ -280,7 +280,7 @@ def test_on_is_refused_with_the_reason(workplace: Path) -> None:
     trainer.runtime = replace(trainer.runtime, device=torch.device("cuda"))
     with pytest.raises(
         UsageError,
-        match=r"step_graph=on: .* asks the host at each step; use step_graph=auto, or step_graph=off",
+        match=r"step_graph=on: .* synchronises with the host at each step; use step_graph=auto, or step_graph=off",
     ):
         make_step_graph(trainer)
 

@@ -206,7 +206,7 @@ def test_of_mazes_any_shortest_path_is_counted_apart(tmp_path, sudoku, capsys) -
     result = evaluator.result()
     assert (result["rollouts/exact_accuracy"], result["rollouts/shortest_path"]) == (1 / 3, 2 / 3)
     print_table(evaluator, evaluator.figures())
-    assert "any shortest path in place of the reference path" in capsys.readouterr().out
+    assert "any shortest path instead of the reference path" in capsys.readouterr().out
     plain = evaluator_of(model_of(), sudoku, rollouts=2)  # a 4x4 Sudoku has as many words and cells
     assert not plain.mazes
 

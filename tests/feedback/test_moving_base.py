@@ -23,7 +23,7 @@ def test_the_base_of_a_hypernetwork_may_train_on(place: Path) -> None:
     made = adapter(place, *words, "max_steps=1", script="feedbackward_rec_alt_train")
     assert made.code == 0, made.output
     assert "note: ff_checkpoint_name=epoch_ckpt_gsm8k.pt is a link that moves" in made.output
-    assert "now it is step_2" in made.output
+    assert "it now points to step_2" in made.output
     before = json.loads((place / "hyper/summary.json").read_text())["results"]
     assert trained("max_steps=3", "resume=true").code == 0
     assert (base / "epoch_ckpt_gsm8k.pt").resolve().name == "step_3"
@@ -50,7 +50,7 @@ def test_the_base_of_a_hypernetwork_may_train_on(place: Path) -> None:
     ):
         assert refused.code == 2
         assert "is another base" in refused.output
-        assert "which is gone: restore it from a copy" in refused.output
+        assert "which no longer exists: restore it from a copy" in refused.output
         assert "keep_every" in refused.output
 
 

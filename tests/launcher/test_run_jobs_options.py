@@ -89,7 +89,7 @@ def test_only_once_dry_run_and_status(place: Path, capsys: pytest.CaptureFixture
         (["[ ] python job.py \\", "  x=1"], [], "line 1: a job is one line: write it without \\ at the end"),
         (["[ ] python job.py > log"], [], "line 1: '>' is for a shell, which does not read this line: write bash -c"),
         (["[ ] python job.py run_dir=$HOME/a"], [], "line 1: $HOME is for a shell"),
-        (["#@ id: a", "#@ id: b", "[ ] python job.py"], [], "line 2: '#@ id:' stands twice above one job"),
+        (["#@ id: a", "#@ id: b", "[ ] python job.py"], [], "line 2: '#@ id:' appears twice above one job"),
         (
             ["[ ] python job.py run_dir=a run_name=x", "[ ] python job.py --run_dir a run_name=y"],
             [],

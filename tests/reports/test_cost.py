@@ -173,7 +173,7 @@ def test_steps_without_end_take_no_memory() -> None:
         (["lrr=3"], "did you mean 'lr'"),
         (["-m", "lr=1,2"], "estimate one of them"),
         (["--entry", "nothing"], "expected an entry script"),
-        (["--", "lr=1"], "behind -- stands the whole command"),
+        (["--", "lr=1"], "after -- give the whole command"),
         (["--probe-steps", "0"], "--probe-steps"),
         (["--config-name=cfg_pretain"], "did you mean 'cfg_pretrain'"),
         (["--find-batch-size", "--memory-limit", "lots", "device=cpu", *TINY], "--memory-limit lots"),

@@ -81,7 +81,7 @@ def test_a_preset_learns(texts: Path, preset: str, capsys: pytest.CaptureFixture
         config = compose_run(texts, f"optimizer={preset}", f"learning_rate={NEEDS[preset]}")
     elif usual := USUAL_RATES.get(config.optimizer["name"]):
         check(config)
-        assert f"wants a learning_rate near {usual:g}" in capsys.readouterr().out
+        assert f"needs a learning_rate near {usual:g}" in capsys.readouterr().out
         config = compose_run(texts, f"optimizer={preset}", f"learning_rate={usual}")
     check(config)
     assert "note" not in capsys.readouterr().out

@@ -63,7 +63,7 @@ def test_a_swapped_alphabet_is_noticed(own: Path) -> None:
     assert "data/plain has another vocabulary" in exported.output
     evaluated = run_script("scripts/evaluate", "out/r", "--device=cpu", cwd=own)
     assert evaluated.code == 2
-    assert "data/plain has another vocabulary than when this run began" in evaluated.output
+    assert "data/plain has a different vocabulary than when this run started" in evaluated.output
     resumed = attempt(own, "resume=true", "max_iters=8")
     assert resumed.code == 2
     assert "data/plain" in resumed.output

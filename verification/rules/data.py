@@ -37,7 +37,7 @@ def data_mode(subject: Subject) -> Iterator[Finding]:
         else:
             yield finding("DAT510", "PASS", f"{entry.path}: {entry.mode} ({entry.state})", entry.origin)
     if unknown:
-        raise NotApplicable(f"not there and not in the catalogue: {', '.join(unknown)}")
+        raise NotApplicable(f"missing and not in the catalog: {', '.join(unknown)}")
 
 
 @rule("DAT511")
@@ -62,7 +62,7 @@ def there(subject: Subject) -> list[DataPath]:
         raise NotApplicable("contents are read with --data only")
     sets = [entry for entry in subject.data if entry.state == "there" and not entry.problem]
     if not sets:
-        raise NotApplicable("no such data set is there")
+        raise NotApplicable("the data set does not exist")
     return sets
 
 

@@ -165,7 +165,7 @@ def _require(arch: Mapping[str, Any], kind: Kind, sizes: Sizes, *, no_config: bo
         needed.append("puzzle_emb_len")
     missing = [key for key in needed if key not in arch]
     if missing:
-        where = "all_config.yaml is not there" if no_config else "all_config.yaml does not give it"
+        where = "all_config.yaml is missing" if no_config else "all_config.yaml does not give it"
         raise UsageError(
             f"shapes do not reveal {', '.join(missing)}, and {where}: put the file beside the state dict, or add "
             + " ".join(f"arch.{key}=..." for key in missing)
