@@ -181,12 +181,9 @@ class AnimalTask:
             self._called_off = 0
             return True
         self._called_off += 1
-        why = (
-            f"{valid} of {len(fresh.ids)} samples name {self._named()} and continue, fewer than "
-            f"min_valid_fraction={self.least_valid:g}"
-            if not enough
-            else "the loss is not finite"
-        )
+        least = f", fewer than min_valid_fraction={self.least_valid:g}" * bool(self.least_valid)  # of 0: one at least
+        why = f"{valid} of {len(fresh.ids)} samples name {self._named()} and continue{least}"
+        why = "the loss is not finite" if enough else why
         if self._called_off == self.total_steps:
             raise RunFailure(f"step {self._step}: {why}, in every step: nothing was trained; {self._advice()}")
         if self._called_off > self.patience:

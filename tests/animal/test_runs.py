@@ -190,8 +190,10 @@ def test_steps_without_enough_valid_samples_are_called_off(place: Path) -> None:
 
 
 def test_a_run_in_which_nothing_was_trained_has_failed(place: Path) -> None:
-    result = attempt(place, "min_valid_fraction=0.99", "max_skipped_steps=9", "num_epochs=1", "eval_samples=8")
+    nobody = ("min_valid_fraction=0", "concept_options=[zebra,yak]")
+    result = attempt(place, *nobody, "max_skipped_steps=9", "num_epochs=1", "eval_samples=8")
     assert result.code == 1
+    assert " samples name zebra or yak and continue, in every step" in result.output.splitlines()[-1]
     assert result.output.splitlines()[-1].startswith("error: step 3: ")
     assert "in every step: nothing was trained; the base hardly ever does" in result.output.splitlines()[-1]
     assert "warning: eval_samples=8 is too few for utility_10 and distinct_10" in result.output
