@@ -1,4 +1,4 @@
-"""The three ways a run ends other than well, each with the exit code that a job runner reads.
+"""The three ways in which a run can end badly, each with the exit code that a job runner reads.
 
 `UsageError` -> 2, `RunFailure` -> 1, `Interrupted` -> 3. All three print one line and no traceback
 (set HYDRA_FULL_ERROR=1 to see it); any other exception is a bug or a broken machine and keeps its traceback (exit 1).

@@ -1,4 +1,4 @@
-"""How files that somebody else may have written are read: regular files only, of bounded size, depth and expansion.
+"""Reading files that other people may have written: regular files only, of bounded size, depth and expansion.
 
 A run, a data set or a recipe may come from anywhere. Whatever lies under the name that is asked for (a folder, a pipe,
 /dev/zero, a terabyte, brackets ten thousand deep, a YAML file of aliases that double) costs one line and no more.

@@ -1,4 +1,4 @@
-"""The two ends of a command: its terminal may be gone or show ASCII only, Ctrl-C may come, keys are as they were typed.
+"""Console of a command: a terminal that is closed or shows only ASCII, Ctrl-C, and keys named as they were typed.
 
 A script calls `begin` before its slow imports and ends with `execute`. In between `print` and `print_rank0` never fail:
 what cannot be shown is replaced, what cannot be written is dropped, with one warning.

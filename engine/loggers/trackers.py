@@ -1,4 +1,4 @@
-"""Sinks of programs that draw: TensorBoard and Weights & Biases. Both are extras, imported only when a run asks.
+"""Sinks for experiment trackers: TensorBoard and Weights & Biases. Both are extras, imported only when a run asks.
 
 `open_sinks` opens all sinks of a run, these and those of `engine/loggers/sinks.py`.
 """

@@ -1,4 +1,4 @@
-"""Hooks of the trainer, and those that watch a run: what it trains, how far it is, a trace of a few steps."""
+"""Hooks of the trainer, and those that report on a run: what it trains, its progress, a trace of a few steps."""
 
 from __future__ import annotations
 

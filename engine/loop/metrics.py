@@ -1,4 +1,4 @@
-"""What the loop measures on the device, so that no step waits for the host: metrics, skipped steps, norms by group.
+"""Measurements on the device, so that no step waits for the host: metrics, skipped steps, norms by group.
 
 Norms (`stats_interval`) of a group G of parameters:
 

@@ -1,4 +1,4 @@
-"""What is already where a run wants to be: other runs, leftovers, links that lead away; and how a run is set aside.
+"""What is already in the folder of a new run: other runs, leftovers, links that lead away; and how a run is set aside.
 
 A run writes, moves and deletes only what is its own. Other runs inside its folder (`out/a` inside `out`) stay where
 they are.

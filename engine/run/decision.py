@@ -1,4 +1,4 @@
-"""What a launch is: a new run, one that resumes, one that displaces another, or one that is finished already.
+"""What a launch does: start a new run, resume one, set another aside, or keep one that is finished.
 
 `decide_run` inspects the disk once, on rank 0, before data or model are built, and changes nothing there. What follows
 (`engine.run.launch`) asks its `RunDecision`. `engine.run.directory.open_run` locks the directory, decides again under

@@ -1,4 +1,4 @@
-"""What a launch asks for, and which runs on the disk are that: their place, their identity, their names.
+"""What a launch requests, and which runs on the disk match it: their folder, their identity, their names.
 
 Everything here only reads. `engine.run.decision` turns a request into what the launch is.
 """
