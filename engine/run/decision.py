@@ -204,9 +204,12 @@ def accumulation(config: RunConfig, decision: RunDecision) -> int:
     ranks, each = world_size(), int(getattr(config, keys[0]))
     pieces, left = divmod(rows, each * ranks)
     if left:
+        most, (own, odd) = rows // each, divmod(rows, ranks * config.accumulation)
+        fewer = f"a number of processes that divides {most}" if most > 1 else "one process"
+        other = f"another {keys[0]} (another batch)" if odd else f"{keys[0]}={own} (the same batch)"
         raise UsageError(
-            f"this run's batch is {rows} rows, and {ranks} processes of {keys[0]}={each} cannot add up to it: choose a "
-            f"number of processes that divides {rows // each}, or resume=true and another {keys[0]} (another batch)"
+            f"this run's batch is {rows} rows, and {ranks} processes of {keys[0]}={each} cannot add up to it: choose "
+            f"{fewer}, or resume=true and {other}"
         )
     if pieces != config.accumulation:
         print_rank0(f"note: this run's batch of {rows} rows is kept: accumulation {pieces} with {ranks} process(es)")

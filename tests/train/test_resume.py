@@ -182,6 +182,7 @@ def test_another_number_of_processes_keeps_the_batch(place: Path) -> None:
     refused = run_ranks("train", *both, "out_dir=out/one", "resume=true", cwd=place)
     assert [result.code for result in refused] == [2, 2]
     assert "this run's batch is 4 rows, and 2 processes of batch_size=4 cannot add up to it" in refused[0].output
+    assert "choose one process, or resume=true and batch_size=2 (the same batch)" in refused[0].output
     assert "Traceback" not in refused[0].output
     assert (place / "out/one/metrics.jsonl").read_bytes() == before
 
