@@ -68,6 +68,8 @@ def evaluate_run(args: argparse.Namespace) -> None:
         "device": str(opened.runtime.device),
     }
     print_evaluation(settings, metrics, seconds)
+    if isinstance(args.max_examples, int) and args.max_examples > (metrics["examples"] or 0):
+        print_rank0(f"note: --max-examples {args.max_examples} is more than there are: all were taken")
     target = target or result_file(run, args, max_examples)
     content = {"settings": settings, "seconds": round(seconds, 3), "results": metrics}
     if rollouts is not None:

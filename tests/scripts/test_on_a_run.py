@@ -92,6 +92,11 @@ def test_other_settings(run: Path, tmp_path: Path) -> None:
     assert again.code == 0, again.output
     # The subset and the numbers do not depend on the batch size, up to rounding in sums.
     assert results(tmp_path / "again.json")["results"] == pytest.approx(written["results"], rel=1e-5)
+    assert "more than there are" not in again.output
+    all_of_them = run_script(
+        "scripts/evaluate", str(run), "--max-examples", "5000", "--json", str(tmp_path / "all.json")
+    )
+    assert "note: --max-examples 5000 is more than there are: all were taken" in all_of_them.output
 
 
 def test_rollouts(run: Path, tmp_path: Path) -> None:
