@@ -35,6 +35,7 @@ _OWNER = re.compile(r"(?P<command>.+) \[(?P<pid>\d+)(?:@(?P<host>[^\s\[\]@]+))?\
 _DIRECTIVE = re.compile(r"#@[ \t]*([A-Za-z][\w-]*)[ \t]*:[ \t]*(.*)")
 SHELL_SIGNS = frozenset(("&&", "||", "|", "&", ";", ">", ">>", "<", "2>", "2>&1"))
 _VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
+_QUOTED = re.compile(r"""'[^']*'|"((?:\\.|[^"\\])*)"|\\.""", re.DOTALL)
 _ENV = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 
 
@@ -214,12 +215,16 @@ def _read_command(job: Job, **about: Any) -> Job:
 
 
 def for_a_shell(job: Job) -> str | None:
-    """What is wrong with a job whose words mean more than text to a shell, which does not read them."""
-    for word in (*job.env.values(), *job.argv):
+    """What is wrong with a job that a shell would read otherwise: signs without quotes, variables that it would expand.
+
+    What is quoted for a shell is text here, too.
+    """
+    for word in _QUOTED.sub("''", job.command).split():
         if word in SHELL_SIGNS:
             return f"{word!r} is for a shell, which does not read this line: write bash -c '...' around the command"
-        if variable := _VARIABLE.search(word) if job.argv[0] not in ("bash", "sh") else None:
-            return f"{variable[0]} is for a shell, which does not read this line: write its value, or ${{oc.env:NAME}}"
+    expanded = _QUOTED.sub(lambda quoted: re.sub(r"\\.", "", quoted[1] or ""), job.command)
+    if (variable := _VARIABLE.search(expanded)) and job.argv[0] not in ("bash", "sh"):
+        return f"{variable[0]} is for a shell, which does not read this line: write its value, or ${{oc.env:NAME}}"
     return None
 
 

@@ -17,7 +17,7 @@ CODES = {"done": 0, "failed": 1, "refused": 2, "interrupted": 3}
 """State of a run -> exit code of its process."""
 TAIL = 1 << 20  # bytes of a log that are searched, from its end
 # --tee of torchrun puts [default0]: before each line
-_ERROR = re.compile(r"^(?:\[\w+\]:\s?)?((?:error|\w*(?:Error|Exception|Failure)): .+)")
+_ERROR = re.compile(r"^(?:\[\w+\]:\s?)?((?:error|\w*(?:Error|Exception|Failure)): .+|\S+: can't open file .+)")
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ NAMED_VALUES = {
     "hcycles": "arch.H_cycles",
     "lcycles": "arch.L_cycles",
 }
+OF_OTHER_DATA = ("maze@",)
+"""Evaluators that the tiny boards do not suit."""
 AS_EVALUATED = {"cycles_schedule": None, "latent_init": "learned", "update_noise": 0.0, "late_states": 0.0, "chains": 1}
 """Probes compare training with evaluation, which is always at full depth and draws numbers of its own."""
 
@@ -51,7 +53,8 @@ AS_EVALUATED = {"cycles_schedule": None, "latent_init": "learned", "update_noise
 
 def shrink(resolved: Mapping[str, Any], data: Path, sizes: Mapping[str, int] = SIZES) -> Settings:
     """Settings of a tiny pretrain.py run: the arch shrunk with all that is measured by its width, the run short."""
-    tiny = smaller(resolved, sizes, PINNED | {"data_paths": [str(data)]})
+    suited = [one for one in resolved.get("evaluators") or () if not str(one.get("name")).startswith(OF_OTHER_DATA)]
+    tiny = smaller(resolved, sizes, PINNED | {"data_paths": [str(data)], "evaluators": suited})
     arch = tiny["arch"]
     arch |= {key: value for key, value in AS_EVALUATED.items() if arch.get(key)}
     hidden, heads, places = (arch.get(key) for key in ("hidden_size", "num_heads", "puzzle_emb_len"))

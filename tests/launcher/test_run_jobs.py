@@ -196,13 +196,15 @@ def test_retries_are_for_failures_not_for_refusals(place: Path, capsys: pytest.C
         "[ ] python job.py c exit=2",
         "[ ] python job.py d status=refused,2,0",
         "[ ] nowhere.exe",
+        "[ ] python nowhere.py",
         "[ ] python job.py e status=failed,1,4",
     )
     code, output = run(place, capsys, "--retries", "2")
     assert code == 1
-    assert marks(place) == "x!!!!!"
+    assert marks(place) == "x!!!!!!"
     assert [count(place, f"{name} start") for name in "abcde"] == [3, 3, 1, 1, 3]
     assert "No such file" in output
+    assert "can't open file" in output
     assert "not yet" in output
 
 
