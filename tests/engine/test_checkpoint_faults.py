@@ -125,6 +125,7 @@ def kill_self_at(number: int, folder: Path) -> None:
     sys.addaudithook(hook)
 
 
+@pytest.mark.slow
 def test_kill_9_at_every_file_operation(tmp_path):
     """Save a step, save it again, prune: cut off anywhere, all that is there is complete."""
     context = multiprocessing.get_context("fork")

@@ -104,14 +104,8 @@ def test_the_preset_of_weights_is_that_of_the_shell_script() -> None:
     assert pairs == [(round(1 - tenths / 10, 1), tenths / 10) for tenths in range(2, 10)]
 
 
-@pytest.mark.parametrize(
-    "preset",
-    [
-        pytest.param(preset, marks=() if preset == "seeds" else pytest.mark.slow)
-        for preset in SWEEP
-        if preset != "w_o"  # train_animal.py's
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", [preset for preset in SWEEP if preset != "w_o"])  # train_animal.py's
 def test_sweep_presets_make_clean_runs_and_one_table(preset: str, workplace: Path) -> None:
     argv = [
         "--config-name=cfg_pretrain_sudoku_4x4",

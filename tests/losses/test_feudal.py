@@ -145,7 +145,7 @@ def last_gate(weight, gate, steps=300):
     return sum(gates[-40:]) / 40
 
 
-@pytest.mark.parametrize("weight", [0.1, 0.5])
+@pytest.mark.parametrize("weight", [pytest.param(0.1, marks=pytest.mark.slow), 0.5])
 def test_gates_stay_open(weight):
     assert last_gate(weight, "detach") > 0.3
 

@@ -40,7 +40,11 @@ def boards(count, seed):
     return {"inputs": answers.scatter(1, hole, BLANK), "labels": answers, "puzzle_identifiers": ids}
 
 
-@pytest.mark.parametrize("name", ARCHS)
+ALIKE = ("trm_mlp_t", "trm_rope_2d", "trm_singlez")
+"""TRM but for one part."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in ARCHS])
 def test_an_architecture_learns(name):
     model_class, config = ARCHS[name]
     torch.manual_seed(0)

@@ -180,7 +180,9 @@ def test_a_table_of_other_data_is_refused(data: Path, tmp_path: Path, capsys: py
 
 def test_what_shapes_cannot_tell_comes_from_the_user(data: Path, tmp_path: Path) -> None:
     config, state = public_files.make("trm", **SHAPE)
-    with pytest.raises(UsageError, match=r"do not reveal H_cycles, L_cycles, halt_max_steps, num_heads, .* all_config.yaml is missing"):
+    with pytest.raises(
+        UsageError, match=r"do not reveal H_cycles, L_cycles, halt_max_steps, num_heads, .* all_config.yaml is missing"
+    ):
         imported(tmp_path / "a", data, None, state)
     values = [f"arch.{key}={config['arch'][key]}" for key in ("H_cycles", "L_cycles", "halt_max_steps", "num_heads")]
     values += ["arch.pos_encodings=rope", "arch.puzzle_emb_len=4", "arch.forward_dtype=float32", "global_batch_size=2"]

@@ -161,6 +161,7 @@ def test_an_empty_folder_in_the_way_of_a_release_is_named(place: Path, monkeypat
     assert not (place / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_earlier_run_brings_its_architecture(place: Path) -> None:
     changed = ("--n_layer=2", "--n_embd=24", "--pos_encodings=rope", "--n_kv_group=1", "--mlp_variant=swiglu")
     train(place, *changed, "out_dir=out/first", run="out/first")
