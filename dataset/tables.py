@@ -7,6 +7,8 @@ from pathlib import Path
 
 from engine.io import UsageError
 
+SEPARATORS = ",;\t|"
+"""Between the cells of a row."""
 # What a file begins with.
 FOREIGN = {
     b"\xff\xfe": "UTF-16 text (byte order mark FF FE): save it as UTF-8",

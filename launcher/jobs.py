@@ -79,6 +79,11 @@ class Job:
         return None
 
     @property
+    def resumes(self) -> bool:
+        """Whether the command resumes a run that is there already, that of an earlier line for one."""
+        return (self.value("resume") or "").lower() == "true" or self.value("init_from") == "resume"
+
+    @property
     def run_name(self) -> str | None:
         """The value of the command's run_name override."""
         return self.value("run_name")

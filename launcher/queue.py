@@ -14,8 +14,6 @@ from launcher.jobs import Job, for_a_shell
 from launcher.ledger import HOST, Ledger
 from launcher.ranks import Ranks
 
-RESUMES = frozenset(("resume=true", "--resume=true", "--init_from=resume", "init_from=resume"))
-"""A word of a command that goes on with the run of an earlier line."""
 STATUS_HINTS = {
     "!": "failed (--failed takes it)",
     "x": "done (put [ ] to run it again)",
@@ -92,7 +90,7 @@ def check(ledger: Ledger, options: Options) -> None:
             raise UsageError(f"{name} lines {seen[run]} and {job.line_number} are both {job.id}: run names must differ")
         seen[run] = job.line_number
         folder = job.value("run_dir") or job.value("out_dir")
-        if folder and "$" not in folder and not RESUMES & set(job.argv):
+        if folder and "$" not in folder and not job.resumes:
             if folder in folders:
                 raise UsageError(
                     f"{name} lines {folders[folder]} and {job.line_number} both write to {folder}: one each"

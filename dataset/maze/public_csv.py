@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from dataset.maze.paths import CHARSET, GOAL, START, judge, path_lengths
-from dataset.tables import refuse_foreign, refuse_twice
+from dataset.tables import SEPARATORS, refuse_foreign, refuse_twice
 from engine.io import UsageError, atomic_write_text
 
-SEPARATORS = ",;\t|"
 COLUMNS = ("source", "question", "answer", "rating")
 TOKENS = {sign: token for token, sign in enumerate(CHARSET, start=1)}
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from dataset.sudoku.grid import BOXES, size_of
-from dataset.tables import refuse_foreign, refuse_twice
+from dataset.tables import SEPARATORS, refuse_foreign, refuse_twice
 from engine.io import UsageError
 
 BLANKS = ".0-*_"
@@ -28,7 +28,6 @@ NAMES = {
     "rating": ("rating", "ratings", "difficulty"),
 }
 """What the columns are called, lower case; the first name that a header has counts."""
-SEPARATORS = ",;\t|"
 BOARD = frozenset(BLANKS + "123456789")
 
 

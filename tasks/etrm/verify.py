@@ -40,8 +40,8 @@ def shrink(resolved: Mapping[str, Any], data: Path) -> Settings:
         arch["num_act_steps"] = max(2, arch["num_act_steps"])  # a single step is as much that of a dynamic model
     if "encoder_num_layers" in arch:
         arch["encoder_num_layers"] = 1  # null are those of the table, up to six
-    evaluators = [one for one in resolved.get("evaluators") or () if not str(one.get("name")).startswith(ADAPTING)]
-    return tiny | PINNED | {"data_paths": [str(data)], "evaluators": evaluators}
+    suited = recursive_reasoning.evaluators_but(ADAPTING, tiny)
+    return tiny | PINNED | {"data_paths": [str(data)], "evaluators": suited}
 
 
 def write_patterns(root: Path, train: int = 0, test: int = 0) -> None:

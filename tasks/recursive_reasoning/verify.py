@@ -53,7 +53,7 @@ AS_EVALUATED = {"cycles_schedule": None, "latent_init": "learned", "update_noise
 
 def shrink(resolved: Mapping[str, Any], data: Path, sizes: Mapping[str, int] = SIZES) -> Settings:
     """Settings of a tiny pretrain.py run: the arch shrunk with all that is measured by its width, the run short."""
-    suited = [one for one in resolved.get("evaluators") or () if not str(one.get("name")).startswith(OF_OTHER_DATA)]
+    suited = evaluators_but(OF_OTHER_DATA, resolved)
     tiny = smaller(resolved, sizes, PINNED | {"data_paths": [str(data)], "evaluators": suited})
     arch = tiny["arch"]
     arch |= {key: value for key, value in AS_EVALUATED.items() if arch.get(key)}
@@ -66,6 +66,11 @@ def shrink(resolved: Mapping[str, Any], data: Path, sizes: Mapping[str, int] = S
     if isinstance(places, int) and places > 0:  # as many positions as asked for, up to the published 16
         arch["puzzle_emb_len"] = max(min(places, 16), -(-arch.get("puzzle_emb_ndim", 0) // HIDDEN))
     return tiny | {"arch": arch}
+
+
+def evaluators_but(prefixes: tuple[str, ...], settings: Mapping[str, Any]) -> list[Any]:
+    """The evaluators in `settings` whose names begin with none of the prefixes."""
+    return [one for one in settings.get("evaluators") or () if not str(one.get("name")).startswith(prefixes)]
 
 
 def write_boards(root: Path, train: int = 0, test: int = 0) -> None:

@@ -81,6 +81,12 @@ def test_only_once_dry_run_and_status(place: Path, capsys: pytest.CaptureFixture
     assert "1 todo, 0 running, 3 done, 0 failed" in output
 
 
+def test_a_line_may_resume_the_run_of_an_earlier_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ("resume=true", "--resume True", "--init_from resume"):
+        write(place, "[ ] python job.py a run_dir=o run_name=a", f"[ ] python job.py b run_dir=o run_name=b {words}")
+        assert run(place, capsys, "--dry-run")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("lines", "words", "message"),
     [
