@@ -185,6 +185,8 @@ class TrainingPlan:
     """The config key that an out-of-memory message names."""
     batch_rows: int = 1
     """Rows of the global batch, for throughput."""
+    steps_per_epoch: int | None = None
+    """Log lines in the console then also name the epoch."""
     step_counts: Mapping[str, int] = field(default_factory=dict)
     """Further counts of a step by name (tokens, e.g.), also reported per second."""
     cards: list[dict[str, Any]] = field(default_factory=list)

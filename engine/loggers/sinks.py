@@ -134,9 +134,8 @@ class ConsoleSink:
     PAUSE_S = 2.0
     USUAL = 140  # columns of values, whatever the width
 
-    def __init__(self, total_steps: int) -> None:
-        self._total = total_steps
-        self._width = len(str(total_steps))
+    def __init__(self, total_steps: int, steps_per_epoch: int | None = None) -> None:
+        self._total, self._epoch = total_steps, steps_per_epoch
         self._last = 0.0
 
     def write(self, step: int, values: Values) -> None:
@@ -146,7 +145,10 @@ class ConsoleSink:
         if quiet and not evaluation and step not in (1, self._total):
             return
         self._last = now
-        head, tail = f"step {step:>{self._width}}/{self._total}", self._pace(values)
+        head, tail = f"step {step:>{len(str(self._total))}}/{self._total}", self._pace(values)
+        if self._epoch is not None:
+            epoch, epochs = (-(-number // self._epoch) for number in (step, self._total))
+            head = f"epoch {epoch:>{len(str(epochs))}}/{epochs}, {head}"
         # COLUMNS, or the terminal as wide as it is now. A narrow one shows the same values on more lines.
         width = max(40, shutil.get_terminal_size((self.USUAL, 0)).columns)
         room = max(self.USUAL, width) - len(head) - len(tail)  # what does not fit is in metrics.jsonl

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.config import RunConfig, source_of
 from engine.io import print_rank0
-from engine.loggers.sinks import ConsoleSink, CsvSink, JsonlSink, Sinks, Values, WholeFile
+from engine.loggers.sinks import CsvSink, JsonlSink, Sinks, Values, WholeFile
 
 FINISH_S = 60  # how long a run that is done waits for wandb's server; what is not sent by then, wandb sync sends
 
@@ -84,10 +84,9 @@ class WandbSink:
         self._run.finish()
 
 
-def open_sinks(sinks: Sinks, config: RunConfig, folder: Path, *, entry: str, step: int, last_step: int) -> None:
-    """Open what `config` asks for in the run directory `folder`, for a run that stands at `step`."""
+def open_sinks(sinks: Sinks, config: RunConfig, folder: Path, *, entry: str, step: int) -> None:
+    """Open what `config` asks for in the run directory `folder`, for a run that is at `step`."""
     sinks.add("jsonl", lambda: JsonlSink(folder / "metrics.jsonl"))
-    sinks.add("console", lambda: ConsoleSink(last_step))
     if config.enable_csv:
         sinks.add("csv", lambda: CsvSink(folder / "metrics.csv", folder / "metrics.jsonl"))
     if config.enable_tensorboard:

@@ -17,7 +17,7 @@ from engine.config import RunConfig, source_of
 from engine.distributed import all_gather_rows, on_main, rank, world_size
 from engine.errors import Interrupted, RunFailure, UsageError, disk_fault
 from engine.io import atomic_write_bytes, atomic_write_json, print_rank0
-from engine.loggers.sinks import Sinks
+from engine.loggers.sinks import ConsoleSink, Sinks
 from engine.loggers.trackers import open_sinks
 from engine.loop.evaluations import averaged_weights
 from engine.loop.hooks import Hook, ProgressBar, StepProfiler, print_plan
@@ -101,8 +101,8 @@ class Session(Hook):
         on_main(self._prepare_files)
         print_plan(self.plan, config, runtime, self.first_step)
         if self.directory is not None:
-            steps = {"step": trainer.step, "last_step": trainer.last_step}
-            open_sinks(self.sinks, config, self.directory.path, entry=self.entry, **steps)
+            open_sinks(self.sinks, config, self.directory.path, entry=self.entry, step=trainer.step)
+            self.sinks.add("console", lambda: ConsoleSink(trainer.last_step, self.plan.steps_per_epoch))
             if config.profile_steps is not None:
                 trainer.hooks.append(StepProfiler(self.directory.path / "profile", config.profile_steps))
         return trainer.fit()

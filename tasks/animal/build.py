@@ -132,6 +132,7 @@ def build(
         splits={"eval": f"{config.eval_samples} samples of {config.prompt!r}"},
         batch_key="batch_size",
         batch_rows=config.batch_size,
+        steps_per_epoch=epoch,
         step_counts=task.sampled,
         report=AnimalReport(config, task),
     )

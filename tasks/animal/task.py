@@ -298,11 +298,11 @@ class AnimalTask:
         first = ("valid_fraction", "options_seen", "concept_entropy")
         return {
             "total_loss": float(result.total),
+            "learning_rate": self.rate(self._step),
             "concept_loss": float(result.concept),
             "open_block_loss": float(result.open),
             "ref_kl": float(result.ref_kl),
             **{name: named.pop(name) for name in first},
-            "learning_rate": self.rate(self._step),
             "epoch": float((self._step - 1) // self.steps_per_epoch + 1),
             "mean_length": sum(block.length for block in drawn.blocks) / len(drawn.blocks),
             **named,

@@ -165,6 +165,7 @@ def build(
         splits=_splits(task, folder),
         batch_key="batch_size",
         batch_rows=config.batch_size,
+        steps_per_epoch=epoch,
         step_counts={"tokens": int(config.batch_size * train.lengths.mean())},
         cards=[card],
         report=FeedbackReport(

@@ -77,6 +77,11 @@ def test_console_prints_short_runs_whole_and_long_ones_rarely(capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     assert 2 <= len(lines) <= 4
     assert "eval/accuracy 0.5" in lines[-1]
+    epochs = ConsoleSink(24, steps_per_epoch=10)
+    for step in (0, 10, 11, 24):
+        epochs.write(step, {"train/loss": 1.0})
+    heads = [line.partition("  train")[0] for line in capsys.readouterr().out.splitlines()]
+    assert heads == ["epoch 0/3, step  0/24", "epoch 1/3, step 10/24", "epoch 2/3, step 11/24", "epoch 3/3, step 24/24"]
 
 
 def test_console_leaves_out_what_only_the_file_needs(capsys: pytest.CaptureFixture[str]) -> None:
