@@ -14,6 +14,7 @@ from pathlib import Path
 from engine.errors import UsageError
 
 SLOWER = 0.95  # a larger batch that is slower per row than this share of the best ends the search
+IMPORTS = 64 * 2**20  # what the modules of a run need once torch is loaded, rounded up
 NEAR = 0.97  # of several equally fast ones the smallest is recommended
 
 
@@ -127,13 +128,28 @@ def usual_limit() -> int:
     return int(0.8 * min(free, allowed))
 
 
+def _private_memory() -> int:
+    """Bytes that RLIMIT_DATA counts in this process; 0 where that is not known."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:  # not Linux
+        return 0
+    return 1024 * int(status.partition("VmData:")[2].split()[0])
+
+
 def limit_memory(size: int) -> None:
     """From here on this process gets an error, not the whole machine's memory, when it needs more than `size`.
 
     RLIMIT_DATA counts private memory that can be written; address space (RLIMIT_AS) would count torch's libraries too.
+    Raises: UsageError: torch and the imports of a run hardly leave any of it.
     """
     import resource
 
+    least = _private_memory() + IMPORTS
+    if size < least:
+        raise UsageError(
+            f"a memory limit of {size // 10**6} MB is too little: torch and a run's imports need {least // 10**6} MB"
+        )
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
     resource.setrlimit(resource.RLIMIT_DATA, (min(size, most), hard))

@@ -30,6 +30,10 @@ def estimate(config: Any, build: Callable[..., Any], args: argparse.Namespace, c
         limit_memory(limit)
     try:
         measured = measure(config, build, steps=args.probe_steps, seconds=args.probe_seconds)
+    except MemoryError:  # while data and model are made, before there is a batch
+        if limit is None:
+            raise
+        raise UsageError(f"a memory limit of {size(limit)} is too little to build this run") from None
     except OutOfMemory as error:
         if not args.find_batch_size:
             raise

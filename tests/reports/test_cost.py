@@ -243,10 +243,22 @@ def test_sizes() -> None:
 
 @pytest.mark.slow
 def test_find_batch_size_as_a_command(workplace: Path) -> None:
-    """In its own process: the limit counts memory that a fork has from this one. 128 rows need 1.1 GB."""
+    """In its own process: the limit counts memory that a fork has from this one. 128 rows need 0.9 GB beside torch."""
+    script = "import torch; print(open('/proc/self/status').read().partition('VmData:')[2].split()[0])"
+    torchs = 1024 * int(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
     command = [sys.executable, str(ROOT / "scripts/estimate.py"), *TINY, "arch.hidden_size=512"]
-    own = ["--find-batch-size", "--memory-limit", "800MB", "--probe-seconds", "1", "--json", "e.json"]
-    done = subprocess.run([*command, *own, "global_batch_size=128"], cwd=workplace, capture_output=True, text=True)
+
+    def search(limit: int) -> subprocess.CompletedProcess[str]:
+        own = ["--find-batch-size", "--memory-limit", str(limit), "--probe-seconds", "1", "--json", "e.json"]
+        return subprocess.run(
+            [*command, *own, "global_batch_size=128"], cwd=workplace, capture_output=True, text=True, check=False
+        )
+
+    for room, refusal in ((10_000_000, "torch and a run's imports need"), (90_000_000, "too little to build this run")):
+        done = search(torchs + room)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert refusal in done.stderr
+    done = search(torchs + 620_000_000)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "lower global_batch_size (now 128)" in done.stdout
     assert "looking for a batch that fits" in done.stdout
