@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from engine.errors import UsageError
+from engine.io import print_rank0
 from models.animal.adapter import INSTALL, Base
 
 FIRST = 4096
@@ -16,7 +17,11 @@ FIRST = 4096
 
 
 def load_base(name: str, folder: str, dtype: torch.dtype) -> Base:
-    """The model in `folder`, asked for as `name`. Raises: UsageError: no library, or no such model."""
+    """The model in `folder`, asked for as `name`.
+
+    Raises: UsageError: no library, no such model, or weights that do not fit its config.json: transformers would fill
+    in random numbers.
+    """
     try:
         import transformers
     except ImportError:
@@ -24,10 +29,21 @@ def load_base(name: str, folder: str, dtype: torch.dtype) -> Base:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         transformers.utils.logging.disable_progress_bar()
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
-    except (OSError, ValueError, KeyError, ImportError) as error:  # whatever is missing or wrong in the folder
-        first = str(error).strip().partition("\n")[0]
+        how: dict[str, Any] = {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **how)
+    except Exception as error:  # whatever is missing or wrong in the folder
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UsageError(f"model_name_or_path={name} cannot be loaded by transformers: {first}") from None
+    if wrong := sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}):
+        raise UsageError(
+            f"model_name_or_path={name}: {len(wrong)} weight(s) that its config.json asks for are missing or have "
+            f"another shape (e.g. {wrong[0]}): expected the config.json and the weights of one causal language model"
+        )
+    if unused := sorted(report["unexpected_keys"]):
+        print_rank0(
+            f"warning: model_name_or_path={name}: its config.json has no place for {len(unused)} of the weights "
+            f"(e.g. {unused[0]}): they are not used"
+        )
     words = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > words:
         raise UsageError(f"model_name_or_path={name}: its tokenizer has {len(tokenizer)} tokens, its model {words}")

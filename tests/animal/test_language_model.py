@@ -216,3 +216,30 @@ def test_layers_to_adapt_are_found_in_every_architecture(model) -> None:
     with pytest.raises(ValueError, match=r"arch\.lora_target_modules: no layer's name ends in nope; there are "):
         lora_targets(plain, ["nope"])
     assert cache_name(model.language_model) in ("cache", "past_key_values")
+
+
+def test_a_damaged_base_is_refused_in_one_line(model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+    import shutil
+
+    from engine.errors import UsageError
+    from tasks.animal.base import load_base
+
+    def refusal(name: str, changes: dict[str, object], cut: int = 0) -> str:
+        folder = shutil.copytree(model.folder, tmp_path / name)
+        config, weights = folder / "config.json", folder / "model.safetensors"
+        config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+        weights.write_bytes(weights.read_bytes()[: -cut or None])
+        with pytest.raises(UsageError) as caught:
+            load_base(name, str(folder), torch.float32)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "model_name_or_path=cut cannot be loaded by transformers: " in refusal("cut", {}, cut=100)
+    layers = next(key for key in ("n_layer", "num_hidden_layers") if hasattr(model.base.model.config, key))
+    assert " weight(s) that its config.json asks for are missing " in refusal("deeper", {layers: 3})
+    assert " weight(s) that its config.json asks for are missing " in refusal("wider", {"vocab_size": 99})
+    folder = shutil.copytree(model.folder, tmp_path / "shallower")
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {layers: 1}))
+    load_base("shallower", str(folder), torch.float32)
+    assert "warning: model_name_or_path=shallower: its config.json has no place for " in capsys.readouterr().out
